@@ -1,0 +1,40 @@
+"""mlxgpt: train a GPT from nothing on your own Mac, understand it, and keep it.
+
+The public names, each also a command of `mlxgpt`:
+
+    prepare, train, generate, evaluate, check, info, runs
+
+They are imported when they are first used, so that `import mlxgpt` and `mlxgpt --help` are quick.
+(Modules are nouns, functions verbs: `mlxgpt.train` is the function, `mlxgpt.trainer` its room.)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mlxgpt import blas
+from mlxgpt.errors import UserError
+
+if TYPE_CHECKING:
+    from mlxgpt.api import check, evaluate, generate, info, prepare, runs, train
+    from mlxgpt.config import Config
+
+__version__ = "0.1.0"
+__all__ = [
+    "Config",
+    "UserError",
+    "check",
+    "evaluate",
+    "generate",
+    "info",
+    "prepare",
+    "runs",
+    "train",
+]
+
+blas.install()  # before anything imports mlx.core
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("mlxgpt.config" if name == "Config" else "mlxgpt.api"), name)
+    raise AttributeError(f"module 'mlxgpt' has no attribute {name!r}")

@@ -1,0 +1,304 @@
+"""What each command does, as a function. These are mlxgpt's public names.
+
+Folders default to `runs` and `data` under the environment's MLXGPT_HOME, or else under the
+current folder. Each function raises UserError for what a user can mend.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxgpt import config as configs
+from mlxgpt import generation, selfcheck
+from mlxgpt import run as run_folders
+from mlxgpt.config import Config, DataConfig
+from mlxgpt.corpus import prepare as preparation
+from mlxgpt.corpus.sources import read_documents
+from mlxgpt.corpus.tokens import Dataset, Tokens, open_dataset
+from mlxgpt.errors import UserError
+from mlxgpt.evaluation import Evaluation, Evaluator
+from mlxgpt.generation import Generated
+from mlxgpt.launch import Display, Summary, launch, load_model
+from mlxgpt.model import count_parameters, flops_per_token
+from mlxgpt.selfcheck import Law
+
+PathLike = str | Path
+
+
+def home(kind: str, given: PathLike | None = None) -> Path:
+    """The folder for `runs` or `data`."""
+    return Path(given) if given else Path(os.environ.get("MLXGPT_HOME") or ".") / kind
+
+
+def resolve(
+    tier: int | None = None, config: PathLike | Config | None = None, **settings: Any
+) -> tuple[str, Config]:
+    """A config's name and content: a tier's, a TOML file's or one at hand, with settings changed
+    by their plain names (`n_layer=6`).
+    """
+    if tier is not None and config is not None:
+        raise UserError("a tier and a config are given", "give --tier or --config, not both.")
+    if isinstance(config, Config):
+        name, base = "custom", config
+    elif config is not None:
+        path = configs.built_in().get(str(config), Path(config))
+        name, base = path.stem, configs.load(path)
+    elif tier is not None:
+        name, base = f"tier{tier}", configs.tier(tier)
+    else:
+        raise UserError("it is not said what to train", "give --tier 1, or --config FILE.")
+    return name, configs.override(base, settings)
+
+
+def prepare(
+    *source: PathLike,
+    val_source: Sequence[PathLike] = (),
+    name: str | None = None,
+    tokenizer: str = "char",
+    data_dir: PathLike | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Dataset:
+    """Turn text into token arrays in DATA_DIR/NAME, or open them if they are there.
+
+    Args:
+        source: `shakespeare` (default), or text files and folders.
+        val_source: text to judge by; default: a part of the source.
+        name: the data folder's name; default: the corpus, or the first file's stem.
+    """
+    sources = tuple(map(str, source)) or DataConfig().source
+    data = DataConfig(sources, tuple(map(str, val_source)), tokenizer)
+    return preparation.find_or_prepare(data, home("data", data_dir), name=name, note=note)
+
+
+def train(
+    tier: int | None = None,
+    *,
+    config: PathLike | Config | None = None,
+    run: str | None = None,
+    max_minutes: float | None = None,
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+    display: Display | None = None,
+    **settings: Any,
+) -> Summary:
+    """Train, or resume a run that was stopped.
+
+    Args:
+        tier: 1, or
+        config: a TOML file or a Config.
+        run: name or folder; default CONFIG-DATA.
+        max_minutes: plan as many steps as fit into this time.
+        settings: any field of the config, such as `n_layer=6, source="my.txt"`.
+    """
+    name, chosen = resolve(tier, config, **settings)
+    return launch(
+        chosen,
+        config_name=name,
+        run_name=run,
+        runs_dir=home("runs", runs_dir),
+        data_dir=home("data", data_dir),
+        max_minutes=max_minutes,
+        display=display,
+    )
+
+
+def generate(
+    prompt: str = "",
+    *,
+    run: str | None = None,
+    checkpoint: str = "best",
+    runs_dir: PathLike | None = None,
+    stream: Callable[[str], None] | None = None,
+    note: Callable[[str], None] = lambda line: None,
+    **sampling: Any,
+) -> Generated:
+    """Continue a prompt with a trained run.
+
+    Args:
+        prompt: the beginning; empty: a text from its own beginning.
+        run: name or folder; default: the newest that has a checkpoint.
+        checkpoint: `best`, `newest` or a step.
+        stream: takes pieces of the first text as they are made.
+        note: takes a line on what the user should know.
+        sampling: any field of config.Sampling, such as `temperature=0.7, seed=1`.
+    """
+    chosen = configs.sampling(sampling)
+    found = run_folders.find(run, home("runs", runs_dir))
+    model, saved = load_model(found, checkpoint)
+    note(f"{found.folder}, step {saved.step:,}")
+    return generation.generate(model, found.tokenizer, prompt, chosen, stream=stream, note=note)
+
+
+def evaluate(
+    *,
+    run: str | None = None,
+    source: Sequence[PathLike] = (),
+    checkpoint: str = "best",
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
+    """Judge a run by its whole validation text, or by other text.
+
+    Args:
+        source: text files and folders; default: the validation text the run was trained with.
+    """
+    found = run_folders.find(run, home("runs", runs_dir))
+    model, saved = load_model(found, checkpoint)
+    note(f"{found.folder}, step {saved.step:,}")
+    if source:
+        import numpy as np
+
+        documents, _ = read_documents([str(s) for s in source])
+        end = found.tokenizer.end_of_text
+        if end is None and len(documents) > 1:
+            raise UserError(
+                "this run knows single texts, and the source holds several",
+                "give one text file without <|endoftext|>.",
+            )
+        if end is not None:
+            documents = [document.strip("\r\n") for document in documents]
+        parts = [found.tokenizer.encode(d) for d in documents]
+        if end is not None:
+            parts = [np.append(part, end) for part in parts]
+        tokens = Tokens(np.concatenate(parts), found.config.model.vocab_size)
+        text_bytes = sum(len(d.encode("utf-8")) for d in documents)
+    else:
+        dataset = _data_of(found, home("data", data_dir))
+        tokens, text_bytes = dataset.val, dataset.meta.val.bytes
+    config = found.config
+    evaluator = Evaluator(
+        model,
+        found.tokenizer,
+        tokens,
+        text_bytes,
+        batch_size=config.train.batch_size,
+        dtype=getattr(mx, config.train.dtype),
+    )
+    return evaluator()
+
+
+def _data_of(run: run_folders.Run, data_dir: Path) -> Dataset:
+    """The data that a run was trained with."""
+    folder = data_dir / run.data_name
+    if not (folder / "meta.json").exists():
+        raise UserError(
+            f"the data of {run.name} is not in {folder}",
+            "give a text to judge by: --source FILE; or name its folder: --data-dir.",
+        )
+    dataset = open_dataset(folder)
+    if dataset.meta.fingerprint != run.data_fingerprint:
+        raise UserError(
+            f"{folder} holds other data than {run.name} was trained with",
+            "give a text to judge by: --source FILE.",
+        )
+    return dataset
+
+
+def check(
+    tier: int | None = None, *, config: PathLike | Config | None = None, **settings: Any
+) -> list[Law]:
+    """Try what must hold before a long run; see selfcheck.py."""
+    return list(selfcheck.check(resolve(tier, config, **settings)[1]))
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a config or a run amounts to.
+
+    Attributes:
+        parameters: by part, in the order of the data; the head is the embedding and adds none.
+        flops_per_token: of training, forward and backward.
+        training_tokens: of the whole plan.
+        memory_bytes: least memory for weights, gradients and AdamW's two moments.
+    """
+
+    name: str
+    config: Config
+    parameters: dict[str, int]
+    flops_per_token: int
+    training_tokens: int
+    memory_bytes: int
+    step: int | None = None
+    val_loss: float | None = None
+
+
+def info(
+    tier: int | None = None,
+    *,
+    run: str | None = None,
+    config: PathLike | Config | None = None,
+    runs_dir: PathLike | None = None,
+    **settings: Any,
+) -> Info:
+    """What a tier, a config or a run amounts to: shape, parameters, cost."""
+    step = val_loss = None
+    if tier is None and config is None:
+        found = run_folders.find(run, home("runs", runs_dir))
+        name, chosen = found.name, found.config
+        step = found.steps()[-1] if found.steps() else None
+        best = found.best()
+        val_loss = best["val_loss"] if best else None
+    else:
+        name, chosen = resolve(tier, config, **settings)
+    if not chosen.model.vocab_size:
+        chosen = configs.override(chosen, {"vocab_size": 65})  # Shakespeare's characters
+    m, t = chosen.model, chosen.train
+    bias = int(m.bias)
+    parts = {
+        "wte (token embedding, and head)": m.vocab_size * m.n_embd,
+        "wpe (positions)": m.block_size * m.n_embd,
+        f"attention, {m.n_layer} ×": m.n_layer * (4 * m.n_embd**2 + bias * 4 * m.n_embd),
+        f"MLP, {m.n_layer} ×": m.n_layer * (8 * m.n_embd**2 + bias * 5 * m.n_embd),
+        "layer norms": (2 * m.n_layer + 1) * (1 + bias) * m.n_embd,
+    }
+    total = count_parameters(m)
+    assert sum(parts.values()) == total
+    tokens = t.max_steps * t.batch_size * t.gradient_accumulation_steps * m.block_size
+    return Info(
+        name=name,
+        config=chosen,
+        parameters={**parts, "all": total},
+        flops_per_token=flops_per_token(m),
+        training_tokens=tokens,
+        memory_bytes=16 * total,
+        step=step,
+        val_loss=val_loss,
+    )
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One line of the list of runs."""
+
+    name: str
+    step: int
+    steps: int
+    val_loss: float | None
+    parameters: int
+    data: str
+
+
+def runs(*, runs_dir: PathLike | None = None) -> list[RunLine]:
+    """All runs, the newest first."""
+    lines = []
+    for folder in run_folders.folders_in(home("runs", runs_dir)):
+        run = run_folders.open_run(folder)
+        best = run.best()
+        lines.append(
+            RunLine(
+                name=run.name,
+                step=max(run.steps(), default=0),
+                steps=run.config.train.max_steps,
+                val_loss=best["val_loss"] if best else None,
+                parameters=count_parameters(run.config.model),
+                data=run.data_name,
+            )
+        )
+    return lines

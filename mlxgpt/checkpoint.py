@@ -1,0 +1,192 @@
+"""Checkpoints: written atomically, read verified.
+
+A checkpoint is a folder step-0005000 with model.safetensors, optimizer.safetensors and
+manifest.json (format version, step, hashes, the tokenizer's fingerprint). It is written beside
+its final name, synced, and renamed, so that one that can be seen is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlxgpt.errors import UserError
+
+FORMAT = 1
+NAME = re.compile(r"step-(\d{7,})")
+MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        step: updates done.
+        tokenizer: fingerprint of the tokenizer that the model was trained with.
+        report: numbers noted with it, such as the loss.
+        parameters: the model's parameter tree.
+        optimizer: the optimizer's state tree, or None where it was not asked for.
+    """
+
+    step: int
+    tokenizer: str
+    report: dict[str, float]
+    parameters: dict[str, Any]
+    optimizer: dict[str, Any] | None
+
+
+def save(
+    folder: Path,
+    step: int,
+    parameters: Any,
+    optimizer: Any,
+    *,
+    tokenizer: str,
+    report: Mapping[str, float] | None = None,
+) -> Path:
+    """Write a checkpoint into `folder`; its path. One of that step that is there already (a
+    damaged one, or it would have been resumed from) goes when the new one is whole.
+
+    Raises:
+        UserError: if it cannot be written; nothing is left behind, and nothing lost.
+    """
+    final = folder / f"step-{step:07d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    try:
+        files: dict[str, str] = {}
+        for name, tree in ((MODEL, parameters), (OPTIMIZER, optimizer)):
+            mx.save_safetensors(str(scratch / name), dict(tree_flatten(tree)))
+            files[name] = _sha256(scratch / name)
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "tokenizer": tokenizer,
+            "report": dict(report or {}),
+            "sha256": files,
+        }
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        scratch.chmod(0o755)
+        for name in (MODEL, OPTIMIZER, MANIFEST):
+            _sync(scratch / name)
+        _sync(scratch)
+        if final.exists():
+            shutil.rmtree(final)
+        scratch.rename(final)
+        _sync(folder)
+    except (OSError, RuntimeError) as error:
+        raise _cannot_write(final, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return final
+
+
+def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
+    """Read a checkpoint and verify its hashes.
+
+    Raises:
+        UserError: if it is missing, damaged or of a newer format.
+    """
+    wanted = (MODEL, OPTIMIZER) if with_optimizer else (MODEL,)
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] > FORMAT:
+            raise UserError(
+                f"{path} was written by a newer mlxgpt (format {manifest['format']})",
+                "upgrade mlxgpt: pip install -U mlxgpt",
+            )
+        for name in wanted:
+            if _sha256(path / name) != manifest["sha256"][name]:
+                raise ValueError(f"{name} is not what was written")
+        trees = [tree_unflatten(list(mx.load(str(path / name)).items())) for name in wanted]
+        return Checkpoint(
+            step=int(manifest["step"]),
+            tokenizer=manifest["tokenizer"],
+            report=manifest["report"],
+            parameters=trees[0],
+            optimizer=trees[1] if with_optimizer else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"the checkpoint {path} is missing or damaged: {error}",
+            "use another checkpoint of this run: --checkpoint newest, or a step number.",
+        ) from error
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in `folder`, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(m[1]) for p in folder.iterdir() if (m := NAME.fullmatch(p.name)))
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:07d}"
+
+
+def prune(folder: Path, keep: set[int]) -> None:
+    """Delete the checkpoints of other steps, and what an interrupted writing left behind."""
+    for step in steps(folder):
+        if step not in keep:
+            shutil.rmtree(path_of(folder, step), ignore_errors=True)
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small text file so that a reader, or a crash, sees the old or the new one whole."""
+    scratch = path.with_name(f".{path.name}.new")
+    scratch.write_text(text, encoding="utf-8")
+    _sync(scratch)
+    scratch.replace(path)
+
+
+def read_json(path: Path) -> Mapping[str, Any] | None:
+    """A small JSON object, or None if the file is missing or damaged."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return tree if isinstance(tree, dict) else None
+
+
+def _sync(path: Path) -> None:
+    """Make the disk itself hold a file or folder, not only the system's memory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if sys.platform == "darwin":
+            import fcntl
+
+            # On macOS fsync leaves data in the drive's own cache; this does not.
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(f"cannot write {path}: {reason}", "free some space, or check permissions.")

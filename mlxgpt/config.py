@@ -1,0 +1,360 @@
+"""What a run is: one tree of frozen dataclasses, and the only place where a default stands.
+
+The command line's flags, the TOML files and the copy in each run's folder are all made from these
+fields. Nothing here knows MLX, files of data, or a terminal.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from mlxgpt.errors import UserError
+
+T = TypeVar("T")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    weights: bool = True,
+) -> Any:
+    """A dataclass field with its meaning, its bounds (inclusive), and whether it can change what
+    a training ends with (`weights`).
+    """
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "weights": weights}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A GPT-2 (Radford et al., 2019), by its own names. The defaults are GPT-2 small's."""
+
+    n_layer: int = setting(12, "transformer blocks", low=1)
+    n_head: int = setting(12, "attention heads in a block", low=1)
+    n_embd: int = setting(768, "width: numbers that stand for one token", low=1)
+    block_size: int = setting(1024, "context length in tokens", low=1)
+    vocab_size: int = setting(0, "different tokens; 0: as many as the data has", low=0)
+    dropout: float = setting(0.1, "share of activations set to zero in training", low=0.0, high=0.9)
+    bias: bool = setting(True, "biases in linear layers and layer norms, as GPT-2 has them")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it becomes tokens."""
+
+    source: tuple[str, ...] = setting(
+        ("shakespeare",), "text to learn: shakespeare, files, folders, or a prepared data folder"
+    )
+    val_source: tuple[str, ...] = setting((), "text to judge by; default: a part of the source")
+    tokenizer: str = setting("char", "how text becomes tokens", choices=("char",))
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (Loshchilov & Hutter, 2019) and its schedule. The defaults are nanoGPT's for GPT-2."""
+
+    learning_rate: float = setting(6e-4, "peak learning rate", low=0.0)
+    min_lr_ratio: float = setting(
+        0.1, "final learning rate as a share of the peak", low=0.0, high=1.0
+    )
+    warmup_steps: int = setting(2000, "steps of linear warmup", low=0)
+    decay_steps: int = setting(0, "steps until the cosine reaches its floor; 0: max_steps", low=0)
+    weight_decay: float = setting(0.1, "decay of parameters of two or more dimensions", low=0.0)
+    beta1: float = setting(0.9, "AdamW's memory of the gradient", low=0.0, high=0.9999)
+    beta2: float = setting(0.95, "AdamW's memory of its square", low=0.0, high=0.999999)
+    eps: float = setting(1e-8, "AdamW's epsilon", low=0.0)
+    grad_clip: float = setting(1.0, "largest global gradient norm; 0: no clipping", low=0.0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, in which portions, and what is shown and kept on the way."""
+
+    batch_size: int = setting(12, "sequences in a (micro-)batch", low=1)
+    gradient_accumulation_steps: int = setting(1, "micro-batches summed before each update", low=1)
+    max_steps: int = setting(5000, "updates in all", low=1)
+    seed: int = setting(1337, "seed of everything random", low=0, high=2**63 - 1)
+    dtype: str = setting(
+        "auto",
+        "numbers of the forward and backward pass; auto: bfloat16 on CUDA, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass: less memory, more time"
+    )
+    log_interval: int = setting(10, "steps between two lines of metrics", low=1, weights=False)
+    eval_interval: int = setting(250, "steps between two evaluations", low=1, weights=False)
+    save_interval: int = setting(
+        250, "steps between two checkpoints; each evaluation saves too", low=1, weights=False
+    )
+    sample_tokens: int = setting(
+        200, "length of the sample at each evaluation; 0: none", low=0, weights=False
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn from a model: no part of a run, chosen anew at each generation."""
+
+    max_tokens: int = setting(500, "most tokens to make", low=1)
+    temperature: float = setting(
+        0.8, "below 1 plainer, above 1 wilder; 0: always the likeliest token", low=0.0, high=100.0
+    )
+    top_k: int = setting(0, "choose among the k likeliest tokens; 0: all", low=0)
+    top_p: float = setting(
+        1.0, "choose among the fewest tokens that hold this probability", low=0.0, high=1.0
+    )
+    min_p: float = setting(
+        0.0, "leave out tokens below this share of the likeliest's probability", low=0.0, high=1.0
+    )
+    repetition_penalty: float = setting(
+        1.0, "above 1: tokens that were there already become less likely", low=0.01, high=100.0
+    )
+    seed: int | None = setting(
+        None, "same seed, same text; default: a fresh one, which is shown", low=0, high=2**63 - 1
+    )
+    stop: tuple[str, ...] = setting((), "end before this text appears (may be given repeatedly)")
+    samples: int = setting(1, "texts to make at once, in one batch", low=1)
+
+
+SECTIONS: dict[str, type] = get_type_hints(Config)
+
+
+def settings(section: type) -> Iterator[tuple[str, Any, Field[Any]]]:
+    """(name, type, field) of each setting of one dataclass, in order."""
+    types = get_type_hints(section)
+    for item in fields(section):
+        yield item.name, types[item.name], item
+
+
+# Every field's name is used once in the tree, so that a flag needs no prefix.
+SECTION_OF: dict[str, str] = {
+    name: section for section, cls in SECTIONS.items() for name, _, _ in settings(cls)
+}
+
+
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """`config` with fields replaced by their plain names, validated.
+
+    Raises:
+        UserError: for an unknown name or an impossible value.
+    """
+    changed: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in SECTION_OF:
+            raise _unknown(f"setting {name!r}", name, SECTION_OF)
+        changed.setdefault(SECTION_OF[name], {})[name] = value
+    parts = {
+        section: replace(getattr(config, section), **_typed(SECTIONS[section], part))
+        for section, part in changed.items()
+    }
+    return validate(replace(config, **parts))
+
+
+def sampling(values: Mapping[str, Any]) -> Sampling:
+    """Sampling settings from plain values, validated.
+
+    Raises:
+        UserError: for an unknown name or an impossible value.
+    """
+    return _checked(Sampling(**_typed(Sampling, values)))
+
+
+def load(path: str | Path) -> Config:
+    """Read a TOML file; what it leaves out keeps its default.
+
+    Raises:
+        UserError: if it cannot be read, or holds an unknown key or an impossible value.
+    """
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"cannot read the config {path}: {error.strerror}",
+            f"name a TOML file, or one of {', '.join(sorted(built_in()))}.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is not valid TOML: {error}", "mend that line; see configs/tier1.toml."
+        ) from error
+    try:
+        return from_tree(tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error.problem}", error.remedy) from error
+
+
+def from_tree(tree: Mapping[str, Any]) -> Config:
+    """A validated Config from nested mappings, as a TOML file gives them."""
+    parts = {}
+    for section, part in tree.items():
+        if section not in SECTIONS:
+            if section in SECTION_OF:
+                raise UserError(
+                    f"{section!r} stands outside its section",
+                    f"put it under [{SECTION_OF[section]}].",
+                )
+            raise _unknown(f"section [{section}]", section, SECTIONS)
+        if not isinstance(part, Mapping):
+            raise UserError(f"{section!r} is a section, not a value", f"write [{section}].")
+        parts[section] = SECTIONS[section](**_typed(SECTIONS[section], part))
+    return validate(Config(**parts))
+
+
+def to_toml(config: Config) -> str:
+    """The whole config as TOML, each value with its meaning; `load` reads it back unchanged."""
+    lines = []
+    for section, cls in SECTIONS.items():
+        lines.append(f"[{section}]")
+        for name, _, item in settings(cls):
+            value = getattr(getattr(config, section), name)
+            text = json.dumps(value, ensure_ascii=False)  # TOML writes these types as JSON does
+            lines.append(f"{name} = {text}  # {item.metadata['help']}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def built_in() -> dict[str, Path]:
+    """The configs that come with mlxgpt, by name: beside the package when it runs from a
+    checkout, inside it when it was installed from a wheel.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return {path.stem: path for path in folder.glob("*.toml")}
+    return {}
+
+
+def tier(number: int) -> Config:
+    """The config of Tier 1 or 2."""
+    return load(built_in().get(f"tier{number}", Path(f"configs/tier{number}.toml")))
+
+
+def validate(config: Config) -> Config:
+    """`config` itself, if every value can be.
+
+    Raises:
+        UserError: naming the setting, and the nearest value that would do.
+    """
+    for section in SECTIONS:
+        _checked(getattr(config, section))
+    model = config.model
+    if model.n_embd % model.n_head:
+        below = model.n_embd // model.n_head * model.n_head
+        near = [str(n) for n in (below, below + model.n_head) if n]
+        raise UserError(
+            f"n_embd = {model.n_embd} cannot be shared among n_head = {model.n_head} heads",
+            f"use a multiple of {model.n_head}, such as n_embd = {' or '.join(near)}.",
+        )
+    return config
+
+
+def changed_weights(old: Config, new: Config) -> list[str]:
+    """Names of the settings in which two configs differ so that a training would end with other
+    weights. Sources are left out (the data's own hash tells), and so is a longer `max_steps`
+    when the schedule does not hang on it.
+    """
+    names = []
+    for name, section in SECTION_OF.items():
+        item = next(f for n, _, f in settings(SECTIONS[section]) if n == name)
+        same = getattr(getattr(old, section), name) == getattr(getattr(new, section), name)
+        if same or not item.metadata["weights"] or section == "data":
+            continue
+        if name == "max_steps" and old.optim.decay_steps == new.optim.decay_steps > 0:
+            continue
+        names.append(name)
+    return names
+
+
+def _checked(part: T) -> T:
+    """`part` if each of its values is within the bounds of its field."""
+    for name, kind, item in settings(type(part)):
+        value, meta = getattr(part, name), item.metadata
+        if value is None or kind in (bool, tuple[str, ...]):
+            continue
+        if meta["choices"] and value not in meta["choices"]:
+            near = difflib.get_close_matches(str(value), meta["choices"], 1, 0.0)
+            raise UserError(
+                f"{name} = {value!r} is none of {', '.join(meta['choices'])}",
+                f"did you mean {near[0]!r}?",
+            )
+        low, high = meta["low"], meta["high"]
+        if isinstance(value, float) and value != value:
+            raise UserError(f"{name} = nan is not a number", f"leave out {name} for its default.")
+        if low is not None and value < low:
+            raise UserError(
+                f"{name} = {value} is too small", f"the smallest possible value is {low}."
+            )
+        if high is not None and value > high:
+            raise UserError(
+                f"{name} = {value} is too large", f"the largest possible value is {high}."
+            )
+        if value == float("inf"):
+            raise UserError(f"{name} = {value} is too large", "use a finite number.")
+    return part
+
+
+def _typed(section: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with each one brought to its field's type, where nothing is lost by it."""
+    kinds = {name: kind for name, kind, _ in settings(section)}
+    result = {}
+    for name, value in values.items():
+        if name not in kinds:
+            home = SECTION_OF.get(name)
+            if home and section is not Sampling:
+                raise UserError(f"{name!r} stands in the wrong section", f"put it under [{home}].")
+            raise _unknown(f"setting {name!r}", name, kinds)
+        result[name] = _convert(name, kinds[name], value)
+    return result
+
+
+def _convert(name: str, kind: Any, value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and (whole or (isinstance(value, float) and value.is_integer())):
+        return int(value)
+    if kind == int | None and (whole or value is None):
+        return value
+    if kind is float and (whole or isinstance(value, float)):
+        return float(value)
+    if kind is str and isinstance(value, str):
+        return value
+    if kind == tuple[str, ...]:
+        if isinstance(value, (str, Path)):
+            return (str(value),)
+        if isinstance(value, (list, tuple)) and all(isinstance(v, (str, Path)) for v in value):
+            return tuple(str(v) for v in value)
+    wanted = {
+        bool: "true or false",
+        int: "a whole number",
+        int | None: "a whole number",
+        float: "a number",
+        str: "a text",
+        tuple[str, ...]: "a text or a list of texts",
+    }[kind]
+    raise UserError(f"{name} = {value!r} has the wrong type", f"{name} takes {wanted}.")
+
+
+def _unknown(what: str, name: str, known: Mapping[str, Any]) -> UserError:
+    near = difflib.get_close_matches(name, list(known), 1, 0.0)[0]
+    return UserError(f"unknown {what}", f"did you mean {near!r}?")

@@ -1,0 +1,1 @@
+"""Text to token arrays: sources, tokenizers, preparation, and batches."""

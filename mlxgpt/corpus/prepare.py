@@ -1,0 +1,129 @@
+"""Documents -> token arrays, streamed to disk; a data folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from mlxgpt.config import DataConfig
+from mlxgpt.corpus import sources
+from mlxgpt.corpus.sources import Source
+from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
+from mlxgpt.corpus.tokens import (
+    FORMAT,
+    SPLITS,
+    Dataset,
+    Meta,
+    SplitMeta,
+    dtype_for,
+    open_dataset,
+    read_meta,
+)
+from mlxgpt.errors import UserError
+
+
+def find_or_prepare(
+    data: DataConfig,
+    data_dir: Path,
+    *,
+    name: str | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Dataset:
+    """The prepared data of a config, made now if it isn't there.
+
+    Args:
+        data: source, validation source, tokenizer. A source that is a prepared data folder, or
+            the name of one in `data_dir`, is opened as it is.
+        data_dir: where data folders lie.
+        name: the folder's name; default: the corpus, or the first file's stem.
+        note: takes a line on what is being done.
+
+    Raises:
+        UserError: if the text cannot be had, or `name` already holds another text.
+    """
+    if len(data.source) == 1 and not data.val_source:
+        for folder in (Path(data.source[0]), data_dir / data.source[0]):
+            if (folder / "meta.json").is_file() and data.source[0] not in sources.HUB:
+                return open_dataset(folder)
+    folder = data_dir / (name or sources.source_name(data.source))
+    there = (folder / "meta.json").exists()
+    known = data.source[0] if len(data.source) == 1 and data.source[0] in sources.HUB else None
+    if there and known and read_meta(folder).origin == sources.hub_origin(known):
+        return open_dataset(folder)  # without asking the hub
+    if not there:
+        note(f"preparing {', '.join(data.source)} in {folder}")
+    source = sources.open_source(data.source, data.val_source)
+    if there:
+        if read_meta(folder).origin != source.origin:
+            raise UserError(
+                f"{folder} was prepared from another text",
+                f"delete it, or choose another name: mlxgpt prepare {' '.join(data.source)} "
+                f"--name NAME, then --source {data_dir}/NAME",
+            )
+        return open_dataset(folder)
+    return write_dataset(source, folder)
+
+
+def write_dataset(source: Source, folder: Path) -> Dataset:
+    """Tokenize a source into a new data folder, written beside its name and then renamed."""
+    if folder.exists():
+        raise UserError(f"{folder} exists and holds no prepared data", "choose another --name.")
+    # The vocabulary comes from both sides: a character that only the validation text has would
+    # otherwise have no id.
+    characters: set[str] = set()
+    for document in (*source.train, *source.val):
+        characters.update(document)
+    tokenizer = CharTokenizer(characters, end_of_text=not source.single)
+    dtype = dtype_for(tokenizer.vocab_size)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {folder.parent}: {error.strerror}", "choose another --data-dir."
+        ) from error
+    try:
+        (scratch / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        sides = {
+            split: _write_array(getattr(source, split), tokenizer, dtype, scratch / f"{split}.bin")
+            for split in SPLITS
+        }
+        meta = Meta(
+            FORMAT, dtype, tokenizer.vocab_size, tokenizer.fingerprint, source.origin, **sides
+        )
+        (scratch / "meta.json").write_text(meta.to_json(), encoding="utf-8")
+        scratch.chmod(0o755)
+        scratch.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror}", "free some space, or check permissions."
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return open_dataset(folder)
+
+
+def _write_array(
+    documents: Iterable[str], tokenizer: Tokenizer, dtype: str, path: Path
+) -> SplitMeta:
+    """Write one array, end-of-text after every document where the tokenizer has one."""
+    tokens = count = size = 0
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for document in documents:
+            ids = tokenizer.encode(document)
+            if tokenizer.end_of_text is not None:
+                ids = np.append(ids, tokenizer.end_of_text)
+            block = ids.astype(dtype).tobytes()
+            file.write(block)
+            digest.update(block)
+            tokens, count = tokens + len(ids), count + 1
+            size += len(document.encode("utf-8"))
+    if not tokens:
+        raise UserError(f"the {path.stem} text is empty", "give a longer text.")
+    return SplitMeta(tokens, count, size, digest.hexdigest())

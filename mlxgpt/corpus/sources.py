@@ -1,0 +1,206 @@
+"""Where documents come from: text files and folders, and the Hugging Face hub.
+
+A source is two re-iterable collections of documents, one to train on and one to judge by, and a
+note on their origin. It knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxgpt.corpus.tokenizer import END_OF_TEXT
+from mlxgpt.errors import UserError
+
+VAL_SHARE = 0.1  # of a single document: its end
+VAL_DOCUMENTS = 100  # of many: one in so many, chosen by content
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents to train on and to judge by.
+
+    Attributes:
+        name: a short name, for the data folder.
+        origin: what meta.json records of it; equal origins mean equal text.
+        train, val: the documents of each side.
+        single: whether both sides are pieces of one document, with no end-of-text between.
+    """
+
+    name: str
+    origin: dict[str, Any]
+    train: Iterable[str]
+    val: Iterable[str]
+    single: bool
+
+
+@dataclass(frozen=True)
+class HubText:
+    """A dataset on the hub: its column `text`, and which splits serve for what."""
+
+    path: str
+    train: str
+    val: str
+    single: bool
+    sha256: str  # of all the text, pinned, so that it is the same for everybody
+
+
+HUB = {
+    "shakespeare": HubText(
+        path="karpathy/tiny_shakespeare",
+        train="train",
+        val="validation+test",  # joined they are nanoGPT's last 10 %
+        single=True,
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+}
+
+
+def open_source(source: Sequence[str], val_source: Sequence[str] = ()) -> Source:
+    """Find the documents that `source` names: a corpus by name, or files and folders of text.
+
+    Raises:
+        UserError: if something is missing, unreadable, no UTF-8, or holds no text.
+    """
+    if len(source) == 1 and source[0] in HUB and not Path(source[0]).exists():
+        if val_source:
+            raise UserError(f"{source[0]} has its own validation text", "leave out --val-source.")
+        return _from_hub(source[0], HUB[source[0]])
+    return _from_files(source, val_source)
+
+
+def hub_origin(name: str) -> dict[str, Any]:
+    """The origin of a corpus on the hub, known without reaching it."""
+    return {"hub": HUB[name].path, "sha256": HUB[name].sha256}
+
+
+def source_name(source: Sequence[str]) -> str:
+    """The data folder's name for a source: the corpus, or the first path's stem."""
+    stem = Path(source[0]).stem if source else ""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "text"
+
+
+def read_documents(paths: Sequence[str]) -> tuple[list[str], str]:
+    """All documents of some text files and folders of *.txt, and the sha256 of their bytes.
+
+    A file is one document, or several with `<|endoftext|>` between them.
+    """
+    documents: list[str] = []
+    digest = hashlib.sha256()
+    for path in _expand(paths):
+        content = _read(path)
+        digest.update(content)
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path} is not UTF-8 text (byte {error.start:,})",
+                "convert it, for instance: iconv -f latin1 -t utf-8 FILE > NEW",
+            ) from error
+        parts = text.split(END_OF_TEXT)
+        documents += [part for part in parts if part.strip()]
+    if not documents:
+        raise UserError(f"there is no text in {', '.join(paths)}", "give files that are not empty.")
+    return documents, digest.hexdigest()
+
+
+def _from_files(source: Sequence[str], val_source: Sequence[str]) -> Source:
+    documents, digest = read_documents(source)
+    origin: dict[str, Any] = {"files": [Path(p).name for p in source], "sha256": digest}
+    if val_source:
+        val, val_digest = read_documents(val_source)
+        origin["val_files"] = [Path(p).name for p in val_source]
+        origin["val_sha256"] = val_digest
+        held_out = {_key(d) for d in val}
+        train = [d for d in documents if _key(d) not in held_out]
+        if not train:
+            raise UserError(
+                "every training document is in the validation text too",
+                "give --source and --val-source different texts.",
+            )
+        single = len(train) == len(val) == 1
+    elif len(documents) == 1:
+        text = documents[0]
+        cut = int(len(text) * (1 - VAL_SHARE))
+        train, val, single = [text[:cut]], [text[cut:]], True
+    else:
+        train, val, single = *_split_by_content(documents), False
+    if not single:
+        train, val = [d.strip("\r\n") for d in train], [d.strip("\r\n") for d in val]
+    return Source(source_name(source), origin, train, val, single)
+
+
+def _split_by_content(documents: list[str]) -> tuple[list[str], list[str]]:
+    """One document in a hundred, and at least one, to judge by. The choice hangs on the content
+    alone, so that duplicates stay on one side.
+    """
+    keys = [_key(d) for d in documents]
+    chosen = {k for k in keys if int(k, 16) % VAL_DOCUMENTS == 0} or {min(keys)}
+    train = [d for d, k in zip(documents, keys, strict=True) if k not in chosen]
+    if not train:
+        raise UserError(
+            "all documents are the same, so none is left to judge by",
+            "give a text with more than one document, or --val-source.",
+        )
+    return train, [d for d, k in zip(documents, keys, strict=True) if k in chosen]
+
+
+def _key(document: str) -> str:
+    return hashlib.sha256(document.strip("\r\n").encode("utf-8")).hexdigest()
+
+
+def _expand(paths: Sequence[str]) -> list[Path]:
+    files: list[Path] = []
+    for name in paths:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            inside = sorted(path.rglob("*.txt"))
+            if not inside:
+                raise UserError(f"no .txt file in the folder {name}", "name the files themselves.")
+            files += inside
+        elif path.exists():
+            files.append(path)
+        else:
+            raise UserError(
+                f"there is no file, folder or corpus {name!r}",
+                f"give a path that exists, or one of {', '.join(HUB)}.",
+            )
+    return files
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}", "check the file and its permissions."
+        ) from error
+
+
+def _from_hub(name: str, hub: HubText) -> Source:
+    import datasets  # slow to import: only where it is used
+
+    datasets.disable_progress_bars()
+    try:
+        train, val = (
+            list(datasets.load_dataset(hub.path, split=split)["text"])
+            for split in (hub.train, hub.val)
+        )
+    except Exception as error:  # datasets lets through whatever its transports raise
+        raise UserError(
+            f"cannot get {hub.path} from the Hugging Face hub ({type(error).__name__})",
+            "check the connection, or name a text file of your own: --source FILE",
+        ) from error
+    if hub.single:
+        train, val = ["".join(train)], ["".join(val)]
+    digest = hashlib.sha256("".join(train + val).encode("utf-8")).hexdigest()
+    if digest != hub.sha256:
+        raise UserError(
+            f"{hub.path} on the hub is not the text it was (sha256 {digest[:8]}…)",
+            "get the original and name it: --source FILE",
+        )
+    return Source(name, hub_origin(name), train, val, hub.single)

@@ -1,0 +1,78 @@
+"""What we run on: the device, its memory, and the speed it was measured at."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlxgpt.config import Config, override
+
+
+def backend() -> str:
+    """`metal`, `cuda` or `cpu`: where MLX computes."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def resolve_dtype(config: Config) -> Config:
+    """`config` with `dtype` decided for this device: never by a timing, and kept in the run."""
+    if config.train.dtype != "auto":
+        return config
+    return override(config, {"dtype": "bfloat16" if backend() == "cuda" else "float32"})
+
+
+def name() -> str:
+    """The chip, as the system calls it."""
+    info = mx.device_info()
+    if backend() != "cpu":
+        return str(info.get("device_name", backend()))
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@functools.lru_cache(maxsize=2)
+def matmul_peak(dtype: str) -> float:
+    """Floating-point operations a second of a large matrix product, measured here and now: the
+    best of a few, in under a second. What a training reaches is given as a share of it.
+    """
+    size = 1024 if backend() == "cpu" else 4096
+    a = mx.random.normal((size, size), key=mx.random.key(0)).astype(getattr(mx, dtype))
+    mx.eval(a, a @ a)
+    best = float("inf")
+    deadline = time.perf_counter() + 0.5
+    for _ in range(20):
+        start = time.perf_counter()
+        mx.eval(a @ a)
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() > deadline:
+            break
+    return 2 * size**3 / best
+
+
+def memory() -> tuple[int, str]:
+    """Bytes in use, and of what: MLX's own on a GPU, the process's resident memory on a CPU."""
+    if backend() != "cpu":
+        return mx.get_active_memory() + mx.get_cache_memory(), "MLX"
+    return resident_bytes(), "resident"
+
+
+def resident_bytes() -> int:
+    """Bytes of this process in memory; where the system only tells the most so far, that."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024

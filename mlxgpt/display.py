@@ -1,0 +1,202 @@
+"""Everything drawn in a terminal, on stderr; results alone go to stdout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mlxgpt.corpus.tokens import Dataset
+from mlxgpt.launch import Summary
+from mlxgpt.model import count_parameters
+from mlxgpt.run import Run
+from mlxgpt.selfcheck import Law
+
+QUIET_SECONDS = 10.0  # between two lines where no terminal redraws them
+
+
+def console() -> Console:
+    """The console on stderr."""
+    return Console(stderr=True, highlight=False)
+
+
+class TrainingDisplay:
+    """Shows a training: a live view in a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = console()
+        self._live: Live | None = None
+        self._latest: dict[str, Any] = {}
+        self._val_loss: float | None = None
+        self._began = self._last_line = time.monotonic()
+        self._steps = self._start = 0
+        self._laws = 0
+
+    def note(self, line: str) -> None:
+        """A line on what is being done."""
+        self.console.print(Text(line))
+
+    def law(self, law: Law) -> None:
+        """A result of the self-check: shown where it failed, else counted."""
+        self._laws += 1
+        if not law.ok:
+            self.console.print(Text(f"self-check: {law.name}: {law.detail}", style="bold red"))
+
+    def start(self, run: Run, dataset: Dataset, start: int) -> None:
+        """The training begins."""
+        config, model, meta = run.config, run.config.model, dataset.meta
+        self._start, self._steps = start, config.train.max_steps
+        self._began = time.monotonic()
+        tokens = (
+            config.train.batch_size
+            * config.train.gradient_accumulation_steps
+            * config.model.block_size
+        )
+        lines = {
+            "self-check": f"{self._laws} checks passed",
+            "data": f"{dataset.folder}: {meta.train.tokens:,} tokens to train on, "
+            f"{meta.val.tokens:,} to judge by, vocabulary {meta.vocab_size:,}",
+            "model": f"{count_parameters(model):,} parameters: {model.n_layer} layers, "
+            f"{model.n_head} heads, width {model.n_embd}, block {model.block_size}, "
+            f"{config.train.dtype}",
+            "plan": f"{self._steps:,} steps of {tokens:,} tokens, "
+            f"{self._steps * tokens / meta.train.tokens:.1f} times through the text",
+            "run": str(run.folder),
+        }
+        for name, value in lines.items():
+            self.console.print(Text(f"{name:<12}", style="dim"), Text(value), sep="")
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """New numbers."""
+        self._latest = record
+        self._val_loss = record.get("val_loss", self._val_loss)
+        if self._live:
+            self._live.update(self._view(), refresh=True)
+        now = time.monotonic()
+        overdue = not self._live and now - self._last_line > QUIET_SECONDS
+        if "val_loss" in record or overdue or record["step"] == self._steps:
+            self._last_line = now
+            self.console.print(Text(self._line()))
+
+    def sample(self, step: int, text: str) -> None:
+        """What the model writes by now."""
+        head = Text(f"what it writes after {step:,} steps:", style="dim")
+        self.console.print(head, Padding(Text(text.strip("\n")), (0, 0, 0, 4)), sep="\n")
+
+    def finish(self, summary: Summary) -> None:
+        """The training has ended, one way or the other."""
+        self.close()
+        done = "stopped" if summary.interrupted else "done"
+        lines = {
+            done: f"{summary.step:,} of {summary.steps:,} steps in {duration(summary.seconds)}"
+        }
+        if summary.loss is not None:
+            lines["loss"] = f"{summary.loss:.4f} nats per token in training"
+        if summary.val_loss is not None:
+            lines["val loss"] = (
+                f"{summary.val_loss:.4f} nats per token, the best, at step {summary.best_step:,}"
+            )
+        lines["run"] = f"{summary.run} (metrics.jsonl, samples.txt, checkpoints)"
+        lines["data"] = str(summary.data)
+        lines["try it"] = summary.try_it
+        for name, value in lines.items():
+            # Commands and paths are not wrapped, so that they can be copied.
+            line = Text.assemble(
+                (f"{name:<12}", "dim"), (value, "bold" if name == "try it" else "")
+            )
+            self.console.print(line, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was; also after an error."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def _eta(self) -> float | None:
+        # Evaluations and samples are in it, since the whole time since the start is counted.
+        done = self._latest["step"] - self._start
+        if done <= 0:
+            return None
+        return (time.monotonic() - self._began) / done * (self._steps - self._latest["step"])
+
+    def _numbers(self) -> list[tuple[str, str]]:
+        r = self._latest
+        rate, share, eta = r["tokens_per_second"], r["peak_share"], self._eta()
+        return [
+            ("step", f"{r['step']:,}/{self._steps:,}"),
+            ("loss", f"{r['loss']:.4f}"),
+            ("val loss", "–" if self._val_loss is None else f"{self._val_loss:.4f}"),
+            ("lr", f"{r['lr']:.2e}"),
+            ("tokens/s", "–" if rate is None else f"{rate:,.0f}"),
+            ("of peak", "–" if share is None else f"{share:.0%}"),
+            ("memory", size(r["memory_bytes"])),
+            ("ETA", "–" if eta is None else duration(eta)),
+        ]
+
+    def _line(self) -> str:
+        return "  ".join(f"{name} {value}" for name, value in self._numbers())
+
+    def _view(self) -> Group:
+        numbers = self._numbers()
+        narrow = self.console.width < 90
+        rows = [numbers[:4], numbers[4:]] if narrow else [numbers]
+        tables = []
+        for row in rows:
+            table = Table.grid(padding=(0, 2), expand=True)
+            table.add_row(*[Text(name, style="dim") for name, _ in row])
+            table.add_row(*[Text(value, style="bold") for _, value in row])
+            tables.append(table)
+        bar = ProgressBar(total=self._steps, completed=self._latest["step"])
+        return Group(bar, *tables)
+
+
+def show_laws(laws: Sequence[Law], to: Console) -> None:
+    """The self-check as a table, with the reasons under it."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "checked", "found"):
+        table.add_column(column, style="dim" if column == "checked" else "")
+    for law in laws:
+        mark = Text("ok", style="green") if law.ok else Text("FAILED", style="bold red")
+        table.add_row(mark, law.name, escape(law.detail))
+    to.print(table)
+    for law in laws:
+        if law.why:
+            to.print()
+            to.print(Text(law.why))
+
+
+def show_table(rows: Sequence[dict[str, Any]], to: Console) -> None:
+    """Rows with the same keys, as a table."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*[escape(str(value)) for value in row.values()])
+    to.print(table)
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss, or m:ss under an hour."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def size(count: float) -> str:
+    """Bytes in a unit that fits, of 1000 each."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:.1f} {units[0]}" if units[0] in ("GB", "TB") else f"{count:.0f} {units[0]}"

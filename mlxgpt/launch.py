@@ -1,0 +1,429 @@
+"""From a request to a running training: find or prepare the data, name the run, check, resume.
+
+Prints nothing; a display is told what happens.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlxgpt import blas, checkpoint, device, selfcheck
+from mlxgpt import run as runs
+from mlxgpt.config import Config, Sampling, changed_weights, override
+from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.tokens import Dataset, blocks_per_epoch
+from mlxgpt.errors import UserError
+from mlxgpt.evaluation import Evaluator
+from mlxgpt.generation import generate
+from mlxgpt.model import GPT, flops_per_token, load_parameters
+from mlxgpt.run import Run
+from mlxgpt.selfcheck import Law
+from mlxgpt.step import TrainStep
+from mlxgpt.trainer import Hook, Report, train
+
+TIMED_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a training ended.
+
+    Attributes:
+        run, data: their folders.
+        step: updates done; steps: updates planned.
+        loss: training loss of the last logged step, nats per token.
+        val_loss: best validation loss, and the step it was reached at.
+        seconds: of training in this session, evaluations and samples included.
+        interrupted: whether it was stopped before its end.
+        resumed: whether there was something to resume (True for a run that was finished already).
+        try_it: the command line that generates from it.
+    """
+
+    run: Path
+    data: Path
+    step: int
+    steps: int
+    loss: float | None
+    val_loss: float | None
+    best_step: int | None
+    seconds: float
+    interrupted: bool
+    resumed: bool
+    try_it: str
+
+
+class Display(Protocol):
+    """Whoever shows a training. Each method is told of one thing that happened."""
+
+    def note(self, line: str) -> None: ...
+    def law(self, law: Law) -> None: ...
+    def start(self, run: Run, dataset: Dataset, start: int) -> None: ...
+    def log(self, record: dict[str, Any]) -> None: ...
+    def sample(self, step: int, text: str) -> None: ...
+    def finish(self, summary: Summary) -> None: ...
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def note(self, line: str) -> None: ...
+    def law(self, law: Law) -> None: ...
+    def start(self, run: Run, dataset: Dataset, start: int) -> None: ...
+    def log(self, record: dict[str, Any]) -> None: ...
+    def sample(self, step: int, text: str) -> None: ...
+    def finish(self, summary: Summary) -> None: ...
+
+
+def launch(
+    config: Config,
+    *,
+    config_name: str,
+    run_name: str | None,
+    runs_dir: Path,
+    data_dir: Path,
+    max_minutes: float | None = None,
+    display: Display | None = None,
+) -> Summary:
+    """Train, from the beginning or from where the run stopped.
+
+    Args:
+        config: what to train; the vocabulary size and dtype are filled in here.
+        config_name: for the run's name, which is CONFIG-DATA unless `run_name` is given.
+        run_name: a name in `runs_dir`, or a folder's path.
+        max_minutes: plan as many steps as fit into this time; timed at the start of a new run.
+
+    Raises:
+        UserError: for everything that a user can mend.
+    """
+    display = display or Silent()
+    if not blas.is_fast() and device.backend() == "cpu":
+        display.note(blas.status())
+    dataset = find_or_prepare(config.data, data_dir, note=display.note)
+    config = _fit_to_data(device.resolve_dtype(config), dataset)
+    name = run_name or f"{config_name}-{dataset.name}"
+    folder = Path(name) if os.sep in name else runs_dir / name
+    run = _existing(folder)
+    if run:
+        if max_minutes:
+            config = override(config, {"max_steps": run.config.train.max_steps})
+        _must_match(run, config, dataset)
+        if run.steps()[-1] >= config.train.max_steps:
+            display.note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
+            summary = _summary(
+                run, config, dataset, seconds=0.0, step=run.steps()[-1], resumed=True
+            )
+            display.finish(summary)
+            return summary
+    _check(config, display)
+    step_function = _new_step(config)
+    if run:
+        start, last_report = _resume(run, step_function, display)
+        run.write_config(config)
+    else:
+        start, last_report = 0, {}
+        if max_minutes:
+            config = _plan(config, dataset, max_minutes, display)
+        run = runs.create(folder, config, dataset)
+    run.cut_metrics(start)
+    display.start(run, dataset, start)
+
+    hooks = Hooks(run, config, dataset, step_function, display)
+    if last_report and start not in [record["step"] for record in run.metrics()]:
+        # Killed after saving and before evaluating: make up for what is missing.
+        report = Report(start, seconds=0.0, **last_report)
+        for hook in hooks.after_saving:
+            if hook.due(start):
+                hook.run(report)
+    began = time.monotonic()
+    with _stop_signals() as stop:
+        step = train(step_function, dataset.train, config, start=start, hooks=hooks.all, stop=stop)
+    if step not in run.steps():
+        hooks.save_now(step)
+    seconds = time.monotonic() - began
+    summary = _summary(run, config, dataset, seconds=seconds, step=step, resumed=start > 0)
+    display.finish(summary)
+    return summary
+
+
+class Hooks:
+    """What happens besides the steps: saving, evaluating, sampling, logging, in this order, so
+    that nothing is lost when an evaluation fails.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        dataset: Dataset,
+        step_function: TrainStep,
+        display: Display,
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.tokenizer = dataset.tokenizer
+        self.step_function = step_function
+        self.display = display
+        t, last = config.train, config.train.max_steps
+        self.evaluator = Evaluator(
+            step_function.model,
+            dataset.tokenizer,
+            dataset.val,
+            dataset.meta.val.bytes,
+            batch_size=t.batch_size,
+            dtype=step_function.dtype,
+        )
+        self.peak = device.matmul_peak(t.dtype)
+        self.flops = flops_per_token(config.model)
+        self.tokens = t.batch_size * t.gradient_accumulation_steps * config.model.block_size
+        self.last_logged: Report | None = None
+
+        def every(*intervals: int) -> Callable[[int], bool]:
+            return lambda step: step == last or any(step % n == 0 for n in intervals)
+
+        save = Hook(every(t.save_interval, t.eval_interval), self.save)
+        self.after_saving = [
+            Hook(every(t.eval_interval), self.evaluate),
+            Hook(every(t.log_interval, t.eval_interval), self.log),
+        ]
+        self.all = [save, *self.after_saving]
+
+    def save(self, report: Report) -> None:
+        """Write a checkpoint; delete all others but the best."""
+        numbers = {"lr": report.lr, "loss": report.loss, "grad_norm": report.grad_norm}
+        self._write(report.step, numbers)
+
+    def save_now(self, step: int) -> None:
+        """Write a checkpoint of the state as it is."""
+        self._write(step, {})
+
+    def _write(self, step: int, numbers: dict[str, float]) -> None:
+        checkpoint.save(
+            self.run.checkpoints,
+            step,
+            self.step_function.model.parameters(),
+            self.step_function.optimizer.state,
+            tokenizer=self.tokenizer.fingerprint,
+            report=numbers,
+        )
+        best = self.run.best()
+        checkpoint.prune(self.run.checkpoints, {step, best["step"] if best else step})
+
+    def evaluate(self, report: Report) -> None:
+        """Evaluate, remember the best, and write a sample."""
+        result = self.evaluator()
+        report.values["val_loss"] = result.loss
+        report.values["val_bits_per_byte"] = result.bits_per_byte
+        best = self.run.best()
+        if best is None or result.loss < best["val_loss"]:
+            self.run.set_best(report.step, result.loss)
+        if length := self.config.train.sample_tokens:
+            sampling = Sampling(max_tokens=length, seed=self.config.train.seed)
+            text = generate(self.step_function.model, self.tokenizer, "", sampling).texts[0]
+            self.run.add_sample(report.step, text)
+            self.display.sample(report.step, text)
+
+    def log(self, report: Report) -> None:
+        """Write a line of metrics."""
+        if not math.isfinite(report.loss):
+            raise UserError(
+                f"the loss is {report.loss} at step {report.step}: the training has diverged",
+                f"use a lower --learning-rate than {self.config.optim.learning_rate}, "
+                "and another --run.",
+            )
+        before = self.last_logged
+        steps = report.step - before.step if before else 0
+        seconds = report.seconds - before.seconds if before else 0.0
+        rate = steps * self.tokens / seconds if seconds > 0 else None
+        self.last_logged = report
+        record = {
+            "step": report.step,
+            "loss": report.loss,
+            "lr": report.lr,
+            "grad_norm": report.grad_norm,
+            "tokens_per_second": rate,
+            "peak_share": rate * self.flops / self.peak if rate else None,
+            "memory_bytes": device.memory()[0],
+            **report.values,
+        }
+        self.run.log(record)
+        self.display.log(record)
+
+
+def load_model(run: Run, which: str = "best") -> tuple[GPT, checkpoint.Checkpoint]:
+    """The model of a run's checkpoint: `best`, `newest`, or a step.
+
+    Raises:
+        UserError: if there is none, it is damaged, or it was made with another tokenizer.
+    """
+    saved = checkpoint.load(run.checkpoint_path(which))
+    _same_tokenizer(run, saved)
+    model = GPT(run.config.model)
+    load_parameters(model, saved.parameters)
+    return model, saved
+
+
+def _same_tokenizer(run: Run, saved: checkpoint.Checkpoint) -> None:
+    if saved.tokenizer != run.tokenizer.fingerprint:
+        raise UserError(
+            f"the checkpoint of step {saved.step} in {run.folder} was made with another tokenizer",
+            "restore the run's own checkpoint.",
+        )
+
+
+def _fit_to_data(config: Config, dataset: Dataset) -> Config:
+    size = dataset.meta.vocab_size
+    if not config.model.vocab_size:
+        config = override(config, {"vocab_size": size})
+    if config.model.vocab_size < size:
+        raise UserError(
+            f"vocab_size = {config.model.vocab_size} is too small for {dataset.name}",
+            f"use --vocab-size {size}, or leave it out.",
+        )
+    blocks_per_epoch(len(dataset.train.ids), config.model.block_size)  # refuses a short text
+    return config
+
+
+def _existing(folder: Path) -> Run | None:
+    """The run in a folder, or None where one may be made. A run without any checkpoint has
+    nothing to lose, and is begun again.
+    """
+    if (folder / "run.json").exists():
+        run = runs.open_run(folder)
+        return run if run.steps() else None
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is no run", "choose another name with --run NAME.")
+    return None
+
+
+def _must_match(run: Run, config: Config, dataset: Dataset) -> None:
+    if run.data_fingerprint != dataset.meta.fingerprint:
+        raise UserError(
+            f"{run.name} was trained on other data ({run.data_name}) than {dataset.name}",
+            "train a new run with --run NAME, or give the same --source.",
+        )
+    if names := changed_weights(run.config, config):
+        old, new = _values(run.config, names), _values(config, names)
+        changes = ", ".join(f"{n} {a} → {b}" for n, a, b in zip(names, old, new, strict=True))
+        hint = (
+            " (a longer run needs the decay_steps it was begun with)"
+            if "max_steps" in names
+            else ""
+        )
+        raise UserError(
+            f"{run.name} exists with other settings: {changes}{hint}",
+            "train a new run with --run NAME, or use the same settings to resume.",
+        )
+
+
+def _values(config: Config, names: list[str]) -> list[Any]:
+    sections = (config.model, config.data, config.optim, config.train)
+    return [next(getattr(s, n) for s in sections if hasattr(s, n)) for n in names]
+
+
+def _check(config: Config, display: Display) -> None:
+    for law in selfcheck.check(config):
+        display.law(law)
+        if not law.ok:
+            raise UserError(
+                f"the self-check failed: {law.name}: {law.detail}",
+                "do not train on this; run mlxgpt check, and report what it says.",
+            )
+
+
+def _new_step(config: Config) -> TrainStep:
+    checkpointing = config.train.gradient_checkpointing
+    model = GPT(config.model, config.train.seed, gradient_checkpointing=checkpointing)
+    return TrainStep(model, config)
+
+
+def _resume(run: Run, step_function: TrainStep, display: Display) -> tuple[int, dict[str, float]]:
+    """Load the newest checkpoint that is whole: its step, and the numbers noted with it."""
+    for step in reversed(run.steps()):
+        try:
+            saved = checkpoint.load(checkpoint.path_of(run.checkpoints, step), with_optimizer=True)
+        except UserError as error:
+            display.note(error.problem)
+            continue
+        _same_tokenizer(run, saved)
+        assert saved.optimizer is not None
+        step_function.restore(saved.parameters, saved.optimizer)
+        display.note(f"resuming {run.name} from step {saved.step:,}")
+        return saved.step, saved.report
+    raise UserError(f"no checkpoint of {run.name} is whole", "begin a new run with --run NAME.")
+
+
+def _plan(config: Config, dataset: Dataset, minutes: float, display: Display) -> Config:
+    """Time a few steps of a copy, and set `max_steps` to what fits into the time."""
+    if not 0 < minutes < math.inf:
+        raise UserError(f"--max-minutes {minutes} is no length of time", "give a number above 0.")
+    trial = override(config, {"max_steps": TIMED_STEPS + 2})
+    times: list[float] = []
+    clock = Hook(lambda step: True, lambda report: times.append(report.seconds))
+    train(_new_step(trial), dataset.train, trial, hooks=[clock])
+    seconds = (times[-1] - times[1]) / TIMED_STEPS  # the first two compile
+    steps = max(1, int(60 * minutes / seconds))
+    display.note(f"{1000 * seconds:.0f} ms a step: {steps:,} steps in {minutes:g} minutes")
+    return override(config, {"max_steps": steps})
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """While a training runs, the first Ctrl-C (or SIGTERM) asks it to stop after its step; the
+    second one quits at once. Yields a function that tells whether it was asked.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set():
+            os._exit(128 + number)
+        asked.set()
+
+    for number in signals:
+        signal.signal(number, handle)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summary(
+    run: Run, config: Config, dataset: Dataset, *, seconds: float, step: int, resumed: bool
+) -> Summary:
+    records = list(run.metrics())
+    best = run.best()
+    return Summary(
+        run=run.folder,
+        data=dataset.folder,
+        step=step,
+        steps=config.train.max_steps,
+        loss=records[-1]["loss"] if records else None,
+        val_loss=best["val_loss"] if best else None,
+        best_step=best["step"] if best else None,
+        seconds=seconds,
+        interrupted=step < config.train.max_steps,
+        resumed=resumed,
+        try_it=shlex.join(["mlxgpt", "generate", "--run", str(run.folder), _first_words(dataset)]),
+    )
+
+
+def _first_words(dataset: Dataset) -> str:
+    """The beginning of the training text, as a prompt to try."""
+    ids = [int(i) for i in dataset.train.ids[:40]]
+    lines = dataset.tokenizer.decode(ids).strip().splitlines()
+    return lines[0][:30].strip() if lines else ""

@@ -1,0 +1,344 @@
+"""The self-check: what must hold before a long run, each law tried on the real code.
+
+Most laws run on a shrunken copy of the config, in well under a second each; the initial loss, and
+one step, at full size. Fixed seeds throughout: a law holds or it doesn't, no luck is involved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlxgpt import blas, kernels, sample
+from mlxgpt.config import Config, Sampling, override
+from mlxgpt.corpus.tokenizer import CharTokenizer
+from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.device import resolve_dtype
+from mlxgpt.evaluation import Evaluator
+from mlxgpt.model import GPT, INIT_STD
+from mlxgpt.seeds import derive
+from mlxgpt.step import TrainStep, token_losses
+
+WHY = (
+    "Why ln V: an untrained model knows nothing, so the best it can do is to hold each of the V "
+    "tokens for equally likely. A probability of 1/V costs -ln(1/V) = ln V nats, whichever token "
+    "comes. GPT-2's initial weights do almost that: a logit is the dot product of a normalised "
+    "vector, of length √n_embd, and a row of the embedding, with entries of about 0.02; so "
+    "logits scatter around 0 by only 0.02·√n_embd, and their softmax is nearly flat. The scatter "
+    "costs half its square more, 0.0002·n_embd nats. A first loss far above that means a model "
+    "that is confidently wrong before it has seen anything (initial weights too large, or zeros in "
+    "the wrong place); one below means that it can see what it should predict (a broken mask)."
+)
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law and how it fared.
+
+    Attributes:
+        name: what was checked.
+        ok: whether it held.
+        detail: what was found.
+        why: for whoever wants to understand it; may be empty.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    why: str = ""
+
+
+def check(config: Config, *, vocab_size: int | None = None) -> Iterator[Law]:
+    """Try every law; the results come one by one.
+
+    Args:
+        config: the run to check.
+        vocab_size: for a config whose vocabulary comes from its data; default 65, Shakespeare's.
+    """
+    config = resolve_dtype(config)
+    if not config.model.vocab_size:
+        config = override(config, {"vocab_size": vocab_size or 65})
+    for law in (matrix_products, initial_loss, full_size_step):
+        yield law(config)
+    small = shrunken(config)
+    for law in (
+        tied_head,
+        compiled_step,
+        micro_batches,
+        cached_logits,
+        causality,
+        sampler,
+        evaluation,
+        overfitting,
+        repeatability,
+    ):
+        yield law(small)
+
+
+def shrunken(config: Config) -> Config:
+    """A copy of the same kind that takes milliseconds: float32, and no dropout."""
+    model = config.model
+    heads = min(model.n_head, 2)
+    shape = {
+        "n_layer": min(model.n_layer, 2),
+        "n_head": heads,
+        "n_embd": heads * 16,
+        "block_size": min(model.block_size, 16),
+        "vocab_size": min(model.vocab_size, 64),
+        "dropout": 0.0,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "dtype": "float32",
+    }
+    return override(config, shape)
+
+
+def matrix_products(config: Config) -> Law:
+    """What computes matrix products here: told, since it decides the speed; no law."""
+    return Law("matrix products", True, blas.status() if kernels.on_cpu() else "MLX's own kernels")
+
+
+def initial_loss(config: Config) -> Law:
+    """An untrained model's loss, at full size, is within 5 % of ln V."""
+    c, ln_v = config.model, math.log(config.model.vocab_size)
+    ids = _ids(config, 8, min(c.block_size, 128) + 1)
+    model = GPT(c, config.train.seed)
+    loss = token_losses(model(ids[:, :-1]), ids[:, 1:]).mean().item()
+    expected = ln_v + INIT_STD**2 * c.n_embd / 2
+    found = f"{loss:.3f} nats; ln {c.vocab_size:,} = {ln_v:.3f}, expected about {expected:.3f}"
+    return Law("initial loss", abs(loss - ln_v) <= 0.05 * ln_v, found, WHY)
+
+
+def full_size_step(config: Config) -> Law:
+    """One training step at full size: finite loss, gradient and parameters."""
+    step = _step(config)
+    loss, norm = _take(step, config, 0)
+    parameters = tree_flatten(step.model.trainable_parameters())
+    finite = all(mx.isfinite(p).all().item() for _, p in parameters)
+    ok = finite and math.isfinite(loss) and math.isfinite(norm)
+    found = f"loss {loss:.3f}, gradient norm {norm:.2f}"
+    return Law(
+        "one step at full size", ok, f"{found}, all finite" if ok else f"{found}: not finite"
+    )
+
+
+def tied_head(config: Config) -> Law:
+    """After an update the output layer still is the token embedding: without the one, no logit."""
+    step = _step(config)
+    _take(step, config, 0)
+    step.model.wte.weight = mx.zeros_like(step.model.wte.weight)
+    largest = mx.abs(step.model(_ids(config, 1, config.model.block_size))).max().item()
+    return Law(
+        "tied head",
+        largest == 0,
+        f"after an update, a zeroed embedding leaves logits of at most {largest:g}",
+    )
+
+
+def compiled_step(config: Config) -> Law:
+    """The compiled step does what the same operations do one by one, dropout included."""
+    config = override(config, {"dropout": 0.1})
+    steps = [_step(config), _step(config, compiled=False)]
+    for n in range(3):
+        for step in steps:
+            _take(step, config, n)
+    apart = _apart(*(step.model.parameters() for step in steps))
+    return Law(
+        "compiled = eager", apart < 1e-4, f"parameters at most {apart:.1e} apart after 3 steps"
+    )
+
+
+def micro_batches(config: Config) -> Law:
+    """Two micro-batches are different, and give the gradient of one batch of both."""
+    whole = _step(config)
+    halves_config = override(config, {"batch_size": 2, "gradient_accumulation_steps": 2})
+    halves = _step(halves_config)
+    tokens = _tokens(config)
+    size = {"seed": 0, "block_size": config.model.block_size}
+    x, y = map(mx.array, tokens.batch(0, batch_size=2, micro_batches=2, **size))
+    key = mx.random.key(0)
+    different = bool((x[0] != x[1]).any().item())
+    _, by_two = halves.gradients(x, y, key)
+    one = (1, 4, config.model.block_size)
+    _, by_one = whole.gradients(x.reshape(one), y.reshape(one), key)
+    # Micro-batches are summed first and divided when they are applied.
+    by_two = {name: g / 2 for name, g in tree_flatten(by_two)}
+    apart = max(mx.abs(by_two[name] - g).max().item() for name, g in tree_flatten(by_one))
+    return Law(
+        "micro-batches = one batch",
+        different and apart < 1e-5,
+        f"gradients at most {apart:.1e} apart" if different else "both hold the same tokens",
+    )
+
+
+def cached_logits(config: Config) -> Law:
+    """Reading a text token by token with the cache gives the logits of reading it at once."""
+    model = GPT(config.model, config.train.seed)
+    ids = _ids(config, 2, config.model.block_size)
+    at_once = model(ids)
+    first = max(1, config.model.block_size // 2)
+    logits, cache = model.cached(ids[:, :first], model.empty_cache(2), _int(0), _int(first - 1))
+    apart = [mx.abs(logits - at_once[:, first - 1]).max().item()]
+    for t in range(first, config.model.block_size):
+        logits, cache = model.cached(ids[:, t : t + 1], cache, _int(t), _int(0))
+        apart.append(mx.abs(logits - at_once[:, t]).max().item())
+    return Law("cached = uncached", max(apart) < 1e-4, f"logits at most {max(apart):.1e} apart")
+
+
+def causality(config: Config) -> Law:
+    """Changing token t changes no logit before t."""
+    length = config.model.block_size
+    if length < 2 or config.model.vocab_size < 2:
+        return Law("causality", True, "nothing to see with one token")
+    model = GPT(config.model, config.train.seed)
+    ids = _ids(config, 1, length)
+    t = length // 2
+    changed = mx.array(ids)
+    changed[:, t] = (ids[:, t] + 1) % config.model.vocab_size
+    change = mx.abs(model(changed) - model(ids)).max(axis=-1)[0]  # [T]
+    before, after = change[:t].max().item(), change[t:].min().item()
+    return Law(
+        "causality",
+        before <= 1e-6 and after > 0,
+        f"changing token {t}: at most {before:g} before it, at least {after:.1e} from it on",
+    )
+
+
+def sampler(config: Config) -> Law:
+    """Drawn tokens have the frequencies of the softmax, and masked ones never come."""
+    draws = 20_000
+    logits = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0])
+    probs = _softmax(logits / 0.8)
+    # By hand, since the logits are sorted: what each filter leaves of these eight tokens.
+    cases = {
+        "none": (Sampling(temperature=0.8), 8),
+        "top-k 3": (Sampling(temperature=0.8, top_k=3), 3),
+        "top-p 0.75": (
+            Sampling(temperature=0.8, top_p=0.75),
+            int((probs.cumsum() < 0.75).sum()) + 1,
+        ),
+        "min-p 0.2": (Sampling(temperature=0.8, min_p=0.2), int((probs >= 0.2 * probs[0]).sum())),
+    }
+    shuffle = np.random.default_rng(0).permutation(8)  # so that order is no help
+    worst, leaked = 0.0, 0
+    rows = mx.array(np.tile(logits[shuffle], (draws, 1)))
+    seen = mx.zeros(rows.shape, dtype=mx.bool_)
+    for n, (sampling, left) in enumerate(cases.values()):
+        ids = sample.draw(sample.process(rows, seen, sampling), mx.random.key(n))
+        found = np.bincount(shuffle[np.array(ids)], minlength=8) / draws
+        wanted = np.where(np.arange(8) < left, probs, 0) / probs[:left].sum()
+        leaked += int((found[left:] > 0).sum())
+        sigma = np.sqrt(wanted[:left] * (1 - wanted[:left]) / draws)
+        worst = max(worst, float((np.abs(found - wanted)[:left] / sigma).max()))
+    return Law(
+        "sampler = softmax",
+        worst < 4 and not leaked,
+        f"{draws:,} draws for each of {', '.join(cases)}: at most {worst:.1f} standard errors off, "
+        f"{leaked} masked tokens drawn",
+    )
+
+
+def evaluation(config: Config) -> Law:
+    """Evaluating between two steps changes nothing in the training."""
+    config = override(config, {"dropout": 0.1})
+    steps = [_step(config), _step(config)]
+    tokens = _tokens(config)
+    letters = map(chr, range(ord("0"), ord("0") + config.model.vocab_size))
+    tokenizer = CharTokenizer(letters, end_of_text=False)
+    size = len(tokens.ids)
+    evaluate = Evaluator(steps[0].model, tokenizer, tokens, size, batch_size=4, dtype=mx.float32)
+    losses = []
+    for n in range(3):
+        for step in steps:
+            _take(step, config, n)
+        losses += [evaluate().loss, evaluate().loss]
+    apart = _apart(*(step.model.parameters() for step in steps))
+    same = losses[0::2] == losses[1::2]
+    return Law(
+        "evaluation leaves no trace",
+        (apart == 0 and same) or (not kernels.on_cpu() and apart < 1e-5),
+        f"parameters {apart:g} apart after 3 steps with and without it; "
+        f"{'twice the same' if same else 'two different'} results",
+    )
+
+
+def overfitting(config: Config) -> Law:
+    """One batch can be learnt by heart, below 0.1 nats: gradients reach every part."""
+    config = override(config, {"weight_decay": 0.0, "gradient_checkpointing": False})
+    step = _step(config)
+    x, y = _batch(config, 0)
+    loss, steps = math.inf, 0
+    while loss >= 0.1 and steps < 400:
+        value, _ = step(x, y, 1e-2, mx.random.key(0))
+        steps += 1
+        if steps % 20 == 0:
+            loss = value.item()
+        else:
+            mx.async_eval(step.state)
+    return Law("one batch by heart", loss < 0.1, f"loss {loss:.3f} after {steps} steps")
+
+
+def repeatability(config: Config) -> Law:
+    """Whether a step repeats bit for bit here. On the CPU it must, or resuming is not exact; a
+    GPU may add in another order.
+    """
+    config = override(config, {"dropout": 0.1})
+    steps = [_step(config), _step(config)]
+    for n in range(3):
+        for step in steps:
+            _take(step, config, n)
+    apart = _apart(*(step.model.parameters() for step in steps))
+    found = "bit for bit" if apart == 0 else f"only to {apart:.1e}: sums are reordered here"
+    return Law("steps repeat", apart == 0 or not kernels.on_cpu(), found)
+
+
+def _step(config: Config, *, compiled: bool = True) -> TrainStep:
+    checkpointing = config.train.gradient_checkpointing
+    model = GPT(config.model, config.train.seed, gradient_checkpointing=checkpointing)
+    return TrainStep(model, config, compiled=compiled)
+
+
+def _take(step: TrainStep, config: Config, n: int) -> tuple[float, float]:
+    """Take step n on random tokens: its loss and gradient norm."""
+    key = mx.random.key(derive(config.train.seed, "check", n))
+    loss, norm = step(*_batch(config, n), config.optim.learning_rate, key)
+    mx.eval(loss, norm, step.state)
+    return float(loss.item()), float(norm.item())
+
+
+def _batch(config: Config, n: int) -> tuple[mx.array, mx.array]:
+    t, block = config.train, config.model.block_size
+    ids = _ids(config, t.gradient_accumulation_steps * t.batch_size, block + 1, n)
+    shape = (t.gradient_accumulation_steps, t.batch_size, block)
+    return ids[:, :-1].reshape(shape), ids[:, 1:].reshape(shape)
+
+
+def _ids(config: Config, rows: int, length: int, n: int = 0) -> mx.array:
+    key = mx.random.key(derive(config.train.seed, "check ids", n))
+    return mx.random.randint(0, config.model.vocab_size, (rows, length), key=key)
+
+
+def _tokens(config: Config) -> Tokens:
+    ids = np.array(_ids(config, 1, 20 * config.model.block_size)[0])
+    return Tokens(ids, config.model.vocab_size)
+
+
+def _int(n: int) -> mx.array:
+    return mx.array([n], dtype=mx.int32)
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def _apart(a: Any, b: Any) -> float:
+    """The largest difference between two parameter trees."""
+    others = dict(tree_flatten(b))
+    return max(mx.abs(value - others[name]).max().item() for name, value in tree_flatten(a))

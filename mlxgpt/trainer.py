@@ -1,0 +1,110 @@
+"""The loop around the training step. It calls hooks, and knows neither display, files nor
+evaluation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from mlxgpt.config import Config
+from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.optim import learning_rate
+from mlxgpt.seeds import derive
+from mlxgpt.step import TrainStep
+
+
+@dataclass
+class Report:
+    """What is known after a step, and what hooks add to it for the hooks after them.
+
+    Attributes:
+        step: updates done, from 1.
+        lr: learning rate of this step.
+        loss: mean training loss of this step's batch, nats per token, before its update.
+        grad_norm: the gradient's global norm before clipping.
+        seconds: time spent in training so far, without the hooks' own.
+        values: what hooks have added.
+    """
+
+    step: int
+    lr: float
+    loss: float
+    grad_norm: float
+    seconds: float
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Something to do after the steps for which `due(step)` holds."""
+
+    due: Callable[[int], bool]
+    run: Callable[[Report], None]
+
+
+def train(
+    step_function: TrainStep,
+    tokens: Tokens,
+    config: Config,
+    *,
+    start: int = 0,
+    hooks: Sequence[Hook] = (),
+    stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Take the steps from `start` on, up to `max_steps`.
+
+    Everything random is a function of (seed, purpose, step), so it does not matter where a
+    training was interrupted. The next batch is built, and the next step handed over, while the
+    device works; it is waited for when a hook is due, and never more than one step behind.
+
+    Args:
+        start: updates done already.
+        hooks: called in order.
+        stop: asked after each step; True ends the training there.
+
+    Returns:
+        Updates done in all.
+    """
+    t = config.train
+
+    def batch(step: int) -> tuple[mx.array, mx.array]:
+        inputs, targets = tokens.batch(
+            step,
+            seed=t.seed,
+            batch_size=t.batch_size,
+            block_size=config.model.block_size,
+            micro_batches=t.gradient_accumulation_steps,
+        )
+        return mx.array(inputs), mx.array(targets)
+
+    if start >= t.max_steps:
+        return start
+    seconds, since = 0.0, time.monotonic()  # a clock that stands still while the machine sleeps
+    upcoming = batch(start)
+    waiting: list[mx.array] = []
+    for step in range(start, t.max_steps):
+        rate = learning_rate(config, step)
+        key = mx.random.key(derive(t.seed, "dropout", step))
+        loss, norm = step_function(*upcoming, rate, key)
+        mx.async_eval(loss, norm, step_function.state)
+        if step + 1 < t.max_steps:
+            upcoming = batch(step + 1)
+        mx.eval(waiting)
+        waiting = [loss, norm]
+        done = step + 1
+        due = [hook for hook in hooks if hook.due(done)]
+        if due:
+            mx.eval(loss, norm, step_function.state)
+            seconds += time.monotonic() - since
+            report = Report(done, rate, float(loss.item()), float(norm.item()), seconds)
+            for hook in due:
+                hook.run(report)
+            since = time.monotonic()
+        if stop():
+            mx.eval(step_function.state)
+            return done
+    return t.max_steps
