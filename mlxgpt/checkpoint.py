@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
@@ -114,7 +114,7 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
         for name in wanted:
             if _sha256(path / name) != manifest["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
-        trees = [tree_unflatten(list(mx.load(str(path / name)).items())) for name in wanted]
+        trees = [tree_unflatten(list(_arrays(path / name).items())) for name in wanted]
         return Checkpoint(
             step=int(manifest["step"]),
             tokenizer=manifest["tokenizer"],
@@ -165,6 +165,10 @@ def read_json(path: Path) -> Mapping[str, Any] | None:
     except (OSError, ValueError):
         return None
     return tree if isinstance(tree, dict) else None
+
+
+def _arrays(path: Path) -> dict[str, mx.array]:
+    return cast(dict[str, mx.array], mx.load(str(path)))
 
 
 def _sync(path: Path) -> None:

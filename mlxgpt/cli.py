@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, is_dataclass
+from dataclasses import MISSING, asdict
 from typing import Any, NoReturn
 
 from mlxgpt import __version__, config
@@ -86,7 +86,7 @@ def _parser() -> _Parser:
         description="Train a GPT from nothing on your own Mac, understand it, and keep it.",
         epilog=(
             "begin here:\n"
-            "  mlxgpt train --tier 1          train on Tiny Shakespeare; data is fetched on the way\n"
+            "  mlxgpt train --tier 1          train on Tiny Shakespeare, fetched on the way\n"
             '  mlxgpt generate "ROMEO:"       let the newest run write\n\n'
             "mlxgpt COMMAND --help explains one command."
         ),
@@ -106,7 +106,7 @@ def _parser() -> _Parser:
         "prepare",
         _prepare,
         "turn text into token arrays",
-        "Turn text into token arrays in data/NAME. `train` does this on the way where it is needed.",
+        "Turn text into token arrays in data/NAME. `train` does so on the way where it is needed.",
     )
     sub.add_argument(
         "source", nargs="*", help="shakespeare (default), or text files and folders of .txt files"
@@ -383,10 +383,7 @@ def _one_tier(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_json(value: Any) -> int:
-    def plain(item: Any) -> Any:
-        return asdict(item) if is_dataclass(item) else str(item)
-
-    print(json.dumps(value, default=plain, ensure_ascii=False))
+    print(json.dumps(value, default=str, ensure_ascii=False))  # str: paths
     return 0
 
 

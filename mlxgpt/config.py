@@ -227,7 +227,8 @@ def to_toml(config: Config) -> str:
         lines.append(f"[{section}]")
         for name, _, item in settings(cls):
             value = getattr(getattr(config, section), name)
-            text = json.dumps(value, ensure_ascii=False)  # TOML writes these types as JSON does
+            # TOML writes these types as JSON does, but for one control character.
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
             lines.append(f"{name} = {text}  # {item.metadata['help']}")
         lines.append("")
     return "\n".join(lines)

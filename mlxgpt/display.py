@@ -72,7 +72,7 @@ class TrainingDisplay:
             "run": str(run.folder),
         }
         for name, value in lines.items():
-            self.console.print(Text(f"{name:<12}", style="dim"), Text(value), sep="")
+            self.console.print(Text.assemble((f"{name:<12}", "dim"), value), soft_wrap=True)
         if self.console.is_terminal:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
@@ -87,12 +87,14 @@ class TrainingDisplay:
         overdue = not self._live and now - self._last_line > QUIET_SECONDS
         if "val_loss" in record or overdue or record["step"] == self._steps:
             self._last_line = now
-            self.console.print(Text(self._line()))
+            self.console.print(Text(self._line()), soft_wrap=True)
 
     def sample(self, step: int, text: str) -> None:
         """What the model writes by now."""
         head = Text(f"what it writes after {step:,} steps:", style="dim")
-        self.console.print(head, Padding(Text(text.strip("\n")), (0, 0, 0, 4)), sep="\n")
+        self.console.print(
+            head, Padding(Text(text.strip("\n")), (0, 0, 0, 4), expand=False), sep="\n"
+        )
 
     def finish(self, summary: Summary) -> None:
         """The training has ended, one way or the other."""

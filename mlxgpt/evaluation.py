@@ -13,7 +13,7 @@ from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.model import GPT
-from mlxgpt.step import make_eval_step
+from mlxgpt.step import make_eval_step, scalar
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Evaluator:
     def __call__(self) -> Evaluation:
         """Evaluate the model as it is now."""
         total = sum(
-            float(self._step(mx.array(x), mx.array(y), mx.array(mask)).item())
+            scalar(self._step(mx.array(x), mx.array(y), mx.array(mask)))
             for x, y, mask in self._batches()
         )
         count = len(self._ids) - 1

@@ -12,6 +12,7 @@ on an array that is contiguous, and the compiler does not fuse across it.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,7 +43,7 @@ def on_cpu() -> bool:
 def gelu(x: mx.array) -> mx.array:
     """GELU in its tanh form (Hendrycks & Gimpel, 2016), as GPT-2 has it; any shape."""
     if on_cpu() and x.dtype == mx.float32:
-        return _gelu_with_gate(x)[0]
+        return cast(tuple[mx.array, mx.array], _gelu_with_gate(x))[0]
     return nn.gelu_approx(x)
 
 
@@ -57,7 +58,7 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """
     scale = 1 / math.sqrt(q.shape[-1])
     if on_cpu() and q.dtype == mx.float32:
-        return causal_softmax((q * scale) @ k.swapaxes(-1, -2)) @ v
+        return cast(mx.array, causal_softmax((q * scale) @ k.swapaxes(-1, -2))) @ v
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
 
 
@@ -108,8 +109,8 @@ def _exp(x: mx.array) -> mx.array:
     y = x * (1 / math.log(2))
     y = mx.where(y > -126.0, y, -126.0)
     rounded = y + ROUND
-    power = EXP2[0]
     fraction = y - (rounded - ROUND)
-    for coefficient in EXP2[1:]:
+    power = EXP2[0] * fraction + EXP2[1]
+    for coefficient in EXP2[2:]:
         power = power * fraction + coefficient
     return power * mx.view(mx.left_shift(mx.view(rounded, mx.int32) + 127, 23), mx.float32)

@@ -140,7 +140,7 @@ def launch(
     hooks = Hooks(run, config, dataset, step_function, display)
     if last_report and start not in [record["step"] for record in run.metrics()]:
         # Killed after saving and before evaluating: make up for what is missing.
-        report = Report(start, seconds=0.0, **last_report)
+        report = Report(start, seconds=0.0, values={}, **last_report)
         for hook in hooks.after_saving:
             if hook.due(start):
                 hook.run(report)
@@ -346,7 +346,7 @@ def _new_step(config: Config) -> TrainStep:
     return TrainStep(model, config)
 
 
-def _resume(run: Run, step_function: TrainStep, display: Display) -> tuple[int, dict[str, float]]:
+def _resume(run: Run, step_function: TrainStep, display: Display) -> tuple[int, dict[str, Any]]:
     """Load the newest checkpoint that is whole: its step, and the numbers noted with it."""
     for step in reversed(run.steps()):
         try:

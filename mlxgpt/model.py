@@ -7,6 +7,7 @@ There is no train or eval mode: dropout happens where a random key is given, and
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -176,11 +177,11 @@ def initial_parameters(model: GPT, seed: int) -> dict:
     """GPT-2's initial weights: N(0, 0.02), residual projections scaled by 1/√(2·n_layer), biases
     0, layer norms 1. They stay small, so that every logit is near 0 and the first loss near ln V.
     """
-    flat = tree_flatten(model.parameters())
-    keys = mx.random.split(mx.random.key(derive(seed, "init")), len(flat))
+    parameters = flat(model.parameters())
+    keys = mx.random.split(mx.random.key(derive(seed, "init")), len(parameters))
     residual = 1 / math.sqrt(2 * model.config.n_layer)
     values = []
-    for (name, old), key in zip(flat, keys, strict=True):
+    for (name, old), key in zip(parameters.items(), keys, strict=True):
         if old.ndim >= 2:
             std = INIT_STD * (residual if name.endswith("c_proj.weight") else 1)
             new = std * mx.random.normal(old.shape, key=key)
@@ -190,14 +191,19 @@ def initial_parameters(model: GPT, seed: int) -> dict:
     return tree_unflatten(values)
 
 
+def flat(tree: Any) -> dict[str, mx.array]:
+    """A tree's arrays by their dotted names, as `h.0.attn.c_attn.weight`."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(tree)))
+
+
 def load_parameters(model: GPT, parameters: dict) -> None:
     """Put saved parameters in place of the model's own.
 
     Raises:
         UserError: if names or shapes are not this model's.
     """
-    wanted = {name: value.shape for name, value in tree_flatten(model.parameters())}
-    if {name: value.shape for name, value in tree_flatten(parameters)} != wanted:
+    wanted = {name: value.shape for name, value in flat(model.parameters()).items()}
+    if {name: value.shape for name, value in flat(parameters).items()} != wanted:
         raise UserError(
             "the weights are those of a model of another shape",
             "restore the run's own checkpoint; config.toml and checkpoints belong together.",

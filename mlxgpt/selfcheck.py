@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_map
 
 from mlxgpt import blas, kernels, sample
 from mlxgpt.config import Config, Sampling, override
@@ -21,9 +21,9 @@ from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.device import resolve_dtype
 from mlxgpt.evaluation import Evaluator
-from mlxgpt.model import GPT, INIT_STD
+from mlxgpt.model import GPT, INIT_STD, flat
 from mlxgpt.seeds import derive
-from mlxgpt.step import TrainStep, token_losses
+from mlxgpt.step import TrainStep, scalar, token_losses
 
 WHY = (
     "Why ln V: an untrained model knows nothing, so the best it can do is to hold each of the V "
@@ -109,7 +109,7 @@ def initial_loss(config: Config) -> Law:
     c, ln_v = config.model, math.log(config.model.vocab_size)
     ids = _ids(config, 8, min(c.block_size, 128) + 1)
     model = GPT(c, config.train.seed)
-    loss = token_losses(model(ids[:, :-1]), ids[:, 1:]).mean().item()
+    loss = scalar(token_losses(model(ids[:, :-1]), ids[:, 1:]).mean())
     expected = ln_v + INIT_STD**2 * c.n_embd / 2
     found = f"{loss:.3f} nats; ln {c.vocab_size:,} = {ln_v:.3f}, expected about {expected:.3f}"
     return Law("initial loss", abs(loss - ln_v) <= 0.05 * ln_v, found, WHY)
@@ -119,8 +119,8 @@ def full_size_step(config: Config) -> Law:
     """One training step at full size: finite loss, gradient and parameters."""
     step = _step(config)
     loss, norm = _take(step, config, 0)
-    parameters = tree_flatten(step.model.trainable_parameters())
-    finite = all(mx.isfinite(p).all().item() for _, p in parameters)
+    parameters = flat(step.model.trainable_parameters())
+    finite = all(bool(mx.isfinite(p).all()) for p in parameters.values())
     ok = finite and math.isfinite(loss) and math.isfinite(norm)
     found = f"loss {loss:.3f}, gradient norm {norm:.2f}"
     return Law(
@@ -133,7 +133,7 @@ def tied_head(config: Config) -> Law:
     step = _step(config)
     _take(step, config, 0)
     step.model.wte.weight = mx.zeros_like(step.model.wte.weight)
-    largest = mx.abs(step.model(_ids(config, 1, config.model.block_size))).max().item()
+    largest = scalar(mx.abs(step.model(_ids(config, 1, config.model.block_size))).max())
     return Law(
         "tied head",
         largest == 0,
@@ -163,13 +163,12 @@ def micro_batches(config: Config) -> Law:
     size = {"seed": 0, "block_size": config.model.block_size}
     x, y = map(mx.array, tokens.batch(0, batch_size=2, micro_batches=2, **size))
     key = mx.random.key(0)
-    different = bool((x[0] != x[1]).any().item())
+    different = bool((x[0] != x[1]).any())
     _, by_two = halves.gradients(x, y, key)
     one = (1, 4, config.model.block_size)
     _, by_one = whole.gradients(x.reshape(one), y.reshape(one), key)
-    # Micro-batches are summed first and divided when they are applied.
-    by_two = {name: g / 2 for name, g in tree_flatten(by_two)}
-    apart = max(mx.abs(by_two[name] - g).max().item() for name, g in tree_flatten(by_one))
+    # Micro-batches are summed first, and divided when they are applied.
+    apart = _apart(tree_map(lambda g: g / 2, by_two), by_one)
     return Law(
         "micro-batches = one batch",
         different and apart < 1e-5,
@@ -184,10 +183,10 @@ def cached_logits(config: Config) -> Law:
     at_once = model(ids)
     first = max(1, config.model.block_size // 2)
     logits, cache = model.cached(ids[:, :first], model.empty_cache(2), _int(0), _int(first - 1))
-    apart = [mx.abs(logits - at_once[:, first - 1]).max().item()]
+    apart = [scalar(mx.abs(logits - at_once[:, first - 1]).max())]
     for t in range(first, config.model.block_size):
         logits, cache = model.cached(ids[:, t : t + 1], cache, _int(t), _int(0))
-        apart.append(mx.abs(logits - at_once[:, t]).max().item())
+        apart.append(scalar(mx.abs(logits - at_once[:, t]).max()))
     return Law("cached = uncached", max(apart) < 1e-4, f"logits at most {max(apart):.1e} apart")
 
 
@@ -202,7 +201,7 @@ def causality(config: Config) -> Law:
     changed = mx.array(ids)
     changed[:, t] = (ids[:, t] + 1) % config.model.vocab_size
     change = mx.abs(model(changed) - model(ids)).max(axis=-1)[0]  # [T]
-    before, after = change[:t].max().item(), change[t:].min().item()
+    before, after = scalar(change[:t].max()), scalar(change[t:].min())
     return Law(
         "causality",
         before <= 1e-6 and after > 0,
@@ -278,7 +277,7 @@ def overfitting(config: Config) -> Law:
         value, _ = step(x, y, 1e-2, mx.random.key(0))
         steps += 1
         if steps % 20 == 0:
-            loss = value.item()
+            loss = scalar(value)
         else:
             mx.async_eval(step.state)
     return Law("one batch by heart", loss < 0.1, f"loss {loss:.3f} after {steps} steps")
@@ -309,7 +308,7 @@ def _take(step: TrainStep, config: Config, n: int) -> tuple[float, float]:
     key = mx.random.key(derive(config.train.seed, "check", n))
     loss, norm = step(*_batch(config, n), config.optim.learning_rate, key)
     mx.eval(loss, norm, step.state)
-    return float(loss.item()), float(norm.item())
+    return scalar(loss), scalar(norm)
 
 
 def _batch(config: Config, n: int) -> tuple[mx.array, mx.array]:
@@ -340,5 +339,5 @@ def _softmax(x: np.ndarray) -> np.ndarray:
 
 def _apart(a: Any, b: Any) -> float:
     """The largest difference between two parameter trees."""
-    others = dict(tree_flatten(b))
-    return max(mx.abs(value - others[name]).max().item() for name, value in tree_flatten(a))
+    others = flat(b)
+    return max(scalar(mx.abs(value - others[name]).max()) for name, value in flat(a).items())

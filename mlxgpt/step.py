@@ -12,11 +12,17 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_map
 
 from mlxgpt.config import Config
 from mlxgpt.model import GPT, load_parameters
 from mlxgpt.optim import make_optimizer
+
+
+def scalar(value: mx.array) -> float:
+    """The number in an array of one; waits for it."""
+    return float(np.array(value))
 
 
 def _not_compiled(function: Callable, **_: Any) -> Callable:

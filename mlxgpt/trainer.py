@@ -14,7 +14,7 @@ from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.optim import learning_rate
 from mlxgpt.seeds import derive
-from mlxgpt.step import TrainStep
+from mlxgpt.step import TrainStep, scalar
 
 
 @dataclass
@@ -100,7 +100,7 @@ def train(
         if due:
             mx.eval(loss, norm, step_function.state)
             seconds += time.monotonic() - since
-            report = Report(done, rate, float(loss.item()), float(norm.item()), seconds)
+            report = Report(done, rate, scalar(loss), scalar(norm), seconds)
             for hook in due:
                 hook.run(report)
             since = time.monotonic()

@@ -90,7 +90,7 @@ class CharTokenizer:
                 "special": True,
             }
         ]
-        tree = {
+        tree: dict[str, Any] = {
             "version": "1.0",
             "truncation": None,
             "padding": None,

@@ -177,8 +177,8 @@ def read_meta(folder: Path) -> Meta:
                 f"{folder} was prepared by a newer mlxgpt (format {tree['format']})",
                 "upgrade mlxgpt: pip install -U mlxgpt",
             )
-        sides = {split: SplitMeta(**tree.pop(split)) for split in SPLITS}
-        return Meta(**tree, **sides)
+        train, val = (SplitMeta(**tree.pop(split)) for split in SPLITS)
+        return Meta(**tree, train=train, val=val)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} holds no prepared data", "run: mlxgpt prepare, or give --source."

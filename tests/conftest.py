@@ -1,0 +1,89 @@
+"""What tests share: a tiny model's config, a little text, a finished run, the real texts."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from mlxgpt import api
+from mlxgpt.config import Config, from_tree, override
+
+TINY = {
+    "model": {
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 16,
+        "block_size": 8,
+        "dropout": 0.1,
+        "bias": True,
+    },
+    "optim": {"learning_rate": 1e-2, "warmup_steps": 2},
+    "train": {
+        "batch_size": 4,
+        "max_steps": 12,
+        "eval_interval": 4,
+        "log_interval": 2,
+        "save_interval": 4,
+        "sample_tokens": 10,
+        "seed": 7,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Config:
+    """A model that trains in milliseconds, with everything on. Its vocabulary is not set."""
+    return from_tree(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny: Config) -> Config:
+    """The same with a vocabulary, for what needs no data."""
+    return override(tiny, {"vocab_size": 19, "dtype": "float32"})
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """Words in random order, 2,000 characters; every one of them is in the first half."""
+    words = ["to be", "or not", "the rain", "in Spain", "falls,", "mainly.\n", "ÄÖÜ", "plain"]
+    draw = random.Random(0)
+    return (" ".join(words) + " " + " ".join(draw.choices(words, k=400)))[:2000]
+
+
+@pytest.fixture
+def text_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "words.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder with its own data/ and runs/."""
+    monkeypatch.delenv("MLXGPT_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Config, text: str) -> Path:
+    """A folder with one finished run, `runs/done`, and its data. Not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    source = folder / "words.txt"
+    source.write_text(text, encoding="utf-8")
+    api.train(
+        config=tiny, source=source, run="done", runs_dir=folder / "runs", data_dir=folder / "data"
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shakespeare() -> Path:
+    """The real Tiny Shakespeare, where MLXGPT_TEXTS names the folder of shared texts."""
+    folder = os.environ.get("MLXGPT_TEXTS")
+    if not folder:
+        pytest.skip("MLXGPT_TEXTS names no folder of real texts")
+    return Path(folder) / "shakespeare" / "input.txt"

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt.corpus import tokenizer as tokenizers
+from mlxgpt.corpus.tokenizer import CharTokenizer
+from mlxgpt.errors import UserError
+
+
+@given(st.text(min_size=1))
+def test_a_text_comes_back_as_it_was(text: str) -> None:
+    tokenizer = CharTokenizer(text, end_of_text=True)
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text)
+    assert tokenizer.decode(ids) == text
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+
+
+@given(st.text(min_size=1), st.booleans())
+def test_the_file_gives_the_same_tokenizer(
+    tmp_path_factory: pytest.TempPathFactory, text: str, end_of_text: bool
+) -> None:
+    tokenizer = CharTokenizer(text, end_of_text=end_of_text)
+    path = tmp_path_factory.mktemp("t") / "tokenizer.json"
+    path.write_text(tokenizer.to_json(), encoding="utf-8")
+    again = tokenizers.load(path)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.vocab_size == tokenizer.vocab_size == len(set(text)) + end_of_text
+    assert (again.encode(text) == tokenizer.encode(text)).all()
+
+
+def test_ids_are_in_code_point_order_in_every_process() -> None:
+    code = (
+        "from mlxgpt.corpus.tokenizer import CharTokenizer as T;"
+        "t = T(set('hello wörld'), end_of_text=False); print(t.characters, t.fingerprint)"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(seen) == 1
+    assert seen.pop().startswith(" dehlorwö ")
+
+
+def test_unknown_characters_are_named() -> None:
+    tokenizer = CharTokenizer("abc", end_of_text=False)
+    with pytest.raises(UserError, match="never seen: 'x' 'é' '🙂'"):
+        tokenizer.encode("a🙂éxbx")
+    with pytest.raises(UserError, match="never seen"):
+        tokenizer.encode("\udcff")  # what a terminal gives for bytes that are no UTF-8
+
+
+def test_special_text_is_text() -> None:
+    tokenizer = CharTokenizer("<|endoftext|>", end_of_text=True)
+    assert tokenizer.end_of_text not in tokenizer.encode("<|endoftext|>")
+    assert tokenizer.token_bytes(tokenizer.vocab_size - 1) == b"<|endoftext|>"
+
+
+def test_the_fingerprint_tells_vocabularies_apart() -> None:
+    prints = {
+        CharTokenizer("abc", end_of_text=False).fingerprint,
+        CharTokenizer("abc", end_of_text=True).fingerprint,
+        CharTokenizer("abd", end_of_text=False).fingerprint,
+    }
+    assert len(prints) == 3
+    shuffled = CharTokenizer("cbacba", end_of_text=False)
+    assert shuffled.fingerprint == CharTokenizer("abc", end_of_text=False).fingerprint
+
+
+def test_nothing_is_no_vocabulary() -> None:
+    with pytest.raises(UserError, match="no characters"):
+        CharTokenizer("", end_of_text=True)
+
+
+@pytest.mark.parametrize("change", ["ids", "merges", "text", "gone", "list"])
+def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    tree = json.loads(CharTokenizer("abc", end_of_text=True).to_json())
+    if change == "ids":
+        tree["model"]["vocab"] = {"a": 2, "b": 1, "c": 0}
+    if change == "merges":
+        tree["model"]["merges"] = [["a", "b"]]
+    written = {"text": "{", "list": "[]"}.get(change, json.dumps(tree))
+    if change != "gone":
+        path.write_text(written)
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        tokenizers.load(path)

@@ -1,0 +1,81 @@
+"""The committed reference arrays are what PyTorch and transformers give today. Needs the extra
+`oracle`; .ci/run installs it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt import sample
+from mlxgpt.config import Sampling
+from mlxgpt.corpus.tokenizer import CharTokenizer
+from tests.oracle import reference
+
+pytest.importorskip("torch", reason="the extra `oracle` is not installed")
+
+
+def test_the_committed_arrays_are_todays(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("make_reference.py")
+    subprocess.run([sys.executable, script, tmp_path / "new.npz"], check=True)
+    new, old = reference.arrays(tmp_path / "new.npz"), reference.arrays()
+    assert new.keys() == old.keys()
+    for name, value in new.items():
+        np.testing.assert_allclose(value, old[name], atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7},
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"min_p": 0.1},
+        {"repetition_penalty": 1.7},
+        {"temperature": 1.3, "top_k": 9, "top_p": 0.8, "min_p": 0.05, "repetition_penalty": 0.8},
+    ],
+)
+def test_logits_are_processed_as_transformers_does(settings: dict[str, float]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's
+        import torch
+        from transformers.generation import logits_process as hf
+
+    rng = np.random.default_rng(0)
+    logits = (3 * rng.normal(size=(4, 20))).astype(np.float32)
+    text = rng.integers(0, 20, (4, 6))
+    seen = np.zeros((4, 20), dtype=bool)
+    np.put_along_axis(seen, text, True, axis=1)
+    sampling = Sampling(**{"temperature": 1.0, **settings})
+    ours = np.array(sample.process(mx.array(logits), mx.array(seen), sampling))
+
+    theirs = torch.tensor(logits)
+    steps = [
+        hf.RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)),
+        hf.TemperatureLogitsWarper(float(sampling.temperature)),
+        hf.TopKLogitsWarper(sampling.top_k or 20),
+        hf.TopPLogitsWarper(sampling.top_p),
+        hf.MinPLogitsWarper(sampling.min_p),
+    ]
+    for step in steps:
+        theirs = step(torch.tensor(text), theirs)
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("end_of_text", [True, False])
+def test_hugging_face_reads_our_tokenizer(end_of_text: bool) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    ours = CharTokenizer('aÄé\n "\\🙂z', end_of_text=end_of_text)
+    theirs = tokenizers.Tokenizer.from_str(ours.to_json())
+    assert theirs.get_vocab_size() == ours.vocab_size
+    text = 'z 🙂"aé\\\nÄ'
+    assert theirs.encode(text).ids == ours.encode(text).tolist()
+    assert theirs.decode(ours.encode(text).tolist()) == text
+    if end_of_text:
+        assert theirs.token_to_id("<|endoftext|>") == ours.end_of_text

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt import config as configs
+from mlxgpt.config import Config, ModelConfig, TrainConfig, override
+from mlxgpt.errors import UserError
+
+
+@st.composite
+def settings(draw: st.DrawFn) -> dict[str, Any]:
+    """Possible values for every field of the tree."""
+    values: dict[str, Any] = {}
+    for cls in configs.SECTIONS.values():
+        for name, kind, item in configs.settings(cls):
+            low, high = item.metadata["low"], item.metadata["high"]
+            if kind is bool:
+                values[name] = draw(st.booleans())
+            elif kind is int:
+                values[name] = draw(st.integers(low, min(high or 10**6, 10**6)))
+            elif kind is float:
+                values[name] = draw(st.floats(low, high or 1e6, allow_nan=False))
+            elif item.metadata["choices"]:
+                values[name] = draw(st.sampled_from(item.metadata["choices"]))
+            else:
+                values[name] = draw(st.lists(st.text(min_size=1), max_size=3))
+    values["n_embd"] = values["n_head"] * draw(st.integers(1, 64))
+    return values
+
+
+@given(settings())
+def test_toml_reads_back_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
+) -> None:
+    config = override(Config(), values)
+    path = tmp_path_factory.mktemp("config") / "config.toml"
+    path.write_text(configs.to_toml(config), encoding="utf-8")
+    assert configs.load(path) == config
+
+
+def test_every_field_has_one_home_and_a_meaning() -> None:
+    names = [n for cls in configs.SECTIONS.values() for n, _, _ in configs.settings(cls)]
+    names += [n for n, _, _ in configs.settings(configs.Sampling)]
+    assert len(names) - len(set(names)) == 1, "only seed, of a run and of a generation"
+    for cls in (*configs.SECTIONS.values(), configs.Sampling):
+        assert all(item.metadata["help"] for _, _, item in configs.settings(cls))
+
+
+def test_the_reference_is_what_the_fields_default_to() -> None:
+    assert ModelConfig() == ModelConfig(12, 12, 768, 1024, 0, 0.1, True)
+    optim = Config().optim
+    assert (optim.learning_rate, optim.weight_decay, optim.beta1, optim.beta2) == (
+        6e-4,
+        0.1,
+        0.9,
+        0.95,
+    )
+
+
+@pytest.mark.parametrize("name", sorted(configs.built_in()))
+def test_the_configs_that_come_along_are_valid_and_explained(name: str) -> None:
+    path = configs.built_in()[name]
+    configs.load(path)
+    tree = tomllib.loads(path.read_text())
+    lines = path.read_text().splitlines()
+    for key in [key for part in tree.values() for key in part]:
+        line = next(n for n, text in enumerate(lines) if text.split("=")[0].strip() == key)
+        assert "#" in lines[line] or lines[line - 1].startswith("#"), f"{key} is not explained"
+
+
+@pytest.mark.parametrize(
+    ("tree", "problem", "remedy"),
+    [
+        ({"model": {"n_layers": 6}}, "unknown setting 'n_layers'", "n_layer"),
+        ({"modle": {}}, "unknown section [modle]", "model"),
+        ({"n_layer": 6}, "outside its section", "[model]"),
+        ({"optim": {"n_layer": 6}}, "wrong section", "[model]"),
+        ({"model": 6}, "is a section", "[model]"),
+        ({"model": {"n_layer": 0}}, "n_layer = 0 is too small", "1"),
+        ({"model": {"dropout": 1.5}}, "dropout = 1.5 is too large", "0.9"),
+        ({"model": {"n_layer": "six"}}, "wrong type", "a whole number"),
+        ({"model": {"n_layer": 6.5}}, "wrong type", "a whole number"),
+        ({"model": {"n_layer": True}}, "wrong type", "a whole number"),
+        ({"model": {"bias": 1}}, "wrong type", "true or false"),
+        ({"model": {"n_embd": 100, "n_head": 12}}, "n_embd = 100", "n_embd = 96 or 108"),
+        ({"train": {"dtype": "float16"}}, "dtype = 'float16'", "bfloat16"),
+        ({"optim": {"learning_rate": float("nan")}}, "learning_rate = nan", "default"),
+        ({"optim": {"learning_rate": float("inf")}}, "learning_rate = inf", "finite"),
+        ({"data": {"source": [1]}}, "wrong type", "a text or a list of texts"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name_with_the_nearest_that_can(
+    tree: dict[str, Any], problem: str, remedy: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        configs.from_tree(tree)
+    assert problem in caught.value.problem
+    assert remedy in caught.value.remedy
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text("[model]\nn_layer = = 3\n")
+    with pytest.raises(UserError, match=r"my\.toml is not valid TOML: .*line 2"):
+        configs.load(path)
+    with pytest.raises(UserError, match=r"cannot read the config .*gone\.toml"):
+        configs.load(tmp_path / "gone.toml")
+
+
+def test_overriding_replaces_only_what_is_named() -> None:
+    config = override(Config(), {"n_layer": 3, "batch_size": 5, "source": "a.txt"})
+    assert config.model == replace(ModelConfig(), n_layer=3)
+    assert config.train == replace(TrainConfig(), batch_size=5)
+    assert config.data.source == ("a.txt",)
+    with pytest.raises(UserError, match="batch_sizes"):
+        override(Config(), {"batch_sizes": 5})
+
+
+def test_which_changes_make_another_training() -> None:
+    config = Config()
+
+    def changed(**values: Any) -> list[str]:
+        return configs.changed_weights(config, override(config, values))
+
+    assert changed(eval_interval=1, log_interval=1, save_interval=1, sample_tokens=1) == []
+    assert changed(learning_rate=1e-3, n_layer=2) == ["n_layer", "learning_rate"]
+    assert changed(seed=1) == ["seed"]
+    assert changed(max_steps=10_000) == ["max_steps"]
+    config = override(config, {"decay_steps": 5000})
+    assert changed(max_steps=10_000) == []
+    assert changed(max_steps=10_000, decay_steps=10_000) == ["decay_steps", "max_steps"]
+
+
+def test_sampling_settings_are_checked_too() -> None:
+    assert configs.sampling({"top_k": 5, "seed": 3}).top_k == 5
+    with pytest.raises(UserError, match="top_p = 1.5 is too large"):
+        configs.sampling({"top_p": 1.5})
+    with pytest.raises(UserError, match="temperature = -1"):
+        configs.sampling({"temperature": -1})

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt.config import Config, override
+from mlxgpt.model import GPT, flat
+from mlxgpt.step import TrainStep, make_eval_step, scalar, token_losses
+
+
+def ids_of(*shape: int) -> mx.array:
+    return mx.random.randint(0, 19, shape, key=mx.random.key(3))
+
+
+def gradients_of(config: Config, ids: mx.array) -> tuple[float, dict[str, np.ndarray]]:
+    step = TrainStep(GPT(config.model, 5), config)
+    loss, gradients = step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2))
+    return scalar(loss), {name: np.array(value) for name, value in flat(gradients).items()}
+
+
+def test_four_micro_batches_are_one_batch(tiny_model: Config) -> None:
+    whole = override(tiny_model, {"dropout": 0.0, "batch_size": 8})
+    parts = override(whole, {"batch_size": 2, "gradient_accumulation_steps": 4})
+    ids = ids_of(8, 9)
+    loss, gradients = gradients_of(whole, ids[None])
+    loss_of_parts, sums = gradients_of(parts, ids.reshape(4, 2, 9))
+    assert loss_of_parts == pytest.approx(loss, abs=1e-5)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(sums[name] / 4, gradient, atol=1e-5, err_msg=name)
+
+
+def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
+    whole = override(tiny_model, {"dropout": 0.0, "batch_size": 8})
+    parts = override(whole, {"batch_size": 2, "gradient_accumulation_steps": 4})
+    ends = []
+    for config, shape in ((whole, (1, 8, 9)), (parts, (4, 2, 9))):
+        step = TrainStep(GPT(config.model, 5), config)
+        norms = []
+        for n in range(5):
+            ids = mx.random.randint(0, 19, (8, 9), key=mx.random.key(n)).reshape(shape)
+            norms.append(scalar(step(ids[..., :-1], ids[..., 1:], 1e-3, mx.random.key(n))[1]))
+        ends.append((norms, flat(step.model.parameters())))
+    np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-4)
+    for name, value in ends[0][1].items():
+        np.testing.assert_allclose(value, ends[1][1][name], atol=1e-4, err_msg=name)
+
+
+def test_each_micro_batch_has_its_own_dropout(tiny_model: Config) -> None:
+    config = override(tiny_model, {"gradient_accumulation_steps": 2, "dropout": 0.5})
+    one = ids_of(4, 9)
+    twice = mx.stack([one, one])  # the same tokens: only the masks can differ
+    single = override(config, {"gradient_accumulation_steps": 1})
+    key = mx.random.split(mx.random.key(2), 2)[0]
+    step = TrainStep(GPT(config.model, 5), config)
+    both = scalar(step.gradients(twice[..., :-1], twice[..., 1:], mx.random.key(2))[0])
+    first = TrainStep(GPT(single.model, 5), single)
+    alone = scalar(token_losses(first.model(one[:, :-1], key), one[:, 1:]).mean())
+    assert both != pytest.approx(alone, abs=1e-6)
+
+
+def test_dropout_changes_from_step_to_step_in_the_compiled_step(tiny_model: Config) -> None:
+    step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
+    ids = ids_of(1, 4, 9)
+    losses = [
+        scalar(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(n))[0]) for n in (0, 1, 0)
+    ]
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_a_step_lowers_the_loss_and_keeps_the_tree(tiny_model: Config) -> None:
+    step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
+    names = list(flat(step.model.parameters()))
+    ids = ids_of(1, 4, 9)
+    losses = [
+        scalar(step(ids[..., :-1], ids[..., 1:], 1e-2, mx.random.key(0))[0]) for _ in range(20)
+    ]
+    assert losses[-1] < losses[0] - 0.5
+    assert list(flat(step.model.parameters())) == names
+
+
+def test_bfloat16_computes_in_16_bits_and_keeps_32_bit_weights(tiny_model: Config) -> None:
+    ends = []
+    for dtype in ("bfloat16", "float32"):
+        config = override(tiny_model, {"dtype": dtype, "dropout": 0.0})
+        step = TrainStep(GPT(config.model, 5), config)
+        ids = ids_of(1, 4, 9)
+        loss = scalar(step(ids[..., :-1], ids[..., 1:], 1e-6, mx.random.key(0))[0])
+        values = flat(step.model.parameters())
+        assert all(value.dtype == mx.float32 for value in values.values())
+        ends.append((loss, values))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-2)
+    assert ends[0][0] != ends[1][0]
+    # A rate of 1e-6 is far below what a 16-bit weight could take in.
+    before = flat(GPT(tiny_model.model, 5).parameters())["wte.weight"]
+    assert not (before == ends[0][1]["wte.weight"]).any()
+
+
+def test_the_learning_rate_is_the_one_given(tiny_model: Config) -> None:
+    config = override(tiny_model, {"weight_decay": 0.0, "dropout": 0.0})
+    ids = ids_of(1, 4, 9)
+    moves = []
+    for rate in (1e-3, 2e-3):
+        model = GPT(config.model, 5)
+        before = np.array(model.ln_f.weight)
+        TrainStep(model, config)(ids[..., :-1], ids[..., 1:], rate, mx.random.key(0))
+        moves.append(np.array(model.ln_f.weight) - before)
+    np.testing.assert_allclose(2 * moves[0], moves[1], rtol=1e-3)
+
+
+def test_the_evaluation_step_masks_and_sees_new_weights(tiny_model: Config) -> None:
+    model = GPT(tiny_model.model, 5)
+    evaluate = make_eval_step(model, mx.float32)
+    ids = ids_of(4, 9)
+    mask = mx.array(np.random.default_rng(0).integers(0, 2, (4, 8)).astype(np.float32))
+    for _ in range(2):
+        losses = token_losses(model(ids[:, :-1]), ids[:, 1:])
+        found = evaluate(ids[:, :-1], ids[:, 1:], mask)
+        assert scalar(found) == pytest.approx(scalar((losses * mask).sum()), rel=1e-5)
+        model.wte.weight = model.wte.weight * 5  # and once more, with other weights
