@@ -74,7 +74,7 @@ def generate(
     emit = stream or (lambda piece: None)
     emit(prompt)
     drawn, started = 0, time.perf_counter()
-    for row in tokens(model, with_start(ids, tokenizer), sampling):
+    for row in tokens(model, with_start(ids, tokenizer), sampling, tokenizer.vocab_size):
         if drawn == 0:
             started = time.perf_counter()
         for text, id in zip(texts, row, strict=True):
@@ -106,8 +106,11 @@ def with_start(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     return ids
 
 
-def tokens(model: GPT, prompt: np.ndarray, sampling: Sampling) -> Iterator[list[int]]:
-    """Yield `max_tokens` rows of one new id for each sample.
+def tokens(
+    model: GPT, prompt: np.ndarray, sampling: Sampling, vocab_size: int
+) -> Iterator[list[int]]:
+    """Yield `max_tokens` rows of one new id for each sample, all below `vocab_size`: a model may
+    have room for more ids than its tokenizer gives.
 
     The next row is under way on the device while the last one is read. With learned positions a
     full cache cannot slide: its last half is then read in again, from position 0.
@@ -117,7 +120,7 @@ def tokens(model: GPT, prompt: np.ndarray, sampling: Sampling) -> Iterator[list[
     window = np.tile(np.asarray(prompt[-block:], dtype=np.int32), (samples, 1))  # [B, T]
     seen = np.zeros((samples, model.config.vocab_size), dtype=bool)
     seen[:, prompt] = True
-    decoder = Decoder(model, sampling)
+    decoder = Decoder(model, sampling, vocab_size)
 
     def key(n: int) -> mx.array:
         return mx.random.key(derive(seed, "sample", n))
@@ -145,8 +148,9 @@ class Decoder:
         seen: bool [B, V], which tokens were there, for the repetition penalty.
     """
 
-    def __init__(self, model: GPT, sampling: Sampling) -> None:
+    def __init__(self, model: GPT, sampling: Sampling, vocab_size: int) -> None:
         self.model = model
+        self.vocab_size = vocab_size
         self.sampling = sampling
         self.position = 0
         self.seen = mx.zeros((sampling.samples, model.config.vocab_size), dtype=mx.bool_)
@@ -189,6 +193,8 @@ class Decoder:
         return self._ids
 
     def _choose(self, logits: mx.array, seen: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
+        known = mx.arange(logits.shape[-1]) < self.vocab_size
+        logits = mx.where(known, logits, sample.NEVER)
         ids = sample.draw(sample.process(logits, seen, self.sampling), key)
         return ids, seen | (mx.arange(seen.shape[-1]) == ids[:, None])
 

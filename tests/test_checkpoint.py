@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt import checkpoint
+from mlxgpt.checkpoint import MODEL, OPTIMIZER
+from mlxgpt.config import Config
+from mlxgpt.errors import UserError
+from mlxgpt.model import GPT, flat
+from mlxgpt.step import TrainStep
+
+
+@pytest.fixture
+def step(tiny_model: Config) -> TrainStep:
+    """A training step that has been taken once, so that the moments are not zero."""
+    step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
+    ids = mx.random.randint(0, 19, (1, 4, 9), key=mx.random.key(0))
+    mx.eval(step(ids[..., :-1], ids[..., 1:], 1e-2, mx.random.key(0)), step.state)
+    return step
+
+
+def save(folder: Path, step: TrainStep, number: int = 3) -> Path:
+    return checkpoint.save(
+        folder,
+        number,
+        step.model.parameters(),
+        step.optimizer.state,
+        tokenizer="abc",
+        report={"loss": 1.5},
+    )
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path: Path, step: TrainStep) -> None:
+    path = save(tmp_path, step)
+    assert path.name == "step-0000003"
+    loaded = checkpoint.load(path, with_optimizer=True)
+    assert (loaded.step, loaded.tokenizer, loaded.report) == (3, "abc", {"loss": 1.5})
+    for ours, theirs in (
+        (step.model.parameters(), loaded.parameters),
+        (step.optimizer.state, loaded.optimizer),
+    ):
+        assert flat(ours).keys() == flat(theirs).keys()
+        for name, value in flat(ours).items():
+            assert value.dtype == flat(theirs)[name].dtype
+            assert (np.array(value) == np.array(flat(theirs)[name])).all(), name
+    assert checkpoint.load(path).optimizer is None
+
+
+def test_no_file_but_safetensors_and_json(tmp_path: Path, step: TrainStep) -> None:
+    names = {path.name for path in save(tmp_path, step).iterdir()}
+    assert names == {"model.safetensors", "optimizer.safetensors", "manifest.json"}
+
+
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
+def test_a_damaged_file_is_refused(
+    tmp_path: Path, step: TrainStep, name: str, damage: str
+) -> None:
+    path = save(tmp_path, step) / name
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"flip": content, "cut": content[:-9], "empty": b""}[damage])
+    with pytest.raises(UserError, match="missing or damaged"):
+        checkpoint.load(path.parent, with_optimizer=True)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": "x"}', "\0"])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, step: TrainStep, content: str) -> None:
+    path = save(tmp_path, step)
+    (path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match="missing or damaged"):
+        checkpoint.load(path)
+
+
+def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, step: TrainStep) -> None:
+    path = save(tmp_path, step) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(UserError, match="newer mlxgpt"):
+        checkpoint.load(path.parent)
+
+
+@pytest.mark.parametrize("at", ["save_safetensors", "second file", "sync", "rename"])
+def test_a_failure_while_writing_loses_nothing(
+    tmp_path: Path, step: TrainStep, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    save(tmp_path, step)
+    real, calls = mx.save_safetensors, []
+
+    def full(*args: object, **_: object) -> None:
+        calls.append(args)
+        if at == "second file" and len(calls) == 1:
+            real(*args)  # type: ignore[arg-type]
+            return
+        raise OSError(28, "No space left on device")
+
+    if at in ("save_safetensors", "second file"):
+        monkeypatch.setattr(mx, "save_safetensors", full)
+    elif at == "sync":
+        monkeypatch.setattr(checkpoint, "_sync", full)
+    else:
+        monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        save(tmp_path, step, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000003"]
+    checkpoint.load(tmp_path / "step-0000003", with_optimizer=True)
+
+
+def test_pruning_keeps_what_it_is_told_and_sweeps_up(tmp_path: Path, step: TrainStep) -> None:
+    for number in (1, 2, 3, 12_345_678):
+        save(tmp_path, step, number)
+    (tmp_path / ".writing-x").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert checkpoint.steps(tmp_path) == [1, 2, 3, 12_345_678]
+    checkpoint.prune(tmp_path, {2, 12_345_678})
+    assert checkpoint.steps(tmp_path) == [2, 12_345_678]
+    assert (tmp_path / "notes").exists()
+    assert not (tmp_path / ".writing-x").exists()
+
+
+def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "best.json"
+    checkpoint.write_atomically(path, '{"a": 1}')
+    assert checkpoint.read_json(path) == {"a": 1}
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.write_atomically(path, '{"a": 2}')
+    assert checkpoint.read_json(path) == {"a": 1}
+    assert checkpoint.read_json(tmp_path / "none") is None
