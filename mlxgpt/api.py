@@ -71,8 +71,8 @@ def prepare(
         val_source: text to judge by; default: a part of the source.
         name: the data folder's name; default: the corpus, or the first file's stem.
     """
-    sources = tuple(map(str, source)) or DataConfig().source
-    data = DataConfig(sources, tuple(map(str, val_source)), tokenizer)
+    values = {"source": source or DataConfig().source, "val_source": val_source}
+    data = configs.from_tree({"data": {**values, "tokenizer": tokenizer}}).data
     return preparation.find_or_prepare(data, home("data", data_dir), name=name, note=note)
 
 

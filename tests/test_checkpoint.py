@@ -58,16 +58,14 @@ def test_no_file_but_safetensors_and_json(tmp_path: Path, step: TrainStep) -> No
 
 @pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
-def test_a_damaged_file_is_refused(
-    tmp_path: Path, step: TrainStep, name: str, damage: str
-) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path, step: TrainStep, name: str, damage: str) -> None:
     path = save(tmp_path, step) / name
     content = bytearray(path.read_bytes())
     content[-5] ^= 4
     if damage == "gone":
         path.unlink()
     else:
-        path.write_bytes({"flip": content, "cut": content[:-9], "empty": b""}[damage])
+        path.write_bytes({"flip": content, "cut": content[:-9], "empty": bytearray()}[damage])
     with pytest.raises(UserError, match="missing or damaged"):
         checkpoint.load(path.parent, with_optimizer=True)
 

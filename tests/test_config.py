@@ -140,7 +140,7 @@ def test_which_changes_make_another_training() -> None:
 
 def test_sampling_settings_are_checked_too() -> None:
     assert configs.sampling({"top_k": 5, "seed": 3}).top_k == 5
-    with pytest.raises(UserError, match="top_p = 1.5 is too large"):
+    with pytest.raises(UserError, match=r"top_p = 1\.5 is too large"):
         configs.sampling({"top_p": 1.5})
     with pytest.raises(UserError, match="temperature = -1"):
         configs.sampling({"temperature": -1})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -62,9 +63,7 @@ def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
     model.wte.weight = mx.zeros_like(model.wte.weight)
     tokenizer = CharTokenizer("abcdefghijklmnopqrs", end_of_text=False)
     ids = np.arange(100) % 19
-    result = Evaluator(
-        model, tokenizer, Tokens(ids, 19), 100, batch_size=2, dtype=mx.float32
-    )()
+    result = Evaluator(model, tokenizer, Tokens(ids, 19), 100, batch_size=2, dtype=mx.float32)()
     assert result.loss == pytest.approx(math.log(19))
     assert result.bits_per_byte == pytest.approx(math.log2(19)), "a letter is a byte here"
     assert result.perplexity == pytest.approx(19)
@@ -72,7 +71,8 @@ def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
 
 def test_too_short_a_text_and_foreign_ids_are_refused(tiny_model: Config) -> None:
     tokenizer = CharTokenizer(LETTERS, end_of_text=False)
-    model, settings = GPT(tiny_model.model), {"batch_size": 1, "dtype": mx.float32}
+    model = GPT(tiny_model.model)
+    settings: dict[str, Any] = {"batch_size": 1, "dtype": mx.float32}
     with pytest.raises(UserError, match="too short"):
         Evaluator(model, tokenizer, Tokens(np.array([1]), 19), 1, **settings)
     with pytest.raises(UserError, match="id 19"):

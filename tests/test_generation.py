@@ -35,7 +35,8 @@ def model(tiny_model: Config) -> GPT:
 
 class Scripted(GPT):
     """A model that writes one text over and over, whatever it reads: token n follows n - 1
-    places."""
+    places.
+    """
 
     def __init__(self, config: Config, ids: list[int]) -> None:
         super().__init__(config.model)

@@ -280,7 +280,7 @@ def test_a_failed_check_stops_before_anything_is_written(
 
 
 def test_divergence_is_named(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="loss is (nan|inf)") as caught:
+    with pytest.raises(UserError, match=r"loss is (nan|inf)") as caught:
         train("a", learning_rate=1e30, grad_clip=0.0, max_steps=100)
     assert "--learning-rate" in caught.value.remedy
 

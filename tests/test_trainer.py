@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -17,13 +21,15 @@ def tokens() -> Tokens:
     return Tokens(np.random.default_rng(0).integers(0, 19, 500), 19)
 
 
+def asked(until: int, done: Iterator[int]) -> bool:
+    return next(done) == until
+
+
 def fresh(config: Config) -> TrainStep:
     return TrainStep(GPT(config.model, 1), config)
 
 
-def test_hooks_come_in_order_at_the_steps_they_ask_for(
-    tiny_model: Config, tokens: Tokens
-) -> None:
+def test_hooks_come_in_order_at_the_steps_they_ask_for(tiny_model: Config, tokens: Tokens) -> None:
     calls: list[tuple[str, int]] = []
 
     def hook(name: str, every: int) -> Hook:
@@ -42,7 +48,7 @@ def test_reports_say_what_happened(tiny_model: Config, tokens: Tokens) -> None:
     assert reports[0].loss == pytest.approx(np.log(19), rel=0.05)
     assert reports[-1].loss < reports[0].loss
     assert all(r.grad_norm > 0 for r in reports)
-    assert all(a.seconds <= b.seconds for a, b in zip(reports, reports[1:], strict=False))
+    assert all(a.seconds <= b.seconds for a, b in pairwise(reports))
 
 
 def test_it_stops_after_the_step_it_is_asked_in(tiny_model: Config, tokens: Tokens) -> None:
@@ -57,14 +63,13 @@ def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: Tokens) -> 
     start = 0
     for until in (1, 5, 12):
         noise = Hook(lambda s: True, lambda r: mx.eval(mx.random.normal((3,))))
-        counter = iter(range(start + 1, 100))
         start = train(
             parts,
             tokens,
             tiny_model,
             start=start,
             hooks=[noise],
-            stop=lambda counter=counter, until=until: next(counter) == until,
+            stop=partial(asked, until, iter(range(start + 1, 100))),
         )
         assert start == until
     for name, value in flat(whole.model.parameters()).items():

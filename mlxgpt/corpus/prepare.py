@@ -55,8 +55,8 @@ def find_or_prepare(
     known = data.source[0] if len(data.source) == 1 and data.source[0] in sources.HUB else None
     if there and known and read_meta(folder).origin == sources.hub_origin(known):
         return open_dataset(folder)  # without asking the hub
-    if not there:
-        note(f"preparing {', '.join(data.source)} in {folder}")
+    if known:
+        note(f"fetching {sources.HUB[known].path} from the Hugging Face hub")
     source = sources.open_source(data.source, data.val_source)
     if there:
         if read_meta(folder).origin != source.origin:
@@ -66,6 +66,7 @@ def find_or_prepare(
                 f"--name NAME, then --source {data_dir}/NAME",
             )
         return open_dataset(folder)
+    note(f"preparing {', '.join(data.source)} in {folder}")
     return write_dataset(source, folder)
 
 

@@ -95,8 +95,7 @@ def test_a_batch_never_changes() -> None:
 def test_an_id_beyond_the_vocabulary_is_caught_before_the_device_sees_it() -> None:
     array = Tokens(np.array([1, 2, 3, 9, 1, 2, 3]), vocab_size=5)
     with pytest.raises(UserError, match="id 9, but the vocabulary ends at 4"):
-        for step in range(5):
-            array.batch(step, seed=0, batch_size=4, block_size=2)
+        array.batch(0, seed=0, batch_size=4, block_size=2)
 
 
 def test_a_text_shorter_than_a_block_is_refused() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,8 @@ def clipping() -> dict[str, np.ndarray]:
 def main() -> None:
     default = Path(__file__).with_name("reference.npz")
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    np.savez_compressed(target, **gpt2(), **adamw(), **clipping())
+    arrays: dict[str, Any] = {**gpt2(), **adamw(), **clipping()}
+    np.savez_compressed(target, **arrays)
 
 
 if __name__ == "__main__":

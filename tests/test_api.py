@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mlxgpt
+from mlxgpt import UserError, api
+from mlxgpt.config import Config
+from mlxgpt.model import count_parameters
+
+
+def test_the_public_names_are_functions_whatever_was_imported_before() -> None:
+    code = (
+        "import importlib, pkgutil, mlxgpt\n"
+        "for module in pkgutil.walk_packages(mlxgpt.__path__, 'mlxgpt.'):\n"
+        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
+        "for name in mlxgpt.__all__: assert callable(getattr(mlxgpt, name)), name\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    with pytest.raises(AttributeError, match="fly"):
+        mlxgpt.fly  # noqa: B018
+
+
+def test_from_text_to_text_in_python(home: Path, text_file: Path, tiny: Config) -> None:
+    dataset = mlxgpt.prepare(text_file)
+    assert dataset.folder == Path("data/words")
+    summary = mlxgpt.train(config=tiny, source=text_file, run="r")
+    result = mlxgpt.generate("to", run="r", max_tokens=5, seed=1)
+    assert result.texts[0].startswith("to")
+    evaluation = mlxgpt.evaluate(run="r")
+    assert evaluation.loss == pytest.approx(summary.val_loss, rel=1e-6)
+    assert [line.name for line in mlxgpt.runs()] == ["r"]
+    assert mlxgpt.info(run="r").step == 12
+    assert all(law.ok for law in mlxgpt.check(config=tiny))
+
+
+def test_eval_of_another_text_is_eval_of_its_tokens(trained: Path, text: str) -> None:
+    val = trained / "val.txt"
+    val.write_text(text[int(len(text) * 0.9) :], encoding="utf-8")
+    folders: dict[str, Any] = {"runs_dir": trained / "runs", "data_dir": trained / "data"}
+    by_source = api.evaluate(source=[val], **folders)
+    assert by_source == api.evaluate(**folders)
+
+
+def test_eval_needs_the_runs_own_data(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the data of done is not in") as caught:
+        api.evaluate(runs_dir=trained / "runs", data_dir=tmp_path)
+    assert "--source" in caught.value.remedy
+    data = Path(shutil.copytree(trained / "data", tmp_path / "data"))
+    meta = json.loads((data / "words" / "meta.json").read_text())
+    ids = np.fromfile(data / "words" / "val.bin", dtype="<u2")[::-1]
+    ids.tofile(data / "words" / "val.bin")
+    import hashlib
+
+    meta["val"]["sha256"] = hashlib.sha256(ids.tobytes()).hexdigest()
+    (data / "words" / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="holds other data"):
+        api.evaluate(runs_dir=trained / "runs", data_dir=data)
+
+
+def test_eval_of_several_texts_with_a_run_of_single_ones(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.txt").write_text("to be<|endoftext|>or not")
+    with pytest.raises(UserError, match="knows single texts"):
+        api.evaluate(source=[tmp_path / "two.txt"], runs_dir=trained / "runs")
+
+
+def test_a_run_of_many_texts_ends_them_and_judges_their_ends(home: Path, tiny: Config) -> None:
+    stories = "<|endoftext|>".join(f"story {n} ends.\n" for n in range(300))
+    Path("stories.txt").write_text(stories)
+    api.train(config=tiny, source="stories.txt", run="s")
+    whole = api.evaluate()
+    Path("val.txt").write_text("story 1 ends.<|endoftext|>story 2 ends.")
+    two = api.evaluate(source=["val.txt"])
+    assert two.tokens == 2 * (13 + 1), "each letter, and each end-of-text"
+    assert whole.tokens > 13
+    assert api.generate("story", max_tokens=3).texts[0].startswith("story")
+
+
+def test_info_counts_parts_that_make_the_whole() -> None:
+    found = api.info(tier=1)
+    assert found.parameters["all"] == count_parameters(found.config.model) <= 1_100_000
+    assert sum(found.parameters.values()) == 2 * found.parameters["all"]
+    assert found.training_tokens == 5000 * 16 * 128
+
+
+def test_the_self_contained_run_generates_anywhere(trained: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(trained / "runs" / "done", tmp_path / "mine"))
+    here = api.generate("to", run=str(moved), seed=1, max_tokens=9, runs_dir=tmp_path / "none")
+    there = api.generate("to", seed=1, max_tokens=9, runs_dir=trained / "runs")
+    assert here.texts == there.texts
+
+
+def test_tier_1_is_what_was_promised() -> None:
+    name, config = api.resolve(tier=1)
+    assert name == "tier1"
+    assert config.train.max_steps == 5000
+    assert config.data.source == ("shakespeare",)

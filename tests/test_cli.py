@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxgpt import api, config, selfcheck
+from mlxgpt.cli import main
+
+COMMANDS = ["prepare", "train", "generate", "eval", "check", "info", "runs"]
+SMALL = ["--n-layer", "1", "--n-embd", "8", "--n-head", "1", "--block-size", "8"]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def here(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with the finished run, as the current one."""
+    monkeypatch.delenv("MLXGPT_HOME", raising=False)
+    monkeypatch.chdir(trained)
+    return trained
+
+
+def flags(command: str, capsys: Capture) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys: Capture) -> None:
+    text = flags(command, capsys)
+    assert text.startswith(f"usage: mlxgpt {command}")
+    assert "--json" in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_the_front_page_names_every_command(capsys: Capture) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n    {command}" in text for command in COMMANDS)
+    assert "mlxgpt train --tier 1" in text
+
+
+def test_every_setting_has_a_flag_with_its_meaning(capsys: Capture) -> None:
+    text = " ".join(flags("train", capsys).split())
+    for section in config.SECTIONS.values():
+        for name, _, item in config.settings(section):
+            assert "--" + name.replace("_", "-") in text
+            assert item.metadata["help"][:20] in text
+
+
+VALUES: dict[str, tuple[list[str], Any]] = {
+    "n_layer": (["3"], 3),
+    "n_head": (["2"], 2),
+    "n_embd": (["96"], 96),
+    "block_size": (["77"], 77),
+    "vocab_size": (["99"], 99),
+    "dropout": (["0.25"], 0.25),
+    "bias": ([], True),
+    "source": (["a.txt", "b.txt"], ("a.txt", "b.txt")),
+    "val_source": (["c.txt"], ("c.txt",)),
+    "tokenizer": (["char"], "char"),
+    "learning_rate": (["3e-4"], 3e-4),
+    "min_lr_ratio": (["0.3"], 0.3),
+    "warmup_steps": (["7"], 7),
+    "decay_steps": (["70"], 70),
+    "weight_decay": (["0.3"], 0.3),
+    "beta1": (["0.8"], 0.8),
+    "beta2": (["0.97"], 0.97),
+    "eps": (["1e-6"], 1e-6),
+    "grad_clip": (["0.5"], 0.5),
+    "batch_size": (["5"], 5),
+    "gradient_accumulation_steps": (["3"], 3),
+    "max_steps": (["321"], 321),
+    "seed": (["11"], 11),
+    "dtype": (["bfloat16"], "bfloat16"),
+    "gradient_checkpointing": ([], True),
+    "log_interval": (["13"], 13),
+    "eval_interval": (["17"], 17),
+    "save_interval": (["19"], 19),
+    "sample_tokens": (["23"], 23),
+}
+
+
+def test_every_flag_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert VALUES.keys() == config.SECTION_OF.keys()
+    reached: dict[str, Any] = {}
+
+    def launch(chosen: config.Config, **rest: Any) -> None:
+        reached.update({"config": chosen, **rest})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "launch", launch)
+    line = ["train", "--tier", "1", "--run", "x", "--max-minutes", "2", "--runs-dir", "r"]
+    for name, (words, _) in VALUES.items():
+        line += ["--" + name.replace("_", "-"), *words]
+    assert main(line) == 130
+    for name, (_, value) in VALUES.items():
+        assert getattr(getattr(reached["config"], config.SECTION_OF[name]), name) == value, name
+    assert (reached["run_name"], reached["max_minutes"]) == ("x", 2.0)
+    assert (reached["runs_dir"], reached["config_name"]) == (Path("r"), "tier1")
+    main(["train", "--tier", "1", "--no-bias"])
+    assert reached["config"].model.bias is False
+
+
+def test_every_sampling_flag_reaches_the_generator(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: dict[str, Any] = {}
+
+    def generate(*args: Any, **_: Any) -> None:
+        reached["sampling"] = args[3]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api.generation, "generate", generate)
+    line = (
+        "generate to --max-tokens 9 --temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 "
+        "--repetition-penalty 1.2 --seed 4 --stop a --stop b --samples 2"
+    )
+    assert main(line.split()) == 130
+    assert reached["sampling"] == config.Sampling(9, 0.5, 3, 0.9, 0.1, 1.2, 4, ("a", "b"), 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem", "remedy"),
+    [
+        ("train --tier 3", "invalid choice: 3", "mlxgpt train --help"),
+        ("train", "not said what to train", "--tier 1"),
+        ("train --tier 1 --n-layers 3", "unknown argument '--n-layers'", "--n-layer"),
+        ("train --tier 1 --n-layer x", "invalid int value", "--help"),
+        ("train --tier 1 --n-head 5", "n_embd = 144", "multiple of 5"),
+        ("train --tier 1 --source gone.txt", "'gone.txt'", "a path that exists"),
+        ("train --tier 1 --config a.toml", "a tier and a config", "not both"),
+        ("train --config gone.toml", "cannot read the config gone.toml", "tier1"),
+        ("generate", "no trained run in", "mlxgpt train --tier 1"),
+        ("generate --run x", "there is no run 'x'", "mlxgpt runs"),
+        ("generate --top-p 2", "top_p = 2.0 is too large", "1.0"),
+        ("eval", "no trained run in", "mlxgpt train"),
+        ("prepare gone.txt", "'gone.txt'", "a path that exists"),
+        ("prepare --tokenizer bpe words.txt", "tokenizer = 'bpe'", "char"),
+        ("fly", "invalid choice: 'fly'", "mlxgpt --help"),
+    ],
+)
+def test_a_mistake_gets_two_lines_and_exit_code_2(
+    home: Path, capsys: Capture, line: str, problem: str, remedy: str
+) -> None:
+    Path("words.txt").write_text("some words")
+    assert main(line.split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    lines = output.err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("mlxgpt: ")
+    assert problem in lines[0]
+    assert lines[1].startswith("  → ")
+    assert remedy in lines[1]
+    assert {path.name for path in home.iterdir()} == {"words.txt"}, "nothing is left behind"
+
+
+def test_prepare_train_generate_eval_as_a_person_types_them(
+    home: Path, text_file: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selfcheck, "check", lambda chosen: iter([]))
+    assert main(["prepare", "words.txt", "--name", "w"]) == 0
+    assert "data/w: 1,800 tokens to train on, 200 to judge by" in capsys.readouterr().out
+    small = [*SMALL, "--max-steps", "4", "--sample-tokens", "5"]
+    assert main(["train", "--tier", "1", "--source", "w", *small]) == 0
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "try it      mlxgpt generate --run runs/tier1-w 'to be or not" in output.err
+    assert main(["generate", "to be", "--max-tokens", "9", "--seed", "3"]) == 0
+    output = capsys.readouterr()
+    assert len(output.out) == len("to be") + 9 + 1
+    assert output.out.startswith("to be")
+    assert "runs/tier1-w, step 4" in output.err
+    assert "seed 3" in output.err
+    assert main(["generate", "to be", "--samples", "2", "--max-tokens", "5"]) == 0
+    assert capsys.readouterr().out.count("to be") == 2
+    assert main(["eval"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    assert main(["eval", "--source", "words.txt"]) == 0
+    assert "tokens         1,999" in capsys.readouterr().out
+    assert main(["runs"]) == 0
+    assert "tier1-w  4/4" in capsys.readouterr().out
+    assert main(["info"]) == 0
+    assert "n_layer = 1" in capsys.readouterr().out
+
+
+def one_object(capsys: Capture) -> Any:
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    return json.loads(lines[0])
+
+
+def test_json_is_one_object_with_what_was_promised(here: Path, capsys: Capture) -> None:
+    assert main(["eval", "--json"]) == 0
+    assert {"loss", "bits_per_byte", "perplexity", "tokens"} <= one_object(capsys).keys()
+    assert main(["generate", "to", "--max-tokens", "5", "--json"]) == 0
+    result = one_object(capsys)
+    assert {"texts", "tokens_per_second"} <= result.keys()
+    assert len(result["texts"][0]) == 7
+    assert main(["runs", "--json"]) == 0
+    assert one_object(capsys)[0]["name"] == "done"
+    assert main(["info", "--json"]) == 0
+    assert one_object(capsys)["parameters"]["all"] > 0
+    assert main(["prepare", "words.txt", "--json"]) == 0
+    assert one_object(capsys)["train"]["tokens"] == 1800
+    assert main(["check", "--json", *SMALL]) == 0
+    laws = one_object(capsys)
+    assert {"name", "ok", "detail"} <= laws[0].keys()
+    assert all(law["ok"] for law in laws)
+
+
+def test_check_prints_every_law_and_the_reason(capsys: Capture) -> None:
+    assert main(["check", *SMALL]) == 0
+    text = capsys.readouterr().out
+    assert text.count("\nok ") == 12
+    assert "Why ln V" in text
+
+
+def test_a_failed_check_is_exit_code_1(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = [selfcheck.Law("causality", False, "sees ahead")]
+    monkeypatch.setattr(selfcheck, "check", lambda chosen: iter(broken))
+    assert main(["check"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_mlxgpt_home_holds_both_folders(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLXGPT_HOME", str(tmp_path / "home"))
+    assert main(["prepare", str(text_file)]) == 0
+    assert (tmp_path / "home" / "data" / "words" / "meta.json").exists()
+
+
+def test_output_closed_early_is_no_error(here: Path) -> None:
+    root = Path(__file__).parents[1]
+    command = f"{sys.executable} -m mlxgpt generate to --max-tokens 3000 | head -c 3"
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert len(result.stdout) == 3
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from mlxgpt.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'mlx', 'mlx.core', 'numpy', 'datasets', 'rich', 'tiktoken'}\n"
+        "sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_generating_does_not_import_datasets(here: Path) -> None:
+    code = (
+        "import sys; from mlxgpt.cli import main; main(['generate', 'to', '--max-tokens', '2'])\n"
+        "sys.exit('datasets' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr

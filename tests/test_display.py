@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mlxgpt import api
+from mlxgpt import display as displays
+from mlxgpt import run as runs
+from mlxgpt.corpus.tokens import open_dataset
+from mlxgpt.display import TrainingDisplay, duration, show_laws, size
+from mlxgpt.launch import Summary
+from mlxgpt.selfcheck import Law
+
+RECORD = {
+    "step": 1200,
+    "loss": 1.5,
+    "lr": 1e-3,
+    "grad_norm": 0.5,
+    "tokens_per_second": 8123.4,
+    "peak_share": 0.34,
+    "memory_bytes": 412_000_000,
+}
+
+
+def shown(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trained: Path,
+    *,
+    terminal: bool,
+    width: int = 120,
+) -> str:
+    """Everything a display writes in the course of a short training."""
+    console = Console(
+        stderr=True, force_terminal=terminal, width=width, highlight=False, no_color=True
+    )
+    monkeypatch.setattr(displays, "console", lambda: console)
+    display = TrainingDisplay()
+    run = runs.open_run(trained / "runs" / "done")
+    display.law(Law("causality", True, "fine"))
+    display.start(run, open_dataset(trained / "data" / "words"), 0)
+    display.log(RECORD)
+    display.log({**RECORD, "step": 1210, "val_loss": 1.75})
+    display.sample(1210, "[bold]To be[/bold]\n:smile: or")
+    display.log({**RECORD, "step": 1220, "tokens_per_second": None, "peak_share": None})
+    summary = Summary(
+        run=run.folder,
+        data=trained / "data" / "words",
+        step=1220,
+        steps=5000,
+        loss=1.5,
+        val_loss=1.75,
+        best_step=1210,
+        seconds=3725.0,
+        interrupted=True,
+        resumed=False,
+        try_it="mlxgpt generate --run " + "x" * 100,
+    )
+    display.finish(summary)
+    display.close()
+    return capsys.readouterr().err
+
+
+def test_plain_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: Path
+) -> None:
+    text = shown(monkeypatch, capsys, trained, terminal=False)
+    assert "\x1b" not in text
+    line = next(line for line in text.splitlines() if line.startswith("step 1,210"))
+    for part in ("loss 1.5000", "val loss 1.7500", "lr 1.00e-03", "tokens/s 8,123"):
+        assert part in line
+    for part in ("of peak 34%", "memory 412 MB", "ETA"):
+        assert part in line
+    assert "step 1,200" not in text, "not a line for every record"
+    assert "[bold]To be[/bold]\n    :smile: or" in text, "a sample is no markup"
+    assert "1,220 of 5,000 steps in 1:02:05" in text
+    assert "mlxgpt generate --run " + "x" * 100 in text, "a command is not broken"
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_terminal_gets_a_live_view_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trained: Path,
+    width: int,
+) -> None:
+    text = shown(monkeypatch, capsys, trained, terminal=True, width=width)
+    assert "\x1b[" in text
+    for part in ("val loss", "tokens/s", "of peak", "memory", "ETA", "8,123"):
+        assert part in text
+    assert "\x1b[?25h" in text, "the cursor comes back"
+
+
+def test_a_failed_law_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    TrainingDisplay().law(Law("causality", False, "sees ahead"))
+    assert "causality: sees ahead" in capsys.readouterr().err
+
+
+def test_laws_are_shown_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    laws = [Law("a", True, "[x] fine", why="because"), Law("b", False, "broken")]
+    show_laws(laws, Console(width=80, no_color=True))
+    text = capsys.readouterr().out
+    assert "ok" in text
+    assert "[x] fine" in text
+    assert "FAILED" in text
+    assert "because" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3725, "1:02:05")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (412e6, "412 MB"), (1.5e9, "1.5 GB"), (3e15, "3000.0 TB")],
+)
+def test_sizes(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+def test_a_whole_training_is_shown(
+    home: Path, text_file: Path, tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.train(config=tiny, source=text_file, run="r", display=TrainingDisplay())
+    text = capsys.readouterr().err
+    for part in (
+        "preparing",
+        "12 checks passed",
+        "parameters: 2 layers",
+        "12 steps of 32 tokens",
+        "what it writes after 4 steps",
+        "step 12/12",
+        "done",
+        "the best, at step",
+        "mlxgpt generate --run runs/r",
+    ):
+        assert part in text
