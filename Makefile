@@ -1,0 +1,62 @@
+# mlxgpt: `make train` and `make test` on a new machine with Python 3.11 or later, or uv.
+# Written for what Apple ships: make 3.81 and a plain sh.
+#
+#   make train                    Tiny Shakespeare from the hub, 5000 steps, three samples
+#   make train SOURCE=my.txt      the same on a text of your own
+#   make train ARGS="--seed 2"    any flag of `mlxgpt train`
+#   make test                     the tests
+#   make check                    format, lint, types
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCE :=
+ARGS :=
+
+.PHONY: train test check venv dev clean
+
+train: venv
+	@$(BIN)/mlxgpt train --tier 1 $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
+	@echo && $(BIN)/mlxgpt generate --samples 3 --max-tokens 300
+
+test: dev
+	@$(BIN)/python -m pytest
+
+check: dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+venv: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+# The stamps are newer than pyproject.toml when what it asks for is installed, so that a second
+# call installs nothing.
+$(VENV)/.installed: pyproject.toml
+	@$(call make_venv)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)
+
+# A Python of 3.11 or later with its venv, else uv, which brings its own; else say how to get one.
+define make_venv
+if [ ! -x $(BIN)/python ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	rm -rf $(VENV); \
+	for python in python3.13 python3.12 python3.11 python3 python3.14 python; do \
+		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+			>/dev/null 2>&1 && $$python -m venv $(VENV); then break; fi; \
+	done; \
+	if [ ! -x $(BIN)/python ] && command -v uv >/dev/null 2>&1; then \
+		uv venv --quiet --seed --python '>=3.11' $(VENV); \
+	fi; \
+	if [ ! -x $(BIN)/python ]; then \
+		echo 'mlxgpt needs Python 3.11 or later: get one from python.org, or uv from docs.astral.sh/uv' >&2; \
+		exit 1; \
+	fi; \
+fi
+endef

@@ -1,0 +1,59 @@
+"""The wheel, installed into an empty environment in an empty folder, trains and generates."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MLXGPT"))}
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `mlxgpt` command of an environment that holds the wheel and what it asks for."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
+    (wheel,) = folder.glob("mlxgpt-*.whl")
+    venv.create(folder / "env", with_pip=False)
+    python = folder / "env" / "bin" / "python"
+    run(*pip, "--python", python, "install", "--quiet", wheel, cwd=folder)
+    return folder / "env" / "bin" / "mlxgpt"
+
+
+def test_the_wheel_trains_and_generates(installed: Path, text_file: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    small = "--n-layer 1 --n-embd 16 --n-head 2 --block-size 16 --max-steps 6".split()
+    run(installed, "train", "--tier", "1", "--source", text_file, *small, cwd=empty)
+    assert {path.name for path in empty.iterdir()} == {"data", "runs"}
+    text = run(installed, "generate", "to be", "--max-tokens", "20", cwd=empty)
+    assert text.startswith("to be")
+    assert len(text) == len("to be") + 20 + 1
+
+
+def test_the_wheel_brings_its_configs_and_nothing_of_the_tests(installed: Path) -> None:
+    (package,) = installed.parents[1].glob("lib/python*/site-packages/mlxgpt")
+    assert {p.name for p in (package / "configs").iterdir()} == {
+        p.name for p in (ROOT / "configs").iterdir()
+    }
+    assert not (package.parent / "tests").exists()
