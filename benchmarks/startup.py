@@ -1,6 +1,6 @@
 """How long a person waits: `mlxgpt --help`, and `mlxgpt generate` to its first character.
 
-    python benchmarks/startup.py RUN      a run's folder; medians of seven after one warm-up
+python benchmarks/startup.py RUN      a run's folder; medians of seven after one warm-up
 """
 
 from __future__ import annotations

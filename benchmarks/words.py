@@ -1,6 +1,6 @@
 """Share of generated words, of two letters or more, that occur in the training text.
 
-    python benchmarks/words.py RUN TEXT      2,000 words at temperature 0.8, seeds 1, 2, …
+python benchmarks/words.py RUN TEXT      2,000 words at temperature 0.8, seeds 1, 2, …
 """
 
 from __future__ import annotations

@@ -134,14 +134,14 @@ class TrainingDisplay:
 
     def _numbers(self) -> list[tuple[str, str]]:
         r = self._latest
-        rate, share, eta = r["tokens_per_second"], r["peak_share"], self._eta()
+        eta = self._eta()
         return [
             ("step", f"{r['step']:,}/{self._steps:,}"),
             ("loss", f"{r['loss']:.4f}"),
             ("val loss", "–" if self._val_loss is None else f"{self._val_loss:.4f}"),
             ("lr", f"{r['lr']:.2e}"),
-            ("tokens/s", "–" if rate is None else f"{rate:,.0f}"),
-            ("of peak", "–" if share is None else f"{share:.0%}"),
+            ("tokens/s", f"{r['tokens_per_second']:,.0f}"),
+            ("of peak", f"{r['peak_share']:.0%}"),
             ("memory", size(r["memory_bytes"])),
             ("ETA", "–" if eta is None else duration(eta)),
         ]

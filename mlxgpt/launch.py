@@ -19,13 +19,12 @@ from typing import Any, Protocol
 
 from mlxgpt import blas, checkpoint, device, selfcheck
 from mlxgpt import run as runs
-from mlxgpt.config import Config, Sampling, changed_weights, override
+from mlxgpt.config import Config, changed_weights, override
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.tokens import Dataset, blocks_per_epoch
 from mlxgpt.errors import UserError
-from mlxgpt.evaluation import Evaluator
-from mlxgpt.generation import generate
-from mlxgpt.model import GPT, flops_per_token, load_parameters
+from mlxgpt.hooks import Hooks, Watcher
+from mlxgpt.model import GPT, load_parameters
 from mlxgpt.run import Run
 from mlxgpt.selfcheck import Law
 from mlxgpt.step import TrainStep
@@ -62,14 +61,12 @@ class Summary:
     try_it: str
 
 
-class Display(Protocol):
+class Display(Watcher, Protocol):
     """Whoever shows a training. Each method is told of one thing that happened."""
 
     def note(self, line: str) -> None: ...
     def law(self, law: Law) -> None: ...
     def start(self, run: Run, dataset: Dataset, start: int) -> None: ...
-    def log(self, record: dict[str, Any]) -> None: ...
-    def sample(self, step: int, text: str) -> None: ...
     def finish(self, summary: Summary) -> None: ...
 
 
@@ -137,7 +134,7 @@ def launch(
     run.cut_metrics(start)
     display.start(run, dataset, start)
 
-    hooks = Hooks(run, config, dataset, step_function, display)
+    hooks = Hooks(run, config, dataset, step_function, display, start)
     if last_report and start not in [record["step"] for record in run.metrics()]:
         # Killed after saving and before evaluating: make up for what is missing.
         report = Report(start, seconds=0.0, values={}, **last_report)
@@ -145,7 +142,7 @@ def launch(
             if hook.due(start):
                 hook.run(report)
     began = time.monotonic()
-    with _stop_signals() as stop:
+    with _stop_signals(display) as stop:
         step = train(step_function, dataset.train, config, start=start, hooks=hooks.all, stop=stop)
     if step not in run.steps():
         hooks.save_now(step)
@@ -153,110 +150,6 @@ def launch(
     summary = _summary(run, config, dataset, seconds=seconds, step=step, resumed=start > 0)
     display.finish(summary)
     return summary
-
-
-class Hooks:
-    """What happens besides the steps: saving, evaluating, sampling, logging, in this order, so
-    that nothing is lost when an evaluation fails.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        config: Config,
-        dataset: Dataset,
-        step_function: TrainStep,
-        display: Display,
-    ) -> None:
-        self.run = run
-        self.config = config
-        self.tokenizer = dataset.tokenizer
-        self.step_function = step_function
-        self.display = display
-        t, last = config.train, config.train.max_steps
-        self.evaluator = Evaluator(
-            step_function.model,
-            dataset.tokenizer,
-            dataset.val,
-            dataset.meta.val.bytes,
-            batch_size=t.batch_size,
-            dtype=step_function.dtype,
-        )
-        self.peak = device.matmul_peak(t.dtype)
-        self.flops = flops_per_token(config.model)
-        self.tokens = t.batch_size * t.gradient_accumulation_steps * config.model.block_size
-        self.last_logged: Report | None = None
-
-        def every(*intervals: int) -> Callable[[int], bool]:
-            return lambda step: step == last or any(step % n == 0 for n in intervals)
-
-        save = Hook(every(t.save_interval, t.eval_interval), self.save)
-        self.after_saving = [
-            Hook(every(t.eval_interval), self.evaluate),
-            Hook(every(t.log_interval, t.eval_interval), self.log),
-        ]
-        self.all = [save, *self.after_saving]
-
-    def save(self, report: Report) -> None:
-        """Write a checkpoint; delete all others but the best."""
-        numbers = {"lr": report.lr, "loss": report.loss, "grad_norm": report.grad_norm}
-        self._write(report.step, numbers)
-
-    def save_now(self, step: int) -> None:
-        """Write a checkpoint of the state as it is."""
-        self._write(step, {})
-
-    def _write(self, step: int, numbers: dict[str, float]) -> None:
-        checkpoint.save(
-            self.run.checkpoints,
-            step,
-            self.step_function.model.parameters(),
-            self.step_function.optimizer.state,
-            tokenizer=self.tokenizer.fingerprint,
-            report=numbers,
-        )
-        best = self.run.best()
-        checkpoint.prune(self.run.checkpoints, {step, best["step"] if best else step})
-
-    def evaluate(self, report: Report) -> None:
-        """Evaluate, remember the best, and write a sample."""
-        result = self.evaluator()
-        report.values["val_loss"] = result.loss
-        report.values["val_bits_per_byte"] = result.bits_per_byte
-        best = self.run.best()
-        if best is None or result.loss < best["val_loss"]:
-            self.run.set_best(report.step, result.loss)
-        if length := self.config.train.sample_tokens:
-            sampling = Sampling(max_tokens=length, seed=self.config.train.seed)
-            text = generate(self.step_function.model, self.tokenizer, "", sampling).texts[0]
-            self.run.add_sample(report.step, text)
-            self.display.sample(report.step, text)
-
-    def log(self, report: Report) -> None:
-        """Write a line of metrics."""
-        if not math.isfinite(report.loss):
-            raise UserError(
-                f"the loss is {report.loss} at step {report.step}: the training has diverged",
-                f"use a lower --learning-rate than {self.config.optim.learning_rate}, "
-                "and another --run.",
-            )
-        before = self.last_logged
-        steps = report.step - before.step if before else 0
-        seconds = report.seconds - before.seconds if before else 0.0
-        rate = steps * self.tokens / seconds if seconds > 0 else None
-        self.last_logged = report
-        record = {
-            "step": report.step,
-            "loss": report.loss,
-            "lr": report.lr,
-            "grad_norm": report.grad_norm,
-            "tokens_per_second": rate,
-            "peak_share": rate * self.flops / self.peak if rate else None,
-            "memory_bytes": device.memory()[0],
-            **report.values,
-        }
-        self.run.log(record)
-        self.display.log(record)
 
 
 def load_model(run: Run, which: str = "best") -> tuple[GPT, checkpoint.Checkpoint]:
@@ -377,7 +270,7 @@ def _plan(config: Config, dataset: Dataset, minutes: float, display: Display) ->
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
+def _stop_signals(display: Display) -> Iterator[Callable[[], bool]]:
     """While a training runs, the first Ctrl-C (or SIGTERM) asks it to stop after its step; the
     second one quits at once. Yields a function that tells whether it was asked.
     """
@@ -390,8 +283,9 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 
     def handle(number: int, frame: Any) -> None:
         if asked.is_set():
-            os._exit(128 + number)
+            raise KeyboardInterrupt
         asked.set()
+        display.note("stopping after this step, and saving; once more quits at once")
 
     for number in signals:
         signal.signal(number, handle)

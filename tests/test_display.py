@@ -45,7 +45,7 @@ def shown(
     display.log(RECORD)
     display.log({**RECORD, "step": 1210, "val_loss": 1.75})
     display.sample(1210, "[bold]To be[/bold]\n:smile: or")
-    display.log({**RECORD, "step": 1220, "tokens_per_second": None, "peak_share": None})
+    display.log({**RECORD, "step": 1220})
     summary = Summary(
         run=run.folder,
         data=trained / "data" / "words",

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt import api, checkpoint, launch, selfcheck
+from mlxgpt import api, checkpoint, hooks, launch, selfcheck
 from mlxgpt import run as runs
 from mlxgpt.config import Config, override
 from mlxgpt.errors import UserError
@@ -125,7 +125,7 @@ def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
     for until in (3, 11, 20):
         stops = iter([False] * (until - len_done("parts") - 1) + [True])
         with monkeypatch.context() as patch:
-            patch.setattr(launch, "_stop_signals", lambda stops=stops: Stops(stops))
+            patch.setattr(launch, "_stop_signals", lambda display, stops=stops: Stops(stops))
             summary = train("parts", eval_interval=5, log_interval=1, save_interval=7, **more)
         assert summary.interrupted
         assert summary.step == until
@@ -160,17 +160,17 @@ def test_a_run_that_died_in_a_hook_is_made_whole(
     train: Any, monkeypatch: pytest.MonkeyPatch, dies: str
 ) -> None:
     train("whole")
-    real = getattr(launch.Hooks, dies)
+    real = getattr(hooks.Hooks, dies)
 
-    def die(self: launch.Hooks, report: Report) -> None:
+    def die(self: hooks.Hooks, report: Report) -> None:
         if report.step == 8:
             raise PulledPlug
         real(self, report)
 
-    monkeypatch.setattr(launch.Hooks, dies, die)
+    monkeypatch.setattr(hooks.Hooks, dies, die)
     with pytest.raises(PulledPlug):
         train("died")
-    monkeypatch.setattr(launch.Hooks, dies, real)
+    monkeypatch.setattr(hooks.Hooks, dies, real)
     display = Recorder()
     assert train("died", display).resumed
     expected = 4 if dies == "save" else 8
@@ -234,9 +234,9 @@ def test_a_run_grows_when_its_schedule_does_not_hang_on_its_length(train: Any) -
 
 def test_the_best_checkpoint_stays(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0])
-    real = launch.Evaluator.__call__
+    real = hooks.Evaluator.__call__
     monkeypatch.setattr(
-        launch.Evaluator, "__call__", lambda self: replace(real(self), loss=next(losses))
+        hooks.Evaluator, "__call__", lambda self: replace(real(self), loss=next(losses))
     )
     assert train("a").best_step == 8
     assert checkpoint.steps(Path("runs/a/checkpoints")) == [8, 12]
