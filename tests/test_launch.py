@@ -341,7 +341,8 @@ def test_a_signal_finishes_the_step_and_saves(home: Path, text_file: Path, name:
         text=True,
     )
     log, deadline = Path("runs/a/metrics.jsonl"), time.monotonic() + 60
-    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+    while not (log.exists() and log.read_text()) and process.poll() is None:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(getattr(signal, name))
     output, _ = process.communicate(timeout=60)

@@ -43,18 +43,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_trains_and_generates(installed: Path, text_file: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    small = [
-        "--n-layer",
-        "1",
-        "--n-embd",
-        "16",
-        "--n-head",
-        "2",
-        "--block-size",
-        "16",
-        "--max-steps",
-        "6",
-    ]
+    small = ["--n-layer", "1", "--n-embd", "16", "--block-size", "16", "--max-steps", "6"]
     run(installed, "train", "--tier", "1", "--source", text_file, *small, cwd=empty)
     assert {path.name for path in empty.iterdir()} == {"data", "runs"}
     text = run(installed, "generate", "to be", "--max-tokens", "20", cwd=empty)
