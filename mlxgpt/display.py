@@ -159,7 +159,9 @@ class TrainingDisplay:
             table.add_row(*[Text(name, style="dim") for name, _ in row])
             table.add_row(*[Text(value, style="bold") for _, value in row])
             tables.append(table)
-        bar = ProgressBar(total=self._steps, completed=self._latest["step"])
+        # In a grid of its own, since a bar does not end its line.
+        bar = Table.grid(expand=True)
+        bar.add_row(ProgressBar(total=self._steps, completed=self._latest["step"]))
         return Group(bar, *tables)
 
 

@@ -94,6 +94,21 @@ def test_a_terminal_gets_a_live_view_that_fits(
     assert "\x1b[?25h" in text, "the cursor comes back"
 
 
+@pytest.mark.parametrize(("width", "rows"), [(110, 3), (60, 5)])
+def test_the_live_view_has_a_bar_and_names_over_numbers(
+    capsys: pytest.CaptureFixture[str], width: int, rows: int
+) -> None:
+    display = TrainingDisplay()
+    display._steps, display._latest = 5000, RECORD
+    Console(width=width, no_color=True).print(display._view())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == rows
+    assert set(lines[0]) <= set("━╸╺ ")
+    assert lines[1].split()[:2] == ["step", "loss"]
+    assert lines[2].split()[:2] == ["1,200/5,000", "1.5000"]
+    assert "8,123" in lines[-1]
+
+
 def test_a_failed_law_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     TrainingDisplay().law(Law("causality", False, "sees ahead"))
     assert "causality: sees ahead" in capsys.readouterr().err
