@@ -12,12 +12,14 @@ has, and `status()` says why. On macOS nothing is done: MLX uses Accelerate and 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
@@ -29,6 +31,7 @@ PREFIX = "scipy_"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TRIM_BYTES, MMAP_BYTES = 1 << 30, 32 << 20
 
+_library: ctypes.CDLL | None = None
 _status = "MLX's own BLAS"
 _fast = True
 
@@ -41,6 +44,20 @@ def status() -> str:
 def is_fast() -> bool:
     """False where a faster BLAS belongs and could not be put in place."""
     return _fast
+
+
+@contextlib.contextmanager
+def shared_by(threads: int) -> Iterator[None]:
+    """For that many threads that multiply at the same time: each gets its share of BLAS's own."""
+    if _library is None:
+        yield
+        return
+    before = _library.scipy_openblas_get_num_threads()
+    _library.scipy_openblas_set_num_threads(max(1, before // threads))
+    try:
+        yield
+    finally:
+        _library.scipy_openblas_set_num_threads(before)
 
 
 def install() -> None:
@@ -62,6 +79,7 @@ class _Unavailable(Exception):
 
 
 def _load() -> str:
+    global _library
     if "mlx.core" in sys.modules:
         raise _Unavailable("mlx was imported before mlxgpt; import mlxgpt first")
     library, version = _find_wheel()
@@ -73,7 +91,7 @@ def _load() -> str:
     try:
         if not renamed.exists():
             _write_renamed(library, renamed)
-        ctypes.CDLL(str(renamed), mode=ctypes.RTLD_GLOBAL)
+        _library = ctypes.CDLL(str(renamed), mode=ctypes.RTLD_GLOBAL)
     finally:
         if cache is None:
             shutil.rmtree(folder, ignore_errors=True)

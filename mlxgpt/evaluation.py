@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import mlx.core as mx
 import numpy as np
 
+from mlxgpt import lanes
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
+from mlxgpt.lanes import Lanes
 from mlxgpt.model import GPT
 from mlxgpt.step import make_eval_step, scalar
 
@@ -75,14 +78,16 @@ class Evaluator:
         self._bytes = text_bytes
         self._batch_size = batch_size
         self._block_size = model.config.block_size
-        self._step = make_eval_step(model, dtype)
+        self._model = model
+        self._lanes = Lanes(lambda: make_eval_step(model, dtype))
 
     def __call__(self) -> Evaluation:
         """Evaluate the model as it is now."""
-        total = sum(
-            scalar(self._step(mx.array(x), mx.array(y), mx.array(mask)))
-            for x, y, mask in self._batches()
-        )
+        parameters = self._model.parameters()
+        shares = ((parameters, *map(mx.array, batch)) for batch in self._batches())
+        total = 0.0
+        while some := list(islice(shares, lanes.count())):
+            total += sum(map(scalar, self._lanes(some)))
         count = len(self._ids) - 1
         loss = total / count
         bits = total / math.log(2) / self._bytes

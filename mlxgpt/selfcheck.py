@@ -13,7 +13,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
 
 from mlxgpt import blas, kernels, sample
 from mlxgpt.config import Config, Sampling, override
@@ -167,8 +166,7 @@ def micro_batches(config: Config) -> Law:
     _, by_two = halves.gradients(x, y, key)
     one = (1, 4, config.model.block_size)
     _, by_one = whole.gradients(x.reshape(one), y.reshape(one), key)
-    # Micro-batches are summed first, and divided when they are applied.
-    apart = _apart(tree_map(lambda g: g / 2, by_two), by_one)
+    apart = _apart(by_two, by_one)
     return Law(
         "micro-batches = one batch",
         different and apart < 1e-5,

@@ -5,7 +5,9 @@ Shapes are fixed, so each is traced once. Nothing here waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,7 +17,9 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map
 
+from mlxgpt import lanes
 from mlxgpt.config import Config
+from mlxgpt.lanes import Lanes
 from mlxgpt.model import GPT, load_parameters
 from mlxgpt.optim import make_optimizer
 
@@ -27,6 +31,20 @@ def scalar(value: mx.array) -> float:
 
 def _not_compiled(function: Callable, **_: Any) -> Callable:
     return function
+
+
+_one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def _borrowed(model: GPT) -> Iterator[None]:
+    """While a function of the parameters is traced, the model holds what it is traced with."""
+    with _one_at_a_time:
+        own = model.parameters()
+        try:
+            yield
+        finally:
+            model.update(own)
 
 
 class TrainStep:
@@ -46,11 +64,10 @@ class TrainStep:
         self.grad_clip = config.optim.grad_clip
         self.dtype = getattr(mx, config.train.dtype)
         compile = mx.compile if compiled else _not_compiled
-        inputs = [model.state]
-        self._gradients = compile(self._gradients_of, inputs=inputs)
+        self._lanes = Lanes(lambda: _Sums(compile(self._gradients_of), compile(_add)))
+        self._mean = compile(self._mean_of)
         both = [model.state, self.optimizer.state]
         self._apply = compile(self._apply_gradients, inputs=both, outputs=both)
-        self._add = compile(partial(tree_map, mx.add))
 
     @property
     def state(self) -> list[Any]:
@@ -84,34 +101,52 @@ class TrainStep:
         self, inputs: mx.array, targets: mx.array, key: mx.array
     ) -> tuple[mx.array, dict]:
         """Mean loss and its gradients over all micro-batches, which are equally large."""
-        keys = mx.random.split(key, self.micro_batches)
-        loss, gradients = self._gradients(inputs[0], targets[0], keys[0])
-        for a in range(1, self.micro_batches):
-            more, new = self._gradients(inputs[a], targets[a], keys[a])
-            loss, gradients = loss + more, self._add(gradients, new)
-        return loss / self.micro_batches, gradients
+        A, B, T = inputs.shape
+        L = lanes.count() if B % lanes.count() == 0 else 1
+        keys = mx.random.split(key, L * A).reshape(L, A, -1)
+        inputs, targets = (ids.reshape(A, L, B // L, T).swapaxes(0, 1) for ids in (inputs, targets))
+        parameters = self.model.trainable_parameters()
+        shares = zip([parameters] * L, inputs, targets, keys, strict=True)
+        sums = self._lanes(shares)
+        return self._mean(sums) if L * A > 1 else sums[0]
 
     def _gradients_of(
-        self, inputs: mx.array, targets: mx.array, key: mx.array
+        self, parameters: dict, inputs: mx.array, targets: mx.array, key: mx.array
     ) -> tuple[mx.array, dict]:
-        master = self.model.trainable_parameters()
-
         def mean_loss(parameters: dict) -> mx.array:
             self.model.update(tree_map(lambda p: p.astype(self.dtype), parameters))
             return token_losses(self.model(inputs, key), targets).mean()
 
-        loss, gradients = mx.value_and_grad(mean_loss)(master)
-        self.model.update(master)
-        return loss, gradients
+        with _borrowed(self.model):
+            return mx.value_and_grad(mean_loss)(parameters)
+
+    def _mean_of(self, sums: list[tuple[mx.array, dict]]) -> tuple[mx.array, dict]:
+        parts = len(sums) * self.micro_batches
+        return tree_map(lambda *values: sum(values) / parts, *sums)
 
     def _apply_gradients(self, gradients: dict, learning_rate: mx.array) -> mx.array:
-        if self.micro_batches > 1:
-            gradients = tree_map(lambda g: g / self.micro_batches, gradients)
         limit = self.grad_clip or float("inf")
         gradients, norm = optim.clip_grad_norm(gradients, limit)
         self.optimizer.learning_rate = learning_rate
         self.optimizer.update(self.model, gradients)
         return norm
+
+
+class _Sums:
+    """One lane's losses and gradients of its micro-batches, added up."""
+
+    def __init__(self, gradients: Callable, add: Callable) -> None:
+        self._gradients, self._add = gradients, add
+
+    def __call__(self, parameters: dict, *batches: mx.array) -> tuple[mx.array, dict]:
+        first, *others = zip(*batches, strict=True)
+        total = self._gradients(parameters, *first)
+        for batch in others:
+            total = self._add(total, self._gradients(parameters, *batch))
+        return total
+
+
+_add = partial(tree_map, mx.add)
 
 
 def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
@@ -120,15 +155,13 @@ def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
 
 
 def make_eval_step(model: GPT, dtype: mx.Dtype) -> Callable[..., mx.array]:
-    """A compiled function (inputs[B, T], targets[B, T], mask[B, T]) -> summed loss of the tokens
-    where the mask is 1, in nats.
+    """A compiled function (parameters, inputs[B, T], targets[B, T], mask[B, T]) -> summed loss of
+    the tokens where the mask is 1, in nats.
     """
 
-    def evaluate(inputs: mx.array, targets: mx.array, mask: mx.array) -> mx.array:
-        master = model.parameters()
-        model.update(tree_map(lambda p: p.astype(dtype), master))
-        losses = token_losses(model(inputs), targets)
-        model.update(master)
-        return (losses * mask).sum()
+    def evaluate(parameters: dict, inputs: mx.array, targets: mx.array, mask: mx.array) -> mx.array:
+        with _borrowed(model):
+            model.update(tree_map(lambda p: p.astype(dtype), parameters))
+            return (token_losses(model(inputs), targets) * mask).sum()
 
-    return mx.compile(evaluate, inputs=[model.state])
+    return mx.compile(evaluate)

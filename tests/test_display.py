@@ -100,7 +100,8 @@ def test_the_live_view_has_a_bar_and_names_over_numbers(
 ) -> None:
     display = TrainingDisplay()
     display._steps, display._latest = 5000, RECORD
-    Console(width=width, no_color=True).print(display._view())
+    display.console = Console(width=width, no_color=True)
+    display.console.print(display._view())
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == rows
     assert set(lines[0]) <= set("━╸╺ ")

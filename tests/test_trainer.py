@@ -18,7 +18,7 @@ from mlxgpt.trainer import Hook, Report, train
 
 @pytest.fixture
 def tokens() -> Tokens:
-    return Tokens(np.random.default_rng(0).integers(0, 19, 500), 19)
+    return Tokens(np.arange(500) * 7 % 19, 19)  # every token says which is next
 
 
 def asked(until: int, done: Iterator[int]) -> bool:
