@@ -1,8 +1,8 @@
 """CPU only: the two halves of a batch, each computed by a thread of its own.
 
 MLX runs a stream's operations on one thread, so that of two CPU cores one waits wherever there is
-no large matrix product. Half a batch on each of two threads, with half of BLAS's threads each,
-takes a Tier-1 step from 285 to 170 ms (2 cores). There are two lanes on every CPU, whatever
+no large matrix product. So half a batch goes to each of two threads, with half of BLAS's threads
+each (`benchmarks/lanes.py` measures what that saves). There are two lanes on every CPU, whatever
 its number of cores, so that a run gives the same bits. On a GPU there is one lane: this thread.
 
 An array that is not computed yet belongs to its thread, and a compiled function to the thread that

@@ -83,3 +83,12 @@ def test_a_failing_patchelf_is_no_error(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(blas._Unavailable, match="patchelf is not installed"):
         blas._load()
     assert list((tmp_path / "mlxgpt").iterdir()) == []
+
+
+def test_threads_share_what_blas_has() -> None:
+    counts = (
+        "ask = blas._library.scipy_openblas_get_num_threads; before = ask(); "
+        "shared = blas.shared_by(2); shared.__enter__(); print(before, ask()); "
+        "shared.__exit__(None, None, None); print(before == ask())"
+    )
+    assert fresh(ASK + counts, OPENBLAS_NUM_THREADS="3")[1:] == ["3 1", "True"]
