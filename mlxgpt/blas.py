@@ -27,8 +27,9 @@ PREFIX = "scipy_"
 
 # mallopt's names and numbers, from glibc's malloc.h. By default a large array goes back to the
 # kernel when it is freed and is page-faulted in again at the next step: up to a quarter of a
-# training step. 32 MiB is the highest mmap threshold that glibc takes.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+# training step. 32 MiB is the highest mmap threshold that glibc takes. And one arena for all
+# threads: with one each, pages that one of them has freed lie idle while another asks for new ones.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 TRIM_BYTES, MMAP_BYTES = 1 << 30, 32 << 20
 
 _library: ctypes.CDLL | None = None
@@ -150,3 +151,4 @@ def _keep_freed_pages() -> None:
         return  # another C library than glibc
     mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
     mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
+    mallopt(M_ARENA_MAX, 1)

@@ -46,7 +46,7 @@ class Evaluator:
     Args:
         tokens: the array to judge by.
         text_bytes: UTF-8 bytes of its text.
-        batch_size: windows at a time.
+        batch_size: windows at a time, over all lanes.
         dtype: of the forward pass.
     """
 
@@ -76,7 +76,7 @@ class Evaluator:
             )
         self._ids = ids
         self._bytes = text_bytes
-        self._batch_size = batch_size
+        self._rows = max(1, batch_size // lanes.count())  # of each lane
         self._block_size = model.config.block_size
         self._model = model
         self._lanes = Lanes(lambda: make_eval_step(model, dtype))
@@ -96,7 +96,7 @@ class Evaluator:
 
     def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(inputs, targets, mask), each [B, T], all of one shape."""
-        B, T = self._batch_size, self._block_size
+        B, T = self._rows, self._block_size
         count = len(self._ids) - 1
         for start in range(0, count, B * T):
             size = min(B * T, count - start)

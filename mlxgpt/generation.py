@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -149,17 +150,18 @@ class Decoder:
     """
 
     def __init__(self, model: GPT, sampling: Sampling, vocab_size: int) -> None:
-        self.model = model
-        self.vocab_size = vocab_size
-        self.sampling = sampling
+        self.block_size = model.config.block_size
         self.position = 0
         self.seen = mx.zeros((sampling.samples, model.config.vocab_size), dtype=mx.bool_)
         self._cache: Cache = model.empty_cache(sampling.samples)
         self._logits = mx.zeros((sampling.samples, model.config.vocab_size))
         self._ids = mx.zeros((sampling.samples,), dtype=mx.int32)
+        choose = partial(_choose, sampling=sampling, vocab_size=vocab_size)
+        # Functions that do not know this object: with a cycle it would outlive its use, and its
+        # arrays would leave the memory around them in pieces.
         self._forward = mx.compile(model.cached)
-        self._draw = mx.compile(self._choose)
-        self._step = mx.compile(self._forward_and_choose)
+        self._draw = mx.compile(choose)
+        self._step = mx.compile(partial(_forward_and_choose, model, choose))
 
     def prefill(self, window: np.ndarray) -> None:
         """Read ids[B, T] in from position 0, padded to the next bucket: the padding stands after
@@ -169,7 +171,7 @@ class Decoder:
         bucket = SMALLEST_BUCKET
         while bucket < length:
             bucket *= 2
-        bucket = min(bucket, self.model.config.block_size)
+        bucket = min(bucket, self.block_size)
         padded = np.zeros((window.shape[0], bucket), dtype=np.int32)
         padded[:, :length] = window
         self._logits, self._cache = self._forward(
@@ -192,18 +194,30 @@ class Decoder:
         mx.async_eval(self._ids, self.seen, self._cache)
         return self._ids
 
-    def _choose(self, logits: mx.array, seen: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
-        known = mx.arange(logits.shape[-1]) < self.vocab_size
-        logits = mx.where(known, logits, sample.NEVER)
-        ids = sample.draw(sample.process(logits, seen, self.sampling), key)
-        return ids, seen | (mx.arange(seen.shape[-1]) == ids[:, None])
 
-    def _forward_and_choose(
-        self, ids: mx.array, seen: mx.array, cache: Cache, position: mx.array, key: mx.array
-    ) -> tuple[mx.array, mx.array, Cache]:
-        logits, cache = self.model.cached(ids[:, None], cache, position, mx.array([0]))
-        ids, seen = self._choose(logits, seen, key)
-        return ids, seen, cache
+def _choose(
+    logits: mx.array, seen: mx.array, key: mx.array, *, sampling: Sampling, vocab_size: int
+) -> tuple[mx.array, mx.array]:
+    """(ids[B], seen with them) from logits[B, V]."""
+    known = mx.arange(logits.shape[-1]) < vocab_size
+    logits = mx.where(known, logits, sample.NEVER)
+    ids = sample.draw(sample.process(logits, seen, sampling), key)
+    return ids, seen | (mx.arange(seen.shape[-1]) == ids[:, None])
+
+
+def _forward_and_choose(
+    model: GPT,
+    choose: Callable[[mx.array, mx.array, mx.array], tuple[mx.array, mx.array]],
+    ids: mx.array,
+    seen: mx.array,
+    cache: Cache,
+    position: mx.array,
+    key: mx.array,
+) -> tuple[mx.array, mx.array, Cache]:
+    """(ids[B], seen, cache) after the last ids[B]."""
+    logits, cache = model.cached(ids[:, None], cache, position, mx.array([0]))
+    ids, seen = choose(logits, seen, key)
+    return ids, seen, cache
 
 
 class _Text:

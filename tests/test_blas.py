@@ -87,8 +87,8 @@ def test_a_failing_patchelf_is_no_error(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_threads_share_what_blas_has() -> None:
     counts = (
-        "ask = blas._library.scipy_openblas_get_num_threads; before = ask(); "
-        "shared = blas.shared_by(2); shared.__enter__(); print(before, ask()); "
-        "shared.__exit__(None, None, None); print(before == ask())"
+        "ask = blas._library.scipy_openblas_get_num_threads; all = ask(); "
+        "shared = blas.shared_by(2); shared.__enter__(); print(ask() == max(1, all // 2)); "
+        "shared.__exit__(None, None, None); print(ask() == all)"
     )
-    assert fresh(ASK + counts, OPENBLAS_NUM_THREADS="3")[1:] == ["3 1", "True"]
+    assert fresh(ASK + counts)[1:] == ["True", "True"]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -188,3 +191,20 @@ def test_ids_beyond_the_tokenizers_are_never_drawn(model: GPT) -> None:
     few = CharTokenizer("abc", end_of_text=False)
     result = generate(model, few, "ab", Sampling(max_tokens=60, temperature=5.0, seed=0))
     assert set(result.texts[0]) == set("abc")
+
+
+def test_a_decoder_goes_when_it_is_no_longer_used(model: GPT) -> None:
+    """At once, not when Python next looks for cycles: a training makes one at each evaluation,
+    and arrays that stay leave the memory around them in pieces.
+    """
+    gc.disable()
+    try:
+        decoder = generation.Decoder(model, Sampling(), 19)
+        decoder.prefill(np.zeros((1, 4), dtype=np.int32))
+        decoder.draw(mx.zeros((1, 19), dtype=mx.bool_), mx.random.key(0))
+        decoder.step(mx.random.key(1))
+        gone = weakref.ref(decoder)
+        del decoder
+        assert gone() is None
+    finally:
+        gc.enable()
