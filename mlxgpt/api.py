@@ -19,7 +19,7 @@ from mlxgpt import generation, selfcheck
 from mlxgpt import run as run_folders
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
-from mlxgpt.corpus.sources import read_documents
+from mlxgpt.corpus.sources import STORYBOOK, read_documents
 from mlxgpt.corpus.tokens import Dataset, Tokens, open_dataset
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation import Evaluation, Evaluator
@@ -61,19 +61,23 @@ def prepare(
     val_source: Sequence[PathLike] = (),
     name: str | None = None,
     tokenizer: str = "char",
+    megabytes: float | None = None,
     data_dir: PathLike | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """Turn text into token arrays in DATA_DIR/NAME, or open them if they are there.
 
     Args:
-        source: `shakespeare` (default), or text files and folders.
+        source: `shakespeare` (default), `storybook`, or text files and folders.
         val_source: text to judge by; default: a part of the source.
         name: the data folder's name; default: the corpus, or the first file's stem.
+        megabytes: length of the storybook; default: what is there, or 10.
     """
     values = {"source": source or DataConfig().source, "val_source": val_source}
     data = configs.from_tree({"data": {**values, "tokenizer": tokenizer}}).data
-    return preparation.find_or_prepare(data, home("data", data_dir), name=name, note=note)
+    return preparation.find_or_prepare(
+        data, home("data", data_dir), name=name, megabytes=megabytes, note=note
+    )
 
 
 def train(
@@ -95,8 +99,11 @@ def train(
         run: name or folder; default CONFIG-DATA.
         max_minutes: plan as many steps as fit into this time.
         settings: any field of the config, such as `n_layer=6, source="my.txt"`.
+
+    Where the hub cannot be reached, Tier 1 goes on with the storybook, and says so.
     """
     name, chosen = resolve(tier, config, **settings)
+    own_text = "source" in settings or "val_source" in settings
     return launch(
         chosen,
         config_name=name,
@@ -104,6 +111,7 @@ def train(
         runs_dir=home("runs", runs_dir),
         data_dir=home("data", data_dir),
         max_minutes=max_minutes,
+        fallback=STORYBOOK if tier == 1 and not own_text else None,
         display=display,
     )
 

@@ -109,12 +109,17 @@ def _parser() -> _Parser:
         "Turn text into token arrays in data/NAME. `train` does so on the way where it is needed.",
     )
     sub.add_argument(
-        "source", nargs="*", help="shakespeare (default), or text files and folders of .txt files"
+        "source",
+        nargs="*",
+        help="shakespeare (default), storybook, or text files and folders of .txt files",
     )
     sub.add_argument(
         "--val-source", nargs="+", metavar="PATH", help="text to judge by; default: a part of it"
     )
     sub.add_argument("--tokenizer", help="char: one token a character (default)")
+    sub.add_argument(
+        "--megabytes", type=float, metavar="N", help="length of the storybook (default: 10)"
+    )
     sub.add_argument("--name", help="the data folder's name (default: from the source)")
     _add_folders(sub, data=True)
 

@@ -53,7 +53,8 @@ class DataConfig:
     """Which text, and how it becomes tokens."""
 
     source: tuple[str, ...] = setting(
-        ("shakespeare",), "text to learn: shakespeare, files, folders, or a prepared data folder"
+        ("shakespeare",),
+        "text to learn: shakespeare, storybook, files, folders, or a prepared data folder",
     )
     val_source: tuple[str, ...] = setting((), "text to judge by; default: a part of the source")
     tokenizer: str = setting("char", "how text becomes tokens", choices=("char",))

@@ -44,6 +44,10 @@ class TrainingDisplay:
         """A line on what is being done."""
         self.console.print(Text(line))
 
+    def warn(self, line: str) -> None:
+        """Something is not as it was asked for."""
+        self.console.print(Text(line, style="bold yellow"), soft_wrap=True)
+
     def law(self, law: Law) -> None:
         """A result of the self-check: shown where it failed, else counted."""
         self._laws += 1
@@ -112,6 +116,8 @@ class TrainingDisplay:
         lines["run"] = f"{summary.run} (metrics.jsonl, samples.txt, checkpoints)"
         lines["data"] = str(summary.data)
         lines["try it"] = summary.try_it
+        if summary.warning:
+            self.warn(summary.warning)
         for name, value in lines.items():
             # Commands and paths are not wrapped, so that they can be copied.
             line = Text.assemble(

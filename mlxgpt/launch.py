@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from mlxgpt import blas, checkpoint, device, selfcheck
 from mlxgpt import run as runs
 from mlxgpt.config import Config, changed_weights, override
+from mlxgpt.corpus.hub import NoConnection
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.tokens import Dataset, blocks_per_epoch
 from mlxgpt.errors import UserError
@@ -46,6 +47,7 @@ class Summary:
         interrupted: whether it was stopped before its end.
         resumed: whether there was something to resume (True for a run that was finished already).
         try_it: the command line that generates from it.
+        warning: what is not as it was asked for.
     """
 
     run: Path
@@ -59,12 +61,14 @@ class Summary:
     interrupted: bool
     resumed: bool
     try_it: str
+    warning: str | None = None
 
 
 class Display(Watcher, Protocol):
     """Whoever shows a training. Each method is told of one thing that happened."""
 
     def note(self, line: str) -> None: ...
+    def warn(self, line: str) -> None: ...
     def law(self, law: Law) -> None: ...
     def start(self, run: Run, dataset: Dataset, start: int) -> None: ...
     def finish(self, summary: Summary) -> None: ...
@@ -74,6 +78,7 @@ class Silent:
     """A display that shows nothing."""
 
     def note(self, line: str) -> None: ...
+    def warn(self, line: str) -> None: ...
     def law(self, law: Law) -> None: ...
     def start(self, run: Run, dataset: Dataset, start: int) -> None: ...
     def log(self, record: dict[str, Any]) -> None: ...
@@ -89,6 +94,7 @@ def launch(
     runs_dir: Path,
     data_dir: Path,
     max_minutes: float | None = None,
+    fallback: str | None = None,
     display: Display | None = None,
 ) -> Summary:
     """Train, from the beginning or from where the run stopped.
@@ -98,6 +104,7 @@ def launch(
         config_name: for the run's name, which is CONFIG-DATA unless `run_name` is given.
         run_name: a name in `runs_dir`, or a folder's path.
         max_minutes: plan as many steps as fit into this time; timed at the start of a new run.
+        fallback: a corpus to go on with where there is no connection to the config's.
 
     Raises:
         UserError: for everything that a user can mend.
@@ -105,7 +112,16 @@ def launch(
     display = display or Silent()
     if not blas.is_fast() and device.backend() == "cpu":
         display.note(blas.status())
-    dataset = find_or_prepare(config.data, data_dir, note=display.note)
+    warning = None
+    try:
+        dataset = find_or_prepare(config.data, data_dir, note=display.note)
+    except NoConnection as error:
+        if not fallback:
+            raise
+        warning = f"{error.problem}: this is the built-in {fallback} instead"
+        display.warn(warning)
+        config = override(config, {"source": fallback})
+        dataset = find_or_prepare(config.data, data_dir, note=display.note)
     config = _fit_to_data(device.resolve_dtype(config), dataset)
     name = run_name or f"{config_name}-{dataset.name}"
     folder = Path(name) if os.sep in name else runs_dir / name
@@ -116,9 +132,7 @@ def launch(
         _must_match(run, config, dataset)
         if run.steps()[-1] >= config.train.max_steps:
             display.note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
-            summary = _summary(
-                run, config, dataset, seconds=0.0, step=run.steps()[-1], resumed=True
-            )
+            summary = _summary(run, config, dataset, step=run.steps()[-1], warning=warning)
             display.finish(summary)
             return summary
     _check(config, display)
@@ -147,7 +161,9 @@ def launch(
     if step not in run.steps():
         hooks.save_now(step)
     seconds = time.monotonic() - began
-    summary = _summary(run, config, dataset, seconds=seconds, step=step, resumed=start > 0)
+    summary = _summary(
+        run, config, dataset, step=step, seconds=seconds, resumed=start > 0, warning=warning
+    )
     display.finish(summary)
     return summary
 
@@ -297,7 +313,14 @@ def _stop_signals(display: Display) -> Iterator[Callable[[], bool]]:
 
 
 def _summary(
-    run: Run, config: Config, dataset: Dataset, *, seconds: float, step: int, resumed: bool
+    run: Run,
+    config: Config,
+    dataset: Dataset,
+    *,
+    step: int,
+    seconds: float = 0.0,
+    resumed: bool = True,
+    warning: str | None = None,
 ) -> Summary:
     records = list(run.metrics())
     best = run.best()
@@ -313,6 +336,7 @@ def _summary(
         interrupted=step < config.train.max_steps,
         resumed=resumed,
         try_it=shlex.join(["mlxgpt", "generate", "--run", str(run.folder), _first_words(dataset)]),
+        warning=warning,
     )
 
 

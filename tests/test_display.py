@@ -58,6 +58,7 @@ def shown(
         interrupted=True,
         resumed=False,
         try_it="mlxgpt generate --run " + "x" * 100,
+        warning="nothing is as it was asked for",
     )
     display.finish(summary)
     display.close()

@@ -14,9 +14,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt import api, checkpoint, hooks, launch, selfcheck
+from mlxgpt import api, checkpoint, config, hooks, launch, selfcheck
 from mlxgpt import run as runs
 from mlxgpt.config import Config, override
+from mlxgpt.corpus import hub, sources
+from mlxgpt.corpus.hub import NoConnection
 from mlxgpt.errors import UserError
 from mlxgpt.launch import Silent, Summary
 from mlxgpt.model import flat
@@ -34,6 +36,8 @@ class Recorder(Silent):
 
     def note(self, line: str) -> None:
         self.notes.append(line)
+
+    warn = note
 
     def log(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -299,6 +303,28 @@ def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None
 
 def test_a_run_is_named_after_config_and_data(home: Path, text_file: Path, tiny: Config) -> None:
     assert api.train(config=tiny, source=text_file).run == Path("runs/custom-words")
+
+
+def test_without_a_connection_tier_1_goes_on_with_the_storybook(
+    home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(name: str) -> None:
+        raise NoConnection("no hub", "mend it.")
+
+    small = override(tiny, {"block_size": 8, "max_steps": 2})
+    monkeypatch.setattr(hub, "load", unreachable)
+    monkeypatch.setattr(sources, "STORYBOOK_MEGABYTES", 0.02)
+    monkeypatch.setattr(config, "tier", lambda number: small)
+    display = Recorder()
+    summary = api.train(tier=1, display=display)
+    assert summary.run == Path("runs/tier1-storybook")
+    assert summary.data == Path("data/storybook")
+    assert summary.warning is not None
+    assert "storybook" in summary.warning
+    assert summary.warning in display.notes
+    for asked in ({"config": small}, {"tier": 1, "source": "shakespeare"}):
+        with pytest.raises(NoConnection, match="no hub"):
+            api.train(**asked)  # type: ignore[arg-type]
 
 
 def test_a_vocabulary_smaller_than_the_datas_is_refused(train: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import sources
+from mlxgpt.corpus.hub import HUB
 from mlxgpt.corpus.sources import Source
 from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.corpus.tokens import (
@@ -32,6 +33,7 @@ def find_or_prepare(
     data_dir: Path,
     *,
     name: str | None = None,
+    megabytes: float | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """The prepared data of a config, made now if it isn't there.
@@ -41,25 +43,30 @@ def find_or_prepare(
             the name of one in `data_dir`, is opened as it is.
         data_dir: where data folders lie.
         name: the folder's name; default: the corpus, or the first file's stem.
+        megabytes: length of the storybook; default: what is there, or a few.
         note: takes a line on what is being done.
 
     Raises:
+        NoConnection: if the text is on the hub, and the hub cannot be reached.
         UserError: if the text cannot be had, or `name` already holds another text.
     """
-    if len(data.source) == 1 and not data.val_source:
+    known = sources.corpus_name(data.source)
+    if len(data.source) == 1 and not data.val_source and not known:
         for folder in (Path(data.source[0]), data_dir / data.source[0]):
-            if (folder / "meta.json").is_file() and data.source[0] not in sources.HUB:
+            if (folder / "meta.json").is_file():
                 return open_dataset(folder)
     folder = data_dir / (name or sources.source_name(data.source))
     there = (folder / "meta.json").exists()
-    known = data.source[0] if len(data.source) == 1 and data.source[0] in sources.HUB else None
-    if there and known and read_meta(folder).origin == sources.hub_origin(known):
-        return open_dataset(folder)  # without asking the hub
-    if known:
-        note(f"fetching {sources.HUB[known].path} from the Hugging Face hub")
-    source = sources.open_source(data.source, data.val_source)
+    if known and there:  # not to ask the hub for it, or to write it anew
+        origin = sources.corpus_origin(known, megabytes)
+    else:
+        if known in HUB:
+            note(f"getting {HUB[known].path} from the Hugging Face hub")
+        source = sources.open_source(data.source, data.val_source, megabytes)
+        origin = source.origin
     if there:
-        if read_meta(folder).origin != source.origin:
+        theirs = read_meta(folder).origin
+        if origin != ({key: theirs.get(key) for key in origin} if known else theirs):
             raise UserError(
                 f"{folder} was prepared from another text",
                 f"delete it, or choose another name: mlxgpt prepare {' '.join(data.source)} "

@@ -1,4 +1,4 @@
-"""Where documents come from: text files and folders, and the Hugging Face hub.
+"""Where documents come from: text files and folders, the Hugging Face hub, the storybook.
 
 A source is two re-iterable collections of documents, one to train on and one to judge by, and a
 note on their origin. It knows nothing of tokens.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlxgpt.corpus import hub, storybook
 from mlxgpt.corpus.tokenizer import END_OF_TEXT
 from mlxgpt.errors import UserError
 
 VAL_SHARE = 0.1  # of a single document: its end
 VAL_DOCUMENTS = 100  # of many: one in so many, chosen by content
+VAL_SHARE_STORIES = 0.01  # of the storybook's length, in stories of their own
 
 
 @dataclass(frozen=True)
@@ -38,44 +40,67 @@ class Source:
     single: bool
 
 
-@dataclass(frozen=True)
-class HubText:
-    """A dataset on the hub: its column `text`, and which splits serve for what."""
-
-    path: str
-    train: str
-    val: str
-    single: bool
-    sha256: str  # of all the text, pinned, so that it is the same for everybody
+STORYBOOK = "storybook"
+STORYBOOK_MEGABYTES = 10.0
+CORPORA = (*hub.HUB, STORYBOOK)
 
 
-HUB = {
-    "shakespeare": HubText(
-        path="karpathy/tiny_shakespeare",
-        train="train",
-        val="validation+test",  # joined they are nanoGPT's last 10 %
-        single=True,
-        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-    ),
-}
-
-
-def open_source(source: Sequence[str], val_source: Sequence[str] = ()) -> Source:
+def open_source(
+    source: Sequence[str], val_source: Sequence[str] = (), megabytes: float | None = None
+) -> Source:
     """Find the documents that `source` names: a corpus by name, or files and folders of text.
+
+    Args:
+        megabytes: how much the storybook shall write; default STORYBOOK_MEGABYTES.
 
     Raises:
         UserError: if something is missing, unreadable, no UTF-8, or holds no text.
     """
-    if len(source) == 1 and source[0] in HUB and not Path(source[0]).exists():
-        if val_source:
-            raise UserError(f"{source[0]} has its own validation text", "leave out --val-source.")
-        return _from_hub(source[0], HUB[source[0]])
+    name = corpus_name(source)
+    if name and val_source:
+        raise UserError(f"{name} has its own validation text", "leave out --val-source.")
+    if megabytes is not None and name != STORYBOOK:
+        raise UserError(
+            "only the storybook is written to a length", "leave out --megabytes, or use storybook."
+        )
+    if name == STORYBOOK:
+        megabytes = STORYBOOK_MEGABYTES if megabytes is None else megabytes
+        if not 0.01 <= megabytes <= 1e6:
+            raise UserError(
+                f"--megabytes {megabytes:g} is no length for the storybook",
+                f"give a number from 0.01 to 1000000; the default is {STORYBOOK_MEGABYTES:g}.",
+            )
+        train = _Stories(seed=0, size=int(1e6 * megabytes))
+        val = _Stories(seed=1, size=int(1e6 * megabytes * VAL_SHARE_STORIES))
+        return Source(name, corpus_origin(name, megabytes), train, val, single=False)
+    if name:
+        return Source(name, hub.origin(name), *hub.load(name), hub.HUB[name].single)
     return _from_files(source, val_source)
 
 
-def hub_origin(name: str) -> dict[str, Any]:
-    """The origin of a corpus on the hub, known without reaching it."""
-    return {"hub": HUB[name].path, "sha256": HUB[name].sha256}
+def corpus_name(source: Sequence[str]) -> str | None:
+    """The corpus that a source names; not where a file or folder has that name."""
+    name = source[0] if len(source) == 1 else None
+    return name if name in CORPORA and not Path(name).exists() else None
+
+
+def corpus_origin(name: str, megabytes: float | None = None) -> dict[str, Any]:
+    """What is known of a corpus' origin without opening it."""
+    if name != STORYBOOK:
+        return hub.origin(name)
+    length = {} if megabytes is None else {"megabytes": megabytes}
+    return {STORYBOOK: storybook.book().sha256, **length}
+
+
+@dataclass(frozen=True)
+class _Stories:
+    """The storybook's stories of a seed, `size` bytes of them, made anew for each reader."""
+
+    seed: int
+    size: int
+
+    def __iter__(self) -> Iterator[str]:
+        return storybook.stories(self.seed, size=self.size)
 
 
 def source_name(source: Sequence[str]) -> str:
@@ -167,7 +192,7 @@ def _expand(paths: Sequence[str]) -> list[Path]:
         else:
             raise UserError(
                 f"there is no file, folder or corpus {name!r}",
-                f"give a path that exists, or one of {', '.join(HUB)}.",
+                f"give a path that exists, or one of {', '.join(CORPORA)}.",
             )
     return files
 
@@ -179,28 +204,3 @@ def _read(path: Path) -> bytes:
         raise UserError(
             f"cannot read {path}: {error.strerror}", "check the file and its permissions."
         ) from error
-
-
-def _from_hub(name: str, hub: HubText) -> Source:
-    import datasets  # slow to import: only where it is used
-
-    datasets.disable_progress_bars()
-    try:
-        train, val = (
-            list(datasets.load_dataset(hub.path, split=split)["text"])
-            for split in (hub.train, hub.val)
-        )
-    except Exception as error:  # datasets lets through whatever its transports raise
-        raise UserError(
-            f"cannot get {hub.path} from the Hugging Face hub ({type(error).__name__})",
-            "check the connection, or name a text file of your own: --source FILE",
-        ) from error
-    if hub.single:
-        train, val = ["".join(train)], ["".join(val)]
-    digest = hashlib.sha256("".join(train + val).encode("utf-8")).hexdigest()
-    if digest != hub.sha256:
-        raise UserError(
-            f"{hub.path} on the hub is not the text it was (sha256 {digest[:8]}…)",
-            "get the original and name it: --source FILE",
-        )
-    return Source(name, hub_origin(name), train, val, hub.single)

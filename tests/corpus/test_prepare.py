@@ -81,11 +81,32 @@ def test_another_text_does_not_take_a_name_that_is_taken(tmp_path: Path, text_fi
 def test_a_corpus_of_the_hub_that_is_here_needs_no_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    origin = sources.hub_origin("shakespeare")
+    origin = sources.corpus_origin("shakespeare")
     source = Source("shakespeare", origin, ["to be"], ["or not"], single=True)
     write_dataset(source, tmp_path / "shakespeare")
     monkeypatch.setattr(sources, "open_source", None)
     assert find_or_prepare(DataConfig(), tmp_path).name == "shakespeare"
+
+
+def test_a_storybook_that_is_here_is_not_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(("storybook",))
+    first = find_or_prepare(data, tmp_path, megabytes=0.05)
+    monkeypatch.setattr(sources, "open_source", None)
+    for megabytes in (None, 0.05):
+        assert find_or_prepare(data, tmp_path, megabytes=megabytes).meta == first.meta
+    with pytest.raises(UserError, match="was prepared from another text"):
+        find_or_prepare(data, tmp_path, megabytes=0.06)
+
+
+def test_validation_text_makes_another_corpus(tmp_path: Path, text_file: Path) -> None:
+    val = tmp_path / "val.txt"
+    val.write_text("to be or not, plain", encoding="utf-8")
+    folder = tmp_path / "data"
+    find_or_prepare(DataConfig((str(text_file),), (str(val),)), folder)
+    with pytest.raises(UserError, match="was prepared from another text"):
+        find_or_prepare(DataConfig((str(text_file),)), folder)
 
 
 def test_a_failure_halfway_leaves_nothing_behind(

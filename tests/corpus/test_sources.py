@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mlxgpt.corpus import sources
+from mlxgpt.corpus.hub import HUB
 from mlxgpt.errors import UserError
 
 
@@ -94,72 +93,36 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         sources.open_source([str(tmp_path)])
 
 
-class FakeHub:
-    """`datasets.load_dataset` over texts at hand, or an error."""
-
-    def __init__(self, train: str, val: str, test: str) -> None:
-        self.splits = {"train": [train], "validation+test": [val, test]}
-        self.asked: list[tuple[str, str]] = []
-
-    def load_dataset(self, path: str, *, split: str) -> dict[str, list[str]]:
-        self.asked.append((path, split))
-        return {"text": self.splits[split]}
+def test_the_storybook_is_a_source_of_the_length_that_was_asked_for() -> None:
+    source = sources.open_source(["storybook"], megabytes=0.2)
+    train, val = list(source.train), list(source.val)
+    assert sum(map(len, train)) == pytest.approx(200_000, abs=1000)
+    assert sum(map(len, val)) == pytest.approx(2_000, abs=1000)
+    assert not set(train) & set(val)
+    assert list(source.train) == train, "it can be read again"
+    assert not source.single
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    import datasets
-
-    fake = FakeHub("abc" * 30, "de", "fg")
-    monkeypatch.setattr(datasets, "load_dataset", fake.load_dataset)
-    digest = hashlib.sha256(("abc" * 30 + "defg").encode()).hexdigest()
-    pinned = replace(sources.HUB["shakespeare"], sha256=digest)
-    monkeypatch.setitem(sources.HUB, "shakespeare", pinned)
-    return fake
+@pytest.mark.parametrize("megabytes", [0.0, -1.0, float("nan"), 1e9])
+def test_lengths_that_cannot_be_are_refused(megabytes: float) -> None:
+    with pytest.raises(UserError, match="is no length for the storybook"):
+        sources.open_source(["storybook"], megabytes=megabytes)
 
 
-def test_the_hubs_splits_become_nanogpts(hub: FakeHub) -> None:
-    source = sources.open_source(["shakespeare"])
-    assert (list(source.train), list(source.val)) == (["abc" * 30], ["defg"])
-    assert source.single
-    assert source.origin == sources.hub_origin("shakespeare")
-    assert {path for path, _ in hub.asked} == {"karpathy/tiny_shakespeare"}
+def test_what_a_corpus_cannot_have_is_refused() -> None:
+    with pytest.raises(UserError, match="has its own validation text"):
+        sources.open_source(["storybook"], ["val.txt"])
+    with pytest.raises(UserError, match="only the storybook"):
+        sources.open_source(["shakespeare"], megabytes=1)
 
 
-def test_another_text_under_the_same_name_is_refused(hub: FakeHub) -> None:
-    hub.splits["train"] = ["abd" * 30]
-    with pytest.raises(UserError, match="is not the text it was"):
-        sources.open_source(["shakespeare"])
-
-
-def test_a_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(UserError) as caught:
-        sources.open_source(["shakespeare"])
-    assert "ConnectionError" in caught.value.problem
-    assert "--source" in caught.value.remedy
-
-
-def test_datasets_itself_reads_a_parquet_as_the_hub_holds_it(tmp_path: Path) -> None:
-    """The real library, on a file of the hub's form: a row a split, column `text`."""
-    import datasets
-
-    file = tmp_path / "train.parquet"
-    datasets.Dataset.from_dict({"text": ["First Citizen:\n"]}).to_parquet(file)
-    datasets.disable_progress_bars()
-    loaded = datasets.load_dataset(
-        "parquet", data_files={"train": str(file)}, split="train", cache_dir=str(tmp_path)
-    )
-    assert list(loaded["text"]) == ["First Citizen:\n"]
+def test_a_file_named_like_a_corpus_comes_first(home: Path) -> None:
+    (home / "storybook").write_text("0123456789")
+    assert list(sources.open_source(["storybook"]).train) == ["012345678"]
 
 
 def test_real_shakespeare_is_the_pinned_text(shakespeare: Path) -> None:
     _, digest = sources.read_documents([str(shakespeare)])
-    assert digest == sources.HUB["shakespeare"].sha256
+    assert digest == HUB["shakespeare"].sha256
     source = sources.open_source([str(shakespeare)])
     assert [len(d) for d in (*source.train, *source.val)] == [1_003_854, 111_540]
