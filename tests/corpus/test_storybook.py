@@ -129,7 +129,7 @@ def named_in_any_case(plot: Plot, name: str) -> bool:
 
 
 def test_there_are_more_than_a_thousand_million_different_stories() -> None:
-    """A lower bound: the variants of each sentence, and the words that no story of the plot lacks."""
+    """A lower bound: the variants of each sentence, and the words that no story lacks."""
     children = len(GIRLS | BOYS)
     total = 0
     for plot in book().plots:
