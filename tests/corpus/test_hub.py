@@ -127,7 +127,7 @@ def hub_that(mood: str) -> Iterator[Hub]:
 
 
 def start(address: str, folder: Path, *arguments: str, pinned: str = PINNED) -> subprocess.Popen:
-    """mlxgpt with its hub at an address, in a folder that is home to everything it writes."""
+    """The program, its hub at an address, in a folder that is home to everything it writes."""
     environment = {
         **os.environ,
         "HF_ENDPOINT": address,
