@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlxgpt.seeds import derive
 
@@ -24,9 +25,9 @@ PRONOUNS = {
 }
 PRONOUNS["woman"], PRONOUNS["man"] = PRONOUNS["girl"], PRONOUNS["boy"]
 
-# A sentence's template, split: text, and the fields (name, part) between.
+# A sentence's template: text, and the fields (name, part) between.
 Template = tuple[str | tuple[str, str], ...]
-Pick = Callable[[Sequence], str]
+Pick = Callable[[Sequence[Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ def story(n: int, seed: int) -> str:
     # Of Python's generator only random() is promised to stay the same between versions.
     draw = random.Random(derive(seed, "story", n)).random
 
-    def pick(choices: Sequence) -> str:
+    def pick(choices: Sequence[Any]) -> Any:
         return choices[int(draw() * len(choices))]
 
-    words, plot = book().words, book().plots[int(draw() * len(book().plots))]
+    words, plot = book().words, pick(book().plots)
     templates = [
         pick(variants) for variants, optional in plot.sentences if not optional or draw() < 0.5
     ]
@@ -159,11 +160,8 @@ class _Cast:
 
 
 def _template(text: str) -> Template:
-    # Odd parts of the split are fields' names, each followed by what stands after the point.
-    parts = re.split(r"\{(\w+)\.?(\w*)\}", text)
-    fields = zip(parts[1::3], parts[2::3], strict=True)
-    mixed = itertools.chain.from_iterable(zip(parts[0::3], [*fields, ""], strict=True))
-    return tuple(part for part in mixed if part)
+    found = re.finditer(r"([^{]+)|\{(\w+)\.?(\w*)\}", text)
+    return tuple(match[1] or (match[2], match[3]) for match in found)
 
 
 def _plot(text: str) -> Plot:
