@@ -324,7 +324,7 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
     assert summary.warning in display.notes
     for asked in ({"config": small}, {"tier": 1, "source": "shakespeare"}):
         with pytest.raises(NoConnection, match="no hub"):
-            api.train(**asked)  # type: ignore[arg-type]
+            api.train(**asked)
 
 
 def test_a_vocabulary_smaller_than_the_datas_is_refused(train: Any) -> None:
