@@ -7,12 +7,8 @@ its final name, synced, and renamed, so that one that can be seen is whole.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +18,7 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
 
 FORMAT = 1
@@ -70,26 +67,28 @@ def save(
     except OSError as error:
         raise _cannot_write(folder, error) from error
     try:
-        files: dict[str, str] = {}
+        hashes: dict[str, str] = {}
         for name, tree in ((MODEL, parameters), (OPTIMIZER, optimizer)):
             mx.save_safetensors(str(scratch / name), dict(tree_flatten(tree)))
-            files[name] = _sha256(scratch / name)
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "tokenizer": tokenizer,
-            "report": dict(report or {}),
-            "sha256": files,
-        }
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            hashes[name] = files.sha256(scratch / name)
+        manifest = files.sealed(
+            {
+                "format": FORMAT,
+                "step": step,
+                "tokenizer": tokenizer,
+                "report": dict(report or {}),
+                "sha256": hashes,
+            }
+        )
+        (scratch / MANIFEST).write_text(manifest, encoding="utf-8")
         scratch.chmod(0o755)
         for name in (MODEL, OPTIMIZER, MANIFEST):
-            _sync(scratch / name)
-        _sync(scratch)
+            files.sync(scratch / name)
+        files.sync(scratch)
         if final.exists():
             shutil.rmtree(final)
         scratch.rename(final)
-        _sync(folder)
+        files.sync(folder)
     except (OSError, RuntimeError) as error:
         raise _cannot_write(final, error) from error
     finally:
@@ -105,14 +104,11 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
     """
     wanted = (MODEL, OPTIMIZER) if with_optimizer else (MODEL,)
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] > FORMAT:
-            raise UserError(
-                f"{path} was written by a newer mlxgpt (format {manifest['format']})",
-                "upgrade mlxgpt: pip install -U mlxgpt",
-            )
+        manifest = files.read_sealed(path / MANIFEST, FORMAT)
+        if path_of(path.parent, manifest["step"]) != path:
+            raise ValueError(f"it is that of step {manifest['step']}")
         for name in wanted:
-            if _sha256(path / name) != manifest["sha256"][name]:
+            if files.sha256(path / name) != manifest["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
         trees = [tree_unflatten(list(_arrays(path / name).items())) for name in wanted]
         return Checkpoint(
@@ -150,45 +146,8 @@ def prune(folder: Path, keep: set[int]) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small text file so that a reader, or a crash, sees the old or the new one whole."""
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text(text, encoding="utf-8")
-    _sync(scratch)
-    scratch.replace(path)
-
-
-def read_json(path: Path) -> Mapping[str, Any] | None:
-    """A small JSON object, or None if the file is missing or damaged."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return tree if isinstance(tree, dict) else None
-
-
 def _arrays(path: Path) -> dict[str, mx.array]:
     return cast(dict[str, mx.array], mx.load(str(path)))
-
-
-def _sync(path: Path) -> None:
-    """Make the disk itself hold a file or folder, not only the system's memory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if sys.platform == "darwin":
-            import fcntl
-
-            # On macOS fsync leaves data in the drive's own cache; this does not.
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-        else:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxgpt import checkpoint
+from mlxgpt import checkpoint, files
 from mlxgpt import config as configs
 from mlxgpt.config import Config
 from mlxgpt.corpus import tokenizer as tokenizers
@@ -52,13 +52,16 @@ class Run:
         return checkpoint.steps(self.checkpoints)
 
     def best(self) -> Mapping[str, Any] | None:
-        """{"step", "val_loss"} of the best checkpoint, or None before the first evaluation."""
-        return checkpoint.read_json(self.folder / "best.json")
+        """{"step", "val_loss"} of the best checkpoint, or None where that is not known."""
+        try:
+            return files.read_sealed(self.folder / "best.json", FORMAT)
+        except (OSError, ValueError):
+            return None
 
     def set_best(self, step: int, val_loss: float) -> None:
         """Name the best checkpoint."""
-        text = json.dumps({"step": step, "val_loss": val_loss}) + "\n"
-        checkpoint.write_atomically(self.folder / "best.json", text)
+        best = {"format": FORMAT, "step": step, "val_loss": val_loss}
+        files.write_atomically(self.folder / "best.json", files.sealed(best))
 
     def checkpoint_path(self, which: str = "best") -> Path:
         """Where a checkpoint lies: `best` (the newest until there is one), `newest`, or a step.
@@ -83,7 +86,7 @@ class Run:
 
     def write_config(self, config: Config) -> None:
         """Store a config in the folder."""
-        checkpoint.write_atomically(self.folder / "config.toml", configs.to_toml(config))
+        files.write_atomically(self.folder / "config.toml", configs.to_toml(config))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line of metrics."""
@@ -106,7 +109,7 @@ class Run:
         """Forget the metrics of later steps than `step`."""
         kept = [json.dumps(r) + "\n" for r in self.metrics() if r["step"] <= step]
         if kept or (self.folder / "metrics.jsonl").exists():
-            checkpoint.write_atomically(self.folder / "metrics.jsonl", "".join(kept))
+            files.write_atomically(self.folder / "metrics.jsonl", "".join(kept))
 
     def add_sample(self, step: int, text: str) -> None:
         """Append what the model wrote at a step."""
@@ -130,9 +133,9 @@ def create(folder: Path, config: Config, dataset: Dataset) -> Run:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         run.write_config(config)
-        checkpoint.write_atomically(folder / "tokenizer.json", dataset.tokenizer.to_json())
+        files.write_atomically(folder / "tokenizer.json", dataset.tokenizer.to_json())
         # Last, since it is what makes the folder a run.
-        checkpoint.write_atomically(folder / "run.json", json.dumps(identity, indent=1) + "\n")
+        files.write_atomically(folder / "run.json", files.sealed(identity))
     except OSError as error:
         raise UserError(
             f"cannot write the run {folder}: {error.strerror}", "choose another --runs-dir."
@@ -146,17 +149,19 @@ def open_run(folder: Path) -> Run:
     Raises:
         UserError: if it is no run, damaged, or of a newer format.
     """
-    identity = checkpoint.read_json(folder / "run.json")
-    if identity is None:
-        raise UserError(f"{folder} is not a run of mlxgpt", "name another: mlxgpt runs lists them.")
-    if identity.get("format", 0) > FORMAT:
+    try:
+        identity = files.read_sealed(folder / "run.json", FORMAT)
+    except FileNotFoundError as error:
         raise UserError(
-            f"{folder} was written by a newer mlxgpt (format {identity['format']})",
-            "upgrade mlxgpt: pip install -U mlxgpt",
-        )
+            f"{folder} is not a run of mlxgpt", "name another: mlxgpt runs lists them."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'run.json'} is damaged: {error}", "restore it, or name another run."
+        ) from error
     config = configs.load(folder / "config.toml")
     tokenizer = tokenizers.load(folder / "tokenizer.json")
-    if tokenizer.fingerprint != identity.get("tokenizer"):
+    if tokenizer.fingerprint != identity["tokenizer"]:
         raise UserError(
             f"{folder}: tokenizer.json is not the one this run was trained with",
             "restore the run's own file.",

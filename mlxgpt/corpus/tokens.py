@@ -7,7 +7,6 @@ train.bin has the same form.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxgpt import files
 from mlxgpt.corpus import tokenizer as tokenizers
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.errors import UserError
@@ -54,7 +54,7 @@ class Meta:
     val: SplitMeta
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return files.sealed(asdict(self))
 
     @property
     def fingerprint(self) -> str:
@@ -171,12 +171,7 @@ def read_meta(folder: Path) -> Meta:
     """
     path = folder / "meta.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if tree["format"] > FORMAT:
-            raise UserError(
-                f"{folder} was prepared by a newer mlxgpt (format {tree['format']})",
-                "upgrade mlxgpt: pip install -U mlxgpt",
-            )
+        tree = files.read_sealed(path, FORMAT)
         train, val = (SplitMeta(**tree.pop(split)) for split in SPLITS)
         return Meta(**tree, train=train, val=val)
     except FileNotFoundError as error:
@@ -191,9 +186,7 @@ def read_meta(folder: Path) -> Meta:
 
 def _open_array(path: Path, meta: Meta, split: SplitMeta) -> Tokens:
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != split.sha256:
+        if files.sha256(path) != split.sha256:
             raise UserError(
                 f"{path} is not the array that meta.json describes",
                 "delete this folder and prepare the data again.",

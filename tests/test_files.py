@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt import files
+from mlxgpt.errors import UserError
+
+
+def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "best.json"
+    files.write_atomically(path, "old")
+    monkeypatch.setattr(files, "sync", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        files.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path], "nothing half-written stays"
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(tree=st.dictionaries(st.text().filter(lambda k: k not in ("seal", "format")), values))
+def test_what_was_sealed_is_read_again(
+    tmp_path_factory: pytest.TempPathFactory, tree: dict
+) -> None:
+    path = tmp_path_factory.mktemp("sealed") / "x.json"
+    path.write_text(files.sealed(tree), encoding="utf-8")
+    assert files.read_sealed(path, 1) == tree
+
+
+def test_no_bit_of_a_sealed_file_changes_unnoticed(tmp_path: Path) -> None:
+    tree = {"format": 1, "step": 12, "loss": 1.25, "name": "tier1", "parts": {"a": [1, 2]}}
+    path = tmp_path / "x.json"
+    whole = files.sealed(tree).encode()
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            assert files.read_sealed(path, 1) == tree, "such as another kind of white space"
+        except (ValueError, UserError):
+            continue
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"step": 1}', '{"step": 1, "seal": "x"}'])
+def test_what_has_no_seal_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=r"\w"):
+        files.read_sealed(tmp_path / "x.json", 1)
+
+
+def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"format": 2, "whatever": 1}))
+    with pytest.raises(UserError, match=r"newer mlxgpt \(format 2\)"):
+        files.read_sealed(tmp_path / "x.json", 1)
+
+
+def test_a_mac_is_asked_for_a_full_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS, fsync leaves data in the drive's cache; F_FULLFSYNC does not."""
+    asked: list[int] = []
+    fake = SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda fd, what: asked.append(what))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setitem(sys.modules, "fcntl", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(os, "fsync", lambda fd: asked.append(-1))
+    files.sync(tmp_path)
+    assert asked == [51]
