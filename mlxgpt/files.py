@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,47 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if sys.platform == "darwin":
-            import fcntl
-
             # On macOS fsync leaves data in the drive's own cache; this does not.
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
         else:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def only_one(path: Path, doing: str) -> Iterator[None]:
+    """While this process works on a folder, no other one does. The system lets go when the process
+    ends, however it ends.
+
+    Args:
+        path: the folder, which need not be there; the lock lies beside it.
+        doing: what an other process would be doing, such as "training".
+
+    Raises:
+        UserError: if another process works on it, or nothing can be written there.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {path.parent}: {error.strerror}", "choose another folder."
+        ) from error
+    with file:
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another process is {doing} {path} right now",
+                    "wait until it is done, or choose another name.",
+                ) from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlxgpt import blas, checkpoint, device, selfcheck
+from mlxgpt import blas, checkpoint, device, files, selfcheck
 from mlxgpt import run as runs
 from mlxgpt.config import Config, changed_weights, override
 from mlxgpt.corpus.hub import NoConnection
@@ -125,6 +125,16 @@ def launch(
     config = _fit_to_data(device.resolve_dtype(config), dataset)
     name = run_name or f"{config_name}-{dataset.name}"
     folder = Path(name) if os.sep in name else runs_dir / name
+    with files.only_one(folder, "training"):
+        summary = _train(config, dataset, folder, max_minutes, display)
+    summary = replace(summary, warning=warning)
+    display.finish(summary)
+    return summary
+
+
+def _train(
+    config: Config, dataset: Dataset, folder: Path, max_minutes: float | None, display: Display
+) -> Summary:
     run = _existing(folder)
     if run:
         if max_minutes:
@@ -132,9 +142,7 @@ def launch(
         _must_match(run, config, dataset)
         if run.steps()[-1] >= config.train.max_steps:
             display.note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
-            summary = _summary(run, config, dataset, step=run.steps()[-1], warning=warning)
-            display.finish(summary)
-            return summary
+            return _summary(run, config, dataset, step=run.steps()[-1])
     _check(config, display)
     step_function = _new_step(config)
     if run:
@@ -161,11 +169,7 @@ def launch(
     if step not in run.steps():
         hooks.save_now(step)
     seconds = time.monotonic() - began
-    summary = _summary(
-        run, config, dataset, step=step, seconds=seconds, resumed=start > 0, warning=warning
-    )
-    display.finish(summary)
-    return summary
+    return _summary(run, config, dataset, step=step, seconds=seconds, resumed=start > 0)
 
 
 def load_model(run: Run, which: str = "best") -> tuple[GPT, checkpoint.Checkpoint]:
@@ -198,7 +202,18 @@ def _fit_to_data(config: Config, dataset: Dataset) -> Config:
             f"vocab_size = {config.model.vocab_size} is too small for {dataset.name}",
             f"use --vocab-size {size}, or leave it out.",
         )
-    blocks_per_epoch(len(dataset.train.ids), config.model.block_size)  # refuses a short text
+    tokens, block = len(dataset.train.ids), config.model.block_size
+    blocks_per_epoch(tokens, block)  # refuses a short text
+    t = config.train
+    if t.batch_size * t.gradient_accumulation_steps * block > tokens:
+        most = tokens // block // t.gradient_accumulation_steps
+        raise UserError(
+            f"the training text has {tokens:,} tokens, fewer than one step takes "
+            f"({t.gradient_accumulation_steps} × {t.batch_size} × {block})",
+            f"use a longer text, or --batch-size {most} or less."
+            if most
+            else "use a longer text, or fewer --gradient-accumulation-steps.",
+        )
     return config
 
 
@@ -320,7 +335,6 @@ def _summary(
     step: int,
     seconds: float = 0.0,
     resumed: bool = True,
-    warning: str | None = None,
 ) -> Summary:
     records = list(run.metrics())
     best = run.best()
@@ -336,7 +350,6 @@ def _summary(
         interrupted=step < config.train.max_steps,
         resumed=resumed,
         try_it=shlex.join(["mlxgpt", "generate", "--run", str(run.folder), _first_words(dataset)]),
-        warning=warning,
     )
 
 

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import mlxgpt
@@ -53,16 +51,11 @@ def test_eval_needs_the_runs_own_data(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the data of done is not in") as caught:
         api.evaluate(runs_dir=trained / "runs", data_dir=tmp_path)
     assert "--source" in caught.value.remedy
-    data = Path(shutil.copytree(trained / "data", tmp_path / "data"))
-    meta = json.loads((data / "words" / "meta.json").read_text())
-    ids = np.fromfile(data / "words" / "val.bin", dtype="<u2")[::-1]
-    ids.tofile(data / "words" / "val.bin")
-    import hashlib
-
-    meta["val"]["sha256"] = hashlib.sha256(ids.tobytes()).hexdigest()
-    (data / "words" / "meta.json").write_text(json.dumps(meta))
+    other = tmp_path / "words.txt"
+    other.write_text("to be or not to be " * 20)
+    api.prepare(other, data_dir=tmp_path / "data")
     with pytest.raises(UserError, match="holds other data"):
-        api.evaluate(runs_dir=trained / "runs", data_dir=data)
+        api.evaluate(runs_dir=trained / "runs", data_dir=tmp_path / "data")
 
 
 def test_eval_of_several_texts_with_a_run_of_single_ones(trained: Path, tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
+from mlxgpt import files
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import sources
 from mlxgpt.corpus.hub import HUB
@@ -74,11 +74,16 @@ def find_or_prepare(
             )
         return open_dataset(folder)
     note(f"preparing {', '.join(data.source)} in {folder}")
-    return write_dataset(source, folder)
+    with files.only_one(folder, "preparing"):
+        if (folder / "meta.json").exists():  # another process was quicker
+            return find_or_prepare(data, data_dir, name=name, megabytes=megabytes)
+        return write_dataset(source, folder)
 
 
 def write_dataset(source: Source, folder: Path) -> Dataset:
-    """Tokenize a source into a new data folder, written beside its name and then renamed."""
+    """Tokenize a source into a new data folder, written beside its name and then renamed.
+    Only one process at a time may do so.
+    """
     if folder.exists():
         raise UserError(f"{folder} exists and holds no prepared data", "choose another --name.")
     # The vocabulary comes from both sides: a character that only the validation text has would
@@ -87,15 +92,16 @@ def write_dataset(source: Source, folder: Path) -> Dataset:
     for document in (*source.train, *source.val):
         characters.update(document)
     tokenizer = CharTokenizer(characters, end_of_text=not source.single)
-    dtype = dtype_for(tokenizer.vocab_size)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
+    if len(characters) < 2:
         raise UserError(
-            f"cannot write in {folder.parent}: {error.strerror}", "choose another --data-dir."
-        ) from error
+            f"the text is nothing but {next(iter(characters), '')!r}: there is nothing to learn",
+            "give a text of at least two different characters.",
+        )
+    dtype = dtype_for(tokenizer.vocab_size)
+    scratch = folder.with_name(f".{folder.name}.new")
     try:
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+        scratch.mkdir(parents=True)
         (scratch / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         sides = {
             split: _write_array(getattr(source, split), tokenizer, dtype, scratch / f"{split}.bin")
@@ -105,7 +111,8 @@ def write_dataset(source: Source, folder: Path) -> Dataset:
             FORMAT, dtype, tokenizer.vocab_size, tokenizer.fingerprint, source.origin, **sides
         )
         (scratch / "meta.json").write_text(meta.to_json(), encoding="utf-8")
-        scratch.chmod(0o755)
+        for path in scratch.iterdir():
+            files.sync(path)
         scratch.rename(folder)
     except OSError as error:
         raise UserError(
