@@ -1,4 +1,4 @@
-"""Linux only: a real BLAS under MLX, and an allocator that keeps its pages.
+"""Linux only: a real BLAS under MLX, an allocator that keeps its pages, room for kernels.
 
 `mlx[cpu]` ships the reference BLAS, about forty times slower than OpenBLAS. `libmlx.so` looks
 up three matrix products by name when it is loaded, so a library that is loaded *before* it, into
@@ -67,6 +67,7 @@ def install() -> None:
     if sys.platform != "linux":
         return
     _keep_freed_pages()
+    _find_room_for_kernels()
     try:
         _status = _load()
     except _Unavailable as reason:
@@ -142,6 +143,16 @@ def _write_renamed(library: Path, target: Path) -> None:
             timeout=60,
         )
         renamed.replace(target)
+
+
+def _find_room_for_kernels() -> None:
+    """MLX keeps what it compiles in TMPDIR/mlx, and fails where it cannot write there."""
+    with contextlib.suppress(OSError):
+        folder = Path(tempfile.gettempdir())  # one that was tried
+        kernels = folder / "mlx"
+        if kernels.exists() and not os.access(kernels, os.W_OK | os.X_OK):  # somebody else's
+            folder = _cache_folder() or folder
+        os.environ["TMPDIR"] = str(folder)
 
 
 def _keep_freed_pages() -> None:

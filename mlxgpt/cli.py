@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict
 from typing import Any, NoReturn
 
-from mlxgpt import __version__, config
+from mlxgpt import __version__, config, mac
 from mlxgpt.errors import UserError
 
 INTERRUPTED = 130
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        mac.refuse_others()
         parser = _parser()
         if not arguments:
             parser.print_help()
@@ -49,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has closed it (`| head -1`). Python would complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # the world's doing, where no room could say it better
+        where = f"{error.filename}: " if error.filename else ""
+        _say(
+            f"mlxgpt: {where}{error.strerror or error}\n  → free some space, or check permissions."
+        )
+        return 2
 
 
 class _Parser(argparse.ArgumentParser):

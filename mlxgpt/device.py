@@ -68,6 +68,17 @@ def memory() -> tuple[int, str]:
     return resident_bytes(), "resident"
 
 
+def limit_memory() -> None:
+    """On a Mac, whose GPU shares the system's memory: keep MLX within what the system recommends,
+    and a quarter of that for memory it holds back for later. By default it would take half as much
+    again, and the Mac would swap.
+    """
+    if backend() == "metal":
+        recommended = int(mx.device_info()["max_recommended_working_set_size"])
+        mx.set_memory_limit(recommended)
+        mx.set_cache_limit(recommended // 4)
+
+
 def resident_bytes() -> int:
     """Bytes of this process in memory; where the system only tells the most so far, that."""
     try:

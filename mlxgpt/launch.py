@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlxgpt import blas, checkpoint, device, files, selfcheck
+from mlxgpt import blas, checkpoint, device, files, mac, selfcheck
 from mlxgpt import run as runs
 from mlxgpt.config import Config, changed_weights, override
 from mlxgpt.corpus.hub import NoConnection
@@ -122,6 +122,7 @@ def launch(
         display.warn(warning)
         config = override(config, {"source": fallback})
         dataset = find_or_prepare(config.data, data_dir, note=display.note)
+    device.limit_memory()
     config = _fit_to_data(device.resolve_dtype(config), dataset)
     name = run_name or f"{config_name}-{dataset.name}"
     folder = Path(name) if os.sep in name else runs_dir / name
@@ -164,7 +165,7 @@ def _train(
             if hook.due(start):
                 hook.run(report)
     began = time.monotonic()
-    with _stop_signals(display) as stop:
+    with _stop_signals(display) as stop, mac.awake():
         step = train(step_function, dataset.train, config, start=start, hooks=hooks.all, stop=stop)
     if step not in run.steps():
         hooks.save_now(step)

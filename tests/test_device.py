@@ -35,3 +35,16 @@ def test_memory_is_this_processs() -> None:
 def test_the_chip_has_a_name() -> None:
     assert device.name()
     assert device.backend() in ("cpu", "cuda", "metal")
+
+
+def test_a_mac_is_kept_within_what_it_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[str, int] = {}
+    monkeypatch.setattr(mx, "set_memory_limit", lambda size: limits.update(memory=size))
+    monkeypatch.setattr(mx, "set_cache_limit", lambda size: limits.update(cache=size))
+    device.limit_memory()
+    assert limits == {}, "elsewhere nothing is limited"
+    monkeypatch.setattr(device, "backend", lambda: "metal")
+    info = {"max_recommended_working_set_size": 12_000_000_000, "memory_size": 16_000_000_000}
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    device.limit_memory()
+    assert limits == {"memory": 12_000_000_000, "cache": 3_000_000_000}

@@ -6,6 +6,7 @@ note on their origin. It knows nothing of tokens.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -119,6 +120,11 @@ def read_documents(paths: Sequence[str]) -> tuple[list[str], str]:
     for path in _expand(paths):
         content = _read(path)
         digest.update(content)
+        if (nul := content.find(b"\0")) >= 0:
+            raise UserError(
+                f"{path} is no text: byte {nul:,} is NUL",
+                "give a text file; UTF-16 is converted by: iconv -f utf-16 -t utf-8 FILE > NEW",
+            )
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -189,6 +195,11 @@ def _expand(paths: Sequence[str]) -> list[Path]:
             files += inside
         elif path.exists():
             files.append(path)
+        elif glob.has_magic(name):  # in quotes, or in Python, no shell has expanded it
+            matching = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+            if not matching:
+                raise UserError(f"no file matches {name!r}", "give a path that exists.")
+            files += [match for match in matching if match.is_file()]
         else:
             raise UserError(
                 f"there is no file, folder or corpus {name!r}",

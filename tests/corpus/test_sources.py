@@ -77,6 +77,8 @@ def test_two_single_documents_have_no_end_of_text(tmp_path: Path) -> None:
         (b"", "no text"),
         (b" \n<|endoftext|>\n", "no text"),
         ("Stra\u00dfe".encode("latin-1"), r"not UTF-8 text \(byte 4\)"),
+        (b"to be\0or not", "no text: byte 5 is NUL"),
+        ("to be".encode("utf-16"), "no text: byte 3 is NUL"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -84,6 +86,16 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, problem: str
     path.write_bytes(content)
     with pytest.raises(UserError, match=problem):
         sources.open_source([str(path)])
+
+
+def test_a_pattern_that_no_shell_has_expanded(home: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.md"):
+        write(home / "texts" / name, name)
+    write(home / "odd[1].txt", "odd")
+    assert sources.read_documents(["texts/*.txt"])[0] == ["a.txt", "b.txt"]
+    assert sources.read_documents(["odd[1].txt"])[0] == ["odd"], "a file of that very name"
+    with pytest.raises(UserError, match=r"no file matches 'texts/\*.rst'"):
+        sources.read_documents(["texts/*.rst"])
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
