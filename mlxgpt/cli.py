@@ -323,11 +323,9 @@ def _check(given: dict[str, Any], _: list[str]) -> int:
     if as_json:
         _print_json([asdict(law) for law in laws])
     else:
-        from rich.console import Console
-
         from mlxgpt.display import show_laws
 
-        show_laws(laws, Console(highlight=False))
+        show_laws(laws)
     return 0 if all(law.ok for law in laws) else 1
 
 
@@ -365,8 +363,6 @@ def _runs(given: dict[str, Any], _: list[str]) -> int:
         where = api.home("runs", given["runs_dir"]).absolute()
         print(f"no runs in {where}; mlxgpt train --tier 1 makes one")
         return 0
-    from rich.console import Console
-
     from mlxgpt.display import show_table
 
     rows = [
@@ -379,7 +375,7 @@ def _runs(given: dict[str, Any], _: list[str]) -> int:
         }
         for line in lines
     ]
-    show_table(rows, Console(highlight=False))
+    show_table(rows)
     return 0
 
 

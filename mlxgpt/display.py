@@ -23,9 +23,23 @@ from mlxgpt.selfcheck import Law
 QUIET_SECONDS = 10.0  # between two lines where no terminal redraws them
 
 
+class _Results(Console):
+    """The console on stdout; where nobody reads on (`| head -1`), the command ends."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class _Messages(Console):
+    """The console on stderr; where nobody reads on, a training goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 def console() -> Console:
     """The console on stderr."""
-    return Console(stderr=True, highlight=False)
+    return _Messages(stderr=True, highlight=False)
 
 
 class TrainingDisplay:
@@ -171,8 +185,9 @@ class TrainingDisplay:
         return Group(bar, *tables)
 
 
-def show_laws(laws: Sequence[Law], to: Console) -> None:
-    """The self-check as a table, with the reasons under it."""
+def show_laws(laws: Sequence[Law]) -> None:
+    """The self-check as a table on stdout, with the reasons under it."""
+    to = _Results(highlight=False)
     table = Table(box=None, pad_edge=False)
     for column in ("", "checked", "found"):
         table.add_column(column, style="dim" if column == "checked" else "")
@@ -186,14 +201,14 @@ def show_laws(laws: Sequence[Law], to: Console) -> None:
             to.print(Text(law.why))
 
 
-def show_table(rows: Sequence[dict[str, Any]], to: Console) -> None:
-    """Rows with the same keys, as a table."""
+def show_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Rows with the same keys, as a table on stdout."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in rows[0]:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*[escape(str(value)) for value in row.values()])
-    to.print(table)
+    _Results(highlight=False).print(table)
 
 
 def duration(seconds: float) -> str:

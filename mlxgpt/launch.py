@@ -148,6 +148,7 @@ def _train(
     step_function = _new_step(config)
     if run:
         start, last_report = _resume(run, step_function, display)
+        run = replace(run, config=config)
         run.write_config(config)
     else:
         start, last_report = 0, {}

@@ -19,6 +19,7 @@ from mlxgpt import run as runs
 from mlxgpt.config import Config, override
 from mlxgpt.corpus import hub, sources
 from mlxgpt.corpus.hub import NoConnection
+from mlxgpt.corpus.tokens import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.launch import Silent, Summary
 from mlxgpt.model import flat
@@ -33,6 +34,10 @@ class Recorder(Silent):
         self.notes: list[str] = []
         self.records: list[dict[str, Any]] = []
         self.samples: list[tuple[int, str]] = []
+        self.plan = 0
+
+    def start(self, run: runs.Run, dataset: Dataset, start: int) -> None:
+        self.plan = run.config.train.max_steps
 
     def note(self, line: str) -> None:
         self.notes.append(line)
@@ -229,7 +234,9 @@ def test_other_settings_do_not_continue_a_run(train: Any) -> None:
 
 def test_a_run_grows_when_its_schedule_does_not_hang_on_its_length(train: Any) -> None:
     train("a", decay_steps=12)
-    assert train("a", decay_steps=12, max_steps=20).step == 20
+    display = Recorder()
+    assert train("a", display, decay_steps=12, max_steps=20).step == 20
+    assert display.plan == 20
     assert [r["step"] for r in metrics("a")] == list(range(2, 21, 2))
     train("b", decay_steps=12, max_steps=20)
     a, b = final_state("a"), final_state("b")
