@@ -43,13 +43,17 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 clean:
 	rm -rf $(VENV)
 
-# A Python of 3.11 or later with its venv, else uv, which brings its own; else say how to get one.
+# A Python of 3.11 or later with its venv (on a Mac one for Apple silicon), else uv, which brings its
+# own; else say how to get one.
 define make_venv
+if [ "`uname -s`" = Darwin ] && [ "`uname -m`" != arm64 ]; then \
+	echo 'mlxgpt needs a Mac with Apple silicon, and a terminal without Rosetta' >&2; \
+	exit 1; \
+fi; \
 if [ ! -x $(BIN)/python ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	rm -rf $(VENV); \
 	for python in python3.13 python3.12 python3.11 python3 python3.14 python; do \
-		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
-			>/dev/null 2>&1 && $$python -m venv $(VENV); then break; fi; \
+		if $$python -c $(SUITABLE) >/dev/null 2>&1 && $$python -m venv $(VENV); then break; fi; \
 	done; \
 	if [ ! -x $(BIN)/python ] && command -v uv >/dev/null 2>&1; then \
 		uv venv --quiet --seed --python '>=3.11' $(VENV); \
@@ -60,3 +64,6 @@ if [ ! -x $(BIN)/python ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; t
 	fi; \
 fi
 endef
+
+SUITABLE := 'import os, sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11) or \
+	(sys.platform == "darwin" and os.uname().machine != "arm64"))'

@@ -1,0 +1,131 @@
+"""The Makefile on machines that are made up: a folder of commands is all they have."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NEEDED = ("make", "sh", "rm", "touch", "echo", "mkdir")
+
+# A Python as the Makefile sees it: it answers the questions, and makes a venv of itself.
+PYTHON = """#!/bin/sh
+case "$*" in
+  *version_info*) exit {unsuitable} ;;
+  *"-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  *"pip --version"*) exit 0 ;;
+  *"pip install"*) echo "$*" >> installed ;;
+esac
+"""
+UV = """#!/bin/sh
+for folder; do :; done
+mkdir -p "$folder/bin" && cp "`dirname $0`/python-of-uv" "$folder/bin/python"
+"""
+UNAME = """#!/bin/sh
+test "$1" = -s && echo {system} || echo {machine}
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A checkout, and a PATH with make, a shell and what else is put there."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in (*NEEDED, "cp", "dirname"):
+        found = shutil.which(name)
+        if found:
+            (commands / name).symlink_to(found)
+    put(tmp_path, "uname", UNAME.format(system="Linux", machine="x86_64"))
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def put(machine: Path, name: str, script: str) -> None:
+    (machine / "bin" / name).write_text(script)
+    (machine / "bin" / name).chmod(0o755)
+
+
+def make(machine: Path, *goals: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [machine / "bin" / "make", *goals],
+        cwd=machine,
+        env={"PATH": str(machine / "bin")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def installed(machine: Path) -> list[str]:
+    file = machine / "installed"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def test_without_python_and_uv_it_says_how_to_get_one(machine: Path) -> None:
+    put(machine, "python3", PYTHON.format(unsuitable=1))  # such as Apple's, a 3.9
+    result = make(machine, "venv")
+    assert result.returncode != 0
+    assert "mlxgpt needs Python 3.11 or later: get one from python.org" in result.stderr
+    assert not (machine / ".venv").exists()
+
+
+def test_a_suitable_python_is_found_and_installs_once(machine: Path) -> None:
+    put(machine, "python3", PYTHON.format(unsuitable=1))
+    put(machine, "python3.12", PYTHON.format(unsuitable=0))
+    assert make(machine, "venv").returncode == 0
+    assert len(installed(machine)) == 1
+    assert make(machine, "venv").returncode == 0
+    assert len(installed(machine)) == 1, "the second call installs nothing"
+    assert make(machine, "dev").returncode == 0
+    assert installed(machine)[1:] != []
+    os.utime(machine / "pyproject.toml")
+    assert make(machine, "venv").returncode == 0
+    assert len(installed(machine)) == 3, "what it asks for may have changed"
+
+
+def test_uv_alone_will_do(machine: Path) -> None:
+    put(machine, "uv", UV)
+    put(machine, "python-of-uv", PYTHON.format(unsuitable=0))
+    assert make(machine, "venv").returncode == 0
+    assert len(installed(machine)) == 1
+
+
+def test_a_mac_needs_apple_silicon(machine: Path) -> None:
+    put(machine, "python3", PYTHON.format(unsuitable=0))
+    put(machine, "uname", UNAME.format(system="Darwin", machine="x86_64"))
+    result = make(machine, "venv")
+    assert result.returncode != 0
+    assert "needs a Mac with Apple silicon" in result.stderr
+    put(machine, "uname", UNAME.format(system="Darwin", machine="arm64"))
+    assert make(machine, "venv").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "platform", "chip", "suitable"),
+    [
+        ((3, 9), "linux", "x86_64", False),
+        ((3, 11), "linux", "x86_64", True),
+        ((3, 14), "darwin", "arm64", True),
+        ((3, 12), "darwin", "x86_64", False),
+    ],
+)
+def test_which_pythons_are_suitable(
+    version: tuple[int, int], platform: str, chip: str, suitable: bool
+) -> None:
+    """The very question of the Makefile, asked of a Python that says it is another one."""
+    text = (ROOT / "Makefile").read_text().split("SUITABLE := '")[1].rsplit("'", 1)[0]
+    question = text.replace("\\\n", " ")
+    pretend = (
+        f"import os, sys, types, venv, ensurepip; sys.version_info = {version}; sys.platform = {platform!r}; "
+        f"os.uname = lambda: types.SimpleNamespace(machine={chip!r}); "
+    )
+    code = pretend + f"exec({question!r})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert result.stderr == b""
+    assert (result.returncode == 0) == suitable
