@@ -122,7 +122,8 @@ def test_which_pythons_are_suitable(
     text = (ROOT / "Makefile").read_text().split("SUITABLE := '")[1].rsplit("'", 1)[0]
     question = text.replace("\\\n", " ")
     pretend = (
-        f"import os, sys, types, venv, ensurepip; sys.version_info = {version}; sys.platform = {platform!r}; "
+        f"import os, sys, types, venv, ensurepip; sys.version_info = {version}; "
+        f"sys.platform = {platform!r}; "
         f"os.uname = lambda: types.SimpleNamespace(machine={chip!r}); "
     )
     code = pretend + f"exec({question!r})"
