@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgpt import config as configs
-from mlxgpt import generation, selfcheck
+from mlxgpt import device, generation, selfcheck
 from mlxgpt import run as run_folders
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
@@ -213,7 +213,9 @@ def check(
     tier: int | None = None, *, config: PathLike | Config | None = None, **settings: Any
 ) -> list[Law]:
     """Try what must hold before a long run; see selfcheck.py."""
-    return list(selfcheck.check(resolve(tier, config, **settings)[1]))
+    chosen = resolve(tier, config, **settings)[1]
+    device.must_fit(chosen)
+    return list(selfcheck.check(chosen))
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,7 @@ def info(
         parameters={**parts, "all": total},
         flops_per_token=flops_per_token(m),
         training_tokens=tokens,
-        memory_bytes=16 * total,
+        memory_bytes=device.training_bytes(m),
         step=step,
         val_loss=val_loss,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import resource
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.errors import UserError
+from mlxgpt.model import count_parameters
 
 
 def backend() -> str:
@@ -66,6 +69,33 @@ def memory() -> tuple[int, str]:
     if backend() != "cpu":
         return mx.get_active_memory() + mx.get_cache_memory(), "MLX"
     return resident_bytes(), "resident"
+
+
+def must_fit(config: Config) -> None:
+    """Refuse a model whose training cannot fit into this machine's memory, whatever the batch.
+
+    Raises:
+        UserError: if weights, gradients and AdamW's two moments alone are larger than it.
+    """
+    need, have = training_bytes(config.model), total_bytes()
+    if need > have:
+        raise UserError(
+            f"this model needs {need / 1e9:,.1f} GB to be trained, and there are {have / 1e9:,.1f}",
+            "use a smaller --n-embd or --n-layer.",
+        )
+
+
+def training_bytes(model: ModelConfig) -> int:
+    """Least memory of a training: weights, gradients and AdamW's two moments, in float32."""
+    return 16 * count_parameters(model)
+
+
+def total_bytes() -> int:
+    """The memory that there is for the device: a GPU's own or, on a CPU, the machine's."""
+    if backend() != "cpu":
+        info = mx.device_info()
+        return int(info.get("memory_size") or info.get("total_memory") or 1 << 62)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def limit_memory() -> None:

@@ -122,8 +122,9 @@ def launch(
         display.warn(warning)
         config = override(config, {"source": fallback})
         dataset = find_or_prepare(config.data, data_dir, note=display.note)
-    device.limit_memory()
     config = _fit_to_data(device.resolve_dtype(config), dataset)
+    device.must_fit(config)
+    device.limit_memory()
     name = run_name or f"{config_name}-{dataset.name}"
     folder = Path(name) if os.sep in name else runs_dir / name
     with files.only_one(folder, "training"):

@@ -164,6 +164,10 @@ def unknown_letter(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> s
     return refused(capsys, "generate", "to be €")
 
 
+def too_large(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, *TRAIN, "--source", "data/words", "--n-embd", "400000")
+
+
 def intel(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     with patch.context() as other:
         other.setattr(sys, "platform", "darwin")
@@ -198,6 +202,7 @@ MISTAKES: list[Mistake] = [
     no_run,
     damaged,
     unknown_letter,
+    too_large,
     intel,
     rosetta,
 ]
@@ -476,6 +481,14 @@ def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, after: float, tim
 
 
 # Terminals.
+
+
+def test_a_training_that_nobody_watches_goes_on(place: Path) -> None:
+    line = " ".join([*TRAIN, "--source", "data/words", "--run", "a", "--log-interval", "1"])
+    command = f"{sys.executable} -m mlxgpt {line} 2>&1 | head -1"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(["bash", "-c", command], env=environment, capture_output=True, check=True)
+    assert Path("runs/a/checkpoints/step-0000004/manifest.json").exists()
 
 
 @pytest.mark.parametrize("line", ["runs", "info", "eval", "generate to --samples 2", "--help"])

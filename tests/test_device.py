@@ -5,6 +5,7 @@ import pytest
 
 from mlxgpt import device
 from mlxgpt.config import Config, override
+from mlxgpt.errors import UserError
 
 
 def test_the_peak_is_a_plausible_speed() -> None:
@@ -35,6 +36,16 @@ def test_memory_is_this_processs() -> None:
 def test_the_chip_has_a_name() -> None:
     assert device.name()
     assert device.backend() in ("cpu", "cuda", "metal")
+
+
+def test_a_model_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = override(Config(), {"vocab_size": 50_257})  # GPT-2: 124M parameters, 2 GB
+    assert 1.9e9 < device.training_bytes(model.model) < 2.1e9
+    assert 1e8 < device.total_bytes() < 1e15
+    device.must_fit(model)
+    monkeypatch.setattr(device, "total_bytes", lambda: int(1.9e9))
+    with pytest.raises(UserError, match=r"needs 2.0 GB to be trained, and there are 1.9"):
+        device.must_fit(model)
 
 
 def test_a_mac_is_kept_within_what_it_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
