@@ -1,7 +1,6 @@
 """`python -m mlxgpt` is `mlxgpt`."""
 
-import sys
 
-from mlxgpt.cli import main
+from mlxgpt.cli import run
 
-sys.exit(main())
+run()

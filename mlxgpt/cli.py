@@ -7,6 +7,7 @@ that `--help` is quick. Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
@@ -26,6 +27,20 @@ SECTION_TITLES = {
     "optim": "optimizer and schedule",
     "train": "training",
 }
+
+
+def run() -> NoReturn:
+    """The program `mlxgpt`: as `main`, and ends the process."""
+    try:
+        code = main()
+    except KeyboardInterrupt:  # a second one, while the first one was dealt with
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        # At once: threads that still compute are not waited for.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
