@@ -51,6 +51,11 @@ def test_the_wheel_trains_and_generates(installed: Path, text_file: Path, tmp_pa
     assert len(text) == len("to be") + 20 + 1
 
 
+def test_the_wheel_brings_its_storybook(installed: Path, tmp_path: Path) -> None:
+    said = run(installed, "prepare", "storybook", "--megabytes", "0.05", cwd=tmp_path)
+    assert said.startswith("data/storybook: 50,")
+
+
 def test_the_wheel_brings_its_configs_and_nothing_of_the_tests(installed: Path) -> None:
     (package,) = installed.parents[1].glob("lib/python*/site-packages/mlxgpt")
     assert {p.name for p in (package / "configs").iterdir()} == {
