@@ -1,6 +1,5 @@
 """`python -m mlxgpt` is `mlxgpt`."""
 
-
 from mlxgpt.cli import run
 
 run()

@@ -1,32 +1,25 @@
 """The front door: parse, call one function, print.
 
-Flags of settings are made from the fields of config.py. Heavy imports stay inside the commands, so
-that `--help` is quick. Results go to stdout, everything else to stderr.
+Heavy imports stay inside the commands, so that `--help` is quick. Results go to stdout, everything
+else to stderr.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import difflib
 import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict
+from dataclasses import asdict
 from typing import Any, NoReturn
 
-from mlxgpt import __version__, config, mac
+from mlxgpt import config, mac
+from mlxgpt.arguments import make_parser
 from mlxgpt.errors import UserError
 
 INTERRUPTED = 130
-SECTION_TITLES = {
-    "model": "model (GPT-2's shape)",
-    "data": "data",
-    "optim": "optimizer and schedule",
-    "train": "training",
-}
 
 
 def run() -> NoReturn:
@@ -48,13 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         mac.refuse_others()
-        parser = _parser()
+        parser = make_parser()
         if not arguments:
             parser.print_help()
             return 0
         given = vars(parser.parse_args(arguments))
-        command: Callable[[dict[str, Any], list[str]], int] = given.pop("run_command")
-        return command(given, arguments)
+        return COMMANDS[given.pop("command")](given, arguments)
     except UserError as error:
         _say(f"mlxgpt: {error.problem}\n  → {error.remedy}")
         return 2
@@ -71,198 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"mlxgpt: {where}{error.strerror or error}\n  → free some space, or check permissions."
         )
         return 2
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are two lines: what is wrong, and what to do."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        result, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            flags = [flag for sub in _subparsers(self, args) for flag in sub._option_string_actions]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1, 0.5)
-            raise UserError(
-                f"unknown argument {unknown[0]!r}",
-                f"did you mean {near[0]}?" if near else f"see: {self.prog} --help",
-            )
-        return result
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message, f"see: {self.prog} --help")
-
-
-def _subparsers(parser: argparse.ArgumentParser, args: Sequence[str]) -> list[_Parser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return [sub for name, sub in action.choices.items() if name in args]
-    return []
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="mlxgpt",
-        description="Train a GPT from nothing on your own Mac, understand it, and keep it.",
-        epilog=(
-            "begin here:\n"
-            "  mlxgpt train --tier 1          train on Tiny Shakespeare, fetched on the way\n"
-            '  mlxgpt generate "ROMEO:"       let the newest run write\n\n'
-            "mlxgpt COMMAND --help explains one command."
-        ),
-    )
-    parser.add_argument("--version", action="version", version=f"mlxgpt {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def add(
-        name: str, run: Callable[[dict[str, Any], list[str]], int], help: str, text: str
-    ) -> _Parser:
-        sub: _Parser = commands.add_parser(name, help=help, description=text)
-        sub.set_defaults(run_command=run)
-        sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
-        return sub
-
-    sub = add(
-        "prepare",
-        _prepare,
-        "turn text into token arrays",
-        "Turn text into token arrays in data/NAME. `train` does so on the way where it is needed.",
-    )
-    sub.add_argument(
-        "source",
-        nargs="*",
-        help="shakespeare (default), storybook, or text files and folders of .txt files",
-    )
-    sub.add_argument(
-        "--val-source", nargs="+", metavar="PATH", help="text to judge by; default: a part of it"
-    )
-    sub.add_argument("--tokenizer", help="char: one token a character (default)")
-    sub.add_argument(
-        "--megabytes", type=float, metavar="N", help="length of the storybook (default: 10)"
-    )
-    sub.add_argument("--name", help="the data folder's name (default: from the source)")
-    _add_folders(sub, data=True)
-
-    sub = add(
-        "train",
-        _train,
-        "train a model, or resume a run",
-        "Train a GPT. The same command again resumes a run that was stopped.\n\n"
-        "  mlxgpt train --tier 1\n"
-        "  mlxgpt train --tier 1 --source my.txt --max-minutes 10\n\n"
-        "Every setting of the config has a flag; what isn't given comes from the tier's file.",
-    )
-    _add_recipe(sub)
-    sub.add_argument("--run", metavar="NAME", help="the run's name (default: CONFIG-DATA)")
-    sub.add_argument(
-        "--max-minutes", type=float, metavar="M", help="plan as many steps as fit into M minutes"
-    )
-    _add_folders(sub, runs=True, data=True)
-    _add_settings(sub)
-
-    sub = add(
-        "generate",
-        _generate,
-        "let a trained model write",
-        "Continue a prompt with a trained model; without one, write from the beginning.\n\n"
-        '  mlxgpt generate "ROMEO:"\n'
-        '  mlxgpt generate "ROMEO:" --samples 3 --temperature 0.7 --seed 1',
-    )
-    sub.add_argument("prompt", nargs="?", default="", help="how the text begins")
-    _add_run(sub)
-    _add_folders(sub, runs=True)
-    group = sub.add_argument_group("sampling")
-    _add_flags(group, config.Sampling)
-
-    sub = add(
-        "eval",
-        _eval,
-        "judge a trained model",
-        "Loss and bits per byte over the whole validation text, or over another text.",
-    )
-    _add_run(sub)
-    sub.add_argument("--source", nargs="+", metavar="PATH", help="text files to judge by instead")
-    _add_folders(sub, runs=True, data=True)
-
-    sub = add(
-        "check",
-        _check,
-        "see whether what must hold does hold",
-        "Try the laws that training rests on, here and now, in seconds. `train` does so first.",
-    )
-    _add_recipe(sub)
-    _add_settings(sub)
-
-    sub = add(
-        "info",
-        _info,
-        "what a tier or a run amounts to",
-        "Parameters, cost and settings of a tier, a config or (default) the newest run.",
-    )
-    _add_recipe(sub)
-    sub.add_argument("--run", metavar="NAME", help="a run's name or folder")
-    _add_folders(sub, runs=True)
-    _add_settings(sub)
-
-    sub = add("runs", _runs, "list the runs", "All runs, the newest first.")
-    _add_folders(sub, runs=True)
-    return parser
-
-
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    tiers = sorted(int(n[4:]) for n in config.built_in() if n[:4] == "tier" and n[4:].isdecimal())
-    help = "1: characters, Shakespeare, about 5 minutes on an M1"
-    parser.add_argument("--tier", type=int, choices=tiers, help=help)
-    parser.add_argument("--config", metavar="FILE", help="a TOML file instead of a tier")
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", metavar="NAME", help="a run's name or folder (default: newest)")
-    parser.add_argument(
-        "--checkpoint", metavar="WHICH", help="best (default), newest, or a step number"
-    )
-
-
-def _add_folders(
-    parser: argparse.ArgumentParser, *, runs: bool = False, data: bool = False
-) -> None:
-    if runs:
-        parser.add_argument("--runs-dir", metavar="DIR", help="where runs lie (default: runs)")
-    if data:
-        parser.add_argument("--data-dir", metavar="DIR", help="where data lies (default: data)")
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    for section, cls in config.SECTIONS.items():
-        _add_flags(parser.add_argument_group(SECTION_TITLES[section]), cls)
-
-
-def _add_flags(group: argparse._ArgumentGroup, cls: type) -> None:
-    """One flag for each field; those that are not given leave no trace."""
-    for name, kind, item in config.settings(cls):
-        flag, default = "--" + name.replace("_", "-"), item.default
-        shown = "" if default in (None, (), MISSING) else f" (default: {_shown(default)})"
-        help = (item.metadata["help"] + shown).replace("%", "%%")
-        common = {"default": argparse.SUPPRESS, "help": help}
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
-        elif kind == tuple[str, ...] and name == "stop":
-            group.add_argument(flag, action="append", metavar="TEXT", **common)
-        elif kind == tuple[str, ...]:
-            group.add_argument(flag, nargs="+", metavar="PATH", **common)
-        elif kind is str:
-            group.add_argument(flag, metavar="|".join(item.metadata["choices"]), **common)
-        else:
-            number, letter = (float, "X") if kind is float else (int, "N")
-            group.add_argument(flag, type=number, metavar=letter, **common)
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, tuple):
-        return " ".join(default)
-    return str(default).lower() if isinstance(default, bool) else f"{default}"
 
 
 def _prepare(given: dict[str, Any], _: list[str]) -> int:
@@ -417,3 +217,14 @@ def _write(piece: str) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+COMMANDS: dict[str, Callable[[dict[str, Any], list[str]], int]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "generate": _generate,
+    "eval": _eval,
+    "check": _check,
+    "info": _info,
+    "runs": _runs,
+}

@@ -168,20 +168,18 @@ def too_large(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return refused(capsys, *TRAIN, "--source", "data/words", "--n-embd", "400000")
 
 
-def intel(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+def intel(
+    place: Path, capsys: Capture, patch: pytest.MonkeyPatch, *, translated: bool = False
+) -> str:
     with patch.context() as other:
         other.setattr(sys, "platform", "darwin")
         other.setattr(os, "uname", lambda: type("uname", (), {"machine": "x86_64"}))
-        other.setattr(mac, "_translated", lambda: False)
+        other.setattr(mac, "_translated", lambda: translated)
         return refused(capsys, "runs")
 
 
 def rosetta(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    with patch.context() as other:
-        other.setattr(sys, "platform", "darwin")
-        other.setattr(os, "uname", lambda: type("uname", (), {"machine": "x86_64"}))
-        other.setattr(mac, "_translated", lambda: True)
-        return refused(capsys, "runs")
+    return intel(place, capsys, patch, translated=True)
 
 
 Mistake = Callable[[Path, Capture, pytest.MonkeyPatch], str]
