@@ -295,11 +295,17 @@ class RunLine:
     data: str
 
 
-def runs(*, runs_dir: PathLike | None = None) -> list[RunLine]:
-    """All runs, the newest first."""
+def runs(
+    *, runs_dir: PathLike | None = None, note: Callable[[str], None] = lambda line: None
+) -> list[RunLine]:
+    """All runs, the newest first; `note` is told of damaged ones, which are left out."""
     lines = []
     for folder in run_folders.folders_in(home("runs", runs_dir)):
-        run = run_folders.open_run(folder)
+        try:
+            run = run_folders.open_run(folder)
+        except UserError as error:
+            note(error.problem)
+            continue
         best = run.best()
         lines.append(
             RunLine(

@@ -171,7 +171,7 @@ def _runs(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
 
     as_json = given.pop("json")
-    lines = api.runs(**_present(given))
+    lines = api.runs(note=_say, **_present(given))
     if as_json:
         return _print_json([asdict(line) for line in lines])
     if not lines:

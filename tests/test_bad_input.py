@@ -313,6 +313,16 @@ def test_files_of_another_run_are_told(
         assert code == 2 or (code, out) == expected
 
 
+def test_a_damaged_run_does_not_hide_the_others(place: Path, capsys: Capture) -> None:
+    shutil.copytree("runs/done", "runs/broken")
+    Path("runs/broken/run.json").write_text("{")
+    assert cli.main(["runs"]) == 0
+    output = capsys.readouterr()
+    assert "done" in output.out
+    assert "broken" not in output.out
+    assert "runs/broken/run.json is damaged" in output.err
+
+
 def test_a_folder_that_is_no_run(place: Path, capsys: Capture) -> None:
     Path("empty").mkdir()
     for name in ("empty", "data/words", "words.txt", "", "."):

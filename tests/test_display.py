@@ -95,6 +95,16 @@ def test_a_terminal_gets_a_live_view_that_fits(
     assert "\x1b[?25h" in text, "the cursor comes back"
 
 
+def test_no_color_is_respected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colour = "\x1b[1;33m"
+    for variable in ("FORCE_COLOR", "NO_COLOR"):  # the second one wins
+        monkeypatch.setenv(variable, "1")
+        TrainingDisplay().warn("beware")
+        assert (colour in capsys.readouterr().err) == (variable == "FORCE_COLOR")
+
+
 @pytest.mark.parametrize(("width", "rows"), [(110, 3), (60, 5)])
 def test_the_live_view_has_a_bar_and_names_over_numbers(
     capsys: pytest.CaptureFixture[str], width: int, rows: int
