@@ -71,7 +71,7 @@ def test_a_mac_is_asked_for_a_full_sync(tmp_path: Path, monkeypatch: pytest.Monk
     asked: list[int] = []
     fake = SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda fd, what: asked.append(what))
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setitem(sys.modules, "fcntl", fake)
+    monkeypatch.setattr(files, "fcntl", fake)
     monkeypatch.setattr(os, "fsync", lambda fd: asked.append(-1))
     files.sync(tmp_path)
     assert asked == [51]
