@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 
-from mlxgpt import api
+from mlxgpt import api, selfcheck
 from mlxgpt.config import Config, from_tree, override
 
 TINY = {
@@ -78,6 +79,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Config, text: str) -
         config=tiny, source=source, run="done", runs_dir=folder / "runs", data_dir=folder / "data"
     )
     return folder
+
+
+@pytest.fixture
+def place(home: Path, trained: Path, text_file: Path) -> Path:
+    """Where a person works: words.txt, and a finished run of it."""
+    shutil.copytree(trained / "runs", home / "runs")
+    shutil.copytree(trained / "data", home / "data")
+    return home
+
+
+@pytest.fixture
+def no_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No self-check before a training."""
+    monkeypatch.setattr(selfcheck, "check", lambda config: iter([]))
 
 
 @pytest.fixture(scope="session")

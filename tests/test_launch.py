@@ -55,10 +55,7 @@ class PulledPlug(Exception):
     """The process dies here."""
 
 
-@pytest.fixture(autouse=True)
-def no_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The self-check has tests of its own."""
-    monkeypatch.setattr(selfcheck, "check", lambda config: iter([]))
+pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
 
 @pytest.fixture

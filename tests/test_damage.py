@@ -1,0 +1,146 @@
+"""Files that were changed, and values that cannot be: never a wrong result."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlxgpt import api, cli
+from mlxgpt.config import Config
+from tests.commands import Capture, refused
+
+pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda content: b"",
+    "cut off": lambda content: content[: len(content) // 2],
+    "first bit": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "middle bit": lambda content: flip(content, len(content) // 2),
+    "last byte": lambda content: content[:-2] + bytes([content[-2] ^ 4]) + content[-1:],
+    "newer": lambda content: content.replace(b'"format": 1', b'"format": 7'),
+}
+FILES = (
+    "runs/done/run.json",
+    "runs/done/tokenizer.json",
+    "runs/done/config.toml",
+    "runs/done/best.json",
+    "runs/done/metrics.jsonl",
+    "runs/done/checkpoints/step-0000012/manifest.json",
+    "runs/done/checkpoints/step-0000012/model.safetensors",
+    "runs/done/checkpoints/step-0000012/optimizer.safetensors",
+    "data/words/meta.json",
+    "data/words/tokenizer.json",
+    "data/words/train.bin",
+    "data/words/val.bin",
+)
+COMMANDS = (
+    ["generate", "to", "--run", "done", "--checkpoint", "12", "--seed", "1", "--json"],
+    ["eval", "--run", "done", "--checkpoint", "12", "--json"],
+)
+
+
+def flip(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+
+
+def results(capsys: Capture) -> list[tuple[int, str]]:
+    found = []
+    for command in COMMANDS:
+        capsys.readouterr()
+        code = cli.main(command)
+        output = capsys.readouterr()
+        # The speed differs from time to time.
+        found.append((code, re.sub(r'"tokens_per_second": [\d.]+', "", output.out)))
+        assert code in (0, 2), output.err
+        if code == 2:
+            assert output.err.splitlines()[-1].startswith("  → ")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_damage_is_told_or_harmless(place: Path, capsys: Capture, file: str) -> None:
+    """Whatever happens to a file, a command gives the result it gave before, or none."""
+    whole = results(capsys)
+    assert [code for code, _ in whole] == [0, 0]
+    path = Path(file)
+    content = path.read_bytes()
+    for name, damage in DAMAGES.items():
+        changed = damage(content)
+        if changed == content:
+            continue
+        path.write_bytes(changed)
+        for (code, out), expected in zip(results(capsys), whole, strict=True):
+            assert (code, out) == expected or (code == 2 and out == ""), f"{file}, {name}"
+    path.unlink()
+    for (code, out), expected in zip(results(capsys), whole, strict=True):
+        assert (code, out) == expected or (code == 2 and out == ""), f"{file}, gone"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if "metrics" not in f and "best" not in f])
+def test_files_of_another_run_are_told(
+    place: Path, capsys: Capture, tiny: Config, file: str
+) -> None:
+    Path("other.txt").write_text("what is another text, and longer than it seems? " * 30)
+    other = Path("other")
+    changed = {"n_embd": 32, "run": "done", "runs_dir": other / "runs", "data_dir": other / "data"}
+    api.prepare("other.txt", name="words", data_dir=other / "data")
+    api.train(config=tiny, source=other / "data" / "words", **changed)  # type: ignore[arg-type]
+    whole = results(capsys)
+    shutil.copy(other / file, file)
+    after = results(capsys)
+    assert 2 in [code for code, _ in after] or after == whole
+    for (code, out), expected in zip(after, whole, strict=True):
+        assert code == 2 or (code, out) == expected
+
+
+def test_a_damaged_run_does_not_hide_the_others(place: Path, capsys: Capture) -> None:
+    shutil.copytree("runs/done", "runs/broken")
+    Path("runs/broken/run.json").write_text("{")
+    assert cli.main(["runs"]) == 0
+    output = capsys.readouterr()
+    assert "done" in output.out
+    assert "broken" not in output.out
+    assert "runs/broken/run.json is damaged" in output.err
+
+
+def test_a_folder_that_is_no_run(place: Path, capsys: Capture) -> None:
+    Path("empty").mkdir()
+    for name in ("empty", "data/words", "words.txt", "", "."):
+        assert "there is no run" in refused(capsys, "generate", "--run", name)
+
+
+@pytest.mark.parametrize("prompt", ["", "to be " * 170_000])
+def test_prompts_of_no_and_of_a_million_characters(
+    place: Path, capsys: Capture, prompt: str
+) -> None:
+    assert cli.main(["generate", prompt, "--max-tokens", "5", "--json"]) == 0
+    output = capsys.readouterr()
+    text = json.loads(output.out)["texts"][0]
+    assert text.startswith(prompt)
+    assert len(text) == len(prompt) + 5
+    assert ("the model reads the last 8" in output.err) == bool(prompt)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--temperature -1",
+        "--temperature nan",
+        "--top-k -1",
+        "--top-p 1.5",
+        "--min-p -0.1",
+        "--repetition-penalty 0",
+        "--max-tokens 0",
+        "--samples 0",
+        "--seed -1",
+        "--checkpoint 13",
+    ],
+)
+def test_sampling_out_of_range(place: Path, capsys: Capture, flags: str) -> None:
+    refused(capsys, "generate", "to", *flags.split())

@@ -1,0 +1,181 @@
+"""The README's table of what can go wrong: each message is taken from the mistake itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlxgpt import cli, files, mac
+from mlxgpt.corpus import hub
+from tests.commands import ROOT, TRAIN, Capture, refused
+
+pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
+
+
+# Each mistake of the README's table: what happens, and the line it ends with.
+
+
+def no_network(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    def not_there(text: hub.HubText) -> None:
+        raise ConnectionError
+
+    patch.setattr(hub, "_splits", not_there)
+    patch.setattr(hub, "_answers", lambda text: False)
+    return refused(capsys, "prepare", "shakespeare")
+
+
+def latin_1(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.txt").write_bytes("Stra\u00dfe".encode("latin-1"))
+    return refused(capsys, "prepare", "my.txt")
+
+
+def binary(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.txt").write_bytes(b"GIF89a\0\1")
+    return refused(capsys, "prepare", "my.txt")
+
+
+def empty(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.txt").write_text(" \n")
+    return refused(capsys, "prepare", "my.txt")
+
+
+def one_character(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.txt").write_text("a" * 5000)
+    return refused(capsys, "prepare", "my.txt")
+
+
+def short(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.txt").write_text("to be or not to be")
+    assert cli.main(["prepare", "my.txt"]) == 0
+    return refused(capsys, "train", "--tier", "1", "--source", "my.txt")
+
+
+def small_for_a_batch(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.txt").write_text("to be or not to be " * 60)
+    assert cli.main(["prepare", "my.txt"]) == 0
+    return refused(capsys, "train", "--tier", "1", "--source", "my.txt")
+
+
+def other_text(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.txt").write_text("to be or not to be")
+    assert cli.main(["prepare", "my.txt"]) == 0
+    Path("my.txt").write_text("something else altogether")
+    return refused(capsys, "train", "--tier", "1", "--source", "my.txt")
+
+
+def other_settings(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    patch.chdir(place)
+    assert cli.main([*TRAIN, "--source", "data/words"]) == 0
+    return refused(capsys, *TRAIN, "--source", "data/words", "--n-layer", "2")
+
+
+def typo(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.toml").write_text("[model]\nn_layers = 6\n")
+    return refused(capsys, "train", "--config", "my.toml")
+
+
+def diverged(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    line = [*TRAIN, "--source", "data/words", "--learning-rate", "1e30", "--grad-clip", "0"]
+    capsys.readouterr()
+    assert cli.main([*line, "--log-interval", "1", "--max-steps", "20"]) == 2
+    return capsys.readouterr().err.splitlines()[-2].removeprefix("mlxgpt: ")
+
+
+def two_at_once(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    with files.only_one(Path("runs/done"), "training"):
+        return refused(capsys, *TRAIN, "--source", "data/words", "--run", "done")
+
+
+def full_disk(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(files, "sync", full)
+    Path("my.txt").write_text("to be or not to be")
+    return refused(capsys, "prepare", "my.txt")
+
+
+def no_run(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    shutil.rmtree("runs")
+    return refused(capsys, "generate")
+
+
+def damaged(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    for path in Path("runs").rglob("model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    return refused(capsys, "generate")
+
+
+def unknown_letter(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "generate", "to be €")
+
+
+def too_large(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, *TRAIN, "--source", "data/words", "--n-embd", "400000")
+
+
+def intel(
+    place: Path, capsys: Capture, patch: pytest.MonkeyPatch, *, translated: bool = False
+) -> str:
+    with patch.context() as other:
+        other.setattr(sys, "platform", "darwin")
+        other.setattr(os, "uname", lambda: type("uname", (), {"machine": "x86_64"}))
+        other.setattr(mac, "_translated", lambda: translated)
+        return refused(capsys, "runs")
+
+
+def rosetta(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return intel(place, capsys, patch, translated=True)
+
+
+Mistake = Callable[[Path, Capture, pytest.MonkeyPatch], str]
+MISTAKES: list[Mistake] = [
+    no_network,
+    latin_1,
+    binary,
+    empty,
+    one_character,
+    short,
+    small_for_a_batch,
+    other_text,
+    other_settings,
+    typo,
+    diverged,
+    two_at_once,
+    full_disk,
+    no_run,
+    damaged,
+    unknown_letter,
+    too_large,
+    intel,
+    rosetta,
+]
+
+
+def listed() -> list[str]:
+    """The messages in the README's table; … stands for what differs from case to case."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## What can go wrong")[1]
+    rows = re.findall(r"^\| ``? ?(.+?) ?``? \|", section.split("\n## ")[0], flags=re.MULTILINE)
+    assert rows
+    return rows
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_the_readme_shows_what_a_person_sees(
+    place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, mistake: Mistake
+) -> None:
+    problem = mistake(place, capsys, monkeypatch)
+    matching = [
+        row for row in listed() if re.fullmatch(".*".join(map(re.escape, row.split("…"))), problem)
+    ]
+    assert len(matching) == 1, f"the README's table has not exactly one row for: {problem}"
+
+
+def test_the_readme_lists_nothing_else() -> None:
+    assert len(listed()) == len(MISTAKES)
