@@ -121,3 +121,10 @@ def test_pruning_keeps_what_it_is_told_and_sweeps_up(tmp_path: Path, step: Train
     assert checkpoint.steps(tmp_path) == [2, 12_345_678]
     assert (tmp_path / "notes").exists()
     assert not (tmp_path / ".writing-x").exists()
+
+
+def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path: Path, step: TrainStep) -> None:
+    path = save(tmp_path, step, 3)
+    path.rename(checkpoint.path_of(tmp_path, 4))
+    with pytest.raises(UserError, match="it is that of step 3"):
+        checkpoint.load(checkpoint.path_of(tmp_path, 4))
