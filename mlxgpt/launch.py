@@ -359,5 +359,5 @@ def _summary(
 def _first_words(dataset: Dataset) -> str:
     """The beginning of the training text, as a prompt to try."""
     ids = [int(i) for i in dataset.train.ids[:40]]
-    lines = dataset.tokenizer.decode(ids).strip().splitlines()
-    return lines[0][:30].strip() if lines else ""
+    first = dataset.tokenizer.decode(ids).strip().partition("\n")[0]
+    return first if len(first) <= 30 else first[:30].rpartition(" ")[0] or first[:30]
