@@ -6,7 +6,6 @@ else to stderr.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -24,15 +23,19 @@ INTERRUPTED = 130
 
 def run() -> NoReturn:
     """The program `mlxgpt`: as `main`, and ends the process."""
+    code: Any
     try:
         code = main()
+    except SystemExit as end:  # of --help and --version
+        code = end.code
     except KeyboardInterrupt:  # a second one, while the first one was dealt with
         code = INTERRUPTED
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # Python would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if code == INTERRUPTED:
-        # At once: threads that still compute are not waited for.
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        os._exit(code)
+        os._exit(code)  # at once: threads that still compute are not waited for
     sys.exit(code)
 
 
@@ -53,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("mlxgpt: stopped")
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has closed it (`| head -1`). Python would complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has closed it (`| head -1`)
         return 0
     except OSError as error:  # the world's doing, where no room could say it better
         where = f"{error.filename}: " if error.filename else ""

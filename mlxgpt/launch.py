@@ -319,7 +319,9 @@ def _stop_signals(display: Display) -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        display.note("stopping after this step, and saving; once more quits at once")
+        # From another thread, since this one may be in the middle of writing something.
+        line = "stopping after this step, and saving; once more quits at once"
+        threading.Thread(target=display.note, args=(line,)).start()
 
     for number in signals:
         signal.signal(number, handle)

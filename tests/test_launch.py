@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -380,6 +381,24 @@ def test_a_signal_finishes_the_step_and_saves(home: Path, text_file: Path, name:
     interrupted, step = output.split()
     assert interrupted == "True"
     assert int(step) == len_done("a") > 0
+
+
+def test_a_signal_may_come_while_something_is_written(train: Any) -> None:
+    """The handler itself writes nothing: writing to a stream is not reentrant."""
+
+    class Writing(Recorder):
+        def log(self, record: dict[str, Any]) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+        def note(self, line: str) -> None:
+            if line.startswith("stopping"):
+                self.notes.append(threading.current_thread().name)
+
+    display = Writing()
+    assert train("a", display).interrupted
+    while not display.notes:
+        time.sleep(0.01)
+    assert display.notes[0] != threading.main_thread().name
 
 
 def test_weights_load_into_the_model_that_is_run(train: Any) -> None:

@@ -151,7 +151,8 @@ def test_a_training_that_nobody_watches_goes_on(place: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["runs", "info", "eval", "generate to --samples 2", "--help"])
-def test_output_that_nobody_reads(place: Path, line: str) -> None:
+def test_output_that_nobody_reads(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # or nothing is left for the end
     command = f"{sys.executable} -m mlxgpt {line} | true"
     result = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
