@@ -30,10 +30,11 @@ def run() -> NoReturn:
         code = end.code
     except KeyboardInterrupt:  # a second one, while the first one was dealt with
         code = INTERRUPTED
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:  # Python would complain at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:  # Python would complain at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if code == INTERRUPTED:
         os._exit(code)  # at once: threads that still compute are not waited for
     sys.exit(code)

@@ -142,20 +142,10 @@ def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, time
 # Terminals.
 
 
-def test_a_training_that_nobody_watches_goes_on(place: Path) -> None:
-    line = " ".join([*TRAIN, "--source", "data/words", "--run", "a", "--log-interval", "1"])
-    command = f"{sys.executable} -m mlxgpt {line} 2>&1 | head -1"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(["bash", "-c", command], env=environment, capture_output=True, check=True)
-    assert Path("runs/a/checkpoints/step-0000004/manifest.json").exists()
-
-
-@pytest.mark.parametrize("line", ["runs", "info", "eval", "generate to --samples 2", "--help"])
-def test_output_that_nobody_reads(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # or nothing is left for the end
-    command = f"{sys.executable} -m mlxgpt {line} | true"
+def piped(line: str, into: str) -> subprocess.CompletedProcess[str]:
+    """A command whose output another one reads, or not; it must not complain."""
     result = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
+        ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m mlxgpt {line} | {into}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -164,3 +154,20 @@ def test_output_that_nobody_reads(place: Path, line: str, monkeypatch: pytest.Mo
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     assert "Exception" not in result.stderr
+    return result
+
+
+def test_a_training_that_nobody_watches_goes_on(place: Path) -> None:
+    line = " ".join([*TRAIN, "--source", "data/words", "--run", "a", "--log-interval", "1"])
+    piped(f"{line} 2>&1", "head -1")
+    assert Path("runs/a/checkpoints/step-0000004/manifest.json").exists()
+
+
+def test_a_stream_that_is_closed_early(place: Path) -> None:
+    assert len(piped("generate to --max-tokens 3000", "head -c 3").stdout) == 3
+
+
+@pytest.mark.parametrize("line", ["runs", "info", "eval", "generate to --samples 2", "--help"])
+def test_output_that_nobody_reads(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # or nothing is left for the end
+    piped(line, "true")

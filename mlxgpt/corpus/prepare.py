@@ -50,6 +50,7 @@ def find_or_prepare(
         NoConnection: if the text is on the hub, and the hub cannot be reached.
         UserError: if the text cannot be had, or `name` already holds another text.
     """
+    sources.check_request(data.source, data.val_source, megabytes)
     known = sources.corpus_name(data.source)
     if len(data.source) == 1 and not data.val_source and not known:
         for folder in (Path(data.source[0]), data_dir / data.source[0]):

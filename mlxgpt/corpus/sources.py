@@ -57,13 +57,8 @@ def open_source(
     Raises:
         UserError: if something is missing, unreadable, no UTF-8, or holds no text.
     """
+    check_request(source, val_source, megabytes)
     name = corpus_name(source)
-    if name and val_source:
-        raise UserError(f"{name} has its own validation text", "leave out --val-source.")
-    if megabytes is not None and name != STORYBOOK:
-        raise UserError(
-            "only the storybook is written to a length", "leave out --megabytes, or use storybook."
-        )
     if name == STORYBOOK:
         megabytes = STORYBOOK_MEGABYTES if megabytes is None else megabytes
         if not 0.01 <= megabytes <= 1e6:
@@ -77,6 +72,19 @@ def open_source(
     if name:
         return Source(name, hub.origin(name), *hub.load(name), hub.HUB[name].single)
     return _from_files(source, val_source)
+
+
+def check_request(
+    source: Sequence[str], val_source: Sequence[str], megabytes: float | None
+) -> None:
+    """Refuse what a source cannot have, whether or not it is prepared already."""
+    name = corpus_name(source)
+    if name and val_source:
+        raise UserError(f"{name} has its own validation text", "leave out --val-source.")
+    if megabytes is not None and name != STORYBOOK:
+        raise UserError(
+            "only the storybook is written to a length", "leave out --megabytes, or use storybook."
+        )
 
 
 def corpus_name(source: Sequence[str]) -> str | None:

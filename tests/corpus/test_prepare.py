@@ -87,6 +87,10 @@ def test_a_corpus_of_the_hub_that_is_here_needs_no_hub(
     write_dataset(source, tmp_path / "shakespeare")
     monkeypatch.setattr(sources, "open_source", None)
     assert find_or_prepare(DataConfig(), tmp_path).name == "shakespeare"
+    with pytest.raises(UserError, match="only the storybook"):
+        find_or_prepare(DataConfig(), tmp_path, megabytes=3)
+    with pytest.raises(UserError, match="has its own validation text"):
+        find_or_prepare(DataConfig(val_source=("x.txt",)), tmp_path)
 
 
 def test_a_storybook_that_is_here_is_not_written_anew(
