@@ -19,8 +19,11 @@ from mlxgpt import device, generation, selfcheck
 from mlxgpt import run as run_folders
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
-from mlxgpt.corpus.sources import STORYBOOK, read_documents
-from mlxgpt.corpus.tokens import Dataset, Tokens, open_dataset
+from mlxgpt.corpus.prepare import Watcher
+from mlxgpt.corpus.sharing import documents
+from mlxgpt.corpus.sources import STORYBOOK, open_files
+from mlxgpt.corpus.tokenizer import NUL
+from mlxgpt.corpus.tokens import Dataset, Tokens, is_prepared, open_dataset
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation import Evaluation, Evaluator
 from mlxgpt.generation import Generated
@@ -60,23 +63,45 @@ def prepare(
     *source: PathLike,
     val_source: Sequence[PathLike] = (),
     name: str | None = None,
-    tokenizer: str = "char",
+    tokenizer: str | None = None,
+    vocab_size: int | None = None,
     megabytes: float | None = None,
     data_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
+    watcher: Watcher | None = None,
 ) -> Dataset:
     """Turn text into token arrays in DATA_DIR/NAME, or open them if they are there.
 
     Args:
-        source: `shakespeare` (default), `storybook`, or text files and folders.
+        source: `shakespeare` (default), `tinystories`, `openwebtext`, `storybook`, or files and
+            folders: text, JSON lines, Parquet.
         val_source: text to judge by; default: a part of the source.
-        name: the data folder's name; default: the corpus, or the first file's stem.
+        name: the data folder's name; default: the corpus or the first file's stem, and the
+            tokenizer.
+        tokenizer: `char`, `bpe` or `gpt2`; default: `bpe` for tinystories and where `vocab_size`
+            is given, `gpt2` for openwebtext, else `char`.
+        vocab_size: of a BPE; default: 4096.
         megabytes: length of the storybook; default: what is there, or 10.
+        watcher: is told how it goes.
     """
+    if tokenizer is None:
+        usual = {"tinystories": "bpe", "openwebtext": "gpt2"}
+        known = usual.get(str(source[0])) if len(source) == 1 else None
+        tokenizer = "bpe" if vocab_size else known or "char"
+    elif vocab_size and tokenizer != "bpe":
+        raise UserError(
+            f"--tokenizer {tokenizer} has a vocabulary of its own",
+            "leave out --vocab-size, or use --tokenizer bpe.",
+        )
     values = {"source": source or DataConfig().source, "val_source": val_source}
     data = configs.from_tree({"data": {**values, "tokenizer": tokenizer}}).data
     return preparation.find_or_prepare(
-        data, home("data", data_dir), name=name, megabytes=megabytes, note=note
+        data,
+        home("data", data_dir),
+        vocab_size=vocab_size or 0,
+        strict=vocab_size is not None,
+        name=name,
+        megabytes=megabytes,
+        watcher=watcher,
     )
 
 
@@ -112,6 +137,7 @@ def train(
         data_dir=home("data", data_dir),
         max_minutes=max_minutes,
         fallback=STORYBOOK if tier == 1 and not own_text else None,
+        strict_vocab=bool(settings.get("vocab_size")),
         display=display,
     )
 
@@ -161,22 +187,7 @@ def evaluate(
     model, saved = load_model(found, checkpoint)
     note(f"{found.folder}, step {saved.step:,}")
     if source:
-        import numpy as np
-
-        documents, _ = read_documents([str(s) for s in source])
-        end = found.tokenizer.end_of_text
-        if end is None and len(documents) > 1:
-            raise UserError(
-                "this run knows single texts, and the source holds several",
-                "give one text file without <|endoftext|>.",
-            )
-        if end is not None:
-            documents = [document.strip("\r\n") for document in documents]
-        parts = [found.tokenizer.encode(d) for d in documents]
-        if end is not None:
-            parts = [np.append(part, end) for part in parts]
-        tokens = Tokens(np.concatenate(parts), found.config.model.vocab_size)
-        text_bytes = sum(len(d.encode("utf-8")) for d in documents)
+        tokens, text_bytes = _tokens_of([str(s) for s in source], found)
     else:
         dataset = _data_of(found, home("data", data_dir))
         tokens, text_bytes = dataset.val, dataset.meta.val.bytes
@@ -192,10 +203,35 @@ def evaluate(
     return evaluator()
 
 
+def _tokens_of(source: Sequence[str], run: run_folders.Run) -> tuple[Tokens, int]:
+    """The tokens of some text files with a run's tokenizer, and the bytes of the text."""
+    end = run.tokenizer.end_of_text
+    texts = [""]  # of documents
+    for text, last in documents(open_files(source)):
+        texts[-1] += text
+        if last:
+            texts.append("")
+    texts.pop()
+    if not texts:
+        raise UserError(
+            f"there is no text in {', '.join(source)}", "give files that are not empty."
+        )
+    if end is not None:
+        texts = [text.strip("\r\n") for text in texts]
+    elif len(texts) > 1:
+        raise UserError(
+            "this run knows single texts, and the source holds several",
+            "give one text file without <|endoftext|>.",
+        )
+    stream = "".join(text + NUL for text in texts) if end is not None else texts[0]
+    ids = run.tokenizer.encode_stream(stream)
+    return Tokens(ids, run.config.model.vocab_size), sum(len(t.encode("utf-8")) for t in texts)
+
+
 def _data_of(run: run_folders.Run, data_dir: Path) -> Dataset:
     """The data that a run was trained with."""
     folder = data_dir / run.data_name
-    if not (folder / "meta.json").exists():
+    if not is_prepared(folder):
         raise UserError(
             f"the data of {run.name} is not in {folder}",
             "give a text to judge by: --source FILE; or name its folder: --data-dir.",

@@ -76,17 +76,27 @@ def make_parser() -> Parser:
     sub = add(
         "prepare",
         "turn text into token arrays",
-        "Turn text into token arrays in data/NAME. `train` does so on the way where it is needed.",
+        "Turn text into token arrays in data/NAME. `train` does so on the way where it is needed.\n"
+        "Interrupted, the same command goes on where it was.",
     )
     sub.add_argument(
         "source",
         nargs="*",
-        help="shakespeare (default), storybook, or text files and folders of .txt files",
+        help="shakespeare (default), tinystories, openwebtext, storybook; or files, folders and "
+        "globs of text (<|endoftext|> between documents), JSON lines, Parquet",
     )
     sub.add_argument(
         "--val-source", nargs="+", metavar="PATH", help="text to judge by; default: a part of it"
     )
-    sub.add_argument("--tokenizer", help="char: one token a character (default)")
+    sub.add_argument(
+        "--tokenizer",
+        metavar="char|bpe|gpt2",
+        help="one token a character; byte-level BPE trained on the text (default for "
+        "tinystories); GPT-2's own",
+    )
+    sub.add_argument(
+        "--vocab-size", type=int, metavar="N", help="different tokens of a BPE (default: 4096)"
+    )
     sub.add_argument(
         "--megabytes", type=float, metavar="N", help="length of the storybook (default: 10)"
     )

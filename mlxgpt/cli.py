@@ -69,9 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
+    from mlxgpt.display import PreparationDisplay
 
     as_json, source = given.pop("json"), given.pop("source")
-    dataset = api.prepare(*source, note=_say, **_present(given))
+    display = PreparationDisplay()
+    try:
+        dataset = api.prepare(*source, watcher=display, **_present(given))
+    finally:
+        display.close()
     meta = dataset.meta
     if as_json:
         return _print_json({"folder": str(dataset.folder), **asdict(meta)})

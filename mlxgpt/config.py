@@ -43,7 +43,9 @@ class ModelConfig:
     n_head: int = setting(12, "attention heads in a block", low=1)
     n_embd: int = setting(768, "width: numbers that stand for one token", low=1)
     block_size: int = setting(1024, "context length in tokens", low=1)
-    vocab_size: int = setting(0, "different tokens; 0: as many as the data has", low=0)
+    vocab_size: int = setting(
+        0, "different tokens, also for a BPE to be trained; 0: as many as the data has", low=0
+    )
     dropout: float = setting(0.1, "share of activations set to zero in training", low=0.0, high=0.9)
     bias: bool = setting(True, "biases in linear layers and layer norms, as GPT-2 has them")
 
@@ -54,10 +56,16 @@ class DataConfig:
 
     source: tuple[str, ...] = setting(
         ("shakespeare",),
-        "text to learn: shakespeare, storybook, files, folders, or a prepared data folder",
+        "text to learn: shakespeare, tinystories, openwebtext, storybook, files, folders, or a "
+        "prepared data folder",
     )
     val_source: tuple[str, ...] = setting((), "text to judge by; default: a part of the source")
-    tokenizer: str = setting("char", "how text becomes tokens", choices=("char",))
+    tokenizer: str = setting(
+        "char",
+        "how text becomes tokens: char, one a character; bpe, byte-level BPE with vocab_size ids, "
+        "trained on the text; gpt2, GPT-2's own",
+        choices=("char", "bpe", "gpt2"),
+    )
 
 
 @dataclass(frozen=True)

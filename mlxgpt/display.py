@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mlxgpt import device
 from mlxgpt.corpus.tokens import Dataset
 from mlxgpt.launch import Summary
 from mlxgpt.model import count_parameters
@@ -42,21 +43,63 @@ def console() -> Console:
     return _Messages(stderr=True, highlight=False)
 
 
-class TrainingDisplay:
-    """Shows a training: a live view in a terminal, plain lines elsewhere."""
+class PreparationDisplay:
+    """Shows a preparation: a bar in a terminal, now and then a line elsewhere."""
 
     def __init__(self) -> None:
         self.console = console()
         self._live: Live | None = None
-        self._latest: dict[str, Any] = {}
-        self._val_loss: float | None = None
-        self._began = self._last_line = time.monotonic()
-        self._steps = self._start = 0
-        self._laws = 0
+        self._doing = ""
+        self._began = self._last_shown = time.monotonic()
+        self._before = 0  # done already when it began
 
     def note(self, line: str) -> None:
         """A line on what is being done."""
-        self.console.print(Text(line))
+        self.console.print(Text(line), soft_wrap=True)
+
+    def progress(self, doing: str, done: int, total: int) -> None:
+        """So many of about `total` bytes are done."""
+        now = time.monotonic()
+        if doing != self._doing:
+            self._doing, self._began, self._before = doing, now, done
+            self._last_shown = now
+        pause = 0.2 if self.console.is_terminal else QUIET_SECONDS
+        if now - self._last_shown < pause:
+            return
+        self._last_shown = now
+        rate = (done - self._before) / (now - self._began)
+        left = duration(max(0, total - done) / rate) if rate else "–"
+        line = (
+            f"{doing} {size(done)} of {size(max(done, total))}  {size(rate)}/s  "
+            f"memory {size(device.resident_bytes())}  ETA {left}"
+        )
+        if not self.console.is_terminal:
+            self.console.print(Text(line), soft_wrap=True)
+            return
+        if not self._live:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+        bar = Table.grid(expand=True)
+        bar.add_row(ProgressBar(total=max(done, total), completed=done))
+        self._live.update(Group(bar, Text(line)), refresh=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was; also after an error."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+
+class TrainingDisplay(PreparationDisplay):
+    """Shows a training: a live view in a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._latest: dict[str, Any] = {}
+        self._val_loss: float | None = None
+        self._last_line = time.monotonic()
+        self._steps = self._start = 0
+        self._laws = 0
 
     def warn(self, line: str) -> None:
         """Something is not as it was asked for."""
@@ -70,6 +113,7 @@ class TrainingDisplay:
 
     def start(self, run: Run, dataset: Dataset, start: int) -> None:
         """The training begins."""
+        self.close()
         config, model, meta = run.config, run.config.model, dataset.meta
         self._start, self._steps = start, config.train.max_steps
         self._began = time.monotonic()
@@ -138,12 +182,6 @@ class TrainingDisplay:
                 (f"{name:<12}", "dim"), (value, "bold" if name == "try it" else "")
             )
             self.console.print(line, soft_wrap=True)
-
-    def close(self) -> None:
-        """Leave the terminal as it was; also after an error."""
-        if self._live:
-            self._live.stop()
-            self._live = None
 
     def _eta(self) -> float | None:
         # Evaluations and samples are in it, since the whole time since the start is counted.

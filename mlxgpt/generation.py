@@ -17,7 +17,7 @@ import numpy as np
 
 from mlxgpt import sample
 from mlxgpt.config import Sampling
-from mlxgpt.corpus.tokenizer import Tokenizer
+from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.model import GPT, Cache
 from mlxgpt.seeds import derive
 
@@ -103,6 +103,7 @@ def with_start(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     if tokenizer.end_of_text is not None:
         return np.concatenate([[tokenizer.end_of_text], ids])
     if len(ids) == 0:
+        assert isinstance(tokenizer, CharTokenizer)  # the others have an end-of-text
         return tokenizer.encode("\n" if "\n" in tokenizer.characters else tokenizer.characters[0])
     return ids
 

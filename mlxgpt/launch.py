@@ -20,8 +20,8 @@ from typing import Any, Protocol
 from mlxgpt import blas, checkpoint, device, files, mac, selfcheck
 from mlxgpt import run as runs
 from mlxgpt.config import Config, changed_weights, override
+from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.hub import NoConnection
-from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.tokens import Dataset, blocks_per_epoch
 from mlxgpt.errors import UserError
 from mlxgpt.hooks import Hooks, Watcher
@@ -64,20 +64,18 @@ class Summary:
     warning: str | None = None
 
 
-class Display(Watcher, Protocol):
+class Display(Watcher, preparation.Watcher, Protocol):
     """Whoever shows a training. Each method is told of one thing that happened."""
 
-    def note(self, line: str) -> None: ...
     def warn(self, line: str) -> None: ...
     def law(self, law: Law) -> None: ...
     def start(self, run: Run, dataset: Dataset, start: int) -> None: ...
     def finish(self, summary: Summary) -> None: ...
 
 
-class Silent:
+class Silent(preparation.Unwatched):
     """A display that shows nothing."""
 
-    def note(self, line: str) -> None: ...
     def warn(self, line: str) -> None: ...
     def law(self, law: Law) -> None: ...
     def start(self, run: Run, dataset: Dataset, start: int) -> None: ...
@@ -95,6 +93,7 @@ def launch(
     data_dir: Path,
     max_minutes: float | None = None,
     fallback: str | None = None,
+    strict_vocab: bool = False,
     display: Display | None = None,
 ) -> Summary:
     """Train, from the beginning or from where the run stopped.
@@ -105,6 +104,8 @@ def launch(
         run_name: a name in `runs_dir`, or a folder's path.
         max_minutes: plan as many steps as fit into this time; timed at the start of a new run.
         fallback: a corpus to go on with where there is no connection to the config's.
+        strict_vocab: refuse data of another vocabulary than `vocab_size`; otherwise the model has
+            room for what the config says, or for the data's where that is more.
 
     Raises:
         UserError: for everything that a user can mend.
@@ -113,16 +114,26 @@ def launch(
     if not blas.is_fast() and device.backend() == "cpu":
         display.note(blas.status())
     warning = None
+
+    def data_of(config: Config) -> Dataset:
+        return preparation.find_or_prepare(
+            config.data,
+            data_dir,
+            vocab_size=config.model.vocab_size,
+            strict=strict_vocab,
+            watcher=display,
+        )
+
     try:
-        dataset = find_or_prepare(config.data, data_dir, note=display.note)
+        dataset = data_of(config)
     except NoConnection as error:
         if not fallback:
             raise
         warning = f"{error.problem}: this is the built-in {fallback} instead"
         display.warn(warning)
         config = override(config, {"source": fallback})
-        dataset = find_or_prepare(config.data, data_dir, note=display.note)
-    config = _fit_to_data(device.resolve_dtype(config), dataset)
+        dataset = data_of(config)
+    config = _fit_to_data(device.resolve_dtype(config), dataset, strict_vocab)
     device.must_fit(config)
     device.limit_memory()
     name = run_name or f"{config_name}-{dataset.name}"
@@ -196,9 +207,9 @@ def _same_tokenizer(run: Run, saved: checkpoint.Checkpoint) -> None:
         )
 
 
-def _fit_to_data(config: Config, dataset: Dataset) -> Config:
+def _fit_to_data(config: Config, dataset: Dataset, strict_vocab: bool) -> Config:
     size = dataset.meta.vocab_size
-    if not config.model.vocab_size:
+    if config.model.vocab_size < size and not strict_vocab:
         config = override(config, {"vocab_size": size})
     if config.model.vocab_size < size:
         raise UserError(

@@ -10,10 +10,12 @@ import contextlib
 import hashlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from mlxgpt.corpus import readers
 from mlxgpt.errors import UserError
 
 ANSWER_SECONDS = 3.0  # for any answer at all
@@ -21,13 +23,21 @@ ANSWER_SECONDS = 3.0  # for any answer at all
 
 @dataclass(frozen=True)
 class HubText:
-    """A dataset on the hub: its column `text`, and which splits serve for what."""
+    """A dataset on the hub: its column `text`, and which splits serve for what.
+
+    Attributes:
+        train, val: splits; without one to judge by, a part of `train` is kept for it.
+        single: whether the splits are pieces of one document.
+        megabytes: of text, about.
+        sha256: of all the text, where that is known.
+    """
 
     path: str
     train: str
-    val: str
+    val: str | None
     single: bool
-    sha256: str  # of all the text
+    megabytes: int
+    sha256: str | None = None
 
 
 HUB = {
@@ -36,7 +46,23 @@ HUB = {
         train="train",
         val="validation+test",  # joined they are nanoGPT's last 10 %
         single=True,
+        megabytes=1,
         sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+    "tinystories": HubText(
+        path="roneneldan/TinyStories",
+        train="train",
+        val="validation",
+        single=False,
+        megabytes=1900,
+    ),
+    # A copy that is plain Parquet files: `datasets` no longer runs the original's script.
+    "openwebtext": HubText(
+        path="vietgpt/openwebtext_en",
+        train="train",
+        val=None,
+        single=False,
+        megabytes=38_000,
     ),
 }
 
@@ -47,11 +73,13 @@ class NoConnection(UserError):
 
 def origin(name: str) -> dict[str, Any]:
     """The origin of a corpus on the hub, known without reaching it."""
-    return {"hub": HUB[name].path, "sha256": HUB[name].sha256}
+    known = HUB[name]
+    return {"hub": known.path} | ({"sha256": known.sha256} if known.sha256 else {})
 
 
-def load(name: str) -> tuple[list[str], list[str]]:
-    """Documents to train on and to judge by, of a corpus in HUB.
+def load(name: str) -> tuple[list[Path], list[Path]]:
+    """Arrow files of documents to train on and to judge by, of a corpus in HUB; they stay in the
+    cache of `datasets`.
 
     Raises:
         NoConnection: within a few seconds, if it is not in the cache and the hub does not answer.
@@ -75,7 +103,7 @@ def load(name: str) -> tuple[list[str], list[str]]:
             raise NoConnection(
                 f"the Hugging Face hub, where {hub.path} is, cannot be reached",
                 "check the connection; or --source FILE for a text of your own, or "
-                "--source storybook for the built-in stories.",
+                "--source storybook for the built-in stories (mlxgpt prepare storybook).",
             ) from None
         try:
             train, val = _splits(hub)
@@ -84,8 +112,7 @@ def load(name: str) -> tuple[list[str], list[str]]:
                 f"cannot get {hub.path} from the Hugging Face hub: {_reason(error)}",
                 "try again later, or name a text file of your own: --source FILE",
             ) from error
-    digest = hashlib.sha256("".join(train + val).encode("utf-8")).hexdigest()
-    if digest != hub.sha256:
+    if hub.sha256 and (digest := _digest(train + val)) != hub.sha256:
         raise UserError(
             f"{hub.path} on the hub is not the text it was (sha256 {digest[:8]}…)",
             "get the original and name it: --source FILE",
@@ -93,13 +120,24 @@ def load(name: str) -> tuple[list[str], list[str]]:
     return train, val
 
 
-def _splits(hub: HubText) -> tuple[list[str], list[str]]:
+def _splits(hub: HubText) -> tuple[list[Path], list[Path]]:
     import datasets
 
-    train, val = (
-        list(datasets.load_dataset(hub.path, split=split)["text"]) for split in (hub.train, hub.val)
-    )
-    return (["".join(train)], ["".join(val)]) if hub.single else (train, val)
+    def arrow_files(split: str | None) -> list[Path]:
+        if split is None:
+            return []
+        cached = datasets.load_dataset(hub.path, split=split).cache_files
+        return [Path(file["filename"]) for file in cached]
+
+    return arrow_files(hub.train), arrow_files(hub.val)
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        for piece in readers.read(path):
+            digest.update(piece.text.encode("utf-8"))
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -1,40 +1,63 @@
-"""Documents -> token arrays, streamed to disk; a data folder appears whole or not at all."""
+"""Documents -> token arrays: streamed, on all cores, in bounded memory.
+
+A data folder appears whole or not at all. Whoever is interrupted goes on where it was, and ends
+with the same bytes.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import os
+import shlex
 import shutil
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
-
-from mlxgpt import files
+from mlxgpt import __version__, files
 from mlxgpt.config import DataConfig
-from mlxgpt.corpus import sources
+from mlxgpt.corpus import bpe, sources, tokens
+from mlxgpt.corpus import tokenizer as tokenizers
 from mlxgpt.corpus.hub import HUB
+from mlxgpt.corpus.sharing import Part, Sharing, parts, survey
 from mlxgpt.corpus.sources import Source
-from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
-from mlxgpt.corpus.tokens import (
-    FORMAT,
-    SPLITS,
-    Dataset,
-    Meta,
-    SplitMeta,
-    dtype_for,
-    open_dataset,
-    read_meta,
-)
+from mlxgpt.corpus.tokenizer import NUL, Tokenizer
+from mlxgpt.corpus.tokens import FORMAT, SPLITS, Dataset, Meta, SplitMeta, dtype_for, open_dataset
 from mlxgpt.errors import UserError
+
+CHUNK = 1 << 20  # characters that one core encodes at a time
+SAVE_EVERY = 32  # chunks
+UNFINISHED, PROGRESS = "unfinished.json", "progress.json"
+
+
+class Watcher(Protocol):
+    """Whoever is told how a preparation goes."""
+
+    def note(self, line: str) -> None:
+        """A line on what is being done."""
+
+    def progress(self, doing: str, done: int, total: int) -> None:
+        """So many of about `total` bytes of text are done."""
+
+
+class Unwatched:
+    """Nobody."""
+
+    def note(self, line: str) -> None: ...
+    def progress(self, doing: str, done: int, total: int) -> None: ...
 
 
 def find_or_prepare(
     data: DataConfig,
     data_dir: Path,
     *,
+    vocab_size: int = 0,
+    strict: bool = False,
     name: str | None = None,
     megabytes: float | None = None,
-    note: Callable[[str], None] = lambda line: None,
+    watcher: Watcher | None = None,
 ) -> Dataset:
     """The prepared data of a config, made now if it isn't there.
 
@@ -42,104 +65,247 @@ def find_or_prepare(
         data: source, validation source, tokenizer. A source that is a prepared data folder, or
             the name of one in `data_dir`, is opened as it is.
         data_dir: where data folders lie.
-        name: the folder's name; default: the corpus, or the first file's stem.
+        vocab_size: of a BPE that is trained for it; 0: as the module `bpe` has it.
+        strict: refuse a text that gives a smaller vocabulary.
+        name: the folder's name; default: the corpus or the first file's stem, and the tokenizer.
         megabytes: length of the storybook; default: what is there, or a few.
-        note: takes a line on what is being done.
 
     Raises:
         NoConnection: if the text is on the hub, and the hub cannot be reached.
         UserError: if the text cannot be had, or `name` already holds another text.
     """
+    watcher = watcher or Unwatched()
     sources.check_request(data.source, data.val_source, megabytes)
     known = sources.corpus_name(data.source)
     if len(data.source) == 1 and not data.val_source and not known:
         for folder in (Path(data.source[0]), data_dir / data.source[0]):
-            if (folder / "meta.json").is_file():
+            if tokens.is_prepared(folder):
                 return open_dataset(folder)
-    folder = data_dir / (name or sources.source_name(data.source))
+    kind = data.tokenizer
+    if kind == "bpe":
+        vocab_size = vocab_size or bpe.DEFAULT_VOCAB_SIZE
+        bpe.check_vocab_size(vocab_size)
+        kind = f"bpe{vocab_size}"
+    suffix = "" if kind == "char" else f"-{kind}"
+    folder = data_dir / (name or sources.source_name(data.source) + suffix)
     there = (folder / "meta.json").exists()
     if known and there:  # not to ask the hub for it, or to write it anew
         origin = sources.corpus_origin(known, megabytes)
     else:
         if known in HUB:
-            note(f"getting {HUB[known].path} from the Hugging Face hub")
+            watcher.note(
+                f"getting {HUB[known].path} ({HUB[known].megabytes:,} MB of text) "
+                "from the Hugging Face hub"
+            )
         source = sources.open_source(data.source, data.val_source, megabytes)
         origin = source.origin
+    if kind != "char":
+        origin = {**origin, "tokenizer": kind}
     if there:
-        theirs = read_meta(folder).origin
+        theirs = tokens.read_meta(folder).origin
         if origin != ({key: theirs.get(key) for key in origin} if known else theirs):
+            again = shlex.join(["mlxgpt", "prepare", *data.source, "--name", "NAME"])
             raise UserError(
-                f"{folder} was prepared from another text",
-                f"delete it, or choose another name: mlxgpt prepare {' '.join(data.source)} "
-                f"--name NAME, then --source {data_dir}/NAME",
+                f"{folder} was prepared from another text, or with another tokenizer",
+                f"delete it, or choose another name: {again}, then --source {data_dir}/NAME",
             )
         return open_dataset(folder)
-    note(f"preparing {', '.join(data.source)} in {folder}")
-    with files.only_one(folder, "preparing"):
-        if (folder / "meta.json").exists():  # another process was quicker
-            return find_or_prepare(data, data_dir, name=name, megabytes=megabytes)
-        return write_dataset(source, folder)
-
-
-def write_dataset(source: Source, folder: Path) -> Dataset:
-    """Tokenize a source into a new data folder, written beside its name and then renamed.
-    Only one process at a time may do so.
-    """
     if folder.exists():
         raise UserError(f"{folder} exists and holds no prepared data", "choose another --name.")
-    # The vocabulary comes from both sides: a character that only the validation text has would
-    # otherwise have no id.
-    characters: set[str] = set()
-    for document in (*source.train, *source.val):
-        characters.update(document)
-    tokenizer = CharTokenizer(characters, end_of_text=not source.single)
-    if len(characters) < 2:
-        raise UserError(
-            f"the text is nothing but {next(iter(characters), '')!r}: there is nothing to learn",
-            "give a text of at least two different characters.",
-        )
-    dtype = dtype_for(tokenizer.vocab_size)
-    scratch = folder.with_name(f".{folder.name}.new")
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-        scratch.mkdir(parents=True)
-        (scratch / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        sides = {
-            split: _write_array(getattr(source, split), tokenizer, dtype, scratch / f"{split}.bin")
-            for split in SPLITS
-        }
-        meta = Meta(
-            FORMAT, dtype, tokenizer.vocab_size, tokenizer.fingerprint, source.origin, **sides
-        )
-        (scratch / "meta.json").write_text(meta.to_json(), encoding="utf-8")
-        for path in scratch.iterdir():
-            files.sync(path)
-        scratch.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror}", "free some space, or check permissions."
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    watcher.note(f"preparing {', '.join(data.source)} in {folder}")
+    with files.only_one(folder, "preparing"):
+        if not (folder / "meta.json").exists():  # or another process was quicker
+            _Preparation(source, origin, kind, strict, folder, watcher).run()
     return open_dataset(folder)
 
 
-def _write_array(
-    documents: Iterable[str], tokenizer: Tokenizer, dtype: str, path: Path
-) -> SplitMeta:
-    """Write one array, end-of-text after every document where the tokenizer has one."""
-    tokens = count = size = 0
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for document in documents:
-            ids = tokenizer.encode(document)
-            if tokenizer.end_of_text is not None:
-                ids = np.append(ids, tokenizer.end_of_text)
-            block = ids.astype(dtype).tobytes()
-            file.write(block)
-            digest.update(block)
-            tokens, count = tokens + len(ids), count + 1
-            size += len(document.encode("utf-8"))
-    if not tokens:
-        raise UserError(f"the {path.stem} text is empty", "give a longer text.")
-    return SplitMeta(tokens, count, size, digest.hexdigest())
+class _Preparation:
+    """One data folder in the making, beside its final name until it is whole.
+
+    unfinished.json tells what it is to be, and how the documents are shared out; progress.json how
+    far the arrays are. Both are sealed, and written when what they tell is on the disk.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        origin: dict[str, Any],
+        kind: str,
+        strict: bool,
+        folder: Path,
+        watcher: Watcher,
+    ) -> None:
+        self.source, self.origin, self.kind, self.strict = source, origin, kind, strict
+        self.folder, self.watcher = folder, watcher
+        self.scratch = folder.with_name(f".{folder.name}.new")
+        self.counts = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}
+        self.chunks = 0
+
+    def run(self) -> None:
+        """Prepare, or go on preparing."""
+        try:
+            sharing, tokenizer = self._begun() or self._begin()
+            self.dtype = dtype_for(tokenizer.vocab_size)
+            self._encode(sharing, tokenizer)
+            self._finish(tokenizer)
+        except KeyboardInterrupt:
+            self.watcher.note("the same command goes on from here")
+            raise
+        except OSError as error:
+            self._discard()
+            raise UserError(
+                f"cannot write {self.folder}: {error.strerror}",
+                "free some space, or check permissions.",
+            ) from error
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _identity(self) -> dict[str, Any]:
+        # The version, since another one may cut documents into other pieces.
+        return {"format": FORMAT, "version": __version__, "origin": self.origin}
+
+    def _begin(self) -> tuple[Sharing, Tokenizer]:
+        self._discard()
+        sharing, made = survey(self.source, self.kind, self._reading)
+        tokenizer = self._large_enough(made or bpe.gpt2())
+        self.scratch.mkdir(parents=True)
+        (self.scratch / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        for split in SPLITS:
+            (self.scratch / f"{split}.bin").touch()
+        files.sync(self.scratch / "tokenizer.json")
+        tree = {**self._identity(), "sharing": sharing.to_tree()}
+        files.write_atomically(self.scratch / UNFINISHED, files.sealed(tree))
+        return sharing, tokenizer
+
+    def _large_enough(self, tokenizer: Tokenizer) -> Tokenizer:
+        wanted = int(self.kind[3:]) if self.kind.startswith("bpe") else 0
+        if tokenizer.vocab_size < wanted:
+            problem = f"the text gives a vocabulary of {tokenizer.vocab_size:,}, not {wanted:,}"
+            if self.strict:
+                raise UserError(
+                    problem, f"use --vocab-size {tokenizer.vocab_size}, or a longer text."
+                )
+            self.watcher.note(problem)
+        return tokenizer
+
+    def _begun(self) -> tuple[Sharing, Tokenizer] | None:
+        """What an interrupted preparation of the same text left; None where nothing, or nothing
+        whole.
+        """
+        try:
+            tree = files.read_sealed(self.scratch / UNFINISHED, FORMAT)
+            if {key: tree[key] for key in self._identity()} != self._identity():
+                return None
+            tokenizer = tokenizers.load(self.scratch / "tokenizer.json")
+            if (self.scratch / PROGRESS).exists():
+                progress = files.read_sealed(self.scratch / PROGRESS, FORMAT)
+                self.counts = {split: SplitMeta(**progress[split]) for split in SPLITS}
+                self.chunks = progress["chunks"]
+            item = int(dtype_for(tokenizer.vocab_size)[-1])
+            for split in SPLITS:
+                path, size = self.scratch / f"{split}.bin", item * self.counts[split].tokens
+                if path.stat().st_size < size:
+                    return None
+                os.truncate(path, size)
+            sharing = Sharing.from_tree(tree["sharing"])
+        except (OSError, ValueError, KeyError, TypeError, UserError):
+            return None
+        if self.chunks:
+            self.watcher.note(f"going on after {self._done / 1e6:,.0f} MB")
+        return sharing, tokenizer
+
+    @property
+    def _done(self) -> int:
+        return sum(count.bytes for count in self.counts.values())
+
+    def _reading(self, done: int) -> None:
+        self.watcher.progress("reading", done, self.source.size)
+
+    def _encode(self, sharing: Sharing, tokenizer: Tokenizer) -> None:
+        """Append the chunks that are still missing, encoded by threads: tiktoken lets them run
+        at once.
+        """
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        chunks = islice(_chunks(parts(self.source, sharing)), self.chunks, None)
+        pending: deque[Future[dict[str, tuple[bytes, SplitMeta]]]] = deque()
+        arrays = {split: (self.scratch / f"{split}.bin").open("ab") for split in SPLITS}
+        pool = ThreadPoolExecutor(cores)
+        try:
+            while True:
+                for chunk in islice(chunks, 2 * (cores or 1) - len(pending)):
+                    pending.append(pool.submit(_encoded, chunk, tokenizer, self.dtype))
+                if not pending:
+                    break
+                for split, (block, count) in pending.popleft().result().items():
+                    arrays[split].write(block)
+                    self.counts[split] = _sum(self.counts[split], count)
+                self.chunks += 1
+                self.watcher.progress("encoding", self._done, self.source.size)
+                if self.chunks % SAVE_EVERY == 0:
+                    self._save(arrays)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for array in arrays.values():
+                array.close()
+
+    def _save(self, arrays: dict[str, Any]) -> None:
+        for split, array in arrays.items():
+            array.flush()
+            files.sync(self.scratch / f"{split}.bin")
+        counts = {split: vars(count) for split, count in self.counts.items()}
+        tree = {"format": FORMAT, "chunks": self.chunks, **counts}
+        files.write_atomically(self.scratch / PROGRESS, files.sealed(tree))
+
+    def _finish(self, tokenizer: Tokenizer) -> None:
+        sides = {}
+        for split, count in self.counts.items():
+            if not count.tokens:
+                raise UserError(f"the {split} text is empty", "give a longer text.")
+            digest = files.sha256(self.scratch / f"{split}.bin")
+            sides[split] = SplitMeta(count.tokens, count.documents, count.bytes, digest)
+        meta = Meta(
+            FORMAT, self.dtype, tokenizer.vocab_size, tokenizer.fingerprint, self.origin, **sides
+        )
+        for name in (PROGRESS, UNFINISHED):
+            (self.scratch / name).unlink(missing_ok=True)
+        (self.scratch / "meta.json").write_text(meta.to_json(), encoding="utf-8")
+        for path in self.scratch.iterdir():
+            files.sync(path)
+        self.scratch.rename(self.folder)
+
+
+def _chunks(stream: Iterator[Part]) -> Iterator[list[Part]]:
+    """Parts together as long as one core should have at a time."""
+    chunk: list[Part] = []
+    size = 0
+    for part in stream:
+        chunk.append(part)
+        size += len(part.text)
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encoded(
+    chunk: list[Part], tokenizer: Tokenizer, dtype: str
+) -> dict[str, tuple[bytes, SplitMeta]]:
+    """What a chunk adds to each array, and its counts."""
+    result = {}
+    for split in SPLITS:
+        mine = [part for part in chunk if part.split == split]
+        end = NUL if tokenizer.end_of_text is not None else ""
+        ids = tokenizer.encode_stream("".join(p.text + end if p.last else p.text for p in mine))
+        size = sum(len(part.text.encode("utf-8")) for part in mine)
+        count = SplitMeta(len(ids), sum(part.last for part in mine), size, "")
+        result[split] = (ids.astype(dtype).tobytes(), count)
+    return result
+
+
+def _sum(a: SplitMeta, b: SplitMeta) -> SplitMeta:
+    return SplitMeta(a.tokens + b.tokens, a.documents + b.documents, a.bytes + b.bytes, "")

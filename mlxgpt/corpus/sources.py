@@ -1,7 +1,7 @@
-"""Where documents come from: text files and folders, the Hugging Face hub, the storybook.
+"""Where documents come from: files and folders, the Hugging Face hub, the storybook.
 
-A source is two re-iterable collections of documents, one to train on and one to judge by, and a
-note on their origin. It knows nothing of tokens.
+A source is streams of documents, to train on and to judge by, and a note on their origin. It knows
+nothing of tokens.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxgpt.corpus import hub, storybook
-from mlxgpt.corpus.tokenizer import END_OF_TEXT
+from mlxgpt import files
+from mlxgpt.corpus import hub, readers, storybook
+from mlxgpt.corpus.readers import Piece
 from mlxgpt.errors import UserError
 
-VAL_SHARE = 0.1  # of a single document: its end
-VAL_DOCUMENTS = 100  # of many: one in so many, chosen by content
 VAL_SHARE_STORIES = 0.01  # of the storybook's length, in stories of their own
 
 
@@ -30,15 +29,20 @@ class Source:
     Attributes:
         name: a short name, for the data folder.
         origin: what meta.json records of it; equal origins mean equal text.
-        train, val: the documents of each side.
+        train: the documents, a new stream for each reader.
+        val: those to judge by; None: a part of `train`.
+        size: about how many bytes of text `train` has.
         single: whether both sides are pieces of one document, with no end-of-text between.
+        alike: whether any part of it is like the whole.
     """
 
     name: str
     origin: dict[str, Any]
-    train: Iterable[str]
-    val: Iterable[str]
-    single: bool
+    train: Iterable[Piece]
+    val: Iterable[Piece] | None
+    size: int
+    single: bool = False
+    alike: bool = False
 
 
 STORYBOOK = "storybook"
@@ -55,7 +59,7 @@ def open_source(
         megabytes: how much the storybook shall write; default STORYBOOK_MEGABYTES.
 
     Raises:
-        UserError: if something is missing, unreadable, no UTF-8, or holds no text.
+        UserError: if something is missing or unreadable.
     """
     check_request(source, val_source, megabytes)
     name = corpus_name(source)
@@ -68,9 +72,20 @@ def open_source(
             )
         train = _Stories(seed=0, size=int(1e6 * megabytes))
         val = _Stories(seed=1, size=int(1e6 * megabytes * VAL_SHARE_STORIES))
-        return Source(name, corpus_origin(name, megabytes), train, val, single=False)
+        return Source(
+            name, corpus_origin(name, megabytes), train, val, int(1e6 * megabytes), alike=True
+        )
     if name:
-        return Source(name, hub.origin(name), *hub.load(name), hub.HUB[name].single)
+        train_files, val_files = hub.load(name)
+        single = hub.HUB[name].single
+        return Source(
+            name,
+            hub.origin(name),
+            _Files(train_files, single),
+            _Files(val_files, single) if val_files else None,
+            sum(map(readers.text_size, train_files)),
+            single,
+        )
     return _from_files(source, val_source)
 
 
@@ -80,7 +95,7 @@ def check_request(
     """Refuse what a source cannot have, whether or not it is prepared already."""
     name = corpus_name(source)
     if name and val_source:
-        raise UserError(f"{name} has its own validation text", "leave out --val-source.")
+        raise UserError(f"{name} has its own text to judge by", "leave out --val-source.")
     if megabytes is not None and name != STORYBOOK:
         raise UserError(
             "only the storybook is written to a length", "leave out --megabytes, or use storybook."
@@ -108,8 +123,25 @@ class _Stories:
     seed: int
     size: int
 
-    def __iter__(self) -> Iterator[str]:
-        return storybook.stories(self.seed, size=self.size)
+    def __iter__(self) -> Iterator[Piece]:
+        return map(Piece, storybook.stories(self.seed, size=self.size))
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The documents of some files, read anew for each reader.
+
+    Attributes:
+        joined: whether all of them are pieces of one document.
+    """
+
+    paths: Sequence[Path]
+    joined: bool = False
+
+    def __iter__(self) -> Iterator[Piece]:
+        for path in self.paths:
+            for piece in readers.read(path):
+                yield Piece(piece.text, last=False) if self.joined else piece
 
 
 def source_name(source: Sequence[str]) -> str:
@@ -118,108 +150,65 @@ def source_name(source: Sequence[str]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "text"
 
 
-def read_documents(paths: Sequence[str]) -> tuple[list[str], str]:
-    """All documents of some text files and folders of *.txt, and the sha256 of their bytes.
+def open_files(paths: Sequence[str]) -> Iterable[Piece]:
+    """The documents of some files and folders, a new stream for each reader.
 
-    A file is one document, or several with `<|endoftext|>` between them.
+    Raises:
+        UserError: if there is none of a name.
     """
-    documents: list[str] = []
-    digest = hashlib.sha256()
-    for path in _expand(paths):
-        content = _read(path)
-        digest.update(content)
-        if (nul := content.find(b"\0")) >= 0:
-            raise UserError(
-                f"{path} is no text: byte {nul:,} is NUL",
-                "give a text file; UTF-16 is converted by: iconv -f utf-16 -t utf-8 FILE > NEW",
-            )
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is not UTF-8 text (byte {error.start:,})",
-                "convert it, for instance: iconv -f latin1 -t utf-8 FILE > NEW",
-            ) from error
-        parts = text.split(END_OF_TEXT)
-        documents += [part for part in parts if part.strip()]
-    if not documents:
-        raise UserError(f"there is no text in {', '.join(paths)}", "give files that are not empty.")
-    return documents, digest.hexdigest()
+    return _Files(_expand(paths))
 
 
 def _from_files(source: Sequence[str], val_source: Sequence[str]) -> Source:
-    documents, digest = read_documents(source)
-    origin: dict[str, Any] = {"files": [Path(p).name for p in source], "sha256": digest}
-    if val_source:
-        val, val_digest = read_documents(val_source)
+    paths, val_paths = _expand(source), _expand(val_source)
+    origin: dict[str, Any] = {"files": [Path(p).name for p in source], "sha256": _digest(paths)}
+    if val_paths:
         origin["val_files"] = [Path(p).name for p in val_source]
-        origin["val_sha256"] = val_digest
-        held_out = {_key(d) for d in val}
-        train = [d for d in documents if _key(d) not in held_out]
-        if not train:
-            raise UserError(
-                "every training document is in the validation text too",
-                "give --source and --val-source different texts.",
-            )
-        single = len(train) == len(val) == 1
-    elif len(documents) == 1:
-        text = documents[0]
-        cut = int(len(text) * (1 - VAL_SHARE))
-        train, val, single = [text[:cut]], [text[cut:]], True
-    else:
-        train, val, single = *_split_by_content(documents), False
-    if not single:
-        train, val = [d.strip("\r\n") for d in train], [d.strip("\r\n") for d in val]
-    return Source(source_name(source), origin, train, val, single)
+        origin["val_sha256"] = _digest(val_paths)
+    return Source(
+        source_name(source),
+        origin,
+        _Files(paths),
+        _Files(val_paths) if val_paths else None,
+        sum(map(readers.text_size, paths)),
+    )
 
 
-def _split_by_content(documents: list[str]) -> tuple[list[str], list[str]]:
-    """One document in a hundred, and at least one, to judge by. The choice hangs on the content
-    alone, so that duplicates stay on one side.
-    """
-    keys = [_key(d) for d in documents]
-    chosen = {k for k in keys if int(k, 16) % VAL_DOCUMENTS == 0} or {min(keys)}
-    train = [d for d, k in zip(documents, keys, strict=True) if k not in chosen]
-    if not train:
+def _digest(paths: Sequence[Path]) -> str:
+    """The sha256 of one file, or of those of several."""
+    try:
+        digests = [files.sha256(path) for path in paths]
+    except OSError as error:
         raise UserError(
-            "all documents are the same, so none is left to judge by",
-            "give a text with more than one document, or --val-source.",
-        )
-    return train, [d for d, k in zip(documents, keys, strict=True) if k in chosen]
-
-
-def _key(document: str) -> str:
-    return hashlib.sha256(document.strip("\r\n").encode("utf-8")).hexdigest()
+            f"cannot read {error.filename}: {error.strerror}", "check the file and its permissions."
+        ) from error
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    )
 
 
 def _expand(paths: Sequence[str]) -> list[Path]:
-    files: list[Path] = []
+    found: list[Path] = []
     for name in paths:
         path = Path(name).expanduser()
         if path.is_dir():
-            inside = sorted(path.rglob("*.txt"))
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in readers.SUFFIXES)
             if not inside:
-                raise UserError(f"no .txt file in the folder {name}", "name the files themselves.")
-            files += inside
+                raise UserError(
+                    f"no {', '.join(readers.SUFFIXES)} file in the folder {name}",
+                    "name the files themselves.",
+                )
+            found += inside
         elif path.exists():
-            files.append(path)
+            found.append(path)
         elif glob.has_magic(name):  # in quotes, or in Python, no shell has expanded it
             matching = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
             if not matching:
                 raise UserError(f"no file matches {name!r}", "give a path that exists.")
-            files += [match for match in matching if match.is_file()]
+            found += [match for match in matching if match.is_file()]
         else:
             raise UserError(
                 f"there is no file, folder or corpus {name!r}",
                 f"give a path that exists, or one of {', '.join(CORPORA)}.",
             )
-    return files
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}", "check the file and its permissions."
-        ) from error
+    return found

@@ -1,4 +1,5 @@
-"""Text <-> ids. A tokenizer knows nothing of files of data, models or training.
+"""Text <-> ids: what every tokenizer can, the one of characters, and reading either's file.
+A tokenizer knows nothing of files of data, models or training.
 
 Its file, tokenizer.json, is in Hugging Face's format, so that `tokenizers` and `transformers`
 read it too. Its fingerprint goes into the arrays, the run and every checkpoint made with it.
@@ -11,13 +12,47 @@ import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from mlxgpt.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+NUL = "\0"  # in a stream of documents the end of one; no text has it
+
+
+class Tokenizer(Protocol):
+    """Text <-> ids, all below `vocab_size`."""
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id that ends a document; None where there are no documents."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the end-of-text token included."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of everything that decides which ids a text becomes."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """ids[n], int64. Special text in it is text, never a token."""
+
+    def encode_stream(self, text: str) -> np.ndarray:
+        """As `encode`; each NUL becomes an end-of-text token."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; end-of-text is written as <|endoftext|>."""
+
+    def token_bytes(self, id: int) -> bytes:
+        """The UTF-8 bytes that one id stands for; those of one character may be spread over
+        several ids.
+        """
+
+    def to_json(self) -> str:
+        """tokenizer.json."""
 
 
 class CharTokenizer:
@@ -59,6 +94,15 @@ class CharTokenizer:
             )
         return ids
 
+    def encode_stream(self, text: str) -> np.ndarray:
+        """As `encode`; each NUL becomes an end-of-text token."""
+        if self.end_of_text is None or NUL not in text:
+            return self.encode(text)
+        ends = _code_points(text) == 0
+        ids = np.full(len(ends), self.end_of_text)
+        ids[~ends] = self.encode(text.replace(NUL, ""))
+        return ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids; end-of-text is written as <|endoftext|>."""
         return b"".join(self.token_bytes(i) for i in ids).decode("utf-8")
@@ -79,22 +123,11 @@ class CharTokenizer:
         """tokenizer.json as Hugging Face's `tokenizers` reads it: a BPE without merges, over
         characters, which is what a character tokenizer is.
         """
-        special = [
-            {
-                "id": self.end_of_text,
-                "content": END_OF_TEXT,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-        ]
         tree: dict[str, Any] = {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": special if self.end_of_text is not None else [],
+            "added_tokens": added_tokens(self.end_of_text),
             "normalizer": None,
             "pre_tokenizer": None,
             "post_processor": None,
@@ -114,8 +147,12 @@ class CharTokenizer:
         return json.dumps(tree, ensure_ascii=False, indent=1)
 
 
-# With byte-level BPE this becomes the two tokenizers' common protocol.
-Tokenizer = CharTokenizer
+def added_tokens(end_of_text: int | None) -> list[dict[str, Any]]:
+    """The end-of-text token as tokenizer.json describes it."""
+    if end_of_text is None:
+        return []
+    token = {"id": end_of_text, "content": END_OF_TEXT, "special": True}
+    return [token | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)]
 
 
 def load(path: Path) -> Tokenizer:
@@ -137,9 +174,15 @@ def load(path: Path) -> Tokenizer:
 
 
 def _from_tree(tree: Any) -> Tokenizer:
-    vocab = tree["model"]["vocab"]
-    tokenizer = CharTokenizer(vocab, end_of_text=bool(tree["added_tokens"]))
-    if tree["model"]["merges"] or json.loads(tokenizer.to_json()) != tree:
+    tokenizer: Tokenizer
+    if tree["model"]["merges"]:
+        from mlxgpt.corpus.bpe import BPETokenizer
+
+        tokenizer = BPETokenizer.from_json_merges(tree["model"]["merges"])
+    else:
+        vocab = tree["model"]["vocab"]
+        tokenizer = CharTokenizer(vocab, end_of_text=bool(tree["added_tokens"]))
+    if json.loads(tokenizer.to_json()) != tree:
         raise ValueError("it describes another kind of tokenizer")
     return tokenizer
 

@@ -146,12 +146,21 @@ class Dataset:
         return self.folder.name
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds token arrays, ours or nanoGPT's."""
+    return (folder / "meta.json").is_file() or (folder / "train.bin").is_file()
+
+
 def open_dataset(folder: Path) -> Dataset:
-    """Open a prepared data folder and verify it.
+    """Open a prepared data folder and verify it; or one of nanoGPT's.
 
     Raises:
         UserError: if it is missing, damaged, of a newer format, or not of one piece.
     """
+    if is_prepared(folder) and not (folder / "meta.json").exists():
+        from mlxgpt.corpus import nanogpt
+
+        return nanogpt.open_arrays(folder)
     meta = read_meta(folder)
     tokenizer = tokenizers.load(folder / "tokenizer.json")
     if tokenizer.fingerprint != meta.tokenizer:

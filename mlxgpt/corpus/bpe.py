@@ -1,0 +1,228 @@
+"""Byte-level BPE (Radford et al., 2019): trained by `tokenizers`, used through `tiktoken`.
+
+A vocabulary is 256 bytes, then one token for each merge, in order, then end-of-text. GPT-2's own
+is the one with 50,000 merges. Text is first cut by GPT-2's pattern; merges never cross a cut.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from mlxgpt.corpus.tokenizer import END_OF_TEXT, NUL, added_tokens
+from mlxgpt.errors import UserError
+
+SMALLEST = 257  # every byte, and end-of-text
+DEFAULT_VOCAB_SIZE = 4096
+GPT2_VOCAB_SIZE = 50257
+ANSWER_SECONDS = 60.0  # for GPT-2's two files, 1.5 MB
+
+Merge = tuple[bytes, bytes]
+
+
+@functools.cache
+def byte_letters() -> dict[int, str]:
+    """Byte -> the letter that stands for it in tokenizer.json, in the order of the first 256 ids,
+    as GPT-2 has both: printable Latin-1 as itself, the others from U+0100 on.
+    """
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    plain += range(ord("®"), ord("ÿ") + 1)
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {byte: chr(byte) for byte in plain}
+    return letters | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+class BPETokenizer:
+    """Byte-level BPE with GPT-2's pattern: any text has ids, and they give it back.
+
+    Args:
+        merges: pairs of tokens, each becoming one token, the first merged first.
+    """
+
+    def __init__(self, merges: Iterable[Merge]) -> None:
+        self.merges = list(merges)
+        self.tokens = [bytes([byte]) for byte in byte_letters()]
+        self.tokens += [left + right for left, right in self.merges]
+        if len(set(self.tokens)) < len(self.tokens):
+            raise ValueError("two merges give the same token")
+        self.end_of_text = len(self.tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the end-of-text token included."""
+        return len(self.tokens) + 1
+
+    def encode(self, text: str) -> np.ndarray:
+        """ids[n], int64. Special text in it is text, never a token."""
+        return np.array(self._encoding.encode_ordinary(text), dtype=np.int64)
+
+    def encode_stream(self, text: str) -> np.ndarray:
+        """As `encode`, uint32; each NUL becomes an end-of-text token. Lets other threads run."""
+        return self._encoding.encode_to_numpy(
+            text, allowed_special={NUL}, disallowed_special=frozenset()
+        )
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; end-of-text is written as <|endoftext|>, and bytes that are no
+        UTF-8, as where a character is cut, as U+FFFD.
+        """
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one id stands for."""
+        return END_OF_TEXT.encode() if id == self.end_of_text else self.tokens[id]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of everything that decides which ids a text becomes."""
+        pairs = [f"{left.hex()} {right.hex()}" for left, right in self.merges]
+        return hashlib.sha256(json.dumps(["bpe", *pairs]).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """tokenizer.json, as Hugging Face's `tokenizers` and `transformers` read it."""
+        byte_level = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        }
+        vocab = {_letters(token): id for id, token in enumerate(self.tokens)}
+        tree: dict[str, Any] = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added_tokens(self.end_of_text),
+            "normalizer": None,
+            "pre_tokenizer": byte_level,
+            "post_processor": None,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": vocab | {END_OF_TEXT: self.end_of_text},
+                "merges": [[_letters(left), _letters(right)] for left, right in self.merges],
+            },
+        }
+        return json.dumps(tree, ensure_ascii=False)
+
+    @classmethod
+    def from_json_merges(cls, merges: Sequence[Sequence[str]]) -> BPETokenizer:
+        """The tokenizer whose tokenizer.json has these merges."""
+        bytes_of = {letter: byte for byte, letter in byte_letters().items()}
+
+        def token(letters: str) -> bytes:
+            return bytes(bytes_of[letter] for letter in letters)
+
+        return cls((token(left), token(right)) for left, right in merges)
+
+    @cached_property
+    def _encoding(self) -> Any:
+        import tiktoken
+        from tiktoken_ext.openai_public import r50k_pat_str
+
+        return tiktoken.Encoding(
+            "mlxgpt",
+            pat_str=r50k_pat_str,
+            mergeable_ranks={token: id for id, token in enumerate(self.tokens)},
+            special_tokens={NUL: self.end_of_text},
+        )
+
+
+def train(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+    """Byte-level BPE trained on some text, with at most `vocab_size` ids, end-of-text included;
+    fewer where no two tokens are left to be merged.
+
+    Raises:
+        UserError: if there is no room for every byte.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.trainers import BpeTrainer
+
+    check_vocab_size(vocab_size)
+    trained = Tokenizer(BPE())
+    trained.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(
+        vocab_size=vocab_size - 1, initial_alphabet=ByteLevel.alphabet(), show_progress=False
+    )
+    trained.train_from_iterator(texts, trainer)
+    merges = json.loads(trained.to_str())["model"]["merges"]
+    # The same token may come from two pairs; its first one decides.
+    unique = {left + right: (left, right) for left, right in reversed(merges)}
+    first = [pair for pair in map(tuple, merges) if unique["".join(pair)] == pair]
+    return BPETokenizer.from_json_merges(first)
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a vocabulary without room for every byte."""
+    if vocab_size < SMALLEST:
+        raise UserError(
+            f"vocab_size = {vocab_size} is too small for byte-level BPE",
+            f"it takes {SMALLEST} or more: every byte, and end-of-text.",
+        )
+
+
+@functools.cache
+def gpt2() -> BPETokenizer:
+    """GPT-2's own encoding, as tiktoken fetches and caches it (TIKTOKEN_CACHE_DIR).
+
+    Raises:
+        UserError: if it is not in the cache and cannot be fetched.
+    """
+    import tiktoken
+
+    results: list[Any] = []
+
+    def get() -> None:
+        try:
+            results.append(tiktoken.get_encoding("gpt2"))
+        except Exception as error:  # whatever its transport raises
+            results.append(error)
+
+    # In a thread, since tiktoken waits for a silent server for ever.
+    asking = threading.Thread(target=get, daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS)
+    if not results or isinstance(results[0], Exception):
+        reason = f": {type(results[0]).__name__}" if results else ""
+        raise UserError(
+            f"GPT-2's encoding cannot be fetched{reason}",
+            "check the connection; or --tokenizer bpe, which is trained on your text.",
+        )
+    tokens = map(results[0].decode_single_token_bytes, range(GPT2_VOCAB_SIZE - 1))
+    return BPETokenizer(_merges_of(list(tokens)))
+
+
+def _merges_of(tokens: Sequence[bytes]) -> Iterator[Merge]:
+    """The merges behind the tokens of a byte-level BPE: each token's last one is what the merges
+    before it leave of it.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    for token in tokens[256:]:
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            pairs = [left + right for left, right in pairwise(parts)]
+            n = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], len(ranks)))
+            parts[n : n + 2] = [pairs[n]]
+        left, right = parts
+        yield left, right
+
+
+def _letters(token: bytes) -> str:
+    letters = byte_letters()
+    return "".join(letters[byte] for byte in token)
