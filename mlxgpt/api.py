@@ -111,6 +111,7 @@ def train(
     config: PathLike | Config | None = None,
     run: str | None = None,
     max_minutes: float | None = None,
+    memory_limit: float | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
     display: Display | None = None,
@@ -119,10 +120,11 @@ def train(
     """Train, or resume a run that was stopped.
 
     Args:
-        tier: 1, or
+        tier: 1 or 2, or
         config: a TOML file or a Config.
         run: name or folder; default CONFIG-DATA.
         max_minutes: plan as many steps as fit into this time.
+        memory_limit: gigabytes; a training that takes more is refused, or stopped and saved.
         settings: any field of the config, such as `n_layer=6, source="my.txt"`.
 
     Where the hub cannot be reached, Tier 1 goes on with the storybook, and says so.
@@ -136,6 +138,7 @@ def train(
         runs_dir=home("runs", runs_dir),
         data_dir=home("data", data_dir),
         max_minutes=max_minutes,
+        memory_limit=memory_limit,
         fallback=STORYBOOK if tier == 1 and not own_text else None,
         strict_vocab=bool(settings.get("vocab_size")),
         display=display,

@@ -59,6 +59,7 @@ def make_parser() -> Parser:
         epilog=(
             "begin here:\n"
             "  mlxgpt train --tier 1          train on Tiny Shakespeare, fetched on the way\n"
+            "  mlxgpt train --tier 2          train on short stories: a few hours\n"
             '  mlxgpt generate "ROMEO:"       let the newest run write\n\n'
             "mlxgpt COMMAND --help explains one command."
         ),
@@ -107,7 +108,7 @@ def make_parser() -> Parser:
         "train",
         "train a model, or resume a run",
         "Train a GPT. The same command again resumes a run that was stopped.\n\n"
-        "  mlxgpt train --tier 1\n"
+        "  mlxgpt train --tier 2\n"
         "  mlxgpt train --tier 1 --source my.txt --max-minutes 10\n\n"
         "Every setting of the config has a flag; what isn't given comes from the tier's file.",
     )
@@ -115,6 +116,9 @@ def make_parser() -> Parser:
     sub.add_argument("--run", metavar="NAME", help="the run's name (default: CONFIG-DATA)")
     sub.add_argument(
         "--max-minutes", type=float, metavar="M", help="plan as many steps as fit into M minutes"
+    )
+    sub.add_argument(
+        "--memory-limit", type=float, metavar="GB", help="refuse, or stop and save, above this"
     )
     _add_folders(sub, runs=True, data=True)
     _add_settings(sub)
@@ -166,9 +170,11 @@ def make_parser() -> Parser:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     tiers = sorted(int(n[4:]) for n in config.built_in() if n[:4] == "tier" and n[4:].isdecimal())
-    help = "1: characters, Shakespeare, about 5 minutes on an M1"
+    help = "1: characters, Shakespeare; 2: byte-level BPE, short stories"
     parser.add_argument("--tier", type=int, choices=tiers, help=help)
-    parser.add_argument("--config", metavar="FILE", help="a TOML file instead of a tier")
+    parser.add_argument(
+        "--config", metavar="FILE", help="a TOML file instead, or one of ours: gpt2-124m, gpt1-117m"
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

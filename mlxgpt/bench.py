@@ -120,8 +120,9 @@ def measure_training(config: Config, plan: Plan) -> Training:
     peak = device.matmul_peak(t.dtype)
     mx.reset_peak_memory()
     model = GPT(config.model, t.seed, gradient_checkpointing=t.gradient_checkpointing)
-    step, tokens = TrainStep(model, config), Tokens(random_ids(config, 64), vocabulary)
-    done = 0
+    draw = np.random.default_rng(0).integers
+    ids = draw(vocabulary, size=64 * tokens_per_step, dtype=dtype_for(vocabulary))
+    step, tokens, done = TrainStep(model, config), Tokens(ids, vocabulary), 0
 
     def seconds_of(steps: int) -> float:
         nonlocal done
@@ -155,16 +156,10 @@ def measure_training(config: Config, plan: Plan) -> Training:
     )
 
 
-def random_ids(config: Config, steps: int) -> np.ndarray:
-    """Ids for that many steps of an epoch."""
-    t, m = config.train, config.model
-    size = steps * t.batch_size * t.gradient_accumulation_steps * m.block_size
-    return np.random.default_rng(0).integers(m.vocab_size, size=size, dtype=dtype_for(m.vocab_size))
-
-
 def measure_generation(model_config: ModelConfig, plan: Plan) -> Generation:
     """One text from fresh weights: its speed does not depend on what they are."""
     model = GPT(model_config)
+    mx.eval(model.parameters())  # or the compiled steps would draw them anew for every token
     prompt = np.arange(plan.prompt_tokens) % model_config.vocab_size
     sampling = Sampling(max_tokens=plan.new_tokens, seed=0)
 

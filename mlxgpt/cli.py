@@ -117,8 +117,9 @@ def _generate(given: dict[str, Any], _: list[str]) -> int:
     if alone:
         print()
     else:
-        for number, text in enumerate(result.texts, 1):
-            print(f"--- {number}\n{text}\n")
+        from mlxgpt.display import show_texts
+
+        show_texts(result.texts)
     _say(f"{result.tokens:,} tokens, {result.tokens_per_second:,.0f} a second, seed {result.seed}")
     return 0
 

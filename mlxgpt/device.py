@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -71,6 +72,25 @@ def memory() -> tuple[int, str]:
     return resident_bytes(), "resident"
 
 
+def reset_peak() -> None:
+    """Forget the peak so far; where the system cannot, it stays."""
+    if backend() != "cpu":
+        mx.reset_peak_memory()
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most bytes in use since `reset_peak`: MLX's own on a GPU, resident memory on a CPU."""
+    if backend() != "cpu":
+        return mx.get_peak_memory()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return _most_resident()
+
+
 def must_fit(config: Config) -> None:
     """Refuse a model whose training cannot fit into this machine's memory, whatever the batch.
 
@@ -98,15 +118,19 @@ def total_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def limit_memory() -> None:
-    """On a Mac, whose GPU shares the system's memory: keep MLX within what the system recommends,
-    and a quarter of that for memory it holds back for later. By default it would take half as much
-    again, and the Mac would swap.
+def limit_memory(limit: int | None = None) -> None:
+    """Keep MLX within a limit, and memory that it holds back for later within a quarter of that.
+
+    Args:
+        limit: bytes; default: on a Mac, whose GPU shares the system's memory, what the system
+            recommends (MLX by itself would take half as much again, and the Mac would swap), and
+            elsewhere MLX's own.
     """
-    if backend() == "metal":
-        recommended = int(mx.device_info()["max_recommended_working_set_size"])
-        mx.set_memory_limit(recommended)
-        mx.set_cache_limit(recommended // 4)
+    if limit is None and backend() == "metal":
+        limit = int(mx.device_info()["max_recommended_working_set_size"])
+    if limit is not None:
+        mx.set_memory_limit(limit)
+        mx.set_cache_limit(limit // 4)
 
 
 def resident_bytes() -> int:
@@ -115,5 +139,9 @@ def resident_bytes() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize()
     except OSError:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
+        return _most_resident()
+
+
+def _most_resident() -> int:
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

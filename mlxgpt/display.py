@@ -11,16 +11,19 @@ from rich.live import Live
 from rich.markup import escape
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from mlxgpt import device
 from mlxgpt.corpus.tokens import Dataset
+from mlxgpt.forecast import Forecast, Reached
 from mlxgpt.launch import Summary
 from mlxgpt.model import count_parameters
 from mlxgpt.run import Run
 from mlxgpt.selfcheck import Law
 
+READABLE = 80  # columns of running text
 QUIET_SECONDS = 10.0  # between two lines where no terminal redraws them
 
 
@@ -111,7 +114,7 @@ class TrainingDisplay(PreparationDisplay):
         if not law.ok:
             self.console.print(Text(f"self-check: {law.name}: {law.detail}", style="bold red"))
 
-    def start(self, run: Run, dataset: Dataset, start: int) -> None:
+    def start(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
         """The training begins."""
         self.close()
         config, model, meta = run.config, run.config.model, dataset.meta
@@ -130,7 +133,13 @@ class TrainingDisplay(PreparationDisplay):
             f"{model.n_head} heads, width {model.n_embd}, block {model.block_size}, "
             f"{config.train.dtype}",
             "plan": f"{self._steps:,} steps of {tokens:,} tokens, "
+            f"{self._steps * tokens / 1e6:,.1f} million in all, "
             f"{self._steps * tokens / meta.train.tokens:.1f} times through the text",
+            "machine": f"{device.name()}, {device.backend()}, {size(device.total_bytes())}",
+            "will take": f"about {duration(forecast.seconds)} and {size(forecast.peak_bytes)} of "
+            f"memory, measured: {1000 * forecast.step_seconds:,.0f} ms a step, "
+            f"{forecast.evaluations} evaluations of {duration(forecast.evaluation_seconds)}",
+            "to expect": _expected(forecast.reached),
             "run": str(run.folder),
         }
         for name, value in lines.items():
@@ -223,6 +232,15 @@ class TrainingDisplay(PreparationDisplay):
         return Group(bar, *tables)
 
 
+def _expected(reached: Reached | None) -> str:
+    if not reached:
+        return "unknown: no run of this shape was measured on this text"
+    return (
+        f"val loss {reached.val_loss:.4f}, {reached.bits_per_byte:.3f} bits per byte: what this "
+        f"shape reached after {reached.tokens / 1e6:.1f} million tokens ({reached.report})"
+    )
+
+
 def show_laws(laws: Sequence[Law]) -> None:
     """The self-check as a table on stdout, with the reasons under it."""
     to = _Results(highlight=False)
@@ -237,6 +255,17 @@ def show_laws(laws: Sequence[Law]) -> None:
         if law.why:
             to.print()
             to.print(Text(law.why))
+
+
+def show_texts(texts: Sequence[str]) -> None:
+    """Generated texts on stdout: in a terminal as columns to read, elsewhere as they are."""
+    to = _Results(highlight=False, soft_wrap=False)
+    for number, text in enumerate(texts, 1):
+        if not to.is_terminal:
+            print(f"--- {number}\n{text}\n")
+            continue
+        to.print(Rule(Text(f"{number} of {len(texts)}", style="dim"), align="left", style="dim"))
+        to.print(Padding(Text(text.strip("\n")), (0, 0, 1, 2)), width=min(to.width, READABLE))
 
 
 def show_table(rows: Sequence[dict[str, Any]]) -> None:

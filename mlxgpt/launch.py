@@ -24,14 +24,13 @@ from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.hub import NoConnection
 from mlxgpt.corpus.tokens import Dataset, blocks_per_epoch
 from mlxgpt.errors import UserError
+from mlxgpt.forecast import Forecast, estimated_bytes, measure, refuse_too_large
 from mlxgpt.hooks import Hooks, Watcher
 from mlxgpt.model import GPT, load_parameters
 from mlxgpt.run import Run
 from mlxgpt.selfcheck import Law
 from mlxgpt.step import TrainStep
-from mlxgpt.trainer import Hook, Report, train
-
-TIMED_STEPS = 20
+from mlxgpt.trainer import Report, train
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Display(Watcher, preparation.Watcher, Protocol):
 
     def warn(self, line: str) -> None: ...
     def law(self, law: Law) -> None: ...
-    def start(self, run: Run, dataset: Dataset, start: int) -> None: ...
+    def start(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None: ...
     def finish(self, summary: Summary) -> None: ...
 
 
@@ -78,7 +77,7 @@ class Silent(preparation.Unwatched):
 
     def warn(self, line: str) -> None: ...
     def law(self, law: Law) -> None: ...
-    def start(self, run: Run, dataset: Dataset, start: int) -> None: ...
+    def start(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None: ...
     def log(self, record: dict[str, Any]) -> None: ...
     def sample(self, step: int, text: str) -> None: ...
     def finish(self, summary: Summary) -> None: ...
@@ -92,6 +91,7 @@ def launch(
     runs_dir: Path,
     data_dir: Path,
     max_minutes: float | None = None,
+    memory_limit: float | None = None,
     fallback: str | None = None,
     strict_vocab: bool = False,
     display: Display | None = None,
@@ -103,6 +103,7 @@ def launch(
         config_name: for the run's name, which is CONFIG-DATA unless `run_name` is given.
         run_name: a name in `runs_dir`, or a folder's path.
         max_minutes: plan as many steps as fit into this time; timed at the start of a new run.
+        memory_limit: gigabytes; a training that takes more is refused, or stopped and saved.
         fallback: a corpus to go on with where there is no connection to the config's.
         strict_vocab: refuse data of another vocabulary than `vocab_size`; otherwise the model has
             room for what the config says, or for the data's where that is more.
@@ -111,6 +112,8 @@ def launch(
         UserError: for everything that a user can mend.
     """
     display = display or Silent()
+    if memory_limit is not None and not 0 < memory_limit < math.inf:
+        raise UserError(f"--memory-limit {memory_limit} is no size", "give gigabytes above 0.")
     if not blas.is_fast() and device.backend() == "cpu":
         display.note(blas.status())
     warning = None
@@ -135,18 +138,25 @@ def launch(
         dataset = data_of(config)
     config = _fit_to_data(device.resolve_dtype(config), dataset, strict_vocab)
     device.must_fit(config)
-    device.limit_memory()
+    limit = int(1e9 * memory_limit) if memory_limit else None
+    refuse_too_large(config, estimated_bytes(config), limit or device.total_bytes())
+    device.limit_memory(limit)
     name = run_name or f"{config_name}-{dataset.name}"
     folder = Path(name) if os.sep in name else runs_dir / name
     with files.only_one(folder, "training"):
-        summary = _train(config, dataset, folder, max_minutes, display)
+        summary = _train(config, dataset, folder, max_minutes, limit, display)
     summary = replace(summary, warning=warning)
     display.finish(summary)
     return summary
 
 
 def _train(
-    config: Config, dataset: Dataset, folder: Path, max_minutes: float | None, display: Display
+    config: Config,
+    dataset: Dataset,
+    folder: Path,
+    max_minutes: float | None,
+    limit: int | None,
+    display: Display,
 ) -> Summary:
     run = _existing(folder)
     if run:
@@ -157,6 +167,10 @@ def _train(
             display.note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
             return _summary(run, config, dataset, step=run.steps()[-1])
     _check(config, display)
+    forecast = measure(config, dataset)
+    refuse_too_large(config, forecast.peak_bytes, limit or device.total_bytes())
+    if max_minutes and not run:
+        config = _plan(config, max_minutes, forecast)
     step_function = _new_step(config)
     if run:
         start, last_report = _resume(run, step_function, display)
@@ -164,11 +178,9 @@ def _train(
         run.write_config(config)
     else:
         start, last_report = 0, {}
-        if max_minutes:
-            config = _plan(config, dataset, max_minutes, display)
         run = runs.create(folder, config, dataset)
     run.cut_metrics(start)
-    display.start(run, dataset, start)
+    display.start(run, dataset, start, forecast.for_plan(config, start))
 
     hooks = Hooks(run, config, dataset, step_function, display, start)
     if last_report and start not in [record["step"] for record in run.metrics()]:
@@ -178,10 +190,23 @@ def _train(
             if hook.due(start):
                 hook.run(report)
     began = time.monotonic()
-    with _stop_signals(display) as stop, mac.awake():
+    over = False
+
+    def stop() -> bool:
+        nonlocal over
+        over = limit is not None and device.memory()[0] > limit
+        return over or asked()
+
+    with _stop_signals(display) as asked, mac.awake():
         step = train(step_function, dataset.train, config, start=start, hooks=hooks.all, stop=stop)
     if step not in run.steps():
         hooks.save_now(step)
+    if over:
+        raise UserError(
+            f"the training took more than {(limit or 0) / 1e9:g} GB: stopped and saved at step "
+            f"{step:,}",
+            "the same command with a larger --memory-limit goes on from there.",
+        )
     seconds = time.monotonic() - began
     return _summary(run, config, dataset, step=step, seconds=seconds, resumed=start > 0)
 
@@ -300,17 +325,11 @@ def _resume(run: Run, step_function: TrainStep, display: Display) -> tuple[int, 
     raise UserError(f"no checkpoint of {run.name} is whole", "begin a new run with --run NAME.")
 
 
-def _plan(config: Config, dataset: Dataset, minutes: float, display: Display) -> Config:
-    """Time a few steps of a copy, and set `max_steps` to what fits into the time."""
+def _plan(config: Config, minutes: float, forecast: Forecast) -> Config:
+    """`config` with as many steps as fit into the time, evaluations included."""
     if not 0 < minutes < math.inf:
         raise UserError(f"--max-minutes {minutes} is no length of time", "give a number above 0.")
-    trial = override(config, {"max_steps": TIMED_STEPS + 2})
-    times: list[float] = []
-    clock = Hook(lambda step: True, lambda report: times.append(report.seconds))
-    train(_new_step(trial), dataset.train, trial, hooks=[clock])
-    seconds = (times[-1] - times[1]) / TIMED_STEPS  # the first two compile
-    steps = max(1, int(60 * minutes / seconds))
-    display.note(f"{1000 * seconds:.0f} ms a step: {steps:,} steps in {minutes:g} minutes")
+    steps = forecast.steps_in(60 * minutes, config.train.eval_interval)
     return override(config, {"max_steps": steps})
 
 

@@ -154,7 +154,7 @@ def order_preference(
         log_likelihood: of each text, in nats, summed over it. It is called once.
         seed: of the other orders.
     """
-    stories = [story for story in stories if len(set(sentences(story))) >= 3]
+    stories = [story.strip() for story in stories if len(set(sentences(story))) >= 3]
     if not stories:
         return None
     others = []
@@ -253,7 +253,7 @@ def _known(known: frozenset[Any], found: Sequence[Any]) -> float | None:
 
 
 def _distinct(found: Sequence[bytes]) -> float | None:
-    """The mean over each thousand of words, so that more texts do not look more repetitive."""
+    """The mean over each thousand words, so that more texts do not look more repetitive."""
     starts = range(0, len(found) - DISTINCT_WORDS + 1, DISTINCT_WORDS)
     runs = (list(_grams(found[start : start + DISTINCT_WORDS], 3)) for start in starts)
     shares = [len(set(run)) / len(run) for run in runs]
@@ -266,7 +266,7 @@ def _quotes_balanced(texts: Sequence[str]) -> float | None:
 
 
 def _names_that_stay(texts: Sequence[str]) -> float | None:
-    """A name is a word that has a capital within a sentence, and never none in its text."""
+    """A name has a capital within a sentence, and its text never has it without."""
     uses = []
     for text in texts:
         found = re.findall("[A-Za-z]+", text)

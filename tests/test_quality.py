@@ -47,9 +47,8 @@ def one(name: str, *texts: str, known: Known | None = None) -> float | None:
 
 
 def test_sentences_end_at_a_stop_and_not_within_what_is_said() -> None:
-    text = 'Mr. Tom ran. "Stop!" he cried. "No!" Tom said.\nHe fell,\nit hurt... "Oh. My!"\n\nBye'
+    text = '"Stop!" he cried. "No!" Tom said.\nHe fell,\nit hurt... "Oh. My!"\n\nBye\n\nOff'
     assert quality.sentences(text) == [
-        "Mr. Tom ran.",
         '"Stop!" he cried.',
         '"No!"',
         "Tom said.",
@@ -57,7 +56,9 @@ def test_sentences_end_at_a_stop_and_not_within_what_is_said() -> None:
         '"Oh.',
         'My!"',
         "Bye",
+        "Off",
     ]
+    assert quality.sentences("Mr. A, Mrs. B and Dr. C ran.") == ["Mr. A, Mrs. B and Dr. C ran."]
     assert quality.sentences("“Go!” she said. Off") == ["“Go!” she said.", "Off"]
     assert quality.sentences('"Go!"  she said.') == ['"Go!"  she said.']
     assert quality.sentences(" \n") == []
@@ -150,8 +151,10 @@ def test_what_needs_a_training_text_is_none_without() -> None:
         ('He said, Go!"', 0),
         ('He "said, "Go!"', 0),
         ('He" said, "Go!', 0),
-        ('"He said," Go!"', 0),
-        ('He said, " Go! "', 0),
+        ('He"said, Go!"', 0),
+        ('"Go!"he said.', 0),
+        ('He said, " Go!"', 0),
+        ('He said, "Go! "', 0),
         ("”Go!“ he said.", 0),
         ('("Go!") – "Go!"', 1),
         ("No quotes.", None),
@@ -290,12 +293,21 @@ def test_a_model_that_knows_the_stories_prefers_their_order() -> None:
         seen.extend(texts)
         return [-1.0 if text in STORIES else -2.0 for text in texts]
 
-    assert quality.order_preference([*STORIES, "Too. Short."], scores, 1) == 1
+    assert quality.order_preference([*STORIES, "Too. Short. "], scores, 1) == 1
     assert seen[:2] == STORIES
     for story, other in zip(STORIES, seen[2:], strict=True):
         assert story != other
         assert sorted(quality.sentences(story)) == sorted(quality.sentences(other))
         assert len(story) == len(other)
+
+
+def test_the_order_is_another_and_white_space_around_a_story_is_no_sentence() -> None:
+    def scores(texts: Sequence[str]) -> list[float]:
+        assert texts[:40] == ["A. B. C."] * 40
+        assert set(texts[40:]) == {"A. C. B.", "B. A. C.", "B. C. A.", "C. A. B.", "C. B. A."}
+        return [0.0] * len(texts)
+
+    quality.order_preference([" A. B. C.\n"] * 40, scores, 0)
 
 
 def test_order_preference_is_the_share_of_stories() -> None:

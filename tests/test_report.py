@@ -9,20 +9,7 @@ import pytest
 
 from mlxgpt import report
 from mlxgpt.errors import UserError
-from mlxgpt.report import (
-    CHIPS,
-    Chip,
-    Generation,
-    Machine,
-    Measurement,
-    Spread,
-    Tier,
-    Training,
-    figure,
-    markdown,
-    slug,
-    write,
-)
+from mlxgpt.report import CHIPS, Chip, Generation, Machine, Measurement, Spread, Tier, Training
 
 
 def tier(name: str, parameters: int, flops: int, bytes_per_token: int) -> Tier:
@@ -83,7 +70,7 @@ def test_a_spread_is_the_median_the_least_and_the_most() -> None:
 def test_json_gives_the_measurement_back(measurement: Measurement) -> None:
     again = Measurement.from_json(measurement.to_json())
     assert again == measurement
-    assert markdown(again) == markdown(measurement)
+    assert report.markdown(again) == report.markdown(measurement)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +92,7 @@ def test_other_json_is_refused(damage: Callable[[str], str], measurement: Measur
 def test_the_report_has_each_figure_of_both_tiers(measurement: Measurement) -> None:
     slow = replace(measurement.tiers[0].training, tokens_per_second=123.4, peak_share=0.041)
     tiers = (replace(measurement.tiers[0], training=slow), measurement.tiers[1])
-    text = markdown(replace(measurement, tiers=tiers))
+    text = report.markdown(replace(measurement, tiers=tiers))
     assert cells(text, "") == ["small", "large"]
     for row, small, large in (
         ("parameters", "1,024,416", "12,300,000"),
@@ -127,7 +114,7 @@ def test_the_report_has_each_figure_of_both_tiers(measurement: Measurement) -> N
 
 
 def test_the_report_says_what_was_measured_on(measurement: Measurement) -> None:
-    text = markdown(measurement)
+    text = report.markdown(measurement)
     assert text.startswith("# small and large on Intel(R) Xeon(R) Processor\n")
     for row, value in (
         ("chip", "Intel(R) Xeon(R) Processor"),
@@ -147,7 +134,7 @@ def test_the_report_says_what_was_measured_on(measurement: Measurement) -> None:
         assert cells(text, row) == [value], row
     assert "\n    mlxgpt bench\n" in text
     machine = replace(measurement.machine, performance_cores=4, cores=8, commit=None)
-    text = markdown(replace(measurement, machine=machine))
+    text = report.markdown(replace(measurement, machine=machine))
     assert cells(text, "cores") == ["8, 4 of them fast"]
     assert cells(text, "commit") == ["not a checkout"]
 
@@ -160,7 +147,7 @@ def test_predictions_by_hand(measurement: Measurement) -> None:
     assert report.predicted_training(m1, small) == pytest.approx(260_000)
     assert report.predicted_generation(m1, small) == pytest.approx((17_000,))
     assert report.predicted_training(m1, large) == pytest.approx(10_000)
-    text = markdown(measurement)
+    text = report.markdown(measurement)
     # 36e6 tokens at 260,000 a second take 138 seconds; at 10,000 a second, an hour.
     assert cells(text, "M1", 0) == ["2.6", "68", "260,000", "2.3 min", "17,000"]
     assert cells(text, "M1", 1) == ["2.6", "68", "10,000", "1.0 h", "1,400"]
@@ -180,7 +167,7 @@ def test_the_chips_are_those_of_the_spec_sheets() -> None:
 
 
 def test_what_is_predicted_says_so_and_what_is_measured_does_not(measurement: Measurement) -> None:
-    measured, predicted = markdown(measurement).split("## Apple chips: *predicted*")
+    measured, predicted = report.markdown(measurement).split("## Apple chips: *predicted*")
     assert "predicted" not in measured
     assert all(chip.name + " " not in measured for chip in CHIPS)
     heads = [x for x in predicted.splitlines() if x.startswith("| chip")]
@@ -196,13 +183,15 @@ def test_what_is_predicted_says_so_and_what_is_measured_does_not(measurement: Me
 
 
 def test_the_tables_can_be_read_as_plain_text(measurement: Measurement) -> None:
-    tables = [block for block in markdown(measurement).split("\n\n") if block.startswith("|")]
+    tables = [
+        block for block in report.markdown(measurement).split("\n\n") if block.startswith("|")
+    ]
     assert len(tables) == 4
     for table in tables:
         lines = table.rstrip("\n").splitlines()
         assert len({len(line) for line in lines}) == 1
         assert set(lines[1]) <= set("| -:")
-    assert max(map(len, markdown(measurement).splitlines())) < 150
+    assert max(map(len, report.markdown(measurement).splitlines())) < 150
 
 
 def test_figures_have_three_digits() -> None:
@@ -216,8 +205,8 @@ def test_figures_have_three_digits() -> None:
         (0.01234, "0.0123"),
         (0.0, "0"),
     ):
-        assert figure(number) == text
-    assert figure(1_360, 2) == "1,400"
+        assert report.figure(number) == text
+    assert report.figure(1_360, 2) == "1,400"
 
 
 @pytest.mark.parametrize(
@@ -237,23 +226,23 @@ def test_a_report_is_named_after_day_and_chip(
     chip: str, backend: str, name: str, measurement: Measurement
 ) -> None:
     machine = replace(measurement.machine, chip=chip, backend=backend)
-    assert slug(replace(measurement, machine=machine)) == f"2026-11-22-{name}"
+    assert report.slug(replace(measurement, machine=machine)) == f"2026-11-22-{name}"
 
 
 def test_both_files_are_written_and_none_is_written_over(
     measurement: Measurement, tmp_path: Path
 ) -> None:
     folder, name = tmp_path / "benchmarks" / "reports", "2026-11-22-xeon-2-cores"
-    paths = write(measurement, folder)
+    paths = report.write(measurement, folder)
     assert paths == (folder / f"{name}.json", folder / f"{name}.md")
     assert Measurement.from_json(paths[0].read_text(encoding="utf-8")) == measurement
     assert json.loads(paths[0].read_text(encoding="utf-8"))["tiers"][1]["name"] == "large"
-    assert paths[1].read_text(encoding="utf-8") == markdown(measurement)
+    assert paths[1].read_text(encoding="utf-8") == report.markdown(measurement)
     first = paths[0].read_bytes()
     (folder / f"{name}-2.md").write_text("mine")  # one of the two is enough to leave both alone
     later = replace(measurement, date="2026-11-22T23:59:59+00:00")
-    assert write(later, folder) == (folder / f"{name}-3.json", folder / f"{name}-3.md")
-    assert write(later, folder) == (folder / f"{name}-4.json", folder / f"{name}-4.md")
+    assert report.write(later, folder) == (folder / f"{name}-3.json", folder / f"{name}-3.md")
+    assert report.write(later, folder) == (folder / f"{name}-4.json", folder / f"{name}-4.md")
     assert paths[0].read_bytes() == first
     assert (folder / f"{name}-2.md").read_text() == "mine"
     assert len(list(folder.iterdir())) == 7, "and nothing else lies there"

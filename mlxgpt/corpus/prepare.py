@@ -103,7 +103,9 @@ def find_or_prepare(
         origin = {**origin, "tokenizer": kind}
     if there:
         theirs = tokens.read_meta(folder).origin
-        if origin != ({key: theirs.get(key) for key in origin} if known else theirs):
+        if known:  # what its origin tells beyond the request does not matter; its tokenizer does
+            theirs = {k: value for k, value in theirs.items() if k in (*origin, "tokenizer")}
+        if origin != theirs:
             again = shlex.join(["mlxgpt", "prepare", *data.source, "--name", "NAME"])
             raise UserError(
                 f"{folder} was prepared from another text, or with another tokenizer",
@@ -170,6 +172,7 @@ class _Preparation:
 
     def _begin(self) -> tuple[Sharing, Tokenizer]:
         self._discard()
+        self.counts, self.chunks = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}, 0
         sharing, made = survey(self.source, self.kind, self._reading)
         tokenizer = self._large_enough(made or bpe.gpt2())
         self.scratch.mkdir(parents=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ PIECE = 1 << 20  # characters; a longer document comes in several pieces
 LONGEST_WORD = 4 * PIECE  # a run without white space that is longer is cut anyhow
 LONGEST_LINE = 1 << 28  # bytes of one JSON object
 ROWS = 1000  # of a table, at a time
+BOUNDARY = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
 class Piece(NamedTuple):
@@ -191,7 +193,7 @@ def _cut(text: str) -> Iterator[str]:
         if not end:
             if len(text) - start <= LONGEST_WORD:
                 break
-            end = start + LONGEST_WORD - PIECE
+            end = _boundary(text, start, start + LONGEST_WORD) or start + LONGEST_WORD - PIECE
         yield text[start:end]
         start = end
     yield text[start:]
@@ -199,8 +201,11 @@ def _cut(text: str) -> Iterator[str]:
 
 def _boundary(text: str, start: int, end: int) -> int:
     """The last place in text[start:end] where white space follows something else; 0 for none."""
-    while (at := max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end))) > 0:
-        if not text[at - 1].isspace():
-            return at
-        end = at
-    return 0
+    width = 1 << 8  # looked at from the end, more and more
+    while True:
+        begin = max(start + 1, end - width)
+        if places := [match.start() for match in BOUNDARY.finditer(text, begin, end)]:
+            return places[-1]
+        if begin == start + 1:
+            return 0
+        width *= 8

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from mlxgpt.corpus import bpe
+from mlxgpt.corpus import bpe, readers
 from mlxgpt.corpus.readers import Piece
 from mlxgpt.corpus.sources import Source
 from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
@@ -227,5 +227,8 @@ def _marked(pieces: Iterable[Piece], single: bool) -> Iterator[tuple[str, bool, 
 
 
 def _key(text: str) -> str:
-    """A document's identity, from its first piece."""
-    return hashlib.sha256(text.strip("\r\n").encode("utf-8")).hexdigest()
+    """A document's identity, from its first piece: from as much of it as newlines before and after
+    the document, which move its end, leave alone.
+    """
+    beginning = text.strip("\r\n")[: readers.PIECE // 2]
+    return hashlib.sha256(beginning.encode("utf-8")).hexdigest()

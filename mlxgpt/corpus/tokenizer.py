@@ -175,7 +175,7 @@ def load(path: Path) -> Tokenizer:
 
 def _from_tree(tree: Any) -> Tokenizer:
     tokenizer: Tokenizer
-    if tree["model"]["merges"]:
+    if tree["pre_tokenizer"]:
         from mlxgpt.corpus.bpe import BPETokenizer
 
         tokenizer = BPETokenizer.from_json_merges(tree["model"]["merges"])

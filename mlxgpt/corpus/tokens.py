@@ -157,7 +157,8 @@ def open_dataset(folder: Path) -> Dataset:
     Raises:
         UserError: if it is missing, damaged, of a newer format, or not of one piece.
     """
-    if is_prepared(folder) and not (folder / "meta.json").exists():
+    ours = any((folder / name).exists() for name in ("meta.json", "tokenizer.json"))
+    if is_prepared(folder) and not ours:
         from mlxgpt.corpus import nanogpt
 
         return nanogpt.open_arrays(folder)

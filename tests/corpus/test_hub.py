@@ -16,8 +16,20 @@ from pathlib import Path
 
 import pytest
 
-TEXTS = {"train": "abc" * 300, "validation": "de", "test": "fg"}
-PINNED = hashlib.sha256("".join(TEXTS.values()).encode()).hexdigest()
+from mlxgpt.corpus.tokens import open_dataset
+from tests.corpus.texts import sides
+
+Splits = dict[str, list[str]]  # the documents of each
+
+SHAKESPEARE = {"train": ["abc" * 300], "validation": ["de"], "test": ["fg"]}
+PINNED = hashlib.sha256(
+    "".join(text for texts in SHAKESPEARE.values() for text in texts).encode()
+).hexdigest()
+STORIES = {
+    "train": [f"Once upon a time, there were {n} cats.\n" for n in range(300)],
+    # Two of them are known to the training side, one of these with other newlines.
+    "validation": [f"Once upon a time, there were {n} cats." for n in (7, 8, 300, 301)],
+}
 COMMIT = "a" * 40
 # The program as it is, but for the hash of our small text.
 PROGRAM = """
@@ -30,16 +42,16 @@ sys.exit(cli.main(sys.argv[2:]))
 """
 
 
-def repository() -> dict[str, bytes]:
-    """The files of a dataset of three splits, a row each, as Tiny Shakespeare is on the hub."""
+def repository(splits: Splits) -> dict[str, bytes]:
+    """The files of a dataset, as Tiny Shakespeare and TinyStories are on the hub."""
     import pyarrow
     import pyarrow.parquet
 
     card = ["---", "configs:", "- config_name: default", "  data_files:"]
     files = {}
-    for split, text in TEXTS.items():
+    for split, texts in splits.items():
         buffer = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.table({"text": [text]}), buffer)
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), buffer)
         files[f"data/{split}-00000-of-00001.parquet"] = buffer.getvalue()
         card += [f"  - split: {split}", f"    path: data/{split}-*"]
     return {"README.md": "\n".join([*card, "---", ""]).encode(), **files}
@@ -50,10 +62,10 @@ class Hub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, mood: str) -> None:
+    def __init__(self, mood: str, splits: Splits) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.mood = mood
-        self.files = repository()
+        self.files = repository(splits)
         self.asked: list[str] = []
         self.over = threading.Event()
 
@@ -89,7 +101,8 @@ class Handler(BaseHTTPRequestHandler):
             tree += [{"type": "directory", "path": "data", "size": 0, "oid": "0"}][: not folder]
             self.answer(json.dumps(tree).encode())
         else:
-            about = {"id": "karpathy/tiny_shakespeare", "sha": COMMIT, "siblings": [], "tags": []}
+            name = "/".join(path.split("/api/datasets/")[1].split("/")[:2])
+            about = {"id": name, "sha": COMMIT, "siblings": [], "tags": []}
             self.answer(json.dumps(about).encode())
 
     def answer(
@@ -115,8 +128,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub_that(mood: str) -> Iterator[Hub]:
-    hub = Hub(mood)
+def hub_that(mood: str, splits: Splits = SHAKESPEARE) -> Iterator[Hub]:
+    hub = Hub(mood, splits)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     try:
         yield hub
@@ -154,13 +167,34 @@ def test_a_text_comes_from_the_hub_and_then_from_its_cache(tmp_path: Path) -> No
         out, err = program.communicate()
         assert program.returncode == 0, err
         assert "900 tokens to train on, 4 to judge by, vocabulary 7" in out
-        assert "getting karpathy/tiny_shakespeare from the Hugging Face hub" in err
+        assert "getting karpathy/tiny_shakespeare (1 MB of text) from the Hugging Face hub" in err
         asked = len(hub.asked)
         again = start(address(hub), tmp_path, "prepare", "shakespeare", "--name", "again")
         out, err = again.communicate()
         assert again.returncode == 0, err
         assert len(hub.asked) == asked, "the cache is used without asking"
     assert (tmp_path / "data" / "again" / "train.bin").stat().st_size == 1800
+
+
+def test_stories_of_the_hub_become_a_bpe_and_none_that_judges_is_learnt(tmp_path: Path) -> None:
+    line = ("prepare", "tinystories", "--vocab-size", "300")
+    with hub_that("well", STORIES) as hub:
+        program = start(address(hub), tmp_path, *line)
+        out, err = program.communicate()
+        assert program.returncode == 0, err
+        assert "getting roneneldan/TinyStories (1,900 MB of text) from" in err
+        assert "vocabulary 300" in out
+    dataset = open_dataset(tmp_path / "data" / "tinystories-bpe300")
+    train, val = sides(dataset)
+    assert val == STORIES["validation"]
+    assert train == [s.strip() for s in STORIES["train"] if s.strip() not in val]
+    assert len(train) == 298
+    # What is prepared needs no hub; and it is not taken for another tokenizer's.
+    again = start("http://127.0.0.1:9", tmp_path, *line)
+    other = start("http://127.0.0.1:9", tmp_path, *line[:2], "--name", "tinystories-bpe300")
+    assert again.communicate()[0] == out
+    assert "or with another tokenizer" in other.communicate()[1]
+    assert (again.returncode, other.returncode) == (0, 2)
 
 
 def test_another_text_under_the_same_name_is_refused(tmp_path: Path) -> None:
@@ -209,7 +243,8 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path: Path, how: str) 
         assert len(hub.asked) == (how == "hangs"), "asked once, without any further try"
     assert program.returncode == 2
     assert "cannot be reached" in err.splitlines()[-2]
-    assert "--source storybook" in err.splitlines()[-1]
+    assert "--source FILE" in err.splitlines()[-1]
+    assert "mlxgpt prepare storybook" in err.splitlines()[-1]
     assert out == ""
     assert not (tmp_path / "data").exists()
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from mlxgpt.corpus import sources
+from mlxgpt.corpus import readers, sources
 from mlxgpt.corpus.hub import HUB
+from mlxgpt.corpus.readers import Piece
 from mlxgpt.errors import UserError
+from tests.corpus.texts import joined
 
 
 def write(path: Path, text: str) -> str:
@@ -16,103 +20,98 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_a_single_document_is_cut_at_nine_tenths(tmp_path: Path) -> None:
-    text = "".join(chr(97 + n % 26) for n in range(1000)) + "\n"
+def read(paths: list[str]) -> list[str]:
+    return joined(sources.open_files(paths))
+
+
+def test_a_file_is_a_source_of_its_documents(tmp_path: Path) -> None:
+    text = "one\n<|endoftext|>\ntwo"
     source = sources.open_source([write(tmp_path / "a b.txt", text)])
-    assert source.single
     assert source.name == "a-b"
-    assert list(source.train) == [text[:900]]
-    assert list(source.val) == [text[900:]]
-    assert source.origin["sha256"] == hashlib.sha256(text.encode()).hexdigest()
-
-
-def test_many_documents_are_split_by_content(tmp_path: Path) -> None:
-    stories = [f"Story number {n} of many." for n in range(2000)]
-    text = "\n<|endoftext|>\n".join(stories + stories[:500])  # the first 500 come twice
-    source = sources.open_source([write(tmp_path / "s.txt", text)])
-    train, val = list(source.train), list(source.val)
+    assert joined(source.train) == ["one\n", "\ntwo"]
+    assert source.val is None
     assert not source.single
-    assert set(train) | set(val) == set(stories), "newlines around stories are stripped"
-    assert not set(train) & set(val), "duplicates stay on one side"
-    assert len(train) + len(val) == 2500
-    assert 5 <= len(set(val)) <= 45, "about one in a hundred"
-    backwards = write(tmp_path / "r.txt", "<|endoftext|>".join(reversed(stories)))
-    assert set(sources.open_source([backwards]).val) == set(val), "whatever their order"
+    assert source.size == len(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert source.origin == {"files": ["a b.txt"], "sha256": digest}
+    assert joined(source.train) == joined(source.train), "it can be read again"
 
 
-def test_two_documents_give_one_for_each_side(tmp_path: Path) -> None:
-    paths = [write(tmp_path / f"{n}.txt", f"text {n}\n") for n in (1, 2)]
-    source = sources.open_source(paths)
-    assert len(list(source.train)) == len(list(source.val)) == 1
-    assert not source.single
+def test_a_source_of_two_sides_knows_both(tmp_path: Path) -> None:
+    train, val = write(tmp_path / "t.txt", "one"), write(tmp_path / "v.txt", "two")
+    source = sources.open_source([train], [val])
+    assert source.val is not None
+    assert (joined(source.train), joined(source.val)) == (["one"], ["two"])
+    assert source.origin["val_files"] == ["v.txt"]
+    assert source.origin["val_sha256"] == hashlib.sha256(b"two").hexdigest()
 
 
-def test_a_folder_is_all_its_text_files_in_order(tmp_path: Path) -> None:
+def test_origins_tell_texts_apart(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "1.txt", "one"), write(tmp_path / "2.txt", "two")
+    same = write(tmp_path / "deeper" / "1.txt", "one")
+    requests: list[tuple[list[str], list[str]]]
+    requests = [([first], []), ([second], []), ([first, second], []), ([second, first], [])]
+    requests += [([first], [second]), ([second], [first])]
+    origins = [json.dumps(sources.open_source(*request).origin) for request in requests]
+    assert len(set(origins)) == len(origins)
+    assert sources.open_source([same]).origin == sources.open_source([first]).origin
+
+
+def test_a_folder_is_all_its_files_of_text_in_order(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
     write(tmp_path / "f" / "b.txt", "second")
     write(tmp_path / "f" / "a.txt", "first")
-    write(tmp_path / "f" / "deeper" / "c.txt", "third")
+    write(tmp_path / "f" / "deeper" / "e.ndjson", '{"text": "sixth"}')
+    write(tmp_path / "f" / "c.JSONL", '{"text": "third"}\n{"text": "fourth"}')
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["fifth"]}), tmp_path / "f" / "d.parquet")
     write(tmp_path / "f" / "not.md", "no")
-    assert sources.read_documents([str(tmp_path / "f")])[0] == ["first", "second", "third"]
-
-
-def test_given_validation_text_is_dropped_from_the_training_side(tmp_path: Path) -> None:
-    train = write(tmp_path / "t.txt", "one<|endoftext|>two<|endoftext|>three")
-    val = write(tmp_path / "v.txt", "two\n")
-    source = sources.open_source([train], [val])
-    assert (list(source.train), list(source.val)) == (["one", "three"], ["two"])
-    with pytest.raises(UserError, match="every training document"):
-        sources.open_source([val], [val])
-
-
-def test_two_single_documents_have_no_end_of_text(tmp_path: Path) -> None:
-    train, val = write(tmp_path / "t.txt", "one\n"), write(tmp_path / "v.txt", "two\n")
-    source = sources.open_source([train], [val])
-    assert source.single
-    assert (list(source.train), list(source.val)) == (["one\n"], ["two\n"])
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"", "no text"),
-        (b" \n<|endoftext|>\n", "no text"),
-        ("Stra\u00dfe".encode("latin-1"), r"not UTF-8 text \(byte 4\)"),
-        (b"to be\0or not", "no text: byte 5 is NUL"),
-        ("to be".encode("utf-16"), "no text: byte 3 is NUL"),
-    ],
-)
-def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
-    path = tmp_path / "x.txt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=problem):
-        sources.open_source([str(path)])
+    found = ["first", "second", "third", "fourth", "fifth", "sixth"]
+    assert read([str(tmp_path / "f")]) == found
+    source = sources.open_source([str(tmp_path / "f")])
+    assert joined(source.train) == found
+    assert source.size > 50
 
 
 def test_a_pattern_that_no_shell_has_expanded(home: Path) -> None:
     for name in ("b.txt", "a.txt", "c.md"):
         write(home / "texts" / name, name)
     write(home / "odd[1].txt", "odd")
-    assert sources.read_documents(["texts/*.txt"])[0] == ["a.txt", "b.txt"]
-    assert sources.read_documents(["odd[1].txt"])[0] == ["odd"], "a file of that very name"
+    assert read(["texts/*.txt"]) == ["a.txt", "b.txt"]
+    assert read(["texts/*"]) == ["a.txt", "b.txt", "c.md"], "what is named is taken for text"
+    assert read(["odd[1].txt"]) == ["odd"], "a file of that very name"
     with pytest.raises(UserError, match=r"no file matches 'texts/\*.rst'"):
-        sources.read_documents(["texts/*.rst"])
+        read(["texts/*.rst"])
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no file, folder or corpus 'shakespear'"):
         sources.open_source(["shakespear"])
-    with pytest.raises(UserError, match=r"no \.txt file"):
+    with pytest.raises(
+        UserError, match=r"no \.txt, \.jsonl, \.ndjson, \.parquet file in the folder"
+    ):
+        sources.open_source([str(tmp_path)])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    write(tmp_path / "a.txt", "one")
+    with pytest.raises(UserError, match=r"cannot read .*folder\.txt: Is a directory"):
         sources.open_source([str(tmp_path)])
 
 
 def test_the_storybook_is_a_source_of_the_length_that_was_asked_for() -> None:
     source = sources.open_source(["storybook"], megabytes=0.2)
-    train, val = list(source.train), list(source.val)
+    assert source.val is not None
+    train, val = joined(source.train), joined(source.val)
     assert sum(map(len, train)) == pytest.approx(200_000, abs=1000)
     assert sum(map(len, val)) == pytest.approx(2_000, abs=1000)
+    assert source.size == 200_000
     assert not set(train) & set(val)
-    assert list(source.train) == train, "it can be read again"
+    assert joined(source.train) == train, "it can be read again"
     assert not source.single
+    assert source.alike
 
 
 @pytest.mark.parametrize("megabytes", [0.0, -1.0, float("nan"), 1e9])
@@ -122,7 +121,7 @@ def test_lengths_that_cannot_be_are_refused(megabytes: float) -> None:
 
 
 def test_what_a_corpus_cannot_have_is_refused() -> None:
-    with pytest.raises(UserError, match="has its own validation text"):
+    with pytest.raises(UserError, match="storybook has its own text to judge by"):
         sources.open_source(["storybook"], ["val.txt"])
     with pytest.raises(UserError, match="only the storybook"):
         sources.open_source(["shakespeare"], megabytes=1)
@@ -130,11 +129,30 @@ def test_what_a_corpus_cannot_have_is_refused() -> None:
 
 def test_a_file_named_like_a_corpus_comes_first(home: Path) -> None:
     (home / "storybook").write_text("0123456789")
-    assert list(sources.open_source(["storybook"]).train) == ["012345678"]
+    assert joined(sources.open_source(["storybook"]).train) == ["0123456789"]
+
+
+@pytest.mark.parametrize("name", sorted(HUB))
+def test_a_corpus_of_the_hub_is_read_from_its_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of a single document are its pieces."""
+    files = [Path(write(tmp_path / f"{n}.jsonl", f'{{"text": "row {n}"}}')) for n in range(3)]
+    val = files[2:] if HUB[name].val else []
+    monkeypatch.setattr(sources.hub, "load", lambda name: (files[:2], val))
+    source = sources.open_source([name])
+
+    def pieces(side: Iterable[int]) -> list[Piece]:
+        return [Piece(f"row {n}", last=name != "shakespeare") for n in side]
+
+    assert list(source.train) == pieces((0, 1))
+    assert source.val is None if not val else list(source.val or ()) == pieces((2,))
+    assert source.single == (name == "shakespeare")
+    assert source.size == sum(map(readers.text_size, files[:2]))
+    assert source.origin == sources.corpus_origin(name)
 
 
 def test_real_shakespeare_is_the_pinned_text(shakespeare: Path) -> None:
-    _, digest = sources.read_documents([str(shakespeare)])
-    assert digest == HUB["shakespeare"].sha256
     source = sources.open_source([str(shakespeare)])
-    assert [len(d) for d in (*source.train, *source.val)] == [1_003_854, 111_540]
+    assert source.origin["sha256"] == HUB["shakespeare"].sha256
+    assert [len(text) for text in joined(source.train)] == [1_115_394]

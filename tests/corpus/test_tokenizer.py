@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxgpt.corpus import bpe
 from mlxgpt.corpus import tokenizer as tokenizers
-from mlxgpt.corpus.tokenizer import CharTokenizer
+from mlxgpt.corpus.bpe import BPETokenizer
+from mlxgpt.corpus.tokenizer import END_OF_TEXT, CharTokenizer
 from mlxgpt.errors import UserError
+from tests.corpus.texts import texts, without_nul
 
 
 @given(st.text(min_size=1))
@@ -97,4 +100,86 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, change: str) -> None
     if change != "gone":
         path.write_text(written)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
+        tokenizers.load(path)
+
+
+@given(st.lists(st.one_of(texts, st.just(END_OF_TEXT)).map(without_nul), min_size=1))
+def test_a_stream_is_its_documents_with_an_end_after_each(documents: list[str]) -> None:
+    tokenizer = CharTokenizer("".join(documents) + "x", end_of_text=True)
+    apart = [i for text in documents for i in [*tokenizer.encode(text), tokenizer.end_of_text]]
+    stream = tokenizer.encode_stream("".join(f"{text}\0" for text in documents))
+    assert stream.tolist() == apart
+
+
+@given(texts)
+def test_hugging_face_reads_the_same_ids(text: str) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = CharTokenizer(text + "x", end_of_text=True)
+    theirs = Tokenizer.from_str(tokenizer.to_json())
+    assert theirs.encode(text).ids == tokenizer.encode(text).tolist()
+    assert theirs.encode(f"x{END_OF_TEXT}").ids[1:] == [tokenizer.end_of_text]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def same(path: Path, tokenizer: BPETokenizer) -> bool:
+    again = tokenizers.load(write(path, tokenizer.to_json()))
+    return (
+        isinstance(again, BPETokenizer)
+        and again.fingerprint == tokenizer.fingerprint
+        and again.tokens == tokenizer.tokens
+        and again.to_json() == tokenizer.to_json()
+    )
+
+
+def test_the_file_of_a_bpe_gives_the_same_bpe(tmp_path: Path, small_bpe: BPETokenizer) -> None:
+    assert same(tmp_path / "tokenizer.json", small_bpe)
+    assert same(tmp_path / "tokenizer.json", bpe.train([], 257)), "without any merge"
+
+
+def test_the_file_of_gpt2_gives_gpt2(tmp_path: Path, gpt2: BPETokenizer) -> None:
+    assert same(tmp_path / "tokenizer.json", gpt2)
+
+
+def test_a_bpe_of_other_merges_or_of_another_order_is_another(small_bpe: BPETokenizer) -> None:
+    merges = small_bpe.merges
+    others = [merges[:-1], [*merges[:-2], merges[-1], merges[-2]], []]
+    prints = {BPETokenizer(other).fingerprint for other in (merges, *others)}
+    chars = CharTokenizer("abc", end_of_text=True)
+    assert len(prints | {chars.fingerprint}) == 5
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("model", "merges"), [["a", "b"]]),
+        (("model", "merges"), [["a", "b"], ["a", "b"]]),
+        (("model", "merges"), [["a"]]),
+        (("model", "merges"), [["a", "語"]]),
+        (("model", "merges"), None),
+        (("model", "vocab"), {"a": 0}),
+        (("model", "type"), "WordPiece"),
+        (("model", "byte_fallback"), True),
+        (("model",), None),
+        (("added_tokens",), []),
+        (("normalizer",), {"type": "Lowercase"}),
+        (("pre_tokenizer",), None),
+        (("pre_tokenizer",), {"type": "Whitespace"}),
+        (("decoder",), None),
+    ],
+)
+def test_a_bpe_that_is_not_ours_is_refused(
+    tmp_path: Path, small_bpe: BPETokenizer, where: tuple[str, ...], value: object
+) -> None:
+    tree = json.loads(small_bpe.to_json())
+    inner = tree
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    path = write(tmp_path / "tokenizer.json", json.dumps(tree))
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer of mlxgpt"):
         tokenizers.load(path)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxgpt.config import DataConfig
 from mlxgpt.corpus import tokens
-from mlxgpt.corpus.prepare import write_dataset
-from mlxgpt.corpus.sources import Source
+from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.tokens import Tokens, blocks_per_epoch, open_dataset
 from mlxgpt.errors import UserError
 
@@ -115,18 +115,20 @@ def test_ids_fit_their_type(vocab_size: int, dtype: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    source = Source("x", {}, ["hello world"], ["held"], single=False)
-    return write_dataset(source, tmp_path / "x").folder
+    (tmp_path / "train.txt").write_text("hello<|endoftext|>world")
+    (tmp_path / "val.txt").write_text("held")
+    data = DataConfig((str(tmp_path / "train.txt"),), (str(tmp_path / "val.txt"),))
+    return find_or_prepare(data, tmp_path, name="x").folder
 
 
 def test_a_prepared_folder_opens(folder: Path) -> None:
     dataset = open_dataset(folder)
     end = dataset.tokenizer.end_of_text
     assert end is not None
-    assert dataset.tokenizer.decode(dataset.train.ids) == "hello world<|endoftext|>"
+    assert dataset.tokenizer.decode(dataset.train.ids) == "hello<|endoftext|>world<|endoftext|>"
     assert isinstance(dataset.train.ids, np.memmap)
     assert dataset.meta.train.tokens == 12
-    assert dataset.meta.train.bytes == 11
+    assert dataset.meta.train.bytes == 10
     assert dataset.meta.fingerprint == open_dataset(folder).meta.fingerprint
 
 

@@ -1,0 +1,181 @@
+"""What a training will take on this machine, before it begins: a few real steps, timed and weighed;
+and what measured runs of the same shape reached.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlxgpt import device
+from mlxgpt.config import Config, override
+from mlxgpt.corpus.tokens import Dataset, Tokens
+from mlxgpt.errors import UserError
+from mlxgpt.evaluation import Evaluator
+from mlxgpt.model import GPT
+from mlxgpt.step import TrainStep
+from mlxgpt.trainer import Hook, Report, train
+
+WARM_UP = 2  # steps, which compile
+MOST_STEPS = 20  # timed
+FEWEST_STEPS = 2
+ENOUGH_SECONDS = 2.0
+EVALUATED_BATCHES = 4
+MARGIN = 1.1  # of a setting that is said to fit
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a training will take.
+
+    Attributes:
+        step_seconds: of one step, measured.
+        evaluation_seconds: of one evaluation, from a few measured batches.
+        peak_bytes: the most memory in use, measured.
+        steps, evaluations: how many are to come.
+        reached: what measured runs of this shape reached on this text; None: unknown.
+    """
+
+    step_seconds: float
+    evaluation_seconds: float
+    peak_bytes: int
+    steps: int
+    evaluations: int
+    reached: Reached | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole training; its samples and checkpoints are not counted."""
+        return self.steps * self.step_seconds + self.evaluations * self.evaluation_seconds
+
+    def for_plan(self, config: Config, start: int = 0) -> Forecast:
+        """The same for the steps from `start` on."""
+        last, every = config.train.max_steps, config.train.eval_interval
+        evaluations = last // every - start // every + (last % every > 0)
+        return replace(self, steps=last - start, evaluations=evaluations)
+
+    def steps_in(self, seconds: float, every: int) -> int:
+        """How many steps, with an evaluation each `every` and at the end, fit into a time."""
+        left = seconds - self.evaluation_seconds  # of the one at the end
+        return max(1, int(left / (self.step_seconds + self.evaluation_seconds / every)))
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a run reached that was measured: see measured.toml."""
+
+    val_loss: float
+    bits_per_byte: float
+    tokens: int
+    report: str
+
+
+def measure(config: Config, dataset: Dataset, start: int = 0) -> Forecast:
+    """Take a few steps of a copy, and evaluate a few batches."""
+    device.reset_peak()
+    trial = override(config, {"max_steps": WARM_UP + MOST_STEPS})
+    checkpointing = config.train.gradient_checkpointing
+    model = GPT(config.model, config.train.seed, gradient_checkpointing=checkpointing)
+    step_function = TrainStep(model, trial)
+    times: list[float] = []
+
+    def clock(report: Report) -> None:
+        times.append(report.seconds)
+
+    def enough() -> bool:
+        timed = len(times) - WARM_UP
+        return timed >= FEWEST_STEPS and times[-1] - times[WARM_UP - 1] > ENOUGH_SECONDS
+
+    train(step_function, dataset.train, trial, hooks=[Hook(lambda step: True, clock)], stop=enough)
+    step_seconds = (times[-1] - times[WARM_UP - 1]) / (len(times) - WARM_UP)
+    evaluation_seconds = _evaluation_seconds(step_function, config, dataset)
+    peak = device.peak_bytes()
+    del step_function, model
+    gc.collect()
+    mx.clear_cache()
+    measured = Forecast(step_seconds, evaluation_seconds, peak, 0, 0, reached(config, dataset))
+    return measured.for_plan(config, start)
+
+
+def _evaluation_seconds(step_function: TrainStep, config: Config, dataset: Dataset) -> float:
+    batch = config.train.batch_size * config.model.block_size
+    ids = dataset.val.ids[: EVALUATED_BATCHES * batch]
+    evaluator = Evaluator(
+        step_function.model,
+        dataset.tokenizer,
+        Tokens(ids, dataset.val.vocab_size),
+        len(ids),  # what it is divided by does not matter here
+        batch_size=config.train.batch_size,
+        dtype=step_function.dtype,
+    )
+    evaluator()  # compiles
+    began = time.monotonic()
+    evaluator()
+    batches = math.ceil(len(dataset.val.ids) / batch) / math.ceil(len(ids) / batch)
+    return (time.monotonic() - began) * batches
+
+
+def refuse_too_large(config: Config, need: int, limit: int) -> None:
+    """Refuse a training that takes more memory than there is, and say which setting would fit.
+
+    Args:
+        need: bytes that it takes, measured or estimated.
+        limit: bytes that there are, or that it may take.
+    """
+    if need <= limit:
+        return
+    raise UserError(
+        f"this training takes {need / 1e9:,.2f} GB, and there are {limit / 1e9:,.2f}",
+        _fitting(config, need, limit),
+    )
+
+
+def _fitting(config: Config, need: int, limit: int) -> str:
+    """Which setting would fit, taking the memory beside the model's own to grow with the batch."""
+    t = config.train
+    fixed = device.training_bytes(config.model)
+    each = max(1.0, (need - fixed) / t.batch_size)
+    most = int((limit / MARGIN - fixed) / each)
+    smaller = [n for n in range(1, t.batch_size) if t.batch_size % n == 0 and n <= most]
+    if smaller:
+        accumulate = t.gradient_accumulation_steps * (t.batch_size // smaller[-1])
+        return (
+            f"use --batch-size {smaller[-1]} --gradient-accumulation-steps {accumulate}, "
+            "which trains the same."
+        )
+    if not t.gradient_checkpointing and most >= 0:
+        return "use --batch-size 1 --gradient-checkpointing, or a smaller --block-size."
+    for layers in range(config.model.n_layer - 1, 0, -1):
+        if need * layers / config.model.n_layer < limit / MARGIN:
+            return f"use a smaller model, such as --n-layer {layers}."
+    return "use a smaller --n-embd and --n-layer: mlxgpt info tells what they take."
+
+
+def estimated_bytes(config: Config) -> int:
+    """About the memory of a training, to refuse what cannot fit before it is tried: weights,
+    gradients, moments, and what the backward pass needs of a micro-batch.
+    """
+    m, t = config.model, config.train
+    tokens = t.batch_size * m.block_size
+    layers = 1 if t.gradient_checkpointing else m.n_layer
+    numbers = tokens * (layers * 16 * m.n_embd + 2 * m.vocab_size)
+    return device.training_bytes(m) + numbers * (4 if t.dtype == "float32" else 2)
+
+
+def reached(config: Config, dataset: Dataset) -> Reached | None:
+    """What the best measured run of this shape reached on this text, if there is one."""
+    tree = tomllib.loads((Path(__file__).parent / "measured.toml").read_text(encoding="utf-8"))
+    m = config.model
+    shape = [m.n_layer, m.n_head, m.n_embd, m.block_size, m.vocab_size]
+    runs = [
+        Reached(run["val_loss"], run["bits_per_byte"], run["tokens"], run["report"])
+        for run in tree["run"]
+        if run["shape"] == shape and run["data"] == dataset.meta.fingerprint
+    ]
+    return min(runs, key=lambda run: run.val_loss, default=None)
