@@ -2,7 +2,8 @@
 
 The public names, each also a command of `mlxgpt`:
 
-    prepare, train, generate, evaluate, check, info, runs
+    prepare, train, generate, evaluate, appraise (eval --quality), check, info, runs,
+    benchmark (bench)
 
 They are imported when they are first used, so that `import mlxgpt` and `mlxgpt --help` are quick.
 (Modules are nouns, functions verbs: `mlxgpt.train` is the function, `mlxgpt.trainer` its room.)
@@ -15,13 +16,25 @@ from mlxgpt import blas
 from mlxgpt.errors import UserError
 
 if TYPE_CHECKING:
-    from mlxgpt.api import check, evaluate, generate, info, prepare, runs, train
+    from mlxgpt.api import (
+        appraise,
+        benchmark,
+        check,
+        evaluate,
+        generate,
+        info,
+        prepare,
+        runs,
+        train,
+    )
     from mlxgpt.config import Config
 
 __version__ = "0.1.0"
 __all__ = [
     "Config",
     "UserError",
+    "appraise",
+    "benchmark",
     "check",
     "evaluate",
     "generate",

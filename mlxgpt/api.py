@@ -6,17 +6,19 @@ current folder. Each function raises UserError for what a user can mend.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from mlxgpt import appraisal, device, files, generation, report, selfcheck
 from mlxgpt import config as configs
-from mlxgpt import device, generation, selfcheck
 from mlxgpt import run as run_folders
+from mlxgpt.appraisal import Appraisal
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.prepare import Watcher
@@ -206,6 +208,29 @@ def evaluate(
     return evaluator()
 
 
+def appraise(
+    *,
+    run: str | None = None,
+    checkpoint: str = "best",
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Appraisal:
+    """What a run's generated texts are worth, beside held-out real ones and two controls; also
+    written to the run's quality.json.
+    """
+    found = run_folders.find(run, home("runs", runs_dir))
+    dataset = _data_of(found, home("data", data_dir))
+    model, saved = load_model(found, checkpoint)
+    note(f"{found.folder}, step {saved.step:,}")
+    result = appraisal.appraise(model, found.tokenizer, dataset, note=note)
+    tree = {"step": saved.step, **asdict(result)}
+    files.write_atomically(
+        found.folder / "quality.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+    )
+    return result
+
+
 def _tokens_of(source: Sequence[str], run: run_folders.Run) -> tuple[Tokens, int]:
     """The tokens of some text files with a run's tokenizer, and the bytes of the text."""
     end = run.tokenizer.end_of_text
@@ -255,6 +280,27 @@ def check(
     chosen = resolve(tier, config, **settings)[1]
     device.must_fit(chosen)
     return list(selfcheck.check(chosen))
+
+
+def benchmark(
+    *, out: PathLike = "benchmarks/reports", note: Callable[[str], None] = lambda line: None
+) -> tuple[report.Measurement, tuple[Path, Path]]:
+    """Measure both tiers on this machine, and write a report: its JSON file and its Markdown file.
+
+    Args:
+        out: the folder of reports.
+    """
+    from mlxgpt import bench
+
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {folder}: {error.strerror}", "choose another folder: --out DIR"
+        ) from error
+    measured = bench.measure({f"tier{n}": configs.tier(n) for n in (1, 2)}, note=note)
+    return measured, report.write(measured, folder)
 
 
 @dataclass(frozen=True)

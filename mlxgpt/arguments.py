@@ -143,6 +143,11 @@ def make_parser() -> Parser:
     )
     _add_run(sub)
     sub.add_argument("--source", nargs="+", metavar="PATH", help="text files to judge by instead")
+    sub.add_argument(
+        "--quality",
+        action="store_true",
+        help="let it write, and measure what that is worth beside real text and two controls",
+    )
     _add_folders(sub, runs=True, data=True)
 
     sub = add(
@@ -165,6 +170,15 @@ def make_parser() -> Parser:
 
     sub = add("runs", "list the runs", "All runs, the newest first.")
     _add_folders(sub, runs=True)
+
+    sub = add(
+        "bench",
+        "how fast both tiers are here",
+        "Measure training and generation of Tier 1 and Tier 2 on this machine, each in a fresh\n"
+        "process, in a few minutes; best with nothing else running. Writes a report that a\n"
+        "sceptic can repeat.",
+    )
+    sub.add_argument("--out", metavar="DIR", help="where to (default: benchmarks/reports)")
     return parser
 
 

@@ -127,7 +127,13 @@ def _generate(given: dict[str, Any], _: list[str]) -> int:
 def _eval(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
 
-    as_json = given.pop("json")
+    as_json, quality = given.pop("json"), given.pop("quality")
+    if quality and given.pop("source"):
+        raise UserError(
+            "--quality compares with the run's own text", "leave out --source, or --quality."
+        )
+    if quality:
+        return _appraise(as_json, given)
     result = api.evaluate(note=_say, **_present(given))
     if as_json:
         return _print_json(asdict(result))
@@ -135,6 +141,30 @@ def _eval(given: dict[str, Any], _: list[str]) -> int:
     print(f"bits per byte  {result.bits_per_byte:.4f}")
     print(f"perplexity     {result.perplexity:.2f}")
     print(f"tokens         {result.tokens:,}")
+    return 0
+
+
+def _appraise(as_json: bool, given: dict[str, Any]) -> int:
+    from mlxgpt import api
+    from mlxgpt.display import show_appraisal
+
+    given.pop("source", None)
+    result = api.appraise(note=_say, **_present(given))
+    if as_json:
+        return _print_json(asdict(result))
+    show_appraisal(result)
+    return 0
+
+
+def _bench(given: dict[str, Any], _: list[str]) -> int:
+    from mlxgpt import api, report
+
+    as_json = given.pop("json")
+    measured, paths = api.benchmark(note=_say, **_present(given))
+    if as_json:
+        return _print_json({"reports": [str(path) for path in paths], **asdict(measured)})
+    print(report.markdown(measured))
+    _say(f"written to {paths[0]} and {paths[1].name}")
     return 0
 
 
@@ -235,4 +265,5 @@ COMMANDS: dict[str, Callable[[dict[str, Any], list[str]], int]] = {
     "check": _check,
     "info": _info,
     "runs": _runs,
+    "bench": _bench,
 }

@@ -118,6 +118,20 @@ def total_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def free_bytes() -> int:
+    """The memory that a training may take: what the system recommends or has left, where it says
+    so, else all.
+    """
+    if backend() == "metal":
+        return int(mx.device_info()["max_recommended_working_set_size"])
+    if backend() == "cpu":
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path("/proc/meminfo").read_text().splitlines()
+            line = next(line for line in lines if line.startswith("MemAvailable"))
+            return 1024 * int(line.split()[1]) + resident_bytes()
+    return total_bytes()
+
+
 def limit_memory(limit: int | None = None) -> None:
     """Keep MLX within a limit, and memory that it holds back for later within a quarter of that.
 
@@ -127,7 +141,7 @@ def limit_memory(limit: int | None = None) -> None:
             elsewhere MLX's own.
     """
     if limit is None and backend() == "metal":
-        limit = int(mx.device_info()["max_recommended_working_set_size"])
+        limit = free_bytes()
     if limit is not None:
         mx.set_memory_limit(limit)
         mx.set_cache_limit(limit // 4)

@@ -16,10 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxgpt import device
+from mlxgpt.appraisal import Appraisal
 from mlxgpt.corpus.tokens import Dataset
 from mlxgpt.forecast import Forecast, Reached
 from mlxgpt.launch import Summary
 from mlxgpt.model import count_parameters
+from mlxgpt.quality import METRICS
 from mlxgpt.run import Run
 from mlxgpt.selfcheck import Law
 
@@ -133,7 +135,7 @@ class TrainingDisplay(PreparationDisplay):
             f"{model.n_head} heads, width {model.n_embd}, block {model.block_size}, "
             f"{config.train.dtype}",
             "plan": f"{self._steps:,} steps of {tokens:,} tokens, "
-            f"{self._steps * tokens / 1e6:,.1f} million in all, "
+            f"{self._steps * tokens:,} in all, "
             f"{self._steps * tokens / meta.train.tokens:.1f} times through the text",
             "machine": f"{device.name()}, {device.backend()}, {size(device.total_bytes())}",
             "will take": f"about {duration(forecast.seconds)} and {size(forecast.peak_bytes)} of "
@@ -255,6 +257,37 @@ def show_laws(laws: Sequence[Law]) -> None:
         if law.why:
             to.print()
             to.print(Text(law.why))
+
+
+def show_appraisal(appraisal: Appraisal) -> None:
+    """What generated texts are worth, as a table on stdout."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in appraisal.columns:
+        table.add_column(name, justify="right", style="bold" if name == "model" else "")
+    table.add_column("better", style="dim")
+    for metric in METRICS:
+        values = [column[metric.name] for column in appraisal.columns.values()]
+        if all(value is None for value in values):
+            continue
+        table.add_row(metric.name, *(_metric(v, metric.share) for v in values), metric.better)
+    to = _Results(highlight=False)
+    to.print(table)
+    if appraisal.order_preference is not None:
+        to.print(
+            f"\nfinds a real story likelier than its sentences in another order: "
+            f"{appraisal.order_preference:.0%} (chance: 50 %)",
+            soft_wrap=True,
+        )
+    missing = [column["grammar errors per 100 words"] for column in appraisal.columns.values()]
+    if None in missing:
+        to.print("\ngrammar errors: install harper-py, pip install 'mlxgpt[quality]'")
+
+
+def _metric(value: float | None, share: bool) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if share else f"{value:.2f}"
 
 
 def show_texts(texts: Sequence[str]) -> None:

@@ -131,7 +131,7 @@ def refuse_too_large(config: Config, need: int, limit: int) -> None:
     if need <= limit:
         return
     raise UserError(
-        f"this training takes {need / 1e9:,.2f} GB, and there are {limit / 1e9:,.2f}",
+        f"this training takes {need / 1e9:,.2f} GB, and has {limit / 1e9:,.2f}",
         _fitting(config, need, limit),
     )
 
@@ -164,7 +164,8 @@ def estimated_bytes(config: Config) -> int:
     m, t = config.model, config.train
     tokens = t.batch_size * m.block_size
     layers = 1 if t.gradient_checkpointing else m.n_layer
-    numbers = tokens * (layers * 16 * m.n_embd + 2 * m.vocab_size)
+    # A block keeps some eighteen vectors of a token, and three rows of each head's weights.
+    numbers = tokens * (layers * (18 * m.n_embd + 3 * m.n_head * m.block_size) + 3 * m.vocab_size)
     return device.training_bytes(m) + numbers * (4 if t.dtype == "float32" else 2)
 
 

@@ -33,12 +33,14 @@ class Generated:
         seed: the seed that makes the same texts again.
         tokens: how many were drawn, over all texts.
         tokens_per_second: of drawing them, the prompt's prefill left out.
+        ended: for each text, whether it ended by itself, before the greatest length.
     """
 
     texts: list[str]
     seed: int
     tokens: int
     tokens_per_second: float
+    ended: list[bool]
 
 
 def generate(
@@ -87,13 +89,14 @@ def generate(
                 emit(piece)
         if all(text.done for text in texts):
             break
+    ended = [text.done for text in texts]
     for text in texts:
         piece = text.end()
         if text is texts[0]:
             emit(piece)
     seconds = time.perf_counter() - started
     rate = (drawn - sampling.samples) / seconds if drawn > sampling.samples else 0.0
-    return Generated([text.text for text in texts], sampling.seed, drawn, rate)
+    return Generated([text.text for text in texts], sampling.seed, drawn, rate, ended)
 
 
 def with_start(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:

@@ -139,7 +139,7 @@ def launch(
     config = _fit_to_data(device.resolve_dtype(config), dataset, strict_vocab)
     device.must_fit(config)
     limit = int(1e9 * memory_limit) if memory_limit else None
-    refuse_too_large(config, estimated_bytes(config), limit or device.total_bytes())
+    refuse_too_large(config, estimated_bytes(config), limit or device.free_bytes())
     device.limit_memory(limit)
     name = run_name or f"{config_name}-{dataset.name}"
     folder = Path(name) if os.sep in name else runs_dir / name
@@ -168,7 +168,7 @@ def _train(
             return _summary(run, config, dataset, step=run.steps()[-1])
     _check(config, display)
     forecast = measure(config, dataset)
-    refuse_too_large(config, forecast.peak_bytes, limit or device.total_bytes())
+    refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
     if max_minutes and not run:
         config = _plan(config, max_minutes, forecast)
     step_function = _new_step(config)

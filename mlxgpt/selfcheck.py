@@ -115,7 +115,8 @@ def initial_loss(config: Config) -> Law:
 
 
 def full_size_step(config: Config) -> Law:
-    """One training step at full size: finite loss, gradient and parameters."""
+    """One training step at full size, on one sequence: finite loss, gradient and parameters."""
+    config = override(config, {"batch_size": 1, "gradient_accumulation_steps": 1})
     step = _step(config)
     loss, norm = _take(step, config, 0)
     parameters = flat(step.model.trainable_parameters())

@@ -8,9 +8,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mlxgpt import api, selfcheck
 from mlxgpt.config import Config, from_tree, override
+from mlxgpt.corpus import bpe
+from mlxgpt.corpus.bpe import BPETokenizer
+
+# Other work on the same machine is no failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 TINY = {
     "model": {
@@ -96,9 +103,23 @@ def no_check(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def shakespeare() -> Path:
-    """The real Tiny Shakespeare, where MLXGPT_TEXTS names the folder of shared texts."""
+def real_texts() -> Path:
+    """The folder of real texts that MLXGPT_TEXTS names."""
     folder = os.environ.get("MLXGPT_TEXTS")
     if not folder:
         pytest.skip("MLXGPT_TEXTS names no folder of real texts")
-    return Path(folder) / "shakespeare" / "input.txt"
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def gpt2(real_texts: Path) -> BPETokenizer:
+    """GPT-2's own encoding; from here on `bpe.gpt2()` has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(real_texts / "tiktoken-cache"))
+        return bpe.gpt2()
+
+
+@pytest.fixture(scope="session")
+def shakespeare(real_texts: Path) -> Path:
+    """The real Tiny Shakespeare."""
+    return real_texts / "shakespeare" / "input.txt"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import mlxgpt
-from mlxgpt import UserError, api
-from mlxgpt.config import Config
+from mlxgpt import UserError, api, bench, report
+from mlxgpt.config import Config, DataConfig
+from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.model import count_parameters
 
 
@@ -88,6 +89,63 @@ def test_the_self_contained_run_generates_anywhere(trained: Path, tmp_path: Path
     here = api.generate("to", run=str(moved), seed=1, max_tokens=9, runs_dir=tmp_path / "none")
     there = api.generate("to", seed=1, max_tokens=9, runs_dir=trained / "runs")
     assert here.texts == there.texts
+
+
+def test_a_benchmark_is_measured_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def measure(configs: dict[str, Config], note: Any) -> str:
+        asked.extend(configs)
+        return "measured"
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(report, "write", lambda measured, folder: (measured, folder))
+    found = api.benchmark(out=tmp_path / "a" / "b")
+    assert found == ("measured", ("measured", tmp_path / "a" / "b"))
+    assert asked == ["tier1", "tier2"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write in"):
+        api.benchmark(out=tmp_path / "file")
+    assert len(asked) == 2, "before minutes of measuring"
+
+
+def test_the_usual_tokenizer_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int, bool]] = []
+
+    def prepare(data: DataConfig, *_: Any, vocab_size: int, strict: bool, **__: Any) -> None:
+        asked.append((data.tokenizer, vocab_size, strict))
+
+    monkeypatch.setattr(api.preparation, "find_or_prepare", prepare)
+    api.prepare()
+    api.prepare("tinystories")
+    api.prepare("openwebtext")
+    api.prepare("a.txt", vocab_size=500)
+    api.prepare("tinystories", tokenizer="gpt2")
+    assert asked == [
+        ("char", 0, False),
+        ("bpe", 0, False),
+        ("gpt2", 0, False),
+        ("bpe", 500, True),
+        ("gpt2", 0, False),
+    ]
+    with pytest.raises(UserError, match="has a vocabulary of its own"):
+        api.prepare("a.txt", tokenizer="char", vocab_size=500)
+
+
+def test_nanogpts_arrays_are_trained_on_as_they_are(
+    home: Path, tiny: Config, gpt2: BPETokenizer
+) -> None:
+    Path("arrays").mkdir()
+    for split, count in (("train", 60), ("val", 9)):
+        stream = "".join(f"Story {n} ends.\0" for n in range(count))
+        gpt2.encode_stream(stream).astype("<u2").tofile(f"arrays/{split}.bin")
+    summary = api.train(config=tiny, source="arrays", run="r", max_steps=2, vocab_size=50304)
+    assert summary.step == 2
+    found = api.evaluate(data_dir=".")
+    assert found.tokens == len(gpt2.encode_stream("".join(f"Story {n} ends.\0" for n in range(9))))
+    assert found.loss == pytest.approx(summary.val_loss, rel=1e-5)
 
 
 def test_tier_1_is_what_was_promised() -> None:

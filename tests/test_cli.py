@@ -11,7 +11,7 @@ import pytest
 from mlxgpt import api, config, selfcheck
 from mlxgpt.cli import main
 
-COMMANDS = ["prepare", "train", "generate", "eval", "check", "info", "runs"]
+COMMANDS = ["prepare", "train", "generate", "eval", "check", "info", "runs", "bench"]
 SMALL = ["--n-layer", "1", "--n-embd", "8", "--n-head", "1", "--block-size", "8"]
 Capture = pytest.CaptureFixture[str]
 

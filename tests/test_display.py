@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,9 +10,20 @@ from rich.console import Console
 from mlxgpt import api
 from mlxgpt import display as displays
 from mlxgpt import run as runs
+from mlxgpt.appraisal import Appraisal
 from mlxgpt.corpus.tokens import open_dataset
-from mlxgpt.display import TrainingDisplay, duration, show_laws, size
+from mlxgpt.display import (
+    PreparationDisplay,
+    TrainingDisplay,
+    duration,
+    show_appraisal,
+    show_laws,
+    show_texts,
+    size,
+)
+from mlxgpt.forecast import Forecast, Reached
 from mlxgpt.launch import Summary
+from mlxgpt.quality import METRICS
 from mlxgpt.selfcheck import Law
 
 RECORD = {
@@ -41,7 +53,9 @@ def shown(
     display = TrainingDisplay()
     run = runs.open_run(trained / "runs" / "done")
     display.law(Law("causality", True, "fine"))
-    display.start(run, open_dataset(trained / "data" / "words"), 0)
+    reached = Reached(1.5150, 2.186, 10_240_000, "a-report.md")
+    forecast = Forecast(0.2, 12.0, 310_000_000, 5000, 10, reached)
+    display.start(run, open_dataset(trained / "data" / "words"), 0, forecast)
     display.log(RECORD)
     display.log({**RECORD, "step": 1210, "val_loss": 1.75})
     display.sample(1210, "[bold]To be[/bold]\n:smile: or")
@@ -77,6 +91,8 @@ def test_plain_lines_where_there_is_no_terminal(
         assert part in line
     assert "step 1,200" not in text, "not a line for every record"
     assert "[bold]To be[/bold]\n    :smile: or" in text, "a sample is no markup"
+    assert "about 18:40 and 310 MB of memory, measured: 200 ms a step, 10 evaluations" in text
+    assert "val loss 1.5150, 2.186 bits per byte" in text
     assert "1,220 of 5,000 steps in 1:02:05" in text
     assert "mlxgpt generate --run " + "x" * 100 in text, "a command is not broken"
 
@@ -134,6 +150,57 @@ def test_laws_are_shown_with_their_reasons(capsys: pytest.CaptureFixture[str]) -
     assert "[x] fine" in text
     assert "FAILED" in text
     assert "because" in text
+
+
+def test_texts_are_set_to_be_read_in_a_terminal_and_left_alone_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = "word " * 40 + "\n\nThe [bold]end[/bold]."
+    show_texts([story, "b"])
+    assert capsys.readouterr().out == f"--- 1\n{story}\n\n--- 2\nb\n\n"
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    show_texts([story, "b"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 of 2" in lines[0]
+    assert max(len(line) for line in lines if "word" in line) <= 80, "a readable width"
+    assert sum(line.count("word") for line in lines) == 40
+    assert any("[bold]end[/bold]." in line for line in lines)
+
+
+def test_an_appraisal_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [metric.name for metric in METRICS]
+    one = dict.fromkeys(names, 0.5)
+    none: dict[str, float | None] = dict.fromkeys(names)
+    other: dict[str, float | None] = {**one, "grammar errors per 100 words": None}
+    both: dict[str, dict[str, float | None]] = {"model": {**other}, "real": {**other}}
+    both["model"]["dictionary words"] = 0.987
+    both["real"]["ended"] = both["model"]["ended"] = None
+    show_appraisal(Appraisal("Once", 0.8, 0, both, 0.75, ["text"]))
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if line.startswith("dictionary words"))
+    assert row.split()[2:4] == ["98.7%", "50.0%"]
+    assert "75%" in text
+    assert "pip install 'mlxgpt[quality]'" in text
+    assert not any(line.startswith("ended") for line in text.splitlines()), "nobody has it"
+    show_appraisal(Appraisal("", 0.8, 0, {"model": {**one}, "real": {**none, **one}}, None, []))
+    text = capsys.readouterr().out
+    assert "likelier" not in text
+    assert "install" not in text
+
+
+def test_a_preparation_shows_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 100.0, 105.0, 109.0, 122.0])
+    monkeypatch.setattr(displays, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    display = PreparationDisplay()
+    for done in (10e6, 60e6, 61e6, 120e6):
+        display.progress("encoding", int(done), int(1000e6))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, "now and then"
+    for part in ("encoding 120 MB of 1.0 GB", "5 MB/s", "memory", "ETA 2:56"):
+        assert part in lines[0]
 
 
 @pytest.mark.parametrize(

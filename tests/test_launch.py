@@ -15,13 +15,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt import api, checkpoint, config, hooks, launch, selfcheck
+from mlxgpt import api, checkpoint, config, device, hooks, launch, selfcheck
 from mlxgpt import run as runs
 from mlxgpt.config import Config, override
 from mlxgpt.corpus import hub, sources
 from mlxgpt.corpus.hub import NoConnection
 from mlxgpt.corpus.tokens import Dataset
 from mlxgpt.errors import UserError
+from mlxgpt.forecast import Forecast
 from mlxgpt.launch import Silent, Summary
 from mlxgpt.model import flat
 from mlxgpt.selfcheck import Law
@@ -36,9 +37,11 @@ class Recorder(Silent):
         self.records: list[dict[str, Any]] = []
         self.samples: list[tuple[int, str]] = []
         self.plan = 0
+        self.forecast: Forecast | None = None
 
-    def start(self, run: runs.Run, dataset: Dataset, start: int) -> None:
+    def start(self, run: runs.Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
         self.plan = run.config.train.max_steps
+        self.forecast = forecast
 
     def note(self, line: str) -> None:
         self.notes.append(line)
@@ -299,11 +302,53 @@ def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None
     summary = train("a", display, max_minutes=0.001, dropout=0.0)
     assert summary.step == summary.steps >= 1
     planned = runs.open_run(Path("runs/a")).config.train.max_steps
-    assert f"{planned:,} steps in 0.001 minutes" in display.notes[1]
+    assert display.forecast is not None
+    assert display.forecast.steps == planned
+    assert display.forecast.steps_in(0.06, 4) == planned, "what fits into that time"
     again = train("a", max_minutes=0.001, dropout=0.0)
     assert again.steps == planned, "the plan is not made anew"
     with pytest.raises(UserError, match="no length of time"):
         train("b", max_minutes=-1.0)
+
+
+def test_a_run_that_is_resumed_is_forecast_for_what_is_left(train: Any) -> None:
+    train("a", max_steps=8, decay_steps=12)
+    display = Recorder()
+    train("a", display, max_steps=12, decay_steps=12)
+    assert display.forecast is not None
+    assert (display.forecast.steps, display.forecast.evaluations) == (4, 1)
+
+
+def test_what_takes_more_memory_than_it_may_is_refused_before_it_begins(train: Any) -> None:
+    with pytest.raises(UserError, match=r"this training takes .* GB, and has 0\.01") as caught:
+        train("a", memory_limit=0.01)
+    assert "use --batch-size 1 --gradient-checkpointing" in caught.value.remedy
+    assert not Path("runs/a").exists()
+    for size in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="is no size"):
+            train("a", memory_limit=size)
+
+
+def test_a_training_that_grows_beyond_its_memory_is_saved(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def memory() -> tuple[int, str]:
+        asked.append(1)
+        return (int(3e12) if len(asked) > 5 else 0), "resident"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "memory", memory)
+        with pytest.raises(UserError, match="took more than 1e") as caught:
+            train("a", memory_limit=1000.0, log_interval=100)
+    assert "--memory-limit goes on" in caught.value.remedy
+    left = runs.open_run(Path("runs/a")).steps()[-1]
+    assert 0 < left < 12, "stopped on the way, and saved"
+    assert train("a", memory_limit=1000.0, log_interval=100).step == 12
+    train("b")
+    for name, value in final_state("b").items():
+        assert (final_state("a")[name] == value).all(), name
 
 
 def test_a_run_is_named_after_config_and_data(home: Path, text_file: Path, tiny: Config) -> None:
@@ -332,9 +377,11 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
             api.train(**asked)
 
 
-def test_a_vocabulary_smaller_than_the_datas_is_refused(train: Any) -> None:
+def test_a_vocabulary_smaller_than_the_datas_is_refused(train: Any, tiny: Config) -> None:
     with pytest.raises(UserError, match="vocab_size = 5 is too small"):
         train("a", vocab_size=5)
+    train("b", config=override(tiny, {"vocab_size": 5}))  # of a config it is but a wish
+    assert runs.open_run(Path("runs/b")).config.model.vocab_size > 5
     train("a", vocab_size=64)
     assert runs.open_run(Path("runs/a")).config.model.vocab_size == 64
 

@@ -69,6 +69,38 @@ def other_text(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return refused(capsys, "train", "--tier", "1", "--source", "my.txt")
 
 
+def no_column(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.jsonl").write_text('{"story": "Once", "author": "me"}\n')
+    return refused(capsys, "prepare", "my.jsonl")
+
+
+def cut_short(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["Once", "upon"]}), "my.parquet")
+    Path("my.parquet").write_bytes(Path("my.parquet").read_bytes()[:-9])
+    return refused(capsys, "prepare", "my.parquet")
+
+
+def large_vocabulary(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "prepare", "words.txt", "--vocab-size", "9999")
+
+
+def small_vocabulary(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "prepare", "words.txt", "--vocab-size", "100")
+
+
+def pickled(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("arrays").mkdir()
+    for name in ("train.bin", "val.bin", "meta.pkl"):
+        Path("arrays", name).write_bytes(b"\1\0")
+    return refused(capsys, "train", "--tier", "2", "--source", "arrays")
+
+
+def over_the_limit(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, *TRAIN, "--source", "data/words", "--memory-limit", "0.01")
+
+
 def other_settings(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     patch.chdir(place)
     assert cli.main([*TRAIN, "--source", "data/words"]) == 0
@@ -144,6 +176,12 @@ MISTAKES: list[Mistake] = [
     short,
     small_for_a_batch,
     other_text,
+    no_column,
+    cut_short,
+    large_vocabulary,
+    small_vocabulary,
+    pickled,
+    over_the_limit,
     other_settings,
     typo,
     diverged,

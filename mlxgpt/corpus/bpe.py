@@ -6,6 +6,7 @@ is the one with 50,000 merges. Text is first cut by GPT-2's pattern; merges neve
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -62,13 +63,15 @@ class BPETokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """ids[n], int64. Special text in it is text, never a token."""
-        return np.array(self._encoding.encode_ordinary(text), dtype=np.int64)
+        with _told_of_failures():
+            return np.array(self._encoding.encode_ordinary(text), dtype=np.int64)
 
     def encode_stream(self, text: str) -> np.ndarray:
         """As `encode`, uint32; each NUL becomes an end-of-text token. Lets other threads run."""
-        return self._encoding.encode_to_numpy(
-            text, allowed_special={NUL}, disallowed_special=frozenset()
-        )
+        with _told_of_failures():
+            return self._encoding.encode_to_numpy(
+                text, allowed_special={NUL}, disallowed_special=frozenset()
+            )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids; end-of-text is written as <|endoftext|>, and bytes that are no
@@ -140,6 +143,20 @@ class BPETokenizer:
             mergeable_ranks={token: id for id, token in enumerate(self.tokens)},
             special_tokens={NUL: self.end_of_text},
         )
+
+
+@contextlib.contextmanager
+def _told_of_failures() -> Iterator[None]:
+    """Say so where tiktoken's pattern gives up, in one way or another: at a million spaces."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, ValueError) or type(error).__name__ == "PanicException":
+            raise UserError(
+                "the text has a run of white space too long to be encoded",
+                "shorten runs of a million spaces or newlines.",
+            ) from error
+        raise
 
 
 def train(texts: Iterable[str], vocab_size: int) -> BPETokenizer:

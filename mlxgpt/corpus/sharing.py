@@ -135,7 +135,8 @@ def survey(
     tokenizer: Tokenizer | None = bpe.train(stream, int(kind[3:])) if is_bpe else None
     deque(stream, maxlen=0)  # to the end: every error is found, every letter seen
     if not reader.documents or (source.val is not None and not judging):
-        raise UserError(f"there is no text in {source.name}", "give files that are not empty.")
+        names = ", ".join(source.origin.get("files", [source.name]))
+        raise UserError(f"there is no text in {names}", "give files that are not empty.")
     if source.val is not None:
         if reader.dropped == reader.documents:
             raise UserError(
