@@ -281,7 +281,7 @@ def show_appraisal(appraisal: Appraisal) -> None:
         )
     missing = [column["grammar errors per 100 words"] for column in appraisal.columns.values()]
     if None in missing:
-        to.print("\ngrammar errors: install harper-py, pip install 'mlxgpt[quality]'")
+        to.print(Text("\ngrammar errors: install harper-py, pip install 'mlxgpt[quality]'"))
 
 
 def _metric(value: float | None, share: bool) -> str:

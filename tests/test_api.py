@@ -102,7 +102,7 @@ def test_a_benchmark_is_measured_and_written(
 
     monkeypatch.setattr(bench, "measure", measure)
     monkeypatch.setattr(report, "write", lambda measured, folder: (measured, folder))
-    found = api.benchmark(out=tmp_path / "a" / "b")
+    found: Any = api.benchmark(out=tmp_path / "a" / "b")
     assert found == ("measured", ("measured", tmp_path / "a" / "b"))
     assert asked == ["tier1", "tier2"]
     (tmp_path / "file").touch()

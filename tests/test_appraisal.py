@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_check")
 @pytest.fixture
 def stories(home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run on the storybook, with a BPE."""
-    monkeypatch.setattr(appraisal, "STORIES", 6)
+    monkeypatch.setattr(appraisal, "STORIES", 3)
     monkeypatch.setattr(appraisal, "LONGEST", 30)
     api.prepare("storybook", vocab_size=400, megabytes=0.1, name="s")
     api.train(config=tiny, source="s", run="r", max_steps=4, block_size=160, sample_tokens=0)
@@ -37,7 +37,7 @@ def test_four_columns_and_a_file(stories: Path, capsys: pytest.CaptureFixture[st
     assert real["complete sentences"] == 1
     assert shuffled["complete sentences"] is not None
     assert shuffled["complete sentences"] < 0.7
-    assert len(found.texts) == 6
+    assert len(found.texts) == 3
     assert all(text.startswith("Once upon a time") for text in found.texts)
     assert found.order_preference is not None
     file = json.loads((stories / "runs/r/quality.json").read_text())
@@ -78,7 +78,7 @@ def test_held_out_documents_come_from_the_validation_text(stories: Path) -> None
     dataset = api.prepare("s")
     texts = list(appraisal._held_out(dataset.val, dataset.tokenizer, 0))
     everything = dataset.tokenizer.decode(dataset.val.ids.tolist()).split(END_OF_TEXT)
-    assert len(set(texts)) == len(texts) == 6
+    assert len(set(texts)) == len(texts) == 3
     assert set(texts) <= set(everything)
 
 

@@ -142,7 +142,7 @@ def test_every_sampling_flag_reaches_the_generator(
         ("generate --top-p 2", "top_p = 2.0 is too large", "1.0"),
         ("eval", "no trained run in", "mlxgpt train"),
         ("prepare gone.txt", "'gone.txt'", "a path that exists"),
-        ("prepare --tokenizer bpe words.txt", "tokenizer = 'bpe'", "char"),
+        ("prepare --tokenizer bpm words.txt", "tokenizer = 'bpm'", "bpe"),
         ("fly", "invalid choice: 'fly'", "mlxgpt --help"),
     ],
 )

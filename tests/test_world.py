@@ -67,11 +67,11 @@ def test_folders_that_cannot_be_written(place: Path, capsys: Capture) -> None:
 def test_a_file_that_cannot_be_read(
     place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def denied(path: Path) -> bytes:
+    def denied(path: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", denied)
+        patch.setattr(Path, "open", denied)
         capsys.readouterr()
         assert cli.main(["prepare", "words.txt"]) == 2
     assert "cannot read words.txt: Permission denied" in capsys.readouterr().err

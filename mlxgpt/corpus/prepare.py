@@ -112,7 +112,7 @@ def find_or_prepare(
                 f"delete it, or choose another name: {again}, then --source {data_dir}/NAME",
             )
         return open_dataset(folder)
-    if folder.exists():
+    if folder.exists() and not (folder / "meta.json").exists():
         raise UserError(f"{folder} exists and holds no prepared data", "choose another --name.")
     watcher.note(f"preparing {', '.join(data.source)} in {folder}")
     with files.only_one(folder, "preparing"):
@@ -203,7 +203,7 @@ class _Preparation:
             tree = files.read_sealed(self.scratch / UNFINISHED, FORMAT)
             if {key: tree[key] for key in self._identity()} != self._identity():
                 return None
-            tokenizer = tokenizers.load(self.scratch / "tokenizer.json")
+            tokenizer = self._large_enough(tokenizers.load(self.scratch / "tokenizer.json"))
             if (self.scratch / PROGRESS).exists():
                 progress = files.read_sealed(self.scratch / PROGRESS, FORMAT)
                 self.counts = {split: SplitMeta(**progress[split]) for split in SPLITS}

@@ -199,8 +199,10 @@ def _expand(paths: Sequence[str]) -> list[Path]:
                     "name the files themselves.",
                 )
             found += inside
-        elif path.exists():
+        elif path.is_file():
             found.append(path)
+        elif path.exists():
+            raise UserError(f"{name} is no file", "write what it gives to a file first.")
         elif glob.has_magic(name):  # in quotes, or in Python, no shell has expanded it
             matching = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
             if not matching:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -156,3 +157,9 @@ def test_real_shakespeare_is_the_pinned_text(shakespeare: Path) -> None:
     source = sources.open_source([str(shakespeare)])
     assert source.origin["sha256"] == HUB["shakespeare"].sha256
     assert [len(text) for text in joined(source.train)] == [1_115_394]
+
+
+def test_what_can_be_read_only_once_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match=r"pipe\.txt is no file"):
+        sources.open_source([str(tmp_path / "pipe.txt")])
