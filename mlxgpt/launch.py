@@ -114,6 +114,10 @@ def launch(
     display = display or Silent()
     if memory_limit is not None and not 0 < memory_limit < math.inf:
         raise UserError(f"--memory-limit {memory_limit} is no size", "give gigabytes above 0.")
+    if max_minutes is not None and not 0 < max_minutes < math.inf:
+        raise UserError(
+            f"--max-minutes {max_minutes} is no length of time", "give a number above 0."
+        )
     if not blas.is_fast() and device.backend() == "cpu":
         display.note(blas.status())
     warning = None
@@ -201,7 +205,7 @@ def _train(
         step = train(step_function, dataset.train, config, start=start, hooks=hooks.all, stop=stop)
     if step not in run.steps():
         hooks.save_now(step)
-    if over:
+    if over and step < config.train.max_steps:
         raise UserError(
             f"the training took more than {(limit or 0) / 1e9:g} GB: stopped and saved at step "
             f"{step:,}",
@@ -327,8 +331,6 @@ def _resume(run: Run, step_function: TrainStep, display: Display) -> tuple[int, 
 
 def _plan(config: Config, minutes: float, forecast: Forecast) -> Config:
     """`config` with as many steps as fit into the time, evaluations included."""
-    if not 0 < minutes < math.inf:
-        raise UserError(f"--max-minutes {minutes} is no length of time", "give a number above 0.")
     steps = forecast.steps_in(60 * minutes, config.train.eval_interval)
     return override(config, {"max_steps": steps})
 

@@ -70,9 +70,8 @@ class _Reader:
         self.least, self.of_least = "", 0  # the least key, and how many documents have it
         self.letters: set[str] = set()
 
-    def read(
-        self, *, letters: bool, only_sample: bool, watch: Callable[[int], None]
-    ) -> Iterator[str]:
+    def read(self, *, letters: bool, sample: bool, watch: Callable[[int], None]) -> Iterator[str]:
+        """Read all of it, or as far as is needed: with `letters` or `sample`, what these need."""
         nth = max(1, self.source.size // SAMPLE)
         done = taken = 0
         learnt = True
@@ -90,8 +89,15 @@ class _Reader:
             if learnt and n % nth == 0 and taken < SAMPLE:
                 taken += len(text)
                 yield text
-            if only_sample and taken >= SAMPLE:
+            sampled = not sample or (self.source.alike and taken >= SAMPLE)
+            if sampled and not letters and self._decided():
                 return
+
+    def _decided(self) -> bool:
+        """Whether reading on cannot change who judges."""
+        if self.source.val is not None:
+            return self.documents > max(1, self.dropped)
+        return 0 < self.judging < self.documents
 
     def _count(self, key: str) -> bool:
         """Count a document; whether it is one to learn from."""
@@ -108,8 +114,8 @@ class _Reader:
 def survey(
     source: Source, kind: str, watch: Callable[[int], None]
 ) -> tuple[Sharing, Tokenizer | None]:
-    """Read a source once: find every error in it, decide who judges, and make its tokenizer (none
-    for `gpt2`, which there is already).
+    """Read a source as far as is needed to decide who judges, and to make its tokenizer (none for
+    `gpt2`, which there is already).
 
     Args:
         kind: `char`, `gpt2`, or `bpe` and the vocabulary's size, as `bpe4096`.
@@ -131,9 +137,9 @@ def survey(
         if is_char:
             letters.update(text)
     reader = _Reader(source, sharing, held_out)
-    stream = reader.read(letters=is_char, only_sample=is_bpe and source.alike, watch=watch)
+    stream = reader.read(letters=is_char, sample=is_bpe, watch=watch)
     tokenizer: Tokenizer | None = bpe.train(stream, int(kind[3:])) if is_bpe else None
-    deque(stream, maxlen=0)  # to the end: every error is found, every letter seen
+    deque(stream, maxlen=0)
     if not reader.documents or (source.val is not None and not judging):
         names = ", ".join(source.origin.get("files", [source.name]))
         raise UserError(f"there is no text in {names}", "give files that are not empty.")
