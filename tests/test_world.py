@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import shutil
@@ -118,6 +119,8 @@ def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, time
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever starts the tests in the background has Ctrl-C ignored, and so have its children.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr
     lines = []
