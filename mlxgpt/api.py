@@ -22,15 +22,13 @@ from mlxgpt.appraisal import Appraisal
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.prepare import Watcher
-from mlxgpt.corpus.sharing import documents
-from mlxgpt.corpus.sources import STORYBOOK, open_files
-from mlxgpt.corpus.tokenizer import NUL
+from mlxgpt.corpus.sources import STORYBOOK
 from mlxgpt.corpus.tokens import Dataset, Tokens, is_prepared, open_dataset
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation import Evaluation, Evaluator
 from mlxgpt.generation import Generated
 from mlxgpt.launch import Display, Summary, launch, load_model
-from mlxgpt.model import count_parameters, flops_per_token
+from mlxgpt.model import GPT, count_parameters, flops_per_token
 from mlxgpt.selfcheck import Law
 
 PathLike = str | Path
@@ -168,9 +166,7 @@ def generate(
         sampling: any field of config.Sampling, such as `temperature=0.7, seed=1`.
     """
     chosen = configs.sampling(sampling)
-    found = run_folders.find(run, home("runs", runs_dir))
-    model, saved = load_model(found, checkpoint)
-    note(f"{found.folder}, step {saved.step:,}")
+    found, model, _ = _opened(run, checkpoint, runs_dir, note)
     return generation.generate(model, found.tokenizer, prompt, chosen, stream=stream, note=note)
 
 
@@ -188,11 +184,11 @@ def evaluate(
     Args:
         source: text files and folders; default: the validation text the run was trained with.
     """
-    found = run_folders.find(run, home("runs", runs_dir))
-    model, saved = load_model(found, checkpoint)
-    note(f"{found.folder}, step {saved.step:,}")
+    found, model, _ = _opened(run, checkpoint, runs_dir, note)
     if source:
-        tokens, text_bytes = _tokens_of([str(s) for s in source], found)
+        paths = [str(path) for path in source]
+        ids, text_bytes = preparation.encode_files(paths, found.tokenizer)
+        tokens = Tokens(ids, found.config.model.vocab_size)
     else:
         dataset = _data_of(found, home("data", data_dir))
         tokens, text_bytes = dataset.val, dataset.meta.val.bytes
@@ -219,41 +215,27 @@ def appraise(
     """What a run's generated texts are worth, beside held-out real ones and two controls; also
     written to the run's quality.json.
     """
-    found = run_folders.find(run, home("runs", runs_dir))
+    found, model, step = _opened(run, checkpoint, runs_dir, note)
     dataset = _data_of(found, home("data", data_dir))
-    model, saved = load_model(found, checkpoint)
-    note(f"{found.folder}, step {saved.step:,}")
     result = appraisal.appraise(model, found.tokenizer, dataset, note=note)
-    tree = {"step": saved.step, **asdict(result)}
+    tree = {"step": step, **asdict(result)}
     files.write_atomically(
         found.folder / "quality.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
     )
     return result
 
 
-def _tokens_of(source: Sequence[str], run: run_folders.Run) -> tuple[Tokens, int]:
-    """The tokens of some text files with a run's tokenizer, and the bytes of the text."""
-    end = run.tokenizer.end_of_text
-    texts = [""]  # of documents
-    for text, last in documents(open_files(source)):
-        texts[-1] += text
-        if last:
-            texts.append("")
-    texts.pop()
-    if not texts:
-        raise UserError(
-            f"there is no text in {', '.join(source)}", "give files that are not empty."
-        )
-    if end is not None:
-        texts = [text.strip("\r\n") for text in texts]
-    elif len(texts) > 1:
-        raise UserError(
-            "this run knows single texts, and the source holds several",
-            "give one text file without <|endoftext|>.",
-        )
-    stream = "".join(text + NUL for text in texts) if end is not None else texts[0]
-    ids = run.tokenizer.encode_stream(stream)
-    return Tokens(ids, run.config.model.vocab_size), sum(len(t.encode("utf-8")) for t in texts)
+def _opened(
+    run: str | None,
+    checkpoint: str,
+    runs_dir: PathLike | None,
+    note: Callable[[str], None],
+) -> tuple[run_folders.Run, GPT, int]:
+    """A run, the model of one of its checkpoints, and its step."""
+    found = run_folders.find(run, home("runs", runs_dir))
+    model, saved = load_model(found, checkpoint)
+    note(f"{found.folder}, step {saved.step:,}")
+    return found, model, saved.step
 
 
 def _data_of(run: run_folders.Run, data_dir: Path) -> Dataset:
@@ -342,8 +324,7 @@ def info(
         val_loss = best["val_loss"] if best else None
     else:
         name, chosen = resolve(tier, config, **settings)
-    if not chosen.model.vocab_size:
-        chosen = configs.override(chosen, {"vocab_size": 65})  # Shakespeare's characters
+    chosen = configs.with_vocabulary(chosen)
     m, t = chosen.model, chosen.train
     bias = int(m.bias)
     parts = {

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -25,15 +24,14 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import __version__, blas, device, generation, mac, report
-from mlxgpt.config import Config, ModelConfig, Sampling, from_tree, override
+from mlxgpt.config import Config, ModelConfig, Sampling, from_tree, override, with_vocabulary
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.errors import UserError
 from mlxgpt.model import GPT, count_parameters, flops_per_token
 from mlxgpt.report import Generation, Machine, Measurement, Spread, Tier, Training
-from mlxgpt.step import TrainStep
+from mlxgpt.step import new_step
 from mlxgpt.trainer import Hook, Report, train
 
-CHARACTERS = 65  # Shakespeare's: the vocabulary where a config leaves it to its data
 COMPILING = 2  # steps until every kernel is made
 CHILD = (sys.executable, "-m", "mlxgpt.bench")
 ROOT = Path(__file__).parents[1]  # where the package lies: a checkout, or site-packages
@@ -78,8 +76,7 @@ def measure(
 
 def complete(config: Config) -> Config:
     """`config` with what its data and this device would decide."""
-    vocabulary = config.model.vocab_size or CHARACTERS
-    return device.resolve_dtype(override(config, {"vocab_size": vocabulary}))
+    return device.resolve_dtype(with_vocabulary(config))
 
 
 def _in_a_child(name: str, config: Config, plan: Plan) -> Tier:
@@ -118,11 +115,10 @@ def measure_training(config: Config, plan: Plan) -> Training:
     t, vocabulary = config.train, config.model.vocab_size
     tokens_per_step = t.batch_size * t.gradient_accumulation_steps * config.model.block_size
     peak = device.matmul_peak(t.dtype)
-    mx.reset_peak_memory()
-    model = GPT(config.model, t.seed, gradient_checkpointing=t.gradient_checkpointing)
+    device.reset_peak()
     draw = np.random.default_rng(0).integers
     ids = draw(vocabulary, size=64 * tokens_per_step, dtype=dtype_for(vocabulary))
-    step, tokens, done = TrainStep(model, config), Tokens(ids, vocabulary), 0
+    step, tokens, done = new_step(config), Tokens(ids, vocabulary), 0
 
     def seconds_of(steps: int) -> float:
         nonlocal done
@@ -136,7 +132,7 @@ def measure_training(config: Config, plan: Plan) -> Training:
     steps = math.ceil(plan.seconds / seconds_of(1))
     warmup_steps = done
     ms = Spread.of([1000 * seconds_of(steps) / steps for _ in range(plan.repeats)])
-    memory, memory_of = peak_memory()
+    memory = device.peak_bytes()
     # A shared machine's speed wanders, and at first a chip may not be awake: the larger of two.
     device.matmul_peak.cache_clear()
     peak = max(peak, device.matmul_peak(t.dtype))
@@ -152,7 +148,7 @@ def measure_training(config: Config, plan: Plan) -> Training:
         matmul_peak=peak,
         peak_share=rate * flops / peak,
         peak_memory=memory,
-        peak_memory_of=memory_of,
+        peak_memory_of="the whole process" if device.backend() == "cpu" else "MLX's arrays",
     )
 
 
@@ -188,19 +184,6 @@ def bytes_per_new_token(model: ModelConfig) -> int:
     """
     weights = count_parameters(model) - (model.block_size - 1) * model.n_embd
     return 4 * (weights + 2 * model.n_layer * model.block_size * model.n_embd)
-
-
-def peak_memory() -> tuple[int, str]:
-    """The most bytes so far, and of what: MLX's arrays on a GPU, this process on a CPU."""
-    if device.backend() != "cpu":
-        return mx.get_peak_memory(), "MLX's arrays"
-    try:
-        # Not `ru_maxrss`: on Linux a child's begins at what its parent had.
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0]), "the whole process"
-    except (OSError, IndexError):
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else 1024 * most, "the whole process"
 
 
 def describe_machine() -> Machine:

@@ -127,12 +127,12 @@ def _generate(given: dict[str, Any], _: list[str]) -> int:
 def _eval(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
 
-    as_json, quality = given.pop("json"), given.pop("quality")
-    if quality and given.pop("source"):
-        raise UserError(
-            "--quality compares with the run's own text", "leave out --source, or --quality."
-        )
-    if quality:
+    as_json = given.pop("json")
+    if given.pop("quality"):
+        if given.pop("source"):
+            raise UserError(
+                "--quality compares with the run's own text", "leave out --source, or --quality."
+            )
         return _appraise(as_json, given)
     result = api.evaluate(note=_say, **_present(given))
     if as_json:
@@ -148,7 +148,6 @@ def _appraise(as_json: bool, given: dict[str, Any]) -> int:
     from mlxgpt import api
     from mlxgpt.display import show_appraisal
 
-    given.pop("source", None)
     result = api.appraise(note=_say, **_present(given))
     if as_json:
         return _print_json(asdict(result))

@@ -18,6 +18,8 @@ from mlxgpt.errors import UserError
 
 T = TypeVar("T")
 
+CHARACTERS = 65  # in Tiny Shakespeare
+
 
 def setting(
     default: Any,
@@ -276,6 +278,11 @@ def validate(config: Config) -> Config:
             f"use a multiple of {model.n_head}, such as n_embd = {' or '.join(near)}.",
         )
     return config
+
+
+def with_vocabulary(config: Config) -> Config:
+    """`config`, its vocabulary that of Shakespeare's characters where it is left to the data."""
+    return config if config.model.vocab_size else override(config, {"vocab_size": CHARACTERS})
 
 
 def changed_weights(old: Config, new: Config) -> list[str]:

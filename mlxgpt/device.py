@@ -85,10 +85,8 @@ def peak_bytes() -> int:
     """The most bytes in use since `reset_peak`: MLX's own on a GPU, resident memory on a CPU."""
     if backend() != "cpu":
         return mx.get_peak_memory()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    return _most_resident()
+    # Not `ru_maxrss`, where there is better: on Linux a child's begins at what its parent had.
+    return _told("/proc/self/status", "VmHWM") or _most_resident()
 
 
 def must_fit(config: Config) -> None:
@@ -124,11 +122,8 @@ def free_bytes() -> int:
     """
     if backend() == "metal":
         return int(mx.device_info()["max_recommended_working_set_size"])
-    if backend() == "cpu":
-        with contextlib.suppress(OSError, StopIteration):
-            lines = Path("/proc/meminfo").read_text().splitlines()
-            line = next(line for line in lines if line.startswith("MemAvailable"))
-            return 1024 * int(line.split()[1]) + resident_bytes()
+    if backend() == "cpu" and (available := _told("/proc/meminfo", "MemAvailable")):
+        return available + resident_bytes()
     return total_bytes()
 
 
@@ -154,6 +149,13 @@ def resident_bytes() -> int:
         return pages * resource.getpagesize()
     except OSError:
         return _most_resident()
+
+
+def _told(file: str, name: str) -> int | None:
+    """Bytes that Linux tells under a name in one of its files; None elsewhere."""
+    with contextlib.suppress(OSError, IndexError):
+        return 1024 * int(Path(file).read_text().split(f"{name}:")[1].split()[0])
+    return None
 
 
 def _most_resident() -> int:

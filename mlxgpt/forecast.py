@@ -18,8 +18,7 @@ from mlxgpt.config import Config, override
 from mlxgpt.corpus.tokens import Dataset, Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation import Evaluator
-from mlxgpt.model import GPT
-from mlxgpt.step import TrainStep
+from mlxgpt.step import TrainStep, new_step
 from mlxgpt.trainer import Hook, Report, train
 
 WARM_UP = 2  # steps, which compile
@@ -80,9 +79,7 @@ def measure(config: Config, dataset: Dataset, start: int = 0) -> Forecast:
     """Take a few steps of a copy, and evaluate a few batches."""
     device.reset_peak()
     trial = override(config, {"max_steps": WARM_UP + MOST_STEPS})
-    checkpointing = config.train.gradient_checkpointing
-    model = GPT(config.model, config.train.seed, gradient_checkpointing=checkpointing)
-    step_function = TrainStep(model, trial)
+    step_function = new_step(trial)
     times: list[float] = []
 
     def clock(report: Report) -> None:
@@ -96,7 +93,7 @@ def measure(config: Config, dataset: Dataset, start: int = 0) -> Forecast:
     step_seconds = (times[-1] - times[WARM_UP - 1]) / (len(times) - WARM_UP)
     evaluation_seconds = _evaluation_seconds(step_function, config, dataset)
     peak = device.peak_bytes()
-    del step_function, model
+    del step_function
     gc.collect()
     mx.clear_cache()
     measured = Forecast(step_seconds, evaluation_seconds, peak, 0, 0, reached(config, dataset))

@@ -29,7 +29,7 @@ from mlxgpt.hooks import Hooks, Watcher
 from mlxgpt.model import GPT, load_parameters
 from mlxgpt.run import Run
 from mlxgpt.selfcheck import Law
-from mlxgpt.step import TrainStep
+from mlxgpt.step import TrainStep, new_step
 from mlxgpt.trainer import Report, train
 
 
@@ -175,7 +175,7 @@ def _train(
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
     if max_minutes and not run:
         config = _plan(config, max_minutes, forecast)
-    step_function = _new_step(config)
+    step_function = new_step(config)
     if run:
         start, last_report = _resume(run, step_function, display)
         run = replace(run, config=config)
@@ -305,12 +305,6 @@ def _check(config: Config, display: Display) -> None:
                 f"the self-check failed: {law.name}: {law.detail}",
                 "do not train on this; run mlxgpt check, and report what it says.",
             )
-
-
-def _new_step(config: Config) -> TrainStep:
-    checkpointing = config.train.gradient_checkpointing
-    model = GPT(config.model, config.train.seed, gradient_checkpointing=checkpointing)
-    return TrainStep(model, config)
 
 
 def _resume(run: Run, step_function: TrainStep, display: Display) -> tuple[int, dict[str, Any]]:

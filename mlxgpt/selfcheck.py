@@ -15,14 +15,14 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import blas, kernels, sample
-from mlxgpt.config import Config, Sampling, override
+from mlxgpt.config import Config, Sampling, override, with_vocabulary
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.device import resolve_dtype
 from mlxgpt.evaluation import Evaluator
 from mlxgpt.model import GPT, INIT_STD, flat
 from mlxgpt.seeds import derive
-from mlxgpt.step import TrainStep, scalar, token_losses
+from mlxgpt.step import TrainStep, new_step, scalar, token_losses
 
 WHY = (
     "Why ln V: an untrained model knows nothing, so the best it can do is to hold each of the V "
@@ -53,16 +53,13 @@ class Law:
     why: str = ""
 
 
-def check(config: Config, *, vocab_size: int | None = None) -> Iterator[Law]:
+def check(config: Config) -> Iterator[Law]:
     """Try every law; the results come one by one.
 
     Args:
         config: the run to check.
-        vocab_size: for a config whose vocabulary comes from its data; default 65, Shakespeare's.
     """
-    config = resolve_dtype(config)
-    if not config.model.vocab_size:
-        config = override(config, {"vocab_size": vocab_size or 65})
+    config = with_vocabulary(resolve_dtype(config))
     for law in (matrix_products, initial_loss, full_size_step):
         yield law(config)
     small = shrunken(config)
@@ -117,7 +114,7 @@ def initial_loss(config: Config) -> Law:
 def full_size_step(config: Config) -> Law:
     """One training step at full size, on one sequence: finite loss, gradient and parameters."""
     config = override(config, {"batch_size": 1, "gradient_accumulation_steps": 1})
-    step = _step(config)
+    step = new_step(config)
     loss, norm = _take(step, config, 0)
     parameters = flat(step.model.trainable_parameters())
     finite = all(bool(mx.isfinite(p).all()) for p in parameters.values())
@@ -130,7 +127,7 @@ def full_size_step(config: Config) -> Law:
 
 def tied_head(config: Config) -> Law:
     """After an update the output layer still is the token embedding: without the one, no logit."""
-    step = _step(config)
+    step = new_step(config)
     _take(step, config, 0)
     step.model.wte.weight = mx.zeros_like(step.model.wte.weight)
     largest = scalar(mx.abs(step.model(_ids(config, 1, config.model.block_size))).max())
@@ -144,7 +141,7 @@ def tied_head(config: Config) -> Law:
 def compiled_step(config: Config) -> Law:
     """The compiled step does what the same operations do one by one, dropout included."""
     config = override(config, {"dropout": 0.1})
-    steps = [_step(config), _step(config, compiled=False)]
+    steps = [new_step(config), new_step(config, compiled=False)]
     for n in range(3):
         for step in steps:
             _take(step, config, n)
@@ -156,9 +153,9 @@ def compiled_step(config: Config) -> Law:
 
 def micro_batches(config: Config) -> Law:
     """Two micro-batches are different, and give the gradient of one batch of both."""
-    whole = _step(config)
+    whole = new_step(config)
     halves_config = override(config, {"batch_size": 2, "gradient_accumulation_steps": 2})
-    halves = _step(halves_config)
+    halves = new_step(halves_config)
     tokens = _tokens(config)
     size = {"seed": 0, "block_size": config.model.block_size}
     x, y = map(mx.array, tokens.batch(0, batch_size=2, micro_batches=2, **size))
@@ -245,7 +242,7 @@ def sampler(config: Config) -> Law:
 def evaluation(config: Config) -> Law:
     """Evaluating between two steps changes nothing in the training."""
     config = override(config, {"dropout": 0.1})
-    steps = [_step(config), _step(config)]
+    steps = [new_step(config), new_step(config)]
     tokens = _tokens(config)
     letters = map(chr, range(ord("0"), ord("0") + config.model.vocab_size))
     tokenizer = CharTokenizer(letters, end_of_text=False)
@@ -269,7 +266,7 @@ def evaluation(config: Config) -> Law:
 def overfitting(config: Config) -> Law:
     """One batch can be learnt by heart, below 0.1 nats: loss, gradients and updates agree."""
     config = override(config, {"weight_decay": 0.0, "gradient_checkpointing": False})
-    step = _step(config)
+    step = new_step(config)
     x, y = _batch(config, 0)
     loss, steps = math.inf, 0
     while loss >= 0.1 and steps < 400:
@@ -287,19 +284,13 @@ def repeatability(config: Config) -> Law:
     GPU may add in another order.
     """
     config = override(config, {"dropout": 0.1})
-    steps = [_step(config), _step(config)]
+    steps = [new_step(config), new_step(config)]
     for n in range(3):
         for step in steps:
             _take(step, config, n)
     apart = _apart(*(step.model.parameters() for step in steps))
     found = "bit for bit" if apart == 0 else f"only to {apart:.1e}: sums are reordered here"
     return Law("steps repeat", apart == 0 or not kernels.on_cpu(), found)
-
-
-def _step(config: Config, *, compiled: bool = True) -> TrainStep:
-    checkpointing = config.train.gradient_checkpointing
-    model = GPT(config.model, config.train.seed, gradient_checkpointing=checkpointing)
-    return TrainStep(model, config, compiled=compiled)
 
 
 def _take(step: TrainStep, config: Config, n: int) -> tuple[float, float]:

@@ -149,6 +149,13 @@ class _Sums:
 _add = partial(tree_map, mx.add)
 
 
+def new_step(config: Config, *, compiled: bool = True) -> TrainStep:
+    """The training step of a config, with a fresh model; its vocabulary and dtype are resolved."""
+    t = config.train
+    model = GPT(config.model, t.seed, gradient_checkpointing=t.gradient_checkpointing)
+    return TrainStep(model, config, compiled=compiled)
+
+
 def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
     """Cross-entropy of each token in nats, [B, T], in float32; targets must be below V."""
     return nn.losses.cross_entropy(logits.astype(mx.float32), targets)

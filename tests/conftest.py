@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,8 @@ from mlxgpt import api, selfcheck
 from mlxgpt.config import Config, from_tree, override
 from mlxgpt.corpus import bpe
 from mlxgpt.corpus.bpe import BPETokenizer
+from mlxgpt.launch import Summary
+from tests.trainings import Recorder
 
 # Other work on the same machine is no failure.
 settings.register_profile("patient", deadline=None)
@@ -123,3 +126,12 @@ def gpt2(real_texts: Path) -> BPETokenizer:
 def shakespeare(real_texts: Path) -> Path:
     """The real Tiny Shakespeare."""
     return real_texts / "shakespeare" / "input.txt"
+
+
+@pytest.fixture
+def train(home: Path, text_file: Path, tiny: Config) -> Any:
+    def train(run: str, display: Recorder | None = None, **settings: Any) -> Summary:
+        settings = {"config": tiny, "source": text_file, **settings}
+        return api.train(run=run, display=display, **settings)
+
+    return train

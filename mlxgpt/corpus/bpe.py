@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxgpt.corpus.tokenizer import END_OF_TEXT, NUL, added_tokens
+from mlxgpt.corpus.tokenizer import END_OF_TEXT, NUL, bpe_json
 from mlxgpt.errors import UserError
 
 SMALLEST = 257  # every byte, and end-of-text
@@ -98,29 +98,14 @@ class BPETokenizer:
             "use_regex": True,
         }
         vocab = {_letters(token): id for id, token in enumerate(self.tokens)}
-        tree: dict[str, Any] = {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added_tokens(self.end_of_text),
-            "normalizer": None,
-            "pre_tokenizer": byte_level,
-            "post_processor": None,
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": vocab | {END_OF_TEXT: self.end_of_text},
-                "merges": [[_letters(left), _letters(right)] for left, right in self.merges],
-            },
-        }
-        return json.dumps(tree, ensure_ascii=False)
+        return bpe_json(
+            self.end_of_text,
+            pre_tokenizer=byte_level,
+            decoder=byte_level,
+            ignore_merges=False,
+            vocab=vocab | {END_OF_TEXT: self.end_of_text},
+            merges=[[_letters(left), _letters(right)] for left, right in self.merges],
+        )
 
     @classmethod
     def from_json_merges(cls, merges: Sequence[Sequence[str]]) -> BPETokenizer:
@@ -178,11 +163,7 @@ def train(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
         vocab_size=vocab_size - 1, initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
     trained.train_from_iterator(texts, trainer)
-    merges = json.loads(trained.to_str())["model"]["merges"]
-    # The same token may come from two pairs; its first one decides.
-    unique = {left + right: (left, right) for left, right in reversed(merges)}
-    first = [pair for pair in map(tuple, merges) if unique["".join(pair)] == pair]
-    return BPETokenizer.from_json_merges(first)
+    return BPETokenizer.from_json_merges(json.loads(trained.to_str())["model"]["merges"])
 
 
 def check_vocab_size(vocab_size: int) -> None:

@@ -10,18 +10,21 @@ import os
 import shlex
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from mlxgpt import __version__, files
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import bpe, sources, tokens
 from mlxgpt.corpus import tokenizer as tokenizers
 from mlxgpt.corpus.hub import HUB
-from mlxgpt.corpus.sharing import Part, Sharing, parts, survey
+from mlxgpt.corpus.sharing import Part, Sharing, documents, parts, survey
 from mlxgpt.corpus.sources import Source
 from mlxgpt.corpus.tokenizer import NUL, Tokenizer
 from mlxgpt.corpus.tokens import FORMAT, SPLITS, Dataset, Meta, SplitMeta, dtype_for, open_dataset
@@ -121,6 +124,32 @@ def find_or_prepare(
     return open_dataset(folder)
 
 
+def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
+    """The ids of some files' documents, each with its end, and the bytes of their text.
+
+    Raises:
+        UserError: if there is no text, or the tokenizer knows single texts and there are several.
+    """
+    ends = tokenizer.end_of_text is not None
+    texts = [""]
+    for text, last in documents(sources.open_files(paths)):
+        texts[-1] += text
+        if last:
+            texts.append("")
+    texts.pop()
+    if not texts:
+        raise UserError(f"there is no text in {', '.join(paths)}", "give files that are not empty.")
+    if ends:
+        texts = [text.strip("\r\n") for text in texts]
+    elif len(texts) > 1:
+        raise UserError(
+            "this run knows single texts, and the source holds several",
+            "give one text file without <|endoftext|>.",
+        )
+    ids = tokenizer.encode_stream("".join(text + NUL if ends else text for text in texts))
+    return ids, sum(len(text.encode("utf-8")) for text in texts)
+
+
 class _Preparation:
     """One data folder in the making, beside its final name until it is whole.
 
@@ -180,7 +209,7 @@ class _Preparation:
         for split in SPLITS:
             (self.scratch / f"{split}.bin").touch()
         files.sync(self.scratch / "tokenizer.json")
-        tree = {**self._identity(), "sharing": sharing.to_tree()}
+        tree = {**self._identity(), "sharing": asdict(sharing)}
         files.write_atomically(self.scratch / UNFINISHED, files.sealed(tree))
         return sharing, tokenizer
 
@@ -214,7 +243,7 @@ class _Preparation:
                 if path.stat().st_size < size:
                     return None
                 os.truncate(path, size)
-            sharing = Sharing.from_tree(tree["sharing"])
+            sharing = Sharing(**tree["sharing"])
         except (OSError, ValueError, KeyError, TypeError, UserError):
             return None
         if self.chunks:

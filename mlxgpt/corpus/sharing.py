@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlxgpt.corpus import bpe, readers
 from mlxgpt.corpus.readers import Piece
@@ -47,13 +47,6 @@ class Sharing:
     cut: int = 0
     every: int = 0
     chosen: str = ""
-
-    def to_tree(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_tree(cls, tree: dict[str, Any]) -> Sharing:
-        return cls(**tree)
 
     def judges(self, key: str) -> bool:
         """Whether the document of a key is one to judge by."""

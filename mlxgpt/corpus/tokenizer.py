@@ -123,36 +123,42 @@ class CharTokenizer:
         """tokenizer.json as Hugging Face's `tokenizers` reads it: a BPE without merges, over
         characters, which is what a character tokenizer is.
         """
-        tree: dict[str, Any] = {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": added_tokens(self.end_of_text),
-            "normalizer": None,
-            "pre_tokenizer": None,
-            "post_processor": None,
-            "decoder": {"type": "Fuse"},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "vocab": {c: i for i, c in enumerate(self.characters)},
-                "merges": [],
-            },
-        }
-        return json.dumps(tree, ensure_ascii=False, indent=1)
+        return bpe_json(
+            self.end_of_text,
+            pre_tokenizer=None,
+            decoder={"type": "Fuse"},
+            vocab={c: i for i, c in enumerate(self.characters)},
+            merges=[],
+        )
 
 
-def added_tokens(end_of_text: int | None) -> list[dict[str, Any]]:
-    """The end-of-text token as tokenizer.json describes it."""
-    if end_of_text is None:
-        return []
-    token = {"id": end_of_text, "content": END_OF_TEXT, "special": True}
-    return [token | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)]
+def bpe_json(end_of_text: int | None, *, pre_tokenizer: Any, decoder: Any, **model: Any) -> str:
+    """tokenizer.json of a BPE: what all of them have, and what the arguments say."""
+    added = []
+    if end_of_text is not None:
+        token = {"id": end_of_text, "content": END_OF_TEXT, "special": True}
+        added = [token | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)]
+    tree: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            **model,
+        },
+    }
+    return json.dumps(tree, ensure_ascii=False)
 
 
 def load(path: Path) -> Tokenizer:

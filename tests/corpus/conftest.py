@@ -1,11 +1,15 @@
-"""A tokenizer that tests of texts share."""
+"""A tokenizer and a text that tests share."""
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
 import pytest
 
-from mlxgpt.corpus import bpe
+from mlxgpt.corpus import bpe, prepare
 from mlxgpt.corpus.bpe import BPETokenizer
+from mlxgpt.corpus.tokenizer import END_OF_TEXT
 from tests.corpus.texts import LANGUAGES
 
 
@@ -13,3 +17,16 @@ from tests.corpus.texts import LANGUAGES
 def small_bpe() -> BPETokenizer:
     """A BPE of many languages, with merges inside of characters and across them."""
     return bpe.train([LANGUAGES], 500)
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of many documents, prepared in many chunks."""
+    monkeypatch.setattr(prepare, "CHUNK", 200)
+    monkeypatch.setattr(prepare, "SAVE_EVERY", 3)
+    draw = random.Random(1)
+    words = ["one", "two\n", "three,", "Grüße", "🙂", "  ", "four hundred"]
+    texts = [" ".join(draw.choices(words, k=draw.randrange(1, 40))) for _ in range(150)]
+    path = tmp_path / "many.txt"
+    path.write_text(END_OF_TEXT.join(texts), encoding="utf-8")
+    return path

@@ -1,0 +1,39 @@
+"""A preparation that is watched, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlxgpt.config import DataConfig
+from mlxgpt.corpus.prepare import Unwatched, find_or_prepare
+
+FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Watcher(Unwatched):
+    """Remembers what it is told; after so many chunks or characters it has had enough."""
+
+    def __init__(self, enough: int | None = None, *, doing: str = "encoding") -> None:
+        self.lines: list[str] = []
+        self.chunks = 0
+        self.enough, self.doing = enough, doing
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+    def progress(self, doing: str, done: int, total: int) -> None:
+        self.chunks += doing == "encoding"
+        if doing == self.doing and self.enough is not None:
+            self.enough -= 1
+            if self.enough < 0:
+                raise KeyboardInterrupt
+
+
+def prepared(source: Path, data_dir: Path, kind: str, watcher: Watcher) -> dict[str, bytes]:
+    data = DataConfig((str(source),), tokenizer=kind)
+    folder = find_or_prepare(data, data_dir, vocab_size=280, name="x", watcher=watcher).folder
+    return contents(folder)

@@ -1,0 +1,241 @@
+"""Preparations that are interrupted, killed, or fail."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlxgpt import files
+from mlxgpt.config import DataConfig
+from mlxgpt.corpus import sources
+from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.readers import Piece
+from mlxgpt.corpus.sources import Source
+from mlxgpt.corpus.tokenizer import END_OF_TEXT, CharTokenizer
+from mlxgpt.errors import UserError
+from tests.corpus.preparing import Watcher, contents, prepared
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+@pytest.mark.parametrize("enough", [0, 1, 2, 3, 7, 40])
+def test_who_is_interrupted_goes_on_and_ends_with_the_same_bytes(
+    tmp_path: Path, many: Path, kind: str, enough: int
+) -> None:
+    whole, data = Watcher(), tmp_path / "data"
+    expected = prepared(many, tmp_path / "whole", kind, whole)
+    interrupted = Watcher(enough)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(many, data, kind, interrupted)
+    assert interrupted.lines[-1] == "the same command goes on from here"
+    assert [path.name for path in data.iterdir()] == [".x.new"], "nothing under its final name"
+    again = Watcher()
+    assert prepared(many, data, kind, again) == expected
+    saved = enough // 3 * 3
+    assert whole.chunks > 50
+    assert again.chunks == whole.chunks - saved, "what was saved is not encoded again"
+    assert any(line.startswith("going on after") for line in again.lines) == (saved > 0)
+    assert [path.name for path in data.iterdir()] == ["x"]
+
+
+def test_who_is_interrupted_again_and_again_gets_there(tmp_path: Path, many: Path) -> None:
+    expected = prepared(many, tmp_path / "whole", "bpe", Watcher())
+    for _ in range(100):
+        try:
+            assert prepared(many, tmp_path / "data", "bpe", Watcher(8)) == expected
+            return
+        except KeyboardInterrupt:
+            continue
+    pytest.fail("it never got there")
+
+
+@pytest.mark.parametrize("where", ["reading", "hashing", "renaming"])
+def test_an_interruption_before_or_after_the_arrays_loses_nothing(
+    tmp_path: Path, many: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    expected = prepared(many, tmp_path / "whole", "bpe", Watcher())
+    with monkeypatch.context() as patch:
+        if where == "hashing":
+            sha256 = files.sha256
+            patch.setattr(
+                files, "sha256", lambda p: interrupt() if p.suffix == ".bin" else sha256(p)
+            )
+        if where == "renaming":
+            patch.setattr(Path, "rename", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(many, tmp_path / "data", "bpe", Watcher(9, doing=where))
+    assert not (tmp_path / "data" / "x").exists()
+    assert prepared(many, tmp_path / "data", "bpe", Watcher()) == expected
+
+
+def change(path: Path, key: str, value: object) -> None:
+    tree = files.read_sealed(path, 1)
+    path.write_text(files.sealed({**tree, key: value}))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "another text": lambda f: change(f / "unfinished.json", "origin", {"sha256": "0"}),
+    "another version": lambda f: change(f / "unfinished.json", "version", "0.0.1"),
+    "a newer format": lambda f: change(f / "unfinished.json", "format", 99),
+    "other fields": lambda f: change(f / "unfinished.json", "sharing", {"odd": 1}),
+    "no sharing": lambda f: change(f / "unfinished.json", "sharing", None),
+    "no plan": lambda f: (f / "unfinished.json").unlink(),
+    "broken plan": lambda f: (f / "unfinished.json").write_text("{"),
+    "edited plan": lambda f: (f / "unfinished.json").write_text(
+        (f / "unfinished.json").read_text().replace('"every": 100', '"every": 99')
+    ),
+    "broken progress": lambda f: (f / "progress.json").write_bytes(b"\xff\x00"),
+    "edited progress": lambda f: (f / "progress.json").write_text(
+        (f / "progress.json").read_text().replace('"chunks": 6', '"chunks": 7')
+    ),
+    "half a progress": lambda f: change(f / "progress.json", "val", {}),
+    "short array": lambda f: os.truncate(f / "train.bin", 9),
+    "no array": lambda f: (f / "val.bin").unlink(),
+    "no tokenizer": lambda f: (f / "tokenizer.json").unlink(),
+    "broken tokenizer": lambda f: (f / "tokenizer.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_left_of_something_else_is_not_gone_on_with(
+    tmp_path: Path, many: Path, damage: str
+) -> None:
+    whole, again = Watcher(), Watcher()
+    expected = prepared(many, tmp_path / "whole", "bpe", whole)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(many, tmp_path / "data", "bpe", Watcher(7))
+    before = contents(tmp_path / "data" / ".x.new")
+    DAMAGES[damage](tmp_path / "data" / ".x.new")
+    assert contents(tmp_path / "data" / ".x.new") != before
+    assert prepared(many, tmp_path / "data", "bpe", again) == expected
+    assert again.chunks == whole.chunks, "begun anew"
+
+
+def test_what_came_after_the_last_save_is_cut_off(tmp_path: Path, many: Path) -> None:
+    expected = prepared(many, tmp_path / "whole", "char", Watcher())
+    with pytest.raises(KeyboardInterrupt):
+        prepared(many, tmp_path / "data", "char", Watcher(7))
+    for split in ("train", "val"):
+        with (tmp_path / "data" / ".x.new" / f"{split}.bin").open("ab") as array:
+            array.write(b"half a chunk!")
+    again = Watcher()
+    assert prepared(many, tmp_path / "data", "char", again) == expected
+    assert any(line.startswith("going on") for line in again.lines)
+
+
+def test_a_text_that_was_changed_is_begun_anew(tmp_path: Path, many: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepared(many, tmp_path / "data", "char", Watcher(7))
+    many.write_text(many.read_text(encoding="utf-8") + "!", encoding="utf-8")
+    expected = prepared(many, tmp_path / "whole", "char", Watcher())
+    assert prepared(many, tmp_path / "data", "char", Watcher()) == expected
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from mlxgpt.config import DataConfig
+from mlxgpt.corpus import prepare
+prepare.CHUNK, prepare.SAVE_EVERY = 200, 3
+data = DataConfig((sys.argv[1],), tokenizer="bpe")
+prepare.find_or_prepare(data, Path(sys.argv[2]), vocab_size=280, name="x")
+"""
+
+
+def test_who_is_killed_at_any_moment_goes_on(tmp_path: Path, many: Path) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    many.write_text(END_OF_TEXT.join(many.read_text(encoding="utf-8").split(END_OF_TEXT) * 4))
+    expected = prepared(many, tmp_path / "whole", "bpe", Watcher())
+    scratch, folder = tmp_path / "data" / ".x.new", tmp_path / "data" / "x"
+    for last in (False, False, True):
+        program = subprocess.Popen([sys.executable, "-c", PROGRAM, many, tmp_path / "data"])
+        while not last and program.poll() is None and not (scratch / "progress.json").exists():
+            time.sleep(0.001)
+        if not last:
+            time.sleep(draw.random() * 0.3)
+            program.kill()
+        assert program.wait() == 0 or not last
+        assert not folder.exists() or contents(folder) == expected, "whole or not there"
+    assert contents(folder) == expected
+
+
+@pytest.mark.parametrize("when", [0, 1, 20])
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (OSError(28, "No space left on device"), "cannot write .*: No space left on device"),
+        (UserError("the file has gone", "bring it back."), "the file has gone"),
+    ],
+)
+def test_a_failure_halfway_leaves_nothing_behind(
+    tmp_path: Path, many: Path, when: int, error: Exception, problem: str
+) -> None:
+    class Failing(Watcher):
+        def progress(self, doing: str, done: int, total: int) -> None:
+            super().progress(doing, done, total)
+            if self.chunks > when:
+                raise error
+
+    with pytest.raises(UserError, match=problem):
+        prepared(many, tmp_path / "data", "char", Failing())
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+@pytest.mark.parametrize("reading", [1, 2])
+def test_a_source_that_fails_while_it_is_read_leaves_nothing_behind(
+    tmp_path: Path, kind: str, reading: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Documents:
+        readings = 0
+
+        def __iter__(self) -> Documents:
+            self.readings += 1
+            self.n = 0
+            return self
+
+        def __next__(self) -> Piece:
+            self.n += 1
+            if self.n > 50 and self.readings == reading:
+                raise UserError("the file has gone", "bring it back.")
+            if self.n > 100:
+                raise StopIteration
+            return Piece(f"document {self.n}")
+
+    source = Source("x", {}, Documents(), None, size=1000)
+    monkeypatch.setattr(sources, "open_source", lambda *arguments: source)
+    with pytest.raises(UserError, match="the file has gone"):
+        find_or_prepare(DataConfig(("x.txt",), tokenizer=kind), tmp_path, vocab_size=300)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_fails_is_not_hidden(
+    tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(self: CharTokenizer, text: str) -> np.ndarray:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(CharTokenizer, "encode", encode)
+    with pytest.raises(ZeroDivisionError):
+        prepared(many, tmp_path / "data", "char", Watcher())
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_only_one_process_prepares_a_folder(tmp_path: Path, many: Path) -> None:
+    with (
+        files.only_one(tmp_path / "data" / "x", "preparing"),
+        pytest.raises(UserError, match="another process is preparing"),
+    ):
+        prepared(many, tmp_path / "data", "char", Watcher())

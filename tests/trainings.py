@@ -1,0 +1,64 @@
+"""A training that is watched, and what is left of it, for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxgpt import checkpoint
+from mlxgpt import run as runs
+from mlxgpt.corpus.tokens import Dataset
+from mlxgpt.forecast import Forecast
+from mlxgpt.launch import Silent
+from mlxgpt.model import flat
+
+
+class Recorder(Silent):
+    """A display that remembers."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.records: list[dict[str, Any]] = []
+        self.samples: list[tuple[int, str]] = []
+        self.plan = 0
+        self.forecast: Forecast | None = None
+
+    def start(self, run: runs.Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
+        self.plan = run.config.train.max_steps
+        self.forecast = forecast
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+    warn = note
+
+    def log(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def sample(self, step: int, text: str) -> None:
+        self.samples.append((step, text))
+
+
+def final_state(run: str) -> dict[str, np.ndarray]:
+    """Model and optimizer of a run's newest checkpoint."""
+    folder = Path("runs") / run / "checkpoints"
+    saved = checkpoint.load(
+        checkpoint.path_of(folder, checkpoint.steps(folder)[-1]), with_optimizer=True
+    )
+    trees = {"model": saved.parameters, "optimizer": saved.optimizer}
+    return {name: np.array(value) for name, value in flat(trees).items()}
+
+
+def metrics(run: str) -> list[dict[str, Any]]:
+    """The metrics that do not hang on the clock or the machine."""
+    kept = ("step", "loss", "lr", "grad_norm", "val_loss")
+    lines = (Path("runs") / run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k in kept} for line in lines]
+
+
+def len_done(run: str) -> int:
+    steps = checkpoint.steps(Path("runs") / run / "checkpoints")
+    return steps[-1] if steps else 0
