@@ -55,6 +55,7 @@ class BPETokenizer:
         if len(set(self.tokens)) < len(self.tokens):
             raise ValueError("two merges give the same token")
         self.end_of_text = len(self.tokens)
+        self._own = threading.local()
 
     @property
     def vocab_size(self) -> int:
@@ -117,17 +118,20 @@ class BPETokenizer:
 
         return cls((token(left), token(right)) for left, right in merges)
 
-    @cached_property
+    @property
     def _encoding(self) -> Any:
-        import tiktoken
-        from tiktoken_ext.openai_public import r50k_pat_str
+        """One of tiktoken's for each thread: those that share one wait for each other's pattern."""
+        if not hasattr(self._own, "encoding"):
+            import tiktoken
+            from tiktoken_ext.openai_public import r50k_pat_str
 
-        return tiktoken.Encoding(
-            "mlxgpt",
-            pat_str=r50k_pat_str,
-            mergeable_ranks={token: id for id, token in enumerate(self.tokens)},
-            special_tokens={NUL: self.end_of_text},
-        )
+            self._own.encoding = tiktoken.Encoding(
+                "mlxgpt",
+                pat_str=r50k_pat_str,
+                mergeable_ranks={token: id for id, token in enumerate(self.tokens)},
+                special_tokens={NUL: self.end_of_text},
+            )
+        return self._own.encoding
 
 
 @contextlib.contextmanager

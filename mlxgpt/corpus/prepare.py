@@ -331,10 +331,12 @@ def _encoded(
     result = {}
     for split in SPLITS:
         mine = [part for part in chunk if part.split == split]
+        number = sum(part.last for part in mine)
         end = NUL if tokenizer.end_of_text is not None else ""
-        ids = tokenizer.encode_stream("".join(p.text + end if p.last else p.text for p in mine))
-        size = sum(len(part.text.encode("utf-8")) for part in mine)
-        count = SplitMeta(len(ids), sum(part.last for part in mine), size, "")
+        text = "".join(part.text + end if part.last else part.text for part in mine)
+        ids = tokenizer.encode_stream(text)
+        size = len(text.encode("utf-8")) - number * len(end)
+        count = SplitMeta(len(ids), number, size, "")
         result[split] = (ids.astype(dtype).tobytes(), count)
     return result
 

@@ -97,21 +97,26 @@ def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, offse
 
 
 def _json_lines(path: Path) -> Iterator[Piece]:
+    number = 0
+
+    def where() -> str:
+        return f"{path}, line {number:,}"
+
     with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
-            if not line.strip():
+        while line := file.readline(LONGEST_LINE):
+            number += 1
+            if line.isspace():
                 continue
-            where = f"{path}, line {number:,}"
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{where} is no JSON object", "mend or leave out that line."
+                    f"{where()} is no JSON object", "mend or leave out that line."
                 ) from error
             if not isinstance(row, dict):
-                raise UserError(f"{where} is no JSON object", f'write {{"{COLUMN}": "…"}}.')
+                raise UserError(f"{where()} is no JSON object", f'write {{"{COLUMN}": "…"}}.')
             if COLUMN not in row:
-                raise _no_column(where, row)
+                raise _no_column(where(), row)
             yield from _row(row[COLUMN], where)
 
 
@@ -119,15 +124,19 @@ def _parquet(path: Path) -> Iterator[Piece]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
+
+    def where() -> str:
+        return f"{path}, row {number:,}"
+
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             if COLUMN not in file.schema_arrow.names:
                 raise _no_column(str(path), file.schema_arrow.names)
-            number = 0
             for batch in file.iter_batches(batch_size=ROWS, columns=[COLUMN]):
                 for value in batch.column(0).to_pylist():
                     number += 1
-                    yield from _row(value, f"{path}, row {number:,}")
+                    yield from _row(value, where)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
@@ -142,7 +151,7 @@ def _arrow(path: Path) -> Iterator[Piece]:
     with pyarrow.OSFile(str(path)) as file:
         for batch in pyarrow.ipc.open_stream(file):
             for value in batch.column(COLUMN).to_pylist():
-                yield from _row(value, str(path))
+                yield from _row(value, lambda: str(path))
 
 
 READERS: dict[str, Callable[[Path], Iterator[Piece]]] = {
@@ -154,19 +163,19 @@ READERS: dict[str, Callable[[Path], Iterator[Piece]]] = {
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")  # what is taken from a folder
 
 
-def _row(value: Any, where: str) -> Iterator[Piece]:
+def _row(value: Any, where: Callable[[], str]) -> Iterator[Piece]:
     if value is None:
         return
     if not isinstance(value, str):
         raise UserError(
-            f"{where}: {COLUMN} is {type(value).__name__}, not text", "give a column of texts."
+            f"{where()}: {COLUMN} is {type(value).__name__}, not text", "give a column of texts."
         )
     if NUL in value:
-        raise UserError(f"{where} holds a NUL character", "leave it out; text has none.")
+        raise UserError(f"{where()} holds a NUL character", "leave it out; text has none.")
     try:
-        value.encode("utf-8")
+        value.isascii() or value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{where} is no valid Unicode", "mend or leave out that one.") from error
+        raise UserError(f"{where()} is no valid Unicode", "mend or leave out that one.") from error
     yield from cut(value)
 
 
@@ -180,9 +189,10 @@ def _no_column(where: str, columns: Iterable[str]) -> UserError:
 
 def cut(document: str) -> Iterator[Piece]:
     """A whole document's pieces."""
-    *begun, rest = _cut(document)
-    yield from (Piece(text, last=False) for text in begun)
-    yield Piece(rest)
+    if len(document) > PIECE:
+        *begun, document = _cut(document)
+        yield from (Piece(text, last=False) for text in begun)
+    yield Piece(document)
 
 
 def _cut(text: str) -> Iterator[str]:

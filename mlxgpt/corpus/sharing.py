@@ -199,7 +199,7 @@ def documents(pieces: Iterable[Piece], *, single: bool = False) -> Iterator[Piec
     """The same without blank documents; with `single`, all as one document."""
     begins, held = True, None
     for text, last in pieces:
-        blank = begins and last and not text.strip()
+        blank = begins and last and (not text or text.isspace())
         begins = last
         if blank:
             continue
