@@ -140,7 +140,8 @@ class TrainingDisplay(PreparationDisplay):
             "machine": f"{device.name()}, {device.backend()}, {size(device.total_bytes())}",
             "will take": f"about {duration(forecast.seconds)} and {size(forecast.peak_bytes)} of "
             f"memory, measured: {1000 * forecast.step_seconds:,.0f} ms a step, "
-            f"{forecast.evaluations} evaluations of {duration(forecast.evaluation_seconds)}",
+            f"{forecast.evaluations} evaluation{'s' * (forecast.evaluations != 1)} of "
+            f"{duration(forecast.evaluation_seconds)}",
             "to expect": _expected(forecast.reached),
             "run": str(run.folder),
         }
