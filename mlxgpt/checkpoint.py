@@ -1,8 +1,9 @@
 """Checkpoints: written atomically, read verified.
 
 A checkpoint is a folder step-0005000 with model.safetensors, optimizer.safetensors and
-manifest.json (format version, step, hashes, the tokenizer's fingerprint). It is written beside
-its final name, synced, and renamed, so that one that can be seen is whole.
+manifest.json (format version, step, hashes, the tokenizer's fingerprint, the guard's memory). It is
+written beside its final name, synced, and renamed, so that one that can be seen is whole. Nothing
+that a stranger writes into one runs code, leads out of it, or takes more memory than it is long.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxgpt import files
 from mlxgpt.errors import UserError
 
-FORMAT = 1
-NAME = re.compile(r"step-(\d{7,})")
+FORMAT = 2  # 1 had no guard
+NAME = re.compile(r"step-(\d{7,18})", re.ASCII)
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "manifest.json"
 
 
@@ -34,25 +34,28 @@ class Checkpoint:
         step: updates done.
         tokenizer: fingerprint of the tokenizer that the model was trained with.
         report: numbers noted with it, such as the loss.
-        parameters: the model's parameter tree.
-        optimizer: the optimizer's state tree, or None where it was not asked for.
+        guard: what the guard remembers; empty in format 1.
+        parameters: the model's arrays by their dotted names.
+        optimizer: those of the optimizer's state, or None where it was not asked for.
     """
 
     step: int
     tokenizer: str
     report: dict[str, float]
-    parameters: dict[str, Any]
-    optimizer: dict[str, Any] | None
+    guard: dict[str, Any]
+    parameters: dict[str, mx.array]
+    optimizer: dict[str, mx.array] | None
 
 
 def save(
     folder: Path,
     step: int,
-    parameters: Any,
-    optimizer: Any,
+    parameters: dict[str, mx.array],
+    optimizer: dict[str, mx.array],
     *,
     tokenizer: str,
     report: Mapping[str, float] | None = None,
+    guard: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint into `folder`; its path. One of that step that is there already (a
     damaged one, or it would have been resumed from) goes when the new one is whole.
@@ -68,8 +71,8 @@ def save(
         raise _cannot_write(folder, error) from error
     try:
         hashes: dict[str, str] = {}
-        for name, tree in ((MODEL, parameters), (OPTIMIZER, optimizer)):
-            mx.save_safetensors(str(scratch / name), dict(tree_flatten(tree)))
+        for name, arrays in ((MODEL, parameters), (OPTIMIZER, optimizer)):
+            mx.save_safetensors(str(scratch / name), arrays)
             hashes[name] = files.sha256(scratch / name)
         manifest = files.sealed(
             {
@@ -77,6 +80,7 @@ def save(
                 "step": step,
                 "tokenizer": tokenizer,
                 "report": dict(report or {}),
+                "guard": dict(guard or {}),
                 "sha256": hashes,
             }
         )
@@ -104,21 +108,22 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
     """
     wanted = (MODEL, OPTIMIZER) if with_optimizer else (MODEL,)
     try:
+        files.only_plain(path)
         manifest = files.read_sealed(path / MANIFEST, FORMAT)
         if path_of(path.parent, manifest["step"]) != path:
             raise ValueError(f"it is that of step {manifest['step']}")
         for name in wanted:
             if files.sha256(path / name) != manifest["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
-        trees = [tree_unflatten(list(_arrays(path / name).items())) for name in wanted]
         return Checkpoint(
             step=int(manifest["step"]),
             tokenizer=manifest["tokenizer"],
-            report=manifest["report"],
-            parameters=trees[0],
-            optimizer=trees[1] if with_optimizer else None,
+            report=_numbers(manifest["report"]),
+            guard=dict(manifest.get("guard", {})),
+            parameters=_arrays(path / MODEL),
+            optimizer=_arrays(path / OPTIMIZER) if with_optimizer else None,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the checkpoint {path} is missing or damaged: {error}",
             "use another checkpoint of this run: --checkpoint newest, or a step number.",
@@ -129,7 +134,9 @@ def steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in `folder`, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(m[1]) for p in folder.iterdir() if (m := NAME.fullmatch(p.name)))
+    return sorted(
+        int(m[1]) for p in folder.iterdir() if (m := NAME.fullmatch(p.name)) and p.is_dir()
+    )
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -147,7 +154,20 @@ def prune(folder: Path, keep: set[int]) -> None:
 
 
 def _arrays(path: Path) -> dict[str, mx.array]:
-    return cast(dict[str, mx.array], mx.load(str(path)))
+    """The arrays of a file, by `safetensors`, which trusts no header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: mx.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def _numbers(tree: Any) -> dict[str, float]:
+    if not isinstance(tree, dict) or not all(isinstance(v, (int, float)) for v in tree.values()):
+        raise ValueError("its report holds something else than numbers")
+    return tree
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:

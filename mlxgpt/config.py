@@ -14,6 +14,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
 
 T = TypeVar("T")
@@ -198,13 +199,14 @@ def load(path: str | Path) -> Config:
         UserError: if it cannot be read, or holds an unknown key or an impossible value.
     """
     try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        with files.not_too_deep():
+            tree = tomllib.loads(files.read_small(Path(path)))
     except OSError as error:
         raise UserError(
             f"cannot read the config {path}: {error.strerror}",
             f"name a TOML file, or one of {', '.join(sorted(built_in()))}.",
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(
             f"{path} is not valid TOML: {error}", "mend that line; see configs/tier1.toml."
         ) from error

@@ -76,7 +76,8 @@ class Evaluator:
             )
         self._ids = ids
         self._bytes = text_bytes
-        self._rows = max(1, batch_size // lanes.count())  # of each lane
+        windows = math.ceil((len(ids) - 1) / model.config.block_size)  # more rows are padding
+        self._rows = max(1, min(batch_size, windows) // lanes.count())  # of each lane
         self._block_size = model.config.block_size
         self._model = model
         self._lanes = Lanes(lambda: make_eval_step(model, dtype))

@@ -1,4 +1,6 @@
-"""Small files that are whole or not there, and that tell when they were changed."""
+"""Small files that are whole or not there, that tell when they were changed, and that harm nobody
+when a stranger wrote them.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,16 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mlxgpt.errors import UserError
 
 SEAL = "seal"
+SMALL = 1 << 20  # bytes of a file that describes something
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -24,6 +28,7 @@ def write_atomically(path: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
         sync(scratch)
         scratch.replace(path)
+        sync(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -54,26 +59,85 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
         UserError: if another process works on it, or nothing can be written there.
     """
     lock = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a")
-    except OSError as error:
-        raise UserError(
-            f"cannot write in {path.parent}: {error.strerror}", "choose another folder."
-        ) from error
-    with file:
-        with contextlib.suppress(OSError):  # some file systems have no locks
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another process is {doing} {path} right now",
-                    "wait until it is done, or choose another name.",
-                ) from error
+    while True:
         try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("a")
+        except OSError as error:
+            raise UserError(
+                f"cannot write in {path.parent}: {error.strerror}", "choose another folder."
+            ) from error
+        with file:
+            with contextlib.suppress(OSError):  # some file systems have no locks
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UserError(
+                        f"another process is {doing} {path} right now",
+                        "wait until it is done, or choose another name.",
+                    ) from error
+            if not _is_at(file, lock):
+                continue  # whoever had it took it away after we opened it: it locks nobody out
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def only_plain(folder: Path) -> None:
+    """Refuse a folder with anything in it but files and folders: a link may lead out of it, and
+    reading a pipe may take for ever.
+
+    Raises:
+        UserError: naming what else is there.
+    """
+    for parent, folders, names in os.walk(folder):  # does not follow links, and names them
+        for name in (*folders, *names):
+            path = Path(parent, name)
+            mode = path.lstat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise UserError(
+                    f"{path} is a link, or no file",
+                    "put the file itself there: the folder has to be complete in itself.",
+                )
+
+
+def read_small(path: Path, most: int = SMALL) -> str:
+    """The text of a file that has to be small.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is larger than `most` bytes, or not UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return content.decode("utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """As `json.loads`, which answers to some texts with another error than ValueError."""
+    with not_too_deep():
+        return json.loads(text)
+
+
+@contextlib.contextmanager
+def not_too_deep() -> Iterator[None]:
+    """Where a text is parsed: nesting beyond what Python bears is a ValueError like others."""
+    try:
+        yield
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def sha256(path: Path) -> str:
@@ -88,7 +152,8 @@ def sealed(tree: Mapping[str, Any]) -> str:
 
 
 def read_sealed(path: Path, newest: int) -> dict[str, Any]:
-    """Read what `sealed` made, the seal left out.
+    """Read what `sealed` made, the seal left out. Every changed byte is found, also where it
+    changes nothing: the file has to be what `sealed` writes.
 
     Args:
         newest: the newest `format` that is understood.
@@ -98,7 +163,8 @@ def read_sealed(path: Path, newest: int) -> dict[str, Any]:
         OSError: if it cannot be read.
         ValueError: if it is not what was written.
     """
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    text = read_small(path)
+    tree = parse_json(text)
     if not isinstance(tree, dict):
         raise ValueError("it is no JSON object")
     format = tree.get("format")
@@ -107,8 +173,10 @@ def read_sealed(path: Path, newest: int) -> dict[str, Any]:
             f"{path.parent} was written by a newer mlxgpt (format {format})",
             "upgrade mlxgpt: pip install -U mlxgpt",
         )
-    if tree.pop(SEAL, None) != _seal(tree):
-        raise ValueError("it is not what was written (its seal is broken)")
+    tree.pop(SEAL, None)
+    with not_too_deep():
+        if sealed(tree) != text:
+            raise ValueError("it is not what was written (its seal is broken)")
     return tree
 
 

@@ -81,8 +81,7 @@ class Hooks:
         checkpoint.save(
             self.run.checkpoints,
             step,
-            self.step_function.model.parameters(),
-            self.step_function.optimizer.state,
+            *self.step_function.arrays(),
             tokenizer=self.tokenizer.fingerprint,
             report=numbers,
         )

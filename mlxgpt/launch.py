@@ -11,6 +11,7 @@ import shlex
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from mlxgpt.corpus.tokens import Dataset, blocks_per_epoch
 from mlxgpt.errors import UserError
 from mlxgpt.forecast import Forecast, estimated_bytes, measure, refuse_too_large
 from mlxgpt.hooks import Hooks, Watcher
-from mlxgpt.model import GPT, load_parameters
+from mlxgpt.model import GPT, count_parameters, load_parameters
 from mlxgpt.run import Run
 from mlxgpt.selfcheck import Law
 from mlxgpt.step import TrainStep, new_step
@@ -183,11 +184,11 @@ def _train(
     else:
         start, last_report = 0, {}
         run = runs.create(folder, config, dataset)
-    run.cut_metrics(start)
+    noted = run.cut(start)
     display.start(run, dataset, start, forecast.for_plan(config, start))
 
     hooks = Hooks(run, config, dataset, step_function, display, start)
-    if last_report and start not in [record["step"] for record in run.metrics()]:
+    if last_report and not noted:
         # Killed after saving and before evaluating: make up for what is missing.
         report = Report(start, seconds=0.0, values={}, **last_report)
         for hook in hooks.after_saving:
@@ -223,6 +224,12 @@ def load_model(run: Run, which: str = "best") -> tuple[GPT, checkpoint.Checkpoin
     """
     saved = checkpoint.load(run.checkpoint_path(which))
     _same_tokenizer(run, saved)
+    there = sum(value.size for value in saved.parameters.values())
+    if there != (wanted := count_parameters(run.config.model)):  # before a model of that size
+        raise UserError(
+            f"config.toml tells of {wanted:,} parameters, and the checkpoint has {there:,}",
+            "restore the run's own files; config.toml and checkpoints belong together.",
+        )
     model = GPT(run.config.model)
     load_parameters(model, saved.parameters)
     return model, saved
@@ -367,14 +374,14 @@ def _summary(
     seconds: float = 0.0,
     resumed: bool = True,
 ) -> Summary:
-    records = list(run.metrics())
+    last = deque(run.metrics(), maxlen=1)
     best = run.best()
     return Summary(
         run=run.folder,
         data=dataset.folder,
         step=step,
         steps=config.train.max_steps,
-        loss=records[-1]["loss"] if records else None,
+        loss=last[0].get("loss") if last else None,
         val_loss=best["val_loss"] if best else None,
         best_step=best["step"] if best else None,
         seconds=seconds,

@@ -196,19 +196,27 @@ def flat(tree: Any) -> dict[str, mx.array]:
     return dict(cast(list[tuple[str, mx.array]], tree_flatten(tree)))
 
 
-def load_parameters(model: GPT, parameters: dict) -> None:
-    """Put saved parameters in place of the model's own.
+def load_parameters(model: GPT, parameters: dict[str, mx.array]) -> None:
+    """Put saved parameters, by their dotted names, in place of the model's own.
 
     Raises:
-        UserError: if names or shapes are not this model's.
+        UserError: if names, shapes or types are not this model's.
     """
-    wanted = {name: value.shape for name, value in flat(model.parameters()).items()}
-    if {name: value.shape for name, value in flat(parameters).items()} != wanted:
+    must_be_like(parameters, flat(model.parameters()))
+    model.update(tree_unflatten(list(parameters.items())))
+
+
+def must_be_like(arrays: dict[str, mx.array], own: dict[str, mx.array]) -> None:
+    """Refuse saved arrays that are not named, shaped and typed as a model's own."""
+
+    def looks(arrays: dict[str, mx.array]) -> dict[str, Any]:
+        return {name: (value.shape, value.dtype) for name, value in arrays.items()}
+
+    if looks(arrays) != looks(own):
         raise UserError(
             "the weights are those of a model of another shape",
             "restore the run's own checkpoint; config.toml and checkpoints belong together.",
         )
-    model.update(parameters)
 
 
 def count_parameters(config: ModelConfig) -> int:

@@ -12,7 +12,9 @@ from it, nothing else is needed, on any machine.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +28,14 @@ from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.corpus.tokens import Dataset
 from mlxgpt.errors import UserError
 
-FORMAT = 1
+FORMAT = 2  # 1 had settings for no guard
+METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
+SAMPLE_HEAD = re.compile(r"--- step (\d{1,18})\n", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder, opened."""
+    """One run's folder, opened. What is read from it was perhaps written by a stranger."""
 
     folder: Path
     config: Config
@@ -54,8 +58,9 @@ class Run:
     def best(self) -> Mapping[str, Any] | None:
         """{"step", "val_loss"} of the best checkpoint, or None where that is not known."""
         try:
-            return files.read_sealed(self.folder / "best.json", FORMAT)
-        except (OSError, ValueError):
+            tree = files.read_sealed(self.folder / "best.json", FORMAT)
+            return {"step": int(tree["step"]), "val_loss": float(tree["val_loss"])}
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def set_best(self, step: int, val_loss: float) -> None:
@@ -90,30 +95,54 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line of metrics."""
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics; a last line that was cut off is left out."""
+        """The lines of metrics, each with its step; what was cut off or damaged is left out."""
         try:
-            lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            file = (self.folder / METRICS).open("rb")
         except OSError:
             return
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+        with file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    record = files.parse_json(line.decode("utf-8"))
+                    if isinstance(record, dict) and isinstance(record.get("step"), int):
+                        yield record
 
-    def cut_metrics(self, step: int) -> None:
-        """Forget the metrics of later steps than `step`."""
-        kept = [json.dumps(r) + "\n" for r in self.metrics() if r["step"] <= step]
-        if kept or (self.folder / "metrics.jsonl").exists():
-            files.write_atomically(self.folder / "metrics.jsonl", "".join(kept))
+    def cut(self, step: int) -> bool:
+        """Forget what was noted after a step; whether that step's own metrics are there. Where they
+        are not, its sample goes too.
+        """
+        kept = {record["step"]: record for record in self.metrics() if record["step"] <= step}
+        lines = [json.dumps(record) + "\n" for record in kept.values()]
+        last = step if step in kept else step - 1
+        for name, content in ((METRICS, lines), (SAMPLES, self._samples_until(last))):
+            if (self.folder / name).exists():
+                files.write_atomically(self.folder / name, "".join(content))
+        return step in kept
+
+    def _samples_until(self, step: int) -> Iterator[str]:
+        try:
+            file = (self.folder / SAMPLES).open(encoding="utf-8", errors="replace", newline="")
+        except OSError:
+            return
+        with file:
+            for line in file:
+                if (head := SAMPLE_HEAD.fullmatch(line)) and int(head[1]) > step:
+                    return
+                yield line.replace("\0", "")  # a file that lost its power may end with them
+
+    def sync_notes(self) -> None:
+        """Make the disk hold what was noted."""
+        for name in (METRICS, SAMPLES):
+            with contextlib.suppress(FileNotFoundError):
+                files.sync(self.folder / name)
 
     def add_sample(self, step: int, text: str) -> None:
         """Append what the model wrote at a step."""
-        with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
+        with (self.folder / SAMPLES).open("a", encoding="utf-8", newline="") as file:
             file.write(f"--- step {step}\n{text}\n\n")
 
 
@@ -136,6 +165,7 @@ def create(folder: Path, config: Config, dataset: Dataset) -> Run:
         files.write_atomically(folder / "tokenizer.json", dataset.tokenizer.to_json())
         # Last, since it is what makes the folder a run.
         files.write_atomically(folder / "run.json", files.sealed(identity))
+        files.sync(folder.parent)
     except OSError as error:
         raise UserError(
             f"cannot write the run {folder}: {error.strerror}", "choose another --runs-dir."
@@ -149,24 +179,28 @@ def open_run(folder: Path) -> Run:
     Raises:
         UserError: if it is no run, damaged, or of a newer format.
     """
+    files.only_plain(folder)
     try:
         identity = files.read_sealed(folder / "run.json", FORMAT)
+        data_name, data = str(identity["data_name"]), str(identity["data_fingerprint"])
+        if data_name != Path(data_name).name or not data_name.isprintable():
+            raise ValueError(f"{data_name!r} is no name of a data folder")
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} is not a run of mlxgpt", "name another: mlxgpt runs lists them."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{folder / 'run.json'} is damaged: {error}", "restore it, or name another run."
         ) from error
     config = configs.load(folder / "config.toml")
     tokenizer = tokenizers.load(folder / "tokenizer.json")
-    if tokenizer.fingerprint != identity["tokenizer"]:
+    if tokenizer.fingerprint != identity.get("tokenizer"):
         raise UserError(
             f"{folder}: tokenizer.json is not the one this run was trained with",
             "restore the run's own file.",
         )
-    return Run(folder, config, tokenizer, identity["data_name"], identity["data_fingerprint"])
+    return Run(folder, config, tokenizer, data_name, data)
 
 
 def find(name: str | None, runs_dir: Path) -> Run:

@@ -15,12 +15,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_map, tree_unflatten
 
 from mlxgpt import lanes
 from mlxgpt.config import Config
 from mlxgpt.lanes import Lanes
-from mlxgpt.model import GPT, load_parameters
+from mlxgpt.model import GPT, flat, load_parameters, must_be_like
 from mlxgpt.optim import make_optimizer
 
 
@@ -91,10 +91,16 @@ class TrainStep:
         loss, gradients = self.gradients(inputs, targets, key)
         return loss, self._apply(gradients, mx.array(learning_rate))
 
-    def restore(self, parameters: dict, optimizer: dict) -> None:
-        """Continue from saved trees; raises UserError if they are another model's."""
+    def arrays(self) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
+        """The parameters, and the optimizer's state, by their dotted names."""
+        return flat(self.model.parameters()), flat(self.optimizer.state)
+
+    def restore(self, parameters: dict[str, mx.array], optimizer: dict[str, mx.array]) -> None:
+        """Continue from saved arrays; raises UserError if they are another model's."""
+        must_be_like(optimizer, self.arrays()[1])
         load_parameters(self.model, parameters)
-        for part, saved in zip(self.optimizer.optimizers, optimizer["states"], strict=True):
+        states = tree_unflatten(list(optimizer.items()))["states"]
+        for part, saved in zip(self.optimizer.optimizers, states, strict=True):
             part.state.update(saved)  # in place: the compiled functions hold these dicts
 
     def gradients(

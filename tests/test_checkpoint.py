@@ -11,7 +11,7 @@ from mlxgpt import checkpoint, files
 from mlxgpt.checkpoint import MODEL, OPTIMIZER
 from mlxgpt.config import Config
 from mlxgpt.errors import UserError
-from mlxgpt.model import GPT, flat
+from mlxgpt.model import GPT
 from mlxgpt.step import TrainStep
 
 
@@ -28,10 +28,10 @@ def save(folder: Path, step: TrainStep, number: int = 3) -> Path:
     return checkpoint.save(
         folder,
         number,
-        step.model.parameters(),
-        step.optimizer.state,
+        *step.arrays(),
         tokenizer="abc",
         report={"loss": 1.5},
+        guard={"skipped": 2},
     )
 
 
@@ -40,14 +40,13 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path, step: TrainStep) -> N
     assert path.name == "step-0000003"
     loaded = checkpoint.load(path, with_optimizer=True)
     assert (loaded.step, loaded.tokenizer, loaded.report) == (3, "abc", {"loss": 1.5})
-    for ours, theirs in (
-        (step.model.parameters(), loaded.parameters),
-        (step.optimizer.state, loaded.optimizer),
-    ):
-        assert flat(ours).keys() == flat(theirs).keys()
-        for name, value in flat(ours).items():
-            assert value.dtype == flat(theirs)[name].dtype
-            assert (np.array(value) == np.array(flat(theirs)[name])).all(), name
+    assert loaded.guard == {"skipped": 2}
+    assert loaded.optimizer is not None
+    for ours, theirs in zip(step.arrays(), (loaded.parameters, loaded.optimizer), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert (value.dtype, value.shape) == (theirs[name].dtype, theirs[name].shape)
+            assert (np.array(value) == np.array(theirs[name])).all(), name
     assert checkpoint.load(path).optimizer is None
 
 

@@ -23,7 +23,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "first bit": lambda content: bytes([content[0] ^ 1]) + content[1:],
     "middle bit": lambda content: flip(content, len(content) // 2),
     "last byte": lambda content: content[:-2] + bytes([content[-2] ^ 4]) + content[-1:],
-    "newer": lambda content: content.replace(b'"format": 1', b'"format": 7'),
+    "newer": lambda content: re.sub(rb'"format": \d', b'"format": 7', content),
 }
 FILES = (
     "runs/done/run.json",

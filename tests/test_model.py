@@ -136,7 +136,7 @@ def test_the_cache_changes_nothing_padding_included(tiny_model: Config) -> None:
 def test_weights_of_another_shape_are_refused(tiny_model: Config) -> None:
     wider = GPT(override(tiny_model, {"n_embd": 32}).model)
     with pytest.raises(UserError, match="another shape"):
-        load_parameters(GPT(tiny_model.model), wider.parameters())
+        load_parameters(GPT(tiny_model.model), flat(wider.parameters()))
 
 
 def test_reference_arrays_are_small() -> None:

@@ -56,7 +56,7 @@ def test_metrics_are_cut_back(runs_dir: Path) -> None:
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 14, "lo')  # as a crash leaves it
     assert [record["step"] for record in run.metrics()] == [2, 4, 6, 8, 10, 12]
-    run.cut_metrics(8)
+    assert run.cut(8)
     assert [record["step"] for record in run.metrics()] == [2, 4, 6, 8]
     run.log({"step": 10})
     assert list(run.metrics())[-1] == {"step": 10}

@@ -13,7 +13,6 @@ from mlxgpt import run as runs
 from mlxgpt.corpus.tokens import Dataset
 from mlxgpt.forecast import Forecast
 from mlxgpt.launch import Silent
-from mlxgpt.model import flat
 
 
 class Recorder(Silent):
@@ -48,8 +47,8 @@ def final_state(run: str) -> dict[str, np.ndarray]:
     saved = checkpoint.load(
         checkpoint.path_of(folder, checkpoint.steps(folder)[-1]), with_optimizer=True
     )
-    trees = {"model": saved.parameters, "optimizer": saved.optimizer}
-    return {name: np.array(value) for name, value in flat(trees).items()}
+    assert saved.optimizer is not None
+    return {name: np.array(value) for name, value in (saved.parameters | saved.optimizer).items()}
 
 
 def metrics(run: str) -> list[dict[str, Any]]:

@@ -16,9 +16,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+LARGEST_FILE = 1 << 26  # bytes of a tokenizer.json; GPT-2's has 3.6 MB
 NUL = "\0"  # in a stream of documents the end of one; no text has it
 
 
@@ -168,7 +170,9 @@ def load(path: Path) -> Tokenizer:
         UserError: if there is none, or it is not one of ours.
     """
     try:
-        return _from_tree(json.loads(path.read_text(encoding="utf-8")))
+        text = files.read_small(path, LARGEST_FILE)
+        with files.not_too_deep():
+            return _from_tree(files.parse_json(text))
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror}", "copy the whole folder, or make it again."

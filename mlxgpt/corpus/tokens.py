@@ -22,6 +22,7 @@ from mlxgpt.seeds import derive
 
 FORMAT = 1
 SPLITS = ("train", "val")
+BLOCK = 1 << 24  # bytes of an array at a time
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -162,9 +163,10 @@ def open_dataset(folder: Path) -> Dataset:
         from mlxgpt.corpus import nanogpt
 
         return nanogpt.open_arrays(folder)
+    files.only_plain(folder)
     meta = read_meta(folder)
     tokenizer = tokenizers.load(folder / "tokenizer.json")
-    if tokenizer.fingerprint != meta.tokenizer:
+    if (tokenizer.fingerprint, tokenizer.vocab_size) != (meta.tokenizer, meta.vocab_size):
         raise UserError(
             f"{folder}: the token arrays were made with another tokenizer than tokenizer.json",
             "delete this folder and prepare the data again.",
@@ -183,7 +185,13 @@ def read_meta(folder: Path) -> Meta:
     try:
         tree = files.read_sealed(path, FORMAT)
         train, val = (SplitMeta(**tree.pop(split)) for split in SPLITS)
-        return Meta(**tree, train=train, val=val)
+        meta = Meta(**tree, train=train, val=val)
+        sizes = [meta.vocab_size, *(n for s in (train, val) for n in (s.tokens, s.bytes))]
+        if any(type(n) is not int or not 0 < n < 1 << 48 for n in sizes):
+            raise ValueError("its sizes are none")
+        if meta.dtype != dtype_for(meta.vocab_size) or not isinstance(meta.origin, dict):
+            raise ValueError("it does not hold together")
+        return meta
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} holds no prepared data", "run: mlxgpt prepare, or give --source."
@@ -195,13 +203,22 @@ def read_meta(folder: Path) -> Meta:
 
 
 def _open_array(path: Path, meta: Meta, split: SplitMeta) -> Tokens:
+    dtype = np.dtype(meta.dtype)
+    digest, largest = hashlib.sha256(), 0
     try:
-        if files.sha256(path) != split.sha256:
+        # Read, not mapped: pages of a map count as this process's memory.
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+                ids = np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype)
+                largest = max(largest, int(ids.max(initial=0)))
+        whole = path.stat().st_size == split.tokens * dtype.itemsize
+        if digest.hexdigest() != split.sha256 or not whole or largest >= meta.vocab_size:
             raise UserError(
                 f"{path} is not the array that meta.json describes",
                 "delete this folder and prepare the data again.",
             )
-        return Tokens(np.memmap(path, dtype=meta.dtype, mode="r"), meta.vocab_size)
+        return Tokens(np.memmap(path, dtype=dtype, mode="r"), meta.vocab_size)
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror}", "prepare the data again."

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_unflatten
 
 from mlxgpt.config import ModelConfig
 from mlxgpt.model import GPT, load_parameters
@@ -24,10 +23,10 @@ def model_and_batch() -> tuple[GPT, mx.array, dict[str, np.ndarray]]:
     stored = arrays()
     config = ModelConfig(n_layer=2, n_head=2, n_embd=12, block_size=8, vocab_size=19, dropout=0.0)
     model = GPT(config)
-    weights = [
-        (name.removeprefix("weight:"), mx.array(np.ascontiguousarray(value)))
+    weights = {
+        name.removeprefix("weight:"): mx.array(np.ascontiguousarray(value))
         for name, value in stored.items()
         if name.startswith("weight:")
-    ]
-    load_parameters(model, tree_unflatten(weights))
+    }
+    load_parameters(model, weights)
     return model, mx.array(stored["ids"]), stored
