@@ -233,7 +233,7 @@ def _opened(
 ) -> tuple[run_folders.Run, GPT, int]:
     """A run, the model of one of its checkpoints, and its step."""
     found = run_folders.find(run, home("runs", runs_dir))
-    model, saved = load_model(found, checkpoint)
+    model, saved = load_model(found, checkpoint, note)
     note(f"{found.folder}, step {saved.step:,}")
     return found, model, saved.step
 

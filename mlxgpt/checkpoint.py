@@ -26,6 +26,10 @@ NAME = re.compile(r"step-(\d{7,18})", re.ASCII)
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "manifest.json"
 
 
+class Damaged(UserError):
+    """A checkpoint is not what was written; another one may be."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A verified checkpoint.
@@ -104,7 +108,8 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
     """Read a checkpoint and verify its hashes.
 
     Raises:
-        UserError: if it is missing, damaged or of a newer format.
+        Damaged: if it is missing, or not what was written.
+        UserError: if it is of a newer format, or holds a link.
     """
     wanted = (MODEL, OPTIMIZER) if with_optimizer else (MODEL,)
     try:
@@ -124,7 +129,7 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
             optimizer=_arrays(path / OPTIMIZER) if with_optimizer else None,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
+        raise Damaged(
             f"the checkpoint {path} is missing or damaged: {error}",
             "use another checkpoint of this run: --checkpoint newest, or a step number.",
         ) from error

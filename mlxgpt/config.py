@@ -112,6 +112,16 @@ class TrainConfig:
     sample_tokens: int = setting(
         200, "length of the sample at each evaluation; 0: none", low=0, weights=False
     )
+    keep_checkpoints: int = setting(
+        2, "newest checkpoints that are kept, beside the best", low=1, weights=False
+    )
+    on_spike: str = setting(
+        "ignore",
+        "what to do at a loss far above those before it: ignore; skip, leave that step out; "
+        "rollback, go back to the newest checkpoint and on with other batches",
+        choices=("ignore", "skip", "rollback"),
+        weights=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ class TrainingDisplay(PreparationDisplay):
         super().__init__()
         self._latest: dict[str, Any] = {}
         self._val_loss: float | None = None
+        self._saved = "–"
         self._last_line = time.monotonic()
         self._steps = self._start = 0
         self._laws = 0
@@ -163,6 +164,10 @@ class TrainingDisplay(PreparationDisplay):
             self._last_line = now
             self.console.print(Text(self._line()), soft_wrap=True)
 
+    def saved(self, step: int, size_: int, seconds: float) -> None:
+        """A checkpoint was written."""
+        self._saved = f"{size(size_)} in {seconds:.1f} s"
+
     def sample(self, step: int, text: str) -> None:
         """What the model writes by now."""
         head = Text(f"what it writes after {step:,} steps:", style="dim")
@@ -205,14 +210,17 @@ class TrainingDisplay(PreparationDisplay):
     def _numbers(self) -> list[tuple[str, str]]:
         r = self._latest
         eta = self._eta()
+        left_out = [("left out", f"{r['skipped']:,}")] if r.get("skipped") else []
         return [
             ("step", f"{r['step']:,}/{self._steps:,}"),
-            ("loss", f"{r['loss']:.4f}"),
+            ("loss", "–" if r["loss"] is None else f"{r['loss']:.4f}"),
             ("val loss", "–" if self._val_loss is None else f"{self._val_loss:.4f}"),
             ("lr", f"{r['lr']:.2e}"),
             ("tokens/s", f"{r['tokens_per_second']:,.0f}"),
             ("of peak", f"{r['peak_share']:.0%}"),
             ("memory", size(r["memory_bytes"])),
+            ("saved", self._saved),
+            *left_out,
             ("ETA", "–" if eta is None else duration(eta)),
         ]
 

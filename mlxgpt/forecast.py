@@ -92,7 +92,8 @@ def measure(config: Config, dataset: Dataset, start: int = 0) -> Forecast:
     train(step_function, dataset.train, trial, hooks=[Hook(lambda step: True, clock)], stop=enough)
     step_seconds = (times[-1] - times[WARM_UP - 1]) / (len(times) - WARM_UP)
     evaluation_seconds = _evaluation_seconds(step_function, config, dataset)
-    peak = device.peak_bytes()
+    # A checkpoint being written holds on to weights and moments while the next step is taken.
+    peak = device.peak_bytes() + device.training_bytes(config.model) * 3 // 4
     del step_function
     gc.collect()
     mx.clear_cache()

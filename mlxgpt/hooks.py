@@ -6,23 +6,26 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from mlxgpt import checkpoint, device
-from mlxgpt.config import Config, Sampling
+from mlxgpt import device
+from mlxgpt.config import Sampling
 from mlxgpt.corpus.tokens import Dataset
-from mlxgpt.errors import UserError
 from mlxgpt.evaluation import Evaluator
 from mlxgpt.generation import generate
+from mlxgpt.guard import Guard
 from mlxgpt.model import flops_per_token
 from mlxgpt.run import Run
+from mlxgpt.saver import Saver
 from mlxgpt.step import TrainStep
 from mlxgpt.trainer import Hook, Report
 
 
 class Watcher(Protocol):
-    """Whoever is told of numbers and samples."""
+    """Whoever is told of a training's numbers, samples and checkpoints."""
 
+    def note(self, line: str) -> None: ...
     def log(self, record: dict[str, Any]) -> None: ...
     def sample(self, step: int, text: str) -> None: ...
+    def saved(self, step: int, size: int, seconds: float) -> None: ...
 
 
 class Hooks:
@@ -33,17 +36,18 @@ class Hooks:
     def __init__(
         self,
         run: Run,
-        config: Config,
         dataset: Dataset,
         step_function: TrainStep,
         watcher: Watcher,
-        start: int,
+        guard: Guard,
+        saver: Saver,
     ) -> None:
         self.run = run
-        self.config = config
+        config = self.config = run.config
         self.tokenizer = dataset.tokenizer
         self.step_function = step_function
         self.watcher = watcher
+        self.guard, self.saver = guard, saver
         t, last = config.train, config.train.max_steps
         self.evaluator = Evaluator(
             step_function.model,
@@ -56,7 +60,7 @@ class Hooks:
         self.peak = device.matmul_peak(t.dtype)
         self.flops = flops_per_token(config.model)
         self.tokens = t.batch_size * t.gradient_accumulation_steps * config.model.block_size
-        self.logged_step, self.logged_seconds = start, 0.0
+        self.begin(0)
 
         def every(*intervals: int) -> Callable[[int], bool]:
             return lambda step: step == last or any(step % n == 0 for n in intervals)
@@ -68,25 +72,22 @@ class Hooks:
         ]
         self.all = [save, *self.after_saving]
 
+    def begin(self, step: int) -> None:
+        """Steps are counted from here on."""
+        self.logged_step, self.logged_seconds = step, 0.0
+
     def save(self, report: Report) -> None:
-        """Write a checkpoint; delete all others but the best."""
+        """Begin to write a checkpoint."""
         numbers = {"lr": report.lr, "loss": report.loss, "grad_norm": report.grad_norm}
-        self._write(report.step, numbers)
+        self._save(report.step, numbers)
 
     def save_now(self, step: int) -> None:
         """Write a checkpoint of the state as it is."""
-        self._write(step, {})
+        self._save(step, {})
+        self.saver.wait()
 
-    def _write(self, step: int, numbers: dict[str, float]) -> None:
-        checkpoint.save(
-            self.run.checkpoints,
-            step,
-            *self.step_function.arrays(),
-            tokenizer=self.tokenizer.fingerprint,
-            report=numbers,
-        )
-        best = self.run.best()
-        checkpoint.prune(self.run.checkpoints, {step, best["step"] if best else step})
+    def _save(self, step: int, numbers: dict[str, float]) -> None:
+        self.saver.save(step, self.step_function, numbers, self.guard.to_tree())
 
     def evaluate(self, report: Report) -> None:
         """Evaluate, remember the best, and write a sample."""
@@ -94,7 +95,8 @@ class Hooks:
         report.values["val_loss"] = result.loss
         report.values["val_bits_per_byte"] = result.bits_per_byte
         best = self.run.best()
-        if best is None or result.loss < best["val_loss"]:
+        if math.isfinite(result.loss) and (best is None or result.loss < best["val_loss"]):
+            self.saver.wait()  # the best is one that is there
             self.run.set_best(report.step, result.loss)
         if length := self.config.train.sample_tokens:
             sampling = Sampling(max_tokens=length, seed=self.config.train.seed)
@@ -104,25 +106,25 @@ class Hooks:
 
     def log(self, report: Report) -> None:
         """Write a line of metrics."""
-        if not math.isfinite(report.loss):
-            raise UserError(
-                f"the loss is {report.loss} at step {report.step}: the training has diverged",
-                f"use a lower --learning-rate than {self.config.optim.learning_rate}, "
-                "and another --run.",
-            )
         tokens = (report.step - self.logged_step) * self.tokens
         seconds = report.seconds - self.logged_seconds
         rate = tokens / seconds if seconds > 0 else 0.0
         self.logged_step, self.logged_seconds = report.step, report.seconds
         record = {
             "step": report.step,
-            "loss": report.loss,
+            "loss": _finite(report.loss),
             "lr": report.lr,
-            "grad_norm": report.grad_norm,
+            "grad_norm": _finite(report.grad_norm),
             "tokens_per_second": rate,
             "peak_share": rate * self.flops / self.peak,
             "memory_bytes": device.memory()[0],
+            "skipped": self.guard.skipped,
             **report.values,
         }
         self.run.log(record)
         self.watcher.log(record)
+
+
+def _finite(value: float) -> float | None:
+    """A number as JSON can have it."""
+    return value if math.isfinite(value) else None

@@ -8,30 +8,28 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlxgpt import blas, checkpoint, device, files, mac, selfcheck
+from mlxgpt import blas, checkpoint, device, files, selfcheck, session
 from mlxgpt import run as runs
+from mlxgpt.checkpoint import Checkpoint
 from mlxgpt.config import Config, changed_weights, override
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.hub import NoConnection
 from mlxgpt.corpus.tokens import Dataset, blocks_per_epoch
 from mlxgpt.errors import UserError
 from mlxgpt.forecast import Forecast, estimated_bytes, measure, refuse_too_large
-from mlxgpt.hooks import Hooks, Watcher
+from mlxgpt.guard import Guard
+from mlxgpt.hooks import Watcher
 from mlxgpt.model import GPT, count_parameters, load_parameters
 from mlxgpt.run import Run
 from mlxgpt.selfcheck import Law
-from mlxgpt.step import TrainStep, new_step
-from mlxgpt.trainer import Report, train
+from mlxgpt.step import new_step
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,7 @@ class Silent(preparation.Unwatched):
     def start(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None: ...
     def log(self, record: dict[str, Any]) -> None: ...
     def sample(self, step: int, text: str) -> None: ...
+    def saved(self, step: int, size: int, seconds: float) -> None: ...
     def finish(self, summary: Summary) -> None: ...
 
 
@@ -178,52 +177,39 @@ def _train(
         config = _plan(config, max_minutes, forecast)
     step_function = new_step(config)
     if run:
-        start, last_report = _resume(run, step_function, display)
+        start, last_report, guard = session.resume(run, step_function, config, display)
         run = replace(run, config=config)
         run.write_config(config)
     else:
-        start, last_report = 0, {}
+        start, last_report, guard = 0, {}, Guard(config.train.on_spike)
         run = runs.create(folder, config, dataset)
-    noted = run.cut(start)
+    # Killed after saving and before evaluating: what is missing is made up for.
+    make_up = None if run.cut(start) else last_report
     display.start(run, dataset, start, forecast.for_plan(config, start))
 
-    hooks = Hooks(run, config, dataset, step_function, display, start)
-    if last_report and not noted:
-        # Killed after saving and before evaluating: make up for what is missing.
-        report = Report(start, seconds=0.0, values={}, **last_report)
-        for hook in hooks.after_saving:
-            if hook.due(start):
-                hook.run(report)
     began = time.monotonic()
-    over = False
-
-    def stop() -> bool:
-        nonlocal over
-        over = limit is not None and device.memory()[0] > limit
-        return over or asked()
-
-    with _stop_signals(display) as asked, mac.awake():
-        step = train(step_function, dataset.train, config, start=start, hooks=hooks.all, stop=stop)
-    if step not in run.steps():
-        hooks.save_now(step)
-    if over and step < config.train.max_steps:
-        raise UserError(
-            f"the training took more than {(limit or 0) / 1e9:g} GB: stopped and saved at step "
-            f"{step:,}",
-            "the same command with a larger --memory-limit goes on from there.",
-        )
+    step = session.proceed(
+        run, dataset, step_function, guard, display, start=start, limit=limit, make_up=make_up
+    )
     seconds = time.monotonic() - began
     return _summary(run, config, dataset, step=step, seconds=seconds, resumed=start > 0)
 
 
-def load_model(run: Run, which: str = "best") -> tuple[GPT, checkpoint.Checkpoint]:
-    """The model of a run's checkpoint: `best`, `newest`, or a step.
+def load_model(
+    run: Run, which: str = "best", note: Callable[[str], None] = lambda line: None
+) -> tuple[GPT, Checkpoint]:
+    """The model of a run's checkpoint: `best`, `newest`, or a step. Where the best or the newest
+    is damaged, `note` is told, and the newest that is whole is used.
 
     Raises:
         UserError: if there is none, it is damaged, or it was made with another tokenizer.
     """
-    saved = checkpoint.load(run.checkpoint_path(which))
-    _same_tokenizer(run, saved)
+    path = run.checkpoint_path(which)
+    paths = [path]
+    if not which.isdecimal():
+        others = (checkpoint.path_of(run.checkpoints, n) for n in reversed(run.steps()))
+        paths += [other for other in others if other != path]
+    saved = run.load_first(paths, note)
     there = sum(value.size for value in saved.parameters.values())
     if there != (wanted := count_parameters(run.config.model)):  # before a model of that size
         raise UserError(
@@ -233,14 +219,6 @@ def load_model(run: Run, which: str = "best") -> tuple[GPT, checkpoint.Checkpoin
     model = GPT(run.config.model)
     load_parameters(model, saved.parameters)
     return model, saved
-
-
-def _same_tokenizer(run: Run, saved: checkpoint.Checkpoint) -> None:
-    if saved.tokenizer != run.tokenizer.fingerprint:
-        raise UserError(
-            f"the checkpoint of step {saved.step} in {run.folder} was made with another tokenizer",
-            "restore the run's own checkpoint.",
-        )
 
 
 def _fit_to_data(config: Config, dataset: Dataset, strict_vocab: bool) -> Config:
@@ -314,55 +292,10 @@ def _check(config: Config, display: Display) -> None:
             )
 
 
-def _resume(run: Run, step_function: TrainStep, display: Display) -> tuple[int, dict[str, Any]]:
-    """Load the newest checkpoint that is whole: its step, and the numbers noted with it."""
-    for step in reversed(run.steps()):
-        try:
-            saved = checkpoint.load(checkpoint.path_of(run.checkpoints, step), with_optimizer=True)
-        except UserError as error:
-            display.note(error.problem)
-            continue
-        _same_tokenizer(run, saved)
-        assert saved.optimizer is not None
-        step_function.restore(saved.parameters, saved.optimizer)
-        display.note(f"resuming {run.name} from step {saved.step:,}")
-        return saved.step, saved.report
-    raise UserError(f"no checkpoint of {run.name} is whole", "begin a new run with --run NAME.")
-
-
 def _plan(config: Config, minutes: float, forecast: Forecast) -> Config:
     """`config` with as many steps as fit into the time, evaluations included."""
     steps = forecast.steps_in(60 * minutes, config.train.eval_interval)
     return override(config, {"max_steps": steps})
-
-
-@contextmanager
-def _stop_signals(display: Display) -> Iterator[Callable[[], bool]]:
-    """While a training runs, the first Ctrl-C (or SIGTERM) asks it to stop after its step; the
-    second one quits at once. Yields a function that tells whether it was asked.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def handle(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        # From another thread, since this one may be in the middle of writing something.
-        line = "stopping after this step, and saving; once more quits at once"
-        threading.Thread(target=display.note, args=(line,)).start()
-
-    for number in signals:
-        signal.signal(number, handle)
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _summary(

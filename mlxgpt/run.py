@@ -15,13 +15,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxgpt import checkpoint, files
 from mlxgpt import config as configs
+from mlxgpt.checkpoint import Checkpoint
 from mlxgpt.config import Config
 from mlxgpt.corpus import tokenizer as tokenizers
 from mlxgpt.corpus.tokenizer import Tokenizer
@@ -88,6 +89,30 @@ class Run:
             f"{self.name} has no checkpoint {which!r}",
             f"use best, newest, or one of {', '.join(map(str, there))}.",
         )
+
+    def load_first(
+        self, paths: Sequence[Path], note: Callable[[str], None], *, with_optimizer: bool = False
+    ) -> Checkpoint:
+        """The first of some checkpoints that is whole; `note` is told of those before it.
+
+        Raises:
+            UserError: if none is, or it is not of this run.
+        """
+        for path in paths:
+            try:
+                saved = checkpoint.load(path, with_optimizer=with_optimizer)
+            except checkpoint.Damaged as error:
+                if path == paths[-1]:
+                    raise
+                note(error.problem)
+                continue
+            if saved.tokenizer != self.tokenizer.fingerprint:
+                raise UserError(
+                    f"the checkpoint {path} was made with another tokenizer",
+                    "restore the run's own checkpoint.",
+                )
+            return saved
+        raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
 
     def write_config(self, config: Config) -> None:
         """Store a config in the folder."""
@@ -194,6 +219,8 @@ def open_run(folder: Path) -> Run:
             f"{folder / 'run.json'} is damaged: {error}", "restore it, or name another run."
         ) from error
     config = configs.load(folder / "config.toml")
+    if config.train.dtype == "auto":  # which a run has decided
+        raise UserError(f"{folder / 'config.toml'} is not whole", "restore the run's own file.")
     tokenizer = tokenizers.load(folder / "tokenizer.json")
     if tokenizer.fingerprint != identity.get("tokenizer"):
         raise UserError(

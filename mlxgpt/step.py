@@ -5,6 +5,7 @@ Shapes are fixed, so each is traced once. Nothing here waits for the device.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from mlx.utils import tree_map, tree_unflatten
 from mlxgpt import lanes
 from mlxgpt.config import Config
 from mlxgpt.lanes import Lanes
-from mlxgpt.model import GPT, flat, load_parameters, must_be_like
+from mlxgpt.model import GPT, flat, must_be_like
 from mlxgpt.optim import make_optimizer
 
 
@@ -75,21 +76,28 @@ class TrainStep:
         return [self.model.state, self.optimizer.state]
 
     def __call__(
-        self, inputs: mx.array, targets: mx.array, learning_rate: float, key: mx.array
+        self,
+        inputs: mx.array,
+        targets: mx.array,
+        learning_rate: float,
+        key: mx.array,
+        limit: float = math.inf,
     ) -> tuple[mx.array, mx.array]:
-        """Take one step.
+        """Take one step. Where the loss or the gradient is not finite, or the loss is above
+        `limit`, it changes nothing.
 
         Args:
             inputs, targets: ids[A, B, T], int32.
             learning_rate: of this step.
             key: for dropout; each micro-batch gets its own from it.
+            limit: the largest loss that the step is applied with.
 
         Returns:
             The mean loss in nats per token before the update, and the gradient's global norm
             before clipping; neither is computed yet.
         """
         loss, gradients = self.gradients(inputs, targets, key)
-        return loss, self._apply(gradients, mx.array(learning_rate))
+        return loss, self._apply(gradients, loss, mx.array([learning_rate, limit]))
 
     def arrays(self) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
         """The parameters, and the optimizer's state, by their dotted names."""
@@ -97,11 +105,9 @@ class TrainStep:
 
     def restore(self, parameters: dict[str, mx.array], optimizer: dict[str, mx.array]) -> None:
         """Continue from saved arrays; raises UserError if they are another model's."""
-        must_be_like(optimizer, self.arrays()[1])
-        load_parameters(self.model, parameters)
-        states = tree_unflatten(list(optimizer.items()))["states"]
-        for part, saved in zip(self.optimizer.optimizers, states, strict=True):
-            part.state.update(saved)  # in place: the compiled functions hold these dicts
+        for saved, own in zip((parameters, optimizer), self.arrays(), strict=True):
+            must_be_like(saved, own)
+        self._put(parameters, optimizer)
 
     def gradients(
         self, inputs: mx.array, targets: mx.array, key: mx.array
@@ -130,12 +136,25 @@ class TrainStep:
         parts = len(sums) * self.micro_batches
         return tree_map(lambda *values: sum(values) / parts, *sums)
 
-    def _apply_gradients(self, gradients: dict, learning_rate: mx.array) -> mx.array:
-        limit = self.grad_clip or float("inf")
-        gradients, norm = optim.clip_grad_norm(gradients, limit)
+    def _apply_gradients(self, gradients: dict, loss: mx.array, given: mx.array) -> mx.array:
+        learning_rate, limit = given[0], given[1]
+        before = self.arrays()
+        gradients, norm = optim.clip_grad_norm(gradients, self.grad_clip or math.inf)
         self.optimizer.learning_rate = learning_rate
         self.optimizer.update(self.model, gradients)
+        good = mx.isfinite(loss) & mx.isfinite(norm) & (loss <= limit)
+        after = (
+            {name: mx.where(good, value, old[name]) for name, value in new.items()}
+            for old, new in zip(before, self.arrays(), strict=True)
+        )
+        self._put(*after)
         return norm
+
+    def _put(self, parameters: dict[str, mx.array], optimizer: dict[str, mx.array]) -> None:
+        self.model.update(tree_unflatten(list(parameters.items())))
+        states = tree_unflatten(list(optimizer.items()))["states"]
+        for part, state in zip(self.optimizer.optimizers, states, strict=True):
+            part.state.update(state)  # in place: the compiled functions hold these dicts
 
 
 class _Sums:

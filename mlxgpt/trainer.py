@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.guard import Guard
 from mlxgpt.optim import learning_rate
 from mlxgpt.seeds import derive
 from mlxgpt.step import TrainStep, scalar
@@ -54,8 +55,9 @@ def train(
     start: int = 0,
     hooks: Sequence[Hook] = (),
     stop: Callable[[], bool] = lambda: False,
+    guard: Guard | None = None,
 ) -> int:
-    """Take the steps from `start` on, up to `max_steps`.
+    """Take the steps from `start` on, up to `max_steps`, or until the guard stops it.
 
     Everything random is a function of (seed, purpose, step), so it does not matter where a
     training was interrupted. The next batch is built, and the next step handed over, while the
@@ -65,15 +67,17 @@ def train(
         start: updates done already.
         hooks: called in order.
         stop: asked after each step; True ends the training there.
+        guard: decides which steps are not applied; default: those that are not finite.
 
     Returns:
         Updates done in all.
     """
     t = config.train
+    guard = guard or Guard()
 
     def batch(step: int) -> tuple[mx.array, mx.array]:
         inputs, targets = tokens.batch(
-            step,
+            step + guard.passed,
             seed=t.seed,
             batch_size=t.batch_size,
             block_size=config.model.block_size,
@@ -85,20 +89,34 @@ def train(
         return start
     seconds, since = 0.0, time.monotonic()  # a clock that stands still while the machine sleeps
     upcoming = batch(start)
-    waiting: list[mx.array] = []
+    waiting: tuple[int, mx.array, mx.array, float] | None = None
+
+    def settle() -> None:
+        nonlocal waiting
+        if waiting:
+            number, loss, norm, limit = waiting
+            guard.settle(number, scalar(loss), scalar(norm), limit)
+        waiting = None
+
     for step in range(start, t.max_steps):
         rate = learning_rate(config, step)
-        key = mx.random.key(derive(t.seed, "dropout", step))
-        loss, norm = step_function(*upcoming, rate, key)
+        key = mx.random.key(derive(t.seed, "dropout", step + guard.passed))
+        limit = guard.limit(step)
+        loss, norm = step_function(*upcoming, rate, key, limit)
         mx.async_eval(loss, norm, step_function.state)
         if step + 1 < t.max_steps:
             upcoming = batch(step + 1)
-        mx.eval(waiting)
-        waiting = [loss, norm]
+        settle()
+        waiting = step, loss, norm, limit
         done = step + 1
         due = [hook for hook in hooks if hook.due(done)]
         if due:
-            mx.eval(loss, norm, step_function.state)
+            settle()
+        if guard.stops:
+            mx.eval(step_function.state)
+            return done
+        if due:
+            mx.eval(step_function.state)
             seconds += time.monotonic() - since
             report = Report(done, rate, scalar(loss), scalar(norm), seconds)
             for hook in due:
@@ -106,5 +124,7 @@ def train(
             since = time.monotonic()
         if stop():
             mx.eval(step_function.state)
+            settle()
             return done
+    settle()
     return t.max_steps

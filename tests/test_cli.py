@@ -83,6 +83,8 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "log_interval": (["13"], 13),
     "eval_interval": (["17"], 17),
     "save_interval": (["19"], 19),
+    "keep_checkpoints": (["3"], 3),
+    "on_spike": (["skip"], "skip"),
     "sample_tokens": (["23"], 23),
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mlxgpt import api, checkpoint, device, hooks, launch
+from mlxgpt import api, checkpoint, device, hooks, session
 from mlxgpt import run as runs
 from mlxgpt.errors import UserError
 from mlxgpt.trainer import Report
@@ -36,7 +36,7 @@ def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
     for until in (3, 11, 20):
         stops = iter([False] * (until - len_done("parts") - 1) + [True])
         with monkeypatch.context() as patch:
-            patch.setattr(launch, "_stop_signals", lambda display, stops=stops: Stops(stops))
+            patch.setattr(session, "_stop_signals", lambda display, stops=stops: Stops(stops))
             summary = train("parts", eval_interval=5, log_interval=1, save_interval=7, **more)
         assert summary.interrupted
         assert summary.step == until
