@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,12 +185,22 @@ def create(folder: Path, config: Config, dataset: Dataset) -> Run:
         "data_fingerprint": run.data_fingerprint,
         "tokenizer": dataset.tokenizer.fingerprint,
     }
+    # Beside its place, as a killed process leaves either a run or nothing.
+    scratch = folder.with_name(f".{folder.name}.new")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        run.write_config(config)
-        files.write_atomically(folder / "tokenizer.json", dataset.tokenizer.to_json())
-        # Last, since it is what makes the folder a run.
-        files.write_atomically(folder / "run.json", files.sealed(identity))
+        shutil.rmtree(scratch, ignore_errors=True)
+        (scratch / "checkpoints").mkdir(parents=True)
+        for name, text in (
+            ("config.toml", configs.to_toml(config)),
+            ("tokenizer.json", dataset.tokenizer.to_json()),
+            ("run.json", files.sealed(identity)),
+        ):
+            (scratch / name).write_text(text, encoding="utf-8")
+            files.sync(scratch / name)
+        files.sync(scratch)
+        if folder.exists():  # without a checkpoint, or it would have been resumed
+            shutil.rmtree(folder)
+        scratch.rename(folder)
         files.sync(folder.parent)
     except OSError as error:
         raise UserError(

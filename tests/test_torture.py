@@ -1,0 +1,112 @@
+"""A training killed again and again, at random moments, mostly while it writes; and its power cut.
+In the end it has the same bits as one that nobody touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxgpt import checkpoint
+from tests.breaking import cut_the_power
+from tests.conftest import TINY
+from tests.trainings import final_state, metrics
+
+STEPS = 40
+CONFIG = {
+    **TINY,
+    "train": {
+        **TINY["train"],
+        "max_steps": STEPS,
+        "gradient_accumulation_steps": 2,
+        "log_interval": 1,
+        "on_spike": "skip",
+    },
+}
+
+
+def live(plan: dict[str, Any]) -> bool:
+    """One life of a training; whether it came to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.breaking", json.dumps({"config": CONFIG, **plan})],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode == 0
+
+
+def torture(kills: int, seed: int, *, power: bool) -> None:
+    print("seed", seed)
+    draw = random.Random(seed)
+    assert live({})
+    whole, lines = final_state("a"), {line["step"]: line for line in metrics("a")}
+    assert sorted(lines) == list(range(1, STEPS + 1))
+    shutil.rmtree("runs")
+    survived = moments = finished = 0
+    while survived < kills:
+        intervals = {name: draw.randint(3, 9) for name in ("eval_interval", "save_interval")}
+        config = {**CONFIG, "train": {**CONFIG["train"], **intervals}}
+        plan: dict[str, Any] = {"config": config}
+        if draw.random() < 0.8:
+            plan |= {"event": draw.randint(1, 120), "late": draw.choice([0, 1e-4, 1e-3, 5e-3])}
+        else:
+            plan["after"] = draw.uniform(0.01, 0.5)
+        if power:
+            shutil.rmtree("journal", ignore_errors=True)
+            Path("journal").mkdir()
+            plan["journal"] = "journal"
+        ended = live(plan)
+        if not ended:
+            survived += 1
+            moments += "event" in plan
+            if power:
+                cut_the_power(Path("runs"), Path("journal"), draw)
+            continue
+        assert_the_same(whole, lines)
+        finished += 1
+        shutil.rmtree("runs")
+    assert live({})
+    assert_the_same(whole, lines)
+    print(f"killed {survived} times, {moments} of them at a writing, {finished + 1} runs ended")
+
+
+def assert_the_same(whole: dict[str, Any], lines: dict[int, Any]) -> None:
+    after = final_state("a")
+    assert after.keys() == whole.keys()
+    for name, value in whole.items():
+        assert (value == after[name]).all(), name
+    noted = metrics("a")
+    assert [line["step"] for line in noted] == sorted(lines), "each step once"
+    for line in noted:
+        assert line["loss"] == lines[line["step"]]["loss"]
+    text = Path("runs/a/samples.txt").read_text(encoding="utf-8")
+    heads = [line for line in text.splitlines() if line.startswith("--- step ")]
+    assert len(heads) == len(set(heads)), "each sample once"
+    for step in checkpoint.steps(Path("runs/a/checkpoints")):
+        checkpoint.load(checkpoint.path_of(Path("runs/a/checkpoints"), step), with_optimizer=True)
+
+
+def test_ten_kills(home: Path, text_file: Path) -> None:
+    torture(6, random.randrange(1 << 30), power=False)
+
+
+def test_power_cuts(home: Path, text_file: Path) -> None:
+    torture(4, random.randrange(1 << 30), power=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [False, True])
+def test_fifty_kills(home: Path, text_file: Path, power: bool) -> None:
+    torture(50, random.randrange(1 << 30), power=power)
