@@ -14,7 +14,7 @@ from mlxgpt.generation import generate
 from mlxgpt.guard import Guard
 from mlxgpt.model import flops_per_token
 from mlxgpt.run import Run
-from mlxgpt.saver import Saver
+from mlxgpt.saver import Saver, is_regular
 from mlxgpt.step import TrainStep
 from mlxgpt.trainer import Hook, Report
 
@@ -65,7 +65,7 @@ class Hooks:
         def every(*intervals: int) -> Callable[[int], bool]:
             return lambda step: step == last or any(step % n == 0 for n in intervals)
 
-        save = Hook(every(t.save_interval, t.eval_interval), self.save)
+        save = Hook(lambda step: is_regular(config, step), self.save)
         self.after_saving = [
             Hook(every(t.eval_interval), self.evaluate),
             Hook(every(t.log_interval, t.eval_interval), self.log),

@@ -167,7 +167,8 @@ def _train(
         if max_minutes:
             config = override(config, {"max_steps": run.config.train.max_steps})
         _must_match(run, config, dataset)
-        if run.steps()[-1] >= config.train.max_steps:
+        last = run.steps()[-1]
+        if last > config.train.max_steps or (last == config.train.max_steps and run.noted(last)):
             display.note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
             return _summary(run, config, dataset, step=run.steps()[-1])
     _check(config, display)

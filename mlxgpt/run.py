@@ -137,6 +137,10 @@ class Run:
                     if isinstance(record, dict) and isinstance(record.get("step"), int):
                         yield record
 
+    def noted(self, step: int) -> bool:
+        """Whether a step's metrics are there."""
+        return any(record["step"] == step for record in self.metrics())
+
     def cut(self, step: int) -> bool:
         """Forget what was noted after a step; whether that step's own metrics are there. Where they
         are not, its sample goes too.

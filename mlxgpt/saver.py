@@ -11,11 +11,20 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgpt import checkpoint
+from mlxgpt.config import Config
 from mlxgpt.errors import UserError
 from mlxgpt.run import Run
 from mlxgpt.step import TrainStep
 
 OTHER_FILES = 1 << 20  # bytes beside the arrays: manifest, metrics, samples
+
+
+def is_regular(config: Config, step: int) -> bool:
+    """Whether a checkpoint is written after so many steps, whatever happens: not only where the
+    training was stopped.
+    """
+    t = config.train
+    return step == t.max_steps or step % t.save_interval == 0 or step % t.eval_interval == 0
 
 
 class Saver:
@@ -25,7 +34,7 @@ class Saver:
     there is. Use it as a context; at its end everything is written.
 
     Args:
-        keep: how many of the newest are kept, beside the best.
+        keep: how many of the newest regular ones are kept, beside the best.
         saved: is told step, bytes and seconds of each; from the thread.
     """
 
@@ -85,7 +94,8 @@ class Saver:
                 guard=guard,
             )
             best = self._run.best()
-            kept = set(self._run.steps()[-self._keep :]) | {best["step"] if best else step}
+            regular = [n for n in self._run.steps() if is_regular(self._run.config, n)]
+            kept = {step, best["step"] if best else step, *regular[-self._keep :]}
             checkpoint.prune(self._run.checkpoints, kept)
             self._saved(step, size, time.monotonic() - began)
 

@@ -18,7 +18,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.guard import MOST_RETURNS, Guard
 from mlxgpt.hooks import Hooks, Watcher
 from mlxgpt.run import Run
-from mlxgpt.saver import Saver
+from mlxgpt.saver import Saver, is_regular
 from mlxgpt.step import TrainStep
 from mlxgpt.trainer import Report, train
 
@@ -31,14 +31,14 @@ def resume(
     Raises:
         UserError: if none is whole.
     """
-    saved = _newest(run, step_function, watcher)
+    saved = _newest(run, run.steps(), step_function, watcher)
     watcher.note(f"resuming {run.name} from step {saved.step:,}")
     return saved.step, saved.report, Guard.of(saved.guard, config.train.on_spike)
 
 
-def _newest(run: Run, step_function: TrainStep, watcher: Watcher) -> Checkpoint:
-    """Load the newest checkpoint that is whole."""
-    paths = [checkpoint.path_of(run.checkpoints, step) for step in reversed(run.steps())]
+def _newest(run: Run, steps: list[int], step_function: TrainStep, watcher: Watcher) -> Checkpoint:
+    """Load the newest of some checkpoints that is whole."""
+    paths = [checkpoint.path_of(run.checkpoints, step) for step in reversed(steps)]
     saved = run.load_first(paths, watcher.note, with_optimizer=True)
     assert saved.optimizer is not None
     step_function.restore(saved.parameters, saved.optimizer)
@@ -84,6 +84,12 @@ def proceed(
             over = limit is not None and device.memory()[0] > limit
             return over or saver.failed() or asked()
 
+        def can_go_back() -> bool:
+            saver.wait()
+            if not _regular(run):
+                watcher.note("the loss leapt: left out, since there is no checkpoint to go back to")
+            return bool(_regular(run))
+
         with _stop_signals(watcher) as asked, mac.awake():
             step = start
             while True:
@@ -95,13 +101,15 @@ def proceed(
                     hooks=hooks.all,
                     stop=stop,
                     guard=guard,
+                    can_go_back=can_go_back,
                 )
                 if guard.gives_up or guard.spiked is None:
                     break
-                step = _go_back(run, step_function, guard, hooks, step, watcher)
+                step = _go_back(run, step_function, guard, hooks, watcher)
         saver.wait()
         if step not in run.steps():
             hooks.save_now(step)
+        run.sync_notes()
     if guard.gives_up:
         raise _gives_up(config, guard, step)
     if over and step < config.train.max_steps:
@@ -114,22 +122,26 @@ def proceed(
 
 
 def _go_back(
-    run: Run, step_function: TrainStep, guard: Guard, hooks: Hooks, step: int, watcher: Watcher
+    run: Run, step_function: TrainStep, guard: Guard, hooks: Hooks, watcher: Watcher
 ) -> int:
     """After a spike: to the newest checkpoint; the step to go on from."""
     assert guard.spiked is not None
-    hooks.saver.wait()
-    at = f"the loss leapt at step {guard.spiked + 1:,}"
-    if not run.steps():
-        watcher.note(f"{at}: it was left out, since there is no checkpoint to go back to")
-        guard.go_on()
-        return step
-    saved = _newest(run, step_function, watcher)
-    watcher.note(f"{at}: back to step {saved.step:,}, and on with other batches")
+    saved = _newest(run, _regular(run), step_function, watcher)
+    watcher.note(
+        f"the loss leapt at step {guard.spiked + 1:,}: back to step {saved.step:,}, and on with "
+        "other batches"
+    )
     guard.go_back(saved.step, saved.guard)
     run.cut(saved.step)
     hooks.begin(saved.step)
     return saved.step
+
+
+def _regular(run: Run) -> list[int]:
+    """The steps of the checkpoints that would be there also if nobody had stopped the training, so
+    that going back does not hang on that.
+    """
+    return [step for step in run.steps() if is_regular(run.config, step)]
 
 
 def _gives_up(config: Config, guard: Guard, step: int) -> UserError:

@@ -56,6 +56,7 @@ def train(
     hooks: Sequence[Hook] = (),
     stop: Callable[[], bool] = lambda: False,
     guard: Guard | None = None,
+    can_go_back: Callable[[], bool] = lambda: False,
 ) -> int:
     """Take the steps from `start` on, up to `max_steps`, or until the guard stops it.
 
@@ -68,6 +69,7 @@ def train(
         hooks: called in order.
         stop: asked after each step; True ends the training there.
         guard: decides which steps are not applied; default: those that are not finite.
+        can_go_back: asked at a spike; False leaves it out.
 
     Returns:
         Updates done in all.
@@ -112,6 +114,8 @@ def train(
         due = [hook for hook in hooks if hook.due(done)]
         if due:
             settle()
+        if guard.spiked is not None and not can_go_back():
+            guard.go_on()
         if guard.stops:
             mx.eval(step_function.state)
             return done

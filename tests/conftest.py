@@ -22,7 +22,7 @@ from tests.trainings import Recorder
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "model": {
         "n_layer": 2,
         "n_head": 2,

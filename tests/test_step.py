@@ -118,3 +118,33 @@ def test_the_evaluation_step_masks_and_sees_new_weights(tiny_model: Config) -> N
         found = evaluate(model.parameters(), ids[:, :-1], ids[:, 1:], mask)
         assert scalar(found) == pytest.approx(scalar((losses * mask).sum()), rel=1e-5)
         model.wte.weight = model.wte.weight * 5  # and once more, with other weights
+
+
+@pytest.mark.parametrize("cause", ["loss", "limit", "gradient"])
+def test_a_step_that_is_not_good_changes_nothing(
+    tiny_model: Config, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither weights nor moments nor the optimizer's count of steps."""
+    config = override(tiny_model, {"grad_clip": 0.0})
+    step = TrainStep(GPT(config.model, 5), config)
+    ids, key = ids_of(1, 4, 9), mx.random.key(2)
+    mx.eval(step(ids[..., :-1], ids[..., 1:], 1e-2, key), step.state)
+    if cause == "loss":
+        step.model.wte.weight[0, 0] = float("inf")
+    if cause == "gradient":
+        real = step.gradients
+        bad = lambda *given: (real(*given)[0], {"wte": {"weight": mx.full((19, 16), mx.inf)}})  # noqa: E731
+        monkeypatch.setattr(step, "gradients", bad)
+    before = [{k: np.array(v) for k, v in arrays.items()} for arrays in step.arrays()]
+    limit = 0.5 if cause == "limit" else float("inf")
+    loss, norm = step(ids[..., :-1], ids[..., 1:], 1e-2, key, limit)
+    finite = np.isfinite(scalar(loss)), np.isfinite(scalar(norm))
+    assert (
+        finite == {"loss": (False, False), "limit": (True, True), "gradient": (True, False)}[cause]
+    )
+    for old, new in zip(before, step.arrays(), strict=True):
+        for name, value in old.items():
+            assert (value == np.array(new[name])).all(), name
+    if cause == "limit":
+        step(ids[..., :-1], ids[..., 1:], 1e-2, key, scalar(loss))
+        assert not (before[0]["wte.weight"] == np.array(step.arrays()[0]["wte.weight"])).all()
