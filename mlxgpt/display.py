@@ -189,6 +189,8 @@ class TrainingDisplay(PreparationDisplay):
                 f"{summary.val_loss:.4f} nats per token, the best, at step {summary.best_step:,}"
             )
         lines["run"] = f"{summary.run} (metrics.jsonl, samples.txt, checkpoints)"
+        if self._saved != "–":
+            lines["saved"] = f"{self._saved}, the last checkpoint"
         lines["data"] = str(summary.data)
         lines["try it"] = summary.try_it
         if summary.warning:

@@ -169,6 +169,7 @@ class Run:
         for name in (METRICS, SAMPLES):
             with contextlib.suppress(FileNotFoundError):
                 files.sync(self.folder / name)
+        files.sync(self.folder)  # which holds their names
 
     def add_sample(self, step: int, text: str) -> None:
         """Append what the model wrote at a step."""
@@ -223,7 +224,8 @@ def open_run(folder: Path) -> Run:
     try:
         identity = files.read_sealed(folder / "run.json", FORMAT)
         data_name, data = str(identity["data_name"]), str(identity["data_fingerprint"])
-        if data_name != Path(data_name).name or not data_name.isprintable():
+        plain = data_name == Path(data_name).name and data_name.isprintable()
+        if not plain or data_name in ("", ".."):
             raise ValueError(f"{data_name!r} is no name of a data folder")
     except FileNotFoundError as error:
         raise UserError(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import mlx.core as mx
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlxgpt import checkpoint, files
-from mlxgpt.checkpoint import MODEL, OPTIMIZER
+from mlxgpt.checkpoint import MANIFEST, MODEL, OPTIMIZER
 from mlxgpt.config import Config
 from mlxgpt.errors import UserError
 from mlxgpt.model import GPT
@@ -67,6 +68,22 @@ def test_a_damaged_file_is_refused(tmp_path: Path, step: TrainStep, name: str, d
         path.write_bytes({"flip": content, "cut": content[:-9], "empty": bytearray()}[damage])
     with pytest.raises(UserError, match="missing or damaged"):
         checkpoint.load(path.parent, with_optimizer=True)
+
+
+def test_five_hundred_changed_bytes_are_all_found(tmp_path: Path, step: TrainStep) -> None:
+    """One byte at a time, anywhere in the three files; none is harmless."""
+    path, draw = save(tmp_path, step), random.Random(7)
+    content = {name: (path / name).read_bytes() for name in (MODEL, OPTIMIZER, MANIFEST)}
+    places = [(name, at) for name, whole in content.items() for at in range(len(whole))]
+    manifest = [place for place in places if place[0] == MANIFEST]
+    for name, at in [*draw.sample(places, 350), *draw.sample(manifest, 150)]:
+        changed = bytearray(content[name])
+        changed[at] ^= draw.randrange(1, 256)
+        (path / name).write_bytes(changed)
+        with pytest.raises(UserError, match=r"missing or damaged|newer mlxgpt"):
+            checkpoint.load(path, with_optimizer=True)
+        (path / name).write_bytes(content[name])
+    checkpoint.load(path, with_optimizer=True)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": "x"}', "\0"])

@@ -1,0 +1,349 @@
+"""What a stranger's files can do: be refused in one line, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlxgpt import api, files, launch
+from mlxgpt import config as configs
+from mlxgpt import run as runs
+from mlxgpt.corpus import readers
+from mlxgpt.corpus import tokenizer as tokenizers
+from mlxgpt.corpus.bpe import BPETokenizer
+from mlxgpt.corpus.tokens import SPLITS, open_dataset
+from mlxgpt.errors import UserError
+from mlxgpt.guard import Guard
+from mlxgpt.step import new_step
+from tests.hostile import CHANGES, EDITS, VALUES, as_json, changed, edited
+
+pytestmark = pytest.mark.usefixtures("no_check")
+ROOM = 2 << 30  # bytes of memory that a reader may take beside what is there
+FEW, MANY = 150, 10_000
+
+fuzzed = [pytest.param(FEW), pytest.param(MANY, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(autouse=True)
+def no_more_memory() -> Iterator[None]:
+    """A file of some kilobytes that asks for gigabytes does not get them."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def fuzz(count: int, strategy: st.SearchStrategy[Any], body: Any) -> None:
+    """Call `body` with so many values; nothing but UserError may come out of it."""
+    read = refused = 0
+
+    @settings(
+        max_examples=count,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        deadline=None,
+    )
+    @given(strategy)
+    def one(value: Any) -> None:
+        nonlocal read, refused
+        read += 1
+        try:
+            body(value)
+        except UserError:
+            refused += 1
+
+    one()
+    print(f"{read} read, {refused} of them refused")
+    assert refused > read // 3, "most changes are found"
+
+
+SMALL_RUN = Path("runs/done")
+STEP = SMALL_RUN / "checkpoints/step-0000012"
+
+
+def use_checkpoint() -> None:
+    """All that is done with a run's checkpoint."""
+    run = runs.open_run(SMALL_RUN)
+    model, _ = launch.load_model(run, "12")
+    assert all(isinstance(value, mx.array) for value in model.parameters()["wte"].values())
+    saved = run.load_first([STEP], print, with_optimizer=True)
+    Guard.of(saved.guard)
+    assert saved.optimizer is not None
+    new_step(run.config).restore(saved.parameters, saved.optimizer)
+
+
+@pytest.mark.parametrize("count", fuzzed)
+def test_manifests(place: Path, count: int) -> None:
+    path = STEP / "manifest.json"
+    good = path.read_text()
+
+    def read(given: tuple[Any, Any]) -> None:
+        changes, edits = given
+        tree = changed(json.loads(good), changes) if changes else None
+        text = as_json(tree, files.sealed).encode() if changes else edited(good.encode(), edits)
+        path.write_bytes(text)
+        use_checkpoint()
+
+    fuzz(count, st.one_of(st.tuples(CHANGES, st.none()), st.tuples(st.none(), EDITS)), read)
+
+
+@pytest.mark.parametrize("count", fuzzed)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_arrays_of_a_checkpoint(place: Path, count: int, name: str) -> None:
+    """The manifest's hash is that of the changed file."""
+    good, manifest = (STEP / name).read_bytes(), json.loads((STEP / "manifest.json").read_text())
+    length = int.from_bytes(good[:8], "little")
+    header = json.loads(good[8 : 8 + length])
+
+    def read(given: tuple[Any, Any]) -> None:
+        changes, edits = given
+        if changes:
+            text = as_json(changed(header, changes)).encode()
+            content = len(text).to_bytes(8, "little") + text + good[8 + length :]
+        else:
+            content = edited(good, edits)
+        (STEP / name).write_bytes(content)
+        manifest["sha256"][name] = files.sha256(STEP / name)
+        del manifest["seal"]
+        sealed = files.sealed(manifest)
+        manifest["seal"] = ""
+        (STEP / "manifest.json").write_text(sealed)
+        use_checkpoint()
+
+    fuzz(count, st.one_of(st.tuples(CHANGES, st.none()), st.tuples(st.none(), EDITS)), read)
+
+
+@pytest.mark.parametrize("count", fuzzed)
+@pytest.mark.parametrize("name", ["run.json", "best.json"])
+def test_identities_of_a_run(place: Path, count: int, name: str) -> None:
+    path = SMALL_RUN / name
+    good = path.read_text()
+    found = 0
+
+    def read(given: tuple[Any, Any]) -> None:
+        nonlocal found
+        changes, edits = given
+        tree = changed(json.loads(good), changes) if changes else None
+        text = as_json(tree, files.sealed).encode() if changes else edited(good.encode(), edits)
+        path.write_bytes(text)
+        run = runs.open_run(SMALL_RUN)
+        assert "/" not in run.data_name
+        api.evaluate(run="done")
+        best = run.best()
+        if name == "best.json" and best is None:  # it is left out of account, not refused
+            raise UserError("", "")
+        assert run.checkpoint_path().parent == run.checkpoints
+
+    fuzz(count, st.one_of(st.tuples(CHANGES, st.none()), st.tuples(st.none(), EDITS)), read)
+
+
+@pytest.mark.parametrize("count", fuzzed)
+def test_configs(place: Path, count: int) -> None:
+    path = SMALL_RUN / "config.toml"
+    good = path.read_text()
+    tree = tomllib.loads(good)
+    names = [(section, name) for section, part in tree.items() for name in part]
+    values = st.one_of(VALUES.map(as_json), st.sampled_from(["inf", "nan", "1e400", "[" * 3000]))
+
+    def read(given: tuple[Any, Any]) -> None:
+        pair, edits = given
+        if pair:
+            number, value = pair
+            name = names[number % len(names)][1]
+            lines = [
+                f"{name} = {value}" if line.startswith(f"{name} =") else line
+                for line in good.splitlines()
+            ]
+            content = "\n".join(lines).encode("utf-8", "surrogatepass")
+        else:
+            content = edited(good.encode(), edits)
+        path.write_bytes(content)
+        config = configs.load(path)
+        assert configs.load(path) == config
+        use_checkpoint()
+        api.evaluate(run="done")
+
+    pairs = st.tuples(st.integers(0, 1000), values)
+    fuzz(count, st.one_of(st.tuples(pairs, st.none()), st.tuples(st.none(), EDITS)), read)
+
+
+@pytest.mark.parametrize("count", fuzzed)
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_tokenizers(home: Path, count: int, kind: str) -> None:
+    path = home / "tokenizer.json"
+    merges = [(b"a", b"b"), (b"ab", b"c"), (b" ", b"a")]
+    tokenizer: Any = BPETokenizer(merges)
+    if kind == "char":
+        tokenizer = tokenizers.CharTokenizer("abcdef \n", end_of_text=True)
+    good = tokenizer.to_json()
+    tree = json.loads(good)
+
+    def read(given: tuple[Any, Any]) -> None:
+        changes, edits = given
+        text = as_json(changed(tree, changes)) if changes else None
+        path.write_bytes(text.encode() if text else edited(good.encode(), edits))
+        loaded = tokenizers.load(path)
+        assert loaded.decode(loaded.encode("abc a")) == "abc a"
+        assert len(loaded.fingerprint) == 64
+
+    fuzz(count, st.one_of(st.tuples(CHANGES, st.none()), st.tuples(st.none(), EDITS)), read)
+
+
+@pytest.mark.parametrize("count", fuzzed)
+@pytest.mark.parametrize("name", ["meta.json", "train.bin", "val.bin"])
+def test_data_folders(place: Path, count: int, name: str) -> None:
+    """The hashes in meta.json are those of the changed arrays."""
+    folder = Path("data/words")
+    good, meta = (folder / name).read_bytes(), json.loads((folder / "meta.json").read_text())
+    del meta["seal"]
+
+    def read(given: tuple[Any, Any, bool]) -> None:
+        changes, edits, fits = given
+        tree = changed(meta, changes) if changes else meta
+        if name != "meta.json":
+            (folder / name).write_bytes(edited(good, edits or []))
+            side = name.removesuffix(".bin")
+            if isinstance(tree, dict) and isinstance(tree.get(side), dict):
+                tree[side]["sha256"] = files.sha256(folder / name)
+                if fits:
+                    tree[side]["tokens"] = (folder / name).stat().st_size // 2
+        text = as_json(tree, files.sealed).encode()
+        if name == "meta.json" and edits:
+            text = edited(good, edits)
+        (folder / "meta.json").write_bytes(text)
+        dataset = open_dataset(folder)
+        for split in SPLITS:
+            ids = getattr(dataset, split).ids
+            dataset.tokenizer.decode(int(i) for i in ids[:40])
+        dataset.train.batch(0, seed=1, batch_size=2, block_size=8)
+
+    changes = st.one_of(st.none(), CHANGES)
+    fuzz(count, st.tuples(changes, EDITS, st.booleans()), read)
+
+
+@pytest.mark.parametrize("count", fuzzed)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt"])
+def test_notes_of_a_run(place: Path, count: int, name: str) -> None:
+    """They are never refused: what cannot be read is left out."""
+    path = SMALL_RUN / name
+    good = path.read_bytes()
+
+    def read(given: tuple[Any, Any]) -> None:
+        changes, edits = given
+        content = edited(good, edits)
+        if changes and name == "metrics.jsonl":
+            lines = [json.loads(line) for line in good.splitlines()]
+            tree = changed(lines, changes)
+            content = "\n".join(map(as_json, tree if isinstance(tree, list) else [tree])).encode()
+        path.write_bytes(content)
+        run = runs.open_run(SMALL_RUN)
+        run.cut(8)
+        assert all(record["step"] <= 8 for record in run.metrics())
+        raise UserError("", "")
+
+    fuzz(count, st.tuples(st.one_of(st.none(), CHANGES), EDITS), read)
+
+
+@pytest.mark.parametrize("count", fuzzed)
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
+def test_texts(home: Path, count: int, suffix: str) -> None:
+    path = home / f"text{suffix}"
+    rows = [{"text": "to be <|endoftext|> or"}, {"text": "Grüße"}, {"text": "日本\n🙂" * 9}]
+    if suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        good = path.read_bytes()
+    else:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        good = "\n".join(lines).encode()
+
+    def read(edits: Any) -> None:
+        path.write_bytes(edited(good, edits))
+        for text, _ in readers.read(path):
+            text.encode("utf-8")
+        if suffix == ".txt":  # nearly any bytes are a text
+            raise UserError("", "")
+
+    fuzz(count, EDITS, read)
+
+
+@pytest.mark.parametrize(
+    "what", ["model.safetensors", "manifest.json", "checkpoint", "checkpoints", "config.toml"]
+)
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_links_and_pipes_are_refused(place: Path, what: str, kind: str) -> None:
+    """They may lead out of the run's folder, or be read for ever."""
+    names = {"checkpoint": STEP, "checkpoints": STEP.parent, "config.toml": SMALL_RUN / what}
+    path = names.get(what, STEP / what)
+    path.rename("outside")
+    if kind == "link":
+        path.symlink_to(Path("outside").absolute())
+    else:
+        os.mkfifo(path)
+    for use in (api.generate, api.evaluate):
+        with pytest.raises(UserError, match="is a link, or no file"):
+            use(run="done")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt"])
+def test_nothing_is_written_through_a_link(place: Path, text_file: Path, name: str) -> None:
+    (SMALL_RUN / name).unlink(missing_ok=True)
+    Path("precious").write_text("mine")
+    (SMALL_RUN / name).symlink_to(Path("precious").absolute())
+    run = configs.load(SMALL_RUN / "config.toml")
+    with pytest.raises(UserError, match="is a link"):
+        api.train(config=run, source=text_file, run="done", max_steps=20)
+    assert Path("precious").read_text() == "mine"
+
+
+def test_links_in_a_data_folder_are_refused(place: Path) -> None:
+    shutil.move("data/words/train.bin", "train.bin")
+    Path("data/words/train.bin").symlink_to(Path("train.bin").absolute())
+    with pytest.raises(UserError, match="is a link"):
+        open_dataset(Path("data/words"))
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "..", ".", "", "a/b", "a\nb"])
+def test_a_run_cannot_name_data_elsewhere(place: Path, name: str) -> None:
+    path = SMALL_RUN / "run.json"
+    tree = json.loads(path.read_text())
+    del tree["seal"]
+    path.write_text(files.sealed({**tree, "data_name": name}))
+    with pytest.raises(UserError, match="is no name of a data folder"):
+        runs.open_run(SMALL_RUN)
+
+
+def test_a_config_of_a_giant_builds_nothing(place: Path) -> None:
+    path = SMALL_RUN / "config.toml"
+    path.write_text(path.read_text().replace("n_layer = 2", "n_layer = 2000000000"))
+    with pytest.raises(UserError, match="and the checkpoint has"):
+        api.generate(run="done")
+
+
+def test_a_header_of_a_giant_is_refused(place: Path) -> None:
+    array = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
+    for text in (json.dumps({"wte.weight": array}), "[" * 100_000, "{}"):
+        for length in (len(text), 1 << 62):
+            header = length.to_bytes(8, "little") + text.encode()
+            (STEP / "model.safetensors").write_bytes(header + np.zeros(8, "<f4").tobytes())
+            manifest = json.loads((STEP / "manifest.json").read_text())
+            del manifest["seal"]
+            manifest["sha256"]["model.safetensors"] = files.sha256(STEP / "model.safetensors")
+            (STEP / "manifest.json").write_text(files.sealed(manifest))
+            with pytest.raises(UserError, match=r"damaged|and the checkpoint has"):
+                use_checkpoint()
