@@ -8,6 +8,7 @@ that a stranger writes into one runs code, leads out of it, or takes more memory
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
@@ -94,7 +95,7 @@ def save(
             files.sync(scratch / name)
         files.sync(scratch)
         if final.exists():
-            shutil.rmtree(final)
+            files.remove(final)
         scratch.rename(final)
         files.sync(folder)
     except (OSError, RuntimeError) as error:
@@ -153,8 +154,9 @@ def prune(folder: Path, keep: set[int]) -> None:
     """Delete the checkpoints of other steps, and what an interrupted writing left behind."""
     for step in steps(folder):
         if step not in keep:
-            shutil.rmtree(path_of(folder, step), ignore_errors=True)
-    for leftover in folder.glob(".writing-*"):
+            with contextlib.suppress(OSError):
+                files.remove(path_of(folder, step))
+    for leftover in (*folder.glob(".writing-*"), *folder.glob(f"*{files.GONE}")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

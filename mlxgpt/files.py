@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import IO, Any
 from mlxgpt.errors import UserError
 
 SEAL = "seal"
+GONE = ".gone"  # the end of a name
 SMALL = 1 << 20  # bytes of a file that describes something
 
 
@@ -31,6 +33,14 @@ def write_atomically(path: Path, text: str) -> None:
         sync(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder so that whoever is interrupted leaves it whole, or nothing of that name."""
+    gone = folder.with_name(f".{folder.name}{GONE}")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

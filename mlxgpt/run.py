@@ -204,7 +204,7 @@ def create(folder: Path, config: Config, dataset: Dataset) -> Run:
             files.sync(scratch / name)
         files.sync(scratch)
         if folder.exists():  # without a checkpoint, or it would have been resumed
-            shutil.rmtree(folder)
+            files.remove(folder)
         scratch.rename(folder)
         files.sync(folder.parent)
     except OSError as error:

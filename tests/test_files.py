@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,41 @@ def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monke
         files.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path], "nothing half-written stays"
+
+
+def test_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "b").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)  # killed here
+        files.remove(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    files.remove(folder)
+    assert list(tmp_path.iterdir()) == [], "what was left is swept up by the next one"
+
+
+def test_a_lock_that_was_taken_away_while_we_waited_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner may delete it between our opening and locking: others would lock another file."""
+    real, calls = fcntl.flock, []
+
+    def late(file: object, how: int) -> None:
+        calls.append(how)
+        if len(calls) == 1:
+            (tmp_path / ".run.lock").unlink()
+        real(file, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with files.only_one(tmp_path / "run", "training"):
+        assert len(calls) == 2
+        assert (tmp_path / ".run.lock").exists()
+        refused = files.only_one(tmp_path / "run", "training")
+        with pytest.raises(UserError, match="another process is training"), refused:
+            pass
+    assert not (tmp_path / ".run.lock").exists()
 
 
 values = st.recursive(

@@ -1,0 +1,44 @@
+"""Writes files of today's formats into a new folder: two small runs, of characters and of a BPE, both
+stopped at step 8 of 12. When a format's version rises:
+
+    python -m tests.formats.make tests/formats/N
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+from mlxgpt import api, selfcheck
+from mlxgpt.config import from_tree
+from tests.conftest import TINY
+
+WORDS = ["to be", "or not", "the rain", "in Spain", "falls,", "mainly.\n", "ÄÖÜ", "plain"]
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    os.chdir(folder)
+    selfcheck.check = lambda config: iter([])
+    draw = random.Random(0)
+    text = " ".join(WORDS) + " " + " ".join(draw.choices(WORDS, k=400))
+    tales = [" ".join(draw.choices(WORDS, k=12)) for _ in range(60)]
+    Path("words.txt").write_text(text[:2000], encoding="utf-8")
+    Path("tales.txt").write_text("<|endoftext|>".join(tales), encoding="utf-8")
+    for name, source, data, size in (
+        ("chars", "words.txt", {}, 0),
+        ("tales", "tales.txt", {"tokenizer": "bpe"}, 270),
+    ):
+        tree = {
+            "model": {**TINY["model"], "n_layer": 1, "n_embd": 8, "vocab_size": size},
+            "data": data,
+            "optim": {**TINY["optim"], "decay_steps": 12},
+            "train": {**TINY["train"], "max_steps": 8},
+        }
+        api.train(config=from_tree(tree), source=source, run=name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
