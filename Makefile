@@ -5,6 +5,7 @@
 #   make train SOURCE=my.txt      the same on a text of your own
 #   make train ARGS="--seed 2"    any flag of `mlxgpt train`
 #   make test                     the tests
+#   make torture                  those that break things for an hour
 #   make check                    format, lint, types
 
 VENV := .venv
@@ -12,14 +13,18 @@ BIN := $(VENV)/bin
 SOURCE :=
 ARGS :=
 
-.PHONY: train test check venv dev clean
+.PHONY: train test torture check venv dev clean
 
 train: venv
 	@$(BIN)/mlxgpt train --tier 1 $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
 	@echo && $(BIN)/mlxgpt generate --samples 3 --max-tokens 300
+	@echo && echo 'to give mlxgpt commands yourself, first: source $(VENV)/bin/activate'
 
 test: dev
 	@$(BIN)/python -m pytest
+
+torture: dev
+	@$(BIN)/python -m pytest -s -m slow
 
 check: dev
 	@$(BIN)/ruff format --check .
@@ -33,6 +38,7 @@ dev: $(VENV)/.installed-dev
 # call installs nothing.
 $(VENV)/.installed: pyproject.toml
 	@$(call make_venv)
+	@echo 'installing mlxgpt into $(VENV)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 

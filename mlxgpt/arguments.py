@@ -71,7 +71,7 @@ def make_parser() -> Parser:
 
     def add(name: str, help: str, text: str) -> Parser:
         sub: Parser = commands.add_parser(name, help=help, description=text)
-        sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+        sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
         return sub
 
     sub = add(
@@ -216,7 +216,9 @@ def _add_flags(group: argparse._ArgumentGroup, cls: type) -> None:
     """One flag for each field; those that are not given leave no trace."""
     for name, kind, item in config.settings(cls):
         flag, default = "--" + name.replace("_", "-"), item.default
-        shown = "" if default in (None, (), MISSING) else f" (default: {_shown(default)})"
+        # Those of a config's settings come from the tier's file.
+        known = cls is config.Sampling and default not in (None, (), MISSING)
+        shown = f" (default: {_shown(default)})" if known else ""
         help = (item.metadata["help"] + shown).replace("%", "%%")
         common = {"default": argparse.SUPPRESS, "help": help}
         if kind is bool:

@@ -84,6 +84,9 @@ def _prepare(given: dict[str, Any], _: list[str]) -> int:
         f"{dataset.folder}: {meta.train.tokens:,} tokens to train on, {meta.val.tokens:,} to judge "
         f"by, vocabulary {meta.vocab_size:,}"
     )
+    tier = 1 if "tokenizer" not in meta.origin else 2  # characters are not named
+    train = shlex.join(["mlxgpt", "train", "--tier", str(tier), "--source", str(dataset.folder)])
+    _say(f"train on it: {train}")
     return 0
 
 

@@ -143,7 +143,7 @@ class TrainingDisplay(PreparationDisplay):
             f"memory, measured: {1000 * forecast.step_seconds:,.0f} ms a step, "
             f"{forecast.evaluations} evaluation{'s' * (forecast.evaluations != 1)} of "
             f"{duration(forecast.evaluation_seconds)}",
-            "to expect": _expected(forecast.reached),
+            "to expect": _expected(forecast.reached, self._steps * tokens),
             "run": str(run.folder),
         }
         for name, value in lines.items():
@@ -227,7 +227,9 @@ class TrainingDisplay(PreparationDisplay):
         ]
 
     def _line(self) -> str:
-        return "  ".join(f"{name} {value}" for name, value in self._numbers())
+        live_only = ("of peak", "saved")
+        numbers = [pair for pair in self._numbers() if pair[0] not in live_only]
+        return "  ".join(f"{name} {value}" for name, value in numbers)
 
     def _view(self) -> Group:
         numbers = self._numbers()
@@ -245,12 +247,13 @@ class TrainingDisplay(PreparationDisplay):
         return Group(bar, *tables)
 
 
-def _expected(reached: Reached | None) -> str:
+def _expected(reached: Reached | None, planned: int) -> str:
     if not reached:
         return "unknown: no run of this shape was measured on this text"
+    shorter = "" if planned >= 0.9 * reached.tokens else "; this one is shorter, and ends above it"
     return (
         f"val loss {reached.val_loss:.4f}, {reached.bits_per_byte:.3f} bits per byte: what this "
-        f"shape reached after {reached.tokens / 1e6:.1f} million tokens ({reached.report})"
+        f"shape reached after {reached.tokens / 1e6:.1f} million tokens ({reached.report}){shorter}"
     )
 
 

@@ -31,6 +31,8 @@ from mlxgpt.run import Run
 from mlxgpt.selfcheck import Law
 from mlxgpt.step import new_step
 
+WARMUP_SHARE = 10  # of a plan in minutes, at most one step in so many
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -164,8 +166,13 @@ def _train(
 ) -> Summary:
     run = _existing(folder)
     if run:
-        if max_minutes:
-            config = override(config, {"max_steps": run.config.train.max_steps})
+        if max_minutes:  # which decided these
+            planned = run.config
+            decided = {
+                "max_steps": planned.train.max_steps,
+                "warmup_steps": planned.optim.warmup_steps,
+            }
+            config = override(config, decided)
         _must_match(run, config, dataset)
         last = run.steps()[-1]
         if last > config.train.max_steps or (last == config.train.max_steps and run.noted(last)):
@@ -260,6 +267,11 @@ def _existing(folder: Path) -> Run | None:
 
 def _must_match(run: Run, config: Config, dataset: Dataset) -> None:
     if run.data_fingerprint != dataset.meta.fingerprint:
+        if run.data_name == dataset.name:
+            raise UserError(
+                f"{dataset.folder} was prepared anew since {run.name} was trained on it",
+                "train a new run with --run NAME, or prepare the former text again.",
+            )
         raise UserError(
             f"{run.name} was trained on other data ({run.data_name}) than {dataset.name}",
             "train a new run with --run NAME, or give the same --source.",
@@ -294,9 +306,13 @@ def _check(config: Config, display: Display) -> None:
 
 
 def _plan(config: Config, minutes: float, forecast: Forecast) -> Config:
-    """`config` with as many steps as fit into the time, evaluations included."""
+    """`config` with as many steps as fit into the time, evaluations included, and no more than a
+    tenth of them warmup.
+    """
     steps = forecast.steps_in(60 * minutes, config.train.eval_interval)
-    return override(config, {"max_steps": steps})
+    # A warmup that was meant for a longer plan would be all there is of a short one.
+    warmup = min(config.optim.warmup_steps, math.ceil(steps / WARMUP_SHARE))
+    return override(config, {"max_steps": steps, "warmup_steps": warmup})
 
 
 def _summary(

@@ -103,6 +103,10 @@ class Run:
             try:
                 saved = checkpoint.load(path, with_optimizer=with_optimizer)
             except checkpoint.Damaged as error:
+                if len(self.steps()) == 1:
+                    raise UserError(
+                        error.problem, "it is this run's only one: copy it again, or train anew."
+                    ) from error
                 if path == paths[-1]:
                     raise
                 note(error.problem)

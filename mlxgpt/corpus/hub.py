@@ -102,20 +102,20 @@ def load(name: str) -> tuple[list[Path], list[Path]]:
         if not _answers(hub):
             raise NoConnection(
                 f"the Hugging Face hub, where {hub.path} is, cannot be reached",
-                "check the connection; or --source FILE for a text of your own, or "
-                "--source storybook for the built-in stories (mlxgpt prepare storybook).",
+                "check the connection; or train on a text of your own, --source FILE, or on the "
+                "built-in stories, --source storybook.",
             ) from None
         try:
             train, val = _splits(hub)
         except Exception as error:  # datasets lets through whatever its transports raise
             raise UserError(
                 f"cannot get {hub.path} from the Hugging Face hub: {_reason(error)}",
-                "try again later, or name a text file of your own: --source FILE",
+                "try again later, or take a text file of your own.",
             ) from error
     if hub.sha256 and (digest := _digest(train + val)) != hub.sha256:
         raise UserError(
             f"{hub.path} on the hub is not the text it was (sha256 {digest[:8]}…)",
-            "get the original and name it: --source FILE",
+            "get the original, and name that file.",
         )
     return train, val
 

@@ -180,7 +180,12 @@ class _Preparation:
             self._encode(sharing, tokenizer)
             self._finish(tokenizer)
         except KeyboardInterrupt:
-            self.watcher.note("the same command goes on from here")
+            begun = (self.scratch / UNFINISHED).exists()
+            self.watcher.note(
+                "the same command goes on from here"
+                if begun
+                else "it was still reading: nothing is kept, and nothing lost"
+            )
             raise
         except OSError as error:
             self._discard()

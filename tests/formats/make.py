@@ -1,5 +1,5 @@
-"""Writes files of today's formats into a new folder: two small runs, of characters and of a BPE, both
-stopped at step 8 of 12. When a format's version rises:
+"""Writes files of today's formats into a new folder: two small runs, of characters and of a BPE, of
+8 steps, and their data. When a format's version rises:
 
     python -m tests.formats.make tests/formats/N
 """
