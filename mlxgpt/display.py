@@ -227,8 +227,7 @@ class TrainingDisplay(PreparationDisplay):
         ]
 
     def _line(self) -> str:
-        live_only = ("of peak", "saved")
-        numbers = [pair for pair in self._numbers() if pair[0] not in live_only]
+        numbers = (pair for pair in self._numbers() if pair[0] != "saved")  # the end tells
         return "  ".join(f"{name} {value}" for name, value in numbers)
 
     def _view(self) -> Group:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,24 @@ def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None
     assert again.steps == planned, "the plan is not made anew"
     with pytest.raises(UserError, match="no length of time"):
         train("b", max_minutes=-1.0)
+
+
+def test_a_short_plan_has_a_short_warmup(train: Any, tiny: Config) -> None:
+    config = override(tiny, {"warmup_steps": 2000})
+    train("a", config=config, max_minutes=0.002)
+    planned = runs.open_run(Path("runs/a")).config
+    assert planned.optim.warmup_steps == math.ceil(planned.train.max_steps / 10)
+    assert train("a", config=config, max_minutes=0.002).resumed, "it is the same run"
+    train("b", config=config)
+    assert runs.open_run(Path("runs/b")).config.optim.warmup_steps == 2000
+
+
+def test_data_that_was_prepared_anew_is_told(train: Any, text_file: Path) -> None:
+    train("a")
+    shutil.rmtree("data/words")
+    text_file.write_text(text_file.read_text()[::-1])
+    with pytest.raises(UserError, match="data/words was prepared anew since a was trained on it"):
+        train("a")
 
 
 def test_what_takes_more_memory_than_it_may_is_refused_before_it_begins(train: Any) -> None:

@@ -126,6 +126,15 @@ def test_a_damaged_best_is_told_and_another_one_used(train: Any) -> None:
     assert notes[1].startswith("runs/a, step ")
 
 
+def test_the_only_checkpoint_has_no_other_to_use(train: Any) -> None:
+    train("a", eval_interval=12, save_interval=12)
+    weights = CHECKPOINTS / "step-0000012/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(UserError, match="is missing or damaged") as caught:
+        api.generate(run="a")
+    assert "this run's only one" in caught.value.remedy
+
+
 def test_what_is_saved_is_shown(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
     class Told(Recorder):
         def __init__(self) -> None:

@@ -39,6 +39,7 @@ def test_a_sound_model_passes_everything(tiny: Config) -> None:
         {"gradient_checkpointing": True, "gradient_accumulation_steps": 3},
         {"vocab_size": 50257, "n_head": 3, "n_embd": 48},
         {"dtype": "bfloat16"},
+        {"learning_rate": 1e3},  # whether that is wise is not asked here
     ],
 )
 def test_sound_models_of_every_kind_pass(tiny: Config, settings: dict[str, object]) -> None:

@@ -244,7 +244,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path: Path, how: str) 
     assert program.returncode == 2
     assert "cannot be reached" in err.splitlines()[-2]
     assert "--source FILE" in err.splitlines()[-1]
-    assert "mlxgpt prepare storybook" in err.splitlines()[-1]
+    assert "--source storybook" in err.splitlines()[-1]
     assert out == ""
     assert not (tmp_path / "data").exists()
 

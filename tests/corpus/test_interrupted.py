@@ -72,8 +72,12 @@ def test_an_interruption_before_or_after_the_arrays_loses_nothing(
             )
         if where == "renaming":
             patch.setattr(Path, "rename", interrupt)
+        interrupted = Watcher(9, doing=where)
         with pytest.raises(KeyboardInterrupt):
-            prepared(many, tmp_path / "data", "bpe", Watcher(9, doing=where))
+            prepared(many, tmp_path / "data", "bpe", interrupted)
+    assert interrupted.lines[-1].startswith(
+        "it was still reading" if where == "reading" else "the same command goes on"
+    )
     assert not (tmp_path / "data" / "x").exists()
     assert prepared(many, tmp_path / "data", "bpe", Watcher()) == expected
 
