@@ -47,7 +47,7 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown()
+        self._pool.shutdown(wait=kind is not KeyboardInterrupt)  # which quits at once
         if kind is None:
             self.wait()
 

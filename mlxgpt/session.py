@@ -33,7 +33,11 @@ def resume(
     """
     saved = _newest(run, run.steps(), step_function, watcher)
     watcher.note(f"resuming {run.name} from step {saved.step:,}")
-    return saved.step, saved.report, Guard.of(saved.guard, config.train.on_spike)
+    guard = Guard.of(saved.guard, config.train.on_spike)
+    if guard.gives_up:  # who asks again gets another chance
+        guard.in_a_row = guard.returns = 0
+    known = saved.report.keys() == {"lr", "loss", "grad_norm"}
+    return saved.step, saved.report if known else {}, guard
 
 
 def _newest(run: Run, steps: list[int], step_function: TrainStep, watcher: Watcher) -> Checkpoint:

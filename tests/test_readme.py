@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -133,6 +134,26 @@ def full_disk(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return refused(capsys, "prepare", "my.txt")
 
 
+def nearly_full_disk(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 21))
+    capsys.readouterr()
+    assert cli.main([*TRAIN, "--source", "data/words", "--n-embd", "64", "--run", "new"]) == 2
+    return capsys.readouterr().err.splitlines()[-2].removeprefix("mlxgpt: ")
+
+
+def link(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    path = Path("runs/done/metrics.jsonl")
+    path.rename("elsewhere")
+    path.symlink_to(Path("elsewhere").absolute())
+    return refused(capsys, "generate")
+
+
+def newer(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    path = Path("runs/done/run.json")
+    path.write_text(path.read_text().replace('"format": 2', '"format": 9'))
+    return refused(capsys, "generate")
+
+
 def no_run(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     shutil.rmtree("runs")
     return refused(capsys, "generate")
@@ -187,8 +208,11 @@ MISTAKES: list[Mistake] = [
     diverged,
     two_at_once,
     full_disk,
+    nearly_full_disk,
     no_run,
     damaged,
+    newer,
+    link,
     unknown_letter,
     too_large,
     intel,
