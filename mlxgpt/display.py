@@ -218,8 +218,9 @@ class TrainingDisplay(PreparationDisplay):
             ("loss", "–" if r["loss"] is None else f"{r['loss']:.4f}"),
             ("val loss", "–" if self._val_loss is None else f"{self._val_loss:.4f}"),
             ("lr", f"{r['lr']:.2e}"),
-            ("tokens/s", f"{r['tokens_per_second']:,.0f}"),
-            ("of peak", f"{r['peak_share']:.0%}"),
+            # None where a step is only made up for.
+            ("tokens/s", f"{r['tokens_per_second']:,.0f}" if r["tokens_per_second"] else "–"),
+            ("of peak", f"{r['peak_share']:.0%}" if r["peak_share"] else "–"),
             ("memory", size(r["memory_bytes"])),
             ("saved", self._saved),
             *left_out,

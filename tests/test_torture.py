@@ -98,8 +98,8 @@ def assert_the_same(whole: dict[str, Any], lines: dict[int, Any]) -> None:
         checkpoint.load(checkpoint.path_of(Path("runs/a/checkpoints"), step), with_optimizer=True)
 
 
-def test_ten_kills(home: Path, text_file: Path) -> None:
-    torture(6, random.randrange(1 << 30), power=False)
+def test_kills(home: Path, text_file: Path) -> None:
+    torture(10, random.randrange(1 << 30), power=False)
 
 
 def test_power_cuts(home: Path, text_file: Path) -> None:
@@ -108,5 +108,5 @@ def test_power_cuts(home: Path, text_file: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("power", [False, True])
-def test_fifty_kills(home: Path, text_file: Path, power: bool) -> None:
+def test_a_hundred_kills(home: Path, text_file: Path, power: bool) -> None:
     torture(50, random.randrange(1 << 30), power=power)
