@@ -99,6 +99,8 @@ def train(
             number, loss, norm, limit = waiting
             guard.settle(number, scalar(loss), scalar(norm), limit)
         waiting = None
+        if guard.spiked is not None and not can_go_back():
+            guard.go_on()
 
     for step in range(start, t.max_steps):
         rate = learning_rate(config, step)
@@ -114,8 +116,6 @@ def train(
         due = [hook for hook in hooks if hook.due(done)]
         if due:
             settle()
-        if guard.spiked is not None and not can_go_back():
-            guard.go_on()
         if guard.stops:
             mx.eval(step_function.state)
             return done

@@ -180,9 +180,18 @@ class Stops:
     def __exit__(self, *_: object) -> None: ...
 
 
-def test_without_a_checkpoint_a_spike_is_left_out(spiking: Any) -> None:
-    display = Recorder()
-    spiking("a", display, on_spike="rollback", save_interval=100)
+@pytest.mark.parametrize("until", [60, STRANGE + 1])
+def test_without_a_checkpoint_a_spike_is_left_out(
+    spiking: Any, monkeypatch: pytest.MonkeyPatch, until: int
+) -> None:
+    """Also where the training is stopped just then."""
+    display, done = Recorder(), iter(range(1, 61))
+    given = {"on_spike": "rollback", "save_interval": 100, "log_interval": 1}
+    with monkeypatch.context() as patch:
+        script = Stops(lambda: next(done) >= until)
+        patch.setattr(session, "_stop_signals", lambda watcher: script)
+        assert spiking("a", display, **given).step == until
+    spiking("a", **given)
     assert "left out, since there is no checkpoint to go back to" in display.notes[1]
     assert [line["step"] for line in metrics("a")] == list(range(1, 61))
 
