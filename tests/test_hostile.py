@@ -39,7 +39,11 @@ fuzzed = [pytest.param(FEW), pytest.param(MANY, marks=pytest.mark.slow)]
 @pytest.fixture(autouse=True)
 def no_more_memory() -> Iterator[None]:
     """A file of some kilobytes that asks for gigabytes does not get them."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    told = Path("/proc/self/statm")
+    if not told.exists():  # a Mac takes no notice of this limit
+        yield
+        return
+    used = int(told.read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
     yield
