@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mlxgpt import api, files, launch
@@ -56,6 +56,7 @@ def fuzz(count: int, strategy: st.SearchStrategy[Any], body: Any) -> None:
 
     @settings(
         max_examples=count,
+        phases=[Phase.generate],  # a failing file is shown as it is
         database=None,
         suppress_health_check=list(HealthCheck),
         deadline=None,
