@@ -229,7 +229,7 @@ def open_run(folder: Path) -> Run:
         identity = files.read_sealed(folder / "run.json", FORMAT)
         data_name, data = str(identity["data_name"]), str(identity["data_fingerprint"])
         plain = data_name == Path(data_name).name and data_name.isprintable()
-        if not plain or data_name in ("", ".."):
+        if not plain or data_name in ("", "..") or len(data_name.encode()) > 255:
             raise ValueError(f"{data_name!r} is no name of a data folder")
     except FileNotFoundError as error:
         raise UserError(

@@ -92,6 +92,7 @@ def changed(tree: Any, changes: list[tuple[int, str, Any]]) -> Any:
     """A tree of JSON with a few of its nodes set to another value, dropped, or added to."""
     root = [copy.deepcopy(tree)]
     for number, kind, value in changes:
+        value = copy.deepcopy(value)  # the same one comes again in other examples
         places = list(_places(root))
         owner, key = places[number % len(places)]
         if kind == "drop" and len(places) > 1 and owner is not root:
