@@ -129,7 +129,7 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
             parameters=_arrays(path / MODEL),
             optimizer=_arrays(path / OPTIMIZER) if with_optimizer else None,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise Damaged(
             f"the checkpoint {path} is missing or damaged: {error}",
             "use another checkpoint of this run: --checkpoint newest, or a step number.",
@@ -171,9 +171,7 @@ def _arrays(path: Path) -> dict[str, mx.array]:
 
 
 def _numbers(tree: Any) -> dict[str, float]:
-    if not isinstance(tree, dict) or not all(isinstance(v, (int, float)) for v in tree.values()):
-        raise ValueError("its report holds something else than numbers")
-    return tree
+    return {name: float(value) for name, value in dict(tree).items()}
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:

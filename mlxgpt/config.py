@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
@@ -19,6 +20,7 @@ from mlxgpt.errors import UserError
 
 T = TypeVar("T")
 
+LARGEST = 1 << 53  # whole number, where there is no other bound
 CHARACTERS = 65  # in Tiny Shakespeare
 
 
@@ -327,6 +329,8 @@ def _checked(part: T) -> T:
                 f"did you mean {near[0]!r}?",
             )
         low, high = meta["low"], meta["high"]
+        if high is None and isinstance(value, int):
+            high = LARGEST
         if isinstance(value, float) and value != value:
             raise UserError(f"{name} = nan is not a number", f"leave out {name} for its default.")
         if low is not None and value < low:
@@ -365,7 +369,10 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
     if kind == int | None and (whole or value is None):
         return value
     if kind is float and (whole or isinstance(value, float)):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf  # which is refused as too large
     if kind is str and isinstance(value, str):
         return value
     if kind == tuple[str, ...]:

@@ -62,7 +62,7 @@ class Run:
         try:
             tree = files.read_sealed(self.folder / "best.json", FORMAT)
             return {"step": int(tree["step"]), "val_loss": float(tree["val_loss"])}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
     def set_best(self, step: int, val_loss: float) -> None:

@@ -144,3 +144,10 @@ def test_sampling_settings_are_checked_too() -> None:
         configs.sampling({"top_p": 1.5})
     with pytest.raises(UserError, match="temperature = -1"):
         configs.sampling({"temperature": -1})
+
+
+@pytest.mark.parametrize("line", ["dropout = 1" + "0" * 400, "n_layer = 1" + "0" * 4000])
+def test_a_number_beyond_all_numbers_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "my.toml").write_text(f"[model]\n{line}\n")
+    with pytest.raises(UserError, match="is too large"):
+        configs.load(tmp_path / "my.toml")

@@ -323,7 +323,9 @@ def test_links_in_a_data_folder_are_refused(place: Path) -> None:
         open_dataset(Path("data/words"))
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "..", ".", "", "a/b", "a\nb", "x" * 256])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/tmp/outside", "..", ".", "", "a/b", "a\nb", "x" * 256]
+)
 def test_a_run_cannot_name_data_elsewhere(place: Path, name: str) -> None:
     path = SMALL_RUN / "run.json"
     tree = json.loads(path.read_text())
