@@ -113,7 +113,10 @@ def only_plain(folder: Path) -> None:
     for parent, folders, names in os.walk(folder):  # does not follow links, and names them
         for name in (*folders, *names):
             path = Path(parent, name)
-            mode = path.lstat().st_mode
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # another process goes on working here
+                continue
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise UserError(
                     f"{path} is a link, or no file",

@@ -61,6 +61,22 @@ def test_a_lock_that_was_taken_away_while_we_waited_is_taken_anew(
     assert not (tmp_path / ".run.lock").exists()
 
 
+def test_what_disappears_while_it_is_looked_at_is_no_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a training deletes an old checkpoint while somebody generates."""
+    (tmp_path / "a").touch()
+    real = Path.lstat
+
+    def late(path: Path) -> os.stat_result:
+        path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    files.only_plain(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
