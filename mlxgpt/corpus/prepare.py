@@ -184,7 +184,7 @@ class _Preparation:
             self.watcher.note(
                 "the same command goes on from here"
                 if begun
-                else "it was still reading: nothing is kept, and nothing lost"
+                else "the same command begins again: there was nothing to keep yet"
             )
             raise
         except OSError as error:

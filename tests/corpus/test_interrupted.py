@@ -76,7 +76,7 @@ def test_an_interruption_before_or_after_the_arrays_loses_nothing(
         with pytest.raises(KeyboardInterrupt):
             prepared(many, tmp_path / "data", "bpe", interrupted)
     assert interrupted.lines[-1].startswith(
-        "it was still reading" if where == "reading" else "the same command goes on"
+        "the same command goes on" if where == "hashing" else "the same command begins again"
     )
     assert not (tmp_path / "data" / "x").exists()
     assert prepared(many, tmp_path / "data", "bpe", Watcher()) == expected
