@@ -22,7 +22,7 @@ from mlxgpt.appraisal import Appraisal
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.prepare import Watcher
-from mlxgpt.corpus.sources import STORYBOOK
+from mlxgpt.corpus.sources import STORYBOOK, hub_text
 from mlxgpt.corpus.tokens import Dataset, Tokens, is_prepared, open_dataset
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation import Evaluation, Evaluator
@@ -72,21 +72,21 @@ def prepare(
     """Turn text into token arrays in DATA_DIR/NAME, or open them if they are there.
 
     Args:
-        source: `shakespeare` (default), `tinystories`, `openwebtext`, `storybook`, or files and
-            folders: text, JSON lines, Parquet.
+        source: `shakespeare` (default), `tinystories`, `tinystories-gpt4`, `openwebtext`,
+            `storybook`; a dataset of the hub, `hf:owner/name` or `hf:owner/name:column`; or files
+            and folders: text, JSON lines, Parquet.
         val_source: text to judge by; default: a part of the source.
         name: the data folder's name; default: the corpus or the first file's stem, and the
             tokenizer.
-        tokenizer: `char`, `bpe` or `gpt2`; default: `bpe` for tinystories and where `vocab_size`
-            is given, `gpt2` for openwebtext, else `char`.
+        tokenizer: `char`, `bpe` or `gpt2`; default: `bpe` for stories and datasets of the hub, and
+            where `vocab_size` is given; `gpt2` for openwebtext, else `char`.
         vocab_size: of a BPE; default: 4096.
         megabytes: length of the storybook; default: what is there, or 10.
         watcher: is told how it goes.
     """
     if tokenizer is None:
-        usual = {"tinystories": "bpe", "openwebtext": "gpt2"}
-        known = usual.get(str(source[0])) if len(source) == 1 else None
-        tokenizer = "bpe" if vocab_size else known or "char"
+        text = hub_text([str(name) for name in source])
+        tokenizer = "bpe" if vocab_size else text.tokenizer if text else "char"
     elif vocab_size and tokenizer != "bpe":
         raise UserError(
             f"--tokenizer {tokenizer} has a vocabulary of its own",
@@ -127,7 +127,7 @@ def train(
         memory_limit: gigabytes; a training that takes more is refused, or stopped and saved.
         settings: any field of the config, such as `n_layer=6, source="my.txt"`.
 
-    Where the hub cannot be reached, Tier 1 goes on with the storybook, and says so.
+    Where its text cannot be had, Tier 1 goes on with the storybook, and says so.
     """
     name, chosen = resolve(tier, config, **settings)
     own_text = "source" in settings or "val_source" in settings

@@ -20,7 +20,7 @@ from mlxgpt import run as runs
 from mlxgpt.checkpoint import Checkpoint
 from mlxgpt.config import Config, changed_weights, override
 from mlxgpt.corpus import prepare as preparation
-from mlxgpt.corpus.hub import NoConnection
+from mlxgpt.corpus.hub import Unavailable
 from mlxgpt.corpus.tokens import Dataset, blocks_per_epoch
 from mlxgpt.errors import UserError
 from mlxgpt.forecast import Forecast, estimated_bytes, measure, refuse_too_large
@@ -106,7 +106,7 @@ def launch(
         run_name: a name in `runs_dir`, or a folder's path.
         max_minutes: plan as many steps as fit into this time; timed at the start of a new run.
         memory_limit: gigabytes; a training that takes more is refused, or stopped and saved.
-        fallback: a corpus to go on with where there is no connection to the config's.
+        fallback: a corpus to go on with where the config's cannot be had.
         strict_vocab: refuse data of another vocabulary than `vocab_size`; otherwise the model has
             room for what the config says, or for the data's where that is more.
 
@@ -135,7 +135,7 @@ def launch(
 
     try:
         dataset = data_of(config)
-    except NoConnection as error:
+    except Unavailable as error:
         if not fallback:
             raise
         warning = f"{error.problem}: this is the built-in {fallback} instead"

@@ -23,7 +23,6 @@ from mlxgpt import __version__, files
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import bpe, sources, tokens
 from mlxgpt.corpus import tokenizer as tokenizers
-from mlxgpt.corpus.hub import HUB
 from mlxgpt.corpus.sharing import Part, Sharing, documents, parts, survey
 from mlxgpt.corpus.sources import Source
 from mlxgpt.corpus.tokenizer import NUL, Tokenizer
@@ -74,7 +73,7 @@ def find_or_prepare(
         megabytes: length of the storybook; default: what is there, or a few.
 
     Raises:
-        NoConnection: if the text is on the hub, and the hub cannot be reached.
+        Unavailable: if the text is the hub's, and cannot be had.
         UserError: if the text cannot be had, or `name` already holds another text.
     """
     watcher = watcher or Unwatched()
@@ -93,14 +92,9 @@ def find_or_prepare(
     folder = data_dir / (name or sources.source_name(data.source) + suffix)
     there = (folder / "meta.json").exists()
     if known and there:  # not to ask the hub for it, or to write it anew
-        origin = sources.corpus_origin(known, megabytes)
+        origin = sources.corpus_origin(data.source, megabytes)
     else:
-        if known in HUB:
-            watcher.note(
-                f"getting {HUB[known].path} ({HUB[known].megabytes:,} MB of text) "
-                "from the Hugging Face hub"
-            )
-        source = sources.open_source(data.source, data.val_source, megabytes)
+        source = sources.open_source(data.source, data.val_source, megabytes, watcher.note)
         origin = source.origin
     if kind != "char":
         origin = {**origin, "tokenizer": kind}

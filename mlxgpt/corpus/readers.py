@@ -35,15 +35,18 @@ class Piece(NamedTuple):
     last: bool = True
 
 
-def read(path: Path) -> Iterator[Piece]:
+def read(path: Path, column: str = COLUMN) -> Iterator[Piece]:
     """The documents of a file, by its suffix; text where that is none we know.
+
+    Args:
+        column: of a table, the one that holds them.
 
     Raises:
         UserError: if it cannot be read, or is not what its suffix says.
     """
-    reader = READERS.get(path.suffix.lower(), _text)
+    table = TABLES.get(path.suffix.lower())
     try:
-        yield from reader(path)
+        yield from table(path, column) if table else _text(path)
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror or error}", "check the file and its permissions."
@@ -96,7 +99,7 @@ def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, offse
         ) from error
 
 
-def _json_lines(path: Path) -> Iterator[Piece]:
+def _json_lines(path: Path, column: str) -> Iterator[Piece]:
     number = 0
 
     def where() -> str:
@@ -114,13 +117,13 @@ def _json_lines(path: Path) -> Iterator[Piece]:
                     f"{where()} is no JSON object", "mend or leave out that line."
                 ) from error
             if not isinstance(row, dict):
-                raise UserError(f"{where()} is no JSON object", f'write {{"{COLUMN}": "…"}}.')
-            if COLUMN not in row:
-                raise _no_column(where(), row)
-            yield from _row(row[COLUMN], where)
+                raise UserError(f"{where()} is no JSON object", f'write {{"{column}": "…"}}.')
+            if column not in row:
+                raise _no_column(where(), column, row)
+            yield from _row(row[column], column, where)
 
 
-def _parquet(path: Path) -> Iterator[Piece]:
+def _parquet(path: Path, column: str) -> Iterator[Piece]:
     import pyarrow
     import pyarrow.parquet
 
@@ -131,12 +134,12 @@ def _parquet(path: Path) -> Iterator[Piece]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if COLUMN not in file.schema_arrow.names:
-                raise _no_column(str(path), file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=ROWS, columns=[COLUMN]):
+            if column not in file.schema_arrow.names:
+                raise _no_column(str(path), column, file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=ROWS, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     number += 1
-                    yield from _row(value, where)
+                    yield from _row(value, column, where)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
@@ -144,17 +147,17 @@ def _parquet(path: Path) -> Iterator[Piece]:
         ) from error
 
 
-def _arrow(path: Path) -> Iterator[Piece]:
+def _arrow(path: Path, column: str) -> Iterator[Piece]:
     import pyarrow
 
     # Not memory-mapped, so that what was read does not stay in this process's memory.
     with pyarrow.OSFile(str(path)) as file:
         for batch in pyarrow.ipc.open_stream(file):
-            for value in batch.column(COLUMN).to_pylist():
-                yield from _row(value, lambda: str(path))
+            for value in batch.column(column).to_pylist():
+                yield from _row(value, column, lambda: str(path))
 
 
-READERS: dict[str, Callable[[Path], Iterator[Piece]]] = {
+TABLES: dict[str, Callable[[Path, str], Iterator[Piece]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".parquet": _parquet,
@@ -163,12 +166,12 @@ READERS: dict[str, Callable[[Path], Iterator[Piece]]] = {
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")  # what is taken from a folder
 
 
-def _row(value: Any, where: Callable[[], str]) -> Iterator[Piece]:
-    if value is None:
-        return
+def _row(value: Any, column: str, where: Callable[[], str]) -> Iterator[Piece]:
+    if value is None:  # a row all the same: rows are counted
+        value = ""
     if not isinstance(value, str):
         raise UserError(
-            f"{where()}: {COLUMN} is {type(value).__name__}, not text", "give a column of texts."
+            f"{where()}: {column} is {type(value).__name__}, not text", "give a column of texts."
         )
     if NUL in value:
         raise UserError(f"{where()} holds a NUL character", "leave it out; text has none.")
@@ -179,11 +182,11 @@ def _row(value: Any, where: Callable[[], str]) -> Iterator[Piece]:
     yield from cut(value)
 
 
-def _no_column(where: str, columns: Iterable[str]) -> UserError:
+def _no_column(where: str, column: str, columns: Iterable[str]) -> UserError:
     there = ", ".join(map(str, columns)) or "none"
     return UserError(
-        f"{where} has no column {COLUMN!r}; there is: {there}",
-        f"rename the column that holds the documents to {COLUMN!r}.",
+        f"{where} has no column {column!r}; there is: {there}",
+        f"rename the column that holds the documents to {column!r}.",
     )
 
 

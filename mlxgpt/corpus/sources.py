@@ -9,14 +9,15 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxgpt import files
 from mlxgpt.corpus import hub, readers, storybook
-from mlxgpt.corpus.readers import Piece
+from mlxgpt.corpus.hub import HubText, Rows
+from mlxgpt.corpus.readers import COLUMN, Piece
 from mlxgpt.errors import UserError
 
 VAL_SHARE_STORIES = 0.01  # of the storybook's length, in stories of their own
@@ -51,14 +52,20 @@ CORPORA = (*hub.HUB, STORYBOOK)
 
 
 def open_source(
-    source: Sequence[str], val_source: Sequence[str] = (), megabytes: float | None = None
+    source: Sequence[str],
+    val_source: Sequence[str] = (),
+    megabytes: float | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Source:
-    """Find the documents that `source` names: a corpus by name, or files and folders of text.
+    """Find the documents that `source` names: a corpus by name, a dataset of the hub, or files and
+    folders of text.
 
     Args:
         megabytes: how much the storybook shall write; default STORYBOOK_MEGABYTES.
+        note: takes a line on what is being fetched.
 
     Raises:
+        Unavailable: if the text is not here, and cannot be had.
         UserError: if something is missing or unreadable.
     """
     check_request(source, val_source, megabytes)
@@ -73,19 +80,10 @@ def open_source(
         train = _Stories(seed=0, size=int(1e6 * megabytes))
         val = _Stories(seed=1, size=int(1e6 * megabytes * VAL_SHARE_STORIES))
         return Source(
-            name, corpus_origin(name, megabytes), train, val, int(1e6 * megabytes), alike=True
+            name, corpus_origin(source, megabytes), train, val, int(1e6 * megabytes), alike=True
         )
-    if name:
-        train_files, val_files = hub.load(name)
-        single = hub.HUB[name].single
-        return Source(
-            name,
-            hub.origin(name),
-            _Files(train_files, single),
-            _Files(val_files, single) if val_files else None,
-            sum(map(readers.text_size, train_files)),
-            single,
-        )
+    if name and (text := hub.named(name)):
+        return _from_hub(source_name(source), text, note)
     return _from_files(source, val_source)
 
 
@@ -103,15 +101,27 @@ def check_request(
 
 
 def corpus_name(source: Sequence[str]) -> str | None:
-    """The corpus that a source names; not where a file or folder has that name."""
+    """The corpus or the hub's dataset that a source names; not where a file or folder has that
+    name.
+    """
+    if any(name.startswith(hub.PREFIX) for name in source) and len(source) > 1:
+        raise UserError("a dataset of the hub is a source by itself", "give one of them alone.")
     name = source[0] if len(source) == 1 else None
-    return name if name in CORPORA and not Path(name).exists() else None
+    if name is None or Path(name).exists():
+        return None
+    return name if name == STORYBOOK or hub.named(name) else None
 
 
-def corpus_origin(name: str, megabytes: float | None = None) -> dict[str, Any]:
+def hub_text(source: Sequence[str]) -> HubText | None:
+    """The text of the hub that a source names, if it names one."""
+    name = corpus_name(source)
+    return hub.named(name) if name else None
+
+
+def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict[str, Any]:
     """What is known of a corpus' origin without opening it."""
-    if name != STORYBOOK:
-        return hub.origin(name)
+    if text := hub_text(source):
+        return hub.origin(text)
     length = {} if megabytes is None else {"megabytes": megabytes}
     return {STORYBOOK: storybook.book().sha256, **length}
 
@@ -132,21 +142,38 @@ class _Files:
     """The documents of some files, read anew for each reader.
 
     Attributes:
+        rows: the files, and which of their documents.
+        column: of a table, the one that holds them.
         joined: whether all of them are pieces of one document.
     """
 
-    paths: Sequence[Path]
+    rows: Rows
+    column: str = COLUMN
     joined: bool = False
 
     def __iter__(self) -> Iterator[Piece]:
-        for path in self.paths:
-            for piece in readers.read(path):
-                yield Piece(piece.text, last=False) if self.joined else piece
+        pieces = (piece for path in self.rows.paths for piece in readers.read(path, self.column))
+        for piece in _within(pieces, *self.rows.span):
+            yield Piece(piece.text, last=False) if self.joined else piece
+
+
+def _within(pieces: Iterator[Piece], start: int, stop: int | None) -> Iterator[Piece]:
+    """The pieces of the documents from `start` on, up to `stop`."""
+    number = 0
+    for piece in pieces:
+        if stop is not None and number >= stop:
+            return
+        if number >= start:
+            yield piece
+        number += piece.last
 
 
 def source_name(source: Sequence[str]) -> str:
-    """The data folder's name for a source: the corpus, or the first path's stem."""
-    stem = Path(source[0]).stem if source else ""
+    """The data folder's name for a source: the corpus, the dataset's owner and name, or the first
+    path's stem.
+    """
+    first = source[0] if source else ""
+    stem = first.removeprefix(hub.PREFIX) if first.startswith(hub.PREFIX) else Path(first).stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "text"
 
 
@@ -156,7 +183,20 @@ def open_files(paths: Sequence[str]) -> Iterable[Piece]:
     Raises:
         UserError: if there is none of a name.
     """
-    return _Files(_expand(paths))
+    return _Files(Rows(_expand(paths)))
+
+
+def _from_hub(name: str, text: HubText, note: Callable[[str], None]) -> Source:
+    found = hub.load(text, note)
+    revision = {"revision": found.revision} if found.revision else {}
+    return Source(
+        name,
+        {**hub.origin(text), **revision},
+        _Files(found.train, text.column, text.single),
+        _Files(found.val, text.column, text.single) if found.val else None,
+        sum(map(readers.text_size, found.train.paths)),
+        text.single,
+    )
 
 
 def _from_files(source: Sequence[str], val_source: Sequence[str]) -> Source:
@@ -168,8 +208,8 @@ def _from_files(source: Sequence[str], val_source: Sequence[str]) -> Source:
     return Source(
         source_name(source),
         origin,
-        _Files(paths),
-        _Files(val_paths) if val_paths else None,
+        _Files(Rows(paths)),
+        _Files(Rows(val_paths)) if val_paths else None,
         sum(map(readers.text_size, paths)),
     )
 

@@ -1,0 +1,205 @@
+"""What lies outside this machine: whether it answers, how long it is waited for, and a file by its
+address. All of it through `huggingface_hub`'s session, which knows certificates and proxies.
+
+A line is slow as long as something arrives, and dead after SECONDS in which nothing does. Whoever
+has another place to ask does not wait on this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+SECONDS = 20.0  # without a byte; HF_HUB_DOWNLOAD_TIMEOUT, where that is set, comes first
+LOOK_UP_SECONDS = 30.0  # more, at most, for looking up a name, which no time-out ends
+SOON = 3.0  # seconds; whoever waits for longer is told
+TRIES = 3
+NOT_NOW = (408, 429, 500, 502, 503, 504)  # statuses after which `huggingface_hub` tries again
+
+
+class Trouble(Exception):
+    """Something outside is not as it should be; the message tells what, to a person."""
+
+
+class NoAnswer(Trouble):
+    """Nothing comes back."""
+
+
+def seconds() -> float:
+    """How long to wait for the next byte."""
+    from huggingface_hub import constants
+
+    chosen = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    return SECONDS if chosen == constants.DEFAULT_DOWNLOAD_TIMEOUT else float(chosen)
+
+
+def answers(url: str, note: Callable[[str], None]) -> bool:
+    """Whether anything at all comes back from an address, be it an error."""
+    from huggingface_hub.utils import get_session
+
+    came: list[Any] = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            came.append(get_session().head(url, timeout=seconds()))
+
+    # In a thread, since a name is looked up for as long as the system likes, deaf to Ctrl-C.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(SOON)
+    if asking.is_alive():
+        note(f"no answer yet; waiting up to {seconds():.0f} s for one")
+        asking.join(LOOK_UP_SECONDS + seconds())
+    return bool(came)
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """As with HF_HUB_OFFLINE=1, which both libraries read only once, when they are imported."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+
+
+@contextlib.contextmanager
+def without_xet() -> Iterator[None]:
+    """As with HF_HUB_DISABLE_XET=1: large files come by plain HTTP."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
+def through_xet(error: BaseException) -> bool:
+    """Whether an error came from the hub's Xet storage: its own are of many kinds, and tell it
+    only by where they were raised.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("xet" in frame.name or "_xet" in frame.filename for frame in frames)
+
+
+@contextlib.contextmanager
+def patience(note: Callable[[str], None], *, tries_again: bool) -> Iterator[None]:
+    """How `huggingface_hub` is to wait: for each answer as long as `seconds` tells.
+
+    Args:
+        note: is told of longer waits that a server asks for.
+        tries_again: whether to let it ask again, and wait as a server likes (left to itself, up
+            to half an hour); otherwise the first answer that says "not now", and the first one
+            that does not come, are errors.
+    """
+    from huggingface_hub.utils import get_session
+
+    silent: set[str] = set()  # hosts that were asked, and have not answered yet
+
+    def asking(request: Any) -> None:
+        if request.url.host in silent and not tries_again:
+            raise NoAnswer(f"no answer in {seconds():.0f} s")
+        silent.add(request.url.host)
+        kinds = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = dict.fromkeys(kinds, seconds())
+
+    def answered(response: Any) -> None:
+        silent.discard(response.request.url.host)
+        if response.status_code not in NOT_NOW:
+            return
+        if not tries_again:
+            response.raise_for_status()
+        limit = response.headers.get("RateLimit", "")
+        wait = re.search(r"\bt=(\d+)", limit) or re.match(
+            r"(\d+)$", response.headers.get("Retry-After", "")
+        )
+        if wait and int(wait[1]) > SOON:
+            note(
+                f"the hub answers {response.status_code}, and asks to wait {int(wait[1])} s; "
+                "whoever logs in, with hf auth login, may ask more often"
+            )
+
+    session = get_session()
+    before = session.event_hooks
+    session.event_hooks = {
+        "request": [*before["request"], asking],
+        "response": [*before["response"], answered],
+    }
+    try:
+        yield
+    finally:
+        session.event_hooks = before
+
+
+def fetch(url: str, longest: int) -> bytes:
+    """What lies at an address, tried again where it broke off.
+
+    Args:
+        longest: bytes that it may have.
+
+    Raises:
+        Exception: whatever the transport raises; Trouble if it is longer.
+    """
+    from huggingface_hub.utils import get_session, httpx
+
+    for left in reversed(range(TRIES)):
+        content = bytearray()
+        try:
+            with get_session().stream("GET", url, timeout=seconds()) as response:
+                response.raise_for_status()
+                for block in response.iter_bytes():
+                    content += block
+                    if len(content) > longest:
+                        raise Trouble("it gave something longer")
+            return bytes(content)
+        except httpx.TransportError:
+            if not left or not content:  # who said nothing the first time is not asked again
+                raise
+    raise AssertionError("unreachable")
+
+
+def reason(error: BaseException) -> str:
+    """What is wrong outside, from what stands behind an error; else its kind and first line."""
+    from huggingface_hub.errors import FileMetadataError
+    from huggingface_hub.utils import httpx
+
+    for behind in _behind(error):
+        if isinstance(behind, Trouble):
+            return str(behind)
+        if code := _status(behind):
+            return f"it answered {code}"
+        if isinstance(behind, FileMetadataError):
+            return "what answers is not the hub, but a login page or a proxy"
+        if isinstance(behind, httpx.TimeoutException):
+            return f"no answer in {seconds():.0f} s"
+        if isinstance(behind, httpx.ConnectError):
+            return "no connection"
+        if isinstance(behind, httpx.TransportError):
+            return "the connection breaks off"
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def status(error: BaseException) -> int | None:
+    """The HTTP status somewhere behind an error."""
+    return next((code for behind in _behind(error) if (code := _status(behind))), None)
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that led to it."""
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
