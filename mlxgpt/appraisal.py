@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import generation, quality
+from mlxgpt.compiler import compiled
 from mlxgpt.config import Sampling
 from mlxgpt.corpus.tokenizer import NUL, Tokenizer
 from mlxgpt.corpus.tokens import Dataset, Tokens
@@ -109,7 +110,7 @@ def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> l
     T = model.config.block_size
     end = tokenizer.end_of_text
     assert end is not None
-    score = mx.compile(lambda x, y, mask: -(token_losses(model(x), y) * mask).sum(axis=1))
+    score = compiled(lambda x, y, mask: -(token_losses(model(x), y) * mask).sum(axis=1))
     result: list[float] = []
     for start in range(0, len(texts), AT_ONCE):
         rows = [[end, *tokenizer.encode(text), end] for text in texts[start : start + AT_ONCE]]

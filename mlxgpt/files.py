@@ -4,14 +4,17 @@ when a stranger wrote them.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +36,26 @@ def write_atomically(path: Path, text: str) -> None:
         sync(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def own_folders() -> Iterator[Path]:
+    """Folders for what can be made again, that nobody else writes in: the user's cache folder for
+    mlxgpt and, where that will not do, one that goes when this process does.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    with contextlib.suppress(OSError):
+        folder = Path(base) / "mlxgpt"
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    with contextlib.suppress(OSError):
+        yield _passing_folder()
+
+
+@functools.cache
+def _passing_folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="mlxgpt-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def remove(folder: Path) -> None:

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import sample
+from mlxgpt.compiler import compiled
 from mlxgpt.config import Sampling
 from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.model import GPT, Cache
@@ -163,9 +164,9 @@ class Decoder:
         choose = partial(_choose, sampling=sampling, vocab_size=vocab_size)
         # Functions that do not know this object: with a cycle it would outlive its use, and its
         # arrays would leave the memory around them in pieces.
-        self._forward = mx.compile(model.cached)
-        self._draw = mx.compile(choose)
-        self._step = mx.compile(partial(_forward_and_choose, model, choose))
+        self._forward = compiled(model.cached)
+        self._draw = compiled(choose)
+        self._step = compiled(partial(_forward_and_choose, model, choose))
 
     def prefill(self, window: np.ndarray) -> None:
         """Read ids[B, T] in from position 0, padded to the next bucket: the padding stands after

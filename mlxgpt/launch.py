@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlxgpt import blas, checkpoint, device, files, selfcheck, session
+from mlxgpt import blas, checkpoint, compiler, device, files, selfcheck, session
 from mlxgpt import run as runs
 from mlxgpt.checkpoint import Checkpoint
 from mlxgpt.config import Config, changed_weights, override
@@ -27,6 +27,7 @@ from mlxgpt.forecast import Forecast, estimated_bytes, measure, refuse_too_large
 from mlxgpt.guard import Guard
 from mlxgpt.hooks import Watcher
 from mlxgpt.model import GPT, count_parameters, load_parameters
+from mlxgpt.optim import learning_rate
 from mlxgpt.run import Run
 from mlxgpt.selfcheck import Law
 from mlxgpt.step import new_step
@@ -122,6 +123,8 @@ def launch(
         )
     if not blas.is_fast() and device.backend() == "cpu":
         display.note(blas.status())
+    if slower := compiler.status():
+        display.note(slower)
     warning = None
 
     def data_of(config: Config) -> Dataset:
@@ -149,8 +152,13 @@ def launch(
     device.limit_memory(limit)
     name = run_name or f"{config_name}-{dataset.name}"
     folder = Path(name) if os.sep in name else runs_dir / name
-    with files.only_one(folder, "training"):
-        summary = _train(config, dataset, folder, max_minutes, limit, display)
+    try:
+        with files.only_one(folder, "training"):
+            summary = _train(config, dataset, folder, max_minutes, limit, display)
+    except KeyboardInterrupt:
+        if not (folder / "run.json").exists():
+            display.note(f"{dataset.folder} is kept; the same command goes on from there")
+        raise
     summary = replace(summary, warning=warning)
     display.finish(summary)
     return summary
@@ -183,6 +191,13 @@ def _train(
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
     if max_minutes and not run:
         config = _plan(config, max_minutes, forecast)
+    if config.optim.warmup_steps >= config.train.max_steps:
+        highest = learning_rate(config, config.train.max_steps - 1)
+        display.note(
+            f"the whole training is warmup: {config.optim.warmup_steps:,} steps of it, and "
+            f"{config.train.max_steps:,} in all; the learning rate rises to {highest:.2g} and no "
+            f"further. Shorter: --warmup-steps {config.train.max_steps // WARMUP_SHARE}"
+        )
     step_function = new_step(config)
     if run:
         start, last_report, guard = session.resume(run, step_function, config, display)

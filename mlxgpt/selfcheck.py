@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt import blas, kernels, sample
+from mlxgpt import blas, compiler, kernels, sample
 from mlxgpt.config import Config, Sampling, override, with_vocabulary
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
@@ -61,7 +61,7 @@ def check(config: Config) -> Iterator[Law]:
         config: the run to check.
     """
     config = with_vocabulary(resolve_dtype(config))
-    for law in (matrix_products, initial_loss, full_size_step):
+    for law in (matrix_products, fused_kernels, initial_loss, full_size_step):
         yield law(config)
     small = shrunken(config)
     for law in (
@@ -99,6 +99,11 @@ def shrunken(config: Config) -> Config:
 def matrix_products(config: Config) -> Law:
     """What computes matrix products here: told, since it decides the speed; no law."""
     return Law("matrix products", True, blas.status() if kernels.on_cpu() else "MLX's own kernels")
+
+
+def fused_kernels(config: Config) -> Law:
+    """Whether MLX can fuse operations here: told, as above."""
+    return Law("fused kernels", True, compiler.status() or "compiled")
 
 
 def initial_loss(config: Config) -> Law:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mlxgpt import checkpoint, device, mac
+from mlxgpt import checkpoint, compiler, device, mac
 from mlxgpt.checkpoint import Checkpoint
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Dataset
@@ -94,7 +94,7 @@ def proceed(
                 watcher.note("the loss leapt: left out, since there is no checkpoint to go back to")
             return bool(_regular(run))
 
-        with _stop_signals(watcher) as asked, mac.awake():
+        with _stop_signals(watcher) as asked, compiler.undisturbed(), mac.awake():
             step = start
             while True:
                 step = train(

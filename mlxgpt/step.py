@@ -18,7 +18,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
-from mlxgpt import lanes
+from mlxgpt import compiler, lanes
 from mlxgpt.config import Config
 from mlxgpt.lanes import Lanes
 from mlxgpt.model import GPT, flat, must_be_like
@@ -64,7 +64,7 @@ class TrainStep:
         self.micro_batches = config.train.gradient_accumulation_steps
         self.grad_clip = config.optim.grad_clip
         self.dtype = getattr(mx, config.train.dtype)
-        compile = mx.compile if compiled else _not_compiled
+        compile = compiler.compiled if compiled else _not_compiled
         self._lanes = Lanes(lambda: _Sums(compile(self._gradients_of), compile(_add)))
         self._mean = compile(self._mean_of)
         both = [model.state, self.optimizer.state]
@@ -196,4 +196,4 @@ def make_eval_step(model: GPT, dtype: mx.Dtype) -> Callable[..., mx.array]:
             model.update(tree_map(lambda p: p.astype(dtype), parameters))
             return (token_losses(model(inputs), targets) * mask).sum()
 
-    return mx.compile(evaluate)
+    return compiler.compiled(evaluate)

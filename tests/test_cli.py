@@ -221,7 +221,7 @@ def test_json_is_one_object_with_what_was_promised(here: Path, capsys: Capture) 
 def test_check_prints_every_law_and_the_reason(capsys: Capture) -> None:
     assert main(["check", *SMALL]) == 0
     text = capsys.readouterr().out
-    assert text.count("\nok ") == 12
+    assert text.count("\nok ") == 13
     assert "Why ln V" in text
 
 

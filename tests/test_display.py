@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from mlxgpt.forecast import Forecast, Reached
 from mlxgpt.launch import Summary
 from mlxgpt.quality import METRICS
 from mlxgpt.selfcheck import Law
+from tests.commands import ROOT
 
 RECORD = {
     "step": 1200,
@@ -89,6 +91,7 @@ def test_plain_lines_where_there_is_no_terminal(
         assert part in line
     for part in ("of peak 34%", "memory 412 MB", "ETA"):
         assert part in line
+    assert "text        words.txt\n" in text
     assert "step 1,200" not in text, "not a line for every record"
     assert "[bold]To be[/bold]\n    :smile: or" in text, "a sample is no markup"
     assert "about 18:40 and 310 MB of memory, measured: 200 ms a step, 10 evaluations" in text
@@ -181,7 +184,9 @@ def test_an_appraisal_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     row = next(line for line in text.splitlines() if line.startswith("dictionary words"))
     assert row.split()[2:4] == ["98.7%", "50.0%"]
     assert "75%" in text
-    assert "pip install 'mlxgpt[quality]'" in text
+    project = (ROOT / "pyproject.toml").read_text()
+    (wanted,) = tomllib.loads(project)["project"]["optional-dependencies"]["quality"]
+    assert f"pip install '{wanted}'" in text
     assert not any(line.startswith("ended") for line in text.splitlines()), "nobody has it"
     show_appraisal(Appraisal("", 0.8, 0, {"model": {**one}, "real": {**none, **one}}, None, []))
     text = capsys.readouterr().out

@@ -13,7 +13,7 @@ from mlxgpt import api, checkpoint, config, forecast, hooks, launch, selfcheck
 from mlxgpt import run as runs
 from mlxgpt.config import Config, override
 from mlxgpt.corpus import hub, sources
-from mlxgpt.corpus.hub import NoConnection
+from mlxgpt.corpus.hub import Unavailable
 from mlxgpt.errors import UserError
 from mlxgpt.model import flat
 from mlxgpt.selfcheck import Law
@@ -182,8 +182,8 @@ def test_a_run_is_named_after_config_and_data(home: Path, text_file: Path, tiny:
 def test_without_a_connection_tier_1_goes_on_with_the_storybook(
     home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(name: str) -> None:
-        raise NoConnection("no hub", "mend it.")
+    def unreachable(*_: object) -> None:
+        raise Unavailable("no hub", "mend it.")
 
     small = override(tiny, {"block_size": 8, "max_steps": 2})
     monkeypatch.setattr(hub, "load", unreachable)
@@ -197,7 +197,7 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
     assert "storybook" in summary.warning
     assert summary.warning in display.notes
     for asked in ({"config": small}, {"tier": 1, "source": "shakespeare"}):
-        with pytest.raises(NoConnection, match="no hub"):
+        with pytest.raises(Unavailable, match="no hub"):
             api.train(**asked)
 
 
@@ -217,3 +217,30 @@ def test_weights_load_into_the_model_that_is_run(train: Any) -> None:
         assert mx.array_equal(value, saved.parameters[name])
     assert saved.step == 12
     assert override(Config(), {}).model != model.config
+
+
+@pytest.mark.parametrize("moment", ["selfcheck.check", "launch.measure"])
+def test_ctrl_c_before_the_first_step_keeps_the_data(
+    train: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    display = Recorder()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"mlxgpt.{moment}", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train("a", display=display)
+    assert "data/words is kept; the same command goes on from there" in display.notes
+    assert not Path("runs/a").exists()
+    assert train("a").step == 12
+
+
+def test_a_training_that_is_all_warmup_is_told(train: Any) -> None:
+    display = Recorder()
+    train("a", display=display, warmup_steps=11)
+    assert not any("warmup" in note for note in display.notes)
+    train("b", display=display, warmup_steps=24)
+    (note,) = (note for note in display.notes if "warmup" in note)
+    assert "24 steps of it, and 12 in all; the learning rate rises to 0.0048" in note
+    assert note.endswith("--warmup-steps 1")

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlxgpt import cli, files, mac
-from mlxgpt.corpus import hub
+from mlxgpt.corpus import hub, web
 from tests.commands import ROOT, TRAIN, Capture, refused
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
@@ -23,11 +23,12 @@ pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of 
 
 
 def no_network(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    def not_there(text: hub.HubText) -> None:
+    def nothing(*_: object, **__: object) -> bytes:
         raise ConnectionError
 
-    patch.setattr(hub, "_splits", not_there)
-    patch.setattr(hub, "_answers", lambda text: False)
+    patch.setattr(hub, "_dataset", nothing)
+    patch.setattr(web, "answers", lambda url, note: False)
+    patch.setattr(web, "fetch", nothing)
     return refused(capsys, "prepare", "shakespeare")
 
 

@@ -171,9 +171,9 @@ def load(text: HubText, note: Callable[[str], None]) -> Found:
     note(f"getting {text.path}{size} from the Hugging Face hub")
     try:
         return _from_hub(text, note)
-    except UserError:
-        raise
     except Exception as error:  # datasets lets through whatever its transports raise
+        if isinstance(error, UserError) and not text.elsewhere:
+            raise
         problem, remedy = f"the Hugging Face hub: {web.reason(error)}", _remedy(error)
     if text.elsewhere:
         host = urlsplit(text.elsewhere.url).hostname
@@ -190,10 +190,9 @@ def _cached(text: HubText) -> Found | None:
     with web.offline():
         try:
             return _found(text, _dataset(text))
-        except UserError:
-            raise
-        except Exception:  # it is not there, or damaged, or another text
-            pass
+        except Exception as error:  # it is not there, or damaged, or another text
+            if isinstance(error, UserError) and not text.elsewhere:
+                raise
     with contextlib.suppress(OSError, UserError, web.Trouble):
         return _checked(text, _kept_elsewhere(text)) if text.elsewhere else None
     return None

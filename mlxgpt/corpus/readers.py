@@ -1,12 +1,14 @@
 """Files -> documents, streamed in pieces of bounded size: text, JSON lines, Parquet, Arrow.
 
 A text file is one document, or several with `<|endoftext|>` between them; of the others, each row's
-`text` is one.
+`text` is one. A line ends with a newline alone, also where the file has Windows' or an old Mac's
+line ends, and a byte-order mark is no text: neither is worth a place in a vocabulary.
 """
 
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +23,7 @@ PIECE = 1 << 20  # characters; a longer document comes in several pieces
 LONGEST_WORD = 4 * PIECE  # a run without white space that is longer is cut anyhow
 LONGEST_LINE = 1 << 28  # bytes of one JSON object
 ROWS = 1000  # of a table, at a time
+BOM = codecs.BOM_UTF8
 BOUNDARY = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
@@ -68,9 +71,11 @@ def text_size(path: Path) -> int:
 
 
 def _text(path: Path) -> Iterator[Piece]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    rest, offset = "", 0
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    rest = ""
     with path.open("rb") as file:
+        offset = len(BOM) if file.read(len(BOM)) == BOM else 0
+        file.seek(offset)
         while block := file.read(PIECE):
             if (nul := block.find(b"\0")) >= 0:
                 raise UserError(
@@ -84,11 +89,11 @@ def _text(path: Path) -> Iterator[Piece]:
                 yield from cut(document)
             *begun, rest = _cut(rest)
             yield from (Piece(text, last=False) for text in begun)
-        _decoded(decoder, b"", path, offset)
+        rest += _decoded(decoder, b"", path, offset)
     yield Piece(rest)
 
 
-def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, path: Path, offset: int) -> str:
+def _decoded(decoder: io.IncrementalNewlineDecoder, block: bytes, path: Path, offset: int) -> str:
     kept = len(decoder.getstate()[0])  # the beginning of a character, from the block before
     try:
         return decoder.decode(block, final=not block)
@@ -108,7 +113,9 @@ def _json_lines(path: Path, column: str) -> Iterator[Piece]:
     with path.open("rb") as file:
         while line := file.readline(LONGEST_LINE):
             number += 1
-            if line.isspace():
+            if number == 1:
+                line = line.removeprefix(BOM)
+            if not line.strip():
                 continue
             try:
                 row = json.loads(line)
@@ -179,6 +186,9 @@ def _row(value: Any, column: str, where: Callable[[], str]) -> Iterator[Piece]:
         value.isascii() or value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(f"{where()} is no valid Unicode", "mend or leave out that one.") from error
+    value = value.removeprefix(BOM.decode())
+    if "\r" in value:
+        value = value.replace("\r\n", "\n").replace("\r", "\n")
     yield from cut(value)
 
 

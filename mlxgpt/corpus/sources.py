@@ -126,6 +126,18 @@ def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict
     return {STORYBOOK: storybook.book().sha256, **length}
 
 
+def told(origin: dict[str, Any]) -> str:
+    """Which text an origin tells of, in a few words."""
+    if STORYBOOK in origin:
+        return "the built-in storybook"
+    if "hub" in origin:
+        column = f", column {origin['column']}" if "column" in origin else ""
+        return f"{origin['hub']}{column}"
+    if "nanogpt" in origin:
+        return f"nanoGPT's arrays in {origin['nanogpt']}"
+    return ", ".join(origin.get("files", ["unknown"]))
+
+
 @dataclass(frozen=True)
 class _Stories:
     """The storybook's stories of a seed, `size` bytes of them, made anew for each reader."""

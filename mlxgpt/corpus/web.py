@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mlxgpt.errors import UserError
+
 SECONDS = 20.0  # without a byte; HF_HUB_DOWNLOAD_TIMEOUT, where that is set, comes first
 LOOK_UP_SECONDS = 30.0  # more, at most, for looking up a name, which no time-out ends
 SOON = 3.0  # seconds; whoever waits for longer is told
@@ -174,8 +176,8 @@ def reason(error: BaseException) -> str:
     from huggingface_hub.utils import httpx
 
     for behind in _behind(error):
-        if isinstance(behind, Trouble):
-            return str(behind)
+        if isinstance(behind, Trouble | UserError):
+            return str(behind).partition("\n")[0]
         if code := _status(behind):
             return f"it answered {code}"
         if isinstance(behind, FileMetadataError):

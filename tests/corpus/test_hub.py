@@ -182,6 +182,7 @@ HUBS = {
     "the connection breaks off": ("well", "/", "truncates"),
     "no answer in 2 s (storage)": ("well", "/", "hangs"),
     "another text, sha256": ("other", "/", "well"),
+    "karpathy/tiny_shakespeare has no column 'text' of text": ("columns", "/", "well"),
 }
 
 
@@ -189,7 +190,10 @@ def fetched(folder: Path, reason: str) -> tuple[int, int, str]:
     """What comes of a preparation, and of another one later, without any network."""
     mood, at, cdn = HUBS[reason]
     splits = {**SPLITS, "test": "fgh"} if mood == "other" else SPLITS
-    hub, github = Hub(shakespeare(splits), mood, at, cdn), GitHub(TEXT)
+    repositories = shakespeare(splits)
+    if mood == "columns":
+        repositories["karpathy/tiny_shakespeare"].push("main", {"t.parquet": parquet("ab", "line")})
+    hub, github = Hub(repositories, mood, at, cdn), GitHub(TEXT)
     with machine(folder, hub, github) as here:
         code, _, err = here.run("prepare", "shakespeare")
         here.hub = here.github = NOWHERE

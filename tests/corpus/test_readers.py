@@ -14,12 +14,12 @@ from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.readers import Piece
 from mlxgpt.corpus.tokenizer import END_OF_TEXT
 from mlxgpt.errors import UserError
-from tests.corpus.texts import joined, pieces_of, texts, without_nul
+from tests.corpus.texts import as_read, joined, pieces_of, texts, without_nul
 
 Folders = pytest.TempPathFactory
 # Texts full of separators, halves of them, and letters of one to four bytes.
 crumbs = st.sampled_from(
-    [END_OF_TEXT, "<|endof", "text|>", "<", "a", " ", "\n", "\r\n", "word ", "é", "€", "🙂"]
+    [END_OF_TEXT, "<|endof", "text|>", "<", "a", " ", "\n", "\r\n", "\r", "word ", "é", "€", "🙂"]
 )
 crumbly = st.lists(crumbs, max_size=40).map("".join)
 lengths = st.integers(14, 40)
@@ -44,7 +44,7 @@ def test_a_text_file_is_cut_at_separators_wherever_they_lie(
     path = tmp_path_factory.mktemp("t") / "t.txt"
     path.write_bytes(text.encode())
     with pieces_of(length):
-        assert read(path) == text.split(END_OF_TEXT)
+        assert read(path) == as_read(text).split(END_OF_TEXT)
 
 
 @given(
@@ -84,10 +84,24 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, problem: str
         read(path)
 
 
-def test_line_ends_stay_as_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "t.TXT"
-    path.write_bytes(b"\r\none\r\ntwo\n\r" + END_OF_TEXT.encode() + b"\r\n")
-    assert read(path) == ["\r\none\r\ntwo\n\r", "\r\n"]
+@given(crumbly.map(lambda text: "\ufeff" + text), lengths)
+def test_line_ends_are_newlines_and_a_byte_order_mark_is_no_text(
+    tmp_path_factory: Folders, text: str, length: int
+) -> None:
+    folder = tmp_path_factory.mktemp("t")
+    (folder / "t.TXT").write_bytes(text.encode())
+    (folder / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps({"text": text}).encode())
+    write_parquet(folder / "t.parquet", {"text": [text]})
+    with pieces_of(length):
+        assert read(folder / "t.TXT") == as_read(text).split(END_OF_TEXT)
+        assert read(folder / "t.jsonl") == read(folder / "t.parquet") == [as_read(text)]
+
+
+def test_a_byte_that_is_no_utf8_is_counted_from_the_beginning_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes("\ufeffabc\r\n".encode() + b"\xff")
+    with pytest.raises(UserError, match=r"not UTF-8 text \(byte 8\)"):
+        read(path)
 
 
 @given(texts, lengths)
@@ -132,12 +146,13 @@ def test_a_line_of_fifty_megabytes_comes_in_pieces(tmp_path: Path, unit: str) ->
     count = 50_000_000 // len(unit)
     path = tmp_path / "t.txt"
     path.write_text(unit * count, newline="")
+    wanted = len(as_read(unit)) * count
     length = pieces = 0
     for text, _ in readers.read(path):
         assert len(text) <= readers.LONGEST_WORD
         length += len(text)
         pieces += 1
-    assert length == len(unit) * count
+    assert length == wanted
     assert pieces >= 12
 
 
@@ -159,7 +174,7 @@ def test_json_lines_are_documents(tmp_path_factory: Folders, rows: list[str], es
     path = tmp_path_factory.mktemp("t") / "t.JSONL"
     lines = [json.dumps({"id": 1, "text": row}, ensure_ascii=escape) for row in rows]
     path.write_bytes("\n \r\n".join(lines).encode())
-    assert read(path) == rows
+    assert read(path) == [as_read(row) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +202,7 @@ def test_a_line_that_holds_no_text_is_named(tmp_path: Path, line: bytes, problem
 def test_a_line_without_text_may_say_so(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": null}\n{"text": ""}\n{"text": "a"}\n')
-    assert read(path) == ["", "a"]
+    assert read(path) == ["", "", "a"], "each row is one, so that rows can be counted"
 
 
 @given(st.lists(st.one_of(st.none(), texts.map(without_nul)), max_size=9), st.integers(1, 4))
@@ -202,7 +217,7 @@ def test_rows_of_parquet_are_documents(
         {"id": list(range(len(values))), "text": text},
         row_group_size=group,
     )
-    assert read(path) == [value for value in values if value is not None]
+    assert read(path) == [as_read(value or "") for value in values]
 
 
 def test_a_table_with_more_rows_than_are_read_at_a_time(tmp_path: Path) -> None:
@@ -255,7 +270,7 @@ def test_arrow_files_are_read_as_the_library_writes_them(tmp_path: Path) -> None
     table = pyarrow.table({"text": ["one", None, "two" * 10]})
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as out:
         out.write_table(table, max_chunksize=2)
-    assert read(path) == ["one", "two" * 10]
+    assert read(path) == ["one", "", "two" * 10]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlxgpt.corpus import readers, sources
-from mlxgpt.corpus.hub import HUB
+from mlxgpt.corpus.hub import HUB, Found, Rows
 from mlxgpt.corpus.readers import Piece
 from mlxgpt.errors import UserError
-from tests.corpus.texts import joined
+from tests.corpus.texts import joined, pieces_of
 
 
 def write(path: Path, text: str) -> str:
@@ -139,18 +142,49 @@ def test_a_corpus_of_the_hub_is_read_from_its_files(
 ) -> None:
     """The rows of a single document are its pieces."""
     files = [Path(write(tmp_path / f"{n}.jsonl", f'{{"text": "row {n}"}}')) for n in range(3)]
-    val = files[2:] if HUB[name].val else []
-    monkeypatch.setattr(sources.hub, "load", lambda name: (files[:2], val))
+    found = Found(Rows(files[:2]), Rows(files[2:]) if HUB[name].val else None, "abc")
+    monkeypatch.setattr(sources.hub, "load", lambda text, note: found)
     source = sources.open_source([name])
 
     def pieces(side: Iterable[int]) -> list[Piece]:
         return [Piece(f"row {n}", last=name != "shakespeare") for n in side]
 
     assert list(source.train) == pieces((0, 1))
-    assert source.val is None if not val else list(source.val or ()) == pieces((2,))
+    assert source.val is None if not found.val else list(source.val or ()) == pieces((2,))
     assert source.single == (name == "shakespeare")
     assert source.size == sum(map(readers.text_size, files[:2]))
-    assert source.origin == sources.corpus_origin(name)
+    assert source.origin == {**sources.corpus_origin([name]), "revision": "abc"}
+
+
+@given(
+    st.lists(st.integers(1, 30), max_size=8),
+    st.lists(st.integers(0, 8), max_size=3),
+    st.integers(0, 9),
+    st.one_of(st.none(), st.integers(0, 9)),
+)
+def test_rows_are_counted_over_all_files_and_whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    cuts: list[int],
+    start: int,
+    stop: int | None,
+) -> None:
+    """However long a document is, and in whichever file it lies."""
+    folder = tmp_path_factory.mktemp("rows")
+    rows = [f"{n} " + "word " * length for n, length in enumerate(lengths)]
+    ends = [0, *sorted(cuts), len(rows)]
+    paths = []
+    for n, (begin, end) in enumerate(itertools.pairwise(ends)):
+        lines = [json.dumps({"text": row}) for row in rows[begin:end]]
+        paths.append(Path(write(folder / f"{n}.jsonl", "\n".join(lines))))
+    with pieces_of(20):
+        assert joined(sources._Files(Rows(paths, (start, stop)))) == rows[start:stop]
+
+
+def test_a_dataset_of_the_hub_is_a_source_by_itself() -> None:
+    with pytest.raises(UserError, match="a source by itself"):
+        sources.open_source(["hf:a/b", "my.txt"])
+    assert sources.source_name(["hf:owner/name.v2:story text"]) == "owner-name.v2-story-text"
 
 
 def test_real_shakespeare_is_the_pinned_text(shakespeare: Path) -> None:
@@ -163,3 +197,17 @@ def test_what_can_be_read_only_once_is_no_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(UserError, match=r"pipe\.txt is no file"):
         sources.open_source([str(tmp_path / "pipe.txt")])
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (["shakespeare"], "karpathy/tiny_shakespeare"),
+        (["hf:a/b:story"], "a/b, column story"),
+        (["storybook"], "the built-in storybook"),
+    ],
+)
+def test_an_origin_tells_which_text_it_is(source: list[str], words: str) -> None:
+    assert sources.told(sources.corpus_origin(source)) == words
+    assert sources.told({"files": ["a.txt", "b.txt"], "sha256": "0"}) == "a.txt, b.txt"
+    assert sources.told({"nanogpt": "arrays"}) == "nanoGPT's arrays in arrays"

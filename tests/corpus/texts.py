@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,11 @@ texts = st.lists(st.one_of(kinds), max_size=12).map("".join).filter(lambda t: EN
 
 def without_nul(text: str) -> str:
     return text.replace("\0", "")
+
+
+def as_read(text: str) -> str:
+    """A text file's text as Python itself reads it: newlines alone, and no byte-order mark."""
+    return io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8-sig", newline=None).read()
 
 
 @contextmanager
