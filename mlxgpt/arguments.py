@@ -83,8 +83,9 @@ def make_parser() -> Parser:
     sub.add_argument(
         "source",
         nargs="*",
-        help="shakespeare (default), tinystories, openwebtext, storybook; or files, folders and "
-        "globs of text (<|endoftext|> between documents), JSON lines, Parquet",
+        help="shakespeare (default), tinystories, tinystories-gpt4, openwebtext, storybook; any "
+        "dataset of the hub, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN; or files, folders and globs of "
+        "text (<|endoftext|> between documents), JSON lines, Parquet",
     )
     sub.add_argument(
         "--val-source", nargs="+", metavar="PATH", help="text to judge by; default: a part of it"
@@ -92,8 +93,8 @@ def make_parser() -> Parser:
     sub.add_argument(
         "--tokenizer",
         metavar="char|bpe|gpt2",
-        help="one token a character; byte-level BPE trained on the text (default for "
-        "tinystories); GPT-2's own",
+        help="one token a character; byte-level BPE trained on the text (default for stories and "
+        "datasets of the hub); GPT-2's own",
     )
     sub.add_argument(
         "--vocab-size", type=int, metavar="N", help="different tokens of a BPE (default: 4096)"

@@ -61,8 +61,8 @@ class DataConfig:
 
     source: tuple[str, ...] = setting(
         ("shakespeare",),
-        "text to learn: shakespeare, tinystories, openwebtext, storybook, files, folders, or a "
-        "prepared data folder",
+        "text to learn: shakespeare, tinystories, tinystories-gpt4, openwebtext, storybook, a "
+        "dataset of the hub as hf:OWNER/NAME[:COLUMN], files, folders, or a prepared data folder",
     )
     val_source: tuple[str, ...] = setting((), "text to judge by; default: a part of the source")
     tokenizer: str = setting(

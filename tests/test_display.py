@@ -230,7 +230,7 @@ def test_a_whole_training_is_shown(
     text = capsys.readouterr().err
     for part in (
         "preparing",
-        "12 checks passed",
+        "13 checks passed",
         "parameters: 2 layers",
         "12 steps of 32 tokens",
         "what it writes after 4 steps",

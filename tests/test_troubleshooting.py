@@ -1,4 +1,4 @@
-"""The README's table of what can go wrong: each message is taken from the mistake itself."""
+"""The table of what can go wrong: each message is taken from the mistake itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.commands import ROOT, TRAIN, Capture, refused
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
 
-# Each mistake of the README's table: what happens, and the line it ends with.
+# Each mistake of the table: what happens, and the line it ends with.
 
 
 def no_network(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
@@ -30,6 +30,28 @@ def no_network(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     patch.setattr(web, "answers", lambda url, note: False)
     patch.setattr(web, "fetch", nothing)
     return refused(capsys, "prepare", "shakespeare")
+
+
+def unknown_dataset(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    class Refused(Exception):
+        response = SimpleNamespace(status_code=401)
+
+    def refuse(text: hub.HubText) -> None:
+        raise Refused
+
+    patch.setattr(hub, "_dataset", refuse)
+    patch.setattr(web, "answers", lambda url, note: True)
+    return refused(capsys, "prepare", "hf:owner/name")
+
+
+def other_column(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    rows = SimpleNamespace(features={"story": SimpleNamespace(dtype="string")}, cache_files=[])
+    patch.setattr(hub, "_dataset", lambda text: {"train": rows})
+    return refused(capsys, "prepare", "hf:owner/name")
+
+
+def no_owner(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "prepare", "hf:name")
 
 
 def latin_1(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
@@ -191,6 +213,9 @@ def rosetta(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 Mistake = Callable[[Path, Capture, pytest.MonkeyPatch], str]
 MISTAKES: list[Mistake] = [
     no_network,
+    unknown_dataset,
+    other_column,
+    no_owner,
     latin_1,
     binary,
     empty,
@@ -222,23 +247,23 @@ MISTAKES: list[Mistake] = [
 
 
 def listed() -> list[str]:
-    """The messages in the README's table; … stands for what differs from case to case."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## What can go wrong")[1]
-    rows = re.findall(r"^\| ``? ?(.+?) ?``? \|", section.split("\n## ")[0], flags=re.MULTILINE)
+    """The messages in the table; … stands for what differs from case to case."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ``? ?(.+?) ?``? \|", page.split("\n## ")[0], flags=re.MULTILINE)
     assert rows
     return rows
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
-def test_the_readme_shows_what_a_person_sees(
+def test_the_table_shows_what_a_person_sees(
     place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, mistake: Mistake
 ) -> None:
     problem = mistake(place, capsys, monkeypatch)
     matching = [
         row for row in listed() if re.fullmatch(".*".join(map(re.escape, row.split("…"))), problem)
     ]
-    assert len(matching) == 1, f"the README's table has not exactly one row for: {problem}"
+    assert len(matching) == 1, f"the table has not exactly one row for: {problem}"
 
 
-def test_the_readme_lists_nothing_else() -> None:
+def test_the_table_lists_nothing_else() -> None:
     assert len(listed()) == len(MISTAKES)
