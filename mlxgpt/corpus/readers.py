@@ -157,11 +157,17 @@ def _parquet(path: Path, column: str) -> Iterator[Piece]:
 def _arrow(path: Path, column: str) -> Iterator[Piece]:
     import pyarrow
 
-    # Not memory-mapped, so that what was read does not stay in this process's memory.
-    with pyarrow.OSFile(str(path)) as file:
-        for batch in pyarrow.ipc.open_stream(file):
-            for value in batch.column(column).to_pylist():
-                yield from _row(value, column, lambda: str(path))
+    try:
+        # Not memory-mapped, so that what was read does not stay in this process's memory.
+        with pyarrow.OSFile(str(path)) as file:
+            for batch in pyarrow.ipc.open_stream(file):
+                for value in batch.column(column).to_pylist():
+                    yield from _row(value, column, lambda: str(path))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} is no whole Arrow file",
+            f"delete the folder {path.parent}, and fetch it again.",
+        ) from error
 
 
 TABLES: dict[str, Callable[[Path, str], Iterator[Piece]]] = {

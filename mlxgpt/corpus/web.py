@@ -171,7 +171,7 @@ def fetch(url: str, longest: int) -> bytes:
 
 
 def reason(error: BaseException) -> str:
-    """What is wrong outside, from what stands behind an error; else its kind and first line."""
+    """What is wrong outside, from what stands behind an error; else what it says, in one line."""
     from huggingface_hub.errors import FileMetadataError
     from huggingface_hub.utils import httpx
 
@@ -188,7 +188,7 @@ def reason(error: BaseException) -> str:
             return "no connection"
         if isinstance(behind, httpx.TransportError):
             return "the connection breaks off"
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def status(error: BaseException) -> int | None:

@@ -78,6 +78,7 @@ class Server(ThreadingHTTPServer):
     """A server in a mood, for addresses that have `at` in them."""
 
     daemon_threads = True
+    host = "127.0.0.1"
 
     def __init__(self, handler: type[BaseHTTPRequestHandler], mood: str, at: str) -> None:
         super().__init__(("127.0.0.1", 0), handler)
@@ -88,7 +89,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"http://{self.host}:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
         """Whoever asked has gone."""
@@ -110,6 +111,8 @@ class Hub(Server):
 
 class Cdn(Server):
     """The storage. Moods: `well`; `breaks` off twice; `truncates` always; `hangs`."""
+
+    host = "localhost"  # to clients another one than the hub's
 
     def __init__(self, mood: str) -> None:
         super().__init__(CdnHandler, mood, "/")
@@ -327,7 +330,7 @@ class GitHubHandler(Handler):
     server: GitHub
 
     def serve(self, mood: str) -> None:
-        if self.path != GitHub.path:
+        if urlsplit(self.path).path != GitHub.path:  # a proxy is asked for the whole address
             self.refuse(404)
             return
         breaks = mood == "breaks" and self.server.broken < 1

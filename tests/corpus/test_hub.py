@@ -18,6 +18,7 @@ import pytest
 
 from mlxgpt.corpus.hub import HUB
 from mlxgpt.corpus.tokens import open_dataset
+from tests.commands import ROOT
 from tests.corpus.hub import CONVERTED, Files, GitHub, Hub, Repository, parquet, running
 from tests.corpus.texts import sides
 
@@ -83,15 +84,19 @@ class Machine:
         self.digest = digest or hashlib.sha256(TEXT.encode()).hexdigest()
         folder.mkdir(exist_ok=True)
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, program: tuple[str, ...] = (), **environment: str
+    ) -> subprocess.Popen[str]:
+        ours = ("-c", PROGRAM, self.digest, self.github)
         return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, self.digest, self.github, *arguments],
+            [sys.executable, *(program or ours), *arguments],
             env={
                 **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MLXGPT"))},
                 "HF_ENDPOINT": self.hub,
                 "HF_HOME": str(self.folder / "huggingface"),
                 "HF_HUB_DOWNLOAD_TIMEOUT": "2",
                 "NO_PROXY": "*",
+                "PYTHONPATH": str(ROOT),
                 **environment,
             },
             cwd=self.folder,
@@ -100,8 +105,10 @@ class Machine:
             text=True,
         )
 
-    def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
-        process = self.start(*arguments, **environment)
+    def run(
+        self, *arguments: str, program: tuple[str, ...] = (), **environment: str
+    ) -> tuple[int, str, str]:
+        process = self.start(*arguments, program=program, **environment)
         out, err = process.communicate()
         assert "Traceback" not in err
         return process.returncode, out, err
@@ -119,6 +126,11 @@ def machine(folder: Path, hub: Hub, github: GitHub | None = None) -> Iterator[Ma
     with running(hub, *([github] if github else [])):
         address = github.address + GitHub.path if github else NOWHERE
         yield Machine(folder, hub.address, address)
+
+
+@pytest.fixture(scope="module")
+def shakespeare_text(real_texts: Path) -> str:
+    return (real_texts / "shakespeare" / "input.txt").read_bytes().decode()
 
 
 # Shakespeare from the hub.
@@ -165,6 +177,17 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(tmp_path: Path) -> None
         assert here.text() == (TEXT[:900], TEXT[900:])
     assert hub.cdn.broken == 2
     assert hub.cdn.resumed == 2
+
+
+def test_the_real_text_has_the_hash_that_is_pinned(tmp_path: Path, shakespeare_text: str) -> None:
+    """With the program as it is."""
+    cut, end = 1_003_854, 1_003_854 + 55_770
+    bounds = {"train": slice(cut), "validation": slice(cut, end), "test": slice(end, None)}
+    splits = {name: shakespeare_text[part] for name, part in bounds.items()}
+    with machine(tmp_path, Hub(shakespeare(splits))) as here:
+        code, out, err = here.run("prepare", "shakespeare", program=("-m", "mlxgpt"))
+        assert code == 0, err
+        assert "1,003,854 tokens to train on, 111,540 to judge by, vocabulary 65" in out
 
 
 # Where the hub does not give the text.
@@ -278,6 +301,18 @@ def test_a_text_of_github_that_breaks_off_is_asked_for_again(tmp_path: Path) -> 
         assert code == 0, err
         assert here.text() == (TEXT[:900], TEXT[900:])
     assert len(github.asked) == 2
+
+
+def test_a_proxy_is_asked_where_there_is_one(tmp_path: Path) -> None:
+    github = GitHub(TEXT)
+    with machine(tmp_path, Hub({}), github) as here:
+        here.github = f"http://raw.example{GitHub.path}"
+        code, _, err = here.run(
+            "prepare", "shakespeare", HTTP_PROXY=github.address, NO_PROXY="127.0.0.1"
+        )
+        assert code == 0, err
+        assert here.text() == (TEXT[:900], TEXT[900:])
+    assert github.asked == [f"GET http://raw.example{GitHub.path}"]
 
 
 def test_a_network_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
@@ -435,22 +470,28 @@ REFUSED = {
     "hf:aesop/nothing": "aesop/nothing cannot be had (the Hugging Face hub: it answered 401)",
     "hf:aesop/gated": "aesop/gated cannot be had (the Hugging Face hub: DatasetNotFoundError: "
     "Dataset 'aesop/gated' is a gated dataset",
+    "hf:aesop/many": "aesop/many cannot be had (the Hugging Face hub: ValueError: Config name is "
+    "missing. Please pick one among the available configs: ['greek', 'latin']",
     "hf:fables": "'hf:fables' is no dataset's name",
 }
 
 
+def card(*lines: str) -> Files:
+    """A dataset's card, with these lines at its head."""
+    return {"README.md": "\n".join(["---", "configs:", *lines, "---", ""]).encode()}
+
+
 def test_what_cannot_be_learnt_is_named(tmp_path: Path) -> None:
     numbers = Repository({"main": {"train.parquet": parquet(range(3), "number")}})
-    card = """---
-configs:
-- config_name: default
-  data_files:
-  - {split: one, path: one.parquet}
-  - {split: two, path: two.parquet}
----
-"""
     parts = fables("text", "one", "two")
-    parts.push("main", {**next(iter(parts.commits.values())), "README.md": card.encode()})
+    (files,) = parts.commits.values()
+    splits = [f"  - {{split: {name}, path: {name}.parquet}}" for name in ("one", "two")]
+    parts.push("main", files | card("- config_name: default", "  data_files:", *splits))
+    configs = [
+        f"- {{config_name: {name}, data_files: {path}.parquet}}"
+        for name, path in (("greek", "one"), ("latin", "two"))
+    ]
+    many = Repository({"main": files | card(*configs)})
     gated = Repository({"main": {}}, gated=True)
     hub = Hub(
         {
@@ -458,6 +499,7 @@ configs:
             "aesop/numbers": numbers,
             "aesop/parts": parts,
             "aesop/gated": gated,
+            "aesop/many": many,
         }
     )
     with machine(tmp_path, hub) as here:

@@ -273,6 +273,21 @@ def test_arrow_files_are_read_as_the_library_writes_them(tmp_path: Path) -> None
     assert read(path) == ["one", "", "two" * 10]
 
 
+@pytest.mark.parametrize("damage", ["cut short", "empty", "text"])
+def test_a_damaged_arrow_file_is_one_error(tmp_path: Path, damage: str) -> None:
+    import pyarrow
+
+    path = tmp_path / "cache" / "t.arrow"
+    path.parent.mkdir()
+    table = pyarrow.table({"text": [f"story {n}" for n in range(999)]})
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table)
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(UserError, match=r"t\.arrow is no whole Arrow file") as caught:
+        read(path)
+    assert caught.value.remedy == f"delete the folder {path.parent}, and fetch it again."
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
 def test_a_file_that_has_gone_is_named(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(UserError, match=rf"gone\{suffix}"):
