@@ -27,7 +27,7 @@ def no_network(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
         raise ConnectionError
 
     patch.setattr(hub, "_dataset", nothing)
-    patch.setattr(web, "answers", lambda url, note: False)
+    patch.setattr(web, "must_answer", nothing)
     patch.setattr(web, "fetch", nothing)
     return refused(capsys, "prepare", "shakespeare")
 
@@ -40,7 +40,7 @@ def unknown_dataset(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> 
         raise Refused
 
     patch.setattr(hub, "_dataset", refuse)
-    patch.setattr(web, "answers", lambda url, note: True)
+    patch.setattr(web, "must_answer", lambda url, note: None)
     return refused(capsys, "prepare", "hf:owner/name")
 
 

@@ -203,8 +203,7 @@ def _from_hub(text: HubText, note: Callable[[str], None]) -> Found:
 
     if constants.HF_HUB_OFFLINE:
         raise web.NoAnswer("HF_HUB_OFFLINE is set")
-    if not web.answers(f"{constants.ENDPOINT}/api/datasets/{text.path}", note):
-        raise web.NoAnswer("no answer")
+    web.must_answer(f"{constants.ENDPOINT}/api/datasets/{text.path}", note)
     with contextlib.ExitStack() as stack:
         stack.enter_context(web.patience(note, tries_again=text.elsewhere is None))
         if text.elsewhere:  # Xet, which is worth it for large files only, may stall

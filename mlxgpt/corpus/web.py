@@ -39,24 +39,34 @@ def seconds() -> float:
     return SECONDS if chosen == constants.DEFAULT_DOWNLOAD_TIMEOUT else float(chosen)
 
 
-def answers(url: str, note: Callable[[str], None]) -> bool:
-    """Whether anything at all comes back from an address, be it an error."""
+def must_answer(url: str, note: Callable[[str], None]) -> None:
+    """See that anything at all comes back from an address, be it an error.
+
+    Raises:
+        NoAnswer: if nothing does.
+    """
     from huggingface_hub.utils import get_session
 
-    came: list[Any] = []
+    came: list[Exception | None] = []
 
     def ask() -> None:
-        with contextlib.suppress(Exception):
-            came.append(get_session().head(url, timeout=seconds()))
+        try:
+            get_session().head(url, timeout=seconds())
+            came.append(None)
+        except Exception as error:
+            came.append(error)
 
     # In a thread, since a name is looked up for as long as the system likes, deaf to Ctrl-C.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(SOON)
-    if asking.is_alive():
+    if not came:
         note(f"no answer yet; waiting up to {seconds():.0f} s for one")
         asking.join(LOOK_UP_SECONDS + seconds())
-    return bool(came)
+    if not came:
+        raise NoAnswer("no answer")
+    if came[0]:
+        raise NoAnswer(reason(came[0]))
 
 
 @contextlib.contextmanager
@@ -185,7 +195,7 @@ def reason(error: BaseException) -> str:
         if isinstance(behind, httpx.TimeoutException):
             return f"no answer in {seconds():.0f} s"
         if isinstance(behind, httpx.ConnectError):
-            return "no connection"
+            return f"no connection, {behind}"
         if isinstance(behind, httpx.TransportError):
             return "the connection breaks off"
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
