@@ -75,7 +75,7 @@ def status() -> str | None:
 
 @functools.cache
 def _tried() -> str | None:
-    gxx = os.environ.get(REAL) or shutil.which("g++")
+    gxx = real()
     if not gxx:
         return f"no C++ compiler (g++): {SLOWER}; to get one, for instance: {GET_ONE}"
     problem = "no folder to write to"
@@ -95,6 +95,19 @@ def _tried() -> str | None:
     return f"the C++ compiler fails ({problem}): {SLOWER}"
 
 
+def real() -> str | None:
+    """The first g++ in PATH that is not our script, which is there for child processes too."""
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        found = shutil.which("g++", path=folder)
+        if found and not _is_ours(Path(found)):
+            return found
+    return None
+
+
+def _is_ours(gxx: Path) -> bool:
+    return gxx.stat().st_size == len(SCRIPT) and gxx.read_text() == SCRIPT
+
+
 def _try(folder: Path, gxx: str) -> None:
     """Compile a trial there, load it and call it.
 
@@ -105,7 +118,7 @@ def _try(folder: Path, gxx: str) -> None:
         raise OSError(f"{folder} is full")
     script = folder / "bin" / "g++"
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        if not script.exists() or script.read_text() != SCRIPT:
+        if not script.exists() or not _is_ours(script):
             script.parent.mkdir(exist_ok=True)
             (fresh := Path(scratch) / "g++").write_text(SCRIPT)
             fresh.chmod(0o755)

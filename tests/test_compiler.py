@@ -112,7 +112,7 @@ def test_what_the_compiler_makes_appears_whole_whenever_ctrl_c_comes(
     tmp_path: Path, training: bool
 ) -> None:
     """As MLX calls it: a shell, in the terminal's foreground with everything else."""
-    slow = f'echo half > $9; sleep 1; exec {shutil.which("g++")} "$@"'
+    slow = f'echo half > $9; sleep 1; exec {compiler.real()} "$@"'
     path = commands(tmp_path / "bin", "sh", "mv", "sleep", gxx=slow)
     (tmp_path / "script").write_text(compiler.SCRIPT)
     (tmp_path / "script").chmod(0o755)
@@ -145,8 +145,11 @@ def test_a_training_is_not_disturbed() -> None:
     assert compiler.UNDISTURBED not in os.environ
 
 
-def test_mlx_calls_the_script(tmp_path: Path) -> None:
+def test_mlx_calls_the_script_and_it_calls_the_compiler() -> None:
+    """In a child process too, whose PATH has the script already."""
     assert compiler.status() is None
-    first = Path(os.environ["PATH"].split(os.pathsep)[0])
-    assert (first / "g++").read_text() == compiler.SCRIPT
-    assert Path(os.environ[compiler.REAL]).resolve() != (first / "g++").resolve()
+    found = shutil.which("g++")
+    assert found
+    assert Path(found).read_text() == compiler.SCRIPT
+    assert compiler.real() == os.environ[compiler.REAL] != found
+    assert fresh()[:2] == ("None", "True")

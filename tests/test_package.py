@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.corpus.hub import Hub, running, shakespeare
+
 ROOT = Path(__file__).parents[1]
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, **more: str) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MLXGPT"))}
+    environment |= more
     result = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -49,6 +52,20 @@ def test_the_wheel_trains_and_generates(installed: Path, text_file: Path, tmp_pa
     text = run(installed, "generate", "to be", "--max-tokens", "20", cwd=empty)
     assert text.startswith("to be")
     assert len(text) == len("to be") + 20 + 1
+
+
+def test_the_wheel_fetches_shakespeare_and_trains(
+    installed: Path, real_texts: Path, tmp_path: Path
+) -> None:
+    """The main job, from the hub to a run, with the text itself."""
+    text = (real_texts / "shakespeare" / "input.txt").read_bytes().decode()
+    hub = Hub(shakespeare(text))
+    with running(hub):
+        places = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"}
+        small = ["--n-layer", "1", "--n-embd", "16", "--block-size", "16", "--max-steps", "6"]
+        few = ["--sample-tokens", "0", "--batch-size", "128", "--warmup-steps", "0"]
+        run(installed, "train", "--tier", "1", *small, *few, cwd=tmp_path, **places)
+    assert (tmp_path / "runs" / "tier1-shakespeare" / "best.json").exists()
 
 
 def test_the_wheel_brings_its_storybook(installed: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ wherever it comes from, and may have another place to come from.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import re
 import sys
@@ -330,6 +331,8 @@ def _remedy(error: Exception) -> str:
         return f"wait some minutes, or log in, with hf auth login; or {other}"
     if isinstance(error, web.NoAnswer):
         return f"check the connection; or {other}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "free some space, and give the same command again."
     if isinstance(error, ValueError):  # such as several configurations to choose from
         return "download the files that you mean, and name these."
     return f"try again later; or {other}"

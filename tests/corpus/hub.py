@@ -74,6 +74,20 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def shakespeare(text: str) -> dict[str, Repository]:
+    """Tiny Shakespeare as it lies on the hub: a script; on another branch a row for each split."""
+    script = {"README.md": b"---\nlanguage: en\n---\n", "tiny_shakespeare.py": b"import datasets"}
+    rows = {f"default/{name}/0000.parquet": parquet([part]) for name, part in splits(text).items()}
+    return {"karpathy/tiny_shakespeare": Repository({"main": script, CONVERTED: rows})}
+
+
+def splits(text: str) -> dict[str, str]:
+    """The first nine tenths of a text, and the two halves of the rest."""
+    cut = int(0.9 * len(text))
+    end = (cut + len(text)) // 2
+    return {"train": text[:cut], "validation": text[cut:end], "test": text[end:]}
+
+
 class Server(ThreadingHTTPServer):
     """A server in a mood, for addresses that have `at` in them."""
 

@@ -20,12 +20,21 @@ import pytest
 from mlxgpt.corpus.hub import HUB
 from mlxgpt.corpus.tokens import open_dataset
 from tests.commands import ROOT
-from tests.corpus.hub import CONVERTED, Files, GitHub, Hub, Repository, parquet, running
+from tests.corpus.hub import (
+    CONVERTED,
+    Files,
+    GitHub,
+    Hub,
+    Repository,
+    parquet,
+    running,
+    shakespeare,
+    splits,
+)
 from tests.corpus.texts import sides
 
 NOWHERE = "http://127.0.0.1:9"  # a port that refuses
-TEXT = "abc" * 300 + "de" + "fg"
-SPLITS = {"train": TEXT[:900], "validation": "de", "test": "fg"}
+TEXT = "abc" * 300 + "de" * 25 + "fg" * 25  # 900 characters to train on, 100 to judge by
 # The program as it is, but for the hash and the length of our small text, and GitHub's address.
 PROGRAM = """
 import os, sys
@@ -39,23 +48,6 @@ digest, github, *arguments = sys.argv[1:]
 HUB["shakespeare"] = replace(HUB["shakespeare"], sha256=digest, elsewhere=Elsewhere(github, 900))
 sys.exit(cli.main(arguments))
 """
-SCRIPT: Files = {
-    "README.md": b"---\nlanguage: en\n---\n",
-    "tiny_shakespeare.py": b"import datasets",
-}
-
-
-def pieces_of(splits: dict[str, str]) -> Files:
-    """One row for each split, where the hub's converter puts it."""
-    return {f"default/{name}/0000.parquet": parquet([text]) for name, text in splits.items()}
-
-
-def shakespeare(splits: dict[str, str] = SPLITS) -> dict[str, Repository]:
-    """The hub with Tiny Shakespeare as it lies there."""
-    repository = Repository({"main": SCRIPT, CONVERTED: pieces_of(splits)})
-    return {"karpathy/tiny_shakespeare": repository}
-
-
 STORIES = [f"Once upon a time, there were {n} cats.\n" for n in range(300)]
 # Two of them are known to the training side, one of these with other newlines.
 JUDGING = [f"Once upon a time, there were {n} cats." for n in (7, 8, 300, 301)]
@@ -138,11 +130,11 @@ def shakespeare_text(real_texts: Path) -> str:
 
 
 def test_shakespeare_comes_from_the_hub_and_then_from_its_cache(tmp_path: Path) -> None:
-    hub = Hub(shakespeare())
+    hub = Hub(shakespeare(TEXT))
     with machine(tmp_path, hub) as here:
         code, out, err = here.run("prepare", "shakespeare")
         assert code == 0, err
-        assert "900 tokens to train on, 4 to judge by, vocabulary 7" in out
+        assert "900 tokens to train on, 100 to judge by, vocabulary 7" in out
         assert "getting karpathy/tiny_shakespeare (1 MB of text) from the Hugging Face hub" in err
         assert here.text() == (TEXT[:900], TEXT[900:])
         asked = len(hub.asked)
@@ -154,7 +146,7 @@ def test_shakespeare_comes_from_the_hub_and_then_from_its_cache(tmp_path: Path) 
 
 
 def test_shakespeare_may_be_converted_on_its_main_branch_one_day(tmp_path: Path) -> None:
-    files = {f"data/{s}-00000-of-00001.parquet": parquet([t]) for s, t in SPLITS.items()}
+    files = {f"data/{s}-00000-of-00001.parquet": parquet([t]) for s, t in splits(TEXT).items()}
     hub = Hub({"karpathy/tiny_shakespeare": Repository({"main": files})})
     with machine(tmp_path, hub) as here:
         code, _, err = here.run("prepare", "shakespeare")
@@ -163,7 +155,7 @@ def test_shakespeare_may_be_converted_on_its_main_branch_one_day(tmp_path: Path)
 
 
 def test_a_slow_line_is_waited_for(tmp_path: Path) -> None:
-    with machine(tmp_path, Hub(shakespeare(), "slow")) as here:
+    with machine(tmp_path, Hub(shakespeare(TEXT), "slow")) as here:
         code, _, err = here.run("prepare", "shakespeare", HF_HUB_DOWNLOAD_TIMEOUT="30")
         assert code == 0, err
         assert "no answer yet; waiting up to 30 s for one" in err
@@ -171,7 +163,7 @@ def test_a_slow_line_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_was(tmp_path: Path) -> None:
-    hub = Hub(shakespeare(), cdn="breaks")
+    hub = Hub(shakespeare(TEXT), cdn="breaks")
     with machine(tmp_path, hub) as here:
         code, _, err = here.run("prepare", "shakespeare", CHUNK="50")
         assert code == 0, err
@@ -182,10 +174,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(tmp_path: Path) -> None
 
 def test_the_real_text_has_the_hash_that_is_pinned(tmp_path: Path, shakespeare_text: str) -> None:
     """With the program as it is."""
-    cut, end = 1_003_854, 1_003_854 + 55_770
-    bounds = {"train": slice(cut), "validation": slice(cut, end), "test": slice(end, None)}
-    splits = {name: shakespeare_text[part] for name, part in bounds.items()}
-    with machine(tmp_path, Hub(shakespeare(splits))) as here:
+    with machine(tmp_path, Hub(shakespeare(shakespeare_text))) as here:
         code, out, err = here.run("prepare", "shakespeare", program=("-m", "mlxgpt"))
         assert code == 0, err
         assert "1,003,854 tokens to train on, 111,540 to judge by, vocabulary 65" in out
@@ -213,8 +202,7 @@ HUBS = {
 def fetched(folder: Path, reason: str) -> tuple[int, int, str]:
     """What comes of a preparation, and of another one later, without any network."""
     mood, at, cdn = HUBS[reason]
-    splits = {**SPLITS, "test": "fgh"} if mood == "other" else SPLITS
-    repositories = shakespeare(splits)
+    repositories = shakespeare(TEXT[::-1] if mood == "other" else TEXT)
     if mood == "columns":
         repositories["karpathy/tiny_shakespeare"].push("main", {"t.parquet": parquet("ab", "line")})
     hub, github = Hub(repositories, mood, at, cdn), GitHub(TEXT)
@@ -249,7 +237,7 @@ def test_shakespeare_comes_from_its_origin_where_the_hub_does_not_give_it(
 
 
 def test_from_wherever_it_comes_the_data_is_the_same(tmp_path: Path) -> None:
-    with machine(tmp_path / "a", Hub(shakespeare())) as first:
+    with machine(tmp_path / "a", Hub(shakespeare(TEXT))) as first:
         first.run("prepare", "shakespeare")
     with machine(tmp_path / "b", Hub({}), GitHub(TEXT)) as second:
         second.run("prepare", "shakespeare")
@@ -271,7 +259,7 @@ GITHUBS = {
 def test_where_neither_gives_it_both_reasons_are_told(tmp_path: Path, reason: str) -> None:
     mood = GITHUBS[reason]
     github = GitHub("fgh" if mood == "other" else TEXT, mood)
-    with machine(tmp_path, Hub(shakespeare(), "500"), github) as here:
+    with machine(tmp_path, Hub(shakespeare(TEXT), "500"), github) as here:
         if mood == "nowhere":
             here.github = NOWHERE
         code, out, err = here.run("prepare", "shakespeare")
@@ -283,7 +271,7 @@ def test_where_neither_gives_it_both_reasons_are_told(tmp_path: Path, reason: st
 
 
 def test_without_either_tier_1_trains_on_the_storybook_and_says_so(tmp_path: Path) -> None:
-    with machine(tmp_path, Hub(shakespeare(), "500")) as here:
+    with machine(tmp_path, Hub(shakespeare(TEXT), "500")) as here:
         small = "--n-layer 1 --n-embd 4 --max-steps 2 --sample-tokens 0 --warmup-steps 0"
         code, _, err = here.run("train", "--tier", "1", *small.split())
         assert code == 0, err
@@ -377,7 +365,7 @@ def test_where_xet_fails_files_come_without_it(tmp_path: Path) -> None:
 
 
 def test_small_texts_do_not_go_through_xet(tmp_path: Path) -> None:
-    hub = Hub(shakespeare(), "xet")
+    hub = Hub(shakespeare(TEXT), "xet")
     with machine(tmp_path, hub) as here:
         assert here.run("prepare", "shakespeare")[0] == 0
     assert not any("xet-read-token" in line for line in hub.asked)
@@ -516,7 +504,7 @@ def test_what_cannot_be_learnt_is_named(tmp_path: Path) -> None:
 
 
 def test_the_table_of_texts_is_what_the_stand_ins_are() -> None:
-    assert HUB["shakespeare"].path in shakespeare()
+    assert HUB["shakespeare"].path in shakespeare(TEXT)
     assert HUB["tinystories"].path in tinystories()
     assert {text.path for text in HUB.values()} == {
         "karpathy/tiny_shakespeare",
