@@ -114,6 +114,8 @@ class TrainingDisplay(PreparationDisplay):
 
     def law(self, law: Law) -> None:
         """A result of the self-check: shown where it failed, else counted."""
+        if not self._laws:  # the first ones come at once, and then kernels are compiled
+            self.note("checking itself, and timing a few steps")
         self._laws += 1
         if not law.ok:
             self.console.print(Text(f"self-check: {law.name}: {law.detail}", style="bold red"))

@@ -186,7 +186,6 @@ def _train(
         if last > config.train.max_steps or (last == config.train.max_steps and run.noted(last)):
             display.note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
             return _summary(run, config, dataset, step=run.steps()[-1])
-    display.note("checking itself, and timing a few steps")
     _check(config, display)
     forecast = measure(config, dataset)
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
