@@ -11,9 +11,9 @@ import time
 import mlxgpt  # isort: skip  (before mlx, so that both have the faster BLAS)
 import mlx.core as mx
 
-from mlxgpt import config, lanes
-from mlxgpt.model import GPT
-from mlxgpt.step import TrainStep
+from mlxgpt import config
+from mlxgpt.model.gpt import GPT, lanes
+from mlxgpt.training.step import TrainStep
 
 REPEATS = 40
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import mlxgpt  # before mlx
 from mlxgpt import config as configs
-from mlxgpt import device
-from mlxgpt import run as runs
-from mlxgpt.guard import Guard
-from mlxgpt.saver import Saver
-from mlxgpt.step import new_step
-from mlxgpt.trainer import Hook, train
+from mlxgpt.machine import device
+from mlxgpt.storage import run as runs
+from mlxgpt.training.guard import Guard
+from mlxgpt.training.saver import Saver
+from mlxgpt.training.step import new_step
+from mlxgpt.training.trainer import Hook, train
 
 
 def main() -> None:

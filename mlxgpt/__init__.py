@@ -6,14 +6,15 @@ The public names, each also a command of `mlxgpt`:
     benchmark (bench)
 
 They are imported when they are first used, so that `import mlxgpt` and `mlxgpt --help` are quick.
-(Modules are nouns, functions verbs: `mlxgpt.train` is the function, `mlxgpt.trainer` its room.)
+(Wings and modules are nouns, functions verbs: `mlxgpt.train` is the function, `mlxgpt.training` its
+wing.)
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mlxgpt import blas
 from mlxgpt.errors import UserError
+from mlxgpt.machine import blas
 
 if TYPE_CHECKING:
     from mlxgpt.api import (

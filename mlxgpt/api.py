@@ -15,21 +15,28 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxgpt import appraisal, device, files, generation, report, selfcheck
 from mlxgpt import config as configs
-from mlxgpt import run as run_folders
-from mlxgpt.appraisal import Appraisal
+from mlxgpt import files
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
-from mlxgpt.corpus.prepare import Watcher
+from mlxgpt.corpus.dataset import Dataset, is_prepared, open_dataset
+from mlxgpt.corpus.prepare import Progress
 from mlxgpt.corpus.sources import STORYBOOK, hub_text
-from mlxgpt.corpus.tokens import Dataset, Tokens, is_prepared, open_dataset
+from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
-from mlxgpt.evaluation import Evaluation, Evaluator
-from mlxgpt.generation import Generated
-from mlxgpt.launch import Display, Summary, launch, load_model
-from mlxgpt.model import GPT, count_parameters, flops_per_token
-from mlxgpt.selfcheck import Law
+from mlxgpt.evaluation import appraisal
+from mlxgpt.evaluation.appraisal import Appraisal
+from mlxgpt.evaluation.loss import Evaluation, Evaluator
+from mlxgpt.inference import generation
+from mlxgpt.inference.generation import Generated
+from mlxgpt.model.gpt import GPT, count_parameters, flops_per_token, parameters_by_part
+from mlxgpt.reports import report
+from mlxgpt.storage import run as run_folders
+from mlxgpt.training import selfcheck
+from mlxgpt.training.callback import Callback, Summary
+from mlxgpt.training.forecast import must_fit, training_bytes
+from mlxgpt.training.launch import launch
+from mlxgpt.training.selfcheck import Check
 
 PathLike = str | Path
 
@@ -67,7 +74,8 @@ def prepare(
     vocab_size: int | None = None,
     megabytes: float | None = None,
     data_dir: PathLike | None = None,
-    watcher: Watcher | None = None,
+    note: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda doing, done, total: None,
 ) -> Dataset:
     """Turn text into token arrays in DATA_DIR/NAME, or open them if they are there.
 
@@ -75,14 +83,15 @@ def prepare(
         source: `shakespeare` (default), `tinystories`, `tinystories-gpt4`, `openwebtext`,
             `storybook`; a dataset of the hub, `hf:owner/name` or `hf:owner/name:column`; or files
             and folders: text, JSON lines, Parquet.
-        val_source: text to judge by; default: a part of the source.
+        val_source: validation text; default: a part of the source.
         name: the data folder's name; default: the corpus or the first file's stem, and the
             tokenizer.
         tokenizer: `char`, `bpe` or `gpt2`; default: `bpe` for stories and datasets of the hub, and
             where `vocab_size` is given; `gpt2` for openwebtext, else `char`.
         vocab_size: of a BPE; default: 4096.
         megabytes: length of the storybook; default: what is there, or 10.
-        watcher: is told how it goes.
+        note: takes a line on what is being done.
+        progress: is told of (doing, done, total), in bytes of text.
     """
     if tokenizer is None:
         text = hub_text([str(name) for name in source])
@@ -101,7 +110,8 @@ def prepare(
         strict=vocab_size is not None,
         name=name,
         megabytes=megabytes,
-        watcher=watcher,
+        note=note,
+        progress=progress,
     )
 
 
@@ -114,7 +124,7 @@ def train(
     memory_limit: float | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-    display: Display | None = None,
+    callback: Callback | None = None,
     **settings: Any,
 ) -> Summary:
     """Train, or resume a run that was stopped.
@@ -125,6 +135,7 @@ def train(
         run: name or folder; default CONFIG-DATA.
         max_minutes: plan as many steps as fit into this time.
         memory_limit: gigabytes; a training that takes more is refused, or stopped and saved.
+        callback: is told how it goes; see training/callback.py.
         settings: any field of the config, such as `n_layer=6, source="my.txt"`.
 
     Where its text cannot be had, Tier 1 goes on with the storybook, and says so.
@@ -141,7 +152,7 @@ def train(
         memory_limit=memory_limit,
         fallback=STORYBOOK if tier == 1 and not own_text else None,
         strict_vocab=bool(settings.get("vocab_size")),
-        display=display,
+        callback=callback,
     )
 
 
@@ -179,7 +190,7 @@ def evaluate(
     data_dir: PathLike | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """Judge a run by its whole validation text, or by other text.
+    """Loss of a run over its whole validation text, or over other text.
 
     Args:
         source: text files and folders; default: the validation text the run was trained with.
@@ -233,7 +244,7 @@ def _opened(
 ) -> tuple[run_folders.Run, GPT, int]:
     """A run, the model of one of its checkpoints, and its step."""
     found = run_folders.find(run, home("runs", runs_dir))
-    model, saved = load_model(found, checkpoint, note)
+    model, saved = run_folders.load_model(found, checkpoint, note)
     note(f"{found.folder}, step {saved.step:,}")
     return found, model, saved.step
 
@@ -244,23 +255,23 @@ def _data_of(run: run_folders.Run, data_dir: Path) -> Dataset:
     if not is_prepared(folder):
         raise UserError(
             f"the data of {run.name} is not in {folder}",
-            "give a text to judge by: --source FILE; or name its folder: --data-dir.",
+            "give a text to evaluate on: --source FILE; or name its folder: --data-dir.",
         )
     dataset = open_dataset(folder)
     if dataset.meta.fingerprint != run.data_fingerprint:
         raise UserError(
             f"{folder} holds other data than {run.name} was trained with",
-            "give a text to judge by: --source FILE.",
+            "give a text to evaluate on: --source FILE.",
         )
     return dataset
 
 
 def check(
     tier: int | None = None, *, config: PathLike | Config | None = None, **settings: Any
-) -> list[Law]:
-    """Try what must hold before a long run; see selfcheck.py."""
+) -> list[Check]:
+    """Check what must hold before a long run; see selfcheck.py."""
     chosen = resolve(tier, config, **settings)[1]
-    device.must_fit(chosen)
+    must_fit(chosen)
     return list(selfcheck.check(chosen))
 
 
@@ -272,7 +283,7 @@ def benchmark(
     Args:
         out: the folder of reports.
     """
-    from mlxgpt import bench
+    from mlxgpt.reports import bench
 
     folder = Path(out)
     try:
@@ -290,7 +301,7 @@ class Info:
     """What a config or a run amounts to.
 
     Attributes:
-        parameters: by part, in the order of the data; the head is the embedding and adds none.
+        parameters: by part, and all.
         flops_per_token: of training, forward and backward.
         training_tokens: of the whole plan.
         memory_bytes: least memory for weights, gradients and AdamW's two moments.
@@ -326,24 +337,14 @@ def info(
         name, chosen = resolve(tier, config, **settings)
     chosen = configs.with_vocabulary(chosen)
     m, t = chosen.model, chosen.train
-    bias = int(m.bias)
-    parts = {
-        "wte (token embedding, and head)": m.vocab_size * m.n_embd,
-        "wpe (positions)": m.block_size * m.n_embd,
-        f"attention, {m.n_layer} ×": m.n_layer * (4 * m.n_embd**2 + bias * 4 * m.n_embd),
-        f"MLP, {m.n_layer} ×": m.n_layer * (8 * m.n_embd**2 + bias * 5 * m.n_embd),
-        "layer norms": (2 * m.n_layer + 1) * (1 + bias) * m.n_embd,
-    }
-    total = count_parameters(m)
-    assert sum(parts.values()) == total
     tokens = t.max_steps * t.batch_size * t.gradient_accumulation_steps * m.block_size
     return Info(
         name=name,
         config=chosen,
-        parameters={**parts, "all": total},
+        parameters={**parameters_by_part(m), "all": count_parameters(m)},
         flops_per_token=flops_per_token(m),
         training_tokens=tokens,
-        memory_bytes=device.training_bytes(m),
+        memory_bytes=training_bytes(m),
         step=step,
         val_loss=val_loss,
     )

@@ -88,7 +88,7 @@ def make_parser() -> Parser:
         "text (<|endoftext|> between documents), JSON lines, Parquet",
     )
     sub.add_argument(
-        "--val-source", nargs="+", metavar="PATH", help="text to judge by; default: a part of it"
+        "--val-source", nargs="+", metavar="PATH", help="validation text; default: a part of it"
     )
     sub.add_argument(
         "--tokenizer",
@@ -139,11 +139,11 @@ def make_parser() -> Parser:
 
     sub = add(
         "eval",
-        "judge a trained model",
+        "loss and bits per byte of a trained model",
         "Loss and bits per byte over the whole validation text, or over another text.",
     )
     _add_run(sub)
-    sub.add_argument("--source", nargs="+", metavar="PATH", help="text files to judge by instead")
+    sub.add_argument("--source", nargs="+", metavar="PATH", help="other text to evaluate on")
     sub.add_argument(
         "--quality",
         action="store_true",
@@ -153,8 +153,8 @@ def make_parser() -> Parser:
 
     sub = add(
         "check",
-        "see whether what must hold does hold",
-        "Try the laws that training rests on, here and now, in seconds. `train` does so first.",
+        "check what training rests on",
+        "Check what training rests on, here and now, in seconds. `train` does so first.",
     )
     _add_recipe(sub)
     _add_settings(sub)

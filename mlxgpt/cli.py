@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from mlxgpt import config, mac
+from mlxgpt import config
 from mlxgpt.arguments import make_parser
 from mlxgpt.errors import UserError
+from mlxgpt.machine import mac
 
 INTERRUPTED = 130
 
@@ -74,15 +75,17 @@ def _prepare(given: dict[str, Any], _: list[str]) -> int:
     as_json, source = given.pop("json"), given.pop("source")
     display = PreparationDisplay()
     try:
-        dataset = api.prepare(*source, watcher=display, **_present(given))
+        dataset = api.prepare(
+            *source, note=display.note, progress=display.progress, **_present(given)
+        )
     finally:
         display.close()
     meta = dataset.meta
     if as_json:
         return _print_json({"folder": str(dataset.folder), **asdict(meta)})
     print(
-        f"{dataset.folder}: {meta.train.tokens:,} tokens to train on, {meta.val.tokens:,} to judge "
-        f"by, vocabulary {meta.vocab_size:,}"
+        f"{dataset.folder}: {meta.train.tokens:,} training tokens, {meta.val.tokens:,} validation "
+        f"tokens, vocabulary {meta.vocab_size:,}"
     )
     tier = 1 if "tokenizer" not in meta.origin else 2  # characters are not named
     train = shlex.join(["mlxgpt", "train", "--tier", str(tier), "--source", str(dataset.folder)])
@@ -97,7 +100,7 @@ def _train(given: dict[str, Any], arguments: list[str]) -> int:
     as_json = given.pop("json")
     display = TrainingDisplay()
     try:
-        summary = api.train(display=display, **_present(given))
+        summary = api.train(callback=display, **_present(given))
     finally:
         display.close()
     if as_json:
@@ -120,7 +123,7 @@ def _generate(given: dict[str, Any], _: list[str]) -> int:
     if alone:
         print()
     else:
-        from mlxgpt.display import show_texts
+        from mlxgpt.results import show_texts
 
         show_texts(result.texts)
     _say(f"{result.tokens:,} tokens, {result.tokens_per_second:,.0f} a second, seed {result.seed}")
@@ -149,7 +152,7 @@ def _eval(given: dict[str, Any], _: list[str]) -> int:
 
 def _appraise(as_json: bool, given: dict[str, Any]) -> int:
     from mlxgpt import api
-    from mlxgpt.display import show_appraisal
+    from mlxgpt.results import show_appraisal
 
     result = api.appraise(note=_say, **_present(given))
     if as_json:
@@ -159,7 +162,8 @@ def _appraise(as_json: bool, given: dict[str, Any]) -> int:
 
 
 def _bench(given: dict[str, Any], _: list[str]) -> int:
-    from mlxgpt import api, report
+    from mlxgpt import api
+    from mlxgpt.reports import report
 
     as_json = given.pop("json")
     measured, paths = api.benchmark(note=_say, **_present(given))
@@ -174,14 +178,14 @@ def _check(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
 
     as_json = given.pop("json")
-    laws = api.check(**_one_tier(given))
+    checks = api.check(**_one_tier(given))
     if as_json:
-        _print_json([asdict(law) for law in laws])
+        _print_json([asdict(check) for check in checks])
     else:
-        from mlxgpt.display import show_laws
+        from mlxgpt.results import show_checks
 
-        show_laws(laws)
-    return 0 if all(law.ok for law in laws) else 1
+        show_checks(checks)
+    return 1 if any(check.ok is False for check in checks) else 0
 
 
 def _info(given: dict[str, Any], _: list[str]) -> int:
@@ -191,14 +195,14 @@ def _info(given: dict[str, Any], _: list[str]) -> int:
     result = api.info(**_present(given))
     if as_json:
         return _print_json(asdict(result))
-    from mlxgpt.display import size
+    from rich.filesize import decimal
 
     print(f"{result.name}\n")
     for part, count in result.parameters.items():
         print(f"  {part:34}{count:>14,} parameters")
     print(f"\n  training, per token               {result.flops_per_token:>14,} operations")
     print(f"  training, in all                  {result.training_tokens:>14,} tokens")
-    print(f"  weights, gradients, moments       {size(result.memory_bytes):>14}")
+    print(f"  weights, gradients, moments       {decimal(result.memory_bytes):>14}")
     if result.step is not None:
         print(f"  trained                           {result.step:>14,} steps")
     if result.val_loss is not None:
@@ -218,7 +222,7 @@ def _runs(given: dict[str, Any], _: list[str]) -> int:
         where = api.home("runs", given["runs_dir"]).absolute()
         print(f"no runs in {where}; mlxgpt train --tier 1 makes one")
         return 0
-    from mlxgpt.display import show_table
+    from mlxgpt.results import show_table
 
     rows = [
         {

@@ -61,10 +61,10 @@ class DataConfig:
 
     source: tuple[str, ...] = setting(
         ("shakespeare",),
-        "text to learn: shakespeare, tinystories, tinystories-gpt4, openwebtext, storybook, a "
+        "text to train on: shakespeare, tinystories, tinystories-gpt4, openwebtext, storybook, a "
         "dataset of the hub as hf:OWNER/NAME[:COLUMN], files, folders, or a prepared data folder",
     )
-    val_source: tuple[str, ...] = setting((), "text to judge by; default: a part of the source")
+    val_source: tuple[str, ...] = setting((), "validation text; default: a part of the source")
     tokenizer: str = setting(
         "char",
         "how text becomes tokens: char, one a character; bpe, byte-level BPE with vocab_size ids, "

@@ -118,9 +118,12 @@ def cut_the_power(folder: Path, journal: Path, draw: random.Random) -> None:
 def main(plan: dict[str, Any]) -> None:
     import mlx.core as mx
 
-    from mlxgpt import api, device, files, forecast, launch, run, selfcheck
+    from mlxgpt import api, files
     from mlxgpt.config import from_tree
-    from mlxgpt.forecast import Forecast
+    from mlxgpt.machine import device
+    from mlxgpt.storage import run
+    from mlxgpt.training import forecast, launch, selfcheck
+    from mlxgpt.training.forecast import Forecast
     from tests.trainings import Recorder
 
     selfcheck.check = lambda config: iter([])
@@ -146,13 +149,13 @@ def main(plan: dict[str, Any]) -> None:
     if plan.get("after"):
 
         class Dying(Recorder):
-            def start(self, *_: Any) -> None:
+            def on_train_begin(self, *_: Any) -> None:
                 threading.Timer(plan["after"], die).start()
 
-        display: Recorder | None = Dying()
+        recorder: Recorder | None = Dying()
     else:
-        display = None
-    api.train(config=from_tree(plan["config"]), source="words.txt", run="a", display=display)
+        recorder = None
+    api.train(config=from_tree(plan["config"]), source="words.txt", run="a", callback=recorder)
 
 
 if __name__ == "__main__":

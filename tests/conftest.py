@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from mlxgpt import api, selfcheck
+from mlxgpt import api
 from mlxgpt.config import Config, from_tree, override
 from mlxgpt.corpus import bpe
 from mlxgpt.corpus.bpe import BPETokenizer
-from mlxgpt.launch import Summary
+from mlxgpt.training import selfcheck
+from mlxgpt.training.launch import Summary
 from tests.trainings import Recorder
 
 # Other work on the same machine is no failure.
@@ -130,8 +131,8 @@ def shakespeare(real_texts: Path) -> Path:
 
 @pytest.fixture
 def train(home: Path, text_file: Path, tiny: Config) -> Any:
-    def train(run: str, display: Recorder | None = None, **settings: Any) -> Summary:
+    def train(run: str, recorder: Recorder | None = None, **settings: Any) -> Summary:
         settings = {"config": tiny, "source": text_file, **settings}
-        return api.train(run=run, display=display, **settings)
+        return api.train(run=run, callback=recorder, **settings)
 
     return train

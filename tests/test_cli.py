@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from mlxgpt import api, config, selfcheck
+from mlxgpt import api, config
 from mlxgpt.cli import main
+from mlxgpt.training import selfcheck
 
 COMMANDS = ["prepare", "train", "generate", "eval", "check", "info", "runs", "bench"]
 SMALL = ["--n-layer", "1", "--n-embd", "8", "--n-head", "1", "--block-size", "8"]
@@ -169,7 +170,7 @@ def test_prepare_train_generate_eval_as_a_person_types_them(
 ) -> None:
     monkeypatch.setattr(selfcheck, "check", lambda chosen: iter([]))
     assert main(["prepare", "words.txt", "--name", "w"]) == 0
-    assert "data/w: 1,800 tokens to train on, 200 to judge by" in capsys.readouterr().out
+    assert "data/w: 1,800 training tokens, 200 validation tokens" in capsys.readouterr().out
     small = [*SMALL, "--max-steps", "4", "--sample-tokens", "5"]
     assert main(["train", "--tier", "1", "--source", "w", *small]) == 0
     output = capsys.readouterr()
@@ -213,20 +214,21 @@ def test_json_is_one_object_with_what_was_promised(here: Path, capsys: Capture) 
     assert main(["prepare", "words.txt", "--json"]) == 0
     assert one_object(capsys)["train"]["tokens"] == 1800
     assert main(["check", "--json", *SMALL]) == 0
-    laws = one_object(capsys)
-    assert {"name", "ok", "detail"} <= laws[0].keys()
-    assert all(law["ok"] for law in laws)
+    checks = one_object(capsys)
+    assert {"name", "ok", "detail"} <= checks[0].keys()
+    assert [check["ok"] for check in checks].count(True) == 11
+    assert all(check["ok"] is not False for check in checks)
 
 
-def test_check_prints_every_law_and_the_reason(capsys: Capture) -> None:
+def test_check_prints_every_check_and_the_reason(capsys: Capture) -> None:
     assert main(["check", *SMALL]) == 0
     text = capsys.readouterr().out
-    assert text.count("\nok ") == 13
+    assert (text.count("\nok "), text.count("\ntold ")) == (11, 2)
     assert "Why ln V" in text
 
 
 def test_a_failed_check_is_exit_code_1(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = [selfcheck.Law("causality", False, "sees ahead")]
+    broken = [selfcheck.Check("causality", False, "sees ahead")]
     monkeypatch.setattr(selfcheck, "check", lambda chosen: iter(broken))
     assert main(["check"]) == 1
     assert "FAILED" in capsys.readouterr().out

@@ -17,16 +17,17 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mlxgpt import api, files, launch
+from mlxgpt import api, files
 from mlxgpt import config as configs
-from mlxgpt import run as runs
-from mlxgpt.corpus import readers
+from mlxgpt.corpus import readers, tokenizer_file
 from mlxgpt.corpus import tokenizer as tokenizers
 from mlxgpt.corpus.bpe import BPETokenizer
-from mlxgpt.corpus.tokens import SPLITS, open_dataset
+from mlxgpt.corpus.dataset import open_dataset
+from mlxgpt.corpus.meta import SPLITS
 from mlxgpt.errors import UserError
-from mlxgpt.guard import Guard
-from mlxgpt.step import new_step
+from mlxgpt.storage import run as runs
+from mlxgpt.training.guard import Guard
+from mlxgpt.training.step import new_step
 from tests.hostile import CHANGES, EDITS, VALUES, as_json, changed, edited
 
 pytestmark = pytest.mark.usefixtures("no_check")
@@ -82,7 +83,7 @@ STEP = SMALL_RUN / "checkpoints/step-0000012"
 def use_checkpoint() -> None:
     """All that is done with a run's checkpoint."""
     run = runs.open_run(SMALL_RUN)
-    model, _ = launch.load_model(run, "12")
+    model, _ = runs.load_model(run, "12")
     assert all(isinstance(value, mx.array) for value in model.parameters()["wte"].values())
     saved = run.load_first([STEP], print, with_optimizer=True)
     Guard.of(saved.guard)
@@ -200,7 +201,7 @@ def test_tokenizers(home: Path, count: int, kind: str) -> None:
         changes, edits = given
         text = as_json(changed(tree, changes)) if changes else None
         path.write_bytes(text.encode() if text else edited(good.encode(), edits))
-        loaded = tokenizers.load(path)
+        loaded = tokenizer_file.load(path)
         assert loaded.decode(loaded.encode("abc a")) == "abc a"
         assert len(loaded.fingerprint) == 64
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from mlxgpt import checkpoint
+from mlxgpt.storage import checkpoint
 from tests.breaking import cut_the_power
+from tests.commands import ROOT
 from tests.conftest import TINY
 from tests.trainings import final_state, metrics
 
@@ -38,7 +39,7 @@ def live(plan: dict[str, Any]) -> bool:
     """One life of a training; whether it came to its end."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.breaking", json.dumps({"config": CONFIG, **plan})],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlxgpt import cli, files, mac
+from mlxgpt import cli, files
 from mlxgpt.corpus import hub, web
+from mlxgpt.machine import mac
 from tests.commands import ROOT, TRAIN, Capture, refused
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own

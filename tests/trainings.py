@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from mlxgpt import checkpoint
-from mlxgpt import run as runs
-from mlxgpt.corpus.tokens import Dataset
-from mlxgpt.forecast import Forecast
-from mlxgpt.launch import Silent
+from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage import run as runs
+from mlxgpt.training.callback import Callback
+from mlxgpt.training.forecast import Forecast
 
 
-class Recorder(Silent):
-    """A display that remembers."""
+class Recorder(Callback):
+    """Remembers what it is told."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -25,19 +25,21 @@ class Recorder(Silent):
         self.plan = 0
         self.forecast: Forecast | None = None
 
-    def start(self, run: runs.Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
+    def on_train_begin(
+        self, run: runs.Run, dataset: Dataset, start: int, forecast: Forecast
+    ) -> None:
         self.plan = run.config.train.max_steps
         self.forecast = forecast
 
-    def note(self, line: str) -> None:
+    def on_note(self, line: str) -> None:
         self.notes.append(line)
 
-    warn = note
+    on_warning = on_note
 
-    def log(self, record: dict[str, Any]) -> None:
+    def on_log(self, record: dict[str, Any]) -> None:
         self.records.append(record)
 
-    def sample(self, step: int, text: str) -> None:
+    def on_sample(self, step: int, text: str) -> None:
         self.samples.append((step, text))
 
 

@@ -1,1 +1,3 @@
-"""Text to token arrays: sources, tokenizers, preparation, and batches."""
+"""From texts to token arrays and batches: sources, tokenizers, splits, preparation. Knows nothing
+of models.
+"""

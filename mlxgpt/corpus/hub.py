@@ -37,7 +37,7 @@ class Elsewhere:
 
     Attributes:
         url: of the text alone.
-        cut: how many of its characters are to train on; the others judge.
+        cut: how many of its characters are for training; the others are for validation.
     """
 
     url: str
@@ -50,8 +50,8 @@ class HubText:
 
     Attributes:
         path: its owner and name.
-        train, val: splits, several as `a+b`. Without one to judge by, a part of `train` is kept
-            for it.
+        train, val: splits, several as `a+b`. Without one for validation, a part of `train` is
+            held out.
         train_rows, val_rows: which of their rows.
         column: the one that holds the documents.
         tokenizer: the usual one for it.
@@ -90,7 +90,7 @@ HUB = {
     ),
     "tinystories": HubText(path="roneneldan/TinyStories", megabytes=1900),
     # By GPT-4 only, and cleaned. There is one split; its card says which rows are which: before
-    # those to judge by come 10,000 to test with, which nothing here looks at.
+    # the validation rows come 10,000 for a test, which nothing here looks at.
     "tinystories-gpt4": HubText(
         path="karpathy/tinystories-gpt4-clean",
         val="train",
@@ -122,7 +122,7 @@ class Found:
     """A text at hand.
 
     Attributes:
-        train, val: the rows to train on and to judge by; None: a part of `train`.
+        train, val: the rows for training and for validation; None: a part of `train`.
         revision: the hub's name for this state of the dataset; None if it came from elsewhere.
     """
 

@@ -10,14 +10,17 @@ import numpy as np
 
 from mlxgpt import files
 from mlxgpt.corpus import bpe
-from mlxgpt.corpus.tokens import FORMAT, SPLITS, Dataset, Meta, SplitMeta, Tokens
+from mlxgpt.corpus.bpe import BPETokenizer
+from mlxgpt.corpus.meta import FORMAT, SPLITS, Meta, SplitMeta
+from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 
 CHUNK = 1 << 24  # ids at a time
 
 
-def open_arrays(folder: Path) -> Dataset:
-    """Open such a folder as prepared data; what our meta.json would say of it is counted.
+def open_arrays(folder: Path) -> tuple[Meta, BPETokenizer, Tokens, Tokens]:
+    """Open such a folder: its tokenizer, its arrays, and what our meta.json would say of them,
+    which is counted.
 
     Raises:
         UserError: if there is a meta.pkl, an array is missing, or holds an id that GPT-2 has not.
@@ -29,7 +32,7 @@ def open_arrays(folder: Path) -> Dataset:
         )
     tokenizer = bpe.gpt2()
     sizes = np.array([len(token) for token in tokenizer.tokens] + [0])
-    arrays, sides = [], []
+    arrays, counts = [], []
     for split in SPLITS:
         path = folder / f"{split}.bin"
         if not path.is_file():
@@ -47,8 +50,9 @@ def open_arrays(folder: Path) -> Dataset:
                 )
             documents += int((chunk == tokenizer.end_of_text).sum())
             size += int(sizes[chunk].sum())
-        sides.append(SplitMeta(len(ids), documents, size, files.sha256(path)))
+        counts.append(SplitMeta(len(ids), documents, size, files.sha256(path)))
         arrays.append(Tokens(ids, tokenizer.vocab_size))
     origin = {"nanogpt": folder.name}
-    meta = Meta(FORMAT, "<u2", tokenizer.vocab_size, tokenizer.fingerprint, origin, *sides)
-    return Dataset(folder, meta, tokenizer, *arrays)
+    meta = Meta(FORMAT, "<u2", tokenizer.vocab_size, tokenizer.fingerprint, origin, *counts)
+    train, val = arrays
+    return meta, tokenizer, train, val

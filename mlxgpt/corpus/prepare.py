@@ -6,49 +6,35 @@ with the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from mlxgpt import __version__, files
 from mlxgpt.config import DataConfig
-from mlxgpt.corpus import bpe, sources, tokens
-from mlxgpt.corpus import tokenizer as tokenizers
-from mlxgpt.corpus.sharing import Part, Sharing, documents, parts, survey
+from mlxgpt.corpus import bpe, sources, tokenizer_file
+from mlxgpt.corpus.dataset import Dataset, is_prepared, open_dataset
+from mlxgpt.corpus.encoding import encode
+from mlxgpt.corpus.meta import FORMAT, SPLITS, Meta, SplitMeta, read_meta
 from mlxgpt.corpus.sources import Source
+from mlxgpt.corpus.splits import SplitRule, documents, parts, survey
 from mlxgpt.corpus.tokenizer import NUL, Tokenizer
-from mlxgpt.corpus.tokens import FORMAT, SPLITS, Dataset, Meta, SplitMeta, dtype_for, open_dataset
+from mlxgpt.corpus.tokens import dtype_for
 from mlxgpt.errors import UserError
 
-CHUNK = 1 << 20  # characters that one core encodes at a time
 SAVE_EVERY = 32  # chunks
 UNFINISHED, PROGRESS = "unfinished.json", "progress.json"
 
 
-class Watcher(Protocol):
-    """Whoever is told how a preparation goes."""
-
-    def note(self, line: str) -> None:
-        """A line on what is being done."""
-
-    def progress(self, doing: str, done: int, total: int) -> None:
-        """So many of about `total` bytes of text are done."""
-
-
-class Unwatched:
-    """Nobody."""
-
-    def note(self, line: str) -> None: ...
-    def progress(self, doing: str, done: int, total: int) -> None: ...
+# So many of about so many bytes of text are done: (doing, done, total).
+Progress = Callable[[str, int, int], None]
 
 
 def find_or_prepare(
@@ -59,7 +45,8 @@ def find_or_prepare(
     strict: bool = False,
     name: str | None = None,
     megabytes: float | None = None,
-    watcher: Watcher | None = None,
+    note: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda doing, done, total: None,
 ) -> Dataset:
     """The prepared data of a config, made now if it isn't there.
 
@@ -71,17 +58,18 @@ def find_or_prepare(
         strict: refuse a text that gives a smaller vocabulary.
         name: the folder's name; default: the corpus or the first file's stem, and the tokenizer.
         megabytes: length of the storybook; default: what is there, or a few.
+        note: takes a line on what is being done.
+        progress: is told how many of about how many bytes of text are read, or encoded.
 
     Raises:
         Unavailable: if the text is the hub's, and cannot be had.
         UserError: if the text cannot be had, or `name` already holds another text.
     """
-    watcher = watcher or Unwatched()
     sources.check_request(data.source, data.val_source, megabytes)
     known = sources.corpus_name(data.source)
     if len(data.source) == 1 and not data.val_source and not known:
         for folder in (Path(data.source[0]), data_dir / data.source[0]):
-            if tokens.is_prepared(folder):
+            if is_prepared(folder):
                 return open_dataset(folder)
     kind = data.tokenizer
     if kind == "bpe":
@@ -94,12 +82,12 @@ def find_or_prepare(
     if known and there:  # not to ask the hub for it, or to write it anew
         origin = sources.corpus_origin(data.source, megabytes)
     else:
-        source = sources.open_source(data.source, data.val_source, megabytes, watcher.note)
+        source = sources.open_source(data.source, data.val_source, megabytes, note)
         origin = source.origin
     if kind != "char":
         origin = {**origin, "tokenizer": kind}
     if there:
-        theirs = tokens.read_meta(folder).origin
+        theirs = read_meta(folder).origin
         if known:  # what its origin tells beyond the request does not matter; its tokenizer does
             theirs = {k: value for k, value in theirs.items() if k in (*origin, "tokenizer")}
         if origin != theirs:
@@ -111,10 +99,10 @@ def find_or_prepare(
         return open_dataset(folder)
     if folder.exists() and not (folder / "meta.json").exists():
         raise UserError(f"{folder} exists and holds no prepared data", "choose another --name.")
-    watcher.note(f"preparing {', '.join(data.source)} in {folder}")
+    note(f"preparing {', '.join(data.source)} in {folder}")
     with files.only_one(folder, "preparing"):
         if not (folder / "meta.json").exists():  # or another process was quicker
-            _Preparation(source, origin, kind, strict, folder, watcher).run()
+            _Preparation(source, origin, kind, strict, folder, note, progress).run()
     return open_dataset(folder)
 
 
@@ -147,7 +135,7 @@ def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray
 class _Preparation:
     """One data folder in the making, beside its final name until it is whole.
 
-    unfinished.json tells what it is to be, and how the documents are shared out; progress.json how
+    unfinished.json tells what it is to be, and which documents are validation; progress.json how
     far the arrays are. Both are sealed, and written when what they tell is on the disk.
     """
 
@@ -158,10 +146,11 @@ class _Preparation:
         kind: str,
         strict: bool,
         folder: Path,
-        watcher: Watcher,
+        note: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self.source, self.origin, self.kind, self.strict = source, origin, kind, strict
-        self.folder, self.watcher = folder, watcher
+        self.folder, self.note, self.progress = folder, note, progress
         self.scratch = folder.with_name(f".{folder.name}.new")
         self.counts = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}
         self.chunks = 0
@@ -169,13 +158,13 @@ class _Preparation:
     def run(self) -> None:
         """Prepare, or go on preparing."""
         try:
-            sharing, tokenizer = self._begun() or self._begin()
+            rule, tokenizer = self._begun() or self._begin()
             self.dtype = dtype_for(tokenizer.vocab_size)
-            self._encode(sharing, tokenizer)
+            self._encode(rule, tokenizer)
             self._finish(tokenizer)
         except KeyboardInterrupt:
             begun = (self.scratch / UNFINISHED).exists()
-            self.watcher.note(
+            self.note(
                 "the same command goes on from here"
                 if begun
                 else "the same command begins again: there was nothing to keep yet"
@@ -198,19 +187,19 @@ class _Preparation:
         # The version, since another one may cut documents into other pieces.
         return {"format": FORMAT, "version": __version__, "origin": self.origin}
 
-    def _begin(self) -> tuple[Sharing, Tokenizer]:
+    def _begin(self) -> tuple[SplitRule, Tokenizer]:
         self._discard()
         self.counts, self.chunks = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}, 0
-        sharing, made = survey(self.source, self.kind, self._reading)
+        rule, made = survey(self.source, self.kind, self._reading)
         tokenizer = self._large_enough(made or bpe.gpt2())
         self.scratch.mkdir(parents=True)
         (self.scratch / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         for split in SPLITS:
             (self.scratch / f"{split}.bin").touch()
         files.sync(self.scratch / "tokenizer.json")
-        tree = {**self._identity(), "sharing": asdict(sharing)}
+        tree = {**self._identity(), "sharing": asdict(rule)}
         files.write_atomically(self.scratch / UNFINISHED, files.sealed(tree))
-        return sharing, tokenizer
+        return rule, tokenizer
 
     def _large_enough(self, tokenizer: Tokenizer) -> Tokenizer:
         wanted = int(self.kind[3:]) if self.kind.startswith("bpe") else 0
@@ -220,10 +209,10 @@ class _Preparation:
                 raise UserError(
                     problem, f"use --vocab-size {tokenizer.vocab_size}, or a longer text."
                 )
-            self.watcher.note(problem)
+            self.note(problem)
         return tokenizer
 
-    def _begun(self) -> tuple[Sharing, Tokenizer] | None:
+    def _begun(self) -> tuple[SplitRule, Tokenizer] | None:
         """What an interrupted preparation of the same text left; None where nothing, or nothing
         whole.
         """
@@ -231,7 +220,7 @@ class _Preparation:
             tree = files.read_sealed(self.scratch / UNFINISHED, FORMAT)
             if {key: tree[key] for key in self._identity()} != self._identity():
                 return None
-            tokenizer = self._large_enough(tokenizers.load(self.scratch / "tokenizer.json"))
+            tokenizer = self._large_enough(tokenizer_file.load(self.scratch / "tokenizer.json"))
             if (self.scratch / PROGRESS).exists():
                 progress = files.read_sealed(self.scratch / PROGRESS, FORMAT)
                 self.counts = {split: SplitMeta(**progress[split]) for split in SPLITS}
@@ -242,46 +231,37 @@ class _Preparation:
                 if path.stat().st_size < size:
                     return None
                 os.truncate(path, size)
-            sharing = Sharing(**tree["sharing"])
+            rule = SplitRule(**tree["sharing"])
         except (OSError, ValueError, KeyError, TypeError, UserError):
             return None
         if self.chunks:
-            self.watcher.note(f"going on after {self._done / 1e6:,.0f} MB")
-        return sharing, tokenizer
+            self.note(f"going on after {self._done / 1e6:,.0f} MB")
+        return rule, tokenizer
 
     @property
     def _done(self) -> int:
         return sum(count.bytes for count in self.counts.values())
 
     def _reading(self, done: int) -> None:
-        self.watcher.progress("reading", done, self.source.size)
+        self.progress("reading", done, self.source.size)
 
-    def _encode(self, sharing: Sharing, tokenizer: Tokenizer) -> None:
-        """Append the chunks that are still missing, encoded by threads: tiktoken lets them run
-        at once.
-        """
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        chunks = islice(_chunks(parts(self.source, sharing)), self.chunks, None)
-        pending: deque[Future[dict[str, tuple[bytes, SplitMeta]]]] = deque()
-        arrays = {split: (self.scratch / f"{split}.bin").open("ab") for split in SPLITS}
-        pool = ThreadPoolExecutor(cores)
-        try:
-            while True:
-                for chunk in islice(chunks, 2 * (cores or 1) - len(pending)):
-                    pending.append(pool.submit(_encoded, chunk, tokenizer, self.dtype))
-                if not pending:
-                    break
-                for split, (block, count) in pending.popleft().result().items():
+    def _encode(self, rule: SplitRule, tokenizer: Tokenizer) -> None:
+        """Append the chunks that are still missing."""
+        with contextlib.ExitStack() as stack:
+            arrays = {
+                split: stack.enter_context((self.scratch / f"{split}.bin").open("ab"))
+                for split in SPLITS
+            }
+            found = parts(self.source, rule)
+            encoded = encode(found, tokenizer, self.dtype, start=self.chunks)
+            for chunk in stack.enter_context(contextlib.closing(encoded)):
+                for split, (block, count) in chunk.items():
                     arrays[split].write(block)
                     self.counts[split] = _sum(self.counts[split], count)
                 self.chunks += 1
-                self.watcher.progress("encoding", self._done, self.source.size)
+                self.progress("encoding", self._done, self.source.size)
                 if self.chunks % SAVE_EVERY == 0:
                     self._save(arrays)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            for array in arrays.values():
-                array.close()
 
     def _save(self, arrays: dict[str, Any]) -> None:
         for split, array in arrays.items():
@@ -307,37 +287,6 @@ class _Preparation:
         for path in self.scratch.iterdir():
             files.sync(path)
         self.scratch.rename(self.folder)
-
-
-def _chunks(stream: Iterator[Part]) -> Iterator[list[Part]]:
-    """Parts together as long as one core should have at a time."""
-    chunk: list[Part] = []
-    size = 0
-    for part in stream:
-        chunk.append(part)
-        size += len(part.text)
-        if size >= CHUNK:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _encoded(
-    chunk: list[Part], tokenizer: Tokenizer, dtype: str
-) -> dict[str, tuple[bytes, SplitMeta]]:
-    """What a chunk adds to each array, and its counts."""
-    result = {}
-    for split in SPLITS:
-        mine = [part for part in chunk if part.split == split]
-        number = sum(part.last for part in mine)
-        end = NUL if tokenizer.end_of_text is not None else ""
-        text = "".join(part.text + end if part.last else part.text for part in mine)
-        ids = tokenizer.encode_stream(text)
-        size = len(text.encode("utf-8")) - number * len(end)
-        count = SplitMeta(len(ids), number, size, "")
-        result[split] = (ids.astype(dtype).tobytes(), count)
-    return result
 
 
 def _sum(a: SplitMeta, b: SplitMeta) -> SplitMeta:

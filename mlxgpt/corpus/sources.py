@@ -1,7 +1,7 @@
 """Where documents come from: files and folders, the Hugging Face hub, the storybook.
 
-A source is streams of documents, to train on and to judge by, and a note on their origin. It knows
-nothing of tokens.
+A source is streams of documents, for training and for validation, and a note on their origin. It
+knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ VAL_SHARE_STORIES = 0.01  # of the storybook's length, in stories of their own
 
 @dataclass(frozen=True)
 class Source:
-    """Documents to train on and to judge by.
+    """Documents for training and for validation.
 
     Attributes:
         name: a short name, for the data folder.
         origin: what meta.json records of it; equal origins mean equal text.
         train: the documents, a new stream for each reader.
-        val: those to judge by; None: a part of `train`.
+        val: those for validation; None: a part of `train`.
         size: about how many bytes of text `train` has.
         single: whether both sides are pieces of one document, with no end-of-text between.
         alike: whether any part of it is like the whole.
@@ -93,7 +93,7 @@ def check_request(
     """Refuse what a source cannot have, whether or not it is prepared already."""
     name = corpus_name(source)
     if name and val_source:
-        raise UserError(f"{name} has its own text to judge by", "leave out --val-source.")
+        raise UserError(f"{name} has its own validation text", "leave out --val-source.")
     if megabytes is not None and name != STORYBOOK:
         raise UserError(
             "only the storybook is written to a length", "leave out --megabytes, or use storybook."

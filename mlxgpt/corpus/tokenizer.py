@@ -1,7 +1,7 @@
-"""Text <-> ids: what every tokenizer can, the one of characters, and reading either's file.
-A tokenizer knows nothing of files of data, models or training.
+"""Text <-> ids: what every tokenizer can do, and the one of characters. A tokenizer knows nothing
+of files, models or training.
 
-Its file, tokenizer.json, is in Hugging Face's format, so that `tokenizers` and `transformers`
+As text, tokenizer.json, it is in Hugging Face's format, so that `tokenizers` and `transformers`
 read it too. Its fingerprint goes into the arrays, the run and every checkpoint made with it.
 """
 
@@ -11,16 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from mlxgpt import files
 from mlxgpt.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
-LARGEST_FILE = 1 << 26  # bytes of a tokenizer.json; GPT-2's has 3.6 MB
 NUL = "\0"  # in a stream of documents the end of one; no text has it
 
 
@@ -161,40 +158,6 @@ def bpe_json(end_of_text: int | None, *, pre_tokenizer: Any, decoder: Any, **mod
         },
     }
     return json.dumps(tree, ensure_ascii=False)
-
-
-def load(path: Path) -> Tokenizer:
-    """Read a tokenizer.json that `to_json` wrote.
-
-    Raises:
-        UserError: if there is none, or it is not one of ours.
-    """
-    try:
-        text = files.read_small(path, LARGEST_FILE)
-        with files.not_too_deep():
-            return _from_tree(files.parse_json(text))
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}", "copy the whole folder, or make it again."
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a tokenizer of mlxgpt: {error}", "restore it, or make it again."
-        ) from error
-
-
-def _from_tree(tree: Any) -> Tokenizer:
-    tokenizer: Tokenizer
-    if tree["pre_tokenizer"]:
-        from mlxgpt.corpus.bpe import BPETokenizer
-
-        tokenizer = BPETokenizer.from_json_merges(tree["model"]["merges"])
-    else:
-        vocab = tree["model"]["vocab"]
-        tokenizer = CharTokenizer(vocab, end_of_text=bool(tree["added_tokens"]))
-    if json.loads(tokenizer.to_json()) != tree:
-        raise ValueError("it describes another kind of tokenizer")
-    return tokenizer
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt.corpus import bpe, prepare
+from mlxgpt.corpus import bpe, encoding, prepare
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.tokenizer import END_OF_TEXT
 from tests.corpus.texts import LANGUAGES
@@ -22,7 +22,7 @@ def small_bpe() -> BPETokenizer:
 @pytest.fixture
 def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of many documents, prepared in many chunks."""
-    monkeypatch.setattr(prepare, "CHUNK", 200)
+    monkeypatch.setattr(encoding, "CHUNK", 200)
     monkeypatch.setattr(prepare, "SAVE_EVERY", 3)
     draw = random.Random(1)
     words = ["one", "two\n", "three,", "Grüße", "🙂", "  ", "four hundred"]

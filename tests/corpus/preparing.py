@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlxgpt.config import DataConfig
-from mlxgpt.corpus.prepare import Unwatched, find_or_prepare
+from mlxgpt.corpus.prepare import find_or_prepare
 
 FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json"}
 
@@ -14,7 +14,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-class Watcher(Unwatched):
+class Recorder:
     """Remembers what it is told; after so many chunks or characters it has had enough."""
 
     def __init__(self, enough: int | None = None, *, doing: str = "encoding") -> None:
@@ -33,7 +33,14 @@ class Watcher(Unwatched):
                 raise KeyboardInterrupt
 
 
-def prepared(source: Path, data_dir: Path, kind: str, watcher: Watcher) -> dict[str, bytes]:
+def prepared(source: Path, data_dir: Path, kind: str, recorder: Recorder) -> dict[str, bytes]:
     data = DataConfig((str(source),), tokenizer=kind)
-    folder = find_or_prepare(data, data_dir, vocab_size=280, name="x", watcher=watcher).folder
-    return contents(folder)
+    dataset = find_or_prepare(
+        data,
+        data_dir,
+        vocab_size=280,
+        name="x",
+        note=recorder.note,
+        progress=recorder.progress,
+    )
+    return contents(dataset.folder)

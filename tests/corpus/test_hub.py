@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.corpus.hub import HUB
-from mlxgpt.corpus.tokens import open_dataset
 from tests.commands import ROOT
 from tests.corpus.hub import (
     CONVERTED,
@@ -34,7 +34,7 @@ from tests.corpus.hub import (
 from tests.corpus.texts import sides
 
 NOWHERE = "http://127.0.0.1:9"  # a port that refuses
-TEXT = "abc" * 300 + "de" * 25 + "fg" * 25  # 900 characters to train on, 100 to judge by
+TEXT = "abc" * 300 + "de" * 25 + "fg" * 25  # 900 characters for training, 100 for validation
 # The program as it is, but for the hash and the length of our small text, and GitHub's address.
 PROGRAM = """
 import os, sys
@@ -134,7 +134,7 @@ def test_shakespeare_comes_from_the_hub_and_then_from_its_cache(tmp_path: Path) 
     with machine(tmp_path, hub) as here:
         code, out, err = here.run("prepare", "shakespeare")
         assert code == 0, err
-        assert "900 tokens to train on, 100 to judge by, vocabulary 7" in out
+        assert "900 training tokens, 100 validation tokens, vocabulary 7" in out
         assert "getting karpathy/tiny_shakespeare (1 MB of text) from the Hugging Face hub" in err
         assert here.text() == (TEXT[:900], TEXT[900:])
         asked = len(hub.asked)
@@ -177,7 +177,7 @@ def test_the_real_text_has_the_hash_that_is_pinned(tmp_path: Path, shakespeare_t
     with machine(tmp_path, Hub(shakespeare(shakespeare_text))) as here:
         code, out, err = here.run("prepare", "shakespeare", program=("-m", "mlxgpt"))
         assert code == 0, err
-        assert "1,003,854 tokens to train on, 111,540 to judge by, vocabulary 65" in out
+        assert "1,003,854 training tokens, 111,540 validation tokens, vocabulary 65" in out
 
 
 # Where the hub does not give the text.
@@ -320,7 +320,7 @@ def test_a_network_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
 # Stories.
 
 
-def test_stories_of_the_hub_become_a_bpe_and_none_that_judges_is_learnt(tmp_path: Path) -> None:
+def test_stories_of_the_hub_become_a_bpe_and_none_is_in_both_splits(tmp_path: Path) -> None:
     line = ("prepare", "tinystories", "--vocab-size", "300")
     with machine(tmp_path, Hub(tinystories())) as here:
         code, out, err = here.run(*line)
@@ -371,8 +371,8 @@ def test_small_texts_do_not_go_through_xet(tmp_path: Path) -> None:
     assert not any("xet-read-token" in line for line in hub.asked)
 
 
-def test_rows_that_judge_are_not_learnt_though_there_is_one_split(tmp_path: Path) -> None:
-    """As the card of tinystories-gpt4-clean says: 10,000 rows to test, 10,000 to judge by."""
+def test_validation_rows_are_not_trained_on_though_there_is_one_split(tmp_path: Path) -> None:
+    """As the card of tinystories-gpt4-clean says: 10,000 rows to test, 10,000 to validate."""
     stories = [f"Story {n}." for n in range(20_250)]
     files = {"README.md": b"# Clean\n", "tinystories_gpt4_clean.parquet": parquet(stories)}
     hub = Hub({"karpathy/tinystories-gpt4-clean": Repository({"main": files})})
@@ -424,7 +424,7 @@ def fables(column: str = "text", *splits: str) -> Repository:
     return Repository({"main": {"README.md": b"# Fables\n", **files}})
 
 
-def test_any_dataset_of_the_hub_can_be_learnt(tmp_path: Path) -> None:
+def test_any_dataset_of_the_hub_can_be_trained_on(tmp_path: Path) -> None:
     (tmp_path / "aesop" / "fables").mkdir(parents=True)  # a folder here is not meant
     with machine(tmp_path, Hub({"aesop/fables": fables("fable")})) as here:
         line = ("prepare", "hf:aesop/fables:fable", "--vocab-size", "280")
@@ -446,7 +446,7 @@ def test_a_dataset_without_a_split_to_judge_by_shares_out_what_it_has(tmp_path: 
     assert sorted(train + val) == sorted(FABLES[::2])
 
 
-def test_a_dataset_whose_script_was_converted_can_be_learnt(tmp_path: Path) -> None:
+def test_a_dataset_whose_script_was_converted_can_be_trained_on(tmp_path: Path) -> None:
     converted = {f"default/{s}/0000.parquet": parquet(FABLES) for s in ("train",)}
     repository = Repository({"main": {"fables.py": b"import os"}, CONVERTED: converted})
     with machine(tmp_path, Hub({"aesop/fables": repository})) as here:
@@ -471,7 +471,7 @@ def card(*lines: str) -> Files:
     return {"README.md": "\n".join(["---", "configs:", *lines, "---", ""]).encode()}
 
 
-def test_what_cannot_be_learnt_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
     numbers = Repository({"main": {"train.parquet": parquet(range(3), "number")}})
     parts = fables("text", "one", "two")
     (files,) = parts.commits.values()

@@ -21,7 +21,7 @@ from mlxgpt.corpus.readers import Piece
 from mlxgpt.corpus.sources import Source
 from mlxgpt.corpus.tokenizer import END_OF_TEXT, CharTokenizer
 from mlxgpt.errors import UserError
-from tests.corpus.preparing import Watcher, contents, prepared
+from tests.corpus.preparing import Recorder, contents, prepared
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
@@ -29,14 +29,14 @@ from tests.corpus.preparing import Watcher, contents, prepared
 def test_who_is_interrupted_goes_on_and_ends_with_the_same_bytes(
     tmp_path: Path, many: Path, kind: str, enough: int
 ) -> None:
-    whole, data = Watcher(), tmp_path / "data"
+    whole, data = Recorder(), tmp_path / "data"
     expected = prepared(many, tmp_path / "whole", kind, whole)
-    interrupted = Watcher(enough)
+    interrupted = Recorder(enough)
     with pytest.raises(KeyboardInterrupt):
         prepared(many, data, kind, interrupted)
     assert interrupted.lines[-1] == "the same command goes on from here"
     assert [path.name for path in data.iterdir()] == [".x.new"], "nothing under its final name"
-    again = Watcher()
+    again = Recorder()
     assert prepared(many, data, kind, again) == expected
     saved = enough // 3 * 3
     assert whole.chunks > 50
@@ -46,10 +46,10 @@ def test_who_is_interrupted_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_who_is_interrupted_again_and_again_gets_there(tmp_path: Path, many: Path) -> None:
-    expected = prepared(many, tmp_path / "whole", "bpe", Watcher())
+    expected = prepared(many, tmp_path / "whole", "bpe", Recorder())
     for _ in range(100):
         try:
-            assert prepared(many, tmp_path / "data", "bpe", Watcher(8)) == expected
+            assert prepared(many, tmp_path / "data", "bpe", Recorder(8)) == expected
             return
         except KeyboardInterrupt:
             continue
@@ -63,7 +63,7 @@ def test_an_interruption_before_or_after_the_arrays_loses_nothing(
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    expected = prepared(many, tmp_path / "whole", "bpe", Watcher())
+    expected = prepared(many, tmp_path / "whole", "bpe", Recorder())
     with monkeypatch.context() as patch:
         if where == "hashing":
             sha256 = files.sha256
@@ -72,14 +72,14 @@ def test_an_interruption_before_or_after_the_arrays_loses_nothing(
             )
         if where == "renaming":
             patch.setattr(Path, "rename", interrupt)
-        interrupted = Watcher(9, doing=where)
+        interrupted = Recorder(9, doing=where)
         with pytest.raises(KeyboardInterrupt):
             prepared(many, tmp_path / "data", "bpe", interrupted)
     assert interrupted.lines[-1].startswith(
         "the same command goes on" if where == "hashing" else "the same command begins again"
     )
     assert not (tmp_path / "data" / "x").exists()
-    assert prepared(many, tmp_path / "data", "bpe", Watcher()) == expected
+    assert prepared(many, tmp_path / "data", "bpe", Recorder()) == expected
 
 
 def change(path: Path, key: str, value: object) -> None:
@@ -114,10 +114,10 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_what_is_left_of_something_else_is_not_gone_on_with(
     tmp_path: Path, many: Path, damage: str
 ) -> None:
-    whole, again = Watcher(), Watcher()
+    whole, again = Recorder(), Recorder()
     expected = prepared(many, tmp_path / "whole", "bpe", whole)
     with pytest.raises(KeyboardInterrupt):
-        prepared(many, tmp_path / "data", "bpe", Watcher(7))
+        prepared(many, tmp_path / "data", "bpe", Recorder(7))
     before = contents(tmp_path / "data" / ".x.new")
     DAMAGES[damage](tmp_path / "data" / ".x.new")
     assert contents(tmp_path / "data" / ".x.new") != before
@@ -126,31 +126,31 @@ def test_what_is_left_of_something_else_is_not_gone_on_with(
 
 
 def test_what_came_after_the_last_save_is_cut_off(tmp_path: Path, many: Path) -> None:
-    expected = prepared(many, tmp_path / "whole", "char", Watcher())
+    expected = prepared(many, tmp_path / "whole", "char", Recorder())
     with pytest.raises(KeyboardInterrupt):
-        prepared(many, tmp_path / "data", "char", Watcher(7))
+        prepared(many, tmp_path / "data", "char", Recorder(7))
     for split in ("train", "val"):
         with (tmp_path / "data" / ".x.new" / f"{split}.bin").open("ab") as array:
             array.write(b"half a chunk!")
-    again = Watcher()
+    again = Recorder()
     assert prepared(many, tmp_path / "data", "char", again) == expected
     assert any(line.startswith("going on") for line in again.lines)
 
 
 def test_a_text_that_was_changed_is_begun_anew(tmp_path: Path, many: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        prepared(many, tmp_path / "data", "char", Watcher(7))
+        prepared(many, tmp_path / "data", "char", Recorder(7))
     many.write_text(many.read_text(encoding="utf-8") + "!", encoding="utf-8")
-    expected = prepared(many, tmp_path / "whole", "char", Watcher())
-    assert prepared(many, tmp_path / "data", "char", Watcher()) == expected
+    expected = prepared(many, tmp_path / "whole", "char", Recorder())
+    assert prepared(many, tmp_path / "data", "char", Recorder()) == expected
 
 
 PROGRAM = """
 import sys
 from pathlib import Path
 from mlxgpt.config import DataConfig
-from mlxgpt.corpus import prepare
-prepare.CHUNK, prepare.SAVE_EVERY = 200, 3
+from mlxgpt.corpus import encoding, prepare
+encoding.CHUNK, prepare.SAVE_EVERY = 200, 3
 data = DataConfig((sys.argv[1],), tokenizer="bpe")
 prepare.find_or_prepare(data, Path(sys.argv[2]), vocab_size=280, name="x")
 """
@@ -161,7 +161,7 @@ def test_who_is_killed_at_any_moment_goes_on(tmp_path: Path, many: Path) -> None
     print(f"seed {seed}")
     draw = random.Random(seed)
     many.write_text(END_OF_TEXT.join(many.read_text(encoding="utf-8").split(END_OF_TEXT) * 4))
-    expected = prepared(many, tmp_path / "whole", "bpe", Watcher())
+    expected = prepared(many, tmp_path / "whole", "bpe", Recorder())
     scratch, folder = tmp_path / "data" / ".x.new", tmp_path / "data" / "x"
     for last in (False, False, True):
         program = subprocess.Popen([sys.executable, "-c", PROGRAM, many, tmp_path / "data"])
@@ -186,7 +186,7 @@ def test_who_is_killed_at_any_moment_goes_on(tmp_path: Path, many: Path) -> None
 def test_a_failure_halfway_leaves_nothing_behind(
     tmp_path: Path, many: Path, when: int, error: Exception, problem: str
 ) -> None:
-    class Failing(Watcher):
+    class Failing(Recorder):
         def progress(self, doing: str, done: int, total: int) -> None:
             super().progress(doing, done, total)
             if self.chunks > when:
@@ -233,7 +233,7 @@ def test_a_tokenizer_that_fails_is_not_hidden(
 
     monkeypatch.setattr(CharTokenizer, "encode", encode)
     with pytest.raises(ZeroDivisionError):
-        prepared(many, tmp_path / "data", "char", Watcher())
+        prepared(many, tmp_path / "data", "char", Recorder())
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -242,4 +242,4 @@ def test_only_one_process_prepares_a_folder(tmp_path: Path, many: Path) -> None:
         files.only_one(tmp_path / "data" / "x", "preparing"),
         pytest.raises(UserError, match="another process is preparing"),
     ):
-        prepared(many, tmp_path / "data", "char", Watcher())
+        prepared(many, tmp_path / "data", "char", Recorder())

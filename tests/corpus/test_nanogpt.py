@@ -12,8 +12,8 @@ import pytest
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import nanogpt
 from mlxgpt.corpus.bpe import BPETokenizer
+from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.corpus.prepare import find_or_prepare
-from mlxgpt.corpus.tokens import open_dataset
 from mlxgpt.errors import UserError
 from tests.corpus.texts import sides
 

@@ -10,13 +10,13 @@ import pytest
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import prepare, sources
 from mlxgpt.corpus.bpe import BPETokenizer
+from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.readers import Piece
 from mlxgpt.corpus.sources import Source
 from mlxgpt.corpus.tokenizer import END_OF_TEXT
-from mlxgpt.corpus.tokens import open_dataset
 from mlxgpt.errors import UserError
-from tests.corpus.preparing import FILES, Watcher, prepared
+from tests.corpus.preparing import FILES, Recorder, prepared
 
 
 def test_arrays_are_what_nanogpt_reads(tmp_path: Path, text_file: Path) -> None:
@@ -64,11 +64,11 @@ def test_names_tell_the_tokenizer(tmp_path: Path, text_file: Path, gpt2: BPEToke
 
 def test_without_a_size_a_bpe_has_the_usual_one(tmp_path: Path, text_file: Path) -> None:
     data = DataConfig((str(text_file),), tokenizer="bpe")
-    watcher = Watcher()
-    dataset = find_or_prepare(data, tmp_path / "data", watcher=watcher)
+    recorder = Recorder()
+    dataset = find_or_prepare(data, tmp_path / "data", note=recorder.note)
     assert dataset.name == "words-bpe4096"
     given = f"the text gives a vocabulary of {dataset.meta.vocab_size:,}, not 4,096"
-    assert given in watcher.lines
+    assert given in recorder.lines
 
 
 def test_a_text_that_gives_a_smaller_vocabulary_may_be_refused(
@@ -81,10 +81,10 @@ def test_a_text_that_gives_a_smaller_vocabulary_may_be_refused(
     size = int(caught.value.remedy.split("--vocab-size ")[1].split(",")[0])
     exact = find_or_prepare(data, folder, vocab_size=size, strict=True)
     assert exact.meta.vocab_size == size
-    watcher = Watcher()
-    lenient = find_or_prepare(data, folder, vocab_size=5000, watcher=watcher)
+    recorder = Recorder()
+    lenient = find_or_prepare(data, folder, vocab_size=5000, note=recorder.note)
     assert lenient.tokenizer.fingerprint == exact.tokenizer.fingerprint
-    assert any(f"a vocabulary of {size}, not 5,000" in line for line in watcher.lines)
+    assert any(f"a vocabulary of {size}, not 5,000" in line for line in recorder.lines)
 
 
 @pytest.mark.parametrize("vocab_size", [1, 256])
@@ -157,7 +157,7 @@ def test_a_corpus_of_the_hub_that_is_here_needs_no_hub(
     assert find_or_prepare(DataConfig(), tmp_path).name == "shakespeare"
     with pytest.raises(UserError, match="only the storybook"):
         find_or_prepare(DataConfig(), tmp_path, megabytes=3)
-    with pytest.raises(UserError, match="has its own text to judge by"):
+    with pytest.raises(UserError, match="has its own validation text"):
         find_or_prepare(DataConfig(val_source=("x.txt",)), tmp_path)
 
 
@@ -193,12 +193,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, text_file: Pat
 def test_how_it_goes_is_told(tmp_path: Path, many: Path) -> None:
     told: list[tuple[str, int, int]] = []
 
-    class Told(Watcher):
+    class Told(Recorder):
         def progress(self, doing: str, done: int, total: int) -> None:
             told.append((doing, done, total))
 
-    prepared(many, tmp_path / "data", "bpe", watcher := Told())
-    assert watcher.lines == [f"preparing {many} in {tmp_path / 'data' / 'x'}"]
+    prepared(many, tmp_path / "data", "bpe", recorder := Told())
+    assert recorder.lines == [f"preparing {many} in {tmp_path / 'data' / 'x'}"]
     size = many.stat().st_size
     assert {total for _, _, total in told} == {size}
     for doing in ("reading", "encoding"):

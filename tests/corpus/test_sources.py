@@ -125,7 +125,7 @@ def test_lengths_that_cannot_be_are_refused(megabytes: float) -> None:
 
 
 def test_what_a_corpus_cannot_have_is_refused() -> None:
-    with pytest.raises(UserError, match="storybook has its own text to judge by"):
+    with pytest.raises(UserError, match="storybook has its own validation text"):
         sources.open_source(["storybook"], ["val.txt"])
     with pytest.raises(UserError, match="only the storybook"):
         sources.open_source(["shakespeare"], megabytes=1)

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.corpus import bpe
-from mlxgpt.corpus import tokenizer as tokenizers
+from mlxgpt.corpus import bpe, tokenizer_file
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.tokenizer import END_OF_TEXT, CharTokenizer
 from mlxgpt.errors import UserError
@@ -33,7 +32,7 @@ def test_the_file_gives_the_same_tokenizer(
     tokenizer = CharTokenizer(text, end_of_text=end_of_text)
     path = tmp_path_factory.mktemp("t") / "tokenizer.json"
     path.write_text(tokenizer.to_json(), encoding="utf-8")
-    again = tokenizers.load(path)
+    again = tokenizer_file.load(path)
     assert again.fingerprint == tokenizer.fingerprint
     assert again.vocab_size == tokenizer.vocab_size == len(set(text)) + end_of_text
     assert (again.encode(text) == tokenizer.encode(text)).all()
@@ -100,7 +99,7 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, change: str) -> None
     if change != "gone":
         path.write_text(written)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
-        tokenizers.load(path)
+        tokenizer_file.load(path)
 
 
 @given(st.lists(st.one_of(texts, st.just(END_OF_TEXT)).map(without_nul), min_size=1))
@@ -127,7 +126,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def same(path: Path, tokenizer: BPETokenizer) -> bool:
-    again = tokenizers.load(write(path, tokenizer.to_json()))
+    again = tokenizer_file.load(write(path, tokenizer.to_json()))
     return (
         isinstance(again, BPETokenizer)
         and again.fingerprint == tokenizer.fingerprint
@@ -182,4 +181,4 @@ def test_a_bpe_that_is_not_ours_is_refused(
     inner[where[-1]] = value
     path = write(tmp_path / "tokenizer.json", json.dumps(tree))
     with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer of mlxgpt"):
-        tokenizers.load(path)
+        tokenizer_file.load(path)

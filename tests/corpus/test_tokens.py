@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.config import DataConfig
-from mlxgpt.corpus import tokens
+from mlxgpt.corpus import meta, tokens
+from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.corpus.prepare import find_or_prepare
-from mlxgpt.corpus.tokens import Tokens, blocks_per_epoch, open_dataset
+from mlxgpt.corpus.tokens import Tokens, blocks_per_epoch
 from mlxgpt.errors import UserError
 
 
@@ -149,8 +150,8 @@ def test_damage_is_seen(folder: Path, name: str, damage: str) -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
-    meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps({**meta, "format": tokens.FORMAT + 1}))
+    tree = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**tree, "format": meta.FORMAT + 1}))
     with pytest.raises(UserError, match="newer mlxgpt") as caught:
         open_dataset(folder)
     assert "upgrade" in caught.value.remedy

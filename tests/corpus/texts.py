@@ -12,9 +12,9 @@ import pytest
 from hypothesis import strategies as st
 
 from mlxgpt.corpus import readers
+from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.readers import Piece
 from mlxgpt.corpus.tokenizer import END_OF_TEXT, Tokenizer
-from mlxgpt.corpus.tokens import Dataset
 
 LANGUAGES = """
 The rain in Spain falls mainly in the plain; we'll see 1,234 of them, don't you think?
@@ -80,7 +80,7 @@ def documents_in(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
 
 
 def sides(dataset: Dataset) -> tuple[list[str], list[str]]:
-    """The documents to train on, and those to judge by."""
+    """The training and the validation documents."""
     tokenizer = dataset.tokenizer
     return (
         documents_in(dataset.train.ids, tokenizer),

@@ -11,8 +11,9 @@ import random
 import sys
 from pathlib import Path
 
-from mlxgpt import api, selfcheck
+from mlxgpt import api
 from mlxgpt.config import from_tree
+from mlxgpt.training import selfcheck
 from tests.conftest import TINY
 
 WORDS = ["to be", "or not", "the rain", "in Spain", "falls,", "mainly.\n", "ÄÖÜ", "plain"]

@@ -14,9 +14,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt import sample
 from mlxgpt.config import Sampling
 from mlxgpt.corpus.tokenizer import CharTokenizer
+from mlxgpt.inference import sample
 from tests.oracle import reference
 
 pytest.importorskip("torch", reason="the extra `oracle` is not installed")

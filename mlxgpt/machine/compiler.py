@@ -1,0 +1,142 @@
+"""CPU only: the C++ compiler with which MLX makes its fused kernels, while it runs.
+
+There `mx.compile` writes C++, calls `g++`, and loads what comes of it from TMPDIR. Without a `g++`
+it quietly computes one operation after the other; but a `g++` that fails, or a folder that cannot
+be written, ends the computation with an error. So both are tried before the first kernel is made,
+and where they fail MLX is told not to compile: slower, to the same end.
+
+The kernels are kept in the user's cache folder: in TMPDIR, which all users share, somebody else
+could have put a library for us to load. And `g++` is called through a script. Ctrl-C in a terminal
+reaches every process, g++ too, which then leaves an empty library that no later run can load:
+through the script a library appears whole, or not. And while a training is to finish its step, the
+script is deaf to Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxgpt import files
+from mlxgpt.machine.device import on_cpu
+
+# The environment's names for the path of the real g++, and for whether Ctrl-C is not for it.
+REAL, UNDISTURBED = "MLXGPT_GXX", "MLXGPT_UNDISTURBED"
+SCRIPT = f"""#!/bin/sh
+# Calls g++ for MLX; see compiler.py of mlxgpt.
+if [ -n "${UNDISTURBED}" ]; then trap '' INT; fi
+before= result=
+for argument; do
+    if [ "$before" = -o ]; then result=$argument; fi
+    before=$argument
+done
+if [ -z "$result" ]; then exec "${REAL}" "$@"; fi
+"${REAL}" "$@" -o "$result.$$" && mv "$result.$$" "$result"
+"""
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # MLX's own
+TRIAL = '#include <cstdint>\nextern "C" std::int32_t trial() { return 42; }\n'
+ROOM = 64_000_000  # bytes that should be free for kernels
+# Measured on two machines: benchmarks/compiler.py.
+SLOWER = "MLX fuses no operations, and a step takes 1.2 to 1.5 times as long"
+GET_ONE = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++"
+
+
+def compiled(function: Callable, **given: Any) -> Callable:
+    """`mx.compile` of a function, where this machine can compile."""
+    status()
+    return mx.compile(function, **given)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """While Ctrl-C is not to end what is being computed."""
+    os.environ[UNDISTURBED] = "yes"
+    try:
+        yield
+    finally:
+        del os.environ[UNDISTURBED]
+
+
+def status() -> str | None:
+    """One line on why nothing is compiled here; None where all is well."""
+    return _tried() if on_cpu() else None
+
+
+@functools.cache
+def _tried() -> str | None:
+    gxx = real()
+    if not gxx:
+        return f"no C++ compiler (g++): {SLOWER}; to get one, for instance: {GET_ONE}"
+    problem = "no folder to write to"
+    for folder in files.own_folders():
+        try:
+            _try(folder, gxx)
+        except (OSError, subprocess.SubprocessError) as error:
+            problem = _first_line(error)
+            continue
+        with contextlib.suppress(OSError):
+            tempfile.gettempdir()  # Python's own stays where it is
+        os.environ["TMPDIR"] = str(folder)
+        os.environ["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        os.environ[REAL] = gxx
+        return None
+    mx.disable_compile()
+    return f"the C++ compiler fails ({problem}): {SLOWER}"
+
+
+def real() -> str | None:
+    """The first g++ in PATH that is not our script, which is there for child processes too."""
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        found = shutil.which("g++", path=folder)
+        if found and not _is_ours(Path(found)):
+            return found
+    return None
+
+
+def _is_ours(gxx: Path) -> bool:
+    return gxx.stat().st_size == len(SCRIPT) and gxx.read_text() == SCRIPT
+
+
+def _try(folder: Path, gxx: str) -> None:
+    """Compile a trial there, load it and call it.
+
+    Raises:
+        OSError, SubprocessError: if one of these cannot be done.
+    """
+    if shutil.disk_usage(folder).free < ROOM:
+        raise OSError(f"{folder} is full")
+    script = folder / "bin" / "g++"
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        if not script.exists() or not _is_ours(script):
+            script.parent.mkdir(exist_ok=True)
+            (fresh := Path(scratch) / "g++").write_text(SCRIPT)
+            fresh.chmod(0o755)
+            fresh.replace(script)
+        source, library = Path(scratch) / "trial.cpp", Path(scratch) / "trial.so"
+        source.write_text(TRIAL)
+        subprocess.run(
+            [str(script), *FLAGS, str(source), "-o", str(library)],
+            env={**os.environ, REAL: gxx, "TMPDIR": str(folder)},  # g++ has files of its own there
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        if ctypes.CDLL(str(library)).trial() != 42:
+            raise OSError("what it makes does not run")
+
+
+def _first_line(error: OSError | subprocess.SubprocessError) -> str:
+    said = getattr(error, "stderr", b"") or b""
+    lines = said.decode(errors="replace").splitlines() or str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,151 @@
+"""What we run on: the device, its memory, and the speed it was measured at."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlxgpt.config import Config, override
+
+# Where a GPU is not to be used, or not to be trusted: that of GitHub's Macs is a virtual one.
+if os.environ.get("MLXGPT_DEVICE") == "cpu":
+    mx.set_default_device(mx.cpu)
+
+
+def on_cpu() -> bool:
+    """Whether MLX computes on the CPU: the one switch for what is special to it."""
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+def backend() -> str:
+    """`metal`, `cuda` or `cpu`: where MLX computes."""
+    if on_cpu():
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def resolve_dtype(config: Config) -> Config:
+    """`config` with `dtype` decided for this device: never by a timing, and kept in the run."""
+    if config.train.dtype != "auto":
+        return config
+    return override(config, {"dtype": "bfloat16" if backend() == "cuda" else "float32"})
+
+
+def name() -> str:
+    """The chip, as the system calls it."""
+    info = mx.device_info()
+    if backend() != "cpu":
+        return str(info.get("device_name", backend()))
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@functools.lru_cache(maxsize=2)
+def matmul_peak(dtype: str) -> float:
+    """Floating-point operations a second of a large matrix product, measured here and now: the
+    best of a few, in under a second. What a training reaches is given as a share of it.
+    """
+    size = 1024 if backend() == "cpu" else 4096
+    a = mx.random.normal((size, size), key=mx.random.key(0)).astype(getattr(mx, dtype))
+    mx.eval(a, a @ a)
+    best = float("inf")
+    deadline = time.perf_counter() + 0.5
+    for _ in range(20):
+        start = time.perf_counter()
+        mx.eval(a @ a)
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() > deadline:
+            break
+    return 2 * size**3 / best
+
+
+def memory() -> tuple[int, str]:
+    """Bytes in use, and of what: MLX's own on a GPU, the process's resident memory on a CPU."""
+    if backend() != "cpu":
+        return mx.get_active_memory() + mx.get_cache_memory(), "MLX"
+    return resident_bytes(), "resident"
+
+
+def reset_peak() -> None:
+    """Forget the peak so far; where the system cannot, it stays."""
+    if backend() != "cpu":
+        mx.reset_peak_memory()
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most bytes in use since `reset_peak`: MLX's own on a GPU, resident memory on a CPU."""
+    if backend() != "cpu":
+        return mx.get_peak_memory()
+    # Not `ru_maxrss`, where there is better: on Linux a child's begins at what its parent had.
+    return _told("/proc/self/status", "VmHWM") or _most_resident()
+
+
+def total_bytes() -> int:
+    """The memory that there is for the device: a GPU's own or, on a CPU, the machine's."""
+    if backend() != "cpu":
+        info = mx.device_info()
+        return int(info.get("memory_size") or info.get("total_memory") or 1 << 62)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_bytes() -> int:
+    """The memory that a training may take: what the system recommends or has left, where it says
+    so, else all.
+    """
+    if backend() == "metal":
+        return int(mx.device_info()["max_recommended_working_set_size"])
+    if backend() == "cpu" and (available := _told("/proc/meminfo", "MemAvailable")):
+        return available + resident_bytes()
+    return total_bytes()
+
+
+def limit_memory(limit: int | None = None) -> None:
+    """Keep MLX within a limit, and memory that it holds back for later within a quarter of that.
+
+    Args:
+        limit: bytes; default: on a Mac, whose GPU shares the system's memory, what the system
+            recommends (MLX by itself would take half as much again, and the Mac would swap), and
+            elsewhere MLX's own.
+    """
+    if limit is None and backend() == "metal":
+        limit = free_bytes()
+    if limit is not None:
+        mx.set_memory_limit(limit)
+        mx.set_cache_limit(limit // 4)
+
+
+def resident_bytes() -> int:
+    """Bytes of this process in memory; where the system only tells the most so far, that."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    except OSError:
+        return _most_resident()
+
+
+def _told(file: str, name: str) -> int | None:
+    """Bytes that Linux tells under a name in one of its files; None elsewhere."""
+    with contextlib.suppress(OSError, IndexError):
+        return 1024 * int(Path(file).read_text().split(f"{name}:")[1].split()[0])
+    return None
+
+
+def _most_resident() -> int:
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

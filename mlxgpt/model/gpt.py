@@ -1,0 +1,247 @@
+"""GPT-2 (Radford et al., 2019): token ids -> logits, with or without a cache.
+
+Names and shapes are GPT-2's. B: sequences, T: tokens, C: n_embd, H: heads, D: C / H, V: vocabulary.
+There is no train or eval mode: dropout happens where a random key is given, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlxgpt.config import ModelConfig
+from mlxgpt.errors import UserError
+from mlxgpt.model import kernels
+from mlxgpt.seeds import derive
+
+INIT_STD = 0.02
+
+# Keys and values of every layer, [n_layer] of two arrays [B, H, block_size, D].
+Cache = list[tuple[mx.array, mx.array]]
+
+
+def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
+    """Zero a share `rate` of x and scale up the rest; x itself without a key."""
+    if key is None or rate == 0:
+        return x
+    return x * mx.random.bernoulli(1 - rate, x.shape, key=key) * (1 / (1 - rate))
+
+
+class CausalSelfAttention(nn.Module):
+    """Every position looks at itself and those before it, with H heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def _heads(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        B, T, C = x.shape
+        qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, T, D]
+        return q, k, v
+
+    def _merge(self, y: mx.array) -> mx.array:
+        B, H, T, D = y.shape
+        return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, H * D))
+
+    def __call__(self, x: mx.array) -> mx.array:  # [B, T, C] -> [B, T, C]
+        return self._merge(kernels.causal_attention(*self._heads(x)))
+
+    def cached(
+        self, x: mx.array, cache: tuple[mx.array, mx.array], position: mx.array
+    ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+        """As `__call__`, for T tokens from `position` on, after what the cache holds."""
+        q, k, v = self._heads(x)
+        keys = mx.slice_update(cache[0], k, position, axes=(2,))
+        values = mx.slice_update(cache[1], v, position, axes=(2,))
+        here = position + mx.arange(x.shape[1])[:, None]  # [T, 1]
+        mask = mx.arange(keys.shape[2]) <= here  # [T, block_size]
+        scale = 1 / math.sqrt(q.shape[-1])
+        y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
+        return self._merge(y), (keys, values)
+
+
+class MLP(nn.Module):
+    """Two linear layers around a GELU, four times as wide inside."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def __call__(self, x: mx.array) -> mx.array:  # [B, T, C] -> [B, T, C]
+        return self.c_proj(kernels.gelu(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on a normalised copy and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def __call__(self, x: mx.array, key: mx.array | None = None) -> mx.array:
+        # A checkpointed block is differentiated by all its inputs, and a key has no gradient.
+        keys = mx.random.split(mx.stop_gradient(key), 2) if key is not None else (None, None)
+        x = x + dropout(self.attn(self.ln_1(x)), self.dropout, keys[0])
+        return x + dropout(self.mlp(self.ln_2(x)), self.dropout, keys[1])
+
+    def cached(
+        self, x: mx.array, cache: tuple[mx.array, mx.array], position: mx.array
+    ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+        """As `__call__`, without dropout, after what the cache holds."""
+        y, cache = self.attn.cached(self.ln_1(x), cache, position)
+        x = x + y
+        return x + self.mlp(self.ln_2(x)), cache
+
+
+class GPT(nn.Module):
+    """Token ids -> logits.
+
+    Args:
+        config: its shape; `vocab_size` must be given.
+        seed: the initial weights are a pure function of it.
+        gradient_checkpointing: keep only each block's input for the backward pass.
+
+    Ids must be below `vocab_size` and sequences no longer than `block_size`: the device checks
+    neither. The output layer is the token embedding itself (`wte`), not a copy that would diverge.
+    """
+
+    def __init__(
+        self, config: ModelConfig, seed: int = 0, *, gradient_checkpointing: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = [Block(config) for _ in range(config.n_layer)]
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self._checkpointing = gradient_checkpointing
+        self.update(initial_parameters(self, seed))
+
+    def __call__(self, ids: mx.array, key: mx.array | None = None) -> mx.array:
+        """Logits[B, T, V] of ids[B, T]; dropout with `key`, none without."""
+        count = len(self.h) + 1
+        keys = list(mx.random.split(key, count)) if key is not None else [None] * count
+        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]  # [B, T, C]
+        x = dropout(x, self.config.dropout, keys[0])
+        for block, block_key in zip(self.h, keys[1:], strict=True):
+            # The key goes in from outside, so that the second forward pass has the same mask.
+            run = nn.utils.checkpoint(block) if self._checkpointing else block
+            x = run(x, block_key)
+        return self.wte.as_linear(self.ln_f(x))
+
+    def cached(
+        self, ids: mx.array, cache: Cache, position: mx.array, last: mx.array
+    ) -> tuple[mx.array, Cache]:
+        """Logits after the token at index `last`, and the extended cache.
+
+        Args:
+            ids: [B, T], standing at `position`, `position` + 1, …; tokens after `last` are padding.
+            cache: from `empty_cache`, or from an earlier call; what it holds from `position` on
+                is overwritten.
+            position: int32 [1], the number of tokens before these.
+            last: int32 [1], the index in `ids` of the last real token.
+
+        Returns:
+            logits[B, V], cache
+        """
+        places = position + mx.arange(ids.shape[1])
+        x = self.wte(ids) + self.wpe(places)
+        extended = []
+        for block, layer in zip(self.h, cache, strict=True):
+            x, layer = block.cached(x, layer, position)
+            extended.append(layer)
+        x = self.ln_f(mx.take(x, last, axis=1)[:, 0])  # [B, C]
+        return self.wte.as_linear(x), extended
+
+    def empty_cache(self, batch_size: int) -> Cache:
+        """Room for the keys and values of `batch_size` sequences of `block_size` tokens."""
+        c = self.config
+        shape = (batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
+        dtype = self.wte.weight.dtype
+        return [(mx.zeros(shape, dtype), mx.zeros(shape, dtype)) for _ in range(c.n_layer)]
+
+
+def initial_parameters(model: GPT, seed: int) -> dict:
+    """GPT-2's initial weights: N(0, 0.02), residual projections scaled by 1/√(2·n_layer), biases
+    0, layer norms 1. They stay small, so that every logit is near 0 and the first loss near ln V.
+    """
+    parameters = flat(model.parameters())
+    keys = mx.random.split(mx.random.key(derive(seed, "init")), len(parameters))
+    residual = 1 / math.sqrt(2 * model.config.n_layer)
+    values = []
+    for (name, old), key in zip(parameters.items(), keys, strict=True):
+        if old.ndim >= 2:
+            std = INIT_STD * (residual if name.endswith("c_proj.weight") else 1)
+            new = std * mx.random.normal(old.shape, key=key)
+        else:
+            new = mx.zeros(old.shape) if name.endswith("bias") else mx.ones(old.shape)
+        values.append((name, new))
+    return tree_unflatten(values)
+
+
+def flat(tree: Any) -> dict[str, mx.array]:
+    """A tree's arrays by their dotted names, as `h.0.attn.c_attn.weight`."""
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(tree)))
+
+
+def load_parameters(model: GPT, parameters: dict[str, mx.array]) -> None:
+    """Put saved parameters, by their dotted names, in place of the model's own.
+
+    Raises:
+        UserError: if names, shapes or types are not this model's.
+    """
+    must_be_like(parameters, flat(model.parameters()))
+    model.update(tree_unflatten(list(parameters.items())))
+
+
+def must_be_like(arrays: dict[str, mx.array], own: dict[str, mx.array]) -> None:
+    """Refuse saved arrays that are not named, shaped and typed as a model's own."""
+
+    def looks(arrays: dict[str, mx.array]) -> dict[str, Any]:
+        return {name: (value.shape, value.dtype) for name, value in arrays.items()}
+
+    if looks(arrays) != looks(own):
+        raise UserError(
+            "the weights are those of a model of another shape",
+            "restore the run's own checkpoint; config.toml and checkpoints belong together.",
+        )
+
+
+def parameters_by_part(config: ModelConfig) -> dict[str, int]:
+    """Number of parameters of a GPT of this shape, counted without building it, by part in the
+    order of the data; the head is the embedding and adds none.
+    """
+    C, layers, bias = config.n_embd, config.n_layer, int(config.bias)
+    return {
+        "wte (token embedding, and head)": config.vocab_size * C,
+        "wpe (positions)": config.block_size * C,
+        f"attention, {layers} ×": layers * (4 * C**2 + bias * 4 * C),
+        f"MLP, {layers} ×": layers * (8 * C**2 + bias * 5 * C),
+        "layer norms": (2 * layers + 1) * (1 + bias) * C,
+    }
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Number of parameters of a GPT of this shape, counted without building it."""
+    return sum(parameters_by_part(config).values())
+
+
+def flops_per_token(config: ModelConfig) -> int:
+    """Floating-point operations of one token in training, forward and backward: 6 for each
+    parameter of a matrix product, and 12·n_layer·C·T for attention (PaLM, Chowdhery et al., 2022,
+    appendix B).
+    """
+    products = count_parameters(config) - config.block_size * config.n_embd
+    return 6 * products + 12 * config.n_layer * config.n_embd * config.block_size

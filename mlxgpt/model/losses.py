@@ -1,0 +1,48 @@
+"""What a model's predictions cost: the loss of each token, and the compiled evaluation step.
+
+Shapes are fixed, so the step is traced once. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from mlxgpt.machine.compiler import compiled
+from mlxgpt.model.gpt import GPT
+
+_one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def borrowed(model: GPT) -> Iterator[None]:
+    """While a function of the parameters is traced, the model holds what it is traced with."""
+    with _one_at_a_time:
+        own = model.parameters()
+        try:
+            yield
+        finally:
+            model.update(own)
+
+
+def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
+    """Cross-entropy of each token in nats, [B, T], in float32; targets must be below V."""
+    return nn.losses.cross_entropy(logits.astype(mx.float32), targets)
+
+
+def make_eval_step(model: GPT, dtype: mx.Dtype) -> Callable[..., mx.array]:
+    """A compiled function (parameters, inputs[B, T], targets[B, T], mask[B, T]) -> summed loss of
+    the tokens where the mask is 1, in nats.
+    """
+
+    def evaluate(parameters: dict, inputs: mx.array, targets: mx.array, mask: mx.array) -> mx.array:
+        with borrowed(model):
+            model.update(tree_map(lambda p: p.astype(dtype), parameters))
+            return (token_losses(model(inputs), targets) * mask).sum()
+
+    return compiled(evaluate)

@@ -1,0 +1,1 @@
+"""What was measured, as something to read: the benchmark of both tiers, and its report."""

@@ -1,0 +1,3 @@
+"""A run's folder and its checkpoints: written atomically, read warily. What is in them is made
+elsewhere.
+"""

@@ -1,0 +1,179 @@
+"""Checkpoints: written atomically, read verified.
+
+A checkpoint is a folder step-0005000 with model.safetensors, optimizer.safetensors and
+manifest.json (format version, step, hashes, the tokenizer's fingerprint, the guard's memory). It is
+written beside its final name, synced, and renamed, so that one that can be seen is whole. Nothing
+that a stranger writes into one runs code, leads out of it, or takes more memory than it is long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+
+from mlxgpt import files
+from mlxgpt.errors import UserError
+
+FORMAT = 2  # 1 had no guard
+NAME = re.compile(r"step-(\d{7,18})", re.ASCII)
+MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "manifest.json"
+
+
+class Damaged(UserError):
+    """A checkpoint is not what was written; another one may be."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        step: updates done.
+        tokenizer: fingerprint of the tokenizer that the model was trained with.
+        metrics: numbers noted with it, such as the loss; in the file its `report`.
+        guard: what the guard remembers; empty in format 1.
+        parameters: the model's arrays by their dotted names.
+        optimizer: those of the optimizer's state, or None where it was not asked for.
+    """
+
+    step: int
+    tokenizer: str
+    metrics: dict[str, float]
+    guard: dict[str, Any]
+    parameters: dict[str, mx.array]
+    optimizer: dict[str, mx.array] | None
+
+
+def save(
+    folder: Path,
+    step: int,
+    parameters: dict[str, mx.array],
+    optimizer: dict[str, mx.array],
+    *,
+    tokenizer: str,
+    metrics: Mapping[str, float] | None = None,
+    guard: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint into `folder`; its path. One of that step that is there already (a
+    damaged one, or it would have been resumed from) goes when the new one is whole.
+
+    Raises:
+        UserError: if it cannot be written; nothing is left behind, and nothing lost.
+    """
+    final = folder / f"step-{step:07d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    try:
+        hashes: dict[str, str] = {}
+        for name, arrays in ((MODEL, parameters), (OPTIMIZER, optimizer)):
+            mx.save_safetensors(str(scratch / name), arrays)
+            hashes[name] = files.sha256(scratch / name)
+        manifest = files.sealed(
+            {
+                "format": FORMAT,
+                "step": step,
+                "tokenizer": tokenizer,
+                "report": dict(metrics or {}),
+                "guard": dict(guard or {}),
+                "sha256": hashes,
+            }
+        )
+        (scratch / MANIFEST).write_text(manifest, encoding="utf-8")
+        scratch.chmod(0o755)
+        for name in (MODEL, OPTIMIZER, MANIFEST):
+            files.sync(scratch / name)
+        files.sync(scratch)
+        if final.exists():
+            files.remove(final)
+        scratch.rename(final)
+        files.sync(folder)
+    except (OSError, RuntimeError) as error:
+        raise _cannot_write(final, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return final
+
+
+def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
+    """Read a checkpoint and verify its hashes.
+
+    Raises:
+        Damaged: if it is missing, or not what was written.
+        UserError: if it is of a newer format, or holds a link.
+    """
+    wanted = (MODEL, OPTIMIZER) if with_optimizer else (MODEL,)
+    try:
+        files.only_plain(path)
+        manifest = files.read_sealed(path / MANIFEST, FORMAT)
+        if path_of(path.parent, manifest["step"]) != path:
+            raise ValueError(f"it is that of step {manifest['step']}")
+        for name in wanted:
+            if files.sha256(path / name) != manifest["sha256"][name]:
+                raise ValueError(f"{name} is not what was written")
+        return Checkpoint(
+            step=int(manifest["step"]),
+            tokenizer=manifest["tokenizer"],
+            metrics=_numbers(manifest["report"]),
+            guard=dict(manifest.get("guard", {})),
+            parameters=_arrays(path / MODEL),
+            optimizer=_arrays(path / OPTIMIZER) if with_optimizer else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise Damaged(
+            f"the checkpoint {path} is missing or damaged: {error}",
+            "use another checkpoint of this run: --checkpoint newest, or a step number.",
+        ) from error
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in `folder`, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        int(m[1]) for p in folder.iterdir() if (m := NAME.fullmatch(p.name)) and p.is_dir()
+    )
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:07d}"
+
+
+def prune(folder: Path, keep: set[int]) -> None:
+    """Delete the checkpoints of other steps, and what an interrupted writing left behind."""
+    for step in steps(folder):
+        if step not in keep:
+            with contextlib.suppress(OSError):
+                files.remove(path_of(folder, step))
+    for leftover in (*folder.glob(".writing-*"), *folder.glob(f"*{files.GONE}")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _arrays(path: Path) -> dict[str, mx.array]:
+    """The arrays of a file, by MLX, which compares the header with the file's length."""
+    try:
+        arrays = cast(dict[str, mx.array], mx.load(str(path)))
+        mx.eval(arrays)  # it would read the file only when they are needed
+        return arrays
+    except RuntimeError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def _numbers(tree: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in dict(tree).items()}
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(f"cannot write {path}: {reason}", "free some space, or check permissions.")

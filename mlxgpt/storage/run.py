@@ -1,0 +1,318 @@
+"""A run's folder: config, tokenizer, metrics, samples, checkpoints. Self-contained: to generate
+from it, nothing else is needed, on any machine.
+
+    config.toml      the whole config; changed intervals are written back
+    run.json         format version, the data's name and fingerprint
+    tokenizer.json
+    metrics.jsonl    one object a logged step
+    samples.txt      what the model wrote at each evaluation
+    best.json        step and validation loss of the best checkpoint
+    checkpoints/step-NNNNNNN/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxgpt import config as configs
+from mlxgpt import files
+from mlxgpt.config import Config
+from mlxgpt.corpus import tokenizer_file
+from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.corpus.tokenizer import Tokenizer
+from mlxgpt.errors import UserError
+from mlxgpt.model.gpt import GPT, count_parameters, load_parameters
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage.checkpoint import Checkpoint
+
+FORMAT = 2  # 1 had settings for no guard
+METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
+SAMPLE_HEAD = re.compile(r"--- step (\d{1,18})\n", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder, opened. What is read from it was perhaps written by a stranger."""
+
+    folder: Path
+    config: Config
+    tokenizer: Tokenizer
+    data_name: str
+    data_fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending."""
+        return checkpoint.steps(self.checkpoints)
+
+    def best(self) -> Mapping[str, Any] | None:
+        """{"step", "val_loss"} of the best checkpoint, or None where that is not known."""
+        try:
+            tree = files.read_sealed(self.folder / "best.json", FORMAT)
+            return {"step": int(tree["step"]), "val_loss": float(tree["val_loss"])}
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            return None
+
+    def set_best(self, step: int, val_loss: float) -> None:
+        """Name the best checkpoint."""
+        best = {"format": FORMAT, "step": step, "val_loss": val_loss}
+        files.write_atomically(self.folder / "best.json", files.sealed(best))
+
+    def checkpoint_path(self, which: str = "best") -> Path:
+        """Where a checkpoint lies: `best` (the newest until there is one), `newest`, or a step.
+
+        Raises:
+            UserError: if there is no such checkpoint.
+        """
+        there = self.steps()
+        if not there:
+            raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
+        best = self.best()
+        if which == "best" and best and best["step"] in there:
+            return checkpoint.path_of(self.checkpoints, best["step"])
+        if which in ("best", "newest"):
+            return checkpoint.path_of(self.checkpoints, there[-1])
+        if which.isdecimal() and int(which) in there:
+            return checkpoint.path_of(self.checkpoints, int(which))
+        raise UserError(
+            f"{self.name} has no checkpoint {which!r}",
+            f"use best, newest, or one of {', '.join(map(str, there))}.",
+        )
+
+    def load_first(
+        self, paths: Sequence[Path], note: Callable[[str], None], *, with_optimizer: bool = False
+    ) -> Checkpoint:
+        """The first of some checkpoints that is whole; `note` is told of those before it.
+
+        Raises:
+            UserError: if none is, or it is not of this run.
+        """
+        for path in paths:
+            try:
+                saved = checkpoint.load(path, with_optimizer=with_optimizer)
+            except checkpoint.Damaged as error:
+                if len(self.steps()) == 1:
+                    raise UserError(
+                        error.problem, "it is this run's only one: copy it again, or train anew."
+                    ) from error
+                if path == paths[-1]:
+                    raise
+                note(error.problem)
+                continue
+            if saved.tokenizer != self.tokenizer.fingerprint:
+                raise UserError(
+                    f"the checkpoint {path} was made with another tokenizer",
+                    "restore the run's own checkpoint.",
+                )
+            return saved
+        raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
+
+    def write_config(self, config: Config) -> None:
+        """Store a config in the folder."""
+        files.write_atomically(self.folder / "config.toml", configs.to_toml(config))
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append a line of metrics."""
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics, each with its step; what was cut off or damaged is left out."""
+        try:
+            file = (self.folder / METRICS).open("rb")
+        except OSError:
+            return
+        with file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    record = files.parse_json(line.decode("utf-8"))
+                    if isinstance(record, dict) and isinstance(record.get("step"), int):
+                        yield record
+
+    def noted(self, step: int) -> bool:
+        """Whether a step's metrics are there."""
+        return any(record["step"] == step for record in self.metrics())
+
+    def cut(self, step: int) -> bool:
+        """Forget what was noted after a step; whether that step's own metrics are there. Where they
+        are not, its sample goes too.
+        """
+        kept = {record["step"]: record for record in self.metrics() if record["step"] <= step}
+        lines = [json.dumps(record) + "\n" for record in kept.values()]
+        last = step if step in kept else step - 1
+        for name, content in ((METRICS, lines), (SAMPLES, self._samples_until(last))):
+            if (self.folder / name).exists():
+                files.write_atomically(self.folder / name, "".join(content))
+        return step in kept
+
+    def _samples_until(self, step: int) -> Iterator[str]:
+        try:
+            file = (self.folder / SAMPLES).open(encoding="utf-8", errors="replace", newline="")
+        except OSError:
+            return
+        with file:
+            for line in file:
+                if (head := SAMPLE_HEAD.fullmatch(line)) and int(head[1]) > step:
+                    return
+                yield line.replace("\0", "")  # a file that lost its power may end with them
+
+    def sync_notes(self) -> None:
+        """Make the disk hold what was noted."""
+        for name in (METRICS, SAMPLES):
+            with contextlib.suppress(FileNotFoundError):
+                files.sync(self.folder / name)
+        files.sync(self.folder)  # which holds their names
+
+    def add_sample(self, step: int, text: str) -> None:
+        """Append what the model wrote at a step."""
+        with (self.folder / SAMPLES).open("a", encoding="utf-8", newline="") as file:
+            file.write(f"--- step {step}\n{text}\n\n")
+
+
+def create(folder: Path, config: Config, dataset: Dataset) -> Run:
+    """Make a run's folder.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    run = Run(folder, config, dataset.tokenizer, dataset.name, dataset.meta.fingerprint)
+    identity = {
+        "format": FORMAT,
+        "data_name": run.data_name,
+        "data_fingerprint": run.data_fingerprint,
+        "tokenizer": dataset.tokenizer.fingerprint,
+    }
+    # Beside its place, as a killed process leaves either a run or nothing.
+    scratch = folder.with_name(f".{folder.name}.new")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        (scratch / "checkpoints").mkdir(parents=True)
+        for name, text in (
+            ("config.toml", configs.to_toml(config)),
+            ("tokenizer.json", dataset.tokenizer.to_json()),
+            ("run.json", files.sealed(identity)),
+        ):
+            (scratch / name).write_text(text, encoding="utf-8")
+            files.sync(scratch / name)
+        files.sync(scratch)
+        if folder.exists():  # without a checkpoint, or it would have been resumed
+            files.remove(folder)
+        scratch.rename(folder)
+        files.sync(folder.parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the run {folder}: {error.strerror}", "choose another --runs-dir."
+        ) from error
+    return run
+
+
+def open_run(folder: Path) -> Run:
+    """Open a run's folder.
+
+    Raises:
+        UserError: if it is no run, damaged, or of a newer format.
+    """
+    files.only_plain(folder)
+    try:
+        identity = files.read_sealed(folder / "run.json", FORMAT)
+        data_name, data = str(identity["data_name"]), str(identity["data_fingerprint"])
+        plain = data_name == Path(data_name).name and data_name.isprintable()
+        if not plain or data_name in ("", "..") or len(data_name.encode()) > 255:
+            raise ValueError(f"{data_name!r} is no name of a data folder")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is not a run of mlxgpt", "name another: mlxgpt runs lists them."
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder / 'run.json'} is damaged: {error}", "restore it, or name another run."
+        ) from error
+    config = configs.load(folder / "config.toml")
+    if config.train.dtype == "auto":  # which a run has decided
+        raise UserError(f"{folder / 'config.toml'} is not whole", "restore the run's own file.")
+    tokenizer = tokenizer_file.load(folder / "tokenizer.json")
+    if tokenizer.fingerprint != identity.get("tokenizer"):
+        raise UserError(
+            f"{folder}: tokenizer.json is not the one this run was trained with",
+            "restore the run's own file.",
+        )
+    return Run(folder, config, tokenizer, data_name, data)
+
+
+def find(name: str | None, runs_dir: Path) -> Run:
+    """The run of a name or a folder; without one, the newest that has a checkpoint.
+
+    Raises:
+        UserError: saying where it was looked for.
+    """
+    if name is not None:
+        folders = [runs_dir / name, Path(name)]
+        for folder in folders:
+            if (folder / "run.json").exists():
+                return open_run(folder)
+        raise UserError(
+            f"there is no run {name!r} in {runs_dir}, and no run's folder of that name",
+            "mlxgpt runs lists them; mlxgpt train --tier 1 makes one.",
+        )
+    trained = [
+        folder for folder in folders_in(runs_dir) if checkpoint.steps(folder / "checkpoints")
+    ]
+    if not trained:
+        raise UserError(
+            f"there is no trained run in {runs_dir.absolute()}",
+            "train one: mlxgpt train --tier 1; or name its folder with --run.",
+        )
+    return open_run(trained[0])
+
+
+def load_model(
+    run: Run, which: str = "best", note: Callable[[str], None] = lambda line: None
+) -> tuple[GPT, Checkpoint]:
+    """The model of a run's checkpoint: `best`, `newest`, or a step. Where the best or the newest
+    is damaged, `note` is told, and the newest that is whole is used.
+
+    Raises:
+        UserError: if there is none, it is damaged, or it was made with another tokenizer.
+    """
+    path = run.checkpoint_path(which)
+    paths = [path]
+    if not which.isdecimal():
+        others = (checkpoint.path_of(run.checkpoints, n) for n in reversed(run.steps()))
+        paths += [other for other in others if other != path]
+    saved = run.load_first(paths, note)
+    there = sum(value.size for value in saved.parameters.values())
+    if there != (wanted := count_parameters(run.config.model)):  # before a model of that size
+        raise UserError(
+            f"config.toml tells of {wanted:,} parameters, and the checkpoint has {there:,}",
+            "restore the run's own files; config.toml and checkpoints belong together.",
+        )
+    model = GPT(run.config.model)
+    load_parameters(model, saved.parameters)
+    return model, saved
+
+
+def folders_in(runs_dir: Path) -> list[Path]:
+    """The runs' folders, the one written to last first."""
+    if not runs_dir.is_dir():
+        return []
+    folders = [p.parent for p in runs_dir.glob("*/run.json")]
+    return sorted(folders, key=_last_written, reverse=True)
+
+
+def _last_written(folder: Path) -> float:
+    places = (folder / "run.json", folder / "checkpoints")
+    return max(p.stat().st_mtime for p in places if p.exists())

@@ -1,0 +1,145 @@
+"""What happens besides the steps of a training: saving, then evaluating and sampling, then logging,
+so that nothing is lost when an evaluation fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from mlxgpt.config import Config, Sampling
+from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.evaluation.loss import Evaluator
+from mlxgpt.inference.generation import generate
+from mlxgpt.machine import device
+from mlxgpt.model.gpt import flops_per_token
+from mlxgpt.storage.run import Run
+from mlxgpt.training.callback import Callback
+from mlxgpt.training.guard import Guard
+from mlxgpt.training.saver import Saver, is_regular
+from mlxgpt.training.step import TrainStep
+from mlxgpt.training.trainer import Hook, Metrics
+
+
+class Hooks:
+    """The hooks of one training.
+
+    Attributes:
+        all: in their order.
+        after_saving: those of them that are made up for, where a run was killed after it had saved.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        step_function: TrainStep,
+        callback: Callback,
+        guard: Guard,
+        saver: Saver,
+    ) -> None:
+        self._step_function, self._guard, self._saver = step_function, guard, saver
+        self._logging = _Logging(run, guard, callback)
+        evaluation = _Evaluation(run, dataset, step_function, callback, saver)
+        t = run.config.train
+        self.after_saving = [
+            Hook(_every(run.config, t.eval_interval), evaluation),
+            Hook(_every(run.config, t.eval_interval, t.log_interval), self._logging),
+        ]
+        self.all = [Hook(partial(is_regular, run.config), self._save), *self.after_saving]
+
+    def begin(self, step: int) -> None:
+        """Steps are counted from here on."""
+        self._logging.begin(step)
+
+    def save_now(self, step: int) -> None:
+        """Write a checkpoint of the state as it is."""
+        self._saver.save(step, self._step_function, {}, self._guard.to_tree())
+        self._saver.wait()
+
+    def _save(self, metrics: Metrics) -> None:
+        numbers = {"lr": metrics.lr, "loss": metrics.loss, "grad_norm": metrics.grad_norm}
+        self._saver.save(metrics.step, self._step_function, numbers, self._guard.to_tree())
+
+
+def _every(config: Config, *intervals: int) -> Callable[[int], bool]:
+    last = config.train.max_steps
+    return lambda step: step == last or any(step % n == 0 for n in intervals)
+
+
+class _Evaluation:
+    """Evaluates, remembers the best, and writes a sample."""
+
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        step_function: TrainStep,
+        callback: Callback,
+        saver: Saver,
+    ) -> None:
+        self._run, self._callback, self._saver = run, callback, saver
+        self._model, self._tokenizer = step_function.model, dataset.tokenizer
+        self._evaluate = Evaluator(
+            step_function.model,
+            dataset.tokenizer,
+            dataset.val,
+            dataset.meta.val.bytes,
+            batch_size=run.config.train.batch_size,
+            dtype=step_function.dtype,
+        )
+
+    def __call__(self, metrics: Metrics) -> None:
+        result = self._evaluate()
+        metrics.values["val_loss"] = result.loss
+        metrics.values["val_bits_per_byte"] = result.bits_per_byte
+        best = self._run.best()
+        if math.isfinite(result.loss) and (best is None or result.loss < best["val_loss"]):
+            self._saver.wait()  # the best is one that is there
+            self._run.set_best(metrics.step, result.loss)
+        if length := self._run.config.train.sample_tokens:
+            sampling = Sampling(max_tokens=length, seed=self._run.config.train.seed)
+            text = generate(self._model, self._tokenizer, "", sampling).texts[0]
+            self._run.add_sample(metrics.step, text)
+            self._callback.on_sample(metrics.step, text)
+
+
+class _Logging:
+    """Writes a line of metrics."""
+
+    def __init__(self, run: Run, guard: Guard, callback: Callback) -> None:
+        self._run, self._guard, self._callback = run, guard, callback
+        t, model = run.config.train, run.config.model
+        self._peak = device.matmul_peak(t.dtype)
+        self._flops = flops_per_token(model)
+        self._tokens = t.batch_size * t.gradient_accumulation_steps * model.block_size
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Steps, and the seconds they take, are counted from here on."""
+        self._step, self._seconds = step, 0.0
+
+    def __call__(self, metrics: Metrics) -> None:
+        tokens = (metrics.step - self._step) * self._tokens
+        seconds = metrics.seconds - self._seconds
+        rate = tokens / seconds if seconds > 0 else 0.0
+        self._step, self._seconds = metrics.step, metrics.seconds
+        record = {
+            "step": metrics.step,
+            "loss": _finite(metrics.loss),
+            "lr": metrics.lr,
+            "grad_norm": _finite(metrics.grad_norm),
+            "tokens_per_second": rate,
+            "peak_share": rate * self._flops / self._peak,
+            "memory_bytes": device.memory()[0],
+            "skipped": self._guard.skipped,
+            **metrics.values,
+        }
+        self._run.log(record)
+        self._callback.on_log(record)
+
+
+def _finite(value: float) -> float | None:
+    """A number as JSON can have it."""
+    return value if math.isfinite(value) else None

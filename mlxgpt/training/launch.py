@@ -1,0 +1,300 @@
+"""From a request to a running training: find or prepare the data, name the run, check, resume.
+
+Prints nothing; a callback is told what happens.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import time
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlxgpt import files
+from mlxgpt.config import Config, changed_weights, override
+from mlxgpt.corpus import prepare as preparation
+from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.corpus.hub import Unavailable
+from mlxgpt.corpus.tokens import blocks_per_epoch
+from mlxgpt.errors import UserError
+from mlxgpt.machine import blas, compiler, device
+from mlxgpt.storage import run as runs
+from mlxgpt.storage.run import Run
+from mlxgpt.training import selfcheck, session
+from mlxgpt.training.callback import Callback, Summary
+from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, must_fit, refuse_too_large
+from mlxgpt.training.guard import Guard
+from mlxgpt.training.optim import learning_rate_schedule
+from mlxgpt.training.step import new_step
+
+WARMUP_SHARE = 10  # of a plan in minutes, at most one step in so many
+
+
+def launch(
+    config: Config,
+    *,
+    config_name: str,
+    run_name: str | None,
+    runs_dir: Path,
+    data_dir: Path,
+    max_minutes: float | None = None,
+    memory_limit: float | None = None,
+    fallback: str | None = None,
+    strict_vocab: bool = False,
+    callback: Callback | None = None,
+) -> Summary:
+    """Train, from the beginning or from where the run stopped.
+
+    Args:
+        config: what to train; the vocabulary size and dtype are filled in here.
+        config_name: for the run's name, which is CONFIG-DATA unless `run_name` is given.
+        run_name: a name in `runs_dir`, or a folder's path.
+        max_minutes: plan as many steps as fit into this time; timed at the start of a new run.
+        memory_limit: gigabytes; a training that takes more is refused, or stopped and saved.
+        fallback: a corpus to go on with where the config's cannot be had.
+        strict_vocab: refuse data of another vocabulary than `vocab_size`; otherwise the model has
+            room for what the config says, or for the data's where that is more.
+        callback: is told how it goes.
+
+    Raises:
+        UserError: for everything that a user can mend.
+    """
+    callback = callback or Callback()
+    if memory_limit is not None and not 0 < memory_limit < math.inf:
+        raise UserError(f"--memory-limit {memory_limit} is no size", "give gigabytes above 0.")
+    if max_minutes is not None and not 0 < max_minutes < math.inf:
+        raise UserError(
+            f"--max-minutes {max_minutes} is no length of time", "give a number above 0."
+        )
+    if not blas.is_fast() and device.on_cpu():
+        callback.on_note(blas.status())
+    if slower := compiler.status():
+        callback.on_note(slower)
+    config, dataset, warning = _data(config, data_dir, fallback, strict_vocab, callback)
+    config = _fit_to_data(device.resolve_dtype(config), dataset, strict_vocab)
+    must_fit(config)
+    limit = int(1e9 * memory_limit) if memory_limit else None
+    refuse_too_large(config, estimated_bytes(config), limit or device.free_bytes())
+    device.limit_memory(limit)
+    name = run_name or f"{config_name}-{dataset.name}"
+    folder = Path(name) if os.sep in name else runs_dir / name
+    try:
+        with files.only_one(folder, "training"):
+            summary = _train(config, dataset, folder, max_minutes, limit, callback)
+    except KeyboardInterrupt:
+        if not (folder / "run.json").exists():
+            callback.on_note(f"{dataset.folder} is kept; the same command goes on from there")
+        raise
+    summary = replace(summary, warning=warning)
+    callback.on_train_end(summary)
+    return summary
+
+
+def _data(
+    config: Config, data_dir: Path, fallback: str | None, strict_vocab: bool, callback: Callback
+) -> tuple[Config, Dataset, str | None]:
+    """The config with its data; or, with a warning, with the fallback's."""
+
+    def prepared(config: Config) -> Dataset:
+        return preparation.find_or_prepare(
+            config.data,
+            data_dir,
+            vocab_size=config.model.vocab_size,
+            strict=strict_vocab,
+            note=callback.on_note,
+            progress=callback.on_prepare,
+        )
+
+    try:
+        return config, prepared(config), None
+    except Unavailable as error:
+        if not fallback:
+            raise
+        warning = f"{error.problem}: this is the built-in {fallback} instead"
+        callback.on_warning(warning)
+        config = override(config, {"source": fallback})
+        return config, prepared(config), warning
+
+
+def _train(
+    config: Config,
+    dataset: Dataset,
+    folder: Path,
+    max_minutes: float | None,
+    limit: int | None,
+    callback: Callback,
+) -> Summary:
+    run = _existing(folder)
+    if run:
+        if max_minutes:
+            config = _as_planned(config, run)
+        _must_match(run, config, dataset)
+        last = run.steps()[-1]
+        if last > config.train.max_steps or (last == config.train.max_steps and run.noted(last)):
+            callback.on_note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
+            return _summary(run, config, dataset, step=run.steps()[-1])
+    _check(config, callback)
+    forecast = measure(config, dataset)
+    refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
+    if max_minutes and not run:
+        config = _plan(config, max_minutes, forecast)
+    _tell_of_long_warmup(config, callback)
+    step_function = new_step(config)
+    if run:
+        start, last_metrics, guard = session.resume(run, step_function, config, callback)
+        run = replace(run, config=config)
+        run.write_config(config)
+    else:
+        start, last_metrics, guard = 0, {}, Guard(config.train.on_spike)
+        run = runs.create(folder, config, dataset)
+    # Killed after saving and before evaluating: what is missing is made up for.
+    make_up = None if run.cut(start) else last_metrics
+    callback.on_train_begin(run, dataset, start, forecast.for_plan(config, start))
+
+    began = time.monotonic()
+    step = session.proceed(
+        run, dataset, step_function, guard, callback, start=start, limit=limit, make_up=make_up
+    )
+    seconds = time.monotonic() - began
+    return _summary(run, config, dataset, step=step, seconds=seconds, resumed=start > 0)
+
+
+def _fit_to_data(config: Config, dataset: Dataset, strict_vocab: bool) -> Config:
+    size = dataset.meta.vocab_size
+    if config.model.vocab_size < size and not strict_vocab:
+        config = override(config, {"vocab_size": size})
+    if config.model.vocab_size < size:
+        raise UserError(
+            f"vocab_size = {config.model.vocab_size} is too small for {dataset.name}",
+            f"use --vocab-size {size}, or leave it out.",
+        )
+    tokens, block = len(dataset.train.ids), config.model.block_size
+    blocks_per_epoch(tokens, block)  # refuses a short text
+    t = config.train
+    if t.batch_size * t.gradient_accumulation_steps * block > tokens:
+        most = tokens // block // t.gradient_accumulation_steps
+        raise UserError(
+            f"the training text has {tokens:,} tokens, fewer than one step takes "
+            f"({t.gradient_accumulation_steps} × {t.batch_size} × {block})",
+            f"use a longer text, or --batch-size {most} or less."
+            if most
+            else "use a longer text, or fewer --gradient-accumulation-steps.",
+        )
+    return config
+
+
+def _existing(folder: Path) -> Run | None:
+    """The run in a folder, or None where one may be made. A run without any checkpoint has
+    nothing to lose, and is begun again.
+    """
+    if (folder / "run.json").exists():
+        run = runs.open_run(folder)
+        return run if run.steps() else None
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is no run", "choose another name with --run NAME.")
+    return None
+
+
+def _must_match(run: Run, config: Config, dataset: Dataset) -> None:
+    if run.data_fingerprint != dataset.meta.fingerprint:
+        if run.data_name == dataset.name:
+            raise UserError(
+                f"{dataset.folder} was prepared anew since {run.name} was trained on it",
+                "train a new run with --run NAME, or prepare the former text again.",
+            )
+        raise UserError(
+            f"{run.name} was trained on other data ({run.data_name}) than {dataset.name}",
+            "train a new run with --run NAME, or give the same --source.",
+        )
+    if names := changed_weights(run.config, config):
+        old, new = _values(run.config, names), _values(config, names)
+        changes = ", ".join(f"{n} {a} → {b}" for n, a, b in zip(names, old, new, strict=True))
+        hint = (
+            " (a longer run needs the decay_steps it was begun with)"
+            if "max_steps" in names
+            else ""
+        )
+        raise UserError(
+            f"{run.name} exists with other settings: {changes}{hint}",
+            "train a new run with --run NAME, or use the same settings to resume.",
+        )
+
+
+def _values(config: Config, names: list[str]) -> list[Any]:
+    sections = (config.model, config.data, config.optim, config.train)
+    return [next(getattr(s, n) for s in sections if hasattr(s, n)) for n in names]
+
+
+def _check(config: Config, callback: Callback) -> None:
+    for check in selfcheck.check(config):
+        callback.on_check(check)
+        if check.ok is False:
+            raise UserError(
+                f"the self-check failed: {check.name}: {check.detail}",
+                "do not train on this; run mlxgpt check, and report what it says.",
+            )
+
+
+def _plan(config: Config, minutes: float, forecast: Forecast) -> Config:
+    """`config` with as many steps as fit into the time, evaluations included, and no more than a
+    tenth of them warmup.
+    """
+    steps = forecast.steps_in(60 * minutes, config.train.eval_interval)
+    # A warmup that was meant for a longer plan would be all there is of a short one.
+    warmup = min(config.optim.warmup_steps, math.ceil(steps / WARMUP_SHARE))
+    return override(config, {"max_steps": steps, "warmup_steps": warmup})
+
+
+def _as_planned(config: Config, run: Run) -> Config:
+    """`config` with what `_plan` decided when the run was begun."""
+    max_steps, warmup_steps = run.config.train.max_steps, run.config.optim.warmup_steps
+    return override(config, {"max_steps": max_steps, "warmup_steps": warmup_steps})
+
+
+def _tell_of_long_warmup(config: Config, callback: Callback) -> None:
+    warmup, steps = config.optim.warmup_steps, config.train.max_steps
+    if warmup < steps:
+        return
+    highest = float(learning_rate_schedule(config)(steps - 1))
+    callback.on_note(
+        f"the whole training is warmup: {warmup:,} steps of it, and {steps:,} in all; the learning "
+        f"rate rises to {highest:.2g} and no further. Shorter: --warmup-steps "
+        f"{steps // WARMUP_SHARE}"
+    )
+
+
+def _summary(
+    run: Run,
+    config: Config,
+    dataset: Dataset,
+    *,
+    step: int,
+    seconds: float = 0.0,
+    resumed: bool = True,
+) -> Summary:
+    last = deque(run.metrics(), maxlen=1)
+    best = run.best()
+    return Summary(
+        run=run.folder,
+        data=dataset.folder,
+        step=step,
+        steps=config.train.max_steps,
+        loss=last[0].get("loss") if last else None,
+        val_loss=best["val_loss"] if best else None,
+        best_step=best["step"] if best else None,
+        seconds=seconds,
+        interrupted=step < config.train.max_steps,
+        resumed=resumed,
+        try_it=shlex.join(["mlxgpt", "generate", "--run", str(run.folder), _first_words(dataset)]),
+    )
+
+
+def _first_words(dataset: Dataset) -> str:
+    """The beginning of the training text, as a prompt to try."""
+    ids = [int(i) for i in dataset.train.ids[:40]]
+    first = dataset.tokenizer.decode(ids).strip().partition("\n")[0]
+    return first if len(first) <= 30 else first[:30].rpartition(" ")[0] or first[:30]

@@ -1,0 +1,200 @@
+"""A training from a checkpoint, or the beginning, to its end: saved on the way, stopped when asked,
+taken back after a spike, given up when it has diverged.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mlxgpt.config import Config
+from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.errors import UserError
+from mlxgpt.machine import compiler, device, mac
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage.checkpoint import Checkpoint
+from mlxgpt.storage.run import Run
+from mlxgpt.training.callback import Callback
+from mlxgpt.training.guard import MOST_RETURNS, Guard
+from mlxgpt.training.hooks import Hooks
+from mlxgpt.training.saver import Saver, is_regular
+from mlxgpt.training.step import TrainStep
+from mlxgpt.training.trainer import Metrics, train
+
+
+def resume(
+    run: Run, step_function: TrainStep, config: Config, callback: Callback
+) -> tuple[int, dict[str, Any], Guard]:
+    """Load the newest checkpoint: its step, the numbers noted with it, and its guard.
+
+    Raises:
+        UserError: if none is whole.
+    """
+    saved = _newest(run, run.steps(), step_function, callback)
+    callback.on_note(f"resuming {run.name} from step {saved.step:,}")
+    guard = Guard.of(saved.guard, config.train.on_spike)
+    if guard.gives_up:  # who asks again gets another chance
+        guard.in_a_row = guard.returns = 0
+    known = saved.metrics.keys() == {"lr", "loss", "grad_norm"}
+    return saved.step, saved.metrics if known else {}, guard
+
+
+def _newest(run: Run, steps: list[int], step_function: TrainStep, callback: Callback) -> Checkpoint:
+    """Load the newest of some checkpoints that is whole."""
+    paths = [checkpoint.path_of(run.checkpoints, step) for step in reversed(steps)]
+    saved = run.load_first(paths, callback.on_note, with_optimizer=True)
+    assert saved.optimizer is not None
+    step_function.restore(saved.parameters, saved.optimizer)
+    return saved
+
+
+def proceed(
+    run: Run,
+    dataset: Dataset,
+    step_function: TrainStep,
+    guard: Guard,
+    callback: Callback,
+    *,
+    start: int,
+    limit: int | None = None,
+    make_up: dict[str, Any] | None = None,
+) -> int:
+    """Train from step `start` on; everything is saved at the end, whichever it is.
+
+    Args:
+        limit: bytes; a training that takes more is stopped.
+        make_up: the numbers of step `start`, where it was saved but not evaluated and logged.
+
+    Returns:
+        Updates done in all.
+
+    Raises:
+        UserError: if it was stopped for a cause that a user can mend.
+    """
+    config = run.config
+    over = False
+    with Saver(run, config.train.keep_checkpoints, callback.on_save) as saver:
+        hooks = Hooks(run, dataset, step_function, callback, guard, saver)
+        hooks.begin(start)
+        if make_up:
+            metrics = Metrics(start, seconds=0.0, **make_up)
+            for hook in hooks.after_saving:
+                if hook.due(start):
+                    hook.run(metrics)
+
+        def stop() -> bool:
+            nonlocal over
+            over = limit is not None and device.memory()[0] > limit
+            return over or saver.failed() or asked()
+
+        def can_go_back() -> bool:
+            saver.wait()
+            if not _regular(run):
+                callback.on_note(
+                    "the loss leapt: left out, as there is no checkpoint to go back to"
+                )
+            return bool(_regular(run))
+
+        with _stop_signals(callback) as asked, compiler.undisturbed(), mac.awake():
+            step = start
+            while True:
+                step = train(
+                    step_function,
+                    dataset.train,
+                    config,
+                    start=step,
+                    hooks=hooks.all,
+                    stop=stop,
+                    guard=guard,
+                    can_go_back=can_go_back,
+                )
+                if guard.gives_up or guard.spiked is None:
+                    break
+                step = _go_back(run, step_function, guard, hooks, callback)
+        saver.wait()
+        if step not in run.steps():
+            hooks.save_now(step)
+        run.sync_notes()
+    if guard.gives_up:
+        raise _gives_up(config, guard, step)
+    if over and step < config.train.max_steps:
+        raise UserError(
+            f"the training took more than {(limit or 0) / 1e9:g} GB: stopped and saved at step "
+            f"{step:,}",
+            "the same command with a larger --memory-limit goes on from there.",
+        )
+    return step
+
+
+def _go_back(
+    run: Run, step_function: TrainStep, guard: Guard, hooks: Hooks, callback: Callback
+) -> int:
+    """After a spike: to the newest checkpoint; the step to go on from."""
+    assert guard.spiked is not None
+    saved = _newest(run, _regular(run), step_function, callback)
+    callback.on_note(
+        f"the loss leapt at step {guard.spiked + 1:,}: back to step {saved.step:,}, and on with "
+        "other batches"
+    )
+    guard.go_back(saved.step, saved.guard)
+    run.cut(saved.step)
+    hooks.begin(saved.step)
+    return saved.step
+
+
+def _regular(run: Run) -> list[int]:
+    """The steps of the checkpoints that would be there also if nobody had stopped the training, so
+    that going back does not hang on that.
+    """
+    return [step for step in run.steps() if is_regular(run.config, step)]
+
+
+def _gives_up(config: Config, guard: Guard, step: int) -> UserError:
+    why = (
+        f"the loss leapt again after going back {MOST_RETURNS} times"
+        if guard.returns > MOST_RETURNS
+        else f"{guard.in_a_row} steps in a row without a loss and a gradient to learn from"
+    )
+    rate = config.optim.learning_rate
+    causes = [f"a lower --learning-rate than {rate:g}, or more --warmup-steps"]
+    if config.train.dtype != "float32":
+        causes.append("--dtype float32")
+    if not config.optim.grad_clip:
+        causes.append("--grad-clip 1")
+    return UserError(
+        f"the training has diverged: {why}; stopped at step {step:,}, and saved with the weights "
+        "of the last good one",
+        f"begin a new run with {', '.join(causes)}; or look for strange passages in the text.",
+    )
+
+
+@contextmanager
+def _stop_signals(callback: Callback) -> Iterator[Callable[[], bool]]:
+    """While a training runs, the first Ctrl-C (or SIGTERM) asks it to stop after its step; the
+    second one quits at once. Yields a function that tells whether it was asked.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        # From another thread, since this one may be in the middle of writing something.
+        line = "stopping after this step, and saving; once more quits at once"
+        threading.Thread(target=callback.on_note, args=(line,)).start()
+
+    for number in signals:
+        signal.signal(number, handle)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

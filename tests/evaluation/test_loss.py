@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt.config import Config
+from mlxgpt.corpus.tokenizer import CharTokenizer
+from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.errors import UserError
+from mlxgpt.evaluation.loss import Evaluator
+from mlxgpt.model.gpt import GPT
+
+LETTERS = "äbcdefghijklmnopqr"  # 18, the last one two bytes long
+
+
+def log_probs(model: GPT, ids: np.ndarray) -> float:
+    """Summed nats of ids[1:], window by window, from the logits, in double precision."""
+    total, block = 0.0, model.config.block_size
+    for start in range(0, len(ids) - 1, block):
+        window = ids[start : start + block + 1]
+        logits = np.array(model(mx.array(window[None, :-1].astype(np.int32))))[0].astype(np.float64)
+        shifted = logits - logits.max(-1, keepdims=True)
+        log_softmax = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        total -= log_softmax[np.arange(len(window) - 1), window[1:]].sum()
+    return total
+
+
+@pytest.mark.parametrize("length", [2, 8, 9, 10, 16, 17, 33, 100])
+@pytest.mark.parametrize("end_of_text", [True, False])
+def test_every_token_is_judged_once_the_tail_included(
+    tiny_model: Config, length: int, end_of_text: bool
+) -> None:
+    tokenizer = CharTokenizer(LETTERS, end_of_text=end_of_text)
+    model = GPT(tiny_model.model, 1)
+    model.wte.weight = model.wte.weight * 10
+    ids = np.random.default_rng(length).integers(0, tokenizer.vocab_size, length)
+    text_bytes = sum(len(tokenizer.token_bytes(i)) for i in ids if i != tokenizer.end_of_text)
+    text_bytes = max(text_bytes, 3)
+    whole = np.concatenate([[18], ids]) if end_of_text else ids
+    nats = log_probs(model, whole)
+    judged = text_bytes if end_of_text else text_bytes - len(tokenizer.token_bytes(ids[0]))
+    for batch_size in (1, 3, 50):
+        result = Evaluator(
+            model,
+            tokenizer,
+            Tokens(ids, 19),
+            text_bytes,
+            batch_size=batch_size,
+            dtype=mx.float32,
+        )()
+        assert result.tokens == len(whole) - 1
+        assert result.loss == pytest.approx(nats / (len(whole) - 1), rel=1e-5)
+        assert result.bits_per_byte == pytest.approx(nats / math.log(2) / judged, rel=1e-5)
+        assert result.perplexity == pytest.approx(math.exp(result.loss))
+
+
+def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
+    model = GPT(tiny_model.model)
+    model.wte.weight = mx.zeros_like(model.wte.weight)
+    tokenizer = CharTokenizer("abcdefghijklmnopqrs", end_of_text=False)
+    ids = np.arange(100) % 19
+    result = Evaluator(model, tokenizer, Tokens(ids, 19), 100, batch_size=2, dtype=mx.float32)()
+    assert result.loss == pytest.approx(math.log(19))
+    assert result.bits_per_byte == pytest.approx(math.log2(19)), "a letter is a byte here"
+    assert result.perplexity == pytest.approx(19)
+
+
+def test_too_short_a_text_and_foreign_ids_are_refused(tiny_model: Config) -> None:
+    tokenizer = CharTokenizer(LETTERS, end_of_text=False)
+    model = GPT(tiny_model.model)
+    settings: dict[str, Any] = {"batch_size": 1, "dtype": mx.float32}
+    with pytest.raises(UserError, match="too short"):
+        Evaluator(model, tokenizer, Tokens(np.array([1]), 19), 1, **settings)
+    with pytest.raises(UserError, match="id 19"):
+        Evaluator(model, tokenizer, Tokens(np.array([1, 19]), 19), 2, **settings)

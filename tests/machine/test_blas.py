@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxgpt.machine import blas
+from tests.commands import ROOT
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a matter of Linux")
+
+ASK = (
+    "from mlxgpt.machine import blas; print(blas.is_fast(), blas.status()); import mlx.core as mx; "
+)
+MULTIPLY = "a = mx.ones((300, 300)); print((a @ a).sum().item()); "
+MAPPED = "print('openblas-' in open('/proc/self/maps').read())"
+
+
+def fresh(code: str, **environment: str) -> list[str]:
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stderr == ""
+    return result.stdout.splitlines()
+
+
+def test_openblas_is_under_mlx(tmp_path: Path) -> None:
+    """Made anew in an empty cache, then taken from it; the product is right."""
+    for _ in range(2):
+        lines = fresh(ASK + MULTIPLY + MAPPED, XDG_CACHE_HOME=str(tmp_path))
+        assert lines[0].startswith("True OpenBLAS 0.3.")
+        assert lines[1:] == ["27000000.0", "True"]
+        (cached,) = (tmp_path / "mlxgpt").iterdir()
+        assert cached.name.startswith("openblas-0.3.")
+
+
+def test_mlx_calls_it(tmp_path: Path) -> None:
+    """Not only loaded: a profiler of our own in its place sees MLX's products."""
+    code = (
+        "import ctypes; from mlxgpt.machine import blas; import mlx.core as mx; "
+        "shared = ctypes.CDLL(None); ours = [l for l in open('/proc/self/maps') "
+        "if 'openblas-' in l]; "
+        "low = min(int(l.split('-')[0], 16) for l in ours); "
+        "high = max(int(l.split('-')[1].split()[0], 16) for l in ours); "
+        "at = ctypes.cast(shared.cblas_sgemm, ctypes.c_void_p).value; print(low <= at < high)"
+    )
+    assert fresh(code, XDG_CACHE_HOME=str(tmp_path)) == ["True"]
+
+
+def test_without_a_cache_folder_it_works_and_leaves_nothing(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    lines = fresh(ASK + MULTIPLY + MAPPED, XDG_CACHE_HOME=str(blocked / "x"), TMPDIR=str(tmp_path))
+    assert lines[0].startswith("True OpenBLAS")
+    assert not list(tmp_path.glob("mlxgpt-*"))
+
+
+@pytest.mark.parametrize(
+    ("breaking", "reason"),
+    [
+        ("import sys; sys.path[:] = [p for p in sys.path if 'packages' not in p]", "not installed"),
+        ("import mlx.core", "import mlxgpt first"),
+    ],
+)
+def test_where_it_cannot_be_the_reason_is_told(breaking: str, reason: str) -> None:
+    root = str(ROOT)
+    code = f"{breaking}\nimport sys; sys.path.append({root!r})\nfrom mlxgpt.machine import blas\n"
+    (line,) = fresh(code + "print(blas.is_fast(), blas.status())")
+    assert line.startswith("False reference BLAS (slow): ")
+    assert reason in line
+
+
+def test_a_failing_patchelf_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(blas, "SYMBOLS", ("no_such_symbol",))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: "/nowhere")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delitem(sys.modules, "mlx.core")
+    with pytest.raises(blas._Unavailable, match="patchelf is not installed"):
+        blas._load()
+    assert list((tmp_path / "mlxgpt").iterdir()) == []
+
+
+def test_threads_share_what_blas_has() -> None:
+    counts = (
+        "ask = blas._library.scipy_openblas_get_num_threads; all = ask(); "
+        "shared = blas.shared_by(2); shared.__enter__(); print(ask() == max(1, all // 2)); "
+        "shared.__exit__(None, None, None); print(ask() == all)"
+    )
+    assert fresh(ASK + counts)[1:] == ["True", "True"]

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlxgpt.machine import compiler
+from mlxgpt.machine.device import on_cpu
+
+pytestmark = pytest.mark.skipif(not on_cpu(), reason="a matter of the CPU")
+
+# A kernel of each process's own, so that it is compiled, whatever is kept from before.
+ASK = """
+import os
+from mlxgpt.machine import compiler
+import mlx.core as mx
+print(compiler.status())
+own = float(os.getpid())
+f = compiler.compiled(lambda x: mx.exp(x) * own + x)
+print(f(mx.zeros(3)).tolist() == [own] * 3, os.environ.get("TMPDIR"))
+"""
+
+
+def fresh(**environment: str) -> tuple[str, str, str]:
+    """What a new process finds: its status, whether it computes rightly, and where TMPDIR is."""
+    result = subprocess.run(
+        [sys.executable, "-c", ASK],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stderr == ""
+    status, found = result.stdout.splitlines()
+    right, _, folder = found.partition(" ")
+    return status, right, folder
+
+
+def commands(folder: Path, *names: str, gxx: str = "") -> str:
+    """A PATH with some of this machine's commands, and a g++ made up."""
+    folder.mkdir()
+    for name in names:
+        found = shutil.which(name)
+        assert found
+        (folder / name).symlink_to(found)
+    if gxx:
+        (folder / "g++").write_text(f"#!/bin/sh\n{gxx}\n")
+        (folder / "g++").chmod(0o755)
+    return str(folder)
+
+
+def test_kernels_are_compiled_into_the_users_own_folder(tmp_path: Path) -> None:
+    cache, shared = tmp_path / "cache", tmp_path / "tmp"
+    shared.mkdir()
+    found = fresh(XDG_CACHE_HOME=str(cache), TMPDIR=str(shared))
+    assert found == ("None", "True", str(cache / "mlxgpt"))
+    assert len(list(cache.rglob("mlx/*/cpu/*.so"))) == 1
+    assert list(shared.iterdir()) == [], "which other users share"
+    assert [p.name for p in (cache / "mlxgpt" / "bin").iterdir()] == ["g++"]
+
+
+def test_without_a_compiler_it_computes_all_the_same(tmp_path: Path) -> None:
+    status, right, _ = fresh(PATH=commands(tmp_path / "bin", "sh"))
+    assert status.startswith("no C++ compiler (g++): MLX fuses no operations")
+    assert "install" in status
+    assert right == "True"
+
+
+@pytest.mark.parametrize(
+    ("gxx", "problem"),
+    [
+        ("echo internal error >&2; exit 1", "internal error"),
+        ("true", "trial.so"),  # which it did not make
+        ("for name; do :; done; echo rubbish > $name", "trial.so"),
+    ],
+)
+def test_a_compiler_that_fails_ends_nothing(tmp_path: Path, gxx: str, problem: str) -> None:
+    gxx = f"""case $1 in --version) exit;; esac; {gxx}"""
+    path = commands(tmp_path / "bin", "sh", "mv", gxx=gxx)
+    status, right, _ = fresh(PATH=path, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert status.startswith("the C++ compiler fails (")
+    assert problem in status
+    assert right == "True"
+
+
+def test_where_the_users_folder_cannot_be_written_one_is_made_that_goes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    blocked = str(tmp_path / "file" / "cache")
+    status, right, folder = fresh(XDG_CACHE_HOME=blocked, TMPDIR=str(shared))
+    assert (status, right) == ("None", "True")
+    assert folder.startswith(f"{shared}/mlxgpt-")
+    assert list(shared.iterdir()) == []
+
+
+def test_a_folder_without_room_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = shutil._ntuple_diskusage(1 << 30, 1 << 30, 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(OSError, match="is full"):
+        compiler._try(tmp_path, "g++")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_the_compiler_makes_appears_whole_whenever_ctrl_c_comes(
+    tmp_path: Path, training: bool
+) -> None:
+    """As MLX calls it: a shell, in the terminal's foreground with everything else."""
+    slow = f'echo half > $9; sleep 1; exec {compiler.real()} "$@"'
+    path = commands(tmp_path / "bin", "sh", "mv", "sleep", gxx=slow)
+    (tmp_path / "script").write_text(compiler.SCRIPT)
+    (tmp_path / "script").chmod(0o755)
+    source, library = tmp_path / "a.cpp", tmp_path / "a.so"
+    source.write_text(compiler.TRIAL)
+    flags = " ".join(compiler.FLAGS)
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f'"{tmp_path}/script" {flags} "{source}" -o "{library}" 2>&1'],
+        env={
+            "PATH": f"{path}:/usr/bin:/bin",
+            compiler.REAL: f"{path}/g++",
+            compiler.UNDISTURBED: "yes" if training else "",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(0.4)
+    assert not library.exists()
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate()
+    assert said == ""
+    assert library.exists() == training
+    assert not training or library.stat().st_size > 1000
+
+
+def test_a_training_is_not_disturbed() -> None:
+    with compiler.undisturbed():
+        assert os.environ[compiler.UNDISTURBED]
+    assert compiler.UNDISTURBED not in os.environ
+
+
+def test_mlx_calls_the_script_and_it_calls_the_compiler() -> None:
+    """In a child process too, whose PATH has the script already."""
+    assert compiler.status() is None
+    found = shutil.which("g++")
+    assert found
+    assert Path(found).read_text() == compiler.SCRIPT
+    assert compiler.real() == os.environ[compiler.REAL] != found
+    assert fresh()[:2] == ("None", "True")

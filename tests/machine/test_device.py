@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from mlxgpt.config import Config, override
+from mlxgpt.machine import device
+
+
+def test_the_peak_is_a_plausible_speed() -> None:
+    peak = device.matmul_peak("float32")
+    assert 1e8 < peak < 1e16
+    assert device.matmul_peak("float32") == peak, "measured once"
+
+
+def test_numbers_are_chosen_by_the_device_not_by_a_timing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for backend, dtype in (("cpu", "float32"), ("metal", "float32"), ("cuda", "bfloat16")):
+        monkeypatch.setattr(device, "backend", lambda backend=backend: backend)
+        assert device.resolve_dtype(Config()).train.dtype == dtype
+        asked = override(Config(), {"dtype": "bfloat16"})
+        assert device.resolve_dtype(asked) == asked
+
+
+def test_memory_is_this_processs() -> None:
+    before = device.resident_bytes()
+    held = mx.ones((5000, 5000))
+    mx.eval(held)
+    assert 20e6 < before < 100e9
+    assert device.resident_bytes() - before > 50e6
+    assert device.memory()[0] > 0
+
+
+def test_the_chip_has_a_name() -> None:
+    assert device.name()
+    assert device.backend() in ("cpu", "cuda", "metal")
+
+
+def test_a_mac_is_kept_within_what_it_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[str, int] = {}
+    monkeypatch.setattr(mx, "set_memory_limit", lambda size: limits.update(memory=size))
+    monkeypatch.setattr(mx, "set_cache_limit", lambda size: limits.update(cache=size))
+    device.limit_memory()
+    assert limits == {}, "elsewhere nothing is limited"
+    monkeypatch.setattr(device, "backend", lambda: "metal")
+    info = {"max_recommended_working_set_size": 12_000_000_000, "memory_size": 16_000_000_000}
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    device.limit_memory()
+    assert limits == {"memory": 12_000_000_000, "cache": 3_000_000_000}

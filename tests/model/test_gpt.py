@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.errors import UserError
+from mlxgpt.model.gpt import (
+    GPT,
+    count_parameters,
+    dropout,
+    flat,
+    flops_per_token,
+    load_parameters,
+)
+from mlxgpt.model.losses import token_losses
+from mlxgpt.training.step import TrainStep
+from tests.oracle import reference
+from tests.oracle.reference import model_and_batch
+
+
+def test_logits_are_those_of_transformers_gpt2() -> None:
+    model, ids, reference = model_and_batch()
+    np.testing.assert_allclose(model(ids[:, :-1]), reference["logits"], atol=2e-5)
+
+
+def test_loss_and_gradients_are_those_of_transformers_gpt2() -> None:
+    model, ids, reference = model_and_batch()
+    config = override(Config(model=model.config), {"dtype": "float32", "dropout": 0.0})
+    loss, gradients = TrainStep(model, config).gradients(
+        ids[None, :, :-1], ids[None, :, 1:], mx.random.key(0)
+    )
+    assert float(loss) == pytest.approx(float(reference["loss"]), abs=1e-5)
+    found = flat(gradients)
+    assert len(found) == sum(name.startswith("gradient:") for name in reference)
+    for name, gradient in found.items():
+        np.testing.assert_allclose(gradient, reference[f"gradient:{name}"], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_parameters_are_counted_as_they_are(tiny_model: Config, bias: bool) -> None:
+    config = override(tiny_model, {"bias": bias}).model
+    values = flat(GPT(config).parameters()).values()
+    assert count_parameters(config) == sum(value.size for value in values)
+
+
+def test_gpt2_small_has_124_million_parameters() -> None:
+    assert count_parameters(ModelConfig(vocab_size=50257)) == 124_439_808
+    # GPT-2's paper and Hugging Face count the same; PaLM's formula gives the operations.
+    assert (
+        flops_per_token(ModelConfig(vocab_size=50257))
+        == 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
+    )
+
+
+def test_initial_weights_are_gpt2s() -> None:
+    config = ModelConfig(n_layer=8, n_head=4, n_embd=128, block_size=64, vocab_size=300)
+    for name, value in flat(GPT(config, seed=3).parameters()).items():
+        array = np.array(value)
+        if array.ndim == 1:
+            assert (array == (0 if name.endswith("bias") else 1)).all(), name
+        else:
+            std = 0.02 / (math.sqrt(16) if name.endswith("c_proj.weight") else 1)
+            assert array.std() == pytest.approx(std, rel=0.05), name
+            assert abs(array.mean()) < std / 10, name
+
+
+def test_the_seed_makes_the_weights() -> None:
+    config = ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=5)
+    same = [flat(GPT(config, seed).parameters()) for seed in (1, 1, 2)]
+    for name, value in same[0].items():
+        assert (value == same[1][name]).all()
+    assert not (same[0]["wte.weight"] == same[2]["wte.weight"]).any()
+
+
+@pytest.mark.parametrize(
+    ("n_layer", "n_embd", "vocab_size"),
+    [(1, 32, 65), (4, 144, 65), (6, 384, 4096), (12, 96, 50257)],
+)
+def test_initial_loss_is_ln_v(n_layer: int, n_embd: int, vocab_size: int) -> None:
+    config = ModelConfig(
+        n_layer=n_layer, n_head=4, n_embd=n_embd, block_size=64, vocab_size=vocab_size
+    )
+    ids = mx.random.randint(0, vocab_size, (4, 65), key=mx.random.key(1))
+    loss = float(token_losses(GPT(config)(ids[:, :-1]), ids[:, 1:]).mean())
+    assert loss == pytest.approx(math.log(vocab_size), rel=0.05)
+    assert loss == pytest.approx(math.log(vocab_size) + 0.0002 * n_embd, rel=0.015)
+
+
+def test_dropout_needs_a_key_keeps_the_mean_and_zeroes_its_share() -> None:
+    x = mx.ones((200, 200))
+    assert dropout(x, 0.3, None) is x
+    assert dropout(x, 0.0, mx.random.key(0)) is x
+    y = np.array(dropout(x, 0.3, mx.random.key(0)))
+    assert (y == 0).mean() == pytest.approx(0.3, abs=0.01)
+    assert y.mean() == pytest.approx(1.0, abs=0.01)
+    assert np.allclose(y[y > 0], 1 / 0.7)
+
+
+def test_the_model_drops_out_only_with_a_key(tiny_model: Config) -> None:
+    model = GPT(tiny_model.model)
+    ids = mx.array([[1, 2, 3, 4]])
+    assert (model(ids) == model(ids)).all()
+    with_key = [model(ids, mx.random.key(n)) for n in (0, 0, 1)]
+    assert (with_key[0] == with_key[1]).all()
+    assert not (with_key[0] == with_key[2]).all()
+    assert not (with_key[0] == model(ids)).all()
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(tiny_model: Config) -> None:
+    ids = mx.random.randint(0, 19, (1, 4, 9), key=mx.random.key(1))
+    gradients = []
+    for checkpointing in (False, True):
+        model = GPT(tiny_model.model, 5, gradient_checkpointing=checkpointing)
+        step = TrainStep(model, tiny_model)
+        gradients.append(flat(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2))[1]))
+    for name, gradient in gradients[0].items():
+        np.testing.assert_allclose(gradient, gradients[1][name], atol=1e-7, err_msg=name)
+
+
+def test_the_cache_changes_nothing_padding_included(tiny_model: Config) -> None:
+    model = GPT(override(tiny_model, {"block_size": 12}).model, 1)
+    ids = mx.random.randint(0, 19, (3, 12), key=mx.random.key(1))
+    whole = model(ids)
+    # Five tokens read in as eight: the last three are padding, overwritten afterwards.
+    padded = mx.concatenate([ids[:, :5], mx.full((3, 3), 18)], axis=1)
+    logits, cache = model.cached(padded, model.empty_cache(3), mx.array([0]), mx.array([4]))
+    np.testing.assert_allclose(logits, whole[:, 4], atol=1e-5)
+    for t in range(5, 12):
+        logits, cache = model.cached(ids[:, t : t + 1], cache, mx.array([t]), mx.array([0]))
+        np.testing.assert_allclose(logits, whole[:, t], atol=1e-5)
+
+
+def test_weights_of_another_shape_are_refused(tiny_model: Config) -> None:
+    wider = GPT(override(tiny_model, {"n_embd": 32}).model)
+    with pytest.raises(UserError, match="another shape"):
+        load_parameters(GPT(tiny_model.model), flat(wider.parameters()))
+
+
+def test_reference_arrays_are_small() -> None:
+    assert reference.FILE.stat().st_size < 100_000

@@ -1,0 +1,79 @@
+"""Each formula of the CPU against its exact twin: MLX's own."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt.machine.device import on_cpu
+from mlxgpt.model import kernels
+
+pytestmark = pytest.mark.skipif(not on_cpu(), reason="the formulas of the CPU")
+
+
+def exact_softmax(scores: mx.array) -> mx.array:
+    allowed = mx.tril(mx.ones(scores.shape[-2:])) > 0
+    return mx.softmax(mx.where(allowed, scores, float("-inf")), axis=-1)
+
+
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50))
+def test_gelu_is_the_tanh_form_everywhere(values: list[float]) -> None:
+    x = mx.array(values)
+    exact = nn.gelu_approx(x)
+    np.testing.assert_allclose(kernels.gelu(x), exact, rtol=1e-5, atol=2e-6)
+
+
+def test_gelu_is_the_exact_formula_in_double_precision() -> None:
+    x = np.linspace(-12, 12, 4801)
+    exact = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    np.testing.assert_allclose(kernels.gelu(mx.array(x.astype(np.float32))), exact, atol=1e-6)
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=50))
+def test_gelus_gradient(values: list[float]) -> None:
+    x = mx.array(values)
+    weights = mx.cos(mx.arange(len(values)) + 1.0)
+    ours, exact = (
+        mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (kernels.gelu, nn.gelu_approx)
+    )
+    np.testing.assert_allclose(ours, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 300.0])
+def test_causal_softmax_and_its_gradient(spread: float) -> None:
+    scores = spread * mx.random.normal((2, 3, 17, 17), key=mx.random.key(0))
+    weights = mx.random.normal(scores.shape, key=mx.random.key(1))
+    found = np.array(kernels.causal_softmax(scores))
+    np.testing.assert_allclose(found, exact_softmax(scores), atol=1e-6)
+    ours, exact = (
+        mx.grad(lambda s, f=f: (f(s) * weights).sum())(scores)
+        for f in (kernels.causal_softmax, exact_softmax)
+    )
+    np.testing.assert_allclose(ours, exact, atol=1e-5)
+
+
+def test_what_is_masked_is_exactly_zero() -> None:
+    probs = np.array(kernels.causal_softmax(mx.random.normal((9, 9), key=mx.random.key(0))))
+    assert (probs[np.triu_indices(9, 1)] == 0).all()
+    np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_attention_is_mlxs_own(compiled: bool) -> None:
+    q, k, v = mx.random.normal((3, 2, 4, 16, 8), key=mx.random.key(0))
+    exact = mx.fast.scaled_dot_product_attention(q, k, v, scale=8**-0.5, mask="causal")
+    attention = mx.compile(kernels.causal_attention) if compiled else kernels.causal_attention
+    np.testing.assert_allclose(attention(q, k, v), exact, atol=2e-6)
+
+
+def test_sixteen_bits_take_mlxs_own() -> None:
+    x = mx.random.normal((8,), key=mx.random.key(0)).astype(mx.bfloat16)
+    assert kernels.gelu(x).dtype == mx.bfloat16
+    q = mx.random.normal((1, 1, 4, 8), key=mx.random.key(0)).astype(mx.bfloat16)
+    assert kernels.causal_attention(q, q, q).dtype == mx.bfloat16

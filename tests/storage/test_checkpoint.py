@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt import files
+from mlxgpt.config import Config
+from mlxgpt.errors import UserError
+from mlxgpt.model.gpt import GPT
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage.checkpoint import MANIFEST, MODEL, OPTIMIZER
+from mlxgpt.training.step import TrainStep
+
+
+@pytest.fixture
+def step(tiny_model: Config) -> TrainStep:
+    """A training step that has been taken once, so that the moments are not zero."""
+    step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
+    ids = mx.random.randint(0, 19, (1, 4, 9), key=mx.random.key(0))
+    mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), mx.random.key(0)), step.state)
+    return step
+
+
+def save(folder: Path, step: TrainStep, number: int = 3) -> Path:
+    return checkpoint.save(
+        folder,
+        number,
+        *step.arrays(),
+        tokenizer="abc",
+        metrics={"loss": 1.5},
+        guard={"skipped": 2},
+    )
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path: Path, step: TrainStep) -> None:
+    path = save(tmp_path, step)
+    assert path.name == "step-0000003"
+    loaded = checkpoint.load(path, with_optimizer=True)
+    assert (loaded.step, loaded.tokenizer, loaded.metrics) == (3, "abc", {"loss": 1.5})
+    assert loaded.guard == {"skipped": 2}
+    assert loaded.optimizer is not None
+    for ours, theirs in zip(step.arrays(), (loaded.parameters, loaded.optimizer), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert (value.dtype, value.shape) == (theirs[name].dtype, theirs[name].shape)
+            assert (np.array(value) == np.array(theirs[name])).all(), name
+    assert checkpoint.load(path).optimizer is None
+
+
+def test_no_file_but_safetensors_and_json(tmp_path: Path, step: TrainStep) -> None:
+    names = {path.name for path in save(tmp_path, step).iterdir()}
+    assert names == {"model.safetensors", "optimizer.safetensors", "manifest.json"}
+
+
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
+def test_a_damaged_file_is_refused(tmp_path: Path, step: TrainStep, name: str, damage: str) -> None:
+    path = save(tmp_path, step) / name
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"flip": content, "cut": content[:-9], "empty": bytearray()}[damage])
+    with pytest.raises(UserError, match="missing or damaged"):
+        checkpoint.load(path.parent, with_optimizer=True)
+
+
+def test_five_hundred_changed_bytes_are_all_found(tmp_path: Path, step: TrainStep) -> None:
+    """One byte at a time, anywhere in the three files; none is harmless."""
+    path, draw = save(tmp_path, step), random.Random(7)
+    content = {name: (path / name).read_bytes() for name in (MODEL, OPTIMIZER, MANIFEST)}
+    places = [(name, at) for name, whole in content.items() for at in range(len(whole))]
+    manifest = [place for place in places if place[0] == MANIFEST]
+    for name, at in [*draw.sample(places, 350), *draw.sample(manifest, 150)]:
+        changed = bytearray(content[name])
+        changed[at] ^= draw.randrange(1, 256)
+        (path / name).write_bytes(changed)
+        with pytest.raises(UserError, match=r"missing or damaged|newer mlxgpt"):
+            checkpoint.load(path, with_optimizer=True)
+        (path / name).write_bytes(content[name])
+    checkpoint.load(path, with_optimizer=True)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": "x"}', "\0"])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, step: TrainStep, content: str) -> None:
+    path = save(tmp_path, step)
+    (path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match="missing or damaged"):
+        checkpoint.load(path)
+
+
+def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, step: TrainStep) -> None:
+    path = save(tmp_path, step) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(UserError, match="newer mlxgpt"):
+        checkpoint.load(path.parent)
+
+
+@pytest.mark.parametrize("at", ["save_safetensors", "second file", "sync", "rename"])
+def test_a_failure_while_writing_loses_nothing(
+    tmp_path: Path, step: TrainStep, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    save(tmp_path, step)
+    real, calls = mx.save_safetensors, []
+
+    def full(*args: object, **_: object) -> None:
+        calls.append(args)
+        if at == "second file" and len(calls) == 1:
+            real(*args)  # type: ignore[arg-type]
+            return
+        raise OSError(28, "No space left on device")
+
+    if at in ("save_safetensors", "second file"):
+        monkeypatch.setattr(mx, "save_safetensors", full)
+    elif at == "sync":
+        monkeypatch.setattr(files, "sync", full)
+    else:
+        monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        save(tmp_path, step, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000003"]
+    checkpoint.load(tmp_path / "step-0000003", with_optimizer=True)
+
+
+def test_pruning_keeps_what_it_is_told_and_sweeps_up(tmp_path: Path, step: TrainStep) -> None:
+    for number in (1, 2, 3, 12_345_678):
+        save(tmp_path, step, number)
+    (tmp_path / ".writing-x").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert checkpoint.steps(tmp_path) == [1, 2, 3, 12_345_678]
+    checkpoint.prune(tmp_path, {2, 12_345_678})
+    assert checkpoint.steps(tmp_path) == [2, 12_345_678]
+    assert (tmp_path / "notes").exists()
+    assert not (tmp_path / ".writing-x").exists()
+
+
+def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path: Path, step: TrainStep) -> None:
+    path = save(tmp_path, step, 3)
+    path.rename(checkpoint.path_of(tmp_path, 4))
+    with pytest.raises(UserError, match="it is that of step 3"):
+        checkpoint.load(checkpoint.path_of(tmp_path, 4))

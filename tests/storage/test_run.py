@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlxgpt.errors import UserError
+from mlxgpt.storage import run as runs
+
+
+@pytest.fixture
+def runs_dir(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    return Path(shutil.copytree(trained / "runs", tmp_path / "runs"))
+
+
+def test_a_run_is_found_by_name_by_folder_or_as_the_newest(runs_dir: Path) -> None:
+    shutil.copytree(runs_dir / "done", runs_dir / "older")
+    for path in (runs_dir / "older").glob("*"):
+        os.utime(path, (1, 1))
+    (runs_dir / "empty").mkdir()
+    assert runs.find("older", runs_dir).name == "older"
+    assert runs.find(str(runs_dir / "older"), runs_dir / "elsewhere").name == "older"
+    assert runs.find(None, runs_dir).name == "done"
+
+
+def test_without_a_run_it_is_said_where_was_looked(tmp_path: Path, runs_dir: Path) -> None:
+    with pytest.raises(UserError, match=f"no trained run in {tmp_path / 'none'}"):
+        runs.find(None, tmp_path / "none")
+    with pytest.raises(UserError, match="there is no run 'x'"):
+        runs.find("x", runs_dir)
+    shutil.rmtree(runs_dir / "done" / "checkpoints")
+    with pytest.raises(UserError, match="no trained run"):
+        runs.find(None, runs_dir)
+
+
+def test_which_checkpoint(runs_dir: Path) -> None:
+    run = runs.open_run(runs_dir / "done")
+    best = run.best()
+    assert best is not None
+    assert run.checkpoint_path().name == f"step-{best['step']:07d}"
+    assert run.checkpoint_path("newest").name == "step-0000012"
+    assert run.checkpoint_path("12").name == "step-0000012"
+    for which in ("13", "last"):
+        with pytest.raises(UserError, match="no checkpoint"):
+            run.checkpoint_path(which)
+    (run.folder / "best.json").write_text("garbage")
+    assert run.checkpoint_path().name == "step-0000012", "the newest until there is a best"
+
+
+def test_metrics_are_cut_back(runs_dir: Path) -> None:
+    run = runs.open_run(runs_dir / "done")
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 14, "lo')  # as a crash leaves it
+    assert [record["step"] for record in run.metrics()] == [2, 4, 6, 8, 10, 12]
+    assert run.cut(8)
+    assert [record["step"] for record in run.metrics()] == [2, 4, 6, 8]
+    run.log({"step": 10})
+    assert list(run.metrics())[-1] == {"step": 10}
+
+
+def test_a_run_moves_as_a_folder(runs_dir: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    (runs_dir / "done").rename(moved)
+    assert runs.open_run(moved).steps()
+
+
+@pytest.mark.parametrize("damage", ["tokenizer", "newer", "no run", "config"])
+def test_what_does_not_belong_together_is_refused(runs_dir: Path, damage: str) -> None:
+    folder = runs_dir / "done"
+    identity = json.loads((folder / "run.json").read_text())
+    if damage == "tokenizer":
+        text = (folder / "tokenizer.json").read_text()
+        (folder / "tokenizer.json").write_text(text.replace('"p"', '"P"'))
+    elif damage == "newer":
+        (folder / "run.json").write_text(json.dumps({**identity, "format": 99}))
+    elif damage == "no run":
+        (folder / "run.json").unlink()
+    else:
+        (folder / "config.toml").write_text("[model]\nn_layers = 2\n")
+    problem = {
+        "tokenizer": r"tokenizer\.json",
+        "newer": "newer mlxgpt",
+        "no run": "is not a run",
+        "config": "unknown setting 'n_layers'",
+    }[damage]
+    with pytest.raises(UserError, match=problem):
+        runs.open_run(folder)

@@ -1,0 +1,147 @@
+"""Imports run one way: down the house, never up, never across, never in a circle."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT
+
+# From the top down. A room, or a room of a wing, imports only what stands below it, or its own
+# wing's rooms.
+FRONT = ("__main__", "cli", "api", "display", "results", "arguments")
+WINGS = (
+    "reports",
+    "training",
+    "evaluation",
+    "inference",
+    "storage",
+    "model",
+    "corpus",
+    "machine",
+)
+GROUND = ("config", "files", "seeds", "errors")
+HOUSE = (*FRONT, *WINGS, *GROUND)
+
+PACKAGE = ROOT / "mlxgpt"
+
+
+def rooms() -> dict[str, Path]:
+    """Every module but the package itself, by its name without `mlxgpt.`."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts != ("__init__",):
+            found[".".join(parts)] = path
+    return found
+
+
+def imported(source: str, known: set[str]) -> Iterator[str]:
+    """The rooms that a module imports, wherever in it; those of the package itself (its version)
+    are left out, since Python has it before any room.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] != "mlxgpt":
+                continue
+            room = name.removeprefix("mlxgpt").removeprefix(".")
+            while room and room not in known:
+                room = room.rpartition(".")[0]
+            if room:
+                yield room
+
+
+def graph() -> dict[str, set[str]]:
+    known = rooms()
+    return {name: set(imported(p.read_text(), set(known))) for name, p in known.items()}
+
+
+def against_the_order(graph: dict[str, set[str]]) -> list[str]:
+    """The imports that do not run down."""
+    wrong = []
+    for room, others in graph.items():
+        wing = room.split(".")[0]
+        for other in others:
+            theirs = other.split(".")[0]
+            if wing != theirs and HOUSE.index(wing) >= HOUSE.index(theirs):
+                wrong.append(f"{room} imports {other}")
+    return wrong
+
+
+def test_imports_run_down() -> None:
+    assert {room.split(".")[0] for room in rooms()} == set(HOUSE), "the list is the house"
+    assert against_the_order(graph()) == []
+
+
+def test_imports_run_in_no_circle() -> None:
+    graphlib.TopologicalSorter(graph()).prepare()
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        ("machine.device", "from mlxgpt.model.gpt import count_parameters"),
+        ("corpus.tokens", "import mlxgpt.training.step"),
+        ("model.gpt", "def f():\n    from mlxgpt import api"),
+        ("inference.sample", "from mlxgpt.evaluation import loss"),
+        ("errors", "from mlxgpt import seeds"),
+    ],
+)
+def test_an_import_that_runs_up_is_found(room: str, line: str) -> None:
+    known = set(rooms())
+    (wrong,) = against_the_order({room: set(imported(line, known))})
+    assert wrong.startswith(f"{room} imports ")
+
+
+def test_a_circle_is_found() -> None:
+    lines = {"corpus.bpe": "from mlxgpt.corpus import tokens", "corpus.tokens": ""}
+    circle = lines | {"corpus.tokens": "from mlxgpt.corpus.bpe import gpt2"}
+    for sources, error in ((lines, None), (circle, graphlib.CycleError)):
+        sorter = graphlib.TopologicalSorter(
+            {room: set(imported(source, set(rooms()))) for room, source in sources.items()}
+        )
+        if error:
+            with pytest.raises(error):
+                sorter.prepare()
+        else:
+            sorter.prepare()
+
+
+def test_only_the_front_draws() -> None:
+    for name, path in rooms().items():
+        if name.split(".")[0] not in FRONT:
+            source = path.read_text()
+            assert "import rich" not in source, name
+            assert "from rich" not in source, name
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_says_what_lives_in_it(wing: str) -> None:
+    tree = ast.parse((PACKAGE / wing / "__init__.py").read_text())
+    said = ast.get_docstring(tree)
+    assert said
+    assert len(said) > 60
+    assert len(tree.body) == 1, "and exports nothing"
+
+
+def test_tests_mirror_the_house() -> None:
+    """A room's tests lie in its wing's folder, under its name."""
+    folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(WINGS) <= folders
+    known = set(rooms())
+    others = {"damage", "formats", "interrupted", "resume", "long_haul"}  # of several rooms
+    for wing in WINGS:
+        for path in (ROOT / "tests" / wing).glob("test_*.py"):
+            name = path.stem.removeprefix("test_")
+            assert f"{wing}.{name}" in known or name in others, path.name

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mlxgpt import config as configs
+from mlxgpt.config import Config, override
+from mlxgpt.corpus.dataset import open_dataset
+from mlxgpt.errors import UserError
+from mlxgpt.machine import device
+from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.training import forecast
+from mlxgpt.training.forecast import (
+    Forecast,
+    estimated_bytes,
+    measure,
+    must_fit,
+    reached,
+    refuse_too_large,
+    training_bytes,
+)
+from tests.commands import ROOT
+
+
+def test_a_few_steps_are_timed_and_nothing_is_changed(trained: Path, tiny_model: Config) -> None:
+    dataset = open_dataset(trained / "data" / "words")
+    config = override(
+        tiny_model, {"vocab_size": dataset.meta.vocab_size, "max_steps": 100, "eval_interval": 30}
+    )
+    found = measure(config, dataset)
+    assert found.step_seconds > 0
+    assert found.evaluation_seconds > 0
+    assert 10e6 < found.peak_bytes < 10e9
+    assert (found.steps, found.evaluations) == (100, 4), "after 30, 60, 90 and at the end"
+    assert found.reached is None
+    expected = 100 * found.step_seconds + 4 * found.evaluation_seconds
+    assert found.seconds == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "every", "evaluations"),
+    [(0, 100, 50, 2), (0, 100, 30, 4), (50, 100, 50, 1), (60, 100, 30, 2), (100, 100, 50, 0)],
+)
+def test_what_is_left_is_counted(
+    tiny: Config, start: int, steps: int, every: int, evaluations: int
+) -> None:
+    config = override(tiny, {"max_steps": steps, "eval_interval": every})
+    left = Forecast(1.0, 1.0, 0, 0, 0).for_plan(config, start)
+    assert left.steps == steps - start
+    assert left.evaluations == sum(
+        step % every == 0 or step == steps for step in range(start + 1, steps + 1)
+    )
+    assert left.evaluations == evaluations
+
+
+@pytest.mark.parametrize("seconds", [20.0, 61.0, 600.0])
+def test_a_plan_uses_its_time_and_no_more(tiny: Config, seconds: float) -> None:
+    one = Forecast(0.25, 5.0, 0, 0, 0)
+    steps = one.steps_in(seconds, every=50)
+    config = override(tiny, {"max_steps": steps, "eval_interval": 50})
+    assert seconds - 6 < one.for_plan(config).seconds <= seconds + 0.1
+    assert one.steps_in(0.0, every=50) == 1
+
+
+def test_the_setting_that_is_named_would_fit(tiny_model: Config) -> None:
+    """By the same estimate that refuses: a smaller batch first, then a smaller model."""
+    config = override(tiny_model, {"batch_size": 64, "block_size": 128})
+    need = estimated_bytes(config)
+    limit = need // 3
+    with pytest.raises(UserError, match="this training takes") as caught:
+        refuse_too_large(config, need, limit)
+    words = caught.value.remedy.split()
+    batch, accumulate = int(words[2]), int(words[4].rstrip(","))
+    assert batch * accumulate == 64, "trains the same"
+    assert estimated_bytes(override(config, {"batch_size": batch})) <= limit
+    refuse_too_large(config, need, need)
+    one = override(config, {"batch_size": 1, "gradient_checkpointing": True, "n_layer": 6})
+    with pytest.raises(UserError) as caught:
+        refuse_too_large(one, estimated_bytes(one), training_bytes(one.model))
+    layers = int(caught.value.remedy.rpartition(" ")[2].rstrip("."))
+    assert 1 <= layers < 6
+    with pytest.raises(UserError) as caught:
+        refuse_too_large(config, need, training_bytes(config.model) + 1)
+    assert "--gradient-checkpointing" in caught.value.remedy
+
+
+def test_a_model_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = override(Config(), {"vocab_size": 50_257})  # GPT-2: 124M parameters, 2 GB
+    assert 1.9e9 < training_bytes(model.model) < 2.1e9
+    assert 1e8 < device.total_bytes() < 1e15
+    must_fit(model)
+    monkeypatch.setattr(device, "total_bytes", lambda: int(1.9e9))
+    with pytest.raises(UserError, match=r"needs 2.0 GB to be trained, and there are 1.9"):
+        must_fit(model)
+
+
+def test_the_estimate_grows_with_all_that_takes_memory(tiny_model: Config) -> None:
+    before = estimated_bytes(tiny_model)
+    for change in ({"batch_size": 8}, {"n_layer": 4}, {"block_size": 16}, {"vocab_size": 999}):
+        assert estimated_bytes(override(tiny_model, change)) > before
+    kept = estimated_bytes(override(tiny_model, {"gradient_checkpointing": True}))
+    assert training_bytes(tiny_model.model) < kept < before
+
+
+def test_measured_runs_are_those_of_the_same_shape_on_the_same_text(
+    trained: Path, tiny_model: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(trained / "data" / "words")
+    m = tiny_model.model
+    shape = [m.n_layer, m.n_head, m.n_embd, m.block_size, m.vocab_size]
+    entry = (
+        '[[run]]\nshape = {}\ndata = "{}"\ntokens = 5\nval_loss = {}\n'
+        'bits_per_byte = 2.0\nreport = "r.md"\n'
+    )
+    known = dataset.meta.fingerprint
+    lines = [
+        entry.format(shape, known, 1.6),
+        entry.format(shape, known, 1.5),
+        entry.format([*shape[:-1], 1], known, 1.0),
+        entry.format(shape, "other", 0.5),
+    ]
+    (tmp_path / "measured.toml").write_text("\n".join(lines))
+    monkeypatch.setattr(forecast, "__file__", str(tmp_path / "forecast.py"))
+    found = reached(tiny_model, dataset)
+    assert found is not None
+    assert found.val_loss == 1.5
+    assert reached(override(tiny_model, {"n_layer": 3}), dataset) is None
+
+
+def test_every_measured_run_has_its_report() -> None:
+    tree = tomllib.loads(
+        (ROOT / "mlxgpt" / "training" / "measured.toml").read_text(encoding="utf-8")
+    )
+    for run in tree["run"]:
+        report = (ROOT / run["report"]).read_text(encoding="utf-8")
+        assert f"{run['val_loss']:.4f}" in report
+        assert f"{run['bits_per_byte']:.3f}" in report
+
+
+def test_the_large_configs_are_the_models_they_are_named_after() -> None:
+    from mlxgpt.model.gpt import count_parameters
+
+    gpt2 = configs.load(configs.built_in()["gpt2-124m"])
+    assert count_parameters(gpt2.model) == 124_439_808  # transformers' GPT2Model, tied
+    gpt1 = configs.load(configs.built_in()["gpt1-117m"])
+    assert count_parameters(gpt1.model) == 116_534_784 + 2 * 768  # and a last layer norm
+    tier2 = configs.tier(2)
+    assert 10e6 < count_parameters(tier2.model) < 30e6
+    small = override(tier2, {"n_layer": 1, "n_embd": 48, "n_head": 1})
+    assert count_parameters(small.model) == sum(
+        value.size for value in flat(GPT(small.model).parameters()).values()
+    )

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt.config import Config
+from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.errors import UserError
+from mlxgpt.storage import run as runs
+from mlxgpt.training import guard as guards
+from mlxgpt.training import session
+from mlxgpt.training.guard import FEWEST, IN_A_ROW, WINDOW, Guard
+from tests.trainings import Recorder, final_state, metrics
+
+
+def fed(losses: list[float], on_spike: str = "skip") -> Guard:
+    guard = Guard(on_spike)
+    for step, loss in enumerate(losses):
+        guard.settle(step, loss, 1.0, math.inf)
+    return guard
+
+
+def test_a_limit_is_six_deviations_above_the_mean_of_the_last_hundred() -> None:
+    losses = [100.0] * 30 + [2.0 + 0.1 * (-1) ** n for n in range(WINDOW)]
+    guard = fed([*losses, 7.0])
+    assert guard.limit(len(losses) + 1) == pytest.approx(2.0 + 6 * 0.1)
+    assert fed(losses[: FEWEST - 1]).limit(FEWEST) == math.inf
+    assert fed(losses, "ignore").limit(len(losses) + 1) == math.inf
+
+
+@given(losses=st.lists(st.floats(0, 10, width=32), min_size=FEWEST + 2, max_size=WINDOW + 40))
+def test_a_limit_hangs_on_the_steps_before_the_last_one_only(losses: list[float]) -> None:
+    """So it does not matter whether a hook has waited for the last one already."""
+    late, early = fed(losses[:-1]), fed(losses)
+    assert late.limit(len(losses)) == early.limit(len(losses))
+
+
+def test_what_is_not_good_is_counted_until_it_gives_up() -> None:
+    guard = fed([1.0, math.nan, 1.0])
+    assert (guard.skipped, guard.in_a_row) == (1, 0)
+    for n in range(IN_A_ROW):
+        assert not guard.gives_up
+        guard.settle(n, 1.0, math.inf, math.inf)
+    assert guard.gives_up
+    assert (guard.skipped, len(guard.losses)) == (1 + IN_A_ROW, 2)
+
+
+@given(losses=st.lists(st.floats(0, 10, width=32), max_size=WINDOW + 40))
+def test_a_guard_comes_back_from_a_checkpoint(losses: list[float]) -> None:
+    guard = fed(losses)
+    assert Guard.of(guard.to_tree(), "skip") == guard
+    assert Guard.of({}, "skip") == Guard("skip"), "as format 1 has it"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"losses": None},
+        {"losses": [[1]]},
+        {"losses": [["x", 1.0]]},
+        {"losses": [[math.inf, 1.0]]},
+        {"passed": -1},
+        {"passed": "1"},
+        {"passed": 1 << 60},
+        {"skipped": True},
+    ],
+)
+def test_a_guard_that_is_none_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="guard is damaged"):
+        Guard.of({**Guard().to_tree(), **change})
+    tree = Guard().to_tree()
+    del tree[next(iter(change))]
+    with pytest.raises(UserError, match="guard is damaged"):
+        Guard.of(tree)
+
+
+# Trainings that meet a spike: a batch whose targets are noise, after the model has learned what
+# follows what.
+STRANGE = 45
+LONG: dict[str, Any] = {
+    "max_steps": 60,
+    "dropout": 0.0,
+    "eval_interval": 100,
+    "save_interval": 20,
+    "log_interval": 1,
+    "sample_tokens": 0,
+}
+
+
+@pytest.fixture
+def strange(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
+    """One batch of the training is noise; what it is compared with is shorter, as all of it is."""
+    monkeypatch.setattr(guards, "WINDOW", 15)
+    monkeypatch.setattr(guards, "FEWEST", 10)
+    text_file.write_text("abcdefghijk" * 180)
+    real = Tokens.batch
+
+    def batch(self: Tokens, step: int, **given: Any) -> Any:
+        inputs, targets = real(self, step, **given)
+        return inputs, (np.roll(targets, 3) + 3) % 11 if step == STRANGE else targets
+
+    monkeypatch.setattr(Tokens, "batch", batch)
+
+
+@pytest.fixture
+def spiking(train: Any, tiny: Config, no_check: None, strange: None) -> Any:
+    config = replace(tiny, train=replace(tiny.train, batch_size=16))
+
+    def spiking(run: str, recorder: Recorder | None = None, **given: Any) -> Any:
+        return train(run, recorder, **{"config": config, **LONG, **given})
+
+    return spiking
+
+
+def test_a_spike_is_trained_on_unless_asked(spiking: Any) -> None:
+    spiking("a")
+    losses = [line["loss"] for line in metrics("a")]
+    assert losses[STRANGE] > 4 * max(losses[STRANGE - 10 : STRANGE])
+    assert (
+        runs.open_run(Path("runs/a"))
+        .load_first(sorted(Path("runs/a/checkpoints").iterdir())[-1:], print)
+        .guard["skipped"]
+        == 0
+    )
+
+
+def test_a_spike_can_be_left_out(spiking: Any) -> None:
+    spiking("a", on_spike="skip")
+    spiking("b", on_spike="ignore")
+    a, b = metrics("a"), metrics("b")
+    assert a[: STRANGE + 1] == b[: STRANGE + 1], "it is the same until then"
+    assert a[STRANGE + 1]["loss"] != b[STRANGE + 1]["loss"]
+    assert [line["step"] for line in a] == list(range(1, 61))
+    log = list(runs.open_run(Path("runs/a")).metrics())
+    assert [line["skipped"] for line in log] == [0] * STRANGE + [1] * (60 - STRANGE)
+
+
+@pytest.mark.parametrize("stops", [(), (20, 43), (STRANGE, 50), (STRANGE + 1,), (STRANGE + 2, 59)])
+def test_a_training_can_go_back_before_a_spike(
+    spiking: Any, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
+) -> None:
+    recorder = Recorder()
+    spiking("whole", recorder, on_spike="rollback")
+    back = f"the loss leapt at step {STRANGE + 1}: back to step 40, and on with other batches"
+    assert recorder.notes[1:] == [back]
+    noted = metrics("whole")
+    assert [line["step"] for line in noted] == list(range(1, 61)), "each step once"
+    assert max(line["loss"] for line in noted[40:]) < 1.0
+    if not stops:
+        return
+    for until in stops:
+        done = iter(range(1, 200))
+        first = (runs.open_run(Path("runs/parts")).steps() or [0])[-1] if until != stops[0] else 0
+        with monkeypatch.context() as patch:
+            script = Stops(lambda done=done, n=until - first: next(done) >= n)
+            patch.setattr(session, "_stop_signals", lambda callback, script=script: script)
+            spiking("parts", on_spike="rollback")
+    spiking("parts", on_spike="rollback")
+    assert [line["step"] for line in metrics("parts")] == list(range(1, 61))
+    whole, parts = final_state("whole"), final_state("parts")
+    assert all((value == parts[name]).all() for name, value in whole.items())
+
+
+class Stops:
+    """In place of the signals: when to stop."""
+
+    def __init__(self, asked: Any) -> None:
+        self.asked = asked
+
+    def __enter__(self) -> Any:
+        return self.asked
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("until", [60, STRANGE + 1])
+def test_without_a_checkpoint_a_spike_is_left_out(
+    spiking: Any, monkeypatch: pytest.MonkeyPatch, until: int
+) -> None:
+    """Also where the training is stopped just then."""
+    recorder, done = Recorder(), iter(range(1, 61))
+    given = {"on_spike": "rollback", "save_interval": 100, "log_interval": 1}
+    with monkeypatch.context() as patch:
+        script = Stops(lambda: next(done) >= until)
+        patch.setattr(session, "_stop_signals", lambda callback: script)
+        assert spiking("a", recorder, **given).step == until
+    spiking("a", **given)
+    assert "left out, as there is no checkpoint to go back to" in recorder.notes[1]
+    assert [line["step"] for line in metrics("a")] == list(range(1, 61))
+
+
+def test_going_back_for_ever_ends(spiking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    strange = Tokens.batch
+
+    def always(self: Tokens, step: int, **given: Any) -> Any:
+        return strange(self, STRANGE if step >= STRANGE else step, **given)
+
+    monkeypatch.setattr(Tokens, "batch", always)
+    with pytest.raises(UserError, match="leapt again after going back 5 times"):
+        spiking("a", on_spike="rollback")
+    assert runs.open_run(Path("runs/a")).steps()

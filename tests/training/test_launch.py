@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxgpt import api, config
+from mlxgpt.config import Config, override
+from mlxgpt.corpus import hub, sources
+from mlxgpt.corpus.hub import Unavailable
+from mlxgpt.errors import UserError
+from mlxgpt.model.gpt import flat
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage import run as runs
+from mlxgpt.training import forecast, hooks, selfcheck
+from mlxgpt.training.selfcheck import Check
+from tests.trainings import Recorder, final_state, len_done, metrics
+
+pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
+
+
+def test_a_run_has_everything_it_needs(train: Any) -> None:
+    recorder = Recorder()
+    summary = train("a", recorder)
+    run = Path("runs/a")
+    assert {path.name for path in run.iterdir()} == {
+        "config.toml",
+        "run.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "samples.txt",
+        "best.json",
+        "checkpoints",
+    }
+    assert summary.step == summary.steps == 12
+    assert not summary.interrupted
+    assert not summary.resumed
+    assert summary.try_it == "mlxgpt generate --run runs/a 'to be or not the rain in'"
+    records = metrics("a")
+    assert [r["step"] for r in records] == [2, 4, 6, 8, 10, 12]
+    assert [r["step"] for r in records if "val_loss" in r] == [4, 8, 12]
+    best = min((r for r in records if "val_loss" in r), key=lambda r: r["val_loss"])
+    assert (summary.best_step, summary.val_loss) == (best["step"], best["val_loss"])
+    assert [step for step, _ in recorder.samples] == [4, 8, 12]
+    assert all(len(text) == 10 for _, text in recorder.samples)
+    for record in recorder.records[1:]:
+        assert {"tokens_per_second", "peak_share", "memory_bytes"} <= record.keys()
+    config = runs.open_run(run).config
+    assert config.train.dtype in ("float32", "bfloat16"), "decided, and kept"
+    assert config.model.vocab_size == len(set(Path("words.txt").read_text()))
+
+
+def test_the_validation_loss_is_that_of_eval(train: Any) -> None:
+    train("a")
+    found = api.evaluate(run="a", checkpoint="newest").loss
+    assert found == pytest.approx(metrics("a")[-1]["val_loss"], rel=1e-6)
+
+
+def test_evaluating_and_sampling_more_often_changes_nothing(train: Any) -> None:
+    train("often", eval_interval=1, log_interval=1, save_interval=1)
+    train("seldom", eval_interval=12, sample_tokens=0)
+    often, seldom = final_state("often"), final_state("seldom")
+    assert all((value == seldom[name]).all() for name, value in often.items())
+
+
+def test_the_seed_reaches_everything(train: Any) -> None:
+    train("a", seed=1, dropout=0.0)
+    train("b", seed=2, dropout=0.0)
+    a, b = metrics("a"), metrics("b")
+    assert a[0]["loss"] != b[0]["loss"]
+    train("c", seed=1, dropout=0.0)
+    assert metrics("c") == a
+
+
+def test_other_settings_do_not_continue_a_run(train: Any) -> None:
+    train("a")
+    with pytest.raises(UserError) as caught:
+        train("a", learning_rate=1.0, n_head=1)
+    assert caught.value.problem == (
+        "a exists with other settings: n_head 2 → 1, learning_rate 0.01 → 1.0"
+    )
+    assert "--run NAME" in caught.value.remedy
+    with pytest.raises(UserError, match="decay_steps"):
+        train("a", max_steps=20)
+    Path("other.txt").write_text("another text altogether, quite another text, longer " * 9)
+    with pytest.raises(UserError, match="was trained on other data"):
+        train("a", source="other.txt")
+    assert len_done("a") == 12
+
+
+def test_the_best_checkpoint_stays(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([3.0, 1.0, 2.0])
+    real = hooks.Evaluator.__call__
+    monkeypatch.setattr(forecast, "_evaluation_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(
+        hooks.Evaluator, "__call__", lambda self: replace(real(self), loss=next(losses))
+    )
+    assert train("a").best_step == 8
+    assert checkpoint.steps(Path("runs/a/checkpoints")) == [8, 12]
+    assert runs.open_run(Path("runs/a")).checkpoint_path().name == "step-0000008"
+
+
+def test_a_folder_of_something_else_is_left_alone(train: Any) -> None:
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="exists and is no run"):
+        train("a")
+    assert Path("runs/a/thesis.txt").read_text() == "precious"
+
+
+def test_a_failed_check_stops_before_anything_is_written(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        selfcheck, "check", lambda config: iter([Check("causality", False, "sees ahead")])
+    )
+    with pytest.raises(UserError, match="the self-check failed: causality: sees ahead"):
+        train("a")
+    assert list(Path("runs").iterdir()) == []
+
+
+def test_divergence_is_named(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"diverged: 1\d steps in a row without") as caught:
+        train("a", learning_rate=1e30, grad_clip=0.0, max_steps=100)
+    for cause in ("--learning-rate than 1e+30", "--warmup-steps", "--grad-clip 1"):
+        assert cause in caught.value.remedy
+    saved = runs.open_run(Path("runs/a")).load_first(
+        sorted(Path("runs/a/checkpoints").iterdir(), reverse=True), print
+    )
+    assert all(mx.isfinite(value).all() for value in saved.parameters.values())
+
+
+def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None:
+    recorder = Recorder()
+    summary = train("a", recorder, max_minutes=0.001, dropout=0.0)
+    assert summary.step == summary.steps >= 1
+    planned = runs.open_run(Path("runs/a")).config.train.max_steps
+    assert recorder.forecast is not None
+    assert recorder.forecast.steps == planned
+    assert recorder.forecast.steps_in(0.06, 4) == planned, "what fits into that time"
+    again = train("a", max_minutes=0.001, dropout=0.0)
+    assert again.steps == planned, "the plan is not made anew"
+    with pytest.raises(UserError, match="no length of time"):
+        train("b", max_minutes=-1.0)
+
+
+def test_a_short_plan_has_a_short_warmup(train: Any, tiny: Config) -> None:
+    config = override(tiny, {"warmup_steps": 2000})
+    train("a", config=config, max_minutes=0.002)
+    planned = runs.open_run(Path("runs/a")).config
+    assert planned.optim.warmup_steps == math.ceil(planned.train.max_steps / 10)
+    assert train("a", config=config, max_minutes=0.002).resumed, "it is the same run"
+    train("b", config=config)
+    assert runs.open_run(Path("runs/b")).config.optim.warmup_steps == 2000
+
+
+def test_data_that_was_prepared_anew_is_told(train: Any, text_file: Path) -> None:
+    train("a")
+    shutil.rmtree("data/words")
+    text_file.write_text(text_file.read_text()[::-1])
+    with pytest.raises(UserError, match="data/words was prepared anew since a was trained on it"):
+        train("a")
+
+
+def test_what_takes_more_memory_than_it_may_is_refused_before_it_begins(train: Any) -> None:
+    with pytest.raises(UserError, match=r"this training takes .* GB, and has 0\.01") as caught:
+        train("a", memory_limit=0.01)
+    assert "use --batch-size 1 --gradient-checkpointing" in caught.value.remedy
+    assert not Path("runs/a").exists()
+    for size in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="is no size"):
+            train("a", memory_limit=size)
+
+
+def test_a_run_is_named_after_config_and_data(home: Path, text_file: Path, tiny: Config) -> None:
+    assert api.train(config=tiny, source=text_file).run == Path("runs/custom-words")
+
+
+def test_without_a_connection_tier_1_goes_on_with_the_storybook(
+    home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise Unavailable("no hub", "mend it.")
+
+    small = override(tiny, {"block_size": 8, "max_steps": 2})
+    monkeypatch.setattr(hub, "load", unreachable)
+    monkeypatch.setattr(sources, "STORYBOOK_MEGABYTES", 0.02)
+    monkeypatch.setattr(config, "tier", lambda number: small)
+    recorder = Recorder()
+    summary = api.train(tier=1, callback=recorder)
+    assert summary.run == Path("runs/tier1-storybook")
+    assert summary.data == Path("data/storybook")
+    assert summary.warning is not None
+    assert "storybook" in summary.warning
+    assert summary.warning in recorder.notes
+    for asked in ({"config": small}, {"tier": 1, "source": "shakespeare"}):
+        with pytest.raises(Unavailable, match="no hub"):
+            api.train(**asked)
+
+
+def test_a_vocabulary_smaller_than_the_datas_is_refused(train: Any, tiny: Config) -> None:
+    with pytest.raises(UserError, match="vocab_size = 5 is too small"):
+        train("a", vocab_size=5)
+    train("b", config=override(tiny, {"vocab_size": 5}))  # of a config it is but a wish
+    assert runs.open_run(Path("runs/b")).config.model.vocab_size > 5
+    train("a", vocab_size=64)
+    assert runs.open_run(Path("runs/a")).config.model.vocab_size == 64
+
+
+def test_weights_load_into_the_model_that_is_run(train: Any) -> None:
+    train("a")
+    model, saved = runs.load_model(runs.open_run(Path("runs/a")), "newest")
+    for name, value in flat(model.parameters()).items():
+        assert mx.array_equal(value, saved.parameters[name])
+    assert saved.step == 12
+    assert override(Config(), {}).model != model.config
+
+
+@pytest.mark.parametrize("moment", ["training.selfcheck.check", "training.launch.measure"])
+def test_ctrl_c_before_the_first_step_keeps_the_data(
+    train: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    recorder = Recorder()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"mlxgpt.{moment}", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train("a", recorder)
+    assert "data/words is kept; the same command goes on from there" in recorder.notes
+    assert not Path("runs/a").exists()
+    assert train("a").step == 12
+
+
+def test_a_training_that_is_all_warmup_is_told(train: Any) -> None:
+    recorder = Recorder()
+    train("a", recorder, warmup_steps=11)
+    assert not any("warmup" in note for note in recorder.notes)
+    train("b", recorder, warmup_steps=24)
+    (note,) = (note for note in recorder.notes if "warmup" in note)
+    assert "24 steps of it, and 12 in all; the learning rate rises to 0.0048" in note
+    assert note.endswith("--warmup-steps 1")

@@ -1,0 +1,73 @@
+"""A hundred thousand steps: neither memory nor open files grow, and the metrics can be read
+throughout. Evaluations, samples and checkpoints are among them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT
+
+SCRIPT = """
+import json, os, sys
+from mlxgpt import api
+from mlxgpt.machine import device
+from mlxgpt.training import selfcheck
+from mlxgpt.config import from_tree
+from tests.conftest import TINY
+from tests.trainings import Recorder
+
+selfcheck.check = lambda config: iter([])
+STEPS = int(sys.argv[1])
+tree = {
+    "model": {**TINY["model"], "n_layer": 1, "n_embd": 8},
+    "optim": TINY["optim"],
+    "train": {
+        **TINY["train"],
+        "batch_size": 2,
+        "max_steps": STEPS,
+        "log_interval": 50,
+        "eval_interval": STEPS // 40,
+        "save_interval": STEPS // 100,
+        "on_spike": "skip",
+    },
+}
+
+class Watching(Recorder):
+    def on_log(self, record):
+        if "val_loss" not in record:
+            return
+        lines = open("runs/a/metrics.jsonl").read().splitlines()
+        assert [json.loads(line)["step"] for line in lines][-1] == record["step"]
+        seen = [record["step"], device.resident_bytes(), len(os.listdir("/proc/self/fd"))]
+        print(json.dumps(seen), flush=True)
+
+    def on_sample(self, step, text):
+        pass
+
+api.train(config=from_tree(tree), source="words.txt", run="a", callback=Watching())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux")
+def test_a_hundred_thousand_steps_take_no_more_than_a_few(home: Path, text_file: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "100000"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    seen = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(seen) == 40
+    print("step, resident bytes, open files:", seen[0], seen[1], seen[len(seen) // 2], seen[-1])
+    _, first, files = seen[1]  # the first evaluation is before much of what stays was loaded
+    assert all(abs(resident / first - 1) < 0.05 for _, resident, _ in seen[1:])
+    assert {count for *_, count in seen} == {files}

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxgpt.config import Config, OptimConfig, built_in, load, override
+from mlxgpt.training.optim import learning_rate_schedule, make_optimizer
+from tests.oracle import reference
+
+
+def test_adamw_is_pytorchs_with_decay_on_matrices_alone() -> None:
+    stored = reference.arrays()
+    optimizer = make_optimizer(OptimConfig(learning_rate=0.01, weight_decay=0.1))
+    values = {name: mx.array(stored[f"adamw:{name}:start"]) for name in ("matrix", "vector")}
+    optimizer.init(values)
+    steps = sum(name.startswith("adamw:matrix:after") for name in stored)
+    assert steps == 5
+    for step in range(steps):
+        gradients = {name: mx.array(stored[f"adamw:{name}:gradient:{step}"]) for name in values}
+        values = optimizer.apply_gradients(gradients, values)
+        for name, value in values.items():
+            np.testing.assert_allclose(value, stored[f"adamw:{name}:after:{step}"], atol=1e-6)
+
+
+def test_clipping_is_by_the_global_norm() -> None:
+    stored = reference.arrays()
+    before = [mx.array(stored[f"clip:{n}:before"]) for n in (0, 1)]
+    after, norm = optim.clip_grad_norm(before, 1.0)
+    assert norm.item() == pytest.approx(float(stored["clip:norm"]), rel=1e-6)
+    for n in (0, 1):
+        np.testing.assert_allclose(after[n], stored[f"clip:{n}:after"], atol=1e-6)
+
+
+def rates(config: Config, steps: int) -> list[float]:
+    schedule = learning_rate_schedule(config)
+    return [float(schedule(step)) for step in range(steps)]
+
+
+def nanogpts(config: Config, step: int) -> float:
+    """The rate of a step by nanoGPT's formula (train.py, get_lr), in double precision."""
+    o = config.optim
+    last = o.decay_steps or config.train.max_steps
+    if step < o.warmup_steps:
+        return o.learning_rate * (step + 1) / (o.warmup_steps + 1)
+    if step >= last:
+        return o.learning_rate * o.min_lr_ratio
+    share = (step - o.warmup_steps) / (last - o.warmup_steps)
+    least = o.learning_rate * o.min_lr_ratio
+    return least + 0.5 * (1 + math.cos(math.pi * share)) * (o.learning_rate - least)
+
+
+@given(
+    warmup=st.integers(0, 60),
+    decay=st.integers(0, 80),
+    ratio=st.floats(0.0, 1.0),
+    peak=st.floats(1e-6, 1.0),
+)
+@settings(max_examples=30)
+def test_the_schedule_is_nanogpts_at_every_step(
+    warmup: int, decay: int, ratio: float, peak: float
+) -> None:
+    given = {"warmup_steps": warmup, "decay_steps": decay, "min_lr_ratio": ratio}
+    config = override(Config(), {**given, "learning_rate": peak, "max_steps": 70})
+    expected = [nanogpts(config, step) for step in range(90)]
+    np.testing.assert_allclose(rates(config, 90), expected, rtol=1e-5, atol=1e-6 * peak)
+
+
+@pytest.mark.parametrize("name", ["tier1", "tier2", "gpt2-124m", "gpt1-117m"])
+def test_the_schedule_of_each_config_is_nanogpts(name: str) -> None:
+    config = load(built_in()[name])
+    steps = range(0, config.train.max_steps + 10, max(1, config.train.max_steps // 1000))
+    schedule = learning_rate_schedule(config)
+    found = [float(schedule(step)) for step in steps]
+    peak = config.optim.learning_rate
+    expected = [nanogpts(config, step) for step in steps]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * peak)
+
+
+def test_the_first_rate_is_never_zero_and_the_highest_is_the_peak() -> None:
+    settings = {"learning_rate": 1.0, "warmup_steps": 9, "max_steps": 109, "min_lr_ratio": 0.1}
+    found = rates(override(Config(), settings), 200)
+    assert found[0] == pytest.approx(0.1)  # zero would waste a step
+    assert found[9] == max(found) == 1.0
+    assert found[109:] == pytest.approx([0.1] * 91)
+
+
+def test_decay_steps_may_end_before_the_training() -> None:
+    config = override(Config(), {"warmup_steps": 0, "decay_steps": 50, "max_steps": 100})
+    longer = override(config, {"max_steps": 1000})
+    assert rates(config, 100) == rates(longer, 100)
+    assert rates(config, 100)[50] == rates(config, 100)[99] == pytest.approx(6e-5)
+
+
+def test_a_training_shorter_than_its_warmup_only_warms_up() -> None:
+    config = override(Config(), {"warmup_steps": 100, "max_steps": 10})
+    assert (np.diff(rates(config, 10)) > 0).all()

@@ -1,0 +1,224 @@
+"""Trainings that are interrupted, and go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxgpt import api
+from mlxgpt.errors import UserError
+from mlxgpt.machine import device
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage import run as runs
+from mlxgpt.training import hooks, session
+from mlxgpt.training.trainer import Metrics
+from tests.commands import ROOT
+from tests.trainings import Recorder, final_state, len_done, metrics
+
+pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
+
+
+class PulledPlug(Exception):
+    """The process dies here."""
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
+    train: Any, monkeypatch: pytest.MonkeyPatch, accumulation: int
+) -> None:
+    """Dropout is on. The interrupted run evaluates, logs and saves at other steps."""
+    more = {"gradient_accumulation_steps": accumulation, "max_steps": 30}
+    train("whole", **more)
+    for until in (3, 11, 20):
+        stops = iter([False] * (until - len_done("parts") - 1) + [True])
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "_stop_signals", lambda display, stops=stops: Stops(stops))
+            summary = train("parts", eval_interval=5, log_interval=1, save_interval=7, **more)
+        assert summary.interrupted
+        assert summary.step == until
+    summary = train("parts", eval_interval=10, sample_tokens=0, **more)
+    assert summary.resumed
+    assert not summary.interrupted
+    whole, parts = final_state("whole"), final_state("parts")
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert (value == parts[name]).all(), name
+
+
+class Stops:
+    """In place of the signals: a script of when to stop."""
+
+    def __init__(self, script: Any) -> None:
+        self.script = script
+
+    def __enter__(self) -> Any:
+        return lambda: next(self.script)
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(hooks.Hooks, "_save"), (hooks._Evaluation, "__call__"), (hooks._Logging, "__call__")],
+)
+def test_a_run_that_died_in_a_hook_is_made_whole(
+    train: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    train("whole")
+    real = getattr(owner, name)
+
+    def die(self: object, metrics: Metrics) -> None:
+        if metrics.step == 8:
+            raise PulledPlug
+        real(self, metrics)
+
+    monkeypatch.setattr(owner, name, die)
+    with pytest.raises(PulledPlug):
+        train("died")
+    monkeypatch.setattr(owner, name, real)
+    recorder = Recorder()
+    assert train("died", recorder).resumed
+    expected = 4 if name == "_save" else 8
+    assert recorder.notes == [f"resuming died from step {expected}"]
+    assert metrics("died") == metrics("whole"), "each step once, the evaluation included"
+    assert runs.open_run(Path("runs/died")).best() == runs.open_run(Path("runs/whole")).best()
+    whole, died = final_state("whole"), final_state("died")
+    assert all((value == died[name]).all() for name, value in whole.items())
+
+
+def test_a_finished_run_is_left_as_it_is(train: Any) -> None:
+    train("a")
+    before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")}
+    recorder = Recorder()
+    summary = train("a", recorder)
+    assert recorder.notes == ["a is finished: 12 steps"]
+    assert (summary.step, summary.interrupted) == (12, False)
+    assert {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")} == before
+
+
+def test_a_run_grows_when_its_schedule_does_not_hang_on_its_length(train: Any) -> None:
+    train("a", decay_steps=12)
+    recorder = Recorder()
+    assert train("a", recorder, decay_steps=12, max_steps=20).step == 20
+    assert recorder.plan == 20
+    assert [r["step"] for r in metrics("a")] == list(range(2, 21, 2))
+    train("b", decay_steps=12, max_steps=20)
+    a, b = final_state("a"), final_state("b")
+    assert all((value == b[name]).all() for name, value in a.items())
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_passed_over(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("whole", decay_steps=12)
+    monkeypatch.setattr(checkpoint, "prune", lambda folder, keep: None)
+    train("a", decay_steps=12)
+    weights = Path("runs/a/checkpoints/step-0000012/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    recorder = Recorder()
+    train("a", recorder, decay_steps=12, max_steps=13)
+    assert "step-0000012 is missing or damaged" in recorder.notes[0]
+    assert recorder.notes[1] == "resuming a from step 8"
+    assert [r["step"] for r in metrics("a")] == [2, 4, 6, 8, 10, 12, 13]
+
+
+def test_a_run_that_is_resumed_is_forecast_for_what_is_left(train: Any) -> None:
+    train("a", max_steps=8, decay_steps=12)
+    recorder = Recorder()
+    train("a", recorder, max_steps=12, decay_steps=12)
+    assert recorder.forecast is not None
+    assert (recorder.forecast.steps, recorder.forecast.evaluations) == (4, 1)
+
+
+def test_a_training_that_grows_beyond_its_memory_is_saved(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def memory() -> tuple[int, str]:
+        asked.append(1)
+        return (int(3e12) if len(asked) > 5 else 0), "resident"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "memory", memory)
+        with pytest.raises(UserError, match="took more than 1000 GB: stopped and saved") as caught:
+            train("a", memory_limit=1000.0, log_interval=100)
+    assert "--memory-limit goes on" in caught.value.remedy
+    left = runs.open_run(Path("runs/a")).steps()[-1]
+    assert 0 < left < 12, "stopped on the way, and saved"
+    assert train("a", memory_limit=1000.0, log_interval=100).step == 12
+    train("b")
+    for name, value in final_state("b").items():
+        assert (final_state("a")[name] == value).all(), name
+
+
+def test_a_checkpoint_of_another_run_is_refused(train: Any) -> None:
+    train("a")
+    Path("other.txt").write_text("quite another text, with other characters: 12345. " * 9)
+    train("b", source="other.txt")
+    mine, theirs = (Path(f"runs/{name}/checkpoints/step-0000012") for name in "ab")
+    mine.rename("aside")
+    theirs.rename(mine)
+    with pytest.raises(UserError, match="another tokenizer"):
+        api.generate(run="a", checkpoint="12")
+
+
+SCRIPT = """
+import sys
+from mlxgpt import api
+from mlxgpt.training import selfcheck
+from mlxgpt.config import from_tree
+from tests.conftest import TINY
+selfcheck.check = lambda config: iter([])
+tree = {**TINY, "train": {**TINY["train"], "max_steps": 100_000, "log_interval": 50}}
+summary = api.train(config=from_tree(tree), source="words.txt", run="a")
+print(summary.interrupted, summary.step)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_finishes_the_step_and_saves(home: Path, text_file: Path, name: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    log, deadline = Path("runs/a/metrics.jsonl"), time.monotonic() + 60
+    while not (log.exists() and log.read_text()) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, name))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    interrupted, step = output.split()
+    assert interrupted == "True"
+    assert int(step) == len_done("a") > 0
+
+
+def test_a_signal_may_come_while_something_is_written(train: Any) -> None:
+    """The handler itself writes nothing: writing to a stream is not reentrant."""
+
+    class Writing(Recorder):
+        def on_log(self, record: dict[str, Any]) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+        def on_note(self, line: str) -> None:
+            if line.startswith("stopping"):
+                self.notes.append(threading.current_thread().name)
+
+    recorder = Writing()
+    assert train("a", recorder).interrupted
+    while not recorder.notes:
+        time.sleep(0.01)
+    assert recorder.notes[0] != threading.main_thread().name

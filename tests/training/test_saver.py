@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from rich.filesize import decimal
+
+from mlxgpt import api, display
+from mlxgpt.errors import UserError
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage import run as runs
+from mlxgpt.training import hooks
+from mlxgpt.training.trainer import Metrics
+from tests.trainings import Recorder, final_state, metrics
+
+pytestmark = pytest.mark.usefixtures("no_check")
+CHECKPOINTS = Path("runs/a/checkpoints")
+
+
+def room_for(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+
+
+def test_the_training_goes_on_while_a_checkpoint_is_written(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writing of step 4 lasts until step 7 is done, and holds what step 4 was."""
+    train("whole", eval_interval=100, log_interval=1)
+    real, far_enough, threads = checkpoint.save, threading.Event(), []
+
+    def slow(folder: Path, step: int, *given: Any, **named: Any) -> Path:
+        threads.append(threading.current_thread())
+        assert step != 4 or far_enough.wait(60)
+        return real(folder, step, *given, **named)
+
+    log = hooks._Logging.__call__
+
+    def logged(self: hooks._Logging, metrics: Metrics) -> None:
+        log(self, metrics)
+        if metrics.step == 7:
+            far_enough.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", slow)
+        patch.setattr(hooks._Logging, "__call__", logged)
+        train("a", eval_interval=100, log_interval=1, keep_checkpoints=9)
+    assert threading.main_thread() not in threads
+    shutil.rmtree(CHECKPOINTS / "step-0000012")
+    shutil.rmtree(CHECKPOINTS / "step-0000008")
+    train("a", eval_interval=100, log_interval=1)
+    whole, after = final_state("whole"), final_state("a")
+    assert all((value == after[name]).all() for name, value in whole.items())
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [24]), (2, [20, 24]), (3, [16, 20, 24])])
+def test_the_newest_few_and_the_best_are_kept(
+    train: Any, monkeypatch: pytest.MonkeyPatch, keep: int, left: list[int]
+) -> None:
+    losses = iter([3.0, 2.0, 1.0, 4.0, 5.0, 6.0])
+
+    def judged() -> SimpleNamespace:
+        return SimpleNamespace(loss=next(losses), bits_per_byte=1.0)
+
+    monkeypatch.setattr(hooks, "Evaluator", lambda *_, **__: judged)
+    train("a", max_steps=24, keep_checkpoints=keep)
+    assert checkpoint.steps(CHECKPOINTS) == sorted({12, *left})
+
+
+def test_a_writing_that_fails_ends_the_training(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint.save
+
+    def failing(folder: Path, step: int, *given: Any, **named: Any) -> Path:
+        if step == 8:
+            raise UserError("cannot write it: No space left on device", "free some space.")
+        return real(folder, step, *given, **named)
+
+    monkeypatch.setattr(checkpoint, "save", failing)
+    with pytest.raises(UserError, match="No space left"):
+        train("a", max_steps=1000, eval_interval=1000, sample_tokens=0)
+    assert checkpoint.steps(CHECKPOINTS)[-1] < 100, "it did not go on for long"
+
+
+def test_a_nearly_full_disk_ends_the_training_saved(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("whole")
+    size = sum(p.stat().st_size for p in Path("runs/whole/checkpoints/step-0000012").iterdir())
+    with monkeypatch.context() as patch:
+        room_for(patch, int(1.5 * size) + (1 << 20))
+        with pytest.raises(UserError, match="nearly full: stopped and saved at step 4,") as caught:
+            train("a")
+    assert "free some space" in caught.value.remedy
+    assert checkpoint.steps(CHECKPOINTS) == [4]
+    assert train("a").step == 12
+    whole, after = final_state("whole"), final_state("a")
+    assert all((value == after[name]).all() for name, value in whole.items())
+    assert metrics("a") == metrics("whole")
+
+
+def test_a_full_disk_loses_nothing(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("a", max_steps=8, decay_steps=12)
+    before = {p: p.read_bytes() for p in CHECKPOINTS.rglob("*") if p.is_file()}
+    with monkeypatch.context() as patch:
+        room_for(patch, 1000)
+        with pytest.raises(UserError, match="the disk is full: 0 MB are left") as caught:
+            train("a", max_steps=12, decay_steps=12)
+    assert "goes on from step 8." in caught.value.remedy
+    assert {p: p.read_bytes() for p in CHECKPOINTS.rglob("*") if p.is_file()} == before
+    assert train("a", max_steps=12, decay_steps=12).step == 12
+
+
+def test_a_damaged_best_is_told_and_another_one_used(train: Any) -> None:
+    train("a")
+    run = runs.open_run(Path("runs/a"))
+    weights = run.checkpoint_path("best") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    notes: list[str] = []
+    assert api.generate(run="a", max_tokens=3, note=notes.append).tokens == 3
+    assert "is missing or damaged: model.safetensors is not what was written" in notes[0]
+    assert notes[1].startswith("runs/a, step ")
+
+
+def test_the_only_checkpoint_has_no_other_to_use(train: Any) -> None:
+    train("a", eval_interval=12, save_interval=12)
+    weights = CHECKPOINTS / "step-0000012/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(UserError, match="is missing or damaged") as caught:
+        api.generate(run="a")
+    assert "this run's only one" in caught.value.remedy
+
+
+def test_what_is_saved_is_shown(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    class Told(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told: list[tuple[int, int]] = []
+
+        def on_save(self, step: int, size: int, seconds: float) -> None:
+            self.told.append((step, size))
+            assert 0 < seconds < 60
+
+    recorder = Told()
+    train("a", recorder)
+    arrays = final_state("a").values()
+    assert recorder.told == [(step, sum(a.nbytes for a in arrays)) for step in (4, 8, 12)]
+    train("b", display.TrainingDisplay())
+    assert f"saved       {decimal(recorder.told[0][1])} in 0." in capsys.readouterr().err
+
+
+def test_a_clock_that_jumps_changes_nothing(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing asks for the time of day."""
+    train("whole")
+
+    def jumping() -> float:
+        raise AssertionError("the time of day was asked for")
+
+    monkeypatch.setattr(time, "time", jumping)
+    train("a")
+    assert metrics("a") == metrics("whole")
+
+
+def test_a_snapshot_outlives_the_steps_after_it(train: Any) -> None:
+    """Arrays that somebody holds on to are not written over by later steps."""
+    a = mx.ones(1000)
+    step = mx.compile(lambda x: x * 2)
+    held = a
+    for _ in range(5):
+        a = step(a)
+        mx.eval(a)
+    assert (np.array(held) == 1).all()

@@ -1,0 +1,230 @@
+"""The self-check passes on what is sound; and each check fails when its subject is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from mlxgpt.config import Config, Sampling, override
+from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.evaluation.loss import Evaluation, Evaluator
+from mlxgpt.inference import sample
+from mlxgpt.machine import device
+from mlxgpt.model import gpt as model
+from mlxgpt.model.gpt import GPT, kernels
+from mlxgpt.training import selfcheck, step
+from mlxgpt.training.selfcheck import Check
+
+Patch = pytest.MonkeyPatch
+on_cpu = pytest.mark.skipif(device.backend() != "cpu", reason="a GPU may add in another order")
+
+
+@pytest.fixture(scope="module")
+def small(tiny_model: Config) -> Config:
+    return selfcheck.shrunken(override(tiny_model, {"vocab_size": 60, "learning_rate": 1e-3}))
+
+
+def test_a_sound_model_passes_everything(tiny: Config) -> None:
+    checks = list(selfcheck.check(tiny))
+    assert [check for check in checks if check.ok is False] == []
+    assert len({check.name for check in checks}) == 13
+    assert all(check.detail for check in checks)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bias": False, "dropout": 0.0},
+        {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 2},
+        {"gradient_checkpointing": True, "gradient_accumulation_steps": 3},
+        {"vocab_size": 50257, "n_head": 3, "n_embd": 48},
+        {"dtype": "bfloat16"},
+        {"learning_rate": 1e3},  # whether that is wise is not asked here
+    ],
+)
+def test_sound_models_of_every_kind_pass(tiny: Config, settings: dict[str, object]) -> None:
+    checks = selfcheck.check(override(tiny, settings))
+    assert [check for check in checks if check.ok is False] == []
+
+
+@on_cpu
+def test_what_cannot_fail_is_told_and_does_not_pass(tiny: Config, monkeypatch: Patch) -> None:
+    told = [check.name for check in selfcheck.check(tiny) if check.ok is None]
+    assert told == ["matrix products", "fused kernels"]
+    small = selfcheck.shrunken(override(tiny, {"vocab_size": 60}))
+    monkeypatch.setattr(device, "on_cpu", lambda: False)
+    assert selfcheck.repeatability(small).ok is None, "a GPU may add in another order"
+
+
+def test_the_initial_loss_is_explained(tiny: Config) -> None:
+    check = selfcheck.initial_loss(override(tiny, {"vocab_size": 65}))
+    assert "ln 65 = 4.174" in check.detail
+    assert "equally likely" in check.why
+
+
+def untied(patch: Patch) -> None:
+    """A head of its own, aliased at the start: it diverges after one update."""
+    real = GPT.__init__
+
+    def with_head(self: GPT, *args: object, **kwargs: object) -> None:
+        real(self, *args, **kwargs)  # type: ignore[arg-type]
+        self.lm_head = nn.Linear(self.config.n_embd, self.config.vocab_size, bias=False)
+        self.lm_head.weight = self.wte.weight
+
+    def call(self: GPT, ids: mx.array, key: mx.array | None = None) -> mx.array:
+        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
+        for block in self.h:
+            x = block(x, key)
+        return self.lm_head(self.ln_f(x))
+
+    patch.setattr(GPT, "__init__", with_head)
+    patch.setattr(GPT, "__call__", call)
+
+
+def sees_ahead(patch: Patch) -> None:
+    def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
+
+    patch.setattr(kernels, "causal_attention", attention)
+
+
+def large_weights(patch: Patch) -> None:
+    patch.setattr(model, "INIT_STD", 0.5)
+
+
+def not_finite(patch: Patch) -> None:
+    patch.setattr(kernels, "gelu", lambda x: x / 0)
+
+
+def mask_frozen(patch: Patch) -> None:
+    """The compiled step has one dropout mask for ever, the eager one does not."""
+    real = step.TrainStep.__init__
+
+    def init(self: step.TrainStep, *args: object, **kwargs: object) -> None:
+        real(self, *args, **kwargs)  # type: ignore[arg-type]
+        if kwargs.get("compiled", True):
+            gradients = self.gradients
+            frozen = mx.random.key(1)
+            patch.setattr(self, "gradients", lambda x, y, key: gradients(x, y, frozen))
+
+    patch.setattr(step.TrainStep, "__init__", init)
+
+
+def same_micro_batch(patch: Patch) -> None:
+    real = Tokens.batch
+
+    def batch(self: Tokens, *args: int, **kwargs: int) -> tuple[np.ndarray, np.ndarray]:
+        inputs, targets = real(self, *args, **kwargs)
+        return np.stack([inputs[0]] * len(inputs)), np.stack([targets[0]] * len(targets))
+
+    patch.setattr(Tokens, "batch", batch)
+
+
+def summed_loss(patch: Patch) -> None:
+    """Losses of micro-batches that are sums instead of means."""
+    real = step.token_losses
+    patch.setattr(step, "token_losses", lambda x, y: real(x, y) * x.shape[0])
+
+
+def cache_misplaced(patch: Patch) -> None:
+    real = GPT.cached
+
+    def cached(self, ids, cache, position, last):  # type: ignore[no-untyped-def]
+        return real(self, ids, cache, mx.maximum(position - 1, 0), last)
+
+    patch.setattr(GPT, "cached", cached)
+
+
+def top_k_inverted(patch: Patch) -> None:
+    patch.setattr(sample, "top_k", lambda x, k: mx.where(sample._rank(x) >= k, x, float("-inf")))
+
+
+def top_k_unsorted(patch: Patch) -> None:
+    """The last of mx.topk taken for the k-th largest, though it is unsorted."""
+    patch.setattr(
+        sample, "top_k", lambda x, k: mx.where(x >= mx.topk(x, k)[..., -1:], x, float("-inf"))
+    )
+
+
+def probabilities_for_logits(patch: Patch) -> None:
+    patch.setattr(
+        sample, "draw", lambda x, key: mx.random.categorical(mx.softmax(x, axis=-1), key=key)
+    )
+
+
+def evaluation_trains(patch: Patch) -> None:
+    real = Evaluator.__call__
+
+    def call(self: Evaluator) -> Evaluation:
+        result = real(self)
+        touched[0].wte.weight = touched[0].wte.weight + 1e-6
+        return result
+
+    init = Evaluator.__init__
+    touched: list[GPT] = []
+
+    def remember(self: Evaluator, gpt: GPT, *args: object, **kwargs: object) -> None:
+        touched.append(gpt)
+        init(self, gpt, *args, **kwargs)  # type: ignore[arg-type]
+
+    patch.setattr(Evaluator, "__init__", remember)
+    patch.setattr(Evaluator, "__call__", call)
+
+
+def no_gradient(patch: Patch) -> None:
+    real = step.token_losses
+    patch.setattr(step, "token_losses", lambda x, y: real(mx.stop_gradient(x), y))
+
+
+def unrepeatable(patch: Patch) -> None:
+    draws = iter(range(1000))
+    patch.setattr(mx.random, "key", lambda n, real=mx.random.key: real(n + next(draws)))
+
+
+@pytest.mark.parametrize(
+    ("check", "broken_by"),
+    [
+        (selfcheck.tied_head, untied),
+        (selfcheck.causality, sees_ahead),
+        (selfcheck.initial_loss, large_weights),
+        (selfcheck.full_size_step, not_finite),
+        (selfcheck.compiled_step, mask_frozen),
+        (selfcheck.micro_batches, same_micro_batch),
+        (selfcheck.micro_batches, summed_loss),
+        (selfcheck.cached_logits, cache_misplaced),
+        (selfcheck.sampler, top_k_inverted),
+        (selfcheck.sampler, top_k_unsorted),
+        (selfcheck.sampler, probabilities_for_logits),
+        (selfcheck.evaluation, evaluation_trains),
+        (selfcheck.overfitting, no_gradient),
+        (selfcheck.repeatability, unrepeatable),
+    ],
+)
+def test_each_check_fails_when_its_subject_breaks(
+    small: Config,
+    monkeypatch: Patch,
+    check: Callable[[Config], Check],
+    broken_by: Callable[[Patch], None],
+) -> None:
+    assert check(small).ok
+    broken_by(monkeypatch)
+    broken = check(small)
+    assert broken.ok is False, broken.detail
+
+
+def test_sampling_is_checked_with_every_filter(small: Config, monkeypatch: Patch) -> None:
+    for name in ("top_k", "top_p", "min_p"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sample, name, lambda logits, n: logits)
+            assert not selfcheck.sampler(small).ok, name
+    processed = sample.process
+
+    def without_temperature(x: mx.array, seen: mx.array, s: Sampling) -> mx.array:
+        return processed(x, seen, Sampling(1, 1.0, s.top_k, s.top_p, s.min_p))
+
+    monkeypatch.setattr(sample, "process", without_temperature)
+    assert not selfcheck.sampler(small).ok

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt.config import Config, override
+from mlxgpt.model import gpt, lanes
+from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.losses import make_eval_step, token_losses
+from mlxgpt.training.step import TrainStep
+
+
+def ids_of(*shape: int) -> mx.array:
+    return mx.random.randint(0, 19, shape, key=mx.random.key(3))
+
+
+def gradients_of(config: Config, ids: mx.array) -> tuple[float, dict[str, np.ndarray]]:
+    step = TrainStep(GPT(config.model, 5), config)
+    loss, gradients = step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2))
+    return float(loss), {name: np.array(value) for name, value in flat(gradients).items()}
+
+
+def test_four_micro_batches_are_one_batch(tiny_model: Config) -> None:
+    whole = override(tiny_model, {"dropout": 0.0, "batch_size": 8})
+    parts = override(whole, {"batch_size": 2, "gradient_accumulation_steps": 4})
+    ids = ids_of(8, 9)
+    loss, gradients = gradients_of(whole, ids[None])
+    loss_of_parts, means = gradients_of(parts, ids.reshape(4, 2, 9))
+    assert loss_of_parts == pytest.approx(loss, abs=1e-5)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(means[name], gradient, atol=1e-5, err_msg=name)
+
+
+def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
+    whole = override(tiny_model, {"dropout": 0.0, "batch_size": 8})
+    parts = override(whole, {"batch_size": 2, "gradient_accumulation_steps": 4})
+    ends = []
+    for config, shape in ((whole, (1, 8, 9)), (parts, (4, 2, 9))):
+        step = TrainStep(GPT(config.model, 5), config)
+        norms = []
+        for n in range(5):
+            ids = mx.random.randint(0, 19, (8, 9), key=mx.random.key(n)).reshape(shape)
+            norms.append(
+                float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n))[1])
+            )
+        ends.append((norms, flat(step.model.parameters())))
+    np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-4)
+    for name, value in ends[0][1].items():
+        np.testing.assert_allclose(value, ends[1][1][name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_every_mask_of_a_step_is_another(
+    tiny_model: Config, micro_batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each micro-batch, each lane's share of it and each place of dropout has a key of its own."""
+    keys: list[str] = []
+    real = gpt.dropout
+
+    def recorded(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
+        assert key is not None
+        keys.append(str(key.tolist()))
+        return real(x, rate, key)
+
+    monkeypatch.setattr(gpt, "dropout", recorded)
+    config = override(tiny_model, {"gradient_accumulation_steps": micro_batches})
+    step = TrainStep(GPT(config.model, 5), config, compiled=False)
+    ids = ids_of(micro_batches, 4, 9)
+    mx.eval(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2)))
+    assert len(keys) == micro_batches * lanes.count() * (1 + 2 * config.model.n_layer)
+    assert len(set(keys)) == len(keys)
+
+
+def test_dropout_changes_from_step_to_step_in_the_compiled_step(tiny_model: Config) -> None:
+    step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
+    ids = ids_of(1, 4, 9)
+    losses = [
+        float(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(n))[0]) for n in (0, 1, 0)
+    ]
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_a_step_lowers_the_loss_and_keeps_the_tree(tiny_model: Config) -> None:
+    step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
+    names = list(flat(step.model.parameters()))
+    ids = ids_of(1, 4, 9)
+    losses = [
+        float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), mx.random.key(0))[0])
+        for _ in range(20)
+    ]
+    assert losses[-1] < losses[0] - 0.5
+    assert list(flat(step.model.parameters())) == names
+
+
+def test_bfloat16_computes_in_16_bits_and_keeps_32_bit_weights(tiny_model: Config) -> None:
+    ends = []
+    for dtype in ("bfloat16", "float32"):
+        config = override(tiny_model, {"dtype": dtype, "dropout": 0.0})
+        step = TrainStep(GPT(config.model, 5), config)
+        ids = ids_of(1, 4, 9)
+        loss = float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-6), mx.random.key(0))[0])
+        values = flat(step.model.parameters())
+        assert all(value.dtype == mx.float32 for value in values.values())
+        ends.append((loss, values))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-2)
+    assert ends[0][0] != ends[1][0]
+    # A rate of 1e-6 is far below what a 16-bit weight could take in.
+    before = flat(GPT(tiny_model.model, 5).parameters())["wte.weight"]
+    assert not (before == ends[0][1]["wte.weight"]).any()
+
+
+def test_the_learning_rate_is_the_one_given(tiny_model: Config) -> None:
+    config = override(tiny_model, {"weight_decay": 0.0, "dropout": 0.0})
+    ids = ids_of(1, 4, 9)
+    moves = []
+    for rate in (1e-3, 2e-3):
+        model = GPT(config.model, 5)
+        before = np.array(model.ln_f.weight)
+        TrainStep(model, config)(ids[..., :-1], ids[..., 1:], mx.array(rate), mx.random.key(0))
+        moves.append(np.array(model.ln_f.weight) - before)
+    np.testing.assert_allclose(2 * moves[0], moves[1], rtol=1e-3)
+
+
+def test_the_evaluation_step_masks_and_sees_new_weights(tiny_model: Config) -> None:
+    model = GPT(tiny_model.model, 5)
+    evaluate = make_eval_step(model, mx.float32)
+    ids = ids_of(4, 9)
+    mask = mx.array(np.random.default_rng(0).integers(0, 2, (4, 8)).astype(np.float32))
+    for _ in range(2):
+        losses = token_losses(model(ids[:, :-1]), ids[:, 1:])
+        found = evaluate(model.parameters(), ids[:, :-1], ids[:, 1:], mask)
+        assert float(found) == pytest.approx(float((losses * mask).sum()), rel=1e-5)
+        model.wte.weight = model.wte.weight * 5  # and once more, with other weights
+
+
+@pytest.mark.parametrize("cause", ["loss", "limit", "gradient"])
+def test_a_step_that_is_not_good_changes_nothing(
+    tiny_model: Config, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither weights nor moments nor the optimizer's count of steps."""
+    config = override(tiny_model, {"grad_clip": 0.0})
+    step = TrainStep(GPT(config.model, 5), config)
+    ids, key = ids_of(1, 4, 9), mx.random.key(2)
+    mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key), step.state)
+    if cause == "loss":
+        step.model.wte.weight[0, 0] = float("inf")
+    if cause == "gradient":
+        real = step.gradients
+        bad = lambda *given: (real(*given)[0], {"wte": {"weight": mx.full((19, 16), mx.inf)}})  # noqa: E731
+        monkeypatch.setattr(step, "gradients", bad)
+    before = [{k: np.array(v) for k, v in arrays.items()} for arrays in step.arrays()]
+    limit = 0.5 if cause == "limit" else float("inf")
+    loss, norm = step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key, limit)
+    finite = np.isfinite(float(loss)), np.isfinite(float(norm))
+    assert (
+        finite == {"loss": (False, False), "limit": (True, True), "gradient": (True, False)}[cause]
+    )
+    for old, new in zip(before, step.arrays(), strict=True):
+        for name, value in old.items():
+            assert (value == np.array(new[name])).all(), name
+    if cause == "limit":
+        step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key, float(loss))
+        assert not (before[0]["wte.weight"] == np.array(step.arrays()[0]["wte.weight"])).all()
