@@ -5,13 +5,15 @@
 #   make train SOURCE=my.txt      the same on a text of your own
 #   make train ARGS="--seed 2"    any flag of `mlxgpt train`
 #   make test                     the tests
-#   make torture                  those that break things for an hour
+#   make torture                  those that break things for half an hour
+#   make torture PART=2/6         a sixth of them
 #   make check                    format, lint, types
 
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCE :=
 ARGS :=
+PART := 1/1
 
 .PHONY: train test torture check venv dev clean
 
@@ -24,7 +26,7 @@ test: dev
 	@$(BIN)/python -m pytest
 
 torture: dev
-	@$(BIN)/python -m pytest -s -m slow
+	@$(BIN)/python -m pytest -m slow -rP --part $(PART)
 
 check: dev
 	@$(BIN)/ruff format --check .

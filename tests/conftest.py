@@ -19,6 +19,19 @@ from mlxgpt.training import selfcheck
 from mlxgpt.training.launch import Summary
 from tests.trainings import Recorder
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", default="1/1", help="N/M: every M-th test, from the N-th on")
+
+
+@pytest.hookimpl(trylast=True)  # after those that -m leaves out
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    first, every = map(int, config.getoption("--part").split("/"))
+    kept = items[first - 1 :: every]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
 # Other work on the same machine is no failure.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
