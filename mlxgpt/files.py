@@ -207,7 +207,7 @@ def read_sealed(path: Path, newest: int) -> dict[str, Any]:
     if isinstance(format, int) and format > newest:
         raise UserError(
             f"{path.parent} was written by a newer mlxgpt (format {format})",
-            "upgrade mlxgpt: pip install -U mlxgpt",
+            "update mlxgpt: git pull in its checkout; or use the one that wrote it.",
         )
     tree.pop(SEAL, None)
     with not_too_deep():

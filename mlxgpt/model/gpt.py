@@ -180,20 +180,20 @@ def initial_parameters(model: GPT, seed: int) -> dict:
     parameters = flat(model.parameters())
     keys = mx.random.split(mx.random.key(derive(seed, "init")), len(parameters))
     residual = 1 / math.sqrt(2 * model.config.n_layer)
-    values = []
+    values = {}
     for (name, old), key in zip(parameters.items(), keys, strict=True):
         if old.ndim >= 2:
             std = INIT_STD * (residual if name.endswith("c_proj.weight") else 1)
             new = std * mx.random.normal(old.shape, key=key)
         else:
             new = mx.zeros(old.shape) if name.endswith("bias") else mx.ones(old.shape)
-        values.append((name, new))
+        values[name] = new
     return tree_unflatten(values)
 
 
 def flat(tree: Any) -> dict[str, mx.array]:
     """A tree's arrays by their dotted names, as `h.0.attn.c_attn.weight`."""
-    return dict(cast(list[tuple[str, mx.array]], tree_flatten(tree)))
+    return cast(dict[str, mx.array], tree_flatten(tree, destination={}))
 
 
 def load_parameters(model: GPT, parameters: dict[str, mx.array]) -> None:
@@ -203,7 +203,7 @@ def load_parameters(model: GPT, parameters: dict[str, mx.array]) -> None:
         UserError: if names, shapes or types are not this model's.
     """
     must_be_like(parameters, flat(model.parameters()))
-    model.update(tree_unflatten(list(parameters.items())))
+    model.update(tree_unflatten(parameters))
 
 
 def must_be_like(arrays: dict[str, mx.array], own: dict[str, mx.array]) -> None:

@@ -130,8 +130,8 @@ class TrainStep:
         return norm
 
     def _put(self, parameters: dict[str, mx.array], optimizer: dict[str, mx.array]) -> None:
-        self.model.update(tree_unflatten(list(parameters.items())))
-        states = tree_unflatten(list(optimizer.items()))["states"]
+        self.model.update(tree_unflatten(parameters))
+        states = tree_unflatten(optimizer)["states"]
         for part, state in zip(self.optimizer.optimizers, states, strict=True):
             part.state.update(state)  # in place: the compiled functions hold these dicts
 

@@ -50,7 +50,7 @@ sys.exit(cli.main(arguments))
 """
 STORIES = [f"Once upon a time, there were {n} cats.\n" for n in range(300)]
 # Two of them are known to the training side, one of these with other newlines.
-JUDGING = [f"Once upon a time, there were {n} cats." for n in (7, 8, 300, 301)]
+VALIDATING = [f"Once upon a time, there were {n} cats." for n in (7, 8, 300, 301)]
 
 
 def tinystories() -> dict[str, Repository]:
@@ -64,7 +64,7 @@ def tinystories() -> dict[str, Repository]:
         "TinyStories_all_data.tar.gz": b"everything",
         "data/train-00000-of-00002-2d5a1467fff1081b.parquet": parquet(STORIES[:100]),
         "data/train-00001-of-00002-5852b56a2bd28fd9.parquet": parquet(STORIES[100:]),
-        "data/validation-00000-of-00001-869c898b519ad725.parquet": parquet(JUDGING),
+        "data/validation-00000-of-00001-869c898b519ad725.parquet": parquet(VALIDATING),
     }
     return {"roneneldan/TinyStories": Repository({"main": files})}
 
@@ -328,7 +328,7 @@ def test_stories_of_the_hub_become_a_bpe_and_none_is_in_both_splits(tmp_path: Pa
         assert "getting roneneldan/TinyStories (1,900 MB of text) from" in err
         assert "vocabulary 300" in out
         train, val = sides(open_dataset(tmp_path / "data" / "tinystories-bpe300"))
-        assert val == JUDGING
+        assert val == VALIDATING
         assert train == [s.strip() for s in STORIES if s.strip() not in val]
         assert len(train) == 298
         # What is prepared needs no hub; and it is not taken for another tokenizer's.
@@ -360,7 +360,7 @@ def test_where_xet_fails_files_come_without_it(tmp_path: Path) -> None:
         assert code == 0, err
         assert "the hub's Xet storage failed (RuntimeError: " in err
         assert "; once more without it" in err
-        assert sides(open_dataset(tmp_path / "data" / "tinystories-bpe300"))[1] == JUDGING
+        assert sides(open_dataset(tmp_path / "data" / "tinystories-bpe300"))[1] == VALIDATING
     assert any("/reconstructions/" in line for line in hub.cdn.asked), "it was tried"
 
 

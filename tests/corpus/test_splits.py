@@ -80,9 +80,9 @@ def test_each_document_is_in_one_split_and_comes_back_as_it_was(
 
 @given(plain, plain, tokenizers)
 def test_given_validation_text_is_not_trained_on(
-    tmp_path_factory: Folders, given: list[str], judging: list[str], tokenizer: str
+    tmp_path_factory: Folders, given: list[str], validating: list[str], tokenizer: str
 ) -> None:
-    expected, val = tidy(given), tidy(judging)
+    expected, val = tidy(given), tidy(validating)
     trained_on = [text for text in expected if text not in val]
     if (
         not trained_on
@@ -91,7 +91,7 @@ def test_given_validation_text_is_not_trained_on(
         or len({*"".join(expected + val)}) < 2
     ):
         return
-    dataset = made(tmp_path_factory.mktemp("t"), given, judging, tokenizer)
+    dataset = made(tmp_path_factory.mktemp("t"), given, validating, tokenizer)
     assert sides(dataset) == (trained_on, val)
     check_counts(dataset)
 
@@ -266,10 +266,10 @@ def test_a_part_that_is_like_the_whole_is_enough_for_a_bpe(
     def watch(done: int) -> None:
         read.append(done)
 
-    pieces, judge = list(map(Piece, stories)), [Piece("one")]
+    pieces, validating = list(map(Piece, stories)), [Piece("one")]
     for alike in (False, True):
         read.clear()
-        source = Source("x", {}, pieces, judge, size=1000, alike=alike)
+        source = Source("x", {}, pieces, validating, size=1000, alike=alike)
         splits.survey(source, "bpe300", watch)
         assert (read[-1] < 1100) == alike, "else all is read, to find every error"
 

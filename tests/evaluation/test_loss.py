@@ -42,7 +42,7 @@ def test_every_token_is_judged_once_the_tail_included(
     text_bytes = max(text_bytes, 3)
     whole = np.concatenate([[18], ids]) if end_of_text else ids
     nats = log_probs(model, whole)
-    judged = text_bytes if end_of_text else text_bytes - len(tokenizer.token_bytes(ids[0]))
+    predicted = text_bytes if end_of_text else text_bytes - len(tokenizer.token_bytes(ids[0]))
     for batch_size in (1, 3, 50):
         result = Evaluator(
             model,
@@ -54,7 +54,7 @@ def test_every_token_is_judged_once_the_tail_included(
         )()
         assert result.tokens == len(whole) - 1
         assert result.loss == pytest.approx(nats / (len(whole) - 1), rel=1e-5)
-        assert result.bits_per_byte == pytest.approx(nats / math.log(2) / judged, rel=1e-5)
+        assert result.bits_per_byte == pytest.approx(nats / math.log(2) / predicted, rel=1e-5)
         assert result.perplexity == pytest.approx(math.exp(result.loss))
 
 

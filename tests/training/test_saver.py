@@ -65,10 +65,10 @@ def test_the_newest_few_and_the_best_are_kept(
 ) -> None:
     losses = iter([3.0, 2.0, 1.0, 4.0, 5.0, 6.0])
 
-    def judged() -> SimpleNamespace:
+    def evaluator() -> SimpleNamespace:
         return SimpleNamespace(loss=next(losses), bits_per_byte=1.0)
 
-    monkeypatch.setattr(hooks, "Evaluator", lambda *_, **__: judged)
+    monkeypatch.setattr(hooks, "Evaluator", lambda *_, **__: evaluator)
     train("a", max_steps=24, keep_checkpoints=keep)
     assert checkpoint.steps(CHECKPOINTS) == sorted({12, *left})
 
