@@ -12,7 +12,8 @@ import mlxgpt  # isort: skip  (before mlx, so that both have the faster BLAS)
 import mlx.core as mx
 
 from mlxgpt import config
-from mlxgpt.model.gpt import GPT, lanes
+from mlxgpt.model import lanes
+from mlxgpt.model.gpt import GPT
 from mlxgpt.training.step import TrainStep
 
 REPEATS = 40
@@ -31,7 +32,7 @@ def main() -> None:
         for count, step in steps.items():
             lanes.count = lambda count=count: count
             start = time.perf_counter()
-            loss, norm = step(ids[..., :-1], ids[..., 1:], 1e-4, mx.random.key(0))
+            loss, norm = step(ids[..., :-1], ids[..., 1:], mx.array(1e-4), mx.random.key(0))
             mx.eval(loss, norm, step.state)
             times[count].append(1000 * (time.perf_counter() - start))
     for count, all_of_them in times.items():

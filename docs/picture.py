@@ -12,6 +12,8 @@ import io
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,10 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from mlxgpt import api
+from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.display import TrainingDisplay
+from mlxgpt.storage.run import Run
+from mlxgpt.training.forecast import Forecast
 
 PICTURE = Path(__file__).with_name("training.svg").absolute()
 COMMAND = "mlxgpt train --tier 1"
@@ -31,31 +36,35 @@ class Camera(TrainingDisplay):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = self.console
         self.unseen = Console(width=100, record=True, file=io.StringIO(), highlight=False)
         self.unseen.print(f"[dim]$[/dim] {COMMAND}")
 
-    def start(self, *given: Any) -> None:
-        """The plan, in the picture too."""
-        self.console = self.unseen
-        super().start(*given)
-        self.console = self.seen
+    @contextmanager
+    def unseen_too(self) -> Iterator[None]:
+        """What is drawn here is drawn in the terminal that nobody sees."""
+        seen, self.console = self.console, self.unseen
+        try:
+            yield
+        finally:
+            self.console = seen
+
+    def on_train_begin(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
+        super().on_train_begin(run, dataset, start, forecast)
+        with self.unseen_too():
+            self.show_plan(run, dataset, forecast)
         self.unseen.print()
 
-    def sample(self, step: int, text: str) -> None:
-        """What it writes at half of the training, in the picture too."""
-        super().sample(step, text)
+    def on_sample(self, step: int, text: str) -> None:
+        super().on_sample(step, text)
         if step == EVALUATED:
-            self.console = self.unseen
-            super().sample(step, "\n".join(text.strip("\n").splitlines()[:7]))
-            self.console = self.seen
+            with self.unseen_too():
+                super().on_sample(step, "\n".join(text.strip("\n").splitlines()[:7]))
 
-    def log(self, record: dict[str, Any]) -> None:
-        """The numbers; after some steps more the picture is taken."""
-        super().log(record)
-        if record["step"] == TAKEN:
+    def on_log(self, record: dict[str, Any]) -> None:
+        super().on_log(record)
+        if record["step"] == TAKEN and self.view:
             self.unseen.print()
-            self.unseen.print(self._view())
+            self.unseen.print(self.view.drawn(record))
             svg = self.unseen.export_svg(title=COMMAND, theme=MONOKAI)
             # Rich's own export fetches its font when it is opened; any monospace font will do.
             PICTURE.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))
@@ -64,8 +73,7 @@ class Camera(TrainingDisplay):
 def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.chdir(home)
-        display = Camera()
-        api.train(tier=1, display=display)
+        api.train(tier=1, callback=Camera())
 
 
 if __name__ == "__main__":

@@ -105,16 +105,16 @@ class TrainingDisplay(Callback):
     def __init__(self) -> None:
         self._preparation = PreparationDisplay()
         self.console = self._preparation.console
-        self._view: _LiveView | None = None
+        self.view: LiveView | None = None
         self._saved = ""
         self._checks = self._passed = 0
 
     def close(self) -> None:
         """Leave the terminal as it was; also after an error."""
         self._preparation.close()
-        if self._view:
-            self._view.close()
-            self._view = None
+        if self.view:
+            self.view.close()
+            self.view = None
 
     def on_note(self, line: str) -> None:
         self._preparation.note(line)
@@ -136,17 +136,22 @@ class TrainingDisplay(Callback):
 
     def on_train_begin(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
         self.close()
-        self._show({"self-check": f"{self._passed} checks passed", **_plan(run, dataset, forecast)})
-        self._view = _LiveView(self.console, start, run.config.train.max_steps)
+        self.show_plan(run, dataset, forecast)
+        self.view = LiveView(self.console, start, run.config.train.max_steps)
+
+    def show_plan(self, run: Run, dataset: Dataset, forecast: Forecast) -> None:
+        """What is about to be trained."""
+        checks = {"self-check": f"{self._passed} checks passed"}
+        self._show({**checks, **_plan(run, dataset, forecast)})
 
     def on_log(self, record: dict[str, Any]) -> None:
-        assert self._view
-        self._view.show(record)
+        assert self.view
+        self.view.show(record)
 
     def on_save(self, step: int, size: int, seconds: float) -> None:
         self._saved = f"{decimal(size)} in {seconds:.1f} s"
-        if self._view:
-            self._view.saved = self._saved
+        if self.view:
+            self.view.saved = self._saved
 
     def on_sample(self, step: int, text: str) -> None:
         head = Text(f"what it writes after {step:,} steps:", style="dim")
@@ -184,7 +189,7 @@ class TrainingDisplay(Callback):
             )
 
 
-class _LiveView:
+class LiveView:
     """The numbers of a training: redrawn in a terminal, now and then a line elsewhere."""
 
     def __init__(self, console: Console, start: int, steps: int) -> None:
@@ -198,6 +203,7 @@ class _LiveView:
             self._live.start()
 
     def close(self) -> None:
+        """Leave the terminal as it was."""
         if self._live:
             self._live.stop()
             self._live = None
@@ -206,7 +212,7 @@ class _LiveView:
         """New numbers; those of an evaluation, and of the end, stay on the screen as a line."""
         self._val_loss = record.get("val_loss", self._val_loss)
         if self._live:
-            self._live.update(self._drawn(record), refresh=True)
+            self._live.update(self.drawn(record), refresh=True)
         now = time.monotonic()
         overdue = not self._live and now - self._last_line > QUIET_SECONDS
         if "val_loss" in record or overdue or record["step"] == self._steps:
@@ -216,7 +222,8 @@ class _LiveView:
             line = "  ".join(f"{name} {value}" for name, value in numbers)
             self._console.print(Text(line), soft_wrap=True)
 
-    def _drawn(self, record: dict[str, Any]) -> Group:
+    def drawn(self, record: dict[str, Any]) -> Group:
+        """A bar, and the numbers under their names."""
         numbers = self._numbers(record)
         narrow = self._console.width < 90
         rows = [numbers[:4], numbers[4:]] if narrow else [numbers]

@@ -117,7 +117,7 @@ def test_the_live_view_has_a_bar_and_names_over_numbers(
     capsys: pytest.CaptureFixture[str], width: int, rows: int
 ) -> None:
     console = Console(width=width, no_color=True)
-    console.print(displays._LiveView(console, 0, 5000)._drawn(RECORD))
+    console.print(displays.LiveView(console, 0, 5000).drawn(RECORD))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == rows
     assert set(lines[0]) <= set("━╸╺ ")
