@@ -68,6 +68,7 @@ def test_a_hundred_thousand_steps_take_no_more_than_a_few(home: Path, text_file:
     seen = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(seen) == 40
     print("step, resident bytes, open files:", seen[0], seen[1], seen[len(seen) // 2], seen[-1])
-    _, first, files = seen[1]  # the first evaluation is before much of what stays was loaded
+    _, first, _ = seen[1]  # the first evaluation is before much of what stays was loaded
     assert all(abs(resident / first - 1) < 0.05 for _, resident, _ in seen[1:])
-    assert {count for *_, count in seen} == {files}
+    counts = [count for *_, count in seen]
+    assert max(counts) <= min(counts) + 1, "one more where a checkpoint is still being written"
