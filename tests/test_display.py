@@ -146,6 +146,22 @@ def test_a_preparation_shows_rate_and_time_left(
         assert part in lines[1]
 
 
+def test_a_live_view_counts_from_its_start_and_keeps_the_last_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(displays, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    view = displays.LiveView(displays.console(), start=50, steps=100)
+    now[0] = 20.0
+    record = {"step": 60, "loss": 2.0, "lr": 1e-3, "tokens_per_second": 9.0, "peak_share": 0.1}
+    record["memory_bytes"] = 1000
+    view.show({**record, "val_loss": 2.5})
+    view.show(record)
+    numbers = dict(view._numbers(record))
+    assert numbers["val loss"] == "2.5000"
+    assert numbers["ETA"] == "0:01:20", "40 steps of two seconds"
+
+
 def test_durations() -> None:
     assert [duration(n) for n in (0, 59.6, 3725, 90_000)] == [
         "0:00:00",

@@ -31,8 +31,8 @@ def test_texts_are_set_to_be_read_in_a_terminal_and_left_alone_elsewhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     story = "word " * 40 + "\n\nThe [bold]end[/bold]."
-    show_texts([story, "b"])
-    assert capsys.readouterr().out == f"--- 1\n{story}\n\n--- 2\nb\n\n"
+    show_texts([story, "\n b\n"])
+    assert capsys.readouterr().out == f"--- 1\n{story}\n\n--- 2\n\n b\n\n\n"
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "200")
     show_texts([story, "b"])
@@ -51,6 +51,7 @@ def test_an_appraisal_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     both: dict[str, dict[str, float | None]] = {"model": {**other}, "real": {**other}}
     both["model"]["dictionary words"] = 0.987
     both["real"]["ended"] = both["model"]["ended"] = None
+    both["real"]["quotes balanced"] = None
     show_appraisal(Appraisal("Once", 0.8, 0, both, 0.75, ["text"]))
     text = capsys.readouterr().out
     row = next(line for line in text.splitlines() if line.startswith("dictionary words"))
@@ -60,6 +61,8 @@ def test_an_appraisal_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     (wanted,) = tomllib.loads(project)["project"]["optional-dependencies"]["quality"]
     assert f"pip install '{wanted}'" in text
     assert not any(line.startswith("ended") for line in text.splitlines()), "nobody has it"
+    (row,) = (line for line in text.splitlines() if line.startswith("quotes balanced"))
+    assert row.split()[2:4] == ["50.0%", "–"], "one of them has it"
     show_appraisal(Appraisal("", 0.8, 0, {"model": {**one}, "real": {**none, **one}}, None, []))
     text = capsys.readouterr().out
     assert "likelier" not in text

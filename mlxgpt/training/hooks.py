@@ -134,7 +134,7 @@ class _Logging:
             "peak_share": rate * self._flops / self._peak,
             "memory_bytes": device.memory()[0],
             "skipped": self._guard.skipped,
-            **metrics.values,
+            **{name: _finite(value) for name, value in metrics.values.items()},
         }
         self._run.log(record)
         self._callback.on_log(record)

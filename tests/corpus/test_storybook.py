@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import re
 from collections import Counter
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.corpus.storybook import PRONOUNS, Plot, book, stories, story
+from mlxgpt.corpus.storybook import PRONOUNS, Plot, _Cast, book, stories, story
 
 WORDS = book().words
 GIRLS, BOYS = set(WORDS["girl"]), set(WORDS["boy"])
@@ -177,3 +178,9 @@ def test_plots_name_their_hero_at_once(plot: Plot) -> None:
             assert parts[0] == "" or parts[0] in ("child", "his"), variant
         named = Counter(part for field, part in fields if field == "h")
         assert not named or named[""], variant
+
+
+def test_hero_and_friend_are_two() -> None:
+    for n in range(300):
+        cast = _Cast(random.Random(n).choice, book().words, book().plots[0])
+        assert cast._people["h"][""] != cast._people["f"][""]

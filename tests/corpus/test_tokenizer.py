@@ -118,6 +118,7 @@ def test_hugging_face_reads_the_same_ids(text: str) -> None:
     theirs = Tokenizer.from_str(tokenizer.to_json())
     assert theirs.encode(text).ids == tokenizer.encode(text).tolist()
     assert theirs.encode(f"x{END_OF_TEXT}").ids[1:] == [tokenizer.end_of_text]
+    assert theirs.decode([len(tokenizer.characters)]) == "", "a special token, left out of texts"
 
 
 def write(path: Path, text: str) -> Path:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxgpt import files
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import meta, tokens
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens, blocks_per_epoch
 from mlxgpt.errors import UserError
 
@@ -94,8 +97,8 @@ def test_a_batch_never_changes() -> None:
 
 
 def test_an_id_beyond_the_vocabulary_is_caught_before_the_device_sees_it() -> None:
-    array = Tokens(np.array([1, 2, 3, 9, 1, 2, 3]), vocab_size=5)
-    with pytest.raises(UserError, match="id 9, but the vocabulary ends at 4"):
+    array = Tokens(np.array([1, 2, 3, 5, 1, 2, 3]), vocab_size=5)
+    with pytest.raises(UserError, match="id 5, but the vocabulary ends at 4"):
         array.batch(0, seed=0, batch_size=4, block_size=2)
 
 
@@ -149,9 +152,51 @@ def test_damage_is_seen(folder: Path, name: str, damage: str) -> None:
         open_dataset(folder)
 
 
+def test_another_tokenizer_is_seen_also_one_as_large(folder: Path) -> None:
+    own = open_dataset(folder).tokenizer
+    other = CharTokenizer(own.decode(range(own.vocab_size - 1)).replace("h", "H"), end_of_text=True)
+    assert other.vocab_size == own.vocab_size
+    (folder / "tokenizer.json").write_text(other.to_json())
+    with pytest.raises(UserError, match="with another tokenizer than"):
+        open_dataset(folder)
+
+
+def test_an_array_with_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> None:
+    """Also where hash and seal are those of what is there."""
+    tree = files.read_sealed(folder / "meta.json", meta.FORMAT)
+    ids = np.fromfile(folder / "train.bin", dtype="<u2")
+    for last, good in ((tree["vocab_size"] - 1, True), (tree["vocab_size"], False)):
+        ids[3] = last
+        ids.tofile(folder / "train.bin")
+        tree["train"]["sha256"] = files.sha256(folder / "train.bin")
+        (folder / "meta.json").write_text(files.sealed(tree))
+        if good:
+            open_dataset(folder)
+        else:
+            with pytest.raises(UserError, match="is not the array that"):
+                open_dataset(folder)
+
+
+def test_arrays_of_another_type_are_refused(folder: Path) -> None:
+    tree = files.read_sealed(folder / "meta.json", meta.FORMAT)
+    (folder / "meta.json").write_text(files.sealed({**tree, "dtype": "<i2"}))
+    with pytest.raises(UserError, match="does not hold together"):
+        open_dataset(folder)
+
+
+def test_data_is_known_by_both_arrays_and_the_tokenizer(folder: Path) -> None:
+    whole = open_dataset(folder).meta
+    others = [
+        replace(whole, train=replace(whole.train, sha256="0")),
+        replace(whole, val=replace(whole.val, sha256="0")),
+        replace(whole, tokenizer="0"),
+    ]
+    assert len({whole.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
 def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
     tree = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**tree, "format": meta.FORMAT + 1}))
     with pytest.raises(UserError, match="newer mlxgpt") as caught:
         open_dataset(folder)
-    assert "upgrade" in caught.value.remedy
+    assert "update" in caught.value.remedy

@@ -78,6 +78,7 @@ def test_as_many_tokens_as_asked_beyond_the_block_too(
         result = generate(model, tokenizer, prompt, Sampling(max_tokens=length, seed=1))
         assert len(result.texts[0]) == len(prompt) + length
         assert result.texts[0].startswith(prompt), "the prompt is part of the text"
+        assert result.ended == [False]
 
 
 def test_same_seed_same_text(model: GPT, tokenizer: CharTokenizer) -> None:
@@ -88,6 +89,18 @@ def test_same_seed_same_text(model: GPT, tokenizer: CharTokenizer) -> None:
     assert text(seed=5) == text(seed=5) != text(seed=6)
     fresh = generate(model, tokenizer, "ab", Sampling(max_tokens=30))
     assert fresh.texts == text(seed=fresh.seed), "a fresh seed is told, and makes it again"
+
+
+def test_every_token_is_drawn_anew(tiny_model: Config, tokenizer: CharTokenizer) -> None:
+    """With a key of its own: what is drawn of the same probabilities differs."""
+
+    class Clueless(GPT):
+        def cached(self, ids, cache, position, last):  # type: ignore[no-untyped-def]
+            return mx.zeros((ids.shape[0], self.config.vocab_size)), cache
+
+    model = Clueless(override(tiny_model, {"block_size": 64}).model)
+    text = generate(model, tokenizer, "", Sampling(max_tokens=40, seed=0)).texts[0]
+    assert len(set(text)) > 10
 
 
 def test_samples_in_a_batch_differ_and_all_keep_the_prompt(
@@ -137,6 +150,7 @@ def test_streamed_pieces_are_the_text(model: GPT, tokenizer: CharTokenizer) -> N
         (("ef",), "abcd"),
         (("x", "def"), "abc"),
         (("de", "cd"), "ab"),  # the earliest in the text wins
+        (("d", "cd"), "ab"),  # also of those that end together
         (("fgz",), "abcdefghab"),  # begun, never finished: nothing is lost
         (("",), "abcdefghab"),
     ],
@@ -159,6 +173,7 @@ def test_a_text_ends_at_its_end_of_text(tiny_model: Config) -> None:
     writes = Scripted(override(tiny_model, {"block_size": 64}), ids)
     result = generate(writes, tokenizer, "", Sampling(max_tokens=50, samples=2, seed=0))
     assert result.texts == ["abc", "abc"]
+    assert result.ended == [True, True]
     assert result.tokens == 8
 
 

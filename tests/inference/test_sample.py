@@ -38,6 +38,10 @@ def test_top_p_keeps_the_fewest_that_hold_p(values: list[float], p: float) -> No
     assert probs[keep].sum() - probs[keep].min() < p + 1e-4
 
 
+def test_top_p_keeps_one_token_at_least() -> None:
+    assert kept(sample.top_p(mx.array([[1.0, 3.0, 2.0]]), 0.0)).tolist() == [[False, True, False]]
+
+
 @given(rows, st.floats(0.01, 1.0))
 def test_min_p_keeps_what_comes_near_the_likeliest(values: list[float], p: float) -> None:
     keep = kept(sample.min_p(mx.array([values]), p))[0]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +87,15 @@ def test_a_failing_patchelf_is_no_error(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(blas._Unavailable, match="patchelf is not installed"):
         blas._load()
     assert list((tmp_path / "mlxgpt").iterdir()) == []
+
+
+def test_all_threads_share_one_arena(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And freed pages are kept; the numbers are those of glibc's malloc.h."""
+    asked: dict[int, int] = {}
+    library = SimpleNamespace(mallopt=asked.__setitem__)
+    monkeypatch.setattr(blas, "ctypes", SimpleNamespace(CDLL=lambda name: library))
+    blas._keep_freed_pages()
+    assert asked == {-8: 1, -3: 32 << 20, -1: 1 << 30}
 
 
 def test_threads_share_what_blas_has() -> None:

@@ -32,6 +32,13 @@ def test_memory_is_this_processs() -> None:
     assert device.memory()[0] > 0
 
 
+def test_what_this_process_has_already_may_be_taken_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "backend", lambda: "cpu")
+    monkeypatch.setattr(device, "_told", lambda file, name: 5_000_000_000)
+    monkeypatch.setattr(device, "resident_bytes", lambda: 1_000_000_000)
+    assert device.free_bytes() == 6_000_000_000
+
+
 def test_the_chip_has_a_name() -> None:
     assert device.name()
     assert device.backend() in ("cpu", "cuda", "metal")

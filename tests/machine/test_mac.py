@@ -54,8 +54,8 @@ def test_every_command_begins_with_it(a_mac: Any, capsys: pytest.CaptureFixture[
 class Process:
     """A subprocess that remembers what it was asked."""
 
-    def __init__(self, command: list[str], **_: Any) -> None:
-        self.calls = [*command]
+    def __init__(self, command: list[str], **options: Any) -> None:
+        self.calls, self.options = [*command], options
 
     def terminate(self) -> None:
         self.calls.append("terminated")
@@ -79,6 +79,7 @@ def test_a_mac_stays_awake_as_long_as_it_is_needed(
     a_mac("arm64")
     with mac.awake():
         assert processes[0].calls == ["/usr/bin/caffeinate", "-i", "-w", str(os.getpid())]
+        assert processes[0].options["start_new_session"], "Ctrl-C does not reach it"
     assert processes[0].calls[-2:] == ["terminated", "waited for"]
 
 

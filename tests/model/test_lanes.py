@@ -3,10 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mlx.core as mx
 import pytest
 
+from mlxgpt.machine import blas
 from mlxgpt.model import lanes
 from mlxgpt.model.lanes import Lanes
 
@@ -23,6 +26,19 @@ def test_two_shares_are_computed_by_two_threads_at_the_same_time() -> None:
     results = Lanes(lambda: mx.compile(add_one))([(mx.array(1) * 2,), (mx.array(2) * 2,)])
     assert [value.item() for value, _ in results] == [3, 5]
     assert results[0][1] != results[1][1]
+
+
+def test_each_lane_has_half_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    @contextmanager
+    def shared_by(threads: int) -> Iterator[None]:
+        asked.append(threads)
+        yield
+
+    monkeypatch.setattr(blas, "shared_by", shared_by)
+    Lanes(lambda: lambda x: x + 1)([(mx.array(1),), (mx.array(2),)])
+    assert asked == [2]
 
 
 def test_one_share_is_computed_here() -> None:

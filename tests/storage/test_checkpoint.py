@@ -128,16 +128,39 @@ def test_a_failure_while_writing_loses_nothing(
     checkpoint.load(tmp_path / "step-0000003", with_optimizer=True)
 
 
+def test_the_disk_holds_a_checkpoint_before_its_name(
+    tmp_path: Path, step: TrainStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files, their names, and only then the checkpoint's own, which is synced too."""
+    done: list[str] = []
+    sync, rename = files.sync, Path.rename
+
+    def synced(path: Path) -> None:
+        done.append("scratch" if path.name.startswith(".writing-") else path.name)
+        sync(path)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append("renamed")
+        return rename(path, target)
+
+    monkeypatch.setattr(files, "sync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    save(tmp_path / "checkpoints", step)
+    assert set(done[:3]) == {MODEL, OPTIMIZER, MANIFEST}
+    assert done[3:] == ["scratch", "renamed", "checkpoints"]
+
+
 def test_pruning_keeps_what_it_is_told_and_sweeps_up(tmp_path: Path, step: TrainStep) -> None:
     for number in (1, 2, 3, 12_345_678):
         save(tmp_path, step, number)
     (tmp_path / ".writing-x").mkdir()
+    (tmp_path / f".step-0000007{files.GONE}").mkdir()
     (tmp_path / "notes").mkdir()
     assert checkpoint.steps(tmp_path) == [1, 2, 3, 12_345_678]
     checkpoint.prune(tmp_path, {2, 12_345_678})
     assert checkpoint.steps(tmp_path) == [2, 12_345_678]
     assert (tmp_path / "notes").exists()
-    assert not (tmp_path / ".writing-x").exists()
+    assert not list(tmp_path.glob(".*")), "what an interrupted writing or deleting left"
 
 
 def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path: Path, step: TrainStep) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
 from mlxgpt.storage import run as runs
 
@@ -60,6 +61,15 @@ def test_metrics_are_cut_back(runs_dir: Path) -> None:
     assert [record["step"] for record in run.metrics()] == [2, 4, 6, 8]
     run.log({"step": 10})
     assert list(run.metrics())[-1] == {"step": 10}
+
+
+def test_the_disk_holds_what_was_noted_and_its_names(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(files, "sync", lambda path: synced.append(path.name))
+    runs.open_run(runs_dir / "done").sync_notes()
+    assert synced == ["metrics.jsonl", "samples.txt", "done"]
 
 
 def test_a_run_moves_as_a_folder(runs_dir: Path, tmp_path: Path) -> None:

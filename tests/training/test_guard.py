@@ -52,6 +52,20 @@ def test_what_is_not_good_is_counted_until_it_gives_up() -> None:
     assert (guard.skipped, len(guard.losses)) == (1 + IN_A_ROW, 2)
 
 
+def test_going_back_is_to_what_was_remembered_then() -> None:
+    """The losses of the steps that are taken anew are not there twice."""
+    guard = fed([2.0] * 30, "rollback")
+    then = guard.to_tree()
+    for step in range(30, 35):
+        guard.settle(step, 1.0, 1.0, 3.0)
+    guard.settle(35, 9.0, 1.0, 3.0)
+    assert guard.spiked == 35
+    guard.go_back(30, then)
+    assert guard.losses == [(step, 2.0) for step in range(30)]
+    assert (guard.passed, guard.returns, guard.skipped, guard.in_a_row) == (6, 1, 1, 0)
+    assert not guard.stops
+
+
 @given(losses=st.lists(st.floats(0, 10, width=32), max_size=WINDOW + 40))
 def test_a_guard_comes_back_from_a_checkpoint(losses: list[float]) -> None:
     guard = fed(losses)

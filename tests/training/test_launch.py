@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +19,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import flat
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import forecast, hooks, selfcheck
+from mlxgpt.training import forecast, hooks, selfcheck, trainer
 from mlxgpt.training.selfcheck import Check
 from tests.trainings import Recorder, final_state, len_done, metrics
 
@@ -103,6 +105,38 @@ def test_the_best_checkpoint_stays(train: Any, monkeypatch: pytest.MonkeyPatch) 
     assert train("a").best_step == 8
     assert checkpoint.steps(Path("runs/a/checkpoints")) == [8, 12]
     assert runs.open_run(Path("runs/a")).checkpoint_path().name == "step-0000008"
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([math.nan, 2.0, math.inf])
+
+    def evaluator() -> SimpleNamespace:
+        return SimpleNamespace(loss=next(losses), bits_per_byte=1.0)
+
+    monkeypatch.setattr(hooks, "Evaluator", lambda *_, **__: evaluator)
+    summary = train("a")
+    assert (summary.best_step, summary.val_loss) == (8, 2.0)
+    noted = [line["val_loss"] for line in metrics("a") if "val_loss" in line]
+    assert noted == [None, 2.0, None], "as JSON can have it"
+
+
+def test_each_evaluation_is_logged_also_between_two_lines(train: Any) -> None:
+    train("a", eval_interval=3, log_interval=4)
+    lines = [(line["step"], "val_loss" in line) for line in metrics("a")]
+    assert lines == [(3, True), (4, False), (6, True), (8, False), (9, True), (12, True)]
+
+
+def test_the_speed_is_that_of_the_steps_since_the_last_line(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that ticks once each time it is looked at: two steps of 4 × 8 tokens a tick."""
+    clock = SimpleNamespace(monotonic=map(float, itertools.count()).__next__)
+    monkeypatch.setattr(trainer, "time", clock)
+    recorder = Recorder()
+    train("a", recorder)
+    assert [record["tokens_per_second"] for record in recorder.records] == [64.0] * 6
 
 
 def test_a_folder_of_something_else_is_left_alone(train: Any) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from mlxgpt import api, display
 from mlxgpt.errors import UserError
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import hooks
+from mlxgpt.training import hooks, saver
 from mlxgpt.training.trainer import Metrics
 from tests.trainings import Recorder, final_state, metrics
 
@@ -71,6 +72,50 @@ def test_the_newest_few_and_the_best_are_kept(
     monkeypatch.setattr(hooks, "Evaluator", lambda *_, **__: evaluator)
     train("a", max_steps=24, keep_checkpoints=keep)
     assert checkpoint.steps(CHECKPOINTS) == sorted({12, *left})
+
+
+def test_the_disk_holds_what_was_noted_before_each_checkpoint_and_at_the_end(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    sync, save = runs.Run.sync_notes, checkpoint.save
+
+    def synced(self: runs.Run) -> None:
+        order.append("notes")
+        sync(self)
+
+    def saved(folder: Path, step: int, *given: Any, **named: Any) -> Path:
+        order.append(f"step {step}")
+        return save(folder, step, *given, **named)
+
+    monkeypatch.setattr(runs.Run, "sync_notes", synced)
+    monkeypatch.setattr(checkpoint, "save", saved)
+    train("a")
+    assert order == ["notes", "step 4", "notes", "step 8", "notes", "step 12", "notes"]
+
+
+def test_the_best_is_named_when_it_is_there(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here nothing is written before it is waited for."""
+
+    class WhenAsked:
+        def __init__(self, *_: object) -> None: ...
+
+        def submit(self, write: Callable[[], None]) -> SimpleNamespace:
+            return SimpleNamespace(result=write, done=lambda: False)
+
+        def shutdown(self, wait: bool) -> None: ...
+
+    real, there = runs.Run.set_best, []
+
+    def named(self: runs.Run, step: int, val_loss: float) -> None:
+        there.append(step in self.steps())
+        real(self, step, val_loss)
+
+    monkeypatch.setattr(saver, "ThreadPoolExecutor", WhenAsked)
+    monkeypatch.setattr(runs.Run, "set_best", named)
+    train("a")
+    assert there
+    assert all(there)
 
 
 def test_a_writing_that_fails_ends_the_training(

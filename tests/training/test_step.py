@@ -110,6 +110,31 @@ def test_bfloat16_computes_in_16_bits_and_keeps_32_bit_weights(tiny_model: Confi
     assert not (before == ends[0][1]["wte.weight"]).any()
 
 
+def test_losses_are_computed_in_32_bits() -> None:
+    logits = mx.random.normal((2, 5, 19), key=mx.random.key(0)).astype(mx.bfloat16)
+    losses = token_losses(logits, ids_of(2, 5))
+    assert losses.dtype == mx.float32
+    assert (losses == token_losses(logits.astype(mx.float32), ids_of(2, 5))).all()
+
+
+@pytest.mark.parametrize(("grad_clip", "share"), [(0.0, 1.0), (1e9, 1.0), (0.5, 0.5)])
+def test_a_gradient_is_clipped_only_where_asked(
+    tiny_model: Config, grad_clip: float, share: float
+) -> None:
+    """Seen in AdamW's memory of it, after one step."""
+    config = override(tiny_model, {"grad_clip": grad_clip, "dropout": 0.0, "beta1": 0.0})
+    step, ids = TrainStep(GPT(config.model, 5), config), ids_of(1, 4, 9)
+    step.model.wte.weight = step.model.wte.weight * 100  # so that the gradient is a large one
+    gradients = flat(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))[1])
+    _, norm = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0))
+    assert float(norm) > 2
+    share = share / float(norm) if share < 1 else share
+    moments = step.arrays()[1]
+    np.testing.assert_allclose(
+        moments["states.0.wte.weight.m"], share * gradients["wte.weight"], rtol=1e-4, atol=1e-7
+    )
+
+
 def test_the_learning_rate_is_the_one_given(tiny_model: Config) -> None:
     config = override(tiny_model, {"weight_decay": 0.0, "dropout": 0.0})
     ids = ids_of(1, 4, 9)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.training import trainer
+from mlxgpt.training.guard import Guard
 from mlxgpt.training.optim import learning_rate_schedule
 from mlxgpt.training.step import TrainStep
 from mlxgpt.training.trainer import Hook, Metrics, train
@@ -53,11 +56,27 @@ def test_metrics_say_what_happened(tiny_model: Config, tokens: Tokens) -> None:
     assert all(a.seconds <= b.seconds for a, b in pairwise(seen))
 
 
+def test_what_hooks_do_is_no_time_of_training(
+    tiny_model: Config, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, seen = [0.0], []
+
+    def slow(metrics: Metrics) -> None:
+        seen.append(metrics.seconds)
+        now[0] += 100
+
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    train(fresh(tiny_model), tokens, tiny_model, hooks=[Hook(lambda step: step % 3 == 0, slow)])
+    assert seen == [0.0] * 4
+
+
 def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: Tokens) -> None:
-    """The same one for a step whenever it is taken, and another for each."""
+    """The same one for a step whenever it is taken, and another for each. After going back a step
+    has that of the batch it takes.
+    """
     step_function = fresh(tiny_model)
 
-    def keys_from(start: int) -> list[str]:
+    def keys_from(start: int, passed: int = 0) -> list[str]:
         seen: list[str] = []
 
         class Recorded(TrainStep):
@@ -68,17 +87,20 @@ def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: To
                 seen.append(str(key.tolist()))
                 return step_function(x, y, rate, key, limit)
 
-        train(Recorded(), tokens, tiny_model, start=start)
+        train(Recorded(), tokens, tiny_model, start=start, guard=Guard(passed=passed))
         return seen
 
     keys = keys_from(0)
     assert len(set(keys)) == len(keys) == 12
     assert keys_from(5) == keys[5:]
+    assert keys_from(2, passed=3)[:7] == keys[5:]
 
 
 def test_it_stops_after_the_step_it_is_asked_in(tiny_model: Config, tokens: Tokens) -> None:
-    asked = iter([False, False, True])
-    assert train(fresh(tiny_model), tokens, tiny_model, stop=lambda: next(asked)) == 3
+    asked, guard = iter([False, False, True]), Guard()
+    stopped = train(fresh(tiny_model), tokens, tiny_model, stop=lambda: next(asked), guard=guard)
+    assert stopped == 3
+    assert [step for step, _ in guard.losses] == [0, 1, 2], "the guard has seen the last one too"
 
 
 def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: Tokens) -> None:
