@@ -1,0 +1,472 @@
+"""HellaSwag on a small file of its form: against the plainest computation, on damaged files, and
+from a server that is laid out as GitHub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import mlx.core as mx
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+from mlxgpt import files
+from mlxgpt.config import ModelConfig
+from mlxgpt.corpus import bpe
+from mlxgpt.corpus.bpe import BPETokenizer
+from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
+from mlxgpt.errors import UserError
+from mlxgpt.evaluation import hellaswag
+from mlxgpt.evaluation.hellaswag import Example, ending_losses, evaluate, load
+from mlxgpt.model.gpt import GPT
+from tests.corpus.hub import GitHub, running
+from tests.evaluation.endings import CASES, TEXT, row
+
+NOWHERE = "http://127.0.0.1:9"  # a port that refuses
+
+
+class HellaSwag(GitHub):
+    """raw.githubusercontent.com with our file in HellaSwag's place."""
+
+    path = "/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
+
+
+def small(vocab_size: int, block_size: int = 128, n_embd: int = 16, seed: int = 3) -> GPT:
+    """A model that is far from uniform."""
+    model = GPT(ModelConfig(2, 2, n_embd, block_size, vocab_size, dropout=0.0, bias=True), seed)
+    model.wte.weight = model.wte.weight * 20
+    model.wpe.weight = model.wpe.weight * 20
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> BPETokenizer:
+    return bpe.train([TEXT], 300)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+    path = tmp_path_factory.mktemp("hellaswag") / "small.jsonl"
+    path.write_text(TEXT, encoding="utf-8")
+    return load(path)
+
+
+def plainly(
+    model: GPT, tokenizer: Tokenizer, example: Example, bos: int | None
+) -> list[list[float]]:
+    """Nats of each token of each ending, one sequence at a time, in double precision."""
+    result = []
+    for ending in example.endings:
+        ids = [bos] if bos is not None else []
+        ids += list(tokenizer.encode(example.context))
+        first = len(ids)
+        ids += list(tokenizer.encode(" " + ending))
+        while len(ids) - 1 > model.config.block_size:
+            ids, first = ids[1:], first - 1
+        logits = np.array(model(mx.array([[int(i) for i in ids[:-1]]])))[0].astype(np.float64)
+        nats = []
+        for position in range(max(first, 1), len(ids)):
+            before = logits[position - 1]
+            highest = before.max()
+            log_sum = highest + math.log(np.exp(before - highest).sum())
+            nats.append(log_sum - before[ids[position]])
+        result.append(nats)
+    return result
+
+
+def scored(
+    model: GPT, tokenizer: Tokenizer, examples: list[Example], bos: int | None = None
+) -> tuple[np.ndarray, np.ndarray, list[bool]]:
+    """sums[N, 4], counts[N, 4], cut[N], in the examples' order; each example is there once."""
+    all = sorted(ending_losses(model, tokenizer, examples, bos=bos), key=lambda one: one.number)
+    assert [one.number for one in all] == list(range(len(examples)))
+    return np.stack([s.sums for s in all]), np.stack([s.counts for s in all]), [s.cut for s in all]
+
+
+# The losses and what comes of them.
+
+
+@pytest.mark.parametrize("block_size", [7, 20, 33, 128])
+@pytest.mark.parametrize("bos", [None, 5])
+def test_it_is_the_plainest_computation(
+    tokenizer: BPETokenizer, examples: list[Example], block_size: int, bos: int | None
+) -> None:
+    model = small(tokenizer.vocab_size, block_size)
+    sums, counts, cut = scored(model, tokenizer, examples, bos)
+    right = right_norm = 0
+    for number, example in enumerate(examples):
+        nats = plainly(model, tokenizer, example, bos)
+        assert [len(one) for one in nats] == counts[number].tolist()
+        np.testing.assert_allclose(sums[number], [sum(one) for one in nats], atol=1e-4)
+        right += min(range(4), key=lambda n: sum(nats[n])) == example.label
+        right_norm += min(range(4), key=lambda n: sum(nats[n]) / len(nats[n])) == example.label
+    longest = [
+        (bos is not None)
+        + len(tokenizer.encode(one.context))
+        + max(len(tokenizer.encode(" " + ending)) for ending in one.endings)
+        for one in examples
+    ]
+    assert cut == [length > block_size + 1 for length in longest]
+    assert any(cut) == (block_size < 128)
+    result = evaluate(model, tokenizer, examples, bos=bos)
+    assert result.examples == len(CASES) == 12
+    assert (result.accuracy, result.accuracy_norm) == (right / 12, right_norm / 12)
+    assert result.accuracy_error == pytest.approx(math.sqrt(right * (12 - right) / 12**3))
+    assert result.accuracy_norm_error == pytest.approx(
+        math.sqrt(right_norm * (12 - right_norm) / 12**3)
+    )
+    assert result.cut == sum(cut)
+
+
+def test_sum_and_mean_choose_differently(tokenizer: BPETokenizer, examples: list[Example]) -> None:
+    """In one case the likeliest ending is the shortest, in the other it is not; else the test above
+    could not tell the two accuracies from each other.
+    """
+    sums, counts, _ = scored(small(tokenizer.vocab_size), tokenizer, examples)
+    assert (sums.argmin(1) != (sums / counts).argmin(1)).any()
+
+
+@pytest.mark.parametrize("bucket", [1, 8, 100, 1000])
+@pytest.mark.parametrize("at_once", [1, 300, 100_000])
+def test_losses_know_nothing_of_batches_and_padding(
+    tokenizer: BPETokenizer,
+    examples: list[Example],
+    monkeypatch: pytest.MonkeyPatch,
+    bucket: int,
+    at_once: int,
+) -> None:
+    model = small(tokenizer.vocab_size)
+    before = scored(model, tokenizer, examples)
+    monkeypatch.setattr(hellaswag, "BUCKET", bucket)
+    monkeypatch.setattr(hellaswag, "AT_ONCE", at_once)
+    after = scored(model, tokenizer, examples)
+    np.testing.assert_allclose(after[0], before[0], atol=1e-4)
+    assert after[1].tolist() == before[1].tolist()
+
+
+def test_shapes_are_few(
+    tokenizer: BPETokenizer, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is traced once, and none is longer than the block."""
+    shapes = []
+
+    class Watched(GPT):
+        def __call__(self, ids: mx.array, key: mx.array | None = None) -> mx.array:
+            shapes.append(tuple(ids.shape))
+            return super().__call__(ids, key)
+
+    monkeypatch.setattr(hellaswag, "AT_ONCE", 500)
+    model = Watched(replace(small(tokenizer.vocab_size).config, block_size=70))
+    short = Example("A man", ("is old.", "is a cat.", "rains.", "is."), 0)
+    evaluate(model, tokenizer, [*examples, short, *examples, short])
+    assert shapes == [(8, 32), (4, 64), (4, 70)]
+
+
+@pytest.mark.parametrize("number", [0, 5, 11])
+def test_permuted_endings_have_permuted_losses(
+    tokenizer: BPETokenizer, examples: list[Example], number: int
+) -> None:
+    model, example = small(tokenizer.vocab_size), examples[number]
+    orders = list(itertools.permutations(range(4)))
+    permuted = [
+        Example(example.context, tuple(example.endings[n] for n in o), o.index(example.label))
+        for o in orders
+    ]
+    sums, counts, _ = scored(model, tokenizer, permuted)
+    for order, of_one, number_of_tokens in zip(orders, sums, counts, strict=True):
+        np.testing.assert_allclose(of_one, sums[0][list(order)], atol=1e-4)
+        assert number_of_tokens.tolist() == counts[0][list(order)].tolist()
+    result, alone = evaluate(model, tokenizer, permuted), evaluate(model, tokenizer, [example])
+    assert (result.accuracy, result.accuracy_norm) == (alone.accuracy, alone.accuracy_norm)
+
+
+def repeating(letters: str) -> tuple[GPT, CharTokenizer]:
+    """A model that is certain of seeing the last character again: every embedding is orthogonal to
+    the others, and the blocks add nothing.
+    """
+    tokenizer = CharTokenizer(letters, end_of_text=False)
+    model = small(tokenizer.vocab_size, n_embd=32)
+    model.wte.weight = 50 * mx.eye(32)[: tokenizer.vocab_size]
+    model.wpe.weight = mx.zeros_like(model.wpe.weight)
+    for block in model.h:
+        for part in (block.attn.c_proj, block.mlp.c_proj):
+            part.weight = mx.zeros_like(part.weight)
+    return model, tokenizer
+
+
+def test_an_ending_that_the_model_is_certain_of_is_chosen() -> None:
+    model, tokenizer = repeating("abcdef ")
+    wrong = ("a", "fed", "   a   ")
+    for label in range(4):
+        endings = (*wrong[:label], "      ", *wrong[label:])
+        result = evaluate(model, tokenizer, [Example("bead ", endings, label)])
+        assert (result.accuracy, result.accuracy_norm) == (1, 1)
+        assert (result.accuracy_error, result.accuracy_norm_error) == (0, 0)
+        other = evaluate(model, tokenizer, [Example("bead ", endings, (label + 1) % 4)])
+        assert (other.accuracy, other.accuracy_norm) == (0, 0)
+
+
+def test_what_every_token_costs_alike_is_chosen_by_length() -> None:
+    tokenizer = CharTokenizer("abcdef ", end_of_text=False)
+    model = small(10)
+    model.wte.weight = mx.zeros_like(model.wte.weight)
+    example = Example("bead", ("fade", "a", "face", "dead bee"), 1)
+    sums, counts, _ = scored(model, tokenizer, [example])
+    assert counts.tolist() == [[5, 2, 5, 9]]
+    np.testing.assert_allclose(sums[0], counts[0] * math.log(10), rtol=1e-5)
+    assert evaluate(model, tokenizer, [example]).accuracy == 1
+
+
+def test_progress_is_told_of_every_example(
+    tokenizer: BPETokenizer, examples: list[Example]
+) -> None:
+    told: list[tuple[int, int, float]] = []
+    result = evaluate(
+        small(tokenizer.vocab_size), tokenizer, examples, progress=lambda *now: told.append(now)
+    )
+    assert [done for done, _, _ in told] == list(range(1, 13))
+    assert {total for _, total, _ in told} == {12}
+    assert told[-1][2] == result.accuracy_norm
+    assert all(share * done == pytest.approx(round(share * done)) for done, _, share in told)
+
+
+# What gives no figure.
+
+
+def line(error: UserError, problem: str) -> None:
+    """It is the problem that is named, in one line, and what to do in another."""
+    assert re.search(problem, error.problem)
+    for text in (error.problem, error.remedy):
+        assert "\n" not in text
+        assert 10 < len(text) < 250
+
+
+def test_a_tokenizer_that_lacks_characters_is_refused(examples: list[Example]) -> None:
+    letters = {letter for case in CASES for text in case for letter in str(text)} - set("zé–")
+    tokenizer = CharTokenizer(letters, end_of_text=False)
+    with pytest.raises(UserError) as caught:
+        evaluate(small(tokenizer.vocab_size), tokenizer, examples)
+    line(caught.value, "^HellaSwag has characters that this model has not: .*: 'z' 'é' '–'$")
+    without_spaces = CharTokenizer("abc", end_of_text=False)
+    with pytest.raises(UserError, match="never seen: ' '"):
+        evaluate(small(3), without_spaces, [Example("a", ("a", "b", "c", "b"), 0)])
+
+
+@pytest.mark.parametrize(("room", "bos"), [(299, None), (300, 300), (300, -1)])
+def test_ids_beyond_the_model_are_refused(
+    tokenizer: BPETokenizer, examples: list[Example], room: int, bos: int | None
+) -> None:
+    assert tokenizer.vocab_size == 300
+    with pytest.raises(UserError) as caught:
+        evaluate(small(room), tokenizer, examples, bos=bos)
+    line(caught.value, f"ids beyond the model's vocabulary of {room}")
+
+
+def test_no_examples_and_broken_weights_give_no_figure(
+    tokenizer: BPETokenizer, examples: list[Example]
+) -> None:
+    model = small(tokenizer.vocab_size)
+    with pytest.raises(UserError) as caught:
+        evaluate(model, tokenizer, [])
+    line(caught.value, "no examples")
+    model.ln_f.weight = model.ln_f.weight * math.nan
+    with pytest.raises(UserError) as caught:
+        evaluate(model, tokenizer, examples)
+    line(caught.value, "no numbers")
+
+
+def test_lone_surrogates_are_text_like_any_other(tokenizer: BPETokenizer, tmp_path: Path) -> None:
+    (tmp_path / "odd.jsonl").write_text(json.dumps({**row(), "ctx": "a \ud83d b"}))
+    assert evaluate(small(300), tokenizer, load(tmp_path / "odd.jsonl")).examples == 1
+
+
+# Files.
+
+
+def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_text(TEXT.replace("\n", "\r\n\n"), encoding="utf-8")
+    examples = load(path)
+    assert [(e.context, e.label, *e.endings) for e in examples] == CASES
+
+
+DAMAGE: dict[str, Any] = {
+    "cut short": json.dumps(row())[:-9],
+    "no object": "[]",
+    "a number": "3",
+    "nested": "[" * 100_000,
+    "other encoding": '{"ctx": "café"}'.encode("latin-1"),
+    "zipped": b"\x1f\x8b\x08\0",
+    "no context": {"ctx": None},
+    "empty context": {"ctx": ""},
+    "context in parts": {"ctx": ["a", "b"]},
+    "three endings": {"endings": ["a", "b", "c"]},
+    "five endings": {"endings": ["a", "b", "c", "d", "e"]},
+    "an ending that is none": {"endings": ["a", "b", "c", 4]},
+    "no endings": {"endings": None},
+    "endings in one": {"endings": "abcd"},
+    "no label": {"label": None},  # as in the test split
+    "label 4": {"label": 4},
+    "label -1": {"label": -1},
+    "true": {"label": True},
+    "one and a half": {"label": 1.5},
+    "text": {"label": "1"},
+    "endless": {"label": 10**30},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
+    bad = DAMAGE[damage]
+    if isinstance(bad, dict):
+        bad = json.dumps(row() | bad)
+    bad = bad if isinstance(bad, bytes) else bad.encode()
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(TEXT.encode() + b"\n" + bad + b"\n" + TEXT.encode())
+    with pytest.raises(UserError) as caught:
+        load(path)
+    line(caught.value, f"^{re.escape(str(path))}, line 14 (has|is) ")
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, problem in (
+        (tmp_path / "none", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+    ):
+        with pytest.raises(UserError) as caught:
+            load(path)
+        line(caught.value, f"^cannot read {re.escape(str(path))}: {problem}$")
+    monkeypatch.setattr(hellaswag, "LONGEST", len(TEXT.encode()))
+    (tmp_path / "large").write_text(TEXT)
+    assert len(load(tmp_path / "large")) == 12
+    (tmp_path / "large").write_text(TEXT + "\n")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "large")
+    line(caught.value, "is longer than")
+
+
+# The validation split, fetched.
+
+
+class Here:
+    """A machine with an empty cache, that knows our file's size and hash as HellaSwag's."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.monkeypatch = folder, monkeypatch
+        self.notes: list[str] = []
+
+    def load(self, address: str) -> list[Example]:
+        """From GitHub, or what stands at that address instead."""
+        self.monkeypatch.setattr(hellaswag, "URL", address + HellaSwag.path)
+        self.notes.clear()
+        return load(note=self.notes.append)
+
+    @property
+    def kept(self) -> Path:
+        (path,) = self.folder.rglob("hellaswag_val.jsonl")
+        return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    # Servers are reached directly, whatever proxies there are, by a session that knows it.
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    in_folder = partial(huggingface_hub.cached_assets_path, assets_dir=tmp_path)
+    monkeypatch.setattr(huggingface_hub, "cached_assets_path", in_folder)
+    monkeypatch.setattr(hellaswag, "BYTES", len(TEXT.encode()))
+    monkeypatch.setattr(hellaswag, "SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
+    huggingface_hub.close_session()
+    yield Here(tmp_path, monkeypatch)
+    huggingface_hub.close_session()
+
+
+def test_the_address_is_githubs() -> None:
+    assert hellaswag.URL.removeprefix("https://raw.githubusercontent.com") == HellaSwag.path
+
+
+def test_it_is_fetched_once_and_kept(here: Here, examples: list[Example]) -> None:
+    github = HellaSwag(TEXT)
+    with running(github):
+        assert here.load(github.address) == examples
+        assert here.notes == ["getting HellaSwag (0 MB) from 127.0.0.1"]
+        assert here.load(github.address) == examples
+        assert here.notes == []
+    assert github.asked == [f"GET {HellaSwag.path}"]
+    assert here.load(NOWHERE) == examples
+    assert here.kept.read_bytes() == TEXT.encode()
+
+
+@pytest.mark.parametrize("damaged", [TEXT[:-1], TEXT.replace("kettle", "nettle"), TEXT + "\n"])
+def test_a_damaged_cache_is_fetched_anew(here: Here, examples: list[Example], damaged: str) -> None:
+    github = HellaSwag(TEXT)
+    with running(github):
+        here.load(github.address)
+        here.kept.write_text(damaged, encoding="utf-8")
+        assert here.load(github.address) == examples
+    assert len(github.asked) == 2
+    assert here.kept.read_bytes() == TEXT.encode()
+
+
+def test_a_download_that_breaks_off_is_tried_again(here: Here, examples: list[Example]) -> None:
+    github = HellaSwag(TEXT, "breaks")
+    with running(github):
+        assert here.load(github.address) == examples
+    assert len(github.asked) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    here: Here, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    github = HellaSwag(TEXT)
+    with running(github), monkeypatch.context() as patch:
+        patch.setattr(files, "sync", full)
+        assert here.load(github.address) == examples
+        assert "cannot be kept" in here.notes[-1]
+        assert "No space left on device" in here.notes[-1]
+        (here.folder / "mlxgpt").rename(here.folder / "before")
+        (here.folder / "mlxgpt").write_text("a file in the folder's place")
+        assert here.load(github.address) == examples
+        assert "cannot be kept" in here.notes[-1]
+
+
+REASONS = {
+    "it answered 404": HellaSwag(TEXT, "404"),
+    "it answered 503": HellaSwag(TEXT, "503"),
+    "no answer in 1 s": HellaSwag(TEXT, "hangs"),
+    "another text, sha256 ": HellaSwag(TEXT.replace("kettle", "nettle")),
+    "it gave something longer": HellaSwag(TEXT + "\n"),
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_where_it_cannot_be_had_the_reason_is_told(here: Here, reason: str) -> None:
+    with running(REASONS[reason]), pytest.raises(UserError) as caught:
+        here.load(REASONS[reason].address)
+    line(caught.value, rf"^HellaSwag cannot be had \(127.0.0.1: {reason}")
+    assert not list(here.folder.rglob("*.jsonl"))
+
+
+def test_without_a_network_it_is_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError) as caught:
+        here.load(NOWHERE)
+    line(caught.value, r"^HellaSwag cannot be had \(127.0.0.1: no connection, .*refused\)$")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError) as caught:
+        here.load(NOWHERE)
+    line(caught.value, r"^HellaSwag cannot be had \(127.0.0.1: .*[Oo]ffline")

@@ -1,0 +1,75 @@
+"""HellaSwag's losses are those of transformers' GPT-2 with the same weights, by build-nanogpt's
+rule. Needs the extra `oracle`.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt.config import ModelConfig
+from mlxgpt.corpus import bpe
+from mlxgpt.evaluation.hellaswag import Example, ending_losses, evaluate
+from mlxgpt.model.gpt import GPT, load_parameters
+from tests.evaluation.endings import CASES, TEXT
+
+pytest.importorskip("torch", reason="the extra `oracle` is not installed")
+pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # other people's
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # Conv1D's
+
+
+def test_the_four_losses_are_those_of_transformers() -> None:
+    tokenizer = bpe.train([TEXT], 300)
+    torch.manual_seed(1)
+    config = GPT2Config(
+        n_layer=2,
+        n_head=2,
+        n_embd=16,
+        n_positions=128,
+        vocab_size=300,
+        activation_function="gelu_new",
+        initializer_range=0.3,  # far from uniform
+    )
+    theirs = GPT2LMHeadModel(config).eval()
+    ours = GPT(ModelConfig(2, 2, 16, 128, 300, dropout=0.0, bias=True))
+    arrays = {name: p.detach().numpy() for name, p in theirs.transformer.named_parameters()}
+    load_parameters(
+        ours,
+        {
+            name: mx.array(np.ascontiguousarray(value.T if name.endswith(TRANSPOSED) else value))
+            for name, value in arrays.items()
+        },
+    )
+    examples = [Example(context, tuple(endings), label) for context, label, *endings in CASES]
+    right = right_norm = 0
+    for one in sorted(ending_losses(ours, tokenizer, examples), key=lambda one: one.number):
+        example = examples[one.number]
+        context = tokenizer.encode(example.context).tolist()
+        endings = [tokenizer.encode(f" {ending}").tolist() for ending in example.endings]
+        ids = torch.zeros((4, len(context) + max(map(len, endings))), dtype=torch.long)
+        labels = torch.full_like(ids, -100)  # which PyTorch leaves out
+        for n, ending in enumerate(endings):
+            end = len(context) + len(ending)
+            ids[n, :end] = torch.tensor(context + ending)
+            labels[n, len(context) : end] = torch.tensor(ending)
+        with torch.no_grad():
+            logits = theirs(ids).logits
+        nats = torch.nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
+        )
+        sums, counts = nats.sum(1), (labels != -100).sum(1)
+        assert one.counts.tolist() == counts.tolist()
+        np.testing.assert_allclose(one.sums, sums.numpy(), atol=1e-4)
+        right += sums.argmin().item() == example.label
+        right_norm += (sums / counts).argmin().item() == example.label
+    result = evaluate(ours, tokenizer, examples)
+    assert (result.accuracy, result.accuracy_norm) == (right / 12, right_norm / 12)
