@@ -154,11 +154,21 @@ def read_small(path: Path, most: int = SMALL) -> str:
         OSError: if it cannot be read.
         ValueError: if it is larger than `most` bytes, or not UTF-8.
     """
+    return read_small_bytes(path, most).decode("utf-8")
+
+
+def read_small_bytes(path: Path, most: int = SMALL) -> bytes:
+    """The content of a file that has to be small.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is larger than `most` bytes.
+    """
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"it is larger than {most:,} bytes")
-    return content.decode("utf-8")
+    return content
 
 
 def parse_json(text: str) -> Any:

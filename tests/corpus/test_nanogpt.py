@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlxgpt import api
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import nanogpt
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.errors import UserError
+from mlxgpt.storage import run as runs
 from tests.corpus.texts import sides
 
 TEXTS = {
@@ -77,9 +80,97 @@ def test_an_id_that_gpt2_has_not_is_refused(folder: Path) -> None:
         open_dataset(folder)
 
 
-def test_a_pickle_is_never_opened(folder: Path) -> None:
-    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 65}))
-    with pytest.raises(UserError, match=r"meta\.pkl: its ids are not GPT-2's"):
+LINES = "To be, or not to be:\nthat is the question.\nGrüße, 日本 🙂\n"
+
+
+def write_characters(folder: Path, text: str, alphabet: str | None = None) -> None:
+    """What nanoGPT's data/shakespeare_char/prepare.py leaves of a text."""
+    alphabet = alphabet or "".join(sorted(set(text)))
+    stoi = {character: id for id, character in enumerate(alphabet)}
+    at = int(len(text) * 0.9)
+    for split, part in (("train", text[:at]), ("val", text[at:])):
+        np.array([stoi[c] for c in part], dtype=np.uint16).tofile(folder / f"{split}.bin")
+    meta = {"vocab_size": len(alphabet), "itos": dict(enumerate(alphabet)), "stoi": stoi}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+
+
+@pytest.fixture
+def characters(tmp_path: Path) -> Path:
+    folder = tmp_path / "data" / "shakespeare_char"
+    folder.mkdir(parents=True)
+    write_characters(folder, LINES)
+    return folder
+
+
+def test_arrays_of_characters_are_opened_as_they_are(characters: Path) -> None:
+    before = {path.name: path.read_bytes() for path in characters.iterdir()}
+    dataset = open_dataset(characters)
+    at = int(len(LINES) * 0.9)
+    for part, tokens, meta in (
+        (LINES[:at], dataset.train, dataset.meta.train),
+        (LINES[at:], dataset.val, dataset.meta.val),
+    ):
+        assert dataset.tokenizer.decode(int(id) for id in tokens.ids) == part
+        assert tokens.ids.tolist() == dataset.tokenizer.encode(part).tolist()
+        assert tokens.vocab_size == len(set(LINES))
+        assert (meta.tokens, meta.documents, meta.bytes) == (len(part), 1, len(part.encode()))
+    assert dataset.tokenizer.end_of_text is None
+    assert dataset.meta.vocab_size == dataset.tokenizer.vocab_size == len(set(LINES))
+    assert dataset.meta.tokenizer == dataset.tokenizer.fingerprint
+    assert {path.name: path.read_bytes() for path in characters.iterdir()} == before
+
+
+def test_characters_of_shakespeare_are_those_of_our_own_preparation(
+    shakespeare: Path, tmp_path: Path
+) -> None:
+    """The same split, the same ids: the same data."""
+    theirs = tmp_path / "shakespeare_char"
+    theirs.mkdir()
+    write_characters(theirs, shakespeare.read_text(encoding="utf-8"))
+    ours = find_or_prepare(DataConfig((str(shakespeare),)), tmp_path / "data")
+    dataset = open_dataset(theirs)
+    assert dataset.meta.fingerprint == ours.meta.fingerprint
+    assert (dataset.meta.train, dataset.meta.val) == (ours.meta.train, ours.meta.val)
+    assert (dataset.meta.train.tokens, dataset.meta.val.tokens) == (1_003_854, 111_540)
+
+
+@pytest.mark.usefixtures("no_check")
+def test_arrays_of_characters_are_trained_on(
+    home: Path, characters: Path, train: Any, text: str
+) -> None:
+    write_characters(characters, text)
+    assert train("chars", source=characters, max_steps=4).step == 4
+    run = runs.open_run(home / "runs" / "chars")
+    assert run.config.model.vocab_size == len(set(text))
+    assert api.generate(run="chars", max_tokens=5, prompt="to").tokens == 5
+    assert api.evaluate(run="chars").tokens == len(text) - int(len(text) * 0.9) - 1
+
+
+def test_an_id_that_the_vocabulary_has_not_is_refused(characters: Path) -> None:
+    size = len(set(LINES))
+    np.array([1, size - 1], dtype=np.uint16).tofile(characters / "val.bin")
+    open_dataset(characters)
+    np.array([1, size, 2], dtype=np.uint16).tofile(characters / "val.bin")
+    with pytest.raises(UserError, match=rf"val\.bin holds id {size}, and meta\.pkl has {size}"):
+        open_dataset(characters)
+
+
+def test_another_order_of_the_characters_is_refused(characters: Path) -> None:
+    write_characters(characters, "abcabc" * 9, "acb")
+    with pytest.raises(UserError, match="in another order than that of their code points"):
+        open_dataset(characters)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "pipe", "link to nothing"])
+def test_another_meta_pkl_is_refused(folder: Path, kind: str) -> None:
+    path = folder / "meta.pkl"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"vocab_size": 65}))
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"meta\.pkl is no (vocabulary|file)"):
         open_dataset(folder)
 
 

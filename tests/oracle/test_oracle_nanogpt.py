@@ -1,0 +1,330 @@
+"""nanoGPT's checkpoints, written by PyTorch as nanoGPT does. Needs PyTorch."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from mlxgpt.config import ModelConfig
+from mlxgpt.errors import UserError
+from mlxgpt.interchange.nanogpt import read_checkpoint
+from mlxgpt.model.gpt import GPT, load_parameters
+from tests.hostile import EDITS, edited
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+SHAPE: dict[str, Any] = {
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 12,
+    "block_size": 8,
+    "bias": True,
+    "vocab_size": 64,
+    "dropout": 0.1,
+}
+
+
+def state_dict(shape: dict[str, Any], std: float = 0.3) -> dict[str, Any]:
+    """The names, shapes and order of nanoGPT's, far from uniform so that every part matters."""
+    generator = torch.Generator().manual_seed(0)
+    C, names = shape["n_embd"], {}
+
+    def add(name: str, *size: int, mean: float = 0.0, bias: bool = shape["bias"]) -> None:
+        names[f"{name}.weight"] = mean + std * torch.randn(*size, generator=generator)
+        if bias:
+            names[f"{name}.bias"] = std * torch.randn(size[0], generator=generator)
+
+    add("transformer.wte", shape["vocab_size"], C, bias=False)
+    add("transformer.wpe", shape["block_size"], C, bias=False)
+    for n in range(shape["n_layer"]):
+        block = f"transformer.h.{n}"
+        add(f"{block}.ln_1", C, mean=1.0)
+        add(f"{block}.attn.c_attn", 3 * C, C)
+        add(f"{block}.attn.c_proj", C, C)
+        add(f"{block}.ln_2", C, mean=1.0)
+        add(f"{block}.mlp.c_fc", 4 * C, C)
+        add(f"{block}.mlp.c_proj", C, 4 * C)
+    add("transformer.ln_f", C, mean=1.0)
+    names["lm_head.weight"] = names["transformer.wte.weight"]
+    return names
+
+
+def logits(shape: dict[str, Any], names: dict[str, Any], ids: Any, gelu: str) -> np.ndarray:
+    """What PyTorch makes of ids[B, T] with nanoGPT's formulas, in float32."""
+    F = torch.nn.functional
+    C, H = shape["n_embd"], shape["n_head"]
+    B, T = ids.shape
+
+    def get(name: str) -> Any:
+        value = names.get(f"transformer.{name}")
+        return value if value is None else value.float()
+
+    def linear(name: str, x: Any) -> Any:
+        return F.linear(x, get(f"{name}.weight"), get(f"{name}.bias"))
+
+    def norm(name: str, x: Any) -> Any:
+        return F.layer_norm(x, (C,), get(f"{name}.weight"), get(f"{name}.bias"), 1e-5)
+
+    x = F.embedding(ids, get("wte.weight")) + get("wpe.weight")[:T]
+    for n in range(shape["n_layer"]):
+        qkv = linear(f"h.{n}.attn.c_attn", norm(f"h.{n}.ln_1", x)).split(C, dim=2)
+        q, k, v = (one.view(B, T, H, C // H).transpose(1, 2) for one in qkv)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + linear(f"h.{n}.attn.c_proj", y.transpose(1, 2).reshape(B, T, C))
+        inner = F.gelu(linear(f"h.{n}.mlp.c_fc", norm(f"h.{n}.ln_2", x)), approximate=gelu)
+        x = x + linear(f"h.{n}.mlp.c_proj", inner)
+    return (norm("ln_f", x) @ get("wte.weight").T).numpy()
+
+
+def checkpoint(shape: dict[str, Any], names: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """What nanoGPT's train.py gives to torch.save."""
+    parameters = [torch.nn.Parameter(value.clone()) for value in names.values()]
+    optimizer = torch.optim.AdamW(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return {
+        "model": names,
+        "optimizer": optimizer.state_dict(),
+        "model_args": shape,
+        "iter_num": 250,
+        "best_val_loss": torch.tensor([1.25, 1.75]).mean(),
+        "config": {"dataset": "shakespeare_char", "device": "cuda", "compile": True, "lr": 1e-3},
+        **changes,
+    }
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ckpt.pt"
+
+
+def ours(path: Path, ids: Any) -> np.ndarray:
+    """The logits of the model that was read."""
+    read = read_checkpoint(path)
+    model = GPT(read.config)
+    load_parameters(model, read.parameters)
+    return np.array(model(mx.array(ids.numpy().astype(np.int32))))
+
+
+def some_ids(shape: dict[str, Any]) -> Any:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, shape["vocab_size"], (3, shape["block_size"]), generator=generator)
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_logits_are_pytorchs(path: Path, prefix: str, bias: bool, dtype: str, masked: bool) -> None:
+    shape = {**SHAPE, "bias": bias}
+    names = {name: value.to(getattr(torch, dtype)) for name, value in state_dict(shape).items()}
+    names["lm_head.weight"] = names["transformer.wte.weight"]
+    saved = dict(names)
+    if masked:  # as before PyTorch 2.0
+        for n in range(SHAPE["n_layer"]):
+            saved[f"transformer.h.{n}.attn.bias"] = torch.tril(torch.ones(1, 1, 8, 8))
+    saved = {prefix + name: value for name, value in saved.items()}
+    torch.save(checkpoint(shape, saved), path)
+    ids = some_ids(shape)
+    theirs = logits(shape, names, ids, "tanh")
+    assert np.abs(theirs).max() > 1
+    np.testing.assert_allclose(ours(path, ids), theirs, atol=1e-4)
+
+
+def test_a_padded_vocabulary_is_kept_as_room(path: Path) -> None:
+    shape = {**SHAPE, "vocab_size": 50304}
+    names = state_dict(shape)
+    torch.save(checkpoint(shape, names), path)
+    assert read_checkpoint(path).parameters["wte.weight"].shape == (50304, 12)
+    ids = some_ids(shape)
+    np.testing.assert_allclose(ours(path, ids), logits(shape, names, ids, "tanh"), atol=1e-4)
+
+
+def test_the_exact_gelu_of_todays_nanogpt_differs_little(path: Path) -> None:
+    """With weights as large as training begins with; it cannot be told from the file."""
+    names = state_dict(SHAPE, std=0.02)
+    torch.save(checkpoint(SHAPE, names), path)
+    ids = some_ids(SHAPE)
+    np.testing.assert_allclose(ours(path, ids), logits(SHAPE, names, ids, "none"), atol=1e-4)
+
+
+def test_what_is_told_of_the_training_is_read(path: Path) -> None:
+    torch.save(checkpoint(SHAPE, state_dict(SHAPE)), path)
+    read = read_checkpoint(path)
+    assert read.config == ModelConfig(**SHAPE)
+    assert (read.step, read.val_loss, read.dataset) == (250, 1.5, "shakespeare_char")
+    assert {value.dtype for value in read.parameters.values()} == {mx.float32}
+
+
+def test_what_is_not_told_is_unknown(path: Path) -> None:
+    """The oldest files have no bias and no config."""
+    shape = {name: value for name, value in SHAPE.items() if name not in ("bias", "dropout")}
+    saved = checkpoint(shape, state_dict(SHAPE), best_val_loss=torch.tensor(float("nan")))
+    del saved["config"]
+    torch.save(saved, path)
+    read = read_checkpoint(path)
+    assert (read.val_loss, read.dataset) == (None, None)
+    assert (read.config.bias, read.config.dropout) == (True, 0.0)
+    torch.save({**saved, "best_val_loss": 1.75}, path)
+    assert read_checkpoint(path).val_loss == 1.75
+
+
+Change = Callable[[dict[str, Any]], Any]
+WTE, HEAD, C_FC = "transformer.wte.weight", "lm_head.weight", "transformer.h.0.mlp.c_fc.weight"
+
+
+def model(**tensors: Any) -> Change:
+    """A change of the model: tensors by their names with __ for a dot; None takes one away."""
+
+    def change(saved: dict[str, Any]) -> None:
+        for name, value in tensors.items():
+            saved["model"].pop(name.replace("__", "."), None)
+            if value is not None:
+                saved["model"][name.replace("__", ".")] = value
+
+    return change
+
+
+def arguments(**values: Any) -> Change:
+    return lambda saved: saved["model_args"].update(values)
+
+
+def drop(part: str, name: str) -> Change:
+    return lambda saved: (saved[part] if part else saved).pop(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (drop("", "model"), "it has no 'model'"),
+        (drop("", "model_args"), "it has no 'model_args'"),
+        (drop("", "iter_num"), "it has no 'iter_num'"),
+        (drop("model_args", "n_embd"), "its model_args lack n_embd"),
+        (lambda saved: saved.update(model_args=[1]), "its model_args are none"),
+        (lambda saved: saved.update(model=[1]), "no dictionary of tensors"),
+        (lambda saved: saved["model"].update({1: 2}), "no dictionary of tensors"),
+        (lambda saved: saved.update(iter_num="9"), "no number of steps"),
+        (lambda saved: saved.update(iter_num=-1), "no number of steps"),
+        (arguments(n_layer=-1), "n_layer = -1 is too small"),
+        (arguments(n_layer="2"), "n_layer = '2' has the wrong type"),
+        (arguments(n_head=5), "cannot be shared among n_head = 5"),
+        (arguments(vocab_size=0), "vocab_size is 0"),
+        (arguments(vocab_size=None), "vocab_size = None has the wrong type"),
+        (arguments(n_layer=2_000_000_000), r"tell of [\d,]+ parameters, and it has"),
+        (arguments(bias=False), r"tell of [\d,]+ parameters, and it has"),
+        (model(lm_head__weight=None), "no embedding, or no head"),
+        (model(transformer__wte__weight=None), "no embedding, or no head"),
+        (model(lm_head__weight=torch.ones(64, 12)), "the head is not the token embedding"),
+        (model(lm_head__weight=torch.ones(1, 12)), "the head is not the token embedding"),
+        (model(lm_head__weight=torch.ones(64, 12).half()), "the head is not the token embedding"),
+        (model(transformer__ln_f__bias=None), r"tell of [\d,]+ parameters, and it has"),
+        (model(transformer__extra__weight=torch.ones(3)), r"tell of [\d,]+ parameters"),
+        (
+            model(transformer__h__0__mlp__c_fc__weight=torch.ones(12, 48)),
+            "not those its model_args",
+        ),
+        (model(_orig_mod__lm_head__weight=torch.ones(64, 12)), "'lm_head.weight' twice"),
+        (model(transformer__ln_f__bias=torch.ones(12).double()), "of type torch.float64"),
+        (model(transformer__ln_f__bias=torch.ones(12).int()), "of type torch.int32"),
+        (model(transformer__ln_f__bias=3), "is no plain tensor"),
+        (model(transformer__ln_f__bias=torch.ones(12).to_sparse()), "is no plain tensor"),
+        (model(transformer__ln_f__bias=torch.ones(12, device="meta")), "is no plain tensor"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(path: Path, change: Change, problem: str) -> None:
+    saved = checkpoint(dict(SHAPE), state_dict(SHAPE))
+    change(saved)
+    torch.save(saved, path)
+    with pytest.raises(UserError, match=problem) as caught:
+        read_checkpoint(path)
+    assert "\n" not in caught.value.problem
+    assert "\n" not in caught.value.remedy
+
+
+def test_tensors_larger_than_what_they_store_are_refused(path: Path) -> None:
+    """A file of some kilobytes that would fill terabytes."""
+    wide = {**SHAPE, "vocab_size": 1 << 36}
+    names = state_dict(SHAPE)
+    names[WTE] = torch.zeros(1, 12).expand(1 << 36, 12)
+    names[HEAD] = torch.zeros(1, 12).expand(1 << 36, 12)
+    torch.save(checkpoint(wide, state_dict(SHAPE), model=names), path)
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(UserError, match="its tensors overlap"):
+        read_checkpoint(path)
+
+
+class Trap:
+    """Its pickle leaves a folder behind when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def test_nothing_in_it_runs(path: Path, tmp_path: Path) -> None:
+    torch.save(checkpoint(SHAPE, state_dict(SHAPE), more=Trap(tmp_path / "sprung")), path)
+    with pytest.raises(UserError, match="holds more than weights and plain settings"):
+        read_checkpoint(path)
+    assert not (tmp_path / "sprung").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "sprung").exists(), "and it would have"
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "list", "half", "legacy", "compressed"])
+def test_other_files_are_refused(path: Path, kind: str) -> None:
+    saved = checkpoint(SHAPE, state_dict(SHAPE))
+    torch.save(saved, path)
+    whole = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "text":
+        path.write_text("to be or not to be")
+    elif kind == "list":
+        torch.save([1, 2], path)
+    elif kind == "half":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "legacy":
+        torch.save(saved, path, _use_new_zipfile_serialization=False)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry: archive.read(entry) for entry in archive.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
+    with pytest.raises(UserError, match=r"cannot read|is no checkpoint of nanoGPT's") as caught:
+        read_checkpoint(path)
+    assert "\n" not in caught.value.problem
+
+
+def test_damage_is_refused_or_harmless(path: Path) -> None:
+    torch.save(checkpoint(SHAPE, state_dict(SHAPE)), path)
+    good = path.read_bytes()
+
+    @settings(
+        max_examples=150,
+        phases=[Phase.generate],
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        deadline=None,
+    )
+    @given(EDITS)
+    def one(edits: Any) -> None:
+        path.write_bytes(edited(good, edits))
+        try:
+            read = read_checkpoint(path)
+        except UserError:
+            return
+        load_parameters(GPT(read.config), read.parameters)
+
+    one()
