@@ -8,10 +8,14 @@ has another place to ask does not wait on this one.
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import re
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from mlxgpt.errors import UserError
@@ -116,30 +120,44 @@ def patience(note: Callable[[str], None], *, tries_again: bool) -> Iterator[None
     """
     from huggingface_hub.utils import get_session
 
-    silent: set[str] = set()  # hosts that were asked, and have not answered yet
+    asked: dict[str, float] = {}  # hosts that have not answered yet, and when they were asked
+    told: set[str] = set()
+
+    def tell(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            note(line)
 
     def asking(request: Any) -> None:
-        if request.url.host in silent and not tries_again:
-            raise NoAnswer(f"no answer in {seconds():.0f} s")
-        silent.add(request.url.host)
+        host = request.url.host
+        if time.monotonic() - asked.get(host, math.inf) > 0.9 * seconds():
+            if not tries_again:
+                raise NoAnswer(f"no answer in {seconds():.0f} s")
+            tell(f"no answer from {host} in {seconds():.0f} s; asking again")
+        asked[host] = time.monotonic()
         kinds = ("connect", "read", "write", "pool")
         request.extensions["timeout"] = dict.fromkeys(kinds, seconds())
 
     def answered(response: Any) -> None:
-        silent.discard(response.request.url.host)
+        asked.pop(response.request.url.host, None)
         if response.status_code not in NOT_NOW:
             return
         if not tries_again:
             response.raise_for_status()
-        limit = response.headers.get("RateLimit", "")
+        code = response.status_code
+        # Each answer has a RateLimit; only of a 429 it tells when to come again.
+        limit = response.headers.get("RateLimit", "") if code == 429 else ""
         wait = re.search(r"\bt=(\d+)", limit) or re.match(
             r"(\d+)$", response.headers.get("Retry-After", "")
         )
         if wait and int(wait[1]) > SOON:
-            note(
-                f"the hub answers {response.status_code}, and asks to wait {int(wait[1])} s; "
-                "whoever logs in, with hf auth login, may ask more often"
+            often = "; whoever logs in, with hf auth login, may ask more often"
+            tell(
+                f"the hub answers {code}, and asks to wait {int(wait[1])} s"
+                f"{often if code == 429 else ''}"
             )
+        else:
+            tell(f"the hub answers {code}; asking again")
 
     session = get_session()
     before = session.event_hooks
@@ -180,6 +198,20 @@ def fetch(url: str, longest: int) -> bytes:
     raise AssertionError("unreachable")
 
 
+def cache_folder(name: str) -> Path:
+    """Where that which was fetched by its address is kept: in a cache of `huggingface_hub`.
+
+    Args:
+        name: OWNER/NAME of what it belongs to.
+
+    Raises:
+        OSError, ValueError: if the folder is not there and cannot be made.
+    """
+    from huggingface_hub import cached_assets_path
+
+    return cached_assets_path("mlxgpt", namespace="texts", subfolder=name)
+
+
 def reason(error: BaseException) -> str:
     """What is wrong outside, from what stands behind an error; else what it says, in one line."""
     from huggingface_hub.errors import FileMetadataError
@@ -188,12 +220,18 @@ def reason(error: BaseException) -> str:
     for behind in _behind(error):
         if isinstance(behind, Trouble | UserError):
             return str(behind).partition("\n")[0]
+        if type(behind).__name__ == "DatasetNotFoundError":  # importing it takes a second
+            return "there is no such dataset, or it is private or gated"
         if code := _status(behind):
             return f"it answered {code}"
-        if isinstance(behind, FileMetadataError):
+        if isinstance(behind, FileMetadataError | json.JSONDecodeError):
             return "what answers is not the hub, but a login page or a proxy"
         if isinstance(behind, httpx.TimeoutException):
             return f"no answer in {seconds():.0f} s"
+        if "CERTIFICATE_VERIFY_FAILED" in str(behind):
+            return "its certificate is unknown here; if your network has its own, set SSL_CERT_FILE"
+        if isinstance(behind, httpx.ProxyError):
+            return f"the proxy answers {behind}"
         if isinstance(behind, httpx.ConnectError):
             return f"no connection, {behind}"
         if isinstance(behind, httpx.TransportError):

