@@ -2,8 +2,8 @@
 
 The public names, each also a command of `mlxgpt`:
 
-    prepare, train, generate, evaluate, appraise (eval --quality), check, info, runs,
-    benchmark (bench)
+    prepare, train, import_model (import), export, generate, evaluate, appraise (eval --quality),
+    hellaswag (eval --hellaswag), check, info, runs, benchmark (bench)
 
 They are imported when they are first used, so that `import mlxgpt` and `mlxgpt --help` are quick.
 (Wings and modules are nouns, functions verbs: `mlxgpt.train` is the function, `mlxgpt.training` its
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
         benchmark,
         check,
         evaluate,
+        export,
         generate,
+        hellaswag,
+        import_model,
         info,
         prepare,
         runs,
@@ -38,7 +41,10 @@ __all__ = [
     "benchmark",
     "check",
     "evaluate",
+    "export",
     "generate",
+    "hellaswag",
+    "import_model",
     "info",
     "prepare",
     "runs",

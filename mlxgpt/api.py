@@ -1,7 +1,6 @@
 """What each command does, as a function. These are mlxgpt's public names.
 
-Folders default to `runs` and `data` under the environment's MLXGPT_HOME, or else under the
-current folder. Each function raises UserError for what a user can mend.
+For where folders lie see requests.py. Each function raises UserError for what a user can mend.
 """
 
 from __future__ import annotations
@@ -13,57 +12,40 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from mlxgpt import config as configs
 from mlxgpt import files
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
-from mlxgpt.corpus.dataset import Dataset, is_prepared, open_dataset
+from mlxgpt.corpus.dataset import Dataset, is_prepared
 from mlxgpt.corpus.prepare import Progress
 from mlxgpt.corpus.sources import STORYBOOK, hub_text
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation import appraisal
+from mlxgpt.evaluation import hellaswag as endings
 from mlxgpt.evaluation.appraisal import Appraisal
-from mlxgpt.evaluation.loss import Evaluation, Evaluator
+from mlxgpt.evaluation.hellaswag import Result as HellaSwag
+from mlxgpt.evaluation.loss import Evaluation
 from mlxgpt.inference import generation
 from mlxgpt.inference.generation import Generated
-from mlxgpt.model.gpt import GPT, count_parameters, flops_per_token, parameters_by_part
+from mlxgpt.interchange import exporting, importing
+from mlxgpt.model.gpt import (
+    flat,
+    load_parameters,
+)
+from mlxgpt.overview import Info as Info
+from mlxgpt.overview import RunLine as RunLine
+from mlxgpt.overview import info as info
+from mlxgpt.overview import runs as runs
 from mlxgpt.reports import report
+from mlxgpt.requests import PathLike, data_of, evaluated, home, opened, resolve
 from mlxgpt.storage import run as run_folders
 from mlxgpt.training import selfcheck
+from mlxgpt.training.beginning import SHAPE, begin_from
 from mlxgpt.training.callback import Callback, Summary
-from mlxgpt.training.forecast import must_fit, training_bytes
+from mlxgpt.training.forecast import must_fit
 from mlxgpt.training.launch import launch
 from mlxgpt.training.selfcheck import Check
-
-PathLike = str | Path
-
-
-def home(kind: str, given: PathLike | None = None) -> Path:
-    """The folder for `runs` or `data`."""
-    return Path(given) if given else Path(os.environ.get("MLXGPT_HOME") or ".") / kind
-
-
-def resolve(
-    tier: int | None = None, config: PathLike | Config | None = None, **settings: Any
-) -> tuple[str, Config]:
-    """A config's name and content: a tier's, a TOML file's or one at hand, with settings changed
-    by their plain names (`n_layer=6`).
-    """
-    if tier is not None and config is not None:
-        raise UserError("a tier and a config are given", "give --tier or --config, not both.")
-    if isinstance(config, Config):
-        name, base = "custom", config
-    elif config is not None:
-        path = configs.built_in().get(str(config), Path(config))
-        name, base = path.stem, configs.load(path)
-    elif tier is not None:
-        name, base = f"tier{tier}", configs.tier(tier)
-    else:
-        raise UserError("it is not said what to train", "give --tier 1, or --config FILE.")
-    return name, configs.override(base, settings)
 
 
 def prepare(
@@ -120,6 +102,7 @@ def train(
     *,
     config: PathLike | Config | None = None,
     run: str | None = None,
+    from_run: str | None = None,
     max_minutes: float | None = None,
     memory_limit: float | None = None,
     runs_dir: PathLike | None = None,
@@ -133,6 +116,8 @@ def train(
         tier: 1 or 2, or
         config: a TOML file or a Config.
         run: name or folder; default CONFIG-DATA.
+        from_run: a run, trained or imported, whose weights to begin with; its shape and tokenizer
+            are taken, and without a tier or a config the settings of `finetune`.
         max_minutes: plan as many steps as fit into this time.
         memory_limit: gigabytes; a training that takes more is refused, or stopped and saved.
         callback: is told how it goes; see training/callback.py.
@@ -140,7 +125,17 @@ def train(
 
     Where its text cannot be had, Tier 1 goes on with the storybook, and says so.
     """
-    name, chosen = resolve(tier, config, **settings)
+    beginning = None
+    if from_run:
+        parent = run_folders.find(from_run, home("runs", runs_dir))
+        config = config or ("finetune" if tier is None else None)
+        others = {k: v for k, v in settings.items() if k not in (*SHAPE, "block_size")}
+        name, chosen = resolve(tier, config, **others)
+        note = callback.on_note if callback else lambda line: None
+        chosen, beginning = begin_from(parent, chosen, settings, note)
+        name = parent.name
+    else:
+        name, chosen = resolve(tier, config, **settings)
     own_text = "source" in settings or "val_source" in settings
     return launch(
         chosen,
@@ -152,8 +147,90 @@ def train(
         memory_limit=memory_limit,
         fallback=STORYBOOK if tier == 1 and not own_text else None,
         strict_vocab=bool(settings.get("vocab_size")),
+        beginning=beginning,
         callback=callback,
     )
+
+
+def import_model(
+    source: PathLike,
+    *,
+    run: str | None = None,
+    meta: PathLike | None = None,
+    runs_dir: PathLike | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> run_folders.Run:
+    """Make a run of a model that was made elsewhere: to generate with, evaluate, train from.
+
+    Args:
+        source: `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, `distilgpt2`, any GPT-2 of the
+            Hugging Face hub as OWNER/NAME, a folder of one, or nanoGPT's ckpt.pt.
+        run: the new run's name or folder; default: the source's.
+        meta: the meta.pkl that nanoGPT's data of characters has.
+        note: takes a line on what is being done.
+    """
+    foreign = importing.read(str(source), note, Path(meta) if meta else None)
+    name = run or importing.name_of(str(source))
+    folder = Path(name) if os.sep in name else home("runs", runs_dir) / name
+    return importing.make_run(foreign, folder)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported.
+
+    Attributes:
+        folder: where it lies.
+        step: updates that the model was trained for.
+        perplexity, quantized_perplexity: over the run's validation text, of the weights as they are
+            and as they were quantized; None where nothing was quantized, or there is no such text.
+    """
+
+    folder: Path
+    step: int
+    perplexity: float | None = None
+    quantized_perplexity: float | None = None
+
+
+def export(
+    *,
+    to: str,
+    run: str | None = None,
+    checkpoint: str = "best",
+    quantize: int | None = None,
+    out: PathLike | None = None,
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Write a run's model as another runtime loads it.
+
+    Args:
+        to: `hf` (transformers, and mlx-lm too), `mlx-lm`, or `gguf` (llama.cpp, Ollama).
+        quantize: 8 or 4 bits a weight, for `mlx-lm` and `gguf`; default: float32.
+        out: the folder; default: exports/RUN-TO.
+    """
+    for value, known, what in (
+        (to, exporting.RUNTIMES, "--to"),
+        (quantize, exporting.BITS, "bits"),
+    ):
+        if value is not None and value not in known:
+            raise UserError(
+                f"{what} {value} is none of {', '.join(map(str, known))}", "give one of these."
+            )
+    found, model, step = opened(run, checkpoint, runs_dir, note)
+    bits = f"-{quantize}bit" if quantize else ""
+    folder = Path(out) if out else Path("exports") / f"{found.name}-{to}{bits}"
+    parameters = flat(model.parameters())
+    exporting.export(found, parameters, step, folder, to, quantize)
+    folder_of_data = home("data", data_dir) / (found.data_name or "")
+    if not quantize or not found.data_name or not is_prepared(folder_of_data):
+        return Exported(folder, step)
+    dataset = data_of(found, home("data", data_dir))
+    before = evaluated(found, model, dataset.val, dataset.meta.val.bytes).perplexity
+    load_parameters(model, exporting.rounded(found.config.model, parameters, to, quantize))
+    after = evaluated(found, model, dataset.val, dataset.meta.val.bytes).perplexity
+    return Exported(folder, step, before, after)
 
 
 def generate(
@@ -177,8 +254,10 @@ def generate(
         sampling: any field of config.Sampling, such as `temperature=0.7, seed=1`.
     """
     chosen = configs.sampling(sampling)
-    found, model, _ = _opened(run, checkpoint, runs_dir, note)
-    return generation.generate(model, found.tokenizer, prompt, chosen, stream=stream, note=note)
+    found, model, _ = opened(run, checkpoint, runs_dir, note)
+    return generation.generate(
+        model, found.tokenizer, prompt, chosen, bos=found.bos, stream=stream, note=note
+    )
 
 
 def evaluate(
@@ -195,24 +274,44 @@ def evaluate(
     Args:
         source: text files and folders; default: the validation text the run was trained with.
     """
-    found, model, _ = _opened(run, checkpoint, runs_dir, note)
+    found, model, _ = opened(run, checkpoint, runs_dir, note)
     if source:
         paths = [str(path) for path in source]
         ids, text_bytes = preparation.encode_files(paths, found.tokenizer)
         tokens = Tokens(ids, found.config.model.vocab_size)
     else:
-        dataset = _data_of(found, home("data", data_dir))
+        dataset = data_of(found, home("data", data_dir))
         tokens, text_bytes = dataset.val, dataset.meta.val.bytes
-    config = found.config
-    evaluator = Evaluator(
-        model,
-        found.tokenizer,
-        tokens,
-        text_bytes,
-        batch_size=config.train.batch_size,
-        dtype=getattr(mx, config.train.dtype),
-    )
-    return evaluator()
+    return evaluated(found, model, tokens, text_bytes)
+
+
+def hellaswag(
+    *,
+    file: PathLike | None = None,
+    limit: int | None = None,
+    run: str | None = None,
+    checkpoint: str = "best",
+    runs_dir: PathLike | None = None,
+    note: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> HellaSwag:
+    """How often a run finds the right one of HellaSwag's four endings the likeliest, by
+    build-nanogpt's rule. Where the run's texts begin with a token, so do these.
+
+    Args:
+        file: examples of the same form; default: its validation split, fetched and kept.
+        limit: only the first so many.
+        progress: is told how many of all examples are done.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} leaves no example", "give 1 or more.")
+    found, model, _ = opened(run, checkpoint, runs_dir, note)
+    examples = endings.load(Path(file) if file else None, note)[:limit]
+
+    def told(done: int, total: int, accuracy: float) -> None:
+        progress(done, total)
+
+    return endings.evaluate(model, found.tokenizer, examples, bos=found.bos, progress=told)
 
 
 def appraise(
@@ -226,44 +325,14 @@ def appraise(
     """What a run's generated texts are worth, beside held-out real ones and two controls; also
     written to the run's quality.json.
     """
-    found, model, step = _opened(run, checkpoint, runs_dir, note)
-    dataset = _data_of(found, home("data", data_dir))
+    found, model, step = opened(run, checkpoint, runs_dir, note)
+    dataset = data_of(found, home("data", data_dir))
     result = appraisal.appraise(model, found.tokenizer, dataset, note=note)
     tree = {"step": step, **asdict(result)}
     files.write_atomically(
         found.folder / "quality.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
     )
     return result
-
-
-def _opened(
-    run: str | None,
-    checkpoint: str,
-    runs_dir: PathLike | None,
-    note: Callable[[str], None],
-) -> tuple[run_folders.Run, GPT, int]:
-    """A run, the model of one of its checkpoints, and its step."""
-    found = run_folders.find(run, home("runs", runs_dir))
-    model, saved = run_folders.load_model(found, checkpoint, note)
-    note(f"{found.folder}, step {saved.step:,}")
-    return found, model, saved.step
-
-
-def _data_of(run: run_folders.Run, data_dir: Path) -> Dataset:
-    """The data that a run was trained with."""
-    folder = data_dir / run.data_name
-    if not is_prepared(folder):
-        raise UserError(
-            f"the data of {run.name} is not in {folder}",
-            "give a text to evaluate on: --source FILE; or name its folder: --data-dir.",
-        )
-    dataset = open_dataset(folder)
-    if dataset.meta.fingerprint != run.data_fingerprint:
-        raise UserError(
-            f"{folder} holds other data than {run.name} was trained with",
-            "give a text to evaluate on: --source FILE.",
-        )
-    return dataset
 
 
 def check(
@@ -294,94 +363,3 @@ def benchmark(
         ) from error
     measured = bench.measure({f"tier{n}": configs.tier(n) for n in (1, 2)}, note=note)
     return measured, report.write(measured, folder)
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a config or a run amounts to.
-
-    Attributes:
-        parameters: by part, and all.
-        flops_per_token: of training, forward and backward.
-        training_tokens: of the whole plan.
-        memory_bytes: least memory for weights, gradients and AdamW's two moments.
-    """
-
-    name: str
-    config: Config
-    parameters: dict[str, int]
-    flops_per_token: int
-    training_tokens: int
-    memory_bytes: int
-    step: int | None = None
-    val_loss: float | None = None
-
-
-def info(
-    tier: int | None = None,
-    *,
-    run: str | None = None,
-    config: PathLike | Config | None = None,
-    runs_dir: PathLike | None = None,
-    **settings: Any,
-) -> Info:
-    """What a tier, a config or a run amounts to: shape, parameters, cost."""
-    step = val_loss = None
-    if tier is None and config is None:
-        found = run_folders.find(run, home("runs", runs_dir))
-        name, chosen = found.name, found.config
-        step = found.steps()[-1] if found.steps() else None
-        best = found.best()
-        val_loss = best["val_loss"] if best else None
-    else:
-        name, chosen = resolve(tier, config, **settings)
-    chosen = configs.with_vocabulary(chosen)
-    m, t = chosen.model, chosen.train
-    tokens = t.max_steps * t.batch_size * t.gradient_accumulation_steps * m.block_size
-    return Info(
-        name=name,
-        config=chosen,
-        parameters={**parameters_by_part(m), "all": count_parameters(m)},
-        flops_per_token=flops_per_token(m),
-        training_tokens=tokens,
-        memory_bytes=training_bytes(m),
-        step=step,
-        val_loss=val_loss,
-    )
-
-
-@dataclass(frozen=True)
-class RunLine:
-    """One line of the list of runs."""
-
-    name: str
-    step: int
-    steps: int
-    val_loss: float | None
-    parameters: int
-    data: str
-
-
-def runs(
-    *, runs_dir: PathLike | None = None, note: Callable[[str], None] = lambda line: None
-) -> list[RunLine]:
-    """All runs, the newest first; `note` is told of damaged ones, which are left out."""
-    lines = []
-    for folder in run_folders.folders_in(home("runs", runs_dir)):
-        try:
-            run = run_folders.open_run(folder)
-        except UserError as error:
-            note(error.problem)
-            continue
-        best = run.best()
-        lines.append(
-            RunLine(
-                name=run.name,
-                step=max(run.steps(), default=0),
-                steps=run.config.train.max_steps,
-                val_loss=best["val_loss"] if best else None,
-                parameters=count_parameters(run.config.model),
-                data=run.data_name,
-            )
-        )
-    return lines

@@ -116,6 +116,12 @@ def make_parser() -> Parser:
     _add_recipe(sub)
     sub.add_argument("--run", metavar="NAME", help="the run's name (default: CONFIG-DATA)")
     sub.add_argument(
+        "--from",
+        dest="from_run",
+        metavar="RUN",
+        help="begin with this run's weights, shape and tokenizer: fine-tuning",
+    )
+    sub.add_argument(
         "--max-minutes", type=float, metavar="M", help="plan as many steps as fit into M minutes"
     )
     sub.add_argument(
@@ -123,6 +129,45 @@ def make_parser() -> Parser:
     )
     _add_folders(sub, runs=True, data=True)
     _add_settings(sub)
+
+    sub = add(
+        "import",
+        "make a run of a model made elsewhere",
+        "GPT-2's own weights, or others of its kind, as a run: generate, eval, info, export and\n"
+        "train --from work on it.\n\n"
+        "  mlxgpt import gpt2\n"
+        "  mlxgpt import out-shakespeare-char/ckpt.pt --meta data/shakespeare_char/meta.pkl",
+    )
+    sub.add_argument(
+        "source",
+        help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2; OWNER/NAME on the Hugging Face "
+        "hub; a folder with config.json and safetensors; or nanoGPT's ckpt.pt",
+    )
+    sub.add_argument("--run", metavar="NAME", help="the run's name (default: the source's)")
+    sub.add_argument(
+        "--meta", metavar="FILE", help="meta.pkl of nanoGPT's data, for a model of characters"
+    )
+    _add_folders(sub, runs=True)
+
+    sub = add(
+        "export",
+        "write a model for transformers, mlx-lm or llama.cpp",
+        "Write a run's model as another runtime loads it, with its tokenizer and a model card.\n\n"
+        "  mlxgpt export --to hf\n"
+        "  mlxgpt export --run stories --to gguf --quantize 8",
+    )
+    sub.add_argument(
+        "--to",
+        required=True,
+        metavar="hf|mlx-lm|gguf",
+        help="transformers (and mlx-lm); mlx-lm, also quantized; llama.cpp and Ollama",
+    )
+    sub.add_argument(
+        "--quantize", type=int, metavar="BITS", help="8 or 4 bits a weight (default: float32)"
+    )
+    sub.add_argument("--out", metavar="DIR", help="the folder (default: exports/RUN-TO)")
+    _add_run(sub)
+    _add_folders(sub, runs=True, data=True)
 
     sub = add(
         "generate",
@@ -144,6 +189,15 @@ def make_parser() -> Parser:
     )
     _add_run(sub)
     sub.add_argument("--source", nargs="+", metavar="PATH", help="other text to evaluate on")
+    sub.add_argument(
+        "--hellaswag",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="how often it finds the right one of four endings the likeliest: HellaSwag's 10,042 "
+        "examples, or a file's of that form",
+    )
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N of these")
     sub.add_argument(
         "--quality",
         action="store_true",

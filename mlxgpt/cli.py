@@ -111,6 +111,37 @@ def _train(given: dict[str, Any], arguments: list[str]) -> int:
     return 0
 
 
+def _import(given: dict[str, Any], _: list[str]) -> int:
+    from mlxgpt import api
+    from mlxgpt.model.gpt import count_parameters
+
+    as_json = given.pop("json")
+    run = api.import_model(given.pop("source"), note=_say, **_present(given))
+    count = count_parameters(run.config.model)
+    if as_json:
+        return _print_json({"run": run.folder, "parameters": count, "origin": run.origin})
+    print(f"{run.folder}: {count:,} parameters, vocabulary {run.tokenizer.vocab_size:,}")
+    example = "Alan Turing theorized that computers would one day become"
+    prompt = example if run.config.data.tokenizer == "gpt2" else ""
+    _say("try it: " + shlex.join(["mlxgpt", "generate", "--run", str(run.folder), prompt]))
+    return 0
+
+
+def _export(given: dict[str, Any], _: list[str]) -> int:
+    from mlxgpt import api
+
+    as_json = given.pop("json")
+    result = api.export(note=_say, **_present(given))
+    if as_json:
+        return _print_json(asdict(result))
+    print(f"{result.folder}: the model after {result.step:,} steps")
+    if result.perplexity and result.quantized_perplexity:
+        print(f"perplexity     {result.perplexity:.4f}")
+        print(f"quantized      {result.quantized_perplexity:.4f}")
+    _say(f"how to run it: {result.folder}/README.md")
+    return 0
+
+
 def _generate(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
 
@@ -135,11 +166,20 @@ def _eval(given: dict[str, Any], _: list[str]) -> int:
 
     as_json = given.pop("json")
     if given.pop("quality"):
+        if given.pop("hellaswag") is not None or given.pop("limit") is not None:
+            raise UserError("--quality and --hellaswag are two things", "ask for one of them.")
         if given.pop("source"):
             raise UserError(
                 "--quality compares with the run's own text", "leave out --source, or --quality."
             )
         return _appraise(as_json, given)
+    file, limit = given.pop("hellaswag"), given.pop("limit")
+    if file is not None:
+        if given.pop("source"):
+            raise UserError("--hellaswag has its own text", "leave out --source, or --hellaswag.")
+        return _hellaswag(as_json, {**given, "file": file or None, "limit": limit})
+    if limit is not None:
+        raise UserError("--limit belongs to --hellaswag", "leave it out, or add --hellaswag.")
     result = api.evaluate(note=_say, **_present(given))
     if as_json:
         return _print_json(asdict(result))
@@ -158,6 +198,23 @@ def _appraise(as_json: bool, given: dict[str, Any]) -> int:
     if as_json:
         return _print_json(asdict(result))
     show_appraisal(result)
+    return 0
+
+
+def _hellaswag(as_json: bool, given: dict[str, Any]) -> int:
+    from mlxgpt import api
+    from mlxgpt.display import CountingDisplay
+
+    given.pop("data_dir")
+    with CountingDisplay("examples") as display:
+        result = api.hellaswag(note=_say, progress=display.progress, **_present(given))
+    if as_json:
+        return _print_json(asdict(result))
+    print(f"accuracy        {result.accuracy:.4f} ± {result.accuracy_error:.4f}")
+    print(f"accuracy, norm  {result.accuracy_norm:.4f} ± {result.accuracy_norm_error:.4f}")
+    cut = f", {result.cut:,} cut to the block" if result.cut else ""
+    print(f"examples        {result.examples:,}{cut}")
+    _say("a guess: 0.25; GPT-2 124M by the same rule, in build-nanogpt: 0.2859, norm 0.2955")
     return 0
 
 
@@ -266,6 +323,8 @@ def _say(line: str) -> None:
 COMMANDS: dict[str, Callable[[dict[str, Any], list[str]], int]] = {
     "prepare": _prepare,
     "train": _train,
+    "import": _import,
+    "export": _export,
     "generate": _generate,
     "eval": _eval,
     "check": _check,

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeRemainingColumn,
@@ -99,6 +100,35 @@ class PreparationDisplay:
             self._live = None
 
 
+class CountingDisplay:
+    """Shows how many things are done: a bar in a terminal, now and then a line elsewhere."""
+
+    def __init__(self, what: str) -> None:
+        self.console = console()
+        self._what = what
+        self._last_line = time.monotonic()
+        columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._bar = Progress(*columns, console=self.console, transient=True)
+        self._task = self._bar.add_task(what)
+
+    def __enter__(self) -> CountingDisplay:
+        if self.console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self._bar.stop()
+
+    def progress(self, done: int, total: int) -> None:
+        """So many of all are done."""
+        self._bar.update(self._task, completed=done, total=total)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._last_line > QUIET_SECONDS:
+            self._last_line = now
+            self.console.print(f"{done:,} of {total:,} {self._what}")
+
+
 class TrainingDisplay(Callback):
     """Shows a training: a live view in a terminal, plain lines elsewhere."""
 
@@ -107,7 +137,7 @@ class TrainingDisplay(Callback):
         self.console = self._preparation.console
         self.view: LiveView | None = None
         self._saved = ""
-        self._checks = self._passed = 0
+        self._checks, self._passed = 0, set[str]()
 
     def close(self) -> None:
         """Leave the terminal as it was; also after an error."""
@@ -130,7 +160,8 @@ class TrainingDisplay(Callback):
         if not self._checks:  # the first ones come at once, and then kernels are compiled
             self.on_note("checking itself, and timing a few steps")
         self._checks += 1
-        self._passed += check.ok is True
+        if check.ok:
+            self._passed.add(check.name)  # once, also where all of it is begun again
         if check.ok is False:
             self.console.print(Text(f"self-check: {check.name}: {check.detail}", style="bold red"))
 
@@ -141,7 +172,7 @@ class TrainingDisplay(Callback):
 
     def show_plan(self, run: Run, dataset: Dataset, forecast: Forecast) -> None:
         """What is about to be trained."""
-        checks = {"self-check": f"{self._passed} checks passed"}
+        checks = {"self-check": f"{len(self._passed)} checks passed"}
         self._show({**checks, **_plan(run, dataset, forecast)})
 
     def on_log(self, record: dict[str, Any]) -> None:

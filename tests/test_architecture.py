@@ -13,12 +13,22 @@ from tests.commands import ROOT
 
 # From the top down. A room, or a room of a wing, imports only what stands below it, or its own
 # wing's rooms.
-FRONT = ("__main__", "cli", "api", "display", "results", "arguments")
+FRONT = (
+    "__main__",
+    "cli",
+    "api",
+    "overview",
+    "requests",
+    "display",
+    "results",
+    "arguments",
+)
 WINGS = (
     "reports",
     "training",
     "evaluation",
     "inference",
+    "interchange",
     "storage",
     "model",
     "corpus",

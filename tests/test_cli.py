@@ -261,3 +261,34 @@ def test_generating_does_not_import_datasets(here: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_hellaswag_is_a_figure_with_its_error(place: Path, capsys: Capture) -> None:
+    row = {"ctx": "to be", "endings": ["or not", "rain", "in Spain", "plain"], "label": 0}
+    (place / "endings.jsonl").write_text((json.dumps(row) + "\n") * 8)
+    assert main(["eval", "--hellaswag", "endings.jsonl", "--json"]) == 0
+    found = one_object(capsys)
+    assert found["examples"] == 8
+    assert found["accuracy"] in (0, 1)
+    assert main(["eval", "--hellaswag", "endings.jsonl", "--limit", "3"]) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0].startswith("accuracy        ")
+    assert output.out.endswith("examples        3, 3 cut to the block\n")
+    assert "\n\n" not in output.err
+    assert "GPT-2 124M by the same rule" in output.err
+    for line in (
+        ["--limit", "3"],
+        ["--hellaswag", "endings.jsonl", "--source", "words.txt"],
+        ["--hellaswag", "endings.jsonl", "--quality"],
+        ["--hellaswag", "endings.jsonl", "--limit", "0"],
+    ):
+        assert main(["eval", *line]) == 2, line
+        capsys.readouterr()
+
+
+def test_import_and_export_give_one_object(place: Path, capsys: Capture) -> None:
+    assert main(["export", "--to", "hf", "--json"]) == 0
+    assert one_object(capsys)["folder"] == "exports/done-hf"
+    assert main(["import", "exports/done-hf", "--run", "back", "--json"]) == 0
+    found = one_object(capsys)
+    assert (found["run"], found["origin"]) == ("runs/back", {"folder": "done-hf"})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import pickletools
 import resource
 import shutil
 import tomllib
@@ -19,16 +21,18 @@ from hypothesis import strategies as st
 
 from mlxgpt import api, files
 from mlxgpt import config as configs
-from mlxgpt.corpus import readers, tokenizer_file
+from mlxgpt.corpus import meta_pickle, readers, tokenizer_file
 from mlxgpt.corpus import tokenizer as tokenizers
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.corpus.meta import SPLITS
 from mlxgpt.errors import UserError
+from mlxgpt.interchange import importing
 from mlxgpt.storage import run as runs
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.step import new_step
 from tests.hostile import CHANGES, EDITS, VALUES, as_json, changed, edited
+from tests.interchange.models import folder_of
 
 pytestmark = pytest.mark.usefixtures("no_check")
 ROOM = 2 << 30  # bytes of memory that a reader may take beside what is there
@@ -146,7 +150,7 @@ def test_identities_of_a_run(place: Path, count: int, name: str) -> None:
         text = as_json(tree, files.sealed).encode() if changes else edited(good.encode(), edits)
         path.write_bytes(text)
         run = runs.open_run(SMALL_RUN)
-        assert "/" not in run.data_name
+        assert "/" not in (run.data_name or "")
         api.evaluate(run="done")
         best = run.best()
         if name == "best.json" and best is None:  # it is left out of account, not refused
@@ -238,6 +242,43 @@ def test_data_folders(place: Path, count: int, name: str) -> None:
 
     changes = st.one_of(st.none(), CHANGES)
     fuzz(count, st.tuples(changes, EDITS, st.booleans()), read)
+
+
+OPCODES = st.sampled_from([opcode.code.encode("latin-1") for opcode in pickletools.opcodes])
+CALLS = st.sampled_from([b"cos\nmkdir\n(X\x06\0\0\0sprungtR", b"(S'sprung'\nios\nmkdir\n"])
+
+
+@pytest.mark.parametrize("count", fuzzed)
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_vocabularies_of_nanogpt(home: Path, count: int, protocol: int) -> None:
+    """Real pickles with values changed, bytes changed, or opcodes put between."""
+    characters = "\n !aé日🙂"
+    tree = {
+        "vocab_size": len(characters),
+        "itos": dict(enumerate(characters)),
+        "stoi": {character: id for id, character in enumerate(characters)},
+    }
+    good = pickle.dumps(tree, protocol)
+    path = home / "meta.pkl"
+
+    def read(given: tuple[Any, Any, Any]) -> None:
+        changes, edits, inserted = given
+        content = pickle.dumps(changed(tree, changes), protocol) if changes else good
+        for share, code in inserted:
+            at = int(share * len(content))
+            content = content[:at] + code + content[at:]
+        path.write_bytes(edited(content, edits))
+        try:
+            text = meta_pickle.characters(path)
+            assert len(set(text)) == len(text) > 0
+            text.encode()
+        finally:
+            assert list(home.iterdir()) == [path], "nothing ran"
+
+    inserts = st.lists(st.tuples(st.floats(0, 1), st.one_of(OPCODES, CALLS)), max_size=2)
+    none: Any = st.just([])
+    kinds = [(CHANGES, none, none), (none, EDITS, none), (none, none, inserts)]
+    fuzz(count, st.one_of([st.tuples(*kind) for kind in kinds]), read)
 
 
 @pytest.mark.parametrize("count", fuzzed)
@@ -355,3 +396,61 @@ def test_a_header_of_a_giant_is_refused(place: Path) -> None:
             (STEP / "manifest.json").write_text(files.sealed(manifest))
             with pytest.raises(UserError, match=r"damaged|and the checkpoint has"):
                 use_checkpoint()
+
+
+FOREIGN = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
+
+
+@pytest.mark.parametrize("count", fuzzed)
+@pytest.mark.parametrize("name", FOREIGN)
+def test_models_of_others(home: Path, count: int, name: str) -> None:
+    folder = home / "m"
+    folder_of(folder)
+    weights, tokenizer = folder / "model.safetensors", folder / "tokenizer.json"
+    tree = json.loads(tokenizer.read_text(encoding="utf-8"))
+    if name in ("vocab.json", "merges.txt"):
+        vocab = tree["model"]["vocab"] | {"<|endoftext|>": 279}
+        (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+        lines = "\n".join(" ".join(pair) for pair in tree["model"]["merges"])
+        (folder / "merges.txt").write_text(lines, encoding="utf-8")
+        tokenizer.unlink()
+    if name.endswith("index.json"):
+        shard = "model-00001-of-00001.safetensors"
+        places = dict.fromkeys(mx.load(str(weights)), shard)
+        weights.rename(folder / shard)
+        (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    path = folder / name
+    good = path.read_bytes()
+    header, rest = good, b""
+    if name == "model.safetensors":
+        length = int.from_bytes(good[:8], "little")
+        header, rest = good[8 : 8 + length], good[8 + length :]
+
+    def read(given: tuple[Any, Any]) -> None:
+        changes, edits = given
+        content = edited(good, edits) if edits else b""
+        if changes and name != "merges.txt":
+            content = as_json(changed(json.loads(header), changes)).encode()
+            if rest:
+                content = len(content).to_bytes(8, "little") + content + rest
+        path.write_bytes(content)
+        foreign = importing.read(str(folder), print)
+        mx.eval(foreign.parameters)
+        assert foreign.tokenizer.decode(foreign.tokenizer.encode("once a €")) == "once a €"
+        if content == good or name == "tokenizer_config.json":
+            raise UserError("", "")  # hardly any change of these matters
+
+    edits = st.tuples(st.none(), EDITS)
+    fuzz(
+        count,
+        edits if name == "merges.txt" else st.one_of(st.tuples(CHANGES, st.none()), edits),
+        read,
+    )

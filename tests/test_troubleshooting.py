@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ from mlxgpt import cli, files
 from mlxgpt.corpus import hub, web
 from mlxgpt.machine import mac
 from tests.commands import ROOT, TRAIN, Capture, refused
+from tests.interchange.models import folder_of
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
@@ -34,11 +36,10 @@ def no_network(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 
 def unknown_dataset(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    class Refused(Exception):
-        response = SimpleNamespace(status_code=401)
-
     def refuse(text: hub.HubText) -> None:
-        raise Refused
+        from datasets.exceptions import DatasetNotFoundError
+
+        raise DatasetNotFoundError
 
     patch.setattr(hub, "_dataset", refuse)
     patch.setattr(web, "must_answer", lambda url, note: None)
@@ -117,8 +118,9 @@ def small_vocabulary(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) ->
 
 def pickled(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     Path("arrays").mkdir()
-    for name in ("train.bin", "val.bin", "meta.pkl"):
+    for name in ("train.bin", "val.bin"):
         Path("arrays", name).write_bytes(b"\1\0")
+    Path("arrays/meta.pkl").write_bytes(pickle.dumps({"vocab_size": print}))
     return refused(capsys, "train", "--tier", "2", "--source", "arrays")
 
 
@@ -174,7 +176,7 @@ def link(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 def newer(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     path = Path("runs/done/run.json")
-    path.write_text(path.read_text().replace('"format": 2', '"format": 9'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 9'))
     return refused(capsys, "generate")
 
 
@@ -211,6 +213,48 @@ def rosetta(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return intel(place, capsys, patch, translated=True)
 
 
+def model_away(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    def nothing(*_: object) -> None:
+        raise web.NoAnswer("no answer")
+
+    patch.setattr(web, "must_answer", nothing)
+    patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "cache"))
+    return refused(capsys, "import", "gpt2")
+
+
+def pickled_weights(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    folder_of(place / "small")
+    (place / "small/model.safetensors").rename(place / "small/pytorch_model.bin")
+    return refused(capsys, "import", "small")
+
+
+def another_architecture(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    folder_of(place / "small")
+    (place / "small/config.json").write_text('{"model_type": "llama"}')
+    return refused(capsys, "import", "small")
+
+
+def another_tokenizer(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    folder_of(place / "small")
+    (place / "small/tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
+    return refused(capsys, "import", "small")
+
+
+def no_text_of_its_own(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    folder_of(place / "small")
+    assert cli.main(["import", "small"]) == 0
+    return refused(capsys, "eval", "--run", "small")
+
+
+def narrow(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "export", "--to", "mlx-lm", "--quantize", "8")
+
+
+def exported_already(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    assert cli.main(["export", "--to", "hf"]) == 0
+    return refused(capsys, "export", "--to", "hf")
+
+
 Mistake = Callable[[Path, Capture, pytest.MonkeyPatch], str]
 MISTAKES: list[Mistake] = [
     no_network,
@@ -240,6 +284,13 @@ MISTAKES: list[Mistake] = [
     damaged,
     newer,
     link,
+    model_away,
+    pickled_weights,
+    another_architecture,
+    another_tokenizer,
+    no_text_of_its_own,
+    narrow,
+    exported_already,
     unknown_letter,
     too_large,
     intel,

@@ -232,9 +232,7 @@ def _from_elsewhere(text: HubText, place: Elsewhere) -> Found:
 
 def _kept_elsewhere(text: HubText) -> Found:
     """Where a text that did not come from the hub is kept."""
-    from huggingface_hub import cached_assets_path
-
-    folder = cached_assets_path("mlxgpt", namespace="texts", subfolder=text.path.replace("/", "--"))
+    folder = web.cache_folder(text.path)
     return Found(Rows([folder / "train.txt"]), Rows([folder / "val.txt"]))
 
 

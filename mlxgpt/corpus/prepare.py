@@ -45,6 +45,7 @@ def find_or_prepare(
     strict: bool = False,
     name: str | None = None,
     megabytes: float | None = None,
+    tokenizer: Tokenizer | None = None,
     note: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda doing, done, total: None,
 ) -> Dataset:
@@ -58,6 +59,7 @@ def find_or_prepare(
         strict: refuse a text that gives a smaller vocabulary.
         name: the folder's name; default: the corpus or the first file's stem, and the tokenizer.
         megabytes: length of the storybook; default: what is there, or a few.
+        tokenizer: one that is there already, instead of one by `data` and `vocab_size`.
         note: takes a line on what is being done.
         progress: is told how many of about how many bytes of text are read, or encoded.
 
@@ -72,7 +74,9 @@ def find_or_prepare(
             if is_prepared(folder):
                 return open_dataset(folder)
     kind = data.tokenizer
-    if kind == "bpe":
+    if tokenizer and kind != "gpt2":
+        kind = f"as-{tokenizer.fingerprint[:8]}"
+    elif kind == "bpe":
         vocab_size = vocab_size or bpe.DEFAULT_VOCAB_SIZE
         bpe.check_vocab_size(vocab_size)
         kind = f"bpe{vocab_size}"
@@ -102,7 +106,7 @@ def find_or_prepare(
     note(f"preparing {', '.join(data.source)} in {folder}")
     with files.only_one(folder, "preparing"):
         if not (folder / "meta.json").exists():  # or another process was quicker
-            _Preparation(source, origin, kind, strict, folder, note, progress).run()
+            _Preparation(source, origin, kind, tokenizer, strict, folder, note, progress).run()
     return open_dataset(folder)
 
 
@@ -144,12 +148,14 @@ class _Preparation:
         source: Source,
         origin: dict[str, Any],
         kind: str,
+        tokenizer: Tokenizer | None,
         strict: bool,
         folder: Path,
         note: Callable[[str], None],
         progress: Progress,
     ) -> None:
         self.source, self.origin, self.kind, self.strict = source, origin, kind, strict
+        self.tokenizer = tokenizer
         self.folder, self.note, self.progress = folder, note, progress
         self.scratch = folder.with_name(f".{folder.name}.new")
         self.counts = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}
@@ -191,7 +197,12 @@ class _Preparation:
         self._discard()
         self.counts, self.chunks = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}, 0
         rule, made = survey(self.source, self.kind, self._reading)
-        tokenizer = self._large_enough(made or bpe.gpt2())
+        tokenizer = self._large_enough(self.tokenizer or made or bpe.gpt2())
+        if tokenizer.end_of_text is None and not rule.single:
+            raise UserError(
+                "the tokenizer knows single texts, and the source holds several",
+                "give one text file without <|endoftext|>.",
+            )
         self.scratch.mkdir(parents=True)
         (self.scratch / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         for split in SPLITS:

@@ -138,7 +138,8 @@ def _generated(
             samples=number,
             seed=derive(seed, "appraisal", len(texts)) >> 1,
         )
-        made = generation.generate(model, tokenizer, prompt, batch)
+        bos = tokenizer.end_of_text  # a run that has held-out texts was trained on such
+        made = generation.generate(model, tokenizer, prompt, batch, bos=bos)
         texts += made.texts
         ended += made.ended
     return texts, ended

@@ -40,12 +40,13 @@ class Evaluator:
     """Evaluates one model on one text again and again, with one compiled step.
 
     The text is cut into windows of the training block that do not overlap; the last one is padded
-    and masked, so that every token but the first is predicted once (and the first too, where an
-    end-of-text can stand before it). No dropout and no random numbers: training is not touched.
+    and masked, so that every token but the first is predicted once (and the first too, where texts
+    begin with `bos`). No dropout and no random numbers: training is not touched.
 
     Args:
         tokens: the array to evaluate on.
         text_bytes: UTF-8 bytes of its text.
+        bos: the token that the model's texts begin with; None where they begin without one.
         batch_size: windows at a time, over all lanes.
         dtype: of the forward pass.
     """
@@ -57,12 +58,13 @@ class Evaluator:
         tokens: Tokens,
         text_bytes: int,
         *,
+        bos: int | None,
         batch_size: int,
         dtype: mx.Dtype,
     ) -> None:
         ids = np.asarray(tokens.ids, dtype=np.int32)
-        if tokenizer.end_of_text is not None:
-            ids = np.concatenate([np.array([tokenizer.end_of_text], dtype=np.int32), ids])
+        if bos is not None:
+            ids = np.concatenate([np.array([bos], dtype=np.int32), ids])
         elif len(ids):
             text_bytes -= len(tokenizer.token_bytes(int(ids[0])))  # it is not predicted
         if len(ids) < 2 or text_bytes < 1:

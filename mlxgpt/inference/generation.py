@@ -50,6 +50,7 @@ def generate(
     prompt: str,
     sampling: Sampling,
     *,
+    bos: int | None,
     stream: Callable[[str], None] | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Generated:
@@ -59,6 +60,7 @@ def generate(
         prompt: the beginning; if empty, a text from its own beginning. Of one longer than the
             block, the model reads the last tokens.
         sampling: how to draw; `samples` texts are made in one batch.
+        bos: the token that the model's texts begin with; None where they begin without one.
         stream: takes pieces of the first text as they are made, the prompt first.
         note: takes a line on what the user should know.
 
@@ -78,7 +80,7 @@ def generate(
     emit = stream or (lambda piece: None)
     emit(prompt)
     drawn, started = 0, time.perf_counter()
-    for row in tokens(model, with_start(ids, tokenizer), sampling, tokenizer.vocab_size):
+    for row in tokens(model, with_start(ids, tokenizer, bos), sampling, tokenizer.vocab_size):
         if drawn == 0:
             started = time.perf_counter()
         for text, id in zip(texts, row, strict=True):
@@ -100,16 +102,18 @@ def generate(
     return Generated([text.text for text in texts], sampling.seed, drawn, rate, ended)
 
 
-def with_start(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """Prompt ids as the model saw texts begin: after an end-of-text where there is one. Without,
-    an empty prompt becomes a newline, which is what lies between two paragraphs.
+def with_start(ids: np.ndarray, tokenizer: Tokenizer, bos: int | None) -> np.ndarray:
+    """Prompt ids as the model saw texts begin: after `bos` where there is one. Without, an empty
+    prompt becomes an end-of-text, or where there is none a newline, as lies between two paragraphs.
     """
+    if bos is not None:
+        return np.concatenate([[bos], ids])
+    if len(ids):
+        return ids
     if tokenizer.end_of_text is not None:
-        return np.concatenate([[tokenizer.end_of_text], ids])
-    if len(ids) == 0:
-        assert isinstance(tokenizer, CharTokenizer)  # the others have an end-of-text
-        return tokenizer.encode("\n" if "\n" in tokenizer.characters else tokenizer.characters[0])
-    return ids
+        return np.array([tokenizer.end_of_text])
+    assert isinstance(tokenizer, CharTokenizer)  # the others have an end-of-text
+    return tokenizer.encode("\n" if "\n" in tokenizer.characters else tokenizer.characters[0])
 
 
 def tokens(

@@ -2,7 +2,8 @@
 from it, nothing else is needed, on any machine.
 
     config.toml      the whole config; changed intervals are written back
-    run.json         format version, the data's name and fingerprint
+    run.json         format version, the data's name and fingerprint, how its texts begin, and where
+                     its first weights come from
     tokenizer.json
     metrics.jsonl    one object a logged step
     samples.txt      what the model wrote at each evaluation
@@ -17,7 +18,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,40 @@ from mlxgpt import config as configs
 from mlxgpt import files
 from mlxgpt.config import Config
 from mlxgpt.corpus import tokenizer_file
-from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT, count_parameters, load_parameters
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
 
-FORMAT = 2  # 1 had settings for no guard
+FORMAT = 3  # 1 had settings for no guard, 2 did not say how texts begin
 METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
 SAMPLE_HEAD = re.compile(r"--- step (\d{1,18})\n", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder, opened. What is read from it was perhaps written by a stranger."""
+    """One run's folder, opened. What is read from it was perhaps written by a stranger.
+
+    Attributes:
+        data_name, data_fingerprint: of the data it is trained on; None for an imported model.
+        add_bos_token: whether its texts begin with an end-of-text, as those trained here do where
+            there is one; GPT-2's own do not.
+        origin: where its first weights come from; empty: from the seed.
+    """
 
     folder: Path
     config: Config
     tokenizer: Tokenizer
-    data_name: str
-    data_fingerprint: str
+    data_name: str | None
+    data_fingerprint: str | None
+    add_bos_token: bool
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bos(self) -> int | None:
+        """The token that its texts begin with; None where they begin without one."""
+        return self.tokenizer.end_of_text if self.add_bos_token else None
 
     @property
     def name(self) -> str:
@@ -183,18 +197,20 @@ class Run:
             file.write(f"--- step {step}\n{text}\n\n")
 
 
-def create(folder: Path, config: Config, dataset: Dataset) -> Run:
+def create(run: Run) -> None:
     """Make a run's folder.
 
     Raises:
         UserError: if it cannot be written.
     """
-    run = Run(folder, config, dataset.tokenizer, dataset.name, dataset.meta.fingerprint)
+    folder = run.folder
     identity = {
         "format": FORMAT,
         "data_name": run.data_name,
         "data_fingerprint": run.data_fingerprint,
-        "tokenizer": dataset.tokenizer.fingerprint,
+        "tokenizer": run.tokenizer.fingerprint,
+        "add_bos_token": run.add_bos_token,
+        "origin": dict(run.origin),
     }
     # Beside its place, as a killed process leaves either a run or nothing.
     scratch = folder.with_name(f".{folder.name}.new")
@@ -202,8 +218,8 @@ def create(folder: Path, config: Config, dataset: Dataset) -> Run:
         shutil.rmtree(scratch, ignore_errors=True)
         (scratch / "checkpoints").mkdir(parents=True)
         for name, text in (
-            ("config.toml", configs.to_toml(config)),
-            ("tokenizer.json", dataset.tokenizer.to_json()),
+            ("config.toml", configs.to_toml(run.config)),
+            ("tokenizer.json", run.tokenizer.to_json()),
             ("run.json", files.sealed(identity)),
         ):
             (scratch / name).write_text(text, encoding="utf-8")
@@ -217,7 +233,6 @@ def create(folder: Path, config: Config, dataset: Dataset) -> Run:
         raise UserError(
             f"cannot write the run {folder}: {error.strerror}", "choose another --runs-dir."
         ) from error
-    return run
 
 
 def open_run(folder: Path) -> Run:
@@ -229,10 +244,12 @@ def open_run(folder: Path) -> Run:
     files.only_plain(folder)
     try:
         identity = files.read_sealed(folder / "run.json", FORMAT)
-        data_name, data = str(identity["data_name"]), str(identity["data_fingerprint"])
-        plain = data_name == Path(data_name).name and data_name.isprintable()
-        if not plain or data_name in ("", "..") or len(data_name.encode()) > 255:
-            raise ValueError(f"{data_name!r} is no name of a data folder")
+        name, data = identity["data_name"], identity["data_fingerprint"]
+        if name is not None or data is not None or identity["format"] < 3:
+            name, data = _data_name(name), str(data)
+        add_bos_token, origin = identity.get("add_bos_token", True), identity.get("origin", {})
+        if type(add_bos_token) is not bool or type(origin) is not dict:
+            raise ValueError("it does not hold together")
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} is not a run of mlxgpt", "name another: mlxgpt runs lists them."
@@ -250,7 +267,16 @@ def open_run(folder: Path) -> Run:
             f"{folder}: tokenizer.json is not the one this run was trained with",
             "restore the run's own file.",
         )
-    return Run(folder, config, tokenizer, data_name, data)
+    add_bos_token &= tokenizer.end_of_text is not None
+    return Run(folder, config, tokenizer, name, data, add_bos_token, origin)
+
+
+def _data_name(name: Any) -> str:
+    name = str(name)
+    plain = name == Path(name).name and name.isprintable()
+    if not plain or name in ("", "..") or len(name.encode()) > 255:
+        raise ValueError(f"{name!r} is no name of a data folder")
+    return name
 
 
 def find(name: str | None, runs_dir: Path) -> Run:

@@ -111,6 +111,7 @@ def _evaluation_seconds(step_function: TrainStep, config: Config, dataset: Datas
         dataset.tokenizer,
         Tokens(ids, dataset.val.vocab_size),
         len(ids),  # what it is divided by does not matter here
+        bos=dataset.tokenizer.end_of_text,
         batch_size=config.train.batch_size,
         dtype=step_function.dtype,
     )

@@ -86,6 +86,7 @@ class _Evaluation:
             dataset.tokenizer,
             dataset.val,
             dataset.meta.val.bytes,
+            bos=run.bos,
             batch_size=run.config.train.batch_size,
             dtype=step_function.dtype,
         )
@@ -100,7 +101,7 @@ class _Evaluation:
             self._run.set_best(metrics.step, result.loss)
         if length := self._run.config.train.sample_tokens:
             sampling = Sampling(max_tokens=length, seed=self._run.config.train.seed)
-            text = generate(self._model, self._tokenizer, "", sampling).texts[0]
+            text = generate(self._model, self._tokenizer, "", sampling, bos=self._run.bos).texts[0]
             self._run.add_sample(metrics.step, text)
             self._callback.on_sample(metrics.step, text)
 

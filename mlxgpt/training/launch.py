@@ -19,12 +19,15 @@ from mlxgpt.config import Config, changed_weights, override
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.hub import Unavailable
+from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.corpus.tokens import blocks_per_epoch
 from mlxgpt.errors import UserError
 from mlxgpt.machine import blas, compiler, device
+from mlxgpt.model.gpt import load_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
 from mlxgpt.training import selfcheck, session
+from mlxgpt.training.beginning import Beginning
 from mlxgpt.training.callback import Callback, Summary
 from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, must_fit, refuse_too_large
 from mlxgpt.training.guard import Guard
@@ -45,6 +48,7 @@ def launch(
     memory_limit: float | None = None,
     fallback: str | None = None,
     strict_vocab: bool = False,
+    beginning: Beginning | None = None,
     callback: Callback | None = None,
 ) -> Summary:
     """Train, from the beginning or from where the run stopped.
@@ -58,6 +62,7 @@ def launch(
         fallback: a corpus to go on with where the config's cannot be had.
         strict_vocab: refuse data of another vocabulary than `vocab_size`; otherwise the model has
             room for what the config says, or for the data's where that is more.
+        beginning: weights to begin with, of the config's shape; default: the seed's.
         callback: is told how it goes.
 
     Raises:
@@ -74,7 +79,13 @@ def launch(
         callback.on_note(blas.status())
     if slower := compiler.status():
         callback.on_note(slower)
-    config, dataset, warning = _data(config, data_dir, fallback, strict_vocab, callback)
+    tokenizer = beginning.tokenizer if beginning else None
+    config, dataset, warning = _data(config, data_dir, fallback, strict_vocab, tokenizer, callback)
+    if tokenizer and dataset.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{dataset.folder} was prepared with another tokenizer than the weights know",
+            "give the text itself: --source FILE.",
+        )
     config = _fit_to_data(device.resolve_dtype(config), dataset, strict_vocab)
     must_fit(config)
     limit = int(1e9 * memory_limit) if memory_limit else None
@@ -84,7 +95,7 @@ def launch(
     folder = Path(name) if os.sep in name else runs_dir / name
     try:
         with files.only_one(folder, "training"):
-            summary = _train(config, dataset, folder, max_minutes, limit, callback)
+            summary = _train(config, dataset, folder, beginning, max_minutes, limit, callback)
     except KeyboardInterrupt:
         if not (folder / "run.json").exists():
             callback.on_note(f"{dataset.folder} is kept; the same command goes on from there")
@@ -95,7 +106,12 @@ def launch(
 
 
 def _data(
-    config: Config, data_dir: Path, fallback: str | None, strict_vocab: bool, callback: Callback
+    config: Config,
+    data_dir: Path,
+    fallback: str | None,
+    strict_vocab: bool,
+    tokenizer: Tokenizer | None,
+    callback: Callback,
 ) -> tuple[Config, Dataset, str | None]:
     """The config with its data; or, with a warning, with the fallback's."""
 
@@ -105,6 +121,7 @@ def _data(
             data_dir,
             vocab_size=config.model.vocab_size,
             strict=strict_vocab,
+            tokenizer=tokenizer,
             note=callback.on_note,
             progress=callback.on_prepare,
         )
@@ -124,6 +141,7 @@ def _train(
     config: Config,
     dataset: Dataset,
     folder: Path,
+    beginning: Beginning | None,
     max_minutes: float | None,
     limit: int | None,
     callback: Callback,
@@ -132,13 +150,12 @@ def _train(
     if run:
         if max_minutes:
             config = _as_planned(config, run)
-        _must_match(run, config, dataset)
+        _must_match(run, config, dataset, beginning)
         last = run.steps()[-1]
         if last > config.train.max_steps or (last == config.train.max_steps and run.noted(last)):
             callback.on_note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
             return _summary(run, config, dataset, step=run.steps()[-1])
-    _check(config, callback)
-    forecast = measure(config, dataset)
+    forecast = _first_steps(config, dataset, callback)
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
     if max_minutes and not run:
         config = _plan(config, max_minutes, forecast)
@@ -150,7 +167,19 @@ def _train(
         run.write_config(config)
     else:
         start, last_metrics, guard = 0, {}, Guard(config.train.on_spike)
-        run = runs.create(folder, config, dataset)
+        ends = dataset.tokenizer.end_of_text is not None
+        run = Run(
+            folder,
+            config,
+            dataset.tokenizer,
+            dataset.name,
+            dataset.meta.fingerprint,
+            add_bos_token=ends,
+            origin=beginning.origin if beginning else {},
+        )
+        runs.create(run)
+        if beginning:
+            load_parameters(step_function.model, beginning.parameters)
     # Killed after saving and before evaluating: what is missing is made up for.
     make_up = None if run.cut(start) else last_metrics
     callback.on_train_begin(run, dataset, start, forecast.for_plan(config, start))
@@ -199,7 +228,17 @@ def _existing(folder: Path) -> Run | None:
     return None
 
 
-def _must_match(run: Run, config: Config, dataset: Dataset) -> None:
+def _must_match(run: Run, config: Config, dataset: Dataset, beginning: Beginning | None) -> None:
+    if not run.data_name:
+        raise UserError(
+            f"{run.name} is an imported model",
+            f"train a new run from it: mlxgpt train --from {run.name}.",
+        )
+    if dict(run.origin) != dict(beginning.origin if beginning else {}):
+        raise UserError(
+            f"{run.name} exists, and was begun with other weights",
+            "train a new run with --run NAME, or give the same --from.",
+        )
     if run.data_fingerprint != dataset.meta.fingerprint:
         if run.data_name == dataset.name:
             raise UserError(
@@ -227,6 +266,19 @@ def _must_match(run: Run, config: Config, dataset: Dataset) -> None:
 def _values(config: Config, names: list[str]) -> list[Any]:
     sections = (config.model, config.data, config.optim, config.train)
     return [next(getattr(s, n) for s in sections if hasattr(s, n)) for n in names]
+
+
+def _first_steps(config: Config, dataset: Dataset, callback: Callback) -> Forecast:
+    """The self-check, and a few steps, timed. They compile what the training runs, so that a
+    compiler that fails, fails here; then it is all begun again without.
+    """
+    try:
+        _check(config, callback)
+        return measure(config, dataset)
+    except RuntimeError as error:
+        callback.on_note(compiler.gave_up(error))
+    _check(config, callback)
+    return measure(config, dataset)
 
 
 def _check(config: Config, callback: Callback) -> None:

@@ -254,7 +254,8 @@ def evaluation(config: Config) -> Check:
     letters = map(chr, range(ord("0"), ord("0") + config.model.vocab_size))
     tokenizer = CharTokenizer(letters, end_of_text=False)
     size = len(tokens.ids)
-    evaluate = Evaluator(steps[0].model, tokenizer, tokens, size, batch_size=4, dtype=mx.float32)
+    given: dict[str, Any] = {"bos": None, "batch_size": 4, "dtype": mx.float32}
+    evaluate = Evaluator(steps[0].model, tokenizer, tokens, size, **given)
     losses = []
     for n in range(3):
         for step in steps:

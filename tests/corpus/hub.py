@@ -13,6 +13,9 @@ How the real ones are, from public uses:
 - tiny_shakespeare has a script on main, and on refs/convert/parquet default/SPLIT/0000.parquet;
   TinyStories has data/*.parquet beside text, archives and arrays, and a card without `configs`;
   tinystories-gpt4-clean has one Parquet file at its root (several trainings that fetch them).
+- Models have no prefix: /OWNER/NAME/resolve/…, /api/models/OWNER/NAME, with ?blobs=true also sizes
+  and, of large files, the sha256 (huggingface_hub#951; answers printed in monatis/clip.cpp#65,
+  gomlx/go-huggingface#46).
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ Files = dict[str, bytes]
 Headers = dict[str, str]
 
 CONVERTED = "refs/convert/parquet"
-LARGE = (".parquet", ".txt", ".gz", ".npy")  # kept by the storage, not by git
+LARGE = (".parquet", ".txt", ".gz", ".npy", ".safetensors")  # kept by the storage, not by git
 
 
 def parquet(texts: Iterable[object], column: str = "text") -> bytes:
@@ -110,9 +113,9 @@ class Server(ThreadingHTTPServer):
 
 
 class Hub(Server):
-    """huggingface.co. Moods: `well`; a number, which it answers; `hangs`; `slow` at first; `login`,
-    a page that is not the hub's; `xet`, whose own way of storing fails; `moves`, to another commit
-    whenever it was asked for a branch.
+    """huggingface.co. Its models are named `models/OWNER/NAME`. Moods: `well`; a number, which it
+    answers; `hangs`; `slow` at first; `login`, a page that is not the hub's; `xet`, whose own way
+    of storing fails; `moves`, to another commit whenever it was asked for a branch.
     """
 
     def __init__(
@@ -201,7 +204,7 @@ class HubHandler(Handler):
             self.answer(b"", {"Location": "/login"}, status=302)
         elif mood == "login":
             self.answer(b"<html>welcome to our network</html>", {"Content-Type": "text/html"})
-        elif path.startswith(("/datasets/", "/api/datasets/", "/api/resolve-cache/")):
+        elif path.startswith(("/datasets/", "/api/")) or "/resolve/" in path:
             self.serve_files(*parsed(path))
         else:
             self.refuse(404)
@@ -240,7 +243,8 @@ class HubHandler(Handler):
         if content is None:
             self.refuse(404, "EntryNotFound", known)
         elif not file.endswith(LARGE):
-            place = f"/api/resolve-cache/datasets/{name}/{commit}/{file}?etag=%22{sha1(content)}%22"
+            where = name if name.startswith("models/") else f"datasets/{name}"
+            place = f"/api/resolve-cache/{where}/{commit}/{file}?etag=%22{sha1(content)}%22"
             self.answer(b"", {**known, "Location": place}, status=307)
         else:
             digest, cdn = sha256(content), self.server.cdn
@@ -255,8 +259,10 @@ class HubHandler(Handler):
 
     def api(self, what: str, name: str, commit: str, files: Files, folder: str) -> None:
         if what in ("", "revision"):
-            siblings = [{"rfilename": file} for file in files]
-            self.json({"id": name, "sha": commit, "tags": [], "siblings": siblings})
+            blobs = "blobs=true" in self.path.lower()
+            siblings = [sibling(file, content, blobs=blobs) for file, content in files.items()]
+            short = name.removeprefix("models/")
+            self.json({"id": short, "sha": commit, "tags": [], "siblings": siblings})
         elif what == "xet-read-token":
             expires = int(time.time()) + 3600
             cas = self.server.cdn.address
@@ -296,12 +302,30 @@ def parsed(path: str) -> tuple[str, str, str, str]:
     parts = path.strip("/").split("/")
     if parts[0] == "datasets":  # datasets/OWNER/NAME/resolve/REVISION/PATH
         name, what, rest = parts[1:3], parts[3], parts[4:]
+    elif parts[0] != "api":  # OWNER/NAME/resolve/REVISION/PATH
+        name, what, rest = ["models", *parts[:2]], parts[2], parts[3:]
     elif parts[1] == "resolve-cache":  # api/resolve-cache/datasets/OWNER/NAME/COMMIT/PATH
         name, what, rest = parts[3:5], parts[1], parts[5:]
+        name = ["models", *name] if parts[2] == "models" else name
+    elif parts[1] == "models":  # as the next
+        name, what, rest = parts[1:4], *(parts[4:5] or [""]), parts[5:] or ["main"]
     else:  # api/datasets/OWNER/NAME, api/datasets/OWNER/NAME/WHAT/REVISION/PATH
         name, what, rest = parts[2:4], *(parts[4:5] or [""]), parts[5:] or ["main"]
     slashes = CONVERTED.count("/") + 1 if rest[0] == "refs" else 1
     return what, "/".join(name), "/".join(rest[:slashes]), "/".join(rest[slashes:])
+
+
+def sibling(path: str, content: bytes, *, blobs: bool) -> dict[str, Any]:
+    """A file as the hub tells of it with its repository."""
+    if not blobs:
+        return {"rfilename": path}
+    told = {"rfilename": path, "blobId": sha1(content), "size": len(content)}
+    if path.endswith(LARGE):
+        return {
+            **told,
+            "lfs": {"sha256": sha256(content), "size": len(content), "pointerSize": 134},
+        }
+    return told
 
 
 def entry(path: str, content: bytes | None) -> dict[str, Any]:
@@ -344,7 +368,7 @@ class GitHubHandler(Handler):
     server: GitHub
 
     def serve(self, mood: str) -> None:
-        if urlsplit(self.path).path != GitHub.path:  # a proxy is asked for the whole address
+        if urlsplit(self.path).path != self.server.path:  # a proxy is asked for the whole address
             self.refuse(404)
             return
         breaks = mood == "breaks" and self.server.broken < 1

@@ -458,8 +458,8 @@ REFUSED = {
     "hf:aesop/numbers": "aesop/numbers has no column 'text' of text; there is: none",
     "hf:aesop/parts": "aesop/parts has no split 'train'; there is: one, two",
     "hf:aesop/nothing": "aesop/nothing cannot be had (the Hugging Face hub: it answered 401)",
-    "hf:aesop/gated": "aesop/gated cannot be had (the Hugging Face hub: DatasetNotFoundError: "
-    "Dataset 'aesop/gated' is a gated dataset",
+    "hf:aesop/gated": "aesop/gated cannot be had (the Hugging Face hub: there is no such "
+    "dataset, or it is private or gated)",
     "hf:aesop/many": "aesop/many cannot be had (the Hugging Face hub: ValueError: Config name is "
     "missing. Please pick one among the available configs: ['greek', 'latin']",
     "hf:fables": "'hf:fables' is no dataset's name",

@@ -49,6 +49,7 @@ def test_every_token_is_judged_once_the_tail_included(
             tokenizer,
             Tokens(ids, 19),
             text_bytes,
+            bos=tokenizer.end_of_text,
             batch_size=batch_size,
             dtype=mx.float32,
         )()
@@ -63,7 +64,8 @@ def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
     model.wte.weight = mx.zeros_like(model.wte.weight)
     tokenizer = CharTokenizer("abcdefghijklmnopqrs", end_of_text=False)
     ids = np.arange(100) % 19
-    result = Evaluator(model, tokenizer, Tokens(ids, 19), 100, batch_size=2, dtype=mx.float32)()
+    settings: dict[str, Any] = {"bos": None, "batch_size": 2, "dtype": mx.float32}
+    result = Evaluator(model, tokenizer, Tokens(ids, 19), 100, **settings)()
     assert result.loss == pytest.approx(math.log(19))
     assert result.bits_per_byte == pytest.approx(math.log2(19)), "a letter is a byte here"
     assert result.perplexity == pytest.approx(19)
@@ -72,7 +74,7 @@ def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
 def test_too_short_a_text_and_foreign_ids_are_refused(tiny_model: Config) -> None:
     tokenizer = CharTokenizer(LETTERS, end_of_text=False)
     model = GPT(tiny_model.model)
-    settings: dict[str, Any] = {"batch_size": 1, "dtype": mx.float32}
+    settings: dict[str, Any] = {"bos": None, "batch_size": 1, "dtype": mx.float32}
     with pytest.raises(UserError, match="too short"):
         Evaluator(model, tokenizer, Tokens(np.array([1]), 19), 1, **settings)
     with pytest.raises(UserError, match="id 19"):

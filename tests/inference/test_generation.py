@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -12,7 +13,7 @@ from mlxgpt.config import Config, Sampling, override
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.inference import generation
-from mlxgpt.inference.generation import generate, tokens, with_start
+from mlxgpt.inference.generation import tokens, with_start
 from mlxgpt.model.gpt import GPT
 
 LETTERS = "abcdefghijklmnopqr\n"  # 19 of them
@@ -52,6 +53,12 @@ class Scripted(GPT):
         return mx.broadcast_to(row, (ids.shape[0], self.config.vocab_size)), cache
 
 
+def generated(model: GPT, tokenizer: CharTokenizer, prompt: str, *given: Any, **named: Any) -> Any:
+    """As texts of such a tokenizer begin."""
+    bos = tokenizer.end_of_text
+    return generation.generate(model, tokenizer, prompt, *given, bos=bos, **named)
+
+
 def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(
     model: GPT, tokenizer: CharTokenizer
 ) -> None:
@@ -65,7 +72,7 @@ def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(
         chosen = int(model(mx.array([window]))[0, -1].argmax())
         expected.append(chosen)
         window.append(chosen)
-    found = generate(model, tokenizer, "ab", Sampling(temperature=0, max_tokens=40))
+    found = generated(model, tokenizer, "ab", Sampling(temperature=0, max_tokens=40))
     assert tokenizer.encode(found.texts[0]).tolist() == expected
     assert found.tokens == 40
 
@@ -75,7 +82,7 @@ def test_as_many_tokens_as_asked_beyond_the_block_too(
     model: GPT, tokenizer: CharTokenizer, length: int
 ) -> None:
     for prompt in ("", "a", "abcdefg", "abcdefgh", "abcdefghij" * 3):
-        result = generate(model, tokenizer, prompt, Sampling(max_tokens=length, seed=1))
+        result = generated(model, tokenizer, prompt, Sampling(max_tokens=length, seed=1))
         assert len(result.texts[0]) == len(prompt) + length
         assert result.texts[0].startswith(prompt), "the prompt is part of the text"
         assert result.ended == [False]
@@ -84,10 +91,10 @@ def test_as_many_tokens_as_asked_beyond_the_block_too(
 def test_same_seed_same_text(model: GPT, tokenizer: CharTokenizer) -> None:
     def text(**settings: object) -> list[str]:
         sampling = Sampling(max_tokens=30, **settings)  # type: ignore[arg-type]
-        return generate(model, tokenizer, "ab", sampling).texts
+        return generated(model, tokenizer, "ab", sampling).texts
 
     assert text(seed=5) == text(seed=5) != text(seed=6)
-    fresh = generate(model, tokenizer, "ab", Sampling(max_tokens=30))
+    fresh = generated(model, tokenizer, "ab", Sampling(max_tokens=30))
     assert fresh.texts == text(seed=fresh.seed), "a fresh seed is told, and makes it again"
 
 
@@ -99,14 +106,14 @@ def test_every_token_is_drawn_anew(tiny_model: Config, tokenizer: CharTokenizer)
             return mx.zeros((ids.shape[0], self.config.vocab_size)), cache
 
     model = Clueless(override(tiny_model, {"block_size": 64}).model)
-    text = generate(model, tokenizer, "", Sampling(max_tokens=40, seed=0)).texts[0]
+    text = generated(model, tokenizer, "", Sampling(max_tokens=40, seed=0)).texts[0]
     assert len(set(text)) > 10
 
 
 def test_samples_in_a_batch_differ_and_all_keep_the_prompt(
     model: GPT, tokenizer: CharTokenizer
 ) -> None:
-    result = generate(model, tokenizer, "ab", Sampling(max_tokens=30, samples=5, seed=1))
+    result = generated(model, tokenizer, "ab", Sampling(max_tokens=30, samples=5, seed=1))
     assert len(set(result.texts)) == 5
     assert all(text.startswith("ab") and len(text) == 32 for text in result.texts)
     assert result.tokens == 150
@@ -117,29 +124,32 @@ def test_a_long_prompt_keeps_its_last_tokens_and_says_so(
 ) -> None:
     notes: list[str] = []
     sampling = Sampling(temperature=0, max_tokens=1)
-    long = generate(model, tokenizer, "q" * 9 + "abcdefgh", sampling, note=notes.append)
-    short = generate(model, tokenizer, "abcdefgh", sampling, note=notes.append)
+    long = generated(model, tokenizer, "q" * 9 + "abcdefgh", sampling, note=notes.append)
+    short = generated(model, tokenizer, "abcdefgh", sampling, note=notes.append)
     assert long.texts[0][-1] == short.texts[0][-1]
     assert notes == ["the prompt has 17 tokens; the model reads the last 8"]
 
 
 def test_unknown_characters_are_refused(model: GPT, tokenizer: CharTokenizer) -> None:
     with pytest.raises(UserError, match="'X'"):
-        generate(model, tokenizer, "aXb", Sampling())
+        generated(model, tokenizer, "aXb", Sampling())
 
 
 def test_how_texts_begin(tokenizer: CharTokenizer) -> None:
-    assert tokenizer.decode(with_start(tokenizer.encode(""), tokenizer)) == "\n"
-    assert tokenizer.decode(with_start(tokenizer.encode("ab"), tokenizer)) == "ab"
+    assert tokenizer.decode(with_start(tokenizer.encode(""), tokenizer, None)) == "\n"
+    assert tokenizer.decode(with_start(tokenizer.encode("ab"), tokenizer, None)) == "ab"
     ending = CharTokenizer("ab", end_of_text=True)
-    assert with_start(ending.encode(""), ending).tolist() == [2]
-    assert with_start(ending.encode("b"), ending).tolist() == [2, 1]
+    assert with_start(ending.encode(""), ending, 2).tolist() == [2]
+    assert with_start(ending.encode("b"), ending, 2).tolist() == [2, 1]
+    # GPT-2's own texts: nothing before a prompt, and something to begin with where there is none.
+    assert with_start(ending.encode(""), ending, None).tolist() == [2]
+    assert with_start(ending.encode("b"), ending, None).tolist() == [1]
 
 
 def test_streamed_pieces_are_the_text(model: GPT, tokenizer: CharTokenizer) -> None:
     pieces: list[str] = []
     sampling = Sampling(max_tokens=20, seed=1, stop=("zzz",))
-    result = generate(model, tokenizer, "ab", sampling, stream=pieces.append)
+    result = generated(model, tokenizer, "ab", sampling, stream=pieces.append)
     assert "".join(pieces) == result.texts[0]
     assert len([piece for piece in pieces if piece]) == 21, "each as it is made"
 
@@ -161,7 +171,7 @@ def test_stop_strings_end_the_text_before_them(
     writes = Scripted(override(tiny_model, {"block_size": 64}), list(tokenizer.encode("abcdefgh")))
     pieces: list[str] = []
     sampling = Sampling(max_tokens=10, stop=stop, seed=0)
-    result = generate(writes, tokenizer, "", sampling, stream=pieces.append)
+    result = generated(writes, tokenizer, "", sampling, stream=pieces.append)
     assert result.texts == [expected]
     assert "".join(pieces) == expected
 
@@ -171,7 +181,7 @@ def test_a_text_ends_at_its_end_of_text(tiny_model: Config) -> None:
     assert tokenizer.end_of_text == 18
     ids = [*tokenizer.encode("abc"), tokenizer.end_of_text]
     writes = Scripted(override(tiny_model, {"block_size": 64}), ids)
-    result = generate(writes, tokenizer, "", Sampling(max_tokens=50, samples=2, seed=0))
+    result = generated(writes, tokenizer, "", Sampling(max_tokens=50, samples=2, seed=0))
     assert result.texts == ["abc", "abc"]
     assert result.ended == [True, True]
     assert result.tokens == 8
@@ -204,7 +214,7 @@ def test_settings_reach_the_sampler(model: GPT) -> None:
 
 def test_ids_beyond_the_tokenizers_are_never_drawn(model: GPT) -> None:
     few = CharTokenizer("abc", end_of_text=False)
-    result = generate(model, few, "ab", Sampling(max_tokens=60, temperature=5.0, seed=0))
+    result = generated(model, few, "ab", Sampling(max_tokens=60, temperature=5.0, seed=0))
     assert set(result.texts[0]) == set("abc")
 
 

@@ -1,0 +1,106 @@
+"""A run's model for other runtimes: transformers, mlx-lm, llama.cpp."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlxgpt import files
+from mlxgpt.config import ModelConfig
+from mlxgpt.errors import UserError
+from mlxgpt.interchange import gguf, huggingface, mlx_lm, tokenizers
+from mlxgpt.interchange.card import card
+from mlxgpt.storage.run import Run
+
+RUNTIMES = ("hf", "mlx-lm", "gguf")
+BITS = (8, 4)
+
+
+def export(
+    run: Run,
+    parameters: dict[str, mx.array],
+    step: int,
+    folder: Path,
+    to: str,
+    quantize: int | None = None,
+) -> None:
+    """Write a folder that a runtime loads; it appears whole, or not. What a model has room for
+    beyond its tokenizer's ids is left out, since elsewhere it could be drawn.
+
+    Args:
+        parameters: of the run's model after `step` updates.
+        folder: must not be there yet.
+        to: one of RUNTIMES.
+        quantize: bits of the weights, one of BITS; None: float32.
+
+    Raises:
+        UserError: if the runtime cannot have such a model, or the folder cannot be written.
+    """
+    if to == "hf" and quantize:
+        raise UserError(
+            "transformers has no quantized form of a GPT-2 that runs everywhere",
+            "leave out --quantize, or export --to mlx-lm or --to gguf.",
+        )
+    if folder.exists():
+        raise UserError(f"{folder} exists", "choose another folder, --out DIR, or delete it.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    try:
+        _write(run, parameters, scratch, to, quantize)
+        (scratch / "README.md").write_text(card(run, step, to, quantize), encoding="utf-8")
+        scratch.chmod(0o755)
+        for path in scratch.iterdir():
+            files.sync(path)
+        scratch.rename(folder)
+    except (OSError, RuntimeError) as error:
+        raise _cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def rounded(
+    config: ModelConfig, parameters: dict[str, mx.array], to: str, bits: int
+) -> dict[str, mx.array]:
+    """The parameters as a runtime has them once they were quantized."""
+    return {"mlx-lm": mlx_lm, "gguf": gguf}[to].rounded(config, parameters, bits)
+
+
+def _write(
+    run: Run, parameters: dict[str, mx.array], scratch: Path, to: str, quantize: int | None
+) -> None:
+    ids, end = run.tokenizer.vocab_size, run.tokenizer.end_of_text
+    model = replace(run.config.model, vocab_size=ids)
+    parameters = {**parameters, "wte.weight": parameters["wte.weight"][:ids]}
+    if to == "gguf":
+        name = f"{run.name}.gguf"
+        gguf.write(
+            scratch / name,
+            model,
+            parameters,
+            run.tokenizer,
+            name=run.name,
+            add_bos_token=run.bos is not None,
+            quantize=quantize,
+        )
+        (scratch / "Modelfile").write_text(
+            gguf.modelfile(name, end_of_text=end is not None), encoding="utf-8"
+        )
+        return
+    if quantize:
+        mlx_lm.write(scratch, model, parameters, end, quantize)
+    else:
+        huggingface.write_config(scratch, model, end)
+        huggingface.write_parameters(scratch, model, parameters)
+    tokenizers.write(scratch, run.tokenizer, model.block_size, add_bos_token=run.bos is not None)
+
+
+def _cannot_write(folder: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(f"cannot write {folder}: {reason}", "free some space, or check permissions.")

@@ -1,0 +1,106 @@
+"""What a tier, a config or a run amounts to, and the list of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mlxgpt import config as configs
+from mlxgpt.config import Config
+from mlxgpt.errors import UserError
+from mlxgpt.model.gpt import count_parameters, flops_per_token, parameters_by_part
+from mlxgpt.requests import PathLike, home, resolve
+from mlxgpt.storage import run as run_folders
+from mlxgpt.training.forecast import training_bytes
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a config or a run amounts to.
+
+    Attributes:
+        parameters: by part, and all.
+        flops_per_token: of training, forward and backward.
+        training_tokens: of the whole plan.
+        memory_bytes: least memory for weights, gradients and AdamW's two moments.
+    """
+
+    name: str
+    config: Config
+    parameters: dict[str, int]
+    flops_per_token: int
+    training_tokens: int
+    memory_bytes: int
+    step: int | None = None
+    val_loss: float | None = None
+
+
+def info(
+    tier: int | None = None,
+    *,
+    run: str | None = None,
+    config: PathLike | Config | None = None,
+    runs_dir: PathLike | None = None,
+    **settings: Any,
+) -> Info:
+    """What a tier, a config or a run amounts to: shape, parameters, cost."""
+    step = val_loss = None
+    if tier is None and config is None:
+        found = run_folders.find(run, home("runs", runs_dir))
+        name, chosen = found.name, found.config
+        step = found.steps()[-1] if found.steps() else None
+        best = found.best()
+        val_loss = best["val_loss"] if best else None
+    else:
+        name, chosen = resolve(tier, config, **settings)
+    chosen = configs.with_vocabulary(chosen)
+    m, t = chosen.model, chosen.train
+    tokens = t.max_steps * t.batch_size * t.gradient_accumulation_steps * m.block_size
+    return Info(
+        name=name,
+        config=chosen,
+        parameters={**parameters_by_part(m), "all": count_parameters(m)},
+        flops_per_token=flops_per_token(m),
+        training_tokens=tokens,
+        memory_bytes=training_bytes(m),
+        step=step,
+        val_loss=val_loss,
+    )
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One line of the list of runs."""
+
+    name: str
+    step: int
+    steps: int
+    val_loss: float | None
+    parameters: int
+    data: str
+
+
+def runs(
+    *, runs_dir: PathLike | None = None, note: Callable[[str], None] = lambda line: None
+) -> list[RunLine]:
+    """All runs, the newest first; `note` is told of damaged ones, which are left out."""
+    lines = []
+    for folder in run_folders.folders_in(home("runs", runs_dir)):
+        try:
+            run = run_folders.open_run(folder)
+        except UserError as error:
+            note(error.problem)
+            continue
+        best = run.best()
+        lines.append(
+            RunLine(
+                name=run.name,
+                step=max(run.steps(), default=0),
+                steps=run.config.train.max_steps,
+                val_loss=best["val_loss"] if best else None,
+                parameters=count_parameters(run.config.model),
+                data=run.data_name or "–",
+            )
+        )
+    return lines

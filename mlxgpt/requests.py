@@ -1,0 +1,99 @@
+"""From what was asked for to what is meant: folders, configs, runs with their models and data.
+
+Folders default to `runs` and `data` under the environment's MLXGPT_HOME, or else under the
+current folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxgpt import config as configs
+from mlxgpt.config import Config
+from mlxgpt.corpus.dataset import Dataset, is_prepared, open_dataset
+from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.errors import UserError
+from mlxgpt.evaluation.loss import Evaluation, Evaluator
+from mlxgpt.model.gpt import GPT
+from mlxgpt.storage import run as runs
+
+PathLike = str | Path
+
+
+def home(kind: str, given: PathLike | None = None) -> Path:
+    """The folder for `runs` or `data`."""
+    return Path(given) if given else Path(os.environ.get("MLXGPT_HOME") or ".") / kind
+
+
+def resolve(
+    tier: int | None = None, config: PathLike | Config | None = None, **settings: Any
+) -> tuple[str, Config]:
+    """A config's name and content: a tier's, a TOML file's or one at hand, with settings changed
+    by their plain names (`n_layer=6`).
+    """
+    if tier is not None and config is not None:
+        raise UserError("a tier and a config are given", "give --tier or --config, not both.")
+    if isinstance(config, Config):
+        name, base = "custom", config
+    elif config is not None:
+        path = configs.built_in().get(str(config), Path(config))
+        name, base = path.stem, configs.load(path)
+    elif tier is not None:
+        name, base = f"tier{tier}", configs.tier(tier)
+    else:
+        raise UserError("it is not said what to train", "give --tier 1, or --config FILE.")
+    return name, configs.override(base, settings)
+
+
+def evaluated(run: runs.Run, model: GPT, tokens: Tokens, text_bytes: int) -> Evaluation:
+    """Loss of a run's model over some tokens."""
+    evaluator = Evaluator(
+        model,
+        run.tokenizer,
+        tokens,
+        text_bytes,
+        bos=run.bos,
+        batch_size=run.config.train.batch_size,
+        dtype=getattr(mx, run.config.train.dtype),
+    )
+    return evaluator()
+
+
+def opened(
+    run: str | None,
+    checkpoint: str,
+    runs_dir: PathLike | None,
+    note: Callable[[str], None],
+) -> tuple[runs.Run, GPT, int]:
+    """A run, the model of one of its checkpoints, and its step."""
+    found = runs.find(run, home("runs", runs_dir))
+    model, saved = runs.load_model(found, checkpoint, note)
+    note(f"{found.folder}, step {saved.step:,}")
+    return found, model, saved.step
+
+
+def data_of(run: runs.Run, data_dir: Path) -> Dataset:
+    """The data that a run was trained with."""
+    if not run.data_name:
+        raise UserError(
+            f"{run.name} was imported, without a validation text",
+            "give a text to evaluate on: --source FILE.",
+        )
+    folder = data_dir / run.data_name
+    if not is_prepared(folder):
+        raise UserError(
+            f"the data of {run.name} is not in {folder}",
+            "give a text to evaluate on: --source FILE; or name its folder: --data-dir.",
+        )
+    dataset = open_dataset(folder)
+    if dataset.meta.fingerprint != run.data_fingerprint:
+        raise UserError(
+            f"{folder} holds other data than {run.name} was trained with",
+            "give a text to evaluate on: --source FILE.",
+        )
+    return dataset

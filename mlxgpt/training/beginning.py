@@ -1,0 +1,74 @@
+"""A training that begins with the weights of another run instead of the seed's: fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+
+from mlxgpt import files
+from mlxgpt.config import Config, validate
+from mlxgpt.corpus.tokenizer import Tokenizer
+from mlxgpt.errors import UserError
+from mlxgpt.model.gpt import flat
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage.run import Run, load_model
+
+SHAPE = ("n_layer", "n_head", "n_embd", "vocab_size", "bias")  # which weights cannot change
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a training begins with.
+
+    Attributes:
+        parameters: by their dotted names.
+        tokenizer: the one that the weights know, so the one of the data.
+        origin: the run and its step, and the weights' sha256: part of the new run's identity.
+    """
+
+    parameters: dict[str, mx.array]
+    tokenizer: Tokenizer
+    origin: Mapping[str, Any]
+
+
+def begin_from(
+    run: Run, config: Config, chosen: Mapping[str, Any], note: Callable[[str], None]
+) -> tuple[Config, Beginning]:
+    """The config with a run's shape, and what to begin with. Of a longer block the first positions
+    are taken, as nanoGPT does.
+
+    Args:
+        config: all else.
+        chosen: the settings that were asked for by name.
+        note: takes a line on what the user should know.
+
+    Raises:
+        UserError: if a setting does not go with the run's weights.
+    """
+    theirs = run.config.model
+    for name in SHAPE:
+        if chosen.get(name, getattr(theirs, name)) != getattr(theirs, name):
+            raise UserError(
+                f"{name} = {chosen[name]} does not go with {run.name}, which has "
+                f"{getattr(theirs, name)}",
+                f"leave it out: a training from {run.name} has its shape.",
+            )
+    block = chosen.get("block_size", theirs.block_size)
+    if block > theirs.block_size:
+        raise UserError(
+            f"block_size = {block} is more than the {theirs.block_size} positions that {run.name} "
+            "has learned",
+            f"use --block-size {theirs.block_size} or less.",
+        )
+    dropout = chosen.get("dropout", config.model.dropout)
+    config = validate(replace(config, model=replace(theirs, block_size=block, dropout=dropout)))
+    config = replace(config, data=replace(config.data, tokenizer=run.config.data.tokenizer))
+    model, saved = load_model(run, note=note)
+    parameters = flat(model.parameters())
+    parameters["wpe.weight"] = parameters["wpe.weight"][:block]
+    weights = checkpoint.path_of(run.checkpoints, saved.step) / checkpoint.MODEL
+    origin = {"run": run.name, "step": saved.step, "sha256": files.sha256(weights)}
+    return config, Beginning(parameters, run.tokenizer, origin)

@@ -1,0 +1,173 @@
+"""Folders as transformers writes them. That it reads and writes the same is seen in
+tests/oracle/test_oracle_huggingface.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import pytest
+
+from mlxgpt.errors import UserError
+from mlxgpt.interchange import huggingface
+from mlxgpt.model.gpt import GPT, load_parameters
+from tests.interchange.models import SHAPE, folder_of, parameters_of
+
+Arrays = dict[str, mx.array]
+
+
+def weights(folder: Path) -> Arrays:
+    return cast(Arrays, mx.load(str(folder / "model.safetensors")))
+
+
+def rewrite(folder: Path, arrays: Arrays) -> None:
+    mx.eval(arrays)
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays)
+
+
+def masks() -> Arrays:
+    mask = mx.tril(mx.ones((1, 1, 16, 16)))
+    return {f"h.{n}.attn.bias": mask for n in range(2)} | {
+        f"h.{n}.attn.masked_bias": mx.array(-1e4) for n in range(2)
+    }
+
+
+def turned(arrays: Arrays) -> Arrays:
+    ends = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    return {n: mx.contiguous(a.T) if n.endswith(ends) else a for n, a in arrays.items()}
+
+
+LAYOUTS: dict[str, Callable[[Arrays], Arrays]] = {
+    "plain": lambda a: a,
+    "a prefix": lambda a: {f"transformer.{n}": v for n, v in a.items()},
+    "masks": lambda a: a | masks(),
+    "a prefix and masks": lambda a: {f"transformer.{n}": v for n, v in (a | masks()).items()},
+    "a tied head": lambda a: a | {"lm_head.weight": a["wte.weight"] + 0},
+    "matrices [out, in]": turned,
+    "float16": lambda a: {n: v.astype(mx.float16) for n, v in a.items()},
+    "bfloat16": lambda a: {n: v.astype(mx.bfloat16) for n, v in a.items()},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_parameters(tmp_path: Path, layout: str) -> None:
+    ours = folder_of(tmp_path)
+    rewrite(tmp_path, LAYOUTS[layout](weights(tmp_path)))
+    config = huggingface.read_config(tmp_path)
+    assert config == replace(SHAPE, bias=True)
+    found = huggingface.read_parameters(tmp_path, config)
+    assert found.keys() == ours.keys()
+    for name, value in found.items():
+        assert value.dtype == mx.float32
+        kind = {"float16": mx.float16, "bfloat16": mx.bfloat16}.get(layout, mx.float32)
+        assert mx.array_equal(value, ours[name].astype(kind).astype(mx.float32)), name
+
+
+def test_weights_may_be_spread_over_files(tmp_path: Path) -> None:
+    ours = folder_of(tmp_path)
+    arrays = list(weights(tmp_path).items())
+    mx.eval(dict(arrays))
+    (tmp_path / "model.safetensors").unlink()
+    places: dict[str, str] = {}
+    for n in range(3):
+        name = f"model-0000{n + 1}-of-00003.safetensors"
+        mx.save_safetensors(str(tmp_path / name), dict(arrays[n::3]))
+        places |= dict.fromkeys((key for key, _ in arrays[n::3]), name)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = huggingface.read_parameters(tmp_path, huggingface.read_config(tmp_path))
+    assert all(mx.array_equal(found[name], value) for name, value in ours.items())
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no model-00002-of-00003.safetensors"):
+        huggingface.read_parameters(tmp_path, SHAPE)
+    index["weight_map"] = {"wte.weight": "../model.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="leads out of its folder"):
+        huggingface.read_parameters(tmp_path, SHAPE)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_is_written_is_read_again(tmp_path: Path, bias: bool) -> None:
+    config = replace(SHAPE, bias=bias)
+    ours = parameters_of(config)
+    huggingface.write_config(tmp_path, config, 279)
+    huggingface.write_parameters(tmp_path, config, ours)
+    again = huggingface.read_config(tmp_path)
+    found = huggingface.read_parameters(tmp_path, again)
+    assert {name: found[name].shape for name in ours} == {n: v.shape for n, v in ours.items()}
+    ids = mx.arange(16)[None]
+    models = GPT(config), GPT(again)
+    load_parameters(models[0], ours)
+    load_parameters(models[1], found)
+    assert mx.allclose(models[0](ids), models[1](ids), atol=1e-5)
+    extra = [value for name, value in found.items() if name not in ours]
+    assert all((value == 0).all() for value in extra), "biases that a model has not are zeros"
+    assert bool(extra) != bias
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "another architecture": ({"model_type": "llama"}, "model_type is 'llama'"),
+    "another activation": ({"activation_function": "relu"}, "activation_function is 'relu'"),
+    "another epsilon": ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+    "scaled by layer": ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse"),
+    "another width inside": ({"n_inner": 100}, "n_inner is 100, not 4 × 32"),
+    "no layers": ({"n_layer": 0}, "n_layer = 0"),
+    "no number": ({"n_layer": "many"}, "n_layer = 'many'"),
+    "no head fits": ({"n_head": 5}, "n_embd = 32"),
+    "beyond all numbers": ({"n_embd": 10**30, "n_inner": None}, "n_embd"),
+    "too large for the weights": ({"n_layer": 10**9}, "are not those that its config.json"),
+    "other positions": ({"n_positions": 17, "n_ctx": 17}, "are not those that its config.json"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_other_models_are_refused(tmp_path: Path, case: str) -> None:
+    folder_of(tmp_path)
+    change, problem = CONFIGS[case]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError) as caught:
+        huggingface.read_parameters(tmp_path, huggingface.read_config(tmp_path))
+    assert problem in caught.value.problem
+
+
+def test_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    arrays = weights(tmp_path)
+    rewrite(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 1e-3})
+    with pytest.raises(UserError, match="its output head is not its embedding"):
+        huggingface.read_parameters(tmp_path, SHAPE)
+
+
+def test_other_arrays_are_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    arrays = weights(tmp_path)
+    for change in (
+        {"wte.weight": arrays["wte.weight"].T},
+        {"h.0.ln_1.bias": mx.zeros((31,)), "more": mx.zeros((1,))},
+        {"h.0.ln_1.bias": mx.zeros((31,))},
+        {"h.5.attn.bias": mx.zeros((4,)), "h.x.mlp.c_fc.weight": mx.zeros((9, 9))},
+    ):
+        rewrite(tmp_path, arrays | change)
+        with pytest.raises(UserError):
+            huggingface.read_parameters(tmp_path, SHAPE)
+
+
+def test_half_a_file_and_a_pickle_are_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="are damaged"):
+        huggingface.read_parameters(tmp_path, SHAPE)
+    path.rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"has no model.safetensors") as caught:
+        huggingface.read_parameters(tmp_path, SHAPE)
+    assert "a pickle, which can run code" in caught.value.remedy
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="cannot read"):
+        huggingface.read_config(tmp_path)

@@ -1,0 +1,234 @@
+"""Models go to and fro between mlxgpt, transformers and mlx-lm. Needs the extra `oracle`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlxgpt
+from mlxgpt.config import ModelConfig
+from mlxgpt.corpus import bpe
+from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
+from mlxgpt.interchange import exporting, importing
+from mlxgpt.interchange.huggingface import Foreign
+from mlxgpt.model.gpt import GPT, flat, load_parameters
+from mlxgpt.storage.run import load_model
+
+pytest.importorskip("torch", reason="the extra `oracle` is not installed")
+pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
+pytest.importorskip("mlx_lm", reason="the extra `oracle` is not installed")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # other people's
+    import mlx_lm.utils
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+
+TEXT = "Once upon a time, there was a small cat. The cat liked to look at the sea. " * 40
+PROMPT = "Once upon a time, the"
+
+
+# In: a GPT-2 of transformers' own, as it may lie in the wild.
+
+
+def theirs(folder: Path, tokenizer: Tokenizer, **settings: Any) -> GPT2LMHeadModel:
+    """A random GPT-2 with biases that are not zero, saved by transformers."""
+    torch.manual_seed(0)
+    size = tokenizer.vocab_size
+    config = GPT2Config(vocab_size=size, n_positions=32, n_embd=24, n_layer=2, n_head=3, **settings)
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    return model
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+def bare(weights: dict[str, Any]) -> dict[str, Any]:
+    """As the hub's gpt2: no prefix, and each layer's causal mask."""
+    mask = torch.ones(32, 32).tril()[None, None]
+    named = {name.removeprefix("transformer."): value for name, value in weights.items()}
+    return named | {f"h.{n}.attn.bias": mask.clone() for n in range(2)}
+
+
+def with_masks(weights: dict[str, Any]) -> dict[str, Any]:
+    """As distilgpt2: masks, and the number that hides."""
+    mask = torch.ones(32, 32).tril()[None, None]
+    number = torch.tensor(-1e4)
+    return (
+        weights
+        | {f"transformer.h.{n}.attn.bias": mask.clone() for n in range(2)}
+        | {f"transformer.h.{n}.attn.masked_bias": number.clone() for n in range(2)}
+    )
+
+
+def with_head(weights: dict[str, Any]) -> dict[str, Any]:
+    return weights | {"lm_head.weight": weights["transformer.wte.weight"].clone()}
+
+
+def linear(weights: dict[str, Any]) -> dict[str, Any]:
+    """[out, in], as nanoGPT's; the square c_proj passes every comparison of shapes."""
+    ends = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    return {k: v.T.contiguous() if k.endswith(ends) else v for k, v in weights.items()}
+
+
+def compared(folder: Path, model: GPT2LMHeadModel) -> Foreign:
+    foreign = importing.read(str(folder), print)
+    ours = GPT(foreign.config)
+    load_parameters(ours, foreign.parameters)
+    ids = np.random.default_rng(0).integers(0, foreign.tokenizer.vocab_size, (2, 32))
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)).logits.numpy()
+    found = np.array(ours(mx.array(ids)))
+    assert np.abs(expected).max() > 1, "the logits are worth comparing"
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    return foreign
+
+
+@pytest.mark.parametrize(
+    "change", [dict, bare, with_masks, with_head, linear, lambda w: bare(linear(w))]
+)
+def test_logits_of_every_layout_are_transformers(
+    tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    tokenizer = bpe.train([TEXT], 300)
+    model = theirs(tmp_path, tokenizer)
+    rewritten(tmp_path, change)
+    foreign = compared(tmp_path, model)
+    assert foreign.tokenizer.fingerprint == tokenizer.fingerprint
+    assert not foreign.add_bos_token, "nobody said that texts begin with a token"
+
+
+def test_shards_are_joined(tmp_path: Path) -> None:
+    model = theirs(tmp_path, bpe.train([TEXT], 300))
+    (tmp_path / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    compared(tmp_path, model)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits_become_thirty_two(tmp_path: Path, dtype: str) -> None:
+    theirs(tmp_path, bpe.train([TEXT], 300))
+    kind = getattr(torch, dtype)
+    rewritten(tmp_path, lambda weights: {k: v.to(kind) for k, v in weights.items()})
+    rounded = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    foreign = compared(tmp_path, rounded)
+    assert all(value.dtype == mx.float32 for value in foreign.parameters.values())
+
+
+# Out: models of ours, of each kind of tokenizer.
+
+
+def of_ours(kind: str, bias: bool, room: int = 0) -> Foreign:
+    """A random model, with room for more ids than its tokenizer has."""
+    tokenizers: dict[str, Callable[[], Tokenizer]] = {
+        "bpe": lambda: bpe.train([TEXT], 300),
+        "characters": lambda: CharTokenizer(TEXT + "\n", end_of_text=False),
+        "characters of many texts": lambda: CharTokenizer(TEXT, end_of_text=True),
+    }
+    tokenizer = tokenizers[kind]()
+    config = ModelConfig(2, 2, 32, 64, tokenizer.vocab_size + room, 0.0, bias)
+    model = GPT(config, 3)
+    parameters = {
+        name: value + 0.1 * mx.random.normal(value.shape, key=mx.random.key(n))
+        for n, (name, value) in enumerate(flat(model.parameters()).items())
+    }
+    return Foreign(config, parameters, tokenizer, tokenizer.end_of_text is not None)
+
+
+@pytest.fixture(params=["bpe", "characters", "characters of many texts"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_we_export_says_the_same_everywhere(tmp_path: Path, kind: str, bias: bool) -> None:
+    run = importing.make_run(of_ours(kind, bias, room=5), tmp_path / "run")
+    model, saved = load_model(run)
+    folder = tmp_path / "hf"
+    exporting.export(run, saved.parameters, 0, folder, "hf")
+    ids = np.random.default_rng(0).integers(0, run.tokenizer.vocab_size, (2, 64))
+    ours = np.array(model(mx.array(ids)))[..., : run.tokenizer.vocab_size]
+
+    hf, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    with torch.no_grad():
+        np.testing.assert_allclose(hf(torch.tensor(ids)).logits.numpy(), ours, atol=1e-4)
+    mlx, mlx_tokenizer = mlx_lm.utils.load(str(folder))
+    np.testing.assert_allclose(np.array(mlx(mx.array(ids))), ours, atol=1e-4)
+
+    prompt = PROMPT[:12]
+    start = [run.bos] if run.bos is not None else []
+    expected = [*start, *run.tokenizer.encode(prompt).tolist()]
+    assert tokenizer(prompt)["input_ids"] == expected
+    assert mlx_tokenizer.encode(prompt) == expected
+    assert tokenizer.decode(expected, skip_special_tokens=True) == prompt
+
+    made = mlxgpt.generate(
+        prompt, run=str(run.folder), temperature=0.0, max_tokens=50 - len(expected)
+    )
+    with torch.no_grad():
+        given = torch.tensor([expected])
+        greedy = hf.generate(
+            given, attention_mask=torch.ones_like(given), do_sample=False, max_length=50
+        )[0].tolist()
+    greedy = greedy[: greedy.index(run.bos, 1)] if run.bos in greedy[1:] else greedy
+    assert tokenizer.decode(greedy, skip_special_tokens=True) == made.texts[0]
+    again = list(expected)
+    while len(again) < len(greedy):
+        again.append(int(mlx(mx.array([again]))[0, -1].argmax()))
+    assert again == greedy
+
+
+def test_there_and_back_is_the_same_model(tmp_path: Path, kind: str) -> None:
+    run = importing.make_run(of_ours(kind, True), tmp_path / "run")
+    _, saved = load_model(run)
+    exporting.export(run, saved.parameters, 0, tmp_path / "hf", "hf")
+    back = importing.make_run(importing.read(str(tmp_path / "hf"), print), tmp_path / "back")
+    assert back.tokenizer.fingerprint == run.tokenizer.fingerprint
+    assert back.add_bos_token == run.add_bos_token
+    _, again = load_model(back)
+    for name, value in saved.parameters.items():
+        assert mx.array_equal(value, again.parameters[name]), name
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT.strip()[:800], encoding="utf-8")
+    losses = [mlxgpt.evaluate(run=str(r.folder), source=[text]).loss for r in (run, back)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_mlx_lm_runs_what_was_quantized_for_it(tmp_path: Path, bits: int) -> None:
+    run = importing.make_run(of_ours("bpe", False), tmp_path / "run")
+    _, saved = load_model(run)
+    exporting.export(run, saved.parameters, 0, tmp_path / "q", "mlx-lm", bits)
+    config = json.loads((tmp_path / "q" / "config.json").read_text())
+    assert config["quantization"]["bits"] == bits
+    theirs, _ = mlx_lm.utils.load(str(tmp_path / "q"))
+    rounded = exporting.rounded(run.config.model, saved.parameters, "mlx-lm", bits)
+    ours = GPT(run.config.model)
+    load_parameters(ours, rounded)
+    ids = mx.array(np.random.default_rng(0).integers(0, 300, (1, 40)))
+    np.testing.assert_allclose(np.array(theirs(ids)), np.array(ours(ids)), atol=2e-3)
+    assert (tmp_path / "q" / "model.safetensors").stat().st_size < sum(
+        value.nbytes for value in saved.parameters.values()
+    )
