@@ -122,8 +122,8 @@ def _import(given: dict[str, Any], _: list[str]) -> int:
         return _print_json({"run": run.folder, "parameters": count, "origin": run.origin})
     print(f"{run.folder}: {count:,} parameters, vocabulary {run.tokenizer.vocab_size:,}")
     example = "Alan Turing theorized that computers would one day become"
-    prompt = example if run.config.data.tokenizer == "gpt2" else ""
-    _say("try it: " + shlex.join(["mlxgpt", "generate", "--run", str(run.folder), prompt]))
+    prompt = [example] if run.config.data.tokenizer == "gpt2" else []
+    _say("try it: " + shlex.join(["mlxgpt", "generate", "--run", str(run.folder), *prompt]))
     return 0
 
 
@@ -284,7 +284,7 @@ def _runs(given: dict[str, Any], _: list[str]) -> int:
     rows = [
         {
             "run": line.name,
-            "steps": f"{line.step:,}/{line.steps:,}",
+            "steps": f"{line.step:,}/{line.steps:,}" if line.steps else "imported",
             "val loss": "–" if line.val_loss is None else f"{line.val_loss:.4f}",
             "parameters": f"{line.parameters:,}",
             "data": line.data,

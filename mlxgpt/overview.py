@@ -71,7 +71,7 @@ def info(
 
 @dataclass(frozen=True)
 class RunLine:
-    """One line of the list of runs."""
+    """One line of the list of runs; an imported one has no `steps` planned."""
 
     name: str
     step: int
@@ -97,7 +97,7 @@ def runs(
             RunLine(
                 name=run.name,
                 step=max(run.steps(), default=0),
-                steps=run.config.train.max_steps,
+                steps=run.config.train.max_steps if run.data_name else 0,
                 val_loss=best["val_loss"] if best else None,
                 parameters=count_parameters(run.config.model),
                 data=run.data_name or "–",

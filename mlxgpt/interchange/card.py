@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mlxgpt.model.gpt import count_parameters
@@ -48,12 +49,13 @@ def card(run: Run, step: int, to: str, quantize: int | None) -> str:
         + ("" if m.bias else "; without biases, which are zeros here"),
         "weights": f"{quantize} bits" if quantize else "float32",
         "vocabulary": f"{run.tokenizer.vocab_size:,} tokens",
-        "texts begin": "with <|endoftext|>" if run.add_bos_token else "without a special token",
+        "texts begin": "with `<\\|endoftext\\|>`"
+        if run.add_bos_token
+        else "without a special token",
     }
     if run.data_name:
-        rows["trained on"] = (
-            f"{run.data_name} ({', '.join(run.config.data.source)}), {step:,} steps"
-        )
+        names = ", ".join(Path(source).name for source in run.config.data.source)
+        rows["trained on"] = f"{run.data_name} ({names}), {step:,} steps"
     if best and best["step"] == step:
         rows["validation loss"] = f"{best['val_loss']:.4f} nats per token"
     if run.origin:

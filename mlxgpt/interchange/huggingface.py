@@ -9,6 +9,7 @@ have no prefix and there is no head.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,8 @@ from mlxgpt.model.gpt import GPT, count_parameters, flat, must_be_like
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-BUFFERS = ("attn.bias", "attn.masked_bias")  # the causal mask, and the number that hides
+# The causal mask, and the number that hides; c_attn has a bias of its own, which is a weight.
+BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 HEAD = "lm_head.weight"
 GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # three names of the tanh form
 
@@ -102,10 +104,7 @@ def read_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.array]:
     """
     arrays = _arrays(folder)
     arrays = {name.removeprefix("transformer."): value for name, value in arrays.items()}
-    buffers = [name for name in arrays if name.startswith("h.") and name.endswith(BUFFERS)]
-    for name in buffers:
-        if name.split(".", 2)[2] in BUFFERS:
-            del arrays[name]
+    arrays = {name: value for name, value in arrays.items() if not BUFFER.fullmatch(name)}
     head = arrays.pop(HEAD, None)
     # By the one matrix that is never square: of a square one no shape tells which way it lies.
     first = arrays.get(f"h.0.{MATRICES[0]}")

@@ -64,7 +64,9 @@ def test_a_folder_becomes_a_run_that_can_do_what_runs_can(home: Path, capsys: Ca
     assert all(mx.array_equal(saved.parameters[name], value) for name, value in ours.items())
     assert mlxgpt.generate("once", run="small", max_tokens=3, seed=1).texts[0].startswith("once")
     assert mlxgpt.info(run="small").step == 0
-    assert [line.data for line in mlxgpt.runs()] == ["–"]
+    assert [(line.steps, line.data) for line in mlxgpt.runs()] == [(0, "–")]
+    assert cli.main(["runs"]) == 0
+    assert "imported" in capsys.readouterr().out
     (home / "text.txt").write_text("once upon a time " * 30)
     found = mlxgpt.evaluate(run="small", source=["text.txt"])
     # An end-of-text follows the text, and nothing stands before it: its first is not predicted.
