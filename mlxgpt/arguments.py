@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING
 from typing import Any, NoReturn
 
 from mlxgpt import __version__, config
 from mlxgpt.errors import UserError
+
+Add = Callable[[str, str, str], "Parser"]  # a command by name, help and text
 
 SECTION_TITLES = {
     "model": "model (GPT-2's shape)",
@@ -74,6 +76,23 @@ def make_parser() -> Parser:
         sub.add_argument("--json", action="store_true", help="print JSON and nothing else")
         return sub
 
+    for command in (
+        _prepare,
+        _train,
+        _import,
+        _export,
+        _generate,
+        _eval,
+        _check,
+        _info,
+        _runs,
+        _bench,
+    ):
+        command(add)
+    return parser
+
+
+def _prepare(add: Add) -> None:
     sub = add(
         "prepare",
         "turn text into token arrays",
@@ -105,6 +124,8 @@ def make_parser() -> Parser:
     sub.add_argument("--name", help="the data folder's name (default: from the source)")
     _add_folders(sub, data=True)
 
+
+def _train(add: Add) -> None:
     sub = add(
         "train",
         "train a model, or resume a run",
@@ -130,6 +151,8 @@ def make_parser() -> Parser:
     _add_folders(sub, runs=True, data=True)
     _add_settings(sub)
 
+
+def _import(add: Add) -> None:
     sub = add(
         "import",
         "make a run of a model made elsewhere",
@@ -149,6 +172,8 @@ def make_parser() -> Parser:
     )
     _add_folders(sub, runs=True)
 
+
+def _export(add: Add) -> None:
     sub = add(
         "export",
         "write a model for transformers, mlx-lm or llama.cpp",
@@ -169,6 +194,8 @@ def make_parser() -> Parser:
     _add_run(sub)
     _add_folders(sub, runs=True, data=True)
 
+
+def _generate(add: Add) -> None:
     sub = add(
         "generate",
         "let a trained model write",
@@ -182,6 +209,8 @@ def make_parser() -> Parser:
     group = sub.add_argument_group("sampling")
     _add_flags(group, config.Sampling)
 
+
+def _eval(add: Add) -> None:
     sub = add(
         "eval",
         "loss and bits per byte of a trained model",
@@ -205,6 +234,8 @@ def make_parser() -> Parser:
     )
     _add_folders(sub, runs=True, data=True)
 
+
+def _check(add: Add) -> None:
     sub = add(
         "check",
         "check what training rests on",
@@ -213,6 +244,8 @@ def make_parser() -> Parser:
     _add_recipe(sub)
     _add_settings(sub)
 
+
+def _info(add: Add) -> None:
     sub = add(
         "info",
         "what a tier or a run amounts to",
@@ -223,9 +256,13 @@ def make_parser() -> Parser:
     _add_folders(sub, runs=True)
     _add_settings(sub)
 
+
+def _runs(add: Add) -> None:
     sub = add("runs", "list the runs", "All runs, the newest first.")
     _add_folders(sub, runs=True)
 
+
+def _bench(add: Add) -> None:
     sub = add(
         "bench",
         "how fast both tiers are here",
@@ -234,7 +271,6 @@ def make_parser() -> Parser:
         "sceptic can repeat.",
     )
     sub.add_argument("--out", metavar="DIR", help="where to (default: benchmarks/reports)")
-    return parser
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
