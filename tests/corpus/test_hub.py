@@ -37,13 +37,14 @@ NOWHERE = "http://127.0.0.1:9"  # a port that refuses
 TEXT = "abc" * 300 + "de" * 25 + "fg" * 25  # 900 characters for training, 100 for validation
 # The program as it is, but for the hash and the length of our small text, and GitHub's address.
 PROGRAM = """
-import os, sys
+import os, signal, sys
 from dataclasses import replace
 from mlxgpt import cli
 from mlxgpt.corpus.hub import HUB, Elsewhere
 if "CHUNK" in os.environ:
     from huggingface_hub import constants
     constants.DOWNLOAD_CHUNK_SIZE = int(os.environ["CHUNK"])  # what is kept of a broken download
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in background
 digest, github, *arguments = sys.argv[1:]
 HUB["shakespeare"] = replace(HUB["shakespeare"], sha256=digest, elsewhere=Elsewhere(github, 900))
 sys.exit(cli.main(arguments))
