@@ -98,7 +98,8 @@ def _too_many_ids(where: str, ids: int, room: int) -> UserError:
 
 
 def make_run(foreign: Foreign, folder: Path) -> Run:
-    """Make a run of a model: its checkpoint of step 0 has the weights, and no optimizer.
+    """Make a run of a model: its checkpoint of step 0 has the weights, and no optimizer. They are
+    taken out of `foreign`, so that memory holds them once.
 
     Raises:
         UserError: if there is something else of that name, or it cannot be written.

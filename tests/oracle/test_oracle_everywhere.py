@@ -118,7 +118,7 @@ def test_our_loss_is_theirs(tmp_path: Path) -> None:
     run = importing.make_run(foreign, tmp_path / "run")
     (tmp_path / "text.txt").write_text("once upon a time there was the end. " * 30)
     found = mlxgpt.evaluate(run=str(run.folder), source=[tmp_path / "text.txt"])
-    exporting.export(run, foreign.parameters, 0, tmp_path / "hf", "hf")
+    exporting.export(run, load_model(run)[1].parameters, 0, tmp_path / "hf", "hf")
     hf = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     text = (tmp_path / "text.txt").read_text()
     ids = torch.tensor([*tokenizer.encode(text).tolist(), tokenizer.end_of_text])
