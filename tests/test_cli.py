@@ -10,6 +10,7 @@ import pytest
 
 from mlxgpt import api, config
 from mlxgpt.cli import main
+from mlxgpt.errors import UserError
 from mlxgpt.training import selfcheck
 
 COMMANDS = ["prepare", "train", "generate", "eval", "check", "info", "runs", "bench"]
@@ -292,3 +293,12 @@ def test_import_and_export_give_one_object(place: Path, capsys: Capture) -> None
     assert main(["import", "exports/done-hf", "--run", "back", "--json"]) == 0
     found = one_object(capsys)
     assert (found["run"], found["origin"]) == ("runs/back", {"folder": "done-hf"})
+
+
+def test_flags_are_not_abbreviated(capsys: Capture) -> None:
+    assert main(["generate", "--temp", "0"]) == 2
+    assert "unknown argument '--temp'" in capsys.readouterr().err
+
+
+def test_an_error_tells_both_lines_wherever_it_is_printed() -> None:
+    assert str(UserError("what is wrong", "what to do")) == "what is wrong\nwhat to do"

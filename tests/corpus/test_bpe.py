@@ -212,3 +212,8 @@ def test_a_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
         assert caught.value.problem == "GPT-2's encoding cannot be fetched"
     finally:
         over.set()
+
+
+def test_the_order_of_merges_is_part_of_the_identity() -> None:
+    merges = [(b"a", b"b"), (b"c", b"d")]
+    assert BPETokenizer(merges).fingerprint != BPETokenizer(merges[::-1]).fingerprint

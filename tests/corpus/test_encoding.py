@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlxgpt.corpus import encoding
+from mlxgpt.corpus.encoding import encode
+from mlxgpt.corpus.splits import Part
+from mlxgpt.corpus.tokenizer import CharTokenizer
+
+TOKENIZER = CharTokenizer("abcdefghijÄ", end_of_text=True)
+PARTS = [
+    Part("val" if n % 7 == 0 else "train", "abcdefghijÄ"[n % 11] * (1 + n % 5), last=n % 3 > 0)
+    for n in range(400)
+]
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_chunks_come_out_in_their_order_and_are_counted(
+    monkeypatch: pytest.MonkeyPatch, start: int
+) -> None:
+    monkeypatch.setattr(encoding, "CHUNK", 20)
+    chunks = list(encode(PARTS, TOKENIZER, "<u2", start=start))
+    assert len(chunks) > 20
+    if start:
+        assert chunks == list(encode(PARTS, TOKENIZER, "<u2"))[start:]
+        return
+    for split in ("train", "val"):
+        mine = [part for part in PARTS if part.split == split]
+        text = "".join(part.text + "\0" * part.last for part in mine)
+        ids = np.frombuffer(b"".join(chunk[split][0] for chunk in chunks), "<u2")
+        assert ids.tolist() == TOKENIZER.encode_stream(text).tolist()
+        counts = [chunk[split][1] for chunk in chunks]
+        assert sum(count.tokens for count in counts) == len(ids)
+        assert sum(count.documents for count in counts) == sum(part.last for part in mine)
+        size = len(text.replace("\0", "").encode())
+        assert sum(count.bytes for count in counts) == size, "ends are no text"
