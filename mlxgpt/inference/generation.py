@@ -23,6 +23,7 @@ from mlxgpt.model.gpt import GPT, Cache
 from mlxgpt.seeds import derive
 
 SMALLEST_BUCKET = 16
+SMALLEST_CACHE = 128  # tokens; doubled whenever it is full, up to the block
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ def tokens(
 
 
 class Decoder:
-    """The compiled decoding of one batch: prefill by bucket, then one token at a time, each
-    traced once.
+    """The compiled decoding of one batch: prefill by bucket, then one token at a time. Each is
+    traced once for each length of the cache: once for Tier 1's block, four times at most for GPT-2's.
 
     Attributes:
         position: tokens in the cache.
@@ -162,13 +163,13 @@ class Decoder:
         self.block_size = model.config.block_size
         self.position = 0
         self.seen = mx.zeros((sampling.samples, model.config.vocab_size), dtype=mx.bool_)
-        self._cache: Cache = model.empty_cache(sampling.samples)
+        self._cache: Cache = []
         self._logits = mx.zeros((sampling.samples, model.config.vocab_size))
         self._ids = mx.zeros((sampling.samples,), dtype=mx.int32)
         choose = partial(_choose, sampling=sampling, vocab_size=vocab_size)
         # Functions that do not know this object: with a cycle it would outlive its use, and its
         # arrays would leave the memory around them in pieces.
-        self._forward = compiled(model.cached)
+        self._forward = compiled(partial(_forward, model))
         self._draw = compiled(choose)
         self._step = compiled(partial(_forward_and_choose, model, choose))
 
@@ -183,9 +184,8 @@ class Decoder:
         bucket = min(bucket, self.block_size)
         padded = np.zeros((window.shape[0], bucket), dtype=np.int32)
         padded[:, :length] = window
-        self._logits, self._cache = self._forward(
-            mx.array(padded), self._cache, mx.array([0]), mx.array([length - 1])
-        )
+        self._cache = []  # before there is another
+        self._logits, self._cache = self._forward(mx.array(padded), mx.array([length - 1]))
         self.position = length
 
     def draw(self, seen: mx.array, key: mx.array) -> mx.array:
@@ -196,12 +196,19 @@ class Decoder:
 
     def step(self, key: mx.array) -> mx.array:
         """The ids[B] after the last ones drawn."""
+        length = self._cache[0][0].shape[2]
+        if self.position == length:
+            self._grow(min(2 * length, self.block_size))
         self._ids, self.seen, self._cache = self._step(
             self._ids, self.seen, self._cache, mx.array([self.position]), key
         )
         self.position += 1
         mx.async_eval(self._ids, self.seen, self._cache)
         return self._ids
+
+    def _grow(self, length: int) -> None:
+        padding = [(0, 0), (0, 0), (0, length - self.position), (0, 0)]
+        self._cache = [(mx.pad(k, padding), mx.pad(v, padding)) for k, v in self._cache]
 
 
 def _choose(
@@ -212,6 +219,14 @@ def _choose(
     logits = mx.where(known, logits, sample.NEVER)
     ids = sample.draw(sample.process(logits, seen, sampling), key)
     return ids, seen | (mx.arange(seen.shape[-1]) == ids[:, None])
+
+
+def _forward(model: GPT, ids: mx.array, last: mx.array) -> tuple[mx.array, Cache]:
+    """Logits[B, V] after the token at index `last` of ids[B, T], and a cache that holds them."""
+    B, T = ids.shape
+    # Made in here, so that it is filled in place.
+    cache = model.empty_cache(B, min(max(T, SMALLEST_CACHE), model.config.block_size))
+    return model.cached(ids, cache, mx.array([0]), last)
 
 
 def _forward_and_choose(

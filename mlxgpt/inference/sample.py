@@ -25,7 +25,8 @@ def process(logits: mx.array, seen: mx.array, sampling: Sampling) -> mx.array:
     if sampling.repetition_penalty != 1.0:
         logits = repetition_penalty(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
-        return top_k(logits, 1)
+        best = mx.argmax(logits, axis=-1, keepdims=True)
+        return mx.where(mx.arange(logits.shape[-1]) == best, logits, NEVER)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         logits = top_k(logits, sampling.top_k)

@@ -20,7 +20,7 @@ from mlxgpt.seeds import derive
 
 INIT_STD = 0.02
 
-# Keys and values of every layer, [n_layer] of two arrays [B, H, block_size, D].
+# Keys and values of every layer, [n_layer] of two arrays [B, H, length, D].
 Cache = list[tuple[mx.array, mx.array]]
 
 
@@ -61,7 +61,7 @@ class CausalSelfAttention(nn.Module):
         keys = mx.slice_update(cache[0], k, position, axes=(2,))
         values = mx.slice_update(cache[1], v, position, axes=(2,))
         here = position + mx.arange(x.shape[1])[:, None]  # [T, 1]
-        mask = mx.arange(keys.shape[2]) <= here  # [T, block_size]
+        mask = mx.arange(keys.shape[2]) <= here  # [T, length]
         scale = 1 / math.sqrt(q.shape[-1])
         y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
         return self._merge(y), (keys, values)
@@ -165,10 +165,10 @@ class GPT(nn.Module):
         x = self.ln_f(mx.take(x, last, axis=1)[:, 0])  # [B, C]
         return self.wte.as_linear(x), extended
 
-    def empty_cache(self, batch_size: int) -> Cache:
-        """Room for the keys and values of `batch_size` sequences of `block_size` tokens."""
+    def empty_cache(self, batch_size: int, length: int) -> Cache:
+        """Room for the keys and values of `batch_size` sequences of `length` tokens."""
         c = self.config
-        shape = (batch_size, c.n_head, c.block_size, c.n_embd // c.n_head)
+        shape = (batch_size, c.n_head, length, c.n_embd // c.n_head)
         dtype = self.wte.weight.dtype
         return [(mx.zeros(shape, dtype), mx.zeros(shape, dtype)) for _ in range(c.n_layer)]
 

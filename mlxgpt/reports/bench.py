@@ -183,7 +183,7 @@ def measure_generation(model_config: ModelConfig, plan: Plan) -> Generation:
 
 def bytes_per_new_token(model: ModelConfig) -> int:
     """What decoding one token reads, in float32: all weights (of the positions only one) and the
-    cache, which is read whole, however little of it is filled.
+    cache of a whole block, which is read whole, however little of it is filled.
     """
     weights = count_parameters(model) - (model.block_size - 1) * model.n_embd
     return 4 * (weights + 2 * model.n_layer * model.block_size * model.n_embd)

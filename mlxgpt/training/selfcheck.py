@@ -185,7 +185,8 @@ def cached_logits(config: Config) -> Check:
     ids = _ids(config, 2, config.model.block_size)
     at_once = model(ids)
     first = max(1, config.model.block_size // 2)
-    logits, cache = model.cached(ids[:, :first], model.empty_cache(2), _int(0), _int(first - 1))
+    cache = model.empty_cache(2, config.model.block_size)
+    logits, cache = model.cached(ids[:, :first], cache, _int(0), _int(first - 1))
     apart = [float(mx.abs(logits - at_once[:, first - 1]).max())]
     for t in range(first, config.model.block_size):
         logits, cache = model.cached(ids[:, t : t + 1], cache, _int(t), _int(0))

@@ -200,6 +200,18 @@ def test_characters_of_several_bytes_are_never_cut() -> None:
     assert text.end() == "\N{REPLACEMENT CHARACTER}"
 
 
+@pytest.mark.parametrize("prompt", [1, 2, 3, 7, 8])
+def test_a_cache_that_grows_gives_the_same_text(
+    monkeypatch: pytest.MonkeyPatch, model: GPT, prompt: int
+) -> None:
+    ids, sampling = np.arange(prompt), Sampling(max_tokens=40, seed=5, samples=2)
+    assert model.config.block_size == 8
+    whole = list(tokens(model, ids, sampling, 19))
+    monkeypatch.setattr(generation, "SMALLEST_BUCKET", 1)
+    monkeypatch.setattr(generation, "SMALLEST_CACHE", 2)
+    assert list(tokens(model, ids, sampling, 19)) == whole
+
+
 def test_settings_reach_the_sampler(model: GPT) -> None:
     prompt = np.array([1, 2])
     greedy = list(tokens(model, prompt, Sampling(temperature=0, max_tokens=12), 19))

@@ -127,7 +127,7 @@ def test_the_cache_changes_nothing_padding_included(tiny_model: Config) -> None:
     whole = model(ids)
     # Five tokens read in as eight: the last three are padding, overwritten afterwards.
     padded = mx.concatenate([ids[:, :5], mx.full((3, 3), 18)], axis=1)
-    logits, cache = model.cached(padded, model.empty_cache(3), mx.array([0]), mx.array([4]))
+    logits, cache = model.cached(padded, model.empty_cache(3, 12), mx.array([0]), mx.array([4]))
     np.testing.assert_allclose(logits, whole[:, 4], atol=1e-5)
     for t in range(5, 12):
         logits, cache = model.cached(ids[:, t : t + 1], cache, mx.array([t]), mx.array([0]))

@@ -196,7 +196,7 @@ def test_a_new_token_reads_weights_and_cache(tiny_model: Config) -> None:
     model = GPT(tiny_model.model)
     weights = sum(array.nbytes for array in flat(model.parameters()).values())
     other_positions = model.wpe.weight[1:].nbytes
-    cache = sum(k.nbytes + v.nbytes for k, v in model.empty_cache(1))
+    cache = sum(k.nbytes + v.nbytes for k, v in model.empty_cache(1, tiny_model.model.block_size))
     assert bench.bytes_per_new_token(tiny_model.model) == weights - other_positions + cache
 
 
