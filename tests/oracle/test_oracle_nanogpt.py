@@ -307,12 +307,13 @@ def test_other_files_are_refused(path: Path, kind: str) -> None:
     assert "\n" not in caught.value.problem
 
 
-def test_damage_is_refused_or_harmless(path: Path) -> None:
+@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_damage_is_refused_or_harmless(path: Path, count: int) -> None:
     torch.save(checkpoint(SHAPE, state_dict(SHAPE)), path)
     good = path.read_bytes()
 
     @settings(
-        max_examples=150,
+        max_examples=count,
         phases=[Phase.generate],
         database=None,
         suppress_health_check=list(HealthCheck),
