@@ -2,8 +2,8 @@
 
 The public names, each also a command of `mlxgpt`:
 
-    prepare, train, import_model (import), export, generate, evaluate, appraise (eval --quality),
-    hellaswag (eval --hellaswag), check, info, runs, benchmark (bench)
+    prepare, train, compare, import_model (import), export, generate, evaluate,
+    appraise (eval --quality), hellaswag (eval --hellaswag), check, info, runs, benchmark (bench)
 
 They are imported when they are first used, so that `import mlxgpt` and `mlxgpt --help` are quick.
 (Wings and modules are nouns, functions verbs: `mlxgpt.train` is the function, `mlxgpt.training` its
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         appraise,
         benchmark,
         check,
+        compare,
         evaluate,
         export,
         generate,
@@ -40,6 +41,7 @@ __all__ = [
     "appraise",
     "benchmark",
     "check",
+    "compare",
     "evaluate",
     "export",
     "generate",

@@ -14,6 +14,7 @@ from typing import Any
 
 from mlxgpt import config as configs
 from mlxgpt import files
+from mlxgpt.comparison import compare as compare
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.dataset import Dataset, is_prepared

@@ -79,6 +79,7 @@ def make_parser() -> Parser:
     for command in (
         _prepare,
         _train,
+        _compare,
         _import,
         _export,
         _generate,
@@ -147,6 +148,63 @@ def _train(add: Add) -> None:
     )
     sub.add_argument(
         "--memory-limit", type=float, metavar="GB", help="refuse, or stop and save, above this"
+    )
+    _add_folders(sub, runs=True, data=True)
+    _add_settings(sub)
+
+
+def _compare(add: Add) -> None:
+    sub = add(
+        "compare",
+        "which of several settings is better, with its error",
+        "Train variants side by side, the same seeds and the same order of the text for each, and\n"
+        "say which is better. They are judged on the end of the training text, which is held\n"
+        "back. Interrupted, the same command goes on; nothing is trained twice.\n\n"
+        "  mlxgpt compare --vary dropout=0,0.1,0.2 --tier 1 --budget 5m\n"
+        "  mlxgpt compare tier1 mine.toml --source my.txt --budget 2Mtokens --until-decided",
+    )
+    sub.add_argument(
+        "variants",
+        nargs="*",
+        metavar="FILE",
+        help="configs, two or more; the first is what the others are compared with",
+    )
+    sub.add_argument(
+        "--vary",
+        metavar="FIELD=X,Y,…",
+        help="one setting's values instead, the others from --tier or --config",
+    )
+    _add_recipe(sub)
+    sub.add_argument(
+        "--budget",
+        required=True,
+        metavar="B",
+        help="how long each one trains: 5m, 10Mtokens or 2000steps; its schedule is as long",
+    )
+    sub.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="seeds of each (default: 3; until decided: at most 20)",
+    )
+    sub.add_argument(
+        "--until-decided",
+        action="store_true",
+        help="add seeds, up to --seeds, until it is decided; who is clearly worse gets no more",
+    )
+    sub.add_argument(
+        "--smallest",
+        type=float,
+        metavar="X",
+        help="a difference in bits per byte too small to go on for",
+    )
+    sub.add_argument(
+        "--final",
+        action="store_true",
+        help="judge on the validation text; how often that was done stands in the ledger",
+    )
+    sub.add_argument(
+        "--name", help="the folder's name in runs/compare (default: from the variants)"
     )
     _add_folders(sub, runs=True, data=True)
     _add_settings(sub)

@@ -111,6 +111,24 @@ def _train(given: dict[str, Any], arguments: list[str]) -> int:
     return 0
 
 
+def _compare(given: dict[str, Any], arguments: list[str]) -> int:
+    from mlxgpt import api
+    from mlxgpt.comparison import finite
+    from mlxgpt.standings import ComparisonDisplay, show_comparison
+
+    as_json, variants = given.pop("json"), given.pop("variants")
+    with ComparisonDisplay() as display:
+        record = api.compare(*variants, observer=display, **_present(given))
+    if as_json:
+        _print_json(finite(asdict(record)))
+    else:
+        show_comparison(record)
+    if record.interrupted:
+        _say(f"go on with: {shlex.join(['mlxgpt', *arguments])}")
+        return INTERRUPTED
+    return 0
+
+
 def _import(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
     from mlxgpt.model.gpt import count_parameters
@@ -323,6 +341,7 @@ def _say(line: str) -> None:
 COMMANDS: dict[str, Callable[[dict[str, Any], list[str]], int]] = {
     "prepare": _prepare,
     "train": _train,
+    "compare": _compare,
     "import": _import,
     "export": _export,
     "generate": _generate,

@@ -20,7 +20,7 @@ READABLE = 80  # columns of running text
 MARKS = {True: Text("ok", "green"), False: Text("FAILED", "bold red"), None: Text("told", "dim")}
 
 
-class _Results(Console):
+class Results(Console):
     """The console on stdout; where nobody reads on (`| head -1`), the command ends."""
 
     def on_broken_pipe(self) -> None:
@@ -29,7 +29,7 @@ class _Results(Console):
 
 def show_checks(checks: Sequence[Check]) -> None:
     """The self-check as a table on stdout, with the reasons under it."""
-    to = _Results(highlight=False)
+    to = Results(highlight=False)
     table = Table(box=None, pad_edge=False)
     for column in ("", "checked", "found"):
         table.add_column(column, style="dim" if column == "checked" else "")
@@ -54,7 +54,7 @@ def show_appraisal(appraisal: Appraisal) -> None:
         if all(value is None for value in values):
             continue
         table.add_row(metric.name, *(_metric(v, metric.share) for v in values), metric.better)
-    to = _Results(highlight=False)
+    to = Results(highlight=False)
     to.print(table)
     if appraisal.order_preference is not None:
         to.print(
@@ -77,7 +77,7 @@ def _metric(value: float | None, share: bool) -> str:
 
 def show_texts(texts: Sequence[str]) -> None:
     """Generated texts on stdout: in a terminal as columns to read, elsewhere as they are."""
-    to = _Results(highlight=False, soft_wrap=False)
+    to = Results(highlight=False, soft_wrap=False)
     for number, text in enumerate(texts, 1):
         if not to.is_terminal:
             print(f"--- {number}\n{text}\n")
@@ -93,4 +93,4 @@ def show_table(rows: Sequence[dict[str, Any]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*[escape(str(value)) for value in row.values()])
-    _Results(highlight=False).print(table)
+    Results(highlight=False).print(table)

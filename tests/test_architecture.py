@@ -18,6 +18,8 @@ FRONT = (
     "cli",
     "api",
     "overview",
+    "comparison",
+    "standings",
     "requests",
     "display",
     "results",
@@ -25,6 +27,7 @@ FRONT = (
 )
 WINGS = (
     "reports",
+    "study",
     "training",
     "evaluation",
     "inference",

@@ -152,7 +152,8 @@ def tokens(
 
 class Decoder:
     """The compiled decoding of one batch: prefill by bucket, then one token at a time. Each is
-    traced once for each length of the cache: once for Tier 1's block, four times at most for GPT-2's.
+    traced once for each length of the cache: once for Tier 1's block, at most four times for
+    GPT-2's.
 
     Attributes:
         position: tokens in the cache.

@@ -34,7 +34,7 @@ from mlxgpt.training.guard import Guard
 from mlxgpt.training.optim import learning_rate_schedule
 from mlxgpt.training.step import new_step
 
-WARMUP_SHARE = 10  # of a plan in minutes, at most one step in so many
+WARMUP_SHARE = 10  # of a plan that is cut to size, at most one step in so many
 
 
 def launch(
@@ -86,7 +86,7 @@ def launch(
             f"{dataset.folder} was prepared with another tokenizer than the weights know",
             "give the text itself: --source FILE.",
         )
-    config = _fit_to_data(device.resolve_dtype(config), dataset, strict_vocab)
+    config = fit_to_data(device.resolve_dtype(config), dataset, strict_vocab=strict_vocab)
     must_fit(config)
     limit = int(1e9 * memory_limit) if memory_limit else None
     refuse_too_large(config, estimated_bytes(config), limit or device.free_bytes())
@@ -146,20 +146,43 @@ def _train(
     limit: int | None,
     callback: Callback,
 ) -> Summary:
-    run = _existing(folder)
+    run = existing(folder)
     if run:
         if max_minutes:
             config = _as_planned(config, run)
         _must_match(run, config, dataset, beginning)
-        last = run.steps()[-1]
-        if last > config.train.max_steps or (last == config.train.max_steps and run.noted(last)):
+        if is_finished(run, config):
             callback.on_note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
             return _summary(run, config, dataset, step=run.steps()[-1])
-    forecast = _first_steps(config, dataset, callback)
+    forecast = first_steps(config, dataset, callback)
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
     if max_minutes and not run:
-        config = _plan(config, max_minutes, forecast)
+        steps = forecast.steps_in(60 * max_minutes, config.train.eval_interval)
+        config = planned(config, steps)
     _tell_of_long_warmup(config, callback)
+    return take_steps(
+        folder, run, config, dataset, callback, forecast, beginning=beginning, limit=limit
+    )
+
+
+def take_steps(
+    folder: Path,
+    run: Run | None,
+    config: Config,
+    dataset: Dataset,
+    callback: Callback,
+    forecast: Forecast,
+    *,
+    beginning: Beginning | None = None,
+    limit: int | None = None,
+) -> Summary:
+    """Train to the end, or until stopped: from a run's newest checkpoint, or where there is none
+    from the beginning, as a new run in `folder`.
+
+    Args:
+        run: the one to resume, of the same config and data; None: a new one.
+        config, dataset: fit each other, and the machine.
+    """
     step_function = new_step(config)
     if run:
         start, last_metrics, guard = session.resume(run, step_function, config, callback)
@@ -192,7 +215,12 @@ def _train(
     return _summary(run, config, dataset, step=step, seconds=seconds, resumed=start > 0)
 
 
-def _fit_to_data(config: Config, dataset: Dataset, strict_vocab: bool) -> Config:
+def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False) -> Config:
+    """The config with a vocabulary that the data fits into.
+
+    Raises:
+        UserError: if the text is too short for one step.
+    """
     size = dataset.meta.vocab_size
     if config.model.vocab_size < size and not strict_vocab:
         config = override(config, {"vocab_size": size})
@@ -216,7 +244,7 @@ def _fit_to_data(config: Config, dataset: Dataset, strict_vocab: bool) -> Config
     return config
 
 
-def _existing(folder: Path) -> Run | None:
+def existing(folder: Path) -> Run | None:
     """The run in a folder, or None where one may be made. A run without any checkpoint has
     nothing to lose, and is begun again.
     """
@@ -226,6 +254,12 @@ def _existing(folder: Path) -> Run | None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is no run", "choose another name with --run NAME.")
     return None
+
+
+def is_finished(run: Run, config: Config) -> bool:
+    """Whether a run has taken all its steps, and noted how they ended."""
+    last = run.steps()[-1]
+    return last > config.train.max_steps or (last == config.train.max_steps and run.noted(last))
 
 
 def _must_match(run: Run, config: Config, dataset: Dataset, beginning: Beginning | None) -> None:
@@ -268,7 +302,7 @@ def _values(config: Config, names: list[str]) -> list[Any]:
     return [next(getattr(s, n) for s in sections if hasattr(s, n)) for n in names]
 
 
-def _first_steps(config: Config, dataset: Dataset, callback: Callback) -> Forecast:
+def first_steps(config: Config, dataset: Dataset, callback: Callback) -> Forecast:
     """The self-check, and a few steps, timed. They compile what the training runs, so that a
     compiler that fails, fails here; then it is all begun again without.
     """
@@ -291,18 +325,15 @@ def _check(config: Config, callback: Callback) -> None:
             )
 
 
-def _plan(config: Config, minutes: float, forecast: Forecast) -> Config:
-    """`config` with as many steps as fit into the time, evaluations included, and no more than a
-    tenth of them warmup.
-    """
-    steps = forecast.steps_in(60 * minutes, config.train.eval_interval)
+def planned(config: Config, steps: int) -> Config:
+    """`config` for so many steps, no more than a tenth of them warmup."""
     # A warmup that was meant for a longer plan would be all there is of a short one.
     warmup = min(config.optim.warmup_steps, math.ceil(steps / WARMUP_SHARE))
     return override(config, {"max_steps": steps, "warmup_steps": warmup})
 
 
 def _as_planned(config: Config, run: Run) -> Config:
-    """`config` with what `_plan` decided when the run was begun."""
+    """`config` with what `planned` decided when the run was begun."""
     max_steps, warmup_steps = run.config.train.max_steps, run.config.optim.warmup_steps
     return override(config, {"max_steps": max_steps, "warmup_steps": warmup_steps})
 

@@ -25,6 +25,10 @@ from mlxgpt.training.step import TrainStep
 from mlxgpt.training.trainer import Metrics, train
 
 
+class Diverged(UserError):
+    """A training was given up: its loss leapt, or was no number, again and again."""
+
+
 def resume(
     run: Run, step_function: TrainStep, config: Config, callback: Callback
 ) -> tuple[int, dict[str, Any], Guard]:
@@ -152,7 +156,7 @@ def _regular(run: Run) -> list[int]:
     return [step for step in run.steps() if is_regular(run.config, step)]
 
 
-def _gives_up(config: Config, guard: Guard, step: int) -> UserError:
+def _gives_up(config: Config, guard: Guard, step: int) -> Diverged:
     why = (
         f"the loss leapt again after going back {MOST_RETURNS} times"
         if guard.returns > MOST_RETURNS
@@ -164,7 +168,7 @@ def _gives_up(config: Config, guard: Guard, step: int) -> UserError:
         causes.append("--dtype float32")
     if not config.optim.grad_clip:
         causes.append("--grad-clip 1")
-    return UserError(
+    return Diverged(
         f"the training has diverged: {why}; stopped at step {step:,}, and saved with the weights "
         "of the last good one",
         f"begin a new run with {', '.join(causes)}; or look for strange passages in the text.",

@@ -1,0 +1,339 @@
+"""Trains variants side by side, seed by seed, until what was asked for is there or decided.
+
+Prints nothing; an observer is told what happens. What was trained once is not trained again.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlxgpt import files
+from mlxgpt.config import Config, changed_weights, override
+from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.errors import UserError
+from mlxgpt.evaluation.loss import Evaluator
+from mlxgpt.machine import device
+from mlxgpt.model.gpt import count_parameters
+from mlxgpt.storage import run as runs
+from mlxgpt.storage.run import Run
+from mlxgpt.study import ledger as ledgers
+from mlxgpt.study import sequential, verdict
+from mlxgpt.study.budget import Budget, tokens_per_step
+from mlxgpt.study.curves import curve
+from mlxgpt.study.paired import ALPHA
+from mlxgpt.study.record import Record, Standing, Training
+from mlxgpt.study.variants import Variant, must_be_one_text, weights
+from mlxgpt.training import launch
+from mlxgpt.training.callback import Callback
+from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, refuse_too_large
+from mlxgpt.training.session import Diverged
+
+MOST_EVALUATIONS, FEWEST_EVALUATIONS = 20, 5  # points of a curve
+EVALUATED_SHARE = 0.2  # of the work of a training, a forward pass being a third of a step
+TIMINGS = 3  # of each variant in turn, where a time is to be planned
+
+
+class Observer(Callback):
+    """Told of what happens in a comparison, and in each of its trainings."""
+
+    def on_training(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
+        """A training is about to begin or to go on; `done` of about `total` are there."""
+
+    def on_standing(self, record: Record) -> None:
+        """So it stands after one more training."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be compared, and how far.
+
+    Attributes:
+        seeds: of each variant; where `until_decided`, the most.
+        until_decided: add seeds until the interval leaves 0, or reaches less than `smallest` to
+            either side.
+        final: judge on the validation text, once all is trained.
+    """
+
+    name: str
+    budget_text: str
+    budget: Budget
+    seeds: int
+    until_decided: bool = False
+    smallest: float = 0.0
+    final: bool = False
+
+
+def compare(
+    variants: Sequence[Variant], request: Request, folder: Path, observer: Observer
+) -> Record:
+    """Train what is missing, and judge.
+
+    Args:
+        variants: the first is what the others are compared with.
+        folder: `runs/compare`.
+
+    Raises:
+        UserError: for everything that a user can mend.
+    """
+    must_be_one_text(variants)
+    with files.only_one(folder / request.name, "comparison"):
+        (folder / request.name).mkdir(parents=True, exist_ok=True)
+        return _Comparison(variants, request, folder, observer).run()
+
+
+class _Comparison:
+    def __init__(
+        self, variants: Sequence[Variant], request: Request, folder: Path, observer: Observer
+    ) -> None:
+        self._request, self._folder, self._observer = request, folder, observer
+        self._ledger = ledgers.open_ledger(folder / request.name)
+        self._forecasts: dict[str, Forecast] = {}
+        self._variants = [replace(v, config=_fitted(v.config, v.dataset)) for v in variants]
+        self._variants = [
+            replace(v, config=_sized(v, steps))
+            for v, steps in zip(self._variants, self._steps(), strict=True)
+        ]
+        _must_differ(self._variants)
+        first = self._variants[0]
+        standings = [
+            Standing(
+                v.name,
+                weights(first.config, v.config),
+                count_parameters(v.config.model),
+                v.config.train.max_steps,
+                v.config.train.max_steps * tokens_per_step(v.config),
+            )
+            for v in self._variants
+        ]
+        self._level = (
+            sequential.level(max(1, len(variants) - 1), request.seeds)
+            if request.until_decided
+            else ALPHA
+        )
+        self.record = Record(
+            request.name,
+            request.budget_text,
+            first.dataset.name,
+            first.dataset.meta.val.bytes,
+            "held back",
+            self._level,
+            request.until_decided,
+            standings,
+            looks=self._ledger.looks,
+            final_looks=self._ledger.final_looks,
+            machine={
+                "device": f"{device.name()}, {device.backend()}",
+                "mlx": version("mlx"),
+            },
+        )
+
+    def run(self) -> Record:
+        """Train, judge, and write down."""
+        try:
+            self._train()
+        finally:
+            gc.collect()
+        record = self.record
+        if not record.interrupted:
+            if self._request.final:
+                self._judge_on_validation()
+            elif not self._ledger.looks or self._ledger.looks[-1] != self._seeds_done():
+                self._ledger.looks.append(self._seeds_done())
+            self._ledger.save()
+            record.looks, record.final_looks = self._ledger.looks, self._ledger.final_looks
+        return record
+
+    def _train(self) -> None:
+        request = self._request
+        base = self._variants[0].config.train.seed
+        for n in range(request.seeds):
+            pairs = list(zip(self._variants, self.record.variants, strict=True))
+            still = [pair for pair in pairs if not pair[1].closed]
+            if len(still) < 2 and n:
+                return  # all are decided
+            # Back and forth, so that a machine that becomes slower is so for all alike.
+            for variant, standing in still if n % 2 == 0 else still[::-1]:
+                training = self._trained(variant, base + n)
+                if training is None:
+                    self.record.interrupted = True
+                    self._judge()
+                    return
+                standing.trainings.append(training)
+                standing.closed |= training.curve is None
+                self._judge()
+                self._observer.on_standing(self.record)
+            if self.record.variants[0].diverged:
+                return
+            if request.until_decided:
+                self._close_what_is_decided()
+
+    def _close_what_is_decided(self) -> None:
+        first, *others = self.record.variants
+        for other in others:
+            if not other.diverged:
+                pairs = verdict.pairs(first, other)
+                other.closed |= sequential.is_decided(pairs, self._level, self._request.smallest)
+
+    def _judge(self) -> None:
+        standings = self.record.variants
+        verdict.judge(standings, self._level, sequential=self._request.until_decided)
+        self.record.drift = verdict.drift(standings)
+
+    def _trained(self, variant: Variant, seed: int) -> Training | None:
+        """One training, taken from the ledger where it is there; None where it was interrupted."""
+        config = override(variant.config, {"seed": seed})
+        key = ledgers.key(config, variant.dataset)
+        if key in self._ledger.diverged:
+            return Training(seed, key, math.inf, None)
+        folder = self._folder / ledgers.TRAININGS / key
+        with files.only_one(folder, "training"):
+            run = launch.existing(folder)
+            if run:
+                _must_be(run, config, variant.dataset)
+            if run is None or not launch.is_finished(run, config):
+                try:
+                    if not self._take_steps(variant, run, config, folder):
+                        return None
+                except Diverged:
+                    self._ledger.diverged.append(key)
+                    self._ledger.save()
+                    return Training(seed, key, math.inf, None)
+        found = curve(runs.open_run(folder))
+        return Training(seed, key, found.last, found)
+
+    def _take_steps(self, variant: Variant, run: Run | None, config: Config, folder: Path) -> bool:
+        """Train; whether it came to its end."""
+        forecast = self._forecast(variant)
+        done, total = self._counts()
+        self._observer.on_training(
+            variant.name, config.train.seed, config.train.max_steps, done, total
+        )
+        summary = launch.take_steps(folder, run, config, variant.dataset, self._observer, forecast)
+        gc.collect()
+        mx.clear_cache()
+        return not summary.interrupted
+
+    def _counts(self) -> tuple[int, int]:
+        done = sum(len(s.trainings) for s in self.record.variants)
+        still = sum(not s.closed for s in self.record.variants)
+        seeds = max(sequential.FIRST, self._seeds_done()) if self._request.until_decided else None
+        left = (seeds or self._request.seeds) * still - sum(
+            len(s.trainings) for s in self.record.variants if not s.closed
+        )
+        return done, done + max(left, 1)
+
+    def _seeds_done(self) -> int:
+        return max(len(s.trainings) for s in self.record.variants)
+
+    def _forecast(self, variant: Variant) -> Forecast:
+        """The self-check of a variant and its first steps, once."""
+        if variant.name not in self._forecasts:
+            found = launch.first_steps(variant.config, variant.dataset, self._observer)
+            refuse_too_large(variant.config, found.peak_bytes, device.free_bytes())
+            self._forecasts[variant.name] = found
+        return self._forecasts[variant.name]
+
+    def _steps(self) -> list[int]:
+        """Steps of each variant. Where the budget is a time, as many as fit into it, timed in
+        turn; and the same again when the comparison goes on.
+        """
+        budget = self._request.budget
+        if budget.unit != "seconds":
+            return [budget.steps(v.config, math.nan) for v in self._variants]
+        keys = [ledgers.key(v.config, v.dataset) for v in self._variants]
+        if not set(keys) <= self._ledger.plan.keys():
+            self._observer.on_note("timing each variant in turn")
+            times = [[self._forecast(v).step_seconds] for v in self._variants]
+            for _ in range(TIMINGS - 1):
+                for variant, found in zip(self._variants, times, strict=True):
+                    found.append(measure(variant.config, variant.dataset).step_seconds)
+            for key, variant, found in zip(keys, self._variants, times, strict=True):
+                self._ledger.plan[key] = budget.steps(variant.config, statistics.median(found))
+            self._ledger.save()
+        return [self._ledger.plan[key] for key in keys]
+
+    def _judge_on_validation(self) -> None:
+        """Put what the last checkpoints reach on the validation text in the place of what they
+        reached on the part held back.
+        """
+        self._ledger.final_looks += 1
+        for variant, standing in zip(self._variants, self.record.variants, strict=True):
+            standing.trainings = [
+                replace(training, bits_per_byte=self._final(variant.whole, training))
+                for training in standing.trainings
+            ]
+        self.record.judged_on = "validation"
+        self._judge()
+
+    def _final(self, whole: Dataset, training: Training) -> float:
+        if training.curve is None:
+            return math.inf
+        run = runs.open_run(self._folder / ledgers.TRAININGS / training.key)
+        model, _ = runs.load_model(run, str(run.config.train.max_steps))
+        evaluate = Evaluator(
+            model,
+            run.tokenizer,
+            whole.val,
+            whole.meta.val.bytes,
+            bos=run.bos,
+            batch_size=run.config.train.batch_size,
+            dtype=getattr(mx, run.config.train.dtype),
+        )
+        return evaluate().bits_per_byte
+
+
+def _fitted(config: Config, dataset: Dataset) -> Config:
+    config = launch.fit_to_data(device.resolve_dtype(config), dataset)
+    refuse_too_large(config, estimated_bytes(config), device.free_bytes())
+    return config
+
+
+def _sized(variant: Variant, steps: int) -> Config:
+    """A variant's config for so many steps: its schedule as long as these, and a curve of some
+    points.
+    """
+    config = variant.config
+    work = 3 * steps * tokens_per_step(config)
+    points = int(EVALUATED_SHARE * work / len(variant.dataset.val.ids))
+    every = math.ceil(steps / min(max(points, FEWEST_EVALUATIONS), MOST_EVALUATIONS))
+    decay_steps = config.optim.decay_steps * steps / config.train.max_steps
+    return override(
+        launch.planned(config, steps),
+        {
+            "decay_steps": math.ceil(decay_steps),
+            "eval_interval": every,
+            "save_interval": every,
+            "log_interval": max(1, every // 5),
+            "sample_tokens": 0,
+            "keep_checkpoints": 1,
+        },
+    )
+
+
+def _must_be(run: Run, config: Config, dataset: Dataset) -> None:
+    same_data = run.data_fingerprint == dataset.meta.fingerprint
+    if not same_data or changed_weights(run.config, config):
+        raise UserError(
+            f"{run.folder} is not the training of that name",
+            "delete this folder; the same command trains it again.",
+        )
+
+
+def _must_differ(variants: Sequence[Variant]) -> None:
+    keys: dict[str, str] = {}
+    for variant in variants:
+        key = ledgers.key(variant.config, variant.dataset)
+        if key in keys:
+            raise UserError(
+                f"{keys[key]} and {variant.name} are the same training",
+                "compare configs that differ in something a training hangs on.",
+            )
+        keys[key] = variant.name

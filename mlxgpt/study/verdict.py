@@ -1,0 +1,86 @@
+"""From trainings to verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlxgpt.study import paired
+from mlxgpt.study.curves import speed_up
+from mlxgpt.study.paired import ALPHA, Difference
+from mlxgpt.study.record import Standing, Training
+
+
+def judge(standings: Sequence[Standing], level: float, *, sequential: bool) -> None:
+    """Fill in differences, speed-ups and verdicts of all variants but the first, which the others
+    are compared with, seed by seed.
+    """
+    first, *others = standings
+    first.verdict = "diverged" if first.diverged else "the first"
+    compared = [s for s in others if s.trainings and not s.diverged and not first.diverged]
+    differences = paired.differences([pairs(first, s) for s in compared], level)
+    for standing in others:
+        if standing.diverged:
+            standing.verdict = "diverged"
+        elif not standing.trainings:
+            standing.verdict = "not trained yet"
+    for standing, difference in zip(compared, differences, strict=True):
+        curves = [(a.curve, b.curve) for a, b in matched(first, standing) if a.curve and b.curve]
+        standing.difference = difference
+        standing.speed_up_tokens = speed_up(curves, "tokens")
+        standing.speed_up_seconds = speed_up(curves, "seconds")
+        seeds = len(standing.trainings)
+        standing.verdict = _verdict(difference, sequential=sequential)
+        standing.advice = _advice(standing.verdict, difference, seeds)
+
+
+def pairs(first: Standing, other: Standing) -> list[float]:
+    """What a variant reached minus what the first one did, for each seed that both have."""
+    return [two.bits_per_byte - one.bits_per_byte for one, two in matched(first, other)]
+
+
+def matched(first: Standing, other: Standing) -> list[tuple[Training, Training]]:
+    """The trainings of two variants, paired by seed."""
+    by_seed = {training.seed: training for training in first.trainings}
+    return [(by_seed[t.seed], t) for t in other.trainings if t.seed in by_seed]
+
+
+def drift(standings: Sequence[Standing]) -> tuple[float, float] | None:
+    """How far the slowest and the fastest training's speed lie from their variant's median, as
+    shares; None where no variant has two trainings.
+    """
+    shares = []
+    for standing in standings:
+        rates = sorted(t.curve.tokens_per_second for t in standing.trainings if t.curve)
+        if len(rates) > 1:
+            median = rates[len(rates) // 2]
+            shares += [rate / median - 1 for rate in rates]
+    return (min(shares), max(shares)) if shares else None
+
+
+UNDECIDED, UNCERTAIN = "undecided", "not certain"
+
+
+def _verdict(difference: Difference, *, sequential: bool) -> str:
+    low, high, p = difference.low, difference.high, difference.p
+    if low is None or high is None or p is None:
+        return "one seed"
+    if low == high == 0:
+        return "the same"
+    # Holm's p corrects for the number of variants; the sequential level has done so already.
+    if not low <= 0 <= high if sequential else p < ALPHA:
+        return "better" if difference.mean < 0 else "worse"
+    return UNDECIDED if low <= 0 <= high else UNCERTAIN
+
+
+def _advice(verdict: str, difference: Difference, seeds: int) -> str:
+    if verdict == "one seed":
+        return "one seed tells nothing: the next one may say the contrary"
+    if verdict not in (UNDECIDED, UNCERTAIN):
+        return ""
+    side = "better" if difference.mean < 0 else "worse"
+    if difference.more is None:
+        more = f"more than {seeds + paired.MOST_MORE} seeds"
+    else:
+        more = f"about {max(1, difference.more)} more seed{'s' * (difference.more > 1)}"
+    chance = f"p = {difference.p:.2f} among all that are compared; " * (verdict == UNCERTAIN)
+    return f"{chance}{more} would decide, if it is {side} by {abs(difference.mean):.4f}"
