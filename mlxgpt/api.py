@@ -264,7 +264,7 @@ def generate(
 def evaluate(
     *,
     run: str | None = None,
-    source: Sequence[PathLike] = (),
+    source: PathLike | Sequence[PathLike] = (),
     checkpoint: str = "best",
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
@@ -277,7 +277,8 @@ def evaluate(
     """
     found, model, _ = opened(run, checkpoint, runs_dir, note)
     if source:
-        paths = [str(path) for path in source]
+        given = [source] if isinstance(source, str | Path) else source
+        paths = [str(path) for path in given]
         ids, text_bytes = preparation.encode_files(paths, found.tokenizer)
         tokens = Tokens(ids, found.config.model.vocab_size)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from mlxgpt.study.curves import SpeedUp
@@ -70,13 +71,16 @@ def notes(record: Record) -> list[str]:
 
 
 def _trainings(record: Record) -> list[str]:
-    rows = [("variant", "parameters", "steps", "tokens", "differs in", "by seed"), ("---",) * 6]
+    head = ("variant", "differs in", "parameters", "steps", "tokens", "seconds", "by seed")
+    rows = [head, ("---",) * len(head)]
     for s in record.variants:
+        times = [t.curve.seconds[-1] for t in s.trainings if t.curve]
+        seconds = f"{statistics.median(times):,.0f}" if times else ""
         seeds = ", ".join(f"{t.bits_per_byte:.4f}" for t in s.trainings)
-        sizes = (f"{s.parameters:,}", f"{s.steps:,}", f"{s.tokens:,}")
-        rows.append((s.name, *sizes, told(s.changes), seeds))
-    machine = ", ".join(f"{name} {value}" for name, value in record.machine.items())
-    return [_table(rows), f"On: {machine}."]
+        sizes = (f"{s.parameters:,}", f"{s.steps:,}", f"{s.tokens:,}", seconds)
+        rows.append((s.name, told(s.changes), *sizes, seeds))
+    about = "Seconds are the median training's, without evaluating, saving and compiling. On"
+    return [_table(rows), f"{about} {record.machine}."]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -96,6 +96,7 @@ class _Comparison:
         self._request, self._folder, self._observer = request, folder, observer
         self._ledger = ledgers.open_ledger(folder / request.name)
         self._forecasts: dict[str, Forecast] = {}
+        self._told: set[str] = set()
         self._variants = [replace(v, config=_fitted(v.config, v.dataset)) for v in variants]
         self._variants = [
             replace(v, config=_sized(v, steps))
@@ -126,21 +127,15 @@ class _Comparison:
             "held back",
             self._level,
             request.until_decided,
+            f"{device.name()}, {device.backend()}, mlx {version('mlx')}",
             standings,
             looks=self._ledger.looks,
             final_looks=self._ledger.final_looks,
-            machine={
-                "device": f"{device.name()}, {device.backend()}",
-                "mlx": version("mlx"),
-            },
         )
 
     def run(self) -> Record:
         """Train, judge, and write down."""
-        try:
-            self._train()
-        finally:
-            gc.collect()
+        self._train()
         record = self.record
         if not record.interrupted:
             if self._request.final:
@@ -198,7 +193,9 @@ class _Comparison:
             run = launch.existing(folder)
             if run:
                 _must_be(run, config, variant.dataset)
-            if run is None or not launch.is_finished(run, config):
+            if run and launch.is_finished(run, config):
+                self._tell_once("taking up trainings that are there")
+            else:
                 try:
                     if not self._take_steps(variant, run, config, folder):
                         return None
@@ -208,6 +205,11 @@ class _Comparison:
                     return Training(seed, key, math.inf, None)
         found = curve(runs.open_run(folder))
         return Training(seed, key, found.last, found)
+
+    def _tell_once(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self._observer.on_note(line)
 
     def _take_steps(self, variant: Variant, run: Run | None, config: Config, folder: Path) -> bool:
         """Train; whether it came to its end."""

@@ -74,7 +74,7 @@ class Record:
         drift: the slowest and the fastest training's speed, beside the median of its variant's.
         looks, final_looks: see Ledger.
         interrupted: whether trainings are missing.
-        machine: what it was measured on, and with.
+        machine: what it was trained on, and with.
     """
 
     name: str
@@ -84,9 +84,9 @@ class Record:
     judged_on: str
     level: float
     sequential: bool
+    machine: str
     variants: list[Standing]
     drift: tuple[float, float] | None = None
     looks: list[int] = field(default_factory=list)
     final_looks: int = 0
     interrupted: bool = False
-    machine: dict[str, str] = field(default_factory=dict)

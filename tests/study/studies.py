@@ -1,0 +1,70 @@
+"""Standings and curves made up, and a small comparison, for tests of what is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlxgpt import api
+from mlxgpt.config import Config, override
+from mlxgpt.study.compare import Observer
+from mlxgpt.study.curves import Curve
+from mlxgpt.study.record import Record, Standing, Training
+
+
+def curve(values: Sequence[float], *, each: int = 100, rate: float = 50.0) -> Curve:
+    """A curve with a point each so many tokens."""
+    tokens = [each * n for n in range(1, len(values) + 1)]
+    steps = list(range(1, len(values) + 1))
+    return Curve(steps, tokens, [n / rate for n in tokens], list(values), rate)
+
+
+def standing(name: str, results: Sequence[float], **given: Any) -> Standing:
+    """A variant with a training for each result, whose curve goes down to it from 4."""
+    trainings = [
+        Training(seed, f"{name}{seed}", value, curve([4.0, (4.0 + value) / 2, value], **given))
+        for seed, value in enumerate(results)
+    ]
+    return Standing(name, {"dropout": (0.0, 0.1)}, 1000, 3, 300, trainings)
+
+
+def diverged(name: str) -> Standing:
+    """A variant that diverged with its first seed."""
+    return Standing(name, {}, 1000, 3, 300, [Training(0, name, float("inf"), None)], closed=True)
+
+
+def record(*variants: Standing, **given: Any) -> Record:
+    """A comparison of these."""
+    values = {"level": 0.05, "sequential": False, "machine": "a machine", **given}
+    values = {"judged_on": "held back", "held_back_bytes": 1234, **values}
+    return Record("mine", "300tokens", "my-text", variants=list(variants), **values)
+
+
+class Watcher(Observer):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.trained: list[tuple[str, int]] = []
+        self.standings: list[list[int]] = []
+
+    def on_note(self, line: str) -> None:
+        self.notes.append(line)
+
+    def on_training(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
+        self.trained.append((variant, seed))
+
+    def on_standing(self, record: Record) -> None:
+        self.standings.append([len(standing.trainings) for standing in record.variants])
+
+
+def compared(tiny: Config, *, observer: Observer | None = None, **given: Any) -> Record:
+    """A comparison of two learning rates of the tiny model, on words.txt."""
+    config = override(tiny, {"source": "words.txt", "dropout": 0.0})
+    if "vary" not in given and "variants" not in given:
+        given["vary"] = "learning_rate=1e-2,1e-3"
+    variants = given.pop("variants", ())
+    if not variants:
+        given["config"] = config
+    values = {"budget": "12steps", "name": "mine", **given}
+    return api.compare(*variants, observer=observer, **values)
