@@ -30,6 +30,7 @@ class ComparisonDisplay(Observer):
         self.console = self._preparation.console
         self._live: Live | None = None
         self._record: Record | None = None
+        self._checked = False
         self._now = ""
         self._step, self._steps = 0, 1
         self._before = 0.0  # trainings that are there
@@ -57,6 +58,9 @@ class ComparisonDisplay(Observer):
 
     def on_check(self, check: Check) -> None:
         """Shown where it failed."""
+        if not self._checked:
+            self._checked = True
+            self.on_note("checking itself, and timing a few steps")
         if check.ok is False:
             self.console.print(Text(f"self-check: {check.name}: {check.detail}", style="bold red"))
 

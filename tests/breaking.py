@@ -155,7 +155,10 @@ def main(plan: dict[str, Any]) -> None:
         recorder: Recorder | None = Dying()
     else:
         recorder = None
-    api.train(config=from_tree(plan["config"]), source="words.txt", run="a", callback=recorder)
+    if plan.get("compare"):
+        api.compare(config=from_tree(plan["config"]), source="words.txt", **plan["compare"])
+    else:
+        api.train(config=from_tree(plan["config"]), source="words.txt", run="a", callback=recorder)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,23 @@ from typing import Any
 import pytest
 
 from mlxgpt import api, config
-from mlxgpt.cli import main
+from mlxgpt.cli import INTERRUPTED, main
 from mlxgpt.errors import UserError
 from mlxgpt.training import selfcheck
 
-COMMANDS = ["prepare", "train", "generate", "eval", "check", "info", "runs", "bench"]
+COMMANDS = [
+    "prepare",
+    "train",
+    "compare",
+    "import",
+    "export",
+    "generate",
+    "eval",
+    "check",
+    "info",
+    "runs",
+    "bench",
+]
 SMALL = ["--n-layer", "1", "--n-embd", "8", "--n-head", "1", "--block-size", "8"]
 Capture = pytest.CaptureFixture[str]
 
@@ -293,6 +305,45 @@ def test_import_and_export_give_one_object(place: Path, capsys: Capture) -> None
     assert main(["import", "exports/done-hf", "--run", "back", "--json"]) == 0
     found = one_object(capsys)
     assert (found["run"], found["origin"]) == ("runs/back", {"folder": "done-hf"})
+
+
+COMPARE = [
+    *[
+        "compare",
+        "--tier",
+        "1",
+        "--vary",
+        "dropout=0,0.3",
+        "--source",
+        "words.txt",
+        "--budget",
+        "6steps",
+    ],
+    *["--seeds", "2", "--name", "mine", "--batch-size", "2"],
+    *SMALL,
+]
+
+
+def test_compare_gives_a_table_or_one_object(place: Path, capsys: Capture, no_check: None) -> None:
+    assert main(COMPARE) == 0
+    table = capsys.readouterr().out
+    assert "dropout=0.3" in table
+    assert "difference" in table
+    assert main([*COMPARE, "--json"]) == 0
+    found = one_object(capsys)
+    assert [v["name"] for v in found["variants"]] == ["dropout=0", "dropout=0.3"]
+    assert found["variants"][0]["difference"] is None
+    assert found == json.loads((place / "runs/compare/mine/mine.json").read_text())
+
+
+def test_a_comparison_that_was_stopped_says_how_to_go_on(
+    place: Path, capsys: Capture, no_check: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxgpt.study.compare._Comparison._trained", lambda *_: None)
+    assert main(COMPARE) == INTERRUPTED
+    output = capsys.readouterr()
+    assert "go on with: mlxgpt compare --tier 1 --vary dropout=0,0.3" in output.err
+    assert "the same command goes on" in output.out
 
 
 def test_flags_are_not_abbreviated(capsys: Capture) -> None:

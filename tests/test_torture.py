@@ -107,6 +107,44 @@ def test_power_cuts(home: Path, text_file: Path) -> None:
     torture(4, random.randrange(1 << 30), power=True)
 
 
+def torture_comparison(kills: int, seed: int) -> None:
+    """Killed again and again, it ends as one that nobody touched."""
+    print("seed", seed)
+    draw = random.Random(seed)
+    asked = {"vary": "learning_rate=1e-2,1e-3", "budget": "12steps", "seeds": 2, "name": "mine"}
+    plan = {"config": TINY, "compare": asked}
+
+    def results() -> list[tuple[float, list[float]]]:
+        tree = json.loads(Path("runs/compare/mine/mine.json").read_text())
+        trainings = [t for variant in tree["variants"] for t in variant["trainings"]]
+        return [(t["bits_per_byte"], t["curve"]["bits_per_byte"]) for t in trainings]
+
+    assert live(plan)
+    whole = results()
+    assert len(whole) == 4
+    shutil.rmtree("runs")
+    survived = finished = 0
+    while survived < kills:
+        if live({**plan, "event": draw.randint(1, 200), "late": draw.choice([0, 1e-4, 1e-3])}):
+            assert results() == whole
+            finished += 1
+            shutil.rmtree("runs")
+        else:
+            survived += 1
+    assert live(plan)
+    assert results() == whole
+    print(f"killed {survived} times, {finished + 1} comparisons ended")
+
+
+def test_a_comparison_that_is_killed(home: Path, text_file: Path) -> None:
+    torture_comparison(5, random.randrange(1 << 30))
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_killed_forty_times(home: Path, text_file: Path) -> None:
+    torture_comparison(40, random.randrange(1 << 30))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("power", [False, True])
 def test_a_hundred_kills(home: Path, text_file: Path, power: bool) -> None:

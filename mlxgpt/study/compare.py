@@ -148,6 +148,9 @@ class _Comparison:
 
     def _train(self) -> None:
         request = self._request
+        steps = ", ".join(f"{s.name} {s.steps:,} steps" for s in self.record.variants)
+        seeds = f"{'up to ' * request.until_decided}{request.seeds} seeds"
+        self._observer.on_note(f"{seeds} of each: {steps}")
         base = self._variants[0].config.train.seed
         for n in range(request.seeds):
             pairs = list(zip(self._variants, self.record.variants, strict=True))

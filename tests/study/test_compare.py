@@ -65,7 +65,10 @@ def test_back_and_forth_and_nothing_twice(tiny: Config) -> None:
     again = Watcher()
     assert results(compared(tiny, seeds=3, observer=again)) == results(record)
     assert again.trained == []
-    assert again.notes == ["taking up trainings that are there"]
+    assert again.notes == [
+        f"3 seeds of each: {one} 12 steps, {two} 12 steps",
+        "taking up trainings that are there",
+    ]
 
     other = Watcher()
     three = compared(
