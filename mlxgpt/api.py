@@ -22,7 +22,7 @@ from mlxgpt.corpus.prepare import Progress
 from mlxgpt.corpus.sources import STORYBOOK, hub_text
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
-from mlxgpt.evaluation import appraisal
+from mlxgpt.evaluation import appraisal, loss
 from mlxgpt.evaluation import hellaswag as endings
 from mlxgpt.evaluation.appraisal import Appraisal
 from mlxgpt.evaluation.hellaswag import Result as HellaSwag
@@ -39,7 +39,7 @@ from mlxgpt.overview import RunLine as RunLine
 from mlxgpt.overview import info as info
 from mlxgpt.overview import runs as runs
 from mlxgpt.reports import report
-from mlxgpt.requests import PathLike, data_of, evaluated, home, opened, resolve
+from mlxgpt.requests import PathLike, data_of, home, opened, resolve
 from mlxgpt.storage import run as run_folders
 from mlxgpt.training import selfcheck
 from mlxgpt.training.beginning import SHAPE, begin_from
@@ -228,9 +228,9 @@ def export(
     if not quantize or not found.data_name or not is_prepared(folder_of_data):
         return Exported(folder, step)
     dataset = data_of(found, home("data", data_dir))
-    before = evaluated(found, model, dataset.val, dataset.meta.val.bytes).perplexity
+    before = loss.evaluate(found, model, dataset.val, dataset.meta.val.bytes).perplexity
     load_parameters(model, exporting.rounded(found.config.model, parameters, to, quantize))
-    after = evaluated(found, model, dataset.val, dataset.meta.val.bytes).perplexity
+    after = loss.evaluate(found, model, dataset.val, dataset.meta.val.bytes).perplexity
     return Exported(folder, step, before, after)
 
 
@@ -284,7 +284,7 @@ def evaluate(
     else:
         dataset = data_of(found, home("data", data_dir))
         tokens, text_bytes = dataset.val, dataset.meta.val.bytes
-    return evaluated(found, model, tokens, text_bytes)
+    return loss.evaluate(found, model, tokens, text_bytes)
 
 
 def hellaswag(

@@ -130,8 +130,11 @@ def _variant(name: str, config: Config, data_dir: Path, observer: Observer) -> V
 
 
 def write(record: Record, folder: Path) -> tuple[Path, Path]:
-    """Write a record as JSON and as Markdown; their paths."""
-    paths = folder / f"{record.name}.json", folder / f"{record.name}.md"
+    """Write a record as JSON and as Markdown; their paths. What was judged on the validation text
+    has names of its own.
+    """
+    name = record.name + "-final" * (record.judged_on == "validation")
+    paths = folder / f"{name}.json", folder / f"{name}.md"
     files.write_atomically(paths[0], json.dumps(finite(asdict(record)), indent=1) + "\n")
     files.write_atomically(paths[1], comparison.markdown(record))
     return paths

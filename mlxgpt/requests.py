@@ -11,14 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from mlxgpt import config as configs
 from mlxgpt.config import Config
 from mlxgpt.corpus.dataset import Dataset, is_prepared, open_dataset
-from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
-from mlxgpt.evaluation.loss import Evaluation, Evaluator
 from mlxgpt.model.gpt import GPT
 from mlxgpt.storage import run as runs
 
@@ -48,20 +44,6 @@ def resolve(
     else:
         raise UserError("it is not said what to train", "give --tier 1, or --config FILE.")
     return name, configs.override(base, settings)
-
-
-def evaluated(run: runs.Run, model: GPT, tokens: Tokens, text_bytes: int) -> Evaluation:
-    """Loss of a run's model over some tokens."""
-    evaluator = Evaluator(
-        model,
-        run.tokenizer,
-        tokens,
-        text_bytes,
-        bos=run.bos,
-        batch_size=run.config.train.batch_size,
-        dtype=getattr(mx, run.config.train.dtype),
-    )
-    return evaluator()
 
 
 def opened(

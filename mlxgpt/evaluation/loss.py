@@ -17,6 +17,7 @@ from mlxgpt.model import lanes
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.lanes import Lanes
 from mlxgpt.model.losses import make_eval_step
+from mlxgpt.storage.run import Run
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,17 @@ class Evaluator:
             targets[:size] = self._ids[start + 1 : start + size + 1]
             mask[:size] = 1
             yield inputs.reshape(B, T), targets.reshape(B, T), mask.reshape(B, T)
+
+
+def evaluate(run: Run, model: GPT, tokens: Tokens, text_bytes: int) -> Evaluation:
+    """Loss of a run's model over some tokens, of a text of so many UTF-8 bytes."""
+    evaluator = Evaluator(
+        model,
+        run.tokenizer,
+        tokens,
+        text_bytes,
+        bos=run.bos,
+        batch_size=run.config.train.batch_size,
+        dtype=getattr(mx, run.config.train.dtype),
+    )
+    return evaluator()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from mlxgpt import files
 from mlxgpt.config import Config, changed_weights, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
-from mlxgpt.evaluation.loss import Evaluator
+from mlxgpt.evaluation.loss import evaluate
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import count_parameters
 from mlxgpt.storage import run as runs
@@ -29,16 +28,12 @@ from mlxgpt.study import sequential, verdict
 from mlxgpt.study.budget import Budget, tokens_per_step
 from mlxgpt.study.curves import curve
 from mlxgpt.study.paired import ALPHA
+from mlxgpt.study.planning import Forecasts, plan
 from mlxgpt.study.record import Record, Standing, Training
 from mlxgpt.study.variants import Variant, must_be_one_text, weights
 from mlxgpt.training import launch
 from mlxgpt.training.callback import Callback
-from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, refuse_too_large
 from mlxgpt.training.session import Diverged
-
-MOST_EVALUATIONS, FEWEST_EVALUATIONS = 20, 5  # points of a curve
-EVALUATED_SHARE = 0.2  # of the work of a training, a forward pass being a third of a step
-TIMINGS = 3  # of each variant in turn, where a time is to be planned
 
 
 class Observer(Callback):
@@ -95,14 +90,9 @@ class _Comparison:
     ) -> None:
         self._request, self._folder, self._observer = request, folder, observer
         self._ledger = ledgers.open_ledger(folder / request.name)
-        self._forecasts: dict[str, Forecast] = {}
+        self._forecasts = Forecasts(observer)
         self._told: set[str] = set()
-        self._variants = [replace(v, config=_fitted(v.config, v.dataset)) for v in variants]
-        self._variants = [
-            replace(v, config=_sized(v, steps))
-            for v, steps in zip(self._variants, self._steps(), strict=True)
-        ]
-        _must_differ(self._variants)
+        self._variants = plan(variants, request.budget, self._ledger, self._forecasts, observer)
         first = self._variants[0]
         standings = [
             Standing(
@@ -216,7 +206,7 @@ class _Comparison:
 
     def _take_steps(self, variant: Variant, run: Run | None, config: Config, folder: Path) -> bool:
         """Train; whether it came to its end."""
-        forecast = self._forecast(variant)
+        forecast = self._forecasts.of(variant)
         done, total = self._counts()
         self._observer.on_training(
             variant.name, config.train.seed, config.train.max_steps, done, total
@@ -238,33 +228,6 @@ class _Comparison:
     def _seeds_done(self) -> int:
         return max(len(s.trainings) for s in self.record.variants)
 
-    def _forecast(self, variant: Variant) -> Forecast:
-        """The self-check of a variant and its first steps, once."""
-        if variant.name not in self._forecasts:
-            found = launch.first_steps(variant.config, variant.dataset, self._observer)
-            refuse_too_large(variant.config, found.peak_bytes, device.free_bytes())
-            self._forecasts[variant.name] = found
-        return self._forecasts[variant.name]
-
-    def _steps(self) -> list[int]:
-        """Steps of each variant. Where the budget is a time, as many as fit into it, timed in
-        turn; and the same again when the comparison goes on.
-        """
-        budget = self._request.budget
-        if budget.unit != "seconds":
-            return [budget.steps(v.config, math.nan) for v in self._variants]
-        keys = [ledgers.key(v.config, v.dataset) for v in self._variants]
-        if not set(keys) <= self._ledger.plan.keys():
-            self._observer.on_note("timing each variant in turn")
-            times = [[self._forecast(v).step_seconds] for v in self._variants]
-            for _ in range(TIMINGS - 1):
-                for variant, found in zip(self._variants, times, strict=True):
-                    found.append(measure(variant.config, variant.dataset).step_seconds)
-            for key, variant, found in zip(keys, self._variants, times, strict=True):
-                self._ledger.plan[key] = budget.steps(variant.config, statistics.median(found))
-            self._ledger.save()
-        return [self._ledger.plan[key] for key in keys]
-
     def _judge_on_validation(self) -> None:
         """Put what the last checkpoints reach on the validation text in the place of what they
         reached on the part held back.
@@ -283,44 +246,7 @@ class _Comparison:
             return math.inf
         run = runs.open_run(self._folder / ledgers.TRAININGS / training.key)
         model, _ = runs.load_model(run, str(run.config.train.max_steps))
-        evaluate = Evaluator(
-            model,
-            run.tokenizer,
-            whole.val,
-            whole.meta.val.bytes,
-            bos=run.bos,
-            batch_size=run.config.train.batch_size,
-            dtype=getattr(mx, run.config.train.dtype),
-        )
-        return evaluate().bits_per_byte
-
-
-def _fitted(config: Config, dataset: Dataset) -> Config:
-    config = launch.fit_to_data(device.resolve_dtype(config), dataset)
-    refuse_too_large(config, estimated_bytes(config), device.free_bytes())
-    return config
-
-
-def _sized(variant: Variant, steps: int) -> Config:
-    """A variant's config for so many steps: its schedule as long as these, and a curve of some
-    points.
-    """
-    config = variant.config
-    work = 3 * steps * tokens_per_step(config)
-    points = int(EVALUATED_SHARE * work / len(variant.dataset.val.ids))
-    every = math.ceil(steps / min(max(points, FEWEST_EVALUATIONS), MOST_EVALUATIONS))
-    decay_steps = config.optim.decay_steps * steps / config.train.max_steps
-    return override(
-        launch.planned(config, steps),
-        {
-            "decay_steps": math.ceil(decay_steps),
-            "eval_interval": every,
-            "save_interval": every,
-            "log_interval": max(1, every // 5),
-            "sample_tokens": 0,
-            "keep_checkpoints": 1,
-        },
-    )
+        return evaluate(run, model, whole.val, whole.meta.val.bytes).bits_per_byte
 
 
 def _must_be(run: Run, config: Config, dataset: Dataset) -> None:
@@ -330,15 +256,3 @@ def _must_be(run: Run, config: Config, dataset: Dataset) -> None:
             f"{run.folder} is not the training of that name",
             "delete this folder; the same command trains it again.",
         )
-
-
-def _must_differ(variants: Sequence[Variant]) -> None:
-    keys: dict[str, str] = {}
-    for variant in variants:
-        key = ledgers.key(variant.config, variant.dataset)
-        if key in keys:
-            raise UserError(
-                f"{keys[key]} and {variant.name} are the same training",
-                "compare configs that differ in something a training hangs on.",
-            )
-        keys[key] = variant.name

@@ -28,7 +28,7 @@ class Ledger:
     """One comparison's ledger.
 
     Attributes:
-        plan: steps of each variant, by what it hangs on, where a time was to be planned.
+        plan: steps of each variant, by its key and the budget, where that is a time.
         looks: how many seeds there were each time when results were shown.
         final_looks: how often the validation text was looked at.
         diverged: keys of the trainings that were given up.

@@ -15,6 +15,7 @@ from mlxgpt.corpus.held_back import held_back
 from mlxgpt.errors import UserError
 from mlxgpt.storage import run as runs
 from mlxgpt.study import compare as study
+from mlxgpt.study import planning
 from mlxgpt.study.record import Record
 from mlxgpt.training import launch
 from mlxgpt.training.session import Diverged
@@ -126,13 +127,17 @@ def test_a_time_is_planned_once_each_in_turn(
         return launch.Forecast(next(times), 0.0, 1000, 0, 0)
 
     monkeypatch.setattr(launch, "measure", measured)
-    monkeypatch.setattr(study, "measure", measured)
+    monkeypatch.setattr(planning, "measure", measured)
     record = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1)
     assert [s.steps for s in record.variants] == [12, 6]
     again = Watcher()
     longer = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1, observer=again)
     assert results(longer) == results(record)
     assert again.trained == []
+    monkeypatch.setattr(planning, "measure", lambda *_: launch.Forecast(1.0, 0.0, 1000, 0, 0))
+    monkeypatch.setattr(launch, "measure", lambda *_: launch.Forecast(1.0, 0.0, 1000, 0, 0))
+    other = compared(tiny, vary="n_layer=1,2", budget="3s", seeds=1)
+    assert [s.steps for s in other.variants] == [3, 3], "another time is another plan"
 
 
 def test_stopped_and_gone_on_with_it_ends_the_same(
@@ -247,6 +252,8 @@ def test_the_validation_text_is_looked_at_when_asked_and_counted(
     found = api.evaluate(run=str(folder), checkpoint="12", source=as_text(home, data))
     assert standing.trainings[0].bits_per_byte == pytest.approx(found.bits_per_byte, rel=1e-6)
     assert results(final) != results(record)
+    written = {path.name for path in (home / "runs" / "compare" / "mine").glob("*.md")}
+    assert written == {"mine.md", "mine-final.md"}
 
 
 def as_text(home: Path, data: object) -> str:

@@ -93,7 +93,7 @@ def test_holm_lies_between_each_alone_and_bonferroni(values: list[float]) -> Non
         assert corrected <= 1.0
     order = np.argsort(values, kind="stable")
     corrected_in_order = [holm(values)[n] for n in order]
-    assert corrected_in_order == sorted(corrected_in_order)  # type: ignore[type-var]
+    assert corrected_in_order == sorted(corrected_in_order)
 
 
 def test_seeds_that_would_decide_do() -> None:

@@ -1,0 +1,124 @@
+"""How long each variant trains, and what it takes: before anything is trained."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mlxgpt.config import Config, override
+from mlxgpt.errors import UserError
+from mlxgpt.machine import device
+from mlxgpt.study import ledger as ledgers
+from mlxgpt.study.budget import Budget, tokens_per_step
+from mlxgpt.study.ledger import Ledger
+from mlxgpt.study.variants import Variant
+from mlxgpt.training import launch
+from mlxgpt.training.callback import Callback
+from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, refuse_too_large
+
+MOST_EVALUATIONS, FEWEST_EVALUATIONS = 20, 5  # points of a curve
+EVALUATED_SHARE = 0.2  # of the work of a training, a forward pass being a third of a step
+TIMINGS = 3  # of each variant in turn, where a time is to be planned
+
+
+class Forecasts:
+    """The self-check and the first steps of each variant, once."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+        self._found: dict[str, Forecast] = {}
+
+    def of(self, variant: Variant) -> Forecast:
+        """A variant's; raises UserError if it takes more memory than there is."""
+        if variant.name not in self._found:
+            found = launch.first_steps(variant.config, variant.dataset, self._callback)
+            refuse_too_large(variant.config, found.peak_bytes, device.free_bytes())
+            self._found[variant.name] = found
+        return self._found[variant.name]
+
+
+def plan(
+    variants: Sequence[Variant],
+    budget: Budget,
+    ledger: Ledger,
+    forecasts: Forecasts,
+    callback: Callback,
+) -> list[Variant]:
+    """The variants, each with a config for its data and as long as its budget.
+
+    Raises:
+        UserError: if one cannot be trained on its data or in this memory, or two are the same.
+    """
+    fitted = [replace(v, config=_fitted(v)) for v in variants]
+    if budget.unit == "seconds":
+        steps = _steps_in_time(fitted, budget, ledger, forecasts, callback)
+    else:
+        steps = [budget.steps(v.config, math.nan) for v in fitted]
+    planned = [replace(v, config=_sized(v, n)) for v, n in zip(fitted, steps, strict=True)]
+    _must_differ(planned)
+    return planned
+
+
+def _fitted(variant: Variant) -> Config:
+    config = launch.fit_to_data(device.resolve_dtype(variant.config), variant.dataset)
+    refuse_too_large(config, estimated_bytes(config), device.free_bytes())
+    return config
+
+
+def _steps_in_time(
+    variants: Sequence[Variant],
+    budget: Budget,
+    ledger: Ledger,
+    forecasts: Forecasts,
+    callback: Callback,
+) -> list[int]:
+    """As many steps as fit, each variant timed in turn with the others; and as many again when the
+    comparison goes on.
+    """
+    keys = [f"{ledgers.key(v.config, v.dataset)} {budget.amount:g}s" for v in variants]
+    if not set(keys) <= ledger.plan.keys():
+        callback.on_note("timing each variant in turn")
+        times = [[forecasts.of(v).step_seconds] for v in variants]
+        for _ in range(TIMINGS - 1):
+            for variant, found in zip(variants, times, strict=True):
+                found.append(measure(variant.config, variant.dataset).step_seconds)
+        for key, variant, found in zip(keys, variants, times, strict=True):
+            ledger.plan[key] = budget.steps(variant.config, statistics.median(found))
+        ledger.save()
+    return [ledger.plan[key] for key in keys]
+
+
+def _sized(variant: Variant, steps: int) -> Config:
+    """A variant's config for so many steps: its schedule as long as these, and a curve of some
+    points.
+    """
+    config = variant.config
+    work = 3 * steps * tokens_per_step(config)
+    points = int(EVALUATED_SHARE * work / len(variant.dataset.val.ids))
+    every = math.ceil(steps / min(max(points, FEWEST_EVALUATIONS), MOST_EVALUATIONS))
+    decay_steps = config.optim.decay_steps * steps / config.train.max_steps
+    return override(
+        launch.planned(config, steps),
+        {
+            "decay_steps": math.ceil(decay_steps),
+            "eval_interval": every,
+            "save_interval": every,
+            "log_interval": max(1, every // 5),
+            "sample_tokens": 0,
+            "keep_checkpoints": 1,
+        },
+    )
+
+
+def _must_differ(variants: Sequence[Variant]) -> None:
+    names: dict[str, str] = {}
+    for variant in variants:
+        key = ledgers.key(variant.config, variant.dataset)
+        if key in names:
+            raise UserError(
+                f"{names[key]} and {variant.name} are the same training",
+                "compare configs that differ in something a training hangs on.",
+            )
+        names[key] = variant.name
