@@ -256,6 +256,31 @@ def exported_already(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) ->
 
 
 Mistake = Callable[[Path, Capture, pytest.MonkeyPatch], str]
+
+
+def one_variant(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "compare", "tier1", "--budget", "5m")
+
+
+def no_budget(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "compare", "tier1", "tier2", "--budget", "5")
+
+
+def twins(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    vary = ["--vary", "log_interval=1,2"]
+    return refused(capsys, "compare", "--tier", "1", *vary, "--budget", "5m")
+
+
+def other_texts(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    words = Path("words.txt").read_text(encoding="utf-8")
+    for name in ("a", "b"):
+        Path(f"{name}.txt").write_text(words * (1 + (name == "b")), encoding="utf-8")
+        config = f'[data]\nsource = "{name}.txt"\n'
+        Path(f"{name}.toml").write_text(config, encoding="utf-8")
+        cli.main(["prepare", f"{name}.txt"])
+    return refused(capsys, "compare", "a.toml", "b.toml", "--budget", "5steps")
+
+
 MISTAKES: list[Mistake] = [
     no_network,
     unknown_dataset,
@@ -291,6 +316,10 @@ MISTAKES: list[Mistake] = [
     no_text_of_its_own,
     narrow,
     exported_already,
+    one_variant,
+    no_budget,
+    twins,
+    other_texts,
     unknown_letter,
     too_large,
     intel,
