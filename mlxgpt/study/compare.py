@@ -94,15 +94,17 @@ class _Comparison:
         self._told: set[str] = set()
         self._variants = plan(variants, request.budget, self._ledger, self._forecasts, observer)
         first = self._variants[0]
+        # Before their lengths are planned, so that these are what was asked for.
+        changes = [weights(variants[0].config, v.config) for v in variants]
         standings = [
             Standing(
                 v.name,
-                weights(first.config, v.config),
+                change,
                 count_parameters(v.config.model),
                 v.config.train.max_steps,
                 v.config.train.max_steps * tokens_per_step(v.config),
             )
-            for v in self._variants
+            for v, change in zip(self._variants, changes, strict=True)
         ]
         self._level = (
             sequential.level(max(1, len(variants) - 1), request.seeds)

@@ -130,6 +130,7 @@ def test_a_time_is_planned_once_each_in_turn(
     monkeypatch.setattr(planning, "measure", measured)
     record = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1)
     assert [s.steps for s in record.variants] == [12, 6]
+    assert record.variants[1].changes == {"n_layer": (1, 2)}, "what was asked for"
     again = Watcher()
     longer = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1, observer=again)
     assert results(longer) == results(record)
