@@ -212,8 +212,8 @@ def test_seeds_are_added_until_it_is_decided(tiny: Config, monkeypatch: pytest.M
 def test_a_first_one_that_diverges_ends_it(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     compared(tiny, seeds=1, name="any")
     decided(monkeypatch, lambda name, seed: math.inf if name.endswith("1e-2") else 2.0)
-    record = compared(tiny, seeds=3)
-    assert [len(s.trainings) for s in record.variants] == [1, 1]
+    record = compared(tiny, seeds=3, vary="learning_rate=1e-2,1e-3,1e-4")
+    assert [len(s.trainings) for s in record.variants] == [1, 1, 1]
     assert record.variants[0].verdict == "diverged"
 
 

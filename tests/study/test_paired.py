@@ -111,6 +111,9 @@ def test_seeds_that_would_decide_do() -> None:
     assert not leaves_zero(3 + more - 1)
     assert seeds_more([0.03, -0.03, 0.001], 1) is None, f"more than {MOST_MORE}"
     assert seeds_more([-0.03, -0.0301, -0.0299], 1) == 0
+    strict = seeds_more(pairs, 4)
+    assert strict is not None
+    assert strict > more, "among four, each is held to a stricter level"
 
 
 def test_several_variants_are_corrected_together() -> None:
