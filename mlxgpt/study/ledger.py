@@ -72,6 +72,10 @@ def open_ledger(folder: Path) -> Ledger:
 
 
 def key(config: Config, dataset: Dataset) -> str:
-    """What a training is known by: equal keys mean equal weights."""
-    parts = {**hung_on(config), "data": dataset.meta.fingerprint}
+    """What a training is known by: equal keys mean equal weights. Settings at their default are
+    left out, so that the keys stay when there are new ones.
+    """
+    defaults = hung_on(Config())
+    own = {name: value for name, value in hung_on(config).items() if value != defaults[name]}
+    parts = {**own, "data": dataset.meta.fingerprint}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
