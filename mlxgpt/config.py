@@ -53,6 +53,25 @@ class ModelConfig:
     )
     dropout: float = setting(0.1, "share of activations set to zero in training", low=0.0, high=0.9)
     bias: bool = setting(True, "biases in linear layers and layer norms, as GPT-2 has them")
+    position: str = setting(
+        "learned",
+        "how a token knows its place: learned, a vector for each; rope, turned by it",
+        choices=("learned", "rope"),
+    )
+    norm: str = setting(
+        "layer",
+        "layer, mean and variance; rms, the size alone, without a gain but in the last one",
+        choices=("layer", "rms"),
+    )
+    qk_norm: bool = setting(False, "queries and keys normalised in each head")
+    mlp: str = setting(
+        "gelu",
+        "what lies between the MLP's layers: gelu; relu2, squared; swiglu, gated",
+        choices=("gelu", "relu2", "swiglu"),
+    )
+    zero_init: bool = setting(
+        False, "residual projections begin at 0, and the last norm's gain at 1/√n_embd"
+    )
 
 
 @dataclass(frozen=True)
@@ -75,9 +94,25 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Loshchilov & Hutter, 2019) and its schedule. The defaults are nanoGPT's for GPT-2."""
+    """The optimizer and its schedule. The defaults are nanoGPT's for GPT-2: AdamW (Loshchilov &
+    Hutter, 2019), and a cosine.
+    """
 
-    learning_rate: float = setting(6e-4, "peak learning rate", low=0.0)
+    optimizer: str = setting(
+        "adamw",
+        "adamw, on everything; muon, on the blocks' matrices, and AdamW on the rest",
+        choices=("adamw", "muon"),
+    )
+    learning_rate: float = setting(6e-4, "peak learning rate of AdamW", low=0.0)
+    muon_learning_rate: float = setting(0.02, "peak learning rate of Muon", low=0.0)
+    schedule: str = setting(
+        "cosine",
+        "how the learning rate falls: cosine, all the way; linear, over the last part",
+        choices=("cosine", "linear"),
+    )
+    cooldown: float = setting(
+        0.5, "share of the steps in which the linear schedule falls", low=0.0, high=1.0
+    )
     min_lr_ratio: float = setting(
         0.1, "final learning rate as a share of the peak", low=0.0, high=1.0
     )

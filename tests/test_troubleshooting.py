@@ -258,6 +258,12 @@ def exported_already(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) ->
 Mistake = Callable[[Path, Capture, pytest.MonkeyPatch], str]
 
 
+def other_parts(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    line = [*TRAIN, "--source", "words.txt", "--position", "rope", "--run", "modern"]
+    assert cli.main(line) == 0
+    return refused(capsys, "export", "--run", "modern", "--to", "hf")
+
+
 def one_variant(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return refused(capsys, "compare", "tier1", "--budget", "5m")
 
@@ -316,6 +322,7 @@ MISTAKES: list[Mistake] = [
     no_text_of_its_own,
     narrow,
     exported_already,
+    other_parts,
     one_variant,
     no_budget,
     twins,

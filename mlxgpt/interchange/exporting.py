@@ -45,6 +45,11 @@ def export(
             "transformers has no quantized form of a GPT-2 that runs everywhere",
             "leave out --quantize, or export --to mlx-lm or --to gguf.",
         )
+    if names := unlike_gpt2(run.config.model):
+        raise UserError(
+            f"{run.name} is no GPT-2 ({', '.join(names)}), and cannot be exported yet",
+            "a model with GPT-2's own parts can: mlxgpt train --tier 1.",
+        )
     if folder.exists():
         raise UserError(f"{folder} exists", "choose another folder, --out DIR, or delete it.")
     try:
@@ -63,6 +68,17 @@ def export(
         raise _cannot_write(folder, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def unlike_gpt2(config: ModelConfig) -> list[str]:
+    """The settings in which a model's parts are not GPT-2's."""
+    own = ModelConfig()
+    parts = ("position", "norm", "qk_norm", "mlp")
+    return [
+        f"{name} = {str(value).lower()}"
+        for name in parts
+        if (value := getattr(config, name)) != getattr(own, name)
+    ]
 
 
 def rounded(

@@ -1,4 +1,5 @@
-"""GPT-2 (Radford et al., 2019): token ids -> logits, with or without a cache.
+"""GPT-2 (Radford et al., 2019): token ids -> logits, with or without a cache. The config may choose
+other parts, found since: rotary positions, RMS norms, normalised queries and keys, other MLPs.
 
 Names and shapes are GPT-2's. B: sequences, T: tokens, C: n_embd, H: heads, D: C / H, V: vocabulary.
 There is no train or eval mode: dropout happens where a random key is given, and nowhere else.
@@ -19,6 +20,8 @@ from mlxgpt.model import kernels
 from mlxgpt.seeds import derive
 
 INIT_STD = 0.02
+EPS = 1e-5  # of every norm
+ROPE_BASE = 10_000.0
 
 # Keys and values of every layer, [n_layer] of two arrays [B, H, length, D].
 Cache = list[tuple[mx.array, mx.array]]
@@ -31,19 +34,46 @@ def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
     return x * mx.random.bernoulli(1 - rate, x.shape, key=key) * (1 / (1 - rate))
 
 
+def rms_norm(x: mx.array) -> mx.array:
+    """x[..., C], each vector brought to a root mean square of 1 (Zhang & Sennrich, 2019)."""
+    return mx.fast.rms_norm(x, None, EPS)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` without a gain, which the matrix behind it can have."""
+
+    def __call__(self, x: mx.array) -> mx.array:  # [..., C] -> [..., C]
+        return rms_norm(x)
+
+
+def make_norm(config: ModelConfig) -> nn.LayerNorm | RMSNorm:
+    """The norm before a sublayer."""
+    if config.norm == "rms":
+        return RMSNorm()
+    return nn.LayerNorm(config.n_embd, EPS, bias=config.bias)
+
+
 class CausalSelfAttention(nn.Module):
     """Every position looks at itself and those before it, with H heads."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
+        self.rope = config.position == "rope"
+        self.qk_norm = config.qk_norm
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def _heads(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def _heads(
+        self, x: mx.array, position: mx.array | int = 0
+    ) -> tuple[mx.array, mx.array, mx.array]:
         B, T, C = x.shape
         qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, T, D]
+        if self.qk_norm:
+            q, k = rms_norm(q), rms_norm(k)
+        if self.rope:
+            q, k = rotated(q, position), rotated(k, position)
         return q, k, v
 
     def _merge(self, y: mx.array) -> mx.array:
@@ -57,7 +87,7 @@ class CausalSelfAttention(nn.Module):
         self, x: mx.array, cache: tuple[mx.array, mx.array], position: mx.array
     ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
         """As `__call__`, for T tokens from `position` on, after what the cache holds."""
-        q, k, v = self._heads(x)
+        q, k, v = self._heads(x, position)
         keys = mx.slice_update(cache[0], k, position, axes=(2,))
         values = mx.slice_update(cache[1], v, position, axes=(2,))
         here = position + mx.arange(x.shape[1])[:, None]  # [T, 1]
@@ -67,16 +97,44 @@ class CausalSelfAttention(nn.Module):
         return self._merge(y), (keys, values)
 
 
+def rotated(x: mx.array, position: mx.array | int) -> mx.array:
+    """Queries or keys[B, H, T, D], from `position` on, each pair of numbers turned by an angle that
+    grows with the place (RoPE, Su et al., 2021); a number's pair is in the other half of its head.
+    """
+    D = x.shape[-1]
+    return mx.fast.rope(x, D, traditional=False, base=ROPE_BASE, scale=1.0, offset=position)
+
+
 class MLP(nn.Module):
-    """Two linear layers around a GELU, four times as wide inside."""
+    """Two linear layers around a GELU, four times as wide inside; or around a squared ReLU (So et
+    al., 2021); or gated (SwiGLU, Shazeer, 2020), with about as many parameters.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.kind = config.mlp
+        inside = mlp_width(config)
+        gated = config.mlp == "swiglu"
+        self.c_fc = nn.Linear(config.n_embd, inside * (1 + gated), bias=config.bias)
+        self.c_proj = nn.Linear(inside, config.n_embd, bias=config.bias)
 
     def __call__(self, x: mx.array) -> mx.array:  # [B, T, C] -> [B, T, C]
-        return self.c_proj(kernels.gelu(self.c_fc(x)))
+        x = self.c_fc(x)
+        if self.kind == "gelu":
+            x = kernels.gelu(x)
+        elif self.kind == "relu2":
+            x = mx.square(mx.where(x > 0, x, 0))
+        else:
+            gate, x = mx.split(x, 2, axis=-1)
+            x = kernels.silu(gate) * x
+        return self.c_proj(x)
+
+
+def mlp_width(config: ModelConfig) -> int:
+    """Numbers between an MLP's two layers."""
+    if config.mlp != "swiglu":
+        return 4 * config.n_embd
+    return max(1, round(8 * config.n_embd / 3 / 16)) * 16
 
 
 class Block(nn.Module):
@@ -85,9 +143,9 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = make_norm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array, key: mx.array | None = None) -> mx.array:
@@ -123,9 +181,11 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        if config.position == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = [Block(config) for _ in range(config.n_layer)]
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        rms = config.norm == "rms"
+        self.ln_f = nn.RMSNorm(config.n_embd, EPS) if rms else make_norm(config)
         self._checkpointing = gradient_checkpointing
         self.update(initial_parameters(self, seed))
 
@@ -133,7 +193,9 @@ class GPT(nn.Module):
         """Logits[B, T, V] of ids[B, T]; dropout with `key`, none without."""
         count = len(self.h) + 1
         keys = list(mx.random.split(key, count)) if key is not None else [None] * count
-        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]  # [B, T, C]
+        x = self.wte(ids)  # [B, T, C]
+        if self.config.position == "learned":
+            x = x + self.wpe.weight[: ids.shape[1]]
         x = dropout(x, self.config.dropout, keys[0])
         for block, block_key in zip(self.h, keys[1:], strict=True):
             # The key goes in from outside, so that the second forward pass has the same mask.
@@ -156,8 +218,9 @@ class GPT(nn.Module):
         Returns:
             logits[B, V], cache
         """
-        places = position + mx.arange(ids.shape[1])
-        x = self.wte(ids) + self.wpe(places)
+        x = self.wte(ids)
+        if self.config.position == "learned":
+            x = x + self.wpe(position + mx.arange(ids.shape[1]))
         extended = []
         for block, layer in zip(self.h, cache, strict=True):
             x, layer = block.cached(x, layer, position)
@@ -176,15 +239,23 @@ class GPT(nn.Module):
 def initial_parameters(model: GPT, seed: int) -> dict:
     """GPT-2's initial weights: N(0, 0.02), residual projections scaled by 1/√(2·n_layer), biases
     0, layer norms 1. They stay small, so that every logit is near 0 and the first loss near ln V.
+
+    With `zero_init` residual projections are 0. What comes out is then the token's own embedding,
+    normalised, and its product with itself a logit of about 0.02·n_embd, where others are near 0:
+    sure of seeing the same token again. So the last gain begins at 1/√n_embd.
     """
     parameters = flat(model.parameters())
+    zero = model.config.zero_init
     keys = mx.random.split(mx.random.key(derive(seed, "init")), len(parameters))
-    residual = 1 / math.sqrt(2 * model.config.n_layer)
+    residual = 0 if zero else 1 / math.sqrt(2 * model.config.n_layer)
+    last_gain = 1 / math.sqrt(model.config.n_embd) if zero else 1.0
     values = {}
     for (name, old), key in zip(parameters.items(), keys, strict=True):
         if old.ndim >= 2:
             std = INIT_STD * (residual if name.endswith("c_proj.weight") else 1)
             new = std * mx.random.normal(old.shape, key=key)
+        elif name == "ln_f.weight":
+            new = mx.full(old.shape, last_gain)
         else:
             new = mx.zeros(old.shape) if name.endswith("bias") else mx.ones(old.shape)
         values[name] = new
@@ -224,12 +295,15 @@ def parameters_by_part(config: ModelConfig) -> dict[str, int]:
     order of the data; the head is the embedding and adds none.
     """
     C, layers, bias = config.n_embd, config.n_layer, int(config.bias)
+    inside = mlp_width(config)
+    into = inside * (2 if config.mlp == "swiglu" else 1)
+    norms = C if config.norm == "rms" else (2 * layers + 1) * (1 + bias) * C
     return {
         "wte (token embedding, and head)": config.vocab_size * C,
-        "wpe (positions)": config.block_size * C,
+        "wpe (positions)": config.block_size * C * (config.position == "learned"),
         f"attention, {layers} ×": layers * (4 * C**2 + bias * 4 * C),
-        f"MLP, {layers} ×": layers * (8 * C**2 + bias * 5 * C),
-        "layer norms": (2 * layers + 1) * (1 + bias) * C,
+        f"MLP, {layers} ×": layers * ((into + inside) * C + bias * (into + C)),
+        "norms": norms,
     }
 
 
@@ -243,5 +317,5 @@ def flops_per_token(config: ModelConfig) -> int:
     parameter of a matrix product, and 12·n_layer·C·T for attention (PaLM, Chowdhery et al., 2022,
     appendix B).
     """
-    products = count_parameters(config) - config.block_size * config.n_embd
+    products = count_parameters(config) - parameters_by_part(config)["wpe (positions)"]
     return 6 * products + 12 * config.n_layer * config.n_embd * config.block_size

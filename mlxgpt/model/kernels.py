@@ -1,4 +1,4 @@
-"""The formulas that differ by backend: GELU and causal attention, and one switch.
+"""The formulas that differ by backend: GELU, SiLU and causal attention, and one switch.
 
 On a GPU these are MLX's own kernels. On the CPU, MLX computes tanh and exp one number at a time,
 and a GELU or softmax then costs more than the matrix products around it; here they are built from
@@ -42,6 +42,13 @@ def gelu(x: mx.array) -> mx.array:
     if on_cpu() and x.dtype == mx.float32:
         return cast(tuple[mx.array, mx.array], _gelu_with_gate(x))[0]
     return nn.gelu_approx(x)
+
+
+def silu(x: mx.array) -> mx.array:
+    """X · sigmoid(x); any shape."""
+    if on_cpu() and x.dtype == mx.float32:
+        return cast(tuple[mx.array, mx.array], _silu_with_gate(x))[0]
+    return nn.silu(x)
 
 
 def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -96,6 +103,22 @@ def _gelu_vjp(
     x, cotangent, gate = _fence(x), _fence(cotangents[0]), outputs[1]
     slope = gate + x * gate * (1 - gate) * GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
     return _fence(cotangent * slope)
+
+
+@mx.custom_function
+def _silu_with_gate(x: mx.array) -> tuple[mx.array, mx.array]:
+    x = _fence(x)
+    exponent = mx.where(-x < 87.0, -x, 87.0)
+    gate = _fence(1 / (1 + _exp(exponent)))
+    return _fence(x * gate), gate
+
+
+@_silu_with_gate.vjp
+def _silu_vjp(
+    x: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
+) -> mx.array:
+    x, cotangent, gate = _fence(x), _fence(cotangents[0]), outputs[1]
+    return _fence(cotangent * (gate + x * gate * (1 - gate)))
 
 
 def _exp(x: mx.array) -> mx.array:

@@ -29,7 +29,7 @@ from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.errors import UserError
 from mlxgpt.inference import generation
 from mlxgpt.machine import blas, device, mac
-from mlxgpt.model.gpt import GPT, count_parameters, flops_per_token
+from mlxgpt.model.gpt import GPT, count_parameters, flops_per_token, parameters_by_part
 from mlxgpt.reports import report
 from mlxgpt.reports.report import Generation, Machine, Measurement, Spread, Tier, Training
 from mlxgpt.training.step import new_step
@@ -185,7 +185,8 @@ def bytes_per_new_token(model: ModelConfig) -> int:
     """What decoding one token reads, in float32: all weights (of the positions only one) and the
     cache of a whole block, which is read whole, however little of it is filled.
     """
-    weights = count_parameters(model) - (model.block_size - 1) * model.n_embd
+    positions = parameters_by_part(model)["wpe (positions)"]
+    weights = count_parameters(model) - positions * (model.block_size - 1) // model.block_size
     return 4 * (weights + 2 * model.n_layer * model.block_size * model.n_embd)
 
 

@@ -16,7 +16,8 @@ from mlxgpt.model.gpt import flat
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.run import Run, load_model
 
-SHAPE = ("n_layer", "n_head", "n_embd", "vocab_size", "bias")  # which weights cannot change
+# Which weights cannot change.
+SHAPE = ("n_layer", "n_head", "n_embd", "vocab_size", "bias", "position", "norm", "qk_norm", "mlp")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def begin_from(
                 f"leave it out: a training from {run.name} has its shape.",
             )
     block = chosen.get("block_size", theirs.block_size)
-    if block > theirs.block_size:
+    learned = theirs.position == "learned"
+    if learned and block > theirs.block_size:
         raise UserError(
             f"block_size = {block} is more than the {theirs.block_size} positions that {run.name} "
             "has learned",
@@ -68,7 +70,8 @@ def begin_from(
     config = replace(config, data=replace(config.data, tokenizer=run.config.data.tokenizer))
     model, saved = load_model(run, note=note)
     parameters = flat(model.parameters())
-    parameters["wpe.weight"] = parameters["wpe.weight"][:block]
+    if learned:
+        parameters["wpe.weight"] = parameters["wpe.weight"][:block]
     weights = checkpoint.path_of(run.checkpoints, saved.step) / checkpoint.MODEL
     origin = {"run": run.name, "step": saved.step, "sha256": files.sha256(weights)}
     return config, Beginning(parameters, run.tokenizer, origin)

@@ -1,4 +1,4 @@
-"""AdamW in two parameter groups, and the learning-rate schedule."""
+"""The optimizer by parameter groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import mlx.core as mx
 import mlx.optimizers as optim
 
 from mlxgpt.config import Config, OptimConfig
+from mlxgpt.training.muon import Muon
+
+MOMENTUM = 0.95  # Muon's, as Jordan's
 
 
 def make_optimizer(config: OptimConfig) -> optim.MultiOptimizer:
     """AdamW (Loshchilov & Hutter, 2019) with bias correction; weight decay on matrices and
-    embeddings, none on biases and layer norms, as nanoGPT.
+    embeddings, none on biases and layer norms, as nanoGPT. Or Muon on the matrices of the blocks.
     """
 
     def adamw(weight_decay: float) -> optim.AdamW:
@@ -27,21 +30,38 @@ def make_optimizer(config: OptimConfig) -> optim.MultiOptimizer:
     def decays(name: str, parameter: mx.array) -> bool:
         return parameter.ndim >= 2
 
-    return optim.MultiOptimizer([adamw(config.weight_decay), adamw(0.0)], [decays])
+    if config.optimizer == "adamw":
+        return optim.MultiOptimizer([adamw(config.weight_decay), adamw(0.0)], [decays])
+
+    def of_blocks(name: str, parameter: mx.array) -> bool:
+        return decays(name, parameter) and name.startswith("h.")
+
+    relative_rate = config.muon_learning_rate / config.learning_rate
+    muon = Muon(relative_rate, MOMENTUM, config.weight_decay)
+    return optim.MultiOptimizer([muon, adamw(config.weight_decay), adamw(0.0)], [of_blocks, decays])
 
 
 def learning_rate_schedule(config: Config) -> Callable[[int], mx.array]:
-    """The learning rate as a function of the step, counted from 0: linear warmup, a cosine down to
-    `min_lr_ratio` of the peak at `decay_steps`, then that floor.
+    """The learning rate as a function of the step, counted from 0: linear warmup, then down to
+    `min_lr_ratio` of the peak at `decay_steps`, by a cosine, or by a straight line over the last
+    `cooldown` of them; then that floor.
     """
     o = config.optim
     peak, floor, warmup_steps = o.learning_rate, o.learning_rate * o.min_lr_ratio, o.warmup_steps
-    cosine_steps = (o.decay_steps or config.train.max_steps) - warmup_steps
+    last = o.decay_steps or config.train.max_steps
+    decay_steps = last - warmup_steps
+    flat = max(0, round(last * (1 - o.cooldown)) - warmup_steps)
 
     def constant(step: int) -> mx.array:
         return mx.array(floor)
 
-    decay = optim.cosine_decay(peak, cosine_steps, floor) if cosine_steps > 0 else constant
+    if decay_steps <= 0:
+        decay = constant
+    elif o.schedule == "cosine":
+        decay = optim.cosine_decay(peak, decay_steps, floor)
+    else:
+        line = optim.linear_schedule(peak, floor, max(1, decay_steps - flat))
+        decay = optim.join_schedules([lambda _: mx.array(peak), line], [flat]) if flat else line
     if not warmup_steps:
         return decay
     warmup = optim.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)

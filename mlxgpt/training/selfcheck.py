@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -34,7 +34,9 @@ WHY = (
     "logits scatter around 0 by only 0.02·√n_embd, and their softmax is nearly flat. The scatter "
     "costs half its square more, 0.0002·n_embd nats. A first loss far above that means a model "
     "that is confidently wrong before it has seen anything (initial weights too large, or zeros in "
-    "the wrong place); one below means that it can see what it should predict (a broken mask)."
+    "the wrong place); one below means that it can see what it should predict (a broken mask). "
+    "Where the residual projections begin at 0, what comes out is the embedding of the token "
+    "itself, and its logit would stand out; so the last norm's gain begins at 1/√n_embd."
 )
 
 
@@ -113,7 +115,8 @@ def initial_loss(config: Config) -> Check:
     ids = _ids(config, 8, min(c.block_size, 128) + 1)
     model = GPT(c, config.train.seed)
     loss = float(token_losses(model(ids[:, :-1]), ids[:, 1:]).mean())
-    expected = ln_v + INIT_STD**2 * c.n_embd / 2
+    scatter = INIT_STD**2 * (1 if c.zero_init else c.n_embd)
+    expected = ln_v + scatter / 2
     found = f"{loss:.3f} nats; ln {c.vocab_size:,} = {ln_v:.3f}, expected about {expected:.3f}"
     return Check("initial loss", abs(loss - ln_v) <= 0.05 * ln_v, found, WHY)
 
@@ -181,7 +184,7 @@ def micro_batches(config: Config) -> Check:
 
 def cached_logits(config: Config) -> Check:
     """Reading a text token by token with the cache gives the logits of reading it at once."""
-    model = GPT(config.model, config.train.seed)
+    model = _lively(config)
     ids = _ids(config, 2, config.model.block_size)
     at_once = model(ids)
     first = max(1, config.model.block_size // 2)
@@ -199,7 +202,7 @@ def causality(config: Config) -> Check:
     length = config.model.block_size
     if length < 2 or config.model.vocab_size < 2:
         return Check("causality", None, "nothing to see with one token")
-    model = GPT(config.model, config.train.seed)
+    model = _lively(config)
     ids = _ids(config, 1, length)
     t = length // 2
     changed = mx.array(ids)
@@ -300,6 +303,11 @@ def repeatability(config: Config) -> Check:
     apart = _apart(*(step.model.parameters() for step in steps))
     found = "bit for bit" if apart == 0 else f"only to {apart:.1e}: sums are reordered here"
     return Check("steps repeat", apart == 0 if device.on_cpu() else None, found)
+
+
+def _lively(config: Config) -> GPT:
+    """A model in which every part matters: with projections of 0 nothing would pass on."""
+    return GPT(replace(config.model, zero_init=False), config.train.seed)
 
 
 def _take(step: TrainStep, config: Config, n: int) -> tuple[float, float]:

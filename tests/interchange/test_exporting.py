@@ -12,6 +12,7 @@ import pytest
 
 import mlxgpt
 from mlxgpt import cli
+from mlxgpt.config import Config
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import exporting, importing, mlx_lm
 from mlxgpt.interchange.huggingface import Foreign
@@ -115,6 +116,27 @@ def test_what_cannot_be_exported_is_told(place: Path, capsys: Capture) -> None:
     )
     Path("taken").mkdir()
     assert refused(capsys, "export", "--to", "hf", "--out", "taken") == "taken exists"
+
+
+@pytest.mark.parametrize("to", ["hf", "mlx-lm", "gguf"])
+def test_a_model_of_other_parts_is_no_gpt2(
+    home: Path, text_file: Path, tiny: Config, no_check: None, capsys: Capture, to: str
+) -> None:
+    given: dict[str, Any] = {"position": "rope", "mlp": "relu2", "optimizer": "muon"}
+    mlxgpt.train(config=tiny, source=text_file, run="modern", max_steps=4, **given)
+    problem = refused(capsys, "export", "--to", to)
+    assert "modern is no GPT-2 (position = rope, mlp = relu2)" in problem
+
+
+def test_a_model_without_learned_positions_is_trained_further_on_longer_blocks(
+    home: Path, text_file: Path, tiny: Config, no_check: None
+) -> None:
+    given: dict[str, Any] = {"source": text_file, "max_steps": 4}
+    mlxgpt.train(config=tiny, run="modern", position="rope", **given)
+    mlxgpt.train(from_run="modern", run="longer", block_size=16, warmup_steps=0, **given)
+    assert mlxgpt.evaluate(run="longer").tokens > 0
+    with pytest.raises(UserError, match="position = learned does not go with modern"):
+        mlxgpt.train(from_run="modern", run="other", position="learned", **given)
 
 
 def test_an_export_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

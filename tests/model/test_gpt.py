@@ -10,11 +10,14 @@ from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import (
     GPT,
+    MLP,
     count_parameters,
     dropout,
     flat,
     flops_per_token,
     load_parameters,
+    mlp_width,
+    rotated,
 )
 from mlxgpt.model.losses import token_losses
 from mlxgpt.training.step import TrainStep
@@ -40,9 +43,31 @@ def test_loss_and_gradients_are_those_of_transformers_gpt2() -> None:
         np.testing.assert_allclose(gradient, reference[f"gradient:{name}"], atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_parameters_are_counted_as_they_are(tiny_model: Config, bias: bool) -> None:
-    config = override(tiny_model, {"bias": bias}).model
+MODERN = {
+    "position": "rope",
+    "norm": "rms",
+    "qk_norm": True,
+    "mlp": "swiglu",
+    "bias": False,
+    "zero_init": True,
+}
+PARTS = [
+    {"bias": True},
+    {"bias": False},
+    {"position": "rope"},
+    {"norm": "rms"},
+    {"norm": "rms", "bias": False},
+    {"qk_norm": True},
+    {"mlp": "relu2"},
+    {"mlp": "swiglu"},
+    {"zero_init": True},
+    MODERN,
+]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_parameters_are_counted_as_they_are(tiny_model: Config, parts: dict) -> None:
+    config = override(tiny_model, parts).model
     values = flat(GPT(config).parameters()).values()
     assert count_parameters(config) == sum(value.size for value in values)
 
@@ -121,8 +146,33 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(tiny_model
         np.testing.assert_allclose(gradient, gradients[1][name], atol=1e-7, err_msg=name)
 
 
-def test_the_cache_changes_nothing_padding_included(tiny_model: Config) -> None:
-    model = GPT(override(tiny_model, {"block_size": 12}).model, 1)
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("shape", [(2, 16, 65), (4, 144, 65), (3, 64, 2048)])
+def test_the_first_loss_is_near_ln_v_whatever_the_parts(
+    tiny_model: Config, parts: dict, shape: tuple[int, int, int]
+) -> None:
+    layers, width, vocabulary = shape
+    given = {"n_layer": layers, "n_embd": width, "vocab_size": vocabulary, "block_size": 32}
+    model = GPT(override(tiny_model, {**given, **parts}).model, 3)
+    ids = mx.random.randint(0, vocabulary, (4, 33), key=mx.random.key(1))
+    loss = float(token_losses(model(ids[:, :-1]), ids[:, 1:]).mean())
+    assert loss == pytest.approx(math.log(vocabulary), rel=0.05)
+
+
+def test_without_the_small_last_gain_it_would_be_sure_of_the_wrong_token(
+    tiny_model: Config,
+) -> None:
+    """What the law would be broken by: zeros in the projections, and a tied embedding."""
+    model = GPT(override(tiny_model, {**MODERN, "n_embd": 384, "vocab_size": 65}).model)
+    model.ln_f.weight = mx.ones(384)
+    ids = mx.random.randint(0, 65, (4, 9), key=mx.random.key(1))
+    loss = float(token_losses(model(ids[:, :-1]), ids[:, 1:]).mean())
+    assert loss > 1.3 * math.log(65)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_the_cache_changes_nothing_padding_included(tiny_model: Config, parts: dict) -> None:
+    model = GPT(override(tiny_model, {"block_size": 12, **parts, "zero_init": False}).model, 1)
     ids = mx.random.randint(0, 19, (3, 12), key=mx.random.key(1))
     whole = model(ids)
     # Five tokens read in as eight: the last three are padding, overwritten afterwards.
@@ -142,3 +192,44 @@ def test_weights_of_another_shape_are_refused(tiny_model: Config) -> None:
 
 def test_reference_arrays_are_small() -> None:
     assert reference.FILE.stat().st_size < 100_000
+
+
+def test_turned_places_tell_only_how_far_apart_tokens_are(tiny_model: Config) -> None:
+    """RoPE: the product of a query and a key hangs on their distance alone."""
+    q, k = mx.random.normal((2, 1, 1, 1, 8), key=mx.random.key(0))
+
+    def product(at: int, other: int) -> float:
+        return float((rotated(q, at) * rotated(k, other)).sum())
+
+    assert product(7, 3) == pytest.approx(product(104, 100), rel=1e-3)
+    assert product(7, 3) != pytest.approx(product(8, 3), rel=1e-2)
+    np.testing.assert_allclose(mx.linalg.norm(rotated(q, 9)), mx.linalg.norm(q), rtol=1e-5)
+
+
+def test_an_mlp_of_each_kind_by_hand(tiny_model: Config) -> None:
+    x = mx.random.normal((3, 16), key=mx.random.key(4))
+    for kind in ("relu2", "swiglu"):
+        mlp = MLP(override(tiny_model, {"mlp": kind, "bias": False}).model)
+        inside = np.array(x @ mlp.c_fc.weight.T)
+        if kind == "relu2":
+            inside = np.maximum(inside, 0) ** 2
+        else:
+            gate, value = np.split(inside, 2, axis=-1)
+            inside = gate / (1 + np.exp(-gate)) * value
+        expected = inside @ np.array(mlp.c_proj.weight).T
+        np.testing.assert_allclose(mlp(x), expected, atol=1e-6, err_msg=kind)
+    assert mlp_width(override(tiny_model, {"mlp": "swiglu", "n_embd": 384}).model) == 1024
+
+
+def test_normalised_queries_and_keys_have_no_length(tiny_model: Config) -> None:
+    """Ten times as long, they give the same; without, they do not."""
+    for qk_norm in (True, False):
+        model = GPT(override(tiny_model, {"qk_norm": qk_norm, "bias": False}).model)
+        ids = mx.arange(8)[None]
+        before = model(ids)
+        for block in model.h:
+            block.attn.c_attn.weight = mx.concatenate(
+                [10 * block.attn.c_attn.weight[:32], block.attn.c_attn.weight[32:]]
+            )
+        apart = float(mx.abs(model(ids) - before).max())
+        assert (apart < 1e-4) == qk_norm

@@ -45,6 +45,17 @@ def test_gelus_gradient(values: list[float]) -> None:
     np.testing.assert_allclose(ours, exact, atol=1e-5)
 
 
+@given(st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=50))
+def test_silu_and_its_gradient(values: list[float]) -> None:
+    x = mx.array(values)
+    np.testing.assert_allclose(kernels.silu(x), nn.silu(x), rtol=1e-5, atol=2e-6)
+    weights = mx.cos(mx.arange(len(values)) + 1.0)
+    ours, exact = (
+        mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (kernels.silu, nn.silu)
+    )
+    np.testing.assert_allclose(ours, exact, atol=1e-5)
+
+
 @pytest.mark.parametrize("spread", [0.1, 3.0, 300.0])
 def test_causal_softmax_and_its_gradient(spread: float) -> None:
     scores = spread * mx.random.normal((2, 3, 17, 17), key=mx.random.key(0))

@@ -100,3 +100,17 @@ def test_decay_steps_may_end_before_the_training() -> None:
 def test_a_training_shorter_than_its_warmup_only_warms_up() -> None:
     config = override(Config(), {"warmup_steps": 100, "max_steps": 10})
     assert (np.diff(rates(config, 10)) > 0).all()
+
+
+def test_the_linear_schedule_rises_stays_and_falls_over_its_last_part() -> None:
+    given = {"schedule": "linear", "warmup_steps": 4, "cooldown": 0.5, "min_lr_ratio": 0.1}
+    config = override(Config(), {**given, "learning_rate": 1.0, "max_steps": 20})
+    found = rates(config, 24)
+    np.testing.assert_allclose(found[:4], [0.2, 0.4, 0.6, 0.8], rtol=1e-5)
+    np.testing.assert_allclose(found[4:11], 1.0)
+    np.testing.assert_allclose(found[10:21], np.linspace(1.0, 0.1, 11), rtol=1e-5)
+    np.testing.assert_allclose(found[20:], 0.1, rtol=1e-5)
+    all_of_it = override(config, {"cooldown": 1.0})
+    np.testing.assert_allclose(rates(all_of_it, 21)[4:], np.linspace(1.0, 0.1, 17), rtol=1e-5)
+    none = override(config, {"cooldown": 0.0})
+    np.testing.assert_allclose(rates(none, 20)[4:], 1.0)

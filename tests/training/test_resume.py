@@ -30,12 +30,24 @@ class PulledPlug(Exception):
     """The process dies here."""
 
 
+MODERN = {
+    "position": "rope",
+    "norm": "rms",
+    "qk_norm": True,
+    "mlp": "relu2",
+    "zero_init": True,
+    "optimizer": "muon",
+    "schedule": "linear",
+}
+
+
 @pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("parts", [{}, MODERN], ids=["classic", "modern"])
 def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
-    train: Any, monkeypatch: pytest.MonkeyPatch, accumulation: int
+    train: Any, monkeypatch: pytest.MonkeyPatch, accumulation: int, parts: dict[str, Any]
 ) -> None:
     """Dropout is on. The interrupted run evaluates, logs and saves at other steps."""
-    more = {"gradient_accumulation_steps": accumulation, "max_steps": 30}
+    more = {"gradient_accumulation_steps": accumulation, "max_steps": 30, **parts}
     train("whole", **more)
     for until in (3, 11, 20):
         stops = iter([False] * (until - len_done("parts") - 1) + [True])
