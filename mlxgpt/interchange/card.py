@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlxgpt.config import ModelConfig
 from mlxgpt.model.gpt import count_parameters
 from mlxgpt.storage.run import Run
 
@@ -45,8 +46,7 @@ def card(run: Run, step: int, to: str, quantize: int | None) -> str:
     rows = {
         "parameters": f"{count_parameters(m):,}: {m.n_layer} layers, {m.n_head} heads, width "
         f"{m.n_embd}, block {m.block_size}",
-        "architecture": "GPT-2: learned positions, pre-LayerNorm, GELU, tied head"
-        + ("" if m.bias else "; without biases, which are zeros here"),
+        "architecture": _architecture(m),
         "weights": f"{quantize} bits" if quantize else "float32",
         "vocabulary": f"{run.tokenizer.vocab_size:,} tokens",
         "texts begin": "with `<\\|endoftext\\|>`"
@@ -64,7 +64,7 @@ def card(run: Run, step: int, to: str, quantize: int | None) -> str:
         [
             f"# {run.name}",
             "",
-            "A GPT-2, exported by mlxgpt.",
+            f"A {'GPT-2' if m.position == 'learned' else 'GPT'}, exported by mlxgpt.",
             "",
             *_table(rows),
             "",
@@ -74,6 +74,15 @@ def card(run: Run, step: int, to: str, quantize: int | None) -> str:
             "",
         ]
     )
+
+
+def _architecture(m: ModelConfig) -> str:
+    if m.position == "rope":
+        return (
+            "Qwen3's: rotary positions, RMS norms, normalised queries and keys, SwiGLU, tied head"
+        )
+    without = "" if m.bias else "; without biases, which are zeros here"
+    return f"GPT-2: learned positions, pre-LayerNorm, GELU, tied head{without}"
 
 
 def _table(rows: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlxgpt import files
 from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
-from mlxgpt.interchange import gguf, huggingface, mlx_lm, tokenizers
+from mlxgpt.interchange import gguf, huggingface, mlx_lm, qwen3, tokenizers
 from mlxgpt.interchange.card import card
 from mlxgpt.storage.run import Run
 
@@ -45,10 +45,17 @@ def export(
             "transformers has no quantized form of a GPT-2 that runs everywhere",
             "leave out --quantize, or export --to mlx-lm or --to gguf.",
         )
-    if names := unlike_gpt2(run.config.model):
+    modern = unlike_gpt2(run.config.model)
+    if modern and (others := qwen3.unlike(run.config.model)):
+        parts = ", ".join(f"{name} = {str(value).lower()}" for name, value in others.items())
         raise UserError(
-            f"{run.name} is no GPT-2 ({', '.join(names)}), and cannot be exported yet",
-            "a model with GPT-2's own parts can: mlxgpt train --tier 1.",
+            f"{run.name} is no GPT-2, and for Qwen3's layout it should not have {parts}",
+            "other runtimes have no such model; train one with the parts of either.",
+        )
+    if modern and to == "mlx-lm":
+        raise UserError(
+            f"{run.name} is no GPT-2; mlx-lm quantizes such a model itself",
+            "export it --to hf, and then: mlx_lm.convert --hf-path FOLDER -q.",
         )
     if folder.exists():
         raise UserError(f"{folder} exists", "choose another folder, --out DIR, or delete it.")
@@ -70,15 +77,11 @@ def export(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def unlike_gpt2(config: ModelConfig) -> list[str]:
-    """The settings in which a model's parts are not GPT-2's."""
+def unlike_gpt2(config: ModelConfig) -> bool:
+    """Whether a model has other parts than GPT-2's."""
     own = ModelConfig()
     parts = ("position", "norm", "qk_norm", "mlp")
-    return [
-        f"{name} = {str(value).lower()}"
-        for name in parts
-        if (value := getattr(config, name)) != getattr(own, name)
-    ]
+    return any(getattr(config, name) != getattr(own, name) for name in parts)
 
 
 def rounded(
@@ -109,7 +112,11 @@ def _write(
             gguf.modelfile(name, end_of_text=end is not None), encoding="utf-8"
         )
         return
-    if quantize:
+    if unlike_gpt2(model):
+        huggingface.write_tree(scratch, qwen3.config_tree(model, end))
+        arrays = qwen3.arrays(model, parameters)
+        mx.save_safetensors(str(scratch / huggingface.WEIGHTS), arrays, {"format": "pt"})
+    elif quantize:
         mlx_lm.write(scratch, model, parameters, end, quantize)
     else:
         huggingface.write_config(scratch, model, end)

@@ -2,7 +2,8 @@
 names for GPT-2's arrays and its kinds of vocabularies; nothing of runs.
 
 Weights are float32 unless they are quantized, so that nothing is lost. llama.cpp's GPT-2 has
-biases everywhere: a model without them gets zeros, which change nothing.
+biases everywhere: a model without them gets zeros, which change nothing. A model of modern parts is
+a Qwen3.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from mlxgpt import files
 from mlxgpt.config import ModelConfig
 from mlxgpt.corpus.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
+from mlxgpt.interchange import qwen3
+from mlxgpt.model.gpt import EPS, ROPE_BASE, mlp_width
 
 FORMATS = {8: "Q8_0", 4: "Q4_0"}  # bits -> llama.cpp's name
 BLOCK = 32  # neighbours in a row that share a scale, in both
-EPSILON = 1e-5  # of every layer norm
 NO_MERGE = "Ā Ā"  # of two NUL, which no text has: llama.cpp's BPE does not go without a merge
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf's TokenType
 
-# GPT-2's parts of a layer -> llama.cpp's.
+# GPT-2's parts of a layer, and Qwen3's -> llama.cpp's.
 PARTS = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
@@ -36,6 +38,19 @@ PARTS = {
     "ln_2": "ffn_norm",
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
+}
+QWEN3 = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
 }
 
 
@@ -93,7 +108,8 @@ def write(
     gguf = _package()
     scratch = path.with_name(f".{path.name}.new")
     try:
-        with contextlib.closing(gguf.GGUFWriter(scratch, "gpt2")) as writer:
+        kind = "gpt2" if config.position == "learned" else "qwen3"
+        with contextlib.closing(gguf.GGUFWriter(scratch, kind)) as writer:
             writer.add_name(name)
             _add_shape(writer, config)
             _add_tokens(writer, vocabulary, tokenizer.end_of_text, add_bos_token)
@@ -152,7 +168,7 @@ def _package() -> Any:
 
 def _check_quantize(quantize: int, n_embd: int) -> None:
     """Refuse what there is no format for, and rows that are no whole blocks; those of every matrix
-    have n_embd numbers, or four times as many.
+    have n_embd numbers, four times as many, or a multiple of 32.
     """
     if quantize not in FORMATS:
         raise UserError(f"weights cannot be quantized to {quantize} bits", "take 8 or 4.")
@@ -168,10 +184,17 @@ def _check_quantize(quantize: int, n_embd: int) -> None:
 def _add_shape(writer: Any, config: ModelConfig) -> None:
     writer.add_context_length(config.block_size)
     writer.add_embedding_length(config.n_embd)
-    writer.add_feed_forward_length(4 * config.n_embd)
+    writer.add_feed_forward_length(mlp_width(config))
     writer.add_block_count(config.n_layer)
     writer.add_head_count(config.n_head)
-    writer.add_layer_norm_eps(EPSILON)
+    if config.position == "learned":
+        writer.add_layer_norm_eps(EPS)
+        return
+    writer.add_head_count_kv(config.n_head)
+    writer.add_key_length(config.n_embd // config.n_head)
+    writer.add_value_length(config.n_embd // config.n_head)
+    writer.add_rope_freq_base(ROPE_BASE)
+    writer.add_layer_norm_rms_eps(EPS)
 
 
 def _vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
@@ -260,6 +283,14 @@ def _arrays(
     """llama.cpp's name of each array, its values, and the format they are kept in."""
     head, matrices = (FORMATS[8], FORMATS[quantize]) if quantize else ("F32", "F32")
     yield "token_embd.weight", parameters["wte.weight"], head
+    if config.position == "rope":
+        qwens = qwen3.arrays(config, parameters)
+        yield "output_norm.weight", qwens[qwen3.LAST_NORM], "F32"
+        for n in range(config.n_layer):
+            for there, here in QWEN3.items():
+                weight = qwens[f"model.layers.{n}.{there}.weight"]
+                yield f"blk.{n}.{here}.weight", weight, matrices if weight.ndim == 2 else "F32"
+        return
     yield "position_embd.weight", parameters["wpe.weight"], "F32"
     parts = {
         f"h.{n}.{ours}": f"blk.{n}.{theirs}"

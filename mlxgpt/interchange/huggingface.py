@@ -188,6 +188,11 @@ def write_config(folder: Path, config: ModelConfig, bos: int | None, **more: Any
         "torch_dtype": "float32",
         **more,
     }
+    write_tree(folder, tree)
+
+
+def write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
+    """Write config.json."""
     (folder / CONFIG).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 

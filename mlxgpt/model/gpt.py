@@ -134,7 +134,7 @@ def mlp_width(config: ModelConfig) -> int:
     """Numbers between an MLP's two layers."""
     if config.mlp != "swiglu":
         return 4 * config.n_embd
-    return max(1, round(8 * config.n_embd / 3 / 16)) * 16
+    return max(1, round(8 * config.n_embd / 3 / 32)) * 32
 
 
 class Block(nn.Module):

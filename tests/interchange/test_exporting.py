@@ -14,7 +14,7 @@ import mlxgpt
 from mlxgpt import cli
 from mlxgpt.config import Config
 from mlxgpt.errors import UserError
-from mlxgpt.interchange import exporting, importing, mlx_lm
+from mlxgpt.interchange import exporting, importing, mlx_lm, qwen3
 from mlxgpt.interchange.huggingface import Foreign
 from mlxgpt.storage.run import load_model, open_run
 from tests.commands import Capture, refused
@@ -119,13 +119,26 @@ def test_what_cannot_be_exported_is_told(place: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("to", ["hf", "mlx-lm", "gguf"])
-def test_a_model_of_other_parts_is_no_gpt2(
+def test_a_model_of_parts_that_nobody_else_has_is_refused(
     home: Path, text_file: Path, tiny: Config, no_check: None, capsys: Capture, to: str
 ) -> None:
     given: dict[str, Any] = {"position": "rope", "mlp": "relu2", "optimizer": "muon"}
     mlxgpt.train(config=tiny, source=text_file, run="modern", max_steps=4, **given)
     problem = refused(capsys, "export", "--to", to)
-    assert "modern is no GPT-2 (position = rope, mlp = relu2)" in problem
+    assert "should not have norm = layer, qk_norm = false, mlp = relu2, bias = true" in problem
+
+
+def test_a_model_of_qwen3s_parts_is_exported_as_one(
+    home: Path, text_file: Path, tiny: Config, no_check: None, capsys: Capture
+) -> None:
+    given: dict[str, Any] = {**qwen3.PARTS, "optimizer": "muon", "zero_init": True}
+    mlxgpt.train(config=tiny, source=text_file, run="modern", max_steps=4, **given)
+    folder = mlxgpt.export(to="hf").folder
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
+    assert "Qwen3's: rotary positions" in (folder / "README.md").read_text()
+    assert "mlx-lm quantizes such a model itself" in refused(
+        capsys, "export", "--to", "mlx-lm", "--quantize", "8"
+    )
 
 
 def test_a_model_without_learned_positions_is_trained_further_on_longer_blocks(

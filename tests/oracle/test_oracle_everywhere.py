@@ -33,14 +33,16 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
 
 PROMPT = "once upon a time there"
 COUNT = 40  # tokens
+QWEN3S = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
 
 
 @pytest.mark.parametrize("add_bos_token", [True, False])
+@pytest.mark.parametrize("parts", [{}, QWEN3S], ids=["GPT-2's parts", "Qwen3's"])
 def test_one_prompt_becomes_one_text_in_all_four_places(
-    tmp_path: Path, add_bos_token: bool
+    tmp_path: Path, add_bos_token: bool, parts: dict
 ) -> None:
     tokenizer = small_bpe()
-    model = lively(tokenizer, bias=False)
+    model = lively(tokenizer, bias=False, **parts)
     foreign = Foreign(model.config, flat(model.parameters()), tokenizer, add_bos_token)
     run = importing.make_run(foreign, tmp_path / "run")
     _, saved = load_model(run)

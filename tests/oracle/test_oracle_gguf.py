@@ -84,7 +84,9 @@ class Llama:
         return {one["id"]: one["logprob"] for one in token["top_logprobs"]}
 
 
-def lively(tokenizer: Tokenizer, *, bias: bool, room: int = 0, n_embd: int = 64) -> GPT:
+def lively(
+    tokenizer: Tokenizer, *, bias: bool, room: int = 0, n_embd: int = 64, **parts: Any
+) -> GPT:
     """A small model whose every array matters: one that is wrong changes the answer."""
     config = ModelConfig(
         n_layer=2,
@@ -94,6 +96,7 @@ def lively(tokenizer: Tokenizer, *, bias: bool, room: int = 0, n_embd: int = 64)
         vocab_size=tokenizer.vocab_size + room,
         dropout=0.0,
         bias=bias,
+        **parts,
     )
     model = GPT(config, 1)
     arrays = flat(model.parameters())
@@ -244,6 +247,25 @@ def test_a_quantized_model_is_nearly_as_good(tmp_path: Path) -> None:
     assert eight == pytest.approx(full, rel=0.01)
     assert four == pytest.approx(full, rel=0.1)
     assert len({full, eight, four}) == 3
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_a_model_of_qwen3s_parts_has_the_same_probabilities(
+    tmp_path: Path, bits: int | None
+) -> None:
+    """Quantized, those of the weights as they are then."""
+    tokenizer = small_bpe()
+    model = lively(tokenizer, bias=False, position="rope", norm="rms", qk_norm=True, mlp="swiglu")
+    llama = Llama(written(tmp_path, model, tokenizer, quantize=bits))
+    if bits:
+        load_parameters(model, gguf.rounded(model.config, flat(model.parameters()), bits))
+    ids = tokenizer.encode(PROMPT).tolist()
+    expected = log_probabilities(model, ids)[-1]
+    found = llama.log_probabilities(ids, 50)
+    assert len(found) == 50
+    # llama.cpp also rounds what it multiplies quantized weights with.
+    for id, value in found.items():
+        assert value == pytest.approx(float(expected[id]), abs=0.1 if bits else 0.01), id
 
 
 def train(model: GPT, ids: np.ndarray) -> None:

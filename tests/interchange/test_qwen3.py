@@ -1,0 +1,44 @@
+"""The layout; that transformers, mlx-lm and llama.cpp read it is in tests/oracle."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from mlxgpt.config import Config, override
+from mlxgpt.interchange import qwen3
+from mlxgpt.model.gpt import GPT, count_parameters, flat
+
+
+@pytest.fixture
+def config(tiny_model: Config) -> Config:
+    return override(tiny_model, dict(qwen3.PARTS))
+
+
+def test_every_parameter_has_a_place_and_every_gain_is_there(config: Config) -> None:
+    found = qwen3.arrays(config.model, flat(GPT(config.model).parameters()))
+    gains = {n for n in found if "norm" in n and n != qwen3.LAST_NORM}
+    assert len(gains) == 4 * config.model.n_layer
+    assert all(bool((found[name] == 1).all()) for name in gains)
+    others = sum(value.size for name, value in found.items() if name not in gains)
+    assert others == count_parameters(config.model)
+
+
+def test_what_qwen3_cannot_have_is_named(tiny_model: Config, config: Config) -> None:
+    assert qwen3.unlike(config.model) == {}
+    other = override(config, {"mlp": "relu2", "bias": True})
+    assert qwen3.unlike(other.model) == {"mlp": "relu2", "bias": True}
+
+
+def test_its_config_tells_its_shape(config: Config) -> None:
+    tree = qwen3.config_tree(config.model, 5)
+    model, arrays = config.model, qwen3.arrays(config.model, flat(GPT(config.model).parameters()))
+    up = arrays["model.layers.0.mlp.up_proj.weight"]
+    assert up.shape == (tree["intermediate_size"], tree["hidden_size"])
+    assert tree["head_dim"] * tree["num_attention_heads"] == model.n_embd
+    assert tree["bos_token_id"] == tree["eos_token_id"] == 5
+    assert arrays["model.layers.1.self_attn.q_norm.weight"].shape == (tree["head_dim"],)
+    assert mx.array_equal(
+        arrays["model.layers.1.self_attn.k_proj.weight"],
+        flat(GPT(model).parameters())["h.1.attn.c_attn.weight"][16:32],
+    )
