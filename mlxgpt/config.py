@@ -326,6 +326,13 @@ def validate(config: Config) -> Config:
             f"n_embd = {model.n_embd} cannot be shared among n_head = {model.n_head} heads",
             f"use a multiple of {model.n_head}, such as n_embd = {' or '.join(near)}.",
         )
+    size = model.n_embd // model.n_head
+    if model.position == "rope" and size % 2:
+        raise UserError(
+            f"n_embd = {model.n_embd} gives each of n_head = {model.n_head} heads {size} numbers, "
+            "and position = rope turns them in pairs",
+            f"use an even number for each, such as n_embd = {model.n_head * (size + 1)}.",
+        )
     return config
 
 

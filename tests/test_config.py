@@ -82,6 +82,11 @@ def test_the_configs_that_come_along_are_valid_and_explained(name: str) -> None:
         ({"modle": {}}, "unknown section [modle]", "model"),
         ({"n_layer": 6}, "outside its section", "[model]"),
         ({"optim": {"n_layer": 6}}, "wrong section", "[model]"),
+        (
+            {"model": {"n_embd": 9, "n_head": 3, "position": "rope"}},
+            "turns them in pairs",
+            "n_embd = 12",
+        ),
         ({"model": 6}, "is a section", "[model]"),
         ({"model": {"n_layer": 0}}, "n_layer = 0 is too small", "1"),
         ({"model": {"dropout": 1.5}}, "dropout = 1.5 is too large", "0.9"),
