@@ -31,7 +31,7 @@ def settings(draw: st.DrawFn) -> dict[str, Any]:
                 values[name] = draw(st.sampled_from(item.metadata["choices"]))
             else:
                 values[name] = draw(st.lists(st.text(min_size=1), max_size=3))
-    values["n_embd"] = values["n_head"] * draw(st.integers(1, 64))
+    values["n_embd"] = values["n_head"] * 2 * draw(st.integers(1, 32))
     return values
 
 

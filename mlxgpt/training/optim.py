@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -36,7 +37,8 @@ def make_optimizer(config: OptimConfig) -> optim.MultiOptimizer:
     def of_blocks(name: str, parameter: mx.array) -> bool:
         return decays(name, parameter) and name.startswith("h.")
 
-    relative_rate = config.muon_learning_rate / config.learning_rate
+    # What a step is given is AdamW's rate; without one nothing is learned at all.
+    relative_rate = config.muon_learning_rate / (config.learning_rate or math.inf)
     muon = Muon(relative_rate, MOMENTUM, config.weight_decay)
     return optim.MultiOptimizer([muon, adamw(config.weight_decay), adamw(0.0)], [of_blocks, decays])
 
