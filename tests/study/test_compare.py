@@ -263,6 +263,19 @@ def as_text(home: Path, data: object) -> str:
     return "val.txt"
 
 
+def test_a_training_that_was_saved_and_not_evaluated_is_made_whole(
+    home: Path, tiny: Config
+) -> None:
+    """Killed in between: the end of its curve is made up for."""
+    record = compared(tiny, seeds=1)
+    key = record.variants[0].trainings[0].key
+    metrics = home / "runs" / "compare" / "trainings" / key / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    assert '"step": 12,' in lines[-1]
+    metrics.write_text("".join(lines[:-1]))
+    assert results(compared(tiny, seeds=1)) == results(record)
+
+
 def test_a_training_that_is_not_what_it_says_is_refused(home: Path, tiny: Config) -> None:
     record = compared(tiny, seeds=1)
     one, two = (s.trainings[0].key for s in record.variants)
