@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt import files
-from mlxgpt.config import Config
+from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
+from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.held_back import held_back
 from mlxgpt.errors import UserError
 from mlxgpt.reports import comparison
@@ -80,8 +81,7 @@ def compare(
     request = Request(name, budget, length, count, until_decided, smallest or 0.0, final)
     folder = home("runs", runs_dir) / "compare"
     data = home("data", data_dir)
-    ready = [_variant(name, config, data, observer) for name, config in chosen.items()]
-    record = study.compare(ready, request, folder, observer)
+    record = study.compare(_variants(chosen, data, observer), request, folder, observer)
     write(record, folder / name)
     return record
 
@@ -118,15 +118,24 @@ def _chosen(
     return "-".join(configs), configs
 
 
-def _variant(name: str, config: Config, data_dir: Path, observer: Observer) -> Variant:
-    whole = preparation.find_or_prepare(
-        config.data,
-        data_dir,
-        vocab_size=config.model.vocab_size,
-        note=observer.on_note,
-        progress=observer.on_prepare,
-    )
-    return Variant(name, config, held_back(whole), whole)
+def _variants(chosen: dict[str, Config], data_dir: Path, observer: Observer) -> list[Variant]:
+    """The configs with their data, which is opened and verified once where it is the same."""
+    opened: dict[tuple[DataConfig, int], tuple[Dataset, Dataset]] = {}
+    for config in chosen.values():
+        asked = config.data, config.model.vocab_size
+        if asked not in opened:
+            whole = preparation.find_or_prepare(
+                config.data,
+                data_dir,
+                vocab_size=config.model.vocab_size,
+                note=observer.on_note,
+                progress=observer.on_prepare,
+            )
+            opened[asked] = held_back(whole), whole
+    return [
+        Variant(name, config, *opened[config.data, config.model.vocab_size])
+        for name, config in chosen.items()
+    ]
 
 
 def write(record: Record, folder: Path) -> tuple[Path, Path]:

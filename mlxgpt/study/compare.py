@@ -219,13 +219,15 @@ class _Comparison:
         return not summary.interrupted
 
     def _counts(self) -> tuple[int, int]:
-        done = sum(len(s.trainings) for s in self.record.variants)
-        still = sum(not s.closed for s in self.record.variants)
-        seeds = max(sequential.FIRST, self._seeds_done()) if self._request.until_decided else None
-        left = (seeds or self._request.seeds) * still - sum(
-            len(s.trainings) for s in self.record.variants if not s.closed
-        )
-        return done, done + max(left, 1)
+        """Trainings that are there, and about all; where it is to be decided, those until the next
+        look.
+        """
+        seeds = self._request.seeds
+        if self._request.until_decided:
+            seeds = max(sequential.FIRST, self._seeds_done())
+        counts = [len(s.trainings) for s in self.record.variants]
+        left = [seeds - len(s.trainings) for s in self.record.variants if not s.closed]
+        return sum(counts), sum(counts) + max(1, sum(left))
 
     def _seeds_done(self) -> int:
         return max(len(s.trainings) for s in self.record.variants)

@@ -11,6 +11,7 @@ import pytest
 
 from mlxgpt import api
 from mlxgpt.config import Config, override, to_toml
+from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.held_back import held_back
 from mlxgpt.errors import UserError
 from mlxgpt.storage import run as runs
@@ -261,6 +262,24 @@ def as_text(home: Path, data: object) -> str:
     text = data.tokenizer.decode(data.val.ids)  # type: ignore[attr-defined]
     (home / "val.txt").write_text(text, encoding="utf-8")
     return "val.txt"
+
+
+def test_data_is_opened_once_for_all_that_share_it(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is hashed when it is opened, which takes long where it is large."""
+    compared(tiny, seeds=1)
+    opened, real = [], preparation.find_or_prepare
+
+    def counting(data: object, *given: object, **named: object) -> object:
+        opened.append(data)
+        return real(data, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(preparation, "find_or_prepare", counting)
+    compared(tiny, seeds=1)
+    assert len(opened) == 1
+    compared(tiny, seeds=1, name="two", vary="tokenizer=char,bpe", vocab_size=300)
+    assert len(opened) == 3
 
 
 def test_a_training_that_was_saved_and_not_evaluated_is_made_whole(
