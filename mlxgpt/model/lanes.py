@@ -1,4 +1,4 @@
-"""CPU only: the two halves of a batch, each computed by a thread of its own.
+"""CPU only: the two halves of a batch, or of an update, each computed by a thread of its own.
 
 MLX runs a stream's operations on one thread, so that of two CPU cores one waits wherever there is
 no large matrix product. So half a batch goes to each of two threads, with half of BLAS's threads

@@ -66,11 +66,23 @@ class Muon(Optimizer):
 def orthogonalised(x: mx.array) -> mx.array:
     """x[n, rows, columns], rows ≤ columns, with all singular values near 1."""
     a, b, c = QUINTIC
+    rows, columns = x.shape[1:]
     x = x / (mx.sqrt(mx.square(x).sum(axis=(1, 2), keepdims=True)) + 1e-7)
-    for _ in range(STEPS):
-        square = x @ x.swapaxes(1, 2)
-        x = a * x + (b * square + c * square @ square) @ x
-    return x
+    if columns < 2 * rows:
+        for _ in range(STEPS):
+            square = x @ x.swapaxes(1, 2)
+            x = a * x + (b * square + c * square @ square) @ x
+        return x
+    # Each step is a product with a polynomial of x·xᵀ, and these commute: so the steps are taken on
+    # that small square alone, and all of them multiply the long matrix once.
+    square = x @ x.swapaxes(1, 2)
+    one = mx.eye(rows)
+    step = all_steps = a * one + b * square + c * square @ square
+    for _ in range(STEPS - 1):
+        square = square @ step @ step
+        step = a * one + b * square + c * square @ square
+        all_steps = step @ all_steps
+    return all_steps @ x
 
 
 def _orthogonal(updates: dict[str, mx.array]) -> dict[str, mx.array]:

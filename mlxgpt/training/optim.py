@@ -32,15 +32,34 @@ def make_optimizer(config: OptimConfig) -> optim.MultiOptimizer:
         return parameter.ndim >= 2
 
     if config.optimizer == "adamw":
-        return optim.MultiOptimizer([adamw(config.weight_decay), adamw(0.0)], [decays])
-
-    def of_blocks(name: str, parameter: mx.array) -> bool:
-        return decays(name, parameter) and name.startswith("h.")
+        return optim.MultiOptimizer([adamw(config.weight_decay), adamw(0.0)], [_decays])
 
     # What a step is given is AdamW's rate; without one nothing is learned at all.
     relative_rate = config.muon_learning_rate / (config.learning_rate or math.inf)
     muon = Muon(relative_rate, MOMENTUM, config.weight_decay)
-    return optim.MultiOptimizer([muon, adamw(config.weight_decay), adamw(0.0)], [of_blocks, decays])
+    return optim.MultiOptimizer(
+        [muon, adamw(config.weight_decay), adamw(0.0)], [_of_blocks, _decays]
+    )
+
+
+def _decays(name: str, parameter: mx.array) -> bool:
+    return parameter.ndim >= 2
+
+
+def _of_blocks(name: str, parameter: mx.array) -> bool:
+    return _decays(name, parameter) and name.startswith("h.")
+
+
+def shared_out(parameters: dict[str, mx.array], config: OptimConfig, count: int) -> list[list[str]]:
+    """The names of the parameters in `count` shares whose updates take about equally long."""
+    work = {}
+    for name, parameter in parameters.items():
+        by_muon = config.optimizer == "muon" and _of_blocks(name, parameter)
+        work[name] = parameter.size * (min(parameter.shape) if by_muon else 1)
+    shares: list[list[str]] = [[] for _ in range(count)]
+    for name in sorted(work, key=lambda name: work[name], reverse=True):
+        min(shares, key=lambda share: sum(work[name] for name in share)).append(name)
+    return shares
 
 
 def learning_rate_schedule(config: Config) -> Callable[[int], mx.array]:

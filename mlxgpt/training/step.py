@@ -19,7 +19,7 @@ from mlxgpt.model import lanes
 from mlxgpt.model.gpt import GPT, flat, must_be_like
 from mlxgpt.model.lanes import Lanes
 from mlxgpt.model.losses import borrowed, token_losses
-from mlxgpt.training.optim import make_optimizer
+from mlxgpt.training.optim import make_optimizer, shared_out
 
 
 def _not_compiled(function: Callable, **_: Any) -> Callable:
@@ -37,21 +37,26 @@ class TrainStep:
 
     def __init__(self, model: GPT, config: Config, *, compiled: bool = True) -> None:
         self.model = model
-        self.optimizer = make_optimizer(config.optim)
-        self.optimizer.init(model.trainable_parameters())
         self.micro_batches = config.train.gradient_accumulation_steps
         self.grad_clip = config.optim.grad_clip
         self.dtype = getattr(mx, config.train.dtype)
         compile = compiler.compiled if compiled else _not_compiled
         self._lanes = Lanes(lambda: _Sums(compile(self._gradients_of), compile(_add)))
         self._mean = compile(self._mean_of)
-        both = [model.state, self.optimizer.state]
-        self._apply = compile(self._apply_gradients, inputs=both, outputs=both)
+        self._judge = compile(self._judged)
+        parameters = flat(model.trainable_parameters())
+        self._shares = shared_out(parameters, config.optim, lanes.count())
+        self._states = []
+        for names in self._shares:
+            optimizer = make_optimizer(config.optim)
+            optimizer.init(tree_unflatten({name: parameters[name] for name in names}))
+            self._states.append(optimizer.state)
+        self._updates = Lanes(lambda: compile(partial(_update, make_optimizer(config.optim))))
 
     @property
     def state(self) -> list[Any]:
         """Everything that a step changes: parameters and the optimizer's moments."""
-        return [self.model.state, self.optimizer.state]
+        return [self.model.state, self._states]
 
     def __call__(
         self,
@@ -75,17 +80,41 @@ class TrainStep:
             before clipping; neither is computed yet.
         """
         loss, gradients = self.gradients(inputs, targets, key)
-        return loss, self._apply(gradients, loss, learning_rate, mx.array(limit))
+        norm, scale, good = self._judge(gradients, loss, mx.array(limit))
+        own, new = flat(self.model.trainable_parameters()), flat(gradients)
+        updates = self._updates(
+            (
+                {n: own[n] for n in names},
+                {n: new[n] for n in names},
+                state,
+                learning_rate,
+                scale,
+                good,
+            )
+            for names, state in zip(self._shares, self._states, strict=True)
+        )
+        self.model.update(
+            tree_unflatten({n: p for parameters, _ in updates for n, p in parameters.items()})
+        )
+        self._states = [state for _, state in updates]
+        return loss, norm
 
     def arrays(self) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
         """The parameters, and the optimizer's state, by their dotted names."""
-        return flat(self.model.parameters()), flat(self.optimizer.state)
+        states: dict[str, mx.array] = {}
+        for state in self._states:
+            states |= flat(state)
+        return flat(self.model.parameters()), states
 
     def restore(self, parameters: dict[str, mx.array], optimizer: dict[str, mx.array]) -> None:
         """Continue from saved arrays; raises UserError if they are another model's."""
         for saved, own in zip((parameters, optimizer), self.arrays(), strict=True):
             must_be_like(saved, own)
-        self._put(parameters, optimizer)
+        self.model.update(tree_unflatten(parameters))
+        self._states = [
+            tree_unflatten({name: optimizer[name] for name in flat(state)})
+            for state in self._states
+        ]
 
     def gradients(
         self, inputs: mx.array, targets: mx.array, key: mx.array
@@ -114,26 +143,37 @@ class TrainStep:
         parts = len(sums) * self.micro_batches
         return tree_map(lambda *values: sum(values) / parts, *sums)
 
-    def _apply_gradients(
-        self, gradients: dict, loss: mx.array, learning_rate: mx.array, limit: mx.array
-    ) -> mx.array:
-        before = self.arrays()
-        gradients, norm = optim.clip_grad_norm(gradients, self.grad_clip or math.inf)
-        self.optimizer.learning_rate = learning_rate
-        self.optimizer.update(self.model, gradients)
-        good = mx.isfinite(loss) & mx.isfinite(norm) & (loss <= limit)
-        after = (
-            {name: mx.where(good, value, old[name]) for name, value in new.items()}
-            for old, new in zip(before, self.arrays(), strict=True)
-        )
-        self._put(*after)
-        return norm
+    def _judged(
+        self, gradients: dict, loss: mx.array, limit: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """The gradients' global norm, what clipping multiplies them by, and whether the step may be
+        applied.
+        """
+        norm = mx.sqrt(sum((mx.square(g).sum() for g in flat(gradients).values()), mx.array(0.0)))
+        scale = mx.minimum((self.grad_clip or math.inf) / (norm + 1e-6), 1.0)
+        return norm, scale, mx.isfinite(loss) & mx.isfinite(norm) & (loss <= limit)
 
-    def _put(self, parameters: dict[str, mx.array], optimizer: dict[str, mx.array]) -> None:
-        self.model.update(tree_unflatten(parameters))
-        states = tree_unflatten(optimizer)["states"]
-        for part, state in zip(self.optimizer.optimizers, states, strict=True):
-            part.state.update(state)  # in place: the compiled functions hold these dicts
+
+def _update(
+    optimizer: optim.MultiOptimizer,
+    parameters: dict[str, mx.array],
+    gradients: dict[str, mx.array],
+    state: dict,
+    learning_rate: mx.array,
+    scale: mx.array,
+    good: mx.array,
+) -> tuple[dict[str, mx.array], dict]:
+    """Parameters and the optimizer's state after a step, or as they were where it is not `good`."""
+    before = flat(state)
+    optimizer.state = state
+    optimizer.learning_rate = learning_rate
+    scaled = tree_unflatten({name: scale * gradient for name, gradient in gradients.items()})
+    updated = flat(optimizer.apply_gradients(scaled, tree_unflatten(parameters)))
+    after = flat(optimizer.state)
+    return (
+        {name: mx.where(good, updated[name], old) for name, old in parameters.items()},
+        tree_unflatten({name: mx.where(good, after[name], old) for name, old in before.items()}),
+    )
 
 
 class _Sums:
