@@ -123,8 +123,9 @@ def tokens(
     """Yield `max_tokens` rows of one new id for each sample, all below `vocab_size`: a model may
     have room for more ids than its tokenizer gives.
 
-    The next row is under way on the device while the last one is read. With learned positions a
-    full cache cannot slide: its last half is then read in again, from position 0.
+    The next row is under way on the device while the last one is read. A full cache slides, where
+    the model can: see `GPT.slides`. With learned positions its last half is read in again instead,
+    from position 0.
     """
     block, samples = model.config.block_size, sampling.samples
     seed = sampling.seed or 0
@@ -139,7 +140,8 @@ def tokens(
     decoder.prefill(window)
     ids = decoder.draw(mx.array(seen), key(0))
     for n in range(1, sampling.max_tokens + 1):
-        more, full = n < sampling.max_tokens, decoder.position == block
+        more = n < sampling.max_tokens
+        full = decoder.position == block and not model.slides
         following = decoder.step(key(n)) if more and not full else ids
         row = np.array(ids, dtype=np.int32)  # waits for it, while the following is under way
         window = np.concatenate([window, row[:, None]], axis=1)[:, -block:]
@@ -156,7 +158,7 @@ class Decoder:
     GPT-2's.
 
     Attributes:
-        position: tokens in the cache.
+        position: tokens read and drawn; the cache holds the last of them.
         seen: bool [B, V], which tokens were there, for the repetition penalty.
     """
 
@@ -198,7 +200,7 @@ class Decoder:
     def step(self, key: mx.array) -> mx.array:
         """The ids[B] after the last ones drawn."""
         length = self._cache[0][0].shape[2]
-        if self.position == length:
+        if self.position == length < self.block_size:
             self._grow(min(2 * length, self.block_size))
         self._ids, self.seen, self._cache = self._step(
             self._ids, self.seen, self._cache, mx.array([self.position]), key

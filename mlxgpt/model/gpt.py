@@ -86,12 +86,15 @@ class CausalSelfAttention(nn.Module):
     def cached(
         self, x: mx.array, cache: tuple[mx.array, mx.array], position: mx.array
     ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
-        """As `__call__`, for T tokens from `position` on, after what the cache holds."""
+        """As `__call__`, for T tokens from `position` on, after what the cache holds. In a full one
+        a token takes the place of the oldest.
+        """
         q, k, v = self._heads(x, position)
-        keys = mx.slice_update(cache[0], k, position, axes=(2,))
-        values = mx.slice_update(cache[1], v, position, axes=(2,))
+        length = cache[0].shape[2]
+        keys = mx.slice_update(cache[0], k, position % length, axes=(2,))
+        values = mx.slice_update(cache[1], v, position % length, axes=(2,))
         here = position + mx.arange(x.shape[1])[:, None]  # [T, 1]
-        mask = mx.arange(keys.shape[2]) <= here  # [T, length]
+        mask = mx.arange(length) <= here  # [T, length]
         scale = 1 / math.sqrt(q.shape[-1])
         y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
         return self._merge(y), (keys, values)
@@ -212,7 +215,8 @@ class GPT(nn.Module):
             ids: [B, T], standing at `position`, `position` + 1, …; tokens after `last` are padding.
             cache: from `empty_cache`, or from an earlier call; what it holds from `position` on
                 is overwritten.
-            position: int32 [1], the number of tokens before these.
+            position: int32 [1], the number of tokens before these. Beyond the cache's length only
+                for one token at a time, and rotary positions: see `slides`.
             last: int32 [1], the index in `ids` of the last real token.
 
         Returns:
@@ -227,6 +231,15 @@ class GPT(nn.Module):
             extended.append(layer)
         x = self.ln_f(mx.take(x, last, axis=1)[:, 0])  # [B, C]
         return self.wte.as_linear(x), extended
+
+    @property
+    def slides(self) -> bool:
+        """Whether a full cache can go on, without its oldest token: with rotary positions only the
+        distance of two tokens counts. Each layer then sees the last `block_size` tokens of the one
+        below it, which saw as many before each of these; who reads the last `block_size` tokens
+        afresh knows nothing from before them.
+        """
+        return self.config.position == "rope"
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
         """Room for the keys and values of `batch_size` sequences of `length` tokens."""

@@ -212,6 +212,32 @@ def test_a_cache_that_grows_gives_the_same_text(
     assert list(tokens(model, ids, sampling, 19)) == whole
 
 
+def test_with_rotary_positions_the_text_slides_on(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Config
+) -> None:
+    """With one layer its text is that of reading the last block afresh for every token; and none
+    is read in again.
+    """
+    model = GPT(override(tiny_model, {"position": "rope", "n_layer": 1}).model)
+    model.update(tree_map(lambda p: 20 * p if p.ndim == 2 else p, model.parameters()))
+    monkeypatch.setattr(generation, "SMALLEST_CACHE", 2)
+    prefills: list[int] = []
+    real = generation.Decoder.prefill
+
+    def counted(self: generation.Decoder, window: np.ndarray) -> None:
+        prefills.append(window.shape[1])
+        real(self, window)
+
+    monkeypatch.setattr(generation.Decoder, "prefill", counted)
+    found = [row[0] for row in tokens(model, np.arange(3), Sampling(40, temperature=0), 19)]
+    window = [0, 1, 2]
+    for id in found:
+        assert id == int(model(mx.array([window[-model.config.block_size :]]))[0, -1].argmax())
+        window.append(id)
+    assert prefills == [3]
+    assert len(set(found)) > 3
+
+
 def test_settings_reach_the_sampler(model: GPT) -> None:
     prompt = np.array([1, 2])
     greedy = list(tokens(model, prompt, Sampling(temperature=0, max_tokens=12), 19))

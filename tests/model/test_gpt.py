@@ -5,6 +5,7 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.errors import UserError
@@ -182,6 +183,42 @@ def test_the_cache_changes_nothing_padding_included(tiny_model: Config, parts: d
     for t in range(5, 12):
         logits, cache = model.cached(ids[:, t : t + 1], cache, mx.array([t]), mx.array([0]))
         np.testing.assert_allclose(logits, whole[:, t], atol=1e-5)
+
+
+def by_windows(model: GPT, ids: mx.array, window: int) -> mx.array:
+    """Logits of ids[B, T], T as long as it likes, where each token of each layer sees the last
+    `window` ones of the layer below.
+    """
+    here = mx.arange(ids.shape[1])
+    apart = here[:, None] - here
+    mask = (apart >= 0) & (apart < window)
+    x = model.wte(ids)
+    for block in model.h:
+        q, k, v = block.attn._heads(block.ln_1(x))
+        scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+        shares = mx.softmax(mx.where(mask, scores, -mx.inf), axis=-1)
+        x = x + block.attn._merge(shares @ v)
+        x = x + block.mlp(block.ln_2(x))
+    return model.wte.as_linear(model.ln_f(x))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_full_cache_slides_and_each_layer_sees_a_block_of_the_one_below(
+    tiny_model: Config, layers: int
+) -> None:
+    given = {**MODERN, "block_size": 8, "zero_init": False, "n_layer": layers}
+    model = GPT(override(tiny_model, given).model, 1)
+    assert model.slides
+    # Large enough for the layers to matter.
+    model.update(tree_map(lambda p: 10 * p if p.ndim == 2 else p, model.parameters()))
+    ids = mx.random.randint(0, 19, (2, 40), key=mx.random.key(1))
+    expected = by_windows(model, ids, 8)
+    cache = model.empty_cache(2, 8)
+    for t in range(40):
+        logits, cache = model.cached(ids[:, t : t + 1], cache, mx.array([t]), mx.array([0]))
+        np.testing.assert_allclose(logits, expected[:, t], atol=1e-4)
+    afresh = model(ids[:, -8:])[:, -1]
+    assert mx.allclose(logits, afresh, atol=1e-4).item() == (layers == 1)
 
 
 def test_weights_of_another_shape_are_refused(tiny_model: Config) -> None:
