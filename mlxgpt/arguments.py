@@ -336,6 +336,11 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     help = "1: characters, Shakespeare; 2: byte-level BPE, short stories"
     parser.add_argument("--tier", type=int, choices=tiers, help=help)
     parser.add_argument(
+        "--recipe",
+        metavar="|".join(config.RECIPES),
+        help="the tier as GPT-2 was trained (default), or with what was found since",
+    )
+    parser.add_argument(
         "--config", metavar="FILE", help="a TOML file instead, or one of ours: gpt2-124m, gpt1-117m"
     )
 

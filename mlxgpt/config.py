@@ -196,6 +196,7 @@ class Sampling:
     samples: int = setting(1, "texts to make at once, in one batch", low=1)
 
 
+RECIPES = ("classic", "modern")  # of a tier: tier1.toml, tier1-modern.toml
 SECTIONS: dict[str, type] = get_type_hints(Config)
 
 
@@ -305,9 +306,15 @@ def built_in() -> dict[str, Path]:
     return {}
 
 
-def tier(number: int) -> Config:
-    """The config of Tier 1 or 2."""
-    return load(built_in().get(f"tier{number}", Path(f"configs/tier{number}.toml")))
+def tier_name(number: int, recipe: str = "classic") -> str:
+    """The name of the config of Tier 1 or 2 by a recipe."""
+    return f"tier{number}" if recipe == "classic" else f"tier{number}-{recipe}"
+
+
+def tier(number: int, recipe: str = "classic") -> Config:
+    """The config of Tier 1 or 2 by a recipe."""
+    name = tier_name(number, recipe)
+    return load(built_in().get(name, Path(f"configs/{name}.toml")))
 
 
 def validate(config: Config) -> Config:

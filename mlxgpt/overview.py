@@ -46,7 +46,7 @@ def info(
 ) -> Info:
     """What a tier, a config or a run amounts to: shape, parameters, cost."""
     step = val_loss = None
-    if tier is None and config is None:
+    if tier is None and config is None and "recipe" not in settings:
         found = run_folders.find(run, home("runs", runs_dir))
         name, chosen = found.name, found.config
         step = found.steps()[-1] if found.steps() else None

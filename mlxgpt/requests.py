@@ -27,11 +27,18 @@ def home(kind: str, given: PathLike | None = None) -> Path:
 
 
 def resolve(
-    tier: int | None = None, config: PathLike | Config | None = None, **settings: Any
+    tier: int | None = None,
+    config: PathLike | Config | None = None,
+    recipe: str | None = None,
+    **settings: Any,
 ) -> tuple[str, Config]:
-    """A config's name and content: a tier's, a TOML file's or one at hand, with settings changed
-    by their plain names (`n_layer=6`).
+    """A config's name and content: a tier's by a recipe, a TOML file's, or one at hand; with
+    settings changed by their plain names (`n_layer=6`).
     """
+    if recipe not in (None, *configs.RECIPES):
+        raise UserError(f"there is no recipe {recipe}", f"use {' or '.join(configs.RECIPES)}.")
+    if recipe and tier is None:
+        raise UserError(f"--recipe {recipe} of what is not said", "add --tier 1 or --tier 2.")
     if tier is not None and config is not None:
         raise UserError("a tier and a config are given", "give --tier or --config, not both.")
     if isinstance(config, Config):
@@ -40,7 +47,8 @@ def resolve(
         path = configs.built_in().get(str(config), Path(config))
         name, base = path.stem, configs.load(path)
     elif tier is not None:
-        name, base = f"tier{tier}", configs.tier(tier)
+        recipe = recipe or "classic"
+        name, base = configs.tier_name(tier, recipe), configs.tier(tier, recipe)
     else:
         raise UserError("it is not said what to train", "give --tier 1, or --config FILE.")
     return name, configs.override(base, settings)
