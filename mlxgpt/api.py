@@ -48,6 +48,8 @@ from mlxgpt.training.forecast import must_fit
 from mlxgpt.training.launch import launch
 from mlxgpt.training.selfcheck import Check
 
+SHORT_VOCABULARY = 2048  # of a model of a size that fits into minutes, where none is given
+
 
 def prepare(
     *source: PathLike,
@@ -102,6 +104,7 @@ def train(
     tier: int | None = None,
     *,
     config: PathLike | Config | None = None,
+    recipe: str | None = None,
     run: str | None = None,
     from_run: str | None = None,
     max_minutes: float | None = None,
@@ -116,6 +119,8 @@ def train(
     Args:
         tier: 1 or 2, or
         config: a TOML file or a Config.
+        recipe: of the tier, `classic` (default) or `modern`. `modern` with `max_minutes` and no
+            tier chooses a size for that time, this text and this machine.
         run: name or folder; default CONFIG-DATA.
         from_run: a run, trained or imported, whose weights to begin with; its shape and tokenizer
             are taken, and without a tier or a config the settings of `finetune`.
@@ -127,16 +132,21 @@ def train(
     Where its text cannot be had, Tier 1 goes on with the storybook, and says so.
     """
     beginning = None
-    if from_run:
+    alone = tier is None and config is None and from_run is None
+    fit_size = recipe == "modern" and bool(max_minutes) and alone
+    if fit_size:
+        name, chosen = resolve(2, None, recipe, **{"vocab_size": SHORT_VOCABULARY, **settings})
+        name = f"{recipe}-{max_minutes:g}min"
+    elif from_run:
         parent = run_folders.find(from_run, home("runs", runs_dir))
         config = config or ("finetune" if tier is None else None)
         others = {k: v for k, v in settings.items() if k not in (*SHAPE, "block_size")}
-        name, chosen = resolve(tier, config, **others)
+        name, chosen = resolve(tier, config, recipe, **others)
         note = callback.on_note if callback else lambda line: None
         chosen, beginning = begin_from(parent, chosen, settings, note)
         name = parent.name
     else:
-        name, chosen = resolve(tier, config, **settings)
+        name, chosen = resolve(tier, config, recipe, **settings)
     own_text = "source" in settings or "val_source" in settings
     return launch(
         chosen,
@@ -145,6 +155,7 @@ def train(
         runs_dir=home("runs", runs_dir),
         data_dir=home("data", data_dir),
         max_minutes=max_minutes,
+        fit_size=fit_size,
         memory_limit=memory_limit,
         fallback=STORYBOOK if tier == 1 and not own_text else None,
         strict_vocab=bool(settings.get("vocab_size")),

@@ -69,6 +69,13 @@ class ModelConfig:
         "what lies between the MLP's layers: gelu; relu2, squared; swiglu, gated",
         choices=("gelu", "relu2", "swiglu"),
     )
+    tied: bool = setting(True, "the output layer is the token embedding, not a matrix of its own")
+    embedding_norm: bool = setting(
+        False, "the token embedding is normalised before the first block"
+    )
+    value_embeddings: bool = setting(
+        False, "in each block a vector of each token of its own, added to attention's values"
+    )
     zero_init: bool = setting(
         False, "residual projections begin at 0, and the last norm's gain at 1/√n_embd"
     )
@@ -104,6 +111,9 @@ class OptimConfig:
         choices=("adamw", "muon"),
     )
     learning_rate: float = setting(6e-4, "peak learning rate of AdamW", low=0.0)
+    embedding_learning_rate: float = setting(
+        0.0, "peak learning rate of AdamW on embeddings; 0: as on the rest", low=0.0
+    )
     muon_learning_rate: float = setting(0.02, "peak learning rate of Muon", low=0.0)
     schedule: str = setting(
         "cosine",

@@ -38,7 +38,11 @@ def resolve(
     if recipe not in (None, *configs.RECIPES):
         raise UserError(f"there is no recipe {recipe}", f"use {' or '.join(configs.RECIPES)}.")
     if recipe and tier is None:
-        raise UserError(f"--recipe {recipe} of what is not said", "add --tier 1 or --tier 2.")
+        raise UserError(
+            f"--recipe {recipe} of what is not said",
+            "add --tier 1 or --tier 2; or, to train for M minutes at a size made for these, "
+            "mlxgpt train --recipe modern --max-minutes M.",
+        )
     if tier is not None and config is not None:
         raise UserError("a tier and a config are given", "give --tier or --config, not both.")
     if isinstance(config, Config):

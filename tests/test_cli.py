@@ -81,12 +81,16 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "qk_norm": ([], True),
     "mlp": (["relu2"], "relu2"),
     "zero_init": ([], True),
+    "tied": ([], True),
+    "embedding_norm": ([], True),
+    "value_embeddings": ([], True),
     "source": (["a.txt", "b.txt"], ("a.txt", "b.txt")),
     "val_source": (["c.txt"], ("c.txt",)),
     "tokenizer": (["char"], "char"),
     "optimizer": (["muon"], "muon"),
     "learning_rate": (["3e-4"], 3e-4),
     "muon_learning_rate": (["0.03"], 0.03),
+    "embedding_learning_rate": (["0.04"], 0.04),
     "schedule": (["linear"], "linear"),
     "cooldown": (["0.4"], 0.4),
     "min_lr_ratio": (["0.3"], 0.3),
@@ -129,8 +133,8 @@ def test_every_flag_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None
         assert getattr(getattr(reached["config"], config.SECTION_OF[name]), name) == value, name
     assert (reached["run_name"], reached["max_minutes"]) == ("x", 2.0)
     assert (reached["runs_dir"], reached["config_name"]) == (Path("r"), "tier1")
-    main(["train", "--tier", "1", "--no-bias"])
-    assert reached["config"].model.bias is False
+    main(["train", "--tier", "1", "--no-bias", "--no-tied"])
+    assert reached["config"].model.bias is reached["config"].model.tied is False
 
 
 def test_every_sampling_flag_reaches_the_generator(

@@ -14,6 +14,7 @@ from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import gguf, huggingface, mlx_lm, qwen3, tokenizers
 from mlxgpt.interchange.card import card
+from mlxgpt.model.gpt import HEADS
 from mlxgpt.storage.run import Run
 
 RUNTIMES = ("hf", "mlx-lm", "gguf")
@@ -80,7 +81,7 @@ def export(
 def unlike_gpt2(config: ModelConfig) -> bool:
     """Whether a model has other parts than GPT-2's."""
     own = ModelConfig()
-    parts = ("position", "norm", "qk_norm", "mlp")
+    parts = ("position", "norm", "qk_norm", "mlp", "tied", "embedding_norm", "value_embeddings")
     return any(getattr(config, name) != getattr(own, name) for name in parts)
 
 
@@ -96,7 +97,8 @@ def _write(
 ) -> None:
     ids, end = run.tokenizer.vocab_size, run.tokenizer.end_of_text
     model = replace(run.config.model, vocab_size=ids)
-    parameters = {**parameters, "wte.weight": parameters["wte.weight"][:ids]}
+    tables = {name: parameters[name][:ids] for name in HEADS if name in parameters}
+    parameters = {**parameters, **tables}
     if to == "gguf":
         name = f"{run.name}.gguf"
         gguf.write(

@@ -23,7 +23,7 @@ from mlxgpt.config import ModelConfig
 from mlxgpt.corpus.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import qwen3
-from mlxgpt.model.gpt import EPS, ROPE_BASE, mlp_width
+from mlxgpt.model.gpt import EPS, HEADS, ROPE_BASE, mlp_width
 
 FORMATS = {8: "Q8_0", 4: "Q4_0"}  # bits -> llama.cpp's name
 BLOCK = 32  # neighbours in a row that share a scale, in both
@@ -146,7 +146,7 @@ def rounded(config: ModelConfig, parameters: dict[str, mx.array], bits: int) -> 
     gguf = _package()
     result = {}
     for name, value in parameters.items():
-        format = FORMATS[8 if name == "wte.weight" else bits]
+        format = FORMATS[8 if name in HEADS else bits]
         if value.ndim == 2 and name != "wpe.weight":
             kind = gguf.GGMLQuantizationType[format]
             packed = gguf.quants.quantize(np.array(value), kind)
@@ -282,15 +282,18 @@ def _arrays(
 ) -> Iterator[tuple[str, mx.array, str]]:
     """llama.cpp's name of each array, its values, and the format they are kept in."""
     head, matrices = (FORMATS[8], FORMATS[quantize]) if quantize else ("F32", "F32")
-    yield "token_embd.weight", parameters["wte.weight"], head
     if config.position == "rope":
         qwens = qwen3.arrays(config, parameters)
+        yield "token_embd.weight", qwens[qwen3.EMBEDDING], head
+        if qwen3.HEAD in qwens:
+            yield "output.weight", qwens[qwen3.HEAD], head
         yield "output_norm.weight", qwens[qwen3.LAST_NORM], "F32"
         for n in range(config.n_layer):
             for there, here in QWEN3.items():
                 weight = qwens[f"model.layers.{n}.{there}.weight"]
                 yield f"blk.{n}.{here}.weight", weight, matrices if weight.ndim == 2 else "F32"
         return
+    yield "token_embd.weight", parameters["wte.weight"], head
     yield "position_embd.weight", parameters["wpe.weight"], "F32"
     parts = {
         f"h.{n}.{ours}": f"blk.{n}.{theirs}"

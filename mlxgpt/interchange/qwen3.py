@@ -1,8 +1,9 @@
 """A model of modern parts in the layout of Qwen3, which transformers, mlx-lm and llama.cpp have.
 
-It holds rotary positions, RMS norms, normalised queries and keys, SwiGLU, a tied head, and no
-biases. It has gains in every norm, which are 1 where ours have none. It does not hold: a squared
-ReLU, layer norms, learned positions.
+It holds rotary positions, RMS norms, normalised queries and keys, SwiGLU, a head tied or not, and
+no biases. It has gains in every norm, which are 1 where ours have none; and a normalised embedding
+is a table of normalised rows there. It does not hold: a squared ReLU, layer norms, learned
+positions, value embeddings.
 """
 
 from __future__ import annotations
@@ -12,10 +13,17 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgpt.config import ModelConfig
-from mlxgpt.model.gpt import EPS, ROPE_BASE, mlp_width
+from mlxgpt.model.gpt import EPS, ROPE_BASE, mlp_width, rms_norm
 
-PARTS = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "bias": False}
-EMBEDDING, LAST_NORM = "model.embed_tokens.weight", "model.norm.weight"
+PARTS = {
+    "position": "rope",
+    "norm": "rms",
+    "qk_norm": True,
+    "mlp": "swiglu",
+    "bias": False,
+    "value_embeddings": False,
+}
+EMBEDDING, LAST_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
 def unlike(config: ModelConfig) -> dict[str, Any]:
@@ -41,16 +49,27 @@ def config_tree(config: ModelConfig, bos: int | None) -> dict[str, Any]:
         "rope_theta": ROPE_BASE,
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": not has_head(config),
         "bos_token_id": bos,
         "eos_token_id": bos,
         "torch_dtype": "float32",
     }
 
 
+def has_head(config: ModelConfig) -> bool:
+    """Whether the output layer is other than the table of embeddings that Qwen3 has."""
+    return not config.tied or config.embedding_norm
+
+
 def arrays(config: ModelConfig, parameters: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The parameters by transformers' names; no head, which is the embedding."""
-    found = {EMBEDDING: parameters["wte.weight"], LAST_NORM: parameters["ln_f.weight"]}
+    """The parameters by transformers' names; no head where it is the embedding."""
+    table = parameters["wte.weight"]
+    found = {
+        EMBEDDING: rms_norm(table) if config.embedding_norm else table,
+        LAST_NORM: parameters["ln_f.weight"],
+    }
+    if has_head(config):
+        found[HEAD] = table if config.tied else parameters["lm_head.weight"]
     width, head = mx.ones(config.n_embd), mx.ones(config.n_embd // config.n_head)
     for n in range(config.n_layer):
         ours, layer = f"h.{n}", f"model.layers.{n}"

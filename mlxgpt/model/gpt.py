@@ -22,6 +22,7 @@ from mlxgpt.seeds import derive
 INIT_STD = 0.02
 EPS = 1e-5  # of every norm
 ROPE_BASE = 10_000.0
+HEADS = ("wte.weight", "lm_head.weight")  # arrays with a row for each token, [V, C]
 
 # Keys and values of every layer, [n_layer] of two arrays [B, H, length, D].
 Cache = list[tuple[mx.array, mx.array]]
@@ -65,11 +66,14 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def _heads(
-        self, x: mx.array, position: mx.array | int = 0
+        self, x: mx.array, token_values: mx.array | None, position: mx.array | int = 0
     ) -> tuple[mx.array, mx.array, mx.array]:
         B, T, C = x.shape
         qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, T, D]
+        if token_values is not None:
+            shape = B, T, self.n_head, C // self.n_head
+            v = v + token_values.reshape(shape).swapaxes(1, 2)
         if self.qk_norm:
             q, k = rms_norm(q), rms_norm(k)
         if self.rope:
@@ -80,16 +84,21 @@ class CausalSelfAttention(nn.Module):
         B, H, T, D = y.shape
         return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, H * D))
 
-    def __call__(self, x: mx.array) -> mx.array:  # [B, T, C] -> [B, T, C]
-        return self._merge(kernels.causal_attention(*self._heads(x)))
+    def __call__(self, x: mx.array, token_values: mx.array | None = None) -> mx.array:
+        """[B, T, C] -> [B, T, C]; `token_values` [B, T, C] are added to the values."""
+        return self._merge(kernels.causal_attention(*self._heads(x, token_values)))
 
     def cached(
-        self, x: mx.array, cache: tuple[mx.array, mx.array], position: mx.array
+        self,
+        x: mx.array,
+        token_values: mx.array | None,
+        cache: tuple[mx.array, mx.array],
+        position: mx.array,
     ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
         """As `__call__`, for T tokens from `position` on, after what the cache holds. In a full one
         a token takes the place of the oldest.
         """
-        q, k, v = self._heads(x, position)
+        q, k, v = self._heads(x, token_values, position)
         length = cache[0].shape[2]
         keys = mx.slice_update(cache[0], k, position % length, axes=(2,))
         values = mx.slice_update(cache[1], v, position % length, axes=(2,))
@@ -151,17 +160,23 @@ class Block(nn.Module):
         self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
-    def __call__(self, x: mx.array, key: mx.array | None = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, token_values: mx.array | None = None, key: mx.array | None = None
+    ) -> mx.array:
         # A checkpointed block is differentiated by all its inputs, and a key has no gradient.
         keys = mx.random.split(mx.stop_gradient(key), 2) if key is not None else (None, None)
-        x = x + dropout(self.attn(self.ln_1(x)), self.dropout, keys[0])
+        x = x + dropout(self.attn(self.ln_1(x), token_values), self.dropout, keys[0])
         return x + dropout(self.mlp(self.ln_2(x)), self.dropout, keys[1])
 
     def cached(
-        self, x: mx.array, cache: tuple[mx.array, mx.array], position: mx.array
+        self,
+        x: mx.array,
+        token_values: mx.array | None,
+        cache: tuple[mx.array, mx.array],
+        position: mx.array,
     ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
         """As `__call__`, without dropout, after what the cache holds."""
-        y, cache = self.attn.cached(self.ln_1(x), cache, position)
+        y, cache = self.attn.cached(self.ln_1(x), token_values, cache, position)
         x = x + y
         return x + self.mlp(self.ln_2(x)), cache
 
@@ -187,8 +202,12 @@ class GPT(nn.Module):
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = [Block(config) for _ in range(config.n_layer)]
+        if config.value_embeddings:
+            self.wve = [nn.Embedding(config.vocab_size, config.n_embd) for _ in self.h]
         rms = config.norm == "rms"
         self.ln_f = nn.RMSNorm(config.n_embd, EPS) if rms else make_norm(config)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self._checkpointing = gradient_checkpointing
         self.update(initial_parameters(self, seed))
 
@@ -196,15 +215,27 @@ class GPT(nn.Module):
         """Logits[B, T, V] of ids[B, T]; dropout with `key`, none without."""
         count = len(self.h) + 1
         keys = list(mx.random.split(key, count)) if key is not None else [None] * count
-        x = self.wte(ids)  # [B, T, C]
-        if self.config.position == "learned":
-            x = x + self.wpe.weight[: ids.shape[1]]
+        x = self._embedded(ids, 0)
         x = dropout(x, self.config.dropout, keys[0])
-        for block, block_key in zip(self.h, keys[1:], strict=True):
+        for n, (block, block_key) in enumerate(zip(self.h, keys[1:], strict=True)):
             # The key goes in from outside, so that the second forward pass has the same mask.
             run = nn.utils.checkpoint(block) if self._checkpointing else block
-            x = run(x, block_key)
-        return self.wte.as_linear(self.ln_f(x))
+            x = run(x, self._token_values(ids, n), block_key)
+        return self._logits(self.ln_f(x))
+
+    def _embedded(self, ids: mx.array, position: mx.array | int) -> mx.array:
+        x = self.wte(ids)  # [B, T, C]
+        if self.config.embedding_norm:
+            x = rms_norm(x)
+        if self.config.position == "learned":
+            x = x + self.wpe(position + mx.arange(ids.shape[1]))
+        return x
+
+    def _token_values(self, ids: mx.array, n: int) -> mx.array | None:
+        return self.wve[n](ids) if self.config.value_embeddings else None
+
+    def _logits(self, x: mx.array) -> mx.array:
+        return self.wte.as_linear(x) if self.config.tied else self.lm_head(x)
 
     def cached(
         self, ids: mx.array, cache: Cache, position: mx.array, last: mx.array
@@ -222,15 +253,13 @@ class GPT(nn.Module):
         Returns:
             logits[B, V], cache
         """
-        x = self.wte(ids)
-        if self.config.position == "learned":
-            x = x + self.wpe(position + mx.arange(ids.shape[1]))
+        x = self._embedded(ids, position)
         extended = []
-        for block, layer in zip(self.h, cache, strict=True):
-            x, layer = block.cached(x, layer, position)
+        for n, (block, layer) in enumerate(zip(self.h, cache, strict=True)):
+            x, layer = block.cached(x, self._token_values(ids, n), layer, position)
             extended.append(layer)
         x = self.ln_f(mx.take(x, last, axis=1)[:, 0])  # [B, C]
-        return self.wte.as_linear(x), extended
+        return self._logits(x), extended
 
     @property
     def slides(self) -> bool:
@@ -261,7 +290,7 @@ def initial_parameters(model: GPT, seed: int) -> dict:
     zero = model.config.zero_init
     keys = mx.random.split(mx.random.key(derive(seed, "init")), len(parameters))
     residual = 0 if zero else 1 / math.sqrt(2 * model.config.n_layer)
-    last_gain = 1 / math.sqrt(model.config.n_embd) if zero else 1.0
+    last_gain = 1 / math.sqrt(model.config.n_embd) if zero and model.config.tied else 1.0
     values = {}
     for (name, old), key in zip(parameters.items(), keys, strict=True):
         if old.ndim >= 2:
@@ -305,19 +334,23 @@ def must_be_like(arrays: dict[str, mx.array], own: dict[str, mx.array]) -> None:
 
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:
     """Number of parameters of a GPT of this shape, counted without building it, by part in the
-    order of the data; the head is the embedding and adds none.
+    order of the data; a head that is the embedding adds none.
     """
     C, layers, bias = config.n_embd, config.n_layer, int(config.bias)
+    table = config.vocab_size * C
     inside = mlp_width(config)
     into = inside * (2 if config.mlp == "swiglu" else 1)
     norms = C if config.norm == "rms" else (2 * layers + 1) * (1 + bias) * C
-    return {
-        "wte (token embedding, and head)": config.vocab_size * C,
+    parts = {
+        f"wte (token embedding{', and head' if config.tied else ''})": table,
         "wpe (positions)": config.block_size * C * (config.position == "learned"),
+        f"wve (value embeddings), {layers} ×": table * layers * config.value_embeddings,
         f"attention, {layers} ×": layers * (4 * C**2 + bias * 4 * C),
         f"MLP, {layers} ×": layers * ((into + inside) * C + bias * (into + C)),
         "norms": norms,
+        "lm_head": table * (not config.tied),
     }
+    return {name: count for name, count in parts.items() if count}
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -330,5 +363,10 @@ def flops_per_token(config: ModelConfig) -> int:
     parameter of a matrix product, and 12·n_layer·C·T for attention (PaLM, Chowdhery et al., 2022,
     appendix B).
     """
-    products = count_parameters(config) - parameters_by_part(config)["wpe (positions)"]
+    in_products = {"wpe": False, "wve": False, "wte": config.tied}  # else looked up
+    products = sum(
+        count
+        for part, count in parameters_by_part(config).items()
+        if in_products.get(part[:3], True)
+    )
     return 6 * products + 12 * config.n_layer * config.n_embd * config.block_size

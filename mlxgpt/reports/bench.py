@@ -185,7 +185,7 @@ def bytes_per_new_token(model: ModelConfig) -> int:
     """What decoding one token reads, in float32: all weights (of the positions only one) and the
     cache of a whole block, which is read whole, however little of it is filled.
     """
-    positions = parameters_by_part(model)["wpe (positions)"]
+    positions = parameters_by_part(model).get("wpe (positions)", 0)
     weights = count_parameters(model) - positions * (model.block_size - 1) // model.block_size
     return 4 * (weights + 2 * model.n_layer * model.block_size * model.n_embd)
 

@@ -17,7 +17,20 @@ from mlxgpt.storage import checkpoint
 from mlxgpt.storage.run import Run, load_model
 
 # Which weights cannot change.
-SHAPE = ("n_layer", "n_head", "n_embd", "vocab_size", "bias", "position", "norm", "qk_norm", "mlp")
+SHAPE = (
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "vocab_size",
+    "bias",
+    "position",
+    "norm",
+    "qk_norm",
+    "mlp",
+    "tied",
+    "embedding_norm",
+    "value_embeddings",
+)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import os
 import shlex
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from mlxgpt.training.callback import Callback, Summary
 from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, must_fit, refuse_too_large
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.optim import learning_rate_schedule
+from mlxgpt.training.sizing import SIZED, sized
 from mlxgpt.training.step import new_step
 
 WARMUP_SHARE = 10  # of a plan that is cut to size, at most one step in so many
@@ -45,6 +47,7 @@ def launch(
     runs_dir: Path,
     data_dir: Path,
     max_minutes: float | None = None,
+    fit_size: bool = False,
     memory_limit: float | None = None,
     fallback: str | None = None,
     strict_vocab: bool = False,
@@ -58,6 +61,7 @@ def launch(
         config_name: for the run's name, which is CONFIG-DATA unless `run_name` is given.
         run_name: a name in `runs_dir`, or a folder's path.
         max_minutes: plan as many steps as fit into this time; timed at the start of a new run.
+        fit_size: and choose the model's shape and the batch for it.
         memory_limit: gigabytes; a training that takes more is refused, or stopped and saved.
         fallback: a corpus to go on with where the config's cannot be had.
         strict_vocab: refuse data of another vocabulary than `vocab_size`; otherwise the model has
@@ -95,7 +99,9 @@ def launch(
     folder = Path(name) if os.sep in name else runs_dir / name
     try:
         with files.only_one(folder, "training"):
-            summary = _train(config, dataset, folder, beginning, max_minutes, limit, callback)
+            summary = _train(
+                config, dataset, folder, beginning, max_minutes, fit_size, limit, callback
+            )
     except KeyboardInterrupt:
         if not (folder / "run.json").exists():
             callback.on_note(f"{dataset.folder} is kept; the same command goes on from there")
@@ -143,17 +149,20 @@ def _train(
     folder: Path,
     beginning: Beginning | None,
     max_minutes: float | None,
+    fit_size: bool,
     limit: int | None,
     callback: Callback,
 ) -> Summary:
     run = existing(folder)
     if run:
         if max_minutes:
-            config = _as_planned(config, run)
+            config = _as_planned(config, run, fit_size)
         _must_match(run, config, dataset, beginning)
         if is_finished(run, config):
             callback.on_note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
             return _summary(run, config, dataset, step=run.steps()[-1])
+    if max_minutes and fit_size and not run:
+        config = sized(config, dataset, 60 * max_minutes, callback.on_note)
     forecast = first_steps(config, dataset, callback)
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
     if max_minutes and not run:
@@ -297,7 +306,7 @@ def _must_match(run: Run, config: Config, dataset: Dataset, beginning: Beginning
         )
 
 
-def _values(config: Config, names: list[str]) -> list[Any]:
+def _values(config: Config, names: Sequence[str]) -> list[Any]:
     sections = (config.model, config.data, config.optim, config.train)
     return [next(getattr(s, n) for s in sections if hasattr(s, n)) for n in names]
 
@@ -332,10 +341,10 @@ def planned(config: Config, steps: int) -> Config:
     return override(config, {"max_steps": steps, "warmup_steps": warmup})
 
 
-def _as_planned(config: Config, run: Run) -> Config:
-    """`config` with what `planned` decided when the run was begun."""
-    max_steps, warmup_steps = run.config.train.max_steps, run.config.optim.warmup_steps
-    return override(config, {"max_steps": max_steps, "warmup_steps": warmup_steps})
+def _as_planned(config: Config, run: Run, fit_size: bool) -> Config:
+    """`config` with what `planned`, and `sized`, decided when the run was begun."""
+    decided = ("max_steps", "warmup_steps", *(SIZED if fit_size else ()))
+    return override(config, dict(zip(decided, _values(run.config, decided), strict=True)))
 
 
 def _tell_of_long_warmup(config: Config, callback: Callback) -> None:

@@ -27,15 +27,13 @@ class Muon(Optimizer):
     """Updates matrices[out, in]; for all else use another one.
 
     Args:
-        relative_rate: its learning rate, in those that it is given, which are AdamW's.
         momentum: of the gradient's running mean, with Nesterov's look ahead.
         weight_decay: of each matrix, times the learning rate.
     """
 
-    def __init__(self, relative_rate: float, momentum: float, weight_decay: float) -> None:
+    def __init__(self, momentum: float, weight_decay: float) -> None:
         super().__init__()
         self._maybe_schedule("learning_rate", 0.0)
-        self.relative_rate = relative_rate
         self.momentum, self.weight_decay = momentum, weight_decay
 
     def init_single(self, parameter: mx.array, state: dict) -> None:
@@ -47,7 +45,7 @@ class Muon(Optimizer):
         if not self._initialized:
             self.init(gradients)
         self.state["step"] = self.step + 1
-        rate = self.learning_rate * self.relative_rate
+        rate = self.learning_rate
         own = flat(parameters)
         updates: dict[str, mx.array] = {}
         for name, gradient in flat(gradients).items():

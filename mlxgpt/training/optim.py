@@ -12,11 +12,34 @@ from mlxgpt.config import Config, OptimConfig
 from mlxgpt.training.muon import Muon
 
 MOMENTUM = 0.95  # Muon's, as Jordan's
+ADAMWS_WORK = 50  # for a number, in what Muon takes for one in a matrix that is 1 wide (measured)
 
 
-def make_optimizer(config: OptimConfig) -> optim.MultiOptimizer:
+Takes = Callable[[str, mx.array], bool]  # which parameters, by name and array
+
+
+class Groups(optim.MultiOptimizer):
+    """Several optimizers, each for some of the parameters, and with a learning rate of its own.
+
+    Args:
+        groups: (optimizer, its rate as a multiple of the one that is set, which parameters); a
+            parameter belongs to the first that takes it, and the last one takes all the others.
+    """
+
+    def __init__(self, *groups: tuple[optim.Optimizer, float, Takes]) -> None:
+        super().__init__([one for one, _, _ in groups], [takes for *_, takes in groups[:-1]])
+        self._multiples = [multiple for _, multiple, _ in groups]
+
+    def set_learning_rate(self, rate: mx.array) -> None:
+        """Set AdamW's rate, and with it all others."""
+        for optimizer, multiple in zip(self.optimizers, self._multiples, strict=True):
+            optimizer.learning_rate = rate * multiple
+
+
+def make_optimizer(config: OptimConfig) -> Groups:
     """AdamW (Loshchilov & Hutter, 2019) with bias correction; weight decay on matrices and
-    embeddings, none on biases and layer norms, as nanoGPT. Or Muon on the matrices of the blocks.
+    embeddings, none on biases and norms, as nanoGPT. Or Muon on the matrices of the blocks; and
+    embeddings that have a rate of their own are not decayed: most rows have no gradient in a step.
     """
 
     def adamw(weight_decay: float) -> optim.AdamW:
@@ -28,18 +51,27 @@ def make_optimizer(config: OptimConfig) -> optim.MultiOptimizer:
             bias_correction=True,  # off by default in MLX
         )
 
-    def decays(name: str, parameter: mx.array) -> bool:
-        return parameter.ndim >= 2
+    def multiple(rate: float) -> float:
+        # What a step is given is AdamW's rate; without one nothing is learned at all.
+        return rate / (config.learning_rate or math.inf)
 
-    if config.optimizer == "adamw":
-        return optim.MultiOptimizer([adamw(config.weight_decay), adamw(0.0)], [_decays])
+    groups: list[tuple[optim.Optimizer, float, Takes]] = []
+    if config.optimizer == "muon":
+        muon = Muon(MOMENTUM, config.weight_decay)
+        groups.append((muon, multiple(config.muon_learning_rate), _of_blocks))
+    if config.embedding_learning_rate:
+        groups.append((adamw(0.0), multiple(config.embedding_learning_rate), _is_embedding))
+    groups.append((adamw(config.weight_decay), 1.0, _decays))
+    groups.append((adamw(0.0), 1.0, _any))
+    return Groups(*groups)
 
-    # What a step is given is AdamW's rate; without one nothing is learned at all.
-    relative_rate = config.muon_learning_rate / (config.learning_rate or math.inf)
-    muon = Muon(relative_rate, MOMENTUM, config.weight_decay)
-    return optim.MultiOptimizer(
-        [muon, adamw(config.weight_decay), adamw(0.0)], [_of_blocks, _decays]
-    )
+
+def _is_embedding(name: str, parameter: mx.array) -> bool:
+    return name.startswith(("wte.", "wve."))
+
+
+def _any(name: str, parameter: mx.array) -> bool:
+    return True
 
 
 def _decays(name: str, parameter: mx.array) -> bool:
@@ -55,7 +87,7 @@ def shared_out(parameters: dict[str, mx.array], config: OptimConfig, count: int)
     work = {}
     for name, parameter in parameters.items():
         by_muon = config.optimizer == "muon" and _of_blocks(name, parameter)
-        work[name] = parameter.size * (min(parameter.shape) if by_muon else 1)
+        work[name] = parameter.size * (min(parameter.shape) if by_muon else ADAMWS_WORK)
     shares: list[list[str]] = [[] for _ in range(count)]
     for name in sorted(work, key=lambda name: work[name], reverse=True):
         min(shares, key=lambda share: sum(work[name] for name in share)).append(name)

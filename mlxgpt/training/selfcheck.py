@@ -68,7 +68,7 @@ def check(config: Config) -> Iterator[Check]:
         yield one(config)
     small = shrunken(config)
     for one in (
-        tied_head,
+        *([tied_head] if config.model.tied else []),
         compiled_step,
         micro_batches,
         cached_logits,
@@ -115,7 +115,7 @@ def initial_loss(config: Config) -> Check:
     ids = _ids(config, 8, min(c.block_size, 128) + 1)
     model = GPT(c, config.train.seed)
     loss = float(token_losses(model(ids[:, :-1]), ids[:, 1:]).mean())
-    scatter = INIT_STD**2 * (1 if c.zero_init else c.n_embd)
+    scatter = INIT_STD**2 * (1 if c.zero_init and c.tied else c.n_embd)
     expected = ln_v + scatter / 2
     found = f"{loss:.3f} nats; ln {c.vocab_size:,} = {ln_v:.3f}, expected about {expected:.3f}"
     return Check("initial loss", abs(loss - ln_v) <= 0.05 * ln_v, found, WHY)

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
-import mlx.optimizers as optim
 from mlx.utils import tree_map, tree_unflatten
 
 from mlxgpt.config import Config
@@ -19,7 +18,7 @@ from mlxgpt.model import lanes
 from mlxgpt.model.gpt import GPT, flat, must_be_like
 from mlxgpt.model.lanes import Lanes
 from mlxgpt.model.losses import borrowed, token_losses
-from mlxgpt.training.optim import make_optimizer, shared_out
+from mlxgpt.training.optim import Groups, make_optimizer, shared_out
 
 
 def _not_compiled(function: Callable, **_: Any) -> Callable:
@@ -155,7 +154,7 @@ class TrainStep:
 
 
 def _update(
-    optimizer: optim.MultiOptimizer,
+    optimizer: Groups,
     parameters: dict[str, mx.array],
     gradients: dict[str, mx.array],
     state: dict,
@@ -166,7 +165,7 @@ def _update(
     """Parameters and the optimizer's state after a step, or as they were where it is not `good`."""
     before = flat(state)
     optimizer.state = state
-    optimizer.learning_rate = learning_rate
+    optimizer.set_learning_rate(learning_rate)
     scaled = tree_unflatten({name: scale * gradient for name, gradient in gradients.items()})
     updated = flat(optimizer.apply_gradients(scaled, tree_unflatten(parameters)))
     after = flat(optimizer.state)

@@ -24,10 +24,21 @@ def test_every_parameter_has_a_place_and_every_gain_is_there(config: Config) -> 
     assert others == count_parameters(config.model)
 
 
+def test_a_head_of_its_own_and_a_normalised_embedding_have_a_place(config: Config) -> None:
+    shape = override(config, {"tied": False, "embedding_norm": True}).model
+    parameters = flat(GPT(shape).parameters())
+    found = qwen3.arrays(shape, parameters)
+    assert found[qwen3.HEAD] is parameters["lm_head.weight"]
+    sizes = mx.square(found[qwen3.EMBEDDING]).mean(axis=1)
+    assert mx.allclose(sizes, mx.array(1.0), atol=0.1)
+    assert qwen3.config_tree(shape, None)["tie_word_embeddings"] is False
+    assert qwen3.config_tree(config.model, None)["tie_word_embeddings"] is True
+
+
 def test_what_qwen3_cannot_have_is_named(tiny_model: Config, config: Config) -> None:
     assert qwen3.unlike(config.model) == {}
-    other = override(config, {"mlp": "relu2", "bias": True})
-    assert qwen3.unlike(other.model) == {"mlp": "relu2", "bias": True}
+    others = {"mlp": "relu2", "bias": True, "value_embeddings": True}
+    assert qwen3.unlike(override(config, others).model) == others
 
 
 def test_its_config_tells_its_shape(config: Config) -> None:

@@ -62,7 +62,12 @@ PARTS = [
     {"mlp": "relu2"},
     {"mlp": "swiglu"},
     {"zero_init": True},
+    {"tied": False},
+    {"embedding_norm": True},
+    {"value_embeddings": True},
     MODERN,
+    {**MODERN, "tied": False, "embedding_norm": True},
+    {**MODERN, "tied": False, "embedding_norm": True, "value_embeddings": True},
 ]
 
 
@@ -194,7 +199,7 @@ def by_windows(model: GPT, ids: mx.array, window: int) -> mx.array:
     mask = (apart >= 0) & (apart < window)
     x = model.wte(ids)
     for block in model.h:
-        q, k, v = block.attn._heads(block.ln_1(x))
+        q, k, v = block.attn._heads(block.ln_1(x), None)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         shares = mx.softmax(mx.where(mask, scores, -mx.inf), axis=-1)
         x = x + block.attn._merge(shares @ v)
@@ -219,6 +224,47 @@ def test_a_full_cache_slides_and_each_layer_sees_a_block_of_the_one_below(
         np.testing.assert_allclose(logits, expected[:, t], atol=1e-4)
     afresh = model(ids[:, -8:])[:, -1]
     assert mx.allclose(logits, afresh, atol=1e-4).item() == (layers == 1)
+
+
+def test_what_is_looked_up_costs_no_products(tiny_model: Config) -> None:
+    plain = tiny_model.model
+    untied = override(tiny_model, {"tied": False}).model
+    tables = override(tiny_model, {"value_embeddings": True}).model
+    assert flops_per_token(plain) == flops_per_token(untied) == flops_per_token(tables)
+    assert count_parameters(plain) < count_parameters(untied) < count_parameters(tables)
+
+
+def test_a_head_of_its_own_is_no_embedding(tiny_model: Config) -> None:
+    model = GPT(override(tiny_model, {"tied": False}).model)
+    ids = mx.array([[1, 2, 3]])
+    before = model(ids)
+    model.lm_head.weight = 2 * model.lm_head.weight
+    np.testing.assert_allclose(model(ids), 2 * before, rtol=1e-5)
+
+
+def test_a_normalised_embedding_has_no_length(tiny_model: Config) -> None:
+    given = {"tied": False, "embedding_norm": True, "position": "rope"}
+    model = GPT(override(tiny_model, given).model)
+    ids = mx.array([[1, 2, 3]])
+    before = model(ids)
+    model.wte.weight = 7 * model.wte.weight
+    np.testing.assert_allclose(model(ids), before, atol=1e-4)
+
+
+def test_value_embeddings_are_added_to_the_values_of_their_token(tiny_model: Config) -> None:
+    """As if the token's own row were a part of what c_attn makes of it."""
+    model = GPT(override(tiny_model, {"value_embeddings": True, "n_layer": 1, "n_head": 2}).model)
+    ids = mx.array([[3, 1, 3]])
+    attention, x = model.h[0].attn, mx.random.normal((1, 3, 16), key=mx.random.key(1))
+    rows = model.wve[0](ids)
+    plain, values = (attention._heads(x, given)[2] for given in (None, rows))
+    np.testing.assert_allclose((values - plain).swapaxes(1, 2).reshape(1, 3, 16), rows, atol=1e-6)
+    changed = model(ids)
+    model.wve[0].weight[2] = 100.0  # of a token that is not there
+    assert (model(ids) == changed).all()
+    model.wve[0].weight[1] = 100.0
+    assert (model(ids)[0, 0] == changed[0, 0]).all()
+    assert not (model(ids)[0, 1] == changed[0, 1]).all()
 
 
 def test_weights_of_another_shape_are_refused(tiny_model: Config) -> None:

@@ -249,13 +249,15 @@ def test_a_quantized_model_is_nearly_as_good(tmp_path: Path) -> None:
     assert len({full, eight, four}) == 3
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_a_model_of_qwen3s_parts_has_the_same_probabilities(
-    tmp_path: Path, bits: int | None
+    tmp_path: Path, bits: int | None, apart: bool
 ) -> None:
-    """Quantized, those of the weights as they are then."""
+    """Quantized, those of the weights as they are then; with a head of its own too."""
     tokenizer = small_bpe()
-    model = lively(tokenizer, bias=False, position="rope", norm="rms", qk_norm=True, mlp="swiglu")
+    parts: dict[str, Any] = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
+    model = lively(tokenizer, bias=False, **parts, tied=not apart, embedding_norm=apart)
     llama = Llama(written(tmp_path, model, tokenizer, quantize=bits))
     if bits:
         load_parameters(model, gguf.rounded(model.config, flat(model.parameters()), bits))

@@ -1,11 +1,13 @@
 """A model of modern parts beside transformers' Qwen3, which has the same: RMSNorm, rotary
-positions, normalised queries and keys, SwiGLU, no biases, a tied head. Needs PyTorch and
+positions, normalised queries and keys, SwiGLU, no biases, a head tied or not. Needs PyTorch and
 transformers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -37,9 +39,17 @@ SHAPE = ModelConfig(
 )
 
 
-def ours() -> GPT:
+HEADS: list[dict[str, Any]] = [
+    {},
+    {"tied": False},
+    {"embedding_norm": True},
+    {"tied": False, "embedding_norm": True},
+]
+
+
+def ours(shape: ModelConfig = SHAPE) -> GPT:
     """Large weights, so that every part matters."""
-    model = GPT(SHAPE, 1)
+    model = GPT(shape, 1)
     draw = np.random.default_rng(0)
 
     def random(p: mx.array) -> mx.array:
@@ -49,17 +59,28 @@ def ours() -> GPT:
     return model
 
 
-def test_logits_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
+def theirs(model: GPT, folder: Path) -> Any:
+    """The same model, by transformers."""
+    huggingface.write_tree(folder, qwen3.config_tree(model.config, None))
+    arrays = qwen3.arrays(model.config, flat(model.parameters()))
+    mx.save_safetensors(str(folder / huggingface.WEIGHTS), arrays, {"format": "pt"})
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_logits_are_those_of_transformers(tmp_path: Path, heads: dict[str, Any]) -> None:
+    model = ours(dataclasses.replace(SHAPE, **heads))
+    ids = np.random.default_rng(1).integers(0, 50, (2, SHAPE.block_size))
+    result = theirs(model, tmp_path)(torch.tensor(ids)).logits
+    np.testing.assert_allclose(model(mx.array(ids)), result.detach(), atol=1e-4)
+
+
+def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
     model = ours()
-    huggingface.write_tree(tmp_path, qwen3.config_tree(SHAPE, None))
-    arrays = qwen3.arrays(SHAPE, flat(model.parameters()))
-    mx.save_safetensors(str(tmp_path / huggingface.WEIGHTS), arrays, {"format": "pt"})
-    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    other = theirs(model, tmp_path)
     ids = np.random.default_rng(1).integers(0, 50, (2, SHAPE.block_size + 1))
     inputs, targets = ids[:, :-1], ids[:, 1:]
     result = other(torch.tensor(inputs)).logits
-    np.testing.assert_allclose(model(mx.array(inputs)), result.detach(), atol=1e-4)
-
     config = override(Config(model=SHAPE), {"dtype": "float32"})
     loss, gradients = TrainStep(model, config).gradients(
         mx.array(inputs)[None], mx.array(targets)[None], mx.random.key(0)

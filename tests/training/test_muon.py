@@ -43,8 +43,8 @@ def test_singular_values_come_near_one() -> None:
 
 def test_without_decay_it_is_mlxs_own_matrix_by_matrix() -> None:
     """For matrices that are one: MLX's Muon, the same rate and momentum, over three steps."""
-    ours, theirs = Muon(2.0, 0.95, 0.0), optim.Muon(0.02, 0.95, 0.0)
-    ours.learning_rate = 0.01
+    ours, theirs = Muon(0.95, 0.0), optim.Muon(0.02, 0.95, 0.0)
+    ours.learning_rate = 0.02
     draw = np.random.default_rng(1)
     shapes = {"wide": (8, 20), "tall": (20, 8), "square": (8, 8), "also": (8, 8)}
     start = {n: mx.array(draw.normal(size=s).astype(np.float32)) for n, s in shapes.items()}
@@ -62,7 +62,7 @@ def test_without_decay_it_is_mlxs_own_matrix_by_matrix() -> None:
 def test_queries_keys_and_values_are_three_matrices() -> None:
     draw = np.random.default_rng(2)
     gradient = mx.array(draw.normal(size=(24, 8)).astype(np.float32))
-    whole, parts = Muon(1.0, 0.95, 0.0), Muon(1.0, 0.95, 0.0)
+    whole, parts = Muon(0.95, 0.0), Muon(0.95, 0.0)
     for one in (whole, parts):
         one.learning_rate = 0.02
     zero = mx.zeros((24, 8))
@@ -77,8 +77,8 @@ def test_queries_keys_and_values_are_three_matrices() -> None:
 
 
 def test_decay_is_apart_from_the_gradient() -> None:
-    muon = Muon(2.0, 0.95, 0.1)
-    muon.learning_rate = 0.01
+    muon = Muon(0.95, 0.1)
+    muon.learning_rate = 0.02
     start = mx.random.normal((4, 6), key=mx.random.key(3))
     after = muon.apply_gradients({"a": mx.zeros((4, 6))}, {"a": start})["a"]
     np.testing.assert_allclose(after, start * (1 - 0.02 * 0.1), rtol=1e-6)
@@ -86,6 +86,7 @@ def test_decay_is_apart_from_the_gradient() -> None:
 
 def test_matrices_of_the_blocks_are_muons_and_the_rest_adamws(tiny_model: Config) -> None:
     config = override(tiny_model, {"optimizer": "muon", "bias": False})
+    assert config.optim.embedding_learning_rate == 0
     parameters = GPT(config.model).trainable_parameters()
     optimizer = make_optimizer(config.optim)
     optimizer.init(parameters)
@@ -104,7 +105,7 @@ def test_rates_are_relative_to_adamws(rate: float) -> None:
     optimizer = make_optimizer(
         OptimConfig(optimizer="muon", learning_rate=2e-3, muon_learning_rate=0.02, weight_decay=0.0)
     )
-    optimizer.learning_rate = mx.array(rate)
+    optimizer.set_learning_rate(mx.array(rate))
     start = {"h": [{"weight": mx.eye(4)}]}
     after = optimizer.apply_gradients({"h": [{"weight": mx.eye(4)}]}, start)["h"][0]["weight"]
     length = float(mx.linalg.norm(after - mx.eye(4))) / 2

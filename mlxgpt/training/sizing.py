@@ -1,0 +1,89 @@
+"""A size for the time there is: how wide, how deep, and in which batches.
+
+A model too large for its time sees too few tokens, one too small has no room for what they say; and
+in between the loss is flat. So one rule is enough: of sizes timed here, the largest that still sees
+`TOKENS_PER_PARAMETER` of this text in its time. How it was found: benchmarks/modern.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from mlxgpt.config import Config, override
+from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.errors import UserError
+from mlxgpt.machine import device
+from mlxgpt.model.gpt import count_parameters
+from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, refuse_too_large
+
+TOKENS_PER_PARAMETER = 1.0
+HEAD_SIZE = 64  # as GPT-2's, and one that Metal's fused attention has
+WIDTHS = (128, 192, 256, 384, 512, 640, 768, 1024, 1280)
+WIDTH_OF_A_LAYER = 128  # few wide layers take less time than many narrow ones
+FASTER = 1.4  # a batch twice as large has to give as many times the tokens a second
+LARGEST_BATCH = 64
+EVALUATED_SHARE, MOST_EVALUATIONS = 0.05, 10  # of the time
+# What is chosen.
+SIZED = ("n_layer", "n_head", "n_embd", "vocab_size", "batch_size", "eval_interval")
+
+
+def sized(config: Config, dataset: Dataset, seconds: float, note: Callable[[str], None]) -> Config:
+    """`config` with the shape and the batch for so many seconds of training on this machine.
+
+    Args:
+        config: what is not to be chosen; its vocabulary becomes the data's.
+
+    Raises:
+        UserError: if there is no memory for the smallest one.
+    """
+    note("timing models of different sizes")
+    chosen = override(config, {"vocab_size": dataset.meta.vocab_size, **_shape(WIDTHS[0])})
+    found = _timed(chosen, dataset)
+    while chosen.train.batch_size < LARGEST_BATCH:
+        larger = override(chosen, {"batch_size": 2 * chosen.train.batch_size})
+        forecast = _timed_if_it_fits(larger, dataset)
+        # More and smaller steps learn more from as many tokens, as long as they take no longer.
+        if not forecast or 2 * found.step_seconds < FASTER * forecast.step_seconds:
+            break
+        chosen, found = larger, forecast
+    for width in WIDTHS[1:]:
+        larger = override(chosen, _shape(width))
+        forecast = _timed_if_it_fits(larger, dataset)
+        if not forecast or _tokens_per_parameter(larger, forecast, seconds) < TOKENS_PER_PARAMETER:
+            break
+        chosen, found = larger, forecast
+    looks = int(EVALUATED_SHARE * seconds / found.evaluation_seconds)
+    steps = seconds / found.step_seconds
+    every = math.ceil(steps / min(max(looks, 1), MOST_EVALUATIONS))
+    m, count = chosen.model, count_parameters(chosen.model)
+    epochs = _tokens_per_parameter(chosen, found, seconds) * count / len(dataset.train.ids)
+    note(
+        f"{m.n_layer} layers of width {m.n_embd}, {count:,} parameters, batches of "
+        f"{chosen.train.batch_size}: {seconds / 60:g} minutes are {epochs:.2g} epochs"
+    )
+    return override(chosen, {"eval_interval": every})
+
+
+def _shape(width: int) -> dict[str, int]:
+    layers = max(2, round(width / WIDTH_OF_A_LAYER))
+    return {"n_embd": width, "n_head": width // HEAD_SIZE, "n_layer": layers}
+
+
+def _tokens_per_parameter(config: Config, forecast: Forecast, seconds: float) -> float:
+    t = config.train
+    tokens = t.batch_size * t.gradient_accumulation_steps * config.model.block_size
+    steps = forecast.steps_in(seconds, t.eval_interval)
+    return steps * tokens / count_parameters(config.model)
+
+
+def _timed(config: Config, dataset: Dataset) -> Forecast:
+    refuse_too_large(config, estimated_bytes(config), device.free_bytes())
+    return measure(config, dataset)
+
+
+def _timed_if_it_fits(config: Config, dataset: Dataset) -> Forecast | None:
+    try:
+        return _timed(config, dataset)
+    except UserError:  # there is no memory for it
+        return None
