@@ -19,7 +19,7 @@ from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, refuse_
 
 TOKENS_PER_PARAMETER = 1.0
 HEAD_SIZE = 64  # as GPT-2's, and one that Metal's fused attention has
-WIDTHS = (128, 192, 256, 384, 512, 640, 768, 1024, 1280)
+WIDTHS = (128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280)
 WIDTH_OF_A_LAYER = 128  # few wide layers take less time than many narrow ones
 FASTER = 1.4  # a batch twice as large has to give as many times the tokens a second
 LARGEST_BATCH = 64

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlxgpt import api
+from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.corpus.dataset import Dataset, open_dataset
+from mlxgpt.errors import UserError
+from mlxgpt.machine import device
+from mlxgpt.model.gpt import count_parameters, flops_per_token
+from mlxgpt.storage.run import open_run
+from mlxgpt.training import sizing
+from mlxgpt.training.forecast import Forecast
+from mlxgpt.training.sizing import HEAD_SIZE, TOKENS_PER_PARAMETER, WIDTHS, sized
+
+BASE = override(
+    Config(ModelConfig(block_size=256, vocab_size=2048, dropout=0.0)),
+    {"batch_size": 4, "eval_interval": 100},
+)
+
+
+@pytest.fixture
+def dataset(trained: Path) -> Dataset:
+    return open_dataset(trained / "data" / "words")
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, flops: float, waits: float = 0.0) -> None:
+    """One of so many operations a second, where no step takes less than `waits`."""
+
+    def measure(config: Config, dataset: Dataset) -> Forecast:
+        tokens = config.train.batch_size * config.model.block_size
+        seconds = max(waits, tokens * flops_per_token(config.model) / flops)
+        return Forecast(seconds, 2.0, 10**6, 0, 0)
+
+    monkeypatch.setattr(sizing, "measure", measure)
+
+
+def tokens_in(config: Config, flops: float, seconds: float) -> float:
+    return seconds * flops / flops_per_token(config.model)
+
+
+@pytest.mark.parametrize("minutes", [2, 5, 20, 120])
+def test_it_is_the_largest_that_sees_enough_of_the_text(
+    monkeypatch: pytest.MonkeyPatch, dataset: Dataset, minutes: float
+) -> None:
+    machine(monkeypatch, 1e11)
+    notes: list[str] = []
+    found = sized(BASE, dataset, 60 * minutes, notes.append)
+    m = found.model
+    assert m.n_embd == HEAD_SIZE * m.n_head
+    assert m.vocab_size == dataset.meta.vocab_size
+    rest = {"n_embd": m.n_embd, "n_head": m.n_head, "n_layer": m.n_layer}
+    assert override(BASE, {**rest, "vocab_size": m.vocab_size}).model == m, "all else is kept"
+
+    def seen(config: Config) -> float:
+        return tokens_in(config, 1e11, 60 * minutes) / count_parameters(config.model)
+
+    assert seen(found) > TOKENS_PER_PARAMETER
+    wider = WIDTHS[WIDTHS.index(m.n_embd) + 1]
+    larger = override(found, sizing._shape(wider))
+    assert 0.8 * seen(larger) < TOKENS_PER_PARAMETER, "but for evaluations it would not"
+    assert f"width {m.n_embd}" in notes[-1]
+    assert f"{count_parameters(m):,} parameters" in notes[-1]
+
+
+def test_more_time_and_a_faster_machine_buy_a_larger_model(
+    monkeypatch: pytest.MonkeyPatch, dataset: Dataset
+) -> None:
+    def width(flops: float, seconds: float) -> int:
+        machine(monkeypatch, flops)
+        return sized(BASE, dataset, seconds, lambda line: None).model.n_embd
+
+    widths = [width(1e11, 60 * minutes) for minutes in (1, 5, 30, 300)]
+    assert widths == sorted(set(widths))
+    assert width(2e12, 300) > width(1e11, 300)
+    assert width(1e6, 1) == WIDTHS[0], "the smallest, where there is time for none"
+
+
+@pytest.mark.parametrize(("waits", "batch"), [(0.0, 4), (0.02, 16)])
+def test_batches_are_as_small_as_cost_nothing(
+    monkeypatch: pytest.MonkeyPatch, dataset: Dataset, waits: float, batch: int
+) -> None:
+    """A device that takes as long for one sequence as for many gets many."""
+    small = override(BASE, {**sizing._shape(WIDTHS[0]), "vocab_size": dataset.meta.vocab_size})
+    each = 256 * flops_per_token(small.model)
+    machine(monkeypatch, 16 * each / 0.02, waits)
+    assert sized(BASE, dataset, 300, lambda line: None).train.batch_size == batch
+
+
+def test_evaluations_take_little_of_the_time(
+    monkeypatch: pytest.MonkeyPatch, dataset: Dataset
+) -> None:
+    machine(monkeypatch, 1e11)
+    for minutes, most in ((1, 1), (5, 7), (60, 10)):
+        found = sized(BASE, dataset, 60 * minutes, lambda line: None)
+        tokens = 4 * 256 * found.train.eval_interval
+        looks = tokens_in(found, 1e11, 60 * minutes) / tokens
+        assert 0 < round(looks) <= most
+
+
+def test_what_has_no_memory_is_not_chosen(
+    monkeypatch: pytest.MonkeyPatch, dataset: Dataset
+) -> None:
+    machine(monkeypatch, 1e15)
+    monkeypatch.setattr(device, "free_bytes", lambda: 10**9)
+    found = sized(BASE, dataset, 3600, lambda line: None)
+    assert sizing.estimated_bytes(found) <= 10**9
+    monkeypatch.setattr(device, "free_bytes", lambda: 10)
+    with pytest.raises(UserError, match="this training takes"):
+        sized(BASE, dataset, 3600, lambda line: None)
+
+
+def test_a_run_of_a_chosen_size_is_resumed_at_that_size(
+    home: Path, text_file: Path, no_check: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizing, "WIDTHS", (64, 128))
+    monkeypatch.setattr(sizing, "LARGEST_BATCH", 1)
+    small = {"block_size": 8, "batch_size": 1, "sample_tokens": 0}
+
+    def width(enough: float) -> int:
+        """Of a training in which each parameter has to see as many tokens."""
+        monkeypatch.setattr(sizing, "TOKENS_PER_PARAMETER", enough)
+        given = {"recipe": "modern", "max_minutes": 0.01, "source": text_file, **small}
+        summary = api.train(**given)  # type: ignore[arg-type]
+        assert summary.run.name == "modern-0.01min-words-bpe2048"
+        assert summary.step == summary.steps
+        return open_run(summary.run).config.model.n_embd
+
+    assert width(1e-9) == 128
+    assert width(1e9) == 128, "of the run that is there"
