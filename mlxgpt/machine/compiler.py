@@ -33,6 +33,9 @@ from mlxgpt.machine.device import on_cpu
 
 # The environment's names for the path of the real g++, and for whether Ctrl-C is not for it.
 REAL, UNDISTURBED = "MLXGPT_GXX", "MLXGPT_UNDISTURBED"
+# Square roots need not tell C's errno of negative numbers, and so can be taken four at a time: an
+# AdamW update of the same bits in a quarter of the time.
+VECTORISE = "-fno-math-errno"
 SCRIPT = f"""#!/bin/sh
 # Calls g++ for MLX; see compiler.py of mlxgpt.
 if [ -n "${UNDISTURBED}" ]; then trap '' INT; fi
@@ -42,7 +45,7 @@ for argument; do
     before=$argument
 done
 if [ -z "$result" ]; then exec "${REAL}" "$@"; fi
-"${REAL}" "$@" -o "$result.$$" && mv "$result.$$" "$result"
+"${REAL}" {VECTORISE} "$@" -o "$result.$$" && mv "$result.$$" "$result"
 """
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # MLX's own
 TRIAL = '#include <cstdint>\nextern "C" std::int32_t trial() { return 42; }\n'
