@@ -21,8 +21,8 @@ TOKENS_PER_PARAMETER = 1.0
 HEAD_SIZE = 64  # as GPT-2's, and one that Metal's fused attention has
 WIDTHS = (128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280)
 WIDTH_OF_A_LAYER = 128  # few wide layers take less time than many narrow ones
+SMALLEST_STEP, LARGEST_STEP = 2048, 65_536  # tokens
 FASTER = 1.4  # a batch twice as large has to give as many times the tokens a second
-LARGEST_BATCH = 64
 EVALUATED_SHARE, MOST_EVALUATIONS = 0.05, 10  # of the time
 # What is chosen.
 SIZED = ("n_layer", "n_head", "n_embd", "vocab_size", "batch_size", "eval_interval")
@@ -38,9 +38,11 @@ def sized(config: Config, dataset: Dataset, seconds: float, note: Callable[[str]
         UserError: if there is no memory for the smallest one.
     """
     note("timing models of different sizes")
-    chosen = override(config, {"vocab_size": dataset.meta.vocab_size, **_shape(WIDTHS[0])})
+    block = config.model.block_size
+    smallest = {"batch_size": max(1, SMALLEST_STEP // block), **_shape(WIDTHS[0])}
+    chosen = override(config, {"vocab_size": dataset.meta.vocab_size, **smallest})
     found = _timed(chosen, dataset)
-    while chosen.train.batch_size < LARGEST_BATCH:
+    while chosen.train.batch_size * block < LARGEST_STEP:
         larger = override(chosen, {"batch_size": 2 * chosen.train.batch_size})
         forecast = _timed_if_it_fits(larger, dataset)
         # More and smaller steps learn more from as many tokens, as long as they take no longer.
@@ -60,7 +62,7 @@ def sized(config: Config, dataset: Dataset, seconds: float, note: Callable[[str]
     epochs = _tokens_per_parameter(chosen, found, seconds) * count / len(dataset.train.ids)
     note(
         f"{m.n_layer} layers of width {m.n_embd}, {count:,} parameters, batches of "
-        f"{chosen.train.batch_size}: {seconds / 60:g} minutes are {epochs:.2g} epochs"
+        f"{chosen.train.batch_size}: {seconds / 60:g} minutes will be {epochs:.2g} epochs"
     )
     return override(chosen, {"eval_interval": every})
 

@@ -78,14 +78,14 @@ def test_more_time_and_a_faster_machine_buy_a_larger_model(
     assert width(1e6, 1) == WIDTHS[0], "the smallest, where there is time for none"
 
 
-@pytest.mark.parametrize(("waits", "batch"), [(0.0, 4), (0.02, 16)])
+@pytest.mark.parametrize(("waits", "batch"), [(0.0, 8), (0.02, 32)])
 def test_batches_are_as_small_as_cost_nothing(
     monkeypatch: pytest.MonkeyPatch, dataset: Dataset, waits: float, batch: int
 ) -> None:
     """A device that takes as long for one sequence as for many gets many."""
     small = override(BASE, {**sizing._shape(WIDTHS[0]), "vocab_size": dataset.meta.vocab_size})
     each = 256 * flops_per_token(small.model)
-    machine(monkeypatch, 16 * each / 0.02, waits)
+    machine(monkeypatch, 32 * each / 0.02, waits)
     assert sized(BASE, dataset, 300, lambda line: None).train.batch_size == batch
 
 
@@ -95,7 +95,7 @@ def test_evaluations_take_little_of_the_time(
     machine(monkeypatch, 1e11)
     for minutes, most in ((1, 1), (5, 7), (60, 10)):
         found = sized(BASE, dataset, 60 * minutes, lambda line: None)
-        tokens = 4 * 256 * found.train.eval_interval
+        tokens = 8 * 256 * found.train.eval_interval
         looks = tokens_in(found, 1e11, 60 * minutes) / tokens
         assert 0 < round(looks) <= most
 
@@ -116,8 +116,9 @@ def test_a_run_of_a_chosen_size_is_resumed_at_that_size(
     home: Path, text_file: Path, no_check: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sizing, "WIDTHS", (64, 128))
-    monkeypatch.setattr(sizing, "LARGEST_BATCH", 1)
-    small = {"block_size": 8, "batch_size": 1, "sample_tokens": 0}
+    monkeypatch.setattr(sizing, "SMALLEST_STEP", 8)
+    monkeypatch.setattr(sizing, "LARGEST_STEP", 8)
+    small = {"block_size": 8, "sample_tokens": 0}
 
     def width(enough: float) -> int:
         """Of a training in which each parameter has to see as many tokens."""
