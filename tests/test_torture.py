@@ -20,7 +20,7 @@ from mlxgpt.storage import checkpoint
 from tests.breaking import cut_the_power
 from tests.commands import ROOT
 from tests.conftest import TINY
-from tests.trainings import final_state, metrics
+from tests.trainings import MODERN_PARTS, MODERN_STEPS, final_state, metrics
 
 STEPS = 40
 CONFIG = {
@@ -35,10 +35,17 @@ CONFIG = {
 }
 
 
+MODERN = {
+    **CONFIG,
+    "model": {**CONFIG["model"], **MODERN_PARTS, "bias": False},
+    "optim": {**CONFIG["optim"], **MODERN_STEPS},
+}
+
+
 def live(plan: dict[str, Any]) -> bool:
     """One life of a training; whether it came to its end."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.breaking", json.dumps({"config": CONFIG, **plan})],
+        [sys.executable, "-m", "tests.breaking", json.dumps(plan)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -48,17 +55,17 @@ def live(plan: dict[str, Any]) -> bool:
     return done.returncode == 0
 
 
-def torture(kills: int, seed: int, *, power: bool) -> None:
+def torture(kills: int, seed: int, whole_config: dict[str, Any], *, power: bool) -> None:
     print("seed", seed)
     draw = random.Random(seed)
-    assert live({})
+    assert live({"config": whole_config})
     whole, lines = final_state("a"), {line["step"]: line for line in metrics("a")}
     assert sorted(lines) == list(range(1, STEPS + 1))
     shutil.rmtree("runs")
     survived = moments = finished = 0
     while survived < kills:
         intervals = {name: draw.randint(3, 9) for name in ("eval_interval", "save_interval")}
-        config = {**CONFIG, "train": {**CONFIG["train"], **intervals}}
+        config = {**whole_config, "train": {**whole_config["train"], **intervals}}
         plan: dict[str, Any] = {"config": config}
         if draw.random() < 0.8:
             plan |= {"event": draw.randint(1, 120), "late": draw.choice([0, 1e-4, 1e-3, 5e-3])}
@@ -78,7 +85,7 @@ def torture(kills: int, seed: int, *, power: bool) -> None:
         assert_the_same(whole, lines)
         finished += 1
         shutil.rmtree("runs")
-    assert live({})
+    assert live({"config": whole_config})
     assert_the_same(whole, lines)
     print(f"killed {survived} times, {moments} of them at a writing, {finished + 1} runs ended")
 
@@ -99,12 +106,14 @@ def assert_the_same(whole: dict[str, Any], lines: dict[int, Any]) -> None:
         checkpoint.load(checkpoint.path_of(Path("runs/a/checkpoints"), step), with_optimizer=True)
 
 
-def test_kills(home: Path, text_file: Path) -> None:
-    torture(10, random.randrange(1 << 30), power=False)
+@pytest.mark.parametrize("recipe", [CONFIG, MODERN], ids=["classic", "modern"])
+def test_kills(home: Path, text_file: Path, recipe: dict[str, Any]) -> None:
+    torture(5, random.randrange(1 << 30), recipe, power=False)
 
 
-def test_power_cuts(home: Path, text_file: Path) -> None:
-    torture(4, random.randrange(1 << 30), power=True)
+@pytest.mark.parametrize("recipe", [CONFIG, MODERN], ids=["classic", "modern"])
+def test_power_cuts(home: Path, text_file: Path, recipe: dict[str, Any]) -> None:
+    torture(2, random.randrange(1 << 30), recipe, power=True)
 
 
 def torture_comparison(kills: int, seed: int) -> None:
@@ -148,4 +157,5 @@ def test_a_comparison_that_is_killed_forty_times(home: Path, text_file: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("power", [False, True])
 def test_a_hundred_kills(home: Path, text_file: Path, power: bool) -> None:
-    torture(50, random.randrange(1 << 30), power=power)
+    # Each recipe once, with either way to die.
+    torture(50, random.randrange(1 << 30), MODERN if power else CONFIG, power=power)

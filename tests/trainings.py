@@ -14,6 +14,23 @@ from mlxgpt.storage import run as runs
 from mlxgpt.training.callback import Callback
 from mlxgpt.training.forecast import Forecast
 
+# All that the modern recipes have, in any of them.
+MODERN_PARTS: dict[str, Any] = {
+    "position": "rope",
+    "norm": "rms",
+    "qk_norm": True,
+    "mlp": "swiglu",
+    "zero_init": True,
+    "tied": False,
+    "embedding_norm": True,
+    "value_embeddings": True,
+}
+MODERN_STEPS: dict[str, Any] = {
+    "optimizer": "muon",
+    "embedding_learning_rate": 0.02,
+    "schedule": "linear",
+}
+
 
 class Recorder(Callback):
     """Remembers what it is told."""

@@ -21,7 +21,7 @@ from mlxgpt.storage import run as runs
 from mlxgpt.training import hooks, session
 from mlxgpt.training.trainer import Metrics
 from tests.commands import ROOT
-from tests.trainings import Recorder, final_state, len_done, metrics
+from tests.trainings import MODERN_PARTS, MODERN_STEPS, Recorder, final_state, len_done, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
@@ -30,19 +30,8 @@ class PulledPlug(Exception):
     """The process dies here."""
 
 
-MODERN = {
-    "position": "rope",
-    "norm": "rms",
-    "qk_norm": True,
-    "mlp": "relu2",
-    "zero_init": True,
-    "optimizer": "muon",
-    "schedule": "linear",
-}
-
-
 @pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("parts", [{}, MODERN], ids=["classic", "modern"])
+@pytest.mark.parametrize("parts", [{}, {**MODERN_PARTS, **MODERN_STEPS}], ids=["classic", "modern"])
 def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
     train: Any, monkeypatch: pytest.MonkeyPatch, accumulation: int, parts: dict[str, Any]
 ) -> None:
