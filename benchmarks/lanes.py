@@ -8,6 +8,8 @@ from __future__ import annotations
 import statistics
 import time
 
+from mlxgpt import config_files
+
 import mlxgpt  # isort: skip  (before mlx, so that both have the faster BLAS)
 import mlx.core as mx
 
@@ -21,7 +23,7 @@ REPEATS = 40
 
 def main() -> None:
     print(mlxgpt.__version__, lanes.count(), "lanes here")
-    tier = config.override(config.tier(1), {"dtype": "float32", "vocab_size": 65})
+    tier = config.override(config_files.tier(1), {"dtype": "float32", "vocab_size": 65})
     ids = mx.random.randint(0, 65, (1, tier.train.batch_size, tier.model.block_size + 1))
     counts = sorted({1, lanes.count()})
     steps, times = {}, {count: list[float]() for count in counts}

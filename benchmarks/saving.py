@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mlxgpt  # before mlx
 from mlxgpt import config as configs
+from mlxgpt import config_files
 from mlxgpt.machine import device
 from mlxgpt.storage import run as runs
 from mlxgpt.training.guard import Guard
@@ -30,7 +31,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        config = configs.tier(given.tier)
+        config = config_files.tier(given.tier)
         data = mlxgpt.prepare(
             "storybook", megabytes=2, tokenizer=config.data.tokenizer, data_dir=place / "data"
         )

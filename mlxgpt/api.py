@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt import config as configs
-from mlxgpt import files
+from mlxgpt import config_files, files
 from mlxgpt.comparison import compare as compare
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
@@ -374,5 +374,5 @@ def benchmark(
         raise UserError(
             f"cannot write in {folder}: {error.strerror}", "choose another folder: --out DIR"
         ) from error
-    measured = bench.measure({f"tier{n}": configs.tier(n) for n in (1, 2)}, note=note)
+    measured = bench.measure({f"tier{n}": config_files.tier(n) for n in (1, 2)}, note=note)
     return measured, report.write(measured, folder)

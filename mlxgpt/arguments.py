@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING
 from typing import Any, NoReturn
 
-from mlxgpt import __version__, config
+from mlxgpt import __version__, config, config_files
 from mlxgpt.errors import UserError
 
 Add = Callable[[str, str, str], "Parser"]  # a command by name, help and text
@@ -332,12 +332,14 @@ def _bench(add: Add) -> None:
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    tiers = sorted(int(n[4:]) for n in config.built_in() if n[:4] == "tier" and n[4:].isdecimal())
+    tiers = sorted(
+        int(n[4:]) for n in config_files.built_in() if n[:4] == "tier" and n[4:].isdecimal()
+    )
     help = "1: characters, Shakespeare; 2: byte-level BPE, short stories"
     parser.add_argument("--tier", type=int, choices=tiers, help=help)
     parser.add_argument(
         "--recipe",
-        metavar="|".join(config.RECIPES),
+        metavar="|".join(config_files.RECIPES),
         help="the tier as GPT-2 was trained (default), or with what was found since",
     )
     parser.add_argument(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from mlxgpt import config
+from mlxgpt import config_files
 from mlxgpt.arguments import make_parser
 from mlxgpt.errors import UserError
 from mlxgpt.machine import mac
@@ -282,7 +282,7 @@ def _info(given: dict[str, Any], _: list[str]) -> int:
         print(f"  trained                           {result.step:>14,} steps")
     if result.val_loss is not None:
         print(f"  best validation loss              {result.val_loss:>14.4f} nats per token")
-    print("\n" + config.to_toml(result.config))
+    print("\n" + config_files.to_toml(result.config))
     return 0
 
 

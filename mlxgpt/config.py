@@ -7,15 +7,12 @@ fields. Nothing here knows MLX, files of data, or a terminal.
 from __future__ import annotations
 
 import difflib
-import json
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from mlxgpt import files
 from mlxgpt.errors import UserError
 
 T = TypeVar("T")
@@ -206,7 +203,6 @@ class Sampling:
     samples: int = setting(1, "texts to make at once, in one batch", low=1)
 
 
-RECIPES = ("classic", "modern")  # of a tier: tier1.toml, tier1-modern.toml
 SECTIONS: dict[str, type] = get_type_hints(Config)
 
 
@@ -250,30 +246,6 @@ def sampling(values: Mapping[str, Any]) -> Sampling:
     return _checked(Sampling(**_typed(Sampling, values)))
 
 
-def load(path: str | Path) -> Config:
-    """Read a TOML file; what it leaves out keeps its default.
-
-    Raises:
-        UserError: if it cannot be read, or holds an unknown key or an impossible value.
-    """
-    try:
-        with files.not_too_deep():
-            tree = tomllib.loads(files.read_small(Path(path)))
-    except OSError as error:
-        raise UserError(
-            f"cannot read the config {path}: {error.strerror}",
-            f"name a TOML file, or one of {', '.join(sorted(built_in()))}.",
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid TOML: {error}", "mend that line; see configs/tier1.toml."
-        ) from error
-    try:
-        return from_tree(tree)
-    except UserError as error:
-        raise UserError(f"{path}: {error.problem}", error.remedy) from error
-
-
 def from_tree(tree: Mapping[str, Any]) -> Config:
     """A validated Config from nested mappings, as a TOML file gives them."""
     parts = {}
@@ -289,42 +261,6 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
             raise UserError(f"{section!r} is a section, not a value", f"write [{section}].")
         parts[section] = SECTIONS[section](**_typed(SECTIONS[section], part))
     return validate(Config(**parts))
-
-
-def to_toml(config: Config) -> str:
-    """The whole config as TOML, each value with its meaning; `load` reads it back unchanged."""
-    lines = []
-    for section, cls in SECTIONS.items():
-        lines.append(f"[{section}]")
-        for name, _, item in settings(cls):
-            value = getattr(getattr(config, section), name)
-            # TOML writes these types as JSON does, but for one control character.
-            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-            lines.append(f"{name} = {text}  # {item.metadata['help']}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def built_in() -> dict[str, Path]:
-    """The configs that come with mlxgpt, by name: beside the package when it runs from a
-    checkout, inside it when it was installed from a wheel.
-    """
-    package = Path(__file__).parent
-    for folder in (package / "configs", package.parent / "configs"):
-        if folder.is_dir():
-            return {path.stem: path for path in folder.glob("*.toml")}
-    return {}
-
-
-def tier_name(number: int, recipe: str = "classic") -> str:
-    """The name of the config of Tier 1 or 2 by a recipe."""
-    return f"tier{number}" if recipe == "classic" else f"tier{number}-{recipe}"
-
-
-def tier(number: int, recipe: str = "classic") -> Config:
-    """The config of Tier 1 or 2 by a recipe."""
-    name = tier_name(number, recipe)
-    return load(built_in().get(name, Path(f"configs/{name}.toml")))
 
 
 def validate(config: Config) -> Config:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt import config as configs
+from mlxgpt import config_files
 from mlxgpt.config import Config
 from mlxgpt.corpus.dataset import Dataset, is_prepared, open_dataset
 from mlxgpt.errors import UserError
@@ -35,8 +36,8 @@ def resolve(
     """A config's name and content: a tier's by a recipe, a TOML file's, or one at hand; with
     settings changed by their plain names (`n_layer=6`).
     """
-    if recipe not in (None, *configs.RECIPES):
-        raise UserError(f"there is no recipe {recipe}", f"use {' or '.join(configs.RECIPES)}.")
+    if recipe not in (None, *config_files.RECIPES):
+        raise UserError(f"there is no recipe {recipe}", f"use {' or '.join(config_files.RECIPES)}.")
     if recipe and tier is None:
         raise UserError(
             f"--recipe {recipe} of what is not said",
@@ -48,11 +49,11 @@ def resolve(
     if isinstance(config, Config):
         name, base = "custom", config
     elif config is not None:
-        path = configs.built_in().get(str(config), Path(config))
-        name, base = path.stem, configs.load(path)
+        path = config_files.built_in().get(str(config), Path(config))
+        name, base = path.stem, config_files.load(path)
     elif tier is not None:
         recipe = recipe or "classic"
-        name, base = configs.tier_name(tier, recipe), configs.tier(tier, recipe)
+        name, base = config_files.tier_name(tier, recipe), config_files.tier(tier, recipe)
     else:
         raise UserError("it is not said what to train", "give --tier 1, or --config FILE.")
     return name, configs.override(base, settings)

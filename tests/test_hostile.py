@@ -19,8 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mlxgpt import api, files
-from mlxgpt import config as configs
+from mlxgpt import api, config_files, files
 from mlxgpt.corpus import meta_pickle, readers, tokenizer_file
 from mlxgpt.corpus import tokenizer as tokenizers
 from mlxgpt.corpus.bpe import BPETokenizer
@@ -181,8 +180,8 @@ def test_configs(place: Path, count: int) -> None:
         else:
             content = edited(good.encode(), edits)
         path.write_bytes(content)
-        config = configs.load(path)
-        assert configs.load(path) == config
+        config = config_files.load(path)
+        assert config_files.load(path) == config
         use_checkpoint()
         api.evaluate(run="done")
 
@@ -352,7 +351,7 @@ def test_nothing_is_written_through_a_link(place: Path, text_file: Path, name: s
     (SMALL_RUN / name).unlink(missing_ok=True)
     Path("precious").write_text("mine")
     (SMALL_RUN / name).symlink_to(Path("precious").absolute())
-    run = configs.load(SMALL_RUN / "config.toml")
+    run = config_files.load(SMALL_RUN / "config.toml")
     with pytest.raises(UserError, match="is a link"):
         api.train(config=run, source=text_file, run="done", max_steps=20)
     assert Path("precious").read_text() == "mine"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlxgpt import config
+from mlxgpt import config_files
 from mlxgpt.errors import UserError
 from mlxgpt.requests import resolve
 
@@ -10,12 +10,15 @@ from mlxgpt.requests import resolve
 @pytest.mark.parametrize("tier", [1, 2])
 def test_a_recipe_picks_the_tiers_file(tier: int) -> None:
     for recipe, name in ((None, f"tier{tier}"), ("classic", f"tier{tier}")):
-        assert resolve(tier, None, recipe) == (name, config.load(config.built_in()[name]))
+        assert resolve(tier, None, recipe) == (
+            name,
+            config_files.load(config_files.built_in()[name]),
+        )
     name, modern = resolve(tier, None, "modern", n_layer=3)
     assert name == f"tier{tier}-modern"
     assert modern.model.n_layer == 3
     assert modern.optim.optimizer == "muon"
-    classic = config.tier(tier)
+    classic = config_files.tier(tier)
     assert (modern.data, modern.model.block_size) == (classic.data, classic.model.block_size)
     assert modern.train.max_steps == classic.train.max_steps
 

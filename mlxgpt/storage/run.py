@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlxgpt import config as configs
-from mlxgpt import files
+from mlxgpt import config_files, files
 from mlxgpt.config import Config
 from mlxgpt.corpus import tokenizer_file
 from mlxgpt.corpus.tokenizer import Tokenizer
@@ -137,7 +136,7 @@ class Run:
 
     def write_config(self, config: Config) -> None:
         """Store a config in the folder."""
-        files.write_atomically(self.folder / "config.toml", configs.to_toml(config))
+        files.write_atomically(self.folder / "config.toml", config_files.to_toml(config))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line of metrics."""
@@ -218,7 +217,7 @@ def create(run: Run) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         (scratch / "checkpoints").mkdir(parents=True)
         for name, text in (
-            ("config.toml", configs.to_toml(run.config)),
+            ("config.toml", config_files.to_toml(run.config)),
             ("tokenizer.json", run.tokenizer.to_json()),
             ("run.json", files.sealed(identity)),
         ):
@@ -258,7 +257,7 @@ def open_run(folder: Path) -> Run:
         raise UserError(
             f"{folder / 'run.json'} is damaged: {error}", "restore it, or name another run."
         ) from error
-    config = configs.load(folder / "config.toml")
+    config = config_files.load(folder / "config.toml")
     if config.train.dtype == "auto":  # which a run has decided
         raise UserError(f"{folder / 'config.toml'} is not whole", "restore the run's own file.")
     tokenizer = tokenizer_file.load(folder / "tokenizer.json")

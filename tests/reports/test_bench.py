@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt import __version__, config
+from mlxgpt import __version__, config, config_files
 from mlxgpt.config import Config, Sampling
 from mlxgpt.errors import UserError
 from mlxgpt.inference import generation
@@ -125,10 +125,10 @@ def test_on_a_mac_the_fast_cores_are_counted(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_left_open_is_decided() -> None:
     assert bench.PLAN.repeats >= 5
     assert bench.PLAN.seconds >= 1
-    first, second = (bench.complete(config.tier(n)) for n in (1, 2))
+    first, second = (bench.complete(config_files.tier(n)) for n in (1, 2))
     assert first.model.vocab_size == 65
-    assert second.model.vocab_size == config.tier(2).model.vocab_size > 65
-    assert first.train.dtype == device.resolve_dtype(config.tier(1)).train.dtype != "auto"
+    assert second.model.vocab_size == config_files.tier(2).model.vocab_size > 65
+    assert first.train.dtype == device.resolve_dtype(config_files.tier(1)).train.dtype != "auto"
 
 
 def test_training_is_warm_before_it_is_timed(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mlxgpt import api
-from mlxgpt.config import Config, override, to_toml
+from mlxgpt.config import Config, override
+from mlxgpt.config_files import to_toml
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.held_back import held_back
 from mlxgpt.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt import config as configs
+from mlxgpt import config_files
 from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.errors import UserError
@@ -142,11 +142,11 @@ def test_every_measured_run_has_its_report() -> None:
 def test_the_large_configs_are_the_models_they_are_named_after() -> None:
     from mlxgpt.model.gpt import count_parameters
 
-    gpt2 = configs.load(configs.built_in()["gpt2-124m"])
+    gpt2 = config_files.load(config_files.built_in()["gpt2-124m"])
     assert count_parameters(gpt2.model) == 124_439_808  # transformers' GPT2Model, tied
-    gpt1 = configs.load(configs.built_in()["gpt1-117m"])
+    gpt1 = config_files.load(config_files.built_in()["gpt1-117m"])
     assert count_parameters(gpt1.model) == 116_534_784 + 2 * 768  # and a last layer norm
-    tier2 = configs.tier(2)
+    tier2 = config_files.tier(2)
     assert 10e6 < count_parameters(tier2.model) < 30e6
     small = override(tier2, {"n_layer": 1, "n_embd": 48, "n_head": 1})
     assert count_parameters(small.model) == sum(

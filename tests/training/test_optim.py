@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_map
 
-from mlxgpt.config import Config, OptimConfig, built_in, load, override
+from mlxgpt.config import Config, OptimConfig, override
+from mlxgpt.config_files import built_in, load
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.training.optim import (
     ADAMWS_WORK,

@@ -1,0 +1,73 @@
+"""Configs as TOML files: read, written, and those that come along."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+from mlxgpt import files
+from mlxgpt.config import SECTIONS, Config, from_tree, settings
+from mlxgpt.errors import UserError
+
+RECIPES = ("classic", "modern")  # of a tier: tier1.toml, tier1-modern.toml
+
+
+def load(path: str | Path) -> Config:
+    """Read a TOML file; what it leaves out keeps its default.
+
+    Raises:
+        UserError: if it cannot be read, or holds an unknown key or an impossible value.
+    """
+    try:
+        with files.not_too_deep():
+            tree = tomllib.loads(files.read_small(Path(path)))
+    except OSError as error:
+        raise UserError(
+            f"cannot read the config {path}: {error.strerror}",
+            f"name a TOML file, or one of {', '.join(sorted(built_in()))}.",
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not valid TOML: {error}", "mend that line; see configs/tier1.toml."
+        ) from error
+    try:
+        return from_tree(tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error.problem}", error.remedy) from error
+
+
+def to_toml(config: Config) -> str:
+    """The whole config as TOML, each value with its meaning; `load` reads it back unchanged."""
+    lines = []
+    for section, cls in SECTIONS.items():
+        lines.append(f"[{section}]")
+        for name, _, item in settings(cls):
+            value = getattr(getattr(config, section), name)
+            # TOML writes these types as JSON does, but for one control character.
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{name} = {text}  # {item.metadata['help']}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def built_in() -> dict[str, Path]:
+    """The configs that come with mlxgpt, by name: beside the package when it runs from a
+    checkout, inside it when it was installed from a wheel.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return {path.stem: path for path in folder.glob("*.toml")}
+    return {}
+
+
+def tier_name(number: int, recipe: str = "classic") -> str:
+    """The name of the config of Tier 1 or 2 by a recipe."""
+    return f"tier{number}" if recipe == "classic" else f"tier{number}-{recipe}"
+
+
+def tier(number: int, recipe: str = "classic") -> Config:
+    """The config of Tier 1 or 2 by a recipe."""
+    name = tier_name(number, recipe)
+    return load(built_in().get(name, Path(f"configs/{name}.toml")))
