@@ -76,7 +76,7 @@ class TrainStep:
 
         Returns:
             The mean loss in nats per token before the update, and the gradient's global norm
-            before clipping; neither is computed yet.
+            before clipping; on a GPU neither is computed yet.
         """
         loss, gradients = self.gradients(inputs, targets, key)
         norm, scale, good = self._judge(gradients, loss, mx.array(limit))
