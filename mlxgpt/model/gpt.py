@@ -190,7 +190,8 @@ class GPT(nn.Module):
         gradient_checkpointing: keep only each block's input for the backward pass.
 
     Ids must be below `vocab_size` and sequences no longer than `block_size`: the device checks
-    neither. The output layer is the token embedding itself (`wte`), not a copy that would diverge.
+    neither. With `tied` the output layer is the token embedding itself (`wte`), not a copy that would
+    diverge.
     """
 
     def __init__(
@@ -232,6 +233,7 @@ class GPT(nn.Module):
         return x
 
     def _token_values(self, ids: mx.array, n: int) -> mx.array | None:
+        """[B, T, C] to be added to block n's values: value embeddings (modded-nanogpt, 2024)."""
         return self.wve[n](ids) if self.config.value_embeddings else None
 
     def _logits(self, x: mx.array) -> mx.array:
@@ -283,8 +285,8 @@ def initial_parameters(model: GPT, seed: int) -> dict:
     0, layer norms 1. They stay small, so that every logit is near 0 and the first loss near ln V.
 
     With `zero_init` residual projections are 0. What comes out is then the token's own embedding,
-    normalised, and its product with itself a logit of about 0.02·n_embd, where others are near 0:
-    sure of seeing the same token again. So the last gain begins at 1/√n_embd.
+    normalised, and with a tied head its product with itself a logit of about 0.02·n_embd, where
+    others are near 0: sure of seeing the same token again. So the last gain begins at 1/√n_embd.
     """
     parameters = flat(model.parameters())
     zero = model.config.zero_init

@@ -35,8 +35,9 @@ WHY = (
     "costs half its square more, 0.0002·n_embd nats. A first loss far above that means a model "
     "that is confidently wrong before it has seen anything (initial weights too large, or zeros in "
     "the wrong place); one below means that it can see what it should predict (a broken mask). "
-    "Where the residual projections begin at 0, what comes out is the embedding of the token "
-    "itself, and its logit would stand out; so the last norm's gain begins at 1/√n_embd."
+    "Where the residual projections begin at 0 and the head is the embedding, what comes out is "
+    "the embedding of the token itself, and its logit would stand out; so the last norm's gain "
+    "begins at 1/√n_embd there."
 )
 
 
