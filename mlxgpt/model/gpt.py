@@ -190,8 +190,8 @@ class GPT(nn.Module):
         gradient_checkpointing: keep only each block's input for the backward pass.
 
     Ids must be below `vocab_size` and sequences no longer than `block_size`: the device checks
-    neither. With `tied` the output layer is the token embedding itself (`wte`), not a copy that would
-    diverge.
+    neither. With `tied` the output layer is the token embedding itself (`wte`), not a copy that
+    would diverge.
     """
 
     def __init__(
@@ -216,7 +216,9 @@ class GPT(nn.Module):
         """Logits[B, T, V] of ids[B, T]; dropout with `key`, none without."""
         count = len(self.h) + 1
         keys = list(mx.random.split(key, count)) if key is not None else [None] * count
-        x = self._embedded(ids, 0)
+        x = self._embedded(ids)
+        if self.config.position == "learned":
+            x = x + self.wpe.weight[: ids.shape[1]]
         x = dropout(x, self.config.dropout, keys[0])
         for n, (block, block_key) in enumerate(zip(self.h, keys[1:], strict=True)):
             # The key goes in from outside, so that the second forward pass has the same mask.
@@ -224,13 +226,9 @@ class GPT(nn.Module):
             x = run(x, self._token_values(ids, n), block_key)
         return self._logits(self.ln_f(x))
 
-    def _embedded(self, ids: mx.array, position: mx.array | int) -> mx.array:
-        x = self.wte(ids)  # [B, T, C]
-        if self.config.embedding_norm:
-            x = rms_norm(x)
-        if self.config.position == "learned":
-            x = x + self.wpe(position + mx.arange(ids.shape[1]))
-        return x
+    def _embedded(self, ids: mx.array) -> mx.array:  # [B, T] -> [B, T, C]
+        x = self.wte(ids)
+        return rms_norm(x) if self.config.embedding_norm else x
 
     def _token_values(self, ids: mx.array, n: int) -> mx.array | None:
         """[B, T, C] to be added to block n's values: value embeddings (modded-nanogpt, 2024)."""
@@ -255,7 +253,9 @@ class GPT(nn.Module):
         Returns:
             logits[B, V], cache
         """
-        x = self._embedded(ids, position)
+        x = self._embedded(ids)
+        if self.config.position == "learned":
+            x = x + self.wpe(position + mx.arange(ids.shape[1]))
         extended = []
         for n, (block, layer) in enumerate(zip(self.h, cache, strict=True)):
             x, layer = block.cached(x, self._token_values(ids, n), layer, position)
