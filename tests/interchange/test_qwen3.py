@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
+from mlxgpt import config_files
 from mlxgpt.config import Config, override
 from mlxgpt.interchange import qwen3
 from mlxgpt.model.gpt import GPT, count_parameters, flat
@@ -39,6 +40,13 @@ def test_what_qwen3_cannot_have_is_named(tiny_model: Config, config: Config) -> 
     assert qwen3.unlike(config.model) == {}
     others = {"mlp": "relu2", "bias": True, "value_embeddings": True}
     assert qwen3.unlike(override(config, others).model) == others
+
+
+def test_the_modern_recipe_is_portable_and_racing_is_not() -> None:
+    for tier in (1, 2):
+        assert qwen3.unlike(config_files.tier(tier, "modern").model) == {}
+    racing = config_files.load(config_files.built_in()["five-minutes"])
+    assert qwen3.unlike(racing.model) == {"value_embeddings": True}
 
 
 def test_its_config_tells_its_shape(config: Config) -> None:
