@@ -176,7 +176,9 @@ def _update(
 
 
 class _Sums:
-    """One lane's losses and gradients of its micro-batches, added up."""
+    """One lane's losses and gradients of its micro-batches, added up one by one: the next is not
+    begun before the sum so far is there, since each holds much more memory than the sum.
+    """
 
     def __init__(self, gradients: Callable, add: Callable) -> None:
         self._gradients, self._add = gradients, add
@@ -185,7 +187,10 @@ class _Sums:
         first, *others = zip(*batches, strict=True)
         total = self._gradients(parameters, *first)
         for batch in others:
-            total = self._add(total, self._gradients(parameters, *batch))
+            mx.async_eval(total)
+            following = self._add(total, self._gradients(parameters, *batch))
+            mx.eval(total)
+            total = following
         return total
 
 

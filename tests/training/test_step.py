@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -48,6 +50,25 @@ def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
     np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-4)
     for name, value in ends[0][1].items():
         np.testing.assert_allclose(value, ends[1][1][name], atol=1e-4, err_msg=name)
+
+
+def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config) -> None:
+    given = {"batch_size": 8, "block_size": 64, "n_embd": 64, "dropout": 0.0}
+
+    def peak(micro_batches: int) -> int:
+        config = override(tiny_model, {**given, "gradient_accumulation_steps": micro_batches})
+        step = TrainStep(GPT(config.model, 5), config)
+        ids = ids_of(micro_batches, 8, 65)
+        for _ in range(2):
+            mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0)), step.state)
+            gc.collect()
+            mx.clear_cache()
+            mx.reset_peak_memory()
+        mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0)), step.state)
+        return mx.get_peak_memory()
+
+    few, many = peak(2), peak(20)
+    assert many < 1.1 * few, (few, many)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
