@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxgpt import api, config
+from mlxgpt import api, config_files
 from mlxgpt.config import Config, override
 from mlxgpt.corpus import hub, sources
 from mlxgpt.corpus.hub import Unavailable
@@ -224,7 +224,7 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
     small = override(tiny, {"block_size": 8, "max_steps": 2})
     monkeypatch.setattr(hub, "load", unreachable)
     monkeypatch.setattr(sources, "STORYBOOK_MEGABYTES", 0.02)
-    monkeypatch.setattr(config, "tier", lambda number, recipe: small)
+    monkeypatch.setattr(config_files, "tier", lambda number, recipe: small)
     recorder = Recorder()
     summary = api.train(tier=1, callback=recorder)
     assert summary.run == Path("runs/tier1-storybook")

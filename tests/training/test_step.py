@@ -68,7 +68,7 @@ def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config) -> None:
         return mx.get_peak_memory()
 
     few, many = peak(2), peak(20)
-    assert many < 1.1 * few, (few, many)
+    assert many < 1.5 * few, (few, many)  # ten times as much, if all were there at once
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
