@@ -197,6 +197,8 @@ def reached(config: Config, dataset: Dataset) -> Reached | None:
     runs = [
         Reached(run["val_loss"], run["bits_per_byte"], run["tokens"], run["report"])
         for run in tree["run"]
-        if run["shape"] == shape and run["data"] == dataset.meta.fingerprint
+        if run["shape"] == shape
+        and run.get("optimizer", "adamw") == config.optim.optimizer
+        and run["data"] == dataset.meta.fingerprint
     ]
     return min(runs, key=lambda run: run.val_loss, default=None)

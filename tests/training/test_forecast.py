@@ -127,6 +127,12 @@ def test_measured_runs_are_those_of_the_same_shape_on_the_same_text(
     assert found is not None
     assert found.val_loss == 1.5
     assert reached(override(tiny_model, {"n_layer": 3}), dataset) is None
+    muons = override(tiny_model, {"optimizer": "muon"})
+    assert reached(muons, dataset) is None
+    lines.append(entry.format(shape, known, 1.2) + 'optimizer = "muon"\n')
+    (tmp_path / "measured.toml").write_text("\n".join(lines))
+    of_both = [reached(config, dataset) for config in (tiny_model, muons)]
+    assert [one and one.val_loss for one in of_both] == [1.5, 1.2]
 
 
 def test_every_measured_run_has_its_report() -> None:
