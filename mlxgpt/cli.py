@@ -6,6 +6,7 @@ else to stderr.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -25,6 +26,9 @@ INTERRUPTED = 130
 def run() -> NoReturn:
     """The program `mlxgpt`: as `main`, and ends the process."""
     code: Any
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal cannot show is a question mark
     try:
         code = main()
     except SystemExit as end:  # of --help and --version
@@ -325,7 +329,8 @@ def _one_tier(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_json(value: Any) -> int:
-    print(json.dumps(value, default=str, ensure_ascii=False))  # str: paths
+    plain = "utf" not in (sys.stdout.encoding or "").lower()  # JSON has a way to write the rest
+    print(json.dumps(value, default=str, ensure_ascii=plain))  # str: paths
     return 0
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -366,3 +367,14 @@ def test_flags_are_not_abbreviated(capsys: Capture) -> None:
 
 def test_an_error_tells_both_lines_wherever_it_is_printed() -> None:
     assert str(UserError("what is wrong", "what to do")) == "what is wrong\nwhat to do"
+
+
+def test_a_terminal_that_knows_no_more_than_ascii_gets_question_marks() -> None:
+    def printed(*more: str) -> bytes:
+        command = [sys.executable, "-m", "mlxgpt", "info", "--tier", "1", *more]
+        env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=env, capture_output=True, check=True).stdout
+
+    assert b"attention, 4 ?" in printed()
+    parts = json.loads(printed("--json"))["parameters"]
+    assert any("4 ×" in part for part in parts), "whole, in JSON"

@@ -81,7 +81,8 @@ def generate(
     emit = stream or (lambda piece: None)
     emit(prompt)
     drawn, started = 0, time.perf_counter()
-    for row in tokens(model, with_start(ids, tokenizer, bos), sampling, tokenizer.vocab_size):
+    start = with_start(ids, tokenizer, bos)
+    for row in tokens(model, start, sampling, tokenizer.vocab_size, tokenizer.end_of_text):
         if drawn == 0:
             started = time.perf_counter()
         for text, id in zip(texts, row, strict=True):
@@ -118,7 +119,11 @@ def with_start(ids: np.ndarray, tokenizer: Tokenizer, bos: int | None) -> np.nda
 
 
 def tokens(
-    model: GPT, prompt: np.ndarray, sampling: Sampling, vocab_size: int
+    model: GPT,
+    prompt: np.ndarray,
+    sampling: Sampling,
+    vocab_size: int,
+    end_of_text: int | None = None,
 ) -> Iterator[list[int]]:
     """Yield `max_tokens` rows of one new id for each sample, all below `vocab_size`: a model may
     have room for more ids than its tokenizer gives.
@@ -131,7 +136,7 @@ def tokens(
     seed = sampling.seed or 0
     window = np.tile(np.asarray(prompt[-block:], dtype=np.int32), (samples, 1))  # [B, T]
     seen = np.zeros((samples, model.config.vocab_size), dtype=bool)
-    seen[:, prompt] = True
+    seen[:, prompt[prompt != end_of_text]] = True  # to end is no repetition of having begun
     decoder = Decoder(model, sampling, vocab_size)
 
     def key(n: int) -> mx.array:

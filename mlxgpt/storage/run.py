@@ -331,10 +331,11 @@ def load_model(
 
 
 def folders_in(runs_dir: Path) -> list[Path]:
-    """The runs' folders, the one written to last first."""
+    """The runs' folders, the one written to last first; what was killed in the making is none."""
     if not runs_dir.is_dir():
         return []
-    folders = [p.parent for p in runs_dir.glob("*/run.json")]
+    found = [path.parent for path in runs_dir.glob("*/run.json")]
+    folders = [folder for folder in found if not folder.name.startswith(".")]
     return sorted(folders, key=_last_written, reverse=True)
 
 

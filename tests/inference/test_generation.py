@@ -256,6 +256,21 @@ def test_ids_beyond_the_tokenizers_are_never_drawn(model: GPT) -> None:
     assert set(result.texts[0]) == set("abc")
 
 
+def test_to_end_is_no_repetition_of_having_begun(tiny_model: Config) -> None:
+    """The end-of-text that a text begins with is not penalised; another token is."""
+
+    class Sure(GPT):
+        def cached(self, ids, cache, position, last):  # type: ignore[no-untyped-def]
+            row = mx.where(mx.arange(self.config.vocab_size) == 5, 9.0, 1.0)
+            return mx.broadcast_to(row, (ids.shape[0], self.config.vocab_size)), cache
+
+    model, prompt = Sure(tiny_model.model), np.array([5, 3])
+    penalty = Sampling(1, temperature=0, repetition_penalty=100.0)
+    assert next(tokens(model, prompt, penalty, 19, 5)) == [5]
+    assert next(tokens(model, prompt, penalty, 19, 3)) != [5]
+    assert next(tokens(model, prompt, penalty, 19)) != [5]
+
+
 def test_a_decoder_goes_when_it_is_no_longer_used(model: GPT) -> None:
     """At once, not when Python next looks for cycles: a training makes one at each evaluation,
     and arrays that stay leave the memory around them in pieces.

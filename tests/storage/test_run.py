@@ -26,6 +26,8 @@ def test_a_run_is_found_by_name_by_folder_or_as_the_newest(runs_dir: Path) -> No
     assert runs.find("older", runs_dir).name == "older"
     assert runs.find(str(runs_dir / "older"), runs_dir / "elsewhere").name == "older"
     assert runs.find(None, runs_dir).name == "done"
+    shutil.copytree(runs_dir / "done", runs_dir / ".other.new")  # killed in the making
+    assert {folder.name for folder in runs.folders_in(runs_dir)} == {"done", "older"}
 
 
 def test_without_a_run_it_is_said_where_was_looked(tmp_path: Path, runs_dir: Path) -> None:
