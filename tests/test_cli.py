@@ -13,6 +13,7 @@ from mlxgpt import api, config
 from mlxgpt.cli import INTERRUPTED, main
 from mlxgpt.errors import UserError
 from mlxgpt.training import selfcheck
+from tests.commands import ROOT
 
 COMMANDS = [
     "prepare",
