@@ -71,10 +71,12 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if sys.platform == "darwin":
-            # On macOS fsync leaves data in the drive's own cache; this does not.
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-        else:
-            os.fsync(descriptor)
+            # On macOS fsync leaves data in the drive's own cache; this does not. Volumes that have
+            # no such thing, such as a server's by SMB, refuse it.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+                return
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

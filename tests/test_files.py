@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -135,12 +136,22 @@ def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
         files.read_sealed(tmp_path / "x.json", 1)
 
 
-def test_a_mac_is_asked_for_a_full_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS, fsync leaves data in the drive's cache; F_FULLFSYNC does not."""
+@pytest.mark.parametrize(("refused", "expected"), [(False, [51]), (True, [51, -1])])
+def test_a_mac_is_asked_for_a_full_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool, expected: list[int]
+) -> None:
+    """On macOS, fsync leaves data in the drive's cache; F_FULLFSYNC does not. A server's volume
+    knows only the former.
+    """
     asked: list[int] = []
-    fake = SimpleNamespace(F_FULLFSYNC=51, fcntl=lambda fd, what: asked.append(what))
+
+    def fcntl(descriptor: int, what: int) -> None:
+        asked.append(what)
+        if refused:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(files, "fcntl", fake)
-    monkeypatch.setattr(os, "fsync", lambda fd: asked.append(-1))
+    monkeypatch.setattr(files, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=fcntl))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: asked.append(-1))
     files.sync(tmp_path)
-    assert asked == [51]
+    assert asked == expected
