@@ -7,6 +7,8 @@ fields. Nothing here knows MLX, files of data, or a terminal.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
@@ -77,6 +79,15 @@ class ModelConfig:
         False,
         "residual projections begin at 0, and with a tied head the last norm's gain at 1/√n_embd",
     )
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of what decides a model's logits beside its weights. Settings at their default
+        are left out, so that it stays the same when there are new ones.
+        """
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dropout"}
+        own = {name: value for name, value in own.items() if value != getattr(type(self), name)}
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -94,3 +94,15 @@ def test_sampling_settings_are_checked_too() -> None:
         configs.sampling({"top_p": 1.5})
     with pytest.raises(UserError, match="temperature = -1"):
         configs.sampling({"temperature": -1})
+
+
+def test_a_models_fingerprint_tells_what_its_logits_hang_on() -> None:
+    model = ModelConfig(2, 2, 16, 8, 65)
+    others = [
+        replace(model, **change)
+        for change in ({"n_head": 4}, {"n_layer": 3}, {"position": "rope"}, {"mlp": "swiglu"})
+    ]
+    assert len({one.fingerprint for one in (model, *others)}) == 5
+    assert replace(model, dropout=0.5).fingerprint == model.fingerprint
+    # Written down, since checkpoints that are there have it.
+    assert model.fingerprint.startswith("fc296a031021f901")

@@ -130,6 +130,7 @@ def make_run(foreign: Foreign, folder: Path) -> Run:
             0,
             parameters,
             {},
+            model=run.config.model.fingerprint,
             tokenizer=run.tokenizer.fingerprint,
         )
     return run

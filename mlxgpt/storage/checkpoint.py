@@ -1,7 +1,8 @@
 """Checkpoints: written atomically, read verified.
 
 A checkpoint is a folder step-0005000 with model.safetensors, optimizer.safetensors and
-manifest.json (format version, step, hashes, the tokenizer's fingerprint, the guard's memory). It is
+manifest.json (format version, step, hashes, the fingerprints of the model's settings and of the
+tokenizer, the guard's memory). It is
 written beside its final name, synced, and renamed, so that one that can be seen is whole. Nothing
 that a stranger writes into one runs code, leads out of it, or takes more memory than it is long.
 """
@@ -37,6 +38,7 @@ class Checkpoint:
 
     Attributes:
         step: updates done.
+        model: fingerprint of the model's settings; empty in what was written before there was one.
         tokenizer: fingerprint of the tokenizer that the model was trained with.
         metrics: numbers noted with it, such as the loss; in the file its `report`.
         guard: what the guard remembers; empty in format 1.
@@ -45,6 +47,7 @@ class Checkpoint:
     """
 
     step: int
+    model: str
     tokenizer: str
     metrics: dict[str, float]
     guard: dict[str, Any]
@@ -58,6 +61,7 @@ def save(
     parameters: dict[str, mx.array],
     optimizer: dict[str, mx.array],
     *,
+    model: str,
     tokenizer: str,
     metrics: Mapping[str, float] | None = None,
     guard: Mapping[str, Any] | None = None,
@@ -83,6 +87,7 @@ def save(
             {
                 "format": FORMAT,
                 "step": step,
+                "model": model,
                 "tokenizer": tokenizer,
                 "report": dict(metrics or {}),
                 "guard": dict(guard or {}),
@@ -123,6 +128,7 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
                 raise ValueError(f"{name} is not what was written")
         return Checkpoint(
             step=int(manifest["step"]),
+            model=str(manifest.get("model", "")),
             tokenizer=manifest["tokenizer"],
             metrics=_numbers(manifest["report"]),
             guard=dict(manifest.get("guard", {})),

@@ -131,6 +131,13 @@ class Run:
                     f"the checkpoint {path} was made with another tokenizer",
                     "restore the run's own checkpoint.",
                 )
+            # Heads, for one, have no arrays of their own that would tell how many there are.
+            if saved.model not in ("", self.config.model.fingerprint):
+                raise UserError(
+                    f"the checkpoint {path} was made with other settings of the model than "
+                    "config.toml has",
+                    "restore the run's own files; config.toml and checkpoints belong together.",
+                )
             return saved
         raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
 

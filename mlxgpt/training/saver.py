@@ -89,6 +89,7 @@ class Saver:
                 step,
                 parameters,
                 optimizer,
+                model=self._run.config.model.fingerprint,
                 tokenizer=self._run.tokenizer.fingerprint,
                 metrics=metrics,
                 guard=guard,

@@ -9,6 +9,7 @@ import pytest
 
 from mlxgpt import files
 from mlxgpt.errors import UserError
+from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 
 
@@ -101,3 +102,22 @@ def test_what_does_not_belong_together_is_refused(runs_dir: Path, damage: str) -
     }[damage]
     with pytest.raises(UserError, match=problem):
         runs.open_run(folder)
+
+
+def test_weights_of_two_heads_are_no_model_of_four(runs_dir: Path) -> None:
+    """No array's shape tells of heads, and yet the logits would be others. What was written before
+    checkpoints knew of it is read as it is.
+    """
+    run = runs.open_run(runs_dir / "done")
+    runs.load_model(run)
+    path = run.folder / "config.toml"
+    path.write_text(path.read_text().replace("n_head = 2 ", "n_head = 4 "))
+    run = runs.open_run(run.folder)
+    assert run.config.model.n_head == 4
+    with pytest.raises(UserError, match="other settings of the model"):
+        runs.load_model(run)
+    manifest = run.checkpoint_path("best") / checkpoint.MANIFEST
+    tree = json.loads(manifest.read_text())
+    del tree["model"], tree[files.SEAL]
+    manifest.write_text(files.sealed(tree))
+    runs.load_model(run)
