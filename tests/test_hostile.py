@@ -379,6 +379,13 @@ def test_a_run_cannot_name_data_elsewhere(place: Path, name: str) -> None:
 def test_a_config_of_a_giant_builds_nothing(place: Path) -> None:
     path = SMALL_RUN / "config.toml"
     path.write_text(path.read_text().replace("n_layer = 2", "n_layer = 2000000000"))
+    with pytest.raises(UserError, match="other settings of the model"):
+        api.generate(run="done")
+    manifest = STEP / "manifest.json"
+    tree = json.loads(manifest.read_text())
+    del tree["seal"]
+    tree["model"] = config_files.load(path).model.fingerprint
+    manifest.write_text(files.sealed(tree))
     with pytest.raises(UserError, match="and the checkpoint has"):
         api.generate(run="done")
 
