@@ -40,8 +40,10 @@ def run() -> NoReturn:
             stream.flush()
         except BrokenPipeError:  # Python would complain at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if code == INTERRUPTED:
-        os._exit(code)  # at once: threads that still compute are not waited for
+    if code:
+        # At once: threads that still compute are not waited for; and those of libraries, where they
+        # were at work when a text was refused, have been seen to abort a process that ends.
+        os._exit(code)
     sys.exit(code)
 
 
