@@ -144,7 +144,11 @@ def _train(add: Add) -> None:
         help="begin with this run's weights, shape and tokenizer: fine-tuning",
     )
     sub.add_argument(
-        "--max-minutes", type=float, metavar="M", help="plan as many steps as fit into M minutes"
+        "--max-minutes",
+        type=float,
+        metavar="M",
+        help="plan as many steps as fit into M minutes; with --recipe modern and no tier, of a model "
+        "whose size is chosen for them",
     )
     sub.add_argument(
         "--memory-limit", type=float, metavar="GB", help="refuse, or stop and save, above this"
@@ -343,7 +347,9 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         help="the tier as GPT-2 was trained (default), or with what was found since",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="a TOML file instead, or one of ours: gpt2-124m, gpt1-117m"
+        "--config",
+        metavar="FILE",
+        help="a TOML file instead, or one of ours: gpt2-124m, gpt1-117m, five-minutes",
     )
 
 
