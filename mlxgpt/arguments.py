@@ -147,8 +147,8 @@ def _train(add: Add) -> None:
         "--max-minutes",
         type=float,
         metavar="M",
-        help="plan as many steps as fit into M minutes; with --recipe modern and no tier, of a model "
-        "whose size is chosen for them",
+        help="plan as many steps as fit into M minutes; with --recipe modern and no tier, choose "
+        "the model's size for them too",
     )
     sub.add_argument(
         "--memory-limit", type=float, metavar="GB", help="refuse, or stop and save, above this"
