@@ -47,6 +47,7 @@ from mlxgpt.training.callback import Callback, Summary
 from mlxgpt.training.forecast import must_fit
 from mlxgpt.training.launch import launch
 from mlxgpt.training.selfcheck import Check
+from mlxgpt.training.sizing import SIZED
 
 SHORT_VOCABULARY = 2048  # of a model of a size that fits into minutes, where none is given
 
@@ -135,6 +136,11 @@ def train(
     alone = tier is None and config is None and from_run is None
     fit_size = recipe == "modern" and bool(max_minutes) and alone
     if fit_size:
+        if mine := [name for name in SIZED if name in settings and name != "vocab_size"]:
+            raise UserError(
+                f"{mine[0]} is given, and would be chosen for the {max_minutes:g} minutes",
+                "leave it out; or add --tier 2, which has a size.",
+            )
         name, chosen = resolve(2, None, recipe, **{"vocab_size": SHORT_VOCABULARY, **settings})
         name = f"{recipe}-{max_minutes:g}min"
     elif from_run:

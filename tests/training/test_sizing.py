@@ -131,3 +131,9 @@ def test_a_run_of_a_chosen_size_is_resumed_at_that_size(
 
     assert width(1e-9) == 128
     assert width(1e9) == 128, "of the run that is there"
+
+
+def test_a_size_is_chosen_or_given(text_file: Path) -> None:
+    with pytest.raises(UserError, match="n_layer is given, and would be chosen") as caught:
+        api.train(recipe="modern", max_minutes=2, source=text_file, n_layer=3)
+    assert "--tier 2" in caught.value.remedy
