@@ -59,6 +59,7 @@ def prepare(
     tokenizer: str | None = None,
     vocab_size: int | None = None,
     megabytes: float | None = None,
+    verify: bool = False,
     data_dir: PathLike | None = None,
     note: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda doing, done, total: None,
@@ -76,6 +77,8 @@ def prepare(
             where `vocab_size` is given; `gpt2` for openwebtext, else `char`.
         vocab_size: of a BPE; default: 4096.
         megabytes: length of the storybook; default: what is there, or 10.
+        verify: read what is there whole, and compare it with its hashes, also where it was read
+            before and did not change since.
         note: takes a line on what is being done.
         progress: is told of (doing, done, total), in bytes of text.
     """
@@ -96,6 +99,7 @@ def prepare(
         strict=vocab_size is not None,
         name=name,
         megabytes=megabytes,
+        verify=verify,
         note=note,
         progress=progress,
     )

@@ -123,6 +123,11 @@ def _prepare(add: Add) -> None:
         "--megabytes", type=float, metavar="N", help="length of the storybook (default: 10)"
     )
     sub.add_argument("--name", help="the data folder's name (default: from the source)")
+    sub.add_argument(
+        "--verify",
+        action="store_true",
+        help="of what is prepared, read every byte again and compare it with its hash",
+    )
     _add_folders(sub, data=True)
 
 

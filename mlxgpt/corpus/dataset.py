@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from mlxgpt import files
 from mlxgpt.corpus import nanogpt, tokenizer_file
 from mlxgpt.corpus.meta import SPLITS, Meta, SplitMeta, read_meta
 from mlxgpt.corpus.tokenizer import Tokenizer
-from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.corpus.tokens import Tokens, read_whole
+from mlxgpt.corpus.verified import Verified
 from mlxgpt.errors import UserError
-
-BLOCK = 1 << 24  # bytes of an array at a time
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,22 @@ def is_prepared(folder: Path) -> bool:
     return (folder / "meta.json").is_file() or (folder / "train.bin").is_file()
 
 
-def open_dataset(folder: Path) -> Dataset:
-    """Open a prepared data folder and verify it; or one of nanoGPT's.
+def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
+    """Open a prepared data folder, or one of nanoGPT's. Arrays that were not verified yet, or were
+    changed since, are read whole.
+
+    Args:
+        verify: read them also if they were.
 
     Raises:
         UserError: if it is missing, damaged, of a newer format, or not of one piece.
     """
+    verified = Verified(folder, anew=verify)
     ours = any((folder / name).exists() for name in ("meta.json", "tokenizer.json"))
     if is_prepared(folder) and not ours:
-        return Dataset(folder, *nanogpt.open_arrays(folder))
+        parts = nanogpt.open_arrays(folder, verified)
+        verified.save()
+        return Dataset(folder, *parts)
     files.only_plain(folder)
     meta = read_meta(folder)
     tokenizer = tokenizer_file.load(folder / "tokenizer.json")
@@ -55,22 +60,21 @@ def open_dataset(folder: Path) -> Dataset:
             f"{folder}: the token arrays were made with another tokenizer than tokenizer.json",
             "delete this folder and prepare the data again.",
         )
-    arrays = [_open_array(folder / f"{split}.bin", meta, getattr(meta, split)) for split in SPLITS]
+    arrays = [
+        _open_array(folder / f"{split}.bin", meta, getattr(meta, split), verified)
+        for split in SPLITS
+    ]
+    verified.save()
     return Dataset(folder, meta, tokenizer, *arrays)
 
 
-def _open_array(path: Path, meta: Meta, split: SplitMeta) -> Tokens:
+def _open_array(path: Path, meta: Meta, split: SplitMeta, verified: Verified) -> Tokens:
     dtype = np.dtype(meta.dtype)
-    digest, largest = hashlib.sha256(), 0
     try:
-        # Read, not mapped: pages of a map count as this process's memory.
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-                ids = np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype)
-                largest = max(largest, int(ids.max(initial=0)))
+        found = verified.once(path.name, [path], lambda: read_whole(path, meta.dtype))
         whole = path.stat().st_size == split.tokens * dtype.itemsize
-        if digest.hexdigest() != split.sha256 or not whole or largest >= meta.vocab_size:
+        right = found.get("sha256") == split.sha256
+        if not right or not whole or not 0 <= found.get("largest", -1) < meta.vocab_size:
             raise UserError(
                 f"{path} is not the array that meta.json describes",
                 "delete this folder and prepare the data again.",

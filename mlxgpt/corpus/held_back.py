@@ -11,6 +11,7 @@ import numpy as np
 
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.meta import SplitMeta
+from mlxgpt.corpus.tokenizer import byte_lengths
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 
@@ -33,10 +34,7 @@ def held_back(dataset: Dataset) -> Dataset:
     # has none, and there is one after each document.
     first = max(0, len(dataset.train.ids) - 2 * room)
     ids = np.asarray(dataset.train.ids[first:], dtype=np.int64)
-    sizes = np.array([len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)])
-    if tokenizer.end_of_text is not None:
-        sizes[tokenizer.end_of_text] = 0
-    bytes_from = np.cumsum(sizes[ids][::-1])[::-1]  # from each id to the end
+    bytes_from = np.cumsum(byte_lengths(tokenizer)[ids][::-1])[::-1]  # from each id to the end
     within = np.flatnonzero(bytes_from <= room)
     ends = np.flatnonzero(ids[:-1] == tokenizer.end_of_text)
     starts = ends[np.isin(ends + 1, within)] + 1

@@ -6,41 +6,41 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mlxgpt import files
 from mlxgpt.corpus import bpe, meta_pickle
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.meta import FORMAT, SPLITS, Meta, SplitMeta
-from mlxgpt.corpus.tokenizer import CharTokenizer
-from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.corpus.tokenizer import CharTokenizer, byte_lengths
+from mlxgpt.corpus.tokens import Tokens, read_whole
+from mlxgpt.corpus.verified import Verified
 from mlxgpt.errors import UserError
 
-CHUNK = 1 << 24  # ids at a time
+DTYPE = "<u2"
 VOCABULARY = "meta.pkl"
 
 
-def open_arrays(folder: Path) -> tuple[Meta, BPETokenizer | CharTokenizer, Tokens, Tokens]:
+def open_arrays(
+    folder: Path, verified: Verified
+) -> tuple[Meta, BPETokenizer | CharTokenizer, Tokens, Tokens]:
     """Open such a folder: its tokenizer, its arrays, and what our meta.json would say of them,
-    which is counted.
+    which is counted where it is not known yet.
 
     Raises:
         UserError: if meta.pkl is no vocabulary of characters, an array is missing, or holds an id
             that the tokenizer has not.
     """
     tokenizer = _tokenizer(folder)
-    sizes = np.array([len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)])
-    if tokenizer.end_of_text is not None:
-        sizes[tokenizer.end_of_text] = 0
     arrays, counts = [], []
     for split in SPLITS:
         path = folder / f"{split}.bin"
         ids = _map(path)
-        counts.append(_count(path, ids, tokenizer, sizes))
+        counts.append(_counted(path, ids, tokenizer, verified))
         arrays.append(Tokens(ids, tokenizer.vocab_size))
     origin = {"nanogpt": folder.name}
-    meta = Meta(FORMAT, "<u2", tokenizer.vocab_size, tokenizer.fingerprint, origin, *counts)
+    meta = Meta(FORMAT, DTYPE, tokenizer.vocab_size, tokenizer.fingerprint, origin, *counts)
     train, val = arrays
     return meta, tokenizer, train, val
 
@@ -64,26 +64,36 @@ def _map(path: Path) -> np.ndarray:
         raise UserError(f"{path.parent} has no {path.name}", "nanoGPT's prepare.py writes both.")
     if path.stat().st_size % 2 or not path.stat().st_size:
         raise UserError(f"{path} is cut short or empty", "write it again.")
-    return np.memmap(path, dtype="<u2", mode="r")
+    return np.memmap(path, dtype=DTYPE, mode="r")
 
 
-def _count(
-    path: Path, ids: np.ndarray, tokenizer: BPETokenizer | CharTokenizer, sizes: np.ndarray
+def _counted(
+    path: Path, ids: np.ndarray, tokenizer: BPETokenizer | CharTokenizer, verified: Verified
 ) -> SplitMeta:
-    """What meta.json would say of one array, each of its ids checked.
+    """What meta.json would say of one array, each of its ids checked."""
+    vocabulary = path.parent / VOCABULARY
+    paths = [path, vocabulary] if vocabulary.exists() else [path]
+    try:
+        found = verified.once(path.name, paths, lambda: _count(path, tokenizer))
+        return SplitMeta(len(ids), found["documents"], found["bytes"], found["sha256"])
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", "write it again.") from error
 
-    Args:
-        sizes: bytes of text of each id.
-    """
-    ends = size = 0
-    for start in range(0, len(ids), CHUNK):
-        chunk = ids[start : start + CHUNK]
-        if (most := int(chunk.max())) >= tokenizer.vocab_size:
-            raise _unknown(path, most, tokenizer)
-        ends += int((chunk == tokenizer.end_of_text).sum()) if tokenizer.end_of_text else 0
-        size += int(sizes[chunk].sum())
-    documents = ends if tokenizer.end_of_text else 1  # without an end, all of it is one
-    return SplitMeta(len(ids), documents, size, files.sha256(path))
+
+def _count(path: Path, tokenizer: BPETokenizer | CharTokenizer) -> dict[str, Any]:
+    times = np.zeros(1 << 16, dtype=np.int64)  # each id comes
+
+    def add(ids: np.ndarray) -> None:
+        nonlocal times
+        times += np.bincount(ids, minlength=len(times))
+
+    found = read_whole(path, DTYPE, add)
+    if found["largest"] >= tokenizer.vocab_size:
+        raise _unknown(path, found["largest"], tokenizer)
+    size = int(times[: tokenizer.vocab_size] @ byte_lengths(tokenizer))
+    end = tokenizer.end_of_text
+    documents = 1 if end is None else int(times[end])  # without an end, all of it is one
+    return {**found, "documents": documents, "bytes": size}
 
 
 def _unknown(path: Path, id: int, tokenizer: BPETokenizer | CharTokenizer) -> UserError:

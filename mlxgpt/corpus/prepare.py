@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from mlxgpt.corpus.meta import FORMAT, SPLITS, Meta, SplitMeta, read_meta
 from mlxgpt.corpus.sources import Source
 from mlxgpt.corpus.splits import SplitRule, documents, parts, survey
 from mlxgpt.corpus.tokenizer import NUL, Tokenizer
-from mlxgpt.corpus.tokens import dtype_for
+from mlxgpt.corpus.tokens import dtype_for, read_whole
+from mlxgpt.corpus.verified import Verified
 from mlxgpt.errors import UserError
 
 SAVE_EVERY = 32  # chunks
@@ -46,6 +47,7 @@ def find_or_prepare(
     name: str | None = None,
     megabytes: float | None = None,
     tokenizer: Tokenizer | None = None,
+    verify: bool = False,
     note: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda doing, done, total: None,
 ) -> Dataset:
@@ -60,6 +62,7 @@ def find_or_prepare(
         name: the folder's name; default: the corpus or the first file's stem, and the tokenizer.
         megabytes: length of the storybook; default: what is there, or a few.
         tokenizer: one that is there already, instead of one by `data` and `vocab_size`.
+        verify: read arrays and files again that were read before, and did not change since.
         note: takes a line on what is being done.
         progress: is told how many of about how many bytes of text are read, or encoded.
 
@@ -72,7 +75,7 @@ def find_or_prepare(
     if len(data.source) == 1 and not data.val_source and not known:
         for folder in (Path(data.source[0]), data_dir / data.source[0]):
             if is_prepared(folder):
-                return open_dataset(folder)
+                return open_dataset(folder, verify=verify)
     kind = data.tokenizer
     if tokenizer and kind != "gpt2":
         kind = f"as-{tokenizer.fingerprint[:8]}"
@@ -83,10 +86,14 @@ def find_or_prepare(
     suffix = "" if kind == "char" else f"-{kind}"
     folder = data_dir / (name or sources.source_name(data.source) + suffix)
     there = (folder / "meta.json").exists()
+    verified = Verified(folder, anew=verify)
     if known and there:  # not to ask the hub for it, or to write it anew
         origin = sources.corpus_origin(data.source, megabytes)
+    elif there and (gone := sources.origin_of_gone(data.source, data.val_source, verified)):
+        note(f"{', '.join(data.source)} is gone; {folder} was prepared from it")
+        origin = gone
     else:
-        source = sources.open_source(data.source, data.val_source, megabytes, note)
+        source = sources.open_source(data.source, data.val_source, megabytes, note, verified)
         origin = source.origin
     if kind != "char":
         origin = {**origin, "tokenizer": kind}
@@ -100,13 +107,16 @@ def find_or_prepare(
                 f"{folder} was prepared from another text, or with another tokenizer",
                 f"delete it, or choose another name: {again}, then --source {data_dir}/NAME",
             )
-        return open_dataset(folder)
+        verified.save()
+        return open_dataset(folder, verify=verify)
     if folder.exists() and not (folder / "meta.json").exists():
         raise UserError(f"{folder} exists and holds no prepared data", "choose another --name.")
     note(f"preparing {', '.join(data.source)} in {folder}")
     with files.only_one(folder, "preparing"):
         if not (folder / "meta.json").exists():  # or another process was quicker
-            _Preparation(source, origin, kind, tokenizer, strict, folder, note, progress).run()
+            _Preparation(
+                source, origin, kind, tokenizer, strict, folder, verified, note, progress
+            ).run()
     return open_dataset(folder)
 
 
@@ -151,9 +161,11 @@ class _Preparation:
         tokenizer: Tokenizer | None,
         strict: bool,
         folder: Path,
+        verified: Verified,
         note: Callable[[str], None],
         progress: Progress,
     ) -> None:
+        self.verified = verified
         self.source, self.origin, self.kind, self.strict = source, origin, kind, strict
         self.tokenizer = tokenizer
         self.folder, self.note, self.progress = folder, note, progress
@@ -287,17 +299,22 @@ class _Preparation:
         for split, count in self.counts.items():
             if not count.tokens:
                 raise UserError(f"the {split} text is empty", "give a longer text.")
-            digest = files.sha256(self.scratch / f"{split}.bin")
-            sides[split] = SplitMeta(count.tokens, count.documents, count.bytes, digest)
+            sides[split] = replace(count, sha256=self._read(self.scratch / f"{split}.bin"))
         meta = Meta(
             FORMAT, self.dtype, tokenizer.vocab_size, tokenizer.fingerprint, self.origin, **sides
         )
+        self.verified.save(self.scratch)
         for name in (PROGRESS, UNFINISHED):
             (self.scratch / name).unlink(missing_ok=True)
         (self.scratch / "meta.json").write_text(meta.to_json(), encoding="utf-8")
         for path in self.scratch.iterdir():
             files.sync(path)
         self.scratch.rename(self.folder)
+
+    def _read(self, path: Path) -> str:
+        """The sha256 of an array; that it was read is remembered."""
+        found = self.verified.once(path.name, [path], lambda: read_whole(path, self.dtype))
+        return str(found["sha256"])
 
 
 def _sum(a: SplitMeta, b: SplitMeta) -> SplitMeta:

@@ -18,6 +18,7 @@ from mlxgpt import files
 from mlxgpt.corpus import hub, readers, storybook
 from mlxgpt.corpus.hub import HubText, Rows
 from mlxgpt.corpus.readers import COLUMN, Piece
+from mlxgpt.corpus.verified import Verified
 from mlxgpt.errors import UserError
 
 VAL_SHARE_STORIES = 0.01  # of the storybook's length, in stories of their own
@@ -56,6 +57,7 @@ def open_source(
     val_source: Sequence[str] = (),
     megabytes: float | None = None,
     note: Callable[[str], None] = lambda line: None,
+    verified: Verified | None = None,
 ) -> Source:
     """Find the documents that `source` names: a corpus by name, a dataset of the hub, or files and
     folders of text.
@@ -63,6 +65,7 @@ def open_source(
     Args:
         megabytes: how much the storybook shall write; default STORYBOOK_MEGABYTES.
         note: takes a line on what is being fetched.
+        verified: knows the hashes of files that were read before.
 
     Raises:
         Unavailable: if the text is not here, and cannot be had.
@@ -84,7 +87,25 @@ def open_source(
         )
     if name and (text := hub.named(name)):
         return _from_hub(source_name(source), text, note)
-    return _from_files(source, val_source)
+    return _from_files(source, val_source, verified)
+
+
+def origin_of_gone(
+    source: Sequence[str], val_source: Sequence[str], verified: Verified
+) -> dict[str, Any] | None:
+    """The origin of files that were read once and are not there any more; None where all are, or
+    it is not known.
+    """
+    if all(glob.has_magic(name) or _path(name).exists() for name in (*source, *val_source)):
+        return None
+    origin: dict[str, Any] = {}
+    for kind, names in (("files", source), ("val_files", val_source)):
+        if names:
+            found = verified.recall(kind)
+            if found.get("paths") != _absolute(names):
+                return None
+            origin |= _told(kind, names, str(found.get("sha256")))
+    return origin
 
 
 def check_request(
@@ -211,12 +232,21 @@ def _from_hub(name: str, text: HubText, note: Callable[[str], None]) -> Source:
     )
 
 
-def _from_files(source: Sequence[str], val_source: Sequence[str]) -> Source:
+def _from_files(
+    source: Sequence[str], val_source: Sequence[str], verified: Verified | None
+) -> Source:
     paths, val_paths = _expand(source), _expand(val_source)
-    origin: dict[str, Any] = {"files": [Path(p).name for p in source], "sha256": _digest(paths)}
+    verified = verified or Verified(Path(), anew=True)
+
+    def origin_of(kind: str, names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
+        def find() -> dict[str, Any]:
+            return {"paths": _absolute(names), "sha256": _digest(paths)}
+
+        return _told(kind, names, verified.once(kind, paths, find)["sha256"])
+
+    origin = origin_of("files", source, paths)
     if val_paths:
-        origin["val_files"] = [Path(p).name for p in val_source]
-        origin["val_sha256"] = _digest(val_paths)
+        origin |= origin_of("val_files", val_source, val_paths)
     return Source(
         source_name(source),
         origin,
@@ -224,6 +254,19 @@ def _from_files(source: Sequence[str], val_source: Sequence[str]) -> Source:
         _Files(Rows(val_paths)) if val_paths else None,
         sum(map(readers.text_size, paths)),
     )
+
+
+def _told(kind: str, names: Sequence[str], sha256: str) -> dict[str, Any]:
+    """What an origin says of some files: `kind` is "files" or "val_files"."""
+    return {kind: [Path(name).name for name in names], kind.replace("files", "sha256"): sha256}
+
+
+def _absolute(names: Sequence[str]) -> list[str]:
+    return [str(_path(name).absolute()) for name in names]
+
+
+def _path(name: str) -> Path:
+    return Path(name).expanduser()
 
 
 def _digest(paths: Sequence[Path]) -> str:
@@ -242,7 +285,7 @@ def _digest(paths: Sequence[Path]) -> str:
 def _expand(paths: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for name in paths:
-        path = Path(name).expanduser()
+        path = _path(name)
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in readers.SUFFIXES)
             if not inside:

@@ -54,6 +54,14 @@ class Tokenizer(Protocol):
         """tokenizer.json."""
 
 
+def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """[vocab_size]: how many bytes of text each id stands for; an end-of-text for none."""
+    lengths = np.array([len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)])
+    if tokenizer.end_of_text is not None:
+        lengths[tokenizer.end_of_text] = 0
+    return lengths
+
+
 class CharTokenizer:
     """One token a character (a Unicode code point), ids in code-point order.
 

@@ -6,18 +6,46 @@ train.bin has the same form.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mlxgpt.errors import UserError
 from mlxgpt.seeds import derive
 
+BLOCK = 1 << 24  # bytes at a time
+
 
 def dtype_for(vocab_size: int) -> str:
     """The smallest of the two array types that holds every id."""
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
+
+
+def read_whole(
+    path: Path, dtype: str, also: Callable[[np.ndarray], None] = lambda ids: None
+) -> dict[str, Any]:
+    """Read an array to its end, once: {"sha256", "largest"}, the largest of its ids.
+
+    Args:
+        also: is given the ids, a portion at a time.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    digest, largest, item = hashlib.sha256(), 0, np.dtype(dtype).itemsize
+    # Read, not mapped: pages of a map count as this process's memory.
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            ids = np.frombuffer(block[: len(block) // item * item], dtype)
+            largest = max(largest, int(ids.max(initial=0)))
+            also(ids)
+    return {"sha256": digest.hexdigest(), "largest": largest}
 
 
 @dataclass(frozen=True)

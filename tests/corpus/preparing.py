@@ -7,11 +7,13 @@ from pathlib import Path
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus.prepare import find_or_prepare
 
-FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json"}
+FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json", "verified.json"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All but what is only remembered of the other files."""
+    own = [path for path in folder.iterdir() if path.name != "verified.json"]
+    return {path.name: path.read_bytes() for path in own}
 
 
 class Recorder:

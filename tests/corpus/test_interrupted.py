@@ -15,7 +15,7 @@ import pytest
 
 from mlxgpt import files
 from mlxgpt.config import DataConfig
-from mlxgpt.corpus import sources
+from mlxgpt.corpus import prepare, sources
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.readers import Piece
 from mlxgpt.corpus.sources import Source
@@ -66,10 +66,7 @@ def test_an_interruption_before_or_after_the_arrays_loses_nothing(
     expected = prepared(many, tmp_path / "whole", "bpe", Recorder())
     with monkeypatch.context() as patch:
         if where == "hashing":
-            sha256 = files.sha256
-            patch.setattr(
-                files, "sha256", lambda p: interrupt() if p.suffix == ".bin" else sha256(p)
-            )
+            patch.setattr(prepare, "read_whole", interrupt)
         if where == "renaming":
             patch.setattr(Path, "rename", interrupt)
         interrupted = Recorder(9, doing=where)

@@ -12,12 +12,13 @@ import pytest
 
 from mlxgpt import api
 from mlxgpt.config import DataConfig
-from mlxgpt.corpus import nanogpt
+from mlxgpt.corpus import tokens
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.errors import UserError
 from mlxgpt.storage import run as runs
+from tests.corpus.preparing import contents
 from tests.corpus.texts import sides
 
 TEXTS = {
@@ -40,7 +41,7 @@ def folder(gpt2: BPETokenizer, tmp_path: Path) -> Path:
 
 
 def test_its_arrays_are_opened_as_they_are(folder: Path, gpt2: BPETokenizer) -> None:
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     dataset = open_dataset(folder)
     assert sides(dataset) == (TEXTS["train"], TEXTS["val"])
     for split, meta in (("train", dataset.meta.train), ("val", dataset.meta.val)):
@@ -49,7 +50,7 @@ def test_its_arrays_are_opened_as_they_are(folder: Path, gpt2: BPETokenizer) -> 
         assert meta.tokens == len(before[f"{split}.bin"]) // 2
     assert dataset.meta.vocab_size == 50257
     assert dataset.meta.tokenizer == dataset.tokenizer.fingerprint == gpt2.fingerprint
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
 
 
 def test_it_is_found_by_its_name_and_by_its_folder(folder: Path) -> None:
@@ -62,8 +63,8 @@ def test_counts_do_not_hang_on_how_much_is_read_at_a_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = open_dataset(folder).meta
-    monkeypatch.setattr(nanogpt, "CHUNK", 7)
-    assert open_dataset(folder).meta == expected
+    monkeypatch.setattr(tokens, "BLOCK", 14)
+    assert open_dataset(folder, verify=True).meta == expected
 
 
 def test_other_arrays_are_other_data(folder: Path) -> None:
@@ -103,7 +104,7 @@ def characters(tmp_path: Path) -> Path:
 
 
 def test_arrays_of_characters_are_opened_as_they_are(characters: Path) -> None:
-    before = {path.name: path.read_bytes() for path in characters.iterdir()}
+    before = contents(characters)
     dataset = open_dataset(characters)
     at = int(len(LINES) * 0.9)
     for part, tokens, meta in (
@@ -117,7 +118,7 @@ def test_arrays_of_characters_are_opened_as_they_are(characters: Path) -> None:
     assert dataset.tokenizer.end_of_text is None
     assert dataset.meta.vocab_size == dataset.tokenizer.vocab_size == len(set(LINES))
     assert dataset.meta.tokenizer == dataset.tokenizer.fingerprint
-    assert {path.name: path.read_bytes() for path in characters.iterdir()} == before
+    assert contents(characters) == before
 
 
 def test_characters_of_shakespeare_are_those_of_our_own_preparation(
