@@ -249,9 +249,9 @@ def export(
     if not quantize or not found.data_name or not is_prepared(folder_of_data):
         return Exported(folder, step)
     dataset = data_of(found, home("data", data_dir))
-    before = loss.evaluate(found, model, dataset.val, dataset.meta.val.bytes).perplexity
+    before = loss.evaluate(found, model, dataset.val).perplexity
     load_parameters(model, exporting.rounded(found.config.model, parameters, to, quantize))
-    after = loss.evaluate(found, model, dataset.val, dataset.meta.val.bytes).perplexity
+    after = loss.evaluate(found, model, dataset.val).perplexity
     return Exported(folder, step, before, after)
 
 
@@ -300,12 +300,11 @@ def evaluate(
     if source:
         given = [source] if isinstance(source, str | Path) else source
         paths = [str(path) for path in given]
-        ids, text_bytes = preparation.encode_files(paths, found.tokenizer)
+        ids = preparation.encode_files(paths, found.tokenizer)
         tokens = Tokens(ids, found.config.model.vocab_size)
     else:
-        dataset = data_of(found, home("data", data_dir))
-        tokens, text_bytes = dataset.val, dataset.meta.val.bytes
-    return loss.evaluate(found, model, tokens, text_bytes)
+        tokens = data_of(found, home("data", data_dir)).val
+    return loss.evaluate(found, model, tokens)
 
 
 def hellaswag(

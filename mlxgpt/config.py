@@ -158,10 +158,19 @@ class TrainConfig:
         choices=("auto", "float32", "bfloat16"),
     )
     gradient_checkpointing: bool = setting(
-        False, "recompute activations in the backward pass: less memory, more time"
+        False,
+        "recompute activations in the backward pass: less memory, more time",
+        weights=False,
     )
     log_interval: int = setting(10, "steps between two lines of metrics", low=1, weights=False)
     eval_interval: int = setting(250, "steps between two evaluations", low=1, weights=False)
+    eval_tokens: int = setting(
+        0,
+        "tokens of the validation text at each evaluation, spread over it; 0: what 15 % of those "
+        "trained since the last one are, and at the end all; all, where that is no more",
+        low=0,
+        weights=False,
+    )
     save_interval: int = setting(
         250, "steps between two checkpoints; each evaluation saves too", low=1, weights=False
     )
@@ -188,6 +197,16 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Of all micro-batches of an update."""
+        return self.train.batch_size * self.train.gradient_accumulation_steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Of all micro-batches of an update."""
+        return self.sequences_per_step * self.model.block_size
 
 
 @dataclass(frozen=True)
@@ -306,21 +325,34 @@ def with_vocabulary(config: Config) -> Config:
     return config if config.model.vocab_size else override(config, {"vocab_size": CHARACTERS})
 
 
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configs differ: name -> (old, new). Sources are left out: the
+    data's own hash tells.
+    """
+    pairs = {
+        name: (getattr(getattr(old, section), name), getattr(getattr(new, section), name))
+        for name, section in SECTION_OF.items()
+        if section != "data"
+    }
+    return {name: (a, b) for name, (a, b) in pairs.items() if a != b}
+
+
 def changed_weights(old: Config, new: Config) -> list[str]:
     """Names of the settings in which two configs differ so that a training would end with other
-    weights. Sources are left out (the data's own hash tells), and so is a longer `max_steps`
-    when the schedule does not hang on it.
+    weights. The same sequences in other micro-batches are left out, which differ by rounding only,
+    and so is a longer `max_steps` when the schedule does not hang on it.
     """
-    names = []
-    for name, section in SECTION_OF.items():
-        item = next(f for n, _, f in settings(SECTIONS[section]) if n == name)
-        same = getattr(getattr(old, section), name) == getattr(getattr(new, section), name)
-        if same or not item.metadata["weights"] or section == "data":
-            continue
-        if name == "max_steps" and old.optim.decay_steps == new.optim.decay_steps > 0:
-            continue
-        names.append(name)
-    return names
+    harmless = {
+        name
+        for section in SECTIONS.values()
+        for name, _, item in settings(section)
+        if not item.metadata["weights"]
+    }
+    if old.sequences_per_step == new.sequences_per_step:
+        harmless |= {"batch_size", "gradient_accumulation_steps"}
+    if old.optim.decay_steps == new.optim.decay_steps > 0:
+        harmless.add("max_steps")
+    return [name for name in differences(old, new) if name not in harmless]
 
 
 def _checked(part: T) -> T:

@@ -297,7 +297,7 @@ class LiveView:
 def _plan(run: Run, dataset: Dataset, forecast: Forecast) -> dict[str, str]:
     """What is about to be trained, in named lines."""
     t, model, meta = run.config.train, run.config.model, dataset.meta
-    tokens = t.batch_size * t.gradient_accumulation_steps * model.block_size
+    tokens = run.config.tokens_per_step
     return {
         "text": told(meta.origin),
         "data": f"{dataset.folder}: {meta.train.tokens:,} training tokens, "
@@ -309,7 +309,7 @@ def _plan(run: Run, dataset: Dataset, forecast: Forecast) -> dict[str, str]:
         "machine": f"{device.name()}, {device.backend()}, {decimal(device.total_bytes())}",
         "will take": f"about {duration(forecast.seconds)} and {decimal(forecast.peak_bytes)} of "
         f"memory, measured: {1000 * forecast.step_seconds:,.0f} ms a step, "
-        f"{forecast.evaluations} evaluation{'s' * (forecast.evaluations != 1)} of "
+        f"{forecast.evaluations} evaluation{'s' * (forecast.evaluations != 1)} in "
         f"{duration(forecast.evaluation_seconds)}",
         "to expect": _expected(forecast.reached, t.max_steps * tokens),
         "run": str(run.folder),

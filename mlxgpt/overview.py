@@ -55,14 +55,13 @@ def info(
     else:
         name, chosen = resolve(tier, config, **settings)
     chosen = configs.with_vocabulary(chosen)
-    m, t = chosen.model, chosen.train
-    tokens = t.max_steps * t.batch_size * t.gradient_accumulation_steps * m.block_size
+    m = chosen.model
     return Info(
         name=name,
         config=chosen,
         parameters={**parameters_by_part(m), "all": count_parameters(m)},
         flops_per_token=flops_per_token(m),
-        training_tokens=tokens,
+        training_tokens=chosen.train.max_steps * chosen.tokens_per_step,
         memory_bytes=training_bytes(m),
         step=step,
         val_loss=val_loss,

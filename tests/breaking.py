@@ -129,7 +129,7 @@ def main(plan: dict[str, Any]) -> None:
     selfcheck.check = lambda config: iter([])
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
     for room in (forecast, launch):
-        room.measure = lambda *_: Forecast(1e-3, 0.0, 0, 0, 0, None)  # type: ignore[attr-defined]
+        room.measure = lambda *_: Forecast(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
     if plan.get("journal"):
         files.sync = Disk(Path("runs"), Path(plan["journal"])).sync
     if plan.get("event"):

@@ -44,7 +44,7 @@ def shown(
     run = runs.open_run(trained / "runs" / "done")
     display.on_check(Check("causality", True, "fine"))
     reached = Reached(1.5150, 2.186, 10_240_000, "a-report.md")
-    forecast = Forecast(0.2, 12.0, 310_000_000, 5000, 10, reached)
+    forecast = Forecast(0.2, 1e-3, 310_000_000, 10_000, 5000, 10, 120_000, reached)
     display.on_train_begin(run, open_dataset(trained / "data" / "words"), 0, forecast)
     display.on_log(RECORD)
     display.on_log({**RECORD, "step": 1210, "val_loss": 1.75})

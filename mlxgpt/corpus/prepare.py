@@ -120,8 +120,8 @@ def find_or_prepare(
     return open_dataset(folder)
 
 
-def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
-    """The ids of some files' documents, each with its end, and the bytes of their text.
+def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """The ids of some files' documents, each with its end.
 
     Raises:
         UserError: if there is no text, or the tokenizer knows single texts and there are several.
@@ -142,8 +142,7 @@ def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> tuple[np.ndarray
             "this run knows single texts, and the source holds several",
             "give one text file without <|endoftext|>.",
         )
-    ids = tokenizer.encode_stream("".join(text + NUL if ends else text for text in texts))
-    return ids, sum(len(text.encode("utf-8")) for text in texts)
+    return tokenizer.encode_stream("".join(text + NUL if ends else text for text in texts))
 
 
 class _Preparation:

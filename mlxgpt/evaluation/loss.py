@@ -1,4 +1,4 @@
-"""Loss and bits per byte over a whole split."""
+"""Loss and bits per byte over a split, or a fixed sample of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import islice
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.corpus.tokenizer import Tokenizer
+from mlxgpt.corpus.tokenizer import Tokenizer, byte_lengths
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.model import lanes
@@ -44,12 +44,16 @@ class Evaluator:
     and masked, so that every token but the first is predicted once (and the first too, where texts
     begin with `bos`). No dropout and no random numbers: training is not touched.
 
+    Attributes:
+        tokens: how many are predicted.
+
     Args:
         tokens: the array to evaluate on.
-        text_bytes: UTF-8 bytes of its text.
         bos: the token that the model's texts begin with; None where they begin without one.
         batch_size: windows at a time, over all lanes.
         dtype: of the forward pass.
+        limit: about how many tokens to predict, in windows spread evenly over the text, always the
+            same; default: all.
     """
 
     def __init__(
@@ -57,29 +61,34 @@ class Evaluator:
         model: GPT,
         tokenizer: Tokenizer,
         tokens: Tokens,
-        text_bytes: int,
         *,
         bos: int | None,
         batch_size: int,
         dtype: mx.Dtype,
+        limit: int | None = None,
     ) -> None:
         ids = np.asarray(tokens.ids, dtype=np.int32)
         if bos is not None:
             ids = np.concatenate([np.array([bos], dtype=np.int32), ids])
-        elif len(ids):
-            text_bytes -= len(tokenizer.token_bytes(int(ids[0])))  # it is not predicted
-        if len(ids) < 2 or text_bytes < 1:
-            raise UserError("the validation text is too short", "give one of two tokens or more.")
+        if len(ids) < 2:
+            raise _too_short()
         if ids.max() >= model.config.vocab_size:
             raise UserError(
                 f"the text holds id {ids.max()}, beyond the model's vocabulary",
                 "use data that was prepared with this run's tokenizer.",
             )
+        T = model.config.block_size
+        windows = math.ceil((len(ids) - 1) / T)
+        chosen = windows if limit is None else max(1, min(windows, limit // T))
         self._ids = ids
-        self._bytes = text_bytes
-        windows = math.ceil((len(ids) - 1) / model.config.block_size)  # more rows are padding
-        self._rows = max(1, min(batch_size, windows) // lanes.count())  # of each lane
-        self._block_size = model.config.block_size
+        self._starts = T * (np.arange(chosen) * windows // chosen)
+        targets = np.concatenate([ids[start + 1 : start + 1 + T] for start in self._starts])
+        self.tokens = len(targets)
+        self._bytes = int(byte_lengths(tokenizer)[targets].sum())
+        if not self._bytes:
+            raise _too_short()
+        self._rows = max(1, min(batch_size, chosen) // lanes.count())  # of each lane
+        self._block_size = T
         self._model = model
         self._lanes = Lanes(lambda: make_eval_step(model, dtype))
 
@@ -88,37 +97,45 @@ class Evaluator:
         parameters = self._model.parameters()
         shares = ((parameters, *map(mx.array, batch)) for batch in self._batches())
         total = 0.0
+        waiting: list[mx.array] = []
         while some := list(islice(shares, lanes.count())):
-            total += sum(map(float, self._lanes(some)))
-        count = len(self._ids) - 1
-        loss = total / count
+            # The device has the next batches before the last ones are waited for.
+            losses = self._lanes(some)
+            mx.async_eval(losses)
+            total += sum(map(float, waiting))
+            waiting = losses
+        total += sum(map(float, waiting))
+        loss = total / self.tokens
         bits = total / math.log(2) / self._bytes
         perplexity = math.exp(loss) if loss < 700 else math.inf
-        return Evaluation(loss, bits, perplexity, count)
+        return Evaluation(loss, bits, perplexity, self.tokens)
 
     def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(inputs, targets, mask), each [B, T], all of one shape."""
+        """(inputs, targets, mask), each [B, T], all of one shape; rows that are over are masked."""
         B, T = self._rows, self._block_size
-        count = len(self._ids) - 1
-        for start in range(0, count, B * T):
-            size = min(B * T, count - start)
-            inputs, targets = np.zeros((2, B * T), dtype=np.int32)
-            mask = np.zeros(B * T, dtype=np.float32)
-            inputs[:size] = self._ids[start : start + size]
-            targets[:size] = self._ids[start + 1 : start + size + 1]
-            mask[:size] = 1
-            yield inputs.reshape(B, T), targets.reshape(B, T), mask.reshape(B, T)
+        for first in range(0, len(self._starts), B):
+            inputs, targets = np.zeros((2, B, T), dtype=np.int32)
+            mask = np.zeros((B, T), dtype=np.float32)
+            for row, start in enumerate(self._starts[first : first + B]):
+                window = self._ids[start : start + T + 1]
+                size = len(window) - 1
+                inputs[row, :size], targets[row, :size] = window[:-1], window[1:]
+                mask[row, :size] = 1
+            yield inputs, targets, mask
 
 
-def evaluate(run: Run, model: GPT, tokens: Tokens, text_bytes: int) -> Evaluation:
-    """Loss of a run's model over some tokens, of a text of so many UTF-8 bytes."""
+def evaluate(run: Run, model: GPT, tokens: Tokens) -> Evaluation:
+    """Loss of a run's model over some tokens."""
     evaluator = Evaluator(
         model,
         run.tokenizer,
         tokens,
-        text_bytes,
         bos=run.bos,
         batch_size=run.config.train.batch_size,
         dtype=getattr(mx, run.config.train.dtype),
     )
     return evaluator()
+
+
+def _too_short() -> UserError:
+    return UserError("the validation text is too short", "give one of two tokens or more.")

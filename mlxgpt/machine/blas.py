@@ -49,14 +49,19 @@ def is_fast() -> bool:
     return _fast
 
 
+def threads() -> int:
+    """How many threads a product is shared out to; its bits hang on that. 0: not known."""
+    return int(_library.scipy_openblas_get_num_threads()) if _library else 0
+
+
 @contextlib.contextmanager
-def shared_by(threads: int) -> Iterator[None]:
+def shared_by(lanes: int) -> Iterator[None]:
     """For that many threads that multiply at the same time: each gets its share of BLAS's own."""
     if _library is None:
         yield
         return
-    before = _library.scipy_openblas_get_num_threads()
-    _library.scipy_openblas_set_num_threads(max(1, before // threads))
+    before = threads()
+    _library.scipy_openblas_set_num_threads(max(1, before // lanes))
     try:
         yield
     finally:

@@ -116,7 +116,7 @@ def main() -> None:
 def measure_training(config: Config, plan: Plan) -> Training:
     """The real trainer's steps, over random ids: their speed does not depend on the text."""
     t, vocabulary = config.train, config.model.vocab_size
-    tokens_per_step = t.batch_size * t.gradient_accumulation_steps * config.model.block_size
+    tokens_per_step = config.tokens_per_step
     peak = device.matmul_peak(t.dtype)
     device.reset_peak()
     draw = np.random.default_rng(0).integers

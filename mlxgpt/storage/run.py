@@ -6,6 +6,8 @@ from it, nothing else is needed, on any machine.
                      its first weights come from
     tokenizer.json
     metrics.jsonl    one object a logged step
+    history.jsonl    one for each time that the training began or went on: at which step, when, on
+                     what, and which settings were changed
     samples.txt      what the model wrote at each evaluation
     best.json        step and validation loss of the best checkpoint
     checkpoints/step-NNNNNNN/
@@ -17,8 +19,10 @@ import contextlib
 import json
 import re
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,7 @@ from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
 
 FORMAT = 3  # 1 had settings for no guard, 2 did not say how texts begin
-METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
+METRICS, SAMPLES, HISTORY = "metrics.jsonl", "samples.txt", "history.jsonl"
 SAMPLE_HEAD = re.compile(r"--- step (\d{1,18})\n", re.ASCII)
 
 
@@ -147,13 +151,35 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line of metrics."""
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+        self._append(METRICS, record)
+
+    def add_to_history(
+        self, step: int, surroundings: Mapping[str, str], changed: Mapping[str, tuple[Any, Any]]
+    ) -> None:
+        """Note that the training begins, or goes on, from a step: on what, and with which settings
+        changed, name -> (old, new).
+        """
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        on = dict(surroundings)
+        self._append(HISTORY, {"step": step, "time": time, "on": on, "changed": dict(changed)})
+
+    def surroundings(self) -> dict[str, str]:
+        """On what it was last trained; {} where that is not known."""
+        last = deque(self._lines(HISTORY), maxlen=1)
+        on = last[0].get("on") if last else None
+        return {str(k): str(v) for k, v in on.items()} if isinstance(on, dict) else {}
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics, each with its step; what was cut off or damaged is left out."""
+        return self._lines(METRICS)
+
+    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
         try:
-            file = (self.folder / METRICS).open("rb")
+            file = (self.folder / name).open("rb")
         except OSError:
             return
         with file:
@@ -192,7 +218,7 @@ class Run:
 
     def sync_notes(self) -> None:
         """Make the disk hold what was noted."""
-        for name in (METRICS, SAMPLES):
+        for name in (METRICS, SAMPLES, HISTORY):
             with contextlib.suppress(FileNotFoundError):
                 files.sync(self.folder / name)
         files.sync(self.folder)  # which holds their names

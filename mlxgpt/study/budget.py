@@ -22,14 +22,8 @@ class Budget:
 
     def steps(self, config: Config, step_seconds: float) -> int:
         """How many steps of a config fit into it, at least one."""
-        each = {"steps": 1, "tokens": tokens_per_step(config), "seconds": step_seconds}[self.unit]
+        each = {"steps": 1, "tokens": config.tokens_per_step, "seconds": step_seconds}[self.unit]
         return max(1, round(self.amount / each))
-
-
-def tokens_per_step(config: Config) -> int:
-    """Tokens of all micro-batches of a step."""
-    t = config.train
-    return t.batch_size * t.gradient_accumulation_steps * config.model.block_size
 
 
 def parse(text: str) -> Budget:

@@ -25,7 +25,7 @@ from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
 from mlxgpt.study import ledger as ledgers
 from mlxgpt.study import sequential, verdict
-from mlxgpt.study.budget import Budget, tokens_per_step
+from mlxgpt.study.budget import Budget
 from mlxgpt.study.curves import curve
 from mlxgpt.study.paired import ALPHA
 from mlxgpt.study.planning import Forecasts, plan
@@ -102,7 +102,7 @@ class _Comparison:
                 change,
                 count_parameters(v.config.model),
                 v.config.train.max_steps,
-                v.config.train.max_steps * tokens_per_step(v.config),
+                v.config.train.max_steps * v.config.tokens_per_step,
             )
             for v, change in zip(self._variants, changes, strict=True)
         ]
@@ -250,7 +250,7 @@ class _Comparison:
             return math.inf
         run = runs.open_run(self._folder / ledgers.TRAININGS / training.key)
         model, _ = runs.load_model(run, str(run.config.train.max_steps))
-        return evaluate(run, model, whole.val, whole.meta.val.bytes).bits_per_byte
+        return evaluate(run, model, whole.val).bits_per_byte
 
 
 def _must_be(run: Run, config: Config, dataset: Dataset) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlxgpt.storage.run import Run
-from mlxgpt.study.budget import tokens_per_step
 from mlxgpt.study.paired import ALPHA, interval
 
 
@@ -53,7 +52,7 @@ class SpeedUp:
 
 def curve(run: Run) -> Curve:
     """The curve of a training, from its metrics."""
-    each = tokens_per_step(run.config)
+    each = run.config.tokens_per_step
     records = list(run.metrics())
     rates = [record["tokens_per_second"] for record in records]
     median = statistics.median([rate for rate in rates if rate] or [math.nan])

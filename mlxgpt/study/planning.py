@@ -11,7 +11,7 @@ from mlxgpt.config import Config, override
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.study import ledger as ledgers
-from mlxgpt.study.budget import Budget, tokens_per_step
+from mlxgpt.study.budget import Budget
 from mlxgpt.study.ledger import Ledger
 from mlxgpt.study.variants import Variant
 from mlxgpt.training import launch
@@ -95,7 +95,7 @@ def _sized(variant: Variant, steps: int) -> Config:
     points.
     """
     config = variant.config
-    work = 3 * steps * tokens_per_step(config)
+    work = 3 * steps * config.tokens_per_step
     points = int(EVALUATED_SHARE * work / len(variant.dataset.val.ids))
     every = math.ceil(steps / min(max(points, FEWEST_EVALUATIONS), MOST_EVALUATIONS))
     decay_steps = config.optim.decay_steps * steps / config.train.max_steps
@@ -104,6 +104,7 @@ def _sized(variant: Variant, steps: int) -> Config:
         {
             "decay_steps": math.ceil(decay_steps),
             "eval_interval": every,
+            "eval_tokens": len(variant.dataset.val.ids),
             "save_interval": every,
             "log_interval": max(1, every // 5),
             "sample_tokens": 0,

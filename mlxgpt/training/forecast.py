@@ -4,10 +4,11 @@ and what measured runs of the same shape reached.
 
 from __future__ import annotations
 
+import bisect
 import gc
-import math
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,19 +16,17 @@ import mlx.core as mx
 
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import count_parameters
+from mlxgpt.training.evaluating import tokens_at_end, tokens_each
 from mlxgpt.training.step import TrainStep, new_step
-from mlxgpt.training.trainer import Hook, Metrics, train
+from mlxgpt.training.trainer import train
 
-WARM_UP = 2  # steps, which compile
-MOST_STEPS = 20  # timed
-FEWEST_STEPS = 2
+MOST_STEPS = 20  # timed at a stretch
 ENOUGH_SECONDS = 2.0
-EVALUATED_BATCHES = 4
+LONG_SECONDS = 10.0  # what takes as long is not taken twice, only to leave compiling out
 MARGIN = 1.1  # of a setting that is said to fit
 
 
@@ -36,35 +35,51 @@ class Forecast:
     """What a training will take.
 
     Attributes:
-        step_seconds: of one step, measured.
-        evaluation_seconds: of one evaluation, from a few measured batches.
+        step_seconds: of one step.
+        token_seconds: of a token that is evaluated.
         peak_bytes: the most memory in use, measured.
+        val_tokens: of the validation text.
         steps, evaluations: how many are to come.
+        evaluated: tokens that these evaluations predict, together.
         reached: what measured runs of this shape reached on this text; None: unknown.
     """
 
     step_seconds: float
-    evaluation_seconds: float
+    token_seconds: float
     peak_bytes: int
-    steps: int
-    evaluations: int
+    val_tokens: int
+    steps: int = 0
+    evaluations: int = 0
+    evaluated: int = 0
     reached: Reached | None = None
+
+    @property
+    def evaluation_seconds(self) -> float:
+        """Of all evaluations together."""
+        return self.evaluated * self.token_seconds
 
     @property
     def seconds(self) -> float:
         """Of the whole training; its samples and checkpoints are not counted."""
-        return self.steps * self.step_seconds + self.evaluations * self.evaluation_seconds
+        return self.steps * self.step_seconds + self.evaluation_seconds
 
     def for_plan(self, config: Config, start: int = 0) -> Forecast:
         """The same for the steps from `start` on."""
         last, every = config.train.max_steps, config.train.eval_interval
         evaluations = last // every - start // every + (last % every > 0)
-        return replace(self, steps=last - start, evaluations=evaluations)
+        each = tokens_each(config, self.val_tokens)
+        at_end = tokens_at_end(config, self.val_tokens)
+        evaluated = evaluations * each + (at_end if at_end > each and evaluations else 0)
+        return replace(self, steps=last - start, evaluations=evaluations, evaluated=evaluated)
 
-    def steps_in(self, seconds: float, every: int) -> int:
-        """How many steps, with an evaluation each `every` and at the end, fit into a time."""
-        left = seconds - self.evaluation_seconds  # of the one at the end
-        return max(1, int(left / (self.step_seconds + self.evaluation_seconds / every)))
+    def steps_in(self, seconds: float, config: Config) -> int:
+        """How many steps of `config` fit into a time, with their evaluations."""
+
+        def needed(steps: int) -> float:
+            return self.for_plan(override(config, {"max_steps": steps})).seconds
+
+        most = int(seconds / self.step_seconds) + 1
+        return bisect.bisect_right(range(1, most + 1), seconds, key=needed)
 
 
 @dataclass(frozen=True)
@@ -77,49 +92,83 @@ class Reached:
     report: str
 
 
-def measure(config: Config, dataset: Dataset, start: int = 0) -> Forecast:
-    """Take a few steps of a copy, and evaluate a few batches."""
+def measure(config: Config, dataset: Dataset, step_seconds: float | None = None) -> Forecast:
+    """Take a few steps of a copy, and evaluate a few batches.
+
+    Args:
+        step_seconds: of a step, where that is known: then one is taken, for what memory it takes.
+    """
+    _collect()  # models that were checked go in circles, and would be weighed too
     device.reset_peak()
-    trial = override(config, {"max_steps": WARM_UP + MOST_STEPS})
-    step_function = new_step(trial)
-    times: list[float] = []
-
-    def clock(metrics: Metrics) -> None:
-        times.append(metrics.seconds)
-
-    def enough() -> bool:
-        timed = len(times) - WARM_UP
-        return timed >= FEWEST_STEPS and times[-1] - times[WARM_UP - 1] > ENOUGH_SECONDS
-
-    train(step_function, dataset.train, trial, hooks=[Hook(lambda step: True, clock)], stop=enough)
-    step_seconds = (times[-1] - times[WARM_UP - 1]) / (len(times) - WARM_UP)
-    evaluation_seconds = _evaluation_seconds(step_function, config, dataset)
+    step_seconds, token_seconds = _measured(config, dataset, step_seconds)
     # A checkpoint being written holds on to weights and moments while the next step is taken.
     peak = device.peak_bytes() + training_bytes(config.model) * 3 // 4
-    del step_function
+    _collect()
+    found = Forecast(step_seconds, token_seconds, peak, len(dataset.val.ids))
+    return replace(found.for_plan(config), reached=reached(config, dataset))
+
+
+def _collect() -> None:
     gc.collect()
     mx.clear_cache()
-    measured = Forecast(step_seconds, evaluation_seconds, peak, 0, 0, reached(config, dataset))
-    return measured.for_plan(config, start)
 
 
-def _evaluation_seconds(step_function: TrainStep, config: Config, dataset: Dataset) -> float:
-    batch = config.train.batch_size * config.model.block_size
-    ids = dataset.val.ids[: EVALUATED_BATCHES * batch]
+def _measured(config: Config, dataset: Dataset, step_seconds: float | None) -> tuple[float, float]:
+    """Seconds of a step, and of an evaluated token."""
+    step_function = new_step(config)
+    all_of_them = config.train.gradient_accumulation_steps
+    micro_batches = min(all_of_them, 2)  # more of them take no more memory
+
+    def steps_of(micro_batches: int) -> Callable[[int], None]:
+        def take(steps: int) -> None:
+            given = {"gradient_accumulation_steps": micro_batches, "max_steps": steps}
+            train(step_function, dataset.train, override(config, given))
+            mx.eval(step_function.state)
+
+        return take
+
+    first = _seconds(steps_of(micro_batches), 1)  # compiles what the training runs
+    if step_seconds:
+        return step_seconds, step_seconds / config.tokens_per_step / 3  # of three passes it is one
+    step_seconds = first * all_of_them / micro_batches
+    if first < LONG_SECONDS:
+        step_seconds = _timed(steps_of(micro_batches))
+        if all_of_them > micro_batches:
+            another = max(0.0, step_seconds - _timed(steps_of(1)))
+            step_seconds += another * (all_of_them - micro_batches)
+    return step_seconds, _token_seconds(step_function, config, dataset)
+
+
+def _token_seconds(step_function: TrainStep, config: Config, dataset: Dataset) -> float:
     evaluator = Evaluator(
         step_function.model,
         dataset.tokenizer,
-        Tokens(ids, dataset.val.vocab_size),
-        len(ids),  # what it is divided by does not matter here
+        dataset.val,
         bos=dataset.tokenizer.end_of_text,
         batch_size=config.train.batch_size,
         dtype=step_function.dtype,
+        limit=config.train.batch_size * config.model.block_size,
     )
-    evaluator()  # compiles
+
+    def evaluate(times: int) -> None:
+        for _ in range(times):
+            evaluator()
+
+    first = _seconds(evaluate, 1)
+    return (first if first > LONG_SECONDS else _timed(evaluate)) / evaluator.tokens
+
+
+def _timed(work: Callable[[int], None]) -> float:
+    """Seconds that `work(n)` takes for each of n, as many at a stretch as are enough."""
+    once = _seconds(work, 1)
+    times = min(MOST_STEPS, int(ENOUGH_SECONDS / once))
+    return _seconds(work, times) / times if times > 1 else once
+
+
+def _seconds(work: Callable[[int], None], times: int) -> float:
     began = time.monotonic()
-    evaluator()
-    batches = math.ceil(len(dataset.val.ids) / batch) / math.ceil(len(ids) / batch)
-    return (time.monotonic() - began) * batches
+    work(times)
+    return time.monotonic() - began
 
 
 def refuse_too_large(config: Config, need: int, limit: int) -> None:

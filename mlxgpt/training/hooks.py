@@ -16,6 +16,7 @@ from mlxgpt.machine import device
 from mlxgpt.model.gpt import flops_per_token
 from mlxgpt.storage.run import Run
 from mlxgpt.training.callback import Callback
+from mlxgpt.training.evaluating import tokens_at_end, tokens_each
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.saver import Saver, is_regular
 from mlxgpt.training.step import TrainStep
@@ -81,22 +82,29 @@ class _Evaluation:
     ) -> None:
         self._run, self._callback, self._saver = run, callback, saver
         self._model, self._tokenizer = step_function.model, dataset.tokenizer
-        self._evaluate = Evaluator(
+        self._evaluator = partial(
+            Evaluator,
             step_function.model,
             dataset.tokenizer,
             dataset.val,
-            dataset.meta.val.bytes,
             bos=run.bos,
             batch_size=run.config.train.batch_size,
             dtype=step_function.dtype,
         )
+        there = len(dataset.val.ids)
+        self._each, self._at_end = tokens_each(run.config, there), tokens_at_end(run.config, there)
+        self._evaluate = self._evaluator(limit=self._each)
 
     def __call__(self, metrics: Metrics) -> None:
         result = self._evaluate()
+        best = self._run.best()
+        is_best = math.isfinite(result.loss) and (best is None or result.loss < best["val_loss"])
+        if metrics.step == self._run.config.train.max_steps and self._at_end > self._each:
+            result = self._evaluator(limit=self._at_end)()
         metrics.values["val_loss"] = result.loss
         metrics.values["val_bits_per_byte"] = result.bits_per_byte
-        best = self._run.best()
-        if math.isfinite(result.loss) and (best is None or result.loss < best["val_loss"]):
+        metrics.values["val_tokens"] = result.tokens
+        if is_best:
             self._saver.wait()  # the best is one that is there
             self._run.set_best(metrics.step, result.loss)
         if length := self._run.config.train.sample_tokens:
@@ -114,7 +122,7 @@ class _Logging:
         t, model = run.config.train, run.config.model
         self._peak = device.matmul_peak(t.dtype)
         self._flops = flops_per_token(model)
-        self._tokens = t.batch_size * t.gradient_accumulation_steps * model.block_size
+        self._tokens = run.config.tokens_per_step
         self.begin(0)
 
     def begin(self, step: int) -> None:

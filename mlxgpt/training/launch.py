@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlxgpt import files
-from mlxgpt.config import Config, changed_weights, override
+from mlxgpt.config import Config, changed_weights, differences, override
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.hub import Unavailable
@@ -24,6 +25,7 @@ from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.corpus.tokens import blocks_per_epoch
 from mlxgpt.errors import UserError
 from mlxgpt.machine import blas, compiler, device
+from mlxgpt.machine.surroundings import changes, surroundings
 from mlxgpt.model.gpt import load_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
@@ -37,6 +39,9 @@ from mlxgpt.training.sizing import SIZED, sized
 from mlxgpt.training.step import new_step
 
 WARMUP_SHARE = 10  # of a plan that is cut to size, at most one step in so many
+FEWEST_STEPS = 2  # of a plan
+ROUNDING = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
+LATEST = 20  # lines of metrics that tell how long a step takes
 
 
 def launch(
@@ -163,10 +168,17 @@ def _train(
             return _summary(run, config, dataset, step=run.steps()[-1])
     if max_minutes and fit_size and not run:
         config = sized(config, dataset, 60 * max_minutes, callback.on_note)
-    forecast = first_steps(config, dataset, callback)
+    forecast = first_steps(config, dataset, callback, _step_seconds(run) if run else None)
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
     if max_minutes and not run:
-        steps = forecast.steps_in(60 * max_minutes, config.train.eval_interval)
+        steps = forecast.steps_in(60 * max_minutes, config)
+        if steps < FEWEST_STEPS:
+            raise UserError(
+                f"in {max_minutes:g} minutes there is no time for {FEWEST_STEPS} steps of "
+                f"{forecast.step_seconds:.2g} s",
+                "give more minutes, or take smaller steps: --batch-size, "
+                "--gradient-accumulation-steps.",
+            )
         config = planned(config, steps)
     _tell_of_long_warmup(config, callback)
     return take_steps(
@@ -195,10 +207,12 @@ def take_steps(
     step_function = new_step(config)
     if run:
         start, last_metrics, guard = session.resume(run, step_function, config, callback)
+        changed = differences(run.config, config)
+        _tell_of_changes(run, changed, callback)
         run = replace(run, config=config)
         run.write_config(config)
     else:
-        start, last_metrics, guard = 0, {}, Guard(config.train.on_spike)
+        start, last_metrics, guard, changed = 0, {}, Guard(config.train.on_spike), {}
         ends = dataset.tokenizer.end_of_text is not None
         run = Run(
             folder,
@@ -212,6 +226,7 @@ def take_steps(
         runs.create(run)
         if beginning:
             load_parameters(step_function.model, beginning.parameters)
+    run.add_to_history(start, surroundings(), changed)
     # Killed after saving and before evaluating: what is missing is made up for.
     make_up = None if run.cut(start) else last_metrics
     callback.on_train_begin(run, dataset, start, forecast.for_plan(config, start))
@@ -241,7 +256,7 @@ def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False)
     tokens, block = len(dataset.train.ids), config.model.block_size
     blocks_per_epoch(tokens, block)  # refuses a short text
     t = config.train
-    if t.batch_size * t.gradient_accumulation_steps * block > tokens:
+    if config.tokens_per_step > tokens:
         most = tokens // block // t.gradient_accumulation_steps
         raise UserError(
             f"the training text has {tokens:,} tokens, fewer than one step takes "
@@ -293,35 +308,43 @@ def _must_match(run: Run, config: Config, dataset: Dataset, beginning: Beginning
             "train a new run with --run NAME, or give the same --source.",
         )
     if names := changed_weights(run.config, config):
-        old, new = _values(run.config, names), _values(config, names)
-        changes = ", ".join(f"{n} {a} → {b}" for n, a, b in zip(names, old, new, strict=True))
-        hint = (
-            " (a longer run needs the decay_steps it was begun with)"
-            if "max_steps" in names
-            else ""
-        )
-        raise UserError(
-            f"{run.name} exists with other settings: {changes}{hint}",
-            "train a new run with --run NAME, or use the same settings to resume.",
-        )
+        changed = differences(run.config, config)
+        told = ", ".join(f"{name} {_arrow(*changed[name])}" for name in names)
+        remedy = "train a new run with --run NAME, or use the same settings to resume."
+        if names == ["max_steps"] and is_finished(run, run.config):
+            told += ", and is finished: its learning rate fell for as many steps as it has"
+            remedy = (
+                "train on in a new run, with a schedule of its own: "
+                f"mlxgpt train --from {run.name} --max-steps N; or anew: --run NAME."
+            )
+        raise UserError(f"{run.name} exists with other settings: {told}", remedy)
 
 
-def _values(config: Config, names: Sequence[str]) -> list[Any]:
-    sections = (config.model, config.data, config.optim, config.train)
-    return [next(getattr(s, n) for s in sections if hasattr(s, n)) for n in names]
+def _arrow(old: Any, new: Any) -> str:
+    return f"{old} → {new}"
 
 
-def first_steps(config: Config, dataset: Dataset, callback: Callback) -> Forecast:
-    """The self-check, and a few steps, timed. They compile what the training runs, so that a
-    compiler that fails, fails here; then it is all begun again without.
+def first_steps(
+    config: Config, dataset: Dataset, callback: Callback, step_seconds: float | None = None
+) -> Forecast:
+    """The self-check, and a few steps, timed where it is not known how long one takes. They compile
+    what the training runs, so that a compiler that fails, fails here; then it is all begun again
+    without.
     """
     try:
         _check(config, callback)
-        return measure(config, dataset)
+        return measure(config, dataset, step_seconds)
     except RuntimeError as error:
         callback.on_note(compiler.gave_up(error))
     _check(config, callback)
     return measure(config, dataset)
+
+
+def _step_seconds(run: Run) -> float | None:
+    """Of its latest steps, by what it noted; None where it noted nothing."""
+    noted = deque((record.get("tokens_per_second") for record in run.metrics()), maxlen=LATEST)
+    rates = [rate for rate in noted if rate]
+    return run.config.tokens_per_step / statistics.median(rates) if rates else None
 
 
 def _check(config: Config, callback: Callback) -> None:
@@ -344,7 +367,20 @@ def planned(config: Config, steps: int) -> Config:
 def _as_planned(config: Config, run: Run, fit_size: bool) -> Config:
     """`config` with what `planned`, and `sized`, decided when the run was begun."""
     decided = ("max_steps", "warmup_steps", *(SIZED if fit_size else ()))
-    return override(config, dict(zip(decided, _values(run.config, decided), strict=True)))
+    changed = differences(config, run.config)
+    return override(config, {name: changed[name][1] for name in decided if name in changed})
+
+
+def _tell_of_changes(run: Run, changed: Mapping[str, tuple[Any, Any]], callback: Callback) -> None:
+    """What is not as it was when the run was last trained, and that its bits hang on it."""
+    told = [f"{name} {_arrow(*pair)}" for name, pair in changed.items()]
+    others = changes(run.surroundings(), surroundings())
+    if told or others:
+        exact = not others and not changed.keys() & ROUNDING
+        callback.on_note(
+            f"changed since: {', '.join([*told, *others])}"
+            + ("" if exact else "; the rest will differ by rounding from an uninterrupted training")
+        )
 
 
 def _tell_of_long_warmup(config: Config, callback: Callback) -> None:

@@ -258,9 +258,8 @@ def evaluation(config: Config) -> Check:
     tokens = _tokens(config)
     letters = map(chr, range(ord("0"), ord("0") + config.model.vocab_size))
     tokenizer = CharTokenizer(letters, end_of_text=False)
-    size = len(tokens.ids)
     given: dict[str, Any] = {"bos": None, "batch_size": 4, "dtype": mx.float32}
-    evaluate = Evaluator(steps[0].model, tokenizer, tokens, size, **given)
+    evaluate = Evaluator(steps[0].model, tokenizer, tokens, **given)
     losses = []
     for n in range(3):
         for step in steps:
@@ -321,7 +320,7 @@ def _take(step: TrainStep, config: Config, n: int) -> tuple[float, float]:
 
 def _batch(config: Config, n: int) -> tuple[mx.array, mx.array]:
     t, block = config.train, config.model.block_size
-    ids = _ids(config, t.gradient_accumulation_steps * t.batch_size, block + 1, n)
+    ids = _ids(config, config.sequences_per_step, block + 1, n)
     shape = (t.gradient_accumulation_steps, t.batch_size, block)
     return ids[:, :-1].reshape(shape), ids[:, 1:].reshape(shape)
 

@@ -23,7 +23,7 @@ WIDTHS = (128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280)
 WIDTH_OF_A_LAYER = 128  # few wide layers take less time than many narrow ones
 SMALLEST_STEP, LARGEST_STEP = 2048, 65_536  # tokens
 FASTER = 1.4  # a batch twice as large has to give as many times the tokens a second
-EVALUATED_SHARE, MOST_EVALUATIONS = 0.05, 10  # of the time
+EVALUATIONS = 10
 # What is chosen.
 SIZED = ("n_layer", "n_head", "n_embd", "vocab_size", "batch_size", "eval_interval")
 
@@ -55,9 +55,7 @@ def sized(config: Config, dataset: Dataset, seconds: float, note: Callable[[str]
         if not forecast or _tokens_per_parameter(larger, forecast, seconds) < TOKENS_PER_PARAMETER:
             break
         chosen, found = larger, forecast
-    looks = int(EVALUATED_SHARE * seconds / found.evaluation_seconds)
-    steps = seconds / found.step_seconds
-    every = math.ceil(steps / min(max(looks, 1), MOST_EVALUATIONS))
+    every = math.ceil(seconds / found.step_seconds / EVALUATIONS)
     m, count = chosen.model, count_parameters(chosen.model)
     epochs = _tokens_per_parameter(chosen, found, seconds) * count / len(dataset.train.ids)
     note(
@@ -73,10 +71,8 @@ def _shape(width: int) -> dict[str, int]:
 
 
 def _tokens_per_parameter(config: Config, forecast: Forecast, seconds: float) -> float:
-    t = config.train
-    tokens = t.batch_size * t.gradient_accumulation_steps * config.model.block_size
-    steps = forecast.steps_in(seconds, t.eval_interval)
-    return steps * tokens / count_parameters(config.model)
+    steps = forecast.steps_in(seconds, config)
+    return steps * config.tokens_per_step / count_parameters(config.model)
 
 
 def _timed(config: Config, dataset: Dataset) -> Forecast:

@@ -36,7 +36,6 @@ class TrainStep:
 
     def __init__(self, model: GPT, config: Config, *, compiled: bool = True) -> None:
         self.model = model
-        self.micro_batches = config.train.gradient_accumulation_steps
         self.grad_clip = config.optim.grad_clip
         self.dtype = getattr(mx, config.train.dtype)
         compile = compiler.compiled if compiled else _not_compiled
@@ -126,7 +125,7 @@ class TrainStep:
         parameters = self.model.trainable_parameters()
         shares = zip([parameters] * L, inputs, targets, keys, strict=True)
         sums = self._lanes(shares)
-        return self._mean(sums) if L * A > 1 else sums[0]
+        return self._mean(sums, mx.array(float(L * A))) if L * A > 1 else sums[0]
 
     def _gradients_of(
         self, parameters: dict, inputs: mx.array, targets: mx.array, key: mx.array
@@ -138,8 +137,7 @@ class TrainStep:
         with borrowed(self.model):
             return mx.value_and_grad(mean_loss)(parameters)
 
-    def _mean_of(self, sums: list[tuple[mx.array, dict]]) -> tuple[mx.array, dict]:
-        parts = len(sums) * self.micro_batches
+    def _mean_of(self, sums: list[tuple[mx.array, dict]], parts: mx.array) -> tuple[mx.array, dict]:
         return tree_map(lambda *values: sum(values) / parts, *sums)
 
     def _judged(

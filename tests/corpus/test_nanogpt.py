@@ -12,7 +12,7 @@ import pytest
 
 from mlxgpt import api
 from mlxgpt.config import DataConfig
-from mlxgpt.corpus import tokens
+from mlxgpt.corpus import tokens as arrays
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.corpus.prepare import find_or_prepare
@@ -63,7 +63,7 @@ def test_counts_do_not_hang_on_how_much_is_read_at_a_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = open_dataset(folder).meta
-    monkeypatch.setattr(tokens, "BLOCK", 14)
+    monkeypatch.setattr(arrays, "BLOCK", 14)
     assert open_dataset(folder, verify=True).meta == expected
 
 

@@ -38,17 +38,15 @@ def test_every_token_is_judged_once_the_tail_included(
     model = GPT(tiny_model.model, 1)
     model.wte.weight = model.wte.weight * 10
     ids = np.random.default_rng(length).integers(0, tokenizer.vocab_size, length)
-    text_bytes = sum(len(tokenizer.token_bytes(i)) for i in ids if i != tokenizer.end_of_text)
-    text_bytes = max(text_bytes, 3)
+    ids[-1] = 0  # a letter
     whole = np.concatenate([[18], ids]) if end_of_text else ids
     nats = log_probs(model, whole)
-    predicted = text_bytes if end_of_text else text_bytes - len(tokenizer.token_bytes(ids[0]))
+    predicted = sum(len(tokenizer.token_bytes(i)) for i in whole[1:] if i != tokenizer.end_of_text)
     for batch_size in (1, 3, 50):
         result = Evaluator(
             model,
             tokenizer,
             Tokens(ids, 19),
-            text_bytes,
             bos=tokenizer.end_of_text,
             batch_size=batch_size,
             dtype=mx.float32,
@@ -65,7 +63,7 @@ def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
     tokenizer = CharTokenizer("abcdefghijklmnopqrs", end_of_text=False)
     ids = np.arange(100) % 19
     settings: dict[str, Any] = {"bos": None, "batch_size": 2, "dtype": mx.float32}
-    result = Evaluator(model, tokenizer, Tokens(ids, 19), 100, **settings)()
+    result = Evaluator(model, tokenizer, Tokens(ids, 19), **settings)()
     assert result.loss == pytest.approx(math.log(19))
     assert result.bits_per_byte == pytest.approx(math.log2(19)), "a letter is a byte here"
     assert result.perplexity == pytest.approx(19)
@@ -76,6 +74,29 @@ def test_too_short_a_text_and_foreign_ids_are_refused(tiny_model: Config) -> Non
     model = GPT(tiny_model.model)
     settings: dict[str, Any] = {"bos": None, "batch_size": 1, "dtype": mx.float32}
     with pytest.raises(UserError, match="too short"):
-        Evaluator(model, tokenizer, Tokens(np.array([1]), 19), 1, **settings)
+        Evaluator(model, tokenizer, Tokens(np.array([1]), 19), **settings)
     with pytest.raises(UserError, match="id 19"):
-        Evaluator(model, tokenizer, Tokens(np.array([1, 19]), 19), 2, **settings)
+        Evaluator(model, tokenizer, Tokens(np.array([1, 19]), 19), **settings)
+
+
+@pytest.mark.parametrize("bos", [None, 0])
+@pytest.mark.parametrize("limit", [1, 8, 30, 55, 99, 1000])
+def test_a_sample_is_windows_spread_over_the_text(
+    tiny_model: Config, limit: int, bos: int | None
+) -> None:
+    T = tiny_model.model.block_size
+    tokenizer = CharTokenizer(LETTERS, end_of_text=False)
+    model = GPT(tiny_model.model, 1)
+    model.wte.weight = model.wte.weight * 10
+    ids = np.random.default_rng(limit).integers(0, tokenizer.vocab_size, 100)
+    settings: dict[str, Any] = {"bos": bos, "batch_size": 3, "dtype": mx.float32}
+    found = Evaluator(model, tokenizer, Tokens(ids, 19), limit=limit, **settings)()
+    whole = ids if bos is None else np.concatenate([[bos], ids])
+    windows = math.ceil((len(whole) - 1) / T)
+    count = max(1, min(windows, limit // T))
+    chosen = [whole[T * n : T * n + T + 1] for n in (k * windows // count for k in range(count))]
+    assert found.tokens == sum(len(window) - 1 for window in chosen)
+    nats = sum(log_probs(model, window) for window in chosen)
+    size = sum(len(tokenizer.token_bytes(i)) for window in chosen for i in window[1:])
+    assert found.loss == pytest.approx(nats / found.tokens, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)

@@ -6,7 +6,7 @@ import pytest
 
 from mlxgpt.config import Config, override
 from mlxgpt.errors import UserError
-from mlxgpt.study.budget import Budget, parse, tokens_per_step
+from mlxgpt.study.budget import Budget, parse
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_another_text_is_refused(text: str) -> None:
 
 def test_steps_that_fit(tiny_model: Config) -> None:
     config = override(tiny_model, {"batch_size": 4, "gradient_accumulation_steps": 2})
-    assert tokens_per_step(config) == 4 * 2 * 8
+    assert config.tokens_per_step == 4 * 2 * 8
     assert parse("640tokens").steps(config, math.nan) == 10
     assert parse("10s").steps(config, 0.25) == 40
     assert parse("7steps").steps(config, math.nan) == 7

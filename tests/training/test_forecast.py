@@ -31,12 +31,42 @@ def test_a_few_steps_are_timed_and_nothing_is_changed(trained: Path, tiny_model:
     )
     found = measure(config, dataset)
     assert found.step_seconds > 0
-    assert found.evaluation_seconds > 0
+    assert found.token_seconds > 0
+    assert found.val_tokens == len(dataset.val.ids)
     assert 10e6 < found.peak_bytes < 10e9
     assert (found.steps, found.evaluations) == (100, 4), "after 30, 60, 90 and at the end"
     assert found.reached is None
-    expected = 100 * found.step_seconds + 4 * found.evaluation_seconds
+    assert found.evaluated == 4 * found.val_tokens, "it is short: all of it each time"
+    expected = 100 * found.step_seconds + found.evaluated * found.token_seconds
     assert found.seconds == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("known", [None, 0.5])
+def test_of_many_micro_batches_few_are_taken(
+    trained: Path, tiny_model: Config, monkeypatch: pytest.MonkeyPatch, known: float | None
+) -> None:
+    """By a clock on which a micro-batch takes 3 seconds, an update 1, and compiling 2."""
+    dataset = open_dataset(trained / "data" / "words")
+    config = override(tiny_model, {"vocab_size": 23, "gradient_accumulation_steps": 40})
+    now, taken = 0.0, 0
+
+    def train(step: object, tokens: object, config: Config, **_: object) -> None:
+        nonlocal now, taken
+        micro_batches = config.train.max_steps * config.train.gradient_accumulation_steps
+        now += 3 * micro_batches + config.train.max_steps + 2 * (taken == 0)
+        taken += micro_batches
+
+    monkeypatch.setattr(forecast, "train", train)
+    monkeypatch.setattr(forecast.time, "monotonic", lambda: now)
+    monkeypatch.setattr(forecast, "_token_seconds", lambda *_: 1.0)
+    found = measure(config, dataset, known)
+    if known:
+        assert found.step_seconds == known
+        assert taken == 2
+    else:
+        assert found.step_seconds == pytest.approx(40 * 3 + 1)
+        assert taken == 5
+    assert found.token_seconds == (1.0 if not known else 0.5 / config.tokens_per_step / 3)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +77,7 @@ def test_what_is_left_is_counted(
     tiny: Config, start: int, steps: int, every: int, evaluations: int
 ) -> None:
     config = override(tiny, {"max_steps": steps, "eval_interval": every})
-    left = Forecast(1.0, 1.0, 0, 0, 0).for_plan(config, start)
+    left = Forecast(1.0, 1.0, 0, 0).for_plan(config, start)
     assert left.steps == steps - start
     assert left.evaluations == sum(
         step % every == 0 or step == steps for step in range(start + 1, steps + 1)
@@ -56,12 +86,17 @@ def test_what_is_left_is_counted(
 
 
 @pytest.mark.parametrize("seconds", [20.0, 61.0, 600.0])
-def test_a_plan_uses_its_time_and_no_more(tiny: Config, seconds: float) -> None:
-    one = Forecast(0.25, 5.0, 0, 0, 0)
-    steps = one.steps_in(seconds, every=50)
-    config = override(tiny, {"max_steps": steps, "eval_interval": 50})
-    assert seconds - 6 < one.for_plan(config).seconds <= seconds + 0.1
-    assert one.steps_in(0.0, every=50) == 1
+@pytest.mark.parametrize("val_tokens", [1000, 50_000, 10_000_000])
+def test_a_plan_uses_its_time_and_no_more(tiny: Config, seconds: float, val_tokens: int) -> None:
+    one = Forecast(0.25, 1e-3, 0, val_tokens)
+    config = override(tiny, {"eval_interval": 50, "block_size": 64, "batch_size": 64})
+    steps = one.steps_in(seconds, config)
+
+    def needed(steps: int) -> float:
+        return one.for_plan(override(config, {"max_steps": steps})).seconds
+
+    assert needed(steps) <= seconds < needed(steps + 1)
+    assert one.steps_in(0.1, config) == 0, "not even one"
 
 
 def test_the_setting_that_is_named_would_fit(tiny_model: Config) -> None:

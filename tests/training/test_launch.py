@@ -36,6 +36,7 @@ def test_a_run_has_everything_it_needs(train: Any) -> None:
         "tokenizer.json",
         "metrics.jsonl",
         "samples.txt",
+        "history.jsonl",
         "best.json",
         "checkpoints",
     }
@@ -87,8 +88,9 @@ def test_other_settings_do_not_continue_a_run(train: Any) -> None:
         "a exists with other settings: n_head 2 → 1, learning_rate 0.01 → 1.0"
     )
     assert "--run NAME" in caught.value.remedy
-    with pytest.raises(UserError, match="decay_steps"):
+    with pytest.raises(UserError, match=r"max_steps 12 → 20, and is finished") as caught:
         train("a", max_steps=20)
+    assert "mlxgpt train --from a --max-steps N" in caught.value.remedy
     Path("other.txt").write_text("another text altogether, quite another text, longer " * 9)
     with pytest.raises(UserError, match="was trained on other data"):
         train("a", source="other.txt")
@@ -98,7 +100,7 @@ def test_other_settings_do_not_continue_a_run(train: Any) -> None:
 def test_the_best_checkpoint_stays(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0])
     real = hooks.Evaluator.__call__
-    monkeypatch.setattr(forecast, "_evaluation_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(forecast, "_token_seconds", lambda *_: 1.0)
     monkeypatch.setattr(
         hooks.Evaluator, "__call__", lambda self: replace(real(self), loss=next(losses))
     )
@@ -113,7 +115,7 @@ def test_a_loss_that_is_no_number_is_never_the_best(
     losses = iter([math.nan, 2.0, math.inf])
 
     def evaluator() -> SimpleNamespace:
-        return SimpleNamespace(loss=next(losses), bits_per_byte=1.0)
+        return SimpleNamespace(loss=next(losses), bits_per_byte=1.0, tokens=9)
 
     monkeypatch.setattr(hooks, "Evaluator", lambda *_, **__: evaluator)
     summary = train("a")
@@ -173,10 +175,13 @@ def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None
     recorder = Recorder()
     summary = train("a", recorder, max_minutes=0.001, dropout=0.0)
     assert summary.step == summary.steps >= 1
-    planned = runs.open_run(Path("runs/a")).config.train.max_steps
+    config = runs.open_run(Path("runs/a")).config
+    planned = config.train.max_steps
     assert recorder.forecast is not None
     assert recorder.forecast.steps == planned
-    assert recorder.forecast.steps_in(0.06, 4) == planned, "what fits into that time"
+    assert recorder.forecast.steps_in(0.06, override(config, {"eval_interval": 4})) == planned, (
+        "what fits into that time"
+    )
     again = train("a", max_minutes=0.001, dropout=0.0)
     assert again.steps == planned, "the plan is not made anew"
     with pytest.raises(UserError, match="no length of time"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 
 from mlxgpt import api
+from mlxgpt.config import Config
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import hooks, session
+from mlxgpt.training import forecast, hooks, launch, session
 from mlxgpt.training.trainer import Metrics
 from tests.commands import ROOT
 from tests.trainings import MODERN_PARTS, MODERN_STEPS, Recorder, final_state, len_done, metrics
@@ -37,6 +39,7 @@ def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
 ) -> None:
     """Dropout is on. The interrupted run evaluates, logs and saves at other steps."""
     more = {"gradient_accumulation_steps": accumulation, "max_steps": 30, **parts}
+    more["eval_tokens"] = 16
     train("whole", **more)
     for until in (3, 11, 20):
         stops = iter([False] * (until - len_done("parts") - 1) + [True])
@@ -48,6 +51,8 @@ def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
     summary = train("parts", eval_interval=10, sample_tokens=0, **more)
     assert summary.resumed
     assert not summary.interrupted
+    last = [metrics(name)[-1]["val_loss"] for name in ("whole", "parts")]
+    assert last[0] == last[1], "judged by the same windows"
     whole, parts = final_state("whole"), final_state("parts")
     assert whole.keys() == parts.keys()
     for name, value in whole.items():
@@ -93,6 +98,108 @@ def test_a_run_that_died_in_a_hook_is_made_whole(
     assert runs.open_run(Path("runs/died")).best() == runs.open_run(Path("runs/whole")).best()
     whole, died = final_state("whole"), final_state("died")
     assert all((value == died[name]).all() for name, value in whole.items())
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, train: Any, until: int, **settings: Any) -> None:
+    with monkeypatch.context() as patch:
+        script = iter([False] * (until - 1) + [True])
+        patch.setattr(session, "_stop_signals", lambda callback: Stops(script))
+        assert train("a", **settings).step == until
+
+
+def history(run: str) -> list[dict[str, Any]]:
+    lines = (Path("runs") / run / "history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 1, "gradient_accumulation_steps": 4},
+        {"gradient_checkpointing": True},
+    ],
+)
+def test_who_is_out_of_memory_may_go_on_with_less(
+    train: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """The same sequences in each step: the same training, but for rounding."""
+    train("whole", dropout=0.0, batch_size=4)
+    stopped(monkeypatch, train, 5, dropout=0.0, batch_size=4)
+    recorder = Recorder()
+    train("a", recorder, **{"dropout": 0.0, "batch_size": 4, **change})
+    old = {"batch_size": 4, "gradient_accumulation_steps": 1, "gradient_checkpointing": False}
+    told = ", ".join(f"{name} {old[name]} → {value}" for name, value in change.items())
+    assert recorder.notes[-1] == (
+        f"changed since: {told}; the rest will differ by rounding from an uninterrupted training"
+    )
+    assert [entry["step"] for entry in history("a")] == [0, 5]
+    assert history("a")[0]["changed"] == {}
+    assert history("a")[1]["changed"] == {n: [old[n], value] for n, value in change.items()}
+    whole, after = final_state("whole"), final_state("a")
+    for name, value in whole.items():
+        assert after[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    with pytest.raises(UserError, match="batch_size"):
+        train("a", **{"dropout": 0.0, **change, "batch_size": 2})
+
+
+def test_what_bits_do_not_hang_on_is_noted_only(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(monkeypatch, train, 5)
+    recorder = Recorder()
+    train("a", recorder, on_spike="skip")
+    assert recorder.notes[-1] == "changed since: on_spike ignore → skip"
+    assert history("a")[1]["changed"] == {"on_spike": ["ignore", "skip"]}
+
+
+def test_another_machine_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"mlx": "0.32.4", "BLAS threads": "2"}
+    monkeypatch.setattr(launch, "surroundings", lambda: here)
+    stopped(monkeypatch, train, 5)
+    monkeypatch.setattr(launch, "surroundings", lambda: {**here, "BLAS threads": "8"})
+    recorder = Recorder()
+    train("a", recorder)
+    assert recorder.notes[-1] == (
+        "changed since: BLAS threads 2 → 8; the rest will differ by rounding from an "
+        "uninterrupted training"
+    )
+    assert [entry["on"]["BLAS threads"] for entry in history("a")] == ["2", "8"]
+
+
+def test_on_the_same_machine_nothing_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(monkeypatch, train, 5)
+    recorder = Recorder()
+    train("a", recorder)
+    assert recorder.notes == ["resuming a from step 5"]
+    assert history("a")[0]["on"] == history("a")[1]["on"]
+
+
+def test_a_history_that_is_gone_or_damaged_is_none(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(monkeypatch, train, 5)
+    Path("runs/a/history.jsonl").write_text('{"step": 0, "on": 3}\n{"ste')
+    recorder = Recorder()
+    train("a", recorder)
+    assert recorder.notes == ["resuming a from step 5"]
+
+
+def test_who_resumes_need_not_wait_for_timings(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a step takes is known from the run; one is taken, for its memory."""
+    stopped(monkeypatch, train, 5, gradient_accumulation_steps=3)
+    taken: list[int] = []
+    real = forecast.train
+
+    def counted(step: Any, tokens: Any, config: Config, **more: Any) -> int:
+        taken.append(config.train.max_steps * config.train.gradient_accumulation_steps)
+        return real(step, tokens, config, **more)
+
+    monkeypatch.setattr(forecast, "train", counted)
+    recorder = Recorder()
+    train("a", recorder, gradient_accumulation_steps=3)
+    assert taken == [2], "two micro-batches, as each holds on to the sum of those before"
+    assert recorder.forecast is not None
+    assert recorder.forecast.seconds > 0
 
 
 def test_a_finished_run_is_left_as_it_is(train: Any) -> None:

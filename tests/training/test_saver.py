@@ -67,7 +67,7 @@ def test_the_newest_few_and_the_best_are_kept(
     losses = iter([3.0, 2.0, 1.0, 4.0, 5.0, 6.0])
 
     def evaluator() -> SimpleNamespace:
-        return SimpleNamespace(loss=next(losses), bits_per_byte=1.0)
+        return SimpleNamespace(loss=next(losses), bits_per_byte=1.0, tokens=9)
 
     monkeypatch.setattr(hooks, "Evaluator", lambda *_, **__: evaluator)
     train("a", max_steps=24, keep_checkpoints=keep)
