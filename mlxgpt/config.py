@@ -50,7 +50,12 @@ class ModelConfig:
     vocab_size: int = setting(
         0, "different tokens, also for a BPE to be trained; 0: as many as the data has", low=0
     )
-    dropout: float = setting(0.1, "share of activations set to zero in training", low=0.0, high=0.9)
+    dropout: float = setting(
+        0.1,
+        "share of activations set to zero in training, all but attention's weights",
+        low=0.0,
+        high=0.9,
+    )
     bias: bool = setting(True, "biases in linear layers and layer norms, as GPT-2 has them")
     position: str = setting(
         "learned",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlxgpt import cli
+from mlxgpt.corpus import verified
 
 ROOT = Path(__file__).parents[1]
 Capture = pytest.CaptureFixture[str]
@@ -20,7 +21,9 @@ LONG = f"{SMALL} --source my.txt --max-steps 150 --eval-interval 10 --dropout 0.
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Of each file in it, but for what is only remembered of others."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.name != verified.NAME]
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
 
 def refused(capsys: Capture, *line: str) -> str:

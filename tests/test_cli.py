@@ -111,6 +111,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "gradient_checkpointing": ([], True),
     "log_interval": (["13"], 13),
     "eval_interval": (["17"], 17),
+    "eval_tokens": (["29"], 29),
     "save_interval": (["19"], 19),
     "keep_checkpoints": (["3"], 3),
     "on_spike": (["skip"], "skip"),

@@ -68,13 +68,14 @@ def appraise(
     """
     stories = tokenizer.end_of_text is not None
     prompt = OPENING if stories else ""
-    real = list(_held_out(dataset.val, tokenizer, seed))
+    held_out = list(_held_out(dataset.val, tokenizer, seed))
+    real = [text for text, _ in held_out]
     if not real:
         raise UserError(
             "the validation text is too short to compare with", "give a longer --val-source."
         )
     note(f"writing {len(real)} texts")
-    sampling = Sampling(max_tokens=LONGEST if stories else WINDOW)
+    sampling = Sampling(max_tokens=LONGEST - len(tokenizer.encode(prompt)) if stories else WINDOW)
     texts, ended = _generated(model, tokenizer, prompt, sampling, len(real), seed)
     note("reading the training text")
     beginning = "".join(_training(dataset.train, tokenizer, CONTROL_BYTES))
@@ -90,7 +91,7 @@ def appraise(
 
     columns = {
         "model": column(texts, ended),
-        "real": column(real, [True] * len(real)),
+        "real": column(real, [whole for _, whole in held_out]),
         "shuffled words": column(shuffled, None),
         "n-gram": column(ngram, [len(t) < n for t, n in zip(ngram, lengths, strict=True)]),
     }
@@ -145,18 +146,21 @@ def _generated(
     return texts, ended
 
 
-def _held_out(tokens: Tokens, tokenizer: Tokenizer, seed: int) -> Iterator[str]:
-    """Some of the validation text: documents, or windows where there is but one."""
+def _held_out(tokens: Tokens, tokenizer: Tokenizer, seed: int) -> Iterator[tuple[str, bool]]:
+    """Some of the validation text: documents, or windows where there is but one; no longer than
+    the model's texts may be, each with whether it is whole.
+    """
     ids = np.asarray(tokens.ids)
     if tokenizer.end_of_text is None:
         for start in range(0, min(len(ids), WINDOWS * WINDOW) - WINDOW + 1, WINDOW):
-            yield tokenizer.decode(ids[start : start + WINDOW].tolist())
+            yield tokenizer.decode(ids[start : start + WINDOW].tolist()), False
         return
     ends = np.flatnonzero(ids == tokenizer.end_of_text)
     starts = np.concatenate([[0], ends[:-1] + 1])
     order = np.random.Philox(key=derive(seed, "held out")).random_raw(len(ends)).argsort()
     for n in order[:STORIES]:
-        yield tokenizer.decode(ids[starts[n] : ends[n]].tolist())
+        own = ids[starts[n] : ends[n]].tolist()
+        yield tokenizer.decode(own[:LONGEST]), len(own) <= LONGEST
 
 
 def _training(tokens: Tokens, tokenizer: Tokenizer, most: int | None = None) -> Iterator[str]:

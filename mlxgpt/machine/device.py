@@ -72,6 +72,15 @@ def matmul_peak(dtype: str) -> float:
     return 2 * size**3 / best
 
 
+def multiplies_exactly() -> bool:
+    """Whether float32 matrices are multiplied as such. An M5's GPU, and CUDA, first round them to
+    the 10 bits of TF32, unless MLX_ENABLE_TF32=0 is set.
+    """
+    finer = 1 + 2.0**-12  # than TF32 can tell from 1
+    product = mx.full((256, 256), finer) @ mx.eye(256)
+    return bool((product == finer).all())
+
+
 def memory() -> tuple[int, str]:
     """Bytes in use, and of what: MLX's own on a GPU, the process's resident memory on a CPU."""
     if backend() != "cpu":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlxgpt.config import DataConfig
+from mlxgpt.corpus import verified
 from mlxgpt.corpus.prepare import find_or_prepare
 
 FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json", "verified.json"}
@@ -12,7 +13,7 @@ FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json", "verified.json"}
 
 def contents(folder: Path) -> dict[str, bytes]:
     """All but what is only remembered of the other files."""
-    own = [path for path in folder.iterdir() if path.name != "verified.json"]
+    own = [path for path in folder.iterdir() if path.name != verified.NAME]
     return {path.name: path.read_bytes() for path in own}
 
 

@@ -17,6 +17,7 @@ from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.verified import Verified
 from mlxgpt.errors import UserError
+from mlxgpt.files import sealed
 
 
 class Reads(list[str]):
@@ -115,14 +116,24 @@ def test_damage_under_an_unchanged_time_is_found_on_request(
         open_dataset(folder, verify=True)
 
 
-@pytest.mark.parametrize("damage", ["{", "", '{"format": 1, "known": 3}', "gone"])
+@pytest.mark.parametrize(
+    "damage", ["{", "", sealed({"format": 1, "known": 3}), sealed({"format": 1}), "gone", "a pipe"]
+)
 def test_a_memory_that_is_damaged_is_none(
     tmp_path: Path, data: DataConfig, reads: Reads, damage: str
 ) -> None:
     folder = find_or_prepare(data, tmp_path / "data").folder
     path = folder / "verified.json"
-    path.unlink() if damage == "gone" else path.write_text(damage)
+    path.unlink()
+    if damage == "a pipe":
+        os.mkfifo(path)
+    elif damage != "gone":
+        path.write_text(damage)
     reads.clear()
+    if damage == "a pipe":
+        with pytest.raises(UserError, match="is a link, or no file"):
+            open_dataset(folder)
+        return
     for _ in range(2):
         open_dataset(folder)
     assert reads == ["train.bin", "val.bin"]

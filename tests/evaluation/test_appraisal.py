@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_check")
 def stories(home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run on the storybook, with a BPE."""
     monkeypatch.setattr(appraisal, "STORIES", 3)
-    monkeypatch.setattr(appraisal, "LONGEST", 30)
+    monkeypatch.setattr(appraisal, "LONGEST", 300)
     api.prepare("storybook", vocab_size=400, megabytes=0.1, name="s")
     api.train(config=tiny, source="s", run="r", max_steps=4, block_size=160, sample_tokens=0)
     return home
@@ -82,12 +82,33 @@ def test_a_texts_likelihood_is_what_evaluation_finds(stories: Path) -> None:
     assert all(math.isfinite(score) for score in scores)
 
 
-def test_held_out_documents_come_from_the_validation_text(stories: Path) -> None:
+def test_held_out_documents_come_from_the_validation_text(
+    stories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(appraisal, "LONGEST", 10_000)
     dataset = api.prepare("s")
-    texts = list(appraisal._held_out(dataset.val, dataset.tokenizer, 0))
+    texts, whole = zip(*appraisal._held_out(dataset.val, dataset.tokenizer, 0), strict=True)
+    assert all(whole)
     everything = dataset.tokenizer.decode(dataset.val.ids.tolist()).split(END_OF_TEXT)
     assert len(set(texts)) == len(texts) == 3
     assert set(texts) <= set(everything)
+
+
+def test_real_texts_are_cut_where_the_models_are(
+    stories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a column's share of those that ended is one of the same kind."""
+    dataset = api.prepare("s")
+    monkeypatch.setattr(appraisal, "LONGEST", 10_000)
+    lengths = sorted(
+        len(dataset.tokenizer.encode(text))
+        for text, _ in appraisal._held_out(dataset.val, dataset.tokenizer, 0)
+    )
+    monkeypatch.setattr(appraisal, "LONGEST", lengths[1])
+    cut = list(appraisal._held_out(dataset.val, dataset.tokenizer, 0))
+    assert sorted(len(dataset.tokenizer.encode(text)) for text, _ in cut)[-1] == lengths[1]
+    assert sum(whole for _, whole in cut) == 2
+    assert len(set(lengths)) == 3
 
 
 def test_the_training_text_comes_whole_and_cut_between_words(

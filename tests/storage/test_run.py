@@ -72,7 +72,7 @@ def test_the_disk_holds_what_was_noted_and_its_names(
     synced: list[str] = []
     monkeypatch.setattr(files, "sync", lambda path: synced.append(path.name))
     runs.open_run(runs_dir / "done").sync_notes()
-    assert synced == ["metrics.jsonl", "samples.txt", "done"]
+    assert synced == ["metrics.jsonl", "samples.txt", "history.jsonl", "done"]
 
 
 def test_a_run_moves_as_a_folder(runs_dir: Path, tmp_path: Path) -> None:

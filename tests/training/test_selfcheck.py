@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
+from mlxgpt import config_files
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.evaluation.loss import Evaluation, Evaluator
@@ -221,6 +223,54 @@ def test_each_check_fails_when_its_subject_breaks(
     broken_by(monkeypatch)
     broken = check(small)
     assert broken.ok is False, broken.detail
+
+
+def rounded_to_tf32(x: mx.array) -> mx.array:
+    if x.dtype != mx.float32:
+        return x
+    return ((x.view(mx.uint32) + 0x1000) & 0xFFFFE000).view(mx.float32)
+
+
+@pytest.fixture
+def tf32(monkeypatch: Patch) -> None:
+    """Products, and those of their gradients, of matrices that are rounded to 10 bits first."""
+    exact = mx.array.__matmul__
+
+    @mx.custom_function
+    def product(a: mx.array, b: mx.array) -> mx.array:
+        return exact(rounded_to_tf32(a), rounded_to_tf32(b))
+
+    @product.vjp
+    def gradients(factors: Any, cotangent: mx.array, _: mx.array) -> Any:
+        rounded = [rounded_to_tf32(factor) for factor in factors]
+        return tuple(mx.vjp(exact, rounded, [rounded_to_tf32(cotangent)])[1])
+
+    monkeypatch.setattr(mx.array, "__matmul__", lambda a, b: product(a, b))
+    monkeypatch.setattr(mx, "matmul", product)
+    monkeypatch.setattr(mx, "addmm", lambda c, a, b: c + product(a, b))
+
+
+@on_cpu
+def test_float32_is_multiplied_as_such_here() -> None:
+    assert device.multiplies_exactly()
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("recipe", ["classic", "modern"])
+def test_a_device_that_rounds_passes(recipe: str, monkeypatch: Patch) -> None:
+    config = config_files.tier(1, recipe)
+    assert not device.multiplies_exactly()
+    found = list(selfcheck.check(config))
+    assert [check.name for check in found if check.ok is False] == []
+    assert found[0].detail.endswith("rounded to TF32")
+    small = selfcheck.shrunken(override(config, {"vocab_size": 65}))
+    for check, broken_by in (
+        (selfcheck.cached_logits, cache_misplaced),
+        (selfcheck.micro_batches, summed_loss),
+    ):
+        with monkeypatch.context() as patch:
+            broken_by(patch)
+            assert check(small).ok is False, "what is broken is seen there too"
 
 
 def test_sampling_is_checked_with_every_filter(small: Config, monkeypatch: Patch) -> None:
