@@ -92,7 +92,7 @@ def prepare(
         )
     values = {"source": source or DataConfig().source, "val_source": val_source}
     data = configs.from_tree({"data": {**values, "tokenizer": tokenizer}}).data
-    return preparation.find_or_prepare(
+    dataset = preparation.find_or_prepare(
         data,
         home("data", data_dir),
         vocab_size=vocab_size or 0,
@@ -103,6 +103,9 @@ def prepare(
         note=note,
         progress=progress,
     )
+    if verify:
+        note("read whole: every byte is as it was written")
+    return dataset
 
 
 def train(

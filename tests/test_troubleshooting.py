@@ -128,6 +128,10 @@ def over_the_limit(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> s
     return refused(capsys, *TRAIN, "--source", "data/words", "--memory-limit", "0.01")
 
 
+def no_time(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, *TRAIN, "--source", "data/words", "--max-minutes", "1e-7")
+
+
 def other_settings(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     patch.chdir(place)
     assert cli.main([*TRAIN, "--source", "data/words"]) == 0
@@ -305,6 +309,7 @@ MISTAKES: list[Mistake] = [
     small_vocabulary,
     pickled,
     over_the_limit,
+    no_time,
     other_settings,
     typo,
     diverged,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlxgpt import api
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import dataset, nanogpt, prepare, sources, tokens
 from mlxgpt.corpus.dataset import open_dataset
@@ -69,6 +70,16 @@ def test_it_is_read_again_on_request(tmp_path: Path, data: DataConfig, reads: Re
     assert reads == ["one.txt", "held.txt", "train.bin", "val.bin"]
     find_or_prepare(DataConfig((str(folder),)), tmp_path, verify=True)
     assert reads[4:] == ["train.bin", "val.bin"]
+
+
+def test_who_asks_is_told(home: Path, text_file: Path) -> None:
+    lines: list[str] = []
+    for verify in (False, True):
+        api.prepare(text_file, verify=verify, note=lines.append)
+    assert lines == [
+        f"preparing {text_file} in data/words",
+        "read whole: every byte is as it was written",
+    ]
 
 
 def touch(path: Path) -> None:
