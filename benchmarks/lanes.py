@@ -27,12 +27,16 @@ def main() -> None:
     ids = mx.random.randint(0, 65, (1, tier.train.batch_size, tier.model.block_size + 1))
     counts = sorted({1, lanes.count()})
     steps, times = {}, {count: list[float]() for count in counts}
+
+    def use(count: int) -> None:
+        lanes.count = lambda: count
+
     for count in counts:
-        lanes.count = lambda count=count: count
+        use(count)
         steps[count] = TrainStep(GPT(tier.model), tier)
     for _ in range(REPEATS):
         for count, step in steps.items():
-            lanes.count = lambda count=count: count
+            use(count)
             start = time.perf_counter()
             loss, norm = step(ids[..., :-1], ids[..., 1:], mx.array(1e-4), mx.random.key(0))
             mx.eval(loss, norm, step.state)

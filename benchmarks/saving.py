@@ -17,6 +17,7 @@ from mlxgpt import config as configs
 from mlxgpt import config_files
 from mlxgpt.machine import device
 from mlxgpt.storage import run as runs
+from mlxgpt.storage.run import Run
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.saver import Saver
 from mlxgpt.training.step import new_step
@@ -37,7 +38,8 @@ def main() -> None:
         )
         size = {"vocab_size": data.meta.vocab_size}
         config = device.resolve_dtype(configs.override(config, size))
-        run = runs.create(place / "run", config, data)
+        run = Run(place / "run", config, data.tokenizer, data.name, data.meta.fingerprint, True)
+        runs.create(run)
         step, guard, done = new_step(config), Guard(), 0
         last = Hook(lambda n: n % given.steps == 0, lambda report: None)  # waits for the device
         waits: list[float] = []
@@ -57,9 +59,9 @@ def main() -> None:
     with_, without = (statistics.median(times[saves]) for saves in (True, False))
     each, spread = with_ - without, statistics.stdev(times[False])
     interval = min(config.train.save_interval, config.train.eval_interval)
-    size, seconds = saved[-1][0], statistics.median(s for _, s in saved)
+    written, seconds = saved[-1][0], statistics.median(s for _, s in saved)
     steps = f"{given.steps} steps"
-    print(f"a checkpoint of {size / 1e6:.1f} MB, written in {seconds:.3f} s beside the training")
+    print(f"a checkpoint of {written / 1e6:.1f} MB, written in {seconds:.3f} s beside the training")
     print(f"the training waits for it: {1000 * statistics.median(waits):.1f} ms")
     print(f"{steps}: {without:.3f} s, with one save {with_:.3f} s (medians of stretches)")
     print(f"so a save takes {1000 * each:.0f} ms (stretches vary by ± {1000 * spread:.0f} ms)")

@@ -19,6 +19,7 @@ from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.machine import device
+from mlxgpt.model import lanes
 from mlxgpt.model.gpt import count_parameters
 from mlxgpt.training.evaluating import tokens_at_end, tokens_each
 from mlxgpt.training.step import TrainStep, new_step
@@ -117,7 +118,9 @@ def _measured(config: Config, dataset: Dataset, step_seconds: float | None) -> t
     """Seconds of a step, and of an evaluated token."""
     step_function = new_step(config)
     all_of_them = config.train.gradient_accumulation_steps
-    micro_batches = min(all_of_them, 2)  # more of them take no more memory
+    # Two for each lane, as more take no more memory; of an odd one a lane has the whole.
+    odd = config.train.batch_size % lanes.count()
+    micro_batches = min(all_of_them, 2 * lanes.count() if odd else 2)
 
     def steps_of(micro_batches: int) -> Callable[[int], None]:
         def take(steps: int) -> None:
@@ -134,7 +137,8 @@ def _measured(config: Config, dataset: Dataset, step_seconds: float | None) -> t
     if first < LONG_SECONDS:
         step_seconds = _timed(steps_of(micro_batches))
         if all_of_them > micro_batches:
-            another = max(0.0, step_seconds - _timed(steps_of(1)))
+            fewer = micro_batches // 2
+            another = max(0.0, step_seconds - _timed(steps_of(fewer))) / fewer
             step_seconds += another * (all_of_them - micro_batches)
     return step_seconds, _token_seconds(step_function, config, dataset)
 

@@ -119,13 +119,19 @@ class TrainStep:
     ) -> tuple[mx.array, dict]:
         """Mean loss and its gradients over all micro-batches, which are equally large."""
         A, B, T = inputs.shape
-        L = lanes.count() if B % lanes.count() == 0 else 1
-        keys = mx.random.split(key, L * A).reshape(L, A, -1)
-        inputs, targets = (ids.reshape(A, L, B // L, T).swapaxes(0, 1) for ids in (inputs, targets))
+        L = lanes.count()
+        if B % L == 0:  # each lane has half of each micro-batch,
+            inputs, targets = (
+                ids.reshape(A, L, B // L, T).swapaxes(0, 1) for ids in (inputs, targets)
+            )
+        else:  # or half of the micro-batches, or one lane has all
+            L = L if A % L == 0 else 1
+            inputs, targets = (ids.reshape(L, A // L, B, T) for ids in (inputs, targets))
+        parts = L * inputs.shape[1]
+        keys = mx.random.split(key, parts).reshape(L, parts // L, -1)
         parameters = self.model.trainable_parameters()
-        shares = zip([parameters] * L, inputs, targets, keys, strict=True)
-        sums = self._lanes(shares)
-        return self._mean(sums, mx.array(float(L * A))) if L * A > 1 else sums[0]
+        sums = self._lanes(zip([parameters] * L, inputs, targets, keys, strict=True))
+        return self._mean(sums, mx.array(float(parts))) if parts > 1 else sums[0]
 
     def _gradients_of(
         self, parameters: dict, inputs: mx.array, targets: mx.array, key: mx.array

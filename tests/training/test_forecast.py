@@ -47,7 +47,9 @@ def test_of_many_micro_batches_few_are_taken(
 ) -> None:
     """By a clock on which a micro-batch takes 3 seconds, an update 1, and compiling 2."""
     dataset = open_dataset(trained / "data" / "words")
-    config = override(tiny_model, {"vocab_size": 23, "gradient_accumulation_steps": 40})
+    config = override(
+        tiny_model, {"vocab_size": 23, "gradient_accumulation_steps": 40, "batch_size": 2}
+    )
     now, taken = 0.0, 0
 
     def train(step: object, tokens: object, config: Config, **_: object) -> None:

@@ -23,12 +23,17 @@ def gradients_of(config: Config, ids: mx.array) -> tuple[float, dict[str, np.nda
     return float(loss), {name: np.array(value) for name, value in flat(gradients).items()}
 
 
-def test_four_micro_batches_are_one_batch(tiny_model: Config) -> None:
-    whole = override(tiny_model, {"dropout": 0.0, "batch_size": 8})
-    parts = override(whole, {"batch_size": 2, "gradient_accumulation_steps": 4})
-    ids = ids_of(8, 9)
+@pytest.mark.parametrize(("micro_batches", "batch_size"), [(4, 2), (8, 1), (2, 3), (3, 3), (3, 1)])
+def test_micro_batches_are_one_batch(
+    tiny_model: Config, micro_batches: int, batch_size: int
+) -> None:
+    """Whether lanes share each of them, or them all, or one lane has them."""
+    whole = override(tiny_model, {"dropout": 0.0, "batch_size": micro_batches * batch_size})
+    given = {"batch_size": batch_size, "gradient_accumulation_steps": micro_batches}
+    parts = override(whole, given)
+    ids = ids_of(micro_batches * batch_size, 9)
     loss, gradients = gradients_of(whole, ids[None])
-    loss_of_parts, means = gradients_of(parts, ids.reshape(4, 2, 9))
+    loss_of_parts, means = gradients_of(parts, ids.reshape(micro_batches, batch_size, 9))
     assert loss_of_parts == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(means[name], gradient, atol=1e-5, err_msg=name)
@@ -71,9 +76,9 @@ def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config) -> None:
     assert many < 1.5 * few, (few, many)  # ten times as much, if all were there at once
 
 
-@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize(("micro_batches", "batch_size"), [(1, 4), (3, 4), (2, 1)])
 def test_every_mask_of_a_step_is_another(
-    tiny_model: Config, micro_batches: int, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Config, micro_batches: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each micro-batch, each lane's share of it and each place of dropout has a key of its own."""
     keys: list[str] = []
@@ -87,9 +92,10 @@ def test_every_mask_of_a_step_is_another(
     monkeypatch.setattr(gpt, "dropout", recorded)
     config = override(tiny_model, {"gradient_accumulation_steps": micro_batches})
     step = TrainStep(GPT(config.model, 5), config, compiled=False)
-    ids = ids_of(micro_batches, 4, 9)
+    ids = ids_of(micro_batches, batch_size, 9)
     mx.eval(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2)))
-    assert len(keys) == micro_batches * lanes.count() * (1 + 2 * config.model.n_layer)
+    passes = micro_batches * (1 if batch_size % lanes.count() else lanes.count())
+    assert len(keys) == passes * (1 + 2 * config.model.n_layer)
     assert len(set(keys)) == len(keys)
 
 
