@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from mlxgpt import __version__, config, config_files
 from mlxgpt.errors import UserError
+from mlxgpt.settings import settings
 
 Add = Callable[[str, str, str], "Parser"]  # a command by name, help and text
 
@@ -381,7 +382,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _add_flags(group: argparse._ArgumentGroup, cls: type) -> None:
     """One flag for each field; those that are not given leave no trace."""
-    for name, kind, item in config.settings(cls):
+    for name, kind, item in settings(cls):
         flag, default = "--" + name.replace("_", "-"), item.default
         # Those of a config's settings come from the tier's file.
         known = cls is config.Sampling and default not in (None, (), MISSING)

@@ -6,37 +6,16 @@ fields. Nothing here knows MLX, files of data, or a terminal.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, get_type_hints
 
 from mlxgpt.errors import UserError
+from mlxgpt.settings import checked, setting, settings, typed, unknown
 
-T = TypeVar("T")
-
-LARGEST = 1 << 53  # whole number, where there is no other bound
 CHARACTERS = 65  # in Tiny Shakespeare
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    weights: bool = True,
-) -> Any:
-    """A dataclass field with its meaning, its bounds (inclusive), and whether it can change what
-    a training ends with (`weights`).
-    """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "weights": weights}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -242,13 +221,6 @@ class Sampling:
 SECTIONS: dict[str, type] = get_type_hints(Config)
 
 
-def settings(section: type) -> Iterator[tuple[str, Any, Field[Any]]]:
-    """(name, type, field) of each setting of one dataclass, in order."""
-    types = get_type_hints(section)
-    for item in fields(section):
-        yield item.name, types[item.name], item
-
-
 # Every field's name is used once in the tree, so that a flag needs no prefix.
 SECTION_OF: dict[str, str] = {
     name: section for section, cls in SECTIONS.items() for name, _, _ in settings(cls)
@@ -264,10 +236,10 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     changed: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if name not in SECTION_OF:
-            raise _unknown(f"setting {name!r}", name, SECTION_OF)
+            raise unknown(f"setting {name!r}", name, SECTION_OF)
         changed.setdefault(SECTION_OF[name], {})[name] = value
     parts = {
-        section: replace(getattr(config, section), **_typed(SECTIONS[section], part))
+        section: replace(getattr(config, section), **typed(SECTIONS[section], part, SECTION_OF))
         for section, part in changed.items()
     }
     return validate(replace(config, **parts))
@@ -279,7 +251,7 @@ def sampling(values: Mapping[str, Any]) -> Sampling:
     Raises:
         UserError: for an unknown name or an impossible value.
     """
-    return _checked(Sampling(**_typed(Sampling, values)))
+    return checked(Sampling(**typed(Sampling, values)))
 
 
 def from_tree(tree: Mapping[str, Any]) -> Config:
@@ -292,10 +264,10 @@ def from_tree(tree: Mapping[str, Any]) -> Config:
                     f"{section!r} stands outside its section",
                     f"put it under [{SECTION_OF[section]}].",
                 )
-            raise _unknown(f"section [{section}]", section, SECTIONS)
+            raise unknown(f"section [{section}]", section, SECTIONS)
         if not isinstance(part, Mapping):
             raise UserError(f"{section!r} is a section, not a value", f"write [{section}].")
-        parts[section] = SECTIONS[section](**_typed(SECTIONS[section], part))
+        parts[section] = SECTIONS[section](**typed(SECTIONS[section], part, SECTION_OF))
     return validate(Config(**parts))
 
 
@@ -306,7 +278,7 @@ def validate(config: Config) -> Config:
         UserError: naming the setting, and the nearest value that would do.
     """
     for section in SECTIONS:
-        _checked(getattr(config, section))
+        checked(getattr(config, section))
     model = config.model
     if model.n_embd % model.n_head:
         below = model.n_embd // model.n_head * model.n_head
@@ -358,83 +330,3 @@ def changed_weights(old: Config, new: Config) -> list[str]:
     if old.optim.decay_steps == new.optim.decay_steps > 0:
         harmless.add("max_steps")
     return [name for name in differences(old, new) if name not in harmless]
-
-
-def _checked(part: T) -> T:
-    """`part` if each of its values is within the bounds of its field."""
-    for name, kind, item in settings(type(part)):
-        value, meta = getattr(part, name), item.metadata
-        if value is None or kind in (bool, tuple[str, ...]):
-            continue
-        if meta["choices"] and value not in meta["choices"]:
-            near = difflib.get_close_matches(str(value), meta["choices"], 1, 0.0)
-            raise UserError(
-                f"{name} = {value!r} is none of {', '.join(meta['choices'])}",
-                f"did you mean {near[0]!r}?",
-            )
-        low, high = meta["low"], meta["high"]
-        if high is None and isinstance(value, int):
-            high = LARGEST
-        if isinstance(value, float) and value != value:
-            raise UserError(f"{name} = nan is not a number", f"leave out {name} for its default.")
-        if low is not None and value < low:
-            raise UserError(
-                f"{name} = {value} is too small", f"the smallest possible value is {low}."
-            )
-        if high is not None and value > high:
-            raise UserError(
-                f"{name} = {value} is too large", f"the largest possible value is {high}."
-            )
-        if value == float("inf"):
-            raise UserError(f"{name} = {value} is too large", "use a finite number.")
-    return part
-
-
-def _typed(section: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with each one brought to its field's type, where nothing is lost by it."""
-    kinds = {name: kind for name, kind, _ in settings(section)}
-    result = {}
-    for name, value in values.items():
-        if name not in kinds:
-            home = SECTION_OF.get(name)
-            if home and section is not Sampling:
-                raise UserError(f"{name!r} stands in the wrong section", f"put it under [{home}].")
-            raise _unknown(f"setting {name!r}", name, kinds)
-        result[name] = _convert(name, kinds[name], value)
-    return result
-
-
-def _convert(name: str, kind: Any, value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is int and (whole or (isinstance(value, float) and value.is_integer())):
-        return int(value)
-    if kind == int | None and (whole or value is None):
-        return value
-    if kind is float and (whole or isinstance(value, float)):
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf  # which is refused as too large
-    if kind is str and isinstance(value, str):
-        return value
-    if kind == tuple[str, ...]:
-        if isinstance(value, (str, Path)):
-            return (str(value),)
-        if isinstance(value, (list, tuple)) and all(isinstance(v, (str, Path)) for v in value):
-            return tuple(str(v) for v in value)
-    wanted = {
-        bool: "true or false",
-        int: "a whole number",
-        int | None: "a whole number",
-        float: "a number",
-        str: "a text",
-        tuple[str, ...]: "a text or a list of texts",
-    }[kind]
-    raise UserError(f"{name} = {value!r} has the wrong type", f"{name} takes {wanted}.")
-
-
-def _unknown(what: str, name: str, known: Mapping[str, Any]) -> UserError:
-    near = difflib.get_close_matches(name, list(known), 1, 0.0)[0]
-    return UserError(f"unknown {what}", f"did you mean {near!r}?")

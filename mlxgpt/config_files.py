@@ -7,8 +7,9 @@ import tomllib
 from pathlib import Path
 
 from mlxgpt import files
-from mlxgpt.config import SECTIONS, Config, from_tree, settings
+from mlxgpt.config import SECTIONS, Config, from_tree
 from mlxgpt.errors import UserError
+from mlxgpt.settings import settings
 
 RECIPES = ("classic", "modern")  # of a tier: tier1.toml, tier1-modern.toml
 

@@ -37,7 +37,7 @@ WINGS = (
     "corpus",
     "machine",
 )
-GROUND = ("config_files", "config", "files", "seeds", "errors")
+GROUND = ("config_files", "config", "settings", "files", "seeds", "errors")
 HOUSE = (*FRONT, *WINGS, *GROUND)
 
 PACKAGE = ROOT / "mlxgpt"

@@ -12,6 +12,7 @@ import pytest
 from mlxgpt import api, config
 from mlxgpt.cli import INTERRUPTED, main
 from mlxgpt.errors import UserError
+from mlxgpt.settings import settings
 from mlxgpt.training import selfcheck
 from tests.commands import ROOT
 
@@ -65,7 +66,7 @@ def test_the_front_page_names_every_command(capsys: Capture) -> None:
 def test_every_setting_has_a_flag_with_its_meaning(capsys: Capture) -> None:
     text = " ".join(flags("train", capsys).split())
     for section in config.SECTIONS.values():
-        for name, _, item in config.settings(section):
+        for name, _, item in settings(section):
             assert "--" + name.replace("_", "-") in text
             assert item.metadata["help"][:20] in text
 

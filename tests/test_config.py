@@ -8,14 +8,15 @@ import pytest
 from mlxgpt import config as configs
 from mlxgpt.config import Config, ModelConfig, TrainConfig, override
 from mlxgpt.errors import UserError
+from mlxgpt.settings import settings
 
 
 def test_every_field_has_one_home_and_a_meaning() -> None:
-    names = [n for cls in configs.SECTIONS.values() for n, _, _ in configs.settings(cls)]
-    names += [n for n, _, _ in configs.settings(configs.Sampling)]
+    names = [n for cls in configs.SECTIONS.values() for n, _, _ in settings(cls)]
+    names += [n for n, _, _ in settings(configs.Sampling)]
     assert len(names) - len(set(names)) == 1, "only seed, of a run and of a generation"
     for cls in (*configs.SECTIONS.values(), configs.Sampling):
-        assert all(item.metadata["help"] for _, _, item in configs.settings(cls))
+        assert all(item.metadata["help"] for _, _, item in settings(cls))
 
 
 def test_the_reference_is_what_the_fields_default_to() -> None:

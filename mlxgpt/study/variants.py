@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxgpt.config import SECTION_OF, SECTIONS, Config, override, settings
+from mlxgpt.config import SECTION_OF, SECTIONS, Config, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
+from mlxgpt.settings import settings
 
 # What the comparison itself decides.
 DECIDED = {
