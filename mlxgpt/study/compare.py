@@ -33,6 +33,7 @@ from mlxgpt.study.record import Record, Standing, Training
 from mlxgpt.study.variants import Variant, must_be_one_text, weights
 from mlxgpt.training import launch
 from mlxgpt.training.callback import Callback
+from mlxgpt.training.existing import existing, is_finished
 from mlxgpt.training.session import Diverged
 
 
@@ -185,10 +186,10 @@ class _Comparison:
             return Training(seed, key, math.inf, None)
         folder = self._folder / ledgers.TRAININGS / key
         with files.only_one(folder, "training"):
-            run = launch.existing(folder)
+            run = existing(folder)
             if run:
                 _must_be(run, config, variant.dataset)
-            if run and launch.is_finished(run, config):
+            if run and is_finished(run, config):
                 self._tell_once("taking up trainings that are there")
             else:
                 try:

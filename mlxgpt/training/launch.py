@@ -8,16 +8,13 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import statistics
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mlxgpt import files
-from mlxgpt.config import Config, changed_weights, differences, override
+from mlxgpt.config import Config, differences, override
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.hub import Unavailable
@@ -25,23 +22,29 @@ from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.corpus.tokens import blocks_per_epoch
 from mlxgpt.errors import UserError
 from mlxgpt.machine import blas, compiler, device
-from mlxgpt.machine.surroundings import changes, surroundings
+from mlxgpt.machine.surroundings import surroundings
 from mlxgpt.model.gpt import load_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
 from mlxgpt.training import selfcheck, session
 from mlxgpt.training.beginning import Beginning
 from mlxgpt.training.callback import Callback, Summary
+from mlxgpt.training.existing import (
+    as_planned,
+    existing,
+    is_finished,
+    must_match,
+    step_seconds,
+    tell_of_changes,
+)
 from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, must_fit, refuse_too_large
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.optim import learning_rate_schedule
-from mlxgpt.training.sizing import SIZED, sized
+from mlxgpt.training.sizing import sized
 from mlxgpt.training.step import new_step
 
 WARMUP_SHARE = 10  # of a plan that is cut to size, at most one step in so many
 FEWEST_STEPS = 2  # of a plan
-ROUNDING = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
-LATEST = 20  # lines of metrics that tell how long a step takes
 
 
 def launch(
@@ -161,14 +164,14 @@ def _train(
     run = existing(folder)
     if run:
         if max_minutes:
-            config = _as_planned(config, run, fit_size)
-        _must_match(run, config, dataset, beginning)
+            config = as_planned(config, run, fit_size)
+        must_match(run, config, dataset, beginning)
         if is_finished(run, config):
             callback.on_note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
             return _summary(run, config, dataset, step=run.steps()[-1])
     if max_minutes and fit_size and not run:
         config = sized(config, dataset, 60 * max_minutes, callback.on_note)
-    forecast = first_steps(config, dataset, callback, _step_seconds(run) if run else None)
+    forecast = first_steps(config, dataset, callback, step_seconds(run) if run else None)
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
     if max_minutes and not run:
         steps = forecast.steps_in(60 * max_minutes, config)
@@ -208,7 +211,7 @@ def take_steps(
     if run:
         start, last_metrics, guard = session.resume(run, step_function, config, callback)
         changed = differences(run.config, config)
-        _tell_of_changes(run, changed, callback)
+        tell_of_changes(run, changed, callback)
         run = replace(run, config=config)
         run.write_config(config)
     else:
@@ -268,62 +271,6 @@ def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False)
     return config
 
 
-def existing(folder: Path) -> Run | None:
-    """The run in a folder, or None where one may be made. A run without any checkpoint has
-    nothing to lose, and is begun again.
-    """
-    if (folder / "run.json").exists():
-        run = runs.open_run(folder)
-        return run if run.steps() else None
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} exists and is no run", "choose another name with --run NAME.")
-    return None
-
-
-def is_finished(run: Run, config: Config) -> bool:
-    """Whether a run has taken all its steps, and noted how they ended."""
-    last = run.steps()[-1]
-    return last > config.train.max_steps or (last == config.train.max_steps and run.noted(last))
-
-
-def _must_match(run: Run, config: Config, dataset: Dataset, beginning: Beginning | None) -> None:
-    if not run.data_name:
-        raise UserError(
-            f"{run.name} is an imported model",
-            f"train a new run from it: mlxgpt train --from {run.name}.",
-        )
-    if dict(run.origin) != dict(beginning.origin if beginning else {}):
-        raise UserError(
-            f"{run.name} exists, and was begun with other weights",
-            "train a new run with --run NAME, or give the same --from.",
-        )
-    if run.data_fingerprint != dataset.meta.fingerprint:
-        if run.data_name == dataset.name:
-            raise UserError(
-                f"{dataset.folder} was prepared anew since {run.name} was trained on it",
-                "train a new run with --run NAME, or prepare the former text again.",
-            )
-        raise UserError(
-            f"{run.name} was trained on other data ({run.data_name}) than {dataset.name}",
-            "train a new run with --run NAME, or give the same --source.",
-        )
-    if names := changed_weights(run.config, config):
-        changed = differences(run.config, config)
-        told = ", ".join(f"{name} {_arrow(*changed[name])}" for name in names)
-        remedy = "train a new run with --run NAME, or use the same settings to resume."
-        if names == ["max_steps"] and is_finished(run, run.config):
-            told += ", and is finished: its learning rate fell for as many steps as it has"
-            remedy = (
-                "train on in a new run, with a schedule of its own: "
-                f"mlxgpt train --from {run.name} --max-steps N; or anew: --run NAME."
-            )
-        raise UserError(f"{run.name} exists with other settings: {told}", remedy)
-
-
-def _arrow(old: Any, new: Any) -> str:
-    return f"{old} → {new}"
-
-
 def first_steps(
     config: Config, dataset: Dataset, callback: Callback, step_seconds: float | None = None
 ) -> Forecast:
@@ -338,13 +285,6 @@ def first_steps(
         callback.on_note(compiler.gave_up(error))
     _check(config, callback)
     return measure(config, dataset)
-
-
-def _step_seconds(run: Run) -> float | None:
-    """Of its latest steps, by what it noted; None where it noted nothing."""
-    noted = deque((record.get("tokens_per_second") for record in run.metrics()), maxlen=LATEST)
-    rates = [rate for rate in noted if rate]
-    return run.config.tokens_per_step / statistics.median(rates) if rates else None
 
 
 def _check(config: Config, callback: Callback) -> None:
@@ -362,25 +302,6 @@ def planned(config: Config, steps: int) -> Config:
     # A warmup that was meant for a longer plan would be all there is of a short one.
     warmup = min(config.optim.warmup_steps, math.ceil(steps / WARMUP_SHARE))
     return override(config, {"max_steps": steps, "warmup_steps": warmup})
-
-
-def _as_planned(config: Config, run: Run, fit_size: bool) -> Config:
-    """`config` with what `planned`, and `sized`, decided when the run was begun."""
-    decided = ("max_steps", "warmup_steps", *(SIZED if fit_size else ()))
-    changed = differences(config, run.config)
-    return override(config, {name: changed[name][1] for name in decided if name in changed})
-
-
-def _tell_of_changes(run: Run, changed: Mapping[str, tuple[Any, Any]], callback: Callback) -> None:
-    """What is not as it was when the run was last trained, and that its bits hang on it."""
-    told = [f"{name} {_arrow(*pair)}" for name, pair in changed.items()]
-    others = changes(run.surroundings(), surroundings())
-    if told or others:
-        exact = not others and not changed.keys() & ROUNDING
-        callback.on_note(
-            f"changed since: {', '.join([*told, *others])}"
-            + ("" if exact else "; the rest will differ by rounding from an uninterrupted training")
-        )
 
 
 def _tell_of_long_warmup(config: Config, callback: Callback) -> None:

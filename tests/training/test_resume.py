@@ -20,7 +20,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import forecast, hooks, launch, session
+from mlxgpt.training import existing, forecast, hooks, launch, session
 from mlxgpt.training.trainer import Metrics
 from tests.commands import ROOT
 from tests.trainings import MODERN_PARTS, MODERN_STEPS, Recorder, final_state, len_done, metrics
@@ -154,9 +154,11 @@ def test_what_bits_do_not_hang_on_is_noted_only(
 
 def test_another_machine_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"mlx": "0.32.4", "BLAS threads": "2"}
-    monkeypatch.setattr(launch, "surroundings", lambda: here)
+    for room in (launch, existing):
+        monkeypatch.setattr(room, "surroundings", lambda: here)
     stopped(monkeypatch, train, 5)
-    monkeypatch.setattr(launch, "surroundings", lambda: {**here, "BLAS threads": "8"})
+    for room in (launch, existing):
+        monkeypatch.setattr(room, "surroundings", lambda: {**here, "BLAS threads": "8"})
     recorder = Recorder()
     train("a", recorder)
     assert recorder.notes[-1] == (
