@@ -1,28 +1,17 @@
-"""The command line's grammar: commands, flags, help.
-
-Flags of settings are made from the fields of config.py. Imports nothing heavy.
-"""
+"""The command line's grammar: commands, flags, help. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING
 from typing import Any, NoReturn
 
 from mlxgpt import __version__, config, config_files
 from mlxgpt.errors import UserError
-from mlxgpt.settings import settings
+from mlxgpt.flags import add_flags, add_settings
 
 Add = Callable[[str, str, str], "Parser"]  # a command by name, help and text
-
-SECTION_TITLES = {
-    "model": "model (GPT-2's shape)",
-    "data": "data",
-    "optim": "optimizer and schedule",
-    "train": "training",
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -160,7 +149,7 @@ def _train(add: Add) -> None:
         "--memory-limit", type=float, metavar="GB", help="refuse, or stop and save, above this"
     )
     _add_folders(sub, runs=True, data=True)
-    _add_settings(sub)
+    add_settings(sub)
 
 
 def _compare(add: Add) -> None:
@@ -217,7 +206,7 @@ def _compare(add: Add) -> None:
         "--name", help="the folder's name in runs/compare (default: from the variants)"
     )
     _add_folders(sub, runs=True, data=True)
-    _add_settings(sub)
+    add_settings(sub)
 
 
 def _import(add: Add) -> None:
@@ -275,7 +264,7 @@ def _generate(add: Add) -> None:
     _add_run(sub)
     _add_folders(sub, runs=True)
     group = sub.add_argument_group("sampling")
-    _add_flags(group, config.Sampling)
+    add_flags(group, config.Sampling)
 
 
 def _eval(add: Add) -> None:
@@ -310,7 +299,7 @@ def _check(add: Add) -> None:
         "Check what training rests on, here and now, in seconds. `train` does so first.",
     )
     _add_recipe(sub)
-    _add_settings(sub)
+    add_settings(sub)
 
 
 def _info(add: Add) -> None:
@@ -322,7 +311,7 @@ def _info(add: Add) -> None:
     _add_recipe(sub)
     sub.add_argument("--run", metavar="NAME", help="a run's name or folder")
     _add_folders(sub, runs=True)
-    _add_settings(sub)
+    add_settings(sub)
 
 
 def _runs(add: Add) -> None:
@@ -373,36 +362,3 @@ def _add_folders(
         parser.add_argument("--runs-dir", metavar="DIR", help="where runs lie (default: runs)")
     if data:
         parser.add_argument("--data-dir", metavar="DIR", help="where data lies (default: data)")
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    for section, cls in config.SECTIONS.items():
-        _add_flags(parser.add_argument_group(SECTION_TITLES[section]), cls)
-
-
-def _add_flags(group: argparse._ArgumentGroup, cls: type) -> None:
-    """One flag for each field; those that are not given leave no trace."""
-    for name, kind, item in settings(cls):
-        flag, default = "--" + name.replace("_", "-"), item.default
-        # Those of a config's settings come from the tier's file.
-        known = cls is config.Sampling and default not in (None, (), MISSING)
-        shown = f" (default: {_shown(default)})" if known else ""
-        help = (item.metadata["help"] + shown).replace("%", "%%")
-        common = {"default": argparse.SUPPRESS, "help": help}
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
-        elif kind == tuple[str, ...] and name == "stop":
-            group.add_argument(flag, action="append", metavar="TEXT", **common)
-        elif kind == tuple[str, ...]:
-            group.add_argument(flag, nargs="+", metavar="PATH", **common)
-        elif kind is str:
-            group.add_argument(flag, metavar="|".join(item.metadata["choices"]), **common)
-        else:
-            number, letter = (float, "X") if kind is float else (int, "N")
-            group.add_argument(flag, type=number, metavar=letter, **common)
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, tuple):
-        return " ".join(default)
-    return str(default).lower() if isinstance(default, bool) else f"{default}"

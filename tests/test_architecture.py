@@ -24,6 +24,7 @@ FRONT = (
     "display",
     "results",
     "arguments",
+    "flags",
 )
 WINGS = (
     "reports",
