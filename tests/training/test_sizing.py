@@ -120,9 +120,9 @@ def test_a_run_of_a_chosen_size_is_resumed_at_that_size(
     def width(enough: float) -> int:
         """Of a training in which each parameter has to see as many tokens."""
         monkeypatch.setattr(sizing, "TOKENS_PER_PARAMETER", enough)
-        given = {"recipe": "modern", "max_minutes": 0.01, "source": text_file, **small}
+        given = {"recipe": "modern", "max_minutes": 0.05, "source": text_file, **small}
         summary = api.train(**given)  # type: ignore[arg-type]
-        assert summary.run.name == "modern-0.01min-words-bpe2048"
+        assert summary.run.name == "modern-0.05min-words-bpe2048"
         assert summary.step == summary.steps
         return open_run(summary.run).config.model.n_embd
 
