@@ -150,8 +150,8 @@ class TrainConfig:
     eval_interval: int = setting(250, "steps between two evaluations", low=1, weights=False)
     eval_tokens: int = setting(
         0,
-        "tokens of the validation text at each evaluation, spread over it; 0: what 15 % of those "
-        "trained since the last one are, and at the end all; all, where that is no more",
+        "tokens of the validation text in an evaluation on the way, spread over it; 0: 15 % of "
+        "what was trained on since the last one",
         low=0,
         weights=False,
     )
@@ -184,12 +184,12 @@ class Config:
 
     @property
     def sequences_per_step(self) -> int:
-        """Of all micro-batches of an update."""
+        """Sequences of all micro-batches of an update."""
         return self.train.batch_size * self.train.gradient_accumulation_steps
 
     @property
     def tokens_per_step(self) -> int:
-        """Of all micro-batches of an update."""
+        """Tokens of all micro-batches of an update."""
         return self.sequences_per_step * self.model.block_size
 
 

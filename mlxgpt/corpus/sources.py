@@ -236,13 +236,13 @@ def _from_files(
     source: Sequence[str], val_source: Sequence[str], verified: Verified | None
 ) -> Source:
     paths, val_paths = _expand(source), _expand(val_source)
-    verified = verified or Verified(Path(), anew=True)
 
     def origin_of(kind: str, names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
         def find() -> dict[str, Any]:
             return {"paths": _absolute(names), "sha256": _digest(paths)}
 
-        return _told(kind, names, verified.once(kind, paths, find)["sha256"])
+        found = verified.once(kind, paths, find) if verified else find()
+        return _told(kind, names, found["sha256"])
 
     origin = origin_of("files", source, paths)
     if val_paths:

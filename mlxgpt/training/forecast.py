@@ -151,7 +151,7 @@ def _token_seconds(step_function: TrainStep, config: Config, dataset: Dataset) -
         bos=dataset.tokenizer.end_of_text,
         batch_size=config.train.batch_size,
         dtype=step_function.dtype,
-        limit=config.train.batch_size * config.model.block_size,
+        limit=max(config.train.batch_size, lanes.count()) * config.model.block_size,
     )
 
     def evaluate(times: int) -> None:
