@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import pickletools
@@ -28,6 +29,7 @@ from mlxgpt.corpus.meta import SPLITS
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import importing
 from mlxgpt.storage import run as runs
+from mlxgpt.training.existing import step_seconds
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.step import new_step
 from tests.hostile import CHANGES, EDITS, VALUES, as_json, changed, edited
@@ -281,7 +283,7 @@ def test_vocabularies_of_nanogpt(home: Path, count: int, protocol: int) -> None:
 
 
 @pytest.mark.parametrize("count", fuzzed)
-@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt", "history.jsonl"])
 def test_notes_of_a_run(place: Path, count: int, name: str) -> None:
     """They are never refused: what cannot be read is left out."""
     path = SMALL_RUN / name
@@ -290,7 +292,7 @@ def test_notes_of_a_run(place: Path, count: int, name: str) -> None:
     def read(given: tuple[Any, Any]) -> None:
         changes, edits = given
         content = edited(good, edits)
-        if changes and name == "metrics.jsonl":
+        if changes and name != "samples.txt":
             lines = [json.loads(line) for line in good.splitlines()]
             tree = changed(lines, changes)
             content = "\n".join(map(as_json, tree if isinstance(tree, list) else [tree])).encode()
@@ -298,6 +300,8 @@ def test_notes_of_a_run(place: Path, count: int, name: str) -> None:
         run = runs.open_run(SMALL_RUN)
         run.cut(8)
         assert all(record["step"] <= 8 for record in run.metrics())
+        assert 0 < (step_seconds(run) or 1.0) < math.inf
+        assert all(type(text) is str for pair in run.surroundings().items() for text in pair)
         raise UserError("", "")
 
     fuzz(count, st.tuples(st.one_of(st.none(), CHANGES), EDITS), read)
@@ -346,7 +350,7 @@ def test_links_and_pipes_are_refused(place: Path, what: str, kind: str) -> None:
             use(run="done")
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt", "history.jsonl"])
 def test_nothing_is_written_through_a_link(place: Path, text_file: Path, name: str) -> None:
     (SMALL_RUN / name).unlink(missing_ok=True)
     Path("precious").write_text("mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from mlxgpt.training.sizing import SIZED
 
 ROUNDING = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
 LATEST = 20  # lines of metrics that tell how long a step takes
+LONGEST_SECONDS = 86_400.0  # of a step; who reads of a longer one believes nothing
 
 
 def existing(folder: Path) -> Run | None:
@@ -82,10 +84,11 @@ def as_planned(config: Config, run: Run, fit_size: bool) -> Config:
 
 
 def step_seconds(run: Run) -> float | None:
-    """Of its latest steps, by what it noted; None where it noted nothing."""
+    """Of its latest steps, by what it noted; None where it noted nothing that can be."""
     noted = deque((record.get("tokens_per_second") for record in run.metrics()), maxlen=LATEST)
-    rates = [rate for rate in noted if rate]
-    return run.config.tokens_per_step / statistics.median(rates) if rates else None
+    rates = [float(rate) for rate in noted if type(rate) in (int, float) and 0 < rate < 1e12]
+    seconds = run.config.tokens_per_step / statistics.median(rates) if rates else math.inf
+    return seconds if seconds < LONGEST_SECONDS else None
 
 
 def tell_of_changes(run: Run, changed: Mapping[str, tuple[Any, Any]], callback: Callback) -> None:
