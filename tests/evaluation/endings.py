@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+
+from mlxgpt.errors import UserError
 
 # Context, which is right, the four endings.
 CASES: list[tuple[str, int, str, str, str, str]] = [
@@ -124,3 +127,11 @@ def row(number: int = 0) -> dict[str, Any]:
 
 
 TEXT = "".join(json.dumps(row(number)) + "\n" for number in range(len(CASES)))
+
+
+def line(error: UserError, problem: str) -> None:
+    """It is the problem that is named, in one line, and what to do in another."""
+    assert re.search(problem, error.problem)
+    for text in (error.problem, error.remedy):
+        assert "\n" not in text
+        assert 10 < len(text) < 250

@@ -1,27 +1,19 @@
-"""HellaSwag on a small file of its form: against the plainest computation, on damaged files, and
-from a server that is laid out as GitHub.
-"""
+"""HellaSwag on a small file of its form: against the plainest computation, and on damaged files."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import mlx.core as mx
 import numpy as np
 import pytest
-from huggingface_hub import constants
 
-from mlxgpt import files
 from mlxgpt.config import ModelConfig
 from mlxgpt.corpus import bpe
 from mlxgpt.corpus.bpe import BPETokenizer
@@ -30,16 +22,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.evaluation import hellaswag
 from mlxgpt.evaluation.hellaswag import Example, ending_losses, evaluate, load
 from mlxgpt.model.gpt import GPT
-from tests.corpus.hub import GitHub, running
-from tests.evaluation.endings import CASES, TEXT, row
-
-NOWHERE = "http://127.0.0.1:9"  # a port that refuses
-
-
-class HellaSwag(GitHub):
-    """raw.githubusercontent.com with our file in HellaSwag's place."""
-
-    path = "/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
+from tests.evaluation.endings import CASES, TEXT, line, row
 
 
 def small(vocab_size: int, block_size: int = 128, n_embd: int = 16, seed: int = 3) -> GPT:
@@ -53,13 +36,6 @@ def small(vocab_size: int, block_size: int = 128, n_embd: int = 16, seed: int = 
 @pytest.fixture(scope="module")
 def tokenizer() -> BPETokenizer:
     return bpe.train([TEXT], 300)
-
-
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    path = tmp_path_factory.mktemp("hellaswag") / "small.jsonl"
-    path.write_text(TEXT, encoding="utf-8")
-    return load(path)
 
 
 def plainly(
@@ -244,14 +220,6 @@ def test_progress_is_told_of_every_example(
 # What gives no figure.
 
 
-def line(error: UserError, problem: str) -> None:
-    """It is the problem that is named, in one line, and what to do in another."""
-    assert re.search(problem, error.problem)
-    for text in (error.problem, error.remedy):
-        assert "\n" not in text
-        assert 10 < len(text) < 250
-
-
 def test_a_tokenizer_that_lacks_characters_is_refused(examples: list[Example]) -> None:
     letters = {letter for case in CASES for text in case for letter in str(text)} - set("zé–")
     tokenizer = CharTokenizer(letters, end_of_text=False)
@@ -354,119 +322,3 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError) as caught:
         load(tmp_path / "large")
     line(caught.value, "is longer than")
-
-
-# The validation split, fetched.
-
-
-class Here:
-    """A machine with an empty cache, that knows our file's size and hash as HellaSwag's."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.monkeypatch = folder, monkeypatch
-        self.notes: list[str] = []
-
-    def load(self, address: str) -> list[Example]:
-        """From GitHub, or what stands at that address instead."""
-        self.monkeypatch.setattr(hellaswag, "URL", address + HellaSwag.path)
-        self.notes.clear()
-        return load(note=self.notes.append)
-
-    @property
-    def kept(self) -> Path:
-        (path,) = self.folder.rglob("hellaswag_val.jsonl")
-        return path
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
-    # Servers are reached directly, whatever proxies there are, by a session that knows it.
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
-    in_folder = partial(huggingface_hub.cached_assets_path, assets_dir=tmp_path)
-    monkeypatch.setattr(huggingface_hub, "cached_assets_path", in_folder)
-    monkeypatch.setattr(hellaswag, "BYTES", len(TEXT.encode()))
-    monkeypatch.setattr(hellaswag, "SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
-    huggingface_hub.close_session()
-    yield Here(tmp_path, monkeypatch)
-    huggingface_hub.close_session()
-
-
-def test_the_address_is_githubs() -> None:
-    assert hellaswag.URL.removeprefix("https://raw.githubusercontent.com") == HellaSwag.path
-
-
-def test_it_is_fetched_once_and_kept(here: Here, examples: list[Example]) -> None:
-    github = HellaSwag(TEXT)
-    with running(github):
-        assert here.load(github.address) == examples
-        assert here.notes == ["getting HellaSwag (0 MB) from 127.0.0.1"]
-        assert here.load(github.address) == examples
-        assert here.notes == []
-    assert github.asked == [f"GET {HellaSwag.path}"]
-    assert here.load(NOWHERE) == examples
-    assert here.kept.read_bytes() == TEXT.encode()
-
-
-@pytest.mark.parametrize("damaged", [TEXT[:-1], TEXT.replace("kettle", "nettle"), TEXT + "\n"])
-def test_a_damaged_cache_is_fetched_anew(here: Here, examples: list[Example], damaged: str) -> None:
-    github = HellaSwag(TEXT)
-    with running(github):
-        here.load(github.address)
-        here.kept.write_text(damaged, encoding="utf-8")
-        assert here.load(github.address) == examples
-    assert len(github.asked) == 2
-    assert here.kept.read_bytes() == TEXT.encode()
-
-
-def test_a_download_that_breaks_off_is_tried_again(here: Here, examples: list[Example]) -> None:
-    github = HellaSwag(TEXT, "breaks")
-    with running(github):
-        assert here.load(github.address) == examples
-    assert len(github.asked) == 2
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(
-    here: Here, examples: list[Example], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    github = HellaSwag(TEXT)
-    with running(github), monkeypatch.context() as patch:
-        patch.setattr(files, "sync", full)
-        assert here.load(github.address) == examples
-        assert "cannot be kept" in here.notes[-1]
-        assert "No space left on device" in here.notes[-1]
-        (here.folder / "mlxgpt").rename(here.folder / "before")
-        (here.folder / "mlxgpt").write_text("a file in the folder's place")
-        assert here.load(github.address) == examples
-        assert "cannot be kept" in here.notes[-1]
-
-
-REASONS = {
-    "it answered 404": HellaSwag(TEXT, "404"),
-    "it answered 503": HellaSwag(TEXT, "503"),
-    "no answer in 1 s": HellaSwag(TEXT, "hangs"),
-    "another text, sha256 ": HellaSwag(TEXT.replace("kettle", "nettle")),
-    "it gave something longer": HellaSwag(TEXT + "\n"),
-}
-
-
-@pytest.mark.parametrize("reason", REASONS)
-def test_where_it_cannot_be_had_the_reason_is_told(here: Here, reason: str) -> None:
-    with running(REASONS[reason]), pytest.raises(UserError) as caught:
-        here.load(REASONS[reason].address)
-    line(caught.value, rf"^HellaSwag cannot be had \(127.0.0.1: {reason}")
-    assert not list(here.folder.rglob("*.jsonl"))
-
-
-def test_without_a_network_it_is_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError) as caught:
-        here.load(NOWHERE)
-    line(caught.value, r"^HellaSwag cannot be had \(127.0.0.1: no connection, .*refused\)$")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError) as caught:
-        here.load(NOWHERE)
-    line(caught.value, r"^HellaSwag cannot be had \(127.0.0.1: .*[Oo]ffline")
