@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import pickletools
 import resource
-import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -330,54 +328,6 @@ def test_texts(home: Path, count: int, suffix: str) -> None:
             raise UserError("", "")
 
     fuzz(count, EDITS, read)
-
-
-@pytest.mark.parametrize(
-    "what", ["model.safetensors", "manifest.json", "checkpoint", "checkpoints", "config.toml"]
-)
-@pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_links_and_pipes_are_refused(place: Path, what: str, kind: str) -> None:
-    """They may lead out of the run's folder, or be read for ever."""
-    names = {"checkpoint": STEP, "checkpoints": STEP.parent, "config.toml": SMALL_RUN / what}
-    path = names.get(what, STEP / what)
-    path.rename("outside")
-    if kind == "link":
-        path.symlink_to(Path("outside").absolute())
-    else:
-        os.mkfifo(path)
-    for use in (api.generate, api.evaluate):
-        with pytest.raises(UserError, match="is a link, or no file"):
-            use(run="done")
-
-
-@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt", "history.jsonl"])
-def test_nothing_is_written_through_a_link(place: Path, text_file: Path, name: str) -> None:
-    (SMALL_RUN / name).unlink(missing_ok=True)
-    Path("precious").write_text("mine")
-    (SMALL_RUN / name).symlink_to(Path("precious").absolute())
-    run = config_files.load(SMALL_RUN / "config.toml")
-    with pytest.raises(UserError, match="is a link"):
-        api.train(config=run, source=text_file, run="done", max_steps=20)
-    assert Path("precious").read_text() == "mine"
-
-
-def test_links_in_a_data_folder_are_refused(place: Path) -> None:
-    shutil.move("data/words/train.bin", "train.bin")
-    Path("data/words/train.bin").symlink_to(Path("train.bin").absolute())
-    with pytest.raises(UserError, match="is a link"):
-        open_dataset(Path("data/words"))
-
-
-@pytest.mark.parametrize(
-    "name", ["../outside", "/tmp/outside", "..", ".", "", "a/b", "a\nb", "x" * 256]
-)
-def test_a_run_cannot_name_data_elsewhere(place: Path, name: str) -> None:
-    path = SMALL_RUN / "run.json"
-    tree = json.loads(path.read_text())
-    del tree["seal"]
-    path.write_text(files.sealed({**tree, "data_name": name}))
-    with pytest.raises(UserError, match="is no name of a data folder"):
-        runs.open_run(SMALL_RUN)
 
 
 def test_a_config_of_a_giant_builds_nothing(place: Path) -> None:
