@@ -68,8 +68,8 @@ def show(events: list[dict[str, Any]]) -> None:
     took["opening the data, and imports"] = checks[0]
     took["self-check"] = checks[-1] - checks[0]
     took["forecast"] = at["begin"] - checks[-1]
-    for event in events:
-        if event["event"] in ("evaluation", "saving"):
+    for event in events:  # the forecast's own evaluations are in it
+        if event["at"] > at["begin"] and event["event"] in ("evaluation", "saving"):
             took[event["event"]] += event["seconds"]
     whole = events[-1]["at"]
     # A checkpoint is written beside the steps, so what it takes is no share of the whole.
