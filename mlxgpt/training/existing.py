@@ -86,7 +86,7 @@ def as_planned(config: Config, run: Run, fit_size: bool) -> Config:
 def step_seconds(run: Run) -> float | None:
     """Of its latest steps, by what it noted; None where it noted nothing that can be."""
     noted = deque((record.get("tokens_per_second") for record in run.metrics()), maxlen=LATEST)
-    rates = [float(rate) for rate in noted if type(rate) in (int, float) and 0 < rate < 1e12]
+    rates = [float(r) for r in noted if isinstance(r, int | float) and 0 < r < 1e12]
     seconds = run.config.tokens_per_step / statistics.median(rates) if rates else math.inf
     return seconds if seconds < LONGEST_SECONDS else None
 
