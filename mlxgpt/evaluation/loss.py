@@ -79,7 +79,7 @@ class Evaluator:
             )
         T = model.config.block_size
         windows = math.ceil((len(ids) - 1) / T)
-        chosen = windows if limit is None else max(1, min(windows, limit // T))
+        chosen = windows if limit is None else max(1, min(windows, math.ceil(limit / T)))
         self._ids = ids
         self._starts = T * (np.arange(chosen) * windows // chosen)
         targets = np.concatenate([ids[start + 1 : start + 1 + T] for start in self._starts])

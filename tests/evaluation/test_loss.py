@@ -93,9 +93,12 @@ def test_a_sample_is_windows_spread_over_the_text(
     found = Evaluator(model, tokenizer, Tokens(ids, 19), limit=limit, **settings)()
     whole = ids if bos is None else np.concatenate([[bos], ids])
     windows = math.ceil((len(whole) - 1) / T)
-    count = max(1, min(windows, limit // T))
+    count = min(windows, math.ceil(limit / T))
     chosen = [whole[T * n : T * n + T + 1] for n in (k * windows // count for k in range(count))]
     assert found.tokens == sum(len(window) - 1 for window in chosen)
+    assert (found.tokens == len(whole) - 1) == (limit > len(whole) - 1 - T), (
+        "all, the tail included"
+    )
     nats = sum(log_probs(model, window) for window in chosen)
     size = sum(len(tokenizer.token_bytes(i)) for window in chosen for i in window[1:])
     assert found.loss == pytest.approx(nats / found.tokens, rel=1e-5)
