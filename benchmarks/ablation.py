@@ -65,7 +65,7 @@ def main() -> None:
         paths = [Path(folder, f"{name}.toml") for name in configs]
         for path, config in zip(paths, configs.values(), strict=True):
             path.write_text(config_files.to_toml(config), encoding="utf-8")
-        line = ["compare", *map(str, paths), "--source", given.text, "--until-decided"]
+        line = ["compare", *map(str, paths), "--source", given.text]
         line += ["--budget", f"{given.tokens}tokens", "--seeds", str(given.seeds)]
         from mlxgpt import cli
 
