@@ -71,8 +71,8 @@ def shared_by(lanes: int) -> Iterator[None]:
 def install() -> None:
     """Load OpenBLAS under MLX. To be called before `mlx.core` is imported; never raises."""
     global _status, _fast
-    if sys.platform != "linux":
-        return
+    if sys.platform != "linux" or os.environ.get("MLXGPT_BLAS") == "none":
+        return  # the latter for a process that measures somebody else: see rivals/
     _keep_freed_pages()
     try:
         _status = _load()

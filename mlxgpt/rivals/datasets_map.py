@@ -1,0 +1,51 @@
+"""Text made ready as nanoGPT does it: a BPE, here trained by `tokenizers`, then `datasets.map`, and
+one array.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from mlxgpt.rivals.timing import Result, Task, compiler
+
+
+def preparation(task: Task) -> Result:
+    """Megabytes a second, from a file of texts to one of ids, the BPE's training included."""
+    datasets.disable_progress_bars()
+    began = time.perf_counter()
+    text = Path(task.text).read_text(encoding="utf-8")
+    documents = text.split("<|endoftext|>")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=task.vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+
+    def encode(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {"ids": [[*one.ids, 0] for one in tokenizer.encode_batch(rows["text"])]}
+
+    data = datasets.Dataset.from_dict({"text": documents})
+    rows = data.map(encode, batched=True, remove_columns=["text"])
+    ids = np.concatenate(rows.with_format("numpy")["ids"][:]).astype(np.uint16)
+    ids.tofile(f"{task.folder}/train.bin")
+    seconds = time.perf_counter() - began
+    names = ", ".join(f"{name} {version(name)}" for name in ("datasets", "tokenizers"))
+    made_with = {
+        "versions": names,
+        "threads": "as many as cores",
+        "BLAS": "–",
+        "compiler": compiler(),
+    }
+    return {"megabytes_per_second": len(text.encode()) / 1e6 / seconds, "made_with": made_with}

@@ -1,0 +1,63 @@
+"""Somebody's own nanoGPT: the model and the optimizer of a checkout's model.py."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlxgpt.rivals.pytorch import with_torch
+from mlxgpt.rivals.timing import (
+    Result,
+    Task,
+    prompt_of,
+    random_batch,
+    timed_steps,
+    timed_texts,
+)
+
+
+def training(task: Task) -> Result:
+    """The model and the optimizer of somebody's nanoGPT, eager."""
+    model, o = _model(task), task.config["optim"]
+    optimizer = model.configure_optimizers(
+        o["weight_decay"], o["learning_rate"], (o["beta1"], o["beta2"]), "cpu"
+    )
+    ids = torch.tensor(random_batch(task)).long()
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+    def step() -> float:
+        _, loss = model(inputs, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if o["grad_clip"]:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), o["grad_clip"])
+        optimizer.step()
+        return float(loss)
+
+    return timed_steps(task, step) | {"made_with": with_torch()}
+
+
+def generate(task: Task) -> Result:
+    """Its own `generate`, which has no cache."""
+    model = _model(task).eval()
+    ids = torch.tensor(np.tile(prompt_of(task), (task.texts, 1)))
+
+    def run() -> list[float]:
+        model.generate(ids, 1)
+        first = time.perf_counter()
+        model.generate(ids, task.new_tokens - 1)
+        return [first, time.perf_counter()]
+
+    return timed_texts(task, run) | {"made_with": with_torch()}
+
+
+def _model(task: Task) -> Any:
+    sys.path.append(task.checkout)
+    theirs, s = importlib.import_module("model"), task.shape
+    names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias")
+    return theirs.GPT(theirs.GPTConfig(dropout=0.0, **{name: s[name] for name in names}))

@@ -1,0 +1,113 @@
+"""mlxgpt itself, as its rivals are measured."""
+
+from __future__ import annotations
+
+import math
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree, override
+from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.tokens import Tokens, dtype_for
+from mlxgpt.inference import generation
+from mlxgpt.machine import blas
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.losses import make_eval_step
+from mlxgpt.rivals.timing import (
+    WARMUP,
+    Result,
+    Task,
+    compiler,
+    learned,
+    prompt_of,
+    rates_of,
+    timed_texts,
+)
+from mlxgpt.training.step import TrainStep
+from mlxgpt.training.trainer import train
+
+
+def training(task: Task) -> Result:
+    """Our trainer's steps, over random ids."""
+    config = from_tree(task.config)
+    vocabulary, done = config.model.vocab_size, 0
+    ids = np.random.default_rng(0).integers(vocabulary, size=64 * config.tokens_per_step)
+    tokens = Tokens(ids.astype(dtype_for(vocabulary)), vocabulary)
+    step = TrainStep(_model(task), config)
+
+    def seconds_of(steps: int) -> float:
+        nonlocal done
+        start, done = done, done + steps
+        began = time.perf_counter()
+        train(step, tokens, override(config, {"max_steps": done}), start=start)
+        mx.eval(step.state)
+        return time.perf_counter() - began
+
+    seconds_of(WARMUP)
+    steps = max(2, math.ceil(task.seconds / seconds_of(1)))
+    rate = steps * config.tokens_per_step / seconds_of(steps)
+    return {"tokens_per_second": rate, "made_with": with_mlx("mlxgpt")}
+
+
+def generate(task: Task) -> Result:
+    """Our own decoding."""
+    model = _model(task)
+    sampling = Sampling(max_tokens=task.new_tokens, temperature=0.0, samples=task.texts, seed=0)
+
+    def run() -> list[float]:
+        rows = generation.tokens(model, prompt_of(task), sampling, task.shape["vocab_size"])
+        return [time.perf_counter() for _ in rows]
+
+    return timed_texts(task, run) | {"made_with": with_mlx("mlxgpt")}
+
+
+def learning(task: Task) -> Result:
+    """Our step on given batches, and our loss on given windows."""
+    step = TrainStep(_model(task), from_tree(task.config))
+    rates = iter(rates_of(task))
+
+    def take(batch: np.ndarray) -> None:
+        ids = mx.array(batch[None])
+        rate, key = mx.array(next(rates)), mx.random.key(0)
+        loss, _ = step(ids[..., :-1], ids[..., 1:], rate, key)
+        mx.eval(loss, step.state)
+
+    evaluate = make_eval_step(step.model, mx.float32)
+
+    def loss(windows: np.ndarray) -> float:
+        ids = mx.array(windows)
+        shape = windows.shape[0], windows.shape[1] - 1
+        nats = evaluate(step.model.parameters(), ids[:, :-1], ids[:, 1:], mx.ones(shape))
+        return float(nats) / (shape[0] * shape[1])
+
+    return learned(task, take, loss) | {"made_with": with_mlx("mlxgpt")}
+
+
+def preparation(task: Task) -> Result:
+    """Megabytes a second, from a file of texts to token arrays, the BPE's training included."""
+    began = time.perf_counter()
+    data = DataConfig(source=(task.text,), tokenizer="bpe")
+    dataset = find_or_prepare(data, Path(task.folder) / "data", vocab_size=task.vocab_size)
+    seconds = time.perf_counter() - began
+    size = dataset.meta.train.bytes + dataset.meta.val.bytes
+    return {"megabytes_per_second": size / 1e6 / seconds, "made_with": with_mlx("mlxgpt")}
+
+
+def _model(task: Task) -> GPT:
+    model = GPT(ModelConfig(**task.shape))  # with the weights that the folder has: contest.py
+    mx.eval(model.parameters())
+    return model
+
+
+def with_mlx(package: str) -> dict[str, str]:
+    """What a package on MLX ran with."""
+    return {
+        "versions": f"{package} {version(package)}, mlx {version('mlx')}",
+        "threads": str(blas.threads() or "MLX's own"),
+        "BLAS": blas.status(),
+        "compiler": compiler(),
+    }

@@ -1,0 +1,149 @@
+"""PyTorch, eager and compiled: the same GPT, and nanoGPT's step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+from mlxgpt.rivals.timing import (
+    Result,
+    Task,
+    compiler,
+    learned,
+    random_batch,
+    rates_of,
+    timed_steps,
+)
+
+COMPILED = "PyTorch, compiled"
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to the residual stream."""
+
+    def __init__(self, C: int, H: int, bias: bool) -> None:
+        super().__init__()
+        self.n_head = H
+        self.ln_1, self.ln_2 = nn.LayerNorm(C, bias=bias), nn.LayerNorm(C, bias=bias)
+        self.attn = nn.ModuleDict(
+            {"c_attn": nn.Linear(C, 3 * C, bias), "c_proj": nn.Linear(C, C, bias)}
+        )
+        self.mlp = nn.ModuleDict(
+            {"c_fc": nn.Linear(C, 4 * C, bias), "c_proj": nn.Linear(4 * C, C, bias)}
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, T, C] -> [B, T, C]
+        B, T, C = x.shape
+        qkv = self.attn["c_attn"](self.ln_1(x)).split(C, dim=2)
+        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in qkv)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.attn["c_proj"](y.transpose(1, 2).reshape(B, T, C))
+        hidden = F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
+        return x + self.mlp["c_proj"](hidden)
+
+
+class TorchGPT(nn.Module):
+    """GPT-2 (Radford et al., 2019) as fast as PyTorch's own parts make it; names as in our GPT.
+
+    Args:
+        shape: a ModelConfig's fields.
+    """
+
+    def __init__(self, shape: dict[str, Any]) -> None:
+        super().__init__()
+        C, bias = shape["n_embd"], shape["bias"]
+        self.wte = nn.Embedding(shape["vocab_size"], C)
+        self.wpe = nn.Embedding(shape["block_size"], C)
+        self.h = nn.ModuleList(Block(C, shape["n_head"], bias) for _ in range(shape["n_layer"]))
+        self.ln_f = nn.LayerNorm(C, bias=bias)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:  # [B, T] -> logits [B, T, V]
+        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
+        for block in self.h:
+            x = block(x)
+        return F.linear(self.ln_f(x), self.wte.weight)
+
+
+def make_model(task: Task) -> TorchGPT:
+    """The model with the weights in the task's folder, which are laid out as transformers'."""
+    model, given = TorchGPT(task.shape), load_file(Path(task.folder) / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = given[name]  # of a linear layer GPT-2 keeps the transpose
+            parameter.copy_(value.T if ".c_" in name and value.ndim == 2 else value)
+    return model
+
+
+def make_step(model: TorchGPT, task: Task) -> Callable[[torch.Tensor], float]:
+    """As nanoGPT steps, on ids[B, T + 1]; its optimizer in one fused pass."""
+    o = Task(**task.config["optim"])
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in model.parameters() if p.dim() >= 2]},
+            {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        lr=o.learning_rate,
+        betas=(o.beta1, o.beta2),
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        fused=True,
+    )
+    rates = iter(rates_of(task))
+    forward = torch.compile(model) if task.who == COMPILED else model
+
+    def step(ids: torch.Tensor) -> float:
+        rate = next(rates, o.learning_rate)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        logits = forward(ids[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if o.grad_clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), o.grad_clip)
+        optimizer.step()
+        return float(loss)
+
+    return step
+
+
+def training(task: Task) -> Result:
+    """The same model in PyTorch, eager or compiled."""
+    step, ids = make_step(make_model(task), task), torch.tensor(random_batch(task)).long()
+    return timed_steps(task, lambda: step(ids)) | {"made_with": with_torch()}
+
+
+def learning(task: Task) -> Result:
+    """PyTorch's step on given batches, and its loss on given windows."""
+    model = make_model(task)
+    step = make_step(model, task)
+
+    def loss(windows: np.ndarray) -> float:
+        ids = torch.tensor(windows).long()
+        with torch.no_grad():
+            logits = model(ids[:, :-1])
+            return float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+
+    curve = learned(task, lambda batch: step(torch.tensor(batch).long()), loss)
+    return curve | {"made_with": with_torch()}
+
+
+def with_torch(*packages: str) -> dict[str, str]:
+    """What PyTorch, and packages on it, ran with."""
+    told = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    names = ", ".join(f"{name} {version(name)}" for name in ("torch", *packages))
+    return {
+        "versions": names,
+        "threads": str(torch.get_num_threads()),
+        "BLAS": told[1] if told else "PyTorch's own",
+        "compiler": compiler(),
+    }

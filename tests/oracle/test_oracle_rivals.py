@@ -1,0 +1,120 @@
+"""Our rivals, at the same work: each does what it is asked, and PyTorch's model is ours. Needs the
+extra `oracle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.model.gpt import GPT
+from mlxgpt.rivals import contest
+from mlxgpt.rivals.contest import Contest, Length
+from mlxgpt.rivals.timing import Task
+
+for name in ("torch", "transformers", "mlx_lm"):
+    pytest.importorskip(name, reason="the extra `oracle` is not installed")
+
+import torch  # noqa: E402
+
+from mlxgpt.rivals import pytorch  # noqa: E402
+
+TINY = override(
+    Config(ModelConfig(1, 2, 32, 16, 37, 0.0, False)), {"dtype": "float32", "batch_size": 2}
+)
+QUICK = Length(rounds=1, seconds=0.01, sequences=2, texts=(1, 3), steps=20, megabytes=0.05)
+
+# Laid out as nanoGPT's model.py: these names, arguments and results, and a head of its own.
+NANOGPT = """
+from dataclasses import dataclass
+import torch, torch.nn as nn
+from torch.nn import functional as F
+@dataclass
+class GPTConfig:
+    block_size: int = 1024
+    vocab_size: int = 50304
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+    def forward(self, idx, targets=None):
+        logits = self.lm_head(self.wte(idx))
+        if targets is None:
+            return logits[:, [-1], :], None
+        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        assert device_type == "cpu"
+        return torch.optim.AdamW(self.parameters(), lr=learning_rate, betas=betas)
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
+        for _ in range(max_new_tokens):
+            logits, _ = self(idx)
+            probs = F.softmax(logits[:, -1, :], dim=-1)
+            idx = torch.cat((idx, torch.multinomial(probs, num_samples=1)), dim=1)
+        return idx
+"""
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> list[Contest]:
+    checkout = tmp_path_factory.mktemp("nanoGPT")
+    (checkout / "model.py").write_text(NANOGPT)
+    everyone, missing = contest.contenders(checkout)
+    assert not missing
+    return list(contest.contests({"tiny": TINY}, everyone, checkout=checkout, length=QUICK))
+
+
+def test_each_does_what_it_is_asked(held: list[Contest]) -> None:
+    assert [one.failed for one in held] == [{}] * len(held)
+    assert {(one.what, who) for one in held for who in one.rounds} == {
+        *(("training", who) for who in ("mlxgpt", "PyTorch", "PyTorch, compiled", "mlx-lm")),
+        *(("generate", who) for who in ("mlxgpt", "transformers", "mlx-lm", "nanoGPT")),
+        *(("learning", who) for who in ("mlxgpt", "PyTorch", "PyTorch, compiled")),
+        *(("preparation", who) for who in ("mlxgpt", "datasets.map")),
+        ("training", "nanoGPT"),
+    }
+    for one in held:
+        for who, (figures,) in one.rounds.items():
+            rates = [value for name, value in figures.items() if name.endswith("_per_second")]
+            assert all(rate > 0 for rate in rates), (one.what, who)
+            assert one.what == "learning" or len(rates) == 1
+            assert figures["peak_memory"] > 10e6
+            assert set(one.made_with[who]) == {"versions", "threads", "BLAS", "compiler"}
+
+
+def test_all_learn_the_same(held: list[Contest]) -> None:
+    """The same weights, the same batches, the same formulas: the same losses."""
+    (learning,) = [one for one in held if one.what == "learning"]
+    losses = [[loss for _, loss in rounds[0]["curve"]] for rounds in learning.rounds.values()]
+    assert losses[0][0] - losses[0][-1] > 0.1, "something is learned"
+    for other in losses[1:]:
+        np.testing.assert_allclose(other, losses[0], rtol=2e-3)
+
+
+@contextmanager
+def folder_of(config: Config) -> Iterator[Task]:
+    with contest._weights(config) as folder:
+        task: dict[str, Any] = contest._task(config, folder)
+        yield Task(**task, who="PyTorch", batch_size=2)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_pytorchs_model_is_ours(bias: bool) -> None:
+    config = override(TINY, {"n_layer": 2, "bias": bias})
+    ids = np.random.default_rng(1).integers(37, size=(3, 16))
+    with folder_of(config) as task, torch.no_grad():
+        theirs = pytorch.make_model(task)(torch.tensor(ids)).numpy()
+    np.testing.assert_allclose(np.array(GPT(config.model)(mx.array(ids))), theirs, atol=1e-5)
