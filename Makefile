@@ -8,6 +8,7 @@
 #   make torture                  those that break things for half an hour
 #   make torture PART=2/6         a sixth of them
 #   make check                    format, lint, types
+#   make mac-report               what all this does on your Mac, as one file to send: 20 minutes
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ SOURCE :=
 ARGS :=
 PART := 1/1
 
-.PHONY: train test torture check venv dev clean
+.PHONY: train test torture check mac-report venv dev clean
 
 train: venv
 	@$(BIN)/mlxgpt train --tier 1 $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
@@ -32,6 +33,9 @@ check: dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+mac-report: dev
+	@$(BIN)/python benchmarks/mac_report.py $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
 
 venv: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
