@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from mlxgpt.overview import RunLine as RunLine
 from mlxgpt.overview import info as info
 from mlxgpt.overview import runs as runs
 from mlxgpt.reports import report
+from mlxgpt.reports.records import Measurement
 from mlxgpt.requests import PathLike, data_of, home, opened, resolve
 from mlxgpt.storage import run as run_folders
 from mlxgpt.training import selfcheck
@@ -370,15 +371,26 @@ def check(
 
 
 def benchmark(
-    *, out: PathLike = "benchmarks/reports", note: Callable[[str], None] = lambda line: None
-) -> tuple[report.Measurement, tuple[Path, Path]]:
+    *,
+    out: PathLike = "benchmarks/reports",
+    peers: bool = False,
+    peer_path: PathLike | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> tuple[Measurement, tuple[Path, Path]]:
     """Measure both tiers on this machine, and write a report: its JSON file and its Markdown file.
 
     Args:
         out: the folder of reports.
+        peers: measure PyTorch, transformers and mlx-lm at the same work, too: those that are here.
+        peer_path: a checkout of nanoGPT to measure with them.
     """
     from mlxgpt.reports import bench
+    from mlxgpt.rivals import contest
 
+    checkout = Path(peer_path).resolve() if peer_path else None
+    taking_part, missing = contest.contenders(checkout) if peers or checkout else ([], [])
+    if missing:
+        note(f"not here, and so left out: pip install {' '.join(missing)}")
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -386,5 +398,9 @@ def benchmark(
         raise UserError(
             f"cannot write in {folder}: {error.strerror}", "choose another folder: --out DIR"
         ) from error
-    measured = bench.measure({f"tier{n}": config_files.tier(n) for n in (1, 2)}, note=note)
+    tiers = {f"tier{n}": bench.complete(config_files.tier(n)) for n in (1, 2)}
+    measured = bench.measure(tiers, note=note)
+    if taking_part:
+        contests = contest.contests(tiers, taking_part, checkout=checkout, note=note)
+        measured = replace(measured, contests=tuple(contests))
     return measured, report.write(measured, folder)

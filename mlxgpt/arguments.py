@@ -325,8 +325,23 @@ def _bench(add: Add) -> None:
         "how fast both tiers are here",
         "Measure training and generation of Tier 1 and Tier 2 on this machine, each in a fresh\n"
         "process, in a few minutes; best with nothing else running. Writes a report that a\n"
-        "sceptic can repeat.",
+        "sceptic can repeat.\n\n"
+        "  mlxgpt bench --peers                  beside PyTorch, transformers and mlx-lm\n"
+        "  mlxgpt bench report A.json B.json     machines side by side",
     )
+    sub.add_argument(
+        "report",
+        nargs="*",
+        metavar="report FILE",
+        help="show measurements that lie in files, side by side",
+    )
+    sub.add_argument(
+        "--peers",
+        action="store_true",
+        help="measure others at the same work, too: those of PyTorch, transformers and mlx-lm that "
+        "are installed; half an hour",
+    )
+    sub.add_argument("--peer-path", metavar="DIR", help="and your own checkout of nanoGPT, eager")
     sub.add_argument("--out", metavar="DIR", help="where to (default: benchmarks/reports)")
 
 

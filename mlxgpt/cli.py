@@ -246,12 +246,31 @@ def _bench(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
     from mlxgpt.reports import report
 
-    as_json = given.pop("json")
+    as_json, files = given.pop("json"), given.pop("report")
+    if files:
+        return _bench_report(files, as_json)
     measured, paths = api.benchmark(note=_say, **_present(given))
     if as_json:
         return _print_json({"reports": [str(path) for path in paths], **asdict(measured)})
     print(report.markdown(measured))
     _say(f"written to {paths[0]} and {paths[1].name}")
+    return 0
+
+
+def _bench_report(words: list[str], as_json: bool) -> int:
+    """`mlxgpt bench report FILE…`: measurements side by side."""
+    from mlxgpt.reports import several
+
+    verb, *files = words
+    if verb != "report" or not files:
+        raise UserError(
+            f"bench {' '.join(words)}: what to do is not clear",
+            "say: mlxgpt bench, or mlxgpt bench report A.json B.json",
+        )
+    measured = several.read(files)
+    if as_json:
+        return _print_json([asdict(one) for one in measured])
+    print(several.markdown(measured), end="")
     return 0
 
 

@@ -28,6 +28,7 @@ FRONT = (
 )
 WINGS = (
     "reports",
+    "rivals",
     "study",
     "training",
     "evaluation",

@@ -9,9 +9,12 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from mlxgpt.config import Config, override
 
@@ -64,12 +67,38 @@ def matmul_peak(dtype: str) -> float:
     best = float("inf")
     deadline = time.perf_counter() + 0.5
     for _ in range(20):
-        start = time.perf_counter()
-        mx.eval(a @ a)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, _seconds(lambda: mx.eval(a @ a)))
         if time.perf_counter() > deadline:
             break
     return 2 * size**3 / best
+
+
+@functools.cache
+def memory_bandwidth() -> float:
+    """Bytes a second between the device and its memory, measured here and now: the best of a few
+    sums of two large arrays, on a CPU by as many threads as it has cores.
+    """
+    length, repeats = 1 << 24, 8  # 64 MiB each: far beyond any cache
+    if backend() != "cpu":
+        a, b = mx.ones(4 * length), mx.ones(4 * length)
+        mx.eval(a, b, a + b)
+        seconds = min(_seconds(lambda: mx.eval(a + b)) for _ in range(repeats))
+        return 3 * 4 * a.size / seconds
+    threads = os.cpu_count() or 1
+    arrays = [[np.ones(length // threads, np.float32) for _ in range(3)] for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+
+        def sums() -> None:
+            list(pool.map(lambda three: np.add(three[0], three[1], out=three[2]), arrays))
+
+        seconds = min(_seconds(sums) for _ in range(repeats))
+    return 3 * 4 * threads * (length // threads) / seconds
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def multiplies_exactly() -> bool:

@@ -1,5 +1,5 @@
-"""How fast this machine trains and generates. Measures only: report.py has the records that are
-filled in here, and makes the report of them.
+"""How fast this machine trains and generates. Measures only: records.py has the records that are
+filled in here, and report.py makes the report of them.
 
 Each config is measured in a fresh process, `python -m mlxgpt.reports.bench`, so that neither its
 memory nor its speed depends on what ran before.
@@ -30,8 +30,16 @@ from mlxgpt.errors import UserError
 from mlxgpt.inference import generation
 from mlxgpt.machine import blas, device, mac
 from mlxgpt.model.gpt import GPT, count_parameters, flops_per_token, parameters_by_part
-from mlxgpt.reports import report
-from mlxgpt.reports.report import Generation, Machine, Measurement, Spread, Tier, Training
+from mlxgpt.reports import counts
+from mlxgpt.reports.records import (
+    Generation,
+    Machine,
+    Measurement,
+    Spread,
+    Tier,
+    Training,
+    tier_from,
+)
 from mlxgpt.training.step import new_step
 from mlxgpt.training.trainer import Hook, Metrics, train
 
@@ -94,7 +102,7 @@ def _in_a_child(name: str, config: Config, plan: Plan) -> Tier:
             f"{name} could not be measured: {said.splitlines()[-1]}",
             "see that `mlxgpt check` passes and that there is free memory, and try again.",
         )
-    return report.tier_from(json.loads(child.stdout))
+    return tier_from(json.loads(child.stdout))
 
 
 def main() -> None:
@@ -109,6 +117,7 @@ def main() -> None:
         training=measure_training(config, plan),
         generation=measure_generation(config.model, plan),
         config=request["config"],
+        counted=counts.workloads(config),
     )
     print(json.dumps(asdict(tier)))
 
@@ -208,6 +217,7 @@ def describe_machine() -> Machine:
         },
         commit=commit_of(ROOT),
         load=os.getloadavg()[0],
+        bandwidth=device.memory_bandwidth(),
     )
 
 

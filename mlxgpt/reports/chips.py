@@ -1,0 +1,116 @@
+"""Apple's chips, and what is *predicted* of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlxgpt.reports.markdown import figure, table, time_of
+from mlxgpt.reports.records import Tier, Workload
+
+
+@dataclass(frozen=True)
+class Chip:
+    """An Apple chip's float32 peak, and its memory's bandwidth: two if there are two versions, none
+    where we have no source.
+    """
+
+    name: str
+    tflops: float
+    gb_per_second: tuple[int, ...]
+
+
+# From public spec sheets, and from measurements of the peak: base, Pro, Max, Ultra.
+APPLE = {
+    "M1": ((2.6, 5.2, 10.4, 21), ((68,), (200,), (400,), (800,))),
+    "M2": ((3.6, 6.8, 13.5, 27.2), ((102,), (205,), (400,), (800,))),
+    "M3": ((4.1, 7.4, 14.2, 28.4), ((102,), (150,), (300, 400), (819,))),
+    "M4": ((4.6, 9.2, 18.4), ((120,), (273,), (410, 546))),
+    "M5": ((5.7, 11.4, 22.8), ((), (), ())),
+}
+CHIPS = tuple(
+    Chip(family + kind, tflops, speeds)
+    for family, numbers in APPLE.items()
+    for kind, tflops, speeds in zip(("", " Pro", " Max", " Ultra"), *numbers, strict=False)
+)
+
+# The share of that peak which public measurements of small trainings reached: see `predicted`.
+PEAK_SHARE = 0.25
+SMALLEST_MEASURED = 3_500_000
+
+
+def predicted_training(chip: Chip, tier: Tier) -> float:
+    """Tokens a second that a chip should reach in training."""
+    return PEAK_SHARE * 1e12 * chip.tflops / tier.training.flops_per_token
+
+
+def predicted_generation(chip: Chip, tier: Tier) -> tuple[float, ...]:
+    """Tokens a second that a chip cannot exceed in generation; one for each bandwidth."""
+    return tuple(1e9 * speed / tier.generation.bytes_per_token for speed in chip.gb_per_second)
+
+
+def bound(chip: Chip, workload: Workload) -> tuple[float, ...]:
+    """Seconds that a workload takes a chip at least, one for each bandwidth: of each kind of kernel
+    the longer one of its operations at the chip's peak and of its bytes at its bandwidth.
+    """
+    return tuple(
+        sum(max(k.flops / (1e12 * chip.tflops), k.bytes / (1e9 * speed)) for k in workload.kernels)
+        for speed in chip.gb_per_second
+    )
+
+
+def training_bound(chip: Chip, tier: Tier) -> tuple[float, ...]:
+    """Tokens a second that a chip cannot exceed in training, by what was counted."""
+    steps = [one for one in tier.counted if one.name == "training step"]
+    return tuple(one.tokens / seconds for one in steps for seconds in bound(chip, one))
+
+
+def _bounds(chip: Chip, tier: Tier) -> str:
+    return " to ".join(figure(rate, 2) for rate in training_bound(chip, tier)) or "–"
+
+
+def predicted(tiers: Sequence[Tier]) -> list[str]:
+    """The section on them."""
+    lines = [
+        "## Apple chips: *predicted*",
+        "",
+        "Nothing here was measured with mlxgpt. Training is *predicted* at "
+        f"{100 * PEAK_SHARE:.0f} % of the float32 peak:",
+        "public measurements of small models found 24 % (3.5M parameters, M3 Air) and 25 % (15.7M,",
+        "M4 Max), and of one of 154M, with MLX on M1 Pro to Ultra, 31 to 43 %. *At most* it is if",
+        "each kind of kernel, as counted below, runs at the chip's peak or at its bandwidth,",
+        "whichever takes longer, and launching takes no time (metal-counts.md: and measurements).",
+        "*In all*: the config's steps, without evaluations. Generation is *predicted* at most: the",
+        "memory's bandwidth over the bytes that a token reads. Small models never reach that:",
+        "launching the kernels takes longer than reading the weights.",
+    ]
+    for tier in tiers:
+        lines += ["", f"### {tier.name}, *predicted*", ""]
+        if tier.parameters < SMALLEST_MEASURED:
+            lines += ["Smaller than any model in those measurements: expect less.", ""]
+        lines += table([list(PREDICTED), *(_prediction(chip, tier) for chip in CHIPS)], ">")
+    return [*lines, ""]
+
+
+PREDICTED = (
+    "chip",
+    "peak, TFLOPS",
+    "memory, GB/s",
+    "*predicted* tokens/s",
+    "*predicted* at most",
+    "*predicted* in all",
+    "*predicted* generation, at most",
+)
+
+
+def _prediction(chip: Chip, tier: Tier) -> list[str]:
+    rate = predicted_training(chip, tier)
+    return [
+        chip.name,
+        f"{chip.tflops:.1f}",
+        " to ".join(f"{speed}" for speed in chip.gb_per_second) or "–",
+        figure(rate, 2),
+        _bounds(chip, tier),
+        time_of(tier.training.plan_tokens / rate),
+        " to ".join(figure(limit, 2) for limit in predicted_generation(chip, tier)) or "–",
+    ]
