@@ -370,6 +370,9 @@ def check(
     return list(selfcheck.check(chosen))
 
 
+GET_PEERS = "pip install 'torch>=2.6,<3' 'transformers>=5.7,<6' 'mlx-lm>=0.32,<0.33'"
+
+
 def benchmark(
     *,
     out: PathLike = "benchmarks/reports",
@@ -387,10 +390,10 @@ def benchmark(
     from mlxgpt.reports import bench
     from mlxgpt.rivals import contest
 
-    checkout = Path(peer_path).resolve() if peer_path else None
+    checkout = Path(peer_path) if peer_path else None
     taking_part, missing = contest.contenders(checkout) if peers or checkout else ([], [])
     if missing:
-        note(f"not here, and so left out: pip install {' '.join(missing)}")
+        note(f"left out, as they are not installed: {', '.join(missing)}. For all: {GET_PEERS}")
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

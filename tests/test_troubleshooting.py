@@ -291,6 +291,23 @@ def other_texts(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return refused(capsys, "compare", "a.toml", "b.toml", "--budget", "5steps")
 
 
+def no_nanogpt(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "bench", "--peer-path", "runs")
+
+
+def unclear_bench(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "bench", "mine.json")
+
+
+def no_measurement(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("mine.json").write_text('{"format": 99}')
+    return refused(capsys, "bench", "report", "mine.json")
+
+
+def measurement_away(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "bench", "report", "yours.json")
+
+
 MISTAKES: list[Mistake] = [
     no_network,
     unknown_dataset,
@@ -332,6 +349,10 @@ MISTAKES: list[Mistake] = [
     no_budget,
     twins,
     other_texts,
+    no_nanogpt,
+    unclear_bench,
+    no_measurement,
+    measurement_away,
     unknown_letter,
     too_large,
     intel,

@@ -321,14 +321,14 @@ class _Owners:
     """Which array's memory a view looks at, and whether its numbers lie there in a row."""
 
     def __init__(self, graph: Graph) -> None:
+        self.results = {array.name for array in graph.outputs}
         self._root: dict[str, Array] = {a.name: a for a in (*graph.inputs, *graph.constants)}
         self._in_a_row: dict[str, bool] = dict.fromkeys(self._root, True)
 
     def take(self, operation: Operation) -> None:
         """Note what an operation's outputs are."""
-        view = operation.name in VIEWS or not self.copies(operation)
+        looks = bool(operation.inputs) and not self.copies(operation)
         for output in operation.outputs:
-            looks = view and bool(operation.inputs)
             self._root[output.name] = self._root[operation.inputs[0].name] if looks else output
             self._in_a_row[output.name] = not looks or self._stays_in_a_row(operation, output)
 
@@ -367,14 +367,19 @@ def _kernels_of(group: list[Operation], own: _Owners) -> list[Kernel]:
 
 
 def _moved(group: list[Operation], own: _Owners) -> int:
-    """Bytes that come from outside a group, and those of its result."""
+    """Bytes that come from outside a group, and those of its results."""
     inside = {array.name for operation in group for array in operation.outputs}
     read = {array.name: array for one in group for array in one.inputs if array.name not in inside}
     first = group[0]
     if first.name.startswith("Gather"):  # of a table only the rows that are asked for
         read = {a.name: a for a in first.inputs[1:]} | {a.name: a for a in first.outputs}
-    written = group[-1].outputs
-    return sum(map(own.bytes, read.values())) + sum(a.size * a.itemsize for a in written)
+    written = sum(
+        array.size * array.itemsize
+        for one in group
+        for array in one.outputs
+        if one is group[-1] or array.name in own.results
+    )
+    return written + sum(map(own.bytes, read.values()))
 
 
 def _flops(operation: Operation) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -74,12 +73,9 @@ class TorchGPT(nn.Module):
 
 
 def make_model(task: Task) -> TorchGPT:
-    """The model with the weights in the task's folder, which are laid out as transformers'."""
-    model, given = TorchGPT(task.shape), load_file(Path(task.folder) / "model.safetensors")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            value = given[name]  # of a linear layer GPT-2 keeps the transpose
-            parameter.copy_(value.T if ".c_" in name and value.ndim == 2 else value)
+    """The model with the weights in the task's folder."""
+    model, weights = TorchGPT(task.shape), np.load(Path(task.folder) / "weights.npz")
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     return model
 
 

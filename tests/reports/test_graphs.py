@@ -107,6 +107,8 @@ def test_bytes_and_operations_are_those_of_the_formula() -> None:
     ]
     one = ("elementwise", 1, 4 * (4 * 16 + 16 + 4 * 16), 2 * 4 * 16)
     assert kernels(lambda x, row: mx.sin(x) * row, b, row) == [one], "a broadcast is read once"
+    both = ("elementwise", 1, 4 * 3 * 4 * 16, 2 * 4 * 16)
+    assert kernels(lambda x: (y := mx.sin(x), y * x), b) == [both], "two results are written"
     assert kernels(lambda x: x.sum(axis=1), b) == [("Reduce", 1, 4 * (64 + 4), 64)]
 
 
