@@ -16,6 +16,7 @@ import contextlib
 import json
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import xml.etree.ElementTree as xml
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> in
     parser.add_argument("--source", type=Path, metavar="FILE", help="a text to learn")
     parser.add_argument("--out", type=Path, metavar="DIR", default=ROOT / "benchmarks/reports")
     given = parser.parse_args(arguments)
+    # Also in the background, where it was ignored: the tests that try Ctrl-C would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         mac.refuse_others()
         must_be_writable(given.out)
