@@ -559,6 +559,16 @@ def test_a_machine_on_battery_is_told_of(monkeypatch: pytest.MonkeyPatch) -> Non
     assert line.startswith("Apple M1 Pro, 17.2 GB, MLX on metal; on battery, in low power mode")
 
 
+def test_in_the_background_ctrl_c_can_be_tried_too() -> None:
+    """A shell ignores it for what runs there, and whoever is begun from there inherits that."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert mac_report.main(["--source", "there-is-none.txt"]) == 2
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
