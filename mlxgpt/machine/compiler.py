@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,14 @@ VECTORISE = "-fno-math-errno"
 SCRIPT = f"""#!/bin/sh
 # Calls g++ for MLX; see compiler.py of mlxgpt.
 if [ -n "${UNDISTURBED}" ]; then trap '' INT; fi
-before= result=
+before= result= shared=
 for argument; do
     if [ "$before" = -o ]; then result=$argument; fi
+    if [ "$argument" = -shared ]; then shared=yes; fi
     before=$argument
 done
-if [ -z "$result" ]; then exec "${REAL}" "$@"; fi
+# What is no library is not MLX's.
+if [ -z "$result" ] || [ -z "$shared" ]; then exec "${REAL}" "$@"; fi
 "${REAL}" {VECTORISE} "$@" -o "$result.$$" && mv "$result.$$" "$result"
 """
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # MLX's own
@@ -126,6 +128,16 @@ def real() -> str | None:
         if found and not _is_ours(Path(found)):
             return found
     return None
+
+
+def for_others(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for somebody else's process, without the script and the folder."""
+    own = dict(environment)
+    if own.pop(REAL, None):
+        folder = own.pop("TMPDIR", "")
+        paths = own["PATH"].split(os.pathsep)
+        own["PATH"] = os.pathsep.join(p for p in paths if p != str(Path(folder) / "bin"))
+    return own
 
 
 def _is_ours(gxx: Path) -> bool:

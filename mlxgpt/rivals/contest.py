@@ -35,6 +35,7 @@ from mlxgpt.config import Config, override
 from mlxgpt.corpus import storybook
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import huggingface
+from mlxgpt.machine import compiler
 from mlxgpt.model.gpt import GPT, flat
 
 CHILD = (sys.executable, "-m", "mlxgpt.rivals")
@@ -203,7 +204,7 @@ def _ask(one: Contender, task: dict[str, Any]) -> dict[str, Any]:
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     if not one.has_our_blas:
-        environment["MLXGPT_BLAS"] = "none"
+        environment = {**compiler.for_others(environment), "MLXGPT_BLAS": "none"}
     task = {**task, "module": one.module, "who": one.name, "began": time.time()}
     child = subprocess.run(
         [*CHILD, json.dumps(task)],

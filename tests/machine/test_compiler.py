@@ -184,3 +184,24 @@ def test_mlx_calls_the_script_and_it_calls_the_compiler() -> None:
     assert Path(found).read_text() == compiler.SCRIPT
     assert compiler.real() == os.environ[compiler.REAL] != found
     assert fresh()[:2] == ("None", "True")
+
+
+def test_what_is_no_library_is_left_to_the_compiler_as_it_was_asked(tmp_path: Path) -> None:
+    """PyTorch, in the same process, has headers preprocessed by the first g++ in PATH."""
+    folder = commands(tmp_path / "bin", gxx='echo "$@"')
+    (tmp_path / "script").write_text(compiler.SCRIPT)
+    asked = ["/bin/sh", str(tmp_path / "script"), "a.hpp", "-E", "-P", "-o", "a.i"]
+    environment = {compiler.REAL: f"{folder}/g++"}
+    said = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout == "a.hpp -E -P -o a.i\n"
+
+
+def test_others_get_an_environment_without_it() -> None:
+    assert compiler.status() is None or "g++" in str(compiler.status())
+    own = compiler.for_others(os.environ)
+    assert compiler.REAL not in own
+    assert "TMPDIR" not in own or compiler.REAL not in os.environ
+    found = shutil.which("g++", path=own["PATH"])
+    assert found is None or not compiler._is_ours(Path(found))
+    plain = {"PATH": "/bin", "TMPDIR": "/somewhere"}
+    assert compiler.for_others(plain) == plain

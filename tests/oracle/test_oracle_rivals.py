@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.machine import compiler
 from mlxgpt.model.gpt import GPT
 from mlxgpt.rivals import contest
 from mlxgpt.rivals.contest import Contest, Length
@@ -74,6 +75,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> list[Contest]:
     (checkout / "model.py").write_text(NANOGPT)
     everyone, missing = contest.contenders(checkout)
     assert not missing
+    compiler.status()  # PyTorch's g++ is to be its own all the same
     return list(contest.contests({"tiny": TINY}, everyone, checkout=checkout, length=QUICK))
 
 
