@@ -49,6 +49,18 @@ def measured(tiny_model: Config) -> Measured:
     return Measured(measurement, notes, parent_bytes)
 
 
+def test_what_cannot_be_counted_is_measured_all_the_same(
+    tiny_model: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(bench._counted(tiny_model)) == 4
+
+    def refuse(config: Config) -> None:
+        raise ValueError("[export_function] Unable to get state for primitive Novel")
+
+    monkeypatch.setattr(bench.counts, "workloads", refuse)
+    assert bench._counted(tiny_model) == ()
+
+
 def test_each_config_is_measured_by_its_name(measured: Measured, tiny_model: Config) -> None:
     assert [tier.name for tier in measured.measurement.tiers] == ["a", "b"]
     assert [note.split(":")[0] for note in measured.notes] == ["a", "b"]
