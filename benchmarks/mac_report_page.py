@@ -20,7 +20,7 @@ from typing import Any
 from mac_report_lab import ROOT
 from mac_report_power import Power
 
-from mlxgpt.reports import markdown
+from mlxgpt.reports import markdown, report
 from mlxgpt.reports.chips import (
     CHIPS,
     PEAK_SHARE,
@@ -31,7 +31,6 @@ from mlxgpt.reports.chips import (
 )
 from mlxgpt.reports.markdown import figure, spread_of
 from mlxgpt.reports.records import Machine, Measurement, Spread, Tier
-from mlxgpt.reports.report import slug
 
 NAME = "mac-report"
 TRAINING, GENERATION = "training, tokens/s", "generation, tokens/s (*predicted*: at most)"
@@ -128,29 +127,14 @@ def verdict(part: Part) -> str:
 
 def stem(date: str, machine: Machine | None) -> str:
     """The report's name, as 2026-11-22-m1-max-mac-report."""
-    name = slug(Measurement(date, machine, ())) if machine else f"{date[:10]}-chip"
+    name = report.slug(Measurement(date, machine, ())) if machine else f"{date[:10]}-chip"
     return f"{name}-{NAME}"
 
 
 def machine_lines(machine: Machine, model: str, power: Power) -> list[str]:
     """What the machine is."""
-    bandwidth = machine.bandwidth
-    fast = f", {machine.performance_cores} of them fast" if machine.performance_cores else ""
-    rows = [
-        ["chip", machine.chip],
-        *([["model", model]] if model else []),
-        ["cores", f"{machine.cores}{fast}"],
-        ["memory", f"{machine.memory / 1e9:.1f} GB"],
-        ["system", machine.system],
-        ["MLX computes on", machine.backend],
-        ["BLAS", machine.blas],
-        *([["memory's bandwidth", f"{figure(bandwidth / 1e9)} GB/s"]] if bandwidth else []),
-        *([name, version] for name, version in machine.versions.items()),
-        ["commit", machine.commit or "not a checkout"],
-        ["load before", f"{machine.load:.2f}"],
-        ["power", str(power)],
-    ]
-    return table([["machine", ""], *rows])
+    rows = [*report.machine_rows(machine), *([["model", model]] if model else [])]
+    return table([*rows, ["power", str(power)]])
 
 
 def check_lines(checks: Sequence[dict[str, Any]]) -> list[str]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxgpt import config as configs
-from mlxgpt import config_files, files
+from mlxgpt import files
+from mlxgpt.benchmarking import benchmark as benchmark
 from mlxgpt.comparison import compare as compare
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
@@ -38,8 +39,6 @@ from mlxgpt.overview import Info as Info
 from mlxgpt.overview import RunLine as RunLine
 from mlxgpt.overview import info as info
 from mlxgpt.overview import runs as runs
-from mlxgpt.reports import report
-from mlxgpt.reports.records import Measurement
 from mlxgpt.requests import PathLike, data_of, home, opened, resolve
 from mlxgpt.storage import run as run_folders
 from mlxgpt.training import selfcheck
@@ -368,42 +367,3 @@ def check(
     chosen = resolve(tier, config, **settings)[1]
     must_fit(chosen)
     return list(selfcheck.check(chosen))
-
-
-GET_PEERS = "pip install 'torch>=2.6,<3' 'transformers>=5.7,<6' 'mlx-lm>=0.32,<0.33'"
-
-
-def benchmark(
-    *,
-    out: PathLike = "benchmarks/reports",
-    peers: bool = False,
-    peer_path: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
-) -> tuple[Measurement, tuple[Path, Path]]:
-    """Measure both tiers on this machine, and write a report: its JSON file and its Markdown file.
-
-    Args:
-        out: the folder of reports.
-        peers: measure PyTorch, transformers and mlx-lm at the same work, too: those that are here.
-        peer_path: a checkout of nanoGPT to measure with them.
-    """
-    from mlxgpt.reports import bench
-    from mlxgpt.rivals import contest
-
-    checkout = Path(peer_path) if peer_path else None
-    taking_part, missing = contest.contenders(checkout) if peers or checkout else ([], [])
-    if missing:
-        note(f"left out, as they are not installed: {', '.join(missing)}. For all: {GET_PEERS}")
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write in {folder}: {error.strerror}", "choose another folder: --out DIR"
-        ) from error
-    tiers = {f"tier{n}": bench.complete(config_files.tier(n)) for n in (1, 2)}
-    measured = bench.measure(tiers, note=note)
-    if taking_part:
-        contests = contest.contests(tiers, taking_part, checkout=checkout, note=note)
-        measured = replace(measured, contests=tuple(contests))
-    return measured, report.write(measured, folder)

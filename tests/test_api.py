@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import mlxgpt
-from mlxgpt import UserError, api
+from mlxgpt import UserError, api, benchmarking
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.model.gpt import count_parameters
 from mlxgpt.reports import bench, report
 from mlxgpt.rivals import contest
-from mlxgpt.rivals.contest import Contest
+from mlxgpt.rivals.record import Contest
 from tests.commands import ROOT
 from tests.reports import measured
 
@@ -137,7 +137,7 @@ def test_a_benchmark_beside_others(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(notes) == 1
     assert notes[0].startswith("left out, as they are not installed: mlx_lm, torch, transformers.")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert api.GET_PEERS.split("'")[1::2] == project["optional-dependencies"]["peers"]
+    assert benchmarking.GET_PEERS.split("'")[1::2] == project["optional-dependencies"]["peers"]
     assert asked == [(["tier1", "tier2"], ["mlxgpt", "datasets.map"], None)]
     assert api.benchmark(out=tmp_path)[0].contests == (), "unless it is asked for"
 

@@ -18,6 +18,7 @@ FRONT = (
     "cli",
     "api",
     "overview",
+    "benchmarking",
     "comparison",
     "standings",
     "requests",

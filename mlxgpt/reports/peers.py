@@ -10,7 +10,7 @@ import numpy as np
 
 from mlxgpt.reports.markdown import spread_of, table
 from mlxgpt.reports.records import Spread
-from mlxgpt.rivals.contest import OURS, Contest
+from mlxgpt.rivals.record import US, Contest
 
 
 def markdown(contests: Sequence[Contest]) -> list[str]:
@@ -50,9 +50,9 @@ def _spread(contest: Contest, who: str, name: str) -> Spread:
 
 
 def _ratio(contest: Contest, who: str, name: str, *, less_is_more: bool = False) -> str:
-    if who == OURS.name or OURS.name not in contest.rounds:
+    if who == US or US not in contest.rounds:
         return ""
-    ours, theirs = (_spread(contest, one, name).median for one in (OURS.name, who))
+    ours, theirs = (_spread(contest, one, name).median for one in (US, who))
     return f"{theirs / ours if less_is_more else ours / theirs:.2f}"
 
 
@@ -113,8 +113,8 @@ def _learning(contests: Iterable[Contest]) -> list[list[str]]:
             for who, rounds in one.rounds.items()
         }
         for who, spread in reached.items():
-            ratio = spread.median / reached[OURS.name].median if OURS.name in reached else None
-            ours = "" if ratio is None or who == OURS.name else f"{ratio:.2f}"
+            ratio = spread.median / reached[US].median if US in reached else None
+            ours = "" if ratio is None or who == US else f"{ratio:.2f}"
             loss = statistics.median(ends[who])
             rows.append([who, f"{loss:.4f}", spread_of(spread), ours])
     return rows

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlxgpt.errors import UserError
-from mlxgpt.rivals.contest import Contest
+from mlxgpt.rivals.record import Contest
 
 FORMAT = 2  # 1: without bandwidth, counts and contests
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlxgpt import files
 from mlxgpt.reports import chips, peers
 from mlxgpt.reports.markdown import figure, spread_of, table
-from mlxgpt.reports.records import Measurement, Tier
+from mlxgpt.reports.records import Machine, Measurement, Tier
 from mlxgpt.reports.roofline import roofline, rooflines
 
 
@@ -23,7 +23,7 @@ def markdown(measurement: Measurement) -> str:
             "",
             f"Measured on {measurement.date[:10]} with `mlxgpt bench`, each in a fresh process.",
             "",
-            *table(_machine_rows(measurement)),
+            *table([*machine_rows(machine), ["time", measurement.date]]),
             "",
             "## Measured",
             "",
@@ -83,8 +83,8 @@ def _counts(tiers: Sequence[Tier]) -> list[str]:
 COUNTED = ("", "tokens", "operations", "kernels", "MB", "GFLOP", "handed over", "read")
 
 
-def _machine_rows(measurement: Measurement) -> list[list[str]]:
-    m = measurement.machine
+def machine_rows(m: Machine) -> list[list[str]]:
+    """A machine's name and value in each row, below a head."""
     fast = f", {m.performance_cores} of them fast" if m.performance_cores else ""
     return [
         ["machine", ""],
@@ -98,7 +98,6 @@ def _machine_rows(measurement: Measurement) -> list[list[str]]:
         *([name, version] for name, version in m.versions.items()),
         ["commit", m.commit or "not a checkout"],
         ["load before", f"{m.load:.2f}"],
-        ["time", measurement.date],
     ]
 
 

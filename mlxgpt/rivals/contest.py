@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.interchange import huggingface
 from mlxgpt.machine import compiler
 from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.rivals.record import US, Contest
 
 CHILD = (sys.executable, "-m", "mlxgpt.rivals")
 VOCABULARY = 4096  # of the BPE that preparation trains
@@ -59,7 +60,7 @@ class Contender:
     has_cache: bool = True
 
 
-OURS = Contender("mlxgpt", "ours", ("training", "generate", "learning", "preparation"), None, True)
+OURS = Contender(US, "ours", ("training", "generate", "learning", "preparation"), None, True)
 CONTENDERS = (
     OURS,
     Contender("PyTorch", "pytorch", ("training", "learning"), "torch"),
@@ -69,27 +70,6 @@ CONTENDERS = (
     Contender("datasets.map", "datasets_map", ("preparation",), "datasets"),
 )
 NANOGPT = Contender("nanoGPT", "nanogpt", ("training", "generate"), "torch", has_cache=False)
-
-
-@dataclass(frozen=True)
-class Contest:
-    """All rounds of one task.
-
-    Attributes:
-        config: the name of the model's config.
-        what: training, generate, learning or preparation.
-        texts: how many, in generation.
-        rounds: the figures of each, by contender.
-        made_with: versions, threads, BLAS and compiler of each.
-        failed: who could not do it, and why.
-    """
-
-    config: str
-    what: str
-    texts: int = 0
-    rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    made_with: dict[str, dict[str, str]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.machine import compiler
 from mlxgpt.model.gpt import GPT
 from mlxgpt.rivals import contest
-from mlxgpt.rivals.contest import Contest, Length
+from mlxgpt.rivals.contest import Length
+from mlxgpt.rivals.record import Contest
 from mlxgpt.rivals.timing import Task
 
 for name in ("torch", "transformers", "mlx_lm"):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mlxgpt.reports import peers
-from mlxgpt.rivals.contest import Contest
+from mlxgpt.rivals.record import Contest
 from tests.reports.measured import cells
 
 

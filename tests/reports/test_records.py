@@ -9,7 +9,7 @@ import pytest
 from mlxgpt.errors import UserError
 from mlxgpt.reports import report
 from mlxgpt.reports.records import Measurement, Spread
-from mlxgpt.rivals.contest import Contest
+from mlxgpt.rivals.record import Contest
 from tests.commands import ROOT
 from tests.reports import measured
 

@@ -7,7 +7,7 @@ import pytest
 
 from mlxgpt.errors import UserError
 from mlxgpt.reports import several
-from mlxgpt.rivals.contest import Contest
+from mlxgpt.rivals.record import Contest
 from tests.reports import measured
 from tests.reports.measured import cells
 

@@ -15,7 +15,8 @@ from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.errors import UserError
 from mlxgpt.machine import blas
 from mlxgpt.rivals import contest
-from mlxgpt.rivals.contest import OURS, Contender, Contest, Length
+from mlxgpt.rivals.contest import OURS, Contender, Length
+from mlxgpt.rivals.record import Contest
 
 TINY = override(
     Config(ModelConfig(1, 2, 32, 16, 37, 0.0, False)), {"dtype": "float32", "batch_size": 2}
