@@ -22,7 +22,7 @@ def markdown(contests: Sequence[Contest]) -> list[str]:
         "## Beside others",
         "",
         f"In turn A B A B, each time in a fresh process: the median of {rounds} rounds, in",
-        "brackets the least and the most. The same weights, float32. *Ours*: how many times as",
+        "brackets the least and the most. The same weights. *Ours*: how many times as",
         "fast we are, or how much more time or memory they take; above 1 is better for us.",
         "",
     ]
@@ -143,5 +143,5 @@ def _made_with(contests: Iterable[Contest]) -> list[list[str]]:
     told: dict[str, dict[str, Any]] = {}
     for one in contests:
         told |= one.made_with
-    names = ("versions", "threads", "BLAS", "compiler")
+    names = ("versions", "device", "threads", "BLAS", "compiler")
     return [["", *names], *([who, *(t.get(n, "") for n in names)] for who, t in told.items())]

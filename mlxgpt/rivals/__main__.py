@@ -20,4 +20,4 @@ if __name__ == "__main__":
         result = getattr(contender, task.what)(task)
     except UserError as error:
         sys.exit(error.problem)
-    print("\n" + json.dumps(result | {"peak_memory": peak_memory()}))
+    print("\n" + json.dumps({"peak_memory": peak_memory()} | result))

@@ -44,6 +44,7 @@ def preparation(task: Task) -> Result:
     names = ", ".join(f"{name} {version(name)}" for name in ("datasets", "tokenizers"))
     made_with = {
         "versions": names,
+        "device": "cpu",
         "threads": "as many as cores",
         "BLAS": "–",
         "compiler": compiler(),

@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from mlxgpt.rivals.pytorch import with_torch
+from mlxgpt.rivals.pytorch import device, ids_of, with_torch
 from mlxgpt.rivals.timing import Result, Task, prompt_of, timed_texts
 
 
 def generate(task: Task) -> Result:
     """`generate` with its cache, greedy."""
-    model = AutoModelForCausalLM.from_pretrained(task.folder)
-    ids = torch.tensor(np.tile(prompt_of(task), (task.texts, 1)))
+    model = AutoModelForCausalLM.from_pretrained(task.folder).to(device())
+    ids = ids_of(np.tile(prompt_of(task), (task.texts, 1)))
 
     def run() -> list[float]:
         times: list[float] = []
 
         def drawn(ids: Any, scores: Any, **_: Any) -> Any:
             times.append(time.perf_counter())
-            return torch.zeros(len(ids), dtype=torch.bool)
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
         with torch.no_grad():
             model.generate(
@@ -37,4 +37,4 @@ def generate(task: Task) -> Result:
             )
         return times
 
-    return timed_texts(task, run) | {"made_with": with_torch("transformers")}
+    return timed_texts(task, run) | {**with_torch("transformers")}

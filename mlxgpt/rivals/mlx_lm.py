@@ -63,7 +63,7 @@ def training(task: Task) -> Result:
     steps = math.ceil(task.seconds * found[-1] / batch[:, 1:].size)
     if steps > 2:
         found = rates(WARMUP + steps)
-    return {"tokens_per_second": statistics.harmonic_mean(found), "made_with": with_mlx("mlx-lm")}
+    return {"tokens_per_second": statistics.harmonic_mean(found), **with_mlx("mlx-lm")}
 
 
 def generate(task: Task) -> Result:
@@ -89,7 +89,7 @@ def generate(task: Task) -> Result:
         batch.close()
         return times
 
-    return timed_texts(task, run) | {"made_with": with_mlx("mlx-lm")}
+    return timed_texts(task, run) | {**with_mlx("mlx-lm")}
 
 
 def _model(task: Task) -> Any:

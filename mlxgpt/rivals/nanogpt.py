@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlxgpt.rivals.pytorch import with_torch
+from mlxgpt.rivals.pytorch import device, ids_of, numbers_of, with_torch
 from mlxgpt.rivals.timing import (
     Result,
     Task,
@@ -25,13 +25,14 @@ def training(task: Task) -> Result:
     """The model and the optimizer of somebody's nanoGPT, eager."""
     model, o = _model(task), task.config["optim"]
     optimizer = model.configure_optimizers(
-        o["weight_decay"], o["learning_rate"], (o["beta1"], o["beta2"]), "cpu"
+        o["weight_decay"], o["learning_rate"], (o["beta1"], o["beta2"]), device()
     )
-    ids = torch.tensor(random_batch(task)).long()
+    ids = ids_of(random_batch(task))
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
     def step() -> float:
-        _, loss = model(inputs, targets)
+        with numbers_of(task):
+            _, loss = model(inputs, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if o["grad_clip"]:
@@ -39,25 +40,26 @@ def training(task: Task) -> Result:
         optimizer.step()
         return float(loss)
 
-    return timed_steps(task, step) | {"made_with": with_torch()}
+    return timed_steps(task, step) | {**with_torch()}
 
 
 def generate(task: Task) -> Result:
     """Its own `generate`, which has no cache."""
     model = _model(task).eval()
-    ids = torch.tensor(np.tile(prompt_of(task), (task.texts, 1)))
+    ids = ids_of(np.tile(prompt_of(task), (task.texts, 1)))
 
     def run() -> list[float]:
-        model.generate(ids, 1)
+        model.generate(ids, 1).cpu()  # which waits for it
         first = time.perf_counter()
-        model.generate(ids, task.new_tokens - 1)
+        model.generate(ids, task.new_tokens - 1).cpu()
         return [first, time.perf_counter()]
 
-    return timed_texts(task, run) | {"made_with": with_torch()}
+    return timed_texts(task, run) | {**with_torch()}
 
 
 def _model(task: Task) -> Any:
     sys.path.append(task.checkout)
     theirs, s = importlib.import_module("model"), task.shape
     names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias")
-    return theirs.GPT(theirs.GPTConfig(dropout=0.0, **{name: s[name] for name in names}))
+    shape = {name: s[name] for name in names}
+    return theirs.GPT(theirs.GPTConfig(dropout=0.0, **shape)).to(device())

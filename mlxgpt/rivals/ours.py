@@ -15,7 +15,7 @@ from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree, override
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.inference import generation
-from mlxgpt.machine import blas
+from mlxgpt.machine import blas, device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
 from mlxgpt.rivals.timing import (
@@ -51,7 +51,7 @@ def training(task: Task) -> Result:
     seconds_of(WARMUP)
     steps = max(2, math.ceil(task.seconds / seconds_of(1)))
     rate = steps * config.tokens_per_step / seconds_of(steps)
-    return {"tokens_per_second": rate, "made_with": with_mlx("mlxgpt")}
+    return {"tokens_per_second": rate, **with_mlx("mlxgpt")}
 
 
 def generate(task: Task) -> Result:
@@ -63,7 +63,7 @@ def generate(task: Task) -> Result:
         rows = generation.tokens(model, prompt_of(task), sampling, task.shape["vocab_size"])
         return [time.perf_counter() for _ in rows]
 
-    return timed_texts(task, run) | {"made_with": with_mlx("mlxgpt")}
+    return timed_texts(task, run) | {**with_mlx("mlxgpt")}
 
 
 def learning(task: Task) -> Result:
@@ -85,7 +85,7 @@ def learning(task: Task) -> Result:
         nats = evaluate(step.model.parameters(), ids[:, :-1], ids[:, 1:], mx.ones(shape))
         return float(nats) / (shape[0] * shape[1])
 
-    return learned(task, take, loss) | {"made_with": with_mlx("mlxgpt")}
+    return learned(task, take, loss) | {**with_mlx("mlxgpt")}
 
 
 def preparation(task: Task) -> Result:
@@ -96,7 +96,7 @@ def preparation(task: Task) -> Result:
         dataset = find_or_prepare(data, Path(folder), vocab_size=task.vocab_size)
         seconds = time.perf_counter() - began
     size = dataset.meta.train.bytes + dataset.meta.val.bytes
-    return {"megabytes_per_second": size / 1e6 / seconds, "made_with": with_mlx("mlxgpt")}
+    return {"megabytes_per_second": size / 1e6 / seconds, **with_mlx("mlxgpt")}
 
 
 def _model(task: Task) -> GPT:
@@ -105,11 +105,13 @@ def _model(task: Task) -> GPT:
     return model
 
 
-def with_mlx(package: str) -> dict[str, str]:
-    """What a package on MLX ran with."""
-    return {
+def with_mlx(package: str) -> Result:
+    """What a package on MLX ran with; on a GPU, the most that MLX's arrays took, too."""
+    made_with = {
         "versions": f"{package} {version(package)}, mlx {version('mlx')}",
+        "device": device.backend(),
         "threads": str(blas.threads() or "MLX's own"),
         "BLAS": blas.status(),
         "compiler": compiler(),
     }
+    return {"made_with": made_with, "peak_memory": device.peak_bytes()}

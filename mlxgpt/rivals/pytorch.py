@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,11 +74,26 @@ class TorchGPT(nn.Module):
         return F.linear(self.ln_f(x), self.wte.weight)
 
 
+def device() -> str:
+    """Where PyTorch computes here: on the GPU, as MLX does, where there is one."""
+    if os.environ.get("MLXGPT_DEVICE") == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def make_model(task: Task) -> TorchGPT:
     """The model with the weights in the task's folder."""
     model, weights = TorchGPT(task.shape), np.load(Path(task.folder) / "weights.npz")
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    return model
+    return model.to(device())
+
+
+def numbers_of(task: Task) -> AbstractContextManager[object]:
+    """While what is computed is of the numbers that the config trains with."""
+    half = task.config["train"]["dtype"] == "bfloat16"
+    return torch.autocast(device(), torch.bfloat16) if half else nullcontext()
 
 
 def make_step(model: TorchGPT, task: Task) -> Callable[[torch.Tensor], float]:
@@ -100,8 +117,9 @@ def make_step(model: TorchGPT, task: Task) -> Callable[[torch.Tensor], float]:
         rate = next(rates, o.learning_rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        logits = forward(ids[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        with numbers_of(task):
+            logits = forward(ids[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if o.grad_clip:
@@ -112,10 +130,15 @@ def make_step(model: TorchGPT, task: Task) -> Callable[[torch.Tensor], float]:
     return step
 
 
+def ids_of(array: np.ndarray) -> torch.Tensor:
+    """Ids where PyTorch computes."""
+    return torch.tensor(array).long().to(device())
+
+
 def training(task: Task) -> Result:
     """The same model in PyTorch, eager or compiled."""
-    step, ids = make_step(make_model(task), task), torch.tensor(random_batch(task)).long()
-    return timed_steps(task, lambda: step(ids)) | {"made_with": with_torch()}
+    step, ids = make_step(make_model(task), task), ids_of(random_batch(task))
+    return timed_steps(task, lambda: step(ids)) | {**with_torch()}
 
 
 def learning(task: Task) -> Result:
@@ -124,22 +147,27 @@ def learning(task: Task) -> Result:
     step = make_step(model, task)
 
     def loss(windows: np.ndarray) -> float:
-        ids = torch.tensor(windows).long()
+        ids = ids_of(windows)
         with torch.no_grad():
             logits = model(ids[:, :-1])
             return float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
 
-    curve = learned(task, lambda batch: step(torch.tensor(batch).long()), loss)
-    return curve | {"made_with": with_torch()}
+    curve = learned(task, lambda batch: step(ids_of(batch)), loss)
+    return curve | {**with_torch()}
 
 
-def with_torch(*packages: str) -> dict[str, str]:
-    """What PyTorch, and packages on it, ran with."""
+def with_torch(*packages: str) -> Result:
+    """What PyTorch, and packages on it, ran with; on a GPU, the most that its arrays took, too."""
     told = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
-    names = ", ".join(f"{name} {version(name)}" for name in ("torch", *packages))
-    return {
-        "versions": names,
+    made_with = {
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", *packages)),
+        "device": device(),
         "threads": str(torch.get_num_threads()),
         "BLAS": told[1] if told else "PyTorch's own",
         "compiler": compiler(),
     }
+    if device() == "cuda":
+        return {"made_with": made_with, "peak_memory": torch.cuda.max_memory_allocated()}
+    if device() == "mps":
+        return {"made_with": made_with, "peak_memory": torch.mps.driver_allocated_memory()}
+    return {"made_with": made_with}

@@ -95,7 +95,7 @@ def test_each_does_what_it_is_asked(held: list[Contest]) -> None:
             assert all(rate > 0 for rate in rates), (one.what, who)
             assert one.what == "learning" or len(rates) == 1
             assert figures["peak_memory"] > 10e6
-            assert set(one.made_with[who]) == {"versions", "threads", "BLAS", "compiler"}
+            assert set(one.made_with[who]) == {"versions", "device", "threads", "BLAS", "compiler"}
 
 
 def test_all_learn_the_same(held: list[Contest]) -> None:

@@ -32,11 +32,13 @@ def test_faster_and_smaller_are_above_one() -> None:
         "mlxgpt": [figures(tokens_per_second=x) for x in (90.0, 100.0, 110.0)],
         "PyTorch": [figures(tokens_per_second=50.0, peak_memory=500e6)] * 3,
     }
-    made_with = {"PyTorch": {"versions": "torch 2.13", "threads": "2", "BLAS": "mkl"}}
+    made_with = {
+        "PyTorch": {"versions": "torch 2.13", "device": "cpu", "threads": "2", "BLAS": "mkl"}
+    }
     text = told(Contest("tier1", "training", 0, rounds, made_with))
     assert cells(text, "mlxgpt") == ["100 (90.0 to 110)", "", "200 (200 to 200)", ""]
     assert cells(text, "PyTorch") == ["50.0 (50.0 to 50.0)", "2.00", "500 (500 to 500)", "2.50"]
-    assert cells(text, "PyTorch", 1) == ["torch 2.13", "2", "mkl", ""]
+    assert cells(text, "PyTorch", 1) == ["torch 2.13", "cpu", "2", "mkl", ""]
     assert "3 rounds" in text
 
 
