@@ -22,6 +22,7 @@ from mlxgpt.reports.chips import CHIPS, bound
 from mlxgpt.reports.counts import workloads
 from mlxgpt.reports.markdown import figure, table
 from mlxgpt.reports.records import Workload
+from mlxgpt.reports.report import COUNTED, counted_rows
 
 FOLDER = Path(__file__).with_name("reports")
 # Public measurements of small trainings with MLX: chip, parameters, tokens a second, and the shape
@@ -59,16 +60,6 @@ def rate_at_most(chip: str, workload: Workload) -> float:
     """Tokens a second that a chip cannot exceed; at its greater bandwidth, where it has two."""
     found = next(one for one in CHIPS if one.name == chip)
     return workload.tokens / min(bound(found, workload))
-
-
-def _counts(found: dict[str, tuple[Workload, ...]]) -> list[list[str]]:
-    rows = [["", "tokens", "operations", "kernels", "MB", "GFLOP", "handed over", "read"]]
-    for name, several in found.items():
-        for one in several:
-            row = [f"{one.tokens:,}", f"{one.operations:,}", f"{one.launches:,}"]
-            row += [figure(one.bytes / 1e6), figure(one.flops / 1e9)]
-            rows.append([f"{name}, {one.name}", *row, str(one.handed_over), str(one.read)])
-    return rows
 
 
 def _kinds(found: dict[str, tuple[Workload, ...]]) -> list[list[str]]:
@@ -115,7 +106,7 @@ def main() -> None:
         "graph, without views; kernels are launches after fusion; the host hands over work, and",
         "reads results, and waits for those that are not there yet.",
         "",
-        *table(_counts(found), ">"),
+        *table([list(COUNTED), *counted_rows(found.items())], ">"),
         "",
         "Of a training step, the kinds of kernels that move most:",
         "",

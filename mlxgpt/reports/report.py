@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mlxgpt import files
 from mlxgpt.reports import chips, peers
 from mlxgpt.reports.markdown import figure, spread_of, table
-from mlxgpt.reports.records import Machine, Measurement, Tier
+from mlxgpt.reports.records import Machine, Measurement, Tier, Workload
 from mlxgpt.reports.roofline import roofline, rooflines
 
 
@@ -50,11 +50,11 @@ def _roofline(measurement: Measurement) -> list[str]:
     return ["## Roofline", "", *rooflines(rows), ""] if rows else []
 
 
-def _counts(tiers: Sequence[Tier]) -> list[str]:
-    """What Metal has to do, counted."""
-    rows = [
+def counted_rows(tiers: Iterable[tuple[str, Sequence[Workload]]]) -> list[list[str]]:
+    """A row for each workload of each tier, by name; to stand below `COUNTED`."""
+    return [
         [
-            f"{tier.name}, {one.name}",
+            f"{name}, {one.name}",
             f"{one.tokens:,}",
             f"{one.operations:,}",
             f"{one.launches:,}",
@@ -63,9 +63,14 @@ def _counts(tiers: Sequence[Tier]) -> list[str]:
             str(one.handed_over),
             str(one.read),
         ]
-        for tier in tiers
-        for one in tier.counted
+        for name, counted in tiers
+        for one in counted
     ]
+
+
+def _counts(tiers: Sequence[Tier]) -> list[str]:
+    """What Metal has to do, counted."""
+    rows = counted_rows((tier.name, tier.counted) for tier in tiers)
     if not rows:
         return []
     return [
