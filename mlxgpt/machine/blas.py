@@ -100,7 +100,7 @@ def _load() -> str:
         except (OSError, subprocess.SubprocessError) as error:
             problem = error
         else:
-            return f"OpenBLAS {version}"
+            return f"OpenBLAS {version} ({_core()})"
     raise problem
 
 
@@ -109,6 +109,16 @@ def _load_from(renamed: Path, library: Path) -> None:
     if not renamed.exists():
         _write_renamed(library, renamed)
     _library = ctypes.CDLL(str(renamed), mode=ctypes.RTLD_GLOBAL)
+
+
+def _core() -> str:
+    """Whose kernels OpenBLAS has chosen for this processor, or OPENBLAS_CORETYPE for it: a run's
+    bits hang on them, and its speed.
+    """
+    assert _library
+    told = _library.scipy_openblas_get_corename
+    told.restype = ctypes.c_char_p
+    return str(told().decode())
 
 
 def _find_wheel() -> tuple[Path, str]:

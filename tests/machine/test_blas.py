@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,15 @@ def test_all_threads_share_one_arena(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "ctypes", SimpleNamespace(CDLL=lambda name: library))
     blas._keep_freed_pages()
     assert asked == {-8: 1, -3: 32 << 20, -1: 1 << 30}
+
+
+def test_it_says_whose_kernels_it_chose(tmp_path: Path) -> None:
+    """Every machine of these can take the oldest."""
+    core = {"x86_64": "Nehalem", "aarch64": "armv8"}.get(platform.machine())
+    if core is None:
+        pytest.skip("OpenBLAS has other names for this architecture")
+    (line,) = fresh(ASK, OPENBLAS_CORETYPE=core)
+    assert line.endswith(f" ({core})")
 
 
 def test_threads_share_what_blas_has() -> None:
