@@ -1,4 +1,4 @@
-"""The formulas that differ by backend: GELU, SiLU and causal attention, and one switch.
+"""The formulas that differ by backend: GELU, SiLU, causal attention and cross-entropy.
 
 On a GPU these are MLX's own kernels. On the CPU, MLX computes tanh and exp one number at a time,
 and a GELU or softmax then costs more than the matrix products around it; here they are built from
@@ -64,6 +64,42 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     if on_cpu() and q.dtype == mx.float32:
         return cast(mx.array, causal_softmax((q * scale) @ k.swapaxes(-1, -2))) @ v
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+
+
+def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """-log softmax(logits)[target], in nats.
+
+    Args:
+        logits: [..., V], float32.
+        targets: [...], each below V.
+
+    Returns:
+        [...]
+    """
+    if on_cpu():
+        return cast(list[mx.array], _cross_entropy_with_exp(logits, targets[..., None]))[0]
+    return nn.losses.cross_entropy(logits, targets)
+
+
+@mx.custom_function
+def _cross_entropy_with_exp(logits: mx.array, targets: mx.array) -> tuple[mx.array, ...]:
+    """Also the exp of each logit, and their sums, kept for the backward pass."""
+    highest = logits.max(axis=-1, keepdims=True)
+    exp = _fence(_exp(_fence(logits - highest)))
+    sums = exp.sum(axis=-1, keepdims=True)
+    of_targets = mx.take_along_axis(logits, targets, axis=-1)
+    return (mx.log(sums) + highest - of_targets)[..., 0], exp, sums
+
+
+@_cross_entropy_with_exp.vjp
+def _cross_entropy_vjp(
+    primals: tuple[mx.array, mx.array], cotangents: tuple[mx.array, ...], outputs: tuple
+) -> tuple[mx.array, mx.array]:
+    """softmax(logits), less 1 at the target, each times its row's cotangent."""
+    (_, targets), cotangent, (_, exp, sums) = primals, cotangents[0][..., None], outputs
+    softmax = exp * (cotangent / sums)
+    at_target = mx.take_along_axis(softmax, targets, axis=-1) - cotangent
+    return mx.put_along_axis(softmax, targets, at_target, axis=-1), mx.zeros_like(targets)
 
 
 @mx.custom_function

@@ -26,10 +26,24 @@ from mlxgpt.machine.device import on_cpu
 
 Result = TypeVar("Result")
 
+PORTION = 1024  # tokens: with fewer a step takes longer, with more it takes more memory
+
 
 def count() -> int:
     """How many lanes there are here."""
     return 2 if on_cpu() else 1
+
+
+def portions(sequences: int, length: int) -> int:
+    """In how many equal portions, one after the other, each lane takes its half of a batch: as few
+    as have no more than `PORTION` tokens. So a large batch takes hardly more memory than a small
+    one, and what one portion frees serves the next.
+    """
+    if not on_cpu() or sequences % 2:
+        return 1
+    half = sequences // 2
+    few = (n for n in range(1, half) if half % n == 0 and half // n * length <= PORTION)
+    return next(few, half)
 
 
 class Lanes(Generic[Result]):

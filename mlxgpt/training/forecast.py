@@ -191,12 +191,15 @@ def refuse_too_large(config: Config, need: int, limit: int) -> None:
 
 
 def _fitting(config: Config, need: int, limit: int) -> str:
-    """Which setting would fit, taking the memory beside the model's own to grow with the batch."""
+    """Which setting would fit, taking the memory beside the model's own to grow with what is
+    computed at once.
+    """
     t = config.train
     fixed = training_bytes(config.model)
-    each = max(1.0, (need - fixed) / t.batch_size)
+    each = max(1.0, (need - fixed) / _at_once(config))
     most = int((limit / MARGIN - fixed) / each)
-    smaller = [n for n in range(1, t.batch_size) if t.batch_size % n == 0 and n <= most]
+    divisors = [n for n in range(1, t.batch_size) if t.batch_size % n == 0]
+    smaller = [n for n in divisors if _at_once(override(config, {"batch_size": n})) <= most]
     if smaller:
         accumulate = t.gradient_accumulation_steps * (t.batch_size // smaller[-1])
         return (
@@ -235,11 +238,17 @@ def estimated_bytes(config: Config) -> int:
     gradients, moments, and what the backward pass needs of a micro-batch.
     """
     m, t = config.model, config.train
-    tokens = t.batch_size * m.block_size
+    tokens = _at_once(config) * m.block_size
     layers = 1 if t.gradient_checkpointing else m.n_layer
     # A block keeps some eighteen vectors of a token, and three rows of each head's weights.
     numbers = tokens * (layers * (18 * m.n_embd + 3 * m.n_head * m.block_size) + 3 * m.vocab_size)
     return training_bytes(m) + numbers * (4 if t.dtype == "float32" else 2)
+
+
+def _at_once(config: Config) -> int:
+    """Sequences of a batch that are in memory at the same time."""
+    batch = config.train.batch_size
+    return batch // lanes.portions(batch, config.model.block_size)
 
 
 def reached(config: Config, dataset: Dataset) -> Reached | None:

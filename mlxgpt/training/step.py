@@ -119,10 +119,11 @@ class TrainStep:
     ) -> tuple[mx.array, dict]:
         """Mean loss and its gradients over all micro-batches, which are equally large."""
         A, B, T = inputs.shape
-        L = lanes.count()
-        if B % L == 0:  # each lane has half of each micro-batch,
+        L, P = lanes.count(), lanes.portions(B, T)
+        if B % L == 0:  # each lane has half of each micro-batch, in portions,
             inputs, targets = (
-                ids.reshape(A, L, B // L, T).swapaxes(0, 1) for ids in (inputs, targets)
+                ids.reshape(A, L, P, B // L // P, T).swapaxes(0, 1).flatten(1, 2)
+                for ids in (inputs, targets)
             )
         else:  # or half of the micro-batches, or one lane has all
             L = L if A % L == 0 else 1

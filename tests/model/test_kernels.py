@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -54,6 +55,36 @@ def test_silu_and_its_gradient(values: list[float]) -> None:
         mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (kernels.silu, nn.silu)
     )
     np.testing.assert_allclose(ours, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 300.0])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cross_entropy_and_its_gradient(spread: float, compiled: bool) -> None:
+    logits = spread * mx.random.normal((2, 5, 70), key=mx.random.key(0))
+    targets = mx.random.randint(0, 70, (2, 5), key=mx.random.key(1))
+    weights = mx.random.normal((2, 5), key=mx.random.key(2))
+
+    def both(loss: Callable) -> tuple[mx.array, mx.array]:
+        def weighed(logits: mx.array) -> tuple[mx.array, mx.array]:
+            losses = loss(logits, targets)
+            return (losses * weights).sum(), losses
+
+        run = mx.value_and_grad(weighed)
+        (_, losses), gradient = (mx.compile(run) if compiled else run)(logits)
+        return losses, gradient
+
+    ours, exact = both(kernels.cross_entropy), both(nn.losses.cross_entropy)
+    np.testing.assert_allclose(ours[0], exact[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours[1], exact[1], atol=1e-6)
+
+
+def test_cross_entropy_where_one_logit_is_all_and_where_all_are_equal() -> None:
+    certain = mx.array([[1e4, 0.0, -1e4], [0.0, 0.0, 0.0]])
+    losses = kernels.cross_entropy(certain, mx.array([0, 2]))
+    np.testing.assert_allclose(losses, [0.0, math.log(3)], atol=1e-6)
+    assert kernels.cross_entropy(certain, mx.array([2, 0]))[0].item() == pytest.approx(2e4)
+    lost = kernels.cross_entropy(mx.array([math.nan, 0.0]), mx.array(0))
+    assert math.isnan(float(lost))
 
 
 @pytest.mark.parametrize("spread", [0.1, 3.0, 300.0])

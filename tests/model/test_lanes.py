@@ -46,6 +46,25 @@ def test_one_share_is_computed_here() -> None:
     assert run([(1,)]) == [(1, threading.current_thread())]
 
 
+@pytest.mark.parametrize(
+    ("sequences", "length", "expected"),
+    [
+        (16, 128, 1),  # Tier 1: 1,024 tokens in each half
+        (16, 256, 2),
+        (32, 256, 4),
+        (12, 256, 2),  # halves of 6: in two threes, which are few enough
+        (20, 256, 5),  # of 10: two fives are too many
+        (4, 2048, 2),  # one sequence is the least
+        (2, 2048, 1),
+        (15, 256, 1),  # there are no halves
+    ],
+)
+def test_portions_are_as_few_as_are_small_enough(
+    sequences: int, length: int, expected: int
+) -> None:
+    assert lanes.portions(sequences, length) == expected
+
+
 @pytest.mark.parametrize("broken", [0, 1])
 def test_an_error_in_either_lane_is_raised(broken: int) -> None:
     def fail(x: int) -> mx.array:

@@ -39,6 +39,22 @@ def test_micro_batches_are_one_batch(
         np.testing.assert_allclose(means[name], gradient, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_portions_are_one_batch(
+    tiny_model: Config, micro_batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that a lane takes one after the other."""
+    config = override(tiny_model, {"dropout": 0.0, "batch_size": 12})
+    ids = ids_of(micro_batches, 12, 9)
+    loss, gradients = gradients_of(config, ids)
+    monkeypatch.setattr(lanes, "PORTION", 2 * 8)
+    assert lanes.portions(12, 8) == (3 if lanes.count() == 2 else 1)
+    loss_of_parts, means = gradients_of(config, ids)
+    assert loss_of_parts == pytest.approx(loss, abs=1e-5)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(means[name], gradient, atol=1e-5, err_msg=name)
+
+
 def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
     whole = override(tiny_model, {"dropout": 0.0, "batch_size": 8})
     parts = override(whole, {"batch_size": 2, "gradient_accumulation_steps": 4})
@@ -57,13 +73,19 @@ def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
         np.testing.assert_allclose(value, ends[1][1][name], atol=1e-4, err_msg=name)
 
 
-def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config) -> None:
-    given = {"batch_size": 8, "block_size": 64, "n_embd": 64, "dropout": 0.0}
+@pytest.mark.parametrize("portions", [False, True])
+def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config, portions: bool) -> None:
+    """And so does a batch of many portions, on a CPU."""
+    if portions and lanes.count() == 1:
+        pytest.skip("a matter of the CPU")
+    given = {"block_size": 64, "n_embd": 64, "dropout": 0.0}
 
-    def peak(micro_batches: int) -> int:
-        config = override(tiny_model, {**given, "gradient_accumulation_steps": micro_batches})
+    def peak(number: int) -> int:
+        shape = (1, 16 * number) if portions else (number, 8)
+        sizes = {"batch_size": shape[1], "gradient_accumulation_steps": shape[0]}
+        config = override(tiny_model, {**given, **sizes})
         step = TrainStep(GPT(config.model, 5), config)
-        ids = ids_of(micro_batches, 8, 65)
+        ids = ids_of(*shape, 65)
         for _ in range(2):
             mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0)), step.state)
             gc.collect()
@@ -72,7 +94,7 @@ def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config) -> None:
         mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0)), step.state)
         return mx.get_peak_memory()
 
-    few, many = peak(2), peak(20)
+    few, many = peak(4), peak(40)
     assert many < 1.5 * few, (few, many)  # ten times as much, if all were there at once
 
 
