@@ -13,7 +13,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgpt.config import ModelConfig
-from mlxgpt.model.gpt import EPS, ROPE_BASE, mlp_width, rms_norm
+from mlxgpt.model.gpt import ROPE_BASE, mlp_width
+from mlxgpt.model.kernels import EPS, rms_norm
 
 PARTS = {
     "position": "rope",

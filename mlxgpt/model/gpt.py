@@ -20,7 +20,6 @@ from mlxgpt.model import kernels
 from mlxgpt.seeds import derive
 
 INIT_STD = 0.02
-EPS = 1e-5  # of every norm
 ROPE_BASE = 10_000.0
 HEADS = ("wte.weight", "lm_head.weight")  # arrays with a row for each token, [V, C]
 
@@ -35,23 +34,32 @@ def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
     return x * mx.random.bernoulli(1 - rate, x.shape, key=key) * (1 / (1 - rate))
 
 
-def rms_norm(x: mx.array) -> mx.array:
-    """x[..., C], each vector brought to a root mean square of 1 (Zhang & Sennrich, 2019)."""
-    return mx.fast.rms_norm(x, None, EPS)
+class LayerNorm(nn.LayerNorm):
+    """Each vector brought to mean 0 and variance 1 (Ba et al., 2016), with a gain."""
+
+    def __call__(self, x: mx.array) -> mx.array:  # [..., C] -> [..., C]
+        return kernels.layer_norm(x, self.weight, self.get("bias"))
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` without a gain, which the matrix behind it can have."""
+    """Each vector brought to a root mean square of 1 (Zhang & Sennrich, 2019); with a gain, unless
+    the matrix behind it can have that.
+    """
+
+    def __init__(self, size: int, *, gain: bool) -> None:
+        super().__init__()
+        if gain:
+            self.weight = mx.ones(size)
 
     def __call__(self, x: mx.array) -> mx.array:  # [..., C] -> [..., C]
-        return rms_norm(x)
+        return kernels.rms_norm(x, self.get("weight"))
 
 
-def make_norm(config: ModelConfig) -> nn.LayerNorm | RMSNorm:
+def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:
     """The norm before a sublayer."""
     if config.norm == "rms":
-        return RMSNorm()
-    return nn.LayerNorm(config.n_embd, EPS, bias=config.bias)
+        return RMSNorm(config.n_embd, gain=False)
+    return LayerNorm(config.n_embd, bias=config.bias)
 
 
 class CausalSelfAttention(nn.Module):
@@ -75,7 +83,7 @@ class CausalSelfAttention(nn.Module):
             shape = B, T, self.n_head, C // self.n_head
             v = v + token_values.reshape(shape).swapaxes(1, 2)
         if self.qk_norm:
-            q, k = rms_norm(q), rms_norm(k)
+            q, k = kernels.rms_norm(q), kernels.rms_norm(k)
         if self.rope:
             q, k = rotated(q, position), rotated(k, position)
         return q, k, v
@@ -206,7 +214,7 @@ class GPT(nn.Module):
         if config.value_embeddings:
             self.wve = [nn.Embedding(config.vocab_size, config.n_embd) for _ in self.h]
         rms = config.norm == "rms"
-        self.ln_f = nn.RMSNorm(config.n_embd, EPS) if rms else make_norm(config)
+        self.ln_f = RMSNorm(config.n_embd, gain=True) if rms else make_norm(config)
         if not config.tied:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self._checkpointing = gradient_checkpointing
@@ -228,7 +236,7 @@ class GPT(nn.Module):
 
     def _embedded(self, ids: mx.array) -> mx.array:  # [B, T] -> [B, T, C]
         x = self.wte(ids)
-        return rms_norm(x) if self.config.embedding_norm else x
+        return kernels.rms_norm(x) if self.config.embedding_norm else x
 
     def _token_values(self, ids: mx.array, n: int) -> mx.array | None:
         """[B, T, C] to be added to block n's values: value embeddings (modded-nanogpt, 2024)."""

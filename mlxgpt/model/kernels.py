@@ -1,4 +1,4 @@
-"""The formulas that differ by backend: GELU, SiLU, causal attention and cross-entropy.
+"""The formulas that differ by backend: GELU, SiLU, norms, causal attention, cross-entropy.
 
 On a GPU these are MLX's own kernels. On the CPU, MLX computes tanh and exp one number at a time,
 and a GELU or softmax then costs more than the matrix products around it; here they are built from
@@ -33,6 +33,7 @@ EXP2 = (
 )
 ROUND = 12582912.0  # 1.5 · 2^23: adding it rounds to a whole number, kept in the low bits
 LARGE = 1e9
+EPS = 1e-5  # of every norm
 
 _fence = mx.contiguous
 
@@ -40,15 +41,32 @@ _fence = mx.contiguous
 def gelu(x: mx.array) -> mx.array:
     """GELU in its tanh form (Hendrycks & Gimpel, 2016), as GPT-2 has it; any shape."""
     if on_cpu() and x.dtype == mx.float32:
-        return cast(tuple[mx.array, mx.array], _gelu_with_gate(x))[0]
+        return cast(tuple[mx.array, mx.array], _gelu_with_slope(x))[0]
     return nn.gelu_approx(x)
 
 
 def silu(x: mx.array) -> mx.array:
     """X · sigmoid(x); any shape."""
     if on_cpu() and x.dtype == mx.float32:
-        return cast(tuple[mx.array, mx.array], _silu_with_gate(x))[0]
+        return cast(tuple[mx.array, mx.array], _silu_with_slope(x))[0]
     return nn.silu(x)
+
+
+def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None) -> mx.array:
+    """X with mean 0 and variance 1 along its last axis, times weight, plus bias; any shape."""
+    if on_cpu() and x.dtype == mx.float32:
+        x = cast(list[mx.array], _standardised(x))[0]
+        x = x if weight is None else x * weight
+        return x if bias is None else x + bias
+    return mx.fast.layer_norm(x, weight, bias, EPS)
+
+
+def rms_norm(x: mx.array, weight: mx.array | None = None) -> mx.array:
+    """X with a root mean square of 1 along its last axis, times weight; any shape."""
+    if on_cpu() and x.dtype == mx.float32:
+        x = cast(list[mx.array], _of_unit_size(x))[0]
+        return x if weight is None else x * weight
+    return mx.fast.rms_norm(x, weight, EPS)
 
 
 def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -62,7 +80,7 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """
     scale = 1 / math.sqrt(q.shape[-1])
     if on_cpu() and q.dtype == mx.float32:
-        return cast(mx.array, causal_softmax((q * scale) @ k.swapaxes(-1, -2))) @ v
+        return cast(list[mx.array], _attention_with_weights(q * scale, k, v))[0]
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
 
 
@@ -85,8 +103,8 @@ def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
 def _cross_entropy_with_exp(logits: mx.array, targets: mx.array) -> tuple[mx.array, ...]:
     """Also the exp of each logit, and their sums, kept for the backward pass."""
     highest = logits.max(axis=-1, keepdims=True)
-    exp = _fence(_exp(_fence(logits - highest)))
-    sums = exp.sum(axis=-1, keepdims=True)
+    exp = _fence(_exp(_fence(logits - _spread(highest, logits))))
+    sums = _row_sums(exp)
     of_targets = mx.take_along_axis(logits, targets, axis=-1)
     return (mx.log(sums) + highest - of_targets)[..., 0], exp, sums
 
@@ -97,76 +115,141 @@ def _cross_entropy_vjp(
 ) -> tuple[mx.array, mx.array]:
     """softmax(logits), less 1 at the target, each times its row's cotangent."""
     (_, targets), cotangent, (_, exp, sums) = primals, cotangents[0][..., None], outputs
-    softmax = exp * (cotangent / sums)
+    softmax = exp * _spread(cotangent / sums, exp)
     at_target = mx.take_along_axis(softmax, targets, axis=-1) - cotangent
     return mx.put_along_axis(softmax, targets, at_target, axis=-1), mx.zeros_like(targets)
 
 
 @mx.custom_function
-def causal_softmax(scores: mx.array) -> mx.array:
-    """Row softmax of scores[..., T, T] over the positions up to the row's own; others are 0."""
-    allowed = mx.tril(mx.ones(scores.shape[-2:]))
-    scores = scores + (allowed - 1) * LARGE
-    scores = _fence(scores - scores.max(axis=-1, keepdims=True))
-    # Times `allowed`: the clamped exp leaves 2^-126 where 0 belongs, and denormal numbers are slow.
-    weights = _fence(_exp(scores)) * allowed
-    return weights / weights.sum(axis=-1, keepdims=True)
+def _attention_with_weights(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, ...]:
+    """Also what the backward pass needs: each query's weights before they are divided by their sum,
+    one column each (MLX takes the maximum and the sum of columns several times as fast as of rows),
+    and 1 / that sum, [B, H, T, 1].
+    """
+    T = q.shape[-2]
+    seen = mx.triu(mx.ones((T, T)))  # [key, query]
+    scores = k @ q.swapaxes(-1, -2)
+    scores = scores + _apart(mx.broadcast_to((seen - 1) * LARGE, scores.shape))
+    scores = _fence(scores - _spread(scores.max(axis=-2, keepdims=True), scores))
+    weights = _fence(_exp(scores, below=0.0))
+    share = 1 / weights.sum(axis=-2)[..., None]
+    y = weights.swapaxes(-1, -2) @ v
+    return y * share, weights, share
 
 
-@causal_softmax.vjp
-def _causal_softmax_vjp(scores: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-    product = _fence(output * cotangent)
-    return product - _fence(output * product.sum(axis=-1, keepdims=True))
+@_attention_with_weights.vjp
+def _attention_vjp(
+    primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+) -> tuple[mx.array, ...]:
+    """Of a softmax p with cotangent c the gradient is p · (c - Σ p c), and that sum is also the one
+    of y · cotangent of y (FlashAttention; Dao et al., 2022, appendix B).
+    """
+    (q, k, v), (y, weights, share) = primals, outputs
+    cotangent = cotangents[0] * share
+    of_weights = v @ cotangent.swapaxes(-1, -2)
+    mean = _row_sums(cotangent * y).swapaxes(-1, -2)
+    of_scores = _fence(of_weights - _spread(mean, of_weights)) * weights
+    return of_scores.swapaxes(-1, -2) @ k, of_scores @ q, weights @ cotangent
 
 
 @mx.custom_function
-def _gelu_with_gate(x: mx.array) -> tuple[mx.array, mx.array]:
-    """GELU(x) = x · gate(x), and the gate, kept for the backward pass.
+def _standardised(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Also what it was divided by, inverted: [..., 1]."""
+    return _sized(_fence(x - _row_sums(x) / x.shape[-1]))
+
+
+@_standardised.vjp
+def _standardised_vjp(
+    primal: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
+) -> mx.array:
+    cotangent, (x, inverse), n = _fence(cotangents[0]), outputs, primal.shape[-1]
+    along = _row_sums(cotangent * x) / n
+    return (cotangent - _row_sums(cotangent) / n - x * along) * inverse
+
+
+@mx.custom_function
+def _of_unit_size(x: mx.array) -> tuple[mx.array, mx.array]:
+    """As `_standardised`, but for the mean."""
+    return _sized(_fence(x))
+
+
+@_of_unit_size.vjp
+def _of_unit_size_vjp(
+    primal: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
+) -> mx.array:
+    cotangent, (x, inverse) = _fence(cotangents[0]), outputs
+    return (cotangent - x * (_row_sums(cotangent * x) / primal.shape[-1])) * inverse
+
+
+def _sized(x: mx.array) -> tuple[mx.array, mx.array]:
+    inverse = mx.rsqrt(_row_sums(x * x) / x.shape[-1] + EPS)
+    return _fence(x * inverse), inverse
+
+
+@mx.custom_function
+def _gelu_with_slope(x: mx.array) -> tuple[mx.array, mx.array]:
+    """GELU(x) = x · gate(x), and its slope, for the backward pass, which then needs no x.
 
     (1 + tanh u) / 2 is the sigmoid of 2u, so one exp does for both.
     """
     x = _fence(x)
     exponent = x * -GELU_SCALE * (1 + GELU_CUBIC * x * x)
     exponent = mx.where(exponent < 87.0, exponent, 87.0)
-    gate = _fence(1 / (1 + _exp(exponent)))
-    return _fence(x * gate), gate
+    gate = 1 / (1 + _exp(exponent))
+    slope = gate + x * gate * (1 - gate) * GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
+    return _fence(x * gate), _fence(slope)
 
 
-@_gelu_with_gate.vjp
+@_gelu_with_slope.vjp
 def _gelu_vjp(
     x: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
 ) -> mx.array:
-    x, cotangent, gate = _fence(x), _fence(cotangents[0]), outputs[1]
-    slope = gate + x * gate * (1 - gate) * GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
-    return _fence(cotangent * slope)
+    return cotangents[0] * outputs[1]
 
 
 @mx.custom_function
-def _silu_with_gate(x: mx.array) -> tuple[mx.array, mx.array]:
+def _silu_with_slope(x: mx.array) -> tuple[mx.array, mx.array]:
     x = _fence(x)
     exponent = mx.where(-x < 87.0, -x, 87.0)
-    gate = _fence(1 / (1 + _exp(exponent)))
-    return _fence(x * gate), gate
+    gate = 1 / (1 + _exp(exponent))
+    return _fence(x * gate), _fence(gate + x * gate * (1 - gate))
 
 
-@_silu_with_gate.vjp
+@_silu_with_slope.vjp
 def _silu_vjp(
     x: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
 ) -> mx.array:
-    x, cotangent, gate = _fence(x), _fence(cotangents[0]), outputs[1]
-    return _fence(cotangent * (gate + x * gate * (1 - gate)))
+    return cotangents[0] * outputs[1]
 
 
-def _exp(x: mx.array) -> mx.array:
-    """e^x for x ≤ 87, relative error below 3e-7; below -87 it stays at the smallest normal number.
+def _row_sums(x: mx.array) -> mx.array:
+    """Sums over the last axis, [..., 1]: as a product, which takes a sixth of the time."""
+    n = x.shape[-1]
+    return x @ mx.ones((n, 1))
+
+
+def _spread(x: mx.array, like: mx.array) -> mx.array:
+    """One row or one column for a whole matrix, repeated without a copy."""
+    return _apart(mx.broadcast_to(x, like.shape))
+
+
+def _apart(x: mx.array) -> mx.array:
+    """X, which the compiler then does not fuse with what it goes into."""
+    return mx.depends(x, x)
+
+
+def _exp(x: mx.array, below: float | None = None) -> mx.array:
+    """e^x for x ≤ 87, relative error below 3e-7; below -87 it stays at the smallest normal number,
+    or is `below`.
 
     2^(n+f) with n in the exponent's bits and f by a polynomial (Cody & Waite, 1980).
     """
-    y = x * (1 / math.log(2))
-    y = mx.where(y > -126.0, y, -126.0)
+    exponent = x * (1 / math.log(2))
+    y = mx.where(exponent > -126.0, exponent, -126.0)
     rounded = y + ROUND
     fraction = y - (rounded - ROUND)
     power = EXP2[0] * fraction + EXP2[1]
     for coefficient in EXP2[2:]:
         power = power * fraction + coefficient
-    return power * mx.view(mx.left_shift(mx.view(rounded, mx.int32) + 127, 23), mx.float32)
+    result = power * mx.view(mx.left_shift(mx.view(rounded, mx.int32) + 127, 23), mx.float32)
+    return result if below is None else mx.where(exponent > -126.0, result, below)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,11 +17,6 @@ from mlxgpt.machine.device import on_cpu
 from mlxgpt.model import kernels
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="the formulas of the CPU")
-
-
-def exact_softmax(scores: mx.array) -> mx.array:
-    allowed = mx.tril(mx.ones(scores.shape[-2:])) > 0
-    return mx.softmax(mx.where(allowed, scores, float("-inf")), axis=-1)
 
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50))
@@ -87,31 +83,92 @@ def test_cross_entropy_where_one_logit_is_all_and_where_all_are_equal() -> None:
     assert math.isnan(float(lost))
 
 
-@pytest.mark.parametrize("spread", [0.1, 3.0, 300.0])
-def test_causal_softmax_and_its_gradient(spread: float) -> None:
-    scores = spread * mx.random.normal((2, 3, 17, 17), key=mx.random.key(0))
-    weights = mx.random.normal(scores.shape, key=mx.random.key(1))
-    found = np.array(kernels.causal_softmax(scores))
-    np.testing.assert_allclose(found, exact_softmax(scores), atol=1e-6)
-    ours, exact = (
-        mx.grad(lambda s, f=f: (f(s) * weights).sum())(scores)
-        for f in (kernels.causal_softmax, exact_softmax)
-    )
-    np.testing.assert_allclose(ours, exact, atol=1e-5)
+def exact_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask="causal")
 
 
-def test_what_is_masked_is_exactly_zero() -> None:
-    probs = np.array(kernels.causal_softmax(mx.random.normal((9, 9), key=mx.random.key(0))))
-    assert (probs[np.triu_indices(9, 1)] == 0).all()
-    np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-6)
-
-
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_attention_is_mlxs_own(compiled: bool) -> None:
-    q, k, v = mx.random.normal((3, 2, 4, 16, 8), key=mx.random.key(0))
-    exact = mx.fast.scaled_dot_product_attention(q, k, v, scale=8**-0.5, mask="causal")
-    attention = mx.compile(kernels.causal_attention) if compiled else kernels.causal_attention
-    np.testing.assert_allclose(attention(q, k, v), exact, atol=2e-6)
+def test_attention_and_its_gradient(spread: float, compiled: bool) -> None:
+    q, k, v, weights = mx.random.normal((4, 2, 3, 17, 8), key=mx.random.key(0))
+    q = spread * q
+
+    def all_of(attention: Callable) -> list[np.ndarray]:
+        def weighed(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+            y = attention(q, k, v)
+            return (y * weights).sum(), y
+
+        run = mx.value_and_grad(weighed, argnums=(0, 1, 2))
+        (_, y), gradients = (mx.compile(run) if compiled else run)(q, k, v)
+        return [np.array(x) for x in (y, *gradients)]
+
+    for ours, exact in zip(all_of(kernels.causal_attention), all_of(exact_attention), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-5 * max(1, spread))
+
+
+def test_what_is_yet_to_come_changes_nothing() -> None:
+    """However loud it is: not one bit."""
+    q, k, v = mx.random.normal((3, 1, 2, 9, 4), key=mx.random.key(0))
+    later = mx.arange(9)[:, None] >= 5
+    loud = kernels.causal_attention(q, mx.where(later, 1e4 * k, k), mx.where(later, 1e8, v))
+    quiet = kernels.causal_attention(q, k, v)
+    np.testing.assert_array_equal(loud[:, :, :5], quiet[:, :, :5])
+
+
+def test_a_weight_too_small_for_a_number_is_zero() -> None:
+    """And not the smallest normal one, whose products would be denormal, and slow."""
+    k = mx.array([[[[1.0], [0.0]]]])
+    found: Any = kernels._attention_with_weights(200 * k, k, k)
+    assert found[1][0, 0].tolist() == [[1.0, 1.0], [0.0, 1.0]]
+
+
+def exact_rms_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    return mx.fast.rms_norm(x, weight, kernels.EPS)
+
+
+def exact_layer_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    return mx.fast.layer_norm(x, weight, bias, kernels.EPS)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0.0, 1.0), (5.0, 1.0), (0.0, 1e-3), (0.0, 0.0)])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("norm", "exact"),
+    [
+        (kernels.layer_norm, exact_layer_norm),
+        (lambda x, weight, bias: kernels.rms_norm(x, weight), exact_rms_norm),
+    ],
+)
+def test_norms_and_their_gradients(
+    norm: Callable, exact: Callable, compiled: bool, offset: float, size: float
+) -> None:
+    x = offset + size * mx.random.normal((2, 5, 24), key=mx.random.key(0))
+    weight, bias = mx.random.normal((2, 24), key=mx.random.key(1))
+    weights = mx.random.normal(x.shape, key=mx.random.key(2))
+
+    def all_of(norm: Callable) -> list[np.ndarray]:
+        def weighed(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
+            y = norm(x, weight, bias)
+            return (y * weights).sum(), y
+
+        run = mx.value_and_grad(weighed, argnums=(0, 1))
+        (_, y), gradients = (mx.compile(run) if compiled else run)(x, weight)
+        return [np.array(x) for x in (y, *gradients)]
+
+    for ours, theirs in zip(all_of(norm), all_of(exact), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_norms_without_gain_and_bias() -> None:
+    x = mx.random.normal((3, 24), key=mx.random.key(0))
+    np.testing.assert_allclose(
+        kernels.layer_norm(x, None, None),
+        mx.fast.layer_norm(x, None, None, kernels.EPS),
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        kernels.rms_norm(x), mx.fast.rms_norm(x, None, kernels.EPS), atol=1e-5
+    )
 
 
 def test_sixteen_bits_take_mlxs_own() -> None:
@@ -119,3 +176,5 @@ def test_sixteen_bits_take_mlxs_own() -> None:
     assert kernels.gelu(x).dtype == mx.bfloat16
     q = mx.random.normal((1, 1, 4, 8), key=mx.random.key(0)).astype(mx.bfloat16)
     assert kernels.causal_attention(q, q, q).dtype == mx.bfloat16
+    assert kernels.layer_norm(q, None, None).dtype == mx.bfloat16
+    assert kernels.rms_norm(q).dtype == mx.bfloat16
