@@ -34,6 +34,13 @@ def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
     return x * mx.random.bernoulli(1 - rate, x.shape, key=key) * (1 / (1 - rate))
 
 
+class Linear(nn.Linear):
+    """A matrix[O, I], and a bias if it has one."""
+
+    def __call__(self, x: mx.array) -> mx.array:  # [..., I] -> [..., O]
+        return kernels.linear(x, self.weight, self.get("bias"))
+
+
 class LayerNorm(nn.LayerNorm):
     """Each vector brought to mean 0 and variance 1 (Ba et al., 2016), with a gain."""
 
@@ -70,8 +77,8 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.rope = config.position == "rope"
         self.qk_norm = config.qk_norm
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def _heads(
         self, x: mx.array, token_values: mx.array | None, position: mx.array | int = 0
@@ -135,8 +142,8 @@ class MLP(nn.Module):
         self.kind = config.mlp
         inside = mlp_width(config)
         gated = config.mlp == "swiglu"
-        self.c_fc = nn.Linear(config.n_embd, inside * (1 + gated), bias=config.bias)
-        self.c_proj = nn.Linear(inside, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, inside * (1 + gated), bias=config.bias)
+        self.c_proj = Linear(inside, config.n_embd, bias=config.bias)
 
     def __call__(self, x: mx.array) -> mx.array:  # [B, T, C] -> [B, T, C]
         x = self.c_fc(x)
@@ -216,7 +223,7 @@ class GPT(nn.Module):
         rms = config.norm == "rms"
         self.ln_f = RMSNorm(config.n_embd, gain=True) if rms else make_norm(config)
         if not config.tied:
-            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self._checkpointing = gradient_checkpointing
         self.update(initial_parameters(self, seed))
 
@@ -243,7 +250,7 @@ class GPT(nn.Module):
         return self.wve[n](ids) if self.config.value_embeddings else None
 
     def _logits(self, x: mx.array) -> mx.array:
-        return self.wte.as_linear(x) if self.config.tied else self.lm_head(x)
+        return kernels.linear(x, self.wte.weight) if self.config.tied else self.lm_head(x)
 
     def cached(
         self, ids: mx.array, cache: Cache, position: mx.array, last: mx.array

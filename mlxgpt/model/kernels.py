@@ -1,4 +1,4 @@
-"""The formulas that differ by backend: GELU, SiLU, norms, causal attention, cross-entropy.
+"""The formulas that differ by backend: linear layers, GELU, SiLU, norms, attention, cross-entropy.
 
 On a GPU these are MLX's own kernels. On the CPU, MLX computes tanh and exp one number at a time,
 and a GELU or softmax then costs more than the matrix products around it; here they are built from
@@ -36,6 +36,14 @@ LARGE = 1e9
 EPS = 1e-5  # of every norm
 
 _fence = mx.contiguous
+
+
+def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
+    """x[..., I] times weight[O, I], transposed, plus bias[O]: [..., O]."""
+    if on_cpu() and x.dtype == mx.float32:
+        y = cast(mx.array, _product(x, weight))
+        return y if bias is None else y + bias
+    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -118,6 +126,23 @@ def _cross_entropy_vjp(
     softmax = exp * _spread(cotangent / sums, exp)
     at_target = mx.take_along_axis(softmax, targets, axis=-1) - cotangent
     return mx.put_along_axis(softmax, targets, at_target, axis=-1), mx.zeros_like(targets)
+
+
+@mx.custom_function
+def _product(x: mx.array, weight: mx.array) -> mx.array:
+    """MLX's own gradient of the weight lies transposed in memory, where the optimizer would have to
+    pick it together, number by number.
+    """
+    return x @ weight.T
+
+
+@_product.vjp
+def _product_vjp(
+    primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
+) -> tuple[mx.array, mx.array]:
+    x, weight = primals
+    rows, of_rows = (z.reshape(-1, z.shape[-1]) for z in (x, cotangent))
+    return cotangent @ weight, of_rows.T @ rows
 
 
 @mx.custom_function

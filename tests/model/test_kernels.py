@@ -83,6 +83,34 @@ def test_cross_entropy_where_one_logit_is_all_and_where_all_are_equal() -> None:
     assert math.isnan(float(lost))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_linear_layer_and_its_gradients(compiled: bool) -> None:
+    x = mx.random.normal((2, 5, 6), key=mx.random.key(0))
+    weight, bias = mx.random.normal((4, 6), key=mx.random.key(1)), mx.arange(4.0)
+    weights = mx.random.normal((2, 5, 4), key=mx.random.key(2))
+
+    def all_of(layer: Callable) -> list[np.ndarray]:
+        def weighed(x: mx.array, weight: mx.array, bias: mx.array) -> tuple[mx.array, mx.array]:
+            y = layer(x, weight, bias)
+            return (y * weights).sum(), y
+
+        run = mx.value_and_grad(weighed, argnums=(0, 1, 2))
+        (_, y), gradients = (mx.compile(run) if compiled else run)(x, weight, bias)
+        return [np.array(x) for x in (y, *gradients)]
+
+    exact = all_of(lambda x, weight, bias: x @ weight.T + bias)
+    for ours, theirs in zip(all_of(kernels.linear), exact, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(kernels.linear(x, weight), x @ weight.T, atol=1e-5)
+
+
+def test_the_gradient_of_a_weight_lies_as_the_weight_does() -> None:
+    x, weight = mx.ones((3, 6)), mx.ones((4, 6))
+    gradient = mx.grad(lambda weight: kernels.linear(x, weight).sum())(weight)
+    mx.eval(gradient)
+    assert np.asarray(gradient).strides == np.asarray(weight).strides == (24, 4)
+
+
 def exact_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask="causal")
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -17,7 +16,7 @@ from mlxgpt.evaluation.loss import Evaluation, Evaluator
 from mlxgpt.inference import sample
 from mlxgpt.machine import device
 from mlxgpt.model import gpt as model
-from mlxgpt.model.gpt import GPT, kernels
+from mlxgpt.model.gpt import GPT, Linear, kernels
 from mlxgpt.training import selfcheck, step
 from mlxgpt.training.selfcheck import Check
 
@@ -74,7 +73,7 @@ def untied(patch: Patch) -> None:
 
     def with_head(self: GPT, *args: object, **kwargs: object) -> None:
         real(self, *args, **kwargs)  # type: ignore[arg-type]
-        self.lm_head = nn.Linear(self.config.n_embd, self.config.vocab_size, bias=False)
+        self.lm_head = Linear(self.config.n_embd, self.config.vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight
 
     def call(self: GPT, ids: mx.array, key: mx.array | None = None) -> mx.array:
