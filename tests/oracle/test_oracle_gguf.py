@@ -48,6 +48,8 @@ class Llama:
         params.warmup = False
         params.port = 0
         self._server = xllamacpp.Server(params)
+        # A server that ends before its loop has begun waits for ever: after an answer it has.
+        self.continuation([0], 1)
 
     def ask(self, what: str, **body: Any) -> Any:
         request = urllib.request.Request(

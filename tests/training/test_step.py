@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlxgpt.config import Config, override
-from mlxgpt.model import gpt, lanes
+from mlxgpt.model import gpt, kernels, lanes
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.model.losses import make_eval_step, token_losses
 from mlxgpt.training.step import TrainStep
@@ -53,6 +54,30 @@ def test_portions_are_one_batch(
     assert loss_of_parts == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(means[name], gradient, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("modern", [False, True])
+def test_twenty_steps_end_where_mlxs_own_formulas_do(
+    tiny_model: Config, modern: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU's formulas, and portions, against those of a GPU on one lane."""
+    parts: dict[str, Any] = {"norm": "rms", "position": "rope", "qk_norm": True, "mlp": "swiglu"}
+    config = override(tiny_model, {"batch_size": 8, "dropout": 0.0, **(parts if modern else {})})
+
+    def losses() -> list[float]:
+        step = TrainStep(GPT(config.model, 5), config)
+        found = []
+        for n in range(20):
+            ids = mx.random.randint(0, 19, (1, 8, 9), key=mx.random.key(n))
+            loss, _ = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n))
+            found.append(float(loss))
+        return found
+
+    monkeypatch.setattr(lanes, "PORTION", 2 * 8)
+    ours = losses()
+    monkeypatch.setattr(kernels, "on_cpu", lambda: False)
+    monkeypatch.setattr(lanes, "count", lambda: 1)
+    np.testing.assert_allclose(ours, losses(), atol=1e-5)
 
 
 def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
