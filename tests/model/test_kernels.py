@@ -19,6 +19,20 @@ from mlxgpt.model import kernels
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="the formulas of the CPU")
 
 
+def value_and_gradients(
+    function: Callable, compiled: bool, weights: mx.array, *inputs: mx.array
+) -> list[np.ndarray]:
+    """What a function gives, and the gradients of its weighted sum by each input."""
+
+    def weighed(*inputs: mx.array) -> tuple[mx.array, mx.array]:
+        y = function(*inputs)
+        return (y * weights).sum(), y
+
+    run = mx.value_and_grad(weighed, argnums=tuple(range(len(inputs))))
+    (_, y), gradients = (mx.compile(run) if compiled else run)(*inputs)
+    return [np.array(x) for x in (y, *gradients)]
+
+
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50))
 def test_gelu_is_the_tanh_form_everywhere(values: list[float]) -> None:
     x = mx.array(values)
@@ -60,16 +74,10 @@ def test_cross_entropy_and_its_gradient(spread: float, compiled: bool) -> None:
     targets = mx.random.randint(0, 70, (2, 5), key=mx.random.key(1))
     weights = mx.random.normal((2, 5), key=mx.random.key(2))
 
-    def both(loss: Callable) -> tuple[mx.array, mx.array]:
-        def weighed(logits: mx.array) -> tuple[mx.array, mx.array]:
-            losses = loss(logits, targets)
-            return (losses * weights).sum(), losses
-
-        run = mx.value_and_grad(weighed)
-        (_, losses), gradient = (mx.compile(run) if compiled else run)(logits)
-        return losses, gradient
-
-    ours, exact = both(kernels.cross_entropy), both(nn.losses.cross_entropy)
+    ours, exact = (
+        value_and_gradients(lambda x, f=f: f(x, targets), compiled, weights, logits)
+        for f in (kernels.cross_entropy, nn.losses.cross_entropy)
+    )
     np.testing.assert_allclose(ours[0], exact[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(ours[1], exact[1], atol=1e-6)
 
@@ -89,17 +97,13 @@ def test_a_linear_layer_and_its_gradients(compiled: bool) -> None:
     weight, bias = mx.random.normal((4, 6), key=mx.random.key(1)), mx.arange(4.0)
     weights = mx.random.normal((2, 5, 4), key=mx.random.key(2))
 
-    def all_of(layer: Callable) -> list[np.ndarray]:
-        def weighed(x: mx.array, weight: mx.array, bias: mx.array) -> tuple[mx.array, mx.array]:
-            y = layer(x, weight, bias)
-            return (y * weights).sum(), y
+    def exact(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+        return x @ weight.T + bias
 
-        run = mx.value_and_grad(weighed, argnums=(0, 1, 2))
-        (_, y), gradients = (mx.compile(run) if compiled else run)(x, weight, bias)
-        return [np.array(x) for x in (y, *gradients)]
-
-    exact = all_of(lambda x, weight, bias: x @ weight.T + bias)
-    for ours, theirs in zip(all_of(kernels.linear), exact, strict=True):
+    both = (
+        value_and_gradients(f, compiled, weights, x, weight, bias) for f in (kernels.linear, exact)
+    )
+    for ours, theirs in zip(*both, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     np.testing.assert_allclose(kernels.linear(x, weight), x @ weight.T, atol=1e-5)
 
@@ -121,16 +125,11 @@ def test_attention_and_its_gradient(spread: float, compiled: bool) -> None:
     q, k, v, weights = mx.random.normal((4, 2, 3, 17, 8), key=mx.random.key(0))
     q = spread * q
 
-    def all_of(attention: Callable) -> list[np.ndarray]:
-        def weighed(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-            y = attention(q, k, v)
-            return (y * weights).sum(), y
-
-        run = mx.value_and_grad(weighed, argnums=(0, 1, 2))
-        (_, y), gradients = (mx.compile(run) if compiled else run)(q, k, v)
-        return [np.array(x) for x in (y, *gradients)]
-
-    for ours, exact in zip(all_of(kernels.causal_attention), all_of(exact_attention), strict=True):
+    both = (
+        value_and_gradients(f, compiled, weights, q, k, v)
+        for f in (kernels.causal_attention, exact_attention)
+    )
+    for ours, exact in zip(*both, strict=True):
         np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-5 * max(1, spread))
 
 
@@ -174,16 +173,11 @@ def test_norms_and_their_gradients(
     weight, bias = mx.random.normal((2, 24), key=mx.random.key(1))
     weights = mx.random.normal(x.shape, key=mx.random.key(2))
 
-    def all_of(norm: Callable) -> list[np.ndarray]:
-        def weighed(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
-            y = norm(x, weight, bias)
-            return (y * weights).sum(), y
-
-        run = mx.value_and_grad(weighed, argnums=(0, 1))
-        (_, y), gradients = (mx.compile(run) if compiled else run)(x, weight)
-        return [np.array(x) for x in (y, *gradients)]
-
-    for ours, theirs in zip(all_of(norm), all_of(exact), strict=True):
+    both = (
+        value_and_gradients(lambda x, w, f=f: f(x, w, bias), compiled, weights, x, weight)
+        for f in (norm, exact)
+    )
+    for ours, theirs in zip(*both, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
