@@ -19,8 +19,13 @@ from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, refuse_
 
 TOKENS_PER_PARAMETER = 1.0
 HEAD_SIZE = 64  # as GPT-2's, and one that Metal's fused attention has
-WIDTHS = (128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280)
-WIDTH_OF_A_LAYER = 128  # few wide layers take less time than many narrow ones
+ENOUGH_EPOCHS = 5  # more taught nothing that lasts
+# Layers and width, each about one and a half times as large as the last: few wide layers take less
+# time than many narrow ones.
+SHAPES = (
+    (2, 128), (2, 192), (2, 256), (2, 320), (3, 320), (3, 384), (4, 448), (4, 512), (5, 640),
+    (6, 768), (8, 1024), (10, 1280),
+)  # fmt: skip
 SMALLEST_STEP, LARGEST_STEP = 2048, 65_536  # tokens
 FASTER = 1.4  # a batch twice as large has to give as many times the tokens a second
 EVALUATIONS = 10
@@ -39,7 +44,7 @@ def sized(config: Config, dataset: Dataset, seconds: float, note: Callable[[str]
     """
     note("timing models of different sizes")
     block = config.model.block_size
-    smallest = {"batch_size": max(1, SMALLEST_STEP // block), **_shape(WIDTHS[0])}
+    smallest = {"batch_size": max(1, SMALLEST_STEP // block), **_shape(*SHAPES[0])}
     chosen = override(config, {"vocab_size": dataset.meta.vocab_size, **smallest})
     found = _timed(chosen, dataset)
     while chosen.train.batch_size * block < LARGEST_STEP:
@@ -49,8 +54,8 @@ def sized(config: Config, dataset: Dataset, seconds: float, note: Callable[[str]
         if not forecast or 2 * found.step_seconds < FASTER * forecast.step_seconds:
             break
         chosen, found = larger, forecast
-    for width in WIDTHS[1:]:
-        larger = override(chosen, _shape(width))
+    for shape in SHAPES[1:]:
+        larger = override(chosen, _shape(*shape))
         forecast = _timed_if_it_fits(larger, dataset)
         if not forecast or _tokens_per_parameter(larger, forecast, seconds) < TOKENS_PER_PARAMETER:
             break
@@ -62,12 +67,16 @@ def sized(config: Config, dataset: Dataset, seconds: float, note: Callable[[str]
         f"{m.n_layer} layers of width {m.n_embd}, {count:,} parameters, batches of "
         f"{chosen.train.batch_size}: {seconds / 60:g} minutes will be {epochs:.2g} epochs"
     )
+    if epochs > ENOUGH_EPOCHS:
+        note(
+            f"beyond about {ENOUGH_EPOCHS} epochs a model learns its text by heart: more text, or "
+            "fewer minutes, would do as well"
+        )
     return override(chosen, {"eval_interval": every})
 
 
-def _shape(width: int) -> dict[str, int]:
-    layers = max(2, round(width / WIDTH_OF_A_LAYER))
-    return {"n_embd": width, "n_head": width // HEAD_SIZE, "n_layer": layers}
+def _shape(layers: int, width: int) -> dict[str, int]:
+    return {"n_layer": layers, "n_head": width // HEAD_SIZE, "n_embd": width}
 
 
 def _tokens_per_parameter(config: Config, forecast: Forecast, seconds: float) -> float:

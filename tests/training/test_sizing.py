@@ -13,7 +13,7 @@ from mlxgpt.model.gpt import count_parameters, flops_per_token
 from mlxgpt.storage.run import open_run
 from mlxgpt.training import sizing
 from mlxgpt.training.forecast import Forecast
-from mlxgpt.training.sizing import HEAD_SIZE, TOKENS_PER_PARAMETER, WIDTHS, sized
+from mlxgpt.training.sizing import HEAD_SIZE, SHAPES, TOKENS_PER_PARAMETER, sized
 
 BASE = override(
     Config(ModelConfig(block_size=256, vocab_size=2048, dropout=0.0)),
@@ -58,11 +58,15 @@ def test_it_is_the_largest_that_sees_enough_of_the_text(
         return tokens_in(config, 1e11, 60 * minutes) / count_parameters(config.model)
 
     assert seen(found) > TOKENS_PER_PARAMETER
-    wider = WIDTHS[WIDTHS.index(m.n_embd) + 1]
-    larger = override(found, sizing._shape(wider))
+    larger = override(found, sizing._shape(*SHAPES[SHAPES.index((m.n_layer, m.n_embd)) + 1]))
     assert 0.8 * seen(larger) < TOKENS_PER_PARAMETER, "but for evaluations it would not"
-    assert f"width {m.n_embd}" in notes[-1]
-    assert f"{count_parameters(m):,} parameters" in notes[-1]
+    _, chosen, learned_by_heart = notes
+    assert f"{m.n_layer} layers of width {m.n_embd}" in chosen
+    assert f"{count_parameters(m):,} parameters" in chosen
+    assert "beyond about 5 epochs" in learned_by_heart, "these are a few words, a thousand times"
+    monkeypatch.setattr(sizing, "ENOUGH_EPOCHS", 1e9)
+    sized(BASE, dataset, 60 * minutes, notes.append)
+    assert notes[-1] == chosen
 
 
 def test_more_time_and_a_faster_machine_buy_a_larger_model(
@@ -75,7 +79,7 @@ def test_more_time_and_a_faster_machine_buy_a_larger_model(
     widths = [width(1e11, 60 * minutes) for minutes in (1, 5, 30, 300)]
     assert widths == sorted(set(widths))
     assert width(2e12, 300) > width(1e11, 300)
-    assert width(1e6, 1) == WIDTHS[0], "the smallest, where there is time for none"
+    assert width(1e6, 1) == SHAPES[0][1], "the smallest, where there is time for none"
 
 
 @pytest.mark.parametrize(("waits", "batch"), [(0.0, 8), (0.02, 32)])
@@ -83,7 +87,7 @@ def test_batches_are_as_small_as_cost_nothing(
     monkeypatch: pytest.MonkeyPatch, dataset: Dataset, waits: float, batch: int
 ) -> None:
     """A device that takes as long for one sequence as for many gets many."""
-    small = override(BASE, {**sizing._shape(WIDTHS[0]), "vocab_size": dataset.meta.vocab_size})
+    small = override(BASE, {**sizing._shape(*SHAPES[0]), "vocab_size": dataset.meta.vocab_size})
     each = 256 * flops_per_token(small.model)
     machine(monkeypatch, 32 * each / 0.02, waits)
     assert sized(BASE, dataset, 300, lambda line: None).train.batch_size == batch
@@ -112,7 +116,7 @@ def test_what_has_no_memory_is_not_chosen(
 def test_a_run_of_a_chosen_size_is_resumed_at_that_size(
     home: Path, text_file: Path, no_check: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sizing, "WIDTHS", (64, 128))
+    monkeypatch.setattr(sizing, "SHAPES", ((2, 64), (2, 128)))
     monkeypatch.setattr(sizing, "SMALLEST_STEP", 8)
     monkeypatch.setattr(sizing, "LARGEST_STEP", 8)
     small = {"block_size": 8, "sample_tokens": 0}
