@@ -40,7 +40,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-embedding-norm": {"embedding_norm": False},
     "no-qk-norm": {"qk_norm": False},
     "no-weight-decay": {"weight_decay": 0.0},
-    "no-zero-init": {"zero_init": False},
     "one-adamw-rate": {"embedding_learning_rate": 0.0},
     "relu2": {"mlp": "relu2"},
     "tied": {"tied": True},

@@ -5,6 +5,8 @@ The public names, each also a command of `mlxgpt`:
     prepare, train, compare, import_model (import), export, generate, evaluate,
     appraise (eval --quality), hellaswag (eval --hellaswag), check, info, runs, benchmark (bench)
 
+and `load`, which gives a model to keep.
+
 They are imported when they are first used, so that `import mlxgpt` and `mlxgpt --help` are quick.
 (Wings and modules are nouns, functions verbs: `mlxgpt.train` is the function, `mlxgpt.training` its
 wing.)
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         hellaswag,
         import_model,
         info,
+        load,
         prepare,
         runs,
         train,
@@ -48,6 +51,7 @@ __all__ = [
     "hellaswag",
     "import_model",
     "info",
+    "load",
     "prepare",
     "runs",
     "train",

@@ -28,13 +28,10 @@ from mlxgpt.evaluation import hellaswag as endings
 from mlxgpt.evaluation.appraisal import Appraisal
 from mlxgpt.evaluation.hellaswag import Result as HellaSwag
 from mlxgpt.evaluation.loss import Evaluation
-from mlxgpt.inference import generation
 from mlxgpt.inference.generation import Generated
 from mlxgpt.interchange import exporting, importing
-from mlxgpt.model.gpt import (
-    flat,
-    load_parameters,
-)
+from mlxgpt.loaded import load as load
+from mlxgpt.model.gpt import flat, load_parameters
 from mlxgpt.overview import Info as Info
 from mlxgpt.overview import RunLine as RunLine
 from mlxgpt.overview import info as info
@@ -259,30 +256,26 @@ def export(
 
 
 def generate(
-    prompt: str = "",
+    prompt: str | Sequence[str] = "",
     *,
     run: str | None = None,
     checkpoint: str = "best",
     runs_dir: PathLike | None = None,
-    stream: Callable[[str], None] | None = None,
+    show: Callable[[str], None] = lambda piece: None,
     note: Callable[[str], None] = lambda line: None,
     **sampling: Any,
 ) -> Generated:
-    """Continue a prompt with a trained run.
+    """Continue a prompt, or several, with a trained run; to do so again and again, `load` it.
 
     Args:
-        prompt: the beginning; empty: a text from its own beginning.
         run: name or folder; default: the newest that has a checkpoint.
         checkpoint: `best`, `newest` or a step.
-        stream: takes pieces of the first text as they are made.
-        note: takes a line on what the user should know.
-        sampling: any field of config.Sampling, such as `temperature=0.7, seed=1`.
+
+    For the others see loaded.Model.generate.
     """
-    chosen = configs.sampling(sampling)
-    found, model, _ = opened(run, checkpoint, runs_dir, note)
-    return generation.generate(
-        model, found.tokenizer, prompt, chosen, bos=found.bos, stream=stream, note=note
-    )
+    configs.sampling(sampling)  # what is wrong with it is said before anything is read
+    model = load(run, checkpoint=checkpoint, runs_dir=runs_dir, note=note)
+    return model.generate(prompt, show=show, note=note, **sampling)
 
 
 def evaluate(

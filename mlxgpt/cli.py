@@ -171,8 +171,9 @@ def _generate(given: dict[str, Any], _: list[str]) -> int:
 
     as_json = given.pop("json")
     alone = given.get("samples", 1) == 1
-    stream = _write if alone and not as_json else None
-    result = api.generate(stream=stream, note=_say, **_present(given))
+    if alone and not as_json:
+        given["show"] = _write
+    result = api.generate(note=_say, **_present(given))
     if as_json:
         return _print_json(asdict(result))
     if alone:

@@ -59,10 +59,6 @@ class ModelConfig:
     value_embeddings: bool = setting(
         False, "in each block a vector of each token of its own, added to attention's values"
     )
-    zero_init: bool = setting(
-        False,
-        "residual projections begin at 0, and with a tied head the last norm's gain at 1/√n_embd",
-    )
 
     @property
     def fingerprint(self) -> str:

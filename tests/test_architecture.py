@@ -21,6 +21,7 @@ FRONT = (
     "benchmarking",
     "comparison",
     "standings",
+    "loaded",
     "requests",
     "display",
     "results",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlxgpt import api, config
+from mlxgpt import api, config, loaded
 from mlxgpt.cli import INTERRUPTED, main
 from mlxgpt.errors import UserError
 from mlxgpt.settings import settings
@@ -83,7 +83,6 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "norm": (["rms"], "rms"),
     "qk_norm": ([], True),
     "mlp": (["relu2"], "relu2"),
-    "zero_init": ([], True),
     "tied": ([], True),
     "embedding_norm": ([], True),
     "value_embeddings": ([], True),
@@ -150,7 +149,7 @@ def test_every_sampling_flag_reaches_the_generator(
         reached["sampling"] = args[3]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api.generation, "generate", generate)
+    monkeypatch.setattr(loaded.generation, "generate", generate)
     line = (
         "generate to --max-tokens 9 --temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 "
         "--repetition-penalty 1.2 --seed 4 --stop a --stop b --samples 2"

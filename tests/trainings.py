@@ -20,7 +20,6 @@ MODERN_PARTS: dict[str, Any] = {
     "norm": "rms",
     "qk_norm": True,
     "mlp": "swiglu",
-    "zero_init": True,
     "tied": False,
     "embedding_norm": True,
     "value_embeddings": True,

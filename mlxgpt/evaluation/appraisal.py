@@ -17,6 +17,7 @@ from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation import quality
 from mlxgpt.inference import generation
+from mlxgpt.inference.decoding import Decoder
 from mlxgpt.machine.compiler import compiled
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
@@ -75,14 +76,20 @@ def appraise(
             "the validation text is too short to compare with", "give a longer --val-source."
         )
     note(f"writing {len(real)} texts")
-    sampling = Sampling(max_tokens=LONGEST - len(tokenizer.encode(prompt)) if stories else WINDOW)
-    texts, ended = _generated(model, tokenizer, prompt, sampling, len(real), seed)
+    sampling = Sampling(
+        max_tokens=LONGEST - len(tokenizer.encode(prompt)) if stories else WINDOW,
+        samples=len(real),
+        seed=derive(seed, "appraisal") >> 1,
+    )
+    decoder = Decoder(model, tokenizer.vocab_size)
+    bos = tokenizer.end_of_text  # a run that has held-out texts was trained on such
+    made = generation.generate(decoder, tokenizer, [prompt], sampling, bos=bos)
     note("reading the training text")
     beginning = "".join(_training(dataset.train, tokenizer, CONTROL_BYTES))
     lengths = [len(text) for text in real]
     ngram = quality.ngram_texts(beginning, lengths, seed)
     shuffled = quality.shuffled_words(real, seed)
-    everything = [*real, *texts, *shuffled, *ngram]
+    everything = [*real, *made.texts, *shuffled, *ngram]
     known = quality.Known.scan(everything, _training(dataset.train, tokenizer))
     note("measuring")
 
@@ -90,7 +97,7 @@ def appraise(
         return quality.measure(of, known, ends if stories else None)
 
     columns = {
-        "model": column(texts, ended),
+        "model": column(made.texts, made.ended),
         "real": column(real, [whole for _, whole in held_out]),
         "shuffled words": column(shuffled, None),
         "n-gram": column(ngram, [len(t) < n for t, n in zip(ngram, lengths, strict=True)]),
@@ -103,7 +110,7 @@ def appraise(
             return log_likelihoods(model, tokenizer, these)
 
         preference = quality.order_preference(short, score, seed)
-    return Appraisal(prompt, sampling.temperature, seed, columns, preference, texts)
+    return Appraisal(prompt, sampling.temperature, seed, columns, preference, made.texts)
 
 
 def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:
@@ -125,25 +132,6 @@ def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> l
         scores = score(mx.array(ids[:, :-1]), mx.array(ids[:, 1:]), mx.array(mask))
         result += np.array(scores)[: len(rows)].tolist()
     return result
-
-
-def _generated(
-    model: GPT, tokenizer: Tokenizer, prompt: str, sampling: Sampling, count: int, seed: int
-) -> tuple[list[str], list[bool]]:
-    texts: list[str] = []
-    ended: list[bool] = []
-    while len(texts) < count:
-        number = min(AT_ONCE, count - len(texts))
-        batch = Sampling(
-            max_tokens=sampling.max_tokens,
-            samples=number,
-            seed=derive(seed, "appraisal", len(texts)) >> 1,
-        )
-        bos = tokenizer.end_of_text  # a run that has held-out texts was trained on such
-        made = generation.generate(model, tokenizer, prompt, batch, bos=bos)
-        texts += made.texts
-        ended += made.ended
-    return texts, ended
 
 
 def _held_out(tokens: Tokens, tokenizer: Tokenizer, seed: int) -> Iterator[tuple[str, bool]]:

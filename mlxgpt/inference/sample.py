@@ -6,6 +6,8 @@ of Hugging Face transformers: penalty, temperature, top-k, top-p, min-p.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import mlx.core as mx
 
 from mlxgpt.config import Sampling
@@ -13,36 +15,83 @@ from mlxgpt.config import Sampling
 NEVER = float("-inf")
 
 
-def process(logits: mx.array, seen: mx.array, sampling: Sampling) -> mx.array:
+@dataclass(frozen=True)
+class Rules:
+    """Which of a Sampling's settings do anything: what is traced anew where it changes. The others'
+    values are numbers that a trace takes.
+    """
+
+    greedy: bool
+    top_k: int
+    top_p: bool
+    min_p: bool
+    penalty: bool
+
+    @classmethod
+    def of(cls, sampling: Sampling, vocab_size: int) -> Rules:
+        """Of some settings, for so many tokens."""
+        greedy = sampling.temperature == 0
+        return cls(
+            greedy,
+            sampling.top_k if not greedy and sampling.top_k < vocab_size else 0,
+            not greedy and sampling.top_p < 1.0,
+            not greedy and sampling.min_p > 0.0,
+            sampling.repetition_penalty != 1.0,
+        )
+
+
+def values(sampling: Sampling) -> mx.array:
+    """The settings that `choose` takes as numbers: float32 [4]."""
+    s = sampling
+    return mx.array([s.temperature or 1.0, s.top_p, s.min_p, s.repetition_penalty])
+
+
+def choose(
+    logits: mx.array, seen: mx.array, keys: mx.array, numbers: mx.array, rules: Rules
+) -> mx.array:
+    """One id for each row of logits[B, V], int32 [B]; see `process` and `draw`."""
+    logits = process(logits, seen, numbers, rules)
+    return mx.argmax(logits, axis=-1).astype(mx.int32) if rules.greedy else draw(logits, keys)
+
+
+def process(logits: mx.array, seen: mx.array, numbers: mx.array, rules: Rules) -> mx.array:
     """Logits[B, V], ready to be drawn from, float32.
 
     Args:
         logits: [B, V].
-        seen: bool [B, V], which tokens the text holds already.
-        sampling: the settings; temperature 0 leaves only the likeliest token.
+        seen: bool [B, V], which tokens a text holds already; read for a penalty alone.
+        numbers: see `values`.
     """
+    temperature, p, least, penalty = numbers
     logits = logits.astype(mx.float32)
-    if sampling.repetition_penalty != 1.0:
-        logits = repetition_penalty(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0:
-        best = mx.argmax(logits, axis=-1, keepdims=True)
-        return mx.where(mx.arange(logits.shape[-1]) == best, logits, NEVER)
-    logits = logits / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        logits = top_k(logits, sampling.top_k)
-    if sampling.top_p < 1.0:
-        logits = top_p(logits, sampling.top_p)
-    if sampling.min_p > 0.0:
-        logits = min_p(logits, sampling.min_p)
-    return logits
+    if rules.penalty:
+        logits = repetition_penalty(logits, seen, penalty)
+    if rules.greedy:
+        return logits
+    logits = logits / temperature
+    if rules.top_k:
+        logits = top_k(logits, rules.top_k)
+    if rules.top_p:
+        logits = top_p(logits, p)
+    return min_p(logits, least) if rules.min_p else logits
 
 
-def draw(logits: mx.array, key: mx.array) -> mx.array:
-    """One id from each row of logits[B, V], by its softmax: ids[B]."""
-    return mx.random.categorical(logits, key=key)  # takes logits, not probabilities
+def draw(logits: mx.array, keys: mx.array) -> mx.array:
+    """One id from each row of logits[B, V], by its softmax, int32 [B]: the first up to which the
+    probabilities add up to more than a random share of them all.
+
+    Args:
+        keys: uint32 [B, 2], each row's own: what is drawn hangs on no other row.
+    """
+    weights = mx.exp(logits - logits.max(axis=-1, keepdims=True))
+    sums = mx.cumsum(weights, axis=-1)
+    share = mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))(keys)  # [B, 1], below 1
+    # Never all of it, to which no sum is greater, however it is rounded.
+    drawn = mx.minimum(share * sums[:, -1:], sums[:, -1:] * (1 - 2**-23))
+    return (sums <= drawn).sum(axis=-1).astype(mx.int32)
 
 
-def repetition_penalty(logits: mx.array, seen: mx.array, penalty: float) -> mx.array:
+def repetition_penalty(logits: mx.array, seen: mx.array, penalty: mx.array | float) -> mx.array:
     """Make tokens that were there less likely (CTRL, Keskar et al., 2019): a positive logit is
     divided by the penalty, a negative one multiplied.
     """
@@ -51,27 +100,23 @@ def repetition_penalty(logits: mx.array, seen: mx.array, penalty: float) -> mx.a
 
 
 def top_k(logits: mx.array, k: int) -> mx.array:
-    """Keep exactly the k likeliest tokens; of equals, the lower ids."""
-    return mx.where(_rank(logits) < k, logits, NEVER)
+    """Keep the k likeliest tokens; with the last of them, all that are as likely."""
+    falling = -mx.partition(-logits, k - 1, axis=-1)
+    return mx.where(logits >= falling[..., k - 1 : k], logits, NEVER)
 
 
-def top_p(logits: mx.array, p: float) -> mx.array:
+def top_p(logits: mx.array, p: mx.array | float) -> mx.array:
     """Keep the fewest likeliest tokens that together hold probability p (nucleus sampling,
-    Holtzman et al., 2020), and at least one.
+    Holtzman et al., 2020), and at least one; with the last of them, all that are as likely.
     """
-    order = mx.argsort(-logits, axis=-1)
-    sorted_probs = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
-    before = mx.cumsum(sorted_probs, axis=-1) - sorted_probs  # held by the likelier ones
-    keep = mx.take_along_axis(before, _rank(logits), axis=-1) < p
-    return mx.where(keep | (_rank(logits) == 0), logits, NEVER)
+    probs = mx.softmax(logits, axis=-1)
+    falling = -mx.sort(-probs, axis=-1)
+    before = mx.cumsum(falling, axis=-1) - falling  # held by the likelier ones
+    last = mx.maximum((before < p).sum(axis=-1, keepdims=True), 1) - 1
+    return mx.where(probs >= mx.take_along_axis(falling, last, axis=-1), logits, NEVER)
 
 
-def min_p(logits: mx.array, p: float) -> mx.array:
+def min_p(logits: mx.array, p: mx.array | float) -> mx.array:
     """Keep tokens at least p times as probable as the likeliest (Nguyen et al., 2024)."""
     probs = mx.softmax(logits, axis=-1)
     return mx.where(probs >= p * probs.max(axis=-1, keepdims=True), logits, NEVER)
-
-
-def _rank(logits: mx.array) -> mx.array:
-    """0 for the likeliest token of a row, 1 for the next, …"""
-    return mx.argsort(mx.argsort(-logits, axis=-1), axis=-1)

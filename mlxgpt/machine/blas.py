@@ -37,6 +37,7 @@ TRIM_BYTES, MMAP_BYTES = 1 << 30, 32 << 20
 _library: ctypes.CDLL | None = None
 _status = "MLX's own BLAS"
 _fast = True
+_sharing, _all = 0, 0
 
 
 def status() -> str:
@@ -56,16 +57,22 @@ def threads() -> int:
 
 @contextlib.contextmanager
 def shared_by(lanes: int) -> Iterator[None]:
-    """For that many threads that multiply at the same time: each gets its share of BLAS's own."""
+    """For that many threads that compute at the same time: each gets its share of BLAS's own. May
+    be left in another order than it was entered: who is last gives all of them back.
+    """
+    global _sharing, _all
     if _library is None:
         yield
         return
-    before = threads()
-    _library.scipy_openblas_set_num_threads(max(1, before // lanes))
+    _all = _all if _sharing else threads()
+    _sharing += 1
+    _library.scipy_openblas_set_num_threads(max(1, _all // lanes))
     try:
         yield
     finally:
-        _library.scipy_openblas_set_num_threads(before)
+        _sharing -= 1
+        if not _sharing:
+            _library.scipy_openblas_set_num_threads(_all)
 
 
 def install() -> None:

@@ -23,8 +23,9 @@ INIT_STD = 0.02
 ROPE_BASE = 10_000.0
 HEADS = ("wte.weight", "lm_head.weight")  # arrays with a row for each token, [V, C]
 
-# Keys and values of every layer, [n_layer] of two arrays [B, H, length, D].
-Cache = list[tuple[mx.array, mx.array]]
+# Keys and values of a layer, [B, H, length, D] each, and of all layers.
+LayerCache = tuple[mx.array, mx.array]
+Cache = list[LayerCache]
 
 
 def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
@@ -101,27 +102,39 @@ class CausalSelfAttention(nn.Module):
 
     def __call__(self, x: mx.array, token_values: mx.array | None = None) -> mx.array:
         """[B, T, C] -> [B, T, C]; `token_values` [B, T, C] are added to the values."""
-        return self._merge(kernels.causal_attention(*self._heads(x, token_values)))
+        return self.prefill(x, token_values)[0]
 
-    def cached(
+    def prefill(self, x: mx.array, token_values: mx.array | None) -> tuple[mx.array, LayerCache]:
+        """As `__call__`, and the keys and values of these T tokens."""
+        q, k, v = self._heads(x, token_values)
+        return self._merge(kernels.causal_attention(q, k, v)), (k, v)
+
+    def decode(
         self,
         x: mx.array,
         token_values: mx.array | None,
-        cache: tuple[mx.array, mx.array],
+        cache: LayerCache,
         position: mx.array,
-    ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
-        """As `__call__`, for T tokens from `position` on, after what the cache holds. In a full one
-        a token takes the place of the oldest.
+        seen: mx.array,
+    ) -> tuple[mx.array, LayerCache]:
+        """As `__call__`, for the one token of each sequence at `position`, after what the cache
+        holds; `seen` tells which of its first places count, bool [1 or B, length].
         """
         q, k, v = self._heads(x, token_values, position)
-        length = cache[0].shape[2]
-        keys = mx.slice_update(cache[0], k, position % length, axes=(2,))
-        values = mx.slice_update(cache[1], v, position % length, axes=(2,))
-        here = position + mx.arange(x.shape[1])[:, None]  # [T, 1]
-        mask = mx.arange(length) <= here  # [T, length]
-        scale = 1 / math.sqrt(q.shape[-1])
-        y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)
+        place = position % cache[0].shape[2]
+        keys, values = _put(cache[0], k, place), _put(cache[1], v, place)
+        here = slice(seen.shape[1])
+        y = kernels.attention_of_last(q, keys[:, :, here], values[:, :, here], seen[:, None, None])
         return self._merge(y), (keys, values)
+
+
+def _put(cache: mx.array, x: mx.array, place: mx.array) -> mx.array:
+    """The cache[B, H, length, D] with x[B, H, 1, D] at one place, [1], or each row's own, [B]."""
+    if place.size == 1:
+        return mx.slice_update(cache, x, place, axes=(2,))
+    cache = mx.array(cache)  # or it would change the caller's
+    cache[mx.arange(len(x)), :, place] = x[:, :, 0]
+    return cache
 
 
 def rotated(x: mx.array, position: mx.array | int) -> mx.array:
@@ -183,17 +196,24 @@ class Block(nn.Module):
         x = x + dropout(self.attn(self.ln_1(x), token_values), self.dropout, keys[0])
         return x + dropout(self.mlp(self.ln_2(x)), self.dropout, keys[1])
 
-    def cached(
+    def prefill(self, x: mx.array, token_values: mx.array | None) -> tuple[mx.array, LayerCache]:
+        """As `__call__`, without dropout, and what attention leaves for later tokens."""
+        y, kept = self.attn.prefill(self.ln_1(x), token_values)
+        x = x + y
+        return x + self.mlp(self.ln_2(x)), kept
+
+    def decode(
         self,
         x: mx.array,
         token_values: mx.array | None,
-        cache: tuple[mx.array, mx.array],
+        cache: LayerCache,
         position: mx.array,
-    ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
-        """As `__call__`, without dropout, after what the cache holds."""
-        y, cache = self.attn.cached(self.ln_1(x), token_values, cache, position)
+        seen: mx.array,
+    ) -> tuple[mx.array, LayerCache]:
+        """As `prefill`, of one token each, after what the cache holds."""
+        y, kept = self.attn.decode(self.ln_1(x), token_values, cache, position, seen)
         x = x + y
-        return x + self.mlp(self.ln_2(x)), cache
+        return x + self.mlp(self.ln_2(x)), kept
 
 
 class GPT(nn.Module):
@@ -252,31 +272,52 @@ class GPT(nn.Module):
     def _logits(self, x: mx.array) -> mx.array:
         return kernels.linear(x, self.wte.weight) if self.config.tied else self.lm_head(x)
 
-    def cached(
-        self, ids: mx.array, cache: Cache, position: mx.array, last: mx.array
-    ) -> tuple[mx.array, Cache]:
-        """Logits after the token at index `last`, and the extended cache.
+    def prefill(self, ids: mx.array, last: mx.array) -> tuple[mx.array, Cache]:
+        """Read prompts in.
 
         Args:
-            ids: [B, T], standing at `position`, `position` + 1, …; tokens after `last` are padding.
-            cache: from `empty_cache`, or from an earlier call; what it holds from `position` on
-                is overwritten.
-            position: int32 [1], the number of tokens before these. Beyond the cache's length only
-                for one token at a time, and rotary positions: see `slides`.
-            last: int32 [1], the index in `ids` of the last real token.
+            ids: [B, T]; tokens after `last` are padding.
+            last: int32 [B], the index of each sequence's last real token; or [1], of all.
 
         Returns:
-            logits[B, V], cache
+            logits[B, V] of what follows it, and a cache of T tokens
         """
         x = self._embedded(ids)
         if self.config.position == "learned":
-            x = x + self.wpe(position + mx.arange(ids.shape[1]))
-        extended = []
+            x = x + self.wpe.weight[: ids.shape[1]]
+        cache = []
+        for n, block in enumerate(self.h):
+            x, kept = block.prefill(x, self._token_values(ids, n))
+            cache.append(kept)
+        last = mx.broadcast_to(last, (len(ids),))[:, None, None]
+        return self._logits(self.ln_f(mx.take_along_axis(x, last, axis=1)[:, 0])), cache
+
+    def decode(
+        self, ids: mx.array, cache: Cache, position: mx.array, length: int | None = None
+    ) -> tuple[mx.array, Cache]:
+        """Read one token more of each sequence.
+
+        Args:
+            ids: [B].
+            cache: of `prefill`, or of this, with room: see `with_room`. A token is put at its
+                position, whatever is there; beyond the cache's length in the place of the oldest,
+                with rotary positions alone: see `slides`.
+            position: int32 [B], how many tokens were before each of these; or [1], before all.
+            length: of the cache as far as it is looked at; default: all of it.
+
+        Returns:
+            logits[B, V], and the cache with these tokens
+        """
+        ids = ids[:, None]
+        x = self._embedded(ids)  # [B, 1, C]
+        if self.config.position == "learned":
+            x = x + self.wpe(position)[:, None]
+        seen = mx.arange(length or cache[0][0].shape[2]) <= position[:, None]
+        longer = []
         for n, (block, layer) in enumerate(zip(self.h, cache, strict=True)):
-            x, layer = block.cached(x, self._token_values(ids, n), layer, position)
-            extended.append(layer)
-        x = self.ln_f(mx.take(x, last, axis=1)[:, 0])  # [B, C]
-        return self._logits(x), extended
+            x, kept = block.decode(x, self._token_values(ids, n), layer, position, seen)
+            longer.append(kept)
+        return self._logits(self.ln_f(x[:, 0])), longer
 
     @property
     def slides(self) -> bool:
@@ -287,34 +328,25 @@ class GPT(nn.Module):
         """
         return self.config.position == "rope"
 
-    def empty_cache(self, batch_size: int, length: int) -> Cache:
-        """Room for the keys and values of `batch_size` sequences of `length` tokens."""
-        c = self.config
-        shape = (batch_size, c.n_head, length, c.n_embd // c.n_head)
-        dtype = self.wte.weight.dtype
-        return [(mx.zeros(shape, dtype), mx.zeros(shape, dtype)) for _ in range(c.n_layer)]
+
+def with_room(cache: Cache, length: int) -> Cache:
+    """The cache with room for `length` tokens."""
+    more = [(0, 0), (0, 0), (0, length - cache[0][0].shape[2]), (0, 0)]
+    return [(mx.pad(keys, more), mx.pad(values, more)) for keys, values in cache]
 
 
 def initial_parameters(model: GPT, seed: int) -> dict:
     """GPT-2's initial weights: N(0, 0.02), residual projections scaled by 1/√(2·n_layer), biases
     0, layer norms 1. They stay small, so that every logit is near 0 and the first loss near ln V.
-
-    With `zero_init` residual projections are 0. What comes out is then the token's own embedding,
-    normalised, and with a tied head its product with itself a logit of about 0.02·n_embd, where
-    others are near 0: sure of seeing the same token again. So the last gain begins at 1/√n_embd.
     """
     parameters = flat(model.parameters())
-    zero = model.config.zero_init
     keys = mx.random.split(mx.random.key(derive(seed, "init")), len(parameters))
-    residual = 0 if zero else 1 / math.sqrt(2 * model.config.n_layer)
-    last_gain = 1 / math.sqrt(model.config.n_embd) if zero and model.config.tied else 1.0
+    residual = 1 / math.sqrt(2 * model.config.n_layer)
     values = {}
     for (name, old), key in zip(parameters.items(), keys, strict=True):
         if old.ndim >= 2:
             std = INIT_STD * (residual if name.endswith("c_proj.weight") else 1)
             new = std * mx.random.normal(old.shape, key=key)
-        elif name == "ln_f.weight":
-            new = mx.full(old.shape, last_gain)
         else:
             new = mx.zeros(old.shape) if name.endswith("bias") else mx.ones(old.shape)
         values[name] = new

@@ -27,7 +27,7 @@ from mlxgpt import __version__
 from mlxgpt.config import Config, ModelConfig, Sampling, from_tree, override, with_vocabulary
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.errors import UserError
-from mlxgpt.inference import generation
+from mlxgpt.inference.decoding import Decoder, Decoding
 from mlxgpt.machine import blas, device, mac
 from mlxgpt.model.gpt import GPT, count_parameters, flops_per_token, parameters_by_part
 from mlxgpt.reports import counts
@@ -176,12 +176,13 @@ def measure_generation(model_config: ModelConfig, plan: Plan) -> Generation:
     """One text from fresh weights: its speed does not depend on what they are."""
     model = GPT(model_config)
     mx.eval(model.parameters())  # or the compiled steps would draw them anew for every token
+    decoder = Decoder(model, model_config.vocab_size)
     prompt = np.arange(plan.prompt_tokens) % model_config.vocab_size
     sampling = Sampling(max_tokens=plan.new_tokens, seed=0)
 
     def once() -> tuple[float, float]:
         start = time.perf_counter()
-        rows = generation.tokens(model, prompt, sampling, model_config.vocab_size)
+        rows = iter(Decoding(decoder, [(prompt, 0)], sampling))
         next(rows)
         first = time.perf_counter()
         others = sum(1 for _ in rows)
@@ -200,7 +201,7 @@ def measure_generation(model_config: ModelConfig, plan: Plan) -> Generation:
 
 def bytes_per_new_token(model: ModelConfig) -> int:
     """What decoding one token reads, in float32: all weights (of the positions only one) and the
-    cache of a whole block, which is read whole, however little of it is filled.
+    cache of a whole block.
     """
     positions = parameters_by_part(model).get("wpe (positions)", 0)
     weights = count_parameters(model) - positions * (model.block_size - 1) // model.block_size

@@ -23,7 +23,8 @@ from mlxgpt.config import Config, Sampling, override
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.evaluation.loss import Evaluator
-from mlxgpt.inference import generation
+from mlxgpt.inference import decoding
+from mlxgpt.inference.decoding import Decoder, Decoding
 from mlxgpt.machine import compiler
 from mlxgpt.model import losses
 from mlxgpt.model.gpt import GPT
@@ -60,7 +61,8 @@ def workloads(config: Config) -> tuple[Workload, ...]:
 
     def tokens(count: int) -> None:
         sampling = Sampling(max_tokens=count, seed=0)
-        for _ in generation.tokens(model, prompt, sampling, config.model.vocab_size):
+        decoder = Decoder(model, config.model.vocab_size)
+        for _ in Decoding(decoder, [(prompt, 0)], sampling):
             pass
 
     with as_on_a_gpu(in_training=True):
@@ -146,7 +148,7 @@ def _watched(differentiated: bool) -> Iterator[_Asked]:
         return watched
 
     with ExitStack() as stack:
-        for module in (compiler, losses, generation):
+        for module in (compiler, losses, decoding):
             stack.enter_context(mock.patch.object(module, "compiled", compiled))
         for holder, name, what in (
             (mx, "async_eval", "handed over"),

@@ -14,7 +14,7 @@ import numpy as np
 from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree, override
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.tokens import Tokens, dtype_for
-from mlxgpt.inference import generation
+from mlxgpt.inference.decoding import Decoder, Decoding
 from mlxgpt.machine import blas, device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
@@ -56,12 +56,12 @@ def training(task: Task) -> Result:
 
 def generate(task: Task) -> Result:
     """Our own decoding."""
-    model = _model(task)
-    sampling = Sampling(max_tokens=task.new_tokens, temperature=0.0, samples=task.texts, seed=0)
+    decoder = Decoder(_model(task), task.shape["vocab_size"])
+    sampling = Sampling(max_tokens=task.new_tokens, temperature=0.0, seed=0)
+    texts = [(prompt_of(task), n) for n in range(task.texts)]
 
     def run() -> list[float]:
-        rows = generation.tokens(model, prompt_of(task), sampling, task.shape["vocab_size"])
-        return [time.perf_counter() for _ in rows]
+        return [time.perf_counter() for _ in Decoding(decoder, texts, sampling)]
 
     return timed_texts(task, run) | {**with_mlx("mlxgpt")}
 

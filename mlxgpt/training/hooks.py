@@ -11,6 +11,7 @@ from functools import partial
 from mlxgpt.config import Config, Sampling
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.evaluation.loss import Evaluator
+from mlxgpt.inference.decoding import Decoder
 from mlxgpt.inference.generation import generate
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import flops_per_token
@@ -109,7 +110,10 @@ class _Evaluation:
             self._run.set_best(metrics.step, result.loss)
         if length := self._run.config.train.sample_tokens:
             sampling = Sampling(max_tokens=length, seed=self._run.config.train.seed)
-            text = generate(self._model, self._tokenizer, "", sampling, bos=self._run.bos).texts[0]
+            # Traced anew, since the weights are others than the last time.
+            decoder = Decoder(self._model, self._tokenizer.vocab_size)
+            made = generate(decoder, self._tokenizer, [""], sampling, bos=self._run.bos)
+            text = made.texts[0]
             self._run.add_sample(metrics.step, text)
             self._callback.on_sample(metrics.step, text)
 

@@ -3,6 +3,9 @@
 The update of a matrix is its momentum with all singular values brought near 1, by a few
 Newton-Schulz steps, so that rare directions are learned as quickly as common ones.
 
+Then each neuron's row is divided by its own running size, and the whole made as long as it was
+(NorMuon, Li et al., 2025), so that no neuron moves more than the others for long.
+
 Unlike `mlx.optimizers.Muon` its weight decay is decoupled, matrices of one shape are done in one
 batch, and queries, keys and values, which are one matrix in GPT-2, are three here.
 """
@@ -21,6 +24,8 @@ from mlxgpt.model.gpt import flat
 # The quintic of Jordan's Muon, steepest at 0: after five steps singular values lie in 0.7 to 1.2.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 STEPS = 5
+EPS = 1e-12
+ROW_MOMENTUM = 0.95  # of the running mean square of a row
 
 
 class Muon(Optimizer):
@@ -39,6 +44,7 @@ class Muon(Optimizer):
     def init_single(self, parameter: mx.array, state: dict) -> None:
         """Begin with no momentum."""
         state["v"] = mx.zeros_like(parameter)
+        state["rows"] = mx.zeros((len(parameter), 1), parameter.dtype)
 
     def apply_gradients(self, gradients: dict, parameters: dict) -> dict:
         """The parameters after a step, of those that have gradients."""
@@ -53,6 +59,12 @@ class Muon(Optimizer):
             state["v"] = self.momentum * state["v"] + (1 - self.momentum) * gradient
             updates[name] = self.momentum * state["v"] + (1 - self.momentum) * gradient
         steps = _orthogonal(updates)
+        for name, step in steps.items():
+            state = _at(self.state, name)
+            size = mx.square(step).mean(axis=1, keepdims=True)
+            state["rows"] = ROW_MOMENTUM * state["rows"] + (1 - ROW_MOMENTUM) * size
+            even = step * mx.rsqrt(state["rows"] + EPS)
+            steps[name] = even * mx.sqrt(size.sum() / (mx.square(even).mean(axis=1).sum() + EPS))
         return tree_unflatten(
             {
                 name: own[name] * (1 - rate * self.weight_decay) - rate * step

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -20,8 +20,9 @@ from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.inference import sample
+from mlxgpt.inference.sample import Rules
 from mlxgpt.machine import blas, compiler, device
-from mlxgpt.model.gpt import GPT, INIT_STD, flat
+from mlxgpt.model.gpt import GPT, INIT_STD, flat, with_room
 from mlxgpt.model.losses import token_losses
 from mlxgpt.seeds import derive
 from mlxgpt.training.step import TrainStep, new_step
@@ -119,8 +120,7 @@ def initial_loss(config: Config) -> Check:
     ids = _ids(config, 8, min(c.block_size, 128) + 1)
     model = GPT(c, config.train.seed)
     loss = float(token_losses(model(ids[:, :-1]), ids[:, 1:]).mean())
-    scatter = INIT_STD**2 * (1 if c.zero_init and c.tied else c.n_embd)
-    expected = ln_v + scatter / 2
+    expected = ln_v + INIT_STD**2 * c.n_embd / 2
     found = f"{loss:.3f} nats; ln {c.vocab_size:,} = {ln_v:.3f}, expected about {expected:.3f}"
     return Check("initial loss", abs(loss - ln_v) <= 0.05 * ln_v, found, WHY)
 
@@ -192,11 +192,11 @@ def cached_logits(config: Config) -> Check:
     ids = _ids(config, 2, config.model.block_size)
     at_once = model(ids)
     first = max(1, config.model.block_size // 2)
-    cache = model.empty_cache(2, config.model.block_size)
-    logits, cache = model.cached(ids[:, :first], cache, _int(0), _int(first - 1))
+    logits, cache = model.prefill(ids[:, :first], _int(first - 1))
+    cache = with_room(cache, config.model.block_size)
     apart = [float(mx.abs(logits - at_once[:, first - 1]).max())]
     for t in range(first, config.model.block_size):
-        logits, cache = model.cached(ids[:, t : t + 1], cache, _int(t), _int(0))
+        logits, cache = model.decode(ids[:, t], cache, _int(t))
         apart.append(float(mx.abs(logits - at_once[:, t]).max()))
     far = max(apart)
     return Check("cached = uncached", far < _slack(1e-4), f"logits at most {far:.1e} apart")
@@ -241,7 +241,9 @@ def sampler(config: Config) -> Check:
     rows = mx.array(np.tile(logits[shuffle], (draws, 1)))
     seen = mx.zeros(rows.shape, dtype=mx.bool_)
     for n, (sampling, left) in enumerate(cases.values()):
-        ids = sample.draw(sample.process(rows, seen, sampling), mx.random.key(n))
+        numbers, rules = sample.values(sampling), Rules.of(sampling, 8)
+        keys = np.random.default_rng(n).integers(2**32, size=(draws, 2), dtype=np.uint32)
+        ids = sample.draw(sample.process(rows, seen, numbers, rules), mx.array(keys))
         found = np.bincount(shuffle[np.array(ids)], minlength=8) / draws
         wanted = np.where(np.arange(8) < left, probs, 0) / probs[:left].sum()
         leaked += int((found[left:] > 0).sum())
@@ -317,10 +319,10 @@ def _slack(apart: float) -> float:
 
 
 def _lively(config: Config) -> GPT:
-    """A model in which every part matters: with projections of 0 nothing would pass on, and with
-    initial weights little of what attention brings.
+    """A model in which every part matters: of what attention brings, initial weights let little
+    through.
     """
-    model = GPT(replace(config.model, zero_init=False), config.train.seed)
+    model = GPT(config.model, config.train.seed)
     model.update(tree_map(lambda p: 4 * p if p.ndim == 2 else p, model.parameters()))
     return model
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlxgpt import api, cli
-from mlxgpt.config import Config, Sampling
+from mlxgpt.config import Config
 from mlxgpt.corpus.readers import END_OF_TEXT
 from mlxgpt.evaluation import appraisal
 from mlxgpt.evaluation.quality import METRICS
@@ -49,14 +49,6 @@ def test_four_columns_and_a_file(stories: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["columns"] == found.columns
     assert cli.main(["eval", "--quality"]) == 0
     assert "shuffled words" in capsys.readouterr().out
-
-
-def test_every_batch_of_texts_is_another(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(appraisal, "AT_ONCE", 2)
-    run = find("done", place / "runs")
-    model, _ = load_model(run)
-    texts, _ = appraisal._generated(model, run.tokenizer, "", Sampling(max_tokens=40), 6, seed=0)
-    assert len(set(texts)) == 6
 
 
 def test_a_single_text_is_appraised_by_its_words(

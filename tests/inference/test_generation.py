@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import gc
-import weakref
+from dataclasses import replace
 from typing import Any
+from unittest.mock import ANY
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +13,8 @@ from mlxgpt.config import Config, Sampling, override
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.inference import generation
-from mlxgpt.inference.generation import tokens, with_start
+from mlxgpt.inference.decoding import Decoder
+from mlxgpt.inference.generation import with_start
 from mlxgpt.model.gpt import GPT
 
 LETTERS = "abcdefghijklmnopqr\n"  # 19 of them
@@ -46,17 +47,25 @@ class Scripted(GPT):
         super().__init__(config.model)
         self._ids = mx.array([int(id) for id in ids])
 
-    def cached(self, ids, cache, position, last):  # type: ignore[no-untyped-def]
-        next_place = position + last
-        chosen = mx.take(self._ids, next_place % len(self._ids))
-        row = mx.where(mx.arange(self.config.vocab_size) == chosen, 0.0, -1e9)
-        return mx.broadcast_to(row, (ids.shape[0], self.config.vocab_size)), cache
+    def prefill(self, ids, last):  # type: ignore[no-untyped-def]
+        return self._after(last, len(ids)), super().prefill(ids, last)[1]
+
+    def decode(self, ids, cache, position, length=None):  # type: ignore[no-untyped-def]
+        return self._after(position, len(ids)), cache
+
+    def _after(self, place: mx.array, rows: int) -> mx.array:
+        chosen = mx.take(self._ids, place % len(self._ids))[:, None]
+        logits = mx.where(mx.arange(self.config.vocab_size) == chosen, 0.0, -1e9)
+        return mx.broadcast_to(logits, (rows, self.config.vocab_size))
 
 
-def generated(model: GPT, tokenizer: CharTokenizer, prompt: str, *given: Any, **named: Any) -> Any:
+def generated(
+    model: GPT, tokenizer: CharTokenizer, prompts: str | list[str], *given: Any, **named: Any
+) -> Any:
     """As texts of such a tokenizer begin."""
-    bos = tokenizer.end_of_text
-    return generation.generate(model, tokenizer, prompt, *given, bos=bos, **named)
+    decoder, bos = Decoder(model, tokenizer.vocab_size), tokenizer.end_of_text
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    return generation.generate(decoder, tokenizer, prompts, *given, bos=bos, **named)
 
 
 def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(
@@ -102,8 +111,11 @@ def test_every_token_is_drawn_anew(tiny_model: Config, tokenizer: CharTokenizer)
     """With a key of its own: what is drawn of the same probabilities differs."""
 
     class Clueless(GPT):
-        def cached(self, ids, cache, position, last):  # type: ignore[no-untyped-def]
-            return mx.zeros((ids.shape[0], self.config.vocab_size)), cache
+        def prefill(self, ids, last):  # type: ignore[no-untyped-def]
+            return mx.zeros((len(ids), self.config.vocab_size)), super().prefill(ids, last)[1]
+
+        def decode(self, ids, cache, position, length=None):  # type: ignore[no-untyped-def]
+            return mx.zeros((len(ids), self.config.vocab_size)), cache
 
     model = Clueless(override(tiny_model, {"block_size": 64}).model)
     text = generated(model, tokenizer, "", Sampling(max_tokens=40, seed=0)).texts[0]
@@ -149,7 +161,7 @@ def test_how_texts_begin(tokenizer: CharTokenizer) -> None:
 def test_streamed_pieces_are_the_text(model: GPT, tokenizer: CharTokenizer) -> None:
     pieces: list[str] = []
     sampling = Sampling(max_tokens=20, seed=1, stop=("zzz",))
-    result = generated(model, tokenizer, "ab", sampling, stream=pieces.append)
+    result = generated(model, tokenizer, "ab", sampling, show=pieces.append)
     assert "".join(pieces) == result.texts[0]
     assert len([piece for piece in pieces if piece]) == 21, "each as it is made"
 
@@ -171,7 +183,7 @@ def test_stop_strings_end_the_text_before_them(
     writes = Scripted(override(tiny_model, {"block_size": 64}), list(tokenizer.encode("abcdefgh")))
     pieces: list[str] = []
     sampling = Sampling(max_tokens=10, stop=stop, seed=0)
-    result = generated(writes, tokenizer, "", sampling, stream=pieces.append)
+    result = generated(writes, tokenizer, "", sampling, show=pieces.append)
     assert result.texts == [expected]
     assert "".join(pieces) == expected
 
@@ -188,66 +200,17 @@ def test_a_text_ends_at_its_end_of_text(tiny_model: Config) -> None:
 
 
 def test_characters_of_several_bytes_are_never_cut() -> None:
-    text = generation._Text("", ())
-
     class Bytes:
+        end_of_text = None
+
         def token_bytes(self, id: int) -> bytes:
             return bytes([id])
 
-    pieces = [text.add(Bytes(), byte) for byte in "é🙂".encode()]  # type: ignore[arg-type]
+    text = generation._Text(Bytes(), "", ())  # type: ignore[arg-type]
+    pieces = [text.add(byte) for byte in "é🙂".encode()]
     assert pieces == ["", "é", "", "", "", "🙂"]
-    assert text.add(Bytes(), 0xC3) == ""  # type: ignore[arg-type]
-    assert text.end() == "\N{REPLACEMENT CHARACTER}"
-
-
-@pytest.mark.parametrize("prompt", [1, 2, 3, 7, 8])
-def test_a_cache_that_grows_gives_the_same_text(
-    monkeypatch: pytest.MonkeyPatch, model: GPT, prompt: int
-) -> None:
-    ids, sampling = np.arange(prompt), Sampling(max_tokens=40, seed=5, samples=2)
-    assert model.config.block_size == 8
-    whole = list(tokens(model, ids, sampling, 19))
-    monkeypatch.setattr(generation, "SMALLEST_BUCKET", 1)
-    monkeypatch.setattr(generation, "SMALLEST_CACHE", 2)
-    assert list(tokens(model, ids, sampling, 19)) == whole
-
-
-def test_with_rotary_positions_the_text_slides_on(
-    monkeypatch: pytest.MonkeyPatch, tiny_model: Config
-) -> None:
-    """With one layer its text is that of reading the last block afresh for every token; and none
-    is read in again.
-    """
-    model = GPT(override(tiny_model, {"position": "rope", "n_layer": 1}).model)
-    model.update(tree_map(lambda p: 20 * p if p.ndim == 2 else p, model.parameters()))
-    monkeypatch.setattr(generation, "SMALLEST_CACHE", 2)
-    prefills: list[int] = []
-    real = generation.Decoder.prefill
-
-    def counted(self: generation.Decoder, window: np.ndarray) -> None:
-        prefills.append(window.shape[1])
-        real(self, window)
-
-    monkeypatch.setattr(generation.Decoder, "prefill", counted)
-    found = [row[0] for row in tokens(model, np.arange(3), Sampling(40, temperature=0), 19)]
-    window = [0, 1, 2]
-    for id in found:
-        assert id == int(model(mx.array([window[-model.config.block_size :]]))[0, -1].argmax())
-        window.append(id)
-    assert prefills == [3]
-    assert len(set(found)) > 3
-
-
-def test_settings_reach_the_sampler(model: GPT) -> None:
-    prompt = np.array([1, 2])
-    greedy = list(tokens(model, prompt, Sampling(temperature=0, max_tokens=12), 19))
-    only_one = list(tokens(model, prompt, Sampling(top_k=1, max_tokens=12, seed=3), 19))
-    nucleus = list(tokens(model, prompt, Sampling(top_p=1e-6, max_tokens=12, seed=3), 19))
-    peak = list(tokens(model, prompt, Sampling(min_p=1.0, max_tokens=12, seed=3), 19))
-    assert greedy == only_one == nucleus == peak
-    never_again = Sampling(temperature=0, repetition_penalty=100.0, max_tokens=12)
-    rows = [row[0] for row in tokens(model, prompt, never_again, 19)]
-    assert len({1, 2, *rows}) == 14, "prompt and all drawn tokens count as seen"
+    assert text.add(0xC3) == ""
+    assert text.rest() == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_ids_beyond_the_tokenizers_are_never_drawn(model: GPT) -> None:
@@ -256,33 +219,37 @@ def test_ids_beyond_the_tokenizers_are_never_drawn(model: GPT) -> None:
     assert set(result.texts[0]) == set("abc")
 
 
-def test_to_end_is_no_repetition_of_having_begun(tiny_model: Config) -> None:
-    """The end-of-text that a text begins with is not penalised; another token is."""
+def test_prompts_of_different_lengths_in_one_batch(model: GPT, tokenizer: CharTokenizer) -> None:
+    """Each as if it were alone, whatever the others are, and whichever end before."""
+    prompts = ["ab", "", "abcdefghij", "q", "ab", "defd"]
+    sampling = Sampling(max_tokens=20, seed=3, samples=3, stop=("rm", "hh", "ml"), top_p=0.9)
+    together = generated(model, tokenizer, prompts, sampling)
+    assert len(together.texts) == len(together.ended) == 18
+    for n, prompt in enumerate(prompts):
+        alone = generated(model, tokenizer, prompt, sampling)
+        assert together.texts[3 * n : 3 * n + 3] == alone.texts
+        assert together.ended[3 * n : 3 * n + 3] == alone.ended
+    assert 0 < sum(together.ended) < 18, "some end, some do not"
+    assert together.texts[:3] == together.texts[12:15], "same prompt, same seed, same texts"
+    assert len(set(together.texts[:3])) == 3
 
-    class Sure(GPT):
-        def cached(self, ids, cache, position, last):  # type: ignore[no-untyped-def]
-            row = mx.where(mx.arange(self.config.vocab_size) == 5, 9.0, 1.0)
-            return mx.broadcast_to(row, (ids.shape[0], self.config.vocab_size)), cache
 
-    model, prompt = Sure(tiny_model.model), np.array([5, 3])
-    penalty = Sampling(1, temperature=0, repetition_penalty=100.0)
-    assert next(tokens(model, prompt, penalty, 19, 5)) == [5]
-    assert next(tokens(model, prompt, penalty, 19, 3)) != [5]
-    assert next(tokens(model, prompt, penalty, 19)) != [5]
+def test_more_texts_than_a_batch_holds(
+    monkeypatch: pytest.MonkeyPatch, model: GPT, tokenizer: CharTokenizer
+) -> None:
+    sampling = Sampling(max_tokens=9, seed=3, samples=2)
+    whole = generated(model, tokenizer, ["ab", "c", "d"], sampling)
+    monkeypatch.setattr(generation, "AT_ONCE", 4)
+    pieces: list[str] = []
+    assert generated(model, tokenizer, ["ab", "c", "d"], sampling, show=pieces.append) == (
+        replace(whole, tokens_per_second=ANY)
+    )
+    assert "".join(pieces) == whole.texts[0]
 
 
-def test_a_decoder_goes_when_it_is_no_longer_used(model: GPT) -> None:
-    """At once, not when Python next looks for cycles: a training makes one at each evaluation,
-    and arrays that stay leave the memory around them in pieces.
-    """
-    gc.disable()
-    try:
-        decoder = generation.Decoder(model, Sampling(), 19)
-        decoder.prefill(np.zeros((1, 4), dtype=np.int32))
-        decoder.draw(mx.zeros((1, 19), dtype=mx.bool_), mx.random.key(0))
-        decoder.step(mx.random.key(1))
-        gone = weakref.ref(decoder)
-        del decoder
-        assert gone() is None
-    finally:
-        gc.enable()
+def test_one_text_piece_by_piece(model: GPT, tokenizer: CharTokenizer) -> None:
+    sampling = Sampling(max_tokens=20, seed=1, stop=("zzz",))
+    decoder = Decoder(model, tokenizer.vocab_size)
+    pieces = list(generation.stream(decoder, tokenizer, "ab", sampling, bos=None))
+    assert "ab" + "".join(pieces) == generated(model, tokenizer, "ab", sampling).texts[0]
+    assert len(pieces) == 20

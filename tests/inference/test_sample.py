@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mlxgpt.config import Sampling
 from mlxgpt.inference import sample
+from mlxgpt.inference.sample import Rules
 
 rows = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=30)
 
@@ -21,11 +24,11 @@ def probabilities(values: list[float]) -> np.ndarray:
     return e / e.sum()
 
 
-@given(rows, st.integers(1, 40))
-def test_top_k_keeps_exactly_the_k_likeliest(values: list[float], k: int) -> None:
+@given(rows, st.integers(1, 30))
+def test_top_k_keeps_the_k_likeliest_and_what_equals_the_last(values: list[float], k: int) -> None:
+    k = min(k, len(values))
     keep = kept(sample.top_k(mx.array([values]), k))[0]
-    assert keep.sum() == min(k, len(values))
-    assert min(np.array(values)[keep]) >= max(np.array(values)[~keep], default=-np.inf)
+    assert (keep == (np.array(values, np.float32) >= sorted(values)[-k])).all()
 
 
 @given(rows, st.floats(0.05, 0.99))
@@ -35,7 +38,7 @@ def test_top_p_keeps_the_fewest_that_hold_p(values: list[float], p: float) -> No
     assert keep.any()
     assert probs[keep].min() >= probs[~keep].max(initial=0) - 1e-6
     assert probs[keep].sum() >= p - 1e-4
-    assert probs[keep].sum() - probs[keep].min() < p + 1e-4
+    assert probs[probs > probs[keep].min() * (1 + 1e-6)].sum() < p + 1e-4
 
 
 def test_top_p_keeps_one_token_at_least() -> None:
@@ -58,18 +61,65 @@ def test_a_penalty_makes_what_was_seen_less_likely_whatever_its_sign() -> None:
     np.testing.assert_allclose(found, [[1.0, -4.0, 2.0, -2.0]])
 
 
+def keys(count: int, seed: int = 0) -> mx.array:
+    draw = np.random.default_rng(seed)
+    return mx.array(draw.integers(2**32, size=(count, 2), dtype=np.uint32))
+
+
+def processed(logits: mx.array, seen: mx.array, sampling: Sampling) -> mx.array:
+    rules = Rules.of(sampling, logits.shape[-1])
+    return sample.process(logits, seen, sample.values(sampling), rules)
+
+
 def test_temperature_zero_is_the_likeliest_token() -> None:
     logits = mx.array([[0.0, 3.0, 2.9], [5.0, 4.9, 0.0]])
     seen = mx.zeros(logits.shape, dtype=mx.bool_)
+    greedy = Sampling(temperature=0, top_k=2, top_p=0.1, min_p=0.5)
     for n in range(20):
-        ids = sample.draw(sample.process(logits, seen, Sampling(temperature=0)), mx.random.key(n))
-        assert ids.tolist() == [1, 0]
+        numbers, rules = sample.values(greedy), Rules.of(greedy, 3)
+        assert sample.choose(logits, seen, keys(2, n), numbers, rules).tolist() == [1, 0]
 
 
 def test_nothing_set_changes_nothing() -> None:
     logits = mx.random.normal((2, 9), key=mx.random.key(0))
     seen = mx.ones(logits.shape, dtype=mx.bool_)
-    assert (sample.process(logits, seen, Sampling(temperature=1.0)) == logits).all()
+    assert (processed(logits, seen, Sampling(temperature=1.0)) == logits).all()
+
+
+def test_rules_are_those_settings_that_do_anything() -> None:
+    assert Rules.of(Sampling(), 19) == Rules(False, 0, False, False, False)
+    assert Rules.of(Sampling(top_k=19), 19) == Rules.of(Sampling(temperature=0.1, seed=3), 19)
+    every = Sampling(top_k=18, top_p=0.99, min_p=0.01, repetition_penalty=1.1)
+    assert Rules.of(every, 19) == Rules(False, 18, True, True, True)
+    assert Rules.of(replace(every, temperature=0), 19) == Rules(True, 0, False, False, True)
+
+
+@given(st.lists(st.floats(-50, 50, width=32) | st.just(sample.NEVER), min_size=2), st.integers(0))
+def test_what_must_not_be_drawn_never_is(values: list[float], seed: int) -> None:
+    assume(max(values) > sample.NEVER)
+    logits = mx.broadcast_to(mx.array(values), (200, len(values)))
+    ids = np.array(sample.draw(logits, keys(200, seed)))
+    assert ids.max() < len(values)
+    assert (np.array(values)[ids] > sample.NEVER).all()
+
+
+def test_the_greatest_share_of_all_still_draws_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    for share in (1.0, 1 - 2**-24, 0.0):
+        monkeypatch.setattr(mx.random, "uniform", lambda shape, key, s=share: mx.full(shape, s))
+        for values in (
+            [0.0, 1.0, sample.NEVER],
+            [0.1] * 1000 + [sample.NEVER],
+            [sample.NEVER, 1.0],
+        ):
+            id = int(sample.draw(mx.array([values]), keys(1)))
+            assert values[id] > sample.NEVER
+
+
+def test_a_row_is_drawn_by_its_own_key_alone() -> None:
+    logits, own = mx.random.normal((50, 40), key=mx.random.key(3)), keys(50)
+    together = sample.draw(logits, own).tolist()
+    assert together == [sample.draw(logits[n : n + 1], own[n : n + 1]).item() for n in range(50)]
+    assert sample.draw(mx.broadcast_to(logits[:1], (50, 40)), own).tolist() != together[:1] * 50
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -77,7 +127,7 @@ def test_draws_have_the_softmaxs_frequencies(temperature: float) -> None:
     values = [1.0, 0.0, -1.0, 2.0]
     logits = mx.array([values] * 40_000)
     seen = mx.zeros(logits.shape, dtype=mx.bool_)
-    processed = sample.process(logits, seen, Sampling(temperature=temperature))
-    ids = np.array(sample.draw(processed, mx.random.key(1)))
+    ready = processed(logits, seen, Sampling(temperature=temperature))
+    ids = np.array(sample.draw(ready, keys(40_000)))
     wanted = probabilities([v / temperature for v in values])
     np.testing.assert_allclose(np.bincount(ids, minlength=4) / 40_000, wanted, atol=0.01)

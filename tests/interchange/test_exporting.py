@@ -131,7 +131,7 @@ def test_a_model_of_parts_that_nobody_else_has_is_refused(
 def test_a_model_of_qwen3s_parts_is_exported_as_one(
     home: Path, text_file: Path, tiny: Config, no_check: None, capsys: Capture
 ) -> None:
-    given: dict[str, Any] = {**qwen3.PARTS, "optimizer": "muon", "zero_init": True}
+    given: dict[str, Any] = {**qwen3.PARTS, "optimizer": "muon"}
     mlxgpt.train(config=tiny, source=text_file, run="modern", max_steps=4, **given)
     folder = mlxgpt.export(to="hf").folder
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"

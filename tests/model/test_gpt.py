@@ -19,6 +19,7 @@ from mlxgpt.model.gpt import (
     load_parameters,
     mlp_width,
     rotated,
+    with_room,
 )
 from mlxgpt.model.losses import token_losses
 from mlxgpt.training.step import TrainStep
@@ -50,7 +51,6 @@ MODERN = {
     "qk_norm": True,
     "mlp": "swiglu",
     "bias": False,
-    "zero_init": True,
 }
 PARTS = [
     {"bias": True},
@@ -61,7 +61,6 @@ PARTS = [
     {"qk_norm": True},
     {"mlp": "relu2"},
     {"mlp": "swiglu"},
-    {"zero_init": True},
     {"tied": False},
     {"embedding_norm": True},
     {"value_embeddings": True},
@@ -165,29 +164,36 @@ def test_the_first_loss_is_near_ln_v_whatever_the_parts(
     assert loss == pytest.approx(math.log(vocabulary), rel=0.05)
 
 
-def test_without_the_small_last_gain_it_would_be_sure_of_the_wrong_token(
-    tiny_model: Config,
-) -> None:
-    """What the law would be broken by: zeros in the projections, and a tied embedding."""
-    model = GPT(override(tiny_model, {**MODERN, "n_embd": 384, "vocab_size": 65}).model)
-    model.ln_f.weight = mx.ones(384)
-    ids = mx.random.randint(0, 65, (4, 9), key=mx.random.key(1))
-    loss = float(token_losses(model(ids[:, :-1]), ids[:, 1:]).mean())
-    assert loss > 1.3 * math.log(65)
-
-
 @pytest.mark.parametrize("parts", PARTS)
 def test_the_cache_changes_nothing_padding_included(tiny_model: Config, parts: dict) -> None:
-    model = GPT(override(tiny_model, {"block_size": 12, **parts, "zero_init": False}).model, 1)
+    model = GPT(override(tiny_model, {"block_size": 12, **parts}).model, 1)
     ids = mx.random.randint(0, 19, (3, 12), key=mx.random.key(1))
     whole = model(ids)
     # Five tokens read in as eight: the last three are padding, overwritten afterwards.
     padded = mx.concatenate([ids[:, :5], mx.full((3, 3), 18)], axis=1)
-    logits, cache = model.cached(padded, model.empty_cache(3, 12), mx.array([0]), mx.array([4]))
+    logits, cache = model.prefill(padded, mx.array([4]))
     np.testing.assert_allclose(logits, whole[:, 4], atol=1e-5)
+    cache = with_room(cache, 12)
     for t in range(5, 12):
-        logits, cache = model.cached(ids[:, t : t + 1], cache, mx.array([t]), mx.array([0]))
+        logits, cache = model.decode(ids[:, t], cache, mx.array([t]))
         np.testing.assert_allclose(logits, whole[:, t], atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_each_sequence_can_have_a_length_of_its_own(tiny_model: Config, parts: dict) -> None:
+    model = GPT(override(tiny_model, {"block_size": 12, **parts}).model, 1)
+    ids = mx.random.randint(0, 19, (3, 12), key=mx.random.key(1))
+    whole, lengths, rows = model(ids), mx.array([1, 4, 6]), mx.arange(3)
+    logits, cache = model.prefill(ids[:, :6], lengths - 1)
+    np.testing.assert_allclose(logits, whole[rows, lengths - 1], atol=1e-5)
+    cache = with_room(cache, 12)
+    before = mx.array(cache[0][0])
+    for _ in range(6):
+        logits, longer = model.decode(ids[rows, lengths], cache, lengths)
+        np.testing.assert_allclose(logits, whole[rows, lengths], atol=1e-5)
+        assert mx.array_equal(cache[0][0], before), "what was given stays as it is"
+        cache, before = longer, mx.array(longer[0][0])
+        lengths = lengths + 1
 
 
 def by_windows(model: GPT, ids: mx.array, window: int) -> mx.array:
@@ -211,16 +217,18 @@ def by_windows(model: GPT, ids: mx.array, window: int) -> mx.array:
 def test_a_full_cache_slides_and_each_layer_sees_a_block_of_the_one_below(
     tiny_model: Config, layers: int
 ) -> None:
-    given = {**MODERN, "block_size": 8, "zero_init": False, "n_layer": layers}
+    given = {**MODERN, "block_size": 8, "n_layer": layers}
     model = GPT(override(tiny_model, given).model, 1)
     assert model.slides
     # Large enough for the layers to matter.
     model.update(tree_map(lambda p: 10 * p if p.ndim == 2 else p, model.parameters()))
     ids = mx.random.randint(0, 19, (2, 40), key=mx.random.key(1))
     expected = by_windows(model, ids, 8)
-    cache = model.empty_cache(2, 8)
-    for t in range(40):
-        logits, cache = model.cached(ids[:, t : t + 1], cache, mx.array([t]), mx.array([0]))
+    logits, cache = model.prefill(ids[:, :1], mx.array([0]))
+    np.testing.assert_allclose(logits, expected[:, 0], atol=1e-4)
+    cache = with_room(cache, 8)
+    for t in range(1, 40):
+        logits, cache = model.decode(ids[:, t], cache, mx.array([t]))
         np.testing.assert_allclose(logits, expected[:, t], atol=1e-4)
     afresh = model(ids[:, -8:])[:, -1]
     assert mx.allclose(logits, afresh, atol=1e-4).item() == (layers == 1)

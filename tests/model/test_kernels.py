@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +17,14 @@ from mlxgpt.machine.device import on_cpu
 from mlxgpt.model import kernels
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="the formulas of the CPU")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def however_few() -> Iterator[None]:
+    """Ours, not MLX's own, of however few numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "FEW", 0)
+        yield
 
 
 def value_and_gradients(

@@ -20,7 +20,7 @@ import pytest
 from mlxgpt import __version__, config, config_files
 from mlxgpt.config import Config, Sampling
 from mlxgpt.errors import UserError
-from mlxgpt.inference import generation
+from mlxgpt.inference.decoding import Decoder
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT, count_parameters, flat, flops_per_token
 from mlxgpt.reports import bench
@@ -184,20 +184,25 @@ def test_generation_is_timed_from_the_call_and_from_the_first_token(
 ) -> None:
     now, firsts = [0.0], iter([9.0, 0.05, 0.07, 0.05, 0.05, 0.06])  # the first one compiles
 
-    def tokens(
-        model: GPT, prompt: np.ndarray, sampling: Sampling, vocab_size: int
-    ) -> Iterator[list[int]]:
-        assert (len(prompt), sampling.max_tokens, sampling.samples) == (3, 12, 1)
-        assert vocab_size == 19
-        assert prompt.max() < 19
+    class Timed:
+        def __init__(self, decoder: Decoder, texts: list, sampling: Sampling) -> None:
+            ((prompt, _),) = texts
+            assert (len(prompt), sampling.max_tokens, decoder.vocab_size) == (3, 12, 19)
+            assert prompt.max() < 19
+
+        def __iter__(self) -> Iterator[list[int]]:
+            for n in range(12):
+                now[0] += 0.01 if n else next(firsts)
+                yield [0]
+
+    def decoder(model: GPT, vocab_size: int) -> Decoder:
         graph = StringIO()
         mx.export_to_dot(graph, model.wte.weight)
         assert "->" not in graph.getvalue(), "weights that are still to be drawn cost at each token"
-        for n in range(12):
-            now[0] += 0.01 if n else next(firsts)
-            yield [0]
+        return Decoder(model, vocab_size)
 
-    monkeypatch.setattr(generation, "tokens", tokens)
+    monkeypatch.setattr(bench, "Decoder", decoder)
+    monkeypatch.setattr(bench, "Decoding", Timed)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     result = bench.measure_generation(tiny_model.model, QUICK)
     assert result.ms_to_first_token.repeats == pytest.approx([50, 70, 50, 50, 60])
@@ -208,7 +213,8 @@ def test_a_new_token_reads_weights_and_cache(tiny_model: Config) -> None:
     model = GPT(tiny_model.model)
     weights = sum(array.nbytes for array in flat(model.parameters()).values())
     other_positions = model.wpe.weight[1:].nbytes
-    cache = sum(k.nbytes + v.nbytes for k, v in model.empty_cache(1, tiny_model.model.block_size))
+    _, filled = model.prefill(mx.zeros((1, tiny_model.model.block_size), mx.int32), mx.array([0]))
+    cache = sum(k.nbytes + v.nbytes for k, v in filled)
     assert bench.bytes_per_new_token(tiny_model.model) == weights - other_positions + cache
 
 

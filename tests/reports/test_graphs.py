@@ -20,7 +20,7 @@ from mlxgpt.reports.graphs import as_on_a_gpu, fused, graph_of, launched, leaves
 from mlxgpt.training.step import new_step
 
 TINY = ModelConfig(2, 2, 32, 16, 37, 0.0, False)
-MODERN = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "zero_init": True}
+MODERN = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
 
 
 def same(names: str) -> str:

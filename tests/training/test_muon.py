@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlxgpt.config import Config, OptimConfig, override
 from mlxgpt.model.gpt import GPT, flat
-from mlxgpt.training.muon import QUINTIC, STEPS, Muon, orthogonalised
+from mlxgpt.training.muon import QUINTIC, ROW_MOMENTUM, STEPS, Muon, orthogonalised
 from mlxgpt.training.optim import make_optimizer
 
 
@@ -41,7 +41,15 @@ def test_singular_values_come_near_one() -> None:
     assert values.max() < 1.3
 
 
-def test_without_decay_it_is_mlxs_own_matrix_by_matrix() -> None:
+def evened(step: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """NorMuon's step of a Muon's; each row's running mean square is brought up to date."""
+    rows *= ROW_MOMENTUM
+    rows += (1 - ROW_MOMENTUM) * np.square(step).mean(axis=1)
+    even = step / np.sqrt(rows)[:, None]
+    return even * np.linalg.norm(step) / np.linalg.norm(even)
+
+
+def test_without_decay_it_is_mlxs_own_with_even_rows() -> None:
     """For matrices that are one: MLX's Muon, the same rate and momentum, over three steps."""
     ours, theirs = Muon(0.95, 0.0), optim.Muon(0.02, 0.95, 0.0)
     ours.learning_rate = 0.02
@@ -50,13 +58,39 @@ def test_without_decay_it_is_mlxs_own_matrix_by_matrix() -> None:
     start = {n: mx.array(draw.normal(size=s).astype(np.float32)) for n, s in shapes.items()}
     ours.init(start)
     theirs.init(start)
-    mine, other = start, start
+    mine, expected = start, {name: np.array(value) for name, value in start.items()}
+    rows = {name: np.zeros(rows) for name, (rows, _) in shapes.items()}
     for _ in range(3):
         gradients = {n: mx.array(draw.normal(size=s).astype(np.float32)) for n, s in shapes.items()}
         mine = ours.apply_gradients(gradients, mine)
-        other = theirs.apply_gradients(gradients, other)
+        moved = theirs.apply_gradients(gradients, start)
         for name in shapes:
-            np.testing.assert_allclose(mine[name], other[name], atol=2e-5, err_msg=name)
+            step = np.array(start[name]) - np.array(moved[name])
+            expected[name] = expected[name] - 0.02 * evened(step / 0.02, rows[name])
+            np.testing.assert_allclose(mine[name], expected[name], atol=2e-5, err_msg=name)
+
+
+def test_no_row_moves_more_than_the_others_for_long() -> None:
+    """Whose gradient is always small, or in the way of another's, moves as much as each."""
+    muon, draw = Muon(0.95, 0.0), np.random.default_rng(5)
+    muon.learning_rate = 0.02
+    before, sizes = mx.zeros((6, 4)), []
+    for _ in range(40):
+        gradient = draw.normal(size=(6, 4)) * [[1e-3], [1], [1], [1], [1], [1e3]]
+        after = muon.apply_gradients({"a": mx.array(gradient.astype(np.float32))}, {"a": before})[
+            "a"
+        ]
+        sizes.append(np.linalg.norm(np.array(after - before), axis=1))
+        before = after
+    size = np.sqrt(np.square(sizes[20:]).mean(axis=0))
+    assert size.max() < 1.3 * size.min()
+
+
+def test_a_gradient_of_nothing_moves_nothing() -> None:
+    muon = Muon(0.95, 0.0)
+    muon.learning_rate = 0.02
+    start = mx.random.normal((4, 6), key=mx.random.key(3))
+    assert mx.array_equal(muon.apply_gradients({"a": mx.zeros((4, 6))}, {"a": start})["a"], start)
 
 
 def test_queries_keys_and_values_are_three_matrices() -> None:
@@ -71,9 +105,12 @@ def test_queries_keys_and_values_are_three_matrices() -> None:
     )["h"][0]["c_attn"]["weight"]
     thirds = {f"m{n}": part for n, part in enumerate(mx.split(gradient, 3))}
     apart = parts.apply_gradients(thirds, {name: mx.zeros((8, 8)) for name in thirds})
-    np.testing.assert_allclose(
-        together, mx.concatenate([apart[name] for name in thirds]), atol=1e-6
-    )
+    # In all but their rows' lengths, which are made even over all three.
+    of_thirds = np.concatenate([np.array(apart[name]) for name in thirds])
+    for one, other in zip(np.array(together), of_thirds, strict=True):
+        np.testing.assert_allclose(
+            one / np.linalg.norm(one), other / np.linalg.norm(other), atol=1e-5
+        )
 
 
 def test_decay_is_apart_from_the_gradient() -> None:
@@ -93,7 +130,7 @@ def test_matrices_of_the_blocks_are_muons_and_the_rest_adamws(tiny_model: Config
     muons, adamws, others = ({*flat(o.state)} for o in optimizer.optimizers)
     matrices = {n for n, p in flat(parameters).items() if n.startswith("h.") and p.ndim == 2}
     kept = {"step", "learning_rate"}
-    assert muons == {f"{name}.v" for name in matrices} | kept
+    assert muons == {f"{name}.{part}" for name in matrices for part in ("v", "rows")} | kept
     assert adamws == {f"{name}.weight.{m}" for name in ("wte", "wpe") for m in "mv"} | kept
     assert {name.rsplit(".", 1)[0] for name in others - kept} == {
         n for n, p in flat(parameters).items() if p.ndim == 1

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from mlxgpt import config_files
-from mlxgpt.config import Config, Sampling, override
+from mlxgpt.config import Config, override
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.evaluation.loss import Evaluation, Evaluator
 from mlxgpt.inference import sample
+from mlxgpt.inference.sample import Rules
 from mlxgpt.machine import device
 from mlxgpt.model import gpt as model
 from mlxgpt.model.gpt import GPT, Linear, kernels
@@ -132,16 +133,16 @@ def summed_loss(patch: Patch) -> None:
 
 
 def cache_misplaced(patch: Patch) -> None:
-    real = GPT.cached
+    real = GPT.decode
 
-    def cached(self, ids, cache, position, last):  # type: ignore[no-untyped-def]
-        return real(self, ids, cache, mx.maximum(position - 1, 0), last)
+    def decode(self, ids, cache, position):  # type: ignore[no-untyped-def]
+        return real(self, ids, cache, position - 1)
 
-    patch.setattr(GPT, "cached", cached)
+    patch.setattr(GPT, "decode", decode)
 
 
 def top_k_inverted(patch: Patch) -> None:
-    patch.setattr(sample, "top_k", lambda x, k: mx.where(sample._rank(x) >= k, x, float("-inf")))
+    patch.setattr(sample, "top_k", lambda x, k: mx.where(x < mx.topk(x, k).min(), x, float("-inf")))
 
 
 def top_k_unsorted(patch: Patch) -> None:
@@ -152,9 +153,8 @@ def top_k_unsorted(patch: Patch) -> None:
 
 
 def probabilities_for_logits(patch: Patch) -> None:
-    patch.setattr(
-        sample, "draw", lambda x, key: mx.random.categorical(mx.softmax(x, axis=-1), key=key)
-    )
+    real = sample.draw
+    patch.setattr(sample, "draw", lambda x, keys: real(mx.softmax(x, axis=-1), keys))
 
 
 def evaluation_trains(patch: Patch) -> None:
@@ -279,8 +279,8 @@ def test_sampling_is_checked_with_every_filter(small: Config, monkeypatch: Patch
             assert not selfcheck.sampler(small).ok, name
     processed = sample.process
 
-    def without_temperature(x: mx.array, seen: mx.array, s: Sampling) -> mx.array:
-        return processed(x, seen, Sampling(1, 1.0, s.top_k, s.top_p, s.min_p))
+    def without_temperature(x: mx.array, seen: mx.array, numbers: mx.array, rules: Rules) -> Any:
+        return processed(x, seen, mx.concatenate([mx.ones(1), numbers[1:]]), rules)
 
     monkeypatch.setattr(sample, "process", without_temperature)
     assert not selfcheck.sampler(small).ok

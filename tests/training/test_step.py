@@ -48,6 +48,7 @@ def test_portions_are_one_batch(
     config = override(tiny_model, {"dropout": 0.0, "batch_size": 12})
     ids = ids_of(micro_batches, 12, 9)
     loss, gradients = gradients_of(config, ids)
+    monkeypatch.setattr(kernels, "FEW", 0)
     monkeypatch.setattr(lanes, "PORTION", 2 * 8)
     assert lanes.portions(12, 8) == (3 if lanes.count() == 2 else 1)
     loss_of_parts, means = gradients_of(config, ids)
@@ -73,6 +74,7 @@ def test_twenty_steps_end_where_mlxs_own_formulas_do(
             found.append(float(loss))
         return found
 
+    monkeypatch.setattr(kernels, "FEW", 0)
     monkeypatch.setattr(lanes, "PORTION", 2 * 8)
     ours = losses()
     monkeypatch.setattr(kernels, "on_cpu", lambda: False)

@@ -1,0 +1,253 @@
+"""Prompts -> ids: prefill, cache, one row of new ids after the other. Each text is drawn as if it
+were alone. Knows a model, nothing of texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxgpt.config import Sampling
+from mlxgpt.inference import sample
+from mlxgpt.inference.sample import Rules
+from mlxgpt.machine import blas
+from mlxgpt.machine.compiler import compiled
+from mlxgpt.machine.device import on_cpu
+from mlxgpt.model.gpt import GPT, Cache, count_parameters, with_room
+from mlxgpt.seeds import derive
+
+BUCKETS = 8  # lengths that a step is traced for, at most: this share of a block more is looked at
+# whenever what was is filled
+SMALLEST_BUCKET = 16  # tokens
+MANY = 16  # texts
+SMALL = 4_000_000  # parameters: of fewer, products are too small for several threads of BLAS, and
+# those that wait for their share of one would only be in the way
+
+
+class Decoder:
+    """A model's compiled prefill and steps, to be kept. They are traced once for each of `BUCKETS`
+    lengths, of prompts and of what is looked at of the cache; anew for another number of texts, and
+    another kind of sampling. The model's weights are part of the traces, and must not change.
+
+    Args:
+        vocab_size: ids from here on are never drawn: a model may have room for more than its
+            tokenizer gives.
+    """
+
+    def __init__(self, model: GPT, vocab_size: int) -> None:
+        self.config = model.config
+        self.vocab_size = vocab_size
+        self.slides = model.slides
+        self.blas_share = blas.threads() if count_parameters(model.config) < SMALL else 1
+        # Functions that do not know this object: with a cycle it would outlive its use, and its
+        # arrays would leave the memory around them in pieces.
+        self.prefill = compiled(model.prefill)
+        self._choose = partial(_choose, vocab_size)
+        self._decode = partial(_decode, model, self._choose)
+        self._compiled: dict[tuple[Rules, int], Callable] = {}
+
+    def choose(self, rules: Rules) -> Callable:
+        """What draws after a prefill."""
+        return self._kept((rules, 0), self._choose, rules)
+
+    def decode(self, rules: Rules, seen: int) -> Callable:
+        """What takes a step, seeing so many places of the cache."""
+        return self._kept((rules, seen), self._decode, rules, seen)
+
+    def _kept(self, key: tuple[Rules, int], function: Callable, *given: Any) -> Callable:
+        if key not in self._compiled:
+            self._compiled[key] = compiled(partial(function, *given))
+        return self._compiled[key]
+
+
+class Decoding:
+    """A batch of texts under way. Iterating gives `max_tokens` rows, with one new id for each text.
+    The next row is under way on the device while the last one is read.
+
+    A full cache slides, where the model can: see `GPT.slides`. With learned positions a text's last
+    half block is read in again instead, from position 0.
+
+    Args:
+        texts: of each its prompt's ids, at least one, of which as many as the block holds count,
+            the last; and its number, so that those with one prompt are drawn differently.
+        end_of_text: no repetition where a prompt began with it and the text ends.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        texts: Sequence[tuple[np.ndarray, int]],
+        sampling: Sampling,
+        end_of_text: int | None = None,
+    ) -> None:
+        block = decoder.config.block_size
+        self._decoder, self._sampling, self._block = decoder, sampling, block
+        rules = Rules.of(sampling, decoder.vocab_size)
+        self._rules = rules
+        self._numbers = sample.values(sampling)
+        # Each row's tokens in the window, its keys' beginning, and how many tokens its cache holds.
+        self._texts = [prompt[-block:].tolist() for prompt, _ in texts]
+        self._needed = max(map(len, self._texts)) + sampling.max_tokens
+        seeds = [derive(sampling.seed or 0, "sample", number) for _, number in texts]
+        self._seeds = np.array(seeds, dtype=np.uint64)
+        self._filled = np.zeros(len(self._texts), dtype=np.int32)
+        # Without a penalty nobody looks; but an array without columns crashes MLX.
+        columns = decoder.config.vocab_size if rules.penalty else 1
+        seen = np.zeros((len(texts), columns), dtype=bool)
+        if rules.penalty:
+            for row, (prompt, _) in zip(seen, texts, strict=True):
+                row[prompt[prompt != end_of_text]] = True
+        self._seen = mx.array(seen)
+        self._ids = mx.zeros(len(self._texts), dtype=mx.int32)
+        self._cache: Cache = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        with blas.shared_by(self._decoder.blas_share):
+            yield from self._rows()
+
+    def _rows(self) -> Iterator[list[int]]:
+        self._read(np.arange(len(self._texts)), 0, self._seen)
+        for n in range(1, self._sampling.max_tokens + 1):
+            more, ids, seen = n < self._sampling.max_tokens, self._ids, self._seen
+            full = np.flatnonzero(self._filled == self._block)
+            if self._decoder.slides:
+                full = full[:0]
+            if more and len(full) < len(self._texts):
+                self._take_step(n)
+            row = np.array(ids).tolist()  # waits for it, while the following is under way
+            for text, id in zip(self._texts, row, strict=True):
+                text.append(id)
+                del text[: -self._block]
+            if more and len(full):
+                self._read(full, n, seen)
+            yield row
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows alone; from now on they are 0, 1, 2, …"""
+        chosen = mx.array(rows)
+        self._texts = [self._texts[row] for row in rows]
+        self._seeds, self._filled = self._seeds[rows], self._filled[rows]
+        self._ids, self._seen = self._ids[chosen], self._seen[chosen]
+        self._cache = [(keys[chosen], values[chosen]) for keys, values in self._cache]
+
+    def _read(self, rows: np.ndarray, n: int, seen: mx.array) -> None:
+        """Read some rows in, at first whole, later their last half blocks, and draw each one's
+        token n. What several have in common is read once.
+        """
+        texts = [self._texts[row] for row in rows]
+        if n:
+            texts = [text[-max(1, self._block // 2) :] for text in texts]
+        different = list(dict.fromkeys(map(tuple, texts)))
+        lengths = np.array([len(text) for text in different], dtype=np.int32)
+        ids = np.zeros((len(different), _bucket(max(lengths), self._block)), dtype=np.int32)
+        for row, text in zip(ids, different, strict=True):
+            row[: len(text)] = text
+        if len(rows) == len(self._texts):
+            self._cache = []  # before there is another
+        last = lengths[:1] if (lengths == lengths[0]).all() else lengths
+        logits, cache = self._decoder.prefill(mx.array(ids), mx.array(last - 1))
+        cache = with_room(cache, _room(self._needed, self._block))
+        if len(different) < len(rows):
+            places = {text: place for place, text in enumerate(different)}
+            each = mx.array([places[tuple(text)] for text in texts])
+            logits, cache = logits[each], [(k[each], v[each]) for k, v in cache]
+        self._filled[rows] = [len(text) for text in texts]
+        choose = self._decoder.choose(self._rules)
+        drawn, seen = choose(logits, seen[mx.array(rows)], self._keys(rows, n), self._numbers)
+        if len(rows) == len(self._texts):
+            self._ids, self._seen, self._cache = drawn, seen, cache
+        else:
+            self._put(mx.array(rows), drawn, seen, cache)
+        self._compute()
+
+    def _put(self, rows: mx.array, ids: mx.array, seen: mx.array, cache: Cache) -> None:
+        """These rows in place of those that there are."""
+        self._ids[rows], self._seen[rows] = ids, seen
+        for mine, new in zip(self._cache, cache, strict=True):
+            for whole, part in zip(mine, new, strict=True):
+                whole[rows] = part
+
+    def _take_step(self, n: int) -> None:
+        """Every row's token n; of a row that is full it is to be put right by `_read`."""
+        filled = self._filled
+        seen = _bucket(int(filled.max()) + 1, self._block)
+        same = bool((filled == filled[0]).all())
+        position = filled[:1] if same else filled
+        if not self._decoder.slides:
+            position = np.minimum(position, self._block - 1)
+        step = self._decoder.decode(self._rules, seen)
+        self._ids, self._seen, self._cache = step(
+            self._ids,
+            self._seen,
+            self._cache,
+            mx.array(position),
+            self._keys(np.arange(len(filled)), n),
+            self._numbers,
+        )
+        self._filled = filled + 1
+        self._compute()
+
+    def _compute(self) -> None:
+        # On the CPU a step that waits for another one copies the cache instead of writing into it;
+        # for few texts that takes less than waiting here.
+        waits = on_cpu() and len(self._texts) >= MANY
+        (mx.eval if waits else mx.async_eval)(self._ids, self._seen, self._cache)
+
+    def _keys(self, rows: np.ndarray, n: int) -> mx.array:
+        """A key for each row's token n, uint32 [B, 2]: a function of the seed, which sample of its
+        prompt it is, and n.
+        """
+        keys = self._seeds[rows] + np.uint64(n)
+        return mx.array(keys.astype(">u8").view(">u4").astype(np.uint32).reshape(-1, 2))
+
+
+def _bucket(length: int, block: int) -> int:
+    """A length at least as great, of few; none above the block."""
+    step = max(SMALLEST_BUCKET, -(-block // BUCKETS))
+    return min(-(-length // step) * step, block)
+
+
+def _room(length: int, block: int) -> int:
+    """How long a cache is made for so many tokens."""
+    room = SMALLEST_BUCKET
+    while room < length:
+        room *= 2
+    return min(room, block)
+
+
+def _choose(
+    vocab_size: int,
+    rules: Rules,
+    logits: mx.array,
+    seen: mx.array,
+    keys: mx.array,
+    numbers: mx.array,
+) -> tuple[mx.array, mx.array]:
+    """(ids[B], seen with them) from logits[B, V]."""
+    if vocab_size < logits.shape[-1]:
+        logits = mx.where(mx.arange(logits.shape[-1]) < vocab_size, logits, sample.NEVER)
+    ids = sample.choose(logits, seen, keys, numbers, rules)
+    if rules.penalty:
+        seen = seen | (mx.arange(seen.shape[-1]) == ids[:, None])
+    return ids, seen
+
+
+def _decode(
+    model: GPT,
+    choose: Callable[..., tuple[mx.array, mx.array]],
+    rules: Rules,
+    length: int,
+    ids: mx.array,
+    seen: mx.array,
+    cache: Cache,
+    position: mx.array,
+    keys: mx.array,
+    numbers: mx.array,
+) -> tuple[mx.array, mx.array, Cache]:
+    """(ids[B], seen, cache) after the last ids[B], within the cache's first `length` places."""
+    logits, cache = model.decode(ids, cache, position, length)
+    return *choose(rules, logits, seen, keys, numbers), cache

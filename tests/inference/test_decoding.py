@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import gc
+import weakref
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+
+from mlxgpt.config import Config, Sampling, override
+from mlxgpt.inference import decoding
+from mlxgpt.inference.decoding import Decoder, Decoding
+from mlxgpt.model.gpt import GPT
+
+ROTARY = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
+
+
+def lively(config: Config) -> GPT:
+    """A model that is neither sure nor clueless: large random weights."""
+    model = GPT(config.model)
+    draw = np.random.default_rng(0)
+    model.update(
+        tree_map(
+            lambda p: mx.array(draw.normal(0, 0.4, p.shape).astype(np.float32)), model.parameters()
+        )
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Config) -> GPT:
+    assert tiny_model.model.block_size == 8
+    return lively(tiny_model)
+
+
+def tokens(
+    model: GPT, prompt: np.ndarray, sampling: Sampling, vocab_size: int, end: int | None = None
+) -> list[list[int]]:
+    """All rows of one prompt's texts."""
+    texts = [(prompt, n) for n in range(sampling.samples)]
+    return list(Decoding(Decoder(model, vocab_size), texts, sampling, end))
+
+
+@pytest.mark.parametrize("parts", [{}, ROTARY])
+@pytest.mark.parametrize("kind", [{"temperature": 0}, {"top_k": 5}, {"repetition_penalty": 1.3}])
+def test_every_text_is_drawn_as_if_it_were_alone(
+    tiny_model: Config, parts: dict, kind: dict
+) -> None:
+    """Beyond the block too, and after some of them were dropped."""
+    model = lively(override(tiny_model, parts))
+    decoder = Decoder(model, 19)
+    lengths = [3, 8, 1, 5, 8, 12]
+    texts = [(np.arange(n) * (n + 1) % 19, n % 2) for n in lengths]
+    sampling = Sampling(max_tokens=30, seed=2, **kind)
+    alone = [[row[0] for row in Decoding(decoder, [text], sampling)] for text in texts]
+    batch = Decoding(decoder, texts, sampling)
+    left = list(range(len(texts)))
+    found: list[list[int]] = [[] for _ in texts]
+    for n, row in enumerate(batch):
+        for which, id in zip(left, row, strict=True):
+            found[which].append(id)
+        if n == 4:
+            batch.keep([0, 2, 3, 5])
+            left = [0, 2, 3, 5]
+        if n == 17:
+            batch.keep([3])
+            left = [5]
+    for which, ids in enumerate(found):
+        assert ids == alone[which][: len(ids)]
+    assert [len(ids) for ids in found] == [18, 5, 18, 18, 5, 30]
+
+
+def test_what_texts_have_in_common_is_read_once(
+    monkeypatch: pytest.MonkeyPatch, model: GPT
+) -> None:
+    decoder = Decoder(model, 19)
+    read: list[int] = []
+    real = decoder.prefill
+
+    def prefill(ids: mx.array, last: mx.array) -> object:
+        read.append(len(ids))
+        return real(ids, last)
+
+    monkeypatch.setattr(decoder, "prefill", prefill)
+    one, other = np.array([1, 2, 3]), np.array([4, 5])
+    texts = [(one, 0), (other, 0), (one, 1), (one, 2), (other, 1)]
+    rows = list(Decoding(decoder, texts, Sampling(max_tokens=5, seed=0)))
+    assert read == [2]
+    assert len(set(zip(*rows, strict=True))) == 5
+
+
+def test_a_decoder_is_traced_a_few_times_and_then_never(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Config
+) -> None:
+    model = lively(override(tiny_model, {"block_size": 256}))
+    traced: list[str] = []
+    for name in ("prefill", "decode"):
+        real = getattr(GPT, name)
+
+        def counted(self, *given, real=real, name=name):  # type: ignore[no-untyped-def]
+            traced.append(name)
+            return real(self, *given)
+
+        monkeypatch.setattr(GPT, name, counted)
+    decoder = Decoder(model, 19)
+    for temperature, seed, length in ((0.8, 1, 250), (0.9, 2, 250), (0.7, 3, 40)):
+        sampling = Sampling(max_tokens=length, temperature=temperature, seed=seed)
+        list(Decoding(decoder, [(np.array([1, seed]), 0)], sampling))
+    assert traced.count("prefill") == 1
+    assert traced.count("decode") <= decoding.BUCKETS + 2, "two caches of the last text's length"
+    before = len(traced)
+    list(Decoding(decoder, [(np.array([1, 2]), 0)], Sampling(max_tokens=250, seed=9)))
+    assert len(traced) == before
+
+
+def test_memory_stays_level_however_long_the_text(model: GPT) -> None:
+    sampling, used = Sampling(max_tokens=2000, seed=0), []
+    for n, _ in enumerate(Decoding(Decoder(model, 19), [(np.array([1]), 0)], sampling)):
+        if n % 100 == 50:
+            used.append(mx.get_active_memory())
+    assert max(used[10:]) <= max(used[:10]) + 1000
+
+
+@pytest.mark.parametrize("prompt", [1, 2, 3, 7, 8])
+def test_how_much_is_looked_at_of_a_cache_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, model: GPT, prompt: int
+) -> None:
+    ids, sampling = np.arange(prompt), Sampling(max_tokens=40, seed=5, samples=2)
+    whole = tokens(model, ids, sampling, 19)
+    monkeypatch.setattr(decoding, "SMALLEST_BUCKET", 1)
+    assert tokens(model, ids, sampling, 19) == whole
+
+
+def test_with_rotary_positions_the_text_slides_on(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Config
+) -> None:
+    """With one layer its text is that of reading the last block afresh for every token; and none
+    is read in again.
+    """
+    model = GPT(override(tiny_model, {"position": "rope", "n_layer": 1}).model)
+    model.update(tree_map(lambda p: 20 * p if p.ndim == 2 else p, model.parameters()))
+    monkeypatch.setattr(decoding, "SMALLEST_BUCKET", 2)
+    read: list[int] = []
+    real = Decoding._read
+
+    def counted(self: Decoding, rows: np.ndarray, n: int, seen: mx.array) -> None:
+        read.append(n)
+        real(self, rows, n, seen)
+
+    monkeypatch.setattr(Decoding, "_read", counted)
+    found = [row[0] for row in tokens(model, np.arange(3), Sampling(40, temperature=0), 19)]
+    window = [0, 1, 2]
+    for id in found:
+        assert id == int(model(mx.array([window[-model.config.block_size :]]))[0, -1].argmax())
+        window.append(id)
+    assert read == [0]
+    assert len(set(found)) > 3
+
+
+def test_settings_reach_the_sampler(model: GPT) -> None:
+    prompt = np.array([1, 2])
+    greedy = tokens(model, prompt, Sampling(temperature=0, max_tokens=12), 19)
+    only_one = tokens(model, prompt, Sampling(top_k=1, max_tokens=12, seed=3), 19)
+    nucleus = tokens(model, prompt, Sampling(top_p=1e-6, max_tokens=12, seed=3), 19)
+    peak = tokens(model, prompt, Sampling(min_p=1.0, max_tokens=12, seed=3), 19)
+    assert greedy == only_one == nucleus == peak
+    never_again = Sampling(temperature=0, repetition_penalty=100.0, max_tokens=12)
+    rows = [row[0] for row in tokens(model, prompt, never_again, 19)]
+    assert len({1, 2, *rows}) == 14, "prompt and all drawn tokens count as seen"
+
+
+def test_to_end_is_no_repetition_of_having_begun(tiny_model: Config) -> None:
+    """The end-of-text that a text begins with is not penalised; another token is."""
+
+    class Sure(GPT):
+        def prefill(self, ids, last):  # type: ignore[no-untyped-def]
+            row = mx.where(mx.arange(self.config.vocab_size) == 5, 9.0, 1.0)
+            return row[None], super().prefill(ids, last)[1]
+
+    model, prompt = Sure(tiny_model.model), np.array([5, 3])
+    penalty = Sampling(1, temperature=0, repetition_penalty=100.0)
+    assert tokens(model, prompt, penalty, 19, 5)[0] == [5]
+    assert tokens(model, prompt, penalty, 19, 3)[0] != [5]
+    assert tokens(model, prompt, penalty, 19)[0] != [5]
+
+
+def test_a_decoder_goes_when_it_is_no_longer_used(model: GPT) -> None:
+    """At once, not when Python next looks for cycles: a training makes one at each evaluation,
+    and arrays that stay leave the memory around them in pieces.
+    """
+    gc.disable()
+    try:
+        decoder = Decoder(model, 19)
+        for _ in Decoding(decoder, [(np.zeros(4, dtype=np.int32), 0)], Sampling(3)):
+            pass
+        gone = weakref.ref(decoder)
+        del decoder
+        assert gone() is None
+    finally:
+        gc.enable()
