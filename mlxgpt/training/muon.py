@@ -63,8 +63,9 @@ class Muon(Optimizer):
             state = _at(self.state, name)
             size = mx.square(step).mean(axis=1, keepdims=True)
             state["rows"] = ROW_MOMENTUM * state["rows"] + (1 - ROW_MOMENTUM) * size
-            even = step * mx.rsqrt(state["rows"] + EPS)
-            steps[name] = even * mx.sqrt(size.sum() / (mx.square(even).mean(axis=1).sum() + EPS))
+            even = mx.rsqrt(state["rows"] + EPS)
+            # What the rows' sizes add up to before, and will after.
+            steps[name] = step * (even * mx.sqrt(size.sum() / ((size * even * even).sum() + EPS)))
         return tree_unflatten(
             {
                 name: own[name] * (1 - rate * self.weight_decay) - rate * step
