@@ -260,7 +260,9 @@ def generate(
     *,
     run: str | None = None,
     checkpoint: str = "best",
+    quantize: int | None = None,
     runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
     show: Callable[[str], None] = lambda piece: None,
     note: Callable[[str], None] = lambda line: None,
     **sampling: Any,
@@ -268,13 +270,19 @@ def generate(
     """Continue a prompt, or several, with a trained run; to do so again and again, `load` it.
 
     Args:
-        run: name or folder; default: the newest that has a checkpoint.
-        checkpoint: `best`, `newest` or a step.
-
-    For the others see loaded.Model.generate.
+        prompt, show, sampling: see loaded.Model.generate.
+        run, checkpoint, quantize: see `load`.
+        note: takes a line on what the user should know.
     """
-    configs.sampling(sampling)  # what is wrong with it is said before anything is read
-    model = load(run, checkpoint=checkpoint, runs_dir=runs_dir, note=note)
+    configs.sampling(sampling)  # what cannot be is refused before a model is read
+    model = load(
+        run,
+        checkpoint=checkpoint,
+        quantize=quantize,
+        runs_dir=runs_dir,
+        data_dir=data_dir,
+        note=note,
+    )
     return model.generate(prompt, show=show, note=note, **sampling)
 
 

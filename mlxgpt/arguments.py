@@ -258,11 +258,26 @@ def _generate(add: Add) -> None:
         "let a trained model write",
         "Continue a prompt with a trained model; without one, write from the beginning.\n\n"
         '  mlxgpt generate "ROMEO:"\n'
-        '  mlxgpt generate "ROMEO:" --samples 3 --temperature 0.7 --seed 1',
+        '  mlxgpt generate "ROMEO:" --samples 3 --temperature 0.7 --seed 1\n'
+        "  mlxgpt generate --interactive",
     )
-    sub.add_argument("prompt", nargs="?", default="", help="how the text begins")
+    sub.add_argument("prompt", nargs="?", help="how the text begins")
+    sub.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="many prompts at once: one a line, or JSON lines, strings or with a field prompt",
+    )
+    sub.add_argument(
+        "--interactive", action="store_true", help="prompt after prompt, with history and settings"
+    )
+    sub.add_argument(
+        "--quantize",
+        type=int,
+        metavar="BITS",
+        help="16, 8 or 4 bits a weight, faster on a Mac; what it costs is said (default: 32)",
+    )
     _add_run(sub)
-    _add_folders(sub, runs=True)
+    _add_folders(sub, runs=True, data=True)
     group = sub.add_argument_group("sampling")
     add_flags(group, config.Sampling)
 

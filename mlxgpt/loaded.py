@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlxgpt import config
+from mlxgpt.corpus.dataset import is_prepared
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
-from mlxgpt.evaluation.loss import EvalStep, Evaluation, Evaluator, eval_step
+from mlxgpt.evaluation.loss import Evaluation, Evaluator
 from mlxgpt.inference import generation
 from mlxgpt.inference.decoding import Decoder
 from mlxgpt.inference.generation import Generated
 from mlxgpt.machine.compiler import compiled
+from mlxgpt.machine.device import on_cpu
+from mlxgpt.model import quantized
 from mlxgpt.model.gpt import GPT
-from mlxgpt.requests import PathLike, opened
+from mlxgpt.model.lanes import Lanes
+from mlxgpt.requests import PathLike, data_of, home, opened
 from mlxgpt.storage.run import Run
+
+SAMPLE = 20_000  # tokens, by which rounding is judged
 
 
 class Model:
@@ -93,15 +100,19 @@ class Model:
         Raises:
             UserError: if the text is of fewer than two tokens.
         """
+        return self._evaluated(self.tokenizer.encode(text))
+
+    def _evaluated(self, ids: np.ndarray, limit: int | None = None) -> Evaluation:
         c = self.run.config
         evaluate = Evaluator(
             self._model,
             self.tokenizer,
-            Tokens(self.tokenizer.encode(text), c.model.vocab_size),
+            Tokens(ids, c.model.vocab_size),
             bos=self.run.bos,
             batch_size=c.train.batch_size,
-            dtype=self._dtype,
+            dtype=mx.float32,
             step=self._eval_step,
+            limit=limit,
         )
         return evaluate()
 
@@ -110,20 +121,17 @@ class Model:
         return compiled(self._model.__call__)
 
     @cached_property
-    def _eval_step(self) -> EvalStep:
-        return eval_step(self._model, self._dtype)
-
-    @property
-    def _dtype(self) -> mx.Dtype:
-        dtype: mx.Dtype = getattr(mx, self.run.config.train.dtype)
-        return dtype
+    def _eval_step(self) -> Lanes[mx.array]:
+        return Lanes(partial(quantized.as_it_is, self._model))
 
 
 def load(
     run: str | None = None,
     *,
     checkpoint: str = "best",
+    quantize: int | None = None,
     runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Model:
     """A run's model, to keep.
@@ -131,6 +139,30 @@ def load(
     Args:
         run: name or folder; default: the newest that has a checkpoint.
         checkpoint: `best`, `newest` or a step.
-        note: takes a line on what was loaded.
+        quantize: bits a weight, 16, 8 or 4; default: 32.
+        note: takes a line on what was loaded, and on what its rounding costs.
     """
-    return Model(*opened(run, checkpoint, runs_dir, note))
+    if quantize is not None and quantize not in quantized.BITS:
+        raise UserError(f"no model has {quantize} bits a weight", "use 16, 8 or 4.")
+    loaded = Model(*opened(run, checkpoint, runs_dir, note))
+    if quantize is None:
+        return loaded
+    sample = _validation(loaded.run, home("data", data_dir))
+    before = loaded._evaluated(sample, SAMPLE) if sample is not None else None
+    quantized.quantize(loaded._model, quantize)
+    rounded = Model(loaded.run, loaded._model, loaded.step)
+    cost = ""
+    if before and sample is not None:
+        after = rounded._evaluated(sample, SAMPLE)
+        cost = f": loss {before.loss:.4f} before, {after.loss:.4f} now, on {after.tokens:,} tokens"
+    note(f"{quantize} bits a weight{cost}")
+    if on_cpu():
+        note("on a CPU that is slower than 32 bits; it is made for Macs")
+    return rounded
+
+
+def _validation(run: Run, data_dir: Path) -> np.ndarray | None:
+    """Ids of a run's validation text, where it is at hand."""
+    if not run.data_name or not is_prepared(data_dir / run.data_name):
+        return None
+    return data_of(run, data_dir).val.ids

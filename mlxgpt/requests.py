@@ -6,13 +6,15 @@ current folder.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mlxgpt import config as configs
-from mlxgpt import config_files
+from mlxgpt import config_files, files
 from mlxgpt.config import Config
 from mlxgpt.corpus.dataset import Dataset, is_prepared, open_dataset
 from mlxgpt.errors import UserError
@@ -70,6 +72,41 @@ def opened(
     model, saved = runs.load_model(found, checkpoint, note)
     note(f"{found.folder}, step {saved.step:,}")
     return found, model, saved.step
+
+
+def prompts_in(path: PathLike) -> list[str]:
+    """The prompts in a file: its lines, but for empty ones; or of JSON lines, by its name, strings
+    or the field `prompt`.
+
+    Raises:
+        UserError: if it cannot be read, a line of JSON is neither, or there is none.
+    """
+    try:
+        lines = files.read_small(Path(path)).splitlines()
+    except (OSError, ValueError) as error:
+        no_text = "it is no text" if isinstance(error, UnicodeError) else str(error)
+        reason = getattr(error, "strerror", None) or no_text
+        raise UserError(f"cannot read {path}: {reason}", "give a text of prompts.") from error
+    prompts = [line for line in lines if line.strip()]
+    if Path(path).suffix in (".jsonl", ".json"):
+        prompts = [
+            _prompt_of(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()
+        ]
+    if not prompts:
+        raise UserError(f"there is no prompt in {path}", "write one a line.")
+    return prompts
+
+
+def _prompt_of(line: str, where: str) -> str:
+    with contextlib.suppress(ValueError), files.not_too_deep():
+        read = json.loads(line)
+        prompt = read.get("prompt") if isinstance(read, dict) else read
+        if isinstance(prompt, str):
+            return prompt
+    raise UserError(
+        f"{where}: no prompt",
+        'write one a line, "Once upon a time" or {"prompt": "Once upon a time"}.',
+    )
 
 
 def data_of(run: runs.Run, data_dir: Path) -> Dataset:

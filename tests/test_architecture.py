@@ -21,6 +21,7 @@ FRONT = (
     "benchmarking",
     "comparison",
     "standings",
+    "conversation",
     "loaded",
     "requests",
     "display",

@@ -37,14 +37,6 @@ class Evaluation:
     tokens: int
 
 
-EvalStep = Lanes[mx.array]
-
-
-def eval_step(model: GPT, dtype: mx.Dtype) -> EvalStep:
-    """A compiled step of evaluation, for each lane."""
-    return Lanes(lambda: make_eval_step(model, dtype))
-
-
 class Evaluator:
     """Evaluates one model on one text again and again, with one compiled step.
 
@@ -60,7 +52,7 @@ class Evaluator:
         bos: the token that the model's texts begin with; None where they begin without one.
         batch_size: windows at a time, over all lanes.
         dtype: of the forward pass.
-        step: from `eval_step`, where there is one that knows this model; default: a new one.
+        step: what evaluates a batch, kept from another text; default: a new one.
         limit: about how many tokens to predict, in windows spread evenly over the text, always the
             same; default: all.
     """
@@ -74,7 +66,7 @@ class Evaluator:
         bos: int | None,
         batch_size: int,
         dtype: mx.Dtype,
-        step: EvalStep | None = None,
+        step: Lanes[mx.array] | None = None,
         limit: int | None = None,
     ) -> None:
         ids = np.asarray(tokens.ids, dtype=np.int32)
@@ -100,7 +92,7 @@ class Evaluator:
         self._rows = max(1, min(batch_size, chosen) // lanes.count())  # of each lane
         self._block_size = T
         self._model = model
-        self._lanes = step or eval_step(model, dtype)
+        self._lanes = step or Lanes(lambda: make_eval_step(model, dtype))
 
     def __call__(self) -> Evaluation:
         """Evaluate the model as it is now."""

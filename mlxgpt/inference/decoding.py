@@ -150,7 +150,7 @@ class Decoding:
             self._cache = []  # before there is another
         last = lengths[:1] if (lengths == lengths[0]).all() else lengths
         logits, cache = self._decoder.prefill(mx.array(ids), mx.array(last - 1))
-        cache = with_room(cache, _room(self._needed, self._block))
+        cache = with_room(cache, max(ids.shape[1], _room(self._needed, self._block)))
         if len(different) < len(rows):
             places = {text: place for place, text in enumerate(different)}
             each = mx.array([places[tuple(text)] for text in texts])

@@ -82,6 +82,12 @@ def generate(
             show(piece)
         seconds += time.perf_counter() - (began or 0.0)
         first_rows += len(rows[batch])
+    if any(len(ids) + text.tokens > block for (ids, _), text in zip(rows, texts, strict=True)):
+        note(
+            f"beyond {block:,} tokens the model goes on from the last "
+            + (f"{block:,}" if decoder.slides else f"{block // 2:,} to {block:,}")
+            + ", and has forgotten what was before"
+        )
     tokens = sum(text.tokens for text in texts)
     rate = (tokens - first_rows) / seconds if tokens > first_rows else 0.0
     ended = [text.ended for text in texts]

@@ -270,7 +270,11 @@ class GPT(nn.Module):
         return self.wve[n](ids) if self.config.value_embeddings else None
 
     def _logits(self, x: mx.array) -> mx.array:
-        return kernels.linear(x, self.wte.weight) if self.config.tied else self.lm_head(x)
+        if not self.config.tied:
+            return self.lm_head(x)
+        if isinstance(self.wte, nn.QuantizedEmbedding):
+            return self.wte.as_linear(x)
+        return kernels.linear(x, self.wte.weight)
 
     def prefill(self, ids: mx.array, last: mx.array) -> tuple[mx.array, Cache]:
         """Read prompts in.
