@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mlxgpt import config_files
+from mlxgpt import config, config_files
 from mlxgpt.errors import UserError
 from mlxgpt.reports import report
 from mlxgpt.reports.records import Measurement
 from mlxgpt.requests import PathLike
 
+# As its README has it, "on a Macbook".
+NANOGPT_ON_A_CPU = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
 GET_PEERS = "pip install 'torch>=2.6,<3' 'transformers>=5.7,<6' 'mlx-lm>=0.32,<0.33'"
 
 
@@ -46,6 +48,15 @@ def benchmark(
     tiers = {f"tier{n}": bench.complete(config_files.tier(n)) for n in (1, 2)}
     measured = bench.measure(tiers, note=note)
     if taking_part:
-        contests = contest.contests(tiers, taking_part, checkout=checkout, note=note)
+        shape = config.override(config_files.tier(1), NANOGPT_ON_A_CPU)
+        large = config_files.load(config_files.built_in()["gpt2-124m"])
+        contests = contest.contests(
+            tiers,
+            taking_part,
+            to_train={"nanoGPT's for a CPU": bench.complete(shape)},
+            to_write={"gpt2-124m": bench.complete(large)},
+            checkout=checkout,
+            note=note,
+        )
         measured = replace(measured, contests=tuple(contests))
     return measured, report.write(measured, folder)

@@ -109,6 +109,8 @@ def contests(
     configs: Mapping[str, Config],
     taking_part: list[Contender],
     *,
+    to_train: Mapping[str, Config] | None = None,
+    to_write: Mapping[str, Config] | None = None,
     checkout: Path | None = None,
     note: Callable[[str], None] = lambda line: None,
     length: Length = LENGTH,
@@ -119,9 +121,15 @@ def contests(
         configs: of GPT-2's parts, with their vocabulary and dtype, by name; what is learned and
             prepared is the first one's.
         taking_part: see `contenders`.
+        to_train, to_write: others, that are trained alone, or write one text alone.
         note: takes a line on what is going on.
     """
-    for name, config in configs.items():
+    everyone = [
+        *((name, config, True, length.texts) for name, config in configs.items()),
+        *((name, config, True, ()) for name, config in (to_train or {}).items()),
+        *((name, config, False, (1,)) for name, config in (to_write or {}).items()),
+    ]
+    for name, config, trains, numbers in everyone:
         with _weights(config) as folder:
             c = config.model
             task = {
@@ -133,8 +141,9 @@ def contests(
                 "new_tokens": c.block_size - c.block_size // 2,
             }
             task["config"]["train"]["batch_size"] = task["batch_size"]
-            yield _contest(name, "training", task, taking_part, length, note)
-            for texts in length.texts:
+            if trains:
+                yield _contest(name, "training", task, taking_part, length, note)
+            for texts in numbers:
                 yield _contest(
                     name, "generate", {**task, "texts": texts}, taking_part, length, note
                 )

@@ -45,6 +45,24 @@ def test_we_can_do_all_of_it() -> None:
     assert curve[-1][1] < curve[0][1], "something is learned"
 
 
+def test_some_are_trained_or_write_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "_ask", lambda one, task: {"made_with": {}})
+    length = Length(rounds=1, texts=(1, 2), steps=1, megabytes=0.05)
+    narrow, deep = {"narrow": TINY}, {"deep": TINY}
+    held = list(
+        contest.contests({"tiny": TINY}, [OURS], to_train=narrow, to_write=deep, length=length)
+    )
+    assert [(one.config, one.what, one.texts) for one in held] == [
+        ("tiny", "training", 0),
+        ("tiny", "generate", 1),
+        ("tiny", "generate", 2),
+        ("narrow", "training", 0),
+        ("deep", "generate", 1),
+        ("tiny", "learning", 0),
+        ("tiny", "preparation", 0),
+    ]
+
+
 def test_all_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str, int]] = []
 
