@@ -24,8 +24,8 @@ BUCKETS = 8  # lengths that a step is traced for, at most: this share of a block
 # whenever what was is filled
 SMALLEST_BUCKET = 16  # tokens
 MANY = 16  # texts
-SMALL = 4_000_000  # parameters: of fewer, products are too small for several threads of BLAS, and
-# those that wait for their share of one would only be in the way
+SMALL = 4_000_000  # parameters: with fewer, products are too small for several threads of BLAS, and
+# those that wait for the next one would only be in the way
 
 
 class Decoder:

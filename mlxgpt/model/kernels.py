@@ -34,6 +34,10 @@ EXP2 = (
 ROUND = 12582912.0  # 1.5 · 2^23: adding it rounds to a whole number, kept in the low bits
 LARGE = 1e9
 EPS = 1e-5  # of every norm
+PART, FEWEST_ROWS = (
+    400_000,
+    16,
+)  # of a weight that a single vector is multiplied with: numbers, rows
 FEW = 4096  # numbers: with fewer, MLX's own take less time
 
 _fence = mx.contiguous
@@ -46,6 +50,9 @@ def _ours(x: mx.array, size: int) -> bool:
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
     """x[..., I] times weight[O, I], transposed, plus bias[O]: [..., O]."""
+    if on_cpu() and x.size == x.shape[-1] and weight.size > PART:
+        y = _product_of_one(x, weight)
+        return y if bias is None else y + bias
     if _ours(x, x.size):
         y = cast(mx.array, _product(x, weight))
         return y if bias is None else y + bias
@@ -170,6 +177,19 @@ def _product_vjp(
     x, weight = primals
     rows, of_rows = (z.reshape(-1, z.shape[-1]) for z in (x, cotangent))
     return cotangent @ weight, of_rows.T @ rows
+
+
+def _product_of_one(x: mx.array, weight: mx.array) -> mx.array:
+    """x[..., I] of a single row: by as many rows of the weight at a time as OpenBLAS multiplies
+    without copying them first, which takes as long again.
+    """
+    rows, length = weight.shape
+    fewest = -(-weight.size // PART)
+    parts = next(n for n in range(fewest, rows + 1) if rows % n == 0)
+    if rows // parts < FEWEST_ROWS:
+        return x @ weight.T
+    y = x.reshape(1, length) @ weight.reshape(parts, rows // parts, length).swapaxes(1, 2)
+    return y.reshape(*x.shape[:-1], rows)
 
 
 @mx.custom_function

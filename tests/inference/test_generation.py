@@ -139,7 +139,10 @@ def test_a_long_prompt_keeps_its_last_tokens_and_says_so(
     long = generated(model, tokenizer, "q" * 9 + "abcdefgh", sampling, note=notes.append)
     short = generated(model, tokenizer, "abcdefgh", sampling, note=notes.append)
     assert long.texts[0][-1] == short.texts[0][-1]
-    assert notes == ["the prompt has 17 tokens; the model reads the last 8"]
+    forgot = (
+        "beyond 8 tokens the model goes on from the last 4 to 8, and has forgotten what was before"
+    )
+    assert notes == ["the prompt has 17 tokens; the model reads the last 8", forgot, forgot]
 
 
 def test_unknown_characters_are_refused(model: GPT, tokenizer: CharTokenizer) -> None:

@@ -116,6 +116,20 @@ def test_a_linear_layer_and_its_gradients(compiled: bool) -> None:
     np.testing.assert_allclose(kernels.linear(x, weight), x @ weight.T, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [4, 96, 97, 29 * 31])
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6)])
+def test_a_single_row_is_multiplied_part_by_part(
+    rows: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = mx.random.normal(shape, key=mx.random.key(0))
+    weight, bias = mx.random.normal((rows, 6), key=mx.random.key(1)), mx.arange(float(rows))
+    for part in (120, 400_000):
+        monkeypatch.setattr(kernels, "PART", part)
+        found = kernels.linear(x, weight, bias)
+        assert found.shape == (*shape[:-1], rows)
+        np.testing.assert_allclose(found, x @ weight.T + bias, rtol=1e-5, atol=1e-5)
+
+
 def test_the_gradient_of_a_weight_lies_as_the_weight_does() -> None:
     x, weight = mx.ones((3, 6)), mx.ones((4, 6))
     gradient = mx.grad(lambda weight: kernels.linear(x, weight).sum())(weight)
