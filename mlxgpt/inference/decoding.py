@@ -110,21 +110,33 @@ class Decoding:
             yield from self._rows()
 
     def _rows(self) -> Iterator[list[int]]:
+        most = self._sampling.max_tokens
         self._read(np.arange(len(self._texts)), 0, self._seen)
-        for n in range(1, self._sampling.max_tokens + 1):
-            more, ids, seen = n < self._sampling.max_tokens, self._ids, self._seen
+        # The first at once; the others while the following is under way.
+        yield self._row(self._ids)
+        for n in range(1, most):
+            ids, seen, row = self._ids, self._seen, list[int]()
             full = np.flatnonzero(self._filled == self._block)
             if self._decoder.slides:
                 full = full[:0]
-            if more and len(full) < len(self._texts):
+            if len(full) < len(self._texts):
                 self._take_step(n)
-            row = np.array(ids).tolist()  # waits for it, while the following is under way
-            for text, id in zip(self._texts, row, strict=True):
-                text.append(id)
-                del text[: -self._block]
-            if more and len(full):
+            if n > 1:
+                row = self._row(ids)
+            if len(full):
                 self._read(full, n, seen)
-            yield row
+            if n > 1:
+                yield row
+        if most > 1:
+            yield self._row(self._ids)
+
+    def _row(self, ids: mx.array) -> list[int]:
+        """New ids, once they are there, behind each text's."""
+        row: list[int] = ids.tolist()  # type: ignore[assignment]
+        for text, id in zip(self._texts, row, strict=True):
+            text.append(id)
+            del text[: -self._block]
+        return row
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows alone; from now on they are 0, 1, 2, …"""
