@@ -143,10 +143,10 @@ def contests(
             task["config"]["train"]["batch_size"] = task["batch_size"]
             if trains:
                 yield _contest(name, "training", task, taking_part, length, note)
+            # A whole text of a large model takes who has no cache as long as all the others.
+            writing = [one for one in taking_part if trains or one.has_cache]
             for texts in numbers:
-                yield _contest(
-                    name, "generate", {**task, "texts": texts}, taking_part, length, note
-                )
+                yield _contest(name, "generate", {**task, "texts": texts}, writing, length, note)
     name, config = next(iter(configs.items()))
     with _something_to_learn(config, length) as task:
         yield _contest(name, "learning", task, taking_part, length, note)

@@ -15,7 +15,7 @@ from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.errors import UserError
 from mlxgpt.machine import blas
 from mlxgpt.rivals import contest
-from mlxgpt.rivals.contest import OURS, Contender, Length
+from mlxgpt.rivals.contest import NANOGPT, OURS, Contender, Length
 from mlxgpt.rivals.record import Contest
 
 TINY = override(
@@ -48,10 +48,12 @@ def test_we_can_do_all_of_it() -> None:
 def test_some_are_trained_or_write_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest, "_ask", lambda one, task: {"made_with": {}})
     length = Length(rounds=1, texts=(1, 2), steps=1, megabytes=0.05)
-    narrow, deep = {"narrow": TINY}, {"deep": TINY}
+    narrow, deep, two = {"narrow": TINY}, {"deep": TINY}, [OURS, NANOGPT]
     held = list(
-        contest.contests({"tiny": TINY}, [OURS], to_train=narrow, to_write=deep, length=length)
+        contest.contests({"tiny": TINY}, two, to_train=narrow, to_write=deep, length=length)
     )
+    wrote = [one.rounds.keys() for one in held if one.what == "generate"]
+    assert wrote == [{"mlxgpt", "nanoGPT"}, {"mlxgpt"}, {"mlxgpt"}], "without a cache it takes long"
     assert [(one.config, one.what, one.texts) for one in held] == [
         ("tiny", "training", 0),
         ("tiny", "generate", 1),
