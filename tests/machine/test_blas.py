@@ -115,3 +115,14 @@ def test_threads_share_what_blas_has() -> None:
         "shared.__exit__(None, None, None); print(ask() == all)"
     )
     assert fresh(ASK + counts)[1:] == ["True", "True"]
+
+
+def test_who_leaves_last_gives_all_threads_back() -> None:
+    """Two texts written in turn leave in any order."""
+    counts = (
+        "ask = blas._library.scipy_openblas_get_num_threads; all = ask(); "
+        "one, other = blas.shared_by(2), blas.shared_by(all); one.__enter__(); other.__enter__(); "
+        "one.__exit__(None, None, None); print(ask() == 1); "
+        "other.__exit__(None, None, None); print(ask() == all)"
+    )
+    assert fresh(ASK + counts)[1:] == ["True", "True"]
