@@ -12,6 +12,8 @@ from mlxgpt.errors import UserError
 from mlxgpt.settings import settings
 
 RECIPES = ("classic", "modern")  # of a tier: tier1.toml, tier1-modern.toml
+# What there was once, and stands in the config of runs from then; it decided how weights began.
+RETIRED = ("model", "zero_init")
 
 
 def load(path: str | Path) -> Config:
@@ -32,6 +34,9 @@ def load(path: str | Path) -> Config:
         raise UserError(
             f"{path} is not valid TOML: {error}", "mend that line; see configs/tier1.toml."
         ) from error
+    section, name = RETIRED
+    if isinstance(tree.get(section), dict):
+        tree[section].pop(name, None)
     try:
         return from_tree(tree)
     except UserError as error:

@@ -70,3 +70,10 @@ def test_a_number_beyond_all_numbers_is_refused(tmp_path: Path, line: str) -> No
     (tmp_path / "my.toml").write_text(f"[model]\n{line}\n")
     with pytest.raises(UserError, match="is too large"):
         config_files.load(tmp_path / "my.toml")
+
+
+def test_a_setting_that_is_gone_is_read_over(tmp_path: Path) -> None:
+    """In the config of a run from when it was there."""
+    path = tmp_path / "config.toml"
+    path.write_text("[model]\nn_layer = 3\nzero_init = false\n")
+    assert config_files.load(path).model.n_layer == 3
