@@ -274,7 +274,8 @@ def _generate(add: Add) -> None:
         "--quantize",
         type=int,
         metavar="BITS",
-        help="16, 8 or 4 bits a weight, faster on a Mac; what it costs is said (default: 32)",
+        help="16, 8 or 4 bits a weight, less to read for each token; what it costs is said "
+        "(default: 32)",
     )
     _add_run(sub)
     _add_folders(sub, runs=True, data=True)

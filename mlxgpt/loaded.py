@@ -157,7 +157,7 @@ def load(
         cost = f": loss {before.loss:.4f} before, {after.loss:.4f} now, on {after.tokens:,} tokens"
     note(f"{quantize} bits a weight{cost}")
     if on_cpu():
-        note("on a CPU that is slower than 32 bits; it is made for Macs")
+        note("on a CPU that is slower than 32 bits; it is made for GPUs")
     return rounded
 
 
