@@ -6,7 +6,6 @@ else to stderr.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -16,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from mlxgpt import config, config_files
+from mlxgpt import config_files
 from mlxgpt.arguments import make_parser
 from mlxgpt.errors import UserError
 from mlxgpt.machine import mac
@@ -178,7 +177,10 @@ def _generate(given: dict[str, Any], _: list[str]) -> int:
                 "--interactive asks for one prompt after the other",
                 "leave out the prompt, --prompts, --samples and --json.",
             )
-        return _converse(given)
+        from mlxgpt.conversation import converse
+
+        converse(_present(given), _write, _say)
+        return 0
     if file is not None:
         if given["prompt"] is not None:
             raise UserError("a prompt and --prompts are given", "give one of them.")
@@ -196,29 +198,6 @@ def _generate(given: dict[str, Any], _: list[str]) -> int:
 
         show_texts(result.texts)
     _say(f"{result.tokens:,} tokens, {result.tokens_per_second:,.0f} a second, seed {result.seed}")
-    return 0
-
-
-def _converse(given: dict[str, Any]) -> int:
-    from mlxgpt.conversation import Conversation
-    from mlxgpt.loaded import load
-
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (with it input() has history and editing)
-
-    names = ("run", "checkpoint", "quantize", "runs_dir", "data_dir")
-    chosen = _present({name: given.pop(name) for name in names})
-    sampling = _present(given)
-    config.sampling(sampling)  # what cannot be is refused before a model is read
-    others = {name: value for name, value in chosen.items() if name not in ("run", "checkpoint")}
-    Conversation(
-        lambda run: load(run, note=_say, **others),
-        load(note=_say, **chosen),
-        sampling,
-        read=input,
-        write=_write,
-        say=_say,
-    ).run()
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from mlxgpt import config
 from mlxgpt.config import Sampling
 from mlxgpt.errors import UserError
-from mlxgpt.loaded import Model
+from mlxgpt.loaded import Model, load
 from mlxgpt.settings import settings
 
 HELP = """\
@@ -134,6 +134,32 @@ class Conversation:
         if line not in self._said:
             self._said.add(line)
             self._say(line)
+
+
+def converse(
+    given: dict[str, Any], write: Callable[[str], None], say: Callable[[str], None]
+) -> None:
+    """Talk with whoever sits at stdin.
+
+    Args:
+        given: of `load`, and settings of sampling, by their names.
+    """
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (with it input() has history and editing)
+
+    names = ("run", "checkpoint", "quantize", "runs_dir", "data_dir")
+    chosen = {name: given[name] for name in names if name in given}
+    sampling = {name: value for name, value in given.items() if name not in names}
+    config.sampling(sampling)  # what cannot be is refused before a model is read
+    others = {name: chosen[name] for name in names[2:] if name in chosen}
+    Conversation(
+        lambda run: load(run, note=say, **others),
+        load(note=say, **chosen),
+        sampling,
+        read=input,
+        write=write,
+        say=say,
+    ).run()
 
 
 def _parsed(name: str, value: str, kind: Any) -> Any:

@@ -34,10 +34,8 @@ EXP2 = (
 ROUND = 12582912.0  # 1.5 · 2^23: adding it rounds to a whole number, kept in the low bits
 LARGE = 1e9
 EPS = 1e-5  # of every norm
-PART, FEWEST_ROWS = (
-    400_000,
-    16,
-)  # of a weight that a single vector is multiplied with: numbers, rows
+PART = 400_000  # numbers of a weight that a single vector is multiplied with at a time
+FEWEST_ROWS = 16  # in them
 FEW = 4096  # numbers: with fewer, MLX's own take less time
 
 _fence = mx.contiguous

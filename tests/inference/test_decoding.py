@@ -12,20 +12,9 @@ from mlxgpt.config import Config, Sampling, override
 from mlxgpt.inference import decoding
 from mlxgpt.inference.decoding import Decoder, Decoding
 from mlxgpt.model.gpt import GPT
+from tests.inference.models import lively
 
 ROTARY = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
-
-
-def lively(config: Config) -> GPT:
-    """A model that is neither sure nor clueless: large random weights."""
-    model = GPT(config.model)
-    draw = np.random.default_rng(0)
-    model.update(
-        tree_map(
-            lambda p: mx.array(draw.normal(0, 0.4, p.shape).astype(np.float32)), model.parameters()
-        )
-    )
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +108,9 @@ def test_memory_stays_level_however_long_the_text(model: GPT) -> None:
     for n, _ in enumerate(Decoding(Decoder(model, 19), [(np.array([1]), 0)], sampling)):
         if n % 100 == 50:
             used.append(mx.get_active_memory())
-    assert max(used[10:]) <= max(used[:10]) + 1000
+    # What is under way differs by a few kilobytes; a cache that grew would have 256 bytes more for
+    # each of a thousand tokens.
+    assert max(used[10:]) <= max(used[:10]) + 20_000
 
 
 @pytest.mark.parametrize("prompt", [1, 2, 3, 7, 8])

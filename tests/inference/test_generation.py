@@ -5,9 +5,7 @@ from typing import Any
 from unittest.mock import ANY
 
 import mlx.core as mx
-import numpy as np
 import pytest
-from mlx.utils import tree_map
 
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.corpus.tokenizer import CharTokenizer
@@ -16,6 +14,7 @@ from mlxgpt.inference import generation
 from mlxgpt.inference.decoding import Decoder
 from mlxgpt.inference.generation import with_start
 from mlxgpt.model.gpt import GPT
+from tests.inference.models import lively
 
 LETTERS = "abcdefghijklmnopqr\n"  # 19 of them
 
@@ -27,15 +26,7 @@ def tokenizer() -> CharTokenizer:
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Config) -> GPT:
-    """A model that is neither sure nor clueless: large random weights."""
-    model = GPT(tiny_model.model)
-    draw = np.random.default_rng(0)
-    model.update(
-        tree_map(
-            lambda p: mx.array(draw.normal(0, 0.4, p.shape).astype(np.float32)), model.parameters()
-        )
-    )
-    return model
+    return lively(tiny_model)
 
 
 class Scripted(GPT):
