@@ -142,6 +142,8 @@ def rotated(x: mx.array, position: mx.array | int) -> mx.array:
     grows with the place (RoPE, Su et al., 2021); a number's pair is in the other half of its head.
     """
     D = x.shape[-1]
+    if isinstance(position, mx.array) and position.size == 1:
+        position = position.reshape(())  # of [1], GPU kernels read as many as there are sequences
     return mx.fast.rope(x, D, traditional=False, base=ROPE_BASE, scale=1.0, offset=position)
 
 

@@ -154,14 +154,17 @@ def tied_head(config: Config) -> Check:
 
 def compiled_step(config: Config) -> Check:
     """The compiled step does what the same operations do one by one, dropout included."""
-    config = override(config, {"dropout": 0.1})
+    # With AdamW's own eps the sign alone counts of a gradient near 0, and that may be rounding's.
+    config = override(config, {"dropout": 0.1, "eps": 1e-3})
     steps = [new_step(config), new_step(config, compiled=False)]
     for n in range(3):
         for step in steps:
             _take(step, config, n)
     apart = _apart(*(step.model.parameters() for step in steps))
     return Check(
-        "compiled = eager", apart < 1e-4, f"parameters at most {apart:.1e} apart after 3 steps"
+        "compiled = eager",
+        apart < _slack(1e-5),
+        f"parameters at most {apart:.1e} apart after 3 steps",
     )
 
 

@@ -2,7 +2,8 @@
 
 A model too large for its time sees too few tokens, one too small has no room for what they say; and
 in between the loss is flat. So one rule is enough: of sizes timed here, the largest that still sees
-`TOKENS_PER_PARAMETER` of this text in its time. How it was found: benchmarks/modern.md.
+`TOKENS_PER_PARAMETER` of this text in its time; or half as many where the same text comes again and
+again, which teaches less than a larger model learns of it. How it was found: benchmarks/modern.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from mlxgpt.machine import device
 from mlxgpt.model.gpt import count_parameters
 from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, refuse_too_large
 
-TOKENS_PER_PARAMETER = 1.0
+TOKENS_PER_PARAMETER = 2.0
+FRESH_EPOCHS = 4  # of them that teach nearly as much as new text (Muennighoff et al., 2023)
 HEAD_SIZE = 64  # as GPT-2's, and one that Metal's fused attention has
 ENOUGH_EPOCHS = 5  # more taught nothing that lasts
 # Layers and width, each about one and a half times as large as the last: few wide layers take less
@@ -57,12 +59,12 @@ def sized(config: Config, dataset: Dataset, seconds: float, note: Callable[[str]
     for shape in SHAPES[1:]:
         larger = override(chosen, _shape(*shape))
         forecast = _timed_if_it_fits(larger, dataset)
-        if not forecast or _tokens_per_parameter(larger, forecast, seconds) < TOKENS_PER_PARAMETER:
+        if not forecast or not _sees_enough(larger, dataset, forecast.steps_in(seconds, larger)):
             break
         chosen, found = larger, forecast
     every = math.ceil(seconds / found.step_seconds / EVALUATIONS)
     m, count = chosen.model, count_parameters(chosen.model)
-    epochs = _tokens_per_parameter(chosen, found, seconds) * count / len(dataset.train.ids)
+    epochs = _epochs(chosen, dataset, found.steps_in(seconds, chosen))
     note(
         f"{m.n_layer} layers of width {m.n_embd}, {count:,} parameters, batches of "
         f"{chosen.train.batch_size}: {seconds / 60:g} minutes will be {epochs:.2g} epochs"
@@ -79,9 +81,14 @@ def _shape(layers: int, width: int) -> dict[str, int]:
     return {"n_layer": layers, "n_head": width // HEAD_SIZE, "n_embd": width}
 
 
-def _tokens_per_parameter(config: Config, forecast: Forecast, seconds: float) -> float:
-    steps = forecast.steps_in(seconds, config)
-    return steps * config.tokens_per_step / count_parameters(config.model)
+def _sees_enough(config: Config, dataset: Dataset, steps: int) -> bool:
+    repeated = _epochs(config, dataset, steps) > FRESH_EPOCHS
+    enough = TOKENS_PER_PARAMETER / (2 if repeated else 1)
+    return steps * config.tokens_per_step / count_parameters(config.model) >= enough
+
+
+def _epochs(config: Config, dataset: Dataset, steps: int) -> float:
+    return steps * config.tokens_per_step / len(dataset.train.ids)
 
 
 def _timed(config: Config, dataset: Dataset) -> Forecast:

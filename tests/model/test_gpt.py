@@ -297,6 +297,27 @@ def test_turned_places_tell_only_how_far_apart_tokens_are(tiny_model: Config) ->
     np.testing.assert_allclose(mx.linalg.norm(rotated(q, 9)), mx.linalg.norm(q), rtol=1e-5)
 
 
+def test_one_place_for_all_sequences_is_told_as_one_number(
+    tiny_model: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLX's GPU kernels take an offset[1] for one of many, and read beyond it: seen on CUDA."""
+    model = GPT(override(tiny_model, MODERN).model)
+    ids = mx.array([[1, 2, 3], [4, 5, 6]])
+    offsets: list[mx.array | int] = []
+    rope = mx.fast.rope
+
+    def watched(x: mx.array, *args: Any, offset: mx.array | int, **rest: Any) -> mx.array:
+        offsets.append(offset)
+        return rope(x, *args, offset=offset, **rest)
+
+    monkeypatch.setattr(mx.fast, "rope", watched)
+    _, cache = model.prefill(ids, mx.array([2]))
+    for position in (mx.array([3]), mx.array([3, 2])):
+        model.decode(ids[:, 0], with_room(cache, 8), position)
+    assert len(offsets) == 3 * 2 * 2, "two layers' queries and keys, three times"
+    assert all(isinstance(at, int) or at.shape in ((), (2,)) for at in offsets)
+
+
 def test_an_mlp_of_each_kind_by_hand(tiny_model: Config) -> None:
     x = mx.random.normal((3, 16), key=mx.random.key(4))
     for kind in ("relu2", "swiglu"):
