@@ -3,7 +3,8 @@
 The public names, each also a command of `mlxgpt`:
 
     prepare, train, compare, import_model (import), export, generate, evaluate,
-    appraise (eval --quality), hellaswag (eval --hellaswag), check, info, runs, benchmark (bench)
+    appraise (eval --quality), hellaswag (eval --hellaswag), check, info, runs, report,
+    benchmark (bench)
 
 and `load`, which gives a model to keep.
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         info,
         load,
         prepare,
+        report,
         runs,
         train,
     )
@@ -53,6 +55,7 @@ __all__ = [
     "info",
     "load",
     "prepare",
+    "report",
     "runs",
     "train",
 ]

@@ -5,6 +5,7 @@ For where folders lie see requests.py. Each function raises UserError for what a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -34,10 +35,13 @@ from mlxgpt.loaded import load as load
 from mlxgpt.model.gpt import flat, load_parameters
 from mlxgpt.overview import Info as Info
 from mlxgpt.overview import RunLine as RunLine
+from mlxgpt.overview import found as found
 from mlxgpt.overview import info as info
 from mlxgpt.overview import runs as runs
+from mlxgpt.reporting import report as report
 from mlxgpt.requests import PathLike, data_of, home, opened, resolve
 from mlxgpt.storage import run as run_folders
+from mlxgpt.tracking import Tracker
 from mlxgpt.training import selfcheck
 from mlxgpt.training.beginning import SHAPE, begin_from
 from mlxgpt.training.callback import Callback, Summary
@@ -116,6 +120,7 @@ def train(
     memory_limit: float | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
+    report_to: str | None = None,
     callback: Callback | None = None,
     **settings: Any,
 ) -> Summary:
@@ -131,11 +136,14 @@ def train(
             are taken, and without a tier or a config the settings of `finetune`.
         max_minutes: plan as many steps as fit into this time.
         memory_limit: gigabytes; a training that takes more is refused, or stopped and saved.
+        report_to: `tensorboard` or `wandb`, which get the records, too.
         callback: is told how it goes; see training/callback.py.
         settings: any field of the config, such as `n_layer=6, source="my.txt"`.
 
     Where its text cannot be had, Tier 1 goes on with the storybook, and says so.
     """
+    if report_to:
+        tracker = callback = Tracker(report_to, callback or Callback())
     beginning = None
     alone = tier is None and config is None and from_run is None
     fit_size = recipe == "modern" and bool(max_minutes) and alone
@@ -158,20 +166,21 @@ def train(
     else:
         name, chosen = resolve(tier, config, recipe, **settings)
     own_text = "source" in settings or "val_source" in settings
-    return launch(
-        chosen,
-        config_name=name,
-        run_name=run,
-        runs_dir=home("runs", runs_dir),
-        data_dir=home("data", data_dir),
-        max_minutes=max_minutes,
-        fit_size=fit_size,
-        memory_limit=memory_limit,
-        fallback=STORYBOOK if tier == 1 and not own_text else None,
-        strict_vocab=bool(settings.get("vocab_size")),
-        beginning=beginning,
-        callback=callback,
-    )
+    with contextlib.closing(tracker) if report_to else contextlib.nullcontext():
+        return launch(
+            chosen,
+            config_name=name,
+            run_name=run,
+            runs_dir=home("runs", runs_dir),
+            data_dir=home("data", data_dir),
+            max_minutes=max_minutes,
+            fit_size=fit_size,
+            memory_limit=memory_limit,
+            fallback=STORYBOOK if tier == 1 and not own_text else None,
+            strict_vocab=bool(settings.get("vocab_size")),
+            beginning=beginning,
+            callback=callback,
+        )
 
 
 def import_model(

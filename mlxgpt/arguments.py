@@ -77,6 +77,7 @@ def make_parser() -> Parser:
         _check,
         _info,
         _runs,
+        _report,
         _bench,
     ):
         command(add)
@@ -147,6 +148,11 @@ def _train(add: Add) -> None:
     )
     sub.add_argument(
         "--memory-limit", type=float, metavar="GB", help="refuse, or stop and save, above this"
+    )
+    sub.add_argument(
+        "--report-to",
+        metavar="tensorboard|wandb",
+        help="give the records to one of these, too, where it is installed",
     )
     _add_folders(sub, runs=True, data=True)
     add_settings(sub)
@@ -331,7 +337,35 @@ def _info(add: Add) -> None:
 
 
 def _runs(add: Add) -> None:
-    sub = add("runs", "list the runs", "All runs, the newest first.")
+    sub = add("runs", "list the runs", "All runs, the newest first; or the curve of one.")
+    sub.add_argument("--plot", metavar="RUN", help="draw the loss of a run, by name or folder")
+    _add_folders(sub, runs=True)
+
+
+def _report(add: Add) -> None:
+    sub = add(
+        "report",
+        "a page to look at, and to show",
+        "Write one HTML file, which fetches nothing: how a run went, with its curves, samples and\n"
+        "settings; several runs side by side; or a benchmark, or a comparison.\n\n"
+        "  mlxgpt report mine other --output both.html\n"
+        "  mlxgpt report benchmarks/reports/mine.json\n"
+        "  mlxgpt report --watch                  while it trains, the newest run",
+    )
+    sub.add_argument(
+        "what",
+        nargs="*",
+        metavar="RUN|FILE.json",
+        help="runs' names or folders (default: newest), or what bench or compare wrote",
+    )
+    sub.add_argument(
+        "--output",
+        metavar="FILE.html",
+        help="default: report.html, in the run's folder or here; or beside the JSON file",
+    )
+    sub.add_argument(
+        "--watch", action="store_true", help="write it anew every few seconds until it is finished"
+    )
     _add_folders(sub, runs=True)
 
 

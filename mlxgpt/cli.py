@@ -327,10 +327,29 @@ def _info(given: dict[str, Any], _: list[str]) -> int:
     return 0
 
 
+def _report(given: dict[str, Any], _: list[str]) -> int:
+    from mlxgpt import api
+
+    as_json, what = given.pop("json"), given.pop("what")
+    path = api.report(*what, note=_say, **_present(given))
+    if as_json:
+        return _print_json({"page": path})
+    print(path)
+    return 0
+
+
 def _runs(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
 
-    as_json = given.pop("json")
+    as_json, plotted = given.pop("json"), given.pop("plot")
+    if plotted is not None:
+        from mlxgpt.results import show_curve
+
+        run = api.found(plotted, runs_dir=given["runs_dir"])
+        if as_json:
+            return _print_json(list(run.metrics()))
+        show_curve(run)
+        return 0
     lines = api.runs(note=_say, **_present(given))
     if as_json:
         return _print_json([asdict(line) for line in lines])
@@ -391,5 +410,6 @@ COMMANDS: dict[str, Callable[[dict[str, Any], list[str]], int]] = {
     "check": _check,
     "info": _info,
     "runs": _runs,
+    "report": _report,
     "bench": _bench,
 }

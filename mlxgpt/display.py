@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mlxgpt.chart import loss_chart
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.sources import told
 from mlxgpt.machine import device
@@ -33,6 +35,9 @@ from mlxgpt.training.forecast import Forecast, Reached
 from mlxgpt.training.selfcheck import Check
 
 QUIET_SECONDS = 10.0  # between two lines where no terminal redraws them
+TALL = 24  # lines of a terminal that has room for a curve
+CURVE = 10  # lines of it
+MOST_SEEN = 2000  # records that it is drawn from
 COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -168,7 +173,7 @@ class TrainingDisplay(Callback):
     def on_train_begin(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
         self.close()
         self.show_plan(run, dataset, forecast)
-        self.view = LiveView(self.console, start, run.config.train.max_steps)
+        self.view = LiveView(self.console, start, run.config.train.max_steps, run.metrics())
 
     def show_plan(self, run: Run, dataset: Dataset, forecast: Forecast) -> None:
         """What is about to be trained."""
@@ -221,10 +226,18 @@ class TrainingDisplay(Callback):
 
 
 class LiveView:
-    """The numbers of a training: redrawn in a terminal, now and then a line elsewhere."""
+    """The numbers of a training, and its curve: redrawn in a terminal, now and then a line
+    elsewhere.
 
-    def __init__(self, console: Console, start: int, steps: int) -> None:
+    Args:
+        records: of metrics.jsonl, from before it was resumed.
+    """
+
+    def __init__(
+        self, console: Console, start: int, steps: int, records: Iterable[dict[str, Any]] = ()
+    ) -> None:
         self.saved = "–"
+        self._seen = list(records)
         self._console, self._start, self._steps = console, start, steps
         self._began = self._last_line = time.monotonic()
         self._val_loss: float | None = None
@@ -242,6 +255,10 @@ class LiveView:
     def show(self, record: dict[str, Any]) -> None:
         """New numbers; those of an evaluation, and of the end, stay on the screen as a line."""
         self._val_loss = record.get("val_loss", self._val_loss)
+        # What comes again, after it went back, is seen once; of very many every second is enough.
+        self._seen = [*(r for r in self._seen if r["step"] < record["step"]), record]
+        if len(self._seen) > MOST_SEEN:
+            self._seen = [r for n, r in enumerate(self._seen) if n % 2 or "val_loss" in r]
         if self._live:
             self._live.update(self.drawn(record), refresh=True)
         now = time.monotonic()
@@ -267,7 +284,11 @@ class LiveView:
         # In a grid of its own, since a bar does not end its line.
         bar = Table.grid(expand=True)
         bar.add_row(ProgressBar(total=self._steps, completed=record["step"]))
-        return Group(bar, *tables)
+        if self._console.height < TALL or len(self._seen) < 3:
+            return Group(bar, *tables)
+        unicode = not self._console.options.ascii_only
+        curve = loss_chart(self._seen, self._console.width, CURVE, unicode=unicode)
+        return Group(curve, bar, *tables)
 
     def _numbers(self, r: dict[str, Any]) -> list[tuple[str, str]]:
         eta = self._eta(r["step"])

@@ -12,6 +12,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import count_parameters, flops_per_token, parameters_by_part
 from mlxgpt.requests import PathLike, home, resolve
 from mlxgpt.storage import run as run_folders
+from mlxgpt.storage.run import Run
 from mlxgpt.training.forecast import training_bytes
 
 
@@ -66,6 +67,11 @@ def info(
         step=step,
         val_loss=val_loss,
     )
+
+
+def found(run: str, *, runs_dir: PathLike | None = None) -> Run:
+    """A run by its name or folder."""
+    return run_folders.find(run, home("runs", runs_dir))
 
 
 @dataclass(frozen=True)

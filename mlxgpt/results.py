@@ -12,11 +12,14 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from mlxgpt.chart import loss_chart
 from mlxgpt.evaluation.appraisal import Appraisal
 from mlxgpt.evaluation.quality import METRICS
+from mlxgpt.storage.run import Run
 from mlxgpt.training.selfcheck import Check
 
 READABLE = 80  # columns of running text
+CURVE = 20  # lines of a loss curve
 MARKS = {True: Text("ok", "green"), False: Text("FAILED", "bold red"), None: Text("told", "dim")}
 
 
@@ -40,6 +43,14 @@ def show_checks(checks: Sequence[Check]) -> None:
         if check.why:
             to.print()
             to.print(Text(check.why))
+
+
+def show_curve(run: Run) -> None:
+    """A run's loss, as far as it came, on stdout."""
+    to = Results(highlight=False)
+    to.print(Text(run.name, style="bold"))
+    width, unicode = min(to.width, 100), not to.options.ascii_only
+    to.print(loss_chart(run.metrics(), width, CURVE, unicode=unicode), end="", soft_wrap=True)
 
 
 def show_appraisal(appraisal: Appraisal) -> None:

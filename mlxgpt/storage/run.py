@@ -7,7 +7,8 @@ from it, nothing else is needed, on any machine.
     tokenizer.json
     metrics.jsonl    one object a logged step
     history.jsonl    one for each time that the training began or went on: at which step, when, on
-                     what, and which settings were changed
+                     what, which settings were changed, and what it was said to take; and one for
+                     each time that it went back, after its loss had leapt
     samples.txt      what the model wrote at each evaluation
     best.json        step and validation loss of the best checkpoint
     checkpoints/step-NNNNNNN/
@@ -154,19 +155,30 @@ class Run:
         self._append(METRICS, record)
 
     def add_to_history(
-        self, step: int, surroundings: Mapping[str, str], changed: Mapping[str, tuple[Any, Any]]
+        self,
+        step: int,
+        surroundings: Mapping[str, str],
+        changed: Mapping[str, tuple[Any, Any]],
+        forecast: Mapping[str, float | None],
     ) -> None:
-        """Note that the training begins, or goes on, from a step: on what, and with which settings
-        changed, name -> (old, new).
+        """Note that the training begins, or goes on, from a step: on what, with which settings
+        changed, name -> (old, new), and what it was said to take.
         """
-        time = datetime.now(UTC).isoformat(timespec="seconds")
-        on = dict(surroundings)
-        self._append(HISTORY, {"step": step, "time": time, "on": on, "changed": dict(changed)})
+        on = {"on": dict(surroundings), "changed": dict(changed), "forecast": dict(forecast)}
+        self._append(HISTORY, {"step": step, "time": _now(), **on})
+
+    def add_return(self, step: int, spiked: int) -> None:
+        """Note that the training went back to a step, since its loss had leapt at a later one."""
+        self._append(HISTORY, {"step": step, "time": _now(), "spiked": spiked})
+
+    def history(self) -> Iterator[dict[str, Any]]:
+        """The lines of its history, each with its step; what is damaged is left out."""
+        return self._lines(HISTORY)
 
     def surroundings(self) -> dict[str, str]:
         """On what it was last trained; {} where that is not known."""
-        last = deque(self._lines(HISTORY), maxlen=1)
-        on = last[0].get("on") if last else None
+        last = deque((line["on"] for line in self.history() if "on" in line), maxlen=1)
+        on = last[0] if last else None
         return {str(k): str(v) for k, v in on.items()} if isinstance(on, dict) else {}
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
@@ -223,10 +235,30 @@ class Run:
                 files.sync(self.folder / name)
         files.sync(self.folder)  # which holds their names
 
+    def samples(self, longest: int) -> Iterator[tuple[int, str]]:
+        """What the model wrote at each evaluation: (step, text), a text that is longer cut."""
+        step, text = None, ""
+        with contextlib.suppress(OSError):
+            path = self.folder / SAMPLES
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
+                while line := file.readline(longest):
+                    if head := SAMPLE_HEAD.fullmatch(line):
+                        if step is not None:
+                            yield step, text.strip("\n")
+                        step, text = int(head[1]), ""
+                    else:
+                        text += line[: max(0, longest - len(text))]
+        if step is not None:
+            yield step, text.strip("\n")
+
     def add_sample(self, step: int, text: str) -> None:
         """Append what the model wrote at a step."""
         with (self.folder / SAMPLES).open("a", encoding="utf-8", newline="") as file:
             file.write(f"--- step {step}\n{text}\n\n")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def create(run: Run) -> None:

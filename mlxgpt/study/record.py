@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlxgpt import files
+from mlxgpt.errors import UserError
 from mlxgpt.study.curves import Curve, SpeedUp
 from mlxgpt.study.paired import Difference
 
@@ -90,3 +93,95 @@ class Record:
     looks: list[int] = field(default_factory=list)
     final_looks: int = 0
     interrupted: bool = False
+
+
+def from_json(text: str) -> Record:
+    """A record from its file's text.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        tree = files.parse_json(text)
+        drift = tree["drift"]
+        return Record(
+            **{
+                name: str(tree[name]) for name in ("name", "budget", "data", "judged_on", "machine")
+            },
+            held_back_bytes=int(tree["held_back_bytes"]),
+            level=float(tree["level"]),
+            sequential=bool(tree["sequential"]),
+            variants=[_standing(one) for one in tree["variants"]],
+            drift=(float(drift[0]), float(drift[1])) if drift else None,
+            looks=[int(seeds) for seeds in tree["looks"]],
+            final_looks=int(tree["final_looks"]),
+            interrupted=bool(tree["interrupted"]),
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(
+            "this is no comparison's result, or a damaged one",
+            "give the JSON file that `mlxgpt compare` wrote, in runs/compare.",
+        ) from error
+
+
+def _standing(tree: dict[str, Any]) -> Standing:
+    difference, trainings = tree["difference"], tree["trainings"]
+    return Standing(
+        name=str(tree["name"]),
+        changes={str(name): (old, new) for name, (old, new) in tree["changes"].items()},
+        parameters=int(tree["parameters"]),
+        steps=int(tree["steps"]),
+        tokens=int(tree["tokens"]),
+        trainings=[
+            Training(int(t["seed"]), str(t["key"]), _number(t["bits_per_byte"]), _curve(t["curve"]))
+            for t in trainings
+        ],
+        difference=_difference(difference) if difference else None,
+        speed_up_tokens=_speed_up(tree["speed_up_tokens"]),
+        speed_up_seconds=_speed_up(tree["speed_up_seconds"]),
+        verdict=str(tree["verdict"]),
+        advice=str(tree["advice"]),
+        closed=bool(tree["closed"]),
+    )
+
+
+def _curve(tree: dict[str, Any] | None) -> Curve | None:
+    if tree is None:
+        return None
+    columns = [tree[name] for name in ("steps", "tokens", "seconds", "bits_per_byte")]
+    if len(set(map(len, columns))) != 1 or not columns[0]:
+        raise ValueError("a curve's columns are not equally long")
+    steps, tokens, seconds, bits = columns
+    return Curve(
+        [int(n) for n in steps],
+        [int(n) for n in tokens],
+        [float(s) for s in seconds],
+        [_number(b) for b in bits],
+        _number(tree["tokens_per_second"]),
+    )
+
+
+def _difference(tree: dict[str, Any]) -> Difference:
+    low, high, p, more = (tree[name] for name in ("low", "high", "p", "more"))
+    return Difference(
+        float(tree["mean"]),
+        _optional(low),
+        _optional(high),
+        _optional(p),
+        None if more is None else int(more),
+    )
+
+
+def _speed_up(tree: dict[str, Any] | None) -> SpeedUp | None:
+    if tree is None:
+        return None
+    return SpeedUp(float(tree["ratio"]), _optional(tree["low"]), _optional(tree["high"]))
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _number(value: Any) -> float:
+    """As it was before JSON, which has no infinity."""
+    return math.inf if value is None else float(value)

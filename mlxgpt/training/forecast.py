@@ -64,6 +64,15 @@ class Forecast:
         """Of the whole training; its samples and checkpoints are not counted."""
         return self.steps * self.step_seconds + self.evaluation_seconds
 
+    def to_tree(self) -> dict[str, float | None]:
+        """What a run keeps of it, to be held against what came."""
+        return {
+            "step_seconds": self.step_seconds,
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
+            "val_loss": self.reached.val_loss if self.reached else None,
+        }
+
     def for_plan(self, config: Config, start: int = 0) -> Forecast:
         """The same for the steps from `start` on."""
         last, every = config.train.max_steps, config.train.eval_interval

@@ -229,10 +229,11 @@ def take_steps(
         runs.create(run)
         if beginning:
             load_parameters(step_function.model, beginning.parameters)
-    run.add_to_history(start, surroundings(), changed)
+    forecast = forecast.for_plan(config, start)
+    run.add_to_history(start, surroundings(), changed, forecast.to_tree())
     # Killed after saving and before evaluating: what is missing is made up for.
     make_up = None if run.cut(start) else last_metrics
-    callback.on_train_begin(run, dataset, start, forecast.for_plan(config, start))
+    callback.on_train_begin(run, dataset, start, forecast)
 
     began = time.monotonic()
     step = session.proceed(

@@ -138,13 +138,14 @@ def _go_back(
 ) -> int:
     """After a spike: to the newest checkpoint; the step to go on from."""
     assert guard.spiked is not None
+    spiked = guard.spiked + 1
     saved = _newest(run, _regular(run), step_function, callback)
     callback.on_note(
-        f"the loss leapt at step {guard.spiked + 1:,}: back to step {saved.step:,}, and on with "
-        "other batches"
+        f"the loss leapt at step {spiked:,}: back to step {saved.step:,}, and on with other batches"
     )
     guard.go_back(saved.step, saved.guard)
     run.cut(saved.step)
+    run.add_return(saved.step, spiked)
     hooks.begin(saved.step)
     return saved.step
 

@@ -1,0 +1,94 @@
+"""Of `report`: from what was named to a page, written once or again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mlxgpt.errors import UserError
+from mlxgpt.files import read_small
+from mlxgpt.pages import comparisons, measurements, page, runs
+from mlxgpt.pages.page import Page
+from mlxgpt.reports import several
+from mlxgpt.requests import PathLike, home
+from mlxgpt.storage import run as run_folders
+from mlxgpt.storage.run import Run
+from mlxgpt.study import record
+
+LARGEST = 1 << 26  # bytes of a JSON file
+EVERY = 10  # seconds, of a page that is written again and again
+
+
+def report(
+    *what: PathLike,
+    output: PathLike | None = None,
+    watch: bool = False,
+    runs_dir: PathLike | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Write a page on runs, on measurements, or on a comparison; its path.
+
+    Args:
+        what: runs' names or folders; or JSON files of `bench`, or one of `compare`. Default: the
+            newest run.
+        output: default: report.html in the run's folder, or here for several; a JSON file's name
+            with .html.
+        watch: write it again and again until these runs are finished.
+        note: takes a line on what cannot be shown.
+    """
+    named = [Path(one) for one in what]
+    documents = [path for path in named if path.suffix == ".json"]
+    if documents and (len(documents) < len(named) or watch):
+        raise UserError(
+            "a page is on runs, or on JSON files that hold still", "name one kind, without --watch."
+        )
+    if documents:
+        path = Path(output) if output else documents[0].with_suffix(".html")
+        page.write(path, _of_documents(documents).html())
+        return path
+    folders = _folders(named, home("runs", runs_dir))
+    path = Path("report.html") if len(folders) > 1 else folders[0] / "report.html"
+    path = Path(output) if output else path
+    if watch:
+        note(f"{path} is written anew every {EVERY} seconds; Ctrl-C ends that")
+        with contextlib.suppress(KeyboardInterrupt):
+            while not all(map(_is_finished, found := _opened(folders))):
+                page.write(path, runs.page_of(found).html(refresh=EVERY))
+                time.sleep(EVERY)
+    page.write(path, runs.page_of(_opened(folders), note).html())
+    return path
+
+
+def _folders(named: Sequence[Path], runs_dir: Path) -> list[Path]:
+    if named:
+        return [run_folders.find(str(name), runs_dir).folder for name in named]
+    if not (newest := run_folders.folders_in(runs_dir)):
+        raise UserError(
+            f"there is no run in {runs_dir.absolute()}", "train one: mlxgpt train --tier 1."
+        )
+    return newest[:1]
+
+
+def _opened(folders: Sequence[Path]) -> list[Run]:
+    return [run_folders.open_run(folder) for folder in folders]
+
+
+def _is_finished(run: Run) -> bool:
+    return not run.data_name or run.noted(run.config.train.max_steps)
+
+
+def _of_documents(paths: Sequence[Path]) -> Page:
+    try:
+        text = read_small(paths[0], LARGEST)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{paths[0]} cannot be read: {getattr(error, 'strerror', None) or error}",
+            "give a JSON file that `mlxgpt bench` or `mlxgpt compare` wrote.",
+        ) from error
+    if '"variants"' not in text or '"tiers"' in text:
+        return measurements.page_of(several.read(paths))
+    if len(paths) > 1:
+        raise UserError("several comparisons are named", "name one; each gets its own page.")
+    return comparisons.page_of(record.from_json(text))
