@@ -1,0 +1,126 @@
+"""Pages in a real Chromium, as a person sees them: needs playwright and axe-core, and a Chromium.
+Without one they are skipped, but where MLXGPT_BROWSER says where it has to be.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxgpt import api
+from mlxgpt.pages.page import write
+from tests.commands import ROOT
+from tests.pages.test_page import HOSTILE, full
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+REPORTS = ROOT / "benchmarks" / "reports"
+MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    asked = os.environ.get("MLXGPT_BROWSER")
+    found = asked or next(filter(None, map(shutil.which, NAMES)), None)
+    if not found and MAC.exists():
+        found = str(MAC)
+    if not found:
+        pytest.skip("there is no Chromium")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> dict[str, Path]:
+    """A page of each kind, in one folder."""
+    folder = tmp_path_factory.mktemp("pages")
+    runs = folder / "runs"
+    shutil.copytree(trained / "runs", runs)
+    shutil.copytree(runs / "done", runs / "<script>alert(1)<\\script>")
+    bench, compared = REPORTS / "2026-11-26-epyc-2-cores.json", REPORTS / "compare"
+    made = {
+        "run": api.report("done", runs_dir=runs, output=folder / "run.html"),
+        "runs": api.report(
+            "done", "<script>alert(1)<\\script>", runs_dir=runs, output=folder / "runs.html"
+        ),
+        "bench": api.report(bench, output=folder / "bench.html"),
+        "compare": api.report(compared / "stories-ablation.json", output=folder / "compare.html"),
+        "hostile": folder / "hostile.html",
+    }
+    write(made["hostile"], full(HOSTILE).html())
+    return made
+
+
+KINDS = ("run", "runs", "bench", "compare", "hostile")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (1280, "light")])
+def test_a_page_as_it_is_seen(
+    browser: Any, pages: dict[str, Path], kind: str, width: int, scheme: str
+) -> None:
+    context = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    asked: list[str] = []
+    said: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(pages[kind].as_uri())
+    assert asked == [pages[kind].as_uri()], "nothing is fetched"
+    assert said == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
+    results = axe.Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+    shown = page.evaluate(
+        "[...document.querySelectorAll('svg')].filter(s => s.clientWidth > 0)"
+        ".map(s => s.classList[0])"
+    )
+    if kind != "hostile":
+        assert shown
+        assert not {"wide" if width == 320 else "narrow"} & set(shown)
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == ("rgb(22, 24, 29)" if scheme == "dark" else "rgb(255, 255, 255)")
+    context.close()
+
+
+def test_another_axis_is_chosen_by_keys(browser: Any, pages: dict[str, Path]) -> None:
+    page = browser.new_page(viewport={"width": 1000, "height": 800})
+    page.goto(pages["run"].as_uri())
+    visible = "[...document.querySelectorAll('.chosen')].map(c => c.clientHeight > 0)"
+    assert page.evaluate(visible) == [True, False, False]
+    page.keyboard.press("Tab")  # to the first table, which may be scrolled
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.type") == "radio"
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(visible) == [False, True, False]
+    page.get_by_role("radio", name="minutes").check(force=True)
+    assert page.evaluate(visible) == [False, False, True]
+    page.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_prints(browser: Any, pages: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    page = browser.new_page(color_scheme="light")
+    page.goto(pages[kind].as_uri())
+    pdf = page.pdf(path=str(tmp_path / "page.pdf"), format="A4")
+    assert pdf[:5] == b"%PDF-"
+    page.emulate_media(media="print")
+    assert not page.evaluate(
+        "[...document.querySelectorAll('.choice > label')].some(label => label.clientHeight > 0)"
+    )
+    page.close()
