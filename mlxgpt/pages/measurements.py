@@ -85,7 +85,7 @@ def _points(measurement: Measurement) -> Iterator[tuple[str, float, float]]:
 
 
 def _rivals(page: Page, measurement: Measurement) -> None:
-    rows = [row for contest in measurement.contests for row in _ratios(contest)]
+    rows = [row for contest in measurement.contests for row in ratios(contest)]
     if not rows:
         return
     page.heading(f"Beside others, on {measurement.machine.chip}")
@@ -96,7 +96,9 @@ def _rivals(page: Page, measurement: Measurement) -> None:
     page.figure(Figure(svg, caption, f"How many times as fast we are. {told}"))
 
 
-def _ratios(contest: Contest) -> Iterator[tuple[str, float, float, float]]:
+def ratios(contest: Contest) -> Iterator[tuple[str, float, float, float]]:
+    """(what and who, how many times as fast we are, at least, at most) of each rival."""
+
     def speeds(who: str) -> list[float]:
         return sorted(one.get("tokens_per_second", 0.0) for one in contest.rounds.get(who, []))
 

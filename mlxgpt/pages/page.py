@@ -17,14 +17,16 @@ from markdown_it import MarkdownIt
 from mlxgpt import files
 from mlxgpt.errors import UserError
 
-# Colors of lines have a contrast of 4.5 to the paper, so that they may be those of text, too.
-STYLE = """
+# Colours of lines have a contrast of 4.5 to the paper, so that they may be those of text, too.
+COLORS = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1b1f; --faint: #5c5f66;
   --rule: #d5d7dc; --line-1: #b3261e; --line-2: #1f5fa8; --line-3: #2e7d32; --line-4: #7b3fa0;
   --line-5: #8a5a00; }
 @media (prefers-color-scheme: dark) { :root { --paper: #16181d; --ink: #e6e7ea; --faint: #a7abb3;
   --rule: #3a3e47; --line-1: #ff8a80; --line-2: #8ab4f8; --line-3: #81c995; --line-4: #d7aefb;
   --line-5: #fdd663; } }
+"""
+STYLE = """
 body { background: var(--paper); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
   max-width: 58rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
@@ -181,7 +183,7 @@ class Page:
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"{OURS}{again}<title>{title}</title><style>{STYLE}</style></head>\n"
+            f"{OURS}{again}<title>{title}</title><style>{COLORS}{STYLE}</style></head>\n"
             f"<body><main><h1>{title}</h1>\n" + "\n".join(self.parts) + "\n</main></body></html>\n"
         )
 
