@@ -188,3 +188,24 @@ def test_a_whole_training_is_shown(
         "mlxgpt generate --run runs/r",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(("height", "curve"), [(40, True), (20, False)])
+def test_a_tall_terminal_shows_the_curve(height: int, curve: bool) -> None:
+    console = Console(force_terminal=True, width=100, height=height, record=True, no_color=True)
+    before = [{"step": n, "loss": 4.0 - n / 100} for n in range(10, 100, 10)]
+    view = displays.LiveView(console, 90, 5000, before)
+    view.close()
+    for step in (100, 110, 100):  # it went back
+        view.show({**RECORD, "step": step})
+    console.print(view.drawn(RECORD))
+    assert ("0 to 100 steps" in console.export_text()) is curve
+    assert [record["step"] for record in view._seen] == [*range(10, 100, 10), 100]
+
+
+def test_of_very_many_records_some_are_kept() -> None:
+    view = displays.LiveView(Console(stderr=True), 0, 10**6)
+    for step in range(1, 5001):
+        view.show({**RECORD, "step": step, **({"val_loss": 2.0} if step % 1000 == 0 else {})})
+    assert len(view._seen) <= displays.MOST_SEEN
+    assert [r["step"] for r in view._seen if "val_loss" in r] == [1000, 2000, 3000, 4000, 5000]

@@ -121,3 +121,25 @@ def test_weights_of_two_heads_are_no_model_of_four(runs_dir: Path) -> None:
     del tree["model"], tree[files.SEAL]
     manifest.write_text(files.sealed(tree))
     runs.load_model(run)
+
+
+def test_samples_come_back_as_they_were_written(runs_dir: Path) -> None:
+    run = runs.open_run(runs_dir / "done")
+    assert [step for step, _ in run.samples(100)] == [4, 8, 12]
+    (run.folder / "samples.txt").unlink()
+    assert list(run.samples(100)) == []
+    run.add_sample(5, "To be\n\nor --- step 3\nnot")
+    run.add_sample(10, "x" * 1000)
+    run.add_sample(15, "")
+    found = list(run.samples(100))
+    assert found == [(5, "To be\n\nor --- step 3\nnot"), (10, "x" * 100), (15, "")]
+
+
+def test_where_it_went_back_does_not_hide_what_it_ran_on(runs_dir: Path) -> None:
+    run = runs.open_run(runs_dir / "done")
+    run.add_to_history(0, {"mlx": "1"}, {}, {"seconds": 2.0})
+    run.add_return(40, 63)
+    assert run.surroundings() == {"mlx": "1"}
+    *_, first, last = run.history()
+    assert first["forecast"] == {"seconds": 2.0}
+    assert (last["step"], last["spiked"]) == (40, 63)

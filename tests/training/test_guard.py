@@ -166,6 +166,8 @@ def test_a_training_can_go_back_before_a_spike(
     assert recorder.notes[1:] == [back]
     noted = metrics("whole")
     assert [line["step"] for line in noted] == list(range(1, 61)), "each step once"
+    returned = [line for line in runs.open_run(Path("runs/whole")).history() if "spiked" in line]
+    assert [(line["step"], line["spiked"]) for line in returned] == [(40, STRANGE + 1)]
     assert max(line["loss"] for line in noted[40:]) < 1.0
     if not stops:
         return
