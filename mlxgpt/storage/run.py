@@ -33,6 +33,7 @@ from mlxgpt.corpus import tokenizer_file
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT, count_parameters, load_parameters
+from mlxgpt.settings import LARGEST
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
 
@@ -198,7 +199,8 @@ class Run:
             for line in file:
                 with contextlib.suppress(ValueError):
                     record = files.parse_json(line.decode("utf-8"))
-                    if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    step = record.get("step") if isinstance(record, dict) else None
+                    if isinstance(step, int) and 0 <= step <= LARGEST:
                         yield record
 
     def noted(self, step: int) -> bool:

@@ -73,6 +73,8 @@ def test_a_run_keeps_what_it_was_said_to_take(run: Run) -> None:
         "[]\n",
         "\0\0\n",
         '{"step": "x"}\n',
+        f'{{"step": {10**400}}}\n',
+        '{"step": -1}\n',
         '{"step": 1e999}\n',
         '{"step": 3, "loss": "x"}\n',
         '{"step": 3, "loss": 1e400, "lr": true, "skipped": [1]}\n',
