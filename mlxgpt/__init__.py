@@ -3,7 +3,7 @@
 The public names, each also a command of `mlxgpt`:
 
     prepare, train, compare, import_model (import), export, generate, evaluate,
-    appraise (eval --quality), hellaswag (eval --hellaswag), check, info, runs, report,
+    appraise (eval --quality), hellaswag (eval --hellaswag), check, info, runs, report, play,
     benchmark (bench)
 
 and `load`, which gives a model to keep.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         import_model,
         info,
         load,
+        play,
         prepare,
         report,
         runs,
@@ -54,6 +55,7 @@ __all__ = [
     "import_model",
     "info",
     "load",
+    "play",
     "prepare",
     "report",
     "runs",

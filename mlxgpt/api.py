@@ -38,6 +38,7 @@ from mlxgpt.overview import RunLine as RunLine
 from mlxgpt.overview import found as found
 from mlxgpt.overview import info as info
 from mlxgpt.overview import runs as runs
+from mlxgpt.playing import play as play
 from mlxgpt.reporting import report as report
 from mlxgpt.requests import PathLike, data_of, home, opened, resolve
 from mlxgpt.storage import run as run_folders

@@ -78,6 +78,7 @@ def make_parser() -> Parser:
         _info,
         _runs,
         _report,
+        _play,
         _bench,
     ):
         command(add)
@@ -366,6 +367,22 @@ def _report(add: Add) -> None:
     sub.add_argument(
         "--watch", action="store_true", help="write it anew every few seconds until it is finished"
     )
+    _add_folders(sub, runs=True)
+
+
+def _play(add: Add) -> None:
+    sub = add(
+        "play",
+        "a page to play with a model, and to see inside",
+        "Open a page on this machine: let the model write and see what else it could have said,\n"
+        "look at its attention and its layers, and at what it could say at each age of its\n"
+        "training, also while it trains. Other programs find it as OpenAI's API at /v1.\n\n"
+        "  mlxgpt play\n"
+        "  mlxgpt play mine --port 8123",
+    )
+    sub.add_argument("run", nargs="?", metavar="RUN", help="a name or folder (default: newest)")
+    sub.add_argument("--port", type=int, metavar="N", help="default: 8484; 0: any that is free")
+    sub.add_argument("--no-browser", action="store_true", help="only say where the page is")
     _add_folders(sub, runs=True)
 
 

@@ -338,6 +338,15 @@ def _report(given: dict[str, Any], _: list[str]) -> int:
     return 0
 
 
+def _play(given: dict[str, Any], _: list[str]) -> int:
+    from mlxgpt import api
+
+    if given.pop("json"):
+        raise UserError("a page is no JSON", "leave out --json; /v1 answers in it.")
+    api.play(note=_say, browser=not given.pop("no_browser"), **_present(given))
+    return 0
+
+
 def _runs(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
 
@@ -411,5 +420,6 @@ COMMANDS: dict[str, Callable[[dict[str, Any], list[str]], int]] = {
     "info": _info,
     "runs": _runs,
     "report": _report,
+    "play": _play,
     "bench": _bench,
 }

@@ -160,6 +160,12 @@ class TrainConfig:
     keep_checkpoints: int = setting(
         2, "newest checkpoints that are kept, beside the best", low=1, weights=False
     )
+    snapshots: bool = setting(
+        True,
+        "keep the weights after 0, 100, 200, 400, … steps, in 16 bits, for mlxgpt play; none where "
+        "all would take more than a tenth of the disk's free space",
+        weights=False,
+    )
     on_spike: str = setting(
         "ignore",
         "what to do at a loss far above those before it: ignore; skip, leave that step out; "

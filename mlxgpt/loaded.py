@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluation, Evaluator
 from mlxgpt.inference import generation
 from mlxgpt.inference.decoding import Decoder
-from mlxgpt.inference.generation import Generated
+from mlxgpt.inference.generation import Drawn, Generated
+from mlxgpt.inference.looking import Likely, Look, neighbours
 from mlxgpt.machine.compiler import compiled
 from mlxgpt.machine.device import on_cpu
 from mlxgpt.model import quantized
@@ -77,6 +78,51 @@ class Model:
         if chosen.samples != 1:
             raise UserError("only one text can be streamed", "leave out samples.")
         return generation.stream(self._decoder, self.tokenizer, prompt, chosen, bos=self.run.bos)
+
+    def tokens(
+        self, prompt: str | Sequence[int] = "", *, alternatives: int = 0, **sampling: Any
+    ) -> Iterator[Drawn]:
+        """A prompt's continuation, token by token; see `generate`.
+
+        Args:
+            prompt: a text, or ids, as they are.
+            alternatives: of how many of the likeliest tokens is told at each place.
+        """
+        ids = self.ids(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        chosen = config.sampling(sampling)
+        if chosen.samples != 1:
+            raise UserError("only one text can be streamed", "leave out samples.")
+        return generation.tokens(
+            self._decoder, self.tokenizer, ids, chosen, alternatives=alternatives
+        )
+
+    def ids(self, prompt: str) -> np.ndarray:
+        """A prompt's ids, int64 [T], begun as the model saw texts begin."""
+        return generation.with_start(self.tokenizer.encode(prompt), self.tokenizer, self.run.bos)
+
+    def look(self, ids: Sequence[int], switched_off: Iterable[tuple[int, int]] = ()) -> Look:
+        """See inside, as the model reads ids; the last ones, where the block holds no more.
+
+        Args:
+            switched_off: (layer, head) of heads that are left out.
+        """
+        block = self.run.config.model.block_size
+        vocab_size = self.tokenizer.vocab_size
+        return Look(self._model, vocab_size, self._checked(ids)[-block:], switched_off)
+
+    def neighbours(self, id: int, count: int = 10) -> Likely:
+        """The tokens with the embeddings most like one's, and the cosine between them."""
+        (checked,) = self._checked([id])
+        return neighbours(self._model, self.tokenizer.vocab_size, int(checked), count)
+
+    def _checked(self, ids: Sequence[int]) -> np.ndarray:
+        array = np.asarray(ids, dtype=np.int64)
+        if not array.size:
+            raise UserError("there is no token", "give one at least.")
+        if not 0 <= array.min() <= array.max() < self.tokenizer.vocab_size:
+            most = self.tokenizer.vocab_size - 1
+            raise UserError(f"there is an id outside of 0 to {most:,}", "give the tokenizer's.")
+        return array
 
     def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Of what follows each of ids[T] or ids[B, T]: float32 [T, V] or [B, T, V].

@@ -23,6 +23,8 @@ FRONT = (
     "reporting",
     "tracking",
     "standings",
+    "playing",
+    "play",
     "conversation",
     "loaded",
     "requests",

@@ -115,6 +115,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "save_interval": (["19"], 19),
     "keep_checkpoints": (["3"], 3),
     "on_spike": (["skip"], "skip"),
+    "snapshots": ([], True),
     "sample_tokens": (["23"], 23),
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mlxgpt.config import Sampling
 from mlxgpt.inference import sample
-from mlxgpt.inference.sample import Rules
+from mlxgpt.inference.sample import Rules, Telling
 from mlxgpt.machine import blas
 from mlxgpt.machine.compiler import compiled
 from mlxgpt.machine.device import on_cpu
@@ -48,17 +48,17 @@ class Decoder:
         self.prefill = compiled(model.prefill)
         self._choose = partial(_choose, vocab_size)
         self._decode = partial(_decode, model, self._choose)
-        self._compiled: dict[tuple[Rules, int], Callable] = {}
+        self._compiled: dict[tuple[Rules, int, int], Callable] = {}
 
-    def choose(self, rules: Rules) -> Callable:
-        """What draws after a prefill."""
-        return self._kept((rules, 0), self._choose, rules)
+    def choose(self, rules: Rules, told: int = 0) -> Callable:
+        """What draws after a prefill, and tells of so many likely tokens."""
+        return self._kept((rules, told, 0), self._choose, rules, told)
 
-    def decode(self, rules: Rules, seen: int) -> Callable:
+    def decode(self, rules: Rules, told: int, seen: int) -> Callable:
         """What takes a step, seeing so many places of the cache."""
-        return self._kept((rules, seen), self._decode, rules, seen)
+        return self._kept((rules, told, seen), self._decode, rules, told, seen)
 
-    def _kept(self, key: tuple[Rules, int], function: Callable, *given: Any) -> Callable:
+    def _kept(self, key: tuple[Rules, int, int], function: Callable, *given: Any) -> Callable:
         if key not in self._compiled:
             self._compiled[key] = compiled(partial(function, *given))
         return self._compiled[key]
@@ -75,6 +75,12 @@ class Decoding:
         texts: of each its prompt's ids, at least one, of which as many as the block holds count,
             the last; and its number, so that those with one prompt are drawn differently.
         end_of_text: no repetition where a prompt began with it and the text ends.
+        alternatives: of how many of the likeliest tokens `told` tells; 0: of nothing.
+
+    Attributes:
+        told: of the row given last, by the model's own probabilities, before any setting of
+            sampling: (those of the drawn ids, [B]; the likeliest ids, [B, alternatives], and
+            theirs). () without alternatives.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class Decoding:
         texts: Sequence[tuple[np.ndarray, int]],
         sampling: Sampling,
         end_of_text: int | None = None,
+        alternatives: int = 0,
     ) -> None:
         block = decoder.config.block_size
         self._decoder, self._sampling, self._block = decoder, sampling, block
@@ -104,6 +111,9 @@ class Decoding:
         self._seen = mx.array(seen)
         self._ids = mx.zeros(len(self._texts), dtype=mx.int32)
         self._cache: Cache = []
+        self._alternatives = min(alternatives, decoder.vocab_size)
+        self._telling: Telling = ()
+        self.told: tuple[list, ...] = ()
 
     def __iter__(self) -> Iterator[list[int]]:
         with blas.shared_by(self._decoder.blas_share):
@@ -113,26 +123,27 @@ class Decoding:
         most = self._sampling.max_tokens
         self._read(np.arange(len(self._texts)), 0, self._seen)
         # The first at once; the others while the following is under way.
-        yield self._row(self._ids)
+        yield self._row(self._ids, self._telling)
         for n in range(1, most):
-            ids, seen, row = self._ids, self._seen, list[int]()
+            ids, telling, seen, row = self._ids, self._telling, self._seen, list[int]()
             full = np.flatnonzero(self._filled == self._block)
             if self._decoder.slides:
                 full = full[:0]
             if len(full) < len(self._texts):
                 self._take_step(n)
             if n > 1:
-                row = self._row(ids)
+                row = self._row(ids, telling)
             if len(full):
                 self._read(full, n, seen)
             if n > 1:
                 yield row
         if most > 1:
-            yield self._row(self._ids)
+            yield self._row(self._ids, self._telling)
 
-    def _row(self, ids: mx.array) -> list[int]:
+    def _row(self, ids: mx.array, telling: Telling) -> list[int]:
         """New ids, once they are there, behind each text's."""
         row: list[int] = ids.tolist()  # type: ignore[assignment]
+        self.told = tuple(array.tolist() for array in telling)  # type: ignore[misc]
         for text, id in zip(self._texts, row, strict=True):
             text.append(id)
             del text[: -self._block]
@@ -144,6 +155,7 @@ class Decoding:
         self._texts = [self._texts[row] for row in rows]
         self._seeds, self._filled = self._seeds[rows], self._filled[rows]
         self._ids, self._seen = self._ids[chosen], self._seen[chosen]
+        self._telling = tuple(array[chosen] for array in self._telling)
         self._cache = [(keys[chosen], values[chosen]) for keys, values in self._cache]
 
     def _read(self, rows: np.ndarray, n: int, seen: mx.array) -> None:
@@ -168,18 +180,22 @@ class Decoding:
             each = mx.array([places[tuple(text)] for text in texts])
             logits, cache = logits[each], [(k[each], v[each]) for k, v in cache]
         self._filled[rows] = [len(text) for text in texts]
-        choose = self._decoder.choose(self._rules)
-        drawn, seen = choose(logits, seen[mx.array(rows)], self._keys(rows, n), self._numbers)
+        choose = self._decoder.choose(self._rules, self._alternatives)
+        drawn, seen, telling = choose(
+            logits, seen[mx.array(rows)], self._keys(rows, n), self._numbers
+        )
         if len(rows) == len(self._texts):
-            self._ids, self._seen, self._cache = drawn, seen, cache
+            self._ids, self._seen, self._telling, self._cache = drawn, seen, telling, cache
         else:
-            self._put(mx.array(rows), drawn, seen, cache)
+            self._put(mx.array(rows), drawn, seen, telling, cache)
         self._compute()
 
-    def _put(self, rows: mx.array, ids: mx.array, seen: mx.array, cache: Cache) -> None:
+    def _put(
+        self, rows: mx.array, ids: mx.array, seen: mx.array, telling: Telling, cache: Cache
+    ) -> None:
         """These rows in place of those that there are."""
         self._ids[rows], self._seen[rows] = ids, seen
-        for mine, new in zip(self._cache, cache, strict=True):
+        for mine, new in zip((self._telling, *self._cache), (telling, *cache), strict=True):
             for whole, part in zip(mine, new, strict=True):
                 whole[rows] = part
 
@@ -191,8 +207,8 @@ class Decoding:
         position = filled[:1] if same else filled
         if not self._decoder.slides:
             position = np.minimum(position, self._block - 1)
-        step = self._decoder.decode(self._rules, seen)
-        self._ids, self._seen, self._cache = step(
+        step = self._decoder.decode(self._rules, self._alternatives, seen)
+        self._ids, self._seen, self._telling, self._cache = step(
             self._ids,
             self._seen,
             self._cache,
@@ -207,7 +223,7 @@ class Decoding:
         # On the CPU a step that waits for another one copies the cache instead of writing into it;
         # for few texts that takes less than waiting here.
         waits = on_cpu() and len(self._texts) >= MANY
-        (mx.eval if waits else mx.async_eval)(self._ids, self._seen, self._cache)
+        (mx.eval if waits else mx.async_eval)(self._ids, self._seen, self._telling, self._cache)
 
     def _keys(self, rows: np.ndarray, n: int) -> mx.array:
         """A key for each row's token n, uint32 [B, 2]: a function of the seed, which sample of its
@@ -234,24 +250,26 @@ def _room(length: int, block: int) -> int:
 def _choose(
     vocab_size: int,
     rules: Rules,
+    alternatives: int,
     logits: mx.array,
     seen: mx.array,
     keys: mx.array,
     numbers: mx.array,
-) -> tuple[mx.array, mx.array]:
-    """(ids[B], seen with them) from logits[B, V]."""
+) -> tuple[mx.array, mx.array, Telling]:
+    """(ids[B], seen with them, what there is to tell) from logits[B, V]."""
     if vocab_size < logits.shape[-1]:
         logits = mx.where(mx.arange(logits.shape[-1]) < vocab_size, logits, sample.NEVER)
     ids = sample.choose(logits, seen, keys, numbers, rules)
     if rules.penalty:
         seen = seen | (mx.arange(seen.shape[-1]) == ids[:, None])
-    return ids, seen
+    return ids, seen, sample.likely(logits, ids, alternatives) if alternatives else ()
 
 
 def _decode(
     model: GPT,
-    choose: Callable[..., tuple[mx.array, mx.array]],
+    choose: Callable[..., tuple[mx.array, mx.array, Telling]],
     rules: Rules,
+    alternatives: int,
     length: int,
     ids: mx.array,
     seen: mx.array,
@@ -259,7 +277,9 @@ def _decode(
     position: mx.array,
     keys: mx.array,
     numbers: mx.array,
-) -> tuple[mx.array, mx.array, Cache]:
-    """(ids[B], seen, cache) after the last ids[B], within the cache's first `length` places."""
+) -> tuple[mx.array, mx.array, Telling, Cache]:
+    """(ids[B], seen, what there is to tell, cache) after the last ids[B], within the cache's first
+    `length` places.
+    """
     logits, cache = model.decode(ids, cache, position, length)
-    return *choose(rules, logits, seen, keys, numbers), cache
+    return *choose(rules, alternatives, logits, seen, keys, numbers), cache

@@ -18,6 +18,7 @@ from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.inference.decoding import Decoder, Decoding
 
 AT_ONCE = 64  # texts in one batch, at most
+LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens, at most
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,25 @@ class Generated:
     tokens: int
     tokens_per_second: float
     ended: list[bool]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One token of a text that is being written.
+
+    Attributes:
+        text: what is certain by it: nothing in the middle of a character, or of what may become a
+            stop string.
+        ended: whether the text ended by itself with it.
+        probability: that the model gave it, before any setting of sampling; None if not asked for.
+        alternatives: (id, probability) of the likeliest, falling.
+    """
+
+    id: int
+    text: str
+    ended: bool
+    probability: float | None
+    alternatives: list[tuple[int, float]]
 
 
 def generate(
@@ -99,10 +119,40 @@ def stream(
     decoder: Decoder, tokenizer: Tokenizer, prompt: str, sampling: Sampling, *, bos: int | None
 ) -> Iterator[str]:
     """Continue one prompt: pieces of the continuation as they are made. See `generate`."""
-    text = _Text(tokenizer, prompt, sampling.stop)
     ids = with_start(tokenizer.encode(prompt), tokenizer, bos)
-    decoding = Decoding(decoder, [(ids, 0)], seeded(sampling), tokenizer.end_of_text)
-    yield from filter(None, _written(decoding, [text], text))
+    for drawn in tokens(decoder, tokenizer, ids, sampling):
+        if drawn.text:
+            yield drawn.text
+
+
+def tokens(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    ids: np.ndarray,
+    sampling: Sampling,
+    *,
+    alternatives: int = 0,
+) -> Iterator[Drawn]:
+    """Continue a prompt's ids, at least one, token by token, as `generate` would.
+
+    Args:
+        alternatives: of how many of the likeliest tokens is told at each place.
+    """
+    text = _Text(tokenizer, "", sampling.stop)
+    text.follow(ids)
+    sampling = seeded(sampling)
+    decoding = Decoding(decoder, [(ids, 0)], sampling, tokenizer.end_of_text, alternatives)
+    for n, (id,) in enumerate(decoding, 1):
+        piece = text.add(id)
+        if n == sampling.max_tokens and not text.ended:
+            piece += text.rest()
+        told: tuple[float | None, list] = (None, [])
+        if decoding.told:
+            (probability,), (others,), (theirs,) = decoding.told
+            told = probability, list(zip(others, theirs, strict=True))
+        yield Drawn(id, piece, text.ended, *told)
+        if text.ended:
+            return
 
 
 def seeded(sampling: Sampling) -> Sampling:
@@ -165,6 +215,11 @@ class _Text:
         self._stop = [s for s in stop if s]
         self._held = ""
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+
+    def follow(self, ids: np.ndarray) -> None:
+        """Go on in the middle of a character, where a prompt's ids end there."""
+        for id in ids[-LONGEST_CHARACTER:].tolist():
+            self._decode(self._tokenizer.token_bytes(id))
 
     def add(self, id: int) -> str:
         """Take one more token; returns the text that is certain by it."""

@@ -14,6 +14,9 @@ from mlxgpt.config import Sampling
 
 NEVER = float("-inf")
 
+# Of each row the probability of its drawn id, [B]; the likeliest ids, [B, K], and theirs. Or ().
+Telling = tuple[mx.array, ...]
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -74,6 +77,16 @@ def process(logits: mx.array, seen: mx.array, numbers: mx.array, rules: Rules) -
     if rules.top_p:
         logits = top_p(logits, p)
     return min_p(logits, least) if rules.min_p else logits
+
+
+def likely(logits: mx.array, ids: mx.array, count: int) -> Telling:
+    """How probable the drawn ids[B] were by logits[B, V], and the `count` likeliest, falling."""
+    probs = mx.softmax(logits.astype(mx.float32), axis=-1)
+    first = mx.argpartition(-probs, count - 1, axis=-1)[:, :count]
+    shares = mx.take_along_axis(probs, first, axis=-1)
+    order = mx.argsort(-shares, axis=-1)
+    first, shares = (mx.take_along_axis(a, order, axis=-1) for a in (first, shares))
+    return mx.take_along_axis(probs, ids[:, None], axis=-1)[:, 0], first, shares
 
 
 def draw(logits: mx.array, keys: mx.array) -> mx.array:

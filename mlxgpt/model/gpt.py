@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
 from mlxgpt.model import kernels
+from mlxgpt.model.inside import Inside
 from mlxgpt.seeds import derive
 
 INIT_STD = 0.02
@@ -104,10 +105,15 @@ class CausalSelfAttention(nn.Module):
         """[B, T, C] -> [B, T, C]; `token_values` [B, T, C] are added to the values."""
         return self.prefill(x, token_values)[0]
 
-    def prefill(self, x: mx.array, token_values: mx.array | None) -> tuple[mx.array, LayerCache]:
+    def prefill(
+        self, x: mx.array, token_values: mx.array | None, inside: Inside | None = None
+    ) -> tuple[mx.array, LayerCache]:
         """As `__call__`, and the keys and values of these T tokens."""
         q, k, v = self._heads(x, token_values)
-        return self._merge(kernels.causal_attention(q, k, v)), (k, v)
+        y = kernels.causal_attention(q, k, v)
+        if inside is not None:
+            y = inside.attended(q, k, y)
+        return self._merge(y), (k, v)
 
     def decode(
         self,
@@ -198,9 +204,11 @@ class Block(nn.Module):
         x = x + dropout(self.attn(self.ln_1(x), token_values), self.dropout, keys[0])
         return x + dropout(self.mlp(self.ln_2(x)), self.dropout, keys[1])
 
-    def prefill(self, x: mx.array, token_values: mx.array | None) -> tuple[mx.array, LayerCache]:
+    def prefill(
+        self, x: mx.array, token_values: mx.array | None, inside: Inside | None = None
+    ) -> tuple[mx.array, LayerCache]:
         """As `__call__`, without dropout, and what attention leaves for later tokens."""
-        y, kept = self.attn.prefill(self.ln_1(x), token_values)
+        y, kept = self.attn.prefill(self.ln_1(x), token_values, inside)
         x = x + y
         return x + self.mlp(self.ln_2(x)), kept
 
@@ -278,12 +286,22 @@ class GPT(nn.Module):
             return self.wte.as_linear(x)
         return kernels.linear(x, self.wte.weight)
 
-    def prefill(self, ids: mx.array, last: mx.array) -> tuple[mx.array, Cache]:
+    def lens(self, x: mx.array) -> mx.array:
+        """Logits[..., V] of a place of the residual stream[..., C]: after the last block the
+        model's own; after an earlier one what it would say there already (the logit lens,
+        nostalgebraist, 2020).
+        """
+        return self._logits(self.ln_f(x))
+
+    def prefill(
+        self, ids: mx.array, last: mx.array, inside: Inside | None = None
+    ) -> tuple[mx.array, Cache]:
         """Read prompts in.
 
         Args:
             ids: [B, T]; tokens after `last` are padding.
             last: int32 [B], the index of each sequence's last real token; or [1], of all.
+            inside: is filled with what is seen on the way.
 
         Returns:
             logits[B, V] of what follows it, and a cache of T tokens
@@ -291,12 +309,15 @@ class GPT(nn.Module):
         x = self._embedded(ids)
         if self.config.position == "learned":
             x = x + self.wpe.weight[: ids.shape[1]]
-        cache = []
+        stream, cache = [x], []
         for n, block in enumerate(self.h):
-            x, kept = block.prefill(x, self._token_values(ids, n))
+            x, kept = block.prefill(x, self._token_values(ids, n), inside)
+            stream.append(x)
             cache.append(kept)
+        if inside is not None:
+            inside.residual = stream
         last = mx.broadcast_to(last, (len(ids),))[:, None, None]
-        return self._logits(self.ln_f(mx.take_along_axis(x, last, axis=1)[:, 0])), cache
+        return self.lens(mx.take_along_axis(x, last, axis=1)[:, 0]), cache
 
     def decode(
         self, ids: mx.array, cache: Cache, position: mx.array, length: int | None = None

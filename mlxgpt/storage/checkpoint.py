@@ -156,6 +156,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:07d}"
 
 
+def step_of(path: Path) -> int:
+    """The step whose checkpoint lies there."""
+    return int(path.name.removeprefix("step-"))
+
+
 def prune(folder: Path, keep: set[int]) -> None:
     """Delete the checkpoints of other steps, and what an interrupted writing left behind."""
     for step in steps(folder):

@@ -12,6 +12,7 @@ from it, nothing else is needed, on any machine.
     samples.txt      what the model wrote at each evaluation
     best.json        step and validation loss of the best checkpoint
     checkpoints/step-NNNNNNN/
+    snapshots/step-NNNNNNN/  weights alone, in 16 bits: see training/snapshots.py
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import mlx.core as mx
 
 from mlxgpt import config_files, files
 from mlxgpt.config import Config
@@ -74,6 +77,14 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    @property
+    def snapshots(self) -> Path:
+        return self.folder / "snapshots"
+
+    def ages(self) -> list[int]:
+        """The steps that have a checkpoint or a snapshot, ascending."""
+        return sorted({*self.steps(), *checkpoint.steps(self.snapshots)})
+
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
         return checkpoint.steps(self.checkpoints)
@@ -98,6 +109,8 @@ class Run:
             UserError: if there is no such checkpoint.
         """
         there = self.steps()
+        if which.isdecimal() and int(which) in set(self.ages()) - set(there):
+            return checkpoint.path_of(self.snapshots, int(which))
         if not there:
             raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
         best = self.best()
@@ -109,7 +122,7 @@ class Run:
             return checkpoint.path_of(self.checkpoints, int(which))
         raise UserError(
             f"{self.name} has no checkpoint {which!r}",
-            f"use best, newest, or one of {', '.join(map(str, there))}.",
+            f"use best, newest, or one of {', '.join(map(str, self.ages()))}.",
         )
 
     def load_first(
@@ -393,7 +406,10 @@ def load_model(
             "restore the run's own files; config.toml and checkpoints belong together.",
         )
     model = GPT(run.config.model)
-    load_parameters(model, saved.parameters)
+    parameters = saved.parameters
+    if path.parent == run.snapshots:  # which is in 16 bits
+        parameters = {name: value.astype(mx.float32) for name, value in parameters.items()}
+    load_parameters(model, parameters)
     return model, saved
 
 

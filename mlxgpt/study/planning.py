@@ -109,6 +109,7 @@ def _sized(variant: Variant, steps: int) -> Config:
             "log_interval": max(1, every // 5),
             "sample_tokens": 0,
             "keep_checkpoints": 1,
+            "snapshots": False,
         },
     )
 

@@ -20,6 +20,7 @@ from mlxgpt.training.callback import Callback
 from mlxgpt.training.evaluating import tokens_at_end, tokens_each
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.saver import Saver, is_regular
+from mlxgpt.training.snapshots import Snapshots
 from mlxgpt.training.step import TrainStep
 from mlxgpt.training.trainer import Hook, Metrics
 
@@ -44,16 +45,23 @@ class Hooks:
         self._step_function, self._guard, self._saver = step_function, guard, saver
         self._logging = _Logging(run, guard, callback)
         evaluation = _Evaluation(run, dataset, step_function, callback, saver)
+        self._snapshots = Snapshots(run, step_function, saver.beside, callback.on_note)
         t = run.config.train
         self.after_saving = [
             Hook(_every(run.config, t.eval_interval), evaluation),
             Hook(_every(run.config, t.eval_interval, t.log_interval), self._logging),
         ]
-        self.all = [Hook(partial(is_regular, run.config), self._save), *self.after_saving]
+        self.all = [
+            Hook(partial(is_regular, run.config), self._save),
+            *self.after_saving,
+            Hook(self._snapshots.due, lambda metrics: self._snapshots.take(metrics.step)),
+        ]
 
     def begin(self, step: int) -> None:
         """Steps are counted from here on."""
         self._logging.begin(step)
+        if self._snapshots.due(step):
+            self._snapshots.take(step)
 
     def save_now(self, step: int) -> None:
         """Write a checkpoint of the state as it is."""

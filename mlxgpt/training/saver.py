@@ -109,6 +109,10 @@ class Saver:
                 "free some space; the same command goes on from there.",
             )
 
+    def beside(self, write: Callable[[], None]) -> None:
+        """Have something else written by the thread, after what it is at."""
+        self._pool.submit(write)
+
     def wait(self) -> None:
         """Wait for what is being written; raises UserError if it could not be."""
         if self._writing:

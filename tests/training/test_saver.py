@@ -90,7 +90,7 @@ def test_the_disk_holds_what_was_noted_before_each_checkpoint_and_at_the_end(
 
     monkeypatch.setattr(runs.Run, "sync_notes", synced)
     monkeypatch.setattr(checkpoint, "save", saved)
-    train("a")
+    train("a", snapshots=False)
     assert order == ["notes", "step 4", "notes", "step 8", "notes", "step 12", "notes"]
 
 

@@ -1,0 +1,81 @@
+"""A conversation as a prompt, by the template in a run's folder: `chat_template.jinja`, as Hugging
+Face has it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from mlxgpt import files
+from mlxgpt.corpus.tokenizer import END_OF_TEXT, NUL
+from mlxgpt.errors import UserError
+from mlxgpt.loaded import Model
+from mlxgpt.play.asked import MOST_CHARACTERS
+from mlxgpt.storage.run import Run
+
+TEMPLATE = "chat_template.jinja"
+MOST_MESSAGES = 200
+ROLES = ("system", "developer", "user", "assistant")
+Message = dict[str, str]
+
+
+def template_of(run: Run) -> str:
+    """A run's template.
+
+    Raises:
+        UserError: if it has none.
+    """
+    try:
+        return files.read_small(run.folder / TEMPLATE)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{run.name} has no chat template, as it was not trained on conversations",
+            "use /v1/completions.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{TEMPLATE} of {run.name} cannot be read", "restore it.") from error
+
+
+def checked(messages: Any) -> list[Message]:
+    """The messages of a conversation, texts alone.
+
+    Raises:
+        UserError: if they are no such thing.
+    """
+    if not isinstance(messages, list) or not 0 < len(messages) <= MOST_MESSAGES:
+        raise UserError("messages cannot be that", f"send 1 to {MOST_MESSAGES}.")
+    found = []
+    for message in messages:
+        role = message.get("role") if isinstance(message, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            content = "".join(
+                part["text"]
+                for part in content
+                if isinstance(part, dict) and isinstance(part.get("text"), str)
+            )
+        if role not in ROLES or not isinstance(content, str):
+            raise UserError(
+                "a message cannot be that", f"send a role, of {', '.join(ROLES)}, and a content."
+            )
+        # Nobody but the template ends a text.
+        found.append({"role": role, "content": content.replace(NUL, "")})
+    if sum(len(message["content"]) for message in found) > MOST_CHARACTERS:
+        raise UserError("messages are too long", f"send at most {MOST_CHARACTERS:,} characters.")
+    return found
+
+
+def ids(template: str, messages: list[Message], model: Model) -> list[int]:
+    """A conversation's ids, up to where the assistant is to speak."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    try:
+        text = environment.from_string(template.replace(END_OF_TEXT, NUL)).render(
+            messages=messages, add_generation_prompt=True, bos_token=NUL, eos_token=NUL
+        )
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise UserError(f"{TEMPLATE} cannot be used: {error}", "mend it.") from error
+    found: list[int] = model.tokenizer.encode_stream(text).tolist()
+    return found or model.ids("").tolist()

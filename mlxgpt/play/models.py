@@ -1,0 +1,72 @@
+"""A run's models, at the ages that are asked for, and what was looked at last."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlxgpt.errors import UserError
+from mlxgpt.inference.looking import Look
+from mlxgpt.loaded import Model, load
+from mlxgpt.model.gpt import count_parameters
+from mlxgpt.storage.checkpoint import step_of
+from mlxgpt.storage.run import Run, open_run
+
+KEPT = 4  # models, and looks, at most
+MOST_KEPT = 500_000_000  # parameters of all these models, unless one alone has more
+
+
+class Models:
+    """Of one run's folder, from which nothing is needed once a model is read.
+
+    To be used in one thread alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._models: OrderedDict[int, Model] = OrderedDict()
+        self._looks: OrderedDict[tuple, Look] = OrderedDict()
+
+    def opened(self) -> Run:
+        """The run as it is now.
+
+        Raises:
+            UserError: if it is gone, or damaged.
+        """
+        if not self.folder.is_dir():
+            raise UserError(f"the run {self.folder.name} is gone", "stop this, and play another.")
+        return open_run(self.folder)
+
+    def at(self, step: int | None = None) -> Model:
+        """The model after so many steps; default: the best, or the newest there is. Of a run that
+        is gone, one that was read before.
+        """
+        if step is None:
+            step = self._default()
+        if (model := self._models.get(step)) is None:
+            model = load(str(self.folder), checkpoint=str(step))
+            _keep(self._models, MOST_KEPT // count_parameters(model.run.config.model))
+            self._models[step] = model
+        self._models.move_to_end(step)
+        return model
+
+    def _default(self) -> int:
+        if self._models and not self.folder.is_dir():
+            return max(self._models)
+        return step_of(self.opened().checkpoint_path())
+
+    def look(self, model: Model, ids: Sequence[int], off: frozenset[tuple[int, int]]) -> Look:
+        """See inside a model as it reads ids."""
+        key = (model.step, tuple(ids), off)
+        if (look := self._looks.get(key)) is None:
+            _keep(self._looks, KEPT)
+            look = self._looks[key] = model.look(ids, off)
+        self._looks.move_to_end(key)
+        return look
+
+
+def _keep(there: OrderedDict, most: int) -> None:
+    """Drop those that were not used for longest, until there is room for one more of so many."""
+    while len(there) >= max(1, min(most, KEPT)):
+        there.popitem(last=False)

@@ -1,0 +1,110 @@
+"""The server: its doors, its errors, and its life."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from mlxgpt.errors import UserError
+from mlxgpt.play import access, completions, page
+from mlxgpt.play.models import Models
+from mlxgpt.play.sharing import Busy, Device
+
+HOST = "127.0.0.1"
+MOST_CONNECTIONS = 100
+
+
+def application(folder: Path, port: int, key: str) -> ASGIApp:
+    """What answers: a run's page, and the door for other programs.
+
+    Args:
+        folder: the run's.
+        port: that is listened on.
+        key: that lets in.
+    """
+    models, device = Models(folder), Device()
+    app = Starlette(
+        routes=[*page.routes(models, device), *completions.routes(models, device)],
+        exception_handlers={UserError: _refused, HTTPException: _http, Busy: _busy, OSError: _os},
+    )
+    return access.Access(app, port, key)
+
+
+async def _refused(request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, UserError)
+    return access.error(400, problem.problem, problem.remedy)
+
+
+async def _http(request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, HTTPException)
+    return access.error(problem.status_code, problem.detail)
+
+
+async def _busy(request: Request, problem: Exception) -> Response:
+    return access.error(429, "too many texts are being written", "wait for one to end.")
+
+
+async def _os(request: Request, problem: Exception) -> Response:
+    return access.error(500, f"the run cannot be read: {problem}", "look at its folder.")
+
+
+def bound(port: int) -> socket.socket:
+    """A socket of this machine alone.
+
+    Args:
+        port: 0: any that is free.
+
+    Raises:
+        UserError: if it is taken, or not allowed.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"port {port} cannot be used: {reason}", "name another: --port 8123."
+        ) from error
+    return listener
+
+
+def serve(listener: socket.socket, app: ASGIApp, ready: Callable[[], None]) -> None:
+    """Answer until Ctrl-C.
+
+    Args:
+        ready: is called when there is an answer to be had.
+    """
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=1,
+        ),
+        ready,
+    )
+    server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
