@@ -80,20 +80,26 @@ class Model:
         return generation.stream(self._decoder, self.tokenizer, prompt, chosen, bos=self.run.bos)
 
     def tokens(
-        self, prompt: str | Sequence[int] = "", *, alternatives: int = 0, **sampling: Any
+        self,
+        prompt: str | Sequence[int] = "",
+        *,
+        number: int = 0,
+        alternatives: int = 0,
+        **sampling: Any,
     ) -> Iterator[Drawn]:
         """A prompt's continuation, token by token; see `generate`.
 
         Args:
             prompt: a text, or ids, as they are.
+            number: which one of several samples it is, from 0 on.
             alternatives: of how many of the likeliest tokens is told at each place.
         """
-        ids = self.ids(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        ids = self.ids(prompt) if isinstance(prompt, str) else self.checked(prompt)
         chosen = config.sampling(sampling)
         if chosen.samples != 1:
             raise UserError("only one text can be streamed", "leave out samples.")
         return generation.tokens(
-            self._decoder, self.tokenizer, ids, chosen, alternatives=alternatives
+            self._decoder, self.tokenizer, ids, chosen, number=number, alternatives=alternatives
         )
 
     def ids(self, prompt: str) -> np.ndarray:
@@ -108,14 +114,19 @@ class Model:
         """
         block = self.run.config.model.block_size
         vocab_size = self.tokenizer.vocab_size
-        return Look(self._model, vocab_size, self._checked(ids)[-block:], switched_off)
+        return Look(self._model, vocab_size, self.checked(ids)[-block:], switched_off)
 
     def neighbours(self, id: int, count: int = 10) -> Likely:
         """The tokens with the embeddings most like one's, and the cosine between them."""
-        (checked,) = self._checked([id])
+        (checked,) = self.checked([id])
         return neighbours(self._model, self.tokenizer.vocab_size, int(checked), count)
 
-    def _checked(self, ids: Sequence[int]) -> np.ndarray:
+    def checked(self, ids: Sequence[int]) -> np.ndarray:
+        """Ids, int64 [T], all of which the tokenizer gives.
+
+        Raises:
+            UserError: if there is another one, or none at all.
+        """
         array = np.asarray(ids, dtype=np.int64)
         if not array.size:
             raise UserError("there is no token", "give one at least.")

@@ -33,7 +33,7 @@ def play(
         UserError: if there is no run, what it takes is not installed, or the port is taken.
     """
     try:
-        from mlxgpt.play import server
+        from mlxgpt.playground import server
     except ImportError as error:
         raise UserError(
             f"{error.name} is not installed, and the page needs it",
@@ -57,4 +57,5 @@ def play(
             webbrowser.open(f"{address}/#{key}")
 
     with listener:
-        server.serve(listener, server.application(found.folder.absolute(), port, key), ready)
+        app = server.application(found.folder.absolute(), port, key)
+        server.Server(app, ready).run(sockets=[listener])

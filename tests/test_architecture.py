@@ -24,7 +24,7 @@ FRONT = (
     "tracking",
     "standings",
     "playing",
-    "play",
+    "playground",
     "conversation",
     "loaded",
     "requests",

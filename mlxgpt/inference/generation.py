@@ -131,17 +131,19 @@ def tokens(
     ids: np.ndarray,
     sampling: Sampling,
     *,
+    number: int = 0,
     alternatives: int = 0,
 ) -> Iterator[Drawn]:
     """Continue a prompt's ids, at least one, token by token, as `generate` would.
 
     Args:
+        number: which one of several samples it is.
         alternatives: of how many of the likeliest tokens is told at each place.
     """
     text = _Text(tokenizer, "", sampling.stop)
     text.follow(ids)
     sampling = seeded(sampling)
-    decoding = Decoding(decoder, [(ids, 0)], sampling, tokenizer.end_of_text, alternatives)
+    decoding = Decoding(decoder, [(ids, number)], sampling, tokenizer.end_of_text, alternatives)
     for n, (id,) in enumerate(decoding, 1):
         piece = text.add(id)
         if n == sampling.max_tokens and not text.ended:

@@ -70,7 +70,8 @@ class Look:
         held[0, seen] = True
         left = sample.process(logits, mx.array(held), sample.values(sampling), rules)
         if rules.greedy:
-            left = mx.where(mx.arange(left.shape[-1]) == mx.argmax(left, axis=-1), 0.0, NEVER)
+            best = mx.argmax(left, axis=-1, keepdims=True)
+            left = mx.where(mx.arange(left.shape[-1]) == best, 0.0, NEVER)
         likely = _first(np.array(mx.softmax(self.logits)), count)
         return likely, np.array(mx.softmax(left, axis=-1))[0, [id for id, _ in likely]]
 

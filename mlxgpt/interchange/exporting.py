@@ -15,7 +15,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.interchange import gguf, huggingface, mlx_lm, qwen3, tokenizers
 from mlxgpt.interchange.card import card
 from mlxgpt.model.gpt import HEADS
-from mlxgpt.storage.run import Run
+from mlxgpt.storage.run import CHAT_TEMPLATE, Run
 
 RUNTIMES = ("hf", "mlx-lm", "gguf")
 BITS = (8, 4)
@@ -124,6 +124,8 @@ def _write(
         huggingface.write_config(scratch, model, end)
         huggingface.write_parameters(scratch, model, parameters)
     tokenizers.write(scratch, run.tokenizer, model.block_size, add_bos_token=run.bos is not None)
+    if (run.folder / CHAT_TEMPLATE).is_file():
+        shutil.copyfile(run.folder / CHAT_TEMPLATE, scratch / CHAT_TEMPLATE)
 
 
 def _cannot_write(folder: Path, error: Exception) -> UserError:

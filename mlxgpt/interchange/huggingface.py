@@ -51,6 +51,7 @@ class Foreign:
         tokenizer: its own.
         add_bos_token: whether its texts begin with an end-of-text.
         origin: where it comes from, for the record.
+        chat_template: how a conversation becomes a prompt, in Jinja; None where there is none.
     """
 
     config: ModelConfig
@@ -58,6 +59,7 @@ class Foreign:
     tokenizer: Tokenizer
     add_bos_token: bool
     origin: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
 
 
 def read_config(folder: Path) -> ModelConfig:

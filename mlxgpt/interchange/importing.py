@@ -87,7 +87,8 @@ def _of_folder(folder: Path, origin: dict[str, str]) -> Foreign:
     if tokenizer.vocab_size > config.vocab_size:
         raise _too_many_ids(str(folder), tokenizer.vocab_size, config.vocab_size)
     parameters = huggingface.read_parameters(folder, config)
-    return Foreign(config, parameters, tokenizer, add_bos_token, origin)
+    template = tokenizers.chat_template(folder)
+    return Foreign(config, parameters, tokenizer, add_bos_token, origin, template)
 
 
 def _too_many_ids(where: str, ids: int, room: int) -> UserError:
@@ -120,6 +121,8 @@ def make_run(foreign: Foreign, folder: Path) -> Run:
             origin=foreign.origin,
         )
         runs.create(run)
+        if foreign.chat_template is not None:
+            (folder / runs.CHAT_TEMPLATE).write_text(foreign.chat_template, encoding="utf-8")
         parameters = dict(foreign.parameters)
         foreign.parameters.clear()
         for name in parameters:  # one by one, so that no two copies of all are there

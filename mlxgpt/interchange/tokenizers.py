@@ -13,6 +13,7 @@ from mlxgpt.corpus import tokenizer_file
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
+from mlxgpt.storage.run import CHAT_TEMPLATE
 
 Known = TypeVar("Known", BPETokenizer, CharTokenizer)
 
@@ -91,6 +92,28 @@ def _adds_bos(folder: Path, tree: Any) -> bool:
     processor = tree.get("post_processor") or {}
     first = (processor.get("single") or [{}])[0]
     return first.get("SpecialToken", {}).get("id") == END_OF_TEXT
+
+
+def chat_template(folder: Path) -> str | None:
+    """A folder's chat template: a file of its own, or, as older folders have it, one of the
+    tokenizer's settings, alone or as the default of several.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        if (folder / CHAT_TEMPLATE).is_file():
+            return files.read_small(folder / CHAT_TEMPLATE)
+        if not (folder / SETTINGS).is_file():
+            return None
+        told = files.parse_json(files.read_small(folder / SETTINGS)).get("chat_template")
+        if isinstance(told, list):
+            told = {one["name"]: one["template"] for one in told}.get("default")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the chat template in {folder} cannot be read: {error}", "restore it, or delete it."
+        ) from error
+    return told if isinstance(told, str) else None
 
 
 def write(folder: Path, tokenizer: Tokenizer, block_size: int, *, add_bos_token: bool) -> None:

@@ -9,6 +9,8 @@ from it, nothing else is needed, on any machine.
     history.jsonl    one for each time that the training began or went on: at which step, when, on
                      what, which settings were changed, and what it was said to take; and one for
                      each time that it went back, after its loss had leapt
+    chat_template.jinja  how a conversation becomes a prompt, where there is one, as Hugging Face
+                     has it
     samples.txt      what the model wrote at each evaluation
     best.json        step and validation loss of the best checkpoint
     checkpoints/step-NNNNNNN/
@@ -41,6 +43,7 @@ from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
 
 FORMAT = 3  # 1 had settings for no guard, 2 did not say how texts begin
+CHAT_TEMPLATE = "chat_template.jinja"
 METRICS, SAMPLES, HISTORY = "metrics.jsonl", "samples.txt", "history.jsonl"
 SAMPLE_HEAD = re.compile(r"--- step (\d{1,18})\n", re.ASCII)
 

@@ -20,11 +20,11 @@ from starlette.routing import Route
 from mlxgpt import config
 from mlxgpt.errors import UserError
 from mlxgpt.loaded import Model
-from mlxgpt.play import access, chat
-from mlxgpt.play.asked import MOST_TOKENS, Asked
-from mlxgpt.play.models import Models
-from mlxgpt.play.page import begun
-from mlxgpt.play.sharing import Device
+from mlxgpt.playground import access, chat
+from mlxgpt.playground.asked import MOST_TOKENS, Asked
+from mlxgpt.playground.models import Models
+from mlxgpt.playground.page import begun
+from mlxgpt.playground.sharing import Device
 
 MOST_TEXTS = 16  # of one request
 MOST_LOGPROBS = 20
@@ -147,13 +147,12 @@ class _Door:
 def _written(
     model: Model, prompt: list[int], number: int, index: int, wanted: _Wanted
 ) -> Iterator[_Piece]:
-    """One text. The first of a prompt is the one that `generate` writes with this seed."""
-    chosen, finish = dict(wanted.sampling), "length"
-    chosen["seed"] = (chosen["seed"] + number) % (1 << 63)
+    """One text, the one that `generate` writes with this seed."""
+    finish = "length"
     if wanted.echo:
         yield _Piece(index, model.tokenizer.decode(prompt), 0, None)
     count = max(1, wanted.logprobs or 0) if wanted.logprobs is not None else 0
-    for drawn in model.tokens(prompt, alternatives=count, **chosen):
+    for drawn in model.tokens(prompt, number=number, alternatives=count, **wanted.sampling):
         told = None
         if drawn.probability is not None:
             others = drawn.alternatives[: wanted.logprobs]

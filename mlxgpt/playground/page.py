@@ -25,9 +25,9 @@ from mlxgpt.loaded import Model
 from mlxgpt.model.gpt import count_parameters
 from mlxgpt.pages.course import course_of
 from mlxgpt.pages.page import shown
-from mlxgpt.play.asked import MOST_TOKENS, Asked
-from mlxgpt.play.models import Models
-from mlxgpt.play.sharing import Device
+from mlxgpt.playground.asked import MOST_TOKENS, Asked
+from mlxgpt.playground.models import Models
+from mlxgpt.playground.sharing import Device
 from mlxgpt.storage.run import Run
 
 STATIC = Path(__file__).parent / "static"
@@ -211,7 +211,7 @@ def _step(asked: Asked) -> int | None:
 def _ids(asked: Asked, model: Model) -> list[int]:
     """What is to be continued: ids as they are, or a text."""
     if asked.tree.get("ids"):
-        return asked.whole_numbers("ids")
+        return model.checked(asked.whole_numbers("ids")).tolist()
     return model.ids(asked.text("text", "")).tolist()
 
 
@@ -255,7 +255,7 @@ def _pieces(tokenizer: Tokenizer, ids: list[int]) -> list[tuple[int, str, str]]:
 
 
 def _opening(tokenizer: Tokenizer) -> str:
-    """How a text may begin: of characters the first whose characters are all known; else a story."""
+    """How a text may begin: a story; of characters the first one whose characters are all known."""
     if not isinstance(tokenizer, CharTokenizer):
         return OPENINGS[-1]
     known = set(tokenizer.characters)

@@ -45,7 +45,7 @@ class Models:
         if step is None:
             step = self._default()
         if (model := self._models.get(step)) is None:
-            model = load(str(self.folder), checkpoint=str(step))
+            model = load(str(self.opened().folder), checkpoint=str(step))
             _keep(self._models, MOST_KEPT // count_parameters(model.run.config.model))
             self._models[step] = model
         self._models.move_to_end(step)

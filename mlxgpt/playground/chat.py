@@ -13,10 +13,9 @@ from mlxgpt import files
 from mlxgpt.corpus.tokenizer import END_OF_TEXT, NUL
 from mlxgpt.errors import UserError
 from mlxgpt.loaded import Model
-from mlxgpt.play.asked import MOST_CHARACTERS
-from mlxgpt.storage.run import Run
+from mlxgpt.playground.asked import MOST_CHARACTERS
+from mlxgpt.storage.run import CHAT_TEMPLATE, Run
 
-TEMPLATE = "chat_template.jinja"
 MOST_MESSAGES = 200
 ROLES = ("system", "developer", "user", "assistant")
 Message = dict[str, str]
@@ -29,14 +28,14 @@ def template_of(run: Run) -> str:
         UserError: if it has none.
     """
     try:
-        return files.read_small(run.folder / TEMPLATE)
+        return files.read_small(run.folder / CHAT_TEMPLATE)
     except FileNotFoundError as error:
         raise UserError(
             f"{run.name} has no chat template, as it was not trained on conversations",
             "use /v1/completions.",
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{TEMPLATE} of {run.name} cannot be read", "restore it.") from error
+        raise UserError(f"{CHAT_TEMPLATE} of {run.name} cannot be read", "restore it.") from error
 
 
 def checked(messages: Any) -> list[Message]:
@@ -76,6 +75,6 @@ def ids(template: str, messages: list[Message], model: Model) -> list[int]:
             messages=messages, add_generation_prompt=True, bos_token=NUL, eos_token=NUL
         )
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise UserError(f"{TEMPLATE} cannot be used: {error}", "mend it.") from error
+        raise UserError(f"{CHAT_TEMPLATE} cannot be used: {error}", "mend it.") from error
     found: list[int] = model.tokenizer.encode_stream(text).tolist()
     return found or model.ids("").tolist()

@@ -14,9 +14,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from mlxgpt.errors import UserError
-from mlxgpt.play import access, completions, page
-from mlxgpt.play.models import Models
-from mlxgpt.play.sharing import Busy, Device
+from mlxgpt.playground import access, completions, page
+from mlxgpt.playground.models import Models
+from mlxgpt.playground.sharing import Busy, Device
 
 HOST = "127.0.0.1"
 MOST_CONNECTIONS = 100
@@ -78,33 +78,30 @@ def bound(port: int) -> socket.socket:
     return listener
 
 
-def serve(listener: socket.socket, app: ASGIApp, ready: Callable[[], None]) -> None:
-    """Answer until Ctrl-C.
+class Server(uvicorn.Server):
+    """Answers until Ctrl-C: `run(sockets=[…])`.
 
     Args:
         ready: is called when there is an answer to be had.
     """
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_level="critical",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            ws="none",
-            limit_concurrency=MOST_CONNECTIONS,
-            timeout_graceful_shutdown=1,
-        ),
-        ready,
-    )
-    server.run(sockets=[listener])
 
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(self, app: ASGIApp, ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                http="h11",
+                ws="none",
+                limit_concurrency=MOST_CONNECTIONS,
+                timeout_graceful_shutdown=1,
+            )
+        )
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
         await super().startup(sockets)
         self._ready()

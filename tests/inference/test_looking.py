@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt.config import Config, Sampling
+from mlxgpt.inference import sample
+from mlxgpt.inference.decoding import Decoder, Decoding
+from mlxgpt.inference.looking import Look, neighbours
+from mlxgpt.inference.sample import Rules
+from mlxgpt.model.gpt import GPT
+from tests.inference.models import lively
+
+IDS = np.array([3, 1, 4, 1, 5])
+KNOWN = 17  # of 19 that the model has room for
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Config) -> GPT:
+    return lively(tiny_model)
+
+
+def softmax(logits: mx.array) -> np.ndarray:
+    return np.array(mx.softmax(logits[..., :KNOWN], axis=-1))
+
+
+def test_the_lens_at_each_position(model: GPT) -> None:
+    look = Look(model, KNOWN, IDS)
+    wanted = softmax(model(mx.array(IDS[None]))[0])
+    for position in range(len(IDS)):
+        layers = look.lens(position, 4)
+        assert len(layers) == 1 + len(model.h)
+        assert all(
+            [share for _, share in one] == sorted((s for _, s in one), reverse=True)
+            for one in layers
+        )
+        assert [id for id, _ in layers[-1]] == np.argsort(-wanted[position])[:4].tolist()
+        for id, share in layers[-1]:
+            assert share == pytest.approx(wanted[position, id], abs=1e-5)
+    assert layers[0] != layers[-1]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Sampling(temperature=0),
+        Sampling(temperature=1),
+        Sampling(temperature=0.5, top_k=3),
+        Sampling(top_p=0.5, min_p=0.1, repetition_penalty=1.5),
+    ],
+)
+def test_what_settings_leave_is_what_is_drawn_from(model: GPT, chosen: Sampling) -> None:
+    """Drawn often, each token comes as often as that."""
+    look = Look(model, KNOWN, IDS)
+    likely, left = look.next(chosen, IDS, KNOWN)
+    assert [share for _, share in likely] == sorted((s for _, s in likely), reverse=True)
+    assert sum(share for _, share in likely) == pytest.approx(1, abs=1e-5)
+    assert left.sum() == pytest.approx(1, abs=1e-5)
+    draws = 4000
+    rules = Rules.of(chosen, KNOWN)
+    seen = np.zeros((draws, 19), dtype=bool)
+    seen[:, IDS] = True
+    logits = mx.broadcast_to(look.logits, (draws, 19))
+    keys = mx.random.split(mx.random.key(1), draws)
+    drawn = sample.choose(logits, mx.array(seen), keys, sample.values(chosen), rules)
+    counts = np.bincount(np.array(drawn), minlength=19)
+    for (id, _), share in zip(likely, left, strict=True):
+        assert abs(counts[id] / draws - share) < 4 * np.sqrt(0.25 / draws)
+        assert share > 0 or counts[id] == 0
+
+
+def test_neighbours_are_the_nearest(model: GPT) -> None:
+    table = np.array(model.wte.weight)[:KNOWN]
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    cosines = unit @ unit[4]
+    found = neighbours(model, KNOWN, 4, 5)
+    assert [id for id, _ in found] == [id for id in np.argsort(-cosines) if id != 4][:5]
+    for id, share in found:
+        assert share == pytest.approx(cosines[id], abs=1e-5)
+
+
+def test_what_is_told_while_writing(model: GPT) -> None:
+    """Beyond the block, too: the probabilities of the model alone, whatever the settings; and the
+    same ids as when nobody asks.
+    """
+    chosen = Sampling(max_tokens=20, seed=3, temperature=0.7, top_k=4)
+    decoder, prompt = Decoder(model, KNOWN), IDS
+    silent = list(Decoding(decoder, [(prompt, 0)], chosen))
+    decoding, text = Decoding(decoder, [(prompt, 0)], chosen, alternatives=6), prompt.tolist()
+    rows = []
+    for row in decoding:
+        (probability,), (ids,), (shares,) = decoding.told
+        window = text if len(text) <= 8 else None  # then a half block was read anew
+        if window:
+            wanted = softmax(model(mx.array([window]))[0, -1])
+            assert ids == np.argsort(-wanted)[:6].tolist()
+            np.testing.assert_allclose(shares, wanted[ids], atol=1e-4)
+            assert probability == pytest.approx(wanted[row[0]], abs=1e-4)
+        assert probability in shares, "one of the four likeliest was drawn"
+        rows.append(row)
+        text += row
+    assert rows == silent
+
+
+def test_what_is_told_of_several_that_end_at_different_times(model: GPT) -> None:
+    chosen = Sampling(max_tokens=12, seed=3)
+    decoder = Decoder(model, KNOWN)
+    alone = Decoding(decoder, [(IDS[:2], 0)], chosen, alternatives=3)
+    wanted = [(row, alone.told) for row in alone]
+    several = Decoding(decoder, [(IDS, 0), (IDS[:2], 0)], chosen, alternatives=3)
+    for n, row in enumerate(several):
+        (ids,), told = wanted[n]
+        assert row[-1] == ids
+        for all_of_them, one in zip(several.told, told, strict=True):
+            np.testing.assert_allclose(all_of_them[-1], one[0], atol=1e-5)
+        if n == 3:
+            several.keep([1])

@@ -1,0 +1,81 @@
+"""A server that plays a run, on a real socket, and someone who asks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from mlxgpt.playground import server
+
+KEY = "a-key-of-the-tests"
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where it is, and how to ask."""
+
+    port: int
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, **headers: str) -> httpx.Client:
+        given = {"Authorization": f"Bearer {KEY}"} | headers
+        return httpx.Client(base_url=self.address, headers=given, timeout=60, trust_env=False)
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        with self.client(**headers) as client:
+            return client.get(path)
+
+    def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
+        with self.client(**headers) as client:
+            return client.post(path, json=body)
+
+    def asked(self, path: str, **body: Any) -> Any:
+        """The answer, which has to be one."""
+        response = self.post(path, body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def refused(self, path: str, **body: Any) -> str:
+        """Why it is refused."""
+        response = self.post(path, body)
+        assert 400 <= response.status_code < 500, response.text
+        return str(response.json()["error"]["message"])
+
+    def events(self, path: str, **body: Any) -> list[Any]:
+        """All events of a stream, but its end."""
+        response = self.post(path, body)
+        assert response.status_code == 200, response.text
+        assert response.headers["content-type"].startswith("text/event-stream")
+        parts = response.text.split("\n\n")
+        assert parts.pop() == ""
+        return [json.loads(p.removeprefix("data: ")) for p in parts if p != "data: [DONE]"]
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Served]:
+    """Play a run while this lasts."""
+    listener = server.bound(0)
+    port = listener.getsockname()[1]
+    ready = threading.Event()
+    one = server.Server(server.application(folder, port, KEY), ready.set)
+    thread = threading.Thread(target=one.run, kwargs={"sockets": [listener]})
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield Served(port, folder)
+    finally:
+        one.should_exit = True
+        thread.join(30)
+        listener.close()
+        assert not thread.is_alive()

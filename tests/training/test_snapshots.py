@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlxgpt import api
+from mlxgpt.errors import UserError
+from mlxgpt.loaded import load
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage import run as runs
+from mlxgpt.training import snapshots
+from mlxgpt.training.snapshots import is_age
+from tests.trainings import Recorder
+
+pytestmark = pytest.mark.usefixtures("no_check")
+
+
+def ages(run: str) -> list[int]:
+    return checkpoint.steps(Path("runs") / run / "snapshots")
+
+
+def test_the_ages() -> None:
+    found = [step for step in range(0, 10_000) if is_age(step)]
+    assert found == [0, 100, 200, 400, 800, 1600, 3200, 6400]
+
+
+@pytest.fixture
+def young(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "FIRST", 3)
+
+
+@pytest.mark.usefixtures("young")
+def test_a_snapshot_is_the_model_of_its_step(train: Any) -> None:
+    """As a checkpoint of that step has it, but for what 16 bits round."""
+    train("a", keep_checkpoints=9, eval_interval=3, save_interval=3)
+    assert ages("a") == [0, 3, 6, 12]
+    run = runs.open_run(Path("runs/a"))
+    assert run.ages() == [0, 3, 6, 9, 12]
+    for step in (3, 6, 12):
+        small = checkpoint.load(checkpoint.path_of(run.snapshots, step)).parameters
+        whole = checkpoint.load(checkpoint.path_of(run.checkpoints, step)).parameters
+        assert small.keys() == whole.keys()
+        for name, value in small.items():
+            assert value.dtype.size == 2
+            np.testing.assert_allclose(
+                value.astype(whole[name].dtype), whole[name], rtol=1e-3, atol=1e-6
+            )
+
+
+@pytest.mark.usefixtures("young")
+def test_a_snapshot_can_be_asked_for_like_a_checkpoint(train: Any) -> None:
+    train("a")
+    for step in (0, 3):
+        model = load("a", checkpoint=str(step))
+        assert model.step == step
+        assert model._model.wte.weight.dtype.size == 4
+    assert load("a").step == 12
+    assert len(api.generate("to", run="a", checkpoint="3", seed=1, max_tokens=5).texts[0]) >= 2
+    with pytest.raises(UserError) as error:
+        load("a", checkpoint="5")
+    assert "0, 3, 6, 8, 12" in error.value.remedy
+
+
+@pytest.mark.usefixtures("young")
+def test_a_run_that_was_stopped_has_the_same_ones(train: Any) -> None:
+    train("whole")
+    train("a", max_steps=4, decay_steps=12)
+    train("a", decay_steps=12)
+    assert ages("a") == ages("whole") == [0, 3, 6, 12]
+
+
+def test_none_where_nobody_wants_them(train: Any) -> None:
+    train("a", snapshots=False)
+    assert not Path("runs/a/snapshots").exists()
+
+
+def test_none_where_they_would_fill_the_disk(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+    recorder = Recorder()
+    with pytest.raises(UserError, match="disk is"):
+        train("a", recorder)
+    assert any("no snapshots on the way" in note for note in recorder.notes)
+    assert not Path("runs/a/snapshots").exists()
+
+
+@pytest.mark.usefixtures("young")
+def test_a_training_goes_on_without(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = checkpoint.save
+
+    def full(folder: Path, *given: Any, **named: Any) -> Path:
+        if folder.name == "snapshots":
+            raise UserError("cannot write there", "free some space.")
+        return real(folder, *given, **named)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    recorder = Recorder()
+    assert train("a", recorder).step == 12
+    assert recorder.notes.count("no more snapshots: cannot write there") >= 1
