@@ -8,8 +8,6 @@ import pytest
 
 from tests.playground.serving import Served, serving
 
-pytest.importorskip("starlette", reason="mlxgpt[play] is not installed")
-
 
 @pytest.fixture(scope="package")
 def served(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[Served]:

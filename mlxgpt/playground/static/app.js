@@ -20,7 +20,8 @@ function select(tab, focus) {
   guarded(OPENED[tab.getAttribute("aria-controls")] ?? (() => {}))();
 }
 
-async function begin() {
+// Who it is, as it is now: a training makes it older.
+async function meet() {
   state.run = await get("/api/run");
   const { run } = state;
   document.title = `mlxgpt play: ${run.name}`;
@@ -28,6 +29,11 @@ async function begin() {
   byId("facts").textContent = `${number(run.parameters)} parameters, ${run.n_layer} layers of ${run.n_head} heads, `
     + `${number(run.vocab_size)} tokens in its vocabulary, a context of ${number(run.block_size)}`
     + (run.step === null ? "; no checkpoint yet" : `; as it was after ${number(run.step)} steps`);
+}
+
+async function begin() {
+  await meet();
+  state.changed.addEventListener("age", guarded(async () => { await meet(); write.ready(); }));
   write.begin();
   inside.begin();
   life.begin();
@@ -39,7 +45,7 @@ async function begin() {
       if (to !== undefined) select(tabs[to % tabs.length], true);
     });
   }
-  if (run.step === null) select(tabs[2]);
+  if (state.run.step === null) select(tabs[2]);
   document.body.dataset.ready = "yes";
 }
 

@@ -22,8 +22,7 @@ export async function opened() {
   clearTimeout(timer);
   if (byId("life").hidden) return;
   course = await get("/api/course");
-  if (state.run.step === null && course.ages.length) location.reload(); // it can write now
-  state.run.ages = course.ages;
+  if (course.ages.length !== state.run.ages.length) state.changed.dispatchEvent(new Event("age"));
   showAges();
   draw();
   showSamples();

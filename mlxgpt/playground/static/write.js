@@ -17,6 +17,9 @@ export function begin() {
     event.preventDefault();
     write({ text: byId("prompt").value }, []);
   });
+  byId("prompt").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("write-form").requestSubmit(byId("go"));
+  });
   byId("more").addEventListener("click", () => write({ ids: ids() }, state.tokens));
   byId("stop").addEventListener("click", () => running?.abort());
   byId("alternatives").addEventListener("keydown", moveInList);
@@ -31,10 +34,15 @@ export function begin() {
     words.show(state.tokens);
     byId("more").disabled = false;
   }
+  ready();
+}
+
+// Whether there is a model to write yet.
+export function ready() {
   const there = state.run.step !== null;
   byId("go").disabled = !there;
+  byId("state").textContent = there ? "" : "there is no checkpoint yet; its life is on the third tab";
   if (there) guarded(showNext)();
-  else byId("state").textContent = "there is no checkpoint yet; its life is on the third tab";
 }
 
 const ids = () => state.tokens.map((token) => token.id);

@@ -1,12 +1,8 @@
-"""Pages in a real Chromium, as a person sees them: needs playwright and axe-core, and a Chromium.
-Without one they are skipped, but where MLXGPT_BROWSER says where it has to be.
-"""
+"""Reports in a real Chromium, as a person sees them."""
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +13,11 @@ from mlxgpt.pages.page import write
 from tests.commands import ROOT
 from tests.pages.test_page import HOSTILE, full
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 REPORTS = ROOT / "benchmarks" / "reports"
-MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    asked = os.environ.get("MLXGPT_BROWSER")
-    found = asked or next(filter(None, map(shutil.which, NAMES)), None)
-    if not found and MAC.exists():
-        found = str(MAC)
-    if not found:
-        pytest.skip("there is no Chromium")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,32 @@
+"""Pages in a real Chromium, as a person sees them: needs playwright and axe-core, and a Chromium.
+Without one they are skipped, but where MLXGPT_BROWSER says where it has to be.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Any]:
+    asked = os.environ.get("MLXGPT_BROWSER")
+    found = asked or next(filter(None, map(shutil.which, NAMES)), None)
+    if not found and MAC.exists():
+        found = str(MAC)
+    if not found:
+        pytest.skip("there is no Chromium")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
