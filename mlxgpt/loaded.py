@@ -19,6 +19,7 @@ from mlxgpt.inference import generation
 from mlxgpt.inference.decoding import Decoder
 from mlxgpt.inference.generation import Drawn, Generated
 from mlxgpt.inference.looking import Likely, Look, neighbours
+from mlxgpt.machine import blas
 from mlxgpt.machine.compiler import compiled
 from mlxgpt.machine.device import on_cpu
 from mlxgpt.model import quantized
@@ -114,7 +115,8 @@ class Model:
         """
         block = self.run.config.model.block_size
         vocab_size = self.tokenizer.vocab_size
-        return Look(self._model, vocab_size, self.checked(ids)[-block:], switched_off)
+        with blas.shared_by(self._decoder.blas_share):
+            return Look(self._model, vocab_size, self.checked(ids)[-block:], switched_off)
 
     def neighbours(self, id: int, count: int = 10) -> Likely:
         """The tokens with the embeddings most like one's, and the cosine between them."""

@@ -65,7 +65,8 @@ def bound(port: int) -> socket.socket:
     Raises:
         UserError: if it is taken, or not allowed.
     """
-    listener = socket.socket()
+    # By its number asyncio knows TCP, and sends each piece at once: without, 40 ms later.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import socket
+import threading
+
+import httpx
+import pytest
+
+from mlxgpt.errors import UserError
+from mlxgpt.playground import server, sharing
+from tests.playground.serving import Served
+
+
+def test_pieces_are_sent_at_once() -> None:
+    """Asyncio turns off what holds small pieces back for sockets that are known to be TCP's."""
+    with server.bound(0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+        assert listener.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_port_is_taken_once() -> None:
+    with server.bound(0) as listener:
+        listener.listen()
+        with pytest.raises(UserError, match="cannot be used"):
+            server.bound(listener.getsockname()[1])
+
+
+def test_too_many_at_once_are_told_so(own: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "MOST", 2)
+    answers: list[httpx.Response] = []
+    body = {"text": "to", "max_tokens": 1500}
+
+    def ask() -> None:
+        answers.append(own.post("/api/write", body))
+
+    asking = [threading.Thread(target=ask) for _ in range(4)]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join(60)
+    assert sorted(one.status_code for one in answers) == [200, 200, 429, 429]
+    refused = next(one for one in answers if one.status_code == 429)
+    assert "wait for one" in refused.json()["error"]["message"]
+    assert own.post("/api/write", body | {"max_tokens": 2}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/api/write", 405), ("POST", "/api/run", 405)],
+)
+def test_what_is_not_there(served: Served, method: str, path: str, status: int) -> None:
+    with served.client() as client:
+        response = client.request(method, path)
+    assert response.status_code == status
+    assert response.json()["error"]["message"]
