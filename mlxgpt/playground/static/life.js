@@ -104,15 +104,15 @@ function draw() {
   const { width, height } = byId("curve").getBoundingClientRect();
   if (!width || !course.loss.length) return;
   const guess = Math.log(course.vocab_size), all = [...course.loss, ...course.val_loss].map(([, value]) => value);
-  const x = d3.scaleSqrt([0, Math.max(course.step, ...course.ages, 1)], [40, width - 12]);
+  const x = d3.scaleSqrt([0, Math.max(course.step, ...course.ages, 1)], [40, width - 22]);
   const y = d3.scaleLinear([Math.min(...all), Math.max(guess, ...all)], [height - 30, 12]).nice();
   svg.append("g").attr("transform", `translate(0,${height - 30})`).call(d3.axisBottom(x).ticks(Math.min(8, width / 70)));
   svg.append("g").attr("transform", "translate(40,0)").call(d3.axisLeft(y).ticks(6));
-  svg.append("text").attr("x", width - 12).attr("y", height - 2).attr("text-anchor", "end").text("steps");
+  svg.append("text").attr("x", width - 22).attr("y", height - 2).attr("text-anchor", "end").text("steps");
   svg.append("text").attr("x", 46).attr("y", 12).text("loss, nats per token");
   const line = d3.line(([step]) => x(step), ([, value]) => y(value));
-  svg.append("line").attr("class", "guess").attr("x1", 40).attr("x2", width - 12).attr("y1", y(guess)).attr("y2", y(guess));
-  svg.append("text").attr("class", "guess-says").attr("x", width - 12).attr("y", y(guess) + 14).attr("text-anchor", "end")
+  svg.append("line").attr("class", "guess").attr("x1", 40).attr("x2", width - 22).attr("y1", y(guess)).attr("y2", y(guess));
+  svg.append("text").attr("class", "guess-says").attr("x", width - 22).attr("y", y(guess) + 14).attr("text-anchor", "end")
     .text(`a guess among ${number(course.vocab_size)}: ln ${number(course.vocab_size)} = ${guess.toFixed(2)}`);
   svg.append("path").attr("class", "loss").attr("d", line(course.loss));
   svg.append("path").attr("class", "val").attr("d", line(course.val_loss));
