@@ -5,9 +5,11 @@ from typing import Any
 from unittest.mock import ANY
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlxgpt.config import Config, Sampling, override
+from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.inference import generation
@@ -247,3 +249,32 @@ def test_one_text_piece_by_piece(model: GPT, tokenizer: CharTokenizer) -> None:
     pieces = list(generation.stream(decoder, tokenizer, "ab", sampling, bos=None))
     assert "ab" + "".join(pieces) == generated(model, tokenizer, "ab", sampling).texts[0]
     assert len(pieces) == 20
+
+
+def test_token_by_token(tiny_model: Config) -> None:
+    """Each with what is certain by it, also where a prompt ends within a character; the last one
+    says whether the text ended by itself.
+    """
+    tokenizer = BPETokenizer([])
+    ids = tokenizer.encode("é🙂?").tolist()
+    script = [*ids[1:], tokenizer.end_of_text]
+    config = override(tiny_model, {"vocab_size": 257, "block_size": 16})
+    decoder = Decoder(Scripted(config, script), tokenizer.vocab_size)
+
+    def drawn(prompt: list[int], **chosen: Any) -> list[generation.Drawn]:
+        given = np.array(prompt)
+        return list(generation.tokens(decoder, tokenizer, given, Sampling(**chosen)))
+
+    found = drawn(ids[:1])
+    assert [one.id for one in found] == script
+    assert found[0].text == "é"
+    found = drawn(ids[:3], max_tokens=20)
+    assert [one.text for one in found] == ["", "", "🙂", "?", ""]
+    assert [one.ended for one in found] == [False, False, False, False, True]
+    assert found[0].probability is None
+    assert found[0].alternatives == []
+    found = drawn(ids[:2], max_tokens=2)
+    assert [one.text for one in found] == ["", "\N{REPLACEMENT CHARACTER}"], "cut off"
+    found = drawn(ids[:2], stop=("?",))
+    assert "".join(one.text for one in found) == "🙂"
+    assert found[-1].ended
