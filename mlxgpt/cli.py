@@ -341,9 +341,17 @@ def _report(given: dict[str, Any], _: list[str]) -> int:
 def _play(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
 
-    if given.pop("json"):
-        raise UserError("a page is no JSON", "leave out --json; /v1 answers in it.")
-    api.play(note=_say, browser=not given.pop("no_browser"), **_present(given))
+    as_json = given.pop("json")
+
+    def ready(address: str, key: str) -> None:
+        if as_json:
+            _print_json({"page": f"{address}/#{key}", "api": f"{address}/v1", "key": key})
+            sys.stdout.flush()
+        else:
+            _say(f"the page, until Ctrl-C: {address}/#{key}")
+            _say(f"for other programs: {address}/v1, as OpenAI's API, with the key {key}")
+
+    api.play(ready=ready, browser=not given.pop("no_browser"), **_present(given))
     return 0
 
 

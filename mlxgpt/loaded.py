@@ -18,7 +18,7 @@ from mlxgpt.evaluation.loss import Evaluation, Evaluator
 from mlxgpt.inference import generation
 from mlxgpt.inference.decoding import Decoder
 from mlxgpt.inference.generation import Drawn, Generated
-from mlxgpt.inference.looking import Likely, Look, neighbours
+from mlxgpt.inference.looking import Likely, Look, left_by, neighbours
 from mlxgpt.machine import blas
 from mlxgpt.machine.compiler import compiled
 from mlxgpt.machine.device import on_cpu
@@ -106,6 +106,16 @@ class Model:
     def ids(self, prompt: str) -> np.ndarray:
         """A prompt's ids, int64 [T], begun as the model saw texts begin."""
         return generation.with_start(self.tokenizer.encode(prompt), self.tokenizer, self.run.bos)
+
+    def next(
+        self, ids: Sequence[int], count: int = 10, **sampling: Any
+    ) -> tuple[Likely, np.ndarray]:
+        """What may follow some ids: the `count` likeliest tokens with their probabilities, and what
+        settings of sampling leave of each.
+        """
+        checked, chosen = self.checked(ids), config.sampling(sampling)
+        logits = self._decoder.after(checked)
+        return left_by(chosen, logits, self.tokenizer.vocab_size, checked, count)
 
     def look(self, ids: Sequence[int], switched_off: Iterable[tuple[int, int]] = ()) -> Look:
         """See inside, as the model reads ids; the last ones, where the block holds no more.

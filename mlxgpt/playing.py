@@ -19,7 +19,7 @@ def play(
     port: int = PORT,
     browser: bool = True,
     runs_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
+    ready: Callable[[str, str], None] = lambda address, key: None,
 ) -> None:
     """Open a page to see inside a run's model, on this machine alone; until Ctrl-C.
 
@@ -27,7 +27,7 @@ def play(
         run: name or folder; default: the newest, also where it has no checkpoint yet.
         port: to listen on; 0: any that is free.
         browser: whether to open the page.
-        note: takes a line on where it is.
+        ready: is told where it is, and the key that lets in.
 
     Raises:
         UserError: if there is no run, what it takes is not installed, or the port is taken.
@@ -50,12 +50,11 @@ def play(
     key = secrets.token_urlsafe(24)
     address = f"http://{server.HOST}:{port}"
 
-    def ready() -> None:
-        note(f"{found.folder} plays here until Ctrl-C: {address}/#{key}")
-        note(f"for other programs: {address}/v1 as OpenAI's API has it, key {key}")
+    def begun() -> None:
+        ready(address, key)
         if browser:
             webbrowser.open(f"{address}/#{key}")
 
     with listener:
         app = server.application(found.folder.absolute(), port, key)
-        server.Server(app, ready).run(sockets=[listener])
+        server.Server(app, begun).run(sockets=[listener])

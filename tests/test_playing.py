@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import re
 import shutil
 import signal
@@ -36,7 +37,9 @@ def test_a_page_is_opened_and_ends_with_ctrl_c(place: Path) -> None:
         assert "Traceback" not in rest
 
 
-def test_the_browser_is_shown_the_way(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_browser_is_shown_the_way(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
 
@@ -48,11 +51,15 @@ def test_the_browser_is_shown_the_way(place: Path, monkeypatch: pytest.MonkeyPat
             self.ready()
 
     monkeypatch.setattr(server, "Server", Ready)
-    said: list[str] = []
-    mlxgpt.play("done", port=0, note=said.append)
-    assert opened[0] in said[0]
+    told: list[str] = []
+    mlxgpt.play("done", port=0, ready=lambda *one: told.extend(one))
+    assert opened == ["/#".join(told)]
     mlxgpt.play(port=0, browser=False)
     assert len(opened) == 1
+    assert cli.main(["play", "--port", "0", "--no-browser", "--json"]) == 0
+    told_as_json = json.loads(capsys.readouterr().out)
+    assert told_as_json["page"].endswith("/#" + told_as_json["key"])
+    assert told_as_json["api"].startswith("http://127.0.0.1:")
 
 
 def test_what_cannot_be_played(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,16 @@ class Decoder:
         """What takes a step, seeing so many places of the cache."""
         return self._kept((rules, told, seen), self._decode, rules, told, seen)
 
+    def after(self, ids: np.ndarray) -> mx.array:
+        """Logits[V] of what follows the last of some ids, of which no more than the block count."""
+        ids = ids[-self.config.block_size :]
+        padded = np.zeros((1, _bucket(len(ids), self.config.block_size)), dtype=np.int32)
+        padded[0, : len(ids)] = ids
+        with blas.shared_by(self.blas_share):
+            logits, _ = self.prefill(mx.array(padded), mx.array([len(ids) - 1], dtype=mx.int32))
+            mx.eval(logits)
+        return logits[0]
+
     def _kept(self, key: tuple[Rules, int, int], function: Callable, *given: Any) -> Callable:
         if key not in self._compiled:
             self._compiled[key] = compiled(partial(function, *given))

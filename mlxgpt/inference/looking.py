@@ -28,7 +28,7 @@ class Look:
 
     Attributes:
         attention: float32 [n_layer, H, T, T], rows summing to 1.
-        logits: float32 [V], of what follows the last id.
+        logits: [V], of what follows the last id.
     """
 
     def __init__(
@@ -44,36 +44,41 @@ class Look:
         self._model, self._vocab_size = model, vocab_size
         self._residual = mx.concatenate(inside.residual)  # [n_layer + 1, T, C]
         self.attention = np.array(mx.concatenate(inside.attention))
-        self.logits = self._known(logits[0])
+        self.logits = logits[0]
         mx.eval(self._residual, self.logits)
-
-    def _known(self, logits: mx.array) -> mx.array:
-        known = mx.arange(logits.shape[-1]) < self._vocab_size
-        return mx.where(known, logits.astype(mx.float32), NEVER)
 
     def lens(self, position: int, count: int) -> list[Likely]:
         """The likeliest tokens after a position by what the residual stream holds there: before the
         first block, and after each one; the last are the model's own.
         """
-        logits = self._known(self._model.lens(self._residual[:, position]))
-        return [_first(row, count) for row in np.array(mx.softmax(logits, axis=-1))]
+        logits = self._model.lens(self._residual[:, position])
+        return [_first(row, count) for row in _shares(logits, self._vocab_size)]
 
-    def next(self, sampling: Sampling, seen: np.ndarray, count: int) -> tuple[Likely, np.ndarray]:
-        """What may follow the last id: (the likeliest by the model alone, and what settings leave
-        of these: the probability with which each is drawn).
+    def next(self, count: int) -> Likely:
+        """The likeliest tokens after the last id."""
+        return _first(_shares(self.logits, self._vocab_size), count)
 
-        Args:
-            seen: ids that count for a repetition penalty.
-        """
-        rules, logits = Rules.of(sampling, self._vocab_size), self.logits[None]
-        held = np.zeros(logits.shape, dtype=bool)
-        held[0, seen] = True
-        left = sample.process(logits, mx.array(held), sample.values(sampling), rules)
-        if rules.greedy:
-            best = mx.argmax(left, axis=-1, keepdims=True)
-            left = mx.where(mx.arange(left.shape[-1]) == best, 0.0, NEVER)
-        likely = _first(np.array(mx.softmax(self.logits)), count)
-        return likely, np.array(mx.softmax(left, axis=-1))[0, [id for id, _ in likely]]
+
+def left_by(
+    sampling: Sampling, logits: mx.array, vocab_size: int, seen: np.ndarray, count: int
+) -> tuple[Likely, np.ndarray]:
+    """What logits[V] make likely, and what settings leave of it: (the likeliest by the model alone,
+    the probability with which each of these is drawn).
+
+    Args:
+        seen: ids that count for a repetition penalty.
+    """
+    known = mx.arange(logits.shape[-1]) < vocab_size
+    rows = mx.where(known, logits.astype(mx.float32), NEVER)[None]
+    held = np.zeros(rows.shape, dtype=bool)
+    held[0, seen] = True
+    rules = Rules.of(sampling, vocab_size)
+    left = sample.process(rows, mx.array(held), sample.values(sampling), rules)
+    if rules.greedy:
+        best = mx.argmax(left, axis=-1, keepdims=True)
+        left = mx.where(mx.arange(left.shape[-1]) == best, 0.0, NEVER)
+    likely = _first(_shares(logits, vocab_size), count)
+    return likely, _shares(left[0], vocab_size)[[id for id, _ in likely]]
 
 
 def neighbours(model: GPT, vocab_size: int, id: int, count: int) -> Likely:
@@ -84,6 +89,10 @@ def neighbours(model: GPT, vocab_size: int, id: int, count: int) -> Likely:
     return [
         (other, share) for other, share in _first(np.array(likeness), count + 1) if other != id
     ][:count]
+
+
+def _shares(logits: mx.array, vocab_size: int) -> np.ndarray:
+    return np.array(mx.softmax(logits[..., :vocab_size].astype(mx.float32), axis=-1))
 
 
 def _first(shares: np.ndarray, count: int) -> Likely:

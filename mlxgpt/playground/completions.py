@@ -56,6 +56,7 @@ class _Piece:
     tokens: int
     finish: str | None
     logprob: tuple[str, float, list[tuple[str, float]]] | None = None
+    offset: int = 0
 
 
 def routes(models: Models, device: Device) -> list[Route]:
@@ -148,9 +149,11 @@ def _written(
     model: Model, prompt: list[int], number: int, index: int, wanted: _Wanted
 ) -> Iterator[_Piece]:
     """One text, the one that `generate` writes with this seed."""
-    finish = "length"
+    finish, offset = "length", 0
     if wanted.echo:
-        yield _Piece(index, model.tokenizer.decode(prompt), 0, None)
+        text = model.tokenizer.decode(prompt)
+        offset = len(text)
+        yield _Piece(index, text, 0, None)
     count = max(1, wanted.logprobs or 0) if wanted.logprobs is not None else 0
     for drawn in model.tokens(prompt, number=number, alternatives=count, **wanted.sampling):
         told = None
@@ -162,7 +165,8 @@ def _written(
                 [(_named(model, id), _log(share)) for id, share in others],
             )
         finish = "stop" if drawn.ended else "length"
-        yield _Piece(index, drawn.text, 1, None, told)
+        yield _Piece(index, drawn.text, 1, None, told, offset)
+        offset += len(drawn.text)
     yield _Piece(index, "", 0, finish)
 
 
@@ -239,7 +243,7 @@ class _Completion(_Form):
             "tokens": [name for name, _, _ in told],
             "token_logprobs": [value for _, value, _ in told],
             "top_logprobs": [dict(others) for _, _, others in told],
-            "text_offset": [],
+            "text_offset": [part.offset for part in parts if part.logprob],
         }
 
 

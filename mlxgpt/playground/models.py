@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.inference.looking import Look
 from mlxgpt.loaded import Model, load
 from mlxgpt.model.gpt import count_parameters
-from mlxgpt.storage.checkpoint import step_of
+from mlxgpt.storage.checkpoint import path_of, step_of
 from mlxgpt.storage.run import Run, open_run
 
 KEPT = 4  # models, and looks, at most
@@ -25,7 +26,7 @@ class Models:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._models: OrderedDict[int, Model] = OrderedDict()
+        self._models: OrderedDict[int, tuple[int | None, Model]] = OrderedDict()
         self._looks: OrderedDict[tuple, Look] = OrderedDict()
 
     def opened(self) -> Run:
@@ -44,12 +45,22 @@ class Models:
         """
         if step is None:
             step = self._default()
-        if (model := self._models.get(step)) is None:
+        written = self._written(step)
+        held, model = self._models.get(step, (None, None))
+        if model is None or written not in (None, held):  # or trained anew meanwhile
             model = load(str(self.opened().folder), checkpoint=str(step))
+            self._models.pop(step, None)
             _keep(self._models, MOST_KEPT // count_parameters(model.run.config.model))
-            self._models[step] = model
+            self._models[step] = written, model
         self._models.move_to_end(step)
         return model
+
+    def _written(self, step: int) -> int | None:
+        """When the weights of a step were; None where they are gone."""
+        for name in ("checkpoints", "snapshots"):
+            with contextlib.suppress(OSError):
+                return path_of(self.folder / name, step).stat().st_mtime_ns
+        return None
 
     def _default(self) -> int:
         if self._models and not self.folder.is_dir():
@@ -58,7 +69,7 @@ class Models:
 
     def look(self, model: Model, ids: Sequence[int], off: frozenset[tuple[int, int]]) -> Look:
         """See inside a model as it reads ids."""
-        key = (model.step, tuple(ids), off)
+        key = (model, tuple(ids), off)
         if (look := self._looks.get(key)) is None:
             _keep(self._looks, KEPT)
             look = self._looks[key] = model.look(ids, off)

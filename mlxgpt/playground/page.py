@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from mlxgpt.config import Sampling, sampling
+from mlxgpt.config import sampling
 from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.inference.looking import Likely
@@ -87,7 +88,7 @@ class _Page:
 
     async def course(self, request: Request) -> Response:
         """How the training goes, from the run's files; the trainer is asked nothing."""
-        return JSONResponse(_course(self._models.opened()))
+        return JSONResponse(await run_in_threadpool(lambda: _course(self._models.opened())))
 
     async def write(self, request: Request) -> Response:
         """A text, token by token, as events."""
@@ -120,13 +121,11 @@ class _Page:
     async def next(self, request: Request) -> Response:
         """What may come next, and what settings leave of it."""
         asked = await Asked.of(request)
-        chosen = sampling(_sampling(asked))
+        given = _sampling(asked)
 
         def told() -> list[tuple[int, str, float, float]]:
             model = self._models.at(_step(asked))
-            ids = _ids(asked, model)
-            look = self._models.look(model, ids[-MOST_SEEN:], frozenset())
-            likely, left = look.next(chosen, np.array(ids), ALTERNATIVES)
+            likely, left = model.next(_ids(asked, model), ALTERNATIVES, **given)
             named = _named(model.tokenizer, likely)
             return [(*one, float(share)) for one, share in zip(named, left, strict=True)]
 
@@ -143,13 +142,11 @@ class _Page:
             usual = self._models.look(model, ids, frozenset()) if off else look
             layer = asked.whole("layer", 0, len(look.attention) - 1, 0)
             weights = np.round(look.attention[layer] * 255).astype(np.uint8)
-            chosen = Sampling(temperature=1.0)
-            seen = np.array(ids)
             return {
                 "tokens": _pieces(model.tokenizer, ids),
                 "attention": base64.b64encode(weights.tobytes()).decode(),
-                "usual": _named(model.tokenizer, usual.next(chosen, seen, ALTERNATIVES)[0]),
-                "without": _named(model.tokenizer, look.next(chosen, seen, ALTERNATIVES)[0]),
+                "usual": _named(model.tokenizer, usual.next(ALTERNATIVES)),
+                "without": _named(model.tokenizer, look.next(ALTERNATIVES)),
             }
 
         return JSONResponse(await self._device.call(told))

@@ -7,7 +7,7 @@ import pytest
 from mlxgpt.config import Config, Sampling
 from mlxgpt.inference import sample
 from mlxgpt.inference.decoding import Decoder, Decoding
-from mlxgpt.inference.looking import Look, neighbours
+from mlxgpt.inference.looking import Look, left_by, neighbours
 from mlxgpt.inference.sample import Rules
 from mlxgpt.model.gpt import GPT
 from tests.inference.models import lively
@@ -52,8 +52,8 @@ def test_the_lens_at_each_position(model: GPT) -> None:
 )
 def test_what_settings_leave_is_what_is_drawn_from(model: GPT, chosen: Sampling) -> None:
     """Drawn often, each token comes as often as that."""
-    look = Look(model, KNOWN, IDS)
-    likely, left = look.next(chosen, IDS, KNOWN)
+    found = Decoder(model, KNOWN).after(IDS)
+    likely, left = left_by(chosen, found, KNOWN, IDS, KNOWN)
     assert [share for _, share in likely] == sorted((s for _, s in likely), reverse=True)
     assert sum(share for _, share in likely) == pytest.approx(1, abs=1e-5)
     assert left.sum() == pytest.approx(1, abs=1e-5)
@@ -61,13 +61,25 @@ def test_what_settings_leave_is_what_is_drawn_from(model: GPT, chosen: Sampling)
     rules = Rules.of(chosen, KNOWN)
     seen = np.zeros((draws, 19), dtype=bool)
     seen[:, IDS] = True
-    logits = mx.broadcast_to(look.logits, (draws, 19))
+    logits = mx.where(mx.arange(19) < KNOWN, mx.broadcast_to(found, (draws, 19)), sample.NEVER)
     keys = mx.random.split(mx.random.key(1), draws)
     drawn = sample.choose(logits, mx.array(seen), keys, sample.values(chosen), rules)
     counts = np.bincount(np.array(drawn), minlength=19)
     for (id, _), share in zip(likely, left, strict=True):
         assert abs(counts[id] / draws - share) < 4 * np.sqrt(0.25 / draws)
         assert share > 0 or counts[id] == 0
+
+
+def test_what_follows_some_ids(model: GPT) -> None:
+    """However many there are, and by a look, too."""
+    decoder = Decoder(model, KNOWN)
+    for count in (1, 3, 8, 11):
+        ids = np.resize(IDS, count)
+        wanted = model(mx.array(ids[None, -8:]))[0, -1]
+        np.testing.assert_allclose(decoder.after(ids), wanted, atol=1e-5)
+    look = Look(model, KNOWN, IDS)
+    shares = softmax(look.logits)
+    assert look.next(3) == [(id, shares[id]) for id in np.argsort(-shares)[:3]]
 
 
 def test_neighbours_are_the_nearest(model: GPT) -> None:

@@ -86,6 +86,7 @@ def test_the_logarithms_of_probabilities(served: Served, model: Model) -> None:
     told = told["choices"][0]["logprobs"]
     wanted = list(model.tokens("to", max_tokens=4, seed=4, temperature=1.0, alternatives=3))
     assert told["tokens"] == [one.text for one in wanted]
+    assert told["text_offset"] == [0, 1, 2, 3]
     for value, others, one in zip(
         told["token_logprobs"], told["top_logprobs"], wanted, strict=True
     ):
