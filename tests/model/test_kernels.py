@@ -222,3 +222,30 @@ def test_sixteen_bits_take_mlxs_own() -> None:
     assert kernels.causal_attention(q, q, q).dtype == mx.bfloat16
     assert kernels.layer_norm(q, None, None).dtype == mx.bfloat16
     assert kernels.rms_norm(q).dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("prompt", [None, 7])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_attention_of_the_last_token(
+    monkeypatch: pytest.MonkeyPatch, prompt: int | None, rows: int
+) -> None:
+    """Behind a prompt that is kept once too."""
+    draw = mx.random.split(mx.random.key(0), 5)
+    q = mx.random.normal((4, 2, 1, 8), key=draw[0])
+    k, v = (mx.random.normal((4, 2, 5, 8), key=key) for key in draw[1:3])
+    shape = (1, 2, prompt or 0, 8)
+    first = mx.random.normal(shape, key=draw[3]), mx.random.normal(shape, key=draw[4])
+    once = first if prompt else None
+    seen = (mx.arange(5) < mx.array([[3], [1], [5], [2]])[:rows])[:, None, None]
+    ours = kernels.attention_of_last(q, k, v, seen, once)
+    monkeypatch.setattr(kernels, "FEW", 1 << 60)
+    exact = kernels.attention_of_last(q, k, v, seen, once)
+    np.testing.assert_allclose(ours, exact, atol=1e-6)
+    if once:
+        k, v = (
+            mx.concatenate([mx.repeat(p, 4, axis=0), x], axis=2)
+            for p, x in zip(once, (k, v), strict=True)
+        )
+        seen = mx.concatenate([mx.ones((rows, 1, 1, 7), dtype=mx.bool_), seen], axis=-1)
+        whole = kernels.attention_of_last(q, k, v, seen)
+        np.testing.assert_allclose(exact, whole, atol=1e-6)
