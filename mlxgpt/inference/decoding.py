@@ -4,6 +4,7 @@ were alone. Knows a model, nothing of texts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from mlxgpt.machine import blas
 from mlxgpt.machine.compiler import compiled
 from mlxgpt.machine.device import on_cpu
 from mlxgpt.model import kernels
-from mlxgpt.model.gpt import GPT, Cache, count_parameters, parted, with_room
+from mlxgpt.model.gpt import GPT, Cache, Linear, count_parameters, parted, with_room
 from mlxgpt.seeds import derive
 
 BUCKETS = 8  # lengths that a step is traced for, at most: this share of a block more is looked at
@@ -26,7 +27,7 @@ BUCKETS = 8  # lengths that a step is traced for, at most: this share of a block
 SMALLEST_BUCKET = 16  # tokens
 LARGE = 64_000_000  # bytes of a cache
 SMALL = 4_000_000  # parameters: with fewer, products are too small for several threads of BLAS, and
-# those that wait for the next one would only be in the way
+# those that wait for the next one would only be in the way; and a copy of the weights is cheap
 
 
 class Decoder:
@@ -44,7 +45,10 @@ class Decoder:
         self.config = model.config
         self.vocab_size = vocab_size
         self.slides = model.slides
-        self.blas_share = blas.threads() if count_parameters(model.config) < SMALL else 1
+        small = count_parameters(model.config) < SMALL
+        self.blas_share = blas.threads() if small else 1
+        if small and on_cpu():
+            model = _by_columns(model)
         # Functions that do not know this object: with a cycle it would outlive its use, and its
         # arrays would leave the memory around them in pieces.
         self.prefill = compiled(model.prefill)
@@ -233,6 +237,16 @@ class Decoding:
         """
         keys = self._seeds[rows] + np.uint64(n)
         return mx.array(keys.astype(">u8").view(">u4").astype(np.uint32).reshape(-1, 2))
+
+
+def _by_columns(model: GPT) -> GPT:
+    """A copy, with weights as `kernels.by_columns` lays them out."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.weight = kernels.by_columns(module.weight)
+    mx.eval(model.parameters())
+    return model
 
 
 def _step(block: int) -> int:

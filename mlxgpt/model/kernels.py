@@ -59,6 +59,15 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.ar
     return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
 
 
+def by_columns(weight: mx.array) -> mx.array:
+    """The same weight[O, I]; on the CPU, if it is small, with column behind column in memory.
+    `linear` of a few rows then takes as little as half the time. Without a gradient.
+    """
+    if not on_cpu() or weight.size > PART:
+        return weight
+    return mx.contiguous(weight.T).T
+
+
 def gelu(x: mx.array) -> mx.array:
     """GELU in its tanh form (Hendrycks & Gimpel, 2016), as GPT-2 has it; any shape."""
     if _ours(x, x.size):

@@ -224,6 +224,17 @@ def test_sixteen_bits_take_mlxs_own() -> None:
     assert kernels.rms_norm(q).dtype == mx.bfloat16
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_weight_by_columns_is_the_same(rows: int) -> None:
+    weight, x = mx.random.normal((7, 3)), mx.random.normal((rows, 3))
+    laid_out = kernels.by_columns(weight)
+    assert np.asarray(laid_out).strides == (4, 4 * 7)
+    assert mx.array_equal(laid_out, weight)
+    np.testing.assert_allclose(kernels.linear(x, laid_out), x @ weight.T, atol=1e-6)
+    large = mx.zeros((kernels.PART + 1, 1))
+    assert kernels.by_columns(large) is large, "it is multiplied part by part, row by row"
+
+
 @pytest.mark.parametrize("prompt", [None, 7])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_attention_of_the_last_token(
