@@ -68,9 +68,14 @@ def by_columns(weight: mx.array) -> mx.array:
     return mx.contiguous(weight.T).T
 
 
-def gelu(x: mx.array) -> mx.array:
-    """GELU in its tanh form (Hendrycks & Gimpel, 2016), as GPT-2 has it; any shape."""
+def gelu(x: mx.array, *, gradient: bool = True) -> mx.array:
+    """GELU in its tanh form (Hendrycks & Gimpel, 2016), as GPT-2 has it; any shape. Without a
+    gradient in less time.
+    """
     if _ours(x, x.size):
+        if not gradient:
+            x = _fence(x)
+            return _fence(x * _gelu_gate(x))
         return cast(tuple[mx.array, mx.array], _gelu_with_slope(x))[0]
     return nn.gelu_approx(x)
 
@@ -302,14 +307,9 @@ def _sized(x: mx.array) -> tuple[mx.array, mx.array]:
 
 @mx.custom_function
 def _gelu_with_slope(x: mx.array) -> tuple[mx.array, mx.array]:
-    """GELU(x) = x · gate(x), and its slope, for the backward pass, which then needs no x.
-
-    (1 + tanh u) / 2 is the sigmoid of 2u, so one exp does for both.
-    """
+    """GELU(x) = x · gate(x), and its slope, for the backward pass, which then needs no x."""
     x = _fence(x)
-    exponent = x * -GELU_SCALE * (1 + GELU_CUBIC * x * x)
-    exponent = mx.where(exponent < 87.0, exponent, 87.0)
-    gate = 1 / (1 + _exp(exponent))
+    gate = _gelu_gate(x)
     slope = gate + x * gate * (1 - gate) * GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
     return _fence(x * gate), _fence(slope)
 
@@ -319,6 +319,12 @@ def _gelu_vjp(
     x: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
 ) -> mx.array:
     return cotangents[0] * outputs[1]
+
+
+def _gelu_gate(x: mx.array) -> mx.array:
+    """(1 + tanh u) / 2, which is the sigmoid of 2u, so that one exp does."""
+    exponent = x * -GELU_SCALE * (1 + GELU_CUBIC * x * x)
+    return 1 / (1 + _exp(mx.where(exponent < 87.0, exponent, 87.0)))
 
 
 @mx.custom_function

@@ -46,6 +46,7 @@ def test_gelu_is_the_tanh_form_everywhere(values: list[float]) -> None:
     x = mx.array(values)
     exact = nn.gelu_approx(x)
     np.testing.assert_allclose(kernels.gelu(x), exact, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(kernels.gelu(x, gradient=False), exact, rtol=1e-5, atol=2e-6)
 
 
 def test_gelu_is_the_exact_formula_in_double_precision() -> None:
