@@ -15,9 +15,8 @@ import numpy as np
 from mlxgpt.config import Sampling
 from mlxgpt.inference import sample
 from mlxgpt.inference.sample import Rules
-from mlxgpt.machine import blas
+from mlxgpt.machine import blas, device
 from mlxgpt.machine.compiler import compiled
-from mlxgpt.machine.device import on_cpu
 from mlxgpt.model import kernels
 from mlxgpt.model.gpt import GPT, Cache, Linear, count_parameters, parted, with_room
 from mlxgpt.seeds import derive
@@ -47,7 +46,7 @@ class Decoder:
         self.slides = model.slides
         small = count_parameters(model.config) < SMALL
         self.blas_share = blas.threads() if small else 1
-        if small and on_cpu():
+        if small and device.on_cpu():
             model = _by_columns(model)
         # Functions that do not know this object: with a cycle it would outlive its use, and its
         # arrays would leave the memory around them in pieces.
@@ -208,7 +207,7 @@ class Decoding:
         """Every row's token n; of a row that is full it is to be put right by `_read`."""
         # On the CPU a step that waits for another one copies the cache instead of writing into it;
         # of a small one that takes less than waiting here.
-        if on_cpu() and 2 * len(self._cache) * self._cache[0][0].nbytes > LARGE:
+        if device.on_cpu() and 2 * len(self._cache) * self._cache[0][0].nbytes > LARGE:
             mx.eval(self._ids, self._seen, self._cache)
         filled = self._filled
         shared = self._prompt[0][0].shape[2] if self._prompt else 0
