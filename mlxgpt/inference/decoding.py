@@ -4,6 +4,7 @@ were alone. Knows a model, nothing of texts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -14,24 +15,25 @@ import numpy as np
 from mlxgpt.config import Sampling
 from mlxgpt.inference import sample
 from mlxgpt.inference.sample import Rules, Telling
-from mlxgpt.machine import blas
+from mlxgpt.machine import blas, device
 from mlxgpt.machine.compiler import compiled
-from mlxgpt.machine.device import on_cpu
-from mlxgpt.model.gpt import GPT, Cache, count_parameters, with_room
+from mlxgpt.model import kernels
+from mlxgpt.model.gpt import GPT, Cache, Linear, count_parameters, parted, with_room
 from mlxgpt.seeds import derive
 
 BUCKETS = 8  # lengths that a step is traced for, at most: this share of a block more is looked at
 # whenever what was is filled
 SMALLEST_BUCKET = 16  # tokens
-MANY = 16  # texts
+LARGE = 64_000_000  # bytes of a cache
 SMALL = 4_000_000  # parameters: with fewer, products are too small for several threads of BLAS, and
-# those that wait for the next one would only be in the way
+# those that wait for the next one would only be in the way; and a copy of the weights is cheap
 
 
 class Decoder:
     """A model's compiled prefill and steps, to be kept. They are traced once for each of `BUCKETS`
-    lengths, of prompts and of what is looked at of the cache; anew for another number of texts, and
-    another kind of sampling. The model's weights are part of the traces, and must not change.
+    lengths, of prompts and of what is looked at of the cache; anew for another number of texts,
+    another kind of sampling, and as many lengths of a prompt that is kept once. The model's weights
+    are part of the traces, and must not change.
 
     Args:
         vocab_size: ids from here on are never drawn: a model may have room for more than its
@@ -42,7 +44,10 @@ class Decoder:
         self.config = model.config
         self.vocab_size = vocab_size
         self.slides = model.slides
-        self.blas_share = blas.threads() if count_parameters(model.config) < SMALL else 1
+        small = count_parameters(model.config) < SMALL
+        self.blas_share = blas.threads() if small else 1
+        if small and device.on_cpu():
+            model = _by_columns(model)
         # Functions that do not know this object: with a cycle it would outlive its use, and its
         # arrays would leave the memory around them in pieces.
         self.prefill = compiled(model.prefill)
@@ -77,6 +82,8 @@ class Decoder:
 class Decoding:
     """A batch of texts under way. Iterating gives `max_tokens` rows, with one new id for each text.
     The next row is under way on the device while the last one is read.
+
+    Where many texts have one prompt, on the CPU, its keys and values are kept once.
 
     A full cache slides, where the model can: see `GPT.slides`. With learned positions a text's last
     half block is read in again instead, from position 0.
@@ -120,7 +127,8 @@ class Decoding:
                 row[prompt[prompt != end_of_text]] = True
         self._seen = mx.array(seen)
         self._ids = mx.zeros(len(self._texts), dtype=mx.int32)
-        self._cache: Cache = []
+        self._prompt: Cache = []  # of what all texts begin with, if it is kept once
+        self._cache: Cache = []  # of what is behind it
         self._alternatives = min(alternatives, decoder.vocab_size)
         self._telling: Telling = ()
         self.told: tuple[list, ...] = ()
@@ -181,10 +189,14 @@ class Decoding:
         for row, text in zip(ids, different, strict=True):
             row[: len(text)] = text
         if len(rows) == len(self._texts):
-            self._cache = []  # before there is another
+            self._prompt, self._cache = [], []  # before there are others
         last = lengths[:1] if (lengths == lengths[0]).all() else lengths
         logits, cache = self._decoder.prefill(mx.array(ids), mx.array(last - 1))
-        cache = with_room(cache, max(ids.shape[1], _room(self._needed, self._block)))
+        room = max(ids.shape[1], _room(self._needed, self._block))
+        if len(different) == 1 and (shared := self._shared(cache, int(lengths[0]))):
+            self._prompt, cache = parted(cache, shared)
+            room -= shared
+        cache = with_room(cache, room)
         if len(different) < len(rows):
             places = {text: place for place, text in enumerate(different)}
             each = mx.array([places[tuple(text)] for text in texts])
@@ -198,7 +210,15 @@ class Decoding:
             self._ids, self._seen, self._telling, self._cache = drawn, seen, telling, cache
         else:
             self._put(mx.array(rows), drawn, seen, telling, cache)
-        self._compute()
+        mx.async_eval(self._ids, self._seen, self._telling, self._cache)
+
+    def _shared(self, cache: Cache, length: int) -> int:
+        """How many of a prompt's tokens are kept once: whole buckets, so that traces stay few."""
+        step = _step(self._block)
+        shared = length // step * step
+        full = self._decoder.slides and self._needed > self._block
+        pays = kernels.shares_prompt(cache[0][0][:, :, :shared], len(self._texts))
+        return shared if pays and not full else 0
 
     def _put(
         self, rows: mx.array, ids: mx.array, seen: mx.array, telling: Telling, cache: Cache
@@ -211,8 +231,14 @@ class Decoding:
 
     def _take_step(self, n: int) -> None:
         """Every row's token n; of a row that is full it is to be put right by `_read`."""
+        # On the CPU a step that waits for another one copies the cache instead of writing into it;
+        # of a small one that takes less than waiting here.
+        if device.on_cpu() and 2 * len(self._cache) * self._cache[0][0].nbytes > LARGE:
+            mx.eval(self._ids, self._seen, self._cache)
         filled = self._filled
-        seen = _bucket(int(filled.max()) + 1, self._block)
+        shared = self._prompt[0][0].shape[2] if self._prompt else 0
+        seen = _bucket(int(filled.max()) + 1 - shared, self._block)
+        seen = min(seen, self._cache[0][0].shape[2])
         same = bool((filled == filled[0]).all())
         position = filled[:1] if same else filled
         if not self._decoder.slides:
@@ -222,18 +248,13 @@ class Decoding:
             self._ids,
             self._seen,
             self._cache,
+            self._prompt,
             mx.array(position),
             self._keys(np.arange(len(filled)), n),
             self._numbers,
         )
         self._filled = filled + 1
-        self._compute()
-
-    def _compute(self) -> None:
-        # On the CPU a step that waits for another one copies the cache instead of writing into it;
-        # for few texts that takes less than waiting here.
-        waits = on_cpu() and len(self._texts) >= MANY
-        (mx.eval if waits else mx.async_eval)(self._ids, self._seen, self._telling, self._cache)
+        mx.async_eval(self._ids, self._seen, self._telling, self._cache)
 
     def _keys(self, rows: np.ndarray, n: int) -> mx.array:
         """A key for each row's token n, uint32 [B, 2]: a function of the seed, which sample of its
@@ -243,9 +264,23 @@ class Decoding:
         return mx.array(keys.astype(">u8").view(">u4").astype(np.uint32).reshape(-1, 2))
 
 
+def _by_columns(model: GPT) -> GPT:
+    """A copy, with weights as `kernels.by_columns` lays them out."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.weight = kernels.by_columns(module.weight)
+    mx.eval(model.parameters())
+    return model
+
+
+def _step(block: int) -> int:
+    return max(SMALLEST_BUCKET, -(-block // BUCKETS))
+
+
 def _bucket(length: int, block: int) -> int:
     """A length at least as great, of few; none above the block."""
-    step = max(SMALLEST_BUCKET, -(-block // BUCKETS))
+    step = _step(block)
     return min(-(-length // step) * step, block)
 
 
@@ -284,6 +319,7 @@ def _decode(
     ids: mx.array,
     seen: mx.array,
     cache: Cache,
+    prompt: Cache,
     position: mx.array,
     keys: mx.array,
     numbers: mx.array,
@@ -291,5 +327,5 @@ def _decode(
     """(ids[B], seen, what there is to tell, cache) after the last ids[B], within the cache's first
     `length` places.
     """
-    logits, cache = model.decode(ids, cache, position, length)
+    logits, cache = model.decode(ids, cache, position, length, prompt)
     return *choose(rules, alternatives, logits, seen, keys, numbers), cache

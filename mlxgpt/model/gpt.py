@@ -8,6 +8,7 @@ There is no train or eval mode: dropout happens where a random key is given, and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -122,15 +123,18 @@ class CausalSelfAttention(nn.Module):
         cache: LayerCache,
         position: mx.array,
         seen: mx.array,
+        prompt: LayerCache | None,
     ) -> tuple[mx.array, LayerCache]:
-        """As `__call__`, for the one token of each sequence at `position`, after what the cache
-        holds; `seen` tells which of its first places count, bool [1 or B, length].
+        """As `__call__`, for the one token of each sequence at `position`, after what the prompt
+        and the cache hold; `seen` tells which of the cache's first places count, bool
+        [1 or B, length].
         """
         q, k, v = self._heads(x, token_values, position)
-        place = position % cache[0].shape[2]
+        place = position if prompt is None else position - prompt[0].shape[2]
+        place = place % cache[0].shape[2]
         keys, values = _put(cache[0], k, place), _put(cache[1], v, place)
-        here = slice(seen.shape[1])
-        y = kernels.attention_of_last(q, keys[:, :, here], values[:, :, here], seen[:, None, None])
+        here, seen = slice(seen.shape[1]), seen[:, None, None]
+        y = kernels.attention_of_last(q, keys[:, :, here], values[:, :, here], seen, prompt)
         return self._merge(y), (keys, values)
 
 
@@ -166,10 +170,11 @@ class MLP(nn.Module):
         self.c_fc = Linear(config.n_embd, inside * (1 + gated), bias=config.bias)
         self.c_proj = Linear(inside, config.n_embd, bias=config.bias)
 
-    def __call__(self, x: mx.array) -> mx.array:  # [B, T, C] -> [B, T, C]
+    def __call__(self, x: mx.array, *, gradient: bool = True) -> mx.array:
+        """[B, T, C] -> [B, T, C]; without a gradient in less time."""
         x = self.c_fc(x)
         if self.kind == "gelu":
-            x = kernels.gelu(x)
+            x = kernels.gelu(x, gradient=gradient)
         elif self.kind == "relu2":
             x = mx.square(mx.where(x > 0, x, 0))
         else:
@@ -210,7 +215,7 @@ class Block(nn.Module):
         """As `__call__`, without dropout, and what attention leaves for later tokens."""
         y, kept = self.attn.prefill(self.ln_1(x), token_values, inside)
         x = x + y
-        return x + self.mlp(self.ln_2(x)), kept
+        return x + self.mlp(self.ln_2(x), gradient=False), kept
 
     def decode(
         self,
@@ -219,11 +224,12 @@ class Block(nn.Module):
         cache: LayerCache,
         position: mx.array,
         seen: mx.array,
+        prompt: LayerCache | None,
     ) -> tuple[mx.array, LayerCache]:
-        """As `prefill`, of one token each, after what the cache holds."""
-        y, kept = self.attn.decode(self.ln_1(x), token_values, cache, position, seen)
+        """As `prefill`, of one token each, after what the prompt and the cache hold."""
+        y, kept = self.attn.decode(self.ln_1(x), token_values, cache, position, seen, prompt)
         x = x + y
-        return x + self.mlp(self.ln_2(x)), kept
+        return x + self.mlp(self.ln_2(x), gradient=False), kept
 
 
 class GPT(nn.Module):
@@ -320,7 +326,12 @@ class GPT(nn.Module):
         return self.lens(mx.take_along_axis(x, last, axis=1)[:, 0]), cache
 
     def decode(
-        self, ids: mx.array, cache: Cache, position: mx.array, length: int | None = None
+        self,
+        ids: mx.array,
+        cache: Cache,
+        position: mx.array,
+        length: int | None = None,
+        prompt: Cache | None = None,
     ) -> tuple[mx.array, Cache]:
         """Read one token more of each sequence.
 
@@ -331,6 +342,8 @@ class GPT(nn.Module):
                 with rotary positions alone: see `slides`.
             position: int32 [B], how many tokens were before each of these; or [1], before all.
             length: of the cache as far as it is looked at; default: all of it.
+            prompt: of the tokens that all sequences begin with, of a batch of one; the cache
+                then begins behind them: see `parted`. Such a cache does not slide.
 
         Returns:
             logits[B, V], and the cache with these tokens
@@ -339,10 +352,12 @@ class GPT(nn.Module):
         x = self._embedded(ids)  # [B, 1, C]
         if self.config.position == "learned":
             x = x + self.wpe(position)[:, None]
-        seen = mx.arange(length or cache[0][0].shape[2]) <= position[:, None]
+        last = position - prompt[0][0].shape[2] if prompt else position
+        seen = mx.arange(length or cache[0][0].shape[2]) <= last[:, None]
+        prompts: Sequence[LayerCache | None] = prompt or [None] * len(self.h)
         longer = []
-        for n, (block, layer) in enumerate(zip(self.h, cache, strict=True)):
-            x, kept = block.decode(x, self._token_values(ids, n), layer, position, seen)
+        for n, (block, layer, begun) in enumerate(zip(self.h, cache, prompts, strict=True)):
+            x, kept = block.decode(x, self._token_values(ids, n), layer, position, seen, begun)
             longer.append(kept)
         return self._logits(self.ln_f(x[:, 0])), longer
 
@@ -360,6 +375,15 @@ def with_room(cache: Cache, length: int) -> Cache:
     """The cache with room for `length` tokens."""
     more = [(0, 0), (0, 0), (0, length - cache[0][0].shape[2]), (0, 0)]
     return [(mx.pad(keys, more), mx.pad(values, more)) for keys, values in cache]
+
+
+def parted(cache: Cache, length: int) -> tuple[Cache, Cache]:
+    """The cache of the first `length` tokens, and of those behind them."""
+    first, rest = slice(length), slice(length, None)
+    return (
+        [(mx.contiguous(k[:, :, first]), mx.contiguous(v[:, :, first])) for k, v in cache],
+        [(k[:, :, rest], v[:, :, rest]) for k, v in cache],
+    )
 
 
 def initial_parameters(model: GPT, seed: int) -> dict:

@@ -37,6 +37,8 @@ EPS = 1e-5  # of every norm
 PART = 400_000  # numbers of a weight that a single vector is multiplied with at a time
 FEWEST_ROWS = 16  # in them
 FEW = 4096  # numbers: with fewer, MLX's own take less time
+SHARED = 200_000  # numbers of a layer's keys: as many copies of a prompt's take longer to read than
+# the prompt's own take to be kept apart
 
 _fence = mx.contiguous
 
@@ -57,9 +59,23 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.ar
     return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
 
 
-def gelu(x: mx.array) -> mx.array:
-    """GELU in its tanh form (Hendrycks & Gimpel, 2016), as GPT-2 has it; any shape."""
+def by_columns(weight: mx.array) -> mx.array:
+    """The same weight[O, I]; on the CPU, if it is small, with column behind column in memory.
+    `linear` of a few rows then takes as little as half the time. Without a gradient.
+    """
+    if not on_cpu() or weight.size > PART:
+        return weight
+    return mx.contiguous(weight.T).T
+
+
+def gelu(x: mx.array, *, gradient: bool = True) -> mx.array:
+    """GELU in its tanh form (Hendrycks & Gimpel, 2016), as GPT-2 has it; any shape. Without a
+    gradient in less time.
+    """
     if _ours(x, x.size):
+        if not gradient:
+            x = _fence(x)
+            return _fence(x * _gelu_gate(x))
         return cast(tuple[mx.array, mx.array], _gelu_with_slope(x))[0]
     return nn.gelu_approx(x)
 
@@ -103,25 +119,52 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
 
 
-def attention_of_last(q: mx.array, k: mx.array, v: mx.array, seen: mx.array) -> mx.array:
+def attention_of_last(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    seen: mx.array,
+    prompt: tuple[mx.array, mx.array] | None = None,
+) -> mx.array:
     """softmax(q kᵀ / √D) v for the last token of each sequence; without a gradient.
 
     Args:
         q: [B, H, 1, D].
         k, v: [B, H, T, D].
         seen: bool [B or 1, 1, 1, T], of which places of k and v.
+        prompt: keys and values[1, H, P, D] that all sequences see besides; see `shares_prompt`.
 
     Returns:
         [B, H, 1, D]
     """
     scale = 1 / math.sqrt(q.shape[-1])
-    if _ours(q, q.shape[0] * q.shape[1] * k.shape[2]):
-        scores = (q * scale) @ k.swapaxes(-1, -2)
+    length = prompt[0].shape[2] if prompt else 0
+    if _ours(q, q.shape[0] * q.shape[1] * (length + k.shape[2])):
+        q = q * scale
+        scores = q @ k.swapaxes(-1, -2)
         scores = scores + _spread((seen.astype(mx.float32) - 1) * LARGE, scores)
-        scores = _fence(scores - _spread(scores.max(axis=-1, keepdims=True), scores))
-        weights = _fence(_exp(scores, below=0.0))
-        return weights @ v / _row_sums(weights)
+        if prompt is None:
+            weights = _softmax_of_rows(scores)
+            return weights @ v / _row_sums(weights)
+        # All sequences' queries are the rows of one matrix, and the prompt is read once.
+        of_prompt = q.swapaxes(0, 2) @ prompt[0].swapaxes(-1, -2)  # [1, H, B, P]
+        weights = _softmax_of_rows(mx.concatenate([of_prompt.swapaxes(0, 2), scores], axis=-1))
+        of_prompt = weights[..., :length].swapaxes(0, 2) @ prompt[1]
+        return (weights[..., length:] @ v + of_prompt.swapaxes(0, 2)) / _row_sums(weights)
+    if prompt is not None:
+        k, v = (
+            mx.concatenate([mx.broadcast_to(p, (len(x), *p.shape[1:])), x], axis=2)
+            for p, x in zip(prompt, (k, v), strict=True)
+        )
+        seen = mx.pad(seen, [(0, 0)] * 3 + [(length, 0)], constant_values=True)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
+
+
+def shares_prompt(keys: mx.array, sequences: int) -> bool:
+    """Whether attention takes less time where the keys[1, H, P, D] that so many sequences begin
+    with are kept once, and not with each.
+    """
+    return on_cpu() and keys.dtype == mx.float32 and sequences * keys.size >= SHARED
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
@@ -188,6 +231,12 @@ def _product_of_one(x: mx.array, weight: mx.array) -> mx.array:
         return x @ weight.T
     y = x.reshape(1, length) @ weight.reshape(parts, rows // parts, length).swapaxes(1, 2)
     return y.reshape(*x.shape[:-1], rows)
+
+
+def _softmax_of_rows(scores: mx.array) -> mx.array:
+    """Not yet divided by each row's sum."""
+    scores = _fence(scores - _spread(scores.max(axis=-1, keepdims=True), scores))
+    return _fence(_exp(scores, below=0.0))
 
 
 @mx.custom_function
@@ -258,14 +307,9 @@ def _sized(x: mx.array) -> tuple[mx.array, mx.array]:
 
 @mx.custom_function
 def _gelu_with_slope(x: mx.array) -> tuple[mx.array, mx.array]:
-    """GELU(x) = x · gate(x), and its slope, for the backward pass, which then needs no x.
-
-    (1 + tanh u) / 2 is the sigmoid of 2u, so one exp does for both.
-    """
+    """GELU(x) = x · gate(x), and its slope, for the backward pass, which then needs no x."""
     x = _fence(x)
-    exponent = x * -GELU_SCALE * (1 + GELU_CUBIC * x * x)
-    exponent = mx.where(exponent < 87.0, exponent, 87.0)
-    gate = 1 / (1 + _exp(exponent))
+    gate = _gelu_gate(x)
     slope = gate + x * gate * (1 - gate) * GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
     return _fence(x * gate), _fence(slope)
 
@@ -275,6 +319,12 @@ def _gelu_vjp(
     x: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
 ) -> mx.array:
     return cotangents[0] * outputs[1]
+
+
+def _gelu_gate(x: mx.array) -> mx.array:
+    """(1 + tanh u) / 2, which is the sigmoid of 2u, so that one exp does."""
+    exponent = x * -GELU_SCALE * (1 + GELU_CUBIC * x * x)
+    return 1 / (1 + _exp(mx.where(exponent < 87.0, exponent, 87.0)))
 
 
 @mx.custom_function

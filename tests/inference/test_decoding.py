@@ -11,6 +11,7 @@ from mlx.utils import tree_map
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.inference import decoding
 from mlxgpt.inference.decoding import Decoder, Decoding
+from mlxgpt.model import kernels
 from mlxgpt.model.gpt import GPT
 from tests.inference.models import lively
 
@@ -77,6 +78,35 @@ def test_what_texts_have_in_common_is_read_once(
     rows = list(Decoding(decoder, texts, Sampling(max_tokens=5, seed=0)))
     assert read == [2]
     assert len(set(zip(*rows, strict=True))) == 5
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+@pytest.mark.parametrize(("length", "more"), [(2, 6), (4, 4), (5, 2), (7, 1), (8, 3), (3, 20)])
+def test_a_prompt_that_is_kept_once_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Config, position: str, length: int, more: int
+) -> None:
+    """Of whole buckets, and with a rest; beyond the block, and after some texts were dropped."""
+    model = lively(override(tiny_model, {"position": position}))
+    monkeypatch.setattr(decoding, "SMALLEST_BUCKET", 2)
+    texts = [(np.arange(length), n) for n in range(5)]
+    found, kept = [], []
+    for least in (1 << 60, 1):
+        monkeypatch.setattr(kernels, "SHARED", least)
+        batch = Decoding(Decoder(model, 19), texts, Sampling(max_tokens=more, seed=2))
+        rows = iter(batch)
+        found.append([next(rows)])
+        kept.append(batch._prompt[0][0].shape if batch._prompt else None)
+        batch.keep([0, 3])
+        found[-1] += rows
+    assert found[0] == found[1]
+    once = None if position == "rope" and length + more > 8 else (1, 2, length // 2 * 2, 8)
+    assert kept == [None, once]
+
+
+def test_a_cache_may_end_within_a_bucket(tiny_model: Config) -> None:
+    """64 places here, where 75 would be looked at."""
+    model = GPT(override(tiny_model, {"block_size": 200}).model)
+    assert len(tokens(model, np.arange(2), Sampling(max_tokens=58, seed=0), 19)) == 58
 
 
 def test_a_decoder_is_traced_a_few_times_and_then_never(

@@ -43,7 +43,7 @@ class Scripted(GPT):
     def prefill(self, ids, last):  # type: ignore[no-untyped-def]
         return self._after(last, len(ids)), super().prefill(ids, last)[1]
 
-    def decode(self, ids, cache, position, length=None):  # type: ignore[no-untyped-def]
+    def decode(self, ids, cache, position, length=None, prompt=None):  # type: ignore[no-untyped-def]
         return self._after(position, len(ids)), cache
 
     def _after(self, place: mx.array, rows: int) -> mx.array:
@@ -107,7 +107,7 @@ def test_every_token_is_drawn_anew(tiny_model: Config, tokenizer: CharTokenizer)
         def prefill(self, ids, last):  # type: ignore[no-untyped-def]
             return mx.zeros((len(ids), self.config.vocab_size)), super().prefill(ids, last)[1]
 
-        def decode(self, ids, cache, position, length=None):  # type: ignore[no-untyped-def]
+        def decode(self, ids, cache, position, length=None, prompt=None):  # type: ignore[no-untyped-def]
             return mx.zeros((len(ids), self.config.vocab_size)), cache
 
     model = Clueless(override(tiny_model, {"block_size": 64}).model)

@@ -46,6 +46,7 @@ def test_gelu_is_the_tanh_form_everywhere(values: list[float]) -> None:
     x = mx.array(values)
     exact = nn.gelu_approx(x)
     np.testing.assert_allclose(kernels.gelu(x), exact, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(kernels.gelu(x, gradient=False), exact, rtol=1e-5, atol=2e-6)
 
 
 def test_gelu_is_the_exact_formula_in_double_precision() -> None:
@@ -222,3 +223,41 @@ def test_sixteen_bits_take_mlxs_own() -> None:
     assert kernels.causal_attention(q, q, q).dtype == mx.bfloat16
     assert kernels.layer_norm(q, None, None).dtype == mx.bfloat16
     assert kernels.rms_norm(q).dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_weight_by_columns_is_the_same(rows: int) -> None:
+    weight, x = mx.random.normal((7, 3)), mx.random.normal((rows, 3))
+    laid_out = kernels.by_columns(weight)
+    assert np.asarray(laid_out).strides == (4, 4 * 7)
+    assert mx.array_equal(laid_out, weight)
+    np.testing.assert_allclose(kernels.linear(x, laid_out), x @ weight.T, atol=1e-6)
+    large = mx.zeros((kernels.PART + 1, 1))
+    assert kernels.by_columns(large) is large, "it is multiplied part by part, row by row"
+
+
+@pytest.mark.parametrize("prompt", [None, 7])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_attention_of_the_last_token(
+    monkeypatch: pytest.MonkeyPatch, prompt: int | None, rows: int
+) -> None:
+    """Behind a prompt that is kept once too."""
+    draw = mx.random.split(mx.random.key(0), 5)
+    q = mx.random.normal((4, 2, 1, 8), key=draw[0])
+    k, v = (mx.random.normal((4, 2, 5, 8), key=key) for key in draw[1:3])
+    shape = (1, 2, prompt or 0, 8)
+    first = mx.random.normal(shape, key=draw[3]), mx.random.normal(shape, key=draw[4])
+    once = first if prompt else None
+    seen = (mx.arange(5) < mx.array([[3], [1], [5], [2]])[:rows])[:, None, None]
+    ours = kernels.attention_of_last(q, k, v, seen, once)
+    monkeypatch.setattr(kernels, "FEW", 1 << 60)
+    exact = kernels.attention_of_last(q, k, v, seen, once)
+    np.testing.assert_allclose(ours, exact, atol=1e-6)
+    if once:
+        k, v = (
+            mx.concatenate([mx.repeat(p, 4, axis=0), x], axis=2)
+            for p, x in zip(once, (k, v), strict=True)
+        )
+        seen = mx.concatenate([mx.ones((rows, 1, 1, 7), dtype=mx.bool_), seen], axis=-1)
+        whole = kernels.attention_of_last(q, k, v, seen)
+        np.testing.assert_allclose(exact, whole, atol=1e-6)
