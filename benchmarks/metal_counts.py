@@ -17,7 +17,7 @@ from typing import Any
 
 from mlxgpt import config_files
 from mlxgpt.config import Config, override
-from mlxgpt.model.gpt import count_parameters
+from mlxgpt.model.counting import count_parameters
 from mlxgpt.reports.chips import CHIPS, bound
 from mlxgpt.reports.counts import workloads
 from mlxgpt.reports.markdown import figure, table

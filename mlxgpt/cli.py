@@ -137,7 +137,7 @@ def _compare(given: dict[str, Any], arguments: list[str]) -> int:
 
 def _import(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
-    from mlxgpt.model.gpt import count_parameters
+    from mlxgpt.model.counting import count_parameters
 
     as_json = given.pop("json")
     run = api.import_model(given.pop("source"), note=_say, **_present(given))

@@ -28,7 +28,7 @@ from mlxgpt.chart import loss_chart
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.sources import told
 from mlxgpt.machine import device
-from mlxgpt.model.gpt import count_parameters
+from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training.callback import Callback, Summary
 from mlxgpt.training.forecast import Forecast, Reached

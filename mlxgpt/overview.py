@@ -9,7 +9,7 @@ from typing import Any
 from mlxgpt import config as configs
 from mlxgpt.config import Config
 from mlxgpt.errors import UserError
-from mlxgpt.model.gpt import count_parameters, flops_per_token, parameters_by_part
+from mlxgpt.model.counting import count_parameters, flops_per_token, parameters_by_part
 from mlxgpt.requests import PathLike, home, resolve
 from mlxgpt.storage import run as run_folders
 from mlxgpt.storage.run import Run

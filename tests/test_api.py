@@ -13,7 +13,7 @@ import mlxgpt
 from mlxgpt import UserError, api, benchmarking
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus.bpe import BPETokenizer
-from mlxgpt.model.gpt import count_parameters
+from mlxgpt.model.counting import count_parameters
 from mlxgpt.reports import bench, report
 from mlxgpt.rivals import contest
 from mlxgpt.rivals.record import Contest

@@ -180,4 +180,5 @@ def test_in_a_terminal(place: Path, terminal: str) -> None:
         assert child.wait(30) == 0
     finally:
         child.kill()
+        child.wait()
         os.close(ours)

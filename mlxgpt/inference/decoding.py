@@ -18,7 +18,8 @@ from mlxgpt.inference.sample import Rules, Telling
 from mlxgpt.machine import blas, device
 from mlxgpt.machine.compiler import compiled
 from mlxgpt.model import kernels
-from mlxgpt.model.gpt import GPT, Cache, Linear, count_parameters, parted, with_room
+from mlxgpt.model.counting import count_parameters
+from mlxgpt.model.gpt import GPT, Cache, Linear, parted, with_room
 from mlxgpt.seeds import derive
 
 BUCKETS = 8  # lengths that a step is traced for, at most: this share of a block more is looked at

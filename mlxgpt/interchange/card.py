@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt.config import ModelConfig
-from mlxgpt.model.gpt import count_parameters
+from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage.run import Run
 
 COMMANDS = {

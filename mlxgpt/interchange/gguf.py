@@ -23,7 +23,8 @@ from mlxgpt.config import ModelConfig
 from mlxgpt.corpus.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import qwen3
-from mlxgpt.model.gpt import HEADS, ROPE_BASE, mlp_width
+from mlxgpt.model.counting import mlp_width
+from mlxgpt.model.gpt import HEADS, ROPE_BASE
 from mlxgpt.model.kernels import EPS
 
 FORMATS = {8: "Q8_0", 4: "Q4_0"}  # bits -> llama.cpp's name

@@ -21,7 +21,8 @@ from mlxgpt import files
 from mlxgpt.config import ModelConfig, from_tree
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.errors import UserError
-from mlxgpt.model.gpt import GPT, count_parameters, flat, must_be_like
+from mlxgpt.model.counting import count_parameters
+from mlxgpt.model.gpt import GPT, flat, must_be_like
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")

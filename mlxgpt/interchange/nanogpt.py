@@ -23,7 +23,8 @@ import mlx.core as mx
 from mlxgpt import config as configs
 from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
-from mlxgpt.model.gpt import GPT, count_parameters, flat, must_be_like
+from mlxgpt.model.counting import count_parameters
+from mlxgpt.model.gpt import GPT, flat, must_be_like
 
 NEEDED = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 DEFAULTS = {"bias": True, "dropout": 0.0}  # GPTConfig's, which the oldest files rely on

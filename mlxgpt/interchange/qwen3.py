@@ -13,7 +13,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgpt.config import ModelConfig
-from mlxgpt.model.gpt import ROPE_BASE, mlp_width
+from mlxgpt.model.counting import mlp_width
+from mlxgpt.model.gpt import ROPE_BASE
 from mlxgpt.model.kernels import EPS, rms_norm
 
 PARTS = {

@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
 from mlxgpt.model import kernels
+from mlxgpt.model.counting import mlp_width
 from mlxgpt.model.inside import Inside
 from mlxgpt.seeds import derive
 
@@ -181,13 +182,6 @@ class MLP(nn.Module):
             gate, x = mx.split(x, 2, axis=-1)
             x = kernels.silu(gate) * x
         return self.c_proj(x)
-
-
-def mlp_width(config: ModelConfig) -> int:
-    """Numbers between an MLP's two layers."""
-    if config.mlp != "swiglu":
-        return 4 * config.n_embd
-    return max(1, round(8 * config.n_embd / 3 / 32)) * 32
 
 
 class Block(nn.Module):
@@ -430,43 +424,3 @@ def must_be_like(arrays: dict[str, mx.array], own: dict[str, mx.array]) -> None:
             "the weights are those of a model of another shape",
             "restore the run's own checkpoint; config.toml and checkpoints belong together.",
         )
-
-
-def parameters_by_part(config: ModelConfig) -> dict[str, int]:
-    """Number of parameters of a GPT of this shape, counted without building it, by part in the
-    order of the data; a head that is the embedding adds none.
-    """
-    C, layers, bias = config.n_embd, config.n_layer, int(config.bias)
-    table = config.vocab_size * C
-    inside = mlp_width(config)
-    into = inside * (2 if config.mlp == "swiglu" else 1)
-    norms = C if config.norm == "rms" else (2 * layers + 1) * (1 + bias) * C
-    parts = {
-        f"wte (token embedding{', and head' if config.tied else ''})": table,
-        "wpe (positions)": config.block_size * C * (config.position == "learned"),
-        f"wve (value embeddings), {layers} ×": table * layers * config.value_embeddings,
-        f"attention, {layers} ×": layers * (4 * C**2 + bias * 4 * C),
-        f"MLP, {layers} ×": layers * ((into + inside) * C + bias * (into + C)),
-        "norms": norms,
-        "lm_head": table * (not config.tied),
-    }
-    return {name: count for name, count in parts.items() if count}
-
-
-def count_parameters(config: ModelConfig) -> int:
-    """Number of parameters of a GPT of this shape, counted without building it."""
-    return sum(parameters_by_part(config).values())
-
-
-def flops_per_token(config: ModelConfig) -> int:
-    """Floating-point operations of one token in training, forward and backward: 6 for each
-    parameter of a matrix product, and 12·n_layer·C·T for attention (PaLM, Chowdhery et al., 2022,
-    appendix B).
-    """
-    in_products = {"wpe": False, "wve": False, "wte": config.tied}  # else looked up
-    products = sum(
-        count
-        for part, count in parameters_by_part(config).items()
-        if in_products.get(part[:3], True)
-    )
-    return 6 * products + 12 * config.n_layer * config.n_embd * config.block_size

@@ -11,7 +11,7 @@ import numpy as np
 from mlxgpt import config_files, files
 from mlxgpt.config import Config, differences, override
 from mlxgpt.evaluation.quality import METRICS
-from mlxgpt.model.gpt import count_parameters
+from mlxgpt.model.counting import count_parameters
 from mlxgpt.pages import plots
 from mlxgpt.pages.course import AXES, Course, course_of
 from mlxgpt.pages.page import Figure, Page

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlxgpt.errors import UserError
 from mlxgpt.inference.looking import Look
 from mlxgpt.loaded import Model, load
-from mlxgpt.model.gpt import count_parameters
+from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage.checkpoint import path_of, step_of
 from mlxgpt.storage.run import Run, open_run
 

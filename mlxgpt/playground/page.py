@@ -23,7 +23,7 @@ from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.inference.looking import Likely
 from mlxgpt.loaded import Model
-from mlxgpt.model.gpt import count_parameters
+from mlxgpt.model.counting import count_parameters
 from mlxgpt.pages.course import course_of
 from mlxgpt.pages.page import shown
 from mlxgpt.playground.asked import MOST_TOKENS, Asked

@@ -29,7 +29,8 @@ from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.errors import UserError
 from mlxgpt.inference.decoding import Decoder, Decoding
 from mlxgpt.machine import blas, device, mac
-from mlxgpt.model.gpt import GPT, count_parameters, flops_per_token, parameters_by_part
+from mlxgpt.model.counting import count_parameters, flops_per_token, parameters_by_part
+from mlxgpt.model.gpt import GPT
 from mlxgpt.reports import counts
 from mlxgpt.reports.records import (
     Generation,

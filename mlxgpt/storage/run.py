@@ -37,7 +37,8 @@ from mlxgpt.config import Config
 from mlxgpt.corpus import tokenizer_file
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.errors import UserError
-from mlxgpt.model.gpt import GPT, count_parameters, load_parameters
+from mlxgpt.model.counting import count_parameters
+from mlxgpt.model.gpt import GPT, load_parameters
 from mlxgpt.settings import LARGEST
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint

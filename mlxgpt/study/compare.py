@@ -20,7 +20,7 @@ from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import evaluate
 from mlxgpt.machine import device
-from mlxgpt.model.gpt import count_parameters
+from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
 from mlxgpt.study import ledger as ledgers

@@ -20,7 +20,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.machine import device
 from mlxgpt.model import lanes
-from mlxgpt.model.gpt import count_parameters
+from mlxgpt.model.counting import count_parameters
 from mlxgpt.training.evaluating import tokens_at_end, tokens_each
 from mlxgpt.training.step import TrainStep, new_step
 from mlxgpt.training.trainer import train

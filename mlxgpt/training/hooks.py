@@ -14,7 +14,7 @@ from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.inference.decoding import Decoder
 from mlxgpt.inference.generation import generate
 from mlxgpt.machine import device
-from mlxgpt.model.gpt import flops_per_token
+from mlxgpt.model.counting import flops_per_token
 from mlxgpt.storage.run import Run
 from mlxgpt.training.callback import Callback
 from mlxgpt.training.evaluating import tokens_at_end, tokens_each

@@ -15,7 +15,7 @@ from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
-from mlxgpt.model.gpt import count_parameters
+from mlxgpt.model.counting import count_parameters
 from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, refuse_too_large
 
 TOKENS_PER_PARAMETER = 2.0

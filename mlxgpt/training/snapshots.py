@@ -11,7 +11,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from mlxgpt.errors import UserError
-from mlxgpt.model.gpt import count_parameters
+from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.run import Run
 from mlxgpt.training.step import TrainStep

@@ -8,7 +8,8 @@ import pytest
 from mlxgpt import config_files
 from mlxgpt.config import Config, override
 from mlxgpt.interchange import qwen3
-from mlxgpt.model.gpt import GPT, count_parameters, flat
+from mlxgpt.model.counting import count_parameters
+from mlxgpt.model.gpt import GPT, flat
 
 
 @pytest.fixture

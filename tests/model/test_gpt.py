@@ -10,18 +10,8 @@ from mlx.utils import tree_map
 
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.errors import UserError
-from mlxgpt.model.gpt import (
-    GPT,
-    MLP,
-    count_parameters,
-    dropout,
-    flat,
-    flops_per_token,
-    load_parameters,
-    mlp_width,
-    rotated,
-    with_room,
-)
+from mlxgpt.model.counting import count_parameters, flops_per_token, mlp_width
+from mlxgpt.model.gpt import GPT, MLP, dropout, flat, load_parameters, rotated, with_room
 from mlxgpt.model.losses import token_losses
 from mlxgpt.training.step import TrainStep
 from tests.oracle import reference

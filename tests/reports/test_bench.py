@@ -22,7 +22,8 @@ from mlxgpt.config import Config, Sampling
 from mlxgpt.errors import UserError
 from mlxgpt.inference.decoding import Decoder
 from mlxgpt.machine import device
-from mlxgpt.model.gpt import GPT, count_parameters, flat, flops_per_token
+from mlxgpt.model.counting import count_parameters, flops_per_token
+from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.reports import bench
 from mlxgpt.reports.bench import Plan
 from mlxgpt.reports.report import Measurement

@@ -5,7 +5,7 @@ import pytest
 
 from mlxgpt import config_files
 from mlxgpt.config import Config, ModelConfig, override
-from mlxgpt.model.gpt import flops_per_token
+from mlxgpt.model.counting import flops_per_token
 from mlxgpt.reports import bench
 from mlxgpt.reports.counts import workloads
 from mlxgpt.reports.records import Workload

@@ -183,7 +183,7 @@ def test_every_measured_run_has_its_report() -> None:
 
 
 def test_the_large_configs_are_the_models_they_are_named_after() -> None:
-    from mlxgpt.model.gpt import count_parameters
+    from mlxgpt.model.counting import count_parameters
 
     gpt2 = config_files.load(config_files.built_in()["gpt2-124m"])
     assert count_parameters(gpt2.model) == 124_439_808  # transformers' GPT2Model, tied

@@ -39,6 +39,7 @@ def test_a_run_has_everything_it_needs(train: Any) -> None:
         "history.jsonl",
         "best.json",
         "checkpoints",
+        "snapshots",
     }
     assert summary.step == summary.steps == 12
     assert not summary.interrupted

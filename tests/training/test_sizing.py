@@ -9,7 +9,7 @@ from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.corpus.dataset import Dataset, open_dataset
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
-from mlxgpt.model.gpt import count_parameters, flops_per_token
+from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.storage.run import open_run
 from mlxgpt.training import sizing
 from mlxgpt.training.forecast import Forecast
