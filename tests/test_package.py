@@ -79,3 +79,11 @@ def test_the_wheel_brings_its_configs_and_nothing_of_the_tests(installed: Path) 
         p.name for p in (ROOT / "configs").iterdir()
     }
     assert not (package.parent / "tests").exists()
+
+
+def test_the_wheel_brings_its_page(installed: Path) -> None:
+    """With d3's licence."""
+    (package,) = installed.parents[1].glob("lib/python*/site-packages/mlxgpt")
+    ours, theirs = (p / "playground" / "static" for p in (ROOT / "mlxgpt", package))
+    assert {p.name for p in theirs.iterdir()} == {p.name for p in ours.iterdir()}
+    assert "Bostock" in (theirs / "d3-LICENSE.txt").read_text()
