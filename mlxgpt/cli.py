@@ -19,6 +19,7 @@ from mlxgpt import config_files
 from mlxgpt.arguments import make_parser
 from mlxgpt.errors import UserError
 from mlxgpt.machine import mac
+from mlxgpt.machine.launcher import again_by_launcher, rank_here
 
 INTERRUPTED = 130
 
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = vars(parser.parse_args(arguments))
         return COMMANDS[given.pop("command")](given, arguments)
     except UserError as error:
-        _say(f"mlxgpt: {error.problem}\n  → {error.remedy}")
+        if rank_here() == 0:  # which says what the others refuse, too
+            _say(f"mlxgpt: {error.problem}\n  → {error.remedy}")
         return 2
     except KeyboardInterrupt:
         _say("mlxgpt: stopped")
@@ -104,15 +106,17 @@ def _train(given: dict[str, Any], arguments: list[str]) -> int:
     from mlxgpt.display import TrainingDisplay
 
     as_json = given.pop("json")
-    display = TrainingDisplay()
+    again = shlex.join(["mlxgpt", *arguments])
+    display = TrainingDisplay(again)
     try:
         summary = api.train(callback=display, **_present(given))
     finally:
         display.close()
-    if as_json:
+    if as_json and rank_here() == 0:
         _print_json(asdict(summary))
     if summary.interrupted:
-        _say(f"resume with: {shlex.join(['mlxgpt', *arguments])}")
+        if rank_here() == 0:
+            _say(f"resume with: {again_by_launcher(again)}")
         return INTERRUPTED
     return 0
 

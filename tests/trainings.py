@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ class Recorder(Callback):
         self.notes.append(line)
 
     on_warning = on_note
+
+    def on_lost(self, problem: str, remedy: str | None) -> None:
+        print(f"lost: {problem}", file=sys.stderr, flush=True)
 
     def on_log(self, record: dict[str, Any]) -> None:
         self.records.append(record)
