@@ -152,9 +152,9 @@ def main(plan: dict[str, Any]) -> None:
             def on_train_begin(self, *_: Any) -> None:
                 threading.Timer(plan["after"], die).start()
 
-        recorder: Recorder | None = Dying()
+        recorder: Recorder = Dying()
     else:
-        recorder = None
+        recorder = Recorder(aloud="MLX_RANK" in os.environ)
     if plan.get("compare"):
         api.compare(config=from_tree(plan["config"]), source="words.txt", **plan["compare"])
     else:

@@ -33,9 +33,10 @@ MODERN_STEPS: dict[str, Any] = {
 
 
 class Recorder(Callback):
-    """Remembers what it is told."""
+    """Remembers what it is told; and says some of it, where nobody could ask."""
 
-    def __init__(self) -> None:
+    def __init__(self, aloud: bool = False) -> None:
+        self.aloud = aloud
         self.notes: list[str] = []
         self.records: list[dict[str, Any]] = []
         self.samples: list[tuple[int, str]] = []
@@ -50,6 +51,8 @@ class Recorder(Callback):
 
     def on_note(self, line: str) -> None:
         self.notes.append(line)
+        if self.aloud:
+            print(f"note: {line}", file=sys.stderr)
 
     on_warning = on_note
 

@@ -26,7 +26,7 @@ from mlxgpt.machine.channel import Channel, Tell
 from mlxgpt.machine.launcher import launched
 
 PLACE = 512  # bytes that tell where the first rank listens
-MEET = 120.0  # seconds for all to be there
+MEET = 60.0  # seconds for all to be there
 
 
 class Ranks:

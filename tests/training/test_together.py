@@ -7,15 +7,13 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mlxgpt.storage import checkpoint
-from tests.breaking import main as live
 from tests.conftest import TINY
 from tests.ranked import Ranked, trained
 from tests.trainings import final_state, len_done, metrics
@@ -23,7 +21,7 @@ from tests.trainings import final_state, len_done, metrics
 STEPS = 16
 CONFIG = {
     **TINY,
-    "train": {**TINY["train"], "max_steps": STEPS, "batch_size": 8, "log_interval": 1},
+    "train": {**TINY["train"], "max_steps": STEPS, "batch_size": 24, "log_interval": 1},
 }
 PLAN: dict[str, Any] = {"config": CONFIG}
 
@@ -60,3 +58,140 @@ def test_two_and_four_ranks_end_within_rounding_of_one(alone: dict[str, np.ndarr
         (line,) = Path("runs/a/history.jsonl").read_text().splitlines()
         assert json.loads(line)["on"]["ranks"] == str(size)
         shutil.rmtree("runs")
+
+
+def test_killed_at_random_they_end_as_if_nobody_had_been(home: Path, text_file: Path) -> None:
+    torture(2, 3, random.randrange(1 << 30))
+
+
+@pytest.mark.slow
+def test_fifty_kills_over_four_ranks(home: Path, text_file: Path) -> None:
+    torture(50, 4, random.randrange(1 << 30), steps=60)
+
+
+def test_a_rank_that_is_stopped_ends_all(home: Path, text_file: Path) -> None:
+    """As one whose machine has left the network: it says nothing, and its connections stay."""
+    with Ranked(
+        [with_settings(max_steps=100_000, eval_interval=1000, save_interval=1000)] * 3
+    ) as ranks:
+        until(lambda: noted() > 3)
+        began = time.monotonic()
+        ranks.processes[1].send_signal(signal.SIGSTOP)
+        until(lambda: all(ranks.processes[rank].poll() is not None for rank in (0, 2)))
+        assert time.monotonic() - began < 10
+        ranks.processes[1].kill()
+        ended = ranks.end()
+    assert ended.codes == [1, -signal.SIGKILL, 1]
+    assert "lost: rank 1 of 3" in ended.errors[0]
+    assert "no sign of life" in ended.errors[0]
+
+
+def test_asked_to_stop_they_stop_at_one_step_and_go_on(home: Path, text_file: Path) -> None:
+    plan = with_settings(max_steps=200, eval_interval=100, save_interval=100)
+    trained(plan, 2)
+    whole, lines = state(), metrics("a")
+    shutil.rmtree("runs")
+    with Ranked([plan] * 2) as ranks:
+        until(lambda: noted() > 3)
+        ranks.processes[1].send_signal(signal.SIGINT)  # one is enough
+        assert ranks.end().codes == [0, 0]
+    assert 0 < len_done("a") < 200
+    trained(plan, 2)
+    assert_the_same(whole, lines)
+
+
+def test_resumed_by_another_number_it_says_so(home: Path, text_file: Path) -> None:
+    half = with_settings(max_steps=8)
+    longer = {"config": {**CONFIG, "optim": {**CONFIG["optim"], "decay_steps": 16}}}
+    half = {"config": {**longer["config"], "train": half["config"]["train"]}}
+    trained(half, 4)
+    with Ranked([longer] * 2) as ranks:
+        ended = ranks.end()
+    assert ended.codes == [0, 0]
+    assert (
+        "note: changed since: max_steps 8 → 16, ranks 4 → 2; the rest will differ by rounding"
+        in (ended.errors[0])
+    )
+    assert ended.errors[1] == "", "only the first rank shows anything"
+    (_, line) = Path("runs/a/history.jsonl").read_text().splitlines()
+    assert json.loads(line)["on"]["ranks"] == "2"
+
+
+def test_other_settings_and_data_are_named_before_the_first_step(
+    home: Path, text_file: Path
+) -> None:
+    with Ranked([PLAN, with_settings(seed=8), PLAN]) as ranks:
+        ended = ranks.end()
+    assert 0 not in ended.codes
+    assert "rank 1 (on" in ended.errors[0]
+    assert "has seed 8 instead of 7" in ended.errors[0]
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def until(holds: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def torture(kills: int, size: int, seed: int, steps: int = 30) -> None:
+    """Kill one rank of some at a random moment, again and again; print what came of it."""
+    print(f"seed {seed}\n\n| kill | rank | steps done | all ended after |\n|---|---|---|---|")
+    draw = random.Random(seed)
+    plan = with_settings(max_steps=steps)
+    began = time.monotonic()
+    trained(plan, size)
+    seconds = time.monotonic() - began
+    whole, lines = state(), metrics("a")
+    shutil.rmtree("runs")
+    killed = finished = 0
+    while killed < kills:
+        victim, lives = draw.randrange(size), begun()
+        with Ranked([plan] * size) as ranks:
+            if draw.random() < 0.8:  # else perhaps before they have met
+                until(lambda: begun() > lives or ranks.processes[0].poll() is not None)
+            time.sleep(draw.uniform(0, 0.5) * seconds)
+            step = noted() if begun() > lives else None
+            if ranks.processes[victim].poll() is not None:  # it was too late
+                assert ranks.end().codes == [0] * size
+                assert_the_same(whole, lines)
+                finished += 1
+                shutil.rmtree("runs")
+                continue
+            began = time.monotonic()
+            ranks.processes[victim].kill()
+            if step is None:  # they have perhaps not met yet: then mlx.launch ends them
+                time.sleep(1)
+                for process in ranks.processes:
+                    process.terminate()
+            ended = ranks.end(15)
+            took = time.monotonic() - began
+        killed += 1
+        print(
+            f"| {killed} | {victim} | {'–' if step is None else step} | {took:.2f} s |", flush=True
+        )
+        others = [code for rank, code in enumerate(ended.codes) if rank != victim]
+        if step is not None and any(others):  # else it was killed when all was done
+            assert took < 10
+            assert set(others) == {1}
+            assert any(f"lost: rank {victim} of {size}" in error for error in ended.errors)
+    trained(plan, size)
+    assert_the_same(whole, lines)
+    print(f"\n{killed} kills, {finished + 1} runs ended with the bits of the one left alone")
+
+
+def noted() -> int:
+    """Steps that are logged."""
+    return len(metrics("a")) if Path("runs/a/metrics.jsonl").exists() else 0
+
+
+def begun() -> int:
+    """How often the training was begun, or went on."""
+    history = Path("runs/a/history.jsonl")
+    return len(history.read_text().splitlines()) if history.exists() else 0
+
+
+def assert_the_same(whole: Mapping[str, np.ndarray], lines: list[dict[str, Any]]) -> None:
+    assert same(whole, state())
+    assert metrics("a") == lines
