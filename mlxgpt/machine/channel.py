@@ -110,9 +110,9 @@ class Channel:
 
     def close(self) -> None:
         """Leave: the others need not worry."""
-        self._closed.set()
         for peer in self.peers.values():
             peer.send({"bye": True})
+        self._closed.set()
 
     def refuse(self, problem: str, remedy: str) -> None:
         """Tell the first rank why this one ends; the first tells all others."""
@@ -121,6 +121,10 @@ class Channel:
             peer.send({"end": [problem, remedy, REFUSED]})
 
     def _listen(self, peer: Peer) -> None:
+        with peer.socket:
+            self._listen_to(peer)
+
+    def _listen_to(self, peer: Peer) -> None:
         rest = b""
         while not self._closed.is_set():
             if not select.select([peer.socket], [], [], BEAT)[0]:
@@ -183,7 +187,7 @@ class Channel:
     _stuck_at: Any = None
 
     def _name(self, peer: Peer) -> str:
-        return f"rank {peer.rank} of {self.size}, on {peer.host},"
+        return f"rank {peer.rank} of {self.size} (on {peer.host})"
 
     def _lost(self, peer: Peer, how: str) -> None:
         self._end(f"{self._name(peer)} {how}", None, LOST)
@@ -193,6 +197,7 @@ class Channel:
         with self._ending:
             if self._closed.is_set():  # by its own will, meanwhile
                 return
+            self._closed.set()
             if self.rank == 0:
                 for peer in self.peers.values():
                     peer.send({"end": [None, None, code]})
@@ -230,6 +235,7 @@ def accept(listener: socket.socket, size: int, password: str) -> dict[int, Peer]
     with listener:
         while len(peers) < size - 1:
             listener.settimeout(max(0.1, deadline - time.monotonic()))
+            connection = None
             try:
                 connection, _ = listener.accept()
                 connection.settimeout(2.0)
@@ -239,6 +245,8 @@ def accept(listener: socket.socket, size: int, password: str) -> dict[int, Peer]
                 if not known or not 0 < rank < size or rank in peers:
                     raise ValueError("nobody of ours")
             except (OSError, ValueError, KeyError, TypeError):
+                if connection:
+                    connection.close()
                 if time.monotonic() > deadline:
                     missing = ", ".join(str(n) for n in range(1, size) if n not in peers)
                     raise UserError(

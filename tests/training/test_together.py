@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def torture(kills: int, size: int, seed: int, steps: int = 30) -> None:
         victim, lives = draw.randrange(size), begun()
         with Ranked([plan] * size) as ranks:
             if draw.random() < 0.8:  # else perhaps before they have met
-                until(lambda: begun() > lives or ranks.processes[0].poll() is not None)
+                until(partial(begun_since, lives, ranks))
             time.sleep(draw.uniform(0, 0.5) * seconds)
             step = noted() if begun() > lives else None
             if ranks.processes[victim].poll() is not None:  # it was too late
@@ -175,7 +176,8 @@ def torture(kills: int, size: int, seed: int, steps: int = 30) -> None:
         if step is not None and any(others):  # else it was killed when all was done
             assert took < 10
             assert set(others) == {1}
-            assert any(f"lost: rank {victim} of {size}" in error for error in ended.errors)
+            said = "".join(ended.errors)
+            assert f"lost: rank {victim} of {size}" in said, said
     trained(plan, size)
     assert_the_same(whole, lines)
     print(f"\n{killed} kills, {finished + 1} runs ended with the bits of the one left alone")
@@ -190,6 +192,10 @@ def begun() -> int:
     """How often the training was begun, or went on."""
     history = Path("runs/a/history.jsonl")
     return len(history.read_text().splitlines()) if history.exists() else 0
+
+
+def begun_since(lives: int, ranks: Ranked) -> bool:
+    return begun() > lives or ranks.processes[0].poll() is not None
 
 
 def assert_the_same(whole: Mapping[str, np.ndarray], lines: list[dict[str, Any]]) -> None:
