@@ -158,7 +158,7 @@ def compare(ranks: Ranks, step_function: TrainStep, step: int) -> None:
     Raises:
         UserError: on all of them, naming the ranks.
     """
-    first, *others = ranks.gather(_hash(step_function))
+    first, *others = ranks.gather(fingerprint(step_function))
     if differing := [ranks.name(rank) for rank, one in enumerate(others, 1) if one != first]:
         raise UserError(
             f"after step {step:,} {', '.join(differing)} had other weights than {ranks.name(0)}",
@@ -167,7 +167,8 @@ def compare(ranks: Ranks, step_function: TrainStep, step: int) -> None:
         )
 
 
-def _hash(step_function: TrainStep) -> str:
+def fingerprint(step_function: TrainStep) -> str:
+    """The sha256 of all that a step changes."""
     digest = hashlib.sha256()
     for arrays in step_function.arrays():
         mx.eval(arrays)

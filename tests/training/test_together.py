@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlxgpt.config import Config
+from mlxgpt.errors import UserError
+from mlxgpt.training import together
+from mlxgpt.training.step import new_step
 from tests.conftest import TINY
 from tests.ranked import Ranked, trained
 from tests.trainings import final_state, len_done, metrics
@@ -116,6 +120,67 @@ def test_resumed_by_another_number_it_says_so(home: Path, text_file: Path) -> No
     assert ended.errors[1] == "", "only the first rank shows anything"
     (_, line) = Path("runs/a/history.jsonl").read_text().splitlines()
     assert json.loads(line)["on"]["ranks"] == "2"
+
+
+def test_a_spike_takes_all_back_as_one(home: Path, text_file: Path) -> None:
+    ends = []
+    for size in (1, 3):
+        trained({**with_settings(on_spike="rollback"), "spike": 9}, size)
+        lines = [json.loads(line) for line in Path("runs/a/history.jsonl").read_text().splitlines()]
+        assert [line.get("spiked") for line in lines] == [None, 10]
+        assert [line["step"] for line in metrics("a")] == list(range(1, STEPS + 1))
+        ends.append(state())
+        shutil.rmtree("runs")
+    for name, value in ends[0].items():
+        np.testing.assert_allclose(ends[1][name], value, rtol=1e-3, atol=2e-4, err_msg=name)
+
+
+def test_one_that_cannot_go_on_ends_all_with_its_reason(home: Path, text_file: Path) -> None:
+    little = {**PLAN, "memory_limit": 1e-6}
+    with Ranked([PLAN, little]) as ranks:
+        ended = ranks.end()
+    assert 0 not in ended.codes
+    assert "lost: rank 1 of 2 (on" in ended.errors[0]
+    assert "this training takes" in ended.errors[0]
+    assert not Path("runs/a").exists()
+
+
+class Gathered:
+    """Ranks that each say what they are given to."""
+
+    def __init__(self, *said: Any) -> None:
+        self.said, self.size, self.rank = said, len(said), 0
+
+    def gather(self, mine: Any) -> list[Any]:
+        return [mine if one is None else one for one in self.said]
+
+    def name(self, rank: int) -> str:
+        return f"rank {rank}"
+
+
+def test_other_bits_stop_the_run(tiny_model: Config) -> None:
+    step = new_step(tiny_model)
+    together.compare(Gathered(None, None, None), step, 5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="after step 5 rank 2 had other weights than rank 0"):
+        together.compare(Gathered(None, None, "another hash"), step, 5)  # type: ignore[arg-type]
+
+
+def test_the_hash_is_of_every_bit(tiny_model: Config) -> None:
+    step = new_step(tiny_model)
+    hashes = {together.fingerprint(step)}
+    parameters, optimizer = step.arrays()
+    for arrays in (parameters, optimizer):
+        for name, value in arrays.items():
+            other = value.reshape(-1).at[0].add(1).reshape(value.shape)
+            step.restore(
+                {**parameters, name: other} if arrays is parameters else parameters,
+                {**optimizer, name: other} if arrays is optimizer else optimizer,
+            )
+            hashes.add(together.fingerprint(step))
+    assert len(hashes) == 1 + len(parameters) + len(optimizer)
+    step.restore(parameters, optimizer)
+    assert together.fingerprint(step) in hashes
+    assert together.fingerprint(new_step(tiny_model)) in hashes
 
 
 def test_other_settings_and_data_are_named_before_the_first_step(
