@@ -16,6 +16,7 @@ from typing import Any
 from mlxgpt import config as configs
 from mlxgpt import files
 from mlxgpt.benchmarking import benchmark as benchmark
+from mlxgpt.benchmarking import benchmark_together as benchmark_together
 from mlxgpt.comparison import compare as compare
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation

@@ -267,6 +267,13 @@ def _bench(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt.reports import report
 
     as_json, files = given.pop("json"), given.pop("report")
+    if given.pop("distributed"):
+        found, lines = api.benchmark_together(note=_say)
+        if found:
+            if as_json:
+                return _print_json(asdict(found))
+            print("\n".join(lines))
+        return 0
     if files:
         return _bench_report(files, as_json)
     measured, paths = api.benchmark(note=_say, **_present(given))
