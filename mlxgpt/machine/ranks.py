@@ -62,8 +62,7 @@ class Ranks:
         mx.eval(array)
         begun, _ = self._channel.at
         self._channel.at = begun + 1, begun
-        total = mx.distributed.all_sum(array, group=self._group, stream=mx.cpu)
-        mx.eval(total)
+        total = _all_sum(array, self._group)
         self._channel.at = begun + 1, begun + 1
         return total
 
@@ -154,11 +153,19 @@ def _connected(group: mx.distributed.Group) -> dict[int, channel.Peer]:
     listener, place = channel.listen(_address()) if first else (None, {})
     place |= {"name": socket.gethostname()} if first else {}
     text = json.dumps(place).encode().ljust(PLACE) if first else bytes(PLACE)
-    total = mx.distributed.all_sum(mx.array(list(text), mx.uint8), group=group, stream=mx.cpu)
+    total = _all_sum(mx.array(list(text), mx.uint8), group)
     place = json.loads(bytes(memoryview(total)))  # type: ignore[arg-type]
     if listener:
         return channel.accept(listener, group.size(), place["password"])
     return channel.connect(place, group.rank())
+
+
+def _all_sum(array: mx.array, group: mx.distributed.Group) -> mx.array:
+    # On the CPU, where it can be, since macOS ends a GPU's work that waits for some seconds.
+    stream = None if mx.cuda.is_available() else mx.cpu
+    total = mx.distributed.all_sum(array, group=group, stream=stream)
+    mx.eval(total)
+    return total
 
 
 def _address() -> str:
