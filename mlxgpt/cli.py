@@ -114,11 +114,10 @@ def _train(given: dict[str, Any], arguments: list[str]) -> int:
         display.close()
     if as_json and rank_here() == 0:
         _print_json(asdict(summary))
-    if summary.interrupted:
-        if rank_here() == 0:
-            _say(f"resume with: {again_by_launcher(again)}")
+    if summary.interrupted and rank_here() == 0:
+        _say(f"resume with: {again_by_launcher(again)}")
         return INTERRUPTED
-    return 0
+    return 0  # of another rank too: a launcher would end the first one in the middle of a word
 
 
 def _compare(given: dict[str, Any], arguments: list[str]) -> int:

@@ -115,10 +115,15 @@ class Channel:
         self._closed.set()
 
     def refuse(self, problem: str, remedy: str) -> None:
-        """Tell the first rank why this one ends; the first tells all others."""
-        self._closed.set()
+        """Tell the first rank why this one ends; the first tells all others, and ends them. Any
+        other rank waits for that: a launcher would end the first one before it has said so.
+        """
+        if self.rank == 0:
+            self._closed.set()
         for peer in self.peers.values():
             peer.send({"end": [problem, remedy, REFUSED]})
+        if self.rank:
+            self._closed.wait(5 * BEAT)
 
     def _listen(self, peer: Peer) -> None:
         with peer.socket:

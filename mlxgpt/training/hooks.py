@@ -42,7 +42,8 @@ class Hooks:
         saver: Saver,
     ) -> None:
         self._step_function, self._guard, self._saver = step_function, guard, saver
-        self._logging = _Logging(run, guard, callback)
+        machines = step_function.ranks.size if step_function.ranks else 1
+        self._logging = _Logging(run, guard, callback, machines)
         evaluation = _Evaluation(run, dataset, step_function, callback, saver)
         t = run.config.train
         self.after_saving = [
@@ -121,10 +122,10 @@ class _Evaluation:
 class _Logging:
     """Writes a line of metrics."""
 
-    def __init__(self, run: Run, guard: Guard, callback: Callback) -> None:
+    def __init__(self, run: Run, guard: Guard, callback: Callback, machines: int) -> None:
         self._run, self._guard, self._callback = run, guard, callback
         t, model = run.config.train, run.config.model
-        self._peak = device.matmul_peak(t.dtype)
+        self._peak = machines * device.matmul_peak(t.dtype)
         self._flops = flops_per_token(model)
         self._tokens = run.config.tokens_per_step
         self.begin(0)

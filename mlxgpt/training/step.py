@@ -48,7 +48,7 @@ class TrainStep:
         self._lanes = Lanes(lambda: _Sums(compile(self._gradients_of), compile(_add)))
         self._mean = compile(self._mean_of)
         self._judge = compile(self._judged)
-        self._ranks = ranks
+        self.ranks = ranks
         self._pack, self._unpack = compile(_packed), compile(self._unpacked)
         parameters = flat(model.trainable_parameters())
         self._shares = shared_out(parameters, config.optim, lanes.count())
@@ -86,12 +86,12 @@ class TrainStep:
             before clipping; on a GPU neither is computed yet.
         """
         loss, gradients = self.gradients(inputs, targets, key)
-        if self._ranks:
+        if self.ranks:
             # One array, which the host waits for: many small sums take several times as long, and a
             # Mac's GPU is not allowed to wait for another machine for more than some seconds.
-            wish = mx.array(float(self._ranks.wish))
-            sums = self._ranks.sum(self._pack(loss, gradients, wish))
-            self._ranks.stopped = bool(sums[0] > 0)
+            wish = mx.array(float(self.ranks.wish))
+            sums = self.ranks.sum(self._pack(loss, gradients, wish))
+            self.ranks.stopped = bool(sums[0] > 0)
             loss, gradients = self._unpack(sums)
         norm, scale, good = self._judge(gradients, loss, mx.array(limit))
         own, new = flat(self.model.trainable_parameters()), flat(gradients)
@@ -135,8 +135,8 @@ class TrainStep:
         """Mean loss and its gradients over all micro-batches, which are equally large; with ranks,
         over this one's share of them.
         """
-        if self._ranks:
-            return self._gradients_of_share(inputs, targets, key, self._ranks)
+        if self.ranks:
+            return self._gradients_of_share(inputs, targets, key, self.ranks)
         A, B, T = inputs.shape
         parts = Parts.of(A, B, T)
         L, P = parts.lanes, parts.each
@@ -191,10 +191,10 @@ class TrainStep:
 
     def _unpacked(self, sums: mx.array) -> tuple[mx.array, dict]:
         """The means of what `_packed` made one array of, from its sum over all ranks."""
-        assert self._ranks
+        assert self.ranks
         own = flat(self.model.trainable_parameters())
         ends = list(itertools.accumulate((p.size for p in own.values()), initial=2))
-        (_, loss), *pieces, _ = mx.split(sums / self._ranks.size, ends)
+        (_, loss), *pieces, _ = mx.split(sums / self.ranks.size, ends)
         named = zip(own.items(), pieces, strict=True)
         return loss, tree_unflatten({name: piece.reshape(p.shape) for (name, p), piece in named})
 

@@ -22,7 +22,7 @@ from mlxgpt import __version__
 from mlxgpt.config import Config, from_tree
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
-from mlxgpt.machine import device
+from mlxgpt.machine import compiler, device
 from mlxgpt.machine.ranks import Ranks, join, sum_seconds
 from mlxgpt.model.gpt import count_parameters
 from mlxgpt.training.beginning import Beginning
@@ -84,6 +84,7 @@ def agree(ranks: Ranks, config: Config, dataset: Dataset, beginning: Beginning |
         "mlxgpt": __version__,
         "mlx": version("mlx"),
         "computing on": device.backend(),
+        "kernels": "not fused" if compiler.status() else "fused",
         "data": f"{dataset.name} ({dataset.meta.fingerprint[:12]})",
         "beginning": dict(beginning.origin) if beginning else {},
         **{

@@ -115,10 +115,19 @@ def test_silence_is_borne_before_steps_are_taken_only(
 
 
 def test_a_cause_that_can_be_mended_is_told_by_the_first(ranks: list[Channel], fate: Fate) -> None:
-    ranks[1].refuse("no memory", "buy some.")
+    began = time.monotonic()
+    ranks[1].refuse("no memory", "buy some.")  # returns when it is ended, as all others are
+    until(lambda: len(fate.codes) == 3)
+    assert time.monotonic() - began < 5
+    assert fate.codes == [channel.REFUSED] * 3
+    assert fate.said == [(f"rank 1 of 3 (on {socket.gethostname()}): no memory", "buy some.")]
+
+
+def test_what_the_first_refuses_it_says_itself(ranks: list[Channel], fate: Fate) -> None:
+    ranks[0].refuse("no memory", "buy some.")
     until(lambda: len(fate.codes) == 2)
     assert fate.codes == [channel.REFUSED] * 2
-    assert fate.said == [(f"rank 1 of 3 (on {socket.gethostname()}): no memory", "buy some.")]
+    assert fate.said == []
 
 
 @pytest.mark.parametrize(
