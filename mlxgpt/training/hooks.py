@@ -92,6 +92,7 @@ class _Evaluation:
             bos=run.bos,
             batch_size=run.config.train.batch_size,
             dtype=step_function.dtype,
+            ranks=step_function.ranks,
         )
         there = len(dataset.val.ids)
         self._each, self._at_end = tokens_each(run.config, there), tokens_at_end(run.config, there)

@@ -279,7 +279,8 @@ def take_steps(
 
     began = time.monotonic()
     if ranks:
-        together.begin(ranks, step_function, config, start, guard.to_tree())
+        memory = guard.to_tree()
+        together.begin(ranks, step_function, run, start, memory, missing=bool(make_up))
     with ranks.watched(forecast.step_seconds) if ranks else nullcontext():
         step = session.proceed(
             run,

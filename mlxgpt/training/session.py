@@ -160,7 +160,7 @@ def _go_back(
     )
     guard.go_back(saved.step, saved.guard)
     if ranks:
-        together.begin(ranks, step_function, run.config, saved.step, dict(saved.guard))
+        together.begin(ranks, step_function, run, saved.step, saved.guard)
     run.cut(saved.step)
     run.add_return(saved.step, spiked)
     hooks.begin(saved.step)

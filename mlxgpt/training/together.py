@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -19,12 +19,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import __version__
-from mlxgpt.config import Config, from_tree
+from mlxgpt.config import Config
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.machine import compiler, device
 from mlxgpt.machine.ranks import Ranks, join, sum_seconds
 from mlxgpt.model.gpt import count_parameters
+from mlxgpt.storage.run import Run
 from mlxgpt.training.beginning import Beginning
 from mlxgpt.training.callback import Callback, Silent
 from mlxgpt.training.forecast import Forecast
@@ -130,22 +131,41 @@ def forecast_together(ranks: Ranks, config: Config, own: Forecast) -> tuple[Fore
 
 
 def begin(
-    ranks: Ranks, step_function: TrainStep, config: Config, start: int, saved: dict[str, Any]
+    ranks: Ranks,
+    step_function: TrainStep,
+    run: Run,
+    start: int,
+    guard: Mapping[str, Any],
+    *,
+    missing: bool = False,
 ) -> None:
     """At the first rank: give the others what there is to begin, or to go on, with.
 
     Args:
-        saved: what a checkpoint keeps of the guard.
+        guard: what a checkpoint keeps of it.
+        missing: whether the evaluation of step `start` is made up for.
     """
-    ranks.spread({"config": asdict(config), "start": start, "guard": saved})
+    told = Told(asdict(run.config), run.bos, start, dict(guard), missing)
+    ranks.spread(asdict(told))
     _same_state(ranks, step_function)
 
 
-def told_to_begin(ranks: Ranks, step_function: TrainStep) -> tuple[Config, int, dict[str, Any]]:
-    """At another rank: the config, the step, and the guard's memory to go on with."""
-    told = ranks.spread()
+@dataclass(frozen=True)
+class Told:
+    """What the first rank has and the others need: see `begin`."""
+
+    config: dict[str, Any]
+    bos: int | None
+    start: int
+    guard: dict[str, Any]
+    missing: bool
+
+
+def told_to_begin(ranks: Ranks, step_function: TrainStep) -> Told:
+    """At another rank: what there is to begin, or to go on, with."""
+    told = Told(**ranks.spread())
     _same_state(ranks, step_function)
-    return from_tree(told["config"]), told["start"], told["guard"]
+    return told
 
 
 def _same_state(ranks: Ranks, step_function: TrainStep) -> None:
