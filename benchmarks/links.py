@@ -1,7 +1,7 @@
 """Ranks on this machine, each behind a link of a limited rate, as machines are: what steps and sums
 take, the model fitted on some of it, and held against the rest.
 
-    sudo python benchmarks/links.py [--tier 2] [--repeats 5] [--json FILE]
+    sudo python benchmarks/links.py [--json FILE]
 
 Linux, as root: each rank runs in a network namespace of its own, its link limited by `tc tbf`.
 """
@@ -20,57 +20,63 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlxgpt import config_files
-from mlxgpt.config import Config
+from mlxgpt.config import Config, from_tree
 from mlxgpt.reports import bench, links
 from mlxgpt.reports.distributed import CHILD, Plan, Together, environment, together_from
 from mlxgpt.reports.links import Link
 
 RATES = {"100 Mb": 1e8, "300 Mb": 3e8, "1 Gb": 1e9, "2.5 Gb": 2.5e9, "10 Gb": 1e10}
-# Fitted on these, and held against all others.
-FITTED_ON = ((2, "300 Mb"), (2, "1 Gb"), (2, "10 Gb"), (4, "100 Mb"), (4, "1 Gb"))
-NUMBERS = (100_000, 1_000_000, 4_000_000, 12_000_000)
+# With more ranks than cores only links that are slow beside these.
+SUMS = {2: tuple(RATES), 3: ("100 Mb", "300 Mb", "1 Gb"), 4: ("100 Mb", "300 Mb", "1 Gb")}
+STEPS = ((2, "300 Mb"), (2, "1 Gb"), (2, "10 Gb"))
+# Fitted on the sums of these, and held against all others, and the steps.
+FITTED_ON = ((2, "300 Mb"), (2, "1 Gb"), (2, "10 Gb"), (4, "300 Mb"))
+NUMBERS = (1_000_000, 4_000_000, 12_000_000)
+TINY = from_tree(
+    {
+        "model": {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "vocab_size": 16},
+        "train": {"batch_size": 12, "dtype": "float32"},
+    }
+)
 PORT = 5000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tier", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("links.json"))
     given = parser.parse_args()
     if os.geteuid():
         sys.exit("namespaces and tc need root")
-    config = bench.complete(config_files.tier(given.tier))
-    observed: list[tuple[int, str, Together]] = []
-    for size in (2, 3, 4):
-        for name, rate in RATES.items():
-            if size == 3 and name not in ("300 Mb", "1 Gb"):
-                continue
-            # Steps where each rank has a core; sums with any number.
-            own = config if size <= (os.cpu_count() or 1) else small(config)
-            plan = Plan(repeats=given.repeats, seconds=1.0, numbers=NUMBERS)
-            found = measured(own, size, rate, plan)
-            print(size, name, {n: round(s.median, 1) for n, s in found.ms_sums.items()}, flush=True)
-            observed.append((size, name, found))
-            if given.json:
-                given.json.write_text(
-                    json.dumps([[size, name, asdict(one)] for size, name, one in observed])
-                )
-    print("\n".join(fitted(observed)))
+    seen: list[tuple[int, str, Together]] = []
+
+    def note(size: int, name: str, config: Config, plan: Plan) -> None:
+        found = measured(config, size, RATES[name], plan)
+        print(size, name, told(found), flush=True)
+        seen.append((size, name, found))
+        trees = [[size, name, asdict(one)] for size, name, one in seen]
+        given.json.write_text(json.dumps(trees))
+
+    for size, names in SUMS.items():
+        for name in names:
+            note(size, name, TINY, Plan(repeats=1, seconds=0.01, numbers=NUMBERS))
+    for size, name in STEPS:
+        note(size, name, bench.complete(config_files.tier(2)), Plan(repeats=5, seconds=1.0))
+    print("\n".join(fitted(seen)))
 
 
-def small(config: Config) -> Config:
-    """A config whose steps take no time, where only sums are looked at."""
-    return bench.complete(config_files.tier(1))
+def told(found: Together) -> str:
+    if found.ms_sums:
+        return ", ".join(f"{n:,}: {one.least:,.1f} ms" for n, one in found.ms_sums.items())
+    ms = (found.ms_alone, found.ms_share, found.ms_step)
+    return ", ".join(f"{one.median:,.0f} ms ({one.least:,.0f} to {one.most:,.0f})" for one in ms)
 
 
 def fitted(observed: list[tuple[int, str, Together]]) -> list[str]:
     """The model, and its error where it was fitted and where not."""
     sums = [
-        (size, name, numbers, spread.median / 1000)
+        (size, name, numbers, spread.least / 1000)
         for size, name, found in observed
         for numbers, spread in found.ms_sums.items()
-        if numbers >= 1_000_000
     ]
     costs = links.fit(
         [(size, n, RATES[name], s) for size, name, n, s in sums if (size, name) in FITTED_ON]
@@ -98,7 +104,7 @@ def fitted(observed: list[tuple[int, str, Together]]) -> list[str]:
         )
     lines += ["", "| ranks | link | alone | share | step | model | error |", "|" + "---|" * 7]
     for size, name, found in observed:
-        if found.parameters < 5_000_000:
+        if found.ms_sums:
             continue
         link = Link(name, RATES[name], 0.0)
         model = found.ms_share.median + 1000 * links.averaging_seconds(

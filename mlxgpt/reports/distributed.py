@@ -36,13 +36,14 @@ CHILD = (sys.executable, "-m", "mlxgpt.reports.distributed")
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: repeats of some steps, about so many `seconds`; sums of arrays of so
-    many numbers.
+    """How much is measured: repeats of some steps, about so many `seconds`; and, as often as `sums`
+    says, sums of arrays of so many numbers.
     """
 
     repeats: int = 5
     seconds: float = 2.0
     numbers: tuple[int, ...] = ()
+    sums: int = 7
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
     for _ in range(plan.repeats):
         for kind, times in found.items():
             times.append(ms_of(kind, steps[kind]))
-    sums = {numbers: _sums(ranks, numbers, plan.repeats) for numbers in plan.numbers}
+    sums = {numbers: _sums(ranks, numbers, plan.sums) for numbers in plan.numbers}
     if not ranks.first:
         return None
     return Together(
