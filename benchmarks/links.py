@@ -150,7 +150,7 @@ def network(size: int, rate: float) -> Iterator[None]:
         subprocess.run(command, check=True)
 
     names = [f"mlxgpt{n}" for n in range(size)]
-    burst = max(32_000, int(rate / 8 / 250))  # what comes in between two ticks of the kernel
+    burst = max(32_000, int(rate / 8 / 1000))  # of a millisecond: more would pass too fast
     try:
         run("ip", "link", "add", "mlxgptbr", "type", "bridge")
         run("ip", "link", "set", "mlxgptbr", "up")

@@ -1,8 +1,8 @@
 """A training by several ranks: what they agree on first, who decides, and what the others do.
 
 Every rank takes the same steps on its share of each batch, and so has the same weights. The first
-one reads and writes the run, evaluates, and tells how it goes. The others follow: they wait where
-it is busy with that, and compare their weights with its own.
+one reads and writes the run, decides, and tells how it goes. The others follow: they wait where it
+is busy with that, take their part of evaluations, and compare their weights with its own.
 """
 
 from __future__ import annotations
