@@ -31,7 +31,8 @@ SUMS = {2: tuple(RATES), 3: ("100 Mb", "300 Mb", "1 Gb"), 4: ("100 Mb", "300 Mb"
 STEPS = ((2, "300 Mb"), (2, "1 Gb"), (2, "10 Gb"))
 # Fitted on the sums of these, and held against all others, and the steps.
 FITTED_ON = ((2, "300 Mb"), (2, "1 Gb"), (2, "10 Gb"), (4, "300 Mb"))
-NUMBERS = (1_000_000, 4_000_000, 12_000_000)
+# Up to 32 MiB: a larger result is given back to the kernel and made anew each time, by glibc alone.
+NUMBERS = (1_000_000, 4_000_000, 8_000_000)
 TINY = from_tree(
     {
         "model": {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "vocab_size": 16},

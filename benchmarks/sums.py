@@ -17,6 +17,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_unflatten
 
 from mlxgpt import config, config_files
 from mlxgpt.model.gpt import GPT, flat
@@ -71,11 +72,15 @@ def array_by_array(gradients: Gradients) -> Gradients:
     return {name: mx.distributed.all_sum(g) for name, g in gradients.items()}
 
 
+def average_gradients(gradients: Gradients) -> Gradients:
+    return flat(nn.average_gradients(tree_unflatten(gradients)))
+
+
 WAYS: dict[str, Callable[[Gradients], Gradients]] = {
     "one array": one_array,
     "one array, compiled": mx.compile(one_array),
-    "average_gradients": nn.average_gradients,
-    "the same, compiled": mx.compile(nn.average_gradients),
+    "average_gradients": average_gradients,
+    "the same, compiled": mx.compile(average_gradients),
     "array by array": array_by_array,
 }
 

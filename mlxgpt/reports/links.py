@@ -59,8 +59,9 @@ class Costs:
     turn: float
 
 
-# Fitted on two Linux cores: benchmarks/distributed.md. A Mac's memory is faster.
-FITTED = Costs(share=0.94, byte=2.0e-9, turn=1e-3)
+# Fitted on two Linux cores: benchmarks/distributed.md. With cores for each rank, a turn should take
+# less.
+FITTED = Costs(share=0.96, byte=1e-11, turn=2e-3)
 
 
 def averaging_seconds(size: int, numbers: int, link: Link, costs: Costs = FITTED) -> float:
