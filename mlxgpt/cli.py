@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if rank_here() == 0:  # which says what the others refuse, too
             _say(f"mlxgpt: {error.problem}\n  → {error.remedy}")
+        else:
+            time.sleep(1)  # a launcher ends the first one as soon as another has ended
         return 2
     except KeyboardInterrupt:
         _say("mlxgpt: stopped")
