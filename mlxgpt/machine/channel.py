@@ -86,7 +86,7 @@ class Channel:
         self._tell = tell
         self._ending = threading.Lock()
         self._closed = threading.Event()
-        self._stuck_since: float | None = None
+        self._stuck: tuple[Any, float] = (None, 0.0)  # who has come how far, and since when
         for peer in peers.values():
             peer.heard = time.monotonic()
             threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
@@ -180,16 +180,15 @@ class Channel:
         behind = [rank for rank, (one, _) in at.items() if one < max(begun)]
         all_wait = not behind and all(ended < one for one, ended in at.values())
         now, state = time.monotonic(), sorted(at.items())
-        if not (behind or all_wait) or state != self._stuck_at:
-            self._stuck_at, self._stuck_since = state, now
-        elif self._stuck_since is not None and now - self._stuck_since > longest:
+        before, since = self._stuck
+        if not (behind or all_wait) or state != before:
+            self._stuck = state, now
+        elif now - since > longest:
             if all_wait:
                 self._end(f"all {self.size} ranks wait in a sum that does not end", None, LOST)
             for rank in behind:
                 name = "the first rank" if not rank else self._name(self.peers[rank])
                 self._end(f"{name} lives, and takes no more steps", None, LOST)
-
-    _stuck_at: Any = None
 
     def _name(self, peer: Peer) -> str:
         return f"rank {peer.rank} of {self.size} (on {peer.host})"
