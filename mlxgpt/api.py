@@ -16,6 +16,7 @@ from typing import Any
 from mlxgpt import config as configs
 from mlxgpt import files
 from mlxgpt.benchmarking import benchmark as benchmark
+from mlxgpt.benchmarking import benchmark_together as benchmark_together
 from mlxgpt.comparison import compare as compare
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus import prepare as preparation
@@ -43,7 +44,7 @@ from mlxgpt.reporting import report as report
 from mlxgpt.requests import PathLike, data_of, home, opened, resolve
 from mlxgpt.storage import run as run_folders
 from mlxgpt.tracking import Tracker
-from mlxgpt.training import selfcheck
+from mlxgpt.training import selfcheck, together
 from mlxgpt.training.beginning import SHAPE, begin_from
 from mlxgpt.training.callback import Callback, Summary
 from mlxgpt.training.forecast import must_fit
@@ -143,31 +144,36 @@ def train(
 
     Where its text cannot be had, Tier 1 goes on with the storybook, and says so.
     """
-    if report_to:
-        tracker = callback = Tracker(report_to, callback or Callback())
-    beginning = None
-    alone = tier is None and config is None and from_run is None
-    fit_size = recipe == "modern" and bool(max_minutes) and alone
-    if fit_size:
-        if mine := [name for name in SIZED if name in settings and name != "vocab_size"]:
-            raise UserError(
-                f"{mine[0]} is given, and would be chosen for the {max_minutes:g} minutes",
-                "leave it out; or add --tier 2, which has a size.",
-            )
-        name, chosen = resolve(2, None, recipe, **{"vocab_size": SHORT_VOCABULARY, **settings})
-        name = f"{recipe}-{max_minutes:g}min"
-    elif from_run:
-        parent = run_folders.find(from_run, home("runs", runs_dir))
-        config = config or ("finetune" if tier is None else None)
-        others = {k: v for k, v in settings.items() if k not in (*SHAPE, "block_size")}
-        name, chosen = resolve(tier, config, recipe, **others)
-        note = callback.on_note if callback else lambda line: None
-        chosen, beginning = begin_from(parent, chosen, settings, note)
-        name = parent.name
-    else:
-        name, chosen = resolve(tier, config, recipe, **settings)
-    own_text = "source" in settings or "val_source" in settings
-    with contextlib.closing(tracker) if report_to else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        ranks, callback = stack.enter_context(together.joined(callback or Callback()))
+        if report_to and (not ranks or ranks.first):
+            callback = stack.enter_context(contextlib.closing(Tracker(report_to, callback)))
+        beginning = None
+        alone = tier is None and config is None and from_run is None
+        fit_size = recipe == "modern" and bool(max_minutes) and alone
+        if fit_size:
+            if ranks:
+                raise UserError(
+                    "a size for the time there is can be chosen for one machine only",
+                    "choose it by --tier 2, or --n-layer and --n-embd with --config.",
+                )
+            if mine := [name for name in SIZED if name in settings and name != "vocab_size"]:
+                raise UserError(
+                    f"{mine[0]} is given, and would be chosen for the {max_minutes:g} minutes",
+                    "leave it out; or add --tier 2, which has a size.",
+                )
+            name, chosen = resolve(2, None, recipe, **{"vocab_size": SHORT_VOCABULARY, **settings})
+            name = f"{recipe}-{max_minutes:g}min"
+        elif from_run:
+            parent = run_folders.find(from_run, home("runs", runs_dir))
+            config = config or ("finetune" if tier is None else None)
+            others = {k: v for k, v in settings.items() if k not in (*SHAPE, "block_size")}
+            name, chosen = resolve(tier, config, recipe, **others)
+            chosen, beginning = begin_from(parent, chosen, settings, callback.on_note)
+            name = parent.name
+        else:
+            name, chosen = resolve(tier, config, recipe, **settings)
+        own_text = "source" in settings or "val_source" in settings
         return launch(
             chosen,
             config_name=name,
@@ -181,6 +187,7 @@ def train(
             strict_vocab=bool(settings.get("vocab_size")),
             beginning=beginning,
             callback=callback,
+            ranks=ranks,
         )
 
 

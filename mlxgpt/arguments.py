@@ -394,7 +394,8 @@ def _bench(add: Add) -> None:
         "process, in a few minutes; best with nothing else running. Writes a report that a\n"
         "sceptic can repeat.\n\n"
         "  mlxgpt bench --peers                  beside PyTorch, transformers and mlx-lm\n"
-        "  mlxgpt bench report A.json B.json     machines side by side",
+        "  mlxgpt bench report A.json B.json     machines side by side\n"
+        "  mlx.launch --hostfile hosts.json -- mlxgpt bench --distributed",
     )
     sub.add_argument(
         "report",
@@ -407,6 +408,12 @@ def _bench(add: Add) -> None:
         action="store_true",
         help="measure others at the same work, too: those of PyTorch, transformers and mlx-lm that "
         "are installed; half an hour",
+    )
+    sub.add_argument(
+        "--distributed",
+        action="store_true",
+        help="instead, Tier 2's step by several machines together, or by two processes of this "
+        "one; and what more Macs should bring, *predicted*",
     )
     sub.add_argument("--peer-path", metavar="DIR", help="and your own checkout of nanoGPT, eager")
     sub.add_argument("--out", metavar="DIR", help="where to (default: benchmarks/reports)")

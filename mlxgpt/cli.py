@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from mlxgpt import config_files
 from mlxgpt.arguments import make_parser
 from mlxgpt.errors import UserError
 from mlxgpt.machine import mac
+from mlxgpt.machine.launcher import again_by_launcher, rank_here
 
 INTERRUPTED = 130
 
@@ -59,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = vars(parser.parse_args(arguments))
         return COMMANDS[given.pop("command")](given, arguments)
     except UserError as error:
-        _say(f"mlxgpt: {error.problem}\n  → {error.remedy}")
+        if rank_here() == 0:  # which says what the others refuse, too
+            _say(f"mlxgpt: {error.problem}\n  → {error.remedy}")
+        else:
+            time.sleep(1)  # a launcher ends the first one as soon as another has ended
         return 2
     except KeyboardInterrupt:
         _say("mlxgpt: stopped")
@@ -104,17 +109,18 @@ def _train(given: dict[str, Any], arguments: list[str]) -> int:
     from mlxgpt.display import TrainingDisplay
 
     as_json = given.pop("json")
-    display = TrainingDisplay()
+    again = shlex.join(["mlxgpt", *arguments])
+    display = TrainingDisplay(again)
     try:
         summary = api.train(callback=display, **_present(given))
     finally:
         display.close()
-    if as_json:
+    if as_json and rank_here() == 0:
         _print_json(asdict(summary))
-    if summary.interrupted:
-        _say(f"resume with: {shlex.join(['mlxgpt', *arguments])}")
+    if summary.interrupted and rank_here() == 0:
+        _say(f"resume with: {again_by_launcher(again)}")
         return INTERRUPTED
-    return 0
+    return 0  # of another rank too: a launcher would end the first one in the middle of a word
 
 
 def _compare(given: dict[str, Any], arguments: list[str]) -> int:
@@ -263,6 +269,13 @@ def _bench(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt.reports import report
 
     as_json, files = given.pop("json"), given.pop("report")
+    if given.pop("distributed"):
+        found, lines = api.benchmark_together(note=_say)
+        if found:
+            if as_json:
+                return _print_json(asdict(found))
+            print("\n".join(lines))
+        return 0
     if files:
         return _bench_report(files, as_json)
     measured, paths = api.benchmark(note=_say, **_present(given))

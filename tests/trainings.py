@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ MODERN_STEPS: dict[str, Any] = {
 
 
 class Recorder(Callback):
-    """Remembers what it is told."""
+    """Remembers what it is told; and says some of it, where nobody could ask."""
 
-    def __init__(self) -> None:
+    def __init__(self, aloud: bool = False) -> None:
+        self.aloud = aloud
         self.notes: list[str] = []
         self.records: list[dict[str, Any]] = []
         self.samples: list[tuple[int, str]] = []
@@ -49,8 +51,13 @@ class Recorder(Callback):
 
     def on_note(self, line: str) -> None:
         self.notes.append(line)
+        if self.aloud:
+            print(f"note: {line}", file=sys.stderr)
 
     on_warning = on_note
+
+    def on_lost(self, problem: str, remedy: str | None) -> None:
+        print(f"lost: {problem}", file=sys.stderr, flush=True)
 
     def on_log(self, record: dict[str, Any]) -> None:
         self.records.append(record)

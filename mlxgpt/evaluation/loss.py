@@ -13,6 +13,7 @@ import numpy as np
 from mlxgpt.corpus.tokenizer import Tokenizer, byte_lengths
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
+from mlxgpt.machine.ranks import Ranks
 from mlxgpt.model import lanes
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.lanes import Lanes
@@ -55,6 +56,7 @@ class Evaluator:
         step: what evaluates a batch, kept from another text; default: a new one.
         limit: about how many tokens to predict, in windows spread evenly over the text, always the
             same; default: all.
+        ranks: those that evaluate together, all at once, each some of the batches.
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class Evaluator:
         dtype: mx.Dtype,
         step: Lanes[mx.array] | None = None,
         limit: int | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks
         ids = np.asarray(tokens.ids, dtype=np.int32)
         if bos is not None:
             ids = np.concatenate([np.array([bos], dtype=np.int32), ids])
@@ -97,7 +101,9 @@ class Evaluator:
     def __call__(self) -> Evaluation:
         """Evaluate the model as it is now."""
         parameters = self._model.parameters()
-        shares = ((parameters, *map(mx.array, batch)) for batch in self._batches())
+        first, step = (self._ranks.rank, self._ranks.size) if self._ranks else (0, 1)
+        batches = islice(self._batches(), first, None, step)
+        shares = ((parameters, *map(mx.array, batch)) for batch in batches)
         total = 0.0
         waiting: list[mx.array] = []
         while some := list(islice(shares, lanes.count())):
@@ -107,6 +113,8 @@ class Evaluator:
             total += sum(map(float, waiting))
             waiting = losses
         total += sum(map(float, waiting))
+        if self._ranks:
+            total = sum(self._ranks.gather(total))
         loss = total / self.tokens
         bits = total / math.log(2) / self._bytes
         perplexity = math.exp(loss) if loss < 700 else math.inf

@@ -10,9 +10,10 @@ from mlxgpt import __version__
 from mlxgpt.machine import blas, compiler, device
 
 
-def surroundings() -> dict[str, str]:
-    """What is here, by name."""
+def surroundings(ranks: int = 1) -> dict[str, str]:
+    """What is here, by name; of how many ranks."""
     found = {"mlxgpt": __version__, "mlx": version("mlx"), "device": device.name()}
+    found["ranks"] = str(ranks)
     found["backend"] = device.backend()
     if device.on_cpu():
         found |= {"BLAS": blas.status(), "BLAS threads": str(blas.threads())}

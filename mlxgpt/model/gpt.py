@@ -31,11 +31,35 @@ LayerCache = tuple[mx.array, mx.array]
 Cache = list[LayerCache]
 
 
-def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
+# What dropout is drawn with: a key; or, where x is a part of a batch, the key of the whole one, x's
+# first row in it, int32 [1], and how many rows that has.
+Key = mx.array | tuple[mx.array, mx.array, int]
+
+
+def dropout(x: mx.array, rate: float, key: Key | None) -> mx.array:
     """Zero a share `rate` of x and scale up the rest; x itself without a key."""
     if key is None or rate == 0:
         return x
-    return x * mx.random.bernoulli(1 - rate, x.shape, key=key) * (1 / (1 - rate))
+    return x * _kept(x.shape, 1 - rate, key) * (1 / (1 - rate))
+
+
+def _kept(shape: tuple[int, ...], share: float, key: Key) -> mx.array:
+    if isinstance(key, mx.array):
+        return mx.random.bernoulli(share, shape, key=key)
+    of_all, first, rows = key
+    drawn = mx.random.bernoulli(share, (rows, *shape[1:]), key=of_all)
+    return mx.slice(drawn, first, (0,), shape)
+
+
+def _keys(key: Key, count: int) -> list[Key]:
+    """A key for each of so many purposes. A checkpointed block is differentiated by all its inputs,
+    and a key has no gradient.
+    """
+    if isinstance(key, mx.array):
+        return list(mx.random.split(mx.stop_gradient(key), count))
+    of_all, first, rows = key
+    first = mx.stop_gradient(first)
+    return [(one, first, rows) for one in mx.random.split(mx.stop_gradient(of_all), count)]
 
 
 class Linear(nn.Linear):
@@ -196,10 +220,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def __call__(
-        self, x: mx.array, token_values: mx.array | None = None, key: mx.array | None = None
+        self, x: mx.array, token_values: mx.array | None = None, key: Key | None = None
     ) -> mx.array:
-        # A checkpointed block is differentiated by all its inputs, and a key has no gradient.
-        keys = mx.random.split(mx.stop_gradient(key), 2) if key is not None else (None, None)
+        keys = _keys(key, 2) if key is not None else (None, None)
         x = x + dropout(self.attn(self.ln_1(x), token_values), self.dropout, keys[0])
         return x + dropout(self.mlp(self.ln_2(x)), self.dropout, keys[1])
 
@@ -257,10 +280,10 @@ class GPT(nn.Module):
         self._checkpointing = gradient_checkpointing
         self.update(initial_parameters(self, seed))
 
-    def __call__(self, ids: mx.array, key: mx.array | None = None) -> mx.array:
+    def __call__(self, ids: mx.array, key: Key | None = None) -> mx.array:
         """Logits[B, T, V] of ids[B, T]; dropout with `key`, none without."""
         count = len(self.h) + 1
-        keys = list(mx.random.split(key, count)) if key is not None else [None] * count
+        keys = _keys(key, count) if key is not None else [None] * count
         x = self._embedded(ids)
         if self.config.position == "learned":
             x = x + self.wpe.weight[: ids.shape[1]]

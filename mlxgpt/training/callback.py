@@ -41,6 +41,15 @@ class Summary:
     try_it: str
     warning: str | None = None
 
+    @classmethod
+    def of_follower(cls, run: Path, data: Path, step: int, steps: int) -> Summary:
+        """What a rank knows that is not the first one."""
+        none = dict.fromkeys(("loss", "val_loss", "best_step"))
+        return cls(
+            run, data, step, steps, **none, seconds=0.0, interrupted=step < steps, resumed=False,
+            try_it="",
+        )  # fmt: skip
+
 
 class Callback:
     """Told of what happens in a training. Each method does nothing: override those of interest."""
@@ -69,5 +78,17 @@ class Callback:
     def on_save(self, step: int, size: int, seconds: float) -> None:
         """A checkpoint of so many bytes was written; told from another thread."""
 
+    def on_lost(self, problem: str, remedy: str | None) -> None:
+        """Another rank of this training is gone, and this process ends right after; told from
+        another thread. None: the same command goes on.
+        """
+
     def on_train_end(self, summary: Summary) -> None:
         """The training has ended, one way or the other."""
+
+
+class Silent(Callback):
+    """Of a rank that is not the first one: passes on only why its process ends."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.on_lost = callback.on_lost  # type: ignore[method-assign]

@@ -91,10 +91,13 @@ def step_seconds(run: Run) -> float | None:
     return seconds if seconds < LONGEST_SECONDS else None
 
 
-def tell_of_changes(run: Run, changed: Mapping[str, tuple[Any, Any]], callback: Callback) -> None:
+def tell_of_changes(
+    run: Run, changed: Mapping[str, tuple[Any, Any]], callback: Callback, ranks: int = 1
+) -> None:
     """What is not as it was when the run was last trained, and that its bits hang on it."""
     told = [f"{name} {_arrow(*pair)}" for name, pair in changed.items()]
-    others = changes(run.surroundings(), surroundings())
+    # Before there could be several ranks, none were noted.
+    others = changes({"ranks": "1", **run.surroundings()}, surroundings(ranks))
     if told or others:
         exact = not others and not changed.keys() & ROUNDING
         callback.on_note(

@@ -19,6 +19,7 @@ from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.machine import device
+from mlxgpt.machine.ranks import Ranks
 from mlxgpt.model import lanes
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.training.evaluating import tokens_at_end, tokens_each
@@ -102,15 +103,21 @@ class Reached:
     report: str
 
 
-def measure(config: Config, dataset: Dataset, step_seconds: float | None = None) -> Forecast:
+def measure(
+    config: Config,
+    dataset: Dataset,
+    step_seconds: float | None = None,
+    ranks: Ranks | None = None,
+) -> Forecast:
     """Take a few steps of a copy, and evaluate a few batches.
 
     Args:
         step_seconds: of a step, where that is known: then one is taken, for what memory it takes.
+        ranks: then of this one's share of a step, without what they average.
     """
     _collect()  # models that were checked go in circles, and would be weighed too
     device.reset_peak()
-    step_seconds, token_seconds = _measured(config, dataset, step_seconds)
+    step_seconds, token_seconds = _measured(config, dataset, step_seconds, ranks)
     # A checkpoint being written holds on to weights and moments while the next step is taken.
     peak = device.peak_bytes() + training_bytes(config.model) * 3 // 4
     _collect()
@@ -123,13 +130,17 @@ def _collect() -> None:
     mx.clear_cache()
 
 
-def _measured(config: Config, dataset: Dataset, step_seconds: float | None) -> tuple[float, float]:
+def _measured(
+    config: Config, dataset: Dataset, step_seconds: float | None, ranks: Ranks | None
+) -> tuple[float, float]:
     """Seconds of a step, and of an evaluated token."""
-    step_function = new_step(config)
+    step_function = new_step(config, ranks=ranks.alone() if ranks else None)
     all_of_them = config.train.gradient_accumulation_steps
     # Two for each lane, as more take no more memory; of an odd one a lane has the whole.
     odd = config.train.batch_size % lanes.count()
     micro_batches = min(all_of_them, 2 * lanes.count() if odd else 2)
+    if ranks:  # whose shares may be of whole micro-batches
+        micro_batches = all_of_them
 
     def steps_of(micro_batches: int) -> Callable[[int], None]:
         def take(steps: int) -> None:
@@ -242,12 +253,12 @@ def training_bytes(model: ModelConfig) -> int:
     return 16 * count_parameters(model)
 
 
-def estimated_bytes(config: Config) -> int:
+def estimated_bytes(config: Config, ranks: int = 1) -> int:
     """About the memory of a training, to refuse what cannot fit before it is tried: weights,
-    gradients, moments, and what the backward pass needs of a micro-batch.
+    gradients, moments, and what the backward pass needs of a micro-batch, or of a rank's share.
     """
     m, t = config.model, config.train
-    tokens = _at_once(config) * m.block_size
+    tokens = min(_at_once(config), config.sequences_per_step // ranks) * m.block_size
     layers = 1 if t.gradient_checkpointing else m.n_layer
     # A block keeps some eighteen vectors of a token, and three rows of each head's weights.
     numbers = tokens * (layers * (18 * m.n_embd + 3 * m.n_head * m.block_size) + 3 * m.vocab_size)

@@ -43,7 +43,8 @@ class Hooks:
         saver: Saver,
     ) -> None:
         self._step_function, self._guard, self._saver = step_function, guard, saver
-        self._logging = _Logging(run, guard, callback)
+        machines = step_function.ranks.size if step_function.ranks else 1
+        self._logging = _Logging(run, guard, callback, machines)
         evaluation = _Evaluation(run, dataset, step_function, callback, saver)
         self._snapshots = Snapshots(run, step_function, saver.beside, callback.on_note)
         t = run.config.train
@@ -99,6 +100,7 @@ class _Evaluation:
             bos=run.bos,
             batch_size=run.config.train.batch_size,
             dtype=step_function.dtype,
+            ranks=step_function.ranks,
         )
         there = len(dataset.val.ids)
         self._each, self._at_end = tokens_each(run.config, there), tokens_at_end(run.config, there)
@@ -129,10 +131,10 @@ class _Evaluation:
 class _Logging:
     """Writes a line of metrics."""
 
-    def __init__(self, run: Run, guard: Guard, callback: Callback) -> None:
+    def __init__(self, run: Run, guard: Guard, callback: Callback, machines: int) -> None:
         self._run, self._guard, self._callback = run, guard, callback
         t, model = run.config.train, run.config.model
-        self._peak = device.matmul_peak(t.dtype)
+        self._peak = machines * device.matmul_peak(t.dtype)
         self._flops = flops_per_token(model)
         self._tokens = run.config.tokens_per_step
         self.begin(0)

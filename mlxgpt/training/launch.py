@@ -10,11 +10,12 @@ import os
 import shlex
 import time
 from collections import deque
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mlxgpt import files
-from mlxgpt.config import Config, differences, override
+from mlxgpt.config import Config, differences, from_tree, override
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.hub import Unavailable
@@ -22,11 +23,12 @@ from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.corpus.tokens import blocks_per_epoch
 from mlxgpt.errors import UserError
 from mlxgpt.machine import blas, compiler, device
+from mlxgpt.machine.ranks import Ranks
 from mlxgpt.machine.surroundings import surroundings
 from mlxgpt.model.gpt import load_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
-from mlxgpt.training import selfcheck, session
+from mlxgpt.training import selfcheck, session, together
 from mlxgpt.training.beginning import Beginning
 from mlxgpt.training.callback import Callback, Summary
 from mlxgpt.training.existing import (
@@ -37,6 +39,7 @@ from mlxgpt.training.existing import (
     step_seconds,
     tell_of_changes,
 )
+from mlxgpt.training.following import follow
 from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, must_fit, refuse_too_large
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.optim import learning_rate_schedule
@@ -61,6 +64,7 @@ def launch(
     strict_vocab: bool = False,
     beginning: Beginning | None = None,
     callback: Callback | None = None,
+    ranks: Ranks | None = None,
 ) -> Summary:
     """Train, from the beginning or from where the run stopped.
 
@@ -76,6 +80,7 @@ def launch(
             room for what the config says, or for the data's where that is more.
         beginning: weights to begin with, of the config's shape; default: the seed's.
         callback: is told how it goes.
+        ranks: those that train together; each of them calls this.
 
     Raises:
         UserError: for everything that a user can mend.
@@ -92,23 +97,30 @@ def launch(
     if slower := compiler.status():
         callback.on_note(slower)
     tokenizer = beginning.tokenizer if beginning else None
-    config, dataset, warning = _data(config, data_dir, fallback, strict_vocab, tokenizer, callback)
+    config, dataset, warning = together.in_turns(
+        ranks, lambda: _data(config, data_dir, fallback, strict_vocab, tokenizer, callback)
+    )
     if tokenizer and dataset.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{dataset.folder} was prepared with another tokenizer than the weights know",
             "give the text itself: --source FILE.",
         )
     config = fit_to_data(device.resolve_dtype(config), dataset, strict_vocab=strict_vocab)
+    if ranks:
+        together.agree(ranks, config, dataset, beginning)
     must_fit(config)
     limit = int(1e9 * memory_limit) if memory_limit else None
-    refuse_too_large(config, estimated_bytes(config), limit or device.free_bytes())
+    shared_by = ranks.size if ranks else 1
+    refuse_too_large(config, estimated_bytes(config, shared_by), limit or device.free_bytes())
     device.limit_memory(limit)
     name = run_name or f"{config_name}-{dataset.name}"
     folder = Path(name) if os.sep in name else runs_dir / name
     try:
+        if ranks and not ranks.first:
+            return _follow(ranks, dataset, folder, limit, callback)
         with files.only_one(folder, "training"):
             summary = _train(
-                config, dataset, folder, beginning, max_minutes, fit_size, limit, callback
+                config, dataset, folder, beginning, max_minutes, fit_size, limit, callback, ranks
             )
     except KeyboardInterrupt:
         if not (folder / "run.json").exists():
@@ -160,6 +172,7 @@ def _train(
     fit_size: bool,
     limit: int | None,
     callback: Callback,
+    ranks: Ranks | None,
 ) -> Summary:
     run = existing(folder)
     if run:
@@ -167,11 +180,16 @@ def _train(
             config = as_planned(config, run, fit_size)
         must_match(run, config, dataset, beginning)
         if is_finished(run, config):
+            if ranks:
+                ranks.spread({"finished": run.steps()[-1], "of": config.train.max_steps})
             callback.on_note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
             return _summary(run, config, dataset, step=run.steps()[-1])
     if max_minutes and fit_size and not run:
         config = sized(config, dataset, 60 * max_minutes, callback.on_note)
-    forecast = first_steps(config, dataset, callback, step_seconds(run) if run else None)
+    if ranks:
+        ranks.spread({"config": asdict(config)})
+    known = step_seconds(run) if run and not ranks else None
+    forecast = first_steps(config, dataset, callback, known, ranks)
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
     if max_minutes and not run:
         steps = forecast.steps_in(60 * max_minutes, config)
@@ -185,8 +203,30 @@ def _train(
         config = planned(config, steps)
     _tell_of_long_warmup(config, callback)
     return take_steps(
-        folder, run, config, dataset, callback, forecast, beginning=beginning, limit=limit
+        folder,
+        run,
+        config,
+        dataset,
+        callback,
+        forecast,
+        beginning=beginning,
+        limit=limit,
+        ranks=ranks,
     )
+
+
+def _follow(
+    ranks: Ranks, dataset: Dataset, folder: Path, limit: int | None, callback: Callback
+) -> Summary:
+    """What `_train` is for every rank but the first."""
+    told = ranks.spread()
+    if "finished" in told:
+        return Summary.of_follower(folder, dataset.folder, told["finished"], told["of"])
+    config = from_tree(told["config"])
+    forecast = first_steps(config, dataset, callback, None, ranks)
+    refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
+    step, steps = follow(ranks, config, dataset, forecast, limit)
+    return Summary.of_follower(folder, dataset.folder, step, steps)
 
 
 def take_steps(
@@ -199,6 +239,7 @@ def take_steps(
     *,
     beginning: Beginning | None = None,
     limit: int | None = None,
+    ranks: Ranks | None = None,
 ) -> Summary:
     """Train to the end, or until stopped: from a run's newest checkpoint, or where there is none
     from the beginning, as a new run in `folder`.
@@ -207,11 +248,11 @@ def take_steps(
         run: the one to resume, of the same config and data; None: a new one.
         config, dataset: fit each other, and the machine.
     """
-    step_function = new_step(config)
+    step_function = new_step(config, ranks=ranks)
     if run:
         start, last_metrics, guard = session.resume(run, step_function, config, callback)
         changed = differences(run.config, config)
-        tell_of_changes(run, changed, callback)
+        tell_of_changes(run, changed, callback, ranks.size if ranks else 1)
         run = replace(run, config=config)
         run.write_config(config)
     else:
@@ -230,15 +271,28 @@ def take_steps(
         if beginning:
             load_parameters(step_function.model, beginning.parameters)
     forecast = forecast.for_plan(config, start)
-    run.add_to_history(start, surroundings(), changed, forecast.to_tree())
+    on = surroundings(ranks.size if ranks else 1)
+    run.add_to_history(start, on, changed, forecast.to_tree())
     # Killed after saving and before evaluating: what is missing is made up for.
     make_up = None if run.cut(start) else last_metrics
     callback.on_train_begin(run, dataset, start, forecast)
 
     began = time.monotonic()
-    step = session.proceed(
-        run, dataset, step_function, guard, callback, start=start, limit=limit, make_up=make_up
-    )
+    if ranks:
+        memory = guard.to_tree()
+        together.begin(ranks, step_function, run, start, memory, missing=bool(make_up))
+    with ranks.watched(forecast.step_seconds) if ranks else nullcontext():
+        step = session.proceed(
+            run,
+            dataset,
+            step_function,
+            guard,
+            callback,
+            start=start,
+            limit=limit,
+            make_up=make_up,
+            ranks=ranks,
+        )
     seconds = time.monotonic() - began
     return _summary(run, config, dataset, step=step, seconds=seconds, resumed=start > 0)
 
@@ -273,7 +327,11 @@ def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False)
 
 
 def first_steps(
-    config: Config, dataset: Dataset, callback: Callback, step_seconds: float | None = None
+    config: Config,
+    dataset: Dataset,
+    callback: Callback,
+    step_seconds: float | None = None,
+    ranks: Ranks | None = None,
 ) -> Forecast:
     """The self-check, and a few steps, timed where it is not known how long one takes. They compile
     what the training runs, so that a compiler that fails, fails here; then it is all begun again
@@ -281,11 +339,16 @@ def first_steps(
     """
     try:
         _check(config, callback)
-        return measure(config, dataset, step_seconds)
+        found = measure(config, dataset, step_seconds, ranks)
     except RuntimeError as error:
         callback.on_note(compiler.gave_up(error))
-    _check(config, callback)
-    return measure(config, dataset)
+        _check(config, callback)
+        found = measure(config, dataset, None, ranks)
+    if not ranks:
+        return found
+    found, line = together.forecast_together(ranks, config, found)
+    callback.on_note(line)
+    return found
 
 
 def _check(config: Config, callback: Callback) -> None:

@@ -14,9 +14,11 @@ from mlxgpt.config import Config
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.machine import compiler, device, mac
+from mlxgpt.machine.ranks import Ranks
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
 from mlxgpt.storage.run import Run
+from mlxgpt.training import together
 from mlxgpt.training.callback import Callback
 from mlxgpt.training.guard import MOST_RETURNS, Guard
 from mlxgpt.training.hooks import Hooks
@@ -65,12 +67,14 @@ def proceed(
     start: int,
     limit: int | None = None,
     make_up: dict[str, Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> int:
     """Train from step `start` on; everything is saved at the end, whichever it is.
 
     Args:
         limit: bytes; a training that takes more is stopped.
         make_up: the numbers of step `start`, where it was saved but not evaluated and logged.
+        ranks: those that take the same steps; this is the first of them. The others follow.
 
     Returns:
         Updates done in all.
@@ -88,21 +92,25 @@ def proceed(
             for hook in hooks.after_saving:
                 if hook.due(start):
                     hook.run(metrics)
+        if ranks:
+            ranks.meet()
 
         def stop() -> bool:
             nonlocal over
             over = limit is not None and device.memory()[0] > limit
-            return over or saver.failed() or asked()
+            wish = over or saver.failed() or asked()
+            return ranks.stops(wish) if ranks else wish
 
         def can_go_back() -> bool:
             saver.wait()
-            if not _regular(run):
+            can = bool(_regular(run))
+            if not can:
                 callback.on_note(
                     "the loss leapt: left out, as there is no checkpoint to go back to"
                 )
-            return bool(_regular(run))
+            return ranks.spread(can) if ranks else can
 
-        with _stop_signals(callback) as asked, compiler.undisturbed(), mac.awake():
+        with stop_signals(callback) as asked, compiler.undisturbed(), mac.awake():
             step = start
             while True:
                 step = train(
@@ -110,18 +118,20 @@ def proceed(
                     dataset.train,
                     config,
                     start=step,
-                    hooks=hooks.all,
+                    hooks=together.hooks(ranks, step_function, config, hooks.all),
                     stop=stop,
                     guard=guard,
                     can_go_back=can_go_back,
                 )
                 if guard.gives_up or guard.spiked is None:
                     break
-                step = _go_back(run, step_function, guard, hooks, callback)
+                step = _go_back(run, step_function, guard, hooks, callback, ranks)
         saver.wait()
         if step not in run.steps():
             hooks.save_now(step)
         run.sync_notes()
+    if ranks:
+        over = any(ranks.gather(over))
     if guard.gives_up:
         raise _gives_up(config, guard, step)
     if over and step < config.train.max_steps:
@@ -134,7 +144,12 @@ def proceed(
 
 
 def _go_back(
-    run: Run, step_function: TrainStep, guard: Guard, hooks: Hooks, callback: Callback
+    run: Run,
+    step_function: TrainStep,
+    guard: Guard,
+    hooks: Hooks,
+    callback: Callback,
+    ranks: Ranks | None,
 ) -> int:
     """After a spike: to the newest checkpoint; the step to go on from."""
     assert guard.spiked is not None
@@ -144,6 +159,8 @@ def _go_back(
         f"the loss leapt at step {spiked:,}: back to step {saved.step:,}, and on with other batches"
     )
     guard.go_back(saved.step, saved.guard)
+    if ranks:
+        together.begin(ranks, step_function, run, saved.step, saved.guard)
     run.cut(saved.step)
     run.add_return(saved.step, spiked)
     hooks.begin(saved.step)
@@ -177,7 +194,7 @@ def _gives_up(config: Config, guard: Guard, step: int) -> Diverged:
 
 
 @contextmanager
-def _stop_signals(callback: Callback) -> Iterator[Callable[[], bool]]:
+def stop_signals(callback: Callback) -> Iterator[Callable[[], bool]]:
     """While a training runs, the first Ctrl-C (or SIGTERM) asks it to stop after its step; the
     second one quits at once. Yields a function that tells whether it was asked.
     """

@@ -4,6 +4,7 @@ device.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -14,11 +15,13 @@ from mlx.utils import tree_map, tree_unflatten
 
 from mlxgpt.config import Config
 from mlxgpt.machine import compiler
+from mlxgpt.machine.ranks import Ranks
 from mlxgpt.model import lanes
 from mlxgpt.model.gpt import GPT, flat, must_be_like
 from mlxgpt.model.lanes import Lanes
 from mlxgpt.model.losses import borrowed, token_losses
 from mlxgpt.training.optim import Groups, make_optimizer, shared_out
+from mlxgpt.training.shares import Parts, share
 
 
 def _not_compiled(function: Callable, **_: Any) -> Callable:
@@ -32,9 +35,12 @@ class TrainStep:
         model: its parameters are the float32 master weights, updated in place.
         config: `train.dtype` must be resolved; see `device.resolve_dtype`.
         compiled: False runs the same operations one by one, to be compared with.
+        ranks: the machines that each compute a share of every batch; None: this one is alone.
     """
 
-    def __init__(self, model: GPT, config: Config, *, compiled: bool = True) -> None:
+    def __init__(
+        self, model: GPT, config: Config, *, compiled: bool = True, ranks: Ranks | None = None
+    ) -> None:
         self.model = model
         self.grad_clip = config.optim.grad_clip
         self.dtype = getattr(mx, config.train.dtype)
@@ -42,6 +48,8 @@ class TrainStep:
         self._lanes = Lanes(lambda: _Sums(compile(self._gradients_of), compile(_add)))
         self._mean = compile(self._mean_of)
         self._judge = compile(self._judged)
+        self.ranks = ranks
+        self._pack, self._unpack = compile(_packed), compile(self._unpacked)
         parameters = flat(model.trainable_parameters())
         self._shares = shared_out(parameters, config.optim, lanes.count())
         self._states = []
@@ -78,6 +86,13 @@ class TrainStep:
             before clipping; on a GPU neither is computed yet.
         """
         loss, gradients = self.gradients(inputs, targets, key)
+        if self.ranks:
+            # One array, which the host waits for: many small sums take several times as long, and a
+            # Mac's GPU is not allowed to wait for another machine for more than some seconds.
+            wish = mx.array(float(self.ranks.wish))
+            sums = self.ranks.sum(self._pack(loss, gradients, wish))
+            self.ranks.stopped = bool(sums[0] > 0)
+            loss, gradients = self._unpack(sums)
         norm, scale, good = self._judge(gradients, loss, mx.array(limit))
         own, new = flat(self.model.trainable_parameters()), flat(gradients)
         updates = self._updates(
@@ -117,35 +132,71 @@ class TrainStep:
     def gradients(
         self, inputs: mx.array, targets: mx.array, key: mx.array
     ) -> tuple[mx.array, dict]:
-        """Mean loss and its gradients over all micro-batches, which are equally large."""
+        """Mean loss and its gradients over all micro-batches, which are equally large; with ranks,
+        over this one's share of them.
+        """
+        if self.ranks:
+            return self._gradients_of_share(inputs, targets, key, self.ranks)
         A, B, T = inputs.shape
-        L, P = lanes.count(), lanes.portions(B, T)
-        if B % L == 0:  # each lane has half of each micro-batch, in portions,
+        parts = Parts.of(A, B, T)
+        L, P = parts.lanes, parts.each
+        if parts.count > A:  # each lane has half of each micro-batch, in portions,
             inputs, targets = (
                 ids.reshape(A, L, P, B // L // P, T).swapaxes(0, 1).flatten(1, 2)
                 for ids in (inputs, targets)
             )
         else:  # or half of the micro-batches, or one lane has all
-            L = L if A % L == 0 else 1
             inputs, targets = (ids.reshape(L, A // L, B, T) for ids in (inputs, targets))
-        parts = L * inputs.shape[1]
-        keys = mx.random.split(key, parts).reshape(L, parts // L, -1)
+        keys = mx.random.split(key, parts.count).reshape(L, parts.count // L, -1)
+        return self._mean_over(L, inputs, targets, keys)
+
+    def _gradients_of_share(
+        self, inputs: mx.array, targets: mx.array, key: mx.array, ranks: Ranks
+    ) -> tuple[mx.array, dict]:
+        A, B, T = inputs.shape
+        mine = share(A, B, T, ranks.rank, ranks.size)
+        L, count = mine.lanes, len(mine.pieces)
+        shape = (L, count // L, mine.rows, T)
+        rows = slice(mine.first, mine.first + count * mine.rows)
+        inputs, targets = (ids.reshape(A * B, T)[rows].reshape(shape) for ids in (inputs, targets))
+        of_parts = mx.random.split(key, Parts.of(A, B, T).count)
+        numbers, firsts = zip(*mine.pieces, strict=True)
+        keys = of_parts[mx.array(numbers)].reshape(L, count // L, -1)
+        if mine.whole:
+            return self._mean_over(L, inputs, targets, keys)
+        places = mx.array(firsts).reshape(L, count // L, 1)
+        return self._mean_over(L, inputs, targets, keys, places, [[mine.of] * (count // L)] * L)
+
+    def _mean_over(self, L: int, *given: Any) -> tuple[mx.array, dict]:
+        """Mean loss and gradients of what is given for each of L lanes."""
+        parts = L * given[0].shape[1]
         parameters = self.model.trainable_parameters()
-        sums = self._lanes(zip([parameters] * L, inputs, targets, keys, strict=True))
+        sums = self._lanes(zip([parameters] * L, *given, strict=True))
         return self._mean(sums, mx.array(float(parts))) if parts > 1 else sums[0]
 
     def _gradients_of(
-        self, parameters: dict, inputs: mx.array, targets: mx.array, key: mx.array
+        self, parameters: dict, inputs: mx.array, targets: mx.array, key: mx.array, *part: Any
     ) -> tuple[mx.array, dict]:
+        drawn_with = (key, *part) if part else key
+
         def mean_loss(parameters: dict) -> mx.array:
             self.model.update(tree_map(lambda p: p.astype(self.dtype), parameters))
-            return token_losses(self.model(inputs, key), targets).mean()
+            return token_losses(self.model(inputs, drawn_with), targets).mean()
 
         with borrowed(self.model):
             return mx.value_and_grad(mean_loss)(parameters)
 
     def _mean_of(self, sums: list[tuple[mx.array, dict]], parts: mx.array) -> tuple[mx.array, dict]:
         return tree_map(lambda *values: sum(values) / parts, *sums)
+
+    def _unpacked(self, sums: mx.array) -> tuple[mx.array, dict]:
+        """The means of what `_packed` made one array of, from its sum over all ranks."""
+        assert self.ranks
+        own = flat(self.model.trainable_parameters())
+        ends = list(itertools.accumulate((p.size for p in own.values()), initial=2))
+        (_, loss), *pieces, _ = mx.split(sums / self.ranks.size, ends)
+        named = zip(own.items(), pieces, strict=True)
+        return loss, tree_unflatten({name: piece.reshape(p.shape) for (name, p), piece in named})
 
     def _judged(
         self, gradients: dict, loss: mx.array, limit: mx.array
@@ -202,8 +253,14 @@ class _Sums:
 _add = partial(tree_map, mx.add)
 
 
-def new_step(config: Config, *, compiled: bool = True) -> TrainStep:
+def _packed(loss: mx.array, gradients: dict, wish: mx.array) -> mx.array:
+    """What ranks add up, as one array of float32: whether one wishes to stop, loss, gradients."""
+    arrays = (wish, loss, *flat(gradients).values())
+    return mx.concatenate([array.reshape(-1) for array in arrays])
+
+
+def new_step(config: Config, *, compiled: bool = True, ranks: Ranks | None = None) -> TrainStep:
     """The training step of a config, with a fresh model; its vocabulary and dtype are resolved."""
     t = config.train
     model = GPT(config.model, t.seed, gradient_checkpointing=t.gradient_checkpointing)
-    return TrainStep(model, config, compiled=compiled)
+    return TrainStep(model, config, compiled=compiled, ranks=ranks)

@@ -176,7 +176,7 @@ def test_a_training_can_go_back_before_a_spike(
         first = (runs.open_run(Path("runs/parts")).steps() or [0])[-1] if until != stops[0] else 0
         with monkeypatch.context() as patch:
             script = Stops(lambda done=done, n=until - first: next(done) >= n)
-            patch.setattr(session, "_stop_signals", lambda callback, script=script: script)
+            patch.setattr(session, "stop_signals", lambda callback, script=script: script)
             spiking("parts", on_spike="rollback")
     spiking("parts", on_spike="rollback")
     assert [line["step"] for line in metrics("parts")] == list(range(1, 61))
@@ -205,7 +205,7 @@ def test_without_a_checkpoint_a_spike_is_left_out(
     given = {"on_spike": "rollback", "save_interval": 100, "log_interval": 1}
     with monkeypatch.context() as patch:
         script = Stops(lambda: next(done) >= until)
-        patch.setattr(session, "_stop_signals", lambda callback: script)
+        patch.setattr(session, "stop_signals", lambda callback: script)
         assert spiking("a", recorder, **given).step == until
     spiking("a", **given)
     assert "left out, as there is no checkpoint to go back to" in recorder.notes[1]

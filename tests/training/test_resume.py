@@ -44,7 +44,7 @@ def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
     for until in (3, 11, 20):
         stops = iter([False] * (until - len_done("parts") - 1) + [True])
         with monkeypatch.context() as patch:
-            patch.setattr(session, "_stop_signals", lambda display, stops=stops: Stops(stops))
+            patch.setattr(session, "stop_signals", lambda display, stops=stops: Stops(stops))
             summary = train("parts", eval_interval=5, log_interval=1, save_interval=7, **more)
         assert summary.interrupted
         assert summary.step == until
@@ -103,7 +103,7 @@ def test_a_run_that_died_in_a_hook_is_made_whole(
 def stopped(monkeypatch: pytest.MonkeyPatch, train: Any, until: int, **settings: Any) -> None:
     with monkeypatch.context() as patch:
         script = iter([False] * (until - 1) + [True])
-        patch.setattr(session, "_stop_signals", lambda callback: Stops(script))
+        patch.setattr(session, "stop_signals", lambda callback: Stops(script))
         assert train("a", **settings).step == until
 
 
@@ -155,10 +155,10 @@ def test_what_bits_do_not_hang_on_is_noted_only(
 def test_another_machine_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"mlx": "0.32.4", "BLAS threads": "2"}
     for room in (launch, existing):
-        monkeypatch.setattr(room, "surroundings", lambda: here)
+        monkeypatch.setattr(room, "surroundings", lambda ranks: here)
     stopped(monkeypatch, train, 5)
     for room in (launch, existing):
-        monkeypatch.setattr(room, "surroundings", lambda: {**here, "BLAS threads": "8"})
+        monkeypatch.setattr(room, "surroundings", lambda ranks: {**here, "BLAS threads": "8"})
     recorder = Recorder()
     train("a", recorder)
     assert recorder.notes[-1] == (

@@ -1,0 +1,253 @@
+"""What several ranks take for a step, measured on the ranks that mlx.launch started; or, where it
+did not, on this machine's own loopback, each rank with its share of the cores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxgpt.config import Config, from_tree, override
+from mlxgpt.corpus.tokens import Tokens, dtype_for
+from mlxgpt.errors import UserError
+from mlxgpt.machine.ranks import Ranks, join
+from mlxgpt.model.counting import count_parameters
+from mlxgpt.reports.bench import COMPILING, ROOT
+from mlxgpt.reports.records import Spread
+from mlxgpt.training.step import TrainStep, new_step
+from mlxgpt.training.trainer import Hook, Metrics, train
+
+CHILD = (sys.executable, "-m", "mlxgpt.reports.distributed")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured: repeats of some steps, about so many `seconds`; and, as often as `sums`
+    says, sums of arrays of so many numbers.
+    """
+
+    repeats: int = 5
+    seconds: float = 2.0
+    numbers: tuple[int, ...] = ()
+    sums: int = 7
+
+
+@dataclass(frozen=True)
+class Together:
+    """What some ranks took.
+
+    Attributes:
+        size: how many.
+        hosts: their machines' names.
+        sequences: of a step, all ranks' together.
+        tokens: of a step.
+        parameters: of the model, whose gradients are averaged in float32.
+        ms_alone: of a step that the first rank takes alone, with all sequences.
+        ms_share: of a rank's share, without the averaging; the slowest rank's.
+        ms_step: of a step together.
+        ms_sums: of a sum, by how many numbers are added up.
+    """
+
+    size: int
+    hosts: tuple[str, ...]
+    sequences: int
+    tokens: int
+    parameters: int
+    ms_alone: Spread
+    ms_share: Spread
+    ms_step: Spread
+    ms_sums: dict[int, Spread]
+
+    @property
+    def efficiency(self) -> float:
+        """As many tokens a second as one rank, for each rank."""
+        return self.ms_alone.median / self.ms_step.median / self.size
+
+
+def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
+    """Take steps alone, apart and together, in turns; the result is the first rank's.
+
+    Args:
+        config: with its vocabulary and dtype.
+    """
+    kinds: dict[str, TrainStep] = {
+        "share": new_step(config, ranks=ranks.alone()),
+        "step": new_step(config, ranks=ranks),
+    }
+    if ranks.first:
+        kinds = {"alone": new_step(config), **kinds}
+    vocabulary = config.model.vocab_size
+    draw = np.random.default_rng(0).integers
+    ids = draw(vocabulary, size=64 * config.tokens_per_step, dtype=dtype_for(vocabulary))
+    tokens = Tokens(ids, vocabulary)
+
+    def ms_of(kind: str, steps: int) -> float:
+        """Of each of some steps, the slowest rank's; who does not take part waits, and is quiet."""
+        ranks.meet()
+        ms = 0.0
+        if kind in kinds:
+            seen: list[Metrics] = []
+            end = Hook(lambda step: step == steps, seen.append)
+            train(kinds[kind], tokens, override(config, {"max_steps": steps}), hooks=[end])
+            ms = 1000 * seen[0].seconds / steps
+        return max(ranks.gather(ms))
+
+    found: dict[str, list[float]] = {"alone": [], "share": [], "step": []}
+    steps = {}
+    for kind in found:
+        ms_of(kind, COMPILING)
+        steps[kind] = max(1, math.ceil(1000 * plan.seconds / ms_of(kind, 1)))
+    for _ in range(plan.repeats):
+        for kind, times in found.items():
+            times.append(ms_of(kind, steps[kind]))
+    sums = {numbers: _sums(ranks, numbers, plan.sums) for numbers in plan.numbers}
+    if not ranks.first:
+        return None
+    return Together(
+        size=ranks.size,
+        hosts=tuple(ranks.hosts),
+        sequences=config.sequences_per_step,
+        tokens=config.tokens_per_step,
+        parameters=count_parameters(config.model),
+        ms_alone=Spread.of(found["alone"]),
+        ms_share=Spread.of(found["share"]),
+        ms_step=Spread.of(found["step"]),
+        ms_sums=sums,
+    )
+
+
+def _sums(ranks: Ranks, numbers: int, repeats: int) -> Spread:
+    array = mx.zeros(numbers)
+    found = []
+    for _ in range(repeats + 1):
+        ranks.meet()
+        began = time.perf_counter()
+        ranks.sum(array)
+        found.append(max(ranks.gather(1000 * (time.perf_counter() - began))))
+    return Spread.of(found[1:])
+
+
+def on_loopback(config: Config, size: int, plan: Plan) -> Together:
+    """Measure by so many ranks on this machine, each in a process with its share of the cores.
+
+    Raises:
+        UserError: if one of them fails.
+    """
+    with TemporaryDirectory() as scratch, ExitStack() as stack:
+        ports = []
+        for _ in range(size):
+            free = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            ports.append(free.getsockname()[1])
+        stack.close()
+        hosts = Path(scratch) / "hosts.json"
+        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+        request = json.dumps({"config": asdict(config), "plan": asdict(plan)})
+        cores = list(_cores(size))
+        children = [
+            subprocess.Popen(
+                [*CHILD, request, *([cores[rank]] if cores else [])],
+                env={
+                    **os.environ,
+                    **environment(rank, hosts, max(1, (os.cpu_count() or 1) // size)),
+                },
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(size)
+        ]
+        ended = [child.communicate() for child in children]
+    if any(child.returncode for child in children):
+        said = "\n".join(error for _, error in ended).strip() or "a rank ended without a word"
+        raise UserError(
+            f"{size} ranks could not be measured: {said.splitlines()[-1]}",
+            "see that `mlxgpt check` passes and that there is free memory, and try again.",
+        )
+    return together_from(json.loads(ended[0][0]))
+
+
+def environment(rank: int, hosts: Path, threads: int) -> dict[str, str]:
+    """What mlx.launch would leave a rank, and its number of BLAS's threads."""
+    return {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), "OPENBLAS_NUM_THREADS": str(threads)}
+
+
+def _cores(size: int) -> Iterator[str]:
+    """Each rank's cores, where a process can choose them."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    all_of_them = sorted(os.sched_getaffinity(0))
+    for rank in range(size):
+        yield ",".join(map(str, all_of_them[rank::size] or [all_of_them[rank % len(all_of_them)]]))
+
+
+def together_from(tree: dict[str, Any]) -> Together:
+    """A Together from its JSON."""
+
+    def spread(tree: dict[str, Any]) -> Spread:
+        return Spread(**{**tree, "repeats": tuple(tree["repeats"])})
+
+    sums = {int(numbers): spread(one) for numbers, one in tree["ms_sums"].items()}
+    times = {name: spread(tree[name]) for name in ("ms_alone", "ms_share", "ms_step")}
+    return Together(**{**tree, **times, "hosts": tuple(tree["hosts"]), "ms_sums": sums})
+
+
+def told(found: Together) -> list[str]:
+    """What was measured, a line each."""
+    share, step = found.ms_share.median, found.ms_step.median
+    return [
+        f"{found.size} ranks on {', '.join(sorted(set(found.hosts)))}, {found.sequences} sequences "
+        f"a step, {found.parameters:,} parameters",
+        f"alone      {found.ms_alone.median:9,.1f} ms a step, all sequences on one rank",
+        f"share      {share:9,.1f} ms, a rank's {found.sequences // found.size} sequences",
+        f"averaging  {step - share:9,.1f} ms, of {4 * found.parameters / 1e6:,.1f} MB; none of it "
+        "beside the computing",
+        f"step       {step:9,.1f} ms together",
+        f"efficiency {found.efficiency:9.2f}",
+    ]
+
+
+def here(config: Config, plan: Plan, tell: Callable[[str, str | None], None]) -> Together | None:
+    """Measure with the ranks that this process was launched with; the result is the first one's.
+
+    Raises:
+        UserError: if it was launched alone.
+    """
+    ranks = join(tell)
+    if not ranks:
+        raise UserError("there is one rank only", "start them with mlx.launch -n 2, or more.")
+    try:
+        return measure(ranks, config, plan)
+    finally:
+        ranks.close()
+
+
+def main() -> None:
+    """A rank: takes a request, and its cores; the first prints a Together as JSON."""
+    request = json.loads(sys.argv[1])
+    if len(sys.argv) > 2:
+        os.sched_setaffinity(0, {int(core) for core in sys.argv[2].split(",")})
+    plan = Plan(**{**request["plan"], "numbers": tuple(request["plan"]["numbers"])})
+    found = here(
+        from_tree(request["config"]), plan, lambda problem, _: print(problem, file=sys.stderr)
+    )
+    if found:
+        print(json.dumps(asdict(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What a link between machines costs a training, and so what another machine brings: a model of it,
+and what that *predicts*.
+
+A step of N machines takes as long as one machine's share of the batch, and then as the averaging of
+the gradients, which nothing overlaps. MLX's ring sends every byte 2 (N - 1) / N times through each
+machine's link, in 2 (N - 1) turns, and copies and adds meanwhile. How long that takes was measured,
+and fitted: benchmarks/distributed.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlxgpt.config import Config
+from mlxgpt.model.counting import count_parameters, flops_per_token
+from mlxgpt.reports.chips import PEAK_SHARE, Chip
+from mlxgpt.reports.markdown import table
+
+MACHINES = (2, 4, 8, 16, 32, 64)
+UPDATE_BYTES = 28  # read and written for each parameter by AdamW: gradient, two moments, weight
+
+
+@dataclass(frozen=True)
+class Link:
+    """What connects each machine to the others.
+
+    Attributes:
+        bits: a second, in each direction.
+        turn: seconds that it adds to each turn of the ring.
+    """
+
+    name: str
+    bits: float
+    turn: float
+
+
+# Rates as they are named; what is left of them for data is in SHARE.
+LINKS = (
+    Link("Wi-Fi", 0.3e9, 3e-3),
+    Link("1 Gb Ethernet", 1e9, 2e-4),
+    Link("10 Gb Ethernet", 10e9, 1e-4),
+    Link("Thunderbolt", 20e9, 1e-4),
+)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The model's numbers.
+
+    Attributes:
+        share: of a link's rate that data gets.
+        byte: seconds for each byte of gradients that a machine copies and adds, whatever the link.
+        turn: seconds of each turn, whatever the link.
+    """
+
+    share: float
+    byte: float
+    turn: float
+
+
+# Fitted on two Linux cores: benchmarks/distributed.md. With cores for each rank, a turn should take
+# less.
+FITTED = Costs(share=0.96, byte=1e-11, turn=2e-3)
+
+
+def averaging_seconds(size: int, numbers: int, link: Link, costs: Costs = FITTED) -> float:
+    """Of the gradients of so many parameters, in float32, among `size` machines."""
+    if size == 1:
+        return 0.0
+    sent = 2 * (size - 1) / size * 4 * numbers
+    turns = 2 * (size - 1)
+    return sent * (8 / (costs.share * link.bits) + costs.byte) + turns * (link.turn + costs.turn)
+
+
+def share_seconds(chip: Chip, config: Config, sequences: float) -> float:
+    """What a chip takes for so many sequences of a step, *predicted*: its operations, and the
+    update, which every machine does.
+    """
+    tokens = sequences * config.model.block_size
+    operations = tokens * flops_per_token(config.model) / (PEAK_SHARE * 1e12 * chip.tflops)
+    bandwidth = 1e9 * chip.gb_per_second[0]
+    return operations + UPDATE_BYTES * count_parameters(config.model) / bandwidth
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What some machines bring.
+
+    Attributes:
+        size: how many.
+        seconds: of a step; None where there are fewer sequences than machines.
+        times: as many tokens a second as one machine.
+    """
+
+    size: int
+    seconds: float | None
+    times: float | None
+
+
+def brought(
+    chip: Chip, config: Config, link: Link, *, grown: bool, costs: Costs = FITTED
+) -> list[Brought]:
+    """What 2 to 64 machines bring.
+
+    Args:
+        grown: each machine has as many sequences as one alone would have; else all share these.
+    """
+    rows, numbers = config.sequences_per_step, count_parameters(config.model)
+    alone = share_seconds(chip, config, rows)
+    found = []
+    for size in MACHINES:
+        if not grown and size > rows:
+            found.append(Brought(size, None, None))
+            continue
+        own = share_seconds(chip, config, rows if grown else rows / size)
+        seconds = own + averaging_seconds(size, numbers, link, costs)
+        found.append(Brought(size, seconds, (size if grown else 1) * alone / seconds))
+    return found
+
+
+def worth(chip: Chip, config: Config, link: Link, *, grown: bool, costs: Costs = FITTED) -> int:
+    """From how many machines on another one brings less than half of itself; 1: the second."""
+    rows, numbers = config.sequences_per_step, count_parameters(config.model)
+    alone = share_seconds(chip, config, rows)
+
+    def times(size: int) -> float:
+        own = share_seconds(chip, config, rows if grown else rows / size)
+        seconds = own + averaging_seconds(size, numbers, link, costs)
+        return (size if grown else 1) * alone / seconds
+
+    most = MACHINES[-1] if grown else min(rows, MACHINES[-1])
+    size = 1
+    while size < most and times(size + 1) - times(size) >= 0.5:
+        size += 1
+    return size
+
+
+def predicted(
+    chip: Chip, configs: dict[str, Config], links: Sequence[Link] = LINKS, costs: Costs = FITTED
+) -> list[str]:
+    """The table for some configs, as Markdown."""
+    rows = [["", "link", "batch", *(f"{size}" for size in MACHINES), "less than half from"]]
+    for name, config in configs.items():
+        for link in links:
+            for grown in (False, True):
+                own = brought(chip, config, link, grown=grown, costs=costs)
+                times = [f"{one.times:.1f}" if one.times else "–" for one in own]
+                until = worth(chip, config, link, grown=grown, costs=costs)
+                most = MACHINES[-1] if grown else min(config.sequences_per_step, MACHINES[-1])
+                end = "–" if until == most else f"{until + 1}"
+                rows.append([name, link.name, "grown" if grown else "fixed", *times, end])
+    return table(rows, ">")
+
+
+def fit(observed: Sequence[tuple[int, int, float, float]]) -> Costs:
+    """The costs under which the model comes closest, in proportion, to what was measured.
+
+    Args:
+        observed: (machines, numbers, bits a second, seconds).
+    """
+    import numpy as np
+
+    def row(size: int, numbers: int, bits: float) -> list[float]:
+        sent = 2 * (size - 1) / size * 4 * numbers
+        return [8 * sent / bits, sent, 2.0 * (size - 1)]
+
+    seconds = np.array([one[3] for one in observed])
+    matrix = np.array([row(*one[:3]) for one in observed]) / seconds[:, None]
+    active = [0, 1, 2]
+    while True:  # a cost is not below nothing
+        found, *_ = np.linalg.lstsq(matrix[:, active], np.ones(len(seconds)), rcond=None)
+        if (found >= 0).all():
+            break
+        active.remove(active[int(found.argmin())])
+    wire, byte, turn = (float(found[active.index(n)]) if n in active else 0.0 for n in range(3))
+    return Costs(1 / wire if wire else 1.0, byte, turn)
+
+
+def markdown(chip: Chip, configs: dict[str, Config]) -> list[str]:
+    """The section on what machines of a chip are predicted to bring."""
+    return [
+        f"## How many times as fast 2 to 64 Macs with an {chip.name} should train: *predicted*",
+        "",
+        "Nothing here was measured on Macs: computing as `mlxgpt bench` predicts it, and averaging",
+        "as it was measured on Linux and fitted (benchmarks/distributed.md). *Fixed*: the config's",
+        "batch, shared out. *Grown*: each machine has a batch as large as that. *Less than half",
+        "from*: the machine that would bring less than half of itself.",
+        "",
+        *predicted(chip, configs),
+    ]

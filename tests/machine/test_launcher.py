@@ -1,0 +1,52 @@
+"""Whether mlx.launch started this process, by what it leaves in the environment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlxgpt.machine import launcher
+
+NAMES = ("MLX_RANK", "MLX_HOSTFILE", "MLX_IBV_DEVICES", "MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not launcher.launched()
+    assert launcher.rank_here() == 0
+    assert launcher.again_by_launcher("mlxgpt train") == "mlxgpt train"
+    hosts = tmp_path / "hosts"
+    hosts.write_text("\n")  # as mlx.launch has it for one process
+    monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
+    assert not launcher.launched()
+
+
+@pytest.mark.parametrize(
+    ("ips", "given"),
+    [(["127.0.0.1"] * 3, "-n 3"), (["10.0.0.1", "10.0.0.2"], "--hostfile YOURS.json")],
+)
+def test_with_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ips: list[str], given: str
+) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text(json.dumps([[f"{ip}:5000"] for ip in ips]))
+    monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
+    monkeypatch.setenv("MLX_RANK", "2")
+    assert launcher.launched()
+    assert launcher.rank_here() == 2
+    assert launcher.again_by_launcher("mlxgpt train") == f"mlx.launch {given} -- mlxgpt train"
+
+
+@pytest.mark.parametrize("name", ["MLX_IBV_DEVICES", "MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_other_engines(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "4")
+    assert launcher.launched()
+    monkeypatch.setenv(name, "1")
+    assert not launcher.launched()

@@ -1,0 +1,55 @@
+"""A step by several ranks, measured on the loopback."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from mlxgpt import cli
+from mlxgpt.config import Config, override
+from mlxgpt.errors import UserError
+from mlxgpt.model.counting import count_parameters
+from mlxgpt.reports import distributed
+from mlxgpt.reports.distributed import Plan, Together
+from mlxgpt.reports.records import Spread
+from tests.commands import Capture
+
+QUICK = Plan(repeats=2, seconds=0.01, numbers=(1000,))
+
+
+def test_two_ranks_are_measured(tiny_model: Config) -> None:
+    found = distributed.on_loopback(tiny_model, 2, QUICK)
+    assert found.size == 2
+    assert found.sequences == tiny_model.sequences_per_step
+    assert found.parameters == count_parameters(tiny_model.model)
+    assert found.ms_sums[1000].least > 0
+    assert 0 < found.ms_share.least <= found.ms_step.most
+    assert found == distributed.together_from(json.loads(json.dumps(asdict(found))))
+    assert "sequences a step" in distributed.told(found)[0]
+
+
+def test_what_cannot_be_shared_out_is_told(tiny_model: Config) -> None:
+    odd = override(tiny_model, {"batch_size": 3})
+    with pytest.raises(UserError, match="another number of machines"):
+        distributed.on_loopback(odd, 2, QUICK)
+
+
+def test_efficiency() -> None:
+    def ms(value: float) -> Spread:
+        return Spread.of([value])
+
+    found = Together(4, ("a",), 32, 8192, 10, ms(800), ms(200), ms(250), {})
+    assert found.efficiency == pytest.approx(0.8)
+    assert "efficiency      0.80" in distributed.told(found)
+
+
+def test_the_command(tiny_model: Config, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    ms = Spread.of([100.0])
+    found = Together(2, ("a", "b"), 32, 8192, 10, ms, ms, ms, {})
+    monkeypatch.setattr(distributed, "on_loopback", lambda *_: found)
+    assert cli.main(["bench", "--distributed"]) == 0
+    assert "*predicted*" in capsys.readouterr().out
+    assert cli.main(["bench", "--distributed", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["size"] == 2

@@ -1,0 +1,268 @@
+"""Several ranks end as one does, whatever happens to them on the way."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlxgpt.config import Config
+from mlxgpt.errors import UserError
+from mlxgpt.training import together
+from mlxgpt.training.step import new_step
+from tests.conftest import TINY
+from tests.ranked import Ranked, trained
+from tests.trainings import final_state, len_done, metrics
+
+STEPS = 16
+CONFIG = {
+    **TINY,
+    "train": {**TINY["train"], "max_steps": STEPS, "batch_size": 24, "log_interval": 1},
+}
+PLAN: dict[str, Any] = {"config": CONFIG}
+
+
+def with_settings(**settings: Any) -> dict[str, Any]:
+    return {"config": {**CONFIG, "train": {**CONFIG["train"], **settings}}}
+
+
+def state(run: str = "a") -> dict[str, np.ndarray]:
+    return final_state(run)
+
+
+def same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all((value == b[name]).all() for name, value in a.items())
+
+
+@pytest.fixture
+def alone(home: Path, text_file: Path) -> dict[str, np.ndarray]:
+    """What one rank ends with; its run is gone."""
+    trained(PLAN, 1)
+    found = state()
+    shutil.rmtree("runs")
+    return found
+
+
+def test_two_and_four_ranks_end_within_rounding_of_one(alone: dict[str, np.ndarray]) -> None:
+    for size in (2, 4):
+        trained(PLAN, size)
+        together = state()
+        assert not same(alone, together), "rounding differs, or nothing was averaged"
+        for name, value in alone.items():
+            np.testing.assert_allclose(together[name], value, rtol=1e-3, atol=2e-4, err_msg=name)
+        assert [line["step"] for line in metrics("a")] == list(range(1, STEPS + 1))
+        (line,) = Path("runs/a/history.jsonl").read_text().splitlines()
+        assert json.loads(line)["on"]["ranks"] == str(size)
+        shutil.rmtree("runs")
+
+
+def test_killed_at_random_they_end_as_if_nobody_had_been(home: Path, text_file: Path) -> None:
+    torture(2, 3, random.randrange(1 << 30))
+
+
+@pytest.mark.slow
+def test_fifty_kills_over_four_ranks(home: Path, text_file: Path) -> None:
+    torture(50, 4, random.randrange(1 << 30), steps=60)
+
+
+def test_a_rank_that_is_stopped_ends_all(home: Path, text_file: Path) -> None:
+    """As one whose machine has left the network: it says nothing, and its connections stay."""
+    with Ranked(
+        [with_settings(max_steps=100_000, eval_interval=1000, save_interval=1000)] * 3
+    ) as ranks:
+        until(lambda: noted() > 3)
+        began = time.monotonic()
+        ranks.processes[1].send_signal(signal.SIGSTOP)
+        until(lambda: all(ranks.processes[rank].poll() is not None for rank in (0, 2)))
+        assert time.monotonic() - began < 10
+        ranks.processes[1].kill()
+        ended = ranks.end()
+    assert ended.codes == [1, -signal.SIGKILL, 1]
+    assert "lost: rank 1 of 3" in ended.errors[0]
+    assert "no sign of life" in ended.errors[0]
+
+
+def test_asked_to_stop_they_stop_at_one_step_and_go_on(home: Path, text_file: Path) -> None:
+    plan = with_settings(max_steps=200, eval_interval=100, save_interval=100)
+    trained(plan, 2)
+    whole, lines = state(), metrics("a")
+    shutil.rmtree("runs")
+    with Ranked([plan] * 2) as ranks:
+        until(lambda: noted() > 3)
+        ranks.processes[1].send_signal(signal.SIGINT)  # one is enough
+        assert ranks.end().codes == [0, 0]
+    assert 0 < len_done("a") < 200
+    trained(plan, 2)
+    assert_the_same(whole, lines)
+
+
+def test_resumed_by_another_number_it_says_so(home: Path, text_file: Path) -> None:
+    half = with_settings(max_steps=8)
+    longer = {"config": {**CONFIG, "optim": {**CONFIG["optim"], "decay_steps": 16}}}
+    half = {"config": {**longer["config"], "train": half["config"]["train"]}}
+    trained(half, 4)
+    with Ranked([longer] * 2) as ranks:
+        ended = ranks.end()
+    assert ended.codes == [0, 0]
+    assert (
+        "note: changed since: max_steps 8 → 16, ranks 4 → 2; the rest will differ by rounding"
+        in (ended.errors[0])
+    )
+    assert ended.errors[1] == "", "only the first rank shows anything"
+    (_, line) = Path("runs/a/history.jsonl").read_text().splitlines()
+    assert json.loads(line)["on"]["ranks"] == "2"
+
+
+def test_a_spike_takes_all_back_as_one(home: Path, text_file: Path) -> None:
+    ends = []
+    for size in (1, 3):
+        trained({**with_settings(on_spike="rollback"), "spike": 9}, size)
+        lines = [json.loads(line) for line in Path("runs/a/history.jsonl").read_text().splitlines()]
+        assert [line.get("spiked") for line in lines] == [None, 10]
+        assert [line["step"] for line in metrics("a")] == list(range(1, STEPS + 1))
+        ends.append(state())
+        shutil.rmtree("runs")
+    for name, value in ends[0].items():
+        np.testing.assert_allclose(ends[1][name], value, rtol=1e-3, atol=2e-4, err_msg=name)
+
+
+def test_one_that_cannot_go_on_ends_all_with_its_reason(home: Path, text_file: Path) -> None:
+    little = {**PLAN, "memory_limit": 1e-6}
+    with Ranked([PLAN, little]) as ranks:
+        ended = ranks.end()
+    assert 0 not in ended.codes
+    assert "lost: rank 1 of 2 (on" in ended.errors[0]
+    assert "this training takes" in ended.errors[0]
+    assert not Path("runs/a").exists()
+
+
+class Gathered:
+    """Ranks that each say what they are given to."""
+
+    def __init__(self, *said: Any) -> None:
+        self.said, self.size, self.rank = said, len(said), 0
+
+    def gather(self, mine: Any) -> list[Any]:
+        return [mine if one is None else one for one in self.said]
+
+    def name(self, rank: int) -> str:
+        return f"rank {rank}"
+
+
+def test_other_bits_stop_the_run(tiny_model: Config) -> None:
+    step = new_step(tiny_model)
+    together.compare(Gathered(None, None, None), step, 5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="after step 5 rank 2 had other weights than rank 0"):
+        together.compare(Gathered(None, None, "another hash"), step, 5)  # type: ignore[arg-type]
+
+
+def test_the_hash_is_of_every_bit(tiny_model: Config) -> None:
+    step = new_step(tiny_model)
+    hashes = {together.fingerprint(step)}
+    parameters, optimizer = step.arrays()
+    for arrays in (parameters, optimizer):
+        for name, value in arrays.items():
+            other = value.reshape(-1).at[0].add(1).reshape(value.shape)
+            step.restore(
+                {**parameters, name: other} if arrays is parameters else parameters,
+                {**optimizer, name: other} if arrays is optimizer else optimizer,
+            )
+            hashes.add(together.fingerprint(step))
+    assert len(hashes) == 1 + len(parameters) + len(optimizer)
+    step.restore(parameters, optimizer)
+    assert together.fingerprint(step) in hashes
+    assert together.fingerprint(new_step(tiny_model)) in hashes
+
+
+def test_other_settings_and_data_are_named_before_the_first_step(
+    home: Path, text_file: Path
+) -> None:
+    with Ranked([PLAN, with_settings(seed=8), PLAN]) as ranks:
+        ended = ranks.end()
+    assert 0 not in ended.codes
+    assert "rank 1 (on" in ended.errors[0]
+    assert "has seed 8 instead of 7" in ended.errors[0]
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def until(holds: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def torture(kills: int, size: int, seed: int, steps: int = 30) -> None:
+    """Kill one rank of some at a random moment, again and again; print what came of it."""
+    print(f"seed {seed}\n\n| kill | rank | steps done | all ended after |\n|---|---|---|---|")
+    draw = random.Random(seed)
+    plan = with_settings(max_steps=steps)
+    began = time.monotonic()
+    trained(plan, size)
+    seconds = time.monotonic() - began
+    whole, lines = state(), metrics("a")
+    shutil.rmtree("runs")
+    killed = finished = 0
+    while killed < kills:
+        victim, lives = draw.randrange(size), begun()
+        with Ranked([plan] * size) as ranks:
+            if draw.random() < 0.8:  # else perhaps before they have met
+                until(partial(begun_since, lives, ranks))
+            time.sleep(draw.uniform(0, 0.5) * seconds)
+            step = noted() if begun() > lives else None
+            if ranks.processes[victim].poll() is not None:  # it was too late
+                assert ranks.end().codes == [0] * size
+                assert_the_same(whole, lines)
+                finished += 1
+                shutil.rmtree("runs")
+                continue
+            began = time.monotonic()
+            ranks.processes[victim].kill()
+            if step is None:  # they have perhaps not met yet: then mlx.launch ends them
+                time.sleep(1)
+                for process in ranks.processes:
+                    process.terminate()
+            ended = ranks.end(15)
+            took = time.monotonic() - began
+        killed += 1
+        print(
+            f"| {killed} | {victim} | {'–' if step is None else step} | {took:.2f} s |", flush=True
+        )
+        others = [code for rank, code in enumerate(ended.codes) if rank != victim]
+        if step is not None and any(others):  # else it was killed when all was done
+            assert took < 10
+            assert set(others) == {1}
+            said = "".join(ended.errors)
+            assert f"lost: rank {victim} of {size}" in said, said
+    trained(plan, size)
+    assert_the_same(whole, lines)
+    print(f"\n{killed} kills, {finished + 1} runs ended with the bits of the one left alone")
+
+
+def noted() -> int:
+    """Steps that are logged."""
+    return len(metrics("a")) if Path("runs/a/metrics.jsonl").exists() else 0
+
+
+def begun() -> int:
+    """How often the training was begun, or went on."""
+    history = Path("runs/a/history.jsonl")
+    return len(history.read_text().splitlines()) if history.exists() else 0
+
+
+def begun_since(lives: int, ranks: Ranked) -> bool:
+    return begun() > lives or ranks.processes[0].poll() is not None
+
+
+def assert_the_same(whole: Mapping[str, np.ndarray], lines: list[dict[str, Any]]) -> None:
+    assert same(whole, state())
+    assert metrics("a") == lines
