@@ -118,10 +118,11 @@ class Channel:
         """Tell the first rank why this one ends; the first tells all others, and ends them. Any
         other rank waits for that: a launcher would end the first one before it has said so.
         """
-        if self.rank == 0:
-            self._closed.set()
-        for peer in self.peers.values():
-            peer.send({"end": [problem, remedy, REFUSED]})
+        with self._ending:
+            for peer in self.peers.values():
+                peer.send({"end": [problem, remedy, REFUSED]})
+            if self.rank == 0:
+                self._closed.set()
         if self.rank:
             self._closed.wait(5 * BEAT)
 
@@ -201,10 +202,11 @@ class Channel:
         with self._ending:
             if self._closed.is_set():  # by its own will, meanwhile
                 return
-            self._closed.set()
             if self.rank == 0:
                 for peer in self.peers.values():
                     peer.send({"end": [None, None, code]})
+            # Not before: who listens closes its connection then, which the other would hear first.
+            self._closed.set()
             if problem:
                 with contextlib.suppress(Exception):
                     self._tell(problem, remedy)
