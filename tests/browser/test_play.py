@@ -246,7 +246,7 @@ def test_for_every_eye(
 ) -> None:
     """Names for screen readers, contrast, nothing that sticks out, and nothing fetched."""
     seen = Seen(browser, bytes_served, width, scheme)
-    seen.write("Grüße, ação 🙂 ", 40)
+    seen.write("Grüße, ação 🙂 \v\x1f\u200b\xa0", 40)
     for name, there in (
         ("Write", "#next li"),
         ("Look inside", "#lens tbody tr"),

@@ -24,6 +24,19 @@ def test_a_model_is_read_once(folder: Path) -> None:
     assert (there.at(0).step, there.at(8).step) == (0, 8)
 
 
+def test_a_run_is_opened_once_and_anew_where_it_was_written_anew(folder: Path) -> None:
+    there = Models(folder)
+    run = there.opened()
+    assert there.opened() is run
+    os.utime(folder / "config.toml", ns=(1, 1))
+    assert there.opened() is not run
+    shutil.rmtree(folder / "checkpoints" / "step-0000012")
+    assert 12 not in there.opened().ages(), "what is there is looked up each time"
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError):
+        there.opened()
+
+
 def test_those_not_used_for_longest_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "KEPT", 2)
     there = Models(folder)

@@ -50,7 +50,8 @@ export function element(name, properties = {}, ...children) {
 }
 
 // A token's name with what cannot be seen made visible.
-export const visible = (name) => name.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ | $/g, "␣") || "∅";
+export const visible = (name) => name.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ | $/g, "␣")
+  .replace(/(?! )[\p{C}\p{Z}]/gu, (one) => `U+${one.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`) || "∅";
 
 // [[name, thin share, thick share, …]] as bars; `chosen` makes them buttons.
 export function bars(list, rows, { chosen, drawn, scale = 1, say } = {}) {
