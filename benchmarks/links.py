@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlxgpt import config_files
-from mlxgpt.config import Config, from_tree
+from mlxgpt.config import Config, from_tree, override
 from mlxgpt.reports import bench, links
 from mlxgpt.reports.distributed import CHILD, Plan, Together, environment, together_from
 from mlxgpt.reports.links import Link
@@ -39,6 +39,7 @@ TINY = from_tree(
         "train": {"batch_size": 12, "dtype": "float32"},
     }
 )
+STEP = bench.complete(config_files.tier(2))
 PORT = 5000
 
 
@@ -61,14 +62,14 @@ def main() -> None:
         for name in names:
             note(size, name, TINY, Plan(repeats=1, seconds=0.01, numbers=NUMBERS))
     for size, name in STEPS:
-        note(size, name, bench.complete(config_files.tier(2)), Plan(repeats=5, seconds=1.0))
+        note(size, name, STEP, Plan(repeats=5, seconds=1.0))
     print("\n".join(fitted(seen)))
 
 
 def told(found: Together) -> str:
     if found.ms_sums:
         return ", ".join(f"{n:,}: {one.least:,.1f} ms" for n, one in found.ms_sums.items())
-    ms = (found.ms_alone, found.ms_share, found.ms_step)
+    ms = (found.ms_alone, found.ms_share, found.ms_step, found.ms_halved)
     return ", ".join(f"{one.median:,.0f} ms ({one.least:,.0f} to {one.most:,.0f})" for one in ms)
 
 
@@ -79,9 +80,13 @@ def fitted(observed: list[tuple[int, str, Together]]) -> list[str]:
         for size, name, found in observed
         for numbers, spread in found.ms_sums.items()
     ]
-    costs = links.fit(
-        [(size, n, RATES[name], s) for size, name, n, s in sums if (size, name) in FITTED_ON]
-    )
+    cores = os.cpu_count() or 1
+    fitted_on = [
+        (size, 4 * numbers, RATES[name], seconds)
+        for size, name, numbers, seconds in sums
+        if (size, name) in FITTED_ON
+    ]
+    costs = links.fit(fitted_on, cores)
     lines = [
         f"{costs}",
         "",
@@ -90,7 +95,8 @@ def fitted(observed: list[tuple[int, str, Together]]) -> list[str]:
     ]
     errors: dict[bool, list[float]] = {True: [], False: []}
     for size, name, numbers, seconds in sums:
-        model = links.averaging_seconds(size, numbers, Link(name, RATES[name], 0.0), costs)
+        link = Link(name, RATES[name], costs.crowded if size > cores else 0.0)
+        model = links.sum_seconds(size, 4 * numbers, link, costs)
         error = model / seconds - 1
         fit = (size, name) in FITTED_ON
         errors[fit].append(abs(error))
@@ -103,20 +109,24 @@ def fitted(observed: list[tuple[int, str, Together]]) -> list[str]:
         lines.append(
             f"\n{'fitted' if fit else 'tested'}: error {mean:.1%} on average, {most:.1%} at most"
         )
-    lines += ["", "| ranks | link | alone | share | step | model | error |", "|" + "---|" * 7]
+    lines += [
+        "",
+        "| ranks | link | gradients in | alone | share | step | model | error |",
+        "|" + "---|" * 8,
+    ]
     for size, name, found in observed:
         if found.ms_sums:
             continue
         link = Link(name, RATES[name], 0.0)
-        model = found.ms_share.median + 1000 * links.averaging_seconds(
-            size, found.parameters, link, costs
-        )
-        step = found.ms_step.median
-        lines.append(
-            f"| {size} | {name} | {found.ms_alone.median:,.0f} ms | "
-            f"{found.ms_share.median:,.0f} ms | {step:,.0f} ms | {model:,.0f} ms | "
-            f"{model / step - 1:+.0%} |"
-        )
+        share = found.ms_share.median
+        for dtype, step in (("float32", found.ms_step), ("bfloat16", found.ms_halved)):
+            config = override(STEP, {"reduce_dtype": dtype})
+            model = share + 1000 * links.averaging_seconds(size, config, link, costs)
+            lines.append(
+                f"| {size} | {name} | {dtype} | {found.ms_alone.median:,.0f} ms | "
+                f"{share:,.0f} ms | {step.median:,.0f} ms | {model:,.0f} ms | "
+                f"{model / step.median - 1:+.0%} |"
+            )
     return lines
 
 

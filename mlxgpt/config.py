@@ -137,6 +137,11 @@ class TrainConfig:
         "numbers of the forward and backward pass; auto: bfloat16 on CUDA, else float32",
         choices=("auto", "float32", "bfloat16"),
     )
+    reduce_dtype: str = setting(
+        "float32",
+        "numbers in which several machines add up their gradients; bfloat16: half as much to send",
+        choices=("float32", "bfloat16"),
+    )
     gradient_checkpointing: bool = setting(
         False,
         "recompute activations in the backward pass: less memory, more time",

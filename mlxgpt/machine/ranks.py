@@ -198,9 +198,9 @@ def _for_at_most(seconds: float, tell: Tell) -> Iterator[None]:
         timer.cancel()
 
 
-def sum_seconds(ranks: Ranks, numbers: int, times: int = 3) -> float:
-    """Seconds that a sum of so many float32 takes at best, all ranks having begun together."""
-    array = mx.zeros(numbers)
+def sum_seconds(ranks: Ranks, numbers: int, dtype: mx.Dtype, times: int = 3) -> float:
+    """Seconds that a sum of so many numbers takes at best, all ranks having begun together."""
+    array = mx.zeros(numbers, dtype)
     best = float("inf")
     for _ in range(times):
         ranks.meet()

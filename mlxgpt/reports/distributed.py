@@ -31,6 +31,7 @@ from mlxgpt.reports.records import Spread
 from mlxgpt.training.step import TrainStep, new_step
 from mlxgpt.training.trainer import Hook, Metrics, train
 
+TIMES = ("ms_alone", "ms_share", "ms_step", "ms_halved")
 CHILD = (sys.executable, "-m", "mlxgpt.reports.distributed")
 
 
@@ -59,6 +60,7 @@ class Together:
         ms_alone: of a step that the first rank takes alone, with all sequences.
         ms_share: of a rank's share, without the averaging; the slowest rank's.
         ms_step: of a step together.
+        ms_halved: of one whose gradients are added up in 16 bits.
         ms_sums: of a sum, by how many numbers are added up.
     """
 
@@ -70,6 +72,7 @@ class Together:
     ms_alone: Spread
     ms_share: Spread
     ms_step: Spread
+    ms_halved: Spread
     ms_sums: dict[int, Spread]
 
     @property
@@ -87,6 +90,7 @@ def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
     kinds: dict[str, TrainStep] = {
         "share": new_step(config, ranks=ranks.alone()),
         "step": new_step(config, ranks=ranks),
+        "halved": new_step(override(config, {"reduce_dtype": "bfloat16"}), ranks=ranks),
     }
     if ranks.first:
         kinds = {"alone": new_step(config), **kinds}
@@ -106,7 +110,7 @@ def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
             ms = 1000 * seen[0].seconds / steps
         return max(ranks.gather(ms))
 
-    found: dict[str, list[float]] = {"alone": [], "share": [], "step": []}
+    found: dict[str, list[float]] = {name: [] for name in ("alone", "share", "step", "halved")}
     steps = {}
     for kind in found:
         ms_of(kind, COMPILING)
@@ -126,6 +130,7 @@ def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
         ms_alone=Spread.of(found["alone"]),
         ms_share=Spread.of(found["share"]),
         ms_step=Spread.of(found["step"]),
+        ms_halved=Spread.of(found["halved"]),
         ms_sums=sums,
     )
 
@@ -202,7 +207,7 @@ def together_from(tree: dict[str, Any]) -> Together:
         return Spread(**{**tree, "repeats": tuple(tree["repeats"])})
 
     sums = {int(numbers): spread(one) for numbers, one in tree["ms_sums"].items()}
-    times = {name: spread(tree[name]) for name in ("ms_alone", "ms_share", "ms_step")}
+    times = {name: spread(tree[name]) for name in TIMES}
     return Together(**{**tree, **times, "hosts": tuple(tree["hosts"]), "ms_sums": sums})
 
 
@@ -216,7 +221,8 @@ def told(found: Together) -> list[str]:
         f"share      {share:9,.1f} ms, a rank's {found.sequences // found.size} sequences",
         f"averaging  {step - share:9,.1f} ms, of {4 * found.parameters / 1e6:,.1f} MB; none of it "
         "beside the computing",
-        f"step       {step:9,.1f} ms together",
+        f"step       {step:9,.1f} ms together; {found.ms_halved.median:,.1f} with --reduce-dtype "
+        "bfloat16",
         f"efficiency {found.efficiency:9.2f}",
     ]
 

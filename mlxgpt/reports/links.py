@@ -2,17 +2,18 @@
 and what that *predicts*.
 
 A step of N machines takes as long as one machine's share of the batch, and then as the averaging of
-the gradients, which nothing overlaps. MLX's ring sends every byte 2 (N - 1) / N times through each
-machine's link, in 2 (N - 1) turns, and copies and adds meanwhile. How long that takes was measured,
-and fitted: benchmarks/distributed.md.
+the gradients and of the loss, which nothing overlaps. MLX's ring sends every byte 2 (N - 1) / N
+times through each machine's link, in 2 (N - 1) turns, and copies and adds meanwhile. How long that
+takes was measured, and fitted: benchmarks/distributed.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
-from mlxgpt.config import Config
+from mlxgpt.config import Config, override
 from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.reports.chips import PEAK_SHARE, Chip
 from mlxgpt.reports.markdown import table
@@ -52,11 +53,14 @@ class Costs:
         share: of a link's rate that data gets.
         byte: seconds for each byte of gradients that a machine copies and adds, whatever the link.
         turn: seconds of each turn, whatever the link.
+        crowded: seconds of each turn more, where ranks share cores, as they do where this was
+            measured and machines do not.
     """
 
     share: float
     byte: float
     turn: float
+    crowded: float = 0.0
 
 
 # Fitted on two Linux cores: benchmarks/distributed.md. With cores for each rank, a turn should take
@@ -64,13 +68,18 @@ class Costs:
 FITTED = Costs(share=0.96, byte=1e-11, turn=2e-3)
 
 
-def averaging_seconds(size: int, numbers: int, link: Link, costs: Costs = FITTED) -> float:
-    """Of the gradients of so many parameters, in float32, among `size` machines."""
-    if size == 1:
-        return 0.0
-    sent = 2 * (size - 1) / size * 4 * numbers
+def sum_seconds(size: int, nbytes: float, link: Link, costs: Costs = FITTED) -> float:
+    """Of the sum of an array of so many bytes over `size` machines."""
+    sent = 2 * (size - 1) / size * nbytes
     turns = 2 * (size - 1)
     return sent * (8 / (costs.share * link.bits) + costs.byte) + turns * (link.turn + costs.turn)
+
+
+def averaging_seconds(size: int, config: Config, link: Link, costs: Costs = FITTED) -> float:
+    """Of a step's gradients, and of its loss, which is a sum of its own."""
+    width = 2 if config.train.reduce_dtype == "bfloat16" else 4
+    gradients = width * count_parameters(config.model)
+    return sum_seconds(size, gradients, link, costs) + sum_seconds(size, 8, link, costs)
 
 
 def share_seconds(chip: Chip, config: Config, sequences: float) -> float:
@@ -106,7 +115,7 @@ def brought(
     Args:
         grown: each machine has as many sequences as one alone would have; else all share these.
     """
-    rows, numbers = config.sequences_per_step, count_parameters(config.model)
+    rows = config.sequences_per_step
     alone = share_seconds(chip, config, rows)
     found = []
     for size in MACHINES:
@@ -114,19 +123,19 @@ def brought(
             found.append(Brought(size, None, None))
             continue
         own = share_seconds(chip, config, rows if grown else rows / size)
-        seconds = own + averaging_seconds(size, numbers, link, costs)
+        seconds = own + averaging_seconds(size, config, link, costs)
         found.append(Brought(size, seconds, (size if grown else 1) * alone / seconds))
     return found
 
 
 def worth(chip: Chip, config: Config, link: Link, *, grown: bool, costs: Costs = FITTED) -> int:
     """From how many machines on another one brings less than half of itself; 1: the second."""
-    rows, numbers = config.sequences_per_step, count_parameters(config.model)
+    rows = config.sequences_per_step
     alone = share_seconds(chip, config, rows)
 
     def times(size: int) -> float:
         own = share_seconds(chip, config, rows if grown else rows / size)
-        seconds = own + averaging_seconds(size, numbers, link, costs)
+        seconds = own + averaging_seconds(size, config, link, costs)
         return (size if grown else 1) * alone / seconds
 
     most = MACHINES[-1] if grown else min(rows, MACHINES[-1])
@@ -141,40 +150,42 @@ def predicted(
 ) -> list[str]:
     """The table for some configs, as Markdown."""
     rows = [["", "link", "batch", *(f"{size}" for size in MACHINES), "less than half from"]]
-    for name, config in configs.items():
-        for link in links:
-            for grown in (False, True):
-                own = brought(chip, config, link, grown=grown, costs=costs)
-                times = [f"{one.times:.1f}" if one.times else "–" for one in own]
-                until = worth(chip, config, link, grown=grown, costs=costs)
-                most = MACHINES[-1] if grown else min(config.sequences_per_step, MACHINES[-1])
-                end = "–" if until == most else f"{until + 1}"
-                rows.append([name, link.name, "grown" if grown else "fixed", *times, end])
+    for name, given in configs.items():
+        halved = override(given, {"reduce_dtype": "bfloat16"})
+        kinds = {"fixed": (given, False), "16 bits": (halved, False), "grown": (given, True)}
+        for link, (kind, (config, grown)) in product(links, kinds.items()):
+            own = brought(chip, config, link, grown=grown, costs=costs)
+            times = [f"{one.times:.1f}" if one.times else "–" for one in own]
+            until = worth(chip, config, link, grown=grown, costs=costs)
+            most = MACHINES[-1] if grown else min(config.sequences_per_step, MACHINES[-1])
+            end = "–" if until == most else f"{until + 1}"
+            rows.append([name, link.name, kind, *times, end])
     return table(rows, ">")
 
 
-def fit(observed: Sequence[tuple[int, int, float, float]]) -> Costs:
+def fit(observed: Sequence[tuple[int, int, float, float]], cores: int) -> Costs:
     """The costs under which the model comes closest, in proportion, to what was measured.
 
     Args:
-        observed: (machines, numbers, bits a second, seconds).
+        observed: (ranks, bytes, bits a second, seconds) of sums.
+        cores: that all ranks had together.
     """
     import numpy as np
 
-    def row(size: int, numbers: int, bits: float) -> list[float]:
-        sent = 2 * (size - 1) / size * 4 * numbers
-        return [8 * sent / bits, sent, 2.0 * (size - 1)]
+    def row(size: int, nbytes: int, bits: float) -> list[float]:
+        sent, turns = 2 * (size - 1) / size * nbytes, 2.0 * (size - 1)
+        return [8 * sent / bits, sent, turns, turns if size > cores else 0.0]
 
     seconds = np.array([one[3] for one in observed])
     matrix = np.array([row(*one[:3]) for one in observed]) / seconds[:, None]
-    active = [0, 1, 2]
+    active = [column for column in range(4) if matrix[:, column].any()]
     while True:  # a cost is not below nothing
         found, *_ = np.linalg.lstsq(matrix[:, active], np.ones(len(seconds)), rcond=None)
         if (found >= 0).all():
             break
         active.remove(active[int(found.argmin())])
-    wire, byte, turn = (float(found[active.index(n)]) if n in active else 0.0 for n in range(3))
-    return Costs(1 / wire if wire else 1.0, byte, turn)
+    wire, *others = (float(found[active.index(n)]) if n in active else 0.0 for n in range(4))
+    return Costs(1 / wire if wire else 1.0, *others)
 
 
 def markdown(chip: Chip, configs: dict[str, Config]) -> list[str]:
@@ -184,8 +195,9 @@ def markdown(chip: Chip, configs: dict[str, Config]) -> list[str]:
         "",
         "Nothing here was measured on Macs: computing as `mlxgpt bench` predicts it, and averaging",
         "as it was measured on Linux and fitted (benchmarks/distributed.md). *Fixed*: the config's",
-        "batch, shared out. *Grown*: each machine has a batch as large as that. *Less than half",
-        "from*: the machine that would bring less than half of itself.",
+        "batch, shared out. *16 bits*: the same with --reduce-dtype bfloat16. *Grown*: each",
+        "machine has a batch as large as that. *Less than half from*: the machine that would bring",
+        "less than half of itself.",
         "",
         *predicted(chip, configs),
     ]

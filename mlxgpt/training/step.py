@@ -44,12 +44,13 @@ class TrainStep:
         self.model = model
         self.grad_clip = config.optim.grad_clip
         self.dtype = getattr(mx, config.train.dtype)
+        self.reduce_dtype = getattr(mx, config.train.reduce_dtype)
         compile = compiler.compiled if compiled else _not_compiled
         self._lanes = Lanes(lambda: _Sums(compile(self._gradients_of), compile(_add)))
         self._mean = compile(self._mean_of)
         self._judge = compile(self._judged)
         self.ranks = ranks
-        self._pack, self._unpack = compile(_packed), compile(self._unpacked)
+        self._pack, self._unpack = compile(self._packed), compile(self._unpacked)
         parameters = flat(model.trainable_parameters())
         self._shares = shared_out(parameters, config.optim, lanes.count())
         self._states = []
@@ -87,12 +88,7 @@ class TrainStep:
         """
         loss, gradients = self.gradients(inputs, targets, key)
         if self.ranks:
-            # One array, which the host waits for: many small sums take several times as long, and a
-            # Mac's GPU is not allowed to wait for another machine for more than some seconds.
-            wish = mx.array(float(self.ranks.wish))
-            sums = self.ranks.sum(self._pack(loss, gradients, wish))
-            self.ranks.stopped = bool(sums[0] > 0)
-            loss, gradients = self._unpack(sums)
+            loss, gradients = self._averaged(self.ranks, loss, gradients)
         norm, scale, good = self._judge(gradients, loss, mx.array(limit))
         own, new = flat(self.model.trainable_parameters()), flat(gradients)
         updates = self._updates(
@@ -189,14 +185,26 @@ class TrainStep:
     def _mean_of(self, sums: list[tuple[mx.array, dict]], parts: mx.array) -> tuple[mx.array, dict]:
         return tree_map(lambda *values: sum(values) / parts, *sums)
 
-    def _unpacked(self, sums: mx.array) -> tuple[mx.array, dict]:
+    def _averaged(self, ranks: Ranks, loss: mx.array, gradients: dict) -> tuple[mx.array, dict]:
+        """The means over all ranks; and what each of them wishes is told."""
+        # The gradients as one array, which the host waits for: many small sums take several times
+        # as long, and a Mac's GPU may not wait for another machine for more than some seconds.
+        gradients = self._unpack(ranks.sum(self._pack(gradients)), mx.array(float(ranks.size)))
+        wishes, total = ranks.sum(mx.stack([mx.array(float(ranks.wish)), loss]))
+        ranks.stopped = bool(wishes > 0)
+        return total / ranks.size, gradients
+
+    def _packed(self, gradients: dict) -> mx.array:
+        arrays = [array.reshape(-1) for array in flat(gradients).values()]
+        return mx.concatenate(arrays).astype(self.reduce_dtype)
+
+    def _unpacked(self, sums: mx.array, size: mx.array) -> dict:
         """The means of what `_packed` made one array of, from its sum over all ranks."""
-        assert self.ranks
         own = flat(self.model.trainable_parameters())
-        ends = list(itertools.accumulate((p.size for p in own.values()), initial=2))
-        (_, loss), *pieces, _ = mx.split(sums / self.ranks.size, ends)
+        ends = list(itertools.accumulate(p.size for p in own.values()))
+        pieces = mx.split(sums.astype(mx.float32) / size, ends[:-1])
         named = zip(own.items(), pieces, strict=True)
-        return loss, tree_unflatten({name: piece.reshape(p.shape) for (name, p), piece in named})
+        return tree_unflatten({name: piece.reshape(p.shape) for (name, p), piece in named})
 
     def _judged(
         self, gradients: dict, loss: mx.array, limit: mx.array
@@ -251,12 +259,6 @@ class _Sums:
 
 
 _add = partial(tree_map, mx.add)
-
-
-def _packed(loss: mx.array, gradients: dict, wish: mx.array) -> mx.array:
-    """What ranks add up, as one array of float32: whether one wishes to stop, loss, gradients."""
-    arrays = (wish, loss, *flat(gradients).values())
-    return mx.concatenate([array.reshape(-1) for array in arrays])
 
 
 def new_step(config: Config, *, compiled: bool = True, ranks: Ranks | None = None) -> TrainStep:

@@ -120,12 +120,13 @@ def forecast_together(ranks: Ranks, config: Config, own: Forecast) -> tuple[Fore
     """
     steps, peaks = zip(*ranks.gather((own.step_seconds, own.peak_bytes)), strict=True)
     numbers = count_parameters(config.model)
-    averaging = sum_seconds(ranks, numbers)
+    dtype: mx.Dtype = getattr(mx, config.train.reduce_dtype)
+    averaging = sum_seconds(ranks, numbers, dtype)
     whole = max(steps) + averaging
     line = (
         f"{ranks.size} ranks, {shared(config, ranks.size)}: {1000 * max(steps):,.0f} ms a step, "
-        f"and {1000 * averaging:,.0f} ms to average {4 * numbers / 1e6:,.1f} MB of gradients, "
-        f"{averaging / whole:.0%} of all"
+        f"and {1000 * averaging:,.0f} ms to average {dtype.size * numbers / 1e6:,.1f} MB of "
+        f"gradients, {averaging / whole:.0%} of all"
     )
     return replace(own, step_seconds=whole, peak_bytes=max(peaks)), line
 

@@ -24,7 +24,8 @@ def test_two_ranks_are_measured(tiny_model: Config) -> None:
     assert found.size == 2
     assert found.sequences == tiny_model.sequences_per_step
     assert found.parameters == count_parameters(tiny_model.model)
-    for spread in (found.ms_alone, found.ms_share, found.ms_step, found.ms_sums[1000]):
+    times = [getattr(found, name) for name in distributed.TIMES]
+    for spread in (*times, found.ms_sums[1000]):
         assert 0 < spread.least <= spread.median <= spread.most
     assert found == distributed.together_from(json.loads(json.dumps(asdict(found))))
     assert "sequences a step" in distributed.told(found)[0]
@@ -40,14 +41,16 @@ def test_efficiency() -> None:
     def ms(value: float) -> Spread:
         return Spread.of([value])
 
-    found = Together(4, ("a",), 32, 8192, 10, ms(800), ms(200), ms(250), {})
+    found = Together(4, ("a",), 32, 8192, 10, ms(800), ms(200), ms(250), ms(225), {})
     assert found.efficiency == pytest.approx(0.8)
-    assert "efficiency      0.80" in distributed.told(found)
+    told = distributed.told(found)
+    assert "efficiency      0.80" in told
+    assert "step           250.0 ms together; 225.0 with --reduce-dtype bfloat16" in told
 
 
 def test_the_command(tiny_model: Config, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     ms = Spread.of([100.0])
-    found = Together(2, ("a", "b"), 32, 8192, 10, ms, ms, ms, {})
+    found = Together(2, ("a", "b"), 32, 8192, 10, ms, ms, ms, ms, {})
     monkeypatch.setattr(distributed, "on_loopback", lambda *_: found)
     assert cli.main(["bench", "--distributed"]) == 0
     assert "*predicted*" in capsys.readouterr().out

@@ -65,6 +65,17 @@ def test_two_and_four_ranks_end_within_rounding_of_one(alone: dict[str, np.ndarr
         shutil.rmtree("runs")
 
 
+def test_gradients_in_16_bits_end_near_those_in_32(alone: dict[str, np.ndarray]) -> None:
+    ends = []
+    for reduce_dtype in ("bfloat16", "float32"):
+        trained(with_settings(reduce_dtype=reduce_dtype), 2)
+        ends.append(state())
+        shutil.rmtree("runs")
+    assert not same(*ends)
+    for name, value in alone.items():
+        np.testing.assert_allclose(ends[0][name], value, rtol=2e-2, atol=5e-3, err_msg=name)
+
+
 def test_killed_at_random_they_end_as_if_nobody_had_been(home: Path, text_file: Path) -> None:
     torture(2, 3, random.randrange(1 << 30))
 
