@@ -143,7 +143,7 @@ def test_what_the_compiler_makes_appears_whole_whenever_ctrl_c_comes(
     tmp_path: Path, training: bool
 ) -> None:
     """As MLX calls it: a shell, in the terminal's foreground with everything else."""
-    slow = f'echo half > $9; sleep 1; exec {compiler.real()} "$@"'
+    slow = f'for last; do :; done; echo half > "$last"; sleep 1; exec {compiler.real()} "$@"'
     path = commands(tmp_path / "bin", "sh", "mv", "sleep", gxx=slow)
     (tmp_path / "script").write_text(compiler.SCRIPT)
     (tmp_path / "script").chmod(0o755)
