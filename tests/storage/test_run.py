@@ -55,26 +55,6 @@ def test_which_checkpoint(runs_dir: Path) -> None:
     assert run.checkpoint_path().name == "step-0000012", "the newest until there is a best"
 
 
-def test_metrics_are_cut_back(runs_dir: Path) -> None:
-    run = runs.open_run(runs_dir / "done")
-    with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 14, "lo')  # as a crash leaves it
-    assert [record["step"] for record in run.metrics()] == [2, 4, 6, 8, 10, 12]
-    assert run.cut(8)
-    assert [record["step"] for record in run.metrics()] == [2, 4, 6, 8]
-    run.log({"step": 10})
-    assert list(run.metrics())[-1] == {"step": 10}
-
-
-def test_the_disk_holds_what_was_noted_and_its_names(
-    runs_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[str] = []
-    monkeypatch.setattr(files, "sync", lambda path: synced.append(path.name))
-    runs.open_run(runs_dir / "done").sync_notes()
-    assert synced == ["metrics.jsonl", "samples.txt", "history.jsonl", "done"]
-
-
 def test_a_run_moves_as_a_folder(runs_dir: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     (runs_dir / "done").rename(moved)
@@ -121,25 +101,3 @@ def test_weights_of_two_heads_are_no_model_of_four(runs_dir: Path) -> None:
     del tree["model"], tree[files.SEAL]
     manifest.write_text(files.sealed(tree))
     runs.load_model(run)
-
-
-def test_samples_come_back_as_they_were_written(runs_dir: Path) -> None:
-    run = runs.open_run(runs_dir / "done")
-    assert [step for step, _ in run.samples(100)] == [4, 8, 12]
-    (run.folder / "samples.txt").unlink()
-    assert list(run.samples(100)) == []
-    run.add_sample(5, "To be\n\nor --- step 3\nnot")
-    run.add_sample(10, "x" * 1000)
-    run.add_sample(15, "")
-    found = list(run.samples(100))
-    assert found == [(5, "To be\n\nor --- step 3\nnot"), (10, "x" * 100), (15, "")]
-
-
-def test_where_it_went_back_does_not_hide_what_it_ran_on(runs_dir: Path) -> None:
-    run = runs.open_run(runs_dir / "done")
-    run.add_to_history(0, {"mlx": "1"}, {}, {"seconds": 2.0})
-    run.add_return(40, 63)
-    assert run.surroundings() == {"mlx": "1"}
-    *_, first, last = run.history()
-    assert first["forecast"] == {"seconds": 2.0}
-    assert (last["step"], last["spiked"]) == (40, 63)
