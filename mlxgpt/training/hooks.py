@@ -10,14 +10,13 @@ from functools import partial
 
 from mlxgpt.config import Config, Sampling
 from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.inference.decoding import Decoder
 from mlxgpt.inference.generation import generate
 from mlxgpt.machine import device
 from mlxgpt.model.counting import flops_per_token
 from mlxgpt.storage.run import Run
 from mlxgpt.training.callback import Callback
-from mlxgpt.training.evaluating import tokens_at_end, tokens_each
+from mlxgpt.training.evaluating import Evaluations
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.saver import Saver, is_regular
 from mlxgpt.training.snapshots import Snapshots
@@ -49,8 +48,8 @@ class Hooks:
         self._snapshots = Snapshots(run, step_function, saver.beside, callback.on_note)
         t = run.config.train
         self.after_saving = [
-            Hook(_every(run.config, t.eval_interval), evaluation),
-            Hook(_every(run.config, t.eval_interval, t.log_interval), self._logging),
+            Hook(every(run.config, t.eval_interval), evaluation),
+            Hook(every(run.config, t.eval_interval, t.log_interval), self._logging),
         ]
         self.all = [
             Hook(partial(is_regular, run.config), self._save),
@@ -74,7 +73,8 @@ class Hooks:
         self._saver.save(metrics.step, self._step_function, numbers, self._guard.to_tree())
 
 
-def _every(config: Config, *intervals: int) -> Callable[[int], bool]:
+def every(config: Config, *intervals: int) -> Callable[[int], bool]:
+    """Due after every so many steps, and after the last one."""
     last = config.train.max_steps
     return lambda step: step == last or any(step % n == 0 for n in intervals)
 
@@ -92,26 +92,12 @@ class _Evaluation:
     ) -> None:
         self._run, self._callback, self._saver = run, callback, saver
         self._model, self._tokenizer = step_function.model, dataset.tokenizer
-        self._evaluator = partial(
-            Evaluator,
-            step_function.model,
-            dataset.tokenizer,
-            dataset.val,
-            bos=run.bos,
-            batch_size=run.config.train.batch_size,
-            dtype=step_function.dtype,
-            ranks=step_function.ranks,
-        )
-        there = len(dataset.val.ids)
-        self._each, self._at_end = tokens_each(run.config, there), tokens_at_end(run.config, there)
-        self._evaluate = self._evaluator(limit=self._each)
+        self._evaluations = Evaluations(run.config, dataset, step_function, run.bos)
 
     def __call__(self, metrics: Metrics) -> None:
-        result = self._evaluate()
+        sample, result = self._evaluations(metrics.step)
         best = self._run.best()
-        is_best = math.isfinite(result.loss) and (best is None or result.loss < best["val_loss"])
-        if metrics.step == self._run.config.train.max_steps and self._at_end > self._each:
-            result = self._evaluator(limit=self._at_end)()
+        is_best = math.isfinite(sample.loss) and (best is None or sample.loss < best["val_loss"])
         metrics.values["val_loss"] = result.loss
         metrics.values["val_bits_per_byte"] = result.bits_per_byte
         metrics.values["val_tokens"] = result.tokens

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from mlxgpt.training.guard import MOST_RETURNS, Guard
 from mlxgpt.training.hooks import Hooks
 from mlxgpt.training.saver import Saver, is_regular
 from mlxgpt.training.step import TrainStep
-from mlxgpt.training.trainer import Metrics, train
+from mlxgpt.training.trainer import Hook, Metrics, train
 
 
 class Diverged(UserError):
@@ -83,7 +83,6 @@ def proceed(
         UserError: if it was stopped for a cause that a user can mend.
     """
     config = run.config
-    over = False
     with Saver(run, config.train.keep_checkpoints, callback.on_save) as saver:
         hooks = Hooks(run, dataset, step_function, callback, guard, saver)
         hooks.begin(start)
@@ -95,12 +94,6 @@ def proceed(
         if ranks:
             ranks.meet()
 
-        def stop() -> bool:
-            nonlocal over
-            over = limit is not None and device.memory()[0] > limit
-            wish = over or saver.failed() or asked()
-            return ranks.stops(wish) if ranks else wish
-
         def can_go_back() -> bool:
             saver.wait()
             can = bool(_regular(run))
@@ -111,21 +104,19 @@ def proceed(
             return ranks.spread(can) if ranks else can
 
         with stop_signals(callback) as asked, compiler.undisturbed(), mac.awake():
-            step = start
-            while True:
-                step = train(
-                    step_function,
-                    dataset.train,
-                    config,
-                    start=step,
-                    hooks=together.hooks(ranks, step_function, config, hooks.all),
-                    stop=stop,
-                    guard=guard,
-                    can_go_back=can_go_back,
-                )
-                if guard.gives_up or guard.spiked is None:
-                    break
-                step = _go_back(run, step_function, guard, hooks, callback, ranks)
+            step, over = train_through(
+                step_function,
+                dataset,
+                config,
+                guard,
+                start=start,
+                hooks=hooks.all,
+                wish=lambda: saver.failed() or asked(),
+                limit=limit,
+                ranks=ranks,
+                can_go_back=can_go_back,
+                go_back=lambda: _go_back(run, step_function, guard, hooks, callback, ranks),
+            )
         saver.wait()
         if step not in run.steps():
             hooks.save_now(step)
@@ -141,6 +132,58 @@ def proceed(
             "the same command with a larger --memory-limit goes on from there.",
         )
     return step
+
+
+def train_through(
+    step_function: TrainStep,
+    dataset: Dataset,
+    config: Config,
+    guard: Guard,
+    *,
+    start: int,
+    hooks: Sequence[Hook],
+    wish: Callable[[], bool],
+    limit: int | None,
+    ranks: Ranks | None,
+    can_go_back: Callable[[], bool],
+    go_back: Callable[[], int],
+) -> tuple[int, bool]:
+    """Train from step `start` on to the end, through spikes; until it is stopped, or given up. The
+    first rank and the others alike, so that all take the same steps.
+
+    Args:
+        hooks: this rank's own.
+        wish: whether it is to stop, asked after each step.
+        limit: bytes; it stops, too, when it takes more.
+        can_go_back: asked at a spike, see `train`.
+        go_back: then goes back, and gives the step to go on from.
+
+    Returns:
+        Updates done in all; and whether it took more than `limit` after the last of them.
+    """
+    over = False
+
+    def stop() -> bool:
+        nonlocal over
+        over = limit is not None and device.memory()[0] > limit
+        stops = over or wish()
+        return ranks.stops(stops) if ranks else stops
+
+    hooks = together.hooks(ranks, step_function, config, hooks)
+    while True:
+        start = train(
+            step_function,
+            dataset.train,
+            config,
+            start=start,
+            hooks=hooks,
+            stop=stop,
+            guard=guard,
+            can_go_back=can_go_back,
+        )
+        if guard.gives_up or guard.spiked is None:
+            return start, over
+        start = go_back()
 
 
 def _go_back(

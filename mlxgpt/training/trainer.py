@@ -44,7 +44,7 @@ class Hook:
     """Something to do after the steps for which `due(step)` holds."""
 
     due: Callable[[int], bool]
-    run: Callable[[Metrics], None]
+    run: Callable[[Metrics], object]
 
 
 def train(

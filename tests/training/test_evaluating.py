@@ -13,7 +13,7 @@ from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.evaluation import loss
 from mlxgpt.storage import run as runs
-from mlxgpt.training import evaluating, hooks
+from mlxgpt.training import evaluating
 from mlxgpt.training.evaluating import LEAST, SHARE, tokens_at_end, tokens_each
 
 counts = st.integers(1, 10**6)
@@ -52,7 +52,7 @@ def some(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         read.append(result.tokens)
         return result
 
-    monkeypatch.setattr(hooks.Evaluator, "__call__", counted)
+    monkeypatch.setattr(evaluating.Evaluator, "__call__", counted)
     return read
 
 
@@ -74,7 +74,7 @@ def test_the_best_is_judged_by_the_same_sample(train: Any, monkeypatch: pytest.M
     monkeypatch.setattr(evaluating, "LEAST", 1)
     losses = iter([3.0, 2.0, *(1.0, 9.0)])  # the last step has two
     monkeypatch.setattr(
-        hooks.Evaluator,
+        evaluating.Evaluator,
         "__call__",
         lambda self: loss.Evaluation(next(losses), 1.0, 1.0, self.tokens),
     )

@@ -19,7 +19,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import flat
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import forecast, hooks, selfcheck, trainer
+from mlxgpt.training import evaluating, forecast, selfcheck, trainer
 from mlxgpt.training.selfcheck import Check
 from tests.trainings import Recorder, final_state, len_done, metrics
 
@@ -100,10 +100,10 @@ def test_other_settings_do_not_continue_a_run(train: Any) -> None:
 
 def test_the_best_checkpoint_stays(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0])
-    real = hooks.Evaluator.__call__
+    real = evaluating.Evaluator.__call__
     monkeypatch.setattr(forecast, "_token_seconds", lambda *_: 1.0)
     monkeypatch.setattr(
-        hooks.Evaluator, "__call__", lambda self: replace(real(self), loss=next(losses))
+        evaluating.Evaluator, "__call__", lambda self: replace(real(self), loss=next(losses))
     )
     assert train("a").best_step == 8
     assert checkpoint.steps(Path("runs/a/checkpoints")) == [8, 12]
@@ -118,7 +118,7 @@ def test_a_loss_that_is_no_number_is_never_the_best(
     def evaluator() -> SimpleNamespace:
         return SimpleNamespace(loss=next(losses), bits_per_byte=1.0, tokens=9)
 
-    monkeypatch.setattr(hooks, "Evaluator", lambda *_, **__: evaluator)
+    monkeypatch.setattr(evaluating, "Evaluator", lambda *_, **__: evaluator)
     summary = train("a")
     assert (summary.best_step, summary.val_loss) == (8, 2.0)
     noted = [line["val_loss"] for line in metrics("a") if "val_loss" in line]

@@ -17,7 +17,7 @@ from mlxgpt import api, display
 from mlxgpt.errors import UserError
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import hooks, saver
+from mlxgpt.training import evaluating, hooks, saver
 from mlxgpt.training.trainer import Metrics
 from tests.trainings import Recorder, final_state, metrics
 
@@ -69,7 +69,7 @@ def test_the_newest_few_and_the_best_are_kept(
     def evaluator() -> SimpleNamespace:
         return SimpleNamespace(loss=next(losses), bits_per_byte=1.0, tokens=9)
 
-    monkeypatch.setattr(hooks, "Evaluator", lambda *_, **__: evaluator)
+    monkeypatch.setattr(evaluating, "Evaluator", lambda *_, **__: evaluator)
     train("a", max_steps=24, keep_checkpoints=keep)
     assert checkpoint.steps(CHECKPOINTS) == sorted({12, *left})
 
