@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlxgpt.config import Config
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.storage.run import Run
 from mlxgpt.training.forecast import Forecast
@@ -42,6 +45,35 @@ class Summary:
     warning: str | None = None
 
     @classmethod
+    def of(
+        cls,
+        run: Run,
+        config: Config,
+        dataset: Dataset,
+        *,
+        step: int,
+        seconds: float = 0.0,
+        resumed: bool = True,
+    ) -> Summary:
+        """Of a run after so many steps, by what it noted."""
+        last = deque(run.metrics(), maxlen=1)
+        best = run.best()
+        prompt = _first_words(dataset)
+        return cls(
+            run=run.folder,
+            data=dataset.folder,
+            step=step,
+            steps=config.train.max_steps,
+            loss=last[0].get("loss") if last else None,
+            val_loss=best["val_loss"] if best else None,
+            best_step=best["step"] if best else None,
+            seconds=seconds,
+            interrupted=step < config.train.max_steps,
+            resumed=resumed,
+            try_it=shlex.join(["mlxgpt", "generate", "--run", str(run.folder), prompt]),
+        )
+
+    @classmethod
     def of_follower(cls, run: Path, data: Path, step: int, steps: int) -> Summary:
         """What a rank knows that is not the first one."""
         none = dict.fromkeys(("loss", "val_loss", "best_step"))
@@ -49,6 +81,13 @@ class Summary:
             run, data, step, steps, **none, seconds=0.0, interrupted=step < steps, resumed=False,
             try_it="",
         )  # fmt: skip
+
+
+def _first_words(dataset: Dataset) -> str:
+    """The beginning of the training text, as a prompt to try."""
+    ids = [int(i) for i in dataset.train.ids[:40]]
+    first = dataset.tokenizer.decode(ids).strip().partition("\n")[0]
+    return first if len(first) <= 30 else first[:30].rpartition(" ")[0] or first[:30]
 
 
 class Callback:

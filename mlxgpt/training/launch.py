@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import time
-from collections import deque
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -183,7 +181,7 @@ def _train(
             if ranks:
                 ranks.spread({"finished": run.steps()[-1], "of": config.train.max_steps})
             callback.on_note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
-            return _summary(run, config, dataset, step=run.steps()[-1])
+            return Summary.of(run, config, dataset, step=run.steps()[-1])
     if max_minutes and fit_size and not run:
         config = sized(config, dataset, 60 * max_minutes, callback.on_note)
     if ranks:
@@ -294,7 +292,7 @@ def take_steps(
             ranks=ranks,
         )
     seconds = time.monotonic() - began
-    return _summary(run, config, dataset, step=step, seconds=seconds, resumed=start > 0)
+    return Summary.of(run, config, dataset, step=step, seconds=seconds, resumed=start > 0)
 
 
 def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False) -> Config:
@@ -378,36 +376,3 @@ def _tell_of_long_warmup(config: Config, callback: Callback) -> None:
         f"rate rises to {highest:.2g} and no further. Shorter: --warmup-steps "
         f"{steps // WARMUP_SHARE}"
     )
-
-
-def _summary(
-    run: Run,
-    config: Config,
-    dataset: Dataset,
-    *,
-    step: int,
-    seconds: float = 0.0,
-    resumed: bool = True,
-) -> Summary:
-    last = deque(run.metrics(), maxlen=1)
-    best = run.best()
-    return Summary(
-        run=run.folder,
-        data=dataset.folder,
-        step=step,
-        steps=config.train.max_steps,
-        loss=last[0].get("loss") if last else None,
-        val_loss=best["val_loss"] if best else None,
-        best_step=best["step"] if best else None,
-        seconds=seconds,
-        interrupted=step < config.train.max_steps,
-        resumed=resumed,
-        try_it=shlex.join(["mlxgpt", "generate", "--run", str(run.folder), _first_words(dataset)]),
-    )
-
-
-def _first_words(dataset: Dataset) -> str:
-    """The beginning of the training text, as a prompt to try."""
-    ids = [int(i) for i in dataset.train.ids[:40]]
-    first = dataset.tokenizer.decode(ids).strip().partition("\n")[0]
-    return first if len(first) <= 30 else first[:30].rpartition(" ")[0] or first[:30]
