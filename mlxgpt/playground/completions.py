@@ -23,7 +23,6 @@ from mlxgpt.loaded import Model
 from mlxgpt.playground import access, chat
 from mlxgpt.playground.asked import MOST_TOKENS, Asked
 from mlxgpt.playground.models import Models
-from mlxgpt.playground.page import begun
 from mlxgpt.playground.sharing import Device
 
 MOST_TEXTS = 16  # of one request
@@ -132,7 +131,7 @@ class _Door:
                     yield from _written(model, prompt, number, index, wanted)
                     index += 1
 
-        _, rest = await begun(self._device.items(pieces))
+        _, rest = await self._device.begun(pieces)
         if wanted.stream:
             events = _events(rest, form, wanted, lengths)
             return StreamingResponse(events, media_type="text/event-stream")

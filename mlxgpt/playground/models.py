@@ -22,7 +22,7 @@ MOST_KEPT = 500_000_000  # parameters of all these models, unless one alone has 
 class Models:
     """Of one run's folder, from which nothing is needed once a model is read.
 
-    To be used in one thread alone.
+    Models are read, and looked into, in the device's thread alone; the run may be opened in any.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,9 +41,10 @@ class Models:
             raise UserError(f"the run {self.folder.name} is gone", "stop this, and play another.")
         with contextlib.suppress(OSError):  # else open_run says what is missing
             written = [(self.folder / name).stat().st_mtime_ns for name in READ]
-            if self._run is None or self._run[0] != written:
-                self._run = written, open_run(self.folder)
-            return self._run[1]
+            held = self._run  # once, as another thread may put another one there
+            if held is None or held[0] != written:
+                held = self._run = written, open_run(self.folder)
+            return held[1]
         return open_run(self.folder)
 
     def at(self, step: int | None = None) -> Model:

@@ -115,7 +115,7 @@ class _Page:
                 }
             yield {"end": "stop" if ended else "length"}
 
-        first, rest = await begun(self._device.items(events))
+        first, rest = await self._device.begun(events)
         return StreamingResponse(as_events(first, rest), media_type="text/event-stream")
 
     async def next(self, request: Request) -> Response:
@@ -178,15 +178,6 @@ class _Page:
         """The model, and the last ids that are looked at."""
         model = self._models.at(_step(asked))
         return model, _ids(asked, model)[-min(MOST_SEEN, model.run.config.model.block_size) :]
-
-
-async def begun(items: AsyncGenerator[Any, None]) -> tuple[Any, AsyncGenerator[Any, None]]:
-    """The first item, so that what cannot begin is refused as a whole; and those after it."""
-    try:
-        return await anext(items), items
-    except BaseException:
-        await items.aclose()
-        raise
 
 
 async def as_events(first: Any, rest: AsyncGenerator[Any, None]) -> AsyncIterator[str]:

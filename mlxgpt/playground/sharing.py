@@ -96,6 +96,17 @@ class Device:
             task.unwanted = True
             self._waiting -= 1
 
+    async def begun(
+        self, make: Callable[[], Iterator[Any]]
+    ) -> tuple[Any, AsyncGenerator[Any, None]]:
+        """The first item, so that what cannot begin is refused as a whole; and those after it."""
+        items = self.items(make)
+        try:
+            return await anext(items), items
+        except BaseException:
+            await items.aclose()
+            raise
+
     async def call(self, function: Callable[[], T]) -> T:
         """A function's result; see `items`."""
         async with contextlib.aclosing(self.items(lambda: iter([function()]))) as items:

@@ -16,7 +16,7 @@ from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.interchange.huggingface import Foreign
 from mlxgpt.interchange.importing import make_run
 from tests.inference.models import lively
-from tests.playground.serving import KEY, Served, serving
+from tests.playground.serving import KEY, Served, playing, serving
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
@@ -25,9 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("played") / "done"
-    shutil.copytree(trained / "runs" / "done", folder)
-    with serving(folder) as there:
+    with playing(trained, tmp_path_factory.mktemp("played") / "done") as there:
         yield there
 
 
@@ -322,12 +320,10 @@ def test_stop_stops(seen: Seen) -> None:
 
 
 def test_a_run_that_is_deleted_under_it(browser: Any, tmp_path: Path, trained: Path) -> None:
-    folder = tmp_path / "doomed"
-    shutil.copytree(trained / "runs" / "done", folder)
-    with serving(folder) as at:
+    with playing(trained, tmp_path / "doomed") as at:
         seen = Seen(browser, at)
         seen.write("to be", 3)
-        shutil.rmtree(folder)
+        shutil.rmtree(at.folder)
         seen.tab("Through its life")
         assert "is gone" in seen.problem()
         seen.tab("Write")

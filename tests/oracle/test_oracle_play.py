@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 import mlxgpt
 from mlxgpt.loaded import load
-from tests.playground.serving import KEY, Served, serving
+from tests.playground.serving import KEY, Served, playing
 
 openai = pytest.importorskip("openai", reason="openai is not installed")
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -21,9 +20,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 @pytest.fixture
 def served(tmp_path: Path, trained: Path) -> Iterator[Served]:
-    folder = tmp_path / "mine"
-    shutil.copytree(trained / "runs" / "done", folder)
-    with serving(folder) as there:
+    with playing(trained, tmp_path / "mine") as there:
         yield there
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,3 +80,11 @@ def serving(folder: Path) -> Iterator[Served]:
         thread.join(30)
         listener.close()
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def playing(trained: Path, folder: Path) -> Iterator[Served]:
+    """Play a copy of the finished run, in this folder."""
+    shutil.copytree(trained / "runs" / "done", folder)
+    with serving(folder) as there:
+        yield there
