@@ -19,6 +19,7 @@ from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
 from mlxgpt.model import kernels
 from mlxgpt.model.counting import mlp_width
+from mlxgpt.model.dropout import Key, dropout, split
 from mlxgpt.model.inside import Inside
 from mlxgpt.seeds import derive
 
@@ -29,37 +30,6 @@ HEADS = ("wte.weight", "lm_head.weight")  # arrays with a row for each token, [V
 # Keys and values of a layer, [B, H, length, D] each, and of all layers.
 LayerCache = tuple[mx.array, mx.array]
 Cache = list[LayerCache]
-
-
-# What dropout is drawn with: a key; or, where x is a part of a batch, the key of the whole one, x's
-# first row in it, int32 [1], and how many rows that has.
-Key = mx.array | tuple[mx.array, mx.array, int]
-
-
-def dropout(x: mx.array, rate: float, key: Key | None) -> mx.array:
-    """Zero a share `rate` of x and scale up the rest; x itself without a key."""
-    if key is None or rate == 0:
-        return x
-    return x * _kept(x.shape, 1 - rate, key) * (1 / (1 - rate))
-
-
-def _kept(shape: tuple[int, ...], share: float, key: Key) -> mx.array:
-    if isinstance(key, mx.array):
-        return mx.random.bernoulli(share, shape, key=key)
-    of_all, first, rows = key
-    drawn = mx.random.bernoulli(share, (rows, *shape[1:]), key=of_all)
-    return mx.slice(drawn, first, (0,), shape)
-
-
-def _keys(key: Key, count: int) -> list[Key]:
-    """A key for each of so many purposes. A checkpointed block is differentiated by all its inputs,
-    and a key has no gradient.
-    """
-    if isinstance(key, mx.array):
-        return list(mx.random.split(mx.stop_gradient(key), count))
-    of_all, first, rows = key
-    first = mx.stop_gradient(first)
-    return [(one, first, rows) for one in mx.random.split(mx.stop_gradient(of_all), count)]
 
 
 class Linear(nn.Linear):
@@ -222,7 +192,7 @@ class Block(nn.Module):
     def __call__(
         self, x: mx.array, token_values: mx.array | None = None, key: Key | None = None
     ) -> mx.array:
-        keys = _keys(key, 2) if key is not None else (None, None)
+        keys = split(key, 2) if key is not None else (None, None)
         x = x + dropout(self.attn(self.ln_1(x), token_values), self.dropout, keys[0])
         return x + dropout(self.mlp(self.ln_2(x)), self.dropout, keys[1])
 
@@ -283,7 +253,7 @@ class GPT(nn.Module):
     def __call__(self, ids: mx.array, key: Key | None = None) -> mx.array:
         """Logits[B, T, V] of ids[B, T]; dropout with `key`, none without."""
         count = len(self.h) + 1
-        keys = _keys(key, count) if key is not None else [None] * count
+        keys = split(key, count) if key is not None else [None] * count
         x = self._embedded(ids)
         if self.config.position == "learned":
             x = x + self.wpe.weight[: ids.shape[1]]

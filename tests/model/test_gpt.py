@@ -11,7 +11,7 @@ from mlx.utils import tree_map
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.errors import UserError
 from mlxgpt.model.counting import count_parameters, flops_per_token, mlp_width
-from mlxgpt.model.gpt import GPT, MLP, dropout, flat, load_parameters, rotated, with_room
+from mlxgpt.model.gpt import GPT, MLP, flat, load_parameters, rotated, with_room
 from mlxgpt.model.losses import token_losses
 from mlxgpt.training.step import TrainStep
 from tests.oracle import reference
@@ -109,16 +109,6 @@ def test_initial_loss_is_ln_v(n_layer: int, n_embd: int, vocab_size: int) -> Non
     loss = float(token_losses(GPT(config)(ids[:, :-1]), ids[:, 1:]).mean())
     assert loss == pytest.approx(math.log(vocab_size), rel=0.05)
     assert loss == pytest.approx(math.log(vocab_size) + 0.0002 * n_embd, rel=0.015)
-
-
-def test_dropout_needs_a_key_keeps_the_mean_and_zeroes_its_share() -> None:
-    x = mx.ones((200, 200))
-    assert dropout(x, 0.3, None) is x
-    assert dropout(x, 0.0, mx.random.key(0)) is x
-    y = np.array(dropout(x, 0.3, mx.random.key(0)))
-    assert (y == 0).mean() == pytest.approx(0.3, abs=0.01)
-    assert y.mean() == pytest.approx(1.0, abs=0.01)
-    assert np.allclose(y[y > 0], 1 / 0.7)
 
 
 def test_the_model_drops_out_only_with_a_key(tiny_model: Config) -> None:
