@@ -31,13 +31,18 @@ def launched() -> bool:
     return any(os.environ.get(name, "1") != "1" for name in names)
 
 
+def addresses() -> list[str]:
+    """All ranks', as mlx.launch's hostfile has them; empty where there is none."""
+    with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):
+        nodes = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
+        return [str(node[0]).rpartition(":")[0] for node in nodes]
+    return []
+
+
 def again_by_launcher(command: str) -> str:
     """A command that was launched, as a person gives it again."""
     if not launched():
         return command
-    hosts: list[str] = []
-    with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):
-        nodes = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
-        hosts = [str(node[0]).rpartition(":")[0] for node in nodes]
-    here = hosts and set(hosts) <= {"127.0.0.1", "localhost"}
-    return f"mlx.launch {f'-n {len(hosts)}' if here else '--hostfile YOURS.json'} -- {command}"
+    known = addresses()
+    here = known and set(known) <= {"127.0.0.1", "localhost"}
+    return f"mlx.launch {f'-n {len(known)}' if here else '--hostfile YOURS.json'} -- {command}"

@@ -15,7 +15,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -23,7 +22,7 @@ import mlx.core as mx
 from mlxgpt.errors import UserError
 from mlxgpt.machine import channel
 from mlxgpt.machine.channel import Channel, Tell
-from mlxgpt.machine.launcher import launched
+from mlxgpt.machine.launcher import addresses, launched
 
 PLACE = 512  # bytes that tell where the first rank listens
 MEET = 60.0  # seconds for all to be there
@@ -170,9 +169,8 @@ def _all_sum(array: mx.array, group: mx.distributed.Group) -> mx.array:
 
 def _address() -> str:
     """The first rank's own, as the launcher has it."""
-    if path := os.environ.get("MLX_HOSTFILE"):
-        with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):
-            return str(json.loads(Path(path).read_text())[0][0]).rpartition(":")[0]
+    if known := addresses():
+        return known[0]
     if coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):
         return coordinator.rpartition(":")[0]
     return os.environ.get("NCCL_HOST_IP") or socket.gethostbyname(socket.gethostname())

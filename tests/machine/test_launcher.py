@@ -26,6 +26,7 @@ def test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts.write_text("\n")  # as mlx.launch has it for one process
     monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
     assert not launcher.launched()
+    assert launcher.addresses() == []
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,7 @@ def test_with_others(
     monkeypatch.setenv("MLX_RANK", "2")
     assert launcher.launched()
     assert launcher.rank_here() == 2
+    assert launcher.addresses() == ips
     assert launcher.again_by_launcher("mlxgpt train") == f"mlx.launch {given} -- mlxgpt train"
 
 
