@@ -10,6 +10,7 @@ reports to say.
 
 from __future__ import annotations
 
+import mlxgpt  # isort: skip  (before mlx, so that it has the faster BLAS)
 import argparse
 import math
 import statistics
@@ -20,7 +21,6 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
-import mlxgpt  # before mlx
 from mlxgpt import config_files
 from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import Dataset

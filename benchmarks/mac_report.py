@@ -36,7 +36,7 @@ from mlxgpt.machine import device, mac
 from mlxgpt.reports import bench
 from mlxgpt.reports.markdown import figure
 from mlxgpt.reports.records import Machine
-from mlxgpt.storage import run as runs
+from mlxgpt.storage import notes
 
 FIRST, UNTOUCHED, KILLED, TWIN = "first", "untouched", "killed", "twin"  # the trainings
 INTERRUPTED = 130
@@ -266,7 +266,7 @@ def killed_and_resumed(lab: Lab) -> Outcome:
     died = lab.kill(KILLED, line, steps * 6 // 10)
     lab.mlxgpt(*line)
     resumed = lab.run(KILLED)
-    history = (resumed.folder / runs.HISTORY).read_text(encoding="utf-8").splitlines()
+    history = (resumed.folder / notes.HISTORY).read_text(encoding="utf-8").splitlines()
     went_on = json.loads(history[-1])["step"]
     found = apart(untouched, resumed)
     body = [

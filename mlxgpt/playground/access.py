@@ -6,12 +6,15 @@ and everybody by a body that is too long.
 
 from __future__ import annotations
 
+import json
 import secrets
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlxgpt.errors import UserError
 
 LARGEST_BODY = 1 << 19  # bytes
 HEADERS = {
@@ -78,9 +81,18 @@ class Access:
 def error(status: int, problem: str, remedy: str = "", kind: str | None = None) -> JSONResponse:
     """An error as OpenAI's API has it, for every door."""
     kind = kind or ("invalid_request_error" if status < 500 else "server_error")
-    message = f"{problem}\n→ {remedy}" if remedy else problem
-    tree = {"message": message, "type": kind, "param": None, "code": None}
+    tree = {"message": _message(problem, remedy), "type": kind, "param": None, "code": None}
     return JSONResponse({"error": tree}, status)
+
+
+def late(error: UserError) -> str:
+    """An error where an answer had begun, as a server-sent event."""
+    tree = {"message": _message(error.problem, error.remedy)}
+    return f"data: {json.dumps({'error': tree})}\n\n"
+
+
+def _message(problem: str, remedy: str) -> str:
+    return f"{problem}\n→ {remedy}" if remedy else problem
 
 
 def _bounded(receive: Receive) -> Receive:

@@ -182,7 +182,7 @@ async def _events(
                     tree = form.tree([form.part(piece)], streamed=True) | usage
                     yield f"data: {json.dumps(tree)}\n\n"
         except UserError as error:
-            yield f"data: {json.dumps({'error': {'message': error.problem}})}\n\n"
+            yield access.late(error)
             return
     if wanted.usage:
         tree = form.tree([], streamed=True) | {"usage": _usage(lengths, used)}

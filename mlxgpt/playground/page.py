@@ -26,6 +26,7 @@ from mlxgpt.loaded import Model
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.pages.course import course_of
 from mlxgpt.pages.page import shown
+from mlxgpt.playground import access
 from mlxgpt.playground.asked import MOST_TOKENS, Asked
 from mlxgpt.playground.models import Models
 from mlxgpt.playground.sharing import Device
@@ -188,8 +189,7 @@ async def as_events(first: Any, rest: AsyncGenerator[Any, None]) -> AsyncIterato
             async for item in rest:
                 yield f"data: {json.dumps(item)}\n\n"
         except UserError as error:
-            tree = {"message": f"{error.problem}\n→ {error.remedy}"}
-            yield f"data: {json.dumps({'error': tree})}\n\n"
+            yield access.late(error)
 
 
 def _step(asked: Asked) -> int | None:

@@ -32,8 +32,6 @@ from mlxgpt.model.counting import count_parameters
 from mlxgpt.model.gpt import GPT, load_parameters
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
-from mlxgpt.storage.notes import HISTORY as HISTORY  # benchmarks/ has both from here
-from mlxgpt.storage.notes import METRICS as METRICS
 from mlxgpt.storage.notes import Notes
 
 FORMAT = 3  # 1 had settings for no guard, 2 did not say how texts begin

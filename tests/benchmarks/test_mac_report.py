@@ -21,7 +21,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.machine import device, mac
 from mlxgpt.reports import bench
 from mlxgpt.reports.records import Machine
-from mlxgpt.storage import run as runs
+from mlxgpt.storage import notes
 from tests.benchmarks.made_up import MAC, checks, new_lab
 from tests.reports.measured import cells
 
@@ -260,7 +260,7 @@ def test_when_a_resumed_training_passes(
     passed: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / runs.HISTORY).write_text(f'{{"step": 0}}\n{{"step": {went_on}}}\n')
+    (tmp_path / notes.HISTORY).write_text(f'{{"step": 0}}\n{{"step": {went_on}}}\n')
     run = SimpleNamespace(
         folder=tmp_path,
         data_name="text",

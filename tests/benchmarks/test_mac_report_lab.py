@@ -14,6 +14,7 @@ import mac_report_lab as lab_of
 import pytest
 from mac_report_lab import Lab, Plan
 
+from mlxgpt.storage import notes
 from mlxgpt.storage import run as runs
 from tests.benchmarks.made_up import new_lab
 
@@ -105,7 +106,7 @@ def test_how_far_two_trainings_are_apart(home: Path, train: Any) -> None:
     assert other.largest > 1e-3
     assert other.losses > 1e-3
     assert str(other).startswith("weights apart by at most ")
-    metrics = c.folder / runs.METRICS
+    metrics = c.folder / notes.METRICS
     metrics.write_text("\n".join(metrics.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(RuntimeError, match="did not log the same steps"):
         lab_of.apart(a, c)
@@ -115,7 +116,7 @@ def test_how_far_two_trainings_are_apart(home: Path, train: Any) -> None:
 def test_losses_alone_tell_two_trainings_apart(home: Path, train: Any) -> None:
     train("a")
     shutil.copytree("runs/a", "runs/b")
-    metrics = Path("runs/b") / runs.METRICS
+    metrics = Path("runs/b") / notes.METRICS
     metrics.write_text(re.sub(r'"loss": [\d.]+', '"loss": 9.0', metrics.read_text(), count=1))
     found = lab_of.apart(*(runs.open_run(home / "runs" / name) for name in "ab"))
     assert found.bits

@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from mlxgpt.errors import UserError
+from mlxgpt.playground import access
 from mlxgpt.playground.access import LARGEST_BODY
 from tests.playground.serving import KEY, Served
 
@@ -220,3 +222,10 @@ def test_it_listens_on_this_machine_alone(served: Served) -> None:
     for address in others - {"127.0.0.1", "127.0.1.1"}:
         with pytest.raises(OSError):  # noqa: PT011
             socket.create_connection((str(address), served.port), timeout=5).close()
+
+
+def test_an_error_on_the_way_tells_what_to_do_too() -> None:
+    event = access.late(UserError("it is gone", "open another."))
+    assert event.endswith("\n\n")
+    tree = json.loads(event.removeprefix("data: "))
+    assert tree["error"]["message"] == "it is gone\n→ open another."
