@@ -92,57 +92,37 @@ def share_seconds(chip: Chip, config: Config, sequences: float) -> float:
     return operations + UPDATE_BYTES * count_parameters(config.model) / bandwidth
 
 
-@dataclass(frozen=True)
-class Brought:
-    """What some machines bring.
-
-    Attributes:
-        size: how many.
-        seconds: of a step; None where there are fewer sequences than machines.
-        times: as many tokens a second as one machine.
-    """
-
-    size: int
-    seconds: float | None
-    times: float | None
-
-
 def brought(
-    chip: Chip, config: Config, link: Link, *, grown: bool, costs: Costs = FITTED
-) -> list[Brought]:
-    """What 2 to 64 machines bring.
+    chip: Chip, config: Config, link: Link, size: int, *, grown: bool, costs: Costs = FITTED
+) -> float | None:
+    """How many times as many tokens a second as one some machines bring; None where there are fewer
+    sequences than machines.
 
     Args:
         grown: each machine has as many sequences as one alone would have; else all share these.
     """
     rows = config.sequences_per_step
-    alone = share_seconds(chip, config, rows)
-    found = []
-    for size in MACHINES:
-        if not grown and size > rows:
-            found.append(Brought(size, None, None))
-            continue
-        own = share_seconds(chip, config, rows if grown else rows / size)
-        seconds = own + averaging_seconds(size, config, link, costs)
-        found.append(Brought(size, seconds, (size if grown else 1) * alone / seconds))
-    return found
+    if not grown and size > rows:
+        return None
+    own = share_seconds(chip, config, rows if grown else rows / size)
+    seconds = own + averaging_seconds(size, config, link, costs)
+    return (size if grown else 1) * share_seconds(chip, config, rows) / seconds
 
 
 def worth(chip: Chip, config: Config, link: Link, *, grown: bool, costs: Costs = FITTED) -> int:
     """From how many machines on another one brings less than half of itself; 1: the second."""
-    rows = config.sequences_per_step
-    alone = share_seconds(chip, config, rows)
 
     def times(size: int) -> float:
-        own = share_seconds(chip, config, rows if grown else rows / size)
-        seconds = own + averaging_seconds(size, config, link, costs)
-        return (size if grown else 1) * alone / seconds
+        return brought(chip, config, link, size, grown=grown, costs=costs) or 0.0
 
-    most = MACHINES[-1] if grown else min(rows, MACHINES[-1])
-    size = 1
+    size, most = 1, _most(config, grown)
     while size < most and times(size + 1) - times(size) >= 0.5:
         size += 1
     return size
+
+
+def _most(config: Config, grown: bool) -> int:
+    return MACHINES[-1] if grown else min(config.sequences_per_step, MACHINES[-1])
 
 
 def predicted(
@@ -154,11 +134,12 @@ def predicted(
         halved = override(given, {"reduce_dtype": "bfloat16"})
         kinds = {"fixed": (given, False), "16 bits": (halved, False), "grown": (given, True)}
         for link, (kind, (config, grown)) in product(links, kinds.items()):
-            own = brought(chip, config, link, grown=grown, costs=costs)
-            times = [f"{one.times:.1f}" if one.times else "–" for one in own]
+            found = [
+                brought(chip, config, link, size, grown=grown, costs=costs) for size in MACHINES
+            ]
+            times = [f"{one:.1f}" if one else "–" for one in found]
             until = worth(chip, config, link, grown=grown, costs=costs)
-            most = MACHINES[-1] if grown else min(config.sequences_per_step, MACHINES[-1])
-            end = "–" if until == most else f"{until + 1}"
+            end = "–" if until == _most(config, grown) else f"{until + 1}"
             rows.append([name, link.name, kind, *times, end])
     return table(rows, ">")
 

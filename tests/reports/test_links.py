@@ -62,18 +62,20 @@ def test_no_cost_is_below_nothing() -> None:
 def test_more_machines_never_bring_more_than_themselves(config: Config) -> None:
     for link in links.LINKS:
         for grown in (False, True):
-            for one in links.brought(CHIP, config, link, grown=grown):
-                if one.times is None:
-                    assert one.size > config.sequences_per_step
+            for size in links.MACHINES:
+                one = links.brought(CHIP, config, link, size, grown=grown)
+                if one is None:
+                    assert size > config.sequences_per_step
                     assert not grown
                 else:
-                    assert 0 < one.times < one.size
+                    assert 0 < one < size
 
 
 def test_without_a_cost_each_brings_itself(config: Config) -> None:
     free, nothing = Link("free", 1e30, 0.0), Costs(1.0, 0.0, 0.0)
-    grown = links.brought(CHIP, config, free, grown=True, costs=nothing)
-    assert [one.times for one in grown] == [pytest.approx(size) for size in links.MACHINES]
+    for size in links.MACHINES:
+        one = links.brought(CHIP, config, free, size, grown=True, costs=nothing)
+        assert one == pytest.approx(size)
     assert links.worth(CHIP, config, free, grown=True, costs=nothing) == 64
 
 
