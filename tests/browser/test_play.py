@@ -182,7 +182,7 @@ def test_looking_inside(seen: Seen) -> None:
         "layer 1",
         "layer 2",
     ]
-    assert seen.page.locator("#neighbours li").count() == 12
+    seen.page.wait_for_selector("#neighbours li:nth-child(12)")
     seen.page.get_by_role("radio", name="a heat map").check()
     assert seen.page.locator("#lines path").count() == 0
     shades = seen.page.evaluate(
