@@ -167,6 +167,14 @@ def test_settings_show_what_they_leave(seen: Seen) -> None:
     assert [share.split("→ ")[1] for share in shares] == ["100 %"] + ["0.0 %"] * 11
 
 
+def test_no_answer_waits_for_another_one(seen: Seen) -> None:
+    seen.write("to be", 2)
+    seen.page.route("**/api/lens", lambda route: None)  # never answered
+    seen.tab("Look inside")
+    seen.page.wait_for_selector("#neighbours li:nth-child(12)")
+    assert seen.page.locator("#lens tbody tr").count() == 0
+
+
 def test_looking_inside(seen: Seen) -> None:
     seen.write("to be", 2)
     seen.tab("Look inside")
