@@ -18,7 +18,7 @@ from mlxgpt.evaluation.loss import Evaluation, Evaluator
 from mlxgpt.inference import generation
 from mlxgpt.inference.decoding import Decoder
 from mlxgpt.inference.generation import Drawn, Generated
-from mlxgpt.inference.looking import Likely, Look, left_by, neighbours
+from mlxgpt.inference.looking import Likely, Look, Neighbourhood, left_by
 from mlxgpt.machine import blas
 from mlxgpt.machine.compiler import compiled
 from mlxgpt.machine.device import on_cpu
@@ -131,7 +131,7 @@ class Model:
     def neighbours(self, id: int, count: int = 10) -> Likely:
         """The tokens with the embeddings most like one's, and the cosine between them."""
         (checked,) = self.checked([id])
-        return neighbours(self._model, self.tokenizer.vocab_size, int(checked), count)
+        return self._neighbourhood.of(int(checked), count)
 
     def checked(self, ids: Sequence[int]) -> np.ndarray:
         """Ids, int64 [T], all of which the tokenizer gives.
@@ -184,6 +184,10 @@ class Model:
             limit=limit,
         )
         return evaluate()
+
+    @cached_property
+    def _neighbourhood(self) -> Neighbourhood:
+        return Neighbourhood(self._model, self.tokenizer.vocab_size)
 
     @cached_property
     def _logits(self) -> Callable[[mx.array], mx.array]:

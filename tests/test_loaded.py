@@ -88,6 +88,8 @@ def test_its_memory_is_free_when_it_goes(place: Path) -> None:
         model.generate("to", max_tokens=20, samples=3)
         model.loss("to be or not")
         model.logits([1, 2])
+        model.look([1, 2]).lens(1, 3)
+        model.neighbours(1)
         assert mx.get_active_memory() > before + 1000
         del model
         assert mx.get_active_memory() <= before + 1000

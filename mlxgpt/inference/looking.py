@@ -12,10 +12,12 @@ import numpy as np
 from mlxgpt.config import Sampling
 from mlxgpt.inference import sample
 from mlxgpt.inference.sample import NEVER, Rules
+from mlxgpt.model import kernels
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.inside import Inside
 
 Likely = list[tuple[int, float]]  # (id, probability or likeness), falling
+PORTION = 256  # embeddings whose lengths are found at a time: so many stay in a CPU's cache
 
 
 class Look:
@@ -81,18 +83,30 @@ def left_by(
     return likely, _shares(left[0], vocab_size)[[id for id, _ in likely]]
 
 
-def neighbours(model: GPT, vocab_size: int, id: int, count: int) -> Likely:
-    """The tokens whose embeddings point where this one's does, by the cosine between them."""
-    table = model.wte.weight[:vocab_size]
-    lengths = mx.linalg.norm(table, axis=-1)
-    likeness = table @ table[id] / mx.maximum(lengths * lengths[id], 1e-30)
-    return [
-        (other, share) for other, share in _first(np.array(likeness), count + 1) if other != id
-    ][:count]
+class Neighbourhood:
+    """Which tokens' embeddings point where another one's does. The lengths of all of them are found
+    once, and kept.
+
+    Args:
+        vocab_size: ids from here on are never told of.
+    """
+
+    def __init__(self, model: GPT, vocab_size: int) -> None:
+        self._model = model
+        ids = [mx.arange(n, min(n + PORTION, vocab_size)) for n in range(0, vocab_size, PORTION)]
+        rows = [mx.linalg.norm(model.wte(one).astype(mx.float32), axis=-1) for one in ids]
+        self._lengths = np.array(mx.concatenate(rows))
+
+    def of(self, id: int, count: int) -> Likely:
+        """The nearest ones to a token, by the cosine between them, without itself."""
+        products = self._model.by_embedding(self._model.wte(mx.array([id])))[0]
+        along = np.array(products.astype(mx.float32))[: len(self._lengths)]
+        cosines = along / np.maximum(self._lengths * self._lengths[id], 1e-30)
+        return [near for near in _first(cosines, count + 1) if near[0] != id][:count]
 
 
 def _shares(logits: mx.array, vocab_size: int) -> np.ndarray:
-    return np.array(mx.softmax(logits[..., :vocab_size].astype(mx.float32), axis=-1))
+    return np.array(kernels.softmax(logits[..., :vocab_size].astype(mx.float32)))
 
 
 def _first(shares: np.ndarray, count: int) -> Likely:

@@ -273,8 +273,10 @@ class GPT(nn.Module):
         return self.wve[n](ids) if self.config.value_embeddings else None
 
     def _logits(self, x: mx.array) -> mx.array:
-        if not self.config.tied:
-            return self.lm_head(x)
+        return self.by_embedding(x) if self.config.tied else self.lm_head(x)
+
+    def by_embedding(self, x: mx.array) -> mx.array:
+        """x[..., C] times each token's embedding: [..., V]."""
         if isinstance(self.wte, nn.QuantizedEmbedding):
             return self.wte.as_linear(x)
         return kernels.linear(x, self.wte.weight)

@@ -36,6 +36,8 @@ LARGE = 1e9
 EPS = 1e-5  # of every norm
 PART = 400_000  # numbers of a weight that a single vector is multiplied with at a time
 FEWEST_ROWS = 16  # in them
+VECTORS = 16  # that are multiplied so at most; several of them only with a weight of more than
+LARGEST = 8_000_000  # numbers, which no cache holds
 FEW = 4096  # numbers: with fewer, MLX's own take less time
 SHARED = 200_000  # numbers of a layer's keys: as many copies of a prompt's take longer to read than
 # the prompt's own take to be kept apart
@@ -50,8 +52,9 @@ def _ours(x: mx.array, size: int) -> bool:
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
     """x[..., I] times weight[O, I], transposed, plus bias[O]: [..., O]."""
-    if on_cpu() and x.size == x.shape[-1] and weight.size > PART:
-        y = _product_of_one(x, weight)
+    vectors = x.size // x.shape[-1]
+    if on_cpu() and 0 < vectors <= VECTORS and weight.size > (PART if vectors == 1 else LARGEST):
+        y = _product_of_few(x, weight)
         return y if bias is None else y + bias
     if _ours(x, x.size):
         y = cast(mx.array, _product(x, weight))
@@ -94,6 +97,14 @@ def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None) -> m
         x = x if weight is None else x * weight
         return x if bias is None else x + bias
     return mx.fast.layer_norm(x, weight, bias, EPS)
+
+
+def softmax(x: mx.array) -> mx.array:
+    """e^x over the sum of these along the last axis; any shape. Without a gradient."""
+    if _ours(x, x.size):
+        exp = _softmax_of_rows(x)
+        return exp * (1 / _row_sums(exp))
+    return mx.softmax(x, axis=-1)
 
 
 def rms_norm(x: mx.array, weight: mx.array | None = None) -> mx.array:
@@ -220,17 +231,17 @@ def _product_vjp(
     return cotangent @ weight, of_rows.T @ rows
 
 
-def _product_of_one(x: mx.array, weight: mx.array) -> mx.array:
-    """x[..., I] of a single row: by as many rows of the weight at a time as OpenBLAS multiplies
+def _product_of_few(x: mx.array, weight: mx.array) -> mx.array:
+    """x[..., I] of one row or a few: by as many rows of the weight at a time as OpenBLAS multiplies
     without copying them first, which takes as long again.
     """
     rows, length = weight.shape
-    fewest = -(-weight.size // PART)
-    parts = next(n for n in range(fewest, rows + 1) if rows % n == 0)
+    fewest = -(-weight.size * (x.size // length) // PART)
+    parts = next((n for n in range(fewest, rows + 1) if rows % n == 0), rows)
     if rows // parts < FEWEST_ROWS:
         return x @ weight.T
-    y = x.reshape(1, length) @ weight.reshape(parts, rows // parts, length).swapaxes(1, 2)
-    return y.reshape(*x.shape[:-1], rows)
+    y = x.reshape(-1, length) @ weight.reshape(parts, rows // parts, length).swapaxes(1, 2)
+    return y.swapaxes(0, 1).reshape(*x.shape[:-1], rows)
 
 
 def _softmax_of_rows(scores: mx.array) -> mx.array:

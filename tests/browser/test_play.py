@@ -165,6 +165,14 @@ def test_settings_show_what_they_leave(seen: Seen) -> None:
     assert [share.split("→ ")[1] for share in shares] == ["100 %"] + ["0.0 %"] * 11
 
 
+def test_no_answer_waits_for_another_one(seen: Seen) -> None:
+    seen.write("to be", 2)
+    seen.page.route("**/api/lens", lambda route: None)  # never answered
+    seen.tab("Look inside")
+    seen.page.wait_for_selector("#neighbours li:nth-child(12)")
+    assert seen.page.locator("#lens tbody tr").count() == 0
+
+
 def test_looking_inside(seen: Seen) -> None:
     seen.write("to be", 2)
     seen.tab("Look inside")
@@ -180,7 +188,7 @@ def test_looking_inside(seen: Seen) -> None:
         "layer 1",
         "layer 2",
     ]
-    assert seen.page.locator("#neighbours li").count() == 12
+    seen.page.wait_for_selector("#neighbours li:nth-child(12)")
     seen.page.get_by_role("radio", name="a heat map").check()
     assert seen.page.locator("#lines path").count() == 0
     shades = seen.page.evaluate(

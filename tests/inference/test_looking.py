@@ -4,12 +4,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.config import Config, Sampling
-from mlxgpt.inference import sample
+from mlxgpt.config import Config, Sampling, override
+from mlxgpt.inference import looking, sample
 from mlxgpt.inference.decoding import Decoder, Decoding
-from mlxgpt.inference.looking import Look, left_by, neighbours
+from mlxgpt.inference.looking import Look, Neighbourhood, left_by
 from mlxgpt.inference.sample import Rules
 from mlxgpt.model.gpt import GPT
+from mlxgpt.model.quantized import quantize
 from tests.inference.models import lively
 
 IDS = np.array([3, 1, 4, 1, 5])
@@ -82,14 +83,26 @@ def test_what_follows_some_ids(model: GPT) -> None:
     assert look.next(3) == [(id, shares[id]) for id in np.argsort(-shares)[:3]]
 
 
-def test_neighbours_are_the_nearest(model: GPT) -> None:
-    table = np.array(model.wte.weight)[:KNOWN]
+@pytest.mark.parametrize("bits", [32, 16, 8])
+def test_neighbours_are_the_nearest(
+    tiny_model: Config, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one token after the other, in whatever numbers the weights are."""
+    monkeypatch.setattr(looking, "PORTION", 5)
+    model = lively(override(tiny_model, {"n_embd": 64}))
+    if bits < 32:
+        quantize(model, bits)
+    table = np.array(model.wte(mx.arange(KNOWN)).astype(mx.float32))
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
-    cosines = unit @ unit[4]
-    found = neighbours(model, KNOWN, 4, 5)
-    assert [id for id, _ in found] == [id for id in np.argsort(-cosines) if id != 4][:5]
-    for id, share in found:
-        assert share == pytest.approx(cosines[id], abs=1e-5)
+    near = Neighbourhood(model, KNOWN)
+    for id in (4, 16):
+        cosines = unit @ unit[id]
+        found = near.of(id, 5)
+        order = [other for other in np.argsort(-cosines) if other != id][:5]
+        assert [cosines[other] for other, _ in found] == pytest.approx(cosines[order], abs=0.01)
+        assert id not in dict(found)
+        for other, share in found:
+            assert share == pytest.approx(cosines[other], abs=1e-5 if bits != 16 else 0.01)
 
 
 def test_what_is_told_while_writing(model: GPT) -> None:

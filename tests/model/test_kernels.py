@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from mlxgpt.machine.device import on_cpu
 from mlxgpt.model import kernels
@@ -118,13 +119,14 @@ def test_a_linear_layer_and_its_gradients(compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("rows", [4, 96, 97, 29 * 31])
-@pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6)])
-def test_a_single_row_is_multiplied_part_by_part(
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6), (3, 6), (2, 4, 6)])
+def test_a_few_rows_are_multiplied_part_by_part(
     rows: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kernels, "LARGEST", 0)
     x = mx.random.normal(shape, key=mx.random.key(0))
     weight, bias = mx.random.normal((rows, 6), key=mx.random.key(1)), mx.arange(float(rows))
-    for part in (120, 400_000):
+    for part in (120, 900, 400_000):
         monkeypatch.setattr(kernels, "PART", part)
         found = kernels.linear(x, weight, bias)
         assert found.shape == (*shape[:-1], rows)
@@ -136,6 +138,19 @@ def test_the_gradient_of_a_weight_lies_as_the_weight_does() -> None:
     gradient = mx.grad(lambda weight: kernels.linear(x, weight).sum())(weight)
     mx.eval(gradient)
     assert np.asarray(gradient).strides == np.asarray(weight).strides == (24, 4)
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=20),
+        elements=st.floats(-1e4, 1e4, width=32) | st.just(-math.inf),
+    )
+)
+def test_softmax(x: np.ndarray) -> None:
+    x[..., 0] = np.maximum(x[..., 0], -1e4)  # one at least can be drawn
+    exact = mx.softmax(mx.array(x), axis=-1)
+    np.testing.assert_allclose(kernels.softmax(mx.array(x)), exact, rtol=1e-5, atol=1e-7)
 
 
 def exact_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:

@@ -115,9 +115,11 @@ async function show(n) {
   byId("whose").textContent = `“${visible(name)}”`;
   for (const after of document.querySelectorAll(".after")) after.textContent = `after “${visible(name)}”`;
   const ids = look.tokens.map(([one]) => one);
-  const [lens, near] = await Promise.all([asLens({ ids, position: n, off: [...off] }), asNeighbours({ id })]);
-  if (lens) showLens(lens.layers);
-  if (near) bars(byId("neighbours"), near.likely, { say: (share) => share.toFixed(2) });
+  const shown = [ // each when it is there; what takes less time is asked first
+    asNeighbours({ id }).then((near) => near && bars(byId("neighbours"), near.likely, { say: (share) => share.toFixed(2) })),
+    asLens({ ids, position: n, off: [...off] }).then((lens) => lens && showLens(lens.layers)),
+  ];
+  await Promise.all(shown);
 }
 
 function showLens(layers) {
