@@ -36,8 +36,8 @@ LARGE = 1e9
 EPS = 1e-5  # of every norm
 PART = 400_000  # numbers of a weight that a single vector is multiplied with at a time
 FEWEST_ROWS = 16  # in them
-VECTORS = 16  # that are multiplied so at most; several of them only with a weight of more than
-LARGEST = 8_000_000  # numbers, which no cache holds
+VECTORS = 4  # that are multiplied so at most; of
+LARGEST = 8_000_000  # numbers, which no cache holds, four times as many
 FEW = 4096  # numbers: with fewer, MLX's own take less time
 SHARED = 200_000  # numbers of a layer's keys: as many copies of a prompt's take longer to read than
 # the prompt's own take to be kept apart
@@ -53,7 +53,8 @@ def _ours(x: mx.array, size: int) -> bool:
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
     """x[..., I] times weight[O, I], transposed, plus bias[O]: [..., O]."""
     vectors = x.size // x.shape[-1]
-    if on_cpu() and 0 < vectors <= VECTORS and weight.size > (PART if vectors == 1 else LARGEST):
+    few = 0 < vectors <= (4 * VECTORS if weight.size > LARGEST else VECTORS)
+    if on_cpu() and few and vectors * weight.size > PART:
         y = _product_of_few(x, weight)
         return y if bias is None else y + bias
     if _ours(x, x.size):

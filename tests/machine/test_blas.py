@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -54,6 +55,22 @@ def test_mlx_calls_it(tmp_path: Path) -> None:
         "at = ctypes.cast(shared.cblas_sgemm, ctypes.c_void_p).value; print(low <= at < high)"
     )
     assert fresh(code, XDG_CACHE_HOME=str(tmp_path)) == ["True"]
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, blas.CYCLES), ("24", "24")])
+def test_its_threads_are_told_to_sleep_soon(
+    given: str | None, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(blas.TIMEOUT, raising=False)
+    if given:
+        monkeypatch.setenv(blas.TIMEOUT, given)
+    told = []
+    monkeypatch.setattr(blas, "_library", None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: told.append(os.environ.get(blas.TIMEOUT)))
+    (library := tmp_path / "openblas.so").touch()
+    blas._load_from(library, library)
+    assert told == [seen]
+    assert os.environ.get(blas.TIMEOUT) == given
 
 
 def test_without_a_cache_folder_it_works_and_leaves_nothing(tmp_path: Path) -> None:
