@@ -1,4 +1,4 @@
-"""Linux only: a real BLAS under MLX, and an allocator that keeps its pages.
+"""Linux only: a real BLAS under MLX, and an allocator that keeps its pages and has large ones.
 
 `mlx[cpu]` ships the reference BLAS, about forty times slower than OpenBLAS. `libmlx.so` looks
 up three matrix products by name when it is loaded, so a library that is loaded *before* it, into
@@ -31,8 +31,13 @@ PREFIX = "scipy_"
 # kernel when it is freed and is page-faulted in again at the next step: up to a quarter of a
 # training step. 32 MiB is the highest mmap threshold that glibc takes. And one arena for all
 # threads: with one each, pages that one of them has freed lie idle while another asks for new ones.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-TRIM_BYTES, MMAP_BYTES = 1 << 30, 32 << 20
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
+TRIM_BYTES, MMAP_BYTES, TOP_PAD = 1 << 30, 32 << 20, 128 << 10  # the last is glibc's own
+
+# Room for arrays, asked for at once and not touched, so that the kernel can be told to have it in
+# pages of 2 MiB. Where it gives them only to who asks, Tier 1 so trains in a twentieth less time,
+# and Tier 2 writes in a tenth less.
+ROOM, LARGE_PAGE, MADV_HUGEPAGE = 768 << 20, 2 << 20, 14
 
 # How long OpenBLAS's threads look out for more work before they sleep: so many cycles, as a power
 # of two. By default 26, a hundredth of a second after each product, in which they take a processor
@@ -85,7 +90,7 @@ def install() -> None:
     global _status, _fast
     if sys.platform != "linux" or os.environ.get("MLXGPT_BLAS") == "none":
         return  # the latter for a process that measures somebody else: see rivals/
-    _keep_freed_pages()
+    _arrange_memory()
     try:
         _status = _load()
     except _Unavailable as reason:
@@ -173,11 +178,26 @@ def _write_renamed(library: Path, target: Path) -> None:
         renamed.replace(target)
 
 
-def _keep_freed_pages() -> None:
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # another C library than glibc
-    mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
-    mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
-    mallopt(M_ARENA_MAX, 1)
+def _arrange_memory() -> None:
+    with contextlib.suppress(OSError, AttributeError):  # of another C library than glibc
+        libc = ctypes.CDLL(None)
+        _keep_freed_pages(libc)
+        _ask_for_large_pages(libc)
+
+
+def _keep_freed_pages(libc: ctypes.CDLL) -> None:
+    libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+    libc.mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
+    libc.mallopt(M_ARENA_MAX, 1)
+
+
+def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
+    libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
+    end = libc.sbrk(0)
+    libc.mallopt(M_TOP_PAD, ROOM)
+    libc.free(ctypes.c_void_p(libc.malloc(MMAP_BYTES // 2)))
+    libc.mallopt(M_TOP_PAD, TOP_PAD)
+    begin = -(-end // LARGE_PAGE) * LARGE_PAGE
+    room = libc.sbrk(0) - begin
+    if room > 0:  # there may be a limit
+        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(room), MADV_HUGEPAGE)

@@ -73,6 +73,22 @@ def test_its_threads_are_told_to_sleep_soon(
     assert os.environ.get(blas.TIMEOUT) == given
 
 
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="no large pages"
+)
+def test_the_kernel_is_asked_for_large_pages_and_gives_none_before_they_are_used() -> None:
+    code = (
+        "import re, resource; from mlxgpt.machine import blas; "
+        "maps = re.split(r'\\n(?=[0-9a-f]+-)', open('/proc/self/smaps').read()); "
+        "heaps = [one for one in maps if '[heap]' in one and ' hg' in one]; "
+        "print(sum(int(re.search(r'Size: +(\\d+)', one)[1]) for one in heaps) // 1024); "
+        "print(sum(int(re.search(r'Rss: +(\\d+)', one)[1]) for one in heaps) // 1024)"
+    )
+    asked, used = map(int, fresh(code))
+    assert asked >= (blas.ROOM >> 20) - 2
+    assert used < 32
+
+
 def test_without_a_cache_folder_it_works_and_leaves_nothing(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -107,12 +123,10 @@ def test_a_failing_patchelf_is_no_error(tmp_path: Path, monkeypatch: pytest.Monk
     assert list((tmp_path / "mlxgpt").iterdir()) == []
 
 
-def test_all_threads_share_one_arena(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_threads_share_one_arena() -> None:
     """And freed pages are kept; the numbers are those of glibc's malloc.h."""
     asked: dict[int, int] = {}
-    library = SimpleNamespace(mallopt=asked.__setitem__)
-    monkeypatch.setattr(blas, "ctypes", SimpleNamespace(CDLL=lambda name: library))
-    blas._keep_freed_pages()
+    blas._keep_freed_pages(SimpleNamespace(mallopt=asked.__setitem__))  # type: ignore[arg-type]
     assert asked == {-8: 1, -3: 32 << 20, -1: 1 << 30}
 
 
