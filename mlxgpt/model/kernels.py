@@ -36,8 +36,9 @@ LARGE = 1e9
 EPS = 1e-5  # of every norm
 PART = 400_000  # numbers of a weight that a single vector is multiplied with at a time
 FEWEST_ROWS = 16  # in them
-VECTORS = 4  # that are multiplied so at most; of
-LARGEST = 8_000_000  # numbers, which no cache holds, four times as many
+VECTORS = 8  # that are multiplied so at most; by a weight of more than
+LARGEST = 8_000_000  # numbers, which no cache holds, twice as many
+COLUMNS = 100_000  # numbers of a weight: with fewer it may be laid out by columns, and stays whole
 FEW = 4096  # numbers: with fewer, MLX's own take less time
 SHARED = 200_000  # numbers of a layer's keys: as many copies of a prompt's take longer to read than
 # the prompt's own take to be kept apart
@@ -52,9 +53,7 @@ def _ours(x: mx.array, size: int) -> bool:
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
     """x[..., I] times weight[O, I], transposed, plus bias[O]: [..., O]."""
-    vectors = x.size // x.shape[-1]
-    few = 0 < vectors <= (4 * VECTORS if weight.size > LARGEST else VECTORS)
-    if on_cpu() and few and vectors * weight.size > PART:
+    if on_cpu() and _by_parts(x.size // x.shape[-1], weight.size):
         y = _product_of_few(x, weight)
         return y if bias is None else y + bias
     if _ours(x, x.size):
@@ -67,7 +66,7 @@ def by_columns(weight: mx.array) -> mx.array:
     """The same weight[O, I]; on the CPU, if it is small, with column behind column in memory.
     `linear` of a few rows then takes as little as half the time. Without a gradient.
     """
-    if not on_cpu() or weight.size > PART:
+    if not on_cpu() or weight.size >= COLUMNS:
         return weight
     return mx.contiguous(weight.T).T
 
@@ -230,6 +229,12 @@ def _product_vjp(
     x, weight = primals
     rows, of_rows = (z.reshape(-1, z.shape[-1]) for z in (x, cotangent))
     return cotangent @ weight, of_rows.T @ rows
+
+
+def _by_parts(vectors: int, size: int) -> bool:
+    """Whether so many vectors are multiplied with a weight of such a size by `_product_of_few`."""
+    most = 2 * VECTORS if size > LARGEST else VECTORS
+    return 0 < vectors <= most and vectors * size > PART and size >= COLUMNS
 
 
 def _product_of_few(x: mx.array, weight: mx.array) -> mx.array:

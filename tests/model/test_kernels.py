@@ -123,7 +123,7 @@ def test_a_linear_layer_and_its_gradients(compiled: bool) -> None:
 def test_a_few_rows_are_multiplied_part_by_part(
     rows: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "LARGEST", 0)
+    monkeypatch.setattr(kernels, "COLUMNS", 0)
     x = mx.random.normal(shape, key=mx.random.key(0))
     weight, bias = mx.random.normal((rows, 6), key=mx.random.key(1)), mx.arange(float(rows))
     for part in (120, 900, 400_000):
@@ -247,7 +247,7 @@ def test_a_weight_by_columns_is_the_same(rows: int) -> None:
     assert np.asarray(laid_out).strides == (4, 4 * 7)
     assert mx.array_equal(laid_out, weight)
     np.testing.assert_allclose(kernels.linear(x, laid_out), x @ weight.T, atol=1e-6)
-    large = mx.zeros((kernels.PART + 1, 1))
+    large = mx.zeros((kernels.COLUMNS, 1))
     assert kernels.by_columns(large) is large, "it is multiplied part by part, row by row"
 
 
