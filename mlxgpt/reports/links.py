@@ -63,9 +63,8 @@ class Costs:
     crowded: float = 0.0
 
 
-# Fitted on two Linux cores: benchmarks/distributed.md. With cores for each rank, a turn should take
-# less.
-FITTED = Costs(share=0.96, byte=1e-11, turn=2e-3)
+# Fitted on two Linux cores: benchmarks/distributed.md.
+FITTED = Costs(share=0.951, byte=1.2e-10, turn=0.0, crowded=3.5e-3)
 
 
 def sum_seconds(size: int, nbytes: float, link: Link, costs: Costs = FITTED) -> float:
