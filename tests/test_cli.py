@@ -108,6 +108,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "max_steps": (["321"], 321),
     "seed": (["11"], 11),
     "dtype": (["bfloat16"], "bfloat16"),
+    "reduce_dtype": (["bfloat16"], "bfloat16"),
     "gradient_checkpointing": ([], True),
     "log_interval": (["13"], 13),
     "eval_interval": (["17"], 17),
