@@ -149,9 +149,10 @@ def test_all_of_it_by_keys(seen: Seen) -> None:
     assert seen.page.is_visible("#inside")
     keyboard.press("End")
     assert seen.page.is_visible("#life")
+    seen.page.wait_for_selector("#age-says:has-text('after')")  # its ages are there
     seen.page.focus("#age")
     keyboard.press("Home")
-    assert seen.page.text_content("#age-says") == "before the first step"
+    seen.page.wait_for_selector("#age-says:has-text('before the first step')")
 
 
 def test_settings_show_what_they_leave(seen: Seen) -> None:
