@@ -40,8 +40,8 @@ TRIM_BYTES, MMAP_BYTES, TOP_PAD = 1 << 30, 32 << 20, 128 << 10  # the last is gl
 ROOM, LARGE_PAGE, MADV_HUGEPAGE = 768 << 20, 2 << 20, 14
 
 # How long OpenBLAS's threads look out for more work before they sleep: so many cycles, as a power
-# of two. By default 26, a hundredth of a second after each product, in which they take a processor
-# from MLX's own threads: a tenth of a step of Tier 2's generation.
+# of two. By default 28, a tenth of a second after each product, in which they take a processor from
+# MLX's own threads; with 20 less than a millisecond.
 TIMEOUT, CYCLES = "OPENBLAS_THREAD_TIMEOUT", "20"
 
 _library: ctypes.CDLL | None = None
