@@ -24,7 +24,7 @@ from mlxgpt.corpus.dataset import Dataset, is_prepared, open_dataset
 from mlxgpt.corpus.encoding import encode
 from mlxgpt.corpus.meta import FORMAT, SPLITS, Meta, SplitMeta, read_meta
 from mlxgpt.corpus.sources import Source
-from mlxgpt.corpus.splits import SplitRule, documents, parts, survey
+from mlxgpt.corpus.splits import LARGEST_VAL_SHARE, SplitRule, documents, parts, survey
 from mlxgpt.corpus.tokenizer import NUL, Tokenizer
 from mlxgpt.corpus.tokens import dtype_for, read_whole
 from mlxgpt.corpus.verified import Verified
@@ -208,6 +208,11 @@ class _Preparation:
         self._discard()
         self.counts, self.chunks = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}, 0
         rule, made = survey(self.source, self.kind, self._reading)
+        if rule.tails:
+            self.note(
+                "validation: the last tenth of each document, since whole documents would be more "
+                f"than {LARGEST_VAL_SHARE:.0%} of the text"
+            )
         tokenizer = self._large_enough(self.tokenizer or made or bpe.gpt2())
         if tokenizer.end_of_text is None and not rule.single:
             raise UserError(

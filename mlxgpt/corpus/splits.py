@@ -11,6 +11,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from mlxgpt.corpus import bpe, readers
@@ -22,6 +23,7 @@ from mlxgpt.errors import UserError
 VAL_SHARE = 0.1  # of a single document: its end
 VAL_DOCUMENTS = 100  # of many: one in so many, and
 VAL_BYTES = 20_000_000  # about so much at most: all of it is read at every evaluation
+LARGEST_VAL_SHARE = 0.15  # of all bytes, in whole documents; above it every document is cut
 SAMPLE = 20_000_000  # characters that a BPE is trained on
 
 
@@ -35,19 +37,21 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Which documents of a source are for validation.
+    """Which documents of a source, or which parts of them, are for validation.
 
     Attributes:
         single: whether there is one document, whose end is.
         cut: characters of a single document before that.
         every: of many documents, one in so many is,
         chosen: and the one with this key.
+        tails: of many documents the end of each is, and no whole document.
     """
 
     single: bool
     cut: int = 0
     every: int = 0
     chosen: str = ""
+    tails: bool = False
 
     def is_validation(self, key: str) -> bool:
         """Whether the document of a key is."""
@@ -61,7 +65,9 @@ class _Reader:
         self.source, self.rule, self.held_out = source, rule, held_out
         self.documents = self.validation = self.dropped = 0
         self.length = 0  # characters of the first document
+        self.bytes = self.validation_bytes = 0
         self.least, self.of_least = "", 0  # the least key, and how many documents have it
+        self.least_bytes = 0
         self.letters: set[str] = set()
 
     def read(
@@ -70,14 +76,16 @@ class _Reader:
         """Read all of it, or as far as is needed: with `letters` or `sample`, what these need."""
         nth = max(1, self.source.size // SAMPLE)
         done = taken = 0
-        is_training = True
+        key, is_training = "", True
         begins = True
         for n, (text, last) in enumerate(documents(self.source.train, single=self.source.single)):
             if begins:
-                is_training = self._count(_key(text))
+                key = _key(text)
+                is_training = self._count(key)
             begins = last
             if self.documents == 1:
                 self.length += len(text)
+            self._count_bytes(key, text)
             if letters:
                 self.letters.update(text)
             done += len(text)
@@ -90,16 +98,27 @@ class _Reader:
                 return
 
     def _decided(self) -> bool:
-        """Whether reading on cannot change which documents are for validation."""
+        """Whether reading more cannot change which documents are for validation."""
         if self.source.val is not None:
             return self.documents > max(1, self.dropped)
-        return 0 < self.validation < self.documents
+        return self.source.alike and 0 < self.validation < self.documents
+
+    @property
+    def validation_share(self) -> float:
+        """Share of the bytes that are for validation if no document is cut."""
+        return (self.validation_bytes or self.least_bytes) / max(1, self.bytes)
+
+    def _count_bytes(self, key: str, text: str) -> None:
+        size = len(text) if text.isascii() else len(text.encode("utf-8"))
+        self.bytes += size
+        self.validation_bytes += size * self.rule.is_validation(key)
+        self.least_bytes += size * (key == self.least)
 
     def _count(self, key: str) -> bool:
         """Count a document; whether it is one to train on."""
         self.documents += 1
         if not self.least or key < self.least:
-            self.least, self.of_least = key, 0
+            self.least, self.of_least, self.least_bytes = key, 0, 0
         self.of_least += key == self.least
         held_out, dropped = self.rule.is_validation(key), key in self.held_out
         self.validation += held_out
@@ -157,6 +176,10 @@ def survey(
                 "all documents are the same, so none is left for validation",
                 "give a text with more than one document, or --val-source.",
             )
+        if reader.validation_share > LARGEST_VAL_SHARE:
+            rule = SplitRule(single=False, tails=True)
+            if is_bpe:
+                tokenizer = bpe.train(_training_sample(source, rule), int(kind[3:]))
     if is_char:
         letters |= reader.letters
         if len(letters) < 2:
@@ -177,7 +200,10 @@ def parts(source: Source, rule: SplitRule) -> Iterator[Part]:
             held_out.add(_key(text))
         yield Part("val", text, last)
     if rule.cut:
-        yield from _halves(source, rule.cut)
+        yield from _cut(_marked(source.train, single=True), iter([rule.cut]))
+        return
+    if rule.tails:
+        yield from _cut(_marked(source.train, single=False), _cuts(source))
         return
     split = "train"
     for text, first, last in _marked(source.train, rule.single):
@@ -188,14 +214,42 @@ def parts(source: Source, rule: SplitRule) -> Iterator[Part]:
             yield Part(split, text, last)
 
 
-def _halves(source: Source, cut: int) -> Iterator[Part]:
-    """A single document's beginning, of `cut` characters, and its end."""
-    for text, _, last in _marked(source.train, single=True):
+def _cut(marked: Iterable[tuple[str, bool, bool]], cuts: Iterator[int]) -> Iterator[Part]:
+    """Each document's beginning for training, and its end for validation; `cuts` are the lengths
+    of the beginnings, in characters.
+    """
+    cut = 0
+    for text, first, last in marked:
+        if first:
+            cut = next(cuts)
         if cut:
             yield Part("train", text[:cut], last=cut <= len(text))
         if cut < len(text):
             yield Part("val", text[cut:], last)
         cut = max(0, cut - len(text))
+
+
+def _cuts(source: Source) -> Iterator[int]:
+    """The length of each document's beginning, in characters: a second reading of the source, one
+    document ahead of the one that is cut, since a document may be larger than the memory.
+    """
+    length = 0
+    for text, _, last in _marked(source.train, single=False):
+        length += len(text)
+        if last:
+            yield int(length * (1 - VAL_SHARE)) or length
+            length = 0
+
+
+def _training_sample(source: Source, rule: SplitRule) -> Iterator[str]:
+    """Some of the training text, spread over it, for a BPE to be trained on."""
+    nth = max(1, source.size // SAMPLE)
+    training = (part.text for part in parts(source, rule) if part.split == "train")
+    taken = 0
+    for text in islice(training, 0, None, nth):
+        if taken < SAMPLE:
+            taken += len(text)
+            yield text
 
 
 def documents(pieces: Iterable[Piece], *, single: bool = False) -> Iterator[Piece]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -68,14 +69,84 @@ def test_each_document_is_in_one_split_and_comes_back_as_it_was(
     tmp_path_factory: Folders, given: list[str], tokenizer: str
 ) -> None:
     expected = tidy(given)
-    if len(set(expected)) < 2:
-        return  # nothing to share out
-    dataset = made(tmp_path_factory.mktemp("t"), given, tokenizer=tokenizer)
+    if len(set(expected)) < 2 or len(set("".join(expected))) < 2:
+        return  # nothing to split, or nothing to learn
+    with mock.patch.object(splits, "LARGEST_VAL_SHARE", 1.0):
+        dataset = made(tmp_path_factory.mktemp("t"), given, tokenizer=tokenizer)
     train, val = sides(dataset)
     assert not set(train) & set(val), "no validation document is trained on"
     assert train == [text for text in expected if text in train], "in order, with repetitions"
     assert val == [text for text in expected if text not in train]
     check_counts(dataset)
+
+
+@given(plain, tokenizers)
+def test_where_whole_documents_are_too_much_each_one_is_cut(
+    tmp_path_factory: Folders, given: list[str], tokenizer: str
+) -> None:
+    expected = [text for text in tidy(given) if text]
+    if len(set(expected)) < 2 or max(map(len, expected)) < 2 or len(set("".join(expected))) < 2:
+        return
+    with mock.patch.object(splits, "LARGEST_VAL_SHARE", 0.0):
+        dataset = made(tmp_path_factory.mktemp("t"), given, tokenizer=tokenizer)
+    cuts = [int(len(text) * 0.9) or len(text) for text in expected]
+    train = [text[:cut] for text, cut in zip(expected, cuts, strict=True)]
+    val = [text[cut:] for text, cut in zip(expected, cuts, strict=True) if text[cut:]]
+    assert sides(dataset) == (train, val)
+    check_counts(dataset)
+
+
+def test_a_book_and_its_preface_are_both_trained_on(tmp_path: Path) -> None:
+    """By the rule for many documents, the book alone would be the validation text."""
+    book, preface = "It was a dark night. " * 5000, "To the reader: " + "welcome. " * 100
+    for name, text in (("book", book), ("preface", preface)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    notes: list[str] = []
+    data = DataConfig((str(tmp_path),), (), "char")
+    dataset = find_or_prepare(data, tmp_path / "data", name="x", note=notes.append)
+    assert dataset.meta.val.bytes / (dataset.meta.val.bytes + dataset.meta.train.bytes) < 0.11
+    train, val = sides(dataset)
+    assert [a + b for a, b in zip(train, val, strict=True)] == [book, preface]
+    assert [len(text) for text in train] == [int(len(text) * 0.9) for text in (book, preface)]
+    assert [note for note in notes if "the last tenth of each document" in note]
+
+
+def test_documents_of_many_pieces_are_cut_at_nine_tenths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = made(tmp_path, documents := ["\n" + "x yz ä " * n + "\r\n" for n in (90, 1, 33, 90)])
+    assert len(sides(whole)[1]) == 4, "one of each document"
+    monkeypatch.setattr(readers, "PIECE", 16)
+    monkeypatch.setattr(encoding, "CHUNK", 20)
+    (tmp_path / "again").mkdir()
+    assert sides(made(tmp_path / "again", documents)) == sides(whole)
+
+
+def test_a_bpe_is_trained_on_what_is_left_of_each_document(tmp_path: Path) -> None:
+    dataset = made(
+        tmp_path, ["abc " * 90 + "zqzq " * 7, "abd " * 90 + "zqzq " * 7], None, "bpe", 262
+    )
+    assert isinstance(dataset.tokenizer, BPETokenizer)
+    assert not any(b"q" in token for token in dataset.tokenizer.tokens[256:])
+    assert any(b"ab" in token for token in dataset.tokenizer.tokens[256:])
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "hashes"),
+    [
+        (stories, None, ("8432f089731feade", "b43dbd5ce8b7143f")),
+        ("ab c\n" * 500, None, ("d5888287f470f715", "7baa4f6b414ca7e1")),
+        ([text * 9 for text in stories[:300]], None, ("c7111b6fc7924e86", "712d04cd7b994311")),
+        (stories[:50], stories[40:45], ("0332225e48afc3ec", "3de68f48508b9942")),
+        (["ä" * 70 + str(n) for n in range(500)], None, ("d407835785cc2276", "d82d81e7a1db716a")),
+    ],
+)
+def test_other_sources_keep_their_split_bit_for_bit(
+    tmp_path: Path, train: str | list[str], val: list[str] | None, hashes: tuple[str, str]
+) -> None:
+    """Published figures rest on them: hashes of the arrays, from before documents could be cut."""
+    meta = made(tmp_path, train, val).meta
+    assert (meta.train.sha256[:16], meta.val.sha256[:16]) == hashes
 
 
 @given(plain, plain, tokenizers)
@@ -190,10 +261,8 @@ def test_long_duplicates_are_known_whatever_the_newlines_around_them(
         assert sides(made(folder, text, "\r\n" + long + f"\n{END_OF_TEXT}no"))[0] == ["another"]
 
 
-def test_two_documents_give_one_for_each_side(tmp_path: Path) -> None:
-    train, val = sides(made(tmp_path, ["text 1", "text 2"]))
-    assert sorted(train + val) == ["text 1", "text 2"]
-    assert len(val) == 1
+def test_two_documents_are_both_on_both_sides(tmp_path: Path) -> None:
+    assert sides(made(tmp_path, ["text 1", "text 2"])) == (["text ", "text "], ["1", "2"])
 
 
 def test_two_single_documents_have_no_end_of_text(tmp_path: Path) -> None:
@@ -285,6 +354,7 @@ def test_what_was_decided_can_be_written_down() -> None:
     for decided in (
         SplitRule(single=True, cut=7),
         SplitRule(single=False, every=100, chosen="ff"),
+        SplitRule(single=False, tails=True),
     ):
         assert SplitRule(**json.loads(json.dumps(asdict(decided)))) == decided
 
