@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 
 from mlxgpt import config_files
 from mlxgpt.config import Config, override
@@ -66,6 +68,62 @@ def test_the_initial_loss_is_explained(tiny: Config) -> None:
     check = selfcheck.initial_loss(override(tiny, {"vocab_size": 65}))
     assert "ln 65 = 4.174" in check.detail
     assert "equally likely" in check.why
+
+
+WIDE = {"n_layer": 1, "n_head": 1, "block_size": 32}
+MODERN = {"tied": False, "position": "rope", "norm": "rms", "mlp": "swiglu", "bias": False}
+
+
+@pytest.mark.parametrize("settings", [{}, MODERN])
+@pytest.mark.parametrize(
+    ("vocab_size", "n_embd"),
+    [(2, 16), (2, 144), (7, 144), (18, 768), (65, 1280), (4096, 64)],
+)
+def test_every_vocabulary_and_width_passes_and_broken_models_do_not(
+    tiny_model: Config,
+    monkeypatch: Patch,
+    vocab_size: int,
+    n_embd: int,
+    settings: dict[str, object],
+) -> None:
+    size = {"vocab_size": vocab_size, "n_embd": n_embd}
+    config = override(tiny_model, WIDE | size | settings)
+    healthy = selfcheck.initial_loss(config)
+    assert healthy.ok, healthy.detail
+    with monkeypatch.context() as patch:
+        ten_times_the_weights(patch)
+        assert selfcheck.initial_loss(config).ok is False
+    if config.model.tied:  # with a head of its own, what is seen leaves no trace in the loss
+        sees_the_target(monkeypatch)
+        assert selfcheck.initial_loss(config).ok is False
+
+
+def ten_times_the_weights(patch: Patch) -> None:
+    real = model.initial_parameters
+    patch.setattr(
+        model,
+        "initial_parameters",
+        lambda gpt, seed: tree_map(lambda p: 10 * p if p.ndim > 1 else p, real(gpt, seed)),
+    )
+
+
+def sees_the_target(patch: Patch) -> None:
+    real = GPT.__call__
+    patch.setattr(GPT, "__call__", lambda self, ids: real(self, mx.roll(ids, -1, axis=1)))
+
+
+@pytest.mark.parametrize("vocab_size", [2, 4, 65])
+def test_the_expected_loss_is_near_the_mean_of_many_seeds(
+    tiny_model: Config, vocab_size: int
+) -> None:
+    size = {"n_embd": 144, "block_size": 64, "vocab_size": vocab_size}
+    results = [
+        selfcheck.initial_loss(override(tiny_model, size | {"seed": seed})).detail.split()
+        for seed in range(8)
+    ]
+    measured = np.mean([float(words[0]) for words in results]) - math.log(vocab_size)
+    expected = float(results[0][-1]) - math.log(vocab_size)
+    assert 0.5 < measured / expected < 1.5
 
 
 def untied(patch: Patch) -> None:
