@@ -10,6 +10,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -171,6 +172,25 @@ def read_small_bytes(path: Path, most: int = SMALL) -> bytes:
     if len(content) > most:
         raise ValueError(f"it is larger than {most:,} bytes")
     return content
+
+
+def read_json(path: Path, most: int = SMALL) -> Any:
+    """The values in a small JSON file, which may begin with a byte-order mark.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is larger than `most` bytes, or not JSON.
+    """
+    return parse_json(read_small(path, most).removeprefix("\ufeff"))
+
+
+def finite(tree: Any) -> Any:
+    """A tree of values with None in the place of numbers that JSON does not have."""
+    if isinstance(tree, dict):
+        return {name: finite(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def parse_json(text: str) -> Any:

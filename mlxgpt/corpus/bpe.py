@@ -2,6 +2,7 @@
 
 A vocabulary is 256 bytes, then one token for each merge, in order, then end-of-text. GPT-2's own
 is the one with 50,000 merges. Text is first cut by GPT-2's pattern; merges never cross a cut.
+Imported tokenizers may have their ids in another order, and added tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from mlxgpt.corpus.tokenizer import END_OF_TEXT, NUL, bpe_json
+from mlxgpt.corpus.tokenizer import (
+    END_OF_TEXT,
+    NUL,
+    AddedToken,
+    AddedTokens,
+    bpe_json,
+    tokens_by_id,
+)
 from mlxgpt.errors import UserError
 
 SMALLEST = 257  # every byte, and end-of-text
@@ -46,49 +54,85 @@ class BPETokenizer:
 
     Args:
         merges: pairs of tokens, each becoming one token, the first merged first.
+        ids: the id of each byte, in GPT-2's order, and of each merge; default: from 0 on.
+        added: all other tokens; default: the end-of-text, behind them.
+        end_of_text: the id of the added token that ends a document; None where there is none.
+
+    Attributes:
+        tokens: the bytes and what merges make of them, in order.
     """
 
-    def __init__(self, merges: Iterable[Merge]) -> None:
+    def __init__(
+        self,
+        merges: Iterable[Merge],
+        *,
+        ids: Sequence[int] | None = None,
+        added: Sequence[AddedToken] | None = None,
+        end_of_text: int | None = None,
+    ) -> None:
         self.merges = list(merges)
         self.tokens = [bytes([byte]) for byte in byte_letters()]
         self.tokens += [left + right for left, right in self.merges]
-        if len(set(self.tokens)) < len(self.tokens):
+        size = len(self.tokens)
+        if len(set(self.tokens)) < size:
             raise ValueError("two merges give the same token")
-        self.end_of_text = len(self.tokens)
+        self.end_of_text: int | None = end_of_text
+        if added is None:
+            self.end_of_text, added = size, [AddedToken(size, END_OF_TEXT)]
+        self.added = AddedTokens(added)
+        ranks = list(range(size) if ids is None else ids)
+        extra = [(token.id, token.content.encode()) for token in self.added.tokens]
+        self._bytes = tokens_by_id([*zip(ranks, self.tokens, strict=True), *extra])
+        last = [AddedToken(size, END_OF_TEXT)]
+        # The fingerprint of such a tokenizer never changes.
+        self._plain = ranks == [*range(size)] and self.added.tokens == last
+        # tiktoken numbers tokens by their rank, and the end-of-text last.
+        self._ids = np.array([*ranks, self.end_of_text or 0], dtype=np.uint32)
         self._own = threading.local()
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the end-of-text token included."""
-        return len(self.tokens) + 1
+        """Number of ids, the added tokens included."""
+        return len(self._bytes)
 
     def encode(self, text: str) -> np.ndarray:
         """ids[n], int64. Special text in it is text, never a token."""
         with _told_of_failures():
-            return np.array(self._encoding.encode_ordinary(text), dtype=np.int64)
+            return self.added.encode(text, self._encode)
 
     def encode_stream(self, text: str) -> np.ndarray:
         """As `encode`, uint32; each NUL becomes an end-of-text token. Lets other threads run."""
         with _told_of_failures():
-            return self._encoding.encode_to_numpy(
-                text, allowed_special={NUL}, disallowed_special=frozenset()
-            )
+            return self.added.encode(text, self._encode_stream)
+
+    def _encode(self, text: str) -> np.ndarray:
+        ranks = np.array(self._encoding.encode_ordinary(text), dtype=np.int64)
+        return ranks if self._plain else self._ids[ranks].astype(np.int64)
+
+    def _encode_stream(self, text: str) -> np.ndarray:
+        allowed = set() if self.end_of_text is None else {NUL}
+        ranks: np.ndarray = self._encoding.encode_to_numpy(
+            text, allowed_special=allowed, disallowed_special=frozenset()
+        )
+        return ranks if self._plain else self._ids[ranks]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; end-of-text is written as <|endoftext|>, and bytes that are no
+        """The text of some ids; special tokens are written by their names, and bytes that are not
         UTF-8, as where a character is cut, as U+FFFD.
         """
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that one id stands for."""
-        return END_OF_TEXT.encode() if id == self.end_of_text else self.tokens[id]
+        return self._bytes[id]
 
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 of everything that decides which ids a text becomes."""
-        pairs = [f"{left.hex()} {right.hex()}" for left, right in self.merges]
-        return hashlib.sha256(json.dumps(["bpe", *pairs]).encode()).hexdigest()
+        own: list[Any] = ["bpe", *(f"{left.hex()} {right.hex()}" for left, right in self.merges)]
+        if not self._plain:
+            own += [self._ids[:-1].tolist(), *self.added.identity(self.end_of_text)]
+        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
 
     def to_json(self) -> str:
         """tokenizer.json, as Hugging Face's `tokenizers` and `transformers` read it."""
@@ -98,25 +142,20 @@ class BPETokenizer:
             "trim_offsets": True,
             "use_regex": True,
         }
-        vocab = {_letters(token): id for id, token in enumerate(self.tokens)}
+        vocab = dict(zip(map(spelled, self.tokens), self._ids[:-1].tolist(), strict=True))
         return bpe_json(
-            self.end_of_text,
+            self.added.to_tree(self.end_of_text),
             pre_tokenizer=byte_level,
             decoder=byte_level,
             ignore_merges=False,
-            vocab=vocab | {END_OF_TEXT: self.end_of_text},
-            merges=[[_letters(left), _letters(right)] for left, right in self.merges],
+            vocab=dict(sorted((vocab | self.added.ids).items(), key=lambda item: item[1])),
+            merges=[[spelled(left), spelled(right)] for left, right in self.merges],
         )
 
     @classmethod
     def from_json_merges(cls, merges: Sequence[Sequence[str]]) -> BPETokenizer:
-        """The tokenizer whose tokenizer.json has these merges."""
-        bytes_of = {letter: byte for byte, letter in byte_letters().items()}
-
-        def token(letters: str) -> bytes:
-            return bytes(bytes_of[letter] for letter in letters)
-
-        return cls((token(left), token(right)) for left, right in merges)
+        """The tokenizer whose tokenizer.json has these merges, and ids as ours have."""
+        return cls(merges_of_json(merges))
 
     @property
     def _encoding(self) -> Any:
@@ -128,8 +167,8 @@ class BPETokenizer:
             self._own.encoding = tiktoken.Encoding(
                 "mlxgpt",
                 pat_str=r50k_pat_str,
-                mergeable_ranks={token: id for id, token in enumerate(self.tokens)},
-                special_tokens={NUL: self.end_of_text},
+                mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
+                special_tokens={NUL: len(self.tokens)},
             )
         return self._own.encoding
 
@@ -225,6 +264,22 @@ def _merges_of(tokens: Sequence[bytes]) -> Iterator[Merge]:
         yield left, right
 
 
-def _letters(token: bytes) -> str:
+def spelled(token: bytes) -> str:
+    """A token as tokenizer.json and vocab.json spell it."""
     letters = byte_letters()
     return "".join(letters[byte] for byte in token)
+
+
+def merges_of_json(merges: Iterable[Sequence[str]]) -> list[Merge]:
+    """Merges as tokenizer.json and merges.txt spell them.
+
+    Raises:
+        KeyError: naming a character that stands for no byte.
+        ValueError: if one is not of two tokens.
+    """
+    bytes_of = {letter: byte for byte, letter in byte_letters().items()}
+
+    def token(letters: str) -> bytes:
+        return bytes(bytes_of[letter] for letter in letters)
+
+    return [(token(left), token(right)) for left, right in merges]

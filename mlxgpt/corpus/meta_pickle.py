@@ -2,7 +2,7 @@
 
 A pickle is a little program that may call any function. Here its opcodes are split by
 `pickletools`, which runs none, and carried out by a machine that knows whole numbers, texts, lists
-and dictionaries only. Knows nothing of arrays or tokenizers.
+and dictionaries only. Knows nothing of arrays.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mlxgpt import files
+from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.errors import UserError
 
 # Room for all that nanoGPT's two-byte ids can tell apart, in the wordiest protocol: 54 bytes and 8
@@ -56,6 +57,11 @@ def characters(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}", REMEDY) from error
     except ValueError as error:
         raise UserError(f"{path} is no vocabulary of characters: {error}", REMEDY) from error
+
+
+def tokenizer(path: Path) -> CharTokenizer:
+    """The tokenizer of a meta.pkl, its ids in any order; see `characters`."""
+    return CharTokenizer.from_ids({c: id for id, c in enumerate(characters(path))})
 
 
 def _agreed(meta: Any) -> str:

@@ -49,14 +49,7 @@ def _tokenizer(folder: Path) -> BPETokenizer | CharTokenizer:
     path = folder / VOCABULARY
     if not os.path.lexists(path):  # a link to nothing is there, and refused
         return bpe.gpt2()
-    characters = meta_pickle.characters(path)
-    tokenizer = CharTokenizer(characters, end_of_text=False)
-    if tokenizer.characters != characters:
-        raise UserError(
-            f"{path} has its characters in another order than that of their code points",
-            "sort them as nanoGPT's prepare.py does, or prepare the text itself: --source FILE.",
-        )
-    return tokenizer
+    return meta_pickle.tokenizer(path)
 
 
 def _map(path: Path) -> np.ndarray:

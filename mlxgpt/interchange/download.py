@@ -16,7 +16,8 @@ from mlxgpt import files
 from mlxgpt.corpus import web
 from mlxgpt.errors import UserError
 from mlxgpt.interchange.huggingface import CONFIG, INDEX, WEIGHTS
-from mlxgpt.interchange.tokenizers import JSON, MERGES, SETTINGS, VOCAB
+from mlxgpt.interchange.tokenizers import ADDED, JSON, MERGES, SETTINGS, SPECIAL, VOCAB
+from mlxgpt.storage.run import CHAT_TEMPLATE
 
 # By the names that everybody calls them by.
 KNOWN = {
@@ -75,7 +76,8 @@ def _fetch(path: str, note: Callable[[str], None]) -> tuple[Path, str]:
     if CONFIG not in known:
         raise UserError(f"{path} has no {CONFIG}", "name a GPT-2 of the hub, such as gpt2.")
     folder = get(CONFIG).parent
-    for file in (JSON, SETTINGS) if JSON in known else (VOCAB, MERGES, SETTINGS):
+    tokens = (JSON,) if JSON in known else (VOCAB, MERGES)
+    for file in (*tokens, SETTINGS, ADDED, SPECIAL, CHAT_TEMPLATE):
         if file in known:
             get(file)
     weights = list(_weights(path, known, get))

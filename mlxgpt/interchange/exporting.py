@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from mlxgpt import files
 from mlxgpt.config import ModelConfig
+from mlxgpt.corpus.tokenizer import end_name
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import gguf, huggingface, mlx_lm, qwen3, tokenizers
 from mlxgpt.interchange.card import card
@@ -111,7 +112,7 @@ def _write(
             quantize=quantize,
         )
         (scratch / "Modelfile").write_text(
-            gguf.modelfile(name, end_of_text=end is not None), encoding="utf-8"
+            gguf.modelfile(name, end_of_text=end_name(run.tokenizer)), encoding="utf-8"
         )
         return
     if unlike_gpt2(model):

@@ -20,7 +20,7 @@ import numpy as np
 
 from mlxgpt import files
 from mlxgpt.config import ModelConfig
-from mlxgpt.corpus.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer
+from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import qwen3
 from mlxgpt.model.counting import mlp_width
@@ -84,8 +84,9 @@ def write(
 ) -> None:
     """Write a model and its tokenizer as one GGUF file, in place of one that is there.
 
-    In llama.cpp, unlike here, <|endoftext|> in a prompt is the token; and of characters, one that
-    the tokenizer has never seen is left out where it has end-of-text, and refused where not.
+    In llama.cpp, unlike here, a special token's name in a prompt is the token; and of characters,
+    one that the tokenizer has never seen is left out where it has end-of-text, and refused where
+    not.
 
     Args:
         path: the file, in a folder that is there.
@@ -129,16 +130,16 @@ def write(
             scratch.unlink()
 
 
-def modelfile(gguf_name: str, *, end_of_text: bool) -> str:
-    """An Ollama Modelfile for a GGUF file that lies beside it: a prompt is continued as it is.
+def modelfile(gguf_name: str, *, end_of_text: str | None) -> str:
+    """An Ollama Modelfile for a GGUF file in the same folder: a prompt is continued as it is.
 
     Args:
         gguf_name: the file's name, without a folder.
-        end_of_text: whether its tokenizer has one, which ends a text.
+        end_of_text: the name of the token that ends a text, where there is one.
     """
     lines = [f"FROM ./{gguf_name}", 'TEMPLATE "{{ .Prompt }}"', "PARAMETER temperature 0.8"]
     if end_of_text:
-        lines.append(f'PARAMETER stop "{END_OF_TEXT}"')
+        lines.append(f'PARAMETER stop "{end_of_text}"')
     return "\n".join(lines) + "\n"
 
 
@@ -201,23 +202,24 @@ def _add_shape(writer: Any, config: ModelConfig) -> None:
 
 def _vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     """The tokenizer in llama.cpp's terms, with unused tokens up to the model's vocabulary."""
-    merges = [NO_MERGE]
-    if not isinstance(tokenizer, CharTokenizer):
-        model = json.loads(tokenizer.to_json())["model"]
-        kind, type = "gpt2", NORMAL
-        tokens = [token for token in model["vocab"] if token != END_OF_TEXT]
-        merges = [" ".join(pair) for pair in model["merges"]] or merges
-    elif tokenizer.end_of_text is not None:
+    tree = json.loads(tokenizer.to_json())
+    added = {token.id: token for token in tokenizer.added.tokens}
+    names = tree["model"]["vocab"] | tokenizer.added.ids
+    kind, type = "gpt2", NORMAL
+    if isinstance(tokenizer, CharTokenizer):
         # Tokens of the user's own are cut out of a text before BPE sees it: here, all of it.
-        kind, type = "gpt2", USER_DEFINED
-        tokens = list(tokenizer.characters)
-    else:
-        kind, type = "rwkv", NORMAL
-        tokens = list(map(_escaped, tokenizer.characters))
-    types = [type] * len(tokens)
-    if tokenizer.end_of_text is not None:
-        tokens.append(END_OF_TEXT)
-        types.append(CONTROL)
+        kind, type = ("rwkv", NORMAL) if tokenizer.end_of_text is None else ("gpt2", USER_DEFINED)
+    elif tokenizer.end_of_text is None:
+        raise UserError(
+            "llama.cpp cannot have a byte-level BPE without an end-of-text: id 11 would end texts",
+            "export it --to hf, or name its eos_token in tokenizer_config.json and import again.",
+        )
+    tokens, types = [], []
+    for name, id in sorted(names.items(), key=lambda item: item[1]):
+        tokens.append(_escaped(name) if kind == "rwkv" else name)
+        special = id in added and added[id].special
+        types.append(CONTROL if special else USER_DEFINED if id in added else type)
+    merges = [" ".join(pair) for pair in tree["model"]["merges"]] or [NO_MERGE]
     for n in range(vocab_size - len(tokens)):
         tokens.append(r"\xff" * (n + 1) if kind == "rwkv" else f"[PAD{n}]")
         types.append(UNUSED)
@@ -229,7 +231,7 @@ def _escaped(character: str) -> str:
     end: where BPE is given none, id 11 ends a text, whatever it is. But rwkv never comes to an end
     where a text has a token's first bytes and not the others, so that only one byte is safe.
     """
-    if not character.isascii():
+    if not character.isascii() or len(character) > 1:
         raise UserError(
             f"llama.cpp cannot have {character!r} as a token where there is no end-of-text",
             "train with --tokenizer bpe, which has one.",

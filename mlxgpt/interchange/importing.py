@@ -12,7 +12,7 @@ from mlxgpt import files
 from mlxgpt.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from mlxgpt.corpus import meta_pickle
 from mlxgpt.corpus.bpe import GPT2_VOCAB_SIZE, BPETokenizer, gpt2
-from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
+from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import download, huggingface, nanogpt, tokenizers
 from mlxgpt.interchange.huggingface import Foreign
@@ -47,7 +47,7 @@ def read(source: str, note: Callable[[str], None], meta: Path | None = None) -> 
             "--meta belongs to nanoGPT's ckpt.pt", "name that file, or leave out --meta."
         )
     if path.is_dir():
-        return _of_folder(path, {"folder": path.absolute().name})
+        return _of_folder(path, {"folder": path.absolute().name}, note)
     if source not in download.KNOWN and source.count("/") != 1:
         raise UserError(
             f"there is no folder {source!r}, and no model of the hub is called so",
@@ -55,7 +55,7 @@ def read(source: str, note: Callable[[str], None], meta: Path | None = None) -> 
         )
     place, commit = download.fetch(source, note)
     hub = download.KNOWN.get(source, source)
-    return _of_folder(place, {"hub": hub, "revision": commit})
+    return _of_folder(place, {"hub": hub, "revision": commit}, note)
 
 
 def _of_nanogpt(path: Path, meta: Path | None, note: Callable[[str], None]) -> Foreign:
@@ -66,7 +66,7 @@ def _of_nanogpt(path: Path, meta: Path | None, note: Callable[[str], None]) -> F
     )
     tokenizer: Tokenizer
     if meta:
-        tokenizer = CharTokenizer(meta_pickle.characters(meta), end_of_text=False)
+        tokenizer = meta_pickle.tokenizer(meta)
     elif found.config.vocab_size >= GPT2_VOCAB_SIZE:
         tokenizer = gpt2()
     else:
@@ -81,9 +81,9 @@ def _of_nanogpt(path: Path, meta: Path | None, note: Callable[[str], None]) -> F
     return Foreign(found.config, found.parameters, tokenizer, False, origin)
 
 
-def _of_folder(folder: Path, origin: dict[str, str]) -> Foreign:
+def _of_folder(folder: Path, origin: dict[str, str], note: Callable[[str], None]) -> Foreign:
     config = huggingface.read_config(folder)
-    tokenizer, add_bos_token = tokenizers.read(folder)
+    tokenizer, add_bos_token = tokenizers.read(folder, config.vocab_size, note)
     if tokenizer.vocab_size > config.vocab_size:
         raise _too_many_ids(str(folder), tokenizer.vocab_size, config.vocab_size)
     parameters = huggingface.read_parameters(folder, config)
@@ -103,8 +103,14 @@ def make_run(foreign: Foreign, folder: Path) -> Run:
     taken out of `foreign`, so that memory holds them once.
 
     Raises:
-        UserError: if there is something else of that name, or it cannot be written.
+        UserError: if its weights are not finite, there is something else of that name, or it cannot
+            be written.
     """
+    if name := checkpoint.first_not_finite(foreign.parameters):
+        raise UserError(
+            f"the model's {name} has values that are not finite (NaN or infinity)",
+            "take a checkpoint from before its training diverged, or copy it again.",
+        )
     with files.only_one(folder, "writing"):
         if folder.exists() and any(folder.iterdir()):
             if (folder / "run.json").exists() and not runs.open_run(folder).steps():

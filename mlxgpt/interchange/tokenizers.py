@@ -1,41 +1,68 @@
-"""A tokenizer as Hugging Face keeps it: tokenizer.json, or GPT-2's vocab.json and merges.txt; and
-ours as these are read by transformers, mlx-lm and `tokenizers`.
+"""A tokenizer as Hugging Face keeps it: tokenizer.json, or GPT-2's vocab.json and merges.txt, with
+the added tokens of added_tokens.json and tokenizer_config.json; and ours as these are read by
+transformers, mlx-lm and `tokenizers`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mlxgpt import files
 from mlxgpt.corpus import tokenizer_file
-from mlxgpt.corpus.bpe import BPETokenizer
-from mlxgpt.corpus.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer
+from mlxgpt.corpus.tokenizer import END_OF_TEXT, Tokenizer, end_name
 from mlxgpt.errors import UserError
 from mlxgpt.storage.run import CHAT_TEMPLATE
 
-Known = TypeVar("Known", BPETokenizer, CharTokenizer)
-
 JSON, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 VOCAB, MERGES = "vocab.json", "merges.txt"
+ADDED, SPECIAL = "added_tokens.json", "special_tokens_map.json"
 
 
-def read(folder: Path) -> tuple[Tokenizer, bool]:
+def read(
+    folder: Path, room: int, note: Callable[[str], None] = lambda line: None
+) -> tuple[Tokenizer, bool]:
     """A folder's tokenizer, and whether texts begin with an end-of-text.
 
+    Args:
+        room: ids that the model has. Special tokens beyond them, such as a padding token that no
+            model was trained with, are left out.
+        note: takes a line on those.
+
     Raises:
-        UserError: if there is none, or it is of a kind that is not built here.
+        UserError: if there is none, or it is of another kind than those built here.
     """
     try:
+        settings = _optional(folder / SETTINGS)
+        decoder = settings.get("added_tokens_decoder")
+        named = settings if decoder is not None else settings | _optional(folder / SPECIAL)
+        special = {name for name in map(_content, _values(named)) if name}
         if (folder / JSON).is_file():
-            text = files.read_small(folder / JSON, tokenizer_file.LARGEST)
-            with files.not_too_deep():
-                tree = files.parse_json(text)
-                tokenizer = _of_json(tree)
+            tree = files.read_json(folder / JSON, tokenizer_file.LARGEST)
         else:
-            tokenizer, tree = _of_two_files(folder), {}
-        return tokenizer, _adds_bos(folder, tree) and tokenizer.end_of_text is not None
+            tree = _of_two_files(folder)
+        if settings.get("add_prefix_space"):
+            raise ValueError("it puts a space before each text (add_prefix_space)")
+        # In the order in which transformers reads them, the last one counting.
+        older = _optional(folder / ADDED).items()
+        added = [{"content": t, "id": id, "special": t in special} for t, id in older]
+        added += tree.get("added_tokens") or []
+        added += [{**token, "id": int(id)} for id, token in (decoder or {}).items()]
+        beyond = [t["content"] for t in added if t.get("special") and t["id"] >= room]
+        if beyond:
+            note(f"left out, as the model has no such ids: {', '.join(sorted(set(beyond)))}")
+        added = [token for token in added if token["content"] not in beyond]
+        end = _content(named.get("eos_token"))
+        tokenizer = tokenizer_file.tokenizer_of({**tree, "added_tokens": added}, end, special)
+        first = _first(tree.get("post_processor") or {})
+        if settings.get("add_bos_token") is not None:
+            bos = _content(named.get("bos_token")) or END_OF_TEXT
+            first = bos if settings["add_bos_token"] is True else None
+        if first is not None and first != (end_name(tokenizer) or first):
+            raise ValueError(f"texts begin with {first!r}, and end with {end_name(tokenizer)!r}")
+        return tokenizer, first is not None and tokenizer.end_of_text is not None
     except OSError as error:
         raise UserError(
             f"{folder} has no {JSON}: {error.strerror}", "copy or download the whole folder again."
@@ -47,51 +74,47 @@ def read(folder: Path) -> tuple[Tokenizer, bool]:
         ) from error
 
 
-def _of_json(tree: Any) -> Tokenizer:
-    model = tree["model"]
-    if model.get("type", "BPE") != "BPE" or tree.get("normalizer"):
-        raise ValueError("it is no plain BPE")
-    added = {token["content"]: token["id"] for token in tree.get("added_tokens", [])}
-    if not tree.get("pre_tokenizer") and not model["merges"]:  # characters, as we write them
-        characters = CharTokenizer(
-            (text for text in model["vocab"] if text not in added), end_of_text=bool(added)
-        )
-        return _checked(characters, model["vocab"] | added)
-    cut = tree["pre_tokenizer"] or {}
-    if cut.get("type") != "ByteLevel" or cut.get("add_prefix_space") or not cut.get("use_regex", 1):
-        raise ValueError("it does not cut texts as GPT-2 does")
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    return _checked(BPETokenizer.from_json_merges(merges), model["vocab"] | added)
+def _optional(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that need not be there."""
+    tree = files.read_json(path, tokenizer_file.LARGEST) if path.is_file() else {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return tree
 
 
-def _of_two_files(folder: Path) -> Tokenizer:
-    vocab = files.parse_json(files.read_small(folder / VOCAB, tokenizer_file.LARGEST))
-    lines = files.read_small(folder / MERGES, tokenizer_file.LARGEST).split("\n")
-    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    return _checked(BPETokenizer.from_json_merges(pairs), vocab)
+def _of_two_files(folder: Path) -> dict[str, Any]:
+    """GPT-2's vocab.json and merges.txt as a tokenizer.json has them."""
+    vocab = files.read_json(folder / VOCAB, tokenizer_file.LARGEST)
+    lines = files.read_small(folder / MERGES, tokenizer_file.LARGEST).removeprefix("\ufeff")
+    pairs = [line.split() for line in lines.splitlines() if not line.startswith("#version")]
+    model = {"vocab": vocab, "merges": [pair for pair in pairs if pair]}
+    return {"model": model, "pre_tokenizer": {"type": "ByteLevel"}}
 
 
-def _checked(tokenizer: Known, vocab: dict[str, int]) -> Known:
-    """`tokenizer` itself, if each token has the id that it has there."""
-    tree = json.loads(tokenizer.to_json())
-    ours = tree["model"]["vocab"] | {
-        token["content"]: token["id"] for token in tree["added_tokens"]
-    }
-    if vocab != ours:
-        token = min(dict(vocab.items() ^ ours.items()), default="")
-        raise ValueError(f"the token {token!r} does not have the id that it has in ours")
-    return tokenizer
+def _values(named: Mapping[str, Any]) -> Iterator[Any]:
+    """The special tokens that a tokenizer's settings name."""
+    for key, value in named.items():
+        if key.endswith("_token"):
+            yield value
+        elif key in ("additional_special_tokens", "extra_special_tokens"):
+            yield from value.values() if isinstance(value, dict) else value or ()
 
 
-def _adds_bos(folder: Path, tree: Any) -> bool:
-    settings = folder / SETTINGS
-    if settings.is_file():
-        told = files.parse_json(files.read_small(settings)).get("add_bos_token")
-        if told is not None:
-            return told is True
-    processor = tree.get("post_processor") or {}
+def _content(token: Any) -> str | None:
+    """A special token's text, written alone or with its settings."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _first(processor: Mapping[str, Any]) -> str | None:
+    """The special token that a post-processor puts before a text."""
+    if processor.get("type") == "Sequence":
+        return next(filter(None, map(_first, processor["processors"])), None)
+    if "cls" in processor:  # RoBERTa's and BERT's
+        return str(processor["cls"][0])
     first = (processor.get("single") or [{}])[0]
-    return first.get("SpecialToken", {}).get("id") == END_OF_TEXT
+    name = first.get("SpecialToken", {}).get("id")
+    return None if name is None else str(name)
 
 
 def chat_template(folder: Path) -> str | None:
@@ -106,7 +129,7 @@ def chat_template(folder: Path) -> str | None:
             return files.read_small(folder / CHAT_TEMPLATE)
         if not (folder / SETTINGS).is_file():
             return None
-        told = files.parse_json(files.read_small(folder / SETTINGS)).get("chat_template")
+        told = _optional(folder / SETTINGS).get("chat_template")
         if isinstance(told, list):
             told = {one["name"]: one["template"] for one in told}.get("default")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -127,11 +150,10 @@ def write(folder: Path, tokenizer: Tokenizer, block_size: int, *, add_bos_token:
     from tokenizers.processors import TemplateProcessing
 
     written = HuggingFace.from_str(tokenizer.to_json())
+    end = end_name(tokenizer)
     if add_bos_token:
-        special = [(END_OF_TEXT, tokenizer.end_of_text)]
-        written.post_processor = TemplateProcessing(
-            single=f"{END_OF_TEXT} $A", special_tokens=special
-        )
+        special = [(end, tokenizer.end_of_text)]
+        written.post_processor = TemplateProcessing(single=[end, "$A"], special_tokens=special)
     (folder / JSON).write_text(written.to_str(), encoding="utf-8")
     tree: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -139,6 +161,6 @@ def write(folder: Path, tokenizer: Tokenizer, block_size: int, *, add_bos_token:
         "add_bos_token": add_bos_token,
         "clean_up_tokenization_spaces": False,
     }
-    if tokenizer.end_of_text is not None:
-        tree |= dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
+    if end is not None:
+        tree |= dict.fromkeys(("bos_token", "eos_token"), end)
     (folder / SETTINGS).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

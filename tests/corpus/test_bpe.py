@@ -96,6 +96,7 @@ def test_special_text_is_text(small_bpe: BPETokenizer) -> None:
     assert small_bpe.end_of_text not in ids
     assert small_bpe.decode(ids) == text
     assert small_bpe.end_of_text not in small_bpe.encode_stream(text.replace("\0", ""))
+    assert small_bpe.end_of_text
     assert small_bpe.decode([small_bpe.end_of_text]) == END_OF_TEXT
     assert from_file(small_bpe).encode(f"{END_OF_TEXT}").ids == [small_bpe.end_of_text]
 

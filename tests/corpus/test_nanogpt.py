@@ -156,10 +156,14 @@ def test_an_id_that_the_vocabulary_has_not_is_refused(characters: Path) -> None:
         open_dataset(characters)
 
 
-def test_another_order_of_the_characters_is_refused(characters: Path) -> None:
+def test_characters_in_another_order_keep_their_ids(characters: Path) -> None:
     write_characters(characters, "abcabc" * 9, "acb")
-    with pytest.raises(UserError, match="in another order than that of their code points"):
-        open_dataset(characters)
+    dataset = open_dataset(characters)
+    assert dataset.tokenizer.encode("abc").tolist() == dataset.train.ids[:3].tolist() == [0, 2, 1]
+    assert dataset.tokenizer.decode(dataset.val.ids.tolist()) in "abcabc" * 9
+    sorted_first = open_dataset(characters).meta.fingerprint
+    write_characters(characters, "abcabc" * 9)
+    assert open_dataset(characters).meta.fingerprint != sorted_first
 
 
 @pytest.mark.parametrize("kind", ["pickle", "pipe", "link to nothing"])

@@ -114,6 +114,7 @@ def test_where_writing_fails_the_file_before_it_is_all_there_is(
 
 def test_bpe_has_a_token_for_each_id() -> None:
     tokenizer = bpe.train([TEXT * 3], 270)
+    assert tokenizer.end_of_text
     kind, tokens, types, merges = gguf._vocabulary(tokenizer, tokenizer.vocab_size + 2)
     assert kind == "gpt2"
     letters = {letter: byte for byte, letter in bpe.byte_letters().items()}
@@ -146,10 +147,10 @@ def test_characters_without_an_end_are_tokens_of_one_byte() -> None:
 
 
 def test_an_ollama_modelfile() -> None:
-    assert gguf.modelfile("tales.gguf", end_of_text=True) == (
+    assert gguf.modelfile("tales.gguf", end_of_text=END_OF_TEXT) == (
         "FROM ./tales.gguf\n"
         'TEMPLATE "{{ .Prompt }}"\n'
         "PARAMETER temperature 0.8\n"
         'PARAMETER stop "<|endoftext|>"\n'
     )
-    assert "stop" not in gguf.modelfile("shakespeare.gguf", end_of_text=False)
+    assert "stop" not in gguf.modelfile("shakespeare.gguf", end_of_text=None)

@@ -19,7 +19,7 @@ from mlxgpt.corpus import web
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.errors import UserError
-from mlxgpt.interchange import download, importing
+from mlxgpt.interchange import download, huggingface, importing
 from mlxgpt.storage.run import load_model, open_run
 from tests.commands import Capture, refused
 from tests.corpus.hub import Hub, Repository, running
@@ -103,6 +103,15 @@ def test_an_import_that_was_interrupted_is_begun_again(
     assert mlxgpt.import_model("small").steps() == [0]
 
 
+def test_weights_that_are_not_finite_are_refused(home: Path, capsys: Capture) -> None:
+    parameters = folder_of(home / "small")
+    parameters["h.1.ln_2.bias"][7] = float("nan")
+    huggingface.write_parameters(home / "small", SHAPE, parameters)
+    problem = refused(capsys, "import", "small")
+    assert problem == "the model's h.1.ln_2.bias has values that are not finite (NaN or infinity)"
+    assert not Path("runs").exists()
+
+
 # Tokenizers.
 
 
@@ -151,12 +160,18 @@ def test_texts_that_begin_with_a_token(home: Path, said: str) -> None:
 
 
 CHANGES: dict[str, Any] = {
-    "another order": lambda tree: tree["model"]["vocab"].update({"!": 1, '"': 0}),
+    "a token twice": lambda tree: tree["model"]["vocab"].update({"!": 1}),
+    "a token that no merge makes": lambda tree: tree["model"]["vocab"].update({"once upon": 280}),
+    "a gap in the ids": lambda tree: tree["model"]["vocab"].update({"<pad>": 281}),
+    "merges at random": lambda tree: tree["model"].update(dropout=0.1),
+    "a word with the spaces around it": lambda tree: tree["added_tokens"].append(
+        {"content": "cat", "id": 280, "lstrip": True}
+    ),
     "another kind": lambda tree: tree["model"].update(type="Unigram"),
     "another cut": lambda tree: tree["pre_tokenizer"].update(add_prefix_space=True),
     "normalised": lambda tree: tree.update(normalizer={"type": "NFC"}),
     "a merge of nothing": lambda tree: tree["model"]["merges"].append(["€", "€"]),
-    "more tokens": lambda tree: tree["added_tokens"].append({"content": "<pad>", "id": 280}),
+    "two ids": lambda tree: tree["added_tokens"].append({"content": "<|endoftext|>", "id": 280}),
     "no model": lambda tree: tree.pop("model"),
 }
 

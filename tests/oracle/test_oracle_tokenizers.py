@@ -1,0 +1,45 @@
+"""transformers loads the same folders, with the same ids. Needs the extra `oracle`."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from mlxgpt.interchange import tokenizers
+from tests.interchange.tokenizer_folders import ADDED, FOLDERS, PIECES, write_folder
+
+pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # other people's
+    from transformers import AutoTokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+
+
+@pytest.mark.parametrize("form", FOLDERS)
+def test_transformers_reads_the_same_ids(tmp_path: Path, form: str) -> None:
+    """Special tokens in a text are text here, which is its `split_special_tokens`."""
+    write_folder(tmp_path, form)
+    ours, _ = tokenizers.read(tmp_path, 1000)
+    theirs: Any = AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
+    for id, (content, special) in enumerate(ADDED, 280):
+        assert theirs.convert_tokens_to_ids(content) == id
+        assert ours.decode([id]) == theirs.decode([id]) == content
+        assert {token.id: token.special for token in ours.added.tokens}[id] == special
+    assert theirs.eos_token_id == ours.end_of_text
+    tokenizers.write(tmp_path, ours, 16, add_bos_token=False)
+    exported: Any = AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
+
+    @settings(max_examples=100, deadline=None)
+    @given(PIECES)
+    def check(text: str) -> None:
+        expected = theirs(text)["input_ids"]
+        assert ours.encode(text).tolist() == expected
+        assert exported(text)["input_ids"] == expected
+
+    check()
