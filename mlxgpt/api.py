@@ -373,7 +373,8 @@ def appraise(
     result = appraisal.appraise(model, found.tokenizer, dataset, note=note)
     tree = {"step": step, **asdict(result)}
     files.write_atomically(
-        found.folder / "quality.json", json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+        found.folder / "quality.json",
+        json.dumps(files.finite(tree), indent=1, ensure_ascii=False) + "\n",
     )
     return result
 

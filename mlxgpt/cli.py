@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from mlxgpt import config_files
+from mlxgpt import config_files, files
 from mlxgpt.arguments import make_parser
 from mlxgpt.errors import UserError
 from mlxgpt.machine import mac
@@ -125,14 +125,13 @@ def _train(given: dict[str, Any], arguments: list[str]) -> int:
 
 def _compare(given: dict[str, Any], arguments: list[str]) -> int:
     from mlxgpt import api
-    from mlxgpt.comparison import finite
     from mlxgpt.standings import ComparisonDisplay, show_comparison
 
     as_json, variants = given.pop("json"), given.pop("variants")
     with ComparisonDisplay() as display:
         record = api.compare(*variants, observer=display, **_present(given))
     if as_json:
-        _print_json(finite(asdict(record)))
+        _print_json(asdict(record))
     else:
         show_comparison(record)
     if record.interrupted:
@@ -416,7 +415,7 @@ def _one_tier(given: dict[str, Any]) -> dict[str, Any]:
 
 def _print_json(value: Any) -> int:
     plain = "utf" not in (sys.stdout.encoding or "").lower()  # JSON has a way to write the rest
-    print(json.dumps(value, default=str, ensure_ascii=plain))  # str: paths
+    print(json.dumps(files.finite(value), default=str, ensure_ascii=plain))  # str: paths
     return 0
 
 

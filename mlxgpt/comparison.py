@@ -144,15 +144,6 @@ def write(record: Record, folder: Path) -> tuple[Path, Path]:
     """
     name = record.name + "-final" * (record.judged_on == "validation")
     paths = folder / f"{name}.json", folder / f"{name}.md"
-    files.write_atomically(paths[0], json.dumps(finite(asdict(record)), indent=1) + "\n")
+    files.write_atomically(paths[0], json.dumps(files.finite(asdict(record)), indent=1) + "\n")
     files.write_atomically(paths[1], comparison.markdown(record))
     return paths
-
-
-def finite(tree: Any) -> Any:
-    """The same, None in the place of numbers that JSON has not."""
-    if isinstance(tree, dict):
-        return {name: finite(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

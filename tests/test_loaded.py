@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 
 import mlxgpt
+from mlxgpt import cli
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.loaded import load
 from mlxgpt.model.losses import token_losses
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage.run import open_run
 
 
 def test_a_model_is_read_once_and_writes_what_generate_does(
@@ -115,3 +119,47 @@ def test_fewer_bits_and_what_they_cost(home: Path, text_file: Path, tiny, no_che
 
 def test_characters_stay_characters(place: Path) -> None:
     assert isinstance(load().tokenizer, CharTokenizer)
+
+
+def test_weights_that_overflow_end_in_an_error_and_in_valid_json(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(place / "runs" / "done")
+    saved = checkpoint.load(run.checkpoint_path())
+    large = {name: array * 1e30 for name, array in saved.parameters.items()}
+    checkpoint.save(
+        run.checkpoints, saved.step, large, {}, model=saved.model, tokenizer=saved.tokenizer
+    )
+    model = load("done")
+    ids = model.ids("to").tolist()
+    for use in (
+        lambda: model.generate("to", max_tokens=3),
+        lambda: list(model.stream("to", max_tokens=3)),
+        lambda: list(model.tokens("to", max_tokens=3, alternatives=2)),
+        lambda: model.next(ids),
+        lambda: model.look(ids),
+    ):
+        with pytest.raises(UserError, match="logits are not finite"):
+            use()
+    assert cli.main(["generate", "to", "--run", "done", "--json"]) == 2
+    assert "--checkpoint newest" in capsys.readouterr().err
+    assert cli.main(["eval", "--run", "done", "--json"]) == 0
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse)["loss"] is None
+
+
+@pytest.mark.parametrize("temperature", ["1e-40", "1e-320", "1e-6"])
+def test_a_tiny_temperature_is_greedy(
+    place: Path, capsys: pytest.CaptureFixture[str], temperature: str
+) -> None:
+    line = ["generate", "to", "--run", "done", "--max-tokens", "9"]
+    assert cli.main([*line, "--temperature", "0"]) == 0
+    greedy = capsys.readouterr().out
+    assert cli.main([*line, "--temperature", temperature]) == 0
+    assert capsys.readouterr().out == greedy
+    assert load("done").generate("to", max_tokens=9, temperature=float(temperature)).texts == [
+        greedy.rstrip("\n")
+    ]

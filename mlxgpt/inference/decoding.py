@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.config import Sampling
+from mlxgpt.errors import UserError
 from mlxgpt.inference import sample
 from mlxgpt.inference.sample import Rules, Telling
 from mlxgpt.machine import blas, device
@@ -26,8 +27,21 @@ BUCKETS = 8  # lengths that a step is traced for, at most: this share of a block
 # whenever what was is filled
 SMALLEST_BUCKET = 16  # tokens
 LARGE = 64_000_000  # bytes of a cache
+NOT_FINITE = -1  # in the place of an id, where none can be drawn
+ROOM = 1e7  # by which a temperature and a penalty can enlarge a logit, which must stay finite then
 SMALL = 4_000_000  # parameters: with fewer, products are too small for several threads of BLAS, and
 # those that wait for the next one would only be in the way; and a copy of the weights is cheap
+
+
+class NotFiniteError(UserError):
+    """A model's logits are NaN or infinite, so that no token can be drawn from them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits are not finite numbers (NaN or infinity)",
+            "use another checkpoint: --checkpoint newest, or a step number; "
+            "or train again with a lower --learning-rate.",
+        )
 
 
 class Decoder:
@@ -71,7 +85,10 @@ class Decoder:
         padded[0, : len(ids)] = ids
         with blas.shared_by(self.blas_share):
             logits, _ = self.prefill(mx.array(padded), mx.array([len(ids) - 1], dtype=mx.int32))
-            mx.eval(logits)
+            finite = mx.isfinite(logits).all()
+            mx.eval(logits, finite)
+        if not finite:
+            raise NotFiniteError
         return logits[0]
 
     def _kept(self, key: tuple[Rules, int, int], function: Callable, *given: Any) -> Callable:
@@ -135,6 +152,11 @@ class Decoding:
         self.told: tuple[list, ...] = ()
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Rows of new ids.
+
+        Raises:
+            NotFiniteError: where a text's logits are not finite.
+        """
         with blas.shared_by(self._decoder.blas_share):
             yield from self._rows()
 
@@ -162,6 +184,8 @@ class Decoding:
     def _row(self, ids: mx.array, telling: Telling) -> list[int]:
         """New ids, once they are there, behind each text's."""
         row: list[int] = ids.tolist()  # type: ignore[assignment]
+        if NOT_FINITE in row:
+            raise NotFiniteError
         self.told = tuple(array.tolist() for array in telling)  # type: ignore[misc]
         for text, id in zip(self._texts, row, strict=True):
             text.append(id)
@@ -302,10 +326,13 @@ def _choose(
     keys: mx.array,
     numbers: mx.array,
 ) -> tuple[mx.array, mx.array, Telling]:
-    """(ids[B], seen with them, what there is to tell) from logits[B, V]."""
+    """(ids[B], seen with them, what there is to tell) from logits[B, V]. An id is NOT_FINITE where
+    the logits are not finite.
+    """
+    finite = mx.isfinite(logits.astype(mx.float32) * ROOM).all(axis=-1)
     if vocab_size < logits.shape[-1]:
         logits = mx.where(mx.arange(logits.shape[-1]) < vocab_size, logits, sample.NEVER)
-    ids = sample.choose(logits, seen, keys, numbers, rules)
+    ids = mx.where(finite, sample.choose(logits, seen, keys, numbers, rules), NOT_FINITE)
     if rules.penalty:
         seen = seen | (mx.arange(seen.shape[-1]) == ids[:, None])
     return ids, seen, sample.likely(logits, ids, alternatives) if alternatives else ()

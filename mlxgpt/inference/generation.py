@@ -197,8 +197,9 @@ def with_start(ids: np.ndarray, tokenizer: Tokenizer, bos: int | None) -> np.nda
         return ids
     if tokenizer.end_of_text is not None:
         return np.array([tokenizer.end_of_text])
-    assert isinstance(tokenizer, CharTokenizer)  # the others have an end-of-text
-    return tokenizer.encode("\n" if "\n" in tokenizer.characters else tokenizer.characters[0])
+    if isinstance(tokenizer, CharTokenizer) and "\n" not in tokenizer.characters:
+        return tokenizer.encode(tokenizer.characters[0])
+    return tokenizer.encode("\n")
 
 
 class _Text:

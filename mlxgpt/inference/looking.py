@@ -11,6 +11,7 @@ import numpy as np
 
 from mlxgpt.config import Sampling
 from mlxgpt.inference import sample
+from mlxgpt.inference.decoding import NotFiniteError
 from mlxgpt.inference.sample import NEVER, Rules
 from mlxgpt.model import kernels
 from mlxgpt.model.gpt import GPT
@@ -31,6 +32,9 @@ class Look:
     Attributes:
         attention: float32 [n_layer, H, T, T], rows summing to 1.
         logits: [V], of what follows the last id.
+
+    Raises:
+        NotFiniteError: if these are NaN or infinite.
     """
 
     def __init__(
@@ -47,7 +51,10 @@ class Look:
         self._residual = mx.concatenate(inside.residual)  # [n_layer + 1, T, C]
         self.attention = np.array(mx.concatenate(inside.attention))
         self.logits = logits[0]
-        mx.eval(self._residual, self.logits)
+        finite = mx.isfinite(self.logits).all()
+        mx.eval(self._residual, self.logits, finite)
+        if not finite:
+            raise NotFiniteError
 
     def lens(self, position: int, count: int) -> list[Likely]:
         """The likeliest tokens after a position by what the residual stream holds there: before the

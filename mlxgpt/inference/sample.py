@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlxgpt.config import Sampling
 
 NEVER = float("-inf")
+GREEDY = 1e-5  # a temperature below: dividing by it may overflow, and one token has all the weight
 
 # Of each row the probability of its drawn id, [B]; the likeliest ids, [B, K], and theirs. Or ().
 Telling = tuple[mx.array, ...]
@@ -33,7 +34,7 @@ class Rules:
     @classmethod
     def of(cls, sampling: Sampling, vocab_size: int) -> Rules:
         """Of some settings, for so many tokens."""
-        greedy = sampling.temperature == 0
+        greedy = sampling.temperature < GREEDY
         return cls(
             greedy,
             sampling.top_k if not greedy and sampling.top_k < vocab_size else 0,

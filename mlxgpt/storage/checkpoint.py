@@ -126,13 +126,16 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
         for name in wanted:
             if files.sha256(path / name) != manifest["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
+        parameters = _arrays(path / MODEL)
+        if broken := first_not_finite(parameters):
+            raise ValueError(f"{broken} has values that are not finite (NaN or infinity)")
         return Checkpoint(
             step=int(manifest["step"]),
             model=str(manifest.get("model", "")),
             tokenizer=manifest["tokenizer"],
             metrics=_numbers(manifest["report"]),
             guard=dict(manifest.get("guard", {})),
-            parameters=_arrays(path / MODEL),
+            parameters=parameters,
             optimizer=_arrays(path / OPTIMIZER) if with_optimizer else None,
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
@@ -140,6 +143,15 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
             f"the checkpoint {path} is missing or damaged: {error}",
             "use another checkpoint of this run: --checkpoint newest, or a step number.",
         ) from error
+
+
+def first_not_finite(arrays: Mapping[str, mx.array]) -> str | None:
+    """The name of the first array with NaN or infinity in it; None if all are finite."""
+    for name, value in arrays.items():
+        # NaN is the smallest and the largest of what it is among.
+        if value.size and not mx.isfinite(mx.stack([value.min(), value.max()])).all():
+            return name
+    return None
 
 
 def steps(folder: Path) -> list[int]:

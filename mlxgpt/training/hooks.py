@@ -10,7 +10,7 @@ from functools import partial
 
 from mlxgpt.config import Config, Sampling
 from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.inference.decoding import Decoder
+from mlxgpt.inference.decoding import Decoder, NotFiniteError
 from mlxgpt.inference.generation import generate
 from mlxgpt.machine import device
 from mlxgpt.model.counting import flops_per_token
@@ -108,7 +108,11 @@ class _Evaluation:
             sampling = Sampling(max_tokens=length, seed=self._run.config.train.seed)
             # Traced anew, since the weights are others than the last time.
             decoder = Decoder(self._model, self._tokenizer.vocab_size)
-            made = generate(decoder, self._tokenizer, [""], sampling, bos=self._run.bos)
+            try:
+                made = generate(decoder, self._tokenizer, [""], sampling, bos=self._run.bos)
+            except NotFiniteError as error:  # what to do about it is the guard's to decide
+                self._callback.on_note(f"no sample: {error.problem}")
+                return
             text = made.texts[0]
             self._run.add_sample(metrics.step, text)
             self._callback.on_sample(metrics.step, text)

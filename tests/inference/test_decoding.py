@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +11,8 @@ from mlx.utils import tree_map
 
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.inference import decoding
-from mlxgpt.inference.decoding import Decoder, Decoding
+from mlxgpt.inference.decoding import Decoder, Decoding, NotFiniteError
+from mlxgpt.inference.looking import Look
 from mlxgpt.model import kernels
 from mlxgpt.model.gpt import GPT
 from tests.inference.models import lively
@@ -220,3 +222,25 @@ def test_a_decoder_goes_when_it_is_no_longer_used(model: GPT) -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize("value", [*NOT_FINITE, 1e38])
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {}, {"top_k": 3, "top_p": 0.9}])
+def test_logits_that_are_not_finite_are_an_error(
+    tiny_model: Config, value: float, settings: dict[str, Any]
+) -> None:
+    """Of one token already, and of one text among several; never the first token instead."""
+    model = lively(tiny_model)
+    model.wte.weight[3] = value  # a token that no prompt has
+    decoder = Decoder(model, 19)
+    texts = [(np.array([1, 2]), 0), (np.array([5]), 0)]
+    with pytest.raises(NotFiniteError, match="not finite"):
+        list(Decoding(decoder, texts, Sampling(max_tokens=4, seed=0, **settings)))
+    if value != 1e38:
+        with pytest.raises(NotFiniteError):
+            decoder.after(np.array([1, 2]))
+        with pytest.raises(NotFiniteError):
+            Look(model, 19, np.array([1, 2]))

@@ -131,3 +131,17 @@ def test_draws_have_the_softmaxs_frequencies(temperature: float) -> None:
     ids = np.array(sample.draw(ready, keys(40_000)))
     wanted = probabilities([v / temperature for v in values])
     np.testing.assert_allclose(np.bincount(ids, minlength=4) / 40_000, wanted, atol=0.01)
+
+
+@given(rows, st.floats(0, sample.GREEDY, exclude_max=True), st.floats(0.01, 1e30))
+def test_a_tiny_temperature_is_greedy(
+    values: list[float], temperature: float, scale: float
+) -> None:
+    """Also where dividing by it would overflow, as by 1e-40."""
+    logits = mx.array([values]) * scale
+    settings = Sampling(temperature=temperature, top_k=3, top_p=0.9, min_p=0.1)
+    rules = Rules.of(settings, len(values))
+    assert rules == Rules.of(Sampling(temperature=0.0), len(values))
+    keys = mx.random.key(0)[None]
+    ids = sample.choose(logits, mx.zeros((1, 1)), keys, sample.values(settings), rules)
+    assert np.array(ids)[0] == np.array(logits).argmax()

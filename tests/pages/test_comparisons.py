@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
-from mlxgpt.comparison import finite
 from mlxgpt.errors import UserError
+from mlxgpt.files import finite
 from mlxgpt.pages.comparisons import page_of
 from mlxgpt.study.record import Record, from_json
 from mlxgpt.study.verdict import judge

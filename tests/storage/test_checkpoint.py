@@ -170,3 +170,18 @@ def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path: Path, step: 
     path.rename(checkpoint.path_of(tmp_path, 4))
     with pytest.raises(UserError, match="it is that of step 3"):
         checkpoint.load(checkpoint.path_of(tmp_path, 4))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_weights_that_are_not_finite_are_named(
+    tmp_path: Path, step: TrainStep, value: float, dtype: mx.Dtype
+) -> None:
+    parameters, optimizer = step.arrays()
+    parameters = {name: array.astype(dtype) for name, array in parameters.items()}
+    parameters["h.0.mlp.c_fc.weight"][1, 2] = value
+    path = checkpoint.save(tmp_path, 3, parameters, optimizer, model="gpt", tokenizer="abc")
+    with pytest.raises(
+        checkpoint.Damaged, match=r"h\.0\.mlp\.c_fc\.weight has values that are not"
+    ):
+        checkpoint.load(path)

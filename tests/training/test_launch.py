@@ -172,6 +172,13 @@ def test_divergence_is_named(train: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(mx.isfinite(value).all() for value in saved.parameters.values())
 
 
+def test_a_training_that_diverges_only_leaves_out_its_samples(train: Any) -> None:
+    recorder = Recorder()
+    many = {"max_steps": 6, "eval_interval": 3, "sample_tokens": 4}
+    assert train("a", recorder, learning_rate=1e30, grad_clip=0.0, **many).step == 6
+    assert any(note.startswith("no sample: the model's logits are") for note in recorder.notes)
+
+
 def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None:
     recorder = Recorder()
     summary = train("a", recorder, max_minutes=0.004, dropout=0.0)
