@@ -1,0 +1,70 @@
+"""Each example in the README.md of an exported model runs as it is. Needs the extra `oracle`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxgpt.interchange import exporting
+from mlxgpt.storage.run import load_model
+from tests.interchange.test_card import RUNS, run_of
+
+pytest.importorskip("torch", reason="the extra `oracle` is not installed")
+pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
+pytest.importorskip("mlx_lm", reason="the extra `oracle` is not installed")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+
+MODERN = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "bias": False}
+
+
+def exported(folder: Path, case: str, parts: dict[str, Any], to: str, bits: int | None) -> str:
+    """Export a model; the text of its README.md."""
+    tokenizer, block = RUNS[case]
+    run = run_of(folder / "run", tokenizer, block, **parts)
+    _, saved = load_model(run)
+    exporting.export(run, saved.parameters, 0, folder / "out", to, bits)
+    return (folder / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def run_mlx_lm(text: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's
+        generate = importlib.import_module("mlx_lm.generate")  # the package has a function so named
+    (line,) = re.findall(r"^mlx_lm\.generate .*?(?=\n```)", text, flags=re.DOTALL | re.MULTILINE)
+    monkeypatch.setattr(sys, "argv", shlex.split(line))
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        generate.main()
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("parts", [{}, MODERN], ids=["classic", "modern"])
+@pytest.mark.parametrize("case", RUNS)
+def test_examples_of_hf_run(
+    tmp_path: Path, case: str, parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = exported(tmp_path, case, parts, "hf", None)
+    monkeypatch.chdir(tmp_path / "out")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(compile(example, "README.md", "exec"), {})
+    assert output.getvalue()
+    assert "Generation:" in run_mlx_lm(text, monkeypatch)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_example_of_mlx_lm_runs(
+    tmp_path: Path, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = exported(tmp_path, "words", {}, "mlx-lm", bits)
+    monkeypatch.chdir(tmp_path / "out")
+    assert "Generation:" in run_mlx_lm(text, monkeypatch)
