@@ -86,7 +86,7 @@ def _of_folder(folder: Path, origin: dict[str, str], note: Callable[[str], None]
     tokenizer, add_bos_token = tokenizers.read(folder, config.vocab_size, note)
     if tokenizer.vocab_size > config.vocab_size:
         raise _too_many_ids(str(folder), tokenizer.vocab_size, config.vocab_size)
-    parameters = huggingface.read_parameters(folder, config)
+    parameters = huggingface.read_parameters(folder, config, note)
     template = tokenizers.chat_template(folder)
     return Foreign(config, parameters, tokenizer, add_bos_token, origin, template)
 

@@ -23,12 +23,13 @@ import mlx.core as mx
 from mlxgpt import config as configs
 from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
+from mlxgpt.interchange.huggingface import plain_name
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.model.gpt import GPT, flat, must_be_like
 
 NEEDED = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 DEFAULTS = {"bias": True, "dropout": 0.0}  # GPTConfig's, which the oldest files rely on
-COMPILED, INNER, HEAD = "_orig_mod.", "transformer.", "lm_head.weight"
+HEAD = "lm_head.weight"
 MASK = re.compile(r"h\.\d+\.attn\.bias")  # a buffer where PyTorch had no flash attention
 REMEDY = "give the ckpt.pt that nanoGPT's train.py wrote, and copy it again if it is one."
 
@@ -142,7 +143,7 @@ def _tensors(path: Path, model: Any) -> dict[str, Any]:
         raise _refused(path, "its model is no dictionary of tensors")
     tensors: dict[str, Any] = {}
     for full, tensor in model.items():
-        name = full.removeprefix(COMPILED).removeprefix(INNER)
+        name = plain_name(full)
         if MASK.fullmatch(name):
             continue
         plain = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided

@@ -5,6 +5,7 @@ tests/oracle/test_oracle_huggingface.py.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,19 @@ LAYOUTS: dict[str, Callable[[Arrays], Arrays]] = {
     "a prefix and masks": lambda a: {f"transformer.{n}": v for n, v in (a | masks()).items()},
     "a tied head": lambda a: a | {"lm_head.weight": a["wte.weight"] + 0},
     "matrices [out, in]": turned,
+    "of DistributedDataParallel": lambda a: {f"module.{n}": v for n, v in a.items()},
+    "of torch.compile": lambda a: {f"_orig_mod.transformer.{n}": v for n, v in a.items()},
+    "of both": lambda a: {f"module._orig_mod.transformer.{n}": v for n, v in (a | masks()).items()},
+    "of the other order": lambda a: {f"_orig_mod.module.{n}": v for n, v in a.items()},
+    "compiled blocks": lambda a: {
+        re.sub(r"^(h\.\d+)\.", r"transformer.\1._orig_mod.", n): v for n, v in a.items()
+    },
+    "of FSDP": lambda a: {
+        "_fsdp_wrapped_module.transformer."
+        + re.sub(r"^(h\.\d+)\.", r"\1._fsdp_wrapped_module.", n): v
+        for n, v in a.items()
+    },
+    "of mlx-lm": lambda a: {f"model.{n}": v for n, v in turned(a).items()},
     "float16": lambda a: {n: v.astype(mx.float16) for n, v in a.items()},
     "bfloat16": lambda a: {n: v.astype(mx.bfloat16) for n, v in a.items()},
 }
@@ -134,6 +148,127 @@ def test_other_models_are_refused(tmp_path: Path, case: str) -> None:
     with pytest.raises(UserError) as caught:
         huggingface.read_parameters(tmp_path, huggingface.read_config(tmp_path))
     assert problem in caught.value.problem
+
+
+def changed_config(folder: Path, change: Callable[[dict[str, Any]], Any], mark: str = "") -> None:
+    path = folder / "config.json"
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(mark + json.dumps(tree), encoding="utf-8")
+
+
+LACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "nothing": lambda tree: None,
+    "model_type": lambda tree: tree.pop("model_type"),
+    "model_type and architectures": lambda tree: (
+        tree.pop("model_type"),
+        tree.pop("architectures"),
+    ),
+    "n_positions": lambda tree: tree.pop("n_positions"),
+    "n_positions and n_ctx": lambda tree: (tree.pop("n_positions"), tree.pop("n_ctx")),
+    "all but heads": lambda tree: [
+        tree.pop(n) for n in ("n_layer", "n_embd", "vocab_size", "n_positions", "n_ctx")
+    ],
+    "transformers' common names": lambda tree: tree.update(
+        hidden_size=tree.pop("n_embd"),
+        num_attention_heads=tree.pop("n_head"),
+        num_hidden_layers=tree.pop("n_layer"),
+        max_position_embeddings=tree.pop("n_positions"),
+    ),
+}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("case", LACKS)
+def test_what_a_config_lacks_is_inferred(tmp_path: Path, case: str, mark: str) -> None:
+    folder_of(tmp_path)
+    changed_config(tmp_path, LACKS[case], mark)
+    assert huggingface.read_config(tmp_path) == replace(SHAPE, bias=True)
+
+
+def test_what_cannot_be_inferred_is_named(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    changed_config(tmp_path, lambda tree: tree.pop("n_head"))
+    with pytest.raises(UserError, match=r"config\.json lacks n_head"):
+        huggingface.read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["GPTJForCausalLM"], "n_embd": 8}')
+    with pytest.raises(UserError, match=r"'missing \(architectures: GPTJForCausalLM\)'"):
+        huggingface.read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(UserError, match=r"'missing \(architectures: missing\)'"):
+        huggingface.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("begin", huggingface.EXTRA_HEADS)
+def test_an_extra_head_is_left_out_with_a_note(tmp_path: Path, begin: str) -> None:
+    ours = folder_of(tmp_path)
+    head = {f"{begin}summary.weight": mx.ones((1, 32)), f"{begin}summary.bias": mx.ones((1,))}
+    rewrite(tmp_path, weights(tmp_path) | head)
+    notes: list[str] = []
+    found = huggingface.read_parameters(tmp_path, SHAPE, notes.append)
+    assert found.keys() == ours.keys()
+    what = huggingface.EXTRA_HEADS[begin]
+    assert sorted(notes) == sorted(f"left out: {name}, {what}" for name in head)
+
+
+@pytest.mark.parametrize("begin", huggingface.OTHER_MODELS)
+def test_another_kind_of_model_is_named(tmp_path: Path, begin: str) -> None:
+    folder_of(tmp_path)
+    arrays = weights(tmp_path) | {f"{begin}weight": mx.ones((2, 32))}
+    rewrite(tmp_path, {f"transformer.{name}": value for name, value in arrays.items()})
+    with pytest.raises(UserError, match=r"is an? .*\(GPT2For.*, not a language model"):
+        huggingface.read_parameters(tmp_path, SHAPE)
+    rewrite(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 0})
+    notes: list[str] = []
+    huggingface.read_parameters(tmp_path, SHAPE, notes.append)
+    assert len(notes) == 1
+
+
+FOREIGN: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
+    "an adapter": (
+        lambda a: a | {"h.0.attn.c_attn.lora_A.default.weight": mx.ones((2, 32))},
+        "have 'h.0.attn.c_attn.lora_A.default.weight', which no GPT-2 has",
+    ),
+    "integers": (
+        lambda a: a | {"h.0.mlp.c_fc.weight": a["h.0.mlp.c_fc.weight"].astype(mx.int8)},
+        "are quantized: h.0.mlp.c_fc.weight is of type mlx.core.int8",
+    ),
+    "more rows than config.json says": (
+        lambda a: a | {"wte.weight": mx.zeros((320, 32))},
+        "wte.weight has 320 rows, and vocab_size is 280",
+    ),
+    "a name twice": (
+        lambda a: a | {"transformer.wte.weight": a["wte.weight"] + 0},
+        "have 'wte.weight' twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_weights_of_other_kinds_are_named(tmp_path: Path, case: str) -> None:
+    folder_of(tmp_path)
+    change, problem = FOREIGN[case]
+    rewrite(tmp_path, change(weights(tmp_path)))
+    with pytest.raises(UserError) as caught:
+        huggingface.read_parameters(tmp_path, SHAPE)
+    assert problem in caught.value.problem
+
+
+def test_weights_under_another_name_and_in_another_format(tmp_path: Path) -> None:
+    ours = folder_of(tmp_path)
+    path = tmp_path / "gpt2.fp32.safetensors"
+    (tmp_path / "model.safetensors").rename(path)
+    assert huggingface.read_parameters(tmp_path, SHAPE).keys() == ours.keys()
+    for name, remedy in (
+        ("adapter_model.safetensors", "is a LoRA adapter"),
+        ("tf_model.h5", "of another library"),
+        ("flax_model.msgpack", "of another library"),
+        ("pytorch_model-00001-of-00002.bin", "a pickle"),
+    ):
+        path = path.rename(tmp_path / name)
+        with pytest.raises(UserError, match=r"has no model\.safetensors") as caught:
+            huggingface.read_parameters(tmp_path, SHAPE)
+        assert remedy in caught.value.remedy
 
 
 def test_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
