@@ -10,14 +10,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
+import mlx.core as mx
 import pytest
 
 from mlxgpt import cli, files
 from mlxgpt.corpus import hub, web
+from mlxgpt.interchange import huggingface
 from mlxgpt.machine import mac
 from tests.commands import ROOT, TRAIN, Capture, refused
-from tests.interchange.models import folder_of
+from tests.interchange.models import SHAPE, folder_of
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
@@ -238,6 +241,37 @@ def another_architecture(place: Path, capsys: Capture, patch: pytest.MonkeyPatch
     return refused(capsys, "import", "small")
 
 
+def without_heads(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    folder_of(place / "small")
+    path = place / "small/config.json"
+    path.write_text(path.read_text().replace("n_head", "heads"))
+    return refused(capsys, "import", "small")
+
+
+def classifier(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    folder_of(place / "small")
+    path = place / "small/model.safetensors"
+    arrays = cast(dict[str, mx.array], mx.load(str(path)))
+    mx.eval(arrays)
+    mx.save_safetensors(str(path), {**arrays, "score.weight": mx.ones((2, 32))})
+    return refused(capsys, "import", "small")
+
+
+def not_finite(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    parameters = folder_of(place / "small")
+    parameters["ln_f.bias"][0] = float("nan")
+    huggingface.write_parameters(place / "small", SHAPE, parameters)
+    return refused(capsys, "import", "small")
+
+
+def overflowing(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    parameters = folder_of(place / "small")
+    large = {name: value * 1e30 for name, value in parameters.items()}
+    huggingface.write_parameters(place / "small", SHAPE, large)
+    assert cli.main(["import", "small"]) == 0
+    return refused(capsys, "generate", "--run", "small", "--json", "once")
+
+
 def another_tokenizer(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     folder_of(place / "small")
     (place / "small/tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
@@ -340,6 +374,10 @@ MISTAKES: list[Mistake] = [
     model_away,
     pickled_weights,
     another_architecture,
+    without_heads,
+    classifier,
+    not_finite,
+    overflowing,
     another_tokenizer,
     no_text_of_its_own,
     narrow,

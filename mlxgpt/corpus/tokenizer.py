@@ -50,9 +50,8 @@ class AddedTokens:
         self.ids = {token.content: token.id for token in self.tokens}
         if "" in self.ids or len(self.ids) < len(self.tokens):
             raise ValueError("an added token is empty, or occurs twice")
-        words = [token.content for token in self.tokens if not token.special]
-        longest_first = sorted(words, key=len, reverse=True)
-        self._words = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if words else None
+        self._words = _any_of(token.content for token in self.tokens if not token.special)
+        self._special = _any_of(token.content for token in self.tokens if token.special)
 
     def encode(self, text: str, encode: Callable[[str], np.ndarray]) -> np.ndarray:
         """ids[n] of a text: those of the added tokens in it that are not special, and what `encode`
@@ -67,6 +66,12 @@ class AddedTokens:
                 for n, piece in pieces
             ]
         )
+
+    def marked(self, text: str) -> str:
+        """A text with the names of special tokens marked: `encode_marked` makes tokens of them."""
+        if self._special is None:
+            return text
+        return self._special.sub(lambda match: f"{NUL}{self.ids[match[0]]}{NUL}", text)
 
     def identity(self, end_of_text: int | None) -> list[Any]:
         """What a fingerprint has to cover."""
@@ -83,6 +88,12 @@ class AddedTokens:
             marked = token.id == end_of_text and token.content != END_OF_TEXT
             tree.append({**own, **flags, **({MARK: True} if marked else {})})
         return tree
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """What matches each of some texts, the longest first; None if there are none."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
 
 def tokens_by_id(ids: Iterable[tuple[int, bytes]]) -> list[bytes]:
@@ -148,6 +159,18 @@ def end_name(tokenizer: Tokenizer) -> str | None:
     """The name of the end-of-text, such as <|endoftext|>; None where there is none."""
     end = tokenizer.end_of_text
     return None if end is None else tokenizer.token_bytes(end).decode()
+
+
+def encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text with special tokens that `AddedTokens.marked` has marked.
+
+    Raises:
+        ValueError: if there are other marks in it.
+    """
+    ids: list[int] = []
+    for n, piece in enumerate(text.split(NUL)):
+        ids += [int(piece)] if n % 2 else tokenizer.encode(piece).tolist()
+    return ids
 
 
 class CharTokenizer:

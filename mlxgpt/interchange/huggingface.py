@@ -134,7 +134,7 @@ def _implied_type(tree: Mapping[str, Any]) -> str:
 
 
 def _shape(folder: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The shape that config.json tells of; what it lacks is taken from the weights."""
+    """The shape that config.json describes; what it lacks is taken from the weights."""
     shape: dict[str, Any] = {}
     for name, others in SHAPE.items():
         values = [tree[key] for key in (name, *others) if tree.get(key) is not None]
@@ -228,7 +228,7 @@ def read_parameters(
     ):
         if name in arrays and arrays[name].shape[:1] != (rows,):
             raise UserError(
-                f"the weights in {folder} are not those that its config.json tells of: "
+                f"the weights in {folder} are not those that its config.json describes: "
                 f"{name} has {arrays[name].shape[0]:,} rows, and {key} is {rows:,}",
                 "copy or download the whole folder again.",
             )
@@ -298,7 +298,7 @@ def _remedy(folder: Path) -> str:
 
 def _others(folder: Path) -> UserError:
     return UserError(
-        f"the weights in {folder} are not those that its config.json tells of",
+        f"the weights in {folder} are not those that its config.json describes",
         "copy or download the whole folder again.",
     )
 

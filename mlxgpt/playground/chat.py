@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mlxgpt import files
-from mlxgpt.corpus.tokenizer import END_OF_TEXT, NUL
+from mlxgpt.corpus.tokenizer import NUL, encode_marked, end_name
 from mlxgpt.errors import UserError
 from mlxgpt.loaded import Model
 from mlxgpt.playground.asked import MOST_CHARACTERS
@@ -70,11 +70,13 @@ def checked(messages: Any) -> list[Message]:
 def ids(template: str, messages: list[Message], model: Model) -> list[int]:
     """A conversation's ids, up to where the assistant is to speak."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    tokenizer = model.tokenizer
+    end = tokenizer.added.marked(end_name(tokenizer) or "")
     try:
-        text = environment.from_string(template.replace(END_OF_TEXT, NUL)).render(
-            messages=messages, add_generation_prompt=True, bos_token=NUL, eos_token=NUL
+        text = environment.from_string(tokenizer.added.marked(template)).render(
+            messages=messages, add_generation_prompt=True, bos_token=end, eos_token=end
         )
+        ids = encode_marked(tokenizer, text)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise UserError(f"{CHAT_TEMPLATE} cannot be used: {error}", "mend it.") from error
-    found: list[int] = model.tokenizer.encode_stream(text).tolist()
-    return found or model.ids("").tolist()
+    return ids or model.ids("").tolist()

@@ -21,11 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxgpt.config import ModelConfig
-from mlxgpt.corpus import bpe
-from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
+from mlxgpt.corpus import bpe, tokenizer_file
+from mlxgpt.corpus.tokenizer import AddedToken, CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import gguf
 from mlxgpt.model.gpt import GPT, flat, load_parameters
+from tests.interchange.tokenizer_folders import PIECES, tree_with_added
 
 package = pytest.importorskip("gguf", reason="the extra `oracle` is not installed")
 xllamacpp = pytest.importorskip("xllamacpp", reason="the extra `oracle` is not installed")
@@ -175,6 +176,41 @@ def test_any_text_has_the_same_ids(tmp_path: Path, tokenizer: Tokenizer) -> None
         assert llama.ids(text) == tokenizer.encode(text).tolist()
 
     check()
+
+
+def in_another_order(kind: str) -> Tokenizer:
+    letters = list(map(chr, range(126, 0, -1)))
+    if kind == "characters":
+        return CharTokenizer.from_ids({c: n for n, c in enumerate(letters)})
+    if kind == "characters with an end":
+        ids = {c: n for n, c in enumerate([*letters, "€"], 1)}
+        return CharTokenizer.from_ids(ids, [AddedToken(0, "</s>")], 0)
+    tree = tree_with_added()
+    names = [token["content"] for token in tree["added_tokens"]]
+    names += [name for name in tree["model"]["vocab"] if name not in names]
+    tree["model"]["vocab"] = {name: id for id, name in enumerate(names)}
+    for token in tree["added_tokens"]:
+        token["id"] = names.index(token["content"])
+    return tokenizer_file.tokenizer_of(tree)
+
+
+@pytest.mark.parametrize("kind", ["characters", "characters with an end", "BPE and added tokens"])
+def test_ids_in_another_order_are_kept(tmp_path: Path, kind: str) -> None:
+    tokenizer = in_another_order(kind)
+    llama = Llama(written(tmp_path, lively(tokenizer, bias=False), tokenizer))
+    pieces = st.text(st.characters(min_codepoint=1, max_codepoint=126))
+    pieces = PIECES if kind.startswith("BPE") else pieces
+
+    @settings(max_examples=200, derandomize=True, database=None, deadline=None)
+    @given(pieces)
+    def check(text: str) -> None:
+        assert llama.ids(text) == tokenizer.encode(text).tolist()
+
+    check()
+    if tokenizer.end_of_text is not None:
+        name = tokenizer.decode([tokenizer.end_of_text])
+        special = llama.ask("tokenize", content=name, parse_special=True)
+        assert special == {"tokens": [tokenizer.end_of_text]}
 
 
 @pytest.mark.parametrize("make", [small_bpe, lambda: CharTokenizer(PROMPT, end_of_text=True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+import mlxgpt
 from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
 from mlxgpt.interchange.nanogpt import read_checkpoint
@@ -120,7 +122,7 @@ def some_ids(shape: dict[str, Any]) -> Any:
     return torch.randint(0, shape["vocab_size"], (3, shape["block_size"]), generator=generator)
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("masked", [True, False])
@@ -138,6 +140,35 @@ def test_logits_are_pytorchs(path: Path, prefix: str, bias: bool, dtype: str, ma
     theirs = logits(shape, names, ids, "tanh")
     assert np.abs(theirs).max() > 1
     np.testing.assert_allclose(ours(path, ids), theirs, atol=1e-4)
+
+
+def test_characters_in_another_order_keep_their_ids(home: Path) -> None:
+    """With the meta.pkl of its data, as nanoGPT's sample.py reads it, through to an export."""
+    order = "the cadogsn.,!?\n"
+    shape = {**SHAPE, "vocab_size": len(order)}
+    torch.save(checkpoint(shape, state_dict(shape)), home / "ckpt.pt")
+    stoi = {character: id for id, character in enumerate(order)}
+    meta = {"vocab_size": len(order), "itos": dict(enumerate(order)), "stoi": stoi}
+    (home / "meta.pkl").write_bytes(pickle.dumps(meta))
+    run = mlxgpt.import_model("ckpt.pt", meta="meta.pkl", run="mine")
+    assert run.tokenizer.encode("the cat").tolist() == [0, 1, 2, 3, 4, 5, 0]
+    greedy = {"max_tokens": 1, "temperature": 0.0}
+    text = mlxgpt.generate("the cat", run="mine", **greedy).texts[0]
+    ids = torch.tensor([[stoi[c] for c in "the cat"]])
+    theirs = logits(shape, state_dict(shape), ids, "tanh")[0, -1]
+    assert text == "the cat" + order[int(theirs.argmax())]
+    mlxgpt.export(to="hf", run="mine", out="exported")
+    back = mlxgpt.import_model("exported", run="back")
+    assert back.tokenizer.fingerprint == run.tokenizer.fingerprint
+    assert mlxgpt.generate("the cat", run="back", **greedy).texts == [text]
+
+
+def test_weights_that_are_not_finite_are_refused(home: Path, gpt2: object) -> None:
+    names = state_dict({**SHAPE, "vocab_size": 50304})
+    names["transformer.h.1.mlp.c_fc.weight"][3, 4] = float("inf")
+    torch.save(checkpoint({**SHAPE, "vocab_size": 50304}, names), home / "ckpt.pt")
+    with pytest.raises(UserError, match=r"h\.1\.mlp\.c_fc\.weight has values that are not finite"):
+        mlxgpt.import_model("ckpt.pt", run="mine")
 
 
 def test_a_padded_vocabulary_is_kept_as_room(path: Path) -> None:

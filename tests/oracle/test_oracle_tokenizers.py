@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
+from mlxgpt.corpus.tokenizer import AddedToken, CharTokenizer
 from mlxgpt.interchange import tokenizers
 from tests.interchange.tokenizer_folders import ADDED, FOLDERS, PIECES, write_folder
 
@@ -19,6 +20,22 @@ with warnings.catch_warnings():
     from transformers import AutoTokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
+
+
+@pytest.mark.parametrize("end", [None, 0])
+def test_transformers_reads_characters_in_another_order(tmp_path: Path, end: int | None) -> None:
+    letters = "the ca\nÄ🙂"
+    ids = {letter: n for n, letter in enumerate(letters, int(end == 0))}
+    added = [] if end is None else [AddedToken(end, "</s>")]
+    ours = CharTokenizer.from_ids(ids, added, end)
+    tokenizers.write(tmp_path, ours, 16, add_bos_token=end == 0)
+    theirs: Any = AutoTokenizer.from_pretrained(tmp_path)
+    text = "the cat\nÄt 🙂"
+    assert theirs(text, add_special_tokens=False)["input_ids"] == [ids[c] for c in text]
+    assert ours.encode(text).tolist() == [ids[c] for c in text]
+    assert theirs(text)["input_ids"] == [*([] if end is None else [0]), *ours.encode(text)]
+    assert theirs.decode(ours.encode(text)) == text
+    assert list(theirs(text)) == ["input_ids", "attention_mask"]
 
 
 @pytest.mark.parametrize("form", FOLDERS)

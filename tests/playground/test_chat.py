@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlxgpt.corpus import tokenizer_file
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.playground import chat
+from tests.interchange.tokenizer_folders import tree_with_added
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}"
@@ -31,6 +33,19 @@ def test_the_template_alone_ends_texts() -> None:
     ]
 
 
+def test_special_tokens_of_a_template_are_tokens() -> None:
+    """Those in what a person writes are text."""
+    tokenizer = tokenizer_file.tokenizer_of(tree_with_added(), "<|im_end|>")
+    model: Any = SimpleNamespace(tokenizer=tokenizer, ids=lambda text: np.array([282]))
+    template = (
+        "{% for m in messages %}<pad>{{ m.content }}{{ eos_token }}\n{% endfor %}<|endoftext|>"
+    )
+    said = chat.checked([{"role": "user", "content": "a <pad> cat"}])
+    text = tokenizer.encode("a <pad> cat").tolist()
+    assert 280 not in text
+    assert chat.ids(template, said, model) == [280, *text, 282, *tokenizer.encode("\n"), 279]
+
+
 def test_parts_of_a_content() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "image_url"}, {"type": "text", "text": "b"}]
     assert chat.checked([{"role": "user", "content": parts}])[0]["content"] == "ab"
@@ -46,6 +61,8 @@ def test_parts_of_a_content() -> None:
         "{% include '/etc/passwd' %}",
         "{% if %}",
         "{{ messages[5].content.nothing.at.all }}",
+        "{{ '\\x00' }}",
+        "{{ '\\x00none\\x00' }}",
     ],
 )
 def test_a_strangers_template_does_no_harm(template: str) -> None:
