@@ -44,6 +44,11 @@ class NotFiniteError(UserError):
         )
 
 
+def are_finite(logits: mx.array) -> mx.array:
+    """Of each row of logits[..., V], whether it stays finite under every setting of sampling."""
+    return mx.isfinite(logits.astype(mx.float32) * ROOM).all(axis=-1)
+
+
 class Decoder:
     """A model's compiled prefill and steps, to be kept. They are traced once for each of `BUCKETS`
     lengths, of prompts and of what is looked at of the cache; anew for another number of texts,
@@ -85,7 +90,7 @@ class Decoder:
         padded[0, : len(ids)] = ids
         with blas.shared_by(self.blas_share):
             logits, _ = self.prefill(mx.array(padded), mx.array([len(ids) - 1], dtype=mx.int32))
-            finite = mx.isfinite(logits).all()
+            finite = are_finite(logits).all()
             mx.eval(logits, finite)
         if not finite:
             raise NotFiniteError
@@ -329,7 +334,7 @@ def _choose(
     """(ids[B], seen with them, what there is to tell) from logits[B, V]. An id is NOT_FINITE where
     the logits are not finite.
     """
-    finite = mx.isfinite(logits.astype(mx.float32) * ROOM).all(axis=-1)
+    finite = are_finite(logits)
     if vocab_size < logits.shape[-1]:
         logits = mx.where(mx.arange(logits.shape[-1]) < vocab_size, logits, sample.NEVER)
     ids = mx.where(finite, sample.choose(logits, seen, keys, numbers, rules), NOT_FINITE)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlxgpt.config import Sampling
 from mlxgpt.inference import sample
-from mlxgpt.inference.decoding import NotFiniteError
+from mlxgpt.inference.decoding import NotFiniteError, are_finite
 from mlxgpt.inference.sample import NEVER, Rules
 from mlxgpt.model import kernels
 from mlxgpt.model.gpt import GPT
@@ -51,7 +51,7 @@ class Look:
         self._residual = mx.concatenate(inside.residual)  # [n_layer + 1, T, C]
         self.attention = np.array(mx.concatenate(inside.attention))
         self.logits = logits[0]
-        finite = mx.isfinite(self.logits).all()
+        finite = are_finite(self.logits)
         mx.eval(self._residual, self.logits, finite)
         if not finite:
             raise NotFiniteError
@@ -108,7 +108,10 @@ class Neighbourhood:
         """The nearest ones to a token, by the cosine between them, without itself."""
         products = self._model.by_embedding(self._model.wte(mx.array([id])))[0]
         along = np.array(products.astype(mx.float32))[: len(self._lengths)]
-        cosines = along / np.maximum(self._lengths * self._lengths[id], 1e-30)
+        with np.errstate(all="ignore"):  # what overflows is an error below
+            cosines = along / np.maximum(self._lengths * self._lengths[id], 1e-30)
+        if not np.isfinite(cosines).all():
+            raise NotFiniteError
         return [near for near in _first(cosines, count + 1) if near[0] != id][:count]
 
 

@@ -90,7 +90,7 @@ class Foreign:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The shape that a folder's config.json tells of.
+    """The shape that a folder's config.json describes.
 
     Raises:
         UserError: if it is missing, damaged, or that of another architecture.

@@ -6,7 +6,7 @@ import pytest
 
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.inference import looking, sample
-from mlxgpt.inference.decoding import Decoder, Decoding
+from mlxgpt.inference.decoding import Decoder, Decoding, NotFiniteError
 from mlxgpt.inference.looking import Look, Neighbourhood, left_by
 from mlxgpt.inference.sample import Rules
 from mlxgpt.model.gpt import GPT
@@ -103,6 +103,13 @@ def test_neighbours_are_the_nearest(
         assert id not in dict(found)
         for other, share in found:
             assert share == pytest.approx(cosines[other], abs=1e-5 if bits != 16 else 0.01)
+
+
+def test_likenesses_that_are_not_finite_are_an_error(tiny_model: Config) -> None:
+    model = lively(tiny_model)
+    model.wte.weight[3] = 1e30
+    with pytest.raises(NotFiniteError):
+        Neighbourhood(model, KNOWN).of(3, 5)
 
 
 def test_what_is_told_while_writing(model: GPT) -> None:

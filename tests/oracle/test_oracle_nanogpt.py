@@ -152,7 +152,7 @@ def test_characters_in_another_order_keep_their_ids(home: Path) -> None:
     (home / "meta.pkl").write_bytes(pickle.dumps(meta))
     run = mlxgpt.import_model("ckpt.pt", meta="meta.pkl", run="mine")
     assert run.tokenizer.encode("the cat").tolist() == [0, 1, 2, 3, 4, 5, 0]
-    greedy = {"max_tokens": 1, "temperature": 0.0}
+    greedy: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
     text = mlxgpt.generate("the cat", run="mine", **greedy).texts[0]
     ids = torch.tensor([[stoi[c] for c in "the cat"]])
     theirs = logits(shape, state_dict(shape), ids, "tanh")[0, -1]
