@@ -160,6 +160,7 @@ def write(folder: Path, tokenizer: Tokenizer, block_size: int, *, add_bos_token:
         "model_max_length": block_size,
         "add_bos_token": add_bos_token,
         "clean_up_tokenization_spaces": False,
+        # transformers 4 would also give token types, which a GPT-2 adds to its embeddings.
         "model_input_names": ["input_ids", "attention_mask"],
     }
     if end is not None:

@@ -228,7 +228,7 @@ def test_a_tokenizer_that_fails_is_not_hidden(
     def encode(self: CharTokenizer, text: str) -> np.ndarray:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(CharTokenizer, "encode", encode)
+    monkeypatch.setattr(CharTokenizer, "encode_stream", encode)
     with pytest.raises(ZeroDivisionError):
         prepared(many, tmp_path / "data", "char", Recorder())
     assert list((tmp_path / "data").iterdir()) == []

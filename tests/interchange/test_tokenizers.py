@@ -179,6 +179,9 @@ def test_an_end_of_another_name(tmp_path: Path) -> None:
     again = written_and_read(tmp_path, tokenizer)
     assert again.encode_stream("a\0").tolist()[-1] == 282
     tokenizers.write(tmp_path, again, 16, add_bos_token=True)
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert written["eos_token"] == written["bos_token"] == "<|im_end|>"
+    assert written["model_input_names"] == ["input_ids", "attention_mask"]
     back, bos = tokenizers.read(tmp_path, 1000)
     assert bos
     assert back.fingerprint == tokenizer.fingerprint
