@@ -321,7 +321,7 @@ def evaluate(
     if source:
         given = [source] if isinstance(source, str | Path) else source
         paths = [str(path) for path in given]
-        ids = preparation.encode_files(paths, found.tokenizer)
+        ids = preparation.encode_files(paths, found.tokenizer, note)
         tokens = Tokens(ids, found.config.model.vocab_size)
     else:
         tokens = data_of(found, home("data", data_dir)).val

@@ -11,6 +11,7 @@ from mlxgpt import __version__, config, config_files
 from mlxgpt.errors import UserError
 from mlxgpt.flags import add_flags, add_settings
 
+DASHED = "a prompt that begins with a dash comes last: mlxgpt generate --seed 1 -- '--PROMPT'"
 Add = Callable[[str, str, str], "Parser"]  # a command by name, help and text
 
 
@@ -22,18 +23,28 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        has_prompt = list(args[:1]) == ["generate"]
+        if has_prompt and args[-1] == "--" and "--" not in args[:-1]:
+            args = [*args, "--"]  # the prompt is `--`: a separator with nothing after it has no use
         result, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [flag for sub in _subparsers(self, args) for flag in sub._option_string_actions]
             near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1, 0.5)
-            raise UserError(
-                f"unknown argument {unknown[0]!r}",
-                f"did you mean {near[0]}?" if near else f"see: {self.prog} --help",
-            )
+            remedy = f"did you mean {near[0]}?" if near else f"see: {self.prog} --help"
+            if has_prompt and unknown[0].startswith("-"):
+                remedy = f"did you mean {near[0]}? If not, {DASHED}" if near else DASHED
+            elif has_prompt and "--" in args:
+                remedy = DASHED
+            raise UserError(f"unknown argument {unknown[0]!r}", remedy)
         return result
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message, f"see: {self.prog} --help")
+        remedy = f"see: {self.prog} --help"
+        if "expected" in message and "argument" in message:
+            remedy += "; a value that begins with a dash comes after =: --flag=-VALUE"
+        elif "ignored explicit argument" in message and self.prog.endswith(" generate"):
+            remedy = DASHED
+        raise UserError(message, remedy)
 
 
 def _subparsers(parser: argparse.ArgumentParser, args: Sequence[str]) -> list[Parser]:

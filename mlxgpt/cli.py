@@ -415,7 +415,9 @@ def _one_tier(given: dict[str, Any]) -> dict[str, Any]:
 
 def _print_json(value: Any) -> int:
     plain = "utf" not in (sys.stdout.encoding or "").lower()  # JSON has a way to write the rest
-    print(json.dumps(files.finite(value), default=str, ensure_ascii=plain))  # str: paths
+    text = json.dumps(files.finite(value), default=str, ensure_ascii=plain)  # str: paths
+    # Bytes of a name that are not UTF-8 are escaped, as JSON can.
+    print(text.encode("utf-8", "backslashreplace").decode())
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mlxgpt.settings import settings
 RECIPES = ("classic", "modern")  # of a tier: tier1.toml, tier1-modern.toml
 # What there was once, and stands in the config of runs from then; it decided how weights began.
 RETIRED = ("model", "zero_init")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load(path: str | Path) -> Config:
@@ -52,6 +54,8 @@ def to_toml(config: Config) -> str:
             value = getattr(getattr(config, section), name)
             # TOML writes these types as JSON does, but for one control character.
             text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            # A name's bytes that are not UTF-8, which TOML cannot have, as a backslash and digits.
+            text = SURROGATE.sub(lambda c: f"\\\\u{ord(c[0]):04x}", text)
             lines.append(f"{name} = {text}  # {item.metadata['help']}")
         lines.append("")
     return "\n".join(lines)

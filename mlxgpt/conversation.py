@@ -14,6 +14,7 @@ from typing import Any
 
 from mlxgpt import config
 from mlxgpt.config import Sampling
+from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.errors import UserError
 from mlxgpt.loaded import Model, load
 from mlxgpt.settings import settings
@@ -68,7 +69,7 @@ class Conversation:
         self._say("/help says what you can do here")
         while True:
             try:
-                line = self._read("> ")
+                line = normalize_text(self._read("> "))
             except EOFError:
                 self._write("\n")
                 return

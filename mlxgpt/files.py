@@ -31,7 +31,8 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace a small text file so that a reader, or a crash, sees the old or the new one whole."""
     scratch = path.with_name(f".{path.name}.new")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        # Bytes of a name that are not UTF-8, which only files for people may have, are escaped.
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
         sync(scratch)
         scratch.replace(path)
         sync(path.parent)
@@ -148,6 +149,18 @@ def only_plain(folder: Path) -> None:
                     f"{path} is a link, or no file",
                     "put the file itself there: the folder has to be complete in itself.",
                 )
+
+
+def must_be_utf8(path: Path, remedy: str) -> None:
+    """Refuse a path that MLX cannot write to.
+
+    Raises:
+        UserError: if a name in it has bytes that are not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the name {str(path)!r} has bytes that are not UTF-8", remedy) from error
 
 
 def read_small(path: Path, most: int = SMALL) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mlxgpt import config
 from mlxgpt.corpus.dataset import is_prepared
+from mlxgpt.corpus.normalize import encode_prompt
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluation, Evaluator
@@ -105,7 +106,8 @@ class Model:
 
     def ids(self, prompt: str) -> np.ndarray:
         """A prompt's ids, int64 [T], begun as the model saw texts begin."""
-        return generation.with_start(self.tokenizer.encode(prompt), self.tokenizer, self.run.bos)
+        ids = encode_prompt(prompt, self.tokenizer)
+        return generation.with_start(ids, self.tokenizer, self.run.bos)
 
     def next(
         self, ids: Sequence[int], count: int = 10, **sampling: Any
@@ -169,7 +171,7 @@ class Model:
         Raises:
             UserError: if the text is of fewer than two tokens.
         """
-        return self._evaluated(self.tokenizer.encode(text))
+        return self._evaluated(encode_prompt(text, self.tokenizer))
 
     def _evaluated(self, ids: np.ndarray, limit: int | None = None) -> Evaluation:
         c = self.run.config

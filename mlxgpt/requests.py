@@ -7,7 +7,6 @@ current folder.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 from mlxgpt import config as configs
 from mlxgpt import config_files, files
 from mlxgpt.config import Config
+from mlxgpt.corpus import readers
 from mlxgpt.corpus.dataset import Dataset, is_prepared, open_dataset
+from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT
 from mlxgpt.storage import run as runs
@@ -75,34 +76,47 @@ def opened(
 
 
 def prompts_in(path: PathLike) -> list[str]:
-    """The prompts in a file: its lines, but for empty ones; or of JSON lines, by its name, strings
-    or the field `prompt`.
+    """The prompts in a file: its lines, but for empty ones; or of JSON lines or a JSON array, by
+    its name, strings or the field `prompt`.
 
     Raises:
         UserError: if it cannot be read, a line of JSON is neither, or there is none.
     """
     try:
-        lines = files.read_small(Path(path)).splitlines()
+        text = normalize_text(readers.read_small_text(Path(path)))
     except (OSError, ValueError) as error:
-        no_text = "it is no text" if isinstance(error, UnicodeError) else str(error)
-        reason = getattr(error, "strerror", None) or no_text
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}", "give a text of prompts.") from error
-    prompts = [line for line in lines if line.strip()]
-    if Path(path).suffix in (".jsonl", ".json"):
-        prompts = [
-            _prompt_of(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()
-        ]
+    # Not by str.splitlines, which also cuts at U+2028, U+0085, form feeds, ….
+    lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    prompts = [line for _, line in lines]
+    if Path(path).suffix.lower() in (".jsonl", ".ndjson", ".json"):
+        prompts = _json_prompts(text, path) or [_prompt_of(line, where) for where, line in lines]
     if not prompts:
         raise UserError(f"there is no prompt in {path}", "write one a line.")
     return prompts
 
 
+def _json_prompts(text: str, path: PathLike) -> list[str]:
+    """The prompts of a file that is one JSON array; none where it is something else."""
+    with contextlib.suppress(ValueError):
+        tree = files.parse_json(text)
+        if isinstance(tree, list):
+            return [_prompt_in(entry, f"{path}, entry {n}") for n, entry in enumerate(tree, 1)]
+    return []
+
+
 def _prompt_of(line: str, where: str) -> str:
-    with contextlib.suppress(ValueError), files.not_too_deep():
-        read = json.loads(line)
-        prompt = read.get("prompt") if isinstance(read, dict) else read
-        if isinstance(prompt, str):
-            return prompt
+    try:
+        return _prompt_in(files.parse_json(line), where)
+    except ValueError:
+        return _prompt_in(None, where)
+
+
+def _prompt_in(tree: Any, where: str) -> str:
+    prompt = tree.get("prompt") if isinstance(tree, dict) else tree
+    if isinstance(prompt, str):
+        return prompt
     raise UserError(
         f"{where}: no prompt",
         'write one a line, "Once upon a time" or {"prompt": "Once upon a time"}.',

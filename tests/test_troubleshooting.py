@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 import re
@@ -65,7 +66,27 @@ def latin_1(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 
 def binary(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    Path("my.txt").write_bytes(b"GIF89a\0\1")
+    Path("my.txt").write_bytes(b"binary\0\1")
+    return refused(capsys, "prepare", "my.txt")
+
+
+def wide(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.txt").write_bytes("Once upon a time there was a mouse.\n".encode("utf-16-le"))
+    return refused(capsys, "prepare", "my.txt")
+
+
+def compressed(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.txt.gz").write_bytes(gzip.compress(b"Once upon a time"))
+    return refused(capsys, "prepare", "my.txt.gz")
+
+
+def comma_separated(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.csv").write_text("text,author\nOnce,me\n")
+    return refused(capsys, "prepare", "my.csv")
+
+
+def broken_link(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("my.txt").symlink_to("/gone/my.txt")
     return refused(capsys, "prepare", "my.txt")
 
 
@@ -200,6 +221,18 @@ def damaged(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 def unknown_letter(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return refused(capsys, "generate", "to be €")
+
+
+def not_unicode(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "generate", os.fsdecode(b"caf\xe9"))
+
+
+def dashed_prompt(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, "generate", "--weird")
+
+
+def not_utf8_name(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, *TRAIN, "--source", "data/words", "--run", os.fsdecode(b"caf\xe9"))
 
 
 def too_large(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
@@ -349,6 +382,10 @@ MISTAKES: list[Mistake] = [
     no_owner,
     latin_1,
     binary,
+    wide,
+    compressed,
+    comma_separated,
+    broken_link,
     empty,
     one_character,
     short,
@@ -392,6 +429,9 @@ MISTAKES: list[Mistake] = [
     no_measurement,
     measurement_away,
     unknown_letter,
+    not_unicode,
+    dashed_prompt,
+    not_utf8_name,
     too_large,
     intel,
     rosetta,

@@ -58,7 +58,7 @@ def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
     if (tokenizer.fingerprint, tokenizer.vocab_size) != (meta.tokenizer, meta.vocab_size):
         raise UserError(
             f"{folder}: the token arrays were made with another tokenizer than tokenizer.json",
-            "delete this folder and prepare the data again.",
+            "move this folder away, and prepare the data again.",
         )
     arrays = [
         _open_array(folder / f"{split}.bin", meta, getattr(meta, split), verified)
@@ -77,7 +77,7 @@ def _open_array(path: Path, meta: Meta, split: SplitMeta, verified: Verified) ->
         if not right or not whole or not 0 <= found.get("largest", -1) < meta.vocab_size:
             raise UserError(
                 f"{path} is not the array that meta.json describes",
-                "delete this folder and prepare the data again.",
+                "move this folder away, and prepare the data again.",
             )
         return Tokens(np.memmap(path, dtype=dtype, mode="r"), meta.vocab_size)
     except OSError as error:

@@ -72,5 +72,5 @@ def read_meta(folder: Path) -> Meta:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged: {error}", "delete this folder and prepare the data again."
+            f"{path} is damaged: {error}", "move this folder away, and prepare the data again."
         ) from error

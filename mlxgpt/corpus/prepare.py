@@ -84,7 +84,7 @@ def find_or_prepare(
         bpe.check_vocab_size(vocab_size)
         kind = f"bpe{vocab_size}"
     suffix = "" if kind == "char" else f"-{kind}"
-    folder = data_dir / (name or sources.source_name(data.source) + suffix)
+    folder = data_dir / name if name else _folder(data_dir, data.source, suffix)
     there = (folder / "meta.json").exists()
     verified = Verified(folder, anew=verify)
     if known and there:  # not to ask the hub for it, or to write it anew
@@ -101,11 +101,11 @@ def find_or_prepare(
         theirs = read_meta(folder).origin
         if known:  # what its origin tells beyond the request does not matter; its tokenizer does
             theirs = {k: value for k, value in theirs.items() if k in (*origin, "tokenizer")}
-        if origin != theirs:
+        if sources.comparable(origin) != sources.comparable(theirs):
             again = shlex.join(["mlxgpt", "prepare", *data.source, "--name", "NAME"])
             raise UserError(
                 f"{folder} was prepared from another text, or with another tokenizer",
-                f"delete it, or choose another name: {again}, then --source {data_dir}/NAME",
+                f"choose another name: {again}, then --source {data_dir}/NAME",
             )
         verified.save()
         return open_dataset(folder, verify=verify)
@@ -120,15 +120,31 @@ def find_or_prepare(
     return open_dataset(folder)
 
 
-def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+def _folder(data_dir: Path, source: Sequence[str], suffix: str) -> Path:
+    """The folder for a source's data; its former one, where these files were prepared in it."""
+    folder = data_dir / (sources.source_name(source) + suffix)
+    former = data_dir / (sources.former_name(source) + suffix)
+    if former != folder and not folder.exists():
+        with contextlib.suppress(UserError):
+            if read_meta(former).origin.get("files") == [Path(name).name for name in source]:
+                return former
+    return folder
+
+
+def encode_files(
+    paths: Sequence[str], tokenizer: Tokenizer, note: Callable[[str], None] = lambda line: None
+) -> np.ndarray:
     """The ids of some files' documents, each with its end.
+
+    Args:
+        note: takes a line on what was left out.
 
     Raises:
         UserError: if there is no text, or the tokenizer knows single texts and there are several.
     """
     ends = tokenizer.end_of_text is not None
     texts = [""]
-    for text, last in documents(sources.open_files(paths)):
+    for text, last in documents(sources.open_files(paths, note)):
         texts[-1] += text
         if last:
             texts.append("")

@@ -1,8 +1,8 @@
-"""Files -> documents, streamed in pieces of bounded size: text, JSON lines, Parquet, Arrow.
+"""Files -> documents, streamed in pieces of bounded size: text, JSON, Parquet, Arrow.
 
 A text file is one document, or several with `<|endoftext|>` between them; of the others, each row's
-`text` is one. A line ends with a newline alone, also where the file has Windows' or an old Mac's
-line ends, and a byte-order mark is no text: neither is worth a place in a vocabulary.
+`text` is one. All are normalized: line ends are newlines, and a byte-order mark is dropped, since
+neither is worth a place in a vocabulary (normalize.py).
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlxgpt import files
+from mlxgpt.corpus import formats
+from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.corpus.tokenizer import END_OF_TEXT, NUL
 from mlxgpt.errors import UserError
 
 COLUMN = "text"
 PIECE = 1 << 20  # characters; a longer document comes in several pieces
 LONGEST_WORD = 4 * PIECE  # a run without white space that is longer is cut anyhow
-LONGEST_LINE = 1 << 28  # bytes of one JSON object
+LONGEST_LINE = 1 << 28  # bytes of one JSON value
 ROWS = 1000  # of a table, at a time
 BOM = codecs.BOM_UTF8
+ARROW = b"ARROW1\0\0"  # begins an Arrow file, which an Arrow stream does not
 BOUNDARY = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
@@ -39,7 +43,7 @@ class Piece(NamedTuple):
 
 
 def read(path: Path, column: str = COLUMN) -> Iterator[Piece]:
-    """The documents of a file, by its suffix; text where that is none we know.
+    """The documents of a file: a table by its first bytes or its suffix; else plain text.
 
     Args:
         column: of a table, the one that holds them.
@@ -47,13 +51,33 @@ def read(path: Path, column: str = COLUMN) -> Iterator[Piece]:
     Raises:
         UserError: if it cannot be read, or is not what its suffix says.
     """
-    table = TABLES.get(path.suffix.lower())
     try:
+        head = formats.read_head(path)
+        formats.refuse_other(path, head)
+        tables = (table for magic, table in MAGIC.items() if head.startswith(magic))
+        table = next(tables, TABLES.get(path.suffix.lower()))
         yield from table(path, column) if table else _text(path)
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror or error}", "check the file and its permissions."
         ) from error
+
+
+def read_small_text(path: Path) -> str:
+    """The content of a small text file, such as one of prompts.
+
+    Raises:
+        UserError: if it is not UTF-8 text.
+        OSError: if it cannot be read.
+        ValueError: if it is too large.
+    """
+    formats.refuse_other(path, formats.read_head(path))
+    content = files.read_small_bytes(path)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.rfind(b"\n", 0, error.start) + 1
+        raise formats.not_utf8(path, error.start, content[line:]) from error
 
 
 def text_size(path: Path) -> int:
@@ -62,7 +86,8 @@ def text_size(path: Path) -> int:
         import pyarrow.parquet
 
         try:
-            metadata = pyarrow.parquet.read_metadata(path)
+            with path.open("rb") as file:  # pyarrow takes no name with bytes that are not UTF-8
+                metadata = pyarrow.parquet.read_metadata(file)
         except (OSError, pyarrow.ArrowException):
             return 0  # reading it will tell what is wrong
         groups = range(metadata.num_row_groups)
@@ -79,8 +104,8 @@ def _text(path: Path) -> Iterator[Piece]:
         while block := file.read(PIECE):
             if (nul := block.find(b"\0")) >= 0:
                 raise UserError(
-                    f"{path} is no text: byte {offset + nul:,} is NUL",
-                    "give a text file; UTF-16 is converted by: iconv -f utf-16 -t utf-8 FILE > NEW",
+                    f"{path} is not text: byte {offset + nul:,} is NUL",
+                    "give a text file; single NULs are left out by: tr -d '\\000' < FILE > NEW",
                 )
             rest += _decoded(decoder, block, path, offset)
             offset += len(block)
@@ -98,10 +123,8 @@ def _decoded(decoder: io.IncrementalNewlineDecoder, block: bytes, path: Path, of
     try:
         return decoder.decode(block, final=not block)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {offset - kept + error.start:,})",
-            "convert it, for instance: iconv -f latin1 -t utf-8 FILE > NEW",
-        ) from error
+        line = block.rfind(b"\n", 0, max(0, error.start - kept)) + 1
+        raise formats.not_utf8(path, offset - kept + error.start, block[line:]) from error
 
 
 def _json_lines(path: Path, column: str) -> Iterator[Piece]:
@@ -119,15 +142,45 @@ def _json_lines(path: Path, column: str) -> Iterator[Piece]:
                 continue
             try:
                 row = json.loads(line)
+            except UnicodeDecodeError as error:
+                start = file.tell() - len(line) + error.start
+                raise formats.not_utf8(path, start, line) from error
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{where()} is no JSON object", "mend or leave out that line."
+                    f"{where()} is not a JSON object", "correct or leave out that line."
                 ) from error
-            if not isinstance(row, dict):
-                raise UserError(f"{where()} is no JSON object", f'write {{"{column}": "…"}}.')
-            if column not in row:
-                raise _no_column(where(), column, row)
-            yield from _row(row[column], column, where)
+            yield from _json_row(row, path, column, where)
+
+
+def _json(path: Path, column: str) -> Iterator[Piece]:
+    """A JSON array of rows, or one row; where it is neither, JSON lines."""
+    if path.stat().st_size > LONGEST_LINE:
+        yield from _json_lines(path, column)
+        return
+    try:
+        tree = files.parse_json(path.read_bytes().removeprefix(BOM).decode())
+    except ValueError:
+        yield from _json_lines(path, column)
+        return
+    number = 0
+
+    def where() -> str:
+        return f"{path}, entry {number:,}"
+
+    for row in tree if isinstance(tree, list) else [tree]:
+        number += 1
+        yield from _json_row(row, path, column, where)
+
+
+def _json_row(row: Any, path: Path, column: str, where: Callable[[], str]) -> Iterator[Piece]:
+    """A text, or an object that has one."""
+    if isinstance(row, dict):
+        if column not in row:
+            raise _no_column(where(), path, column, row)
+        row = row[column]
+    elif not isinstance(row, str):
+        raise UserError(f"{where()} is not a JSON object", f'write {{"{column}": "…"}}.')
+    yield from _row(row, column, where)
 
 
 def _parquet(path: Path, column: str) -> Iterator[Piece]:
@@ -140,9 +193,9 @@ def _parquet(path: Path, column: str) -> Iterator[Piece]:
         return f"{path}, row {number:,}"
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
             if column not in file.schema_arrow.names:
-                raise _no_column(str(path), column, file.schema_arrow.names)
+                raise _no_column(str(path), path, column, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=ROWS, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     number += 1
@@ -150,32 +203,51 @@ def _parquet(path: Path, column: str) -> Iterator[Piece]:
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"{path} is no whole Parquet file: {reason}", "copy or download it again."
+            f"{path} is not a whole Parquet file: {reason}", "copy or download it again."
         ) from error
 
 
 def _arrow(path: Path, column: str) -> Iterator[Piece]:
+    """An Arrow stream, as `datasets` writes it, or an Arrow file, which is also Feather."""
     import pyarrow
+
+    number = 0
+
+    def where() -> str:
+        return f"{path}, row {number:,}"
 
     try:
         # Not memory-mapped, so that what was read does not stay in this process's memory.
-        with pyarrow.OSFile(str(path)) as file:
-            for batch in pyarrow.ipc.open_stream(file):
+        with path.open("rb") as file:
+            is_file = file.read(len(ARROW)) == ARROW
+            file.seek(0)
+            reader = pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
+            if column not in reader.schema.names:
+                raise _no_column(str(path), path, column, reader.schema.names)
+            if is_file:
+                reader = map(reader.get_batch, range(reader.num_record_batches))
+            for batch in reader:
                 for value in batch.column(column).to_pylist():
-                    yield from _row(value, column, lambda: str(path))
-    except (pyarrow.ArrowException, OSError) as error:
+                    number += 1
+                    yield from _row(value, column, where)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} is no whole Arrow file",
-            f"delete the folder {path.parent}, and fetch it again.",
+            f"{path} is not a whole Arrow file",
+            "copy or download it again; a dataset of the hub is fetched again when its folder, "
+            f"{path.parent}, is moved away.",
         ) from error
 
 
-TABLES: dict[str, Callable[[Path, str], Iterator[Piece]]] = {
+Reader = Callable[[Path, str], Iterator[Piece]]
+TABLES: dict[str, Reader] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
+    ".json": _json,
     ".parquet": _parquet,
     ".arrow": _arrow,
+    ".feather": _arrow,
 }
+MAGIC: dict[bytes, Reader] = {b"PAR1": _parquet, ARROW: _arrow}
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")  # what is taken from a folder
 
 
@@ -191,18 +263,17 @@ def _row(value: Any, column: str, where: Callable[[], str]) -> Iterator[Piece]:
     try:
         value.isascii() or value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{where()} is no valid Unicode", "mend or leave out that one.") from error
-    value = value.removeprefix(BOM.decode())
-    if "\r" in value:
-        value = value.replace("\r\n", "\n").replace("\r", "\n")
-    yield from cut(value)
+        raise UserError(
+            f"{where()} is not valid Unicode", "correct or leave out that one."
+        ) from error
+    yield from cut(normalize_text(value))
 
 
-def _no_column(where: str, column: str, columns: Iterable[str]) -> UserError:
+def _no_column(where: str, path: Path, column: str, columns: Iterable[str]) -> UserError:
     there = ", ".join(map(str, columns)) or "none"
     return UserError(
         f"{where} has no column {column!r}; there is: {there}",
-        f"rename the column that holds the documents to {column!r}.",
+        f"name the column that holds the documents after the file: {path}:COLUMN.",
     )
 
 

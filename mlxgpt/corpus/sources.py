@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxgpt import files
-from mlxgpt.corpus import hub, readers, storybook
+from mlxgpt.corpus import folders, formats, hub, readers, storybook
 from mlxgpt.corpus.hub import HubText, Rows
 from mlxgpt.corpus.readers import COLUMN, Piece
 from mlxgpt.corpus.verified import Verified
 from mlxgpt.errors import UserError
 
+LONGEST_NAME = 180  # bytes of a data folder's name; file systems allow 255, and names get longer
 VAL_SHARE_STORIES = 0.01  # of the storybook's length, in stories of their own
 
 
@@ -87,7 +91,7 @@ def open_source(
         )
     if name and (text := hub.named(name)):
         return _from_hub(source_name(source), text, note)
-    return _from_files(source, val_source, verified)
+    return _from_files(source, val_source, verified, note)
 
 
 def origin_of_gone(
@@ -96,7 +100,7 @@ def origin_of_gone(
     """The origin of files that were read once and are not there any more; None where all are, or
     it is not known.
     """
-    if all(glob.has_magic(name) or _path(name).exists() for name in (*source, *val_source)):
+    if all(glob.has_magic(name) or _place(name)[0].exists() for name in (*source, *val_source)):
         return None
     origin: dict[str, Any] = {}
     for kind, names in (("files", source), ("val_files", val_source)):
@@ -147,6 +151,11 @@ def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict
     return {STORYBOOK: storybook.book().sha256, **length}
 
 
+def comparable(origin: Mapping[str, Any]) -> str:
+    """What is equal for equal origins, whichever Unicode form a file system gives names."""
+    return unicodedata.normalize("NFC", json.dumps(origin, sort_keys=True, ensure_ascii=False))
+
+
 def told(origin: dict[str, Any]) -> str:
     """Which text an origin tells of, in a few words."""
     if STORYBOOK in origin:
@@ -178,14 +187,18 @@ class _Files:
         rows: the files, and which of their documents.
         column: of a table, the one that holds them.
         joined: whether all of them are pieces of one document.
+        columns: of each file, where they differ.
     """
 
     rows: Rows
     column: str = COLUMN
     joined: bool = False
+    columns: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[Piece]:
-        pieces = (piece for path in self.rows.paths for piece in readers.read(path, self.column))
+        columns = self.columns or [self.column] * len(self.rows.paths)
+        files = zip(self.rows.paths, columns, strict=True)
+        pieces = (piece for path, column in files for piece in readers.read(path, column))
         for piece in _within(pieces, *self.rows.span):
             yield Piece(piece.text, last=False) if self.joined else piece
 
@@ -203,20 +216,58 @@ def _within(pieces: Iterator[Piece], start: int, stop: int | None) -> Iterator[P
 
 def source_name(source: Sequence[str]) -> str:
     """The data folder's name for a source: the corpus, the dataset's owner and name, or the first
-    path's stem.
+    path's stem. Letters and digits of all scripts stay, in Unicode's NFC, whichever form a file
+    system has; a hash makes names differ where nothing else is left, or a name is too long.
     """
-    first = source[0] if source else ""
-    stem = first.removeprefix(hub.PREFIX) if first.startswith(hub.PREFIX) else Path(first).stem
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "text"
+    stem = _stem(source)
+    kept = (c if _stays(c) else " " for c in unicodedata.normalize("NFC", stem))
+    name = re.sub(" +", "-", "".join(kept)).strip("-.")
+    if not name and stem.strip("."):
+        name = f"text-{_short_hash(stem)}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = os.fsencode(name)[:LONGEST_NAME].decode("utf-8", "ignore")
+        name = f"{name.strip('-.')}-{_short_hash(stem)}"
+    return name or "text"
 
 
-def open_files(paths: Sequence[str]) -> Iterable[Piece]:
+def former_name(source: Sequence[str]) -> str:
+    """The name that `source_name` gave when it kept ASCII letters alone."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", _stem(source)).strip("-.") or "text"
+
+
+def open_files(
+    paths: Sequence[str], note: Callable[[str], None] = lambda line: None
+) -> Iterable[Piece]:
     """The documents of some files and folders, a new stream for each reader.
+
+    Args:
+        note: takes a line on what was left out.
 
     Raises:
         UserError: if there is none of a name.
     """
-    return _Files(Rows(_expand(paths)))
+    return _files(_expand(paths, note))
+
+
+def _stem(source: Sequence[str]) -> str:
+    first = source[0] if source else ""
+    if first.startswith(hub.PREFIX):
+        return first.removeprefix(hub.PREFIX)
+    path, column = _place(first)
+    return path.stem if column == COLUMN else f"{path.stem}-{column}"
+
+
+def _stays(c: str) -> bool:
+    """Whether a character stays in a name: letters with their marks, digits, and `._-`."""
+    return c.isalnum() or c in "._-" or unicodedata.category(c).startswith("M")
+
+
+def _short_hash(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+
+
+def _files(found: Sequence[tuple[Path, str]]) -> _Files:
+    return _Files(Rows([path for path, _ in found]), columns=[column for _, column in found])
 
 
 def _from_hub(name: str, text: HubText, note: Callable[[str], None]) -> Source:
@@ -233,9 +284,13 @@ def _from_hub(name: str, text: HubText, note: Callable[[str], None]) -> Source:
 
 
 def _from_files(
-    source: Sequence[str], val_source: Sequence[str], verified: Verified | None
+    source: Sequence[str],
+    val_source: Sequence[str],
+    verified: Verified | None,
+    note: Callable[[str], None],
 ) -> Source:
-    paths, val_paths = _expand(source), _expand(val_source)
+    found, val_found = _expand(source, note), _expand(val_source, note)
+    paths, val_paths = [path for path, _ in found], [path for path, _ in val_found]
 
     def origin_of(kind: str, names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
         def find() -> dict[str, Any]:
@@ -250,8 +305,8 @@ def _from_files(
     return Source(
         source_name(source),
         origin,
-        _Files(Rows(paths)),
-        _Files(Rows(val_paths)) if val_paths else None,
+        _files(found),
+        _files(val_found) if val_found else None,
         sum(map(readers.text_size, paths)),
     )
 
@@ -269,6 +324,17 @@ def _path(name: str) -> Path:
     return Path(name).expanduser()
 
 
+def _place(name: str) -> tuple[Path, str]:
+    """A source's path, and the column that holds its documents: `FILE:COLUMN`, or only FILE."""
+    path = _path(name)
+    before, colon, column = name.rpartition(":")
+    if not colon or not column or os.path.lexists(path):
+        return path, COLUMN
+    table = _path(before)
+    is_table = table.suffix.lower() in readers.TABLES or table.exists()
+    return (table, column) if is_table else (path, COLUMN)
+
+
 def _digest(paths: Sequence[Path]) -> str:
     """The sha256 of one file, or of those of several."""
     try:
@@ -282,30 +348,40 @@ def _digest(paths: Sequence[Path]) -> str:
     )
 
 
-def _expand(paths: Sequence[str]) -> list[Path]:
-    found: list[Path] = []
-    for name in paths:
-        path = _path(name)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in readers.SUFFIXES)
-            if not inside:
-                raise UserError(
-                    f"no {', '.join(readers.SUFFIXES)} file in the folder {name}",
-                    "name the files themselves.",
-                )
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        elif path.exists():
-            raise UserError(f"{name} is no file", "write what it gives to a file first.")
-        elif glob.has_magic(name):  # in quotes, or in Python, no shell has expanded it
-            matching = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-            if not matching:
-                raise UserError(f"no file matches {name!r}", "give a path that exists.")
-            found += [match for match in matching if match.is_file()]
-        else:
+def _expand(names: Sequence[str], note: Callable[[str], None]) -> list[tuple[Path, str]]:
+    """The files that names stand for, each with the column that holds its documents."""
+    return [(path, column) for name in names for path, column in _matching(name, note)]
+
+
+def _matching(name: str, note: Callable[[str], None]) -> Iterator[tuple[Path, str]]:
+    path, column = _place(name)
+    if path.is_dir():
+        paths = folders.text_files(path, readers.SUFFIXES, note)
+        if not paths:
             raise UserError(
-                f"there is no file, folder or corpus {name!r}",
-                f"give a path that exists, or one of {', '.join(CORPORA)}.",
+                f"no {', '.join(readers.SUFFIXES)} file in the folder {name}",
+                "name the files themselves.",
             )
-    return found
+    elif path.is_file():
+        paths = [path]
+    elif path.exists():
+        raise UserError(f"{name} is not a file", "write what it gives to a file first.")
+    elif path.is_symlink():
+        raise UserError(
+            f"{name} is a broken link: {path.readlink()} does not exist",
+            "restore what it links to, or name the file itself.",
+        )
+    elif glob.has_magic(str(path)):  # in quotes, or in Python, no shell has expanded it
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        if not matches:
+            raise UserError(f"no file matches {name!r}", "give a path that exists.")
+        paths = [p for p in matches if p.is_file() and not folders.is_leftover(p.name)]
+    else:
+        raise UserError(
+            f"there is no file, folder or corpus {name!r}",
+            f"give a path that exists, or one of {', '.join(CORPORA)}.",
+        )
+    for file in paths:
+        if not path.is_dir() and (line := formats.remark(file)):
+            note(line)
+        yield file, column

@@ -238,6 +238,10 @@ class CharTokenizer:
         """Number of ids, the added tokens included."""
         return len(self._tokens)
 
+    def knows(self, text: str) -> bool:
+        """Whether every character of a text is in the vocabulary."""
+        return set(self.characters).issuperset(text)
+
     def encode(self, text: str) -> np.ndarray:
         """ids[n], int64, of a text. Special text in it is text, never a token.
 

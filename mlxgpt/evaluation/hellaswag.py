@@ -21,7 +21,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import files
-from mlxgpt.corpus import web
+from mlxgpt.corpus import formats, web
+from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.machine.compiler import compiled
@@ -104,6 +105,7 @@ def load(
         raise UserError(
             f"cannot read {path}: {error.strerror or error}", "check the file and its permissions."
         ) from error
+    formats.refuse_other(path, content[: formats.HEAD])
     if len(content) > LONGEST:
         raise UserError(
             f"{path} is longer than {LONGEST:,} bytes", f"give a file of the form of {FILE}."
@@ -313,4 +315,4 @@ def _example(line: bytes, where: str) -> Example:
         raise refuse(f"has not {ENDINGS} texts as its 'endings'")
     if type(label) is not int or label not in range(ENDINGS):  # those of the test split are secret
         raise refuse("has no number from 0 to 3 as its 'label'")
-    return Example(context, tuple(endings), label)
+    return Example(normalize_text(context), tuple(map(normalize_text, endings)), label)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mlxgpt.config import Sampling
+from mlxgpt.corpus.normalize import encode_prompt, normalize_text, prompt_text
 from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.inference.decoding import Decoder, Decoding
 
@@ -26,8 +27,8 @@ class Generated:
     """What a generation made.
 
     Attributes:
-        texts: each prompt with its continuation, `samples` of the first, then of the second, …;
-            stop strings and end-of-text are left out.
+        texts: each prompt, as the model read it (normalize.py), with its continuation, `samples`
+            of the first, then of the second, …; stop strings and end-of-text are left out.
         seed: the seed that makes the same texts again.
         tokens: how many were drawn, over all texts.
         tokens_per_second: of drawing them, the prompt's prefill left out.
@@ -85,6 +86,7 @@ def generate(
     """
     sampling = seeded(sampling)
     block = decoder.config.block_size
+    prompts = [prompt_text(prompt, tokenizer) for prompt in prompts]
     beginnings = [with_start(tokenizer.encode(prompt), tokenizer, bos) for prompt in prompts]
     for ids in beginnings:
         if len(ids) > block:
@@ -119,7 +121,7 @@ def stream(
     decoder: Decoder, tokenizer: Tokenizer, prompt: str, sampling: Sampling, *, bos: int | None
 ) -> Iterator[str]:
     """Continue one prompt: pieces of the continuation as they are made. See `generate`."""
-    ids = with_start(tokenizer.encode(prompt), tokenizer, bos)
+    ids = with_start(encode_prompt(prompt, tokenizer), tokenizer, bos)
     for drawn in tokens(decoder, tokenizer, ids, sampling):
         if drawn.text:
             yield drawn.text
@@ -215,7 +217,10 @@ class _Text:
     def __init__(self, tokenizer: Tokenizer, prompt: str, stop: tuple[str, ...]) -> None:
         self.text, self.tokens, self.ended = prompt, 0, False
         self._tokenizer = tokenizer
-        self._stop = [s for s in stop if s]
+        # Written as the model writes: it has no CR, and may know one Unicode form only.
+        self._stop = [s for s in map(normalize_text, stop) if s]
+        if isinstance(tokenizer, CharTokenizer):
+            self._stop = [prompt_text(s, tokenizer) for s in self._stop]
         self._held = ""
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
 

@@ -59,8 +59,9 @@ def export(
             f"{run.name} is no GPT-2; mlx-lm quantizes such a model itself",
             "export it --to hf, and then: mlx_lm.convert --hf-path FOLDER -q.",
         )
+    files.must_be_utf8(folder, "choose another folder: --out DIR.")
     if folder.exists():
-        raise UserError(f"{folder} exists", "choose another folder, --out DIR, or delete it.")
+        raise UserError(f"{folder} exists", "choose another folder: --out DIR.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -134,7 +134,7 @@ def chat_template(folder: Path) -> str | None:
             told = {one["name"]: one["template"] for one in told}.get("default")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"the chat template in {folder} cannot be read: {error}", "restore it, or delete it."
+            f"the chat template in {folder} cannot be read: {error}", "restore it, or move it away."
         ) from error
     return told if isinstance(told, str) else None
 

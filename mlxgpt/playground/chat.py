@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mlxgpt import files
+from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.corpus.tokenizer import NUL, encode_marked, end_name
 from mlxgpt.errors import UserError
 from mlxgpt.loaded import Model
@@ -76,7 +77,7 @@ def ids(template: str, messages: list[Message], model: Model) -> list[int]:
         text = environment.from_string(tokenizer.added.marked(template)).render(
             messages=messages, add_generation_prompt=True, bos_token=end, eos_token=end
         )
-        ids = encode_marked(tokenizer, text)
+        ids = encode_marked(tokenizer, normalize_text(text))
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise UserError(f"{CHAT_TEMPLATE} cannot be used: {error}", "mend it.") from error
     return ids or model.ids("").tolist()

@@ -15,6 +15,8 @@ from it, nothing else is needed, on any machine.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +38,8 @@ from mlxgpt.storage.notes import Notes
 
 FORMAT = 3  # 1 had settings for no guard, 2 did not say how texts begin
 CHAT_TEMPLATE = "chat_template.jinja"
+# What no name shown in a terminal may have: its commands, and what turns a line's direction.
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ def create(run: Run) -> None:
         UserError: if it cannot be written.
     """
     folder = run.folder
+    files.must_be_utf8(folder, "choose another --run or --runs-dir.")
     identity = {
         "format": FORMAT,
         "data_name": run.data_name,
@@ -233,8 +238,8 @@ def open_run(folder: Path) -> Run:
 
 def _data_name(name: Any) -> str:
     name = str(name)
-    plain = name == Path(name).name and name.isprintable()
-    if not plain or name in ("", "..") or len(name.encode()) > 255:
+    plain = name == Path(name).name and not CONTROL.search(name)
+    if not plain or name in ("", "..") or len(os.fsencode(name)) > 255:
         raise ValueError(f"{name!r} is no name of a data folder")
     return name
 

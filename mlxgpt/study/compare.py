@@ -259,5 +259,5 @@ def _must_be(run: Run, config: Config, dataset: Dataset) -> None:
     if not same_data or changed_weights(run.config, config):
         raise UserError(
             f"{run.folder} is not the training of that name",
-            "delete this folder; the same command trains it again.",
+            "move this folder away; the same command trains it again.",
         )

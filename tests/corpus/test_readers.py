@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,9 @@ def test_what_is_no_utf8_is_found_at_its_byte(
     [
         ("Straße".encode("latin-1"), r"t\.txt is not UTF-8 text \(byte 4\)"),
         (("x" * 3_000_000 + "é").encode()[:-1], r"not UTF-8 text \(byte 3,000,000\)"),
-        (b"x" * 3_000_000 + b"\0", "no text: byte 3,000,000 is NUL"),
-        (b"to be\0or not", r"t\.txt is no text: byte 5 is NUL"),
-        ("to be".encode("utf-16"), "no text: byte 3 is NUL"),
+        (b"x" * 3_000_000 + b"\0", "not text: byte 3,000,000 is NUL"),
+        (b"to be\0or not", r"t\.txt is not text: byte 5 is NUL"),
+        ("to be".encode("utf-16"), r"t\.txt is UTF-16 text"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -180,16 +181,16 @@ def test_json_lines_are_documents(tmp_path_factory: Folders, rows: list[str], es
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b'{"text": "a"', r"t\.ndjson, line 3 is no JSON object"),
-        (b"[" * 100_000, "line 3 is no JSON object"),
-        (b'["text"]', "line 3 is no JSON object"),
-        (b'{"text": "\xff"}', "line 3 is no JSON object"),
+        (b'{"text": "a"', r"t\.ndjson, line 3 is not a JSON object"),
+        (b"[" * 100_000, "line 3 is not a JSON object"),
+        (b'["text"]', "line 3 is not a JSON object"),
+        (b'{"text": "\xff"}', r"t\.ndjson is not UTF-8 text \(byte 25\)"),
         (b'{"story": "a", "n": 1}', "line 3 has no column 'text'; there is: story, n"),
         (b"{}", "line 3 has no column 'text'; there is: none"),
         (b'{"text": 5}', "line 3: text is int, not text"),
         (b'{"text": ["a"]}', "line 3: text is list, not text"),
         (b'{"text": "a\\u0000b"}', "line 3 holds a NUL character"),
-        (b'{"text": "\\ud800"}', "line 3 is no valid Unicode"),
+        (b'{"text": "\\ud800"}', "line 3 is not valid Unicode"),
     ],
 )
 def test_a_line_that_holds_no_text_is_named(tmp_path: Path, line: bytes, problem: str) -> None:
@@ -258,7 +259,7 @@ def test_a_damaged_table_is_one_error(tmp_path: Path, damage: str) -> None:
     path = write_parquet(tmp_path / "t.parquet", {"text": [f"story {n}" for n in range(999)]})
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     readers.text_size(path)
-    with pytest.raises(UserError, match=r"t\.parquet is no whole Parquet file") as caught:
+    with pytest.raises(UserError, match=r"t\.parquet is not a whole Parquet file") as caught:
         read(path)
     assert "\n" not in caught.value.problem
 
@@ -273,6 +274,95 @@ def test_arrow_files_are_read_as_the_library_writes_them(tmp_path: Path) -> None
     assert read(path) == ["one", "", "two" * 10]
 
 
+def test_arrow_files_and_feather_are_read(tmp_path: Path) -> None:
+    """Also compressed, with dictionaries, and of several batches."""
+    import pyarrow
+    import pyarrow.feather
+
+    texts = ["one", None, "one", "two" * 10]
+    table = pyarrow.table({"n": [1, 2, 3, 4], "text": texts})
+    with pyarrow.ipc.new_file(str(tmp_path / "t.arrow"), table.schema) as out:
+        out.write_table(table, max_chunksize=2)
+    pyarrow.feather.write_feather(table, str(tmp_path / "t.feather"), compression="zstd")
+    categories = table.set_column(1, "text", table["text"].dictionary_encode())
+    pyarrow.feather.write_feather(categories, str(tmp_path / "c.feather"))
+    for name in ("t.arrow", "t.feather", "c.feather"):
+        assert read(tmp_path / name) == ["one", "", "one", "two" * 10]
+
+
+@pytest.mark.parametrize("kind", ["new_stream", "new_file"])
+def test_an_arrow_file_without_the_column_names_those_it_has(tmp_path: Path, kind: str) -> None:
+    import pyarrow
+
+    path = tmp_path / "t.arrow"
+    table = pyarrow.table({"story": ["one"], "n": [1]})
+    with getattr(pyarrow.ipc, kind)(str(path), table.schema) as out:
+        out.write_table(table)
+    with pytest.raises(UserError, match=r"t\.arrow has no column 'text'; there is: story, n") as e:
+        read(path)
+    assert f"{path}:COLUMN" in e.value.remedy
+    assert joined(readers.read(path, "story")) == ["one"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "one", "n": 1}, {"text": "two\\r\\n"}]',
+        '["one", "two\\n"]',
+        '\ufeff[\n "one",\n {"text": "two\\n"}]\n',
+        '{"text": "one"}\n{"text": "two\\n"}\n',
+        '"one"\r\n"two\\n"',
+    ],
+)
+def test_a_json_file_is_an_array_or_lines(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(content, encoding="utf-8", newline="")
+    assert read(path) == ["one", "two\n"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"data": ["one"]}', r"t\.json, entry 1 has no column 'text'; there is: data"),
+        ('["one", 2]', r"t\.json, entry 2 is not a JSON object"),
+        ('["one", {"text": 2}]', r"t\.json, entry 2: text is int, not text"),
+        ('["one", ', r"t\.json, line 1 is not a JSON object"),
+        ("[" * 100_000, "line 1 is not a JSON object"),
+        ("Once upon a time", "line 1 is not a JSON object"),
+    ],
+)
+def test_a_json_file_without_text_is_named(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(UserError, match=problem):
+        read(tmp_path / "t.json")
+
+
+def test_one_json_object_may_take_several_lines(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(json.dumps({"text": "one"}, indent=2))
+    assert read(tmp_path / "t.json") == ["one"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".parquet", ".arrow"])
+def test_a_name_may_have_bytes_that_are_not_utf8(tmp_path: Path, suffix: str) -> None:
+    import pyarrow
+
+    plain, path = tmp_path / f"t{suffix}", tmp_path / os.fsdecode(b"caf\xe9" + suffix.encode())
+    if suffix == ".parquet":
+        write_parquet(plain, {"text": ["one"]})
+    elif suffix == ".arrow":
+        table = pyarrow.table({"text": ["one"]})
+        with pyarrow.ipc.new_file(str(plain), table.schema) as out:
+            out.write_table(table)
+    else:
+        plain.write_text("one" if suffix == ".txt" else '{"text": "one"}')
+    try:
+        plain.rename(path)
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    assert read(path) == ["one"]
+    assert readers.text_size(path) > 0
+
+
 @pytest.mark.parametrize("damage", ["cut short", "empty", "text"])
 def test_a_damaged_arrow_file_is_one_error(tmp_path: Path, damage: str) -> None:
     import pyarrow
@@ -283,9 +373,9 @@ def test_a_damaged_arrow_file_is_one_error(tmp_path: Path, damage: str) -> None:
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as out:
         out.write_table(table)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(UserError, match=r"t\.arrow is no whole Arrow file") as caught:
+    with pytest.raises(UserError, match=r"t\.arrow is not a whole Arrow file") as caught:
         read(path)
-    assert caught.value.remedy == f"delete the folder {path.parent}, and fetch it again."
+    assert f"when its folder, {path.parent}, is moved away" in caught.value.remedy
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -98,10 +99,16 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         sources.open_source([str(tmp_path)])
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "folder.txt").mkdir()
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "a.txt", "one")
-    with pytest.raises(UserError, match=r"cannot read .*folder\.txt: Is a directory"):
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(sources.files, "sha256", refuse)
+    with pytest.raises(UserError, match=r"cannot read .*a\.txt: Permission denied"):
         sources.open_source([str(tmp_path)])
 
 
@@ -195,7 +202,7 @@ def test_real_shakespeare_is_the_pinned_text(shakespeare: Path) -> None:
 
 def test_what_can_be_read_only_once_is_no_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
-    with pytest.raises(UserError, match=r"pipe\.txt is no file"):
+    with pytest.raises(UserError, match=r"pipe\.txt is not a file"):
         sources.open_source([str(tmp_path / "pipe.txt")])
 
 
@@ -211,3 +218,124 @@ def test_an_origin_tells_which_text_it_is(source: list[str], words: str) -> None
     assert sources.told(sources.corpus_origin(source)) == words
     assert sources.told({"files": ["a.txt", "b.txt"], "sha256": "0"}) == "a.txt, b.txt"
     assert sources.told({"nanogpt": "arrays"}) == "nanoGPT's arrays in arrays"
+
+
+LONG = "é" * 125
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a b.txt", "a-b"),
+        ("deep/a - b (2)_c.v1.txt", "a---b-2-_c.v1"),
+        ("日本語.txt", "日本語"),
+        ("русский текст.txt", "русский-текст"),
+        ("हिन्दी.txt", "हिन्दी"),
+        ("café.txt", "café"),
+        ("cafe\u0301.txt", "café"),
+        ("한국어.txt", "한국어"),
+        ("\u1112\u1161\u11ab.txt", "한"),
+        (os.fsdecode(b"caf\xe9.txt"), "caf"),
+        ("", "text"),
+        ("..", "text"),
+        ("stories.jsonl:story", "stories-story"),
+        ("hf:owner/name", "owner-name"),
+    ],
+)
+def test_a_data_folder_is_named_after_its_text(path: str, name: str) -> None:
+    assert sources.source_name([path]) == name
+    assert name.isascii() <= (sources.former_name([path]) in (name, "stories")), "as it always was"
+
+
+def test_names_of_which_no_letter_stays_differ() -> None:
+    paths = ["🙂.txt", "🎉.txt", "!!!.txt", os.fsdecode(b"\xe9.txt"), os.fsdecode(b"\xe8.txt")]
+    names = {sources.source_name([path]) for path in paths}
+    assert len(names) == len(paths)
+    assert all(re.fullmatch("text-[0-9a-f]{8}", name) for name in names)
+
+
+@given(st.text(max_size=300))
+def test_names_are_short_and_safe(stem: str) -> None:
+    stem = stem.replace("/", "").replace("\0", "")
+    name = sources.source_name([f"{stem}.txt"])
+    assert 0 < len(name.encode()) <= 200
+    assert name.isprintable()
+    assert not set(name) & set("/:*?\"'` \\")
+    assert not name.startswith((".", "-"))
+
+
+def test_long_names_are_cut_and_differ(tmp_path: Path) -> None:
+    names = {sources.source_name([f"{LONG}{letter}.txt"]) for letter in "ab"}
+    assert len(names) == 2
+    assert all(name.startswith("éééé") for name in names)
+    ascii_name = "x" * 180
+    assert sources.source_name([f"{ascii_name}.txt"]) == ascii_name
+
+
+def table(path: Path, columns: dict[str, list[str]]) -> str:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return str(path)
+
+
+def test_a_column_is_chosen_after_the_file(tmp_path: Path) -> None:
+    lines = write(tmp_path / "a.jsonl", '{"story": "one", "title": "1"}')
+    rows = table(tmp_path / "b.parquet", {"title": ["2"], "text": ["two"]})
+    assert read([f"{lines}:story", rows]) == ["one", "two"]
+    assert read([f"{lines}:title", f"{lines}:story", f"{rows}:title"]) == ["1", "one", "2"]
+    assert read([f"{tmp_path}:title"]) == ["1", "2"], "of all tables in a folder"
+    assert read([f"{tmp_path}/*.jsonl:story"]) == ["one"]
+    origins = [sources.open_source([f"{lines}:{name}"]).origin for name in ("story", "title")]
+    assert origins[0] != origins[1]
+    with pytest.raises(UserError, match="has no column 'text'; there is: story, title") as caught:
+        read([lines])
+    assert f"{lines}:COLUMN" in caught.value.remedy
+
+
+def test_a_name_with_a_colon_is_a_name_first(tmp_path: Path) -> None:
+    assert read([write(tmp_path / "a:b.txt", "one")]) == ["one"]
+    with pytest.raises(UserError, match="there is no file, folder or corpus"):
+        read([str(tmp_path / "gone:b")])
+
+
+def test_what_was_left_out_of_a_folder_is_noted(tmp_path: Path) -> None:
+    for name in ("a.txt", "._a.txt", "b.md"):
+        write(tmp_path / "texts" / name, name)
+        write(tmp_path / "val" / name, name)
+    notes: list[str] = []
+    source = sources.open_source(
+        [str(tmp_path / "texts")], [str(tmp_path / "val")], note=notes.append
+    )
+    assert joined(source.train) == ["a.txt"]
+    assert [line.rpartition(": ")[2] for line in notes] == ["1 .md, 1 hidden"] * 2
+    assert joined(sources.open_files([str(tmp_path / "val")], notes.append)) == ["a.txt"]
+    assert len(notes) == 3
+
+
+def test_a_pattern_matches_no_leftovers(home: Path) -> None:
+    for name in ("a.txt", "a.txt~", ".b.txt", "Thumbs.db"):
+        write(home / "texts" / name, name)
+    assert read(["texts/*"]) == ["a.txt"]
+
+
+def test_a_page_is_noted(tmp_path: Path) -> None:
+    notes: list[str] = []
+    page = write(tmp_path / "page.html", "<!DOCTYPE html><p>Once upon a time</p>")
+    assert joined(sources.open_source([page], note=notes.append).train) == [
+        "<!DOCTYPE html><p>Once upon a time</p>"
+    ]
+    assert "with its tags" in notes[0]
+
+
+def test_a_broken_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to("/gone/a.txt")
+    with pytest.raises(UserError, match=r"a\.txt is a broken link: /gone/a\.txt does not exist"):
+        sources.open_source([str(tmp_path / "a.txt")])
+
+
+def test_origins_are_equal_in_both_unicode_forms() -> None:
+    one, other = ({"files": [name], "sha256": "1"} for name in ("café.txt", "cafe\u0301.txt"))
+    assert sources.comparable(one) == sources.comparable(other)
+    assert sources.comparable(one) != sources.comparable({**one, "sha256": "2"})
