@@ -72,7 +72,7 @@ def prepare(
     Args:
         source: `shakespeare` (default), `tinystories`, `tinystories-gpt4`, `openwebtext`,
             `storybook`; a dataset of the hub, `hf:owner/name` or `hf:owner/name:column`; or files
-            and folders: text, JSON lines, Parquet.
+            and folders: text, JSON, Parquet, Arrow; `FILE:COLUMN` for another column than `text`.
         val_source: validation text; default: a part of the source.
         name: the data folder's name; default: the corpus or the first file's stem, and the
             tokenizer.

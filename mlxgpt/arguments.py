@@ -108,7 +108,8 @@ def _prepare(add: Add) -> None:
         nargs="*",
         help="shakespeare (default), tinystories, tinystories-gpt4, openwebtext, storybook; any "
         "dataset of the hub, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN; or files, folders and globs of "
-        "text (<|endoftext|> between documents), JSON lines, Parquet",
+        "text (<|endoftext|> between documents), JSON, Parquet, Arrow; FILE:COLUMN for another "
+        "column than text",
     )
     sub.add_argument(
         "--val-source", nargs="+", metavar="PATH", help="validation text; default: a part of it"
@@ -279,11 +280,13 @@ def _generate(add: Add) -> None:
         '  mlxgpt generate "ROMEO:" --samples 3 --temperature 0.7 --seed 1\n'
         "  mlxgpt generate --interactive",
     )
-    sub.add_argument("prompt", nargs="?", help="how the text begins")
+    sub.add_argument(
+        "prompt", nargs="?", help="how the text begins; one that begins with a dash after `--`"
+    )
     sub.add_argument(
         "--prompts",
         metavar="FILE",
-        help="many prompts at once: one a line, or JSON lines, strings or with a field prompt",
+        help="many prompts at once: one a line, or JSON, strings or objects with a field prompt",
     )
     sub.add_argument(
         "--interactive", action="store_true", help="prompt after prompt, with history and settings"

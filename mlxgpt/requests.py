@@ -6,7 +6,6 @@ current folder.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -98,12 +97,13 @@ def prompts_in(path: PathLike) -> list[str]:
 
 
 def _json_prompts(text: str, path: PathLike) -> list[str]:
-    """The prompts of a file that is one JSON array; none where it is something else."""
-    with contextlib.suppress(ValueError):
+    """The prompts of a file that is one JSON value, such as an array; none of another file."""
+    try:
         tree = files.parse_json(text)
-        if isinstance(tree, list):
-            return [_prompt_in(entry, f"{path}, entry {n}") for n, entry in enumerate(tree, 1)]
-    return []
+    except ValueError:
+        return []
+    entries = tree if isinstance(tree, list) else [tree]
+    return [_prompt_in(entry, f"{path}, entry {n}") for n, entry in enumerate(entries, 1)]
 
 
 def _prompt_of(line: str, where: str) -> str:

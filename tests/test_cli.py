@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from mlxgpt import api, config, loaded
+from mlxgpt import api, config, config_files, loaded
 from mlxgpt.cli import INTERRUPTED, main
 from mlxgpt.errors import UserError
+from mlxgpt.inference.generation import Generated
 from mlxgpt.settings import settings
 from mlxgpt.training import selfcheck
-from tests.commands import ROOT
+from tests.commands import ROOT, program
 
 COMMANDS = [
     "prepare",
@@ -382,3 +384,90 @@ def test_a_terminal_that_knows_no_more_than_ascii_gets_question_marks() -> None:
     assert b"attention, 4 ?" in printed()
     parts = json.loads(printed("--json"))["parameters"]
     assert any("4 ×" in part for part in parts), "whole, in JSON"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        (["- item"], "- item"),
+        (["-5 degrees"], "-5 degrees"),
+        (["-5"], "-5"),
+        (["-- he said"], "-- he said"),
+        (["--"], "--"),
+        (["--", "--"], "--"),
+        (["--", "--weird"], "--weird"),
+        (["--", "-h"], "-h"),
+        (["--", "--seed"], "--seed"),
+        (["--", "to be"], "to be"),
+        ([], ""),
+        ([""], ""),
+    ],
+)
+def test_a_prompt_may_begin_with_a_dash(
+    arguments: list[str], prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With flags before it."""
+    prompts: list[tuple[str, int]] = []
+
+    def generate(prompt: str = "", **given: Any) -> Generated:
+        prompts.append((prompt, given["seed"]))
+        return Generated([prompt], 1, 0, 0.0, [True])
+
+    monkeypatch.setattr(api, "generate", generate)
+    assert main(["generate", "--seed", "1", *arguments]) == 0
+    assert prompts == [(prompt, 1)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--weird"], "a prompt that begins with a dash comes last"),
+        (["-hello"], "a prompt that begins with a dash comes last"),
+        (["--", "--seed", "1"], "a prompt that begins with a dash comes last"),
+        (["--sed", "1"], "did you mean --seed?"),
+        (["--stop", "--x"], "--flag=-VALUE"),
+    ],
+)
+def test_an_unclear_dash_is_explained(arguments: list[str], remedy: str, capsys: Capture) -> None:
+    assert main(["generate", *arguments]) == 2
+    assert remedy in capsys.readouterr().err
+
+
+def test_a_dashed_prompt_in_a_shell(here: Path) -> None:
+    line = ["generate", "--run", "done", "--max-tokens", "1", "--", "to be"]
+    completed = program(*line)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.startswith("to be")
+
+
+def test_a_name_with_bytes_that_are_not_utf8_on_the_way_through(
+    home: Path, text: str, capsys: Capture, no_check: None
+) -> None:
+    """Of a text: prepared, trained on, listed, reported, exported."""
+    source = os.fsdecode(b"caf\xe9.txt")
+    try:
+        Path(source).write_text(text, encoding="utf-8")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(errors="replace")  # as the program does
+    line = ["train", "--tier", "1", *SMALL, "--max-steps", "2", "--source", source]
+    for _ in range(2):
+        assert main([*line, "--run", "done"]) == 0
+    assert main(["prepare", source, "--json"]) == 0
+    output = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(output)["origin"]["files"] == [source]
+    for command in (
+        ["info"],
+        ["info", "--json"],
+        ["runs", "--json"],
+        ["report"],
+        ["eval", "--source", source],
+        ["export", "--to", "hf"],
+        ["generate", "to", "--max-tokens", "1"],
+        ["train", *SMALL[-2:], "--from", "done", "--source", source, "--max-steps", "1"],
+    ):
+        assert main(command) == 0, command
+    assert "caf" in Path("exports/done-hf/README.md").read_text(encoding="utf-8")
+    assert config_files.load(Path("runs/done/config.toml")).data.source == (r"caf\udce9.txt",)

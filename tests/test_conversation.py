@@ -49,6 +49,14 @@ def test_what_is_typed_begins_a_text(place: Path) -> None:
     assert re.fullmatch(r"9 tokens, [\d,]+ a second, seed 1", person.said[2])
 
 
+def test_marks_and_line_ends_of_a_file_are_no_part_of_a_prompt(place: Path) -> None:
+    person = Person("\ufeff/settings", "\ufeffto", "to\r", "/quit").talk(seed=1, max_tokens=9)
+    model = load("done")
+    texts = [model.generate(prompt, seed=1, max_tokens=9).texts[0] for prompt in ("to", "to\n")]
+    assert person.seen == "\n".join([*texts, ""])
+    assert "seed 1" in person.said[1]
+
+
 def test_again_is_the_same_prompt_with_another_seed(place: Path) -> None:
     person = Person("to", "/again", "/again").talk(seed=1, max_tokens=30)
     texts = person.seen.split("\nto")

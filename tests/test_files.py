@@ -155,3 +155,14 @@ def test_a_mac_is_asked_for_a_full_sync(
     monkeypatch.setattr(os, "fsync", lambda descriptor: asked.append(-1))
     files.sync(tmp_path)
     assert asked == expected
+
+
+def test_a_name_that_is_not_utf8_is_written_as_an_escape(tmp_path: Path) -> None:
+    files.write_atomically(tmp_path / "a.json", json.dumps(["caf\udce9"], ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == ["caf\udce9"]
+
+
+def test_a_path_that_is_not_utf8_is_refused() -> None:
+    files.must_be_utf8(Path("runs/日本"), "")
+    with pytest.raises(UserError, match=r"caf\\udce9' has bytes that are not UTF-8"):
+        files.must_be_utf8(Path("runs/caf\udce9"), "choose another --run.")

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import gc
 import json
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 import mlxgpt
 from mlxgpt import cli
+from mlxgpt.config import Config
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.loaded import load
@@ -163,3 +166,79 @@ def test_a_tiny_temperature_is_greedy(
     assert load("done").generate("to", max_tokens=9, temperature=float(temperature)).texts == [
         greedy.rstrip("\n")
     ]
+@pytest.fixture(scope="module")
+def bpe_place(tmp_path_factory: pytest.TempPathFactory, tiny: Config, text: str) -> Path:
+    """A folder with a run of a BPE, and the text it was trained on."""
+    folder = tmp_path_factory.mktemp("bpe")
+    (folder / "words.txt").write_text(text, encoding="utf-8")
+    mlxgpt.train(
+        config=tiny,
+        source=folder / "words.txt",
+        tokenizer="bpe",
+        vocab_size=290,
+        run="bpe",
+        runs_dir=folder / "runs",
+        data_dir=folder / "data",
+    )
+    return folder
+
+
+FORMS = ["\ufeff{}", "{}\r\n{}", "{}\r{}", "\ufeff{}\r\n{}\r"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_line_ends_and_marks_change_nothing(bpe_place: Path, form: str) -> None:
+    """Of a loss, a prompt, a batch of them, a stream, ids, a stop string."""
+    model = load("bpe", runs_dir=bpe_place / "runs")
+    other = form.format("to be, or not to be", "the rain in Spain")
+    plain = other.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    assert model.loss(other) == model.loss(plain)
+    assert model.ids(other).tolist() == model.ids(plain).tolist()
+    settings = {"seed": 1, "max_tokens": 9}
+    assert (
+        model.generate([other, plain], **settings).texts
+        == model.generate([plain] * 2, **settings).texts
+    )
+    assert list(model.stream(other, **settings)) == list(model.stream(plain, **settings))
+    assert [d.id for d in model.tokens(other, **settings)] == [
+        d.id for d in model.tokens(plain, **settings)
+    ]
+    (path := bpe_place / "other.txt").write_text(other * 3, encoding="utf-8", newline="")
+    (bpe_place / "plain.txt").write_text(plain * 3, encoding="utf-8", newline="")
+    if not other.startswith("\ufeff"):
+        losses = [
+            mlxgpt.evaluate(run="bpe", source=file, runs_dir=bpe_place / "runs").loss
+            for file in (path, bpe_place / "plain.txt")
+        ]
+        assert losses[0] == losses[1]
+
+
+def test_a_stop_string_ends_a_text_whatever_its_line_end(place: Path) -> None:
+    model = load()
+    settings = {"seed": 1, "max_tokens": 200}
+    whole = model.generate("to", **settings).texts[0]
+    assert "\n" in whole[2:], "or this test shows nothing"
+    for stop in ("\n", "\r\n", "\r"):
+        assert model.generate("to", stop=(stop,), **settings).texts[0] == whole.split("\n")[0]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_model_of_one_unicode_form_takes_prompts_of_both(
+    home: Path, tiny: Config, no_check: None, form: Literal["NFC", "NFD"]
+) -> None:
+    text = unicodedata.normalize(form, "Ménage à trois, déjà vu, garçon. " * 60)
+    (home / "words.txt").write_text(text, encoding="utf-8")
+    mlxgpt.train(config=tiny, source="words.txt", run="done", max_steps=2)
+    model = load("done")
+    prompts = [unicodedata.normalize(other, "déjà") for other in ("NFC", "NFD")]
+    texts = model.generate(prompts, seed=1, max_tokens=9).texts
+    assert texts[0] == texts[1]
+    assert texts[0].startswith(unicodedata.normalize(form, "déjà"))
+    assert model.loss(prompts[0]) == model.loss(prompts[1])
+    stops = [
+        model.generate("d", seed=1, max_tokens=99, stop=(unicodedata.normalize(other, "é"),))
+        for other in ("NFC", "NFD")
+    ]
+    assert stops[0].texts == stops[1].texts
+    with pytest.raises(UserError, match="never seen: 'ö'"):
+        model.generate("o\u0308")

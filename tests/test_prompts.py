@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
 
+from mlxgpt import files
 from mlxgpt.cli import main
 from mlxgpt.errors import UserError
 from mlxgpt.requests import prompts_in
@@ -18,12 +20,17 @@ Capture = pytest.CaptureFixture[str]
         ("a.txt", '{"prompt": "to"}\n', ['{"prompt": "to"}']),
         ("a.jsonl", '"to\\nbe"\n\n{"prompt": "", "id": 3}\n', ["to\nbe", ""]),
         ("a.json", '{"prompt": "É"}', ["É"]),
+        ("a.json", '{\n "prompt": "to"\n}\n', ["to"]),
+        ("a.json", '[\n "to",\n {"prompt": "be"}\n]', ["to", "be"]),
+        ("a.txt", "\ufeffto\u2028be\n", ["to\u2028be"]),
+        ("a.txt", "a\x85b\r\nc\vd\fe\x1cf\rg\u2029h", ["a\x85b", "c\vd\fe\x1cf", "g\u2029h"]),
+        ("a.ndjson", '\ufeff"to\u2028be"\r\n"or"\r\n', ["to\u2028be", "or"]),
     ],
 )
 def test_prompts_one_a_line_or_of_json(
     tmp_path: Path, name: str, content: str, expected: list[str]
 ) -> None:
-    (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
     assert prompts_in(tmp_path / name) == expected
 
 
@@ -31,7 +38,16 @@ def test_prompts_one_a_line_or_of_json(
     ("name", "content", "problem"),
     [
         ("a.txt", b"\n \n", "there is no prompt in"),
-        ("a.txt", b"\xff\xfe", "cannot read"),
+        ("a.txt", b"\xff\xfet\0o\0", "a.txt is UTF-16 text"),
+        (
+            "a.txt",
+            b"caf\xe9 au lait",
+            "a.txt is not UTF-8 text .byte 3.; it looks like WINDOWS-1252",
+        ),
+        ("a.txt", gzip.compress(b"to be"), "a.txt is compressed by gzip"),
+        ("a.csv", b"prompt\nto\n", "a.csv is a table"),
+        ("a.txt", b"x" * (files.SMALL + 1), "cannot read .*larger than 1,048,576 bytes"),
+        ("a.json", b'["to", 2]', "a.json, entry 2: no prompt"),
         ("a.jsonl", b'"to"\n{"text": "be"}\n', "a.jsonl:2: no prompt"),
         ("a.jsonl", b"to\n", "a.jsonl:1: no prompt"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl:1: no prompt"),

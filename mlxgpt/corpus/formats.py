@@ -158,7 +158,10 @@ def refuse_other(path: Path, head: bytes) -> None:
 
 def remark(path: Path) -> str | None:
     """What the user should know of a file that is read as plain text, though it is more."""
-    head = read_head(path).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    try:
+        head = read_head(path).removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    except OSError:  # reading it will tell
+        return None
     markup = path.suffix.lower() in (".html", ".htm", ".xhtml", ".xml")
     if markup or head.startswith((b"<!doctype html", b"<html", b"<?xml")):
         command = _filled("pandoc -t plain {file} -o {stem}.txt", path)
@@ -231,7 +234,9 @@ def _guess(sample: bytes, encodings: Mapping[str, str]) -> str | None:
 
     best = from_bytes(sample, cp_isolation=list(encodings)).best()
     name = best.encoding if best else ""
-    if name in CYRILLIC:  # in the wrong one of them, small letters are capitals
+    if name in CYRILLIC and sum(byte > 127 for byte in sample) < len(sample) // 3:
+        name = "cp1252"  # Latin letters with few others among them
+    elif name in CYRILLIC:  # in the wrong one of them, small letters are capitals
         name = max(CYRILLIC, key=lambda n: sum(map(str.islower, sample.decode(n, "replace"))))
     return encodings.get(name)
 

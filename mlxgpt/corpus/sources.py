@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -350,10 +351,14 @@ def _digest(paths: Sequence[Path]) -> str:
 
 def _expand(names: Sequence[str], note: Callable[[str], None]) -> list[tuple[Path, str]]:
     """The files that names stand for, each with the column that holds its documents."""
-    return [(path, column) for name in names for path, column in _matching(name, note)]
+    found = [(path, column) for name in names for path, column in _matching(name, note)]
+    remarks = (remark for path, _ in found if (remark := formats.remark(path)))
+    for remark in itertools.islice(remarks, 1):
+        note(remark)
+    return found
 
 
-def _matching(name: str, note: Callable[[str], None]) -> Iterator[tuple[Path, str]]:
+def _matching(name: str, note: Callable[[str], None]) -> list[tuple[Path, str]]:
     path, column = _place(name)
     if path.is_dir():
         paths = folders.text_files(path, readers.SUFFIXES, note)
@@ -381,7 +386,4 @@ def _matching(name: str, note: Callable[[str], None]) -> Iterator[tuple[Path, st
             f"there is no file, folder or corpus {name!r}",
             f"give a path that exists, or one of {', '.join(CORPORA)}.",
         )
-    for file in paths:
-        if not path.is_dir() and (line := formats.remark(file)):
-            note(line)
-        yield file, column
+    return [(file, column) for file in paths]

@@ -173,6 +173,35 @@ def test_a_storybook_that_is_here_is_not_written_anew(
         find_or_prepare(data, tmp_path, megabytes=0.06)
 
 
+def test_what_was_prepared_under_a_former_name_is_found(home: Path, text: str) -> None:
+    """Names once had ASCII letters alone."""
+    for name in ("日本語", "русский", "café"):
+        (home / f"{name}.txt").write_text(text, encoding="utf-8")
+    former = find_or_prepare(DataConfig(("日本語.txt",)), home / "data", name="text")
+    (home / "data" / "caf").mkdir()  # of something else
+    folders = [
+        find_or_prepare(DataConfig((f"{name}.txt",)), home / "data").folder
+        for name in ("日本語", "русский", "café")
+    ]
+    assert folders == [former.folder, home / "data" / "русский", home / "data" / "café"]
+
+
+def test_a_name_in_the_other_unicode_form_is_the_same_text(home: Path, text: str) -> None:
+    """As some file systems give it."""
+    folders = []
+    for name in ("café.txt", "cafe\u0301.txt"):
+        (home / name).write_text(text, encoding="utf-8")
+        folders.append(find_or_prepare(DataConfig((name,)), home / "data").folder)
+    assert folders == [home / "data" / "café"] * 2
+
+
+def test_long_names_leave_room_for_what_is_added(home: Path, text: str) -> None:
+    source = "語" * 80 + ".txt"
+    (home / source).write_text(text, encoding="utf-8")
+    folder = find_or_prepare(DataConfig((source,), tokenizer="bpe"), home / "data").folder
+    assert len(folder.name.encode()) < 200
+
+
 def test_validation_text_makes_another_corpus(tmp_path: Path, text_file: Path) -> None:
     val = tmp_path / "val.txt"
     val.write_text("to be or not, plain", encoding="utf-8")

@@ -259,6 +259,14 @@ def test_lone_surrogates_are_text_like_any_other(tokenizer: BPETokenizer, tmp_pa
     assert evaluate(small(300), tokenizer, load(tmp_path / "odd.jsonl")).examples == 1
 
 
+def test_line_ends_are_those_of_training_texts(tmp_path: Path) -> None:
+    endings = ["a\r\nb", "c\rd", "\ufeffe", "f"]
+    odd = {**row(), "ctx": "\ufeffa\r\nb", "endings": endings}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(odd))
+    (example,) = load(tmp_path / "odd.jsonl")
+    assert (example.context, *example.endings) == ("a\nb", "a\nb", "c\nd", "e", "f")
+
+
 # Files.
 
 

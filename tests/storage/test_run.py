@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,19 @@ def test_weights_of_two_heads_are_no_model_of_four(runs_dir: Path) -> None:
     del tree["model"], tree[files.SEAL]
     manifest.write_text(files.sealed(tree))
     runs.load_model(run)
+
+
+@pytest.mark.parametrize("name", ["日本語", "a\u3000b", "caf\udce9", "हिन्दी"])
+def test_a_run_may_be_trained_on_data_of_any_name(runs_dir: Path, name: str) -> None:
+    found = runs.find(None, runs_dir)
+    run = replace(found, folder=runs_dir / "another", data_name=name)
+    runs.create(run)
+    assert runs.open_run(run.folder).data_name == name
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\x1b[2Jb", "a\u202eb", "x" * 256])
+def test_a_name_that_no_data_folder_has_is_refused(runs_dir: Path, name: str) -> None:
+    run = replace(runs.find(None, runs_dir), folder=runs_dir / "another", data_name=name)
+    runs.create(run)
+    with pytest.raises(UserError, match="damaged"):
+        runs.open_run(run.folder)
