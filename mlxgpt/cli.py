@@ -31,6 +31,8 @@ def run() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what a terminal cannot show is a question mark
+    if isinstance(sys.stdin, io.TextIOWrapper):  # its bytes that are not UTF-8 are refused later
+        sys.stdin.reconfigure(errors="surrogateescape")
     try:
         code = main()
     except SystemExit as end:  # of --help and --version

@@ -440,6 +440,19 @@ def test_a_dashed_prompt_in_a_shell(here: Path) -> None:
     assert completed.stdout.startswith("to be")
 
 
+def test_bytes_on_stdin_that_are_not_utf8_are_refused(here: Path) -> None:
+    completed = subprocess.run(
+        [sys.executable, "-m", "mlxgpt", "generate", "--interactive", "--max-tokens", "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"},
+        input=b"caf\xe9\nto\n",
+        capture_output=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert b"character 3 is the byte 0xe9" in completed.stderr
+    assert b"to" in completed.stdout, "and the next line is taken"
+
+
 def test_a_name_with_bytes_that_are_not_utf8_on_the_way_through(
     home: Path, text: str, capsys: Capture, no_check: None
 ) -> None:

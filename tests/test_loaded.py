@@ -4,7 +4,7 @@ import gc
 import json
 import unicodedata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
@@ -194,7 +194,7 @@ def test_line_ends_and_marks_change_nothing(bpe_place: Path, form: str) -> None:
     plain = other.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     assert model.loss(other) == model.loss(plain)
     assert model.ids(other).tolist() == model.ids(plain).tolist()
-    settings = {"seed": 1, "max_tokens": 9}
+    settings: dict[str, Any] = {"seed": 1, "max_tokens": 9}
     assert (
         model.generate([other, plain], **settings).texts
         == model.generate([plain] * 2, **settings).texts
@@ -215,7 +215,7 @@ def test_line_ends_and_marks_change_nothing(bpe_place: Path, form: str) -> None:
 
 def test_a_stop_string_ends_a_text_whatever_its_line_end(place: Path) -> None:
     model = load()
-    settings = {"seed": 1, "max_tokens": 200}
+    settings: dict[str, Any] = {"seed": 1, "max_tokens": 200}
     whole = model.generate("to", **settings).texts[0]
     assert "\n" in whole[2:], "or this test shows nothing"
     for stop in ("\n", "\r\n", "\r"):

@@ -24,7 +24,7 @@ def messages(source: str) -> Iterator[str]:
     docstrings.
     """
     tree = ast.parse(source)
-    left_out = set()
+    left_out: set[ast.AST] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             left_out.add(node.value)

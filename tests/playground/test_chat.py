@@ -46,6 +46,14 @@ def test_special_tokens_of_a_template_are_tokens() -> None:
     assert chat.ids(template, said, model) == [280, *text, 282, *tokenizer.encode("\n"), 279]
 
 
+def test_line_ends_of_a_message_are_normalized() -> None:
+    ids = [
+        chat.ids(TEMPLATE, chat.checked([{"role": "user", "content": content}]), MODEL)
+        for content in ("a\nb", "a\r\nb", "a\rb")
+    ]
+    assert ids[0] == ids[1] == ids[2]
+
+
 def test_parts_of_a_content() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "image_url"}, {"type": "text", "text": "b"}]
     assert chat.checked([{"role": "user", "content": parts}])[0]["content"] == "ab"

@@ -149,3 +149,11 @@ def test_a_chat(own: Served) -> None:
     assert parts[-1]["choices"][0]["finish_reason"] == "length"
     for wrong in ([], "a", [{"role": "king", "content": "to"}], [{"role": "user"}], [7]):
         assert own.refused("/v1/chat/completions", messages=wrong, **asked)
+
+
+def test_line_ends_of_a_request_are_normalized(served: Served) -> None:
+    asked: dict[str, Any] = {"model": "done", "max_tokens": 40, "seed": 4}
+    plain = served.asked(COMPLETIONS, prompt="to\nbe", stop="\n", **asked)
+    for prompt, stop in (("to\r\nbe", "\r\n"), ("\ufeffto\rbe", "\r")):
+        other = served.asked(COMPLETIONS, prompt=prompt, stop=stop, **asked)
+        assert (other["choices"], other["usage"]) == (plain["choices"], plain["usage"])
