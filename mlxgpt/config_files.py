@@ -26,7 +26,8 @@ def load(path: str | Path) -> Config:
     """
     try:
         with files.not_too_deep():
-            tree = tomllib.loads(files.read_small(Path(path)))
+            # Without the byte-order mark that some editors write.
+            tree = tomllib.loads(files.read_small(Path(path)).removeprefix("\ufeff"))
     except OSError as error:
         raise UserError(
             f"cannot read the config {path}: {error.strerror}",

@@ -77,3 +77,8 @@ def test_a_setting_that_is_gone_is_read_over(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text("[model]\nn_layer = 3\nzero_init = false\n")
     assert config_files.load(path).model.n_layer == 3
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_borne(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbf[model]\r\nn_layer = 3\r\n")
+    assert config_files.load(tmp_path / "a.toml").model.n_layer == 3

@@ -240,5 +240,10 @@ def test_a_model_of_one_unicode_form_takes_prompts_of_both(
         for other in ("NFC", "NFD")
     ]
     assert stops[0].texts == stops[1].texts
+    losses = []
+    for other in ("NFC", "NFD"):
+        (home / "other.txt").write_text(unicodedata.normalize(other, "déjà vu"), encoding="utf-8")
+        losses.append(mlxgpt.evaluate(run="done", source="other.txt"))
+    assert losses[0] == losses[1]
     with pytest.raises(UserError, match="never seen: 'ö'"):
         model.generate("o\u0308")

@@ -22,8 +22,7 @@ def normalize_text(text: str) -> str:
 
 
 def prompt_text(text: str, tokenizer: Tokenizer) -> str:
-    """A prompt as a model reads it: normalized, and where a character tokenizer lacks a character,
-    in the Unicode form (NFC or NFD) that it knows.
+    """A prompt as a model reads it: normalized, and in the Unicode form that its tokenizer knows.
 
     Raises:
         UserError: for bytes that are not UTF-8, which Python passes on as lone surrogates.
@@ -38,11 +37,18 @@ def prompt_text(text: str, tokenizer: Tokenizer) -> str:
             f"the text is not valid Unicode: character {error.start:,} is {name}",
             "give the text in UTF-8.",
         ) from error
-    if not isinstance(tokenizer, CharTokenizer):
+    return known_form(text, tokenizer)
+
+
+def known_form(text: str, tokenizer: Tokenizer) -> str:
+    """A text in the Unicode form that a character tokenizer knows: as it is, NFC, or NFD; in NFC
+    where it knows none.
+    """
+    if not isinstance(tokenizer, CharTokenizer) or tokenizer.knows(text):
         return text
     nfc = unicodedata.normalize("NFC", text)
-    forms = (text, nfc, unicodedata.normalize("NFD", text))
-    return next((form for form in forms if tokenizer.knows(form)), nfc)
+    nfd = unicodedata.normalize("NFD", text)
+    return nfd if tokenizer.knows(nfd) else nfc
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> np.ndarray:

@@ -23,6 +23,7 @@ from mlxgpt.corpus import bpe, sources, tokenizer_file
 from mlxgpt.corpus.dataset import Dataset, is_prepared, open_dataset
 from mlxgpt.corpus.encoding import encode
 from mlxgpt.corpus.meta import FORMAT, SPLITS, Meta, SplitMeta, read_meta
+from mlxgpt.corpus.normalize import known_form
 from mlxgpt.corpus.sources import Source
 from mlxgpt.corpus.splits import LARGEST_VAL_SHARE, SplitRule, documents, parts, survey
 from mlxgpt.corpus.tokenizer import NUL, Tokenizer
@@ -151,6 +152,7 @@ def encode_files(
     texts.pop()
     if not texts:
         raise UserError(f"there is no text in {', '.join(paths)}", "give files that are not empty.")
+    texts = [known_form(text, tokenizer) for text in texts]
     if ends:
         texts = [text.strip("\r\n") for text in texts]
     elif len(texts) > 1:

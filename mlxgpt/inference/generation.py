@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mlxgpt.config import Sampling
-from mlxgpt.corpus.normalize import encode_prompt, normalize_text, prompt_text
+from mlxgpt.corpus.normalize import encode_prompt, prompt_text
 from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.inference.decoding import Decoder, Decoding
 
@@ -217,10 +217,8 @@ class _Text:
     def __init__(self, tokenizer: Tokenizer, prompt: str, stop: tuple[str, ...]) -> None:
         self.text, self.tokens, self.ended = prompt, 0, False
         self._tokenizer = tokenizer
-        # Written as the model writes: it has no CR, and may know one Unicode form only.
-        self._stop = [s for s in map(normalize_text, stop) if s]
-        if isinstance(tokenizer, CharTokenizer):
-            self._stop = [prompt_text(s, tokenizer) for s in self._stop]
+        # As the model writes: it has no CR, and may know one Unicode form only.
+        self._stop = [s for s in (prompt_text(s, tokenizer) for s in stop) if s]
         self._held = ""
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
 
