@@ -6,6 +6,7 @@ else to stderr.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -75,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # the world's doing, where no room could say it better
         where = f"{error.filename}: " if error.filename else ""
-        _say(
-            f"mlxgpt: {where}{error.strerror or error}\n  → free some space, or check permissions."
-        )
+        is_long = error.errno == errno.ENAMETOOLONG
+        remedy = "use a shorter name." if is_long else "free some space, or check permissions."
+        _say(f"mlxgpt: {where}{error.strerror or error}\n  → {remedy}")
         return 2
 
 

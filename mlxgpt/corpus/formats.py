@@ -128,8 +128,11 @@ def read_head(path: Path) -> bytes:
         return file.read(HEAD)
 
 
-def refuse_other(path: Path, head: bytes) -> None:
+def refuse_other(path: Path, head: bytes, *, is_table: bool = False) -> None:
     """Refuse a file that is neither text nor a table that is read here.
+
+    Args:
+        is_table: whether it is read as a table in binary form.
 
     Raises:
         UserError: naming what it is, and the command that makes text of it.
@@ -139,6 +142,8 @@ def refuse_other(path: Path, head: bytes) -> None:
             raise _refusal(path, format)
     if head.startswith(b"PK\x03\x04"):
         raise _refusal(path, _zip(path))
+    if is_table:
+        return
     for mark, name in MARKS:
         if head.startswith(mark):
             raise _other_encoding(path, f"{path} is {name} text", name)
@@ -226,7 +231,9 @@ def _wide(head: bytes) -> str | None:
         with contextlib.suppress(UnicodeDecodeError):
             codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
             return None  # a text with some NULs
-    return _guess(head, WIDE)
+    encoding = _guess(head, WIDE)
+    text = codecs.getincrementaldecoder(encoding)().decode(head) if encoding else ""
+    return None if any(ord(c) < 128 and ord(c) in CONTROL for c in text) else encoding
 
 
 def _guess(sample: bytes, encodings: Mapping[str, str]) -> str | None:

@@ -53,9 +53,9 @@ def read(path: Path, column: str = COLUMN) -> Iterator[Piece]:
     """
     try:
         head = formats.read_head(path)
-        formats.refuse_other(path, head)
         tables = (table for magic, table in MAGIC.items() if head.startswith(magic))
         table = next(tables, TABLES.get(path.suffix.lower()))
+        formats.refuse_other(path, head, is_table=table in (_parquet, _arrow))
         yield from table(path, column) if table else _text(path)
     except OSError as error:
         raise UserError(

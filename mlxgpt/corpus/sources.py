@@ -220,13 +220,13 @@ def source_name(source: Sequence[str]) -> str:
     path's stem. Letters and digits of all scripts stay, in Unicode's NFC, whichever form a file
     system has; a hash makes names differ where nothing else is left, or a name is too long.
     """
-    stem = _stem(source)
-    kept = (c if _stays(c) else " " for c in unicodedata.normalize("NFC", stem))
+    stem = unicodedata.normalize("NFC", _stem(source))
+    kept = (c if _stays(c) else " " for c in stem)
     name = re.sub(" +", "-", "".join(kept)).strip("-.")
     if not name and stem.strip("."):
         name = f"text-{_short_hash(stem)}"
-    if len(os.fsencode(name)) > LONGEST_NAME:
-        name = os.fsencode(name)[:LONGEST_NAME].decode("utf-8", "ignore")
+    if len(name.encode()) > LONGEST_NAME:
+        name = name.encode()[:LONGEST_NAME].decode("utf-8", "ignore")
         name = f"{name.strip('-.')}-{_short_hash(stem)}"
     return name or "text"
 
@@ -264,11 +264,11 @@ def _stays(c: str) -> bool:
 
 
 def _short_hash(name: str) -> str:
-    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
-def _files(found: Sequence[tuple[Path, str]]) -> _Files:
-    return _Files(Rows([path for path, _ in found]), columns=[column for _, column in found])
+def _files(files: Sequence[tuple[Path, str]]) -> _Files:
+    return _Files(Rows([path for path, _ in files]), columns=[column for _, column in files])
 
 
 def _from_hub(name: str, text: HubText, note: Callable[[str], None]) -> Source:
@@ -290,8 +290,8 @@ def _from_files(
     verified: Verified | None,
     note: Callable[[str], None],
 ) -> Source:
-    found, val_found = _expand(source, note), _expand(val_source, note)
-    paths, val_paths = [path for path, _ in found], [path for path, _ in val_found]
+    train, val = _expand(source, note), _expand(val_source, note)
+    paths, val_paths = [path for path, _ in train], [path for path, _ in val]
 
     def origin_of(kind: str, names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
         def find() -> dict[str, Any]:
@@ -306,8 +306,8 @@ def _from_files(
     return Source(
         source_name(source),
         origin,
-        _files(found),
-        _files(val_found) if val_found else None,
+        _files(train),
+        _files(val) if val else None,
         sum(map(readers.text_size, paths)),
     )
 
@@ -351,11 +351,11 @@ def _digest(paths: Sequence[Path]) -> str:
 
 def _expand(names: Sequence[str], note: Callable[[str], None]) -> list[tuple[Path, str]]:
     """The files that names stand for, each with the column that holds its documents."""
-    found = [(path, column) for name in names for path, column in _matching(name, note)]
-    remarks = (remark for path, _ in found if (remark := formats.remark(path)))
+    files = [file for name in names for file in _matching(name, note)]
+    remarks = (remark for path, _ in files if (remark := formats.remark(path)))
     for remark in itertools.islice(remarks, 1):
         note(remark)
-    return found
+    return files
 
 
 def _matching(name: str, note: Callable[[str], None]) -> list[tuple[Path, str]]:

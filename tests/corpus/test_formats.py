@@ -18,6 +18,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlxgpt.corpus import formats, readers
 from mlxgpt.corpus.normalize import normalize_text
@@ -231,3 +233,18 @@ def test_a_file_of_one_format_under_the_name_of_another_is_read(tmp_path: Path) 
     (tmp_path / "c.json").write_text("\n".join(json.dumps({"text": t}) for t in ("one", "two")))
     for name in ("a.txt", "b.data", "c.json"):
         assert joined(readers.read(tmp_path / name)) == ["one", "two"]
+
+
+@given(st.binary(min_size=30, max_size=300))
+def test_tables_and_other_bytes_are_not_taken_for_wide_text(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    """Whatever follows the beginning of an Arrow stream, or of nothing known."""
+    path = tmp_path_factory.mktemp("t") / "t.arrow"
+    stream = bytes.fromhex("ffffffff10000000") + content
+    path.write_bytes(stream)
+    with pytest.raises(UserError, match=r"not a whole Arrow file|no column"):
+        list(readers.read(path))
+    path.with_suffix(".txt").write_bytes(bytes(range(1, 9)) + bytes(40) + content)
+    with pytest.raises(UserError, match="is not text: byte 8 is NUL"):
+        list(readers.read(path.with_suffix(".txt")))
