@@ -166,6 +166,8 @@ def test_a_tiny_temperature_is_greedy(
     assert load("done").generate("to", max_tokens=9, temperature=float(temperature)).texts == [
         greedy.rstrip("\n")
     ]
+
+
 @pytest.fixture(scope="module")
 def bpe_place(tmp_path_factory: pytest.TempPathFactory, tiny: Config, text: str) -> Path:
     """A folder with a run of a BPE, and the text it was trained on."""
