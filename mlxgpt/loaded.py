@@ -20,6 +20,7 @@ from mlxgpt.inference import generation
 from mlxgpt.inference.decoding import Decoder
 from mlxgpt.inference.generation import Drawn, Generated
 from mlxgpt.inference.looking import Likely, Look, Neighbourhood, left_by
+from mlxgpt.inference.scoring import ScoredToken, Scorer
 from mlxgpt.machine import blas
 from mlxgpt.machine.compiler import compiled
 from mlxgpt.machine.device import on_cpu
@@ -103,6 +104,20 @@ class Model:
         return generation.tokens(
             self._decoder, self.tokenizer, ids, chosen, number=number, alternatives=alternatives
         )
+
+    def score(self, ids: Sequence[int], alternatives: int = 0) -> Iterator[list[ScoredToken]]:
+        """Log-probabilities of all ids but the first, each after at most a block of those before
+        it, in portions.
+
+        Args:
+            alternatives: how many of the most likely tokens to return for each place.
+
+        Raises:
+            UserError: if an id is not in the vocabulary, or a log-probability is not finite.
+        """
+        checked = self.checked(ids)
+        with blas.shared_by(self._decoder.blas_share):
+            yield from self._scorer(checked, alternatives)
 
     def ids(self, prompt: str) -> np.ndarray:
         """A prompt's ids, int64 [T], begun as the model saw texts begin."""
@@ -190,6 +205,10 @@ class Model:
     @cached_property
     def _neighbourhood(self) -> Neighbourhood:
         return Neighbourhood(self._model, self.tokenizer.vocab_size)
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self._model, self.tokenizer.vocab_size)
 
     @cached_property
     def _logits(self) -> Callable[[mx.array], mx.array]:

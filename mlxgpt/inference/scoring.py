@@ -1,0 +1,106 @@
+"""Log-probabilities of the tokens of a text that is already there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+
+from mlxgpt.errors import UserError
+from mlxgpt.machine.compiler import compiled
+from mlxgpt.model.gpt import GPT
+
+LENGTHS = 8  # that a text is padded to, and so compiled for, at most
+SHORTEST = 16  # of these, in tokens
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """One token of a text.
+
+    Attributes:
+        logprob: natural logarithm of its probability after the tokens before it.
+        alternatives: (id, log-probability) of the most likely tokens in its place, falling.
+    """
+
+    id: int
+    logprob: float
+    alternatives: list[tuple[int, float]]
+
+
+class Scorer:
+    """Scores texts with one model, compiled once for each of a few lengths.
+
+    Args:
+        vocab_size: ids from here on have no probability: the tokenizer does not have them.
+    """
+
+    def __init__(self, model: GPT, vocab_size: int) -> None:
+        self._model, self._vocab_size = model, vocab_size
+        self._compiled: dict[int, Callable[..., tuple[mx.array, ...]]] = {}
+
+    def __call__(self, ids: np.ndarray, alternatives: int = 0) -> Iterator[list[ScoredToken]]:
+        """Score each of ids[T] but the first, window by window. A token is predicted from at most
+        a block of tokens before it, and in long texts from at least half a block; the last ones,
+        as in generation, from as many as the block holds.
+
+        Raises:
+            UserError: if a log-probability is not finite.
+        """
+        count = min(alternatives, self._vocab_size)
+        if count not in self._compiled:
+            self._compiled[count] = compiled(partial(_score, self._model, self._vocab_size, count))
+        block = self._model.config.block_size
+        last, stride = max(0, len(ids) - 1 - block), max(1, block // 2)
+        done = 0  # ids whose successors are scored
+        for start in (0, *sorted(range(last, 0, -stride))):
+            window = ids[start : start + block + 1]
+            skip, done = done - start, start + len(window) - 1
+            if skip < len(window) - 1:
+                yield self._window(window, skip, count)
+
+    def _window(self, window: np.ndarray, skip: int, count: int) -> list[ScoredToken]:
+        length, block = len(window) - 1, self._model.config.block_size
+        step = max(SHORTEST, -(-block // LENGTHS))
+        padded = min(-(-length // step) * step, block)
+        inputs, targets = np.zeros((2, padded), dtype=np.int32)
+        inputs[:length], targets[:length] = window[:-1], window[1:]
+        arrays = self._compiled[count](mx.array(inputs), mx.array(targets))
+        logprobs, top_ids, top = (np.array(array)[skip:length] for array in arrays)
+        if not (np.isfinite(logprobs).all() and np.isfinite(top).all()):
+            raise UserError(
+                "the model gives log-probabilities that are not finite",
+                "its weights are damaged: restore them, or train again.",
+            )
+        return [
+            ScoredToken(id, logprob, list(zip(*alternatives, strict=True)))
+            for id, logprob, *alternatives in zip(
+                window[1 + skip :].tolist(),
+                logprobs.tolist(),
+                top_ids.tolist(),
+                top.tolist(),
+                strict=True,
+            )
+        ]
+
+
+def _score(
+    model: GPT, vocab_size: int, count: int, ids: mx.array, targets: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """(log-probabilities of targets[T] after ids[T], the `count` most likely ids [T, count],
+    their log-probabilities).
+    """
+    logits = model(ids[None])[0, :, :vocab_size].astype(mx.float32)
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    of_targets = mx.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
+    if not count:
+        none = mx.zeros((len(targets), 0))
+        return of_targets, none.astype(mx.int32), none
+    top_ids = mx.argpartition(-logprobs, count - 1, axis=-1)[:, :count]
+    top = mx.take_along_axis(logprobs, top_ids, axis=-1)
+    order = mx.argsort(-top, axis=-1)
+    top_ids, top = (mx.take_along_axis(array, order, axis=-1) for array in (top_ids, top))
+    return of_targets, top_ids, top
