@@ -366,7 +366,7 @@ def _play(given: dict[str, Any], _: list[str]) -> int:
             _say(f"the page, until Ctrl-C: {address}/#{key}")
             _say(f"for other programs: {address}/v1, as OpenAI's API, with the key {key}")
 
-    api.play(ready=ready, browser=not given.pop("no_browser"), **_present(given))
+    api.play(ready=ready, note=_say, browser=not given.pop("no_browser"), **_present(given))
     return 0
 
 

@@ -20,6 +20,7 @@ def play(
     browser: bool = True,
     runs_dir: PathLike | None = None,
     ready: Callable[[str, str], None] = lambda address, key: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Open a page to see inside a run's model, on this machine alone; until Ctrl-C.
 
@@ -28,6 +29,7 @@ def play(
         port: to listen on; 0: any that is free.
         browser: whether to open the page.
         ready: is told where it is, and the key that lets in.
+        note: takes a line on what the user should know, such as an ignored field of a request.
 
     Raises:
         UserError: if there is no run, what it takes is not installed, or the port is taken.
@@ -56,5 +58,5 @@ def play(
             webbrowser.open(f"{address}/#{key}")
 
     with listener:
-        app = server.application(found.folder.absolute(), port, key)
+        app = server.application(found.folder.absolute(), port, key, note)
         server.Server(app, begun).run(sockets=[listener])

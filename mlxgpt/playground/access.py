@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -72,23 +73,52 @@ class Access:
             return error(413, f"more than {LARGEST_BODY:,} bytes are not read")
         if path == "/" or path.startswith("/static/"):
             return None
-        given = headers.get("authorization", "")
-        if not secrets.compare_digest(given.encode(), f"Bearer {self._key}".encode()):
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        is_known = secrets.compare_digest(key.strip(" ").encode(), self._key.encode())
+        if scheme.lower() != "bearer" or not is_known:
             return error(401, "the key is missing or another one: it stands where play was started")
         return None
+
+
+class FiniteJSONResponse(JSONResponse):
+    """JSON in ASCII, which has no NaN and no infinity."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return as_json(content).encode()
+
+
+def as_json(tree: Any) -> str:
+    """JSON in ASCII.
+
+    Raises:
+        UserError: if a number is not finite.
+    """
+    try:
+        return json.dumps(tree, allow_nan=False)
+    except ValueError as error:
+        raise UserError(
+            "the model gives numbers that are not finite",
+            "its weights are damaged: restore them, or train again.",
+        ) from error
+
+
+def as_event(tree: Any) -> str:
+    """A server-sent event."""
+    return f"data: {as_json(tree)}\n\n"
 
 
 def error(status: int, problem: str, remedy: str = "", kind: str | None = None) -> JSONResponse:
     """An error as OpenAI's API has it, for every door."""
     kind = kind or ("invalid_request_error" if status < 500 else "server_error")
     tree = {"message": _message(problem, remedy), "type": kind, "param": None, "code": None}
-    return JSONResponse({"error": tree}, status)
+    return FiniteJSONResponse({"error": tree}, status)
 
 
 def late(error: UserError) -> str:
     """An error where an answer had begun, as a server-sent event."""
     tree = {"message": _message(error.problem, error.remedy)}
-    return f"data: {json.dumps({'error': tree})}\n\n"
+    return as_event({"error": tree})
 
 
 def _message(problem: str, remedy: str) -> str:

@@ -1,25 +1,30 @@
-"""A conversation as a prompt, by the template in a run's folder: `chat_template.jinja`, as Hugging
-Face has it.
+"""A conversation as a prompt, by the template in a run's folder: `chat_template.jinja`, rendered as
+transformers renders it.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from mlxgpt import files
 from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.corpus.tokenizer import NUL, encode_marked, end_name
 from mlxgpt.errors import UserError
 from mlxgpt.loaded import Model
-from mlxgpt.playground.asked import MOST_CHARACTERS
+from mlxgpt.playground.request_body import MOST_CHARACTERS, Message
 from mlxgpt.storage.run import CHAT_TEMPLATE, Run
 
-MOST_MESSAGES = 200
-ROLES = ("system", "developer", "user", "assistant")
-Message = dict[str, str]
+REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is what templates read
 
 
 def template_of(run: Run) -> str:
@@ -39,45 +44,142 @@ def template_of(run: Run) -> str:
         raise UserError(f"{CHAT_TEMPLATE} of {run.name} cannot be read", "restore it.") from error
 
 
-def checked(messages: Any) -> list[Message]:
-    """The messages of a conversation, texts alone.
+def ids(template: str, messages: Iterable[Message], model: Model) -> list[int]:
+    """A conversation's ids, up to where the assistant is to speak.
 
     Raises:
-        UserError: if they are no such thing.
+        UserError: if the messages are too long, or the template fails.
     """
-    if not isinstance(messages, list) or not 0 < len(messages) <= MOST_MESSAGES:
-        raise UserError("messages cannot be that", f"send 1 to {MOST_MESSAGES}.")
-    found = []
-    for message in messages:
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, list):
-            content = "".join(
-                part["text"]
-                for part in content
-                if isinstance(part, dict) and isinstance(part.get("text"), str)
-            )
-        if role not in ROLES or not isinstance(content, str):
-            raise UserError(
-                "a message cannot be that", f"send a role, of {', '.join(ROLES)}, and a content."
-            )
-        # Nobody but the template ends a text.
-        found.append({"role": role, "content": content.replace(NUL, "")})
-    if sum(len(message["content"]) for message in found) > MOST_CHARACTERS:
+    # Special tokens are marked by NUL, so that only the template can write one.
+    conversation = [
+        _without_nul(message.sent | {"content": message.content}) for message in messages
+    ]
+    if sum(len(message["content"]) for message in conversation) > MOST_CHARACTERS:
         raise UserError("messages are too long", f"send at most {MOST_CHARACTERS:,} characters.")
-    return found
-
-
-def ids(template: str, messages: list[Message], model: Model) -> list[int]:
-    """A conversation's ids, up to where the assistant is to speak."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    tokenizer = model.tokenizer
-    end = tokenizer.added.marked(end_name(tokenizer) or "")
+    tokenizer, end = model.tokenizer, end_name(model.tokenizer)
+    names = () if end is None else ("bos_token", "eos_token")
+    special = dict.fromkeys(names, tokenizer.added.marked(end or ""))
+    text = render(tokenizer.added.marked(template), conversation, special)
     try:
-        text = environment.from_string(tokenizer.added.marked(template)).render(
-            messages=messages, add_generation_prompt=True, bos_token=end, eos_token=end
+        return encode_marked(tokenizer, normalize_text(text)) or model.ids("").tolist()
+    except ValueError as error:
+        raise UserError(
+            f"{CHAT_TEMPLATE} cannot be used: it takes a special token apart",
+            "correct the template.",
+        ) from error
+
+
+def render(template: str, messages: list[dict[str, Any]], special: Mapping[str, str]) -> str:
+    """A conversation as text.
+
+    Args:
+        special: the tokenizer's special tokens, by their names in transformers.
+
+    Raises:
+        UserError: if the template fails, or refuses the messages.
+    """
+    try:
+        return (
+            _environment()
+            .from_string(template)
+            .render(
+                messages=[_with_reasoning(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **special,
+            )
         )
-        ids = encode_marked(tokenizer, normalize_text(text))
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise UserError(f"{CHAT_TEMPLATE} cannot be used: {error}", "mend it.") from error
-    return ids or model.ids("").tolist()
+    except _Refused as error:
+        raise UserError(
+            f"the chat template refuses these messages: {error}", "send what it asks for."
+        ) from error
+    except Exception as error:  # a template can fail in any way that Python can
+        raise UserError(
+            f"{CHAT_TEMPLATE} cannot be used: {error}", "correct the template."
+        ) from error
+
+
+class _Refused(TemplateError):
+    """Raised by a template itself."""
+
+
+class _Generation(Extension):
+    """`{% generation %} … {% endgeneration %}`, which marks the assistant's words for training."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """What is inside, in a scope of its own."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Namespace(Namespace):
+    """Jinja's, without names that begin with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        for name in dict(*args[1:], **kwargs):
+            _check_name(name)
+        Namespace.__init__(*args, **kwargs)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if str(name).startswith("_"):
+        raise SecurityError(f"the namespace has the name {name!r}, which begins with an underscore")
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja with all that transformers gives a template."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": lambda format: datetime.now().strftime(format),
+        "namespace": _Namespace,
+    }
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without Jinja's escapes for HTML."""
+    text = json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    return text.replace(json.dumps(NUL)[1:-1], NUL)  # an end-of-text, which JSON leaves as it is
+
+
+def _raise_exception(message: str) -> None:
+    raise _Refused(message)
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace(NUL, "")
+    if isinstance(value, list):
+        return [_without_nul(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_nul(name): _without_nul(item) for name, item in value.items()}
+    return value
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its reasoning under the names that templates read, as transformers has it."""
+    values = (message.get(name) for name in REASONING)
+    reasoning = next((value for value in values if value is not None), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import codecs
-import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -27,8 +26,9 @@ from mlxgpt.model.counting import count_parameters
 from mlxgpt.pages.course import course_of
 from mlxgpt.pages.page import shown
 from mlxgpt.playground import access
-from mlxgpt.playground.asked import MOST_TOKENS, Asked
+from mlxgpt.playground.access import FiniteJSONResponse
 from mlxgpt.playground.models import Models
+from mlxgpt.playground.request_body import MOST_TOKENS, PageBody, invalid, parse
 from mlxgpt.playground.sharing import Device
 from mlxgpt.storage.run import Run
 
@@ -37,7 +37,6 @@ ALTERNATIVES = 12  # likely tokens, wherever some are shown
 MOST_SEEN = 128  # tokens whose attention is shown, the last ones
 MOST_POINTS = 600  # of a curve
 LONGEST_SAMPLE = 2_000  # characters
-SETTINGS = ("temperature", "top_p", "min_p", "repetition_penalty")
 OPENINGS = ("ROMEO:", "The ", "Once upon a time")
 
 
@@ -85,27 +84,25 @@ class _Page:
                 "trained": bool(run.data_name),
             }
 
-        return JSONResponse(await self._device.call(told))
+        return FiniteJSONResponse(await self._device.call(told))
 
     async def course(self, request: Request) -> Response:
         """How the training goes, from the run's files; the trainer is asked nothing."""
-        return JSONResponse(await run_in_threadpool(lambda: _course(self._models.opened())))
+        return FiniteJSONResponse(await run_in_threadpool(lambda: _course(self._models.opened())))
 
     async def write(self, request: Request) -> Response:
         """A text, token by token, as events."""
-        asked = await Asked.of(request)
-        given = _sampling(asked)
-        given |= {"max_tokens": asked.whole("max_tokens", 1, MOST_TOKENS, 200)}
-        seed = asked.whole("seed", 0, 2**53 - 1, secrets.randbelow(1 << 31))
-        sampling(given)  # refused before anything is sent
-        step = _step(asked)
+        body = await parse(request, PageBody)
+        settings = body.settings() | {"max_tokens": body.max_tokens}
+        seed = secrets.randbelow(1 << 31) if body.seed is None else body.seed
+        sampling(settings)  # refused before anything is sent
 
         def events() -> Iterator[dict[str, Any]]:
-            model = self._models.at(step)
-            ids = _ids(asked, model)
+            model = self._models.at(body.step)
+            ids = _ids(body, model)
             yield {"prompt": _pieces(model.tokenizer, ids), "seed": seed, "step": model.step}
             ended = False
-            for drawn in model.tokens(ids, alternatives=ALTERNATIVES, seed=seed, **given):
+            for drawn in model.tokens(ids, alternatives=ALTERNATIVES, seed=seed, **settings):
                 ended = drawn.ended
                 yield {
                     "id": drawn.id,
@@ -121,28 +118,27 @@ class _Page:
 
     async def next(self, request: Request) -> Response:
         """What may come next, and what settings leave of it."""
-        asked = await Asked.of(request)
-        given = _sampling(asked)
+        body = await parse(request, PageBody)
 
         def told() -> list[tuple[int, str, float, float]]:
-            model = self._models.at(_step(asked))
-            likely, left = model.next(_ids(asked, model), ALTERNATIVES, **given)
+            model = self._models.at(body.step)
+            likely, left = model.next(_ids(body, model), ALTERNATIVES, **body.settings())
             named = _named(model.tokenizer, likely)
             return [(*one, float(share)) for one, share in zip(named, left, strict=True)]
 
-        return JSONResponse({"likely": await self._device.call(told)})
+        return FiniteJSONResponse({"likely": await self._device.call(told)})
 
     async def look(self, request: Request) -> Response:
         """The attention of a layer's heads, and the next token with and without some of all."""
-        asked = await Asked.of(request)
+        body = await parse(request, PageBody)
 
         def told() -> dict[str, Any]:
-            model, ids = self._seen(asked)
-            off = _heads(asked, model)
+            model, ids = self._seen(body)
+            off = _heads(body, model)
             look = self._models.look(model, ids, off)
             usual = self._models.look(model, ids, frozenset()) if off else look
-            layer = asked.whole("layer", 0, len(look.attention) - 1, 0)
-            weights = np.round(look.attention[layer] * 255).astype(np.uint8)
+            _check("layer", body.layer, len(look.attention) - 1)
+            weights = np.round(look.attention[body.layer] * 255).astype(np.uint8)
             return {
                 "tokens": _pieces(model.tokenizer, ids),
                 "attention": base64.b64encode(weights.tobytes()).decode(),
@@ -150,72 +146,65 @@ class _Page:
                 "without": _named(model.tokenizer, look.next(ALTERNATIVES)),
             }
 
-        return JSONResponse(await self._device.call(told))
+        return FiniteJSONResponse(await self._device.call(told))
 
     async def lens(self, request: Request) -> Response:
         """What each layer would have said after a token."""
-        asked = await Asked.of(request)
+        body = await parse(request, PageBody)
 
         def told() -> list[list[tuple[int, str, float]]]:
-            model, ids = self._seen(asked)
-            look = self._models.look(model, ids, _heads(asked, model))
-            position = asked.whole("position", 0, len(ids) - 1, len(ids) - 1)
+            model, ids = self._seen(body)
+            look = self._models.look(model, ids, _heads(body, model))
+            position = len(ids) - 1 if body.position is None else body.position
+            _check("position", position, len(ids) - 1)
             return [_named(model.tokenizer, likely) for likely in look.lens(position, 5)]
 
-        return JSONResponse({"layers": await self._device.call(told)})
+        return FiniteJSONResponse({"layers": await self._device.call(told)})
 
     async def neighbours(self, request: Request) -> Response:
         """The tokens whose embeddings are most like one's."""
-        asked = await Asked.of(request)
+        body = await parse(request, PageBody)
 
         def told() -> list[tuple[int, str, float]]:
-            model = self._models.at(_step(asked))
-            id = asked.whole("id", 0, model.tokenizer.vocab_size - 1)
-            return _named(model.tokenizer, model.neighbours(id, ALTERNATIVES))
+            model = self._models.at(body.step)
+            _check("id", body.id, model.tokenizer.vocab_size - 1)
+            return _named(model.tokenizer, model.neighbours(body.id, ALTERNATIVES))
 
-        return JSONResponse({"likely": await self._device.call(told)})
+        return FiniteJSONResponse({"likely": await self._device.call(told)})
 
-    def _seen(self, asked: Asked) -> tuple[Model, list[int]]:
+    def _seen(self, body: PageBody) -> tuple[Model, list[int]]:
         """The model, and the last ids that are looked at."""
-        model = self._models.at(_step(asked))
-        return model, _ids(asked, model)[-min(MOST_SEEN, model.run.config.model.block_size) :]
+        model = self._models.at(body.step)
+        return model, _ids(body, model)[-min(MOST_SEEN, model.run.config.model.block_size) :]
 
 
 async def as_events(first: Any, rest: AsyncGenerator[Any, None]) -> AsyncIterator[str]:
     """Server-sent events; an error on the way is the last one."""
     async with aclosing(rest):
-        yield f"data: {json.dumps(first)}\n\n"
         try:
+            yield access.as_event(first)
             async for item in rest:
-                yield f"data: {json.dumps(item)}\n\n"
+                yield access.as_event(item)
         except UserError as error:
             yield access.late(error)
 
 
-def _step(asked: Asked) -> int | None:
-    return None if asked.tree.get("step") is None else asked.whole("step", 0, 10**18)
-
-
-def _ids(asked: Asked, model: Model) -> list[int]:
+def _ids(body: PageBody, model: Model) -> list[int]:
     """What is to be continued: ids as they are, or a text."""
-    if asked.tree.get("ids"):
-        return model.checked(asked.whole_numbers("ids")).tolist()
-    return model.ids(asked.text("text", "")).tolist()
+    return (model.checked(body.ids) if body.ids else model.ids(body.text)).tolist()
 
 
-def _sampling(asked: Asked) -> dict[str, Any]:
-    numbers = {name: asked.number(name) for name in SETTINGS}
-    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
-    return given | {"top_k": asked.whole("top_k", 0, 1 << 31, 0)}
-
-
-def _heads(asked: Asked, model: Model) -> frozenset[tuple[int, int]]:
+def _heads(body: PageBody, model: Model) -> frozenset[tuple[int, int]]:
     """The heads that are switched off, numbered layer by layer."""
     m = model.run.config.model
-    numbers = asked.whole_numbers("off", m.n_layer * m.n_head) if "off" in asked.tree else []
-    if any(number >= m.n_layer * m.n_head for number in numbers):
+    if any(number >= m.n_layer * m.n_head for number in body.off):
         raise UserError("there is no such head", f"the model has {m.n_layer * m.n_head}.")
-    return frozenset(divmod(number, m.n_head) for number in numbers)
+    return frozenset(divmod(number, m.n_head) for number in body.off)
+
+
+def _check(name: str, value: int, high: int) -> None:
+    if value > high:
+        raise invalid(name, value, f"a whole number from 0 to {high:,}")
 
 
 def _name(tokenizer: Tokenizer, id: int) -> str:

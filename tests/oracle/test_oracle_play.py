@@ -51,6 +51,10 @@ def test_completions(served: Served) -> None:
         parts = list(stream)
         assert "".join(c.text for part in parts for c in part.choices) == made.choices[0].text
         assert parts[-1].usage == made.usage
+        echoed = asks.completions.create(logprobs=2, echo=True, **asked | {"max_tokens": 0})
+        assert echoed.choices[0].text == "to be"
+        assert echoed.choices[0].logprobs.token_logprobs[0] is None
+        assert len(echoed.choices[0].logprobs.top_logprobs) == 5
         extra = asks.completions.create(extra_body={"top_k": 1}, n=2, **asked)
         assert extra.choices[0].text == extra.choices[1].text, "greedy, by another server's name"
 
@@ -80,7 +84,7 @@ def test_refusals(served: Served) -> None:
     with client(served, "another") as asks, pytest.raises(openai.AuthenticationError):
         asks.models.list()
     with client(served) as asks:
-        with pytest.raises(openai.BadRequestError, match="suffix is not known"):
+        with pytest.raises(openai.BadRequestError, match="is not supported"):
             asks.completions.create(model="mine", prompt="to", suffix="x")
         with pytest.raises(openai.NotFoundError):
             asks.completions.create(model="gpt-4", prompt="to")

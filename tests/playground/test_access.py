@@ -39,6 +39,12 @@ def test_nobody_gets_in_without_the_key(served: Served, path: str, given: str | 
     connection.close()
 
 
+def test_the_scheme_has_no_case(served: Served) -> None:
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        assert served.get("/v1/models", Authorization=f"{scheme} {KEY}").status_code == 200
+    assert served.get("/v1/models", Authorization=f"bearer {KEY.upper()}").status_code == 401
+
+
 def test_the_page_itself_tells_nothing(served: Served) -> None:
     for path in ("/", "/static/app.js", "/static/d3-7.9.0.min.js", "/static/play.css"):
         response = served.get(path, Authorization="")
@@ -166,6 +172,7 @@ FIELDS = (
     "text", "ids", "step", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "layer",
     "off", "position", "id", "model", "prompt", "messages", "n", "stop", "stream", "logprobs",
     "echo", "suffix", "best_of", "repetition_penalty", "stream_options", "top_logprobs",
+    "temprature", "grammar", "user", "colour",
 )  # fmt: skip
 
 

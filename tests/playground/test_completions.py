@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
+from mlxgpt.evaluation.hellaswag import Example, ending_losses
+from mlxgpt.inference import sample
 from mlxgpt.loaded import Model, load
-from mlxgpt.playground.completions import MOST_TEXTS
-from tests.playground.serving import Served
+from mlxgpt.playground.completions import MOST_WARNINGS, aligned
+from mlxgpt.playground.request_body import MOST_TEXTS
+from mlxgpt.requests import opened
+from tests.playground.serving import Served, serving
 
 COMPLETIONS = "/v1/completions"
+ECHO: dict[str, Any] = {"echo": True, "max_tokens": 0}
 
 
 @pytest.fixture(scope="module")
@@ -91,33 +99,348 @@ def test_the_logarithms_of_probabilities(served: Served, model: Model) -> None:
         told["token_logprobs"], told["top_logprobs"], wanted, strict=True
     ):
         assert value == pytest.approx(math.log(one.probability or 0), abs=1e-5)
+        shares = [share for _, share in one.alternatives]
+        if one.probability not in shares:  # the drawn token is always there
+            assert others[one.text] == value
+            shares.append(one.probability or 0)
         assert sorted(others.values(), reverse=True) == pytest.approx(
-            [math.log(share) for _, share in one.alternatives], abs=1e-5
+            [math.log(share) for share in shares], abs=1e-5
         )
     told = served.asked(COMPLETIONS, model="done", prompt="to", max_tokens=4, seed=4, logprobs=0)
-    assert told["choices"][0]["logprobs"]["top_logprobs"] == [{}] * 4
+    told = told["choices"][0]["logprobs"]
+    pairs = zip(told["tokens"], told["token_logprobs"], strict=True)
+    assert told["top_logprobs"] == [{token: value} for token, value in pairs]
 
 
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        ({}, "model is no text"),
+        ({}, "model is missing"),
+        ({"model": 7}, "model = 7 is not valid"),
         ({"model": "other"}, "no such model"),
         ({"model": "done", "max_tokens": 10**6}, "max_tokens"),
-        ({"model": "done", "n": MOST_TEXTS + 1}, "n cannot"),
-        ({"model": "done", "n": 9, "prompt": ["a", "b"]}, "too many texts"),
-        ({"model": "done", "prompt": {}}, "prompt cannot"),
+        (
+            {"model": "done", "n": MOST_TEXTS + 1},
+            "n = 17 is not valid\n→ send a whole number from 1 to 16",
+        ),
+        ({"model": "done", "n": 9, "prompt": ["a", "b"]}, "18 texts"),
+        ({"model": "done", "n": 2, "best_of": 3}, "best_of = 3"),
+        ({"model": "done", "prompt": {}}, "prompt = {} is not valid"),
+        ({"model": "done", "prompt": []}, "prompt = [] is not valid"),
+        ({"model": "done", "prompt": ["to", 7]}, 'prompt = ["to", 7] is not valid'),
+        ({"model": "done", "prompt": [["to"]]}, 'prompt = [["to"]] is not valid'),
+        ({"model": "done", "prompt": [1, -1]}, "prompt = [1, -1] is not valid"),
+        ({"model": "done", "prompt": [1, True]}, "prompt = [1, true]"),
+        ({"model": "done", "prompt": [10**6]}, "outside of 0 to"),
+        ({"model": "done", "prompt": ["to"] * 17}, "up to 16 of these"),
+        ({"model": "done", "prompt": "t" * 100_001}, "at most 100,000 characters"),
+        ({"model": "done", "temperature": -1}, "temperature = -1"),
+        ({"model": "done", "top_p": "1"}, 'top_p = "1" is not valid'),
         ({"model": "done", "prompt": "Ж"}, "never seen"),
-        ({"model": "done", "suffix": "x"}, "suffix is not known"),
+        ({"model": "done", "suffix": "x"}, 'suffix = "x" is not supported'),
         ({"model": "done", "presence_penalty": 1}, "repetition_penalty"),
-        ({"model": "done", "stop": [1]}, "stop cannot"),
-        ({"model": "done", "stream": 1}, "stream is neither"),
-        ({"model": "done", "logprobs": 99}, "logprobs"),
+        ({"model": "done", "stop": [1]}, "stop = [1] is not valid"),
+        ({"model": "done", "stop": [""]}, 'stop = [""] is not valid'),
+        ({"model": "done", "stop": list("abcde")}, "up to 4 of them"),
+        ({"model": "done", "stream": 1}, "stream = 1 is not valid\n→ send true or false"),
+        ({"model": "done", "stream_options": [1]}, "stream_options = [1] is not valid"),
+        ({"model": "done", "logprobs": 99}, "logprobs = 99 is not valid"),
+        ({"model": "done", "logprobs": 1, "top_logprobs": 2}, "top_logprobs needs logprobs"),
     ],
 )
 def test_what_is_not_here_is_refused(served: Served, asked: dict[str, Any], why: str) -> None:
     for stream in ({}, {"stream": True}):
         assert why in served.refused(COMPLETIONS, **(stream | asked))
+
+
+def test_the_echo_is_the_prompt_as_it_was_sent(served: Served, tales: Served) -> None:
+    """Without the end-of-text that we put before it; from ids, with all that they hold."""
+    for prompt in ("Once", "", "hé 日本!\r\n", "a <|endoftext|> b"):
+        (choice,) = tales.asked(COMPLETIONS, model="tales", prompt=prompt, **ECHO)["choices"]
+        assert choice["text"] == prompt
+        assert (choice["finish_reason"], choice["logprobs"]) == ("length", None)
+    model = load(str(tales.folder))
+    ids = model.ids("Once").tolist()
+    assert ids[0] == model.tokenizer.end_of_text
+    (choice,) = tales.asked(COMPLETIONS, model="tales", prompt=ids, **ECHO)["choices"]
+    assert choice["text"] == "<|endoftext|>Once"
+    (choice,) = served.asked(COMPLETIONS, model="done", prompt="", **ECHO)["choices"]
+    assert choice["text"] == "", "nor the newline that stands for nothing"
+
+
+def test_nothing_is_written_where_no_token_is_asked_for(tales: Served) -> None:
+    answer = tales.asked(COMPLETIONS, model="tales", prompt="Once", max_tokens=0)
+    assert answer["choices"][0]["text"] == ""
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+def test_an_echo_of_an_unfinished_character(tales: Served) -> None:
+    """It is written once, when it is complete; what will not be is replaced."""
+    model = load(str(tales.folder))
+    half = model.tokenizer.encode("日")[:1].tolist()
+    assert len(model.tokenizer.token_bytes(half[0])) < 3
+    whole = model.generate("", max_tokens=1).texts  # any
+    assert whole
+    (choice,) = tales.asked(COMPLETIONS, model="tales", prompt=half, **ECHO)["choices"]
+    assert choice["text"] == "\ufffd"
+    asked: dict[str, Any] = {"model": "tales", "prompt": half, "max_tokens": 6, "seed": 1}
+    (alone,) = tales.asked(COMPLETIONS, **asked)["choices"]
+    (echoed,) = tales.asked(COMPLETIONS, echo=True, logprobs=2, **asked)["choices"]
+    assert echoed["text"] == alone["text"]
+    assert echoed["logprobs"]["tokens"][0].startswith("bytes:\\xe6")
+    assert echoed["logprobs"]["text_offset"][:2] == [0, 0]
+
+
+@pytest.mark.parametrize("prompt", ["Once upon", "hé 日本! and then a much longer text", [3, 9, 3]])
+def test_log_probabilities_of_an_echo(tales: Served, prompt: str | list[int]) -> None:
+    """Those of the model's own logits, for each token but the first."""
+    model = load(str(tales.folder))
+    answer = tales.asked(COMPLETIONS, model="tales", prompt=prompt, logprobs=3, **ECHO)
+    answer = answer["choices"][0]["logprobs"]
+    ids = model.ids(prompt).tolist() if isinstance(prompt, str) else prompt
+    own = int(isinstance(prompt, str))  # the end-of-text before a text is not shown
+    contents = [model.tokenizer.token_bytes(id) for id in ids]
+    assert [len(value) for value in answer.values()] == [len(ids) - own] * 4
+    assert (answer["token_logprobs"][0], answer["top_logprobs"][0]) == (None, None)
+    for n in range(own + 1, len(ids)):
+        shown, top = answer["token_logprobs"][n - own], answer["top_logprobs"][n - own]
+        wanted = logprobs_after(model, ids[:n], len(ids))
+        assert shown == pytest.approx(wanted[ids[n]], abs=1e-4)
+        assert top[answer["tokens"][n - own]] == shown
+        assert 3 <= len(top) <= 4
+        assert sorted(top.values())[-3:] == pytest.approx(sorted(wanted)[-3:], abs=1e-4)
+        offset = len(b"".join(contents[own:n]).decode(errors="ignore"))
+        assert answer["text_offset"][n - own] == offset
+
+
+def logprobs_after(model: Model, ids: list[int], length: int) -> np.ndarray:
+    """Log-probabilities of what follows some ids in a text of this length: its windows begin half a
+    block apart, and the last one ends with the text.
+    """
+    block = model.run.config.model.block_size
+    starts = [0, *sorted(range(max(0, length - 1 - block), 0, -(block // 2)))]
+    start = next(start for start in starts if len(ids) <= start + block)
+    logits = model.logits(ids[start:])[-1, : model.tokenizer.vocab_size].astype(np.float64)
+    return logits - np.log(np.exp(logits).sum())
+
+
+def test_an_echo_with_several_texts_and_streamed(tales: Served) -> None:
+    asked: dict[str, Any] = {
+        "model": "tales",
+        "prompt": ["Once", "hé 日本"],
+        "n": 2,
+        "max_tokens": 5,
+        "seed": 3,
+        "logprobs": 2,
+    }
+    plain = tales.asked(COMPLETIONS, **asked)["choices"]
+    whole = tales.asked(COMPLETIONS, echo=True, **asked)["choices"]
+    assert [choice["text"] for choice in whole] == [
+        prompt + choice["text"]
+        for prompt, choice in zip(np.repeat(asked["prompt"], 2), plain, strict=True)
+    ]
+    for n, (choice, alone) in enumerate(zip(whole, plain, strict=True)):
+        length, prompt = len(alone["logprobs"]["tokens"]), asked["prompt"][n // 2]
+        for name in ("tokens", "token_logprobs", "top_logprobs"):
+            assert choice["logprobs"][name][-length:] == alone["logprobs"][name]
+        shifted = [offset + len(prompt) for offset in alone["logprobs"]["text_offset"]]
+        assert choice["logprobs"]["text_offset"][-length:] == shifted
+    parts = tales.events(COMPLETIONS, echo=True, stream=True, **asked)
+    for n, choice in enumerate(whole):
+        own = [part["choices"][0] for part in parts if part["choices"][0]["index"] == n]
+        assert "".join(part["text"] for part in own) == choice["text"]
+        for name, values in choice["logprobs"].items():
+            assert [value for part in own for value in part["logprobs"][name]] == values
+
+
+def test_offsets_are_those_of_the_tokens_where_a_stop_string_is_awaited(served: Served) -> None:
+    asked: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 8, "seed": 4}
+    text = served.asked(COMPLETIONS, **asked)["choices"][0]["text"]
+    (choice,) = served.asked(COMPLETIONS, logprobs=0, stop=text[2:5] + "no", **asked)["choices"]
+    assert choice["text"] == text
+    assert choice["logprobs"]["text_offset"] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("normalized", "sent", "places"),
+    [
+        ("a\nb", "a\r\nb", [0, 1, 3, 4]),
+        ("a\n\nb", "\ufeffa\r\r\nb", [0, 2, 3, 5, 6]),
+        ("a\nb", "a\rb", [0, 1, 2, 3]),
+        ("é!", "e\u0301!", [0, 1, 3]),
+        ("", "\ufeff", [1]),
+    ],
+)
+def test_where_normalization_changed_a_text(normalized: str, sent: str, places: list[int]) -> None:
+    assert aligned(normalized, sent) == places
+
+
+def test_the_requests_of_lm_evaluation_harness(tales: Served) -> None:
+    """Its `local-completions` model: batches of ids, one token to draw, and the sum of what lies
+    between the context and that token; the losses of `mlxgpt eval --hellaswag`.
+    """
+    run, model, _ = opened(str(tales.folder), "best", None, print)
+    examples = [
+        Example("Once upon a time", ("3 foxes said", "they slept.", "日本", "then"), 0),
+        Example("Then they", ("slept.", "foxes", "said: hé", "upon a time there were"), 3),
+    ]
+    scored = sorted(ending_losses(model, run.tokenizer, examples), key=lambda score: score.number)
+    for example, wanted in zip(examples, scored, strict=True):
+        context = run.tokenizer.encode(example.context).tolist()
+        endings = [run.tokenizer.encode(f" {ending}").tolist() for ending in example.endings]
+        block = run.config.model.block_size
+        inputs = [(context + ending)[-(block + 1) :] for ending in endings]  # its max_length
+        answer = tales.asked(
+            COMPLETIONS,
+            model="tales",
+            prompt=inputs,
+            temperature=0,
+            max_tokens=1,
+            logprobs=1,
+            seed=1234,
+            echo=True,
+        )
+        for choice, ids, ending, loss in zip(
+            answer["choices"], inputs, endings, wanted.sums, strict=True
+        ):
+            begin = max(1, len(ids) - len(ending))
+            logprobs = choice["logprobs"]["token_logprobs"][begin:-1]
+            top = choice["logprobs"]["top_logprobs"][begin:-1]
+            assert sum(logprobs) == pytest.approx(-loss, abs=1e-4)
+            assert all(
+                value <= max(others.values()) for value, others in zip(logprobs, top, strict=True)
+            )
+
+
+def test_a_misspelled_or_unsupported_field_is_refused(served: Served) -> None:
+    for name, value, why in (
+        ("temprature", 0.5, "did you mean temperature?"),
+        ("Temperature", 0.5, "did you mean temperature?"),
+        ("maxTokens", 5, "did you mean max_tokens?"),
+        ("top-p", 0.5, "did you mean top_p?"),
+        ("stpo", "x", "did you mean stop?"),
+        ("logprob", 3, "did you mean logprobs?"),
+        (
+            "repeat_penalty",
+            1.2,
+            "repeat_penalty = 1.2 is not supported here\n→ use repetition_penalty",
+        ),
+        ("n_predict", 9, "use max_tokens"),
+        ("num_predict", 9, "use max_tokens"),
+        ("typical_p", 0.9, "not supported"),
+        ("mirostat", 2, "not supported"),
+        ("grammar", "root ::= x", "not supported"),
+        ("response_format", {"type": "json_object"}, "not supported"),
+        ("tools", [{"type": "function"}], "not supported"),
+        ("frequency_penalty", 0.5, "use repetition_penalty"),
+        ("logit_bias", {"5": 1}, "not supported"),
+        ("options", {"temperature": 0}, "not supported"),
+        ("min_tokens", 5, "not supported"),
+        ("add_special_tokens", False, "not supported"),
+        ("messages", [1], "not supported"),
+    ):
+        message = served.refused(COMPLETIONS, model="done", prompt="to", **{name: value})
+        assert why in message, message
+        assert "→" in message
+
+
+def test_fields_that_change_nothing_pass(served: Served) -> None:
+    asked: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 4, "seed": 4}
+    plain = served.asked(COMPLETIONS, **asked)["choices"]
+    neutral: dict[str, Any] = {
+        "best_of": 1,
+        "suffix": None,
+        "logit_bias": {},
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "response_format": {"type": "text"},
+        "tools": [],
+        "tool_choice": "none",
+        "modalities": ["text"],
+        "stop": "",
+        "stream_options": None,
+        "repeat_penalty": 1.0,
+        "repeat_last_n": 64,
+        "typical_p": 1,
+        "mirostat": 0,
+        "mirostat_tau": 5.0,
+        "grammar": "",
+        "options": {},
+        "min_tokens": 0,
+        "ignore_eos": False,
+        "add_special_tokens": True,
+        "temprature": None,
+        "messages": [],
+        "user": "someone",
+        "metadata": {"a": "b"},
+        "store": True,
+        "service_tier": "auto",
+        "keep_alive": "5m",
+        "cache_prompt": True,
+    }
+    assert served.asked(COMPLETIONS, **asked, **neutral)["choices"] == plain
+    for name, value in neutral.items():
+        assert served.asked(COMPLETIONS, **asked | {name: value})["choices"] == plain, name
+
+
+def test_an_unknown_field_is_reported_once(served: Served) -> None:
+    lines: list[str] = []
+    with serving(served.folder, lines.append) as there:
+        for _ in range(2):
+            there.asked(COMPLETIONS, model="done", max_tokens=1, colour="blue", **{"a\nb": 1})
+        there.asked(COMPLETIONS, model="done", max_tokens=1, shape="round")
+        for n in range(200):
+            there.asked(COMPLETIONS, model="done", max_tokens=0, **{f"field {n}": 1})
+    assert lines[:3] == [
+        f"a request has the unknown field {name}, which is ignored"
+        for name in ('"colour"', '"a\\nb"', '"shape"')
+    ]
+    assert len(lines) == MOST_WARNINGS
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions"])
+def test_half_a_surrogate_pair_is_named(served: Served, path: str) -> None:
+    for body, why in (
+        ({"prompt": "ab\ud800c"}, "prompt has half a surrogate pair, U+D800, as character 3"),
+        ({"prompt": ["a", "\udfff"]}, "prompt[1] has half a surrogate pair, U+DFFF"),
+        ({"stop": ["\ud800"]}, "stop[0] has half"),
+        ({"messages": [{"role": "user", "content": "\udc00"}]}, "messages[0].content has half"),
+        ({"messages": [{"name": {"a\ud800": 1}}]}, "the name of a field has half"),
+    ):
+        content = json.dumps({"model": "done"} | body)  # which escapes it
+        with served.client() as client:
+            response = client.post(path, content=content)
+        assert response.status_code == 400
+        assert why in response.json()["error"]["message"]
+    answer = served.refused(COMPLETIONS, model="done", prompt="\U0001f98a")
+    assert "never seen: '\U0001f98a'" in answer, "a whole pair is a character like others"
+
+
+def test_too_much_of_anything(served: Served) -> None:
+    deep: Any = 1
+    for _ in range(100):
+        deep = [deep]
+    assert "nested too deeply" in served.refused(COMPLETIONS, model="done", prompt=deep)
+    many = {f"field {n}": 1 for n in range(300)}
+    assert "301 fields" in served.refused(COMPLETIONS, model="done", **many)
+
+
+def test_no_answer_has_a_number_that_json_lacks(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a model's numbers are not finite, an error says so."""
+    asked: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 2, "logprobs": 1}
+
+    def damaged(logits: mx.array, *_: Any) -> tuple[mx.array, ...]:
+        return mx.full((len(logits),), float("nan")), mx.zeros((1, 1), mx.int32), mx.zeros((1, 1))
+
+    monkeypatch.setattr(sample, "likely", damaged)
+    with serving(served.folder) as there:
+        assert "not finite" in there.refused(COMPLETIONS, **asked)
+        (event,) = there.events(COMPLETIONS, stream=True, **asked)
+        assert "not finite" in event["error"]["message"]
+        *_, event = there.events("/api/write", text="to", max_tokens=2)
+        assert "not finite" in event["error"]["message"]
 
 
 def test_no_chat_without_a_template(served: Served) -> None:
@@ -147,8 +470,22 @@ def test_a_chat(own: Served) -> None:
     assert "".join(one.get("content", "") for one in deltas) == wanted["text"]
     assert parts[0]["object"] == "chat.completion.chunk"
     assert parts[-1]["choices"][0]["finish_reason"] == "length"
-    for wrong in ([], "a", [{"role": "king", "content": "to"}], [{"role": "user"}], [7]):
-        assert own.refused("/v1/chat/completions", messages=wrong, **asked)
+
+    for wrong, why in (
+        ([], "messages = [] is not valid"),
+        ("a", 'messages = "a" is not valid'),
+        ([{"role": "king", "content": "to"}], 'messages[0].role = "king" is not valid'),
+        ([{"role": "user"}], "messages[0].content is missing"),
+        ([messages[0], {"role": "user", "content": [{"type": "image_url"}]}], "content of text"),
+        ([7], "messages[0] = 7 is not valid"),
+        ([messages[0]] * 201, "1 to 200 messages"),
+        ([messages[0] | {"content": "t" * 60_000}] * 2, "messages are too long"),
+    ):
+        assert why in own.refused("/v1/chat/completions", messages=wrong, **asked)
+    assert "messages is missing" in own.refused("/v1/chat/completions", **asked)
+    for name, value in (("echo", True), ("prompt", "to"), ("max_tokens", 0)):
+        said = own.refused("/v1/chat/completions", messages=messages, **asked | {name: value})
+        assert name in said
 
 
 def test_line_ends_of_a_request_are_normalized(served: Served) -> None:

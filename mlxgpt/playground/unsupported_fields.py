@@ -1,0 +1,129 @@
+"""Request fields that this server does not have: those of other servers that would change a text
+are refused, those that would not are ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from mlxgpt.errors import UserError
+from mlxgpt.playground.request_body import Body, ChatBody, CompletionBody, show_value
+
+NEAR = 0.8  # similarity from which a name counts as a misspelling; `temprature` has 0.95
+
+# Fields that change what is written, of OpenAI, llama.cpp, vLLM, Ollama, mlx-lm, SGLang, TGI and
+# text-generation-webui; with values, besides null and empty ones, that change nothing.
+_UNSUPPORTED = """
+suffix logit_bias tools functions audio prediction web_search_options frequency_penalty
+presence_penalty reasoning
+n_indent grammar json_schema grammar_lazy grammar_triggers mirostat mirostat_mode dynatemp_range
+xtc_probability dry_multiplier top_a n_predict n_keep n_probs n_cmpl min_keep ignore_eos samplers
+t_max_predict_ms lora image_data multimodal_data system_prompt input_prefix input_suffix input_extra
+post_sampling_probs return_tokens response_fields
+use_beam_search stop_token_ids include_stop_str_in_output min_tokens allowed_token_ids bad_words
+guided_json guided_regex guided_choice guided_grammar structured_outputs prompt_logprobs
+logprob_token_ids prompt_embeds logits_processors return_tokens_as_token_ids return_token_ids
+continue_final_message documents chat_template chat_template_kwargs repetition_detection
+thinking_token_budget truncate_prompt_tokens vllm_xargs watermarking
+options format raw template system context images think num_ctx num_keep num_predict
+adapters role_mapping repetition_context_size
+regex ebnf structural_tag no_stop_trim stop_regex lora_path custom_logit_processor custom_params
+temp max_new_tokens max_gen_toks max_length min_length min_new_tokens no_repeat_ngram_size
+smoothing_factor epsilon_cutoff eta_cutoff penalty_alpha ban_eos_token custom_token_bans
+sampler_priority sampler_order negative_prompt preset character instruction_template memory
+stop_sequence stop_sequences watermark decoder_input_details top_n_tokens until
+"""
+UNSUPPORTED: dict[str, tuple[Any, ...]] = dict.fromkeys(_UNSUPPORTED.split(), ()) | {
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "repeat_penalty": (1,),
+    "typical_p": (1,),
+    "typ_p": (1,),
+    "tfs_z": (1,),
+    "top_n_sigma": (-1,),
+    "adaptive_target": (-1,),
+    "length_penalty": (1,),
+    "rep_pen": (1,),
+    "typical": (1,),
+    "tfs": (1,),
+    "guidance_scale": (1,),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "encoder_repetition_penalty": (1,),
+}
+# Of these false changes the text, and true does not.
+TRUE_ONLY = {"add_special_tokens", "skip_special_tokens", "add_generation_prompt", "do_sample"}
+
+# Fields that change no text: bookkeeping, speed, and settings of what is refused where it is on.
+_IGNORED = """
+moderation user metadata store service_tier safety_identifier prompt_cache_key
+prompt_cache_retention prompt_cache_options parallel_tool_calls
+cache_prompt id_slot n_cache_reuse sse_ping_interval frequency_context_size
+presence_context_size timings_per_token return_progress repeat_last_n mirostat_tau mirostat_eta
+dynatemp_exponent xtc_threshold dry_base dry_allowed_length dry_penalty_last_n
+dry_sequence_breakers reasoning_format parse_tool_calls preserved_tokens backend_sampling
+spaces_between_special_tokens priority request_id session_id cache_salt include_reasoning
+stream_interval kv_transfer_params truncation_side guided_decoding_backend
+guided_whitespace_pattern
+keep_alive num_batch num_gpu main_gpu num_thread use_mmap use_mlock low_vram numa
+draft_model num_draft_tokens separate_reasoning stream_reasoning smoothing_curve early_stopping
+ttl
+"""
+IGNORED = frozenset(_IGNORED.split())
+
+INSTEAD = {
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "max_length": "max_tokens",
+    "frequency_penalty": "repetition_penalty",
+    "presence_penalty": "repetition_penalty",
+    "rep_pen": "repetition_penalty",
+    "n_probs": "logprobs",
+    "prompt_logprobs": "echo and logprobs",
+    "do_sample": "temperature",
+    "temp": "temperature",
+    "until": "stop",
+    "num_return_sequences": "n",
+}
+
+
+def unknown_fields(body: Body) -> list[str]:
+    """Names of a request's fields that no server is known to have.
+
+    Raises:
+        UserError: for a field that would change the text, and for a misspelled one.
+    """
+    known = type(body).model_fields
+    unsupported = {*UNSUPPORTED, *TRUE_ONLY, *CompletionBody.model_fields, *ChatBody.model_fields}
+    unknown = []
+    for name, value in (body.model_extra or {}).items():
+        if name in IGNORED or _is_neutral(name, value):
+            continue
+        near = INSTEAD.get(name) or _nearest(name, list(known), 0.6)
+        if name in unsupported:
+            remedy = f"use {near}, or leave it out." if near else "leave it out."
+            raise UserError(f"{name} = {show_value(value)} is not supported here", remedy)
+        if near := _nearest(name, list(known), NEAR):
+            raise UserError(f"there is no field {show_value(name)}", f"did you mean {near}?")
+        unknown.append(name)
+    return unknown
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    if name in TRUE_ONLY:
+        return value is True
+    return not value or (value is not True and value in UNSUPPORTED.get(name, ()))
+
+
+def _nearest(name: str, names: list[str], least: float) -> str | None:
+    """The most similar of some names, whatever the case; one with the same letters in another order
+    counts as similar.
+    """
+    lower = name.lower().replace("-", "_")
+    swapped = [other for other in names if sorted(other) == sorted(lower)]
+    return next(iter(swapped or difflib.get_close_matches(lower, names, 1, least)), None)

@@ -1,0 +1,92 @@
+"""Chat templates, rendered by us and by transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import Any
+
+import pytest
+
+from mlxgpt import api
+from mlxgpt.config import Config
+from mlxgpt.corpus.tokenizer import END_OF_TEXT
+from mlxgpt.errors import UserError
+from mlxgpt.loaded import Model, load
+from mlxgpt.playground import chat
+from mlxgpt.playground.request_body import Message
+from tests.playground.chat_templates import CONVERSATIONS, TEMPLATES
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+jinja2 = pytest.importorskip("jinja2")
+
+SPECIAL = dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Model:
+    """With a byte-level BPE."""
+    folder = tmp_path_factory.mktemp("bpe")
+    stories = [f"Once upon a time there were {n} foxes." for n in range(40)]
+    (folder / "fox.txt").write_text(END_OF_TEXT.join(stories))
+    api.train(
+        config=tiny,
+        source=folder / "fox.txt",
+        tokenizer="bpe",
+        vocab_size=280,
+        run="fox",
+        runs_dir=folder / "runs",
+        data_dir=folder / "data",
+    )
+    return load("fox", runs_dir=folder / "runs")
+
+
+@pytest.fixture(scope="module")
+def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Its tokenizer, as transformers reads it."""
+    folder = tmp_path_factory.mktemp("exported") / "hf"
+    api.export(to="hf", run=str(model.run.folder), out=folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_conversation_is_rendered_as_by_transformers(
+    exported: Any, name: str, conversation: str
+) -> None:
+    template, messages = TEMPLATES[name], CONVERSATIONS[conversation]
+    try:
+        wanted = exported.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+    except (jinja2.TemplateError, TypeError) as error:
+        with pytest.raises(UserError, match=re.escape(str(error).split("0x")[0])):
+            render(template, messages)
+    else:
+        assert render(template, messages) == wanted
+
+
+def render(template: str, messages: list[dict[str, Any]]) -> str:
+    sent = [{name: value for name, value in m.items() if value is not None} for m in messages]
+    return chat.render(template, sent, SPECIAL)
+
+
+def test_most_templates_take_most_conversations(exported: Any) -> None:
+    """Or the comparison above would be one of errors."""
+    rendered = 0
+    for template in TEMPLATES.values():
+        for messages in CONVERSATIONS.values():
+            with contextlib.suppress(UserError):
+                rendered += bool(render(template, messages))
+    assert len(TEMPLATES) >= 20
+    assert rendered > 0.8 * len(TEMPLATES) * len(CONVERSATIONS)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_ids_are_those_of_transformers(model: Model, exported: Any, name: str) -> None:
+    messages = CONVERSATIONS["long"][1:4]
+    wanted = exported.apply_chat_template(
+        messages, chat_template=TEMPLATES[name], tokenize=True, add_generation_prompt=True
+    )
+    said = [Message.model_validate(message) for message in messages]
+    assert chat.ids(TEMPLATES[name], said, model) == wanted["input_ids"]
