@@ -81,21 +81,16 @@ class Access:
 
 
 class FiniteJSONResponse(JSONResponse):
-    """JSON in ASCII, which has no NaN and no infinity."""
+    """JSON without NaN or infinities, which it does not have."""
 
     def render(self, content: Any) -> bytes:
-        """The body."""
-        return as_json(content).encode()
+        """The body in UTF-8; half a surrogate pair, as in a file's name, is escaped."""
+        return _as_json(content, ensure_ascii=False).encode(errors="backslashreplace")
 
 
-def as_json(tree: Any) -> str:
-    """JSON in ASCII.
-
-    Raises:
-        UserError: if a number is not finite.
-    """
+def _as_json(tree: Any, *, ensure_ascii: bool) -> str:
     try:
-        return json.dumps(tree, allow_nan=False)
+        return json.dumps(tree, allow_nan=False, ensure_ascii=ensure_ascii)
     except ValueError as error:
         raise UserError(
             "the model gives numbers that are not finite",
@@ -104,8 +99,12 @@ def as_json(tree: Any) -> str:
 
 
 def as_event(tree: Any) -> str:
-    """A server-sent event."""
-    return f"data: {as_json(tree)}\n\n"
+    """A server-sent event.
+
+    Raises:
+        UserError: if a number is not finite.
+    """
+    return f"data: {_as_json(tree, ensure_ascii=True)}\n\n"
 
 
 def error(status: int, problem: str, remedy: str = "", kind: str | None = None) -> JSONResponse:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import random
 import socket
 from typing import Any
@@ -236,3 +237,15 @@ def test_an_error_on_the_way_tells_what_to_do_too() -> None:
     assert event.endswith("\n\n")
     tree = json.loads(event.removeprefix("data: "))
     assert tree["error"]["message"] == "it is gone\n→ open another."
+
+
+def test_a_body_of_any_text_is_json() -> None:
+    """Also with what is not UTF-8, as a folder's name may be."""
+    tree = {"a": "hé 日本 \udcff", "b": [1.5, None]}
+    assert json.loads(bytes(access.FiniteJSONResponse(tree).body)) == tree
+    assert "hé 日本".encode() in bytes(access.FiniteJSONResponse(tree).body)
+    assert json.loads(access.as_event(tree).removeprefix("data: ")) == tree
+    for value in (math.nan, math.inf, -math.inf):
+        for write in (access.FiniteJSONResponse, access.as_event):
+            with pytest.raises(UserError, match="not finite"):
+                write([{"c": value}])
