@@ -13,8 +13,8 @@ from mlxgpt.corpus import tokenizer_file
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.playground import chat
-from tests.interchange.tokenizer_folders import tree_with_added
 from mlxgpt.playground.request_body import Message
+from tests.interchange.tokenizer_folders import tree_with_added
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}"
