@@ -44,7 +44,7 @@ def test_prompts_one_a_line_or_of_json(
             b"caf\xe9 au lait",
             "a.txt is not UTF-8 text .byte 3.; it looks like WINDOWS-1252",
         ),
-        ("a.txt", gzip.compress(b"to be"), "a.txt is compressed by gzip"),
+        ("a.txt", gzip.compress(b"to be", mtime=0), "a.txt is compressed by gzip"),
         ("a.csv", b"prompt\nto\n", "a.csv is a table"),
         ("a.txt", b"x" * (files.SMALL + 1), "cannot read .*larger than 1,048,576 bytes"),
         ("a.json", b'["to", 2]', "a.json, entry 2: no prompt"),
