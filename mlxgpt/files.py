@@ -151,6 +151,14 @@ def only_plain(folder: Path) -> None:
                 )
 
 
+def expand_user(name: str) -> Path:
+    """The path of a name that may begin with `~`; as it is where there is no such user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def must_be_utf8(path: Path, remedy: str) -> None:
     """Refuse a path that MLX cannot write to.
 

@@ -322,7 +322,7 @@ def _absolute(names: Sequence[str]) -> list[str]:
 
 
 def _path(name: str) -> Path:
-    return Path(name).expanduser()
+    return files.expand_user(name)
 
 
 def _place(name: str) -> tuple[Path, str]:

@@ -25,7 +25,7 @@ def name_of(source: str) -> str:
     """A run's name for a source: a folder's or the model's own, and of nanoGPT's ckpt.pt its
     folder's.
     """
-    path = Path(source).expanduser()
+    path = files.expand_user(source)
     return path.absolute().parent.name if path.is_file() else path.absolute().name
 
 
@@ -39,7 +39,7 @@ def read(source: str, note: Callable[[str], None], meta: Path | None = None) -> 
     Raises:
         UserError: if there is none, or it is of a kind that is not built here.
     """
-    path = Path(source).expanduser()
+    path = files.expand_user(source)
     if path.is_file():
         return _of_nanogpt(path, meta, note)
     if meta:

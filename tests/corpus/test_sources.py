@@ -249,7 +249,14 @@ def test_a_data_folder_is_named_after_its_text(path: str, name: str) -> None:
 
 
 def test_names_of_which_no_letter_stays_differ() -> None:
-    paths = ["🙂.txt", "🎉.txt", "!!!.txt", os.fsdecode(b"\xe9.txt"), os.fsdecode(b"\xe8.txt")]
+    paths = [
+        "🙂.txt",
+        "🎉.txt",
+        "!!!.txt",
+        "~.txt",
+        os.fsdecode(b"\xe9.txt"),
+        os.fsdecode(b"\xe8.txt"),
+    ]
     names = {sources.source_name([path]) for path in paths}
     assert len(names) == len(paths)
     assert all(re.fullmatch("text-[0-9a-f]{8}", name) for name in names)
@@ -342,3 +349,12 @@ def test_origins_are_equal_in_both_unicode_forms() -> None:
     nfc, nfd = ({"files": [name], "sha256": "1"} for name in ("café.txt", "cafe\u0301.txt"))
     assert sources.comparable(nfc) == sources.comparable(nfd)
     assert sources.comparable(nfc) != sources.comparable({**nfc, "sha256": "2"})
+
+
+def test_a_tilde_without_a_user_of_that_name_is_a_name(home: Path) -> None:
+    assert read([write(home / "~.txt", "one")]) == ["one"]
+    assert read(["~.txt"]) == ["one"]
+    with pytest.raises(
+        UserError, match=r"there is no file, folder or corpus '~nobody-here/a\.txt'"
+    ):
+        read(["~nobody-here/a.txt"])
