@@ -17,7 +17,7 @@ import mlx.core as mx
 import pytest
 
 from mlxgpt import cli, files
-from mlxgpt.corpus import hub, web
+from mlxgpt.corpus import bpe, hub, web
 from mlxgpt.interchange import huggingface
 from mlxgpt.machine import mac
 from tests.commands import ROOT, TRAIN, Capture, refused
@@ -138,6 +138,12 @@ def large_vocabulary(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) ->
 
 def small_vocabulary(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return refused(capsys, "prepare", "words.txt", "--vocab-size", "100")
+
+
+def no_trainer(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("trainer.py").write_text("raise SystemExit(3)")
+    patch.setattr(bpe, "TRAINER", Path("trainer.py"))
+    return refused(capsys, "prepare", "words.txt", "--vocab-size", "300")
 
 
 def pickled(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
@@ -395,6 +401,7 @@ MISTAKES: list[Mistake] = [
     cut_short,
     large_vocabulary,
     small_vocabulary,
+    no_trainer,
     pickled,
     over_the_limit,
     no_time,

@@ -11,10 +11,14 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +37,7 @@ SMALLEST = 257  # every byte, and end-of-text
 DEFAULT_VOCAB_SIZE = 4096
 GPT2_VOCAB_SIZE = 50257
 ANSWER_SECONDS = 60.0  # for GPT-2's two files, 1.5 MB
+TRAINER = Path(__file__).with_name("bpe_trainer.py")
 
 Merge = tuple[bytes, bytes]
 
@@ -192,21 +197,36 @@ def train(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     fewer where no two tokens are left to be merged.
 
     Raises:
-        UserError: if there is no room for every byte.
+        UserError: if there is no room for every byte, or the process that trains it fails.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel
-    from tokenizers.trainers import BpeTrainer
-
     check_vocab_size(vocab_size)
-    trained = Tokenizer(BPE())
-    trained.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    trainer = BpeTrainer(
-        vocab_size=vocab_size - 1, initial_alphabet=ByteLevel.alphabet(), show_progress=False
-    )
-    trained.train_from_iterator(texts, trainer)
-    return BPETokenizer.from_json_merges(json.loads(trained.to_str())["model"]["merges"])
+    # In a session of its own, so that Ctrl-C at the terminal reaches this process only.
+    with subprocess.Popen(
+        [sys.executable, "-P", TRAINER, str(vocab_size - 1)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as trainer:
+        assert trainer.stdin
+        assert trainer.stdout
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                for text in chain(texts, [None]):
+                    trainer.stdin.write(json.dumps(text).encode() + b"\n")
+                trainer.stdin.flush()
+            output = trainer.stdout.read()
+            trainer.wait()
+        finally:
+            trainer.kill()
+            with contextlib.suppress(BrokenPipeError):
+                trainer.stdin.close()
+    if not output.endswith(b"\n"):
+        raise UserError(
+            f"training the BPE failed: its process ended with code {trainer.returncode}",
+            "close other programs to free memory, and run the same command again.",
+        )
+    return BPETokenizer.from_json_merges(json.loads(output))
 
 
 def check_vocab_size(vocab_size: int) -> None:

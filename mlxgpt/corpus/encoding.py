@@ -38,7 +38,7 @@ def encode(
                 return
             yield pending.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _chunks(parts: Iterable[Part]) -> Iterator[list[Part]]:

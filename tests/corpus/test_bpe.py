@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
+import random
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.corpus import bpe
+from mlxgpt.corpus import bpe, bpe_trainer
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.tokenizer import END_OF_TEXT
 from mlxgpt.errors import UserError
@@ -75,7 +79,8 @@ def test_every_code_point_has_the_same_ids_everywhere(
 
 @given(st.text("ab ", min_size=1, max_size=60), st.integers(257, 300))
 def test_whatever_it_was_trained_on_its_file_agrees(text: str, vocab_size: int) -> None:
-    tokenizer = bpe.train([text], vocab_size)
+    merges = bpe_trainer.learn_merges([text], vocab_size - 1)
+    tokenizer = BPETokenizer.from_json_merges(merges)
     assert 257 <= tokenizer.vocab_size <= vocab_size
     other = from_file(tokenizer)
     assert other.get_vocab_size() == tokenizer.vocab_size
@@ -161,6 +166,86 @@ def test_an_error_while_it_learns_is_that_error() -> None:
 
     with pytest.raises(UserError, match="the file has gone"):
         bpe.train(texts(), 300)
+
+
+def test_words_give_the_vocabulary_of_a_trainer_that_cuts_nothing() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    level = pre_tokenizers.ByteLevel
+    original = Tokenizer(models.BPE())
+    original.pre_tokenizer = level(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=499, initial_alphabet=level.alphabet(), show_progress=False
+    )
+    original.train_from_iterator([LANGUAGES], trainer)
+    expected = json.loads(original.to_str())["model"]["merges"]
+    assert bpe_trainer.learn_merges([LANGUAGES], 499) == expected
+    assert len(expected) > 200
+
+
+LETTERS = "".join(random.Random(0).choices("etaoin", k=20_000))
+
+
+@pytest.mark.parametrize("run", [LETTERS, "中文" * 9000, " " * 9000, "1" * 9000, "-" * 9000])
+def test_what_is_learned_from_has_bounded_length_and_is_the_whole_text(run: str) -> None:
+    """The trainer's time grows with the square of that length."""
+    text = f"To be, or not: {run} that is"
+    pieces = [piece for piece, _ in bpe_trainer.make_pre_tokenizer().pre_tokenize_str(text)]
+    assert max(map(len, pieces)) == bpe_trainer.LONGEST_RUN
+    bytes_of = {letter: byte for byte, letter in bpe.byte_letters().items()}
+    assert bytes(bytes_of[letter] for letter in "".join(pieces)) == text.encode()
+
+
+@pytest.mark.parametrize("run", [LETTERS, "中文" * 9000, " " * 9000, "1" * 9000])
+def test_a_long_run_is_encoded_as_others_do_and_comes_back(run: str) -> None:
+    tokenizer = bpe.train([run], 300)
+    ids = tokenizer.encode(run)
+    assert ids.tolist() == from_file(tokenizer).encode(run).ids
+    assert tokenizer.encode_stream(run).tolist() == ids.tolist()
+    assert tokenizer.decode(ids) == run
+
+
+def trainer_script(path: Path, monkeypatch: pytest.MonkeyPatch, after_reading: str) -> None:
+    """Another program in the trainer's place, which writes its process id to a file."""
+    path.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "pathlib.Path(__file__).with_suffix('.pid').write_text(str(os.getpid()))\n"
+        "while sys.stdin.readline() not in ('null\\n', ''): pass\n" + after_reading
+    )
+    monkeypatch.setattr(bpe, "TRAINER", path)
+
+
+def test_ctrl_c_ends_the_training_and_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "trainer.py"
+    ctrl_c = "os.kill(os.getppid(), signal.SIGINT); time.sleep(600)"
+    trainer_script(program, monkeypatch, ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        bpe.train(["some text"], 300)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(program.with_suffix(".pid").read_text()), 0)
+
+
+@pytest.mark.parametrize("while_reading", [True, False])
+def test_a_process_that_fails_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, while_reading: bool
+) -> None:
+    trainer_script(tmp_path / "trainer.py", monkeypatch, "sys.exit(3)")
+    if while_reading:
+        (tmp_path / "trainer.py").write_text("raise SystemExit(3)")
+    texts = ["some text" * 10_000] * 100
+    with pytest.raises(UserError, match="its process ended with code 3"):
+        bpe.train(texts, 300)
+
+
+@pytest.mark.parametrize("text", [json.dumps("half a text"), json.dumps(LETTERS * 300) + "\nnull"])
+def test_the_training_process_ends_with_its_parent(text: str) -> None:
+    """Before it has all texts, and in the middle of training."""
+    command = [sys.executable, str(bpe.TRAINER), "50000"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as trainer:
+        output, _ = trainer.communicate(text.encode() + b"\n")
+    assert (trainer.returncode, output) == (1, b"")
 
 
 def test_gpt2_is_gpt2(gpt2: BPETokenizer, original_gpt2: Any) -> None:

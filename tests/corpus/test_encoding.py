@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -13,6 +16,37 @@ PARTS = [
     Part("val" if n % 7 == 0 else "train", "abcdefghijÄ"[n % 11] * (1 + n % 5), last=n % 3 > 0)
     for n in range(400)
 ]
+
+
+class Slow(CharTokenizer):
+    """Encodes nothing until it may."""
+
+    def __init__(self) -> None:
+        super().__init__(TOKENIZER.characters, end_of_text=True)
+        self.begun, self.may = threading.Event(), threading.Event()
+
+    def encode_stream(self, text: str) -> np.ndarray:
+        self.begun.set()
+        self.may.wait(60)
+        return super().encode_stream(text)
+
+
+def test_an_interruption_does_not_wait_for_chunks_that_are_being_encoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = Slow()
+
+    def parts() -> Iterator[Part]:
+        yield PARTS[1]
+        tokenizer.begun.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoding, "CHUNK", 1)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        next(encode(parts(), tokenizer, "<u2"))
+    assert threading.active_count() > before, "the chunk is still being encoded"
+    tokenizer.may.set()
 
 
 @pytest.mark.parametrize("start", [0, 5])

@@ -1,0 +1,62 @@
+"""Learns the merges of a byte-level BPE; run as a script, in a process of its own.
+
+The `tokenizers` library trains in native code, for seconds or minutes, and ignores signals until
+it is done. A process can be killed at any time, so that Ctrl-C stops the training at once.
+
+    stdin     each text as a JSON string on a line of its own, then null; kept open meanwhile
+    stdout    the merges, as in tokenizer.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, FixedLength, Sequence
+from tokenizers.trainers import BpeTrainer
+
+# Bytes. The time for a run of letters without a break grows with the square of its length.
+LONGEST_RUN = 1000
+
+
+def make_pre_tokenizer() -> Any:
+    """GPT-2's pattern, over bytes; what is longer than `LONGEST_RUN` is cut."""
+    return Sequence([ByteLevel(add_prefix_space=False), FixedLength(LONGEST_RUN)])
+
+
+def learn_merges(texts: Iterable[str], tokens: int) -> list[list[str]]:
+    """The merges that lead to at most `tokens` tokens, bytes included."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = make_pre_tokenizer()
+    trainer = BpeTrainer(
+        vocab_size=tokens, initial_alphabet=ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    merges: list[list[str]] = json.loads(tokenizer.to_str())["model"]["merges"]
+    return merges
+
+
+def _texts() -> Iterator[str]:
+    for line in sys.stdin.buffer:
+        text = json.loads(line)
+        if text is None:
+            threading.Thread(target=_end_with_parent, daemon=True).start()
+            return
+        yield text
+    os._exit(1)  # the parent ended before the last text
+
+
+def _end_with_parent() -> None:
+    """End this process when stdin closes: the parent ended, and needs no merges."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    print(json.dumps(learn_merges(_texts(), int(sys.argv[1]))))
