@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -45,7 +46,8 @@ def run() -> NoReturn:
             stream.flush()
         except BrokenPipeError:  # Python would complain at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if code:
+    tracker_hangs = any(thread.name == "tracker" for thread in threading.enumerate())
+    if code or tracker_hangs:
         # At once: threads that still compute are not waited for; and those of libraries, where they
         # were at work when a text was refused, have been seen to abort a process that ends.
         os._exit(code)

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import shutil
 import sys
+import threading
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mlxgpt import tracking
+from mlxgpt import cli, tracking
 from mlxgpt.errors import UserError
+from mlxgpt.storage.run import open_run
 from mlxgpt.training.callback import Callback
 from mlxgpt.training.hooks import Hooks
-from tests.commands import Capture, refused
+from tests.commands import TRAIN, Capture, program, refused
 from tests.trainings import Recorder
 
 
@@ -22,29 +27,66 @@ def test_what_is_not_there_is_said_before_anything_is_done(place: Path, capsys: 
     assert "there is no tracker paper" in refused(capsys, *line, "--report-to", "paper")
 
 
-@pytest.mark.parametrize("to", tracking.GET)
-def test_how_to_get_one_is_said(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("to", tracking.INSTALL)
+def test_how_to_install_one_is_said(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"{to} is not installed") as caught:
         tracking.Tracker(to, Callback())
     assert "pip install" in caught.value.remedy
 
 
-class Runs:
-    """Stands for the package wandb: what its functions were given."""
+def test_a_folder_that_a_tracker_left_behind_is_not_the_tracker(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wandb writes to ./wandb, which Python takes for a package where there is no other."""
+    (home / "leftover" / "run-1").mkdir(parents=True)
+    monkeypatch.syspath_prepend(home)
+    monkeypatch.setitem(tracking.INSTALL, "leftover", "pip install leftover")
+    with pytest.raises(UserError, match="leftover is not installed"):
+        tracking.Tracker("leftover", Callback())
+
+
+def test_an_installation_that_cannot_be_imported_is_one_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed(monkeypatch, None)
+    with pytest.raises(UserError, match="wandb cannot be imported: ") as caught:
+        tracking.Tracker("wandb", Callback())
+    assert "pip install" in caught.value.remedy
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, module: ModuleType | None) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    find: Callable[[str], Any] = importlib.util.find_spec
+    spec = ModuleSpec("wandb", None, origin="wandb/__init__.py")
+    monkeypatch.setattr(tracking, "find_spec", lambda n: spec if n == "wandb" else find(n))
+
+
+class Wandb:
+    """Stands for the package wandb and for its run: the same names, and what they were given."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[dict[str, Any]] = []
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.finished = 0
+        self.logged_in = True
+        self.mode = "online"
         module = ModuleType("wandb")
-        module.init = self.init  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "wandb", module)
-        find: Callable[[str], Any] = importlib.util.find_spec
-        monkeypatch.setattr(tracking, "find_spec", lambda n: True if n == "wandb" else find(n))
+        module.__dict__.update(
+            setup=lambda: SimpleNamespace(settings=SimpleNamespace(mode=self.mode)),
+            login=self.login,
+            init=self.init,
+            Settings=dict,
+        )
+        self.module = module
+        installed(monkeypatch, module)
 
-    def init(self, **given: Any) -> Runs:
-        self.begun.append(given)
+    def login(self, *, prompt: bool, verify: bool) -> bool:
+        assert not prompt
+        return self.logged_in
+
+    def init(self, **arguments: Any) -> Wandb:
+        self.begun.append(arguments)
         return self
 
     def log(self, numbers: dict[str, float], *, step: int) -> None:
@@ -54,26 +96,124 @@ class Runs:
         self.finished += 1
 
 
-def test_it_gets_the_records_and_all_else_goes_on(
-    train: Any, no_check: None, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Wandb:
+    monkeypatch.delenv("WANDB_INIT_TIMEOUT", raising=False)
+    return Wandb(monkeypatch)
+
+
+LINE = [*TRAIN, "--source", "data/words", "--report-to", "wandb"]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_nobody_is_logged_in(
+    place: Path, capsys: Capture, wandb: Wandb, old: bool, no_check: None
 ) -> None:
-    there, recorder = Runs(monkeypatch), Recorder()
+    """Said without a prompt, also by versions whose login has no `prompt`."""
+    wandb.logged_in = False
+    if old:
+        wandb.module.__dict__.update(
+            login=lambda *, verify: 1 / 0, api=SimpleNamespace(api_key=None)
+        )
+    assert refused(capsys, *LINE) == "wandb is not logged in"
+    wandb.mode = "offline"
+    assert cli.main(LINE) == 0
+    assert wandb.logged[-1][0] == 4
+
+
+def test_the_key_of_an_older_version(wandb: Wandb) -> None:
+    wandb.module.__dict__.update(login=lambda *, verify: 1 / 0, api=SimpleNamespace(api_key="k"))
+    tracking.Tracker("wandb", Callback())
+
+
+@pytest.mark.parametrize("where", ["setup", "login", "init"])
+def test_what_fails_before_the_run_exists_is_one_error(
+    place: Path, capsys: Capture, wandb: Wandb, where: str, no_check: None
+) -> None:
+    def fail(**_: object) -> None:
+        raise ConnectionError("timed out\nafter 20 s")
+
+    wandb.module.__dict__[where] = fail
+    assert refused(capsys, *LINE) == "wandb failed: timed out after 20 s"
+
+
+def test_the_wait_for_an_answer_is_bounded_and_can_be_set(
+    train: Any, no_check: None, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("a", report_to="wandb")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "200")
+    train("b", report_to="wandb")
+    first, second = (begun["settings"] for begun in wandb.begun)
+    assert (first, second) == ({"init_timeout": tracking.INIT_SECONDS}, {})
+
+
+@pytest.mark.parametrize("where", ["log", "finish"])
+def test_a_tracker_that_fails_midway_warns_once_and_the_training_continues(
+    train: Any, no_check: None, wandb: Wandb, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("the service is gone")
+
+    recorder = Recorder()
+    monkeypatch.setattr(wandb, where, fail)
+    assert train("a", recorder, report_to="wandb").step == 12
+    assert [line for line in recorder.notes if "wandb" in line] == [
+        "wandb failed: the service is gone; the training continues without it"
+    ]
+    assert recorder.records[-1]["step"] == 12
+    assert wandb.finished == (where == "log")
+
+
+def test_a_tracker_that_never_finishes_is_not_waited_for(
+    train: Any, no_check: None, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, recorder = threading.Event(), Recorder()
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(wandb, "finish", lambda: end.wait(60))
+    assert train("a", recorder, report_to="wandb").step == 12
+    assert "wandb did not finish" in recorder.notes[-1]
+    end.set()
+
+
+HANGING = """
+import atexit, sys, time
+from types import SimpleNamespace
+
+Settings = dict
+setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode="offline"))
+atexit.register(time.sleep, 600)
+
+def init(**_):
+    sys.modules["mlxgpt.tracking"].CLOSE_SECONDS = 0.1
+    return SimpleNamespace(log=lambda *_, step: None, finish=lambda: time.sleep(600))
+"""
+
+
+def test_the_program_ends_while_a_tracker_hangs(place: Path) -> None:
+    (place / "wandb").mkdir()
+    (place / "wandb" / "__init__.py").write_text(HANGING)
+    ended = program(*LINE, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert "wandb did not finish" in ended.stderr
+
+
+def test_it_gets_the_records_and_all_else_goes_on(train: Any, no_check: None, wandb: Wandb) -> None:
+    recorder = Recorder()
     train("a", recorder, report_to="wandb", max_steps=12)
-    assert [step for step, _ in there.logged] == [record["step"] for record in recorder.records]
-    step, numbers = there.logged[-1]
+    assert [step for step, _ in wandb.logged] == [record["step"] for record in recorder.records]
+    step, numbers = wandb.logged[-1]
     assert (step, numbers["val_loss"]) == (12, recorder.records[-1]["val_loss"])
     assert "step" not in numbers
     assert all(isinstance(value, float) for value in numbers.values())
-    assert there.begun[0]["name"] == "a"
-    assert there.begun[0]["config"]["train"]["max_steps"] == 12
-    assert there.finished == 1
+    assert wandb.begun[0]["name"] == "a"
+    assert wandb.begun[0]["config"]["train"]["max_steps"] == 12
+    assert wandb.finished == 1
     assert recorder.samples, "and the display saw the rest"
 
 
 def test_a_resumed_run_goes_on_there_and_an_error_closes_it(
-    train: Any, no_check: None, monkeypatch: pytest.MonkeyPatch
+    train: Any, no_check: None, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = Runs(monkeypatch)
     save = Hooks._save
 
     def full(self: Hooks, metrics: Any) -> None:
@@ -85,10 +225,23 @@ def test_a_resumed_run_goes_on_there_and_an_error_closes_it(
         patch.setattr(Hooks, "_save", full)
         with pytest.raises(OSError, match="No space"):
             train("a", report_to="wandb")
-    assert there.finished == 1
+    assert wandb.finished == 1
     train("a", report_to="wandb")
-    first, second = there.begun
+    first, second = wandb.begun
     assert first["id"] == second["id"]
     assert second["resume"] == "allow"
     train("b", report_to="wandb")
-    assert there.begun[2]["id"] != first["id"]
+    assert wandb.begun[2]["id"] != first["id"]
+    shutil.copytree("runs/a", "runs/copy")
+    shutil.rmtree("runs/copy/checkpoints/step-0000012")
+    train("copy", report_to="wandb")
+    assert len({begun["id"] for begun in wandb.begun}) == 3
+
+
+def test_a_run_from_before_continues_where_it_was(train: Any, no_check: None, wandb: Wandb) -> None:
+    train("a", report_to="wandb", max_steps=12)
+    (Path("runs/a") / tracking.TOKEN).unlink()
+    shutil.rmtree("runs/a/checkpoints/step-0000012")
+    train("a", report_to="wandb", max_steps=12)
+    time = next(open_run(Path("runs/a")).history())["time"]
+    assert wandb.begun[1]["id"] == hashlib.sha256(f"a {time}".encode()).hexdigest()[:16]

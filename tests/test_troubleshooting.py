@@ -16,12 +16,13 @@ from typing import cast
 import mlx.core as mx
 import pytest
 
-from mlxgpt import cli, files
+from mlxgpt import cli, files, tracking
 from mlxgpt.corpus import bpe, hub, web
 from mlxgpt.interchange import huggingface
 from mlxgpt.machine import mac
 from tests.commands import ROOT, TRAIN, Capture, refused
 from tests.interchange.models import SHAPE, folder_of
+from tests.test_tracking import Wandb
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
@@ -156,6 +157,28 @@ def pickled(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 def over_the_limit(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return refused(capsys, *TRAIN, "--source", "data/words", "--memory-limit", "0.01")
+
+
+def tracker(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return refused(capsys, *TRAIN, "--source", "data/words", "--report-to", "wandb")
+
+
+def no_tracker(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(tracking, "find_spec", lambda name: None)
+    return tracker(place, capsys, patch)
+
+
+def no_login(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Wandb(patch).logged_in = False
+    return tracker(place, capsys, patch)
+
+
+def no_server(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    def fail(**_: object) -> None:
+        raise TimeoutError("no answer")
+
+    Wandb(patch).module.__dict__["init"] = fail
+    return tracker(place, capsys, patch)
 
 
 def no_time(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
@@ -404,6 +427,9 @@ MISTAKES: list[Mistake] = [
     no_trainer,
     pickled,
     over_the_limit,
+    no_tracker,
+    no_login,
+    no_server,
     no_time,
     other_settings,
     typo,

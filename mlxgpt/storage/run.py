@@ -8,6 +8,7 @@ from it, nothing else is needed, on any machine.
     metrics.jsonl, history.jsonl, samples.txt: what its training noted, see notes.py
     chat_template.jinja  how a conversation becomes a prompt, where there is one, as Hugging Face
                      has it
+    wandb.txt, tensorboard/: of --report-to, see tracking.py
     best.json        step and validation loss of the best checkpoint
     checkpoints/step-NNNNNNN/
     snapshots/step-NNNNNNN/  weights alone, in 16 bits: see training/snapshots.py

@@ -105,6 +105,11 @@ class Callback:
     def on_check(self, check: Check) -> None:
         """A result of the self-check."""
 
+    def on_run(self, run: Run) -> None:
+        """The run is about to be created, or resumed; nothing of it is written yet. A UserError
+        that is raised here ends it.
+        """
+
     def on_train_begin(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
         """The first step, `start` if the run is resumed, is about to be taken."""
 

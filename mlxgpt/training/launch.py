@@ -252,6 +252,7 @@ def take_steps(
         changed = differences(run.config, config)
         tell_of_changes(run, changed, callback, ranks.size if ranks else 1)
         run = replace(run, config=config)
+        callback.on_run(run)
         run.write_config(config)
     else:
         start, last_metrics, guard, changed = 0, {}, Guard(config.train.on_spike), {}
@@ -265,6 +266,7 @@ def take_steps(
             add_bos_token=ends,
             origin=beginning.origin if beginning else {},
         )
+        callback.on_run(run)
         runs.create(run)
         if beginning:
             load_parameters(step_function.model, beginning.parameters)

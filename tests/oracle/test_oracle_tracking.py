@@ -2,34 +2,95 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlxgpt import tracking
 from mlxgpt.storage.run import open_run
+from tests.commands import ROOT
+from tests.trainings import Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
 
 
-def test_tensorboard_reads_the_records(train: Any, no_check: None) -> None:
+@pytest.fixture
+def tensorboard() -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+
+
+@pytest.mark.usefixtures("no_check", "tensorboard")
+def test_tensorboard_reads_the_records(train: Any) -> None:
+    summary = train("a", report_to="tensorboard")
+    assert_shows_each_step_once(summary.run)
+
+
+@pytest.mark.usefixtures("no_check", "tensorboard")
+@pytest.mark.parametrize("stopped_at", [4, 6, 10])
+def test_tensorboard_shows_no_step_twice_after_an_interruption(
+    train: Any, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    """Once with the tracker from the beginning, and once from the second start on."""
+
+    class Stop(Recorder):
+        def on_log(self, record: dict[str, Any]) -> None:
+            if record["step"] == stopped_at:
+                raise RuntimeError("killed")
+
+    for name, first in (("a", "tensorboard"), ("b", None)):
+        with pytest.raises(RuntimeError, match="killed"):
+            train(name, Stop(), report_to=first)
+        summary = train(name, report_to="tensorboard", seed=7)
+        resumed = stopped_at // 4 * 4 + 1 if name == "b" else 0
+        assert_shows_each_step_once(summary.run, since=resumed)
+
+
+@pytest.mark.usefixtures("tensorboard")
+def test_tensorboard_shows_no_step_twice_after_going_back(trained: Path, tmp_path: Path) -> None:
+    run = replace(open_run(trained / "runs" / "done"), folder=tmp_path)
+    backend = tracking._TensorBoard()
+    backend.begin(run, 0)
+    for step, loss in ((2, 9.0), (4, 8.0), (6, 7.0), (8, 99.0), (6, 6.0), (8, 5.0)):
+        backend.write(step, {"loss": loss})
+    backend.close()
+    for shown in (shown_by_the_page, shown_by_the_accumulator):
+        assert shown(tmp_path / "tensorboard", "loss") == [(2, 9.0), (4, 8.0), (6, 6.0), (8, 5.0)]
+
+
+def assert_shows_each_step_once(folder: Path, since: int = 0) -> None:
+    records = [record for record in open_run(folder).metrics() if record["step"] >= since]
+    assert records
+    for name in ("loss", "val_loss", "lr", "tokens_per_second"):
+        expected: list[Any] = [(r["step"], r[name]) for r in records if name in r]
+        for shown in (shown_by_the_page, shown_by_the_accumulator):
+            values = shown(folder / "tensorboard", name)
+            assert [step for step, _ in values] == [step for step, _ in expected]
+            assert dict(values) == pytest.approx(dict(expected), rel=1e-6)
+
+
+def shown_by_the_accumulator(folder: Path, name: str) -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    summary = train("a", report_to="tensorboard")
-    read = EventAccumulator(str(summary.run / "tensorboard"))
+    read = EventAccumulator(str(folder))
     read.Reload()
-    records = list(open_run(summary.run).metrics())
-    for name in ("loss", "val_loss", "lr", "tokens_per_second"):
-        found = {event.step: _value(event) for event in read.Tensors(name)}
-        wanted = {r["step"]: r[name] for r in records if name in r}
-        assert found == pytest.approx(wanted, rel=1e-6)
+    return [(event.step, event.value) for event in read.Scalars(name)]
 
 
-def _value(event: Any) -> float:
+def shown_by_the_page(folder: Path, name: str) -> list[tuple[int, float]]:
+    """By the accumulator of TensorBoard's own server, which has rules of its own."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    return float(make_ndarray(event.tensor_proto))
+    read = EventAccumulator(str(folder))
+    read.Reload()
+    return [(event.step, float(make_ndarray(event.tensor_proto))) for event in read.Tensors(name)]
 
 
 def test_wandb_takes_the_records_offline(
@@ -52,3 +113,52 @@ def test_wandb_takes_the_records_offline(
     assert logged == [(r["step"], r["loss"]) for r in open_run(summary.run).metrics()]
     (file,) = home.glob("wandb/offline-run-*/run-*.wandb")
     assert b"val_loss" in file.read_bytes()
+
+
+CONNECT = """
+import os
+from pathlib import Path
+from mlxgpt import UserError, tracking
+from mlxgpt.storage.run import open_run
+from mlxgpt.training.callback import Callback
+
+try:
+    tracking.Tracker("wandb", Callback()).on_run(open_run(Path("runs/done")))
+except UserError as error:
+    print("refused:", error.problem, flush=True)
+os._exit(0)
+"""
+
+
+def in_a_terminal(place: Path, **environment: str) -> str:
+    """What connecting prints where wandb could ask for a key, with these settings of wandb only."""
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    ours, theirs = pty.openpty()
+    names = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    empty = {"NETRC": str(place / ".netrc"), "WANDB_CONFIG_DIR": str(place / "wandb-config")}
+    child = subprocess.Popen(
+        [sys.executable, "-c", CONNECT],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=place,
+        env={**names, **empty, "TERM": "xterm", "PYTHONPATH": str(ROOT), **environment},
+    )
+    os.close(theirs)
+    output = ""
+    with contextlib.suppress(OSError):  # at its end
+        while "\n" not in output.partition("refused: ")[2] and (piece := os.read(ours, 1 << 16)):
+            output += piece.decode(errors="replace")
+    os.close(ours)
+    child.kill()
+    child.wait()
+    return output
+
+
+def test_without_a_login_nothing_is_asked(place: Path) -> None:
+    assert "refused: wandb is not logged in" in in_a_terminal(place)
+
+
+def test_a_server_that_cannot_be_reached(place: Path) -> None:
+    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
+    assert "refused: wandb failed: " in in_a_terminal(place, WANDB_API_KEY="0" * 40, **nowhere)
