@@ -68,23 +68,21 @@ class Conversation:
         """Until Ctrl-D or /quit."""
         self._say("/help says what you can do here")
         while True:
+            line = None
             try:
                 line = normalize_text(self._read("> "))
+                if line.strip() in ("/quit", "/exit"):
+                    return
+                self._take(line)
             except EOFError:
                 self._write("\n")
                 return
-            except KeyboardInterrupt:
-                self._write("\n")
-                continue
-            if line.strip() in ("/quit", "/exit"):
-                return
-            try:
-                self._take(line)
             except UserError as error:
                 self._say(f"{error.problem}\n  → {error.remedy}")
             except KeyboardInterrupt:
                 self._write("\n")
-                self._say("stopped")
+                if line is not None:
+                    self._say("stopped")
 
     def _take(self, line: str) -> None:
         if not line.startswith("/"):

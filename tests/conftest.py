@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,14 @@ from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.training import selfcheck
 from mlxgpt.training.launch import Summary
 from tests.trainings import Recorder
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in the tests and in the programs they start, also where they inherited it as
+    ignored: under `nohup`, and as a background job of a script. A handler is reset in a child.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -197,7 +197,7 @@ def test_texts_that_are_written_at_the_same_time_share(served: Served) -> None:
     long.start()
     time.sleep(0.05)
     write("short", 10)
-    long.join(60)
+    long.join(300)
     assert ended == ["short", "long"]
 
 
@@ -217,11 +217,11 @@ def test_a_closed_tab_stops_its_text(served: Served, monkeypatch: pytest.MonkeyP
         for _ in response.iter_text():
             if drawn:
                 break
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     count = -1
     while count != len(drawn) and time.monotonic() < deadline:
         count = len(drawn)
-        time.sleep(0.2)
+        time.sleep(1)
     assert 0 < count == len(drawn) < 3000
 
 

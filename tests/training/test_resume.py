@@ -304,12 +304,12 @@ def test_a_signal_finishes_the_step_and_saves(home: Path, text_file: Path, name:
         stdout=subprocess.PIPE,
         text=True,
     )
-    log, deadline = Path("runs/a/metrics.jsonl"), time.monotonic() + 60
+    log, deadline = Path("runs/a/metrics.jsonl"), time.monotonic() + 300
     while not (log.exists() and log.read_text()) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(getattr(signal, name))
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     interrupted, step = output.split()
     assert interrupted == "True"
