@@ -143,7 +143,11 @@ def test_what_the_compiler_makes_appears_whole_whenever_ctrl_c_comes(
     tmp_path: Path, training: bool
 ) -> None:
     """As MLX calls it: a shell, in the terminal's foreground with everything else."""
-    slow = f'for last; do :; done; echo half > "$last"; sleep 1; exec {compiler.real()} "$@"'
+    begun, may_end = tmp_path / "begun", tmp_path / "may-end"
+    slow = (
+        f'for last; do :; done; echo half > "$last"; echo > {begun}; '
+        f'until [ -e {may_end} ]; do sleep 0.1; done; exec {compiler.real()} "$@"'
+    )
     path = commands(tmp_path / "bin", "sh", "mv", "sleep", gxx=slow)
     (tmp_path / "script").write_text(compiler.SCRIPT)
     (tmp_path / "script").chmod(0o755)
@@ -161,9 +165,12 @@ def test_what_the_compiler_makes_appears_whole_whenever_ctrl_c_comes(
         text=True,
         start_new_session=True,
     )
-    time.sleep(0.4)
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
     assert not library.exists()
     os.killpg(process.pid, signal.SIGINT)
+    may_end.touch()
     said, _ = process.communicate()
     assert said == ""
     assert library.exists() == training
