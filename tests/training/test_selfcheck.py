@@ -67,7 +67,7 @@ def test_what_cannot_fail_is_told_and_does_not_pass(tiny: Config, monkeypatch: P
 def test_the_initial_loss_is_explained(tiny: Config) -> None:
     check = selfcheck.initial_loss(override(tiny, {"vocab_size": 65}))
     assert "ln 65 = 4.174" in check.detail
-    assert "equally likely" in check.why
+    assert "the same probability" in check.why
 
 
 WIDE = {"n_layer": 1, "n_head": 1, "block_size": 32}
