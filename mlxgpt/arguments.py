@@ -31,10 +31,10 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for sub in _subparsers(self, args) for flag in sub._option_string_actions]
             near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1, 0.5)
             remedy = f"did you mean {near[0]}?" if near else f"see: {self.prog} --help"
-            if has_prompt and unknown[0].startswith("-"):
-                remedy = f"did you mean {near[0]}? If not, {DASHED}" if near else DASHED
-            elif has_prompt and "--" in args:
+            if has_prompt and "--" in args:
                 remedy = DASHED
+            elif has_prompt and unknown[0].startswith("-"):
+                remedy = f"did you mean {near[0]}? If not, {DASHED}" if near else DASHED
             raise UserError(f"unknown argument {unknown[0]!r}", remedy)
         return result
 

@@ -423,7 +423,8 @@ def test_a_prompt_may_begin_with_a_dash(
     [
         (["--weird"], "a prompt that begins with a dash comes last"),
         (["-hello"], "a prompt that begins with a dash comes last"),
-        (["--", "--seed", "1"], "a prompt that begins with a dash comes last"),
+        (["--", "--seed", "1"], "→ a prompt that begins with a dash comes last"),
+        (["--", "--weird", "--seed", "1"], "→ a prompt that begins with a dash comes last"),
         (["--sed", "1"], "did you mean --seed?"),
         (["--stop", "--x"], "--flag=-VALUE"),
     ],
