@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +46,7 @@ class Piece:
     tokens: list[Token] = field(default_factory=list)
 
 
-class Answer:
+class Answer(ABC):
     """How a request's texts are written.
 
     Args:
@@ -70,13 +71,13 @@ class Answer:
         """An answer, or a chunk of one, with its choices."""
         return self._head | {"object": self.chunk if streamed else self.kind, "choices": choices}
 
+    @abstractmethod
     def whole(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
         """A text as a choice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part(self, piece: Piece) -> dict[str, Any]:
         """What is new of a text, as a choice."""
-        raise NotImplementedError
 
 
 class CompletionAnswer(Answer):
