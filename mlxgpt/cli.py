@@ -6,7 +6,6 @@ else to stderr.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -78,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # the world's doing, where no room could say it better
         where = f"{error.filename}: " if error.filename else ""
-        is_long = error.errno == errno.ENAMETOOLONG
-        remedy = "use a shorter name." if is_long else "free some space, or check permissions."
+        remedy = files.REMEDIES.get(error.errno or 0, "check the file and its folder.")
         _say(f"mlxgpt: {where}{error.strerror or error}\n  → {remedy}")
         return 2
 

@@ -68,7 +68,7 @@ def built_in() -> dict[str, Path]:
     """
     package = Path(__file__).parent
     for folder in (package / "configs", package.parent / "configs"):
-        if folder.is_dir():
+        if files.is_folder(folder):
             return {path.stem: path for path in folder.glob("*.toml")}
     return {}
 

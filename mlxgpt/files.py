@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -27,12 +28,96 @@ GONE = ".gone"  # the end of a name
 SMALL = 1 << 20  # bytes of a file that describes something
 
 
+# Remedies by errno. A network folder that fails answers with several numbers.
+_FREE_SPACE = "free some space, and run the same command again."
+_CHECK_DISK = "check the disk and its connection, and run the same command again."
+_CHECK_PERMISSIONS = "check the permissions of the file and of its folder."
+_RAISE_LIMIT = "close other programs, or raise the limit on open files: ulimit -n 4096"
+REMEDIES = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EIO: _CHECK_DISK,
+    errno.ENXIO: _CHECK_DISK,
+    errno.ENODEV: _CHECK_DISK,
+    errno.ESTALE: _CHECK_DISK,
+    errno.ETIMEDOUT: _CHECK_DISK,
+    errno.EACCES: _CHECK_PERMISSIONS,
+    errno.EPERM: _CHECK_PERMISSIONS,
+    errno.EROFS: "choose a folder on a disk that can be written.",
+    errno.EMFILE: _RAISE_LIMIT,
+    errno.ENFILE: _RAISE_LIMIT,
+    errno.ENOMEM: "close other programs, and run the same command again.",
+    errno.ENAMETOOLONG: "use a shorter name.",
+}
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything of that name; a link that leads nowhere does not count.
+
+    Raises:
+        OSError: if that cannot be known. From Python 3.14 on, `Path.exists`, `is_file` and
+            `is_dir` return False then, and a run that cannot be read would look like a new one.
+    """
+    return _mode(path) is not None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file of that name, or a link to one; raises as `exists`."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder of that name, or a link to one; raises as `exists`."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except ValueError:  # a NUL in the name
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an OSError that does not: reads, writes and fsync do not know names."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def os_error(error: OSError, action: str, path: Path, remedy: str = "") -> UserError:
+    """What to tell the user about a failed file operation: the errno decides the remedy.
+
+    Args:
+        action: a verb, such as "read" or "write".
+        path: named where the error itself names no file.
+        remedy: for errors that have no remedy of their own, such as a missing file.
+    """
+    reason = error.strerror or str(error)
+    default = remedy or "check the file and its folder."
+    return UserError(
+        f"cannot {action} {error.filename or path}: {reason}",
+        REMEDIES.get(error.errno or 0, default),
+    )
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small text file so that a reader, or a crash, sees the old or the new one whole."""
     scratch = path.with_name(f".{path.name}.new")
     try:
-        # Bytes of a name that are not UTF-8, which only files for people may have, are escaped.
-        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with naming(path):
+            # Bytes of a name that are not UTF-8, which only files for people may have, are escaped.
+            scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
         sync(scratch)
         scratch.replace(path)
         sync(path.parent)
@@ -72,15 +157,20 @@ def sync(path: Path) -> None:
     """Make the disk itself hold a file or folder, not only the system's memory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if sys.platform == "darwin":
-            # On macOS fsync leaves data in the drive's own cache; this does not. Volumes that have
-            # no such thing, such as a server's by SMB, refuse it.
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-                return
-        os.fsync(descriptor)
+        with naming(path):
+            _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    if sys.platform == "darwin":
+        # On macOS fsync leaves data in the drive's own cache; this does not. Volumes that have
+        # no such thing, such as a server's by SMB, refuse it.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
 
 
 @contextlib.contextmanager
@@ -188,7 +278,7 @@ def read_small_bytes(path: Path, most: int = SMALL) -> bytes:
         OSError: if it cannot be read.
         ValueError: if it is larger than `most` bytes.
     """
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"it is larger than {most:,} bytes")
@@ -231,7 +321,7 @@ def not_too_deep() -> Iterator[None]:
 
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -33,7 +33,7 @@ class Dataset:
 
 def is_prepared(folder: Path) -> bool:
     """Whether a folder holds token arrays, ours or nanoGPT's."""
-    return (folder / "meta.json").is_file() or (folder / "train.bin").is_file()
+    return files.is_file(folder / "meta.json") or files.is_file(folder / "train.bin")
 
 
 def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
@@ -47,7 +47,7 @@ def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
         UserError: if it is missing, damaged, of a newer format, or not of one piece.
     """
     verified = Verified(folder, anew=verify)
-    ours = any((folder / name).exists() for name in ("meta.json", "tokenizer.json"))
+    ours = any(files.exists(folder / name) for name in ("meta.json", "tokenizer.json"))
     if is_prepared(folder) and not ours:
         parts = nanogpt.open_arrays(folder, verified)
         verified.save()

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Container
 from pathlib import Path
 
+from mlxgpt import files
+
 LISTED = 8  # kinds of file, and names, at most
 # Besides hidden names, which begin with a dot: ._a.txt and .DS_Store of macOS, .git,
 # .ipynb_checkpoints, Emacs's .#a.txt, Vim's .a.txt.swp.
@@ -42,9 +44,9 @@ def text_files(
             suffix = path.suffix.lower()
             if is_leftover(path.name):
                 others["hidden"] += suffix in suffixes
-            elif path.is_symlink() and not path.exists():
+            elif path.is_symlink() and not files.exists(path):
                 problems.append(f"{path} is a broken link, to {path.readlink()}")
-            elif suffix in suffixes and path.is_file():
+            elif suffix in suffixes and files.is_file(path):
                 taken.append(path)
             else:
                 others[suffix or "without an ending"] += 1

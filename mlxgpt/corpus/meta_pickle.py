@@ -46,7 +46,7 @@ def characters(path: Path) -> str:
         UserError: if it cannot be read, asks for anything but such values, or its parts do not
             agree.
     """
-    if not path.is_file():  # opening a pipe may take for ever
+    if not files.is_file(path):  # opening a pipe may take for ever
         raise UserError(f"{path} is no file", REMEDY)
     try:
         content = files.read_small_bytes(path, LARGEST)

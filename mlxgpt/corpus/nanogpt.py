@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxgpt import files
 from mlxgpt.corpus import bpe, meta_pickle
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.meta import FORMAT, SPLITS, Meta, SplitMeta
@@ -53,7 +54,7 @@ def _tokenizer(folder: Path) -> BPETokenizer | CharTokenizer:
 
 
 def _map(path: Path) -> np.ndarray:
-    if not path.is_file():
+    if not files.is_file(path):
         raise UserError(f"{path.parent} has no {path.name}", "nanoGPT's prepare.py writes both.")
     if path.stat().st_size % 2 or not path.stat().st_size:
         raise UserError(f"{path} is cut short or empty", "write it again.")
@@ -65,7 +66,7 @@ def _counted(
 ) -> SplitMeta:
     """What meta.json would say of one array, each of its ids checked."""
     vocabulary = path.parent / VOCABULARY
-    paths = [path, vocabulary] if vocabulary.exists() else [path]
+    paths = [path, vocabulary] if files.exists(vocabulary) else [path]
     try:
         found = verified.once(path.name, paths, lambda: _count(path, tokenizer))
         return SplitMeta(len(ids), found["documents"], found["bytes"], found["sha256"])

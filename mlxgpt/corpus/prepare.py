@@ -86,7 +86,7 @@ def find_or_prepare(
         kind = f"bpe{vocab_size}"
     suffix = "" if kind == "char" else f"-{kind}"
     folder = data_dir / name if name else _folder(data_dir, data.source, suffix)
-    there = (folder / "meta.json").exists()
+    there = files.exists(folder / "meta.json")
     verified = Verified(folder, anew=verify)
     if known and there:  # not to ask the hub for it, or to write it anew
         origin = sources.corpus_origin(data.source, megabytes)
@@ -110,11 +110,11 @@ def find_or_prepare(
             )
         verified.save()
         return open_dataset(folder, verify=verify)
-    if folder.exists() and not (folder / "meta.json").exists():
+    if files.exists(folder) and not files.exists(folder / "meta.json"):
         raise UserError(f"{folder} exists and holds no prepared data", "choose another --name.")
     note(f"preparing {', '.join(data.source)} in {folder}")
     with files.only_one(folder, "preparing"):
-        if not (folder / "meta.json").exists():  # or another process was quicker
+        if not files.exists(folder / "meta.json"):  # or another process was quicker
             _Preparation(
                 source, origin, kind, tokenizer, strict, folder, verified, note, progress
             ).run()
@@ -125,7 +125,7 @@ def _folder(data_dir: Path, source: Sequence[str], suffix: str) -> Path:
     """The folder for a source's data; its former one, where these files were prepared in it."""
     folder = data_dir / (sources.source_name(source) + suffix)
     former = data_dir / (sources.former_name(source) + suffix)
-    if former != folder and not folder.exists():
+    if former != folder and not files.exists(folder):
         with contextlib.suppress(UserError):
             if read_meta(former).origin.get("files") == [Path(name).name for name in source]:
                 return former
@@ -198,7 +198,7 @@ class _Preparation:
             self._encode(rule, tokenizer)
             self._finish(tokenizer)
         except KeyboardInterrupt:
-            begun = (self.scratch / UNFINISHED).exists()
+            begun = files.exists(self.scratch / UNFINISHED)
             self.note(
                 "the same command goes on from here"
                 if begun
@@ -266,7 +266,7 @@ class _Preparation:
             if {key: tree[key] for key in self._identity()} != self._identity():
                 return None
             tokenizer = self._large_enough(tokenizer_file.load(self.scratch / "tokenizer.json"))
-            if (self.scratch / PROGRESS).exists():
+            if files.exists(self.scratch / PROGRESS):
                 progress = files.read_sealed(self.scratch / PROGRESS, FORMAT)
                 self.counts = {split: SplitMeta(**progress[split]) for split in SPLITS}
                 self.chunks = progress["chunks"]

@@ -101,7 +101,9 @@ def origin_of_gone(
     """The origin of files that were read once and are not there any more; None where all are, or
     it is not known.
     """
-    if all(glob.has_magic(name) or _place(name)[0].exists() for name in (*source, *val_source)):
+    if all(
+        glob.has_magic(name) or files.exists(_place(name)[0]) for name in (*source, *val_source)
+    ):
         return None
     origin: dict[str, Any] = {}
     for kind, names in (("files", source), ("val_files", val_source)):
@@ -133,7 +135,7 @@ def corpus_name(source: Sequence[str]) -> str | None:
     if any(name.startswith(hub.PREFIX) for name in source) and len(source) > 1:
         raise UserError("a dataset of the hub is a source by itself", "give one of them alone.")
     name = source[0] if len(source) == 1 else None
-    if name is None or Path(name).exists():
+    if name is None or files.exists(Path(name)):
         return None
     return name if name == STORYBOOK or hub.named(name) else None
 
@@ -332,7 +334,7 @@ def _place(name: str) -> tuple[Path, str]:
     if not colon or not column or os.path.lexists(path):
         return path, COLUMN
     table = _path(before)
-    is_table = table.suffix.lower() in readers.TABLES or table.exists()
+    is_table = table.suffix.lower() in readers.TABLES or files.exists(table)
     return (table, column) if is_table else (path, COLUMN)
 
 
@@ -360,16 +362,16 @@ def _expand(names: Sequence[str], note: Callable[[str], None]) -> list[tuple[Pat
 
 def _matching(name: str, note: Callable[[str], None]) -> list[tuple[Path, str]]:
     path, column = _place(name)
-    if path.is_dir():
+    if files.is_folder(path):
         paths = folders.text_files(path, readers.SUFFIXES, note)
         if not paths:
             raise UserError(
                 f"no {', '.join(readers.SUFFIXES)} file in the folder {name}",
                 "name the files themselves.",
             )
-    elif path.is_file():
+    elif files.is_file(path):
         paths = [path]
-    elif path.exists():
+    elif files.exists(path):
         raise UserError(f"{name} is not a file", "write what it gives to a file first.")
     elif path.is_symlink():
         raise UserError(
@@ -380,7 +382,7 @@ def _matching(name: str, note: Callable[[str], None]) -> list[tuple[Path, str]]:
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         if not matches:
             raise UserError(f"no file matches {name!r}", "give a path that exists.")
-        paths = [p for p in matches if p.is_file() and not folders.is_leftover(p.name)]
+        paths = [p for p in matches if files.is_file(p) and not folders.is_leftover(p.name)]
     else:
         raise UserError(
             f"there is no file, folder or corpus {name!r}",

@@ -35,7 +35,7 @@ class Verified:
         self._folder, self._anew = folder, anew
         self._known: dict[str, Found] = {}
         self._changed = False
-        if not (folder / NAME).is_file():  # a pipe would be waited for
+        if not files.is_file(folder / NAME):  # a pipe would be waited for
             return
         with contextlib.suppress(OSError, ValueError, KeyError, UserError):
             known = files.read_sealed(folder / NAME, FORMAT)["known"]

@@ -60,7 +60,7 @@ def export(
             "export it --to hf, and then: mlx_lm.convert --hf-path FOLDER -q.",
         )
     files.must_be_utf8(folder, "choose another folder: --out DIR.")
-    if folder.exists():
+    if files.exists(folder):
         raise UserError(f"{folder} exists", "choose another folder: --out DIR.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def _write(
         huggingface.write_config(scratch, model, end)
         huggingface.write_parameters(scratch, model, parameters)
     tokenizers.write(scratch, run.tokenizer, model.block_size, add_bos_token=run.bos is not None)
-    if (run.folder / CHAT_TEMPLATE).is_file():
+    if files.is_file(run.folder / CHAT_TEMPLATE):
         shutil.copyfile(run.folder / CHAT_TEMPLATE, scratch / CHAT_TEMPLATE)
 
 

@@ -258,9 +258,9 @@ def _arrays(folder: Path) -> dict[str, mx.array]:
     names = [WEIGHTS]
     try:
         whole = [path.name for path in folder.glob("*.safetensors") if path.name != ADAPTER]
-        if (folder / WEIGHTS).exists():
+        if files.exists(folder / WEIGHTS):
             pass
-        elif (folder / INDEX).exists():
+        elif files.exists(folder / INDEX):
             places = files.read_json(folder / INDEX)["weight_map"]
             names = sorted(set(places.values()))
             if any(name != Path(name).name or not name.endswith(".safetensors") for name in names):
@@ -269,7 +269,7 @@ def _arrays(folder: Path) -> dict[str, mx.array]:
             names = whole
         arrays: dict[str, mx.array] = {}
         for name in names:
-            if not (folder / name).is_file():
+            if not files.is_file(folder / name):
                 raise FileNotFoundError(2, "No such file or directory", name)
             arrays |= cast(dict[str, mx.array], mx.load(str(folder / name)))
         return arrays
@@ -288,10 +288,10 @@ def _remedy(folder: Path) -> str:
         return (
             "its pytorch_model.bin is a pickle, which can run code: save it as safetensors first."
         )
-    if (folder / ADAPTER).exists():
+    if files.exists(folder / ADAPTER):
         return f"{ADAPTER} is a LoRA adapter: merge it into its model, and save that."
     for other in ("tf_model.h5", "flax_model.msgpack"):
-        if (folder / other).exists():
+        if files.exists(folder / other):
             return f"its {other} is of another library: save it as safetensors with transformers."
     return "copy or download the whole folder again."
 

@@ -26,7 +26,7 @@ def name_of(source: str) -> str:
     folder's.
     """
     path = files.expand_user(source)
-    return path.absolute().parent.name if path.is_file() else path.absolute().name
+    return path.absolute().parent.name if files.is_file(path) else path.absolute().name
 
 
 def read(source: str, note: Callable[[str], None], meta: Path | None = None) -> Foreign:
@@ -40,13 +40,13 @@ def read(source: str, note: Callable[[str], None], meta: Path | None = None) -> 
         UserError: if there is none, or it is of a kind that is not built here.
     """
     path = files.expand_user(source)
-    if path.is_file():
+    if files.is_file(path):
         return _of_nanogpt(path, meta, note)
     if meta:
         raise UserError(
             "--meta belongs to nanoGPT's ckpt.pt", "name that file, or leave out --meta."
         )
-    if path.is_dir():
+    if files.is_folder(path):
         return _of_folder(path, {"folder": path.absolute().name}, note)
     if source not in download.KNOWN and source.count("/") != 1:
         raise UserError(
@@ -112,8 +112,8 @@ def make_run(foreign: Foreign, folder: Path) -> Run:
             "take a checkpoint from before its training diverged, or copy it again.",
         )
     with files.only_one(folder, "writing"):
-        if folder.exists() and any(folder.iterdir()):
-            if (folder / "run.json").exists() and not runs.open_run(folder).steps():
+        if files.exists(folder) and any(folder.iterdir()):
+            if files.exists(folder / "run.json") and not runs.open_run(folder).steps():
                 files.remove(folder)  # an import that was interrupted
             else:
                 raise UserError(f"{folder} exists", "choose another name: --run NAME.")

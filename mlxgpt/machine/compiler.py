@@ -154,7 +154,7 @@ def _try(folder: Path, gxx: str) -> None:
         raise OSError(f"{folder} is full")
     script = folder / "bin" / "g++"
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        if not script.exists() or not _is_ours(script):
+        if not files.exists(script) or not _is_ours(script):
             script.parent.mkdir(exist_ok=True)
             (fresh := Path(scratch) / "g++").write_text(SCRIPT)
             fresh.chmod(0o755)

@@ -195,7 +195,7 @@ def write(path: Path, html: str) -> None:
         UserError: if it cannot be written, or something else has its name.
     """
     try:
-        if path.exists() and OURS not in files.read_small_bytes(path, 1 << 26).decode("utf-8"):
+        if files.exists(path) and OURS not in files.read_small_bytes(path, 1 << 26).decode("utf-8"):
             raise ValueError
         files.write_atomically(path, html)
     except ValueError:

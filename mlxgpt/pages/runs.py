@@ -224,7 +224,7 @@ def _samples(page: Page, run: Run, level: int) -> None:
 def _quality(page: Page, run: Run, level: int, note: Callable[[str], None]) -> None:
     """What `mlxgpt eval --quality` found."""
     path = run.folder / "quality.json"
-    if not path.is_file():
+    if not files.is_file(path):
         return
     try:
         columns = files.parse_json(files.read_small(path))["columns"]

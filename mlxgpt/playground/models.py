@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
 from mlxgpt.inference.looking import Look
 from mlxgpt.loaded import Model, load
@@ -37,7 +38,7 @@ class Models:
         Raises:
             UserError: if it is gone, or damaged.
         """
-        if not self.folder.is_dir():
+        if not files.is_folder(self.folder):
             raise UserError(f"the run {self.folder.name} is gone", "stop this, and play another.")
         with contextlib.suppress(OSError):  # else open_run says what is missing
             written = [(self.folder / name).stat().st_mtime_ns for name in READ]
@@ -71,7 +72,7 @@ class Models:
         return None
 
     def _default(self) -> int:
-        if self._models and not self.folder.is_dir():
+        if self._models and not files.is_folder(self.folder):
             return max(self._models)
         return step_of(self.opened().checkpoint_path())
 

@@ -155,7 +155,7 @@ def write(measurement: Measurement, folder: Path) -> tuple[Path, Path]:
     while True:
         stem = name if number == 1 else f"{name}-{number}"
         numbers, report = folder / f"{stem}.json", folder / f"{stem}.md"
-        if not numbers.exists() and not report.exists():
+        if not files.exists(numbers) and not files.exists(report):
             break
         number += 1
     files.write_atomically(numbers, measurement.to_json())

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxgpt import files
 from mlxgpt.config import Config, override
 from mlxgpt.corpus import storybook
 from mlxgpt.errors import UserError
@@ -95,7 +96,7 @@ def contenders(checkout: Path | None = None) -> tuple[list[Contender], list[str]
     """
     everyone = [*CONTENDERS]
     if checkout is not None:
-        if not (checkout / "model.py").is_file():
+        if not files.is_file(checkout / "model.py"):
             raise UserError(
                 f"{checkout} is no checkout of nanoGPT: it has no model.py",
                 "give --peer-path the folder that holds nanoGPT's model.py.",

@@ -99,7 +99,7 @@ def save(
         for name in (MODEL, OPTIMIZER, MANIFEST):
             files.sync(scratch / name)
         files.sync(scratch)
-        if final.exists():
+        if files.exists(final):
             files.remove(final)
         scratch.rename(final)
         files.sync(folder)
@@ -152,10 +152,10 @@ def first_not_finite(arrays: Mapping[str, mx.array]) -> str | None:
 
 def steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in `folder`, ascending."""
-    if not folder.is_dir():
+    if not files.is_folder(folder):
         return []
     return sorted(
-        int(m[1]) for p in folder.iterdir() if (m := NAME.fullmatch(p.name)) and p.is_dir()
+        int(m[1]) for p in folder.iterdir() if (m := NAME.fullmatch(p.name)) and files.is_folder(p)
     )
 
 

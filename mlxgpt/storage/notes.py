@@ -101,7 +101,7 @@ class Notes:
         lines = [json.dumps(record) + "\n" for record in kept.values()]
         last = step if step in kept else step - 1
         for name, content in ((METRICS, lines), (SAMPLES, self._samples_until(last))):
-            if (self.folder / name).exists():
+            if files.exists(self.folder / name):
                 files.write_atomically(self.folder / name, "".join(content))
         return step in kept
 

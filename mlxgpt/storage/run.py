@@ -191,7 +191,7 @@ def create(run: Run) -> None:
             (scratch / name).write_text(text, encoding="utf-8")
             files.sync(scratch / name)
         files.sync(scratch)
-        if folder.exists():  # without a checkpoint, or it would have been resumed
+        if files.exists(folder):  # without a checkpoint, or it would have been resumed
             files.remove(folder)
         scratch.rename(folder)
         files.sync(folder.parent)
@@ -254,7 +254,7 @@ def find(name: str | None, runs_dir: Path) -> Run:
     if name is not None:
         folders = [runs_dir / name, Path(name)]
         for folder in folders:
-            if (folder / "run.json").exists():
+            if files.exists(folder / "run.json"):
                 return open_run(folder)
         raise UserError(
             f"there is no run {name!r} in {runs_dir}, and no run's folder of that name",
@@ -302,7 +302,7 @@ def load_model(
 
 def folders_in(runs_dir: Path) -> list[Path]:
     """The runs' folders, the one written to last first; what was killed in the making is none."""
-    if not runs_dir.is_dir():
+    if not files.is_folder(runs_dir):
         return []
     found = [path.parent for path in runs_dir.glob("*/run.json")]
     folders = [folder for folder in found if not folder.name.startswith(".")]
@@ -311,4 +311,4 @@ def folders_in(runs_dir: Path) -> list[Path]:
 
 def _last_written(folder: Path) -> float:
     places = (folder / "run.json", folder / "checkpoints")
-    return max(p.stat().st_mtime for p in places if p.exists())
+    return max(p.stat().st_mtime for p in places if files.exists(p))

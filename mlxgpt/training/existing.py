@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlxgpt import files
 from mlxgpt.config import Config, changed_weights, differences, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
@@ -28,10 +29,10 @@ def existing(folder: Path) -> Run | None:
     """The run in a folder, or None where one may be made. A run without any checkpoint has
     nothing to lose, and is begun again.
     """
-    if (folder / "run.json").exists():
+    if files.exists(folder / "run.json"):
         run = runs.open_run(folder)
         return run if run.steps() else None
-    if folder.exists() and any(folder.iterdir()):
+    if files.exists(folder) and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is no run", "choose another name with --run NAME.")
     return None
 

@@ -121,7 +121,7 @@ def launch(
                 config, dataset, folder, beginning, max_minutes, fit_size, limit, callback, ranks
             )
     except KeyboardInterrupt:
-        if not (folder / "run.json").exists():
+        if not files.exists(folder / "run.json"):
             callback.on_note(f"{dataset.folder} is kept; the same command goes on from there")
         raise
     summary = replace(summary, warning=warning)
