@@ -1,0 +1,179 @@
+"""A server that has imported mlxgpt and runs each command in a forked child of its own: imports are
+most of the time that a short command takes. Run as `python -m tests.faults.forked`.
+
+What only measures the machine is replaced by constants, so that commands are quick and repeatable.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.commands import ROOT
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        code: its exit code, negative for a signal; None where it hung and was killed.
+        out, err: what it wrote to stdout and stderr.
+    """
+
+    code: int | None
+    out: str
+    err: str
+
+
+class Server:
+    """Runs commands one after the other, each in a process of its own; use it as a context.
+
+    Args:
+        library: preloaded into all of them; see inject.c.
+    """
+
+    def __init__(self, library: Path | None = None) -> None:
+        preload = {"LD_PRELOAD": str(library)} if library else {}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.forked"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **preload},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def start(
+        self, argv: Sequence[str], cwd: Path, env: Mapping[str, str], log: Path | None = None
+    ) -> int:
+        """Start `mlxgpt` with these arguments; its process id, which is also its group's.
+
+        Args:
+            log: folder of the files `out` and `err`; default: `cwd`/log.
+        """
+        log = log or cwd / "log"
+        log.mkdir(parents=True, exist_ok=True)
+        job = {"argv": list(argv), "cwd": str(cwd), "env": dict(env), "log": str(log)}
+        self._log = log
+        return int(self._ask(json.dumps(job))["pid"])
+
+    def wait(self) -> int:
+        """The exit code of the command that was started."""
+        return int(self._answer()["code"])
+
+    def run(
+        self,
+        argv: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        log: Path | None = None,
+        timeout: float = 120.0,
+    ) -> Ended:
+        """Run `mlxgpt` with these arguments to its end.
+
+        Args:
+            timeout: seconds after which it counts as hanging, and is killed.
+        """
+        pid = self.start(argv, cwd, env, log)
+        deadline = time.monotonic() + timeout
+        code: int | None = None
+        while time.monotonic() < deadline:
+            if not alive(pid):
+                code = self.wait()
+                break
+            time.sleep(0.005)
+        else:
+            os.killpg(pid, signal.SIGKILL)
+            self.wait()
+        out, err = (
+            (self._log / name).read_text(encoding="utf-8", errors="replace")
+            for name in ("out", "err")
+        )
+        return Ended(code, out, err)
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs, and is not only waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _serve() -> None:
+    from mlxgpt import api, cli
+    from mlxgpt.interchange import exporting, importing
+    from mlxgpt.machine import device
+    from mlxgpt.pages import runs as pages
+    from mlxgpt.training import forecast, launch, selfcheck, session
+    from mlxgpt.training.forecast import Forecast
+
+    assert api and exporting and importing and pages and session
+    selfcheck.check = lambda *_: iter([])
+    device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
+    for module in (forecast, launch):
+        module.measure = lambda *_: Forecast(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
+    answers = os.fdopen(os.dup(1), "w")
+    os.set_inheritable(answers.fileno(), False)
+    for line in sys.stdin:
+        job = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _become(job)
+            cli.run()
+        print(json.dumps({"pid": pid}), file=answers, flush=True)
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        print(json.dumps({"code": code}), file=answers, flush=True)
+
+
+def _become(job: dict[str, Any]) -> None:
+    """Make of this forked process one that was started with a command."""
+    os.setsid()
+    os.chdir(job["cwd"])
+    os.environ.update(job["env"])
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(Path(job["log"], name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(file, descriptor)
+        os.close(file)
+    sys.stdin = open(os.devnull)  # noqa: SIM115
+    os.dup2(sys.stdin.fileno(), 0)
+    sys.argv = ["mlxgpt", *job["argv"]]
+    if "FAULT_ROOTS" in job["env"]:
+        ctypes.CDLL(None).fault_begin()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,30 @@
+"""Builds inject.c, the library that makes file operations fail."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).with_name("inject.c")
+CLASSES = ("runs", "data", "source", "export", "tmp", "log")  # folders of a work folder
+
+
+def build(folder: Path) -> Path:
+    """The library, built into a folder; skips the test where it cannot be built."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if sys.platform != "linux" or compiler is None:
+        pytest.skip("faults are injected on Linux only, and with a C compiler")
+    library = folder / "inject.so"
+    flags = ["-std=gnu11", "-O1", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"]
+    subprocess.run([compiler, *flags], check=True)
+    return library
+
+
+def roots(work: Path) -> Mapping[str, str]:
+    """The environment that names the classes of paths in a work folder."""
+    return {"FAULT_ROOTS": ":".join(f"{name}={work / name}" for name in CLASSES)}
