@@ -59,7 +59,8 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
@@ -133,14 +134,19 @@ def alive(pid: int) -> bool:
 
 
 def _serve() -> None:
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure
+
     from mlxgpt import api, cli
+    from mlxgpt.corpus import encoding, prepare
     from mlxgpt.interchange import exporting, importing
     from mlxgpt.machine import device
     from mlxgpt.pages import runs as pages
     from mlxgpt.training import forecast, launch, selfcheck, session
     from mlxgpt.training.forecast import Forecast
 
-    assert api and exporting and importing and pages and session
+    assert all((api, matplotlib, exporting, importing, pages, session))
+    encoding.CHUNK, prepare.SAVE_EVERY = 1 << 12, 2  # progress worth keeping, also of a small text
     selfcheck.check = lambda *_: iter([])
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
     for module in (forecast, launch):
