@@ -155,12 +155,12 @@ def remove(folder: Path) -> None:
 
 def sync(path: Path) -> None:
     """Make the disk itself hold a file or folder, not only the system's memory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with naming(path):
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
             _sync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _sync(descriptor: int) -> None:

@@ -1,0 +1,98 @@
+"""Every file operation of every command fails once: a sample in `make test`, all of them in `make
+torture`. See tests/faults/sweep.py for what is accepted.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.forked import Server
+from tests.faults.library import build
+from tests.faults.sweep import COMMANDS, GOOD, Case, Result, Sweep, missing, unclear
+
+SAMPLE = {"resume": 6, "prepare": 3, "export": 3, "import": 3, "runs": 3}  # cases in `make test`
+PARTS = {"train": 3, "resume": 3, "compare": 4, "prepare": 2}  # of those that take longest
+
+
+def judged(results: list[Result]) -> Counter[str]:
+    defects = [result for result in results if result.verdict not in GOOD]
+    assert not defects, "\n\n".join(f"{r.verdict}: {r.case}\n{r.detail}" for r in defects)
+    return Counter(result.verdict for result in results)
+
+
+def test_some_operations_fail(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    draw = random.Random(seed)
+    with Server(build(tmp_path)) as server:
+        sweep = Sweep(server, tmp_path)
+        results = [
+            sweep.run(case)
+            for command, count in SAMPLE.items()
+            for case in draw.sample(sweep.cases(command), count)
+        ]
+    verdicts = judged(results)
+    assert verdicts["missed"] < len(results) / 2, "faults do not reach the program"
+    assert verdicts["stopped"], "no fault stopped a command"
+
+
+CASE = Case("resume", "open runs storage/notes.py:1", 1, errno.EIO)
+DISK = "  → check the disk."
+
+
+@pytest.mark.parametrize(
+    ("lines", "defect"),
+    [
+        (["mlxgpt: cannot read runs/a/metrics.jsonl: Input/output error", DISK], ""),
+        (["mlxgpt: cannot read runs/a/metrics.jsonl: no luck", DISK], "unclear message"),
+        (["mlxgpt: Input/output error", DISK], "names no file"),
+        (["mlxgpt: cannot read runs/a: Input/output error", "  → wait."], "wrong remedy"),
+        (
+            ["mlxgpt: cannot read runs/a: Input/output error", "  → free some space on the disk."],
+            "wrong remedy",
+        ),
+        (["mlxgpt: cannot read runs/a: Input/output error"], "unclear message"),
+    ],
+)
+def test_unclear_messages_are_noticed(lines: list[str], defect: str) -> None:
+    assert unclear(CASE, lines) == defect
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lost"),
+    [
+        ({"source/a": "1"}, {"source/a": "1", "data/a": "2"}, False),
+        ({"source/a": "1"}, {}, True),
+        ({"source/a": "1"}, {"source/a": "2"}, True),
+        ({"runs/a newest": 4}, {"runs/a newest": 6}, False),
+        ({"runs/a newest": 4}, {"runs/a newest": 2}, True),
+        ({"runs/a best": 2.5}, {"runs/a best": 2.4}, False),
+        ({"runs/a best": 2.5}, {"runs/a best": 2.6}, True),
+        ({"runs/a samples": {1, 2}}, {"runs/a samples": {1, 2, 3}}, False),
+        ({"runs/a samples": {1, 2}}, {"runs/a samples": {2, 3}}, True),
+        ({"data/.b.new/progress.json": True}, {"data/b/train.bin": "1"}, False),
+        ({"data/.b.new/progress.json": True}, {}, True),
+    ],
+)
+def test_losses_are_noticed(before: dict[str, Any], after: dict[str, Any], lost: bool) -> None:
+    assert bool(missing(before, after)) == lost
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [(name, (n, PARTS.get(name, 1))) for name in COMMANDS for n in range(PARTS.get(name, 1))],
+    ids=lambda value: value if isinstance(value, str) else f"{value[0] + 1}of{value[1]}",
+)
+def test_every_operation_fails(tmp_path: Path, command: str, part: tuple[int, int]) -> None:
+    with Server(build(tmp_path)) as server:
+        sweep = Sweep(server, tmp_path)
+        cases = sweep.cases(command)
+        results = [sweep.run(case) for case in cases[part[0] :: part[1]]]
+    print(command, len({case.site for case in cases}), "sites", judged(results))
