@@ -175,7 +175,7 @@ class Sweep:
             return "loses", f"{lost}; {ended.err[-500:]}"
         if ended.code == 0:
             now = state(self._work)
-            different = sorted(n for n in {*now, *wanted} if now.get(n) != wanted.get(n))
+            different = differing(now, wanted)
             same_output = kind == "log" or _steady_output(ended.out) == _steady_output(whole.out)
             if not different and same_output:
                 return "same", ""
@@ -189,7 +189,7 @@ class Sweep:
         if again.code != 0:
             return "cannot be repeated", f"{lines[-2:]} then {again.err[-500:]}"
         now = state(self._work)
-        if different := sorted(n for n in {*now, *wanted} if now.get(n) != wanted.get(n)):
+        if different := differing(now, wanted):
             return "ends differently", f"{different[:5]} {lines[-2:]}"
         if _steady_output(again.out) != _steady_output(whole.out):
             return "answers differently", f"{again.out[-300:]}"
@@ -260,6 +260,12 @@ def unclear(case: Case, lines: list[str]) -> str:
     if right not in remedy or any(word in remedy for word in WRONG if right not in word):
         return "wrong remedy"
     return ""
+
+
+def differing(now: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """Names of files that differ. An old checkpoint that could not be deleted is no difference."""
+    names = {name for name in now if "/checkpoints/step-" not in name} | {*wanted}
+    return sorted(name for name in names if now.get(name) != wanted.get(name))
 
 
 def state(work: Path) -> dict[str, str]:
