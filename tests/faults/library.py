@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).with_name("inject.c")
-CLASSES = ("runs", "data", "source", "export", "tmp", "cache", "log")  # folders of a work folder
+CLASSES = ("runs", "data", "source", "export", "tmp", "log")  # folders of a work folder
 
 
 def build(folder: Path) -> Path:

@@ -115,7 +115,6 @@ class Sweep:
         self._server, self._folder = server, folder
         self._world = folder / "world"
         self._work = folder / "work"  # always the same, as its name is in some files
-        self._compiled = folder / "compiled"
         self._counter = folder / "count"
         self._wholes: dict[str, tuple[Ended, dict[str, str]]] = {}
         self._make_world()
@@ -130,7 +129,6 @@ class Sweep:
         ended = self._run(command, {**roots(self._work), "FAULT_LOG": str(log)})
         assert ended.code == 0, ended.err
         self._wholes[command] = ended, state(self._work)
-        shutil.copytree(self._work / "cache", self._compiled, dirs_exist_ok=True)
         sites = Counter(
             " ".join(line.split(" ")[:3]) for line in log.read_text(errors="replace").splitlines()
         )
@@ -146,8 +144,6 @@ class Sweep:
     def run(self, case: Case) -> Result:
         """Run one case and judge it."""
         self._fresh()
-        if case.site.split(" ")[1] != "cache":  # MLX need not compile its kernels again
-            shutil.copytree(self._compiled, self._work / "cache", dirs_exist_ok=True)
         before = kept(self._work)
         ended = self._run(
             case.command,
@@ -204,8 +200,8 @@ class Sweep:
         return self._server.run(shlex.split(COMMANDS[command]), self._work, self._env(env))
 
     def _env(self, env: Mapping[str, str]) -> Mapping[str, str]:
-        folders = {"MLXGPT_HOME": "", "TMPDIR": "tmp", "XDG_CACHE_HOME": "cache"}
-        return {name: str(self._work / folder) for name, folder in folders.items()} | env
+        # Python's own temporary folder; and numbers of the same length wherever it is.
+        return {"MLXGPT_HOME": str(self._work), "TMPDIR": str(self._work / "tmp"), **env}
 
     def _fresh(self) -> None:
         shutil.rmtree(self._work, ignore_errors=True)
@@ -232,7 +228,6 @@ class Sweep:
 
     def _keep(self) -> None:
         shutil.rmtree(self._world)
-        shutil.rmtree(self._work / "cache", ignore_errors=True)
         shutil.copytree(self._work, self._world, symlinks=True)
 
     def _interrupt(self, name: str, command: str) -> None:
@@ -279,7 +274,7 @@ def state(work: Path) -> dict[str, str]:
     for path in sorted(work.rglob("*")):
         name = path.relative_to(work)
         hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or not path.is_file() or name.parts[0] in ("log", "tmp", "cache"):
+        if hidden or not path.is_file() or name.parts[0] in ("log", "tmp"):
             continue
         if path.name in VOLATILE:
             continue
