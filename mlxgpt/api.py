@@ -257,7 +257,7 @@ def export(
             raise UserError(
                 f"{what} {value} is none of {', '.join(map(str, known))}", "give one of these."
             )
-    found, model, step = opened(run, checkpoint, runs_dir, note)
+    found, model, step = opened(run, checkpoint, runs_dir, note, fall_back=False)
     bits = f"-{quantize}bit" if quantize else ""
     folder = Path(out) if out else Path("exports") / f"{found.name}-{to}{bits}"
     parameters = flat(model.parameters())

@@ -68,8 +68,8 @@ def built_in() -> dict[str, Path]:
     """
     package = Path(__file__).parent
     for folder in (package / "configs", package.parent / "configs"):
-        if files.is_folder(folder):
-            return {path.stem: path for path in folder.glob("*.toml")}
+        if paths := files.matching(folder, "*.toml"):
+            return {path.stem: path for path in paths}
     return {}
 
 

@@ -8,7 +8,9 @@ import atexit
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import functools
+import glob
 import hashlib
 import json
 import math
@@ -19,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mlxgpt.errors import UserError
 
@@ -73,15 +75,55 @@ def is_folder(path: Path) -> bool:
     return mode is not None and stat.S_ISDIR(mode)
 
 
-def _mode(path: Path) -> int | None:
+def lexists(path: Path) -> bool:
+    """Whether there is anything of that name, a link that leads nowhere too; raises as `exists`."""
+    return _mode(path, follow_symlinks=False) is not None
+
+
+def _mode(path: Path, *, follow_symlinks: bool = True) -> int | None:
     try:
-        return path.stat().st_mode
+        return path.stat(follow_symlinks=follow_symlinks).st_mode
     except ValueError:  # a NUL in the name
         return None
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The entries of a folder whose names match a shell pattern, sorted; none without the folder.
+
+    Raises:
+        OSError: if it cannot be read. `Path.glob` and `glob.glob` find nothing there then.
+    """
+    try:
+        return sorted(p for p in folder.iterdir() if fnmatch.fnmatchcase(p.name, pattern))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def expand_pattern(pattern: Path) -> list[Path]:
+    """The paths that a pattern with `*`, `?`, `[…]` or `**` matches, sorted, as by `glob.glob`:
+    hidden names only where the pattern has their dot; raises as `matching`.
+    """
+    paths = [Path(pattern.anchor)]
+    for part in pattern.relative_to(pattern.anchor).parts:
+        if part == "**":
+            paths = [below for path in paths if is_folder(path) for below in _tree(path)]
+        elif glob.has_magic(part):
+            entries = [entry for path in paths for entry in matching(path, part)]
+            paths = [e for e in entries if part.startswith(".") or not e.name.startswith(".")]
+        else:
+            paths = [path / part for path in paths]
+    return sorted({path for path in paths if lexists(path)})
+
+
+def _tree(path: Path) -> Iterator[Path]:
+    """A path and all that is in it, but for hidden names."""
+    yield path
+    for entry in matching(path, "[!.]*"):
+        yield from _tree(entry)
 
 
 @contextlib.contextmanager
@@ -203,7 +245,7 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
                         f"another process is {doing} {path} right now",
                         "wait until it is done, or choose another name.",
                     ) from error
-            if not _is_at(file, lock):
+            if not is_at(file.fileno(), lock):
                 continue  # whoever had it took it away after we opened it: it locks nobody out
             try:
                 yield
@@ -212,11 +254,13 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
             return
 
 
-def _is_at(file: IO[Any], path: Path) -> bool:
-    """Whether an open file is the one of that name."""
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file or folder is the one of that name. While it is open, its inode is not
+    given to another one.
+    """
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -226,8 +270,15 @@ def only_plain(folder: Path) -> None:
 
     Raises:
         UserError: naming what else is there.
+        OSError: if a folder cannot be read.
     """
-    for parent, folders, names in os.walk(folder):  # does not follow links, and names them
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    # Does not follow links, and names them.
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
         for name in (*folders, *names):
             path = Path(parent, name)
             try:
@@ -247,18 +298,6 @@ def expand_user(name: str) -> Path:
         return Path(name).expanduser()
     except RuntimeError:
         return Path(name)
-
-
-def must_be_utf8(path: Path, remedy: str) -> None:
-    """Refuse a path that MLX cannot write to.
-
-    Raises:
-        UserError: if a name in it has bytes that are not UTF-8.
-    """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"the name {str(path)!r} has bytes that are not UTF-8", remedy) from error
 
 
 def read_small(path: Path, most: int = SMALL) -> str:

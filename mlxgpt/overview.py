@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxgpt import config as configs
+from mlxgpt import files
 from mlxgpt.config import Config
 from mlxgpt.errors import UserError
 from mlxgpt.model.counting import count_parameters, flops_per_token, parameters_by_part
@@ -89,19 +90,24 @@ class RunLine:
 def runs(
     *, runs_dir: PathLike | None = None, note: Callable[[str], None] = lambda line: None
 ) -> list[RunLine]:
-    """All runs, the newest first; `note` is told of damaged ones, which are left out."""
+    """All runs, the newest first; `note` is told of those that are damaged or cannot be read, which
+    are left out.
+    """
     lines = []
-    for folder in run_folders.folders_in(home("runs", runs_dir)):
+    for folder in run_folders.folders_in(home("runs", runs_dir), note):
         try:
             run = run_folders.open_run(folder)
+            best, steps = run.best(), run.steps()
         except UserError as error:
             note(error.problem)
             continue
-        best = run.best()
+        except OSError as error:
+            note(files.os_error(error, "read", folder).problem)
+            continue
         lines.append(
             RunLine(
                 name=run.name,
-                step=max(run.steps(), default=0),
+                step=max(steps, default=0),
                 steps=run.config.train.max_steps if run.data_name else 0,
                 val_loss=best["val_loss"] if best else None,
                 parameters=count_parameters(run.config.model),

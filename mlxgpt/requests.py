@@ -66,10 +66,12 @@ def opened(
     checkpoint: str,
     runs_dir: PathLike | None,
     note: Callable[[str], None],
+    *,
+    fall_back: bool = True,
 ) -> tuple[runs.Run, GPT, int]:
-    """A run, the model of one of its checkpoints, and its step."""
+    """A run, the model of one of its checkpoints, and its step; see `load_model`."""
     found = runs.find(run, home("runs", runs_dir))
-    model, saved = runs.load_model(found, checkpoint, note)
+    model, saved = runs.load_model(found, checkpoint, note, fall_back=fall_back)
     note(f"{found.folder}, step {saved.step:,}")
     return found, model, saved.step
 

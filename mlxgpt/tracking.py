@@ -214,7 +214,7 @@ class _Wandb:
     def connect(self, run: Run) -> None:
         begun = next(run.history(), {})
         self._token = str(begun.get("time") or secrets.token_hex(8))
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(FileNotFoundError, ValueError):
             self._token = files.read_small(run.folder / TOKEN)
         settings = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": INIT_SECONDS}
         with _refused():

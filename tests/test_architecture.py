@@ -170,3 +170,28 @@ def test_tests_mirror_the_house() -> None:
             words = path.stem.removeprefix("test_").split("_")
             names = {"_".join(words[: n + 1]) for n in range(len(words))}  # or a part of its tests
             assert names & others or {f"{wing}.{name}" for name in names} & known, path.name
+
+
+# These answer "no" or "nothing" where a path cannot be read; files.py has others, which raise.
+NEVER_RAISING = (
+    "exists",
+    "lexists",
+    "is_file",
+    "isfile",
+    "is_dir",
+    "isdir",
+    "glob",
+    "rglob",
+    "iglob",
+)
+
+
+def test_what_cannot_be_read_is_never_taken_for_missing() -> None:
+    for name, path in rooms().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            attribute, owner = node.func.attr, ast.unparse(node.func.value)
+            assert attribute not in NEVER_RAISING or owner == "files", f"{name}:{node.lineno}"
+            if (owner, attribute) == ("os", "walk"):
+                assert "onerror" in {keyword.arg for keyword in node.keywords}, name

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mlxgpt import files
@@ -162,7 +165,114 @@ def test_a_name_that_is_not_utf8_is_written_as_an_escape(tmp_path: Path) -> None
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == ["caf\udce9"]
 
 
-def test_a_path_that_is_not_utf8_is_refused() -> None:
-    files.must_be_utf8(Path("runs/日本"), "")
-    with pytest.raises(UserError, match=r"caf\\udce9' has bytes that are not UTF-8"):
-        files.must_be_utf8(Path("runs/caf\udce9"), "choose another --run.")
+PREDICATES = [files.exists, files.is_file, files.is_folder, files.lexists]
+
+
+@pytest.mark.parametrize("predicate", PREDICATES)
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ENAMETOOLONG])
+def test_a_predicate_raises_where_the_answer_is_unknown(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    predicate: Callable[[Path], bool],
+    number: int,
+) -> None:
+    def failing(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "stat", failing)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        predicate(tmp_path)
+    assert caught.value.errno == number
+    assert caught.value.filename == str(tmp_path)
+
+
+@pytest.mark.parametrize("predicate", PREDICATES)
+def test_a_predicate_is_false_where_there_is_nothing(
+    tmp_path: Path, predicate: Callable[[Path], bool]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert not predicate(tmp_path / "nothing")
+    assert not predicate(tmp_path / "file" / "below")
+    assert not predicate(tmp_path / "loop" / "below")
+    assert not predicate(Path("a\0b"))
+
+
+def test_predicates_know_files_folders_and_links(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for name in ("file", "folder", "nothing"):
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / name)
+    answers = {
+        path.name: [predicate(path) for predicate in PREDICATES] for path in tmp_path.iterdir()
+    }
+    assert answers == {
+        "file": [True, True, False, True],
+        "folder": [True, False, True, True],
+        "to-file": [True, True, False, True],
+        "to-folder": [True, False, True, True],
+        "to-nothing": [False, False, False, True],
+    }
+
+
+@settings(max_examples=50)
+@given(
+    names=st.sets(st.text("ab.[*", min_size=1, max_size=3).filter(lambda n: n not in (".", ".."))),
+    pattern=st.lists(
+        st.sampled_from(["**", "*", "a*", ".*", "?", "[ab]", "a", "b", "*.a", "[[]"]),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_patterns_match_as_with_glob(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str], pattern: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("tree")
+    for name in names:
+        (folder / "b" / name / "a").mkdir(parents=True)
+        (folder / "b" / name / f"{name}.a").touch()
+        (folder / f"{name}.a").touch()
+    wanted = Path(folder, *pattern)
+    assume("**/**" not in str(wanted))  # of which glob names some paths twice
+    found = {Path(match) for match in glob.glob(str(wanted), recursive=True)}
+    assert files.expand_pattern(wanted) == sorted(found)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_folder_that_cannot_be_read_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "a.txt").touch()
+    assert files.matching(tmp_path, "*.txt") == [tmp_path / "a.txt"]
+    assert files.matching(tmp_path / "nothing", "*") == []
+    assert files.matching(tmp_path / "a.txt", "*") == []
+
+    def failing(path: Path, *_: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "listdir", failing)
+    monkeypatch.setattr(os, "scandir", failing)
+    for read in (
+        lambda: files.matching(tmp_path, "*"),
+        lambda: files.expand_pattern(tmp_path / "*.txt"),
+        lambda: files.expand_pattern(tmp_path / "**" / "a.txt"),
+        lambda: files.only_plain(tmp_path),
+    ):
+        with pytest.raises(OSError, match=os.strerror(number)):
+            read()
+
+
+def test_an_open_folder_is_known_by_its_inode(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    assert files.is_at(descriptor, folder)
+    folder.rename(tmp_path / "b")
+    assert not files.is_at(descriptor, folder)
+    assert files.is_at(descriptor, tmp_path / "b")
+    (tmp_path / "b").rmdir()
+    folder.mkdir()
+    assert not files.is_at(descriptor, folder)
+    (tmp_path / "b").touch()
+    assert not files.is_at(descriptor, tmp_path / "b" / "below")
+    os.close(descriptor)

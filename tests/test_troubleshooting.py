@@ -20,6 +20,7 @@ from mlxgpt import cli, files, tracking
 from mlxgpt.corpus import bpe, hub, web
 from mlxgpt.interchange import huggingface
 from mlxgpt.machine import mac
+from mlxgpt.storage.run import Run
 from tests.commands import ROOT, TRAIN, Capture, refused
 from tests.interchange.models import SHAPE, folder_of
 from tests.test_tracking import Wandb
@@ -260,8 +261,21 @@ def dashed_prompt(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> st
     return refused(capsys, "generate", "--weird")
 
 
-def not_utf8_name(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    return refused(capsys, *TRAIN, "--source", "data/words", "--run", os.fsdecode(b"caf\xe9"))
+def deleted_in_training(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    real = Run.add_sample
+
+    def deleted(run: Run, step: int, text: str) -> None:
+        shutil.rmtree("runs/new")
+        real(run, step, text)
+
+    patch.setattr(Run, "add_sample", deleted)
+    return refused(capsys, *TRAIN, "--source", "data/words", "--run", "new")
+
+
+def no_best(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    Path("runs/done/best.json").write_text("{}")
+    Path("runs/done/metrics.jsonl").unlink()
+    return refused(capsys, "generate")
 
 
 def too_large(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
@@ -464,7 +478,8 @@ MISTAKES: list[Mistake] = [
     unknown_letter,
     not_unicode,
     dashed_prompt,
-    not_utf8_name,
+    deleted_in_training,
+    no_best,
     too_large,
     intel,
     rosetta,

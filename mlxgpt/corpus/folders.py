@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Container
@@ -34,6 +35,8 @@ def text_files(
     problems: list[str] = []
 
     def unreadable(error: OSError) -> None:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT):
+            raise error  # of a disk or a limit: with it, another text would be read
         problems.append(f"{error.filename} cannot be read ({error.strerror})")
 
     for parent, folders, names in os.walk(folder, onerror=unreadable):

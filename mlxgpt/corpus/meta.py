@@ -54,6 +54,7 @@ def read_meta(folder: Path) -> Meta:
 
     Raises:
         UserError: if it is missing, damaged or of a newer format.
+        OSError: if it cannot be read.
     """
     path = folder / "meta.json"
     try:
@@ -70,7 +71,7 @@ def read_meta(folder: Path) -> Meta:
         raise UserError(
             f"{folder} holds no prepared data", "run: mlxgpt prepare, or give --source."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged: {error}", "move this folder away, and prepare the data again."
         ) from error

@@ -4,7 +4,6 @@ nothing that describes them; or of characters, with the vocabulary in meta.pkl.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def open_arrays(
 
 def _tokenizer(folder: Path) -> BPETokenizer | CharTokenizer:
     path = folder / VOCABULARY
-    if not os.path.lexists(path):  # a link to nothing is there, and refused
+    if not files.lexists(path):  # a link to nothing is there, and refused
         return bpe.gpt2()
     return meta_pickle.tokenizer(path)
 

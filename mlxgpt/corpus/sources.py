@@ -10,7 +10,6 @@ import glob
 import hashlib
 import itertools
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -331,7 +330,7 @@ def _place(name: str) -> tuple[Path, str]:
     """A source's path, and the column that holds its documents: `FILE:COLUMN`, or only FILE."""
     path = _path(name)
     before, colon, column = name.rpartition(":")
-    if not colon or not column or os.path.lexists(path):
+    if not colon or not column or files.lexists(path):
         return path, COLUMN
     table = _path(before)
     is_table = table.suffix.lower() in readers.TABLES or files.exists(table)
@@ -379,7 +378,7 @@ def _matching(name: str, note: Callable[[str], None]) -> list[tuple[Path, str]]:
             "restore what it links to, or name the file itself.",
         )
     elif glob.has_magic(str(path)):  # in quotes, or in Python, no shell has expanded it
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        matches = files.expand_pattern(path)
         if not matches:
             raise UserError(f"no file matches {name!r}", "give a path that exists.")
         paths = [p for p in matches if files.is_file(p) and not folders.is_leftover(p.name)]

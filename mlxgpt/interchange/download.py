@@ -126,7 +126,7 @@ def _cached(path: str) -> Path | None:
             for state in repository.revisions
         ]
         for state in sorted(states, key=lambda state: state.last_modified, reverse=True):
-            if any(state.snapshot_path.glob("*.safetensors")):
+            if files.matching(state.snapshot_path, "*.safetensors"):
                 return state.snapshot_path
     return None
 

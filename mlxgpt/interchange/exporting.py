@@ -59,7 +59,6 @@ def export(
             f"{run.name} is no GPT-2; mlx-lm quantizes such a model itself",
             "export it --to hf, and then: mlx_lm.convert --hf-path FOLDER -q.",
         )
-    files.must_be_utf8(folder, "choose another folder: --out DIR.")
     if files.exists(folder):
         raise UserError(f"{folder} exists", "choose another folder: --out DIR.")
     try:

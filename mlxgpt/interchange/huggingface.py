@@ -23,6 +23,7 @@ from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.model.gpt import GPT, flat, must_be_like
+from mlxgpt.storage import checkpoint
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -257,7 +258,7 @@ def _arrays(folder: Path) -> dict[str, mx.array]:
     """All arrays of a folder; MLX compares each file's header with its length."""
     names = [WEIGHTS]
     try:
-        whole = [path.name for path in folder.glob("*.safetensors") if path.name != ADAPTER]
+        whole = [p.name for p in files.matching(folder, "*.safetensors") if p.name != ADAPTER]
         if files.exists(folder / WEIGHTS):
             pass
         elif files.exists(folder / INDEX):
@@ -284,7 +285,7 @@ def _arrays(folder: Path) -> dict[str, mx.array]:
 
 def _remedy(folder: Path) -> str:
     """What to do where there are no safetensors, by what is there instead."""
-    if any(folder.glob("pytorch_model*.bin")):
+    if files.matching(folder, "pytorch_model*.bin"):
         return (
             "its pytorch_model.bin is a pickle, which can run code: save it as safetensors first."
         )
@@ -343,7 +344,7 @@ def write_parameters(folder: Path, config: ModelConfig, parameters: dict[str, mx
     for name, value in with_biases(config, parameters).items():
         turned = value.ndim == 2 and name.endswith(MATRICES)
         arrays[name] = mx.contiguous(value.T) if turned else value
-    mx.save_safetensors(str(folder / WEIGHTS), arrays, {"format": "pt"})
+    checkpoint.save_arrays(folder / WEIGHTS, arrays, {"format": "pt"})
 
 
 def with_biases(config: ModelConfig, parameters: dict[str, mx.array]) -> dict[str, mx.array]:

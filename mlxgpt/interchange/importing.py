@@ -134,14 +134,7 @@ def make_run(foreign: Foreign, folder: Path) -> Run:
         for name in parameters:  # one by one, so that no two copies of all are there
             parameters[name] = mx.contiguous(parameters[name])
             mx.eval(parameters[name])
-        checkpoint.save(
-            run.checkpoints,
-            0,
-            parameters,
-            {},
-            model=run.config.model.fingerprint,
-            tokenizer=run.tokenizer.fingerprint,
-        )
+        run.save(run.checkpoints, 0, parameters, {})
     return run
 
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
 from mlxgpt.interchange.huggingface import MATRICES, WEIGHTS, with_biases, write_config
+from mlxgpt.storage import checkpoint
 
 GROUPS = (64, 32)  # numbers of a row that share a scale; mlx-lm's own choice first
 
@@ -37,7 +38,7 @@ def write(
             arrays |= {f"{place}.scales": scales, f"{place}.biases": biases}
         else:
             arrays[f"model.{name}"] = value
-    mx.save_safetensors(str(folder / WEIGHTS), arrays, {"format": "mlx"})
+    checkpoint.save_arrays(folder / WEIGHTS, arrays, {"format": "mlx"})
 
 
 def rounded(config: ModelConfig, parameters: dict[str, mx.array], bits: int) -> dict[str, mx.array]:

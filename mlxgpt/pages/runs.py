@@ -235,7 +235,7 @@ def _quality(page: Page, run: Run, level: int, note: Callable[[str], None]) -> N
                 form = "{:.1%}" if metric.share else "{:.2f}"
                 told = ["–" if v is None else form.format(float(v)) for v in values]
                 rows.append([metric.name, *told, metric.better])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         note(f"{path} is damaged, and left out: mlxgpt eval --quality makes it again")
         return
     page.heading("What its texts are worth", level)

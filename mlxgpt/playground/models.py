@@ -67,7 +67,7 @@ class Models:
     def _written(self, step: int) -> int | None:
         """When the weights of a step were; None where they are gone."""
         for name in ("checkpoints", "snapshots"):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 return path_of(self.folder / name, step).stat().st_mtime_ns
         return None
 

@@ -10,6 +10,7 @@ that a stranger writes into one runs code, leads out of it, or takes more memory
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import shutil
 import tempfile
@@ -26,6 +27,10 @@ from mlxgpt.errors import UserError
 FORMAT = 2  # 1 had no guard
 NAME = re.compile(r"step-(\d{7,18})", re.ASCII)
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "manifest.json"
+
+
+# A file that is missing, or a folder in its place, or the reverse.
+MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class Damaged(UserError):
@@ -67,21 +72,22 @@ def save(
     guard: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint into `folder`; its path. One of that step that is there already (a
-    damaged one, or it would have been resumed from) goes when the new one is whole.
+    damaged one, or it would have been resumed from) goes when the new one is whole. `folder` is
+    made where it is missing, the run's folder around it is not.
 
     Raises:
         UserError: if it cannot be written; nothing is left behind, and nothing lost.
     """
     final = folder / f"step-{step:07d}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     except OSError as error:
         raise _cannot_write(folder, error) from error
     try:
         hashes: dict[str, str] = {}
         for name, arrays in ((MODEL, parameters), (OPTIMIZER, optimizer)):
-            mx.save_safetensors(str(scratch / name), arrays)
+            save_arrays(scratch / name, arrays)
             hashes[name] = files.sha256(scratch / name)
         manifest = files.sealed(
             {
@@ -115,7 +121,8 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
 
     Raises:
         Damaged: if it is missing, or not what was written.
-        UserError: if it is of a newer format, or holds a link.
+        UserError: if it is of a newer format, holds a link, or MLX cannot read its arrays.
+        OSError: if it cannot be read, which says nothing of what is in it.
     """
     wanted = (MODEL, OPTIMIZER) if with_optimizer else (MODEL,)
     try:
@@ -126,7 +133,7 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
         for name in wanted:
             if files.sha256(path / name) != manifest["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
-        parameters = _arrays(path / MODEL)
+        parameters = load_arrays(path / MODEL)
         if broken := first_not_finite(parameters):
             raise ValueError(f"{broken} has values that are not finite (NaN or infinity)")
         return Checkpoint(
@@ -136,9 +143,9 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
             metrics=_numbers(manifest["report"]),
             guard=dict(manifest.get("guard", {})),
             parameters=parameters,
-            optimizer=_arrays(path / OPTIMIZER) if with_optimizer else None,
+            optimizer=load_arrays(path / OPTIMIZER) if with_optimizer else None,
         )
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (*MISSING, ValueError, KeyError, TypeError, OverflowError) as error:
         raise Damaged(
             f"the checkpoint {path} is missing or damaged: {error}",
             "use another checkpoint of this run: --checkpoint newest, or a step number.",
@@ -175,18 +182,54 @@ def prune(folder: Path, keep: set[int]) -> None:
         if step not in keep:
             with contextlib.suppress(OSError):
                 files.remove(path_of(folder, step))
-    for leftover in (*folder.glob(".writing-*"), *folder.glob(f"*{files.GONE}")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for pattern in (".writing-*", f"*{files.GONE}"):
+        for leftover in files.matching(folder, pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _arrays(path: Path) -> dict[str, mx.array]:
-    """The arrays of a file, by MLX, which compares the header with the file's length."""
-    try:
-        arrays = cast(dict[str, mx.array], mx.load(str(path)))
-        mx.eval(arrays)  # it would read the file only when they are needed
-        return arrays
-    except RuntimeError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+class _File(io.FileIO):
+    """A file for MLX, which raises RuntimeError where Python's read fails."""
+
+    error: OSError | None = None
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def load_arrays(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file, by MLX, which compares the header with the file's length.
+
+    Raises:
+        OSError: if it cannot be read.
+        UserError: if MLX finds no arrays in it, or has no memory for them.
+    """
+    with files.naming(path), _File(path) as raw, io.BufferedReader(raw) as file:
+        try:
+            arrays = mx.load(cast(Any, file), format="safetensors")
+            mx.eval(arrays)  # it would read the file only when they are needed
+            return cast(dict[str, mx.array], arrays)
+        except RuntimeError as error:
+            if raw.error:
+                raise raw.error from error
+            raise UserError(
+                f"cannot read {path}: {error}", "copy it again, or use another checkpoint."
+            ) from error
+
+
+def save_arrays(
+    path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file. MLX writes to a file of Python's, whose errors have an errno.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with files.naming(path), path.open("wb") as file:
+        mx.save_safetensors(cast(Any, file), arrays, metadata)
 
 
 def _numbers(tree: Any) -> dict[str, float]:
@@ -195,4 +238,7 @@ def _numbers(tree: Any) -> dict[str, float]:
 
 def _cannot_write(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error)
-    return UserError(f"cannot write {path}: {reason}", "free some space, or check permissions.")
+    remedy = files.REMEDIES.get(
+        getattr(error, "errno", None) or 0, "check the file and its folder."
+    )
+    return UserError(f"cannot write {path}: {reason}", remedy)

@@ -16,11 +16,13 @@ from it, nothing else is needed, on any machine.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,9 @@ from mlxgpt.model.counting import count_parameters
 from mlxgpt.model.gpt import GPT, load_parameters
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
-from mlxgpt.storage.notes import Notes
+from mlxgpt.storage.notes import HISTORY, IDENTITY, METRICS, SAMPLES, Notes
 
+CONFIG, TOKENIZER, BEST = "config.toml", "tokenizer.json", "best.json"
 FORMAT = 3  # 1 had settings for no guard, 2 did not say how texts begin
 CHAT_TEMPLATE = "chat_template.jinja"
 # What no name shown in a terminal may have: its commands, and what turns a line's direction.
@@ -87,17 +90,65 @@ class Run(Notes):
         return checkpoint.steps(self.checkpoints)
 
     def best(self) -> Mapping[str, Any] | None:
-        """{"step", "val_loss"} of the best checkpoint, or None where that is not known."""
+        """{"step", "val_loss"} of the best checkpoint; None before there is one. Where best.json is
+        damaged, the best one by the metrics.
+
+        Raises:
+            UserError: if best.json is damaged, and the metrics have no evaluation either.
+            OSError: if it cannot be read.
+        """
+        path = self.folder / BEST
         try:
-            tree = files.read_sealed(self.folder / "best.json", FORMAT)
+            tree = files.read_sealed(path, FORMAT)
             return {"step": int(tree["step"]), "val_loss": float(tree["val_loss"])}
-        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        except FileNotFoundError:
             return None
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            there, known = self.steps(), []
+            for record in self.metrics():
+                loss = record.get("val_loss")
+                if record["step"] in there and isinstance(loss, float) and math.isfinite(loss):
+                    known.append((loss, record["step"]))
+            if not known:
+                raise UserError(
+                    f"{path} is damaged: {error}",
+                    "restore it, or move it away and choose a checkpoint with --checkpoint.",
+                ) from error
+            loss, step = min(known)
+            return {"step": step, "val_loss": loss}
 
     def set_best(self, step: int, val_loss: float) -> None:
         """Name the best checkpoint."""
         best = {"format": FORMAT, "step": step, "val_loss": val_loss}
-        files.write_atomically(self.folder / "best.json", files.sealed(best))
+        self.must_be_there()
+        files.write_atomically(self.folder / BEST, files.sealed(best))
+
+    def save(
+        self,
+        folder: Path,
+        step: int,
+        parameters: dict[str, mx.array],
+        optimizer: dict[str, mx.array],
+        **more: Any,
+    ) -> None:
+        """Write a checkpoint of this run's model into one of its folders.
+
+        Args:
+            more: see `checkpoint.save`.
+
+        Raises:
+            UserError: if it cannot be written; see `must_be_there`, too.
+        """
+        self.must_be_there()
+        checkpoint.save(
+            folder,
+            step,
+            parameters,
+            optimizer,
+            model=self.config.model.fingerprint,
+            tokenizer=self.tokenizer.fingerprint,
+            **more,
+        )
 
     def checkpoint_path(self, which: str = "best") -> Path:
         """Where a checkpoint lies: `best` (the newest until there is one), `newest`, or a step.
@@ -110,8 +161,8 @@ class Run(Notes):
             return checkpoint.path_of(self.snapshots, int(which))
         if not there:
             raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
-        best = self.best()
-        if which == "best" and best and best["step"] in there:
+        best = self.best() if which == "best" else None
+        if best and best["step"] in there:
             return checkpoint.path_of(self.checkpoints, best["step"])
         if which in ("best", "newest"):
             return checkpoint.path_of(self.checkpoints, there[-1])
@@ -129,6 +180,7 @@ class Run(Notes):
 
         Raises:
             UserError: if none is, or it is not of this run.
+            OSError: if one cannot be read, which may yet be whole.
         """
         for path in paths:
             try:
@@ -159,7 +211,48 @@ class Run(Notes):
 
     def write_config(self, config: Config) -> None:
         """Store a config in the folder."""
-        files.write_atomically(self.folder / "config.toml", config_files.to_toml(config))
+        files.write_atomically(self.folder / CONFIG, config_files.to_toml(config))
+
+
+@contextlib.contextmanager
+def held(run: Run) -> Iterator[Run]:
+    """A run while it trains: its writes raise UserError once its folder was deleted, moved or
+    replaced, and nothing is written in its former place.
+    """
+    descriptor = os.open(run.folder, os.O_RDONLY)
+    try:
+        run = replace(run, descriptor=descriptor)
+        try:
+            yield run
+        except (OSError, UserError):
+            with contextlib.suppress(OSError):
+                _must_still_be_there(run)  # or that is the cause
+            raise
+        _must_still_be_there(run)
+    finally:
+        os.close(descriptor)
+
+
+def _must_still_be_there(run: Run) -> None:
+    try:
+        run.must_be_there()
+    except UserError:
+        assert run.descriptor is not None
+        whole = any(files.exists(run.folder / name) for name in (IDENTITY, CONFIG, TOKENIZER))
+        others = max(len(run.steps()), len(checkpoint.steps(run.snapshots))) > 1
+        if files.is_at(run.descriptor, run.folder) and not whole and not others:
+            _remove_rest(run)
+        raise
+
+
+def _remove_rest(run: Run) -> None:
+    """Of a run that was just deleted: what was written meanwhile, so that the folder stayed."""
+    for folder in (run.checkpoints, run.snapshots):
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for name in (METRICS, SAMPLES, HISTORY, BEST):
+            (run.folder / name).unlink(missing_ok=True)
+        run.folder.rmdir()
 
 
 def create(run: Run) -> None:
@@ -169,7 +262,6 @@ def create(run: Run) -> None:
         UserError: if it cannot be written.
     """
     folder = run.folder
-    files.must_be_utf8(folder, "choose another --run or --runs-dir.")
     identity = {
         "format": FORMAT,
         "data_name": run.data_name,
@@ -178,15 +270,18 @@ def create(run: Run) -> None:
         "add_bos_token": run.add_bos_token,
         "origin": dict(run.origin),
     }
+    # Looked at once more, as all that is there goes.
+    if run.steps():
+        raise UserError(f"{folder} has checkpoints", "choose another name: --run NAME.")
     # Beside its place, as a killed process leaves either a run or nothing.
     scratch = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         (scratch / "checkpoints").mkdir(parents=True)
         for name, text in (
-            ("config.toml", config_files.to_toml(run.config)),
-            ("tokenizer.json", run.tokenizer.to_json()),
-            ("run.json", files.sealed(identity)),
+            (CONFIG, config_files.to_toml(run.config)),
+            (TOKENIZER, run.tokenizer.to_json()),
+            (IDENTITY, files.sealed(identity)),
         ):
             (scratch / name).write_text(text, encoding="utf-8")
             files.sync(scratch / name)
@@ -206,10 +301,11 @@ def open_run(folder: Path) -> Run:
 
     Raises:
         UserError: if it is no run, damaged, or of a newer format.
+        OSError: if it cannot be read.
     """
     files.only_plain(folder)
     try:
-        identity = files.read_sealed(folder / "run.json", FORMAT)
+        identity = files.read_sealed(folder / IDENTITY, FORMAT)
         name, data = identity["data_name"], identity["data_fingerprint"]
         if name is not None or data is not None or identity["format"] < 3:
             name, data = _data_name(name), str(data)
@@ -220,14 +316,14 @@ def open_run(folder: Path) -> Run:
         raise UserError(
             f"{folder} is not a run of mlxgpt", "name another: mlxgpt runs lists them."
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(
-            f"{folder / 'run.json'} is damaged: {error}", "restore it, or name another run."
+            f"{folder / IDENTITY} is damaged: {error}", "restore it, or name another run."
         ) from error
-    config = config_files.load(folder / "config.toml")
+    config = config_files.load(folder / CONFIG)
     if config.train.dtype == "auto":  # which a run has decided
-        raise UserError(f"{folder / 'config.toml'} is not whole", "restore the run's own file.")
-    tokenizer = tokenizer_file.load(folder / "tokenizer.json")
+        raise UserError(f"{folder / CONFIG} is not whole", "restore the run's own file.")
+    tokenizer = tokenizer_file.load(folder / TOKENIZER)
     if tokenizer.fingerprint != identity.get("tokenizer"):
         raise UserError(
             f"{folder}: tokenizer.json is not the one this run was trained with",
@@ -254,7 +350,7 @@ def find(name: str | None, runs_dir: Path) -> Run:
     if name is not None:
         folders = [runs_dir / name, Path(name)]
         for folder in folders:
-            if files.exists(folder / "run.json"):
+            if files.exists(folder / IDENTITY):
                 return open_run(folder)
         raise UserError(
             f"there is no run {name!r} in {runs_dir}, and no run's folder of that name",
@@ -272,17 +368,21 @@ def find(name: str | None, runs_dir: Path) -> Run:
 
 
 def load_model(
-    run: Run, which: str = "best", note: Callable[[str], None] = lambda line: None
+    run: Run,
+    which: str = "best",
+    note: Callable[[str], None] = lambda line: None,
+    *,
+    fall_back: bool = True,
 ) -> tuple[GPT, Checkpoint]:
     """The model of a run's checkpoint: `best`, `newest`, or a step. Where the best or the newest
-    is damaged, `note` is told, and the newest that is whole is used.
+    is damaged, `note` is told, and the newest that is whole is used, unless `fall_back` is False.
 
     Raises:
         UserError: if there is none, it is damaged, or it was made with another tokenizer.
     """
     path = run.checkpoint_path(which)
     paths = [path]
-    if not which.isdecimal():
+    if fall_back and not which.isdecimal():
         others = (checkpoint.path_of(run.checkpoints, n) for n in reversed(run.steps()))
         paths += [other for other in others if other != path]
     saved = run.load_first(paths, note)
@@ -300,15 +400,24 @@ def load_model(
     return model, saved
 
 
-def folders_in(runs_dir: Path) -> list[Path]:
-    """The runs' folders, the one written to last first; what was killed in the making is none."""
-    if not files.is_folder(runs_dir):
-        return []
-    found = [path.parent for path in runs_dir.glob("*/run.json")]
-    folders = [folder for folder in found if not folder.name.startswith(".")]
-    return sorted(folders, key=_last_written, reverse=True)
+def folders_in(runs_dir: Path, note: Callable[[str], None] | None = None) -> list[Path]:
+    """The runs' folders, the one written to last first; what was killed in the making is none.
+
+    Args:
+        note: takes a line on each folder that cannot be read; without it, that is an OSError.
+    """
+    written: dict[Path, float] = {}
+    for folder in files.matching(runs_dir, "[!.]*"):
+        try:
+            if files.exists(folder / IDENTITY):
+                written[folder] = _last_written(folder)
+        except OSError as error:
+            if note is None:
+                raise
+            note(files.os_error(error, "read", folder).problem)
+    return sorted(written, key=lambda folder: written[folder], reverse=True)
 
 
 def _last_written(folder: Path) -> float:
-    places = (folder / "run.json", folder / "checkpoints")
+    places = (folder / IDENTITY, folder / "checkpoints")
     return max(p.stat().st_mtime for p in places if files.exists(p))

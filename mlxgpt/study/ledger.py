@@ -52,6 +52,7 @@ def open_ledger(folder: Path) -> Ledger:
 
     Raises:
         UserError: if it is damaged.
+        OSError: if it cannot be read.
     """
     path = folder / "ledger.json"
     try:
@@ -65,7 +66,7 @@ def open_ledger(folder: Path) -> Ledger:
         )
     except FileNotFoundError:
         return Ledger(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged: {error}", "restore it, or begin anew with --name NAME."
         ) from error

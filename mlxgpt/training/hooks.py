@@ -8,8 +8,10 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+from mlxgpt import files
 from mlxgpt.config import Config, Sampling
 from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.errors import UserError
 from mlxgpt.inference.decoding import Decoder, NotFiniteError
 from mlxgpt.inference.generation import generate
 from mlxgpt.machine import device
@@ -41,15 +43,19 @@ class Hooks:
         guard: Guard,
         saver: Saver,
     ) -> None:
-        self._step_function, self._guard, self._saver = step_function, guard, saver
+        self._run, self._step_function = run, step_function
+        self._guard, self._saver = guard, saver
         machines = step_function.ranks.size if step_function.ranks else 1
         self._logging = _Logging(run, guard, callback, machines)
         evaluation = _Evaluation(run, dataset, step_function, callback, saver)
         self._snapshots = Snapshots(run, step_function, saver.beside, callback.on_note)
         t = run.config.train
         self.after_saving = [
-            Hook(every(run.config, t.eval_interval), evaluation),
-            Hook(every(run.config, t.eval_interval, t.log_interval), self._logging),
+            Hook(every(run.config, t.eval_interval), partial(self._noting, evaluation)),
+            Hook(
+                every(run.config, t.eval_interval, t.log_interval),
+                partial(self._noting, self._logging),
+            ),
         ]
         self.all = [
             Hook(partial(is_regular, run.config), self._save),
@@ -67,6 +73,22 @@ class Hooks:
         """Write a checkpoint of the state as it is."""
         self._saver.save(step, self._step_function, {}, self._guard.to_tree())
         self._saver.wait()
+
+    def _noting(self, write: Callable[[Metrics], None], metrics: Metrics) -> None:
+        """Call a hook that writes notes. Where it cannot, as on a full disk, the training ends,
+        saved, and resuming makes up for the notes.
+        """
+        try:
+            write(metrics)
+        except OSError as error:
+            self._saver.wait()
+            if metrics.step not in self._run.steps():
+                self._save(metrics)
+                self._saver.wait()
+            problem = files.os_error(error, "write", self._run.folder)
+            raise UserError(
+                f"{problem.problem}; stopped and saved at step {metrics.step:,}", problem.remedy
+            ) from error
 
     def _save(self, metrics: Metrics) -> None:
         numbers = {"lr": metrics.lr, "loss": metrics.loss, "grad_norm": metrics.grad_norm}

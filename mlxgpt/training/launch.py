@@ -272,27 +272,28 @@ def take_steps(
             load_parameters(step_function.model, beginning.parameters)
     forecast = forecast.for_plan(config, start)
     on = surroundings(ranks.size if ranks else 1)
-    run.add_to_history(start, on, changed, forecast.to_tree())
-    # Killed after saving and before evaluating: what is missing is made up for.
-    make_up = None if run.cut(start) else last_metrics
-    callback.on_train_begin(run, dataset, start, forecast)
+    with runs.held(run) as run:
+        run.add_to_history(start, on, changed, forecast.to_tree())
+        # Killed after saving and before evaluating: what is missing is made up for.
+        make_up = None if run.cut(start) else last_metrics
+        callback.on_train_begin(run, dataset, start, forecast)
 
-    began = time.monotonic()
-    if ranks:
-        memory = guard.to_tree()
-        together.begin(ranks, step_function, run, start, memory, missing=bool(make_up))
-    with ranks.watched(forecast.step_seconds) if ranks else nullcontext():
-        step = session.proceed(
-            run,
-            dataset,
-            step_function,
-            guard,
-            callback,
-            start=start,
-            limit=limit,
-            make_up=make_up,
-            ranks=ranks,
-        )
+        began = time.monotonic()
+        if ranks:
+            memory = guard.to_tree()
+            together.begin(ranks, step_function, run, start, memory, missing=bool(make_up))
+        with ranks.watched(forecast.step_seconds) if ranks else nullcontext():
+            step = session.proceed(
+                run,
+                dataset,
+                step_function,
+                guard,
+                callback,
+                start=start,
+                limit=limit,
+                make_up=make_up,
+                ranks=ranks,
+            )
     seconds = time.monotonic() - began
     return Summary.of(run, config, dataset, step=step, seconds=seconds, resumed=start > 0)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxgpt import files
 from mlxgpt.config import Config
 from mlxgpt.errors import UserError
 from mlxgpt.storage import checkpoint
@@ -84,17 +85,10 @@ class Saver:
         def write() -> None:
             began = time.monotonic()
             self._run.sync_notes()  # a checkpoint that survives has its metrics
-            checkpoint.save(
-                self._run.checkpoints,
-                step,
-                parameters,
-                optimizer,
-                model=self._run.config.model.fingerprint,
-                tokenizer=self._run.tokenizer.fingerprint,
-                metrics=metrics,
-                guard=guard,
+            self._run.save(
+                self._run.checkpoints, step, parameters, optimizer, metrics=metrics, guard=guard
             )
-            best = self._run.best()
+            best = self._run.best()  # raises where it cannot be known, and nothing is deleted
             regular = [n for n in self._run.steps() if is_regular(self._run.config, n)]
             kept = {step, best["step"] if best else step, *regular[-self._keep :]}
             checkpoint.prune(self._run.checkpoints, kept)
@@ -117,7 +111,10 @@ class Saver:
         """Wait for what is being written; raises UserError if it could not be."""
         if self._writing:
             writing, self._writing = self._writing, None
-            writing.result()
+            try:
+                writing.result()
+            except OSError as error:
+                raise files.os_error(error, "read or write", self._run.folder) from error
 
     def failed(self) -> bool:
         """Whether what was being written could not be; `wait` then says why."""

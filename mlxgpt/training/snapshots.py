@@ -12,7 +12,6 @@ import mlx.core as mx
 
 from mlxgpt.errors import UserError
 from mlxgpt.model.counting import count_parameters
-from mlxgpt.storage import checkpoint
 from mlxgpt.storage.run import Run
 from mlxgpt.training.step import TrainStep
 
@@ -71,16 +70,9 @@ class Snapshots:
 
         def write() -> None:
             try:
-                checkpoint.save(
-                    self._run.snapshots,
-                    step,
-                    small,
-                    {},
-                    model=self._run.config.model.fingerprint,
-                    tokenizer=self._run.tokenizer.fingerprint,
-                )
-            except UserError as error:
+                self._run.save(self._run.snapshots, step, small, {})
+            except (UserError, OSError) as error:
                 self.on = False
-                self._note(f"no more snapshots: {error.problem}")
+                self._note(f"no more snapshots: {getattr(error, 'problem', error)}")
 
         self._beside(write)
