@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from mlxgpt import config_files, files
 from mlxgpt.arguments import make_parser
 from mlxgpt.errors import UserError
-from mlxgpt.machine import mac
+from mlxgpt.machine import mac, memory, supervisor
 from mlxgpt.machine.launcher import again_by_launcher, rank_here
 
 INTERRUPTED = 130
@@ -34,12 +34,21 @@ def run() -> NoReturn:
             stream.reconfigure(errors="replace")  # what a terminal cannot show is a question mark
     if isinstance(sys.stdin, io.TextIOWrapper):  # its bytes that are not UTF-8 are refused later
         sys.stdin.reconfigure(errors="surrogateescape")
+    is_child = supervisor.begin_as_child()
     try:
-        code = main()
+        code = supervisor.run_again() if memory.limits() and not is_child else main()
+    except UserError as error:  # of the supervisor
+        code = _refuse(error)
     except SystemExit as end:  # of --help and --version
         code = end.code
     except KeyboardInterrupt:  # a second one, while the first one was dealt with
         code = INTERRUPTED
+    except Exception:
+        if not is_child:
+            raise
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    meant = (code or 0) + supervisor.REGULAR if is_child else code
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -49,8 +58,8 @@ def run() -> NoReturn:
     if code or tracker_hangs:
         # At once: threads that still compute are not waited for; and those of libraries, where they
         # were at work when a text was refused, have been seen to abort a process that ends.
-        os._exit(code)
-    sys.exit(code)
+        os._exit(meant)
+    sys.exit(meant)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,13 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         given = vars(parser.parse_args(arguments))
+        memory.refuse_too_little()
         return COMMANDS[given.pop("command")](given, arguments)
     except UserError as error:
-        if rank_here() == 0:  # which says what the others refuse, too
-            _say(f"mlxgpt: {error.problem}\n  → {error.remedy}")
-        else:
-            time.sleep(1)  # a launcher ends the first one as soon as another has ended
-        return 2
+        return _refuse(error)
     except KeyboardInterrupt:
         _say("mlxgpt: stopped")
         return INTERRUPTED
@@ -80,6 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = files.REMEDIES.get(error.errno or 0, "check the file and its folder.")
         _say(f"mlxgpt: {where}{error.strerror or error}\n  → {remedy}")
         return 2
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not (problem := memory.exhausted(error)):
+            raise
+        return _refuse(problem)
+
+
+def _refuse(error: UserError) -> int:
+    if rank_here() == 0:  # which says what the others refuse, too
+        _say(f"mlxgpt: {error.problem}\n  → {error.remedy}")
+    else:
+        time.sleep(1)  # a launcher ends the first one as soon as another has ended
+    return 2
 
 
 def _prepare(given: dict[str, Any], _: list[str]) -> int:

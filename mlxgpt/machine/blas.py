@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlxgpt import files
+from mlxgpt.machine import memory
 
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 PREFIX = "scipy_"
@@ -109,6 +110,8 @@ class _Unavailable(Exception):
 def _load() -> str:
     if "mlx.core" in sys.modules:
         raise _Unavailable("mlx was imported before mlxgpt; import mlxgpt first")
+    if any(limit.total < limit.least for limit in memory.limits()):
+        raise _Unavailable("too little memory")  # in which OpenBLAS would end the process
     library, version = _find_wheel()
     problem: Exception = _Unavailable("there is no folder to write to")
     for folder in files.own_folders():
@@ -182,7 +185,8 @@ def _arrange_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):  # of another C library than glibc
         libc = ctypes.CDLL(None)
         _keep_freed_pages(libc)
-        _ask_for_large_pages(libc)
+        if not memory.limits():  # of which the room would be a part
+            _ask_for_large_pages(libc)
 
 
 def _keep_freed_pages(libc: ctypes.CDLL) -> None:

@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.config import Config, override
+from mlxgpt.machine import memory as limited
 
 # Where a GPU is not to be used, or not to be trusted: that of GitHub's Macs is a virtual one.
 if os.environ.get("MLXGPT_DEVICE") == "cpu":
@@ -135,21 +136,24 @@ def peak_bytes() -> int:
 
 
 def total_bytes() -> int:
-    """The memory that there is for the device: a GPU's own or, on a CPU, the machine's."""
+    """The memory that there is for the device: a GPU's own or, on a CPU, the machine's or the
+    container's.
+    """
     if backend() != "cpu":
         info = mx.device_info()
         return int(info.get("memory_size") or info.get("total_memory") or 1 << 62)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(limit.total for limit in limited.limits())])
 
 
 def free_bytes() -> int:
     """The memory that a training may take: what the system recommends or has left, where it says
-    so, else all.
+    so, else all; and no more than the container allows.
     """
     if backend() == "metal":
         return int(mx.device_info()["max_recommended_working_set_size"])
     if backend() == "cpu" and (available := _told("/proc/meminfo", "MemAvailable")):
-        return available + resident_bytes()
+        return min([available + resident_bytes(), *(limit.free for limit in limited.limits())])
     return total_bytes()
 
 

@@ -18,7 +18,7 @@ from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluator
-from mlxgpt.machine import device
+from mlxgpt.machine import device, memory
 from mlxgpt.machine.ranks import Ranks
 from mlxgpt.model import lanes
 from mlxgpt.model.counting import count_parameters
@@ -193,6 +193,19 @@ def _seconds(work: Callable[[int], None], times: int) -> float:
     began = time.monotonic()
     work(times)
     return time.monotonic() - began
+
+
+def refuse_untried(config: Config, ranks: int = 1, limit: int | None = None) -> None:
+    """Refuse, before anything is timed, a training that takes more memory than there is by our
+    estimate. See `refuse_too_large`.
+
+    Args:
+        limit: bytes that it may take; default: what the device has left for a model.
+    """
+    if limit is None:
+        libraries = memory.RESIDENT if device.on_cpu() else 0
+        limit = max(0, device.free_bytes() - libraries)
+    refuse_too_large(config, estimated_bytes(config, ranks), limit)
 
 
 def refuse_too_large(config: Config, need: int, limit: int) -> None:

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
-from mlxgpt.machine import device
 from mlxgpt.model.counting import count_parameters
-from mlxgpt.training.forecast import Forecast, estimated_bytes, measure, refuse_too_large
+from mlxgpt.training.forecast import Forecast, measure, refuse_untried
 
 TOKENS_PER_PARAMETER = 2.0
 FRESH_EPOCHS = 4  # of them that teach nearly as much as new text (Muennighoff et al., 2023)
@@ -92,7 +91,7 @@ def _epochs(config: Config, dataset: Dataset, steps: int) -> float:
 
 
 def _timed(config: Config, dataset: Dataset) -> Forecast:
-    refuse_too_large(config, estimated_bytes(config), device.free_bytes())
+    refuse_untried(config)
     return measure(config, dataset)
 
 
