@@ -15,11 +15,11 @@ from starlette.types import ASGIApp
 
 from mlxgpt.errors import UserError
 from mlxgpt.playground import access, completions, page
+from mlxgpt.playground.connection import MOST_CONNECTIONS, Connection
 from mlxgpt.playground.models import Models
 from mlxgpt.playground.sharing import Busy, Device
 
 HOST = "127.0.0.1"
-MOST_CONNECTIONS = 100
 
 
 def application(
@@ -97,7 +97,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 lifespan="off",
-                http="h11",
+                http=Connection,
                 ws="none",
                 limit_concurrency=MOST_CONNECTIONS,
                 timeout_graceful_shutdown=1,

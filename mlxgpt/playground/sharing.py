@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 MOST = 32  # that wait for their turns
+AHEAD = 16  # items of one that are made before it takes them
 _END = object()
 
 
@@ -28,25 +29,33 @@ class _Task:
         self._make = make
         self._loop = asyncio.get_running_loop()
         self._items: Iterator[Any] | None = None
+        self._made, self._ended = 0, False
         self.given: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()
+        self.taken = 0
         self.unwanted = False
 
     def take_turn(self) -> bool:
         """Make an item; whether there may be another one. In the worker's thread alone, as arrays
         belong to the thread that made them.
         """
+        if self._ended:
+            return False
         try:
             if self.unwanted:
                 return self._close()
             if self._items is None:
                 self._items = self._make()
-            self._give(next(self._items, _END), None)
+            item = next(self._items, _END)
+            self._ended = item is _END
+            self._give(item, None)
         except BaseException as error:
+            self._ended = True
             self._give(None, error)
-            return False
-        return True
+        self._made += 1
+        return not self._ended and self._made - self.taken < AHEAD
 
     def _close(self) -> bool:
+        self._ended = True
         if self._items is not None and hasattr(self._items, "close"):
             self._items.close()
         return False
@@ -68,25 +77,32 @@ class Device:
         turns: deque[_Task] = deque()
         while True:
             while not turns or not self._new.empty():
-                turns.append(self._new.get())
+                task = self._new.get()
+                if task not in turns:
+                    turns.append(task)
             task = turns.popleft()
             if task.take_turn():
                 turns.append(task)
 
     async def items(self, make: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
-        """What an iterator gives, made and advanced in the thread. Whoever stops asking stops it.
+        """What an iterator gives, made and advanced in the thread. Whoever stops asking stops it;
+        whoever pauses has no place among those who wait, and takes no turns.
 
         Raises:
-            Busy: if too many ask.
+            Busy: if too many wait.
         """
         if self._waiting >= MOST:
             raise Busy
-        self._waiting += 1
         task = _Task(make)
         try:
-            self._new.put(task)
             while True:
-                item, error = await task.given.get()
+                self._new.put(task)  # also to wake it where it was far enough ahead
+                self._waiting += 1
+                try:
+                    item, error = await task.given.get()
+                finally:
+                    self._waiting -= 1
+                task.taken += 1
                 if error is not None:
                     raise error
                 if item is _END:
@@ -94,7 +110,7 @@ class Device:
                 yield item
         finally:
             task.unwanted = True
-            self._waiting -= 1
+            self._new.put(task)
 
     async def begun(
         self, make: Callable[[], Iterator[Any]]

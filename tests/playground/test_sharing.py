@@ -91,3 +91,21 @@ def test_no_more_than_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         await device.call(lambda: None)
 
     asyncio.run(one())
+
+
+def test_who_pauses_has_no_place_and_takes_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "MOST", 1)
+    log: list[str] = []
+
+    async def one() -> list[str]:
+        device = Device()
+        paused = device.items(lambda: counting("a", 1000, log))
+        first = await anext(paused)
+        assert await device.call(lambda: 7) == 7, "its place is free"
+        for _ in range(5):
+            await device.call(lambda: None)
+        assert log.count("a") <= 1 + sharing.AHEAD
+        return [first, *[item async for item in paused]]
+
+    assert asyncio.run(one()) == [f"a{n}" for n in range(1000)], "and later it gets everything"
+    assert log[-1] == "a ends in device"

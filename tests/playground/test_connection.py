@@ -1,0 +1,164 @@
+"""Clients that send nothing, too slowly, or read nothing: nobody else waits for them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxgpt.playground import connection, server, sharing
+from tests.playground.serving import KEY, Served, playing
+
+BODY = {"model": "mine", "prompt": "to", "max_tokens": 2}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PATIENCE", 0.5)
+
+
+@pytest.fixture
+def there(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A server whose answers do not fit into what the system buffers for it."""
+    bound = server.bound
+
+    def small(port: int) -> socket.socket:
+        listener = bound(port)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return listener
+
+    monkeypatch.setattr(server, "bound", small)
+    with playing(trained, tmp_path / "mine") as served:
+        yield served
+
+
+@contextlib.contextmanager
+def connected(there: Served, *lines: str, body: bytes = b"") -> Iterator[socket.socket]:
+    """A client that has sent this, and reads nothing by itself."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(60)
+        client.connect(("127.0.0.1", there.port))
+        client.sendall("".join(f"{line}\r\n" for line in lines).encode() + body)
+        yield client
+
+
+def head(there: Served, request: str, length: int = 0) -> list[str]:
+    return [
+        f"{request} HTTP/1.1",
+        f"Host: 127.0.0.1:{there.port}",
+        f"Authorization: Bearer {KEY}",
+        "Content-Type: application/json",
+        *([f"Content-Length: {length}"] if length else []),
+        "",
+    ]
+
+
+@contextlib.contextmanager
+def unread_stream(there: Served) -> Iterator[socket.socket]:
+    body = json.dumps(BODY | {"max_tokens": 4000, "stream": True, "logprobs": 5}).encode()
+    with connected(there, *head(there, "POST /v1/completions", len(body)), body=body) as client:
+        yield client
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether the server ends the connection, within a minute; all it had sent is read."""
+    with contextlib.suppress(ConnectionResetError):
+        while client.recv(1 << 16):
+            pass
+    return True
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 60
+    while not (held := holds()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return held
+
+
+def test_streams_that_nobody_reads_take_no_place(
+    there: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "MOST", 2)
+    with unread_stream(there), unread_stream(there), unread_stream(there):
+        assert eventually(lambda: there.post("/v1/completions", BODY).status_code == 200)
+        # And it stays so, since they take no more turns.
+        answers = [there.post("/v1/completions", BODY).status_code for _ in range(10)]
+        assert answers == [200] * 10
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_stream_that_nobody_reads_is_given_up(there: Served) -> None:
+    with unread_stream(there) as client:
+        time.sleep(3)
+        assert is_closed(client), "before all 4000 tokens"
+    assert there.post("/v1/completions", BODY).status_code == 200
+
+
+def test_a_client_that_reads_slowly_gets_everything(
+    there: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes longer than the server waits for one that reads nothing."""
+    monkeypatch.setattr(connection, "PATIENCE", 2.0)
+    path = "/static/d3-7.9.0.min.js"
+    whole = there.get(path).content
+    with connected(there, *head(there, f"GET {path}")) as client:
+        content = b""
+        while not content.endswith(whole):
+            time.sleep(0.02)
+            piece = client.recv(2048)
+            assert piece, f"{len(content)} of {len(whole)} bytes"
+            content += piece
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("sent", ["nothing", "half a head", "half a body", "one request"])
+def test_a_client_that_sends_no_whole_request_is_given_up(there: Served, sent: str) -> None:
+    lines = head(there, "POST /v1/completions", 100)
+    sendings = {
+        "nothing": ([], b""),
+        "half a head": (lines[:2], b""),
+        "half a body": (lines, b'{"model"'),
+        "one request": (head(there, "GET /v1/models"), b""),
+    }
+    with connected(there, *sendings[sent][0], body=sendings[sent][1]) as client:
+        assert is_closed(client)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_request_that_trickles_in_is_given_up(there: Served) -> None:
+    """Byte by byte, in the head or in the body: sending something is not enough."""
+    for lines in ([], head(there, "POST /v1/completions", 100_000)):
+        with connected(there, *lines) as client:
+            assert eventually(lambda: cannot_send(client))
+
+
+def cannot_send(client: socket.socket) -> bool:
+    try:
+        client.sendall(b"x")
+    except OSError:
+        return True
+    return False
+
+
+def test_idle_connections_keep_nobody_out(there: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(there)) for _ in range(150)]
+        for _ in range(10):
+            assert there.post("/v1/completions", BODY).status_code == 200
+        assert is_closed(clients[0]), "the first to wait is the first to go"
+        newest = clients[-1]
+        newest.sendall("".join(f"{line}\r\n" for line in head(there, "GET /v1/models")).encode())
+        assert newest.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_waits_for_a_long_answer_is_not_given_up(there: Served) -> None:
+    """The device may take longer for a text than a client may."""
+    answer = there.post("/v1/completions", BODY | {"max_tokens": 1000})
+    assert answer.json()["usage"]["completion_tokens"] == 1000
