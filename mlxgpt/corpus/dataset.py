@@ -11,7 +11,7 @@ from mlxgpt import files
 from mlxgpt.corpus import nanogpt, tokenizer_file
 from mlxgpt.corpus.meta import SPLITS, Meta, SplitMeta, read_meta
 from mlxgpt.corpus.tokenizer import Tokenizer
-from mlxgpt.corpus.tokens import Tokens, read_whole
+from mlxgpt.corpus.tokens import Tokens, read_whole, restore
 from mlxgpt.corpus.verified import Verified
 from mlxgpt.errors import UserError
 
@@ -69,18 +69,17 @@ def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
 
 
 def _open_array(path: Path, meta: Meta, split: SplitMeta, verified: Verified) -> Tokens:
-    dtype = np.dtype(meta.dtype)
+    dtype, remedy = np.dtype(meta.dtype), f"{restore(path)}."
     try:
-        found = verified.once(path.name, [path], lambda: read_whole(path, meta.dtype))
-        whole = path.stat().st_size == split.tokens * dtype.itemsize
-        right = found.get("sha256") == split.sha256
-        if not right or not whole or not 0 <= found.get("largest", -1) < meta.vocab_size:
+        expected, size = split.tokens * dtype.itemsize, path.stat().st_size
+        if size != expected:
             raise UserError(
-                f"{path} is not the array that meta.json describes",
-                "move this folder away, and prepare the data again.",
+                f"{path} has {size:,} bytes, and meta.json describes {expected:,}", remedy
             )
+        found = verified.once(path.name, [path], lambda: read_whole(path, meta.dtype))
+        right = found.get("sha256") == split.sha256
+        if not right or not 0 <= found.get("largest", -1) < meta.vocab_size:
+            raise UserError(f"{path} is not the array that meta.json describes", remedy)
         return Tokens(np.memmap(path, dtype=dtype, mode="r"), meta.vocab_size)
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}", "prepare the data again."
-        ) from error
+        raise files.os_error(error, "read", path, remedy) from error

@@ -48,12 +48,33 @@ def read_whole(
     return {"sha256": digest.hexdigest(), "largest": largest}
 
 
+def restore(path: Path) -> str:
+    """What to do about a damaged array of ours."""
+    return f"restore {path.name}; or move {path.parent} away, and prepare the data again"
+
+
 @dataclass(frozen=True)
 class Tokens:
     """One token array, memory-mapped: ids[n], and the size of the vocabulary they are from."""
 
-    ids: np.ndarray
+    array: np.ndarray
     vocab_size: int
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids, n of them.
+
+        Raises:
+            UserError: if the file has become shorter. Who reads what is missing is ended by SIGBUS.
+        """
+        mapped = getattr(self.array, "_mmap", None)  # of np.memmap; its size is that of the file
+        if mapped is not None and (size := mapped.size()) < len(mapped):
+            path = Path(getattr(self.array, "filename", "the token array"))
+            raise UserError(
+                f"{path} was cut short while in use: {size:,} of {len(mapped):,} bytes are left",
+                f"{restore(path)}, then run the same command again.",
+            )
+        return self.array
 
     def batch(
         self, step: int, *, seed: int, batch_size: int, block_size: int, micro_batches: int = 1
@@ -72,13 +93,11 @@ class Tokens:
         Returns:
             inputs[A, B, T] and targets[A, B, T], int32; targets are the inputs one token on.
         """
-        need = batch_size * micro_batches
-        blocks = blocks_per_epoch(len(self.ids), block_size)
+        need, ids = batch_size * micro_batches, self.ids
+        blocks = blocks_per_epoch(len(ids), block_size)
         rows = range(step * need, (step + 1) * need)
-        starts = [
-            _starts(len(self.ids), block_size, seed, row // blocks)[row % blocks] for row in rows
-        ]
-        window = np.stack([self.ids[s : s + block_size + 1] for s in starts]).astype(np.int32)
+        starts = [_starts(len(ids), block_size, seed, row // blocks)[row % blocks] for row in rows]
+        window = np.stack([ids[s : s + block_size + 1] for s in starts]).astype(np.int32)
         self._check(window)
         shape = (micro_batches, batch_size, block_size)
         return window[:, :-1].reshape(shape), window[:, 1:].reshape(shape)

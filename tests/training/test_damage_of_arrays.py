@@ -1,0 +1,140 @@
+"""A token array is cut short while a training reads it: the cause is named, nothing is lost, and
+with the array restored the same command ends as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlxgpt import cli
+from mlxgpt.corpus.dataset import open_dataset
+from mlxgpt.errors import UserError
+from mlxgpt.storage import checkpoint
+from tests.commands import ROOT, SMALL, Capture, refused
+from tests.trainings import final_state, metrics
+
+TRAIN = f"{SMALL} --max-steps 12 --save-interval 4 --log-interval 1 --dropout 0.1".split()
+TRAIN += ["--source", "words.txt"]
+ARRAYS = Path("data/words")
+
+# A training that does something to its data after step 6. Where it is not to notice, it reads the
+# array as if it had been cut right after the check.
+CODE = """
+import os, shutil, sys
+from pathlib import Path
+from mlxgpt import cli
+from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.storage.run import Run
+from mlxgpt.training import selfcheck
+
+selfcheck.check = lambda config: iter([])
+log, folder = Run.log, Path("data/words")
+
+def cut(run, record):
+    log(run, record)
+    if record["step"] == 6:
+        {action}
+
+Run.log = cut
+if not {notices}:
+    Tokens.ids = property(lambda self: self.array)
+cli.run()
+"""
+
+
+def train_while(action: str, *, notices: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", CODE.format(action=action, notices=notices), *TRAIN, "--run", "a"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def undisturbed(home: Path, text_file: Path, no_check: None) -> Path:
+    """The same training as run `whole`; its arrays are also in `kept`."""
+    assert cli.main([*TRAIN, "--run", "whole"]) == 0
+    shutil.copytree(ARRAYS, "kept")
+    return home
+
+
+def ends_with_the_same_bits() -> None:
+    shutil.copyfile("kept/train.bin", ARRAYS / "train.bin")
+    assert cli.main([*TRAIN, "--run", "a"]) == 0
+    whole, after = final_state("whole"), final_state("a")
+    assert whole.keys() == after.keys()
+    assert all((after[name] == value).all() for name, value in whole.items())
+    assert metrics("a") == metrics("whole")
+
+
+def is_refused(capsys: Capture, *command: str) -> None:
+    """What is wrong now, and what may have been meant."""
+    size, whole = ((folder / "train.bin").stat().st_size for folder in (ARRAYS, Path("kept")))
+    assert refused(capsys, *command) == (
+        f"{ARRAYS}/train.bin has {size:,} bytes, and meta.json describes {whole:,}"
+    )
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_an_array_that_is_cut_short_is_named_at_once(
+    undisturbed: Path, capsys: Capture, size: int
+) -> None:
+    """Also where the rest of its page would read as zeros."""
+    done = train_while(f'os.truncate(folder / "train.bin", {size})')
+    assert done.returncode == 2, done.stderr
+    problem, remedy = done.stderr.splitlines()[-2:]
+    assert f"train.bin was cut short while in use: {size} of 3,600 bytes are left" in problem
+    assert "restore train.bin; or move" in remedy
+    assert "Traceback" not in done.stderr
+    assert checkpoint.steps(Path("runs/a/checkpoints"))[-1] >= 4
+    is_refused(capsys, *TRAIN, "--run", "a")
+    ends_with_the_same_bits()
+
+
+def test_where_it_is_read_before_that_is_noticed_the_next_start_names_it(
+    undisturbed: Path, capsys: Capture
+) -> None:
+    """The system ends the process with SIGBUS, which cannot be helped."""
+    done = train_while('os.truncate(folder / "train.bin", 0)', notices=False)
+    # The latter where memory is limited, and another process waits for this one.
+    assert done.returncode in (-signal.SIGBUS, 128 + signal.SIGBUS)
+    is_refused(capsys, *TRAIN, "--run", "a")
+    ends_with_the_same_bits()
+
+
+def test_another_file_under_its_name_changes_nothing_for_who_reads_the_old_one(
+    undisturbed: Path, capsys: Capture
+) -> None:
+    action = 'Path("new").write_bytes(b""); os.replace("new", folder / "train.bin")'
+    done = train_while(action)
+    assert done.returncode == 0, done.stderr
+    assert metrics("a") == metrics("whole")
+    for command in (["eval", "--run", "a"], [*TRAIN, "--run", "b"]):
+        is_refused(capsys, *command)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    "read",
+    [np.asarray, len, lambda ids: ids[:4].tolist()],
+    ids=["as an array", "its length", "its first ids"],
+)
+def test_whoever_reads_a_cut_array_is_told(
+    place: Path, split: str, read: Callable[[np.ndarray], object]
+) -> None:
+    tokens = getattr(open_dataset(ARRAYS), split)
+    read(tokens.ids)
+    os.truncate(ARRAYS / f"{split}.bin", 10)
+    with pytest.raises(UserError, match=f"{split}.bin was cut short while in use: 10 of "):
+        read(tokens.ids)
