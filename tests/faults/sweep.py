@@ -257,7 +257,7 @@ def unclear(case: Case, lines: list[str]) -> str:
     if not any(f"{name}/" in problem or f"/{name}" in problem for name in CLASSES):
         return "names no file"
     right = WORDS[case.errno]
-    if right not in remedy or any(word in remedy for word in WRONG if right not in word):
+    if right not in remedy or any(word in remedy for word in WRONG if word not in right):
         return "wrong remedy"
     return ""
 
