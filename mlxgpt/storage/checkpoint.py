@@ -14,7 +14,7 @@ import io
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -70,17 +70,20 @@ def save(
     tokenizer: str,
     metrics: Mapping[str, float] | None = None,
     guard: Mapping[str, Any] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write a checkpoint into `folder`; its path. One of that step that is there already (a
-    damaged one, or it would have been resumed from) goes when the new one is whole. `folder` is
-    made where it is missing, the run's folder around it is not.
+    """Write a checkpoint into `folder`, which has to be there; its path. One of that step that is
+    there already (a damaged one, or it would have been resumed from) goes when the new one is
+    whole.
+
+    Args:
+        check: called before the checkpoint gets its name; it may raise.
 
     Raises:
         UserError: if it cannot be written; nothing is left behind, and nothing lost.
     """
     final = folder / f"step-{step:07d}"
     try:
-        folder.mkdir(exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     except OSError as error:
         raise _cannot_write(folder, error) from error
@@ -105,6 +108,7 @@ def save(
         for name in (MODEL, OPTIMIZER, MANIFEST):
             files.sync(scratch / name)
         files.sync(scratch)
+        check()
         if files.exists(final):
             files.remove(final)
         scratch.rename(final)

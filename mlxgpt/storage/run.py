@@ -147,6 +147,7 @@ class Run(Notes):
             optimizer,
             model=self.config.model.fingerprint,
             tokenizer=self.tokenizer.fingerprint,
+            check=self.must_be_there,
             **more,
         )
 

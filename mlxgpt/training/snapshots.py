@@ -57,6 +57,8 @@ class Snapshots:
                 f"no snapshots on the way: {size / 1e6:,.0f} MB are more than a tenth of "
                 f"the disk's free {free / 1e6:,.0f} MB"
             )
+        if self.on:
+            run.snapshots.mkdir(exist_ok=True)
 
     def due(self, step: int) -> bool:
         """Whether one is to be taken now."""

@@ -147,6 +147,7 @@ def test_the_disk_holds_a_checkpoint_before_its_name(
 
     monkeypatch.setattr(files, "sync", synced)
     monkeypatch.setattr(Path, "rename", renamed)
+    (tmp_path / "checkpoints").mkdir()
     save(tmp_path / "checkpoints", step)
     assert set(done[:3]) == {MODEL, OPTIMIZER, MANIFEST}
     assert done[3:] == ["scratch", "renamed", "checkpoints"]

@@ -1,0 +1,157 @@
+"""Runs whose folder is deleted, moved or replaced while they train."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxgpt import api
+from mlxgpt.errors import UserError
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage import run as runs
+from mlxgpt.training import snapshots
+from tests.trainings import final_state
+
+pytestmark = pytest.mark.usefixtures("no_check")
+FOLDER = Path("runs/a")
+GONE = r"the run's folder runs/a was deleted, moved or replaced during training"
+
+
+def at_step_8(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], object]) -> None:
+    """Change the folder just before the run writes its second checkpoint, sample or record."""
+    owner = checkpoint if name == "save" else runs.Run
+    real: Any = getattr(owner, name)
+
+    def changed(*given: Any, **named: Any) -> Any:
+        step = given[1]["step"] if name == "log" else given[1]
+        if step == 8:
+            change()
+        return real(*given, **named)
+
+    monkeypatch.setattr(owner, name, changed)
+
+
+def replace_folder() -> None:
+    FOLDER.rename("moved")
+    FOLDER.mkdir()
+    (FOLDER / "mine.txt").write_text("mine")
+
+
+@pytest.mark.parametrize("name", ["log", "add_sample", "set_best", "save"])
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (lambda: shutil.rmtree(FOLDER), []),
+        (lambda: FOLDER.rename("moved"), []),
+        (replace_folder, ["a", "a/mine.txt"]),
+    ],
+    ids=["deleted", "moved", "replaced"],
+)
+def test_a_training_stops_and_writes_nothing_more(
+    train: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    change: Callable[[], object],
+    left: list[str],
+) -> None:
+    monkeypatch.setattr(runs.Run, "best", lambda run: None)  # each evaluation is the best
+    with monkeypatch.context() as patch:
+        at_step_8(patch, name, change)
+        with pytest.raises(UserError, match=GONE) as caught:
+            train("a", max_steps=1000, decay_steps=12)
+    assert "--run FOLDER" in caught.value.remedy
+    there = sorted(str(path.relative_to("runs")) for path in Path("runs").rglob("*"))
+    assert there == left, "nothing was written in the former place"
+    if Path("moved").exists():
+        train(os.path.join(".", "moved"), decay_steps=12)
+        train("b", decay_steps=12)
+        shutil.copytree("moved", "runs/moved")
+        for array, value in final_state("b").items():
+            assert (final_state("moved")[array] == value).all(), array
+
+
+def test_what_was_written_while_a_run_was_deleted_goes_too(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`rm -rf` had listed the folder before the checkpoint had its name, and so left it."""
+    real = checkpoint.save
+
+    def late(folder: Path, step: int, *given: Any, **named: Any) -> Path:
+        path = real(folder, step, *given, **named)
+        if step == 8:
+            for entry in FOLDER.iterdir():
+                if entry.is_file():
+                    entry.unlink()
+            for other in (FOLDER / "checkpoints").iterdir():
+                if other != path:
+                    shutil.rmtree(other)
+        return path
+
+    monkeypatch.setattr(checkpoint, "save", late)
+    with pytest.raises(UserError, match=GONE):
+        train("a", max_steps=1000, snapshots=False)
+    assert list(Path("runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.json and all that describes it"])
+def test_no_checkpoints_are_deleted_with_it(
+    train: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    names = ["run.json"] if name == "run.json" else ["run.json", "config.toml", "tokenizer.json"]
+    at_step_8(monkeypatch, "add_sample", lambda: [(FOLDER / name).unlink() for name in names])
+    with pytest.raises(UserError, match=GONE):
+        train("a", max_steps=1000, keep_checkpoints=9)
+    steps = checkpoint.steps(FOLDER / "checkpoints")
+    assert steps[:2] == [4, 8]
+    checkpoint.load(checkpoint.path_of(FOLDER / "checkpoints", 8))
+
+
+def test_a_snapshot_makes_no_folder_anew(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "FIRST", 8)
+    real = runs.Run.save
+
+    def deleted(run: runs.Run, folder: Path, step: int, *given: Any, **named: Any) -> None:
+        if folder.name == "snapshots" and step == 8:
+            shutil.rmtree(FOLDER)
+        real(run, folder, step, *given, **named)
+
+    monkeypatch.setattr(runs.Run, "save", deleted)
+    with pytest.raises(UserError, match=GONE):
+        train("a", max_steps=1000)
+    assert list(Path("runs").iterdir()) == []
+
+
+def test_a_run_that_is_deleted_after_its_last_write_did_not_finish(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = runs.Run.sync_notes
+
+    def last(run: runs.Run) -> None:
+        real(run)
+        if run.steps() == [8, 12]:
+            shutil.rmtree(FOLDER)
+
+    monkeypatch.setattr(runs.Run, "sync_notes", last)
+    with pytest.raises(UserError, match=GONE):
+        train("a")
+
+
+def test_a_comparison_stops_as_well(
+    home: Path, tiny: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings = Path("runs/compare/trainings")
+    at_step_8(monkeypatch, "log", lambda: shutil.rmtree(trainings))
+    with pytest.raises(UserError, match="was deleted, moved or replaced during training"):
+        api.compare(
+            vary="learning_rate=0.01,0.02",
+            budget="12steps",
+            config=tiny,
+            source=text_file,
+            seeds=1,
+        )
+    assert not list(trainings.rglob("*.safetensors"))
