@@ -68,7 +68,8 @@ def export(
         raise _cannot_write(folder, error) from error
     try:
         _write(run, parameters, scratch, to, quantize)
-        (scratch / "README.md").write_text(card(run, step, to, quantize), encoding="utf-8")
+        text = card(run, step, to, quantize).encode("utf-8", "backslashreplace")
+        (scratch / "README.md").write_bytes(text)
         scratch.chmod(0o755)
         for path in scratch.iterdir():
             files.sync(path)
@@ -107,13 +108,12 @@ def _write(
             model,
             parameters,
             run.tokenizer,
-            name=run.name,
+            name=run.name.encode("utf-8", "backslashreplace").decode("utf-8"),
             add_bos_token=run.bos is not None,
             quantize=quantize,
         )
-        (scratch / "Modelfile").write_text(
-            gguf.modelfile(name, end_of_text=end_name(run.tokenizer)), encoding="utf-8"
-        )
+        text = gguf.modelfile(name, end_of_text=end_name(run.tokenizer))
+        (scratch / "Modelfile").write_text(text, encoding="utf-8", errors="surrogateescape")
         return
     if unlike_gpt2(model):
         huggingface.write_tree(scratch, qwen3.config_tree(model, end))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from mlxgpt import files
 from mlxgpt.storage.notes import Notes
+from tests.failing import NUMBERS, failing_open
 
 
 @pytest.fixture
@@ -52,3 +55,44 @@ def test_where_it_went_back_does_not_hide_what_it_ran_on(notes: Notes) -> None:
     *_, first, last = notes.history()
     assert first["forecast"] == {"seconds": 2.0}
     assert (last["step"], last["spiked"]) == (40, 63)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize(("name", "after"), [("metrics.jsonl", 0), ("samples.txt", 0)])
+def test_notes_that_cannot_be_read_are_not_empty(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch, name: str, after: int, number: int
+) -> None:
+    """Else `cut` would write back nothing."""
+    before = {path: path.read_bytes() for path in notes.folder.iterdir() if path.is_file()}
+    with monkeypatch.context() as patch:
+        failing_open(patch, name, number, after=after)
+        with pytest.raises(OSError, match=f"{os.strerror(number)}: '.*{name}'"):
+            notes.cut(8)
+        with pytest.raises(OSError, match=name):
+            list(notes.metrics() if name == "metrics.jsonl" else notes.samples(10))
+    assert {path: path.read_bytes() for path in notes.folder.iterdir() if path.is_file()} == before
+    assert notes.cut(8)
+
+
+def test_a_read_that_fails_names_the_file(notes: Notes) -> None:
+    (notes.folder / "history.jsonl").unlink()
+    (notes.folder / "history.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"history\.jsonl"):
+        list(notes.history())
+
+
+def test_a_line_that_was_cut_off_does_not_damage_the_next(notes: Notes) -> None:
+    """As a full disk leaves it."""
+    for name in ("history.jsonl", "metrics.jsonl", "samples.txt"):
+        with (notes.folder / name).open("a", encoding="utf-8") as file:
+            file.write("--- step 1")
+    notes.add_return(40, 63)
+    notes.log({"step": 99})
+    notes.add_sample(99, "to be")
+    assert list(notes.history())[-1]["spiked"] == 63
+    assert list(notes.metrics())[-1] == {"step": 99}
+    assert list(notes.samples(100))[-1] == (99, "to be")
+    notes.log({"step": 100})
+    assert [record["step"] for record in notes.metrics()][-2:] == [99, 100]
+    lines = (notes.folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-2]) == {"step": 99}, "no empty lines between"

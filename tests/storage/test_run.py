@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import pytest
 
-from mlxgpt import files
+from mlxgpt import api, files
 from mlxgpt.errors import UserError
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
+from tests.failing import NUMBERS, error, failing_open
 
 
 @pytest.fixture
@@ -52,7 +57,7 @@ def test_which_checkpoint(runs_dir: Path) -> None:
     for which in ("13", "last"):
         with pytest.raises(UserError, match="no checkpoint"):
             run.checkpoint_path(which)
-    (run.folder / "best.json").write_text("garbage")
+    (run.folder / "best.json").unlink()
     assert run.checkpoint_path().name == "step-0000012", "the newest until there is a best"
 
 
@@ -118,3 +123,162 @@ def test_a_name_that_no_data_folder_has_is_refused(runs_dir: Path, name: str) ->
     runs.create(run)
     with pytest.raises(UserError, match="damaged"):
         runs.open_run(run.folder)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_best_that_cannot_be_read_is_not_unknown(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    run = runs.open_run(runs_dir / "done")
+    failing_open(monkeypatch, "best.json", number)
+    for ask in (run.best, run.checkpoint_path, lambda: runs.load_model(run)):
+        with pytest.raises(OSError, match=r"best\.json"):
+            ask()
+    runs.load_model(run, "newest")
+
+
+@pytest.mark.parametrize("content", ["garbage", "{}", ""])
+def test_where_best_is_damaged_the_metrics_know_it(runs_dir: Path, content: str) -> None:
+    run = runs.open_run(runs_dir / "done")
+    best = run.best()
+    assert best is not None
+    (run.folder / "best.json").write_text(content)
+    assert run.best() == best
+    (run.folder / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"best\.json is damaged"):
+        run.best()
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("name", [checkpoint.MANIFEST, checkpoint.MODEL, "read", "step"])
+def test_another_checkpoint_is_used_only_for_a_damaged_one(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    run = runs.open_run(runs_dir / "done")
+    assert len(run.steps()) > 1
+    notes: list[str] = []
+    with monkeypatch.context() as patch:
+        if name == "read":  # after the hash was found to be right
+
+            def unreadable(file: object, buffer: object) -> int:
+                raise OSError(number, os.strerror(number))
+
+            patch.setattr(checkpoint._File, "readinto", unreadable, raising=False)
+        elif name == "step":
+            real = os.stat
+
+            def failing(path: Any, *given: Any, **named: Any) -> Any:
+                if str(path).endswith("step-0000012"):
+                    raise error(number, path)
+                return real(path, *given, **named)
+
+            patch.setattr(os, "stat", failing)
+        else:
+            failing_open(patch, name, number)
+        with pytest.raises(OSError, match=os.strerror(number)) as caught:
+            runs.load_model(run, "newest", notes.append)
+    assert caught.value.errno == number
+    assert caught.value.filename
+    assert notes == []
+    path = run.checkpoint_path("newest") / checkpoint.MANIFEST
+    path.unlink()
+    _, saved = runs.load_model(run, "newest", notes.append)
+    assert saved.step < 12
+    assert "missing or damaged" in notes[0]
+
+
+def test_what_mlx_cannot_read_is_not_damaged(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own errors have no errno: there may be no memory."""
+
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("[malloc] Unable to allocate 9 bytes.")
+
+    monkeypatch.setattr(mx, "load", failing)
+    with pytest.raises(UserError, match="Unable to allocate") as caught:
+        runs.load_model(runs.open_run(runs_dir / "done"))
+    assert not isinstance(caught.value, checkpoint.Damaged)
+
+
+@pytest.mark.parametrize("which", ["best", "newest"])
+def test_a_damaged_checkpoint_is_never_handed_out_as_another(
+    runs_dir: Path, tmp_path: Path, which: str
+) -> None:
+    run = runs.open_run(runs_dir / "done")
+    weights = run.checkpoint_path(which) / checkpoint.MODEL
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match="missing or damaged") as caught:
+        api.export(
+            to="hf", run="done", runs_dir=runs_dir, checkpoint=which, out=tmp_path / "exported"
+        )
+    assert "--checkpoint" in caught.value.remedy
+    assert not (tmp_path / "exported").exists()
+    api.generate(run="done", runs_dir=runs_dir, checkpoint=which, max_tokens=1)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("name", ["run.json", "best.json", "stat"])
+def test_a_run_that_cannot_be_read_is_named_in_the_list(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    """It is not left out in silence, the others are listed, and no other one is the newest."""
+    shutil.copytree(runs_dir / "done", runs_dir / "other")
+    real_open, real_stat = Path.open, os.stat
+
+    def opened(path: Path, *given: Any, **named: Any) -> Any:
+        if path == runs_dir / "done" / name:
+            raise error(number, path)
+        return real_open(path, *given, **named)
+
+    def failing(path: Any, *given: Any, **named: Any) -> Any:
+        if str(path) == str(runs_dir / "done" / "run.json"):
+            raise error(number, path)
+        return real_stat(path, *given, **named)
+
+    if name == "stat":
+        monkeypatch.setattr(os, "stat", failing)
+    else:
+        monkeypatch.setattr(Path, "open", opened)
+    notes: list[str] = []
+    assert [line.name for line in api.runs(runs_dir=runs_dir, note=notes.append)] == ["other"]
+    assert len(notes) == 1
+    assert re.search(rf"cannot read .*done.*: {os.strerror(number)}", notes[0])
+    if name == "stat":
+        with pytest.raises(OSError, match="done"):
+            runs.find(None, runs_dir)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_folder_is_replaced_only_where_it_has_no_checkpoint_for_certain(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    run = runs.open_run(runs_dir / "done")
+    before = sorted(run.folder.rglob("*"))
+    with pytest.raises(UserError, match="has checkpoints"):
+        runs.create(run)
+    real = os.listdir
+
+    def failing(path: Any) -> Any:
+        if Path(path) == run.checkpoints:
+            raise error(number, path)
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", failing)
+        with pytest.raises(OSError, match="checkpoints"):
+            runs.create(run)
+    assert sorted(run.folder.rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS allows only names of UTF-8")
+def test_a_name_need_not_be_utf8(runs_dir: Path) -> None:
+    """MLX writes and reads files of Python's, and knows no name."""
+    folder = runs_dir / "caf\udce9"
+    (runs_dir / "done").rename(folder)
+    run = runs.open_run(folder)
+    _, saved = runs.load_model(run)
+    run.save(run.checkpoints, 99, saved.parameters, {})
+    assert run.steps()[-1] == 99
+    api.export(to="hf", run=str(folder), out=folder / "hf\udce9")
+    assert (folder / "hf\udce9" / "model.safetensors").exists()
