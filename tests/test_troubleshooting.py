@@ -18,8 +18,11 @@ import pytest
 
 from mlxgpt import cli, files, tracking
 from mlxgpt.corpus import bpe, hub, web
+from mlxgpt.corpus.dataset import open_dataset
+from mlxgpt.errors import UserError
 from mlxgpt.interchange import huggingface
-from mlxgpt.machine import mac
+from mlxgpt.machine import mac, memory
+from mlxgpt.machine.memory import Limit
 from mlxgpt.storage.run import Run
 from tests.commands import ROOT, TRAIN, Capture, refused
 from tests.interchange.models import SHAPE, folder_of
@@ -418,7 +421,43 @@ def measurement_away(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) ->
     return refused(capsys, "bench", "report", "yours.json")
 
 
+def cut_while_in_use(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    tokens = open_dataset(Path("data/words")).train
+    os.truncate("data/words/train.bin", 100)
+    with pytest.raises(UserError) as caught:
+        tokens.batch(0, seed=1, batch_size=1, block_size=8)
+    return caught.value.problem
+
+
+def cut_array(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    os.truncate("data/words/train.bin", 100)
+    return refused(capsys, "eval", "--run", "done")
+
+
+def little_memory(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    container = Limit("this container's memory", 10**8, 10**8, 2 * 10**8, "give it more.")
+    patch.setattr(memory, "limits", lambda: [container])
+    return refused(capsys, "eval", "--run", "done")
+
+
+def no_memory_left(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    def fails(*_: object) -> int:
+        raise MemoryError
+
+    patch.setitem(cli.COMMANDS, "eval", fails)
+    return refused(capsys, "eval", "--run", "done")
+
+
+def crashed(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return memory.crash("SIGSEGV").problem
+
+
 MISTAKES: list[Mistake] = [
+    cut_while_in_use,
+    cut_array,
+    little_memory,
+    no_memory_left,
+    crashed,
     no_network,
     unknown_dataset,
     other_column,

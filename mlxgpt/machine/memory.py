@@ -29,6 +29,9 @@ V1: _Names = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inacti
 EXHAUSTED = (
     "std::bad_alloc",
     "unable to allocate",
+    "attempting to allocate",
+    "insufficient memory",
+    "out of memory",
     "cannot allocate memory",
     "failed to map segment",
     "resource temporarily unavailable",
@@ -85,11 +88,15 @@ def exhausted(error: BaseException) -> UserError | None:
     ran_out = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if not ran_out and not any(words in text for words in EXHAUSTED):
         return None
-    return out_of_memory("out of memory")
+    return _out_of_memory("out of memory")
 
 
-def out_of_memory(problem: str) -> UserError:
-    """The error of a process that has no memory left; names its smallest limit."""
+def crash(end: str) -> UserError:
+    """The error of a process that was ended: by a signal, or a library with a code of its own."""
+    return _out_of_memory(f"the process ended with {end}, as it does without memory")
+
+
+def _out_of_memory(problem: str) -> UserError:
     remedy = "use a smaller --batch-size or model"
     if smallest := min(limits(), key=lambda limit: limit.free, default=None):
         problem = f"{problem}: {smallest.name} is limited to {_megabytes(smallest.total)}"
@@ -98,6 +105,7 @@ def out_of_memory(problem: str) -> UserError:
 
 
 def _of_address_space(root: Path) -> Iterator[Limit]:
+    assert sys.platform == "linux"
     total, _ = resource.getrlimit(resource.RLIMIT_AS)
     if total == resource.RLIM_INFINITY:
         return
@@ -124,7 +132,7 @@ def _of_cgroups(root: Path) -> Iterator[Limit]:
 
 def _cgroups(root: Path) -> Iterator[tuple[Path, _Names]]:
     """Folders of this process's memory cgroups, from the inside out, with the names in them."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             number, controllers, path = line.split(":", 2)
             if number == "0":  # v2, alone or next to v1

@@ -17,6 +17,7 @@ from mlxgpt.machine import memory
 SUPERVISED = "MLXGPT_SUPERVISED"
 REGULAR = 64  # added to the exit code of a child that ended as it meant to
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
+FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL)
 
 
@@ -25,6 +26,7 @@ def begin_as_child() -> bool:
     if os.environ.pop(SUPERVISED, None) is None:
         return False
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*FORWARDED, signal.SIGCHLD})
     return True
 
 
@@ -34,19 +36,20 @@ def run_again() -> int:
     Raises:
         UserError: if it crashed.
     """
+    assert sys.platform == "linux"
+    awaited = {*FORWARDED, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # the child unblocks them when it is ready
     command = [sys.executable, *sys.orig_argv[1:]]
     child = subprocess.Popen(command, env={**os.environ, SUPERVISED: "1"})
-    forwarded = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*forwarded, signal.SIGCHLD})
     while child.poll() is None:
-        received = signal.sigwaitinfo({*forwarded, signal.SIGCHLD})
+        received = signal.sigwaitinfo(awaited)
         # What the terminal sends, both get: the kernel's code is above 0.
-        if received.si_signo in forwarded and received.si_code <= 0:
+        if received.si_signo in FORWARDED and received.si_code <= 0:
             child.send_signal(received.si_signo)
     code = child.returncode
     if code >= REGULAR:
         return code - REGULAR
     if -code in CRASHES or code > 0:  # OpenBLAS ends with 1
         ended = signal.Signals(-code).name if code < 0 else f"code {code}"
-        raise memory.out_of_memory(f"the process ended with {ended}, as it does without memory")
+        raise memory.crash(ended)
     return 128 - code

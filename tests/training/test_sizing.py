@@ -12,7 +12,7 @@ from mlxgpt.machine import device
 from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.storage.run import open_run
 from mlxgpt.training import sizing
-from mlxgpt.training.forecast import Forecast
+from mlxgpt.training.forecast import Forecast, estimated_bytes
 from mlxgpt.training.sizing import HEAD_SIZE, SHAPES, TOKENS_PER_PARAMETER, sized
 
 BASE = override(
@@ -113,7 +113,7 @@ def test_what_has_no_memory_is_not_chosen(
     machine(monkeypatch, 1e15)
     monkeypatch.setattr(device, "free_bytes", lambda: 10**9)
     found = sized(BASE, dataset, 3600, lambda line: None)
-    assert sizing.estimated_bytes(found) <= 10**9
+    assert estimated_bytes(found) <= 10**9
     monkeypatch.setattr(device, "free_bytes", lambda: 10)
     with pytest.raises(UserError, match="this training takes"):
         sized(BASE, dataset, 3600, lambda line: None)

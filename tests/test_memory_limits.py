@@ -1,0 +1,114 @@
+"""Commands that run out of memory end with two clear lines, wherever that happens."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxgpt import cli
+from mlxgpt.machine import memory
+from mlxgpt.machine.memory import Limit
+from mlxgpt.training import launch
+from tests.commands import ROOT, SMALL, Capture, refused
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory so")
+
+MB = 1 << 20
+TRAIN = ["train", "--tier", "1", "--source", "long.txt", "--run", "a"]
+TRAIN += ["--max-steps", "4", "--eval-interval", "2"]
+COMMANDS = {
+    "train": TRAIN,
+    "eval": ["eval", "--run", "done"],
+    "generate": ["generate", "--run", "done", "--max-tokens", "20"],
+}
+
+
+def within(megabytes: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """A command in an address space of this size."""
+    line = shlex.join([sys.executable, "-m", "mlxgpt", *command])
+    return subprocess.run(
+        ["sh", "-c", f"ulimit -v {1024 * megabytes}; exec {line}"],
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def ends_clearly(done: subprocess.CompletedProcess[str]) -> bool:
+    """With a result, or with two lines on memory; whether with the latter."""
+    assert "Traceback" not in done.stderr
+    if done.returncode == 0:
+        return False
+    assert done.returncode == 2, done.stderr
+    problem, remedy = done.stderr.splitlines()[-2:]
+    assert problem.startswith("mlxgpt: ")
+    assert "memory" in problem or "address space" in problem or "this training takes" in problem
+    assert remedy.startswith("  → ")
+    return True
+
+
+@pytest.fixture
+def least(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Megabytes of address space that mlxgpt asks for on this machine."""
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (1 << 40, 1 << 40))
+    return memory.limits()[0].least // MB
+
+
+@pytest.fixture(autouse=True)
+def long_text(place: Path, text: str) -> None:
+    Path("long.txt").write_text(text * 10, encoding="utf-8")
+    assert cli.main(["prepare", "long.txt"]) == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_too_little_to_start(place: Path, command: str, least: int) -> None:
+    done = within(least - 20, *COMMANDS[command])
+    assert ends_clearly(done)
+    assert "to start" in done.stderr
+
+
+def test_too_little_for_the_model(place: Path, least: int) -> None:
+    """It is refused by the estimate or, where that is overruled, crashes and is explained."""
+    large = [*TRAIN, "--n-embd", "768"]
+    done = within(least + 100, *large)
+    assert ends_clearly(done)
+    assert "this training takes" in done.stderr
+    assert ends_clearly(within(least + 100, *large, "--memory-limit", "9"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_limit_ends_clearly(place: Path, command: str) -> None:
+    ends = [
+        ends_clearly(within(megabytes, *COMMANDS[command]))
+        for megabytes in (100, 150, 200, 250, 300, 350, 400, 500, 600, 700, 800, 900)
+    ]
+    print(command, ends)
+    assert ends == sorted(ends, reverse=True), "what fits once fits with more"
+
+
+def test_what_a_container_cannot_hold_is_refused_before_it_is_timed(
+    place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = Limit("this container's memory", 400 * MB, 390 * MB, memory.RESIDENT, "")
+    monkeypatch.setattr(memory, "limits", lambda: [container])
+    monkeypatch.setattr(launch, "first_steps", lambda *_: pytest.fail("it was timed"))
+    line = [*TRAIN, "--n-embd", "384", "--n-layer", "6", "--batch-size", "32"]
+    assert refused(capsys, *line).startswith("this training takes 0.59 GB, and has 0.27")
+    line = ["compare", "--tier", "1", "--vary", "n_embd=768,1152", "--budget", "5steps"]
+    assert refused(capsys, *line, "--source", "long.txt").startswith("this training takes")
+
+
+def test_memory_that_runs_out_in_python_is_explained(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setitem(cli.COMMANDS, "train", fails)
+    assert refused(capsys, *SMALL.split()).startswith("out of memory")
