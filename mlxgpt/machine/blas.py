@@ -185,7 +185,7 @@ def _arrange_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):  # of another C library than glibc
         libc = ctypes.CDLL(None)
         _keep_freed_pages(libc)
-        if not memory.limits():  # of which the room would be a part
+        if not memory.address_space():  # of which the room would be a part
             _ask_for_large_pages(libc)
 
 

@@ -67,6 +67,12 @@ def limits(root: Path = Path("/")) -> list[Limit]:
     return [*_of_address_space(root), *_of_cgroups(root)] if sys.platform == "linux" else []
 
 
+def address_space() -> int | None:
+    """The most addresses that this process may have, in bytes; None without a limit."""
+    total, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if total == resource.RLIM_INFINITY else total
+
+
 def refuse_too_little() -> None:
     """Refuse to start where loading the libraries would fail.
 
@@ -106,10 +112,12 @@ def _out_of_memory(problem: str) -> UserError:
 
 def _of_address_space(root: Path) -> Iterator[Limit]:
     assert sys.platform == "linux"
-    total, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if total == resource.RLIM_INFINITY:
+    if (total := address_space()) is None:
         return
-    least = ADDRESSES + ADDRESSES_PER_THREAD * len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0))
+    if (fewer := os.environ.get("OPENBLAS_NUM_THREADS", "")).isdecimal():
+        threads = min(threads, int(fewer))
+    least = ADDRESSES + ADDRESSES_PER_THREAD * threads
     status = _fields(root / "proc/self/status")
     not_resident = max(least - RESIDENT, status.get("VmSize:", 0) - status.get("VmRSS:", 0))
     remedy = "raise its limit: ulimit -v unlimited"
@@ -125,7 +133,7 @@ def _of_cgroups(root: Path) -> Iterator[Limit]:
         if used is None or not totals or min(totals) >= 1 << 60:  # as v1 says that there is none
             continue
         used -= _fields(folder / "memory.stat", unit=1).get(cache, 0)
-        free = min(totals) - used + own
+        free = max(0, min(totals) - used + own)
         remedy = "give the container more memory."
         yield Limit("this container's memory", min(totals), free, RESIDENT, remedy)
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 MOST = 32  # that wait for their turns
-AHEAD = 16  # items of one that are made before it takes them
+AHEAD = 16  # items that are made before their consumer takes them
 _END = object()
 
 
@@ -85,8 +85,8 @@ class Device:
                 turns.append(task)
 
     async def items(self, make: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
-        """What an iterator gives, made and advanced in the thread. Whoever stops asking stops it;
-        whoever pauses has no place among those who wait, and takes no turns.
+        """What an iterator gives, made and advanced in the thread. It stops with its consumer. A
+        consumer that pauses does not count as waiting, and gets no more turns.
 
         Raises:
             Busy: if too many wait.

@@ -82,6 +82,8 @@ def test_above_memory_high_a_process_hardly_runs(root: Path) -> None:
     place = System(root, "0::/").v2("", 400 * MB, 100 * MB)
     write(place / "memory.high", 300 * MB)
     assert sizes(root) == [(300, 250)]
+    write(place / "memory.high", 10 * MB)
+    assert sizes(root) == [(10, 0)]
 
 
 def test_a_container_of_cgroup_v1_sees_the_path_outside(root: Path) -> None:
@@ -124,6 +126,16 @@ def test_the_address_space(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(root / "proc/self/status", STATUS.replace("300000", "3000000"))
     (limit,) = memory.limits(root)
     assert limit.free == total - (3_000_000 - 60_000) * 1024, "a process that already has much"
+
+
+def test_fewer_threads_need_less_of_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (4000 * MB, 4000 * MB))
+    least = []
+    for threads in ("1", "none", "9999"):
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", threads)
+        least.append(memory.limits(root)[0].least)
+    assert least[0] <= least[1] == least[2]
+    assert least[0] == memory.ADDRESSES + memory.ADDRESSES_PER_THREAD
 
 
 def test_a_real_limit_of_the_address_space() -> None:

@@ -39,7 +39,7 @@ def there(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @contextlib.contextmanager
 def connected(there: Served, *lines: str, body: bytes = b"") -> Iterator[socket.socket]:
-    """A client that has sent this, and reads nothing by itself."""
+    """A client that has sent this; it reads only what the test reads."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(60)
