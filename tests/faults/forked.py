@@ -7,6 +7,7 @@ What only measures the machine is replaced by constants, so that commands are qu
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -41,12 +42,13 @@ class Server:
 
     Args:
         library: preloaded into all of them; see inject.c.
+        modules: to import beforehand, besides those that most commands need.
     """
 
-    def __init__(self, library: Path | None = None) -> None:
+    def __init__(self, library: Path | None = None, modules: Sequence[str] = ()) -> None:
         preload = {"LD_PRELOAD": str(library)} if library else {}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.forked"],
+            [sys.executable, "-m", "tests.faults.forked", *modules],
             env={**os.environ, "PYTHONPATH": str(ROOT), **preload},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -145,6 +147,8 @@ def _serve() -> None:
     from mlxgpt.training import forecast, launch, selfcheck, session
     from mlxgpt.training.forecast import Forecast
 
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     assert all((api, matplotlib, exporting, importing, pages, session))
     encoding.CHUNK, prepare.SAVE_EVERY = 1 << 12, 2  # progress worth keeping, also of a small text
     compiler._try = lambda *_: None  # which calls g++

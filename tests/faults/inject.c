@@ -10,7 +10,8 @@
  *   FAULT_MODE    once, always (from FAULT_AT on), short (half of each write is taken),
  *                 eintr (every second read, write, open is interrupted by a signal),
  *                 nodirsync (fsync of a folder gives EINVAL),
- *                 kill (the process dies at operation FAULT_AT of any site)
+ *                 kill (the process dies at operation FAULT_AT of any site: before it, or where
+ *                 it is a write, when half of it is done; FAULT_LOG then has this operation alone)
  *
  * A site is the innermost Python frames of mlxgpt, file:line, at most DEPTH of them.
  */
@@ -46,6 +47,7 @@ static atomic_long *counter;
 static enum { ONCE, ALWAYS, SHORT, EINTR_MODE, NODIRSYNC, KILL } mode;
 static __thread int inside; /* our own calls are not counted */
 static __thread unsigned turn;
+static __thread int dying; /* in the middle of the write that follows */
 
 /* Python's stable interface, where the process is a Python. */
 static int (*initialized)(void);
@@ -185,7 +187,12 @@ static int fails(const char *operation, int folder, const char *name) {
             int able = strstr("open read write pread pwrite readv writev", operation) != NULL;
             if (able && strcmp(class, "log") && ++turn % 2) result = EINTR;
         } else if (mode == KILL) {
-            if (counter && atomic_fetch_add(counter, 1) + 1 == fault_at) kill(getpid(), SIGKILL);
+            if (counter && atomic_fetch_add(counter, 1) + 1 == fault_at) {
+                int length = snprintf(line, sizeof line, "%s %s - %s\n", operation, class, path);
+                if (log_fd >= 0) syscall(SYS_write, log_fd, line, length);
+                dying = !strcmp(operation, "write") || !strcmp(operation, "pwrite");
+                if (!dying) kill(getpid(), SIGKILL);
+            }
         } else if (log_fd >= 0 || wanted[0]) {
             site_of(site, sizeof site);
             int length = snprintf(line, sizeof line, "%s %s %s", operation, class, site);
@@ -204,7 +211,13 @@ static int fails(const char *operation, int folder, const char *name) {
     return result;
 }
 
+static ssize_t written(ssize_t count) {
+    if (dying) kill(getpid(), SIGKILL);
+    return count;
+}
+
 static size_t shorter(int fd, size_t count) {
+    if (dying) return count / 2;
     if (mode != SHORT || inside || count < 2) return count;
     char path[4200];
     int saved = errno, ours = path_at(fd, NULL, path, sizeof path) && class_of(path);
@@ -271,13 +284,14 @@ ssize_t readv(int fd, const struct iovec *parts, int count) {
 
 ssize_t write(int fd, const void *bytes, size_t count) {
     REAL(ssize_t, "write", int, const void *, size_t);
-    return fails("write", fd, NULL) ? -1 : real(fd, bytes, shorter(fd, count));
+    return fails("write", fd, NULL) ? -1 : written(real(fd, bytes, shorter(fd, count)));
 }
 
 #define PWRITE(function, offset_type)                                                            \
     ssize_t function(int fd, const void *bytes, size_t count, offset_type offset) {              \
         REAL(ssize_t, #function, int, const void *, size_t, offset_type);                        \
-        return fails("pwrite", fd, NULL) ? -1 : real(fd, bytes, shorter(fd, count), offset);     \
+        if (fails("pwrite", fd, NULL)) return -1;                                                \
+        return written(real(fd, bytes, shorter(fd, count), offset));                             \
     }
 PWRITE(pwrite, off_t)
 PWRITE(pwrite64, off64_t)
@@ -290,8 +304,8 @@ ssize_t writev(int fd, const struct iovec *parts, int count) {
 #define SENDFILE(function, offset_type)                                                          \
     ssize_t function(int out, int in, offset_type *offset, size_t count) {                       \
         REAL(ssize_t, #function, int, int, offset_type *, size_t);                               \
-        return fails("write", out, NULL) || fails("read", in, NULL) ? -1                         \
-                                                                    : real(out, in, offset, count); \
+        if (fails("write", out, NULL) || fails("read", in, NULL)) return -1;                     \
+        return written(real(out, in, offset, dying ? count / 2 : count));                        \
     }
 SENDFILE(sendfile, off_t)
 SENDFILE(sendfile64, off64_t)
