@@ -188,11 +188,14 @@ def _passing_folder() -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder so that whoever is interrupted leaves it whole, or nothing of that name."""
+    """Delete a folder, if it exists: an interruption leaves it whole, or nothing of that name. What
+    an earlier one left of it goes, too.
+    """
     gone = folder.with_name(f".{folder.name}{GONE}")
     shutil.rmtree(gone, ignore_errors=True)
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    if exists(folder):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -212,7 +215,13 @@ def _sync(descriptor: int) -> None:
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
-    os.fsync(descriptor)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems, many of them on a network, cannot sync folders.
+        unsupported = error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
+        if not (unsupported and stat.S_ISDIR(os.fstat(descriptor).st_mode)):
+            raise
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,25 +58,24 @@ def export(
             f"{run.name} is no GPT-2; mlx-lm quantizes such a model itself",
             "export it --to hf, and then: mlx_lm.convert --hf-path FOLDER -q.",
         )
-    if files.exists(folder):
-        raise UserError(f"{folder} exists", "choose another folder: --out DIR.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    try:
-        _write(run, parameters, scratch, to, quantize)
-        text = card(run, step, to, quantize).encode("utf-8", "backslashreplace")
-        (scratch / "README.md").write_bytes(text)
-        scratch.chmod(0o755)
-        for path in scratch.iterdir():
-            files.sync(path)
-        scratch.rename(folder)
-    except (OSError, RuntimeError) as error:
-        raise _cannot_write(folder, error) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with files.only_one(folder, "exporting to"):
+        if files.exists(folder):
+            raise UserError(f"{folder} exists", "choose another folder: --out DIR.")
+        scratch = folder.with_name(f".{folder.name}.new")
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed
+            scratch.mkdir()
+            _write(run, parameters, scratch, to, quantize)
+            text = card(run, step, to, quantize).encode("utf-8", "backslashreplace")
+            (scratch / "README.md").write_bytes(text)
+            for path in scratch.iterdir():
+                files.sync(path)
+            scratch.rename(folder)
+            files.sync(folder.parent)
+        except (OSError, RuntimeError) as error:
+            raise _cannot_write(folder, error) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def unlike_gpt2(config: ModelConfig) -> bool:

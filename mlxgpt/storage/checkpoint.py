@@ -109,8 +109,7 @@ def save(
             files.sync(scratch / name)
         files.sync(scratch)
         check()
-        if files.exists(final):
-            files.remove(final)
+        files.remove(final)
         scratch.rename(final)
         files.sync(folder)
     except (OSError, RuntimeError) as error:

@@ -287,8 +287,7 @@ def create(run: Run) -> None:
             (scratch / name).write_text(text, encoding="utf-8")
             files.sync(scratch / name)
         files.sync(scratch)
-        if files.exists(folder):  # without a checkpoint, or it would have been resumed
-            files.remove(folder)
+        files.remove(folder)  # it has no checkpoint, or it would have been resumed
         scratch.rename(folder)
         files.sync(folder.parent)
     except OSError as error:

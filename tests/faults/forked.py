@@ -49,7 +49,8 @@ class Server:
         preload = {"LD_PRELOAD": str(library)} if library else {}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.forked", *modules],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **preload},
+            # An unbuffered stdout of Python's loses the rest of a short write.
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "", **preload},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

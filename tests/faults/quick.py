@@ -1,4 +1,4 @@
-"""Imported by a server of tests.faults.forked, where a command is run a thousand times: tries the C++
+"""Imported by a server of tests.faults.forked where a command runs a thousand times: tries the C++
 compiler once, and ends processes without tidying their memory.
 """
 
