@@ -242,9 +242,7 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = lock.open("a")
         except OSError as error:
-            raise UserError(
-                f"cannot write in {path.parent}: {error.strerror}", "choose another folder."
-            ) from error
+            raise os_error(error, "write", lock, "choose another folder.") from error
         with file:
             with contextlib.suppress(OSError):  # some file systems have no locks
                 try:

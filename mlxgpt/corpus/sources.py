@@ -154,8 +154,12 @@ def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict
 
 
 def comparable(origin: Mapping[str, Any]) -> str:
-    """What is equal for equal origins, whichever Unicode form a file system gives names."""
-    return unicodedata.normalize("NFC", json.dumps(origin, sort_keys=True, ensure_ascii=False))
+    """What is equal for equal origins: names of files may differ in their Unicode form, which a file
+    system chooses, and in upper and lower case, which it may ignore; their hashes are there as well.
+    """
+    names = {kind: str(origin.get(kind)).casefold() for kind in ("files", "val_files")}
+    tree = json.dumps({**origin, **names}, sort_keys=True, ensure_ascii=False)
+    return unicodedata.normalize("NFC", tree)
 
 
 def told(origin: dict[str, Any]) -> str:

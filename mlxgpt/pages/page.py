@@ -203,9 +203,7 @@ def write(path: Path, html: str) -> None:
             f"{path} exists, and is no page of ours", "choose another --output."
         ) from None
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}", "choose another --output FILE.html."
-        ) from error
+        raise files.os_error(error, "write", path, "choose another --output FILE.html.") from error
 
 
 def _is_number(text: str) -> bool:

@@ -18,7 +18,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -87,18 +87,23 @@ class Killed:
     """What came of killing one command.
 
     Attributes:
-        runs: how often it was brought to its end, equal to an undisturbed one.
+        runs: how often it was brought to its end.
         kills: how often it was killed.
-        writes: kills when half of a write was done.
-        changes: kills at any other operation that changes a file or folder.
-        at: how often at which operation.
+        at: how often at which operation; at a write, half of it was done.
+        wrong: what was lost, left behind, or not as in an undisturbed run.
     """
 
     runs: int = 0
     kills: int = 0
-    writes: int = 0
-    changes: int = 0
     at: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def row(self, name: str) -> str:
+        """A row of the table."""
+        writes = self.at["write"] + self.at["pwrite"]
+        changes = sum(self.at[operation] for operation in CHANGING)
+        equal = self.runs - len({problem.split(":")[0] for problem in self.wrong})
+        return f"| {name} | {self.runs} | {self.kills} | {writes} | {changes} | {equal} |"
 
 
 class World:
@@ -110,8 +115,9 @@ class World:
 
     def __init__(self, folder: Path, servers: Sequence[Server]) -> None:
         self.work = folder / "work"  # always the same, as its name is in some files
-        self._original, self._servers = folder / "original", servers
+        self._original, self.servers = folder / "original", servers
         self._log, self._counter = folder / "operations", folder / "count"
+        self._known: dict[str, tuple[int, dict[str, Any]]] = {}
         self._make()
 
     def left(self) -> set[str]:
@@ -123,10 +129,15 @@ class World:
         shutil.copytree(self._original, self.work)
 
     def run(self, line: str, env: Mapping[str, str] | None = None) -> Ended:
-        return self._servers[0].run(shlex.split(line), self.work, self._env(env or {}))
+        return self.servers[0].run(shlex.split(line), self.work, self.env(env or {}))
 
     def undisturbed(self, line: str) -> tuple[int, dict[str, Any]]:
         """The number of a command's file operations, and the work folder after it."""
+        if line not in self._known:
+            self._known[line] = self._undisturbed(line)
+        return self._known[line]
+
+    def _undisturbed(self, line: str) -> tuple[int, dict[str, Any]]:
         self.fresh()
         self._log.unlink(missing_ok=True)
         ended = self.run(line, {**roots(self.work), "FAULT_LOG": str(self._log)})
@@ -146,17 +157,17 @@ class World:
     def both(self, lines: Sequence[str], later: float) -> list[Ended]:
         """Run two commands, the second so many seconds later than the first."""
         logs = [self.work / "log" / str(number) for number in range(len(lines))]
-        for number, (server, line) in enumerate(zip(self._servers, lines, strict=True)):
+        for number, (server, line) in enumerate(zip(self.servers, lines, strict=True)):
             if number:
                 time.sleep(later)
-            server.start(shlex.split(line), self.work, self._env({}), logs[number])
-        codes = [server.wait() for server in self._servers]
+            server.start(shlex.split(line), self.work, self.env({}), logs[number])
+        codes = [server.wait() for server in self.servers]
         return [
             Ended(code, (log / "out").read_text(), (log / "err").read_text())
             for code, log in zip(codes, logs, strict=True)
         ]
 
-    def _env(self, env: Mapping[str, str]) -> Mapping[str, str]:
+    def env(self, env: Mapping[str, str]) -> Mapping[str, str]:
         return {"MLXGPT_HOME": str(self.work), "TMPDIR": str(self.work / "tmp"), **env}
 
     def _make(self) -> None:
@@ -173,7 +184,7 @@ class World:
         if find_spec("torch"):
             write_nanogpt(self.work / "source", "".join(sorted({*" \n", *"".join(words)})))
         self._keep()
-        operations, _ = self.undisturbed(KILLED["train, resumed"])
+        operations, _ = self._undisturbed(KILLED["train, resumed"])
         for share in (0.5, 0.6, 0.7, 0.8, 0.9):
             self.fresh()
             self.kill(KILLED["train, resumed"], int(share * operations))
@@ -208,38 +219,54 @@ def write_nanogpt(folder: Path, characters: str) -> None:
 
 def torture(world: World, name: str, kills: int, draw: random.Random) -> Killed:
     """Kill a command at random operations, at least so many times, and each time let it end."""
-    line, result = KILLED[name], Killed()
-    operations, whole = world.undisturbed(line)
+    result = Killed()
+    operations, whole = world.undisturbed(KILLED[name])
     while result.kills < kills:
         world.fresh()
-        while True:
-            before = progress(world.work)
-            # Often an early one: a command that resumes has fewer left.
-            at = 1 + int(operations * draw.random() ** draw.choice([1, 4]))
-            if draw.random() < 0.1:
-                at = 0
-            ended, operation = world.kill(line, at)
-            gone = lost(before, progress(world.work))
-            assert not gone, f"{name} killed at {operation}: {gone} are gone"
-            if not operation:
-                # As after any export or import that is done.
-                assert ended.code == 0 or " exists" in ended.err, f"{name}: {ended.err}"
-                break
-            if ended.code != -signal.SIGKILL:  # a process that it had started was killed
-                assert ended.code in (0, 2), f"{name} killed at {operation}: {ended.err}"
-                assert "Traceback" not in ended.err, f"{name} killed at {operation}: {ended.err}"
-            result.kills += 1
-            result.at[operation.split(" ")[0]] += 1
-            result.writes += operation.startswith(("write ", "pwrite "))
-            result.changes += operation.startswith(CHANGING)
-            if ended.code == 0:
-                break
-        out = None if ended.code else ended.out
-        different = differences(whole, state_of(world.work, out))
-        assert not different, f"{name}: {different}"
-        assert not (left := world.left()), f"{name}: {left} are left"
         result.runs += 1
+        result.wrong += [
+            f"{name}, run {result.runs}: {problem}"
+            for problem in _until_it_ends(world, KILLED[name], operations, whole, draw, result)
+        ]
     return result
+
+
+def _until_it_ends(
+    world: World,
+    line: str,
+    operations: int,
+    whole: Mapping[str, Any],
+    draw: random.Random,
+    result: Killed,
+) -> Iterator[str]:
+    """Kill a command again and again; yields what is wrong."""
+    died = []
+    while True:
+        before = progress(world.work)
+        # Often an early one: a command that resumes has fewer left.
+        at = 1 + int(operations * draw.random() ** draw.choice([1, 4]))
+        ended, operation = world.kill(line, 0 if draw.random() < 0.1 else at)
+        died += [operation.strip()]
+        if gone := lost(before, progress(world.work)):
+            yield f"{gone} are gone after {died}"
+        if not operation:
+            # As after any export or import that is done.
+            if ended.code and " exists" not in ended.err:
+                yield f"{ended.err} after {died}"
+            break
+        result.kills += 1
+        result.at[operation.split(" ")[0]] += 1
+        # Where it was not killed, a process that it had started was.
+        if ended.code not in (0, 2, -signal.SIGKILL) or "Traceback" in ended.err:
+            yield f"{ended.err} after {died}"
+            break
+        if ended.code == 0:
+            break
+    after = state_of(world.work, None if ended.code else ended.out)
+    if different := [n for n in differences(whole, after) if not is_old_checkpoint(n, whole)]:
+        yield f"{different} after {died}"
+    if left := world.left():
+        yield f"{left} are left after {died}"
 
 
 def in_mode(world: World, name: str, mode: str) -> None:
@@ -288,8 +315,8 @@ def state_of(work: Path, out: str | None) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for path in files_in(work):
         name, content = str(path.relative_to(work)), path.read_bytes()
-        if path.name in ("history.jsonl", verified.NAME):
-            state[name] = None  # when it was done, and inodes
+        if path.name in ("history.jsonl", "mine.md", verified.NAME):
+            state[name] = None  # times, and inodes
         elif path.name == "metrics.jsonl":
             records = [json.loads(line) for line in content.splitlines()]
             state[name] = [{key: record.get(key) for key in STEADY} for record in records]
@@ -315,6 +342,13 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     if "stdout" in a and "stdout" in b and a["stdout"] != b["stdout"]:
         different.append(f"stdout: {a['stdout']} and {b['stdout']}")
     return different
+
+
+def is_old_checkpoint(name: str, whole: Mapping[str, Any]) -> bool:
+    """Whether a file is of a checkpoint that an undisturbed run would have deleted: killed between
+    its last checkpoint and that, a run keeps older ones.
+    """
+    return name not in whole and "/checkpoints/step-" in name
 
 
 def files_in(work: Path) -> list[Path]:
@@ -394,19 +428,13 @@ def main() -> None:
             draw = random.Random(f"{given.seed} {name}")
             try:
                 if given.kills:
-                    print(row(name, torture(world, name, given.kills, draw)), end=" ")
+                    result = torture(world, name, given.kills, draw)
+                    print(result.row(name), *result.wrong, sep="\n", end=" ")
                 else:
                     print(name, dict(together(world, name, given.pairs, draw)), end=" ")
             except AssertionError as error:
                 print(f"FAILED {name}: {error}", end=" ")
             print(f"{time.monotonic() - began:.0f} s", flush=True)
-
-
-def row(name: str, result: Killed) -> str:
-    return (
-        f"| {name} | {result.runs} | {result.kills} | {result.writes} | {result.changes} | "
-        f"{result.runs} |"
-    )
 
 
 if __name__ == "__main__":
