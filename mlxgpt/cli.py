@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from mlxgpt import config_files, files
+from mlxgpt import config_files, files, streams
 from mlxgpt.arguments import make_parser
 from mlxgpt.errors import UserError
 from mlxgpt.machine import mac, memory, supervisor
@@ -29,9 +29,10 @@ INTERRUPTED = 130
 def run() -> NoReturn:
     """The program `mlxgpt`: as `main`, and ends the process."""
     code: Any
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # what a terminal cannot show is a question mark
+    sys.stdout, sys.stderr = (
+        streams.ResultStream.over(sys.stdout),
+        streams.MessageStream.over(sys.stderr),
+    )
     if isinstance(sys.stdin, io.TextIOWrapper):  # its bytes that are not UTF-8 are refused later
         sys.stdin.reconfigure(errors="surrogateescape")
     is_child = supervisor.begin_as_child()
@@ -48,12 +49,13 @@ def run() -> NoReturn:
             raise
         sys.excepthook(*sys.exc_info())
         code = 1
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            code = code or _refuse(_of_file(error))
+        streams.discard(sys.stdout)  # Python would complain at its end
     meant = (code or 0) + supervisor.REGULAR if is_child else code
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:  # Python would complain at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     tracker_hangs = any(thread.name == "tracker" for thread in threading.enumerate())
     if code or tracker_hangs:
         # At once: threads that still compute are not waited for; and those of libraries, where they
@@ -81,15 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has closed it (`| head -1`)
         return 0
-    except OSError as error:  # the world's doing, where no room could say it better
-        where = f"{error.filename}: " if error.filename else ""
-        remedy = files.REMEDIES.get(error.errno or 0, "check the file and its folder.")
-        _say(f"mlxgpt: {where}{error.strerror or error}\n  → {remedy}")
-        return 2
+    except OSError as error:  # of a file, where no caller could say more
+        return _refuse(_of_file(error))
     except (MemoryError, RuntimeError, ImportError) as error:
         if not (problem := memory.exhausted(error)):
             raise
         return _refuse(problem)
+
+
+def _of_file(error: OSError) -> UserError:
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = files.REMEDIES.get(error.errno or 0, "check the file and its folder.")
+    return UserError(f"{where}{error.strerror or error}", remedy)
 
 
 def _refuse(error: UserError) -> int:

@@ -50,16 +50,9 @@ COLUMNS = (
 )
 
 
-class _Messages(Console):
-    """The console on stderr; where nobody reads on, a training goes on in silence."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-
-
 def console() -> Console:
-    """The console on stderr."""
-    return _Messages(stderr=True, highlight=False)
+    """The console on stderr, which ignores errors there (streams.py)."""
+    return Console(stderr=True, highlight=False)
 
 
 class PreparationDisplay:

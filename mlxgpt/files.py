@@ -21,13 +21,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mlxgpt.errors import UserError
 
 SEAL = "seal"
 GONE = ".gone"  # the end of a name
 SMALL = 1 << 20  # bytes of a file that describes something
+# Answers of file systems that have no locks.
+WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 # Remedies by errno. A network folder that fails answers with several numbers.
@@ -50,6 +52,8 @@ REMEDIES = {
     errno.ENFILE: _RAISE_LIMIT,
     errno.ENOMEM: "close other programs, and run the same command again.",
     errno.ENAMETOOLONG: "use a shorter name.",
+    errno.EFBIG: "choose a disk that takes larger files, or raise the limit: ulimit -f unlimited",
+    errno.ENOTCONN: _CHECK_DISK,
 }
 
 
@@ -61,6 +65,13 @@ def exists(path: Path) -> bool:
             `is_dir` return False then, and a run that cannot be read would look like a new one.
     """
     return _mode(path) is not None
+
+
+def is_name(path: Path) -> bool:
+    """Whether there is anything of that name, be it a link that leads nowhere; raises as `exists`,
+    which `os.path.lexists` does not.
+    """
+    return _mode(path, follow_symlinks=False) is not None
 
 
 def is_file(path: Path) -> bool:
@@ -164,7 +175,8 @@ def write_atomically(path: Path, text: str) -> None:
         scratch.replace(path)
         sync(path.parent)
     finally:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # usually renamed by now
+            scratch.unlink()
 
 
 def own_folders() -> Iterator[Path]:
@@ -235,6 +247,7 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
 
     Raises:
         UserError: if another process works on it, or nothing can be written there.
+        OSError: if it cannot be locked.
     """
     lock = path.with_name(f".{path.name}.lock")
     while True:
@@ -244,21 +257,32 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
         except OSError as error:
             raise os_error(error, "write", lock, "choose another folder.") from error
         with file:
-            with contextlib.suppress(OSError):  # some file systems have no locks
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
+            with naming(lock):
+                if not _locked(file):
                     raise UserError(
                         f"another process is {doing} {path} right now",
                         "wait until it is done, or choose another name.",
-                    ) from error
-            if not is_at(file.fileno(), lock):
-                continue  # whoever had it took it away after we opened it: it locks nobody out
+                    )
+                if not is_at(file.fileno(), lock):
+                    continue  # the process that had it deleted it meanwhile: it locks nobody out
             try:
                 yield
             finally:
-                lock.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # what locks is the open file, not its name
+                    lock.unlink()
             return
+
+
+def _locked(file: IO[Any]) -> bool:
+    """Lock an open file; whether no other process has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+    return True
 
 
 def is_at(descriptor: int, path: Path) -> bool:
@@ -279,13 +303,8 @@ def only_plain(folder: Path) -> None:
         UserError: naming what else is there.
         OSError: if a folder cannot be read.
     """
-
-    def unreadable(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
     # Does not follow links, and names them.
-    for parent, folders, names in os.walk(folder, onerror=unreadable):
+    for parent, folders, names in os.walk(folder, onerror=_not_listed):
         for name in (*folders, *names):
             path = Path(parent, name)
             try:
@@ -297,6 +316,11 @@ def only_plain(folder: Path) -> None:
                     f"{path} is a link, or no file",
                     "put the file itself there: the folder has to be complete in itself.",
                 )
+
+
+def _not_listed(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # another process may work here
+        raise error
 
 
 def expand_user(name: str) -> Path:

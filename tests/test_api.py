@@ -114,7 +114,7 @@ def test_a_benchmark_is_measured_and_written(
     assert found == ("measured", ("measured", tmp_path / "a" / "b"))
     assert asked == ["tier1", "tier2"]
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write in"):
+    with pytest.raises(UserError, match="cannot write"):
         api.benchmark(out=tmp_path / "file")
     assert len(asked) == 2, "before minutes of measuring"
 

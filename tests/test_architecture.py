@@ -33,6 +33,7 @@ FRONT = (
     "chart",
     "arguments",
     "flags",
+    "streams",
 )
 WINGS = (
     "pages",

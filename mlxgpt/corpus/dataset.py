@@ -80,6 +80,7 @@ def _open_array(path: Path, meta: Meta, split: SplitMeta, verified: Verified) ->
         right = found.get("sha256") == split.sha256
         if not right or not 0 <= found.get("largest", -1) < meta.vocab_size:
             raise UserError(f"{path} is not the array that meta.json describes", remedy)
-        return Tokens(np.memmap(path, dtype=dtype, mode="r"), meta.vocab_size)
-    except OSError as error:
+        with files.naming(path):
+            return Tokens(np.memmap(path, dtype=dtype, mode="r"), meta.vocab_size)
+    except FileNotFoundError as error:
         raise files.os_error(error, "read", path, remedy) from error

@@ -53,8 +53,6 @@ def characters(path: Path) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd escapes, in texts that are refused anyway
             return _agreed(_Machine().run(content))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", REMEDY) from error
     except ValueError as error:
         raise UserError(f"{path} is no vocabulary of characters: {error}", REMEDY) from error
 

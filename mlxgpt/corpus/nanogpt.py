@@ -57,7 +57,8 @@ def _map(path: Path) -> np.ndarray:
         raise UserError(f"{path.parent} has no {path.name}", "nanoGPT's prepare.py writes both.")
     if path.stat().st_size % 2 or not path.stat().st_size:
         raise UserError(f"{path} is cut short or empty", "write it again.")
-    return np.memmap(path, dtype=DTYPE, mode="r")
+    with files.naming(path):
+        return np.memmap(path, dtype=DTYPE, mode="r")
 
 
 def _counted(
@@ -66,11 +67,8 @@ def _counted(
     """What meta.json would say of one array, each of its ids checked."""
     vocabulary = path.parent / VOCABULARY
     paths = [path, vocabulary] if files.exists(vocabulary) else [path]
-    try:
-        found = verified.once(path.name, paths, lambda: _count(path, tokenizer))
-        return SplitMeta(len(ids), found["documents"], found["bytes"], found["sha256"])
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", "write it again.") from error
+    found = verified.once(path.name, paths, lambda: _count(path, tokenizer))
+    return SplitMeta(len(ids), found["documents"], found["bytes"], found["sha256"])
 
 
 def _count(path: Path, tokenizer: BPETokenizer | CharTokenizer) -> dict[str, Any]:

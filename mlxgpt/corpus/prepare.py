@@ -1,7 +1,7 @@
 """Documents -> token arrays: streamed, on all cores, in bounded memory.
 
-A data folder appears whole or not at all. Whoever is interrupted goes on where it was, and ends
-with the same bytes.
+A data folder appears whole or not at all. An interrupted preparation continues where it was, and
+ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import contextlib
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from mlxgpt.corpus.verified import Verified
 from mlxgpt.errors import UserError
 
 SAVE_EVERY = 32  # chunks
-UNFINISHED, PROGRESS = "unfinished.json", "progress.json"
+UNFINISHED, PROGRESS, META = "unfinished.json", "progress.json", "meta.json"
 
 
 # So many of about so many bytes of text are done: (doing, done, total).
@@ -86,7 +86,7 @@ def find_or_prepare(
         kind = f"bpe{vocab_size}"
     suffix = "" if kind == "char" else f"-{kind}"
     folder = data_dir / name if name else _folder(data_dir, data.source, suffix)
-    there = files.exists(folder / "meta.json")
+    there = files.exists(folder / META)
     verified = Verified(folder, anew=verify)
     if known and there:  # not to ask the hub for it, or to write it anew
         origin = sources.corpus_origin(data.source, megabytes)
@@ -110,11 +110,11 @@ def find_or_prepare(
             )
         verified.save()
         return open_dataset(folder, verify=verify)
-    if files.exists(folder) and not files.exists(folder / "meta.json"):
+    if files.exists(folder) and not files.exists(folder / META):
         raise UserError(f"{folder} exists and holds no prepared data", "choose another --name.")
     note(f"preparing {', '.join(data.source)} in {folder}")
     with files.only_one(folder, "preparing"):
-        if not files.exists(folder / "meta.json"):  # or another process was quicker
+        if not files.exists(folder / META):  # or another process was quicker
             _Preparation(
                 source, origin, kind, tokenizer, strict, folder, verified, note, progress
             ).run()
@@ -166,8 +166,9 @@ def encode_files(
 class _Preparation:
     """One data folder in the making, beside its final name until it is whole.
 
-    unfinished.json tells what it is to be, and which documents are validation; progress.json how
-    far the arrays are. Both are sealed, and written when what they tell is on the disk.
+    unfinished.json holds what it will be, and which documents are validation; progress.json how far
+    the arrays are. Both are sealed, and written when what they describe is on the disk. Where
+    meta.json is there and unfinished.json is not, only the rename is missing.
     """
 
     def __init__(
@@ -191,29 +192,32 @@ class _Preparation:
         self.chunks = 0
 
     def run(self) -> None:
-        """Prepare, or go on preparing."""
+        """Prepare, or continue preparing."""
         try:
-            rule, tokenizer = self._begun() or self._begin()
-            self.dtype = dtype_for(tokenizer.vocab_size)
-            self._encode(rule, tokenizer)
-            self._finish(tokenizer)
-        except KeyboardInterrupt:
-            begun = files.exists(self.scratch / UNFINISHED)
-            self.note(
-                "the same command goes on from here"
-                if begun
-                else "the same command begins again: there was nothing to keep yet"
-            )
-            raise
-        except OSError as error:
+            if not self._is_whole():
+                rule, tokenizer = self._begun() or self._begin()
+                self.dtype = dtype_for(tokenizer.vocab_size)
+                self._encode(rule, tokenizer)
+                self._finish(tokenizer)
+            self._publish()
+        except UserError:
+            # The text or a setting is wrong: continued, the same command would end here again.
             self._discard()
-            raise UserError(
-                f"cannot write {self.folder}: {error.strerror}",
-                "free some space, or check permissions.",
-            ) from error
+            raise
         except BaseException:
-            self._discard()
+            # Interrupted, a full or failing disk, an error of ours: as after a kill, all that was
+            # saved is kept.
+            with contextlib.suppress(OSError):  # of a disk that does not even answer that
+                kept = any(files.exists(self.scratch / name) for name in (UNFINISHED, META))
+                self.note(
+                    "the same command continues from here"
+                    if kept
+                    else "the same command begins again: there was nothing to keep yet"
+                )
+                if not kept:
+                    self._discard()
             raise
+        files.sync(self.folder.parent)
 
     def _discard(self) -> None:
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -223,7 +227,8 @@ class _Preparation:
         return {"format": FORMAT, "version": __version__, "origin": self.origin}
 
     def _begin(self) -> tuple[SplitRule, Tokenizer]:
-        self._discard()
+        if files.exists(self.scratch):
+            shutil.rmtree(self.scratch)
         self.counts, self.chunks = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}, 0
         rule, made = survey(self.source, self.kind, self._reading)
         if rule.tails:
@@ -238,10 +243,9 @@ class _Preparation:
                 "give one text file without <|endoftext|>.",
             )
         self.scratch.mkdir(parents=True)
-        (self.scratch / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        files.write_atomically(self.scratch / "tokenizer.json", tokenizer.to_json())
         for split in SPLITS:
             (self.scratch / f"{split}.bin").touch()
-        files.sync(self.scratch / "tokenizer.json")
         tree = {**self._identity(), "sharing": asdict(rule)}
         files.write_atomically(self.scratch / UNFINISHED, files.sealed(tree))
         return rule, tokenizer
@@ -257,15 +261,27 @@ class _Preparation:
             self.note(problem)
         return tokenizer
 
+    def _is_whole(self) -> bool:
+        """Whether an interrupted preparation of the same text had only its rename left."""
+        if files.exists(self.scratch / UNFINISHED) or not files.exists(self.scratch / META):
+            return False
+        with contextlib.suppress(UserError):  # a damaged meta.json
+            return read_meta(self.scratch).origin == self.origin
+        return False
+
     def _begun(self) -> tuple[SplitRule, Tokenizer] | None:
-        """What an interrupted preparation of the same text left; None where nothing, or nothing
-        whole.
+        """What an interrupted preparation of the same text left; None if nothing can be continued.
+
+        Raises:
+            OSError: if that cannot be read. It stays: the next attempt may read it.
         """
+        if not files.exists(self.scratch / UNFINISHED):
+            return None
         try:
             tree = files.read_sealed(self.scratch / UNFINISHED, FORMAT)
             if {key: tree[key] for key in self._identity()} != self._identity():
-                return None
-            tokenizer = self._large_enough(tokenizer_file.load(self.scratch / "tokenizer.json"))
+                raise ValueError("the text, a setting or mlxgpt has changed since")
+            tokenizer = tokenizer_file.load(self.scratch / "tokenizer.json")
             if files.exists(self.scratch / PROGRESS):
                 progress = files.read_sealed(self.scratch / PROGRESS, FORMAT)
                 self.counts = {split: SplitMeta(**progress[split]) for split in SPLITS}
@@ -274,14 +290,18 @@ class _Preparation:
             for split in SPLITS:
                 path, size = self.scratch / f"{split}.bin", item * self.counts[split].tokens
                 if path.stat().st_size < size:
-                    return None
+                    raise ValueError(f"{path.name} is too short")
                 os.truncate(path, size)
             rule = SplitRule(**tree["sharing"])
-        except (OSError, ValueError, KeyError, TypeError, UserError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, UserError) as error:
+            reason = getattr(error, "problem", error)
+            self.note(
+                f"what is in {self.scratch} cannot be continued, so it is begun again: {reason}"
+            )
             return None
         if self.chunks:
-            self.note(f"going on after {self._done / 1e6:,.0f} MB")
-        return rule, tokenizer
+            self.note(f"continuing after {self._done / 1e6:,.0f} MB")
+        return rule, self._large_enough(tokenizer)
 
     @property
     def _done(self) -> int:
@@ -293,24 +313,29 @@ class _Preparation:
     def _encode(self, rule: SplitRule, tokenizer: Tokenizer) -> None:
         """Append the chunks that are still missing."""
         with contextlib.ExitStack() as stack:
-            arrays = {
-                split: stack.enter_context((self.scratch / f"{split}.bin").open("ab"))
-                for split in SPLITS
-            }
+            arrays = {split: stack.enter_context(self._appended(split)) for split in SPLITS}
             found = parts(self.source, rule)
             encoded = encode(found, tokenizer, self.dtype, start=self.chunks)
             for chunk in stack.enter_context(contextlib.closing(encoded)):
                 for split, (block, count) in chunk.items():
-                    arrays[split].write(block)
+                    with files.naming(self.scratch / f"{split}.bin"):
+                        arrays[split].write(block)
                     self.counts[split] = _sum(self.counts[split], count)
                 self.chunks += 1
                 self.progress("encoding", self._done, self.source.size)
                 if self.chunks % SAVE_EVERY == 0:
                     self._save(arrays)
 
-    def _save(self, arrays: dict[str, Any]) -> None:
+    @contextlib.contextmanager
+    def _appended(self, split: str) -> Iterator[BinaryIO]:
+        path = self.scratch / f"{split}.bin"
+        with files.naming(path), path.open("ab") as array:  # closing it writes, too
+            yield array
+
+    def _save(self, arrays: dict[str, BinaryIO]) -> None:
         for split, array in arrays.items():
-            array.flush()
+            with files.naming(self.scratch / f"{split}.bin"):
+                array.flush()
             files.sync(self.scratch / f"{split}.bin")
         counts = {split: vars(count) for split, count in self.counts.items()}
         tree = {"format": FORMAT, "chunks": self.chunks, **counts}
@@ -326,11 +351,13 @@ class _Preparation:
             FORMAT, self.dtype, tokenizer.vocab_size, tokenizer.fingerprint, self.origin, **sides
         )
         self.verified.save(self.scratch)
-        for name in (PROGRESS, UNFINISHED):
-            (self.scratch / name).unlink(missing_ok=True)
-        (self.scratch / "meta.json").write_text(meta.to_json(), encoding="utf-8")
+        files.write_atomically(self.scratch / META, meta.to_json())
         for path in self.scratch.iterdir():
             files.sync(path)
+
+    def _publish(self) -> None:
+        for name in (UNFINISHED, PROGRESS):  # in this order, see `_is_whole`
+            (self.scratch / name).unlink(missing_ok=True)
         self.scratch.rename(self.folder)
 
     def _read(self, path: Path) -> str:

@@ -49,18 +49,15 @@ def read(path: Path, column: str = COLUMN) -> Iterator[Piece]:
         column: of a table, the one that holds them.
 
     Raises:
-        UserError: if it cannot be read, or is not what its suffix says.
+        UserError: if it is not what its suffix says.
+        OSError: if it cannot be read.
     """
-    try:
+    with files.naming(path):
         head = formats.read_head(path)
         tables = (table for magic, table in MAGIC.items() if head.startswith(magic))
         table = next(tables, TABLES.get(path.suffix.lower()))
         formats.refuse_other(path, head, is_table=table in (_parquet, _arrow))
         yield from table(path, column) if table else _text(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}", "check the file and its permissions."
-        ) from error
 
 
 def read_small_text(path: Path) -> str:
@@ -86,10 +83,15 @@ def text_size(path: Path) -> int:
         import pyarrow.parquet
 
         try:
-            with path.open("rb") as file:  # pyarrow takes no name with bytes that are not UTF-8
+            with (
+                files.naming(path),
+                path.open("rb") as file,
+            ):  # pyarrow takes no name with bytes that are not UTF-8
                 metadata = pyarrow.parquet.read_metadata(file)
-        except (OSError, pyarrow.ArrowException):
-            return 0  # reading it will tell what is wrong
+        except (OSError, pyarrow.ArrowException) as error:
+            if getattr(error, "errno", None):  # the size decides which documents are validation
+                raise
+            return 0  # damaged: reading it shows how
         groups = range(metadata.num_row_groups)
         return sum(metadata.row_group(n).total_byte_size for n in groups)
     return path.stat().st_size
@@ -201,6 +203,8 @@ def _parquet(path: Path, column: str) -> Iterator[Piece]:
                     number += 1
                     yield from _row(value, column, where)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None):  # the system's: pyarrow's own have no number
+            raise
         reason = str(error).splitlines()[0][:200]
         raise UserError(
             f"{path} is not a whole Parquet file: {reason}", "copy or download it again."
@@ -231,6 +235,8 @@ def _arrow(path: Path, column: str) -> Iterator[Piece]:
                     number += 1
                     yield from _row(value, column, where)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None):
+            raise
         raise UserError(
             f"{path} is not a whole Arrow file",
             "copy or download it again; a dataset of the hub is fetched again when its folder, "

@@ -154,8 +154,8 @@ def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict
 
 
 def comparable(origin: Mapping[str, Any]) -> str:
-    """What is equal for equal origins: names of files may differ in their Unicode form, which a file
-    system chooses, and in upper and lower case, which it may ignore; their hashes are there as well.
+    """A text that is equal for equal origins. Names of files may differ in their Unicode form, which
+    a file system chooses, and in case, which it may ignore; their hashes are there as well.
     """
     names = {kind: str(origin.get(kind)).casefold() for kind in ("files", "val_files")}
     tree = json.dumps({**origin, **names}, sort_keys=True, ensure_ascii=False)
@@ -346,9 +346,7 @@ def _digest(paths: Sequence[Path]) -> str:
     try:
         digests = [files.sha256(path) for path in paths]
     except OSError as error:
-        raise UserError(
-            f"cannot read {error.filename}: {error.strerror}", "check the file and its permissions."
-        ) from error
+        raise files.os_error(error, "read", paths[0]) from error
     return (
         digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
     )

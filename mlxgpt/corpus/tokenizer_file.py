@@ -25,6 +25,7 @@ def load(path: Path) -> Tokenizer:
 
     Raises:
         UserError: if there is none, or it is not one of ours.
+        OSError: if it cannot be read.
     """
     try:
         text = files.read_small(path, LARGEST)
@@ -35,9 +36,9 @@ def load(path: Path) -> Tokenizer:
             if json.loads(tokenizer.to_json()) != tree:
                 raise ValueError("it describes another kind of tokenizer")
             return tokenizer
-    except OSError as error:
+    except FileNotFoundError as error:
         raise UserError(
-            f"cannot read {path}: {error.strerror}", "copy the whole folder, or make it again."
+            f"{path} does not exist", "copy the whole folder, or make it again."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

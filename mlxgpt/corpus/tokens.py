@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
 from mlxgpt.seeds import derive
 
@@ -39,7 +40,7 @@ def read_whole(
     """
     digest, largest, item = hashlib.sha256(), 0, np.dtype(dtype).itemsize
     # Read, not mapped: pages of a map count as this process's memory.
-    with path.open("rb") as file:
+    with files.naming(path), path.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
             ids = np.frombuffer(block[: len(block) // item * item], dtype)

@@ -37,7 +37,8 @@ class Verified:
         self._changed = False
         if not files.is_file(folder / NAME):  # a pipe would be waited for
             return
-        with contextlib.suppress(OSError, ValueError, KeyError, UserError):
+        # Another OSError is raised: what cannot be read now must not be written over.
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, UserError):
             known = files.read_sealed(folder / NAME, FORMAT)["known"]
             if isinstance(known, dict):
                 self._known = known

@@ -380,7 +380,7 @@ def test_a_damaged_arrow_file_is_one_error(tmp_path: Path, damage: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
 def test_a_file_that_has_gone_is_named(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(UserError, match=rf"gone\{suffix}"):
+    with pytest.raises(FileNotFoundError, match=rf"gone\{suffix}"):
         read(tmp_path / f"gone{suffix}")
 
 

@@ -1,0 +1,60 @@
+"""Standard output and standard error, where writing may fail: a full disk, a closed terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Self, TextIO
+
+from mlxgpt import files
+
+
+class _Stream(io.TextIOWrapper):
+    @classmethod
+    def over(cls, stream: TextIO | None) -> Self:
+        """The same stream; what a terminal cannot show becomes a question mark."""
+        if stream is None:  # closed before the program began
+            return cls(Path(os.devnull).open("wb"))
+        return cls(
+            stream.buffer,
+            stream.encoding,
+            errors="replace",
+            line_buffering=getattr(stream, "line_buffering", False),
+            write_through=getattr(stream, "write_through", False),
+        )
+
+
+class ResultStream(_Stream):
+    """Standard output: an error names it, since a result that was not written is an error."""
+
+    def write(self, text: str, /) -> int:
+        with files.naming(Path("standard output")):
+            return super().write(text)
+
+    def flush(self) -> None:
+        with files.naming(Path("standard output")):
+            super().flush()
+
+
+class MessageStream(_Stream):
+    """Standard error: errors are ignored, since training must not end because of a log. What is
+    buffered is tried again with the next message.
+    """
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            return
+
+
+def discard(stream: TextIO) -> None:
+    """Let a stream's file descriptor lead nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
