@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxgpt import config, config_files
-from mlxgpt.errors import UserError
+from mlxgpt import config, config_files, files
 from mlxgpt.reports import report
 from mlxgpt.reports.records import Measurement
 from mlxgpt.requests import PathLike
@@ -74,9 +73,7 @@ def benchmark(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write in {folder}: {error.strerror}", "choose another folder: --out DIR"
-        ) from error
+        raise files.os_error(error, "write", folder, "choose another folder: --out DIR") from error
     tiers = {f"tier{n}": bench.complete(config_files.tier(n)) for n in (1, 2)}
     measured = bench.measure(tiers, note=note)
     if taking_part:

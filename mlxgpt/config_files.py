@@ -29,10 +29,8 @@ def load(path: str | Path) -> Config:
             # Without the byte-order mark that some editors write.
             tree = tomllib.loads(files.read_small(Path(path)).removeprefix("\ufeff"))
     except OSError as error:
-        raise UserError(
-            f"cannot read the config {path}: {error.strerror}",
-            f"name a TOML file, or one of {', '.join(sorted(built_in()))}.",
-        ) from error
+        remedy = f"name a TOML file, or one of {', '.join(sorted(built_in()))}."
+        raise files.os_error(error, "read the config", Path(path), remedy) from error
     except ValueError as error:
         raise UserError(
             f"{path} is not valid TOML: {error}", "mend that line; see configs/tier1.toml."

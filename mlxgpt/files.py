@@ -19,12 +19,13 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from mlxgpt.errors import UserError
 
+Content = TypeVar("Content")
 SEAL = "seal"
 GONE = ".gone"  # the end of a name
 SMALL = 1 << 20  # bytes of a file that describes something
@@ -65,13 +66,6 @@ def exists(path: Path) -> bool:
             `is_dir` return False then, and a run that cannot be read would look like a new one.
     """
     return _mode(path) is not None
-
-
-def is_name(path: Path) -> bool:
-    """Whether there is anything of that name, be it a link that leads nowhere; raises as `exists`,
-    which `os.path.lexists` does not.
-    """
-    return _mode(path, follow_symlinks=False) is not None
 
 
 def is_file(path: Path) -> bool:
@@ -162,6 +156,21 @@ def os_error(error: OSError, action: str, path: Path, remedy: str = "") -> UserE
         f"cannot {action} {error.filename or path}: {reason}",
         REMEDIES.get(error.errno or 0, default),
     )
+
+
+def with_reason(path: Path, read: Callable[[], Content]) -> Content:
+    """What a library reads from a file. One written in C++ does not know why it could not, so the
+    file is read here, too, which raises the OSError; where that works, the library tries again.
+
+    Raises:
+        OSError: if the file cannot be read.
+        Exception: whatever `read` raises where it can be.
+    """
+    try:
+        return read()
+    except Exception:
+        sha256(path)
+    return read()
 
 
 def write_atomically(path: Path, text: str) -> None:

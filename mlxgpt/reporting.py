@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
-from mlxgpt.files import read_small
 from mlxgpt.pages import comparisons, measurements, page, runs
 from mlxgpt.pages.page import Page
 from mlxgpt.reports import several
@@ -17,6 +17,7 @@ from mlxgpt.storage import run as run_folders
 from mlxgpt.storage.run import Run
 from mlxgpt.study import record
 
+JSON_FILE = "give a JSON file that `mlxgpt bench` or `mlxgpt compare` wrote."
 LARGEST = 1 << 26  # bytes of a JSON file
 EVERY = 10  # seconds, of a page that is written again and again
 
@@ -81,12 +82,11 @@ def _is_finished(run: Run) -> bool:
 
 def _of_documents(paths: Sequence[Path]) -> Page:
     try:
-        text = read_small(paths[0], LARGEST)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{paths[0]} cannot be read: {getattr(error, 'strerror', None) or error}",
-            "give a JSON file that `mlxgpt bench` or `mlxgpt compare` wrote.",
-        ) from error
+        text = files.read_small(paths[0], LARGEST)
+    except OSError as error:
+        raise files.os_error(error, "read", paths[0], JSON_FILE) from error
+    except ValueError as error:
+        raise UserError(f"cannot read {paths[0]}: {error}", JSON_FILE) from error
     if '"variants"' not in text or '"tiers"' in text:
         return measurements.page_of(several.read(paths))
     if len(paths) > 1:

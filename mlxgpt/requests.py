@@ -85,9 +85,10 @@ def prompts_in(path: PathLike) -> list[str]:
     """
     try:
         text = normalize_text(readers.read_small_text(Path(path)))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path}: {reason}", "give a text of prompts.") from error
+    except OSError as error:
+        raise files.os_error(error, "read", Path(path), "give a text of prompts.") from error
+    except ValueError as error:
+        raise UserError(f"cannot read {path}: {error}", "give a text of prompts.") from error
     # Not by str.splitlines, which also cuts at U+2028, U+0085, form feeds, ….
     lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     prompts = [line for _, line in lines]

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from mlxgpt import files
+from mlxgpt.corpus import web
 from mlxgpt.corpus.tokenizer import (
     END_OF_TEXT,
     NUL,
@@ -259,6 +261,8 @@ def gpt2() -> BPETokenizer:
     asking = threading.Thread(target=get, daemon=True)
     asking.start()
     asking.join(ANSWER_SECONDS)
+    if results and isinstance(results[0], Exception) and (error := web.disk_error(results[0])):
+        raise files.os_error(error, "use", Path(os.environ.get("TIKTOKEN_CACHE_DIR", "its cache")))
     if not results or isinstance(results[0], Exception):
         reason = f": {type(results[0]).__name__}" if results else ""
         raise UserError(

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
 
 HEAD = 4096  # bytes
@@ -124,7 +125,7 @@ def read_head(path: Path) -> bytes:
     Raises:
         OSError: if it cannot be read.
     """
-    with path.open("rb") as file:
+    with files.naming(path), path.open("rb") as file:
         return file.read(HEAD)
 
 
@@ -208,7 +209,7 @@ def _zip(path: Path) -> Format:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             kind = archive.open("mimetype").read(100) if "mimetype" in names else b""
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError):
         names, kind = [], b""
     if b"epub" in kind:
         return Format("an EPUB book", PANDOC)

@@ -8,7 +8,6 @@ wherever it comes from, and may have another place to come from.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import re
 import sys
@@ -173,6 +172,7 @@ def load(text: HubText, note: Callable[[str], None]) -> Found:
     try:
         return _from_hub(text, note)
     except Exception as error:  # datasets lets through whatever its transports raise
+        _raise_disk_error(error)
         if isinstance(error, UserError) and not text.elsewhere:
             raise
         problem, remedy = f"the Hugging Face hub: {web.reason(error)}", _remedy(error)
@@ -182,8 +182,17 @@ def load(text: HubText, note: Callable[[str], None]) -> Found:
         try:
             return _from_elsewhere(text, text.elsewhere)
         except Exception as error:
+            _raise_disk_error(error)
             problem += f"; {host}: {web.reason(error)}"
     raise Unavailable(f"{text.path} cannot be had ({problem})", remedy)
+
+
+def _raise_disk_error(error: Exception) -> None:
+    """Raise a failing disk's error: the next place to get the text from would fail, too."""
+    if broken := web.disk_error(error):
+        from datasets import config
+
+        raise files.os_error(broken, "use", Path(config.HF_DATASETS_CACHE)) from error
 
 
 def _cached(text: HubText) -> Found | None:
@@ -192,9 +201,10 @@ def _cached(text: HubText) -> Found | None:
         try:
             return _found(text, _dataset(text))
         except Exception as error:  # it is not there, or damaged, or another text
+            _raise_disk_error(error)
             if isinstance(error, UserError) and not text.elsewhere:
                 raise
-    with contextlib.suppress(OSError, UserError, web.Trouble):
+    with contextlib.suppress(FileNotFoundError, UserError, web.Trouble):
         return _checked(text, _kept_elsewhere(text)) if text.elsewhere else None
     return None
 
@@ -329,8 +339,6 @@ def _remedy(error: Exception) -> str:
         return f"wait some minutes, or log in, with hf auth login; or {other}"
     if isinstance(error, web.NoAnswer):
         return f"check the connection; or {other}"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "free some space, and give the same command again."
     if isinstance(error, ValueError):  # such as several configurations to choose from
         return "download the files that you mean, and name these."
     return f"try again later; or {other}"

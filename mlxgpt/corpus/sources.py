@@ -154,8 +154,8 @@ def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict
 
 
 def comparable(origin: Mapping[str, Any]) -> str:
-    """A text that is equal for equal origins. Names of files may differ in their Unicode form, which
-    a file system chooses, and in case, which it may ignore; their hashes are there as well.
+    """A text that is equal for equal origins. Names of files may differ in their Unicode form,
+    which a file system chooses, and in case, which it may ignore; their hashes are there as well.
     """
     names = {kind: str(origin.get(kind)).casefold() for kind in ("files", "val_files")}
     tree = json.dumps({**origin, **names}, sort_keys=True, ensure_ascii=False)

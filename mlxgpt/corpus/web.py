@@ -8,6 +8,7 @@ has another place to ask does not wait on this one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import re
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
 
 SECONDS = 20.0  # without a byte; HF_HUB_DOWNLOAD_TIMEOUT, where that is set, comes first
@@ -237,6 +239,13 @@ def reason(error: BaseException) -> str:
         if isinstance(behind, httpx.TransportError):
             return "the connection breaks off"
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The error of a file, not of the network, that is behind an error of a download."""
+    disk = files.REMEDIES.keys() - {errno.ETIMEDOUT, errno.ENOTCONN}
+    errors = (e for e in _behind(error) if isinstance(e, OSError) and e.errno in disk)
+    return next(errors, None)
 
 
 def status(error: BaseException) -> int | None:

@@ -102,9 +102,7 @@ def load(
     try:
         content = _read(path, LONGEST)
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}", "check the file and its permissions."
-        ) from error
+        raise files.os_error(error, "read", path) from error
     formats.refuse_other(path, content[: formats.HEAD])
     if len(content) > LONGEST:
         raise UserError(
@@ -285,7 +283,7 @@ def _checked(content: bytes) -> bytes:
 
 def _read(path: Path, longest: int) -> bytes:
     """A file; of one that is longer, a byte more than that."""
-    with path.open("rb") as file:
+    with files.naming(path), path.open("rb") as file:
         return file.read(longest + 1)
 
 

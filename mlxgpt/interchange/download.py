@@ -53,6 +53,9 @@ def fetch(name: str, note: Callable[[str], None]) -> tuple[Path, str]:
         if isinstance(error, web.NoAnswer) and (there := _cached(path)):
             note(f"the Hugging Face hub: {web.reason(error)}; taking what was fetched before")
             return there, there.name
+        if broken := web.disk_error(error):
+            cache = Path(constants.HF_HUB_CACHE)
+            raise files.os_error(broken, "keep a download in", cache) from error
         raise UserError(
             f"{path} cannot be had (the Hugging Face hub: {web.reason(error)})", _remedy(error)
         ) from error

@@ -14,11 +14,13 @@ from mlxgpt.corpus.tokenizer import end_name
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import gguf, huggingface, mlx_lm, qwen3, tokenizers
 from mlxgpt.interchange.card import card
+from mlxgpt.machine.arrays import save_arrays
 from mlxgpt.model.gpt import HEADS
 from mlxgpt.storage.run import CHAT_TEMPLATE, Run
 
 RUNTIMES = ("hf", "mlx-lm", "gguf")
 BITS = (8, 4)
+OTHER = "choose another folder: --out DIR."
 
 
 def export(
@@ -60,20 +62,19 @@ def export(
         )
     with files.only_one(folder, "exporting to"):
         if files.exists(folder):
-            raise UserError(f"{folder} exists", "choose another folder: --out DIR.")
+            raise UserError(f"{folder} exists", OTHER)
         scratch = folder.with_name(f".{folder.name}.new")
         try:
             shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed
             scratch.mkdir()
             _write(run, parameters, scratch, to, quantize)
-            text = card(run, step, to, quantize).encode("utf-8", "backslashreplace")
-            (scratch / "README.md").write_bytes(text)
+            files.write_atomically(scratch / "README.md", card(run, step, to, quantize))
             for path in scratch.iterdir():
                 files.sync(path)
             scratch.rename(folder)
             files.sync(folder.parent)
-        except (OSError, RuntimeError) as error:
-            raise _cannot_write(folder, error) from error
+        except OSError as error:
+            raise files.os_error(error, "write", folder, OTHER) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -116,7 +117,7 @@ def _write(
     if unlike_gpt2(model):
         huggingface.write_tree(scratch, qwen3.config_tree(model, end))
         arrays = qwen3.arrays(model, parameters)
-        mx.save_safetensors(str(scratch / huggingface.WEIGHTS), arrays, {"format": "pt"})
+        save_arrays(scratch / huggingface.WEIGHTS, arrays, {"format": "pt"})
     elif quantize:
         mlx_lm.write(scratch, model, parameters, end, quantize)
     else:
@@ -125,8 +126,3 @@ def _write(
     tokenizers.write(scratch, run.tokenizer, model.block_size, add_bos_token=run.bos is not None)
     if files.is_file(run.folder / CHAT_TEMPLATE):
         shutil.copyfile(run.folder / CHAT_TEMPLATE, scratch / CHAT_TEMPLATE)
-
-
-def _cannot_write(folder: Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return UserError(f"cannot write {folder}: {reason}", "free some space, or check permissions.")

@@ -112,7 +112,7 @@ def write(
     scratch = path.with_name(f".{path.name}.new")
     try:
         kind = "gpt2" if config.position == "learned" else "qwen3"
-        with contextlib.closing(gguf.GGUFWriter(scratch, kind)) as writer:
+        with files.naming(path), contextlib.closing(gguf.GGUFWriter(scratch, kind)) as writer:
             writer.add_name(name)
             _add_shape(writer, config)
             _add_tokens(writer, vocabulary, tokenizer.end_of_text, add_bos_token)
@@ -121,10 +121,7 @@ def write(
         scratch.replace(path)
         files.sync(path.parent)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}",
-            "free some space, or choose another folder.",
-        ) from error
+        raise files.os_error(error, "write", path, "free some space.") from error
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()

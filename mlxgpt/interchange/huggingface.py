@@ -21,9 +21,9 @@ from mlxgpt import files
 from mlxgpt.config import ModelConfig, from_tree
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.errors import UserError
+from mlxgpt.machine.arrays import load_arrays, save_arrays
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.model.gpt import GPT, flat, must_be_like
-from mlxgpt.storage import checkpoint
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -117,10 +117,8 @@ def read_config(folder: Path) -> ModelConfig:
         shape["dropout"] = min(float(tree.get("resid_pdrop", 0.1)), 0.9)
         return from_tree({"model": {**shape, "bias": True}}).model
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}",
-            "name a folder of a GPT-2, or gpt2 for its own.",
-        ) from error
+        remedy = "name a folder of a GPT-2, or gpt2 for its own."
+        raise files.os_error(error, "read", path, remedy) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} is no config of a GPT-2: {error}", "copy or download it again."
@@ -258,7 +256,8 @@ def _arrays(folder: Path) -> dict[str, mx.array]:
     """All arrays of a folder; MLX compares each file's header with its length."""
     names = [WEIGHTS]
     try:
-        whole = [p.name for p in files.matching(folder, "*.safetensors") if p.name != ADAPTER]
+        listed = [path.name for path in folder.iterdir()]
+        whole = [name for name in listed if name.endswith(".safetensors") and name != ADAPTER]
         if files.exists(folder / WEIGHTS):
             pass
         elif files.exists(folder / INDEX):
@@ -272,11 +271,11 @@ def _arrays(folder: Path) -> dict[str, mx.array]:
         for name in names:
             if not files.is_file(folder / name):
                 raise FileNotFoundError(2, "No such file or directory", name)
-            arrays |= cast(dict[str, mx.array], mx.load(str(folder / name)))
+            arrays |= load_arrays(folder / name)
         return arrays
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {error.filename}", _remedy(folder)) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise UserError(
             f"the weights in {folder} are damaged: {reason}", "copy or download them again."
@@ -333,7 +332,7 @@ def write_config(folder: Path, config: ModelConfig, bos: int | None, **more: Any
 
 def write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
     """Write config.json."""
-    (folder / CONFIG).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    files.write_atomically(folder / CONFIG, json.dumps(tree, indent=2) + "\n")
 
 
 def write_parameters(folder: Path, config: ModelConfig, parameters: dict[str, mx.array]) -> None:
@@ -344,7 +343,7 @@ def write_parameters(folder: Path, config: ModelConfig, parameters: dict[str, mx
     for name, value in with_biases(config, parameters).items():
         turned = value.ndim == 2 and name.endswith(MATRICES)
         arrays[name] = mx.contiguous(value.T) if turned else value
-    checkpoint.save_arrays(folder / WEIGHTS, arrays, {"format": "pt"})
+    save_arrays(folder / WEIGHTS, arrays, {"format": "pt"})
 
 
 def with_biases(config: ModelConfig, parameters: dict[str, mx.array]) -> dict[str, mx.array]:

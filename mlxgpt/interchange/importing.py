@@ -128,7 +128,7 @@ def make_run(foreign: Foreign, folder: Path) -> Run:
         )
         runs.create(run)
         if foreign.chat_template is not None:
-            (folder / runs.CHAT_TEMPLATE).write_text(foreign.chat_template, encoding="utf-8")
+            files.write_atomically(folder / runs.CHAT_TEMPLATE, foreign.chat_template)
         parameters = dict(foreign.parameters)
         foreign.parameters.clear()
         for name in parameters:  # one by one, so that no two copies of all are there

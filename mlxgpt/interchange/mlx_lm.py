@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
 from mlxgpt.interchange.huggingface import MATRICES, WEIGHTS, with_biases, write_config
-from mlxgpt.storage import checkpoint
+from mlxgpt.machine.arrays import save_arrays
 
 GROUPS = (64, 32)  # numbers of a row that share a scale; mlx-lm's own choice first
 
@@ -38,7 +38,7 @@ def write(
             arrays |= {f"{place}.scales": scales, f"{place}.biases": biases}
         else:
             arrays[f"model.{name}"] = value
-    checkpoint.save_arrays(folder / WEIGHTS, arrays, {"format": "mlx"})
+    save_arrays(folder / WEIGHTS, arrays, {"format": "mlx"})
 
 
 def rounded(config: ModelConfig, parameters: dict[str, mx.array], bits: int) -> dict[str, mx.array]:

@@ -21,6 +21,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgpt import config as configs
+from mlxgpt import files
 from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
 from mlxgpt.interchange.huggingface import plain_name
@@ -95,16 +96,18 @@ def _torch() -> ModuleType:
 def _load(path: Path) -> dict[Any, Any]:
     """What torch.save was given, without anything but plain values and tensors."""
     torch = _torch()
-    try:
+
+    def read() -> Any:
         # Checked first, as a compressed file could grow a thousandfold in memory.
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise _refused(path, "it is compressed, which PyTorch's files are not")
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    try:
+        saved = files.with_reason(path, read)
+    except (UserError, OSError):
         raise
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", REMEDY) from error
     except zipfile.BadZipFile as error:
         raise _refused(path, "it is no file of PyTorch's, or was cut short") from error
     except Exception as error:  # a damaged file has PyTorch raise whatever there is

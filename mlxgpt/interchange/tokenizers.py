@@ -63,9 +63,9 @@ def read(
         if first is not None and first != (end_name(tokenizer) or first):
             raise ValueError(f"texts begin with {first!r}, and end with {end_name(tokenizer)!r}")
         return tokenizer, first is not None and tokenizer.end_of_text is not None
-    except OSError as error:
+    except FileNotFoundError as error:
         raise UserError(
-            f"{folder} has no {JSON}: {error.strerror}", "copy or download the whole folder again."
+            f"{folder} has no {JSON}", "copy or download the whole folder again."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
@@ -132,7 +132,7 @@ def chat_template(folder: Path) -> str | None:
         told = _optional(folder / SETTINGS).get("chat_template")
         if isinstance(told, list):
             told = {one["name"]: one["template"] for one in told}.get("default")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the chat template in {folder} cannot be read: {error}", "restore it, or move it away."
         ) from error
@@ -154,7 +154,7 @@ def write(folder: Path, tokenizer: Tokenizer, block_size: int, *, add_bos_token:
     if add_bos_token:
         special = [(end, tokenizer.end_of_text)]
         written.post_processor = TemplateProcessing(single=[end, "$A"], special_tokens=special)
-    (folder / JSON).write_text(written.to_str(), encoding="utf-8")
+    files.write_atomically(folder / JSON, written.to_str())
     tree: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
@@ -165,4 +165,4 @@ def write(folder: Path, tokenizer: Tokenizer, block_size: int, *, add_bos_token:
     }
     if end is not None:
         tree |= dict.fromkeys(("bos_token", "eos_token"), end)
-    (folder / SETTINGS).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    files.write_atomically(folder / SETTINGS, json.dumps(tree, indent=2) + "\n")

@@ -40,7 +40,9 @@ def template_of(run: Run) -> str:
             f"{run.name} has no chat template, as it was not trained on conversations",
             "use /v1/completions.",
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise files.os_error(error, "read", run.folder / CHAT_TEMPLATE, "restore it.") from error
+    except ValueError as error:
         raise UserError(f"{CHAT_TEMPLATE} of {run.name} cannot be read", "restore it.") from error
 
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
 from mlxgpt.playground import access, completions, page
 from mlxgpt.playground.connection import MOST_CONNECTIONS, Connection
@@ -56,7 +57,9 @@ async def _busy(request: Request, problem: Exception) -> Response:
 
 
 async def _os(request: Request, problem: Exception) -> Response:
-    return access.error(500, f"the run cannot be read: {problem}", "look at its folder.")
+    assert isinstance(problem, OSError)
+    failed = files.os_error(problem, "read", Path("the run"))
+    return access.error(500, failed.problem, failed.remedy)
 
 
 def bound(port: int) -> socket.socket:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
 from mlxgpt.reports import peers
 from mlxgpt.reports.markdown import figure, spread_of, table
 from mlxgpt.reports.records import Measurement, Tier
 from mlxgpt.reports.roofline import roofline, rooflines
+
+REMEDY = "give JSON files that `mlxgpt bench` wrote, in benchmarks/reports."
 
 
 def read(paths: Sequence[str | Path]) -> list[Measurement]:
@@ -21,12 +24,13 @@ def read(paths: Sequence[str | Path]) -> list[Measurement]:
     read = []
     for path in map(Path, paths):
         try:
-            read.append(Measurement.from_json(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path} cannot be read: {getattr(error, 'strerror', error)}",
-                "give JSON files that `mlxgpt bench` wrote, in benchmarks/reports.",
-            ) from error
+            with files.naming(path):
+                text = path.read_text(encoding="utf-8")
+            read.append(Measurement.from_json(text))
+        except OSError as error:
+            raise files.os_error(error, "read", path, REMEDY) from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"cannot read {path}: {error}", REMEDY) from error
         except UserError as error:
             raise UserError(f"{path}: {error.problem}", error.remedy) from error
     return read

@@ -10,19 +10,19 @@ that a stranger writes into one runs code, leads out of it, or takes more memory
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 
 from mlxgpt import files
 from mlxgpt.errors import UserError
+from mlxgpt.machine.arrays import load_arrays, save_arrays
 
 FORMAT = 2  # 1 had no guard
 NAME = re.compile(r"step-(\d{7,18})", re.ASCII)
@@ -148,6 +148,10 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
             parameters=parameters,
             optimizer=load_arrays(path / OPTIMIZER) if with_optimizer else None,
         )
+    except RuntimeError as error:
+        raise UserError(
+            f"cannot read {path}: {error}", "copy it again, or use another checkpoint."
+        ) from error
     except (*MISSING, ValueError, KeyError, TypeError, OverflowError) as error:
         raise Damaged(
             f"the checkpoint {path} is missing or damaged: {error}",
@@ -188,51 +192,6 @@ def prune(folder: Path, keep: set[int]) -> None:
     for pattern in (".writing-*", f"*{files.GONE}"):
         for leftover in files.matching(folder, pattern):
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-class _File(io.FileIO):
-    """A file for MLX, which raises RuntimeError where Python's read fails."""
-
-    error: OSError | None = None
-
-    def readinto(self, buffer: Any) -> int | None:
-        try:
-            return super().readinto(buffer)
-        except OSError as error:
-            self.error = error
-            raise
-
-
-def load_arrays(path: Path) -> dict[str, mx.array]:
-    """The arrays of a safetensors file, by MLX, which compares the header with the file's length.
-
-    Raises:
-        OSError: if it cannot be read.
-        UserError: if MLX finds no arrays in it, or has no memory for them.
-    """
-    with files.naming(path), _File(path) as raw, io.BufferedReader(raw) as file:
-        try:
-            arrays = mx.load(cast(Any, file), format="safetensors")
-            mx.eval(arrays)  # it would read the file only when they are needed
-            return cast(dict[str, mx.array], arrays)
-        except RuntimeError as error:
-            if raw.error:
-                raise raw.error from error
-            raise UserError(
-                f"cannot read {path}: {error}", "copy it again, or use another checkpoint."
-            ) from error
-
-
-def save_arrays(
-    path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file. MLX writes to a file of Python's, whose errors have an errno.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    with files.naming(path), path.open("wb") as file:
-        mx.save_safetensors(cast(Any, file), arrays, metadata)
 
 
 def _numbers(tree: Any) -> dict[str, float]:

@@ -14,6 +14,7 @@ import pytest
 
 from mlxgpt import api, files
 from mlxgpt.errors import UserError
+from mlxgpt.machine import arrays
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from tests.failing import NUMBERS, error, failing_open
@@ -163,7 +164,7 @@ def test_another_checkpoint_is_used_only_for_a_damaged_one(
             def unreadable(file: object, buffer: object) -> int:
                 raise OSError(number, os.strerror(number))
 
-            patch.setattr(checkpoint._File, "readinto", unreadable, raising=False)
+            patch.setattr(arrays.ReadFile, "readinto", unreadable, raising=False)
         elif name == "step":
             real = os.stat
 
