@@ -59,7 +59,7 @@ def test_what_is_none_is_refused(place: Path, capsys: Capture) -> None:
         (["a.json", "--watch"], "a page is on runs, or on JSON files"),
         (["a.json"], "a.json: this is no measurement"),
         (["list.json"], "no comparison's result"),
-        (["none.json"], "none.json cannot be read: No such file"),
+        (["none.json"], "cannot read none.json: No such file"),
         (["done", "--output", "mine.html"], "mine.html exists, and is no page of ours"),
         (["done", "--output", "no/where.html"], "cannot write no/where.html"),
     ):

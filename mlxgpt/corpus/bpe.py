@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from mlxgpt import files
-from mlxgpt.corpus import web
 from mlxgpt.corpus.tokenizer import (
     END_OF_TEXT,
     NUL,
@@ -261,8 +260,9 @@ def gpt2() -> BPETokenizer:
     asking = threading.Thread(target=get, daemon=True)
     asking.start()
     asking.join(ANSWER_SECONDS)
-    if results and isinstance(results[0], Exception) and (error := web.disk_error(results[0])):
-        raise files.os_error(error, "use", Path(os.environ.get("TIKTOKEN_CACHE_DIR", "its cache")))
+    if results and isinstance(results[0], OSError) and results[0].errno in files.REMEDIES:
+        cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR", "the cache of tiktoken"))
+        raise files.os_error(results[0], "use", cache)
     if not results or isinstance(results[0], Exception):
         reason = f": {type(results[0]).__name__}" if results else ""
         raise UserError(

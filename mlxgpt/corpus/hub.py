@@ -339,6 +339,8 @@ def _remedy(error: Exception) -> str:
         return f"wait some minutes, or log in, with hf auth login; or {other}"
     if isinstance(error, web.NoAnswer):
         return f"check the connection; or {other}"
+    if isinstance(error, OSError) and error.errno in files.REMEDIES:
+        return files.REMEDIES[error.errno]
     if isinstance(error, ValueError):  # such as several configurations to choose from
         return "download the files that you mean, and name these."
     return f"try again later; or {other}"

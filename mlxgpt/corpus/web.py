@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mlxgpt import files
 from mlxgpt.errors import UserError
 
 SECONDS = 20.0  # without a byte; HF_HUB_DOWNLOAD_TIMEOUT, where that is set, comes first
 LOOK_UP_SECONDS = 30.0  # more, at most, for looking up a name, which no time-out ends
+# Not those that firewalls and folders of others give, too.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 SOON = 3.0  # seconds; whoever waits for longer is told
 TRIES = 3
 NOT_NOW = (408, 429, 500, 502, 503, 504)  # statuses after which `huggingface_hub` tries again
@@ -242,9 +243,8 @@ def reason(error: BaseException) -> str:
 
 
 def disk_error(error: BaseException) -> OSError | None:
-    """The error of a file, not of the network, that is behind an error of a download."""
-    disk = files.REMEDIES.keys() - {errno.ETIMEDOUT, errno.ENOTCONN}
-    errors = (e for e in _behind(error) if isinstance(e, OSError) and e.errno in disk)
+    """The error of a failing or full disk that is behind an error of a download."""
+    errors = (e for e in _behind(error) if isinstance(e, OSError) and e.errno in DISK)
     return next(errors, None)
 
 

@@ -154,4 +154,6 @@ def _remedy(error: Exception) -> str:
         return "wait some minutes, or log in, with hf auth login."
     if isinstance(error, web.NoAnswer):
         return "check the connection; a model in a folder is imported without one."
+    if isinstance(error, OSError) and error.errno in files.REMEDIES:
+        return files.REMEDIES[error.errno]
     return "give the same command again: what was fetched is kept."

@@ -44,11 +44,11 @@ def figures(rate: float) -> dict[str, float]:
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nothing\.json cannot be read"):
+    with pytest.raises(UserError, match=r"cannot read .*nothing\.json"):
         several.read([tmp_path / "nothing.json"])
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UserError, match=r"other\.json: this is no measurement"):
         several.read([tmp_path / "other.json"])
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"binary\.json cannot be read"):
+    with pytest.raises(UserError, match=r"cannot read .*binary\.json"):
         several.read([tmp_path / "binary.json"])

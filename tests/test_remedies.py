@@ -1,0 +1,176 @@
+"""Whatever file fails, and wherever: the message names it, and the error's number decides the
+remedy.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxgpt import cli, files
+from mlxgpt.corpus import bpe, hub
+from mlxgpt.errors import UserError
+from mlxgpt.machine import arrays
+from tests.commands import Capture
+from tests.faulty import FaultyDisk
+from tests.interchange.models import folder_of
+
+NUMBERS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS)
+
+# What is done, and the file whose opening fails.
+READING = {
+    "prepare": ("prepare words.txt --name other", "words.txt"),
+    "config": ("train --config my.toml", "my.toml"),
+    "prompts": ("generate --prompts prompts.txt", "prompts.txt"),
+    "hellaswag": ("eval --hellaswag mine.jsonl", "mine.jsonl"),
+    "data": ("eval", "data/words/meta.json"),
+    "array": ("eval", "data/words/tokenizer.json"),
+    "bench report": ("bench report mine.json", "mine.json"),
+    "report": ("report mine.json", "mine.json"),
+    "import, config": ("import small", "small/config.json"),
+    "import, tokenizer": ("import small", "small/tokenizer.json"),
+    "import, weights": ("import small", "small/model.safetensors"),
+}
+WRITING = {
+    "prepare": ("prepare words.txt --name other", "data/.other.new/train.bin"),
+    "lock": ("prepare words.txt --name other", "data/.other.lock"),
+    "report": ("report --output page.html", ".page.html.new"),
+    "export": ("export --to hf", "config.json"),
+}
+
+
+@pytest.fixture
+def sources(place: Path) -> Path:
+    for name in ("prompts.txt", "my.toml", "mine.json", "mine.jsonl"):
+        Path(name).write_text("{}")
+    folder_of(place / "small")
+    return place
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("kind", ["reading", "writing"])
+def test_the_number_decides_and_the_file_is_named(
+    sources: Path, kind: str, number: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = READING if kind == "reading" else WRITING
+    for doing, (line, name) in table.items():
+        with monkeypatch.context() as patch:
+            opened = failing_open(name, number)
+            patch.setattr(io, "open", opened)
+            patch.setattr(mx, "load", failing_load(name))
+            capsys.readouterr()
+            assert cli.main(line.split()) == 2, doing
+        problem, remedy = capsys.readouterr().err.splitlines()[-2:]
+        assert Path(name).name.removeprefix(".").removesuffix(".new") in problem, doing
+        assert os.strerror(number) in problem, doing
+        assert remedy == f"  → {files.REMEDIES[number]}", doing
+    assert not list(sources.glob("exports/*"))
+    shutil.rmtree(sources / "runs" / "small", ignore_errors=True)
+
+
+def failing_open(name: str, number: int) -> Callable[..., Any]:
+    """`io.open`, but for one file."""
+    real = io.open
+
+    def opened(path: Any, *arguments: Any, **options: Any) -> Any:
+        if str(path).endswith(name) or f".{name}.new" in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **options)
+
+    return opened
+
+
+def failing_load(name: str) -> Callable[..., Any]:
+    """`mx.load`, which says of one file no more than MLX does."""
+    real = mx.load
+
+    def load(path: str, *arguments: Any, **options: Any) -> Any:
+        if path.endswith(name):
+            raise RuntimeError(f"[load_safetensors] Failed to open file {path}")
+        return real(path, *arguments, **options)
+
+    return load
+
+
+def test_weights_that_can_be_read_after_all_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    arrays.save_arrays(path, {"x": mx.arange(5)}, {"format": "pt"})
+    real, calls = mx.load, []
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("[read] Unable to read from file.")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(mx, "load", once)
+    assert arrays.load_arrays(path)["x"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_weights_that_are_damaged_are_not_a_failing_disk(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    arrays.save_arrays(path, {"x": mx.arange(500)}, {})
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RuntimeError, match=r"safetensors|read"):
+        arrays.load_arrays(path)
+
+
+@pytest.mark.parametrize("operation", ["open", "write"])
+def test_weights_that_cannot_be_written_say_why(
+    tmp_path: Path, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*_: object) -> None:
+        raise RuntimeError("[write] Unable to write 8 bytes to file.")
+
+    monkeypatch.setattr(mx, "save_safetensors", save)
+    disk = FaultyDisk(tmp_path, errno.ENOSPC)
+    with (
+        disk.plugged_in(fail_at=["open", "write"].index(operation)),
+        pytest.raises(OSError, match=r"a\.safetensors") as caught,
+    ):
+        arrays.save_arrays(tmp_path / "a.safetensors", {"x": mx.arange(5)}, {})
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE])
+def test_a_failing_disk_is_not_taken_for_a_failing_network(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a full cache would have Tier 1 train on other texts."""
+    cause = OSError(number, os.strerror(number), "cache/train.arrow")
+
+    def fail(_: object) -> None:
+        raise RuntimeError("An error occurred while generating the dataset") from cause
+
+    monkeypatch.setattr(hub, "_dataset", fail)
+    text = hub.named("shakespeare")
+    assert text
+    with pytest.raises(UserError, match=r"cannot use cache/train\.arrow") as caught:
+        hub.load(text, lambda line: None)
+    assert caught.value.remedy == files.REMEDIES[number]
+    assert not isinstance(caught.value, hub.Unavailable)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
+def test_the_cache_of_tiktoken_is_a_file_too(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tiktoken
+
+    def fail(_: str) -> None:
+        raise OSError(number, os.strerror(number), "cache/9b5ad716")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", fail)
+    bpe.gpt2.cache_clear()
+    with pytest.raises(UserError, match="cannot use cache/9b5ad716") as caught:
+        bpe.gpt2()
+    assert caught.value.remedy == files.REMEDIES[number]
+    bpe.gpt2.cache_clear()
