@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -152,7 +153,8 @@ class _TensorBoard:
     def __init__(self) -> None:
         self._event: Any = import_module("tensorboard.compat.proto.event_pb2")
         self._summary: Any = import_module("tensorboard.compat.proto.summary_pb2")
-        self._writers: Any = import_module("tensorboard.summary.writer.event_file_writer")
+        # Not its EventFileWriter, whose own thread prints a traceback where the disk is full.
+        self._records: Any = import_module("tensorboard.summary.writer.record_writer")
         self._writer: Any = None
         self._last = 0
 
@@ -160,7 +162,11 @@ class _TensorBoard:
         """There is nothing to connect to."""
 
     def begin(self, run: Run, step: int) -> None:
-        self._writer = self._writers.EventFileWriter(str(run.folder / "tensorboard"))
+        folder = run.folder / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = self._records.RecordWriter((folder / name).open("ab"))
+        self._add(0, file_version="brain.Event:2")
         self._restart(step)  # the first one of a folder is ignored by TensorBoard
         self._restart(step)
 
@@ -183,7 +189,8 @@ class _TensorBoard:
         self._add(step, session_log=log(status=log.START))
 
     def _add(self, step: int, **content: Any) -> None:
-        self._writer.add_event(self._event.Event(wall_time=time.time(), step=step, **content))
+        event = self._event.Event(wall_time=time.time(), step=step, **content)
+        self._writer.write(event.SerializeToString())
 
 
 class _Wandb:

@@ -211,7 +211,7 @@ def _without_other_heads(
 def read_parameters(
     folder: Path, config: ModelConfig, note: Callable[[str], None] = lambda line: None
 ) -> dict[str, mx.array]:
-    """A folder's weights by our names, float32, each read from its file when it is needed.
+    """A folder's weights by our names, float32, so that memory holds each about once.
 
     Args:
         note: takes a line on what is left out.
@@ -235,9 +235,11 @@ def read_parameters(
     first = arrays.get(f"h.0.{MATRICES[0]}")
     transposed = first is not None and first.shape == (config.n_embd, 3 * config.n_embd)
     parameters = {}
-    for name, value in arrays.items():
+    for name in list(arrays):
+        value = arrays.pop(name)
         turned = transposed and value.ndim == 2 and name.endswith(MATRICES)
         parameters[name] = (value.T if turned else value).astype(mx.float32)
+        mx.eval(parameters[name])
     if sum(value.size for value in parameters.values()) != count_parameters(config):
         raise _others(folder)
     must_be_like(parameters, flat(GPT(config).parameters()))
