@@ -90,8 +90,8 @@ class RunLine:
 def runs(
     *, runs_dir: PathLike | None = None, note: Callable[[str], None] = lambda line: None
 ) -> list[RunLine]:
-    """All runs, the newest first; `note` is told of those that are damaged or cannot be read, which
-    are left out.
+    """All runs, the newest first, but for those that are damaged or cannot be read: `note` takes a
+    line on each.
     """
     lines = []
     for folder in run_folders.folders_in(home("runs", runs_dir), note):

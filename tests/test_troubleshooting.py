@@ -264,6 +264,16 @@ def dashed_prompt(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> st
     return refused(capsys, "generate", "--weird")
 
 
+def no_room_for_notes(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    def full(run: Run, record: dict[str, object]) -> None:
+        raise OSError(28, "No space left on device", str(run.folder / "metrics.jsonl"))
+
+    patch.setattr(Run, "log", full)
+    capsys.readouterr()
+    assert cli.main([*TRAIN, "--source", "data/words", "--run", "new"]) == 2
+    return capsys.readouterr().err.splitlines()[-2].removeprefix("mlxgpt: ")
+
+
 def deleted_in_training(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     real = Run.add_sample
 
@@ -517,6 +527,7 @@ MISTAKES: list[Mistake] = [
     unknown_letter,
     not_unicode,
     dashed_prompt,
+    no_room_for_notes,
     deleted_in_training,
     no_best,
     too_large,

@@ -374,8 +374,11 @@ def load_model(
     *,
     fall_back: bool = True,
 ) -> tuple[GPT, Checkpoint]:
-    """The model of a run's checkpoint: `best`, `newest`, or a step. Where the best or the newest
-    is damaged, `note` is told, and the newest that is whole is used, unless `fall_back` is False.
+    """The model of a run's checkpoint: `best`, `newest`, or a step.
+
+    Args:
+        note: takes a line on each damaged checkpoint that was passed over.
+        fall_back: where the best or the newest is damaged, use the newest that is whole.
 
     Raises:
         UserError: if there is none, it is damaged, or it was made with another tokenizer.

@@ -85,7 +85,7 @@ class Hooks:
             if metrics.step not in self._run.steps():
                 self._save(metrics)
                 self._saver.wait()
-            problem = files.os_error(error, "write", self._run.folder)
+            problem = files.os_error(error, "read or write", self._run.folder)
             raise UserError(
                 f"{problem.problem}; stopped and saved at step {metrics.step:,}", problem.remedy
             ) from error

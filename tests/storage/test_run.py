@@ -258,15 +258,15 @@ def test_a_folder_is_replaced_only_where_it_has_no_checkpoint_for_certain(
     before = sorted(run.folder.rglob("*"))
     with pytest.raises(UserError, match="has checkpoints"):
         runs.create(run)
-    real = os.listdir
+    real = Path.iterdir
 
-    def failing(path: Any) -> Any:
-        if Path(path) == run.checkpoints:
+    def failing(path: Path) -> Any:
+        if path == run.checkpoints:
             raise error(number, path)
         return real(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "listdir", failing)
+        patch.setattr(Path, "iterdir", failing)
         with pytest.raises(OSError, match="checkpoints"):
             runs.create(run)
     assert sorted(run.folder.rglob("*")) == before
