@@ -103,7 +103,12 @@ def test_no_checkpoints_are_deleted_with_it(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     names = ["run.json"] if name == "run.json" else ["run.json", "config.toml", "tokenizer.json"]
-    at_step_8(monkeypatch, "add_sample", lambda: [(FOLDER / name).unlink() for name in names])
+
+    def change() -> None:
+        for each in names:
+            (FOLDER / each).unlink()
+
+    at_step_8(monkeypatch, "add_sample", change)
     with pytest.raises(UserError, match=GONE):
         train("a", max_steps=1000, keep_checkpoints=9)
     steps = checkpoint.steps(FOLDER / "checkpoints")
