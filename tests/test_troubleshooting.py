@@ -214,7 +214,7 @@ def two_at_once(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 def full_disk(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     def full(path: Path) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device", str(path))
 
     patch.setattr(files, "sync", full)
     Path("my.txt").write_text("to be or not to be")
