@@ -177,12 +177,14 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace a small text file so that a reader, or a crash, sees the old or the new one whole."""
     scratch = path.with_name(f".{path.name}.new")
     try:
-        with naming(path):
-            # Bytes of a name that are not UTF-8, which only files for people may have, are escaped.
-            scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+        # Bytes of a name that are not UTF-8, which only files for people may have, are escaped.
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
         sync(scratch)
         scratch.replace(path)
         sync(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # the name that a person knows
+        raise
     finally:
         with contextlib.suppress(OSError):  # usually renamed by now
             scratch.unlink()
