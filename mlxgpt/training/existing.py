@@ -14,6 +14,7 @@ from mlxgpt.config import Config, changed_weights, differences, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.machine.surroundings import changes, surroundings
+from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
 from mlxgpt.training.beginning import Beginning
@@ -31,6 +32,8 @@ def existing(folder: Path) -> Run | None:
     """
     if files.exists(folder / "run.json"):
         run = runs.open_run(folder)
+        for saved in (run.checkpoints, run.snapshots):
+            checkpoint.prune(saved, {*checkpoint.steps(saved)})  # scratch files of a killed process
         return run if run.steps() else None
     if files.exists(folder) and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is no run", "choose another name with --run NAME.")
