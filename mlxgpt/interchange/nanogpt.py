@@ -106,8 +106,10 @@ def _load(path: Path) -> dict[Any, Any]:
 
     try:
         saved = files.with_reason(path, read)
-    except (UserError, OSError):
+    except UserError:
         raise
+    except OSError as error:
+        raise files.os_error(error, "read", path, REMEDY) from error
     except zipfile.BadZipFile as error:
         raise _refused(path, "it is no file of PyTorch's, or was cut short") from error
     except Exception as error:  # a damaged file has PyTorch raise whatever there is
