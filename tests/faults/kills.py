@@ -85,7 +85,7 @@ TIMES = ("seconds", "time", "date", "tokens_per_second", "memory", "seal", "sha2
 
 @dataclass
 class Killed:
-    """What came of killing one command.
+    """The results of killing one command.
 
     Attributes:
         runs: how often it was brought to its end.
@@ -123,7 +123,7 @@ class World:
 
     def left(self) -> set[str]:
         """Scratch files that were not there at first; but for the empty lock of a command that was
-        killed when all was done, which locks nobody out.
+        killed when all was done.
         """
         left = scratch_files(self.work) - scratch_files(self._original)
         return {name for name in left if not name.endswith(".lock")}
@@ -159,7 +159,7 @@ class World:
         return ended, self._log.read_text() if self._log.exists() else ""
 
     def both(self, lines: Sequence[str], later: float) -> list[Ended]:
-        """Run two commands, the second so many seconds later than the first."""
+        """Run two commands, the second `later` seconds after the first."""
         logs = [self.work / "log" / str(number) for number in range(len(lines))]
         for number, (server, line) in enumerate(zip(self.servers, lines, strict=True)):
             if number:
@@ -222,7 +222,7 @@ def write_nanogpt(folder: Path, characters: str) -> None:
 
 
 def torture(world: World, name: str, kills: int, draw: random.Random) -> Killed:
-    """Kill a command at random operations, at least so many times, and each time let it end."""
+    """Kill a command at random operations, at least `kills` times; it ends between them."""
     result = Killed()
     operations, whole = world.undisturbed(KILLED[name])
     while result.kills < kills:
@@ -285,7 +285,7 @@ def in_mode(world: World, name: str, mode: str) -> None:
 
 
 def together(world: World, name: str, times: int, draw: random.Random) -> Counter[str]:
-    """Run two commands at one instant, so many times; how they ended."""
+    """Run two commands at one instant, `times` times; how they ended."""
     lines, results = PAIRS[name], Counter[str]()
     _, whole = world.undisturbed(lines[0])
     for _ in range(times):
