@@ -5,6 +5,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -276,3 +277,28 @@ def test_an_open_folder_is_known_by_its_inode(tmp_path: Path) -> None:
     (tmp_path / "b").touch()
     assert not files.is_at(descriptor, tmp_path / "b" / "below")
     os.close(descriptor)
+
+
+def test_a_removal_clears_what_an_interrupted_one_left(tmp_path: Path) -> None:
+    (tmp_path / f".run{files.GONE}" / "checkpoints").mkdir(parents=True)
+    files.remove(tmp_path / "run")  # which does not exist any more
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_only_a_folder_that_cannot_be_synced_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(files.sys, "platform", "linux")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        files.sync(tmp_path / "file")
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="error"):
+            files.sync(tmp_path)
+    else:
+        files.sync(tmp_path)

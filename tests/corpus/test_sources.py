@@ -351,6 +351,13 @@ def test_origins_are_equal_in_both_unicode_forms() -> None:
     assert sources.comparable(nfc) != sources.comparable({**nfc, "sha256": "2"})
 
 
+def test_origins_are_equal_in_either_case_of_a_file_but_not_of_a_column() -> None:
+    lower, upper = ({"files": [name], "sha256": "1"} for name in ("my.txt", "MY.txt"))
+    assert sources.comparable(lower) == sources.comparable(upper)
+    columns = ({"hub": "owner/name", "column": name} for name in ("text", "Text"))
+    assert len({*map(sources.comparable, columns)}) == 2
+
+
 def test_a_tilde_without_a_user_of_that_name_is_a_name(home: Path) -> None:
     assert read([write(home / "~.txt", "one")]) == ["one"]
     assert read(["~.txt"]) == ["one"]

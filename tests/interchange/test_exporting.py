@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 import mlxgpt
-from mlxgpt import cli
+from mlxgpt import cli, files
 from mlxgpt.config import Config
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import exporting, importing, mlx_lm, qwen3
@@ -160,6 +160,22 @@ def test_an_export_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="cannot write exports/done-hf: No space left"):
         mlxgpt.export(to="hf")
     assert list(Path("exports").iterdir()) == []
+
+
+def test_an_export_clears_what_a_killed_one_left(place: Path) -> None:
+    left = Path("exports/.done-hf.new")
+    left.mkdir(parents=True)
+    (left / "model.safetensors").touch()
+    mlxgpt.export(to="hf")
+    assert [path.name for path in Path("exports").iterdir()] == ["done-hf"]
+
+
+def test_two_exports_to_one_folder_exclude_each_other(place: Path) -> None:
+    with (
+        files.only_one(Path("exports/done-hf"), "exporting to"),
+        pytest.raises(UserError, match="another process is exporting to exports/done-hf"),
+    ):
+        mlxgpt.export(to="hf")
 
 
 def test_fine_tuning_begins_where_the_other_run_ended(home: Path) -> None:

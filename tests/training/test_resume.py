@@ -332,3 +332,14 @@ def test_a_signal_may_come_while_something_is_written(train: Any) -> None:
     while not recorder.notes:
         time.sleep(0.01)
     assert recorder.notes[0] != threading.main_thread().name
+
+
+def test_a_resumed_run_removes_what_a_killed_process_left(train: Any) -> None:
+    train("a")
+    left = [Path("runs/a/checkpoints", name) for name in (".writing-x", ".step-0000004.gone")]
+    for folder in left:
+        folder.mkdir()
+    before = checkpoint.steps(Path("runs/a/checkpoints"))
+    train("a")
+    assert not [folder for folder in left if folder.exists()]
+    assert checkpoint.steps(Path("runs/a/checkpoints")) == before
