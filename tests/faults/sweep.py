@@ -1,4 +1,4 @@
-"""Every file operation of a command fails once, and what came of it is judged.
+"""Make every file operation of a command fail once, and judge the outcome.
 
     python -m tests.faults.sweep train resume --part 1/2 --results found.jsonl
 
@@ -82,7 +82,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a case: `same`, `warned` and `stopped` are right, `missed` is a
+    """The outcome of a case: `same`, `warned` and `stopped` are right, `missed` is a
     site that was not reached, all else is a defect.
     """
 
@@ -263,7 +263,7 @@ def unclear(case: Case, lines: list[str]) -> str:
 
 
 def differing(now: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """Names of files that differ. An old checkpoint that could not be deleted is no difference."""
+    """Names of files that differ. An old checkpoint that could not be deleted does not count."""
     names = {name for name in now if "/checkpoints/step-" not in name} | {*wanted}
     return sorted(name for name in names if now.get(name) != wanted.get(name))
 
