@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Self, TextIO
+from typing import Any, Self, TextIO, cast
 
 from mlxgpt import files
 
@@ -16,13 +16,12 @@ class _Stream(io.TextIOWrapper):
         """The same stream; what a terminal cannot show becomes a question mark."""
         if stream is None:  # closed before the program began
             return cls(Path(os.devnull).open("wb"))
-        return cls(
-            stream.buffer,
-            stream.encoding,
-            errors="replace",
-            line_buffering=getattr(stream, "line_buffering", False),
-            write_through=getattr(stream, "write_through", False),
-        )
+        binary: Any = stream.buffer
+        unbuffered = isinstance(binary, io.RawIOBase)  # PYTHONUNBUFFERED
+        if unbuffered:  # a text stream would drop what a short write leaves
+            binary = io.BufferedWriter(cast(io.RawIOBase, binary))
+        line_buffering = unbuffered or getattr(stream, "line_buffering", False)
+        return cls(binary, stream.encoding, errors="replace", line_buffering=line_buffering)
 
 
 class ResultStream(_Stream):

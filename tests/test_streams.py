@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -128,3 +128,28 @@ def trained(place: Path, stderr: Any) -> dict[str, bytes]:
     found = contents(place / "runs" / "new" / "checkpoints")
     (place / "runs" / "new").rename(place / f"seen-{len(list(place.iterdir()))}")
     return found
+
+
+class _HalfWriting(io.RawIOBase):
+    """Takes half of each write, as a nearly full disk may."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any, /) -> int:
+        part = bytes(content)[: max(1, len(content) // 2)]
+        self.taken += part
+        return len(part)
+
+
+def test_an_unbuffered_result_is_written_whole() -> None:
+    raw = _HalfWriting()
+    stream = streams.ResultStream.over(
+        io.TextIOWrapper(cast(Any, raw), "utf-8", write_through=True)
+    )
+    stream.write('{"loss": 2.5}\n')
+    stream.flush()
+    assert raw.taken == b'{"loss": 2.5}\n'
