@@ -147,9 +147,8 @@ class _HalfWriting(io.RawIOBase):
 
 def test_an_unbuffered_result_is_written_whole() -> None:
     raw = _HalfWriting()
-    stream = streams.ResultStream.over(
-        io.TextIOWrapper(cast(Any, raw), "utf-8", write_through=True)
-    )
+    unbuffered = io.TextIOWrapper(cast(Any, raw), "utf-8", write_through=True)
+    stream = streams.ResultStream.over(unbuffered)
     stream.write('{"loss": 2.5}\n')
     stream.flush()
     assert raw.taken == b'{"loss": 2.5}\n'

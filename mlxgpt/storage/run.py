@@ -291,9 +291,7 @@ def create(run: Run) -> None:
         scratch.rename(folder)
         files.sync(folder.parent)
     except OSError as error:
-        raise UserError(
-            f"cannot write the run {folder}: {error.strerror}", "choose another --runs-dir."
-        ) from error
+        raise files.os_error(error, "write", folder, "choose another --runs-dir.") from error
 
 
 def open_run(folder: Path) -> Run:

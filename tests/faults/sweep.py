@@ -257,7 +257,8 @@ def unclear(case: Case, lines: list[str]) -> str:
     if not any(f"{name}/" in problem or f"/{name}" in problem for name in CLASSES):
         return "names no file"
     right = WORDS[case.errno]
-    if right not in remedy or any(word in remedy for word in WRONG if word not in right):
+    wrong = [word for word in WRONG if right not in word and word not in right]
+    if right not in remedy or any(word in remedy for word in wrong):
         return "wrong remedy"
     return ""
 
