@@ -301,7 +301,8 @@ def is_at(descriptor: int, path: Path) -> bool:
     given to another one.
     """
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        with naming(path):
+            return os.path.samestat(os.fstat(descriptor), path.stat())
     except (FileNotFoundError, NotADirectoryError):
         return False
 

@@ -66,11 +66,17 @@ class Tokens:
         """The ids, n of them.
 
         Raises:
-            UserError: if the file has become shorter. Who reads what is missing is ended by SIGBUS.
+            UserError: if the file has become shorter: reading what is missing ends the process
+                by SIGBUS.
+            OSError: if its size cannot be read.
         """
-        mapped = getattr(self.array, "_mmap", None)  # of np.memmap; its size is that of the file
-        if mapped is not None and (size := mapped.size()) < len(mapped):
-            path = Path(getattr(self.array, "filename", "the token array"))
+        mapped = getattr(self.array, "_mmap", None)  # of np.memmap
+        if mapped is None:
+            return self.array
+        path = Path(getattr(self.array, "filename", "the token array"))
+        with files.naming(path):
+            size = mapped.size()  # that of the file
+        if size < len(mapped):
             raise UserError(
                 f"{path} was cut short while in use: {size:,} of {len(mapped):,} bytes are left",
                 f"{restore(path)}, then run the same command again.",
