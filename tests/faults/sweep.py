@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import tempfile
@@ -254,7 +255,7 @@ def unclear(case: Case, lines: list[str]) -> str:
     problem, remedy = lines[-2], lines[-1].removeprefix("  → ")
     if not problem.startswith("mlxgpt: ") or os.strerror(case.errno) not in problem:
         return "unclear message"
-    if not any(f"{name}/" in problem or f"/{name}" in problem for name in CLASSES):
+    if not re.search(rf"\b({'|'.join(CLASSES)})\b", problem):
         return "names no file"
     right = WORDS[case.errno]
     wrong = [word for word in WRONG if right not in word and word not in right]
