@@ -55,7 +55,7 @@ class Notes:
             self.folder / IDENTITY
         ):
             raise UserError(
-                f"the run's folder {self.folder} was deleted, moved or replaced during training",
+                f"the run's folder {self.folder} is no longer there: training stopped",
                 "to resume a run that was moved, name its folder: --run FOLDER.",
             )
 

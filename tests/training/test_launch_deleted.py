@@ -19,7 +19,7 @@ from tests.trainings import final_state
 
 pytestmark = pytest.mark.usefixtures("no_check")
 FOLDER = Path("runs/a")
-GONE = r"the run's folder runs/a was deleted, moved or replaced during training"
+GONE = r"the run's folder runs/a is no longer there: training stopped"
 
 
 def at_step_8(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], object]) -> None:
@@ -151,7 +151,7 @@ def test_a_comparison_stops_as_well(
 ) -> None:
     trainings = Path("runs/compare/trainings")
     at_step_8(monkeypatch, "log", lambda: shutil.rmtree(trainings))
-    with pytest.raises(UserError, match="was deleted, moved or replaced during training"):
+    with pytest.raises(UserError, match="is no longer there: training stopped"):
         api.compare(
             vary="learning_rate=0.01,0.02",
             budget="12steps",
