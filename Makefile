@@ -5,8 +5,8 @@
 #   make train SOURCE=my.txt      the same on a text of your own
 #   make train ARGS="--seed 2"    any flag of `mlxgpt train`
 #   make test                     the tests
-#   make torture                  those that break things for half an hour
-#   make torture PART=2/6         a sixth of them
+#   make torture                  those that break things for hours
+#   make torture PART=2/12        a twelfth of them
 #   make check                    format, lint, types
 #   make mac-report               what all this does on your Mac, as one file to send: 20 minutes
 

@@ -69,7 +69,7 @@ def test_folders_that_cannot_be_written(place: Path, capsys: Capture) -> None:
 def test_a_file_that_cannot_be_read(
     place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def denied(path: Path, *_: object) -> None:
+    def denied(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     Path("other.txt").write_text("to be or not to be")

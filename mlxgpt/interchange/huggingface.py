@@ -9,6 +9,7 @@ the same folder, if config.json has `n_ctx`, names have no prefix and there is n
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -267,6 +268,8 @@ def _arrays(folder: Path) -> dict[str, mx.array]:
             names = sorted(set(places.values()))
             if any(name != Path(name).name or not name.endswith(".safetensors") for name in names):
                 raise ValueError("it leads out of its folder")
+            if any(len(os.fsencode(name)) > 255 for name in names):
+                raise ValueError("it has names that are too long")
         elif len(whole) == 1:  # under a name of its own
             names = whole
         arrays: dict[str, mx.array] = {}

@@ -22,6 +22,7 @@ import mlx.core as mx
 
 from mlxgpt import files
 from mlxgpt.errors import UserError
+from mlxgpt.machine import memory
 from mlxgpt.machine.arrays import load_arrays, save_arrays
 
 FORMAT = 2  # 1 had no guard
@@ -148,15 +149,17 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
             parameters=parameters,
             optimizer=load_arrays(path / OPTIMIZER) if with_optimizer else None,
         )
-    except RuntimeError as error:
-        raise UserError(
-            f"cannot read {path}: {error}", "copy it again, or use another checkpoint."
-        ) from error
+    except RuntimeError as error:  # of MLX, of a file that could be read
+        raise memory.exhausted(error) or _damaged(path, error) from error
     except (*MISSING, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise Damaged(
-            f"the checkpoint {path} is missing or damaged: {error}",
-            "use another checkpoint of this run: --checkpoint newest, or a step number.",
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> Damaged:
+    return Damaged(
+        f"the checkpoint {path} is missing or damaged: {error}",
+        "use another checkpoint of this run: --checkpoint newest, or a step number.",
+    )
 
 
 def first_not_finite(arrays: Mapping[str, mx.array]) -> str | None:
