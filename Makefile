@@ -6,7 +6,7 @@
 #   make train ARGS="--seed 2"    any flag of `mlxgpt train`
 #   make test                     the tests
 #   make torture                  those that break things for hours
-#   make torture PART=2/12        a twelfth of them
+#   make torture PART=2/40        a fortieth of them
 #   make check                    format, lint, types
 #   make mac-report               what all this does on your Mac, as one file to send: 20 minutes
 
