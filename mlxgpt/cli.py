@@ -93,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _of_file(error: OSError) -> UserError:
     where = f"{error.filename}: " if error.filename else ""
-    remedy = files.REMEDIES.get(error.errno or 0, "check the file and its folder.")
-    return UserError(f"{where}{error.strerror or error}", remedy)
+    return UserError(f"{where}{error.strerror or error}", files.remedy_of(error))
 
 
 def _refuse(error: UserError) -> int:

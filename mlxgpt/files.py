@@ -10,7 +10,6 @@ import errno
 import fcntl
 import fnmatch
 import functools
-import glob
 import hashlib
 import json
 import math
@@ -19,13 +18,12 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from mlxgpt.errors import UserError
 
-Content = TypeVar("Content")
 SEAL = "seal"
 GONE = ".gone"  # the end of a name
 SMALL = 1 << 20  # bytes of a file that describes something
@@ -108,29 +106,6 @@ def matching(folder: Path, pattern: str) -> list[Path]:
         return []
 
 
-def expand_pattern(pattern: Path) -> list[Path]:
-    """The paths that a pattern with `*`, `?`, `[…]` or `**` matches, sorted, as by `glob.glob`:
-    hidden names only where the pattern has their dot; raises as `matching`.
-    """
-    paths = [Path(pattern.anchor)]
-    for part in pattern.relative_to(pattern.anchor).parts:
-        if part == "**":
-            paths = [below for path in paths if is_folder(path) for below in _tree(path)]
-        elif glob.has_magic(part):
-            entries = [entry for path in paths for entry in matching(path, part)]
-            paths = [e for e in entries if part.startswith(".") or not e.name.startswith(".")]
-        else:
-            paths = [path / part for path in paths]
-    return sorted({path for path in paths if lexists(path)})
-
-
-def _tree(path: Path) -> Iterator[Path]:
-    """A path and all that is in it, but for hidden names."""
-    yield path
-    for entry in matching(path, "[!.]*"):
-        yield from _tree(entry)
-
-
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Name the file in an OSError that does not: reads, writes and fsync do not know names."""
@@ -150,27 +125,14 @@ def os_error(error: OSError, action: str, path: Path, remedy: str = "") -> UserE
         path: named where the error itself names no file.
         remedy: for errors that have no remedy of their own, such as a missing file.
     """
-    reason = error.strerror or str(error)
-    default = remedy or "check the file and its folder."
-    return UserError(
-        f"cannot {action} {error.filename or path}: {reason}",
-        REMEDIES.get(error.errno or 0, default),
-    )
+    problem = f"cannot {action} {error.filename or path}: {error.strerror or error}"
+    return UserError(problem, remedy_of(error, remedy))
 
 
-def with_reason(path: Path, read: Callable[[], Content]) -> Content:
-    """What a library reads from a file. One written in C++ does not know why it could not, so the
-    file is read here, too, which raises the OSError; where that works, the library tries again.
-
-    Raises:
-        OSError: if the file cannot be read.
-        Exception: whatever `read` raises where it can be.
-    """
-    try:
-        return read()
-    except Exception:
-        sha256(path)
-    return read()
+def remedy_of(error: Exception, default: str = "") -> str:
+    """What to do about an error, by its errno; `default` where that has no remedy."""
+    number = getattr(error, "errno", None) or 0
+    return REMEDIES.get(number, default or "check the file and its folder.")
 
 
 def write_atomically(path: Path, text: str) -> None:

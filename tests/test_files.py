@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import glob
 import json
 import os
 import re
@@ -14,10 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt import files
+from mlxgpt.corpus import folders
 from mlxgpt.errors import UserError
 
 
@@ -216,29 +216,6 @@ def test_predicates_know_files_folders_and_links(tmp_path: Path) -> None:
     }
 
 
-@settings(max_examples=50)
-@given(
-    names=st.sets(st.text("ab.[*", min_size=1, max_size=3).filter(lambda n: n not in (".", ".."))),
-    pattern=st.lists(
-        st.sampled_from(["**", "*", "a*", ".*", "?", "[ab]", "a", "b", "*.a", "[[]"]),
-        min_size=1,
-        max_size=3,
-    ),
-)
-def test_patterns_match_as_with_glob(
-    tmp_path_factory: pytest.TempPathFactory, names: set[str], pattern: list[str]
-) -> None:
-    folder = tmp_path_factory.mktemp("tree")
-    for name in names:
-        (folder / "b" / name / "a").mkdir(parents=True)
-        (folder / "b" / name / f"{name}.a").touch()
-        (folder / f"{name}.a").touch()
-    wanted = Path(folder, *pattern)
-    assume("**/**" not in str(wanted))  # of which glob names some paths twice
-    found = {Path(match) for match in glob.glob(str(wanted), recursive=True)}
-    assert files.expand_pattern(wanted) == sorted(found)
-
-
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
 def test_a_folder_that_cannot_be_read_is_not_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -255,8 +232,8 @@ def test_a_folder_that_cannot_be_read_is_not_empty(
     monkeypatch.setattr(os, "scandir", failing)
     for read in (
         lambda: files.matching(tmp_path, "*"),
-        lambda: files.expand_pattern(tmp_path / "*.txt"),
-        lambda: files.expand_pattern(tmp_path / "**" / "a.txt"),
+        lambda: folders.expand_pattern(tmp_path / "*.txt"),
+        lambda: folders.expand_pattern(tmp_path / "**" / "a.txt"),
         lambda: files.only_plain(tmp_path),
     ):
         with pytest.raises(OSError, match=os.strerror(number)):

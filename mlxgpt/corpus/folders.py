@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 from mlxgpt import files
@@ -69,3 +70,26 @@ def is_leftover(name: str) -> bool:
 
 def _first(lines: list[str]) -> list[str]:
     return lines if len(lines) <= LISTED else [*lines[:LISTED], "…"]
+
+
+def expand_pattern(pattern: Path) -> list[Path]:
+    """The paths that a pattern with `*`, `?`, `[…]` or `**` matches, sorted, as by `glob.glob`:
+    hidden names only where the pattern has their dot; raises as `files.matching`.
+    """
+    paths = [Path(pattern.anchor)]
+    for part in pattern.relative_to(pattern.anchor).parts:
+        if part == "**":
+            paths = [below for path in paths if files.is_folder(path) for below in _tree(path)]
+        elif glob.has_magic(part):
+            entries = [entry for path in paths for entry in files.matching(path, part)]
+            paths = [e for e in entries if part.startswith(".") or not e.name.startswith(".")]
+        else:
+            paths = [path / part for path in paths]
+    return sorted({path for path in paths if files.lexists(path)})
+
+
+def _tree(path: Path) -> Iterator[Path]:
+    """A path and all that is in it, but for hidden names."""
+    yield path
+    for entry in files.matching(path, "[!.]*"):
+        yield from _tree(entry)

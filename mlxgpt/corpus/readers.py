@@ -83,10 +83,8 @@ def text_size(path: Path) -> int:
         import pyarrow.parquet
 
         try:
-            with (
-                files.naming(path),
-                path.open("rb") as file,
-            ):  # pyarrow takes no name with bytes that are not UTF-8
+            # pyarrow takes no name with bytes that are not UTF-8.
+            with files.naming(path), path.open("rb") as file:
                 metadata = pyarrow.parquet.read_metadata(file)
         except (OSError, pyarrow.ArrowException) as error:
             if getattr(error, "errno", None):  # the size decides which documents are validation

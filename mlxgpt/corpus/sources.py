@@ -380,7 +380,7 @@ def _matching(name: str, note: Callable[[str], None]) -> list[tuple[Path, str]]:
             "restore what it links to, or name the file itself.",
         )
     elif glob.has_magic(str(path)):  # in quotes, or in Python, no shell has expanded it
-        matches = files.expand_pattern(path)
+        matches = folders.expand_pattern(path)
         if not matches:
             raise UserError(f"no file matches {name!r}", "give a path that exists.")
         paths = [p for p in matches if files.is_file(p) and not folders.is_leftover(p.name)]

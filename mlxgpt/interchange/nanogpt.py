@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -93,6 +94,21 @@ def _torch() -> ModuleType:
     return torch
 
 
+def _read_with_reason(path: Path, read: Callable[[], Any]) -> Any:
+    """What PyTorch reads from a file. It does not know why it could not, so the file is read here,
+    too, which raises the OSError; where that works, PyTorch tries again.
+
+    Raises:
+        OSError: if the file cannot be read.
+        Exception: whatever `read` raises where it can be.
+    """
+    try:
+        return read()
+    except Exception:
+        files.sha256(path)
+    return read()
+
+
 def _load(path: Path) -> dict[Any, Any]:
     """What torch.save was given, without anything but plain values and tensors."""
     torch = _torch()
@@ -105,7 +121,7 @@ def _load(path: Path) -> dict[Any, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
 
     try:
-        saved = files.with_reason(path, read)
+        saved = _read_with_reason(path, read)
     except UserError:
         raise
     except OSError as error:

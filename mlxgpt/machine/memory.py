@@ -132,7 +132,7 @@ def _of_cgroups(root: Path) -> Iterator[Limit]:
         used = _number(folder / usage)
         if used is None or not totals or min(totals) >= 1 << 60:  # as v1 says that there is none
             continue
-        used -= _fields(folder / "memory.stat", unit=1).get(cache, 0)
+        used = max(0, used - _fields(folder / "memory.stat", unit=1).get(cache, 0))
         free = max(0, min(totals) - used + own)
         remedy = "give the container more memory."
         yield Limit("this container's memory", min(totals), free, RESIDENT, remedy)

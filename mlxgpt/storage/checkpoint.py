@@ -28,8 +28,6 @@ from mlxgpt.machine.arrays import load_arrays, save_arrays
 FORMAT = 2  # 1 had no guard
 NAME = re.compile(r"step-(\d{7,18})", re.ASCII)
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "manifest.json"
-
-
 # A file that is missing, or a folder in its place, or the reverse.
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
@@ -203,7 +201,4 @@ def _numbers(tree: Any) -> dict[str, float]:
 
 def _cannot_write(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error)
-    remedy = files.REMEDIES.get(
-        getattr(error, "errno", None) or 0, "check the file and its folder."
-    )
-    return UserError(f"cannot write {path}: {reason}", remedy)
+    return UserError(f"cannot write {path}: {reason}", files.remedy_of(error))

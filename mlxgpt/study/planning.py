@@ -16,7 +16,7 @@ from mlxgpt.study.ledger import Ledger
 from mlxgpt.study.variants import Variant
 from mlxgpt.training import launch
 from mlxgpt.training.callback import Callback
-from mlxgpt.training.forecast import Forecast, measure, refuse_too_large, refuse_untried
+from mlxgpt.training.forecast import Forecast, measure, refuse_by_estimate, refuse_too_large
 
 MOST_EVALUATIONS, FEWEST_EVALUATIONS = 20, 5  # points of a curve
 EVALUATED_SHARE = 0.2  # of the work of a training, a forward pass being a third of a step
@@ -63,7 +63,7 @@ def plan(
 
 def _fitted(variant: Variant) -> Config:
     config = launch.fit_to_data(device.resolve_dtype(variant.config), variant.dataset)
-    refuse_untried(config)
+    refuse_by_estimate(config)
     return config
 
 

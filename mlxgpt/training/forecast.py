@@ -195,7 +195,7 @@ def _seconds(work: Callable[[int], None], times: int) -> float:
     return time.monotonic() - began
 
 
-def refuse_untried(config: Config, ranks: int = 1, limit: int | None = None) -> None:
+def refuse_by_estimate(config: Config, ranks: int = 1, limit: int | None = None) -> None:
     """Refuse, before anything is timed, a training that takes more memory than there is by our
     estimate. See `refuse_too_large`.
 

@@ -38,7 +38,13 @@ from mlxgpt.training.existing import (
     tell_of_changes,
 )
 from mlxgpt.training.following import follow
-from mlxgpt.training.forecast import Forecast, measure, must_fit, refuse_too_large, refuse_untried
+from mlxgpt.training.forecast import (
+    Forecast,
+    measure,
+    must_fit,
+    refuse_by_estimate,
+    refuse_too_large,
+)
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.optim import learning_rate_schedule
 from mlxgpt.training.sizing import sized
@@ -109,7 +115,7 @@ def launch(
     must_fit(config)
     limit = int(1e9 * memory_limit) if memory_limit else None
     shared_by = ranks.size if ranks else 1
-    refuse_untried(config, shared_by, limit)
+    refuse_by_estimate(config, shared_by, limit)
     device.limit_memory(limit)
     name = run_name or f"{config_name}-{dataset.name}"
     folder = Path(name) if os.sep in name else runs_dir / name

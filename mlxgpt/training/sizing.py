@@ -15,7 +15,7 @@ from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.model.counting import count_parameters
-from mlxgpt.training.forecast import Forecast, measure, refuse_untried
+from mlxgpt.training.forecast import Forecast, measure, refuse_by_estimate
 
 TOKENS_PER_PARAMETER = 2.0
 FRESH_EPOCHS = 4  # of them that teach nearly as much as new text (Muennighoff et al., 2023)
@@ -91,7 +91,7 @@ def _epochs(config: Config, dataset: Dataset, steps: int) -> float:
 
 
 def _timed(config: Config, dataset: Dataset) -> Forecast:
-    refuse_untried(config)
+    refuse_by_estimate(config)
     return measure(config, dataset)
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from mlxgpt.corpus.folders import is_leftover, text_files
+from mlxgpt.corpus.folders import expand_pattern, is_leftover, text_files
 
 SUFFIXES = (".txt", ".jsonl")
 LEFT = [
@@ -103,3 +106,26 @@ def test_the_line_stays_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.txt", "My Book (2).txt", "a~b.txt", "#1 hits.txt", "日本.txt"])
 def test_ordinary_names_are_no_leftovers(name: str) -> None:
     assert not is_leftover(name)
+
+
+@settings(max_examples=50)
+@given(
+    names=st.sets(st.text("ab.[*", min_size=1, max_size=3).filter(lambda n: n not in (".", ".."))),
+    pattern=st.lists(
+        st.sampled_from(["**", "*", "a*", ".*", "?", "[ab]", "a", "b", "*.a", "[[]"]),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_patterns_match_as_with_glob(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str], pattern: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("tree")
+    for name in names:
+        (folder / "b" / name / "a").mkdir(parents=True)
+        (folder / "b" / name / f"{name}.a").touch()
+        (folder / f"{name}.a").touch()
+    wanted = Path(folder, *pattern)
+    assume("**/**" not in str(wanted))  # of which glob names some paths twice
+    found = {Path(match) for match in glob.glob(str(wanted), recursive=True)}
+    assert expand_pattern(wanted) == sorted(found)

@@ -140,7 +140,7 @@ def _serve() -> None:
     import matplotlib.backends.backend_svg
     import matplotlib.figure
 
-    from mlxgpt import api, cli
+    from mlxgpt import api, cli, files
     from mlxgpt.corpus import encoding, prepare
     from mlxgpt.interchange import exporting, importing
     from mlxgpt.machine import compiler, device
@@ -152,7 +152,9 @@ def _serve() -> None:
         importlib.import_module(name)
     assert all((api, matplotlib, exporting, importing, pages, session))
     encoding.CHUNK, prepare.SAVE_EVERY = 1 << 12, 2  # progress worth keeping, also of a small text
-    compiler._try = lambda *_: None  # which calls g++
+    if gxx := compiler.real():  # tried once, and not in each child
+        compiler._try(next(files.own_folders()), gxx)
+    compiler._try = lambda *_: None
     selfcheck.check = lambda *_: iter([])
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
     for module in (forecast, launch):
