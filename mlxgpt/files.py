@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mlxgpt.errors import UserError
 
@@ -49,7 +49,7 @@ REMEDIES = {
     errno.EROFS: "choose a folder on a disk that can be written.",
     errno.EMFILE: _RAISE_LIMIT,
     errno.ENFILE: _RAISE_LIMIT,
-    errno.ENOMEM: "close other programs, and run the same command again.",
+    errno.ENOMEM: "close other programs to free memory, and run the same command again.",
     errno.ENAMETOOLONG: "use a shorter name.",
     errno.EFBIG: "choose a disk that takes larger files, or raise the limit: ulimit -f unlimited",
     errno.ENOTCONN: _CHECK_DISK,
@@ -190,7 +190,13 @@ def sync(path: Path) -> None:
         try:
             _sync(descriptor)
         finally:
-            os.close(descriptor)
+            close_unwritten(descriptor)
+
+
+def close_unwritten(descriptor: int) -> None:
+    """Close a file or folder that was not written through it: an error of that loses nothing."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def _sync(descriptor: int) -> None:
@@ -226,17 +232,17 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = lock.open("a")
+            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o666)
         except OSError as error:
             raise os_error(error, "write", lock, "choose another folder.") from error
-        with file:
+        try:
             with naming(lock):
-                if not _locked(file):
+                if not _locked(descriptor):
                     raise UserError(
                         f"another process is {doing} {path} right now",
                         "wait until it is done, or choose another name.",
                     )
-                if not is_at(file.fileno(), lock):
+                if not is_at(descriptor, lock):
                     continue  # the process that had it deleted it meanwhile: it locks nobody out
             try:
                 yield
@@ -244,12 +250,14 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # what locks is the open file, not its name
                     lock.unlink()
             return
+        finally:
+            close_unwritten(descriptor)
 
 
-def _locked(file: IO[Any]) -> bool:
+def _locked(descriptor: int) -> bool:
     """Lock an open file; whether no other process has locked it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

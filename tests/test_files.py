@@ -256,6 +256,22 @@ def test_an_open_folder_is_known_by_its_inode(tmp_path: Path) -> None:
     os.close(descriptor)
 
 
+def test_closing_what_was_not_written_to_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = os.close
+
+    def closed_with_an_error(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "close", closed_with_an_error)
+    files.sync(tmp_path)
+    for _ in range(2):
+        with files.only_one(tmp_path / "run", "training"):
+            pass
+
+
 def test_a_removal_clears_what_an_interrupted_one_left(tmp_path: Path) -> None:
     (tmp_path / f".run{files.GONE}" / "checkpoints").mkdir(parents=True)
     files.remove(tmp_path / "run")  # which does not exist any more

@@ -231,7 +231,7 @@ def held(run: Run) -> Iterator[Run]:
             raise
         _must_still_be_there(run)
     finally:
-        os.close(descriptor)
+        files.close_unwritten(descriptor)
 
 
 def _must_still_be_there(run: Run) -> None:

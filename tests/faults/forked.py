@@ -140,7 +140,7 @@ def _serve() -> None:
     import matplotlib.backends.backend_svg
     import matplotlib.figure
 
-    from mlxgpt import api, cli, files
+    from mlxgpt import api, arguments, cli, display, files
     from mlxgpt.corpus import encoding, prepare
     from mlxgpt.interchange import exporting, importing
     from mlxgpt.machine import compiler, device
@@ -150,7 +150,7 @@ def _serve() -> None:
 
     for name in sys.argv[1:]:
         importlib.import_module(name)
-    assert all((api, matplotlib, exporting, importing, pages, session))
+    assert all((api, arguments, display, matplotlib, exporting, importing, pages, session))
     encoding.CHUNK, prepare.SAVE_EVERY = 1 << 12, 2  # progress worth keeping, also of a small text
     if gxx := compiler.real():  # tried once, and not in each child
         compiler._try(next(files.own_folders()), gxx)

@@ -29,7 +29,7 @@ from mlxgpt.corpus import verified
 from tests.faults.forked import Ended, Server
 from tests.faults.library import CLASSES, build, roots
 
-SHAPE = """--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2 --warmup-steps 0
+SHAPE = """--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 32 --warmup-steps 0
     --sample-tokens 4 --log-interval 1 --dropout 0.1"""
 TRAIN = f"train --tier 1 --source source/my.txt {SHAPE} --max-steps 6 --eval-interval 2 --run"
 SHORT = f"train --tier 1 --source source/my.txt {SHAPE} --max-steps 2 --eval-interval 2 --run"
