@@ -92,6 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _of_file(error: OSError) -> UserError:
+    if error.filename == streams.RESULT:  # given again, an import would say that its run exists
+        return UserError(
+            f"{streams.RESULT}: {error.strerror}",
+            "let it write elsewhere; the files that the command made are there.",
+        )
     where = f"{error.filename}: " if error.filename else ""
     return UserError(f"{where}{error.strerror or error}", files.remedy_of(error))
 

@@ -185,6 +185,8 @@ class Sweep:
         if kind != "log" and (problem := unclear(case, lines)):
             return problem, "\n".join(lines[-3:])
         again = self._run(case.command, {})
+        if kind == "log" and " exists" in again.err and not differing(state(self._work), wanted):
+            return "stopped", ended.err[-300:]  # only the result was not printed
         if again.code != 0:
             return "cannot be repeated", f"{lines[-2:]} then {again.err[-500:]}"
         now = state(self._work)
@@ -299,8 +301,9 @@ def kept(work: Path) -> dict[str, Any]:
         for name, content in state(work).items()
         if name.startswith(("source/", "data/", "export/"))
     }
-    for begun in work.glob("data/.*.new/progress.json"):
-        found[str(begun.relative_to(work))] = True
+    for name in ("progress.json", "meta.json"):
+        for begun in work.glob(f"data/.*.new/{name}"):
+            found[str(begun.relative_to(work))] = True
     for run in work.glob("runs/**/run.json"):
         name = str(run.parent.relative_to(work))
         steps = [int(p.name[5:]) for p in (run.parent / "checkpoints").glob("step-*")]
@@ -324,7 +327,12 @@ def missing(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """The first thing that was kept before and is lost after; empty if nothing is."""
     for name, value in before.items():
         if name.startswith("data/.") and name not in after:
-            finished = name.removeprefix("data/.").split(".new/")[0]
+            scratch, finished = (
+                name.rsplit("/", 1)[0],
+                name.removeprefix("data/.").split(".new/")[0],
+            )
+            if f"{scratch}/meta.json" in after:  # only its name is still missing
+                continue
             if any(other.startswith(f"data/{finished}/") for other in after):
                 continue
         if name not in after:
