@@ -397,12 +397,14 @@ def main() -> None:
     parser.add_argument("--part", default="1/1")
     parser.add_argument("--results", type=Path, required=True)
     given = parser.parse_args()
-    verdicts: Counter[str] = Counter()
     for result in sweep(given.commands, given.part, given.results):
-        verdicts[result.verdict] += 1
         if result.verdict not in GOOD:
             print(result.verdict, asdict(result.case), result.detail, sep="\n  ", flush=True)
-    print(dict(verdicts))
+    for command in given.commands:
+        rows = [json.loads(line) for line in given.results.read_text().splitlines()]
+        rows = [row for row in rows if row["case"]["command"] == command]
+        sites = len({row["case"]["site"] for row in rows})
+        print(command, f"{sites} sites", dict(Counter(row["verdict"] for row in rows)), sep=", ")
 
 
 if __name__ == "__main__":
