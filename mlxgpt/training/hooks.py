@@ -93,8 +93,8 @@ class Hooks:
             raise self._stopped(error, step)
 
     def _evaluate(self, evaluation: _Evaluation, metrics: Metrics) -> None:
-        """Evaluate. Where what came of it cannot be written, as on a full disk, the training ends,
-        saved, and resuming evaluates again.
+        """Evaluate. If the results cannot be written, as on a full disk, training stops, saved, and
+        resuming evaluates again.
         """
         try:
             evaluation(metrics)
@@ -102,7 +102,7 @@ class Hooks:
             raise self._stopped(error, metrics.step) from error
 
     def _log(self, metrics: Metrics) -> None:
-        """Log. Where that fails at a step that is saved, resuming logs it again."""
+        """Log. If that fails at a step that was saved, training stops: resuming logs it again."""
         self._logging(metrics)
         if self._logging.error and is_regular(self._run.config, metrics.step):
             raise self._stopped(self._logging.error, metrics.step)
@@ -163,8 +163,8 @@ class _Evaluation:
 
 
 class _Logging:
-    """Writes a line of metrics. The next step was handed over by then: where a line cannot be
-    written, it is kept, so that the training can stop and be saved first.
+    """Writes a line of metrics. The next step was handed over by then, so a line that cannot be
+    written is kept until training has stopped and is saved.
 
     Attributes:
         error: why there are lines that are not written.
