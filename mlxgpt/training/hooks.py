@@ -181,14 +181,16 @@ class _Logging:
         self.begin(0)
 
     def begin(self, step: int) -> None:
-        """Steps, and the seconds they take, are counted from here on."""
-        self._step, self._seconds = step, 0.0
+        """Steps, and the seconds they take, are counted from the next one on."""
+        self._step, self._seconds = step + 1, 0.0
 
     def __call__(self, metrics: Metrics) -> None:
         tokens = (metrics.step - self._step) * self._tokens
         seconds = metrics.seconds - self._seconds
-        rate = tokens / seconds if seconds > 0 else 0.0
-        self._step, self._seconds = metrics.step, metrics.seconds
+        rate = 0.0
+        if seconds > 0:
+            rate = tokens / seconds
+            self._step, self._seconds = metrics.step, metrics.seconds
         record = {
             "step": metrics.step,
             "loss": _finite(metrics.loss),

@@ -36,10 +36,6 @@ class TrainStep:
         config: `train.dtype` must be resolved; see `device.resolve_dtype`.
         compiled: False runs the same operations one by one, to be compared with.
         ranks: the machines that each compute a share of every batch; None: this one is alone.
-
-    Attributes:
-        blocks: whether a call returns only once the step is computed: on the CPU, where it waits
-            for threads, and with ranks, where it waits for their gradients.
     """
 
     def __init__(
@@ -54,7 +50,6 @@ class TrainStep:
         self._mean = compile(self._mean_of)
         self._judge = compile(self._judged)
         self.ranks = ranks
-        self.blocks = lanes.count() > 1 or ranks is not None
         self._pack, self._unpack = compile(self._packed), compile(self._unpacked)
         parameters = flat(model.trainable_parameters())
         self._shares = shared_out(parameters, config.optim, lanes.count())

@@ -27,8 +27,9 @@ class Metrics:
         lr: learning rate of this step.
         loss: mean training loss of this step's batch, nats per token, before its update.
         grad_norm: the gradient's global norm before clipping.
-        seconds: wall time from the start of training until this step was computed, without the
-            hooks that the device waited for.
+        seconds: wall time from when the first step was under way to when this one was, without
+            the hooks that the device waited for. A step is under way when it was handed over and
+            the one before is computed; so between two steps it is what the steps between took.
         values: what hooks have added.
     """
 
@@ -65,7 +66,7 @@ class _Pending:
     limit: float
     loss: mx.array
     norm: mx.array
-    handed_over: float  # seconds, by the clock
+    seconds: float  # as in Metrics
     hooks: list[Hook]  # those that are due
 
     @property
@@ -117,7 +118,7 @@ def train(
 
     if start >= t.max_steps:
         return start
-    began, paused = time.monotonic(), 0.0  # a clock that stands still while the machine sleeps
+    began = paused = 0.0
     upcoming = batch(start)
     pending: _Pending | None = None
 
@@ -128,14 +129,12 @@ def train(
             return
         done, pending = pending, None
         loss, norm = float(done.loss), float(done.norm)
-        computed = done.handed_over if step_function.blocks else time.monotonic()
         guard.settle(done.step, loss, norm, done.limit)
         if guard.spiked is not None and not can_go_back():
             guard.go_on()
         if guard.stops:
             return
-        seconds = computed - began - paused
-        metrics = Metrics(done.step + 1, float(done.learning_rate), loss, norm, seconds)
+        metrics = Metrics(done.step + 1, float(done.learning_rate), loss, norm, done.seconds)
         if done.drains:
             mx.eval(step_function.state)
         since = time.monotonic()
@@ -150,12 +149,14 @@ def train(
         limit = guard.limit(step)
         loss, norm = step_function(*upcoming, rate, key, limit)
         mx.async_eval(loss, norm, step_function.state)
-        handed_over = time.monotonic()
         if step + 1 < t.max_steps:
             upcoming = batch(step + 1)
         settle()  # the step before; the device is busy with this one
+        now = time.monotonic()  # a clock that stands still while the machine sleeps
+        if step == start:
+            began = now
         due = [hook for hook in hooks if hook.due(step + 1)]
-        pending = _Pending(step, rate, limit, loss, norm, handed_over, due)
+        pending = _Pending(step, rate, limit, loss, norm, now - began - paused, due)
         if pending.drains:
             settle()
         if guard.stops or stop():

@@ -75,11 +75,14 @@ def test_what_hooks_do_is_no_time_of_training(
 class Device:
     """In place of a GPU: steps that are handed over, and computed when somebody waits for them,
     each in a second. Stands in for the step function, its numbers, MLX's functions and the clock.
+
+    Args:
+        until: the step after which it is to stop.
+        blocks: whether a step is computed before the call returns, as on a CPU.
     """
 
-    blocks = False
-
-    def __init__(self, until: int) -> None:
+    def __init__(self, until: int, blocks: bool) -> None:
+        self.blocks = blocks
         self.calls: list[tuple[str, int]] = []
         self.until, self.handed, self.computed = until, 0, 0
 
@@ -130,8 +133,7 @@ def test_a_step_is_logged_once_the_next_was_handed_over(
     """Nothing waits for the device but what needs the state; and it all comes in the same order,
     with the same numbers, as if everything waited.
     """
-    device = Device(until)
-    device.blocks = blocks
+    device = Device(until, blocks)
     seen: list[Metrics] = []
 
     def hook(name: str, every: int, needs_state: bool = True) -> Hook:
@@ -162,7 +164,8 @@ def test_a_step_is_logged_once_the_next_was_handed_over(
         expected += due if drains else []
         late = [] if drains else due
     assert device.calls == expected + late
-    assert [m.seconds for m in seen] == [m.loss for m in seen] == [m.step for m in seen]
+    assert [m.loss for m in seen] == [m.step for m in seen]
+    assert [m.seconds for m in seen] == [m.step - 1 for m in seen], "a second each"
 
 
 def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: Tokens) -> None:
