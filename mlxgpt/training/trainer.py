@@ -132,7 +132,7 @@ def train(
         guard.settle(done.step, loss, norm, done.limit)
         if guard.spiked is not None and not can_go_back():
             guard.go_on()
-        if guard.stops:
+        if guard.stops or not done.hooks:
             return
         metrics = Metrics(done.step + 1, float(done.learning_rate), loss, norm, done.seconds)
         if done.drains:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.model import lanes
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.training import trainer
 from mlxgpt.training.guard import Guard
@@ -166,6 +168,28 @@ def test_a_step_is_logged_once_the_next_was_handed_over(
     assert device.calls == expected + late
     assert [m.loss for m in seen] == [m.step for m in seen]
     assert [m.seconds for m in seen] == [m.step - 1 for m in seen], "a second each"
+
+
+def test_numbers_are_the_same_whether_or_not_anything_waits_for_them(
+    tiny_model: Config, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a step is not computed yet when it was handed over."""
+    monkeypatch.setattr(lanes, "count", lambda: 1)
+    ends = []
+    for needs_state in (True, False):
+        seen: list[tuple[int, float, float, float]] = []
+
+        def note(m: Metrics, seen: list[Any] = seen) -> None:
+            seen.append((m.step, m.lr, m.loss, m.grad_norm))
+
+        step_function = fresh(tiny_model)
+        train(
+            step_function, tokens, tiny_model, hooks=[Hook(lambda s: s % 2 == 1, note, needs_state)]
+        )
+        weights = [{n: v.tolist() for n, v in part.items()} for part in step_function.arrays()]
+        ends.append((seen, weights))
+    assert ends[0] == ends[1]
+    assert [step for step, *_ in ends[0][0]] == [1, 3, 5, 7, 9, 11]
 
 
 def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: Tokens) -> None:
