@@ -54,11 +54,7 @@ class Hooks:
         t = run.config.train
         self.after_saving = [
             Hook(every(run.config, t.eval_interval), partial(self._evaluate, evaluation)),
-            Hook(
-                every(run.config, t.eval_interval, t.log_interval),
-                self._log,
-                needs_state=False,
-            ),
+            Hook(every(run.config, t.eval_interval, t.log_interval), self._log, needs_state=False),
         ]
         self.all = [
             Hook(partial(is_regular, run.config), self._save),
@@ -78,14 +74,14 @@ class Hooks:
         self._saver.wait()
 
     def failed(self) -> bool:
-        """Whether metrics could not be written; `finish` then raises it."""
+        """Whether metrics could not be written: the training is to stop."""
         return self._logging.error is not None
 
     def finish(self, step: int) -> None:
-        """After the last step, which is saved: write metrics that could not be written before.
+        """After the last step, which is saved: try again to write metrics that were not written.
 
         Raises:
-            UserError: if some could not be.
+            UserError: if the training had to stop for them.
         """
         if error := self._logging.error:
             with contextlib.suppress(OSError):
@@ -167,7 +163,7 @@ class _Logging:
     written is kept until training has stopped and is saved.
 
     Attributes:
-        error: why there are lines that are not written.
+        error: why a line could not be written at once.
     """
 
     def __init__(self, run: Run, guard: Guard, callback: Callback, machines: int) -> None:
@@ -206,14 +202,13 @@ class _Logging:
         try:
             self.write()
         except OSError as error:
-            self.error = error
+            self.error = self.error or error
 
     def write(self) -> None:
         """Write the lines that are not written yet."""
         while self._unwritten:
             self._run.log(self._unwritten[0])
             self._callback.on_log(self._unwritten.pop(0))
-        self.error = None
 
 
 def _finite(value: float) -> float | None:
