@@ -110,11 +110,11 @@ def as_on_a_gpu(*, in_training: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         for module in (device, kernels, lanes, compiler):
             stack.enter_context(mock.patch.object(module, "on_cpu", _no))
-        for name, plain in PLAIN_PRODUCTS.items():
-            stack.enter_context(mock.patch.object(kernels, name, plain))
         for fast, name in FAST.items():
             if not (in_training and name == "Attention"):
                 stack.enter_context(mock.patch.object(mx.fast, fast, partial(_marked, name)))
+        for name, plain in PLAIN_PRODUCTS.items():
+            stack.enter_context(mock.patch.object(kernels, name, plain))
         yield
 
 
