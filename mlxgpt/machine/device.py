@@ -158,7 +158,11 @@ def free_bytes() -> int:
 
 
 def limit_memory(limit: int | None = None) -> None:
-    """Keep MLX within a limit, and memory that it holds back for later within a quarter of that.
+    """Keep MLX within a limit, freed buffers in its cache included: on Metal and CUDA it empties
+    the cache, the oldest first, before a new buffer would exceed the limit (`malloc` in MLX's
+    allocators). The cache has no smaller limit of its own: it may hold what a step needs, or each
+    step would return buffers to the system and wait for the same memory, filled with zeros. On a
+    CPU it holds 32 MB at most, MLX's default.
 
     Args:
         limit: bytes; default: on a Mac, whose GPU shares the system's memory, what the system
@@ -169,7 +173,6 @@ def limit_memory(limit: int | None = None) -> None:
         limit = free_bytes()
     if limit is not None:
         mx.set_memory_limit(limit)
-        mx.set_cache_limit(limit // 4)
 
 
 def resident_bytes() -> int:

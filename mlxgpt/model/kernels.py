@@ -59,7 +59,11 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.ar
     if _ours(x, x.size):
         y = cast(mx.array, _product(x, weight))
         return y if bias is None else y + bias
-    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
+    if on_cpu():
+        return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
+    if bias is None:
+        return cast(mx.array, _product(x, weight))
+    return cast(mx.array, _product_plus_bias(x, weight, bias))
 
 
 def by_columns(weight: mx.array) -> mx.array:
@@ -216,8 +220,9 @@ def _cross_entropy_vjp(
 
 @mx.custom_function
 def _product(x: mx.array, weight: mx.array) -> mx.array:
-    """MLX's own gradient of the weight lies transposed in memory, where the optimizer would have to
-    pick it together, number by number.
+    """X times weight, transposed. MLX's own gradient of the weight is transposed in memory: the
+    optimizer's fused kernels then read weight, moments and gradient by their strides, number by
+    number (`compiled_check_contiguity` in MLX's sources). This one is laid out like the weight.
     """
     return x @ weight.T
 
@@ -226,9 +231,30 @@ def _product(x: mx.array, weight: mx.array) -> mx.array:
 def _product_vjp(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
 ) -> tuple[mx.array, mx.array]:
-    x, weight = primals
+    return _product_gradients(*primals, cotangent)[:2]
+
+
+@mx.custom_function
+def _product_plus_bias(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """As `_product`, with the bias in the same kernel, as GPUs have it."""
+    return mx.addmm(bias, x, weight.T)
+
+
+@_product_plus_bias.vjp
+def _product_plus_bias_vjp(
+    primals: tuple[mx.array, mx.array, mx.array], cotangent: mx.array, output: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    x, weight, _ = primals
+    of_x, of_weight, of_rows = _product_gradients(x, weight, cotangent)
+    return of_x, of_weight, of_rows.sum(axis=0)
+
+
+def _product_gradients(
+    x: mx.array, weight: mx.array, cotangent: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Those of x[..., I] and weight[O, I]; and the cotangent's rows, [N, O]."""
     rows, of_rows = (z.reshape(-1, z.shape[-1]) for z in (x, cotangent))
-    return cotangent @ weight, of_rows.T @ rows
+    return (of_rows @ weight).reshape(x.shape), of_rows.T @ rows, of_rows
 
 
 def _by_parts(vectors: int, size: int) -> bool:

@@ -92,6 +92,13 @@ class Graph:
     outputs: tuple[Array, ...]
 
 
+# MLX cannot export functions with gradients of their own; these have the same matrix products.
+PLAIN_PRODUCTS: dict[str, Callable[..., mx.array]] = {
+    "_product": lambda x, weight: x @ weight.T,
+    "_product_plus_bias": lambda x, weight, bias: mx.addmm(bias, x, weight.T),
+}
+
+
 @contextmanager
 def as_on_a_gpu(*, in_training: bool = False) -> Iterator[None]:
     """While this lasts, what is traced is what a GPU would be given. It is not to be computed.
@@ -106,6 +113,8 @@ def as_on_a_gpu(*, in_training: bool = False) -> Iterator[None]:
         for fast, name in FAST.items():
             if not (in_training and name == "Attention"):
                 stack.enter_context(mock.patch.object(mx.fast, fast, partial(_marked, name)))
+        for name, plain in PLAIN_PRODUCTS.items():
+            stack.enter_context(mock.patch.object(kernels, name, plain))
         yield
 
 

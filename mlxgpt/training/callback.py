@@ -114,7 +114,7 @@ class Callback:
         """The first step, `start` if the run is resumed, is about to be taken."""
 
     def on_log(self, record: dict[str, Any]) -> None:
-        """A line of metrics.jsonl was written."""
+        """A line of metrics.jsonl was written; by then the next step was handed over."""
 
     def on_sample(self, step: int, text: str) -> None:
         """What the model writes by now."""

@@ -13,6 +13,7 @@ from mlxgpt.training.forecast import Forecast
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.hooks import every
 from mlxgpt.training.session import stop_signals, train_through
+from mlxgpt.training.snapshots import is_age
 from mlxgpt.training.step import new_step
 from mlxgpt.training.trainer import Hook
 
@@ -38,9 +39,8 @@ def follow(
         return told.start
 
     evaluated = every(config, config.train.eval_interval)
-    logged = every(config, config.train.log_interval)
     # Where the first rank waits for the device, so does this one: all see a spike at one step.
-    own = [Hook(evaluated, lambda at: evaluate(at.step)), Hook(logged, lambda at: None)]
+    own = [Hook(evaluated, lambda at: evaluate(at.step)), Hook(is_age, lambda at: None)]
     with (
         ranks.watched(forecast.step_seconds),
         stop_signals(Callback()) as asked,

@@ -4,9 +4,11 @@ so that nothing is lost when an evaluation fails.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from mlxgpt import files
 from mlxgpt.config import Config, Sampling
@@ -21,7 +23,7 @@ from mlxgpt.training.callback import Callback
 from mlxgpt.training.evaluating import Evaluations
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.saver import Saver, is_regular
-from mlxgpt.training.snapshots import Snapshots
+from mlxgpt.training.snapshots import Snapshots, is_age
 from mlxgpt.training.step import TrainStep
 from mlxgpt.training.trainer import Hook, Metrics
 
@@ -51,22 +53,19 @@ class Hooks:
         self._snapshots = Snapshots(run, step_function, saver.beside, callback.on_note)
         t = run.config.train
         self.after_saving = [
-            Hook(every(run.config, t.eval_interval), partial(self._noting, evaluation)),
-            Hook(
-                every(run.config, t.eval_interval, t.log_interval),
-                partial(self._noting, self._logging),
-            ),
+            Hook(every(run.config, t.eval_interval), partial(self._evaluate, evaluation)),
+            Hook(every(run.config, t.eval_interval, t.log_interval), self._log, needs_state=False),
         ]
         self.all = [
             Hook(partial(is_regular, run.config), self._save),
             *self.after_saving,
-            Hook(self._snapshots.due, lambda metrics: self._snapshots.take(metrics.step)),
+            Hook(is_age, lambda metrics: self._snapshots.take(metrics.step)),
         ]
 
     def begin(self, step: int) -> None:
         """Steps are counted from here on."""
         self._logging.begin(step)
-        if self._snapshots.due(step):
+        if is_age(step):
             self._snapshots.take(step)
 
     def save_now(self, step: int) -> None:
@@ -74,21 +73,40 @@ class Hooks:
         self._saver.save(step, self._step_function, {}, self._guard.to_tree())
         self._saver.wait()
 
-    def _noting(self, write: Callable[[Metrics], None], metrics: Metrics) -> None:
-        """Call a hook that writes notes. Where it cannot, as on a full disk, the training ends,
-        saved, and resuming makes up for the notes.
+    def failed(self) -> bool:
+        """Whether metrics could not be written: the training is to stop."""
+        return self._logging.error is not None
+
+    def finish(self, step: int) -> None:
+        """After the last step, which is saved: try again to write metrics that were not written.
+
+        Raises:
+            UserError: if the training had to stop for them.
+        """
+        if error := self._logging.error:
+            with contextlib.suppress(OSError):
+                self._logging.write()
+            raise self._stopped(error, step)
+
+    def _evaluate(self, evaluation: _Evaluation, metrics: Metrics) -> None:
+        """Evaluate. If the results cannot be written, as on a full disk, training stops, saved, and
+        resuming evaluates again.
         """
         try:
-            write(metrics)
+            evaluation(metrics)
         except OSError as error:
-            self._saver.wait()
-            if metrics.step not in self._run.steps():
-                self._save(metrics)
-                self._saver.wait()
-            problem = files.os_error(error, "read or write", self._run.folder)
-            raise UserError(
-                f"{problem.problem}; stopped and saved at step {metrics.step:,}", problem.remedy
-            ) from error
+            raise self._stopped(error, metrics.step) from error
+
+    def _log(self, metrics: Metrics) -> None:
+        """Log. If that fails at a step that was saved, training stops: resuming logs it again."""
+        self._logging(metrics)
+        if self._logging.error and is_regular(self._run.config, metrics.step):
+            raise self._stopped(self._logging.error, metrics.step)
+
+    def _stopped(self, error: OSError, step: int) -> UserError:
+        self._saver.wait()
+        problem = files.os_error(error, "read or write", self._run.folder)
+        return UserError(f"{problem.problem}; stopped and saved at step {step:,}", problem.remedy)
 
     def _save(self, metrics: Metrics) -> None:
         numbers = {"lr": metrics.lr, "loss": metrics.loss, "grad_norm": metrics.grad_norm}
@@ -141,7 +159,12 @@ class _Evaluation:
 
 
 class _Logging:
-    """Writes a line of metrics."""
+    """Writes a line of metrics. The next step was handed over by then, so a line that cannot be
+    written is kept until training has stopped and is saved.
+
+    Attributes:
+        error: why a line could not be written at once.
+    """
 
     def __init__(self, run: Run, guard: Guard, callback: Callback, machines: int) -> None:
         self._run, self._guard, self._callback = run, guard, callback
@@ -149,17 +172,21 @@ class _Logging:
         self._peak = machines * device.matmul_peak(t.dtype)
         self._flops = flops_per_token(model)
         self._tokens = run.config.tokens_per_step
+        self._unwritten: list[dict[str, Any]] = []
+        self.error: OSError | None = None
         self.begin(0)
 
     def begin(self, step: int) -> None:
-        """Steps, and the seconds they take, are counted from here on."""
-        self._step, self._seconds = step, 0.0
+        """Steps, and the seconds they take, are counted from the next one on."""
+        self._step, self._seconds = step + 1, 0.0
 
     def __call__(self, metrics: Metrics) -> None:
         tokens = (metrics.step - self._step) * self._tokens
         seconds = metrics.seconds - self._seconds
-        rate = tokens / seconds if seconds > 0 else 0.0
-        self._step, self._seconds = metrics.step, metrics.seconds
+        rate = 0.0
+        if seconds > 0:
+            rate = tokens / seconds
+            self._step, self._seconds = metrics.step, metrics.seconds
         record = {
             "step": metrics.step,
             "loss": _finite(metrics.loss),
@@ -171,8 +198,17 @@ class _Logging:
             "skipped": self._guard.skipped,
             **{name: _finite(value) for name, value in metrics.values.items()},
         }
-        self._run.log(record)
-        self._callback.on_log(record)
+        self._unwritten.append(record)
+        try:
+            self.write()
+        except OSError as error:
+            self.error = self.error or error
+
+    def write(self) -> None:
+        """Write the lines that are not written yet."""
+        while self._unwritten:
+            self._run.log(self._unwritten[0])
+            self._callback.on_log(self._unwritten.pop(0))
 
 
 def _finite(value: float) -> float | None:

@@ -111,7 +111,7 @@ def proceed(
                 guard,
                 start=start,
                 hooks=hooks.all,
-                wish=lambda: saver.failed() or asked(),
+                wish=lambda: saver.failed() or hooks.failed() or asked(),
                 limit=limit,
                 ranks=ranks,
                 can_go_back=can_go_back,
@@ -120,6 +120,7 @@ def proceed(
         saver.wait()
         if step not in run.steps():
             hooks.save_now(step)
+        hooks.finish(step)
         run.sync_notes()
     if ranks:
         over = any(ranks.gather(over))

@@ -60,12 +60,10 @@ class Snapshots:
         if self.on:
             run.snapshots.mkdir(exist_ok=True)
 
-    def due(self, step: int) -> bool:
-        """Whether one is to be taken now."""
-        return self.on and is_age(step)
-
     def take(self, step: int) -> None:
-        """Begin to write the weights as they are."""
+        """Begin to write the weights as they are, unless none are taken."""
+        if not self.on:
+            return
         parameters, _ = self._step_function.arrays()
         small = {name: value.astype(mx.float16) for name, value in parameters.items()}
         mx.eval(small)  # a thread can only read what is computed

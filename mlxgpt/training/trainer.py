@@ -27,7 +27,9 @@ class Metrics:
         lr: learning rate of this step.
         loss: mean training loss of this step's batch, nats per token, before its update.
         grad_norm: the gradient's global norm before clipping.
-        seconds: time spent in training so far, without the hooks' own.
+        seconds: wall time from when the first step was under way to when this one was, without
+            the hooks that the device waited for. A step is under way when it was handed over and
+            the one before is computed; so between two steps it is what the steps between took.
         values: what hooks have added.
     """
 
@@ -41,10 +43,35 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Hook:
-    """Something to do after the steps for which `due(step)` holds."""
+    """Something to do after the steps for which `due(step)` holds.
+
+    Attributes:
+        needs_state: whether it reads the model or the optimizer as they are after its step. The
+            device then waits for it. Other hooks run once the next step was handed over, so that
+            the device is never idle for them; where one that needs the state is due at the same
+            step, all of them run before the next step, in order.
+    """
 
     due: Callable[[int], bool]
     run: Callable[[Metrics], object]
+    needs_state: bool = True
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step that was handed over: its numbers are not read yet, and its hooks have not run."""
+
+    step: int  # from 0
+    learning_rate: mx.array
+    limit: float
+    loss: mx.array
+    norm: mx.array
+    seconds: float  # as in Metrics
+    hooks: list[Hook]  # those that are due
+
+    @property
+    def drains(self) -> bool:
+        return any(hook.needs_state for hook in self.hooks)
 
 
 def train(
@@ -61,8 +88,9 @@ def train(
     """Take the steps from `start` on, up to `max_steps`, or until the guard stops it.
 
     Everything random is a function of (seed, purpose, step), so it does not matter where a
-    training was interrupted. The next batch is built, and the next step handed over, while the
-    device works; it is waited for when a hook is due, and never more than one step behind.
+    training was interrupted. A step's numbers are read, and it is logged, once the next step was
+    handed over, so that the device always has work. The host waits for the device, before it hands
+    over another step, only for hooks that need the state; it is never more than one step ahead.
 
     Args:
         start: updates done already.
@@ -90,18 +118,30 @@ def train(
 
     if start >= t.max_steps:
         return start
-    seconds, since = 0.0, time.monotonic()  # a clock that stands still while the machine sleeps
+    began = paused = 0.0
     upcoming = batch(start)
-    waiting: tuple[int, mx.array, mx.array, float] | None = None
+    pending: _Pending | None = None
 
     def settle() -> None:
-        nonlocal waiting
-        if waiting:
-            number, loss, norm, limit = waiting
-            guard.settle(number, float(loss), float(norm), limit)
-        waiting = None
+        """Wait for the pending step, show it to the guard and run its hooks."""
+        nonlocal pending, paused
+        if not pending:
+            return
+        done, pending = pending, None
+        loss, norm = float(done.loss), float(done.norm)
+        guard.settle(done.step, loss, norm, done.limit)
         if guard.spiked is not None and not can_go_back():
             guard.go_on()
+        if guard.stops or not done.hooks:
+            return
+        metrics = Metrics(done.step + 1, float(done.learning_rate), loss, norm, done.seconds)
+        if done.drains:
+            mx.eval(step_function.state)
+        since = time.monotonic()
+        for hook in done.hooks:
+            hook.run(metrics)
+        if done.drains:
+            paused += time.monotonic() - since
 
     for step in range(start, t.max_steps):
         rate = learning_rate(step)
@@ -111,25 +151,17 @@ def train(
         mx.async_eval(loss, norm, step_function.state)
         if step + 1 < t.max_steps:
             upcoming = batch(step + 1)
+        settle()  # the step before; the device is busy with this one
+        now = time.monotonic()  # a clock that stands still while the machine sleeps
+        if step == start:
+            began = now
+        due = [hook for hook in hooks if hook.due(step + 1)]
+        pending = _Pending(step, rate, limit, loss, norm, now - began - paused, due)
+        if pending.drains:
+            settle()
+        if guard.stops or stop():
+            break
+    if not guard.stops:  # else what follows is not of this training
         settle()
-        waiting = step, loss, norm, limit
-        done = step + 1
-        due = [hook for hook in hooks if hook.due(done)]
-        if due:
-            settle()
-        if guard.stops:
-            mx.eval(step_function.state)
-            return done
-        if due:
-            mx.eval(step_function.state)
-            seconds += time.monotonic() - since
-            metrics = Metrics(done, float(rate), float(loss), float(norm), seconds)
-            for hook in due:
-                hook.run(metrics)
-            since = time.monotonic()
-        if stop():
-            mx.eval(step_function.state)
-            settle()
-            return done
-    settle()
-    return t.max_steps
+    mx.eval(step_function.state)
+    return step + 1

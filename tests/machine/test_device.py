@@ -5,6 +5,8 @@ import sys
 
 import mlx.core as mx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlxgpt.config import Config, override
 from mlxgpt.machine import device, memory
@@ -67,4 +69,71 @@ def test_a_mac_is_kept_within_what_it_recommends(monkeypatch: pytest.MonkeyPatch
     info = {"max_recommended_working_set_size": 12_000_000_000, "memory_size": 16_000_000_000}
     monkeypatch.setattr(mx, "device_info", lambda: info)
     device.limit_memory()
-    assert limits == {"memory": 12_000_000_000, "cache": 3_000_000_000}
+    assert limits == {"memory": 12_000_000_000}
+    device.limit_memory(5_000_000_000)
+    assert limits == {"memory": 5_000_000_000}, "the cache counts towards it"
+
+
+class Allocator:
+    """Metal's, by MLX's allocator.cpp and buffer_cache.h; in MB, with pages of 1 MB."""
+
+    def __init__(self, recommended: int) -> None:
+        self.recommended = recommended
+        self.memory = self.cache_limit = 3 * recommended // 2
+        self.active = self.fresh = self.most = 0
+        self.cached: list[int] = []  # the newest last
+
+    def malloc(self, size: int) -> int:
+        fitting = [s for s in self.cached if size <= s < min(2 * size, size + 2)]
+        if fitting:
+            self.cached.remove(min(fitting))
+        else:
+            room = min(self.memory, 95 * self.recommended // 100)
+            self.release(self.active + sum(self.cached) + size - room)
+            self.fresh += size
+        taken = min(fitting, default=size)
+        self.active += taken
+        self.release(sum(self.cached) - self.cache_limit)
+        self.most = max(self.most, self.active + sum(self.cached))
+        return taken
+
+    def release(self, least: int) -> None:
+        while self.cached and least > 0:
+            least -= self.cached.pop(0)
+
+    def free(self, size: int) -> None:
+        self.active -= size
+        if sum(self.cached) < self.cache_limit:
+            self.cached.append(size)
+
+
+@given(
+    weights=st.integers(0, 3000),
+    step=st.lists(st.integers(1, 2000), min_size=1, max_size=20),
+    evaluation=st.lists(st.integers(1, 2000), max_size=20),
+)
+def test_a_step_that_fits_gets_no_new_memory(
+    weights: int, step: list[int], evaluation: list[int]
+) -> None:
+    """Its buffers stay in the cache from step to step, also on a small Mac; and what is cached
+    besides them is released before the limit is reached.
+    """
+    metal = Allocator(recommended=5_300)  # an 8 GB Mac
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "backend", lambda: "metal")
+        info = {"max_recommended_working_set_size": metal.recommended}
+        patch.setattr(mx, "device_info", lambda: info)
+        patch.setattr(mx, "set_memory_limit", lambda size: setattr(metal, "memory", size))
+        patch.setattr(mx, "set_cache_limit", lambda size: setattr(metal, "cache_limit", size))
+        device.limit_memory()
+    metal.malloc(weights)
+    peaks = []
+    for sizes in (step, step, step, evaluation):
+        before = metal.fresh
+        taken = [metal.malloc(size) for size in sizes]
+        peaks.append(metal.active)
+        for size in taken:
+            metal.free(size)
+        if len(peaks) in (2, 3) and peaks[0] < 95 * metal.recommended // 100:
+            assert metal.fresh == before
+    assert metal.most <= max(*peaks, 95 * metal.recommended // 100)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
 from dataclasses import replace
@@ -21,6 +20,7 @@ from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import evaluating, forecast, selfcheck, trainer
 from mlxgpt.training.selfcheck import Check
+from mlxgpt.training.step import TrainStep
 from tests.trainings import Recorder, final_state, len_done, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
@@ -134,12 +134,23 @@ def test_each_evaluation_is_logged_also_between_two_lines(train: Any) -> None:
 def test_the_speed_is_that_of_the_steps_since_the_last_line(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that ticks once each time it is looked at: two steps of 4 × 8 tokens a tick."""
-    clock = SimpleNamespace(monotonic=map(float, itertools.count()).__next__)
-    monkeypatch.setattr(trainer, "time", clock)
+    """Of 4 × 8 tokens a second each; from the first step on, which has no speed yet."""
+    now, real = 0.0, TrainStep.__call__
+
+    def a_second(step: TrainStep, *given: Any) -> Any:
+        nonlocal now
+        now += 1
+        return real(step, *given)
+
+    monkeypatch.setattr(TrainStep, "__call__", a_second)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now))
     recorder = Recorder()
-    train("a", recorder)
-    assert [record["tokens_per_second"] for record in recorder.records] == [64.0] * 6
+    train("a", recorder, log_interval=3)
+    rates = [(record["step"], record["tokens_per_second"]) for record in recorder.records]
+    assert rates == [(step, 32.0) for step in (3, 4, 6, 8, 9, 12)]
+    recorder = Recorder()
+    train("b", recorder, log_interval=1)
+    assert [record["tokens_per_second"] for record in recorder.records] == [0.0, *[32.0] * 11]
 
 
 def test_a_folder_of_something_else_is_left_alone(train: Any) -> None:

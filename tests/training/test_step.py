@@ -12,6 +12,7 @@ from mlxgpt.model import gpt, kernels, lanes
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.model.losses import make_eval_step, token_losses
 from mlxgpt.training.step import TrainStep
+from tests.trainings import MODERN_PARTS
 
 
 def ids_of(*shape: int) -> mx.array:
@@ -80,6 +81,38 @@ def test_twenty_steps_end_where_mlxs_own_formulas_do(
     monkeypatch.setattr(kernels, "on_cpu", lambda: False)
     monkeypatch.setattr(lanes, "count", lambda: 1)
     np.testing.assert_allclose(ours, losses(), atol=1e-5)
+
+
+def by_rows(array: mx.array) -> bool:
+    return np.array(array, copy=False).flags.c_contiguous
+
+
+@pytest.mark.parametrize("given", [{}, {"bias": False}, MODERN_PARTS])
+def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
+    tiny_model: Config, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the optimizer's kernels need no strides; and they are the ones that MLX computes."""
+    config = override(tiny_model, {"dropout": 0.0, **given})
+    monkeypatch.setattr(kernels, "on_cpu", lambda: False)
+    monkeypatch.setattr(lanes, "count", lambda: 1)
+
+    def gradients(ids: mx.array) -> dict[str, mx.array]:
+        step = TrainStep(GPT(config.model, 5), config)
+        _, found = step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))
+        mx.eval(found)
+        return flat(found)
+
+    ids = ids_of(1, 4, 9)
+    ours = gradients(ids)
+    assert [name for name, array in ours.items() if not by_rows(array)] == []
+    monkeypatch.setattr(kernels, "_product", lambda x, weight: x @ weight.T)
+    monkeypatch.setattr(
+        kernels, "_product_plus_bias", lambda x, weight, bias: mx.addmm(bias, x, weight.T)
+    )
+    theirs = gradients(ids)
+    assert not all(map(by_rows, theirs.values())), "MLX does it now"
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], atol=1e-6, err_msg=name)
 
 
 def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:

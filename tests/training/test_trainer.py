@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.model import lanes
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.training import trainer
 from mlxgpt.training.guard import Guard
@@ -68,6 +72,124 @@ def test_what_hooks_do_is_no_time_of_training(
     monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
     train(fresh(tiny_model), tokens, tiny_model, hooks=[Hook(lambda step: step % 3 == 0, slow)])
     assert seen == [0.0] * 4
+
+
+class Device:
+    """In place of a GPU: steps that are handed over, and computed when somebody waits for them,
+    each in a second. Stands in for the step function, its numbers, MLX's functions and the clock.
+
+    Args:
+        until: the step after which it is to stop.
+        blocks: whether a step is computed before the call returns, as on a CPU.
+    """
+
+    def __init__(self, until: int, blocks: bool) -> None:
+        self.blocks = blocks
+        self.calls: list[tuple[str, int]] = []
+        self.until, self.handed, self.computed = until, 0, 0
+
+    @property
+    def state(self) -> int:
+        return self.handed
+
+    def __call__(self, *_: object) -> tuple[Number, Number]:
+        self.handed += 1
+        self.calls.append(("step", self.handed))
+        if self.blocks:
+            self.wait(self.handed)
+        return (Number(self, self.handed),) * 2
+
+    def wait(self, step: int) -> None:
+        self.computed = max(self.computed, step)
+
+    def stop(self) -> bool:
+        return self.handed == self.until
+
+    def replace_mlx(self, patch: pytest.MonkeyPatch) -> None:
+        fake = SimpleNamespace(
+            array=mx.array, random=mx.random, async_eval=lambda *_: None, eval=self.wait
+        )
+        patch.setattr(trainer, "mx", fake)
+        patch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(self.computed)))
+
+
+class Number:
+    """A loss, or a norm, that is computed once its step is: the step's number."""
+
+    def __init__(self, device: Device, step: int) -> None:
+        self.device, self.step = device, step
+
+    def __float__(self) -> float:
+        self.device.wait(self.step)
+        return float(self.step)
+
+
+intervals = st.integers(1, 13)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@given(log=intervals, save=intervals, evaluate=intervals, until=intervals)
+def test_a_step_is_logged_once_the_next_was_handed_over(
+    tiny_model: Config, blocks: bool, log: int, save: int, evaluate: int, until: int
+) -> None:
+    """Nothing waits for the device but what needs the state; and it all comes in the same order,
+    with the same numbers, as if everything waited.
+    """
+    device = Device(until, blocks)
+    seen: list[Metrics] = []
+
+    def hook(name: str, every: int, needs_state: bool = True) -> Hook:
+        def run(metrics: Metrics) -> None:
+            device.calls.append((name, metrics.step))
+            if needs_state:
+                assert device.computed == device.handed == metrics.step, "the state is its step's"
+            seen.append(metrics)
+
+        return Hook(lambda step: step % every == 0, run, needs_state)
+
+    hooks = [hook("save", save), hook("evaluate", evaluate), hook("log", log, False)]
+    tokens = Tokens(np.arange(500) * 7 % 19, 19)
+    with pytest.MonkeyPatch.context() as patch:
+        device.replace_mlx(patch)
+        done = train(device, tokens, tiny_model, hooks=hooks, stop=device.stop)  # type: ignore[arg-type]
+    assert done == min(until, 12)
+    expected: list[tuple[str, int]] = []
+    late: list[tuple[str, int]] = []
+    for step in range(1, done + 1):
+        due = [
+            (name, step)
+            for name, n in zip(("save", "evaluate", "log"), (save, evaluate, log), strict=True)
+            if step % n == 0
+        ]
+        expected += [("step", step), *late]
+        drains = due[:1] != [("log", step)]
+        expected += due if drains else []
+        late = [] if drains else due
+    assert device.calls == expected + late
+    assert [m.loss for m in seen] == [m.step for m in seen]
+    assert [m.seconds for m in seen] == [m.step - 1 for m in seen], "a second each"
+
+
+def test_numbers_are_the_same_whether_or_not_anything_waits_for_them(
+    tiny_model: Config, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a step is not computed yet when it was handed over."""
+    monkeypatch.setattr(lanes, "count", lambda: 1)
+    ends = []
+    for needs_state in (True, False):
+        seen: list[tuple[int, float, float, float]] = []
+
+        def note(m: Metrics, seen: list[Any] = seen) -> None:
+            seen.append((m.step, m.lr, m.loss, m.grad_norm))
+
+        step_function = fresh(tiny_model)
+        train(
+            step_function, tokens, tiny_model, hooks=[Hook(lambda s: s % 2 == 1, note, needs_state)]
+        )
+        weights = [{n: v.tolist() for n, v in part.items()} for part in step_function.arrays()]
+        ends.append((seen, weights))
+    assert ends[0] == ends[1]
+    assert [step for step, *_ in ends[0][0]] == [1, 3, 5, 7, 9, 11]
 
 
 def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: Tokens) -> None:
