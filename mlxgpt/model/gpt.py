@@ -39,6 +39,13 @@ class Linear(nn.Linear):
         return kernels.linear(x, self.weight, self.get("bias"))
 
 
+class Embedding(nn.Embedding):
+    """A row[C] for each id."""
+
+    def __call__(self, ids: mx.array) -> mx.array:  # [...] -> [..., C]
+        return kernels.embedding(self.weight, ids)
+
+
 class LayerNorm(nn.LayerNorm):
     """Each vector brought to mean 0 and variance 1 (Ba et al., 2016), with a gain."""
 
@@ -237,12 +244,12 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = [Block(config) for _ in range(config.n_layer)]
         if config.value_embeddings:
-            self.wve = [nn.Embedding(config.vocab_size, config.n_embd) for _ in self.h]
+            self.wve = [Embedding(config.vocab_size, config.n_embd) for _ in self.h]
         rms = config.norm == "rms"
         self.ln_f = RMSNorm(config.n_embd, gain=True) if rms else make_norm(config)
         if not config.tied:

@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxgpt.machine.device import on_cpu
+from mlxgpt.model.embedding import lookup
 
 GELU_SCALE = 2 * math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715
@@ -49,6 +50,11 @@ _fence = mx.contiguous
 def _ours(x: mx.array, size: int) -> bool:
     """Whether what is below is faster than MLX's own, for so many numbers as x."""
     return on_cpu() and x.dtype == mx.float32 and size >= FEW
+
+
+def embedding(weight: mx.array, ids: mx.array) -> mx.array:
+    """Rows of weight[V, C] at ids[...]: [..., C]."""
+    return weight[ids] if on_cpu() else cast(mx.array, lookup(weight, ids))
 
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:

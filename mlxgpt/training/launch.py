@@ -46,7 +46,7 @@ from mlxgpt.training.forecast import (
     refuse_too_large,
 )
 from mlxgpt.training.guard import Guard
-from mlxgpt.training.optim import learning_rate_schedule
+from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.training.sizing import sized
 from mlxgpt.training.step import new_step
 

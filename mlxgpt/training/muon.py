@@ -1,127 +1,154 @@
-"""Muon (Jordan et al., 2024): momentum whose every direction is made equally long.
+"""Muon (Jordan et al., 2024): momentum with all singular values brought near 1.
 
-The update of a matrix is its momentum with all singular values brought near 1, by a few
-Newton-Schulz steps, so that rare directions are learned as quickly as common ones.
+A few Newton-Schulz steps do that to the momentum of each matrix, so that rare directions are
+learned as quickly as common ones. Then each row is divided by its own running size, and the whole
+scaled back to the length it had (NorMuon, Li et al., 2025), so that no neuron moves more than the
+others for long.
 
-Then each neuron's row is divided by its own running size, and the whole made as long as it was
-(NorMuon, Li et al., 2025), so that no neuron moves more than the others for long.
-
-Unlike `mlx.optimizers.Muon` its weight decay is decoupled, matrices of one shape are done in one
-batch, and queries, keys and values, which are one matrix in GPT-2, are three here.
+Unlike `mlx.optimizers.Muon` its weight decay is decoupled, and queries, keys and values, which are
+one matrix in GPT-2, are orthogonalized as three. All matrices are updated together, so that a GPU
+launches few kernels: their momentum is one flat array, and so are the sizes of their rows.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import mlx.core as mx
-from mlx.optimizers import Optimizer
-from mlx.utils import tree_unflatten
+import numpy as np
 
-from mlxgpt.model.gpt import flat
+Arrays = dict[str, mx.array]  # by dotted names
 
-# The quintic of Jordan's Muon, steepest at 0: after five steps singular values lie in 0.7 to 1.2.
+# The quintic of Jordan's Muon, steepest at 0: after five steps singular values are in 0.7 to 1.2.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 EPS = 1e-12
+MOMENTUM = 0.95  # of the gradient's running mean, with Nesterov's look ahead; Jordan's
 ROW_MOMENTUM = 0.95  # of the running mean square of a row
 
 
-class Muon(Optimizer):
-    """Updates matrices[out, in]; for all else use another one.
+class Muon:
+    """Updates of matrices[out, in], all with the same smaller dimension, as in a GPT; holds no
+    state itself.
 
     Args:
-        momentum: of the gradient's running mean, with Nesterov's look ahead.
-        weight_decay: of each matrix, times the learning rate.
+        shapes: of the matrices, by dotted names.
     """
 
-    def __init__(self, momentum: float, weight_decay: float) -> None:
-        super().__init__()
-        self._maybe_schedule("learning_rate", 0.0)
-        self.momentum, self.weight_decay = momentum, weight_decay
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        # Matrices that are treated alike are next to each other: (in how many parts, out, in).
+        alike = {name: (_parts(name), *shape) for name, shape in shapes.items()}
+        self._shapes = {name: shapes[name] for name in sorted(alike, key=lambda n: alike[n])}
+        groups = itertools.groupby(sorted(alike.values()))
+        self._stacks = [(len([*names]), *kind) for kind, names in groups]
 
-    def init_single(self, parameter: mx.array, state: dict) -> None:
-        """Begin with no momentum."""
-        state["v"] = mx.zeros_like(parameter)
-        state["rows"] = mx.zeros((len(parameter), 1), parameter.dtype)
+    def init(self) -> Arrays:
+        """The state before the first step: no momentum."""
+        moments = self._moments().items()
+        return {moment: mx.zeros(sum(map(math.prod, shapes))) for moment, shapes in moments}
 
-    def apply_gradients(self, gradients: dict, parameters: dict) -> dict:
-        """The parameters after a step, of those that have gradients."""
-        if not self._initialized:
-            self.init(gradients)
-        self.state["step"] = self.step + 1
-        rate = self.learning_rate
-        own = flat(parameters)
-        updates: dict[str, mx.array] = {}
-        for name, gradient in flat(gradients).items():
-            state = _at(self.state, name)
-            state["v"] = self.momentum * state["v"] + (1 - self.momentum) * gradient
-            updates[name] = self.momentum * state["v"] + (1 - self.momentum) * gradient
-        steps = _orthogonal(updates)
-        for name, step in steps.items():
-            state = _at(self.state, name)
-            size = mx.square(step).mean(axis=1, keepdims=True)
-            state["rows"] = ROW_MOMENTUM * state["rows"] + (1 - ROW_MOMENTUM) * size
-            even = mx.rsqrt(state["rows"] + EPS)
-            # What the rows' sizes add up to before, and will after.
-            steps[name] = step * (even * mx.sqrt(size.sum() / ((size * even * even).sum() + EPS)))
-        return tree_unflatten(
-            {
-                name: own[name] * (1 - rate * self.weight_decay) - rate * step
-                for name, step in steps.items()
-            }
+    def update(
+        self, gradients: Arrays, state: Arrays, scale: mx.array, good: mx.array
+    ) -> tuple[Arrays, Arrays]:
+        """By scale * gradients: what to subtract from each matrix, times the learning rate, and the
+        next state. That is the old one if not `good`, except that -0.0 may become 0.0.
+        """
+        keep, add, keep_row, add_row = mx.where(
+            good,
+            mx.array([MOMENTUM, 1 - MOMENTUM, ROW_MOMENTUM, 1 - ROW_MOMENTUM]),
+            mx.array([1.0, 0.0, 1.0, 0.0]),
         )
+        gradient = mx.concatenate([gradients[name].reshape(-1) for name in self._shapes])
+        gradient = mx.where(good, scale * gradient, 0.0)
+        v = keep * state["v"] + add * gradient
+        ahead = MOMENTUM * v + (1 - MOMENTUM) * gradient
+        shapes = [(n * parts, rows // parts, cols) for n, parts, rows, cols in self._stacks]
+        stacks = orthogonalized(ahead, shapes)
+
+        # The mean square of each row; a matrix taller than wide has a step longer by √(out / in).
+        of_rows = [(n, rows) for n, _, rows, _ in self._stacks]
+        longer = [max(1.0, rows / cols) for _, rows, cols in shapes]
+        weights = [
+            np.full(math.prod(s), by / cols, np.float32)
+            for s, by, (*_, cols) in zip(of_rows, longer, shapes, strict=True)
+        ]
+        sums = [mx.square(stack).sum(axis=2).reshape(-1) for stack in stacks]
+        size = mx.array(np.concatenate(weights)) * mx.concatenate(sums)
+        row = keep_row * state["rows"] + add_row * size
+        even = mx.rsqrt(row + EPS)
+        before, after, gain = (_split(x, of_rows) for x in (size, size * even * even, even))
+        steps: list[mx.array] = []
+        for n, stack in enumerate(stacks):
+            # As long as before: by the sums of all squares, before and after.
+            length = mx.sqrt(longer[n] * before[n].sum(axis=1) / (after[n].sum(axis=1) + EPS))
+            matrices = stack.reshape(*of_rows[n], -1)
+            steps += [
+                x * (g[:, None] * by) for x, g, by in zip(matrices, gain[n], length, strict=True)
+            ]
+        return dict(zip(self._shapes, steps, strict=True)), {"v": v, "rows": row}
+
+    def split(self, state: Arrays) -> Iterator[tuple[str, str, mx.array]]:
+        """The state of each matrix separately: name, `v` or `rows`, array[out, in] or [out, 1]."""
+        for moment, shapes in self._moments().items():
+            pieces = _split(state[moment], shapes)
+            yield from ((n, moment, one) for n, one in zip(self._shapes, pieces, strict=True))
+
+    def joined(self, piece: Callable[[str, str], mx.array]) -> Arrays:
+        """The state of what `split` gave, by a function of the name and the moment."""
+        return {
+            moment: mx.concatenate([piece(name, moment).reshape(-1) for name in self._shapes])
+            for moment in self._moments()
+        }
+
+    def _moments(self) -> dict[str, list[tuple[int, ...]]]:
+        shapes = [*self._shapes.values()]
+        return {"v": shapes, "rows": [(rows, 1) for rows, _ in shapes]}
 
 
-def orthogonalised(x: mx.array) -> mx.array:
-    """x[n, rows, columns], rows ≤ columns, with all singular values near 1."""
+def orthogonalized(flat: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
+    """Stacks[n, rows, columns] with all singular values of each matrix near 1.
+
+    A Newton-Schulz step multiplies x with aI + bS + cS², where S = xxᵀ (of tall x: xᵀx, from the
+    right). These polynomials commute with S, so the steps are taken on S alone, on those of all
+    stacks at once, and x is multiplied once, with the product of all.
+
+    Args:
+        flat: the matrices, one after the other.
+        shapes: of the stacks, all with the same smaller side.
+    """
     a, b, c = QUINTIC
-    rows, columns = x.shape[1:]
-    x = x / (mx.sqrt(mx.square(x).sum(axis=(1, 2), keepdims=True)) + 1e-7)
-    if columns < 2 * rows:
-        for _ in range(STEPS):
-            square = x @ x.swapaxes(1, 2)
-            x = a * x + (b * square + c * square @ square) @ x
-        return x
-    # Each step is a product with a polynomial of x·xᵀ, and these commute: so the steps are taken on
-    # that small square alone, and all of them multiply the long matrix once.
-    square = x @ x.swapaxes(1, 2)
-    one = mx.eye(rows)
-    step = all_steps = a * one + b * square + c * square @ square
+    squares = [square.sum(axis=(1, 2), keepdims=True) for square in _split(mx.square(flat), shapes)]
+    stacks = [
+        x / (mx.sqrt(square) + 1e-7)
+        for x, square in zip(_split(flat, shapes), squares, strict=True)
+    ]
+    tall = [x.shape[1] > x.shape[2] for x in stacks]
+    turned = [x.swapaxes(1, 2) for x in stacks]
+    pairs = zip(stacks, turned, tall, strict=True)
+    s = mx.concatenate([xt @ x if is_tall else x @ xt for x, xt, is_tall in pairs])
+    y = mx.addmm(s, s, s, alpha=c, beta=b)  # bS + cS²
+    product = a * mx.array(np.eye(s.shape[1], dtype=np.float32)) + y
     for _ in range(STEPS - 1):
-        square = square @ step @ step
-        step = a * one + b * square + c * square @ square
-        all_steps = step @ all_steps
-    return all_steps @ x
+        s = mx.addmm(s, s, y, beta=a)
+        s = mx.addmm(s, s, y, beta=a)  # both sides of S
+        y = mx.addmm(s, s, s, alpha=c, beta=b)
+        product = mx.addmm(product, y, product, beta=a)
+    products = _split(product, [(len(x), *s.shape[1:]) for x in stacks])
+    pairs = zip(stacks, products, tall, strict=True)
+    return [x @ p if is_tall else p @ x for x, p, is_tall in pairs]
 
 
-def _orthogonal(updates: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Each matrix orthogonalised, and longer where it is taller than wide: by √(out / in)."""
-    batches: dict[tuple[int, ...], list[tuple[str, int, mx.array]]] = defaultdict(list)
-    for name, update in updates.items():
-        parts = mx.split(update, 3) if name.endswith("c_attn.weight") else [update]
-        for n, part in enumerate(parts):
-            wide = part if part.shape[0] <= part.shape[1] else part.T
-            batches[wide.shape].append((name, n, wide))
-    done: dict[str, dict[int, mx.array]] = defaultdict(dict)
-    for batch in batches.values():
-        result = orthogonalised(mx.stack([wide for *_, wide in batch]))
-        for row, (name, n, _) in zip(result, batch, strict=True):
-            done[name][n] = row
-    steps = {}
-    for name, update in updates.items():
-        rows, columns = update.shape
-        parts = [done[name][n] for n in range(len(done[name]))]
-        tall = rows // len(parts) > columns
-        parts = [part.T if tall else part for part in parts]
-        scale = max(1.0, rows / len(parts) / columns) ** 0.5
-        steps[name] = scale * (mx.concatenate(parts) if len(parts) > 1 else parts[0])
-    return steps
+def _parts(name: str) -> int:
+    """In how many matrices, one above the other, a matrix is orthogonalized: q, k and v."""
+    return 3 if name.endswith("c_attn.weight") else 1
 
 
-def _at(tree: Any, name: str) -> Any:
-    """What lies at a dotted name."""
-    for part in name.split("."):
-        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
-    return tree
+def _split(flat: mx.array, shapes: Iterable[tuple[int, ...]]) -> list[mx.array]:
+    """Arrays that are next to each other in one, along its first axis."""
+    shapes = [*shapes]
+    width = math.prod(flat.shape[1:])
+    ends = itertools.accumulate(math.prod(shape) // width for shape in shapes)
+    pieces = mx.split(flat, [*ends][:-1])
+    return [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]

@@ -20,7 +20,7 @@ from mlxgpt.model import lanes
 from mlxgpt.model.gpt import GPT, flat, must_be_like
 from mlxgpt.model.lanes import Lanes
 from mlxgpt.model.losses import borrowed, token_losses
-from mlxgpt.training.optim import Groups, make_optimizer, shared_out
+from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
 from mlxgpt.training.shares import Parts, share
 
 
@@ -52,13 +52,14 @@ class TrainStep:
         self.ranks = ranks
         self._pack, self._unpack = compile(self._packed), compile(self._unpacked)
         parameters = flat(model.trainable_parameters())
-        self._shares = shared_out(parameters, config.optim, lanes.count())
-        self._states = []
-        for names in self._shares:
-            optimizer = make_optimizer(config.optim)
-            optimizer.init(tree_unflatten({name: parameters[name] for name in names}))
-            self._states.append(optimizer.state)
-        self._updates = Lanes(lambda: compile(partial(_update, make_optimizer(config.optim))))
+        self._shares = split_by_work(parameters, config.optim, lanes.count())
+        self._optimizers = [
+            OptimizerGroups(config.optim, {name: parameters[name] for name in names})
+            for names in self._shares
+        ]
+        self._states = [optimizer.init() for optimizer in self._optimizers]
+        updates = (compile(optimizer.update) for optimizer in self._optimizers)
+        self._updates = Lanes(lambda: next(updates))
 
     @property
     def state(self) -> list[Any]:
@@ -110,20 +111,17 @@ class TrainStep:
 
     def arrays(self) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
         """The parameters, and the optimizer's state, by their dotted names."""
-        states: dict[str, mx.array] = {}
-        for state in self._states:
-            states |= flat(state)
-        return flat(self.model.parameters()), states
+        named: dict[str, mx.array] = {}
+        for optimizer, state in zip(self._optimizers, self._states, strict=True):
+            named |= optimizer.to_named(state)
+        return flat(self.model.parameters()), named
 
     def restore(self, parameters: dict[str, mx.array], optimizer: dict[str, mx.array]) -> None:
         """Continue from saved arrays; raises UserError if they are another model's."""
         for saved, own in zip((parameters, optimizer), self.arrays(), strict=True):
             must_be_like(saved, own)
         self.model.update(tree_unflatten(parameters))
-        self._states = [
-            tree_unflatten({name: optimizer[name] for name in flat(state)})
-            for state in self._states
-        ]
+        self._states = [one.from_named(optimizer) for one in self._optimizers]
 
     def gradients(
         self, inputs: mx.array, targets: mx.array, key: mx.array
@@ -215,28 +213,6 @@ class TrainStep:
         norm = mx.sqrt(sum((mx.square(g).sum() for g in flat(gradients).values()), mx.array(0.0)))
         scale = mx.minimum((self.grad_clip or math.inf) / (norm + 1e-6), 1.0)
         return norm, scale, mx.isfinite(loss) & mx.isfinite(norm) & (loss <= limit)
-
-
-def _update(
-    optimizer: Groups,
-    parameters: dict[str, mx.array],
-    gradients: dict[str, mx.array],
-    state: dict,
-    learning_rate: mx.array,
-    scale: mx.array,
-    good: mx.array,
-) -> tuple[dict[str, mx.array], dict]:
-    """Parameters and the optimizer's state after a step, or as they were where it is not `good`."""
-    before = flat(state)
-    optimizer.state = state
-    optimizer.set_learning_rate(learning_rate)
-    scaled = tree_unflatten({name: scale * gradient for name, gradient in gradients.items()})
-    updated = flat(optimizer.apply_gradients(scaled, tree_unflatten(parameters)))
-    after = flat(optimizer.state)
-    return (
-        {name: mx.where(good, updated[name], old) for name, old in parameters.items()},
-        tree_unflatten({name: mx.where(good, after[name], old) for name, old in before.items()}),
-    )
 
 
 class _Sums:

@@ -14,7 +14,7 @@ from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.seeds import derive
 from mlxgpt.training.guard import Guard
-from mlxgpt.training.optim import learning_rate_schedule
+from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.training.step import TrainStep
 
 

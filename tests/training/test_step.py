@@ -300,12 +300,13 @@ def test_the_evaluation_step_masks_and_sees_new_weights(tiny_model: Config) -> N
         model.wte.weight = model.wte.weight * 5  # and once more, with other weights
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("cause", ["loss", "limit", "gradient"])
 def test_a_step_that_is_not_good_changes_nothing(
-    tiny_model: Config, cause: str, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Config, cause: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither weights nor moments nor the optimizer's count of steps."""
-    config = override(tiny_model, {"grad_clip": 0.0})
+    config = override(tiny_model, {"grad_clip": 0.0, "optimizer": optimizer})
     step = TrainStep(GPT(config.model, 5), config)
     ids, key = ids_of(1, 4, 9), mx.random.key(2)
     mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key), step.state)

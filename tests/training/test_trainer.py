@@ -19,7 +19,7 @@ from mlxgpt.model import lanes
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.training import trainer
 from mlxgpt.training.guard import Guard
-from mlxgpt.training.optim import learning_rate_schedule
+from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.training.step import TrainStep
 from mlxgpt.training.trainer import Hook, Metrics, train
 

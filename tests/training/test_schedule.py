@@ -2,85 +2,14 @@ from __future__ import annotations
 
 import math
 
-import mlx.core as mx
-import mlx.optimizers as optim
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx.utils import tree_map
 
-from mlxgpt.config import Config, OptimConfig, override
+from mlxgpt.config import Config, override
 from mlxgpt.config_files import built_in, load
-from mlxgpt.model.gpt import GPT, flat
-from mlxgpt.training.optim import (
-    ADAMWS_WORK,
-    learning_rate_schedule,
-    make_optimizer,
-    shared_out,
-)
-from tests.oracle import reference
-
-
-def test_adamw_is_pytorchs_with_decay_on_matrices_alone() -> None:
-    stored = reference.arrays()
-    optimizer = make_optimizer(OptimConfig(learning_rate=0.01, weight_decay=0.1))
-    values = {name: mx.array(stored[f"adamw:{name}:start"]) for name in ("matrix", "vector")}
-    optimizer.init(values)
-    steps = sum(name.startswith("adamw:matrix:after") for name in stored)
-    assert steps == 5
-    for step in range(steps):
-        gradients = {name: mx.array(stored[f"adamw:{name}:gradient:{step}"]) for name in values}
-        values = optimizer.apply_gradients(gradients, values)
-        for name, value in values.items():
-            np.testing.assert_allclose(value, stored[f"adamw:{name}:after:{step}"], atol=1e-6)
-
-
-def test_embeddings_may_have_a_rate_of_their_own_and_no_decay(tiny_model: Config) -> None:
-    given = {"embedding_learning_rate": 0.05, "learning_rate": 0.01, "weight_decay": 0.1}
-    parts = {"tied": False, "value_embeddings": True, "optimizer": "muon", "bias": False}
-    config = override(tiny_model, {**given, **parts})
-    parameters = GPT(config.model).trainable_parameters()
-    optimizer = make_optimizer(config.optim)
-    optimizer.init(parameters)
-    optimizer.set_learning_rate(mx.array(0.002))
-    found = {name: [*flat(o.state)] for name, o in zip("mewo", optimizer.optimizers, strict=True)}
-    tables = {"wte.weight", *(f"wve.{n}.weight" for n in range(config.model.n_layer))}
-    assert {n[:-2] for n in found["e"] if n[-2:] == ".m"} == tables
-    assert {n[:-2] for n in found["w"] if n[-2:] == ".m"} == {"lm_head.weight", "wpe.weight"}
-    rates = [float(o.learning_rate) for o in optimizer.optimizers]
-    np.testing.assert_allclose(rates, [0.004, 0.01, 0.002, 0.002], rtol=1e-6)
-    zero = tree_map(mx.zeros_like, parameters)
-    after = flat(optimizer.apply_gradients(zero, parameters))
-    for name, before in flat(parameters).items():
-        decayed = name not in tables and before.ndim == 2
-        assert mx.array_equal(after[name], before).item() != decayed, name
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_an_update_is_shared_out_evenly_and_whole(tiny_model: Config, optimizer: str) -> None:
-    given = {"n_layer": 3, "vocab_size": 100, "optimizer": optimizer}
-    config = override(tiny_model, given)
-    parameters = flat(GPT(config.model).parameters())
-    first, second = shared_out(parameters, config.optim, 2)
-    assert sorted(first + second) == sorted(parameters)
-    by_muon = {n for n, p in parameters.items() if p.ndim == 2 and n.startswith("h.")}
-    work = {
-        n: p.size * (min(p.shape) if optimizer == "muon" and n in by_muon else ADAMWS_WORK)
-        for n, p in parameters.items()
-    }
-    apart = sum(work[n] for n in first) - sum(work[n] for n in second)
-    assert abs(apart) <= max(work.values()) < sum(work.values()) / 2
-    assert sorted(shared_out(parameters, config.optim, 1)[0]) == sorted(parameters)
-
-
-def test_clipping_is_by_the_global_norm() -> None:
-    stored = reference.arrays()
-    before = [mx.array(stored[f"clip:{n}:before"]) for n in (0, 1)]
-    after, norm = optim.clip_grad_norm(before, 1.0)
-    assert norm.item() == pytest.approx(float(stored["clip:norm"]), rel=1e-6)
-    for n in (0, 1):
-        np.testing.assert_allclose(after[n], stored[f"clip:{n}:after"], atol=1e-6)
+from mlxgpt.training.schedule import learning_rate_schedule
 
 
 def rates(config: Config, steps: int) -> list[float]:

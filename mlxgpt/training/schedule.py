@@ -1,0 +1,37 @@
+"""The learning-rate schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.optimizers as optim
+
+from mlxgpt.config import Config
+
+
+def learning_rate_schedule(config: Config) -> Callable[[int], mx.array]:
+    """The learning rate as a function of the step, counted from 0: linear warmup, then down to
+    `min_lr_ratio` of the peak at `decay_steps`, by a cosine, or by a straight line over the last
+    `cooldown` of them; then that floor.
+    """
+    o = config.optim
+    peak, floor, warmup_steps = o.learning_rate, o.learning_rate * o.min_lr_ratio, o.warmup_steps
+    last = o.decay_steps or config.train.max_steps
+    decay_steps = last - warmup_steps
+    flat = max(0, round(last * (1 - o.cooldown)) - warmup_steps)
+
+    def constant(step: int) -> mx.array:
+        return mx.array(floor)
+
+    if decay_steps <= 0:
+        decay = constant
+    elif o.schedule == "cosine":
+        decay = optim.cosine_decay(peak, decay_steps, floor)
+    else:
+        line = optim.linear_schedule(peak, floor, max(1, decay_steps - flat))
+        decay = optim.join_schedules([lambda _: mx.array(peak), line], [flat]) if flat else line
+    if not warmup_steps:
+        return decay
+    warmup = optim.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
+    return optim.join_schedules([warmup, decay], [warmup_steps])

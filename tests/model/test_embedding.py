@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt.model import embedding, kernels
+from mlxgpt.model.embedding import ONE_HOT, lookup, sum_by_id, sum_by_one_hot, sum_of_segments
+
+WAYS = (sum_by_one_hot, sum_of_segments)
+# Of ids: all of one, few, as many as fit in one product, one more, and most of them absent.
+COUNTS = (1, 19, ONE_HOT, ONE_HOT + 1, 3000)
+
+
+def drawn(count: int, whole: bool) -> tuple[mx.array, mx.array]:
+    draw = np.random.default_rng(count)
+    rows = draw.integers(-9, 9, (300, 7)) if whole else draw.normal(size=(300, 7))
+    return mx.array(rows.astype(np.float32)), mx.array(draw.integers(0, count, 300))
+
+
+def by_numpy(rows: mx.array, ids: mx.array, count: int) -> np.ndarray:
+    sums = np.zeros((count, rows.shape[1]))
+    np.add.at(sums, np.array(ids), np.array(rows).astype(np.float64))
+    return sums
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("count", COUNTS)
+def test_each_row_is_added_to_its_ids_sum(way: Callable[..., mx.array], count: int) -> None:
+    """Exactly, of whole numbers; of others up to the order of the sum."""
+    rows, ids = drawn(count, whole=True)
+    np.testing.assert_array_equal(way(rows, ids, count), by_numpy(rows, ids, count))
+    rows, ids = drawn(count, whole=False)
+    np.testing.assert_allclose(way(rows, ids, count), by_numpy(rows, ids, count), atol=2e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_gradient_is_the_cpus(
+    way: Callable[..., mx.array], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sum of n rows within n times the rounding of its largest part; those of one row have the
+    same bits.
+    """
+    monkeypatch.setattr(embedding, "sum_by_id", way)
+    rows, ids = drawn(count, whole=False)
+    weight = mx.random.normal((count, 7), key=mx.random.key(0))
+
+    def loss(look: Callable[..., Any]) -> Callable[[mx.array], mx.array]:
+        return lambda weight: (look(weight, ids.reshape(3, 100)) * rows.reshape(3, 100, 7)).sum()
+
+    found = np.array(mx.compile(mx.grad(loss(lookup)))(weight))
+    expected = np.array(mx.grad(loss(lambda weight, ids: weight[ids]))(weight))
+    often = np.bincount(np.array(ids), minlength=count)
+    np.testing.assert_array_equal(found[often < 2], expected[often < 2])
+    bound = often * by_numpy(mx.abs(rows), ids, count).T * np.finfo(np.float32).eps
+    assert (bound >= np.abs(found - expected).T).all()
+    np.testing.assert_array_equal(lookup(weight, ids), weight[ids])
+
+
+@pytest.mark.parametrize(
+    ("count", "metal", "way"),
+    [
+        (ONE_HOT, True, "sum_by_one_hot"),
+        (ONE_HOT + 1, True, "sum_of_segments"),
+        (ONE_HOT + 1, False, "sum_by_one_hot"),
+    ],
+)
+def test_the_way_depends_on_the_number_of_ids_and_the_backend(
+    count: int, metal: bool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    for one in WAYS:
+        monkeypatch.setattr(embedding, one.__name__, lambda *_, one=one: taken.append(one.__name__))
+    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    sum_by_id(*drawn(count, whole=True), count)
+    assert taken == [way]
+
+
+def test_bfloat16_sums_are_rounded_once() -> None:
+    rows, ids = drawn(19, whole=False)
+    rows = rows.astype(mx.bfloat16)
+    for way in WAYS:
+        found = way(rows, ids, 19)
+        assert found.dtype == mx.bfloat16
+        expected = by_numpy(rows.astype(mx.float32), ids, 19)
+        np.testing.assert_allclose(found.astype(mx.float32), expected, rtol=2**-7, atol=2**-7)
+
+
+def test_only_off_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bool] = []
+    monkeypatch.setattr(kernels, "lookup", lambda weight, ids: taken.append(True))
+    for cpu in (True, False):
+        monkeypatch.setattr(kernels, "on_cpu", lambda cpu=cpu: cpu)
+        kernels.embedding(mx.zeros((3, 2)), mx.array([1]))
+    assert taken == [True]

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+
+from mlxgpt.config import Config, OptimConfig, override
+from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.training.optimizer import ADAMWS_WORK, OptimizerGroups, split_by_work
+from tests.oracle import reference
+
+Arrays = dict[str, mx.array]
+
+
+def update(
+    optimizer: OptimizerGroups, parameters: Arrays, gradients: Arrays, state: Arrays, rate: float
+) -> tuple[Arrays, Arrays]:
+    scalars = mx.array(rate), mx.array(1.0), mx.array(True)
+    return optimizer.update(parameters, gradients, state, *scalars)
+
+
+def same(one: Arrays, other: Arrays) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert mx.array_equal(value, other[name]).item(), name
+
+
+def test_adamw_is_pytorchs_with_decay_on_matrices_alone() -> None:
+    stored = reference.arrays()
+    values = {name: mx.array(stored[f"adamw:{name}:start"]) for name in ("matrix", "vector")}
+    optimizer = OptimizerGroups(OptimConfig(weight_decay=0.1), values)
+    state = optimizer.init()
+    steps = sum(name.startswith("adamw:matrix:after") for name in stored)
+    assert steps == 5
+    for step in range(steps):
+        gradients = {name: mx.array(stored[f"adamw:{name}:gradient:{step}"]) for name in values}
+        values, state = update(optimizer, values, gradients, state, 0.01)
+        for name, value in values.items():
+            np.testing.assert_allclose(value, stored[f"adamw:{name}:after:{step}"], atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_adamw_has_the_bits_of_mlxs(compiled: bool) -> None:
+    draw = np.random.default_rng(0)
+    config = OptimConfig(beta1=0.9, beta2=0.99, weight_decay=0.1)
+    values = {"wide": mx.array(draw.normal(size=(9, 33)).astype(np.float32))}
+    optimizer = OptimizerGroups(config, values)
+    theirs = optim.AdamW(0.01, [0.9, 0.99], config.eps, 0.1, bias_correction=True)
+    step = mx.compile(optimizer.update) if compiled else optimizer.update
+    expected, state = values, optimizer.init()
+    for _ in range(5):
+        gradients = {"wide": mx.array(draw.normal(size=(9, 33)).astype(np.float32))}
+        scalars = mx.array(0.01), mx.array(0.5), mx.array(True)
+        values, state = step(values, gradients, state, *scalars)
+        expected = theirs.apply_gradients({"wide": 0.5 * gradients["wide"]}, expected)
+        same(values, expected)
+        same({m: state[f"wide.{m}"] for m in "mv"}, theirs.state["wide"])
+
+
+def test_embeddings_may_have_a_rate_of_their_own_and_no_decay(tiny_model: Config) -> None:
+    given = {"embedding_learning_rate": 0.05, "learning_rate": 0.01, "weight_decay": 0.1}
+    parts = {"tied": False, "value_embeddings": True, "optimizer": "muon", "bias": False}
+    config = override(tiny_model, {**given, **parts})
+    parameters = flat(GPT(config.model).trainable_parameters())
+    optimizer = OptimizerGroups(config.optim, parameters)
+    zero = {name: mx.zeros_like(value) for name, value in parameters.items()}
+    after, state = update(optimizer, parameters, zero, optimizer.init(), 0.002)
+    named = optimizer.to_named(state)
+    first = [name.removesuffix(".m") for name in named if name.endswith(".m")]
+    tables = {"wte.weight", *(f"wve.{n}.weight" for n in range(config.model.n_layer))}
+    assert {name[9:] for name in first if name.startswith("states.1")} == tables
+    assert {n[9:] for n in first if n.startswith("states.2")} == {"lm_head.weight", "wpe.weight"}
+    rates = [named[f"states.{group}.learning_rate"].item() for group in range(4)]
+    np.testing.assert_allclose(rates, [0.004, 0.01, 0.002, 0.002], rtol=1e-6)
+    for name, before in parameters.items():
+        decayed = name not in tables and before.ndim == 2
+        assert mx.array_equal(after[name], before).item() != decayed, name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("eps", [0.0, 1e-8])
+def test_a_bad_step_changes_nothing(
+    tiny_model: Config, optimizer: str, first: bool, eps: float
+) -> None:
+    """Whatever its gradient, loss and learning rate are."""
+    config = override(tiny_model, {"optimizer": optimizer, "bias": False, "eps": eps})
+    parameters = flat(GPT(config.model).trainable_parameters())
+    groups = OptimizerGroups(config.optim, parameters)
+    state, step = groups.init(), mx.compile(groups.update)
+    if not first:
+        gradients = {name: mx.ones_like(value) for name, value in parameters.items()}
+        parameters, state = update(groups, parameters, gradients, state, 0.01)
+    bad = {name: mx.full(value.shape, mx.nan) for name, value in parameters.items()}
+    scalars = mx.array(0.01), mx.array(mx.nan), mx.array(False)
+    after, kept = step(parameters, bad, state, *scalars)
+    same(after, parameters)
+    same(kept, state)
+
+
+def test_a_state_is_kept_by_the_names_of_mlxs_optimizers(tiny_model: Config) -> None:
+    """And is the same when it was read by them."""
+    config = override(tiny_model, {"optimizer": "muon", "embedding_learning_rate": 0.1})
+    parameters = flat(GPT(config.model).trainable_parameters())
+    optimizer = OptimizerGroups(config.optim, parameters)
+    gradients = {name: mx.ones_like(value) for name, value in parameters.items()}
+    _, state = update(optimizer, parameters, gradients, optimizer.init(), 0.01)
+    named = optimizer.to_named(state)
+    assert named["states.0.h.0.attn.c_attn.weight.v"].shape == (48, 16)
+    assert named["states.3.step"].dtype == mx.uint64
+    same(optimizer.from_named(named), state)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_update_is_split_by_work_evenly_and_whole(tiny_model: Config, optimizer: str) -> None:
+    given = {"n_layer": 3, "vocab_size": 100, "optimizer": optimizer}
+    config = override(tiny_model, given)
+    parameters = flat(GPT(config.model).parameters())
+    first, second = split_by_work(parameters, config.optim, 2)
+    assert sorted(first + second) == sorted(parameters)
+    by_muon = {n for n, p in parameters.items() if p.ndim == 2 and n.startswith("h.")}
+    work = {
+        n: p.size * (min(p.shape) if optimizer == "muon" and n in by_muon else ADAMWS_WORK)
+        for n, p in parameters.items()
+    }
+    apart = sum(work[n] for n in first) - sum(work[n] for n in second)
+    assert abs(apart) <= max(work.values()) < sum(work.values()) / 2
+    assert sorted(split_by_work(parameters, config.optim, 1)[0]) == sorted(parameters)
+
+
+def test_clipping_is_by_the_global_norm() -> None:
+    stored = reference.arrays()
+    before = [mx.array(stored[f"clip:{n}:before"]) for n in (0, 1)]
+    after, norm = optim.clip_grad_norm(before, 1.0)
+    assert norm.item() == pytest.approx(float(stored["clip:norm"]), rel=1e-6)
+    for n in (0, 1):
+        np.testing.assert_allclose(after[n], stored[f"clip:{n}:after"], atol=1e-6)
