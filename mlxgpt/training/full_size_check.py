@@ -49,7 +49,7 @@ class Check:
         name: what was checked.
         ok: whether it passed; None for what is only told, and cannot fail.
         detail: what was found.
-        why: for whoever wants to understand it; may be empty.
+        why: an explanation; may be empty.
     """
 
     name: str
@@ -207,7 +207,7 @@ def rounding(config: ModelConfig, dtype: str) -> float:
 
 
 def loss_rounding(config: Config, loss: float, tokens: int) -> float:
-    """How far a mean loss of so many tokens may be off by rounding, in nats.
+    """How far rounding may move the mean loss of some tokens, in nats.
 
     A token's loss is off by the error of logits, whose standard deviation is 1 in `scaled_model`,
     the mean of independent errors by less, and the sum of all losses is one of float32.
