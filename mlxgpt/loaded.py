@@ -55,7 +55,8 @@ class Model:
         note: Callable[[str], None] = lambda line: None,
         **sampling: Any,
     ) -> Generated:
-        """Continue a prompt, or several in one batch, each as if it were alone.
+        """Continue a prompt, or several in one batch, each as if it were alone; on a GPU up to
+        rounding.
 
         Args:
             prompt: the beginning; empty: a text from its own beginning.

@@ -1,5 +1,7 @@
 """Prompts -> ids: prefill, cache, one row of new ids after the other. Each text is drawn as if it
-were alone. Knows a model, nothing of texts.
+were alone: with its own keys, and exactly so where the products of a batch are rounded as those of
+a single row are, as on the CPU. An M5's GPU and CUDA round float32 to TF32 in the former only.
+Knows a model, nothing of texts.
 """
 
 from __future__ import annotations

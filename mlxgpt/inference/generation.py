@@ -71,7 +71,7 @@ def generate(
     show: Callable[[str], None] = lambda piece: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Generated:
-    """Continue prompts, each as if it were alone.
+    """Continue prompts, each as if it were alone; on a GPU up to rounding, see decoding.py.
 
     Args:
         prompts: beginnings; of an empty one, a text from its own beginning. Of one longer than

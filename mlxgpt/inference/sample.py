@@ -91,18 +91,21 @@ def likely(logits: mx.array, ids: mx.array, count: int) -> Telling:
 
 
 def draw(logits: mx.array, keys: mx.array) -> mx.array:
-    """One id from each row of logits[B, V], by its softmax, int32 [B]: the first up to which the
-    probabilities add up to more than a random share of them all.
+    """Draw one id from each row of logits[B, V] by its softmax, int32 [B]: the first whose weights
+    so far add up to more than a random share of all. Its own weight is never 0.
 
     Args:
-        keys: uint32 [B, 2], each row's own: what is drawn hangs on no other row.
+        keys: uint32 [B, 2], each row's own: what is drawn does not depend on other rows.
     """
     weights = mx.exp(logits - logits.max(axis=-1, keepdims=True))
-    sums = mx.cumsum(weights, axis=-1)
+    # A GPU adds up in parallel, each id's sum in another order, and rounding can make a sum grow
+    # where the weight is 0: such an id must not be the first above the share.
+    sums = mx.where(weights > 0, mx.cumsum(weights, axis=-1), 0)
+    total = sums.max(axis=-1, keepdims=True)
     share = mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))(keys)  # [B, 1], below 1
     # Never all of it, to which no sum is greater, however it is rounded.
-    drawn = mx.minimum(share * sums[:, -1:], sums[:, -1:] * (1 - 2**-23))
-    return (sums <= drawn).sum(axis=-1).astype(mx.int32)
+    drawn = mx.minimum(share * total, total * (1 - 2**-23))
+    return mx.argmax(sums > drawn, axis=-1).astype(mx.int32)
 
 
 def repetition_penalty(logits: mx.array, seen: mx.array, penalty: mx.array | float) -> mx.array:

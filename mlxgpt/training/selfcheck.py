@@ -1,63 +1,39 @@
 """The self-check: what must hold before a long run, each tried on the real code.
 
-Most checks run on a shrunken copy of the config, in well under a second each; the initial loss, and
-one step, at full size. Fixed seeds throughout: a check passes or it doesn't, no luck is involved.
+Most checks run on a shrunken copy of the config, in well under a second each; full_size_check.py
+has those at full size. Fixed seeds throughout: a check passes or it doesn't, no luck is involved.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
 
-from mlxgpt.config import Config, ModelConfig, Sampling, override, with_vocabulary
+from mlxgpt.config import Config, Sampling, override, with_vocabulary
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.inference import sample
 from mlxgpt.inference.sample import Rules
 from mlxgpt.machine import blas, compiler, device
-from mlxgpt.model.counting import mlp_width
-from mlxgpt.model.gpt import GPT, INIT_STD, flat, with_room
-from mlxgpt.model.losses import token_losses
-from mlxgpt.seeds import derive
-from mlxgpt.training.step import TrainStep, new_step
-
-RATE = mx.array(6e-4)  # GPT-2's, since what must hold does not depend on the one asked for
-WHY = (
-    "Why ln V: an untrained model knows nothing, so the best it can do is to give each of the V "
-    "tokens the same probability, 1/V. That costs -ln(1/V) = ln V nats, whichever token comes. "
-    "GPT-2's initial weights do almost that. A logit is the dot product of a normalized vector, of "
-    "length √n_embd, and a row of the head, whose entries are about 0.02. So logits scatter around "
-    "0 by only 0.02·√n_embd, and their softmax is nearly flat; the scatter costs half its square, "
-    "0.0002·n_embd nats. Where the head is the token embedding, the logit of the token just read "
-    "stands out as well, by about 1 in a wide model. With thousands of tokens that costs nothing "
-    "you can see; with a handful, a few tenths of a nat. A first loss far above the expected value "
-    "means a model that is confidently wrong before it has seen anything (initial weights too "
-    "large); one below it means that the model can see what it should predict (a broken mask)."
+from mlxgpt.model.gpt import flat
+from mlxgpt.training.full_size_check import (
+    Check,
+    against_the_cpu,
+    cached_logits,
+    evaluation_loss,
+    full_size_step,
+    initial_loss,
+    random_batch,
+    random_ids,
+    scaled_model,
+    take_step,
 )
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check and its result.
-
-    Attributes:
-        name: what was checked.
-        ok: whether it passed; None for what is only told, and cannot fail.
-        detail: what was found.
-        why: for whoever wants to understand it; may be empty.
-    """
-
-    name: str
-    ok: bool | None
-    detail: str
-    why: str = ""
+from mlxgpt.training.step import new_step
 
 
 def check(config: Config) -> Iterator[Check]:
@@ -67,14 +43,21 @@ def check(config: Config) -> Iterator[Check]:
         config: the run to check.
     """
     config = with_vocabulary(device.resolve_dtype(config))
-    for one in (matrix_products, fused_kernels, initial_loss, full_size_step):
+    on_cpu = device.on_cpu()
+    for one in (
+        matrix_products,
+        fused_kernels,
+        initial_loss,
+        full_size_step,
+        *([] if on_cpu else [against_the_cpu, evaluation_loss, cached_logits]),
+    ):
         yield one(config)
     small = shrunken(config)
     for one in (
         *([tied_head] if config.model.tied else []),
         compiled_step,
         micro_batches,
-        cached_logits,
+        *([cached_logits] if on_cpu else []),
         causality,
         sampler,
         evaluation,
@@ -114,69 +97,12 @@ def fused_kernels(config: Config) -> Check:
     return Check("fused kernels", None, compiler.status() or "compiled")
 
 
-def initial_loss(config: Config) -> Check:
-    """An untrained model's loss, at full size, is what its initial weights should give.
-
-    The targets are random, so the loss must be the mean over all possible targets, within the
-    noise of drawing them: a model that sees its targets is off by much more. And that mean must be
-    near its expected value, within what a draw of the head's V rows allows.
-    """
-    c, ln_v = config.model, math.log(config.model.vocab_size)
-    ids = _ids(config, 8, min(c.block_size, 128) + 1)
-    model = GPT(c, config.train.seed)
-    logits = model(ids[:, :-1]).astype(mx.float32)  # [B, T, V]
-    loss = float(token_losses(logits, ids[:, 1:]).mean())
-    blind = float((mx.logsumexp(logits, axis=-1) - logits.mean(axis=-1)).mean())
-    noise = math.sqrt(float(logits.var(axis=-1).mean()) / ids[:, 1:].size)
-    head = model.wte.weight if c.tied else model.lm_head.weight
-    excess, std = _expected_excess(c), math.sqrt(float(mx.square(head).mean()))
-    ok = (
-        abs(loss - blind) <= 6 * noise + 1e-4
-        and blind - ln_v <= (2 + 12 / math.sqrt(c.vocab_size)) * excess + 1e-4
-        and std <= 3 * INIT_STD
-    )
-    result = (
-        f"{loss:.3f} nats; ln {c.vocab_size:,} = {ln_v:.3f}, expected about {ln_v + excess:.3f}"
-    )
-    return Check("initial loss", ok, result, WHY)
-
-
-def _expected_excess(c: ModelConfig) -> float:
-    """How far above ln V the initial weights bring the loss, in nats; exact to first order in the
-    variance of the logits, and for the logit of the token just read.
-    """
-    variance = INIT_STD**2 * c.n_embd  # of a logit
-    excess = variance / 2 * (1 - 1 / c.vocab_size)
-    if c.tied:
-        # The residual stream's variance: the token's own part, the position's, and the MLPs'.
-        token = 1.0 if c.embedding_norm else INIT_STD**2
-        position = INIT_STD**2 if c.position == "learned" else 0.0
-        mlps = INIT_STD**2 / 2 * mlp_width(c) * variance / 4
-        own = INIT_STD * c.n_embd * math.sqrt(token / (token + position + mlps))
-        excess += math.log1p(math.expm1(own) / c.vocab_size) - own / c.vocab_size
-    return excess
-
-
-def full_size_step(config: Config) -> Check:
-    """One training step at full size, on one sequence: finite loss, gradient and parameters."""
-    config = override(config, {"batch_size": 1, "gradient_accumulation_steps": 1})
-    step = new_step(config)
-    loss, norm = _take(step, config, 0)
-    parameters = flat(step.model.trainable_parameters())
-    finite = all(bool(mx.isfinite(p).all()) for p in parameters.values())
-    ok = finite and math.isfinite(loss) and math.isfinite(norm)
-    found = f"loss {loss:.3f}, gradient norm {norm:.2f}"
-    return Check(
-        "one step at full size", ok, f"{found}, all finite" if ok else f"{found}: not finite"
-    )
-
-
 def tied_head(config: Config) -> Check:
     """After an update the output layer still is the token embedding: without the one, no logit."""
     step = new_step(config)
-    _take(step, config, 0)
+    take_step(step, config, 0)
     step.model.wte.weight = mx.zeros_like(step.model.wte.weight)
-    largest = float(mx.abs(step.model(_ids(config, 1, config.model.block_size))).max())
+    largest = float(mx.abs(step.model(random_ids(config, 1, config.model.block_size))).max())
     return Check(
         "tied head",
         largest == 0,
@@ -191,7 +117,7 @@ def compiled_step(config: Config) -> Check:
     steps = [new_step(config), new_step(config, compiled=False)]
     for n in range(3):
         for step in steps:
-            _take(step, config, n)
+            take_step(step, config, n)
     apart = _apart(*(step.model.parameters() for step in steps))
     return Check(
         "compiled = eager",
@@ -221,29 +147,13 @@ def micro_batches(config: Config) -> Check:
     )
 
 
-def cached_logits(config: Config) -> Check:
-    """Reading a text token by token with the cache gives the logits of reading it at once."""
-    model = _lively(config)
-    ids = _ids(config, 2, config.model.block_size)
-    at_once = model(ids)
-    first = max(1, config.model.block_size // 2)
-    logits, cache = model.prefill(ids[:, :first], _int(first - 1))
-    cache = with_room(cache, config.model.block_size)
-    apart = [float(mx.abs(logits - at_once[:, first - 1]).max())]
-    for t in range(first, config.model.block_size):
-        logits, cache = model.decode(ids[:, t], cache, _int(t))
-        apart.append(float(mx.abs(logits - at_once[:, t]).max()))
-    far = max(apart)
-    return Check("cached = uncached", far < _slack(1e-4), f"logits at most {far:.1e} apart")
-
-
 def causality(config: Config) -> Check:
     """Changing token t changes no logit before t."""
     length = config.model.block_size
     if length < 2 or config.model.vocab_size < 2:
         return Check("causality", None, "nothing to see with one token")
-    model = _lively(config)
-    ids = _ids(config, 1, length)
+    model = scaled_model(config)
+    ids = random_ids(config, 1, length)
     t = length // 2
     changed = mx.array(ids)
     changed[:, t] = (ids[:, t] + 1) % config.model.vocab_size
@@ -304,7 +214,7 @@ def evaluation(config: Config) -> Check:
     losses = []
     for n in range(3):
         for step in steps:
-            _take(step, config, n)
+            take_step(step, config, n)
         losses += [evaluate().loss, evaluate().loss]
     apart = _apart(*(step.model.parameters() for step in steps))
     same = losses[0::2] == losses[1::2]
@@ -320,7 +230,7 @@ def overfitting(config: Config) -> Check:
     """One batch can be learned by heart, below 0.1 nats: loss, gradients and updates agree."""
     config = override(config, {"weight_decay": 0.0, "gradient_checkpointing": False})
     step = new_step(config)
-    x, y = _batch(config, 0)
+    x, y = random_batch(config, 0)
     loss, steps = math.inf, 0
     while loss >= 0.1 and steps < 400:
         value, _ = step(x, y, mx.array(1e-2), mx.random.key(0))
@@ -340,7 +250,7 @@ def repeatability(config: Config) -> Check:
     steps = [new_step(config), new_step(config)]
     for n in range(3):
         for step in steps:
-            _take(step, config, n)
+            take_step(step, config, n)
     apart = _apart(*(step.model.parameters() for step in steps))
     found = "bit for bit" if apart == 0 else f"only to {apart:.1e}: sums are reordered here"
     return Check("steps repeat", apart == 0 if device.on_cpu() else None, found)
@@ -353,42 +263,9 @@ def _slack(apart: float) -> float:
     return apart if device.multiplies_exactly() else 50 * apart
 
 
-def _lively(config: Config) -> GPT:
-    """A model in which every part matters: of what attention brings, initial weights let little
-    through.
-    """
-    model = GPT(config.model, config.train.seed)
-    model.update(tree_map(lambda p: 4 * p if p.ndim == 2 else p, model.parameters()))
-    return model
-
-
-def _take(step: TrainStep, config: Config, n: int) -> tuple[float, float]:
-    """Take step n on random tokens: its loss and gradient norm."""
-    key = mx.random.key(derive(config.train.seed, "check", n))
-    loss, norm = step(*_batch(config, n), RATE, key)
-    mx.eval(loss, norm, step.state)
-    return float(loss), float(norm)
-
-
-def _batch(config: Config, n: int) -> tuple[mx.array, mx.array]:
-    t, block = config.train, config.model.block_size
-    ids = _ids(config, config.sequences_per_step, block + 1, n)
-    shape = (t.gradient_accumulation_steps, t.batch_size, block)
-    return ids[:, :-1].reshape(shape), ids[:, 1:].reshape(shape)
-
-
-def _ids(config: Config, rows: int, length: int, n: int = 0) -> mx.array:
-    key = mx.random.key(derive(config.train.seed, "check ids", n))
-    return mx.random.randint(0, config.model.vocab_size, (rows, length), key=key)
-
-
 def _tokens(config: Config) -> Tokens:
-    ids = np.array(_ids(config, 1, 20 * config.model.block_size)[0])
+    ids = np.array(random_ids(config, 1, 20 * config.model.block_size)[0])
     return Tokens(ids, config.model.vocab_size)
-
-
-def _int(n: int) -> mx.array:
-    return mx.array([n], dtype=mx.int32)
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:

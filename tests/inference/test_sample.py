@@ -115,6 +115,94 @@ def test_the_greatest_share_of_all_still_draws_something(monkeypatch: pytest.Mon
             assert values[id] > sample.NEVER
 
 
+def parallel_cumsum(weights: mx.array, axis: int = -1) -> mx.array:
+    """Sums[B, V] in the order of MLX's Metal and CUDA kernels (`contiguous_scan`): four values a
+    thread, 32 threads by doubling, and 32 such groups; all rounded to float32.
+    """
+    assert axis == -1
+    B, V = weights.shape
+    groups = min(-(-V // 128), 32)
+    size = groups * 128
+    padded = np.pad(np.array(weights), [(0, 0), (0, -V % size)])
+    prefix, results = np.zeros((B, 1, 1, 1), np.float32), []
+    for block in np.split(padded, padded.shape[1] // size, axis=1):
+        values = block.reshape(B, groups, 32, 4).cumsum(axis=-1, dtype=np.float32)
+        threads = doubling(values[..., -1])
+        before = exclusive(threads)[..., None]
+        of_groups = exclusive(doubling(threads[..., -1]))[..., None, None]
+        values = values + prefix + of_groups + before
+        prefix = values[:, -1:, -1:, -1:]
+        results.append(values.reshape(B, size))
+    return mx.array(np.concatenate(results, axis=1)[:, :V])
+
+
+def doubling(x: np.ndarray) -> np.ndarray:
+    for step in (1, 2, 4, 8, 16):
+        x = x + np.pad(x, [(0, 0)] * (x.ndim - 1) + [(step, 0)])[..., : x.shape[-1]]
+    return x
+
+
+def exclusive(x: np.ndarray) -> np.ndarray:
+    return np.pad(x[..., :-1], [(0, 0)] * (x.ndim - 1) + [(1, 0)])
+
+
+def draw_with(share: float, logits: np.ndarray, patch: pytest.MonkeyPatch) -> int:
+    patch.setattr(mx.random, "uniform", lambda shape, key: mx.full(shape, share))
+    return int(sample.draw(mx.array(logits)[None], keys(1)))
+
+
+@pytest.mark.parametrize("size", [200, 1000, 6000])
+def test_a_masked_token_is_not_drawn_where_a_gpus_sums_grow_at_it(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each share is chosen to lie between the sum before a masked token and the sum at it."""
+    draw = np.random.default_rng(size)
+    monkeypatch.setattr(mx, "cumsum", parallel_cumsum)
+    tried = 0
+    for _ in range(10):
+        logits = draw.normal(size=size).astype(np.float32)
+        logits[draw.random(size) < 0.7] = sample.NEVER
+        logits[-size // 10 :] = sample.NEVER  # as ids that no token has
+        weights = mx.exp(mx.array(logits - logits.max()))[None]
+        sums = np.array(parallel_cumsum(weights))[0]
+        np.testing.assert_allclose(sums, np.array(weights)[0].cumsum(dtype=np.float64), rtol=1e-6)
+        highest = np.maximum.accumulate(sums)
+        grows = np.flatnonzero((np.array(weights)[0, 1:] == 0) & (sums[1:] > highest[:-1])) + 1
+        for place in grows[:20]:
+            share = highest[place - 1] / sums[-1]
+            assert np.array(weights)[0, draw_with(float(share), logits, monkeypatch)] > 0
+            tried += 1
+    assert tried > 10
+
+
+@given(st.data(), st.floats(0, 1, width=32))
+def test_a_token_with_weight_is_drawn_however_sums_are_rounded(
+    data: st.DataObject, share: float
+) -> None:
+    values = data.draw(st.lists(st.floats(-20, 20, width=32) | st.just(sample.NEVER), min_size=1))
+    assume(max(values) > sample.NEVER)
+    ulps = data.draw(st.lists(st.integers(-3, 3), min_size=len(values), max_size=len(values)))
+
+    def rounded(weights: mx.array, axis: int) -> mx.array:
+        sums = np.array(weights).cumsum(axis=axis)
+        return mx.array(sums + np.array(ulps) * np.spacing(sums))
+
+    logits = np.array(values, np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mx, "cumsum", rounded)
+        id = draw_with(share, logits, patch)
+    assert np.exp(logits - logits.max())[id] > 0
+
+
+def test_the_id_drawn_is_the_first_whose_sum_is_above_the_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits = np.array([*np.log([1, 2]), sample.NEVER, *np.log([3, 2])], np.float32)
+    shares = [0.0, 0.1, 0.2, 0.3, 0.4, 0.7, 0.8, 0.99]
+    drawn = [draw_with(share, logits, monkeypatch) for share in shares]
+    assert drawn == [0, 0, 1, 1, 3, 3, 4, 4]
+
+
 def test_a_row_is_drawn_by_its_own_key_alone() -> None:
     logits, own = mx.random.normal((50, 40), key=mx.random.key(3)), keys(50)
     together = sample.draw(logits, own).tolist()

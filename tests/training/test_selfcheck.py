@@ -20,8 +20,9 @@ from mlxgpt.inference.sample import Rules
 from mlxgpt.machine import device
 from mlxgpt.model import gpt as model
 from mlxgpt.model.gpt import GPT, Linear, kernels
-from mlxgpt.training import selfcheck, step
-from mlxgpt.training.selfcheck import Check
+from mlxgpt.training import full_size_check, selfcheck, step
+from mlxgpt.training.full_size_check import Check
+from tests.training.tf32 import round_products
 
 Patch = pytest.MonkeyPatch
 on_cpu = pytest.mark.skipif(device.backend() != "cpu", reason="a GPU may add in another order")
@@ -35,7 +36,7 @@ def small(tiny_model: Config) -> Config:
 def test_a_sound_model_passes_everything(tiny: Config) -> None:
     checks = list(selfcheck.check(tiny))
     assert [check for check in checks if check.ok is False] == []
-    assert len({check.name for check in checks}) == 13
+    assert len({check.name for check in checks}) == (13 if device.on_cpu() else 15)
     assert all(check.detail for check in checks)
 
 
@@ -65,7 +66,7 @@ def test_what_cannot_fail_is_told_and_does_not_pass(tiny: Config, monkeypatch: P
 
 
 def test_the_initial_loss_is_explained(tiny: Config) -> None:
-    check = selfcheck.initial_loss(override(tiny, {"vocab_size": 65}))
+    check = full_size_check.initial_loss(override(tiny, {"vocab_size": 65}))
     assert "ln 65 = 4.174" in check.detail
     assert "the same probability" in check.why
 
@@ -88,14 +89,14 @@ def test_every_vocabulary_and_width_passes_and_broken_models_do_not(
 ) -> None:
     size = {"vocab_size": vocab_size, "n_embd": n_embd}
     config = override(tiny_model, WIDE | size | settings)
-    healthy = selfcheck.initial_loss(config)
+    healthy = full_size_check.initial_loss(config)
     assert healthy.ok, healthy.detail
     with monkeypatch.context() as patch:
         ten_times_the_weights(patch)
-        assert selfcheck.initial_loss(config).ok is False
+        assert full_size_check.initial_loss(config).ok is False
     if config.model.tied:  # with a head of its own, what is seen leaves no trace in the loss
         sees_the_target(monkeypatch)
-        assert selfcheck.initial_loss(config).ok is False
+        assert full_size_check.initial_loss(config).ok is False
 
 
 def ten_times_the_weights(patch: Patch) -> None:
@@ -118,7 +119,7 @@ def test_the_expected_loss_is_near_the_mean_of_many_seeds(
 ) -> None:
     size = {"n_embd": 144, "block_size": 64, "vocab_size": vocab_size}
     results = [
-        selfcheck.initial_loss(override(tiny_model, size | {"seed": seed})).detail.split()
+        full_size_check.initial_loss(override(tiny_model, size | {"seed": seed})).detail.split()
         for seed in range(8)
     ]
     measured = np.mean([float(words[0]) for words in results]) - math.log(vocab_size)
@@ -256,12 +257,12 @@ def test_a_head_of_its_own_is_not_checked_for_being_the_embedding(tiny_model: Co
     [
         (selfcheck.tied_head, untied),
         (selfcheck.causality, sees_ahead),
-        (selfcheck.initial_loss, large_weights),
-        (selfcheck.full_size_step, not_finite),
+        (full_size_check.initial_loss, large_weights),
+        (full_size_check.full_size_step, not_finite),
         (selfcheck.compiled_step, mask_frozen),
         (selfcheck.micro_batches, same_micro_batch),
         (selfcheck.micro_batches, summed_loss),
-        (selfcheck.cached_logits, cache_misplaced),
+        (full_size_check.cached_logits, cache_misplaced),
         (selfcheck.sampler, top_k_inverted),
         (selfcheck.sampler, top_k_unsorted),
         (selfcheck.sampler, probabilities_for_logits),
@@ -282,33 +283,12 @@ def test_each_check_fails_when_its_subject_breaks(
     assert broken.ok is False, broken.detail
 
 
-def rounded_to_tf32(x: mx.array) -> mx.array:
-    if x.dtype != mx.float32:
-        return x
-    return ((x.view(mx.uint32) + 0x1000) & 0xFFFFE000).view(mx.float32)
-
-
 @pytest.fixture
 def tf32(monkeypatch: Patch) -> None:
-    """Products, and those of their gradients, of matrices that are rounded to 10 bits first."""
-    exact = mx.array.__matmul__
-
-    @mx.custom_function
-    def product(a: mx.array, b: mx.array) -> mx.array:
-        return exact(rounded_to_tf32(a), rounded_to_tf32(b))
-
-    @product.vjp
-    def gradients(factors: Any, cotangent: mx.array, _: mx.array) -> Any:
-        rounded = [rounded_to_tf32(factor) for factor in factors]
-        return tuple(mx.vjp(exact, rounded, [rounded_to_tf32(cotangent)])[1])
-
-    monkeypatch.setattr(mx.array, "__matmul__", lambda a, b: product(a, b))
-    monkeypatch.setattr(mx, "matmul", product)
-    monkeypatch.setattr(mx, "addmm", lambda c, a, b: c + product(a, b))
+    round_products(monkeypatch)
 
 
-@on_cpu
-def test_float32_is_multiplied_as_such_here() -> None:
+def test_float32_is_multiplied_as_such_in_tests() -> None:
     assert device.multiplies_exactly()
 
 
@@ -322,7 +302,7 @@ def test_a_device_that_rounds_passes(recipe: str, monkeypatch: Patch) -> None:
     assert found[0].detail.endswith("rounded to TF32")
     small = selfcheck.shrunken(override(config, {"vocab_size": 65}))
     for check, broken_by in (
-        (selfcheck.cached_logits, cache_misplaced),
+        (full_size_check.cached_logits, cache_misplaced),
         (selfcheck.micro_batches, summed_loss),
     ):
         with monkeypatch.context() as patch:

@@ -1,0 +1,279 @@
+"""The checks at the run's own size: the initial loss, one step, and whether the device computes
+what the formulas say. Their inputs are random with fixed seeds.
+
+A GPU has kernels of its own for a model's real shapes: attention of heads of 64 or 128 values,
+fused without a gradient and not fused with one, another one for a single token, and matrix products
+that round float32 (TF32). The small models of selfcheck.py reach none of them.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.machine import device
+from mlxgpt.model.counting import mlp_width
+from mlxgpt.model.gpt import GPT, INIT_STD, flat, with_room
+from mlxgpt.model.losses import borrowed, make_eval_step, token_losses
+from mlxgpt.seeds import derive
+from mlxgpt.training.step import TrainStep, new_step
+
+RATE = mx.array(6e-4)  # GPT-2's, since what must hold does not depend on the one asked for
+WHY = (
+    "Why ln V: an untrained model knows nothing, so the best it can do is to give each of the V "
+    "tokens the same probability, 1/V. That costs -ln(1/V) = ln V nats, whichever token comes. "
+    "GPT-2's initial weights do almost that. A logit is the dot product of a normalized vector, of "
+    "length √n_embd, and a row of the head, whose entries are about 0.02. So logits scatter around "
+    "0 by only 0.02·√n_embd, and their softmax is nearly flat; the scatter costs half its square, "
+    "0.0002·n_embd nats. Where the head is the token embedding, the logit of the token just read "
+    "stands out as well, by about 1 in a wide model. With thousands of tokens that costs nothing "
+    "you can see; with a handful, a few tenths of a nat. A first loss far above the expected value "
+    "means a model that is confidently wrong before it has seen anything (initial weights too "
+    "large); one below it means that the model can see what it should predict (a broken mask)."
+)
+DECODED = 8  # tokens that are decoded one by one, in `cached_logits`
+MARGIN = 3  # how many times the estimated rounding error is allowed
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check and its result.
+
+    Attributes:
+        name: what was checked.
+        ok: whether it passed; None for what is only told, and cannot fail.
+        detail: what was found.
+        why: an explanation; may be empty.
+    """
+
+    name: str
+    ok: bool | None
+    detail: str
+    why: str = ""
+
+
+def initial_loss(config: Config) -> Check:
+    """An untrained model's loss, at full size, is what its initial weights should give.
+
+    The targets are random, so the loss must be the mean over all possible targets, within the
+    noise of drawing them: a model that sees its targets is off by much more. And that mean must be
+    near its expected value, within what a draw of the head's V rows allows.
+    """
+    c, ln_v = config.model, math.log(config.model.vocab_size)
+    ids = random_ids(config, 8, min(c.block_size, 128) + 1)
+    model = GPT(c, config.train.seed)
+    logits = model(ids[:, :-1]).astype(mx.float32)  # [B, T, V]
+    loss = float(token_losses(logits, ids[:, 1:]).mean())
+    blind = float((mx.logsumexp(logits, axis=-1) - logits.mean(axis=-1)).mean())
+    noise = math.sqrt(float(logits.var(axis=-1).mean()) / ids[:, 1:].size)
+    head = model.wte.weight if c.tied else model.lm_head.weight
+    excess, std = _expected_excess(c), math.sqrt(float(mx.square(head).mean()))
+    ok = (
+        abs(loss - blind) <= 6 * noise + 1e-4
+        and blind - ln_v <= (2 + 12 / math.sqrt(c.vocab_size)) * excess + 1e-4
+        and std <= 3 * INIT_STD
+    )
+    result = (
+        f"{loss:.3f} nats; ln {c.vocab_size:,} = {ln_v:.3f}, expected about {ln_v + excess:.3f}"
+    )
+    return Check("initial loss", ok, result, WHY)
+
+
+def _expected_excess(c: ModelConfig) -> float:
+    """How far above ln V the initial weights bring the loss, in nats; exact to first order in the
+    variance of the logits, and for the logit of the token just read.
+    """
+    variance = INIT_STD**2 * c.n_embd  # of a logit
+    excess = variance / 2 * (1 - 1 / c.vocab_size)
+    if c.tied:
+        # The residual stream's variance: the token's own part, the position's, and the MLPs'.
+        token = 1.0 if c.embedding_norm else INIT_STD**2
+        position = INIT_STD**2 if c.position == "learned" else 0.0
+        mlps = INIT_STD**2 / 2 * mlp_width(c) * variance / 4
+        own = INIT_STD * c.n_embd * math.sqrt(token / (token + position + mlps))
+        excess += math.log1p(math.expm1(own) / c.vocab_size) - own / c.vocab_size
+    return excess
+
+
+def full_size_step(config: Config) -> Check:
+    """One training step at full size, on one sequence: finite loss, gradient and parameters."""
+    config = override(config, {"batch_size": 1, "gradient_accumulation_steps": 1})
+    step = new_step(config)
+    loss, norm = take_step(step, config, 0)
+    parameters = flat(step.model.trainable_parameters())
+    finite = all(bool(mx.isfinite(p).all()) for p in parameters.values())
+    ok = finite and math.isfinite(loss) and math.isfinite(norm)
+    found = f"loss {loss:.3f}, gradient norm {norm:.2f}"
+    return Check(
+        "one step at full size", ok, f"{found}, all finite" if ok else f"{found}: not finite"
+    )
+
+
+def against_the_cpu(config: Config) -> Check:
+    """Loss and gradient of one sequence by the training step, on this device and in its dtype, are
+    those of the same weights on the CPU, in float32 and operation by operation.
+    """
+    model, loss, gradient, x, y = _trained(config)
+    parameters = model.trainable_parameters()
+
+    def mean_loss(parameters: dict) -> mx.array:
+        model.update(parameters)
+        return token_losses(model(x), y).mean()
+
+    with the_cpu(), borrowed(model):
+        exact_loss, exact = mx.value_and_grad(mean_loss)(parameters)
+        mx.eval(exact_loss, exact)
+    allowed = rounding(config.model, config.train.dtype)
+    far, off = distance(gradient, exact), abs(loss - float(exact_loss))
+    return Check(
+        "GPU = CPU",
+        far <= allowed and off <= loss_rounding(config, loss, y.size),
+        f"loss {loss:.5f} and {float(exact_loss):.5f} on the CPU, gradients {far:.1e} apart; "
+        f"rounding explains {allowed:.1e}",
+    )
+
+
+def evaluation_loss(config: Config) -> Check:
+    """The evaluation step finds the loss that the training step finds: without a gradient MLX
+    takes other kernels.
+    """
+    model, trained, _, x, y = _trained(config)
+    step = make_eval_step(model, getattr(mx, config.train.dtype))
+    evaluated = float(step(model.parameters(), x, y, mx.ones(y.shape))) / y.size
+    allowed = loss_rounding(config, trained, y.size)
+    return Check(
+        "evaluation = training",
+        abs(evaluated - trained) <= allowed,
+        f"loss {evaluated:.5f} in evaluation, {trained:.5f} in training; "
+        f"rounding explains {allowed:.1e}",
+    )
+
+
+def cached_logits(config: Config) -> Check:
+    """Reading tokens one by one, after a prompt that filled the cache, gives the logits of reading
+    all at once; with all sequences at one position, and each at its own. In float32, as texts are
+    generated.
+    """
+    block = config.model.block_size
+    model, ids = scaled_model(config), random_ids(config, 2, block)
+    at_once = model(ids)
+    first = max(1, block // 2)
+    end = min(first + DECODED, block)
+    far = 0.0
+    for lengths in ([first], [first, max(1, first - 1)]):
+        position = mx.array(lengths)
+        logits, cache = model.prefill(ids[:, :first], position - 1)
+        cache = with_room(cache, block)
+        for n in range(end - first + 1):
+            rows = mx.broadcast_to(position, (2,))[:, None]
+            expected = mx.take_along_axis(at_once, rows[..., None] - 1, axis=1)[:, 0]
+            far = max(far, distance(logits, expected))
+            if n < end - first:
+                read = mx.take_along_axis(ids, rows, axis=1)[:, 0]
+                logits, cache = model.decode(read, cache, position, end)
+                position = position + 1
+    allowed = rounding(config.model, "float32")
+    return Check(
+        "cached = uncached",
+        far <= allowed,
+        f"logits at most {far:.1e} apart; rounding explains {allowed:.1e}",
+    )
+
+
+def rounding(config: ModelConfig, dtype: str) -> float:
+    """How large a relative error of logits, or of a gradient, rounding explains.
+
+    The error of one product is the unit roundoff of what it multiplies: 2^-8 of bfloat16, 2^-11 of
+    TF32. Where float32 is multiplied as such, it is that of its sums: √n · 2^-24 for n terms
+    (Higham & Mary, 2019), n the longest in the model. A layer has six products, with the head one
+    more, and independent errors add up to the root of their number. Measured on the CPU, with TF32
+    imitated: 0.05 to 1.2 times that, at both tiers and with two layers; a wrong scale, mask or
+    position makes an error of 0.05 to 0.9. `MARGIN` times as much is allowed.
+    """
+    if dtype == "bfloat16":
+        unit = 2.0**-8
+    elif not device.multiplies_exactly():
+        unit = 2.0**-11
+    else:
+        longest = max(config.vocab_size, mlp_width(config), config.block_size)
+        unit = math.sqrt(longest) * 2.0**-24
+    return MARGIN * unit * math.sqrt(6 * config.n_layer + 1)
+
+
+def loss_rounding(config: Config, loss: float, tokens: int) -> float:
+    """How far rounding may move the mean loss of some tokens, in nats.
+
+    A token's loss is off by the error of logits, whose standard deviation is 1 in `scaled_model`,
+    the mean of independent errors by less, and the sum of all losses is one of float32.
+    """
+    root = math.sqrt(tokens)
+    return rounding(config.model, config.train.dtype) / root + loss * root * 2.0**-24
+
+
+def distance(a: Any, b: Any) -> float:
+    """The norm of the difference of two trees of arrays, relative to that of the second."""
+    a, b = (flat(tree) if isinstance(tree, dict) else {"": tree} for tree in (a, b))
+    squares = [
+        sum(float(mx.square(x.astype(mx.float32)).sum()) for x in arrays)
+        for arrays in ([a[name] - b[name] for name in b], b.values())
+    ]
+    return math.sqrt(squares[0] / squares[1]) if squares[1] else math.inf
+
+
+def the_cpu() -> AbstractContextManager:
+    """What is computed meanwhile is computed on the CPU. Compiled functions follow, as MLX keeps
+    their graphs per stream.
+    """
+    return mx.stream(mx.cpu)
+
+
+def scaled_model(config: Config) -> GPT:
+    """A model in which every part matters: of what attention finds, initial weights let little
+    through. Matrices are scaled so that queries, keys and logits have a standard deviation of 1.
+    """
+    checkpointing = config.train.gradient_checkpointing
+    model = GPT(config.model, config.train.seed, gradient_checkpointing=checkpointing)
+    scale = 1 / (INIT_STD * math.sqrt(config.model.n_embd))
+    model.update(tree_map(lambda p: scale * p if p.ndim == 2 else p, model.parameters()))
+    mx.eval(model.parameters())
+    return model
+
+
+def _trained(config: Config) -> tuple[GPT, float, dict, mx.array, mx.array]:
+    """Loss and gradient of a training step without dropout: (the model, both, inputs[1, T],
+    targets[1, T]).
+    """
+    config = override(config, {"batch_size": 1, "gradient_accumulation_steps": 1, "dropout": 0.0})
+    model = scaled_model(config)
+    x, y = random_batch(config, 0)
+    loss, gradient = TrainStep(model, config).gradients(x, y, mx.random.key(0))
+    mx.eval(loss, gradient, x, y)
+    return model, float(loss), gradient, x[0], y[0]
+
+
+def take_step(step: TrainStep, config: Config, n: int) -> tuple[float, float]:
+    """Take step n on random tokens: its loss and gradient norm."""
+    key = mx.random.key(derive(config.train.seed, "check", n))
+    loss, norm = step(*random_batch(config, n), RATE, key)
+    mx.eval(loss, norm, step.state)
+    return float(loss), float(norm)
+
+
+def random_batch(config: Config, n: int) -> tuple[mx.array, mx.array]:
+    """Inputs and targets of step n, each ids[A, B, T]."""
+    t, block = config.train, config.model.block_size
+    ids = random_ids(config, config.sequences_per_step, block + 1, n)
+    shape = (t.gradient_accumulation_steps, t.batch_size, block)
+    return ids[:, :-1].reshape(shape), ids[:, 1:].reshape(shape)
+
+
+def random_ids(config: Config, rows: int, length: int, n: int = 0) -> mx.array:
+    """Ids[rows, length]; others for each n."""
+    key = mx.random.key(derive(config.train.seed, "check ids", n))
+    return mx.random.randint(0, config.model.vocab_size, (rows, length), key=key)
