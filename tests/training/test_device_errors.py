@@ -15,6 +15,7 @@ from mlxgpt import cli
 from mlxgpt.config import override
 from mlxgpt.errors import UserError
 from mlxgpt.machine import compiler, device_errors
+from mlxgpt.machine.ranks import Ranks
 from mlxgpt.storage import run as runs
 from mlxgpt.training import launch, session
 from mlxgpt.training.forecast import Forecast
@@ -290,3 +291,45 @@ def test_other_commands_end_with_two_lines_wherever_it_fails(
         assert problem.startswith("mlxgpt: the GPU ")
         assert problem.endswith(")")
         assert remedy.startswith("  → ")
+
+
+def test_a_command_starts_over_where_metal_cannot_compile(
+    place: Path, waits: Waits, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = "[Metal::compiled] Must use > 512 sized block"
+    monkeypatch.setattr(compiler, "_failure", None)
+    monkeypatch.setattr(mx, "disable_compile", lambda: None)
+    assert cli.main(["eval"]) == 0
+    undisturbed = capsys.readouterr().out
+    waits.fail_once(waits.count, failure)
+    assert cli.main(["eval"]) == 0
+    output = capsys.readouterr()
+    assert output.out == undisturbed
+    assert f"({failure}): MLX fuses no operations, and is slower; starting over" in output.err
+    waits.fail_once(1, failure)
+    assert cli.main(["eval"]) == 2, "not for ever"
+
+
+def test_a_failure_before_the_first_step_is_retried(
+    train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, failures = launch.measure, [WATCHDOG, MEMORY]
+
+    def failing(*given: Any) -> Forecast:
+        if failures:
+            raise RuntimeError(failures.pop(0))
+        return measure(*given)
+
+    monkeypatch.setattr(launch, "measure", failing)
+    assert train("a", **SHORT).step == 3
+    assert pauses == [5.0, 20.0]
+    assert runs.open_run(Path("runs/a")).config.train.batch_size == 2
+
+
+def test_of_several_ranks_none_retries(pauses: list[float], tiny: Any) -> None:
+    def attempt(config: Any) -> None:
+        raise RuntimeError(WATCHDOG)
+
+    with pytest.raises(RuntimeError, match="Impacting Interactivity"):
+        session.with_retries(attempt, tiny, Path(), print, Ranks.__new__(Ranks))
+    assert pauses == []
