@@ -55,9 +55,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 clean:
 	rm -rf $(VENV)
 
-# A system that MLX has wheels for, as far as it says what it is; and
-# a Python of 3.11 or later with its venv (on a Mac one for Apple silicon), else uv, which brings its
-# own; else say how to get one.
+# A system that MLX has wheels for. A Python of 3.11 or later with its venv (on a Mac one for Apple
+# silicon), else uv, which brings its own; else say how to get one.
 define make_venv
 if [ "`uname -s`" = Darwin ] && [ "`uname -m`" != arm64 ]; then \
 	echo 'mlxgpt needs a Mac with Apple silicon, and a terminal without Rosetta' >&2; \
