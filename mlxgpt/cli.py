@@ -108,6 +108,11 @@ def _disable_compilation(error: BaseException) -> str | None:
 
 
 def _of_file(error: OSError) -> UserError:
+    if error.filename == streams.RESULT:  # given again, an import would say that its run exists
+        return UserError(
+            f"{streams.RESULT}: {error.strerror}",
+            "let it write elsewhere; the files that the command made are there.",
+        )
     where = f"{error.filename}: " if error.filename else ""
     return UserError(f"{where}{error.strerror or error}", files.remedy_of(error))
 

@@ -183,6 +183,18 @@ def remove(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def publish(scratch: Path, folder: Path) -> None:
+    """Give a folder that is complete its name, on the disk itself. Where that fails it has its old
+    name: the same command, given again, does not find something that it has not finished.
+    """
+    scratch.rename(folder)
+    try:
+        sync(folder.parent)
+    except OSError:
+        folder.rename(scratch)
+        raise
+
+
 def sync(path: Path) -> None:
     """Make the disk itself hold a file or folder, not only the system's memory."""
     with naming(path):

@@ -9,6 +9,8 @@ from typing import Any, Self, TextIO, cast
 
 from mlxgpt import files
 
+RESULT = "standard output"  # its name in errors
+
 
 class _Stream(io.TextIOWrapper):
     @classmethod
@@ -28,11 +30,11 @@ class ResultStream(_Stream):
     """Standard output: an error names it, since a result that was not written is an error."""
 
     def write(self, text: str, /) -> int:
-        with files.naming(Path("standard output")):
+        with files.naming(Path(RESULT)):
             return super().write(text)
 
     def flush(self) -> None:
-        with files.naming(Path("standard output")):
+        with files.naming(Path(RESULT)):
             super().flush()
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from mlxgpt import files
+
 # Of a disk, of a limit, of permissions: none says that there is nothing.
 NUMBERS = [errno.EIO, errno.EMFILE, errno.EACCES]
 
@@ -33,3 +35,17 @@ def failing_open(
 
     patch.setattr(Path, "open", opened)
     return failed
+
+
+def failing_sync(patch: pytest.MonkeyPatch, folder: str) -> None:
+    """Let the sync of a folder of this name fail, once."""
+    failed: list[Path] = []
+    real = files.sync
+
+    def sync(path: Path) -> None:
+        if path.name == folder and not failed:
+            failed.append(path)
+            raise error(errno.EIO, path)
+        real(path)
+
+    patch.setattr(files, "sync", sync)

@@ -52,6 +52,7 @@ class FaultyDisk:
             for name in (*WRITING, *READING[:-1]):
                 patch.setattr(os, name, self._watched(name, getattr(os, name)))
             patch.setattr(os, "open", self._opened(os.open))
+            patch.setattr(os, "close", self._closed(os.close))
             patch.setattr(io, "open", self._file_opened(io.open))
             yield self
 
@@ -68,6 +69,13 @@ class FaultyDisk:
             descriptor = call(path, *arguments, **options)
             self._names[descriptor] = os.fspath(path)
             return descriptor
+
+        return watched
+
+    def _closed(self, call: Callable[[int], None]) -> Callable[[int], None]:
+        def watched(descriptor: int) -> None:
+            call(descriptor)  # it is closed also where that fails
+            self.operation("close", self._names.pop(descriptor, None), named=False)
 
         return watched
 

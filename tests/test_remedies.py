@@ -63,8 +63,8 @@ def test_the_number_decides_and_the_file_is_named(
     table = READING if kind == "reading" else WRITING
     for doing, (line, name) in table.items():
         with monkeypatch.context() as patch:
-            opened = failing_open(name, number)
-            patch.setattr(io, "open", opened)
+            patch.setattr(io, "open", failing_open(io.open, name, number))
+            patch.setattr(os, "open", failing_open(os.open, name, number))
             patch.setattr(arrays, "ReadFile", failing_read(name, number))
             capsys.readouterr()
             assert cli.main(line.split()) == 2, doing
@@ -76,9 +76,8 @@ def test_the_number_decides_and_the_file_is_named(
     shutil.rmtree(sources / "runs" / "small", ignore_errors=True)
 
 
-def failing_open(name: str, number: int) -> Callable[..., Any]:
-    """`io.open`, but for one file."""
-    real = io.open
+def failing_open(real: Callable[..., Any], name: str, number: int) -> Callable[..., Any]:
+    """The real `open`, but for one file."""
 
     def opened(path: Any, *arguments: Any, **options: Any) -> Any:
         if str(path).endswith(name) or f".{name}.new" in str(path):

@@ -245,7 +245,8 @@ class _Preparation:
         self.scratch.mkdir(parents=True)
         files.write_atomically(self.scratch / "tokenizer.json", tokenizer.to_json())
         for split in SPLITS:
-            (self.scratch / f"{split}.bin").touch()
+            with files.naming(path := self.scratch / f"{split}.bin"):
+                path.touch()
         tree = {**self._identity(), "sharing": asdict(rule)}
         files.write_atomically(self.scratch / UNFINISHED, files.sealed(tree))
         return rule, tokenizer

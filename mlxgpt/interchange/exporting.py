@@ -71,8 +71,7 @@ def export(
             files.write_atomically(scratch / "README.md", card(run, step, to, quantize))
             for path in scratch.iterdir():
                 files.sync(path)
-            scratch.rename(folder)
-            files.sync(folder.parent)
+            files.publish(scratch, folder)
         except OSError as error:
             raise files.os_error(error, "write", folder, OTHER) from error
         finally:

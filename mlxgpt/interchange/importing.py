@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +135,12 @@ def make_run(foreign: Foreign, folder: Path) -> Run:
         for name in parameters:  # one by one, so that no two copies of all are there
             parameters[name] = mx.contiguous(parameters[name])
             mx.eval(parameters[name])
-        run.save(run.checkpoints, 0, parameters, {})
+        try:
+            run.save(run.checkpoints, 0, parameters, {})
+        except UserError:  # its checkpoint may be there all the same, and not yet on the disk
+            with contextlib.suppress(OSError):
+                files.remove(folder)
+            raise
     return run
 
 

@@ -288,8 +288,7 @@ def create(run: Run) -> None:
             files.sync(scratch / name)
         files.sync(scratch)
         files.remove(folder)  # it has no checkpoint, or it would have been resumed
-        scratch.rename(folder)
-        files.sync(folder.parent)
+        files.publish(scratch, folder)
     except OSError as error:
         raise files.os_error(error, "write", folder, "choose another --runs-dir.") from error
 

@@ -32,7 +32,17 @@ def test_every_operation_fails_once_and_nothing_is_lost(
     first = {site: n for n, site in reversed([*enumerate(sites)])}
     last = {site: n for n, site in enumerate(sites)}
     operations = {name for name, _ in disk.sites}
-    assert {"write", "read", "open", "fsync", "rename", "replace", "stat", "mkdir"} <= operations
+    assert {
+        "write",
+        "read",
+        "open",
+        "fsync",
+        "rename",
+        "replace",
+        "stat",
+        "mkdir",
+        "close",
+    } <= operations
     reading = {n for n, (name, _) in enumerate(disk.sites) if name in READING}
     for n in {*first.values(), *last.values()}:
         disk.number = errno.EIO if n in reading else errno.ENOSPC

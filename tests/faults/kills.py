@@ -31,10 +31,8 @@ import numpy as np
 
 from mlxgpt.corpus import verified
 from tests.faults.forked import Ended, Server
-from tests.faults.library import CLASSES, build, roots
+from tests.faults.library import CLASSES, SHAPE, build, roots
 
-SHAPE = """--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2 --warmup-steps 0
-    --sample-tokens 4 --log-interval 1 --dropout 0.1"""
 LENGTH = "--max-steps 8 --eval-interval 2 --save-interval 1"
 TRAIN = f"train --tier 1 --source source/my.txt {SHAPE} {LENGTH}"
 MODERN = f"{TRAIN} --recipe modern --position rope --norm rms --mlp swiglu"

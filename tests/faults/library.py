@@ -1,4 +1,4 @@
-"""Builds inject.c, the library that makes file operations fail."""
+"""Builds inject.c, the library that makes file operations fail; and what is common to its users."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 
 SOURCE = Path(__file__).with_name("inject.c")
 CLASSES = ("runs", "data", "source", "export", "tmp", "log")  # folders of a work folder
+SHAPE = """--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 32 --warmup-steps 0
+    --sample-tokens 4 --log-interval 1 --dropout 0.1"""  # of a model whose training is quick
 
 
 def build(folder: Path) -> Path:

@@ -27,10 +27,8 @@ from typing import Any
 
 from mlxgpt.corpus import verified
 from tests.faults.forked import Ended, Server
-from tests.faults.library import CLASSES, build, roots
+from tests.faults.library import CLASSES, SHAPE, build, roots
 
-SHAPE = """--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 32 --warmup-steps 0
-    --sample-tokens 4 --log-interval 1 --dropout 0.1"""
 TRAIN = f"train --tier 1 --source source/my.txt {SHAPE} --max-steps 6 --eval-interval 2 --run"
 SHORT = f"train --tier 1 --source source/my.txt {SHAPE} --max-steps 2 --eval-interval 2 --run"
 COMPARE = f"""compare --tier 1 --source source/my.txt {SHAPE} --vary learning_rate=1e-2,1e-3
@@ -187,6 +185,8 @@ class Sweep:
         if kind != "log" and (problem := unclear(case, lines)):
             return problem, "\n".join(lines[-3:])
         again = self._run(case.command, {})
+        if kind == "log" and " exists" in again.err and not differing(state(self._work), wanted):
+            return "stopped", ended.err[-300:]  # only the result was not printed
         if again.code != 0:
             return "cannot be repeated", f"{lines[-2:]} then {again.err[-500:]}"
         now = state(self._work)
@@ -301,8 +301,9 @@ def kept(work: Path) -> dict[str, Any]:
         for name, content in state(work).items()
         if name.startswith(("source/", "data/", "export/"))
     }
-    for begun in work.glob("data/.*.new/progress.json"):
-        found[str(begun.relative_to(work))] = True
+    for name in ("progress.json", "meta.json"):
+        for begun in work.glob(f"data/.*.new/{name}"):
+            found[str(begun.relative_to(work))] = True
     for run in work.glob("runs/**/run.json"):
         name = str(run.parent.relative_to(work))
         steps = [int(p.name[5:]) for p in (run.parent / "checkpoints").glob("step-*")]
@@ -326,7 +327,12 @@ def missing(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """The first thing that was kept before and is lost after; empty if nothing is."""
     for name, value in before.items():
         if name.startswith("data/.") and name not in after:
-            finished = name.removeprefix("data/.").split(".new/")[0]
+            scratch, finished = (
+                name.rsplit("/", 1)[0],
+                name.removeprefix("data/.").split(".new/")[0],
+            )
+            if f"{scratch}/meta.json" in after:  # only its name is still missing
+                continue
             if any(other.startswith(f"data/{finished}/") for other in after):
                 continue
         if name not in after:
@@ -391,12 +397,14 @@ def main() -> None:
     parser.add_argument("--part", default="1/1")
     parser.add_argument("--results", type=Path, required=True)
     given = parser.parse_args()
-    verdicts: Counter[str] = Counter()
     for result in sweep(given.commands, given.part, given.results):
-        verdicts[result.verdict] += 1
         if result.verdict not in GOOD:
             print(result.verdict, asdict(result.case), result.detail, sep="\n  ", flush=True)
-    print(dict(verdicts))
+    for command in given.commands:
+        rows = [json.loads(line) for line in given.results.read_text().splitlines()]
+        rows = [row for row in rows if row["case"]["command"] == command]
+        sites = len({row["case"]["site"] for row in rows})
+        print(command, f"{sites} sites", dict(Counter(row["verdict"] for row in rows)), sep=", ")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from mlxgpt.interchange import exporting, importing, mlx_lm, qwen3
 from mlxgpt.interchange.huggingface import Foreign
 from mlxgpt.storage.run import load_model, open_run
 from tests.commands import Capture, refused
+from tests.failing import failing_sync
 from tests.interchange.models import SHAPE, folder_of, parameters_of, some_bpe
 
 
@@ -160,6 +161,16 @@ def test_an_export_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="cannot write exports/done-hf: No space left"):
         mlxgpt.export(to="hf")
     assert list(Path("exports").iterdir()) == []
+
+
+def test_an_export_that_is_not_on_the_disk_can_be_made_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_sync(monkeypatch, "exports")
+    with pytest.raises(UserError, match="cannot write exports"):
+        mlxgpt.export(to="hf")
+    assert list(Path("exports").iterdir()) == []
+    mlxgpt.export(to="hf")
 
 
 def test_an_export_clears_what_a_killed_one_left(place: Path) -> None:

@@ -23,6 +23,7 @@ from mlxgpt.interchange import download, huggingface, importing
 from mlxgpt.storage.run import load_model, open_run
 from tests.commands import Capture, refused
 from tests.corpus.hub import Hub, Repository, running
+from tests.failing import failing_sync
 from tests.interchange.models import SHAPE, folder_of, some_bpe
 
 
@@ -100,6 +101,16 @@ def test_an_import_that_was_interrupted_is_begun_again(
         with pytest.raises(KeyboardInterrupt):
             mlxgpt.import_model("small")
     assert open_run(home / "runs" / "small").steps() == []
+    assert mlxgpt.import_model("small").steps() == [0]
+
+
+def test_an_import_that_is_not_on_the_disk_can_be_made_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(home / "small")
+    failing_sync(monkeypatch, "checkpoints")  # after the checkpoint has its name
+    with pytest.raises(UserError, match="cannot write"):
+        mlxgpt.import_model("small")
     assert mlxgpt.import_model("small").steps() == [0]
 
 
