@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from mlxgpt import config_files, files, streams
 from mlxgpt.arguments import make_parser
 from mlxgpt.errors import UserError
-from mlxgpt.machine import mac, memory, supervisor
+from mlxgpt.machine import device_errors, mac, memory, supervisor
 from mlxgpt.machine.launcher import again_by_launcher, rank_here
 
 INTERRUPTED = 130
@@ -86,9 +86,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # of a file, where no caller could say more
         return _refuse(_of_file(error))
     except (MemoryError, RuntimeError, ImportError) as error:
-        if not (problem := memory.exhausted(error)):
+        line = _disable_compilation(error)
+        failure = device_errors.classify(error)
+        problem = failure.to_user_error() if failure else memory.exhausted(error)
+        if not (line or problem):
             raise
+    if not line:
+        assert problem
         return _refuse(problem)
+    _say(f"{line}; starting over")
+    return main(arguments)
+
+
+def _disable_compilation(error: BaseException) -> str | None:
+    """Where a kernel could not be compiled: fuse none from now on, and one line on that."""
+    if not isinstance(error, RuntimeError) or not device_errors.is_compile_failure(error):
+        return None
+    from mlxgpt.machine import compiler
+
+    return compiler.disable_after_failure(error)
 
 
 def _of_file(error: OSError) -> UserError:

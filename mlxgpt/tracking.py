@@ -162,6 +162,7 @@ class _TensorBoard:
         """There is nothing to connect to."""
 
     def begin(self, run: Run, step: int) -> None:
+        self.close()
         folder = run.folder / "tensorboard"
         folder.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"

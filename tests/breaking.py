@@ -123,7 +123,7 @@ def main(plan: dict[str, Any]) -> None:
     from mlxgpt.config import from_tree
     from mlxgpt.machine import device
     from mlxgpt.storage import run
-    from mlxgpt.training import forecast, guard, launch, selfcheck
+    from mlxgpt.training import forecast, guard, launch, selfcheck, step
     from mlxgpt.training.forecast import Forecast
     from tests.trainings import Recorder
 
@@ -137,6 +137,17 @@ def main(plan: dict[str, Any]) -> None:
             return 0.0 if step == spike and not self.returns else math.inf
 
         guard.Guard.limit = limit  # type: ignore[method-assign]
+    if failing := plan.get("gpu_failure"):  # the step that it fails at
+        left = [failing]
+
+        def fail() -> None:
+            left[0] -= 1
+            if not left[0]:
+                raise RuntimeError(
+                    "[METAL] Command buffer execution failed: Impacting Interactivity."
+                )
+
+        before(step.TrainStep, "__call__", fail)
     if plan.get("journal"):
         files.sync = Disk(Path("runs"), Path(plan["journal"])).sync
     if plan.get("event"):

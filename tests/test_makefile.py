@@ -106,6 +106,35 @@ def test_a_mac_needs_apple_silicon(machine: Path) -> None:
     assert make(machine, "venv").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("command", "answer", "problem"),
+    [
+        ("sw_vers", "13.6.1", "macOS 14"),
+        ("sw_vers", "9.2", "macOS 14"),
+        ("sw_vers", "13", "macOS 14"),
+        ("sw_vers", "14.0", ""),
+        ("sw_vers", "26.5.1", ""),
+        ("getconf", "glibc 2.9", "glibc 2.35"),
+        ("getconf", "glibc 2.17", "glibc 2.35"),
+        ("getconf", "glibc 2.34", "glibc 2.35"),
+        ("getconf", "glibc 2.35", ""),
+        ("getconf", "glibc 2.41", ""),
+        ("getconf", "", ""),
+    ],
+)
+def test_a_system_without_a_wheel_of_mlx_is_refused_before_pip(
+    machine: Path, command: str, answer: str, problem: str
+) -> None:
+    put(machine, "python3", PYTHON.format(unsuitable=0))
+    system, chip = ("Darwin", "arm64") if command == "sw_vers" else ("Linux", "x86_64")
+    put(machine, "uname", UNAME.format(system=system, machine=chip))
+    put(machine, command, f"#!/bin/sh\necho {answer}\n")
+    result = make(machine, "venv")
+    assert (result.returncode != 0) == bool(problem), result.stderr
+    assert installed(machine) == [] if problem else len(installed(machine)) == 1
+    assert f"mlxgpt needs {problem}" in result.stderr or not problem
+
+
 def test_a_report_of_a_mac_has_what_its_tests_need(machine: Path) -> None:
     noted = '  *mac_report.py*) echo "$*" > reported ;;\nesac'
     put(machine, "python3", PYTHON.format(unsuitable=0).replace("esac", noted))

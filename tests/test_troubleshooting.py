@@ -21,7 +21,7 @@ from mlxgpt.corpus import bpe, hub, web
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import huggingface
-from mlxgpt.machine import mac, memory
+from mlxgpt.machine import device_errors, mac, memory
 from mlxgpt.machine.memory import Limit
 from mlxgpt.storage.run import Run
 from tests.commands import ROOT, TRAIN, Capture, refused
@@ -458,6 +458,22 @@ def no_memory_left(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> s
     return refused(capsys, "eval", "--run", "done")
 
 
+def gpu_failed(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return _of_the_gpu(capsys, patch, "Impacting Interactivity (0000000e:kIOGPUCommandBuffer…).")
+
+
+def gpu_memory(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
+    return _of_the_gpu(capsys, patch, "Insufficient Memory (00000008:kIOGPUCommandBuffer…).")
+
+
+def _of_the_gpu(capsys: Capture, patch: pytest.MonkeyPatch, reason: str) -> str:
+    def fails(*_: object) -> int:
+        raise RuntimeError(device_errors.METAL + reason)
+
+    patch.setitem(cli.COMMANDS, "eval", fails)
+    return refused(capsys, "eval", "--run", "done")
+
+
 def crashed(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return memory.crash("SIGSEGV").problem
 
@@ -467,6 +483,8 @@ MISTAKES: list[Mistake] = [
     cut_array,
     little_memory,
     no_memory_left,
+    gpu_failed,
+    gpu_memory,
     crashed,
     no_network,
     unknown_dataset,

@@ -13,8 +13,10 @@ import numpy as np
 from mlxgpt.corpus.tokenizer import Tokenizer, byte_lengths
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
+from mlxgpt.machine import device
 from mlxgpt.machine.ranks import Ranks
 from mlxgpt.model import lanes
+from mlxgpt.model.counting import flops_per_token
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.lanes import Lanes
 from mlxgpt.model.losses import make_eval_step
@@ -93,7 +95,9 @@ class Evaluator:
         self._bytes = int(byte_lengths(tokenizer)[targets].sum())
         if not self._bytes:
             raise _too_short()
-        self._rows = max(1, min(batch_size, chosen) // lanes.count())  # of each lane
+        forward = T * flops_per_token(model.config) / 3
+        most = device.rows_at_once(forward) or batch_size
+        self._rows = max(1, min(batch_size, chosen, most) // lanes.count())  # of each lane
         self._block_size = T
         self._model = model
         self._lanes = step or Lanes(lambda: make_eval_step(model, dtype))

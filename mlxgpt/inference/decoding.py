@@ -21,7 +21,7 @@ from mlxgpt.inference.sample import Rules, Telling
 from mlxgpt.machine import blas, device
 from mlxgpt.machine.compiler import compiled
 from mlxgpt.model import kernels
-from mlxgpt.model.counting import count_parameters
+from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.model.gpt import GPT, Cache, Linear, parted, with_room
 from mlxgpt.seeds import derive
 
@@ -222,8 +222,7 @@ class Decoding:
             row[: len(text)] = text
         if len(rows) == len(self._texts):
             self._prompt, self._cache = [], []  # before there are others
-        last = lengths[:1] if (lengths == lengths[0]).all() else lengths
-        logits, cache = self._decoder.prefill(mx.array(ids), mx.array(last - 1))
+        logits, cache = self._prefill(ids, lengths - 1)
         room = max(ids.shape[1], _room(self._needed, self._block))
         if len(different) == 1 and (shared := self._shared(cache, int(lengths[0]))):
             self._prompt, cache = parted(cache, shared)
@@ -243,6 +242,24 @@ class Decoding:
         else:
             self._put(mx.array(rows), drawn, seen, telling, cache)
         mx.async_eval(self._ids, self._seen, self._telling, self._cache)
+
+    def _prefill(self, ids: np.ndarray, last: np.ndarray) -> tuple[mx.array, Cache]:
+        """Logits[B, V] after place `last`[B] of ids[B, T], and the cache. On Metal in parts, so
+        that no command buffer is large.
+        """
+        forward = ids.shape[1] * flops_per_token(self._decoder.config) / 3
+        most = device.rows_at_once(forward) or len(ids)
+        if most >= len(ids):
+            last = last[:1] if (last == last[0]).all() else last
+            return self._decoder.prefill(mx.array(ids), mx.array(last))
+        parts = []
+        for part in np.array_split(np.arange(len(ids)), -(-len(ids) // most)):
+            parts.append(self._prefill(ids[part], last[part]))
+            mx.eval(parts[-1])
+        logits, caches = zip(*parts, strict=True)
+        keys_values = (map(list, zip(*layer, strict=True)) for layer in zip(*caches, strict=True))
+        cache = [(mx.concatenate(keys), mx.concatenate(values)) for keys, values in keys_values]
+        return mx.concatenate(list(logits)), cache
 
     def _shared(self, cache: Cache, length: int) -> int:
         """How many of a prompt's tokens are kept once: whole buckets, so that traces stay few."""

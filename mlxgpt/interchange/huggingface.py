@@ -22,6 +22,7 @@ from mlxgpt import files
 from mlxgpt.config import ModelConfig, from_tree
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.errors import UserError
+from mlxgpt.machine import device_errors
 from mlxgpt.machine.arrays import load_arrays, save_arrays
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.model.gpt import GPT, flat, must_be_like
@@ -281,6 +282,8 @@ def _arrays(folder: Path) -> dict[str, mx.array]:
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {error.filename}", _remedy(folder)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if device_errors.classify(error):
+            raise
         reason = str(error).partition("\n")[0][:200]
         raise UserError(
             f"the weights in {folder} are damaged: {reason}", "copy or download them again."

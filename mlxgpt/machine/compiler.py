@@ -1,6 +1,6 @@
-"""CPU only: the C++ compiler with which MLX makes its fused kernels, while it runs.
+"""Whether MLX can compile its fused kernels while it runs; on the CPU, the C++ compiler for that.
 
-There `mx.compile` writes C++, calls `g++`, and loads what comes of it from TMPDIR. Without a `g++`
+On the CPU `mx.compile` writes C++, calls `g++`, and loads the result from TMPDIR. Without a `g++`
 it quietly computes one operation after the other; but a `g++` that fails, or a folder that cannot
 be written, ends the computation with an error. So both are tried before the first kernel is made,
 and where they fail MLX is told not to compile: slower, to the same end.
@@ -30,6 +30,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgpt import files
+from mlxgpt.machine import device_errors
 from mlxgpt.machine.device import on_cpu
 
 # The environment's names for the path of the real g++, and for whether Ctrl-C is not for it.
@@ -55,6 +56,7 @@ TRIAL = '#include <cstdint>\nextern "C" std::int32_t trial() { return 42; }\n'
 ROOM = 64_000_000  # bytes that should be free for kernels
 # Measured on two machines: benchmarks/compiler.py.
 SLOWER = "MLX fuses no operations, and a step takes 1.1 to 1.5 times as long"
+_failure: str | None = None  # the line on why compilation was disabled
 GET_ONE = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++"
 
 
@@ -76,7 +78,7 @@ def undisturbed() -> Iterator[None]:
 
 def status() -> str | None:
     """One line on why nothing is compiled here; None where all is well."""
-    return _tried() if on_cpu() else None
+    return _failure or (_tried() if on_cpu() else None)
 
 
 @functools.cache
@@ -102,28 +104,42 @@ def _tried() -> str | None:
             mx.export_to_dot(graph := io.StringIO(), trial)
             mx.eval(trial)
         except RuntimeError as error:
-            return gave_up(error)
+            if line := disable_after_failure(error):
+                return line
+            raise
         # MLX asks `g++ --version` once (backend/cpu/jit_compiler.cpp); without an answer it fuses
         # nothing for as long as the process lives, and the bits are others, without a word.
         return None if "Compiled" in graph.getvalue() else _without("it does not answer MLX")
     return _without(problem)
 
 
-def gave_up(error: RuntimeError) -> str:
-    """After a computation that ended because a kernel could not be made: from here on nothing is
-    compiled, and the computation can be begun again. One line on that.
+def disable_after_failure(error: RuntimeError) -> str | None:
+    """Compile nothing from now on, after a computation that failed because a kernel could not be
+    compiled; it can then be started over.
 
-    Raises:
-        RuntimeError: if it ended for another reason.
+    Returns:
+        One line on that; None if it failed for another reason, or nothing is compiled already.
     """
-    if "[Compile::eval_cpu]" not in str(error):
-        raise error
-    return _without("it cannot make MLX's kernels")
+    if _failure or not device_errors.is_compile_failure(error):
+        return None
+    if device_errors.CPU_COMPILE_FAILURE in str(error):
+        return _without("it cannot make MLX's kernels")
+    first, *others = str(error).strip().splitlines()
+    reason = " ".join([first, *others[:1]])[:300]
+    return _disable(
+        f"Metal cannot compile a kernel ({reason}): MLX fuses no operations, and is slower"
+    )
 
 
 def _without(problem: str) -> str:
+    return _disable(f"the C++ compiler fails ({problem}): {SLOWER}")
+
+
+def _disable(line: str) -> str:
+    global _failure
     mx.disable_compile()
-    return f"the C++ compiler fails ({problem}): {SLOWER}"
+    _failure = line
+    return line
 
 
 def real() -> str | None:

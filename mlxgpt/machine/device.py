@@ -19,6 +19,10 @@ import numpy as np
 from mlxgpt.config import Config, override
 from mlxgpt.machine import memory as limited
 
+# Floating-point operations of one batch of an evaluation or of prompts on Metal: estimated to be a
+# second of a small chip's GPU. MLX divides them among several command buffers.
+LARGEST_BATCH = 2e12
+
 # Where a GPU is not to be used, or not to be trusted: that of GitHub's Macs is a virtual one.
 if os.environ.get("MLXGPT_DEVICE") == "cpu":
     mx.set_default_device(mx.cpu)
@@ -155,6 +159,13 @@ def free_bytes() -> int:
     if backend() == "cpu" and (available := _told("/proc/meminfo", "MemAvailable")):
         return min([available + resident_bytes(), *(limit.free for limit in limited.limits())])
     return total_bytes()
+
+
+def rows_at_once(flops: float) -> int | None:
+    """How many sequences of `flops` floating-point operations each a Mac's GPU should be given at
+    once; None: any number. macOS ends commands that keep the GPU from the display for too long.
+    """
+    return max(1, int(LARGEST_BATCH / flops)) if backend() == "metal" else None
 
 
 def limit_memory(limit: int | None = None) -> None:

@@ -18,6 +18,8 @@ def surroundings(ranks: int = 1) -> dict[str, str]:
     if device.on_cpu():
         found |= {"BLAS": blas.status(), "BLAS threads": str(blas.threads())}
         found["compiler"] = "none" if compiler.status() else _version()
+    elif compiler.status():
+        found["compiler"] = "none"
     return found
 
 

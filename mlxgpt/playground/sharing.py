@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, TypeVar
 
+from mlxgpt.machine import device_errors
+
 T = TypeVar("T")
 MOST = 32  # that wait for their turns
 AHEAD = 16  # items that are made before their consumer takes them
@@ -50,7 +52,8 @@ class _Task:
             self._give(item, None)
         except BaseException as error:
             self._ended = True
-            self._give(None, error)
+            failure = device_errors.classify(error)
+            self._give(None, failure.to_user_error() if failure else error)
         self._made += 1
         return not self._ended and self._made - self.taken < AHEAD
 

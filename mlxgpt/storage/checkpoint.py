@@ -22,7 +22,7 @@ import mlx.core as mx
 
 from mlxgpt import files
 from mlxgpt.errors import UserError
-from mlxgpt.machine import memory
+from mlxgpt.machine import device_errors, memory
 from mlxgpt.machine.arrays import load_arrays, save_arrays
 
 FORMAT = 2  # 1 had no guard
@@ -148,6 +148,8 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
             optimizer=load_arrays(path / OPTIMIZER) if with_optimizer else None,
         )
     except RuntimeError as error:  # of MLX, of a file that could be read
+        if device_errors.classify(error):
+            raise
         raise memory.exhausted(error) or _damaged(path, error) from error
     except (*MISSING, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _damaged(path, error) from error

@@ -85,6 +85,7 @@ def begin_from(
     parameters = flat(model.parameters())
     if learned:
         parameters["wpe.weight"] = parameters["wpe.weight"][:block]
+    mx.eval(parameters)  # or a step that fails on the GPU would leave them uncomputed
     weights = checkpoint.path_of(run.checkpoints, saved.step) / checkpoint.MODEL
     origin = {"run": run.name, "step": saved.step, "sha256": files.sha256(weights)}
     return config, Beginning(parameters, run.tokenizer, origin)

@@ -111,7 +111,9 @@ class Callback:
         """
 
     def on_train_begin(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
-        """The first step, `start` if the run is resumed, is about to be taken."""
+        """The first step, `start` if the run is resumed, is about to be taken; again after each
+        failure of the GPU.
+        """
 
     def on_log(self, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl was written; by then the next step was handed over."""

@@ -20,7 +20,7 @@ from mlxgpt.corpus.hub import Unavailable
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.corpus.tokens import blocks_per_epoch
 from mlxgpt.errors import UserError
-from mlxgpt.machine import blas, compiler, device
+from mlxgpt.machine import blas, compiler, device, device_errors
 from mlxgpt.machine.ranks import Ranks
 from mlxgpt.machine.surroundings import surroundings
 from mlxgpt.model.gpt import load_parameters
@@ -167,6 +167,7 @@ def _data(
         return config, prepared(config), warning
 
 
+@device_errors.as_user_errors("; stopped")
 def _train(
     config: Config,
     dataset: Dataset,
@@ -193,7 +194,11 @@ def _train(
     if ranks:
         ranks.spread({"config": asdict(config)})
     known = step_seconds(run) if run and not ranks else None
-    forecast = first_steps(config, dataset, callback, known, ranks)
+
+    def measured(config: Config) -> tuple[Config, Forecast]:
+        return config, first_steps(config, dataset, callback, known, ranks)
+
+    config, forecast = session.with_retries(measured, config, folder, callback.on_note, ranks)
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
     if max_minutes and not run:
         steps = forecast.steps_in(60 * max_minutes, config)
@@ -219,6 +224,7 @@ def _train(
     )
 
 
+@device_errors.as_user_errors("; stopped")
 def _follow(
     ranks: Ranks, dataset: Dataset, folder: Path, limit: int | None, callback: Callback
 ) -> Summary:
@@ -246,62 +252,75 @@ def take_steps(
     ranks: Ranks | None = None,
 ) -> Summary:
     """Train to the end, or until stopped: from a run's newest checkpoint, or where there is none
-    from the beginning, as a new run in `folder`.
+    from the beginning, as a new run in `folder`. After a failure of the GPU it continues from the
+    newest checkpoint: see `session.with_retries`.
 
     Args:
         run: the one to resume, of the same config and data; None: a new one.
         config, dataset: fit each other, and the machine.
     """
-    step_function = new_step(config, ranks=ranks)
-    if run:
-        start, last_metrics, guard = session.resume(run, step_function, config, callback)
-        changed = differences(run.config, config)
-        tell_of_changes(run, changed, callback, ranks.size if ranks else 1)
-        run = replace(run, config=config)
-        callback.on_run(run)
-        run.write_config(config)
-    else:
-        start, last_metrics, guard, changed = 0, {}, Guard(config.train.on_spike), {}
-        ends = dataset.tokenizer.end_of_text is not None
-        run = Run(
-            folder,
-            config,
-            dataset.tokenizer,
-            dataset.name,
-            dataset.meta.fingerprint,
-            add_bos_token=ends,
-            origin=beginning.origin if beginning else {},
-        )
-        callback.on_run(run)
-        runs.create(run)
-        if beginning:
-            load_parameters(step_function.model, beginning.parameters)
-    forecast = forecast.for_plan(config, start)
-    on = surroundings(ranks.size if ranks else 1)
-    with runs.held(run) as run:
-        run.add_to_history(start, on, changed, forecast.to_tree())
-        # Killed after saving and before evaluating: what is missing is made up for.
-        make_up = None if run.cut(start) else last_metrics
-        callback.on_train_begin(run, dataset, start, forecast)
+    began, resumed, attempts = time.monotonic(), run is not None, 0
 
-        began = time.monotonic()
-        if ranks:
-            memory = guard.to_tree()
-            together.begin(ranks, step_function, run, start, memory, missing=bool(make_up))
-        with ranks.watched(forecast.step_seconds) if ranks else nullcontext():
-            step = session.proceed(
-                run,
-                dataset,
-                step_function,
-                guard,
-                callback,
-                start=start,
-                limit=limit,
-                make_up=make_up,
-                ranks=ranks,
-            )
-    seconds = time.monotonic() - began
-    return Summary.of(run, config, dataset, step=step, seconds=seconds, resumed=start > 0)
+    def attempt(config: Config) -> Summary:
+        nonlocal attempts
+        attempts += 1
+        opened = run if attempts == 1 else existing(folder)
+        is_new = opened is None
+        step_function = new_step(config, ranks=ranks)
+        if opened:
+            start, last_metrics, guard = session.resume(opened, step_function, config, callback)
+            changed = differences(opened.config, config)
+            tell_of_changes(opened, changed, callback, ranks.size if ranks else 1)
+            opened = replace(opened, config=config)
+        else:
+            start, last_metrics, guard, changed = 0, {}, Guard(config.train.on_spike), {}
+            opened = _new_run(folder, config, dataset, beginning)
+        if attempts == 1:
+            callback.on_run(opened)
+        if not is_new:
+            opened.write_config(config)
+        else:
+            runs.create(opened)
+            if beginning:
+                load_parameters(step_function.model, beginning.parameters)
+        planned = forecast.for_plan(config, start)
+        on = surroundings(ranks.size if ranks else 1)
+        with runs.held(opened) as held:
+            held.add_to_history(start, on, changed, planned.to_tree())
+            # Killed after saving and before evaluating: what is missing is made up for.
+            make_up = None if held.cut(start) else last_metrics
+            callback.on_train_begin(held, dataset, start, planned)
+            if ranks:
+                memory = guard.to_tree()
+                together.begin(ranks, step_function, held, start, memory, missing=bool(make_up))
+            with ranks.watched(planned.step_seconds) if ranks else nullcontext():
+                step = session.proceed(
+                    held,
+                    dataset,
+                    step_function,
+                    guard,
+                    callback,
+                    start=start,
+                    limit=limit,
+                    make_up=make_up,
+                    ranks=ranks,
+                )
+        seconds = time.monotonic() - began
+        return Summary.of(held, config, dataset, step=step, seconds=seconds, resumed=resumed)
+
+    return session.with_retries(attempt, config, folder, callback.on_note, ranks)
+
+
+def _new_run(folder: Path, config: Config, dataset: Dataset, beginning: Beginning | None) -> Run:
+    return Run(
+        folder,
+        config,
+        dataset.tokenizer,
+        dataset.name,
+        dataset.meta.fingerprint,
+        add_bos_token=dataset.tokenizer.end_of_text is not None,
+        origin=beginning.origin if beginning else {},
+    )
 
 
 def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False) -> Config:
@@ -348,7 +367,9 @@ def first_steps(
         _check(config, callback)
         found = measure(config, dataset, step_seconds, ranks)
     except RuntimeError as error:
-        callback.on_note(compiler.gave_up(error))
+        if not (line := compiler.disable_after_failure(error)):
+            raise
+        callback.on_note(line)
         _check(config, callback)
         found = measure(config, dataset, None, ranks)
     if not ranks:

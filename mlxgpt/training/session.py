@@ -4,19 +4,26 @@ taken back after a spike, given up when it has diverged.
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
 
-from mlxgpt.config import Config
+import mlx.core as mx
+
+from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
-from mlxgpt.machine import compiler, device, mac
+from mlxgpt.machine import compiler, device, device_errors, mac
+from mlxgpt.machine.device_errors import DeviceError
 from mlxgpt.machine.ranks import Ranks
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
+from mlxgpt.storage.notes import Notes
 from mlxgpt.storage.run import Run
 from mlxgpt.training import together
 from mlxgpt.training.callback import Callback
@@ -26,9 +33,85 @@ from mlxgpt.training.saver import Saver, is_regular
 from mlxgpt.training.step import TrainStep
 from mlxgpt.training.trainer import Hook, Metrics, train
 
+T = TypeVar("T")
+PAUSES = (5.0, 20.0, 60.0)  # seconds before each retry of a row
+pause = time.sleep
+
 
 class Diverged(UserError):
     """A training was given up: its loss leapt, or was no number, again and again."""
+
+
+def with_retries(
+    attempt: Callable[[Config], T],
+    config: Config,
+    folder: Path,
+    note: Callable[[str], None],
+    ranks: Ranks | None = None,
+) -> T:
+    """Retry after a failure of the GPU, at most `len(PAUSES)` times in a row. A row ends when an
+    attempt logs or saves a step that no attempt before it reached.
+
+    Where memory ran out, the next attempt takes micro-batches of half the size, and twice as many.
+
+    Args:
+        attempt: what may fail. It creates all its arrays itself, from the run's newest checkpoint
+            or from the start: those of a failed attempt may hold anything.
+        folder: the run's.
+        ranks: where there are several, none retries: the first failure is raised.
+
+    Raises:
+        UserError: if the GPU keeps failing.
+    """
+    if ranks:
+        return attempt(config)
+    failures, furthest = 0, 0
+    while True:
+        try:
+            return attempt(config)
+        except RuntimeError as error:
+            line, failure = compiler.disable_after_failure(error), device_errors.classify(error)
+            if not line and not failure:
+                raise
+        # Out of the handler, where nothing holds the failed attempt's arrays any more.
+        _release_device()
+        if line:
+            note(f"{line}; starting over")
+            continue
+        assert failure
+        saved = checkpoint.steps(folder / "checkpoints")
+        reached = max([0, *saved, *(record["step"] for record in Notes(folder).metrics())])
+        failures = 1 if reached > furthest else failures + 1
+        furthest = max(furthest, reached)
+        outcome = f"; stopped, and saved at step {saved[-1]:,}" if saved else "; nothing was saved"
+        if failures > len(PAUSES):
+            outcome = f", {failures} times in a row{outcome}"
+        if failures > len(PAUSES) or not failure.recoverable:
+            raise failure.to_user_error(outcome)
+        if failure.out_of_memory:
+            config = _with_smaller_batch(config, failure, outcome)
+        problem, seconds = failure.to_user_error().problem, PAUSES[failures - 1]
+        note(f"{problem}; trying again in {seconds:g} s")
+        pause(seconds)
+
+
+def _with_smaller_batch(config: Config, failure: DeviceError, outcome: str) -> Config:
+    """The same step in smaller micro-batches: half as large, where their size is even."""
+    t = config.train
+    size = next((n for n in range(t.batch_size // 2, 0, -1) if t.batch_size % n == 0), None)
+    if size is None:
+        raise failure.to_user_error(f", with one sequence at a time{outcome}")
+    accumulation = t.gradient_accumulation_steps * t.batch_size // size
+    return override(config, {"batch_size": size, "gradient_accumulation_steps": accumulation})
+
+
+def _release_device() -> None:
+    """Wait for what a failed attempt left on the device, and free its memory."""
+    gc.collect()
+    for _ in range(2):  # commands behind the failed one may have failed, too
+        with suppress(RuntimeError):
+            mx.synchronize()
+    mx.clear_cache()
 
 
 def resume(
@@ -261,6 +344,10 @@ def stop_signals(callback: Callback) -> Iterator[Callable[[], bool]]:
         signal.signal(number, handle)
     try:
         yield asked.is_set
+    except RuntimeError as error:
+        if asked.is_set() and device_errors.classify(error):
+            raise KeyboardInterrupt from error  # instead of a retry
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -12,6 +12,9 @@ from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluator
+from mlxgpt.machine import device
+from mlxgpt.model import lanes
+from mlxgpt.model.counting import flops_per_token
 from mlxgpt.model.gpt import GPT
 
 LETTERS = "äbcdefghijklmnopqr"  # 18, the last one two bytes long
@@ -55,6 +58,26 @@ def test_every_token_is_judged_once_the_tail_included(
         assert result.loss == pytest.approx(nats / (len(whole) - 1), rel=1e-5)
         assert result.bits_per_byte == pytest.approx(nats / math.log(2) / predicted, rel=1e-5)
         assert result.perplexity == pytest.approx(math.exp(result.loss))
+
+
+def test_a_batch_is_bounded_by_its_operations(
+    tiny_model: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Metal alone, and there to one sequence at least."""
+    tokenizer, model = CharTokenizer(LETTERS, end_of_text=False), GPT(tiny_model.model, 1)
+    ids = Tokens(np.arange(300) % 18, 19)
+
+    def rows() -> int:
+        evaluator = Evaluator(model, tokenizer, ids, bos=None, batch_size=12, dtype=mx.float32)
+        return next(evaluator._batches())[0].shape[0] * lanes.count()
+
+    assert rows() == 12
+    monkeypatch.setattr(device, "backend", lambda: "metal")
+    assert rows() == 12
+    forward = 8 * flops_per_token(tiny_model.model) / 3
+    for share, expected in ((4.5, 4), (2.0, 2), (0.1, lanes.count())):
+        monkeypatch.setattr(device, "LARGEST_BATCH", share * forward)
+        assert rows() == expected
 
 
 def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:

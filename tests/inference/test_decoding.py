@@ -13,6 +13,7 @@ from mlxgpt.config import Config, Sampling, override
 from mlxgpt.inference import decoding
 from mlxgpt.inference.decoding import Decoder, Decoding, NotFiniteError
 from mlxgpt.inference.looking import Look
+from mlxgpt.machine import device
 from mlxgpt.model import kernels
 from mlxgpt.model.gpt import GPT
 from tests.inference.models import lively
@@ -61,6 +62,28 @@ def test_every_text_is_drawn_as_if_it_were_alone(
     for which, ids in enumerate(found):
         assert ids == alone[which][: len(ids)]
     assert [len(ids) for ids in found] == [18, 5, 18, 18, 5, 30]
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_prompts_that_are_read_in_parts_give_the_same_texts(
+    model: GPT, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """As on Metal, where a batch of prompts is cut."""
+    texts = [(np.arange(n) * (n + 1) % 19, 0) for n in (3, 8, 5, 6, 7)]
+    sampling = Sampling(max_tokens=20, seed=2, top_k=5)
+    whole = list(Decoding(Decoder(model, 19), texts, sampling))
+    read: list[int] = []
+    decoder = Decoder(model, 19)
+    prefill = decoder.prefill
+
+    def counted(ids: mx.array, last: mx.array) -> Any:
+        read.append(len(ids))
+        return prefill(ids, last)
+
+    monkeypatch.setattr(decoder, "prefill", counted)
+    monkeypatch.setattr(device, "rows_at_once", lambda flops: most)
+    assert list(Decoding(decoder, texts, sampling)) == whole
+    assert read[: -(-5 // most)] == {1: [1] * 5, 2: [2, 2, 1], 4: [3, 2]}[most]
 
 
 def test_what_texts_have_in_common_is_read_once(

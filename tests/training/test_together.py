@@ -156,6 +156,18 @@ def test_one_that_cannot_go_on_ends_all_with_its_reason(home: Path, text_file: P
     assert not Path("runs/a").exists()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_a_gpu_fails_all_end_saved(home: Path, text_file: Path, rank: int) -> None:
+    plans: list[dict[str, Any]] = [PLAN, PLAN]
+    plans[rank] = {**PLAN, "gpu_failure": 9}
+    with Ranked(plans) as ranks:
+        ended = ranks.end()
+    assert 0 not in ended.codes
+    assert "the GPU failed: Impacting Interactivity; stopped" in ended.errors[0]
+    assert "trying again" not in "".join(ended.errors)
+    assert len_done("a") > 0
+
+
 class Gathered:
     """Ranks that each say what they are given to."""
 

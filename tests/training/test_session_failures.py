@@ -1,0 +1,335 @@
+"""Training runs whose GPU fails: simulated on the CPU by errors where the device is waited for."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxgpt import cli
+from mlxgpt.config import override
+from mlxgpt.errors import UserError
+from mlxgpt.machine import compiler, device_errors
+from mlxgpt.machine.ranks import Ranks
+from mlxgpt.storage import run as runs
+from mlxgpt.training import launch, session
+from mlxgpt.training.forecast import Forecast
+from tests.commands import Capture
+from tests.trainings import Recorder, final_state, metrics
+
+pytestmark = pytest.mark.usefixtures("no_check", "planned")
+
+METAL = "[METAL] Command buffer execution failed: "
+WATCHDOG = (
+    f"{METAL}Impacting Interactivity "
+    "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)."
+)
+MEMORY = f"{METAL}Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."
+IGNORED = (
+    f"{METAL}Ignored (for causing prior/excessive GPU errors) "
+    "(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)."
+)
+SHORT = {
+    "max_steps": 3,
+    "eval_interval": 2,
+    "save_interval": 2,
+    "log_interval": 1,
+    "sample_tokens": 2,
+    "eval_tokens": 16,
+}
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed forecast: how many steps are timed would depend on the machine."""
+    forecast = Forecast(0.01, 1e-5, 1, 100)
+    monkeypatch.setattr(launch, "measure", lambda *_: forecast)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses before retries, which take no time."""
+    taken: list[float] = []
+    monkeypatch.setattr(session, "pause", taken.append)
+    return taken
+
+
+class Waits:
+    """Counts where the device is waited for; `fails` says at which of them, and with what text."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.fails: Callable[[int], str | None] = lambda number: None
+        for owner, names in (
+            (mx, ("eval", "async_eval")),
+            (mx.array, ("__float__", "__bool__", "__int__", "tolist", "item")),
+        ):
+            for name in names:
+                patch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def waiting(*arrays: Any) -> Any:
+            self.count += 1
+            if text := self.fails(self.count):
+                raise RuntimeError(text)
+            return function(*arrays)
+
+        return waiting
+
+    def fail_once(self, at: int, text: str = WATCHDOG) -> None:
+        self.count = 0
+        self.fails = lambda number: text if number == at else None
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
+    with monkeypatch.context() as patch:
+        yield Waits(patch)
+
+
+def same_run(one: str, other: str) -> None:
+    """Both have the same bits, metrics, samples and best checkpoint."""
+    assert metrics(one) == metrics(other)
+    samples = [(Path("runs") / run / "samples.txt").read_text() for run in (one, other)]
+    assert samples[0] == samples[1]
+    assert runs.open_run(Path("runs") / one).best() == runs.open_run(Path("runs") / other).best()
+    first, second = final_state(one), final_state(other)
+    assert first.keys() == second.keys()
+    assert all((value == second[name]).all() for name, value in first.items())
+
+
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_failure_at_any_wait_changes_no_bit(
+    train: Any, waits: Waits, pauses: list[float], every: int
+) -> None:
+    """At every wait, or at some of them all through the run, the last one included."""
+    train("whole", **SHORT)  # which also measures this machine, once
+    waits.count = 0
+    train("again", **SHORT)
+    total = waits.count
+    assert total > 40
+    for at in range(total, 0, -every):
+        waits.fail_once(at)
+        run = f"failed-{at}"
+        summary = train(run, **SHORT)
+        assert (summary.step, summary.interrupted, summary.resumed) == (3, False, False)
+        assert waits.count > total, "it did fail"
+        same_run("whole", run)
+    assert pauses == [5.0] * len(range(total, 0, -every))
+
+
+def fail_from(waits: Waits, at: int, *texts: str) -> None:
+    """From a wait on, one failure after the other, each at the first wait that comes."""
+    left = list(texts)
+    waits.count = 0
+    waits.fails = lambda number: left.pop(0) if number >= at and left else None
+
+
+def test_a_gpu_that_stays_refused_stops_the_run_saved(
+    train: Any, waits: Waits, pauses: list[float]
+) -> None:
+    recorder = Recorder()
+
+    def log(record: dict[str, Any]) -> None:
+        if record["step"] == 2:
+            fail_from(waits, 1, *[IGNORED] * 9)
+
+    recorder.on_log = log  # type: ignore[method-assign]
+    with pytest.raises(UserError) as refused:
+        train("a", recorder, **SHORT)
+    assert pauses == [5.0, 20.0, 60.0]
+    assert refused.value.problem == (
+        "the GPU failed: Ignored (for causing prior/excessive GPU errors) "
+        "(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored), 4 times in a row; "
+        "stopped, and saved at step 2"
+    )
+    assert "pmset displaysleepnow" in refused.value.remedy
+    assert "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1" in refused.value.remedy
+    assert "trying again in 60 s" in recorder.notes[-1]
+    waits.fails = lambda number: None
+    assert train("a", **SHORT).resumed
+    train("whole", **SHORT)
+    same_run("whole", "a")
+
+
+def test_a_row_of_failures_ends_where_a_further_step_was_logged(
+    train: Any, waits: Waits, pauses: list[float]
+) -> None:
+    """Every attempt fails after two more steps: far more failures than a row may have."""
+    train("whole", log_interval=1)
+    recorder, furthest = Recorder(), [0]
+
+    def log(record: dict[str, Any]) -> None:
+        if furthest[0] + 2 <= record["step"] < 12:
+            furthest[0] = record["step"]
+            fail_from(waits, 1, WATCHDOG)
+
+    recorder.on_log = log  # type: ignore[method-assign]
+    assert train("a", recorder, log_interval=1).step == 12
+    assert pauses == [5.0] * 5
+    same_run("whole", "a")
+
+
+def test_without_memory_the_micro_batch_is_halved_and_noted(
+    train: Any, waits: Waits, pauses: list[float]
+) -> None:
+    train("whole", dropout=0.0, **SHORT)
+    recorder, logged = Recorder(), []
+
+    def log(record: dict[str, Any]) -> None:
+        logged.append(record["step"])
+        if logged == [1, 2]:
+            fail_from(waits, 1, MEMORY)
+
+    recorder.on_log = log  # type: ignore[method-assign]
+    assert train("a", recorder, dropout=0.0, **SHORT).step == 3
+    config = runs.open_run(Path("runs/a")).config
+    assert (config.train.batch_size, config.train.gradient_accumulation_steps) == (2, 2)
+    history = (Path("runs/a") / "history.jsonl").read_text().splitlines()
+    noted = json.loads(history[1])
+    assert noted["step"] == 2
+    assert noted["changed"] == {"batch_size": [4, 2], "gradient_accumulation_steps": [1, 2]}
+    assert any("the GPU is out of memory: Insufficient Memory" in n for n in recorder.notes)
+    whole, halved = metrics("whole"), metrics("a")
+    assert [m["loss"] for m in halved] == pytest.approx([m["loss"] for m in whole], rel=1e-4)
+    assert pauses == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((12, 1), (6, 2)), ((3, 2), (1, 6)), ((9, 1), (3, 3))]
+)
+def test_a_smaller_micro_batch_takes_the_same_step(
+    tiny: Any, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    names = "batch_size", "gradient_accumulation_steps"
+    config = override(tiny, dict(zip(names, before, strict=True)))
+    failure = device_errors.classify(RuntimeError(MEMORY))
+    assert failure
+    t = session._with_smaller_batch(config, failure, "").train
+    assert (t.batch_size, t.gradient_accumulation_steps) == after
+    with pytest.raises(UserError, match="with one sequence at a time"):
+        session._with_smaller_batch(override(config, {"batch_size": 1}), failure, "")
+
+
+def test_cuda_is_not_tried_again_but_where_memory_ran_out(
+    train: Any, waits: Waits, pauses: list[float]
+) -> None:
+    """Other errors of CUDA fail every later call of the process."""
+    lost = "cudaStreamSynchronize(stream_) failed: the launch timed out and was terminated"
+    waits.fails = lambda number: lost
+    with pytest.raises(UserError, match=r"the GPU failed: cudaStream.*; nothing was saved"):
+        train("a", **SHORT)
+    assert pauses == []
+    fail_from(waits, 1, "cudaMallocAsync(&data, size, stream) failed: out of memory")
+    assert train("b", **SHORT).step == 3
+    assert pauses == [5.0]
+
+
+def test_a_kernel_that_metal_cannot_compile_starts_it_over_without(
+    train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = "[metal::Device] Unable to build metal library from source\nprogram_source:9: error"
+    monkeypatch.setattr(compiler, "_failure", None)
+    disabled: list[bool] = []
+    monkeypatch.setattr(mx, "disable_compile", lambda: disabled.append(True))
+    recorder = Recorder()
+    recorder.on_run = lambda run: fail_from(waits, 1, failure)  # type: ignore[method-assign]
+    assert train("a", recorder, **SHORT).step == 3
+    assert disabled == [True]
+    assert pauses == []
+    line = compiler.status() or ""
+    assert line.startswith("Metal cannot compile a kernel ([metal::Device] Unable to build")
+    assert f"{line}; starting over" in recorder.notes
+    # It is not compiled any more, and fails all the same.
+    fail_from(waits, 1, failure)
+    with pytest.raises(UserError, match=r"the GPU failed: \[metal::Device\] Unable"):
+        train("b", **SHORT)
+
+
+def test_a_failure_after_ctrl_c_stops(
+    train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+
+    def log(record: dict[str, Any]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        fail_from(waits, 1, WATCHDOG)
+
+    recorder.on_log = log  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        train("a", recorder, **SHORT)
+    assert pauses == []
+
+
+def test_another_error_is_not_retried(train: Any, waits: Waits, pauses: list[float]) -> None:
+    waits.fails = lambda number: "a mistake of ours"
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        train("a", **SHORT)
+    assert pauses == []
+
+
+@pytest.mark.parametrize("report", [WATCHDOG, MEMORY])
+@pytest.mark.parametrize(
+    "command", [["eval"], ["generate", "to be", "--max-tokens", "5"]], ids=["eval", "generate"]
+)
+def test_other_commands_end_with_two_lines_wherever_it_fails(
+    place: Path, waits: Waits, capsys: Capture, command: list[str], report: str
+) -> None:
+    assert cli.main(command) == 0
+    total, waits.count = waits.count, 0
+    assert total > 5
+    for at in range(1, total + 1):
+        waits.fail_once(at, report)
+        capsys.readouterr()
+        assert cli.main(command) == 2
+        problem, remedy = capsys.readouterr().err.splitlines()[-2:]
+        assert problem.startswith("mlxgpt: the GPU ")
+        assert problem.endswith(")")
+        assert remedy.startswith("  → ")
+
+
+def test_a_command_starts_over_where_metal_cannot_compile(
+    place: Path, waits: Waits, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = "[Metal::compiled] Must use > 512 sized block"
+    monkeypatch.setattr(compiler, "_failure", None)
+    monkeypatch.setattr(mx, "disable_compile", lambda: None)
+    assert cli.main(["eval"]) == 0
+    undisturbed = capsys.readouterr().out
+    waits.fail_once(waits.count, failure)
+    assert cli.main(["eval"]) == 0
+    output = capsys.readouterr()
+    assert output.out == undisturbed
+    assert f"({failure}): MLX fuses no operations, and is slower; starting over" in output.err
+    waits.fail_once(1, failure)
+    assert cli.main(["eval"]) == 2, "not for ever"
+
+
+def test_a_failure_before_the_first_step_is_retried(
+    train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, failures = launch.measure, [WATCHDOG, MEMORY]
+
+    def failing(*given: Any) -> Forecast:
+        if failures:
+            raise RuntimeError(failures.pop(0))
+        return measure(*given)
+
+    monkeypatch.setattr(launch, "measure", failing)
+    assert train("a", **SHORT).step == 3
+    assert pauses == [5.0, 20.0]
+    assert runs.open_run(Path("runs/a")).config.train.batch_size == 2
+
+
+def test_of_several_ranks_none_retries(pauses: list[float], tiny: Any) -> None:
+    def attempt(config: Any) -> None:
+        raise RuntimeError(WATCHDOG)
+
+    with pytest.raises(RuntimeError, match="Impacting Interactivity"):
+        session.with_retries(attempt, tiny, Path(), print, Ranks.__new__(Ranks))
+    assert pauses == []
