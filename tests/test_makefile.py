@@ -106,15 +106,15 @@ def test_a_mac_needs_apple_silicon(machine: Path) -> None:
     assert make(machine, "venv").returncode == 0
 
 
-def test_a_report_of_a_mac_has_what_its_tests_need(machine: Path) -> None:
-    noted = '  *mac_report.py*) echo "$*" > reported ;;\nesac'
+def test_the_machine_report_has_what_its_tests_need(machine: Path) -> None:
+    noted = '  *machine_report.py*) echo "$*" > reported ;;\nesac'
     put(machine, "python3", PYTHON.format(unsuitable=0).replace("esac", noted))
-    assert make(machine, "mac-report", "SOURCE=my text.txt", "ARGS=--out there").returncode == 0
+    assert make(machine, "report-machine", "SOURCE=my text.txt", "ARGS=--out there").returncode == 0
     assert installed(machine)[-1].endswith(".[dev]")
     said = (machine / "reported").read_text().strip()
-    assert said == "benchmarks/mac_report.py --source my text.txt --out there"
-    assert make(machine, "mac-report").returncode == 0
-    assert (machine / "reported").read_text().strip() == "benchmarks/mac_report.py"
+    assert said == "benchmarks/machine_report.py --source my text.txt --out there"
+    assert make(machine, "report-machine").returncode == 0
+    assert (machine / "reported").read_text().strip() == "benchmarks/machine_report.py"
 
 
 @pytest.mark.parametrize(
