@@ -334,7 +334,7 @@ def train(lab: Lab) -> Result:
 
 def kill_and_resume(lab: Lab) -> Result:
     """Kill a training run, resume it, and compare its checkpoint with an uninterrupted run's.
-    Off the CPU a difference is no failure if two uninterrupted runs differ as well.
+    Off the CPU a difference passes if two uninterrupted runs differ as well.
     """
     save = str(max(1, lab.steps // 4))
     more = ("--max-steps", str(lab.steps), "--save-interval", save, "--eval-interval", save)

@@ -50,6 +50,7 @@ def same_as_uninterrupted(train: Any) -> None:
         ("history.jsonl", 1, errno.EIO),
     ],
 )
+@pytest.mark.exact_bits
 def test_no_failed_open_loses_what_was_noted(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str, number: int, after: int
 ) -> None:
@@ -97,6 +98,7 @@ def test_the_best_is_kept_while_it_cannot_be_read(
     ("name", "step", "number"),
     [("log", 10, errno.ENOSPC), ("add_sample", 8, errno.EIO), ("set_best", 8, errno.ENOSPC)],
 )
+@pytest.mark.exact_bits
 def test_notes_that_cannot_be_written_end_the_training_saved(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str, step: int, number: int
 ) -> None:
@@ -143,6 +145,7 @@ def answering_no(real: Callable[[Path], bool]) -> Callable[[Path], bool]:
         ("step-0000012", 0, errno.EIO),
     ],
 )
+@pytest.mark.exact_bits
 def test_no_failed_stat_begins_a_run_again(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str, number: int, after: int
 ) -> None:
