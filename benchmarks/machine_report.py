@@ -43,6 +43,7 @@ from mlxgpt.reports.records import Machine, Measurement
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 3600.0  # seconds that one command may take
 STEPS = 200  # of a training run whose speed is unknown
+FEWEST_STEPS = 30  # that leave something to kill between two logged steps
 INTERRUPTED = 130
 DESCRIBE = (
     "import dataclasses, json; from mlxgpt.reports import bench; "
@@ -133,7 +134,7 @@ class Lab:
     def training(self, name: str, *more: str) -> list[str]:
         """Arguments that train the run `name` on the same text as the other runs."""
         source = ["--source", str(self.source)] if self.source else []
-        return ["train", *self.train, *source, "--run", name, "--log-interval", "1", *more]
+        return ["train", *self.train, *source, "--run", name, "--log-interval", "10", *more]
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """The records in a run's metrics.jsonl; a line that is not complete is left out."""
@@ -143,6 +144,10 @@ class Lab:
                 with contextlib.suppress(ValueError):
                     records.append(json.loads(line))
         return records
+
+    def logged(self, name: str) -> int:
+        """The last step in a run's metrics."""
+        return int(self.metrics(name)[-1]["step"]) if self.metrics(name) else 0
 
     def checkpoints(self, name: str) -> list[Path]:
         """A run's checkpoints, the newest last."""
@@ -166,8 +171,9 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", default=ROOT / "benchmarks/reports")
     parser.add_argument("--skip", nargs="+", choices=PARTS, default=[], metavar="PART", help=SKIP)
     args = parser.parse_args(arguments)
-    # Tests that send SIGINT to children need it; a shell ignores it for background jobs.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # All stop it as Ctrl-C does. A shell ignores SIGINT for background jobs, and the tests need it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         mac.refuse_others()
         with mac.awake(), tempfile.TemporaryDirectory(prefix="mlxgpt-") as folder:
@@ -202,7 +208,7 @@ def write_report(lab: Lab, folder: Path, names: Sequence[str]) -> int:
             known = isinstance(error, UserError | RuntimeError)
             results[name] = (False, problem if known else f"{type(error).__name__}: {problem}", [])
         except KeyboardInterrupt:
-            results[name], code = (False, "stopped by Ctrl-C", []), INTERRUPTED
+            results[name], code = (False, "stopped", []), INTERRUPTED
         passed, line, _ = results[name]
         say(f"  {'passed' if passed else 'FAILED'}: {line}")
         path = path or unused_path(lab, folder, date)
@@ -318,7 +324,7 @@ def more_ops_per_buffer(lab: Lab) -> Result:
 def train(lab: Lab) -> Result:
     """A short training run; passes if the loss falls."""
     ended = lab.mlxgpt(*lab.training("first", "--max-minutes", str(lab.minutes)))
-    records, lab.steps = lab.metrics("first"), ended["steps"]
+    records, lab.steps = lab.metrics("first"), max(FEWEST_STEPS, ended["steps"])
     first, last = (float(records[n]["loss"] or "nan") for n in (0, -1))
     fifth = max(1, len(records) // 5)
     rates = [
@@ -326,7 +332,9 @@ def train(lab: Lab) -> Result:
         for part in (records[:fifth], records[-fifth:])
     ]
     memory = figure(records[-1]["memory_bytes"] / 1e6)
-    line = f"{lab.steps:,} steps of {'SOURCE' if lab.source else Path(ended['data']).name}, loss "
+    line = (
+        f"{ended['steps']:,} steps of {'SOURCE' if lab.source else Path(ended['data']).name}, loss "
+    )
     line += f"{first:.3f} to {last:.3f}, {rates[0]} tokens/s in the first fifth, {rates[1]} in the "
     line += f"last, {memory} MB"
     return last < first, line, ["Power and heat after it:", "", *system_state()]
@@ -357,12 +365,12 @@ def kill_and_resume(lab: Lab) -> Result:
 def kill(lab: Lab, line: Sequence[str], step: int) -> int:
     """Start the run `killed`, kill it after `step` and a checkpoint; the last step it logged."""
     with lab.started([*MLXGPT, *line], {}) as (process, _, errors):
-        while not (len(lab.metrics("killed")) >= step and lab.checkpoints("killed")):
+        while not (lab.logged("killed") >= step and lab.checkpoints("killed")):
             if process.poll() is not None:
                 said = last_line(errors.read_text(errors="replace"))
                 raise RuntimeError(f"it ended before it was killed: {said}")
             time.sleep(0.05)
-    return int(lab.metrics("killed")[-1]["step"])
+    return lab.logged("killed")
 
 
 def generate(lab: Lab) -> Result:
