@@ -250,7 +250,8 @@ def private(text: str) -> str:
     words = [(str(p), word) for word, path in paths for p in (path.resolve(), path) if p.name]
     for host in (socket.gethostname(), os.uname().nodename):
         words += [(host, "HOST"), (host.partition(".")[0], "HOST")]
-    words.append((pwd.getpwuid(os.getuid()).pw_name, "USER"))
+    with contextlib.suppress(KeyError):  # a container may have no name for its user
+        words.append((pwd.getpwuid(os.getuid()).pw_name, "USER"))
     for secret, word in words:
         # Whole names only, since "jan" is in "January", and none that are common words.
         if len(secret) > 2 and secret.lower() not in ("root", "runner", "user", "mac", "localhost"):
@@ -271,10 +272,8 @@ def wheel_tag() -> str:
     """For which system MLX's wheel was built, as py3-none-macosx_26_0_arm64."""
     for name in ("mlx-metal", "mlx-cuda-13", "mlx-cuda-12", "mlx"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found = re.search(
-                r"^Tag: (.+)$", metadata.distribution(name).read_text("WHEEL") or "", re.M
-            )
-            if found:
+            wheel = metadata.distribution(name).read_text("WHEEL") or ""
+            if found := re.search("^Tag: (.+)$", wheel, re.M):
                 return f"{name} {found[1]}"
     return "unknown"
 
