@@ -108,7 +108,7 @@ def test_a_mac_needs_apple_silicon(machine: Path) -> None:
     assert make(machine, "venv").returncode == 0
 
 
-def test_the_machine_report_has_what_its_tests_need(machine: Path) -> None:
+def test_a_report_of_a_mac_has_what_its_tests_need(machine: Path) -> None:
     noted = '  *machine_report.py*) echo "$*" > reported ;;\nesac'
     put(machine, "python3", PYTHON.format(unsuitable=0).replace("esac", noted))
     assert make(machine, "report-machine", "SOURCE=my text.txt", "ARGS=--out there").returncode == 0

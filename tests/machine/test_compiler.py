@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt.machine import compiler, mac
+from mlxgpt.machine import compiler
 from mlxgpt.machine.device import on_cpu
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="a matter of the CPU")
@@ -215,5 +215,5 @@ def test_others_get_an_environment_without_it() -> None:
 
 
 def test_a_stub_that_opens_apples_installer_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mac, "is_stub", lambda program: True)
+    monkeypatch.setattr(compiler, "is_stub", lambda program: True)
     assert compiler.real() is None
