@@ -120,6 +120,7 @@ def _release_memory() -> None:
     """Return what MLX's cache holds to the system, and forget the peak, so that a measurement's
     arrays do not count in what is measured next.
     """
+    mx.synchronize()  # a GPU holds arrays until its work is done
     mx.clear_cache()
     mx.reset_peak_memory()
 
