@@ -8,7 +8,7 @@
 #   make torture                  those that break things for hours
 #   make torture PART=2/40        a fortieth of them
 #   make check                    format, lint, types
-#   make mac-report               what all this does on your Mac, as one file to send: 20 minutes
+#   make report-machine           what all this does on your machine, as one file: 20 minutes
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ SOURCE :=
 ARGS :=
 PART := 1/1
 
-.PHONY: train test torture check mac-report venv dev clean
+.PHONY: train test torture check report-machine venv dev clean
 
 train: venv
 	@$(BIN)/mlxgpt train --tier 1 $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
@@ -34,8 +34,8 @@ check: dev
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-mac-report: dev
-	@$(BIN)/python benchmarks/mac_report.py $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
+report-machine: dev
+	@$(BIN)/python benchmarks/machine_report.py $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
 
 venv: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

@@ -417,6 +417,7 @@ def _bench(add: Add) -> None:
         metavar="report FILE",
         help="show measurements that lie in files, side by side",
     )
+    sub.add_argument("--tier", type=int, choices=(1, 2), help="measure only this tier")
     sub.add_argument(
         "--peers",
         action="store_true",

@@ -50,6 +50,7 @@ def benchmark_together(
 
 def benchmark(
     *,
+    tier: int | None = None,
     out: PathLike = "benchmarks/reports",
     peers: bool = False,
     peer_path: PathLike | None = None,
@@ -58,6 +59,7 @@ def benchmark(
     """Measure both tiers on this machine, and write a report: its JSON file and its Markdown file.
 
     Args:
+        tier: measure only this one.
         out: the folder of reports.
         peers: measure PyTorch, transformers and mlx-lm at the same work, too: those that are here.
         peer_path: a checkout of nanoGPT to measure with them.
@@ -75,6 +77,8 @@ def benchmark(
     except OSError as error:
         raise files.os_error(error, "write", folder, "choose another folder: --out DIR") from error
     tiers = {f"tier{n}": bench.complete(config_files.tier(n)) for n in (1, 2)}
+    if tier:
+        tiers = {f"tier{tier}": tiers[f"tier{tier}"]}
     measured = bench.measure(tiers, note=note)
     if taking_part:
         shape = config.override(config_files.tier(1), NANOGPT_ON_A_CPU)

@@ -113,6 +113,8 @@ def test_a_benchmark_is_measured_and_written(
     found: Any = api.benchmark(out=tmp_path / "a" / "b")
     assert found == ("measured", ("measured", tmp_path / "a" / "b"))
     assert asked == ["tier1", "tier2"]
+    api.benchmark(tier=2, out=tmp_path)
+    assert asked.pop() == "tier2"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         api.benchmark(out=tmp_path / "file")

@@ -103,10 +103,12 @@ def test_a_result_on_a_full_disk_is_an_error(place: Path, line: str, buffered: b
 
 
 @full
+@pytest.mark.exact_bits
 def test_a_training_whose_log_is_full_ends_with_the_same_bits(place: Path) -> None:
     assert trained(place, subprocess.DEVNULL) == trained(place, FULL.open("w"))
 
 
+@pytest.mark.exact_bits
 def test_a_training_whose_terminal_is_gone_ends_with_the_same_bits(place: Path) -> None:
     terminal, stderr = pty.openpty()
     os.close(terminal)

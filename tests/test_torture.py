@@ -107,11 +107,13 @@ def assert_the_same(whole: dict[str, Any], lines: dict[int, Any]) -> None:
 
 
 @pytest.mark.parametrize("recipe", [CONFIG, MODERN], ids=["classic", "modern"])
+@pytest.mark.exact_bits
 def test_kills(home: Path, text_file: Path, recipe: dict[str, Any]) -> None:
     torture(5, random.randrange(1 << 30), recipe, power=False)
 
 
 @pytest.mark.parametrize("recipe", [CONFIG, MODERN], ids=["classic", "modern"])
+@pytest.mark.exact_bits
 def test_power_cuts(home: Path, text_file: Path, recipe: dict[str, Any]) -> None:
     torture(2, random.randrange(1 << 30), recipe, power=True)
 
@@ -145,17 +147,20 @@ def torture_comparison(kills: int, seed: int) -> None:
     print(f"killed {survived} times, {finished + 1} comparisons ended")
 
 
+@pytest.mark.exact_bits
 def test_a_comparison_that_is_killed(home: Path, text_file: Path) -> None:
     torture_comparison(5, random.randrange(1 << 30))
 
 
 @pytest.mark.slow
+@pytest.mark.exact_bits
 def test_a_comparison_that_is_killed_forty_times(home: Path, text_file: Path) -> None:
     torture_comparison(40, random.randrange(1 << 30))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("power", [False, True])
+@pytest.mark.exact_bits
 def test_a_hundred_kills(home: Path, text_file: Path, power: bool) -> None:
     # Each recipe once, with either way to die.
     torture(50, random.randrange(1 << 30), MODERN if power else CONFIG, power=power)

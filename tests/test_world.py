@@ -111,6 +111,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("moment", ["preparing", "self-check", "what it writes", "step 70/150"])
 @pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.exact_bits
 def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, times: int) -> None:
     """Wherever it hits (preparing, checking, training, saving), there is no traceback, and the
     same command goes on to the same weights.
@@ -150,7 +151,7 @@ def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, time
 def piped(line: str, into: str) -> bytes:
     """A command whose output another one reads, or not; it must not complain."""
     result = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m mlxgpt {line} | {into}"],
+        ["bash", "-o", "pipefail", "-c", f"'{sys.executable}' -m mlxgpt {line} | {into}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         check=False,

@@ -32,6 +32,7 @@ import mlx.core as mx
 from mlxgpt import files
 from mlxgpt.machine import device_errors
 from mlxgpt.machine.device import on_cpu
+from mlxgpt.machine.mac import is_stub
 
 # The environment's names for the path of the real g++, and for whether Ctrl-C is not for it.
 REAL, UNDISTURBED = "MLXGPT_GXX", "MLXGPT_UNDISTURBED"
@@ -146,7 +147,7 @@ def real() -> str | None:
     """The first g++ in PATH that is not our script, which is there for child processes too."""
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
         found = shutil.which("g++", path=folder)
-        if found and not _is_ours(Path(found)):
+        if found and not _is_ours(Path(found)) and not is_stub(found):
             return found
     return None
 

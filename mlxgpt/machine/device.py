@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.config import Config, override
+from mlxgpt.machine import mac
 from mlxgpt.machine import memory as limited
 
 # Floating-point operations of one batch of an evaluation or of prompts on Metal: estimated to be a
@@ -52,6 +53,8 @@ def name() -> str:
     info = mx.device_info()
     if backend() != "cpu":
         return str(info.get("device_name", backend()))
+    if sys.platform == "darwin":  # where Python's name of every chip is "arm"
+        return mac.sysctl("machdep.cpu.brand_string") or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -67,6 +70,12 @@ def matmul_peak(dtype: str) -> float:
     best of a few, in under a second. What a training reaches is given as a share of it.
     """
     size = 1024 if backend() == "cpu" else 4096
+    seconds = _matmul_seconds(size, dtype)
+    _release_memory()
+    return 2 * size**3 / seconds
+
+
+def _matmul_seconds(size: int, dtype: str) -> float:
     a = mx.random.normal((size, size), key=mx.random.key(0)).astype(getattr(mx, dtype))
     mx.eval(a, a @ a)
     best = float("inf")
@@ -75,7 +84,7 @@ def matmul_peak(dtype: str) -> float:
         best = min(best, _seconds(lambda: mx.eval(a @ a)))
         if time.perf_counter() > deadline:
             break
-    return 2 * size**3 / best
+    return best
 
 
 @functools.cache
@@ -85,10 +94,9 @@ def memory_bandwidth() -> float:
     """
     length, repeats = 1 << 24, 8  # 64 MiB each: far beyond any cache
     if backend() != "cpu":
-        a, b = mx.ones(4 * length), mx.ones(4 * length)
-        mx.eval(a, b, a + b)
-        seconds = min(_seconds(lambda: mx.eval(a + b)) for _ in range(repeats))
-        return 3 * 4 * a.size / seconds
+        seconds = _sum_seconds(4 * length, repeats)
+        _release_memory()
+        return 3 * 4 * 4 * length / seconds
     threads = os.cpu_count() or 1
     arrays = [[np.ones(length // threads, np.float32) for _ in range(3)] for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
@@ -104,6 +112,21 @@ def _seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+def _sum_seconds(length: int, repeats: int) -> float:
+    a, b = mx.ones(length), mx.ones(length)
+    mx.eval(a, b, a + b)
+    return min(_seconds(lambda: mx.eval(a + b)) for _ in range(repeats))
+
+
+def _release_memory() -> None:
+    """Return what MLX's cache holds to the system, and forget the peak, so that a measurement's
+    arrays do not count in what is measured next.
+    """
+    mx.synchronize()  # a GPU holds arrays until its work is done
+    mx.clear_cache()
+    mx.reset_peak_memory()
 
 
 def multiplies_exactly() -> bool:

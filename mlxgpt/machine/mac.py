@@ -56,10 +56,24 @@ def awake() -> Iterator[None]:
             process.wait()
 
 
+def sysctl(name: str) -> str:
+    """A value of macOS's `sysctl`; empty where there is none."""
+    with contextlib.suppress(OSError):
+        command = ["/usr/sbin/sysctl", "-n", name]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
+
+
+def is_stub(program: str) -> bool:
+    """Whether a program, such as /usr/bin/git, would open the installer of Apple's developer tools
+    instead of doing its work, since these are missing.
+    """
+    if sys.platform != "darwin" or not program.startswith("/usr/bin/"):
+        return False
+    command = ["/usr/bin/xcode-select", "-p"]  # prints their folder, fails where there is none
+    return subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
 def _translated() -> bool:
     """Whether Rosetta translates this process."""
-    with contextlib.suppress(OSError):
-        asked = ["/usr/sbin/sysctl", "-n", "sysctl.proc_translated"]
-        answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-        return answer.stdout.strip() == "1"
-    return False
+    return sysctl("sysctl.proc_translated") == "1"

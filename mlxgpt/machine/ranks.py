@@ -173,7 +173,19 @@ def _address() -> str:
         return known[0]
     if coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):
         return coordinator.rpartition(":")[0]
-    return os.environ.get("NCCL_HOST_IP") or socket.gethostbyname(socket.gethostname())
+    return os.environ.get("NCCL_HOST_IP") or _own_address()
+
+
+def _own_address() -> str:
+    """This machine's address, by its name or, where that has none, by the route to others. On
+    macOS the name often has none.
+    """
+    with contextlib.suppress(OSError):
+        return socket.gethostbyname(socket.gethostname())
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.connect(("192.0.2.1", 9))  # for documentation only (RFC 5737); sends nothing
+        return str(udp.getsockname()[0])
+    return "127.0.0.1"
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -232,7 +233,7 @@ def describe_machine() -> Machine:
 
 def _performance_cores() -> int | None:
     """How many of an Apple chip's cores are the fast ones."""
-    told = _output("sysctl", "-n", "hw.perflevel0.physicalcpu") if sys.platform == "darwin" else ""
+    told = mac.sysctl("hw.perflevel0.physicalcpu") if sys.platform == "darwin" else ""
     return int(told) if told.isdecimal() else None
 
 
@@ -240,7 +241,10 @@ def commit_of(root: Path) -> str | None:
     """The commit of a checkout of mlxgpt, with a remark if what runs is not what it holds; None
     if `root` is something else, be it a folder inside another checkout.
     """
-    git = ("git", "--no-optional-locks", "-C", str(root))  # no locks: only look
+    program = shutil.which("git")
+    if program is None or mac.is_stub(program):
+        return None
+    git = (program, "--no-optional-locks", "-C", str(root))  # no locks: only look
     top, _, commit = _output(*git, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
     if not commit or Path(top).resolve() != root.resolve():
         return None

@@ -220,3 +220,8 @@ def test_others_get_an_environment_without_it() -> None:
     assert found is None or not compiler._is_ours(Path(found))
     plain = {"PATH": "/bin", "TMPDIR": "/somewhere"}
     assert compiler.for_others(plain) == plain
+
+
+def test_a_stub_that_opens_apples_installer_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "is_stub", lambda program: True)
+    assert compiler.real() is None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import platform
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.config import Config, override
-from mlxgpt.machine import device, memory
+from mlxgpt.machine import device, mac, memory
 
 
 def test_the_peak_is_a_plausible_speed() -> None:
@@ -28,6 +30,29 @@ def test_numbers_are_chosen_by_the_device_not_by_a_timing(
         assert device.resolve_dtype(asked) == asked
 
 
+def test_measuring_leaves_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in use nor in MLX's cache, and nothing in the peak of the training that follows."""
+    gc.collect()
+    before = mx.get_active_memory()
+    device.matmul_peak.__wrapped__("float32")
+    assert mx.get_cache_memory() == 0
+    assert mx.get_peak_memory() < 1_000_000
+    monkeypatch.setattr(device, "backend", lambda: "metal")  # large arrays of MLX's
+    held: list[int] = []
+    clear_cache = mx.clear_cache
+
+    def clear() -> None:
+        held.append(mx.get_active_memory())
+        clear_cache()
+
+    monkeypatch.setattr(mx, "clear_cache", clear)
+    device.memory_bandwidth.__wrapped__()
+    assert held == [before], "the arrays were let go first"
+    assert mx.get_cache_memory() == 0
+    assert mx.get_peak_memory() < 1_000_000
+
+
+@pytest.mark.skipif(not device.on_cpu(), reason="GPU memory is not resident memory")
 def test_memory_is_this_processs() -> None:
     code = (  # in a new process, which has no freed pages to take it from
         "import mlxgpt, mlx.core as mx\n"
@@ -54,6 +79,17 @@ def test_what_this_process_has_already_may_be_taken_too(monkeypatch: pytest.Monk
     assert device.free_bytes() == 6_000_000_000
 
 
+def test_a_macs_chip_has_its_full_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's `platform.processor()` is "arm" there."""
+    monkeypatch.setattr(device, "backend", lambda: "cpu")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    names = {"machdep.cpu.brand_string": "Apple M4 Pro"}
+    monkeypatch.setattr(mac, "sysctl", lambda name: names.get(name, ""))
+    assert device.name() == "Apple M4 Pro"
+    names.clear()
+    assert device.name() == platform.machine()
+
+
 def test_the_chip_has_a_name() -> None:
     assert device.name()
     assert device.backend() in ("cpu", "cuda", "metal")
@@ -63,6 +99,7 @@ def test_a_mac_is_kept_within_what_it_recommends(monkeypatch: pytest.MonkeyPatch
     limits: dict[str, int] = {}
     monkeypatch.setattr(mx, "set_memory_limit", lambda size: limits.update(memory=size))
     monkeypatch.setattr(mx, "set_cache_limit", lambda size: limits.update(cache=size))
+    monkeypatch.setattr(device, "backend", lambda: "cpu")
     device.limit_memory()
     assert limits == {}, "elsewhere nothing is limited"
     monkeypatch.setattr(device, "backend", lambda: "metal")

@@ -23,6 +23,8 @@ def a_mac(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
 
+    monkeypatch.setattr(sys, "platform", "linux")  # until it is called, also on a Mac
+
     return make
 
 
@@ -43,6 +45,37 @@ def test_python_under_rosetta_is_told_what_to_do(a_mac: Any) -> None:
     with pytest.raises(UserError, match="under Rosetta") as caught:
         mac.refuse_others()
     assert "Apple silicon" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("platform", "program", "code", "stub"),
+    [
+        ("darwin", "/usr/bin/git", 2, True),
+        ("darwin", "/usr/bin/git", 0, False),
+        ("darwin", "/opt/homebrew/bin/git", 2, False),
+        ("linux", "/usr/bin/git", 2, False),
+    ],
+)
+def test_programs_that_only_open_an_installer(
+    platform: str, program: str, code: int, stub: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        assert command == ["/usr/bin/xcode-select", "-p"]
+        return SimpleNamespace(returncode=code)
+
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(subprocess, "run", run)
+    assert mac.is_stub(program) is stub
+
+
+def test_a_value_that_sysctl_does_not_have_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert mac.sysctl("hw.model") == ""
+    monkeypatch.setattr(subprocess, "run", lambda c, **_: SimpleNamespace(stdout=f"{c[-1]}\n"))
+    assert mac.sysctl("hw.model") == "hw.model"
 
 
 def test_every_command_begins_with_it(a_mac: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,6 +184,7 @@ cli.run()
 """
 
 
+@pytest.mark.exact_bits
 def test_a_training_that_runs_out_of_memory_loses_nothing(home: Path, text_file: Path) -> None:
     from mlxgpt import cli
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -146,7 +147,18 @@ def cannot_send(client: socket.socket) -> bool:
     return False
 
 
-def test_idle_connections_keep_nobody_out(there: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Room for both ends of many connections; macOS allows 256 open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 1000 if hard == resource.RLIM_INFINITY else min(1000, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_idle_connections_keep_nobody_out(there: Served) -> None:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connected(there)) for _ in range(150)]
         for _ in range(10):

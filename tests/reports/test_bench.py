@@ -22,7 +22,7 @@ from mlxgpt import __version__, config, config_files
 from mlxgpt.config import Config, Sampling
 from mlxgpt.errors import UserError
 from mlxgpt.inference.decoding import Decoder
-from mlxgpt.machine import device
+from mlxgpt.machine import device, mac
 from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.reports import bench
@@ -126,7 +126,7 @@ def test_the_machine_is_described(measured: Measured) -> None:
 
 def test_on_a_mac_the_fast_cores_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"hw.perflevel0.physicalcpu": "4"}
-    monkeypatch.setattr(bench, "_output", lambda *command: told.get(command[-1], ""))
+    monkeypatch.setattr(mac, "sysctl", lambda name: told.get(name, ""))
     monkeypatch.setattr(sys, "platform", "linux")
     assert bench._performance_cores() is None, "this is no Mac"
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -279,3 +279,11 @@ def test_outside_a_checkout_there_is_no_commit(
     assert bench.commit_of(checkout / "mlxgpt") is None, "site-packages in somebody's own checkout"
     monkeypatch.setenv("PATH", "")
     assert bench.commit_of(checkout) is None, "without git"
+
+
+def test_git_is_not_called_where_it_would_open_an_installer(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mac, "is_stub", lambda program: program == shutil.which("git"))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it was called"))
+    assert bench.commit_of(checkout) is None

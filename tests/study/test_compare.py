@@ -36,6 +36,7 @@ def results(record: Record) -> dict[str, list[float]]:
     return {s.name: [t.bits_per_byte for t in s.trainings] for s in record.variants}
 
 
+@pytest.mark.exact_bits
 def test_each_is_trained_as_alone_on_all_but_the_part_held_back(home: Path, tiny: Config) -> None:
     record = compared(tiny, seeds=2)
     assert list(results(record)) == ["learning_rate=1e-2", "learning_rate=1e-3"]
@@ -143,6 +144,7 @@ def test_a_time_is_planned_once_each_in_turn(
     assert [s.steps for s in other.variants] == [3, 3], "another time is another plan"
 
 
+@pytest.mark.exact_bits
 def test_stopped_and_gone_on_with_it_ends_the_same(
     home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

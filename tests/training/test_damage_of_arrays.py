@@ -87,6 +87,7 @@ def is_refused(capsys: Capture, *command: str) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 100])
+@pytest.mark.exact_bits
 def test_an_array_that_is_cut_short_is_named_at_once(
     undisturbed: Path, capsys: Capture, size: int
 ) -> None:
@@ -102,6 +103,7 @@ def test_an_array_that_is_cut_short_is_named_at_once(
     ends_with_the_same_bits()
 
 
+@pytest.mark.exact_bits
 def test_where_it_is_read_before_that_is_noticed_the_next_start_names_it(
     undisturbed: Path, capsys: Capture
 ) -> None:
@@ -113,6 +115,7 @@ def test_where_it_is_read_before_that_is_noticed_the_next_start_names_it(
     ends_with_the_same_bits()
 
 
+@pytest.mark.exact_bits
 def test_another_file_under_its_name_changes_nothing_for_who_reads_the_old_one(
     undisturbed: Path, capsys: Capture
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_spike_is_trained_on_unless_asked(spiking: Any) -> None:
     )
 
 
+@pytest.mark.exact_bits
 def test_a_spike_can_be_left_out(spiking: Any) -> None:
     spiking("a", on_spike="skip")
     spiking("b", on_spike="ignore")
@@ -157,6 +158,7 @@ def test_a_spike_can_be_left_out(spiking: Any) -> None:
 
 
 @pytest.mark.parametrize("stops", [(), (20, 43), (STRANGE, 50), (STRANGE + 1,), (STRANGE + 2, 59)])
+@pytest.mark.exact_bits
 def test_a_training_can_go_back_before_a_spike(
     spiking: Any, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
 ) -> None:

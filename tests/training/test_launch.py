@@ -65,6 +65,7 @@ def test_the_validation_loss_is_that_of_eval(train: Any) -> None:
     assert found == pytest.approx(metrics("a")[-1]["val_loss"], rel=1e-6)
 
 
+@pytest.mark.exact_bits
 def test_evaluating_and_sampling_more_often_changes_nothing(train: Any) -> None:
     train("often", eval_interval=1, log_interval=1, save_interval=1)
     train("seldom", eval_interval=12, sample_tokens=0)
@@ -72,6 +73,7 @@ def test_evaluating_and_sampling_more_often_changes_nothing(train: Any) -> None:
     assert all((value == seldom[name]).all() for name, value in often.items())
 
 
+@pytest.mark.exact_bits
 def test_the_seed_reaches_everything(train: Any) -> None:
     train("a", seed=1, dropout=0.0)
     train("b", seed=2, dropout=0.0)

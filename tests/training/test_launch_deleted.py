@@ -52,6 +52,7 @@ def replace_folder() -> None:
     ],
     ids=["deleted", "moved", "replaced"],
 )
+@pytest.mark.exact_bits
 def test_a_training_stops_and_writes_nothing_more(
     train: Any,
     monkeypatch: pytest.MonkeyPatch,

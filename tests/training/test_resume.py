@@ -34,6 +34,7 @@ class PulledPlug(Exception):
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("parts", [{}, {**MODERN_PARTS, **MODERN_STEPS}], ids=["classic", "modern"])
+@pytest.mark.exact_bits
 def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
     train: Any, monkeypatch: pytest.MonkeyPatch, accumulation: int, parts: dict[str, Any]
 ) -> None:
@@ -75,6 +76,7 @@ class Stops:
     ("owner", "name"),
     [(hooks.Hooks, "_save"), (hooks._Evaluation, "__call__"), (hooks._Logging, "__call__")],
 )
+@pytest.mark.exact_bits
 def test_a_run_that_died_in_a_hook_is_made_whole(
     train: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
@@ -214,6 +216,7 @@ def test_a_finished_run_is_left_as_it_is(train: Any) -> None:
     assert {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")} == before
 
 
+@pytest.mark.exact_bits
 def test_a_run_grows_when_its_schedule_does_not_hang_on_its_length(train: Any) -> None:
     train("a", decay_steps=12)
     recorder = Recorder()
@@ -250,6 +253,7 @@ def test_a_run_that_is_resumed_is_forecast_for_what_is_left(train: Any) -> None:
     assert (recorder.forecast.steps, recorder.forecast.evaluations) == (4, 1)
 
 
+@pytest.mark.exact_bits
 def test_a_training_that_grows_beyond_its_memory_is_saved(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

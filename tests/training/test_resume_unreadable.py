@@ -52,6 +52,7 @@ def same_as_uninterrupted(train: Any, *missing: int) -> None:
         ("history.jsonl", 1, errno.EIO),
     ],
 )
+@pytest.mark.exact_bits
 def test_no_failed_open_loses_what_was_noted(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str, number: int, after: int
 ) -> None:
@@ -105,6 +106,7 @@ def test_the_best_is_kept_while_it_cannot_be_read(
         ("set_best", 8, 8, errno.ENOSPC, ()),
     ],
 )
+@pytest.mark.exact_bits
 def test_notes_that_cannot_be_written_end_the_training_saved(
     train: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -159,6 +161,7 @@ def answering_no(real: Callable[[Path], bool]) -> Callable[[Path], bool]:
         ("step-0000012", 0, errno.EIO),
     ],
 )
+@pytest.mark.exact_bits
 def test_no_failed_stat_begins_a_run_again(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str, number: int, after: int
 ) -> None:

@@ -29,6 +29,7 @@ def room_for(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
 
 
+@pytest.mark.exact_bits
 def test_the_training_goes_on_while_a_checkpoint_is_written(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_writing_that_fails_ends_the_training(
     assert checkpoint.steps(CHECKPOINTS)[-1] < 100, "it did not go on for long"
 
 
+@pytest.mark.exact_bits
 def test_a_nearly_full_disk_ends_the_training_saved(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +203,7 @@ def test_what_is_saved_is_shown(train: Any, capsys: pytest.CaptureFixture[str]) 
     assert f"saved       {decimal(recorder.told[0][1])} in 0." in capsys.readouterr().err
 
 
+@pytest.mark.exact_bits
 def test_a_clock_that_jumps_changes_nothing(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing asks for the time of day."""
     train("whole")

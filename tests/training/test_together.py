@@ -76,11 +76,13 @@ def test_gradients_in_16_bits_end_near_those_in_32(alone: dict[str, np.ndarray])
         np.testing.assert_allclose(ends[0][name], value, rtol=2e-2, atol=5e-3, err_msg=name)
 
 
+@pytest.mark.exact_bits
 def test_killed_at_random_they_end_as_if_nobody_had_been(home: Path, text_file: Path) -> None:
     torture(2, 3, random.randrange(1 << 30))
 
 
 @pytest.mark.slow
+@pytest.mark.exact_bits
 def test_fifty_kills_over_four_ranks(home: Path, text_file: Path) -> None:
     torture(50, 4, random.randrange(1 << 30), steps=60)
 
@@ -102,6 +104,7 @@ def test_a_rank_that_is_stopped_ends_all(home: Path, text_file: Path) -> None:
     assert "no sign of life" in ended.errors[0]
 
 
+@pytest.mark.exact_bits
 def test_asked_to_stop_they_stop_at_one_step_and_go_on(home: Path, text_file: Path) -> None:
     plan = with_settings(max_steps=200, eval_interval=100, save_interval=100)
     trained(plan, 2)

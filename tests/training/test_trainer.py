@@ -225,6 +225,7 @@ def test_it_stops_after_the_step_it_is_asked_in(tiny_model: Config, tokens: Toke
     assert [step for step, _ in guard.losses] == [0, 1, 2], "the guard has seen the last one too"
 
 
+@pytest.mark.exact_bits
 def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: Tokens) -> None:
     """Dropout is on. What hooks do between, here drawing random numbers, changes nothing."""
     whole, parts = fresh(tiny_model), fresh(tiny_model)

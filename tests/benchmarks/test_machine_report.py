@@ -1,0 +1,343 @@
+"""The machine report, with commands that are made up, and once whole."""
+
+from __future__ import annotations
+
+import json
+import pwd
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import machine_report
+import pytest
+from machine_report import Lab, Result
+
+from mlxgpt.errors import UserError
+from mlxgpt.machine import mac
+from mlxgpt.reports.records import Machine
+
+Capture = pytest.CaptureFixture[str]
+MAC = Machine(
+    chip="Apple M1 Pro",
+    backend="metal",
+    cores=10,
+    performance_cores=8,
+    memory=17_179_869_184,
+    system="macOS-14.5-arm64-arm-64bit",
+    blas="MLX's own",
+    versions={"mlxgpt": "0.1.0", "mlx": "0.32.4"},
+    commit="0123456789ab",
+    load=1.234,
+    bandwidth=180e9,
+)
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replace the report's parts."""
+
+    def replace(**parts: Callable[[Lab], Result]) -> None:
+        monkeypatch.setattr(machine_report, "PARTS", parts)
+
+    return replace
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+def well(lab: Lab) -> Result:
+    return True, "well", ["It is well."]
+
+
+def fails(lab: Lab) -> Result:
+    raise UserError(f"no {Path.home()}/x on {socket.gethostname()}", "a remedy")
+
+
+def test_a_part_that_fails_loses_no_other(
+    tmp_path: Path, parts: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Tower-of-Jane.fritz.box")
+    monkeypatch.setenv("HOME", "/Users/janedoe")
+    account = SimpleNamespace(pw_name="janedoe", pw_dir="/Users/janedoe")
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: account)
+
+    def crashes(lab: Lab) -> Result:
+        raise ValueError(f"first\n{tempfile.gettempdir()}/of-janedoe/{machine_report.ROOT}")
+
+    parts(first=well, second=fails, third=crashes, fourth=well)
+    assert machine_report.main(["--out", str(tmp_path / "new")]) == 1
+    (path,) = (tmp_path / "new").iterdir()
+    text = path.read_text()
+    assert "- first: passed: well\n" in text
+    assert "- second: **failed**: no HOME/x on HOST\n" in text
+    assert "- third: **failed**: ValueError: TEMP/of-USER/CHECKOUT\n" in text
+    assert "- fourth: passed: well\n" in text
+    assert text.count("It is well.") == 2
+    assert "jane" not in text.lower()
+
+
+def test_every_part_is_written_when_it_is_done(tmp_path: Path, parts: Callable[..., None]) -> None:
+    seen: list[str] = []
+
+    def looks(lab: Lab) -> Result:
+        (path,) = tmp_path.iterdir()
+        seen.append(path.read_text())
+        return True, "looked", []
+
+    parts(first=well, second=looks, third=well)
+    assert machine_report.main(["--out", str(tmp_path)]) == 0
+    assert "It is well." in seen[0]
+    assert "second" not in seen[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_keeps_what_there_is(
+    tmp_path: Path, number: signal.Signals, parts: Callable[..., None], capsys: Capture
+) -> None:
+    def stops(lab: Lab) -> Result:
+        signal.raise_signal(number)
+        return well(lab)
+
+    parts(first=well, second=stops, third=lambda lab: pytest.fail("it continued"))
+    assert machine_report.main(["--out", str(tmp_path)]) == 130
+    (path,) = tmp_path.iterdir()
+    assert "- first: passed: well\n- second: **failed**: stopped\n" in path.read_text()
+    assert f"written to {path}" in capsys.readouterr().err
+
+
+def test_a_report_replaces_no_other_and_is_named_after_the_chip(
+    tmp_path: Path, parts: Callable[..., None]
+) -> None:
+    def describes(lab: Lab) -> Result:
+        lab.machine = MAC
+        return well(lab)
+
+    parts(first=describes, second=well)
+    for _ in range(2):
+        assert machine_report.main(["--out", str(tmp_path), "--skip", "second"]) == 0
+    names = sorted(path.name[len("2026-11-22-") :] for path in tmp_path.iterdir())
+    assert names == ["m1-pro-machine-2.md", "m1-pro-machine.md"]
+    assert "second" not in (next(tmp_path.iterdir())).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--source", "missing.txt"], "cannot use missing.txt: No such file"),
+        (["--source", "."], "cannot use .: Is a directory"),
+        (["--out", "a-file"], "cannot use a-file: File exists"),
+    ],
+)
+def test_bad_arguments_end_it_at_once(
+    home: Path, arguments: list[str], problem: str, parts: Callable[..., None], capsys: Capture
+) -> None:
+    parts(first=lambda lab: pytest.fail("it started"))
+    (home / "a-file").write_text("x")
+    assert machine_report.main(["--out", "out", *arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"report-machine: {problem}")
+    assert lines[1].startswith("  → ")
+    assert not list(home.glob("**/*.md"))
+
+
+def test_an_intel_mac_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def refuse() -> None:
+        raise UserError("this Mac has an Intel processor", "use another.")
+
+    monkeypatch.setattr(mac, "refuse_others", refuse)
+    assert machine_report.main(["--out", str(tmp_path / "out")]) == 2
+    assert "Intel processor\n  → use another." in capsys.readouterr().err
+
+
+def test_in_the_background_sigint_works(parts: Callable[..., None], tmp_path: Path) -> None:
+    """A shell ignores it for background jobs, and children inherit that."""
+    parts(first=well)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    machine_report.main(["--out", str(tmp_path)])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_command_that_fails_is_named_by_its_last_line(tmp_path: Path) -> None:
+    code = "import sys; print('x'); sys.exit('mlxgpt: no memory\\n  → buy some')"
+    with pytest.raises(RuntimeError, match="exit code 1: mlxgpt: no memory"):
+        Lab(tmp_path).run(sys.executable, "-c", code)
+    assert Lab(tmp_path).run(sys.executable, "-c", "print('x')") == "x\n"
+
+
+def test_no_process_outlives_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the command nor its children."""
+    note = tmp_path / "alive"
+    child = f"import time; time.sleep(1.5); open({str(note)!r}, 'w')"
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); "
+    monkeypatch.setattr(machine_report, "LIMIT", 0.5)
+    with pytest.raises(RuntimeError, match="no result after"):
+        Lab(tmp_path).run(sys.executable, "-c", code + "time.sleep(60)")
+    time.sleep(2.5)
+    assert not note.exists()
+
+
+SUITE = """
+import pytest
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_bad(n):
+    assert n == 2, "one is not two"
+
+@pytest.fixture
+def broken():
+    raise OSError("no fixture")
+
+def test_error(broken):
+    pass
+"""
+
+
+def test_failed_tests_are_named(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(SUITE)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    arguments = ("-rfE", "--tb=no", "-p", "no:xdist", str(tmp_path))
+    passed, line, body = machine_report.run_tests(Lab(tmp_path, tests=arguments))
+    assert not passed
+    assert line.startswith("1 failed, 1 passed, 1 error in ")
+    assert "test_some.py::test_bad[1] - AssertionError: one is not two" in body[0]
+    assert "test_some.py::test_error - OSError: no fixture" in body[1]
+    passed, line, body = machine_report.run_tests(Lab(tmp_path, tests=(*arguments, "-k", "2")))
+    assert (passed, body) == (True, [])
+    with pytest.raises(RuntimeError, match="exit code 4"):
+        machine_report.run_tests(Lab(tmp_path, tests=("--no-such-flag",)))
+
+
+class Commands(Lab):
+    """A lab whose commands print what they are given."""
+
+    answers: Any = None
+
+    def run(self, *command: str, codes: Sequence[int] = (0,), **environment: str) -> str:
+        self.asked = [*getattr(self, "asked", []), (command, environment)]
+        return json.dumps(self.answers.pop(0))
+
+
+def answered(home: Path, *answers: Any, machine: Machine | None = None) -> Commands:
+    lab = Commands(home, machine=machine)
+    lab.answers = list(answers)
+    return lab
+
+
+def test_the_machine_comes_with_what_the_system_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = (sys.executable, "-c", "print('Now drawing from | Battery Power')")
+    monkeypatch.setattr(machine_report, "QUESTIONS", (("no-such-tool",), said))
+    lab = answered(tmp_path, asdict(MAC))
+    passed, line, body = machine_report.describe(lab)
+    assert passed
+    assert line == "Apple M1 Pro, 17.2 GB, MLX on metal"
+    assert body[-1] == "    Now drawing from | Battery Power"
+    assert any("MLX wheel" in row and "mlx" in row for row in body)
+    assert lab.machine == MAC
+
+
+def test_a_failed_check_is_named(tmp_path: Path) -> None:
+    checks = [{"name": f"check {n}", "ok": n != 1, "detail": "a | b"} for n in range(3)]
+    passed, line, body = machine_report.self_check(answered(tmp_path, checks))
+    assert (passed, line) == (False, "failed: check 1")
+    assert "a \\| b" in body[-1]
+    passed, line, _ = machine_report.self_check(answered(tmp_path, checks[:1]))
+    assert (passed, line) == (True, "1 checks")
+
+
+def test_a_tier_comes_with_its_own_report(tmp_path: Path) -> None:
+    (tmp_path / "bench.md").write_text("# tier1\n\n## Measured\n\nfast\n")
+    speeds = {
+        "training": {"tokens_per_second": 1234.5},
+        "generation": {"tokens_per_second": {"median": 99.0}},
+    }
+    answer = {"tiers": [speeds], "reports": ["", str(tmp_path / "bench.md")]}
+    lab = answered(tmp_path, answer, answer, machine=MAC)
+    passed, line, body = machine_report.measure(lab, 1)
+    assert (passed, line) == (True, "1,230 tokens/s in training, 99.0 in generation")
+    assert body == ["### tier1", "", "#### Measured", "", "fast"]
+    assert machine_report.more_ops_per_buffer(lab)[1] == line
+    assert [environment for _, environment in lab.asked] == [{}, {"MLX_MAX_OPS_PER_BUFFER": "200"}]
+    assert machine_report.more_ops_per_buffer(answered(tmp_path))[1] == "only on Metal"
+
+
+@pytest.mark.parametrize(
+    ("backend", "resumed", "digests", "passed"),
+    [
+        ("cpu", True, "aa", True),
+        ("metal", True, "aa", True),
+        ("cpu", False, "aa", False),
+        ("cpu", True, "abac", False),  # on a CPU all runs have the same bits
+        ("metal", True, "abaa", False),  # uninterrupted runs repeat: resuming is at fault
+        ("metal", True, "abac", True),
+    ],
+)
+def test_when_a_resumed_run_passes(
+    tmp_path: Path,
+    backend: str,
+    resumed: bool,
+    digests: str,
+    passed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = {"resumed": resumed, "step": 200}
+    machine = Machine(**{**asdict(MAC), "backend": backend})
+    lab = answered(tmp_path, *3 * [answer], machine=machine)
+    hashes = iter(digests)
+    monkeypatch.setattr(machine_report, "kill", lambda lab, line, step: step + 1)
+    monkeypatch.setattr(Lab, "checkpoints", lambda lab, name: [Path("step-50"), Path("step-100")])
+    monkeypatch.setattr(Lab, "digest", lambda lab, name: next(hashes))
+    outcome = machine_report.kill_and_resume(lab)
+    assert outcome[0] is passed
+    assert outcome[1].startswith("killed after step 121, resumed from step-100 to 200: ")
+
+
+@pytest.mark.parametrize("other", ["to be", "or not"])
+def test_one_seed_gives_one_text(tmp_path: Path, other: str) -> None:
+    answers = [{"texts": [text], "tokens_per_second": 812.0} for text in ("to be", other)]
+    passed, _, body = machine_report.generate(answered(tmp_path, *answers))
+    assert passed is (other == "to be")
+    assert [line for line in body if line] == [f"    {t}" for t in dict.fromkeys(["to be", other])]
+
+
+SMALL = "--tier 1 --n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2 --sample-tokens 4"
+
+
+def test_a_run_that_ends_before_it_is_killed(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, tmp_path / "missing.txt", SMALL.split())
+    with pytest.raises(RuntimeError, match=r"ended before it was killed: mlxgpt: .*missing\.txt"):
+        machine_report.kill(lab, lab.training("killed"), 5)
+
+
+@pytest.mark.slow
+def test_a_whole_report(tmp_path: Path, text: str) -> None:
+    source, out = tmp_path / "diary.txt", tmp_path / "out"
+    source.write_text(20 * text, encoding="utf-8")
+    (tmp_path / "home").mkdir()
+    tests = ("tests/test_seeds.py", "-n", "0", "-rfE")
+    lab = Lab(tmp_path / "home", train=SMALL.split(), tests=tests, minutes=0.05)
+    assert (
+        machine_report.main(["--source", str(source), "--out", str(out), "--skip", "tier2"], lab)
+        == 0
+    )
+    (path,) = out.iterdir()
+    page = path.read_text(encoding="utf-8")
+    assert page.count(": passed: ") == 8
+    assert "the same bits as without an interruption" in page
+    assert "diary" not in page

@@ -1,0 +1,31 @@
+"""What tests/conftest.py does with marked tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mlxgpt.machine import device
+from tests.conftest import pytest_runtest_setup
+
+
+class Item:
+    def __init__(self, *marks: str) -> None:
+        self.marks = marks
+
+    def get_closest_marker(self, name: str) -> bool:
+        return name in self.marks
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_exact_bits_are_asked_of_the_cpu_only(cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "on_cpu", lambda: cpu)
+    exact: Any = Item("exact_bits")
+    other: Any = Item("slow")
+    pytest_runtest_setup(other)
+    if cpu:
+        pytest_runtest_setup(exact)
+    else:
+        with pytest.raises(pytest.skip.Exception, match="another order"):
+            pytest_runtest_setup(exact)
