@@ -157,7 +157,7 @@ def train(
             began = now
         due = [hook for hook in hooks if hook.due(step + 1)]
         pending = _Pending(step, rate, limit, loss, norm, now - began - paused, due)
-        if pending.drains:
+        if pending.drains and not guard.stops:
             settle()
         if guard.stops or stop():
             break

@@ -170,6 +170,33 @@ def test_a_step_is_logged_once_the_next_was_handed_over(
     assert [m.seconds for m in seen] == [m.step - 1 for m in seen], "a second each"
 
 
+@pytest.mark.parametrize("needs_state", [True, False])
+@pytest.mark.parametrize("every", [1, 9, 10, 13])
+def test_a_spike_is_the_same_whoever_waits(
+    tiny_model: Config, tokens: Tokens, every: int, needs_state: bool
+) -> None:
+    """The losses from step 9 on are too large; nothing is remembered of the steps after it."""
+
+    class Strict(Guard):
+        def limit(self, step: int) -> float:
+            return 8.5
+
+    device, guard = Device(13, blocks=False), Strict("rollback")
+    hook = Hook(lambda step: step % every == 0, lambda metrics: None, needs_state)
+    with pytest.MonkeyPatch.context() as patch:
+        device.replace_mlx(patch)
+        train(
+            device,  # type: ignore[arg-type]
+            tokens,
+            tiny_model,
+            hooks=[hook],
+            guard=guard,
+            can_go_back=lambda: True,
+        )
+    assert (guard.spiked, guard.skipped) == (8, 1)
+    assert [step for step, _ in guard.losses] == list(range(8))
+
+
 def test_numbers_are_the_same_whether_or_not_anything_waits_for_them(
     tiny_model: Config, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
