@@ -194,8 +194,8 @@ def summed_loss(patch: Patch) -> None:
 def cache_misplaced(patch: Patch) -> None:
     real = GPT.decode
 
-    def decode(self, ids, cache, position):  # type: ignore[no-untyped-def]
-        return real(self, ids, cache, position - 1)
+    def decode(self, ids, cache, position, *rest):  # type: ignore[no-untyped-def]
+        return real(self, ids, cache, position - 1, *rest)
 
     patch.setattr(GPT, "decode", decode)
 
