@@ -173,11 +173,15 @@ class Notes:
                         yield record
 
     def _samples_until(self, step: int) -> Iterator[str]:
+        lines: list[str] = []  # since the last empty one, as a kill may cut off a sample's head
         with self._opened(SAMPLES) as content, _as_text(content) as file:
             for line in file:
                 if (head := SAMPLE_HEAD.fullmatch(line)) and int(head[1]) > step:
                     return
-                yield line.replace("\0", "")  # a file that lost its power may end with them
+                lines.append(line.replace("\0", ""))  # a file that lost its power may end with them
+                if line == "\n":
+                    yield from lines
+                    lines = []
 
 
 def _as_text(content: IO[bytes]) -> io.TextIOWrapper:

@@ -245,13 +245,14 @@ def _until_it_ends(
     result: Killed,
 ) -> Iterator[str]:
     """Kill a command again and again; yields what is wrong."""
-    died = []
+    died, uncompiled = [], False
     while True:
         before = progress(world.work)
         # Often an early one: a command that resumes has fewer left.
         at = 1 + int(operations * draw.random() ** draw.choice([1, 4]))
         ended, operation = world.kill(line, 0 if draw.random() < 0.1 else at)
         died += [operation.strip()]
+        uncompiled |= "the C++ compiler fails" in ended.err  # it was what was killed
         if gone := lost(before, progress(world.work)):
             yield f"{gone} are gone after {died}"
         if not operation:
@@ -267,6 +268,8 @@ def _until_it_ends(
             break
         if ended.code == 0:
             break
+    if uncompiled:  # it says so, and computes with other bits
+        return
     after = state_of(world.work, None if ended.code else ended.out)
     if different := [n for n in differences(whole, after) if not is_old_checkpoint(n, whole)]:
         yield f"{different} after {died}"

@@ -48,6 +48,19 @@ def test_samples_come_back_as_they_were_written(notes: Notes) -> None:
     assert found == [(5, "To be\n\nor --- step 3\nnot"), (10, "x" * 100), (15, "")]
 
 
+def test_a_sample_that_was_cut_off_anywhere_goes(tmp_path: Path) -> None:
+    notes, path = Notes(tmp_path), tmp_path / "samples.txt"
+    notes.add_sample(2, "To be\n\nor")
+    whole = path.read_bytes()
+    notes.add_sample(14, "not\n\nto be\n")
+    torn = path.read_bytes()
+    notes.log({"step": 2})
+    for size in range(len(whole), len(torn)):
+        path.write_bytes(torn[:size])
+        notes.cut(2)
+        assert path.read_bytes() == whole, torn[:size]
+
+
 def test_where_it_went_back_does_not_hide_what_it_ran_on(notes: Notes) -> None:
     notes.add_to_history(0, {"mlx": "1"}, {}, {"seconds": 2.0})
     notes.add_return(40, 63)
