@@ -304,7 +304,9 @@ def tf32(monkeypatch: Patch) -> None:
 
     monkeypatch.setattr(mx.array, "__matmul__", lambda a, b: product(a, b))
     monkeypatch.setattr(mx, "matmul", product)
-    monkeypatch.setattr(mx, "addmm", lambda c, a, b: c + product(a, b))
+    monkeypatch.setattr(
+        mx, "addmm", lambda c, a, b, alpha=1.0, beta=1.0: beta * c + alpha * product(a, b)
+    )
 
 
 @on_cpu
