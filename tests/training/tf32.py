@@ -33,4 +33,6 @@ def round_products(patch: pytest.MonkeyPatch, where: Callable[[], bool] = lambda
 
     patch.setattr(mx.array, "__matmul__", product)
     patch.setattr(mx, "matmul", product)
-    patch.setattr(mx, "addmm", lambda c, a, b: c + product(a, b))
+    patch.setattr(
+        mx, "addmm", lambda c, a, b, alpha=1.0, beta=1.0: beta * c + alpha * product(a, b)
+    )
