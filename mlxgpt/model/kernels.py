@@ -226,9 +226,10 @@ def _cross_entropy_vjp(
 
 @mx.custom_function
 def _product(x: mx.array, weight: mx.array) -> mx.array:
-    """X times weight, transposed. MLX's own gradient of the weight is transposed in memory: the
-    optimizer's fused kernels then read weight, moments and gradient by their strides, number by
-    number (`compiled_check_contiguity` in MLX's sources). This one is laid out like the weight.
+    """The product of x and the weight, transposed. MLX's own gradient of the weight is transposed
+    in memory: the optimizer's fused kernels then read weight, moments and gradient by their
+    strides, number by number (`compiled_check_contiguity` in MLX's sources). This one is laid out
+    like the weight.
     """
     return x @ weight.T
 
