@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-ONE_HOT = 1024  # ids: a product with a one-hot matrix of so many takes little beside the output's
+ONE_HOT = 1024  # ids; a product with a one-hot matrix of this width costs little next to the head
 
 
 @mx.custom_function

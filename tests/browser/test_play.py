@@ -284,7 +284,7 @@ def test_any_text_in_the_world(browser: Any, bytes_served: Served, prompt: str) 
     shown = "".join(part for part in given.split("<") if part)
     for character in prompt.strip():
         assert character in shown
-    written = int(str(seen.page.text_content("#state")).split()[0])  # fewer where it ends by itself
+    written = int(str(seen.page.text_content("#state")).split()[0])  # fewer if it ends early
     assert 1 <= written <= 10
     assert seen.page.locator("#story .token").count() == len(prompt.encode()) + 1 + written
     seen.page.hover("#story .token:last-child")
