@@ -91,7 +91,7 @@ def test_a_compiler_that_fails_ends_nothing(tmp_path: Path, gxx: str, problem: s
 
 def test_a_compiler_that_does_not_answer_once_is_told(tmp_path: Path) -> None:
     gxx = f"""case $1 in --version) kill -9 $$;; esac; PATH={os.environ["PATH"]}
-exec {shutil.which("g++")} "$@" """
+exec {compiler.real()} "$@" """
     status, right, _ = fresh(PATH=commands(tmp_path / "bin", "sh", "mv", gxx=gxx))
     assert status.startswith("the C++ compiler fails (it does not answer MLX): MLX fuses no")
     assert right == "True"

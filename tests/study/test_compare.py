@@ -153,7 +153,7 @@ def test_stopped_and_gone_on_with_it_ends_the_same(
 
     class Stopping(Watcher):
         def on_log(self, record: dict) -> None:
-            if record["step"] >= 5 and len(self.trained) == 3:
+            if record["step"] == 5 and len(self.trained) == 3:
                 signal.raise_signal(signal.SIGINT)
 
     stopped = compared(tiny, seeds=2, observer=Stopping())
