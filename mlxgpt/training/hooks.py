@@ -206,6 +206,9 @@ class _Logging:
 
     def write(self) -> None:
         """Write the lines that are not written yet."""
+        if self.error:  # a line may be there although an error was reported, as of closing the file
+            there = {record["step"] for record in self._run.metrics()}
+            self._unwritten = [line for line in self._unwritten if line["step"] not in there]
         while self._unwritten:
             self._run.log(self._unwritten[0])
             self._callback.on_log(self._unwritten.pop(0))

@@ -142,6 +142,29 @@ def test_notes_that_cannot_be_written_end_the_training_saved(
     same_as_uninterrupted(train, *missing)
 
 
+@pytest.mark.exact_bits
+def test_a_line_that_is_written_in_spite_of_an_error_is_there_once(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where closing the file fails."""
+    failed: list[int] = []
+    real = runs.Run.log
+
+    def late(run: runs.Run, record: Any) -> None:
+        real(run, record)
+        if record["step"] == 10 and not failed:
+            failed.append(10)
+            raise error(errno.EIO, FOLDER / "metrics.jsonl")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "log", late)
+        with pytest.raises(UserError, match="saved at step 11"):
+            train("a", max_steps=24, decay_steps=24)
+    steps = [record["step"] for record in runs.open_run(FOLDER).metrics()]
+    assert steps == sorted(set(steps))
+    same_as_uninterrupted(train)
+
+
 def answering_no(real: Callable[[Path], bool]) -> Callable[[Path], bool]:
     def answer(path: Path) -> bool:
         try:
