@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -195,15 +196,19 @@ def test_the_hash_is_of_every_bit(tiny_model: Config) -> None:
     step = new_step(tiny_model)
     hashes = {together.fingerprint(step)}
     parameters, optimizer = step.arrays()
+    # One number in the state, whose copies in a checkpoint are the same.
+    copies = {name for name in optimizer if re.fullmatch(r"states\.[1-9]\.step", name)}
     for arrays in (parameters, optimizer):
         for name, value in arrays.items():
+            if name in copies:
+                continue
             other = value.reshape(-1).at[0].add(1).reshape(value.shape)
             step.restore(
                 {**parameters, name: other} if arrays is parameters else parameters,
                 {**optimizer, name: other} if arrays is optimizer else optimizer,
             )
             hashes.add(together.fingerprint(step))
-    assert len(hashes) == 1 + len(parameters) + len(optimizer)
+    assert len(hashes) == 1 + len(parameters) + len(optimizer) - len(copies)
     step.restore(parameters, optimizer)
     assert together.fingerprint(step) in hashes
     assert together.fingerprint(new_step(tiny_model)) in hashes
