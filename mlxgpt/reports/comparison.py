@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -74,7 +75,9 @@ def _trainings(record: Record) -> list[str]:
     head = ("variant", "differs in", "parameters", "steps", "tokens", "seconds", "by seed")
     rows = [head, ("---",) * len(head)]
     for s in record.variants:
-        times = [t.curve.seconds[-1] for t in s.trainings if t.curve]
+        # A training that was resumed for its last step has no speed.
+        ends = [t.curve.seconds[-1] for t in s.trainings if t.curve]
+        times = [end for end in ends if math.isfinite(end)]
         seconds = f"{statistics.median(times):,.0f}" if times else ""
         seeds = ", ".join(f"{t.bits_per_byte:.4f}" for t in s.trainings)
         sizes = (f"{s.parameters:,}", f"{s.steps:,}", f"{s.tokens:,}", seconds)

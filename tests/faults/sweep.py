@@ -64,7 +64,8 @@ WORDS = {
     errno.ENOMEM: "memory",
 }
 WRONG = ("free some space", "permission", "open files", "prepare the", "train it", "copy it again")
-VOLATILE = {"history.jsonl", verified.NAME, "ledger.jsonl"}  # times, and what is only remembered
+# Times, and what is only remembered.
+VOLATILE = {"history.jsonl", verified.NAME, "ledger.jsonl", "mine.md"}
 STEADY = ("step", "loss", "lr", "grad_norm", "val_loss")
 
 

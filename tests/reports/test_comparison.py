@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 from mlxgpt.reports.comparison import HEAD, cells, markdown, notes
 from mlxgpt.study.record import Record
 from mlxgpt.study.verdict import drift, judge
@@ -32,6 +34,15 @@ def test_the_page_has_every_seed_and_what_it_differs_in() -> None:
     assert "On a machine." in page
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in tables[:6]}) == 1
+
+
+def test_a_training_without_a_speed_has_no_time() -> None:
+    """As one that was resumed for its last step."""
+    slow = standing("a", [2.0, 2.1])
+    for training in slow.trainings:
+        assert training.curve
+        training.curve.seconds[-1] = math.nan
+    assert "nan" not in markdown(record(slow))
 
 
 def test_what_has_to_be_known_is_told() -> None:
