@@ -149,10 +149,10 @@ def test_stopped_for_a_while_a_training_ends_the_same(world: World) -> None:
     with contextlib.suppress(ProcessLookupError):  # it may end before the last one
         for pause in (0.0, 0.05, 0.1):
             time.sleep(pause)
-            os.killpg(pid, signal.SIGSTOP)
+            os.kill(pid, signal.SIGSTOP)
             stops += 1
             time.sleep(0.5)
-            os.killpg(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGCONT)
     assert stops
     assert server.wait() == 0
     assert not differences(whole, state_of(world.work, None))
