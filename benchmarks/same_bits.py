@@ -37,9 +37,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make_step(recipe: str, changes: dict[str, Any]) -> Any:
     """A training step, and a function that takes the n-th of its steps."""
-    import mlx.core as mx
+    from mlxgpt import config_files  # before mlx, so that its own BLAS serves MLX
 
-    from mlxgpt import config_files
+    import mlx.core as mx  # isort: skip
     from mlxgpt.config import override
     from mlxgpt.training.step import new_step
 
