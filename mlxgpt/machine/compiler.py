@@ -84,6 +84,8 @@ def status() -> str | None:
 
 @functools.cache
 def _tried() -> str | None:
+    if "MLX_DISABLE_COMPILE" in os.environ:  # MLX's own; its value does not matter
+        return f"MLX_DISABLE_COMPILE is set: {SLOWER}"
     gxx = real()
     if not gxx:
         return f"no C++ compiler (g++): {SLOWER}; to get one, for instance: {GET_ONE}"

@@ -89,6 +89,12 @@ def test_a_compiler_that_fails_ends_nothing(tmp_path: Path, gxx: str, problem: s
     assert right == "True"
 
 
+def test_compilation_that_was_disabled_by_the_user_is_named() -> None:
+    status, right, _ = fresh(MLX_DISABLE_COMPILE="1")
+    assert status.startswith("MLX_DISABLE_COMPILE is set: MLX fuses no operations")
+    assert right == "True"
+
+
 def test_a_compiler_that_does_not_answer_once_is_told(tmp_path: Path) -> None:
     gxx = f"""case $1 in --version) kill -9 $$;; esac; PATH={os.environ["PATH"]}
 exec {compiler.real()} "$@" """
