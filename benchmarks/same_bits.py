@@ -1,11 +1,12 @@
-"""Whether two checkouts train to the same bits, and how fast each is, taking turns.
+"""Compare two checkouts: results of short runs, ids of generated texts, speed and peak memory.
 
-    python benchmarks/same_bits.py OLD NEW             # hashes of eight short runs
-    python benchmarks/same_bits.py OLD NEW --rounds 9  # and the time of a step, on three shapes
+    python benchmarks/same_bits.py OLD NEW             # hashes of four runs and of their texts
+    python benchmarks/same_bits.py OLD NEW --rounds 9  # and times, the checkouts taking turns
 
 OLD and NEW are folders of checkouts; both run in this Python. A hash is of the final parameters and
-the optimizer's state; "values" takes -0.0 for +0.0. Where other programs use the processor as well,
-believe the CPU time.
+the optimizer's state ("values" takes -0.0 for +0.0), or of the texts. Ratios are old / new, so
+above 1 the new one is faster; the lower bound is that of the median at 95 % by the sign test. If
+other programs use the processor as well, trust the CPU time.
 """
 
 from __future__ import annotations
@@ -13,89 +14,122 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 STEPS = 5  # of a round
-SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "vocab_size": 65}
+TOKENS = 100  # of a timed text
+TEXTS = (1, 8, 64)
+SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32}
+TIER_2 = {"n_layer": 3, "n_embd": 288, "n_head": 4, "block_size": 256, "batch_size": 4}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tier 1": ("classic", {"vocab_size": 65}),
     "tier 1 modern": ("modern", {"vocab_size": 65}),
-    "small tier 2": (
-        "classic",
-        {"n_layer": 3, "n_embd": 288, "n_head": 4, "block_size": 256, "vocab_size": 2048}
-        | {"batch_size": 4},
-    ),
+    "small tier 2": ("classic", {"vocab_size": 2048, **TIER_2}),
 }
+ALWAYS = {"dtype": "float32", "source": "storybook"}
 
 
-def make_step(recipe: str, changes: dict[str, Any]) -> Any:
-    """A training step, and a function that takes the n-th of its steps."""
-    from mlxgpt import config_files  # before mlx, so that its own BLAS serves MLX
+class Worker:
+    """Answers questions about the checkout that this process imports."""
 
-    import mlx.core as mx  # isort: skip
-    from mlxgpt.config import override
-    from mlxgpt.training.step import new_step
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._steps: dict[str, Any] = {}
+        self._models: dict[str, Any] = {}
 
-    config = override(config_files.tier(1, recipe), {"dtype": "float32", **changes})
-    step, train, model = new_step(config), config.train, config.model
-    shape = train.gradient_accumulation_steps, train.batch_size, model.block_size + 1
+    def train(self, name: str, recipe: str, changes: dict[str, Any]) -> dict[str, str]:
+        """Hashes of a short run's last checkpoint."""
+        import mlxgpt  # before mlx, so that its own BLAS serves MLX
 
-    def take(n: int, limit: float = math.inf) -> None:
-        ids = mx.random.randint(0, model.vocab_size, shape, key=mx.random.key(n))
-        mx.eval(
-            step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n), limit), step.state
+        import mlx.core as mx  # isort: skip
+        import numpy as np
+
+        summary = mlxgpt.train(
+            1,
+            recipe=recipe,
+            run=name,
+            runs_dir=self._folder / "runs",
+            data_dir=self._folder / "data",
+            **ALWAYS,
+            **changes,
         )
+        (newest,) = (summary.run / "checkpoints").glob(f"*{summary.step}")
+        arrays: dict[str, mx.array] = {}
+        for file in sorted(newest.glob("*.safetensors")):
+            arrays |= {f"{file.stem}.{name}": value for name, value in mx.load(str(file)).items()}
+        found = {}
+        for kind, zero in (("bits", None), ("values", 0)):
+            digest = hashlib.sha256()
+            for key in sorted(arrays):
+                array = np.array(arrays[key])
+                digest.update(key.encode() + (array if zero is None else array + zero).tobytes())
+            found[kind] = digest.hexdigest()[:16]
+        return found
 
-    return step, take
+    def generate(self, name: str, samples: int, tokens: int) -> dict[str, Any]:
+        """The hash of some texts of a run's model, and milliseconds a token."""
+        import mlxgpt
+
+        import mlx.core as mx  # isort: skip
+        if name not in self._models:
+            self._models[name] = mlxgpt.load(name, runs_dir=self._folder / "runs")
+        mx.reset_peak_memory()
+        clock = Clock()
+        made = self._models[name].generate("The ", samples=samples, max_tokens=tokens, seed=1)
+        return {"texts": hashlib.sha256(str(made.texts).encode()).hexdigest()[:16], **clock(tokens)}
+
+    def time_step(self, name: str) -> dict[str, Any]:
+        """Milliseconds of a training step."""
+        from mlxgpt import config_files
+
+        import mlx.core as mx  # isort: skip
+        from mlxgpt.config import override
+        from mlxgpt.training.step import new_step
+
+        recipe, changes = SHAPES[name]
+        config = override(config_files.tier(1, recipe), {**ALWAYS, **changes})
+        step = self._steps.setdefault(name, new_step(config))
+        train, model = config.train, config.model
+        shape = train.gradient_accumulation_steps, train.batch_size, model.block_size + 1
+        mx.reset_peak_memory()
+        clock = Clock()
+        for n in range(STEPS):
+            ids = mx.random.randint(0, model.vocab_size, shape, key=mx.random.key(n))
+            done = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n), float("inf"))
+            mx.eval(done, step.state)
+        return clock(STEPS)
 
 
-def hashes(step: Any) -> dict[str, str]:
-    """Of the bits, and of the values, of everything that a step changes."""
-    import numpy as np
+class Clock:
+    """Measures from when it was made."""
 
-    found = {}
-    for kind, zero in (("bits", None), ("values", 0)):
-        digest = hashlib.sha256()
-        for arrays in step.arrays():
-            for name in sorted(arrays):
-                array = np.array(arrays[name])
-                digest.update(name.encode() + (array if zero is None else array + zero).tobytes())
-        found[kind] = digest.hexdigest()[:16]
-    return found
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
 
+    def __call__(self, times: int) -> dict[str, float]:
+        """Milliseconds for each of some times, and peak memory in MB."""
+        import mlx.core as mx
 
-def worker() -> None:
-    """Answer each line of standard input, a JSON list, with one of standard output."""
-    steps: dict[str, Any] = {}
-    for line in sys.stdin:
-        name, recipe, changes, bad_step, count = json.loads(line)
-        if name not in steps:
-            steps[name] = make_step(recipe, changes)
-        step, take = steps[name]
-        began, cpu = time.perf_counter(), time.process_time()
-        for n in range(count):
-            take(n, -1.0 if n == bad_step else math.inf)
-        answer = {
-            "wall": 1000 * (time.perf_counter() - began) / count,
-            "cpu": 1000 * (time.process_time() - cpu) / count,
-            **hashes(step),
+        return {
+            "wall": 1000 * (time.perf_counter() - self._wall) / times,
+            "cpu": 1000 * (time.process_time() - self._cpu) / times,
+            "peak": mx.get_peak_memory() / 1e6,
         }
-        print(json.dumps(answer), flush=True)
 
 
 class Checkout:
-    """A process that trains with a checkout's code."""
+    """A process that runs a checkout's code."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, scratch: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--worker"],
+            [sys.executable, __file__, "--worker", scratch],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -103,45 +137,83 @@ class Checkout:
         )
 
     def ask(self, *question: Any) -> dict[str, Any]:
-        """The hashes after some steps, and the seconds of one."""
+        """The answer of a Worker's method to some arguments."""
         assert self._process.stdin
         assert self._process.stdout
         print(json.dumps(question), file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
 
+def lower_bound(ratios: list[float]) -> float:
+    """Of the median, at 95 %, one-sided (sign test): the k-th smallest of n."""
+    n, k, tail = len(ratios), 0, 0.5 ** len(ratios)
+    total = tail
+    while total <= 0.05:
+        k += 1
+        tail *= (n - k + 1) / k
+        total += tail
+    return sorted(ratios)[max(0, k - 1)]
+
+
+def compare_times(name: str, rounds: int, checkouts: list[Checkout], *question: Any) -> None:
+    """Ask all in turn, and print the medians."""
+    asked = [
+        [one.ask(*question) for one in checkouts[:: 1 if n % 2 else -1]][:: 1 if n % 2 else -1]
+        for n in range(rounds + 1)
+    ][1:]  # the first one compiles
+    for clock in ("wall", "cpu", "peak"):
+        pairs = [[answer[clock] for answer in pair] for pair in asked]
+        old, new = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ratios = [one / other for one, other in pairs]
+        print(
+            f"{name}: {clock} {old:.2f} -> {new:.2f}; old / new {statistics.median(ratios):.3f} "
+            f"({min(ratios):.3f}-{max(ratios):.3f}), lower bound {lower_bound(ratios):.3f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folders", nargs="*", metavar="OLD NEW")
-    parser.add_argument("--rounds", type=int, default=0, help="rounds of steps to time")
-    parser.add_argument("--worker", action="store_true")
+    parser.add_argument("--rounds", type=int, default=0, help="rounds to time")
+    parser.add_argument("--worker", metavar="FOLDER")
     args = parser.parse_args()
     if args.worker:
-        worker()
+        worker = Worker(args.worker)
+        for line in sys.stdin:
+            method, *arguments = json.loads(line)
+            print(json.dumps(getattr(worker, method)(*arguments)), flush=True)
         return
-    checkouts = [Checkout(folder) for folder in args.folders]
-    for recipe in ("classic", "modern"):
-        for parts, bad_step in ((1, None), (3, None), (1, 0), (1, 4)):
-            changes = {**SMALL, "dropout": 0.1, "gradient_accumulation_steps": parts}
-            name = f"{recipe}, {parts} micro-batches, skipped: {bad_step}"
-            found = [one.ask(name, recipe, changes, bad_step, 8) for one in checkouts]
-            for kind in ("bits", "values"):
+    with tempfile.TemporaryDirectory() as scratch:
+        checkouts = []
+        for n, folder in enumerate(args.folders):
+            (Path(scratch) / str(n)).mkdir()
+            checkouts.append(Checkout(folder, str(Path(scratch) / str(n))))
+
+        def show(name: str, kinds: tuple[str, ...], *question: Any) -> None:
+            found = [one.ask(*question) for one in checkouts]
+            for kind in kinds:
                 equal = "same" if len({one[kind] for one in found}) == 1 else "DIFFERENT"
-                print(f"{name}: {kind} {equal}", *(one[kind] for one in found))
-    for name, (recipe, changes) in SHAPES.items() if args.rounds else ():
-        rounds = [
-            [one.ask(name, recipe, changes, None, STEPS) for one in checkouts]
-            for _ in range(args.rounds + 1)
-        ][1:]  # the first one compiles
-        for clock in ("wall", "cpu"):
-            times = [[one[clock] for one in pair] for pair in rounds]
-            old, new = (statistics.median(column) for column in zip(*times, strict=True))
-            ratios = sorted(one / other for one, other in times)
-            print(
-                f"{name}: {clock} {old:.1f} ms -> {new:.1f} ms a step; old / new "
-                f"{statistics.median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})",
-                flush=True,
-            )
+                print(f"{name}: {kind} {equal}", *(one[kind] for one in found), flush=True)
+
+        for recipe in ("classic", "modern"):
+            for parts in (1, 3):
+                name = f"{recipe}-{parts}"
+                changes = {**SMALL, "dropout": 0.1, "gradient_accumulation_steps": parts}
+                changes |= {"max_steps": 8, "batch_size": 8}
+                show(name, ("bits", "values"), "train", name, recipe, changes)
+                for samples in TEXTS:
+                    show(f"{name}, {samples} texts", ("texts",), "generate", name, samples, 50)
+        if not args.rounds:
+            return
+        for name in SHAPES:
+            compare_times(f"{name}, step", args.rounds, checkouts, "time_step", name)
+        for name, changes in (("tier-1", {}), ("tier-2", {**TIER_2, "tokenizer": "bpe"})):
+            changes = {**changes, "max_steps": 2, "warmup_steps": 1}
+            show(name, ("values",), "train", name, "classic", changes)
+            for samples in TEXTS:
+                question = "generate", name, samples, TOKENS
+                compare_times(f"{name}, {samples} texts", args.rounds, checkouts, *question)
 
 
 if __name__ == "__main__":
