@@ -78,6 +78,7 @@ class Worker:
         import mlxgpt
 
         import mlx.core as mx  # isort: skip
+
         if name not in self._models:
             self._models[name] = mlxgpt.load(name, runs_dir=self._folder / "runs")
         mx.reset_peak_memory()
