@@ -33,7 +33,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tier 1 modern": ("modern", {"vocab_size": 65}),
     "small tier 2": ("classic", {"vocab_size": 2048, **TIER_2}),
 }
-ALWAYS = {"dtype": "float32", "source": "storybook"}
+ALWAYS: dict[str, Any] = {"dtype": "float32", "source": "storybook"}
 
 
 class Worker:
@@ -63,7 +63,8 @@ class Worker:
         (newest,) = (summary.run / "checkpoints").glob(f"*{summary.step}")
         arrays: dict[str, mx.array] = {}
         for file in sorted(newest.glob("*.safetensors")):
-            arrays |= {f"{file.stem}.{name}": value for name, value in mx.load(str(file)).items()}
+            loaded: Any = mx.load(str(file))
+            arrays |= {f"{file.stem}.{name}": value for name, value in loaded.items()}
         found = {}
         for kind, zero in (("bits", None), ("values", 0)):
             digest = hashlib.sha256()
@@ -209,8 +210,8 @@ def main() -> None:
             return
         for name in SHAPES:
             compare_times(f"{name}, step", args.rounds, checkouts, "time_step", name)
-        for name, changes in (("tier-1", {}), ("tier-2", {**TIER_2, "tokenizer": "bpe"})):
-            changes = {**changes, "max_steps": 2, "warmup_steps": 1}
+        for name, shape in (("tier-1", {}), ("tier-2", {**TIER_2, "tokenizer": "bpe"})):
+            changes = {**shape, "max_steps": 2, "warmup_steps": 1}
             show(name, ("values",), "train", name, "classic", changes)
             for samples in TEXTS:
                 question = "generate", name, samples, TOKENS

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,31 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 # Other work on the same machine is no failure.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+class _Lines(logging.Handler):
+    """Appends each line that is logged to a list."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__(logging.INFO)
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(record.getMessage())
+
+
+@pytest.fixture
+def notes() -> Iterator[list[str]]:
+    """What mlxgpt logs during a test, line by line."""
+    lines: list[str] = []
+    logger, handler = logging.getLogger("mlxgpt"), _Lines(lines)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
 
 TINY: dict[str, dict[str, Any]] = {
     "model": {
