@@ -19,7 +19,7 @@ STEPS = """
 from mlxgpt import config_files
 from mlxgpt import config
 from mlxgpt.reports import bench
-from mlxgpt.machine import compiler
+from mlxgpt.backend.cpu import jit as compiler
 measured = bench.measure_training(bench.complete(config_files.tier(1)), bench.Plan(repeats=3))
 print(measured.ms_per_step.median, compiler.status() is None)
 """

@@ -14,7 +14,7 @@ import mlxgpt  # isort: skip  (before mlx, so that both have the faster BLAS)
 import mlx.core as mx
 
 from mlxgpt import config
-from mlxgpt.model import lanes
+from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.model.gpt import GPT
 from mlxgpt.training.step import TrainStep
 

@@ -30,7 +30,7 @@ def benchmark_together(
     what 2 to 64 Macs are *predicted* to bring. The result, None but at the first rank, and lines
     on it.
     """
-    from mlxgpt.machine.launcher import launched
+    from mlxgpt.distributed.launcher import launched
     from mlxgpt.reports import bench, chips, distributed, links
 
     config = bench.complete(config_files.tier(2))

@@ -19,13 +19,13 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 
+from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.inference import decoding
 from mlxgpt.inference.decoding import Decoder, Decoding
-from mlxgpt.machine import compiler
 from mlxgpt.model import losses
 from mlxgpt.model.gpt import GPT
 from mlxgpt.reports.graphs import as_on_a_gpu, graph_of, launched, leaves, operations

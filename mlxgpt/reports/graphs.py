@@ -22,8 +22,10 @@ from unittest import mock
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
-from mlxgpt.machine import compiler, device
-from mlxgpt.model import kernels, lanes
+from mlxgpt.backend import ops
+from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend.cpu import parallel as lanes
+from mlxgpt.machine import device
 from mlxgpt.reports.records import Kernel
 
 # compile.cpp's: what is fused, how deep, and out of how many arrays.
@@ -109,14 +111,14 @@ def as_on_a_gpu(*, in_training: bool = False) -> Iterator[None]:
             CPU does (`ScaledDotProductAttention::use_fallback` in MLX's sources).
     """
     with ExitStack() as stack:
-        for module in (device, kernels, lanes, compiler):
+        for module in (device, ops, lanes, compiler):
             stack.enter_context(mock.patch.object(module, "on_cpu", _no))
-        stack.enter_context(mock.patch.object(kernels, "lookup", lambda weight, ids: weight[ids]))
+        stack.enter_context(mock.patch.object(ops, "lookup", lambda weight, ids: weight[ids]))
         for fast, name in FAST.items():
             if not (in_training and name == "Attention"):
                 stack.enter_context(mock.patch.object(mx.fast, fast, partial(_marked, name)))
         for name, plain in PLAIN_PRODUCTS.items():
-            stack.enter_context(mock.patch.object(kernels, name, plain))
+            stack.enter_context(mock.patch.object(ops, name, plain))
         yield
 
 

@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 
 from mlxgpt import files
+from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.config import Config, override
 from mlxgpt.corpus import storybook
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import huggingface
-from mlxgpt.machine import compiler
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.rivals.record import US, Contest
 

@@ -17,7 +17,7 @@ from mlx_lm.tuner.datasets import CacheDataset
 from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.utils import load_model
 
-from mlxgpt.machine import compiler
+from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.rivals.ours import with_mlx
 from mlxgpt.rivals.timing import WARMUP, Result, Task, prompt_of, random_batch, timed_texts
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlxgpt.backend.cpu import blas
 from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree, override
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.inference.decoding import Decoder, Decoding
-from mlxgpt.machine import blas, device
+from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
 from mlxgpt.rivals.timing import (

@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.config import Config, ModelConfig, override
-from mlxgpt.machine import compiler
 from mlxgpt.model.gpt import GPT
 from mlxgpt.rivals import contest
 from mlxgpt.rivals.contest import Length

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from mlxgpt.backend.cpu import blas
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.errors import UserError
-from mlxgpt.machine import blas
 from mlxgpt.rivals import contest
 from mlxgpt.rivals.contest import NANOGPT, OURS, Contender, Length
 from mlxgpt.rivals.record import Contest
@@ -116,7 +116,7 @@ def test_a_process_that_ends_badly_says_why(
 
 TELLS_ITS_BLAS = """
 import json, mlxgpt
-from mlxgpt.machine import blas
+from mlxgpt.backend.cpu import blas
 print(json.dumps({"blas": blas.status()}))
 """
 

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 import mlx.core as mx
 
-from mlxgpt.machine import blas
+from mlxgpt.backend.cpu import blas
 from mlxgpt.machine.device import on_cpu
 
 Result = TypeVar("Result")
