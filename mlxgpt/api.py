@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mlxgpt.corpus.dataset import Dataset, is_prepared
 from mlxgpt.corpus.prepare import Progress
 from mlxgpt.corpus.sources import STORYBOOK, hub_text
 from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.distributed.group import joined
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation import appraisal, loss
 from mlxgpt.evaluation import hellaswag as endings
@@ -43,14 +45,17 @@ from mlxgpt.playing import play as play
 from mlxgpt.reporting import report as report
 from mlxgpt.requests import PathLike, data_of, home, opened, resolve
 from mlxgpt.storage import run as run_folders
-from mlxgpt.tracking import Tracker
-from mlxgpt.training import selfcheck, together
-from mlxgpt.training.beginning import SHAPE, begin_from
-from mlxgpt.training.callback import Callback, Summary
-from mlxgpt.training.forecast import must_fit
-from mlxgpt.training.launch import launch
+from mlxgpt.training import loop as train_loop
+from mlxgpt.training import selfcheck
+from mlxgpt.training.auto_size import SIZED
+from mlxgpt.training.callbacks import Callback, CallbackList, Summary
+from mlxgpt.training.estimate import must_fit
+from mlxgpt.training.init_weights import SHAPE, init_from
+from mlxgpt.training.job import TrainRequest
+from mlxgpt.training.loggers import make_logger
+from mlxgpt.training.retries import retry_on_gpu_failure
 from mlxgpt.training.selfcheck import Check
-from mlxgpt.training.sizing import SIZED
+from mlxgpt.training.setup import setup
 
 SHORT_VOCABULARY = 2048  # of a model of a size that fits into minutes, where none is given
 
@@ -123,58 +128,53 @@ def train(
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
     report_to: str | None = None,
-    callback: Callback | None = None,
+    callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Summary:
     """Train, or resume a run that was stopped.
 
     Args:
-        tier: 1 or 2, or
-        config: a TOML file or a Config.
+        tier: 1 or 2.
+        config: a TOML file or a Config, instead of a tier.
         recipe: of the tier, `classic` (default) or `modern`. `modern` with `max_minutes` and no
             tier chooses a size for that time, this text and this machine.
         run: name or folder; default CONFIG-DATA.
-        from_run: a run, trained or imported, whose weights to begin with; its shape and tokenizer
-            are taken, and without a tier or a config the settings of `finetune`.
+        from_run: a run, trained or imported, to initialize from; its shape and tokenizer are taken,
+            and without a tier or a config the settings of `finetune`.
         max_minutes: plan as many steps as fit into this time.
-        memory_limit: gigabytes; a training that takes more is refused, or stopped and saved.
-        report_to: `tensorboard` or `wandb`, which get the records, too.
-        callback: is told how it goes; see training/callback.py.
+        memory_limit: gigabytes; training that takes more is refused, or stopped and saved.
+        report_to: `tensorboard` or `wandb`, which get the metrics, too.
+        callbacks: observe training; see training/callbacks.py.
         settings: any field of the config, such as `n_layer=6, source="my.txt"`.
 
-    Where its text cannot be had, Tier 1 goes on with the storybook, and says so.
+    If Tier 1's text could not be downloaded, it trains on the built-in stories, and logs that.
     """
+    fit_size = recipe == "modern" and bool(max_minutes) and not (tier or config or from_run)
     with contextlib.ExitStack() as stack:
-        ranks, callback = stack.enter_context(together.joined(callback or Callback()))
-        if report_to and (not ranks or ranks.first):
-            callback = stack.enter_context(contextlib.closing(Tracker(report_to, callback)))
-        beginning = None
-        alone = tier is None and config is None and from_run is None
-        fit_size = recipe == "modern" and bool(max_minutes) and alone
+        group = stack.enter_context(joined())
+        observers = list(callbacks) if group.is_main else []
+        if report_to and group.is_main:
+            observers.append(stack.enter_context(make_logger(report_to)))
+        events = CallbackList(observers)
+        init_weights = None
         if fit_size:
-            if ranks:
+            if group.size > 1:
                 raise UserError(
-                    "a size for the time there is can be chosen for one machine only",
+                    "a model size can be chosen for one machine only",
                     "choose it by --tier 2, or --n-layer and --n-embd with --config.",
                 )
-            if mine := [name for name in SIZED if name in settings and name != "vocab_size"]:
-                raise UserError(
-                    f"{mine[0]} is given, and would be chosen for the {max_minutes:g} minutes",
-                    "leave it out; or add --tier 2, which has a size.",
-                )
-            name, chosen = resolve(2, None, recipe, **{"vocab_size": SHORT_VOCABULARY, **settings})
-            name = f"{recipe}-{max_minutes:g}min"
+            name, chosen = _to_be_sized(recipe, max_minutes, settings)
         elif from_run:
             parent = run_folders.find(from_run, home("runs", runs_dir))
             config = config or ("finetune" if tier is None else None)
             others = {k: v for k, v in settings.items() if k not in (*SHAPE, "block_size")}
-            name, chosen = resolve(tier, config, recipe, **others)
-            chosen, beginning = begin_from(parent, chosen, settings, callback.on_note)
+            _, chosen = resolve(tier, config, recipe, **others)
+            chosen, init_weights = init_from(parent, chosen, settings)
             name = parent.name
         else:
             name, chosen = resolve(tier, config, recipe, **settings)
         own_text = "source" in settings or "val_source" in settings
-        return launch(
+        request = TrainRequest(
             chosen,
             config_name=name,
             run_name=run,
@@ -185,10 +185,26 @@ def train(
             memory_limit=memory_limit,
             fallback=STORYBOOK if tier == 1 and not own_text else None,
             strict_vocab=bool(settings.get("vocab_size")),
-            beginning=beginning,
-            callback=callback,
-            ranks=ranks,
+            init_weights=init_weights,
         )
+        with setup(request, group, events) as job:
+            run_to_end = partial(train_loop.train, group=group, callbacks=events)
+            summary = retry_on_gpu_failure(run_to_end, job, group)
+        events.on_train_end(summary)
+        return summary
+
+
+def _to_be_sized(
+    recipe: str | None, minutes: float | None, settings: Mapping[str, Any]
+) -> tuple[str, Config]:
+    """The name and the config of a run whose model size is chosen for a training time."""
+    if given := [name for name in SIZED if name in settings and name != "vocab_size"]:
+        raise UserError(
+            f"{given[0]} is given, and would be chosen for the {minutes:g} minutes",
+            "leave it out; or add --tier 2, which has a size.",
+        )
+    _, chosen = resolve(2, None, recipe, **{"vocab_size": SHORT_VOCABULARY, **settings})
+    return f"{recipe}-{minutes:g}min", chosen
 
 
 def import_model(

@@ -32,8 +32,8 @@ from mlxgpt.distributed.launcher import again_by_launcher
 from mlxgpt.machine import device
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage.run import Run
-from mlxgpt.training.callback import Callback, Summary
-from mlxgpt.training.forecast import Forecast, Reached
+from mlxgpt.training.callbacks import Callback, Summary
+from mlxgpt.training.estimate import Estimate, Reached
 from mlxgpt.training.selfcheck import Check
 
 QUIET_SECONDS = 10.0  # between two lines where no terminal redraws them
@@ -176,15 +176,15 @@ class TrainingDisplay(Callback):
         if check.ok is False:
             self.console.print(Text(f"self-check: {check.name}: {check.detail}", style="bold red"))
 
-    def on_train_begin(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
+    def on_train_begin(self, run: Run, dataset: Dataset, start: int, estimate: Estimate) -> None:
         self.close()
-        self.show_plan(run, dataset, forecast)
+        self.show_plan(run, dataset, estimate)
         self.view = LiveView(self.console, start, run.config.train.max_steps, run.metrics())
 
-    def show_plan(self, run: Run, dataset: Dataset, forecast: Forecast) -> None:
+    def show_plan(self, run: Run, dataset: Dataset, estimate: Estimate) -> None:
         """What is about to be trained."""
         checks = {"self-check": f"{len(self._passed)} checks passed"}
-        self._show({**checks, **_plan(run, dataset, forecast)})
+        self._show({**checks, **_plan(run, dataset, estimate)})
 
     def on_log(self, record: dict[str, Any]) -> None:
         assert self.view
@@ -321,7 +321,7 @@ class LiveView:
         return (time.monotonic() - self._began) / done * (self._steps - step)
 
 
-def _plan(run: Run, dataset: Dataset, forecast: Forecast) -> dict[str, str]:
+def _plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, str]:
     """What is about to be trained, in named lines."""
     t, model, meta = run.config.train, run.config.model, dataset.meta
     tokens = run.config.tokens_per_step
@@ -334,11 +334,11 @@ def _plan(run: Run, dataset: Dataset, forecast: Forecast) -> dict[str, str]:
         "plan": f"{t.max_steps:,} steps of {tokens:,} tokens, {t.max_steps * tokens:,} in all, "
         f"{t.max_steps * tokens / meta.train.tokens:.1f} epochs",
         "machine": f"{device.name()}, {device.backend()}, {decimal(device.total_bytes())}",
-        "will take": f"about {duration(forecast.seconds)} and {decimal(forecast.peak_bytes)} of "
-        f"memory, measured: {1000 * forecast.step_seconds:,.0f} ms a step, "
-        f"{forecast.evaluations} evaluation{'s' * (forecast.evaluations != 1)} in "
-        f"{duration(forecast.evaluation_seconds)}",
-        "to expect": _expected(forecast.reached, t.max_steps * tokens),
+        "will take": f"about {duration(estimate.seconds)} and {decimal(estimate.peak_bytes)} of "
+        f"memory, measured: {1000 * estimate.step_seconds:,.0f} ms a step, "
+        f"{estimate.evaluations} evaluation{'s' * (estimate.evaluations != 1)} in "
+        f"{duration(estimate.evaluation_seconds)}",
+        "to expect": _expected(estimate.reached, t.max_steps * tokens),
         "run": str(run.folder),
     }
 

@@ -18,7 +18,7 @@ from mlxgpt.corpus.dataset import is_prepared
 from mlxgpt.corpus.normalize import encode_prompt
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
-from mlxgpt.evaluation.loss import Evaluation, Evaluator
+from mlxgpt.evaluation.loss import EvalText, Evaluation, Evaluator
 from mlxgpt.inference import generation
 from mlxgpt.inference.decoding import Decoder
 from mlxgpt.inference.generation import Drawn, Generated
@@ -191,16 +191,9 @@ class Model:
 
     def _evaluated(self, ids: np.ndarray, limit: int | None = None) -> Evaluation:
         c = self.run.config
-        evaluate = Evaluator(
-            self._model,
-            self.tokenizer,
-            Tokens(ids, c.model.vocab_size),
-            bos=self.run.bos,
-            batch_size=c.train.batch_size,
-            dtype=mx.float32,
-            step=self._eval_step,
-            limit=limit,
-        )
+        text = EvalText(Tokens(ids, c.model.vocab_size), self.tokenizer, self.run.bos)
+        batch_size = c.train.batch_size
+        evaluate = Evaluator(self._model, text, self._eval_step, batch_size=batch_size, limit=limit)
         return evaluate()
 
     @cached_property

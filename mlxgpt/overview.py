@@ -14,7 +14,7 @@ from mlxgpt.model.counting import count_parameters, flops_per_token, parameters_
 from mlxgpt.requests import PathLike, home, resolve
 from mlxgpt.storage import run as run_folders
 from mlxgpt.storage.run import Run
-from mlxgpt.training.forecast import training_bytes
+from mlxgpt.training.estimate import training_bytes
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,18 @@ from itertools import islice
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend.cpu import parallel as lanes
-from mlxgpt.backend.cpu.parallel import Lanes
+from mlxgpt.backend import execution
 from mlxgpt.corpus.tokenizer import Tokenizer, byte_lengths
 from mlxgpt.corpus.tokens import Tokens
-from mlxgpt.distributed.group import Ranks
+from mlxgpt.distributed.group import LOCAL, ProcessGroup
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.model.counting import flops_per_token
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
 from mlxgpt.storage.run import Run
+
+EvalStep = execution.PerThread[mx.array]
 
 
 @dataclass(frozen=True)
@@ -40,44 +41,53 @@ class Evaluation:
     tokens: int
 
 
+@dataclass(frozen=True)
+class EvalText:
+    """A text to evaluate on.
+
+    Attributes:
+        tokens: its ids.
+        tokenizer: which they are of.
+        bos: the token that the model's texts begin with; None if they begin without one.
+    """
+
+    tokens: Tokens
+    tokenizer: Tokenizer
+    bos: int | None
+
+
 class Evaluator:
     """Evaluates one model on one text again and again, with one compiled step.
 
     The text is cut into windows of the training block that do not overlap; the last one is padded
-    and masked, so that every token but the first is predicted once (and the first too, where texts
+    and masked, so that every token but the first is predicted once (and the first too, if texts
     begin with `bos`). No dropout and no random numbers: training is not touched.
 
     Attributes:
         tokens: how many are predicted.
 
     Args:
-        tokens: the array to evaluate on.
-        bos: the token that the model's texts begin with; None where they begin without one.
-        batch_size: windows at a time, over all lanes.
-        dtype: of the forward pass.
-        step: what evaluates a batch, kept from another text; default: a new one.
+        step: the compiled evaluation step, see `eval_step`.
+        batch_size: windows at a time, over all threads.
         limit: about how many tokens to predict, in windows spread evenly over the text, always the
             same; default: all.
-        ranks: those that evaluate together, all at once, each some of the batches.
+        group: processes that evaluate together, each some of the batches.
     """
 
     def __init__(
         self,
         model: GPT,
-        tokenizer: Tokenizer,
-        tokens: Tokens,
+        text: EvalText,
+        step: EvalStep,
         *,
-        bos: int | None,
         batch_size: int,
-        dtype: mx.Dtype,
-        step: Lanes[mx.array] | None = None,
         limit: int | None = None,
-        ranks: Ranks | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
-        self._ranks = ranks
-        ids = np.asarray(tokens.ids, dtype=np.int32)
-        if bos is not None:
-            ids = np.concatenate([np.array([bos], dtype=np.int32), ids])
+        self._group = group or LOCAL
+        ids = np.asarray(text.tokens.ids, dtype=np.int32)
+        if text.bos is not None:
+            ids = np.concatenate([np.array([text.bos], dtype=np.int32), ids])
         if len(ids) < 2:
             raise _too_short()
         if ids.max() >= model.config.vocab_size:
@@ -92,40 +102,38 @@ class Evaluator:
         self._starts = T * (np.arange(chosen) * windows // chosen)
         targets = np.concatenate([ids[start + 1 : start + 1 + T] for start in self._starts])
         self.tokens = len(targets)
-        self._bytes = int(byte_lengths(tokenizer)[targets].sum())
+        self._bytes = int(byte_lengths(text.tokenizer)[targets].sum())
         if not self._bytes:
             raise _too_short()
         forward = T * flops_per_token(model.config) / 3
         most = device.rows_at_once(forward) or batch_size
-        self._rows = max(1, min(batch_size, chosen, most) // lanes.count())  # of each lane
+        self._rows = max(1, min(batch_size, chosen, most) // execution.thread_count())  # a thread
         self._block_size = T
         self._model = model
-        self._lanes = step or Lanes(lambda: make_eval_step(model, dtype))
+        self._step = step
 
     def __call__(self) -> Evaluation:
         """Evaluate the model as it is now."""
         parameters = self._model.parameters()
-        first, step = (self._ranks.rank, self._ranks.size) if self._ranks else (0, 1)
-        batches = islice(self._batches(), first, None, step)
+        batches = islice(self._batches(), self._group.rank, None, self._group.size)
         shares = ((parameters, *map(mx.array, batch)) for batch in batches)
         total = 0.0
         waiting: list[mx.array] = []
-        while some := list(islice(shares, lanes.count())):
+        while some := list(islice(shares, execution.thread_count())):
             # The device has the next batches before the last ones are waited for.
-            losses = self._lanes(some)
+            losses = self._step(some)
             mx.async_eval(losses)
             total += sum(map(float, waiting))
             waiting = losses
         total += sum(map(float, waiting))
-        if self._ranks:
-            total = sum(self._ranks.gather(total))
+        total = sum(self._group.gather("validation losses", total))
         loss = total / self.tokens
         bits = total / math.log(2) / self._bytes
         perplexity = math.exp(loss) if loss < 700 else math.inf
         return Evaluation(loss, bits, perplexity, self.tokens)
 
     def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(inputs, targets, mask), each [B, T], all of one shape; rows that are over are masked."""
+        """(inputs, targets, mask), each [B, T], of one shape; rows beyond the last are masked."""
         B, T = self._rows, self._block_size
         for first in range(0, len(self._starts), B):
             inputs, targets = np.zeros((2, B, T), dtype=np.int32)
@@ -138,17 +146,16 @@ class Evaluator:
             yield inputs, targets, mask
 
 
+def eval_step(model: GPT, dtype: mx.Dtype) -> EvalStep:
+    """The compiled evaluation step of a model: one for each thread; see `losses.make_eval_step`."""
+    return execution.PerThread(lambda: make_eval_step(model, dtype))
+
+
 def evaluate(run: Run, model: GPT, tokens: Tokens) -> Evaluation:
     """Loss of a run's model over some tokens."""
-    evaluator = Evaluator(
-        model,
-        run.tokenizer,
-        tokens,
-        bos=run.bos,
-        batch_size=run.config.train.batch_size,
-        dtype=getattr(mx, run.config.train.dtype),
-    )
-    return evaluator()
+    t = run.config.train
+    text, step = EvalText(tokens, run.tokenizer, run.bos), eval_step(model, getattr(mx, t.dtype))
+    return Evaluator(model, text, step, batch_size=t.batch_size)()
 
 
 def _too_short() -> UserError:

@@ -17,7 +17,7 @@ from mlxgpt.pages.course import AXES, Course, course_of
 from mlxgpt.pages.page import Figure, Page
 from mlxgpt.pages.plots import Line
 from mlxgpt.storage.run import Run
-from mlxgpt.training.beginning import SHAPE
+from mlxgpt.training.init_weights import SHAPE
 
 SMOOTH = 30  # records of the training loss
 MOST_SAMPLES = 8

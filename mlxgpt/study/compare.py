@@ -9,6 +9,7 @@ import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import mlx.core as mx
 from mlxgpt import files
 from mlxgpt.config import Config, changed_weights, override
 from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.distributed.group import LOCAL
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import evaluate
 from mlxgpt.machine import device
@@ -31,10 +33,11 @@ from mlxgpt.study.paired import ALPHA
 from mlxgpt.study.planning import Forecasts, plan
 from mlxgpt.study.record import Record, Standing, Training
 from mlxgpt.study.variants import Variant, must_be_one_text, weights
-from mlxgpt.training import launch
-from mlxgpt.training.callback import Callback
-from mlxgpt.training.existing import existing, is_finished
-from mlxgpt.training.session import Diverged
+from mlxgpt.training.callbacks import Callback
+from mlxgpt.training.job import TrainJob
+from mlxgpt.training.loop import Diverged, train
+from mlxgpt.training.resume import find_run, is_finished
+from mlxgpt.training.retries import retry_on_gpu_failure
 
 
 class Observer(Callback):
@@ -91,7 +94,7 @@ class _Comparison:
     ) -> None:
         self._request, self._folder, self._observer = request, folder, observer
         self._ledger = ledgers.open_ledger(folder / request.name)
-        self._forecasts = Forecasts(observer)
+        self._forecasts = Forecasts(folder, observer)
         self._told: set[str] = set()
         self._variants = plan(variants, request.budget, self._ledger, self._forecasts, observer)
         first = self._variants[0]
@@ -186,7 +189,7 @@ class _Comparison:
             return Training(seed, key, math.inf, None)
         folder = self._folder / ledgers.TRAININGS / key
         with files.only_one(folder, "training"):
-            run = existing(folder)
+            run = find_run(folder)
             if run:
                 _must_be(run, config, variant.dataset)
             if run and is_finished(run, config):
@@ -214,7 +217,9 @@ class _Comparison:
         self._observer.on_training(
             variant.name, config.train.seed, config.train.max_steps, done, total
         )
-        summary = launch.take_steps(folder, run, config, variant.dataset, self._observer, forecast)
+        job = TrainJob(config, variant.dataset, folder, run, forecast, resumed=run is not None)
+        attempt = partial(train, group=LOCAL, callbacks=self._observer)
+        summary = retry_on_gpu_failure(attempt, job, LOCAL)
         gc.collect()
         mx.clear_cache()
         return not summary.interrupted

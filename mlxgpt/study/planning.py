@@ -6,17 +6,28 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from mlxgpt.config import Config, override
+from mlxgpt.distributed.group import LOCAL
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.study import ledger as ledgers
 from mlxgpt.study.budget import Budget
 from mlxgpt.study.ledger import Ledger
 from mlxgpt.study.variants import Variant
-from mlxgpt.training import launch
-from mlxgpt.training.callback import Callback
-from mlxgpt.training.forecast import Forecast, measure, refuse_by_estimate, refuse_too_large
+from mlxgpt.training.callbacks import Callback
+from mlxgpt.training.estimate import (
+    NO_ESTIMATE,
+    Estimate,
+    measure,
+    refuse_by_estimate,
+    refuse_too_large,
+)
+from mlxgpt.training.job import TrainJob
+from mlxgpt.training.retries import retry_on_gpu_failure
+from mlxgpt.training.setup import check_and_measure, fit_to_data, planned
 
 MOST_EVALUATIONS, FEWEST_EVALUATIONS = 20, 5  # points of a curve
 EVALUATED_SHARE = 0.2  # of the work of a training, a forward pass being a third of a step
@@ -26,14 +37,16 @@ TIMINGS = 3  # of each variant in turn, where a time is to be planned
 class Forecasts:
     """The self-check and the first steps of each variant, once."""
 
-    def __init__(self, callback: Callback) -> None:
-        self._callback = callback
-        self._found: dict[str, Forecast] = {}
+    def __init__(self, folder: Path, callback: Callback) -> None:
+        self._folder, self._callback = folder, callback
+        self._found: dict[str, Estimate] = {}
 
-    def of(self, variant: Variant) -> Forecast:
+    def of(self, variant: Variant) -> Estimate:
         """A variant's; raises UserError if it takes more memory than there is."""
         if variant.name not in self._found:
-            found = launch.first_steps(variant.config, variant.dataset, self._callback)
+            job = TrainJob(variant.config, variant.dataset, self._folder, None, NO_ESTIMATE)
+            attempt = partial(check_and_measure, group=LOCAL, callbacks=self._callback)
+            found = retry_on_gpu_failure(attempt, job, LOCAL).estimate
             refuse_too_large(variant.config, found.peak_bytes, device.free_bytes())
             self._found[variant.name] = found
         return self._found[variant.name]
@@ -56,13 +69,13 @@ def plan(
         steps = _steps_in_time(fitted, budget, ledger, forecasts, callback)
     else:
         steps = [budget.steps(v.config, math.nan) for v in fitted]
-    planned = [replace(v, config=_sized(v, n)) for v, n in zip(fitted, steps, strict=True)]
-    _must_differ(planned)
-    return planned
+    variants = [replace(v, config=_sized(v, n)) for v, n in zip(fitted, steps, strict=True)]
+    _must_differ(variants)
+    return variants
 
 
 def _fitted(variant: Variant) -> Config:
-    config = launch.fit_to_data(device.resolve_dtype(variant.config), variant.dataset)
+    config = fit_to_data(device.resolve_dtype(variant.config), variant.dataset)
     refuse_by_estimate(config)
     return config
 
@@ -100,7 +113,7 @@ def _sized(variant: Variant, steps: int) -> Config:
     every = math.ceil(steps / min(max(points, FEWEST_EVALUATIONS), MOST_EVALUATIONS))
     decay_steps = config.optim.decay_steps * steps / config.train.max_steps
     return override(
-        launch.planned(config, steps),
+        planned(config, steps),
         {
             "decay_steps": math.ceil(decay_steps),
             "eval_interval": every,

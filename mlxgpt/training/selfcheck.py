@@ -13,12 +13,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend.cpu import blas
-from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend import execution
 from mlxgpt.config import Config, Sampling, override, with_vocabulary
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
-from mlxgpt.evaluation.loss import Evaluator
+from mlxgpt.evaluation.loss import EvalText, Evaluator, eval_step
 from mlxgpt.inference import sample
 from mlxgpt.inference.sample import Rules
 from mlxgpt.machine import device
@@ -89,14 +88,14 @@ def shrunken(config: Config) -> Config:
 
 def matrix_products(config: Config) -> Check:
     """What computes matrix products here: told, since it decides the speed."""
-    found = blas.status() if device.on_cpu() else "MLX's own kernels"
+    found = execution.matmul_library()
     rounded = "" if device.multiplies_exactly() else ", float32 rounded to TF32"
     return Check("matrix products", None, found + rounded)
 
 
 def fused_kernels(config: Config) -> Check:
     """Whether MLX can fuse operations here: told, as above."""
-    return Check("fused kernels", None, compiler.status() or "compiled")
+    return Check("fused kernels", None, execution.compile_problem() or "compiled")
 
 
 def tied_head(config: Config) -> Check:
@@ -211,8 +210,8 @@ def evaluation(config: Config) -> Check:
     tokens = _tokens(config)
     letters = map(chr, range(ord("0"), ord("0") + config.model.vocab_size))
     tokenizer = CharTokenizer(letters, end_of_text=False)
-    given: dict[str, Any] = {"bos": None, "batch_size": 4, "dtype": mx.float32}
-    evaluate = Evaluator(steps[0].model, tokenizer, tokens, **given)
+    model, text = steps[0].model, EvalText(tokens, tokenizer, None)
+    evaluate = Evaluator(model, text, eval_step(model, mx.float32), batch_size=4)
     losses = []
     for n in range(3):
         for step in steps:

@@ -1,10 +1,12 @@
-"""A model's weights at the ages of its training, to look back at: after 0, 100, 200, 400, … steps.
+"""Snapshots of the weights after 0, 100, 200, 400, … steps, to see how a model learned.
 
-They lie in a run's `snapshots`, in 16 bits and without the optimizer: nothing is resumed from them.
+They are in a run's `snapshots`, in 16 bits and without the optimizer: training cannot resume from
+them.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 
@@ -15,23 +17,24 @@ from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training.step import TrainStep
 
-FIRST = 100  # steps; each age is twice the one before
+logger = logging.getLogger(__name__)
+
+FIRST = 100  # steps; each of the later ones is twice the one before
 BYTES = 2  # of a weight
-SHARE = 0.1  # of the disk's free space, at most, for all of a training's
+SHARE = 0.1  # of the disk's free space, at most, for all snapshots of a run
 
 
-def is_age(step: int) -> bool:
-    """Whether a snapshot is taken after so many steps."""
+def is_snapshot_step(step: int) -> bool:
+    """Whether a snapshot is taken after `step` updates."""
     doublings, rest = divmod(step, FIRST)
     return rest == 0 and doublings & (doublings - 1) == 0
 
 
 class Snapshots:
-    """Takes a training's snapshots; where one cannot be written the training goes on without.
+    """Takes the snapshots of a run; if one cannot be written, training continues without.
 
     Args:
-        beside: has something written beside the training.
-        note: takes a line on why there are none.
+        submit: has something written in a thread.
 
     Attributes:
         on: whether any are taken.
@@ -41,27 +44,26 @@ class Snapshots:
         self,
         run: Run,
         step_function: TrainStep,
-        beside: Callable[[Callable[[], None]], None],
-        note: Callable[[str], None],
+        submit: Callable[[Callable[[], None]], None],
     ) -> None:
         self._run, self._step_function = run, step_function
-        self._beside, self._note = beside, note
+        self._submit = submit
         config = run.config
         self.on = config.train.snapshots
-        ages = sum(map(is_age, range(0, config.train.max_steps + 1, FIRST)))
+        ages = sum(map(is_snapshot_step, range(0, config.train.max_steps + 1, FIRST)))
         size = ages * count_parameters(config.model) * BYTES
         free = shutil.disk_usage(run.folder).free
         if self.on and size > SHARE * free:
             self.on = False
-            note(
-                f"no snapshots on the way: {size / 1e6:,.0f} MB are more than a tenth of "
+            logger.info(
+                f"no snapshots during training: {size / 1e6:,.0f} MB are more than a tenth of "
                 f"the disk's free {free / 1e6:,.0f} MB"
             )
         if self.on:
             run.snapshots.mkdir(exist_ok=True)
 
     def take(self, step: int) -> None:
-        """Begin to write the weights as they are, unless none are taken."""
+        """Start to write the weights as they are, unless none are taken."""
         if not self.on:
             return
         parameters, _ = self._step_function.arrays()
@@ -73,6 +75,6 @@ class Snapshots:
                 self._run.save(self._run.snapshots, step, small, {})
             except (UserError, OSError) as error:
                 self.on = False
-                self._note(f"no more snapshots: {getattr(error, 'problem', error)}")
+                logger.info(f"no more snapshots: {getattr(error, 'problem', error)}")
 
-        self._beside(write)
+        self._submit(write)

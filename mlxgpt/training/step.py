@@ -1,30 +1,32 @@
-"""The compiled training step. Shapes are fixed, so it is traced once; nothing here waits for the
-device.
+"""The compiled training step: gradients, norm, update. Shapes are fixed, so that each function is
+traced once; nothing here waits for the device, except between micro-batches.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
-from mlxgpt.backend.cpu import jit as compiler
-from mlxgpt.backend.cpu import parallel as lanes
-from mlxgpt.backend.cpu.parallel import Lanes
+from mlxgpt.backend import execution
 from mlxgpt.config import Config
-from mlxgpt.distributed.group import Ranks
+from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.distributed.group import LOCAL, ProcessGroup
+from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT, flat, must_be_like
 from mlxgpt.model.losses import borrowed, token_losses
+from mlxgpt.seeds import derive
 from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
-from mlxgpt.training.shares import Parts, share
+from mlxgpt.training.schedule import learning_rate_schedule
+
+Arrays = dict[str, mx.array]  # by dotted names
 
 
-def _not_compiled(function: Callable, **_: Any) -> Callable:
+def _not_compiled(function: Callable) -> Callable:
     return function
 
 
@@ -34,32 +36,36 @@ class TrainStep:
     Args:
         model: its parameters are the float32 master weights, updated in place.
         config: `train.dtype` must be resolved; see `device.resolve_dtype`.
-        compiled: False runs the same operations one by one, to be compared with.
-        ranks: the machines that each compute a share of every batch; None: this one is alone.
+        group: the processes that train together, each on its rows of every batch.
+        compiled: False runs the same operations one by one, to compare with.
     """
 
     def __init__(
-        self, model: GPT, config: Config, *, compiled: bool = True, ranks: Ranks | None = None
+        self,
+        model: GPT,
+        config: Config,
+        group: ProcessGroup | None = None,
+        *,
+        compiled: bool = True,
     ) -> None:
-        self.model = model
-        self.grad_clip = config.optim.grad_clip
+        self.model, self.config, self.group = model, config, group or LOCAL
         self.dtype = getattr(mx, config.train.dtype)
-        self.reduce_dtype = getattr(mx, config.train.reduce_dtype)
-        compile = compiler.compiled if compiled else _not_compiled
-        self._lanes = Lanes(lambda: _Sums(compile(self._gradients_of), compile(_add)))
-        self._mean = compile(self._mean_of)
-        self._judge = compile(self._judged)
-        self.ranks = ranks
-        self._pack, self._unpack = compile(self._packed), compile(self._unpacked)
+        self._grad_clip = config.optim.grad_clip or math.inf
+        self._reduce_dtype = getattr(mx, config.train.reduce_dtype)
+        compile = execution.compiled if compiled else _not_compiled
+        # On a CPU each worker thread has functions, and an optimizer, of its own; on a GPU there is
+        # one of each.
+        self._gradients = execution.PerThread(lambda: _GradientSum(compile(self._add_gradients)))
+        self._norm = compile(self._clipped_norm)
         parameters = flat(model.trainable_parameters())
-        self._shares = split_by_work(parameters, config.optim, lanes.count())
+        self._names = split_by_work(parameters, config.optim, execution.thread_count())
         self._optimizers = [
             OptimizerGroups(config.optim, {name: parameters[name] for name in names})
-            for names in self._shares
+            for names in self._names
         ]
         self._states = [optimizer.init() for optimizer in self._optimizers]
         updates = (compile(optimizer.update) for optimizer in self._optimizers)
-        self._updates = Lanes(lambda: next(updates))
+        self._updates = execution.PerThread(lambda: next(updates))
 
     @property
     def state(self) -> list[Any]:
@@ -74,8 +80,8 @@ class TrainStep:
         key: mx.array,
         limit: float = math.inf,
     ) -> tuple[mx.array, mx.array]:
-        """Take one step. Where the loss or the gradient is not finite, or the loss is above
-        `limit`, it changes nothing.
+        """Take one step. It changes nothing if the loss or the gradient is not finite, or the loss
+        is above `limit`.
 
         Args:
             inputs, targets: ids[A, B, T], int32.
@@ -87,158 +93,198 @@ class TrainStep:
             The mean loss in nats per token before the update, and the gradient's global norm
             before clipping; on a GPU neither is computed yet.
         """
-        loss, gradients = self.gradients(inputs, targets, key)
-        if self.ranks:
-            loss, gradients = self._averaged(self.ranks, loss, gradients)
-        norm, scale, good = self._judge(gradients, loss, mx.array(limit))
-        own, new = flat(self.model.trainable_parameters()), flat(gradients)
-        updates = self._updates(
+        loss, gradients, parts = self._sum_gradients(inputs, targets, key)
+        loss, gradients = self.group.average(loss, gradients, self._reduce_dtype)
+        loss, norm, scale, good = self._norm(loss, gradients, mx.array(parts), mx.array(limit))
+        parameters = flat(self.model.trainable_parameters())
+        updated = self._updates(
             (
-                {n: own[n] for n in names},
-                {n: new[n] for n in names},
+                {name: parameters[name] for name in names},
+                {name: gradients[name] for name in names},
                 state,
                 learning_rate,
                 scale,
                 good,
             )
-            for names, state in zip(self._shares, self._states, strict=True)
+            for names, state in zip(self._names, self._states, strict=True)
         )
-        self.model.update(
-            tree_unflatten({n: p for parameters, _ in updates for n, p in parameters.items()})
-        )
-        self._states = [state for _, state in updates]
+        self.model.update(tree_unflatten({n: p for new, _ in updated for n, p in new.items()}))
+        self._states = [state for _, state in updated]
         return loss, norm
 
-    def arrays(self) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
+    def gradients(
+        self, inputs: mx.array, targets: mx.array, key: mx.array
+    ) -> tuple[mx.array, Arrays]:
+        """Mean loss and its gradients by name, of ids[A, B, T]."""
+        loss, gradients, parts = self._sum_gradients(inputs, targets, key)
+        return loss / parts, {name: gradient / parts for name, gradient in gradients.items()}
+
+    def arrays(self) -> tuple[Arrays, Arrays]:
         """The parameters, and the optimizer's state, by their dotted names."""
-        named: dict[str, mx.array] = {}
+        named: Arrays = {}
         for optimizer, state in zip(self._optimizers, self._states, strict=True):
             named |= optimizer.to_named(state)
         return flat(self.model.parameters()), named
 
-    def restore(self, parameters: dict[str, mx.array], optimizer: dict[str, mx.array]) -> None:
+    def restore(self, parameters: Arrays, optimizer: Arrays) -> None:
         """Continue from saved arrays; raises UserError if they are another model's."""
         for saved, own in zip((parameters, optimizer), self.arrays(), strict=True):
             must_be_like(saved, own)
         self.model.update(tree_unflatten(parameters))
         self._states = [one.from_named(optimizer) for one in self._optimizers]
 
-    def gradients(
+    def _sum_gradients(
         self, inputs: mx.array, targets: mx.array, key: mx.array
-    ) -> tuple[mx.array, dict]:
-        """Mean loss and its gradients over all micro-batches, which are equally large; with ranks,
-        over this one's share of them.
+    ) -> tuple[mx.array, Arrays, float]:
+        """Sums of the losses and gradients of all parts of a batch, and how many parts there are:
+        micro-batches, on a CPU divided further.
         """
-        if self.ranks:
-            return self._gradients_of_share(inputs, targets, key, self.ranks)
-        A, B, T = inputs.shape
-        parts = Parts.of(A, B, T)
-        L, P = parts.lanes, parts.each
-        if parts.count > A:  # each lane has half of each micro-batch, in portions,
-            inputs, targets = (
-                ids.reshape(A, L, P, B // L // P, T).swapaxes(0, 1).flatten(1, 2)
-                for ids in (inputs, targets)
-            )
-        else:  # or half of the micro-batches, or one lane has all
-            inputs, targets = (ids.reshape(L, A // L, B, T) for ids in (inputs, targets))
-        keys = mx.random.split(key, parts.count).reshape(L, parts.count // L, -1)
-        return self._mean_over(L, inputs, targets, keys)
-
-    def _gradients_of_share(
-        self, inputs: mx.array, targets: mx.array, key: mx.array, ranks: Ranks
-    ) -> tuple[mx.array, dict]:
-        A, B, T = inputs.shape
-        mine = share(A, B, T, ranks.rank, ranks.size)
-        L, count = mine.lanes, len(mine.pieces)
-        shape = (L, count // L, mine.rows, T)
-        rows = slice(mine.first, mine.first + count * mine.rows)
-        inputs, targets = (ids.reshape(A * B, T)[rows].reshape(shape) for ids in (inputs, targets))
-        of_parts = mx.random.split(key, Parts.of(A, B, T).count)
-        numbers, firsts = zip(*mine.pieces, strict=True)
-        keys = of_parts[mx.array(numbers)].reshape(L, count // L, -1)
-        if mine.whole:
-            return self._mean_over(L, inputs, targets, keys)
-        places = mx.array(firsts).reshape(L, count // L, 1)
-        return self._mean_over(L, inputs, targets, keys, places, [[mine.of] * (count // L)] * L)
-
-    def _mean_over(self, L: int, *given: Any) -> tuple[mx.array, dict]:
-        """Mean loss and gradients of what is given for each of L lanes."""
-        parts = L * given[0].shape[1]
+        shards = execution.shard(inputs, targets, key)
         parameters = self.model.trainable_parameters()
-        sums = self._lanes(zip([parameters] * L, *given, strict=True))
-        return self._mean(sums, mx.array(float(parts))) if parts > 1 else sums[0]
+        sums = self._gradients([(parameters, *shard) for shard in shards])
+        loss, gradients = sums[0] if len(sums) == 1 else _joined(sums)
+        return loss, gradients, float(sum(len(shard[0]) for shard in shards))
 
-    def _gradients_of(
-        self, parameters: dict, inputs: mx.array, targets: mx.array, key: mx.array, *part: Any
-    ) -> tuple[mx.array, dict]:
-        drawn_with = (key, *part) if part else key
+    def _add_gradients(
+        self,
+        parameters: dict,
+        inputs: mx.array,
+        targets: mx.array,
+        key: mx.array,
+        total: tuple[mx.array, Arrays] | None,
+    ) -> tuple[mx.array, Arrays]:
+        """Mean loss of ids[B, T] and its gradients, added to the sums so far."""
 
         def mean_loss(parameters: dict) -> mx.array:
             self.model.update(tree_map(lambda p: p.astype(self.dtype), parameters))
-            return token_losses(self.model(inputs, drawn_with), targets).mean()
+            return token_losses(self.model(inputs, key), targets).mean()
 
         with borrowed(self.model):
-            return mx.value_and_grad(mean_loss)(parameters)
+            loss, tree = mx.value_and_grad(mean_loss)(parameters)
+        gradients = flat(tree)
+        if total is None:
+            return loss, gradients
+        return total[0] + loss, {n: total[1][n] + g for n, g in gradients.items()}
 
-    def _mean_of(self, sums: list[tuple[mx.array, dict]], parts: mx.array) -> tuple[mx.array, dict]:
-        return tree_map(lambda *values: sum(values) / parts, *sums)
-
-    def _averaged(self, ranks: Ranks, loss: mx.array, gradients: dict) -> tuple[mx.array, dict]:
-        """The means over all ranks; and what each of them wishes is told."""
-        # The gradients as one array, which the host waits for: many small sums take several times
-        # as long, and a Mac's GPU may not wait for another machine for more than some seconds.
-        gradients = self._unpack(ranks.sum(self._pack(gradients)), mx.array(float(ranks.size)))
-        wishes, total = ranks.sum(mx.stack([mx.array(float(ranks.wish)), loss]))
-        ranks.stopped = bool(wishes > 0)
-        return total / ranks.size, gradients
-
-    def _packed(self, gradients: dict) -> mx.array:
-        arrays = [array.reshape(-1) for array in flat(gradients).values()]
-        return mx.concatenate(arrays).astype(self.reduce_dtype)
-
-    def _unpacked(self, sums: mx.array, size: mx.array) -> dict:
-        """The means of what `_packed` made one array of, from its sum over all ranks."""
-        own = flat(self.model.trainable_parameters())
-        ends = list(itertools.accumulate(p.size for p in own.values()))
-        pieces = mx.split(sums.astype(mx.float32) / size, ends[:-1])
-        named = zip(own.items(), pieces, strict=True)
-        return tree_unflatten({name: piece.reshape(p.shape) for (name, p), piece in named})
-
-    def _judged(
-        self, gradients: dict, loss: mx.array, limit: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """The gradients' global norm, what clipping multiplies them by, and whether the step may be
-        applied.
+    def _clipped_norm(
+        self, loss: mx.array, gradients: Arrays, parts: mx.array, limit: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """From sums over parts: the mean loss, the mean gradient's global norm, what the sums are
+        multiplied by to be that gradient, clipped, and whether the step may be applied.
         """
-        norm = mx.sqrt(sum((mx.square(g).sum() for g in flat(gradients).values()), mx.array(0.0)))
-        scale = mx.minimum((self.grad_clip or math.inf) / (norm + 1e-6), 1.0)
-        return norm, scale, mx.isfinite(loss) & mx.isfinite(norm) & (loss <= limit)
+        loss = loss / parts
+        squares = sum((mx.square(g).sum() for g in gradients.values()), mx.array(0.0))
+        norm = mx.sqrt(squares) / parts
+        scale = mx.minimum(self._grad_clip / (norm + 1e-6), 1.0) / parts
+        return loss, norm, scale, mx.isfinite(loss) & mx.isfinite(norm) & (loss <= limit)
 
 
-class _Sums:
-    """One lane's losses and gradients of its micro-batches, added up one by one: the next is not
-    begun before the sum so far is there, since each holds much more memory than the sum.
+class _GradientSum:
+    """Adds up the gradients of a thread's micro-batches. The next one is started before the sum so
+    far is waited for, and no other: each takes much more memory than the sum.
     """
 
-    def __init__(self, gradients: Callable, add: Callable) -> None:
-        self._gradients, self._add = gradients, add
+    def __init__(self, add_gradients: Callable) -> None:
+        self._add_gradients = add_gradients
 
-    def __call__(self, parameters: dict, *batches: mx.array) -> tuple[mx.array, dict]:
-        first, *others = zip(*batches, strict=True)
-        total = self._gradients(parameters, *first)
-        for batch in others:
-            mx.async_eval(total)
-            following = self._add(total, self._gradients(parameters, *batch))
-            mx.eval(total)
+    def __call__(self, parameters: dict, *shard: mx.array) -> tuple[mx.array, Arrays]:
+        total = None
+        for inputs, targets, key in zip(*shard, strict=True):
+            following = self._add_gradients(parameters, inputs, targets, key, total)
+            if total is not None:
+                mx.eval(total)
+            mx.async_eval(following)
             total = following
+        assert total is not None
         return total
 
 
-_add = partial(tree_map, mx.add)
+def _joined(sums: list[tuple[mx.array, Arrays]]) -> tuple[mx.array, Arrays]:
+    """The sums of a CPU's two threads, added."""
+    (loss, gradients), (other_loss, others) = sums
+    return loss + other_loss, {name: g + others[name] for name, g in gradients.items()}
 
 
-def new_step(config: Config, *, compiled: bool = True, ranks: Ranks | None = None) -> TrainStep:
+def new_step(
+    config: Config, group: ProcessGroup | None = None, *, compiled: bool = True
+) -> TrainStep:
     """The training step of a config, with a fresh model; its vocabulary and dtype are resolved."""
     t = config.train
     model = GPT(config.model, t.seed, gradient_checkpointing=t.gradient_checkpointing)
-    return TrainStep(model, config, compiled=compiled, ranks=ranks)
+    return TrainStep(model, config, group, compiled=compiled)
+
+
+class StepInputs:
+    """What a step is called with, as a pure function of the step.
+
+    Args:
+        tokens: to train on.
+        group: each rank has its rows of the batch, and its own dropout.
+    """
+
+    def __init__(self, tokens: Tokens, config: Config, group: ProcessGroup) -> None:
+        self._tokens, self._config, self._rank, self._size = tokens, config, group.rank, group.size
+        self._learning_rate = learning_rate_schedule(config)
+
+    def __call__(
+        self, step: int, batch_offset: int = 0
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """Inputs[A, B, T], targets[A, B, T], learning rate and dropout key of a step, from 0.
+
+        Args:
+            batch_offset: batches skipped so far.
+        """
+        t = self._config.train
+        batch = self._tokens.batch(
+            step + batch_offset,
+            seed=t.seed,
+            batch_size=t.batch_size,
+            block_size=self._config.model.block_size,
+            micro_batches=t.gradient_accumulation_steps,
+        )
+        inputs, targets = (mx.array(rank_rows(ids, self._rank, self._size)) for ids in batch)
+        seed = derive(t.seed, "dropout", step + batch_offset)
+        key = mx.random.key(seed if self._size == 1 else derive(seed, "rank", self._rank))
+        return inputs, targets, self._learning_rate(step), key
+
+
+def rank_rows(ids: np.ndarray, rank: int, size: int) -> np.ndarray:
+    """A rank's rows of ids[A, B, T], in micro-batches of at most B rows: [A', B', T].
+
+    Raises:
+        UserError: if the rows cannot be divided evenly among the ranks.
+    """
+    A, B, T = ids.shape
+    check_divisible(A * B, size)
+    rows = A * B // size
+    B = next(n for n in range(min(B, rows), 0, -1) if rows % n == 0)
+    return ids.reshape(A * ids.shape[1], T)[rank * rows : (rank + 1) * rows].reshape(-1, B, T)
+
+
+def check_divisible(rows: int, size: int) -> None:
+    """Refuse a batch whose rows cannot be divided evenly among ranks.
+
+    Raises:
+        UserError: with the nearest batch sizes that can.
+    """
+    if rows % size == 0:
+        return
+    near = [n for n in (rows // size * size, (rows // size + 1) * size) if n]
+    raise UserError(
+        f"a batch of {rows} sequences cannot be divided evenly among {size} machines",
+        f"use --batch-size {' or '.join(map(str, near))} --gradient-accumulation-steps 1, or "
+        "another number of machines.",
+    )
+
+
+def take_steps(step_function: TrainStep, tokens: Tokens, config: Config, steps: int) -> None:
+    """Take the first steps of a run, for timing. The host is at most one step ahead."""
+    inputs = StepInputs(tokens, config, step_function.group)
+    previous = None
+    for step in range(steps):
+        done = step_function(*inputs(step))
+        mx.async_eval(done, step_function.state)
+        if previous is not None:
+            mx.eval(previous)
+        previous = done
+    mx.eval(step_function.state)

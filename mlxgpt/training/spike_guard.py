@@ -1,9 +1,9 @@
-"""Watches the numbers of a training: which steps are not applied, and when to give up.
+"""Guards against loss spikes: which steps are skipped, when to roll back, when to give up.
 
-A step whose loss or gradient is not finite changes nothing: the device itself leaves it out, so
-that nobody has to wait for a number. A spike, a loss far above those before it, can be left out in
-the same way, or answered by going back to the newest checkpoint and passing over the batches that
-led to it (as PaLM's training did; Chowdhery et al., 2022, section 5.1).
+A step whose loss or gradient is not finite changes nothing: the device itself skips it, so that the
+host need not wait for its numbers. A loss spike, far above the losses before it, can be skipped in
+the same way, or answered by rolling back to the newest checkpoint and skipping the batches that led
+to it (as PaLM's training did; Chowdhery et al., 2022, section 5.1).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,48 +19,56 @@ import numpy as np
 from mlxgpt.errors import UserError
 
 WINDOW = 100  # steps that a loss is compared with
-FEWEST = 25  # of them
+FEWEST = 25  # of them, at least
 SPIKE = 6.0  # standard deviations above their mean
-LEAST_DEVIATION = 0.01  # nats: where the losses hardly differ
-IN_A_ROW = 10  # steps not applied, until it gives up
-MOST_RETURNS = 5
+LEAST_DEVIATION = 0.01  # nats, if the losses hardly differ
+IN_A_ROW = 10  # skipped steps, until training is given up
+MOST_ROLLBACKS = 5
+# Names in checkpoints, and here.
+SAVED = {
+    "losses": "losses",
+    "skipped": "skipped",
+    "in_a_row": "in_a_row",
+    "returns": "rollbacks",
+    "passed": "batch_offset",
+}
 
 
 @dataclass
-class Guard:
-    """What is remembered of a training's steps, counted from 0. It is part of a checkpoint.
+class SpikeGuard:
+    """What is remembered of the steps, counted from 0. It is part of a checkpoint.
 
     Attributes:
         on_spike: `ignore`, `skip` or `rollback`.
         losses: (step, loss) of the last steps that were applied.
         skipped: steps that were not applied, in all; in_a_row: since the last one that was.
-        returns: how often the training went back.
-        passed: batches passed over by that: step n takes batch n + passed.
-        spiked: the step whose loss asks to go back; None for none.
+        rollbacks: how often training was rolled back.
+        batch_offset: batches skipped by that: step n takes batch n + batch_offset.
+        spiked: the step whose loss asks for a rollback, or None.
     """
 
     on_spike: str = "ignore"
     losses: list[tuple[int, float]] = field(default_factory=list)
     skipped: int = 0
     in_a_row: int = 0
-    returns: int = 0
-    passed: int = 0
+    rollbacks: int = 0
+    batch_offset: int = 0
     spiked: int | None = None
 
     @property
-    def gives_up(self) -> bool:
-        """Whether going on is of no use."""
-        return self.in_a_row >= IN_A_ROW or self.returns > MOST_RETURNS
+    def has_diverged(self) -> bool:
+        """Whether further training is of no use."""
+        return self.in_a_row >= IN_A_ROW or self.rollbacks > MOST_ROLLBACKS
 
     @property
-    def stops(self) -> bool:
+    def must_stop(self) -> bool:
         """Whether the next step must not be taken before something else is done."""
-        return self.gives_up or self.spiked is not None
+        return self.has_diverged or self.spiked is not None
 
     def limit(self, step: int) -> float:
         """The largest loss with which a step is applied.
 
-        It hangs on the steps up to the last but one, since the last one is still being computed
+        It depends on the steps up to the last but one, since the last one is still being computed
         when this one is handed over; and on no other, however much of it is known already.
         """
         if self.on_spike == "ignore":
@@ -72,7 +80,7 @@ class Guard:
         # As the device compares it.
         return float(np.float32(statistics.fmean(known) + SPIKE * deviation))
 
-    def settle(self, step: int, loss: float, norm: float, limit: float) -> None:
+    def record(self, step: int, loss: float, norm: float, limit: float) -> None:
         """Take note of a step that was computed, with the loss that it was applied up to."""
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite and loss <= limit:
@@ -84,43 +92,41 @@ class Guard:
         if finite and self.on_spike == "rollback":
             self.spiked = step
 
-    def go_on(self) -> None:
-        """Leave a spike out: there is nothing to go back to."""
+    def skip_spike(self) -> None:
+        """Skip the spike: there is no checkpoint to roll back to."""
         self.spiked = None
 
-    def go_back(self, start: int, then: Mapping[str, Any]) -> None:
-        """Go on from step `start`, with what a guard remembered `then`, and with the batches after
-        the spike's.
+    def roll_back(self, start: int, saved: Mapping[str, Any]) -> None:
+        """Continue from step `start`, with what a guard remembered there, and with the batches
+        after the spike's.
         """
         assert self.spiked is not None
-        self.passed += self.spiked + 1 - start
-        self.returns += 1
-        self.losses = Guard.of(then).losses
+        self.batch_offset += self.spiked + 1 - start
+        self.rollbacks += 1
+        self.losses = SpikeGuard.from_tree(saved).losses
         self.in_a_row = 0
         self.spiked = None
 
     def to_tree(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        tree = asdict(self)
-        del tree["on_spike"], tree["spiked"]
-        return tree
+        return {name: getattr(self, own) for name, own in SAVED.items()}
 
     @classmethod
-    def of(cls, tree: Mapping[str, Any], on_spike: str = "ignore") -> Guard:
+    def from_tree(cls, tree: Mapping[str, Any], on_spike: str = "ignore") -> SpikeGuard:
         """The guard of a checkpoint; a fresh one of an empty tree, as in format 1.
 
         Raises:
             UserError: if it is not what `to_tree` makes.
         """
-        if not tree:
-            return cls(on_spike)
         guard = cls(on_spike)
+        if not tree:
+            return guard
         try:
             guard.losses = [(int(step), float(loss)) for step, loss in tree["losses"]]
-            for name in ("skipped", "in_a_row", "returns", "passed"):
+            for name, own in [*SAVED.items()][1:]:
                 if type(tree[name]) is not int or not 0 <= tree[name] < 1 << 53:
                     raise ValueError(name)
-                setattr(guard, name, tree[name])
+                setattr(guard, own, tree[name])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"the checkpoint's guard is damaged: {error}", "use another checkpoint."

@@ -1,4 +1,4 @@
-"""A size for the time there is: how wide, how deep, and in which batches.
+"""A model size for a training time: how wide, how deep, and in which batches.
 
 A model too large for its time sees too few tokens, one too small has no room for what they say; and
 in between the loss is flat. So one rule is enough: of sizes timed here, the largest that still sees
@@ -8,14 +8,16 @@ again, which teaches less than a larger model learns of it. How it was found: be
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
 
 from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.model.counting import count_parameters
-from mlxgpt.training.forecast import Forecast, measure, refuse_by_estimate
+from mlxgpt.training.estimate import Estimate, measure, refuse_by_estimate
+
+logger = logging.getLogger(__name__)
 
 TOKENS_PER_PARAMETER = 2.0
 FRESH_EPOCHS = 4  # of them that teach nearly as much as new text (Muennighoff et al., 2023)
@@ -34,7 +36,7 @@ EVALUATIONS = 10
 SIZED = ("n_layer", "n_head", "n_embd", "vocab_size", "batch_size", "eval_interval")
 
 
-def sized(config: Config, dataset: Dataset, seconds: float, note: Callable[[str], None]) -> Config:
+def sized(config: Config, dataset: Dataset, seconds: float) -> Config:
     """`config` with the shape and the batch for so many seconds of training on this machine.
 
     Args:
@@ -43,34 +45,34 @@ def sized(config: Config, dataset: Dataset, seconds: float, note: Callable[[str]
     Raises:
         UserError: if there is no memory for the smallest one.
     """
-    note("timing models of different sizes")
+    logger.info("timing models of different sizes")
     block = config.model.block_size
     smallest = {"batch_size": max(1, SMALLEST_STEP // block), **_shape(*SHAPES[0])}
     chosen = override(config, {"vocab_size": dataset.meta.vocab_size, **smallest})
     found = _timed(chosen, dataset)
     while chosen.train.batch_size * block < LARGEST_STEP:
         larger = override(chosen, {"batch_size": 2 * chosen.train.batch_size})
-        forecast = _timed_if_it_fits(larger, dataset)
+        estimate = _timed_if_it_fits(larger, dataset)
         # More and smaller steps learn more from as many tokens, as long as they take no longer.
-        if not forecast or 2 * found.step_seconds < FASTER * forecast.step_seconds:
+        if not estimate or 2 * found.step_seconds < FASTER * estimate.step_seconds:
             break
-        chosen, found = larger, forecast
+        chosen, found = larger, estimate
     for shape in SHAPES[1:]:
         larger = override(chosen, _shape(*shape))
-        forecast = _timed_if_it_fits(larger, dataset)
-        if not forecast or not _sees_enough(larger, dataset, forecast.steps_in(seconds, larger)):
+        estimate = _timed_if_it_fits(larger, dataset)
+        if not estimate or not _sees_enough(larger, dataset, estimate.steps_in(seconds, larger)):
             break
-        chosen, found = larger, forecast
+        chosen, found = larger, estimate
     every = math.ceil(seconds / found.step_seconds / EVALUATIONS)
     m, count = chosen.model, count_parameters(chosen.model)
     epochs = _epochs(chosen, dataset, found.steps_in(seconds, chosen))
-    note(
+    logger.info(
         f"{m.n_layer} layers of width {m.n_embd}, {count:,} parameters, batches of "
         f"{chosen.train.batch_size}: {seconds / 60:g} minutes will be {epochs:.2g} epochs"
     )
     if epochs > ENOUGH_EPOCHS:
-        note(
-            f"beyond about {ENOUGH_EPOCHS} epochs a model learns its text by heart: more text, or "
+        logger.info(
+            f"beyond about {ENOUGH_EPOCHS} epochs a model memorizes its text: more text, or "
             "fewer minutes, would do as well"
         )
     return override(chosen, {"eval_interval": every})
@@ -90,12 +92,12 @@ def _epochs(config: Config, dataset: Dataset, steps: int) -> float:
     return steps * config.tokens_per_step / len(dataset.train.ids)
 
 
-def _timed(config: Config, dataset: Dataset) -> Forecast:
+def _timed(config: Config, dataset: Dataset) -> Estimate:
     refuse_by_estimate(config)
     return measure(config, dataset)
 
 
-def _timed_if_it_fits(config: Config, dataset: Dataset) -> Forecast | None:
+def _timed_if_it_fits(config: Config, dataset: Dataset) -> Estimate | None:
     try:
         return _timed(config, dataset)
     except UserError:  # there is no memory for it

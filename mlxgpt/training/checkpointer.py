@@ -1,4 +1,4 @@
-"""Writes a training's checkpoints beside it: the training goes on meanwhile."""
+"""Writes checkpoints in a thread, while training continues."""
 
 from __future__ import annotations
 
@@ -17,38 +17,40 @@ from mlxgpt.storage import checkpoint
 from mlxgpt.storage.run import Run
 from mlxgpt.training.step import TrainStep
 
-OTHER_FILES = 1 << 20  # bytes beside the arrays: manifest, metrics, samples
+OTHER_FILES = 1 << 20  # bytes of manifest, metrics and samples
 
 
 def is_regular(config: Config, step: int) -> bool:
-    """Whether a checkpoint is written after so many steps, whatever happens: not only where the
-    training was stopped.
+    """Whether a checkpoint is written after `step` updates in any case, and not only because
+    training was stopped there.
     """
     t = config.train
     return step == t.max_steps or step % t.save_interval == 0 or step % t.eval_interval == 0
 
 
-class Saver:
+class AsyncCheckpointer:
     """Writes checkpoints of one run, one at a time, in a thread of its own.
 
-    Arrays never change, a step makes new ones: to hold on to those of a step is all the snapshot
-    there is. Use it as a context; at its end everything is written.
+    Arrays never change, and a step makes new ones: holding a reference to those of a step is all
+    that a copy takes.
 
     Args:
-        keep: how many of the newest regular ones are kept, beside the best.
-        saved: is told step, bytes and seconds of each; from the thread.
+        keep: how many of the newest regular ones are kept, besides the best.
+        on_save: called with step, bytes and seconds of each, in the thread.
     """
 
-    def __init__(self, run: Run, keep: int, saved: Callable[[int, int, float], None]) -> None:
-        self._run, self._keep, self._saved = run, keep, saved
-        self._pool = ThreadPoolExecutor(1, "saver")
+    def __init__(self, run: Run, keep: int, on_save: Callable[[int, int, float], None]) -> None:
+        self._run, self._keep, self._on_save = run, keep, on_save
+        self._pool = ThreadPoolExecutor(1, "checkpointer")
         self._writing: Future[None] | None = None
 
-    def __enter__(self) -> Saver:
-        return self
+    def close(self, kind: type[BaseException] | None = None) -> None:
+        """End the thread, once everything is written; at once for a KeyboardInterrupt.
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown(wait=kind is not KeyboardInterrupt)  # which quits at once
+        Args:
+            kind: of the exception for which training ends, if it does.
+        """
+        self._pool.shutdown(wait=kind is not KeyboardInterrupt)
         if kind is None:
             self.wait()
 
@@ -59,7 +61,7 @@ class Saver:
         metrics: Mapping[str, float],
         guard: Mapping[str, Any],
     ) -> None:
-        """Begin to write a checkpoint of the state as it is.
+        """Start to write a checkpoint of the state as it is.
 
         Raises:
             UserError: if the one before could not be written, or the disk is nearly full: with
@@ -92,7 +94,7 @@ class Saver:
             regular = [n for n in self._run.steps() if is_regular(self._run.config, n)]
             kept = {step, best["step"] if best else step, *regular[-self._keep :]}
             checkpoint.prune(self._run.checkpoints, kept)
-            self._saved(step, size, time.monotonic() - began)
+            self._on_save(step, size, time.monotonic() - began)
 
         self._writing = self._pool.submit(write)
         if free < 2 * (size + OTHER_FILES):
@@ -103,8 +105,8 @@ class Saver:
                 "free some space; the same command goes on from there.",
             )
 
-    def beside(self, write: Callable[[], None]) -> None:
-        """Have something else written by the thread, after what it is at."""
+    def submit(self, write: Callable[[], None]) -> None:
+        """Have the thread write something else, after what it is writing now."""
         self._pool.submit(write)
 
     def wait(self) -> None:
@@ -116,6 +118,6 @@ class Saver:
             except OSError as error:
                 raise files.os_error(error, "read or write", self._run.folder) from error
 
-    def failed(self) -> bool:
-        """Whether what was being written could not be; `wait` then says why."""
+    def has_failed(self) -> bool:
+        """Whether a checkpoint could not be written; `wait` then raises the reason."""
         return bool(self._writing and self._writing.done() and self._writing.exception())

@@ -1,4 +1,4 @@
-"""What a training will take on this machine, before it begins: a few real steps, timed and weighed;
+"""Estimate of what training takes here, before it starts: the time and memory of a few real steps;
 and what measured runs of the same shape reached.
 """
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import bisect
 import gc
+import logging
 import time
 import tomllib
 from collections.abc import Callable
@@ -14,17 +15,18 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxgpt.backend.cpu import parallel as lanes
+from mlxgpt.backend import execution
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.distributed.group import Ranks
+from mlxgpt.distributed.group import LOCAL, ProcessGroup, measure_average_seconds
 from mlxgpt.errors import UserError
-from mlxgpt.evaluation.loss import Evaluator
+from mlxgpt.evaluation.loss import EvalText, Evaluator, eval_step
 from mlxgpt.machine import device, memory
 from mlxgpt.model.counting import count_parameters
-from mlxgpt.training.evaluating import tokens_at_end, tokens_each
-from mlxgpt.training.step import TrainStep, new_step
-from mlxgpt.training.trainer import train
+from mlxgpt.training.step import TrainStep, new_step, take_steps
+from mlxgpt.training.validation import tokens_at_end, tokens_each
+
+logger = logging.getLogger(__name__)
 
 MOST_STEPS = 20  # timed at a stretch
 ENOUGH_SECONDS = 2.0
@@ -33,8 +35,8 @@ MARGIN = 1.1  # of a setting that is said to fit
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What a training will take.
+class Estimate:
+    """What training takes.
 
     Attributes:
         step_seconds: of one step.
@@ -43,7 +45,7 @@ class Forecast:
         val_tokens: of the validation text.
         steps, evaluations: how many are to come.
         evaluated: tokens that these evaluations predict, together.
-        reached: what measured runs of this shape reached on this text; None: unknown.
+        reached: what measured runs of this shape reached on this text; None if unknown.
     """
 
     step_seconds: float
@@ -62,11 +64,11 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of the whole training; its samples and checkpoints are not counted."""
+        """Of the whole run; samples and checkpoints are not counted."""
         return self.steps * self.step_seconds + self.evaluation_seconds
 
     def to_tree(self) -> dict[str, float | None]:
-        """What a run keeps of it, to be held against what came."""
+        """What a run keeps of it, to compare with what it really took."""
         return {
             "step_seconds": self.step_seconds,
             "seconds": self.seconds,
@@ -74,7 +76,7 @@ class Forecast:
             "val_loss": self.reached.val_loss if self.reached else None,
         }
 
-    def for_plan(self, config: Config, start: int = 0) -> Forecast:
+    def for_plan(self, config: Config, start: int = 0) -> Estimate:
         """The same for the steps from `start` on."""
         last, every = config.train.max_steps, config.train.eval_interval
         evaluations = last // every - start // every + (last % every > 0)
@@ -95,7 +97,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Reached:
-    """What a run reached that was measured: see measured.toml."""
+    """What a measured run reached: see measured.toml."""
 
     val_loss: float
     bits_per_byte: float
@@ -103,26 +105,52 @@ class Reached:
     report: str
 
 
+NO_ESTIMATE = Estimate(0.0, 0.0, 0, 0)
+
+
 def measure(
     config: Config,
     dataset: Dataset,
     step_seconds: float | None = None,
-    ranks: Ranks | None = None,
-) -> Forecast:
+    group: ProcessGroup | None = None,
+) -> Estimate:
     """Take a few steps of a copy, and evaluate a few batches.
 
     Args:
-        step_seconds: of a step, where that is known: then one is taken, for what memory it takes.
-        ranks: then of this one's share of a step, without what they average.
+        step_seconds: of a step, if that is known: then one is taken, to measure its memory.
+        group: then of this rank's rows, without averaging.
     """
     _collect()  # models that were checked go in circles, and would be weighed too
     device.reset_peak()
-    step_seconds, token_seconds = _measured(config, dataset, step_seconds, ranks)
+    step_seconds, token_seconds = _measured(config, dataset, step_seconds, group or LOCAL)
     # A checkpoint being written holds on to weights and moments while the next step is taken.
     peak = device.peak_bytes() + training_bytes(config.model) * 3 // 4
     _collect()
-    found = Forecast(step_seconds, token_seconds, peak, len(dataset.val.ids))
+    found = Estimate(step_seconds, token_seconds, peak, len(dataset.val.ids))
     return replace(found.for_plan(config), reached=reached(config, dataset))
+
+
+def combine(group: ProcessGroup, config: Config, own: Estimate) -> Estimate:
+    """The estimate for all ranks, of which the slowest decides; logged, with what averaging takes.
+
+    Args:
+        own: of this rank's rows, as if it were alone.
+    """
+    if group.size == 1:
+        return own
+    steps, peaks = zip(*group.gather("estimate", (own.step_seconds, own.peak_bytes)), strict=True)
+    values = count_parameters(config.model)
+    dtype: mx.Dtype = getattr(mx, config.train.reduce_dtype)
+    averaging = measure_average_seconds(group, values, dtype)
+    whole = max(steps) + averaging
+    if group.is_main:
+        rows = config.sequences_per_step
+        logger.info(
+            f"{group.size} ranks, {rows // group.size} of {rows} sequences each: "
+            f"{1000 * max(steps):,.0f} ms a step, and {1000 * averaging:,.0f} ms to average "
+            f"{dtype.size * values / 1e6:,.1f} MB of gradients, {averaging / whole:.0%} of all"
+        )
+    return replace(own, step_seconds=whole, peak_bytes=max(peaks))
 
 
 def _collect() -> None:
@@ -131,22 +159,21 @@ def _collect() -> None:
 
 
 def _measured(
-    config: Config, dataset: Dataset, step_seconds: float | None, ranks: Ranks | None
+    config: Config, dataset: Dataset, step_seconds: float | None, group: ProcessGroup
 ) -> tuple[float, float]:
     """Seconds of a step, and of an evaluated token."""
-    step_function = new_step(config, ranks=ranks.alone() if ranks else None)
+    step_function = new_step(config, group.local())
     all_of_them = config.train.gradient_accumulation_steps
-    # Two for each lane, as more take no more memory; of an odd one a lane has the whole.
-    odd = config.train.batch_size % lanes.count()
-    micro_batches = min(all_of_them, 2 * lanes.count() if odd else 2)
-    if ranks:  # whose shares may be of whole micro-batches
+    # Two for each thread, as more take no more memory; a thread has the whole of an odd one.
+    odd = config.train.batch_size % execution.thread_count()
+    micro_batches = min(all_of_them, 2 * execution.thread_count() if odd else 2)
+    if group.size > 1:  # a rank may have whole micro-batches
         micro_batches = all_of_them
 
     def steps_of(micro_batches: int) -> Callable[[int], None]:
         def take(steps: int) -> None:
-            given = {"gradient_accumulation_steps": micro_batches, "max_steps": steps}
-            train(step_function, dataset.train, override(config, given))
-            mx.eval(step_function.state)
+            changed = override(config, {"gradient_accumulation_steps": micro_batches})
+            take_steps(step_function, dataset.train, changed, steps)
 
         return take
 
@@ -166,12 +193,10 @@ def _measured(
 def _token_seconds(step_function: TrainStep, config: Config, dataset: Dataset) -> float:
     evaluator = Evaluator(
         step_function.model,
-        dataset.tokenizer,
-        dataset.val,
-        bos=dataset.tokenizer.end_of_text,
+        EvalText(dataset.val, dataset.tokenizer, dataset.tokenizer.end_of_text),
+        eval_step(step_function.model, step_function.dtype),
         batch_size=config.train.batch_size,
-        dtype=step_function.dtype,
-        limit=max(config.train.batch_size, lanes.count()) * config.model.block_size,
+        limit=max(config.train.batch_size, execution.thread_count()) * config.model.block_size,
     )
 
     def evaluate(times: int) -> None:
@@ -281,7 +306,7 @@ def estimated_bytes(config: Config, ranks: int = 1) -> int:
 def _at_once(config: Config) -> int:
     """Sequences of a batch that are in memory at the same time."""
     batch = config.train.batch_size
-    return batch // lanes.portions(batch, config.model.block_size)
+    return batch // execution.portions(batch, config.model.block_size)
 
 
 def reached(config: Config, dataset: Dataset) -> Reached | None:

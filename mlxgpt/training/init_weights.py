@@ -1,8 +1,9 @@
-"""A training that begins with the weights of another run instead of the seed's: fine-tuning."""
+"""Weights to start from, of another run instead of the seed: fine-tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import flat
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.run import Run, load_model
+
+logger = logging.getLogger(__name__)
 
 # Which weights cannot change.
 SHAPE = (
@@ -34,8 +37,8 @@ SHAPE = (
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What a training begins with.
+class InitWeights:
+    """What a run starts from.
 
     Attributes:
         parameters: by their dotted names.
@@ -48,16 +51,13 @@ class Beginning:
     origin: Mapping[str, Any]
 
 
-def begin_from(
-    run: Run, config: Config, chosen: Mapping[str, Any], note: Callable[[str], None]
-) -> tuple[Config, Beginning]:
-    """The config with a run's shape, and what to begin with. Of a longer block the first positions
+def init_from(run: Run, config: Config, chosen: Mapping[str, Any]) -> tuple[Config, InitWeights]:
+    """The config with a run's shape, and the run's weights. Of a longer block the first positions
     are taken, as nanoGPT does.
 
     Args:
-        config: all else.
-        chosen: the settings that were asked for by name.
-        note: takes a line on what the user should know.
+        config: everything else.
+        chosen: the settings that were given by name.
 
     Raises:
         UserError: if a setting does not go with the run's weights.
@@ -81,11 +81,11 @@ def begin_from(
     dropout = chosen.get("dropout", config.model.dropout)
     config = validate(replace(config, model=replace(theirs, block_size=block, dropout=dropout)))
     config = replace(config, data=replace(config.data, tokenizer=run.config.data.tokenizer))
-    model, saved = load_model(run, note=note)
+    model, saved = load_model(run, note=logger.info)
     parameters = flat(model.parameters())
     if learned:
         parameters["wpe.weight"] = parameters["wpe.weight"][:block]
     mx.eval(parameters)  # or a step that fails on the GPU would leave them uncomputed
     weights = checkpoint.path_of(run.checkpoints, saved.step) / checkpoint.MODEL
     origin = {"run": run.name, "step": saved.step, "sha256": files.sha256(weights)}
-    return config, Beginning(parameters, run.tokenizer, origin)
+    return config, InitWeights(parameters, run.tokenizer, origin)

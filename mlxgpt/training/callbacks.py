@@ -1,0 +1,152 @@
+"""Callbacks: what observers of a training run are called with, and its summary."""
+
+from __future__ import annotations
+
+import shlex
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.storage.run import Run
+from mlxgpt.training.estimate import Estimate
+from mlxgpt.training.selfcheck import Check
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a training run ended.
+
+    Attributes:
+        run, data: their folders.
+        step: updates done; steps: updates planned.
+        loss: training loss of the last logged step, nats per token.
+        val_loss: best validation loss, and the step it was reached at.
+        seconds: of training since it was started or resumed, with evaluations and samples.
+        interrupted: whether it was stopped before its end.
+        resumed: whether there was something to resume (True for a run that was finished already).
+        try_it: the command line that generates from it.
+        warning: what differs from what was asked for.
+    """
+
+    run: Path
+    data: Path
+    step: int
+    steps: int
+    loss: float | None
+    val_loss: float | None
+    best_step: int | None
+    seconds: float
+    interrupted: bool
+    resumed: bool
+    try_it: str
+    warning: str | None = None
+
+    @classmethod
+    def of(
+        cls, run: Run, dataset: Dataset, step: int, *, seconds: float = 0.0, resumed: bool = True
+    ) -> Summary:
+        """Of a run after `step` updates, by its logs."""
+        last = deque(run.metrics(), maxlen=1)
+        best = run.best()
+        prompt = _first_words(dataset)
+        return cls(
+            run=run.folder,
+            data=dataset.folder,
+            step=step,
+            steps=run.config.train.max_steps,
+            loss=last[0].get("loss") if last else None,
+            val_loss=best["val_loss"] if best else None,
+            best_step=best["step"] if best else None,
+            seconds=seconds,
+            interrupted=step < run.config.train.max_steps,
+            resumed=resumed,
+            try_it=shlex.join(["mlxgpt", "generate", "--run", str(run.folder), prompt]),
+        )
+
+    @classmethod
+    def of_rank(cls, run: Path, data: Path, step: int, steps: int) -> Summary:
+        """What a rank knows that is not the main one: no losses."""
+        none = dict.fromkeys(("loss", "val_loss", "best_step"))
+        return cls(
+            run, data, step, steps, **none, seconds=0.0, interrupted=step < steps, resumed=False,
+            try_it="",
+        )  # fmt: skip
+
+
+def _first_words(dataset: Dataset) -> str:
+    """The beginning of the training text, as a prompt to try."""
+    ids = [int(i) for i in dataset.train.ids[:40]]
+    first = dataset.tokenizer.decode(ids).strip().partition("\n")[0]
+    return first if len(first) <= 30 else first[:30].rpartition(" ")[0] or first[:30]
+
+
+class Callback:
+    """Observes a training run: override the methods of interest. An exception ends training."""
+
+    def on_prepare(self, doing: str, done: int, total: int) -> None:
+        """`done` of about `total` bytes of text are read, or encoded."""
+
+    def on_check(self, check: Check) -> None:
+        """A result of the self-check."""
+
+    def on_run(self, run: Run) -> None:
+        """The run is about to be created, or resumed; nothing of it is written yet."""
+
+    def on_train_begin(self, run: Run, dataset: Dataset, start: int, estimate: Estimate) -> None:
+        """The first step is about to be taken, `start` if the run is resumed; again after each
+        failure of the GPU.
+        """
+
+    def on_log(self, record: dict[str, Any]) -> None:
+        """A line for metrics.jsonl is ready; by then the next step was handed to the device."""
+
+    def on_sample(self, step: int, text: str) -> None:
+        """A text that the model generated at an evaluation."""
+
+    def on_save(self, step: int, size: int, seconds: float) -> None:
+        """A checkpoint of `size` bytes was written; called from another thread."""
+
+    def on_train_end(self, summary: Summary) -> None:
+        """Training has ended: finished or interrupted."""
+
+
+class CallbackList(Callback):
+    """Several callbacks as one: each event goes to all of them, in order."""
+
+    def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
+        self._callbacks = list(callbacks)
+
+    def on_prepare(self, doing: str, done: int, total: int) -> None:
+        for callback in self._callbacks:
+            callback.on_prepare(doing, done, total)
+
+    def on_check(self, check: Check) -> None:
+        for callback in self._callbacks:
+            callback.on_check(check)
+
+    def on_run(self, run: Run) -> None:
+        for callback in self._callbacks:
+            callback.on_run(run)
+
+    def on_train_begin(self, run: Run, dataset: Dataset, start: int, estimate: Estimate) -> None:
+        for callback in self._callbacks:
+            callback.on_train_begin(run, dataset, start, estimate)
+
+    def on_log(self, record: dict[str, Any]) -> None:
+        for callback in self._callbacks:
+            callback.on_log(record)
+
+    def on_sample(self, step: int, text: str) -> None:
+        for callback in self._callbacks:
+            callback.on_sample(step, text)
+
+    def on_save(self, step: int, size: int, seconds: float) -> None:
+        for callback in self._callbacks:
+            callback.on_save(step, size, seconds)
+
+    def on_train_end(self, summary: Summary) -> None:
+        for callback in self._callbacks:
+            callback.on_train_end(summary)

@@ -1,0 +1,98 @@
+"""Numbers of training steps: what a line of metrics.jsonl holds, and how fast training is."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlxgpt.config import Config
+from mlxgpt.machine import device
+from mlxgpt.model.counting import flops_per_token
+
+
+@dataclass
+class StepMetrics:
+    """What is known after a step, to which an evaluation adds.
+
+    Attributes:
+        step: updates done, from 1.
+        lr: learning rate of this step.
+        loss: mean training loss of this step's batch, nats per token, before its update.
+        grad_norm: the gradient's global norm before clipping.
+        seconds: when the step was running on the device; see `StepTimer`.
+        values: what an evaluation found.
+    """
+
+    step: int
+    lr: float
+    loss: float
+    grad_norm: float
+    seconds: float
+    values: dict[str, float] = field(default_factory=dict)
+
+    def to_tree(self) -> dict[str, float]:
+        """What a checkpoint keeps, so that a killed run can log it when it is resumed."""
+        return {"lr": self.lr, "loss": self.loss, "grad_norm": self.grad_norm}
+
+
+class StepTimer:
+    """Times steps, without the pauses in which the device waits for the host. A step runs once it
+    was handed over and the one before it is computed, so the time between two of them is what the
+    steps between took.
+
+    Args:
+        machines: that train together, for the peak that a speed is compared with.
+    """
+
+    def __init__(self, config: Config, machines: int) -> None:
+        self._tokens_per_step = config.tokens_per_step
+        self._flops = flops_per_token(config.model)
+        self._peak = machines * device.matmul_peak(config.train.dtype)
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Count from the step after `step` on."""
+        self._step, self._seconds = step + 1, 0.0
+        self._began: float | None = None
+        self._paused = 0.0
+
+    def seconds(self) -> float:
+        """Since the first step ran."""
+        now = time.monotonic()  # a clock that stands still while the machine sleeps
+        self._began = now if self._began is None else self._began
+        return now - self._began - self._paused
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """While the device has no step to compute."""
+        since = time.monotonic()
+        yield
+        self._paused += time.monotonic() - since
+
+    def record(self, metrics: StepMetrics, skipped: int) -> dict[str, Any]:
+        """A line of metrics.jsonl; `skipped` steps were not applied so far."""
+        seconds = metrics.seconds - self._seconds
+        rate = 0.0
+        if seconds > 0:
+            rate = (metrics.step - self._step) * self._tokens_per_step / seconds
+            self._step, self._seconds = metrics.step, metrics.seconds
+        return {
+            "step": metrics.step,
+            "loss": _finite(metrics.loss),
+            "lr": metrics.lr,
+            "grad_norm": _finite(metrics.grad_norm),
+            "tokens_per_second": rate,
+            "peak_share": rate * self._flops / self._peak,
+            "memory_bytes": device.memory()[0],
+            "skipped": skipped,
+            **{name: _finite(value) for name, value in metrics.values.items()},
+        }
+
+
+def _finite(value: float) -> float | None:
+    """A number that JSON can hold."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,229 @@
+"""Resuming: the run that exists already, whether a request matches it, and what changed since."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlxgpt import files
+from mlxgpt.backend.environment import changes, surroundings
+from mlxgpt.config import Config, changed_weights, differences, override
+from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.distributed.group import ProcessGroup
+from mlxgpt.errors import UserError
+from mlxgpt.model.gpt import load_parameters
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage import run as runs
+from mlxgpt.storage.checkpoint import Checkpoint
+from mlxgpt.storage.run import Run
+from mlxgpt.training.auto_size import SIZED
+from mlxgpt.training.callbacks import Callback
+from mlxgpt.training.init_weights import InitWeights
+from mlxgpt.training.job import TrainJob
+from mlxgpt.training.spike_guard import SpikeGuard
+from mlxgpt.training.step import TrainStep
+
+logger = logging.getLogger(__name__)
+
+ROUNDING = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
+LATEST = 20  # lines of metrics that tell how long a step takes
+LONGEST_SECONDS = 86_400.0  # of a step; a longer one is not believed
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training starts, the same on every rank.
+
+    Attributes:
+        step: updates done; guard: with what it remembered then.
+        unlogged: the numbers of that step, if the run was killed after saving it and before
+            evaluating and logging it.
+        bos: the token that the model's texts begin with; None if they begin without one.
+    """
+
+    step: int
+    guard: SpikeGuard
+    unlogged: dict[str, float] | None
+    bos: int | None
+
+
+@contextmanager
+def open_run(
+    job: TrainJob, group: ProcessGroup, step_function: TrainStep, callbacks: Callback
+) -> Iterator[tuple[Run | None, Start]]:
+    """Restore a job's run from its newest checkpoint, or create it; and give every rank the same
+    weights. Yields the run, which only the main rank has, and where training starts.
+
+    Raises:
+        UserError: if no checkpoint is whole, or the run cannot be written.
+    """
+    if not group.is_main:
+        yield None, _start(share_state(group, step_function, None), job.config)
+        return
+    config, run, saved = job.config, job.run, None
+    changed: Mapping[str, tuple[Any, Any]] = {}
+    if run:
+        saved = load_newest(run, run.steps(), step_function)
+        logger.info(f"resuming {run.name} from step {saved.step:,}")
+        changed = differences(run.config, config)
+        _log_changes(run, changed, group.size)
+        run = replace(run, config=config)
+    else:
+        run = job.new_run()
+    if not job.is_retry:
+        callbacks.on_run(run)
+    if saved:
+        run.write_config(config)
+    else:
+        runs.create(run)
+        if job.init_weights:
+            load_parameters(step_function.model, job.init_weights.parameters)
+    step = saved.step if saved else 0
+    estimate = job.estimate.for_plan(config, step)
+    with runs.held(run) as run:
+        run.add_to_history(step, surroundings(group.size), changed, estimate.to_tree())
+        is_logged = run.cut(step)
+        callbacks.on_train_begin(run, job.dataset, step, estimate)
+        numbers = saved.metrics if saved and not is_logged else {}
+        state = {
+            "step": step,
+            "guard": saved.guard if saved else {},
+            "unlogged": numbers if numbers.keys() == {"lr", "loss", "grad_norm"} else None,
+            "bos": run.bos,
+        }
+        yield run, _start(share_state(group, step_function, state), config)
+
+
+def _start(state: Mapping[str, Any], config: Config) -> Start:
+    guard = SpikeGuard.from_tree(state["guard"], config.train.on_spike)
+    if guard.has_diverged:  # resuming gives it another chance
+        guard.in_a_row = guard.rollbacks = 0
+    return Start(state["step"], guard, state["unlogged"], state["bos"])
+
+
+def load_newest(run: Run, steps: list[int], step_function: TrainStep) -> Checkpoint:
+    """Load the newest of some checkpoints that is whole."""
+    paths = [checkpoint.path_of(run.checkpoints, step) for step in reversed(steps)]
+    saved = run.load_first(paths, logger.info, with_optimizer=True)
+    assert saved.optimizer is not None
+    step_function.restore(saved.parameters, saved.optimizer)
+    return saved
+
+
+def share_state(
+    group: ProcessGroup, step_function: TrainStep, state: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Give every rank the main rank's weights and optimizer state, and what else `state` holds."""
+    state = group.broadcast("state", state)
+    if group.size > 1:
+        parameters, optimizer = step_function.arrays()
+        step_function.restore(
+            group.broadcast_arrays("parameters", parameters),
+            group.broadcast_arrays("optimizer", optimizer),
+        )
+    return state
+
+
+def find_run(folder: Path) -> Run | None:
+    """The run in a folder, or None if one may be created there. A run without any checkpoint has
+    nothing to lose, and is started again.
+    """
+    if files.exists(folder / "run.json"):
+        run = runs.open_run(folder)
+        for saved in (run.checkpoints, run.snapshots):
+            checkpoint.prune(saved, {*checkpoint.steps(saved)})  # scratch files of a killed process
+        return run if run.steps() else None
+    if files.exists(folder) and any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is not a run", "choose another name with --run NAME.")
+    return None
+
+
+def is_finished(run: Run, config: Config) -> bool:
+    """Whether a run has taken all its steps, and logged the last one."""
+    last = run.steps()[-1]
+    return last > config.train.max_steps or (last == config.train.max_steps and run.noted(last))
+
+
+def require_match(
+    run: Run, config: Config, dataset: Dataset, init_weights: InitWeights | None
+) -> None:
+    """Refuse to resume a run with other data, initial weights or settings than its own.
+
+    Raises:
+        UserError: with what differs.
+    """
+    if not run.data_name:
+        raise UserError(
+            f"{run.name} is an imported model",
+            f"train a new run from it: mlxgpt train --from {run.name}.",
+        )
+    if dict(run.origin) != dict(init_weights.origin if init_weights else {}):
+        raise UserError(
+            f"{run.name} exists, and was started from other weights",
+            "train a new run with --run NAME, or give the same --from.",
+        )
+    if run.data_fingerprint != dataset.meta.fingerprint:
+        if run.data_name == dataset.name:
+            raise UserError(
+                f"{dataset.folder} was prepared again since {run.name} was trained on it",
+                "train a new run with --run NAME, or prepare the former text again.",
+            )
+        raise UserError(
+            f"{run.name} was trained on other data ({run.data_name}) than {dataset.name}",
+            "train a new run with --run NAME, or give the same --source.",
+        )
+    if names := changed_weights(run.config, config):
+        changed = differences(run.config, config)
+        listed = ", ".join(f"{name} {_arrow(*changed[name])}" for name in names)
+        remedy = "train a new run with --run NAME, or use the same settings to resume."
+        if names == ["max_steps"] and is_finished(run, run.config):
+            listed += ", and is finished: its learning rate was scheduled for the steps it has"
+            remedy = (
+                "continue in a new run, with a schedule of its own: "
+                f"mlxgpt train --from {run.name} --max-steps N; or start over: --run NAME."
+            )
+        raise UserError(f"{run.name} exists with other settings: {listed}", remedy)
+
+
+def as_planned(config: Config, run: Run, fit_size: bool) -> Config:
+    """`config` with what `planned`, and `sized`, decided when the run was started."""
+    decided = ("max_steps", "warmup_steps", *(SIZED if fit_size else ()))
+    changed = differences(config, run.config)
+    return override(config, {name: changed[name][1] for name in decided if name in changed})
+
+
+def step_seconds(run: Run) -> float | None:
+    """Of its latest steps, by its metrics; None if they hold nothing plausible."""
+    noted = deque((record.get("tokens_per_second") for record in run.metrics()), maxlen=LATEST)
+    rates = [float(r) for r in noted if isinstance(r, int | float) and 0 < r < 1e12]
+    seconds = run.config.tokens_per_step / statistics.median(rates) if rates else math.inf
+    return seconds if seconds < LONGEST_SECONDS else None
+
+
+def environment_changes(run: Run, ranks: int) -> list[str]:
+    """What is different here from where the run was last trained: device, versions, libraries."""
+    # Before there could be several ranks, none were recorded.
+    return changes({"ranks": "1", **run.surroundings()}, surroundings(ranks))
+
+
+def _log_changes(run: Run, changed: Mapping[str, tuple[Any, Any]], ranks: int) -> None:
+    """Log what differs from when the run was last trained, and whether its bits depend on it."""
+    others = environment_changes(run, ranks)
+    if changed or others:
+        is_exact = not others and not changed.keys() & ROUNDING
+        listed = [f"{name} {_arrow(*pair)}" for name, pair in changed.items()]
+        logger.info(
+            f"changed since: {', '.join([*listed, *others])}"
+            + ("" if is_exact else "; the rest will differ by rounding from an uninterrupted run")
+        )
+
+
+def _arrow(old: Any, new: Any) -> str:
+    return f"{old} → {new}"
