@@ -20,7 +20,7 @@ import mlxgpt  # before mlx
 from mlxgpt import config_files
 from mlxgpt.config import Config, override
 from mlxgpt.machine import device
-from mlxgpt.training.forecast import measure
+from mlxgpt.training.estimate import measure
 
 SIZE: dict[str, Any] = {
     "n_layer": 2,

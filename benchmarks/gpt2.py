@@ -90,7 +90,7 @@ def child(line: list[str]) -> int:
     import mlxgpt  # noqa: F401 - before mlx
     from mlxgpt import cli, display
     from mlxgpt.evaluation.loss import Evaluation, Evaluator
-    from mlxgpt.training.callback import Callback
+    from mlxgpt.training.callbacks import Callback
 
     def tell(event: str, **more: Any) -> None:
         print(json.dumps({"event": event, **more}), flush=True)

@@ -18,8 +18,8 @@ from mlxgpt import config_files
 from mlxgpt.machine import device
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
-from mlxgpt.training.guard import Guard
-from mlxgpt.training.saver import Saver
+from mlxgpt.training.spike_guard import SpikeGuard
+from mlxgpt.training.checkpointer import Saver
 from mlxgpt.training.step import new_step
 from mlxgpt.training.trainer import Hook, train
 
@@ -40,7 +40,7 @@ def main() -> None:
         config = device.resolve_dtype(configs.override(config, size))
         run = Run(place / "run", config, data.tokenizer, data.name, data.meta.fingerprint, True)
         runs.create(run)
-        step, guard, done = new_step(config), Guard(), 0
+        step, guard, done = new_step(config), SpikeGuard(), 0
         last = Hook(lambda n: n % given.steps == 0, lambda report: None)  # waits for the device
         waits: list[float] = []
         saved: list[tuple[int, float]] = []

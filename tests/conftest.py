@@ -25,7 +25,7 @@ from mlxgpt.corpus import bpe
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.machine import device
 from mlxgpt.training import selfcheck
-from mlxgpt.training.launch import Summary
+from mlxgpt.training.callbacks import Summary
 from tests.trainings import Recorder
 
 

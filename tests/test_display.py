@@ -12,8 +12,8 @@ from mlxgpt import display as displays
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.display import PreparationDisplay, TrainingDisplay, duration
 from mlxgpt.storage import run as runs
-from mlxgpt.training.callback import Silent, Summary
-from mlxgpt.training.forecast import Forecast, Reached
+from mlxgpt.training.callbacks import Silent, Summary
+from mlxgpt.training.estimate import Estimate, Reached
 from mlxgpt.training.selfcheck import Check
 
 RECORD = {
@@ -44,7 +44,7 @@ def shown(
     run = runs.open_run(trained / "runs" / "done")
     display.on_check(Check("causality", True, "fine"))
     reached = Reached(1.5150, 2.186, 10_240_000, "a-report.md")
-    forecast = Forecast(0.2, 1e-3, 310_000_000, 10_000, 5000, 10, 120_000, reached)
+    forecast = Estimate(0.2, 1e-3, 310_000_000, 10_000, 5000, 10, 120_000, reached)
     display.on_train_begin(run, open_dataset(trained / "data" / "words"), 0, forecast)
     display.on_log(RECORD)
     display.on_log({**RECORD, "step": 1210, "val_loss": 1.75})

@@ -28,8 +28,8 @@ from mlxgpt.corpus.meta import SPLITS
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import importing
 from mlxgpt.storage import run as runs
-from mlxgpt.training.existing import step_seconds
-from mlxgpt.training.guard import Guard
+from mlxgpt.training.resume import step_seconds
+from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.step import new_step
 from tests.hostile import CHANGES, EDITS, VALUES, as_json, changed, edited
 from tests.interchange.models import folder_of
@@ -90,7 +90,7 @@ def use_checkpoint() -> None:
     model, _ = runs.load_model(run, "12")
     assert all(isinstance(value, mx.array) for value in model.parameters()["wte"].values())
     saved = run.load_first([STEP], print, with_optimizer=True)
-    Guard.of(saved.guard)
+    SpikeGuard.of(saved.guard)
     assert saved.optimizer is not None
     new_step(run.config).restore(saved.parameters, saved.optimizer)
 

@@ -16,7 +16,7 @@ import pytest
 from mlxgpt import cli, tracking
 from mlxgpt.errors import UserError
 from mlxgpt.storage.run import open_run
-from mlxgpt.training.callback import Callback
+from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.hooks import Hooks
 from tests.commands import TRAIN, Capture, program, refused
 from tests.trainings import Recorder

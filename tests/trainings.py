@@ -12,8 +12,8 @@ import numpy as np
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training.callback import Callback
-from mlxgpt.training.forecast import Forecast
+from mlxgpt.training.callbacks import Callback
+from mlxgpt.training.estimate import Estimate
 
 # All that the modern recipes have, in any of them.
 MODERN_PARTS: dict[str, Any] = {
@@ -41,10 +41,10 @@ class Recorder(Callback):
         self.records: list[dict[str, Any]] = []
         self.samples: list[tuple[int, str]] = []
         self.plan = 0
-        self.forecast: Forecast | None = None
+        self.forecast: Estimate | None = None
 
     def on_train_begin(
-        self, run: runs.Run, dataset: Dataset, start: int, forecast: Forecast
+        self, run: runs.Run, dataset: Dataset, start: int, forecast: Estimate
     ) -> None:
         self.plan = run.config.train.max_steps
         self.forecast = forecast

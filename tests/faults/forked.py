@@ -146,8 +146,8 @@ def _serve() -> None:
     from mlxgpt.interchange import exporting, importing
     from mlxgpt.machine import device
     from mlxgpt.pages import runs as pages
-    from mlxgpt.training import forecast, launch, selfcheck, session
-    from mlxgpt.training.forecast import Forecast
+    from mlxgpt.training import estimate as forecast, launch, selfcheck, session
+    from mlxgpt.training.estimate import Estimate
 
     for name in sys.argv[1:]:
         importlib.import_module(name)
@@ -159,7 +159,7 @@ def _serve() -> None:
     selfcheck.check = lambda *_: iter([])
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
     for module in (forecast, launch):
-        module.measure = lambda *_: Forecast(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
+        module.measure = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
     answers = os.fdopen(os.dup(1), "w")
     os.set_inheritable(answers.fileno(), False)
     for line in sys.stdin:

@@ -120,7 +120,7 @@ import os
 from pathlib import Path
 from mlxgpt import UserError, tracking
 from mlxgpt.storage.run import open_run
-from mlxgpt.training.callback import Callback
+from mlxgpt.training.callbacks import Callback
 
 try:
     tracking.Tracker("wandb", Callback()).on_run(open_run(Path("runs/done")))

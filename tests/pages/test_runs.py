@@ -12,7 +12,7 @@ from mlxgpt.config import Config, differences, override
 from mlxgpt.pages.page import Page
 from mlxgpt.pages.runs import commands, nearest, page_of
 from mlxgpt.storage.run import Run, open_run
-from mlxgpt.training.beginning import Beginning
+from mlxgpt.training.init_weights import InitWeights
 from tests.pages.test_page import Seen
 
 HOSTILE = "<script>alert('x')</script>\x1b[31m $x^2$ \0 ﷽ 🦊"

@@ -20,7 +20,7 @@ from mlxgpt.study import compare as study
 from mlxgpt.study import planning
 from mlxgpt.study.record import Record
 from mlxgpt.training import launch
-from mlxgpt.training.session import Diverged
+from mlxgpt.training.loop import Diverged
 from tests.study.studies import Watcher, compared
 
 pytestmark = pytest.mark.usefixtures("no_check")
@@ -126,8 +126,8 @@ def test_a_time_is_planned_once_each_in_turn(
     """The steps that fit, by the median of three timings; and the same when it goes on."""
     times = iter([0.5, 1.0, 0.4, 1.0, 9.0, 1.0])
 
-    def measured(config: Config, *_: object) -> launch.Forecast:
-        return launch.Forecast(next(times), 0.0, 1000, 0)
+    def measured(config: Config, *_: object) -> launch.Estimate:
+        return launch.Estimate(next(times), 0.0, 1000, 0)
 
     monkeypatch.setattr(launch, "measure", measured)
     monkeypatch.setattr(planning, "measure", measured)
@@ -138,8 +138,8 @@ def test_a_time_is_planned_once_each_in_turn(
     longer = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1, observer=again)
     assert results(longer) == results(record)
     assert again.trained == []
-    monkeypatch.setattr(planning, "measure", lambda *_: launch.Forecast(1.0, 0.0, 1000, 0))
-    monkeypatch.setattr(launch, "measure", lambda *_: launch.Forecast(1.0, 0.0, 1000, 0))
+    monkeypatch.setattr(planning, "measure", lambda *_: launch.Estimate(1.0, 0.0, 1000, 0))
+    monkeypatch.setattr(launch, "measure", lambda *_: launch.Estimate(1.0, 0.0, 1000, 0))
     other = compared(tiny, vary="n_layer=1,2", budget="3s", seeds=1)
     assert [s.steps for s in other.variants] == [3, 3], "another time is another plan"
 

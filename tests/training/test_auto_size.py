@@ -12,8 +12,8 @@ from mlxgpt.machine import device
 from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.storage.run import open_run
 from mlxgpt.training import sizing
-from mlxgpt.training.forecast import Forecast, estimated_bytes
-from mlxgpt.training.sizing import HEAD_SIZE, SHAPES, TOKENS_PER_PARAMETER, sized
+from mlxgpt.training.estimate import Estimate, estimated_bytes
+from mlxgpt.training.auto_size import HEAD_SIZE, SHAPES, TOKENS_PER_PARAMETER, sized
 
 BASE = override(
     Config(ModelConfig(block_size=256, vocab_size=2048, dropout=0.0)),
@@ -29,10 +29,10 @@ def dataset(trained: Path) -> Dataset:
 def machine(monkeypatch: pytest.MonkeyPatch, flops: float, waits: float = 0.0) -> None:
     """One of so many operations a second, where no step takes less than `waits`."""
 
-    def measure(config: Config, dataset: Dataset) -> Forecast:
+    def measure(config: Config, dataset: Dataset) -> Estimate:
         tokens = config.train.batch_size * config.model.block_size
         seconds = max(waits, tokens * flops_per_token(config.model) / flops)
-        return Forecast(seconds, seconds / tokens / 3, 10**6, 100_000)
+        return Estimate(seconds, seconds / tokens / 3, 10**6, 100_000)
 
     monkeypatch.setattr(sizing, "measure", measure)
 

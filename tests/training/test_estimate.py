@@ -11,9 +11,9 @@ from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT, flat
-from mlxgpt.training import forecast
-from mlxgpt.training.forecast import (
-    Forecast,
+from mlxgpt.training import estimate as forecast
+from mlxgpt.training.estimate import (
+    Estimate,
     estimated_bytes,
     measure,
     must_fit,
@@ -79,7 +79,7 @@ def test_what_is_left_is_counted(
     tiny: Config, start: int, steps: int, every: int, evaluations: int
 ) -> None:
     config = override(tiny, {"max_steps": steps, "eval_interval": every})
-    left = Forecast(1.0, 1.0, 0, 0).for_plan(config, start)
+    left = Estimate(1.0, 1.0, 0, 0).for_plan(config, start)
     assert left.steps == steps - start
     assert left.evaluations == sum(
         step % every == 0 or step == steps for step in range(start + 1, steps + 1)
@@ -90,7 +90,7 @@ def test_what_is_left_is_counted(
 @pytest.mark.parametrize("seconds", [20.0, 61.0, 600.0])
 @pytest.mark.parametrize("val_tokens", [1000, 50_000, 10_000_000])
 def test_a_plan_uses_its_time_and_no_more(tiny: Config, seconds: float, val_tokens: int) -> None:
-    one = Forecast(0.25, 1e-3, 0, val_tokens)
+    one = Estimate(0.25, 1e-3, 0, val_tokens)
     config = override(tiny, {"eval_interval": 50, "block_size": 64, "batch_size": 64})
     steps = one.steps_in(seconds, config)
 

@@ -18,7 +18,7 @@ from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.training import trainer
-from mlxgpt.training.guard import Guard
+from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.training.step import TrainStep
 from mlxgpt.training.trainer import Hook, Metrics, train
@@ -236,7 +236,7 @@ def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: To
                 seen.append(str(key.tolist()))
                 return step_function(x, y, rate, key, limit)
 
-        train(Recorded(), tokens, tiny_model, start=start, guard=Guard(passed=passed))
+        train(Recorded(), tokens, tiny_model, start=start, guard=SpikeGuard(passed=passed))
         return seen
 
     keys = keys_from(0)
@@ -246,7 +246,7 @@ def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: To
 
 
 def test_it_stops_after_the_step_it_is_asked_in(tiny_model: Config, tokens: Tokens) -> None:
-    asked, guard = iter([False, False, True]), Guard()
+    asked, guard = iter([False, False, True]), SpikeGuard()
     stopped = train(fresh(tiny_model), tokens, tiny_model, stop=lambda: next(asked), guard=guard)
     assert stopped == 3
     assert [step for step, _ in guard.losses] == [0, 1, 2], "the guard has seen the last one too"

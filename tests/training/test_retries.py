@@ -19,7 +19,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.machine import device_errors
 from mlxgpt.storage import run as runs
 from mlxgpt.training import launch, session
-from mlxgpt.training.forecast import Forecast
+from mlxgpt.training.estimate import Estimate
 from tests.commands import Capture
 from tests.trainings import Recorder, final_state, metrics
 
@@ -48,7 +48,7 @@ SHORT = {
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed forecast: how many steps are timed would depend on the machine."""
-    forecast = Forecast(0.01, 1e-5, 1, 100)
+    forecast = Estimate(0.01, 1e-5, 1, 100)
     monkeypatch.setattr(launch, "measure", lambda *_: forecast)
 
 
@@ -316,7 +316,7 @@ def test_a_failure_before_the_first_step_is_retried(
 ) -> None:
     measure, failures = launch.measure, [WATCHDOG, MEMORY]
 
-    def failing(*given: Any) -> Forecast:
+    def failing(*given: Any) -> Estimate:
         if failures:
             raise RuntimeError(failures.pop(0))
         return measure(*given)

@@ -14,7 +14,7 @@ from mlxgpt.loaded import load
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import snapshots
-from mlxgpt.training.snapshots import is_age
+from mlxgpt.training.snapshots import is_snapshot_step
 from tests.trainings import Recorder
 
 pytestmark = pytest.mark.usefixtures("no_check")
@@ -25,7 +25,7 @@ def ages(run: str) -> list[int]:
 
 
 def test_the_ages() -> None:
-    found = [step for step in range(0, 10_000) if is_age(step)]
+    found = [step for step in range(0, 10_000) if is_snapshot_step(step)]
     assert found == [0, 100, 200, 400, 800, 1600, 3200, 6400]
 
 

@@ -16,12 +16,12 @@ from mlxgpt.errors import UserError
 from mlxgpt.storage import run as runs
 from mlxgpt.training import guard as guards
 from mlxgpt.training import session
-from mlxgpt.training.guard import FEWEST, IN_A_ROW, WINDOW, Guard
+from mlxgpt.training.spike_guard import FEWEST, IN_A_ROW, WINDOW, SpikeGuard
 from tests.trainings import Recorder, final_state, metrics
 
 
 def fed(losses: list[float], on_spike: str = "skip") -> Guard:
-    guard = Guard(on_spike)
+    guard = SpikeGuard(on_spike)
     for step, loss in enumerate(losses):
         guard.settle(step, loss, 1.0, math.inf)
     return guard
@@ -69,8 +69,8 @@ def test_going_back_is_to_what_was_remembered_then() -> None:
 @given(losses=st.lists(st.floats(0, 10, width=32), max_size=WINDOW + 40))
 def test_a_guard_comes_back_from_a_checkpoint(losses: list[float]) -> None:
     guard = fed(losses)
-    assert Guard.of(guard.to_tree(), "skip") == guard
-    assert Guard.of({}, "skip") == Guard("skip"), "as format 1 has it"
+    assert SpikeGuard.of(guard.to_tree(), "skip") == guard
+    assert SpikeGuard.of({}, "skip") == SpikeGuard("skip"), "as format 1 has it"
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_a_guard_comes_back_from_a_checkpoint(losses: list[float]) -> None:
 )
 def test_a_guard_that_is_none_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="guard is damaged"):
-        Guard.of({**Guard().to_tree(), **change})
-    tree = Guard().to_tree()
+        SpikeGuard.of({**SpikeGuard().to_tree(), **change})
+    tree = SpikeGuard().to_tree()
     del tree[next(iter(change))]
     with pytest.raises(UserError, match="guard is damaged"):
-        Guard.of(tree)
+        SpikeGuard.of(tree)
 
 
 # Trainings that meet a spike: a batch whose targets are noise, after the model has learned what

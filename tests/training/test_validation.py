@@ -14,7 +14,7 @@ from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.evaluation import loss
 from mlxgpt.storage import run as runs
 from mlxgpt.training import evaluating
-from mlxgpt.training.evaluating import LEAST, SHARE, tokens_at_end, tokens_each
+from mlxgpt.training.validation import LEAST, SHARE, tokens_at_end, tokens_each
 
 counts = st.integers(1, 10**6)
 
@@ -78,6 +78,6 @@ def test_the_best_is_judged_by_the_same_sample(train: Any, monkeypatch: pytest.M
         "__call__",
         lambda self: loss.Evaluation(next(losses), 1.0, 1.0, self.tokens),
     )
-    monkeypatch.setattr("mlxgpt.training.forecast._token_seconds", lambda *_: 1e-6)
+    monkeypatch.setattr("mlxgpt.training.estimate._token_seconds", lambda *_: 1e-6)
     summary = train("a", eval_tokens=16)
     assert (summary.best_step, summary.val_loss) == (12, 9.0)
