@@ -1,11 +1,15 @@
-"""What several machines tell each other beside tensors, and who notices that one of them is gone.
+"""The control channel between ranks: small values, heartbeats, and the order of collectives.
 
-A rank that waits in a sum for another one that is dead waits for ever, and runs no Python: no
-signal reaches it. So each rank has a connection to the first one, and threads that ask for a sign
-of life there. When one is gone, they end the process.
+A rank in an all-reduce waits forever for a rank that has died, and runs no Python: no signal
+reaches it. So each rank has a connection to the main rank, with threads that exchange heartbeats.
+When a rank is lost, these threads end the process.
 
-The first rank listens while the others connect, and no longer; who cannot say the run's password,
-which was spread by MLX's own sums, is not let in. What is said is JSON, one object a line.
+Every collective has a name and a number. Values are sent with both, and heartbeats name the
+collective that a rank entered last. Ranks that are in different collectives, and would wait for
+each other forever, end with an error that says where each of them is.
+
+The main rank listens only until all ranks have connected. A rank proves who it is by the job's
+password, which MLX's own all-reduce has distributed. A message is a JSON object on one line.
 """
 
 from __future__ import annotations
@@ -19,22 +23,41 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
 
+from mlxgpt.distributed.launcher import resume_command
 from mlxgpt.errors import UserError
 
-BEAT = 1.0  # seconds between two signs of life
-SILENCE = 7.0  # seconds without one, and a rank is lost
-PATIENCE = 600.0  # the same while a text is prepared, when Python may be held up for long
-CONNECT = 30.0  # seconds for all to connect
-LOST = 1  # exit code
-REFUSED = 2  # the same where a rank refused what a user can mend
-LONGEST = 1 << 24  # bytes of a line
+HEARTBEAT_INTERVAL = 1.0  # seconds
+HEARTBEAT_TIMEOUT = 7.0  # seconds without a heartbeat until a rank counts as lost
+STARTUP_TIMEOUT = 600.0  # the same before the first step: preparing data can block Python for long
+CONNECT_TIMEOUT = 30.0  # seconds for all ranks to connect
+LOST = 1  # exit code after a rank was lost
+REFUSED = 2  # exit code after a user's mistake, on any rank
+MAX_LINE_BYTES = 1 << 24
+HISTORY_LENGTH = 1000  # collectives that the main rank remembers by name
 
-Tell = Callable[[str, str | None], None]  # what is wrong, and what to do if that is known
+
+@dataclass(frozen=True)
+class Position:
+    """How far a rank has come.
+
+    Attributes:
+        number: collectives that it has entered.
+        name: the last one of them, such as `gather settings`.
+        sums_begun, sums_ended: how many of them are all-reduces of arrays.
+    """
+
+    number: int = 0
+    name: str = "no collective yet"
+    sums_begun: int = 0
+    sums_ended: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name} (number {self.number:,})"
 
 
 @dataclass
@@ -43,88 +66,125 @@ class Peer:
 
     Attributes:
         rank: its number; host: its machine's name.
-        heard: when it last gave a sign of life.
-        done: whether it has said that it leaves.
-        at: how many sums it has begun and ended.
-        said: what it has said, in order.
+        last_heartbeat: when it last sent anything (`time.monotonic`).
+        has_left: whether it has closed its channel.
+        position: by its last message.
+        inbox: values that it has sent, in order.
     """
 
     rank: int
     host: str
     socket: socket.socket
-    heard: float = field(default_factory=time.monotonic)
-    done: bool = False
-    at: tuple[int, int] = (0, 0)
-    said: SimpleQueue[Any] = field(default_factory=SimpleQueue)
+    last_heartbeat: float = field(default_factory=time.monotonic)
+    has_left: bool = False
+    position: Position = Position()
+    inbox: SimpleQueue[dict[str, Any]] = field(default_factory=SimpleQueue)
     _sending: threading.Lock = field(default_factory=threading.Lock)
 
-    def send(self, tree: dict[str, Any]) -> None:
-        """Say something. Where the other is gone, the thread that listens ends the process."""
-        line = json.dumps(tree).encode() + b"\n"
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message. If the peer is gone, the listening thread ends the process."""
+        line = json.dumps(message).encode() + b"\n"
         with contextlib.suppress(OSError), self._sending:
             self.socket.sendall(line)
 
 
-class Channel:
-    """A rank's connections: the first one's to all others, another one's to the first.
+class ControlChannel:
+    """A rank's connections: the main rank's to all others, another rank's to the main rank.
 
     Attributes:
-        at: how many sums this rank has begun and ended; told with each sign of life.
-        slowest: seconds that a step takes at the most; None: no sums are to be watched now.
+        position: how far this rank has come.
+        step_seconds: duration of a training step while steps are watched, else None.
+        heartbeat_timeout: seconds without a heartbeat until a rank counts as lost.
 
     Args:
-        rank, size: this one's number, and of how many.
-        peers: by their rank.
-        tell: is told why this process ends right after, from another thread.
+        rank: of this process; size: number of ranks.
+        peers: by rank.
     """
 
-    def __init__(self, rank: int, size: int, peers: dict[int, Peer], tell: Tell) -> None:
+    def __init__(self, rank: int, size: int, peers: dict[int, Peer]) -> None:
         self.rank, self.size, self.peers = rank, size, peers
-        self.at = (0, 0)
-        self.slowest: float | None = None
-        self.patience = PATIENCE
-        self._tell = tell
+        self.position = Position()
+        self.step_seconds: float | None = None
+        self.heartbeat_timeout = STARTUP_TIMEOUT
+        self._history: dict[int, str] = {}  # names of this rank's latest collectives, by number
         self._ending = threading.Lock()
         self._closed = threading.Event()
-        self._stuck: tuple[Any, float] = (None, 0.0)  # who has come how far, and since when
+        self._last_progress: tuple[Any, float] = (None, 0.0)  # all positions, and since when
         for peer in peers.values():
-            peer.heard = time.monotonic()
+            peer.last_heartbeat = time.monotonic()
             threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
-        threading.Thread(target=self._beat, daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
-    def gather(self, tree: Any) -> list[Any]:
-        """What each rank says, on all of them; it waits for all."""
-        if self.rank:
-            self.peers[0].send({"say": tree})
-            return list(self.peers[0].said.get())
-        others = [self.peers[rank].said.get() for rank in range(1, self.size)]
-        return self.spread([tree, *others])
+    def gather(self, name: str, value: Any) -> list[Any]:
+        """Every rank's value (JSON), in the order of ranks, on all ranks."""
+        return self._gather(f"gather {name}", value)
 
-    def spread(self, tree: Any = None) -> Any:
-        """What the first rank says, on all of them."""
-        if self.rank:
-            return self.peers[0].said.get()
-        for peer in self.peers.values():
-            peer.send({"say": tree})
-        return json.loads(json.dumps(tree))  # of the same types for all
+    def broadcast(self, name: str, value: Any = None) -> Any:
+        """The main rank's value (JSON), on all ranks."""
+        self._enter(f"broadcast {name}")
+        return self._receive(self.peers[0]) if self.rank else self._send_to_all(value)
+
+    def barrier(self, name: str) -> None:
+        """Wait until every rank is here."""
+        self._gather(f"barrier {name}", None)
+
+    @contextlib.contextmanager
+    def all_reduce(self, name: str) -> Iterator[None]:
+        """Announce an all-reduce of arrays, while MLX carries it out."""
+        self._enter(f"all-reduce {name}")
+        begun = self.position.sums_begun + 1
+        self.position = replace(self.position, sums_begun=begun)
+        yield
+        self.position = replace(self.position, sums_ended=begun)
 
     def close(self) -> None:
-        """Leave: the others need not worry."""
+        """Leave the group; the other ranks may continue."""
         for peer in self.peers.values():
             peer.send({"bye": True})
         self._closed.set()
 
-    def refuse(self, problem: str, remedy: str) -> None:
-        """Tell the first rank why this one ends; the first tells all others, and ends them. Any
-        other rank waits for that: a launcher would end the first one before it has said so.
+    def refuse(self, problem: str, remedy: str, code: int = REFUSED) -> None:
+        """End all ranks because of an error on this one, with an exit code. The main rank's own
+        error is printed by its caller, that of another rank by the main rank. The other rank waits
+        for that: a launcher would end the main rank before it has printed anything.
         """
         with self._ending:
             for peer in self.peers.values():
-                peer.send({"end": [problem, remedy, REFUSED]})
+                peer.send({"end": [problem, remedy, code]})
             if self.rank == 0:
                 self._closed.set()
         if self.rank:
-            self._closed.wait(5 * BEAT)
+            self._closed.wait(5 * HEARTBEAT_INTERVAL)
+
+    def _gather(self, name: str, value: Any) -> list[Any]:
+        self._enter(name)
+        if self.rank:
+            self._send(self.peers[0], value)
+            return list(self._receive(self.peers[0]))
+        values = [self._receive(self.peers[rank]) for rank in range(1, self.size)]
+        return list(self._send_to_all([value, *values]))
+
+    def _enter(self, name: str) -> None:
+        number = self.position.number + 1
+        self._history[number] = name
+        self._history.pop(number - HISTORY_LENGTH, None)
+        self.position = replace(self.position, number=number, name=name)
+
+    def _send(self, peer: Peer, value: Any) -> None:
+        peer.send({"value": value, "at": astuple(self.position)})
+
+    def _send_to_all(self, value: Any) -> Any:
+        for peer in self.peers.values():
+            self._send(peer, value)
+        return json.loads(json.dumps(value))  # the same types on all ranks
+
+    def _receive(self, peer: Peer) -> Any:
+        message = peer.inbox.get()
+        position = Position(*message["at"])
+        if (position.number, position.name) != (self.position.number, self.position.name):
+            peer.position = position
+            self._end_by_mismatch()
+        return message["value"]
 
     def _listen(self, peer: Peer) -> None:
         with peer.socket:
@@ -133,111 +193,151 @@ class Channel:
     def _listen_to(self, peer: Peer) -> None:
         rest = b""
         while not self._closed.is_set():
-            if not select.select([peer.socket], [], [], BEAT)[0]:
-                silent = time.monotonic() - peer.heard
-                if silent > self.patience and not peer.done:
-                    self._lost(peer, f"has given no sign of life for {silent:.0f} s")
+            if not select.select([peer.socket], [], [], HEARTBEAT_INTERVAL)[0]:
+                silence = time.monotonic() - peer.last_heartbeat
+                if silence > self.heartbeat_timeout and not peer.has_left:
+                    self._end_by_loss(peer, f"no heartbeat for {silence:.0f} s")
                 continue
             try:
-                some = peer.socket.recv(1 << 16)
+                received = peer.socket.recv(1 << 16)
             except OSError:
-                some = b""
-            peer.heard = time.monotonic()
-            *lines, rest = (rest + some).split(b"\n")
+                received = b""
+            peer.last_heartbeat = time.monotonic()
+            *lines, rest = (rest + received).split(b"\n")
             for line in lines:
-                self._hear(peer, json.loads(line))
-            if not some or len(rest) > LONGEST:
-                if not peer.done:
-                    self._lost(peer, "is gone")
+                self._handle(peer, json.loads(line))
+            if not received or len(rest) > MAX_LINE_BYTES:
+                if not peer.has_left:
+                    self._end_by_loss(peer, "its connection was closed")
                 return
 
-    def _hear(self, peer: Peer, said: dict[str, Any]) -> None:
-        if "say" in said:
-            peer.said.put(said["say"])
-        elif "at" in said:
-            peer.at = tuple(said["at"])
-        elif "bye" in said:
-            peer.done = True
-        elif "end" in said:
-            problem, remedy, code = said["end"]
-            if self.rank or problem is None:  # the first one has told it
+    def _handle(self, peer: Peer, message: dict[str, Any]) -> None:
+        if "at" in message:
+            peer.position = Position(*message["at"])
+        if "value" in message:
+            peer.inbox.put(message)
+        elif "bye" in message:
+            peer.has_left = True
+        elif "end" in message:
+            problem, remedy, code = message["end"]
+            if self.rank or problem is None:  # the main rank has printed it
                 self._end(None, None, code)
             else:
-                time.sleep(BEAT)  # this one may be about to say the same
+                time.sleep(HEARTBEAT_INTERVAL)  # this rank may be about to refuse the same
                 self._end(f"{self._name(peer)}: {problem}", remedy, code)
 
-    def _beat(self) -> None:
-        while not self._closed.wait(BEAT):
+    def _send_heartbeats(self) -> None:
+        while not self._closed.wait(HEARTBEAT_INTERVAL):
             for peer in self.peers.values():
-                if not peer.done:
-                    peer.send({"at": self.at})
-            if self.rank == 0 and self.slowest is not None:
-                self._watch(max(SILENCE, 10 * self.slowest))
+                if not peer.has_left:
+                    peer.send({"at": astuple(self.position)})
+            if self.rank == 0:
+                self._compare_order()
+                if self.step_seconds is not None:
+                    self._compare_progress(max(HEARTBEAT_TIMEOUT, 10 * self.step_seconds))
 
-    def _watch(self, longest: float) -> None:
-        """End it where a rank does not come to a sum that others wait in, or all wait in one."""
-        at = {0: self.at, **{rank: peer.at for rank, peer in self.peers.items()}}
-        begun = [one for one, _ in at.values()]
-        behind = [rank for rank, (one, _) in at.items() if one < max(begun)]
-        all_wait = not behind and all(ended < one for one, ended in at.values())
-        now, state = time.monotonic(), sorted(at.items())
-        before, since = self._stuck
-        if not (behind or all_wait) or state != before:
-            self._stuck = state, now
-        elif now - since > longest:
+    def _compare_order(self) -> None:
+        """End all ranks where one has entered another collective than this rank had in its place.
+        (One that is ahead of this rank is compared when this rank is there.)
+        """
+        for peer in self.peers.values():
+            position = peer.position
+            if self._history.get(position.number, position.name) != position.name:
+                self._end_by_mismatch()
+
+    def _compare_progress(self, timeout: float) -> None:
+        """End all ranks where one does not come to an all-reduce that others wait in, or where all
+        wait in one.
+        """
+        positions = {0: self.position} | {rank: p.position for rank, p in self.peers.items()}
+        furthest = max(p.sums_begun for p in positions.values())
+        behind = [rank for rank, p in positions.items() if p.sums_begun < furthest]
+        all_wait = not behind and all(p.sums_ended < p.sums_begun for p in positions.values())
+        now, (before, since) = time.monotonic(), self._last_progress
+        if not (behind or all_wait) or positions != before:
+            self._last_progress = positions, now
+        elif now - since > timeout:
             if all_wait:
-                self._end(f"all {self.size} ranks wait in a sum that does not end", None, LOST)
+                name = self.position.name
+                self._end(f"all {self.size} ranks wait in {name}, which does not end", None, LOST)
             for rank in behind:
-                name = "the first rank" if not rank else self._name(self.peers[rank])
-                self._end(f"{name} lives, and takes no more steps", None, LOST)
+                self._end_by_loss(self.peers.get(rank), "it takes no more steps")
 
-    def _name(self, peer: Peer) -> str:
-        return f"rank {peer.rank} of {self.size} (on {peer.host})"
+    def _name(self, peer: Peer | None) -> str:
+        """A peer, or this rank, in words."""
+        rank, host = (peer.rank, peer.host) if peer else (self.rank, socket.gethostname())
+        return f"rank {rank} of {self.size} (on {host})"
 
-    def _lost(self, peer: Peer, how: str) -> None:
-        self._end(f"{self._name(peer)} {how}", None, LOST)
+    def _end_by_loss(self, peer: Peer | None, why: str) -> None:
+        self._end(f"lost {self._name(peer)}: {why}", None, LOST)
+
+    def _end_by_mismatch(self) -> None:
+        positions = [
+            (self.rank, f"{self._name(None)} in {self.position}"),
+            *(
+                (peer.rank, f"{self._name(peer)} in {peer.position}")
+                for peer in self.peers.values()
+            ),
+        ]
+        problem = "the ranks are in different collectives: " + ", ".join(
+            text for _, text in sorted(positions)
+        )
+        remedy = (
+            "start the same command and mlxgpt on all machines; if they are the same, report it."
+        )
+        if self.rank:
+            self.refuse(problem, remedy, LOST)
+        self._end(problem, remedy, LOST)
 
     def _end(self, problem: str | None, remedy: str | None, code: int) -> None:
-        """End this process, and at the first rank all others."""
+        """End this process and, from the main rank, all others."""
         with self._ending:
-            if self._closed.is_set():  # by its own will, meanwhile
+            if self._closed.is_set():  # this rank has left, or ends already
                 return
             if self.rank == 0:
                 for peer in self.peers.values():
                     peer.send({"end": [None, None, code]})
-            # Not before: who listens closes its connection then, which the other would hear first.
+            # Only now: the listening threads close their connections when they see it, and the
+            # other rank would see that first.
             self._closed.set()
             if problem:
-                with contextlib.suppress(Exception):
-                    self._tell(problem, remedy)
+                write_error(problem, remedy or f"the same command resumes: {resume_command()}")
             os._exit(code)
 
 
+def write_error(problem: str, remedy: str) -> None:
+    """Print an error as the command line does, straight to file descriptor 2: a stuck thread may
+    hold the locks of sys.stderr, of the progress display and of the log handlers.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, f"mlxgpt: {problem}\n  → {remedy}\n".encode(errors="replace"))
+
+
 def listen(host: str) -> tuple[socket.socket, dict[str, Any]]:
-    """A listener on a free port of the first rank, and what the others have to know of it.
+    """Listen on a free port of the main rank; the listener, and what other ranks connect with.
 
     Raises:
-        UserError: if it cannot listen there.
+        UserError: if this machine cannot listen there.
     """
     try:
         listener = socket.create_server((host, 0))
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host}, the first rank's address: {error.strerror}",
-            "give an address of the machine that comes first in the hostfile.",
+            f"cannot listen on {host}, the address of rank 0: {error.strerror}",
+            "in the hostfile, give the first machine's own address.",
         ) from error
     password = secrets.token_hex(16)
     return listener, {"host": host, "port": listener.getsockname()[1], "password": password}
 
 
 def accept(listener: socket.socket, size: int, password: str) -> dict[int, Peer]:
-    """The other ranks, once all have connected.
+    """The other ranks, once all have connected to the main rank.
 
     Raises:
-        UserError: if they do not.
+        UserError: if one does not connect in time.
     """
     peers: dict[int, Peer] = {}
-    deadline = time.monotonic() + CONNECT
+    deadline = time.monotonic() + CONNECT_TIMEOUT
     with listener:
         while len(peers) < size - 1:
             listener.settimeout(max(0.1, deadline - time.monotonic()))
@@ -245,54 +345,54 @@ def accept(listener: socket.socket, size: int, password: str) -> dict[int, Peer]
             try:
                 connection, _ = listener.accept()
                 connection.settimeout(2.0)
-                said = json.loads(_line(connection))
-                known = hmac.compare_digest(str(said["password"]), password)
-                rank, host = int(said["rank"]), str(said["host"])
-                if not known or not 0 < rank < size or rank in peers:
-                    raise ValueError("nobody of ours")
+                hello = json.loads(_read_line(connection))
+                is_known = hmac.compare_digest(str(hello["password"]), password)
+                rank, host = int(hello["rank"]), str(hello["host"])
+                if not is_known or not 0 < rank < size or rank in peers:
+                    raise ValueError("not a rank of this job")
             except (OSError, ValueError, KeyError, TypeError):
                 if connection:
                     connection.close()
                 if time.monotonic() > deadline:
                     missing = ", ".join(str(n) for n in range(1, size) if n not in peers)
                     raise UserError(
-                        f"no connection came from rank {missing} within {CONNECT:.0f} s",
-                        "let the machines reach each other on any port: is there a firewall?",
+                        f"no connection from rank {missing} within {CONNECT_TIMEOUT:.0f} s",
+                        "allow connections between the machines on all ports (firewall).",
                     ) from None
                 continue
-            peers[rank] = _peer(rank, host, connection)
+            peers[rank] = _make_peer(rank, host, connection)
     return peers
 
 
-def connect(place: dict[str, Any], rank: int) -> dict[int, Peer]:
-    """The first rank, from another one.
+def connect(address: dict[str, Any], rank: int) -> dict[int, Peer]:
+    """The main rank, once this rank has connected to it.
 
     Raises:
-        UserError: if it cannot be reached.
+        UserError: if it does not answer.
     """
     try:
-        connection = socket.create_connection((place["host"], place["port"]), CONNECT)
+        connection = socket.create_connection((address["host"], address["port"]), CONNECT_TIMEOUT)
     except OSError as error:
         raise UserError(
-            f"cannot reach the first rank at {place['host']}: {error.strerror or error}",
-            "let the machines reach each other on any port: is there a firewall?",
+            f"cannot connect to rank 0 at {address['host']}: {error.strerror or error}",
+            "allow connections between the machines on all ports (firewall).",
         ) from error
-    peer = _peer(0, place["name"], connection)
-    peer.send({"password": place["password"], "rank": rank, "host": socket.gethostname()})
+    peer = _make_peer(0, address["name"], connection)
+    peer.send({"password": address["password"], "rank": rank, "host": socket.gethostname()})
     return {0: peer}
 
 
-def _peer(rank: int, host: str, connection: socket.socket) -> Peer:
+def _make_peer(rank: int, host: str, connection: socket.socket) -> Peer:
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Peer(rank, host, connection)
 
 
-def _line(connection: socket.socket) -> bytes:
-    said = b""
-    while not said.endswith(b"\n") and len(said) < 1000:
-        some = connection.recv(1)
-        if not some:
-            raise ValueError("it said nothing")
-        said += some
-    return said
+def _read_line(connection: socket.socket) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and len(line) < 1000:
+        byte = connection.recv(1)
+        if not byte:
+            raise ValueError("the connection was closed")
+        line += byte
+    return line

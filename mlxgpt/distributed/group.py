@@ -1,8 +1,8 @@
-"""Several machines, or processes, at one training: which of them this is, and what all have.
+"""The group of processes that train together: who they are, and what they exchange.
 
-`mlx.launch` starts the same command on each; MLX's own engine (`mx.distributed`) moves arrays
-between them, and channel.py the rest. What is found out about the engine stands in
-benchmarks/distributed.md.
+`LocalGroup` is one process alone, whose collectives do nothing. `MLXGroup` is several, started by
+`mlx.launch`: `mx.distributed` sums arrays, and the control channel (control.py) carries everything
+else. Callers treat both alike. Findings about MLX's engine: benchmarks/distributed.md.
 """
 
 from __future__ import annotations
@@ -10,165 +10,376 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from mlxgpt.distributed import control as channel
-from mlxgpt.distributed.control import Channel, Tell
+from mlxgpt.distributed import control
+from mlxgpt.distributed.control import ControlChannel
 from mlxgpt.distributed.launcher import addresses, launched
 from mlxgpt.errors import UserError
 
-PLACE = 512  # bytes that tell where the first rank listens
-MEET = 60.0  # seconds for all to be there
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Arrays = dict[str, mx.array]
+
+ADDRESS_BYTES = 512  # of the message that tells where the main rank listens
+STARTUP_TIMEOUT = 60.0  # seconds for all processes to start
+SECURITY_NOTE = (
+    "MLX sends without a password or encryption, so use it only in a network that you trust"
+)
 
 
-class Ranks:
-    """All ranks, as one of them sees them.
+class ProcessGroup(ABC):
+    """The ranks of one training run, as one of them sees them.
+
+    Every rank must call the same collectives, of the same names, in the same order.
 
     Attributes:
-        rank: this one's number, from 0; size: of how many.
-        hosts: their machines' names.
-        wish: whether this one wishes to stop; it is told with the next step's gradients.
-        stopped: whether one of them wished so at the last step; the same on all.
+        rank: of this process, from 0.
+        size: number of ranks.
+        hosts: the machine's name of each rank.
     """
 
-    def __init__(self, group: mx.distributed.Group, line: Channel, hosts: Sequence[str]) -> None:
-        self._group, self._channel = group, line
-        self.rank, self.size, self.hosts = group.rank(), group.size(), list(hosts)
-        self.wish = self.stopped = False
+    def __init__(self, rank: int, size: int, hosts: Sequence[str]) -> None:
+        self.rank, self.size, self.hosts = rank, size, list(hosts)
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one that writes and shows things."""
+    def is_main(self) -> bool:
+        """Whether this rank reads and writes the run, and prints."""
         return self.rank == 0
 
-    def alone(self) -> Ranks:
-        """The same one, which adds up nothing: to see how long its own share takes."""
-        return _Alone(self._group, self._channel, self.hosts)
-
-    def name(self, rank: int) -> str:
+    def rank_name(self, rank: int) -> str:
         """A rank in words."""
         return f"rank {rank} (on {self.hosts[rank]})"
 
-    def sum(self, array: mx.array) -> mx.array:
-        """The sum of an array over all ranks, computed, with the same bits on each."""
-        mx.eval(array)
-        begun, _ = self._channel.at
-        self._channel.at = begun + 1, begun
-        total = _all_sum(array, self._group)
-        self._channel.at = begun + 1, begun + 1
-        return total
+    @abstractmethod
+    def average(
+        self, loss: mx.array, gradients: Arrays, dtype: mx.Dtype
+    ) -> tuple[mx.array, Arrays]:
+        """Collective. The means over all ranks of a loss and of the gradients, with the same bits
+        on each. Whether a rank wishes to stop travels with them: see `should_stop`.
 
-    def stops(self, wish: bool) -> bool:
-        """Whether all stop after this step, as one of them wished before it; `wish` is told with
-        the next one.
+        Args:
+            loss: [], float32.
+            gradients: by name, float32.
+            dtype: that gradients are sent and summed in.
         """
-        self.wish = wish
-        return self.stopped
 
-    def gather(self, tree: Any) -> list[Any]:
-        """What each rank says, as JSON, on all of them."""
-        return self._channel.gather(tree)
+    @abstractmethod
+    def should_stop(self, wish: bool) -> bool:
+        """Whether training stops after this step; the same on all ranks. Not a collective.
 
-    def spread(self, tree: Any = None) -> Any:
-        """What the first rank says, as JSON, on all of them."""
-        return self._channel.spread(tree)
+        Args:
+            wish: whether this rank wishes to stop. The other ranks learn it from the next
+                `average`, so all stop one step later; a process alone stops at once.
+        """
 
-    def meet(self) -> None:
-        """Wait until all have come here."""
-        self._channel.gather(None)
+    @abstractmethod
+    def sum(self, name: str, array: mx.array) -> mx.array:
+        """Collective. The sum of an array over all ranks, with the same bits on each."""
 
-    def spread_arrays(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """The first rank's arrays, bit by bit, on all of them, which have such of their own."""
+    @abstractmethod
+    def gather(self, name: str, value: Any) -> list[Any]:
+        """Collective. The values of all ranks, in their order, on each; as JSON keeps them."""
+
+    @abstractmethod
+    def broadcast(self, name: str, value: Any = None) -> Any:
+        """Collective. The main rank's value on all ranks; as JSON keeps it."""
+
+    @abstractmethod
+    def broadcast_arrays(self, name: str, arrays: Mapping[str, mx.array]) -> Arrays:
+        """Collective. The main rank's arrays on all ranks, bit by bit.
+
+        Args:
+            arrays: by name; on every rank the same names, shapes and dtypes of 4 or 8 bytes.
+        """
+
+    @abstractmethod
+    def barrier(self, name: str) -> None:
+        """Collective. Wait until all ranks are here."""
+
+    @abstractmethod
+    def watch(self, step_seconds: float) -> AbstractContextManager[None]:
+        """While training steps are taken: end all ranks if one takes no more steps.
+
+        Args:
+            step_seconds: duration of a step.
+        """
+
+    @abstractmethod
+    def local(self) -> LocalGroup:
+        """This rank alone, with its rank and size but no communication: to time its own share of
+        a step.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Collective. Leave the group."""
+
+    @abstractmethod
+    def refuse(self, error: UserError) -> None:
+        """End all ranks with an error of this one. The caller raises it; if it is not the main
+        rank, the main rank prints it.
+        """
+
+    @abstractmethod
+    def raise_together(self, error: UserError | None) -> None:
+        """Collective. Raise on all ranks if one of them has an error.
+
+        Raises:
+            UserError: this rank's own, or another one's with its name. If several have one, that
+                of the lowest rank.
+        """
+
+
+class LocalGroup(ProcessGroup):
+    """One process alone: each collective gives back what it gets."""
+
+    def __init__(self, rank: int = 0, size: int = 1, hosts: Sequence[str] = ()) -> None:
+        super().__init__(rank, size, hosts or [socket.gethostname()])
+
+    def average(
+        self, loss: mx.array, gradients: Arrays, dtype: mx.Dtype
+    ) -> tuple[mx.array, Arrays]:
+        return loss, gradients
+
+    def should_stop(self, wish: bool) -> bool:
+        return wish
+
+    def sum(self, name: str, array: mx.array) -> mx.array:
+        return array
+
+    def gather(self, name: str, value: Any) -> list[Any]:
+        return [_as_json(value)]
+
+    def broadcast(self, name: str, value: Any = None) -> Any:
+        return _as_json(value)
+
+    def broadcast_arrays(self, name: str, arrays: Mapping[str, mx.array]) -> Arrays:
+        return dict(arrays)
+
+    def barrier(self, name: str) -> None:
+        pass
+
+    def watch(self, step_seconds: float) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def local(self) -> LocalGroup:
+        return self
+
+    def close(self) -> None:
+        pass
+
+    def refuse(self, error: UserError) -> None:
+        pass
+
+    def raise_together(self, error: UserError | None) -> None:
+        if error:
+            raise error
+
+
+LOCAL = LocalGroup()  # has no state of its own
+
+
+class MLXGroup(ProcessGroup):
+    """Several processes, by `mx.distributed` and a control channel."""
+
+    def __init__(
+        self, group: mx.distributed.Group, channel: ControlChannel, hosts: Sequence[str]
+    ) -> None:
+        super().__init__(group.rank(), group.size(), hosts)
+        self._group, self._control = group, channel
+        self._wishes_to_stop = self._stop_requested = False
+
+    def average(
+        self, loss: mx.array, gradients: Arrays, dtype: mx.Dtype
+    ) -> tuple[mx.array, Arrays]:
+        # One array, since many small sums take several times as long; and the host waits for it,
+        # since macOS ends a GPU's work that waits more than some seconds for another machine.
+        packed = mx.concatenate([g.reshape(-1).astype(dtype) for g in gradients.values()])
+        means = self.sum("gradients", packed).astype(mx.float32) / self.size
+        ends = list(itertools.accumulate(g.size for g in gradients.values()))
+        pieces = zip(gradients.items(), mx.split(means, ends[:-1]), strict=True)
+        averages = {name: piece.reshape(g.shape) for (name, g), piece in pieces}
+        wish = mx.array(float(self._wishes_to_stop))
+        wishes, losses = self.sum("loss", mx.stack([wish, loss]))
+        self._stop_requested = bool(wishes > 0)
+        return losses / self.size, averages
+
+    def should_stop(self, wish: bool) -> bool:
+        self._wishes_to_stop = wish
+        return self._stop_requested
+
+    def sum(self, name: str, array: mx.array) -> mx.array:
+        mx.eval(array)
+        with self._control.all_reduce(f"{name} of {array.size:,} {array.dtype}"):
+            return _all_sum(array, self._group)
+
+    def gather(self, name: str, value: Any) -> list[Any]:
+        return self._control.gather(name, value)
+
+    def broadcast(self, name: str, value: Any = None) -> Any:
+        return self._control.broadcast(name, value)
+
+    def broadcast_arrays(self, name: str, arrays: Mapping[str, mx.array]) -> Arrays:
         words = [mx.contiguous(own).reshape(-1).view(mx.uint32) for own in arrays.values()]
-        sent = mx.concatenate(words)
-        slowest, self._channel.slowest = self._channel.slowest, None  # it may take far longer
-        total = self.sum(sent if self.first else mx.zeros_like(sent))
-        self._channel.slowest = slowest
+        packed = mx.concatenate(words)
+        with self._unwatched():  # it may take far longer than a step
+            total = self.sum(name, packed if self.is_main else mx.zeros_like(packed))
         ends = list(itertools.accumulate(word.size for word in words))
         pieces = zip(arrays.items(), mx.split(total, ends[:-1]), strict=True)
-        return {name: piece.view(own.dtype).reshape(own.shape) for (name, own), piece in pieces}
+        return {key: piece.view(own.dtype).reshape(own.shape) for (key, own), piece in pieces}
+
+    def barrier(self, name: str) -> None:
+        self._control.barrier(name)
 
     @contextlib.contextmanager
-    def watched(self, step_seconds: float) -> Iterator[None]:
-        """While steps are taken that take about so long: a rank that takes none is noticed."""
-        self._channel.patience = channel.SILENCE
-        self._channel.slowest = step_seconds
+    def watch(self, step_seconds: float) -> Iterator[None]:
+        self._control.heartbeat_timeout = control.HEARTBEAT_TIMEOUT
+        self._control.step_seconds = step_seconds
         try:
             yield
         finally:
-            self._channel.slowest = None
+            self._control.step_seconds = None
+
+    def local(self) -> LocalGroup:
+        return LocalGroup(self.rank, self.size, self.hosts)
 
     def close(self) -> None:
-        """Leave the others."""
-        self._channel.close()
+        self.barrier("end")
+        self._control.close()
 
     def refuse(self, error: UserError) -> None:
-        """End this one for a cause that a user can mend; the first rank tells it."""
-        self._channel.refuse(error.problem, error.remedy)
+        self._control.refuse(error.problem, error.remedy)
+
+    def raise_together(self, error: UserError | None) -> None:
+        own = [error.problem, error.remedy] if error else None
+        for rank, reported in enumerate(self.gather("errors", own)):
+            if reported and error and rank == self.rank:
+                raise error
+            if reported:
+                problem, remedy = reported
+                raise UserError(f"{self.rank_name(rank)}: {problem}", remedy)
+
+    @contextlib.contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        step_seconds, self._control.step_seconds = self._control.step_seconds, None
+        try:
+            yield
+        finally:
+            self._control.step_seconds = step_seconds
 
 
-class _Alone(Ranks):
-    def sum(self, array: mx.array) -> mx.array:
-        mx.eval(array)
-        return array
+@contextlib.contextmanager
+def joined() -> Iterator[ProcessGroup]:
+    """The group of the processes that were launched with this one; a `LocalGroup` if there are
+    none. A UserError inside ends all ranks, and at the end each waits for the others.
 
-
-def join(tell: Tell) -> Ranks | None:
-    """Meet the others that were launched with this process; None where it is alone.
-
-    Args:
-        tell: is told, from another thread, why this process ends right after: another one is gone.
+    If a rank is lost, a thread prints that on stderr, and ends the process.
 
     Raises:
-        UserError: if they do not find each other.
+        UserError: if the processes do not find each other.
     """
+    group = _join()
+    if group.size > 1 and group.is_main:
+        logger.info(f"{group.size} ranks, on {', '.join(group.hosts)}: {SECURITY_NOTE}")
+    try:
+        yield group
+    except UserError as error:
+        group.refuse(error)
+        raise
+    group.close()
+
+
+def in_turns(group: ProcessGroup, function: Callable[[], T]) -> T:
+    """Collective. What a function returns on each rank. The main rank calls it first, then one rank
+    of each other machine, then the remaining ranks; so what the first one has left on the disk is
+    there for the others.
+    """
+    host = group.hosts[group.rank]
+    turn = 0 if group.is_main else 1 if group.hosts.index(host) == group.rank else 2
+    results: list[T] = []
+    for now in range(3):
+        if now == turn:
+            results.append(function())
+        group.barrier(f"turn {now + 1} of 3")
+    return results[0]
+
+
+def measure_average_seconds(
+    group: ProcessGroup, values: int, dtype: mx.Dtype, repeats: int = 3
+) -> float:
+    """Collective. Seconds that the slowest rank takes to average this many values, at best."""
+    if group.size == 1:
+        return 0.0
+    array = mx.zeros(values, dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        group.barrier("before a timed sum")
+        started = time.monotonic()
+        group.sum("timing", array)
+        best = min(best, time.monotonic() - started)
+    return max(group.gather("seconds of a sum", best))
+
+
+def _join() -> ProcessGroup:
     if not launched():
-        return None
-    with _for_at_most(MEET, tell):
+        return LOCAL
+    with _time_limit(STARTUP_TIMEOUT):
         try:
             group = mx.distributed.init(strict=True)
         except RuntimeError as error:
             raise UserError(
                 f"the machines do not find each other: {error}",
-                "start them with mlx.launch, each with an address that the others reach; another "
-                "training on the same ports: --starting-port N.",
+                "start them with mlx.launch, each with an address that the others reach; if "
+                "another run uses the same ports: --starting-port N.",
             ) from error
         if group.size() == 1:
-            return None
-        peers = _connected(group)
-    line = Channel(group.rank(), group.size(), peers, tell)
-    return Ranks(group, line, line.gather(socket.gethostname()))
+            return LOCAL
+        peers = _connect(group)
+    channel = ControlChannel(group.rank(), group.size(), peers)
+    return MLXGroup(group, channel, channel.gather("hosts", socket.gethostname()))
 
 
-def _connected(group: mx.distributed.Group) -> dict[int, channel.Peer]:
-    first = group.rank() == 0
-    listener, place = channel.listen(_address()) if first else (None, {})
-    place |= {"name": socket.gethostname()} if first else {}
-    text = json.dumps(place).encode().ljust(PLACE) if first else bytes(PLACE)
-    total = _all_sum(mx.array(list(text), mx.uint8), group)
-    place = json.loads(bytes(memoryview(total)))  # type: ignore[arg-type]
+def _connect(group: mx.distributed.Group) -> dict[int, control.Peer]:
+    """The peers of this rank's control channel; the address is sent by an all-reduce of bytes."""
+    message = bytes(ADDRESS_BYTES)
+    listener = None
+    if group.rank() == 0:
+        listener, address = control.listen(_main_address())
+        address["name"] = socket.gethostname()
+        message = json.dumps(address).encode().ljust(ADDRESS_BYTES)
+    total = _all_sum(mx.array(list(message), mx.uint8), group)
+    address = json.loads(bytes(memoryview(total)))  # type: ignore[arg-type]
     if listener:
-        return channel.accept(listener, group.size(), place["password"])
-    return channel.connect(place, group.rank())
+        return control.accept(listener, group.size(), address["password"])
+    return control.connect(address, group.rank())
 
 
 def _all_sum(array: mx.array, group: mx.distributed.Group) -> mx.array:
-    # On the CPU, where it can be, since macOS ends a GPU's work that waits for some seconds.
+    # On the CPU where possible, since macOS ends a GPU's work that waits for some seconds.
     stream = None if mx.cuda.is_available() else mx.cpu
     total = mx.distributed.all_sum(array, group=group, stream=stream)
     mx.eval(total)
     return total
 
 
-def _address() -> str:
-    """The first rank's own, as the launcher has it."""
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _main_address() -> str:
+    """The main rank's own address, as the launcher gives it."""
     if known := addresses():
         return known[0]
     if coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):
@@ -177,27 +388,27 @@ def _address() -> str:
 
 
 def _own_address() -> str:
-    """This machine's address, by its name or, where that has none, by the route to others. On
+    """This machine's address, by its name or, if that has none, by its route to other machines. On
     macOS the name often has none.
     """
     with contextlib.suppress(OSError):
         return socket.gethostbyname(socket.gethostname())
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.connect(("192.0.2.1", 9))  # for documentation only (RFC 5737); sends nothing
+        udp.connect(("192.0.2.1", 9))  # reserved for documentation (RFC 5737); sends nothing
         return str(udp.getsockname()[0])
     return "127.0.0.1"
 
 
 @contextlib.contextmanager
-def _for_at_most(seconds: float, tell: Tell) -> Iterator[None]:
-    """End the process where the others do not come: the engine would wait for ever."""
+def _time_limit(seconds: float) -> Iterator[None]:
+    """End the process if the other ranks do not start in time: MLX would wait forever."""
 
     def end() -> None:
-        tell(
-            f"not all ranks were there after {seconds:.0f} s",
-            "look at what the others said; mlx.launch --verbose tells how they were started.",
+        control.write_error(
+            f"not all ranks have started after {seconds:.0f} s",
+            "read what the others printed; mlx.launch --verbose shows how they are started.",
         )
-        os._exit(channel.LOST)
+        os._exit(control.LOST)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
@@ -206,15 +417,3 @@ def _for_at_most(seconds: float, tell: Tell) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def sum_seconds(ranks: Ranks, numbers: int, dtype: mx.Dtype, times: int = 3) -> float:
-    """Seconds that a sum of so many numbers takes at best, all ranks having begun together."""
-    array = mx.zeros(numbers, dtype)
-    best = float("inf")
-    for _ in range(times):
-        ranks.meet()
-        began = time.monotonic()
-        ranks.sum(array)
-        best = min(best, time.monotonic() - began)
-    return max(ranks.gather(best))

@@ -1,6 +1,6 @@
-"""Whether, and how, this process was launched together with others: by mlx.launch, or mpirun.
+"""Whether and how this process was started together with others: by mlx.launch, or mpirun.
 
-Standard library only, since whoever asks for help would wait for MLX.
+Standard library only: the command line imports this, and `--help` must not wait for MLX.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 
 
 def rank_here() -> int:
-    """This process's rank as its launcher says it; 0 where nothing was launched."""
+    """This process's rank by its launcher's environment variable; 0 without a launcher."""
     for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK"):
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
@@ -23,26 +25,32 @@ def launched() -> bool:
     """Whether a launcher started this process together with others."""
     if path := os.environ.get("MLX_HOSTFILE"):
         with contextlib.suppress(OSError):
-            return bool(
-                Path(path).read_text().strip()
-            )  # for one process mlx.launch leaves it empty
-        return True  # which the engine will say
+            return bool(Path(path).read_text().strip())  # empty for a single process
+        return True  # a hostfile that cannot be read is MLX's to report
     names = ("MLX_IBV_DEVICES", "MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
     return any(os.environ.get(name, "1") != "1" for name in names)
 
 
 def addresses() -> list[str]:
-    """All ranks', as mlx.launch's hostfile has them; empty where there is none."""
+    """The addresses of all ranks in mlx.launch's hostfile; empty without one."""
     with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):
         nodes = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
         return [str(node[0]).rpartition(":")[0] for node in nodes]
     return []
 
 
+def resume_command() -> str:
+    """The command line of this process, as a user repeats it."""
+    program = Path(sys.argv[0])
+    is_mlxgpt = program.name == "mlxgpt" or program.parts[-2:] == ("mlxgpt", "__main__.py")
+    words = ["mlxgpt", *sys.argv[1:]] if is_mlxgpt else ["python", *sys.orig_argv[1:]]
+    return again_by_launcher(shlex.join(words))
+
+
 def again_by_launcher(command: str) -> str:
-    """A command that was launched, as a person gives it again."""
+    """A command with the launcher that started this process in front, if one did."""
     if not launched():
         return command
     known = addresses()
-    here = known and set(known) <= {"127.0.0.1", "localhost"}
-    return f"mlx.launch {f'-n {len(known)}' if here else '--hostfile YOURS.json'} -- {command}"
+    is_local = known and set(known) <= {"127.0.0.1", "localhost"}
+    return f"mlx.launch {f'-n {len(known)}' if is_local else '--hostfile YOURS.json'} -- {command}"

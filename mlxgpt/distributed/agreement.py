@@ -1,0 +1,76 @@
+"""Checks that all ranks of a group have the same settings, data and weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxgpt.distributed.group import ProcessGroup
+from mlxgpt.errors import UserError
+
+
+def require_same(group: ProcessGroup, name: str, values: Mapping[str, Any]) -> None:
+    """Collective. Refuse to train if a rank has other values than the main rank.
+
+    Args:
+        name: of the collective.
+        values: settings, versions and fingerprints, by name; as JSON keeps them.
+
+    Raises:
+        UserError: on all ranks, naming the ranks and what differs.
+    """
+    expected, *others = group.gather(name, dict(values))
+    differing = []
+    for rank, found in enumerate(others, 1):
+        differences = [
+            f"{key} {found.get(key)} instead of {expected.get(key)}"
+            for key in {**expected, **found}
+            if found.get(key) != expected.get(key)
+        ]
+        if differences:
+            differing.append(f"{group.rank_name(rank)} has {', '.join(differences)}")
+    if differing:
+        raise UserError(
+            f"not all machines train the same: {'; '.join(differing)}",
+            "give all of them the same versions, settings and text; `mlxgpt prepare --verify` "
+            "checks whether data is whole.",
+        )
+
+
+def require_same_arrays(group: ProcessGroup, step: int, *arrays: Mapping[str, mx.array]) -> None:
+    """Collective. Refuse to continue if a rank has other weights or moments than the main rank.
+
+    Args:
+        step: after which they are compared.
+        arrays: all that a step changes, by name.
+
+    Raises:
+        UserError: on all ranks, naming the ranks.
+    """
+    if group.size == 1:
+        return
+    expected, *others = group.gather(f"hash of step {step}", fingerprint(*arrays))
+    if differing := [group.rank_name(n) for n, found in enumerate(others, 1) if found != expected]:
+        raise UserError(
+            f"after step {step:,} {', '.join(differing)} had other weights than "
+            f"{group.rank_name(0)}",
+            "the same command resumes from the last checkpoint, which was the same on all; if it "
+            "happens again, train without that machine.",
+        )
+
+
+def fingerprint(*arrays: Mapping[str, mx.array]) -> str:
+    """The sha256 of arrays and their names."""
+    digest = hashlib.sha256()
+    for named in arrays:
+        mx.eval(named)
+        for name, array in sorted(named.items()):
+            digest.update(name.encode())
+            digest.update(
+                np.array(mx.contiguous(array), copy=False).reshape(-1).view(np.uint8).data
+            )
+    return digest.hexdigest()
