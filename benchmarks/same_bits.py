@@ -210,7 +210,8 @@ def main() -> None:
             return
         for name in SHAPES:
             compare_times(f"{name}, step", args.rounds, checkouts, "time_step", name)
-        for name, shape in (("tier-1", {}), ("tier-2", {**TIER_2, "tokenizer": "bpe"})):
+        timed: dict[str, dict[str, Any]] = {"tier-1": {}, "tier-2": {**TIER_2, "tokenizer": "bpe"}}
+        for name, shape in timed.items():
             changes = {**shape, "max_steps": 2, "warmup_steps": 1}
             show(name, ("values",), "train", name, "classic", changes)
             for samples in TEXTS:

@@ -16,8 +16,8 @@ wing.)
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mlxgpt.backend.cpu import blas
 from mlxgpt.errors import UserError
-from mlxgpt.machine import blas
 
 if TYPE_CHECKING:
     from mlxgpt.api import (

@@ -21,7 +21,7 @@ def benchmark_together() -> Together | None:
     """Measure a training step of Tier 2 on the ranks that mlx.launch started, or on two ranks on
     this machine; None on all ranks but the first.
     """
-    from mlxgpt.machine.launcher import launched
+    from mlxgpt.distributed.launcher import launched
     from mlxgpt.reports import bench, distributed
 
     config = bench.complete(config_files.tier(2))

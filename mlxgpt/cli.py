@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 
 from mlxgpt import config_files, files, streams
 from mlxgpt.arguments import make_parser
+from mlxgpt.distributed.launcher import again_by_launcher, rank_here
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device_errors, mac, memory, supervisor
-from mlxgpt.machine.launcher import again_by_launcher, rank_here
 
 INTERRUPTED = 130
 
@@ -102,7 +102,7 @@ def _disable_compilation(error: BaseException) -> str | None:
     """Where a kernel could not be compiled: fuse none from now on, and one line on that."""
     if not isinstance(error, RuntimeError) or not device_errors.is_compile_failure(error):
         return None
-    from mlxgpt.machine import compiler
+    from mlxgpt.backend.cpu import jit as compiler
 
     return compiler.disable_after_failure(error)
 

@@ -28,8 +28,8 @@ from rich.text import Text
 from mlxgpt.chart import loss_chart
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.sources import told
+from mlxgpt.distributed.launcher import again_by_launcher
 from mlxgpt.machine import device
-from mlxgpt.machine.launcher import again_by_launcher
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training.callback import Callback, Summary

@@ -11,6 +11,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import config
+from mlxgpt.backend.cpu import blas
+from mlxgpt.backend.cpu.parallel import Lanes
+from mlxgpt.backend.execution import compiled
 from mlxgpt.corpus.dataset import is_prepared
 from mlxgpt.corpus.normalize import encode_prompt
 from mlxgpt.corpus.tokens import Tokens
@@ -21,12 +24,9 @@ from mlxgpt.inference.decoding import Decoder
 from mlxgpt.inference.generation import Drawn, Generated
 from mlxgpt.inference.looking import Likely, Look, Neighbourhood, left_by
 from mlxgpt.inference.scoring import ScoredToken, Scorer
-from mlxgpt.machine import blas
-from mlxgpt.machine.compiler import compiled
 from mlxgpt.machine.device import on_cpu
 from mlxgpt.model import quantized
 from mlxgpt.model.gpt import GPT
-from mlxgpt.model.lanes import Lanes
 from mlxgpt.requests import PathLike, data_of, home, opened
 from mlxgpt.storage.run import Run
 

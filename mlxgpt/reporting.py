@@ -54,7 +54,7 @@ def report(
     path = Path("report.html") if len(folders) > 1 else folders[0] / "report.html"
     path = Path(output) if output else path
     if watch:
-        logger.info(f"{path} is written anew every {EVERY} seconds; Ctrl-C ends that")
+        logger.info(f"{path} is written again every {EVERY} seconds; Ctrl-C stops that")
         with contextlib.suppress(KeyboardInterrupt):
             while not all(map(_is_finished, found := _opened(folders))):
                 page.write(path, runs.page_of(found).html(refresh=EVERY))

@@ -46,6 +46,8 @@ WINGS = (
     "storage",
     "model",
     "corpus",
+    "distributed",
+    "backend",
     "machine",
 )
 GROUND = ("config_files", "config", "settings", "files", "seeds", "errors")

@@ -21,11 +21,12 @@ from baselines.tasks import (
     prompt_of,
     timed_texts,
 )
+from mlxgpt.backend.cpu import blas
 from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree, override
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.inference.decoding import Decoder, Decoding
-from mlxgpt.machine import blas, device
+from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
 from mlxgpt.training.step import TrainStep

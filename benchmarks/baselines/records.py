@@ -46,7 +46,7 @@ class Comparison:
     @classmethod
     def from_json(cls, text: str) -> Comparison:
         """Read what `to_json` wrote, or the reports of `mlxgpt bench` until November 2026, which
-        had the same results beside the machine's speed.
+        had the same results and the machine's speed.
         """
         tree = json.loads(text)
         results = tree["results"] if "results" in tree else map(_from_bench, tree["contests"])

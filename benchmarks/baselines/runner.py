@@ -34,11 +34,11 @@ import numpy as np
 
 from baselines.records import MLXGPT, TaskResult
 from mlxgpt import files
+from mlxgpt.backend.cpu import jit
 from mlxgpt.config import Config, override
 from mlxgpt.corpus import storybook
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import huggingface
-from mlxgpt.machine import compiler
 from mlxgpt.model.gpt import GPT, flat
 
 logger = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def _run(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
 def without_our_compiler(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment without the g++ script and the folder that mlxgpt gives to MLX."""
     plain = dict(environment)
-    if plain.pop(compiler.REAL, None):
+    if plain.pop(jit.REAL, None):
         script = str(Path(plain.pop("TMPDIR", "")) / "bin")
         paths = plain["PATH"].split(os.pathsep)
         plain["PATH"] = os.pathsep.join(path for path in paths if path != script)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from mlxgpt.backend.execution import compiled
 from mlxgpt.config import Sampling
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.tokenizer import NUL, Tokenizer
@@ -18,7 +19,6 @@ from mlxgpt.errors import UserError
 from mlxgpt.evaluation import quality
 from mlxgpt.inference import generation
 from mlxgpt.inference.decoding import Decoder
-from mlxgpt.machine.compiler import compiled
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
 from mlxgpt.seeds import derive

@@ -21,11 +21,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import files
+from mlxgpt.backend.execution import compiled
 from mlxgpt.corpus import formats, web
 from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
-from mlxgpt.machine.compiler import compiled
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
 

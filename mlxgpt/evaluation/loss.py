@@ -10,15 +10,15 @@ from itertools import islice
 import mlx.core as mx
 import numpy as np
 
+from mlxgpt.backend.cpu import parallel as lanes
+from mlxgpt.backend.cpu.parallel import Lanes
 from mlxgpt.corpus.tokenizer import Tokenizer, byte_lengths
 from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.distributed.group import Ranks
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
-from mlxgpt.machine.ranks import Ranks
-from mlxgpt.model import lanes
 from mlxgpt.model.counting import flops_per_token
 from mlxgpt.model.gpt import GPT
-from mlxgpt.model.lanes import Lanes
 from mlxgpt.model.losses import make_eval_step
 from mlxgpt.storage.run import Run
 

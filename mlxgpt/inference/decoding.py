@@ -14,13 +14,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxgpt.backend import ops
+from mlxgpt.backend.cpu import blas
+from mlxgpt.backend.execution import compiled
 from mlxgpt.config import Sampling
 from mlxgpt.errors import UserError
 from mlxgpt.inference import sample
 from mlxgpt.inference.sample import Rules, Telling
-from mlxgpt.machine import blas, device
-from mlxgpt.machine.compiler import compiled
-from mlxgpt.model import kernels
+from mlxgpt.machine import device
 from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.model.gpt import GPT, Cache, Linear, parted, with_room
 from mlxgpt.seeds import derive
@@ -266,7 +267,7 @@ class Decoding:
         step = _step(self._block)
         shared = length // step * step
         full = self._decoder.slides and self._needed > self._block
-        pays = kernels.shares_prompt(cache[0][0][:, :, :shared], len(self._texts))
+        pays = ops.shares_prompt(cache[0][0][:, :, :shared], len(self._texts))
         return shared if pays and not full else 0
 
     def _put(
@@ -314,11 +315,11 @@ class Decoding:
 
 
 def _by_columns(model: GPT) -> GPT:
-    """A copy, with weights as `kernels.by_columns` lays them out."""
+    """A copy, with weights as `ops.by_columns` lays them out."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, Linear):
-            module.weight = kernels.by_columns(module.weight)
+            module.weight = ops.by_columns(module.weight)
     mx.eval(model.parameters())
     return model
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 import mlx.core as mx
 import numpy as np
 
+from mlxgpt.backend import ops
 from mlxgpt.config import Sampling
 from mlxgpt.inference import sample
 from mlxgpt.inference.decoding import NotFiniteError, are_finite
 from mlxgpt.inference.sample import NEVER, Rules
-from mlxgpt.model import kernels
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.inside import Inside
 
@@ -116,7 +116,7 @@ class Neighbourhood:
 
 
 def _shares(logits: mx.array, vocab_size: int) -> np.ndarray:
-    return np.array(kernels.softmax(logits[..., :vocab_size].astype(mx.float32)))
+    return np.array(ops.softmax(logits[..., :vocab_size].astype(mx.float32)))
 
 
 def _first(shares: np.ndarray, count: int) -> Likely:

@@ -9,8 +9,8 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
+from mlxgpt.backend.execution import compiled
 from mlxgpt.errors import UserError
-from mlxgpt.machine.compiler import compiled
 from mlxgpt.model.gpt import GPT
 
 LENGTHS = 8  # that a text is padded to, and so compiled for, at most

@@ -19,13 +19,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import files
+from mlxgpt.backend.ops import EPS
 from mlxgpt.config import ModelConfig
 from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import qwen3
 from mlxgpt.model.counting import mlp_width
 from mlxgpt.model.gpt import HEADS, ROPE_BASE
-from mlxgpt.model.kernels import EPS
 
 FORMATS = {8: "Q8_0", 4: "Q4_0"}  # bits -> llama.cpp's name
 BLOCK = 32  # neighbours in a row that share a scale, in both

@@ -12,10 +12,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxgpt.backend.ops import EPS, rms_norm
 from mlxgpt.config import ModelConfig
 from mlxgpt.model.counting import mlp_width
 from mlxgpt.model.gpt import ROPE_BASE
-from mlxgpt.model.kernels import EPS, rms_norm
 
 PARTS = {
     "position": "rope",

@@ -15,9 +15,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlxgpt.backend import ops
 from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
-from mlxgpt.model import kernels
 from mlxgpt.model.counting import mlp_width
 from mlxgpt.model.dropout import Key, dropout, split
 from mlxgpt.model.inside import Inside
@@ -36,21 +36,21 @@ class Linear(nn.Linear):
     """A matrix[O, I], and a bias if it has one."""
 
     def __call__(self, x: mx.array) -> mx.array:  # [..., I] -> [..., O]
-        return kernels.linear(x, self.weight, self.get("bias"))
+        return ops.linear(x, self.weight, self.get("bias"))
 
 
 class Embedding(nn.Embedding):
     """A row[C] for each id."""
 
     def __call__(self, ids: mx.array) -> mx.array:  # [...] -> [..., C]
-        return kernels.embedding(self.weight, ids)
+        return ops.embedding(self.weight, ids)
 
 
 class LayerNorm(nn.LayerNorm):
     """Each vector brought to mean 0 and variance 1 (Ba et al., 2016), with a gain."""
 
     def __call__(self, x: mx.array) -> mx.array:  # [..., C] -> [..., C]
-        return kernels.layer_norm(x, self.weight, self.get("bias"))
+        return ops.layer_norm(x, self.weight, self.get("bias"))
 
 
 class RMSNorm(nn.Module):
@@ -64,7 +64,7 @@ class RMSNorm(nn.Module):
             self.weight = mx.ones(size)
 
     def __call__(self, x: mx.array) -> mx.array:  # [..., C] -> [..., C]
-        return kernels.rms_norm(x, self.get("weight"))
+        return ops.rms_norm(x, self.get("weight"))
 
 
 def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:
@@ -95,7 +95,7 @@ class CausalSelfAttention(nn.Module):
             shape = B, T, self.n_head, C // self.n_head
             v = v + token_values.reshape(shape).swapaxes(1, 2)
         if self.qk_norm:
-            q, k = kernels.rms_norm(q), kernels.rms_norm(k)
+            q, k = ops.rms_norm(q), ops.rms_norm(k)
         if self.rope:
             q, k = rotated(q, position), rotated(k, position)
         return q, k, v
@@ -113,7 +113,7 @@ class CausalSelfAttention(nn.Module):
     ) -> tuple[mx.array, LayerCache]:
         """As `__call__`, and the keys and values of these T tokens."""
         q, k, v = self._heads(x, token_values)
-        y = kernels.causal_attention(q, k, v)
+        y = ops.causal_attention(q, k, v)
         if inside is not None:
             y = inside.attended(q, k, y)
         return self._merge(y), (k, v)
@@ -136,7 +136,7 @@ class CausalSelfAttention(nn.Module):
         place = place % cache[0].shape[2]
         keys, values = _put(cache[0], k, place), _put(cache[1], v, place)
         here, seen = slice(seen.shape[1]), seen[:, None, None]
-        y = kernels.attention_of_last(q, keys[:, :, here], values[:, :, here], seen, prompt)
+        y = ops.decode_attention(q, keys[:, :, here], values[:, :, here], seen, prompt)
         return self._merge(y), (keys, values)
 
 
@@ -176,12 +176,12 @@ class MLP(nn.Module):
         """[B, T, C] -> [B, T, C]; without a gradient in less time."""
         x = self.c_fc(x)
         if self.kind == "gelu":
-            x = kernels.gelu(x, gradient=gradient)
+            x = ops.gelu(x, gradient=gradient)
         elif self.kind == "relu2":
             x = mx.square(mx.where(x > 0, x, 0))
         else:
             gate, x = mx.split(x, 2, axis=-1)
-            x = kernels.silu(gate) * x
+            x = ops.silu(gate) * x
         return self.c_proj(x)
 
 
@@ -273,7 +273,7 @@ class GPT(nn.Module):
 
     def _embedded(self, ids: mx.array) -> mx.array:  # [B, T] -> [B, T, C]
         x = self.wte(ids)
-        return kernels.rms_norm(x) if self.config.embedding_norm else x
+        return ops.rms_norm(x) if self.config.embedding_norm else x
 
     def _token_values(self, ids: mx.array, n: int) -> mx.array | None:
         """[B, T, C] to be added to block n's values: value embeddings (modded-nanogpt, 2024)."""
@@ -286,7 +286,7 @@ class GPT(nn.Module):
         """x[..., C] times each token's embedding: [..., V]."""
         if isinstance(self.wte, nn.QuantizedEmbedding):
             return self.wte.as_linear(x)
-        return kernels.linear(x, self.wte.weight)
+        return ops.linear(x, self.wte.weight)
 
     def lens(self, x: mx.array) -> mx.array:
         """Logits[..., V] of a place of the residual stream[..., C]: after the last block the

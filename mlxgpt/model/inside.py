@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import mlx.core as mx
 
-from mlxgpt.model import kernels
+from mlxgpt.backend import ops
 
 
 class Inside:
@@ -35,6 +35,6 @@ class Inside:
         layer, (T, D) = len(self.attention), q.shape[-2:]
         scores = (q.astype(mx.float32) / math.sqrt(D)) @ k.astype(mx.float32).swapaxes(-1, -2)
         scores = mx.where(mx.tri(T, dtype=mx.bool_), scores, float("-inf"))
-        self.attention.append(kernels.softmax(scores))
+        self.attention.append(ops.softmax(scores))
         on = [float((layer, head) not in self._off) for head in range(q.shape[1])]
         return y * mx.array(on, dtype=y.dtype)[:, None, None] if 0.0 in on else y

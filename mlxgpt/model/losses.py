@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from mlxgpt.machine.compiler import compiled
-from mlxgpt.model import kernels
+from mlxgpt.backend import ops
+from mlxgpt.backend.execution import compiled
 from mlxgpt.model.gpt import GPT
 
 _one_at_a_time = threading.Lock()
@@ -32,7 +32,7 @@ def borrowed(model: GPT) -> Iterator[None]:
 
 def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
     """Cross-entropy of each token in nats, [B, T], in float32; targets must be below V."""
-    return kernels.cross_entropy(logits.astype(mx.float32), targets)
+    return ops.cross_entropy(logits.astype(mx.float32), targets)
 
 
 def make_eval_step(model: GPT, dtype: mx.Dtype) -> Callable[..., mx.array]:

@@ -8,8 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
+from mlxgpt.backend.execution import compiled
 from mlxgpt.errors import UserError
-from mlxgpt.machine.compiler import compiled
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
 

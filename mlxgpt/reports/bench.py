@@ -26,11 +26,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import __version__
+from mlxgpt.backend.cpu import blas
 from mlxgpt.config import Config, ModelConfig, Sampling, from_tree, override, with_vocabulary
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.errors import UserError
 from mlxgpt.inference.decoding import Decoder, Decoding
-from mlxgpt.machine import blas, device, mac
+from mlxgpt.machine import device, mac
 from mlxgpt.model.counting import count_parameters, flops_per_token, parameters_by_part
 from mlxgpt.model.gpt import GPT
 from mlxgpt.reports.records import (

@@ -22,8 +22,8 @@ import numpy as np
 
 from mlxgpt.config import Config, from_tree, override
 from mlxgpt.corpus.tokens import Tokens, dtype_for
+from mlxgpt.distributed.group import Ranks, join
 from mlxgpt.errors import UserError
-from mlxgpt.machine.ranks import Ranks, join
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.reports.bench import COMPILING, ROOT
 from mlxgpt.reports.records import Spread

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt import files
+from mlxgpt.backend.environment import changes, surroundings
 from mlxgpt.config import Config, changed_weights, differences, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
-from mlxgpt.machine.surroundings import changes, surroundings
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run

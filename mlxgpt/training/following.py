@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.config import Config, from_tree
 from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.machine import compiler, mac
-from mlxgpt.machine.ranks import Ranks
+from mlxgpt.distributed.group import Ranks
+from mlxgpt.machine import mac
 from mlxgpt.training import together
 from mlxgpt.training.callback import Callback
 from mlxgpt.training.evaluating import Evaluations

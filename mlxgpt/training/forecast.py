@@ -14,13 +14,13 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.distributed.group import Ranks
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.machine import device, memory
-from mlxgpt.machine.ranks import Ranks
-from mlxgpt.model import lanes
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.training.evaluating import tokens_at_end, tokens_each
 from mlxgpt.training.step import TrainStep, new_step

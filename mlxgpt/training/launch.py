@@ -13,16 +13,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from mlxgpt import files
+from mlxgpt.backend.cpu import blas
+from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend.environment import surroundings
 from mlxgpt.config import Config, differences, from_tree, override
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.hub import Unavailable
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.corpus.tokens import blocks_per_epoch
+from mlxgpt.distributed.group import Ranks
 from mlxgpt.errors import UserError
-from mlxgpt.machine import blas, compiler, device, device_errors
-from mlxgpt.machine.ranks import Ranks
-from mlxgpt.machine.surroundings import surroundings
+from mlxgpt.machine import device, device_errors
 from mlxgpt.model.gpt import load_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run

@@ -13,13 +13,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxgpt.backend.cpu import blas
+from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.config import Config, Sampling, override, with_vocabulary
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.inference import sample
 from mlxgpt.inference.sample import Rules
-from mlxgpt.machine import blas, compiler, device
+from mlxgpt.machine import device
 from mlxgpt.model.gpt import flat
 from mlxgpt.training.full_size_check import (
     Check,

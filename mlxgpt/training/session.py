@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.distributed.group import Ranks
 from mlxgpt.errors import UserError
-from mlxgpt.machine import compiler, device, device_errors, mac
+from mlxgpt.machine import device, device_errors, mac
 from mlxgpt.machine.device_errors import DeviceError
-from mlxgpt.machine.ranks import Ranks
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
 from mlxgpt.storage.notes import Notes

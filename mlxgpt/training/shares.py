@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config
 from mlxgpt.errors import UserError
-from mlxgpt.model import lanes
 
 
 @dataclass(frozen=True)

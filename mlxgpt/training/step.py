@@ -13,12 +13,12 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map, tree_unflatten
 
+from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend.cpu import parallel as lanes
+from mlxgpt.backend.cpu.parallel import Lanes
 from mlxgpt.config import Config
-from mlxgpt.machine import compiler
-from mlxgpt.machine.ranks import Ranks
-from mlxgpt.model import lanes
+from mlxgpt.distributed.group import Ranks
 from mlxgpt.model.gpt import GPT, flat, must_be_like
-from mlxgpt.model.lanes import Lanes
 from mlxgpt.model.losses import borrowed, token_losses
 from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
 from mlxgpt.training.shares import Parts, share

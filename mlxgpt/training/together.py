@@ -19,11 +19,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import __version__
+from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.config import Config
 from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.distributed.group import Ranks, join, sum_seconds
 from mlxgpt.errors import UserError
-from mlxgpt.machine import compiler, device
-from mlxgpt.machine.ranks import Ranks, join, sum_seconds
+from mlxgpt.machine import device
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training.beginning import Beginning

@@ -14,8 +14,8 @@ from baselines.records import TaskResult
 from baselines.runner import Job, Plan
 from baselines.tasks import Task
 
+from mlxgpt.backend.cpu import jit
 from mlxgpt.config import Config, ModelConfig, override
-from mlxgpt.machine import compiler
 from mlxgpt.model.gpt import GPT
 
 for name in ("torch", "transformers", "mlx_lm"):
@@ -73,7 +73,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[TaskResult]:
     (checkout / "model.py").write_text(NANOGPT)
     frameworks, missing = runner.installed_frameworks(checkout)
     assert not missing
-    compiler.status()  # installs our g++ script, which PyTorch must not use
+    jit.status()  # installs our g++ script, which PyTorch must not use
     jobs = [Job("tiny", TINY, texts=(1, 3))]
     return list(runner.run_tasks(jobs, frameworks, nanogpt=checkout, plan=QUICK))
 

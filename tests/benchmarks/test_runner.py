@@ -16,9 +16,9 @@ from baselines import runner
 from baselines.records import TaskResult
 from baselines.runner import NANOGPT, OURS, Framework, Job, Plan, run_tasks
 
+from mlxgpt.backend.cpu import blas, jit
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.errors import UserError
-from mlxgpt.machine import blas, compiler
 
 TINY = override(
     Config(ModelConfig(1, 2, 32, 16, 37, 0.0, False)), {"dtype": "float32", "batch_size": 2}
@@ -123,7 +123,7 @@ def test_a_process_that_fails_says_why(
 
 PRINT_BLAS = """
 import json, mlxgpt
-from mlxgpt.machine import blas
+from mlxgpt.backend.cpu import blas
 print(json.dumps({"blas": blas.status()}))
 """
 
@@ -137,12 +137,12 @@ def test_other_processes_have_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_other_processes_do_not_have_our_compiler() -> None:
-    assert compiler.status() is None or "g++" in str(compiler.status())
+    assert jit.status() is None or "g++" in str(jit.status())
     plain = runner.without_our_compiler(os.environ)
-    assert compiler.REAL not in plain
-    assert "TMPDIR" not in plain or compiler.REAL not in os.environ
+    assert jit.REAL not in plain
+    assert "TMPDIR" not in plain or jit.REAL not in os.environ
     found = shutil.which("g++", path=plain["PATH"])
-    assert found is None or not compiler._is_ours(Path(found))
+    assert found is None or not jit._is_ours(Path(found))
     untouched = {"PATH": "/bin", "TMPDIR": "/somewhere"}
     assert runner.without_our_compiler(untouched) == untouched
 

@@ -7,13 +7,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.machine import device
-from mlxgpt.model import lanes
 from mlxgpt.model.counting import flops_per_token
 from mlxgpt.model.gpt import GPT
 

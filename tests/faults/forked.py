@@ -141,9 +141,10 @@ def _serve() -> None:
     import matplotlib.figure
 
     from mlxgpt import api, arguments, cli, display, files
+    from mlxgpt.backend.cpu import jit as compiler
     from mlxgpt.corpus import encoding, prepare
     from mlxgpt.interchange import exporting, importing
-    from mlxgpt.machine import compiler, device
+    from mlxgpt.machine import device
     from mlxgpt.pages import runs as pages
     from mlxgpt.training import forecast, launch, selfcheck, session
     from mlxgpt.training.forecast import Forecast

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
+from mlxgpt.backend import ops
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.inference import decoding
 from mlxgpt.inference.decoding import Decoder, Decoding, NotFiniteError
 from mlxgpt.inference.looking import Look
 from mlxgpt.machine import device
-from mlxgpt.model import kernels
 from mlxgpt.model.gpt import GPT
 from tests.inference.models import lively
 
@@ -116,7 +116,7 @@ def test_a_prompt_that_is_kept_once_changes_nothing(
     texts = [(np.arange(length), n) for n in range(5)]
     found, kept = [], []
     for least in (1 << 60, 1):
-        monkeypatch.setattr(kernels, "SHARED", least)
+        monkeypatch.setattr(ops, "SHARED", least)
         batch = Decoding(Decoder(model, 19), texts, Sampling(max_tokens=more, seed=2))
         rows = iter(batch)
         found.append([next(rows)])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mlxgpt import config_files
+from mlxgpt.backend import ops
 from mlxgpt.config import Config, override
-from mlxgpt.model import kernels
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.inside import Inside
 from tests.inference.models import lively
@@ -31,13 +31,13 @@ def looked(model: GPT, off: Any = ()) -> tuple[mx.array, Inside]:
 
 def test_attention_is_that_of_the_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows sum to 1, nobody looks ahead, and the values weighted by it are what went on."""
-    real, passed = kernels.causal_attention, []
+    real, passed = ops.causal_attention, []
 
     def recorded(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         passed.append((v, real(q, k, v)))
         return passed[-1][1]
 
-    monkeypatch.setattr(kernels, "causal_attention", recorded)
+    monkeypatch.setattr(ops, "causal_attention", recorded)
     _, inside = looked(model)
     assert len(inside.attention) == len(passed) == len(model.h)
     for weights, (v, y) in zip(inside.attention, passed, strict=True):

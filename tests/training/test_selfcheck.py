@@ -12,6 +12,7 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxgpt import config_files
+from mlxgpt.backend import ops
 from mlxgpt.config import Config, override
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.evaluation.loss import Evaluation, Evaluator
@@ -19,7 +20,7 @@ from mlxgpt.inference import sample
 from mlxgpt.inference.sample import Rules
 from mlxgpt.machine import device
 from mlxgpt.model import gpt as model
-from mlxgpt.model.gpt import GPT, Linear, kernels
+from mlxgpt.model.gpt import GPT, Linear
 from mlxgpt.training import full_size_check, selfcheck, step
 from mlxgpt.training.full_size_check import Check
 from tests.training.tf32 import round_products
@@ -150,7 +151,7 @@ def sees_ahead(patch: Patch) -> None:
     def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
 
-    patch.setattr(kernels, "causal_attention", attention)
+    patch.setattr(ops, "causal_attention", attention)
 
 
 def large_weights(patch: Patch) -> None:
@@ -158,7 +159,7 @@ def large_weights(patch: Patch) -> None:
 
 
 def not_finite(patch: Patch) -> None:
-    patch.setattr(kernels, "gelu", lambda x, gradient=True: x / 0)
+    patch.setattr(ops, "gelu", lambda x, gradient=True: x / 0)
 
 
 def mask_frozen(patch: Patch) -> None:

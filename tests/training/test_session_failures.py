@@ -12,10 +12,11 @@ import mlx.core as mx
 import pytest
 
 from mlxgpt import cli
+from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.config import override
+from mlxgpt.distributed.group import Ranks
 from mlxgpt.errors import UserError
-from mlxgpt.machine import compiler, device_errors
-from mlxgpt.machine.ranks import Ranks
+from mlxgpt.machine import device_errors
 from mlxgpt.storage import run as runs
 from mlxgpt.training import launch, session
 from mlxgpt.training.forecast import Forecast

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config, override
 from mlxgpt.errors import UserError
-from mlxgpt.model import lanes
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.training.shares import Parts, share
 from mlxgpt.training.step import TrainStep

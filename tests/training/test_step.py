@@ -7,8 +7,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxgpt.backend import ops
+from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config, override
-from mlxgpt.model import gpt, kernels, lanes
+from mlxgpt.model import gpt
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.model.losses import make_eval_step, token_losses
 from mlxgpt.training.step import TrainStep
@@ -49,7 +51,7 @@ def test_portions_are_one_batch(
     config = override(tiny_model, {"dropout": 0.0, "batch_size": 12})
     ids = ids_of(micro_batches, 12, 9)
     loss, gradients = gradients_of(config, ids)
-    monkeypatch.setattr(kernels, "FEW", 0)
+    monkeypatch.setattr(ops, "FEW", 0)
     monkeypatch.setattr(lanes, "PORTION", 2 * 8)
     assert lanes.portions(12, 8) == (3 if lanes.count() == 2 else 1)
     loss_of_parts, means = gradients_of(config, ids)
@@ -75,10 +77,10 @@ def test_twenty_steps_end_where_mlxs_own_formulas_do(
             found.append(float(loss))
         return found
 
-    monkeypatch.setattr(kernels, "FEW", 0)
+    monkeypatch.setattr(ops, "FEW", 0)
     monkeypatch.setattr(lanes, "PORTION", 2 * 8)
     ours = losses()
-    monkeypatch.setattr(kernels, "on_cpu", lambda: False)
+    monkeypatch.setattr(ops, "on_cpu", lambda: False)
     monkeypatch.setattr(lanes, "count", lambda: 1)
     np.testing.assert_allclose(ours, losses(), atol=1e-5)
 
@@ -93,7 +95,7 @@ def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
 ) -> None:
     """So that the optimizer's kernels need no strides; and they are the ones that MLX computes."""
     config = override(tiny_model, {"dropout": 0.0, **given})
-    monkeypatch.setattr(kernels, "on_cpu", lambda: False)
+    monkeypatch.setattr(ops, "on_cpu", lambda: False)
     monkeypatch.setattr(lanes, "count", lambda: 1)
 
     def gradients(ids: mx.array) -> dict[str, mx.array]:
@@ -105,9 +107,9 @@ def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
     ids = ids_of(1, 4, 9)
     ours = gradients(ids)
     assert [name for name, array in ours.items() if not by_rows(array)] == []
-    monkeypatch.setattr(kernels, "_product", lambda x, weight: x @ weight.T)
+    monkeypatch.setattr(ops, "_product", lambda x, weight: x @ weight.T)
     monkeypatch.setattr(
-        kernels, "_product_plus_bias", lambda x, weight, bias: mx.addmm(bias, x, weight.T)
+        ops, "_product_plus_bias", lambda x, weight, bias: mx.addmm(bias, x, weight.T)
     )
     theirs = gradients(ids)
     assert not all(map(by_rows, theirs.values())), "MLX does it now"

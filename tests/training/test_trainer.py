@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
-from mlxgpt.model import lanes
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.training import trainer
 from mlxgpt.training.guard import Guard

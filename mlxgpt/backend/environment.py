@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from mlxgpt import __version__
-from mlxgpt.machine import blas, compiler, device
+from mlxgpt.backend.cpu import blas
+from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.machine import device
 
 
 def surroundings(ranks: int = 1) -> dict[str, str]:

@@ -19,10 +19,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxgpt.distributed import control as channel
+from mlxgpt.distributed.control import Channel, Tell
+from mlxgpt.distributed.launcher import addresses, launched
 from mlxgpt.errors import UserError
-from mlxgpt.machine import channel
-from mlxgpt.machine.channel import Channel, Tell
-from mlxgpt.machine.launcher import addresses, launched
 
 PLACE = 512  # bytes that tell where the first rank listens
 MEET = 60.0  # seconds for all to be there

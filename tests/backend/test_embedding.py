@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.model import embedding, kernels
-from mlxgpt.model.embedding import ONE_HOT, lookup, sum_by_id, sum_by_one_hot, sum_of_segments
+from mlxgpt.backend import embedding, ops
+from mlxgpt.backend.embedding import ONE_HOT, lookup, sum_by_id, sum_by_one_hot, sum_of_segments
 
 WAYS = (sum_by_one_hot, sum_of_segments)
 # Of ids: all of one, few, as many as fit in one product, one more, and most of them absent.
@@ -92,8 +92,8 @@ def test_bfloat16_sums_are_rounded_once() -> None:
 
 def test_only_off_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[bool] = []
-    monkeypatch.setattr(kernels, "lookup", lambda weight, ids: taken.append(True))
+    monkeypatch.setattr(ops, "lookup", lambda weight, ids: taken.append(True))
     for cpu in (True, False):
-        monkeypatch.setattr(kernels, "on_cpu", lambda cpu=cpu: cpu)
-        kernels.embedding(mx.zeros((3, 2)), mx.array([1]))
+        monkeypatch.setattr(ops, "on_cpu", lambda cpu=cpu: cpu)
+        ops.embedding(mx.zeros((3, 2)), mx.array([1]))
     assert taken == [True]

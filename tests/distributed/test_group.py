@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mlxgpt.machine import ranks
+from mlxgpt.distributed import group as ranks
 
 
 @pytest.fixture(autouse=True)

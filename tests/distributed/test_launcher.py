@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt.machine import launcher
+from mlxgpt.distributed import launcher
 
 NAMES = ("MLX_RANK", "MLX_HOSTFILE", "MLX_IBV_DEVICES", "MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from mlxgpt.backend import ops
 from mlxgpt.machine.device import on_cpu
-from mlxgpt.model import kernels
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="the formulas of the CPU")
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not on_cpu(), reason="the formulas of the CPU")
 def however_few() -> Iterator[None]:
     """Ours, not MLX's own, of however few numbers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "FEW", 0)
+        patch.setattr(ops, "FEW", 0)
         yield
 
 
@@ -46,14 +46,14 @@ def value_and_gradients(
 def test_gelu_is_the_tanh_form_everywhere(values: list[float]) -> None:
     x = mx.array(values)
     exact = nn.gelu_approx(x)
-    np.testing.assert_allclose(kernels.gelu(x), exact, rtol=1e-5, atol=2e-6)
-    np.testing.assert_allclose(kernels.gelu(x, gradient=False), exact, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(ops.gelu(x), exact, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(ops.gelu(x, gradient=False), exact, rtol=1e-5, atol=2e-6)
 
 
 def test_gelu_is_the_exact_formula_in_double_precision() -> None:
     x = np.linspace(-12, 12, 4801)
     exact = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    np.testing.assert_allclose(kernels.gelu(mx.array(x.astype(np.float32))), exact, atol=1e-6)
+    np.testing.assert_allclose(ops.gelu(mx.array(x.astype(np.float32))), exact, atol=1e-6)
 
 
 @given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=50))
@@ -61,7 +61,7 @@ def test_gelus_gradient(values: list[float]) -> None:
     x = mx.array(values)
     weights = mx.cos(mx.arange(len(values)) + 1.0)
     ours, exact = (
-        mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (kernels.gelu, nn.gelu_approx)
+        mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (ops.gelu, nn.gelu_approx)
     )
     np.testing.assert_allclose(ours, exact, atol=1e-5)
 
@@ -69,11 +69,9 @@ def test_gelus_gradient(values: list[float]) -> None:
 @given(st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=50))
 def test_silu_and_its_gradient(values: list[float]) -> None:
     x = mx.array(values)
-    np.testing.assert_allclose(kernels.silu(x), nn.silu(x), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(ops.silu(x), nn.silu(x), rtol=1e-5, atol=2e-6)
     weights = mx.cos(mx.arange(len(values)) + 1.0)
-    ours, exact = (
-        mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (kernels.silu, nn.silu)
-    )
+    ours, exact = (mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (ops.silu, nn.silu))
     np.testing.assert_allclose(ours, exact, atol=1e-5)
 
 
@@ -86,7 +84,7 @@ def test_cross_entropy_and_its_gradient(spread: float, compiled: bool) -> None:
 
     ours, exact = (
         value_and_gradients(lambda x, f=f: f(x, targets), compiled, weights, logits)
-        for f in (kernels.cross_entropy, nn.losses.cross_entropy)
+        for f in (ops.cross_entropy, nn.losses.cross_entropy)
     )
     np.testing.assert_allclose(ours[0], exact[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(ours[1], exact[1], atol=1e-6)
@@ -94,10 +92,10 @@ def test_cross_entropy_and_its_gradient(spread: float, compiled: bool) -> None:
 
 def test_cross_entropy_where_one_logit_is_all_and_where_all_are_equal() -> None:
     certain = mx.array([[1e4, 0.0, -1e4], [0.0, 0.0, 0.0]])
-    losses = kernels.cross_entropy(certain, mx.array([0, 2]))
+    losses = ops.cross_entropy(certain, mx.array([0, 2]))
     np.testing.assert_allclose(losses, [0.0, math.log(3)], atol=1e-6)
-    assert kernels.cross_entropy(certain, mx.array([2, 0]))[0].item() == pytest.approx(2e4)
-    lost = kernels.cross_entropy(mx.array([math.nan, 0.0]), mx.array(0))
+    assert ops.cross_entropy(certain, mx.array([2, 0]))[0].item() == pytest.approx(2e4)
+    lost = ops.cross_entropy(mx.array([math.nan, 0.0]), mx.array(0))
     assert math.isnan(float(lost))
 
 
@@ -110,12 +108,10 @@ def test_a_linear_layer_and_its_gradients(compiled: bool) -> None:
     def exact(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
         return x @ weight.T + bias
 
-    both = (
-        value_and_gradients(f, compiled, weights, x, weight, bias) for f in (kernels.linear, exact)
-    )
+    both = (value_and_gradients(f, compiled, weights, x, weight, bias) for f in (ops.linear, exact))
     for ours, theirs in zip(*both, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    np.testing.assert_allclose(kernels.linear(x, weight), x @ weight.T, atol=1e-5)
+    np.testing.assert_allclose(ops.linear(x, weight), x @ weight.T, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [4, 96, 97, 29 * 31])
@@ -123,19 +119,19 @@ def test_a_linear_layer_and_its_gradients(compiled: bool) -> None:
 def test_a_few_rows_are_multiplied_part_by_part(
     rows: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "COLUMNS", 0)
+    monkeypatch.setattr(ops, "COLUMNS", 0)
     x = mx.random.normal(shape, key=mx.random.key(0))
     weight, bias = mx.random.normal((rows, 6), key=mx.random.key(1)), mx.arange(float(rows))
     for part in (120, 900, 400_000):
-        monkeypatch.setattr(kernels, "PART", part)
-        found = kernels.linear(x, weight, bias)
+        monkeypatch.setattr(ops, "PART", part)
+        found = ops.linear(x, weight, bias)
         assert found.shape == (*shape[:-1], rows)
         np.testing.assert_allclose(found, x @ weight.T + bias, rtol=1e-5, atol=1e-5)
 
 
 def test_the_gradient_of_a_weight_lies_as_the_weight_does() -> None:
     x, weight = mx.ones((3, 6)), mx.ones((4, 6))
-    gradient = mx.grad(lambda weight: kernels.linear(x, weight).sum())(weight)
+    gradient = mx.grad(lambda weight: ops.linear(x, weight).sum())(weight)
     mx.eval(gradient)
     assert np.asarray(gradient).strides == np.asarray(weight).strides == (24, 4)
 
@@ -150,7 +146,7 @@ def test_the_gradient_of_a_weight_lies_as_the_weight_does() -> None:
 def test_softmax(x: np.ndarray) -> None:
     x[..., 0] = np.maximum(x[..., 0], -1e4)  # one at least can be drawn
     exact = mx.softmax(mx.array(x), axis=-1)
-    np.testing.assert_allclose(kernels.softmax(mx.array(x)), exact, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(ops.softmax(mx.array(x)), exact, rtol=1e-5, atol=1e-7)
 
 
 def exact_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
@@ -165,7 +161,7 @@ def test_attention_and_its_gradient(spread: float, compiled: bool) -> None:
 
     both = (
         value_and_gradients(f, compiled, weights, q, k, v)
-        for f in (kernels.causal_attention, exact_attention)
+        for f in (ops.causal_attention, exact_attention)
     )
     for ours, exact in zip(*both, strict=True):
         np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-5 * max(1, spread))
@@ -175,24 +171,24 @@ def test_what_is_yet_to_come_changes_nothing() -> None:
     """However loud it is: not one bit."""
     q, k, v = mx.random.normal((3, 1, 2, 9, 4), key=mx.random.key(0))
     later = mx.arange(9)[:, None] >= 5
-    loud = kernels.causal_attention(q, mx.where(later, 1e4 * k, k), mx.where(later, 1e8, v))
-    quiet = kernels.causal_attention(q, k, v)
+    loud = ops.causal_attention(q, mx.where(later, 1e4 * k, k), mx.where(later, 1e8, v))
+    quiet = ops.causal_attention(q, k, v)
     np.testing.assert_array_equal(loud[:, :, :5], quiet[:, :, :5])
 
 
 def test_a_weight_too_small_for_a_number_is_zero() -> None:
     """And not the smallest normal one, whose products would be denormal, and slow."""
     k = mx.array([[[[1.0], [0.0]]]])
-    found: Any = kernels._attention_with_weights(200 * k, k, k)
+    found: Any = ops._attention_with_weights(200 * k, k, k)
     assert found[1][0, 0].tolist() == [[1.0, 1.0], [0.0, 1.0]]
 
 
 def exact_rms_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    return mx.fast.rms_norm(x, weight, kernels.EPS)
+    return mx.fast.rms_norm(x, weight, ops.EPS)
 
 
 def exact_layer_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    return mx.fast.layer_norm(x, weight, bias, kernels.EPS)
+    return mx.fast.layer_norm(x, weight, bias, ops.EPS)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0.0, 1.0), (5.0, 1.0), (0.0, 1e-3), (0.0, 0.0)])
@@ -200,8 +196,8 @@ def exact_layer_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
 @pytest.mark.parametrize(
     ("norm", "exact"),
     [
-        (kernels.layer_norm, exact_layer_norm),
-        (lambda x, weight, bias: kernels.rms_norm(x, weight), exact_rms_norm),
+        (ops.layer_norm, exact_layer_norm),
+        (lambda x, weight, bias: ops.rms_norm(x, weight), exact_rms_norm),
     ],
 )
 def test_norms_and_their_gradients(
@@ -222,33 +218,31 @@ def test_norms_and_their_gradients(
 def test_norms_without_gain_and_bias() -> None:
     x = mx.random.normal((3, 24), key=mx.random.key(0))
     np.testing.assert_allclose(
-        kernels.layer_norm(x, None, None),
-        mx.fast.layer_norm(x, None, None, kernels.EPS),
+        ops.layer_norm(x, None, None),
+        mx.fast.layer_norm(x, None, None, ops.EPS),
         atol=1e-5,
     )
-    np.testing.assert_allclose(
-        kernels.rms_norm(x), mx.fast.rms_norm(x, None, kernels.EPS), atol=1e-5
-    )
+    np.testing.assert_allclose(ops.rms_norm(x), mx.fast.rms_norm(x, None, ops.EPS), atol=1e-5)
 
 
 def test_sixteen_bits_take_mlxs_own() -> None:
     x = mx.random.normal((8,), key=mx.random.key(0)).astype(mx.bfloat16)
-    assert kernels.gelu(x).dtype == mx.bfloat16
+    assert ops.gelu(x).dtype == mx.bfloat16
     q = mx.random.normal((1, 1, 4, 8), key=mx.random.key(0)).astype(mx.bfloat16)
-    assert kernels.causal_attention(q, q, q).dtype == mx.bfloat16
-    assert kernels.layer_norm(q, None, None).dtype == mx.bfloat16
-    assert kernels.rms_norm(q).dtype == mx.bfloat16
+    assert ops.causal_attention(q, q, q).dtype == mx.bfloat16
+    assert ops.layer_norm(q, None, None).dtype == mx.bfloat16
+    assert ops.rms_norm(q).dtype == mx.bfloat16
 
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_weight_by_columns_is_the_same(rows: int) -> None:
     weight, x = mx.random.normal((7, 3)), mx.random.normal((rows, 3))
-    laid_out = kernels.by_columns(weight)
+    laid_out = ops.by_columns(weight)
     assert np.asarray(laid_out).strides == (4, 4 * 7)
     assert mx.array_equal(laid_out, weight)
-    np.testing.assert_allclose(kernels.linear(x, laid_out), x @ weight.T, atol=1e-6)
-    large = mx.zeros((kernels.COLUMNS, 1))
-    assert kernels.by_columns(large) is large, "it is multiplied part by part, row by row"
+    np.testing.assert_allclose(ops.linear(x, laid_out), x @ weight.T, atol=1e-6)
+    large = mx.zeros((ops.COLUMNS, 1))
+    assert ops.by_columns(large) is large, "it is multiplied part by part, row by row"
 
 
 @pytest.mark.parametrize("prompt", [None, 7])
@@ -264,9 +258,9 @@ def test_attention_of_the_last_token(
     first = mx.random.normal(shape, key=draw[3]), mx.random.normal(shape, key=draw[4])
     once = first if prompt else None
     seen = (mx.arange(5) < mx.array([[3], [1], [5], [2]])[:rows])[:, None, None]
-    ours = kernels.attention_of_last(q, k, v, seen, once)
-    monkeypatch.setattr(kernels, "FEW", 1 << 60)
-    exact = kernels.attention_of_last(q, k, v, seen, once)
+    ours = ops.decode_attention(q, k, v, seen, once)
+    monkeypatch.setattr(ops, "FEW", 1 << 60)
+    exact = ops.decode_attention(q, k, v, seen, once)
     np.testing.assert_allclose(ours, exact, atol=1e-6)
     if once:
         k, v = (
@@ -274,5 +268,5 @@ def test_attention_of_the_last_token(
             for p, x in zip(once, (k, v), strict=True)
         )
         seen = mx.concatenate([mx.ones((rows, 1, 1, 7), dtype=mx.bool_), seen], axis=-1)
-        whole = kernels.attention_of_last(q, k, v, seen)
+        whole = ops.decode_attention(q, k, v, seen)
         np.testing.assert_allclose(exact, whole, atol=1e-6)

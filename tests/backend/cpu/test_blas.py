@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlxgpt.machine import blas
+from mlxgpt.backend.cpu import blas
 from tests.commands import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a matter of Linux")
 
 ASK = (
-    "from mlxgpt.machine import blas; print(blas.is_fast(), blas.status()); import mlx.core as mx; "
+    "from mlxgpt.backend.cpu import blas; print(blas.is_fast(), blas.status()); "
+    "import mlx.core as mx; "
 )
 MULTIPLY = "a = mx.ones((300, 300)); print((a @ a).sum().item()); "
 MAPPED = "print('openblas-' in open('/proc/self/maps').read())"
@@ -47,7 +48,7 @@ def test_openblas_is_under_mlx(tmp_path: Path) -> None:
 def test_mlx_calls_it(tmp_path: Path) -> None:
     """Not only loaded: a profiler of our own in its place sees MLX's products."""
     code = (
-        "import ctypes; from mlxgpt.machine import blas; import mlx.core as mx; "
+        "import ctypes; from mlxgpt.backend.cpu import blas; import mlx.core as mx; "
         "shared = ctypes.CDLL(None); ours = [l for l in open('/proc/self/maps') "
         "if 'openblas-' in l]; "
         "low = min(int(l.split('-')[0], 16) for l in ours); "
@@ -78,7 +79,7 @@ def test_its_threads_are_told_to_sleep_soon(
 )
 def test_the_kernel_is_asked_for_large_pages_and_gives_none_before_they_are_used() -> None:
     code = (
-        "import re, resource; from mlxgpt.machine import blas; "
+        "import re, resource; from mlxgpt.backend.cpu import blas; "
         "maps = re.split(r'\\n(?=[0-9a-f]+-)', open('/proc/self/smaps').read()); "
         "heaps = [one for one in maps if '[heap]' in one and ' hg' in one]; "
         "print(sum(int(re.search(r'Size: +(\\d+)', one)[1]) for one in heaps) // 1024); "
@@ -106,7 +107,9 @@ def test_without_a_cache_folder_it_works_and_leaves_nothing(tmp_path: Path) -> N
 )
 def test_where_it_cannot_be_the_reason_is_told(breaking: str, reason: str) -> None:
     root = str(ROOT)
-    code = f"{breaking}\nimport sys; sys.path.append({root!r})\nfrom mlxgpt.machine import blas\n"
+    code = (
+        f"{breaking}\nimport sys; sys.path.append({root!r})\nfrom mlxgpt.backend.cpu import blas\n"
+    )
     (line,) = fresh(code + "print(blas.is_fast(), blas.status())")
     assert line.startswith("False reference BLAS (slow): ")
     assert reason in line

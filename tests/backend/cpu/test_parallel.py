@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import mlx.core as mx
 import pytest
 
-from mlxgpt.machine import blas
-from mlxgpt.model import lanes
-from mlxgpt.model.lanes import Lanes
+from mlxgpt.backend.cpu import blas
+from mlxgpt.backend.cpu import parallel as lanes
+from mlxgpt.backend.cpu.parallel import Lanes
 
 pytestmark = pytest.mark.skipif(lanes.count() == 1, reason="a matter of the CPU")
 
@@ -81,7 +81,7 @@ def test_an_error_in_either_lane_is_raised(broken: int) -> None:
 def test_the_process_ends_as_it_should() -> None:
     """MLX aborts when a thread that has computed does not clear its streams; not every time."""
     code = (
-        "import mlxgpt, mlx.core as mx; from mlxgpt.model.lanes import Lanes; "
+        "import mlxgpt, mlx.core as mx; from mlxgpt.backend.cpu.parallel import Lanes; "
         "run = Lanes(lambda: mx.compile(lambda a: (a @ a).sum())); "
         "print([r.item() for r in run([(mx.ones((8, 8)),)] * 2)])"
     )

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from mlxgpt.distributed import control as channel
+from mlxgpt.distributed.control import Channel
 from mlxgpt.errors import UserError
-from mlxgpt.machine import channel
-from mlxgpt.machine.channel import Channel
 
 
 class Fate:

@@ -17,8 +17,8 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxgpt.backend.embedding import lookup
 from mlxgpt.machine.device import on_cpu
-from mlxgpt.model.embedding import lookup
 
 GELU_SCALE = 2 * math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715
@@ -140,7 +140,7 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
 
 
-def attention_of_last(
+def decode_attention(
     q: mx.array,
     k: mx.array,
     v: mx.array,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt.machine import compiler
+from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.machine.device import on_cpu
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="a matter of the CPU")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not on_cpu(), reason="a matter of the CPU")
 # A kernel of each process's own, so that it is compiled, whatever is kept from before.
 ASK = """
 import os
-from mlxgpt.machine import compiler
+from mlxgpt.backend.cpu import jit as compiler
 import mlx.core as mx
 print(compiler.status())
 own = float(os.getpid())

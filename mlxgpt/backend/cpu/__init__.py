@@ -1,0 +1,1 @@
+"""What is done for a Linux CPU alone. Only `backend` imports it."""
