@@ -1,11 +1,11 @@
-"""The README's plots, docs/recipes.svg and docs/rivals.svg, from real runs and a real measurement,
-drawn as `mlxgpt report` draws.
+"""The README's plots, docs/recipes.svg and docs/baselines.svg, from two runs and a comparison with
+other libraries, drawn as `mlxgpt report` draws.
 
     pip install -e '.[report]'
     python benchmarks/pictures.py CLASSIC_RUN MODERN_RUN REPORT.json
 
-The runs are those of `mlxgpt train --tier 1`, the second with `--recipe modern`; what is drawn of
-them is the loss on held-out text. The file is what `mlxgpt bench --peers` wrote.
+The runs are those of `mlxgpt train --tier 1`, the second with `--recipe modern`; their validation
+loss is plotted. The file is what benchmarks/compare_baselines.py wrote.
 """
 
 from __future__ import annotations
@@ -14,45 +14,44 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from baselines.records import Comparison
+from baselines.report import speed_ratios
 
 from mlxgpt.pages import plots
 from mlxgpt.pages.course import course_of
-from mlxgpt.pages.measurements import ratios
 from mlxgpt.pages.page import COLORS
 from mlxgpt.pages.plots import Line
-from mlxgpt.reports import several
 from mlxgpt.storage.run import open_run
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAMES = ("classic", "modern")
 
 
-def main(runs: list[str], measurement: str) -> None:
-    drawn = []
+def main(runs: list[str], report: Path) -> None:
+    lines = []
     for n, (name, folder) in enumerate(zip(NAMES, runs, strict=True)):
         course = course_of(open_run(Path(folder)))
         loss = course.values["val_loss"]
         known = np.isfinite(loss)
-        told = f"{name}, at the end {loss[known][-1]:.3f}"
-        drawn.append(Line(told, course.steps[known], loss[known], markers=True, group=n))
-    svg = plots.lines(drawn, "steps of 2,048 characters", "nats a character", name="recipes")
+        label = f"{name}, at the end {loss[known][-1]:.3f}"
+        lines.append(Line(label, course.steps[known], loss[known], markers=True, group=n))
+    svg = plots.lines(lines, "steps of 2,048 characters", "nats per character", name="recipes")
     save(svg, "recipes.svg")
 
-    (measured,) = several.read([measurement])
-    rows = [row for contest in measured.contests for row in ratios(contest)]
-    label = (
-        f"how many times as fast we are, on {measured.machine.chip}, {measured.machine.cores} cores"
-    )
-    svg = plots.intervals(rows, label, name="rivals", middle=1.0, log=True)
-    save(svg, "rivals.svg")
+    comparison = Comparison.from_json(report.read_text(encoding="utf-8"))
+    rows = [row for result in comparison.results for row in speed_ratios(result)]
+    machine = comparison.machine
+    label = f"how many times as fast mlxgpt is, on {machine.chip}, {machine.cores} cores"
+    svg = plots.intervals(rows, label, name="baselines", middle=1.0, log=True)
+    save(svg, "baselines.svg")
 
 
 def save(svgs: str, name: str) -> None:
-    """The wide one of a page's two as a file of its own, with its colours, light and dark."""
+    """Write the wide one of a page's two SVGs to a file, with its light and dark colors."""
     svg = svgs[: svgs.index("</svg>") + len("</svg>")]
     head, _, rest = svg.partition(">")
     (DOCS / name).write_text(f"{head}><style>{COLORS}</style>{rest}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:3], sys.argv[3])
+    main(sys.argv[1:3], Path(sys.argv[3]))

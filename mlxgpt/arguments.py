@@ -405,9 +405,8 @@ def _bench(add: Add) -> None:
         "bench",
         "how fast both tiers are here",
         "Measure training and generation of Tier 1 and Tier 2 on this machine, each in a fresh\n"
-        "process, in a few minutes; best with nothing else running. Writes a report that a\n"
-        "sceptic can repeat.\n\n"
-        "  mlxgpt bench --peers                  beside PyTorch, transformers and mlx-lm\n"
+        "process, in a few minutes; best with nothing else running. Writes a report that others\n"
+        "can reproduce.\n\n"
         "  mlxgpt bench report A.json B.json     machines side by side\n"
         "  mlx.launch --hostfile hosts.json -- mlxgpt bench --distributed",
     )
@@ -415,23 +414,16 @@ def _bench(add: Add) -> None:
         "report",
         nargs="*",
         metavar="report FILE",
-        help="show measurements that lie in files, side by side",
+        help="show measurements from files, side by side",
     )
     sub.add_argument("--tier", type=int, choices=(1, 2), help="measure only this tier")
     sub.add_argument(
-        "--peers",
-        action="store_true",
-        help="measure others at the same work, too: those of PyTorch, transformers and mlx-lm that "
-        "are installed; half an hour",
-    )
-    sub.add_argument(
         "--distributed",
         action="store_true",
-        help="instead, Tier 2's step by several machines together, or by two processes of this "
-        "one; and what more Macs should bring, *predicted*",
+        help="measure a training step of Tier 2 on several machines instead, or on two processes "
+        "of this one",
     )
-    sub.add_argument("--peer-path", metavar="DIR", help="and your own checkout of nanoGPT, eager")
-    sub.add_argument("--out", metavar="DIR", help="where to (default: benchmarks/reports)")
+    sub.add_argument("--out", metavar="DIR", help="where to write (default: benchmarks/reports)")
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:

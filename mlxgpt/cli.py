@@ -311,19 +311,19 @@ def _hellaswag(as_json: bool, given: dict[str, Any]) -> int:
 
 def _bench(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
-    from mlxgpt.reports import report
+    from mlxgpt.reports import distributed, report
 
     as_json, files = given.pop("json"), given.pop("report")
     if given.pop("distributed"):
-        found, lines = api.benchmark_together(note=_say)
-        if found:
+        times = api.benchmark_together()
+        if times:
             if as_json:
-                return _print_json(asdict(found))
-            print("\n".join(lines))
+                return _print_json(asdict(times))
+            print("\n".join(distributed.told(times)))
         return 0
     if files:
         return _bench_report(files, as_json)
-    measured, paths = api.benchmark(note=_say, **_present(given))
+    measured, paths = api.benchmark(**_present(given))
     if as_json:
         return _print_json({"reports": [str(path) for path in paths], **asdict(measured)})
     print(report.markdown(measured))
@@ -389,7 +389,7 @@ def _report(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
 
     as_json, what = given.pop("json"), given.pop("what")
-    path = api.report(*what, note=_say, **_present(given))
+    path = api.report(*what, **_present(given))
     if as_json:
         return _print_json({"page": path})
     print(path)

@@ -3,30 +3,24 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mlxgpt
-from mlxgpt import UserError, api, benchmarking
+from mlxgpt import UserError, api
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.reports import bench, report
-from mlxgpt.rivals import contest
-from mlxgpt.rivals.record import Contest
-from tests.commands import ROOT
-from tests.reports import measured
 
 
 def test_the_public_names_are_functions_whatever_was_imported_before() -> None:
     code = (
         "import importlib, pkgutil, mlxgpt\n"
         "for module in pkgutil.walk_packages(mlxgpt.__path__, 'mlxgpt.'):\n"
-        "    theirs = module.name.startswith('mlxgpt.rivals.')\n"  # need what is not ours
-        "    if not theirs and not module.name.endswith('__main__'):\n"
+        "    if not module.name.endswith('__main__'):\n"
         "        importlib.import_module(module.name)\n"
         "for name in mlxgpt.__all__: assert callable(getattr(mlxgpt, name)), name\n"
     )
@@ -104,7 +98,7 @@ def test_a_benchmark_is_measured_and_written(
 ) -> None:
     asked: list[Any] = []
 
-    def measure(configs: dict[str, Config], note: Any) -> str:
+    def measure(configs: dict[str, Config]) -> str:
         asked.extend(configs)
         return "measured"
 
@@ -119,29 +113,6 @@ def test_a_benchmark_is_measured_and_written(
     with pytest.raises(UserError, match="cannot write"):
         api.benchmark(out=tmp_path / "file")
     assert len(asked) == 2, "before minutes of measuring"
-
-
-def test_a_benchmark_beside_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Contest("tier1", "training", 0, {"mlxgpt": [{"tokens_per_second": 1.0}]})
-    asked: list[Any] = []
-
-    def contests(configs: Any, taking_part: Any, **given: Any) -> list[Contest]:
-        asked.append((list(configs), [one.name for one in taking_part], given["checkout"]))
-        return [held]
-
-    monkeypatch.setattr(bench, "measure", lambda configs, note: measured.measurement())
-    monkeypatch.setattr(contest, "contests", contests)
-    monkeypatch.setattr(contest, "find_spec", lambda name: name == "datasets")
-    monkeypatch.setattr(report, "write", lambda measured, folder: None)
-    notes: list[str] = []
-    found, _ = api.benchmark(out=tmp_path, peers=True, note=notes.append)
-    assert found.contests == (held,)
-    assert len(notes) == 1
-    assert notes[0].startswith("left out, as they are not installed: mlx_lm, torch, transformers.")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert benchmarking.GET_PEERS.split("'")[1::2] == project["optional-dependencies"]["peers"]
-    assert asked == [(["tier1", "tier2"], ["mlxgpt", "datasets.map"], None)]
-    assert api.benchmark(out=tmp_path)[0].contests == (), "unless it is asked for"
 
 
 def test_the_usual_tokenizer_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,6 @@ FRONT = (
 WINGS = (
     "pages",
     "reports",
-    "rivals",
     "study",
     "training",
     "evaluation",

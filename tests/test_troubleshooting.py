@@ -414,10 +414,6 @@ def other_texts(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return refused(capsys, "compare", "a.toml", "b.toml", "--budget", "5steps")
 
 
-def no_nanogpt(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    return refused(capsys, "bench", "--peer-path", "runs")
-
-
 def unclear_bench(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     return refused(capsys, "bench", "mine.json")
 
@@ -538,7 +534,6 @@ MISTAKES: list[Mistake] = [
     no_budget,
     twins,
     other_texts,
-    no_nanogpt,
     unclear_bench,
     no_measurement,
     measurement_away,

@@ -81,7 +81,7 @@ def lines(
         axes.set_ylabel(shown(y_label))
         _fit(axes, drawn)
         if len(drawn) > 1:
-            _legend(axes, "best")
+            _legend(axes)
 
     return _svg(draw, name, HEIGHT, small=small)
 
@@ -105,8 +105,8 @@ def _draw(axes: Any, line: Line, n: int) -> None:
     )
 
 
-def _legend(axes: Any, place: str) -> None:
-    axes.legend(frameon=False, handlelength=4, loc=place, fontsize=7.5)
+def _legend(axes: Any) -> None:
+    axes.legend(frameon=False, handlelength=4, loc="best", fontsize=7.5)
 
 
 def _name(text: str) -> str:
@@ -147,7 +147,7 @@ def intervals(
         axes.axvline(middle, color=FAINT, linewidth=1, linestyle=(0, (4, 2)))
         _rows(axes, [row[0] for row in rows], x_label)
         if log:
-            _logarithmic(axes, "x")
+            _logarithmic(axes)
 
     return _svg(draw, name, 0.6 + 0.2 * len(rows))
 
@@ -163,7 +163,7 @@ def points(rows: Sequence[tuple[str, float, bool]], x_label: str, *, name: str) 
             axes.plot([value], [-n], "o", markersize=5.5, color=LINES[1], markerfacecolor=filled)
         _rows(axes, [row[0] for row in rows], x_label)
         axes.grid(visible=True, axis="y", linestyle=(0, (1, 3)))
-        _logarithmic(axes, "x")
+        _logarithmic(axes)
 
     return _svg(draw, name, 0.6 + 0.2 * len(rows))
 
@@ -175,48 +175,15 @@ def _rows(axes: Any, names: Sequence[str], x_label: str) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _logarithmic(axes: Any, *names: str) -> None:
-    """Some axes logarithmic, with plain numbers."""
+def _logarithmic(axes: Any) -> None:
+    """A logarithmic x-axis with plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    for name in names:
-        getattr(axes, f"set_{name}scale")("log")
-        axis = getattr(axes, f"{name}axis")
-        low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
-        axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-        axis.set_minor_formatter(NullFormatter())
-
-
-def roofline(
-    roofs: Sequence[tuple[str, float, float]],
-    points: Sequence[tuple[str, float, float]],
-    *,
-    name: str,
-) -> str:
-    """What machines allow, and what was reached, both axes logarithmic.
-
-    Args:
-        roofs: (name, operations a second at most, bytes a second).
-        points: (name, operations a byte, operations a second).
-    """
-    at = np.array([x for _, x, _ in points] + [peak / band for _, peak, band in roofs])
-    x = np.geomspace(at.min() / 2, at.max() * 2, 200)
-
-    def draw(axes: Any) -> None:
-        for n, (label, peak, band) in enumerate(roofs):
-            color, dash = LINES[n % len(LINES)], DASHES[n % len(DASHES)]
-            roof = np.minimum(peak, band * x) / 1e9
-            axes.plot(x, roof, color=color, linestyle=dash, label=_name(label))
-        for n, (label, intensity, reached) in enumerate(points):
-            mark = {"marker": MARKERS[n % len(MARKERS)], "linestyle": "none", "color": INK}
-            axes.plot([intensity], [reached / 1e9], markersize=5, label=_name(label), **mark)
-        _logarithmic(axes, "x", "y")
-        axes.set_xlabel("floating-point operations a byte")
-        axes.set_ylabel("GFLOP/s")
-        _legend(axes, "lower right")
-
-    return _svg(draw, name, HEIGHT)
+    axes.set_xscale("log")
+    low, high = axes.xaxis.get_view_interval()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def smoothed(y: np.ndarray, over: int) -> np.ndarray:

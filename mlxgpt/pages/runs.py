@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from mlxgpt.pages.plots import Line
 from mlxgpt.storage.run import Run
 from mlxgpt.training.init_weights import SHAPE
 
+logger = logging.getLogger(__name__)
+
 SMOOTH = 30  # records of the training loss
 MOST_SAMPLES = 8
 LONGEST = 1500  # characters of a sample
@@ -27,8 +30,8 @@ MOST_TOLD = 40
 FINE_TUNING = "finetune"  # the config of a run that was begun with another's weights
 
 
-def page_of(runs: Sequence[Run], note: Callable[[str], None] = lambda line: None) -> Page:
-    """A page on one run, or on several side by side; `note` is told of what cannot be shown."""
+def page_of(runs: Sequence[Run]) -> Page:
+    """A page on one run, or on several side by side. Logs what cannot be shown."""
     page = Page(", ".join(run.name for run in runs))
     courses = {_name(runs, n): course_of(run) for n, run in enumerate(runs)}
     page.table(_summary(runs, courses), "what each run came to")
@@ -41,7 +44,7 @@ def page_of(runs: Sequence[Run], note: Callable[[str], None] = lambda line: None
         _events(page, course, level)
         _forecast(page, run, course, level)
         _samples(page, run, level)
-        _quality(page, run, level, note)
+        _quality(page, run, level)
         _settings(page, run, level)
         _machine(page, run, level)
         page.heading("To repeat it", level)
@@ -221,7 +224,7 @@ def _samples(page: Page, run: Run, level: int) -> None:
         page.text(text)
 
 
-def _quality(page: Page, run: Run, level: int, note: Callable[[str], None]) -> None:
+def _quality(page: Page, run: Run, level: int) -> None:
     """What `mlxgpt eval --quality` found."""
     path = run.folder / "quality.json"
     if not files.is_file(path):
@@ -236,7 +239,7 @@ def _quality(page: Page, run: Run, level: int, note: Callable[[str], None]) -> N
                 told = ["–" if v is None else form.format(float(v)) for v in values]
                 rows.append([metric.name, *told, metric.better])
     except (ValueError, KeyError, TypeError, AttributeError):
-        note(f"{path} is damaged, and left out: mlxgpt eval --quality makes it again")
+        logger.warning(f"{path} is damaged, and left out: mlxgpt eval --quality makes it again")
         return
     page.heading("What its texts are worth", level)
     page.table(rows, "generated texts beside real ones and controls")

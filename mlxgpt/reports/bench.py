@@ -8,6 +8,7 @@ memory nor its speed depends on what ran before.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,7 +34,6 @@ from mlxgpt.inference.decoding import Decoder, Decoding
 from mlxgpt.machine import device, mac
 from mlxgpt.model.counting import count_parameters, flops_per_token, parameters_by_part
 from mlxgpt.model.gpt import GPT
-from mlxgpt.reports import counts
 from mlxgpt.reports.records import (
     Generation,
     Machine,
@@ -41,11 +41,12 @@ from mlxgpt.reports.records import (
     Spread,
     Tier,
     Training,
-    Workload,
     tier_from,
 )
 from mlxgpt.training.step import new_step
 from mlxgpt.training.trainer import train
+
+logger = logging.getLogger(__name__)
 
 COMPILING = 2  # steps until every kernel is made
 CHILD = (sys.executable, "-m", "mlxgpt.reports.bench")
@@ -65,16 +66,11 @@ class Plan:
 PLAN = Plan()
 
 
-def measure(
-    configs: Mapping[str, Config],
-    note: Callable[[str], None] = lambda line: None,
-    plan: Plan = PLAN,
-) -> Measurement:
+def measure(configs: Mapping[str, Config], plan: Plan = PLAN) -> Measurement:
     """Measure the configs one after the other.
 
     Args:
         configs: by the names that they have in the report.
-        note: takes a line on what is being measured.
 
     Raises:
         UserError: if a measuring process fails.
@@ -84,7 +80,7 @@ def measure(
     tiers = []
     with mac.awake():
         for name, config in configs.items():
-            note(f"{name}: training, then generating …")
+            logger.info(f"{name}: training, then generating …")
             tiers.append(_in_a_child(name, complete(config), plan))
     return Measurement(date, machine, tuple(tiers))
 
@@ -121,16 +117,8 @@ def main() -> None:
         training=measure_training(config, plan),
         generation=measure_generation(config.model, plan),
         config=request["config"],
-        counted=_counted(config),
     )
     print(json.dumps(asdict(tier)))
-
-
-def _counted(config: Config) -> tuple[Workload, ...]:
-    try:
-        return counts.workloads(config)
-    except ValueError:  # an operation that this MLX cannot export: the speed is worth having alone
-        return ()
 
 
 def measure_training(config: Config, plan: Plan) -> Training:

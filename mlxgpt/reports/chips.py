@@ -1,4 +1,4 @@
-"""Apple's chips, and what is *predicted* of them."""
+"""Apple's chips, and their *estimated* speed, from FLOPs and public measurements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlxgpt.reports.markdown import figure, table, time_of
-from mlxgpt.reports.records import Tier, Workload
+from mlxgpt.reports.records import Tier
 
 
 @dataclass(frozen=True)
@@ -34,83 +34,59 @@ CHIPS = tuple(
     for kind, tflops, speeds in zip(("", " Pro", " Max", " Ultra"), *numbers, strict=False)
 )
 
-# The share of that peak which public measurements of small trainings reached: see `predicted`.
+# The share of that peak which public measurements of small trainings reached: see `estimates`.
 PEAK_SHARE = 0.25
 SMALLEST_MEASURED = 3_500_000
 
 
-def predicted_training(chip: Chip, tier: Tier) -> float:
-    """Tokens a second that a chip should reach in training."""
+def estimated_training(chip: Chip, tier: Tier) -> float:
+    """Tokens per second in training, *estimated*."""
     return PEAK_SHARE * 1e12 * chip.tflops / tier.training.flops_per_token
 
 
-def predicted_generation(chip: Chip, tier: Tier) -> tuple[float, ...]:
-    """Tokens a second that a chip cannot exceed in generation; one for each bandwidth."""
+def max_generation(chip: Chip, tier: Tier) -> tuple[float, ...]:
+    """Tokens per second in generation that a chip cannot exceed; one for each bandwidth."""
     return tuple(1e9 * speed / tier.generation.bytes_per_token for speed in chip.gb_per_second)
 
 
-def bound(chip: Chip, workload: Workload) -> tuple[float, ...]:
-    """Seconds that a workload takes a chip at least, one for each bandwidth: of each kind of kernel
-    the longer one of its operations at the chip's peak and of its bytes at its bandwidth.
-    """
-    return tuple(
-        sum(max(k.flops / (1e12 * chip.tflops), k.bytes / (1e9 * speed)) for k in workload.kernels)
-        for speed in chip.gb_per_second
-    )
-
-
-def training_bound(chip: Chip, tier: Tier) -> tuple[float, ...]:
-    """Tokens a second that a chip cannot exceed in training, by what was counted."""
-    steps = [one for one in tier.counted if one.name == "training step"]
-    return tuple(one.tokens / seconds for one in steps for seconds in bound(chip, one))
-
-
-def _bounds(chip: Chip, tier: Tier) -> str:
-    return " to ".join(figure(rate, 2) for rate in training_bound(chip, tier)) or "–"
-
-
-def predicted(tiers: Sequence[Tier]) -> list[str]:
-    """The section on them."""
+def estimates(tiers: Sequence[Tier]) -> list[str]:
+    """The report's section on Apple's chips."""
     lines = [
-        "## Apple chips: *predicted*",
+        "## Apple chips: *estimated*",
         "",
-        "Nothing here was measured with mlxgpt. Training is *predicted* at "
-        f"{100 * PEAK_SHARE:.0f} % of the float32 peak:",
-        "public measurements of small models found 24 % (3.5M parameters, M3 Air) and 25 % (15.7M,",
-        "M4 Max), and of one of 154M, with MLX on M1 Pro to Ultra, 31 to 43 %. *At most* it is if",
-        "each kind of kernel, as counted below, runs at the chip's peak or at its bandwidth,",
-        "whichever takes longer, and launching takes no time (metal-counts.md: and measurements).",
-        "*In all*: the config's steps, without evaluations. Generation is *predicted* at most: the",
-        "memory's bandwidth over the bytes that a token reads. Small models never reach that:",
-        "launching the kernels takes longer than reading the weights.",
+        "Nothing here was measured with mlxgpt. Training is *estimated* at "
+        f"{100 * PEAK_SHARE:.0f}% of the float32 peak:",
+        "public measurements of small models found 24% (3.5M parameters, M3 Air) and 25% (15.7M,",
+        "M4 Max), and of one of 154M, with MLX on M1 Pro to Ultra, 31% to 43%. *Whole run*: all",
+        "steps of the config, without evaluations. Generation is *estimated* at most: the memory's",
+        "bandwidth over the bytes that a token reads. Small models never reach that: launching the",
+        "kernels takes longer than reading the weights.",
     ]
     for tier in tiers:
-        lines += ["", f"### {tier.name}, *predicted*", ""]
+        lines += ["", f"### {tier.name}, *estimated*", ""]
         if tier.parameters < SMALLEST_MEASURED:
             lines += ["Smaller than any model in those measurements: expect less.", ""]
-        lines += table([list(PREDICTED), *(_prediction(chip, tier) for chip in CHIPS)], ">")
+        lines += table([list(HEAD), *(_row(chip, tier) for chip in CHIPS)], ">")
     return [*lines, ""]
 
 
-PREDICTED = (
+HEAD = (
     "chip",
     "peak, TFLOPS",
     "memory, GB/s",
-    "*predicted* tokens/s",
-    "*predicted* at most",
-    "*predicted* in all",
-    "*predicted* generation, at most",
+    "*estimated* tokens/s",
+    "*estimated* whole run",
+    "*estimated* generation, at most",
 )
 
 
-def _prediction(chip: Chip, tier: Tier) -> list[str]:
-    rate = predicted_training(chip, tier)
+def _row(chip: Chip, tier: Tier) -> list[str]:
+    rate = estimated_training(chip, tier)
     return [
         chip.name,
         f"{chip.tflops:.1f}",
         " to ".join(f"{speed}" for speed in chip.gb_per_second) or "–",
         figure(rate, 2),
-        _bounds(chip, tier),
         time_of(tier.training.plan_tokens / rate),
-        " to ".join(figure(limit, 2) for limit in predicted_generation(chip, tier)) or "–",
+        " to ".join(figure(limit, 2) for limit in max_generation(chip, tier)) or "–",
     ]

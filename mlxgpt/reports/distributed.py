@@ -1,5 +1,5 @@
-"""What several ranks take for a step, measured on the ranks that mlx.launch started; or, where it
-did not, on this machine's own loopback, each rank with its share of the cores.
+"""Measures a training step of several ranks: of those that mlx.launch started, or of ranks on this
+machine that share its cores, connected over loopback.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from mlxgpt.config import Config, from_tree, override
@@ -37,19 +36,15 @@ CHILD = (sys.executable, "-m", "mlxgpt.reports.distributed")
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: repeats of some steps, about so many `seconds`; and, as often as `sums`
-    says, sums of arrays of so many numbers.
-    """
+    """How much is measured: repeats of as many steps as take about `seconds`."""
 
     repeats: int = 5
     seconds: float = 2.0
-    numbers: tuple[int, ...] = ()
-    sums: int = 7
 
 
 @dataclass(frozen=True)
 class Together:
-    """What some ranks took.
+    """Times of some ranks.
 
     Attributes:
         size: how many.
@@ -60,8 +55,7 @@ class Together:
         ms_alone: of a step that the first rank takes alone, with all sequences.
         ms_share: of a rank's share, without the averaging; the slowest rank's.
         ms_step: of a step together.
-        ms_halved: of one whose gradients are added up in 16 bits.
-        ms_sums: of a sum, by how many numbers are added up.
+        ms_halved: of a step together whose gradients are all-reduced in bfloat16.
     """
 
     size: int
@@ -73,7 +67,6 @@ class Together:
     ms_share: Spread
     ms_step: Spread
     ms_halved: Spread
-    ms_sums: dict[int, Spread]
 
     @property
     def efficiency(self) -> float:
@@ -117,7 +110,6 @@ def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
     for _ in range(plan.repeats):
         for kind, times in found.items():
             times.append(ms_of(kind, steps[kind]))
-    sums = {numbers: _sums(ranks, numbers, plan.sums) for numbers in plan.numbers}
     if not ranks.first:
         return None
     return Together(
@@ -130,19 +122,7 @@ def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
         ms_share=Spread.of(found["share"]),
         ms_step=Spread.of(found["step"]),
         ms_halved=Spread.of(found["halved"]),
-        ms_sums=sums,
     )
-
-
-def _sums(ranks: Ranks, numbers: int, repeats: int) -> Spread:
-    array = mx.zeros(numbers)
-    found = []
-    for _ in range(repeats + 1):
-        ranks.meet()
-        began = time.perf_counter()
-        ranks.sum(array)
-        found.append(max(ranks.gather(1000 * (time.perf_counter() - began))))
-    return Spread.of(found[1:])
 
 
 def on_loopback(config: Config, size: int, plan: Plan) -> Together:
@@ -205,9 +185,8 @@ def together_from(tree: dict[str, Any]) -> Together:
     def spread(tree: dict[str, Any]) -> Spread:
         return Spread(**{**tree, "repeats": tuple(tree["repeats"])})
 
-    sums = {int(numbers): spread(one) for numbers, one in tree["ms_sums"].items()}
     times = {name: spread(tree[name]) for name in TIMES}
-    return Together(**{**tree, **times, "hosts": tuple(tree["hosts"]), "ms_sums": sums})
+    return Together(**{**tree, **times, "hosts": tuple(tree["hosts"])})
 
 
 def told(found: Together) -> list[str]:
@@ -226,13 +205,13 @@ def told(found: Together) -> list[str]:
     ]
 
 
-def here(config: Config, plan: Plan, tell: Callable[[str, str | None], None]) -> Together | None:
-    """Measure with the ranks that this process was launched with; the result is the first one's.
+def here(config: Config, plan: Plan) -> Together | None:
+    """Measure with the ranks that this process was launched with; None on all ranks but the first.
 
     Raises:
         UserError: if it was launched alone.
     """
-    ranks = join(tell)
+    ranks = join(lambda problem, _: print(problem, file=sys.stderr))
     if not ranks:
         raise UserError("there is one rank only", "start them with mlx.launch -n 2, or more.")
     try:
@@ -246,10 +225,7 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     if len(sys.argv) > 2:
         os.sched_setaffinity(0, {int(core) for core in sys.argv[2].split(",")})
-    plan = Plan(**{**request["plan"], "numbers": tuple(request["plan"]["numbers"])})
-    found = here(
-        from_tree(request["config"]), plan, lambda problem, _: print(problem, file=sys.stderr)
-    )
+    found = here(from_tree(request["config"]), Plan(**request["plan"]))
     if found:
         print(json.dumps(asdict(found)))
 

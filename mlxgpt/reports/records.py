@@ -1,6 +1,4 @@
-"""What bench.py and rivals/ measured, as records, and their JSON. Knows nothing of how it was
-measured, so that a report can be made again from its JSON.
-"""
+"""Results of bench.py as plain data, and their JSON, from which a report can be rendered again."""
 
 from __future__ import annotations
 
@@ -11,9 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlxgpt.errors import UserError
-from mlxgpt.rivals.record import Contest
 
-FORMAT = 2  # 1: without bandwidth, counts and contests
+FORMAT = 3  # 1: without bandwidth; 2: with counted kernels and other libraries, no longer read
 
 
 @dataclass(frozen=True)
@@ -74,65 +71,11 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A launch, or several of the same kind.
-
-    Attributes:
-        bytes: read and written, each array once.
-        flops: two for each product and sum in a matrix product, else one for each number.
-    """
-
-    name: str
-    bytes: int
-    flops: int
-    launches: int = 1
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What one thing asks of the device.
-
-    Attributes:
-        name: "training step", for instance.
-        tokens: that it reads or makes.
-        operations: of the graphs, without those that only look at what is there.
-        kernels: launches after fusion, by kind.
-        handed_over: how often the host gives the device something to do.
-        read: how often the host reads a result, and waits where it is not there yet.
-    """
-
-    name: str
-    tokens: int
-    operations: int
-    kernels: tuple[Kernel, ...]
-    handed_over: int
-    read: int
-
-    @property
-    def launches(self) -> int:
-        return sum(kernel.launches for kernel in self.kernels)
-
-    @property
-    def bytes(self) -> int:
-        return sum(kernel.bytes for kernel in self.kernels)
-
-    @property
-    def flops(self) -> int:
-        return sum(kernel.flops for kernel in self.kernels)
-
-
-def workload_from(tree: dict[str, Any]) -> Workload:
-    """A Workload from its JSON."""
-    return Workload(**{**tree, "kernels": tuple(Kernel(**one) for one in tree["kernels"])})
-
-
-@dataclass(frozen=True)
 class Tier:
     """One config's figures.
 
     Attributes:
         config: the whole of it, for the record.
-        counted: what Metal has to do for it: see counts.py.
     """
 
     name: str
@@ -141,7 +84,6 @@ class Tier:
     training: Training
     generation: Generation
     config: dict[str, Any]
-    counted: tuple[Workload, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,12 +110,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All of it; `date` is in UTC, and `contests` are those with rivals."""
+    """The speed of some configs on a machine; `date` is in UTC."""
 
     date: str
     machine: Machine
     tiers: tuple[Tier, ...]
-    contests: tuple[Contest, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
@@ -187,11 +128,10 @@ class Measurement:
         """
         try:
             tree = json.loads(text)
-            if tree["format"] not in (1, FORMAT):
+            if tree["format"] not in range(1, FORMAT + 1):
                 raise ValueError(f"its format is {tree['format']}, not {FORMAT}")
             tiers = tuple(tier_from(tier) for tier in tree["tiers"])
-            contests = tuple(Contest(**contest) for contest in tree.get("contests", ()))
-            return cls(tree["date"], Machine(**tree["machine"]), tiers, contests)
+            return cls(tree["date"], Machine(**tree["machine"]), tiers)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"this is no measurement that can be read here: {error}", "run: mlxgpt bench"
@@ -211,6 +151,6 @@ def tier_from(tree: dict[str, Any]) -> Tier:
     parts = {
         "training": Training(**training),
         "generation": Generation(**generation),
-        "counted": tuple(workload_from(one) for one in tree.get("counted", ())),
     }
+    tree.pop("counted", None)  # of format 2
     return Tier(**{**tree, **parts})

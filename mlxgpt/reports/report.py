@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlxgpt import files
-from mlxgpt.reports import chips, peers
+from mlxgpt.reports import chips
 from mlxgpt.reports.markdown import figure, spread_of, table
-from mlxgpt.reports.records import Machine, Measurement, Tier, Workload
-from mlxgpt.reports.roofline import roofline, rooflines
+from mlxgpt.reports.records import Machine, Measurement, Tier
 
 
 def markdown(measurement: Measurement) -> str:
@@ -31,61 +30,15 @@ def markdown(measurement: Measurement) -> str:
             "",
             *_how(tiers),
             "",
-            *_roofline(measurement),
-            *peers.markdown(measurement.contests),
             "## To measure it again",
             "",
             "With nothing else running, in a checkout of the commit above:",
             "",
-            f"    mlxgpt bench{' --peers' if measurement.contests else ''}",
+            "    mlxgpt bench",
             "",
-            *chips.predicted(tiers),
-            *_counts(tiers),
+            *chips.estimates(tiers),
         ]
     )
-
-
-def _roofline(measurement: Measurement) -> list[str]:
-    rows = list(roofline(measurement))
-    return ["## Roofline", "", *rooflines(rows), ""] if rows else []
-
-
-def counted_rows(tiers: Iterable[tuple[str, Sequence[Workload]]]) -> list[list[str]]:
-    """A row for each workload of each tier, by name; to stand below `COUNTED`."""
-    return [
-        [
-            f"{name}, {one.name}",
-            f"{one.tokens:,}",
-            f"{one.operations:,}",
-            f"{one.launches:,}",
-            figure(one.bytes / 1e6),
-            figure(one.flops / 1e9),
-            str(one.handed_over),
-            str(one.read),
-        ]
-        for name, counted in tiers
-        for one in counted
-    ]
-
-
-def _counts(tiers: Sequence[Tier]) -> list[str]:
-    """What Metal has to do, counted."""
-    rows = counted_rows((tier.name, tier.counted) for tier in tiers)
-    if not rows:
-        return []
-    return [
-        "## Counted for Metal",
-        "",
-        "From the graphs that MLX would be given there, fused as it fuses them; nothing of it was",
-        "run on a Mac. The host hands over work, and reads results, and waits for those that are",
-        "not there yet.",
-        "",
-        *table([list(COUNTED), *rows], ">"),
-        "",
-    ]
-
-
-COUNTED = ("", "tokens", "operations", "kernels", "MB", "GFLOP", "handed over", "read")
 
 
 def machine_rows(m: Machine) -> list[list[str]]:
@@ -144,23 +97,23 @@ def _how(tiers: Sequence[Tier]) -> list[str]:
 
 
 def write(measurement: Measurement, folder: Path) -> tuple[Path, Path]:
-    """Write both forms, beside earlier ones and never over them.
-
-    Returns:
-        The paths of the JSON and of the Markdown.
-    """
+    """Write JSON and Markdown next to earlier reports, never over them; both paths."""
     text = markdown(measurement)
     folder.mkdir(parents=True, exist_ok=True)
-    name, number = slug(measurement), 1
-    while True:
-        stem = name if number == 1 else f"{name}-{number}"
-        numbers, report = folder / f"{stem}.json", folder / f"{stem}.md"
-        if not files.exists(numbers) and not files.exists(report):
-            break
-        number += 1
-    files.write_atomically(numbers, measurement.to_json())
+    stem = unused_stem(folder, slug(measurement))
+    data, report = folder / f"{stem}.json", folder / f"{stem}.md"
+    files.write_atomically(data, measurement.to_json())
     files.write_atomically(report, text)
-    return numbers, report
+    return data, report
+
+
+def unused_stem(folder: Path, stem: str) -> str:
+    """`stem`, or `stem-2` and so on, of which the folder has neither JSON nor Markdown."""
+    candidate, number = stem, 1
+    while any(files.exists(folder / f"{candidate}{suffix}") for suffix in (".json", ".md")):
+        number += 1
+        candidate = f"{stem}-{number}"
+    return candidate
 
 
 # What the systems add to a chip's name: (R), a clock rate, makers, and words that say nothing.

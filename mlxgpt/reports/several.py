@@ -7,10 +7,8 @@ from pathlib import Path
 
 from mlxgpt import files
 from mlxgpt.errors import UserError
-from mlxgpt.reports import peers
 from mlxgpt.reports.markdown import figure, spread_of, table
 from mlxgpt.reports.records import Measurement, Tier
-from mlxgpt.reports.roofline import roofline, rooflines
 
 REMEDY = "give JSON files that `mlxgpt bench` wrote, in benchmarks/reports."
 
@@ -37,18 +35,12 @@ def read(paths: Sequence[str | Path]) -> list[Measurement]:
 
 
 def markdown(measurements: Sequence[Measurement]) -> str:
-    """One column for each measurement, a table for each of their configs, and their rooflines."""
+    """One column for each measurement, and a table for each of their configs."""
     heads = ["", *(f"{n}: {one.machine.chip}" for n, one in enumerate(measurements, start=1))]
     lines = ["# Machines side by side", "", *table([heads, *_machines(measurements)])]
     for name in dict.fromkeys(tier.name for one in measurements for tier in one.tiers):
         columns = [next((t for t in one.tiers if t.name == name), None) for one in measurements]
         lines += ["", f"## {name}", "", *table([heads, *_speeds(columns)], ">")]
-    roofs = [row for n, one in enumerate(measurements, start=1) for row in roofline(one, f"{n}: ")]
-    if roofs:
-        lines += ["", "## Rooflines", "", *rooflines(roofs)]
-    for n, one in enumerate(measurements, start=1):
-        if one.contests:
-            lines += ["", f"# {n}: {one.machine.chip}", "", *peers.markdown(one.contests)]
     return "\n".join(lines).rstrip() + "\n"
 
 

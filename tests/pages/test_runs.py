@@ -93,11 +93,10 @@ def test_whatever_a_run_holds_is_text(run: Run, place: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"columns": {"a": {}}}', '{"columns": 5}', "\0"])
-def test_what_is_damaged_is_left_out_and_told(run: Run, content: str) -> None:
+def test_what_is_damaged_is_left_out_and_logged(run: Run, content: str, notes: list[str]) -> None:
     (run.folder / "quality.json").write_text(content)
     (run.folder / "best.json").write_text(content)
-    notes: list[str] = []
-    told = text_of(page_of([run], notes.append))
+    told = text_of(page_of([run]))
     assert "What its texts are worth" not in told
     assert "quality.json is damaged, and left out" in notes[0]
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from mlxgpt.reports.records import (
     Generation,
-    Kernel,
     Machine,
     Measurement,
     Spread,
     Tier,
     Training,
-    Workload,
 )
 
 
@@ -39,7 +37,7 @@ def tier(name: str, parameters: int, flops: int, bytes_per_token: int) -> Tier:
 
 
 def measurement() -> Measurement:
-    """Of two tiers, without what came later: as a file of format 1 is read."""
+    """Of two tiers, as a file of format 1 is read."""
     machine = Machine(
         chip="Intel(R) Xeon(R) Processor",
         backend="cpu",
@@ -57,15 +55,6 @@ def measurement() -> Measurement:
         tier("large", 12_300_000, 65_000_000, 50_000_000),
     )
     return Measurement("2026-11-22T23:59:58+00:00", machine, tiers)
-
-
-def counted() -> tuple[Workload, ...]:
-    """A step and a token of round numbers."""
-    kernels = Kernel("Matmul", 1_000_000, 800_000_000, 3), Kernel("elementwise", 9_000_000, 0, 7)
-    return (
-        Workload("training step", 2048, 12, kernels, 1, 2),
-        Workload("decoded token", 1, 9, (Kernel("Matmul", 1_000_000, 500_000, 4),), 1, 1),
-    )
 
 
 def cells(text: str, row: str, table: int = 0) -> list[str]:

@@ -35,36 +35,21 @@ QUICK = Plan(repeats=5, seconds=0.02, prompt_tokens=3, new_tokens=12)
 @dataclass
 class Measured:
     measurement: Measurement
-    notes: list[str]
     parent_bytes: int
 
 
 @pytest.fixture(scope="module")
 def measured(tiny_model: Config) -> Measured:
     """A real measurement, by children of a process that holds much memory."""
-    notes: list[str] = []
     held = np.ones(60_000_000)  # 480 MB
     parent_bytes = device.resident_bytes()
-    measurement = bench.measure({"a": tiny_model, "b": tiny_model}, notes.append, QUICK)
+    measurement = bench.measure({"a": tiny_model, "b": tiny_model}, QUICK)
     assert held[0] == 1
-    return Measured(measurement, notes, parent_bytes)
-
-
-def test_what_cannot_be_counted_is_measured_all_the_same(
-    tiny_model: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert len(bench._counted(tiny_model)) == 4
-
-    def refuse(config: Config) -> None:
-        raise ValueError("[export_function] Unable to get state for primitive Novel")
-
-    monkeypatch.setattr(bench.counts, "workloads", refuse)
-    assert bench._counted(tiny_model) == ()
+    return Measured(measurement, parent_bytes)
 
 
 def test_each_config_is_measured_by_its_name(measured: Measured, tiny_model: Config) -> None:
     assert [tier.name for tier in measured.measurement.tiers] == ["a", "b"]
-    assert [note.split(":")[0] for note in measured.notes] == ["a", "b"]
     for tier in measured.measurement.tiers:
         assert tier.parameters == count_parameters(tiny_model.model)
         assert tier.dtype == "float32"
@@ -220,6 +205,14 @@ def test_a_new_token_reads_weights_and_cache(tiny_model: Config) -> None:
     _, filled = model.prefill(mx.zeros((1, tiny_model.model.block_size), mx.int32), mx.array([0]))
     cache = sum(k.nbytes + v.nbytes for k, v in filled)
     assert bench.bytes_per_new_token(tiny_model.model) == weights - other_positions + cache
+
+
+def test_each_config_is_logged(
+    tiny_model: Config, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
+    monkeypatch.setattr(bench, "_in_a_child", lambda name, config, plan: None)
+    bench.measure({"a": tiny_model, "b": tiny_model}, QUICK)
+    assert notes == ["a: training, then generating …", "b: training, then generating …"]
 
 
 @pytest.mark.parametrize(

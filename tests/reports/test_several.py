@@ -7,7 +7,6 @@ import pytest
 
 from mlxgpt.errors import UserError
 from mlxgpt.reports import several
-from mlxgpt.rivals.record import Contest
 from tests.reports import measured
 from tests.reports.measured import cells
 
@@ -15,9 +14,9 @@ from tests.reports.measured import cells
 def test_machines_stand_side_by_side(tmp_path: Path) -> None:
     one = measured.measurement()
     fast = replace(one.tiers[0].training, tokens_per_second=54_321.0)
-    counted = replace(one.tiers[0], training=fast, counted=measured.counted())
+    faster = replace(one.tiers[0], training=fast)
     machine = replace(one.machine, chip="Apple M1 Max", backend="metal", bandwidth=400e9)
-    two = replace(one, machine=machine, tiers=(counted,))
+    two = replace(one, machine=machine, tiers=(faster,))
     paths = []
     for name, measurement in (("a", one), ("b", two)):
         paths.append(tmp_path / f"{name}.json")
@@ -29,18 +28,6 @@ def test_machines_stand_side_by_side(tmp_path: Path) -> None:
     assert cells(text, "bandwidth, measured") == ["–", "400 GB/s"]
     assert cells(text, "training, tokens/s") == ["9,970", "54,300"]
     assert cells(text, "training, tokens/s", 1) == ["9,970", "–"], "the other has no large tier"
-    assert cells(text, "2: small, training step")[-1].endswith(" %")
-    assert "1: small, training step" not in text
-
-
-def test_what_was_measured_beside_others_is_shown() -> None:
-    contest = Contest("small", "preparation", 0, {"mlxgpt": [figures(3.0)]})
-    one = replace(measured.measurement(), contests=(contest,))
-    assert "### small, text made ready" in several.markdown([one])
-
-
-def figures(rate: float) -> dict[str, float]:
-    return {"megabytes_per_second": rate, "peak_memory": 1e8}
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

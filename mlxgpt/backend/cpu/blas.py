@@ -90,7 +90,7 @@ def install() -> None:
     """Load OpenBLAS under MLX. To be called before `mlx.core` is imported; never raises."""
     global _status, _fast
     if sys.platform != "linux" or os.environ.get("MLXGPT_BLAS") == "none":
-        return  # the latter for a process that measures somebody else: see rivals/
+        return  # the latter to measure other libraries: benchmarks/baselines
     _arrange_memory()
     try:
         _status = _load()

@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ if [ -z "$result" ] || [ -z "$shared" ]; then exec "${REAL}" "$@"; fi
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # MLX's own
 TRIAL = '#include <cstdint>\nextern "C" std::int32_t trial() { return 42; }\n'
 ROOM = 64_000_000  # bytes that should be free for kernels
-# Measured on two machines: benchmarks/compiler.py.
+# Measured on two machines: docs/linux.md.
 SLOWER = "MLX fuses no operations, and a step takes 1.1 to 1.5 times as long"
 _failure: str | None = None  # the line on why compilation was disabled
 GET_ONE = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++"
@@ -152,16 +152,6 @@ def real() -> str | None:
         if found and not _is_ours(Path(found)) and not is_stub(found):
             return found
     return None
-
-
-def for_others(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for somebody else's process, without the script and the folder."""
-    own = dict(environment)
-    if own.pop(REAL, None):
-        folder = own.pop("TMPDIR", "")
-        paths = own["PATH"].split(os.pathsep)
-        own["PATH"] = os.pathsep.join(p for p in paths if p != str(Path(folder) / "bin"))
-    return own
 
 
 def _is_ours(gxx: Path) -> bool:

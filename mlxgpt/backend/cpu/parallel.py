@@ -2,8 +2,9 @@
 
 MLX runs a stream's operations on one thread, so that of two CPU cores one waits wherever there is
 no large matrix product. So half a batch goes to each of two threads, with half of BLAS's threads
-each (`benchmarks/lanes.py` measures what that saves). There are two lanes on every CPU, whatever
-its number of cores, so that a run gives the same bits. On a GPU there is one lane: this thread.
+each (what that saves: benchmarks/tier1-linux-2-cores.md). There are two lanes on every CPU,
+whatever its number of cores, so that a run gives the same bits. On a GPU there is one lane, this
+thread.
 
 An array that is not computed yet belongs to its thread, and a compiled function to the thread that
 traced it. So each lane has its own function, and only computed arrays go in and out.

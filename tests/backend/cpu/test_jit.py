@@ -217,17 +217,6 @@ def test_what_is_no_library_is_left_to_the_compiler_as_it_was_asked(tmp_path: Pa
     assert said.stdout == "a.hpp -E -P -o a.i\n"
 
 
-def test_others_get_an_environment_without_it() -> None:
-    assert compiler.status() is None or "g++" in str(compiler.status())
-    own = compiler.for_others(os.environ)
-    assert compiler.REAL not in own
-    assert "TMPDIR" not in own or compiler.REAL not in os.environ
-    found = shutil.which("g++", path=own["PATH"])
-    assert found is None or not compiler._is_ours(Path(found))
-    plain = {"PATH": "/bin", "TMPDIR": "/somewhere"}
-    assert compiler.for_others(plain) == plain
-
-
 def test_a_stub_that_opens_apples_installer_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "is_stub", lambda program: True)
     assert compiler.real() is None

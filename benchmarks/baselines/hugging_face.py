@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from mlxgpt.rivals.pytorch import device, ids_of, with_torch
-from mlxgpt.rivals.timing import Result, Task, prompt_of, timed_texts
+from baselines.pytorch import device, ids_of, with_torch
+from baselines.tasks import Result, Task, prompt_of, timed_texts
 
 
 def generate(task: Task) -> Result:

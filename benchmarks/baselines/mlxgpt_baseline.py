@@ -1,4 +1,4 @@
-"""mlxgpt itself, as its rivals are measured."""
+"""mlxgpt itself, measured like the others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from baselines.tasks import (
+    WARMUP,
+    Result,
+    Task,
+    compiler,
+    learning_rates,
+    loss_curve,
+    prompt_of,
+    timed_texts,
+)
 from mlxgpt.backend.cpu import blas
 from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree, override
 from mlxgpt.corpus.prepare import find_or_prepare
@@ -19,22 +29,12 @@ from mlxgpt.inference.decoding import Decoder, Decoding
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
-from mlxgpt.rivals.timing import (
-    WARMUP,
-    Result,
-    Task,
-    compiler,
-    learned,
-    prompt_of,
-    rates_of,
-    timed_texts,
-)
 from mlxgpt.training.step import TrainStep
 from mlxgpt.training.trainer import train
 
 
 def training(task: Task) -> Result:
-    """Our trainer's steps, over random ids."""
+    """Steps of the trainer, over random ids."""
     config = from_tree(task.config)
     vocabulary, done = config.model.vocab_size, 0
     ids = np.random.default_rng(0).integers(vocabulary, size=64 * config.tokens_per_step)
@@ -56,7 +56,7 @@ def training(task: Task) -> Result:
 
 
 def generate(task: Task) -> Result:
-    """Our own decoding."""
+    """Greedy decoding."""
     decoder = Decoder(_model(task), task.shape["vocab_size"])
     sampling = Sampling(max_tokens=task.new_tokens, temperature=0.0, seed=0)
     texts = [(prompt_of(task), n) for n in range(task.texts)]
@@ -68,9 +68,9 @@ def generate(task: Task) -> Result:
 
 
 def learning(task: Task) -> Result:
-    """Our step on given batches, and our loss on given windows."""
+    """A loss curve of the training step, over the given batches and windows."""
     step = TrainStep(_model(task), from_tree(task.config))
-    rates = iter(rates_of(task))
+    rates = iter(learning_rates(task))
 
     def take(batch: np.ndarray) -> None:
         ids = mx.array(batch[None])
@@ -86,13 +86,13 @@ def learning(task: Task) -> Result:
         nats = evaluate(step.model.parameters(), ids[:, :-1], ids[:, 1:], mx.ones(shape))
         return float(nats) / (shape[0] * shape[1])
 
-    return learned(task, take, loss) | {**with_mlx("mlxgpt")}
+    return loss_curve(task, take, loss) | {**with_mlx("mlxgpt")}
 
 
 def preparation(task: Task) -> Result:
-    """Megabytes a second, from a file of texts to token arrays, the BPE's training included."""
+    """Megabytes per second from a text file to token arrays, training of the BPE included."""
     data = DataConfig(source=(task.text,), tokenizer="bpe")
-    with tempfile.TemporaryDirectory() as folder:  # where nothing is prepared yet
+    with tempfile.TemporaryDirectory() as folder:  # where nothing is prepared
         began = time.perf_counter()
         dataset = find_or_prepare(data, Path(folder), vocab_size=task.vocab_size)
         seconds = time.perf_counter() - began
@@ -101,13 +101,13 @@ def preparation(task: Task) -> Result:
 
 
 def _model(task: Task) -> GPT:
-    model = GPT(ModelConfig(**task.shape))  # with the weights that the folder has: contest.py
+    model = GPT(ModelConfig(**task.shape))  # the weights in the folder are these: runner.py
     mx.eval(model.parameters())
     return model
 
 
 def with_mlx(package: str) -> Result:
-    """What a package on MLX ran with; on a GPU, the most that MLX's arrays took, too."""
+    """What a package on MLX ran with, and its peak memory: on a GPU that of MLX's arrays."""
     made_with = {
         "versions": f"{package} {version(package)}, mlx {version('mlx')}",
         "device": device.backend(),

@@ -1,5 +1,5 @@
-"""Text made ready as nanoGPT does it: a BPE, here trained by `tokenizers`, then `datasets.map`, and
-one array.
+"""Data preparation as nanoGPT does it, with a BPE trained by `tokenizers`: `datasets.map`, then an
+array.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from mlxgpt.rivals.timing import Result, Task, compiler
+from baselines.tasks import Result, Task, compiler
 
 
 def preparation(task: Task) -> Result:
-    """Megabytes a second, from a file of texts to one of ids, the BPE's training included."""
+    """Megabytes per second from a text file to one of ids, training of the BPE included."""
     datasets.disable_progress_bars()
     began = time.perf_counter()
     text = Path(task.text).read_text(encoding="utf-8")

@@ -1,6 +1,4 @@
-"""Our rivals, at the same work: each does what it is asked, and PyTorch's model is ours. Needs the
-extra `oracle`.
-"""
+"""The baselines do their tasks, and PyTorch's model is mlxgpt's. Needs the extra `oracle`."""
 
 from __future__ import annotations
 
@@ -11,28 +9,27 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from baselines import runner
+from baselines.records import TaskResult
+from baselines.runner import Job, Plan
+from baselines.tasks import Task
 
-from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend.cpu import jit
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.model.gpt import GPT
-from mlxgpt.rivals import contest
-from mlxgpt.rivals.contest import Length
-from mlxgpt.rivals.record import Contest
-from mlxgpt.rivals.timing import Task
 
 for name in ("torch", "transformers", "mlx_lm"):
     pytest.importorskip(name, reason="the extra `oracle` is not installed")
 
 import torch  # noqa: E402
-
-from mlxgpt.rivals import pytorch  # noqa: E402
+from baselines import pytorch  # noqa: E402
 
 TINY = override(
     Config(ModelConfig(1, 2, 32, 16, 37, 0.0, False)), {"dtype": "float32", "batch_size": 2}
 )
-QUICK = Length(rounds=1, seconds=0.01, sequences=2, texts=(1, 3), steps=20, megabytes=0.05)
+QUICK = Plan(rounds=1, seconds=0.01, sequences=2, steps=20, megabytes=0.05)
 
-# Laid out as nanoGPT's model.py: these names, arguments and results, and a head of its own.
+# Laid out as nanoGPT's model.py: these names, arguments and results, and an untied output head.
 NANOGPT = """
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -71,36 +68,43 @@ class GPT(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> list[Contest]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[TaskResult]:
     checkout = tmp_path_factory.mktemp("nanoGPT")
     (checkout / "model.py").write_text(NANOGPT)
-    everyone, missing = contest.contenders(checkout)
+    frameworks, missing = runner.installed_frameworks(checkout)
     assert not missing
-    compiler.status()  # PyTorch's g++ is to be its own all the same
-    return list(contest.contests({"tiny": TINY}, everyone, checkout=checkout, length=QUICK))
+    jit.status()  # installs our g++ script, which PyTorch must not use
+    jobs = [Job("tiny", TINY, texts=(1, 3))]
+    return list(runner.run_tasks(jobs, frameworks, nanogpt=checkout, plan=QUICK))
 
 
-def test_each_does_what_it_is_asked(held: list[Contest]) -> None:
-    assert [one.failed for one in held] == [{}] * len(held)
-    assert {(one.what, who) for one in held for who in one.rounds} == {
+def test_each_framework_does_its_tasks(results: list[TaskResult]) -> None:
+    assert [r.failed for r in results] == [{}] * len(results)
+    assert {(r.task, framework) for r in results for framework in r.rounds} == {
         *(("training", who) for who in ("mlxgpt", "PyTorch", "PyTorch, compiled", "mlx-lm")),
         *(("generate", who) for who in ("mlxgpt", "transformers", "mlx-lm", "nanoGPT")),
         *(("learning", who) for who in ("mlxgpt", "PyTorch", "PyTorch, compiled")),
         *(("preparation", who) for who in ("mlxgpt", "datasets.map")),
         ("training", "nanoGPT"),
     }
-    for one in held:
-        for who, (figures,) in one.rounds.items():
-            rates = [value for name, value in figures.items() if name.endswith("_per_second")]
-            assert all(rate > 0 for rate in rates), (one.what, who)
-            assert one.what == "learning" or len(rates) == 1
-            assert figures["peak_memory"] > 10e6
-            assert set(one.made_with[who]) == {"versions", "device", "threads", "BLAS", "compiler"}
+    for r in results:
+        for framework, (values,) in r.rounds.items():
+            rates = [value for name, value in values.items() if name.endswith("_per_second")]
+            assert all(rate > 0 for rate in rates), (r.task, framework)
+            assert r.task == "learning" or len(rates) == 1
+            assert values["peak_memory"] > 10e6
+            assert set(r.made_with[framework]) == {
+                "versions",
+                "device",
+                "threads",
+                "BLAS",
+                "compiler",
+            }
 
 
-def test_all_learn_the_same(held: list[Contest]) -> None:
+def test_all_learn_the_same(results: list[TaskResult]) -> None:
     """The same weights, the same batches, the same formulas: the same losses."""
-    (learning,) = [one for one in held if one.what == "learning"]
+    (learning,) = [r for r in results if r.task == "learning"]
     losses = [[loss for _, loss in rounds[0]["curve"]] for rounds in learning.rounds.values()]
     assert losses[0][0] - losses[0][-1] > 0.1, "something is learned"
     for other in losses[1:]:
@@ -109,9 +113,9 @@ def test_all_learn_the_same(held: list[Contest]) -> None:
 
 @contextmanager
 def folder_of(config: Config) -> Iterator[Task]:
-    with contest._weights(config) as folder:
-        task: dict[str, Any] = contest._task(config, folder)
-        yield Task(**task, who="PyTorch", batch_size=2)
+    with runner._weights(config) as folder:
+        task: dict[str, Any] = runner._task(config, folder)
+        yield Task(**task, framework="PyTorch", batch_size=2)
 
 
 @pytest.mark.parametrize("bias", [False, True])

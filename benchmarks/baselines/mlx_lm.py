@@ -1,4 +1,4 @@
-"""mlx-lm, on the same BLAS as we are: its trainer, and its two ways to generate."""
+"""mlx-lm on the same BLAS as mlxgpt: its trainer, and its two ways to generate."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mlx_lm.tuner.datasets import CacheDataset
 from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.utils import load_model
 
-from mlxgpt.backend.cpu import jit as compiler
-from mlxgpt.rivals.ours import with_mlx
-from mlxgpt.rivals.timing import WARMUP, Result, Task, prompt_of, random_batch, timed_texts
+from baselines.mlxgpt_baseline import with_mlx
+from baselines.tasks import WARMUP, Result, Task, prompt_of, random_batch, timed_texts
+from mlxgpt.backend.cpu import jit
 
 
 class Texts(list[np.ndarray]):
-    """Ids as its datasets hold them."""
+    """Ids as mlx-lm's datasets hold them."""
 
-    def process(self, one: np.ndarray) -> tuple[list[int], int]:
-        return one.tolist(), 0
+    def process(self, ids: np.ndarray) -> tuple[list[int], int]:
+        return ids.tolist(), 0
 
 
 class Clock(TrainingCallback):
@@ -40,7 +40,7 @@ class Clock(TrainingCallback):
 
 
 def training(task: Task) -> Result:
-    """Its trainer, of all weights: `mlx_lm.lora --fine-tune-type full`."""
+    """mlx-lm's trainer on all weights: `mlx_lm.lora --fine-tune-type full`."""
     model, o, batch = _model(task), task.config["optim"], random_batch(task)
 
     def rates(steps: int) -> list[float]:
@@ -59,24 +59,24 @@ def training(task: Task) -> Result:
         )
         return clock.rates[WARMUP:]
 
-    found = rates(WARMUP + 2)
-    steps = math.ceil(task.seconds * found[-1] / batch[:, 1:].size)
+    measured = rates(WARMUP + 2)
+    steps = math.ceil(task.seconds * measured[-1] / batch[:, 1:].size)
     if steps > 2:
-        found = rates(WARMUP + steps)
-    return {"tokens_per_second": statistics.harmonic_mean(found), **with_mlx("mlx-lm")}
+        measured = rates(WARMUP + steps)
+    return {"tokens_per_second": statistics.harmonic_mean(measured), **with_mlx("mlx-lm")}
 
 
 def generate(task: Task) -> Result:
-    """Its `generate_step` for one text, its `BatchGenerator` for several; greedy."""
+    """mlx-lm's `generate_step` for one text, its `BatchGenerator` for several; greedy."""
     model = _model(task)
-    made = importlib.import_module("mlx_lm.generate")  # the package holds a function of that name
+    generation = importlib.import_module("mlx_lm.generate")  # mlx_lm.generate is a function
     prompt = prompt_of(task)
 
     def run() -> list[float]:
         if task.texts == 1:
-            drawn = made.generate_step(mx.array(prompt), model, max_tokens=task.new_tokens)
+            drawn = generation.generate_step(mx.array(prompt), model, max_tokens=task.new_tokens)
             return [time.perf_counter() for _ in drawn]
-        batch = made.BatchGenerator(
+        batch = generation.BatchGenerator(
             model,
             max_tokens=task.new_tokens,
             completion_batch_size=task.texts,
@@ -93,7 +93,7 @@ def generate(task: Task) -> Result:
 
 
 def _model(task: Task) -> Any:
-    compiler.status()  # which puts its kernels where ours are
+    jit.status()  # kernels go where mlxgpt's are
     model, _ = load_model(Path(task.folder))
     mx.eval(model.parameters())
     return model

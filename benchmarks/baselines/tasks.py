@@ -1,5 +1,5 @@
-"""What every contender is timed by, and what it tells of itself. Imports no framework, since one's
-process is not to hold another's.
+"""The task that a process gets, its timing, and the memory it took. Imports no framework, so that a
+process holds only the one it measures.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-Task = SimpleNamespace  # its fields: see contest.py
+Task = SimpleNamespace  # its fields: see runner.py
 Result = dict[str, Any]
-WARMUP = 2  # steps until every kernel is made
+WARMUP = 2  # steps that compile every kernel
 
 
 def peak_memory() -> int:
-    """The most bytes that this process had resident."""
+    """Peak resident bytes of this process."""
     with suppress(OSError):
-        told = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        if told:
-            return 1024 * int(told[1])
+        high_water = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        if high_water:
+            return 1024 * int(high_water[1])
     import resource
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -34,27 +34,27 @@ def peak_memory() -> int:
 
 
 def compiler() -> str:
-    """The C++ compiler that kernels are made with."""
+    """The C++ compiler that kernels are compiled with."""
     with suppress(OSError, subprocess.SubprocessError):
         command = ["g++", "-dumpfullversion"]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        return f"g++ {told.strip()}"
+        version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return f"g++ {version.strip()}"
     return "none"
 
 
 def random_batch(task: Task) -> np.ndarray:
-    """Ids[B, T + 1]; how fast a step is does not hang on them."""
+    """Ids [B, T + 1]; the speed of a step does not depend on them."""
     shape = task.batch_size, task.shape["block_size"] + 1
     return np.random.default_rng(0).integers(task.shape["vocab_size"], size=shape, dtype=np.int32)
 
 
 def prompt_of(task: Task) -> np.ndarray:
-    """Ids[T]; how fast they are read does not hang on them."""
+    """A prompt's ids [T]; the speed of generation does not depend on them."""
     return np.arange(task.prompt_tokens) % task.shape["vocab_size"]
 
 
 def timed_steps(task: Task, step: Callable[[], object]) -> Result:
-    """Tokens a second of steps that wait for their results."""
+    """Tokens per second of training steps that wait for their results."""
     for _ in range(WARMUP):
         step()
     began, taken = time.perf_counter(), 0
@@ -66,8 +66,12 @@ def timed_steps(task: Task, step: Callable[[], object]) -> Result:
 
 
 def timed_texts(task: Task, run: Callable[[], list[float]]) -> Result:
-    """Of a generation that tells when each row of new tokens was there: the first row from the
-    start of Python, and then, with everything warm, the first and the rate of the others.
+    """Times of a generation.
+
+    Args:
+        run: generates, and returns the time at which each row of new tokens was there. The first
+            call gives the time from the start of Python to the first row, the second one, with
+            everything warm, the time to the first row and the rate of the others.
     """
     first = run()
     started = time.time() - (time.perf_counter() - first[0]) - task.began
@@ -80,8 +84,8 @@ def timed_texts(task: Task, run: Callable[[], list[float]]) -> Result:
     }
 
 
-def rates_of(task: Task) -> list[float]:
-    """The learning rate of each step to be learned with: up, then down in a straight line."""
+def learning_rates(task: Task) -> list[float]:
+    """The learning rate of each step: linear warmup, then linear decay."""
     o, steps = task.config["optim"], task.steps
     warmup = max(1, steps // 10)
     return [
@@ -90,11 +94,11 @@ def rates_of(task: Task) -> list[float]:
     ]
 
 
-def learned(
+def loss_curve(
     task: Task, step: Callable[[np.ndarray], object], loss: Callable[[np.ndarray], float]
 ) -> Result:
-    """A loss curve over the batches in the task's folder: seconds of training so far, and the loss
-    over held-back windows; evaluations, and the first two steps, which compile, are not counted.
+    """Train on the batches in the task's folder; (seconds of training, loss on held-out windows)
+    at 20 points. Evaluations and the first two steps, which compile, are not counted.
     """
     batches, windows = (np.load(f"{task.folder}/{name}.npy") for name in ("batches", "windows"))
     seconds, curve = 0.0, []

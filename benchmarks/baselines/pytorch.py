@@ -1,4 +1,4 @@
-"""PyTorch, eager and compiled: the same GPT, and nanoGPT's step."""
+"""PyTorch, eager and compiled: the same GPT, trained as nanoGPT does."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mlxgpt.rivals.timing import (
+from baselines.tasks import (
     Result,
     Task,
     compiler,
-    learned,
+    learning_rates,
+    loss_curve,
     random_batch,
-    rates_of,
     timed_steps,
 )
 
@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class TorchGPT(nn.Module):
-    """GPT-2 (Radford et al., 2019) as fast as PyTorch's own parts make it; names as in our GPT.
+    """GPT-2 (Radford et al., 2019) of PyTorch's own fast parts, named as in mlxgpt's GPT.
 
     Args:
         shape: a ModelConfig's fields.
@@ -75,7 +75,7 @@ class TorchGPT(nn.Module):
 
 
 def device() -> str:
-    """Where PyTorch computes here: on the GPU, as MLX does, where there is one."""
+    """The device that PyTorch uses here: the GPU if there is one, as MLX does."""
     if os.environ.get("MLXGPT_DEVICE") == "cpu":
         return "cpu"
     if torch.cuda.is_available():
@@ -90,14 +90,14 @@ def make_model(task: Task) -> TorchGPT:
     return model.to(device())
 
 
-def numbers_of(task: Task) -> AbstractContextManager[object]:
-    """While what is computed is of the numbers that the config trains with."""
+def autocast_of(task: Task) -> AbstractContextManager[object]:
+    """Context in which PyTorch computes in the dtype of the config."""
     half = task.config["train"]["dtype"] == "bfloat16"
     return torch.autocast(device(), torch.bfloat16) if half else nullcontext()
 
 
 def make_step(model: TorchGPT, task: Task) -> Callable[[torch.Tensor], float]:
-    """As nanoGPT steps, on ids[B, T + 1]; its optimizer in one fused pass."""
+    """A training step like nanoGPT's, on ids [B, T + 1], with the fused optimizer."""
     o = Task(**task.config["optim"])
     optimizer = torch.optim.AdamW(
         [
@@ -110,14 +110,14 @@ def make_step(model: TorchGPT, task: Task) -> Callable[[torch.Tensor], float]:
         weight_decay=o.weight_decay,
         fused=True,
     )
-    rates = iter(rates_of(task))
-    forward = torch.compile(model) if task.who == COMPILED else model
+    rates = iter(learning_rates(task))
+    forward = torch.compile(model) if task.framework == COMPILED else model
 
     def step(ids: torch.Tensor) -> float:
         rate = next(rates, o.learning_rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with numbers_of(task):
+        with autocast_of(task):
             logits = forward(ids[:, :-1])
             loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
@@ -131,18 +131,18 @@ def make_step(model: TorchGPT, task: Task) -> Callable[[torch.Tensor], float]:
 
 
 def ids_of(array: np.ndarray) -> torch.Tensor:
-    """Ids where PyTorch computes."""
+    """Ids on PyTorch's device."""
     return torch.tensor(array).long().to(device())
 
 
 def training(task: Task) -> Result:
-    """The same model in PyTorch, eager or compiled."""
+    """Training steps of the same model, eager or compiled."""
     step, ids = make_step(make_model(task), task), ids_of(random_batch(task))
     return timed_steps(task, lambda: step(ids)) | {**with_torch()}
 
 
 def learning(task: Task) -> Result:
-    """PyTorch's step on given batches, and its loss on given windows."""
+    """A loss curve of PyTorch's training step, over the given batches and windows."""
     model = make_model(task)
     step = make_step(model, task)
 
@@ -152,18 +152,18 @@ def learning(task: Task) -> Result:
             logits = model(ids[:, :-1])
             return float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
 
-    curve = learned(task, lambda batch: step(ids_of(batch)), loss)
+    curve = loss_curve(task, lambda batch: step(ids_of(batch)), loss)
     return curve | {**with_torch()}
 
 
 def with_torch(*packages: str) -> Result:
-    """What PyTorch, and packages on it, ran with; on a GPU, the most that its arrays took, too."""
-    told = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    """What PyTorch and packages on it ran with; on a GPU, also the peak memory of its arrays."""
+    blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     made_with = {
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", *packages)),
         "device": device(),
         "threads": str(torch.get_num_threads()),
-        "BLAS": told[1] if told else "PyTorch's own",
+        "BLAS": blas[1] if blas else "PyTorch's own",
         "compiler": compiler(),
     }
     if device() == "cuda":

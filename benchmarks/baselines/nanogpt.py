@@ -1,4 +1,4 @@
-"""Somebody's own nanoGPT: the model and the optimizer of a checkout's model.py."""
+"""nanoGPT: the model and the optimizer of a checkout's model.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlxgpt.rivals.pytorch import device, ids_of, numbers_of, with_torch
-from mlxgpt.rivals.timing import (
+from baselines.pytorch import autocast_of, device, ids_of, with_torch
+from baselines.tasks import (
     Result,
     Task,
     prompt_of,
@@ -22,7 +22,7 @@ from mlxgpt.rivals.timing import (
 
 
 def training(task: Task) -> Result:
-    """The model and the optimizer of somebody's nanoGPT, eager."""
+    """Training steps of nanoGPT's model and optimizer, eager."""
     model, o = _model(task), task.config["optim"]
     optimizer = model.configure_optimizers(
         o["weight_decay"], o["learning_rate"], (o["beta1"], o["beta2"]), device()
@@ -31,7 +31,7 @@ def training(task: Task) -> Result:
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
     def step() -> float:
-        with numbers_of(task):
+        with autocast_of(task):
             _, loss = model(inputs, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -49,7 +49,7 @@ def generate(task: Task) -> Result:
     ids = ids_of(np.tile(prompt_of(task), (task.texts, 1)))
 
     def run() -> list[float]:
-        model.generate(ids, 1).cpu()  # which waits for it
+        model.generate(ids, 1).cpu()  # waits for the result
         first = time.perf_counter()
         model.generate(ids, task.new_tokens - 1).cpu()
         return [first, time.perf_counter()]
@@ -58,8 +58,8 @@ def generate(task: Task) -> Result:
 
 
 def _model(task: Task) -> Any:
-    sys.path.append(task.checkout)
-    theirs, s = importlib.import_module("model"), task.shape
+    sys.path.append(task.nanogpt)
+    nanogpt, s = importlib.import_module("model"), task.shape
     names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias")
     shape = {name: s[name] for name in names}
-    return theirs.GPT(theirs.GPTConfig(dropout=0.0, **shape)).to(device())
+    return nanogpt.GPT(nanogpt.GPTConfig(dropout=0.0, **shape)).to(device())

@@ -1,0 +1,23 @@
+"""Runs one task of one framework: takes the task as JSON, its only argument, and prints the result
+as JSON, the last line of standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from importlib import import_module
+
+from baselines.tasks import Task, peak_memory
+from mlxgpt.errors import UserError
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # the other libraries' own
+    task = Task(**json.loads(sys.argv[1]))
+    framework = import_module(f"baselines.{task.module}")
+    try:
+        result = getattr(framework, task.task)(task)
+    except UserError as error:
+        sys.exit(error.problem)
+    print("\n" + json.dumps({"peak_memory": peak_memory()} | result))

@@ -1,0 +1,58 @@
+"""Results of a comparison with other libraries, as plain data, and their JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mlxgpt.reports.records import Machine
+
+MLXGPT = "mlxgpt"  # its name among the frameworks
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """All rounds of one task.
+
+    Attributes:
+        config: the name of the model's config.
+        task: training, generate, learning or preparation.
+        texts: how many are generated at once.
+        rounds: the values measured in each round, by framework.
+        made_with: versions, device, threads, BLAS and compiler of each framework.
+        failed: frameworks that could not do it, and why.
+    """
+
+    config: str
+    task: str
+    texts: int = 0
+    rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    made_with: dict[str, dict[str, str]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The results of all tasks on one machine; `date` is in UTC."""
+
+    date: str
+    machine: Machine
+    results: tuple[TaskResult, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Comparison:
+        """Read what `to_json` wrote, or the reports of `mlxgpt bench` until November 2026, which
+        had the same results and the machine's speed.
+        """
+        tree = json.loads(text)
+        results = tree["results"] if "results" in tree else map(_from_bench, tree["contests"])
+        machine = Machine(**tree["machine"])
+        return cls(tree["date"], machine, tuple(TaskResult(**result) for result in results))
+
+
+def _from_bench(contest: dict[str, Any]) -> dict[str, Any]:
+    return {("task" if name == "what" else name): value for name, value in contest.items()}

@@ -1,1 +1,0 @@
-"""Others at the same work as we: how fast they are here, each in a process of its own."""

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from baselines import report
+from baselines.records import MLXGPT, Comparison, TaskResult
+
+from tests.commands import ROOT
+from tests.reports import measured
+from tests.reports.measured import cells
+
+COMMITTED = ROOT / "benchmarks" / "reports" / "2026-11-26-epyc-2-cores.json"
+
+
+def comparison(*results: TaskResult) -> Comparison:
+    return Comparison("2026-11-22T23:59:58+00:00", measured.measurement().machine, results)
+
+
+def rendered(*results: TaskResult) -> str:
+    return report.render_markdown(comparison(*results))
+
+
+def figures(**changes: float) -> dict[str, Any]:
+    return {
+        "tokens_per_second": 100.0,
+        "ms_to_first_token": 10.0,
+        "seconds_from_start": 1.0,
+        "peak_memory": 200e6,
+        **changes,
+    }
+
+
+def test_without_results_there_is_only_the_machine() -> None:
+    text = rendered()
+    assert cells(text, "chip") == ["Intel(R) Xeon(R) Processor"]
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Versions"]
+
+
+def test_faster_and_smaller_are_above_one() -> None:
+    rounds = {
+        "mlxgpt": [figures(tokens_per_second=x) for x in (90.0, 100.0, 110.0)],
+        "PyTorch": [figures(tokens_per_second=50.0, peak_memory=500e6)] * 3,
+    }
+    made_with = {
+        "PyTorch": {"versions": "torch 2.13", "device": "cpu", "threads": "2", "BLAS": "mkl"}
+    }
+    text = rendered(TaskResult("tier1", "training", 0, rounds, made_with))
+    assert cells(text, "mlxgpt", 1) == ["100 (90.0 to 110)", "", "200 (200 to 200)", ""]
+    assert cells(text, "PyTorch") == ["50.0 (50.0 to 50.0)", "2.00", "500 (500 to 500)", "2.50"]
+    assert cells(text, "PyTorch", 1) == ["torch 2.13", "cpu", "2", "mkl", ""]
+    assert "3 rounds" in text
+
+
+def test_generation_has_a_row_for_each_number_of_texts() -> None:
+    slow = figures(tokens_per_second=25.0, ms_to_first_token=30.0, seconds_from_start=4.0)
+    both = {"mlxgpt": [figures()], "transformers": [slow]}
+    results = [TaskResult("tier1", "generate", n, both) for n in (1, 64)]
+    text = rendered(*results)
+    row = cells(text, "64, transformers")
+    assert row[1::2] == ["4.00", "3.00", "4.00", "1.00"]
+    assert cells(text, "1, mlxgpt")[0] == "100 (100 to 100)"
+
+
+def test_learning_is_the_time_to_the_loss_that_all_reach() -> None:
+    rounds = {
+        "mlxgpt": [{"curve": [[1.0, 4.0], [2.0, 3.0], [3.0, 2.0]]}],
+        "PyTorch": [{"curve": [[2.0, 4.0], [4.0, 3.0], [6.0, 2.5]]}],
+    }
+    text = rendered(TaskResult("tier1", "learning", 0, rounds))
+    assert cells(text, "mlxgpt", 1) == ["2.0000", "2.50 (2.50 to 2.50)", ""], "half way from 3 to 2"
+    assert cells(text, "PyTorch") == ["2.5000", "6.00 (6.00 to 6.00)", "2.40"]
+
+
+@pytest.mark.parametrize(
+    ("curve", "seconds"),
+    [
+        ([[1.0, 2.0], [2.0, 1.0]], 1.0),  # from the first point on
+        ([[1.0, 4.0], [2.0, 2.0], [3.0, 5.0], [5.0, 1.0]], 4.0),  # for good, not for once
+    ],
+)
+def test_a_target_is_reached_for_good(curve: list[list[float]], seconds: float) -> None:
+    assert report._seconds_to(3.0, curve) == pytest.approx(seconds)
+
+
+def test_a_framework_that_failed_is_named() -> None:
+    rounds = {"mlxgpt": [figures()]}
+    result = TaskResult("tier2", "training", 0, rounds, {}, {"mlx-lm": "no room"})
+    assert "- mlx-lm could not do tier2, training: no room" in rendered(result)
+
+
+def test_speed_ratios_have_the_widest_interval() -> None:
+    speeds = {MLXGPT: (200.0, 300.0, 400.0), "PyTorch": (100.0, 150.0, 160.0)}
+    rounds = {name: [figures(tokens_per_second=v) for v in of] for name, of in speeds.items()}
+    (ratio,) = report.speed_ratios(TaskResult("small", "generate", 8, rounds))
+    assert ratio == ("small, 8 texts: PyTorch", 2.0, 200 / 160, 4.0)
+
+
+def test_both_files_are_written_and_read(tmp_path: Path) -> None:
+    original = comparison(TaskResult("tier1", "training", 0, {MLXGPT: [figures()]}))
+    for number in ("", "-2"):
+        paths = report.write_comparison(original, tmp_path)
+        assert [path.name for path in paths] == [
+            f"2026-11-22-xeon-2-cores-baselines{number}{suffix}" for suffix in (".json", ".md")
+        ]
+        assert Comparison.from_json(paths[0].read_text(encoding="utf-8")) == original
+        assert paths[1].read_text(encoding="utf-8") == report.render_markdown(original)
+
+
+def test_results_in_a_report_of_bench_are_read() -> None:
+    text = COMMITTED.read_text(encoding="utf-8")
+    results = Comparison.from_json(text).results
+    assert len(results) == len(json.loads(text)["contests"])
+    assert {r.task for r in results} == {"training", "generate", "learning", "preparation"}
+    ratios = [row for r in results for row in report.speed_ratios(r)]
+    assert ("tier1", "PyTorch") in {
+        (name.split(",")[0], name.split(": ")[1]) for name, *_ in ratios
+    }

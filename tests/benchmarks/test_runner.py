@@ -1,0 +1,167 @@
+"""The runner of the baselines: turns, fresh processes, failures. The frameworks are tested by
+test_oracle_baselines.py, where they are installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from baselines import runner
+from baselines.records import TaskResult
+from baselines.runner import NANOGPT, OURS, Framework, Job, Plan, run_tasks
+
+from mlxgpt.backend.cpu import blas, jit
+from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.errors import UserError
+
+TINY = override(
+    Config(ModelConfig(1, 2, 32, 16, 37, 0.0, False)), {"dtype": "float32", "batch_size": 2}
+)
+QUICK = Plan(rounds=1, seconds=0.01, sequences=2, steps=6, megabytes=0.05)
+JOB = Job("tiny", TINY, texts=(1, 3))
+OTHER = Framework("other", "other", ("training", "generate"), "sys")
+
+
+def test_mlxgpt_can_do_all_tasks() -> None:
+    results = list(run_tasks([JOB], [OURS], plan=QUICK))
+    assert [(r.config, r.task, r.texts) for r in results] == [
+        ("tiny", "training", 0),
+        ("tiny", "generate", 1),
+        ("tiny", "generate", 3),
+        ("tiny", "learning", 0),
+        ("tiny", "preparation", 0),
+    ]
+    for result in results:
+        assert not result.failed
+        (values,) = result.rounds["mlxgpt"]
+        assert values["peak_memory"] > 10e6
+        assert all(value > 0 for name, value in values.items() if name != "curve")
+        assert "mlx" in result.made_with["mlxgpt"]["versions"]
+    curve = results[3].rounds["mlxgpt"][0]["curve"]
+    assert [seconds > 0 for seconds, _ in curve] == [False, False, True, True, True, True]
+    assert curve[-1][1] < curve[0][1], "something is learned"
+
+
+def test_some_only_train_or_only_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_run", lambda framework, task: {"made_with": {}})
+    plan = Plan(rounds=1, steps=1, megabytes=0.05)
+    jobs = [
+        Job("tiny", TINY, texts=(1, 2)),
+        Job("narrow", TINY, texts=()),
+        Job("deep", TINY, trains=False, texts=(1,)),
+    ]
+    results = list(run_tasks(jobs, [OURS, NANOGPT], plan=plan))
+    generated = [r.rounds.keys() for r in results if r.task == "generate"]
+    assert generated == [{"mlxgpt", "nanoGPT"}, {"mlxgpt"}, {"mlxgpt"}], "slow without a cache"
+    assert [(r.config, r.task, r.texts) for r in results] == [
+        ("tiny", "training", 0),
+        ("tiny", "generate", 1),
+        ("tiny", "generate", 2),
+        ("narrow", "training", 0),
+        ("deep", "generate", 1),
+        ("tiny", "learning", 0),
+        ("tiny", "preparation", 0),
+    ]
+
+
+def test_all_take_turns(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[tuple[str, str, int]] = []
+
+    def run(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
+        asked.append((task["task"], framework.name, task["texts"]))
+        return {"tokens_per_second": 1.0 + len(asked), "made_with": {"versions": framework.name}}
+
+    monkeypatch.setattr(runner, "_run", run)
+    plan = Plan(rounds=2, steps=1, megabytes=0.05)
+    with caplog.at_level("INFO"):
+        results = list(run_tasks([Job("tiny", TINY, texts=(1,))], [OURS, OTHER], plan=plan))
+    assert asked[:4] == [("training", name, 0) for name in ("mlxgpt", "other")] * 2
+    assert asked[4:8] == [("generate", name, 1) for name in ("mlxgpt", "other")] * 2
+    assert [name for _, name, _ in asked[8:]] == ["mlxgpt"] * 4, "the other cannot do the rest"
+    assert caplog.messages[5] == "tiny, generate of 1, round 1 of 2: other …"
+    rates = [values["tokens_per_second"] for values in results[0].rounds["other"]]
+    assert rates == [3.0, 5.0]
+    assert results[0].made_with["other"] == {"versions": "other"}
+
+
+def test_a_failing_framework_is_named_and_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def run(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
+        asked.append(framework.name)
+        if framework is OTHER:
+            raise UserError("it has no room", "…")
+        return {"made_with": {}}
+
+    monkeypatch.setattr(runner, "_run", run)
+    plan = Plan(rounds=3, steps=1, megabytes=0.05)
+    first = next(run_tasks([JOB], [OURS, OTHER], plan=plan))
+    assert first.failed == {"other": "it has no room"}
+    assert asked == ["mlxgpt", "other", "mlxgpt", "mlxgpt"]
+
+
+@pytest.mark.parametrize(
+    ("child", "reason"),
+    [
+        ("import sys; print('a'); sys.exit('no module of that name')", "no module of that name"),
+        ("import os; os._exit(7)", "its process ended with code 7"),
+    ],
+)
+def test_a_process_that_fails_says_why(
+    monkeypatch: pytest.MonkeyPatch, child: str, reason: str
+) -> None:
+    monkeypatch.setattr(runner, "CHILD", (sys.executable, "-c", child))
+    with pytest.raises(UserError, match=reason):
+        runner._run(OURS, {"task": "training"})
+
+
+PRINT_BLAS = """
+import json, mlxgpt
+from mlxgpt.backend.cpu import blas
+print(json.dumps({"blas": blas.status()}))
+"""
+
+
+def test_other_processes_have_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX's BLAS and the allocator's settings would be in the whole process."""
+    monkeypatch.setattr(runner, "CHILD", (sys.executable, "-c", PRINT_BLAS))
+    ours, others = (runner._run(framework, {})["blas"] for framework in (OURS, OTHER))
+    assert others == "MLX's own BLAS"
+    assert ours == blas.status()
+
+
+def test_other_processes_do_not_have_our_compiler() -> None:
+    assert jit.status() is None or "g++" in str(jit.status())
+    plain = runner.without_our_compiler(os.environ)
+    assert jit.REAL not in plain
+    assert "TMPDIR" not in plain or jit.REAL not in os.environ
+    found = shutil.which("g++", path=plain["PATH"])
+    assert found is None or not jit._is_ours(Path(found))
+    untouched = {"PATH": "/bin", "TMPDIR": "/somewhere"}
+    assert runner.without_our_compiler(untouched) == untouched
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "find_spec", lambda name: None if name == "torch" else object())
+    frameworks, missing = runner.installed_frameworks()
+    assert missing == ["torch"]
+    assert [f.name for f in frameworks] == ["mlxgpt", "transformers", "mlx-lm", "datasets.map"]
+
+
+def test_a_folder_that_is_not_nanogpt_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"it has no model\.py"):
+        runner.installed_frameworks(tmp_path)
+    (tmp_path / "model.py").touch()
+    frameworks, missing = runner.installed_frameworks(tmp_path)
+    assert ("nanoGPT" in [f.name for f in frameworks]) == ("torch" not in missing)
+
+
+def test_a_result_is_plain_data() -> None:
+    result = TaskResult("tiny", "training", 0, {"a": [{"x": 1.0}]}, {"a": {"b": "c"}}, {"d": "e"})
+    assert TaskResult(**asdict(result)) == result
