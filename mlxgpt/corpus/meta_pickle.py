@@ -1,8 +1,8 @@
-"""Reads nanoGPT's meta.pkl, the vocabulary beside arrays of characters, without running it.
+"""Reads nanoGPT's meta.pkl, the vocabulary of a dataset of characters, without running it.
 
 A pickle is a program that may call any function. `pickletools` lists its opcodes without executing
-them, and only those that make numbers, texts, lists and dictionaries are let through to an unpickler
-that finds no function or class.
+them. Only those that make numbers, texts, lists and dictionaries reach the unpickler, which finds no
+function or class.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def test_the_unpickler_finds_no_function_whatever_the_opcodes_are(
     home: Path, protocol: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(meta_pickle, "ALLOWED", {one.name for one in pickletools.opcodes})
-    with pytest.raises(UserError, match="damaged .*mkdir"):
+    with pytest.raises(UserError, match=r"damaged .*mkdir"):
         read(home, pickle.dumps({**vocabulary("ab"), "more": Trap()}, protocol))
     assert not Path("sprung").exists()
 
