@@ -27,7 +27,7 @@ def main() -> None:
     given = parser.parse_args()
     held_out, runs = {}, {}
     for text in given.texts:
-        data = mlxgpt.prepare(text, tokenizer="bpe", note=print)
+        data = mlxgpt.prepare(text, tokenizer="bpe")
         held_out[text] = data.tokenizer.decode(data.val.ids.tolist())
         runs[text] = mlxgpt.train(
             tier=2,

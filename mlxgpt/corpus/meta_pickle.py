@@ -1,8 +1,8 @@
 """Reads nanoGPT's meta.pkl, the vocabulary of a dataset of characters, without running it.
 
 A pickle is a program that may call any function. `pickletools` lists its opcodes without executing
-them. Only those that make numbers, texts, lists and dictionaries reach the unpickler, which finds no
-function or class.
+them. Only those that make numbers, texts, lists and dictionaries reach the unpickler, which finds
+no function or class.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree, override
-from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.inference.decoding import Decoder, Decoding
 from mlxgpt.machine import blas, device
@@ -93,7 +93,7 @@ def preparation(task: Task) -> Result:
     data = DataConfig(source=(task.text,), tokenizer="bpe")
     with tempfile.TemporaryDirectory() as folder:  # where nothing is prepared yet
         began = time.perf_counter()
-        dataset = find_or_prepare(data, Path(folder), vocab_size=task.vocab_size)
+        dataset = find_or_prepare(PrepareRequest(data, task.vocab_size), Path(folder))
         seconds = time.perf_counter() - began
     size = dataset.meta.train.bytes + dataset.meta.val.bytes
     return {"megabytes_per_second": size / 1e6 / seconds, **with_mlx("mlxgpt")}

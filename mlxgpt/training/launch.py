@@ -146,15 +146,10 @@ def _data(
     """The config with its data; or, with a warning, with the fallback's."""
 
     def prepared(config: Config) -> Dataset:
-        return preparation.find_or_prepare(
-            config.data,
-            data_dir,
-            vocab_size=config.model.vocab_size,
-            strict=strict_vocab,
-            tokenizer=tokenizer,
-            note=callback.on_note,
-            progress=callback.on_prepare,
+        request = preparation.PrepareRequest(
+            config.data, config.model.vocab_size, strict_vocab, tokenizer=tokenizer
         )
+        return preparation.find_or_prepare(request, data_dir, callback.on_prepare)
 
     try:
         return config, prepared(config), None

@@ -134,7 +134,7 @@ def resume(
 def _newest(run: Run, steps: list[int], step_function: TrainStep, callback: Callback) -> Checkpoint:
     """Load the newest of some checkpoints that is whole."""
     paths = [checkpoint.path_of(run.checkpoints, step) for step in reversed(steps)]
-    saved = run.load_first(paths, callback.on_note, with_optimizer=True)
+    saved = run.load_first(paths, with_optimizer=True)
     assert saved.optimizer is not None
     step_function.restore(saved.parameters, saved.optimizer)
     return saved
