@@ -158,23 +158,22 @@ class Run(Notes):
         checkpoint.save(folder, content, check=self.must_be_there)
 
     def checkpoint_path(self, which: str = "best") -> Path:
-        """Where a checkpoint lies: `best` (the newest until there is one), `newest`, or a step.
+        """The folder of a checkpoint: `best` (the newest until there is one), `newest`, or a step.
 
         Raises:
             UserError: if there is no such checkpoint.
         """
-        there = self.steps()
-        if which.isdecimal() and int(which) in set(self.ages()) - set(there):
-            return checkpoint.path_of(self.snapshots, int(which))
-        if not there:
+        steps = self.steps()
+        if which.isdecimal() and int(which) in self.ages():
+            folder = self.checkpoints if int(which) in steps else self.snapshots
+            return checkpoint.path_of(folder, int(which))
+        if not steps:
             raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
         best = self.best() if which == "best" else None
-        if best and best["step"] in there:
+        if best and best["step"] in steps:
             return checkpoint.path_of(self.checkpoints, best["step"])
         if which in ("best", "newest"):
-            return checkpoint.path_of(self.checkpoints, there[-1])
-        if which.isdecimal() and int(which) in there:
-            return checkpoint.path_of(self.checkpoints, int(which))
+            return checkpoint.path_of(self.checkpoints, steps[-1])
         raise UserError(
             f"{self.name} has no checkpoint {which!r}",
             f"use best, newest, or one of {', '.join(map(str, self.ages()))}.",

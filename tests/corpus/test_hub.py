@@ -108,8 +108,8 @@ def fetched(folder: Path, reason: str) -> tuple[int, int, str]:
     hub, github = Hub(repositories, mood, at, cdn), GitHub(TEXT)
     with machine(folder, hub, github) as here:
         # The hub's metadata has retries of a minute each: only the deadline ends these.
-        deadline = {"DEADLINE": "5"} if at == "resolve" else {}
-        code, _, err = here.run("prepare", "shakespeare", **deadline)
+        deadline = "5" if at == "resolve" else "60"
+        code, _, err = here.run("prepare", "shakespeare", DEADLINE=deadline)
         here.hub = here.github = NOWHERE
         again, _, _ = here.run("prepare", "shakespeare", "--name", "again")
     assert len(github.asked) == 1

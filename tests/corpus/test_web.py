@@ -40,10 +40,9 @@ def test_a_download_that_takes_too_long_is_abandoned() -> None:
 
 @pytest.mark.parametrize("cause", [web.Trouble("short\nlong"), UserError("short", "do this.")])
 def test_a_reason_is_one_line(cause: Exception) -> None:
-    try:
+    with pytest.raises(RuntimeError) as caught:
         raise RuntimeError("while generating") from cause
-    except RuntimeError as error:
-        assert web.reason(error) == "short"
+    assert web.reason(caught.value) == "short"
 
 
 def test_only_errors_of_a_disk_are_raised_as_such() -> None:
