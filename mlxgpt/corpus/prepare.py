@@ -106,7 +106,7 @@ def find_or_prepare(
         bpe.check_vocab_size(request.vocab_size or bpe.DEFAULT_VOCAB_SIZE)
     suffix = "" if request.kind == "char" else f"-{request.kind}"
     folder = data_dir / request.name if request.name else _folder(data_dir, data.source, suffix)
-    verified = Verified(folder, anew=request.verify)
+    verified = Verified(folder, reread=request.verify)
     if files.exists(folder / META):
         if not _is_of_request(folder, request, verified):
             again = shlex.join(["mlxgpt", "prepare", *data.source, "--name", "NAME"])
