@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -57,6 +58,8 @@ from mlxgpt.training.retries import retry_on_gpu_failure
 from mlxgpt.training.selfcheck import Check
 from mlxgpt.training.setup import setup
 
+logger = logging.getLogger(__name__)
+
 SHORT_VOCABULARY = 2048  # of a model of a size that fits into minutes, where none is given
 
 
@@ -69,7 +72,6 @@ def prepare(
     megabytes: float | None = None,
     verify: bool = False,
     data_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda doing, done, total: None,
 ) -> Dataset:
     """Turn text into token arrays in DATA_DIR/NAME, or open them if they are there.
@@ -87,7 +89,6 @@ def prepare(
         megabytes: length of the storybook; default: what is there, or 10.
         verify: read what is there whole, and compare it with its hashes, also where it was read
             before and did not change since.
-        note: takes a line on what is being done.
         progress: is told of (doing, done, total), in bytes of text.
     """
     if tokenizer is None:
@@ -100,19 +101,17 @@ def prepare(
         )
     values = {"source": source or DataConfig().source, "val_source": val_source}
     data = configs.from_tree({"data": {**values, "tokenizer": tokenizer}}).data
-    dataset = preparation.find_or_prepare(
+    request = preparation.PrepareRequest(
         data,
-        home("data", data_dir),
-        vocab_size=vocab_size or 0,
+        vocab_size or 0,
         strict=vocab_size is not None,
         name=name,
         megabytes=megabytes,
         verify=verify,
-        note=note,
-        progress=progress,
     )
+    dataset = preparation.find_or_prepare(request, home("data", data_dir), progress)
     if verify:
-        note("read whole: every byte is as it was written")
+        logger.info("read whole: every byte is as it was written")
     return dataset
 
 
@@ -213,7 +212,6 @@ def import_model(
     run: str | None = None,
     meta: PathLike | None = None,
     runs_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
 ) -> run_folders.Run:
     """Make a run of a model that was made elsewhere: to generate with, evaluate, train from.
 
@@ -222,9 +220,8 @@ def import_model(
             Hugging Face hub as OWNER/NAME, a folder of one, or nanoGPT's ckpt.pt.
         run: the new run's name or folder; default: the source's.
         meta: the meta.pkl that nanoGPT's data of characters has.
-        note: takes a line on what is being done.
     """
-    foreign = importing.read(str(source), note, Path(meta) if meta else None)
+    foreign = importing.read(str(source), Path(meta) if meta else None)
     name = run or importing.name_of(str(source))
     folder = Path(name) if os.sep in name else home("runs", runs_dir) / name
     return importing.make_run(foreign, folder)
@@ -337,7 +334,7 @@ def evaluate(
     if source:
         given = [source] if isinstance(source, str | Path) else source
         paths = [str(path) for path in given]
-        ids = preparation.encode_files(paths, found.tokenizer, note)
+        ids = preparation.encode_files(paths, found.tokenizer)
         tokens = Tokens(ids, found.config.model.vocab_size)
     else:
         tokens = data_of(found, home("data", data_dir)).val

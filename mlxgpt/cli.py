@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import shlex
 import sys
@@ -67,6 +68,7 @@ def run() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _log_to_stderr()
     try:
         mac.refuse_others()
         parser = make_parser()
@@ -132,9 +134,7 @@ def _prepare(given: dict[str, Any], _: list[str]) -> int:
     as_json, source = given.pop("json"), given.pop("source")
     display = PreparationDisplay()
     try:
-        dataset = api.prepare(
-            *source, note=display.note, progress=display.progress, **_present(given)
-        )
+        dataset = api.prepare(*source, progress=display.progress, **_present(given))
     finally:
         display.close()
     meta = dataset.meta
@@ -191,7 +191,7 @@ def _import(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt.model.counting import count_parameters
 
     as_json = given.pop("json")
-    run = api.import_model(given.pop("source"), note=_say, **_present(given))
+    run = api.import_model(given.pop("source"), **_present(given))
     count = count_parameters(run.config.model)
     if as_json:
         return _print_json({"run": run.folder, "parameters": count, "origin": run.origin})
@@ -470,6 +470,21 @@ def _print_json(value: Any) -> int:
 def _write(piece: str) -> None:
     sys.stdout.write(piece)
     sys.stdout.flush()
+
+
+class _StderrHandler(logging.Handler):
+    """Prints each line that is logged on the standard error of that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(record.getMessage())
+
+
+def _log_to_stderr() -> None:
+    """Print what mlxgpt logs, on the first rank."""
+    logger = logging.getLogger("mlxgpt")
+    logger.setLevel(logging.INFO)
+    if rank_here() == 0 and not any(isinstance(h, _StderrHandler) for h in logger.handlers):
+        logger.addHandler(_StderrHandler())
 
 
 def _say(line: str) -> None:

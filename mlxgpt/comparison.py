@@ -124,13 +124,8 @@ def _variants(chosen: dict[str, Config], data_dir: Path, observer: Observer) -> 
     for config in chosen.values():
         asked = config.data, config.model.vocab_size
         if asked not in opened:
-            whole = preparation.find_or_prepare(
-                config.data,
-                data_dir,
-                vocab_size=config.model.vocab_size,
-                note=observer.on_note,
-                progress=observer.on_prepare,
-            )
+            request = preparation.PrepareRequest(config.data, config.model.vocab_size)
+            whole = preparation.find_or_prepare(request, data_dir, observer.on_prepare)
             opened[asked] = held_back(whole), whole
     return [
         Variant(name, config, *opened[config.data, config.model.vocab_size])

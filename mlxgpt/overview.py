@@ -94,7 +94,7 @@ def runs(
     line on each.
     """
     lines = []
-    for folder in run_folders.folders_in(home("runs", runs_dir), note):
+    for folder in run_folders.folders_in(home("runs", runs_dir), skip_unreadable=True):
         try:
             run = run_folders.open_run(folder)
             best, steps = run.best(), run.steps()

@@ -71,7 +71,7 @@ def opened(
 ) -> tuple[runs.Run, GPT, int]:
     """A run, the model of one of its checkpoints, and its step; see `load_model`."""
     found = runs.find(run, home("runs", runs_dir))
-    model, saved = runs.load_model(found, checkpoint, note, fall_back=fall_back)
+    model, saved = runs.load_model(found, checkpoint, fall_back=fall_back)
     note(f"{found.folder}, step {saved.step:,}")
     return found, model, saved.step
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import shutil
@@ -26,6 +25,7 @@ from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.machine import device
 from mlxgpt.training import selfcheck
 from mlxgpt.training.callbacks import Summary
+from tests.logged import logged
 from tests.trainings import Recorder
 
 
@@ -59,28 +59,11 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
-class _Lines(logging.Handler):
-    """Appends each line that is logged to a list."""
-
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__(logging.INFO)
-        self._lines = lines
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(record.getMessage())
-
-
 @pytest.fixture
 def notes() -> Iterator[list[str]]:
     """What mlxgpt logs during a test, line by line."""
-    lines: list[str] = []
-    logger, handler = logging.getLogger("mlxgpt"), _Lines(lines)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield lines
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    with logged([]) as lines:
+        yield lines
 
 
 TINY: dict[str, dict[str, Any]] = {

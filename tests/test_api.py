@@ -10,8 +10,9 @@ import pytest
 
 import mlxgpt
 from mlxgpt import UserError, api
-from mlxgpt.config import Config, DataConfig
+from mlxgpt.config import Config
 from mlxgpt.corpus.bpe import BPETokenizer
+from mlxgpt.corpus.prepare import PrepareRequest
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.reports import bench, report
 
@@ -118,8 +119,8 @@ def test_a_benchmark_is_measured_and_written(
 def test_the_usual_tokenizer_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int, bool]] = []
 
-    def prepare(data: DataConfig, *_: Any, vocab_size: int, strict: bool, **__: Any) -> None:
-        asked.append((data.tokenizer, vocab_size, strict))
+    def prepare(request: PrepareRequest, *_: Any) -> None:
+        asked.append((request.data.tokenizer, request.vocab_size, request.strict))
 
     monkeypatch.setattr(api.preparation, "find_or_prepare", prepare)
     api.prepare()

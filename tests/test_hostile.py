@@ -89,8 +89,8 @@ def use_checkpoint() -> None:
     run = runs.open_run(SMALL_RUN)
     model, _ = runs.load_model(run, "12")
     assert all(isinstance(value, mx.array) for value in model.parameters()["wte"].values())
-    saved = run.load_first([STEP], print, with_optimizer=True)
-    SpikeGuard.of(saved.guard)
+    saved = run.load_first([STEP], with_optimizer=True)
+    SpikeGuard.from_tree(saved.guard)
     assert saved.optimizer is not None
     new_step(run.config).restore(saved.parameters, saved.optimizer)
 
@@ -408,7 +408,7 @@ def test_models_of_others(home: Path, count: int, name: str) -> None:
             if rest:
                 content = len(content).to_bytes(8, "little") + content + rest
         path.write_bytes(content)
-        foreign = importing.read(str(folder), print)
+        foreign = importing.read(str(folder))
         mx.eval(foreign.parameters)
         assert foreign.tokenizer.decode(foreign.tokenizer.encode("once a €")) == "once a €"
         if content == good or name == "tokenizer_config.json":

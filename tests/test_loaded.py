@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import json
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,9 +131,7 @@ def test_weights_that_overflow_end_in_an_error_and_in_valid_json(
     run = open_run(place / "runs" / "done")
     saved = checkpoint.load(run.checkpoint_path())
     large = {name: array * 1e30 for name, array in saved.parameters.items()}
-    checkpoint.save(
-        run.checkpoints, saved.step, large, {}, model=saved.model, tokenizer=saved.tokenizer
-    )
+    checkpoint.save(run.checkpoints, replace(saved, parameters=large))
     model = load("done")
     ids = model.ids("to").tolist()
     for use in (

@@ -129,11 +129,11 @@ def test_a_failing_disk_is_not_taken_for_a_failing_network(
     def fail(_: object) -> None:
         raise RuntimeError("An error occurred while generating the dataset") from cause
 
-    monkeypatch.setattr(hub, "_dataset", fail)
-    text = hub.named("shakespeare")
+    monkeypatch.setattr(hub, "_load_splits", fail)
+    text = hub.find_dataset("shakespeare")
     assert text
     with pytest.raises(UserError, match=r"cannot use cache/train\.arrow") as caught:
-        hub.load(text, lambda line: None)
+        hub.load_rows(text)
     assert caught.value.remedy == files.REMEDIES[number]
     assert not isinstance(caught.value, hub.Unavailable)
 

@@ -38,26 +38,26 @@ def no_network(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     def nothing(*_: object, **__: object) -> bytes:
         raise ConnectionError
 
-    patch.setattr(hub, "_dataset", nothing)
-    patch.setattr(web, "must_answer", nothing)
+    patch.setattr(hub, "_load_splits", nothing)
+    patch.setattr("huggingface_hub.HfApi.dataset_info", nothing)
     patch.setattr(web, "fetch", nothing)
     return refused(capsys, "prepare", "shakespeare")
 
 
 def unknown_dataset(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    def refuse(text: hub.HubText) -> None:
+    def refuse(dataset: hub.HubDataset) -> None:
         from datasets.exceptions import DatasetNotFoundError
 
         raise DatasetNotFoundError
 
-    patch.setattr(hub, "_dataset", refuse)
-    patch.setattr(web, "must_answer", lambda url, note: None)
+    patch.setattr(hub, "_load_splits", refuse)
+    patch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
     return refused(capsys, "prepare", "hf:owner/name")
 
 
 def other_column(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     rows = SimpleNamespace(features={"story": SimpleNamespace(dtype="string")}, cache_files=[])
-    patch.setattr(hub, "_dataset", lambda text: {"train": rows})
+    patch.setattr(hub, "_load_splits", lambda dataset: {"train": rows})
     return refused(capsys, "prepare", "hf:owner/name")
 
 
@@ -310,10 +310,7 @@ def rosetta(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 
 def model_away(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    def nothing(*_: object) -> None:
-        raise web.NoAnswer("no answer")
-
-    patch.setattr(web, "must_answer", nothing)
+    patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "cache"))
     return refused(capsys, "import", "gpt2")
 

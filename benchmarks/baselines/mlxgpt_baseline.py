@@ -94,7 +94,7 @@ def preparation(task: Task) -> Result:
     data = DataConfig(source=(task.text,), tokenizer="bpe")
     with tempfile.TemporaryDirectory() as folder:  # where nothing is prepared
         began = time.perf_counter()
-        dataset = find_or_prepare(data, Path(folder), vocab_size=task.vocab_size)
+        dataset = find_or_prepare(PrepareRequest(data, task.vocab_size), Path(folder))
         seconds = time.perf_counter() - began
     size = dataset.meta.train.bytes + dataset.meta.val.bytes
     return {"megabytes_per_second": size / 1e6 / seconds, **with_mlx("mlxgpt")}

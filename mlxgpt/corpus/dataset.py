@@ -46,7 +46,7 @@ def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
     Raises:
         UserError: if it is missing, damaged, of a newer format, or not of one piece.
     """
-    verified = Verified(folder, anew=verify)
+    verified = Verified(folder, reread=verify)
     ours = any(files.exists(folder / name) for name in ("meta.json", "tokenizer.json"))
     if is_prepared(folder) and not ours:
         parts = nanogpt.open_arrays(folder, verified)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import glob
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from mlxgpt import files
+
+logger = logging.getLogger(__name__)
 
 LISTED = 8  # kinds of file, and names, at most
 # Besides hidden names, which begin with a dot: ._a.txt and .DS_Store of macOS, .git,
@@ -22,14 +25,12 @@ LEFTOVERS = {
 }
 
 
-def text_files(
-    folder: Path, suffixes: Container[str], note: Callable[[str], None] = lambda line: None
-) -> list[Path]:
-    """The files in a folder and in its folders that have one of some suffixes, sorted.
+def text_files(folder: Path, suffixes: Container[str]) -> list[Path]:
+    """The files in a folder and in its folders that have one of some suffixes, sorted. What is left
+    out is logged.
 
     Args:
         suffixes: in lower case, with the dot.
-        note: takes a line on what was left out, where something was.
     """
     taken: list[Path] = []
     others: Counter[str] = Counter()
@@ -58,7 +59,7 @@ def text_files(
     kinds = [f"{-count:,} {kind}" for count, kind in counts]
     listed = [line for lines in (kinds, sorted(problems)) for line in _first(lines)]
     if listed:
-        note(f"left out of {folder}: {', '.join(listed)}")
+        logger.info(f"left out of {folder}: {', '.join(listed)}")
     return sorted(taken)
 
 

@@ -7,11 +7,12 @@ ends with the same bytes.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +32,8 @@ from mlxgpt.corpus.tokens import dtype_for, read_whole
 from mlxgpt.corpus.verified import Verified
 from mlxgpt.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 SAVE_EVERY = 32  # chunks
 UNFINISHED, PROGRESS, META = "unfinished.json", "progress.json", "meta.json"
 
@@ -39,86 +42,106 @@ UNFINISHED, PROGRESS, META = "unfinished.json", "progress.json", "meta.json"
 Progress = Callable[[str, int, int], None]
 
 
-def find_or_prepare(
-    data: DataConfig,
-    data_dir: Path,
-    *,
-    vocab_size: int = 0,
-    strict: bool = False,
-    name: str | None = None,
-    megabytes: float | None = None,
-    tokenizer: Tokenizer | None = None,
-    verify: bool = False,
-    note: Callable[[str], None] = lambda line: None,
-    progress: Progress = lambda doing, done, total: None,
-) -> Dataset:
-    """The prepared data of a config, made now if it isn't there.
+@dataclass(frozen=True)
+class PrepareRequest:
+    """What to prepare, and how.
 
-    Args:
+    Attributes:
         data: source, validation source, tokenizer. A source that is a prepared data folder, or
-            the name of one in `data_dir`, is opened as it is.
-        data_dir: where data folders lie.
-        vocab_size: of a BPE that is trained for it; 0: as the module `bpe` has it.
+            the name of one in the folder for data, is opened as it is.
+        vocab_size: of a BPE that is trained for it; 0: bpe.DEFAULT_VOCAB_SIZE.
         strict: refuse a text that gives a smaller vocabulary.
         name: the folder's name; default: the corpus or the first file's stem, and the tokenizer.
         megabytes: length of the storybook; default: what is there, or a few.
-        tokenizer: one that is there already, instead of one by `data` and `vocab_size`.
+        tokenizer: an existing one, instead of one by `data` and `vocab_size`.
         verify: read arrays and files again that were read before, and did not change since.
-        note: takes a line on what is being done.
-        progress: is told how many of about how many bytes of text are read, or encoded.
+    """
+
+    data: DataConfig
+    vocab_size: int = 0
+    strict: bool = False
+    name: str | None = None
+    megabytes: float | None = None
+    tokenizer: Tokenizer | None = None
+    verify: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The tokenizer, as the data folder's name and origin have it: `char`, `gpt2`, `bpe4096`,
+        `as-FINGERPRINT`.
+        """
+        if self.tokenizer and self.data.tokenizer != "gpt2":
+            return f"as-{self.tokenizer.fingerprint[:8]}"
+        if self.data.tokenizer == "bpe":
+            return f"bpe{self.vocab_size or bpe.DEFAULT_VOCAB_SIZE}"
+        return self.data.tokenizer
+
+    def with_kind(self, origin: dict[str, Any]) -> dict[str, Any]:
+        """A source's origin, with the tokenizer unless that is of characters."""
+        return origin if self.kind == "char" else {**origin, "tokenizer": self.kind}
+
+
+def find_or_prepare(
+    request: PrepareRequest,
+    data_dir: Path,
+    progress: Progress = lambda doing, done, total: None,
+) -> Dataset:
+    """The prepared data of a request, made now if it isn't there.
+
+    Args:
+        data_dir: the folder of data folders.
+        progress: receives how many of about how many bytes of text are read, or encoded.
 
     Raises:
-        Unavailable: if the text is the hub's, and cannot be had.
-        UserError: if the text cannot be had, or `name` already holds another text.
+        Unavailable: if the text is the hub's, and could not be downloaded.
+        UserError: if the text is missing, or `name` already holds another one.
     """
-    sources.check_request(data.source, data.val_source, megabytes)
-    known = sources.corpus_name(data.source)
-    if len(data.source) == 1 and not data.val_source and not known:
+    data = request.data
+    sources.check_request(data.source, data.val_source, request.megabytes)
+    if len(data.source) == 1 and not data.val_source and not sources.corpus_name(data.source):
         for folder in (Path(data.source[0]), data_dir / data.source[0]):
             if is_prepared(folder):
-                return open_dataset(folder, verify=verify)
-    kind = data.tokenizer
-    if tokenizer and kind != "gpt2":
-        kind = f"as-{tokenizer.fingerprint[:8]}"
-    elif kind == "bpe":
-        vocab_size = vocab_size or bpe.DEFAULT_VOCAB_SIZE
-        bpe.check_vocab_size(vocab_size)
-        kind = f"bpe{vocab_size}"
-    suffix = "" if kind == "char" else f"-{kind}"
-    folder = data_dir / name if name else _folder(data_dir, data.source, suffix)
-    there = files.exists(folder / META)
-    verified = Verified(folder, anew=verify)
-    if known and there:  # not to ask the hub for it, or to write it anew
-        origin = sources.corpus_origin(data.source, megabytes)
-    elif there and (gone := sources.origin_of_gone(data.source, data.val_source, verified)):
-        note(f"{', '.join(data.source)} is gone; {folder} was prepared from it")
-        origin = gone
-    else:
-        source = sources.open_source(data.source, data.val_source, megabytes, note, verified)
-        origin = source.origin
-    if kind != "char":
-        origin = {**origin, "tokenizer": kind}
-    if there:
-        theirs = read_meta(folder).origin
-        if known:  # what its origin tells beyond the request does not matter; its tokenizer does
-            theirs = {k: value for k, value in theirs.items() if k in (*origin, "tokenizer")}
-        if sources.comparable(origin) != sources.comparable(theirs):
+                return open_dataset(folder, verify=request.verify)
+    if request.kind.startswith("bpe"):
+        bpe.check_vocab_size(request.vocab_size or bpe.DEFAULT_VOCAB_SIZE)
+    suffix = "" if request.kind == "char" else f"-{request.kind}"
+    folder = data_dir / request.name if request.name else _folder(data_dir, data.source, suffix)
+    verified = Verified(folder, reread=request.verify)
+    if files.exists(folder / META):
+        if not _is_of_request(folder, request, verified):
             again = shlex.join(["mlxgpt", "prepare", *data.source, "--name", "NAME"])
             raise UserError(
                 f"{folder} was prepared from another text, or with another tokenizer",
                 f"choose another name: {again}, then --source {data_dir}/NAME",
             )
         verified.save()
-        return open_dataset(folder, verify=verify)
+        return open_dataset(folder, verify=request.verify)
+    source = sources.open_source(data.source, data.val_source, request.megabytes, verified)
+    source = replace(source, origin=request.with_kind(source.origin))
     if files.exists(folder) and not files.exists(folder / META):
         raise UserError(f"{folder} exists and holds no prepared data", "choose another --name.")
-    note(f"preparing {', '.join(data.source)} in {folder}")
+    logger.info(f"preparing {', '.join(data.source)} in {folder}")
     with files.only_one(folder, "preparing"):
         if not files.exists(folder / META):  # or another process was quicker
-            _Preparation(
-                source, origin, kind, tokenizer, strict, folder, verified, note, progress
-            ).run()
+            _Preparation(source, request, folder, verified, progress).run()
     return open_dataset(folder)
+
+
+def _is_of_request(folder: Path, request: PrepareRequest, verified: Verified) -> bool:
+    """Whether a data folder was prepared from the text and with the tokenizer of a request."""
+    data, megabytes = request.data, request.megabytes
+    is_corpus = sources.corpus_name(data.source) is not None
+    if is_corpus:  # known without downloading or writing it
+        origin = sources.corpus_origin(data.source, megabytes)
+    elif gone := sources.origin_of_gone(data.source, data.val_source, verified):
+        logger.info(f"{', '.join(data.source)} is gone; {folder} was prepared from it")
+        origin = gone
+    else:
+        origin = sources.open_source(data.source, data.val_source, megabytes, verified).origin
+    origin, prepared = request.with_kind(origin), read_meta(folder).origin
+    if is_corpus:  # what is known of it beyond the request does not matter; its tokenizer does
+        prepared = {k: value for k, value in prepared.items() if k in (*origin, "tokenizer")}
+    return sources.comparable(origin) == sources.comparable(prepared)
 
 
 def _folder(data_dir: Path, source: Sequence[str], suffix: str) -> Path:
@@ -132,20 +155,15 @@ def _folder(data_dir: Path, source: Sequence[str], suffix: str) -> Path:
     return folder
 
 
-def encode_files(
-    paths: Sequence[str], tokenizer: Tokenizer, note: Callable[[str], None] = lambda line: None
-) -> np.ndarray:
-    """The ids of some files' documents, each with its end.
-
-    Args:
-        note: takes a line on what was left out.
+def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """The ids of some files' documents, each with its end. What is left out is logged.
 
     Raises:
         UserError: if there is no text, or the tokenizer knows single texts and there are several.
     """
     ends = tokenizer.end_of_text is not None
     texts = [""]
-    for text, last in documents(sources.open_files(paths, note)):
+    for text, last in documents(sources.open_files(paths)):
         texts[-1] += text
         if last:
             texts.append("")
@@ -174,19 +192,13 @@ class _Preparation:
     def __init__(
         self,
         source: Source,
-        origin: dict[str, Any],
-        kind: str,
-        tokenizer: Tokenizer | None,
-        strict: bool,
+        request: PrepareRequest,
         folder: Path,
         verified: Verified,
-        note: Callable[[str], None],
         progress: Progress,
     ) -> None:
-        self.verified = verified
-        self.source, self.origin, self.kind, self.strict = source, origin, kind, strict
-        self.tokenizer = tokenizer
-        self.folder, self.note, self.progress = folder, note, progress
+        self.source, self.request, self.folder = source, request, folder
+        self.verified, self.progress = verified, progress
         self.scratch = folder.with_name(f".{folder.name}.new")
         self.counts = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}
         self.chunks = 0
@@ -209,7 +221,7 @@ class _Preparation:
             # saved is kept.
             with contextlib.suppress(OSError):  # of a disk that does not even answer that
                 kept = any(files.exists(self.scratch / name) for name in (UNFINISHED, META))
-                self.note(
+                logger.info(
                     "the same command continues from here"
                     if kept
                     else "the same command begins again: there was nothing to keep yet"
@@ -224,19 +236,19 @@ class _Preparation:
 
     def _identity(self) -> dict[str, Any]:
         # The version, since another one may cut documents into other pieces.
-        return {"format": FORMAT, "version": __version__, "origin": self.origin}
+        return {"format": FORMAT, "version": __version__, "origin": self.source.origin}
 
     def _begin(self) -> tuple[SplitRule, Tokenizer]:
         if files.exists(self.scratch):
             shutil.rmtree(self.scratch)
         self.counts, self.chunks = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}, 0
-        rule, made = survey(self.source, self.kind, self._reading)
+        rule, made = survey(self.source, self.request.kind, self._reading)
         if rule.tails:
-            self.note(
+            logger.info(
                 "validation: the last tenth of each document, since whole documents would be more "
                 f"than {LARGEST_VAL_SHARE:.0%} of the text"
             )
-        tokenizer = self._large_enough(self.tokenizer or made or bpe.gpt2())
+        tokenizer = self._large_enough(self.request.tokenizer or made or bpe.gpt2())
         if tokenizer.end_of_text is None and not rule.single:
             raise UserError(
                 "the tokenizer knows single texts, and the source holds several",
@@ -252,14 +264,14 @@ class _Preparation:
         return rule, tokenizer
 
     def _large_enough(self, tokenizer: Tokenizer) -> Tokenizer:
-        wanted = int(self.kind[3:]) if self.kind.startswith("bpe") else 0
+        wanted = int(self.request.kind[3:]) if self.request.kind.startswith("bpe") else 0
         if tokenizer.vocab_size < wanted:
             problem = f"the text gives a vocabulary of {tokenizer.vocab_size:,}, not {wanted:,}"
-            if self.strict:
+            if self.request.strict:
                 raise UserError(
                     problem, f"use --vocab-size {tokenizer.vocab_size}, or a longer text."
                 )
-            self.note(problem)
+            logger.info(problem)
         return tokenizer
 
     def _is_whole(self) -> bool:
@@ -267,7 +279,7 @@ class _Preparation:
         if files.exists(self.scratch / UNFINISHED) or not files.exists(self.scratch / META):
             return False
         with contextlib.suppress(UserError):  # a damaged meta.json
-            return read_meta(self.scratch).origin == self.origin
+            return read_meta(self.scratch).origin == self.source.origin
         return False
 
     def _begun(self) -> tuple[SplitRule, Tokenizer] | None:
@@ -296,12 +308,12 @@ class _Preparation:
             rule = SplitRule(**tree["sharing"])
         except (FileNotFoundError, ValueError, KeyError, TypeError, UserError) as error:
             reason = getattr(error, "problem", error)
-            self.note(
+            logger.info(
                 f"what is in {self.scratch} cannot be continued, so it is begun again: {reason}"
             )
             return None
         if self.chunks:
-            self.note(f"continuing after {self._done / 1e6:,.0f} MB")
+            logger.info(f"continuing after {self._done / 1e6:,.0f} MB")
         return rule, self._large_enough(tokenizer)
 
     @property
@@ -349,7 +361,12 @@ class _Preparation:
                 raise UserError(f"the {split} text is empty", "give a longer text.")
             sides[split] = replace(count, sha256=self._read(self.scratch / f"{split}.bin"))
         meta = Meta(
-            FORMAT, self.dtype, tokenizer.vocab_size, tokenizer.fingerprint, self.origin, **sides
+            FORMAT,
+            self.dtype,
+            tokenizer.vocab_size,
+            tokenizer.fingerprint,
+            self.source.origin,
+            **sides,
         )
         self.verified.save(self.scratch)
         files.write_atomically(self.scratch / META, meta.to_json())

@@ -10,19 +10,22 @@ import glob
 import hashlib
 import itertools
 import json
+import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxgpt import files
 from mlxgpt.corpus import folders, formats, hub, readers, storybook
-from mlxgpt.corpus.hub import HubText, Rows
+from mlxgpt.corpus.hub import HubDataset, Rows
 from mlxgpt.corpus.readers import COLUMN, Piece
 from mlxgpt.corpus.verified import Verified
 from mlxgpt.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LONGEST_NAME = 180  # bytes of a data folder's name; file systems allow 255, and names get longer
 VAL_SHARE_STORIES = 0.01  # of the storybook's length, in stories of their own
@@ -60,7 +63,6 @@ def open_source(
     source: Sequence[str],
     val_source: Sequence[str] = (),
     megabytes: float | None = None,
-    note: Callable[[str], None] = lambda line: None,
     verified: Verified | None = None,
 ) -> Source:
     """Find the documents that `source` names: a corpus by name, a dataset of the hub, or files and
@@ -68,11 +70,10 @@ def open_source(
 
     Args:
         megabytes: how much the storybook shall write; default STORYBOOK_MEGABYTES.
-        note: takes a line on what is being fetched.
         verified: knows the hashes of files that were read before.
 
     Raises:
-        Unavailable: if the text is not here, and cannot be had.
+        Unavailable: if the text is not here, and could not be downloaded.
         UserError: if something is missing or unreadable.
     """
     check_request(source, val_source, megabytes)
@@ -89,9 +90,9 @@ def open_source(
         return Source(
             name, corpus_origin(source, megabytes), train, val, int(1e6 * megabytes), alike=True
         )
-    if name and (text := hub.named(name)):
-        return _from_hub(source_name(source), text, note)
-    return _from_files(source, val_source, verified, note)
+    if name and (text := hub.find_dataset(name)):
+        return _from_hub(source_name(source), text)
+    return _from_files(source, val_source, verified)
 
 
 def origin_of_gone(
@@ -136,13 +137,13 @@ def corpus_name(source: Sequence[str]) -> str | None:
     name = source[0] if len(source) == 1 else None
     if name is None or files.exists(Path(name)):
         return None
-    return name if name == STORYBOOK or hub.named(name) else None
+    return name if name == STORYBOOK or hub.find_dataset(name) else None
 
 
-def hub_text(source: Sequence[str]) -> HubText | None:
+def hub_text(source: Sequence[str]) -> HubDataset | None:
     """The text of the hub that a source names, if it names one."""
     name = corpus_name(source)
-    return hub.named(name) if name else None
+    return hub.find_dataset(name) if name else None
 
 
 def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict[str, Any]:
@@ -241,18 +242,14 @@ def former_name(source: Sequence[str]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", _stem(source)).strip("-.") or "text"
 
 
-def open_files(
-    paths: Sequence[str], note: Callable[[str], None] = lambda line: None
-) -> Iterable[Piece]:
-    """The documents of some files and folders, a new stream for each reader.
-
-    Args:
-        note: takes a line on what was left out.
+def open_files(paths: Sequence[str]) -> Iterable[Piece]:
+    """The documents of some files and folders, a new stream for each reader. What is left out
+    is logged.
 
     Raises:
         UserError: if there is none of a name.
     """
-    return _files(_expand(paths, note))
+    return _files(_expand(paths))
 
 
 def _stem(source: Sequence[str]) -> str:
@@ -276,16 +273,16 @@ def _files(files: Sequence[tuple[Path, str]]) -> _Files:
     return _Files(Rows([path for path, _ in files]), columns=[column for _, column in files])
 
 
-def _from_hub(name: str, text: HubText, note: Callable[[str], None]) -> Source:
-    found = hub.load(text, note)
-    revision = {"revision": found.revision} if found.revision else {}
+def _from_hub(name: str, dataset: HubDataset) -> Source:
+    rows = hub.load_rows(dataset)
+    revision = {"revision": rows.revision} if rows.revision else {}
     return Source(
         name,
-        {**hub.origin(text), **revision},
-        _Files(found.train, text.column, text.single),
-        _Files(found.val, text.column, text.single) if found.val else None,
-        sum(map(readers.text_size, found.train.paths)),
-        text.single,
+        {**hub.origin(dataset), **revision},
+        _Files(rows.train, dataset.column, dataset.single),
+        _Files(rows.val, dataset.column, dataset.single) if rows.val else None,
+        sum(map(readers.text_size, rows.train.paths)),
+        dataset.single,
     )
 
 
@@ -293,9 +290,8 @@ def _from_files(
     source: Sequence[str],
     val_source: Sequence[str],
     verified: Verified | None,
-    note: Callable[[str], None],
 ) -> Source:
-    train, val = _expand(source, note), _expand(val_source, note)
+    train, val = _expand(source), _expand(val_source)
     paths, val_paths = [path for path, _ in train], [path for path, _ in val]
 
     def origin_of(kind: str, names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
@@ -352,19 +348,19 @@ def _digest(paths: Sequence[Path]) -> str:
     )
 
 
-def _expand(names: Sequence[str], note: Callable[[str], None]) -> list[tuple[Path, str]]:
+def _expand(names: Sequence[str]) -> list[tuple[Path, str]]:
     """The files that names stand for, each with the column that holds its documents."""
-    files = [file for name in names for file in _matching(name, note)]
+    files = [file for name in names for file in _matching(name)]
     remarks = (remark for path, _ in files if (remark := formats.remark(path)))
     for remark in itertools.islice(remarks, 1):
-        note(remark)
+        logger.info(remark)
     return files
 
 
-def _matching(name: str, note: Callable[[str], None]) -> list[tuple[Path, str]]:
+def _matching(name: str) -> list[tuple[Path, str]]:
     path, column = _place(name)
     if files.is_folder(path):
-        paths = folders.text_files(path, readers.SUFFIXES, note)
+        paths = folders.text_files(path, readers.SUFFIXES)
         if not paths:
             raise UserError(
                 f"no {', '.join(readers.SUFFIXES)} file in the folder {name}",

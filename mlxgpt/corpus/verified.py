@@ -28,11 +28,11 @@ class Verified:
 
     Args:
         folder: where verified.json lies, if there is one; a damaged one is as good as none.
-        anew: read everything again.
+        reread: read everything again.
     """
 
-    def __init__(self, folder: Path, *, anew: bool = False) -> None:
-        self._folder, self._anew = folder, anew
+    def __init__(self, folder: Path, *, reread: bool = False) -> None:
+        self._folder, self._reread = folder, reread
         self._known: dict[str, Found] = {}
         self._changed = False
         if not files.is_file(folder / NAME):  # a pipe would be waited for
@@ -55,7 +55,7 @@ class Verified:
         """
         stamp = _stamp(paths)
         entry = self._known.get(name)
-        if not self._anew and isinstance(entry, dict) and entry.get("stamp") == stamp:
+        if not self._reread and isinstance(entry, dict) and entry.get("stamp") == stamp:
             found = entry.get("found")
             if isinstance(found, dict):
                 return found

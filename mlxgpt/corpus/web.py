@@ -1,8 +1,13 @@
-"""What lies outside this machine: whether it answers, how long it is waited for, and a file by its
-address. All of it through `huggingface_hub`'s session, which knows certificates and proxies.
+"""Downloads through `huggingface_hub`, which retries, resumes, caches, and knows certificates and
+proxies; and what its errors mean to the user.
 
-A line is slow as long as something arrives, and dead after SECONDS in which nothing does. Whoever
-has another place to ask does not wait on this one.
+Every wait ends:
+
+    an answer, and each next byte   HF_HUB_DOWNLOAD_TIMEOUT, 10 s; huggingface_hub resumes up to
+                                    5 times
+    where a file is                 HF_HUB_ETAG_TIMEOUT, 10 s; then up to 6 times 60 s
+    "too many requests"             as long as the hub asks for, up to 5 times, each wait logged
+    a source that has a mirror      MIRROR_DEADLINE in all, then the mirror
 """
 
 from __future__ import annotations
@@ -10,75 +15,54 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
-import re
+import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from mlxgpt import files
 from mlxgpt.errors import UserError
 
-SECONDS = 20.0  # without a byte; HF_HUB_DOWNLOAD_TIMEOUT, where that is set, comes first
-LOOK_UP_SECONDS = 30.0  # more, at most, for looking up a name, which no time-out ends
-# Not those that firewalls and folders of others give, too.
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
-SOON = 3.0  # seconds; whoever waits for longer is told
-TRIES = 3
-NOT_NOW = (408, 429, 500, 502, 503, 504)  # statuses after which `huggingface_hub` tries again
+MIRROR_DEADLINE = 60.0  # seconds
+TRIES = 3  # of a download by its URL that breaks off
+# Without those that firewalls and other users' folders cause, too.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
+
+Result = TypeVar("Result")
 
 
 class Trouble(Exception):
-    """Something outside is not as it should be; the message tells what, to a person."""
+    """A download is not what it should be; the message says why, to a user."""
 
 
-class NoAnswer(Trouble):
-    """Nothing comes back."""
-
-
-def seconds() -> float:
-    """How long to wait for the next byte."""
+def answer_timeout() -> float:
+    """Seconds to wait for an answer, and for each next byte."""
     from huggingface_hub import constants
 
-    chosen = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    return SECONDS if chosen == constants.DEFAULT_DOWNLOAD_TIMEOUT else float(chosen)
+    return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
-def must_answer(url: str, note: Callable[[str], None]) -> None:
-    """See that anything at all comes back from an address, be it an error.
+def configure_hub(*, show_warnings: bool) -> None:
+    """Give `huggingface_hub`'s session a timeout, which it lacks, and its progress bars a terminal.
 
-    Raises:
-        NoAnswer: if nothing does.
+    Args:
+        show_warnings: whether it logs its retries, and the waits that the hub asks for.
     """
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import disable_progress_bars, get_session
+    from huggingface_hub.utils import logging as hub_logging
 
-    came: list[Exception | None] = []
-
-    def ask() -> None:
-        try:
-            get_session().head(url, timeout=seconds())
-            came.append(None)
-        except Exception as error:
-            came.append(error)
-
-    # In a thread, since a name is looked up for as long as the system likes, deaf to Ctrl-C.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(SOON)
-    if not came:
-        note(f"no answer yet; waiting up to {seconds():.0f} s for one")
-        asking.join(LOOK_UP_SECONDS + seconds())
-    if not came:
-        raise NoAnswer("no answer")
-    if came[0]:
-        raise NoAnswer(reason(came[0]))
+    get_session().timeout = answer_timeout()
+    hub_logging.set_verbosity(hub_logging.WARNING if show_warnings else hub_logging.ERROR)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """As with HF_HUB_OFFLINE=1, which both libraries read only once, when they are imported."""
+    """Set HF_HUB_OFFLINE in both libraries, which read it only when they are imported."""
     import datasets
     from huggingface_hub import constants
 
@@ -90,92 +74,30 @@ def offline() -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-@contextlib.contextmanager
-def without_xet() -> Iterator[None]:
-    """As with HF_HUB_DISABLE_XET=1: large files come by plain HTTP."""
-    from huggingface_hub import constants
+def within(seconds: float, download: Callable[[], Result]) -> Result:
+    """The result of a download; its thread is abandoned after some seconds.
 
-    before = constants.HF_HUB_DISABLE_XET
-    constants.HF_HUB_DISABLE_XET = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_XET = before
-
-
-def through_xet(error: BaseException) -> bool:
-    """Whether an error came from the hub's Xet storage: its own are of many kinds, and tell it
-    only by where they were raised.
+    Raises:
+        Trouble: if it takes longer.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    return any("xet" in frame.name or "_xet" in frame.filename for frame in frames)
+    result: Future[Result] = Future()
 
+    def run() -> None:
+        try:
+            result.set_result(download())
+        except BaseException as error:
+            result.set_exception(error)
 
-@contextlib.contextmanager
-def patience(note: Callable[[str], None], *, tries_again: bool) -> Iterator[None]:
-    """How `huggingface_hub` is to wait: for each answer as long as `seconds` tells.
-
-    Args:
-        note: is told of longer waits that a server asks for.
-        tries_again: whether to let it ask again, and wait as a server likes (left to itself, up
-            to half an hour); otherwise the first answer that says "not now", and the first one
-            that does not come, are errors.
-    """
-    from huggingface_hub.utils import get_session
-
-    asked: dict[str, float] = {}  # hosts that have not answered yet, and when they were asked
-    told: set[str] = set()
-
-    def tell(line: str) -> None:
-        if line not in told:
-            told.add(line)
-            note(line)
-
-    def asking(request: Any) -> None:
-        host = request.url.host
-        if time.monotonic() - asked.get(host, math.inf) > 0.9 * seconds():
-            if not tries_again:
-                raise NoAnswer(f"no answer in {seconds():.0f} s")
-            tell(f"no answer from {host} in {seconds():.0f} s; asking again")
-        asked[host] = time.monotonic()
-        kinds = ("connect", "read", "write", "pool")
-        request.extensions["timeout"] = dict.fromkeys(kinds, seconds())
-
-    def answered(response: Any) -> None:
-        asked.pop(response.request.url.host, None)
-        if response.status_code not in NOT_NOW:
-            return
-        if not tries_again:
-            response.raise_for_status()
-        code = response.status_code
-        # Each answer has a RateLimit; only of a 429 it tells when to come again.
-        limit = response.headers.get("RateLimit", "") if code == 429 else ""
-        wait = re.search(r"\bt=(\d+)", limit) or re.match(
-            r"(\d+)$", response.headers.get("Retry-After", "")
-        )
-        if wait and int(wait[1]) > SOON:
-            often = "; whoever logs in, with hf auth login, may ask more often"
-            tell(
-                f"the hub answers {code}, and asks to wait {int(wait[1])} s"
-                f"{often if code == 429 else ''}"
-            )
-        else:
-            tell(f"the hub answers {code}; asking again")
-
-    session = get_session()
-    before = session.event_hooks
-    session.event_hooks = {
-        "request": [*before["request"], asking],
-        "response": [*before["response"], answered],
-    }
-    try:
-        yield
-    finally:
-        session.event_hooks = before
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not result.done():
+        raise Trouble(f"not downloaded in {seconds:.0f} s")
+    return result.result()
 
 
 def fetch(url: str, longest: int) -> bytes:
-    """What lies at an address, tried again where it broke off.
+    """The content at a URL, tried again where it breaks off.
 
     Args:
         longest: bytes that it may have.
@@ -185,10 +107,10 @@ def fetch(url: str, longest: int) -> bytes:
     """
     from huggingface_hub.utils import get_session, httpx
 
-    for left in reversed(range(TRIES)):
+    for tries_left in reversed(range(TRIES)):
         content = bytearray()
         try:
-            with get_session().stream("GET", url, timeout=seconds()) as response:
+            with get_session().stream("GET", url, timeout=answer_timeout()) as response:
                 response.raise_for_status()
                 for block in response.iter_bytes():
                     content += block
@@ -196,13 +118,13 @@ def fetch(url: str, longest: int) -> bytes:
                         raise Trouble("it gave something longer")
             return bytes(content)
         except httpx.TransportError:
-            if not left or not content:  # who said nothing the first time is not asked again
+            if not tries_left or not content:  # a server that sent nothing is not asked again
                 raise
     raise AssertionError("unreachable")
 
 
 def cache_folder(name: str) -> Path:
-    """Where that which was fetched by its address is kept: in a cache of `huggingface_hub`.
+    """Where a file that was downloaded by its URL is cached: in `huggingface_hub`'s assets.
 
     Args:
         name: OWNER/NAME of what it belongs to.
@@ -216,48 +138,66 @@ def cache_folder(name: str) -> Path:
 
 
 def reason(error: BaseException) -> str:
-    """What is wrong outside, from what stands behind an error; else what it says, in one line."""
-    from huggingface_hub.errors import FileMetadataError
+    """Why a download failed, in one line: from the first known error in the chain."""
+    from huggingface_hub.errors import FileMetadataError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
-    for behind in _behind(error):
-        if isinstance(behind, Trouble | UserError):
-            return str(behind).partition("\n")[0]
-        if type(behind).__name__ == "DatasetNotFoundError":  # importing it takes a second
+    for cause in _chain(error):
+        if isinstance(cause, Trouble | UserError):
+            return str(cause).partition("\n")[0]
+        if type(cause).__name__ == "DatasetNotFoundError":  # importing it takes a second
             return "there is no such dataset, or it is private or gated"
-        if code := _status(behind):
+        if code := _status(cause):
             return f"it answered {code}"
-        if isinstance(behind, FileMetadataError | json.JSONDecodeError):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set"
+        if isinstance(cause, FileMetadataError | json.JSONDecodeError):
             return "what answers is not the hub, but a login page or a proxy"
-        if isinstance(behind, httpx.TimeoutException):
-            return f"no answer in {seconds():.0f} s"
-        if "CERTIFICATE_VERIFY_FAILED" in str(behind):
+        if isinstance(cause, httpx.TimeoutException):
+            return f"no answer in {answer_timeout():.0f} s"
+        if "CERTIFICATE_VERIFY_FAILED" in str(cause):
             return "its certificate is unknown here; if your network has its own, set SSL_CERT_FILE"
-        if isinstance(behind, httpx.ProxyError):
-            return f"the proxy answers {behind}"
-        if isinstance(behind, httpx.ConnectError):
-            return f"no connection, {behind}"
-        if isinstance(behind, httpx.TransportError):
+        if isinstance(cause, httpx.ProxyError):
+            return f"the proxy answers {cause}"
+        if isinstance(cause, httpx.ConnectError):
+            return f"no connection, {cause}"
+        if isinstance(cause, httpx.TransportError):
             return "the connection breaks off"
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def disk_error(error: BaseException) -> OSError | None:
-    """The error of a failing or full disk that is behind an error of a download."""
-    errors = (e for e in _behind(error) if isinstance(e, OSError) and e.errno in DISK)
-    return next(errors, None)
+def is_unreachable(error: BaseException) -> bool:
+    """Whether nothing answered, or HF_HUB_OFFLINE is set."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx
+
+    kinds = OfflineModeIsEnabled | httpx.TransportError
+    return any(isinstance(cause, kinds) for cause in _chain(error))
+
+
+def is_of_xet(error: BaseException) -> bool:
+    """Whether an error is of the hub's Xet storage, which only shows where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("xet" in frame.name or "_xet" in frame.filename for frame in frames)
+
+
+def raise_disk_error(error: BaseException, folder: Path) -> None:
+    """Raise UserError if a failing or full disk caused an error of a download into a folder."""
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+            raise files.os_error(cause, "use", folder) from error
 
 
 def status(error: BaseException) -> int | None:
-    """The HTTP status somewhere behind an error."""
-    return next((code for behind in _behind(error) if (code := _status(behind))), None)
+    """The HTTP status somewhere in the chain of an error."""
+    return next((code for cause in _chain(error) if (code := _status(cause))), None)
 
 
 def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _behind(error: BaseException | None) -> Iterator[BaseException]:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error, and those that led to it."""
     while error:
         yield error

@@ -101,15 +101,9 @@ def _write(
     parameters = {**parameters, **tables}
     if to == "gguf":
         name = f"{run.name}.gguf"
-        gguf.write(
-            scratch / name,
-            model,
-            parameters,
-            run.tokenizer,
-            name=run.name.encode("utf-8", "backslashreplace").decode("utf-8"),
-            add_bos_token=run.bos is not None,
-            quantize=quantize,
-        )
+        shown = run.name.encode("utf-8", "backslashreplace").decode("utf-8")
+        whole = gguf.Model(model, parameters, run.tokenizer, shown, run.bos is not None)
+        gguf.write(scratch / name, whole, quantize)
         text = gguf.modelfile(name, end_of_text=end_name(run.tokenizer))
         (scratch / "Modelfile").write_text(text, encoding="utf-8", errors="surrogateescape")
         return

@@ -72,16 +72,25 @@ class Vocabulary(NamedTuple):
     merges: list[str]
 
 
-def write(
-    path: Path,
-    config: ModelConfig,
-    parameters: dict[str, mx.array],
-    tokenizer: Tokenizer,
-    *,
-    name: str,
-    add_bos_token: bool,
-    quantize: int | None = None,
-) -> None:
+class Model(NamedTuple):
+    """What a GGUF file holds.
+
+    Attributes:
+        config: the model's shape.
+        parameters: its arrays by their dotted names.
+        tokenizer: byte-level BPE, or characters: any with end-of-text, without it only ASCII.
+        name: shown by programs as the model's name.
+        add_bos_token: whether llama.cpp puts an end-of-text before every prompt.
+    """
+
+    config: ModelConfig
+    parameters: dict[str, mx.array]
+    tokenizer: Tokenizer
+    name: str
+    add_bos_token: bool
+
+
+def write(path: Path, model: Model, quantize: int | None = None) -> None:
     """Write a model and its tokenizer as one GGUF file, in place of one that is there.
 
     In llama.cpp, unlike here, a special token's name in a prompt is the token; and of characters,
@@ -90,11 +99,6 @@ def write(
 
     Args:
         path: the file, in a folder that is there.
-        config: the model's shape.
-        parameters: its arrays by their dotted names.
-        tokenizer: byte-level BPE, or characters: any with end-of-text, without it only ASCII.
-        name: what programs show as the model's name.
-        add_bos_token: whether llama.cpp puts an end-of-text before every prompt.
         quantize: 8 or 4 bits a weight, Q8_0 or Q4_0; the embedding, which is the head too, has 8
             in both. Default: float32.
 
@@ -103,7 +107,8 @@ def write(
             vocabulary, or the file cannot be written; nothing is left behind.
         ValueError: if there is no end-of-text to put before a prompt.
     """
-    if add_bos_token and tokenizer.end_of_text is None:
+    config, tokenizer = model.config, model.tokenizer
+    if model.add_bos_token and tokenizer.end_of_text is None:
         raise ValueError("the tokenizer has no end-of-text")
     if quantize is not None:
         _check_quantize(quantize, config.n_embd)
@@ -113,10 +118,10 @@ def write(
     try:
         kind = "gpt2" if config.position == "learned" else "qwen3"
         with files.naming(path), contextlib.closing(gguf.GGUFWriter(scratch, kind)) as writer:
-            writer.add_name(name)
+            writer.add_name(model.name)
             _add_shape(writer, config)
-            _add_tokens(writer, vocabulary, tokenizer.end_of_text, add_bos_token)
-            _write_arrays(gguf, writer, config, parameters, quantize)
+            _add_tokens(writer, vocabulary, tokenizer.end_of_text, model.add_bos_token)
+            _write_arrays(gguf, writer, config, model.parameters, quantize)
         files.sync(scratch)
         scratch.replace(path)
         files.sync(path.parent)

@@ -9,9 +9,10 @@ the same folder, if config.json has `n_ctx`, names have no prefix and there is n
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,8 @@ from mlxgpt.machine import device_errors
 from mlxgpt.machine.arrays import load_arrays, save_arrays
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.model.gpt import GPT, flat, must_be_like
+
+logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -177,10 +180,8 @@ def _named(folder: Path, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
     return named
 
 
-def _without_other_heads(
-    folder: Path, arrays: dict[str, mx.array], note: Callable[[str], None]
-) -> dict[str, mx.array]:
-    """The arrays of the language model; `note` takes a line on other heads.
+def _without_other_heads(folder: Path, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The arrays of the language model; other heads are logged.
 
     Raises:
         UserError: if there is no language model, or an array that no GPT-2 has.
@@ -194,7 +195,7 @@ def _without_other_heads(
                     f"{folder} is {what}, not a language model",
                     "take the model that it was made from, or one with a language model's head.",
                 )
-            note(f"left out: {name}, {what}")
+            logger.info(f"left out: {name}, {what}")
             del arrays[name]
     for name, value in arrays.items():
         if not PART.fullmatch(name) and name != HEAD:
@@ -210,18 +211,13 @@ def _without_other_heads(
     return arrays
 
 
-def read_parameters(
-    folder: Path, config: ModelConfig, note: Callable[[str], None] = lambda line: None
-) -> dict[str, mx.array]:
+def read_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.array]:
     """A folder's weights by our names, float32, so that memory holds each about once.
-
-    Args:
-        note: takes a line on what is left out.
 
     Raises:
         UserError: if they are missing, damaged, or not those of the config.
     """
-    arrays = _without_other_heads(folder, _named(folder, _arrays(folder)), note)
+    arrays = _without_other_heads(folder, _named(folder, _arrays(folder)))
     head = arrays.pop(HEAD, None)
     for name, key, rows in (
         ("wte.weight", "vocab_size", config.vocab_size),

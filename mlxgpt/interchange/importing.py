@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
 
+logger = logging.getLogger(__name__)
+
 
 def name_of(source: str) -> str:
     """A run's name for a source: a folder's or the model's own, and of nanoGPT's ckpt.pt its
@@ -30,11 +32,10 @@ def name_of(source: str) -> str:
     return path.absolute().parent.name if files.is_file(path) else path.absolute().name
 
 
-def read(source: str, note: Callable[[str], None], meta: Path | None = None) -> Foreign:
+def read(source: str, meta: Path | None = None) -> Foreign:
     """The model that a source names: a folder, nanoGPT's ckpt.pt, or a model of the hub.
 
     Args:
-        note: takes a line on what is being done.
         meta: nanoGPT's meta.pkl, for a model of characters.
 
     Raises:
@@ -42,26 +43,26 @@ def read(source: str, note: Callable[[str], None], meta: Path | None = None) -> 
     """
     path = files.expand_user(source)
     if files.is_file(path):
-        return _of_nanogpt(path, meta, note)
+        return _of_nanogpt(path, meta)
     if meta:
         raise UserError(
             "--meta belongs to nanoGPT's ckpt.pt", "name that file, or leave out --meta."
         )
     if files.is_folder(path):
-        return _of_folder(path, {"folder": path.absolute().name}, note)
+        return _of_folder(path, {"folder": path.absolute().name})
     if source not in download.KNOWN and source.count("/") != 1:
         raise UserError(
             f"there is no folder {source!r}, and no model of the hub is called so",
             f"name a folder, OWNER/NAME, or one of {', '.join(download.KNOWN)}.",
         )
-    place, commit = download.fetch(source, note)
+    place, commit = download.fetch(source)
     hub = download.KNOWN.get(source, source)
-    return _of_folder(place, {"hub": hub, "revision": commit}, note)
+    return _of_folder(place, {"hub": hub, "revision": commit})
 
 
-def _of_nanogpt(path: Path, meta: Path | None, note: Callable[[str], None]) -> Foreign:
+def _of_nanogpt(path: Path, meta: Path | None) -> Foreign:
     found = nanogpt.read_checkpoint(path)
-    note(
+    logger.info(
         "nanoGPT's GELU is the exact one since June 2023, and this one GPT-2's: where they differ, "
         "losses do in the fifth place"
     )
@@ -82,12 +83,12 @@ def _of_nanogpt(path: Path, meta: Path | None, note: Callable[[str], None]) -> F
     return Foreign(found.config, found.parameters, tokenizer, False, origin)
 
 
-def _of_folder(folder: Path, origin: dict[str, str], note: Callable[[str], None]) -> Foreign:
+def _of_folder(folder: Path, origin: dict[str, str]) -> Foreign:
     config = huggingface.read_config(folder)
-    tokenizer, add_bos_token = tokenizers.read(folder, config.vocab_size, note)
+    tokenizer, add_bos_token = tokenizers.read(folder, config.vocab_size)
     if tokenizer.vocab_size > config.vocab_size:
         raise _too_many_ids(str(folder), tokenizer.vocab_size, config.vocab_size)
-    parameters = huggingface.read_parameters(folder, config, note)
+    parameters = huggingface.read_parameters(folder, config)
     template = tokenizers.chat_template(folder)
     return Foreign(config, parameters, tokenizer, add_bos_token, origin, template)
 

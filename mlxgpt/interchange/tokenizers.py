@@ -6,7 +6,8 @@ transformers, mlx-lm and `tokenizers`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from mlxgpt.corpus.tokenizer import END_OF_TEXT, Tokenizer, end_name
 from mlxgpt.errors import UserError
 from mlxgpt.storage.run import CHAT_TEMPLATE
 
+logger = logging.getLogger(__name__)
+
 JSON, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 VOCAB, MERGES = "vocab.json", "merges.txt"
 ADDED, SPECIAL = "added_tokens.json", "special_tokens_map.json"
 
 
-def read(
-    folder: Path, room: int, note: Callable[[str], None] = lambda line: None
-) -> tuple[Tokenizer, bool]:
+def read(folder: Path, room: int) -> tuple[Tokenizer, bool]:
     """A folder's tokenizer, and whether texts begin with an end-of-text.
 
     Args:
@@ -52,7 +53,7 @@ def read(
         added += [{**token, "id": int(id)} for id, token in (decoder or {}).items()]
         beyond = [t["content"] for t in added if t.get("special") and t["id"] >= room]
         if beyond:
-            note(f"left out, as the model has no such ids: {', '.join(sorted(set(beyond)))}")
+            logger.info(f"left out, as the model has no such ids: {', '.join(sorted(set(beyond)))}")
         added = [token for token in added if token["content"] not in beyond]
         end = _content(named.get("eos_token"))
         tokenizer = tokenizer_file.tokenizer_of({**tree, "added_tokens": added}, end, special)

@@ -38,7 +38,7 @@ class Damaged(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint.
+    """What a checkpoint holds.
 
     Attributes:
         step: updates done.
@@ -59,21 +59,9 @@ class Checkpoint:
     optimizer: dict[str, mx.array] | None
 
 
-def save(
-    folder: Path,
-    step: int,
-    parameters: dict[str, mx.array],
-    optimizer: dict[str, mx.array],
-    *,
-    model: str,
-    tokenizer: str,
-    metrics: Mapping[str, float] | None = None,
-    guard: Mapping[str, Any] | None = None,
-    check: Callable[[], None] = lambda: None,
-) -> Path:
-    """Write a checkpoint into `folder`, which has to be there; its path. One of that step that is
-    there already (a damaged one, or it would have been resumed from) goes when the new one is
-    whole.
+def save(folder: Path, content: Checkpoint, *, check: Callable[[], None] = lambda: None) -> Path:
+    """Write a checkpoint into `folder`, which has to exist; its path. An existing one of that step
+    (a damaged one, or training would have resumed from it) is deleted when the new one is whole.
 
     Args:
         check: called before the checkpoint gets its name; it may raise.
@@ -81,24 +69,27 @@ def save(
     Raises:
         UserError: if it cannot be written; nothing is left behind, and nothing lost.
     """
-    final = folder / f"step-{step:07d}"
+    final = path_of(folder, content.step)
     try:
         scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     except OSError as error:
         raise _cannot_write(folder, error) from error
     try:
         hashes: dict[str, str] = {}
-        for name, arrays in ((MODEL, parameters), (OPTIMIZER, optimizer)):
+        for name, arrays in (
+            (MODEL, content.parameters),
+            (OPTIMIZER, content.optimizer or {}),
+        ):
             save_arrays(scratch / name, arrays)
             hashes[name] = files.sha256(scratch / name)
         manifest = files.sealed(
             {
                 "format": FORMAT,
-                "step": step,
-                "model": model,
-                "tokenizer": tokenizer,
-                "report": dict(metrics or {}),
-                "guard": dict(guard or {}),
+                "step": content.step,
+                "model": content.model,
+                "tokenizer": content.tokenizer,
+                "report": content.metrics,
+                "guard": content.guard,
                 "sha256": hashes,
             }
         )

@@ -1,6 +1,7 @@
 """A run's folder: config, tokenizer, metrics, samples, checkpoints. Self-contained: to generate
 from it, nothing else is needed, on any machine.
 
+import logging
     config.toml      the whole config; changed intervals are written back
     run.json         format version, the data's name and fingerprint, how its texts begin, and where
                      its first weights come from
@@ -17,11 +18,12 @@ from it, nothing else is needed, on any machine.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ from mlxgpt.model.gpt import GPT, load_parameters
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
 from mlxgpt.storage.notes import HISTORY, IDENTITY, METRICS, SAMPLES, Notes
+
+logger = logging.getLogger(__name__)
 
 CONFIG, TOKENIZER, BEST = "config.toml", "tokenizer.json", "best.json"
 FORMAT = 3  # 1 had settings for no guard, 2 did not say how texts begin
@@ -129,55 +133,54 @@ class Run(Notes):
         step: int,
         parameters: dict[str, mx.array],
         optimizer: dict[str, mx.array],
-        **more: Any,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        guard: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a checkpoint of this run's model into one of its folders.
 
         Args:
-            more: see `checkpoint.save`.
+            metrics, guard: see `Checkpoint`.
 
         Raises:
             UserError: if it cannot be written; see `must_be_there`, too.
         """
         self.must_be_there()
-        checkpoint.save(
-            folder,
+        content = Checkpoint(
             step,
+            self.config.model.fingerprint,
+            self.tokenizer.fingerprint,
+            dict(metrics or {}),
+            dict(guard or {}),
             parameters,
             optimizer,
-            model=self.config.model.fingerprint,
-            tokenizer=self.tokenizer.fingerprint,
-            check=self.must_be_there,
-            **more,
         )
+        checkpoint.save(folder, content, check=self.must_be_there)
 
     def checkpoint_path(self, which: str = "best") -> Path:
-        """Where a checkpoint lies: `best` (the newest until there is one), `newest`, or a step.
+        """The folder of a checkpoint: `best` (the newest until there is one), `newest`, or a step.
 
         Raises:
             UserError: if there is no such checkpoint.
         """
-        there = self.steps()
-        if which.isdecimal() and int(which) in set(self.ages()) - set(there):
-            return checkpoint.path_of(self.snapshots, int(which))
-        if not there:
+        steps = self.steps()
+        if which.isdecimal() and int(which) in self.ages():
+            folder = self.checkpoints if int(which) in steps else self.snapshots
+            return checkpoint.path_of(folder, int(which))
+        if not steps:
             raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
         best = self.best() if which == "best" else None
-        if best and best["step"] in there:
+        if best and best["step"] in steps:
             return checkpoint.path_of(self.checkpoints, best["step"])
         if which in ("best", "newest"):
-            return checkpoint.path_of(self.checkpoints, there[-1])
-        if which.isdecimal() and int(which) in there:
-            return checkpoint.path_of(self.checkpoints, int(which))
+            return checkpoint.path_of(self.checkpoints, steps[-1])
         raise UserError(
             f"{self.name} has no checkpoint {which!r}",
             f"use best, newest, or one of {', '.join(map(str, self.ages()))}.",
         )
 
-    def load_first(
-        self, paths: Sequence[Path], note: Callable[[str], None], *, with_optimizer: bool = False
-    ) -> Checkpoint:
-        """The first of some checkpoints that is whole; `note` is told of those before it.
+    def load_first(self, paths: Sequence[Path], *, with_optimizer: bool = False) -> Checkpoint:
+        """The first of some checkpoints that is whole; those before it are logged.
 
         Raises:
             UserError: if none is, or it is not of this run.
@@ -193,7 +196,7 @@ class Run(Notes):
                     ) from error
                 if path == paths[-1]:
                     raise
-                note(error.problem)
+                logger.warning(error.problem)
                 continue
             if saved.tokenizer != self.tokenizer.fingerprint:
                 raise UserError(
@@ -364,17 +367,11 @@ def find(name: str | None, runs_dir: Path) -> Run:
     return open_run(trained[0])
 
 
-def load_model(
-    run: Run,
-    which: str = "best",
-    note: Callable[[str], None] = lambda line: None,
-    *,
-    fall_back: bool = True,
-) -> tuple[GPT, Checkpoint]:
-    """The model of a run's checkpoint: `best`, `newest`, or a step.
+def load_model(run: Run, which: str = "best", *, fall_back: bool = True) -> tuple[GPT, Checkpoint]:
+    """The model of a run's checkpoint: `best`, `newest`, or a step. Damaged checkpoints that were
+    skipped are logged.
 
     Args:
-        note: takes a line on each damaged checkpoint that was passed over.
         fall_back: where the best or the newest is damaged, use the newest that is whole.
 
     Raises:
@@ -385,7 +382,7 @@ def load_model(
     if fall_back and not which.isdecimal():
         others = (checkpoint.path_of(run.checkpoints, n) for n in reversed(run.steps()))
         paths += [other for other in others if other != path]
-    saved = run.load_first(paths, note)
+    saved = run.load_first(paths)
     there = sum(value.size for value in saved.parameters.values())
     if there != (wanted := count_parameters(run.config.model)):  # before a model of that size
         raise UserError(
@@ -400,11 +397,11 @@ def load_model(
     return model, saved
 
 
-def folders_in(runs_dir: Path, note: Callable[[str], None] | None = None) -> list[Path]:
+def folders_in(runs_dir: Path, *, skip_unreadable: bool = False) -> list[Path]:
     """The runs' folders, the one written to last first; what was killed in the making is none.
 
     Args:
-        note: takes a line on each folder that cannot be read; without it, that is an OSError.
+        skip_unreadable: log each folder that cannot be read, instead of raising its OSError.
     """
     written: dict[Path, float] = {}
     for folder in files.matching(runs_dir, "[!.]*"):
@@ -412,9 +409,9 @@ def folders_in(runs_dir: Path, note: Callable[[str], None] | None = None) -> lis
             if files.exists(folder / IDENTITY):
                 written[folder] = _last_written(folder)
         except OSError as error:
-            if note is None:
+            if not skip_unreadable:
                 raise
-            note(files.os_error(error, "read", folder).problem)
+            logger.warning(files.os_error(error, "read", folder).problem)
     return sorted(written, key=lambda folder: written[folder], reverse=True)
 
 

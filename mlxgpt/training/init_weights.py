@@ -81,7 +81,7 @@ def init_from(run: Run, config: Config, chosen: Mapping[str, Any]) -> tuple[Conf
     dropout = chosen.get("dropout", config.model.dropout)
     config = validate(replace(config, model=replace(theirs, block_size=block, dropout=dropout)))
     config = replace(config, data=replace(config.data, tokenizer=run.config.data.tokenizer))
-    model, saved = load_model(run, note=logger.info)
+    model, saved = load_model(run)
     parameters = flat(model.parameters())
     if learned:
         parameters["wpe.weight"] = parameters["wpe.weight"][:block]

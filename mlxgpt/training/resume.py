@@ -111,7 +111,7 @@ def _start(state: Mapping[str, Any], config: Config) -> Start:
 def load_newest(run: Run, steps: list[int], step_function: TrainStep) -> Checkpoint:
     """Load the newest of some checkpoints that is whole."""
     paths = [checkpoint.path_of(run.checkpoints, step) for step in reversed(steps)]
-    saved = run.load_first(paths, logger.info, with_optimizer=True)
+    saved = run.load_first(paths, with_optimizer=True)
     assert saved.optimizer is not None
     step_function.restore(saved.parameters, saved.optimizer)
     return saved

@@ -13,9 +13,9 @@ from importlib.metadata import version
 from mlxgpt import __version__, files
 from mlxgpt.backend import execution
 from mlxgpt.config import Config, from_tree, override
-from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.hub import Unavailable
+from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.corpus.tokens import blocks_per_epoch
 from mlxgpt.distributed.agreement import require_same
 from mlxgpt.distributed.group import ProcessGroup, in_turns
@@ -169,15 +169,10 @@ def _prepare_data(request: TrainRequest, callbacks: Callback) -> tuple[Config, D
     tokenizer = request.init_weights.tokenizer if request.init_weights else None
 
     def prepared(config: Config) -> Dataset:
-        return preparation.find_or_prepare(
-            config.data,
-            request.data_dir,
-            vocab_size=config.model.vocab_size,
-            strict=request.strict_vocab,
-            tokenizer=tokenizer,
-            note=logger.info,
-            progress=callbacks.on_prepare,
+        wanted = PrepareRequest(
+            config.data, config.model.vocab_size, request.strict_vocab, tokenizer=tokenizer
         )
+        return find_or_prepare(wanted, request.data_dir, callbacks.on_prepare)
 
     config, warning = request.config, None
     try:

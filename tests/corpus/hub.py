@@ -8,8 +8,8 @@ How the real ones are, from public uses:
   ngxson/wllama#248, raullenchai/Rapid-MLX#1122, huggingface/swift-transformers#209).
 - Each answer has RateLimit, and of a 429 it tells when to come again (hub-docs' rate-limits;
   huggingface_hub 1.2's notes).
-- A repository that nobody knows, and a gated one, answer 401; a revision or file 404, with
-  X-Error-Code (hf_raise_for_status).
+- A repository that nobody knows answers 401; so do the files of a gated one, whose description is
+  public; a revision or file 404, with X-Error-Code (hf_raise_for_status).
 - tiny_shakespeare has a script on main, and on refs/convert/parquet default/SPLIT/0000.parquet;
   TinyStories has data/*.parquet beside text, archives and arrays, and a card without `configs`;
   tinystories-gpt4-clean has one Parquet file at its root (several trainings that fetch them).
@@ -30,8 +30,6 @@ from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
-
-from mlxgpt.corpus import web
 
 Files = dict[str, bytes]
 Headers = dict[str, str]
@@ -114,8 +112,9 @@ class Server(ThreadingHTTPServer):
 
 class Hub(Server):
     """huggingface.co. Its models are named `models/OWNER/NAME`. Moods: `well`; a number, which it
-    answers; `hangs`; `slow` at first; `login`, a page that is not the hub's; `xet`, whose own way
-    of storing fails; `moves`, to another commit whenever it was asked for a branch.
+    answers; `hangs`; `slow` at first, by half a second; `login`, a page that is not the hub's;
+    `xet`, whose own way of storing fails; `moves`, to another commit whenever it was asked for a
+    branch.
     """
 
     def __init__(
@@ -199,7 +198,7 @@ class HubHandler(Handler):
         self.mood = mood
         path = unquote(urlsplit(self.path).path)
         if mood == "slow" and len(self.server.asked) == 1:
-            time.sleep(web.SOON + 0.5)
+            time.sleep(0.5)
         if mood == "login" and path != "/login":
             self.answer(b"", {"Location": "/login"}, status=302)
         elif mood == "login":
@@ -214,7 +213,7 @@ class HubHandler(Handler):
         if not repository:
             self.refuse(401)
             return
-        if repository.gated:
+        if repository.gated and what not in ("", "revision"):
             self.refuse(401, "GatedRepo")
             return
         commit = repository.commit(revision)

@@ -27,13 +27,15 @@ PROGRAM = """
 import os, signal, sys
 from dataclasses import replace
 from mlxgpt import cli
-from mlxgpt.corpus.hub import HUB, Elsewhere
+from mlxgpt.corpus import web
+from mlxgpt.corpus.hub import HUB, Mirror
+web.MIRROR_DEADLINE = float(os.environ.get("DEADLINE", web.MIRROR_DEADLINE))
 if "CHUNK" in os.environ:
     from huggingface_hub import constants
     constants.DOWNLOAD_CHUNK_SIZE = int(os.environ["CHUNK"])  # what is kept of a broken download
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in background
 digest, github, *arguments = sys.argv[1:]
-HUB["shakespeare"] = replace(HUB["shakespeare"], sha256=digest, elsewhere=Elsewhere(github, 900))
+HUB["shakespeare"] = replace(HUB["shakespeare"], sha256=digest, mirror=Mirror(github, 900))
 sys.exit(cli.main(arguments))
 """
 
@@ -57,6 +59,7 @@ class Machine:
                 "HF_ENDPOINT": self.hub,
                 "HF_HOME": str(self.folder / "huggingface"),
                 "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+                "HF_HUB_ETAG_TIMEOUT": "2",
                 "NO_PROXY": "*",
                 "PYTHONPATH": str(ROOT),
                 **environment,

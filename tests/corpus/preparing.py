@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import verified
-from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
+from tests.logged import logged
 
 FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json", "verified.json"}
 
@@ -25,9 +26,6 @@ class Recorder:
         self.chunks = 0
         self.enough, self.doing = enough, doing
 
-    def note(self, line: str) -> None:
-        self.lines.append(line)
-
     def progress(self, doing: str, done: int, total: int) -> None:
         self.chunks += doing == "encoding"
         if doing == self.doing and self.enough is not None:
@@ -38,12 +36,7 @@ class Recorder:
 
 def prepared(source: Path, data_dir: Path, kind: str, recorder: Recorder) -> dict[str, bytes]:
     data = DataConfig((str(source),), tokenizer=kind)
-    dataset = find_or_prepare(
-        data,
-        data_dir,
-        vocab_size=280,
-        name="x",
-        note=recorder.note,
-        progress=recorder.progress,
-    )
+    request = PrepareRequest(data, vocab_size=280, name="x")
+    with logged(recorder.lines):
+        dataset = find_or_prepare(request, data_dir, recorder.progress)
     return contents(dataset.folder)

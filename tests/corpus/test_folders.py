@@ -38,12 +38,11 @@ def write(path: Path) -> Path:
     return path
 
 
-def test_what_programs_leave_behind_is_skipped(tmp_path: Path) -> None:
+def test_what_programs_leave_behind_is_skipped(tmp_path: Path, notes: list[str]) -> None:
     kept = [write(tmp_path / name) for name in ("a.txt", "b/c.JSONL", "b/d.txt")]
     for name in LEFT:
         write(tmp_path / name)
-    notes: list[str] = []
-    assert text_files(tmp_path, SUFFIXES, notes.append) == kept
+    assert text_files(tmp_path, SUFFIXES) == kept
     assert notes == [f"left out of {tmp_path}: 4 hidden"], "files only, that would be text"
 
 
@@ -58,11 +57,10 @@ def test_a_folder_is_a_folder_whatever_its_name(tmp_path: Path) -> None:
     assert text_files(tmp_path, SUFFIXES) == [kept]
 
 
-def test_one_line_says_what_was_left_out(tmp_path: Path) -> None:
+def test_one_line_says_what_was_left_out(tmp_path: Path, notes: list[str]) -> None:
     for name in ("a.txt", "b.md", "c.md", "d/e.MD", "f.csv", "g.json.gz", "LICENSE"):
         write(tmp_path / name)
-    notes: list[str] = []
-    text_files(tmp_path, SUFFIXES, notes.append)
+    text_files(tmp_path, SUFFIXES)
     (line,) = notes
     assert line.startswith(f"left out of {tmp_path}: 3 .md, ")
     assert set(line.split(": ")[1].split(", ")) == {
@@ -73,7 +71,7 @@ def test_one_line_says_what_was_left_out(tmp_path: Path) -> None:
     }
 
 
-def test_links_are_named_where_nothing_is_behind_them(tmp_path: Path) -> None:
+def test_links_are_named_where_nothing_is_behind_them(tmp_path: Path, notes: list[str]) -> None:
     real = write(tmp_path / "elsewhere" / "a.txt")
     folder = tmp_path / "f"
     folder.mkdir()
@@ -81,24 +79,23 @@ def test_links_are_named_where_nothing_is_behind_them(tmp_path: Path) -> None:
     (folder / "gone.txt").symlink_to("/gone/b.txt")
     (folder / "more").symlink_to(real.parent)
     os.mkfifo(folder / "pipe.txt")
-    notes: list[str] = []
-    assert text_files(folder, SUFFIXES, notes.append) == [folder / "good.txt"]
+    assert text_files(folder, SUFFIXES) == [folder / "good.txt"]
     assert f"{folder / 'gone.txt'} is a broken link, to /gone/b.txt" in notes[0]
     assert f"{folder / 'more'} is a link to a folder" in notes[0]
     assert "1 .txt" in notes[0], "the pipe"
 
 
-def test_nothing_left_out_is_not_noted(tmp_path: Path) -> None:
+def test_nothing_left_out_is_not_noted(tmp_path: Path, notes: list[str]) -> None:
     write(tmp_path / "a.txt")
-    assert text_files(tmp_path, SUFFIXES, pytest.fail) == [tmp_path / "a.txt"]
+    assert text_files(tmp_path, SUFFIXES) == [tmp_path / "a.txt"]
+    assert notes == []
 
 
-def test_the_line_stays_one_line(tmp_path: Path) -> None:
+def test_the_line_stays_one_line(tmp_path: Path, notes: list[str]) -> None:
     for n in range(50):
         write(tmp_path / f"a.k{n}")
         (tmp_path / f"l{n}.txt").symlink_to("/gone")
-    notes: list[str] = []
-    text_files(tmp_path, SUFFIXES, notes.append)
+    text_files(tmp_path, SUFFIXES)
     assert notes[0].count(",") < 40
     assert notes[0].count("…") == 2
 

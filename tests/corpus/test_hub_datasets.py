@@ -10,6 +10,7 @@ from mlxgpt.corpus.hub import HUB
 from tests.corpus.hub import (
     CONVERTED,
     Files,
+    GitHub,
     Hub,
     Repository,
     parquet,
@@ -47,7 +48,7 @@ def test_stories_of_the_hub_become_a_bpe_and_none_is_in_both_splits(tmp_path: Pa
     with machine(tmp_path, Hub(tinystories())) as here:
         code, out, err = here.run(*line)
         assert code == 0, err
-        assert "getting roneneldan/TinyStories (1,900 MB of text) from" in err
+        assert "downloading roneneldan/TinyStories (1,900 MB of text) from" in err
         assert "vocabulary 300" in out
         train, val = sides(open_dataset(tmp_path / "data" / "tinystories-bpe300"))
         assert val == VALIDATING
@@ -73,24 +74,27 @@ def test_both_sides_are_of_the_same_commit(tmp_path: Path) -> None:
     assert len(hub.repositories["roneneldan/TinyStories"].commits) > 1
 
 
-def test_where_xet_fails_files_come_without_it(tmp_path: Path) -> None:
-    hub = Hub(tinystories(), "xet")
+def test_where_xet_fails_the_way_without_it_is_named(tmp_path: Path) -> None:
+    hub, line = Hub(tinystories(), "xet"), ("prepare", "tinystories", "--vocab-size", "300")
     with machine(tmp_path, hub) as here:
-        code, _, err = here.run(
-            "prepare", "tinystories", "--vocab-size", "300", HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1"
-        )
+        code, _, err = here.run(*line, HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")
+        assert code == 2, err
+        assert f"roneneldan/TinyStories {GONE}RuntimeError: " in err
+        assert "set HF_HUB_DISABLE_XET=1" in err.splitlines()[-1]
+        assert any("/reconstructions/" in asked for asked in hub.cdn.asked), "it was tried"
+        code, _, err = here.run(*line, HF_HUB_DISABLE_XET="1")
         assert code == 0, err
-        assert "the hub's Xet storage failed (RuntimeError: " in err
-        assert "; once more without it" in err
         assert sides(open_dataset(tmp_path / "data" / "tinystories-bpe300"))[1] == VALIDATING
-    assert any("/reconstructions/" in line for line in hub.cdn.asked), "it was tried"
 
 
-def test_small_texts_do_not_go_through_xet(tmp_path: Path) -> None:
-    hub = Hub(shakespeare(TEXT), "xet")
-    with machine(tmp_path, hub) as here:
-        assert here.run("prepare", "shakespeare")[0] == 0
-    assert not any("xet-read-token" in line for line in hub.asked)
+def test_where_xet_fails_shakespeare_comes_from_its_origin(tmp_path: Path) -> None:
+    hub, github = Hub(shakespeare(TEXT), "xet"), GitHub(TEXT)
+    with machine(tmp_path, hub, github) as here:
+        code, _, err = here.run("prepare", "shakespeare", HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")
+        assert code == 0, err
+        assert here.text() == (TEXT[:900], TEXT[900:])
+    assert any("/reconstructions/" in asked for asked in hub.cdn.asked), "it was tried"
+    assert len(github.asked) == 1
 
 
 def test_validation_rows_are_not_trained_on_though_there_is_one_split(tmp_path: Path) -> None:
@@ -121,14 +125,21 @@ def test_openwebtext_keeps_some_of_its_pages_to_judge_by(tmp_path: Path) -> None
     assert 0 < len(val) < 40
 
 
-def test_a_rate_limit_is_waited_for_where_there_is_no_other_place(tmp_path: Path) -> None:
+def test_who_may_not_ask_at_once_is_told_when_to_come_again(tmp_path: Path) -> None:
     with machine(tmp_path, Hub(tinystories(), "429")) as here:
+        code, out, err = here.run("prepare", "tinystories")
+    assert (code, out) == (2, "")
+    assert f"mlxgpt: roneneldan/TinyStories {GONE}it answered 429)\n" in err
+    assert "wait some minutes, or log in, with hf auth login" in err.splitlines()[-1]
+
+
+def test_a_rate_limit_on_the_way_is_waited_for_where_there_is_no_other_place(
+    tmp_path: Path,
+) -> None:
+    with machine(tmp_path, Hub(tinystories(), "429", at="data/")) as here:
         process = here.start("prepare", "tinystories")
         assert process.stderr
-        for line in process.stderr:
-            if "asks to wait 300 s" in line:
-                break
-        assert "hf auth login" in line
+        assert any("Waiting 301.0s" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
         assert process.returncode == 130
@@ -175,16 +186,16 @@ def test_a_dataset_whose_script_was_converted_can_be_trained_on(tmp_path: Path) 
         assert here.run("prepare", "hf:aesop/fables", "--tokenizer", "char")[0] == 0
 
 
+GONE = "could not be downloaded (the Hugging Face hub: "
 REFUSED = {
     "hf:aesop/fables:title": "aesop/fables has no column 'title' of text; there is: text",
     "hf:aesop/numbers": "aesop/numbers has no column 'text' of text; there is: none",
     "hf:aesop/parts": "aesop/parts has no split 'train'; there is: one, two",
-    "hf:aesop/nothing": "aesop/nothing cannot be had (the Hugging Face hub: it answered 401)",
-    "hf:aesop/gated": "aesop/gated cannot be had (the Hugging Face hub: there is no such "
-    "dataset, or it is private or gated)",
-    "hf:aesop/many": "aesop/many cannot be had (the Hugging Face hub: ValueError: Config name is "
-    "missing. Please pick one among the available configs: ['greek', 'latin']",
-    "hf:fables": "'hf:fables' is no dataset's name",
+    "hf:aesop/nothing": f"aesop/nothing {GONE}it answered 401)",
+    "hf:aesop/gated": f"aesop/gated {GONE}there is no such dataset, or it is private or gated)",
+    "hf:aesop/many": f"aesop/many {GONE}ValueError: Config name is missing. Please pick one among "
+    "the available configs: ['greek', 'latin']",
+    "hf:fables": "'hf:fables' is not a dataset's name",
 }
 
 

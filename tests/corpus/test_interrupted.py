@@ -15,7 +15,7 @@ import pytest
 from mlxgpt import files
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import prepare, sources
-from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.corpus.readers import Piece
 from mlxgpt.corpus.sources import Source
 from mlxgpt.corpus.tokenizer import END_OF_TEXT
@@ -150,7 +150,8 @@ from mlxgpt.config import DataConfig
 from mlxgpt.corpus import encoding, prepare
 encoding.CHUNK, prepare.SAVE_EVERY = 200, 3
 data = DataConfig((sys.argv[1],), tokenizer="bpe")
-prepare.find_or_prepare(data, Path(sys.argv[2]), vocab_size=280, name="x")
+request = prepare.PrepareRequest(data, vocab_size=280, name="x")
+prepare.find_or_prepare(request, Path(sys.argv[2]))
 """
 
 
@@ -236,7 +237,9 @@ def test_a_source_that_fails_while_it_is_read_leaves_nothing_behind(
     source = Source("x", {}, Documents(), None, size=1000)
     monkeypatch.setattr(sources, "open_source", lambda *arguments: source)
     with pytest.raises(UserError, match="the file has gone"):
-        find_or_prepare(DataConfig(("x.txt",), tokenizer=kind), tmp_path, vocab_size=300)
+        find_or_prepare(
+            PrepareRequest(DataConfig(("x.txt",), tokenizer=kind), vocab_size=300), tmp_path
+        )
     assert list(tmp_path.iterdir()) == []
 
 

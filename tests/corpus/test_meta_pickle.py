@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mlxgpt.corpus import meta_pickle
 from mlxgpt.errors import UserError
+from tests.hostile import nested
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -55,7 +56,7 @@ def test_what_pythons_own_pickler_writes_is_read(tmp_path: Path, protocol: int) 
 
 @pytest.mark.parametrize("protocol", [0, 4])
 def test_the_largest_vocabulary_is_read_in_bounded_memory(tmp_path: Path, protocol: int) -> None:
-    text = "".join(chr(code) for code in range(0x10000, 0x10000 + meta_pickle.IDS))
+    text = "".join(chr(code) for code in range(0x10000, 0x10000 + meta_pickle.MAX_IDS))
     content = pickle.dumps(vocabulary(text), protocol)
     tracemalloc.start()
     assert read(tmp_path, content) == text
@@ -87,16 +88,6 @@ def test_a_pickle_that_runs_code_is_refused(home: Path, protocol: int) -> None:
     assert Path("sprung").exists(), "and it would have"
 
 
-KNOWN = {
-    *meta_pickle.NUMBERS,
-    *meta_pickle.TEXTS,
-    *meta_pickle.PUTS,
-    *meta_pickle.GETS,
-    *meta_pickle._Machine()._simple,
-    "PROTO",
-    "FRAME",
-    "STOP",
-}
 DANGEROUS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
 DANGEROUS |= {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 ARGUMENTS: dict[str, bytes] = {
@@ -111,14 +102,24 @@ ARGUMENTS: dict[str, bytes] = {
 @pytest.mark.parametrize("opcode", pickletools.opcodes, ids=lambda opcode: opcode.name)
 def test_every_other_opcode_is_refused(tmp_path: Path, opcode: Any) -> None:
     """Before the first value of a pickle that is good otherwise."""
-    assert not DANGEROUS & KNOWN
+    assert not DANGEROUS & meta_pickle.ALLOWED
     good = pickle.dumps(vocabulary("ab"), 4)
     argument = ARGUMENTS.get(opcode.name, b"\0" * 8 if opcode.arg else b"")
     content = opcode.code.encode("latin-1") + argument + good
-    if opcode.name in KNOWN:
+    if opcode.name in meta_pickle.ALLOWED:
         return
     with pytest.raises(UserError, match=rf"numbers and texts \({opcode.name}\), and could run"):
         read(tmp_path, content)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_unpickler_finds_no_function_whatever_the_opcodes_are(
+    home: Path, protocol: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meta_pickle, "ALLOWED", {one.name for one in pickletools.opcodes})
+    with pytest.raises(UserError, match=r"damaged .*mkdir"):
+        read(home, pickle.dumps({**vocabulary("ab"), "more": Trap()}, protocol))
+    assert not Path("sprung").exists()
 
 
 def without(tree: dict[str, Any], name: str) -> dict[str, Any]:
@@ -152,7 +153,8 @@ GOOD = vocabulary("abc")
         ({**GOOD, "stoi": {"a": 0, "b": 2, "c": 1}}, "do not agree on id 1"),
         ({**GOOD, "stoi": {"a": 0, "b": "1", "c": 2}}, "do not agree on id 1"),
         ({**GOOD, "vocab_size": True}, r"a bool|NEWTRUE"),
-        ({**GOOD, "more": [[["deep"]]]}, "nested too deeply"),
+        ({**GOOD, "more": nested(meta_pickle.MAX_CONTAINERS)}, "nested too deeply"),
+        ({**GOOD, "more": nested(200)}, "nested too deeply"),
         ({**GOOD, "more": (1, 2)}, r"and could run code"),
         ({**GOOD, "more": None}, r"NONE"),
         ({**GOOD, "more": 1.5}, r"FLOAT"),
@@ -172,7 +174,7 @@ def test_what_does_not_agree_is_refused(
     [
         (b"", "exhausted"),
         (b".", "damaged"),
-        (b"\x80\x06}.", "its protocol is 6"),
+        (b"\x80\x06}.", "damaged .*protocol: 6"),
         (b"h\x00.", "damaged"),  # gets what was never put
         (b"a.", "damaged"),
         (b"u.", "damaged"),
@@ -180,15 +182,20 @@ def test_what_does_not_agree_is_refused(
         (b"](K\x01a.", "damaged"),  # takes from below the mark
         (b"K\x01K\x02a.", "damaged"),  # puts something into a number
         (b"}(K\x01u.", "damaged"),  # a key without a value
-        (b"}]K\x01s.", "no number or text"),
-        (b"}K\x01K\x02sK\x01K\x02s.", "comes twice"),
-        (b"]q\x00h\x00a.", "nested too deeply"),  # a list that holds itself
-        (b"]q\x00]q\x01h\x00ah\x00h\x01a.", "nested too deeply"),  # two that hold each other
+        (b"}]K\x01s.", "damaged .*unhashable"),  # a list as a key
+        (b"}K\x01K\x02sK\x01K\x02s.", "has not vocab_size"),  # a key that comes twice
+        (b"]q\x00h\x00a.", "no dictionary"),  # a list that holds itself
+        (b"]q\x00]q\x01h\x00ah\x00h\x01a.", "no dictionary"),  # two that hold each other
+        (b"}U\x01a.", "could run code"),
+        (b"}r\xff\xff\xff\x7f.", "damaged\n"),  # a memo of 16 GB
+        (b"}p2000000000\n.", "damaged\n"),
+        (b"}p-1\n.", "damaged\n"),
         (b"\x8d" + b"\xff" * 8 + b"x.", "byte count"),
         (b"\x8a\x09" + b"\xff" * 9 + b".", "no dictionary"),
         (b"I" + b"9" * 5000 + b"\n.", "digits"),
         (b"(" * (1 << 20) + b".", "too long"),
-        (b"]" * (1 << 22), "too long"),
+        (b"]" * (1 << 22), "nested too deeply"),
+        (b"(" * (1 << 22), "too long"),
         (b"]" + b"\x94" * (1 << 21), "too long"),
         (b"]" * (1 << 23), "larger than"),
     ],

@@ -15,7 +15,7 @@ from mlxgpt.config import DataConfig
 from mlxgpt.corpus import tokens as arrays
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.dataset import open_dataset
-from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.errors import UserError
 from mlxgpt.storage import run as runs
 from tests.corpus.preparing import contents
@@ -56,7 +56,7 @@ def test_its_arrays_are_opened_as_they_are(folder: Path, gpt2: BPETokenizer) -> 
 def test_it_is_found_by_its_name_and_by_its_folder(folder: Path) -> None:
     expected = open_dataset(folder).meta
     for name in ("web", str(folder)):
-        assert find_or_prepare(DataConfig((name,)), folder.parent).meta == expected
+        assert find_or_prepare(PrepareRequest(DataConfig((name,))), folder.parent).meta == expected
 
 
 def test_counts_do_not_hang_on_how_much_is_read_at_a_time(
@@ -128,7 +128,7 @@ def test_characters_of_shakespeare_are_those_of_our_own_preparation(
     theirs = tmp_path / "shakespeare_char"
     theirs.mkdir()
     write_characters(theirs, shakespeare.read_text(encoding="utf-8"))
-    ours = find_or_prepare(DataConfig((str(shakespeare),)), tmp_path / "data")
+    ours = find_or_prepare(PrepareRequest(DataConfig((str(shakespeare),))), tmp_path / "data")
     dataset = open_dataset(theirs)
     assert dataset.meta.fingerprint == ours.meta.fingerprint
     assert (dataset.meta.train, dataset.meta.val) == (ours.meta.train, ours.meta.val)

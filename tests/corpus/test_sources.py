@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.corpus import readers, sources
-from mlxgpt.corpus.hub import HUB, Found, Rows
+from mlxgpt.corpus.hub import HUB, Rows, SplitRows
 from mlxgpt.corpus.readers import Piece
 from mlxgpt.errors import UserError
 from tests.corpus.texts import joined, pieces_of
@@ -150,15 +150,15 @@ def test_a_corpus_of_the_hub_is_read_from_its_files(
 ) -> None:
     """The rows of a single document are its pieces."""
     files = [Path(write(tmp_path / f"{n}.jsonl", f'{{"text": "row {n}"}}')) for n in range(3)]
-    found = Found(Rows(files[:2]), Rows(files[2:]) if HUB[name].val else None, "abc")
-    monkeypatch.setattr(sources.hub, "load", lambda text, note: found)
+    rows = SplitRows(Rows(files[:2]), Rows(files[2:]) if HUB[name].val else None, "abc")
+    monkeypatch.setattr(sources.hub, "load_rows", lambda dataset: rows)
     source = sources.open_source([name])
 
     def pieces(side: Iterable[int]) -> list[Piece]:
         return [Piece(f"row {n}", last=name != "shakespeare") for n in side]
 
     assert list(source.train) == pieces((0, 1))
-    assert source.val is None if not found.val else list(source.val or ()) == pieces((2,))
+    assert source.val is None if not rows.val else list(source.val or ()) == pieces((2,))
     assert source.single == (name == "shakespeare")
     assert source.size == sum(map(readers.text_size, files[:2]))
     assert source.origin == {**sources.corpus_origin([name]), "revision": "abc"}
@@ -310,17 +310,14 @@ def test_a_name_with_a_colon_is_a_name_first(tmp_path: Path) -> None:
         read([str(tmp_path / "gone:b")])
 
 
-def test_what_was_left_out_of_a_folder_is_noted(tmp_path: Path) -> None:
+def test_what_was_left_out_of_a_folder_is_noted(tmp_path: Path, notes: list[str]) -> None:
     for name in ("a.txt", "._a.txt", "b.md"):
         write(tmp_path / "texts" / name, name)
         write(tmp_path / "val" / name, name)
-    notes: list[str] = []
-    source = sources.open_source(
-        [str(tmp_path / "texts")], [str(tmp_path / "val")], note=notes.append
-    )
+    source = sources.open_source([str(tmp_path / "texts")], [str(tmp_path / "val")])
     assert joined(source.train) == ["a.txt"]
     assert [line.rpartition(": ")[2] for line in notes] == ["1 .md, 1 hidden"] * 2
-    assert joined(sources.open_files([str(tmp_path / "val")], notes.append)) == ["a.txt"]
+    assert joined(sources.open_files([str(tmp_path / "val")])) == ["a.txt"]
     assert len(notes) == 3
 
 
@@ -330,12 +327,9 @@ def test_a_pattern_matches_no_leftovers(home: Path) -> None:
     assert read(["texts/*"]) == ["a.txt"]
 
 
-def test_a_page_is_noted(tmp_path: Path) -> None:
-    notes: list[str] = []
+def test_a_page_is_noted(tmp_path: Path, notes: list[str]) -> None:
     page = write(tmp_path / "page.html", "<!DOCTYPE html><p>Once upon a time</p>")
-    assert joined(sources.open_source([page], note=notes.append).train) == [
-        "<!DOCTYPE html><p>Once upon a time</p>"
-    ]
+    assert joined(sources.open_source([page]).train) == ["<!DOCTYPE html><p>Once upon a time</p>"]
     assert "with its tags" in notes[0]
 
 

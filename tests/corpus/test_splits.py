@@ -17,7 +17,7 @@ from mlxgpt.corpus import encoding, readers, splits
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.dataset import Dataset, open_dataset
 from mlxgpt.corpus.hub import HUB
-from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.corpus.readers import Piece
 from mlxgpt.corpus.sources import Source
 from mlxgpt.corpus.splits import SplitRule, documents
@@ -52,7 +52,7 @@ def made(
             path.write_text("\n".join(json.dumps({"text": text}) for text in content))
             paths.append((str(path),))
     data = DataConfig(paths[0], paths[1], tokenizer)
-    return find_or_prepare(data, folder / "data", vocab_size=vocab_size, name="x")
+    return find_or_prepare(PrepareRequest(data, vocab_size=vocab_size, name="x"), folder / "data")
 
 
 def tidy(texts: Sequence[str]) -> list[str]:
@@ -96,14 +96,13 @@ def test_where_whole_documents_are_too_much_each_one_is_cut(
     check_counts(dataset)
 
 
-def test_a_book_and_its_preface_are_both_trained_on(tmp_path: Path) -> None:
+def test_a_book_and_its_preface_are_both_trained_on(tmp_path: Path, notes: list[str]) -> None:
     """By the rule for many documents, the book alone would be the validation text."""
     book, preface = "It was a dark night. " * 5000, "To the reader: " + "welcome. " * 100
     for name, text in (("book", book), ("preface", preface)):
         (tmp_path / f"{name}.txt").write_text(text)
-    notes: list[str] = []
     data = DataConfig((str(tmp_path),), (), "char")
-    dataset = find_or_prepare(data, tmp_path / "data", name="x", note=notes.append)
+    dataset = find_or_prepare(PrepareRequest(data, name="x"), tmp_path / "data")
     assert dataset.meta.val.bytes / (dataset.meta.val.bytes + dataset.meta.train.bytes) < 0.11
     train, val = sides(dataset)
     assert [a + b for a, b in zip(train, val, strict=True)] == [book, preface]
@@ -363,7 +362,9 @@ def test_what_was_decided_can_be_written_down() -> None:
 def test_real_shakespeare_is_split_as_nanogpt_does(
     tmp_path: Path, shakespeare: Path, tokenizer: str, gpt2: BPETokenizer
 ) -> None:
-    dataset = find_or_prepare(DataConfig((str(shakespeare),), (), tokenizer), tmp_path)
+    dataset = find_or_prepare(
+        PrepareRequest(DataConfig((str(shakespeare),), (), tokenizer)), tmp_path
+    )
     text = shakespeare.read_text()
     cut = int(len(text) * 0.9)
     assert (cut, len(text) - cut) == (1_003_854, 111_540)
@@ -383,7 +384,7 @@ def test_real_stories_are_validated_on_stories_that_are_not_trained_on(
 ) -> None:
     train, val = (str(real_texts / "tinystories" / f"{name}.txt") for name in ("train", "valid"))
     data = DataConfig((train,), (val,), "bpe")
-    dataset = find_or_prepare(data, tmp_path, vocab_size=1024)
+    dataset = find_or_prepare(PrepareRequest(data, vocab_size=1024), tmp_path)
     training, validation = sides(dataset)
     texts = [tidy(Path(name).read_text().split(END_OF_TEXT)) for name in (train, val)]
     assert validation == texts[1]
@@ -396,7 +397,7 @@ def test_rows_of_real_parquet_are_stories(tmp_path: Path, real_texts: Path) -> N
     import pyarrow.parquet
 
     path = real_texts / "tinystories" / "train-00000-of-00001.parquet"
-    dataset = find_or_prepare(DataConfig((str(path),)), tmp_path)
+    dataset = find_or_prepare(PrepareRequest(DataConfig((str(path),))), tmp_path)
     rows = pyarrow.parquet.read_table(path)["text"].to_pylist()
     train, val = sides(dataset)
     assert sorted(train + val) == sorted(tidy(rows))

@@ -13,7 +13,7 @@ from mlxgpt import files
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import meta, tokens
 from mlxgpt.corpus.dataset import open_dataset
-from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens, blocks_per_epoch
 from mlxgpt.errors import UserError
@@ -122,7 +122,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "train.txt").write_text("hello<|endoftext|>world")
     (tmp_path / "val.txt").write_text("held")
     data = DataConfig((str(tmp_path / "train.txt"),), (str(tmp_path / "val.txt"),))
-    return find_or_prepare(data, tmp_path, name="x").folder
+    return find_or_prepare(PrepareRequest(data, name="x"), tmp_path).folder
 
 
 def test_a_prepared_folder_opens(folder: Path) -> None:

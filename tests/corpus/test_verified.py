@@ -15,7 +15,7 @@ from mlxgpt import api
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import dataset, nanogpt, prepare, sources, tokens
 from mlxgpt.corpus.dataset import open_dataset
-from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.corpus.verified import Verified
 from mlxgpt.errors import UserError
 from mlxgpt.files import sealed
@@ -55,28 +55,27 @@ def data(tmp_path: Path) -> DataConfig:
 def test_what_was_prepared_here_is_never_read_again(
     tmp_path: Path, data: DataConfig, reads: Reads
 ) -> None:
-    first = find_or_prepare(data, tmp_path / "data")
+    first = find_or_prepare(PrepareRequest(data), tmp_path / "data")
     assert reads == ["one.txt", "held.txt", "train.bin", "val.bin"]
     reads.clear()
-    assert find_or_prepare(data, tmp_path / "data").meta == first.meta
+    assert find_or_prepare(PrepareRequest(data), tmp_path / "data").meta == first.meta
     assert open_dataset(first.folder).meta == first.meta
     assert reads == []
 
 
 def test_it_is_read_again_on_request(tmp_path: Path, data: DataConfig, reads: Reads) -> None:
-    folder = find_or_prepare(data, tmp_path / "data").folder
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     reads.clear()
-    find_or_prepare(data, tmp_path / "data", verify=True)
+    find_or_prepare(PrepareRequest(data, verify=True), tmp_path / "data")
     assert reads == ["one.txt", "held.txt", "train.bin", "val.bin"]
-    find_or_prepare(DataConfig((str(folder),)), tmp_path, verify=True)
+    find_or_prepare(PrepareRequest(DataConfig((str(folder),)), verify=True), tmp_path)
     assert reads[4:] == ["train.bin", "val.bin"]
 
 
-def test_who_asks_is_told(home: Path, text_file: Path) -> None:
-    lines: list[str] = []
+def test_who_asks_is_told(home: Path, text_file: Path, notes: list[str]) -> None:
     for verify in (False, True):
-        api.prepare(text_file, verify=verify, note=lines.append)
-    assert lines == [
+        api.prepare(text_file, verify=verify)
+    assert notes == [
         f"preparing {text_file} in data/words",
         "read whole: every byte is as it was written",
     ]
@@ -95,17 +94,17 @@ def rewrite(path: Path) -> None:
 def test_a_file_that_may_be_another_is_read_once_more(
     tmp_path: Path, data: DataConfig, reads: Reads, change: Callable[[Path], None]
 ) -> None:
-    folder = find_or_prepare(data, tmp_path / "data").folder
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     change(folder / "val.bin")
     change(tmp_path / "one.txt")
     reads.clear()
     for _ in range(2):
-        find_or_prepare(data, tmp_path / "data")
+        find_or_prepare(PrepareRequest(data), tmp_path / "data")
     assert reads == ["one.txt", "val.bin"]
 
 
 def test_a_copied_folder_is_read_once(tmp_path: Path, data: DataConfig, reads: Reads) -> None:
-    folder = find_or_prepare(data, tmp_path / "data").folder
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     shutil.copytree(folder, tmp_path / "copy")
     reads.clear()
     for _ in range(2):
@@ -117,7 +116,7 @@ def test_damage_under_an_unchanged_time_is_found_on_request(
     tmp_path: Path, data: DataConfig
 ) -> None:
     """As a disk does it; nothing but reading tells."""
-    folder = find_or_prepare(data, tmp_path / "data").folder
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     path, before = folder / "train.bin", (folder / "train.bin").stat()
     with path.open("r+b") as file:
         file.write(b"\1")
@@ -133,7 +132,7 @@ def test_damage_under_an_unchanged_time_is_found_on_request(
 def test_a_memory_that_is_damaged_is_none(
     tmp_path: Path, data: DataConfig, reads: Reads, damage: str
 ) -> None:
-    folder = find_or_prepare(data, tmp_path / "data").folder
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     path = folder / "verified.json"
     path.unlink()
     if damage == "a pipe":
@@ -153,7 +152,7 @@ def test_a_memory_that_is_damaged_is_none(
 def test_what_cannot_be_remembered_is_read_each_time(
     tmp_path: Path, data: DataConfig, reads: Reads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = find_or_prepare(data, tmp_path / "data").folder
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     (folder / "verified.json").unlink()
 
     def refuse(*_: object) -> None:
@@ -192,19 +191,20 @@ def test_arrays_of_nanogpt_are_read_once(tmp_path: Path, reads: Reads) -> None:
     assert reads[2:] == ["train.bin", "val.bin"]
 
 
-def test_who_deleted_the_text_goes_on_with_its_arrays(tmp_path: Path, data: DataConfig) -> None:
-    before = find_or_prepare(data, tmp_path / "data")
+def test_who_deleted_the_text_goes_on_with_its_arrays(
+    tmp_path: Path, data: DataConfig, notes: list[str]
+) -> None:
+    before = find_or_prepare(PrepareRequest(data), tmp_path / "data")
     (tmp_path / "one.txt").unlink()
-    lines: list[str] = []
-    assert find_or_prepare(data, tmp_path / "data", note=lines.append).meta == before.meta
-    assert lines == [f"{tmp_path / 'one.txt'} is gone; {before.folder} was prepared from it"]
+    assert find_or_prepare(PrepareRequest(data), tmp_path / "data").meta == before.meta
+    assert notes == [f"{tmp_path / 'one.txt'} is gone; {before.folder} was prepared from it"]
 
 
 @pytest.mark.parametrize("other", ["another folder", "another validation text", "tokenizer"])
 def test_arrays_of_another_text_that_is_gone_are_not_taken(
     tmp_path: Path, data: DataConfig, other: str
 ) -> None:
-    find_or_prepare(data, tmp_path / "data", name="x")
+    find_or_prepare(PrepareRequest(data, name="x"), tmp_path / "data")
     (tmp_path / "one.txt").unlink()
     source, val = data.source[0], data.val_source[0]
     given = {
@@ -213,4 +213,4 @@ def test_arrays_of_another_text_that_is_gone_are_not_taken(
         "tokenizer": DataConfig((source,), (val,), tokenizer="gpt2"),
     }[other]
     with pytest.raises(UserError, match=r"there is no file|was prepared from another text"):
-        find_or_prepare(given, tmp_path / "data", name="x")
+        find_or_prepare(PrepareRequest(given, name="x"), tmp_path / "data")

@@ -20,7 +20,14 @@ from mlxgpt.model.gpt import GPT, flat
 TEXT = "to be or not to be\n"
 
 
-def write(path: Path, tokenizer: Tokenizer, *, n_embd: int = 16, **more: Any) -> None:
+def write(
+    path: Path,
+    tokenizer: Tokenizer,
+    *,
+    n_embd: int = 16,
+    add_bos_token: bool = False,
+    quantize: int | None = None,
+) -> None:
     config = ModelConfig(
         n_layer=1,
         n_head=2,
@@ -31,7 +38,8 @@ def write(path: Path, tokenizer: Tokenizer, *, n_embd: int = 16, **more: Any) ->
         bias=False,
     )
     arrays = flat(GPT(config).parameters())
-    gguf.write(path, config, arrays, tokenizer, name="tiny", **({"add_bos_token": False} | more))
+    model = gguf.Model(config, arrays, tokenizer, "tiny", add_bos_token)
+    gguf.write(path, model, quantize)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from huggingface_hub import constants
 
 import mlxgpt
 from mlxgpt import cli
-from mlxgpt.corpus import web
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.errors import UserError
@@ -23,6 +23,7 @@ from mlxgpt.interchange import download, huggingface, importing
 from mlxgpt.storage.run import load_model, open_run
 from tests.commands import Capture, refused
 from tests.corpus.hub import Hub, Repository, running
+from tests.corpus.machine import NOWHERE
 from tests.failing import failing_sync
 from tests.interchange.models import SHAPE, folder_of, some_bpe
 
@@ -36,7 +37,7 @@ def reached(
     hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, *, seconds: float = 2.0
 ) -> Iterator[Hub]:
     """This process reaches that hub, with a cache of its own."""
-    from huggingface_hub import constants, hf_api
+    from huggingface_hub import hf_api
 
     with running(hub), monkeypatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", hub.address)
@@ -210,28 +211,41 @@ def gpt2_of_the_hub(tmp_path: Path) -> Repository:
 
 
 def test_gpt2_comes_from_the_hub_and_then_from_its_cache(
-    home: Path, gpt2_of_the_hub: Repository, monkeypatch: pytest.MonkeyPatch
+    home: Path,
+    gpt2_of_the_hub: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+    notes: list[str],
 ) -> None:
     hub = Hub({"models/openai-community/gpt2": gpt2_of_the_hub})
-    notes: list[str] = []
     with reached(hub, home, monkeypatch):
-        run = mlxgpt.import_model("gpt2", note=notes.append)
+        run = mlxgpt.import_model("gpt2")
         assert run.folder == Path("runs/gpt2")
         commit = gpt2_of_the_hub.branches["main"]
         assert run.origin == {"hub": "openai-community/gpt2", "revision": commit}
         assert not any("pytorch_model" in line or "tflite" in line for line in hub.asked)
         assert any("MB) from the Hugging Face hub" in note for note in notes)
         before = len(hub.cdn.asked)
-        mlxgpt.import_model("gpt2", run="again", note=notes.append)
+        mlxgpt.import_model("gpt2", run="again")
         assert len(hub.cdn.asked) == before, "what was fetched is not fetched again"
         with monkeypatch.context() as patch:
-            patch.setattr(web, "must_answer", _nobody)
-            assert mlxgpt.import_model("gpt2", run="offline", note=notes.append).steps() == [0]
-    assert notes[-1].endswith("taking what was fetched before")
+            patch.setattr(constants, "ENDPOINT", NOWHERE)
+            assert mlxgpt.import_model("gpt2", run="offline").steps() == [0]
+    assert notes[-1].endswith("; using openai-community/gpt2 from the cache")
 
 
-def _nobody(url: str, note: object) -> None:
-    raise web.NoAnswer("no answer")
+def test_the_cache_is_used_where_the_hub_may_not_be_asked(
+    home: Path, gpt2_of_the_hub: Repository, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
+    hub = Hub({"models/openai-community/gpt2": gpt2_of_the_hub})
+    with reached(hub, home, monkeypatch):
+        mlxgpt.import_model("gpt2")
+        asked = len(hub.asked)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert mlxgpt.import_model("gpt2", run="offline").steps() == [0]
+        assert len(hub.asked) == asked
+        with pytest.raises(UserError, match=r"could not be downloaded \(.*HF_HUB_OFFLINE is set"):
+            mlxgpt.import_model("distilgpt2")
+    assert "the Hugging Face hub: HF_HUB_OFFLINE is set; using" in notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -263,18 +277,18 @@ def test_unknown_and_gated_models(home: Path, monkeypatch: pytest.MonkeyPatch) -
     hub = Hub({"models/owner/gated": Repository({"main": {}}, gated=True)})
     with reached(hub, home, monkeypatch):
         for name in ("owner/unknown", "owner/gated"):
-            with pytest.raises(UserError, match=f"{name} cannot be had"):
+            with pytest.raises(UserError, match=f"{name} could not be downloaded"):
                 mlxgpt.import_model(name)
 
 
 def test_nobody_answers_and_nothing_was_fetched(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "must_answer", _nobody)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache"))
     with pytest.raises(UserError) as caught:
         mlxgpt.import_model("distilgpt2")
-    assert caught.value.problem.startswith("distilbert/distilgpt2 cannot be had")
+    assert caught.value.problem.startswith("distilbert/distilgpt2 could not be downloaded")
     assert "a model in a folder is imported without one" in caught.value.remedy
 
 
@@ -297,7 +311,7 @@ def test_a_file_that_was_damaged_on_its_way_is_told_and_fetched_again(
         content = bytearray(blob.resolve().read_bytes())
         content[-1] ^= 1
         blob.resolve().write_bytes(content)
-        with pytest.raises(UserError, match="was damaged on its way"):
+        with pytest.raises(UserError, match="was damaged in transit"):
             mlxgpt.import_model("gpt2", run="again")
         assert mlxgpt.import_model("gpt2", run="again").steps() == [0]
 

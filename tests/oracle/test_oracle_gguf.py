@@ -112,11 +112,18 @@ def lively(
     return model
 
 
-def written(folder: Path, model: GPT, tokenizer: Tokenizer, **more: Any) -> Path:
+def written(
+    folder: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    *,
+    add_bos_token: bool = False,
+    quantize: int | None = None,
+) -> Path:
     path = folder / "model.gguf"
     arrays = flat(model.parameters())
-    more = {"add_bos_token": False} | more
-    gguf.write(path, model.config, arrays, tokenizer, name="small", **more)
+    content = gguf.Model(model.config, arrays, tokenizer, "small", add_bos_token)
+    gguf.write(path, content, quantize)
     assert list(folder.iterdir()) == [path]
     return path
 

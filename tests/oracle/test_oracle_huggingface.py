@@ -89,7 +89,7 @@ def linear(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 def compared(folder: Path, model: GPT2LMHeadModel) -> Foreign:
-    foreign = importing.read(str(folder), print)
+    foreign = importing.read(str(folder))
     ours = GPT(foreign.config)
     load_parameters(ours, foreign.parameters)
     ids = np.random.default_rng(0).integers(0, foreign.tokenizer.vocab_size, (2, 32))
@@ -204,7 +204,7 @@ def test_there_and_back_is_the_same_model(tmp_path: Path, kind: str) -> None:
     run = importing.make_run(of_ours(kind, True), tmp_path / "run")
     _, saved = load_model(run)
     exporting.export(run, saved.parameters, 0, tmp_path / "hf", "hf")
-    back = importing.make_run(importing.read(str(tmp_path / "hf"), print), tmp_path / "back")
+    back = importing.make_run(importing.read(str(tmp_path / "hf")), tmp_path / "back")
     assert back.tokenizer.fingerprint == run.tokenizer.fingerprint
     assert back.add_bos_token == run.add_bos_token
     _, again = load_model(back)

@@ -13,7 +13,7 @@ from mlxgpt.config import Config
 from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT
 from mlxgpt.storage import checkpoint
-from mlxgpt.storage.checkpoint import MANIFEST, MODEL, OPTIMIZER
+from mlxgpt.storage.checkpoint import MANIFEST, MODEL, OPTIMIZER, Checkpoint
 from mlxgpt.training.step import TrainStep
 
 
@@ -27,15 +27,8 @@ def step(tiny_model: Config) -> TrainStep:
 
 
 def save(folder: Path, step: TrainStep, number: int = 3) -> Path:
-    return checkpoint.save(
-        folder,
-        number,
-        *step.arrays(),
-        model="gpt",
-        tokenizer="abc",
-        metrics={"loss": 1.5},
-        guard={"skipped": 2},
-    )
+    content = Checkpoint(number, "gpt", "abc", {"loss": 1.5}, {"skipped": 2}, *step.arrays())
+    return checkpoint.save(folder, content)
 
 
 def test_everything_comes_back_bit_for_bit(tmp_path: Path, step: TrainStep) -> None:
@@ -181,7 +174,7 @@ def test_weights_that_are_not_finite_are_named(
     parameters, optimizer = step.arrays()
     parameters = {name: array.astype(dtype) for name, array in parameters.items()}
     parameters["h.0.mlp.c_fc.weight"][1, 2] = value
-    path = checkpoint.save(tmp_path, 3, parameters, optimizer, model="gpt", tokenizer="abc")
+    path = checkpoint.save(tmp_path, Checkpoint(3, "gpt", "abc", {}, {}, parameters, optimizer))
     with pytest.raises(
         checkpoint.Damaged, match=r"h\.0\.mlp\.c_fc\.weight has values that are not"
     ):

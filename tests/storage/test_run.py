@@ -153,11 +153,10 @@ def test_where_best_is_damaged_the_metrics_know_it(runs_dir: Path, content: str)
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("name", [checkpoint.MANIFEST, checkpoint.MODEL, "read", "step"])
 def test_another_checkpoint_is_used_only_for_a_damaged_one(
-    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, notes: list[str]
 ) -> None:
     run = runs.open_run(runs_dir / "done")
     assert len(run.steps()) > 1
-    notes: list[str] = []
     with monkeypatch.context() as patch:
         if name == "read":  # after the hash was found to be right
 
@@ -177,13 +176,13 @@ def test_another_checkpoint_is_used_only_for_a_damaged_one(
         else:
             failing_open(patch, name, number)
         with pytest.raises(OSError, match=os.strerror(number)) as caught:
-            runs.load_model(run, "newest", notes.append)
+            runs.load_model(run, "newest")
     assert caught.value.errno == number
     assert caught.value.filename
     assert notes == []
     path = run.checkpoint_path("newest") / checkpoint.MANIFEST
     path.unlink()
-    _, saved = runs.load_model(run, "newest", notes.append)
+    _, saved = runs.load_model(run, "newest")
     assert saved.step < 12
     assert "missing or damaged" in notes[0]
 

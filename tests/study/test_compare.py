@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,9 @@ from mlxgpt import api
 from mlxgpt.config import Config, override
 from mlxgpt.config_files import to_toml
 from mlxgpt.corpus import prepare as preparation
+from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.held_back import held_back
+from mlxgpt.corpus.prepare import PrepareRequest
 from mlxgpt.errors import UserError
 from mlxgpt.storage import run as runs
 from mlxgpt.study import compare as study
@@ -274,9 +277,9 @@ def test_data_is_opened_once_for_all_that_share_it(
     compared(tiny, seeds=1)
     opened, real = [], preparation.find_or_prepare
 
-    def counting(data: object, *given: object, **named: object) -> object:
-        opened.append(data)
-        return real(data, *given, **named)  # type: ignore[arg-type]
+    def counting(request: PrepareRequest, *given: Any) -> Dataset:
+        opened.append(request)
+        return real(request, *given)
 
     monkeypatch.setattr(preparation, "find_or_prepare", counting)
     compared(tiny, seeds=1)

@@ -37,10 +37,10 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(
     train("whole", eval_interval=100, log_interval=1)
     real, far_enough, threads = checkpoint.save, threading.Event(), []
 
-    def slow(folder: Path, step: int, *given: Any, **named: Any) -> Path:
+    def slow(folder: Path, content: checkpoint.Checkpoint, **named: Any) -> Path:
         threads.append(threading.current_thread())
-        assert step != 4 or far_enough.wait(60)
-        return real(folder, step, *given, **named)
+        assert content.step != 4 or far_enough.wait(60)
+        return real(folder, content, **named)
 
     log = hooks._Logging.__call__
 
@@ -85,9 +85,9 @@ def test_the_disk_holds_what_was_noted_before_each_checkpoint_and_at_the_end(
         order.append("notes")
         sync(self)
 
-    def saved(folder: Path, step: int, *given: Any, **named: Any) -> Path:
-        order.append(f"step {step}")
-        return save(folder, step, *given, **named)
+    def saved(folder: Path, content: checkpoint.Checkpoint, **named: Any) -> Path:
+        order.append(f"step {content.step}")
+        return save(folder, content, **named)
 
     monkeypatch.setattr(runs.Run, "sync_notes", synced)
     monkeypatch.setattr(checkpoint, "save", saved)
@@ -124,10 +124,10 @@ def test_a_writing_that_fails_ends_the_training(
 ) -> None:
     real = checkpoint.save
 
-    def failing(folder: Path, step: int, *given: Any, **named: Any) -> Path:
-        if step == 8:
+    def failing(folder: Path, content: checkpoint.Checkpoint, **named: Any) -> Path:
+        if content.step == 8:
             raise UserError("cannot write it: No space left on device", "free some space.")
-        return real(folder, step, *given, **named)
+        return real(folder, content, **named)
 
     monkeypatch.setattr(checkpoint, "save", failing)
     with pytest.raises(UserError, match="No space left"):

@@ -82,9 +82,9 @@ def test_what_was_written_while_a_run_was_deleted_goes_too(
     """`rm -rf` had listed the folder before the checkpoint had its name, and so left it."""
     real = checkpoint.save
 
-    def late(folder: Path, step: int, *given: Any, **named: Any) -> Path:
-        path = real(folder, step, *given, **named)
-        if step == 8:
+    def late(folder: Path, content: checkpoint.Checkpoint, **named: Any) -> Path:
+        path = real(folder, content, **named)
+        if content.step == 8:
             for entry in FOLDER.iterdir():
                 if entry.is_file():
                     entry.unlink()

@@ -180,7 +180,7 @@ def test_divergence_is_named(train: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     for cause in ("--learning-rate than 1e+30", "--warmup-steps", "--grad-clip 1"):
         assert cause in caught.value.remedy
     saved = runs.open_run(Path("runs/a")).load_first(
-        sorted(Path("runs/a/checkpoints").iterdir(), reverse=True), print
+        sorted(Path("runs/a/checkpoints").iterdir(), reverse=True)
     )
     assert all(mx.isfinite(value).all() for value in saved.parameters.values())
 

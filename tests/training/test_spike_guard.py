@@ -139,7 +139,7 @@ def test_a_spike_is_trained_on_unless_asked(spiking: Any) -> None:
     assert losses[STRANGE] > 4 * max(losses[STRANGE - 10 : STRANGE])
     assert (
         runs.open_run(Path("runs/a"))
-        .load_first(sorted(Path("runs/a/checkpoints").iterdir())[-1:], print)
+        .load_first(sorted(Path("runs/a/checkpoints").iterdir())[-1:])
         .guard["skipped"]
         == 0
     )
