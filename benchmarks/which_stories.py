@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import mlxgpt
-from mlxgpt.results import show_appraisal, show_table
+from mlxgpt.results import show_appraisal
 
 TEXTS = ["tinystories", "tinystories-gpt4"]
 
@@ -27,7 +27,7 @@ def main() -> None:
     given = parser.parse_args()
     held_out, runs = {}, {}
     for text in given.texts:
-        data = mlxgpt.prepare(text, tokenizer="bpe", note=print)
+        data = mlxgpt.prepare(text, tokenizer="bpe")
         held_out[text] = data.tokenizer.decode(data.val.ids.tolist())
         runs[text] = mlxgpt.train(
             tier=2,
@@ -46,7 +46,8 @@ def main() -> None:
                 found = mlxgpt.evaluate(run=str(run), source=file)
                 row[f"bits per byte of {other}"] = f"{found.bits_per_byte:.4f}"
             rows.append(row)
-    show_table(rows)
+    for row in rows:
+        print(row)
     for text, run in runs.items():
         print(text)
         show_appraisal(mlxgpt.appraise(run=str(run)))

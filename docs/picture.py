@@ -73,7 +73,7 @@ class Camera(TrainingDisplay):
 def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.chdir(home)
-        api.train(tier=1, callback=Camera())
+        api.train(tier=1, callbacks=[Camera()])
 
 
 if __name__ == "__main__":

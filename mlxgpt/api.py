@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -43,14 +44,16 @@ from mlxgpt.playing import play as play
 from mlxgpt.reporting import report as report
 from mlxgpt.requests import PathLike, data_of, home, opened, resolve
 from mlxgpt.storage import run as run_folders
-from mlxgpt.tracking import Tracker
 from mlxgpt.training import selfcheck, together
 from mlxgpt.training.beginning import SHAPE, begin_from
-from mlxgpt.training.callback import Callback, Summary
+from mlxgpt.training.callback import Callback, CallbackList, Summary
 from mlxgpt.training.forecast import must_fit
 from mlxgpt.training.launch import launch
+from mlxgpt.training.loggers import make_logger
 from mlxgpt.training.selfcheck import Check
 from mlxgpt.training.sizing import SIZED
+
+logger = logging.getLogger(__name__)
 
 SHORT_VOCABULARY = 2048  # of a model of a size that fits into minutes, where none is given
 
@@ -64,7 +67,6 @@ def prepare(
     megabytes: float | None = None,
     verify: bool = False,
     data_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda doing, done, total: None,
 ) -> Dataset:
     """Turn text into token arrays in DATA_DIR/NAME, or open them if they are there.
@@ -82,8 +84,7 @@ def prepare(
         megabytes: length of the storybook; default: what is there, or 10.
         verify: read what is there whole, and compare it with its hashes, also where it was read
             before and did not change since.
-        note: takes a line on what is being done.
-        progress: is told of (doing, done, total), in bytes of text.
+        progress: is called with (doing, done, total), in bytes of text.
     """
     if tokenizer is None:
         text = hub_text([str(name) for name in source])
@@ -103,11 +104,10 @@ def prepare(
         name=name,
         megabytes=megabytes,
         verify=verify,
-        note=note,
         progress=progress,
     )
     if verify:
-        note("read whole: every byte is as it was written")
+        logger.info("read whole: every byte is as it was written")
     return dataset
 
 
@@ -123,7 +123,7 @@ def train(
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
     report_to: str | None = None,
-    callback: Callback | None = None,
+    callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Summary:
     """Train, or resume a run that was stopped.
@@ -139,15 +139,17 @@ def train(
         max_minutes: plan as many steps as fit into this time.
         memory_limit: gigabytes; a training that takes more is refused, or stopped and saved.
         report_to: `tensorboard` or `wandb`, which get the records, too.
-        callback: is told how it goes; see training/callback.py.
+        callbacks: get the events of the training, in order; see training/callback.py.
         settings: any field of the config, such as `n_layer=6, source="my.txt"`.
 
     Where its text cannot be had, Tier 1 goes on with the storybook, and says so.
     """
     with contextlib.ExitStack() as stack:
-        ranks, callback = stack.enter_context(together.joined(callback or Callback()))
+        callback: Callback = CallbackList(callbacks)
+        ranks, callback = stack.enter_context(together.joined(callback))
         if report_to and (not ranks or ranks.first):
-            callback = stack.enter_context(contextlib.closing(Tracker(report_to, callback)))
+            metrics_logger = stack.enter_context(make_logger(report_to))
+            callback = CallbackList([metrics_logger, *callbacks])
         beginning = None
         alone = tier is None and config is None and from_run is None
         fit_size = recipe == "modern" and bool(max_minutes) and alone
@@ -197,7 +199,6 @@ def import_model(
     run: str | None = None,
     meta: PathLike | None = None,
     runs_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
 ) -> run_folders.Run:
     """Make a run of a model that was made elsewhere: to generate with, evaluate, train from.
 
@@ -206,9 +207,8 @@ def import_model(
             Hugging Face hub as OWNER/NAME, a folder of one, or nanoGPT's ckpt.pt.
         run: the new run's name or folder; default: the source's.
         meta: the meta.pkl that nanoGPT's data of characters has.
-        note: takes a line on what is being done.
     """
-    foreign = importing.read(str(source), note, Path(meta) if meta else None)
+    foreign = importing.read(str(source), logger.info, Path(meta) if meta else None)
     name = run or importing.name_of(str(source))
     folder = Path(name) if os.sep in name else home("runs", runs_dir) / name
     return importing.make_run(foreign, folder)
@@ -240,7 +240,6 @@ def export(
     out: PathLike | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Write a run's model as another runtime loads it.
 
@@ -257,7 +256,7 @@ def export(
             raise UserError(
                 f"{what} {value} is none of {', '.join(map(str, known))}", "give one of these."
             )
-    found, model, step = opened(run, checkpoint, runs_dir, note, fall_back=False)
+    found, model, step = opened(run, checkpoint, runs_dir, fall_back=False)
     bits = f"-{quantize}bit" if quantize else ""
     folder = Path(out) if out else Path("exports") / f"{found.name}-{to}{bits}"
     parameters = flat(model.parameters())
@@ -310,18 +309,17 @@ def evaluate(
     checkpoint: str = "best",
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Loss of a run over its whole validation text, or over other text.
 
     Args:
         source: text files and folders; default: the validation text the run was trained with.
     """
-    found, model, _ = opened(run, checkpoint, runs_dir, note)
+    found, model, _ = opened(run, checkpoint, runs_dir)
     if source:
         given = [source] if isinstance(source, str | Path) else source
         paths = [str(path) for path in given]
-        ids = preparation.encode_files(paths, found.tokenizer, note)
+        ids = preparation.encode_files(paths, found.tokenizer)
         tokens = Tokens(ids, found.config.model.vocab_size)
     else:
         tokens = data_of(found, home("data", data_dir)).val
@@ -335,7 +333,6 @@ def hellaswag(
     run: str | None = None,
     checkpoint: str = "best",
     runs_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> HellaSwag:
     """How often a run finds the right one of HellaSwag's four endings the likeliest, by
@@ -344,17 +341,17 @@ def hellaswag(
     Args:
         file: examples of the same form; default: its validation split, fetched and kept.
         limit: only the first so many.
-        progress: is told how many of all examples are done.
+        progress: is called with the numbers of examples done and in all.
     """
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit} leaves no example", "give 1 or more.")
-    found, model, _ = opened(run, checkpoint, runs_dir, note)
-    examples = endings.load(Path(file) if file else None, note)[:limit]
+    found, model, _ = opened(run, checkpoint, runs_dir)
+    examples = endings.load(Path(file) if file else None)[:limit]
 
-    def told(done: int, total: int, accuracy: float) -> None:
+    def count(done: int, total: int, accuracy: float) -> None:
         progress(done, total)
 
-    return endings.evaluate(model, found.tokenizer, examples, bos=found.bos, progress=told)
+    return endings.evaluate(model, found.tokenizer, examples, bos=found.bos, progress=count)
 
 
 def appraise(
@@ -363,14 +360,13 @@ def appraise(
     checkpoint: str = "best",
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
 ) -> Appraisal:
     """What a run's generated texts are worth, beside held-out real ones and two controls; also
     written to the run's quality.json.
     """
-    found, model, step = opened(run, checkpoint, runs_dir, note)
+    found, model, step = opened(run, checkpoint, runs_dir)
     dataset = data_of(found, home("data", data_dir))
-    result = appraisal.appraise(model, found.tokenizer, dataset, note=note)
+    result = appraisal.appraise(model, found.tokenizer, dataset)
     tree = {"step": step, **asdict(result)}
     files.write_atomically(
         found.folder / "quality.json",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlxgpt import files
@@ -17,6 +18,8 @@ from mlxgpt.storage import run as run_folders
 from mlxgpt.storage.run import Run
 from mlxgpt.study import record
 
+logger = logging.getLogger(__name__)
+
 JSON_FILE = "give a JSON file that `mlxgpt bench` or `mlxgpt compare` wrote."
 LARGEST = 1 << 26  # bytes of a JSON file
 EVERY = 10  # seconds, of a page that is written again and again
@@ -27,7 +30,6 @@ def report(
     output: PathLike | None = None,
     watch: bool = False,
     runs_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Write a page on runs, on measurements, or on a comparison; its path.
 
@@ -37,7 +39,6 @@ def report(
         output: default: report.html in the run's folder, or here for several; a JSON file's name
             with .html.
         watch: write it again and again until these runs are finished.
-        note: takes a line on what cannot be shown.
     """
     named = [Path(one) for one in what]
     documents = [path for path in named if path.suffix == ".json"]
@@ -53,12 +54,15 @@ def report(
     path = Path("report.html") if len(folders) > 1 else folders[0] / "report.html"
     path = Path(output) if output else path
     if watch:
-        note(f"{path} is written anew every {EVERY} seconds; Ctrl-C ends that")
+        logger.info("%s is written again every %d seconds; Ctrl-C ends that", path, EVERY)
         with contextlib.suppress(KeyboardInterrupt):
             while not all(map(_is_finished, found := _opened(folders))):
                 page.write(path, runs.page_of(found).html(refresh=EVERY))
                 time.sleep(EVERY)
-    page.write(path, runs.page_of(_opened(folders), note).html())
+    finished = runs.page_of(_opened(folders))
+    for line in finished.left_out:
+        logger.info(line)
+    page.write(path, finished.html())
     return path
 
 

@@ -178,7 +178,7 @@ def main(plan: dict[str, Any]) -> None:
     else:
         given = {name: plan[name] for name in ("memory_limit",) if name in plan}
         config = from_tree(plan["config"])
-        api.train(config=config, source="words.txt", run="a", callback=recorder, **given)
+        api.train(config=config, source="words.txt", run="a", callbacks=[recorder], **given)
 
 
 if __name__ == "__main__":

@@ -362,7 +362,7 @@ def test_a_comparison_that_was_stopped_says_how_to_go_on(
     monkeypatch.setattr("mlxgpt.study.compare._Comparison._trained", lambda *_: None)
     assert main(COMPARE) == INTERRUPTED
     output = capsys.readouterr()
-    assert "go on with: mlxgpt compare --tier 1 --vary dropout=0,0.3" in output.err
+    assert "resume with: mlxgpt compare --tier 1 --vary dropout=0,0.3" in output.err
     assert "the same command goes on" in output.out
 
 

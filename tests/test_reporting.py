@@ -76,7 +76,9 @@ def test_a_damaged_run_is_told(place: Path, capsys: Capture, file: str) -> None:
     assert file in refused(capsys, "report", "done")
 
 
-def test_it_watches_until_the_run_is_finished(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_watches_until_the_run_is_finished(
+    place: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
     metrics = Path("runs/done/metrics.jsonl")
     lines = metrics.read_text().splitlines(keepends=True)
     path = Path("runs/done/report.html")
@@ -89,13 +91,12 @@ def test_it_watches_until_the_run_is_finished(place: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(reporting.time, "sleep", goes_on)
     metrics.write_text("".join(lines[:-3]))
-    notes: list[str] = []
-    assert api.report("done", watch=True, note=notes.append) == path
+    assert api.report("done", watch=True) == path
     assert len(seen) == 3
     assert all('http-equiv="refresh"' in html for html in seen)
     assert seen[0] != seen[1]
     assert "refresh" not in path.read_text()
-    assert notes == [f"{path} is written anew every 10 seconds; Ctrl-C ends that"]
+    assert notes == [f"{path} is written again every 10 seconds; Ctrl-C ends that"]
 
 
 def test_ctrl_c_ends_watching_with_a_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ MOST_TOLD = 40
 FINE_TUNING = "finetune"  # the config of a run that was begun with another's weights
 
 
-def page_of(runs: Sequence[Run], note: Callable[[str], None] = lambda line: None) -> Page:
-    """A page on one run, or on several side by side; `note` is told of what cannot be shown."""
+def page_of(runs: Sequence[Run]) -> Page:
+    """A page on one run, or on several side by side."""
     page = Page(", ".join(run.name for run in runs))
     courses = {_name(runs, n): course_of(run) for n, run in enumerate(runs)}
     page.table(_summary(runs, courses), "what each run came to")
@@ -41,7 +41,7 @@ def page_of(runs: Sequence[Run], note: Callable[[str], None] = lambda line: None
         _events(page, course, level)
         _forecast(page, run, course, level)
         _samples(page, run, level)
-        _quality(page, run, level, note)
+        _quality(page, run, level)
         _settings(page, run, level)
         _machine(page, run, level)
         page.heading("To repeat it", level)
@@ -221,7 +221,7 @@ def _samples(page: Page, run: Run, level: int) -> None:
         page.text(text)
 
 
-def _quality(page: Page, run: Run, level: int, note: Callable[[str], None]) -> None:
+def _quality(page: Page, run: Run, level: int) -> None:
     """What `mlxgpt eval --quality` found."""
     path = run.folder / "quality.json"
     if not files.is_file(path):
@@ -236,7 +236,8 @@ def _quality(page: Page, run: Run, level: int, note: Callable[[str], None]) -> N
                 told = ["–" if v is None else form.format(float(v)) for v in values]
                 rows.append([metric.name, *told, metric.better])
     except (ValueError, KeyError, TypeError, AttributeError):
-        note(f"{path} is damaged, and left out: mlxgpt eval --quality makes it again")
+        line = f"{path} is damaged, and left out: mlxgpt eval --quality makes it again"
+        page.left_out.append(line)
         return
     page.heading("What its texts are worth", level)
     page.table(rows, "generated texts beside real ones and controls")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.storage.run import Run
 from mlxgpt.training.forecast import Forecast
 from mlxgpt.training.selfcheck import Check
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,3 +142,56 @@ class Silent(Callback):
 
     def __init__(self, callback: Callback) -> None:
         self.on_lost = callback.on_lost  # type: ignore[method-assign]
+
+
+class CallbackList(Callback):
+    """Passes each event on to all callbacks, in order; notes and warnings are logged, too."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = tuple(callbacks)
+
+    def on_note(self, line: str) -> None:
+        logger.info(line)
+        for callback in self._callbacks:
+            callback.on_note(line)
+
+    def on_warning(self, line: str) -> None:
+        logger.warning(line)
+        for callback in self._callbacks:
+            callback.on_warning(line)
+
+    def on_prepare(self, doing: str, done: int, total: int) -> None:
+        for callback in self._callbacks:
+            callback.on_prepare(doing, done, total)
+
+    def on_check(self, check: Check) -> None:
+        for callback in self._callbacks:
+            callback.on_check(check)
+
+    def on_run(self, run: Run) -> None:
+        for callback in self._callbacks:
+            callback.on_run(run)
+
+    def on_train_begin(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
+        for callback in self._callbacks:
+            callback.on_train_begin(run, dataset, start, forecast)
+
+    def on_log(self, record: dict[str, Any]) -> None:
+        for callback in self._callbacks:
+            callback.on_log(record)
+
+    def on_sample(self, step: int, text: str) -> None:
+        for callback in self._callbacks:
+            callback.on_sample(step, text)
+
+    def on_save(self, step: int, size: int, seconds: float) -> None:
+        for callback in self._callbacks:
+            callback.on_save(step, size, seconds)
+
+    def on_lost(self, problem: str, remedy: str | None) -> None:
+        for callback in self._callbacks:
+            callback.on_lost(problem, remedy)
+
+    def on_train_end(self, summary: Summary) -> None:
+        for callback in self._callbacks:
+            callback.on_train_end(summary)

@@ -72,11 +72,10 @@ def test_it_is_read_again_on_request(tmp_path: Path, data: DataConfig, reads: Re
     assert reads[4:] == ["train.bin", "val.bin"]
 
 
-def test_who_asks_is_told(home: Path, text_file: Path) -> None:
-    lines: list[str] = []
+def test_who_asks_is_told(home: Path, text_file: Path, notes: list[str]) -> None:
     for verify in (False, True):
-        api.prepare(text_file, verify=verify, note=lines.append)
-    assert lines == [
+        api.prepare(text_file, verify=verify)
+    assert notes == [
         f"preparing {text_file} in data/words",
         "read whole: every byte is as it was written",
     ]

@@ -210,23 +210,25 @@ def gpt2_of_the_hub(tmp_path: Path) -> Repository:
 
 
 def test_gpt2_comes_from_the_hub_and_then_from_its_cache(
-    home: Path, gpt2_of_the_hub: Repository, monkeypatch: pytest.MonkeyPatch
+    home: Path,
+    gpt2_of_the_hub: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+    notes: list[str],
 ) -> None:
     hub = Hub({"models/openai-community/gpt2": gpt2_of_the_hub})
-    notes: list[str] = []
     with reached(hub, home, monkeypatch):
-        run = mlxgpt.import_model("gpt2", note=notes.append)
+        run = mlxgpt.import_model("gpt2")
         assert run.folder == Path("runs/gpt2")
         commit = gpt2_of_the_hub.branches["main"]
         assert run.origin == {"hub": "openai-community/gpt2", "revision": commit}
         assert not any("pytorch_model" in line or "tflite" in line for line in hub.asked)
         assert any("MB) from the Hugging Face hub" in note for note in notes)
         before = len(hub.cdn.asked)
-        mlxgpt.import_model("gpt2", run="again", note=notes.append)
+        mlxgpt.import_model("gpt2", run="again")
         assert len(hub.cdn.asked) == before, "what was fetched is not fetched again"
         with monkeypatch.context() as patch:
             patch.setattr(web, "must_answer", _nobody)
-            assert mlxgpt.import_model("gpt2", run="offline", note=notes.append).steps() == [0]
+            assert mlxgpt.import_model("gpt2", run="offline").steps() == [0]
     assert notes[-1].endswith("taking what was fetched before")
 
 

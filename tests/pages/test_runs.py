@@ -96,10 +96,10 @@ def test_whatever_a_run_holds_is_text(run: Run, place: Path) -> None:
 def test_what_is_damaged_is_left_out_and_told(run: Run, content: str) -> None:
     (run.folder / "quality.json").write_text(content)
     (run.folder / "best.json").write_text(content)
-    notes: list[str] = []
-    told = text_of(page_of([run], notes.append))
+    page = page_of([run])
+    told = text_of(page)
     assert "What its texts are worth" not in told
-    assert "quality.json is damaged, and left out" in notes[0]
+    assert "quality.json is damaged, and left out" in page.left_out[0]
 
 
 def test_of_a_run_that_has_just_begun_there_is_a_page(run: Run) -> None:

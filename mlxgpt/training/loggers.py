@@ -1,0 +1,287 @@
+"""Callbacks that log a training run's metrics to TensorBoard or Weights & Biases."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
+from queue import SimpleQueue
+from typing import Any, Self
+
+from mlxgpt import files
+from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.errors import UserError
+from mlxgpt.storage.run import Run
+from mlxgpt.training.callback import Callback, Summary
+from mlxgpt.training.forecast import Forecast
+
+logger = logging.getLogger(__name__)
+
+INSTALL = {
+    "tensorboard": "pip install 'tensorboard>=2.19,<3'",
+    "wandb": "pip install 'wandb>=0.19,<1'",
+}
+WANDB_INIT_SECONDS = 20.0  # wandb.init takes about 10 s more to give up
+CLOSE_SECONDS = 60.0  # to write or send the rest at the end
+THREAD_NAME = "metrics-logger"  # known to cli.py, which imports nothing heavy
+WANDB_TOKEN = "wandb.txt"  # in the run's folder: random, part of the run's id at wandb
+
+
+Calls = SimpleQueue[Callable[[], object] | None]
+
+
+class MetricsLogger(Callback):
+    """Writes the records of metrics.jsonl to a tracker, in a thread of its own. If the tracker
+    fails during training, it warns once, and the training continues without it. Use it as a
+    context manager, which waits at the end until everything is written.
+
+    Args:
+        name: of the tracker's package.
+
+    Raises:
+        UserError: if the package is not installed or cannot be imported.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        spec = find_spec(name)
+        if not spec or not spec.origin:  # a folder of that name is a package without origin
+            raise UserError(f"{name} is not installed", f"get it: {INSTALL[name]}.")
+        try:
+            self._import()
+        except ImportError as error:
+            raise UserError(
+                f"{name} cannot be imported: {error}", f"install it again: {INSTALL[name]}."
+            ) from error
+        self._calls = Calls()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def on_run(self, run: Run) -> None:
+        self._connect(run)
+        self._calls = Calls()
+        self._thread = threading.Thread(
+            target=self._work, args=(self._calls,), name=THREAD_NAME, daemon=True
+        )
+        self._thread.start()
+
+    def on_train_begin(self, run: Run, dataset: Dataset, start: int, forecast: Forecast) -> None:
+        first = start + run.noted(start)
+        self._calls.put(lambda: self._start(run, first))
+
+    def on_log(self, record: dict[str, Any]) -> None:
+        metrics = {name: value for name, value in record.items() if name != "step"}
+        finite = {n: float(v) for n, v in metrics.items() if v is not None and math.isfinite(v)}
+        self._calls.put(lambda: self._write(record["step"], finite))
+
+    def on_train_end(self, summary: Summary) -> None:
+        self._calls.put(None)
+
+    def close(self) -> None:
+        """Wait until everything is written or sent. Ctrl-C ends the wait."""
+        if not self._thread:
+            return
+        self._calls.put(None)
+        with contextlib.suppress(KeyboardInterrupt):
+            self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            logger.warning(
+                "%s did not finish, and is not waited for; metrics may be missing there", self._name
+            )
+
+    def _work(self, calls: Calls) -> None:
+        """Body of the thread: make the queued calls until None arrives, then finish."""
+        try:
+            while call := calls.get():
+                call()
+        except Exception as error:  # the tracker's library may raise anything
+            self._warn(error)
+            with contextlib.suppress(Exception):
+                self._finish()
+            return
+        try:
+            self._finish()
+        except Exception as error:
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        logger.warning(
+            "%s failed: %s; the training continues without it", self._name, _one_line(error)
+        )
+
+    # A tracker's own part. Each method may raise whatever its library raises.
+
+    def _import(self) -> None:
+        """Import the tracker's package; raises ImportError, or UserError if it cannot be used."""
+        raise NotImplementedError
+
+    def _connect(self, run: Run) -> None:
+        """Connect, before anything of a new run is written; raises UserError."""
+
+    def _start(self, run: Run, step: int) -> None:
+        """Start to write. Metrics of `step` and later, written before a kill, do not count."""
+        raise NotImplementedError
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics of a step."""
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        """Write or send the rest."""
+        raise NotImplementedError
+
+
+class TensorBoardLogger(MetricsLogger):
+    """Writes event files to the run's folder: `tensorboard --logdir runs` shows all runs."""
+
+    def __init__(self) -> None:
+        super().__init__("tensorboard")
+        self._writer: Any = None
+        self._last_step = 0
+
+    def _import(self) -> None:
+        self._event: Any = import_module("tensorboard.compat.proto.event_pb2")
+        self._summary: Any = import_module("tensorboard.compat.proto.summary_pb2")
+        # Not its EventFileWriter, whose own thread prints a traceback if the disk is full.
+        self._records: Any = import_module("tensorboard.summary.writer.record_writer")
+
+    def _start(self, run: Run, step: int) -> None:
+        self._finish()
+        folder = run.folder / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = self._records.RecordWriter((folder / name).open("ab"))
+        self._add(0, file_version="brain.Event:2")
+        self._forget_from(step)  # TensorBoard ignores the first one in a folder
+        self._forget_from(step)
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        if step <= self._last_step:  # the training went back after a loss spike
+            self._forget_from(step)
+        self._last_step = step
+        value = self._summary.Summary.Value
+        scalars = [value(tag=name, simple_value=number) for name, number in metrics.items()]
+        self._add(step, summary=self._summary.Summary(value=scalars))
+        self._writer.flush()  # so that a killed run has what metrics.jsonl has
+
+    def _finish(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+    def _forget_from(self, step: int) -> None:
+        """Make TensorBoard drop everything from `step` on."""
+        log = self._event.SessionLog
+        self._add(step, session_log=log(status=log.START))
+
+    def _add(self, step: int, **content: Any) -> None:
+        event = self._event.Event(wall_time=time.time(), step=step, **content)
+        self._writer.write(event.SerializeToString())
+
+
+class WandbLogger(MetricsLogger):
+    """Logs to a run of wandb's project `mlxgpt`; a resumed run continues there. Whether and where
+    to it is sent is wandb's own setting: WANDB_MODE=offline, `wandb login`.
+
+    Raises:
+        UserError: if nobody is logged in.
+    """
+
+    def __init__(self) -> None:
+        self._run: Any = None
+        super().__init__("wandb")
+
+    def _import(self) -> None:
+        self._wandb: Any = import_module("wandb")
+        with _wandb_errors():
+            self._require_login()
+
+    def _require_login(self) -> None:
+        """Raise UserError if nobody is logged in; wandb.init would prompt in a terminal."""
+        if self._wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
+            return
+        try:
+            logged_in = self._wandb.login(prompt=False, verify=False)
+        except TypeError:  # older versions have no `prompt`
+            logged_in = self._wandb.api.api_key is not None
+        if not logged_in:
+            raise UserError(
+                "wandb is not logged in",
+                "run `wandb login`; or set WANDB_MODE=offline, and run `wandb sync` later.",
+            )
+
+    def _connect(self, run: Run) -> None:
+        created = next(run.history(), {})
+        self._token = str(created.get("time") or secrets.token_hex(8))
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            self._token = files.read_small(run.folder / WANDB_TOKEN)
+        has_timeout = "WANDB_INIT_TIMEOUT" in os.environ
+        settings = {} if has_timeout else {"init_timeout": WANDB_INIT_SECONDS}
+        with _wandb_errors():
+            self._run = self._wandb.init(
+                project="mlxgpt",
+                name=run.name,
+                id=hashlib.sha256(f"{run.name} {self._token}".encode()).hexdigest()[:16],
+                resume="allow",
+                config=asdict(run.config),
+                settings=self._wandb.Settings(**settings),
+            )
+
+    def _start(self, run: Run, step: int) -> None:
+        (run.folder / WANDB_TOKEN).write_text(self._token)
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        self._run.log(metrics, step=step)
+
+    def _finish(self) -> None:
+        self._run.finish()
+
+
+LOGGERS: dict[str, Callable[[], MetricsLogger]] = {
+    "tensorboard": TensorBoardLogger,
+    "wandb": WandbLogger,
+}
+
+
+def make_logger(name: str) -> MetricsLogger:
+    """The logger of `--report-to NAME`.
+
+    Raises:
+        UserError: if there is none of that name, or it cannot be used.
+    """
+    if name not in LOGGERS:
+        raise UserError(f"there is no tracker {name}", f"use {' or '.join(LOGGERS)}.")
+    return LOGGERS[name]()
+
+
+@contextlib.contextmanager
+def _wandb_errors() -> Iterator[None]:
+    """Turn wandb's errors at the start into a UserError: its own, pydantic's, the network's."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"wandb failed: {_one_line(error)}",
+            "check the connection and `wandb login`; or set WANDB_MODE=offline, and run `wandb "
+            "sync` later.",
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
