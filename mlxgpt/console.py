@@ -1,7 +1,7 @@
 """Log lines on stderr: the handler that the command line installs on the logger `mlxgpt`.
 
-Library use installs nothing: there, whoever wants to see the lines configures `logging`. Imports
-Rich when the first line is printed, so that `--help` stays quick.
+Library use installs nothing: to see the lines there, configure `logging`. Rich is imported when the
+first line is printed, so that `--help` stays quick.
 """
 
 from __future__ import annotations

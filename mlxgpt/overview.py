@@ -94,15 +94,15 @@ def runs(*, runs_dir: PathLike | None = None) -> list[RunLine]:
     on each is logged.
     """
     lines = []
-    for folder in run_folders.folders_in(home("runs", runs_dir), logger.info):
+    for folder in run_folders.folders_in(home("runs", runs_dir), logger.warning):
         try:
             run = run_folders.open_run(folder)
             best, steps = run.best(), run.steps()
         except UserError as error:
-            logger.info(error.problem)
+            logger.warning(error.problem)
             continue
         except OSError as error:
-            logger.info(files.os_error(error, "read", folder).problem)
+            logger.warning(files.os_error(error, "read", folder).problem)
             continue
         lines.append(
             RunLine(

@@ -61,7 +61,7 @@ def report(
                 time.sleep(EVERY)
     finished = runs.page_of(_opened(folders))
     for line in finished.left_out:
-        logger.info(line)
+        logger.warning(line)
     page.write(path, finished.html())
     return path
 

@@ -44,4 +44,4 @@ def test_a_key_changes_with_weight_affecting_settings_and_nothing_else(
     changes = [{"log_interval": 3}, {"source": "x"}, {"keep_checkpoints": 9}]
     for change in changes:
         assert registry.training_key(override(tiny, change), data) == key
-    assert registry.training_key(tiny, api.prepare(text_file)) != key, "with the part held back"
+    assert registry.training_key(tiny, api.prepare(text_file)) != key, "with the held-out part"
