@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlxgpt.training.forecast import Forecast
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
@@ -24,7 +25,6 @@ from mlxgpt import api
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.display import TrainingDisplay
 from mlxgpt.storage.run import Run
-from mlxgpt.training.forecast import Forecast
 
 PICTURE = Path(__file__).with_name("training.svg").absolute()
 COMMAND = "mlxgpt train --tier 1"
@@ -73,7 +73,7 @@ class Camera(TrainingDisplay):
 def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.chdir(home)
-        api.train(tier=1, callback=Camera())
+        api.train(tier=1, callbacks=[Camera()])
 
 
 if __name__ == "__main__":

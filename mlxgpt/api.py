@@ -89,7 +89,7 @@ def prepare(
         megabytes: length of the storybook; default: what is there, or 10.
         verify: read what is there whole, and compare it with its hashes, also where it was read
             before and did not change since.
-        progress: is told of (doing, done, total), in bytes of text.
+        progress: is called with (doing, done, total), in bytes of text.
     """
     if tokenizer is None:
         text = hub_text([str(name) for name in source])
@@ -253,7 +253,6 @@ def export(
     out: PathLike | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Write a run's model as another runtime loads it.
 
@@ -270,7 +269,7 @@ def export(
             raise UserError(
                 f"{what} {value} is none of {', '.join(map(str, known))}", "give one of these."
             )
-    found, model, step = opened(run, checkpoint, runs_dir, note, fall_back=False)
+    found, model, step = opened(run, checkpoint, runs_dir, fall_back=False)
     bits = f"-{quantize}bit" if quantize else ""
     folder = Path(out) if out else Path("exports") / f"{found.name}-{to}{bits}"
     parameters = flat(model.parameters())
@@ -323,14 +322,13 @@ def evaluate(
     checkpoint: str = "best",
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Loss of a run over its whole validation text, or over other text.
 
     Args:
         source: text files and folders; default: the validation text the run was trained with.
     """
-    found, model, _ = opened(run, checkpoint, runs_dir, note)
+    found, model, _ = opened(run, checkpoint, runs_dir)
     if source:
         given = [source] if isinstance(source, str | Path) else source
         paths = [str(path) for path in given]
@@ -348,7 +346,6 @@ def hellaswag(
     run: str | None = None,
     checkpoint: str = "best",
     runs_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> HellaSwag:
     """How often a run finds the right one of HellaSwag's four endings the likeliest, by
@@ -357,17 +354,17 @@ def hellaswag(
     Args:
         file: examples of the same form; default: its validation split, fetched and kept.
         limit: only the first so many.
-        progress: is told how many of all examples are done.
+        progress: is called with the numbers of examples done and in all.
     """
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit} leaves no example", "give 1 or more.")
-    found, model, _ = opened(run, checkpoint, runs_dir, note)
-    examples = endings.load(Path(file) if file else None, note)[:limit]
+    found, model, _ = opened(run, checkpoint, runs_dir)
+    examples = endings.load(Path(file) if file else None)[:limit]
 
-    def told(done: int, total: int, accuracy: float) -> None:
+    def count(done: int, total: int, accuracy: float) -> None:
         progress(done, total)
 
-    return endings.evaluate(model, found.tokenizer, examples, bos=found.bos, progress=told)
+    return endings.evaluate(model, found.tokenizer, examples, bos=found.bos, progress=count)
 
 
 def appraise(
@@ -376,14 +373,13 @@ def appraise(
     checkpoint: str = "best",
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
 ) -> Appraisal:
     """What a run's generated texts are worth, beside held-out real ones and two controls; also
     written to the run's quality.json.
     """
-    found, model, step = opened(run, checkpoint, runs_dir, note)
+    found, model, step = opened(run, checkpoint, runs_dir)
     dataset = data_of(found, home("data", data_dir))
-    result = appraisal.appraise(model, found.tokenizer, dataset, note=note)
+    result = appraisal.appraise(model, found.tokenizer, dataset)
     tree = {"step": step, **asdict(result)}
     files.write_atomically(
         found.folder / "quality.json",

@@ -1,57 +1,14 @@
-"""The command line's grammar: commands, flags, help. Imports nothing heavy."""
+"""The commands and their arguments, with their help. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable
 
-from mlxgpt import __version__, config, config_files
-from mlxgpt.errors import UserError
-from mlxgpt.flags import add_flags, add_settings
+from mlxgpt import __version__, config
+from mlxgpt.flags import add_flags, add_folders, add_recipe, add_run, add_settings
+from mlxgpt.parser import Parser
 
-DASHED = "a prompt that begins with a dash comes last: mlxgpt generate --seed 1 -- '--PROMPT'"
-Add = Callable[[str, str, str], "Parser"]  # a command by name, help and text
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are two lines: what is wrong, and what to do."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        has_prompt = list(args[:1]) == ["generate"]
-        if has_prompt and args[-1] == "--" and "--" not in args[:-1]:
-            args = [*args, "--"]  # the prompt is `--`: a separator with nothing after it has no use
-        result, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            flags = [flag for sub in _subparsers(self, args) for flag in sub._option_string_actions]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1, 0.5)
-            remedy = f"did you mean {near[0]}?" if near else f"see: {self.prog} --help"
-            if has_prompt and "--" in args:
-                remedy = DASHED
-            elif has_prompt and unknown[0].startswith("-"):
-                remedy = f"did you mean {near[0]}? If not, {DASHED}" if near else DASHED
-            raise UserError(f"unknown argument {unknown[0]!r}", remedy)
-        return result
-
-    def error(self, message: str) -> NoReturn:
-        remedy = f"see: {self.prog} --help"
-        if "expected" in message and "argument" in message:
-            remedy += "; a value that begins with a dash comes after =: --flag=-VALUE"
-        elif "ignored explicit argument" in message and self.prog.endswith(" generate"):
-            remedy = DASHED
-        raise UserError(message, remedy)
-
-
-def _subparsers(parser: argparse.ArgumentParser, args: Sequence[str]) -> list[Parser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return [sub for name, sub in action.choices.items() if name in args]
-    return []
+Add = Callable[[str, str, str], Parser]  # a command by name, help and text
 
 
 def make_parser() -> Parser:
@@ -132,7 +89,7 @@ def _prepare(add: Add) -> None:
         action="store_true",
         help="of what is prepared, read every byte again and compare it with its hash",
     )
-    _add_folders(sub, data=True)
+    add_folders(sub, data=True)
 
 
 def _train(add: Add) -> None:
@@ -144,7 +101,7 @@ def _train(add: Add) -> None:
         "  mlxgpt train --tier 1 --source my.txt --max-minutes 10\n\n"
         "Every setting of the config has a flag; what isn't given comes from the tier's file.",
     )
-    _add_recipe(sub)
+    add_recipe(sub)
     sub.add_argument("--run", metavar="NAME", help="the run's name (default: CONFIG-DATA)")
     sub.add_argument(
         "--from",
@@ -167,7 +124,7 @@ def _train(add: Add) -> None:
         metavar="tensorboard|wandb",
         help="give the records to one of these, too, where it is installed",
     )
-    _add_folders(sub, runs=True, data=True)
+    add_folders(sub, runs=True, data=True)
     add_settings(sub)
 
 
@@ -192,7 +149,7 @@ def _compare(add: Add) -> None:
         metavar="FIELD=X,Y,…",
         help="one setting's values instead, the others from --tier or --config",
     )
-    _add_recipe(sub)
+    add_recipe(sub)
     sub.add_argument(
         "--budget",
         required=True,
@@ -224,7 +181,7 @@ def _compare(add: Add) -> None:
     sub.add_argument(
         "--name", help="the folder's name in runs/compare (default: from the variants)"
     )
-    _add_folders(sub, runs=True, data=True)
+    add_folders(sub, runs=True, data=True)
     add_settings(sub)
 
 
@@ -246,7 +203,7 @@ def _import(add: Add) -> None:
     sub.add_argument(
         "--meta", metavar="FILE", help="meta.pkl of nanoGPT's data, for a model of characters"
     )
-    _add_folders(sub, runs=True)
+    add_folders(sub, runs=True)
 
 
 def _export(add: Add) -> None:
@@ -267,8 +224,8 @@ def _export(add: Add) -> None:
         "--quantize", type=int, metavar="BITS", help="8 or 4 bits a weight (default: float32)"
     )
     sub.add_argument("--out", metavar="DIR", help="the folder (default: exports/RUN-TO)")
-    _add_run(sub)
-    _add_folders(sub, runs=True, data=True)
+    add_run(sub)
+    add_folders(sub, runs=True, data=True)
 
 
 def _generate(add: Add) -> None:
@@ -298,8 +255,8 @@ def _generate(add: Add) -> None:
         help="16, 8 or 4 bits a weight, less to read for each token; what it costs is said "
         "(default: 32)",
     )
-    _add_run(sub)
-    _add_folders(sub, runs=True, data=True)
+    add_run(sub)
+    add_folders(sub, runs=True, data=True)
     group = sub.add_argument_group("sampling")
     add_flags(group, config.Sampling)
 
@@ -310,7 +267,7 @@ def _eval(add: Add) -> None:
         "loss and bits per byte of a trained model",
         "Loss and bits per byte over the whole validation text, or over another text.",
     )
-    _add_run(sub)
+    add_run(sub)
     sub.add_argument("--source", nargs="+", metavar="PATH", help="other text to evaluate on")
     sub.add_argument(
         "--hellaswag",
@@ -326,7 +283,7 @@ def _eval(add: Add) -> None:
         action="store_true",
         help="let it write, and measure what that is worth beside real text and two controls",
     )
-    _add_folders(sub, runs=True, data=True)
+    add_folders(sub, runs=True, data=True)
 
 
 def _check(add: Add) -> None:
@@ -335,7 +292,7 @@ def _check(add: Add) -> None:
         "check what training rests on",
         "Check what training rests on, here and now, in seconds. `train` does so first.",
     )
-    _add_recipe(sub)
+    add_recipe(sub)
     add_settings(sub)
 
 
@@ -345,16 +302,16 @@ def _info(add: Add) -> None:
         "what a tier or a run amounts to",
         "Parameters, cost and settings of a tier, a config or (default) the newest run.",
     )
-    _add_recipe(sub)
+    add_recipe(sub)
     sub.add_argument("--run", metavar="NAME", help="a run's name or folder")
-    _add_folders(sub, runs=True)
+    add_folders(sub, runs=True)
     add_settings(sub)
 
 
 def _runs(add: Add) -> None:
     sub = add("runs", "list the runs", "All runs, the newest first; or the curve of one.")
     sub.add_argument("--plot", metavar="RUN", help="draw the loss of a run, by name or folder")
-    _add_folders(sub, runs=True)
+    add_folders(sub, runs=True)
 
 
 def _report(add: Add) -> None:
@@ -381,7 +338,7 @@ def _report(add: Add) -> None:
     sub.add_argument(
         "--watch", action="store_true", help="write it anew every few seconds until it is finished"
     )
-    _add_folders(sub, runs=True)
+    add_folders(sub, runs=True)
 
 
 def _play(add: Add) -> None:
@@ -397,7 +354,7 @@ def _play(add: Add) -> None:
     sub.add_argument("run", nargs="?", metavar="RUN", help="a name or folder (default: newest)")
     sub.add_argument("--port", type=int, metavar="N", help="default: 8484; 0: any that is free")
     sub.add_argument("--no-browser", action="store_true", help="only say where the page is")
-    _add_folders(sub, runs=True)
+    add_folders(sub, runs=True)
 
 
 def _bench(add: Add) -> None:
@@ -424,37 +381,3 @@ def _bench(add: Add) -> None:
         "of this one",
     )
     sub.add_argument("--out", metavar="DIR", help="where to write (default: benchmarks/reports)")
-
-
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    tiers = sorted(
-        int(n[4:]) for n in config_files.built_in() if n[:4] == "tier" and n[4:].isdecimal()
-    )
-    help = "1: characters, Shakespeare; 2: byte-level BPE, short stories"
-    parser.add_argument("--tier", type=int, choices=tiers, help=help)
-    parser.add_argument(
-        "--recipe",
-        metavar="|".join(config_files.RECIPES),
-        help="the tier as GPT-2 was trained (default), or with what was found since",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="a TOML file instead, or one of ours: gpt2-124m, gpt1-117m, five-minutes",
-    )
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", metavar="NAME", help="a run's name or folder (default: newest)")
-    parser.add_argument(
-        "--checkpoint", metavar="WHICH", help="best (default), newest, or a step number"
-    )
-
-
-def _add_folders(
-    parser: argparse.ArgumentParser, *, runs: bool = False, data: bool = False
-) -> None:
-    if runs:
-        parser.add_argument("--runs-dir", metavar="DIR", help="where runs lie (default: runs)")
-    if data:
-        parser.add_argument("--data-dir", metavar="DIR", help="where data lies (default: data)")

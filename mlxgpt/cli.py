@@ -1,12 +1,11 @@
-"""The front door: parse, call one function, print.
+"""The command line: each command parses its arguments, calls one API function, prints the result.
 
-Heavy imports stay inside the commands, so that `--help` is quick. Results go to stdout, everything
+Heavy imports are inside the commands, so that `--help` is quick. Results go to stdout, everything
 else to stderr.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -15,35 +14,33 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from mlxgpt import config_files, files, streams
+from mlxgpt import files, streams
 from mlxgpt.arguments import make_parser
+from mlxgpt.console import logging_to_console
 from mlxgpt.distributed.launcher import again_by_launcher, rank_here
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device_errors, mac, memory, supervisor
 
 INTERRUPTED = 130
+METRICS_THREAD = "metrics-logger"  # name of the thread in training/loggers.py
 
 
 def run() -> NoReturn:
-    """The program `mlxgpt`: as `main`, and ends the process."""
+    """Entry point of the program `mlxgpt`: runs `main` and ends the process."""
     code: Any
-    sys.stdout, sys.stderr = (
-        streams.ResultStream.over(sys.stdout),
-        streams.MessageStream.over(sys.stderr),
-    )
-    if isinstance(sys.stdin, io.TextIOWrapper):  # its bytes that are not UTF-8 are refused later
-        sys.stdin.reconfigure(errors="surrogateescape")
+    streams.install()
     is_child = supervisor.begin_as_child()
     try:
         code = supervisor.run_again() if memory.limits() and not is_child else main()
-    except UserError as error:  # of the supervisor
+    except UserError as error:  # from the supervisor
         code = _refuse(error)
-    except SystemExit as end:  # of --help and --version
+    except SystemExit as end:  # from --help and --version
         code = end.code
-    except KeyboardInterrupt:  # a second one, while the first one was dealt with
+    except KeyboardInterrupt:  # a second one, while the first was handled
         code = INTERRUPTED
     except Exception:
         if not is_child:
@@ -55,14 +52,14 @@ def run() -> NoReturn:
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             code = code or _refuse(_of_file(error))
-        streams.discard(sys.stdout)  # Python would complain at its end
-    meant = (code or 0) + supervisor.REGULAR if is_child else code
-    tracker_hangs = any(thread.name == "tracker" for thread in threading.enumerate())
-    if code or tracker_hangs:
-        # At once: threads that still compute are not waited for; and those of libraries, where they
-        # were at work when a text was refused, have been seen to abort a process that ends.
-        os._exit(meant)
-    sys.exit(meant)
+        streams.discard(sys.stdout)  # else Python complains when it exits
+    exit_code = (code or 0) + supervisor.REGULAR if is_child else code
+    logger_hangs = any(thread.name == METRICS_THREAD for thread in threading.enumerate())
+    if code or logger_hangs:
+        # At once, without waiting for threads that still compute; threads of libraries that were
+        # at work when a text was refused have been seen to abort a process that exits normally.
+        os._exit(exit_code)
+    sys.exit(exit_code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         given = vars(parser.parse_args(arguments))
         memory.refuse_too_little()
-        return COMMANDS[given.pop("command")](given, arguments)
+        command = COMMANDS[given.pop("command")]
+        with logging_to_console():
+            return command(given, arguments)
     except UserError as error:
         return _refuse(error)
     except KeyboardInterrupt:
@@ -132,11 +131,8 @@ def _prepare(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt.display import PreparationDisplay
 
     as_json, source = given.pop("json"), given.pop("source")
-    display = PreparationDisplay()
-    try:
+    with closing(PreparationDisplay()) as display:
         dataset = api.prepare(*source, progress=display.progress, **_present(given))
-    finally:
-        display.close()
     meta = dataset.meta
     if as_json:
         return _print_json({"folder": str(dataset.folder), **asdict(meta)})
@@ -155,16 +151,13 @@ def _train(given: dict[str, Any], arguments: list[str]) -> int:
     from mlxgpt.display import TrainingDisplay
 
     as_json = given.pop("json")
-    again = shlex.join(["mlxgpt", *arguments])
-    display = TrainingDisplay(again)
-    try:
-        summary = api.train(callback=display, **_present(given))
-    finally:
-        display.close()
+    with closing(TrainingDisplay()) as display:
+        summary = api.train(callbacks=[display], **_present(given))
     if as_json and rank_here() == 0:
         _print_json(asdict(summary))
     if summary.interrupted and rank_here() == 0:
-        _say(f"resume with: {again_by_launcher(again)}")
+        command = shlex.join(["mlxgpt", *arguments])
+        _say(f"resume with: {again_by_launcher(command)}")
         return INTERRUPTED
     return 0  # of another rank too: a launcher would end the first one in the middle of a word
 
@@ -175,13 +168,13 @@ def _compare(given: dict[str, Any], arguments: list[str]) -> int:
 
     as_json, variants = given.pop("json"), given.pop("variants")
     with ComparisonDisplay() as display:
-        record = api.compare(*variants, observer=display, **_present(given))
+        record = api.compare(*variants, callbacks=[display], **_present(given))
     if as_json:
         _print_json(asdict(record))
     else:
         show_comparison(record)
     if record.interrupted:
-        _say(f"go on with: {shlex.join(['mlxgpt', *arguments])}")
+        _say(f"resume with: {shlex.join(['mlxgpt', *arguments])}")
         return INTERRUPTED
     return 0
 
@@ -206,7 +199,7 @@ def _export(given: dict[str, Any], _: list[str]) -> int:
     from mlxgpt import api
 
     as_json = given.pop("json")
-    result = api.export(note=_say, **_present(given))
+    result = api.export(**_present(given))
     if as_json:
         return _print_json(asdict(result))
     print(f"{result.folder}: the model after {result.step:,} steps")
@@ -239,7 +232,7 @@ def _generate(given: dict[str, Any], _: list[str]) -> int:
     alone = given.get("samples", 1) == 1 and file is None
     if alone and not as_json:
         given["show"] = _write
-    result = api.generate(note=_say, **_present(given))
+    result = api.generate(**_present(given))
     if as_json:
         return _print_json(asdict(result))
     if alone:
@@ -253,60 +246,49 @@ def _generate(given: dict[str, Any], _: list[str]) -> int:
 
 
 def _eval(given: dict[str, Any], _: list[str]) -> int:
-    from mlxgpt import api
+    from mlxgpt import api, results
 
-    as_json = given.pop("json")
-    if given.pop("quality"):
-        if given.pop("hellaswag") is not None or given.pop("limit") is not None:
-            raise UserError("--quality and --hellaswag are two things", "ask for one of them.")
-        if given.pop("source"):
-            raise UserError(
-                "--quality compares with the run's own text", "leave out --source, or --quality."
-            )
-        return _appraise(as_json, given)
+    as_json, quality = given.pop("json"), given.pop("quality")
     file, limit = given.pop("hellaswag"), given.pop("limit")
+    _refuse_mixed_evaluations(quality, file, limit, given["source"])
+    result: Any
+    if quality:
+        del given["source"]
+        result = api.appraise(**_present(given))
+        show: Callable[[Any], None] = results.show_appraisal
+    elif file is not None:
+        del given["source"], given["data_dir"]
+        from mlxgpt.display import CountingDisplay
+
+        with CountingDisplay("examples") as display:
+            result = api.hellaswag(
+                file=file or None, limit=limit, progress=display.progress, **_present(given)
+            )
+        show = results.show_hellaswag
+    else:
+        result = api.evaluate(**_present(given))
+        show = results.show_evaluation
+    if as_json:
+        return _print_json(asdict(result))
+    show(result)
     if file is not None:
-        if given.pop("source"):
-            raise UserError("--hellaswag has its own text", "leave out --source, or --hellaswag.")
-        return _hellaswag(as_json, {**given, "file": file or None, "limit": limit})
-    if limit is not None:
+        _say("a guess: 0.25; GPT-2 124M by the same rule, in build-nanogpt: 0.2859, norm 0.2955")
+    return 0
+
+
+def _refuse_mixed_evaluations(
+    quality: bool, hellaswag: str | None, limit: int | None, source: Any
+) -> None:
+    if quality and (hellaswag is not None or limit is not None):
+        raise UserError("--quality and --hellaswag are given", "give one of them.")
+    if quality and source:
+        raise UserError(
+            "--quality compares with the run's own text", "leave out --source, or --quality."
+        )
+    if hellaswag is not None and source:
+        raise UserError("--hellaswag has its own text", "leave out --source, or --hellaswag.")
+    if limit is not None and hellaswag is None:
         raise UserError("--limit belongs to --hellaswag", "leave it out, or add --hellaswag.")
-    result = api.evaluate(note=_say, **_present(given))
-    if as_json:
-        return _print_json(asdict(result))
-    print(f"loss           {result.loss:.4f} nats per token")
-    print(f"bits per byte  {result.bits_per_byte:.4f}")
-    print(f"perplexity     {result.perplexity:.2f}")
-    print(f"tokens         {result.tokens:,}")
-    return 0
-
-
-def _appraise(as_json: bool, given: dict[str, Any]) -> int:
-    from mlxgpt import api
-    from mlxgpt.results import show_appraisal
-
-    result = api.appraise(note=_say, **_present(given))
-    if as_json:
-        return _print_json(asdict(result))
-    show_appraisal(result)
-    return 0
-
-
-def _hellaswag(as_json: bool, given: dict[str, Any]) -> int:
-    from mlxgpt import api
-    from mlxgpt.display import CountingDisplay
-
-    given.pop("data_dir")
-    with CountingDisplay("examples") as display:
-        result = api.hellaswag(note=_say, progress=display.progress, **_present(given))
-    if as_json:
-        return _print_json(asdict(result))
-    print(f"accuracy        {result.accuracy:.4f} ± {result.accuracy_error:.4f}")
-    print(f"accuracy, norm  {result.accuracy_norm:.4f} ± {result.accuracy_norm_error:.4f}")
-    cut = f", {result.cut:,} cut to the block" if result.cut else ""
-    print(f"examples        {result.examples:,}{cut}")
-    _say("a guess: 0.25; GPT-2 124M by the same rule, in build-nanogpt: 0.2859, norm 0.2955")
-    return 0
 
 
 def _bench(given: dict[str, Any], _: list[str]) -> int:
@@ -369,19 +351,9 @@ def _info(given: dict[str, Any], _: list[str]) -> int:
     result = api.info(**_present(given))
     if as_json:
         return _print_json(asdict(result))
-    from rich.filesize import decimal
+    from mlxgpt.results import show_info
 
-    print(f"{result.name}\n")
-    for part, count in result.parameters.items():
-        print(f"  {part:34}{count:>14,} parameters")
-    print(f"\n  training, per token               {result.flops_per_token:>14,} operations")
-    print(f"  training, in all                  {result.training_tokens:>14,} tokens")
-    print(f"  weights, gradients, moments       {decimal(result.memory_bytes):>14}")
-    if result.step is not None:
-        print(f"  trained                           {result.step:>14,} steps")
-    if result.val_loss is not None:
-        print(f"  best validation loss              {result.val_loss:>14.4f} nats per token")
-    print("\n" + config_files.to_toml(result.config))
+    show_info(result)
     return 0
 
 
@@ -409,7 +381,7 @@ def _play(given: dict[str, Any], _: list[str]) -> int:
             _say(f"the page, until Ctrl-C: {address}/#{key}")
             _say(f"for other programs: {address}/v1, as OpenAI's API, with the key {key}")
 
-    api.play(ready=ready, note=_say, browser=not given.pop("no_browser"), **_present(given))
+    api.play(ready=ready, browser=not given.pop("no_browser"), **_present(given))
     return 0
 
 
@@ -425,26 +397,16 @@ def _runs(given: dict[str, Any], _: list[str]) -> int:
             return _print_json(list(run.metrics()))
         show_curve(run)
         return 0
-    lines = api.runs(note=_say, **_present(given))
+    lines = api.runs(**_present(given))
     if as_json:
         return _print_json([asdict(line) for line in lines])
     if not lines:
         where = api.home("runs", given["runs_dir"]).absolute()
         print(f"no runs in {where}; mlxgpt train --tier 1 makes one")
         return 0
-    from mlxgpt.results import show_table
+    from mlxgpt.results import show_runs
 
-    rows = [
-        {
-            "run": line.name,
-            "steps": f"{line.step:,}/{line.steps:,}" if line.steps else "imported",
-            "val loss": "–" if line.val_loss is None else f"{line.val_loss:.4f}",
-            "parameters": f"{line.parameters:,}",
-            "data": line.data,
-        }
-        for line in lines
-    ]
-    show_table(rows)
+    show_runs(lines)
     return 0
 
 

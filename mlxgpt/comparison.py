@@ -1,4 +1,4 @@
-"""Of `compare`: from what was asked for to variants, and from a record to its files."""
+"""The command `compare`: from its arguments to variants, and from a record to files."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from mlxgpt.requests import PathLike, home, resolve
 from mlxgpt.study import budget as budgets
 from mlxgpt.study import compare as study
 from mlxgpt.study import sequential
-from mlxgpt.study.compare import Observer, Request
-from mlxgpt.study.ledger import TRAININGS
+from mlxgpt.study.compare import CompareCallback, CompareRequest
 from mlxgpt.study.record import Record
+from mlxgpt.study.registry import TRAININGS
 from mlxgpt.study.variants import Variant, vary
+from mlxgpt.training.callback import CallbackList
 
 SEEDS = 3
 
@@ -41,7 +42,7 @@ def compare(
     name: str | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-    observer: Observer | None = None,
+    callbacks: Sequence[CompareCallback] = (),
     **settings: Any,
 ) -> Record:
     """Train variants side by side, paired by seed, and say which is better, with its error.
@@ -60,33 +61,51 @@ def compare(
             per byte to either side.
         final: judge on the validation text instead, and note that it was looked at.
         name: of its folder; default: from the variants and the budget.
-        observer: is told how it goes; see study/compare.py.
+        callbacks: receive the events of the comparison, in order; see study/compare.py.
         settings: any field of the config, for all variants; `source`: the text.
     """
-    observer = observer or Observer()
     length = budgets.parse(budget)
-    label, chosen = _chosen(variants, vary, tier, config, settings)
-    if smallest is not None and not (until_decided and 0 < smallest < math.inf):
-        raise UserError(
-            f"--smallest {smallest} is no difference to stop at",
-            "give bits per byte above 0, and --until-decided.",
-        )
-    count = seeds if seeds is not None else sequential.MOST if until_decided else SEEDS
-    least = sequential.FIRST if until_decided else 1
-    if count < least:
-        raise UserError(f"--seeds {count} are too few", f"use --seeds {least} or more.")
-    name = name or f"{label}-{budget.replace(' ', '')}"
-    if name != Path(name).name or name in ("", ".", "..", TRAININGS) or not name.isprintable():
-        raise UserError(f"--name {name} is no name of a folder", "choose another --name.")
-    request = Request(name, budget, length, count, until_decided, smallest or 0.0, final)
+    label, configs = _configs(variants, vary, tier, config, settings)
+    seeds = _seeds(seeds, until_decided, smallest)
+    request = CompareRequest(
+        name=_folder_name(name or f"{label}-{budget.replace(' ', '')}"),
+        budget_text=budget,
+        budget=length,
+        seeds=seeds,
+        until_decided=until_decided,
+        smallest=smallest or 0.0,
+        final=final,
+    )
     folder = home("runs", runs_dir) / "compare"
-    data = home("data", data_dir)
-    record = study.compare(_variants(chosen, data, observer), request, folder, observer)
-    write(record, folder / name)
+    prepared = _with_data(configs, home("data", data_dir), callbacks)
+    record = study.compare(prepared, request, folder, callbacks)
+    write(record, folder / request.name)
     return record
 
 
-def _chosen(
+def _seeds(seeds: int | None, until_decided: bool, smallest: float | None) -> int:
+    """How many seeds each variant gets, at most; raises UserError for what makes no sense."""
+    if smallest is not None and not (until_decided and 0 < smallest < math.inf):
+        raise UserError(
+            f"--smallest {smallest} is not a valid difference to stop at",
+            "give bits per byte above 0, and --until-decided.",
+        )
+    if seeds is None:
+        return sequential.MOST if until_decided else SEEDS
+    least = sequential.FIRST if until_decided else 1
+    if seeds < least:
+        raise UserError(f"--seeds {seeds} are too few", f"use --seeds {least} or more.")
+    return seeds
+
+
+def _folder_name(name: str) -> str:
+    """`name`, if a folder in runs/compare may have it."""
+    if name != Path(name).name or name in ("", ".", "..", TRAININGS) or not name.isprintable():
+        raise UserError(f"--name {name} is not a valid folder name", "choose another --name.")
+    return name
+
+
+def _configs(
     variants: Sequence[PathLike | Config],
     field: str | None,
     tier: int | None,
@@ -118,18 +137,21 @@ def _chosen(
     return "-".join(configs), configs
 
 
-def _variants(chosen: dict[str, Config], data_dir: Path, observer: Observer) -> list[Variant]:
-    """The configs with their data, which is opened and verified once where it is the same."""
-    opened: dict[tuple[DataConfig, int], tuple[Dataset, Dataset]] = {}
-    for config in chosen.values():
-        asked = config.data, config.model.vocab_size
-        if asked not in opened:
+def _with_data(
+    configs: dict[str, Config], data_dir: Path, callbacks: Sequence[CompareCallback]
+) -> list[Variant]:
+    """The configs with their data. Data that several share is opened and verified once."""
+    progress = CallbackList(callbacks).on_prepare
+    datasets: dict[tuple[DataConfig, int], tuple[Dataset, Dataset]] = {}
+    for config in configs.values():
+        key = config.data, config.model.vocab_size
+        if key not in datasets:
             request = preparation.PrepareRequest(config.data, config.model.vocab_size)
-            whole = preparation.find_or_prepare(request, data_dir, observer.on_prepare)
-            opened[asked] = held_back(whole), whole
+            whole = preparation.find_or_prepare(request, data_dir, progress)
+            datasets[key] = held_back(whole), whole
     return [
-        Variant(name, config, *opened[config.data, config.model.vocab_size])
-        for name, config in chosen.items()
+        Variant(name, config, *datasets[config.data, config.model.vocab_size])
+        for name, config in configs.items()
     ]
 
 

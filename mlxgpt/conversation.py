@@ -7,6 +7,7 @@ and not the program. Works in a terminal that can do nothing, and with its input
 from __future__ import annotations
 
 import contextlib
+import logging
 import shlex
 from collections.abc import Callable
 from dataclasses import fields
@@ -14,6 +15,7 @@ from typing import Any
 
 from mlxgpt import config
 from mlxgpt.config import Sampling
+from mlxgpt.console import without_repeats
 from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.errors import UserError
 from mlxgpt.loaded import Model, load
@@ -56,7 +58,7 @@ class Conversation:
         self._load, self._model, self._sampling = load, model, sampling
         self._read, self._write, self._say = read, write, say
         self._prompt = ""
-        self._said: set[str] = set()
+        self._logged: dict[str, logging.LogRecord] = {}
         self._commands: dict[str, Callable[[str], None]] = {
             "again": lambda _: self._continue(self._prompt, fresh=True),
             "run": self._other_run,
@@ -65,24 +67,25 @@ class Conversation:
         }
 
     def run(self) -> None:
-        """Until Ctrl-D or /quit."""
+        """Talk until Ctrl-D or /quit. What is logged of every long text is logged once."""
         self._say("/help says what you can do here")
-        while True:
-            line = None
-            try:
-                line = normalize_text(self._read("> "))
-                if line.strip() in ("/quit", "/exit"):
+        with without_repeats() as self._logged:
+            while True:
+                line = None
+                try:
+                    line = normalize_text(self._read("> "))
+                    if line.strip() in ("/quit", "/exit"):
+                        return
+                    self._take(line)
+                except EOFError:
+                    self._write("\n")
                     return
-                self._take(line)
-            except EOFError:
-                self._write("\n")
-                return
-            except UserError as error:
-                self._say(f"{error.problem}\n  → {error.remedy}")
-            except KeyboardInterrupt:
-                self._write("\n")
-                if line is not None:
-                    self._say("stopped")
+                except UserError as error:
+                    self._say(f"{error.problem}\n  → {error.remedy}")
+                except KeyboardInterrupt:
+                    self._write("\n")
+                    if line is not None:
+                        self._say("stopped")
 
     def _take(self, line: str) -> None:
         if not line.startswith("/"):
@@ -100,7 +103,7 @@ class Conversation:
 
     def _continue(self, prompt: str, *, fresh: bool = False) -> None:
         given = self._sampling | ({"seed": None} if fresh else {})
-        result = self._model.generate(prompt, show=self._write, note=self._say_once, **given)
+        result = self._model.generate(prompt, show=self._write, **given)
         self._write("\n")
         rate = f"{result.tokens_per_second:,.0f} a second"
         self._say(f"{result.tokens:,} tokens, {rate}, seed {result.seed}")
@@ -116,7 +119,8 @@ class Conversation:
         self._say(self._settings())
 
     def _other_run(self, name: str) -> None:
-        self._model, self._said = self._load(name or None), set()
+        self._logged.clear()
+        self._model = self._load(name or None)
 
     def _settings(self) -> str:
         of = config.sampling(self._sampling)
@@ -128,20 +132,16 @@ class Conversation:
     def _help(self) -> None:
         self._say(HELP.format(names="  ".join("/" + n.replace("_", "-") for n in CHANGEABLE)))
 
-    def _say_once(self, line: str) -> None:
-        """What is true of every long text is said of the first."""
-        if line not in self._said:
-            self._said.add(line)
-            self._say(line)
-
 
 def converse(
     given: dict[str, Any], write: Callable[[str], None], say: Callable[[str], None]
 ) -> None:
-    """Talk with whoever sits at stdin.
+    """Talk with the user at stdin.
 
     Args:
-        given: of `load`, and settings of sampling, by their names.
+        given: arguments of `load`, and sampling settings, by their names.
+        write: takes pieces of a text.
+        say: takes a line that is not text.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (with it input() has history and editing)
@@ -152,8 +152,8 @@ def converse(
     config.sampling(sampling)  # what cannot be is refused before a model is read
     others = {name: chosen[name] for name in names[2:] if name in chosen}
     Conversation(
-        lambda run: load(run, note=say, **others),
-        load(note=say, **chosen),
+        lambda run: load(run, **others),
+        load(**chosen),
         sampling,
         read=input,
         write=write,

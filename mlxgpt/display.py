@@ -1,8 +1,7 @@
-"""What goes on, drawn in a terminal: always on stderr."""
+"""Progress displays in a terminal, always on stderr."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from datetime import timedelta
@@ -26,9 +25,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxgpt.chart import loss_chart
+from mlxgpt.console import WARNING_STYLE, stderr_console
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.sources import told
-from mlxgpt.distributed.launcher import again_by_launcher
 from mlxgpt.machine import device
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage.run import Run
@@ -50,27 +49,18 @@ COLUMNS = (
 )
 
 
-def console() -> Console:
-    """The console on stderr, which ignores errors there (streams.py)."""
-    return Console(stderr=True, highlight=False)
-
-
 class PreparationDisplay:
-    """Shows a preparation: a bar in a terminal, now and then a line elsewhere."""
+    """Progress of a preparation: a bar in a terminal, a line every 10 s elsewhere."""
 
     def __init__(self) -> None:
-        self.console = console()
+        self.console = stderr_console()
         self._live: Live | Progress | None = None
         self._bar: Progress | None = None
         self._doing = ""
         self._last_shown = time.monotonic()
 
-    def note(self, line: str) -> None:
-        """A line on what is being done."""
-        self.console.print(Text(line), soft_wrap=True)
-
     def progress(self, doing: str, done: int, total: int) -> None:
-        """So many of about `total` bytes are done."""
+        """Show that `done` of about `total` bytes are done."""
         now = time.monotonic()
         if doing != self._doing:
             self.close()
@@ -88,7 +78,8 @@ class PreparationDisplay:
         self._bar.update(task.id, completed=done, total=max(done, total), memory=memory)
         if not self.console.is_terminal:
             texts = (one.render(task) for one in COLUMNS if not isinstance(one, BarColumn))
-            self.note("  ".join(str(text) for text in texts))
+            line = "  ".join(str(text) for text in texts)
+            self.console.print(Text(line), soft_wrap=True)
         elif not self._live:
             self._live = self._bar
             self._live.start()
@@ -101,10 +92,14 @@ class PreparationDisplay:
 
 
 class CountingDisplay:
-    """Shows how many things are done: a bar in a terminal, now and then a line elsewhere."""
+    """Progress by count: a bar in a terminal, a line every 10 s elsewhere.
+
+    Args:
+        what: is counted, such as `examples`.
+    """
 
     def __init__(self, what: str) -> None:
-        self.console = console()
+        self.console = stderr_console()
         self._what = what
         self._last_line = time.monotonic()
         columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -121,7 +116,7 @@ class CountingDisplay:
             self._bar.stop()
 
     def progress(self, done: int, total: int) -> None:
-        """So many of all are done."""
+        """Show that `done` of `total` are done."""
         self._bar.update(self._task, completed=done, total=total)
         now = time.monotonic()
         if not self.console.is_terminal and now - self._last_line > QUIET_SECONDS:
@@ -130,14 +125,9 @@ class CountingDisplay:
 
 
 class TrainingDisplay(Callback):
-    """Shows a training: a live view in a terminal, plain lines elsewhere.
+    """Progress of a training run: a live view in a terminal, plain lines elsewhere."""
 
-    Args:
-        command: what goes on with it, where it was ended.
-    """
-
-    def __init__(self, command: str = "the same command") -> None:
-        self._command = command
+    def __init__(self) -> None:
         self._preparation = PreparationDisplay()
         self.console = self._preparation.console
         self.view: LiveView | None = None
@@ -145,34 +135,23 @@ class TrainingDisplay(Callback):
         self._checks, self._passed = 0, set[str]()
 
     def close(self) -> None:
-        """Leave the terminal as it was; also after an error."""
+        """Restore the terminal; also after an error."""
         self._preparation.close()
         if self.view:
             self.view.close()
             self.view = None
 
-    def on_note(self, line: str) -> None:
-        self._preparation.note(line)
-
     def on_prepare(self, doing: str, done: int, total: int) -> None:
         self._preparation.progress(doing, done, total)
 
-    def on_warning(self, line: str) -> None:
-        self.console.print(Text(line, style="bold yellow"), soft_wrap=True)
-
-    def on_lost(self, problem: str, remedy: str | None) -> None:
-        on = f"go on from the last checkpoint: {again_by_launcher(self._command)}"
-        # Not by the console: the thread that ends here may hold its lock.
-        sys.stderr.write(f"mlxgpt: {problem}\n  → {remedy or on}\n")
-        sys.stderr.flush()
-
     def on_check(self, check: Check) -> None:
-        """Shown where it failed, else counted."""
-        if not self._checks:  # the first ones come at once, and then kernels are compiled
-            self.on_note("checking itself, and timing a few steps")
+        """Show a failed check; count the others."""
+        if not self._checks:  # the first checks are quick, then kernels are compiled
+            line = Text("checking itself, and timing a few steps")
+            self.console.print(line, soft_wrap=True)
         self._checks += 1
         if check.ok:
-            self._passed.add(check.name)  # once, also where all of it is begun again
+            self._passed.add(check.name)  # only once, also if the self-check starts over
         if check.ok is False:
             self.console.print(Text(f"self-check: {check.name}: {check.detail}", style="bold red"))
 
@@ -182,7 +161,7 @@ class TrainingDisplay(Callback):
         self.view = LiveView(self.console, start, run.config.train.max_steps, run.metrics())
 
     def show_plan(self, run: Run, dataset: Dataset, estimate: Estimate) -> None:
-        """What is about to be trained."""
+        """Print what is about to be trained."""
         checks = {"self-check": f"{len(self._passed)} checks passed"}
         self._show({**checks, **_plan(run, dataset, estimate)})
 
@@ -219,7 +198,7 @@ class TrainingDisplay(Callback):
         lines["data"] = str(summary.data)
         lines["try it"] = summary.try_it
         if summary.warning:
-            self.on_warning(summary.warning)
+            self.console.print(Text(summary.warning, style=WARNING_STYLE), soft_wrap=True)
         self._show(lines)
 
     def _show(self, lines: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Flags of the command line that are made from the fields of config.py."""
+"""Flags that several commands share: those of the config's fields, of recipes, runs and folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from dataclasses import MISSING
 from typing import Any
 
-from mlxgpt import config
+from mlxgpt import config, config_files
 from mlxgpt.settings import settings
 
 SECTION_TITLES = {
@@ -43,6 +43,41 @@ def add_flags(group: argparse._ArgumentGroup, cls: type) -> None:
         else:
             number, letter = (float, "X") if kind is float else (int, "N")
             group.add_argument(flag, type=number, metavar=letter, **common)
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """`--tier`, `--recipe` and `--config`."""
+    tiers = sorted(
+        int(n[4:]) for n in config_files.built_in() if n[:4] == "tier" and n[4:].isdecimal()
+    )
+    help = "1: characters, Shakespeare; 2: byte-level BPE, short stories"
+    parser.add_argument("--tier", type=int, choices=tiers, help=help)
+    parser.add_argument(
+        "--recipe",
+        metavar="|".join(config_files.RECIPES),
+        help="the tier as GPT-2 was trained (default), or with what was found since",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a TOML file instead, or one of ours: gpt2-124m, gpt1-117m, five-minutes",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """`--run` and `--checkpoint`."""
+    parser.add_argument("--run", metavar="NAME", help="a run's name or folder (default: newest)")
+    parser.add_argument(
+        "--checkpoint", metavar="WHICH", help="best (default), newest, or a step number"
+    )
+
+
+def add_folders(parser: argparse.ArgumentParser, *, runs: bool = False, data: bool = False) -> None:
+    """`--runs-dir` and `--data-dir`."""
+    if runs:
+        parser.add_argument("--runs-dir", metavar="DIR", help="where runs lie (default: runs)")
+    if data:
+        parser.add_argument("--data-dir", metavar="DIR", help="where data lies (default: data)")
 
 
 def _shown(default: Any) -> str:

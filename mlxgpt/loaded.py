@@ -232,7 +232,7 @@ def load(
     """
     if quantize is not None and quantize not in quantized.BITS:
         raise UserError(f"no model has {quantize} bits a weight", "use 16, 8 or 4.")
-    loaded = Model(*opened(run, checkpoint, runs_dir, note))
+    loaded = Model(*opened(run, checkpoint, runs_dir))
     if quantize is None:
         return loaded
     sample = _validation(loaded.run, home("data", data_dir))

@@ -20,7 +20,6 @@ def play(
     browser: bool = True,
     runs_dir: PathLike | None = None,
     ready: Callable[[str, str], None] = lambda address, key: None,
-    note: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Open a page to see inside a run's model, on this machine alone; until Ctrl-C.
 
@@ -28,8 +27,7 @@ def play(
         run: name or folder; default: the newest, also where it has no checkpoint yet.
         port: to listen on; 0: any that is free.
         browser: whether to open the page.
-        ready: is told where it is, and the key that lets in.
-        note: takes a line on what the user should know, such as an ignored field of a request.
+        ready: is called with the page's address and its key, once the server listens.
 
     Raises:
         UserError: if there is no run, what it takes is not installed, or the port is taken.
@@ -58,5 +56,5 @@ def play(
             webbrowser.open(f"{address}/#{key}")
 
     with listener:
-        app = server.application(found.folder.absolute(), port, key, note)
+        app = server.application(found.folder.absolute(), port, key)
         server.Server(app, begun).run(sockets=[listener])

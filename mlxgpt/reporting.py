@@ -54,12 +54,15 @@ def report(
     path = Path("report.html") if len(folders) > 1 else folders[0] / "report.html"
     path = Path(output) if output else path
     if watch:
-        logger.info(f"{path} is written again every {EVERY} seconds; Ctrl-C stops that")
+        logger.info("%s is written again every %d seconds; Ctrl-C ends that", path, EVERY)
         with contextlib.suppress(KeyboardInterrupt):
             while not all(map(_is_finished, found := _opened(folders))):
                 page.write(path, runs.page_of(found).html(refresh=EVERY))
                 time.sleep(EVERY)
-    page.write(path, runs.page_of(_opened(folders)).html())
+    finished = runs.page_of(_opened(folders))
+    for line in finished.left_out:
+        logger.warning(line)
+    page.write(path, finished.html())
     return path
 
 

@@ -6,8 +6,8 @@ current folder.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT
 from mlxgpt.storage import run as runs
+
+logger = logging.getLogger(__name__)
 
 PathLike = str | Path
 
@@ -65,14 +67,13 @@ def opened(
     run: str | None,
     checkpoint: str,
     runs_dir: PathLike | None,
-    note: Callable[[str], None],
     *,
     fall_back: bool = True,
 ) -> tuple[runs.Run, GPT, int]:
     """A run, the model of one of its checkpoints, and its step; see `load_model`."""
     found = runs.find(run, home("runs", runs_dir))
     model, saved = runs.load_model(found, checkpoint, fall_back=fall_back)
-    note(f"{found.folder}, step {saved.step:,}")
+    logger.info("%s, step %s", found.folder, f"{saved.step:,}")
     return found, model, saved.step
 
 

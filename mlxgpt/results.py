@@ -1,20 +1,24 @@
-"""What came of a command, drawn in a terminal: always on stdout, and nothing else there."""
+"""Results of commands as text and tables, on stdout; nothing else is printed there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from mlxgpt import config_files
 from mlxgpt.chart import loss_chart
 from mlxgpt.evaluation.appraisal import Appraisal
+from mlxgpt.evaluation.hellaswag import Result as HellaSwag
+from mlxgpt.evaluation.loss import Evaluation
 from mlxgpt.evaluation.quality import METRICS
+from mlxgpt.overview import Info, RunLine
 from mlxgpt.storage.run import Run
 from mlxgpt.training.selfcheck import Check
 
@@ -97,11 +101,49 @@ def show_texts(texts: Sequence[str]) -> None:
         to.print(Padding(Text(text.strip("\n")), (0, 0, 1, 2)), width=min(to.width, READABLE))
 
 
-def show_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Rows with the same keys, as a table on stdout."""
+def show_evaluation(result: Evaluation) -> None:
+    """A model's loss over a text."""
+    print(f"loss           {result.loss:.4f} nats per token")
+    print(f"bits per byte  {result.bits_per_byte:.4f}")
+    print(f"perplexity     {result.perplexity:.2f}")
+    print(f"tokens         {result.tokens:,}")
+
+
+def show_hellaswag(result: HellaSwag) -> None:
+    """A model's accuracy on HellaSwag, with its standard error."""
+    print(f"accuracy        {result.accuracy:.4f} ± {result.accuracy_error:.4f}")
+    print(f"accuracy, norm  {result.accuracy_norm:.4f} ± {result.accuracy_norm_error:.4f}")
+    cut = f", {result.cut:,} cut to the block" if result.cut else ""
+    print(f"examples        {result.examples:,}{cut}")
+
+
+def show_info(info: Info) -> None:
+    """Parameters, cost and settings of a config or a run."""
+    print(f"{info.name}\n")
+    for part, count in info.parameters.items():
+        print(f"  {part:34}{count:>14,} parameters")
+    print(f"\n  training, per token               {info.flops_per_token:>14,} operations")
+    print(f"  training, in all                  {info.training_tokens:>14,} tokens")
+    print(f"  weights, gradients, moments       {decimal(info.memory_bytes):>14}")
+    if info.step is not None:
+        print(f"  trained                           {info.step:>14,} steps")
+    if info.val_loss is not None:
+        print(f"  best validation loss              {info.val_loss:>14.4f} nats per token")
+    print("\n" + config_files.to_toml(info.config))
+
+
+def show_runs(runs: Sequence[RunLine]) -> None:
+    """The list of runs, as a table."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in rows[0]:
+    for name in ("run", "steps", "val loss", "parameters", "data"):
         table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*[escape(str(value)) for value in row.values()])
+    for run in runs:
+        cells = (
+            run.name,
+            f"{run.step:,}/{run.steps:,}" if run.steps else "imported",
+            "–" if run.val_loss is None else f"{run.val_loss:.4f}",
+            f"{run.parameters:,}",
+            run.data,
+        )
+        table.add_row(*map(escape, cells))
     Results(highlight=False).print(table)

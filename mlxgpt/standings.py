@@ -1,4 +1,4 @@
-"""A comparison as it goes on, on stderr; and what came of it, on stdout."""
+"""A comparison: its progress on stderr, and its results on stdout."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rich.text import Text
 from mlxgpt.display import PreparationDisplay, duration
 from mlxgpt.reports.comparison import HEAD, cells, notes
 from mlxgpt.results import Results
-from mlxgpt.study.compare import Observer
+from mlxgpt.study.compare import CompareCallback
 from mlxgpt.study.record import Record
 from mlxgpt.training.selfcheck import Check
 
 READABLE = 100  # columns of running text
 
 
-class ComparisonDisplay(Observer):
+class ComparisonDisplay(CompareCallback):
     """A live table in a terminal; elsewhere a line for each training."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class ComparisonDisplay(Observer):
         self._checked = False
         self._now = ""
         self._step, self._steps = 0, 1
-        self._before = 0.0  # trainings that are there
+        self._before = 0.0  # finished trainings
         self._total = 1
         self._began: float | None = None
         self._began_with = 0.0
@@ -47,24 +47,19 @@ class ComparisonDisplay(Observer):
             self._live.stop()
             self._live = None
 
-    def on_note(self, line: str) -> None:
-        self._preparation.note(line)
-
-    def on_warning(self, line: str) -> None:
-        self._preparation.note(line)
-
     def on_prepare(self, doing: str, done: int, total: int) -> None:
         self._preparation.progress(doing, done, total)
 
     def on_check(self, check: Check) -> None:
-        """Shown where it failed."""
+        """Show a failed check."""
         if not self._checked:
             self._checked = True
-            self.on_note("checking itself, and timing a few steps")
+            line = Text("checking itself, and timing a few steps")
+            self.console.print(line, soft_wrap=True)
         if check.ok is False:
             self.console.print(Text(f"self-check: {check.name}: {check.detail}", style="bold red"))
 
-    def on_training(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
+    def on_variant_begin(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
         self._preparation.close()
         self._now, self._steps, self._step = f"{variant}, seed {seed}", steps, 0
         self._before, self._total = done, total
@@ -79,14 +74,14 @@ class ComparisonDisplay(Observer):
         self._step = record["step"]
         self._draw()
 
-    def on_standing(self, record: Record) -> None:
+    def on_variant_end(self, record: Record) -> None:
         self._record = record
         self._draw()
         if not self._live and self._now:
             name = self._now.rpartition(", seed ")[0]
-            standing = next(s for s in record.variants if s.name == name)
-            last = standing.trainings[-1]
-            left = self._left(done=sum(len(s.trainings) for s in record.variants))
+            result = next(result for result in record.variants if result.name == name)
+            last = result.trainings[-1]
+            left = self._left(done=sum(len(result.trainings) for result in record.variants))
             line = f"{self._now}  bits per byte {last.bits_per_byte:.4f}{left}"
             self.console.print(Text(line), soft_wrap=True)
         self._now = ""
@@ -113,7 +108,7 @@ class ComparisonDisplay(Observer):
 
 
 def show_comparison(record: Record) -> None:
-    """The table, and what has to be known to read it."""
+    """Print the table, and the notes on how to read it."""
     to = Results(highlight=False)
     to.print(_table(record))
     for note in notes(record):
@@ -125,7 +120,7 @@ def _table(record: Record) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in HEAD:
         table.add_column(name, overflow="fold")
-    for standing in record.variants:
-        style = {"better": "bold green", "worse": "red"}.get(standing.verdict, "")
-        table.add_row(*map(escape, cells(standing)), style=style)
+    for result in record.variants:
+        style = {"better": "bold green", "worse": "red"}.get(result.verdict, "")
+        table.add_row(*map(escape, cells(result)), style=style)
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any, Self, TextIO, cast
 
@@ -54,6 +55,13 @@ class MessageStream(_Stream):
             super().flush()
         except OSError:
             return
+
+
+def install() -> None:
+    """Replace the program's standard streams by those that report or ignore failing writes."""
+    sys.stdout, sys.stderr = ResultStream.over(sys.stdout), MessageStream.over(sys.stderr)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 are refused later
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def discard(stream: TextIO) -> None:

@@ -123,7 +123,8 @@ def main(plan: dict[str, Any]) -> None:
     from mlxgpt.config import from_tree
     from mlxgpt.machine import device
     from mlxgpt.storage import run
-    from mlxgpt.training import estimate as forecast, guard, launch, selfcheck, step
+    from mlxgpt.training import estimate as forecast
+    from mlxgpt.training import guard, launch, selfcheck, step
     from mlxgpt.training.estimate import Estimate
     from tests.trainings import Recorder
 
@@ -178,7 +179,7 @@ def main(plan: dict[str, Any]) -> None:
     else:
         given = {name: plan[name] for name in ("memory_limit",) if name in plan}
         config = from_tree(plan["config"])
-        api.train(config=config, source="words.txt", run="a", callback=recorder, **given)
+        api.train(config=config, source="words.txt", run="a", callbacks=[recorder], **given)
 
 
 if __name__ == "__main__":

@@ -176,6 +176,6 @@ def shakespeare(real_texts: Path) -> Path:
 def train(home: Path, text_file: Path, tiny: Config) -> Any:
     def train(run: str, recorder: Recorder | None = None, **settings: Any) -> Summary:
         settings = {"config": tiny, "source": text_file, **settings}
-        return api.train(run=run, callback=recorder, **settings)
+        return api.train(run=run, callbacks=[recorder] if recorder else [], **settings)
 
     return train

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -275,6 +276,46 @@ def test_mlxgpt_home_holds_both_folders(
     assert (tmp_path / "home" / "data" / "words" / "meta.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "function"),
+    [
+        ("prepare words.txt", "prepare"),
+        ("train --tier 1", "train"),
+        ("compare --tier 1 --vary dropout=0,0.1 --budget 5m", "compare"),
+        ("import gpt2", "import_model"),
+        ("export --to hf", "export"),
+        ("generate to", "generate"),
+        ("eval", "evaluate"),
+        ("eval --quality", "appraise"),
+        ("eval --hellaswag", "hellaswag"),
+        ("bench", "benchmark"),
+        ("bench --distributed", "benchmark_together"),
+        ("check", "check"),
+        ("info", "info"),
+        ("runs", "runs"),
+        ("report", "report"),
+        ("play", "play"),
+    ],
+)
+def test_a_command_calls_its_function_at_once(
+    line: str, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most main, the command's function and the API's: three frames of mlxgpt."""
+    frames: list[str] = []
+
+    def called(*_: Any, **__: Any) -> None:
+        frame = inspect.currentframe()
+        while frame := frame.f_back if frame else None:
+            if frame.f_globals["__name__"].startswith("mlxgpt"):
+                frames.append(frame.f_code.co_name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, function, called)
+    assert main(line.split()) == INTERRUPTED
+    assert len(frames) == 2, frames
+    assert frames[-1] == "main"
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from mlxgpt.cli import main\n"
@@ -362,7 +403,7 @@ def test_a_comparison_that_was_stopped_says_how_to_go_on(
     monkeypatch.setattr("mlxgpt.study.compare._Comparison._trained", lambda *_: None)
     assert main(COMPARE) == INTERRUPTED
     output = capsys.readouterr()
-    assert "go on with: mlxgpt compare --tier 1 --vary dropout=0,0.3" in output.err
+    assert "resume with: mlxgpt compare --tier 1 --vary dropout=0,0.3" in output.err
     assert "the same command goes on" in output.out
 
 

@@ -136,12 +136,18 @@ def test_ctrl_c_stops_a_text_and_not_the_program(
     assert len(second) > len(first) + 1
 
 
-def test_what_is_forgotten_is_told_once(place: Path) -> None:
+def test_what_is_forgotten_is_logged_once_for_each_model(place: Path, notes: list[str]) -> None:
     """Of a text that outgrows the block."""
-    person = Person("to", "/again", "/again").talk(max_tokens=30)
-    assert len([line for line in person.said if "has forgotten" in line]) == 1
-    assert "beyond 8 tokens the model goes on from the last 4 to 8" in person.said[1]
-    assert not any("forgotten" in line for line in Person("t").talk(max_tokens=4).said)
+    Person("to", "/again", "/again").talk(max_tokens=30)
+    (line,) = (line for line in notes if "has forgotten" in line)
+    assert line.startswith("beyond 8 tokens the model ")
+    assert "from the last 4 to 8" in line
+    notes.clear()
+    Person("to", "/again", "/run", "to").talk(max_tokens=30)
+    assert [note for note in notes if note == line] == [line, line]
+    notes.clear()
+    Person("t").talk(max_tokens=4)
+    assert not any("forgotten" in line for line in notes)
 
 
 @pytest.mark.parametrize("terminal", ["xterm-256color", "dumb"])

@@ -5,15 +5,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlxgpt.training.callbacks import Summary
+from mlxgpt.training.estimate import Estimate, Reached
 from rich.console import Console
 
 from mlxgpt import api
 from mlxgpt import display as displays
+from mlxgpt.console import logging_to_console, stderr_console
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.display import PreparationDisplay, TrainingDisplay, duration
 from mlxgpt.storage import run as runs
-from mlxgpt.training.callbacks import Silent, Summary
-from mlxgpt.training.estimate import Estimate, Reached
 from mlxgpt.training.selfcheck import Check
 
 RECORD = {
@@ -39,7 +40,7 @@ def shown(
     console = Console(
         stderr=True, force_terminal=terminal, width=width, highlight=False, no_color=True
     )
-    monkeypatch.setattr(displays, "console", lambda: console)
+    monkeypatch.setattr(displays, "stderr_console", lambda: console)
     display = TrainingDisplay()
     run = runs.open_run(trained / "runs" / "done")
     display.on_check(Check("causality", True, "fine"))
@@ -102,16 +103,6 @@ def test_a_terminal_gets_a_live_view_that_fits(
     assert "\x1b[?25h" in text, "the cursor comes back"
 
 
-def test_no_color_is_respected(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    colour = "\x1b[1;33m"
-    for variable in ("FORCE_COLOR", "NO_COLOR"):  # the second one wins
-        monkeypatch.setenv(variable, "1")
-        TrainingDisplay().on_warning("beware")
-        assert (colour in capsys.readouterr().err) == (variable == "FORCE_COLOR")
-
-
 @pytest.mark.parametrize(("width", "rows"), [(110, 3), (60, 5)])
 def test_the_live_view_has_a_bar_and_names_over_numbers(
     capsys: pytest.CaptureFixture[str], width: int, rows: int
@@ -151,7 +142,7 @@ def test_a_live_view_counts_from_its_start_and_keeps_the_last_evaluation(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(displays, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    view = displays.LiveView(displays.console(), start=50, steps=100)
+    view = displays.LiveView(stderr_console(), start=50, steps=100)
     now[0] = 20.0
     record = {"step": 60, "loss": 2.0, "lr": 1e-3, "tokens_per_second": 9.0, "peak_share": 0.1}
     record["memory_bytes"] = 1000
@@ -174,7 +165,8 @@ def test_durations() -> None:
 def test_a_whole_training_is_shown(
     home: Path, text_file: Path, tiny: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    api.train(config=tiny, source=text_file, run="r", callback=TrainingDisplay())
+    with logging_to_console():
+        api.train(config=tiny, source=text_file, run="r", callbacks=[TrainingDisplay()])
     text = capsys.readouterr().err
     for part in (
         "preparing",
@@ -209,18 +201,3 @@ def test_of_very_many_records_some_are_kept() -> None:
         view.show({**RECORD, "step": step, **({"val_loss": 2.0} if step % 1000 == 0 else {})})
     assert len(view._seen) <= displays.MOST_SEEN
     assert [r["step"] for r in view._seen if "val_loss" in r] == [1000, 2000, 3000, 4000, 5000]
-
-
-def test_who_is_gone_is_told_with_the_command_that_goes_on(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLX_IBV_DEVICES", "devices.json")
-    display = TrainingDisplay("mlxgpt train --tier 2")
-    Silent(display).on_lost("rank 1 is gone", None)
-    problem, remedy = capsys.readouterr().err.splitlines()
-    assert problem == "mlxgpt: rank 1 is gone"
-    again = "mlx.launch --hostfile YOURS.json -- mlxgpt train --tier 2"
-    assert remedy == f"  → go on from the last checkpoint: {again}"
-    Silent(display).on_note("nobody hears this")
-    display.on_lost("no memory", "buy some.")
-    assert capsys.readouterr().err.splitlines() == ["mlxgpt: no memory", "  → buy some."]

@@ -96,7 +96,7 @@ def test_it_watches_until_the_run_is_finished(
     assert all('http-equiv="refresh"' in html for html in seen)
     assert seen[0] != seen[1]
     assert "refresh" not in path.read_text()
-    assert notes == [f"{path} is written again every 10 seconds; Ctrl-C stops that"]
+    assert notes == [f"{path} is written again every 10 seconds; Ctrl-C ends that"]
 
 
 def test_ctrl_c_ends_watching_with_a_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from mlxgpt.config import Config
 from mlxgpt.standings import ComparisonDisplay, show_comparison
 from mlxgpt.study.verdict import judge
 from mlxgpt.training.selfcheck import Check
-from tests.study.studies import compared, record, standing
+from tests.study.studies import compared, record, variant_result
 
 pytestmark = pytest.mark.usefixtures("no_check")
 
@@ -20,9 +20,9 @@ def shown(
 ) -> str:
     """Everything that is written in the course of a small comparison."""
     console = Console(stderr=True, force_terminal=live, width=100, highlight=False, no_color=True)
-    monkeypatch.setattr(displays, "console", lambda: console)
+    monkeypatch.setattr(displays, "stderr_console", lambda: console)
     with ComparisonDisplay() as display:
-        compared(tiny, seeds=2, observer=display)
+        compared(tiny, display, seeds=2)
     output = capsys.readouterr()
     assert output.out == "", "stdout is for results"
     return output.err
@@ -66,7 +66,7 @@ def test_a_check_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_result_is_read_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    first, other = standing("a", [2.0, 2.1, 1.9]), standing("b[x]", [1.9, 2.0, 1.801])
+    first, other = variant_result("a", [2.0, 2.1, 1.9]), variant_result("b[x]", [1.9, 2.0, 1.801])
     judge([first, other], 0.05, sequential=False)
     show_comparison(record(first, other))
     output = capsys.readouterr()

@@ -16,7 +16,7 @@ from typing import cast
 import mlx.core as mx
 import pytest
 
-from mlxgpt import cli, files, tracking
+from mlxgpt import cli, files
 from mlxgpt.corpus import bpe, hub, web
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.errors import UserError
@@ -24,9 +24,10 @@ from mlxgpt.interchange import huggingface
 from mlxgpt.machine import device_errors, mac, memory
 from mlxgpt.machine.memory import Limit
 from mlxgpt.storage.run import Run
+from mlxgpt.training import loggers
 from tests.commands import ROOT, TRAIN, Capture, refused
 from tests.interchange.models import SHAPE, folder_of
-from tests.test_tracking import Wandb
+from tests.training.test_loggers import Wandb
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
@@ -168,7 +169,7 @@ def tracker(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 
 def no_tracker(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    patch.setattr(tracking, "find_spec", lambda name: None)
+    patch.setattr(loggers, "find_spec", lambda name: None)
     return tracker(place, capsys, patch)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from mlxgpt.training.trainer import train
 
 from baselines.tasks import (
     WARMUP,
@@ -23,14 +24,13 @@ from baselines.tasks import (
 )
 from mlxgpt.backend.cpu import blas
 from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree, override
-from mlxgpt.corpus.prepare import find_or_prepare
+from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.inference.decoding import Decoder, Decoding
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
 from mlxgpt.training.step import TrainStep
-from mlxgpt.training.trainer import train
 
 
 def training(task: Task) -> Result:

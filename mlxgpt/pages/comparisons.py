@@ -11,7 +11,7 @@ from mlxgpt.pages.page import Figure, Page
 from mlxgpt.pages.plots import Line
 from mlxgpt.reports import comparison
 from mlxgpt.study.curves import Curve
-from mlxgpt.study.record import Record, Standing
+from mlxgpt.study.record import Record, VariantResult
 
 MOST_LINES = 5  # that a plot tells apart: the first variant, and the best of the others
 AXES: dict[str, Callable[[Curve], list[float]]] = {
@@ -61,7 +61,7 @@ def _curves(page: Page, record: Record) -> None:
     page.heading("Curves")
     figures = {}
     for axis, places in AXES.items():
-        drawn = [_line(standing, places) for standing in chosen]
+        drawn = [_line(result, places) for result in chosen]
         svg = plots.lines(drawn, axis, "bits per byte", name=f"curves, {axis}")
         left_out = len(record.variants) - len(chosen)
         rest = f" Of {left_out} more variants the table tells." if left_out else ""
@@ -75,12 +75,10 @@ def _curves(page: Page, record: Record) -> None:
     page.choice("Over", figures)
 
 
-def _line(standing: Standing, places: Callable[[Curve], list[float]]) -> Line:
+def _line(result: VariantResult, places: Callable[[Curve], list[float]]) -> Line:
     """A variant's mean over its seeds, as far as all of them came."""
-    curves = [t.curve for t in standing.trainings if t.curve]
+    curves = [t.curve for t in result.trainings if t.curve]
     length = min(len(curve.steps) for curve in curves)
     values = np.array([curve.bits_per_byte[:length] for curve in curves], dtype=float)
     x = np.mean([places(curve)[:length] for curve in curves], axis=0)
-    return Line(
-        standing.name, x, values.mean(0), low=values.min(0), high=values.max(0), markers=True
-    )
+    return Line(result.name, x, values.mean(0), low=values.min(0), high=values.max(0), markers=True)

@@ -94,10 +94,15 @@ class Figure:
 
 @dataclass
 class Page:
-    """A page in the making."""
+    """A page under construction.
+
+    Attributes:
+        left_out: a line on each part that could not be shown, for the user.
+    """
 
     title: str
     parts: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     _choices: int = 0
     _names: Counter[str] = field(default_factory=Counter)
 

@@ -31,7 +31,7 @@ FINE_TUNING = "finetune"  # the config of a run that was begun with another's we
 
 
 def page_of(runs: Sequence[Run]) -> Page:
-    """A page on one run, or on several side by side. Logs what cannot be shown."""
+    """A page on one run, or on several side by side."""
     page = Page(", ".join(run.name for run in runs))
     courses = {_name(runs, n): course_of(run) for n, run in enumerate(runs)}
     page.table(_summary(runs, courses), "what each run came to")
@@ -239,7 +239,8 @@ def _quality(page: Page, run: Run, level: int) -> None:
                 told = ["–" if v is None else form.format(float(v)) for v in values]
                 rows.append([metric.name, *told, metric.better])
     except (ValueError, KeyError, TypeError, AttributeError):
-        logger.warning(f"{path} is damaged, and left out: mlxgpt eval --quality makes it again")
+        line = f"{path} is damaged, and left out: mlxgpt eval --quality makes it again"
+        page.left_out.append(line)
         return
     page.heading("What its texts are worth", level)
     page.table(rows, "generated texts beside real ones and controls")

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,6 +45,8 @@ from mlxgpt.playground.request_body import (
 from mlxgpt.playground.sharing import Device
 from mlxgpt.playground.unsupported_fields import unknown_fields
 
+logger = logging.getLogger(__name__)
+
 LEAST = 1e-30  # probability whose logarithm is returned
 MOST_WARNINGS = 100
 Prompt = str | list[int]
@@ -60,13 +63,9 @@ class _Plan:
     echo: bool
 
 
-def routes(models: Models, device: Device, note: Callable[[str], None]) -> list[Route]:
-    """Those of the API.
-
-    Args:
-        note: takes a line on what the user of the server should know.
-    """
-    door = _Door(models, device, note)
+def routes(models: Models, device: Device) -> list[Route]:
+    """Routes of OpenAI's API."""
+    door = _Door(models, device)
     return [
         Route("/v1/models", door.models),
         Route("/v1/models/{name:path}", door.model),
@@ -76,8 +75,8 @@ def routes(models: Models, device: Device, note: Callable[[str], None]) -> list[
 
 
 class _Door:
-    def __init__(self, models: Models, device: Device, note: Callable[[str], None]) -> None:
-        self._models, self._device, self._note = models, device, note
+    def __init__(self, models: Models, device: Device) -> None:
+        self._models, self._device = models, device
         self._name = models.folder.name
         self._began = int(time.time())
         self._unknown: set[str] = set()
@@ -127,11 +126,13 @@ class _Door:
         return await self._answer(plan, ChatAnswer(self._name, body.alternatives))
 
     def _warn(self, names: list[str]) -> None:
-        """Report fields that are ignored, each once."""
+        """Log fields that are ignored, each once."""
         for name in names:
             if name not in self._unknown and len(self._unknown) < MOST_WARNINGS:
                 self._unknown.add(name)
-                self._note(f"a request has the unknown field {show_value(name)}, which is ignored")
+                logger.info(
+                    "a request has the unknown field %s, which is ignored", show_value(name)
+                )
 
     async def _answer(self, plan: _Plan, answer: Answer) -> Response:
         lengths: list[int] = []

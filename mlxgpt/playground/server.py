@@ -23,20 +23,17 @@ from mlxgpt.playground.sharing import Busy, Device
 HOST = "127.0.0.1"
 
 
-def application(
-    folder: Path, port: int, key: str, note: Callable[[str], None] = lambda line: None
-) -> ASGIApp:
+def application(folder: Path, port: int, key: str) -> ASGIApp:
     """What answers: a run's page, and the door for other programs.
 
     Args:
         folder: the run's.
         port: that is listened on.
         key: that lets in.
-        note: takes a line on what the user of the server should know.
     """
     models, device = Models(folder), Device()
     app = Starlette(
-        routes=[*page.routes(models, device), *completions.routes(models, device, note)],
+        routes=[*page.routes(models, device), *completions.routes(models, device)],
         exception_handlers={UserError: _refused, HTTPException: _http, Busy: _busy, OSError: _os},
     )
     return access.Access(app, port, key)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mlxgpt.study.curves import SpeedUp
 from mlxgpt.study.paired import Difference
-from mlxgpt.study.record import Record, Standing
+from mlxgpt.study.record import Record, VariantResult
 from mlxgpt.study.variants import told
 
 HEAD = ("variant", "seeds", "bits per byte", "difference", "tokens", "time", "verdict")
@@ -22,17 +22,17 @@ def markdown(record: Record) -> str:
     )
 
 
-def cells(standing: Standing) -> list[str]:
+def cells(result: VariantResult) -> list[str]:
     """A variant's row: one text for each name in HEAD."""
-    d, mean = standing.difference, standing.mean
+    d, mean = result.difference, result.mean
     return [
-        standing.name,
-        str(len(standing.trainings)),
+        result.name,
+        str(len(result.trainings)),
         "–" if mean is None else f"{mean:.4f}",
         _difference(d) if d else "",
-        _ratio(standing.speed_up_tokens),
-        _ratio(standing.speed_up_seconds),
-        standing.verdict,
+        _ratio(result.speed_up_tokens),
+        _ratio(result.speed_up_seconds),
+        result.verdict,
     ]
 
 

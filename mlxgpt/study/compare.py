@@ -1,17 +1,19 @@
-"""Trains variants side by side, seed by seed, until what was asked for is there or decided.
+"""Trains variants in turns, seed by seed, until all seeds are trained or the comparison is decided.
 
-Prints nothing; an observer is told what happens. What was trained once is not trained again.
+Progress goes to callbacks and the log. A training that was done once is not repeated.
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -25,38 +27,40 @@ from mlxgpt.machine import device
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
-from mlxgpt.study import ledger as ledgers
 from mlxgpt.study import sequential, verdict
 from mlxgpt.study.budget import Budget
 from mlxgpt.study.curves import curve
 from mlxgpt.study.paired import ALPHA
-from mlxgpt.study.planning import Forecasts, plan
-from mlxgpt.study.record import Record, Standing, Training
-from mlxgpt.study.variants import Variant, must_be_one_text, weights
-from mlxgpt.training.callbacks import Callback
+from mlxgpt.study.planning import Estimates, plan
+from mlxgpt.study.record import Record, Training, VariantResult
+from mlxgpt.study.registry import TRAININGS, open_registry, training_key
+from mlxgpt.study.variants import Variant, must_be_one_text, weight_affecting_diff
+from mlxgpt.training.callbacks import Callback, CallbackList
 from mlxgpt.training.job import TrainJob
 from mlxgpt.training.loop import Diverged, train
 from mlxgpt.training.resume import find_run, is_finished
 from mlxgpt.training.retries import retry_on_gpu_failure
 
+logger = logging.getLogger(__name__)
 
-class Observer(Callback):
-    """Told of what happens in a comparison, and in each of its trainings."""
 
-    def on_training(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
-        """A training is about to begin or to go on; `done` of about `total` are there."""
+class CompareCallback(Callback):
+    """Receives the events of a comparison, and those of each of its trainings."""
 
-    def on_standing(self, record: Record) -> None:
-        """So it stands after one more training."""
+    def on_variant_begin(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
+        """A training of a variant starts or resumes; `done` of about `total` are finished."""
+
+    def on_variant_end(self, record: Record) -> None:
+        """A training ended, and the results were judged again."""
 
 
 @dataclass(frozen=True)
-class Request:
+class CompareRequest:
     """What is to be compared, and how far.
 
     Attributes:
-        seeds: of each variant; where `until_decided`, the most.
-        until_decided: add seeds until the interval leaves 0, or reaches less than `smallest` to
+        seeds: of each variant; with `until_decided`, the most.
+        until_decided: add seeds until the interval excludes 0, or extends less than `smallest` to
             either side.
         final: judge on the validation text, once all is trained.
     """
@@ -71,99 +75,111 @@ class Request:
 
 
 def compare(
-    variants: Sequence[Variant], request: Request, folder: Path, observer: Observer
+    variants: Sequence[Variant],
+    request: CompareRequest,
+    folder: Path,
+    callbacks: Sequence[CompareCallback] = (),
 ) -> Record:
     """Train what is missing, and judge.
 
     Args:
-        variants: the first is what the others are compared with.
+        variants: the others are compared with the first.
         folder: `runs/compare`.
 
     Raises:
-        UserError: for everything that a user can mend.
+        UserError: for everything that the user can change.
     """
     must_be_one_text(variants)
     with files.only_one(folder / request.name, "comparison"):
         (folder / request.name).mkdir(parents=True, exist_ok=True)
-        return _Comparison(variants, request, folder, observer).run()
+        return _Comparison(variants, request, folder, callbacks).run()
 
 
 class _Comparison:
     def __init__(
-        self, variants: Sequence[Variant], request: Request, folder: Path, observer: Observer
+        self,
+        variants: Sequence[Variant],
+        request: CompareRequest,
+        folder: Path,
+        callbacks: Sequence[CompareCallback],
     ) -> None:
-        self._request, self._folder, self._observer = request, folder, observer
-        self._ledger = ledgers.open_ledger(folder / request.name)
-        self._forecasts = Forecasts(folder, observer)
-        self._told: set[str] = set()
-        self._variants = plan(variants, request.budget, self._ledger, self._forecasts, observer)
-        first = self._variants[0]
-        # Before their lengths are planned, so that these are what was asked for.
-        changes = [weights(variants[0].config, v.config) for v in variants]
-        standings = [
-            Standing(
-                v.name,
-                change,
-                count_parameters(v.config.model),
-                v.config.train.max_steps,
-                v.config.train.max_steps * v.config.tokens_per_step,
+        self._request, self._folder, self._callbacks = request, folder, callbacks
+        self._callback = CallbackList(callbacks)
+        self._registry = open_registry(folder / request.name)
+        self._estimates = Estimates(folder, self._callback)
+        self._logged_reuse = False
+        self._variants = plan(variants, request.budget, self._registry, self._estimates)
+        self._level = ALPHA
+        if request.until_decided:
+            self._level = sequential.level(max(1, len(variants) - 1), request.seeds)
+        # The settings as they were asked for, before the lengths are planned.
+        changes = [weight_affecting_diff(variants[0].config, v.config) for v in variants]
+        self.record = self._new_record(changes)
+
+    def _new_record(self, changes: Sequence[dict[str, tuple[Any, Any]]]) -> Record:
+        results = [
+            VariantResult(
+                name=variant.name,
+                changes=change,
+                parameters=count_parameters(variant.config.model),
+                steps=variant.config.train.max_steps,
+                tokens=variant.config.train.max_steps * variant.config.tokens_per_step,
             )
-            for v, change in zip(self._variants, changes, strict=True)
+            for variant, change in zip(self._variants, changes, strict=True)
         ]
-        self._level = (
-            sequential.level(max(1, len(variants) - 1), request.seeds)
-            if request.until_decided
-            else ALPHA
-        )
-        self.record = Record(
-            request.name,
-            request.budget_text,
+        first = self._variants[0]
+        return Record(
+            self._request.name,
+            self._request.budget_text,
             first.dataset.name,
             first.dataset.meta.val.bytes,
             "held back",
             self._level,
-            request.until_decided,
+            self._request.until_decided,
             f"{device.name()}, {device.backend()}, mlx {version('mlx')}",
-            standings,
-            looks=self._ledger.looks,
-            final_looks=self._ledger.final_looks,
+            results,
+            looks=self._registry.looks,
+            final_looks=self._registry.final_looks,
         )
 
     def run(self) -> Record:
-        """Train, judge, and write down."""
+        """Train, judge, and save the registry."""
         self._train()
         record = self.record
         if not record.interrupted:
             if self._request.final:
                 self._judge_on_validation()
-            elif not self._ledger.looks or self._ledger.looks[-1] != self._seeds_done():
-                self._ledger.looks.append(self._seeds_done())
-            self._ledger.save()
-            record.looks, record.final_looks = self._ledger.looks, self._ledger.final_looks
+            elif not self._registry.looks or self._registry.looks[-1] != self._seeds_done():
+                self._registry.looks.append(self._seeds_done())
+            self._registry.save()
+            record.looks, record.final_looks = self._registry.looks, self._registry.final_looks
         return record
 
     def _train(self) -> None:
         request = self._request
-        steps = ", ".join(f"{s.name} {s.steps:,} steps" for s in self.record.variants)
+        steps = ", ".join(
+            f"{result.name} {result.steps:,} steps" for result in self.record.variants
+        )
         seeds = f"{'up to ' * request.until_decided}{request.seeds} seeds"
-        self._observer.on_note(f"{seeds} of each: {steps}")
-        base = self._variants[0].config.train.seed
+        logger.info("%s of each: %s", seeds, steps)
+        first_seed = self._variants[0].config.train.seed
         for n in range(request.seeds):
             pairs = list(zip(self._variants, self.record.variants, strict=True))
-            still = [pair for pair in pairs if not pair[1].closed]
-            if len(still) < 2 and n:
+            still_open = [pair for pair in pairs if not pair[1].closed]
+            if len(still_open) < 2 and n:
                 return  # all are decided
-            # Back and forth, so that a machine that becomes slower is so for all alike.
-            for variant, standing in still if n % 2 == 0 else still[::-1]:
-                training = self._trained(variant, base + n)
+            # Back and forth, so that a machine that slows down does so for all variants alike.
+            for variant, result in still_open if n % 2 == 0 else still_open[::-1]:
+                training = self._trained(variant, first_seed + n)
                 if training is None:
                     self.record.interrupted = True
                     self._judge()
                     return
-                standing.trainings.append(training)
-                standing.closed |= training.curve is None
+                result.trainings.append(training)
+                result.closed |= training.curve is None
                 self._judge()
-                self._observer.on_standing(self.record)
+                for callback in self._callbacks:
+                    callback.on_variant_end(self.record)
             if self.record.variants[0].diverged:
                 return
             if request.until_decided:
@@ -177,76 +193,77 @@ class _Comparison:
                 other.closed |= sequential.is_decided(pairs, self._level, self._request.smallest)
 
     def _judge(self) -> None:
-        standings = self.record.variants
-        verdict.judge(standings, self._level, sequential=self._request.until_decided)
-        self.record.drift = verdict.drift(standings)
+        results = self.record.variants
+        verdict.judge(results, self._level, sequential=self._request.until_decided)
+        self.record.drift = verdict.drift(results)
 
     def _trained(self, variant: Variant, seed: int) -> Training | None:
-        """One training, taken from the ledger where it is there; None where it was interrupted."""
+        """One training, from the registry if it was done before; None if it was interrupted."""
         config = override(variant.config, {"seed": seed})
-        key = ledgers.key(config, variant.dataset)
-        if key in self._ledger.diverged:
+        key = training_key(config, variant.dataset)
+        if key in self._registry.diverged:
             return Training(seed, key, math.inf, None)
-        folder = self._folder / ledgers.TRAININGS / key
+        folder = self._folder / TRAININGS / key
         with files.only_one(folder, "training"):
             run = find_run(folder)
             if run:
-                _must_be(run, config, variant.dataset)
+                _require_same_training(run, config, variant.dataset)
             if run and is_finished(run, config):
-                self._tell_once("taking up trainings that are there")
+                self._log_reuse()
             else:
                 try:
                     if not self._take_steps(variant, run, config, folder):
                         return None
                 except Diverged:
-                    self._ledger.diverged.append(key)
-                    self._ledger.save()
+                    self._registry.diverged.append(key)
+                    self._registry.save()
                     return Training(seed, key, math.inf, None)
-        found = curve(runs.open_run(folder))
-        return Training(seed, key, found.last, found)
+        points = curve(runs.open_run(folder))
+        return Training(seed, key, points.last, points)
 
-    def _tell_once(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
-            self._observer.on_note(line)
+    def _log_reuse(self) -> None:
+        """Log once that a training is not repeated."""
+        if not self._logged_reuse:
+            self._logged_reuse = True
+            logger.info("reusing trainings from runs/compare/%s", TRAININGS)
 
     def _take_steps(self, variant: Variant, run: Run | None, config: Config, folder: Path) -> bool:
-        """Train; whether it came to its end."""
-        forecast = self._forecasts.of(variant)
+        """Train; whether it was trained to its end."""
+        estimate = self._estimates.of(variant)
         done, total = self._counts()
-        self._observer.on_training(
-            variant.name, config.train.seed, config.train.max_steps, done, total
-        )
-        job = TrainJob(config, variant.dataset, folder, run, forecast, resumed=run is not None)
-        attempt = partial(train, group=LOCAL, callbacks=self._observer)
+        for callback in self._callbacks:
+            callback.on_variant_begin(
+                variant.name, config.train.seed, config.train.max_steps, done, total
+            )
+        job = TrainJob(config, variant.dataset, folder, run, estimate, resumed=run is not None)
+        attempt = partial(train, group=LOCAL, callbacks=self._callback)
         summary = retry_on_gpu_failure(attempt, job, LOCAL)
         gc.collect()
         mx.clear_cache()
         return not summary.interrupted
 
     def _counts(self) -> tuple[int, int]:
-        """Trainings that are there, and about all; where it is to be decided, those until the next
+        """Trainings that are finished, and about all; with `until_decided`, all until the next
         look.
         """
         seeds = self._request.seeds
         if self._request.until_decided:
             seeds = max(sequential.FIRST, self._seeds_done())
-        counts = [len(s.trainings) for s in self.record.variants]
-        left = [seeds - len(s.trainings) for s in self.record.variants if not s.closed]
+        results = self.record.variants
+        counts = [len(result.trainings) for result in results]
+        left = [seeds - len(result.trainings) for result in results if not result.closed]
         return sum(counts), sum(counts) + max(1, sum(left))
 
     def _seeds_done(self) -> int:
-        return max(len(s.trainings) for s in self.record.variants)
+        return max(len(result.trainings) for result in self.record.variants)
 
     def _judge_on_validation(self) -> None:
-        """Put what the last checkpoints reach on the validation text in the place of what they
-        reached on the part held back.
-        """
-        self._ledger.final_looks += 1
-        for variant, standing in zip(self._variants, self.record.variants, strict=True):
-            standing.trainings = [
+        """Replace the results on the held-out part by those on the validation text."""
+        self._registry.final_looks += 1
+        for variant, result in zip(self._variants, self.record.variants, strict=True):
+            result.trainings = [
                 replace(training, bits_per_byte=self._final(variant.whole, training))
-                for training in standing.trainings
+                for training in result.trainings
             ]
         self.record.judged_on = "validation"
         self._judge()
@@ -254,12 +271,12 @@ class _Comparison:
     def _final(self, whole: Dataset, training: Training) -> float:
         if training.curve is None:
             return math.inf
-        run = runs.open_run(self._folder / ledgers.TRAININGS / training.key)
+        run = runs.open_run(self._folder / TRAININGS / training.key)
         model, _ = runs.load_model(run, str(run.config.train.max_steps))
         return evaluate(run, model, whole.val).bits_per_byte
 
 
-def _must_be(run: Run, config: Config, dataset: Dataset) -> None:
+def _require_same_training(run: Run, config: Config, dataset: Dataset) -> None:
     same_data = run.data_fingerprint == dataset.meta.fingerprint
     if not same_data or changed_weights(run.config, config):
         raise UserError(

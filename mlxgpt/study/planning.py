@@ -1,7 +1,8 @@
-"""How long each variant trains, and what it takes: before anything is trained."""
+"""Plan of a comparison, before anything is trained: each variant's steps, time and memory."""
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections.abc import Sequence
@@ -13,9 +14,8 @@ from mlxgpt.config import Config, override
 from mlxgpt.distributed.group import LOCAL
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
-from mlxgpt.study import ledger as ledgers
 from mlxgpt.study.budget import Budget
-from mlxgpt.study.ledger import Ledger
+from mlxgpt.study.registry import Registry, training_key
 from mlxgpt.study.variants import Variant
 from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.estimate import (
@@ -29,35 +29,33 @@ from mlxgpt.training.job import TrainJob
 from mlxgpt.training.retries import retry_on_gpu_failure
 from mlxgpt.training.setup import check_and_measure, fit_to_data, planned
 
+logger = logging.getLogger(__name__)
+
 MOST_EVALUATIONS, FEWEST_EVALUATIONS = 20, 5  # points of a curve
 EVALUATED_SHARE = 0.2  # of the work of a training, a forward pass being a third of a step
 TIMINGS = 3  # of each variant in turn, where a time is to be planned
 
 
-class Forecasts:
-    """The self-check and the first steps of each variant, once."""
+class Estimates:
+    """Runs the self-check and the first steps of each variant, once."""
 
     def __init__(self, folder: Path, callback: Callback) -> None:
         self._folder, self._callback = folder, callback
-        self._found: dict[str, Estimate] = {}
+        self._by_name: dict[str, Estimate] = {}
 
     def of(self, variant: Variant) -> Estimate:
-        """A variant's; raises UserError if it takes more memory than there is."""
-        if variant.name not in self._found:
+        """The estimate of a variant; raises UserError if it takes more memory than there is."""
+        if variant.name not in self._by_name:
             job = TrainJob(variant.config, variant.dataset, self._folder, None, NO_ESTIMATE)
             attempt = partial(check_and_measure, group=LOCAL, callbacks=self._callback)
-            found = retry_on_gpu_failure(attempt, job, LOCAL).estimate
-            refuse_too_large(variant.config, found.peak_bytes, device.free_bytes())
-            self._found[variant.name] = found
-        return self._found[variant.name]
+            estimate = retry_on_gpu_failure(attempt, job, LOCAL).estimate
+            refuse_too_large(variant.config, estimate.peak_bytes, device.free_bytes())
+            self._by_name[variant.name] = estimate
+        return self._by_name[variant.name]
 
 
 def plan(
-    variants: Sequence[Variant],
-    budget: Budget,
-    ledger: Ledger,
-    forecasts: Forecasts,
-    callback: Callback,
+    variants: Sequence[Variant], budget: Budget, registry: Registry, estimates: Estimates
 ) -> list[Variant]:
     """The variants, each with a config for its data and as long as its budget.
 
@@ -66,7 +64,7 @@ def plan(
     """
     fitted = [replace(v, config=_fitted(v)) for v in variants]
     if budget.unit == "seconds":
-        steps = _steps_in_time(fitted, budget, ledger, forecasts, callback)
+        steps = _steps_in_time(fitted, budget, registry, estimates)
     else:
         steps = [budget.steps(v.config, math.nan) for v in fitted]
     variants = [replace(v, config=_sized(v, n)) for v, n in zip(fitted, steps, strict=True)]
@@ -81,26 +79,22 @@ def _fitted(variant: Variant) -> Config:
 
 
 def _steps_in_time(
-    variants: Sequence[Variant],
-    budget: Budget,
-    ledger: Ledger,
-    forecasts: Forecasts,
-    callback: Callback,
+    variants: Sequence[Variant], budget: Budget, registry: Registry, estimates: Estimates
 ) -> list[int]:
-    """As many steps as fit, each variant timed in turn with the others; and as many again when the
-    comparison goes on.
+    """Steps of each variant that fit into the budget, timed in turns. A comparison that resumes
+    takes those planned before.
     """
-    keys = [f"{ledgers.key(v.config, v.dataset)} {budget.amount:g}s" for v in variants]
-    if not set(keys) <= ledger.plan.keys():
-        callback.on_note("timing each variant in turn")
-        times = [[forecasts.of(v).step_seconds] for v in variants]
+    keys = [f"{training_key(v.config, v.dataset)} {budget.amount:g}s" for v in variants]
+    if not set(keys) <= registry.plan.keys():
+        logger.info("timing each variant in turn")
+        times = [[estimates.of(v).step_seconds] for v in variants]
         for _ in range(TIMINGS - 1):
-            for variant, found in zip(variants, times, strict=True):
-                found.append(measure(variant.config, variant.dataset).step_seconds)
-        for key, variant, found in zip(keys, variants, times, strict=True):
-            ledger.plan[key] = budget.steps(variant.config, statistics.median(found))
-        ledger.save()
-    return [ledger.plan[key] for key in keys]
+            for variant, seconds in zip(variants, times, strict=True):
+                seconds.append(measure(variant.config, variant.dataset).step_seconds)
+        for key, variant, seconds in zip(keys, variants, times, strict=True):
+            registry.plan[key] = budget.steps(variant.config, statistics.median(seconds))
+        registry.save()
+    return [registry.plan[key] for key in keys]
 
 
 def _sized(variant: Variant, steps: int) -> Config:
@@ -130,10 +124,10 @@ def _sized(variant: Variant, steps: int) -> Config:
 def _must_differ(variants: Sequence[Variant]) -> None:
     names: dict[str, str] = {}
     for variant in variants:
-        key = ledgers.key(variant.config, variant.dataset)
+        key = training_key(variant.config, variant.dataset)
         if key in names:
             raise UserError(
                 f"{names[key]} and {variant.name} are the same training",
-                "compare configs that differ in something a training hangs on.",
+                "compare configs that differ in a setting that affects the weights.",
             )
         names[key] = variant.name

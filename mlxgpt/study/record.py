@@ -29,7 +29,7 @@ class Training:
 
 
 @dataclass
-class Standing:
+class VariantResult:
     """How a variant stands.
 
     Attributes:
@@ -88,7 +88,7 @@ class Record:
     level: float
     sequential: bool
     machine: str
-    variants: list[Standing]
+    variants: list[VariantResult]
     drift: tuple[float, float] | None = None
     looks: list[int] = field(default_factory=list)
     final_looks: int = 0
@@ -111,7 +111,7 @@ def from_json(text: str) -> Record:
             held_back_bytes=int(tree["held_back_bytes"]),
             level=float(tree["level"]),
             sequential=bool(tree["sequential"]),
-            variants=[_standing(one) for one in tree["variants"]],
+            variants=[_variant_result(one) for one in tree["variants"]],
             drift=(float(drift[0]), float(drift[1])) if drift else None,
             looks=[int(seeds) for seeds in tree["looks"]],
             final_looks=int(tree["final_looks"]),
@@ -124,9 +124,9 @@ def from_json(text: str) -> Record:
         ) from error
 
 
-def _standing(tree: dict[str, Any]) -> Standing:
+def _variant_result(tree: dict[str, Any]) -> VariantResult:
     difference, trainings = tree["difference"], tree["trainings"]
-    return Standing(
+    return VariantResult(
         name=str(tree["name"]),
         changes={str(name): (old, new) for name, (old, new) in tree["changes"].items()},
         parameters=int(tree["parameters"]),

@@ -52,10 +52,10 @@ def vary(config: Config, text: str) -> dict[str, Config]:
     configs = {}
     for value in (value.strip() for value in values.split(",")):
         configs[f"{field}={value}"] = override(config, {field: _parsed(value)})
-    if len(configs) < 2 or not weights(*list(configs.values())[:2]):
+    if len(configs) < 2 or not weight_affecting_diff(*list(configs.values())[:2]):
         raise UserError(
             f"--vary {text}: the trainings would all end with the same weights",
-            "give different values, of a setting that a training hangs on.",
+            "give different values, of a setting that affects the weights.",
         )
     return configs
 
@@ -67,20 +67,20 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def weights(first: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings, of those that a training hangs on, in which two configs differ."""
-    values, others = hung_on(first), hung_on(other)
+def weight_affecting_diff(first: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings that affect the weights and differ between two configs."""
+    values, others = weight_affecting(first), weight_affecting(other)
     return {name: (values[name], others[name]) for name in values if values[name] != others[name]}
 
 
-def hung_on(config: Config) -> dict[str, Any]:
-    """Every setting that a training hangs on by its name, where its text comes from left out."""
-    given = ("source", "val_source")
+def weight_affecting(config: Config) -> dict[str, Any]:
+    """Every setting that affects a training's weights, except where its text comes from."""
+    sources = ("source", "val_source")
     return {
         name: getattr(getattr(config, SECTION_OF[name]), name)
         for section in SECTIONS.values()
         for name, _, item in settings(section)
-        if item.metadata["weights"] and name not in given
+        if item.metadata["weights"] and name not in sources
     }
 
 

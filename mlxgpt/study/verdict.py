@@ -7,50 +7,50 @@ from collections.abc import Sequence
 from mlxgpt.study import paired
 from mlxgpt.study.curves import speed_up
 from mlxgpt.study.paired import ALPHA, Difference
-from mlxgpt.study.record import Standing, Training
+from mlxgpt.study.record import Training, VariantResult
 
 
-def judge(standings: Sequence[Standing], level: float, *, sequential: bool) -> None:
+def judge(results: Sequence[VariantResult], level: float, *, sequential: bool) -> None:
     """Fill in differences, speed-ups and verdicts of all variants but the first, which the others
     are compared with, seed by seed.
     """
-    first, *others = standings
+    first, *others = results
     first.verdict = "diverged" if first.diverged else "the first"
     compared = [s for s in others if s.trainings and not s.diverged and not first.diverged]
     differences = paired.differences([pairs(first, s) for s in compared], level)
-    for standing in others:
-        if standing.diverged:
-            standing.verdict = "diverged"
-        elif not standing.trainings:
-            standing.verdict = "not trained yet"
-    for standing, difference in zip(compared, differences, strict=True):
-        curves = [(a.curve, b.curve) for a, b in matched(first, standing) if a.curve and b.curve]
-        standing.difference = difference
-        standing.speed_up_tokens = speed_up(curves, "tokens")
-        standing.speed_up_seconds = speed_up(curves, "seconds")
-        seeds = len(standing.trainings)
-        standing.verdict = _verdict(difference, sequential=sequential)
-        standing.advice = _advice(standing.verdict, difference, seeds)
+    for result in others:
+        if result.diverged:
+            result.verdict = "diverged"
+        elif not result.trainings:
+            result.verdict = "not trained yet"
+    for result, difference in zip(compared, differences, strict=True):
+        curves = [(a.curve, b.curve) for a, b in matched(first, result) if a.curve and b.curve]
+        result.difference = difference
+        result.speed_up_tokens = speed_up(curves, "tokens")
+        result.speed_up_seconds = speed_up(curves, "seconds")
+        seeds = len(result.trainings)
+        result.verdict = _verdict(difference, sequential=sequential)
+        result.advice = _advice(result.verdict, difference, seeds)
 
 
-def pairs(first: Standing, other: Standing) -> list[float]:
+def pairs(first: VariantResult, other: VariantResult) -> list[float]:
     """What a variant reached minus what the first one did, for each seed that both have."""
     return [two.bits_per_byte - one.bits_per_byte for one, two in matched(first, other)]
 
 
-def matched(first: Standing, other: Standing) -> list[tuple[Training, Training]]:
+def matched(first: VariantResult, other: VariantResult) -> list[tuple[Training, Training]]:
     """The trainings of two variants, paired by seed."""
     by_seed = {training.seed: training for training in first.trainings}
     return [(by_seed[t.seed], t) for t in other.trainings if t.seed in by_seed]
 
 
-def drift(standings: Sequence[Standing]) -> tuple[float, float] | None:
+def drift(results: Sequence[VariantResult]) -> tuple[float, float] | None:
     """How far the slowest and the fastest training's speed lie from their variant's median, as
     shares; None where no variant has two trainings.
     """
     shares = []
-    for standing in standings:
-        rates = sorted(t.curve.tokens_per_second for t in standing.trainings if t.curve)
+    for result in results:
+        rates = sorted(t.curve.tokens_per_second for t in result.trainings if t.curve)
         if len(rates) > 1:
             median = rates[len(rates) // 2]
             shares += [rate / median - 1 for rate in rates]

@@ -37,11 +37,13 @@ THREAD_NAME = "metrics-logger"  # known to cli.py, which imports nothing heavy
 WANDB_TOKEN = "wandb.txt"  # in the run's folder: random, part of the run's id at wandb
 
 
+Calls = SimpleQueue[Callable[[], object] | None]
+
+
 class MetricsLogger(Callback):
     """Writes the records of metrics.jsonl to a tracker, in a thread of its own. If the tracker
-    fails during training, it warns once, and the training continues without it.
-
-    `on_train_end` closes it; used as a context manager, it is also closed after an error.
+    fails during training, it warns once, and the training continues without it. Use it as a
+    context manager, which waits at the end until everything is written.
 
     Args:
         name: of the tracker's package.
@@ -61,7 +63,7 @@ class MetricsLogger(Callback):
             raise UserError(
                 f"{name} cannot be imported: {error}", f"install it again: {INSTALL[name]}."
             ) from error
-        self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._calls = Calls()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -72,7 +74,10 @@ class MetricsLogger(Callback):
 
     def on_run(self, run: Run) -> None:
         self._connect(run)
-        self._thread = threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
+        self._calls = Calls()
+        self._thread = threading.Thread(
+            target=self._work, args=(self._calls,), name=THREAD_NAME, daemon=True
+        )
         self._thread.start()
 
     def on_train_begin(self, run: Run, dataset: Dataset, start: int, estimate: Estimate) -> None:
@@ -85,25 +90,24 @@ class MetricsLogger(Callback):
         self._calls.put(lambda: self._write(record["step"], finite))
 
     def on_train_end(self, summary: Summary) -> None:
-        self.close()
+        self._calls.put(None)
 
     def close(self) -> None:
-        """Write or send the rest. Ctrl-C ends the wait."""
+        """Wait until everything is written or sent. Ctrl-C ends the wait."""
         if not self._thread:
             return
-        thread, self._thread = self._thread, None
         self._calls.put(None)
         with contextlib.suppress(KeyboardInterrupt):
-            thread.join(CLOSE_SECONDS)
-        if thread.is_alive():
+            self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
             logger.warning(
                 "%s did not finish, and is not waited for; metrics may be missing there", self._name
             )
 
-    def _work(self) -> None:
-        """Body of the thread: calls what was queued, until `close`."""
+    def _work(self, calls: Calls) -> None:
+        """Body of the thread: make the queued calls until None arrives, then finish."""
         try:
-            while call := self._calls.get():
+            while call := calls.get():
                 call()
         except Exception as error:  # the tracker's library may raise anything
             self._warn(error)
@@ -127,7 +131,7 @@ class MetricsLogger(Callback):
         raise NotImplementedError
 
     def _connect(self, run: Run) -> None:
-        """Connect, in the main thread, before anything of a new run is written; raises UserError."""
+        """Connect, before anything of a new run is written; raises UserError."""
 
     def _start(self, run: Run, step: int) -> None:
         """Start to write. Metrics of `step` and later, written before a kill, do not count."""

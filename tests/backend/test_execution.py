@@ -24,7 +24,7 @@ def test_shards_are_the_whole_batch(threads: int, A: int, B: int, T: int, portio
         assert len(shards) <= threads
         assert len({inputs.shape for inputs, _, _ in shards}) == 1
         parts = [part for shard in shards for part in zip(*shard, strict=True)]
-        found = [int(row) for inputs, _, _ in parts for row in inputs[:, 0].tolist()]
+        found = [int(row) for inputs, _, _ in parts for row in np.array(inputs[:, 0])]
         assert sorted(found) == rows.tolist()
         assert all((inputs == -targets).all() for inputs, targets, _ in parts)
         keys = {str(key.tolist()) for _, _, key in parts}

@@ -146,7 +146,8 @@ def _serve() -> None:
     from mlxgpt.interchange import exporting, importing
     from mlxgpt.machine import device
     from mlxgpt.pages import runs as pages
-    from mlxgpt.training import estimate as forecast, launch, selfcheck, session
+    from mlxgpt.training import estimate as forecast
+    from mlxgpt.training import launch, selfcheck, session
     from mlxgpt.training.estimate import Estimate
 
     for name in sys.argv[1:]:

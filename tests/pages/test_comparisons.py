@@ -11,12 +11,12 @@ from mlxgpt.pages.comparisons import page_of
 from mlxgpt.study.record import Record, from_json
 from mlxgpt.study.verdict import judge
 from tests.pages.test_page import HOSTILE, Seen
-from tests.study.studies import diverged, record, standing
+from tests.study.studies import diverged, record, variant_result
 
 
 def judged(**given: object) -> Record:
-    first, other = standing("a", [2.0, 2.1, 1.9]), standing("b", [1.9, 1.95, 1.75])
-    others = [other, diverged("c"), standing("d", [])]
+    first, other = variant_result("a", [2.0, 2.1, 1.9]), variant_result("b", [1.9, 1.95, 1.75])
+    others = [other, diverged("c"), variant_result("d", [])]
     judge([first, *others], 0.05, sequential=False)
     return record(first, *others, **given)
 
@@ -31,7 +31,7 @@ def test_a_comparison_shows_differences_curves_and_verdicts() -> None:
 
 
 def test_names_are_text() -> None:
-    first, other = standing(HOSTILE, [2.0, 2.1]), standing("$x$ | `y`", [1.9, 1.8])
+    first, other = variant_result(HOSTILE, [2.0, 2.1]), variant_result("$x$ | `y`", [1.9, 1.8])
     judge([first, other], 0.05, sequential=False)
     html = page_of(record(first, other)).html()
     assert "<script" not in html
@@ -39,14 +39,14 @@ def test_names_are_text() -> None:
 
 
 def test_one_seed_and_one_variant_make_a_page() -> None:
-    first, other = standing("a", [2.0]), standing("b", [1.9])
+    first, other = variant_result("a", [2.0]), variant_result("b", [1.9])
     judge([first, other], 0.05, sequential=False)
     assert "one seed" in Seen(page_of(record(first, other)).html()).text
-    assert "<svg" not in page_of(record(standing("a", []), standing("b", []))).html()
+    assert "<svg" not in page_of(record(variant_result("a", []), variant_result("b", []))).html()
 
 
 def test_of_many_variants_the_first_and_the_best_are_drawn() -> None:
-    all_of_them = [standing(f"v{n}", [2 + n / 10, 2.1 + n / 10]) for n in range(8)]
+    all_of_them = [variant_result(f"v{n}", [2 + n / 10, 2.1 + n / 10]) for n in range(8)]
     judge(all_of_them, 0.05, sequential=False)
     html = page_of(record(*reversed(all_of_them))).html()
     assert "Of 3 more variants the table tells" in html

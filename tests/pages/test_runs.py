@@ -12,7 +12,6 @@ from mlxgpt.config import Config, differences, override
 from mlxgpt.pages.page import Page
 from mlxgpt.pages.runs import commands, nearest, page_of
 from mlxgpt.storage.run import Run, open_run
-from mlxgpt.training.init_weights import InitWeights
 from tests.pages.test_page import Seen
 
 HOSTILE = "<script>alert('x')</script>\x1b[31m $x^2$ \0 ﷽ 🦊"
@@ -96,9 +95,10 @@ def test_whatever_a_run_holds_is_text(run: Run, place: Path) -> None:
 def test_what_is_damaged_is_left_out_and_logged(run: Run, content: str, notes: list[str]) -> None:
     (run.folder / "quality.json").write_text(content)
     (run.folder / "best.json").write_text(content)
-    told = text_of(page_of([run]))
+    page = page_of([run])
+    told = text_of(page)
     assert "What its texts are worth" not in told
-    assert "quality.json is damaged, and left out" in notes[0]
+    assert "quality.json is damaged, and left out" in page.left_out[0]
 
 
 def test_of_a_run_that_has_just_begun_there_is_a_page(run: Run) -> None:

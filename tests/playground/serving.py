@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,12 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, note: Callable[[str], None] = print) -> Iterator[Served]:
+def serving(folder: Path) -> Iterator[Served]:
     """Play a run while this lasts."""
     listener = server.bound(0)
     port = listener.getsockname()[1]
     ready = threading.Event()
-    one = server.Server(server.application(folder, port, KEY, note), ready.set)
+    one = server.Server(server.application(folder, port, KEY), ready.set)
     thread = threading.Thread(target=one.run, kwargs={"sockets": [listener]})
     thread.start()
     assert ready.wait(30)

@@ -5,12 +5,12 @@ import math
 from mlxgpt.reports.comparison import HEAD, cells, markdown, notes
 from mlxgpt.study.record import Record
 from mlxgpt.study.verdict import drift, judge
-from tests.study.studies import diverged, record, standing
+from tests.study.studies import diverged, record, variant_result
 
 
 def judged(**given: object) -> Record:
-    first, other = standing("a", [2.0, 2.1, 1.9]), standing("b", [1.9, 1.95, 1.75])
-    others = [other, diverged("c"), standing("d", [])]
+    first, other = variant_result("a", [2.0, 2.1, 1.9]), variant_result("b", [1.9, 1.95, 1.75])
+    others = [other, diverged("c"), variant_result("d", [])]
     judge([first, *others], 0.05, sequential=False)
     return record(first, *others, drift=drift([first, *others]), **given)
 
@@ -38,7 +38,7 @@ def test_the_page_has_every_seed_and_what_it_differs_in() -> None:
 
 def test_a_training_without_a_speed_has_no_time() -> None:
     """As one that was resumed for its last step."""
-    slow = standing("a", [2.0, 2.1])
+    slow = variant_result("a", [2.0, 2.1])
     for training in slow.trainings:
         assert training.curve
         training.curve.seconds[-1] = math.nan
@@ -64,6 +64,6 @@ def test_what_has_to_be_known_is_told() -> None:
 
 
 def test_advice_stands_first() -> None:
-    first, other = standing("a", [2.0, 2.0]), standing("b", [1.9, 2.05])
+    first, other = variant_result("a", [2.0, 2.0]), variant_result("b", [1.9, 2.05])
     judge([first, other], 0.05, sequential=False)
     assert notes(record(first, other))[0].startswith("b: ")

@@ -1,4 +1,4 @@
-"""Standings and curves made up, and a small comparison, for tests of what is done with them."""
+"""Results and curves made up, and a small comparison, for tests of what is done with them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from mlxgpt import api
 from mlxgpt.config import Config, override
-from mlxgpt.study.compare import Observer
+from mlxgpt.study.compare import CompareCallback
 from mlxgpt.study.curves import Curve
-from mlxgpt.study.record import Record, Standing, Training
+from mlxgpt.study.record import Record, Training, VariantResult
 
 
 def curve(values: Sequence[float], *, each: int = 100, rate: float = 50.0) -> Curve:
@@ -19,46 +19,44 @@ def curve(values: Sequence[float], *, each: int = 100, rate: float = 50.0) -> Cu
     return Curve(steps, tokens, [n / rate for n in tokens], list(values), rate)
 
 
-def standing(name: str, results: Sequence[float], **given: Any) -> Standing:
+def variant_result(name: str, results: Sequence[float], **given: Any) -> VariantResult:
     """A variant with a training for each result, whose curve goes down to it from 4."""
     trainings = [
         Training(seed, f"{name}{seed}", value, curve([4.0, (4.0 + value) / 2, value], **given))
         for seed, value in enumerate(results)
     ]
-    return Standing(name, {"dropout": (0.0, 0.1)}, 1000, 3, 300, trainings)
+    return VariantResult(name, {"dropout": (0.0, 0.1)}, 1000, 3, 300, trainings)
 
 
-def diverged(name: str) -> Standing:
+def diverged(name: str) -> VariantResult:
     """A variant that diverged with its first seed."""
-    return Standing(name, {}, 1000, 3, 300, [Training(0, name, float("inf"), None)], closed=True)
+    return VariantResult(
+        name, {}, 1000, 3, 300, [Training(0, name, float("inf"), None)], closed=True
+    )
 
 
-def record(*variants: Standing, **given: Any) -> Record:
+def record(*variants: VariantResult, **given: Any) -> Record:
     """A comparison of these."""
     values = {"level": 0.05, "sequential": False, "machine": "a machine", **given}
     values = {"judged_on": "held back", "held_back_bytes": 1234, **values}
     return Record("mine", "300tokens", "my-text", variants=list(variants), **values)
 
 
-class Watcher(Observer):
-    """Remembers what it is told."""
+class Recorder(CompareCallback):
+    """Remembers the events of a comparison."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
         self.trained: list[tuple[str, int]] = []
-        self.standings: list[list[int]] = []
+        self.counts: list[list[int]] = []
 
-    def on_note(self, line: str) -> None:
-        self.notes.append(line)
-
-    def on_training(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
+    def on_variant_begin(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
         self.trained.append((variant, seed))
 
-    def on_standing(self, record: Record) -> None:
-        self.standings.append([len(standing.trainings) for standing in record.variants])
+    def on_variant_end(self, record: Record) -> None:
+        self.counts.append([len(result.trainings) for result in record.variants])
 
 
-def compared(tiny: Config, *, observer: Observer | None = None, **given: Any) -> Record:
+def compared(tiny: Config, *callbacks: CompareCallback, **given: Any) -> Record:
     """A comparison of two learning rates of the tiny model, on words.txt."""
     config = override(tiny, {"source": "words.txt", "dropout": 0.0})
     if "vary" not in given and "variants" not in given:
@@ -67,4 +65,4 @@ def compared(tiny: Config, *, observer: Observer | None = None, **given: Any) ->
     if not variants:
         given["config"] = config
     values = {"budget": "12steps", "name": "mine", **given}
-    return api.compare(*variants, observer=observer, **values)
+    return api.compare(*variants, callbacks=callbacks, **values)

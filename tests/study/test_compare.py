@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlxgpt.training.loop import Diverged
 
 from mlxgpt import api
 from mlxgpt.config import Config, override
@@ -23,8 +24,7 @@ from mlxgpt.study import compare as study
 from mlxgpt.study import planning
 from mlxgpt.study.record import Record
 from mlxgpt.training import launch
-from mlxgpt.training.loop import Diverged
-from tests.study.studies import Watcher, compared
+from tests.study.studies import Recorder, compared
 
 pytestmark = pytest.mark.usefixtures("no_check")
 
@@ -56,31 +56,30 @@ def test_each_is_trained_as_alone_on_all_but_the_part_held_back(home: Path, tiny
     data = held_back(api.prepare("words.txt"))
     config = launch.fit_to_data(override(tiny, {"dropout": 0.0, "dtype": "float32"}), data)
     config = override(config, {"sample_tokens": 0})
-    forecast = launch.first_steps(config, data, Watcher())
-    launch.take_steps(home / "alone", None, config, data, Watcher(), forecast)
+    forecast = launch.first_steps(config, data, Recorder())
+    launch.take_steps(home / "alone", None, config, data, Recorder(), forecast)
     last = list(runs.open_run(home / "alone").metrics())[-1]
     assert last["val_bits_per_byte"] == record.variants[0].trainings[0].bits_per_byte
 
 
-def test_back_and_forth_and_nothing_twice(tiny: Config) -> None:
-    first = Watcher()
-    record = compared(tiny, seeds=3, observer=first)
+def test_back_and_forth_and_nothing_twice(tiny: Config, notes: list[str]) -> None:
+    first = Recorder()
+    record = compared(tiny, first, seeds=3)
     one, two = results(record)
     assert first.trained == [(one, 7), (two, 7), (two, 8), (one, 8), (one, 9), (two, 9)]
-    assert first.standings == [[1, 0], [1, 1], [1, 2], [2, 2], [3, 2], [3, 3]]
+    assert first.counts == [[1, 0], [1, 1], [1, 2], [2, 2], [3, 2], [3, 3]]
 
-    again = Watcher()
-    assert results(compared(tiny, seeds=3, observer=again)) == results(record)
+    again = Recorder()
+    notes.clear()
+    assert results(compared(tiny, again, seeds=3)) == results(record)
     assert again.trained == []
-    assert again.notes == [
+    assert notes == [
         f"3 seeds of each: {one} 12 steps, {two} 12 steps",
-        "taking up trainings that are there",
+        "reusing trainings from runs/compare/trainings",
     ]
 
-    other = Watcher()
-    three = compared(
-        tiny, seeds=3, name="other", vary="learning_rate=1e-2,1e-3,1e-4", observer=other
-    )
+    other = Recorder()
+    three = compared(tiny, other, seeds=3, name="other", vary="learning_rate=1e-2,1e-3,1e-4")
     assert [seed for _, seed in other.trained] == [7, 8, 9], "of the new one alone"
     assert {name: results(three)[name] for name in (one, two)} == results(record)
 
@@ -137,8 +136,8 @@ def test_a_time_is_planned_once_each_in_turn(
     record = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1)
     assert [s.steps for s in record.variants] == [12, 6]
     assert record.variants[1].changes == {"n_layer": (1, 2)}, "what was asked for"
-    again = Watcher()
-    longer = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1, observer=again)
+    again = Recorder()
+    longer = compared(tiny, again, vary="n_layer=1,2", budget="6s", seeds=1)
     assert results(longer) == results(record)
     assert again.trained == []
     monkeypatch.setattr(planning, "measure", lambda *_: launch.Estimate(1.0, 0.0, 1000, 0))
@@ -149,24 +148,24 @@ def test_a_time_is_planned_once_each_in_turn(
 
 @pytest.mark.exact_bits
 def test_stopped_and_gone_on_with_it_ends_the_same(
-    home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+    home: Path, tiny: Config, notes: list[str]
 ) -> None:
     whole = compared(tiny, seeds=2, name="whole")
     shutil.rmtree(home / "runs")
 
-    class Stopping(Watcher):
+    class Stopping(Recorder):
         def on_log(self, record: dict) -> None:
             if record["step"] == 5 and len(self.trained) == 3:
                 signal.raise_signal(signal.SIGINT)
 
-    stopped = compared(tiny, seeds=2, observer=Stopping())
+    stopped = compared(tiny, Stopping(), seeds=2)
     assert stopped.interrupted
     assert [len(s.trainings) for s in stopped.variants] == [1, 1]
-    on = Watcher()
-    record = compared(tiny, seeds=2, observer=on)
+    on = Recorder()
+    record = compared(tiny, on, seeds=2)
     assert not record.interrupted
     assert len(on.trained) == 2, "what was begun, and what was missing"
-    assert any("resuming" in note for note in on.notes)
+    assert any("resuming" in note for note in notes)
     assert results(record) == results(whole)
 
 
@@ -320,12 +319,12 @@ SHORT = {"source": "words.txt", "block_size": 8}
         ({"budget": "5 minutes"}, "no length of a training"),
         ({"seeds": 0}, "--seeds 0 are too few"),
         ({"seeds": 2, "until_decided": True}, "--seeds 2 are too few"),
-        ({"smallest": 0.005}, "--smallest 0.005 is no difference"),
-        ({"smallest": -1.0, "until_decided": True}, "--smallest -1.0 is no difference"),
+        ({"smallest": 0.005}, "--smallest 0.005 is not a valid difference"),
+        ({"smallest": -1.0, "until_decided": True}, "--smallest -1.0 is not a valid difference"),
         ({"vary": "n_head=2"}, "names no values"),
         ({"vary": "batch_size=4,9999"}, "fewer than one step takes"),
-        ({"name": "../x"}, "no name of a folder"),
-        ({"name": "trainings"}, "no name of a folder"),
+        ({"name": "../x"}, "not a valid folder name"),
+        ({"name": "trainings"}, "not a valid folder name"),
         ({"variants": ("tier1",)}, "nothing to compare"),
         ({"variants": ("tier1", "tier1"), **SHORT}, "tier1 and tier1-2 are the same training"),
         ({"variants": ("tier1", "tier2"), "tier": 1}, "--tier and --config tell what to vary"),

@@ -8,7 +8,14 @@ import pytest
 from mlxgpt import api
 from mlxgpt.config import Config, override
 from mlxgpt.errors import UserError
-from mlxgpt.study.variants import Variant, hung_on, must_be_one_text, told, vary, weights
+from mlxgpt.study.variants import (
+    Variant,
+    must_be_one_text,
+    told,
+    vary,
+    weight_affecting,
+    weight_affecting_diff,
+)
 
 
 def test_a_field_is_varied_in_the_order_given(tiny: Config) -> None:
@@ -47,10 +54,10 @@ def test_what_cannot_be_compared_is_refused(tiny: Config, text: str, problem: st
 
 def test_differences_are_those_that_a_training_hangs_on(tiny: Config) -> None:
     other = override(tiny, {"n_layer": 3, "log_interval": 5, "source": "x.txt", "beta2": 0.5})
-    found = weights(tiny, other)
+    found = weight_affecting_diff(tiny, other)
     assert found == {"n_layer": (2, 3), "beta2": (0.95, 0.5)}
     assert told(found) == "n_layer 3 (2), beta2 0.5 (0.95)"
-    assert {"tokenizer", "seed", "dtype", "max_steps"} <= hung_on(tiny).keys()
+    assert {"tokenizer", "seed", "dtype", "max_steps"} <= weight_affecting(tiny).keys()
 
 
 def test_other_texts_are_refused(home: Path, tiny: Config, text: str) -> None:

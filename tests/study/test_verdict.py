@@ -3,15 +3,15 @@ from __future__ import annotations
 import pytest
 
 from mlxgpt.study.verdict import drift, judge, matched, pairs
-from tests.study.studies import curve, diverged, standing
+from tests.study.studies import curve, diverged, variant_result
 
 
 def test_the_first_is_what_the_others_are_compared_with() -> None:
     first, better, worse, same = (
-        standing("a", [2.0, 2.1, 1.9]),
-        standing("b", [1.9, 2.0, 1.801]),
-        standing("c", [2.1, 2.2, 1.999]),
-        standing("d", [2.0, 2.1, 1.9]),
+        variant_result("a", [2.0, 2.1, 1.9]),
+        variant_result("b", [1.9, 2.0, 1.801]),
+        variant_result("c", [2.1, 2.2, 1.999]),
+        variant_result("d", [2.0, 2.1, 1.9]),
     )
     judge([first, better, worse, same], 0.05, sequential=False)
     assert [s.verdict for s in (first, better, worse, same)] == [
@@ -30,20 +30,20 @@ def test_the_first_is_what_the_others_are_compared_with() -> None:
 
 
 def test_what_is_undecided_says_how_many_seeds_would_tell() -> None:
-    first, other = standing("a", [2.0, 2.0, 2.0]), standing("b", [1.98, 2.003, 1.975])
+    first, other = variant_result("a", [2.0, 2.0, 2.0]), variant_result("b", [1.98, 2.003, 1.975])
     judge([first, other], 0.05, sequential=False)
     assert other.verdict == "undecided"
     assert other.difference is not None
     assert other.advice == (
         f"about {other.difference.more} more seeds would decide, if it is better by 0.0140"
     )
-    hopeless = standing("b", [2.01, 1.99, 2.001])
+    hopeless = variant_result("b", [2.01, 1.99, 2.001])
     judge([first, hopeless], 0.05, sequential=False)
     assert hopeless.advice.startswith("more than 23 seeds would decide, if it is worse by 0.0003")
 
 
 def test_one_seed_tells_nothing() -> None:
-    first, other = standing("a", [2.0]), standing("b", [1.0])
+    first, other = variant_result("a", [2.0]), variant_result("b", [1.0])
     judge([first, other], 0.05, sequential=False)
     assert other.verdict == "one seed"
     assert "the next one may say the contrary" in other.advice
@@ -51,10 +51,10 @@ def test_one_seed_tells_nothing() -> None:
 
 def test_among_many_the_interval_alone_is_not_enough() -> None:
     """By itself p is 0.035; among four, Holm makes it 0.14."""
-    first, near = standing("a", [2.0, 2.0, 2.0]), standing("b", [1.96, 1.97, 1.98])
+    first, near = variant_result("a", [2.0, 2.0, 2.0]), variant_result("b", [1.96, 1.97, 1.98])
     judge([first, near], 0.05, sequential=False)
     assert near.verdict == "better"
-    others = [standing(name, [1.97, 1.98, 1.99]) for name in "cde"]
+    others = [variant_result(name, [1.97, 1.98, 1.99]) for name in "cde"]
     judge([first, near, *others], 0.05, sequential=False)
     assert near.verdict == "not certain"
     assert near.advice.startswith("p = 0.14 among all that are compared; about")
@@ -62,7 +62,7 @@ def test_among_many_the_interval_alone_is_not_enough() -> None:
 
 
 def test_where_seeds_were_added_the_interval_alone_decides() -> None:
-    first, other = standing("a", [2.0, 2.0, 2.0]), standing("b", [1.96, 1.97, 1.98])
+    first, other = variant_result("a", [2.0, 2.0, 2.0]), variant_result("b", [1.96, 1.97, 1.98])
     judge([first, other], 0.05, sequential=True)
     assert other.verdict == "better"
     judge([first, other], 0.005, sequential=True)
@@ -70,27 +70,31 @@ def test_where_seeds_were_added_the_interval_alone_decides() -> None:
 
 
 def test_who_diverged_is_not_compared() -> None:
-    first, other, gone = standing("a", [2.0, 2.1]), standing("b", [1.9, 2.0]), diverged("c")
+    first, other, gone = (
+        variant_result("a", [2.0, 2.1]),
+        variant_result("b", [1.9, 2.0]),
+        diverged("c"),
+    )
     judge([first, other, gone], 0.05, sequential=False)
     assert gone.verdict == "diverged"
     assert gone.difference is None
     assert other.difference is not None
     lost = diverged("a")
-    judge([lost, standing("b", [1.9, 2.0])], 0.05, sequential=False)
+    judge([lost, variant_result("b", [1.9, 2.0])], 0.05, sequential=False)
     assert lost.verdict == "diverged"
 
 
 def test_pairs_are_of_the_same_seed() -> None:
     """In every other round the first comes last, and may be missing."""
-    first, other = standing("a", [2.0, 2.1]), standing("b", [1.9, 2.3, 7.0])
+    first, other = variant_result("a", [2.0, 2.1]), variant_result("b", [1.9, 2.3, 7.0])
     other.trainings = other.trainings[::-1]
     assert pairs(first, other) == pytest.approx([0.2, -0.1])
     assert [(a.seed, b.seed) for a, b in matched(first, other)] == [(1, 1), (0, 0)]
 
 
 def test_the_drift_of_the_machine() -> None:
-    one, two = standing("a", [2.0, 2.0, 2.0]), standing("b", [2.0])
-    assert drift([standing("a", [2.0]), two]) is None
+    one, two = variant_result("a", [2.0, 2.0, 2.0]), variant_result("b", [2.0])
+    assert drift([variant_result("a", [2.0]), two]) is None
     for training, rate in zip(one.trainings, (100.0, 90.0, 120.0), strict=True):
         object.__setattr__(training, "curve", curve([2.0], rate=rate))
     assert drift([one, two]) == pytest.approx((-0.1, 0.2))

@@ -12,8 +12,8 @@ from mlxgpt.machine import device
 from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.storage.run import open_run
 from mlxgpt.training import sizing
-from mlxgpt.training.estimate import Estimate, estimated_bytes
 from mlxgpt.training.auto_size import HEAD_SIZE, SHAPES, TOKENS_PER_PARAMETER, sized
+from mlxgpt.training.estimate import Estimate, estimated_bytes
 
 BASE = override(
     Config(ModelConfig(block_size=256, vocab_size=2048, dropout=0.0)),

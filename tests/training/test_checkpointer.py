@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlxgpt.training.trainer import Metrics
 from rich.filesize import decimal
 
 from mlxgpt import api, display
@@ -18,7 +19,6 @@ from mlxgpt.errors import UserError
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import evaluating, hooks, saver
-from mlxgpt.training.trainer import Metrics
 from tests.trainings import Recorder, final_state, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check")

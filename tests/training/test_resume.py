@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlxgpt.training.trainer import Metrics
 
 from mlxgpt import api
 from mlxgpt.config import Config
@@ -21,7 +22,6 @@ from mlxgpt.machine import device
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import existing, forecast, hooks, launch, session
-from mlxgpt.training.trainer import Metrics
 from tests.commands import ROOT
 from tests.trainings import MODERN_PARTS, MODERN_STEPS, Recorder, final_state, len_done, metrics
 

@@ -252,7 +252,7 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
     monkeypatch.setattr(sources, "STORYBOOK_MEGABYTES", 0.02)
     monkeypatch.setattr(config_files, "tier", lambda number, recipe: small)
     recorder = Recorder()
-    summary = api.train(tier=1, callback=recorder)
+    summary = api.train(tier=1, callbacks=[recorder])
     assert summary.run == Path("runs/tier1-storybook")
     assert summary.data == Path("data/storybook")
     assert summary.warning is not None

@@ -1,8 +1,8 @@
-"""What was trained for comparisons, and looked at: `runs/compare`.
+"""What was trained for comparisons, and how often results were looked at: `runs/compare`.
 
-trainings/KEY/       a run each. The key is the hash of all that its weights hang on: the config,
-the seed, the data. So nothing is trained twice, whoever asks for it
-NAME/ledger.json     of one comparison: its plan, how often was looked at what
+trainings/KEY/       one run each. The key is the hash of everything that affects its weights: the
+                     config, the seed, the data. So no training is repeated in another comparison
+NAME/ledger.json     one comparison's registry: its plan, how often results were looked at
 NAME/NAME.json, .md  its result
 """
 
@@ -17,18 +17,18 @@ from mlxgpt import files
 from mlxgpt.config import Config
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
-from mlxgpt.study.variants import hung_on
+from mlxgpt.study.variants import weight_affecting
 
-FORMAT = 1
+FILE, FORMAT = "ledger.json", 1
 TRAININGS = "trainings"
 
 
 @dataclass
-class Ledger:
-    """One comparison's ledger.
+class Registry:
+    """The registry of one comparison.
 
     Attributes:
-        plan: steps of each variant, by its key and the budget, where that is a time.
+        plan: steps of each variant, by its key and the budget, if that is a time.
         looks: how many seeds there were each time when results were shown.
         final_looks: how often the validation text was looked at.
         diverged: keys of the trainings that were given up.
@@ -41,23 +41,23 @@ class Ledger:
     diverged: list[str] = field(default_factory=list)
 
     def save(self) -> None:
-        """Write it."""
+        """Write it to its folder."""
         tree = {**asdict(self), "format": FORMAT}
         del tree["folder"]
-        files.write_atomically(self.folder / "ledger.json", files.sealed(tree))
+        files.write_atomically(self.folder / FILE, files.sealed(tree))
 
 
-def open_ledger(folder: Path) -> Ledger:
-    """The ledger of a comparison, empty where there is none.
+def open_registry(folder: Path) -> Registry:
+    """The registry of a comparison; empty if there is none yet.
 
     Raises:
         UserError: if it is damaged.
         OSError: if it cannot be read.
     """
-    path = folder / "ledger.json"
+    path = folder / FILE
     try:
         tree = files.read_sealed(path, FORMAT)
-        return Ledger(
+        return Registry(
             folder,
             {str(key): int(steps) for key, steps in tree["plan"].items()},
             [int(seeds) for seeds in tree["looks"]],
@@ -65,18 +65,19 @@ def open_ledger(folder: Path) -> Ledger:
             [str(key) for key in tree["diverged"]],
         )
     except FileNotFoundError:
-        return Ledger(folder)
+        return Registry(folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged: {error}", "restore it, or begin anew with --name NAME."
+            f"{path} is damaged: {error}", "restore it, or start over with --name NAME."
         ) from error
 
 
-def key(config: Config, dataset: Dataset) -> str:
-    """What a training is known by: equal keys mean equal weights. Settings at their default are
-    left out, so that the keys stay when there are new ones.
+def training_key(config: Config, dataset: Dataset) -> str:
+    """The key of a training: equal keys mean equal weights. Settings at their default are left out,
+    so that keys stay the same when settings are added.
     """
-    defaults = hung_on(Config())
-    own = {name: value for name, value in hung_on(config).items() if value != defaults[name]}
+    defaults = weight_affecting(Config())
+    settings = weight_affecting(config)
+    own = {name: value for name, value in settings.items() if value != defaults[name]}
     parts = {**own, "data": dataset.meta.fingerprint}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

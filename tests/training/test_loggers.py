@@ -12,12 +12,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from mlxgpt.training.hooks import Hooks
 
-from mlxgpt import cli, tracking
+from mlxgpt import api, cli
+from mlxgpt.config import Config
 from mlxgpt.errors import UserError
 from mlxgpt.storage.run import open_run
-from mlxgpt.training.callbacks import Callback
-from mlxgpt.training.hooks import Hooks
+from mlxgpt.training import loggers
 from tests.commands import TRAIN, Capture, program, refused
 from tests.trainings import Recorder
 
@@ -27,11 +28,11 @@ def test_what_is_not_there_is_said_before_anything_is_done(place: Path, capsys: 
     assert "there is no tracker paper" in refused(capsys, *line, "--report-to", "paper")
 
 
-@pytest.mark.parametrize("to", tracking.INSTALL)
+@pytest.mark.parametrize("to", loggers.INSTALL)
 def test_how_to_install_one_is_said(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"{to} is not installed") as caught:
-        tracking.Tracker(to, Callback())
+        loggers.make_logger(to)
     assert "pip install" in caught.value.remedy
 
 
@@ -41,9 +42,9 @@ def test_a_folder_that_a_tracker_left_behind_is_not_the_tracker(
     """Wandb writes to ./wandb, which Python takes for a package where there is no other."""
     (home / "leftover" / "run-1").mkdir(parents=True)
     monkeypatch.syspath_prepend(home)
-    monkeypatch.setitem(tracking.INSTALL, "leftover", "pip install leftover")
+    monkeypatch.setitem(loggers.INSTALL, "leftover", "pip install leftover")
     with pytest.raises(UserError, match="leftover is not installed"):
-        tracking.Tracker("leftover", Callback())
+        loggers.MetricsLogger("leftover")
 
 
 def test_an_installation_that_cannot_be_imported_is_one_error(
@@ -51,7 +52,7 @@ def test_an_installation_that_cannot_be_imported_is_one_error(
 ) -> None:
     installed(monkeypatch, None)
     with pytest.raises(UserError, match="wandb cannot be imported: ") as caught:
-        tracking.Tracker("wandb", Callback())
+        loggers.make_logger("wandb")
     assert "pip install" in caught.value.remedy
 
 
@@ -59,7 +60,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, module: ModuleType | None) -> Non
     monkeypatch.setitem(sys.modules, "wandb", module)
     find: Callable[[str], Any] = importlib.util.find_spec
     spec = ModuleSpec("wandb", None, origin="wandb/__init__.py")
-    monkeypatch.setattr(tracking, "find_spec", lambda n: spec if n == "wandb" else find(n))
+    monkeypatch.setattr(loggers, "find_spec", lambda n: spec if n == "wandb" else find(n))
 
 
 class Wandb:
@@ -123,7 +124,7 @@ def test_nobody_is_logged_in(
 
 def test_the_key_of_an_older_version(wandb: Wandb) -> None:
     wandb.module.__dict__.update(login=lambda *, verify: 1 / 0, api=SimpleNamespace(api_key="k"))
-    tracking.Tracker("wandb", Callback())
+    loggers.make_logger("wandb")
 
 
 @pytest.mark.parametrize("where", ["setup", "login", "init"])
@@ -144,12 +145,17 @@ def test_the_wait_for_an_answer_is_bounded_and_can_be_set(
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "200")
     train("b", report_to="wandb")
     first, second = (begun["settings"] for begun in wandb.begun)
-    assert (first, second) == ({"init_timeout": tracking.INIT_SECONDS}, {})
+    assert (first, second) == ({"init_timeout": loggers.WANDB_INIT_SECONDS}, {})
 
 
 @pytest.mark.parametrize("where", ["log", "finish"])
 def test_a_tracker_that_fails_midway_warns_once_and_the_training_continues(
-    train: Any, no_check: None, wandb: Wandb, monkeypatch: pytest.MonkeyPatch, where: str
+    train: Any,
+    no_check: None,
+    wandb: Wandb,
+    monkeypatch: pytest.MonkeyPatch,
+    notes: list[str],
+    where: str,
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ConnectionError("the service is gone")
@@ -157,7 +163,7 @@ def test_a_tracker_that_fails_midway_warns_once_and_the_training_continues(
     recorder = Recorder()
     monkeypatch.setattr(wandb, where, fail)
     assert train("a", recorder, report_to="wandb").step == 12
-    assert [line for line in recorder.notes if "wandb" in line] == [
+    assert [line for line in notes if "wandb" in line] == [
         "wandb failed: the service is gone; the training continues without it"
     ]
     assert recorder.records[-1]["step"] == 12
@@ -165,13 +171,13 @@ def test_a_tracker_that_fails_midway_warns_once_and_the_training_continues(
 
 
 def test_a_tracker_that_never_finishes_is_not_waited_for(
-    train: Any, no_check: None, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
+    train: Any, no_check: None, wandb: Wandb, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
-    end, recorder = threading.Event(), Recorder()
-    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.05)
+    end = threading.Event()
+    monkeypatch.setattr(loggers, "CLOSE_SECONDS", 0.05)
     monkeypatch.setattr(wandb, "finish", lambda: end.wait(60))
-    assert train("a", recorder, report_to="wandb").step == 12
-    assert "wandb did not finish" in recorder.notes[-1]
+    assert train("a", report_to="wandb").step == 12
+    assert "wandb did not finish" in notes[-1]
     end.set()
 
 
@@ -184,7 +190,7 @@ setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode="offline"))
 atexit.register(time.sleep, 600)
 
 def init(**_):
-    sys.modules["mlxgpt.tracking"].CLOSE_SECONDS = 0.1
+    sys.modules["mlxgpt.training.loggers"].CLOSE_SECONDS = 0.1
     return SimpleNamespace(log=lambda *_, step: None, finish=lambda: time.sleep(600))
 """
 
@@ -208,7 +214,19 @@ def test_it_gets_the_records_and_all_else_goes_on(train: Any, no_check: None, wa
     assert wandb.begun[0]["name"] == "a"
     assert wandb.begun[0]["config"]["train"]["max_steps"] == 12
     assert wandb.finished == 1
-    assert recorder.samples, "and the display saw the rest"
+    assert recorder.samples, "and the other callbacks get all events"
+
+
+def test_several_loggers_get_the_same_records(
+    home: Path, text_file: Path, tiny: Config, no_check: None, wandb: Wandb
+) -> None:
+    """As callbacks among others, without `report_to`."""
+    with loggers.WandbLogger() as first, loggers.WandbLogger() as second:
+        recorder = Recorder()
+        api.train(config=tiny, source=text_file, run="a", callbacks=[first, recorder, second])
+    steps = [step for step, _ in wandb.logged]
+    assert sorted(steps) == sorted(2 * [record["step"] for record in recorder.records])
+    assert wandb.finished == 2
 
 
 def test_a_resumed_run_goes_on_there_and_an_error_closes_it(
@@ -240,7 +258,7 @@ def test_a_resumed_run_goes_on_there_and_an_error_closes_it(
 
 def test_a_run_from_before_continues_where_it_was(train: Any, no_check: None, wandb: Wandb) -> None:
     train("a", report_to="wandb", max_steps=12)
-    (Path("runs/a") / tracking.TOKEN).unlink()
+    (Path("runs/a") / loggers.WANDB_TOKEN).unlink()
     shutil.rmtree("runs/a/checkpoints/step-0000012")
     train("a", report_to="wandb", max_steps=12)
     time = next(open_run(Path("runs/a")).history())["time"]

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from mlxgpt import tracking
 from mlxgpt.storage.run import open_run
+from mlxgpt.training.loggers import TensorBoardLogger
 from tests.commands import ROOT
 from tests.trainings import Recorder
 
@@ -55,11 +55,11 @@ def test_tensorboard_shows_no_step_twice_after_an_interruption(
 @pytest.mark.usefixtures("tensorboard")
 def test_tensorboard_shows_no_step_twice_after_going_back(trained: Path, tmp_path: Path) -> None:
     run = replace(open_run(trained / "runs" / "done"), folder=tmp_path)
-    backend = tracking._TensorBoard()
-    backend.begin(run, 0)
+    logger = TensorBoardLogger()
+    logger._start(run, 0)
     for step, loss in ((2, 9.0), (4, 8.0), (6, 7.0), (8, 99.0), (6, 6.0), (8, 5.0)):
-        backend.write(step, {"loss": loss})
-    backend.close()
+        logger._write(step, {"loss": loss})
+    logger._finish()
     for shown in (shown_by_the_page, shown_by_the_accumulator):
         assert shown(tmp_path / "tensorboard", "loss") == [(2, 9.0), (4, 8.0), (6, 6.0), (8, 5.0)]
 
@@ -118,12 +118,12 @@ def test_wandb_takes_the_records_offline(
 CONNECT = """
 import os
 from pathlib import Path
-from mlxgpt import UserError, tracking
+from mlxgpt import UserError
 from mlxgpt.storage.run import open_run
-from mlxgpt.training.callbacks import Callback
+from mlxgpt.training.loggers import WandbLogger
 
 try:
-    tracking.Tracker("wandb", Callback()).on_run(open_run(Path("runs/done")))
+    WandbLogger().on_run(open_run(Path("runs/done")))
 except UserError as error:
     print("refused:", error.problem, flush=True)
 os._exit(0)

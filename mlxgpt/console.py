@@ -1,0 +1,88 @@
+"""Log lines on stderr: the handler that the command line installs on the logger `mlxgpt`.
+
+Library use installs nothing: to see the lines there, configure `logging`. Rich is imported when the
+first line is printed, so that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from mlxgpt.distributed.launcher import rank_here
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOGGER = logging.getLogger("mlxgpt")
+WARNING_STYLE = "bold yellow"
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints log lines on stderr: plain, warnings in bold yellow.
+
+    Attributes:
+        console: shared with the progress displays, so that lines appear above a live display.
+    """
+
+    @cached_property
+    def console(self) -> Console:
+        return _new_console()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line. Errors of stderr itself are ignored by streams.py."""
+        from rich.text import Text
+
+        style = WARNING_STYLE if record.levelno >= logging.WARNING else ""
+        self.console.print(Text(record.getMessage(), style=style), soft_wrap=True)
+
+
+@contextmanager
+def logging_to_console() -> Iterator[None]:
+    """Print log lines from INFO on; on ranks other than the main one, only errors."""
+    handler = ConsoleHandler(logging.INFO if rank_here() == 0 else logging.ERROR)
+    level = LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+
+
+def stderr_console() -> Console:
+    """The console of the installed handler; a new one if none is installed."""
+    for handler in LOGGER.handlers:
+        if isinstance(handler, ConsoleHandler):
+            return handler.console
+    return _new_console()
+
+
+@contextmanager
+def without_repeats() -> Iterator[dict[str, logging.LogRecord]]:
+    """Print each log line only once. Yields the printed records by their lines: cleared, it starts
+    over.
+    """
+    printed: dict[str, logging.LogRecord] = {}
+
+    def is_first(record: logging.LogRecord) -> bool:
+        return printed.setdefault(record.getMessage(), record) is record
+
+    handlers = list(LOGGER.handlers)
+    for handler in handlers:
+        handler.addFilter(is_first)
+    try:
+        yield printed
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_first)
+
+
+def _new_console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
