@@ -24,7 +24,7 @@ from mlxgpt.study.compare import CompareCallback, CompareRequest
 from mlxgpt.study.record import Record
 from mlxgpt.study.registry import TRAININGS
 from mlxgpt.study.variants import Variant, vary
-from mlxgpt.training.callback import CallbackList
+from mlxgpt.training.callbacks import CallbackList
 
 SEEDS = 3
 

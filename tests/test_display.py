@@ -5,8 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mlxgpt.training.callbacks import Summary
-from mlxgpt.training.estimate import Estimate, Reached
 from rich.console import Console
 
 from mlxgpt import api
@@ -15,6 +13,8 @@ from mlxgpt.console import logging_to_console, stderr_console
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.display import PreparationDisplay, TrainingDisplay, duration
 from mlxgpt.storage import run as runs
+from mlxgpt.training.callbacks import Summary
+from mlxgpt.training.estimate import Estimate, Reached
 from mlxgpt.training.selfcheck import Check
 
 RECORD = {

@@ -27,7 +27,7 @@ import numpy as np
 
 from mlxgpt import __version__
 from mlxgpt.backend.cpu import blas
-from mlxgpt.config import Config, ModelConfig, Sampling, from_tree, override, with_vocabulary
+from mlxgpt.config import Config, ModelConfig, Sampling, from_tree, with_vocabulary
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.errors import UserError
 from mlxgpt.inference.decoding import Decoder, Decoding
@@ -43,8 +43,7 @@ from mlxgpt.reports.records import (
     Training,
     tier_from,
 )
-from mlxgpt.training.step import new_step
-from mlxgpt.training.trainer import train
+from mlxgpt.training.step import new_step, take_steps
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +134,7 @@ def measure_training(config: Config, plan: Plan) -> Training:
         nonlocal done
         start, done = done, done + steps
         began = time.monotonic()
-        train(step, tokens, override(config, {"max_steps": done}), start=start)
+        take_steps(step, tokens, config, steps, start)
         return time.monotonic() - began
 
     seconds_of(COMPILING)

@@ -174,7 +174,8 @@ class StepResults:
         if self._writer and is_snapshot_step(step):
             self._writer.snapshot(step)
         if unlogged:
-            metrics = StepMetrics(step, **unlogged, seconds=0.0)
+            lr, loss, norm = (unlogged[name] for name in ("lr", "loss", "grad_norm"))
+            metrics = StepMetrics(step, lr, loss, norm, seconds=0.0)
             self._evaluate(metrics)
             self.log(metrics)
         self._group.barrier("start")

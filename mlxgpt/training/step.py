@@ -277,11 +277,13 @@ def check_divisible(rows: int, size: int) -> None:
     )
 
 
-def take_steps(step_function: TrainStep, tokens: Tokens, config: Config, steps: int) -> None:
-    """Take the first steps of a run, for timing. The host is at most one step ahead."""
+def take_steps(
+    step_function: TrainStep, tokens: Tokens, config: Config, steps: int, start: int = 0
+) -> None:
+    """Take some steps of a run, for timing. The host is at most one step ahead."""
     inputs = StepInputs(tokens, config, step_function.group)
     previous = None
-    for step in range(steps):
+    for step in range(start, start + steps):
         done = step_function(*inputs(step))
         mx.async_eval(done, step_function.state)
         if previous is not None:

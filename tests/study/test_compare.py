@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlxgpt.training.loop import Diverged
 
 from mlxgpt import api
 from mlxgpt.config import Config, override
@@ -24,6 +23,7 @@ from mlxgpt.study import compare as study
 from mlxgpt.study import planning
 from mlxgpt.study.record import Record
 from mlxgpt.training import launch
+from mlxgpt.training.loop import Diverged
 from tests.study.studies import Recorder, compared
 
 pytestmark = pytest.mark.usefixtures("no_check")
