@@ -10,8 +10,8 @@ from itertools import islice
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend.cpu import parallel as lanes
-from mlxgpt.backend.cpu.parallel import Lanes
+from mlxgpt.backend import execution
+from mlxgpt.backend.execution import PerThread
 from mlxgpt.corpus.tokenizer import Tokenizer, byte_lengths
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.distributed.group import Ranks
@@ -53,7 +53,7 @@ class Evaluator:
     Args:
         tokens: the array to evaluate on.
         bos: the token that the model's texts begin with; None where they begin without one.
-        batch_size: windows at a time, over all lanes.
+        batch_size: windows at a time, over all threads.
         dtype: of the forward pass.
         step: what evaluates a batch, kept from another text; default: a new one.
         limit: about how many tokens to predict, in windows spread evenly over the text, always the
@@ -70,7 +70,7 @@ class Evaluator:
         bos: int | None,
         batch_size: int,
         dtype: mx.Dtype,
-        step: Lanes[mx.array] | None = None,
+        step: PerThread[mx.array] | None = None,
         limit: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -97,10 +97,12 @@ class Evaluator:
             raise _too_short()
         forward = T * flops_per_token(model.config) / 3
         most = device.rows_at_once(forward) or batch_size
-        self._rows = max(1, min(batch_size, chosen, most) // lanes.count())  # of each lane
+        self._rows = max(
+            1, min(batch_size, chosen, most) // execution.thread_count()
+        )  # of each thread
         self._block_size = T
         self._model = model
-        self._lanes = step or Lanes(lambda: make_eval_step(model, dtype))
+        self._lanes = step or PerThread(lambda: make_eval_step(model, dtype))
 
     def __call__(self) -> Evaluation:
         """Evaluate the model as it is now."""
@@ -110,7 +112,7 @@ class Evaluator:
         shares = ((parameters, *map(mx.array, batch)) for batch in batches)
         total = 0.0
         waiting: list[mx.array] = []
-        while some := list(islice(shares, lanes.count())):
+        while some := list(islice(shares, execution.thread_count())):
             # The device has the next batches before the last ones are waited for.
             losses = self._lanes(some)
             mx.async_eval(losses)

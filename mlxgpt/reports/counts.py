@@ -19,7 +19,7 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend import execution
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens, dtype_for
@@ -148,7 +148,7 @@ def _watched(differentiated: bool) -> Iterator[_Asked]:
         return watched
 
     with ExitStack() as stack:
-        for module in (compiler, losses, decoding):
+        for module in (execution, losses, decoding):
             stack.enter_context(mock.patch.object(module, "compiled", compiled))
         for holder, name, what in (
             (mx, "async_eval", "handed over"),

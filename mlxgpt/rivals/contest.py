@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from mlxgpt import files
-from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend.cpu import jit
 from mlxgpt.config import Config, override
 from mlxgpt.corpus import storybook
 from mlxgpt.errors import UserError
@@ -194,7 +194,7 @@ def _ask(one: Contender, task: dict[str, Any]) -> dict[str, Any]:
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     if not one.has_our_blas:
-        environment = {**compiler.for_others(environment), "MLXGPT_BLAS": "none"}
+        environment = {**jit.without_script(environment), "MLXGPT_BLAS": "none"}
     task = {**task, "module": one.module, "who": one.name, "began": time.time()}
     child = subprocess.run(
         [*CHILD, json.dumps(task)],

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend.cpu import blas
+from mlxgpt.backend import execution
 from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree, override
 from mlxgpt.corpus.prepare import find_or_prepare
 from mlxgpt.corpus.tokens import Tokens, dtype_for
@@ -111,8 +111,8 @@ def with_mlx(package: str) -> Result:
     made_with = {
         "versions": f"{package} {version(package)}, mlx {version('mlx')}",
         "device": device.backend(),
-        "threads": str(blas.threads() or "MLX's own"),
-        "BLAS": blas.status(),
+        "threads": str(execution.blas_thread_count() or "MLX's own"),
+        "BLAS": execution.blas_status(),
         "compiler": compiler(),
     }
     return {"made_with": made_with, "peak_memory": device.peak_bytes()}

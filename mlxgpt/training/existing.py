@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt import files
-from mlxgpt.backend.environment import changes, surroundings
+from mlxgpt.backend.environment import describe_environment, environment_changes
 from mlxgpt.config import Config, changed_weights, differences, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
@@ -101,7 +101,7 @@ def tell_of_changes(
     """What is not as it was when the run was last trained, and that its bits hang on it."""
     told = [f"{name} {_arrow(*pair)}" for name, pair in changed.items()]
     # Before there could be several ranks, none were noted.
-    others = changes({"ranks": "1", **run.surroundings()}, surroundings(ranks))
+    others = environment_changes({"ranks": "1", **run.surroundings()}, describe_environment(ranks))
     if told or others:
         exact = not others and not changed.keys() & ROUNDING
         callback.on_note(

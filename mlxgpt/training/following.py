@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend import execution
 from mlxgpt.config import Config, from_tree
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.distributed.group import Ranks
@@ -45,7 +45,7 @@ def follow(
     with (
         ranks.watched(forecast.step_seconds),
         stop_signals(Callback()) as asked,
-        compiler.undisturbed(),
+        execution.shield_from_sigint(),
         mac.awake(),
     ):
         if told.missing and evaluated(told.start):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxgpt.backend.cpu import parallel as lanes
+from mlxgpt.backend import execution
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.distributed.group import Ranks
@@ -137,8 +137,8 @@ def _measured(
     step_function = new_step(config, ranks=ranks.alone() if ranks else None)
     all_of_them = config.train.gradient_accumulation_steps
     # Two for each lane, as more take no more memory; of an odd one a lane has the whole.
-    odd = config.train.batch_size % lanes.count()
-    micro_batches = min(all_of_them, 2 * lanes.count() if odd else 2)
+    odd = config.train.batch_size % execution.thread_count()
+    micro_batches = min(all_of_them, 2 * execution.thread_count() if odd else 2)
     if ranks:  # whose shares may be of whole micro-batches
         micro_batches = all_of_them
 
@@ -171,7 +171,7 @@ def _token_seconds(step_function: TrainStep, config: Config, dataset: Dataset) -
         bos=dataset.tokenizer.end_of_text,
         batch_size=config.train.batch_size,
         dtype=step_function.dtype,
-        limit=max(config.train.batch_size, lanes.count()) * config.model.block_size,
+        limit=max(config.train.batch_size, execution.thread_count()) * config.model.block_size,
     )
 
     def evaluate(times: int) -> None:
@@ -281,7 +281,7 @@ def estimated_bytes(config: Config, ranks: int = 1) -> int:
 def _at_once(config: Config) -> int:
     """Sequences of a batch that are in memory at the same time."""
     batch = config.train.batch_size
-    return batch // lanes.portions(batch, config.model.block_size)
+    return batch // execution.portions(batch, config.model.block_size)
 
 
 def reached(config: Config, dataset: Dataset) -> Reached | None:

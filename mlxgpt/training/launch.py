@@ -13,9 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from mlxgpt import files
-from mlxgpt.backend.cpu import blas
-from mlxgpt.backend.cpu import jit as compiler
-from mlxgpt.backend.environment import surroundings
+from mlxgpt.backend import execution
+from mlxgpt.backend.environment import describe_environment
 from mlxgpt.config import Config, differences, from_tree, override
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.dataset import Dataset
@@ -98,10 +97,8 @@ def launch(
         raise UserError(
             f"--max-minutes {max_minutes} is no length of time", "give a number above 0."
         )
-    if not blas.is_fast() and device.on_cpu():
-        callback.on_note(blas.status())
-    if slower := compiler.status():
-        callback.on_note(slower)
+    for reason in execution.slow_reasons():
+        callback.on_note(reason)
     tokenizer = beginning.tokenizer if beginning else None
     config, dataset, warning = together.in_turns(
         ranks, lambda: _data(config, data_dir, fallback, strict_vocab, tokenizer, callback)
@@ -286,7 +283,7 @@ def take_steps(
             if beginning:
                 load_parameters(step_function.model, beginning.parameters)
         planned = forecast.for_plan(config, start)
-        on = surroundings(ranks.size if ranks else 1)
+        on = describe_environment(ranks.size if ranks else 1)
         with runs.held(opened) as held:
             held.add_to_history(start, on, changed, planned.to_tree())
             # Killed after saving and before evaluating: what is missing is made up for.
@@ -369,7 +366,7 @@ def first_steps(
         _check(config, callback)
         found = measure(config, dataset, step_seconds, ranks)
     except RuntimeError as error:
-        if not (line := compiler.disable_after_failure(error)):
+        if not (line := execution.disable_compilation_after(error)):
             raise
         callback.on_note(line)
         _check(config, callback)

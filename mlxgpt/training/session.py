@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend import execution
 from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.distributed.group import Ranks
@@ -71,7 +71,10 @@ def with_retries(
         try:
             return attempt(config)
         except RuntimeError as error:
-            line, failure = compiler.disable_after_failure(error), device_errors.classify(error)
+            line, failure = (
+                execution.disable_compilation_after(error),
+                device_errors.classify(error),
+            )
             if not line and not failure:
                 raise
         # Out of the handler, where nothing holds the failed attempt's arrays any more.
@@ -187,7 +190,7 @@ def proceed(
                 )
             return ranks.spread(can) if ranks else can
 
-        with stop_signals(callback) as asked, compiler.undisturbed(), mac.awake():
+        with stop_signals(callback) as asked, execution.shield_from_sigint(), mac.awake():
             step, over = train_through(
                 step_function,
                 dataset,

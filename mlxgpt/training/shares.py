@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mlxgpt.backend.cpu import parallel as lanes
+from mlxgpt.backend import execution
 from mlxgpt.config import Config
 from mlxgpt.errors import UserError
 
@@ -36,9 +36,9 @@ class Parts:
         """Each lane has half of each micro-batch, in portions; or, of an odd one, half of the
         micro-batches, or one lane has all.
         """
-        L = lanes.count()
+        L = execution.thread_count()
         if B % L == 0:
-            each = lanes.portions(B, T)
+            each = execution.portions(B, T)
             return cls(L, each, B // L // each, A * L * each)
         return cls(L if A % L == 0 else 1, 1, B, A)
 
@@ -85,7 +85,7 @@ def share(A: int, B: int, T: int, rank: int, size: int) -> Share:
     parts = Parts.of(A, B, T)
     count = A * B // size
     rows = math.gcd(parts.rows, count)
-    used = lanes.count()
+    used = execution.thread_count()
     if count // rows % used:  # a lane more than there are pieces for
         if rows % used == 0:
             rows //= used

@@ -13,9 +13,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map, tree_unflatten
 
-from mlxgpt.backend.cpu import jit as compiler
-from mlxgpt.backend.cpu import parallel as lanes
-from mlxgpt.backend.cpu.parallel import Lanes
+from mlxgpt.backend import execution
+from mlxgpt.backend.execution import PerThread
 from mlxgpt.config import Config
 from mlxgpt.distributed.group import Ranks
 from mlxgpt.model.gpt import GPT, flat, must_be_like
@@ -45,21 +44,21 @@ class TrainStep:
         self.grad_clip = config.optim.grad_clip
         self.dtype = getattr(mx, config.train.dtype)
         self.reduce_dtype = getattr(mx, config.train.reduce_dtype)
-        compile = compiler.compiled if compiled else _not_compiled
-        self._lanes = Lanes(lambda: _Sums(compile(self._gradients_of), compile(_add)))
+        compile = execution.compiled if compiled else _not_compiled
+        self._lanes = PerThread(lambda: _Sums(compile(self._gradients_of), compile(_add)))
         self._mean = compile(self._mean_of)
         self._judge = compile(self._judged)
         self.ranks = ranks
         self._pack, self._unpack = compile(self._packed), compile(self._unpacked)
         parameters = flat(model.trainable_parameters())
-        self._shares = split_by_work(parameters, config.optim, lanes.count())
+        self._shares = split_by_work(parameters, config.optim, execution.thread_count())
         self._optimizers = [
             OptimizerGroups(config.optim, {name: parameters[name] for name in names})
             for names in self._shares
         ]
         self._states = [optimizer.init() for optimizer in self._optimizers]
         updates = (compile(optimizer.update) for optimizer in self._optimizers)
-        self._updates = Lanes(lambda: next(updates))
+        self._updates = PerThread(lambda: next(updates))
 
     @property
     def state(self) -> list[Any]:

@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import __version__
-from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend import execution
 from mlxgpt.config import Config
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.distributed.group import Ranks, join, sum_seconds
@@ -86,7 +86,7 @@ def agree(ranks: Ranks, config: Config, dataset: Dataset, beginning: Beginning |
         "mlxgpt": __version__,
         "mlx": version("mlx"),
         "computing on": device.backend(),
-        "kernels": "not fused" if compiler.status() else "fused",
+        "kernels": "not fused" if execution.compile_failure() else "fused",
         "data": f"{dataset.name} ({dataset.meta.fingerprint[:12]})",
         "beginning": dict(beginning.origin) if beginning else {},
         **{

@@ -169,6 +169,6 @@ def test_pretending_ends() -> None:
     before = mx.fast.rms_norm
     with as_on_a_gpu():
         assert mx.fast.rms_norm is not before
-        assert not graphs.kernels.on_cpu()
+        assert not graphs.device.on_cpu()
     assert mx.fast.rms_norm is before
-    assert graphs.kernels.on_cpu() == device.on_cpu()
+    assert graphs.device.on_cpu() == device.on_cpu()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.backend.cpu import parallel as lanes
+from mlxgpt.backend import execution
 from mlxgpt.config import Config, override
 from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT, flat
@@ -29,7 +29,7 @@ def test_every_row_is_in_one_share_with_its_own_part(
     A: int, B: int, T: int, size: int, count: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lanes, "count", lambda: count)
+        patch.setattr(execution, "thread_count", lambda: count)
         if A * B % size:
             with pytest.raises(UserError, match="shared out evenly"):
                 share(A, B, T, 0, size)

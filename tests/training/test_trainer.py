@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.backend.cpu import parallel as lanes
+from mlxgpt.backend import execution
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.model.gpt import GPT, flat
@@ -201,7 +201,7 @@ def test_numbers_are_the_same_whether_or_not_anything_waits_for_them(
     tiny_model: Config, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where a step is not computed yet when it was handed over."""
-    monkeypatch.setattr(lanes, "count", lambda: 1)
+    monkeypatch.setattr(execution, "thread_count", lambda: 1)
     ends = []
     for needs_state in (True, False):
         seen: list[tuple[int, float, float, float]] = []
