@@ -103,9 +103,9 @@ def _disable_compilation(error: BaseException) -> str | None:
     """Where a kernel could not be compiled: fuse none from now on, and one line on that."""
     if not isinstance(error, RuntimeError) or not device_errors.is_compile_failure(error):
         return None
-    from mlxgpt.backend.cpu import jit as compiler
+    from mlxgpt.backend import execution
 
-    return compiler.disable_after_failure(error)
+    return execution.disable_compilation_after(error)
 
 
 def _of_file(error: OSError) -> UserError:

@@ -11,9 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import config
-from mlxgpt.backend.cpu import blas
-from mlxgpt.backend.cpu.parallel import Lanes
-from mlxgpt.backend.execution import compiled
+from mlxgpt.backend.execution import PerThread, compiled, share_blas_threads
 from mlxgpt.corpus.dataset import is_prepared
 from mlxgpt.corpus.normalize import encode_prompt
 from mlxgpt.corpus.tokens import Tokens
@@ -117,7 +115,7 @@ class Model:
             UserError: if an id is not in the vocabulary, or a log-probability is not finite.
         """
         checked = self.checked(ids)
-        with blas.shared_by(self._decoder.blas_share):
+        with share_blas_threads(self._decoder.blas_share):
             yield from self._scorer(checked, alternatives)
 
     def ids(self, prompt: str) -> np.ndarray:
@@ -143,7 +141,7 @@ class Model:
         """
         block = self.run.config.model.block_size
         vocab_size = self.tokenizer.vocab_size
-        with blas.shared_by(self._decoder.blas_share):
+        with share_blas_threads(self._decoder.blas_share):
             return Look(self._model, vocab_size, self.checked(ids)[-block:], switched_off)
 
     def neighbours(self, id: int, count: int = 10) -> Likely:
@@ -209,8 +207,8 @@ class Model:
         return compiled(self._model.__call__)
 
     @cached_property
-    def _eval_step(self) -> Lanes[mx.array]:
-        return Lanes(partial(quantized.as_it_is, self._model))
+    def _eval_step(self) -> PerThread[mx.array]:
+        return PerThread(partial(quantized.as_it_is, self._model))
 
 
 def load(

@@ -83,10 +83,10 @@ def imported(source: str, known: set[str]) -> Iterator[str]:
             if name.split(".")[0] != "mlxgpt":
                 continue
             room = name.removeprefix("mlxgpt").removeprefix(".")
-            while room and room not in known:
+            while room and room not in known and f"{room}.__init__" not in known:
                 room = room.rpartition(".")[0]
             if room:
-                yield room
+                yield room if room in known else f"{room}.__init__"
 
 
 def graph() -> dict[str, set[str]]:
@@ -129,6 +129,43 @@ def test_an_import_that_runs_up_is_found(room: str, line: str) -> None:
     known = set(rooms())
     (wrong,) = against_the_order({room: set(imported(line, known))})
     assert wrong.startswith(f"{room} imports ")
+
+
+# Packages that compute as this device does, and must not know which one it is.
+DEVICE_NEUTRAL = ("training", "evaluation", "inference", "model")
+
+
+def past_the_seam(graph: dict[str, set[str]]) -> list[str]:
+    """The imports of `backend.cpu` outside of `backend`. The package itself, which is not in the
+    graph, loads BLAS before MLX.
+    """
+    return [
+        f"{room} imports {other}"
+        for room, others in graph.items()
+        for other in others
+        if other.startswith("backend.cpu") and not room.startswith("backend.")
+    ]
+
+
+def test_only_backend_knows_the_cpu() -> None:
+    baselines = "rivals."  # measures other programs, in an environment without our compiler script
+    assert [line for line in past_the_seam(graph()) if not line.startswith(baselines)] == []
+
+
+@pytest.mark.parametrize("package", DEVICE_NEUTRAL)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from mlxgpt.backend.cpu import blas",
+        "def f():\n    import mlxgpt.backend.cpu.parallel",
+        "from mlxgpt.backend import cpu",
+    ],
+)
+def test_an_import_of_the_cpus_is_found(package: str, line: str) -> None:
+    known = set(rooms())
+    (room, *_) = sorted(name for name in known if name.startswith(f"{package}."))
+    (wrong,) = past_the_seam({room: set(imported(line, known))})
+    assert wrong.startswith(f"{room} imports backend.cpu")
 
 
 def test_a_circle_is_found() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from mlxgpt.training.trainer import train
 
 from baselines.tasks import (
     WARMUP,
@@ -22,15 +21,15 @@ from baselines.tasks import (
     prompt_of,
     timed_texts,
 )
-from mlxgpt.backend.cpu import blas
-from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree, override
+from mlxgpt.backend import execution
+from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree
 from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.inference.decoding import Decoder, Decoding
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
-from mlxgpt.training.step import TrainStep
+from mlxgpt.training.step import TrainStep, take_steps
 
 
 def training(task: Task) -> Result:
@@ -45,8 +44,7 @@ def training(task: Task) -> Result:
         nonlocal done
         start, done = done, done + steps
         began = time.perf_counter()
-        train(step, tokens, override(config, {"max_steps": done}), start=start)
-        mx.eval(step.state)
+        take_steps(step, tokens, config, steps, start)
         return time.perf_counter() - began
 
     seconds_of(WARMUP)
@@ -111,8 +109,8 @@ def with_mlx(package: str) -> Result:
     made_with = {
         "versions": f"{package} {version(package)}, mlx {version('mlx')}",
         "device": device.backend(),
-        "threads": str(blas.threads() or "MLX's own"),
-        "BLAS": blas.status(),
+        "threads": str(execution.blas_thread_count() or "MLX's own"),
+        "BLAS": execution.blas_status(),
         "compiler": compiler(),
     }
     return {"made_with": made_with, "peak_memory": device.peak_bytes()}

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -202,7 +202,7 @@ def _run(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     if not framework.has_our_blas:
-        environment = {**without_our_compiler(environment), "MLXGPT_BLAS": "none"}
+        environment = {**jit.without_script(environment), "MLXGPT_BLAS": "none"}
     task = {**task, "module": framework.module, "framework": framework.name, "began": time.time()}
     child = subprocess.run(
         [*CHILD, json.dumps(task)],
@@ -218,16 +218,6 @@ def _run(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
         raise UserError(reason.splitlines()[-1][:200], f"run {framework.name} alone to see why.")
     values: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     return values
-
-
-def without_our_compiler(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the g++ script and the folder that mlxgpt gives to MLX."""
-    plain = dict(environment)
-    if plain.pop(jit.REAL, None):
-        script = str(Path(plain.pop("TMPDIR", "")) / "bin")
-        paths = plain["PATH"].split(os.pathsep)
-        plain["PATH"] = os.pathsep.join(path for path in paths if path != script)
-    return plain
 
 
 @contextmanager

@@ -1,3 +1,3 @@
-"""How this machine computes: the formulas and the execution that differ by device. Knows arrays;
-nothing of models or text.
+"""How this machine computes: the operations and their execution, as far as they differ by device.
+Knows arrays, not models or text.
 """

@@ -1,19 +1,20 @@
-"""Embedding lookup for GPUs, with a gradient that has the same bits each time.
+"""Embedding lookup for GPUs whose gradient has the same bits each time.
 
-MLX's own adds the rows of equal ids with atomics (`Gather::vjp`, Metal's `scatter.h`, CUDA's
-`scatter_ops.cuh`), in any order: the one sum of a training step whose bits vary on a GPU.
+MLX's own gradient adds the rows of equal ids with atomics, in any order (`Gather::vjp`, Metal's
+`scatter.h`, CUDA's `scatter_ops.cuh`). It is the only sum of a training step whose bits vary on a
+GPU.
 """
 
 from __future__ import annotations
 
 import mlx.core as mx
 
-ONE_HOT = 1024  # ids; a product with a one-hot matrix of this width costs little next to the head
+MAX_ONE_HOT = 1024  # ids; up to here the one-hot product is cheap compared with the output head
 
 
 @mx.custom_function
 def lookup(weight: mx.array, ids: mx.array) -> mx.array:
-    """Rows of weight[V, C] at ids[...]: [..., C]."""
+    """Rows of `weight` [V, C] at `ids` [...]: [..., C]."""
     return weight[ids]
 
 
@@ -27,21 +28,23 @@ def _lookup_vjp(
 
 
 def sum_by_id(rows: mx.array, ids: mx.array, count: int) -> mx.array:
-    """Of rows[N, C] the sum for each id: [count, C]; ids[N] are below `count`."""
-    if count > ONE_HOT and mx.metal.is_available():
-        return sum_of_segments(rows, ids, count)
-    return sum_by_one_hot(rows, ids, count)  # CUDA has no segmented product in some versions
+    """Sum of `rows` [N, C] for each id below `count`: [count, C]. `ids` is [N]."""
+    if count > MAX_ONE_HOT and mx.metal.is_available():
+        return sum_by_segments(rows, ids, count)
+    return sum_by_one_hot(rows, ids, count)  # some versions on CUDA lack `segmented_mm`
 
 
 def sum_by_one_hot(rows: mx.array, ids: mx.array, count: int) -> mx.array:
-    """`sum_by_id` as products with one-hot matrices, for ONE_HOT ids at a time."""
-    parts = [mx.arange(n, min(n + ONE_HOT, count)) for n in range(0, count, ONE_HOT)]
-    return mx.concatenate([(part[:, None] == ids).astype(rows.dtype) @ rows for part in parts])
+    """`sum_by_id` as products with one-hot matrices, MAX_ONE_HOT ids at a time."""
+    chunks = [
+        mx.arange(start, min(start + MAX_ONE_HOT, count)) for start in range(0, count, MAX_ONE_HOT)
+    ]
+    return mx.concatenate([(chunk[:, None] == ids).astype(rows.dtype) @ rows for chunk in chunks])
 
 
-def sum_of_segments(rows: mx.array, ids: mx.array, count: int) -> mx.array:
-    """`sum_by_id` as a segmented product of the rows in the order of their ids."""
-    counts = mx.zeros(count, mx.int32).at[ids].add(1)  # of whole numbers, in any order
+def sum_by_segments(rows: mx.array, ids: mx.array, count: int) -> mx.array:
+    """`sum_by_id` as a segmented product of the rows, sorted by id."""
+    counts = mx.zeros(count, mx.int32).at[ids].add(1)  # integers: the order does not matter
     ends = mx.cumsum(counts)
     segments = mx.stack([ends - counts, ends], axis=1)
     ones = mx.ones((1, len(ids)), rows.dtype)

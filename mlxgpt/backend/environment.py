@@ -1,4 +1,4 @@
-"""What the bits of a training hang on beside its settings: machine, libraries, threads."""
+"""What the bits of a training run depend on besides its settings: machine, libraries, threads."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from mlxgpt import __version__
-from mlxgpt.backend.cpu import blas
-from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend import execution
+from mlxgpt.backend.cpu import blas, jit
 from mlxgpt.machine import device
 
+GXX_TIMEOUT = 9  # seconds for g++ to print its version
 
-def surroundings(ranks: int = 1) -> dict[str, str]:
-    """What is here, by name; of how many ranks."""
-    found = {"mlxgpt": __version__, "mlx": version("mlx"), "device": device.name()}
-    found["ranks"] = str(ranks)
-    found["backend"] = device.backend()
+
+def describe_environment(ranks: int = 1) -> dict[str, str]:
+    """Versions, device and threads of this machine, by name, and the number of ranks."""
+    environment = {"mlxgpt": __version__, "mlx": version("mlx"), "device": device.name()}
+    environment |= {"ranks": str(ranks), "backend": device.backend()}
     if device.on_cpu():
-        found |= {"BLAS": blas.status(), "BLAS threads": str(blas.threads())}
-        found["compiler"] = "none" if compiler.status() else _version()
-    elif compiler.status():
-        found["compiler"] = "none"
-    return found
+        environment |= {"BLAS": blas.status(), "BLAS threads": str(blas.thread_count())}
+        environment["compiler"] = "none" if execution.compile_failure() else _gxx_version()
+    elif execution.compile_failure():
+        environment["compiler"] = "none"
+    return environment
 
 
-def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What is another than before, in a few words each."""
+def environment_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The entries of `now` that had another value before, as "name old → new"."""
     return [
         f"{name} {before[name]} → {value}"
         for name, value in now.items()
@@ -34,14 +35,14 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _version() -> str:
+def _gxx_version() -> str:
     try:
-        said = subprocess.run(
-            [compiler.real() or "g++", "-dumpfullversion"],
+        result = subprocess.run(
+            [jit.find_gxx() or "g++", "-dumpfullversion"],
             capture_output=True,
             text=True,
-            timeout=9,
+            timeout=GXX_TIMEOUT,
         )
-        return f"g++ {said.stdout.strip()}"
+        return f"g++ {result.stdout.strip()}"
     except (OSError, subprocess.SubprocessError):
         return "g++"

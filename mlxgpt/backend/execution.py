@@ -1,29 +1,135 @@
-"""How functions run on this device: compiled, and on a CPU on its threads. On a GPU the rest does
-nothing.
+"""How functions are executed on this device: compiled and, on a CPU, on two threads.
+
+On a GPU there is one thread, nothing is split, and BLAS is not used: what is here for the CPU then
+does nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
 import mlx.core as mx
 
-from mlxgpt.backend.cpu import blas, jit
-from mlxgpt.backend.cpu.blas import shared_by as shared_by
-from mlxgpt.backend.cpu.jit import compiled as compiled
-from mlxgpt.backend.cpu.parallel import Lanes as PerThread
-from mlxgpt.backend.cpu.parallel import count as thread_count
-from mlxgpt.backend.cpu.parallel import portions as portions
-from mlxgpt.machine import device
+from mlxgpt.backend.cpu import blas, jit, parallel
+from mlxgpt.backend.cpu.blas import share_threads as share_blas_threads
+from mlxgpt.backend.cpu.blas import status as blas_status
+from mlxgpt.backend.cpu.blas import thread_count as blas_thread_count
+from mlxgpt.backend.cpu.jit import shield_from_sigint
+from mlxgpt.machine import device, device_errors
 
-disable_compilation_after = jit.disable_after_failure
-shield_from_sigint = jit.undisturbed
+__all__ = [
+    "PerThread",
+    "blas_status",
+    "blas_thread_count",
+    "compile_failure",
+    "compiled",
+    "disable_compilation_after",
+    "portions",
+    "shard",
+    "share_blas_threads",
+    "shared_by",
+    "shield_from_sigint",
+    "slow_reasons",
+    "thread_count",
+]
 
-Lanes = PerThread
+Result = TypeVar("Result")
+
+_compile_failure: str | None = None
+
+
+def compiled(function: Callable, **options: Any) -> Callable:
+    """`mx.compile` of a function, where this machine can compile; otherwise MLX executes it one
+    operation after another. Options are those of `mx.compile`.
+    """
+    compile_failure()  # before MLX makes its first kernel
+    return mx.compile(function, **options)
+
+
+def compile_failure() -> str | None:
+    """One line on why MLX compiles no kernels here; None if it does."""
+    if _compile_failure is None and device.on_cpu() and (problem := jit.problem()):
+        _disable_compilation(problem)
+    return _compile_failure
+
+
+def disable_compilation_after(error: RuntimeError) -> str | None:
+    """Disable compilation if an error says that MLX could not compile one of its kernels. The
+    computation can then be started over.
+
+    Returns:
+        One line for the user; None for any other error, or if compilation was disabled before.
+    """
+    if _compile_failure or not device_errors.is_compile_failure(error):
+        return None
+    if device_errors.CPU_COMPILE_FAILURE in str(error):
+        return _disable_compilation(jit.describe_failure(jit.KERNEL_FAILED))
+    first, *more = str(error).strip().splitlines()
+    reason = " ".join([first, *more[:1]])[:300]
+    return _disable_compilation(
+        f"Metal cannot compile a kernel ({reason}): MLX fuses no operations, and is slower"
+    )
+
+
+def _disable_compilation(line: str) -> str:
+    global _compile_failure
+    mx.disable_compile()
+    _compile_failure = line
+    return line
 
 
 def slow_reasons() -> list[str]:
-    """Why computing here is slower than it could be, one line each; [] if it is not."""
-    reasons = [] if blas.is_fast() or not device.on_cpu() else [blas.status()]
-    return [*reasons, *filter(None, [jit.status()])]
+    """One line for each reason why computing is slower on this machine than it could be."""
+    reasons = [blas.status()] if device.on_cpu() and not blas.is_fast() else []
+    failure = compile_failure()
+    return [*reasons, failure] if failure else reasons
+
+
+def thread_count() -> int:
+    """Number of threads that compute a batch together: 2 on a CPU, 1 on a GPU."""
+    return parallel.THREADS if device.on_cpu() else 1
+
+
+def portions(rows: int, length: int) -> int:
+    """Number of equal portions in which each thread computes its share of a batch, one after the
+    other, to save memory; 1 on a GPU.
+
+    Args:
+        rows: sequences of the whole batch, over all threads.
+        length: tokens of each.
+    """
+    return parallel.portions(rows, length) if device.on_cpu() else 1
+
+
+class PerThread(Generic[Result]):
+    """One function for each of the `thread_count()` threads, called at the same time.
+
+    Args:
+        make: makes the function, called once for each thread; a compiled function belongs to the
+            thread that traced it.
+    """
+
+    def __init__(self, make: Callable[[], Callable[..., Result]]) -> None:
+        self._functions = [make() for _ in range(thread_count())]
+
+    def __call__(self, arguments: Iterable[tuple]) -> list[Result]:
+        """Call the functions, each with one tuple of arguments.
+
+        Args:
+            arguments: one tuple for each thread. With a single tuple, or on a GPU, all calls are
+                made on this thread, one after another.
+
+        Returns:
+            The results in order; evaluated if two threads computed them.
+        """
+        calls = list(arguments)
+        if len(self._functions) == 1 or len(calls) == 1:
+            return [self._functions[0](*call) for call in calls]
+        return parallel.run_together(self._functions, calls)
+
+
+shared_by = share_blas_threads
 
 
 def shard(
@@ -51,13 +157,3 @@ def shard(
         inputs, targets = (ids.reshape(L, A // L, B, T) for ids in (inputs, targets))
     keys = mx.random.split(key, L * inputs.shape[1]).reshape(L, inputs.shape[1], -1)
     return list(zip(inputs, targets, keys, strict=True))
-
-
-def compile_problem() -> str | None:
-    """Why nothing is compiled here, in one line; None if it is."""
-    return jit.status()
-
-
-def matmul_library() -> str:
-    """What computes matrix products here."""
-    return blas.status() if device.on_cpu() else "MLX's own kernels"

@@ -14,8 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend import ops
-from mlxgpt.backend.cpu import blas
+from mlxgpt.backend import execution, ops
 from mlxgpt.backend.execution import compiled
 from mlxgpt.config import Sampling
 from mlxgpt.errors import UserError
@@ -68,7 +67,7 @@ class Decoder:
         self.vocab_size = vocab_size
         self.slides = model.slides
         small = count_parameters(model.config) < SMALL
-        self.blas_share = blas.threads() if small else 1
+        self.blas_share = execution.blas_thread_count() if small else 1
         if small and device.on_cpu():
             model = _by_columns(model)
         # Functions that do not know this object: with a cycle it would outlive its use, and its
@@ -91,7 +90,7 @@ class Decoder:
         ids = ids[-self.config.block_size :]
         padded = np.zeros((1, _bucket(len(ids), self.config.block_size)), dtype=np.int32)
         padded[0, : len(ids)] = ids
-        with blas.shared_by(self.blas_share):
+        with execution.share_blas_threads(self.blas_share):
             logits, _ = self.prefill(mx.array(padded), mx.array([len(ids) - 1], dtype=mx.int32))
             finite = are_finite(logits).all()
             mx.eval(logits, finite)
@@ -165,7 +164,7 @@ class Decoding:
         Raises:
             NotFiniteError: where a text's logits are not finite.
         """
-        with blas.shared_by(self._decoder.blas_share):
+        with execution.share_blas_threads(self._decoder.blas_share):
             yield from self._rows()
 
     def _rows(self) -> Iterator[list[int]]:

@@ -26,7 +26,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import __version__
-from mlxgpt.backend.cpu import blas
+from mlxgpt.backend import execution
 from mlxgpt.config import Config, ModelConfig, Sampling, from_tree, with_vocabulary
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.errors import UserError
@@ -206,7 +206,7 @@ def describe_machine() -> Machine:
         performance_cores=_performance_cores(),
         memory=device.total_bytes(),
         system=platform.platform(),
-        blas=blas.status(),
+        blas=execution.blas_status(),
         versions={
             "mlxgpt": __version__,
             "mlx": version("mlx"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt import files
-from mlxgpt.backend.environment import changes, surroundings
+from mlxgpt.backend import environment
 from mlxgpt.config import Config, changed_weights, differences, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.distributed.group import ProcessGroup
@@ -88,7 +88,9 @@ def open_run(
     step = saved.step if saved else 0
     estimate = job.estimate.for_plan(config, step)
     with runs.held(run) as run:
-        run.add_to_history(step, surroundings(group.size), changed, estimate.to_tree())
+        run.add_to_history(
+            step, environment.describe_environment(group.size), changed, estimate.to_tree()
+        )
         is_logged = run.cut(step)
         callbacks.on_train_begin(run, job.dataset, step, estimate)
         numbers = saved.metrics if saved and not is_logged else {}
@@ -210,7 +212,8 @@ def step_seconds(run: Run) -> float | None:
 def environment_changes(run: Run, ranks: int) -> list[str]:
     """What is different here from where the run was last trained: device, versions, libraries."""
     # Before there could be several ranks, none were recorded.
-    return changes({"ranks": "1", **run.surroundings()}, surroundings(ranks))
+    before = {"ranks": "1", **run.surroundings()}
+    return environment.environment_changes(before, environment.describe_environment(ranks))
 
 
 def _log_changes(run: Run, changed: Mapping[str, tuple[Any, Any]], ranks: int) -> None:

@@ -88,14 +88,14 @@ def shrunken(config: Config) -> Config:
 
 def matrix_products(config: Config) -> Check:
     """What computes matrix products here: told, since it decides the speed."""
-    found = execution.matmul_library()
+    found = execution.blas_status() if device.on_cpu() else "MLX's own kernels"
     rounded = "" if device.multiplies_exactly() else ", float32 rounded to TF32"
     return Check("matrix products", None, found + rounded)
 
 
 def fused_kernels(config: Config) -> Check:
     """Whether MLX can fuse operations here: told, as above."""
-    return Check("fused kernels", None, execution.compile_problem() or "compiled")
+    return Check("fused kernels", None, execution.compile_failure() or "compiled")
 
 
 def tied_head(config: Config) -> Check:

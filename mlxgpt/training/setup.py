@@ -200,7 +200,7 @@ def _settings(
         "mlxgpt": __version__,
         "mlx": version("mlx"),
         "computing on": device.backend(),
-        "kernels": "not fused" if execution.compile_problem() else "fused",
+        "kernels": "not fused" if execution.compile_failure() else "fused",
         "data": f"{dataset.name} ({dataset.meta.fingerprint[:12]})",
         "initial weights": dict(init_weights.origin) if init_weights else {},
         **{

@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 
 from mlxgpt.backend import embedding, ops
-from mlxgpt.backend.embedding import ONE_HOT, lookup, sum_by_id, sum_by_one_hot, sum_of_segments
+from mlxgpt.backend.embedding import (
+    MAX_ONE_HOT,
+    lookup,
+    sum_by_id,
+    sum_by_one_hot,
+    sum_by_segments,
+)
+from mlxgpt.machine import device
 
-WAYS = (sum_by_one_hot, sum_of_segments)
+WAYS = (sum_by_one_hot, sum_by_segments)
 # Of ids: all of one, few, as many as fit in one product, one more, and most of them absent.
-COUNTS = (1, 19, ONE_HOT, ONE_HOT + 1, 3000)
+COUNTS = (1, 19, MAX_ONE_HOT, MAX_ONE_HOT + 1, 3000)
 
 
 def drawn(count: int, whole: bool) -> tuple[mx.array, mx.array]:
@@ -64,9 +71,9 @@ def test_a_gradient_is_the_cpus(
 @pytest.mark.parametrize(
     ("count", "metal", "way"),
     [
-        (ONE_HOT, True, "sum_by_one_hot"),
-        (ONE_HOT + 1, True, "sum_of_segments"),
-        (ONE_HOT + 1, False, "sum_by_one_hot"),
+        (MAX_ONE_HOT, True, "sum_by_one_hot"),
+        (MAX_ONE_HOT + 1, True, "sum_by_segments"),
+        (MAX_ONE_HOT + 1, False, "sum_by_one_hot"),
     ],
 )
 def test_the_way_depends_on_the_number_of_ids_and_the_backend(
@@ -94,6 +101,6 @@ def test_only_off_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[bool] = []
     monkeypatch.setattr(ops, "lookup", lambda weight, ids: taken.append(True))
     for cpu in (True, False):
-        monkeypatch.setattr(ops, "on_cpu", lambda cpu=cpu: cpu)
+        monkeypatch.setattr(device, "on_cpu", lambda cpu=cpu: cpu)
         ops.embedding(mx.zeros((3, 2)), mx.array([1]))
     assert taken == [True]

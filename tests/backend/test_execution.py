@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -7,7 +10,118 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.backend import execution
-from mlxgpt.backend.cpu import parallel
+from mlxgpt.backend.cpu import blas, jit, parallel
+from mlxgpt.backend.execution import PerThread
+from mlxgpt.machine import device
+
+KERNEL = "[Compile::eval_cpu] Failed to compile function Exp with error code 256."
+METAL = "[metal::Device] Unable to build metal library from source\nprogram_source:9: error\nmore"
+
+
+@pytest.fixture
+def disabled(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """How often MLX was told not to compile; it goes on compiling here."""
+    calls: list[bool] = []
+    monkeypatch.setattr(execution, "_compile_failure", None)
+    monkeypatch.setattr(mx, "disable_compile", lambda: calls.append(True))
+    return calls
+
+
+def use(monkeypatch: pytest.MonkeyPatch, *, cpu: bool) -> None:
+    monkeypatch.setattr(device, "on_cpu", lambda: cpu)
+
+
+@pytest.mark.parametrize(("cpu", "count"), [(True, 2), (False, 1)])
+def test_each_thread_has_a_function(cpu: bool, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, cpu=cpu)
+    made: list[int] = []
+
+    def make() -> Callable[[int], tuple[int, int, str]]:
+        made.append(len(made))
+        number = made[-1]
+        return lambda x: (number, x, threading.current_thread().name)
+
+    run = PerThread(make)
+    assert made == list(range(count)) == list(range(execution.thread_count()))
+    results = run((x,) for x in (7, 8))
+    assert [result[:2] for result in results] == [(0, 7), (count - 1, 8)]
+    assert len({result[2] for result in results}) == count
+
+
+def test_a_single_call_is_made_on_this_thread() -> None:
+    run = PerThread(lambda: lambda x: (x, threading.current_thread()))
+    assert run([(1,)]) == [(1, threading.current_thread())]
+
+
+def test_only_a_cpu_computes_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpu, expected in ((True, 4), (False, 1)):
+        use(monkeypatch, cpu=cpu)
+        assert execution.portions(32, 256) == expected
+
+
+def test_a_compiler_that_fails_disables_compilation_once(
+    disabled: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, cpu=True)
+    monkeypatch.setattr(jit, "problem", lambda: "no compiler")
+    execution.compiled(mx.abs)
+    assert disabled == [True]
+    assert execution.compile_failure() == "no compiler"
+    assert disabled == [True]
+
+
+def test_a_gpu_needs_no_compiler(disabled: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, cpu=False)
+    monkeypatch.setattr(jit, "problem", lambda: "no compiler")
+    assert execution.compile_failure() is None
+    assert execution.slow_reasons() == []
+    assert disabled == []
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KERNEL, "the C++ compiler fails (it cannot make MLX's kernels): MLX fuses no operations"),
+        (
+            METAL,
+            "Metal cannot compile a kernel ([metal::Device] Unable to build metal library from "
+            "source program_source:9: error): MLX fuses no operations, and is slower",
+        ),
+    ],
+    ids=["g++", "Metal"],
+)
+def test_compilation_is_disabled_once_after_a_kernel_failed(
+    error: str, line: str, disabled: list[bool]
+) -> None:
+    found = execution.disable_compilation_after(RuntimeError(error))
+    assert (found or "").startswith(line)
+    assert execution.compile_failure() == found
+    assert execution.disable_compilation_after(RuntimeError(error)) is None
+    assert disabled == [True]
+
+
+def test_another_error_is_not_the_compilers(disabled: list[bool]) -> None:
+    assert execution.disable_compilation_after(RuntimeError("something else")) is None
+    assert disabled == []
+
+
+@pytest.fixture
+def slow(disabled: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "_fast", False)
+    monkeypatch.setattr(blas, "_status", "reference BLAS (slow)")
+    monkeypatch.setattr(jit, "problem", lambda: "no compiler")
+
+
+def test_a_cpu_has_two_reasons_to_be_slow(slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, cpu=True)
+    assert execution.slow_reasons() == ["reference BLAS (slow)", "no compiler"]
+
+
+def test_a_gpu_has_one_reason_to_be_slow(slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, cpu=False)
+    assert execution.slow_reasons() == []
+    line = execution.disable_compilation_after(RuntimeError(METAL))
+    assert execution.slow_reasons() == [line]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -15,9 +129,8 @@ from mlxgpt.backend.cpu import parallel
 def test_shards_are_the_whole_batch(threads: int, A: int, B: int, T: int, portion: int) -> None:
     """Every row is in one of them, in parts of one size, each part with a key of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "PORTION", portion)
-        patch.setattr(parallel, "count", lambda: threads)
-        patch.setattr(execution, "thread_count", lambda: threads)
+        patch.setattr(parallel, "MAX_PORTION", portion)
+        patch.setattr(device, "on_cpu", lambda: threads == 2)
         rows = np.arange(A * B)
         ids = mx.array(np.broadcast_to(rows.reshape(A, B, 1), (A, B, T)))
         shards = execution.shard(ids, -ids, mx.random.key(1))

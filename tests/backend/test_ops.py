@@ -1,272 +1,81 @@
-"""Each formula of the CPU against its exact twin: MLX's own."""
+"""Which operations are computed by our formulas, and which by MLX's own."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import mlx.core as mx
-import mlx.nn as nn
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from mlxgpt.backend import ops
-from mlxgpt.machine.device import on_cpu
+from mlxgpt.backend.cpu import kernels
+from mlxgpt.machine import device
 
-pytestmark = pytest.mark.skipif(not on_cpu(), reason="the formulas of the CPU")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def however_few() -> Iterator[None]:
-    """Ours, not MLX's own, of however few numbers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "FEW", 0)
-        yield
-
-
-def value_and_gradients(
-    function: Callable, compiled: bool, weights: mx.array, *inputs: mx.array
-) -> list[np.ndarray]:
-    """What a function gives, and the gradients of its weighted sum by each input."""
-
-    def weighed(*inputs: mx.array) -> tuple[mx.array, mx.array]:
-        y = function(*inputs)
-        return (y * weights).sum(), y
-
-    run = mx.value_and_grad(weighed, argnums=tuple(range(len(inputs))))
-    (_, y), gradients = (mx.compile(run) if compiled else run)(*inputs)
-    return [np.array(x) for x in (y, *gradients)]
+ROW = mx.zeros((1, 1, 8, 512))
+CALLS: dict[str, Callable[[mx.array], mx.array]] = {
+    "gelu": ops.gelu,
+    "gelu_without_gradient": lambda x: ops.gelu(x, gradient=False),
+    "silu": ops.silu,
+    "softmax": ops.softmax,
+    "layer_norm": lambda x: ops.layer_norm(x, None, None),
+    "rms_norm": ops.rms_norm,
+    "causal_attention": lambda x: ops.causal_attention(x, x, x),
+}
 
 
-@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50))
-def test_gelu_is_the_tanh_form_everywhere(values: list[float]) -> None:
-    x = mx.array(values)
-    exact = nn.gelu_approx(x)
-    np.testing.assert_allclose(ops.gelu(x), exact, rtol=1e-5, atol=2e-6)
-    np.testing.assert_allclose(ops.gelu(x, gradient=False), exact, rtol=1e-5, atol=2e-6)
-
-
-def test_gelu_is_the_exact_formula_in_double_precision() -> None:
-    x = np.linspace(-12, 12, 4801)
-    exact = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    np.testing.assert_allclose(ops.gelu(mx.array(x.astype(np.float32))), exact, atol=1e-6)
-
-
-@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=50))
-def test_gelus_gradient(values: list[float]) -> None:
-    x = mx.array(values)
-    weights = mx.cos(mx.arange(len(values)) + 1.0)
-    ours, exact = (
-        mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (ops.gelu, nn.gelu_approx)
-    )
-    np.testing.assert_allclose(ours, exact, atol=1e-5)
-
-
-@given(st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=50))
-def test_silu_and_its_gradient(values: list[float]) -> None:
-    x = mx.array(values)
-    np.testing.assert_allclose(ops.silu(x), nn.silu(x), rtol=1e-5, atol=2e-6)
-    weights = mx.cos(mx.arange(len(values)) + 1.0)
-    ours, exact = (mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (ops.silu, nn.silu))
-    np.testing.assert_allclose(ours, exact, atol=1e-5)
-
-
-@pytest.mark.parametrize("spread", [0.1, 3.0, 300.0])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_cross_entropy_and_its_gradient(spread: float, compiled: bool) -> None:
-    logits = spread * mx.random.normal((2, 5, 70), key=mx.random.key(0))
-    targets = mx.random.randint(0, 70, (2, 5), key=mx.random.key(1))
-    weights = mx.random.normal((2, 5), key=mx.random.key(2))
-
-    ours, exact = (
-        value_and_gradients(lambda x, f=f: f(x, targets), compiled, weights, logits)
-        for f in (ops.cross_entropy, nn.losses.cross_entropy)
-    )
-    np.testing.assert_allclose(ours[0], exact[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(ours[1], exact[1], atol=1e-6)
-
-
-def test_cross_entropy_where_one_logit_is_all_and_where_all_are_equal() -> None:
-    certain = mx.array([[1e4, 0.0, -1e4], [0.0, 0.0, 0.0]])
-    losses = ops.cross_entropy(certain, mx.array([0, 2]))
-    np.testing.assert_allclose(losses, [0.0, math.log(3)], atol=1e-6)
-    assert ops.cross_entropy(certain, mx.array([2, 0]))[0].item() == pytest.approx(2e4)
-    lost = ops.cross_entropy(mx.array([math.nan, 0.0]), mx.array(0))
-    assert math.isnan(float(lost))
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_linear_layer_and_its_gradients(compiled: bool) -> None:
-    x = mx.random.normal((2, 5, 6), key=mx.random.key(0))
-    weight, bias = mx.random.normal((4, 6), key=mx.random.key(1)), mx.arange(4.0)
-    weights = mx.random.normal((2, 5, 4), key=mx.random.key(2))
-
-    def exact(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-        return x @ weight.T + bias
-
-    both = (value_and_gradients(f, compiled, weights, x, weight, bias) for f in (ops.linear, exact))
-    for ours, theirs in zip(*both, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    np.testing.assert_allclose(ops.linear(x, weight), x @ weight.T, atol=1e-5)
-
-
-@pytest.mark.parametrize("rows", [4, 96, 97, 29 * 31])
-@pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6), (3, 6), (2, 4, 6)])
-def test_a_few_rows_are_multiplied_part_by_part(
-    rows: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ops, "COLUMNS", 0)
-    x = mx.random.normal(shape, key=mx.random.key(0))
-    weight, bias = mx.random.normal((rows, 6), key=mx.random.key(1)), mx.arange(float(rows))
-    for part in (120, 900, 400_000):
-        monkeypatch.setattr(ops, "PART", part)
-        found = ops.linear(x, weight, bias)
-        assert found.shape == (*shape[:-1], rows)
-        np.testing.assert_allclose(found, x @ weight.T + bias, rtol=1e-5, atol=1e-5)
-
-
-def test_the_gradient_of_a_weight_lies_as_the_weight_does() -> None:
-    x, weight = mx.ones((3, 6)), mx.ones((4, 6))
-    gradient = mx.grad(lambda weight: ops.linear(x, weight).sum())(weight)
-    mx.eval(gradient)
-    assert np.asarray(gradient).strides == np.asarray(weight).strides == (24, 4)
-
-
-@given(
-    hnp.arrays(
-        np.float32,
-        hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=20),
-        elements=st.floats(-1e4, 1e4, width=32) | st.just(-math.inf),
-    )
-)
-def test_softmax(x: np.ndarray) -> None:
-    x[..., 0] = np.maximum(x[..., 0], -1e4)  # one at least can be drawn
-    exact = mx.softmax(mx.array(x), axis=-1)
-    np.testing.assert_allclose(ops.softmax(mx.array(x)), exact, rtol=1e-5, atol=1e-7)
-
-
-def exact_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask="causal")
-
-
-@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_attention_and_its_gradient(spread: float, compiled: bool) -> None:
-    q, k, v, weights = mx.random.normal((4, 2, 3, 17, 8), key=mx.random.key(0))
-    q = spread * q
-
-    both = (
-        value_and_gradients(f, compiled, weights, q, k, v)
-        for f in (ops.causal_attention, exact_attention)
-    )
-    for ours, exact in zip(*both, strict=True):
-        np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-5 * max(1, spread))
-
-
-def test_what_is_yet_to_come_changes_nothing() -> None:
-    """However loud it is: not one bit."""
-    q, k, v = mx.random.normal((3, 1, 2, 9, 4), key=mx.random.key(0))
-    later = mx.arange(9)[:, None] >= 5
-    loud = ops.causal_attention(q, mx.where(later, 1e4 * k, k), mx.where(later, 1e8, v))
-    quiet = ops.causal_attention(q, k, v)
-    np.testing.assert_array_equal(loud[:, :, :5], quiet[:, :, :5])
-
-
-def test_a_weight_too_small_for_a_number_is_zero() -> None:
-    """And not the smallest normal one, whose products would be denormal, and slow."""
-    k = mx.array([[[[1.0], [0.0]]]])
-    found: Any = ops._attention_with_weights(200 * k, k, k)
-    assert found[1][0, 0].tolist() == [[1.0, 1.0], [0.0, 1.0]]
-
-
-def exact_rms_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    return mx.fast.rms_norm(x, weight, ops.EPS)
-
-
-def exact_layer_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    return mx.fast.layer_norm(x, weight, bias, ops.EPS)
-
-
-@pytest.mark.parametrize(("offset", "size"), [(0.0, 1.0), (5.0, 1.0), (0.0, 1e-3), (0.0, 0.0)])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(
-    ("norm", "exact"),
+    ("x", "on_cpu", "is_ours"),
     [
-        (ops.layer_norm, exact_layer_norm),
-        (lambda x, weight, bias: ops.rms_norm(x, weight), exact_rms_norm),
+        (ROW, True, True),
+        (ROW[..., :128], True, False),
+        (ROW.astype(mx.bfloat16), True, False),
+        (ROW, False, False),
     ],
+    ids=["float32", "few", "bfloat16", "GPU"],
 )
-def test_norms_and_their_gradients(
-    norm: Callable, exact: Callable, compiled: bool, offset: float, size: float
+def test_our_formulas_are_for_many_values_in_float32_on_the_cpu(
+    name: str, x: mx.array, on_cpu: bool, is_ours: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x = offset + size * mx.random.normal((2, 5, 24), key=mx.random.key(0))
-    weight, bias = mx.random.normal((2, 24), key=mx.random.key(1))
-    weights = mx.random.normal(x.shape, key=mx.random.key(2))
+    called: list[str] = []
+    real = getattr(kernels, name)
 
-    both = (
-        value_and_gradients(lambda x, w, f=f: f(x, w, bias), compiled, weights, x, weight)
-        for f in (norm, exact)
-    )
-    for ours, theirs in zip(*both, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+    def recorded(*arrays: mx.array) -> mx.array:
+        called.append(name)
+        return real(*arrays)
 
-
-def test_norms_without_gain_and_bias() -> None:
-    x = mx.random.normal((3, 24), key=mx.random.key(0))
-    np.testing.assert_allclose(
-        ops.layer_norm(x, None, None),
-        mx.fast.layer_norm(x, None, None, ops.EPS),
-        atol=1e-5,
-    )
-    np.testing.assert_allclose(ops.rms_norm(x), mx.fast.rms_norm(x, None, ops.EPS), atol=1e-5)
+    monkeypatch.setattr(kernels, name, recorded)
+    monkeypatch.setattr(device, "on_cpu", lambda: on_cpu)
+    y = CALLS[name](x)
+    assert called == [name] * is_ours
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
 
 
-def test_sixteen_bits_take_mlxs_own() -> None:
-    x = mx.random.normal((8,), key=mx.random.key(0)).astype(mx.bfloat16)
-    assert ops.gelu(x).dtype == mx.bfloat16
-    q = mx.random.normal((1, 1, 4, 8), key=mx.random.key(0)).astype(mx.bfloat16)
-    assert ops.causal_attention(q, q, q).dtype == mx.bfloat16
-    assert ops.layer_norm(q, None, None).dtype == mx.bfloat16
-    assert ops.rms_norm(q).dtype == mx.bfloat16
-
-
-@pytest.mark.parametrize("rows", [1, 5])
-def test_a_weight_by_columns_is_the_same(rows: int) -> None:
-    weight, x = mx.random.normal((7, 3)), mx.random.normal((rows, 3))
-    laid_out = ops.by_columns(weight)
-    assert np.asarray(laid_out).strides == (4, 4 * 7)
-    assert mx.array_equal(laid_out, weight)
-    np.testing.assert_allclose(ops.linear(x, laid_out), x @ weight.T, atol=1e-6)
-    large = mx.zeros((ops.COLUMNS, 1))
-    assert ops.by_columns(large) is large, "it is multiplied part by part, row by row"
-
-
-@pytest.mark.parametrize("prompt", [None, 7])
-@pytest.mark.parametrize("rows", [1, 4])
-def test_attention_of_the_last_token(
-    monkeypatch: pytest.MonkeyPatch, prompt: int | None, rows: int
+@pytest.mark.parametrize(("places", "is_ours"), [(64, True), (63, False)])
+def test_the_last_tokens_attention_is_ours_for_a_long_cache(
+    places: int, is_ours: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind a prompt that is kept once too."""
-    draw = mx.random.split(mx.random.key(0), 5)
-    q = mx.random.normal((4, 2, 1, 8), key=draw[0])
-    k, v = (mx.random.normal((4, 2, 5, 8), key=key) for key in draw[1:3])
-    shape = (1, 2, prompt or 0, 8)
-    first = mx.random.normal(shape, key=draw[3]), mx.random.normal(shape, key=draw[4])
-    once = first if prompt else None
-    seen = (mx.arange(5) < mx.array([[3], [1], [5], [2]])[:rows])[:, None, None]
-    ours = ops.decode_attention(q, k, v, seen, once)
-    monkeypatch.setattr(ops, "FEW", 1 << 60)
-    exact = ops.decode_attention(q, k, v, seen, once)
-    np.testing.assert_allclose(ours, exact, atol=1e-6)
-    if once:
-        k, v = (
-            mx.concatenate([mx.repeat(p, 4, axis=0), x], axis=2)
-            for p, x in zip(once, (k, v), strict=True)
-        )
-        seen = mx.concatenate([mx.ones((rows, 1, 1, 7), dtype=mx.bool_), seen], axis=-1)
-        whole = ops.decode_attention(q, k, v, seen)
-        np.testing.assert_allclose(exact, whole, atol=1e-6)
+    """Its size is that of the scores."""
+    called: list[int] = []
+    real = kernels.decode_attention
+
+    def recorded(*arrays: mx.array) -> mx.array:
+        called.append(places)
+        return real(*arrays)
+
+    monkeypatch.setattr(kernels, "decode_attention", recorded)
+    monkeypatch.setattr(device, "on_cpu", lambda: True)
+    k = mx.zeros((16, 4, places, 8))
+    ops.decode_attention(k[:, :, :1], k, k, mx.ones((1, 1, 1, places), mx.bool_))
+    assert called == [places] * is_ours
+
+
+def test_cross_entropy_is_ours_on_the_cpu_whatever_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(kernels, "cross_entropy", lambda logits, targets: called.append(True))
+    for on_cpu in (True, False):
+        monkeypatch.setattr(device, "on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        ops.cross_entropy(mx.zeros((1, 3)), mx.array([1]))
+    assert called == [True]

@@ -14,7 +14,7 @@ from baselines.records import TaskResult
 from baselines.runner import Job, Plan
 from baselines.tasks import Task
 
-from mlxgpt.backend.cpu import jit
+from mlxgpt.backend import execution
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.model.gpt import GPT
 
@@ -73,7 +73,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[TaskResult]:
     (checkout / "model.py").write_text(NANOGPT)
     frameworks, missing = runner.installed_frameworks(checkout)
     assert not missing
-    jit.status()  # installs our g++ script, which PyTorch must not use
+    execution.compile_failure()  # installs our g++ script, which PyTorch must not use
     jobs = [Job("tiny", TINY, texts=(1, 3))]
     return list(runner.run_tasks(jobs, frameworks, nanogpt=checkout, plan=QUICK))
 

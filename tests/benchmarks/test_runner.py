@@ -138,13 +138,13 @@ def test_other_processes_have_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -
 
 def test_other_processes_do_not_have_our_compiler() -> None:
     assert jit.status() is None or "g++" in str(jit.status())
-    plain = runner.without_our_compiler(os.environ)
+    plain = jit.without_script(os.environ)
     assert jit.REAL not in plain
     assert "TMPDIR" not in plain or jit.REAL not in os.environ
     found = shutil.which("g++", path=plain["PATH"])
     assert found is None or not jit._is_ours(Path(found))
     untouched = {"PATH": "/bin", "TMPDIR": "/somewhere"}
-    assert runner.without_our_compiler(untouched) == untouched
+    assert jit.without_script(untouched) == untouched
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.backend.cpu import parallel as lanes
+from mlxgpt.backend import execution
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
@@ -69,13 +69,13 @@ def test_a_batch_is_bounded_by_its_operations(
 
     def rows() -> int:
         evaluator = Evaluator(model, tokenizer, ids, bos=None, batch_size=12, dtype=mx.float32)
-        return next(evaluator._batches())[0].shape[0] * lanes.count()
+        return next(evaluator._batches())[0].shape[0] * execution.thread_count()
 
     assert rows() == 12
     monkeypatch.setattr(device, "backend", lambda: "metal")
     assert rows() == 12
     forward = 8 * flops_per_token(tiny_model.model) / 3
-    for share, expected in ((4.5, 4), (2.0, 2), (0.1, lanes.count())):
+    for share, expected in ((4.5, 4), (2.0, 2), (0.1, execution.thread_count())):
         monkeypatch.setattr(device, "LARGEST_BATCH", share * forward)
         assert rows() == expected
 

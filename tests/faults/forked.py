@@ -141,7 +141,7 @@ def _serve() -> None:
     import matplotlib.figure
 
     from mlxgpt import api, arguments, cli, display, files
-    from mlxgpt.backend.cpu import jit as compiler
+    from mlxgpt.backend.cpu import jit
     from mlxgpt.corpus import encoding, prepare
     from mlxgpt.interchange import exporting, importing
     from mlxgpt.machine import device
@@ -154,9 +154,9 @@ def _serve() -> None:
         importlib.import_module(name)
     assert all((api, arguments, display, matplotlib, exporting, importing, pages, session))
     encoding.CHUNK, prepare.SAVE_EVERY = 1 << 12, 2  # progress worth keeping, also of a small text
-    if gxx := compiler.real():  # tried once, and not in each child
-        compiler._try(next(files.own_folders()), gxx)
-    compiler._try = lambda *_: None
+    if gxx := jit.find_gxx():  # tried once, and not in each child
+        jit._try_compiler(next(files.own_folders()), gxx)
+    jit._try_compiler = lambda *_: None
     selfcheck.check = lambda *_: iter([])
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
     for module in (forecast, launch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from mlxgpt.backend import ops
+from mlxgpt.backend.cpu import shared_prompt
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.inference import decoding
 from mlxgpt.inference.decoding import Decoder, Decoding, NotFiniteError
@@ -116,7 +116,7 @@ def test_a_prompt_that_is_kept_once_changes_nothing(
     texts = [(np.arange(length), n) for n in range(5)]
     found, kept = [], []
     for least in (1 << 60, 1):
-        monkeypatch.setattr(ops, "SHARED", least)
+        monkeypatch.setattr(shared_prompt, "MIN_KEYS", least)
         batch = Decoding(Decoder(model, 19), texts, Sampling(max_tokens=more, seed=2))
         rows = iter(batch)
         found.append([next(rows)])

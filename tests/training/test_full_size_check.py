@@ -12,8 +12,6 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxgpt.backend import ops
-from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config, from_tree, override
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
@@ -80,8 +78,7 @@ def gpu(monkeypatch: Patch) -> Iterator[Gpu]:
 
     monkeypatch.setattr(full_size_check, "the_cpu", reference)
     monkeypatch.setattr(full_size_check, "make_eval_step", evaluating)
-    for module in (device, ops, lanes):
-        monkeypatch.setattr(module, "on_cpu", lambda: gpu.reference)
+    monkeypatch.setattr(device, "on_cpu", lambda: gpu.reference)
     mx.disable_compile()  # what is compiled takes long to compile, and is no other formula
     yield gpu
     mx.enable_compile()

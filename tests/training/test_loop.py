@@ -16,11 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.backend import execution
-from mlxgpt.backend.cpu import parallel
 from mlxgpt.config import Config, override
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.distributed.group import LocalGroup
+from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.training import loop, metrics
 from mlxgpt.training.callbacks import Callback, Summary
@@ -324,8 +323,7 @@ def test_numbers_are_the_same_whether_or_not_anything_waits_for_them(
     tiny_model: Config, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where a step is not computed yet when it was handed over."""
-    for module, name in ((execution, "thread_count"), (parallel, "count")):
-        monkeypatch.setattr(module, name, lambda: 1)
+    monkeypatch.setattr(device, "on_cpu", lambda: False)
     kept = ("step", "lr", "loss", "grad_norm")
     ends = []
     for config in (every(tiny_model, evaluate=2), every(tiny_model, log=2)):

@@ -157,10 +157,12 @@ def test_what_bits_do_not_hang_on_is_noted_only(
 def test_another_machine_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"mlx": "0.32.4", "BLAS threads": "2"}
     for room in (launch, existing):
-        monkeypatch.setattr(room, "surroundings", lambda ranks: here)
+        monkeypatch.setattr(room, "describe_environment", lambda ranks: here)
     stopped(monkeypatch, train, 5)
     for room in (launch, existing):
-        monkeypatch.setattr(room, "surroundings", lambda ranks: {**here, "BLAS threads": "8"})
+        monkeypatch.setattr(
+            room, "describe_environment", lambda ranks: {**here, "BLAS threads": "8"}
+        )
     recorder = Recorder()
     train("a", recorder)
     assert recorder.notes[-1] == (

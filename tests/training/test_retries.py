@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 from mlxgpt import cli
-from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend import execution
 from mlxgpt.config import override
 from mlxgpt.distributed.group import Ranks
 from mlxgpt.errors import UserError
@@ -235,7 +235,7 @@ def test_a_kernel_that_metal_cannot_compile_starts_it_over_without(
     train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failure = "[metal::Device] Unable to build metal library from source\nprogram_source:9: error"
-    monkeypatch.setattr(compiler, "_failure", None)
+    monkeypatch.setattr(execution, "_compile_failure", None)
     disabled: list[bool] = []
     monkeypatch.setattr(mx, "disable_compile", lambda: disabled.append(True))
     recorder = Recorder()
@@ -243,7 +243,7 @@ def test_a_kernel_that_metal_cannot_compile_starts_it_over_without(
     assert train("a", recorder, **SHORT).step == 3
     assert disabled == [True]
     assert pauses == []
-    line = compiler.status() or ""
+    line = execution.compile_failure() or ""
     assert line.startswith("Metal cannot compile a kernel ([metal::Device] Unable to build")
     assert f"{line}; starting over" in recorder.notes
     # It is not compiled any more, and fails all the same.
@@ -298,7 +298,7 @@ def test_a_command_starts_over_where_metal_cannot_compile(
     place: Path, waits: Waits, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failure = "[Metal::compiled] Must use > 512 sized block"
-    monkeypatch.setattr(compiler, "_failure", None)
+    monkeypatch.setattr(execution, "_compile_failure", None)
     monkeypatch.setattr(mx, "disable_compile", lambda: None)
     assert cli.main(["eval"]) == 0
     undisturbed = capsys.readouterr().out

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.backend import execution, ops
-from mlxgpt.backend.cpu import parallel as lanes
+from mlxgpt.backend.cpu import kernels, parallel
 from mlxgpt.config import Config, override
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.distributed.group import LocalGroup
 from mlxgpt.errors import UserError
+from mlxgpt.machine import device
 from mlxgpt.model import gpt
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.model.losses import make_eval_step, token_losses
@@ -56,9 +57,9 @@ def test_portions_are_one_batch(
     config = override(tiny_model, {"dropout": 0.0, "batch_size": 12})
     ids = ids_of(micro_batches, 12, 9)
     loss, gradients = gradients_of(config, ids)
-    monkeypatch.setattr(ops, "FEW", 0)
-    monkeypatch.setattr(lanes, "PORTION", 2 * 8)
-    assert lanes.portions(12, 8) == (3 if lanes.count() == 2 else 1)
+    monkeypatch.setattr(kernels, "MIN_SIZE", 0)
+    monkeypatch.setattr(parallel, "MAX_PORTION", 2 * 8)
+    assert execution.portions(12, 8) == (3 if execution.thread_count() == 2 else 1)
     loss_of_parts, means = gradients_of(config, ids)
     assert loss_of_parts == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
@@ -82,12 +83,10 @@ def test_twenty_steps_end_where_mlxs_own_formulas_do(
             found.append(float(loss))
         return found
 
-    monkeypatch.setattr(ops, "FEW", 0)
-    monkeypatch.setattr(lanes, "PORTION", 2 * 8)
+    monkeypatch.setattr(kernels, "MIN_SIZE", 0)
+    monkeypatch.setattr(parallel, "MAX_PORTION", 2 * 8)
     ours = losses()
-    monkeypatch.setattr(ops, "on_cpu", lambda: False)
-    monkeypatch.setattr(lanes, "count", lambda: 1)
-    monkeypatch.setattr(execution, "thread_count", lambda: 1)
+    monkeypatch.setattr(device, "on_cpu", lambda: False)
     np.testing.assert_allclose(ours, losses(), atol=1e-5)
 
 
@@ -101,9 +100,7 @@ def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
 ) -> None:
     """So that the optimizer's kernels need no strides; and they are the ones that MLX computes."""
     config = override(tiny_model, {"dropout": 0.0, **changes})
-    monkeypatch.setattr(ops, "on_cpu", lambda: False)
-    monkeypatch.setattr(lanes, "count", lambda: 1)
-    monkeypatch.setattr(execution, "thread_count", lambda: 1)
+    monkeypatch.setattr(device, "on_cpu", lambda: False)
 
     def gradients(ids: mx.array) -> dict[str, mx.array]:
         step = TrainStep(GPT(config.model, 5), config)
@@ -114,9 +111,9 @@ def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
     ids = ids_of(1, 4, 9)
     ours = gradients(ids)
     assert [name for name, array in ours.items() if not by_rows(array)] == []
-    monkeypatch.setattr(ops, "_product", lambda x, weight: x @ weight.T)
+    monkeypatch.setattr(ops, "matmul", lambda x, weight: x @ weight.T)
     monkeypatch.setattr(
-        ops, "_product_plus_bias", lambda x, weight, bias: mx.addmm(bias, x, weight.T)
+        ops, "matmul_plus_bias", lambda x, weight, bias: mx.addmm(bias, x, weight.T)
     )
     theirs = gradients(ids)
     assert not all(map(by_rows, theirs.values())), "MLX does it now"
@@ -145,7 +142,7 @@ def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
 @pytest.mark.parametrize("portions", [False, True])
 def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config, portions: bool) -> None:
     """And so does a batch of many portions, on a CPU."""
-    if portions and lanes.count() == 1:
+    if portions and execution.thread_count() == 1:
         pytest.skip("a matter of the CPU")
     shape = {"block_size": 64, "n_embd": 64, "dropout": 0.0}
 
@@ -185,7 +182,8 @@ def test_every_mask_of_a_step_is_another(
     step = TrainStep(GPT(config.model, 5), config, compiled=False)
     ids = ids_of(micro_batches, batch_size, 9)
     mx.eval(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2)))
-    passes = micro_batches * (1 if batch_size % lanes.count() else lanes.count())
+    threads = execution.thread_count()
+    passes = micro_batches * (1 if batch_size % threads else threads)
     assert len(keys) == passes * (1 + 2 * config.model.n_layer)
     assert len(set(keys)) == len(keys)
 

@@ -1,1 +1,3 @@
-"""What is done for a Linux CPU alone. Only `backend` imports it."""
+"""What is done for the CPU alone, most of it for Linux. Only `backend` imports it, and the package
+itself, which loads BLAS before MLX.
+"""

@@ -1,15 +1,15 @@
-"""Whether MLX can compile its fused kernels while it runs; on the CPU, the C++ compiler for that.
+"""The C++ compiler that MLX calls to compile fused kernels for the CPU while it runs.
 
-On the CPU `mx.compile` writes C++, calls `g++`, and loads the result from TMPDIR. Without a `g++`
-it quietly computes one operation after the other; but a `g++` that fails, or a folder that cannot
-be written, ends the computation with an error. So both are tried before the first kernel is made,
-and where they fail MLX is told not to compile: slower, to the same end.
+On the CPU `mx.compile` writes C++, calls `g++` and loads the resulting library from TMPDIR. Without
+a `g++` MLX silently executes one operation after another; but if `g++` fails, or the folder cannot
+be written, the computation ends with an error. Both are therefore tried before the first kernel is
+compiled; if they fail, `execution` disables compilation, which is slower and has the same result.
 
-The kernels are kept in the user's cache folder: in TMPDIR, which all users share, somebody else
-could have put a library for us to load. And `g++` is called through a script. Ctrl-C in a terminal
-reaches every process, g++ too, which then leaves an empty library that no later run can load:
-through the script a library appears whole, or not. And while a training is to finish its step, the
-script is deaf to Ctrl-C.
+The kernels are kept in the user's cache folder: TMPDIR is shared by all users, and another one
+could place a library there for us to load. `g++` is called through a script. Ctrl-C in a terminal
+reaches every process, also `g++`, which then leaves an empty library that no later run can load:
+with the script a library appears whole or not at all. While a training run finishes its step, the
+script ignores Ctrl-C.
 """
 
 from __future__ import annotations
@@ -23,172 +23,172 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from mlxgpt import files
 from mlxgpt.machine import device_errors
-from mlxgpt.machine.device import on_cpu
 from mlxgpt.machine.mac import is_stub
 
-# The environment's names for the path of the real g++, and for whether Ctrl-C is not for it.
-REAL, UNDISTURBED = "MLXGPT_GXX", "MLXGPT_UNDISTURBED"
-# Square roots need not tell C's errno of negative numbers, and so can be taken four at a time: an
-# AdamW update of the same bits in a quarter of the time.
-VECTORISE = "-fno-math-errno"
-SCRIPT = f"""#!/bin/sh
-# Calls g++ for MLX; see compiler.py of mlxgpt.
-if [ -n "${UNDISTURBED}" ]; then trap '' INT; fi
+# Environment variables for the script: the path of the real g++, and whether to ignore Ctrl-C.
+GXX, IGNORE_SIGINT = "MLXGPT_GXX", "MLXGPT_IGNORE_SIGINT"
+
+# Without C's errno for square roots of negative numbers, g++ computes four square roots at a time:
+# an AdamW update of the same bits in a quarter of the time.
+VECTORIZE = "-fno-math-errno"
+
+SCRIPT_START = "#!/bin/sh\n# Calls g++ for MLX"  # of this version's script and of all others
+SCRIPT = f"""{SCRIPT_START}; see backend/cpu/jit.py of mlxgpt.
+if [ -n "${IGNORE_SIGINT}" ]; then trap '' INT; fi
 before= result= shared=
 for argument; do
     if [ "$before" = -o ]; then result=$argument; fi
     if [ "$argument" = -shared ]; then shared=yes; fi
     before=$argument
 done
-# What is no library is not MLX's.
-if [ -z "$result" ] || [ -z "$shared" ]; then exec "${REAL}" "$@"; fi
-"${REAL}" {VECTORISE} "$@" -o "$result.$$" && mv "$result.$$" "$result"
+# MLX makes nothing but shared libraries: any other call is not MLX's.
+if [ -z "$result" ] || [ -z "$shared" ]; then exec "${GXX}" "$@"; fi
+"${GXX}" {VECTORIZE} "$@" -o "$result.$$" && mv "$result.$$" "$result"
 """
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # MLX's own
+SCRIPT_FOLDER = "compiler"  # in the user's cache folder
+
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # as MLX has them
 TRIAL = '#include <cstdint>\nextern "C" std::int32_t trial() { return 42; }\n'
-ROOM = 64_000_000  # bytes that should be free for kernels
-# Measured on two machines: docs/linux.md.
+MIN_FREE = 64_000_000  # bytes of disk space for kernels
+TIMEOUT = 60  # seconds for the trial
+
+# Measured on two machines with two cores each: docs/linux.md.
 SLOWER = "MLX fuses no operations, and a step takes 1.1 to 1.5 times as long"
-_failure: str | None = None  # the line on why compilation was disabled
-GET_ONE = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++"
-
-
-def compiled(function: Callable, **given: Any) -> Callable:
-    """`mx.compile` of a function, where this machine can compile."""
-    status()
-    return mx.compile(function, **given)
+KERNEL_FAILED = "it cannot make MLX's kernels"
+INSTALL = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++"
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """While Ctrl-C is not to end what is being computed."""
-    os.environ[UNDISTURBED] = "yes"
+def shield_from_sigint() -> Iterator[None]:
+    """Keep Ctrl-C from ending the compiler, and with it what is being computed."""
+    os.environ[IGNORE_SIGINT] = "yes"
     try:
         yield
     finally:
-        del os.environ[UNDISTURBED]
-
-
-def status() -> str | None:
-    """One line on why nothing is compiled here; None where all is well."""
-    return _failure or (_tried() if on_cpu() else None)
+        del os.environ[IGNORE_SIGINT]
 
 
 @functools.cache
-def _tried() -> str | None:
-    if "MLX_DISABLE_COMPILE" in os.environ:  # MLX's own; its value does not matter
+def problem() -> str | None:
+    """One line on why MLX cannot compile kernels for the CPU; None if it can.
+
+    The first call tries it, and prepares the environment: TMPDIR, and the script first in PATH.
+    """
+    if "MLX_DISABLE_COMPILE" in os.environ:  # MLX reads this; its value does not matter
         return f"MLX_DISABLE_COMPILE is set: {SLOWER}"
-    gxx = real()
+    gxx = find_gxx()
     if not gxx:
-        return f"no C++ compiler (g++): {SLOWER}; to get one, for instance: {GET_ONE}"
-    problem = "no folder to write to"
+        return f"no C++ compiler (g++): {SLOWER}; to get one, for instance: {INSTALL}"
+    failure = "no folder to write to"
     for folder in files.own_folders():
         try:
-            _try(folder, gxx)
+            _try_compiler(folder, gxx)
         except (OSError, subprocess.SubprocessError) as error:
-            problem = _first_line(error)
+            failure = _first_line(error)
             continue
-        with contextlib.suppress(OSError):
-            tempfile.gettempdir()  # Python's own stays where it is
-        os.environ["TMPDIR"] = str(folder)
-        os.environ["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-        os.environ[REAL] = gxx
-        try:
-            # With MLX's own header, which is much more than the trial has.
-            trial = mx.compile(lambda x: x * mx.sigmoid(x) + 1)(mx.arange(8.0))
-            mx.export_to_dot(graph := io.StringIO(), trial)
-            mx.eval(trial)
-        except RuntimeError as error:
-            if line := disable_after_failure(error):
-                return line
-            raise
-        # MLX asks `g++ --version` once (backend/cpu/jit_compiler.cpp); without an answer it fuses
-        # nothing for as long as the process lives, and the bits are others, without a word.
-        return None if "Compiled" in graph.getvalue() else _without("it does not answer MLX")
-    return _without(problem)
+        _use_script(folder, gxx)
+        return _trial_failure()
+    return describe_failure(failure)
 
 
-def disable_after_failure(error: RuntimeError) -> str | None:
-    """Compile nothing from now on, after a computation that failed because a kernel could not be
-    compiled; it can then be started over.
+def describe_failure(reason: str) -> str:
+    """One line on a C++ compiler that fails."""
+    return f"the C++ compiler fails ({reason}): {SLOWER}"
 
-    Returns:
-        One line on that; None if it failed for another reason, or nothing is compiled already.
+
+def find_gxx() -> str | None:
+    """The first g++ in PATH that is not our script; child processes inherit a PATH with the script
+    in it.
     """
-    if _failure or not device_errors.is_compile_failure(error):
-        return None
-    if device_errors.CPU_COMPILE_FAILURE in str(error):
-        return _without("it cannot make MLX's kernels")
-    first, *others = str(error).strip().splitlines()
-    reason = " ".join([first, *others[:1]])[:300]
-    return _disable(
-        f"Metal cannot compile a kernel ({reason}): MLX fuses no operations, and is slower"
-    )
-
-
-def _without(problem: str) -> str:
-    return _disable(f"the C++ compiler fails ({problem}): {SLOWER}")
-
-
-def _disable(line: str) -> str:
-    global _failure
-    mx.disable_compile()
-    _failure = line
-    return line
-
-
-def real() -> str | None:
-    """The first g++ in PATH that is not our script, which is there for child processes too."""
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        found = shutil.which("g++", path=folder)
-        if found and not _is_ours(Path(found)) and not is_stub(found):
-            return found
+        path = shutil.which("g++", path=folder)
+        if path and not _is_script(Path(path)) and not is_stub(path):
+            return path
     return None
 
 
-def _is_ours(gxx: Path) -> bool:
-    return gxx.stat().st_size == len(SCRIPT) and gxx.read_text() == SCRIPT
+def without_script(environment: Mapping[str, str]) -> dict[str, str]:
+    """A copy of an environment without our script and folder, for a process that is not mlxgpt."""
+    copy = dict(environment)
+    if copy.pop(GXX, None):
+        script_folder = str(Path(copy.pop("TMPDIR", "")) / SCRIPT_FOLDER)
+        paths = copy["PATH"].split(os.pathsep)
+        copy["PATH"] = os.pathsep.join(path for path in paths if path != script_folder)
+    return copy
 
 
-def _try(folder: Path, gxx: str) -> None:
-    """Compile a trial there, load it and call it.
+def _is_script(gxx: Path) -> bool:
+    """Whether a g++ is a script of this or of another version of mlxgpt."""
+    if not os.access(gxx, os.R_OK):
+        return False
+    with gxx.open("rb") as file:
+        return file.read(len(SCRIPT_START)) == SCRIPT_START.encode()
+
+
+def _try_compiler(folder: Path, gxx: str) -> None:
+    """Write the script to a folder, compile a trial with it, load the library and call it.
 
     Raises:
-        OSError, SubprocessError: if one of these cannot be done.
+        OSError, SubprocessError: if one of these fails.
     """
-    if shutil.disk_usage(folder).free < ROOM:
+    if shutil.disk_usage(folder).free < MIN_FREE:
         raise OSError(f"{folder} is full")
-    script = folder / "bin" / "g++"
+    script = folder / SCRIPT_FOLDER / "g++"
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        if not files.exists(script) or not _is_ours(script):
+        if not files.exists(script) or script.read_bytes() != SCRIPT.encode():
             script.parent.mkdir(exist_ok=True)
-            (fresh := Path(scratch) / "g++").write_text(SCRIPT)
-            fresh.chmod(0o755)
-            fresh.replace(script)
+            (new_script := Path(scratch) / "g++").write_text(SCRIPT)
+            new_script.chmod(0o755)
+            new_script.replace(script)
         source, library = Path(scratch) / "trial.cpp", Path(scratch) / "trial.so"
         source.write_text(TRIAL)
         subprocess.run(
             [str(script), *FLAGS, str(source), "-o", str(library)],
-            env={**os.environ, REAL: gxx, "TMPDIR": str(folder)},  # g++ has files of its own there
+            env={**os.environ, GXX: gxx, "TMPDIR": str(folder)},  # g++ writes temporary files there
             check=True,
             capture_output=True,
-            timeout=60,
+            timeout=TIMEOUT,
         )
         if ctypes.CDLL(str(library)).trial() != 42:
             raise OSError("what it makes does not run")
 
 
+def _use_script(folder: Path, gxx: str) -> None:
+    """Have MLX call the script, and keep its kernels in the folder."""
+    with contextlib.suppress(OSError):
+        tempfile.gettempdir()  # Python remembers its own, which stays where it is
+    os.environ["TMPDIR"] = str(folder)
+    os.environ["PATH"] = f"{folder / SCRIPT_FOLDER}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ[GXX] = gxx
+
+
+def _trial_failure() -> str | None:
+    """One line on why MLX does not compile a first kernel; None if it does. MLX's own header is
+    much larger than our trial.
+    """
+    try:
+        y = mx.compile(lambda x: x * mx.sigmoid(x) + 1)(mx.arange(8.0))
+        mx.export_to_dot(graph := io.StringIO(), y)
+        mx.eval(y)
+    except RuntimeError as error:
+        if not device_errors.is_compile_failure(error):
+            raise
+        return describe_failure(KERNEL_FAILED)
+    # MLX asks `g++ --version` once (backend/cpu/jit_compiler.cpp). Without an answer it silently
+    # fuses nothing for as long as the process lives, and the bits differ.
+    return None if "Compiled" in graph.getvalue() else describe_failure("it does not answer MLX")
+
+
 def _first_line(error: OSError | subprocess.SubprocessError) -> str:
     if isinstance(error, subprocess.TimeoutExpired):
         return f"it does not end in {error.timeout:.0f} s"
-    said = getattr(error, "stderr", b"") or b""
-    lines = said.decode(errors="replace").splitlines() or str(error).splitlines()
+    stderr = getattr(error, "stderr", b"") or b""
+    lines = stderr.decode(errors="replace").splitlines() or str(error).splitlines()
     return lines[0][:200] if lines else type(error).__name__

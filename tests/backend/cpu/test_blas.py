@@ -69,7 +69,7 @@ def test_its_threads_are_told_to_sleep_soon(
     monkeypatch.setattr(blas, "_library", None)
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: told.append(os.environ.get(blas.TIMEOUT)))
     (library := tmp_path / "openblas.so").touch()
-    blas._load_from(library, library)
+    blas._load_copy(library, library)
     assert told == [seen]
     assert os.environ.get(blas.TIMEOUT) == given
 
@@ -81,12 +81,12 @@ def test_the_kernel_is_asked_for_large_pages_and_gives_none_before_they_are_used
     code = (
         "import re, resource; from mlxgpt.backend.cpu import blas; "
         "maps = re.split(r'\\n(?=[0-9a-f]+-)', open('/proc/self/smaps').read()); "
-        "heaps = [one for one in maps if '[heap]' in one and ' hg' in one]; "
-        "print(sum(int(re.search(r'Size: +(\\d+)', one)[1]) for one in heaps) // 1024); "
-        "print(sum(int(re.search(r'Rss: +(\\d+)', one)[1]) for one in heaps) // 1024)"
+        "heaps = [m for m in maps if '[heap]' in m and ' hg' in m]; "
+        "print(sum(int(re.search(r'Size: +(\\d+)', m)[1]) for m in heaps) // 1024); "
+        "print(sum(int(re.search(r'Rss: +(\\d+)', m)[1]) for m in heaps) // 1024)"
     )
     asked, used = map(int, fresh(code))
-    assert asked >= (blas.ROOM >> 20) - 2
+    assert asked >= (blas.RESERVED >> 20) - 2
     assert used < 32
 
 
@@ -121,7 +121,7 @@ def test_a_failing_patchelf_is_no_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("sysconfig.get_path", lambda name: "/nowhere")
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.delitem(sys.modules, "mlx.core")
-    with pytest.raises(blas._Unavailable, match="patchelf is not installed"):
+    with pytest.raises(blas._UnavailableError, match="patchelf is not installed"):
         blas._load()
     assert list((tmp_path / "mlxgpt").iterdir()) == []
 
@@ -145,7 +145,7 @@ def test_it_says_whose_kernels_it_chose(tmp_path: Path) -> None:
 def test_threads_share_what_blas_has() -> None:
     counts = (
         "ask = blas._library.scipy_openblas_get_num_threads; all = ask(); "
-        "shared = blas.shared_by(2); shared.__enter__(); print(ask() == max(1, all // 2)); "
+        "shared = blas.share_threads(2); shared.__enter__(); print(ask() == max(1, all // 2)); "
         "shared.__exit__(None, None, None); print(ask() == all)"
     )
     assert fresh(ASK + counts)[1:] == ["True", "True"]
@@ -155,7 +155,8 @@ def test_who_leaves_last_gives_all_threads_back() -> None:
     """Two texts written in turn leave in any order."""
     counts = (
         "ask = blas._library.scipy_openblas_get_num_threads; all = ask(); "
-        "one, other = blas.shared_by(2), blas.shared_by(all); one.__enter__(); other.__enter__(); "
+        "one, other = blas.share_threads(2), blas.share_threads(all); "
+        "one.__enter__(); other.__enter__(); "
         "one.__exit__(None, None, None); print(ask() == 1); "
         "other.__exit__(None, None, None); print(ask() == all)"
     )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend import execution
+from mlxgpt.backend.cpu import jit
 from mlxgpt.machine.device import on_cpu
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="a matter of the CPU")
@@ -18,11 +19,11 @@ pytestmark = pytest.mark.skipif(not on_cpu(), reason="a matter of the CPU")
 # A kernel of each process's own, so that it is compiled, whatever is kept from before.
 ASK = """
 import os
-from mlxgpt.backend.cpu import jit as compiler
+from mlxgpt.backend import execution
 import mlx.core as mx
-print(compiler.status())
+print(execution.compile_failure())
 own = float(os.getpid())
-f = compiler.compiled(lambda x: mx.exp(x) * own + x)
+f = execution.compiled(lambda x: mx.exp(x) * own + x)
 print(f(mx.zeros(3)).tolist() == [own] * 3, os.environ.get("TMPDIR"))
 """
 
@@ -62,7 +63,7 @@ def test_kernels_are_compiled_into_the_users_own_folder(tmp_path: Path) -> None:
     assert found == ("None", "True", str(cache / "mlxgpt"))
     assert len(list(cache.rglob("mlx/*/cpu/*.so"))) == 2, "a trial's and its own"
     assert list(shared.iterdir()) == [], "which other users share"
-    assert [p.name for p in (cache / "mlxgpt" / "bin").iterdir()] == ["g++"]
+    assert [p.name for p in (cache / "mlxgpt" / jit.SCRIPT_FOLDER).iterdir()] == ["g++"]
 
 
 def test_without_a_compiler_it_computes_all_the_same(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_compilation_that_was_disabled_by_the_user_is_named() -> None:
 
 def test_a_compiler_that_does_not_answer_once_is_told(tmp_path: Path) -> None:
     gxx = f"""case $1 in --version) kill -9 $$;; esac; PATH={os.environ["PATH"]}
-exec {compiler.real()} "$@" """
+exec {jit.find_gxx()} "$@" """
     status, right, _ = fresh(PATH=commands(tmp_path / "bin", "sh", "mv", gxx=gxx))
     assert status.startswith("the C++ compiler fails (it does not answer MLX): MLX fuses no")
     assert right == "True"
@@ -108,7 +109,7 @@ def test_a_compiler_that_fails_later_ends_no_training(
     tmp_path: Path, text_file: Path, good: int
 ) -> None:
     """After so many good calls: the disk fills up, or memory does."""
-    real = compiler.real()
+    real = jit.find_gxx()
     counted = f"echo x >> {tmp_path}/calls; [ $(wc -l < {tmp_path}/calls) -le {good} ] || exit 1"
     asked = "case $1 in --version) exit;; esac"
     gxx = f'{asked}; {counted}; PATH={os.environ["PATH"]} exec {real} "$@"'
@@ -130,8 +131,8 @@ def test_a_compiler_that_fails_later_ends_no_training(
 
 
 def test_another_error_is_not_the_compilers() -> None:
-    assert compiler.disable_after_failure(RuntimeError("something else")) is None
-    assert compiler.status() is None or "g++" in str(compiler.status())
+    assert execution.disable_compilation_after(RuntimeError("something else")) is None
+    assert execution.compile_failure() is None or "g++" in str(execution.compile_failure())
 
 
 def test_where_the_users_folder_cannot_be_written_one_is_made_that_goes(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_a_folder_without_room_is_not_used(tmp_path: Path, monkeypatch: pytest.M
     full = shutil._ntuple_diskusage(1 << 30, 1 << 30, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(OSError, match="is full"):
-        compiler._try(tmp_path, "g++")
+        jit._try_compiler(tmp_path, "g++")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -160,20 +161,20 @@ def test_what_the_compiler_makes_appears_whole_whenever_ctrl_c_comes(
     begun, may_end = tmp_path / "begun", tmp_path / "may-end"
     slow = (
         f'for last; do :; done; echo half > "$last"; echo > {begun}; '
-        f'until [ -e {may_end} ]; do sleep 0.1; done; exec {compiler.real()} "$@"'
+        f'until [ -e {may_end} ]; do sleep 0.1; done; exec {jit.find_gxx()} "$@"'
     )
     path = commands(tmp_path / "bin", "sh", "mv", "sleep", gxx=slow)
-    (tmp_path / "script").write_text(compiler.SCRIPT)
+    (tmp_path / "script").write_text(jit.SCRIPT)
     (tmp_path / "script").chmod(0o755)
     source, library = tmp_path / "a.cpp", tmp_path / "a.so"
-    source.write_text(compiler.TRIAL)
-    flags = " ".join(compiler.FLAGS)
+    source.write_text(jit.TRIAL)
+    flags = " ".join(jit.FLAGS)
     process = subprocess.Popen(
         ["/bin/sh", "-c", f'"{tmp_path}/script" {flags} "{source}" -o "{library}" 2>&1'],
         env={
             "PATH": f"{path}:/usr/bin:/bin",
-            compiler.REAL: f"{path}/g++",
-            compiler.UNDISTURBED: "yes" if training else "",
+            jit.GXX: f"{path}/g++",
+            jit.IGNORE_SIGINT: "yes" if training else "",
         },
         stdout=subprocess.PIPE,
         text=True,
@@ -192,31 +193,42 @@ def test_what_the_compiler_makes_appears_whole_whenever_ctrl_c_comes(
 
 
 def test_a_training_is_not_disturbed() -> None:
-    with compiler.undisturbed():
-        assert os.environ[compiler.UNDISTURBED]
-    assert compiler.UNDISTURBED not in os.environ
+    with execution.shield_from_sigint():
+        assert os.environ[jit.IGNORE_SIGINT]
+    assert jit.IGNORE_SIGINT not in os.environ
 
 
 def test_mlx_calls_the_script_and_it_calls_the_compiler() -> None:
     """In a child process too, whose PATH has the script already."""
-    assert compiler.status() is None
+    assert execution.compile_failure() is None
     found = shutil.which("g++")
     assert found
-    assert Path(found).read_text() == compiler.SCRIPT
-    assert compiler.real() == os.environ[compiler.REAL] != found
+    assert Path(found).read_text() == jit.SCRIPT
+    assert jit.find_gxx() == os.environ[jit.GXX] != found
     assert fresh()[:2] == ("None", "True")
 
 
 def test_what_is_no_library_is_left_to_the_compiler_as_it_was_asked(tmp_path: Path) -> None:
     """PyTorch, in the same process, has headers preprocessed by the first g++ in PATH."""
     folder = commands(tmp_path / "bin", gxx='echo "$@"')
-    (tmp_path / "script").write_text(compiler.SCRIPT)
+    (tmp_path / "script").write_text(jit.SCRIPT)
     asked = ["/bin/sh", str(tmp_path / "script"), "a.hpp", "-E", "-P", "-o", "a.i"]
-    environment = {compiler.REAL: f"{folder}/g++"}
+    environment = {jit.GXX: f"{folder}/g++"}
     said = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
     assert said.stdout == "a.hpp -E -P -o a.i\n"
 
 
+def test_others_get_an_environment_without_it() -> None:
+    assert execution.compile_failure() is None or "g++" in str(execution.compile_failure())
+    own = jit.without_script(os.environ)
+    assert jit.GXX not in own
+    assert "TMPDIR" not in own or jit.GXX not in os.environ
+    found = shutil.which("g++", path=own["PATH"])
+    assert found is None or not jit._is_script(Path(found))
+    plain = {"PATH": "/bin", "TMPDIR": "/somewhere"}
+    assert jit.without_script(plain) == plain
+
+
 def test_a_stub_that_opens_apples_installer_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "is_stub", lambda program: True)
-    assert compiler.real() is None
+    monkeypatch.setattr(jit, "is_stub", lambda program: True)
+    assert jit.find_gxx() is None

@@ -1,0 +1,285 @@
+"""The CPU's formulas for `backend/ops.py`. Shapes and arguments are described there.
+
+MLX computes tanh and exp on the CPU one value at a time, and a GELU or softmax then costs more than
+the matrix products around it. Here they are built of operations that a C++ compiler vectorizes.
+The tests compare each with MLX's own.
+
+What makes a compiled kernel fast on the CPU, as measured: no `maximum` and no `floor` (scalar
+calls), and no broadcast operand (its loop becomes strided and scalar).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import mlx.core as mx
+
+from mlxgpt.backend.cpu import weights
+from mlxgpt.backend.linear import matmul
+from mlxgpt.machine import device
+
+MIN_SIZE = 4096  # values; with fewer, MLX's own operations are faster on two cores with AVX-512
+EPS = 1e-5  # of every norm
+MASKED = 1e9  # subtracted from the scores of masked positions
+
+GELU_SCALE = 2 * math.sqrt(2 / math.pi)
+GELU_CUBIC = 0.044715
+
+# Polynomial of 2^f on [-1/2, 1/2], highest power first.
+EXP2 = (
+    1.535336188319500e-4,
+    1.339887440266574e-3,
+    9.618437357674640e-3,
+    5.550332471162809e-2,
+    2.402264791363012e-1,
+    6.931472028550421e-1,
+    1.0,
+)
+ROUND = 12582912.0  # 1.5 · 2^23: adding it rounds to an integer, kept in the low bits
+
+
+def use_cpu_kernel(x: mx.array, size: int) -> bool:
+    """Whether these formulas are faster than MLX's own for `size` values like those of x."""
+    return device.on_cpu() and x.dtype == mx.float32 and size >= MIN_SIZE
+
+
+def linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
+    """`ops.linear` on the CPU, of any size and dtype."""
+    if weights.split_is_faster(x, weight):
+        y = weights.split_matmul(x, weight)
+    elif use_cpu_kernel(x, x.size):
+        y = cast(mx.array, matmul(x, weight))
+    elif bias is not None:
+        return mx.addmm(bias, x, weight.T)
+    else:
+        return x @ weight.T
+    return y if bias is None else y + bias
+
+
+def gelu(x: mx.array) -> mx.array:
+    """GELU, tanh form."""
+    return cast(tuple[mx.array, mx.array], _gelu_with_slope(x))[0]
+
+
+def gelu_without_gradient(x: mx.array) -> mx.array:
+    """GELU, tanh form, that is not differentiated."""
+    x = no_fuse(x)
+    return no_fuse(x * _gelu_gate(x))
+
+
+def silu(x: mx.array) -> mx.array:
+    """X · sigmoid(x)."""
+    return cast(tuple[mx.array, mx.array], _silu_with_slope(x))[0]
+
+
+def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None) -> mx.array:
+    """LayerNorm over the last axis."""
+    x = cast(list[mx.array], _standardize(x))[0]
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def rms_norm(x: mx.array, weight: mx.array | None) -> mx.array:
+    """RMSNorm over the last axis."""
+    x = cast(list[mx.array], _normalize(x))[0]
+    return x if weight is None else x * weight
+
+
+def softmax(x: mx.array) -> mx.array:
+    """Softmax over the last axis, without a gradient."""
+    exp = exp_of_rows(x)
+    return exp * (1 / row_sums(exp))
+
+
+def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """Attention [B, H, T, D] of each position to itself and those before it."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    return cast(list[mx.array], _attention_with_weights(q * scale, k, v))[0]
+
+
+def decode_attention(q: mx.array, k: mx.array, v: mx.array, seen: mx.array) -> mx.array:
+    """Attention [B, H, 1, D] of the last token of each sequence, without a gradient."""
+    exp = exp_of_rows(decode_scores(q * (1 / math.sqrt(q.shape[-1])), k, seen))
+    return exp @ v / row_sums(exp)
+
+
+def decode_scores(q: mx.array, k: mx.array, seen: mx.array) -> mx.array:
+    """Scores q kᵀ [B, H, 1, T], masked where `seen` is false."""
+    scores = q @ k.swapaxes(-1, -2)
+    return scores + broadcast_no_fuse((seen.astype(mx.float32) - 1) * MASKED, scores)
+
+
+def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """-log softmax(logits)[target], in nats."""
+    return cast(list[mx.array], _cross_entropy_with_exp(logits, targets[..., None]))[0]
+
+
+def exp_of_rows(scores: mx.array) -> mx.array:
+    """e^x less each row's maximum: a softmax that is not yet divided by the row's sum."""
+    scores = no_fuse(scores - broadcast_no_fuse(scores.max(axis=-1, keepdims=True), scores))
+    return no_fuse(_exp(scores, below=0.0))
+
+
+def row_sums(x: mx.array) -> mx.array:
+    """Sums over the last axis, [..., 1]: as a matrix product, which takes a sixth of the time."""
+    n = x.shape[-1]
+    return x @ mx.ones((n, 1))
+
+
+def no_fuse(x: mx.array) -> mx.array:
+    """X as it is. The compiler fuses nothing across this; no copy is made if x is contiguous."""
+    return mx.contiguous(x)
+
+
+def broadcast_no_fuse(x: mx.array, like: mx.array) -> mx.array:
+    """X broadcast to the shape of `like` without a copy, and not fused with what reads it."""
+    x = mx.broadcast_to(x, like.shape)
+    return mx.depends(x, x)
+
+
+@mx.custom_function
+def _cross_entropy_with_exp(logits: mx.array, targets: mx.array) -> tuple[mx.array, ...]:
+    """(losses [...], exp of the logits [..., V], their sums [..., 1]); the backward pass needs the
+    last two. `targets` is [..., 1].
+    """
+    highest = logits.max(axis=-1, keepdims=True)
+    exp = no_fuse(_exp(no_fuse(logits - broadcast_no_fuse(highest, logits))))
+    sums = row_sums(exp)
+    target_logits = mx.take_along_axis(logits, targets, axis=-1)
+    return (mx.log(sums) + highest - target_logits)[..., 0], exp, sums
+
+
+@_cross_entropy_with_exp.vjp
+def _cross_entropy_vjp(
+    primals: tuple[mx.array, mx.array], cotangents: tuple[mx.array, ...], outputs: tuple
+) -> tuple[mx.array, mx.array]:
+    """softmax(logits), less 1 at the target, times the cotangent of each row."""
+    (_, targets), cotangent, (_, exp, sums) = primals, cotangents[0][..., None], outputs
+    softmax = exp * broadcast_no_fuse(cotangent / sums, exp)
+    at_target = mx.take_along_axis(softmax, targets, axis=-1) - cotangent
+    return mx.put_along_axis(softmax, targets, at_target, axis=-1), mx.zeros_like(targets)
+
+
+@mx.custom_function
+def _attention_with_weights(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, ...]:
+    """(result [B, H, T, D], weights [B, H, key, query] before the division by their sums,
+    1 / these sums [B, H, T, 1]); the backward pass needs all three.
+
+    The weights of a query are a column: MLX takes maximum and sum of columns several times as fast
+    as of rows.
+    """
+    T = q.shape[-2]
+    seen = mx.triu(mx.ones((T, T)))  # [key, query]
+    scores = k @ q.swapaxes(-1, -2)
+    scores = scores + broadcast_no_fuse((seen - 1) * MASKED, scores)
+    scores = no_fuse(scores - broadcast_no_fuse(scores.max(axis=-2, keepdims=True), scores))
+    weights = no_fuse(_exp(scores, below=0.0))
+    inverse_sums = 1 / weights.sum(axis=-2)[..., None]
+    y = weights.swapaxes(-1, -2) @ v
+    return y * inverse_sums, weights, inverse_sums
+
+
+@_attention_with_weights.vjp
+def _attention_vjp(
+    primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+) -> tuple[mx.array, ...]:
+    """A softmax p with cotangent c has the gradient p · (c - Σ p c), and this sum is also that of
+    y · cotangent of y (FlashAttention; Dao et al., 2022, appendix B).
+    """
+    (q, k, v), (y, weights, inverse_sums) = primals, outputs
+    cotangent = cotangents[0] * inverse_sums
+    weight_cotangent = v @ cotangent.swapaxes(-1, -2)
+    mean = row_sums(cotangent * y).swapaxes(-1, -2)
+    centered = no_fuse(weight_cotangent - broadcast_no_fuse(mean, weight_cotangent))
+    score_gradient = centered * weights
+    return score_gradient.swapaxes(-1, -2) @ k, score_gradient @ q, weights @ cotangent
+
+
+@mx.custom_function
+def _standardize(x: mx.array) -> tuple[mx.array, mx.array]:
+    """(x with mean 0 and variance 1 over the last axis, 1 / standard deviation [..., 1])."""
+    return _divide_by_rms(no_fuse(x - row_sums(x) / x.shape[-1]))
+
+
+@_standardize.vjp
+def _standardize_vjp(
+    primal: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
+) -> mx.array:
+    cotangent, (x, inverse), n = no_fuse(cotangents[0]), outputs, primal.shape[-1]
+    along = row_sums(cotangent * x) / n
+    return (cotangent - row_sums(cotangent) / n - x * along) * inverse
+
+
+@mx.custom_function
+def _normalize(x: mx.array) -> tuple[mx.array, mx.array]:
+    """(x with a root mean square of 1 over the last axis, 1 / root mean square [..., 1])."""
+    return _divide_by_rms(no_fuse(x))
+
+
+@_normalize.vjp
+def _normalize_vjp(
+    primal: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
+) -> mx.array:
+    cotangent, (x, inverse) = no_fuse(cotangents[0]), outputs
+    return (cotangent - x * (row_sums(cotangent * x) / primal.shape[-1])) * inverse
+
+
+def _divide_by_rms(x: mx.array) -> tuple[mx.array, mx.array]:
+    inverse = mx.rsqrt(row_sums(x * x) / x.shape[-1] + EPS)
+    return no_fuse(x * inverse), inverse
+
+
+@mx.custom_function
+def _gelu_with_slope(x: mx.array) -> tuple[mx.array, mx.array]:
+    """(x · gate(x), its derivative); with the derivative the backward pass needs no x."""
+    x = no_fuse(x)
+    gate = _gelu_gate(x)
+    slope = gate + x * gate * (1 - gate) * GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
+    return no_fuse(x * gate), no_fuse(slope)
+
+
+@_gelu_with_slope.vjp
+def _gelu_vjp(
+    x: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
+) -> mx.array:
+    return cotangents[0] * outputs[1]
+
+
+def _gelu_gate(x: mx.array) -> mx.array:
+    """(1 + tanh u) / 2, which is the sigmoid of 2u and needs only one exp."""
+    exponent = x * -GELU_SCALE * (1 + GELU_CUBIC * x * x)
+    return 1 / (1 + _exp(mx.where(exponent < 87.0, exponent, 87.0)))
+
+
+@mx.custom_function
+def _silu_with_slope(x: mx.array) -> tuple[mx.array, mx.array]:
+    """(x · sigmoid(x), its derivative)."""
+    x = no_fuse(x)
+    exponent = mx.where(-x < 87.0, -x, 87.0)
+    gate = 1 / (1 + _exp(exponent))
+    return no_fuse(x * gate), no_fuse(gate + x * gate * (1 - gate))
+
+
+@_silu_with_slope.vjp
+def _silu_vjp(
+    x: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
+) -> mx.array:
+    return cotangents[0] * outputs[1]
+
+
+def _exp(x: mx.array, below: float | None = None) -> mx.array:
+    """e^x for x ≤ 87, with a relative error below 3e-7. Below -87 the result is the smallest normal
+    number, or `below`.
+
+    2^(n+f) with n in the exponent's bits and f by a polynomial (Cody & Waite, 1980).
+    """
+    exponent = x * (1 / math.log(2))
+    y = mx.where(exponent > -126.0, exponent, -126.0)
+    rounded = y + ROUND
+    fraction = y - (rounded - ROUND)
+    power = EXP2[0] * fraction + EXP2[1]
+    for coefficient in EXP2[2:]:
+        power = power * fraction + coefficient
+    result = power * mx.view(mx.left_shift(mx.view(rounded, mx.int32) + 127, 23), mx.float32)
+    return result if below is None else mx.where(exponent > -126.0, result, below)

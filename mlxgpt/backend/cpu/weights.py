@@ -1,0 +1,42 @@
+"""Matrix products of a few vectors with a weight, as in decoding: by columns, or split in parts."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+# A weight of fewer values may be laid out by columns, and is never split.
+SMALL = 100_000
+
+# A product is split into parts of at most this many multiplications: OpenBLAS copies a larger
+# weight before it multiplies, which takes as long again.
+MAX_PART = 400_000
+MIN_PART_ROWS = 16  # of the weight
+MAX_VECTORS = 8  # multiplied in parts; with more of them, one whole product is faster
+LARGE = 8_000_000  # values; no cache holds such a weight, and twice as many vectors are worth it
+
+
+def by_columns(weight: mx.array) -> mx.array:
+    """The same `weight` [O, I] with one column after another in memory, if it is small: a product
+    of a few vectors with it takes as little as half the time. It has no gradient.
+    """
+    return weight if weight.size >= SMALL else mx.contiguous(weight.T).T
+
+
+def split_is_faster(x: mx.array, weight: mx.array) -> bool:
+    """Whether `split_matmul` is faster than one product of x [..., I] and `weight` [O, I]."""
+    vectors = x.size // x.shape[-1]
+    most = 2 * MAX_VECTORS if weight.size > LARGE else MAX_VECTORS
+    return 0 < vectors <= most and vectors * weight.size > MAX_PART and weight.size >= SMALL
+
+
+def split_matmul(x: mx.array, weight: mx.array) -> mx.array:
+    """Product of x [..., I] and the transposed `weight` [O, I], some of its rows at a time:
+    [..., O].
+    """
+    rows, length = weight.shape
+    fewest = -(-weight.size * (x.size // length) // MAX_PART)
+    parts = next((n for n in range(fewest, rows + 1) if rows % n == 0), rows)
+    if rows // parts < MIN_PART_ROWS:
+        return x @ weight.T
+    y = x.reshape(-1, length) @ weight.reshape(parts, rows // parts, length).swapaxes(1, 2)
+    return y.swapaxes(0, 1).reshape(*x.shape[:-1], rows)
