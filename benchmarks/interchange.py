@@ -23,11 +23,12 @@ from pathlib import Path
 from mlxgpt.config import ModelConfig
 from mlxgpt.corpus import bpe
 from mlxgpt.interchange import huggingface, tokenizers
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 config, folder = ModelConfig(vocab_size=50257), Path("gpt2")
 folder.mkdir()
 huggingface.write_config(folder, config, 50256)
-huggingface.write_parameters(folder, config, flat(GPT(config).parameters()))
+huggingface.write_parameters(folder, config, flatten_params(GPT(config).parameters()))
 tokenizers.write(folder, bpe.gpt2(), 1024, add_bos_token=False)
 """
 IMPORT = """

@@ -20,7 +20,8 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from mlxgpt import config, config_files
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 
 Gradients = dict[str, mx.array]
 
@@ -32,7 +33,7 @@ def main() -> None:
     given = parser.parse_args()
     group = mx.distributed.init()
     tier = config.override(config_files.tier(2), {"dtype": "float32"})
-    parameters = flat(GPT(tier.model).parameters())
+    parameters = flatten_params(GPT(tier.model).parameters())
     keys = mx.random.split(mx.random.key(group.rank()), len(parameters))
     named = zip(parameters.items(), keys, strict=True)
     gradients = {name: mx.random.normal(p.shape, key=key) for (name, p), key in named}
@@ -73,7 +74,7 @@ def array_by_array(gradients: Gradients) -> Gradients:
 
 
 def average_gradients(gradients: Gradients) -> Gradients:
-    return flat(nn.average_gradients(tree_unflatten(gradients)))
+    return flatten_params(nn.average_gradients(tree_unflatten(gradients)))
 
 
 WAYS: dict[str, Callable[[Gradients], Gradients]] = {

@@ -16,7 +16,7 @@ from mlxgpt import config
 from mlxgpt.config import Sampling
 from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.errors import UserError
-from mlxgpt.loaded import Model, load
+from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.settings import settings
 
 HELP = """\
@@ -45,8 +45,8 @@ class Conversation:
 
     def __init__(
         self,
-        load: Callable[[str | None], Model],
-        model: Model,
+        load: Callable[[str | None], LoadedModel],
+        model: LoadedModel,
         sampling: dict[str, Any],
         *,
         read: Callable[[str], str],
@@ -56,7 +56,6 @@ class Conversation:
         self._load, self._model, self._sampling = load, model, sampling
         self._read, self._write, self._say = read, write, say
         self._prompt = ""
-        self._said: set[str] = set()
         self._commands: dict[str, Callable[[str], None]] = {
             "again": lambda _: self._continue(self._prompt, fresh=True),
             "run": self._other_run,
@@ -100,8 +99,12 @@ class Conversation:
 
     def _continue(self, prompt: str, *, fresh: bool = False) -> None:
         given = self._sampling | ({"seed": None} if fresh else {})
-        result = self._model.generate(prompt, show=self._write, note=self._say_once, **given)
+        stream = self._model.stream(prompt, **given)
+        self._write(stream.prompt)
+        for piece in stream:
+            self._write(piece)
         self._write("\n")
+        result = stream.result
         rate = f"{result.tokens_per_second:,.0f} a second"
         self._say(f"{result.tokens:,} tokens, {rate}, seed {result.seed}")
 
@@ -116,7 +119,7 @@ class Conversation:
         self._say(self._settings())
 
     def _other_run(self, name: str) -> None:
-        self._model, self._said = self._load(name or None), set()
+        self._model = self._load(name or None)
 
     def _settings(self) -> str:
         of = config.sampling(self._sampling)
@@ -127,12 +130,6 @@ class Conversation:
 
     def _help(self) -> None:
         self._say(HELP.format(names="  ".join("/" + n.replace("_", "-") for n in CHANGEABLE)))
-
-    def _say_once(self, line: str) -> None:
-        """What is true of every long text is said of the first."""
-        if line not in self._said:
-            self._said.add(line)
-            self._say(line)
 
 
 def converse(
@@ -152,8 +149,8 @@ def converse(
     config.sampling(sampling)  # what cannot be is refused before a model is read
     others = {name: chosen[name] for name in names[2:] if name in chosen}
     Conversation(
-        lambda run: load(run, note=say, **others),
-        load(note=say, **chosen),
+        lambda run: load(run, **others),
+        load(**chosen),
         sampling,
         read=input,
         write=write,

@@ -19,13 +19,14 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 
+from mlxgpt.backend import execution
 from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.evaluation.loss import Evaluator
-from mlxgpt.inference import decoding
-from mlxgpt.inference.decoding import Decoder, Decoding
+from mlxgpt.inference.decode import BatchDecoder, generate_step
+from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.model import losses
 from mlxgpt.model.gpt import GPT
 from mlxgpt.reports.graphs import as_on_a_gpu, graph_of, launched, leaves, operations
@@ -61,8 +62,8 @@ def workloads(config: Config) -> tuple[Workload, ...]:
 
     def tokens(count: int) -> None:
         sampling = Sampling(max_tokens=count, seed=0)
-        decoder = Decoder(model, config.model.vocab_size)
-        for _ in Decoding(decoder, [(prompt, 0)], sampling):
+        batch = BatchDecoder(CompiledModel(model, config.model.vocab_size), [(prompt, 0)], sampling)
+        for _ in generate_step(batch):
             pass
 
     with as_on_a_gpu(in_training=True):
@@ -148,7 +149,7 @@ def _watched(differentiated: bool) -> Iterator[_Asked]:
         return watched
 
     with ExitStack() as stack:
-        for module in (compiler, losses, decoding):
+        for module in (compiler, losses, execution):
             stack.enter_context(mock.patch.object(module, "compiled", compiled))
         for holder, name, what in (
             (mx, "async_eval", "handed over"),

@@ -37,7 +37,8 @@ from mlxgpt.config import Config, override
 from mlxgpt.corpus import storybook
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import huggingface
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.rivals.record import US, Contest
 
 CHILD = (sys.executable, "-m", "mlxgpt.rivals")
@@ -219,7 +220,7 @@ def _weights(config: Config) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights = flat(GPT(config.model).parameters())
+        weights = flatten_params(GPT(config.model).parameters())
         huggingface.write_config(folder, config.model, None)
         huggingface.write_parameters(folder, config.model, weights)
         arrays: Any = {name: np.array(value) for name, value in weights.items()}

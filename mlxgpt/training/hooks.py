@@ -14,8 +14,8 @@ from mlxgpt import files
 from mlxgpt.config import Config, Sampling
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
-from mlxgpt.inference.decoding import Decoder, NotFiniteError
-from mlxgpt.inference.generation import generate
+from mlxgpt.inference.engine import CompiledModel, NotFiniteError
+from mlxgpt.inference.generate import stream_tokens, with_start
 from mlxgpt.machine import device
 from mlxgpt.model.counting import flops_per_token
 from mlxgpt.storage.run import Run
@@ -147,13 +147,14 @@ class _Evaluation:
         if length := self._run.config.train.sample_tokens:
             sampling = Sampling(max_tokens=length, seed=self._run.config.train.seed)
             # Traced anew, since the weights are others than the last time.
-            decoder = Decoder(self._model, self._tokenizer.vocab_size)
+            compiled = CompiledModel(self._model, self._tokenizer.vocab_size)
+            ids = with_start(self._tokenizer.encode(""), self._tokenizer, self._run.bos)
             try:
-                made = generate(decoder, self._tokenizer, [""], sampling, bos=self._run.bos)
+                tokens = stream_tokens(compiled, self._tokenizer, ids, sampling)
+                text = "".join(token.text for token in tokens)
             except NotFiniteError as error:  # what to do about it is the guard's to decide
                 self._callback.on_note(f"no sample: {error.problem}")
                 return
-            text = made.texts[0]
             self._run.add_sample(metrics.step, text)
             self._callback.on_sample(metrics.step, text)
 

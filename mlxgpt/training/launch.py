@@ -25,7 +25,7 @@ from mlxgpt.corpus.tokens import blocks_per_epoch
 from mlxgpt.distributed.group import Ranks
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device, device_errors
-from mlxgpt.model.gpt import load_parameters
+from mlxgpt.model.parameters import load_parameters
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
 from mlxgpt.training import selfcheck, session, together

@@ -18,8 +18,9 @@ from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.backend.cpu.parallel import Lanes
 from mlxgpt.config import Config
 from mlxgpt.distributed.group import Ranks
-from mlxgpt.model.gpt import GPT, flat, must_be_like
-from mlxgpt.model.losses import borrowed, token_losses
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.losses import swapped_parameters, token_losses
+from mlxgpt.model.parameters import check_shapes, flatten_params
 from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
 from mlxgpt.training.shares import Parts, share
 
@@ -51,7 +52,7 @@ class TrainStep:
         self._judge = compile(self._judged)
         self.ranks = ranks
         self._pack, self._unpack = compile(self._packed), compile(self._unpacked)
-        parameters = flat(model.trainable_parameters())
+        parameters = flatten_params(model.trainable_parameters())
         self._shares = split_by_work(parameters, config.optim, lanes.count())
         self._optimizers = [
             OptimizerGroups(config.optim, {name: parameters[name] for name in names})
@@ -91,7 +92,7 @@ class TrainStep:
         if self.ranks:
             loss, gradients = self._averaged(self.ranks, loss, gradients)
         norm, scale, good = self._judge(gradients, loss, mx.array(limit))
-        own, new = flat(self.model.trainable_parameters()), flat(gradients)
+        own, new = flatten_params(self.model.trainable_parameters()), flatten_params(gradients)
         updates = self._updates(
             (
                 {n: own[n] for n in names},
@@ -114,12 +115,12 @@ class TrainStep:
         named: dict[str, mx.array] = {}
         for optimizer, state in zip(self._optimizers, self._states, strict=True):
             named |= optimizer.to_named(state)
-        return flat(self.model.parameters()), named
+        return flatten_params(self.model.parameters()), named
 
     def restore(self, parameters: dict[str, mx.array], optimizer: dict[str, mx.array]) -> None:
         """Continue from saved arrays; raises UserError if they are another model's."""
         for saved, own in zip((parameters, optimizer), self.arrays(), strict=True):
-            must_be_like(saved, own)
+            check_shapes(saved, own)
         self.model.update(tree_unflatten(parameters))
         self._states = [one.from_named(optimizer) for one in self._optimizers]
 
@@ -154,12 +155,9 @@ class TrainStep:
         rows = slice(mine.first, mine.first + count * mine.rows)
         inputs, targets = (ids.reshape(A * B, T)[rows].reshape(shape) for ids in (inputs, targets))
         of_parts = mx.random.split(key, Parts.of(A, B, T).count)
-        numbers, firsts = zip(*mine.pieces, strict=True)
+        numbers = [number for number, _ in mine.pieces]
         keys = of_parts[mx.array(numbers)].reshape(L, count // L, -1)
-        if mine.whole:
-            return self._mean_over(L, inputs, targets, keys)
-        places = mx.array(firsts).reshape(L, count // L, 1)
-        return self._mean_over(L, inputs, targets, keys, places, [[mine.of] * (count // L)] * L)
+        return self._mean_over(L, inputs, targets, keys)
 
     def _mean_over(self, L: int, *given: Any) -> tuple[mx.array, dict]:
         """Mean loss and gradients of what is given for each of L lanes."""
@@ -169,15 +167,13 @@ class TrainStep:
         return self._mean(sums, mx.array(float(parts))) if parts > 1 else sums[0]
 
     def _gradients_of(
-        self, parameters: dict, inputs: mx.array, targets: mx.array, key: mx.array, *part: Any
+        self, parameters: dict, inputs: mx.array, targets: mx.array, key: mx.array
     ) -> tuple[mx.array, dict]:
-        drawn_with = (key, *part) if part else key
-
         def mean_loss(parameters: dict) -> mx.array:
             self.model.update(tree_map(lambda p: p.astype(self.dtype), parameters))
-            return token_losses(self.model(inputs, drawn_with), targets).mean()
+            return token_losses(self.model(inputs, key=key), targets).mean()
 
-        with borrowed(self.model):
+        with swapped_parameters(self.model):
             return mx.value_and_grad(mean_loss)(parameters)
 
     def _mean_of(self, sums: list[tuple[mx.array, dict]], parts: mx.array) -> tuple[mx.array, dict]:
@@ -193,12 +189,12 @@ class TrainStep:
         return total / ranks.size, gradients
 
     def _packed(self, gradients: dict) -> mx.array:
-        arrays = [array.reshape(-1) for array in flat(gradients).values()]
+        arrays = [array.reshape(-1) for array in flatten_params(gradients).values()]
         return mx.concatenate(arrays).astype(self.reduce_dtype)
 
     def _unpacked(self, sums: mx.array, size: mx.array) -> dict:
         """The means of what `_packed` made one array of, from its sum over all ranks."""
-        own = flat(self.model.trainable_parameters())
+        own = flatten_params(self.model.trainable_parameters())
         ends = list(itertools.accumulate(p.size for p in own.values()))
         pieces = mx.split(sums.astype(mx.float32) / size, ends[:-1])
         named = zip(own.items(), pieces, strict=True)
@@ -210,7 +206,9 @@ class TrainStep:
         """The gradients' global norm, what clipping multiplies them by, and whether the step may be
         applied.
         """
-        norm = mx.sqrt(sum((mx.square(g).sum() for g in flat(gradients).values()), mx.array(0.0)))
+        norm = mx.sqrt(
+            sum((mx.square(g).sum() for g in flatten_params(gradients).values()), mx.array(0.0))
+        )
         scale = mx.minimum((self.grad_clip or math.inf) / (norm + 1e-6), 1.0)
         return norm, scale, mx.isfinite(loss) & mx.isfinite(norm) & (loss <= limit)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config, override
 from mlxgpt.errors import UserError
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.shares import Parts, share
 from mlxgpt.training.step import TrainStep
 
@@ -77,7 +78,7 @@ def test_the_mean_over_all_shares_is_the_whole_batchs(
         model = GPT(config.model, 5, gradient_checkpointing=checkpointing)
         step = TrainStep(model, config, ranks=ranks)  # type: ignore[arg-type]
         loss, tree = step.gradients(ids[..., :-1], ids[..., 1:], key)
-        return float(loss), {name: np.array(value) for name, value in flat(tree).items()}
+        return float(loss), {name: np.array(value) for name, value in flatten_params(tree).items()}
 
     loss, whole = gradients(None)
     shares = [gradients(Alone(rank, size)) for rank in range(size)]

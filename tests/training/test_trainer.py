@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training import trainer
 from mlxgpt.training.guard import Guard
 from mlxgpt.training.schedule import learning_rate_schedule
@@ -269,8 +270,8 @@ def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: Tokens) -> 
             stop=partial(asked, until, iter(range(start + 1, 100))),
         )
         assert start == until
-    for name, value in flat(whole.model.parameters()).items():
-        assert (value == flat(parts.model.parameters())[name]).all(), name
+    for name, value in flatten_params(whole.model.parameters()).items():
+        assert (value == flatten_params(parts.model.parameters())[name]).all(), name
 
 
 def test_a_finished_training_takes_no_step(tiny_model: Config, tokens: Tokens) -> None:
