@@ -6,7 +6,7 @@ The public names, each also a command of `mlxgpt`:
     appraise (eval --quality), hellaswag (eval --hellaswag), check, info, runs, report, play,
     benchmark (bench)
 
-and `load`, which gives a model to keep.
+and `stream`, a text of `generate` piece by piece, and `load`, which gives a model to keep.
 
 They are imported when they are first used, so that `import mlxgpt` and `mlxgpt --help` are quick.
 (Wings and modules are nouns, functions verbs: `mlxgpt.train` is the function, `mlxgpt.training` its
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         prepare,
         report,
         runs,
+        stream,
         train,
     )
     from mlxgpt.config import Config
@@ -59,6 +60,7 @@ __all__ = [
     "prepare",
     "report",
     "runs",
+    "stream",
     "train",
 ]
 

@@ -33,10 +33,10 @@ from mlxgpt.evaluation import hellaswag as endings
 from mlxgpt.evaluation.appraisal import Appraisal
 from mlxgpt.evaluation.hellaswag import Result as HellaSwag
 from mlxgpt.evaluation.loss import Evaluation
-from mlxgpt.inference.generation import Generated
+from mlxgpt.inference.generate import Generated, TextStream
 from mlxgpt.interchange import exporting, importing
-from mlxgpt.loaded import load as load
-from mlxgpt.model.gpt import flat, load_parameters
+from mlxgpt.loaded_model import load as load
+from mlxgpt.model.parameters import flatten_params, load_parameters
 from mlxgpt.overview import Info as Info
 from mlxgpt.overview import RunLine as RunLine
 from mlxgpt.overview import found as found
@@ -272,7 +272,7 @@ def export(
     found, model, step = opened(run, checkpoint, runs_dir, fall_back=False)
     bits = f"-{quantize}bit" if quantize else ""
     folder = Path(out) if out else Path("exports") / f"{found.name}-{to}{bits}"
-    parameters = flat(model.parameters())
+    parameters = flatten_params(model.parameters())
     exporting.export(found, parameters, step, folder, to, quantize)
     folder_of_data = home("data", data_dir) / (found.data_name or "")
     if not quantize or not found.data_name or not is_prepared(folder_of_data):
@@ -292,27 +292,37 @@ def generate(
     quantize: int | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-    show: Callable[[str], None] = lambda piece: None,
-    note: Callable[[str], None] = lambda line: None,
     **sampling: Any,
 ) -> Generated:
     """Continue a prompt, or several, with a trained run; to do so again and again, `load` it.
 
     Args:
-        prompt, show, sampling: see loaded.Model.generate.
+        prompt, sampling: see LoadedModel.generate.
         run, checkpoint, quantize: see `load`.
-        note: takes a line on what the user should know.
     """
     configs.sampling(sampling)  # what cannot be is refused before a model is read
     model = load(
-        run,
-        checkpoint=checkpoint,
-        quantize=quantize,
-        runs_dir=runs_dir,
-        data_dir=data_dir,
-        note=note,
+        run, checkpoint=checkpoint, quantize=quantize, runs_dir=runs_dir, data_dir=data_dir
     )
-    return model.generate(prompt, show=show, note=note, **sampling)
+    return model.generate(prompt, **sampling)
+
+
+def stream(
+    prompt: str = "",
+    *,
+    run: str | None = None,
+    checkpoint: str = "best",
+    quantize: int | None = None,
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+    **sampling: Any,
+) -> TextStream:
+    """As `generate`, one text piece by piece; see LoadedModel.stream."""
+    configs.sampling(sampling)
+    model = load(
+        run, checkpoint=checkpoint, quantize=quantize, runs_dir=runs_dir, data_dir=data_dir
+    )
+    return model.stream(prompt, **sampling)
 
 
 def evaluate(

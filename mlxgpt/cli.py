@@ -231,13 +231,17 @@ def _generate(given: dict[str, Any], _: list[str]) -> int:
         given["prompt"] = prompts_in(file)
     alone = given.get("samples", 1) == 1 and file is None
     if alone and not as_json:
-        given["show"] = _write
-    result = api.generate(**_present(given))
+        stream = api.stream(**_present(given))
+        _write(stream.prompt)
+        for piece in stream:
+            _write(piece)
+        print()
+        result = stream.result
+    else:
+        result = api.generate(**_present(given))
     if as_json:
         return _print_json(asdict(result))
-    if alone:
-        print()
-    else:
+    if not alone:
         from mlxgpt.results import show_texts
 
         show_texts(result.texts)

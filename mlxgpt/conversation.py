@@ -18,7 +18,7 @@ from mlxgpt.config import Sampling
 from mlxgpt.console import without_repeats
 from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.errors import UserError
-from mlxgpt.loaded import Model, load
+from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.settings import settings
 
 HELP = """\
@@ -47,8 +47,8 @@ class Conversation:
 
     def __init__(
         self,
-        load: Callable[[str | None], Model],
-        model: Model,
+        load: Callable[[str | None], LoadedModel],
+        model: LoadedModel,
         sampling: dict[str, Any],
         *,
         read: Callable[[str], str],
@@ -103,8 +103,12 @@ class Conversation:
 
     def _continue(self, prompt: str, *, fresh: bool = False) -> None:
         given = self._sampling | ({"seed": None} if fresh else {})
-        result = self._model.generate(prompt, show=self._write, **given)
+        stream = self._model.stream(prompt, **given)
+        self._write(stream.prompt)
+        for piece in stream:
+            self._write(piece)
         self._write("\n")
+        result = stream.result
         rate = f"{result.tokens_per_second:,.0f} a second"
         self._say(f"{result.tokens:,} tokens, {rate}, seed {result.seed}")
 

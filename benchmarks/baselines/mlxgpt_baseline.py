@@ -25,7 +25,8 @@ from mlxgpt.backend import execution
 from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree
 from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.corpus.tokens import Tokens, dtype_for
-from mlxgpt.inference.decoding import Decoder, Decoding
+from mlxgpt.inference.decode import BatchDecoder, generate_step
+from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
@@ -55,12 +56,13 @@ def training(task: Task) -> Result:
 
 def generate(task: Task) -> Result:
     """Greedy decoding."""
-    decoder = Decoder(_model(task), task.shape["vocab_size"])
+    compiled = CompiledModel(_model(task), task.shape["vocab_size"])
     sampling = Sampling(max_tokens=task.new_tokens, temperature=0.0, seed=0)
     texts = [(prompt_of(task), n) for n in range(task.texts)]
 
     def run() -> list[float]:
-        return [time.perf_counter() for _ in Decoding(decoder, texts, sampling)]
+        batch = BatchDecoder(compiled, texts, sampling)
+        return [time.perf_counter() for _ in generate_step(batch)]
 
     return timed_texts(task, run) | {**with_mlx("mlxgpt")}
 

@@ -39,7 +39,8 @@ from mlxgpt.config import Config, override
 from mlxgpt.corpus import storybook
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import huggingface
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ def _weights(config: Config) -> Iterator[Path]:
     """A folder with a fresh model as transformers, mlx-lm and numpy load it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights = flat(GPT(config.model).parameters())
+        weights = flatten_params(GPT(config.model).parameters())
         huggingface.write_config(folder, config.model, None)
         huggingface.write_parameters(folder, config.model, weights)
         arrays: Any = {name: np.array(value) for name, value in weights.items()}

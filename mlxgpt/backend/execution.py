@@ -28,7 +28,6 @@ __all__ = [
     "portions",
     "shard",
     "share_blas_threads",
-    "shared_by",
     "shield_from_sigint",
     "slow_reasons",
     "thread_count",
@@ -129,7 +128,6 @@ class PerThread(Generic[Result]):
         return parallel.run_together(self._functions, calls)
 
 
-shared_by = share_blas_threads
 
 
 def shard(

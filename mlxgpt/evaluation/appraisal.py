@@ -4,24 +4,27 @@ quality.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend.execution import compiled
+from mlxgpt.backend import execution
 from mlxgpt.config import Sampling
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.tokenizer import NUL, Tokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation import quality
-from mlxgpt.inference import generation
-from mlxgpt.inference.decoding import Decoder
+from mlxgpt.inference.engine import CompiledModel
+from mlxgpt.inference.generate import generate
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
 from mlxgpt.seeds import derive
+
+logger = logging.getLogger(__name__)
 
 STORIES = 100
 LONGEST = 500  # tokens of a story
@@ -60,7 +63,6 @@ def appraise(
     dataset: Dataset,
     *,
     seed: int = 0,
-    note: Callable[[str], None] = lambda line: None,
 ) -> Appraisal:
     """Generate texts, take as many held-out ones and two controls, and measure all of them.
 
@@ -75,23 +77,23 @@ def appraise(
         raise UserError(
             "the validation text is too short to compare with", "give a longer --val-source."
         )
-    note(f"writing {len(real)} texts")
+    logger.info(f"writing {len(real)} texts")
     sampling = Sampling(
         max_tokens=LONGEST - len(tokenizer.encode(prompt)) if stories else WINDOW,
         samples=len(real),
         seed=derive(seed, "appraisal") >> 1,
     )
-    decoder = Decoder(model, tokenizer.vocab_size)
+    compiled = CompiledModel(model, tokenizer.vocab_size)
     bos = tokenizer.end_of_text  # a run that has held-out texts was trained on such
-    made = generation.generate(decoder, tokenizer, [prompt], sampling, bos=bos)
-    note("reading the training text")
+    made = generate(compiled, tokenizer, [prompt], sampling, bos=bos)
+    logger.info("reading the training text")
     beginning = "".join(_training(dataset.train, tokenizer, CONTROL_BYTES))
     lengths = [len(text) for text in real]
     ngram = quality.ngram_texts(beginning, lengths, seed)
     shuffled = quality.shuffled_words(real, seed)
     everything = [*real, *made.texts, *shuffled, *ngram]
     known = quality.Known.scan(everything, _training(dataset.train, tokenizer))
-    note("measuring")
+    logger.info("measuring")
 
     def column(of: Sequence[str], ends: Sequence[bool] | None) -> dict[str, float | None]:
         return quality.measure(of, known, ends if stories else None)
@@ -120,7 +122,7 @@ def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> l
     T = model.config.block_size
     end = tokenizer.end_of_text
     assert end is not None
-    score = compiled(lambda x, y, mask: -(token_losses(model(x), y) * mask).sum(axis=1))
+    score = execution.compiled(lambda x, y, mask: -(token_losses(model(x), y) * mask).sum(axis=1))
     result: list[float] = []
     for start in range(0, len(texts), AT_ONCE):
         rows = [[end, *tokenizer.encode(text), end] for text in texts[start : start + AT_ONCE]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
+
+logger = logging.getLogger(__name__)
 
 OWNER_AND_NAME, FILE = "rowanz/hellaswag", "hellaswag_val.jsonl"
 URL = f"https://raw.githubusercontent.com/{OWNER_AND_NAME}/master/data/{FILE}"
@@ -85,20 +88,17 @@ class Scored(NamedTuple):
     cut: bool
 
 
-def load(
-    path: Path | None = None, note: Callable[[str], None] = lambda line: None
-) -> list[Example]:
+def load(path: Path | None = None) -> list[Example]:
     """HellaSwag's validation split, 10,042 examples, which stay in a cache; or those of a file.
 
     Args:
         path: a file of the same form: JSON lines with `ctx`, `endings` and `label`.
-        note: takes a line on what is being done.
 
     Raises:
         UserError: if it cannot be had or read, or has another form.
     """
     if path is None:
-        return _parsed(_validation(note), FILE)
+        return _parsed(_validation(), FILE)
     try:
         content = _read(path, LONGEST)
     except OSError as error:
@@ -249,7 +249,7 @@ def _error(share: float, n: int) -> float:
     return math.sqrt(share * (1 - share) / n)
 
 
-def _validation(note: Callable[[str], None]) -> bytes:
+def _validation() -> bytes:
     """The validation split's file, from the cache or from where it is published.
 
     Raises:
@@ -258,7 +258,7 @@ def _validation(note: Callable[[str], None]) -> bytes:
     with contextlib.suppress(OSError, ValueError, web.Trouble):
         return _checked(_read(web.cache_folder(OWNER_AND_NAME) / FILE, BYTES))
     host = urlsplit(URL).hostname
-    note(f"getting HellaSwag ({BYTES / 1e6:.0f} MB) from {host}")
+    logger.info(f"getting HellaSwag ({BYTES / 1e6:.0f} MB) from {host}")
     try:
         content = _checked(web.fetch(URL, longest=BYTES))
     except Exception as error:  # whatever the transport raises
@@ -269,7 +269,7 @@ def _validation(note: Callable[[str], None]) -> bytes:
     try:
         files.write_atomically(web.cache_folder(OWNER_AND_NAME) / FILE, content.decode("utf-8"))
     except (OSError, ValueError) as error:
-        note(f"HellaSwag cannot be kept for the next time ({web.reason(error)})")
+        logger.warning(f"HellaSwag cannot be kept for the next time ({web.reason(error)})")
     return content
 
 

@@ -15,7 +15,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.interchange import gguf, huggingface, mlx_lm, qwen3, tokenizers
 from mlxgpt.interchange.card import card
 from mlxgpt.machine.arrays import save_arrays
-from mlxgpt.model.gpt import HEADS
+from mlxgpt.model.parameters import VOCAB_MATRICES
 from mlxgpt.storage.run import CHAT_TEMPLATE, Run
 
 RUNTIMES = ("hf", "mlx-lm", "gguf")
@@ -97,7 +97,7 @@ def _write(
 ) -> None:
     ids, end = run.tokenizer.vocab_size, run.tokenizer.end_of_text
     model = replace(run.config.model, vocab_size=ids)
-    tables = {name: parameters[name][:ids] for name in HEADS if name in parameters}
+    tables = {name: parameters[name][:ids] for name in VOCAB_MATRICES if name in parameters}
     parameters = {**parameters, **tables}
     if to == "gguf":
         name = f"{run.name}.gguf"

@@ -25,7 +25,8 @@ from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import qwen3
 from mlxgpt.model.counting import mlp_width
-from mlxgpt.model.gpt import HEADS, ROPE_BASE
+from mlxgpt.model.gpt import ROPE_BASE
+from mlxgpt.model.parameters import VOCAB_MATRICES
 
 FORMATS = {8: "Q8_0", 4: "Q4_0"}  # bits -> llama.cpp's name
 BLOCK = 32  # neighbours in a row that share a scale, in both
@@ -151,7 +152,7 @@ def rounded(config: ModelConfig, parameters: dict[str, mx.array], bits: int) -> 
     gguf = _package()
     result = {}
     for name, value in parameters.items():
-        format = FORMATS[8 if name in HEADS else bits]
+        format = FORMATS[8 if name in VOCAB_MATRICES else bits]
         if value.ndim == 2 and name != "wpe.weight":
             kind = gguf.GGMLQuantizationType[format]
             packed = gguf.quants.quantize(np.array(value), kind)

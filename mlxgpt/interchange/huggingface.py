@@ -26,7 +26,8 @@ from mlxgpt.errors import UserError
 from mlxgpt.machine import device_errors
 from mlxgpt.machine.arrays import load_arrays, save_arrays
 from mlxgpt.model.counting import count_parameters
-from mlxgpt.model.gpt import GPT, flat, must_be_like
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import check_shapes, flatten_params
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +241,7 @@ def read_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.array]:
         mx.eval(parameters[name])
     if sum(value.size for value in parameters.values()) != count_parameters(config):
         raise _others(folder)
-    must_be_like(parameters, flat(GPT(config).parameters()))
+    check_shapes(parameters, flatten_params(GPT(config).parameters()))
     if head is not None and not (
         head.shape == parameters["wte.weight"].shape
         and mx.array_equal(head.astype(mx.float32), parameters["wte.weight"])

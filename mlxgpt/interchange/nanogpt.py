@@ -27,7 +27,8 @@ from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
 from mlxgpt.interchange.huggingface import plain_name
 from mlxgpt.model.counting import count_parameters
-from mlxgpt.model.gpt import GPT, flat, must_be_like
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import check_shapes, flatten_params
 
 NEEDED = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 DEFAULTS = {"bias": True, "dropout": 0.0}  # GPTConfig's, which the oldest files rely on
@@ -203,7 +204,7 @@ def _parameters(path: Path, tensors: dict[str, Any], config: ModelConfig) -> dic
         # Every bfloat16 and float16 is a float32 too.
         parameters[name] = mx.array(tensors.pop(name).float().contiguous().numpy())
     try:
-        must_be_like(parameters, flat(GPT(config).parameters()))
+        check_shapes(parameters, flatten_params(GPT(config).parameters()))
     except UserError as error:
         raise _refused(path, "its weights are not those its model_args tell of") from error
     return parameters

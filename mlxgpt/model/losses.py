@@ -1,4 +1,4 @@
-"""What a model's predictions cost: the loss of each token, and the compiled evaluation step.
+"""Cross-entropy of each token, and the compiled evaluation step.
 
 Shapes are fixed, so the step is traced once. Nothing here waits for the device.
 """
@@ -20,8 +20,10 @@ _one_at_a_time = threading.Lock()
 
 
 @contextmanager
-def borrowed(model: GPT) -> Iterator[None]:
-    """While a function of the parameters is traced, the model holds what it is traced with."""
+def swapped_parameters(model: GPT) -> Iterator[None]:
+    """While a function of the parameters is traced, the model may hold those it is traced with; its
+    own are put back afterwards.
+    """
     with _one_at_a_time:
         own = model.parameters()
         try:
@@ -41,7 +43,7 @@ def make_eval_step(model: GPT, dtype: mx.Dtype) -> Callable[..., mx.array]:
     """
 
     def evaluate(parameters: dict, inputs: mx.array, targets: mx.array, mask: mx.array) -> mx.array:
-        with borrowed(model):
+        with swapped_parameters(model):
             model.update(tree_map(lambda p: p.astype(dtype), parameters))
             return (token_losses(model(inputs), targets) * mask).sum()
 

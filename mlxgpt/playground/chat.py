@@ -20,7 +20,7 @@ from mlxgpt import files
 from mlxgpt.corpus.normalize import normalize_text
 from mlxgpt.corpus.tokenizer import NUL, encode_marked, end_name
 from mlxgpt.errors import UserError
-from mlxgpt.loaded import Model
+from mlxgpt.loaded_model import LoadedModel
 from mlxgpt.playground.request_body import MOST_CHARACTERS, Message
 from mlxgpt.storage.run import CHAT_TEMPLATE, Run
 
@@ -46,7 +46,7 @@ def template_of(run: Run) -> str:
         raise UserError(f"{CHAT_TEMPLATE} of {run.name} cannot be read", "restore it.") from error
 
 
-def ids(template: str, messages: Iterable[Message], model: Model) -> list[int]:
+def ids(template: str, messages: Iterable[Message], model: LoadedModel) -> list[int]:
     """A conversation's ids, up to where the assistant is to speak.
 
     Raises:

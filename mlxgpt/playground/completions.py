@@ -20,9 +20,9 @@ from starlette.routing import Route
 
 from mlxgpt import config
 from mlxgpt.errors import UserError
-from mlxgpt.inference.generation import LONGEST_CHARACTER
+from mlxgpt.inference.generate import LONGEST_CHARACTER
 from mlxgpt.inference.scoring import ScoredToken
-from mlxgpt.loaded import Model
+from mlxgpt.loaded_model import LoadedModel
 from mlxgpt.playground import access, chat
 from mlxgpt.playground.access import FiniteJSONResponse
 from mlxgpt.playground.answers import (
@@ -184,7 +184,7 @@ def _plan(body: GenerationBody, prompts: list[Prompt], max_tokens: int, echo: bo
 
 
 def _echoed(
-    model: Model, prompt: Prompt, ids: list[int], plan: _Plan
+    model: LoadedModel, prompt: Prompt, ids: list[int], plan: _Plan
 ) -> Generator[None, None, tuple[str, list[Token]]]:
     """The prompt as it was sent, and its tokens with their log-probabilities, where these are asked
     for. The token that we put before a text is not part of it. Yields to let others have a turn.
@@ -231,7 +231,7 @@ def aligned(normalized: str, sent: str) -> list[int]:
 
 
 def _written(
-    model: Model,
+    model: LoadedModel,
     ids: list[int],
     number: int,
     index: int,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mlxgpt import files
 from mlxgpt.errors import UserError
-from mlxgpt.inference.looking import Look
-from mlxgpt.loaded import Model, load
+from mlxgpt.inference.inspect import ForwardTrace
+from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage.checkpoint import path_of, step_of
 from mlxgpt.storage.run import Run, open_run
@@ -29,8 +29,8 @@ class Models:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._run: tuple[list[int], Run] | None = None
-        self._models: OrderedDict[int, tuple[int | None, Model]] = OrderedDict()
-        self._looks: OrderedDict[tuple, Look] = OrderedDict()
+        self._models: OrderedDict[int, tuple[int | None, LoadedModel]] = OrderedDict()
+        self._looks: OrderedDict[tuple, ForwardTrace] = OrderedDict()
 
     def opened(self) -> Run:
         """The run as it is now.
@@ -48,7 +48,7 @@ class Models:
             return held[1]
         return open_run(self.folder)
 
-    def at(self, step: int | None = None) -> Model:
+    def at(self, step: int | None = None) -> LoadedModel:
         """The model after so many steps; default: the best, or the newest there is. Of a run that
         is gone, one that was read before.
         """
@@ -76,7 +76,9 @@ class Models:
             return max(self._models)
         return step_of(self.opened().checkpoint_path())
 
-    def look(self, model: Model, ids: Sequence[int], off: frozenset[tuple[int, int]]) -> Look:
+    def look(
+        self, model: LoadedModel, ids: Sequence[int], off: frozenset[tuple[int, int]]
+    ) -> ForwardTrace:
         """See inside a model as it reads ids."""
         key = (model, tuple(ids), off)
         if (look := self._looks.get(key)) is None:

@@ -20,8 +20,8 @@ from starlette.staticfiles import StaticFiles
 from mlxgpt.config import sampling
 from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
-from mlxgpt.inference.looking import Likely
-from mlxgpt.loaded import Model
+from mlxgpt.inference.inspect import TopTokens
+from mlxgpt.loaded_model import LoadedModel
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.pages.course import course_of
 from mlxgpt.pages.page import shown
@@ -172,7 +172,7 @@ class _Page:
 
         return FiniteJSONResponse({"likely": await self._device.call(told)})
 
-    def _seen(self, body: PageBody) -> tuple[Model, list[int]]:
+    def _seen(self, body: PageBody) -> tuple[LoadedModel, list[int]]:
         """The model, and the last ids that are looked at."""
         model = self._models.at(body.step)
         return model, _ids(body, model)[-min(MOST_SEEN, model.run.config.model.block_size) :]
@@ -189,12 +189,12 @@ async def as_events(first: Any, rest: AsyncGenerator[Any, None]) -> AsyncIterato
             yield access.late(error)
 
 
-def _ids(body: PageBody, model: Model) -> list[int]:
+def _ids(body: PageBody, model: LoadedModel) -> list[int]:
     """What is to be continued: ids as they are, or a text."""
     return (model.checked(body.ids) if body.ids else model.ids(body.text)).tolist()
 
 
-def _heads(body: PageBody, model: Model) -> frozenset[tuple[int, int]]:
+def _heads(body: PageBody, model: LoadedModel) -> frozenset[tuple[int, int]]:
     """The heads that are switched off, numbered layer by layer."""
     m = model.run.config.model
     if any(number >= m.n_layer * m.n_head for number in body.off):
@@ -216,7 +216,7 @@ def _name(tokenizer: Tokenizer, id: int) -> str:
         return f"<{content.hex(' ').upper()}>"
 
 
-def _named(tokenizer: Tokenizer, likely: Likely) -> list[tuple[int, str, float]]:
+def _named(tokenizer: Tokenizer, likely: TopTokens) -> list[tuple[int, str, float]]:
     return [(id, _name(tokenizer, id), share) for id, share in likely]
 
 

@@ -30,7 +30,8 @@ from mlxgpt.backend import execution
 from mlxgpt.config import Config, ModelConfig, Sampling, from_tree, with_vocabulary
 from mlxgpt.corpus.tokens import Tokens, dtype_for
 from mlxgpt.errors import UserError
-from mlxgpt.inference.decoding import Decoder, Decoding
+from mlxgpt.inference.decode import BatchDecoder, generate_step
+from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.machine import device, mac
 from mlxgpt.model.counting import count_parameters, flops_per_token, parameters_by_part
 from mlxgpt.model.gpt import GPT
@@ -165,13 +166,13 @@ def measure_generation(model_config: ModelConfig, plan: Plan) -> Generation:
     """One text from fresh weights: its speed does not depend on what they are."""
     model = GPT(model_config)
     mx.eval(model.parameters())  # or the compiled steps would draw them anew for every token
-    decoder = Decoder(model, model_config.vocab_size)
+    compiled = CompiledModel(model, model_config.vocab_size)
     prompt = np.arange(plan.prompt_tokens) % model_config.vocab_size
     sampling = Sampling(max_tokens=plan.new_tokens, seed=0)
 
     def once() -> tuple[float, float]:
         start = time.perf_counter()
-        rows = iter(Decoding(decoder, [(prompt, 0)], sampling))
+        rows = generate_step(BatchDecoder(compiled, [(prompt, 0)], sampling))
         next(rows)
         first = time.perf_counter()
         others = sum(1 for _ in rows)

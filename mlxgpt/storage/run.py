@@ -36,7 +36,8 @@ from mlxgpt.corpus import tokenizer_file
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.model.counting import count_parameters
-from mlxgpt.model.gpt import GPT, load_parameters
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import load_parameters
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
 from mlxgpt.storage.notes import HISTORY, IDENTITY, METRICS, SAMPLES, Notes

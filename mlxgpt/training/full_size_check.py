@@ -19,8 +19,10 @@ from mlx.utils import tree_map
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.machine import device
 from mlxgpt.model.counting import mlp_width
-from mlxgpt.model.gpt import GPT, INIT_STD, flat, with_room
-from mlxgpt.model.losses import borrowed, make_eval_step, token_losses
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.kv_cache import KVCache, pad_cache
+from mlxgpt.model.losses import make_eval_step, swapped_parameters, token_losses
+from mlxgpt.model.parameters import INIT_STD, flatten_params
 from mlxgpt.seeds import derive
 from mlxgpt.training.step import TrainStep, new_step
 
@@ -106,7 +108,7 @@ def full_size_step(config: Config) -> Check:
     config = override(config, {"batch_size": 1, "gradient_accumulation_steps": 1})
     step = new_step(config)
     loss, norm = take_step(step, config, 0)
-    parameters = flat(step.model.trainable_parameters())
+    parameters = flatten_params(step.model.trainable_parameters())
     finite = all(bool(mx.isfinite(p).all()) for p in parameters.values())
     ok = finite and math.isfinite(loss) and math.isfinite(norm)
     found = f"loss {loss:.3f}, gradient norm {norm:.2f}"
@@ -126,7 +128,7 @@ def against_the_cpu(config: Config) -> Check:
         model.update(parameters)
         return token_losses(model(x), y).mean()
 
-    with the_cpu(), borrowed(model):
+    with the_cpu(), swapped_parameters(model):
         exact_loss, exact = mx.value_and_grad(mean_loss)(parameters)
         mx.eval(exact_loss, exact)
     allowed = rounding(config.model, config.train.dtype)
@@ -167,17 +169,17 @@ def cached_logits(config: Config) -> Check:
     end = min(first + DECODED, block)
     far = 0.0
     for lengths in ([first], [first, max(1, first - 1)]):
-        position = mx.array(lengths)
-        logits, cache = model.prefill(ids[:, :first], position - 1)
-        cache = with_room(cache, block)
+        position, cache = mx.array(lengths), KVCache()
+        logits = model(ids[:, :first], cache, last=position - 1)
+        layers = pad_cache(cache.layers, block)
         for n in range(end - first + 1):
             rows = mx.broadcast_to(position, (2,))[:, None]
             expected = mx.take_along_axis(at_once, rows[..., None] - 1, axis=1)[:, 0]
             far = max(far, distance(logits, expected))
             if n < end - first:
-                read = mx.take_along_axis(ids, rows, axis=1)[:, 0]
-                logits, cache = model.decode(read, cache, position, end)
-                position = position + 1
+                cache = KVCache(layers, position, attended=end)
+                logits = model(mx.take_along_axis(ids, rows, axis=1), cache)[:, 0]
+                layers, position = cache.layers, position + 1
     allowed = rounding(config.model, "float32")
     return Check(
         "cached = uncached",
@@ -218,7 +220,7 @@ def loss_rounding(config: Config, loss: float, tokens: int) -> float:
 
 def distance(a: Any, b: Any) -> float:
     """The norm of the difference of two trees of arrays, relative to that of the second."""
-    a, b = (flat(tree) if isinstance(tree, dict) else {"": tree} for tree in (a, b))
+    a, b = (flatten_params(tree) if isinstance(tree, dict) else {"": tree} for tree in (a, b))
     squares = [
         sum(float(mx.square(x.astype(mx.float32)).sum()) for x in arrays)
         for arrays in ([a[name] - b[name] for name in b], b.values())

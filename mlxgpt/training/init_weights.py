@@ -13,7 +13,7 @@ from mlxgpt import files
 from mlxgpt.config import Config, validate
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.errors import UserError
-from mlxgpt.model.gpt import flat
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.run import Run, load_model
 
@@ -82,7 +82,7 @@ def init_from(run: Run, config: Config, chosen: Mapping[str, Any]) -> tuple[Conf
     config = validate(replace(config, model=replace(theirs, block_size=block, dropout=dropout)))
     config = replace(config, data=replace(config.data, tokenizer=run.config.data.tokenizer))
     model, saved = load_model(run)
-    parameters = flat(model.parameters())
+    parameters = flatten_params(model.parameters())
     if learned:
         parameters["wpe.weight"] = parameters["wpe.weight"][:block]
     mx.eval(parameters)  # or a step that fails on the GPU would leave them uncomputed

@@ -18,7 +18,7 @@ from mlxgpt.config import Config, changed_weights, differences, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.distributed.group import ProcessGroup
 from mlxgpt.errors import UserError
-from mlxgpt.model.gpt import load_parameters
+from mlxgpt.model.parameters import load_parameters
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.checkpoint import Checkpoint

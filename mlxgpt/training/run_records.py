@@ -13,8 +13,8 @@ from mlxgpt.config import Sampling
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluation
-from mlxgpt.inference.decoding import Decoder, NotFiniteError
-from mlxgpt.inference.generation import generate
+from mlxgpt.inference.engine import CompiledModel, NotFiniteError
+from mlxgpt.inference.generate import generate
 from mlxgpt.storage.run import Run
 from mlxgpt.training.callbacks import Callback, CallbackList
 from mlxgpt.training.checkpointer import AsyncCheckpointer, is_regular
@@ -157,9 +157,9 @@ class RunWriter:
             return
         sampling = Sampling(max_tokens=t.sample_tokens, seed=t.seed)
         # Traced again each time, as the weights are part of the trace.
-        decoder = Decoder(self._step_function.model, self._tokenizer.vocab_size)
+        compiled = CompiledModel(self._step_function.model, self._tokenizer.vocab_size)
         try:
-            generated = generate(decoder, self._tokenizer, [""], sampling, bos=self.run.bos)
+            generated = generate(compiled, self._tokenizer, [""], sampling, bos=self.run.bos)
         except NotFiniteError as error:  # what to do about it is the guard's decision
             logger.info("no sample: %s", error.problem)
             return

@@ -18,10 +18,9 @@ from mlxgpt.config import Config, Sampling, override, with_vocabulary
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.evaluation.loss import EvalText, Evaluator, eval_step
-from mlxgpt.inference import sample
-from mlxgpt.inference.sample import Rules
+from mlxgpt.inference.sampling import SamplerSpec, make_sampler, setting_values
 from mlxgpt.machine import device
-from mlxgpt.model.gpt import flat
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.full_size_check import (
     Check,
     against_the_cpu,
@@ -187,9 +186,9 @@ def sampler(config: Config) -> Check:
     rows = mx.array(np.tile(logits[shuffle], (draws, 1)))
     seen = mx.zeros(rows.shape, dtype=mx.bool_)
     for n, (sampling, left) in enumerate(cases.values()):
-        numbers, rules = sample.values(sampling), Rules.of(sampling, 8)
+        draw, values = make_sampler(SamplerSpec.of(sampling, 8)), setting_values(sampling)
         keys = np.random.default_rng(n).integers(2**32, size=(draws, 2), dtype=np.uint32)
-        ids = sample.draw(sample.process(rows, seen, numbers, rules), mx.array(keys))
+        ids = draw(rows, seen, values, mx.array(keys))
         found = np.bincount(shuffle[np.array(ids)], minlength=8) / draws
         wanted = np.where(np.arange(8) < left, probs, 0) / probs[:left].sum()
         leaked += int((found[left:] > 0).sum())
@@ -276,5 +275,7 @@ def _softmax(x: np.ndarray) -> np.ndarray:
 
 def _apart(a: Any, b: Any) -> float:
     """The largest difference between two parameter trees."""
-    others = flat(b)
-    return max(float(mx.abs(value - others[name]).max()) for name, value in flat(a).items())
+    others = flatten_params(b)
+    return max(
+        float(mx.abs(value - others[name]).max()) for name, value in flatten_params(a).items()
+    )

@@ -17,8 +17,9 @@ from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.distributed.group import LOCAL, ProcessGroup
 from mlxgpt.errors import UserError
-from mlxgpt.model.gpt import GPT, flat, must_be_like
-from mlxgpt.model.losses import borrowed, token_losses
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.losses import swapped_parameters, token_losses
+from mlxgpt.model.parameters import check_shapes, flatten_params
 from mlxgpt.seeds import derive
 from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
 from mlxgpt.training.schedule import learning_rate_schedule
@@ -57,7 +58,7 @@ class TrainStep:
         # one of each.
         self._gradients = execution.PerThread(lambda: _GradientSum(compile(self._add_gradients)))
         self._norm = compile(self._clipped_norm)
-        parameters = flat(model.trainable_parameters())
+        parameters = flatten_params(model.trainable_parameters())
         self._names = split_by_work(parameters, config.optim, execution.thread_count())
         self._optimizers = [
             OptimizerGroups(config.optim, {name: parameters[name] for name in names})
@@ -96,7 +97,7 @@ class TrainStep:
         loss, gradients, parts = self._sum_gradients(inputs, targets, key)
         loss, gradients = self.group.average(loss, gradients, self._reduce_dtype)
         loss, norm, scale, good = self._norm(loss, gradients, mx.array(parts), mx.array(limit))
-        parameters = flat(self.model.trainable_parameters())
+        parameters = flatten_params(self.model.trainable_parameters())
         updated = self._updates(
             (
                 {name: parameters[name] for name in names},
@@ -124,12 +125,12 @@ class TrainStep:
         named: Arrays = {}
         for optimizer, state in zip(self._optimizers, self._states, strict=True):
             named |= optimizer.to_named(state)
-        return flat(self.model.parameters()), named
+        return flatten_params(self.model.parameters()), named
 
     def restore(self, parameters: Arrays, optimizer: Arrays) -> None:
         """Continue from saved arrays; raises UserError if they are another model's."""
         for saved, own in zip((parameters, optimizer), self.arrays(), strict=True):
-            must_be_like(saved, own)
+            check_shapes(saved, own)
         self.model.update(tree_unflatten(parameters))
         self._states = [one.from_named(optimizer) for one in self._optimizers]
 
@@ -157,11 +158,11 @@ class TrainStep:
 
         def mean_loss(parameters: dict) -> mx.array:
             self.model.update(tree_map(lambda p: p.astype(self.dtype), parameters))
-            return token_losses(self.model(inputs, key), targets).mean()
+            return token_losses(self.model(inputs, key=key), targets).mean()
 
-        with borrowed(self.model):
+        with swapped_parameters(self.model):
             loss, tree = mx.value_and_grad(mean_loss)(parameters)
-        gradients = flat(tree)
+        gradients = flatten_params(tree)
         if total is None:
             return loss, gradients
         return total[0] + loss, {n: total[1][n] + g for n, g in gradients.items()}

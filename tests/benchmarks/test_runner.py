@@ -4,8 +4,6 @@ test_oracle_baselines.py, where they are installed.
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +14,7 @@ from baselines import runner
 from baselines.records import TaskResult
 from baselines.runner import NANOGPT, OURS, Framework, Job, Plan, run_tasks
 
-from mlxgpt.backend.cpu import blas, jit
+from mlxgpt.backend.cpu import blas
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.errors import UserError
 
@@ -134,17 +132,6 @@ def test_other_processes_have_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -
     ours, others = (runner._run(framework, {})["blas"] for framework in (OURS, OTHER))
     assert others == "MLX's own BLAS"
     assert ours == blas.status()
-
-
-def test_other_processes_do_not_have_our_compiler() -> None:
-    assert jit.status() is None or "g++" in str(jit.status())
-    plain = jit.without_script(os.environ)
-    assert jit.REAL not in plain
-    assert "TMPDIR" not in plain or jit.REAL not in os.environ
-    found = shutil.which("g++", path=plain["PATH"])
-    assert found is None or not jit._is_ours(Path(found))
-    untouched = {"PATH": "/bin", "TMPDIR": "/somewhere"}
-    assert jit.without_script(untouched) == untouched
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from mlxgpt.corpus import bpe
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.interchange import huggingface, tokenizers
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 
 SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=280, dropout=0.1)
 
@@ -25,7 +26,7 @@ def some_bpe() -> BPETokenizer:
 
 def parameters_of(config: ModelConfig) -> dict[str, mx.array]:
     """Random ones, biases and norms too."""
-    plain = flat(GPT(config, 1).parameters())
+    plain = flatten_params(GPT(config, 1).parameters())
     return {
         name: value + 0.1 * mx.random.normal(value.shape, key=mx.random.key(n))
         for n, (name, value) in enumerate(plain.items())

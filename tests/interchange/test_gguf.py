@@ -15,7 +15,8 @@ from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import gguf
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 
 TEXT = "to be or not to be\n"
 
@@ -37,7 +38,7 @@ def write(
         dropout=0.0,
         bias=False,
     )
-    arrays = flat(GPT(config).parameters())
+    arrays = flatten_params(GPT(config).parameters())
     model = gguf.Model(config, arrays, tokenizer, "tiny", add_bos_token)
     gguf.write(path, model, quantize)
 

@@ -16,7 +16,8 @@ import pytest
 
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import huggingface
-from mlxgpt.model.gpt import GPT, load_parameters
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import load_parameters
 from tests.interchange.models import SHAPE, folder_of, parameters_of
 
 Arrays = dict[str, mx.array]

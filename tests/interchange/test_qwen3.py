@@ -9,7 +9,8 @@ from mlxgpt import config_files
 from mlxgpt.config import Config, override
 from mlxgpt.interchange import qwen3
 from mlxgpt.model.counting import count_parameters
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def config(tiny_model: Config) -> Config:
 
 
 def test_every_parameter_has_a_place_and_every_gain_is_there(config: Config) -> None:
-    found = qwen3.arrays(config.model, flat(GPT(config.model).parameters()))
+    found = qwen3.arrays(config.model, flatten_params(GPT(config.model).parameters()))
     gains = {n for n in found if "norm" in n and n != qwen3.LAST_NORM}
     assert len(gains) == 4 * config.model.n_layer
     assert all(bool((found[name] == 1).all()) for name in gains)
@@ -28,7 +29,7 @@ def test_every_parameter_has_a_place_and_every_gain_is_there(config: Config) -> 
 
 def test_a_head_of_its_own_and_a_normalised_embedding_have_a_place(config: Config) -> None:
     shape = override(config, {"tied": False, "embedding_norm": True}).model
-    parameters = flat(GPT(shape).parameters())
+    parameters = flatten_params(GPT(shape).parameters())
     found = qwen3.arrays(shape, parameters)
     assert found[qwen3.HEAD] is parameters["lm_head.weight"]
     sizes = mx.square(found[qwen3.EMBEDDING]).mean(axis=1)
@@ -52,7 +53,10 @@ def test_the_modern_recipe_is_portable_and_racing_is_not() -> None:
 
 def test_its_config_tells_its_shape(config: Config) -> None:
     tree = qwen3.config_tree(config.model, 5)
-    model, arrays = config.model, qwen3.arrays(config.model, flat(GPT(config.model).parameters()))
+    model, arrays = (
+        config.model,
+        qwen3.arrays(config.model, flatten_params(GPT(config.model).parameters())),
+    )
     up = arrays["model.layers.0.mlp.up_proj.weight"]
     assert up.shape == (tree["intermediate_size"], tree["hidden_size"])
     assert tree["head_dim"] * tree["num_attention_heads"] == model.n_embd
@@ -60,5 +64,5 @@ def test_its_config_tells_its_shape(config: Config) -> None:
     assert arrays["model.layers.1.self_attn.q_norm.weight"].shape == (tree["head_dim"],)
     assert mx.array_equal(
         arrays["model.layers.1.self_attn.k_proj.weight"],
-        flat(GPT(model).parameters())["h.1.attn.c_attn.weight"][16:32],
+        flatten_params(GPT(model).parameters())["h.1.attn.c_attn.weight"][16:32],
     )

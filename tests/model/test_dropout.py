@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.model.dropout import dropout, split
+from mlxgpt.model.dropout import dropout, split_key
 
 
 def test_dropout_needs_a_key_keeps_the_mean_and_zeroes_its_share() -> None:
@@ -17,11 +17,14 @@ def test_dropout_needs_a_key_keeps_the_mean_and_zeroes_its_share() -> None:
     assert np.allclose(y[y > 0], 1 / 0.7)
 
 
-def test_a_part_has_the_mask_that_it_has_in_the_whole() -> None:
-    x, key = mx.ones((6, 5, 4)), mx.random.key(3)
-    of_part = key, mx.array([2]), 6
-    whole = [dropout(x, 0.5, one) for one in (key, *split(key, 2))]
-    parts = [dropout(x[2:4], 0.5, one) for one in (of_part, *split(of_part, 2))]
-    for all_rows, rows in zip(whole, parts, strict=True):
-        assert (rows == all_rows[2:4]).all()
-        assert not (rows == all_rows[:2]).all()
+def test_a_key_is_split_into_independent_ones_without_a_gradient() -> None:
+    x, key = mx.ones((20, 20)), mx.random.key(3)
+    masks = [np.array(dropout(x, 0.5, one)).tobytes() for one in (key, *split_key(key, 3))]
+    assert len(set(masks)) == 4
+    assert split_key(None, 3) == [None] * 3
+
+    def drawn(x: mx.array, key: mx.array) -> mx.array:
+        return dropout(x, 0.5, split_key(key, 1)[0]).sum()
+
+    gradient = mx.grad(drawn, argnums=(0, 1))(x, key)[0]
+    np.testing.assert_array_equal(gradient, dropout(x, 0.5, split_key(key, 1)[0]))

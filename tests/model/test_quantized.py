@@ -8,8 +8,9 @@ import pytest
 from mlxgpt.config import Config, override
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import mlx_lm
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.model.quantized import as_it_is, quantize
 
 MODERN = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "tied": False}
@@ -20,7 +21,7 @@ def test_weights_are_rounded_as_mlx_lm_rounds_them(tiny_model: Config, bits: int
     config = override(tiny_model, {"n_embd": 64}).model
     model, exact = GPT(config, 1), GPT(config, 1)
     ids = mx.random.randint(0, 19, (2, 8), key=mx.random.key(0))
-    rounded = mlx_lm.rounded(config, flat(exact.parameters()), bits)
+    rounded = mlx_lm.rounded(config, flatten_params(exact.parameters()), bits)
     exact.load_weights(list(rounded.items()))
     quantize(model, bits)
     np.testing.assert_allclose(model(ids), exact(ids), atol=1e-4)
@@ -35,12 +36,12 @@ def test_the_loss_hardly_changes(tiny_model: Config, parts: dict, bits: int) -> 
     ids = mx.random.randint(0, 19, (2, 9), key=mx.random.key(0))
     x, y, mask = ids[:, :-1], ids[:, 1:], mx.ones((2, 8))
     before = float(token_losses(model(x), y).sum())
-    size = sum(p.nbytes for p in flat(model.parameters()).values())
+    size = sum(p.nbytes for p in flatten_params(model.parameters()).values())
     quantize(model, bits)
     after = float(as_it_is(model)(model.parameters(), x, y, mask))
     assert after == pytest.approx(before, rel=0.02)
     assert after != before
-    assert sum(p.nbytes for p in flat(model.parameters()).values()) < 0.8 * size
+    assert sum(p.nbytes for p in flatten_params(model.parameters()).values()) < 0.8 * size
 
 
 def test_rows_that_no_group_divides(tiny_model: Config) -> None:

@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.config import ModelConfig
-from mlxgpt.model.gpt import GPT, load_parameters
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import load_parameters
 
 FILE = Path(__file__).with_name("reference.npz")
 

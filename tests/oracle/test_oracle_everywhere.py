@@ -15,7 +15,8 @@ import mlxgpt
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.interchange import exporting, huggingface, importing
 from mlxgpt.interchange.huggingface import Foreign
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage.run import load_model
 from mlxgpt.training.step import TrainStep
 from tests.oracle.test_oracle_gguf import Llama, lively, small_bpe
@@ -43,7 +44,7 @@ def test_one_prompt_becomes_one_text_in_all_four_places(
 ) -> None:
     tokenizer = small_bpe()
     model = lively(tokenizer, bias=False, **parts)
-    foreign = Foreign(model.config, flat(model.parameters()), tokenizer, add_bos_token)
+    foreign = Foreign(model.config, flatten_params(model.parameters()), tokenizer, add_bos_token)
     run = importing.make_run(foreign, tmp_path / "run")
     _, saved = load_model(run)
     for to in ("hf", "gguf"):
@@ -82,7 +83,7 @@ def test_a_training_goes_the_same_way_in_pytorch(tmp_path: Path) -> None:
     config = override(Config(shape), settings)
     step = TrainStep(GPT(shape, 4), config)
     huggingface.write_config(tmp_path, shape, None)
-    huggingface.write_parameters(tmp_path, shape, flat(step.model.parameters()))
+    huggingface.write_parameters(tmp_path, shape, flatten_params(step.model.parameters()))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).train()
     groups = [
         {"params": [p for p in theirs.parameters() if p.dim() >= 2], "weight_decay": 0.1},
@@ -90,7 +91,7 @@ def test_a_training_goes_the_same_way_in_pytorch(tmp_path: Path) -> None:
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
     draw = np.random.default_rng(0)
-    first, losses = flat(GPT(shape, 4).parameters()), []
+    first, losses = flatten_params(GPT(shape, 4).parameters()), []
     for n in range(20):
         batch = draw.integers(0, shape.vocab_size, (4, 17))
         x, y = mx.array(batch[None, :, :-1]), mx.array(batch[None, :, 1:])
@@ -107,7 +108,7 @@ def test_a_training_goes_the_same_way_in_pytorch(tmp_path: Path) -> None:
     assert all(ours == pytest.approx(loss, abs=1e-4) for ours, loss in losses)
     theirs.save_pretrained(tmp_path / "after")
     after = huggingface.read_parameters(tmp_path / "after", shape)
-    for name, value in flat(step.model.parameters()).items():
+    for name, value in flatten_params(step.model.parameters()).items():
         assert float(mx.abs(value - after[name]).max()) < 1e-3, name
         assert float(mx.abs(value - first[name]).max()) > 3e-3, "it has learned something"
 
@@ -116,7 +117,7 @@ def test_our_loss_is_theirs(tmp_path: Path) -> None:
     """The same nats per token of a text, in windows of the block."""
     tokenizer = small_bpe()
     model = lively(tokenizer, bias=True)
-    foreign = Foreign(model.config, flat(model.parameters()), tokenizer, False)
+    foreign = Foreign(model.config, flatten_params(model.parameters()), tokenizer, False)
     run = importing.make_run(foreign, tmp_path / "run")
     (tmp_path / "text.txt").write_text("once upon a time there was the end. " * 30)
     found = mlxgpt.evaluate(run=str(run.folder), source=[tmp_path / "text.txt"])

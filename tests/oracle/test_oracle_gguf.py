@@ -25,7 +25,8 @@ from mlxgpt.corpus import bpe, tokenizer_file
 from mlxgpt.corpus.tokenizer import AddedToken, CharTokenizer, Tokenizer
 from mlxgpt.errors import UserError
 from mlxgpt.interchange import gguf
-from mlxgpt.model.gpt import GPT, flat, load_parameters
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params, load_parameters
 from tests.interchange.tokenizer_folders import PIECES, tree_with_added
 
 package = pytest.importorskip("gguf", reason="the extra `oracle` is not installed")
@@ -102,7 +103,7 @@ def lively(
         **parts,
     )
     model = GPT(config, 1)
-    arrays = flat(model.parameters())
+    arrays = flatten_params(model.parameters())
     keys = mx.random.split(mx.random.key(2), len(arrays))
     noisy = {
         name: value + 0.15 * mx.random.normal(value.shape, key=key)
@@ -121,7 +122,7 @@ def written(
     quantize: int | None = None,
 ) -> Path:
     path = folder / "model.gguf"
-    arrays = flat(model.parameters())
+    arrays = flatten_params(model.parameters())
     content = gguf.Model(model.config, arrays, tokenizer, "small", add_bos_token)
     gguf.write(path, content, quantize)
     assert list(folder.iterdir()) == [path]
@@ -305,7 +306,7 @@ def test_a_model_of_qwen3s_parts_has_the_same_probabilities(
     model = lively(tokenizer, bias=False, **parts, tied=not apart, embedding_norm=apart)
     llama = Llama(written(tmp_path, model, tokenizer, quantize=bits))
     if bits:
-        load_parameters(model, gguf.rounded(model.config, flat(model.parameters()), bits))
+        load_parameters(model, gguf.rounded(model.config, flatten_params(model.parameters()), bits))
     ids = tokenizer.encode(PROMPT).tolist()
     expected = log_probabilities(model, ids)[-1]
     found = llama.log_probabilities(ids, 50)
@@ -343,7 +344,7 @@ def test_every_array_is_in_the_file(tmp_path: Path, bits: int | None) -> None:
     assert fields.get("general.quantization_version") == (2 if bits else None)
     assert fields["gpt2.attention.layer_norm_epsilon"] == pytest.approx(1e-5)
 
-    arrays = flat(model.parameters())
+    arrays = flatten_params(model.parameters())
     own = {f"{theirs}": ours for ours, theirs in gguf.PARTS.items()}
     seen = 0
     for tensor in reader.tensors:

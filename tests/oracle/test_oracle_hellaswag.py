@@ -13,7 +13,8 @@ import pytest
 from mlxgpt.config import ModelConfig
 from mlxgpt.corpus import bpe
 from mlxgpt.evaluation.hellaswag import Example, ending_losses, evaluate
-from mlxgpt.model.gpt import GPT, load_parameters
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import load_parameters
 from tests.evaluation.endings import CASES, TEXT
 
 pytest.importorskip("torch", reason="the extra `oracle` is not installed")

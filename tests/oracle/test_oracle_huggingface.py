@@ -18,7 +18,8 @@ from mlxgpt.corpus import bpe
 from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
 from mlxgpt.interchange import exporting, importing
 from mlxgpt.interchange.huggingface import Foreign
-from mlxgpt.model.gpt import GPT, flat, load_parameters
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params, load_parameters
 from mlxgpt.storage.run import load_model
 
 pytest.importorskip("torch", reason="the extra `oracle` is not installed")
@@ -149,7 +150,7 @@ def of_ours(kind: str, bias: bool, room: int = 0) -> Foreign:
     model = GPT(config, 3)
     parameters = {
         name: value + 0.1 * mx.random.normal(value.shape, key=mx.random.key(n))
-        for n, (name, value) in enumerate(flat(model.parameters()).items())
+        for n, (name, value) in enumerate(flatten_params(model.parameters()).items())
     }
     return Foreign(config, parameters, tokenizer, tokenizer.end_of_text is not None)
 

@@ -18,7 +18,8 @@ import mlxgpt
 from mlxgpt.config import ModelConfig
 from mlxgpt.errors import UserError
 from mlxgpt.interchange.nanogpt import read_checkpoint
-from mlxgpt.model.gpt import GPT, load_parameters
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import load_parameters
 from tests.hostile import EDITS, edited
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -16,7 +16,8 @@ from mlx.utils import tree_map
 
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.interchange import huggingface, qwen3
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.step import TrainStep
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -62,7 +63,7 @@ def ours(shape: ModelConfig = SHAPE) -> GPT:
 def theirs(model: GPT, folder: Path) -> Any:
     """The same model, by transformers."""
     huggingface.write_tree(folder, qwen3.config_tree(model.config, None))
-    arrays = qwen3.arrays(model.config, flat(model.parameters()))
+    arrays = qwen3.arrays(model.config, flatten_params(model.parameters()))
     mx.save_safetensors(str(folder / huggingface.WEIGHTS), arrays, {"format": "pt"})
     return transformers.AutoModelForCausalLM.from_pretrained(folder)
 
@@ -90,7 +91,7 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
     )
     assert float(loss) == pytest.approx(float(expected.detach()), abs=1e-5)
     expected.backward()
-    names = qwen3.arrays(SHAPE, flat(gradients))
+    names = qwen3.arrays(SHAPE, flatten_params(gradients))
     own = {name: p.grad for name, p in other.named_parameters()}
     compared = [name for name in own if "norm" not in name or name == "model.norm.weight"]
     assert len(compared) == 2 + 7 * SHAPE.n_layer

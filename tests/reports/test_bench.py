@@ -17,14 +17,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlxgpt.inference.decoding import Decoder
 
 from mlxgpt import __version__, config, config_files
 from mlxgpt.config import Config, Sampling
 from mlxgpt.errors import UserError
-from mlxgpt.inference.decoding import Decoder
 from mlxgpt.machine import device, mac
 from mlxgpt.model.counting import count_parameters, flops_per_token
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.reports import bench
 from mlxgpt.reports.bench import Plan
 from mlxgpt.reports.report import Measurement
@@ -200,7 +201,7 @@ def test_generation_is_timed_from_the_call_and_from_the_first_token(
 
 def test_a_new_token_reads_weights_and_cache(tiny_model: Config) -> None:
     model = GPT(tiny_model.model)
-    weights = sum(array.nbytes for array in flat(model.parameters()).values())
+    weights = sum(array.nbytes for array in flatten_params(model.parameters()).values())
     other_positions = model.wpe.weight[1:].nbytes
     _, filled = model.prefill(mx.zeros((1, tiny_model.model.block_size), mx.int32), mx.array([0]))
     cache = sum(k.nbytes + v.nbytes for k, v in filled)

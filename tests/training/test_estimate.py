@@ -10,7 +10,8 @@ from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training import estimate as forecast
 from mlxgpt.training.estimate import (
     Estimate,
@@ -193,5 +194,5 @@ def test_the_large_configs_are_the_models_they_are_named_after() -> None:
     assert 10e6 < count_parameters(tier2.model) < 30e6
     small = override(tier2, {"n_layer": 1, "n_embd": 48, "n_head": 1})
     assert count_parameters(small.model) == sum(
-        value.size for value in flat(GPT(small.model).parameters()).values()
+        value.size for value in flatten_params(GPT(small.model).parameters()).values()
     )

@@ -20,7 +20,8 @@ from mlxgpt.config import Config, override
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.distributed.group import LocalGroup
 from mlxgpt.machine import device
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training import loop, metrics
 from mlxgpt.training.callbacks import Callback, Summary
 from mlxgpt.training.estimate import NO_ESTIMATE
@@ -387,8 +388,8 @@ def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: Tokens) -> 
             stop=lambda until=until, done=done: next(done) == until,
         )
         assert start == until
-    for name, value in flat(whole.model.parameters()).items():
-        assert (value == flat(parts.model.parameters())[name]).all(), name
+    for name, value in flatten_params(whole.model.parameters()).items():
+        assert (value == flatten_params(parts.model.parameters())[name]).all(), name
 
 
 def test_a_finished_run_takes_no_step(tiny_model: Config, tokens: Tokens) -> None:

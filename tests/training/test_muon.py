@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxgpt.config import Config, OptimConfig, override
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.muon import QUINTIC, ROW_MOMENTUM, STEPS, Muon, orthogonalized
 from mlxgpt.training.optimizer import OptimizerGroups
 
@@ -143,7 +144,7 @@ def names_of(optimizer: OptimizerGroups, group: int) -> set[str]:
 def test_matrices_of_the_blocks_are_muons_and_the_rest_adamws(tiny_model: Config) -> None:
     config = override(tiny_model, {"optimizer": "muon", "bias": False})
     assert config.optim.embedding_learning_rate == 0
-    parameters = flat(GPT(config.model).trainable_parameters())
+    parameters = flatten_params(GPT(config.model).trainable_parameters())
     muons, adamws, others = (
         names_of(OptimizerGroups(config.optim, parameters), group) for group in range(3)
     )

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mlxgpt.config import Config, OptimConfig, override
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.optimizer import ADAMWS_WORK, OptimizerGroups, split_by_work
 from tests.oracle import reference
 
@@ -62,7 +63,7 @@ def test_embeddings_may_have_a_rate_of_their_own_and_no_decay(tiny_model: Config
     given = {"embedding_learning_rate": 0.05, "learning_rate": 0.01, "weight_decay": 0.1}
     parts = {"tied": False, "value_embeddings": True, "optimizer": "muon", "bias": False}
     config = override(tiny_model, {**given, **parts})
-    parameters = flat(GPT(config.model).trainable_parameters())
+    parameters = flatten_params(GPT(config.model).trainable_parameters())
     optimizer = OptimizerGroups(config.optim, parameters)
     zero = {name: mx.zeros_like(value) for name, value in parameters.items()}
     after, state = update(optimizer, parameters, zero, optimizer.init(), 0.002)
@@ -86,7 +87,7 @@ def test_a_bad_step_changes_nothing(
 ) -> None:
     """Whatever its gradient, loss and learning rate are."""
     config = override(tiny_model, {"optimizer": optimizer, "bias": False, "eps": eps})
-    parameters = flat(GPT(config.model).trainable_parameters())
+    parameters = flatten_params(GPT(config.model).trainable_parameters())
     groups = OptimizerGroups(config.optim, parameters)
     state, step = groups.init(), mx.compile(groups.update)
     if not first:
@@ -102,7 +103,7 @@ def test_a_bad_step_changes_nothing(
 def test_a_state_is_kept_by_the_names_of_mlxs_optimizers(tiny_model: Config) -> None:
     """And is the same when it was read by them."""
     config = override(tiny_model, {"optimizer": "muon", "embedding_learning_rate": 0.1})
-    parameters = flat(GPT(config.model).trainable_parameters())
+    parameters = flatten_params(GPT(config.model).trainable_parameters())
     optimizer = OptimizerGroups(config.optim, parameters)
     gradients = {name: mx.ones_like(value) for name, value in parameters.items()}
     _, state = update(optimizer, parameters, gradients, optimizer.init(), 0.01)
@@ -116,7 +117,7 @@ def test_a_state_is_kept_by_the_names_of_mlxs_optimizers(tiny_model: Config) -> 
 def test_an_update_is_split_by_work_evenly_and_whole(tiny_model: Config, optimizer: str) -> None:
     given = {"n_layer": 3, "vocab_size": 100, "optimizer": optimizer}
     config = override(tiny_model, given)
-    parameters = flat(GPT(config.model).parameters())
+    parameters = flatten_params(GPT(config.model).parameters())
     first, second = split_by_work(parameters, config.optim, 2)
     assert sorted(first + second) == sorted(parameters)
     by_muon = {n for n, p in parameters.items() if p.ndim == 2 and n.startswith("h.")}

@@ -15,7 +15,7 @@ from mlxgpt.config import Config, override
 from mlxgpt.corpus import hub, sources
 from mlxgpt.corpus.hub import Unavailable
 from mlxgpt.errors import UserError
-from mlxgpt.model.gpt import flat
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import evaluating, forecast, selfcheck, trainer
@@ -275,7 +275,7 @@ def test_a_vocabulary_smaller_than_the_datas_is_refused(train: Any, tiny: Config
 def test_weights_load_into_the_model_that_is_run(train: Any) -> None:
     train("a")
     model, saved = runs.load_model(runs.open_run(Path("runs/a")), "newest")
-    for name, value in flat(model.parameters()).items():
+    for name, value in flatten_params(model.parameters()).items():
         assert mx.array_equal(value, saved.parameters[name])
     assert saved.step == 12
     assert override(Config(), {}).model != model.config

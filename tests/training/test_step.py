@@ -17,8 +17,9 @@ from mlxgpt.distributed.group import LocalGroup
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.model import gpt
-from mlxgpt.model.gpt import GPT, flat
+from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step, token_losses
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.step import StepInputs, TrainStep, rank_rows
 from tests.trainings import MODERN_PARTS
 
@@ -30,7 +31,7 @@ def ids_of(*shape: int) -> mx.array:
 def gradients_of(config: Config, ids: mx.array) -> tuple[float, dict[str, np.ndarray]]:
     step = TrainStep(GPT(config.model, 5), config)
     loss, gradients = step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2))
-    return float(loss), {name: np.array(value) for name, value in flat(gradients).items()}
+    return float(loss), {name: np.array(value) for name, value in flatten_params(gradients).items()}
 
 
 @pytest.mark.parametrize(("micro_batches", "batch_size"), [(4, 2), (8, 1), (2, 3), (3, 3), (3, 1)])
@@ -106,7 +107,7 @@ def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
         step = TrainStep(GPT(config.model, 5), config)
         _, found = step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))
         mx.eval(found)
-        return flat(found)
+        return flatten_params(found)
 
     ids = ids_of(1, 4, 9)
     ours = gradients(ids)
@@ -133,7 +134,7 @@ def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
             norms.append(
                 float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n))[1])
             )
-        ends.append((norms, flat(step.model.parameters())))
+        ends.append((norms, flatten_params(step.model.parameters())))
     np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-4)
     for name, value in ends[0][1].items():
         np.testing.assert_allclose(value, ends[1][1][name], atol=1e-4, err_msg=name)
@@ -199,14 +200,14 @@ def test_dropout_changes_from_step_to_step_in_the_compiled_step(tiny_model: Conf
 
 def test_a_step_lowers_the_loss_and_keeps_the_tree(tiny_model: Config) -> None:
     step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
-    names = list(flat(step.model.parameters()))
+    names = list(flatten_params(step.model.parameters()))
     ids = ids_of(1, 4, 9)
     losses = [
         float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), mx.random.key(0))[0])
         for _ in range(20)
     ]
     assert losses[-1] < losses[0] - 0.5
-    assert list(flat(step.model.parameters())) == names
+    assert list(flatten_params(step.model.parameters())) == names
 
 
 def test_bfloat16_computes_in_16_bits_and_keeps_32_bit_weights(tiny_model: Config) -> None:
@@ -216,13 +217,13 @@ def test_bfloat16_computes_in_16_bits_and_keeps_32_bit_weights(tiny_model: Confi
         step = TrainStep(GPT(config.model, 5), config)
         ids = ids_of(1, 4, 9)
         loss = float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-6), mx.random.key(0))[0])
-        values = flat(step.model.parameters())
+        values = flatten_params(step.model.parameters())
         assert all(value.dtype == mx.float32 for value in values.values())
         ends.append((loss, values))
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-2)
     assert ends[0][0] != ends[1][0]
     # A rate of 1e-6 is far below what a 16-bit weight could take in.
-    before = flat(GPT(tiny_model.model, 5).parameters())["wte.weight"]
+    before = flatten_params(GPT(tiny_model.model, 5).parameters())["wte.weight"]
     assert not (before == ends[0][1]["wte.weight"]).any()
 
 
@@ -272,7 +273,7 @@ def test_a_gradient_is_clipped_only_where_asked(
     config = override(tiny_model, {"grad_clip": grad_clip, "dropout": 0.0, "beta1": 0.0})
     step, ids = TrainStep(GPT(config.model, 5), config), ids_of(1, 4, 9)
     step.model.wte.weight = step.model.wte.weight * 100  # so that the gradient is a large one
-    gradients = flat(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))[1])
+    gradients = flatten_params(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))[1])
     _, norm = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0))
     assert float(norm) > 2
     share = share / float(norm) if share < 1 else share

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from mlxgpt.config import Config, Sampling, override
-from mlxgpt.inference import looking, sample
-from mlxgpt.inference.decoding import Decoder, Decoding, NotFiniteError
-from mlxgpt.inference.looking import Look, Neighbourhood, left_by
-from mlxgpt.inference.sample import Rules
+from mlxgpt.inference import inspect
+from mlxgpt.inference.decode import BatchDecoder, generate_step
+from mlxgpt.inference.engine import CompiledModel, NotFiniteError
+from mlxgpt.inference.inspect import EmbeddingNeighbors, ForwardTrace, sampled_probabilities
+from mlxgpt.inference.sampling import NEG_INF, SamplerSpec, make_sampler, setting_values
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.quantized import quantize
 from tests.inference.models import lively
@@ -27,10 +28,10 @@ def softmax(logits: mx.array) -> np.ndarray:
 
 
 def test_the_lens_at_each_position(model: GPT) -> None:
-    look = Look(model, KNOWN, IDS)
+    trace = ForwardTrace(model, KNOWN, IDS)
     wanted = softmax(model(mx.array(IDS[None]))[0])
     for position in range(len(IDS)):
-        layers = look.lens(position, 4)
+        layers = trace.lens(position, 4)
         assert len(layers) == 1 + len(model.h)
         assert all(
             [share for _, share in one] == sorted((s for _, s in one), reverse=True)
@@ -53,18 +54,18 @@ def test_the_lens_at_each_position(model: GPT) -> None:
 )
 def test_what_settings_leave_is_what_is_drawn_from(model: GPT, chosen: Sampling) -> None:
     """Drawn often, each token comes as often as that."""
-    found = Decoder(model, KNOWN).after(IDS)
-    likely, left = left_by(chosen, found, KNOWN, IDS, KNOWN)
+    found = CompiledModel(model, KNOWN).logits_after(IDS)
+    likely, left = sampled_probabilities(chosen, found, KNOWN, IDS, KNOWN)
     assert [share for _, share in likely] == sorted((s for _, s in likely), reverse=True)
     assert sum(share for _, share in likely) == pytest.approx(1, abs=1e-5)
     assert left.sum() == pytest.approx(1, abs=1e-5)
     draws = 4000
-    rules = Rules.of(chosen, KNOWN)
+    sampler = make_sampler(SamplerSpec.of(chosen, KNOWN))
     seen = np.zeros((draws, 19), dtype=bool)
     seen[:, IDS] = True
-    logits = mx.where(mx.arange(19) < KNOWN, mx.broadcast_to(found, (draws, 19)), sample.NEVER)
+    logits = mx.where(mx.arange(19) < KNOWN, mx.broadcast_to(found, (draws, 19)), NEG_INF)
     keys = mx.random.split(mx.random.key(1), draws)
-    drawn = sample.choose(logits, mx.array(seen), keys, sample.values(chosen), rules)
+    drawn = sampler(logits, mx.array(seen), setting_values(chosen), keys)
     counts = np.bincount(np.array(drawn), minlength=19)
     for (id, _), share in zip(likely, left, strict=True):
         assert abs(counts[id] / draws - share) < 4 * np.sqrt(0.25 / draws)
@@ -72,15 +73,15 @@ def test_what_settings_leave_is_what_is_drawn_from(model: GPT, chosen: Sampling)
 
 
 def test_what_follows_some_ids(model: GPT) -> None:
-    """However many there are, and by a look, too."""
-    decoder = Decoder(model, KNOWN)
+    """However many there are, and by a trace, too."""
+    compiled = CompiledModel(model, KNOWN)
     for count in (1, 3, 8, 11):
         ids = np.resize(IDS, count)
         wanted = model(mx.array(ids[None, -8:]))[0, -1]
-        np.testing.assert_allclose(decoder.after(ids), wanted, atol=1e-5)
-    look = Look(model, KNOWN, IDS)
-    shares = softmax(look.logits)
-    assert look.next(3) == [(id, shares[id]) for id in np.argsort(-shares)[:3]]
+        np.testing.assert_allclose(compiled.logits_after(ids), wanted, atol=1e-5)
+    trace = ForwardTrace(model, KNOWN, IDS)
+    shares = softmax(trace.logits)
+    assert trace.next(3) == [(id, shares[id]) for id in np.argsort(-shares)[:3]]
 
 
 @pytest.mark.parametrize("bits", [32, 16, 8])
@@ -88,13 +89,13 @@ def test_neighbours_are_the_nearest(
     tiny_model: Config, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of one token after the other, in whatever numbers the weights are."""
-    monkeypatch.setattr(looking, "PORTION", 5)
+    monkeypatch.setattr(inspect, "PORTION", 5)
     model = lively(override(tiny_model, {"n_embd": 64}))
     if bits < 32:
         quantize(model, bits)
     table = np.array(model.wte(mx.arange(KNOWN)).astype(mx.float32))
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
-    near = Neighbourhood(model, KNOWN)
+    near = EmbeddingNeighbors(model, KNOWN)
     for id in (4, 16):
         cosines = unit @ unit[id]
         found = near.of(id, 5)
@@ -109,20 +110,20 @@ def test_likenesses_that_are_not_finite_are_an_error(tiny_model: Config) -> None
     model = lively(tiny_model)
     model.wte.weight[3] = 1e30
     with pytest.raises(NotFiniteError):
-        Neighbourhood(model, KNOWN).of(3, 5)
+        EmbeddingNeighbors(model, KNOWN).of(3, 5)
 
 
-def test_what_is_told_while_writing(model: GPT) -> None:
+def test_probabilities_while_generating(model: GPT) -> None:
     """Beyond the block, too: the probabilities of the model alone, whatever the settings; and the
     same ids as when nobody asks.
     """
     chosen = Sampling(max_tokens=20, seed=3, temperature=0.7, top_k=4)
-    decoder, prompt = Decoder(model, KNOWN), IDS
-    silent = list(Decoding(decoder, [(prompt, 0)], chosen))
-    decoding, text = Decoding(decoder, [(prompt, 0)], chosen, alternatives=6), prompt.tolist()
+    compiled, prompt = CompiledModel(model, KNOWN), IDS
+    silent = list(generate_step(BatchDecoder(compiled, [(prompt, 0)], chosen)))
+    batch, text = BatchDecoder(compiled, [(prompt, 0)], chosen, top=6), prompt.tolist()
     rows = []
-    for row in decoding:
-        (probability,), (ids,), (shares,) = decoding.told
+    for row in generate_step(batch):
+        (probability,), (ids,), (shares,) = batch.probabilities
         window = text if len(text) <= 8 else None  # then a half block was read anew
         if window:
             wanted = softmax(model(mx.array([window]))[0, -1])
@@ -135,16 +136,16 @@ def test_what_is_told_while_writing(model: GPT) -> None:
     assert rows == silent
 
 
-def test_what_is_told_of_several_that_end_at_different_times(model: GPT) -> None:
+def test_probabilities_of_several_that_end_at_different_times(model: GPT) -> None:
     chosen = Sampling(max_tokens=12, seed=3)
-    decoder = Decoder(model, KNOWN)
-    alone = Decoding(decoder, [(IDS[:2], 0)], chosen, alternatives=3)
-    wanted = [(row, alone.told) for row in alone]
-    several = Decoding(decoder, [(IDS, 0), (IDS[:2], 0)], chosen, alternatives=3)
-    for n, row in enumerate(several):
-        (ids,), told = wanted[n]
+    compiled = CompiledModel(model, KNOWN)
+    alone = BatchDecoder(compiled, [(IDS[:2], 0)], chosen, top=3)
+    wanted = [(row, alone.probabilities) for row in generate_step(alone)]
+    several = BatchDecoder(compiled, [(IDS, 0), (IDS[:2], 0)], chosen, top=3)
+    for n, row in enumerate(generate_step(several)):
+        (ids,), probabilities = wanted[n]
         assert row[-1] == ids
-        for all_of_them, one in zip(several.told, told, strict=True):
+        for all_of_them, one in zip(several.probabilities, probabilities, strict=True):
             np.testing.assert_allclose(all_of_them[-1], one[0], atol=1e-5)
         if n == 3:
             several.keep([1])

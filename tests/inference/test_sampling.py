@@ -9,8 +9,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mlxgpt.config import Sampling
-from mlxgpt.inference import sample
-from mlxgpt.inference.sample import Rules
+from mlxgpt.inference import sampling
+from mlxgpt.inference.sampling import (
+    NEG_INF,
+    SamplerSpec,
+    categorical,
+    make_logits_processor,
+    make_sampler,
+    setting_values,
+)
 
 rows = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=30)
 
@@ -27,13 +34,13 @@ def probabilities(values: list[float]) -> np.ndarray:
 @given(rows, st.integers(1, 30))
 def test_top_k_keeps_the_k_likeliest_and_what_equals_the_last(values: list[float], k: int) -> None:
     k = min(k, len(values))
-    keep = kept(sample.top_k(mx.array([values]), k))[0]
+    keep = kept(sampling.top_k(mx.array([values]), k))[0]
     assert (keep == (np.array(values, np.float32) >= sorted(values)[-k])).all()
 
 
 @given(rows, st.floats(0.05, 0.99))
 def test_top_p_keeps_the_fewest_that_hold_p(values: list[float], p: float) -> None:
-    keep = kept(sample.top_p(mx.array([values]), p))[0]
+    keep = kept(sampling.top_p(mx.array([values]), p))[0]
     probs = probabilities(values)
     assert keep.any()
     assert probs[keep].min() >= probs[~keep].max(initial=0) - 1e-6
@@ -42,12 +49,12 @@ def test_top_p_keeps_the_fewest_that_hold_p(values: list[float], p: float) -> No
 
 
 def test_top_p_keeps_one_token_at_least() -> None:
-    assert kept(sample.top_p(mx.array([[1.0, 3.0, 2.0]]), 0.0)).tolist() == [[False, True, False]]
+    assert kept(sampling.top_p(mx.array([[1.0, 3.0, 2.0]]), 0.0)).tolist() == [[False, True, False]]
 
 
 @given(rows, st.floats(0.01, 1.0))
 def test_min_p_keeps_what_comes_near_the_likeliest(values: list[float], p: float) -> None:
-    keep = kept(sample.min_p(mx.array([values]), p))[0]
+    keep = kept(sampling.min_p(mx.array([values]), p))[0]
     ratio = probabilities(values) / probabilities(values).max()
     assert keep[ratio.argmax()]
     assert (keep | (ratio < p * 1.001)).all()
@@ -57,7 +64,7 @@ def test_min_p_keeps_what_comes_near_the_likeliest(values: list[float], p: float
 def test_a_penalty_makes_what_was_seen_less_likely_whatever_its_sign() -> None:
     logits = mx.array([[2.0, -2.0, 2.0, -2.0]])
     seen = mx.array([[True, True, False, False]])
-    found = np.array(sample.repetition_penalty(logits, seen, 2.0))
+    found = np.array(sampling.repetition_penalty(logits, seen, 2.0))
     np.testing.assert_allclose(found, [[1.0, -4.0, 2.0, -2.0]])
 
 
@@ -66,18 +73,18 @@ def keys(count: int, seed: int = 0) -> mx.array:
     return mx.array(draw.integers(2**32, size=(count, 2), dtype=np.uint32))
 
 
-def processed(logits: mx.array, seen: mx.array, sampling: Sampling) -> mx.array:
-    rules = Rules.of(sampling, logits.shape[-1])
-    return sample.process(logits, seen, sample.values(sampling), rules)
+def processed(logits: mx.array, seen: mx.array, settings: Sampling) -> mx.array:
+    process = make_logits_processor(SamplerSpec.of(settings, logits.shape[-1]))
+    return process(logits, seen, setting_values(settings))
 
 
 def test_temperature_zero_is_the_likeliest_token() -> None:
     logits = mx.array([[0.0, 3.0, 2.9], [5.0, 4.9, 0.0]])
     seen = mx.zeros(logits.shape, dtype=mx.bool_)
     greedy = Sampling(temperature=0, top_k=2, top_p=0.1, min_p=0.5)
+    sampler = make_sampler(SamplerSpec.of(greedy, 3))
     for n in range(20):
-        numbers, rules = sample.values(greedy), Rules.of(greedy, 3)
-        assert sample.choose(logits, seen, keys(2, n), numbers, rules).tolist() == [1, 0]
+        assert sampler(logits, seen, setting_values(greedy), keys(2, n)).tolist() == [1, 0]
 
 
 def test_nothing_set_changes_nothing() -> None:
@@ -86,33 +93,35 @@ def test_nothing_set_changes_nothing() -> None:
     assert (processed(logits, seen, Sampling(temperature=1.0)) == logits).all()
 
 
-def test_rules_are_those_settings_that_do_anything() -> None:
-    assert Rules.of(Sampling(), 19) == Rules(False, 0, False, False, False)
-    assert Rules.of(Sampling(top_k=19), 19) == Rules.of(Sampling(temperature=0.1, seed=3), 19)
+def test_a_spec_has_the_settings_that_do_anything() -> None:
+    assert SamplerSpec.of(Sampling(), 19) == SamplerSpec(False, 0, False, False, False)
+    other = Sampling(temperature=0.1, seed=3)
+    assert SamplerSpec.of(Sampling(top_k=19), 19) == SamplerSpec.of(other, 19)
     every = Sampling(top_k=18, top_p=0.99, min_p=0.01, repetition_penalty=1.1)
-    assert Rules.of(every, 19) == Rules(False, 18, True, True, True)
-    assert Rules.of(replace(every, temperature=0), 19) == Rules(True, 0, False, False, True)
+    assert SamplerSpec.of(every, 19) == SamplerSpec(False, 18, True, True, True)
+    greedy = SamplerSpec.of(replace(every, temperature=0), 19)
+    assert greedy == SamplerSpec(True, 0, False, False, True)
 
 
-@given(st.lists(st.floats(-50, 50, width=32) | st.just(sample.NEVER), min_size=2), st.integers(0))
+@given(st.lists(st.floats(-50, 50, width=32) | st.just(NEG_INF), min_size=2), st.integers(0))
 def test_what_must_not_be_drawn_never_is(values: list[float], seed: int) -> None:
-    assume(max(values) > sample.NEVER)
+    assume(max(values) > NEG_INF)
     logits = mx.broadcast_to(mx.array(values), (200, len(values)))
-    ids = np.array(sample.draw(logits, keys(200, seed)))
+    ids = np.array(categorical(logits, keys(200, seed)))
     assert ids.max() < len(values)
-    assert (np.array(values)[ids] > sample.NEVER).all()
+    assert (np.array(values)[ids] > NEG_INF).all()
 
 
 def test_the_greatest_share_of_all_still_draws_something(monkeypatch: pytest.MonkeyPatch) -> None:
     for share in (1.0, 1 - 2**-24, 0.0):
         monkeypatch.setattr(mx.random, "uniform", lambda shape, key, s=share: mx.full(shape, s))
         for values in (
-            [0.0, 1.0, sample.NEVER],
-            [0.1] * 1000 + [sample.NEVER],
-            [sample.NEVER, 1.0],
+            [0.0, 1.0, NEG_INF],
+            [0.1] * 1000 + [NEG_INF],
+            [NEG_INF, 1.0],
         ):
-            id = int(sample.draw(mx.array([values]), keys(1)))
-            assert values[id] > sample.NEVER
+            id = int(categorical(mx.array([values]), keys(1)))
+            assert values[id] > NEG_INF
 
 
 def parallel_cumsum(weights: mx.array, axis: int = -1) -> mx.array:
@@ -148,7 +157,7 @@ def exclusive(x: np.ndarray) -> np.ndarray:
 
 def draw_with(share: float, logits: np.ndarray, patch: pytest.MonkeyPatch) -> int:
     patch.setattr(mx.random, "uniform", lambda shape, key: mx.full(shape, share))
-    return int(sample.draw(mx.array(logits)[None], keys(1)))
+    return int(categorical(mx.array(logits)[None], keys(1)))
 
 
 @pytest.mark.parametrize("size", [200, 1000, 6000])
@@ -161,8 +170,8 @@ def test_a_masked_token_is_not_drawn_where_a_gpus_sums_grow_at_it(
     tried = 0
     for _ in range(10):
         logits = draw.normal(size=size).astype(np.float32)
-        logits[draw.random(size) < 0.7] = sample.NEVER
-        logits[-size // 10 :] = sample.NEVER  # as ids that no token has
+        logits[draw.random(size) < 0.7] = NEG_INF
+        logits[-size // 10 :] = NEG_INF  # as ids that no token has
         weights = mx.exp(mx.array(logits - logits.max()))[None]
         sums = np.array(parallel_cumsum(weights))[0]
         np.testing.assert_allclose(sums, np.array(weights)[0].cumsum(dtype=np.float64), rtol=1e-6)
@@ -179,8 +188,8 @@ def test_a_masked_token_is_not_drawn_where_a_gpus_sums_grow_at_it(
 def test_a_token_with_weight_is_drawn_however_sums_are_rounded(
     data: st.DataObject, share: float
 ) -> None:
-    values = data.draw(st.lists(st.floats(-20, 20, width=32) | st.just(sample.NEVER), min_size=1))
-    assume(max(values) > sample.NEVER)
+    values = data.draw(st.lists(st.floats(-20, 20, width=32) | st.just(NEG_INF), min_size=1))
+    assume(max(values) > NEG_INF)
     ulps = data.draw(st.lists(st.integers(-3, 3), min_size=len(values), max_size=len(values)))
 
     def rounded(weights: mx.array, axis: int) -> mx.array:
@@ -197,7 +206,7 @@ def test_a_token_with_weight_is_drawn_however_sums_are_rounded(
 def test_the_id_drawn_is_the_first_whose_sum_is_above_the_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    logits = np.array([*np.log([1, 2]), sample.NEVER, *np.log([3, 2])], np.float32)
+    logits = np.array([*np.log([1, 2]), NEG_INF, *np.log([3, 2])], np.float32)
     shares = [0.0, 0.1, 0.2, 0.3, 0.4, 0.7, 0.8, 0.99]
     drawn = [draw_with(share, logits, monkeypatch) for share in shares]
     assert drawn == [0, 0, 1, 1, 3, 3, 4, 4]
@@ -205,9 +214,9 @@ def test_the_id_drawn_is_the_first_whose_sum_is_above_the_share(
 
 def test_a_row_is_drawn_by_its_own_key_alone() -> None:
     logits, own = mx.random.normal((50, 40), key=mx.random.key(3)), keys(50)
-    together = sample.draw(logits, own).tolist()
-    assert together == [sample.draw(logits[n : n + 1], own[n : n + 1]).item() for n in range(50)]
-    assert sample.draw(mx.broadcast_to(logits[:1], (50, 40)), own).tolist() != together[:1] * 50
+    together = categorical(logits, own).tolist()
+    assert together == [categorical(logits[n : n + 1], own[n : n + 1]).item() for n in range(50)]
+    assert categorical(mx.broadcast_to(logits[:1], (50, 40)), own).tolist() != together[:1] * 50
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -216,20 +225,20 @@ def test_draws_have_the_softmaxs_frequencies(temperature: float) -> None:
     logits = mx.array([values] * 40_000)
     seen = mx.zeros(logits.shape, dtype=mx.bool_)
     ready = processed(logits, seen, Sampling(temperature=temperature))
-    ids = np.array(sample.draw(ready, keys(40_000)))
+    ids = np.array(categorical(ready, keys(40_000)))
     wanted = probabilities([v / temperature for v in values])
     np.testing.assert_allclose(np.bincount(ids, minlength=4) / 40_000, wanted, atol=0.01)
 
 
-@given(rows, st.floats(0, sample.GREEDY, exclude_max=True), st.floats(0.01, 1e30))
+@given(rows, st.floats(0, sampling.GREEDY, exclude_max=True), st.floats(0.01, 1e30))
 def test_a_tiny_temperature_is_greedy(
     values: list[float], temperature: float, scale: float
 ) -> None:
     """Also where dividing by it would overflow, as by 1e-40."""
     logits = mx.array([values]) * scale
     settings = Sampling(temperature=temperature, top_k=3, top_p=0.9, min_p=0.1)
-    rules = Rules.of(settings, len(values))
-    assert rules == Rules.of(Sampling(temperature=0.0), len(values))
+    spec = SamplerSpec.of(settings, len(values))
+    assert spec == SamplerSpec.of(Sampling(temperature=0.0), len(values))
     keys = mx.random.key(0)[None]
-    ids = sample.choose(logits, mx.zeros((1, 1)), keys, sample.values(settings), rules)
+    ids = make_sampler(spec)(logits, mx.zeros((1, 1)), setting_values(settings), keys)
     assert np.array(ids)[0] == np.array(logits).argmax()

@@ -1,7 +1,8 @@
-"""A run's model to keep: read and verified once, traced once."""
+"""A run's model to keep: read and verified once, compiled once."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,16 +12,27 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import config
-from mlxgpt.backend.execution import PerThread, compiled, share_blas_threads
+from mlxgpt.backend import execution
+from mlxgpt.config import Sampling
 from mlxgpt.corpus.dataset import is_prepared
 from mlxgpt.corpus.normalize import encode_prompt
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import EvalText, Evaluation, Evaluator
-from mlxgpt.inference import generation
-from mlxgpt.inference.decoding import Decoder
-from mlxgpt.inference.generation import Drawn, Generated
-from mlxgpt.inference.looking import Likely, Look, Neighbourhood, left_by
+from mlxgpt.inference.engine import CompiledModel
+from mlxgpt.inference.generate import (
+    Generated,
+    TextStream,
+    TokenOutput,
+    stream_tokens,
+    with_start,
+)
+from mlxgpt.inference.inspect import (
+    EmbeddingNeighbors,
+    ForwardTrace,
+    TopTokens,
+    sampled_probabilities,
+)
 from mlxgpt.inference.scoring import ScoredToken, Scorer
 from mlxgpt.machine.device import on_cpu
 from mlxgpt.model import quantized
@@ -28,10 +40,12 @@ from mlxgpt.model.gpt import GPT
 from mlxgpt.requests import PathLike, data_of, home, opened
 from mlxgpt.storage.run import Run
 
+logger = logging.getLogger(__name__)
+
 SAMPLE = 20_000  # tokens, by which rounding is judged
 
 
-class Model:
+class LoadedModel:
     """What `mlxgpt.load` gives. Its memory is free again when it is no longer used.
 
     Attributes:
@@ -43,23 +57,14 @@ class Model:
     def __init__(self, run: Run, model: GPT, step: int) -> None:
         self.run, self.step, self.tokenizer = run, step, run.tokenizer
         self._model = model
-        self._decoder = Decoder(model, run.tokenizer.vocab_size)
+        self._compiled = CompiledModel(model, run.tokenizer.vocab_size)
 
-    def generate(
-        self,
-        prompt: str | Sequence[str] = "",
-        *,
-        show: Callable[[str], None] = lambda piece: None,
-        note: Callable[[str], None] = lambda line: None,
-        **sampling: Any,
-    ) -> Generated:
+    def generate(self, prompt: str | Sequence[str] = "", **sampling: Any) -> Generated:
         """Continue a prompt, or several in one batch, each as if it were alone; on a GPU up to
-        rounding.
+        rounding. Logs what the model does not read of long texts.
 
         Args:
             prompt: the beginning; empty: a text from its own beginning.
-            show: takes pieces of the first text as they are made.
-            note: takes a line on what the user should know.
             sampling: any field of config.Sampling, such as `temperature=0.7, seed=1`.
 
         Raises:
@@ -69,17 +74,17 @@ class Model:
         if not prompts:
             raise UserError("there is no prompt", 'give one, or "" for a text from its beginning.')
         chosen = config.sampling(sampling)
-        bos = self.run.bos
-        return generation.generate(
-            self._decoder, self.tokenizer, prompts, chosen, bos=bos, show=show, note=note
-        )
+        stream = TextStream(self._compiled, self.tokenizer, prompts, chosen, bos=self.run.bos)
+        for _ in stream:
+            pass
+        return stream.result
 
-    def stream(self, prompt: str = "", **sampling: Any) -> Iterator[str]:
-        """Pieces of a prompt's continuation, as they are made; see `generate`."""
-        chosen = config.sampling(sampling)
-        if chosen.samples != 1:
-            raise UserError("only one text can be streamed", "leave out samples.")
-        return generation.stream(self._decoder, self.tokenizer, prompt, chosen, bos=self.run.bos)
+    def stream(self, prompt: str = "", **sampling: Any) -> TextStream:
+        """A prompt's continuation, as it is generated: iterate over it for its pieces, which do not
+        repeat the prompt; its `result` is then that of `generate`.
+        """
+        chosen = _of_one_text(sampling)
+        return TextStream(self._compiled, self.tokenizer, [prompt], chosen, bos=self.run.bos)
 
     def tokens(
         self,
@@ -88,20 +93,18 @@ class Model:
         number: int = 0,
         alternatives: int = 0,
         **sampling: Any,
-    ) -> Iterator[Drawn]:
+    ) -> Iterator[TokenOutput]:
         """A prompt's continuation, token by token; see `generate`.
 
         Args:
             prompt: a text, or ids, as they are.
             number: which one of several samples it is, from 0 on.
-            alternatives: of how many of the likeliest tokens is told at each place.
+            alternatives: how many of the likeliest tokens come with each one.
         """
         ids = self.ids(prompt) if isinstance(prompt, str) else self.checked(prompt)
-        chosen = config.sampling(sampling)
-        if chosen.samples != 1:
-            raise UserError("only one text can be streamed", "leave out samples.")
-        return generation.tokens(
-            self._decoder, self.tokenizer, ids, chosen, number=number, alternatives=alternatives
+        chosen = _of_one_text(sampling)
+        return stream_tokens(
+            self._compiled, self.tokenizer, ids, chosen, number=number, top=alternatives
         )
 
     def score(self, ids: Sequence[int], alternatives: int = 0) -> Iterator[list[ScoredToken]]:
@@ -115,25 +118,27 @@ class Model:
             UserError: if an id is not in the vocabulary, or a log-probability is not finite.
         """
         checked = self.checked(ids)
-        with share_blas_threads(self._decoder.blas_share):
+        with execution.share_blas_threads(self._compiled.blas_share):
             yield from self._scorer(checked, alternatives)
 
     def ids(self, prompt: str) -> np.ndarray:
         """A prompt's ids, int64 [T], begun as the model saw texts begin."""
         ids = encode_prompt(prompt, self.tokenizer)
-        return generation.with_start(ids, self.tokenizer, self.run.bos)
+        return with_start(ids, self.tokenizer, self.run.bos)
 
     def next(
         self, ids: Sequence[int], count: int = 10, **sampling: Any
-    ) -> tuple[Likely, np.ndarray]:
+    ) -> tuple[TopTokens, np.ndarray]:
         """What may follow some ids: the `count` likeliest tokens with their probabilities, and what
         settings of sampling leave of each.
         """
         checked, chosen = self.checked(ids), config.sampling(sampling)
-        logits = self._decoder.after(checked)
-        return left_by(chosen, logits, self.tokenizer.vocab_size, checked, count)
+        logits = self._compiled.logits_after(checked)
+        return sampled_probabilities(chosen, logits, self.tokenizer.vocab_size, checked, count)
 
-    def look(self, ids: Sequence[int], switched_off: Iterable[tuple[int, int]] = ()) -> Look:
+    def look(
+        self, ids: Sequence[int], switched_off: Iterable[tuple[int, int]] = ()
+    ) -> ForwardTrace:
         """See inside, as the model reads ids; the last ones, where the block holds no more.
 
         Args:
@@ -141,13 +146,13 @@ class Model:
         """
         block = self.run.config.model.block_size
         vocab_size = self.tokenizer.vocab_size
-        with share_blas_threads(self._decoder.blas_share):
-            return Look(self._model, vocab_size, self.checked(ids)[-block:], switched_off)
+        with execution.share_blas_threads(self._compiled.blas_share):
+            return ForwardTrace(self._model, vocab_size, self.checked(ids)[-block:], switched_off)
 
-    def neighbours(self, id: int, count: int = 10) -> Likely:
+    def neighbours(self, id: int, count: int = 10) -> TopTokens:
         """The tokens with the embeddings most like one's, and the cosine between them."""
         (checked,) = self.checked([id])
-        return self._neighbourhood.of(int(checked), count)
+        return self._neighbors.of(int(checked), count)
 
     def checked(self, ids: Sequence[int]) -> np.ndarray:
         """Ids, int64 [T], all of which the tokenizer gives.
@@ -195,8 +200,8 @@ class Model:
         return evaluate()
 
     @cached_property
-    def _neighbourhood(self) -> Neighbourhood:
-        return Neighbourhood(self._model, self.tokenizer.vocab_size)
+    def _neighbors(self) -> EmbeddingNeighbors:
+        return EmbeddingNeighbors(self._model, self.tokenizer.vocab_size)
 
     @cached_property
     def _scorer(self) -> Scorer:
@@ -204,11 +209,11 @@ class Model:
 
     @cached_property
     def _logits(self) -> Callable[[mx.array], mx.array]:
-        return compiled(self._model.__call__)
+        return execution.compiled(self._model.__call__)
 
     @cached_property
-    def _eval_step(self) -> PerThread[mx.array]:
-        return PerThread(partial(quantized.as_it_is, self._model))
+    def _eval_step(self) -> execution.PerThread[mx.array]:
+        return execution.PerThread(partial(quantized.as_it_is, self._model))
 
 
 def load(
@@ -218,33 +223,38 @@ def load(
     quantize: int | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-    note: Callable[[str], None] = lambda line: None,
-) -> Model:
-    """A run's model, to keep.
+) -> LoadedModel:
+    """A run's model, to keep. Logs which one it is, and what rounding its weights costs.
 
     Args:
         run: name or folder; default: the newest that has a checkpoint.
         checkpoint: `best`, `newest` or a step.
         quantize: bits a weight, 16, 8 or 4; default: 32.
-        note: takes a line on what was loaded, and on what its rounding costs.
     """
     if quantize is not None and quantize not in quantized.BITS:
         raise UserError(f"no model has {quantize} bits a weight", "use 16, 8 or 4.")
-    loaded = Model(*opened(run, checkpoint, runs_dir))
+    loaded = LoadedModel(*opened(run, checkpoint, runs_dir))
     if quantize is None:
         return loaded
     sample = _validation(loaded.run, home("data", data_dir))
     before = loaded._evaluated(sample, SAMPLE) if sample is not None else None
     quantized.quantize(loaded._model, quantize)
-    rounded = Model(loaded.run, loaded._model, loaded.step)
+    rounded = LoadedModel(loaded.run, loaded._model, loaded.step)
     cost = ""
     if before and sample is not None:
         after = rounded._evaluated(sample, SAMPLE)
         cost = f": loss {before.loss:.4f} before, {after.loss:.4f} now, on {after.tokens:,} tokens"
-    note(f"{quantize} bits a weight{cost}")
+    logger.info(f"{quantize} bits a weight{cost}")
     if on_cpu():
-        note("on a CPU that is slower than 32 bits; it is made for GPUs")
+        logger.info("on a CPU that is slower than 32 bits; it is made for GPUs")
     return rounded
+
+
+def _of_one_text(sampling: dict[str, Any]) -> Sampling:
+    chosen = config.sampling(sampling)
+    if chosen.samples != 1:
+        raise UserError("only one text can be streamed", "leave out samples.")
+    return chosen
 
 
 def _validation(run: Run, data_dir: Path) -> np.ndarray | None:

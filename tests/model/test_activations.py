@@ -9,8 +9,9 @@ import pytest
 from mlxgpt import config_files
 from mlxgpt.backend import ops
 from mlxgpt.config import Config, override
+from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.gpt import GPT
-from mlxgpt.model.inside import Inside
+from mlxgpt.model.kv_cache import KVCache
 from tests.inference.models import lively
 from tests.trainings import MODERN_PARTS
 
@@ -24,23 +25,23 @@ def model(request: pytest.FixtureRequest, tiny_model: Config) -> GPT:
     return lively(override(tiny_model, parts))
 
 
-def looked(model: GPT, off: Any = ()) -> tuple[mx.array, Inside]:
-    inside = Inside(off)
-    return model.prefill(mx.array(IDS), LAST, inside)[0], inside
+def recorded(model: GPT, off: Any = ()) -> tuple[mx.array, ActivationRecorder]:
+    recorder = ActivationRecorder(off)
+    return model(mx.array(IDS), KVCache(), last=LAST, recorder=recorder), recorder
 
 
 def test_attention_is_that_of_the_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows sum to 1, nobody looks ahead, and the values weighted by it are what went on."""
     real, passed = ops.causal_attention, []
 
-    def recorded(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    def watched(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         passed.append((v, real(q, k, v)))
         return passed[-1][1]
 
-    monkeypatch.setattr(ops, "causal_attention", recorded)
-    _, inside = looked(model)
-    assert len(inside.attention) == len(passed) == len(model.h)
-    for weights, (v, y) in zip(inside.attention, passed, strict=True):
+    monkeypatch.setattr(ops, "causal_attention", watched)
+    _, recorder = recorded(model)
+    assert len(recorder.attention) == len(passed) == len(model.h)
+    for weights, (v, y) in zip(recorder.attention, passed, strict=True):
         np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
         np.testing.assert_array_equal(weights, mx.tril(weights))
         np.testing.assert_allclose(weights @ v, y, atol=1e-5)
@@ -48,29 +49,31 @@ def test_attention_is_that_of_the_pass(model: GPT, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_last_lens_is_the_models_own(model: GPT) -> None:
-    logits, inside = looked(model)
-    assert len(inside.residual) == len(model.h) + 1
-    np.testing.assert_allclose(model.lens(inside.residual[-1]), model(mx.array(IDS)), atol=1e-5)
-    np.testing.assert_array_equal(inside.residual[0], _embedded(model))
-    np.testing.assert_allclose(model.lens(inside.residual[-1][:, -1]), logits, atol=1e-5)
+    logits, recorder = recorded(model)
+    assert len(recorder.residual) == len(model.h) + 1
+    np.testing.assert_allclose(model.lens(recorder.residual[-1]), model(mx.array(IDS)), atol=1e-5)
+    np.testing.assert_array_equal(recorder.residual[0], _embedded(model))
+    np.testing.assert_allclose(model.lens(recorder.residual[-1][:, -1]), logits, atol=1e-5)
 
 
 def _embedded(model: GPT) -> mx.array:
-    x = model._embedded(mx.array(IDS))
+    x = model.wte(mx.array(IDS))
+    if model.config.embedding_norm:
+        x = ops.rms_norm(x)
     return x + model.wpe.weight[: IDS.shape[1]] if "wpe" in model else x
 
 
-def test_looking_changes_nothing(model: GPT) -> None:
-    logits, _ = looked(model)
-    unseen, _ = model.prefill(mx.array(IDS), LAST)
+def test_recording_changes_nothing(model: GPT) -> None:
+    logits, _ = recorded(model)
+    unseen = model(mx.array(IDS), KVCache(), last=LAST)
     np.testing.assert_array_equal(logits, unseen)
 
 
 def test_a_head_switched_off_is_a_slice_of_zeros(model: GPT) -> None:
     """Of the matrix behind it, what reads that head's output."""
     off = {(0, 1), (1, 0)}
-    logits, inside = looked(model, off)
-    usual, _ = looked(model)
+    logits, recorder = recorded(model, off)
+    usual, _ = recorded(model)
     assert np.abs(np.array(logits - usual)).max() > 1e-3
     before = [block.attn.c_proj.weight for block in model.h]
     D = model.config.n_embd // model.config.n_head
@@ -78,12 +81,12 @@ def test_a_head_switched_off_is_a_slice_of_zeros(model: GPT) -> None:
         zeros = mx.array(model.h[layer].attn.c_proj.weight)
         zeros[:, head * D : (head + 1) * D] = 0
         model.h[layer].attn.c_proj.weight = zeros
-    same, _ = model.prefill(mx.array(IDS), LAST)
+    same = model(mx.array(IDS), KVCache(), last=LAST)
     for block, weight in zip(model.h, before, strict=True):
         block.attn.c_proj.weight = weight
     np.testing.assert_allclose(logits, same, atol=1e-5)
-    np.testing.assert_allclose(looked(model)[0], usual)
-    assert [w.shape for w in inside.attention] == [(1, 2, 7, 7)] * 2, "still seen"
+    np.testing.assert_allclose(recorded(model)[0], usual)
+    assert [w.shape for w in recorder.attention] == [(1, 2, 7, 7)] * 2, "still seen"
 
 
 @pytest.mark.slow
@@ -93,10 +96,10 @@ def test_of_a_model_as_large_as_gpt2() -> None:
     )
     model = GPT(config.model)
     ids = mx.random.randint(0, 50257, (1, 128))
-    inside, last = Inside({(11, 3)}), mx.array([127])
-    logits, _ = model.prefill(ids, last, inside)
-    assert len(inside.attention) == 12
-    for weights in inside.attention:
+    recorder = ActivationRecorder({(11, 3)})
+    logits = model(ids, KVCache(), last=mx.array([127]), recorder=recorder)
+    assert len(recorder.attention) == 12
+    for weights in recorder.attention:
         assert weights.shape == (1, 12, 128, 128)
         np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
-    np.testing.assert_allclose(model.lens(inside.residual[-1][:, -1]), logits, atol=1e-4)
+    np.testing.assert_allclose(model.lens(recorder.residual[-1][:, -1]), logits, atol=1e-4)

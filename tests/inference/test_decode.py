@@ -11,11 +11,13 @@ from mlx.utils import tree_map
 
 from mlxgpt.backend.cpu import shared_prompt
 from mlxgpt.config import Config, Sampling, override
-from mlxgpt.inference import decoding
-from mlxgpt.inference.decoding import Decoder, Decoding, NotFiniteError
-from mlxgpt.inference.looking import Look
+from mlxgpt.inference import engine
+from mlxgpt.inference.decode import BatchDecoder, generate_step
+from mlxgpt.inference.engine import CompiledModel, NotFiniteError
+from mlxgpt.inference.inspect import ForwardTrace
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
+from mlxgpt.model.kv_cache import KVCache
 from tests.inference.models import lively
 
 ROTARY = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
@@ -27,12 +29,34 @@ def model(tiny_model: Config) -> GPT:
     return lively(tiny_model)
 
 
+Texts = list[tuple[np.ndarray, int]]
+
+
+def rows_of(compiled: CompiledModel, texts: Texts, sampling: Sampling) -> list[list[int]]:
+    """All rows of some texts."""
+    return list(generate_step(BatchDecoder(compiled, texts, sampling)))
+
+
+def prefilled(monkeypatch: pytest.MonkeyPatch, compiled: CompiledModel) -> list[int]:
+    """Records how many prompts the compiled prefill is given at a time."""
+    read: list[int] = []
+    real = compiled._prefill
+
+    def counted(ids: mx.array, last: mx.array) -> Any:
+        read.append(len(ids))
+        return real(ids, last)
+
+    monkeypatch.setattr(compiled, "_prefill", counted)
+    return read
+
+
 def tokens(
     model: GPT, prompt: np.ndarray, sampling: Sampling, vocab_size: int, end: int | None = None
 ) -> list[list[int]]:
     """All rows of one prompt's texts."""
     texts = [(prompt, n) for n in range(sampling.samples)]
-    return list(Decoding(Decoder(model, vocab_size), texts, sampling, end))
+    batch = BatchDecoder(CompiledModel(model, vocab_size), texts, sampling, end)
+    return list(generate_step(batch))
 
 
 @pytest.mark.parametrize("parts", [{}, ROTARY])
@@ -42,15 +66,18 @@ def test_every_text_is_drawn_as_if_it_were_alone(
 ) -> None:
     """Beyond the block too, and after some of them were dropped."""
     model = lively(override(tiny_model, parts))
-    decoder = Decoder(model, 19)
+    compiled = CompiledModel(model, 19)
     lengths = [3, 8, 1, 5, 8, 12]
     texts = [(np.arange(n) * (n + 1) % 19, n % 2) for n in lengths]
     sampling = Sampling(max_tokens=30, seed=2, **kind)
-    alone = [[row[0] for row in Decoding(decoder, [text], sampling)] for text in texts]
-    batch = Decoding(decoder, texts, sampling)
+    alone = [
+        [row[0] for row in generate_step(BatchDecoder(compiled, [text], sampling))]
+        for text in texts
+    ]
+    batch = BatchDecoder(compiled, texts, sampling)
     left = list(range(len(texts)))
     found: list[list[int]] = [[] for _ in texts]
-    for n, row in enumerate(batch):
+    for n, row in enumerate(generate_step(batch)):
         for which, id in zip(left, row, strict=True):
             found[which].append(id)
         if n == 4:
@@ -71,36 +98,22 @@ def test_prompts_that_are_read_in_parts_give_the_same_texts(
     """As on Metal, where a batch of prompts is cut."""
     texts = [(np.arange(n) * (n + 1) % 19, 0) for n in (3, 8, 5, 6, 7)]
     sampling = Sampling(max_tokens=20, seed=2, top_k=5)
-    whole = list(Decoding(Decoder(model, 19), texts, sampling))
-    read: list[int] = []
-    decoder = Decoder(model, 19)
-    prefill = decoder.prefill
-
-    def counted(ids: mx.array, last: mx.array) -> Any:
-        read.append(len(ids))
-        return prefill(ids, last)
-
-    monkeypatch.setattr(decoder, "prefill", counted)
+    whole = rows_of(CompiledModel(model, 19), texts, sampling)
+    compiled = CompiledModel(model, 19)
+    read = prefilled(monkeypatch, compiled)
     monkeypatch.setattr(device, "rows_at_once", lambda flops: most)
-    assert list(Decoding(decoder, texts, sampling)) == whole
+    assert rows_of(compiled, texts, sampling) == whole
     assert read[: -(-5 // most)] == {1: [1] * 5, 2: [2, 2, 1], 4: [3, 2]}[most]
 
 
 def test_what_texts_have_in_common_is_read_once(
     monkeypatch: pytest.MonkeyPatch, model: GPT
 ) -> None:
-    decoder = Decoder(model, 19)
-    read: list[int] = []
-    real = decoder.prefill
-
-    def prefill(ids: mx.array, last: mx.array) -> object:
-        read.append(len(ids))
-        return real(ids, last)
-
-    monkeypatch.setattr(decoder, "prefill", prefill)
+    compiled = CompiledModel(model, 19)
+    read = prefilled(monkeypatch, compiled)
     one, other = np.array([1, 2, 3]), np.array([4, 5])
     texts = [(one, 0), (other, 0), (one, 1), (one, 2), (other, 1)]
-    rows = list(Decoding(decoder, texts, Sampling(max_tokens=5, seed=0)))
+    rows = rows_of(compiled, texts, Sampling(max_tokens=5, seed=0))
     assert read == [2]
     assert len(set(zip(*rows, strict=True))) == 5
 
@@ -112,20 +125,42 @@ def test_a_prompt_that_is_kept_once_changes_nothing(
 ) -> None:
     """Of whole buckets, and with a rest; beyond the block, and after some texts were dropped."""
     model = lively(override(tiny_model, {"position": position}))
-    monkeypatch.setattr(decoding, "SMALLEST_BUCKET", 2)
+    monkeypatch.setattr(engine, "SMALLEST_BUCKET", 2)
     texts = [(np.arange(length), n) for n in range(5)]
     found, kept = [], []
+    real = BatchDecoder.prefill
+
+    def prefill(self: BatchDecoder) -> None:
+        real(self)
+        kept.append(self._prompt[0][0].shape if self._prompt else None)
+
+    monkeypatch.setattr(BatchDecoder, "prefill", prefill)
     for least in (1 << 60, 1):
         monkeypatch.setattr(shared_prompt, "MIN_KEYS", least)
-        batch = Decoding(Decoder(model, 19), texts, Sampling(max_tokens=more, seed=2))
-        rows = iter(batch)
+        batch = BatchDecoder(CompiledModel(model, 19), texts, Sampling(max_tokens=more, seed=2))
+        rows = generate_step(batch)
         found.append([next(rows)])
-        kept.append(batch._prompt[0][0].shape if batch._prompt else None)
         batch.keep([0, 3])
         found[-1] += rows
     assert found[0] == found[1]
     once = None if position == "rope" and length + more > 8 else (1, 2, length // 2 * 2, 8)
     assert kept == [None, once]
+
+
+def test_one_text_of_many_can_be_read_again(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Config
+) -> None:
+    """While the prompts of others would be worth keeping once."""
+    model = lively(tiny_model)
+    monkeypatch.setattr(engine, "SMALLEST_BUCKET", 2)
+    texts = [(np.arange(n), 0) for n in (3, 5, 3, 3)]
+    sampling = Sampling(max_tokens=20, seed=2)
+    alone = [rows_of(CompiledModel(model, 19), [text], sampling) for text in texts]
+    monkeypatch.setattr(shared_prompt, "MIN_KEYS", 1)
+    rows = rows_of(CompiledModel(model, 19), texts, sampling)
+    assert [[ids] for ids in zip(*rows, strict=True)] == [
+        [tuple(id for (id,) in one)] for one in alone
+    ]
 
 
 def test_a_cache_may_end_within_a_bucket(tiny_model: Config) -> None:
@@ -134,33 +169,33 @@ def test_a_cache_may_end_within_a_bucket(tiny_model: Config) -> None:
     assert len(tokens(model, np.arange(2), Sampling(max_tokens=58, seed=0), 19)) == 58
 
 
-def test_a_decoder_is_traced_a_few_times_and_then_never(
+def test_a_model_is_traced_a_few_times_and_then_never(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config
 ) -> None:
     model = lively(override(tiny_model, {"block_size": 256}))
     traced: list[str] = []
-    for name in ("prefill", "decode"):
-        real = getattr(GPT, name)
+    real = GPT.__call__
 
-        def counted(self, *given, real=real, name=name):  # type: ignore[no-untyped-def]
-            traced.append(name)
-            return real(self, *given)
+    def counted(self: GPT, ids: mx.array, cache: KVCache, **given: Any) -> mx.array:
+        traced.append("prefill" if cache.position is None else "decode")
+        return real(self, ids, cache, **given)
 
-        monkeypatch.setattr(GPT, name, counted)
-    decoder = Decoder(model, 19)
+    monkeypatch.setattr(GPT, "__call__", counted)
+    compiled = CompiledModel(model, 19)
     for temperature, seed, length in ((0.8, 1, 250), (0.9, 2, 250), (0.7, 3, 40)):
         sampling = Sampling(max_tokens=length, temperature=temperature, seed=seed)
-        list(Decoding(decoder, [(np.array([1, seed]), 0)], sampling))
+        rows_of(compiled, [(np.array([1, seed]), 0)], sampling)
     assert traced.count("prefill") == 1
-    assert traced.count("decode") <= decoding.BUCKETS + 2, "two caches of the last text's length"
+    assert traced.count("decode") <= engine.BUCKETS + 2, "two caches of the last text's length"
     before = len(traced)
-    list(Decoding(decoder, [(np.array([1, 2]), 0)], Sampling(max_tokens=250, seed=9)))
+    rows_of(compiled, [(np.array([1, 2]), 0)], Sampling(max_tokens=250, seed=9))
     assert len(traced) == before
 
 
 def test_memory_stays_level_however_long_the_text(model: GPT) -> None:
     sampling, used = Sampling(max_tokens=2000, seed=0), []
-    for n, _ in enumerate(Decoding(Decoder(model, 19), [(np.array([1]), 0)], sampling)):
+    batch = BatchDecoder(CompiledModel(model, 19), [(np.array([1]), 0)], sampling)
+    for n, _ in enumerate(generate_step(batch)):
         if n % 100 == 50:
             used.append(mx.get_active_memory())
     # What is under way differs by a few kilobytes; a cache that grew would have 256 bytes more for
@@ -174,7 +209,7 @@ def test_how_much_is_looked_at_of_a_cache_changes_nothing(
 ) -> None:
     ids, sampling = np.arange(prompt), Sampling(max_tokens=40, seed=5, samples=2)
     whole = tokens(model, ids, sampling, 19)
-    monkeypatch.setattr(decoding, "SMALLEST_BUCKET", 1)
+    monkeypatch.setattr(engine, "SMALLEST_BUCKET", 1)
     assert tokens(model, ids, sampling, 19) == whole
 
 
@@ -186,21 +221,21 @@ def test_with_rotary_positions_the_text_slides_on(
     """
     model = GPT(override(tiny_model, {"position": "rope", "n_layer": 1}).model)
     model.update(tree_map(lambda p: 20 * p if p.ndim == 2 else p, model.parameters()))
-    monkeypatch.setattr(decoding, "SMALLEST_BUCKET", 2)
+    monkeypatch.setattr(engine, "SMALLEST_BUCKET", 2)
     read: list[int] = []
-    real = Decoding._read
+    real = CompiledModel.prefill
 
-    def counted(self: Decoding, rows: np.ndarray, n: int, seen: mx.array) -> None:
-        read.append(n)
-        real(self, rows, n, seen)
+    def counted(self: CompiledModel, texts: list) -> Any:
+        read.append(len(texts))
+        return real(self, texts)
 
-    monkeypatch.setattr(Decoding, "_read", counted)
+    monkeypatch.setattr(CompiledModel, "prefill", counted)
     found = [row[0] for row in tokens(model, np.arange(3), Sampling(40, temperature=0), 19)]
     window = [0, 1, 2]
     for id in found:
         assert id == int(model(mx.array([window[-model.config.block_size :]]))[0, -1].argmax())
         window.append(id)
-    assert read == [0]
+    assert read == [1]
     assert len(set(found)) > 3
 
 
@@ -220,9 +255,10 @@ def test_to_end_is_no_repetition_of_having_begun(tiny_model: Config) -> None:
     """The end-of-text that a text begins with is not penalised; another token is."""
 
     class Sure(GPT):
-        def prefill(self, ids, last):  # type: ignore[no-untyped-def]
+        def __call__(self, ids, cache, **given):  # type: ignore[no-untyped-def]
+            super().__call__(ids, cache, **given)
             row = mx.where(mx.arange(self.config.vocab_size) == 5, 9.0, 1.0)
-            return row[None], super().prefill(ids, last)[1]
+            return row[None]
 
     model, prompt = Sure(tiny_model.model), np.array([5, 3])
     penalty = Sampling(1, temperature=0, repetition_penalty=100.0)
@@ -231,17 +267,16 @@ def test_to_end_is_no_repetition_of_having_begun(tiny_model: Config) -> None:
     assert tokens(model, prompt, penalty, 19)[0] != [5]
 
 
-def test_a_decoder_goes_when_it_is_no_longer_used(model: GPT) -> None:
+def test_a_compiled_model_goes_when_it_is_no_longer_used(model: GPT) -> None:
     """At once, not when Python next looks for cycles: a training makes one at each evaluation,
     and arrays that stay leave the memory around them in pieces.
     """
     gc.disable()
     try:
-        decoder = Decoder(model, 19)
-        for _ in Decoding(decoder, [(np.zeros(4, dtype=np.int32), 0)], Sampling(3)):
-            pass
-        gone = weakref.ref(decoder)
-        del decoder
+        compiled = CompiledModel(model, 19)
+        rows_of(compiled, [(np.zeros(4, dtype=np.int32), 0)], Sampling(3))
+        gone = weakref.ref(compiled)
+        del compiled
         assert gone() is None
     finally:
         gc.enable()
@@ -258,11 +293,11 @@ def test_logits_that_are_not_finite_are_an_error(
     """Of one token already, and of one text among several; never the first token instead."""
     model = lively(tiny_model)
     model.wte.weight[3] = value  # a token that no prompt has
-    decoder = Decoder(model, 19)
+    compiled = CompiledModel(model, 19)
     texts = [(np.array([1, 2]), 0), (np.array([5]), 0)]
     with pytest.raises(NotFiniteError, match="not finite"):
-        list(Decoding(decoder, texts, Sampling(max_tokens=4, seed=0, **settings)))
+        rows_of(compiled, texts, Sampling(max_tokens=4, seed=0, **settings))
     with pytest.raises(NotFiniteError):
-        decoder.after(np.array([1, 2]))
+        compiled.logits_after(np.array([1, 2]))
     with pytest.raises(NotFiniteError):
-        Look(model, 19, np.array([1, 2]))
+        ForwardTrace(model, 19, np.array([1, 2]))

@@ -12,9 +12,9 @@ from mlxgpt.config import Config, Sampling, override
 from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.errors import UserError
-from mlxgpt.inference import generation
-from mlxgpt.inference.decoding import Decoder
-from mlxgpt.inference.generation import with_start
+from mlxgpt.inference import generate
+from mlxgpt.inference.engine import CompiledModel
+from mlxgpt.inference.generate import Detokenizer, Generated, TextStream, TokenOutput, with_start
 from mlxgpt.model.gpt import GPT
 from tests.inference.models import lively
 
@@ -40,11 +40,11 @@ class Scripted(GPT):
         super().__init__(config.model)
         self._ids = mx.array([int(id) for id in ids])
 
-    def prefill(self, ids, last):  # type: ignore[no-untyped-def]
-        return self._after(last, len(ids)), super().prefill(ids, last)[1]
-
-    def decode(self, ids, cache, position, length=None, prompt=None):  # type: ignore[no-untyped-def]
-        return self._after(position, len(ids)), cache
+    def __call__(self, ids, cache, *, last=None):  # type: ignore[no-untyped-def]
+        if cache.position is None:
+            super().__call__(ids, cache, last=last)
+            return self._after(last, len(ids))
+        return self._after(cache.position, len(ids))[:, None]
 
     def _after(self, place: mx.array, rows: int) -> mx.array:
         chosen = mx.take(self._ids, place % len(self._ids))[:, None]
@@ -52,13 +52,20 @@ class Scripted(GPT):
         return mx.broadcast_to(logits, (rows, self.config.vocab_size))
 
 
-def generated(
-    model: GPT, tokenizer: CharTokenizer, prompts: str | list[str], *given: Any, **named: Any
-) -> Any:
-    """As texts of such a tokenizer begin."""
-    decoder, bos = Decoder(model, tokenizer.vocab_size), tokenizer.end_of_text
+def streamed(
+    model: GPT, tokenizer: CharTokenizer, prompts: str | list[str], sampling: Sampling
+) -> tuple[list[str], Generated]:
+    """The pieces, and the result; as texts of such a tokenizer begin."""
+    compiled, bos = CompiledModel(model, tokenizer.vocab_size), tokenizer.end_of_text
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    return generation.generate(decoder, tokenizer, prompts, *given, bos=bos, **named)
+    stream = TextStream(compiled, tokenizer, prompts, sampling, bos=bos)
+    return [stream.prompt, *stream], stream.result
+
+
+def generated(
+    model: GPT, tokenizer: CharTokenizer, prompts: str | list[str], sampling: Sampling
+) -> Generated:
+    return streamed(model, tokenizer, prompts, sampling)[1]
 
 
 def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(
@@ -104,11 +111,8 @@ def test_every_token_is_drawn_anew(tiny_model: Config, tokenizer: CharTokenizer)
     """With a key of its own: what is drawn of the same probabilities differs."""
 
     class Clueless(GPT):
-        def prefill(self, ids, last):  # type: ignore[no-untyped-def]
-            return mx.zeros((len(ids), self.config.vocab_size)), super().prefill(ids, last)[1]
-
-        def decode(self, ids, cache, position, length=None, prompt=None):  # type: ignore[no-untyped-def]
-            return mx.zeros((len(ids), self.config.vocab_size)), cache
+        def __call__(self, ids, cache, *, last=None):  # type: ignore[no-untyped-def]
+            return mx.zeros_like(super().__call__(ids, cache, last=last))
 
     model = Clueless(override(tiny_model, {"block_size": 64}).model)
     text = generated(model, tokenizer, "", Sampling(max_tokens=40, seed=0)).texts[0]
@@ -125,16 +129,14 @@ def test_samples_in_a_batch_differ_and_all_keep_the_prompt(
 
 
 def test_a_long_prompt_keeps_its_last_tokens_and_says_so(
-    model: GPT, tokenizer: CharTokenizer
+    model: GPT, tokenizer: CharTokenizer, notes: list[str]
 ) -> None:
-    notes: list[str] = []
     sampling = Sampling(temperature=0, max_tokens=1)
-    long = generated(model, tokenizer, "q" * 9 + "abcdefgh", sampling, note=notes.append)
-    short = generated(model, tokenizer, "abcdefgh", sampling, note=notes.append)
+    long = generated(model, tokenizer, "q" * 9 + "abcdefgh", sampling)
+    short = generated(model, tokenizer, "abcdefgh", sampling)
     assert long.texts[0][-1] == short.texts[0][-1]
-    forgot = (
-        "beyond 8 tokens the model goes on from the last 4 to 8, and has forgotten what was before"
-    )
+    forgot = "beyond 8 tokens the model continues from the last 4 to 8, and has forgotten "
+    forgot += "what was before"
     assert notes == ["the prompt has 17 tokens; the model reads the last 8", forgot, forgot]
 
 
@@ -155,11 +157,19 @@ def test_how_texts_begin(tokenizer: CharTokenizer) -> None:
 
 
 def test_streamed_pieces_are_the_text(model: GPT, tokenizer: CharTokenizer) -> None:
-    pieces: list[str] = []
     sampling = Sampling(max_tokens=20, seed=1, stop=("zzz",))
-    result = generated(model, tokenizer, "ab", sampling, show=pieces.append)
+    pieces, result = streamed(model, tokenizer, "ab", sampling)
     assert "".join(pieces) == result.texts[0]
-    assert len([piece for piece in pieces if piece]) == 21, "each as it is made"
+    assert len([piece for piece in pieces if piece]) == 21, "each as it is generated"
+
+
+def test_a_stream_is_as_far_as_it_was_read(model: GPT, tokenizer: CharTokenizer) -> None:
+    compiled = CompiledModel(model, tokenizer.vocab_size)
+    stream = TextStream(compiled, tokenizer, ["ab"], Sampling(max_tokens=20, seed=1), bos=None)
+    assert stream.result == Generated(["ab"], 1, 0, 0.0, [False])
+    for n, piece in enumerate(stream, 1):
+        assert stream.result.texts[0].endswith(piece)
+        assert stream.result.tokens == n
 
 
 @pytest.mark.parametrize(
@@ -177,9 +187,7 @@ def test_stop_strings_end_the_text_before_them(
     tiny_model: Config, tokenizer: CharTokenizer, stop: tuple[str, ...], expected: str
 ) -> None:
     writes = Scripted(override(tiny_model, {"block_size": 64}), list(tokenizer.encode("abcdefgh")))
-    pieces: list[str] = []
-    sampling = Sampling(max_tokens=10, stop=stop, seed=0)
-    result = generated(writes, tokenizer, "", sampling, show=pieces.append)
+    pieces, result = streamed(writes, tokenizer, "", Sampling(max_tokens=10, stop=stop, seed=0))
     assert result.texts == [expected]
     assert "".join(pieces) == expected
 
@@ -202,11 +210,11 @@ def test_characters_of_several_bytes_are_never_cut() -> None:
         def token_bytes(self, id: int) -> bytes:
             return bytes([id])
 
-    text = generation._Text(Bytes(), "", ())  # type: ignore[arg-type]
+    text = Detokenizer(Bytes(), "", ())  # type: ignore[arg-type]
     pieces = [text.add(byte) for byte in "é🙂".encode()]
     assert pieces == ["", "é", "", "", "", "🙂"]
     assert text.add(0xC3) == ""
-    assert text.rest() == "\N{REPLACEMENT CHARACTER}"
+    assert text.finish() == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_ids_beyond_the_tokenizers_are_never_drawn(model: GPT) -> None:
@@ -235,20 +243,10 @@ def test_more_texts_than_a_batch_holds(
 ) -> None:
     sampling = Sampling(max_tokens=9, seed=3, samples=2)
     whole = generated(model, tokenizer, ["ab", "c", "d"], sampling)
-    monkeypatch.setattr(generation, "AT_ONCE", 4)
-    pieces: list[str] = []
-    assert generated(model, tokenizer, ["ab", "c", "d"], sampling, show=pieces.append) == (
-        replace(whole, tokens_per_second=ANY)
-    )
+    monkeypatch.setattr(generate, "BATCH_SIZE", 4)
+    pieces, result = streamed(model, tokenizer, ["ab", "c", "d"], sampling)
+    assert result == replace(whole, tokens_per_second=ANY)
     assert "".join(pieces) == whole.texts[0]
-
-
-def test_one_text_piece_by_piece(model: GPT, tokenizer: CharTokenizer) -> None:
-    sampling = Sampling(max_tokens=20, seed=1, stop=("zzz",))
-    decoder = Decoder(model, tokenizer.vocab_size)
-    pieces = list(generation.stream(decoder, tokenizer, "ab", sampling, bos=None))
-    assert "ab" + "".join(pieces) == generated(model, tokenizer, "ab", sampling).texts[0]
-    assert len(pieces) == 20
 
 
 def test_token_by_token(tiny_model: Config) -> None:
@@ -259,11 +257,11 @@ def test_token_by_token(tiny_model: Config) -> None:
     ids = tokenizer.encode("é🙂?").tolist()
     script = [*ids[1:], tokenizer.end_of_text]
     config = override(tiny_model, {"vocab_size": 257, "block_size": 16})
-    decoder = Decoder(Scripted(config, script), tokenizer.vocab_size)
+    compiled = CompiledModel(Scripted(config, script), tokenizer.vocab_size)
 
-    def drawn(prompt: list[int], **chosen: Any) -> list[generation.Drawn]:
-        given = np.array(prompt)
-        return list(generation.tokens(decoder, tokenizer, given, Sampling(**chosen)))
+    def drawn(prompt: list[int], **chosen: Any) -> list[TokenOutput]:
+        ids = np.array(prompt)
+        return list(generate.stream_tokens(compiled, tokenizer, ids, Sampling(**chosen)))
 
     found = drawn(ids[:1])
     assert [one.id for one in found] == script

@@ -1,4 +1,4 @@
-"""What a forward pass hands out to whoever wants to see inside, and heads that it leaves out."""
+"""Records what a forward pass computes on its way; can switch off attention heads."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ import mlx.core as mx
 from mlxgpt.backend import ops
 
 
-class Inside:
-    """Given to `GPT.prefill`, which fills it on its way.
+class ActivationRecorder:
+    """Given to a forward pass over whole sequences, which reports to it.
 
     Args:
         switched_off: (layer, head) of each head whose output is zero in this pass.
 
     Attributes:
-        attention: of each layer the weights with which each position looks at those before it and
-            at itself, [B, H, T, T], rows summing to 1, float32.
-        residual: the residual stream[B, T, C] as it enters the first block, and as it leaves each
-            one: one more than there are layers.
+        attention: each layer's attention weights, [B, H, T, T], rows summing to 1, float32.
+        residual: the residual stream[B, T, C] before the first block and after each one.
     """
 
     def __init__(self, switched_off: Iterable[tuple[int, int]] = ()) -> None:
@@ -28,9 +26,19 @@ class Inside:
         self.residual: list[mx.array] = []
         self._off = set(switched_off)
 
-    def attended(self, q: mx.array, k: mx.array, y: mx.array) -> mx.array:
-        """Note the next layer's weights, from its queries and keys[B, H, T, D]; its heads' outputs
-        y[B, H, T, D], but for those that are switched off.
+    def record_residual(self, x: mx.array) -> None:
+        """Keep the residual stream[B, T, C] as it enters a block, or leaves the last one."""
+        self.residual.append(x)
+
+    def record_attention(self, q: mx.array, k: mx.array, y: mx.array) -> mx.array:
+        """Keep the next layer's attention weights.
+
+        Args:
+            q, k: its queries and keys, [B, H, T, D].
+            y: its heads' outputs, [B, H, T, D].
+
+        Returns:
+            the outputs, zero for heads that are switched off
         """
         layer, (T, D) = len(self.attention), q.shape[-2:]
         scores = (q.astype(mx.float32) / math.sqrt(D)) @ k.astype(mx.float32).swapaxes(-1, -2)

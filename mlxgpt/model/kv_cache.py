@@ -1,0 +1,117 @@
+"""Keys and values of the tokens that a model has read.
+
+The arrays are plain tuples, so that they cross `mx.compile`; a `KVCache` is a view on them for one
+forward pass. B: sequences, H: heads, D: values of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxgpt.backend import ops
+
+# Keys and values of one layer, [B, H, length, D] each; and of all layers.
+LayerKV = tuple[mx.array, mx.array]
+LayersKV = Sequence[LayerKV]
+
+
+class KVCache:
+    """The cache of one forward pass, which reads it and adds its own tokens.
+
+    An empty cache takes whole prompts, from position 0. A filled one takes one token of each
+    sequence: it is written at its position, whatever is there; beyond the cache's length in the
+    place of the oldest token, with rotary positions alone (see `GPT.slides`).
+
+    Args:
+        layers: what earlier passes left, with room for more: see `pad_cache`.
+        position: int32 [B], how many tokens were before each new one; or [1], before all.
+        attended: only so many first places are read; default: all of them.
+        prompt: what all sequences begin with, of a batch of one; `layers` then begin behind it, and
+            do not slide: see `split_cache`.
+
+    Attributes:
+        layers: after the pass, what the next one needs.
+    """
+
+    def __init__(
+        self,
+        layers: LayersKV = (),
+        position: mx.array | None = None,
+        *,
+        attended: int | None = None,
+        prompt: LayersKV = (),
+    ) -> None:
+        self.layers = list(layers)
+        self.position = position
+        self._prompt = prompt
+        if position is not None:
+            capacity = self.layers[0][0].shape[2]
+            self._attended = attended or capacity
+            last = position - prompt[0][0].shape[2] if prompt else position
+            self._place = last % capacity
+            self._mask = (mx.arange(self._attended) <= last[:, None])[:, None, None]
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """Attention of a layer's new tokens to themselves and to those in the cache, which has them
+        too from then on.
+
+        Args:
+            q, k, v: of the new tokens, [B, H, T, D]; T is 1 unless the cache was empty.
+
+        Returns:
+            [B, H, T, D]
+        """
+        if self.position is None:
+            self.layers.append((k, v))
+            return ops.causal_attention(q, k, v)
+        keys, values = (
+            _write(old, new, self._place)
+            for old, new in zip(self.layers[layer], (k, v), strict=True)
+        )
+        self.layers[layer] = keys, values
+        keys, values = keys[:, :, : self._attended], values[:, :, : self._attended]
+        prompt = self._prompt[layer] if self._prompt else None
+        return ops.decode_attention(q, keys, values, self._mask, prompt)
+
+
+class LayerCache(NamedTuple):
+    """One layer of a `KVCache`."""
+
+    cache: KVCache
+    layer: int
+
+    @property
+    def position(self) -> mx.array | None:
+        """See `KVCache`; None while it is empty."""
+        return self.cache.position
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """See `KVCache.attend`."""
+        return self.cache.attend(self.layer, q, k, v)
+
+
+def pad_cache(layers: LayersKV, length: int) -> list[LayerKV]:
+    """The cache with room for `length` tokens."""
+    more = [(0, 0), (0, 0), (0, length - layers[0][0].shape[2]), (0, 0)]
+    return [(mx.pad(keys, more), mx.pad(values, more)) for keys, values in layers]
+
+
+def split_cache(layers: LayersKV, length: int) -> tuple[list[LayerKV], list[LayerKV]]:
+    """The cache of the first `length` tokens, and of those behind them."""
+    first, rest = slice(length), slice(length, None)
+    return (
+        [(mx.contiguous(k[:, :, first]), mx.contiguous(v[:, :, first])) for k, v in layers],
+        [(k[:, :, rest], v[:, :, rest]) for k, v in layers],
+    )
+
+
+def _write(cache: mx.array, x: mx.array, place: mx.array) -> mx.array:
+    """The cache[B, H, length, D] with x[B, H, 1, D] at one place, [1], or each row's own, [B]."""
+    if place.size == 1:
+        return mx.slice_update(cache, x, place, axes=(2,))
+    cache = mx.array(cache)  # a copy, so that the caller's stays as it is
+    cache[mx.arange(len(x)), :, place] = x[:, :, 0]
+    return cache

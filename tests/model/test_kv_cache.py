@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt.config import Config, override
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.kv_cache import KVCache, LayersKV, pad_cache, split_cache
+from tests.inference.models import lively
+
+PROMPT, LENGTH = 5, 9  # tokens read at once, and in all
+
+
+@pytest.fixture(params=["learned", "rope"])
+def model(request: pytest.FixtureRequest, tiny_model: Config) -> GPT:
+    return lively(override(tiny_model, {"position": request.param, "block_size": 12}))
+
+
+@pytest.fixture
+def ids() -> mx.array:
+    return mx.random.randint(0, 19, (1, LENGTH), key=mx.random.key(1))
+
+
+def step(
+    model: GPT, attended: int, ids: mx.array, cached: tuple[LayersKV, mx.array, LayersKV]
+) -> tuple[mx.array, LayersKV]:
+    layers, position, prompt = cached
+    cache = KVCache(layers, position, attended=attended, prompt=prompt)
+    return model(ids, cache), cache.layers
+
+
+@pytest.mark.parametrize("shared", [0, 2, PROMPT])
+def test_its_arrays_cross_a_compiled_function(model: GPT, ids: mx.array, shared: int) -> None:
+    """Whole or split behind a prompt that is kept once; whatever is read of it."""
+    whole, cache = model(ids), KVCache()
+    np.testing.assert_allclose(model(ids[:, :PROMPT], cache), whole[:, :PROMPT], atol=1e-5)
+    prompt, layers = split_cache(cache.layers, shared) if shared else ([], cache.layers)
+    assert [k.shape[2] + shared for k, _ in layers] == [PROMPT] * len(model.h)
+    layers = pad_cache(layers, 12 - shared)
+    for t in range(PROMPT, LENGTH):
+        logits, layers = mx.compile(partial(step, model, t + 1 - shared))(
+            ids[:, t : t + 1], (layers, mx.array([t]), prompt)
+        )
+        np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=1e-5)
+
+
+def test_what_is_behind_the_attended_places_is_not_read(model: GPT, ids: mx.array) -> None:
+    cache = KVCache()
+    model(ids[:, :PROMPT], cache)
+    layers = pad_cache(cache.layers, 12)
+    unused = mx.arange(12)[:, None] > PROMPT
+    damaged = [(mx.where(unused, mx.nan, k), mx.where(unused, mx.nan, v)) for k, v in layers]
+    token, position = ids[:, PROMPT : PROMPT + 1], mx.array([PROMPT])
+    expected, _ = step(model, 12, token, (layers, position, []))
+    found, _ = step(model, PROMPT + 1, token, (damaged, position, []))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
