@@ -7,7 +7,6 @@ else to stderr.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import sys
@@ -65,7 +64,6 @@ def run() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _log_to_stderr()
     try:
         mac.refuse_others()
         parser = make_parser()
@@ -436,21 +434,6 @@ def _print_json(value: Any) -> int:
 def _write(piece: str) -> None:
     sys.stdout.write(piece)
     sys.stdout.flush()
-
-
-class _StderrHandler(logging.Handler):
-    """Prints each line that is logged on the standard error of that moment."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _say(record.getMessage())
-
-
-def _log_to_stderr() -> None:
-    """Print what mlxgpt logs, on the first rank."""
-    logger = logging.getLogger("mlxgpt")
-    logger.setLevel(logging.INFO)
-    if rank_here() == 0 and not any(isinstance(h, _StderrHandler) for h in logger.handlers):
-        logger.addHandler(_StderrHandler())
 
 
 def _say(line: str) -> None:
