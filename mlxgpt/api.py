@@ -24,6 +24,7 @@ from mlxgpt.corpus.dataset import Dataset, is_prepared
 from mlxgpt.corpus.prepare import Progress
 from mlxgpt.corpus.sources import STORYBOOK, hub_text
 from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.distributed.group import joined
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation import appraisal, loss
 from mlxgpt.evaluation import hellaswag as endings
@@ -44,7 +45,7 @@ from mlxgpt.reporting import report as report
 from mlxgpt.requests import PathLike, data_of, home, opened, resolve
 from mlxgpt.storage import run as run_folders
 from mlxgpt.tracking import Tracker
-from mlxgpt.training import selfcheck, together
+from mlxgpt.training import selfcheck
 from mlxgpt.training.beginning import SHAPE, begin_from
 from mlxgpt.training.callback import Callback, Summary
 from mlxgpt.training.forecast import must_fit
@@ -145,14 +146,15 @@ def train(
     Where its text cannot be had, Tier 1 goes on with the storybook, and says so.
     """
     with contextlib.ExitStack() as stack:
-        ranks, callback = stack.enter_context(together.joined(callback or Callback()))
-        if report_to and (not ranks or ranks.first):
+        group = stack.enter_context(joined())
+        callback = callback if callback and group.is_main else Callback()
+        if report_to and group.is_main:
             callback = stack.enter_context(contextlib.closing(Tracker(report_to, callback)))
         beginning = None
         alone = tier is None and config is None and from_run is None
         fit_size = recipe == "modern" and bool(max_minutes) and alone
         if fit_size:
-            if ranks:
+            if group.size > 1:
                 raise UserError(
                     "a size for the time there is can be chosen for one machine only",
                     "choose it by --tier 2, or --n-layer and --n-embd with --config.",
@@ -187,7 +189,7 @@ def train(
             strict_vocab=bool(settings.get("vocab_size")),
             beginning=beginning,
             callback=callback,
-            ranks=ranks,
+            group=group,
         )
 
 

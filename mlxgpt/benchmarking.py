@@ -35,7 +35,7 @@ def benchmark_together(
 
     config = bench.complete(config_files.tier(2))
     if launched():
-        found = distributed.here(config, distributed.Plan(), lambda problem, _: note(problem))
+        found = distributed.here(config, distributed.Plan())
     else:
         note("no mlx.launch: two ranks on this machine, each with half of its cores …")
         found = distributed.on_loopback(config, 2, distributed.Plan())

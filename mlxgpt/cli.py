@@ -156,7 +156,7 @@ def _train(given: dict[str, Any], arguments: list[str]) -> int:
 
     as_json = given.pop("json")
     again = shlex.join(["mlxgpt", *arguments])
-    display = TrainingDisplay(again)
+    display = TrainingDisplay()
     try:
         summary = api.train(callback=display, **_present(given))
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from datetime import timedelta
@@ -28,7 +27,6 @@ from rich.text import Text
 from mlxgpt.chart import loss_chart
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.sources import told
-from mlxgpt.distributed.launcher import again_by_launcher
 from mlxgpt.machine import device
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.storage.run import Run
@@ -130,14 +128,9 @@ class CountingDisplay:
 
 
 class TrainingDisplay(Callback):
-    """Shows a training: a live view in a terminal, plain lines elsewhere.
+    """Shows a training: a live view in a terminal, plain lines elsewhere."""
 
-    Args:
-        command: what goes on with it, where it was ended.
-    """
-
-    def __init__(self, command: str = "the same command") -> None:
-        self._command = command
+    def __init__(self) -> None:
         self._preparation = PreparationDisplay()
         self.console = self._preparation.console
         self.view: LiveView | None = None
@@ -159,12 +152,6 @@ class TrainingDisplay(Callback):
 
     def on_warning(self, line: str) -> None:
         self.console.print(Text(line, style="bold yellow"), soft_wrap=True)
-
-    def on_lost(self, problem: str, remedy: str | None) -> None:
-        on = f"go on from the last checkpoint: {again_by_launcher(self._command)}"
-        # Not by the console: the thread that ends here may hold its lock.
-        sys.stderr.write(f"mlxgpt: {problem}\n  → {remedy or on}\n")
-        sys.stderr.flush()
 
     def on_check(self, check: Check) -> None:
         """Shown where it failed, else counted."""

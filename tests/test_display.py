@@ -12,7 +12,7 @@ from mlxgpt import display as displays
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.display import PreparationDisplay, TrainingDisplay, duration
 from mlxgpt.storage import run as runs
-from mlxgpt.training.callback import Silent, Summary
+from mlxgpt.training.callback import Summary
 from mlxgpt.training.forecast import Forecast, Reached
 from mlxgpt.training.selfcheck import Check
 
@@ -209,18 +209,3 @@ def test_of_very_many_records_some_are_kept() -> None:
         view.show({**RECORD, "step": step, **({"val_loss": 2.0} if step % 1000 == 0 else {})})
     assert len(view._seen) <= displays.MOST_SEEN
     assert [r["step"] for r in view._seen if "val_loss" in r] == [1000, 2000, 3000, 4000, 5000]
-
-
-def test_who_is_gone_is_told_with_the_command_that_goes_on(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLX_IBV_DEVICES", "devices.json")
-    display = TrainingDisplay("mlxgpt train --tier 2")
-    Silent(display).on_lost("rank 1 is gone", None)
-    problem, remedy = capsys.readouterr().err.splitlines()
-    assert problem == "mlxgpt: rank 1 is gone"
-    again = "mlx.launch --hostfile YOURS.json -- mlxgpt train --tier 2"
-    assert remedy == f"  → go on from the last checkpoint: {again}"
-    Silent(display).on_note("nobody hears this")
-    display.on_lost("no memory", "buy some.")
-    assert capsys.readouterr().err.splitlines() == ["mlxgpt: no memory", "  → buy some."]

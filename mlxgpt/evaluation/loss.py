@@ -14,7 +14,7 @@ from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.backend.cpu.parallel import Lanes
 from mlxgpt.corpus.tokenizer import Tokenizer, byte_lengths
 from mlxgpt.corpus.tokens import Tokens
-from mlxgpt.distributed.group import Ranks
+from mlxgpt.distributed.group import LOCAL, ProcessGroup
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.model.counting import flops_per_token
@@ -58,7 +58,7 @@ class Evaluator:
         step: what evaluates a batch, kept from another text; default: a new one.
         limit: about how many tokens to predict, in windows spread evenly over the text, always the
             same; default: all.
-        ranks: those that evaluate together, all at once, each some of the batches.
+        group: the ranks that evaluate together, each some of the batches.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Evaluator:
         dtype: mx.Dtype,
         step: Lanes[mx.array] | None = None,
         limit: int | None = None,
-        ranks: Ranks | None = None,
+        group: ProcessGroup = LOCAL,
     ) -> None:
-        self._ranks = ranks
+        self._group = group
         ids = np.asarray(tokens.ids, dtype=np.int32)
         if bos is not None:
             ids = np.concatenate([np.array([bos], dtype=np.int32), ids])
@@ -105,8 +105,7 @@ class Evaluator:
     def __call__(self) -> Evaluation:
         """Evaluate the model as it is now."""
         parameters = self._model.parameters()
-        first, step = (self._ranks.rank, self._ranks.size) if self._ranks else (0, 1)
-        batches = islice(self._batches(), first, None, step)
+        batches = islice(self._batches(), self._group.rank, None, self._group.size)
         shares = ((parameters, *map(mx.array, batch)) for batch in batches)
         total = 0.0
         waiting: list[mx.array] = []
@@ -117,9 +116,7 @@ class Evaluator:
             total += sum(map(float, waiting))
             waiting = losses
         total += sum(map(float, waiting))
-        if self._ranks:
-            total = sum(self._ranks.gather(total))
-        loss = total / self.tokens
+        loss = sum(self._group.gather("loss of the evaluation", total)) / self.tokens
         bits = total / math.log(2) / self._bytes
         perplexity = math.exp(loss) if loss < 700 else math.inf
         return Evaluation(loss, bits, perplexity, self.tokens)

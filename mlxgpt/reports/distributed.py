@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 
 from mlxgpt.config import Config, from_tree, override
 from mlxgpt.corpus.tokens import Tokens, dtype_for
-from mlxgpt.distributed.group import Ranks, join
+from mlxgpt.distributed.group import ProcessGroup, joined
 from mlxgpt.errors import UserError
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.reports.bench import COMPILING, ROOT
@@ -81,18 +81,18 @@ class Together:
         return self.ms_alone.median / self.ms_step.median / self.size
 
 
-def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
+def measure(group: ProcessGroup, config: Config, plan: Plan) -> Together | None:
     """Take steps alone, apart and together, in turns; the result is the first rank's.
 
     Args:
         config: with its vocabulary and dtype.
     """
     kinds: dict[str, TrainStep] = {
-        "share": new_step(config, ranks=ranks.alone()),
-        "step": new_step(config, ranks=ranks),
-        "halved": new_step(override(config, {"reduce_dtype": "bfloat16"}), ranks=ranks),
+        "share": new_step(config, group=group.local()),
+        "step": new_step(config, group=group),
+        "halved": new_step(override(config, {"reduce_dtype": "bfloat16"}), group=group),
     }
-    if ranks.first:
+    if group.is_main:
         kinds = {"alone": new_step(config), **kinds}
     vocabulary = config.model.vocab_size
     draw = np.random.default_rng(0).integers
@@ -101,13 +101,13 @@ def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
 
     def ms_of(kind: str, steps: int) -> float:
         """Of each of some steps, the slowest rank's; who does not take part waits, and is quiet."""
-        ranks.meet()
+        group.barrier(f"before {kind}")
         ms = 0.0
         if kind in kinds:
             began = time.monotonic()
             train(kinds[kind], tokens, override(config, {"max_steps": steps}))
             ms = 1000 * (time.monotonic() - began) / steps
-        return max(ranks.gather(ms))
+        return max(group.gather(f"milliseconds of {kind}", ms))
 
     found: dict[str, list[float]] = {name: [] for name in ("alone", "share", "step", "halved")}
     steps = {}
@@ -117,12 +117,12 @@ def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
     for _ in range(plan.repeats):
         for kind, times in found.items():
             times.append(ms_of(kind, steps[kind]))
-    sums = {numbers: _sums(ranks, numbers, plan.sums) for numbers in plan.numbers}
-    if not ranks.first:
+    sums = {numbers: _sums(group, numbers, plan.sums) for numbers in plan.numbers}
+    if not group.is_main:
         return None
     return Together(
-        size=ranks.size,
-        hosts=tuple(ranks.hosts),
+        size=group.size,
+        hosts=tuple(group.hosts),
         sequences=config.sequences_per_step,
         tokens=config.tokens_per_step,
         parameters=count_parameters(config.model),
@@ -134,14 +134,14 @@ def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
     )
 
 
-def _sums(ranks: Ranks, numbers: int, repeats: int) -> Spread:
+def _sums(group: ProcessGroup, numbers: int, repeats: int) -> Spread:
     array = mx.zeros(numbers)
     found = []
     for _ in range(repeats + 1):
-        ranks.meet()
+        group.barrier("before a sum")
         began = time.perf_counter()
-        ranks.sum(array)
-        found.append(max(ranks.gather(1000 * (time.perf_counter() - began))))
+        group.sum("timing", array)
+        found.append(max(group.gather("milliseconds", 1000 * (time.perf_counter() - began))))
     return Spread.of(found[1:])
 
 
@@ -226,19 +226,16 @@ def told(found: Together) -> list[str]:
     ]
 
 
-def here(config: Config, plan: Plan, tell: Callable[[str, str | None], None]) -> Together | None:
-    """Measure with the ranks that this process was launched with; the result is the first one's.
+def here(config: Config, plan: Plan) -> Together | None:
+    """Measure with the ranks that this process was launched with; the result is the main rank's.
 
     Raises:
         UserError: if it was launched alone.
     """
-    ranks = join(tell)
-    if not ranks:
-        raise UserError("there is one rank only", "start them with mlx.launch -n 2, or more.")
-    try:
-        return measure(ranks, config, plan)
-    finally:
-        ranks.close()
+    with joined() as group:
+        if group.size == 1:
+            raise UserError("there is one rank only", "start them with mlx.launch -n 2, or more.")
+        return measure(group, config, plan)
 
 
 def main() -> None:
@@ -247,9 +244,7 @@ def main() -> None:
     if len(sys.argv) > 2:
         os.sched_setaffinity(0, {int(core) for core in sys.argv[2].split(",")})
     plan = Plan(**{**request["plan"], "numbers": tuple(request["plan"]["numbers"])})
-    found = here(
-        from_tree(request["config"]), plan, lambda problem, _: print(problem, file=sys.stderr)
-    )
+    found = here(from_tree(request["config"]), plan)
     if found:
         print(json.dumps(asdict(found)))
 

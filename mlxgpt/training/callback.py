@@ -124,17 +124,5 @@ class Callback:
     def on_save(self, step: int, size: int, seconds: float) -> None:
         """A checkpoint of so many bytes was written; told from another thread."""
 
-    def on_lost(self, problem: str, remedy: str | None) -> None:
-        """Another rank of this training is gone, and this process ends right after; told from
-        another thread. None: the same command goes on.
-        """
-
     def on_train_end(self, summary: Summary) -> None:
         """The training has ended, one way or the other."""
-
-
-class Silent(Callback):
-    """Of a rank that is not the first one: passes on only why its process ends."""
-
-    def __init__(self, callback: Callback) -> None:
-        self.on_lost = callback.on_lost  # type: ignore[method-assign]

@@ -33,7 +33,7 @@ class Evaluations:
             bos=bos,
             batch_size=config.train.batch_size,
             dtype=step_function.dtype,
-            ranks=step_function.ranks,
+            group=step_function.group,
         )
         there = len(dataset.val.ids)
         self._each, self._at_end = tokens_each(config, there), tokens_at_end(config, there)

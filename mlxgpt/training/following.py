@@ -5,7 +5,7 @@ from __future__ import annotations
 from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.config import Config, from_tree
 from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.distributed.group import Ranks
+from mlxgpt.distributed.group import ProcessGroup
 from mlxgpt.machine import mac
 from mlxgpt.training import together
 from mlxgpt.training.callback import Callback
@@ -20,7 +20,7 @@ from mlxgpt.training.trainer import Hook
 
 
 def follow(
-    ranks: Ranks, config: Config, dataset: Dataset, forecast: Forecast, limit: int | None
+    group: ProcessGroup, config: Config, dataset: Dataset, forecast: Forecast, limit: int | None
 ) -> tuple[int, int]:
     """Train with the first rank, from where it says, until all stop; the updates done, and planned.
 
@@ -28,14 +28,14 @@ def follow(
         config: of the first rank, but for how many steps it plans.
         limit: bytes; a training that takes more is stopped.
     """
-    step_function = new_step(config, ranks=ranks)
-    told = together.told_to_begin(ranks, step_function)
+    step_function = new_step(config, group=group)
+    told = together.told_to_begin(group, step_function)
     config = from_tree(told.config)
     guard = Guard.of(told.guard, config.train.on_spike)
     evaluate = Evaluations(config, dataset, step_function, told.bos)
 
     def go_back() -> int:
-        told = together.told_to_begin(ranks, step_function)
+        told = together.told_to_begin(group, step_function)
         guard.go_back(told.start, told.guard)
         return told.start
 
@@ -43,14 +43,14 @@ def follow(
     # Where the first rank waits for the device, so does this one: all see a spike at one step.
     own = [Hook(evaluated, lambda at: evaluate(at.step)), Hook(is_age, lambda at: None)]
     with (
-        ranks.watched(forecast.step_seconds),
+        group.watch(forecast.step_seconds),
         stop_signals(Callback()) as asked,
         compiler.undisturbed(),
         mac.awake(),
     ):
         if told.missing and evaluated(told.start):
             evaluate(told.start)
-        ranks.meet()
+        group.barrier("before the first step")
         step, over = train_through(
             step_function,
             dataset,
@@ -60,9 +60,9 @@ def follow(
             hooks=own,
             wish=asked,
             limit=limit,
-            ranks=ranks,
-            can_go_back=ranks.spread,
+            group=group,
+            can_go_back=lambda: group.broadcast("can go back"),
             go_back=go_back,
         )
-        ranks.gather(over)
+        group.gather("over the memory limit", over)
     return step, config.train.max_steps

@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config, ModelConfig, override
 from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.distributed.group import Ranks
+from mlxgpt.distributed.group import LOCAL, ProcessGroup
 from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import Evaluator
 from mlxgpt.machine import device, memory
@@ -107,17 +107,17 @@ def measure(
     config: Config,
     dataset: Dataset,
     step_seconds: float | None = None,
-    ranks: Ranks | None = None,
+    group: ProcessGroup = LOCAL,
 ) -> Forecast:
     """Take a few steps of a copy, and evaluate a few batches.
 
     Args:
         step_seconds: of a step, where that is known: then one is taken, for what memory it takes.
-        ranks: then of this one's share of a step, without what they average.
+        group: a step is this rank's share of one, and its gradients are not averaged.
     """
     _collect()  # models that were checked go in circles, and would be weighed too
     device.reset_peak()
-    step_seconds, token_seconds = _measured(config, dataset, step_seconds, ranks)
+    step_seconds, token_seconds = _measured(config, dataset, step_seconds, group)
     # A checkpoint being written holds on to weights and moments while the next step is taken.
     peak = device.peak_bytes() + training_bytes(config.model) * 3 // 4
     _collect()
@@ -131,15 +131,15 @@ def _collect() -> None:
 
 
 def _measured(
-    config: Config, dataset: Dataset, step_seconds: float | None, ranks: Ranks | None
+    config: Config, dataset: Dataset, step_seconds: float | None, group: ProcessGroup
 ) -> tuple[float, float]:
     """Seconds of a step, and of an evaluated token."""
-    step_function = new_step(config, ranks=ranks.alone() if ranks else None)
+    step_function = new_step(config, group=group.local())
     all_of_them = config.train.gradient_accumulation_steps
     # Two for each lane, as more take no more memory; of an odd one a lane has the whole.
     odd = config.train.batch_size % lanes.count()
     micro_batches = min(all_of_them, 2 * lanes.count() if odd else 2)
-    if ranks:  # whose shares may be of whole micro-batches
+    if group.size > 1:  # whose shares may be of whole micro-batches
         micro_batches = all_of_them
 
     def steps_of(micro_batches: int) -> Callable[[int], None]:

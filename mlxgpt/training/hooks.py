@@ -47,8 +47,7 @@ class Hooks:
     ) -> None:
         self._run, self._step_function = run, step_function
         self._guard, self._saver = guard, saver
-        machines = step_function.ranks.size if step_function.ranks else 1
-        self._logging = _Logging(run, guard, callback, machines)
+        self._logging = _Logging(run, guard, callback, step_function.group.size)
         evaluation = _Evaluation(run, dataset, step_function, callback, saver)
         self._snapshots = Snapshots(run, step_function, saver.beside, callback.on_note)
         t = run.config.train

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.corpus.hub import Unavailable
 from mlxgpt.corpus.tokenizer import Tokenizer
 from mlxgpt.corpus.tokens import blocks_per_epoch
-from mlxgpt.distributed.group import Ranks
+from mlxgpt.distributed.group import LOCAL, ProcessGroup, in_turns
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device, device_errors
 from mlxgpt.model.gpt import load_parameters
@@ -70,7 +69,7 @@ def launch(
     strict_vocab: bool = False,
     beginning: Beginning | None = None,
     callback: Callback | None = None,
-    ranks: Ranks | None = None,
+    group: ProcessGroup = LOCAL,
 ) -> Summary:
     """Train, from the beginning or from where the run stopped.
 
@@ -86,7 +85,7 @@ def launch(
             room for what the config says, or for the data's where that is more.
         beginning: weights to begin with, of the config's shape; default: the seed's.
         callback: is told how it goes.
-        ranks: those that train together; each of them calls this.
+        group: the ranks that train together; each of them calls this.
 
     Raises:
         UserError: for everything that a user can mend.
@@ -103,8 +102,8 @@ def launch(
     if slower := compiler.status():
         callback.on_note(slower)
     tokenizer = beginning.tokenizer if beginning else None
-    config, dataset, warning = together.in_turns(
-        ranks, lambda: _data(config, data_dir, fallback, strict_vocab, tokenizer, callback)
+    config, dataset, warning = in_turns(
+        group, lambda: _data(config, data_dir, fallback, strict_vocab, tokenizer, callback)
     )
     if tokenizer and dataset.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(
@@ -112,21 +111,20 @@ def launch(
             "give the text itself: --source FILE.",
         )
     config = fit_to_data(device.resolve_dtype(config), dataset, strict_vocab=strict_vocab)
-    if ranks:
-        together.agree(ranks, config, dataset, beginning)
+    if group.size > 1:
+        together.agree(group, config, dataset, beginning)
     must_fit(config)
     limit = int(1e9 * memory_limit) if memory_limit else None
-    shared_by = ranks.size if ranks else 1
-    refuse_by_estimate(config, shared_by, limit)
+    refuse_by_estimate(config, group.size, limit)
     device.limit_memory(limit)
     name = run_name or f"{config_name}-{dataset.name}"
     folder = Path(name) if os.sep in name else runs_dir / name
     try:
-        if ranks and not ranks.first:
-            return _follow(ranks, dataset, folder, limit, callback)
+        if not group.is_main:
+            return _follow(group, dataset, folder, limit, callback)
         with files.only_one(folder, "training"):
             summary = _train(
-                config, dataset, folder, beginning, max_minutes, fit_size, limit, callback, ranks
+                config, dataset, folder, beginning, max_minutes, fit_size, limit, callback, group
             )
     except KeyboardInterrupt:
         if not files.exists(folder / "run.json"):
@@ -179,7 +177,7 @@ def _train(
     fit_size: bool,
     limit: int | None,
     callback: Callback,
-    ranks: Ranks | None,
+    group: ProcessGroup,
 ) -> Summary:
     run = existing(folder)
     if run:
@@ -187,20 +185,19 @@ def _train(
             config = as_planned(config, run, fit_size)
         must_match(run, config, dataset, beginning)
         if is_finished(run, config):
-            if ranks:
-                ranks.spread({"finished": run.steps()[-1], "of": config.train.max_steps})
+            finished = {"finished": run.steps()[-1], "of": config.train.max_steps}
+            group.broadcast("plan", finished)
             callback.on_note(f"{run.name} is finished: {run.steps()[-1]:,} steps")
             return Summary.of(run, config, dataset, step=run.steps()[-1])
     if max_minutes and fit_size and not run:
         config = sized(config, dataset, 60 * max_minutes, callback.on_note)
-    if ranks:
-        ranks.spread({"config": asdict(config)})
-    known = step_seconds(run) if run and not ranks else None
+    group.broadcast("plan", {"config": asdict(config)})
+    known = step_seconds(run) if run and group.size == 1 else None
 
     def measured(config: Config) -> tuple[Config, Forecast]:
-        return config, first_steps(config, dataset, callback, known, ranks)
+        return config, first_steps(config, dataset, callback, known, group)
 
-    config, forecast = session.with_retries(measured, config, folder, callback.on_note, ranks)
+    config, forecast = session.with_retries(measured, config, folder, callback.on_note, group)
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
     if max_minutes and not run:
         steps = forecast.steps_in(60 * max_minutes, config)
@@ -222,22 +219,22 @@ def _train(
         forecast,
         beginning=beginning,
         limit=limit,
-        ranks=ranks,
+        group=group,
     )
 
 
 @device_errors.as_user_errors("; stopped")
 def _follow(
-    ranks: Ranks, dataset: Dataset, folder: Path, limit: int | None, callback: Callback
+    group: ProcessGroup, dataset: Dataset, folder: Path, limit: int | None, callback: Callback
 ) -> Summary:
-    """What `_train` is for every rank but the first."""
-    told = ranks.spread()
+    """`_train` of the other ranks than the main one."""
+    told = group.broadcast("plan")
     if "finished" in told:
         return Summary.of_follower(folder, dataset.folder, told["finished"], told["of"])
     config = from_tree(told["config"])
-    forecast = first_steps(config, dataset, callback, None, ranks)
+    forecast = first_steps(config, dataset, callback, None, group)
     refuse_too_large(config, forecast.peak_bytes, limit or device.free_bytes())
-    step, steps = follow(ranks, config, dataset, forecast, limit)
+    step, steps = follow(group, config, dataset, forecast, limit)
     return Summary.of_follower(folder, dataset.folder, step, steps)
 
 
@@ -251,7 +248,7 @@ def take_steps(
     *,
     beginning: Beginning | None = None,
     limit: int | None = None,
-    ranks: Ranks | None = None,
+    group: ProcessGroup = LOCAL,
 ) -> Summary:
     """Train to the end, or until stopped: from a run's newest checkpoint, or where there is none
     from the beginning, as a new run in `folder`. After a failure of the GPU it continues from the
@@ -268,11 +265,11 @@ def take_steps(
         attempts += 1
         opened = run if attempts == 1 else existing(folder)
         is_new = opened is None
-        step_function = new_step(config, ranks=ranks)
+        step_function = new_step(config, group=group)
         if opened:
             start, last_metrics, guard = session.resume(opened, step_function, config, callback)
             changed = differences(opened.config, config)
-            tell_of_changes(opened, changed, callback, ranks.size if ranks else 1)
+            tell_of_changes(opened, changed, callback, group.size)
             opened = replace(opened, config=config)
         else:
             start, last_metrics, guard, changed = 0, {}, Guard(config.train.on_spike), {}
@@ -286,16 +283,15 @@ def take_steps(
             if beginning:
                 load_parameters(step_function.model, beginning.parameters)
         planned = forecast.for_plan(config, start)
-        on = surroundings(ranks.size if ranks else 1)
+        on = surroundings(group.size)
         with runs.held(opened) as held:
             held.add_to_history(start, on, changed, planned.to_tree())
             # Killed after saving and before evaluating: what is missing is made up for.
             make_up = None if held.cut(start) else last_metrics
             callback.on_train_begin(held, dataset, start, planned)
-            if ranks:
-                memory = guard.to_tree()
-                together.begin(ranks, step_function, held, start, memory, missing=bool(make_up))
-            with ranks.watched(planned.step_seconds) if ranks else nullcontext():
+            memory = guard.to_tree()
+            together.begin(group, step_function, held, start, memory, missing=bool(make_up))
+            with group.watch(planned.step_seconds):
                 step = session.proceed(
                     held,
                     dataset,
@@ -305,12 +301,12 @@ def take_steps(
                     start=start,
                     limit=limit,
                     make_up=make_up,
-                    ranks=ranks,
+                    group=group,
                 )
         seconds = time.monotonic() - began
         return Summary.of(held, config, dataset, step=step, seconds=seconds, resumed=resumed)
 
-    return session.with_retries(attempt, config, folder, callback.on_note, ranks)
+    return session.with_retries(attempt, config, folder, callback.on_note, group)
 
 
 def _new_run(folder: Path, config: Config, dataset: Dataset, beginning: Beginning | None) -> Run:
@@ -359,7 +355,7 @@ def first_steps(
     dataset: Dataset,
     callback: Callback,
     step_seconds: float | None = None,
-    ranks: Ranks | None = None,
+    group: ProcessGroup = LOCAL,
 ) -> Forecast:
     """The self-check, and a few steps, timed where it is not known how long one takes. They compile
     what the training runs, so that a compiler that fails, fails here; then it is all begun again
@@ -367,16 +363,16 @@ def first_steps(
     """
     try:
         _check(config, callback)
-        found = measure(config, dataset, step_seconds, ranks)
+        found = measure(config, dataset, step_seconds, group)
     except RuntimeError as error:
         if not (line := compiler.disable_after_failure(error)):
             raise
         callback.on_note(line)
         _check(config, callback)
-        found = measure(config, dataset, None, ranks)
-    if not ranks:
+        found = measure(config, dataset, None, group)
+    if group.size == 1:
         return found
-    found, line = together.forecast_together(ranks, config, found)
+    found, line = together.forecast_together(group, config, found)
     callback.on_note(line)
     return found
 

@@ -18,7 +18,7 @@ import mlx.core as mx
 from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.distributed.group import Ranks
+from mlxgpt.distributed.group import LOCAL, ProcessGroup
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device, device_errors, mac
 from mlxgpt.machine.device_errors import DeviceError
@@ -48,7 +48,7 @@ def with_retries(
     config: Config,
     folder: Path,
     note: Callable[[str], None],
-    ranks: Ranks | None = None,
+    group: ProcessGroup = LOCAL,
 ) -> T:
     """Retry after a failure of the GPU, at most `len(PAUSES)` times in a row. A row ends when an
     attempt logs or saves a step that no attempt before it reached.
@@ -59,12 +59,12 @@ def with_retries(
         attempt: what may fail. It creates all its arrays itself, from the run's newest checkpoint
             or from the start: those of a failed attempt may hold anything.
         folder: the run's.
-        ranks: where there are several, none retries: the first failure is raised.
+        group: if it has several ranks, none retries: the first failure is raised.
 
     Raises:
         UserError: if the GPU keeps failing.
     """
-    if ranks:
+    if group.size > 1:
         return attempt(config)
     failures, furthest = 0, 0
     while True:
@@ -151,14 +151,14 @@ def proceed(
     start: int,
     limit: int | None = None,
     make_up: dict[str, Any] | None = None,
-    ranks: Ranks | None = None,
+    group: ProcessGroup = LOCAL,
 ) -> int:
     """Train from step `start` on; everything is saved at the end, whichever it is.
 
     Args:
         limit: bytes; a training that takes more is stopped.
         make_up: the numbers of step `start`, where it was saved but not evaluated and logged.
-        ranks: those that take the same steps; this is the first of them. The others follow.
+        group: the ranks that take the same steps; this is the main one. The others follow.
 
     Returns:
         Updates done in all.
@@ -175,8 +175,7 @@ def proceed(
             for hook in hooks.after_saving:
                 if hook.due(start):
                     hook.run(metrics)
-        if ranks:
-            ranks.meet()
+        group.barrier("before the first step")
 
         def can_go_back() -> bool:
             saver.wait()
@@ -185,7 +184,7 @@ def proceed(
                 callback.on_note(
                     "the loss leapt: left out, as there is no checkpoint to go back to"
                 )
-            return ranks.spread(can) if ranks else can
+            return group.broadcast("can go back", can)
 
         with stop_signals(callback) as asked, compiler.undisturbed(), mac.awake():
             step, over = train_through(
@@ -197,17 +196,16 @@ def proceed(
                 hooks=hooks.all,
                 wish=lambda: saver.failed() or hooks.failed() or asked(),
                 limit=limit,
-                ranks=ranks,
+                group=group,
                 can_go_back=can_go_back,
-                go_back=lambda: _go_back(run, step_function, guard, hooks, callback, ranks),
+                go_back=lambda: _go_back(run, step_function, guard, hooks, callback, group),
             )
         saver.wait()
         if step not in run.steps():
             hooks.save_now(step)
         hooks.finish(step)
         run.sync_notes()
-    if ranks:
-        over = any(ranks.gather(over))
+    over = any(group.gather("over the memory limit", over))
     if guard.gives_up:
         raise _gives_up(config, guard, step)
     if over and step < config.train.max_steps:
@@ -229,7 +227,7 @@ def train_through(
     hooks: Sequence[Hook],
     wish: Callable[[], bool],
     limit: int | None,
-    ranks: Ranks | None,
+    group: ProcessGroup,
     can_go_back: Callable[[], bool],
     go_back: Callable[[], int],
 ) -> tuple[int, bool]:
@@ -251,10 +249,9 @@ def train_through(
     def stop() -> bool:
         nonlocal over
         over = limit is not None and device.memory()[0] > limit
-        stops = over or wish()
-        return ranks.stops(stops) if ranks else stops
+        return group.should_stop(over or wish())
 
-    hooks = together.hooks(ranks, step_function, config, hooks)
+    hooks = together.hooks(group, step_function, config, hooks)
     while True:
         start = train(
             step_function,
@@ -277,7 +274,7 @@ def _go_back(
     guard: Guard,
     hooks: Hooks,
     callback: Callback,
-    ranks: Ranks | None,
+    group: ProcessGroup,
 ) -> int:
     """After a spike: to the newest checkpoint; the step to go on from."""
     assert guard.spiked is not None
@@ -287,8 +284,7 @@ def _go_back(
         f"the loss leapt at step {spiked:,}: back to step {saved.step:,}, and on with other batches"
     )
     guard.go_back(saved.step, saved.guard)
-    if ranks:
-        together.begin(ranks, step_function, run, saved.step, saved.guard)
+    together.begin(group, step_function, run, saved.step, saved.guard)
     run.cut(saved.step)
     run.add_return(saved.step, spiked)
     hooks.begin(saved.step)

@@ -4,7 +4,6 @@ device.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +16,7 @@ from mlxgpt.backend.cpu import jit as compiler
 from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.backend.cpu.parallel import Lanes
 from mlxgpt.config import Config
-from mlxgpt.distributed.group import Ranks
+from mlxgpt.distributed.group import LOCAL, ProcessGroup
 from mlxgpt.model.gpt import GPT, flat, must_be_like
 from mlxgpt.model.losses import borrowed, token_losses
 from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
@@ -35,11 +34,11 @@ class TrainStep:
         model: its parameters are the float32 master weights, updated in place.
         config: `train.dtype` must be resolved; see `device.resolve_dtype`.
         compiled: False runs the same operations one by one, to be compared with.
-        ranks: the machines that each compute a share of every batch; None: this one is alone.
+        group: the ranks that each compute a share of every batch.
     """
 
     def __init__(
-        self, model: GPT, config: Config, *, compiled: bool = True, ranks: Ranks | None = None
+        self, model: GPT, config: Config, *, compiled: bool = True, group: ProcessGroup = LOCAL
     ) -> None:
         self.model = model
         self.grad_clip = config.optim.grad_clip
@@ -49,8 +48,7 @@ class TrainStep:
         self._lanes = Lanes(lambda: _Sums(compile(self._gradients_of), compile(_add)))
         self._mean = compile(self._mean_of)
         self._judge = compile(self._judged)
-        self.ranks = ranks
-        self._pack, self._unpack = compile(self._packed), compile(self._unpacked)
+        self.group = group
         parameters = flat(model.trainable_parameters())
         self._shares = split_by_work(parameters, config.optim, lanes.count())
         self._optimizers = [
@@ -88,8 +86,7 @@ class TrainStep:
             before clipping; on a GPU neither is computed yet.
         """
         loss, gradients = self.gradients(inputs, targets, key)
-        if self.ranks:
-            loss, gradients = self._averaged(self.ranks, loss, gradients)
+        loss, gradients = self.group.average(loss, flat(gradients), self.reduce_dtype)
         norm, scale, good = self._judge(gradients, loss, mx.array(limit))
         own, new = flat(self.model.trainable_parameters()), flat(gradients)
         updates = self._updates(
@@ -126,11 +123,11 @@ class TrainStep:
     def gradients(
         self, inputs: mx.array, targets: mx.array, key: mx.array
     ) -> tuple[mx.array, dict]:
-        """Mean loss and its gradients over all micro-batches, which are equally large; with ranks,
-        over this one's share of them.
+        """Mean loss and its gradients over all micro-batches, which are equally large; of several
+        ranks, over this one's share of them.
         """
-        if self.ranks:
-            return self._gradients_of_share(inputs, targets, key, self.ranks)
+        if self.group.size > 1:
+            return self._gradients_of_share(inputs, targets, key)
         A, B, T = inputs.shape
         parts = Parts.of(A, B, T)
         L, P = parts.lanes, parts.each
@@ -145,10 +142,10 @@ class TrainStep:
         return self._mean_over(L, inputs, targets, keys)
 
     def _gradients_of_share(
-        self, inputs: mx.array, targets: mx.array, key: mx.array, ranks: Ranks
+        self, inputs: mx.array, targets: mx.array, key: mx.array
     ) -> tuple[mx.array, dict]:
         A, B, T = inputs.shape
-        mine = share(A, B, T, ranks.rank, ranks.size)
+        mine = share(A, B, T, self.group.rank, self.group.size)
         L, count = mine.lanes, len(mine.pieces)
         shape = (L, count // L, mine.rows, T)
         rows = slice(mine.first, mine.first + count * mine.rows)
@@ -183,27 +180,6 @@ class TrainStep:
     def _mean_of(self, sums: list[tuple[mx.array, dict]], parts: mx.array) -> tuple[mx.array, dict]:
         return tree_map(lambda *values: sum(values) / parts, *sums)
 
-    def _averaged(self, ranks: Ranks, loss: mx.array, gradients: dict) -> tuple[mx.array, dict]:
-        """The means over all ranks; and what each of them wishes is told."""
-        # The gradients as one array, which the host waits for: many small sums take several times
-        # as long, and a Mac's GPU may not wait for another machine for more than some seconds.
-        gradients = self._unpack(ranks.sum(self._pack(gradients)), mx.array(float(ranks.size)))
-        wishes, total = ranks.sum(mx.stack([mx.array(float(ranks.wish)), loss]))
-        ranks.stopped = bool(wishes > 0)
-        return total / ranks.size, gradients
-
-    def _packed(self, gradients: dict) -> mx.array:
-        arrays = [array.reshape(-1) for array in flat(gradients).values()]
-        return mx.concatenate(arrays).astype(self.reduce_dtype)
-
-    def _unpacked(self, sums: mx.array, size: mx.array) -> dict:
-        """The means of what `_packed` made one array of, from its sum over all ranks."""
-        own = flat(self.model.trainable_parameters())
-        ends = list(itertools.accumulate(p.size for p in own.values()))
-        pieces = mx.split(sums.astype(mx.float32) / size, ends[:-1])
-        named = zip(own.items(), pieces, strict=True)
-        return tree_unflatten({name: piece.reshape(p.shape) for (name, p), piece in named})
-
     def _judged(
         self, gradients: dict, loss: mx.array, limit: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
@@ -237,8 +213,8 @@ class _Sums:
 _add = partial(tree_map, mx.add)
 
 
-def new_step(config: Config, *, compiled: bool = True, ranks: Ranks | None = None) -> TrainStep:
+def new_step(config: Config, *, compiled: bool = True, group: ProcessGroup = LOCAL) -> TrainStep:
     """The training step of a config, with a fresh model; its vocabulary and dtype are resolved."""
     t = config.train
     model = GPT(config.model, t.seed, gradient_checkpointing=t.gradient_checkpointing)
-    return TrainStep(model, config, compiled=compiled, ranks=ranks)
+    return TrainStep(model, config, compiled=compiled, group=group)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config, override
+from mlxgpt.distributed.group import LocalGroup
 from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.training.shares import Parts, share
@@ -55,13 +56,6 @@ def test_every_row_is_in_one_share_with_its_own_part(
         assert sorted(seen) == list(range(A * B))
 
 
-class Alone:
-    """One rank of several, whose gradients are not added up."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     ("A", "B", "size"), [(1, 12, 2), (1, 12, 4), (2, 6, 3), (3, 5, 3), (1, 8, 8)]
@@ -73,14 +67,14 @@ def test_the_mean_over_all_shares_is_the_whole_batchs(
     ids = mx.random.randint(0, 19, (A, B, 9), key=mx.random.key(0))
     key = mx.random.key(3)
 
-    def gradients(ranks: object) -> tuple[float, dict[str, np.ndarray]]:
+    def gradients(group: LocalGroup) -> tuple[float, dict[str, np.ndarray]]:
         model = GPT(config.model, 5, gradient_checkpointing=checkpointing)
-        step = TrainStep(model, config, ranks=ranks)  # type: ignore[arg-type]
+        step = TrainStep(model, config, group=group)
         loss, tree = step.gradients(ids[..., :-1], ids[..., 1:], key)
         return float(loss), {name: np.array(value) for name, value in flat(tree).items()}
 
-    loss, whole = gradients(None)
-    shares = [gradients(Alone(rank, size)) for rank in range(size)]
+    loss, whole = gradients(LocalGroup())
+    shares = [gradients(LocalGroup(rank, size)) for rank in range(size)]
     assert np.mean([one for one, _ in shares]) == pytest.approx(loss, rel=1e-5)
     for name, value in whole.items():
         mean = np.mean([tree[name] for _, tree in shares], axis=0)

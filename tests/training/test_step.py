@@ -10,6 +10,7 @@ import pytest
 from mlxgpt.backend import ops
 from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config, override
+from mlxgpt.distributed.group import LocalGroup
 from mlxgpt.model import gpt
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.model.losses import make_eval_step, token_losses
@@ -221,32 +222,27 @@ def test_bfloat16_computes_in_16_bits_and_keeps_32_bit_weights(tiny_model: Confi
     assert not (before == ends[0][1]["wte.weight"]).any()
 
 
-class OfOne:
-    """The only rank there is; what it adds up is kept."""
+class Rounding(LocalGroup):
+    """One rank alone, whose gradients are rounded as if they were sent to others."""
 
-    def __init__(self) -> None:
-        self.rank, self.size, self.wish, self.stopped = 0, 1, False, False
-        self.seen: list[mx.array] = []
-
-    def sum(self, array: mx.array) -> mx.array:
-        self.seen.append(array)
-        return array
+    def average(
+        self, loss: mx.array, gradients: dict[str, mx.array], dtype: mx.Dtype
+    ) -> tuple[mx.array, dict[str, mx.array]]:
+        return loss, {name: g.astype(dtype).astype(mx.float32) for name, g in gradients.items()}
 
 
 @pytest.mark.exact_bits  # of a gradient that is computed twice, then rounded
 @pytest.mark.parametrize("reduce_dtype", ["float32", "bfloat16"])
-def test_ranks_add_up_gradients_in_their_dtype_and_the_loss_in_32_bits(
+def test_gradients_are_averaged_in_their_dtype_and_the_loss_in_32_bits(
     tiny_model: Config, reduce_dtype: str
 ) -> None:
     """Seen in AdamW's memory of the gradient, after one step."""
     changes = {"reduce_dtype": reduce_dtype, "dropout": 0.0, "beta1": 0.0, "grad_clip": 0.0}
     config, ids = override(tiny_model, changes), ids_of(1, 4, 9)
     loss, gradients = gradients_of(config, ids)
-    ranks = OfOne()
-    step = TrainStep(GPT(config.model, 5), config, ranks=ranks)  # type: ignore[arg-type]
+    step = TrainStep(GPT(config.model, 5), config, group=Rounding())
     told, _ = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(2))
     assert float(told) == loss
-    assert [array.dtype for array in ranks.seen] == [getattr(mx, reduce_dtype), mx.float32]
     moments = step.arrays()[1]
     for name, gradient in gradients.items():
         rounded = mx.array(gradient).astype(getattr(mx, reduce_dtype)).astype(mx.float32)
