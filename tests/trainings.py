@@ -56,9 +56,6 @@ class Recorder(Callback):
 
     on_warning = on_note
 
-    def on_lost(self, problem: str, remedy: str | None) -> None:
-        print(f"lost: {problem}", file=sys.stderr, flush=True)
-
     def on_log(self, record: dict[str, Any]) -> None:
         self.records.append(record)
 

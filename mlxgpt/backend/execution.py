@@ -128,8 +128,6 @@ class PerThread(Generic[Result]):
         return parallel.run_together(self._functions, calls)
 
 
-
-
 def shard(
     inputs: mx.array, targets: mx.array, key: mx.array
 ) -> list[tuple[mx.array, mx.array, mx.array]]:

@@ -4,9 +4,10 @@ A rank in an all-reduce waits forever for a rank that has died, and runs no Pyth
 reaches it. So each rank has a connection to the main rank, with threads that exchange heartbeats.
 When a rank is lost, these threads end the process.
 
-Every collective has a name and a number. Values are sent with both, and heartbeats name the
-collective that a rank entered last. Ranks that are in different collectives, and would wait for
-each other forever, end with an error that says where each of them is.
+Every collective has a name and a number. Each rank reports those that it has entered, with the next
+value or heartbeat, and the main rank compares them with its own. Ranks that are in different
+collectives, and would wait for each other forever or mix up their values, end with an error that
+says where each of them is.
 
 The main rank listens only until all ranks have connected. A rank proves who it is by the job's
 password, which MLX's own all-reduce has distributed. A message is a JSON object on one line.
@@ -69,6 +70,7 @@ class Peer:
         last_heartbeat: when it last sent anything (`time.monotonic`).
         has_left: whether it has closed its channel.
         position: by its last message.
+        names: collectives that it has entered and that were not compared yet, by number.
         inbox: values that it has sent, in order.
     """
 
@@ -78,6 +80,7 @@ class Peer:
     last_heartbeat: float = field(default_factory=time.monotonic)
     has_left: bool = False
     position: Position = Position()
+    names: dict[int, str] = field(default_factory=dict)
     inbox: SimpleQueue[dict[str, Any]] = field(default_factory=SimpleQueue)
     _sending: threading.Lock = field(default_factory=threading.Lock)
 
@@ -106,8 +109,9 @@ class ControlChannel:
         self.position = Position()
         self.step_seconds: float | None = None
         self.heartbeat_timeout = STARTUP_TIMEOUT
-        self._history: dict[int, str] = {}  # names of this rank's latest collectives, by number
-        self._ending = threading.Lock()
+        # Collectives by number: the main rank's latest, or those that another one has not reported.
+        self._names: dict[int, str] = {}
+        self._reporting, self._ending = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
         self._last_progress: tuple[Any, float] = (None, 0.0)  # all positions, and since when
         for peer in peers.values():
@@ -159,27 +163,36 @@ class ControlChannel:
     def _gather(self, name: str, value: Any) -> list[Any]:
         self._enter(name)
         if self.rank:
-            self._send(self.peers[0], value)
+            self._send(self.peers[0], value=value)
             return list(self._receive(self.peers[0]))
         values = [self._receive(self.peers[rank]) for rank in range(1, self.size)]
         return list(self._send_to_all([value, *values]))
 
     def _enter(self, name: str) -> None:
         number = self.position.number + 1
-        self._history[number] = name
-        self._history.pop(number - HISTORY_LENGTH, None)
+        self._names[number] = name
+        self._names.pop(number - HISTORY_LENGTH, None)
         self.position = replace(self.position, number=number, name=name)
 
-    def _send(self, peer: Peer, value: Any) -> None:
-        peer.send({"value": value, "at": astuple(self.position)})
+    def _send(self, peer: Peer, **message: Any) -> None:
+        """Send a message with this rank's position; from another rank than the main one also with
+        the names that it has not reported.
+        """
+        with self._reporting:  # names must not arrive after a value that was sent later
+            message["at"] = astuple(self.position)
+            if self.rank:
+                message["names"] = [[n, self._names.pop(n)] for n in list(self._names)]
+            peer.send(message)
 
     def _send_to_all(self, value: Any) -> Any:
         for peer in self.peers.values():
-            self._send(peer, value)
+            self._send(peer, value=value)
         return json.loads(json.dumps(value))  # the same types on all ranks
 
     def _receive(self, peer: Peer) -> Any:
         message = peer.inbox.get()
+        if self.rank == 0:
+            self._compare_order()
         position = Position(*message["at"])
         if (position.number, position.name) != (self.position.number, self.position.name):
             peer.position = position
@@ -214,6 +227,7 @@ class ControlChannel:
     def _handle(self, peer: Peer, message: dict[str, Any]) -> None:
         if "at" in message:
             peer.position = Position(*message["at"])
+            peer.names |= dict(message.get("names", []))
         if "value" in message:
             peer.inbox.put(message)
         elif "bye" in message:
@@ -230,20 +244,22 @@ class ControlChannel:
         while not self._closed.wait(HEARTBEAT_INTERVAL):
             for peer in self.peers.values():
                 if not peer.has_left:
-                    peer.send({"at": astuple(self.position)})
+                    self._send(peer)
             if self.rank == 0:
                 self._compare_order()
                 if self.step_seconds is not None:
                     self._compare_progress(max(HEARTBEAT_TIMEOUT, 10 * self.step_seconds))
 
     def _compare_order(self) -> None:
-        """End all ranks where one has entered another collective than this rank had in its place.
-        (One that is ahead of this rank is compared when this rank is there.)
+        """At the main rank: end all ranks where one has entered another collective than this rank
+        in its place. One that is ahead is compared when this rank is there.
         """
         for peer in self.peers.values():
-            position = peer.position
-            if self._history.get(position.number, position.name) != position.name:
-                self._end_by_mismatch()
+            for number, name in list(peer.names.items()):
+                if self._names.get(number, name) != name:
+                    self._end_by_mismatch(number)
+                if number <= self.position.number:
+                    peer.names.pop(number, None)
 
     def _compare_progress(self, timeout: float) -> None:
         """End all ranks where one does not come to an all-reduce that others wait in, or where all
@@ -271,17 +287,17 @@ class ControlChannel:
     def _end_by_loss(self, peer: Peer | None, why: str) -> None:
         self._end(f"lost {self._name(peer)}: {why}", None, LOST)
 
-    def _end_by_mismatch(self) -> None:
-        positions = [
-            (self.rank, f"{self._name(None)} in {self.position}"),
-            *(
-                (peer.rank, f"{self._name(peer)} in {peer.position}")
-                for peer in self.peers.values()
-            ),
-        ]
-        problem = "the ranks are in different collectives: " + ", ".join(
-            text for _, text in sorted(positions)
+    def _end_by_mismatch(self, number: int = 0) -> None:
+        """End all ranks, saying in which collective each of them is, or was at that number."""
+        own = (self.rank, self._name(None), self._names.get(number), self.position)
+        others = (
+            (p.rank, self._name(p), p.names.get(number), p.position) for p in self.peers.values()
         )
+        places = [
+            f"{rank} in {f'{name} (number {number:,})' if name else position}"
+            for _, rank, name, position in sorted([own, *others])
+        ]
+        problem = f"the ranks are in different collectives: {', '.join(places)}"
         remedy = (
             "start the same command and mlxgpt on all machines; if they are the same, report it."
         )

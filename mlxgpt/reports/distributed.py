@@ -22,13 +22,12 @@ import numpy as np
 
 from mlxgpt.config import Config, from_tree, override
 from mlxgpt.corpus.tokens import Tokens, dtype_for
-from mlxgpt.distributed.group import Ranks, join
+from mlxgpt.distributed.group import ProcessGroup, joined
 from mlxgpt.errors import UserError
 from mlxgpt.model.counting import count_parameters
 from mlxgpt.reports.bench import COMPILING, ROOT
 from mlxgpt.reports.records import Spread
-from mlxgpt.training.step import TrainStep, new_step
-from mlxgpt.training.trainer import train
+from mlxgpt.training.step import TrainStep, new_step, take_steps
 
 TIMES = ("ms_alone", "ms_share", "ms_step", "ms_halved")
 CHILD = (sys.executable, "-m", "mlxgpt.reports.distributed")
@@ -74,18 +73,18 @@ class Together:
         return self.ms_alone.median / self.ms_step.median / self.size
 
 
-def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
+def measure(group: ProcessGroup, config: Config, plan: Plan) -> Together | None:
     """Take steps alone, apart and together, in turns; the result is the first rank's.
 
     Args:
         config: with its vocabulary and dtype.
     """
     kinds: dict[str, TrainStep] = {
-        "share": new_step(config, ranks=ranks.alone()),
-        "step": new_step(config, ranks=ranks),
-        "halved": new_step(override(config, {"reduce_dtype": "bfloat16"}), ranks=ranks),
+        "share": new_step(config, group=group.local()),
+        "step": new_step(config, group=group),
+        "halved": new_step(override(config, {"reduce_dtype": "bfloat16"}), group=group),
     }
-    if ranks.first:
+    if group.is_main:
         kinds = {"alone": new_step(config), **kinds}
     vocabulary = config.model.vocab_size
     draw = np.random.default_rng(0).integers
@@ -94,13 +93,13 @@ def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
 
     def ms_of(kind: str, steps: int) -> float:
         """Of each of some steps, the slowest rank's; who does not take part waits, and is quiet."""
-        ranks.meet()
+        group.barrier(f"before {kind}")
         ms = 0.0
         if kind in kinds:
             began = time.monotonic()
-            train(kinds[kind], tokens, override(config, {"max_steps": steps}))
+            take_steps(kinds[kind], tokens, config, steps)
             ms = 1000 * (time.monotonic() - began) / steps
-        return max(ranks.gather(ms))
+        return max(group.gather(f"milliseconds of {kind}", ms))
 
     found: dict[str, list[float]] = {name: [] for name in ("alone", "share", "step", "halved")}
     steps = {}
@@ -110,11 +109,11 @@ def measure(ranks: Ranks, config: Config, plan: Plan) -> Together | None:
     for _ in range(plan.repeats):
         for kind, times in found.items():
             times.append(ms_of(kind, steps[kind]))
-    if not ranks.first:
+    if not group.is_main:
         return None
     return Together(
-        size=ranks.size,
-        hosts=tuple(ranks.hosts),
+        size=group.size,
+        hosts=tuple(group.hosts),
         sequences=config.sequences_per_step,
         tokens=config.tokens_per_step,
         parameters=count_parameters(config.model),
@@ -206,18 +205,15 @@ def told(found: Together) -> list[str]:
 
 
 def here(config: Config, plan: Plan) -> Together | None:
-    """Measure with the ranks that this process was launched with; None on all ranks but the first.
+    """Measure with the ranks that this process was launched with; the result is the main rank's.
 
     Raises:
         UserError: if it was launched alone.
     """
-    ranks = join(lambda problem, _: print(problem, file=sys.stderr))
-    if not ranks:
-        raise UserError("there is one rank only", "start them with mlx.launch -n 2, or more.")
-    try:
-        return measure(ranks, config, plan)
-    finally:
-        ranks.close()
+    with joined() as group:
+        if group.size == 1:
+            raise UserError("there is one rank only", "start them with mlx.launch -n 2, or more.")
+        return measure(group, config, plan)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Ranks that talk, and one that says nothing, over the loopback."""
+"""Control channels over the loopback: what they carry, and when they end all ranks."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -9,55 +10,63 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import pytest
 
-from mlxgpt.distributed import control as channel
-from mlxgpt.distributed.control import Channel
+from mlxgpt.distributed import control
+from mlxgpt.distributed.control import ControlChannel, Position
 from mlxgpt.errors import UserError
 
+HERE = socket.gethostname()
 
-class Fate:
-    """What became of ranks: whether they ended, and what they said."""
 
-    def __init__(self) -> None:
-        self.said: list[tuple[str, str | None]] = []
+class Ending:
+    """How ranks ended: their exit codes, and what they wrote on file descriptor 2."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self.codes: list[int] = []
-
-    def tell(self, problem: str, remedy: str | None) -> None:
-        self.said.append((problem, remedy))
+        self._capfd, self._text = capfd, ""
 
     def exit(self, code: int) -> None:
+        """In place of `os._exit`; returns."""
         self.codes.append(code)
 
-
-@pytest.fixture
-def fate(monkeypatch: pytest.MonkeyPatch) -> Fate:
-    fate = Fate()
-    monkeypatch.setattr(os, "_exit", fate.exit)
-    monkeypatch.setattr(channel, "BEAT", 0.02)
-    monkeypatch.setattr(channel, "SILENCE", 1.0)
-    return fate
+    @property
+    def lines(self) -> list[str]:
+        self._text += self._capfd.readouterr().err
+        return self._text.splitlines()
 
 
 @pytest.fixture
-def ranks(fate: Fate) -> Iterator[list[Channel]]:
+def ending(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ending:
+    ending = Ending(capfd)
+    monkeypatch.setattr(os, "_exit", ending.exit)
+    monkeypatch.setattr(control, "HEARTBEAT_INTERVAL", 0.02)
+    monkeypatch.setattr(control, "HEARTBEAT_TIMEOUT", 1.0)
+    monkeypatch.setattr(control, "resume_command", lambda: "mlxgpt train")
+    return ending
+
+
+@pytest.fixture
+def ranks(ending: Ending) -> Iterator[list[ControlChannel]]:
     before = threading.active_count()
-    found = connected(3, fate)
-    yield found
-    for one in found:
-        one.close()
+    channels = connected(3)
+    yield channels
+    for channel in channels:
+        channel.close()
     until(lambda: threading.active_count() == before)
 
 
-def connected(size: int, fate: Fate) -> list[Channel]:
-    listener, place = channel.listen("127.0.0.1")
-    place["name"] = "here"
+def connected(size: int) -> list[ControlChannel]:
+    listener, address = control.listen("127.0.0.1")
+    address["name"] = "here"
     with ThreadPoolExecutor(size) as pool:
-        first = pool.submit(channel.accept, listener, size, place["password"])
-        others = [pool.submit(channel.connect, place, rank) for rank in range(1, size)]
-        peers = [first.result(), *(one.result() for one in others)]
-    return [Channel(rank, size, of_it, fate.tell) for rank, of_it in enumerate(peers)]
+        main = pool.submit(control.accept, listener, size, address["password"])
+        others = [pool.submit(control.connect, address, rank) for rank in range(1, size)]
+        peers = [main.result(), *(other.result() for other in others)]
+    return [ControlChannel(rank, size, peers[rank]) for rank in range(size)]
 
 
 def until(holds: Callable[[], object]) -> None:
@@ -67,119 +76,236 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def test_what_each_says_reaches_all(ranks: list[Channel], fate: Fate) -> None:
-    said = [{"n": 0}, "one", [2]]
-    with ThreadPoolExecutor(3) as pool:
-        for _ in range(20):
-            heard = list(pool.map(lambda one: one.gather(said[one.rank]), ranks))
-            assert heard == [said] * 3
-            spread = list(pool.map(lambda one: one.spread((1, "ü")), ranks))
-            assert spread == [[1, "ü"]] * 3
-    assert fate.codes == []
+def on_all(ranks: list[ControlChannel], call: Callable[[ControlChannel], Any]) -> list[Any]:
+    """What a call gives on each rank, all at once."""
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        return list(pool.map(call, ranks))
 
 
-def test_who_leaves_is_not_missed(ranks: list[Channel], fate: Fate) -> None:
+def in_threads(calls: list[Callable[[], Any]]) -> None:
+    """Start all calls. They wait forever, or fail where `os._exit` would have ended them."""
+
+    def run(call: Callable[[], Any]) -> None:
+        with contextlib.suppress(Exception):
+            call()
+
+    for call in calls:
+        threading.Thread(target=run, args=(call,), daemon=True).start()
+
+
+def test_values_reach_all_ranks_in_order(ranks: list[ControlChannel], ending: Ending) -> None:
+    values = [{"n": 0}, "one", [2]]
+    for _ in range(20):
+        gathered = on_all(ranks, lambda r: r.gather("values", values[r.rank]))
+        assert gathered == [values] * 3
+        on_all(ranks, lambda r: r.barrier("between"))
+        received = on_all(ranks, lambda r: r.broadcast("value", (1, "ü")))
+        assert received == [[1, "ü"]] * 3
+    assert [rank.position.number for rank in ranks] == [60] * 3
+    assert ending.codes == []
+
+
+def test_the_main_rank_may_be_ahead_by_many_broadcasts(
+    ranks: list[ControlChannel], ending: Ending
+) -> None:
+    for n in range(200):
+        ranks[0].broadcast("ahead", n)
+    time.sleep(0.2)  # of heartbeats
+    for rank in ranks[1:]:
+        assert [rank.broadcast("ahead") for _ in range(200)] == list(range(200))
+    assert ending.codes == []
+
+
+def test_a_rank_that_has_left_is_not_lost(ranks: list[ControlChannel], ending: Ending) -> None:
     ranks[2].close()
     time.sleep(0.2)
-    assert fate.codes == []
+    assert ending.codes == []
 
 
-def test_who_is_gone_is_named_and_all_end(ranks: list[Channel], fate: Fate) -> None:
+def test_a_lost_rank_is_named_and_all_end(ranks: list[ControlChannel], ending: Ending) -> None:
     ranks[2]._closed.set()
     ranks[2].peers[0].socket.shutdown(socket.SHUT_RDWR)
-    until(lambda: len(fate.codes) == 2)
-    assert fate.codes == [channel.LOST] * 2
-    ((problem, remedy),) = fate.said
-    assert problem == f"rank 2 of 3 (on {socket.gethostname()}) is gone"
-    assert remedy is None
+    until(lambda: len(ending.codes) == 2)
+    assert ending.codes == [control.LOST] * 2
+    assert ending.lines == [
+        f"mlxgpt: lost rank 2 of 3 (on {HERE}): its connection was closed",
+        "  → the same command resumes: mlxgpt train",
+    ]
 
 
-def test_the_first_one_gone_is_told_by_the_others(ranks: list[Channel], fate: Fate) -> None:
+def test_a_lost_main_rank_is_named_by_the_others(
+    ranks: list[ControlChannel], ending: Ending
+) -> None:
     ranks[0]._closed.set()
     for peer in ranks[0].peers.values():
         peer.socket.shutdown(socket.SHUT_RDWR)
-    until(lambda: len(fate.codes) == 2)
-    assert [problem for problem, _ in fate.said] == ["rank 0 of 3 (on here) is gone"] * 2
+    until(lambda: len(ending.codes) == 2)
+    lines = [line for line in ending.lines if line.startswith("mlxgpt: ")]
+    assert lines == ["mlxgpt: lost rank 0 of 3 (on here): its connection was closed"] * 2
 
 
-def test_silence_is_borne_before_steps_are_taken_only(
-    ranks: list[Channel], fate: Fate, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_heartbeat_ends_all_once_steps_are_taken(
+    ranks: list[ControlChannel], ending: Ending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranks[1].peers[0], "send", lambda tree: None)
+    monkeypatch.setattr(ranks[1].peers[0], "send", lambda message: None)
     time.sleep(1.2)
-    assert fate.codes == []
-    ranks[0].patience = channel.SILENCE
-    until(lambda: len(fate.codes) == 3)
-    assert "rank 1 of 3" in fate.said[0][0]
-    assert "no sign of life" in fate.said[0][0]
+    assert ending.codes == []
+    ranks[0].heartbeat_timeout = control.HEARTBEAT_TIMEOUT
+    until(lambda: len(ending.codes) == 3)
+    assert ending.lines[0].startswith(f"mlxgpt: lost rank 1 of 3 (on {HERE}): no heartbeat for ")
 
 
-def test_a_cause_that_can_be_mended_is_told_by_the_first(ranks: list[Channel], fate: Fate) -> None:
+def test_another_ranks_error_is_printed_by_the_main_rank(
+    ranks: list[ControlChannel], ending: Ending
+) -> None:
     ranks[1].refuse("no memory", "buy some.")  # returns when it is ended, as all others are
-    until(lambda: len(fate.codes) == 3)
-    assert fate.codes == [channel.REFUSED] * 3
-    assert fate.said == [(f"rank 1 of 3 (on {socket.gethostname()}): no memory", "buy some.")]
+    until(lambda: len(ending.codes) == 3)
+    assert ending.codes == [control.REFUSED] * 3
+    assert ending.lines == [f"mlxgpt: rank 1 of 3 (on {HERE}): no memory", "  → buy some."]
 
 
-def test_what_the_first_refuses_it_says_itself(ranks: list[Channel], fate: Fate) -> None:
+def test_the_main_ranks_error_is_printed_by_its_caller(
+    ranks: list[ControlChannel], ending: Ending
+) -> None:
     ranks[0].refuse("no memory", "buy some.")
-    until(lambda: len(fate.codes) == 2)
-    assert fate.codes == [channel.REFUSED] * 2
-    assert fate.said == []
+    until(lambda: len(ending.codes) == 2)
+    assert ending.codes == [control.REFUSED] * 2
+    assert ending.lines == []
 
 
 @pytest.mark.parametrize(
-    ("at", "problem"),
+    ("sums", "problem"),
     [
-        ([(5, 4), (4, 4), (5, 4)], "rank 1 of 3"),
-        ([(4, 4), (5, 4), (5, 4)], "the first rank lives, and takes no more steps"),
-        ([(5, 4), (5, 4), (5, 4)], "all 3 ranks wait in a sum that does not end"),
+        ([(5, 4), (4, 4), (5, 4)], f"lost rank 1 of 3 (on {HERE}): it takes no more steps"),
+        ([(4, 4), (5, 4), (5, 4)], f"lost rank 0 of 3 (on {HERE}): it takes no more steps"),
+        ([(5, 4), (5, 4), (5, 4)], "all 3 ranks wait in all-reduce loss, which does not end"),
     ],
 )
 def test_a_rank_that_does_not_come_is_named(
-    ranks: list[Channel], fate: Fate, at: list[tuple[int, int]], problem: str
+    ranks: list[ControlChannel], ending: Ending, sums: list[tuple[int, int]], problem: str
 ) -> None:
-    for one, place in zip(ranks, at, strict=True):
-        one.at = place
+    for rank, place in zip(ranks, sums, strict=True):
+        rank.position = Position(place[0], "all-reduce loss", *place)
     time.sleep(1.2)
-    assert fate.codes == [], "not before steps are taken"
-    ranks[0].slowest = 0.0
-    until(
-        lambda: len(fate.codes) == 3
-    )  # the first rank speaks before it ends, but ends the others before
-    assert fate.said[0][0].startswith(problem)
+    assert ending.codes == [], "not before steps are watched"
+    ranks[0].step_seconds = 0.0
+    until(lambda: len(ending.codes) == 3)  # the main rank ends the others before it prints
+    assert ending.lines[0] == f"mlxgpt: {problem}"
 
 
-def test_who_takes_steps_is_left_alone(ranks: list[Channel], fate: Fate) -> None:
-    ranks[0].slowest = 0.0
-    for step in range(40):
-        for one in ranks:
-            one.at = (step + 1, step + (one.rank > 0))
-            time.sleep(0.02)
-    assert fate.codes == []
+def test_ranks_that_take_steps_continue(ranks: list[ControlChannel], ending: Ending) -> None:
+    ranks[0].step_seconds = 0.0
+    for _ in range(40):
+        for rank in ranks:
+            with rank.all_reduce("loss"):
+                time.sleep(0.02)
+    assert ranks[2].position == Position(40, "all-reduce loss", 40, 40)
+    assert ending.codes == []
+
+
+@pytest.mark.parametrize("early", range(3))
+def test_other_names_than_expected_end_all_ranks(ending: Ending, early: int) -> None:
+    """Whoever calls first, and whichever of them waits for a message that nobody sends."""
+
+    def reduce(rank: ControlChannel) -> None:
+        with rank.all_reduce("gradients of 10 float32"):
+            threading.Event().wait(60)  # as MLX does
+
+    ranks = connected(3)
+    on_all(ranks, lambda r: r.barrier("start"))
+    calls: list[Callable[[], Any]] = [
+        lambda: ranks[0].gather("settings", 0),
+        lambda: ranks[1].broadcast("plan"),
+        lambda: reduce(ranks[2]),
+    ]
+    in_threads([calls.pop(early)])
+    time.sleep(0.1)
+    in_threads(calls)
+    until(lambda: len(ending.codes) == 3)
+    assert ending.codes == [control.LOST] * 3
+    problem, remedy = ending.lines
+    assert problem.startswith("mlxgpt: the ranks are in different collectives: ")
+    where = dict(zip(("0", "1"), problem.split("rank ")[1:], strict=False))
+    assert where["0"].startswith(f"0 of 3 (on {HERE}) in gather settings (number 2), ")
+    assert "the same command and mlxgpt on all machines" in remedy
+
+
+@pytest.mark.parametrize(
+    ("main", "other"),
+    [
+        ("gather", "gather"),
+        ("broadcast", "broadcast"),
+        ("barrier", "barrier"),
+        ("gather", "broadcast"),
+        ("broadcast", "gather"),
+        ("all_reduce", "all_reduce"),
+        ("all_reduce", "gather"),
+        ("gather", "all_reduce"),
+        ("broadcast", "all_reduce"),
+        ("all_reduce", "broadcast"),
+    ],
+)
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_every_pair_of_collectives_is_compared(
+    ending: Ending, main: str, other: str, waiting: int
+) -> None:
+    """Each rank says where it is, although neither gets what it waits for."""
+
+    def enter(rank: ControlChannel, kind: str, name: str) -> None:
+        if kind == "gather":
+            rank.gather(name, 1)
+        elif kind == "broadcast":
+            rank.broadcast(name, 1)
+            rank.barrier("next")
+        elif kind == "barrier":
+            rank.barrier(name)
+        else:
+            with rank.all_reduce(name):
+                threading.Event().wait(60)
+
+    ranks = connected(2)
+    calls = [lambda: enter(ranks[0], main, "a"), lambda: enter(ranks[1], other, "b")]
+    in_threads([calls[waiting]])
+    time.sleep(0.1)
+    in_threads([calls[1 - waiting]])
+    until(lambda: len(ending.codes) == 2)
+    assert ending.codes == [control.LOST] * 2
+    (problem, _) = ending.lines
+    assert f"rank 1 of 2 (on {HERE}) in {other.replace('_', '-')} b (number 1)" in problem
+
+
+def test_a_rank_one_collective_behind_is_found(ending: Ending) -> None:
+    """Of the same name, but not the same number: as where a condition differs."""
+    ranks = connected(2)
+    on_all(ranks, lambda r: r.barrier("start"))
+    ranks[0].broadcast("only here")
+    in_threads([partial(r.gather, "loss", 1) for r in ranks])
+    until(lambda: len(ending.codes) == 2)
+    assert "rank 1 of 2" in ending.lines[0]
+    assert "in gather loss (number 2)" in ending.lines[0]
 
 
 def test_a_stranger_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "CONNECT", 0.5)
-    listener, place = channel.listen("127.0.0.1")
-    for said in (
+    monkeypatch.setattr(control, "CONNECT_TIMEOUT", 0.5)
+    listener, address = control.listen("127.0.0.1")
+    for hello in (
         b"GET / HTTP/1.1\r\n\r\n",
         json.dumps({"password": "guess", "rank": 1, "host": "x"}).encode() + b"\n",
-        json.dumps({"password": place["password"], "rank": 7, "host": "x"}).encode() + b"\n",
+        json.dumps({"password": address["password"], "rank": 7, "host": "x"}).encode() + b"\n",
         json.dumps([1]).encode() + b"\n",
         b"x" * 5000,
     ):
-        with socket.create_connection((place["host"], place["port"])) as stranger:
-            stranger.sendall(said)
+        with socket.create_connection((address["host"], address["port"])) as stranger:
+            stranger.sendall(hello)
             stranger.shutdown(socket.SHUT_WR)
-    with pytest.raises(UserError, match="no connection came from rank 1 within"):
-        channel.accept(listener, 2, place["password"])
+    with pytest.raises(UserError, match="no connection from rank 1 within"):
+        control.accept(listener, 2, address["password"])
 
 
-def test_where_nobody_listens_it_says_so() -> None:
-    listener, place = channel.listen("127.0.0.1")
+def test_an_address_that_does_not_answer_is_named() -> None:
+    listener, address = control.listen("127.0.0.1")
     listener.close()
-    with pytest.raises(UserError, match="cannot reach the first rank"):
-        channel.connect({**place, "name": "here"}, 1)
+    with pytest.raises(UserError, match="cannot connect to rank 0 at 127"):
+        control.connect({**address, "name": "here"}, 1)
     with pytest.raises(UserError, match="cannot listen on 192"):
-        channel.listen("192.0.2.1")
+        control.listen("192.0.2.1")

@@ -1,20 +1,174 @@
+"""Groups of several processes: what they send, and how they end. What both kinds of group have in
+common is in contract.py.
+"""
+
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
-from mlxgpt.distributed import group as ranks
+from mlxgpt.distributed import group as groups
+from mlxgpt.distributed.control import ControlChannel
+from mlxgpt.distributed.group import LOCAL, MLXGroup, joined
+from tests.ranked import Ended, Ranked
+
+START = """
+import logging, os, sys, time
+import mlx.core as mx
+from mlxgpt.distributed.group import joined
+from mlxgpt.errors import UserError
+with joined() as group:
+    group.barrier("start")
+"""
 
 
 @pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("MLX_HOSTFILE", "MLX_JACCL_COORDINATOR", "NCCL_HOST_IP"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
 
 
-def test_the_first_rank_has_an_address_where_its_name_has_none(
+class Recording(MLXGroup):
+    """One rank alone on `mx.distributed`; keeps the arrays that it sums."""
+
+    def __init__(self) -> None:
+        self.channel = ControlChannel(0, 1, {})
+        super().__init__(mx.distributed.init(), self.channel, ["here"])
+        self.summed: list[tuple[str, mx.array]] = []
+
+    def sum(self, name: str, array: mx.array) -> mx.array:
+        self.summed.append((name, array))
+        return super().sum(name, array)
+
+
+@pytest.fixture
+def recording() -> Iterator[Recording]:
+    group = Recording()
+    yield group
+    group.close()
+
+
+def run(code: str, size: int = 2) -> Ended:
+    """Some ranks that join a group, and then run some code."""
+    indented = "".join(f"    {line}\n" for line in code.splitlines())
+    with Ranked(command=["-c", START + indented], size=size) as ranks:
+        return ranks.end()
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_gradients_are_one_array_of_their_dtype_and_the_loss_is_summed_in_32_bits(
+    recording: Recording, dtype: mx.Dtype
+) -> None:
+    gradients = {"a": mx.full((2, 3), 1 / 3), "b": mx.array([-2.0])}
+    loss, means = recording.average(mx.array(1 / 7), gradients, dtype)
+    (name, packed), (other, wish_and_loss) = recording.summed
+    assert (name, other) == ("gradients", "loss")
+    assert (packed.dtype, packed.shape) == (dtype, (7,))
+    assert wish_and_loss.dtype == mx.float32
+    assert mx.array_equal(loss, mx.array(1 / 7))
+    for key, gradient in gradients.items():
+        assert mx.array_equal(means[key], gradient.astype(dtype).astype(mx.float32))
+
+
+def test_sums_are_announced_by_name_count_and_dtype(recording: Recording) -> None:
+    recording.sum("loss", mx.zeros((2, 3), mx.bfloat16))
+    position = recording.channel.position
+    assert position.name == "all-reduce loss of 6 mlx.core.bfloat16"
+    assert (position.number, position.sums_begun, position.sums_ended) == (1, 1, 1)
+
+
+def test_watch_is_off_outside_and_while_arrays_are_broadcast(recording: Recording) -> None:
+    channel = recording.channel
+    assert channel.step_seconds is None
+    with recording.watch(3.0):
+        assert channel.step_seconds == 3.0
+        with recording._unwatched():
+            assert channel.step_seconds is None
+        assert channel.step_seconds == 3.0
+    assert channel.step_seconds is None
+
+
+def test_a_process_alone_joins_the_local_group(notes: list[str]) -> None:
+    with joined() as group:
+        assert group is LOCAL
+    assert notes == []
+
+
+def test_the_group_is_announced_by_the_main_rank() -> None:
+    code = "import logging; logging.basicConfig(level=logging.INFO)" + START + "    pass"
+    with Ranked(command=["-c", code], size=2) as ranks:
+        ended = ranks.end()
+    assert ended.codes == [0, 0]
+    host = socket.gethostname()
+    assert f"2 ranks, on {host}, {host}: MLX sends without a password" in ended.errors[0]
+    assert ended.errors[1] == ""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_rank_ends_all(rank: int) -> None:
+    ended = run(f"if group.rank == {rank}:\n    raise UserError('no memory', 'buy some.')\n"
+                "group.gather('never', 1)")  # fmt: skip
+    if rank:
+        assert ended.codes[0] == 2
+        assert "mlxgpt: rank 1 of 2 (on " in ended.errors[0]
+        assert ": no memory\n  → buy some.\n" in ended.errors[0]
+    else:  # the caller prints it
+        assert ended.codes == [1, 2]
+        assert "UserError: no memory\nbuy some." in ended.errors[0]
+        assert ended.errors[1] == ""
+
+
+def test_a_rank_that_ends_early_is_not_waited_for_in_vain() -> None:
+    ended = run("if group.rank: group.gather('only here', 1)")
+    assert ended.codes == [1, 1]
+    assert "rank 0 of 2" in ended.errors[0]
+    assert "in barrier end (number 3), " in ended.errors[0]
+    assert "in gather only here (number 3)" in ended.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("main", "other"),
+    [
+        ("group.gather('a', 1)", "group.broadcast('b')"),
+        ("group.broadcast('b', 1)", "group.sum('c', mx.ones(100_000))"),
+        ("group.sum('c', mx.ones(100_000))", "group.gather('a', 1)"),
+        ("group.sum('c', mx.ones(100_000))", "group.sum('c', mx.ones(200_000))"),
+        ("group.sum('c', mx.ones(200_000))", "group.sum('c', mx.ones(100_000))"),
+        ("group.sum('c', mx.ones(100_000))", "group.sum('d', mx.ones(100_000))"),
+    ],
+)
+def test_ranks_in_different_collectives_end_with_the_names_of_both(main: str, other: str) -> None:
+    """Also of sums that MLX takes for one. test_control.py has all pairs."""
+    ended = run(f"if group.is_main:\n    {main}\nelse:\n    {other}\n"
+                "group.barrier('after')")  # fmt: skip
+    assert ended.codes == [1, 1]
+    assert "mlxgpt: the ranks are in different collectives: rank 0 of 2 " in ended.errors[0]
+    assert ended.errors[0].count("(number 3)") == 2
+
+
+def test_a_lost_rank_is_reported_while_a_log_handlers_lock_is_held() -> None:
+    """As where the main thread is stuck in an all-reduce that began while it was logging."""
+    ended = run(
+        "if group.rank: time.sleep(1); os._exit(9)\n"
+        "handler = logging.StreamHandler()\n"
+        "logging.getLogger().addHandler(handler)\n"
+        "handler.acquire()\n"
+        "group.sum('loss', mx.ones(1))"
+    )
+    assert ended.codes == [1, 9]
+    host = socket.gethostname()
+    problem = f"mlxgpt: lost rank 1 of 2 (on {host}): its connection was closed\n"
+    remedy = "  → the same command resumes: mlx.launch -n 2 -- python -c "
+    assert problem + remedy in ended.errors[0]
+
+
+def test_the_main_rank_has_an_address_where_its_name_has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As on many Macs: by the route to other machines, and without one on this machine alone."""
@@ -34,11 +188,11 @@ def test_the_first_rank_has_an_address_where_its_name_has_none(
             return ("10.1.2.3", 4567)
 
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.9")
-    assert ranks._address() == "10.0.0.9"
+    assert groups._main_address() == "10.0.0.9"
     monkeypatch.setattr(socket, "gethostbyname", unknown)
     monkeypatch.setattr(socket, "socket", Connected)
-    assert ranks._address() == "10.1.2.3"
+    assert groups._main_address() == "10.1.2.3"
     monkeypatch.setattr(socket, "socket", Unconnected)
-    assert ranks._address() == "127.0.0.1"
+    assert groups._main_address() == "127.0.0.1"
     monkeypatch.setenv("NCCL_HOST_IP", "10.0.0.1")
-    assert ranks._address() == "10.0.0.1"
+    assert groups._main_address() == "10.0.0.1"

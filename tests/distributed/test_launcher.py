@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def test_with_others(
     assert launcher.rank_here() == 2
     assert launcher.addresses() == ips
     assert launcher.again_by_launcher("mlxgpt train") == f"mlx.launch {given} -- mlxgpt train"
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/mlxgpt", "train", "--source", "my text.txt"])
+    again = f"mlx.launch {given} -- mlxgpt train --source 'my text.txt'"
+    assert launcher.resume_command() == again
+
+
+def test_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/lib/mlxgpt/__main__.py", "train", "--tier", "2"])
+    assert launcher.resume_command() == "mlxgpt train --tier 2"
+    monkeypatch.setattr(sys, "argv", ["my.py", "--fast"])
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "my.py", "--fast"])
+    assert launcher.resume_command() == "python my.py --fast"
 
 
 @pytest.mark.parametrize("name", ["MLX_IBV_DEVICES", "MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])

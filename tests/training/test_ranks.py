@@ -99,8 +99,12 @@ def test_a_rank_that_is_stopped_ends_all(home: Path, text_file: Path) -> None:
         ranks.processes[1].kill()
         ended = ranks.end()
     assert ended.codes == [1, -signal.SIGKILL, 1]
-    assert "rank 1 of 3" in ended.errors[0]
-    assert "no sign of life" in ended.errors[0]
+    assert "mlxgpt: lost rank 1 of 3 (on" in ended.errors[0]
+    assert "no heartbeat for" in ended.errors[0]
+    assert (
+        "→ the same command resumes: mlx.launch -n 3 -- python -m tests.breaking"
+        in (ended.errors[0])
+    )
 
 
 @pytest.mark.exact_bits
@@ -154,7 +158,7 @@ def test_one_that_cannot_go_on_ends_all_with_its_reason(home: Path, text_file: P
     with Ranked([PLAN, little]) as ranks:
         ended = ranks.end()
     assert 0 not in ended.codes
-    assert "rank 1 of 2 (on" in ended.errors[0]
+    assert "mlxgpt: rank 1 of 2 (on" in ended.errors[0]
     assert "this training takes" in ended.errors[0]
     assert not Path("runs/a").exists()
 
@@ -230,7 +234,7 @@ def torture(kills: int, size: int, seed: int, steps: int = 30) -> None:
             assert took < 60
             assert set(others) == {1}
             said = "".join(ended.errors)
-            assert f"rank {victim} of {size}" in said, said
+            assert f"mlxgpt: lost rank {victim} of {size}" in said, said
     trained(plan, size)
     assert_the_same(whole, lines)
     print(f"\n{killed} kills, {finished + 1} runs ended with the bits of the one left alone")

@@ -14,7 +14,7 @@ import pytest
 from mlxgpt import cli
 from mlxgpt.backend import execution
 from mlxgpt.config import override
-from mlxgpt.distributed.group import Ranks
+from mlxgpt.distributed.group import LocalGroup
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device_errors
 from mlxgpt.storage import run as runs
@@ -332,5 +332,5 @@ def test_of_several_ranks_none_retries(pauses: list[float], tiny: Any) -> None:
         raise RuntimeError(WATCHDOG)
 
     with pytest.raises(RuntimeError, match="Impacting Interactivity"):
-        session.with_retries(attempt, tiny, Path(), print, Ranks.__new__(Ranks))
+        session.with_retries(attempt, tiny, Path(), print, LocalGroup(0, 2))
     assert pauses == []

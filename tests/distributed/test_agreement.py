@@ -1,0 +1,74 @@
+"""What ranks must have in common; contract.py asks the same of a real group."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxgpt.config import Config
+from mlxgpt.distributed.agreement import fingerprint, require_same, require_same_arrays
+from mlxgpt.distributed.group import LocalGroup
+from mlxgpt.errors import UserError
+from mlxgpt.training.step import new_step
+
+
+class Answered(LocalGroup):
+    """A main rank, to which the others answer with given values; None: with its own."""
+
+    def __init__(self, *answers: Any) -> None:
+        super().__init__(0, 1 + len(answers), ["a", "b", "c"][: 1 + len(answers)])
+        self.answers = answers
+
+    def gather(self, name: str, value: Any) -> list[Any]:
+        return [value, *(value if answer is None else answer for answer in self.answers)]
+
+
+def test_other_values_are_named_with_their_ranks() -> None:
+    require_same(Answered(None, None), "settings", {"seed": 7})
+    others = {"seed": 8, "dtype": "float32"}, {"seed": 7, "dtype": "bfloat16", "bias": True}
+    with pytest.raises(UserError, match="not all machines train the same") as raised:
+        require_same(Answered(*others), "settings", {"seed": 7, "dtype": "float32"})
+    assert raised.value.problem.endswith(
+        ": rank 1 (on b) has seed 8 instead of 7; "
+        "rank 2 (on c) has dtype bfloat16 instead of float32, bias True instead of None"
+    )
+
+
+def test_other_bits_stop_the_run(tiny_model: Config) -> None:
+    arrays = new_step(tiny_model).arrays()
+    require_same_arrays(Answered(None, None), 5, *arrays)
+    with pytest.raises(
+        UserError, match=r"after step 5 rank 2 \(on c\) had other weights than rank 0"
+    ):
+        require_same_arrays(Answered(None, "another hash"), 5, *arrays)
+
+
+def test_the_hash_is_of_every_bit(tiny_model: Config) -> None:
+    step = new_step(tiny_model)
+    hashes = {fingerprint(*step.arrays())}
+    parameters, optimizer = step.arrays()
+    # One number in the state, whose copies in a checkpoint are the same.
+    copies = {name for name in optimizer if re.fullmatch(r"states\.[1-9]\.step", name)}
+    for arrays in (parameters, optimizer):
+        for name, value in arrays.items():
+            if name in copies:
+                continue
+            other = value.reshape(-1).at[0].add(1).reshape(value.shape)
+            step.restore(
+                {**parameters, name: other} if arrays is parameters else parameters,
+                {**optimizer, name: other} if arrays is optimizer else optimizer,
+            )
+            hashes.add(fingerprint(*step.arrays()))
+    assert len(hashes) == 1 + len(parameters) + len(optimizer) - len(copies)
+    step.restore(parameters, optimizer)
+    assert fingerprint(*step.arrays()) in hashes
+    assert fingerprint(*new_step(tiny_model).arrays()) in hashes
+
+
+def test_the_hash_is_of_names_and_small_bits() -> None:
+    zero = {"a": mx.array([0.0])}
+    assert fingerprint(zero) != fingerprint({"a": mx.array([-0.0])})
+    assert fingerprint(zero) != fingerprint({"b": mx.array([0.0])})

@@ -1,0 +1,53 @@
+"""One process and several keep the same promises: see contract.py."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+from collections.abc import Callable
+from inspect import getsource
+from pathlib import Path
+
+import pytest
+
+from mlxgpt.distributed.group import LocalGroup, ProcessGroup
+from tests.distributed import contract
+from tests.ranked import Ranked
+
+SIZE = 2
+PROMISES = pytest.mark.parametrize("promise", contract.CONTRACT, ids=lambda one: one.__name__)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """What each of several processes says of each promise."""
+    with contextlib.chdir(tmp_path_factory.mktemp("ranks")):
+        with Ranked(command=["-m", "tests.distributed.contract"], size=SIZE) as ranks:
+            ended = ranks.end()
+        assert ended.codes == [0] * SIZE, ended.errors
+        return [json.loads(Path(f"rank-{rank}.json").read_text()) for rank in range(SIZE)]
+
+
+@PROMISES
+def test_one_process(
+    promise: Callable[[ProcessGroup], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    promise(LocalGroup())
+
+
+@PROMISES
+def test_several_processes(
+    promise: Callable[[ProcessGroup], None], outcomes: list[dict[str, str]]
+) -> None:
+    for rank in range(SIZE):
+        assert outcomes[rank][promise.__name__] == "kept", outcomes[rank][promise.__name__]
+
+
+def test_every_method_is_in_the_contract() -> None:
+    """But `close` and `refuse`, which end a group: see test_group.py."""
+    tree = ast.parse(getsource(contract))
+    called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    public = {name for name in vars(ProcessGroup) if not name.startswith("_")}
+    assert public - called == {"close", "refuse"}
