@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import shutil
@@ -26,7 +25,7 @@ from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.machine import device
 from mlxgpt.training import selfcheck
 from mlxgpt.training.callbacks import Summary
-from tests.trainings import Recorder
+from tests.trainings import Recorder, logged_to
 
 
 def pytest_configure() -> None:
@@ -59,28 +58,12 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
-class _Lines(logging.Handler):
-    """Appends each line that is logged to a list."""
-
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__(logging.INFO)
-        self._lines = lines
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(record.getMessage())
-
-
 @pytest.fixture
 def notes() -> Iterator[list[str]]:
     """What mlxgpt logs during a test, line by line."""
     lines: list[str] = []
-    logger, handler = logging.getLogger("mlxgpt"), _Lines(lines)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield lines
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    with logged_to(lines.append):
+        yield lines
 
 
 TINY: dict[str, dict[str, Any]] = {
@@ -193,6 +176,7 @@ def shakespeare(real_texts: Path) -> Path:
 def train(home: Path, text_file: Path, tiny: Config) -> Any:
     def train(run: str, recorder: Recorder | None = None, **settings: Any) -> Summary:
         settings = {"config": tiny, "source": text_file, **settings}
-        return api.train(run=run, callback=recorder, **settings)
+        with (recorder or Recorder()).listening() as observer:
+            return api.train(run=run, callbacks=[observer], **settings)
 
     return train
