@@ -1,9 +1,12 @@
+"""The loop, with a writer that records what it is asked to write."""
+
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,15 +16,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.backend.cpu import parallel as lanes
-from mlxgpt.config import Config
+from mlxgpt.backend import execution
+from mlxgpt.backend.cpu import parallel
+from mlxgpt.config import Config, override
 from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.distributed.group import LocalGroup
 from mlxgpt.model.gpt import GPT, flat
-from mlxgpt.training import trainer
-from mlxgpt.training.spike_guard import SpikeGuard
+from mlxgpt.training import loop, metrics
+from mlxgpt.training.callbacks import Callback, Summary
+from mlxgpt.training.estimate import NO_ESTIMATE
+from mlxgpt.training.job import TrainJob
+from mlxgpt.training.metrics import StepMetrics
+from mlxgpt.training.resume import Start
 from mlxgpt.training.schedule import learning_rate_schedule
+from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.step import TrainStep
-from mlxgpt.training.trainer import Hook, Metrics, train
+
+NEVER = 1000
 
 
 @pytest.fixture
@@ -29,49 +40,156 @@ def tokens() -> Tokens:
     return Tokens(np.arange(500) * 7 % 19, 19)  # every token says which is next
 
 
-def asked(until: int, done: Iterator[int]) -> bool:
-    return next(done) == until
+def every(config: Config, *, save: int = NEVER, evaluate: int = NEVER, log: int = NEVER) -> Config:
+    intervals = {"save_interval": save, "eval_interval": evaluate, "log_interval": log}
+    return override(config, intervals)
 
 
 def fresh(config: Config) -> TrainStep:
     return TrainStep(GPT(config.model, 1), config)
 
 
-def test_hooks_come_in_order_at_the_steps_they_ask_for(tiny_model: Config, tokens: Tokens) -> None:
-    calls: list[tuple[str, int]] = []
+class Writer:
+    """In place of the run's writer and its evaluations: records what is due.
 
-    def hook(name: str, every: int) -> Hook:
-        return Hook(lambda step: step % every == 0, lambda r: calls.append((name, r.step)))
+    Args:
+        after: called with what is due, and the step.
+    """
 
-    done = train(fresh(tiny_model), tokens, tiny_model, hooks=[hook("a", 6), hook("b", 4)])
-    assert done == 12
-    assert calls == [("b", 4), ("a", 6), ("b", 8), ("a", 12), ("b", 12)]
+    def __init__(self, after: Any = lambda name, step: None) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.seen: list[StepMetrics] = []
+        self.records: list[dict[str, Any]] = []
+        self.rolled_back: list[int] = []
+        self.run = self
+        self._after = after
+
+    def _note(self, name: str, step: int) -> None:
+        self.calls.append((name, step))
+        self._after(name, step)
+
+    def save(self, step: int, metrics: StepMetrics, guard: SpikeGuard) -> None:
+        self.seen.append(metrics)
+        self._note("save", step)
+
+    def validate(self, step: int) -> tuple[None, None]:
+        self._note("evaluate", step)
+        return None, None
+
+    def add_evaluation(self, metrics: StepMetrics, *found: None) -> None:
+        self.seen.append(metrics)
+
+    def log(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        self._note("log", record["step"])
+
+    def snapshot(self, step: int) -> None:
+        self._note("snapshot", step)
+
+    def has_failed(self) -> bool:
+        return False
+
+    def regular_steps(self) -> list[int]:
+        return [step for name, step in self.calls if name == "save"]
+
+    def finish(self, step: int, guard: SpikeGuard) -> None:
+        """Nothing is left."""
+
+    def cut(self, step: int) -> None:
+        self.rolled_back.append(step)
+
+    def add_return(self, step: int, spiked: int) -> None:
+        """Of the history."""
+
+
+class Group(LocalGroup):
+    """Asked after each step whether to stop."""
+
+    def __init__(self, stop: Any) -> None:
+        super().__init__()
+        self._stop = stop
+
+    def should_stop(self, wish: bool) -> bool:
+        return bool(self._stop())
+
+
+def train(
+    step_function: Any,
+    tokens: Tokens,
+    config: Config,
+    *,
+    writer: Writer | None = None,
+    stop: Any = lambda: False,
+    start: int = 0,
+    guard: SpikeGuard | None = None,
+) -> int:
+    """Updates done by the loop, with this step function and this writer in their places."""
+    writer = writer or Writer()
+    began = Start(start, guard or SpikeGuard(), None, None)
+    dataset: Any = SimpleNamespace(train=tokens, folder=Path("data"))
+    job = TrainJob(config, dataset, Path("run"), None, NO_ESTIMATE)
+    if not isinstance(step_function, TrainStep):
+        step_function.config = config
+
+    @contextmanager
+    def opened(*_: object) -> Iterator[tuple[Writer, Start]]:
+        yield writer, began
+
+    def summary(run: Writer, dataset: Any, step: int, **_: Any) -> Summary:
+        return Summary.of_rank(Path("run"), Path("data"), step, config.train.max_steps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "new_step", lambda *_: step_function)
+        patch.setattr(loop, "open_run", opened)
+        patch.setattr(loop, "RunWriter", lambda *_: nullcontext(writer))
+        patch.setattr(loop, "Validation", lambda *_: writer.validate)
+        patch.setattr(Summary, "of", summary)
+        return loop.train(job, Group(stop), Callback()).step
+
+
+def test_what_is_due_comes_in_order(tiny_model: Config, tokens: Tokens) -> None:
+    """And everything at the end."""
+    writer = Writer()
+    config = every(tiny_model, save=6, evaluate=4, log=5)
+    assert train(fresh(config), tokens, config, writer=writer) == 12
+    of_all = ("save", "evaluate", "log")
+    assert writer.calls == [
+        ("snapshot", 0),
+        *((name, 4) for name in of_all),
+        ("log", 5),
+        ("save", 6),
+        *((name, 8) for name in of_all),
+        ("log", 10),
+        *((name, 12) for name in of_all),
+    ]
 
 
 def test_metrics_say_what_happened(tiny_model: Config, tokens: Tokens) -> None:
-    learning_rate = learning_rate_schedule(tiny_model)
-    seen: list[Metrics] = []
-    train(fresh(tiny_model), tokens, tiny_model, hooks=[Hook(lambda s: True, seen.append)])
-    assert [r.step for r in seen] == list(range(1, 13))
-    assert [r.lr for r in seen] == [float(learning_rate(n)) for n in range(12)]
+    learning_rate, writer = learning_rate_schedule(tiny_model), Writer()
+    config = every(tiny_model, save=1)
+    train(fresh(config), tokens, config, writer=writer)
+    seen = list({m.step: m for m in writer.seen}.values())
+    assert [m.step for m in seen] == list(range(1, 13))
+    assert [m.lr for m in seen] == [float(learning_rate(n)) for n in range(12)]
     assert seen[0].loss == pytest.approx(np.log(19), rel=0.05)
     assert seen[-1].loss < seen[0].loss
-    assert all(r.grad_norm > 0 for r in seen)
+    assert all(m.grad_norm > 0 for m in seen)
     assert all(a.seconds <= b.seconds for a, b in pairwise(seen))
 
 
-def test_what_hooks_do_is_no_time_of_training(
+def test_what_waits_for_the_device_is_no_time_of_training(
     tiny_model: Config, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, seen = [0.0], []
+    now = [0.0]
 
-    def slow(metrics: Metrics) -> None:
-        seen.append(metrics.seconds)
+    def slow(name: str, step: int) -> None:
         now[0] += 100
 
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    train(fresh(tiny_model), tokens, tiny_model, hooks=[Hook(lambda step: step % 3 == 0, slow)])
-    assert seen == [0.0] * 4
+    writer = Writer(slow)
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    config = every(tiny_model, save=3)
+    train(fresh(config), tokens, config, writer=writer)
+    assert [m.seconds for m in {m.step: m for m in writer.seen}.values()] == [0.0] * 4
 
 
 class Device:
@@ -83,6 +201,8 @@ class Device:
         blocks: whether a step is computed before the call returns, as on a CPU.
     """
 
+    config: Config
+
     def __init__(self, until: int, blocks: bool) -> None:
         self.blocks = blocks
         self.calls: list[tuple[str, int]] = []
@@ -91,6 +211,9 @@ class Device:
     @property
     def state(self) -> int:
         return self.handed
+
+    def arrays(self) -> tuple[dict, dict]:
+        return {}, {}
 
     def __call__(self, *_: object) -> tuple[Number, Number]:
         self.handed += 1
@@ -109,8 +232,8 @@ class Device:
         fake = SimpleNamespace(
             array=mx.array, random=mx.random, async_eval=lambda *_: None, eval=self.wait
         )
-        patch.setattr(trainer, "mx", fake)
-        patch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(self.computed)))
+        patch.setattr(loop, "mx", fake)
+        patch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: float(self.computed)))
 
 
 class Number:
@@ -132,67 +255,67 @@ intervals = st.integers(1, 13)
 def test_a_step_is_logged_once_the_next_was_handed_over(
     tiny_model: Config, blocks: bool, log: int, save: int, evaluate: int, until: int
 ) -> None:
-    """Nothing waits for the device but what needs the state; and it all comes in the same order,
+    """Nothing waits for the device but what needs the weights; and it all comes in the same order,
     with the same numbers, as if everything waited.
     """
     device = Device(until, blocks)
-    seen: list[Metrics] = []
 
-    def hook(name: str, every: int, needs_state: bool = True) -> Hook:
-        def run(metrics: Metrics) -> None:
-            device.calls.append((name, metrics.step))
-            if needs_state:
-                assert device.computed == device.handed == metrics.step, "the state is its step's"
-            seen.append(metrics)
+    def after(name: str, step: int) -> None:
+        device.calls.append((name, step))
+        if name in ("save", "evaluate"):
+            assert device.computed == device.handed == step, "the weights are its step's"
 
-        return Hook(lambda step: step % every == 0, run, needs_state)
-
-    hooks = [hook("save", save), hook("evaluate", evaluate), hook("log", log, False)]
+    writer = Writer(after)
     tokens = Tokens(np.arange(500) * 7 % 19, 19)
+    config = every(tiny_model, save=save, evaluate=evaluate, log=log)
     with pytest.MonkeyPatch.context() as patch:
         device.replace_mlx(patch)
-        done = train(device, tokens, tiny_model, hooks=hooks, stop=device.stop)  # type: ignore[arg-type]
+        done = train(device, tokens, config, writer=writer, stop=device.stop)
     assert done == min(until, 12)
-    expected: list[tuple[str, int]] = []
+    expected: list[tuple[str, int]] = [("snapshot", 0)]
     late: list[tuple[str, int]] = []
     for step in range(1, done + 1):
-        due = [
-            (name, step)
-            for name, n in zip(("save", "evaluate", "log"), (save, evaluate, log), strict=True)
-            if step % n == 0
-        ]
+        evaluated = step % evaluate == 0 or step == 12
+        due = {
+            "save": evaluated or step % save == 0,
+            "evaluate": evaluated,
+            "log": evaluated or step % log == 0,
+        }
+        names = [(name, step) for name, is_due in due.items() if is_due]
         expected += [("step", step), *late]
-        drains = due[:1] != [("log", step)]
-        expected += due if drains else []
-        late = [] if drains else due
+        waits = due["save"]
+        expected += names if waits else []
+        late = [] if waits else names
     assert device.calls == expected + late
-    assert [m.loss for m in seen] == [m.step for m in seen]
-    assert [m.seconds for m in seen] == [m.step - 1 for m in seen], "a second each"
+    assert all(m.loss == m.step for m in writer.seen)
+    assert all(m.seconds == m.step - 1 for m in writer.seen), "a second each"
+    rates = [record["tokens_per_second"] for record in writer.records]
+    assert all(rate in (0.0, config.tokens_per_step) for rate in rates), "a second each"
 
 
-@pytest.mark.parametrize("needs_state", [True, False])
-@pytest.mark.parametrize("every", [1, 9, 10, 13])
+@pytest.mark.parametrize("name", ["save", "log"])
+@pytest.mark.parametrize("interval", [1, 9, 10, 13])
 def test_a_spike_is_the_same_whoever_waits(
-    tiny_model: Config, tokens: Tokens, every: int, needs_state: bool
+    tiny_model: Config, tokens: Tokens, interval: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The losses from step 9 on are too large; nothing is remembered of the steps after it."""
 
-    class Strict(Guard):
+    class Stop(Exception):
+        pass
+
+    class Strict(SpikeGuard):
         def limit(self, step: int) -> float:
             return 8.5
 
-    device, guard = Device(13, blocks=False), Strict("rollback")
-    hook = Hook(lambda step: step % every == 0, lambda metrics: None, needs_state)
-    with pytest.MonkeyPatch.context() as patch:
-        device.replace_mlx(patch)
-        train(
-            device,  # type: ignore[arg-type]
-            tokens,
-            tiny_model,
-            hooks=[hook],
-            guard=guard,
-            can_go_back=lambda: True,
-        )
+    def roll_back(results: loop.StepResults) -> int:
+        raise Stop
+
+    device, guard, writer = Device(13, blocks=False), Strict("rollback"), Writer()
+    writer.calls.append(("save", 1))  # one to roll back to
+    device.replace_mlx(monkeypatch)
+    monkeypatch.setattr(loop.StepResults, "roll_back", roll_back)
+    with pytest.raises(Stop):
+        train(device, tokens, every(tiny_model, **{name: interval}), guard=guard, writer=writer)
     assert (guard.spiked, guard.skipped) == (8, 1)
     assert [step for step, _ in guard.losses] == list(range(8))
 
@@ -201,31 +324,26 @@ def test_numbers_are_the_same_whether_or_not_anything_waits_for_them(
     tiny_model: Config, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where a step is not computed yet when it was handed over."""
-    monkeypatch.setattr(lanes, "count", lambda: 1)
+    for module, name in ((execution, "thread_count"), (parallel, "count")):
+        monkeypatch.setattr(module, name, lambda: 1)
+    kept = ("step", "lr", "loss", "grad_norm")
     ends = []
-    for needs_state in (True, False):
-        seen: list[tuple[int, float, float, float]] = []
-
-        def note(m: Metrics, seen: list[Any] = seen) -> None:
-            seen.append((m.step, m.lr, m.loss, m.grad_norm))
-
-        step_function = fresh(tiny_model)
-        train(
-            step_function, tokens, tiny_model, hooks=[Hook(lambda s: s % 2 == 1, note, needs_state)]
-        )
+    for config in (every(tiny_model, evaluate=2), every(tiny_model, log=2)):
+        step_function, writer = fresh(config), Writer()
+        train(step_function, tokens, config, writer=writer)
         weights = [{n: v.tolist() for n, v in part.items()} for part in step_function.arrays()]
-        ends.append((seen, weights))
+        ends.append(([{name: r[name] for name in kept} for r in writer.records], weights))
     assert ends[0] == ends[1]
-    assert [step for step, *_ in ends[0][0]] == [1, 3, 5, 7, 9, 11]
+    assert [record["step"] for record in ends[0][0]] == [2, 4, 6, 8, 10, 12]
 
 
 def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: Tokens) -> None:
-    """The same one for a step whenever it is taken, and another for each. After going back a step
+    """The same one for a step whenever it is taken, and another for each. After a rollback a step
     has that of the batch it takes.
     """
     step_function = fresh(tiny_model)
 
-    def keys_from(start: int, passed: int = 0) -> list[str]:
+    def keys_from(start: int, batch_offset: int = 0) -> list[str]:
         seen: list[str] = []
 
         class Recorded(TrainStep):
@@ -236,44 +354,46 @@ def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: To
                 seen.append(str(key.tolist()))
                 return step_function(x, y, rate, key, limit)
 
-        train(Recorded(), tokens, tiny_model, start=start, guard=SpikeGuard(passed=passed))
+        guard = SpikeGuard(batch_offset=batch_offset)
+        train(Recorded(), tokens, tiny_model, start=start, guard=guard)
         return seen
 
     keys = keys_from(0)
     assert len(set(keys)) == len(keys) == 12
     assert keys_from(5) == keys[5:]
-    assert keys_from(2, passed=3)[:7] == keys[5:]
+    assert keys_from(2, batch_offset=3)[:7] == keys[5:]
 
 
 def test_it_stops_after_the_step_it_is_asked_in(tiny_model: Config, tokens: Tokens) -> None:
     asked, guard = iter([False, False, True]), SpikeGuard()
-    stopped = train(fresh(tiny_model), tokens, tiny_model, stop=lambda: next(asked), guard=guard)
+    config = every(tiny_model)
+    stopped = train(fresh(config), tokens, config, stop=lambda: next(asked), guard=guard)
     assert stopped == 3
     assert [step for step, _ in guard.losses] == [0, 1, 2], "the guard has seen the last one too"
 
 
 @pytest.mark.exact_bits
 def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: Tokens) -> None:
-    """Dropout is on. What hooks do between, here drawing random numbers, changes nothing."""
+    """Dropout is on. What is done between steps, here drawing random numbers, changes nothing."""
     whole, parts = fresh(tiny_model), fresh(tiny_model)
     train(whole, tokens, tiny_model)
     start = 0
     for until in (1, 5, 12):
-        noise = Hook(lambda s: True, lambda r: mx.eval(mx.random.normal((3,))))
+        done = iter(range(start + 1, 100))
         start = train(
             parts,
             tokens,
-            tiny_model,
+            every(tiny_model, log=1),
             start=start,
-            hooks=[noise],
-            stop=partial(asked, until, iter(range(start + 1, 100))),
+            writer=Writer(lambda *_: mx.eval(mx.random.normal((3,)))),
+            stop=lambda until=until, done=done: next(done) == until,
         )
         assert start == until
     for name, value in flat(whole.model.parameters()).items():
         assert (value == flat(parts.model.parameters())[name]).all(), name
 
 
-def test_a_finished_training_takes_no_step(tiny_model: Config, tokens: Tokens) -> None:
+def test_a_finished_run_takes_no_step(tiny_model: Config, tokens: Tokens) -> None:
     step = fresh(tiny_model)
     before = np.array(step.model.wte.weight)
     assert train(step, tokens, tiny_model, start=12) == 12

@@ -6,14 +6,19 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mlxgpt.backend import ops
+from mlxgpt.backend import execution, ops
 from mlxgpt.backend.cpu import parallel as lanes
 from mlxgpt.config import Config, override
+from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.distributed.group import LocalGroup
+from mlxgpt.errors import UserError
 from mlxgpt.model import gpt
 from mlxgpt.model.gpt import GPT, flat
 from mlxgpt.model.losses import make_eval_step, token_losses
-from mlxgpt.training.step import TrainStep
+from mlxgpt.training.step import StepInputs, TrainStep, rank_rows
 from tests.trainings import MODERN_PARTS
 
 
@@ -33,8 +38,8 @@ def test_micro_batches_are_one_batch(
 ) -> None:
     """Whether lanes share each of them, or them all, or one lane has them."""
     whole = override(tiny_model, {"dropout": 0.0, "batch_size": micro_batches * batch_size})
-    given = {"batch_size": batch_size, "gradient_accumulation_steps": micro_batches}
-    parts = override(whole, given)
+    sizes = {"batch_size": batch_size, "gradient_accumulation_steps": micro_batches}
+    parts = override(whole, sizes)
     ids = ids_of(micro_batches * batch_size, 9)
     loss, gradients = gradients_of(whole, ids[None])
     loss_of_parts, means = gradients_of(parts, ids.reshape(micro_batches, batch_size, 9))
@@ -82,6 +87,7 @@ def test_twenty_steps_end_where_mlxs_own_formulas_do(
     ours = losses()
     monkeypatch.setattr(ops, "on_cpu", lambda: False)
     monkeypatch.setattr(lanes, "count", lambda: 1)
+    monkeypatch.setattr(execution, "thread_count", lambda: 1)
     np.testing.assert_allclose(ours, losses(), atol=1e-5)
 
 
@@ -89,14 +95,15 @@ def by_rows(array: mx.array) -> bool:
     return np.array(array, copy=False).flags.c_contiguous
 
 
-@pytest.mark.parametrize("given", [{}, {"bias": False}, MODERN_PARTS])
+@pytest.mark.parametrize("changes", [{}, {"bias": False}, MODERN_PARTS])
 def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
-    tiny_model: Config, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Config, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that the optimizer's kernels need no strides; and they are the ones that MLX computes."""
-    config = override(tiny_model, {"dropout": 0.0, **given})
+    config = override(tiny_model, {"dropout": 0.0, **changes})
     monkeypatch.setattr(ops, "on_cpu", lambda: False)
     monkeypatch.setattr(lanes, "count", lambda: 1)
+    monkeypatch.setattr(execution, "thread_count", lambda: 1)
 
     def gradients(ids: mx.array) -> dict[str, mx.array]:
         step = TrainStep(GPT(config.model, 5), config)
@@ -140,14 +147,14 @@ def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config, portions:
     """And so does a batch of many portions, on a CPU."""
     if portions and lanes.count() == 1:
         pytest.skip("a matter of the CPU")
-    given = {"block_size": 64, "n_embd": 64, "dropout": 0.0}
+    shape = {"block_size": 64, "n_embd": 64, "dropout": 0.0}
 
     def peak(number: int) -> int:
-        shape = (1, 16 * number) if portions else (number, 8)
-        sizes = {"batch_size": shape[1], "gradient_accumulation_steps": shape[0]}
-        config = override(tiny_model, {**given, **sizes})
+        A, B = (1, 16 * number) if portions else (number, 8)
+        sizes = {"batch_size": B, "gradient_accumulation_steps": A}
+        config = override(tiny_model, {**shape, **sizes})
         step = TrainStep(GPT(config.model, 5), config)
-        ids = ids_of(*shape, 65)
+        ids = ids_of(A, B, 65)
         for _ in range(2):
             mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0)), step.state)
             gc.collect()
@@ -221,32 +228,30 @@ def test_bfloat16_computes_in_16_bits_and_keeps_32_bit_weights(tiny_model: Confi
     assert not (before == ends[0][1]["wte.weight"]).any()
 
 
-class OfOne:
-    """The only rank there is; what it adds up is kept."""
+class Rounding(LocalGroup):
+    """The only rank there is; it sends gradients as several would."""
 
-    def __init__(self) -> None:
-        self.rank, self.size, self.wish, self.stopped = 0, 1, False, False
-        self.seen: list[mx.array] = []
-
-    def sum(self, array: mx.array) -> mx.array:
-        self.seen.append(array)
-        return array
+    def average(
+        self, loss: mx.array, gradients: dict[str, mx.array], dtype: mx.Dtype
+    ) -> tuple[mx.array, dict[str, mx.array]]:
+        self.loss_dtype = loss.dtype
+        return loss, {n: g.astype(dtype).astype(mx.float32) for n, g in gradients.items()}
 
 
 @pytest.mark.exact_bits  # of a gradient that is computed twice, then rounded
 @pytest.mark.parametrize("reduce_dtype", ["float32", "bfloat16"])
-def test_ranks_add_up_gradients_in_their_dtype_and_the_loss_in_32_bits(
+def test_gradients_are_averaged_in_their_dtype_and_the_loss_in_32_bits(
     tiny_model: Config, reduce_dtype: str
 ) -> None:
     """Seen in AdamW's memory of the gradient, after one step."""
     changes = {"reduce_dtype": reduce_dtype, "dropout": 0.0, "beta1": 0.0, "grad_clip": 0.0}
     config, ids = override(tiny_model, changes), ids_of(1, 4, 9)
     loss, gradients = gradients_of(config, ids)
-    ranks = OfOne()
-    step = TrainStep(GPT(config.model, 5), config, ranks=ranks)  # type: ignore[arg-type]
-    told, _ = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(2))
-    assert float(told) == loss
-    assert [array.dtype for array in ranks.seen] == [getattr(mx, reduce_dtype), mx.float32]
+    group = Rounding()
+    step = TrainStep(GPT(config.model, 5), config, group)
+    found, _ = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(2))
+    assert float(found) == loss
+    assert group.loss_dtype == mx.float32
     moments = step.arrays()[1]
     for name, gradient in gradients.items():
         rounded = mx.array(gradient).astype(getattr(mx, reduce_dtype)).astype(mx.float32)
@@ -316,13 +321,13 @@ def test_a_step_that_is_not_good_changes_nothing(
     if cause == "loss":
         step.model.wte.weight[0, 0] = float("inf")
     if cause == "gradient":
-        real = step.gradients
+        real = step._sum_gradients
 
-        def bad(*given: mx.array) -> tuple[mx.array, dict]:
-            loss, gradients = real(*given)
-            return loss, gradients | {"wte": {"weight": mx.full((19, 16), mx.inf)}}
+        def bad(*given: mx.array) -> tuple[mx.array, dict, float]:
+            loss, gradients, parts = real(*given)
+            return loss, gradients | {"wte.weight": mx.full((19, 16), mx.inf)}, parts
 
-        monkeypatch.setattr(step, "gradients", bad)
+        monkeypatch.setattr(step, "_sum_gradients", bad)
     before = [{k: np.array(v) for k, v in arrays.items()} for arrays in step.arrays()]
     limit = 0.5 if cause == "limit" else float("inf")
     loss, norm = step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key, limit)
@@ -336,3 +341,58 @@ def test_a_step_that_is_not_good_changes_nothing(
     if cause == "limit":
         step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key, float(loss))
         assert not (before[0]["wte.weight"] == np.array(step.arrays()[0]["wte.weight"])).all()
+
+
+@given(A=st.integers(1, 4), B=st.integers(1, 12), size=st.integers(1, 6), T=st.integers(1, 3))
+def test_every_row_belongs_to_one_rank(A: int, B: int, size: int, T: int) -> None:
+    ids = np.arange(A * B * T).reshape(A, B, T)
+    if A * B % size:
+        with pytest.raises(UserError, match="cannot be divided evenly"):
+            rank_rows(ids, 0, size)
+        return
+    rows = [rank_rows(ids, rank, size) for rank in range(size)]
+    assert len({part.shape for part in rows}) == 1, "none waits for another"
+    assert all(part.shape[1] <= B for part in rows), "none needs more memory than one machine"
+    together = np.concatenate([part.reshape(-1, T) for part in rows])
+    assert (together == ids.reshape(-1, T)).all()
+    if size == 1:
+        assert rows[0].shape == ids.shape
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("A", "B", "size"), [(1, 12, 2), (1, 12, 4), (2, 6, 3), (3, 5, 3), (1, 8, 8)]
+)
+def test_the_mean_over_all_ranks_is_the_whole_batchs(
+    tiny_model: Config, A: int, B: int, size: int, checkpointing: bool
+) -> None:
+    config = override(tiny_model, {"dropout": 0.0})
+    ids = np.array(ids_of(A, B, 9))
+
+    def gradients(rank: int, size: int) -> tuple[float, dict[str, np.ndarray]]:
+        model = GPT(config.model, 5, gradient_checkpointing=checkpointing)
+        rows = mx.array(rank_rows(ids, rank, size))
+        loss, tree = TrainStep(model, config).gradients(
+            rows[..., :-1], rows[..., 1:], mx.random.key(3)
+        )
+        return float(loss), {name: np.array(value) for name, value in tree.items()}
+
+    loss, whole = gradients(0, 1)
+    parts = [gradients(rank, size) for rank in range(size)]
+    assert np.mean([part for part, _ in parts]) == pytest.approx(loss, rel=1e-5)
+    for name, value in whole.items():
+        mean = np.mean([tree[name] for _, tree in parts], axis=0)
+        np.testing.assert_allclose(mean, value, rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+def test_each_rank_has_dropout_of_its_own(tiny_model: Config) -> None:
+    """And a rank has the same one whenever it takes a step."""
+    tokens = Tokens(np.arange(500) * 7 % 19, 19)
+    config = override(tiny_model, {"batch_size": 4})
+    groups = [LocalGroup(0, 1), LocalGroup(0, 2), LocalGroup(1, 2)]
+    keys = [
+        [str(StepInputs(tokens, config, group)(step)[3].tolist()) for step in (0, 1, 0)]
+        for group in groups
+    ]
+    assert all(first == again != second for first, second, again in keys)
+    assert len({first for first, *_ in keys}) == 3
