@@ -123,21 +123,20 @@ def main(plan: dict[str, Any]) -> None:
     from mlxgpt.config import from_tree
     from mlxgpt.machine import device
     from mlxgpt.storage import run
-    from mlxgpt.training import estimate as forecast
-    from mlxgpt.training import guard, launch, selfcheck, step
+    from mlxgpt.training import estimate, selfcheck, setup, spike_guard, step
     from mlxgpt.training.estimate import Estimate
     from tests.trainings import Recorder
 
     selfcheck.check = lambda config: iter([])
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
-    for room in (forecast, launch):
-        room.measure = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
+    for module in (estimate, setup):
+        module.measure = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
     if spike := plan.get("spike"):  # a step that looks like one, the first time
 
-        def limit(self: guard.Guard, step: int) -> float:
-            return 0.0 if step == spike and not self.returns else math.inf
+        def limit(self: spike_guard.SpikeGuard, step: int) -> float:
+            return 0.0 if step == spike and not self.rollbacks else math.inf
 
-        guard.SpikeGuard.limit = limit  # type: ignore[method-assign]
+        spike_guard.SpikeGuard.limit = limit  # type: ignore[method-assign]
     if failing := plan.get("gpu_failure"):  # the step that it fails at
         left = [failing]
 
@@ -179,7 +178,8 @@ def main(plan: dict[str, Any]) -> None:
     else:
         given = {name: plan[name] for name in ("memory_limit",) if name in plan}
         config = from_tree(plan["config"])
-        api.train(config=config, source="words.txt", run="a", callbacks=[recorder], **given)
+        with recorder.listening():
+            api.train(config=config, source="words.txt", run="a", callbacks=[recorder], **given)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.machine import device
 from mlxgpt.training import selfcheck
 from mlxgpt.training.callbacks import Summary
-from tests.logged import logged
-from tests.trainings import Recorder
+from tests.trainings import Recorder, logged_to
 
 
 def pytest_configure() -> None:
@@ -62,7 +61,8 @@ settings.load_profile("patient")
 @pytest.fixture
 def notes() -> Iterator[list[str]]:
     """What mlxgpt logs during a test, line by line."""
-    with logged([]) as lines:
+    lines: list[str] = []
+    with logged_to(lines.append):
         yield lines
 
 
@@ -176,6 +176,7 @@ def shakespeare(real_texts: Path) -> Path:
 def train(home: Path, text_file: Path, tiny: Config) -> Any:
     def train(run: str, recorder: Recorder | None = None, **settings: Any) -> Summary:
         settings = {"config": tiny, "source": text_file, **settings}
-        return api.train(run=run, callbacks=[recorder] if recorder else [], **settings)
+        with (recorder or Recorder()).listening() as observer:
+            return api.train(run=run, callbacks=[observer], **settings)
 
     return train

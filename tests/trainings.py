@@ -1,9 +1,12 @@
-"""A training that is watched, and what is left of it, for tests."""
+"""Observes a training run, and reads what it left, for tests."""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,37 @@ MODERN_STEPS: dict[str, Any] = {
 }
 
 
+class _LineHandler(logging.Handler):
+    """Passes each logged line to a function."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        super().__init__(logging.INFO)
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(record.getMessage())
+
+
+@contextmanager
+def logged_to(write: Callable[[str], object]) -> Iterator[None]:
+    """A context in which each line that mlxgpt logs, at INFO or above, is passed to a function."""
+    logger, handler = logging.getLogger("mlxgpt"), _LineHandler(write)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 class Recorder(Callback):
-    """Remembers what it is told; and says some of it, where nobody could ask."""
+    """Records a training run's events and, inside `listening`, what is logged.
+
+    Args:
+        aloud: print what is logged on stderr, too.
+    """
 
     def __init__(self, aloud: bool = False) -> None:
         self.aloud = aloud
@@ -41,20 +73,24 @@ class Recorder(Callback):
         self.records: list[dict[str, Any]] = []
         self.samples: list[tuple[int, str]] = []
         self.plan = 0
-        self.forecast: Estimate | None = None
+        self.estimate: Estimate | None = None
 
-    def on_train_begin(
-        self, run: runs.Run, dataset: Dataset, start: int, forecast: Estimate
-    ) -> None:
-        self.plan = run.config.train.max_steps
-        self.forecast = forecast
+    @contextmanager
+    def listening(self) -> Iterator[Recorder]:
+        """A context in which what is logged is recorded."""
+        with logged_to(self._note):
+            yield self
 
-    def on_note(self, line: str) -> None:
+    def _note(self, line: str) -> None:
         self.notes.append(line)
         if self.aloud:
             print(f"note: {line}", file=sys.stderr)
 
-    on_warning = on_note
+    def on_train_begin(
+        self, run: runs.Run, dataset: Dataset, start: int, estimate: Estimate
+    ) -> None:
+        self.plan = run.config.train.max_steps
+        self.estimate = estimate
 
     def on_log(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -74,7 +110,7 @@ def final_state(run: str) -> dict[str, np.ndarray]:
 
 
 def metrics(run: str) -> list[dict[str, Any]]:
-    """The metrics that do not hang on the clock or the machine."""
+    """The metrics that do not depend on the clock or the machine."""
     kept = ("step", "loss", "lr", "grad_norm", "val_loss")
     lines = (Path("runs") / run / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k in kept} for line in lines]

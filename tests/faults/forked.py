@@ -146,20 +146,19 @@ def _serve() -> None:
     from mlxgpt.interchange import exporting, importing
     from mlxgpt.machine import device
     from mlxgpt.pages import runs as pages
-    from mlxgpt.training import estimate as forecast
-    from mlxgpt.training import launch, selfcheck, session
+    from mlxgpt.training import estimate, loop, selfcheck, setup
     from mlxgpt.training.estimate import Estimate
 
     for name in sys.argv[1:]:
         importlib.import_module(name)
-    assert all((api, arguments, display, matplotlib, exporting, importing, pages, session))
+    assert all((api, arguments, display, matplotlib, exporting, importing, pages, loop))
     encoding.CHUNK, prepare.SAVE_EVERY = 1 << 12, 2  # progress worth keeping, also of a small text
     if gxx := jit.find_gxx():  # tried once, and not in each child
         jit._try_compiler(next(files.own_folders()), gxx)
     jit._try_compiler = lambda *_: None
     selfcheck.check = lambda *_: iter([])
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
-    for module in (forecast, launch):
+    for module in (estimate, setup):
         module.measure = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
     answers = os.fdopen(os.dup(1), "w")
     os.set_inheritable(answers.fileno(), False)

@@ -18,7 +18,8 @@ from mlxgpt.errors import UserError
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import evaluating, forecast, selfcheck, trainer
+from mlxgpt.training import estimate, selfcheck, validation
+from mlxgpt.training import metrics as step_metrics
 from mlxgpt.training.selfcheck import Check
 from mlxgpt.training.step import TrainStep
 from tests.trainings import Recorder, final_state, len_done, metrics
@@ -102,10 +103,10 @@ def test_other_settings_do_not_continue_a_run(train: Any) -> None:
 
 def test_the_best_checkpoint_stays(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0])
-    real = evaluating.Evaluator.__call__
-    monkeypatch.setattr(forecast, "_token_seconds", lambda *_: 1.0)
+    real = validation.Evaluator.__call__
+    monkeypatch.setattr(estimate, "_token_seconds", lambda *_: 1.0)
     monkeypatch.setattr(
-        evaluating.Evaluator, "__call__", lambda self: replace(real(self), loss=next(losses))
+        validation.Evaluator, "__call__", lambda self: replace(real(self), loss=next(losses))
     )
     assert train("a").best_step == 8
     assert checkpoint.steps(Path("runs/a/checkpoints")) == [8, 12]
@@ -120,7 +121,7 @@ def test_a_loss_that_is_no_number_is_never_the_best(
     def evaluator() -> SimpleNamespace:
         return SimpleNamespace(loss=next(losses), bits_per_byte=1.0, tokens=9)
 
-    monkeypatch.setattr(evaluating, "Evaluator", lambda *_, **__: evaluator)
+    monkeypatch.setattr(validation, "Evaluator", lambda *_, **__: evaluator)
     summary = train("a")
     assert (summary.best_step, summary.val_loss) == (8, 2.0)
     noted = [line["val_loss"] for line in metrics("a") if "val_loss" in line]
@@ -145,7 +146,7 @@ def test_the_speed_is_that_of_the_steps_since_the_last_line(
         return real(step, *given)
 
     monkeypatch.setattr(TrainStep, "__call__", a_second)
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(step_metrics, "time", SimpleNamespace(monotonic=lambda: now))
     recorder = Recorder()
     train("a", recorder, log_interval=3)
     rates = [(record["step"], record["tokens_per_second"]) for record in recorder.records]
@@ -158,7 +159,7 @@ def test_the_speed_is_that_of_the_steps_since_the_last_line(
 def test_a_folder_of_something_else_is_left_alone(train: Any) -> None:
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="exists and is no run"):
+    with pytest.raises(UserError, match="exists and is not a run"):
         train("a")
     assert Path("runs/a/thesis.txt").read_text() == "precious"
 
@@ -194,27 +195,27 @@ def test_a_training_that_diverges_only_leaves_out_its_samples(train: Any) -> Non
 
 def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None:
     recorder = Recorder()
-    summary = train("a", recorder, max_minutes=0.004, dropout=0.0)
+    summary = train("a", recorder, max_minutes=0.02, dropout=0.0)
     assert summary.step == summary.steps >= 1
     config = runs.open_run(Path("runs/a")).config
     planned = config.train.max_steps
-    assert recorder.forecast is not None
-    assert recorder.forecast.steps == planned
-    assert recorder.forecast.steps_in(0.24, override(config, {"eval_interval": 4})) == planned, (
+    assert recorder.estimate is not None
+    assert recorder.estimate.steps == planned
+    assert recorder.estimate.steps_in(1.2, override(config, {"eval_interval": 4})) == planned, (
         "what fits into that time"
     )
-    again = train("a", max_minutes=0.004, dropout=0.0)
+    again = train("a", max_minutes=0.02, dropout=0.0)
     assert again.steps == planned, "the plan is not made anew"
-    with pytest.raises(UserError, match="no length of time"):
+    with pytest.raises(UserError, match="not a length of time"):
         train("b", max_minutes=-1.0)
 
 
 def test_a_short_plan_has_a_short_warmup(train: Any, tiny: Config) -> None:
     config = override(tiny, {"warmup_steps": 2000})
-    train("a", config=config, max_minutes=0.004)
+    train("a", config=config, max_minutes=0.02)
     planned = runs.open_run(Path("runs/a")).config
     assert planned.optim.warmup_steps == math.ceil(planned.train.max_steps / 10)
-    assert train("a", config=config, max_minutes=0.004).resumed, "it is the same run"
+    assert train("a", config=config, max_minutes=0.02).resumed, "it is the same run"
     train("b", config=config)
     assert runs.open_run(Path("runs/b")).config.optim.warmup_steps == 2000
 
@@ -223,7 +224,7 @@ def test_data_that_was_prepared_anew_is_told(train: Any, text_file: Path) -> Non
     train("a")
     shutil.rmtree("data/words")
     text_file.write_text(text_file.read_text()[::-1])
-    with pytest.raises(UserError, match="data/words was prepared anew since a was trained on it"):
+    with pytest.raises(UserError, match="data/words was prepared again since a was trained on it"):
         train("a")
 
 
@@ -233,7 +234,7 @@ def test_what_takes_more_memory_than_it_may_is_refused_before_it_begins(train: A
     assert "use --batch-size 1 --gradient-checkpointing" in caught.value.remedy
     assert not Path("runs/a").exists()
     for size in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="is no size"):
+        with pytest.raises(UserError, match="is not a size"):
             train("a", memory_limit=size)
 
 
@@ -242,7 +243,7 @@ def test_a_run_is_named_after_config_and_data(home: Path, text_file: Path, tiny:
 
 
 def test_without_a_connection_tier_1_goes_on_with_the_storybook(
-    home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+    home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
     def unreachable(*_: object) -> None:
         raise Unavailable("no hub", "mend it.")
@@ -251,13 +252,12 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
     monkeypatch.setattr(hub, "load", unreachable)
     monkeypatch.setattr(sources, "STORYBOOK_MEGABYTES", 0.02)
     monkeypatch.setattr(config_files, "tier", lambda number, recipe: small)
-    recorder = Recorder()
-    summary = api.train(tier=1, callbacks=[recorder])
+    summary = api.train(tier=1)
     assert summary.run == Path("runs/tier1-storybook")
     assert summary.data == Path("data/storybook")
     assert summary.warning is not None
     assert "storybook" in summary.warning
-    assert summary.warning in recorder.notes
+    assert summary.warning in notes
     for asked in ({"config": small}, {"tier": 1, "source": "shakespeare"}):
         with pytest.raises(Unavailable, match="no hub"):
             api.train(**asked)
@@ -281,7 +281,7 @@ def test_weights_load_into_the_model_that_is_run(train: Any) -> None:
     assert override(Config(), {}).model != model.config
 
 
-@pytest.mark.parametrize("moment", ["training.selfcheck.check", "training.launch.measure"])
+@pytest.mark.parametrize("moment", ["training.selfcheck.check", "training.setup.measure"])
 def test_ctrl_c_before_the_first_step_keeps_the_data(
     train: Any, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -293,7 +293,7 @@ def test_ctrl_c_before_the_first_step_keeps_the_data(
         patch.setattr(f"mlxgpt.{moment}", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train("a", recorder)
-    assert "data/words is kept; the same command goes on from there" in recorder.notes
+    assert "data/words is kept; the same command continues from there" in recorder.notes
     assert not Path("runs/a").exists()
     assert train("a").step == 12
 
