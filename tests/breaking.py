@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,9 @@ def cut_the_power(folder: Path, journal: Path, draw: random.Random) -> None:
 
 
 def main(plan: dict[str, Any]) -> None:
-    import mlx.core as mx
+    from mlxgpt import api, files  # before mlx, so that its own BLAS serves MLX
 
-    from mlxgpt import api, files
+    import mlx.core as mx  # isort: skip
     from mlxgpt.config import from_tree
     from mlxgpt.machine import device
     from mlxgpt.storage import run
@@ -178,7 +179,7 @@ def main(plan: dict[str, Any]) -> None:
     else:
         given = {name: plan[name] for name in ("memory_limit",) if name in plan}
         config = from_tree(plan["config"])
-        with recorder.listening():
+        with recorder.listening() if os.environ.get("MLX_RANK", "0") == "0" else nullcontext():
             api.train(config=config, source="words.txt", run="a", callbacks=[recorder], **given)
 
 

@@ -63,15 +63,17 @@ def test_two_and_four_ranks_end_within_rounding_of_one(alone: dict[str, np.ndarr
         shutil.rmtree("runs")
 
 
-def test_gradients_in_16_bits_end_near_those_in_32(alone: dict[str, np.ndarray]) -> None:
+def test_gradients_in_16_bits_end_near_those_in_32(home: Path, text_file: Path) -> None:
+    """With a larger eps, since AdamW divides a gradient near 0, and its rounding, by its size."""
     ends = []
     for reduce_dtype in ("bfloat16", "float32"):
-        config = {**NO_DROPOUT, "train": {**CONFIG["train"], "reduce_dtype": reduce_dtype}}
-        trained({"config": config}, 2)
+        optim = {**CONFIG["optim"], "eps": 1e-3}
+        train = {**CONFIG["train"], "reduce_dtype": reduce_dtype}
+        trained({"config": {**NO_DROPOUT, "optim": optim, "train": train}}, 2)
         ends.append(state())
         shutil.rmtree("runs")
     assert not same(*ends)
-    for name, value in alone.items():
+    for name, value in ends[1].items():
         np.testing.assert_allclose(ends[0][name], value, rtol=2e-2, atol=5e-3, err_msg=name)
 
 
