@@ -6,6 +6,7 @@ does nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
@@ -124,8 +125,11 @@ class PerThread(Generic[Result]):
         """
         calls = list(arguments)
         if len(self._functions) == 1 or len(calls) == 1:
-            return [self._functions[0](*call) for call in calls]
-        return parallel.run_together(self._functions, calls)
+            return list(itertools.starmap(self._functions[0], calls))
+        with parallel.second_thread(self._functions[1], calls) as second:
+            first = self._functions[0](*calls[0])
+            mx.eval(first)
+            return [first, second.result()]
 
 
 def shard(

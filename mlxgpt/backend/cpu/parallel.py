@@ -1,4 +1,4 @@
-"""Two functions at the same time on the CPU, each on a thread of its own.
+"""A second thread that computes on the CPU, while the first one does.
 
 MLX runs the operations of a stream on one thread, so that one of two cores waits wherever there is
 no large matrix product. Therefore half of a batch goes to each of two threads, each with half of
@@ -12,9 +12,10 @@ traced it. Each thread therefore has its own function, and only evaluated arrays
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
@@ -44,21 +45,22 @@ def portions(rows: int, length: int) -> int:
     return next(fewest, half)
 
 
-def run_together(
-    functions: Sequence[Callable[..., Result]], arguments: Sequence[tuple]
-) -> list[Result]:
-    """Call two functions at the same time, each with its arguments: evaluated results, in order.
+@contextlib.contextmanager
+def second_thread(
+    function: Callable[..., Result], calls: Sequence[tuple]
+) -> Iterator[Future[Result]]:
+    """While this thread makes the first of two calls, make the second one, of `function`, always on
+    the same other thread. Yields its evaluated result, to be waited for inside.
 
-    The first runs on this thread, the second always on the same other thread.
+    Args:
+        calls: the arguments of both.
     """
-    first, second = functions
     # The first call evaluates. The second one detaches from each array the event that says when it
     # is evaluated: two threads that share an array would race for it, and crash.
-    mx.eval(arguments)
-    mx.eval(arguments)
+    mx.eval(calls)
+    mx.eval(calls)
     with blas.share_threads(THREADS):
-        pending = _worker().submit(functools.partial(_evaluated, second, arguments[1]))
-        return [_evaluated(first, arguments[0]), pending.result()]
+        yield _worker().submit(functools.partial(_evaluated, function, calls[1]))
 
 
 def _evaluated(function: Callable[..., Result], arguments: tuple) -> Result:

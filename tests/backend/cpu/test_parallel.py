@@ -3,17 +3,22 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import mlx.core as mx
 import pytest
 
 from mlxgpt.backend.cpu import blas, parallel
-from mlxgpt.backend.cpu.parallel import run_together
+from mlxgpt.backend.execution import PerThread
 from mlxgpt.machine.device import on_cpu
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="for the CPU")
+
+
+def run_together(functions: list[Callable], calls: Sequence[tuple]) -> list:
+    """The results of two functions, each on a thread of its own."""
+    return PerThread(iter(functions).__next__)(calls)
 
 
 def test_two_threads_compute_at_the_same_time() -> None:
