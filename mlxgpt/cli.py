@@ -425,7 +425,7 @@ def _runs(given: dict[str, Any], _: list[str]) -> int:
             return _print_json(list(run.metrics()))
         show_curve(run)
         return 0
-    lines = api.runs(note=_say, **_present(given))
+    lines = api.runs(**_present(given))
     if as_json:
         return _print_json([asdict(line) for line in lines])
     if not lines:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from mlxgpt.requests import PathLike, home, resolve
 from mlxgpt.storage import run as run_folders
 from mlxgpt.storage.run import Run
 from mlxgpt.training.forecast import training_bytes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,22 +89,18 @@ class RunLine:
     data: str
 
 
-def runs(
-    *, runs_dir: PathLike | None = None, note: Callable[[str], None] = lambda line: None
-) -> list[RunLine]:
-    """All runs, the newest first, but for those that are damaged or cannot be read: `note` takes a
-    line on each.
-    """
+def runs(*, runs_dir: PathLike | None = None) -> list[RunLine]:
+    """All runs, the newest first. Those that are damaged or cannot be read are left out and logged."""
     lines = []
     for folder in run_folders.folders_in(home("runs", runs_dir), skip_unreadable=True):
         try:
             run = run_folders.open_run(folder)
             best, steps = run.best(), run.steps()
         except UserError as error:
-            note(error.problem)
+            logger.warning(error.problem)
             continue
         except OSError as error:
-            note(files.os_error(error, "read", folder).problem)
+            logger.warning(files.os_error(error, "read", folder).problem)
             continue
         lines.append(
             RunLine(
