@@ -7,7 +7,7 @@ import random
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("exact_bits") and not device.on_cpu():
         pytest.skip("a GPU may add in another order in each run")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape logged names that are not UTF-8, which no report passes on between processes."""
+    report = yield
+    report.sections = [
+        (name, content.encode("utf-8", "backslashreplace").decode())
+        for name, content in report.sections
+    ]
+    return report
 
 
 # Other work on the same machine is no failure.

@@ -273,12 +273,18 @@ def test_a_hub_that_says_no(
     assert not Path("runs").exists()
 
 
-def test_unknown_and_gated_models(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = Hub({"models/owner/gated": Repository({"main": {}}, gated=True)})
-    with reached(hub, home, monkeypatch):
-        for name in ("owner/unknown", "owner/gated"):
-            with pytest.raises(UserError, match=f"{name} could not be downloaded"):
+def test_unknown_and_gated_models(
+    home: Path, gpt2_of_the_hub: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpt2_of_the_hub.gated = True
+    with reached(Hub({"models/owner/gated": gpt2_of_the_hub}), home, monkeypatch):
+        for name, remedy in (
+            ("owner/unknown", "check the name"),
+            ("owner/gated", "accept its terms"),
+        ):
+            with pytest.raises(UserError, match=f"{name} could not be downloaded") as caught:
                 mlxgpt.import_model(name)
+            assert remedy in caught.value.remedy
 
 
 def test_nobody_answers_and_nothing_was_fetched(
