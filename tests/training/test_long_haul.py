@@ -51,7 +51,7 @@ class Watching(Recorder):
     def on_sample(self, step, text):
         pass
 
-api.train(config=from_tree(tree), source="words.txt", run="a", callback=Watching())
+api.train(config=from_tree(tree), source="words.txt", run="a", callbacks=[Watching()])
 """
 
 

@@ -20,7 +20,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import estimate, loop, resume, run_records, selfcheck
+from mlxgpt.training import estimate, loop, resume, run_records
 from tests.commands import ROOT
 from tests.trainings import (
     MODERN_PARTS,

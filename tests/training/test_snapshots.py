@@ -84,7 +84,7 @@ def test_none_where_they_would_fill_the_disk(train: Any, monkeypatch: pytest.Mon
     recorder = Recorder()
     with pytest.raises(UserError, match="disk is"):
         train("a", recorder)
-    assert any("no snapshots on the way" in note for note in recorder.notes)
+    assert any("no snapshots during training" in note for note in recorder.notes)
     assert not Path("runs/a/snapshots").exists()
 
 
