@@ -22,6 +22,7 @@ from mlxgpt.distributed.agreement import require_same_arrays
 from mlxgpt.distributed.group import ProcessGroup
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device, mac
+from mlxgpt.storage.run import Run
 from mlxgpt.training.callbacks import Callback, Summary
 from mlxgpt.training.checkpointer import is_regular
 from mlxgpt.training.job import TrainJob
@@ -68,6 +69,8 @@ def train(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> Summary:
         UserError: if training was stopped for a cause that the user can change.
         Diverged: if it is of no use to continue.
     """
+    if job.finished_step is not None:
+        return _summary(job, job.run, job.finished_step, 0.0)
     config, last = job.config, job.config.train.max_steps
     step_function = new_step(config, group)
     step_inputs = StepInputs(job.dataset.train, config, group)
@@ -116,11 +119,16 @@ def train(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> Summary:
         if writer:
             writer.finish(step, guard)
         group.raise_together(_why_stopped(job, step, guard, is_over))
-        if not run:
-            return Summary.of_rank(job.folder, job.dataset.folder, step, last)
-        seconds = time.monotonic() - job.started
-        summary = Summary.of(run, job.dataset, step, seconds=seconds, resumed=job.resumed)
-        return replace(summary, warning=job.warning)
+        return _summary(job, run, step, time.monotonic() - job.started)
+
+
+def _summary(job: TrainJob, run: Run | None, step: int, seconds: float) -> Summary:
+    """How training ended, as far as this rank knows: only the main one has the run."""
+    if not run:
+        steps = job.config.train.max_steps
+        return Summary.of_rank(job.folder, job.dataset.folder, step, steps)
+    summary = Summary.of(run, job.dataset, step, seconds=seconds, resumed=job.resumed)
+    return replace(summary, warning=job.warning)
 
 
 def is_evaluated(config: Config, step: int) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt import files
-from mlxgpt.backend import environment
+from mlxgpt.backend.environment import describe_environment, environment_changes
 from mlxgpt.config import Config, changed_weights, differences, override
 from mlxgpt.corpus.dataset import Dataset
 from mlxgpt.distributed.group import ProcessGroup
@@ -88,9 +88,7 @@ def open_run(
     step = saved.step if saved else 0
     estimate = job.estimate.for_plan(config, step)
     with runs.held(run) as run:
-        run.add_to_history(
-            step, environment.describe_environment(group.size), changed, estimate.to_tree()
-        )
+        run.add_to_history(step, describe_environment(group.size), changed, estimate.to_tree())
         is_logged = run.cut(step)
         callbacks.on_train_begin(run, job.dataset, step, estimate)
         numbers = saved.metrics if saved and not is_logged else {}
@@ -209,16 +207,16 @@ def step_seconds(run: Run) -> float | None:
     return seconds if seconds < LONGEST_SECONDS else None
 
 
-def environment_changes(run: Run, ranks: int) -> list[str]:
+def changes_since(run: Run, ranks: int) -> list[str]:
     """What is different here from where the run was last trained: device, versions, libraries."""
     # Before there could be several ranks, none were recorded.
     before = {"ranks": "1", **run.surroundings()}
-    return environment.environment_changes(before, environment.describe_environment(ranks))
+    return environment_changes(before, describe_environment(ranks))
 
 
 def _log_changes(run: Run, changed: Mapping[str, tuple[Any, Any]], ranks: int) -> None:
     """Log what differs from when the run was last trained, and whether its bits depend on it."""
-    others = environment_changes(run, ranks)
+    others = changes_since(run, ranks)
     if changed or others:
         is_exact = not others and not changed.keys() & ROUNDING
         listed = [f"{name} {_arrow(*pair)}" for name, pair in changed.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -37,7 +38,7 @@ from mlxgpt.training.init_weights import InitWeights
 from mlxgpt.training.job import TrainJob, TrainRequest
 from mlxgpt.training.resume import (
     as_planned,
-    environment_changes,
+    changes_since,
     find_run,
     is_finished,
     require_match,
@@ -108,7 +109,7 @@ def _planned_job(
             config = as_planned(config, run, request.fit_size)
         require_match(run, config, job.dataset, job.init_weights)
         finished = run.steps()[-1] if is_finished(run, config) else None
-        must_check = bool(environment_changes(run, group.size))
+        must_check = not run.surroundings() or bool(changes_since(run, group.size))
     elif group.is_main and minutes and request.fit_size:
         config = sized(config, job.dataset, 60 * minutes)
     told = group.broadcast("config", [asdict(config), finished, must_check])
@@ -116,6 +117,7 @@ def _planned_job(
     if job.finished_step is not None:
         if run:
             logger.info(f"{run.name} is finished: {job.finished_step:,} steps")
+            job = replace(job, run=replace(run, config=job.config))
         return job
     job = retry_on_gpu_failure(
         partial(check_and_measure, group=group, callbacks=callbacks, must_check=told[2]), job, group
@@ -128,7 +130,7 @@ def _planned_job(
     config = from_tree(group.broadcast("plan", asdict(config)))
     if group.is_main:
         _log_long_warmup(config)
-    return replace(job, config=config)
+    return replace(job, config=config, started=time.monotonic())
 
 
 def check_and_measure(
@@ -145,9 +147,11 @@ def check_and_measure(
                     f"the self-check failed: {check.name}: {check.detail}",
                     "do not train on this; run mlxgpt check, and report what it says.",
                 )
-    known = step_seconds(job.run) if job.run and group.size == 1 else None
+    known = None
+    if job.run and group.size == 1 and not job.is_retry:  # a retry may run without compiled kernels
+        known = step_seconds(job.run)
     estimate = measure(job.config, job.dataset, known, group)
-    return replace(job, estimate=combine(group, job.config, estimate))
+    return replace(job, estimate=combine(group, job.config, estimate), is_retry=False)
 
 
 def _check_limits(request: TrainRequest) -> None:

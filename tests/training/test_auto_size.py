@@ -11,7 +11,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.storage.run import open_run
-from mlxgpt.training import sizing
+from mlxgpt.training import auto_size
 from mlxgpt.training.auto_size import HEAD_SIZE, SHAPES, TOKENS_PER_PARAMETER, sized
 from mlxgpt.training.estimate import Estimate, estimated_bytes
 
@@ -34,7 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, flops: float, waits: float = 0.0) -
         seconds = max(waits, tokens * flops_per_token(config.model) / flops)
         return Estimate(seconds, seconds / tokens / 3, 10**6, 100_000)
 
-    monkeypatch.setattr(sizing, "measure", measure)
+    monkeypatch.setattr(auto_size, "measure", measure)
 
 
 def tokens_in(config: Config, flops: float, seconds: float) -> float:
@@ -43,11 +43,10 @@ def tokens_in(config: Config, flops: float, seconds: float) -> float:
 
 @pytest.mark.parametrize("minutes", [2, 5, 20, 120])
 def test_it_is_the_largest_that_sees_enough_of_the_text(
-    monkeypatch: pytest.MonkeyPatch, dataset: Dataset, minutes: float
+    monkeypatch: pytest.MonkeyPatch, dataset: Dataset, notes: list[str], minutes: float
 ) -> None:
     machine(monkeypatch, 1e11)
-    notes: list[str] = []
-    found = sized(BASE, dataset, 60 * minutes, notes.append)
+    found = sized(BASE, dataset, 60 * minutes)
     m = found.model
     assert m.n_embd == HEAD_SIZE * m.n_head
     assert m.vocab_size == dataset.meta.vocab_size
@@ -59,18 +58,18 @@ def test_it_is_the_largest_that_sees_enough_of_the_text(
 
     enough = TOKENS_PER_PARAMETER / 2  # since these are a few words, a thousand times
     assert seen(found) > enough
-    larger = override(found, sizing._shape(*SHAPES[SHAPES.index((m.n_layer, m.n_embd)) + 1]))
+    larger = override(found, auto_size._shape(*SHAPES[SHAPES.index((m.n_layer, m.n_embd)) + 1]))
     assert 0.8 * seen(larger) < enough, "but for evaluations it would not"
-    _, chosen, learned_by_heart = notes
+    _, chosen, memorized = notes
     assert f"{m.n_layer} layers of width {m.n_embd}" in chosen
     assert f"{count_parameters(m):,} parameters" in chosen
-    assert "beyond about 5 epochs" in learned_by_heart
-    monkeypatch.setattr(sizing, "ENOUGH_EPOCHS", 1e9)
-    sized(BASE, dataset, 60 * minutes, notes.append)
+    assert "beyond about 5 epochs" in memorized
+    monkeypatch.setattr(auto_size, "ENOUGH_EPOCHS", 1e9)
+    sized(BASE, dataset, 60 * minutes)
     assert notes[-1] == chosen
     # Of new text each parameter needs twice as many tokens.
-    monkeypatch.setattr(sizing, "FRESH_EPOCHS", 1e9)
-    of_new_text = sized(BASE, dataset, 60 * minutes, notes.append)
+    monkeypatch.setattr(auto_size, "FRESH_EPOCHS", 1e9)
+    of_new_text = sized(BASE, dataset, 60 * minutes)
     assert seen(of_new_text) > TOKENS_PER_PARAMETER or of_new_text.model.n_embd == SHAPES[0][1]
     assert count_parameters(of_new_text.model) <= count_parameters(m)
 
@@ -80,7 +79,7 @@ def test_more_time_and_a_faster_machine_buy_a_larger_model(
 ) -> None:
     def width(flops: float, seconds: float) -> int:
         machine(monkeypatch, flops)
-        return sized(BASE, dataset, seconds, lambda line: None).model.n_embd
+        return sized(BASE, dataset, seconds).model.n_embd
 
     widths = [width(1e11, 60 * minutes) for minutes in (1, 5, 30, 300)]
     assert widths == sorted(set(widths))
@@ -93,16 +92,16 @@ def test_batches_are_as_small_as_cost_nothing(
     monkeypatch: pytest.MonkeyPatch, dataset: Dataset, waits: float, batch: int
 ) -> None:
     """A device that takes as long for one sequence as for many gets many."""
-    small = override(BASE, {**sizing._shape(*SHAPES[0]), "vocab_size": dataset.meta.vocab_size})
+    small = override(BASE, {**auto_size._shape(*SHAPES[0]), "vocab_size": dataset.meta.vocab_size})
     each = 256 * flops_per_token(small.model)
     machine(monkeypatch, 32 * each / 0.02, waits)
-    assert sized(BASE, dataset, 300, lambda line: None).train.batch_size == batch
+    assert sized(BASE, dataset, 300).train.batch_size == batch
 
 
 def test_a_curve_has_ten_points(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
     machine(monkeypatch, 1e11)
     for minutes in (1, 5, 60):
-        found = sized(BASE, dataset, 60 * minutes, lambda line: None)
+        found = sized(BASE, dataset, 60 * minutes)
         tokens = 8 * 256 * found.train.eval_interval
         assert round(tokens_in(found, 1e11, 60 * minutes) / tokens) == 10
 
@@ -112,24 +111,24 @@ def test_what_has_no_memory_is_not_chosen(
 ) -> None:
     machine(monkeypatch, 1e15)
     monkeypatch.setattr(device, "free_bytes", lambda: 10**9)
-    found = sized(BASE, dataset, 3600, lambda line: None)
+    found = sized(BASE, dataset, 3600)
     assert estimated_bytes(found) <= 10**9
     monkeypatch.setattr(device, "free_bytes", lambda: 10)
     with pytest.raises(UserError, match="this training takes"):
-        sized(BASE, dataset, 3600, lambda line: None)
+        sized(BASE, dataset, 3600)
 
 
 def test_a_run_of_a_chosen_size_is_resumed_at_that_size(
     home: Path, text_file: Path, no_check: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sizing, "SHAPES", ((2, 64), (2, 128)))
-    monkeypatch.setattr(sizing, "SMALLEST_STEP", 8)
-    monkeypatch.setattr(sizing, "LARGEST_STEP", 8)
+    monkeypatch.setattr(auto_size, "SHAPES", ((2, 64), (2, 128)))
+    monkeypatch.setattr(auto_size, "SMALLEST_STEP", 8)
+    monkeypatch.setattr(auto_size, "LARGEST_STEP", 8)
     small = {"block_size": 8, "sample_tokens": 0}
 
     def width(enough: float) -> int:
         """Of a training in which each parameter has to see as many tokens."""
-        monkeypatch.setattr(sizing, "TOKENS_PER_PARAMETER", enough)
+        monkeypatch.setattr(auto_size, "TOKENS_PER_PARAMETER", enough)
         given = {"recipe": "modern", "max_minutes": 0.05, "source": text_file, **small}
         summary = api.train(**given)  # type: ignore[arg-type]
         assert summary.run.name == "modern-0.05min-words-bpe2048"

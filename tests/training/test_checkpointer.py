@@ -11,14 +11,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlxgpt.training.trainer import Metrics
 from rich.filesize import decimal
 
 from mlxgpt import api, display
 from mlxgpt.errors import UserError
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import evaluating, hooks, saver
+from mlxgpt.training import checkpointer, run_records, validation
 from tests.trainings import Recorder, final_state, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check")
@@ -42,16 +41,16 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(
         assert content.step != 4 or far_enough.wait(60)
         return real(folder, content, **named)
 
-    log = hooks._Logging.__call__
+    log = run_records.RunWriter.log
 
-    def logged(self: hooks._Logging, metrics: Metrics) -> None:
-        log(self, metrics)
-        if metrics.step == 7:
+    def logged(self: run_records.RunWriter, record: dict[str, Any]) -> None:
+        log(self, record)
+        if record["step"] == 7:
             far_enough.set()
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", slow)
-        patch.setattr(hooks._Logging, "__call__", logged)
+        patch.setattr(run_records.RunWriter, "log", logged)
         train("a", eval_interval=100, log_interval=1, keep_checkpoints=9)
     assert threading.main_thread() not in threads
     shutil.rmtree(CHECKPOINTS / "step-0000012")
@@ -70,7 +69,7 @@ def test_the_newest_few_and_the_best_are_kept(
     def evaluator() -> SimpleNamespace:
         return SimpleNamespace(loss=next(losses), bits_per_byte=1.0, tokens=9)
 
-    monkeypatch.setattr(evaluating, "Evaluator", lambda *_, **__: evaluator)
+    monkeypatch.setattr(validation, "Evaluator", lambda *_, **__: evaluator)
     train("a", max_steps=24, keep_checkpoints=keep)
     assert checkpoint.steps(CHECKPOINTS) == sorted({12, *left})
 
@@ -112,7 +111,7 @@ def test_the_best_is_named_when_it_is_there(train: Any, monkeypatch: pytest.Monk
         there.append(step in self.steps())
         real(self, step, val_loss)
 
-    monkeypatch.setattr(saver, "ThreadPoolExecutor", WhenAsked)
+    monkeypatch.setattr(checkpointer, "ThreadPoolExecutor", WhenAsked)
     monkeypatch.setattr(runs.Run, "set_best", named)
     train("a")
     assert there

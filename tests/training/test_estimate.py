@@ -12,7 +12,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
-from mlxgpt.training import estimate as forecast
+from mlxgpt.training import estimate
 from mlxgpt.training.estimate import (
     Estimate,
     estimated_bytes,
@@ -53,15 +53,15 @@ def test_of_many_micro_batches_few_are_taken(
     )
     now, taken = 0.0, 0
 
-    def train(step: object, tokens: object, config: Config, **_: object) -> None:
+    def take_steps(step_function: object, tokens: object, config: Config, steps: int) -> None:
         nonlocal now, taken
-        micro_batches = config.train.max_steps * config.train.gradient_accumulation_steps
-        now += 3 * micro_batches + config.train.max_steps + 2 * (taken == 0)
+        micro_batches = steps * config.train.gradient_accumulation_steps
+        now += 3 * micro_batches + steps + 2 * (taken == 0)
         taken += micro_batches
 
-    monkeypatch.setattr(forecast, "train", train)
-    monkeypatch.setattr(forecast.time, "monotonic", lambda: now)
-    monkeypatch.setattr(forecast, "_token_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(estimate, "take_steps", take_steps)
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: now)
+    monkeypatch.setattr(estimate, "_token_seconds", lambda *_: 1.0)
     found = measure(config, dataset, known)
     if known:
         assert found.step_seconds == known
@@ -160,7 +160,7 @@ def test_measured_runs_are_those_of_the_same_shape_on_the_same_text(
         entry.format(shape, "other", 0.5),
     ]
     (tmp_path / "measured.toml").write_text("\n".join(lines))
-    monkeypatch.setattr(forecast, "__file__", str(tmp_path / "forecast.py"))
+    monkeypatch.setattr(estimate, "__file__", str(tmp_path / "estimate.py"))
     found = reached(tiny_model, dataset)
     assert found is not None
     assert found.val_loss == 1.5

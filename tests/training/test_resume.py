@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlxgpt.training.trainer import Metrics
 
 from mlxgpt import api
 from mlxgpt.config import Config
@@ -21,9 +20,17 @@ from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import existing, forecast, hooks, launch, session
+from mlxgpt.training import estimate, loop, resume, run_records
 from tests.commands import ROOT
-from tests.trainings import MODERN_PARTS, MODERN_STEPS, Recorder, final_state, len_done, metrics
+from tests.trainings import (
+    MODERN_PARTS,
+    MODERN_STEPS,
+    Recorder,
+    final_state,
+    len_done,
+    logged_to,
+    metrics,
+)
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
@@ -45,7 +52,7 @@ def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
     for until in (3, 11, 20):
         stops = iter([False] * (until - len_done("parts") - 1) + [True])
         with monkeypatch.context() as patch:
-            patch.setattr(session, "stop_signals", lambda display, stops=stops: Stops(stops))
+            patch.setattr(loop, "stop_signals", lambda stops=stops: Stops(stops))
             summary = train("parts", eval_interval=5, log_interval=1, save_interval=7, **more)
         assert summary.interrupted
         assert summary.step == until
@@ -72,29 +79,27 @@ class Stops:
     def __exit__(self, *_: object) -> None: ...
 
 
-@pytest.mark.parametrize(
-    ("owner", "name"),
-    [(hooks.Hooks, "_save"), (hooks._Evaluation, "__call__"), (hooks._Logging, "__call__")],
-)
+@pytest.mark.parametrize("name", ["save", "add_evaluation", "log"])
 @pytest.mark.exact_bits
-def test_a_run_that_died_in_a_hook_is_made_whole(
-    train: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+def test_a_run_that_died_while_writing_is_made_whole(
+    train: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     train("whole")
-    real = getattr(owner, name)
+    real = getattr(run_records.RunWriter, name)
 
-    def die(self: object, metrics: Metrics) -> None:
-        if metrics.step == 8:
+    def die(self: object, subject: Any, *given: object) -> None:
+        step = subject["step"] if name == "log" else getattr(subject, "step", subject)
+        if step == 8:
             raise PulledPlug
-        real(self, metrics)
+        real(self, subject, *given)
 
-    monkeypatch.setattr(owner, name, die)
-    with pytest.raises(PulledPlug):
-        train("died")
-    monkeypatch.setattr(owner, name, real)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_records.RunWriter, name, die)
+        with pytest.raises(PulledPlug):
+            train("died")
     recorder = Recorder()
     assert train("died", recorder).resumed
-    expected = 4 if name == "_save" else 8
+    expected = 4 if name == "save" else 8
     assert recorder.notes == [f"resuming died from step {expected}"]
     assert metrics("died") == metrics("whole"), "each step once, the evaluation included"
     assert runs.open_run(Path("runs/died")).best() == runs.open_run(Path("runs/whole")).best()
@@ -105,7 +110,7 @@ def test_a_run_that_died_in_a_hook_is_made_whole(
 def stopped(monkeypatch: pytest.MonkeyPatch, train: Any, until: int, **settings: Any) -> None:
     with monkeypatch.context() as patch:
         script = iter([False] * (until - 1) + [True])
-        patch.setattr(session, "stop_signals", lambda callback: Stops(script))
+        patch.setattr(loop, "stop_signals", lambda: Stops(script))
         assert train("a", **settings).step == until
 
 
@@ -132,7 +137,7 @@ def test_who_is_out_of_memory_may_go_on_with_less(
     old = {"batch_size": 4, "gradient_accumulation_steps": 1, "gradient_checkpointing": False}
     told = ", ".join(f"{name} {old[name]} → {value}" for name, value in change.items())
     assert recorder.notes[-1] == (
-        f"changed since: {told}; the rest will differ by rounding from an uninterrupted training"
+        f"changed since: {told}; the rest will differ by rounding from an uninterrupted run"
     )
     assert [entry["step"] for entry in history("a")] == [0, 5]
     assert history("a")[0]["changed"] == {}
@@ -156,18 +161,14 @@ def test_what_bits_do_not_hang_on_is_noted_only(
 
 def test_another_machine_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"mlx": "0.32.4", "BLAS threads": "2"}
-    for room in (launch, existing):
-        monkeypatch.setattr(room, "describe_environment", lambda ranks: here)
+    monkeypatch.setattr(resume, "describe_environment", lambda ranks: here)
     stopped(monkeypatch, train, 5)
-    for room in (launch, existing):
-        monkeypatch.setattr(
-            room, "describe_environment", lambda ranks: {**here, "BLAS threads": "8"}
-        )
+    monkeypatch.setattr(resume, "describe_environment", lambda ranks: {**here, "BLAS threads": "8"})
     recorder = Recorder()
     train("a", recorder)
     assert recorder.notes[-1] == (
         "changed since: BLAS threads 2 → 8; the rest will differ by rounding from an "
-        "uninterrupted training"
+        "uninterrupted run"
     )
     assert [entry["on"]["BLAS threads"] for entry in history("a")] == ["2", "8"]
 
@@ -194,18 +195,18 @@ def test_who_resumes_need_not_wait_for_timings(train: Any, monkeypatch: pytest.M
     """How long a step takes is known from the run; one is taken, for its memory."""
     stopped(monkeypatch, train, 5, gradient_accumulation_steps=3)
     taken: list[int] = []
-    real = forecast.train
+    real = estimate.take_steps
 
-    def counted(step: Any, tokens: Any, config: Config, **more: Any) -> int:
-        taken.append(config.train.max_steps * config.train.gradient_accumulation_steps)
-        return real(step, tokens, config, **more)
+    def counted(step_function: Any, tokens: Any, config: Config, steps: int) -> None:
+        taken.append(steps * config.train.gradient_accumulation_steps)
+        real(step_function, tokens, config, steps)
 
-    monkeypatch.setattr(forecast, "train", counted)
+    monkeypatch.setattr(estimate, "take_steps", counted)
     recorder = Recorder()
     train("a", recorder, gradient_accumulation_steps=3)
     assert taken == [2], "two micro-batches, as each holds on to the sum of those before"
-    assert recorder.forecast is not None
-    assert recorder.forecast.seconds > 0
+    assert recorder.estimate is not None
+    assert recorder.estimate.seconds > 0
 
 
 def test_a_finished_run_is_left_as_it_is(train: Any) -> None:
@@ -247,12 +248,12 @@ def test_a_damaged_newest_checkpoint_is_told_and_passed_over(
     assert [r["step"] for r in metrics("a")] == [2, 4, 6, 8, 10, 12, 13]
 
 
-def test_a_run_that_is_resumed_is_forecast_for_what_is_left(train: Any) -> None:
+def test_a_run_that_is_resumed_is_estimated_for_what_is_left(train: Any) -> None:
     train("a", max_steps=8, decay_steps=12)
     recorder = Recorder()
     train("a", recorder, max_steps=12, decay_steps=12)
-    assert recorder.forecast is not None
-    assert (recorder.forecast.steps, recorder.forecast.evaluations) == (4, 1)
+    assert recorder.estimate is not None
+    assert (recorder.estimate.steps, recorder.estimate.evaluations) == (4, 1)
 
 
 @pytest.mark.exact_bits
@@ -269,7 +270,7 @@ def test_a_training_that_grows_beyond_its_memory_is_saved(
         patch.setattr(device, "memory", memory)
         with pytest.raises(UserError, match="took more than 1000 GB: stopped and saved") as caught:
             train("a", memory_limit=1000.0, log_interval=100)
-    assert "--memory-limit goes on" in caught.value.remedy
+    assert "--memory-limit resumes" in caught.value.remedy
     left = runs.open_run(Path("runs/a")).steps()[-1]
     assert 0 < left < 12, "stopped on the way, and saved"
     assert train("a", memory_limit=1000.0, log_interval=100).step == 12
@@ -329,15 +330,17 @@ def test_a_signal_may_come_while_something_is_written(train: Any) -> None:
         def on_log(self, record: dict[str, Any]) -> None:
             signal.raise_signal(signal.SIGINT)
 
-        def on_note(self, line: str) -> None:
-            if line.startswith("stopping"):
-                self.notes.append(threading.current_thread().name)
+    threads: list[str] = []
 
-    recorder = Writing()
-    assert train("a", recorder).interrupted
-    while not recorder.notes:
-        time.sleep(0.01)
-    assert recorder.notes[0] != threading.main_thread().name
+    def log(line: str) -> None:
+        if line.startswith("stopping"):
+            threads.append(threading.current_thread().name)
+
+    with logged_to(log):
+        assert train("a", Writing()).interrupted
+        while not threads:
+            time.sleep(0.01)
+    assert threads[0] != threading.main_thread().name
 
 
 def test_a_resumed_run_removes_what_a_killed_process_left(train: Any) -> None:

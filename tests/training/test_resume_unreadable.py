@@ -15,7 +15,7 @@ import pytest
 from mlxgpt.errors import UserError
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import evaluating
+from mlxgpt.training import validation
 from tests.failing import NUMBERS, error, failing_open
 from tests.trainings import final_state, metrics
 
@@ -79,7 +79,7 @@ def test_the_best_is_kept_while_it_cannot_be_read(
     def evaluator() -> SimpleNamespace:
         return SimpleNamespace(loss=next(losses), bits_per_byte=1.0, tokens=9)
 
-    monkeypatch.setattr(evaluating, "Evaluator", lambda *_, **__: evaluator)
+    monkeypatch.setattr(validation, "Evaluator", lambda *_, **__: evaluator)
     train("a", max_steps=12, decay_steps=24, keep_checkpoints=1)
     best = {"step": 4, "val_loss": 1.0}
     assert runs.open_run(FOLDER).best() == best

@@ -14,12 +14,14 @@ import pytest
 from mlxgpt import cli
 from mlxgpt.backend import execution
 from mlxgpt.config import override
-from mlxgpt.distributed.group import LocalGroup
+from mlxgpt.corpus.dataset import open_dataset
+from mlxgpt.distributed.group import LOCAL, LocalGroup
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device_errors
 from mlxgpt.storage import run as runs
-from mlxgpt.training import launch, session
-from mlxgpt.training.estimate import Estimate
+from mlxgpt.training import retries, setup
+from mlxgpt.training.estimate import NO_ESTIMATE, Estimate
+from mlxgpt.training.job import TrainJob
 from tests.commands import Capture
 from tests.trainings import Recorder, final_state, metrics
 
@@ -47,16 +49,16 @@ SHORT = {
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed forecast: how many steps are timed would depend on the machine."""
-    forecast = Estimate(0.01, 1e-5, 1, 100)
-    monkeypatch.setattr(launch, "measure", lambda *_: forecast)
+    """A fixed estimate: how many steps are timed would depend on the machine."""
+    estimate = Estimate(0.01, 1e-5, 1, 100)
+    monkeypatch.setattr(setup, "measure", lambda *_: estimate)
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses before retries, which take no time."""
     taken: list[float] = []
-    monkeypatch.setattr(session, "pause", taken.append)
+    monkeypatch.setattr(retries, "pause", taken.append)
     return taken
 
 
@@ -211,10 +213,10 @@ def test_a_smaller_micro_batch_takes_the_same_step(
     config = override(tiny, dict(zip(names, before, strict=True)))
     failure = device_errors.classify(RuntimeError(MEMORY))
     assert failure
-    t = session._with_smaller_batch(config, failure, "").train
+    t = retries._with_smaller_batch(config, failure, "").train
     assert (t.batch_size, t.gradient_accumulation_steps) == after
     with pytest.raises(UserError, match="with one sequence at a time"):
-        session._with_smaller_batch(override(config, {"batch_size": 1}), failure, "")
+        retries._with_smaller_batch(override(config, {"batch_size": 1}), failure, "")
 
 
 def test_cuda_is_not_tried_again_but_where_memory_ran_out(
@@ -314,23 +316,36 @@ def test_a_command_starts_over_where_metal_cannot_compile(
 def test_a_failure_before_the_first_step_is_retried(
     train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure, failures = launch.measure, [WATCHDOG, MEMORY]
+    measure, failures = setup.measure, [WATCHDOG, MEMORY]
+    recorder, announced = Recorder(), []
+    recorder.on_run = announced.append  # type: ignore[method-assign]
 
     def failing(*given: Any) -> Estimate:
         if failures:
             raise RuntimeError(failures.pop(0))
         return measure(*given)
 
-    monkeypatch.setattr(launch, "measure", failing)
-    assert train("a", **SHORT).step == 3
+    monkeypatch.setattr(setup, "measure", failing)
+    assert train("a", recorder, **SHORT).step == 3
+    assert [run.name for run in announced] == ["a"], "announced all the same"
     assert pauses == [5.0, 20.0]
     assert runs.open_run(Path("runs/a")).config.train.batch_size == 2
 
 
-def test_of_several_ranks_none_retries(pauses: list[float], tiny: Any) -> None:
-    def attempt(config: Any) -> None:
-        raise RuntimeError(WATCHDOG)
+def test_of_several_ranks_none_retries(
+    pauses: list[float], tiny: Any, trained: Path, tmp_path: Path
+) -> None:
+    dataset = open_dataset(trained / "data" / "words")
+    job = TrainJob(tiny, dataset, tmp_path / "run", None, NO_ESTIMATE)
+    attempts: list[TrainJob] = []
+
+    def attempt(job: TrainJob) -> None:
+        attempts.append(job)
+        if len(attempts) < 3:
+            raise RuntimeError(WATCHDOG)
 
     with pytest.raises(RuntimeError, match="Impacting Interactivity"):
-        session.with_retries(attempt, tiny, Path(), print, LocalGroup(0, 2))
+        retries.retry_on_gpu_failure(attempt, job, LocalGroup(0, 2, ["a", "b"]))
     assert pauses == []
+    retries.retry_on_gpu_failure(attempt, job, LOCAL)
+    assert [job.is_retry for job in attempts] == [False, False, True]

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlxgpt.loaded import load
 
 from mlxgpt import api
 from mlxgpt.errors import UserError
-from mlxgpt.loaded import load
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import snapshots
@@ -84,7 +84,7 @@ def test_none_where_they_would_fill_the_disk(train: Any, monkeypatch: pytest.Mon
     recorder = Recorder()
     with pytest.raises(UserError, match="disk is"):
         train("a", recorder)
-    assert any("no snapshots on the way" in note for note in recorder.notes)
+    assert any("no snapshots during training" in note for note in recorder.notes)
     assert not Path("runs/a/snapshots").exists()
 
 

@@ -14,16 +14,15 @@ from mlxgpt.config import Config
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
 from mlxgpt.storage import run as runs
-from mlxgpt.training import guard as guards
-from mlxgpt.training import session
+from mlxgpt.training import loop, spike_guard
 from mlxgpt.training.spike_guard import FEWEST, IN_A_ROW, WINDOW, SpikeGuard
 from tests.trainings import Recorder, final_state, metrics
 
 
-def fed(losses: list[float], on_spike: str = "skip") -> Guard:
+def fed(losses: list[float], on_spike: str = "skip") -> SpikeGuard:
     guard = SpikeGuard(on_spike)
     for step, loss in enumerate(losses):
-        guard.settle(step, loss, 1.0, math.inf)
+        guard.record(step, loss, 1.0, math.inf)
     return guard
 
 
@@ -46,9 +45,9 @@ def test_what_is_not_good_is_counted_until_it_gives_up() -> None:
     guard = fed([1.0, math.nan, 1.0])
     assert (guard.skipped, guard.in_a_row) == (1, 0)
     for n in range(IN_A_ROW):
-        assert not guard.gives_up
-        guard.settle(n, 1.0, math.inf, math.inf)
-    assert guard.gives_up
+        assert not guard.has_diverged
+        guard.record(n, 1.0, math.inf, math.inf)
+    assert guard.has_diverged
     assert (guard.skipped, len(guard.losses)) == (1 + IN_A_ROW, 2)
 
 
@@ -57,20 +56,20 @@ def test_going_back_is_to_what_was_remembered_then() -> None:
     guard = fed([2.0] * 30, "rollback")
     then = guard.to_tree()
     for step in range(30, 35):
-        guard.settle(step, 1.0, 1.0, 3.0)
-    guard.settle(35, 9.0, 1.0, 3.0)
+        guard.record(step, 1.0, 1.0, 3.0)
+    guard.record(35, 9.0, 1.0, 3.0)
     assert guard.spiked == 35
-    guard.go_back(30, then)
+    guard.roll_back(30, then)
     assert guard.losses == [(step, 2.0) for step in range(30)]
-    assert (guard.passed, guard.returns, guard.skipped, guard.in_a_row) == (6, 1, 1, 0)
-    assert not guard.stops
+    assert (guard.batch_offset, guard.rollbacks, guard.skipped, guard.in_a_row) == (6, 1, 1, 0)
+    assert not guard.must_stop
 
 
 @given(losses=st.lists(st.floats(0, 10, width=32), max_size=WINDOW + 40))
 def test_a_guard_comes_back_from_a_checkpoint(losses: list[float]) -> None:
     guard = fed(losses)
-    assert SpikeGuard.of(guard.to_tree(), "skip") == guard
-    assert SpikeGuard.of({}, "skip") == SpikeGuard("skip"), "as format 1 has it"
+    assert SpikeGuard.from_tree(guard.to_tree(), "skip") == guard
+    assert SpikeGuard.from_tree({}, "skip") == SpikeGuard("skip"), "as format 1 has it"
 
 
 @pytest.mark.parametrize(
@@ -88,11 +87,11 @@ def test_a_guard_comes_back_from_a_checkpoint(losses: list[float]) -> None:
 )
 def test_a_guard_that_is_none_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="guard is damaged"):
-        SpikeGuard.of({**SpikeGuard().to_tree(), **change})
+        SpikeGuard.from_tree({**SpikeGuard().to_tree(), **change})
     tree = SpikeGuard().to_tree()
     del tree[next(iter(change))]
     with pytest.raises(UserError, match="guard is damaged"):
-        SpikeGuard.of(tree)
+        SpikeGuard.from_tree(tree)
 
 
 # Trainings that meet a spike: a batch whose targets are noise, after the model has learned what
@@ -111,8 +110,8 @@ LONG: dict[str, Any] = {
 @pytest.fixture
 def strange(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
     """One batch of the training is noise; what it is compared with is shorter, as all of it is."""
-    monkeypatch.setattr(guards, "WINDOW", 15)
-    monkeypatch.setattr(guards, "FEWEST", 10)
+    monkeypatch.setattr(spike_guard, "WINDOW", 15)
+    monkeypatch.setattr(spike_guard, "FEWEST", 10)
     text_file.write_text("abcdefghijk" * 180)
     real = Tokens.batch
 
@@ -164,7 +163,9 @@ def test_a_training_can_go_back_before_a_spike(
 ) -> None:
     recorder = Recorder()
     spiking("whole", recorder, on_spike="rollback")
-    back = f"the loss leapt at step {STRANGE + 1}: back to step 40, and on with other batches"
+    back = (
+        f"loss spike at step {STRANGE + 1}: rolled back to step 40, to continue with other batches"
+    )
     assert recorder.notes[1:] == [back]
     noted = metrics("whole")
     assert [line["step"] for line in noted] == list(range(1, 61)), "each step once"
@@ -178,7 +179,7 @@ def test_a_training_can_go_back_before_a_spike(
         first = (runs.open_run(Path("runs/parts")).steps() or [0])[-1] if until != stops[0] else 0
         with monkeypatch.context() as patch:
             script = Stops(lambda done=done, n=until - first: next(done) >= n)
-            patch.setattr(session, "stop_signals", lambda callback, script=script: script)
+            patch.setattr(loop, "stop_signals", lambda script=script: script)
             spiking("parts", on_spike="rollback")
     spiking("parts", on_spike="rollback")
     assert [line["step"] for line in metrics("parts")] == list(range(1, 61))
@@ -207,10 +208,10 @@ def test_without_a_checkpoint_a_spike_is_left_out(
     given = {"on_spike": "rollback", "save_interval": 100, "log_interval": 1}
     with monkeypatch.context() as patch:
         script = Stops(lambda: next(done) >= until)
-        patch.setattr(session, "stop_signals", lambda callback: script)
+        patch.setattr(loop, "stop_signals", lambda: script)
         assert spiking("a", recorder, **given).step == until
     spiking("a", **given)
-    assert "left out, as there is no checkpoint to go back to" in recorder.notes[1]
+    assert "loss spike: skipped, as there is no checkpoint to roll back to" in recorder.notes[1]
     assert [line["step"] for line in metrics("a")] == list(range(1, 61))
 
 
@@ -221,6 +222,6 @@ def test_going_back_for_ever_ends(spiking: Any, monkeypatch: pytest.MonkeyPatch)
         return strange(self, STRANGE if step >= STRANGE else step, **given)
 
     monkeypatch.setattr(Tokens, "batch", always)
-    with pytest.raises(UserError, match="leapt again after going back 5 times"):
+    with pytest.raises(UserError, match="spiked again after 5 rollbacks"):
         spiking("a", on_spike="rollback")
     assert runs.open_run(Path("runs/a")).steps()

@@ -13,7 +13,7 @@ from mlxgpt.config import Config, override
 from mlxgpt.corpus.dataset import open_dataset
 from mlxgpt.evaluation import loss
 from mlxgpt.storage import run as runs
-from mlxgpt.training import evaluating
+from mlxgpt.training import validation
 from mlxgpt.training.validation import LEAST, SHARE, tokens_at_end, tokens_each
 
 counts = st.integers(1, 10**6)
@@ -42,8 +42,8 @@ def test_tier_1_reads_its_whole_validation_text_each_time() -> None:
 
 @pytest.fixture
 def some(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Evaluations on the way read two windows, and the one at the end four; what they read."""
-    monkeypatch.setattr(evaluating, "LEAST", 1)
+    """Evaluations during training read two windows, and the one at the end four; what they read."""
+    monkeypatch.setattr(validation, "LEAST", 1)
     read: list[int] = []
     call = loss.Evaluator.__call__
 
@@ -52,7 +52,7 @@ def some(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         read.append(result.tokens)
         return result
 
-    monkeypatch.setattr(evaluating.Evaluator, "__call__", counted)
+    monkeypatch.setattr(validation.Evaluator, "__call__", counted)
     return read
 
 
@@ -71,10 +71,10 @@ def test_a_sample_on_the_way_and_more_at_the_end(train: Any, some: list[int]) ->
 @pytest.mark.usefixtures("no_check")
 def test_the_best_is_judged_by_the_same_sample(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A larger sample's loss is another number, not a worse model."""
-    monkeypatch.setattr(evaluating, "LEAST", 1)
+    monkeypatch.setattr(validation, "LEAST", 1)
     losses = iter([3.0, 2.0, *(1.0, 9.0)])  # the last step has two
     monkeypatch.setattr(
-        evaluating.Evaluator,
+        validation.Evaluator,
         "__call__",
         lambda self: loss.Evaluation(next(losses), 1.0, 1.0, self.tokens),
     )
