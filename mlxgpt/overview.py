@@ -90,7 +90,7 @@ class RunLine:
 
 
 def runs(*, runs_dir: PathLike | None = None) -> list[RunLine]:
-    """All runs, the newest first. Those that are damaged or cannot be read are left out and logged."""
+    """All runs, the newest first; those that are damaged or unreadable are left out and logged."""
     lines = []
     for folder in run_folders.folders_in(home("runs", runs_dir), skip_unreadable=True):
         try:
