@@ -195,6 +195,7 @@ def test_who_deleted_the_text_goes_on_with_its_arrays(
     tmp_path: Path, data: DataConfig, notes: list[str]
 ) -> None:
     before = find_or_prepare(PrepareRequest(data), tmp_path / "data")
+    notes.clear()
     (tmp_path / "one.txt").unlink()
     assert find_or_prepare(PrepareRequest(data), tmp_path / "data").meta == before.meta
     assert notes == [f"{tmp_path / 'one.txt'} is gone; {before.folder} was prepared from it"]
