@@ -20,7 +20,7 @@ METAL = "[metal::Device] Unable to build metal library from source\nprogram_sour
 
 @pytest.fixture
 def disabled(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """How often MLX was told not to compile; it goes on compiling here."""
+    """One entry for each time that MLX was told not to compile; here it still does."""
     calls: list[bool] = []
     monkeypatch.setattr(execution, "_compile_failure", None)
     monkeypatch.setattr(mx, "disable_compile", lambda: calls.append(True))

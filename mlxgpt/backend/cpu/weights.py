@@ -26,7 +26,7 @@ def split_is_faster(x: mx.array, weight: mx.array) -> bool:
     """Whether `split_matmul` is faster than one product of x [..., I] and `weight` [O, I]."""
     vectors = x.size // x.shape[-1]
     most = 2 * MAX_VECTORS if weight.size > LARGE else MAX_VECTORS
-    return 0 < vectors <= most and vectors * weight.size > MAX_PART and weight.size >= SMALL
+    return vectors <= most and vectors * weight.size > MAX_PART and weight.size >= SMALL
 
 
 def split_matmul(x: mx.array, weight: mx.array) -> mx.array:

@@ -232,3 +232,30 @@ def test_others_get_an_environment_without_it() -> None:
 def test_a_stub_that_opens_apples_installer_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jit, "is_stub", lambda program: True)
     assert jit.find_gxx() is None
+
+
+def test_the_script_of_another_version_is_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would call itself, without end."""
+    other = "# Calls g++ for MLX; see another file.\nexec $MLXGPT_GXX"
+    monkeypatch.setenv("PATH", commands(tmp_path / "bin", gxx=other))
+    assert jit.find_gxx() is None
+
+
+def test_a_compiler_that_cannot_be_read_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs need not be readable to run; root reads all the same, so both are made up."""
+    monkeypatch.setenv("PATH", path := commands(tmp_path / "bin", gxx="exit"))
+    real = os.access
+
+    def access(path: str | Path, mode: int) -> bool:
+        return mode != os.R_OK and real(path, mode)
+
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "access", access)
+    monkeypatch.setattr(Path, "open", refuse)
+    assert jit.find_gxx() == f"{path}/g++"

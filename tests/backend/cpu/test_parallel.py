@@ -37,11 +37,11 @@ def test_two_threads_compute_at_the_same_time() -> None:
 def test_a_function_is_always_called_on_the_same_thread() -> None:
     """A compiled function belongs to the thread that traced it."""
 
-    def name(x: mx.array) -> str:
-        return threading.current_thread().name
+    def thread(x: mx.array) -> threading.Thread:
+        return threading.current_thread()
 
     arguments = (mx.array(1),), (mx.array(2),)
-    assert run_together([name, name], arguments) == run_together([name, name], arguments)
+    assert run_together([thread, thread], arguments) == run_together([thread, thread], arguments)
 
 
 def test_each_thread_has_half_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
