@@ -205,7 +205,7 @@ def test_ranks_that_take_steps_continue(ranks: list[ControlChannel], ending: End
 
 @pytest.mark.parametrize("early", range(3))
 def test_other_names_than_expected_end_all_ranks(ending: Ending, early: int) -> None:
-    """Whoever calls first, and whichever of them waits for a message that nobody sends."""
+    """Whatever the order of calls: one waits for a message that no rank sends."""
 
     def reduce(rank: ControlChannel) -> None:
         with rank.all_reduce("gradients of 10 float32"):
@@ -272,6 +272,19 @@ def test_every_pair_of_collectives_is_compared(
     assert ending.codes == [control.LOST] * 2
     (problem, _) = ending.lines
     assert f"rank 1 of 2 (on {HERE}) in {other.replace('_', '-')} b (number 1)" in problem
+
+
+def test_a_value_of_another_name_is_refused_by_its_receiver(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, before the main rank compares what was reported."""
+    monkeypatch.setattr(ControlChannel, "_compare_order", lambda self: None)
+    ranks = connected(2)
+    in_threads([partial(ranks[0].broadcast, "a", 1), partial(ranks[1].broadcast, "b")])
+    until(lambda: len(ending.codes) == 2)
+    (problem, _) = ending.lines
+    assert problem.startswith(f"mlxgpt: rank 1 of 2 (on {HERE}): the ranks are in different")
+    assert f"rank 0 of 2 (on here) in broadcast a (number 1), rank 1 of 2 (on {HERE}) in" in problem
 
 
 def test_a_rank_one_collective_behind_is_found(ending: Ending) -> None:

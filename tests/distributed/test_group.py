@@ -35,15 +35,19 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class Recording(MLXGroup):
-    """One rank alone on `mx.distributed`; keeps the arrays that it sums."""
+    """One rank alone on `mx.distributed`; keeps the arrays that it sums, and whether it was watched
+    meanwhile.
+    """
 
     def __init__(self) -> None:
         self.channel = ControlChannel(0, 1, {})
         super().__init__(mx.distributed.init(), self.channel, ["here"])
         self.summed: list[tuple[str, mx.array]] = []
+        self.watched: list[bool] = []
 
     def sum(self, name: str, array: mx.array) -> mx.array:
         self.summed.append((name, array))
+        self.watched.append(self.channel.step_seconds is not None)
         return super().sum(name, array)
 
 
@@ -83,15 +87,19 @@ def test_sums_are_announced_by_name_count_and_dtype(recording: Recording) -> Non
     assert (position.number, position.sums_begun, position.sums_ended) == (1, 1, 1)
 
 
-def test_watch_is_off_outside_and_while_arrays_are_broadcast(recording: Recording) -> None:
-    channel = recording.channel
-    assert channel.step_seconds is None
+def test_steps_are_watched_but_not_while_arrays_are_broadcast(recording: Recording) -> None:
+    def use() -> list[bool]:
+        recording.watched.clear()
+        recording.sum("loss", mx.ones(1))
+        recording.broadcast_arrays("weights", {"w": mx.ones(1)})  # may take far longer than a step
+        recording.sum("loss", mx.ones(1))
+        return list(recording.watched)
+
+    assert use() == [False] * 3
     with recording.watch(3.0):
-        assert channel.step_seconds == 3.0
-        with recording._unwatched():
-            assert channel.step_seconds is None
-        assert channel.step_seconds == 3.0
-    assert channel.step_seconds is None
+        assert recording.channel.step_seconds == 3.0
+        assert use() == [True, False, True]
+    assert use() == [False] * 3
 
 
 def test_a_process_alone_joins_the_local_group(notes: list[str]) -> None:
