@@ -14,7 +14,7 @@ import pytest
 from mlxgpt import api, config, config_files, loaded
 from mlxgpt.cli import INTERRUPTED, main
 from mlxgpt.errors import UserError
-from mlxgpt.inference.generation import Generated
+from mlxgpt.inference.generate import Generated
 from mlxgpt.settings import settings
 from mlxgpt.training import selfcheck
 from tests.commands import ROOT, program

@@ -14,7 +14,7 @@ import pytest
 
 from mlxgpt.conversation import CHANGEABLE, Conversation
 from mlxgpt.inference import generation
-from mlxgpt.loaded import load
+from mlxgpt.loaded_model import load
 
 
 class Person:

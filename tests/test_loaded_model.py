@@ -10,13 +10,13 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlxgpt.loaded import load
 
 import mlxgpt
 from mlxgpt import cli
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.errors import UserError
+from mlxgpt.loaded_model import load
 from mlxgpt.model.losses import token_losses
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.run import open_run

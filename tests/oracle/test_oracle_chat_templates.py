@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 import pytest
+from mlxgpt.loaded import Model, load
 
 from mlxgpt import api
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokenizer import END_OF_TEXT
 from mlxgpt.errors import UserError
-from mlxgpt.loaded import Model, load
 from mlxgpt.playground import chat
 from mlxgpt.playground.request_body import Message
 from tests.playground.chat_templates import CONVERSATIONS, TEMPLATES

@@ -9,10 +9,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlxgpt.loaded import Model, load
 
 from mlxgpt.evaluation.hellaswag import Example, ending_losses
 from mlxgpt.inference import sample
-from mlxgpt.loaded import Model, load
 from mlxgpt.playground.completions import MOST_WARNINGS, aligned
 from mlxgpt.playground.request_body import MOST_TEXTS
 from mlxgpt.requests import opened

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlxgpt.loaded import Model, load
 
 from mlxgpt.corpus.bpe import BPETokenizer
-from mlxgpt.loaded import Model, load
 from mlxgpt.playground import page
 from mlxgpt.playground.page import _name, _opening, _pieces
 from tests.playground.serving import Served

@@ -12,13 +12,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from mlxgpt.training.hooks import Hooks
 
 from mlxgpt import api, cli
 from mlxgpt.config import Config
 from mlxgpt.errors import UserError
 from mlxgpt.storage.run import open_run
 from mlxgpt.training import loggers
+from mlxgpt.training.run_records import RunWriter
 from tests.commands import TRAIN, Capture, program, refused
 from tests.trainings import Recorder
 
@@ -232,15 +232,15 @@ def test_several_loggers_get_the_same_records(
 def test_a_resumed_run_goes_on_there_and_an_error_closes_it(
     train: Any, no_check: None, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = Hooks._save
+    save = RunWriter.save
 
-    def full(self: Hooks, metrics: Any) -> None:
-        save(self, metrics)
-        if metrics.step == 8:
+    def full(self: RunWriter, step: int, *given: Any) -> None:
+        save(self, step, *given)
+        if step == 8:
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Hooks, "_save", full)
+        patch.setattr(RunWriter, "save", full)
         with pytest.raises(OSError, match="No space"):
             train("a", report_to="wandb")
     assert wandb.finished == 1

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlxgpt.loaded import load
 
 from mlxgpt import api
 from mlxgpt.errors import UserError
+from mlxgpt.loaded_model import load
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import snapshots
