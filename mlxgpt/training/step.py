@@ -189,14 +189,13 @@ class _GradientSum:
         self._add_gradients = add_gradients
 
     def __call__(self, parameters: dict, *shard: mx.array) -> tuple[mx.array, Arrays]:
-        total = None
-        for inputs, targets, key in zip(*shard, strict=True):
-            following = self._add_gradients(parameters, inputs, targets, key, total)
-            if total is not None:
-                mx.eval(total)
-            mx.async_eval(following)
+        first, *rest = zip(*shard, strict=True)
+        total = self._add_gradients(parameters, *first, None)
+        for part in rest:
+            mx.async_eval(total)
+            following = self._add_gradients(parameters, *part, total)
+            mx.eval(total)
             total = following
-        assert total is not None
         return total
 
 
