@@ -26,7 +26,7 @@ FRONT = (
     "playing",
     "playground",
     "conversation",
-    "loaded",
+    "loaded_model",
     "requests",
     "display",
     "results",
@@ -121,7 +121,7 @@ def test_imports_run_in_no_circle() -> None:
         ("machine.device", "from mlxgpt.model.gpt import count_parameters"),
         ("corpus.tokens", "import mlxgpt.training.step"),
         ("model.gpt", "def f():\n    from mlxgpt import api"),
-        ("inference.sample", "from mlxgpt.evaluation import loss"),
+        ("inference.sampling", "from mlxgpt.evaluation import loss"),
         ("errors", "from mlxgpt import seeds"),
     ],
 )

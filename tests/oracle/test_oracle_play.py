@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mlxgpt
-from mlxgpt.loaded import load
+from mlxgpt.loaded_model import load
 from tests.playground.serving import KEY, Served, playing
 
 openai = pytest.importorskip("openai", reason="openai is not installed")

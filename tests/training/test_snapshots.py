@@ -10,7 +10,7 @@ import pytest
 
 from mlxgpt import api
 from mlxgpt.errors import UserError
-from mlxgpt.loaded import load
+from mlxgpt.loaded_model import load
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import snapshots

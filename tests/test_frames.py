@@ -1,0 +1,68 @@
+"""Few calls lie between the command line and a compiled function, so that one can follow them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxgpt import cli
+from tests.commands import ROOT
+
+PACKAGE = str(ROOT / "mlxgpt")
+GENERATION = 8  # frames, at most
+LINE = ["generate", "to", "--run", "done", "--max-tokens", "20"]
+
+
+@pytest.fixture
+def chains(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """For each call of a compiled function on the main thread: mlxgpt's frames, from `cli.main` on
+    down to the one that calls it.
+    """
+    found: list[list[str]] = []
+    compile = mx.compile
+
+    def recorded(function: Callable, **given: Any) -> Callable:
+        compiled = compile(function, **given)
+
+        def call(*args: Any) -> Any:
+            if threading.current_thread() is threading.main_thread():
+                found.append(frames_from_main())
+            return compiled(*args)
+
+        return call
+
+    monkeypatch.setattr(mx, "compile", recorded)
+    return found
+
+
+def frames_from_main() -> list[str]:
+    """The names of mlxgpt's functions on the stack; none if `cli.main` is not among them."""
+    names: list[str] = []
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith(PACKAGE):
+            names.insert(0, code.co_qualname)
+            if code is cli.main.__code__:
+                return names
+        frame = frame.f_back  # type: ignore[assignment]
+    return []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--samples", "2"], ["--json"]])
+def test_generation_is_reached_in_a_few_calls(
+    place: Path, chains: list[list[str]], arguments: list[str]
+) -> None:
+    """Prefill, sampling and decode steps; streamed, in a batch, and for a program."""
+    assert cli.main([*LINE, *arguments]) == 0
+    assert len(chains) > 20
+    for chain in chains:
+        assert chain[0] == "main", "called from the command line"
+        assert len(chain) <= GENERATION, chain
+    print(max(chains, key=len))
