@@ -121,7 +121,7 @@ def test_imports_run_in_no_circle() -> None:
         ("machine.device", "from mlxgpt.model.gpt import count_parameters"),
         ("corpus.tokens", "import mlxgpt.training.step"),
         ("model.gpt", "def f():\n    from mlxgpt import api"),
-        ("inference.sample", "from mlxgpt.evaluation import loss"),
+        ("inference.sampling", "from mlxgpt.evaluation import loss"),
         ("errors", "from mlxgpt import seeds"),
     ],
 )
@@ -204,7 +204,15 @@ def test_tests_mirror_the_house() -> None:
     folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert set(WINGS) <= folders
     known = set(rooms())
-    others = {"damage", "formats", "interrupted", "resume", "long_haul", "ranks", "deleted"}  # of several rooms
+    others = {
+        "damage",
+        "formats",
+        "interrupted",
+        "resume",
+        "long_haul",
+        "ranks",
+        "deleted",
+    }  # of several rooms
     for wing in WINGS:
         for path in (ROOT / "tests" / wing).glob("test_*.py"):
             words = path.stem.removeprefix("test_").split("_")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlxgpt import api, config, config_files, loaded
+from mlxgpt import api, config, config_files, loaded_model
 from mlxgpt.cli import INTERRUPTED, main
 from mlxgpt.errors import UserError
 from mlxgpt.inference.generate import Generated
@@ -150,11 +150,11 @@ def test_every_sampling_flag_reaches_the_generator(
 ) -> None:
     reached: dict[str, Any] = {}
 
-    def generate(*args: Any, **_: Any) -> None:
+    def stream(*args: Any, **_: Any) -> None:
         reached["sampling"] = args[3]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loaded.generation, "generate", generate)
+    monkeypatch.setattr(loaded_model, "TextStream", stream)
     line = (
         "generate to --max-tokens 9 --temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 "
         "--repetition-penalty 1.2 --seed 4 --stop a --stop b --samples 2"
@@ -450,11 +450,14 @@ def test_a_prompt_may_begin_with_a_dash(
     """With flags before it."""
     prompts: list[tuple[str, int]] = []
 
-    def generate(prompt: str = "", **given: Any) -> Generated:
-        prompts.append((prompt, given["seed"]))
-        return Generated([prompt], 1, 0, 0.0, [True])
+    class Ended(list[str]):
+        prompt, result = "", Generated([""], 1, 0, 0.0, [True])
 
-    monkeypatch.setattr(api, "generate", generate)
+    def stream(prompt: str = "", **given: Any) -> Ended:
+        prompts.append((prompt, given["seed"]))
+        return Ended()
+
+    monkeypatch.setattr(api, "stream", stream)
     assert main(["generate", "--seed", "1", *arguments]) == 0
     assert prompts == [(prompt, 1)]
 

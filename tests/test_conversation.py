@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mlxgpt.conversation import CHANGEABLE, Conversation
-from mlxgpt.inference import generation
+from mlxgpt.inference import generate
+from mlxgpt.inference.decode import BatchDecoder
 from mlxgpt.loaded_model import load
 
 
@@ -118,17 +120,17 @@ def test_help_names_every_setting(place: Path) -> None:
 def test_ctrl_c_stops_a_text_and_not_the_program(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = generation._written
+    real = generate.generate_step
     stops = iter([True, False])
 
-    def stopped(*given):  # type: ignore[no-untyped-def]
+    def stopped(batch: BatchDecoder) -> Iterator[list[int]]:
         stop = next(stops)
-        for n, piece in enumerate(real(*given)):
+        for n, row in enumerate(real(batch)):
             if stop and n == 3:
                 raise KeyboardInterrupt
-            yield piece
+            yield row
 
-    monkeypatch.setattr(generation, "_written", stopped)
+    monkeypatch.setattr(generate, "generate_step", stopped)
     person = Person("to", KeyboardInterrupt(), "to").talk(seed=1, max_tokens=9)
     assert person.said[1] == "stopped"
     first, _, second = person.seen.partition("\n\n")

@@ -1,8 +1,8 @@
-"""How many functions of mlxgpt are on the stack, from the command line to what MLX compiled."""
+"""Few calls lie between the command line and a compiled function, so that one can follow them."""
 
 from __future__ import annotations
 
-import inspect
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,54 +15,67 @@ from mlxgpt import cli
 from tests.commands import ROOT, TRAIN
 
 PACKAGE = str(ROOT / "mlxgpt")
-MAIN = (f"{PACKAGE}/cli.py", "main")
+TRAINING, GENERATION = 9, 8  # frames, at most
+LINE = ["generate", "to", "--run", "done", "--max-tokens", "20"]
 
 
 @pytest.fixture
-def stacks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
-    """For each call of a compiled function on the main thread: its name, and mlxgpt's functions on
-    the stack, from `cli.main` on.
+def chains(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """For each call of a compiled function on the main thread: mlxgpt's frames, from `cli.main` on
+    down to the one that calls it.
     """
-    found: list[tuple[str, list[str]]] = []
-    real = mx.compile
+    found: list[list[str]] = []
+    compile = mx.compile
 
-    def compile(function: Callable, *args: Any, **options: Any) -> Callable:
-        compiled = real(function, *args, **options)
-        name = getattr(function, "func", function).__qualname__
+    def recorded(function: Callable, **given: Any) -> Callable:
+        compiled = compile(function, **given)
 
-        def call(*values: Any, **named: Any) -> Any:
+        def call(*args: Any) -> Any:
             if threading.current_thread() is threading.main_thread():
-                frames = inspect.stack(0)[::-1]
-                ours = [f for f in frames if Path(f.filename).is_relative_to(PACKAGE)]
-                names = [(f.filename, f.function) for f in ours]
-                if MAIN in names:
-                    found.append((name, [name for _, name in names[names.index(MAIN) :]]))
-            return compiled(*values, **named)
+                found.append(frames_from_main())
+            return compiled(*args)
 
         return call
 
-    monkeypatch.setattr(mx, "compile", compile)
+    monkeypatch.setattr(mx, "compile", recorded)
     return found
 
 
-def deepest(stacks: list[tuple[str, list[str]]], name: str) -> list[str]:
-    return max((stack for found, stack in stacks if found.endswith(name)), key=len)
+def frames_from_main() -> list[str]:
+    """The names of mlxgpt's functions on the stack; none if `cli.main` is not among them."""
+    names: list[str] = []
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith(PACKAGE):
+            names.insert(0, code.co_qualname)
+            if code is cli.main.__code__:
+                return names
+        frame = frame.f_back  # type: ignore[assignment]
+    return []
 
 
-def test_few_functions_lead_to_the_compiled_step(
-    home: Path, text_file: Path, no_check: None, stacks: list[tuple[str, list[str]]]
+@pytest.mark.parametrize("arguments", [[], ["--samples", "2"], ["--json"]])
+def test_generation_is_reached_in_a_few_calls(
+    place: Path, chains: list[list[str]], arguments: list[str]
 ) -> None:
-    assert cli.main([*TRAIN, "--source", str(text_file), "--max-steps", "2"]) == 0
-    for name in ("_add_gradients", "_clipped_norm", "OptimizerGroups.update"):
-        steps = [(n, stack) for n, stack in stacks if "retry_on_gpu_failure" in stack[:4]]
-        assert len(deepest([s for s in steps if "train" in s[1]], name)) <= 9
+    """Prefill, sampling and decode steps; streamed, in a batch, and for a program."""
+    assert cli.main([*LINE, *arguments]) == 0
+    assert len(chains) > 20
+    for chain in chains:
+        assert chain[0] == "main", "called from the command line"
+        assert len(chain) <= GENERATION, chain
 
 
-def test_few_functions_lead_to_a_sampled_id(
-    place: Path, stacks: list[tuple[str, list[str]]], capsys: pytest.CaptureFixture[str]
+def test_a_training_step_is_reached_in_a_few_calls(
+    home: Path, text_file: Path, no_check: None, chains: list[list[str]]
 ) -> None:
-    for arguments in ([], ["--samples", "3"]):
-        stacks.clear()
-        assert cli.main(["generate", "", "--max-tokens", "5", "--seed", "1", *arguments]) == 0
-        assert 0 < max(len(stack) for _, stack in stacks) <= 8
-    capsys.readouterr()
+    """Gradients of micro-batches, norm, and update."""
+    line = [*TRAIN, "--source", str(text_file), "--max-steps", "2"]
+    assert cli.main([*line, "--gradient-accumulation-steps", "2"]) == 0
+    steps = [chain for chain in chains if "TrainStep.__call__" in chain]
+    in_training = [chain for chain in steps if "check_and_measure" not in chain]
+    assert len({chain[-1] for chain in in_training}) == 3
+    for chain in in_training:
+        assert chain[0] == "main", "called from the command line"
+        assert len(chain) <= TRAINING, chain

@@ -105,11 +105,13 @@ def test_its_memory_is_free_when_it_goes(place: Path) -> None:
         gc.enable()
 
 
-def test_fewer_bits_and_what_they_cost(home: Path, text_file: Path, tiny, no_check: None) -> None:  # type: ignore[no-untyped-def]
+def test_fewer_bits_and_what_they_cost(
+    home: Path, text_file: Path, tiny: Config, no_check: None, notes: list[str]
+) -> None:
     mlxgpt.train(config=tiny, source=text_file, run="wide", n_embd=64, max_steps=4)
     for bits in (16, 8, 4):
-        notes: list[str] = []
-        model = load("wide", quantize=bits, note=notes.append)
+        notes.clear()
+        model = load("wide", quantize=bits)
         assert len(model.generate("to", max_tokens=20, seed=1).texts[0]) == 22
         assert notes[1].startswith(f"{bits} bits a weight: loss ")
         before, after = (float(notes[1].split()[n]) for n in (5, 7))
@@ -117,7 +119,7 @@ def test_fewer_bits_and_what_they_cost(home: Path, text_file: Path, tiny, no_che
         assert model.loss(text_file.read_text()[:400]).loss == pytest.approx(after, abs=1)
     (home / "data").rename(home / "elsewhere")
     notes.clear()
-    load("wide", quantize=8, note=notes.append)
+    load("wide", quantize=8)
     assert notes[1] == "8 bits a weight", "without the data nothing is known of the cost"
 
 

@@ -90,7 +90,7 @@ class CompiledModel:
         return max(SMALLEST_BUCKET, -(-self.config.block_size // BUCKETS))
 
     def capacity(self, length: int) -> int:
-        """How long a cache is made for so many tokens; no longer than the block."""
+        """The length that a cache for this many tokens is made with; at most the block."""
         capacity = SMALLEST_BUCKET
         while capacity < length:
             capacity *= 2
@@ -111,7 +111,8 @@ class CompiledModel:
         at_once = device.rows_at_once(forward) or len(ids)
         parts: list[tuple[mx.array, list[LayerKV]]] = []
         for rows in np.array_split(np.arange(len(ids)), -(-len(ids) // at_once)):
-            mx.eval(parts)  # one after the other
+            if parts:
+                mx.eval(parts[-1])
             same = (last[rows] == last[rows[0]]).all()
             places = last[rows[:1]] if same else last[rows]
             parts.append(self._prefill(mx.array(ids[rows]), mx.array(places)))
@@ -124,8 +125,8 @@ class CompiledModel:
         return mx.concatenate([logits for logits, _ in parts]), layers
 
     def sampler(self, spec: SamplerSpec, top: int) -> Callable[..., Tokens]:
-        """What draws after a prefill: (logits[B, V], seen, values, keys) -> `Tokens`, with the
-        probabilities of so many of the likeliest.
+        """A compiled function that draws after a prefill: (logits[B, V], seen, values, keys) ->
+        `Tokens`, with the probabilities of the `top` likeliest.
         """
         if (spec, top) not in self._samplers:
             draw = _make_draw(spec, self.vocab_size, top)
@@ -133,9 +134,9 @@ class CompiledModel:
         return self._samplers[spec, top]
 
     def step(self, spec: SamplerSpec, top: int, attended: int) -> Callable:
-        """What reads a token of each text and draws the next one, with so many first places of the
-        cache: (ids[B], seen, values, keys, cache) -> (`Tokens`, layers). `cache` has KVCache's
-        layers, position and prompt.
+        """A compiled function that reads a token of each text and draws the next one: (ids[B], seen,
+        values, keys, cache) -> (`Tokens`, layers). `cache` is KVCache's layers, position and prompt;
+        its first `attended` places are read.
         """
         if (spec, top, attended) not in self._steps:
             draw = _make_draw(spec, self.vocab_size, top)

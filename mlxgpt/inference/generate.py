@@ -36,7 +36,7 @@ class Generated:
         seed: the seed that makes the same texts again.
         tokens: how many were drawn, over all texts.
         tokens_per_second: of drawing them, the prompt's prefill left out.
-        ended: for each text, whether it ended by itself, before the greatest length.
+        ended: for each text, whether it ended before the greatest length.
     """
 
     texts: list[str]
@@ -53,7 +53,7 @@ class TokenOutput:
     Attributes:
         text: what is certain by it: nothing in the middle of a character, or of what may become a
             stop string.
-        ended: whether the text ended by itself with it.
+        ended: whether the text ended with it, before the greatest length.
         probability: that the model gave it, before any setting of sampling; None if not asked for.
         alternatives: (id, probability) of the likeliest, falling.
     """
@@ -246,7 +246,7 @@ def with_start(ids: np.ndarray, tokenizer: Tokenizer, bos: int | None) -> np.nda
 
 class Detokenizer:
     """One growing text: bytes become characters, and what may be the beginning of a stop string
-    is held back until it is certain.
+    is kept until it is certain.
 
     Attributes:
         text: so far.
@@ -284,7 +284,7 @@ class Detokenizer:
         return self._release(len(self._held) - longest)
 
     def finish(self) -> str:
-        """No more tokens: returns what was held back."""
+        """No more tokens: returns the text that was not certain."""
         self._held += self._decode(b"", True)
         return self._release(len(self._held))
 

@@ -28,7 +28,7 @@ class KVCache:
     Args:
         layers: what earlier passes left, with room for more: see `pad_cache`.
         position: int32 [B], how many tokens were before each new one; or [1], before all.
-        attended: only so many first places are read; default: all of them.
+        attended: how many first places are read; default: all of them.
         prompt: what all sequences begin with, of a batch of one; `layers` then begin behind it, and
             do not slide: see `split_cache`.
 

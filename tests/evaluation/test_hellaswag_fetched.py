@@ -30,15 +30,14 @@ class HellaSwag(GitHub):
 class Here:
     """A machine with an empty cache, that knows our file's size and hash as HellaSwag's."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.monkeypatch = folder, monkeypatch
-        self.notes: list[str] = []
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
+        self.folder, self.monkeypatch, self.notes = folder, monkeypatch, notes
 
     def load(self, address: str) -> list[Example]:
         """From GitHub, or what stands at that address instead."""
         self.monkeypatch.setattr(hellaswag, "URL", address + HellaSwag.path)
         self.notes.clear()
-        return load(note=self.notes.append)
+        return load()
 
     @property
     def kept(self) -> Path:
@@ -47,7 +46,7 @@ class Here:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> Iterator[Here]:
     # Servers are reached directly, whatever proxies there are, by a session that knows it.
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -57,7 +56,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     monkeypatch.setattr(hellaswag, "BYTES", len(TEXT.encode()))
     monkeypatch.setattr(hellaswag, "SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
     huggingface_hub.close_session()
-    yield Here(tmp_path, monkeypatch)
+    yield Here(tmp_path, monkeypatch, notes)
     huggingface_hub.close_session()
 
 

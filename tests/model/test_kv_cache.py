@@ -37,7 +37,10 @@ def test_its_arrays_cross_a_compiled_function(model: GPT, ids: mx.array, shared:
     """Whole or split behind a prompt that is kept once; whatever is read of it."""
     whole, cache = model(ids), KVCache()
     np.testing.assert_allclose(model(ids[:, :PROMPT], cache), whole[:, :PROMPT], atol=1e-5)
-    prompt, layers = split_cache(cache.layers, shared) if shared else ([], cache.layers)
+    prompt: LayersKV = []
+    layers: LayersKV = cache.layers
+    if shared:
+        prompt, layers = split_cache(layers, shared)
     assert [k.shape[2] + shared for k, _ in layers] == [PROMPT] * len(model.h)
     layers = pad_cache(layers, 12 - shared)
     for t in range(PROMPT, LENGTH):

@@ -16,8 +16,7 @@ import pytest
 
 from mlxgpt.config import Sampling
 from mlxgpt.corpus.tokenizer import CharTokenizer
-from mlxgpt.inference import sample
-from mlxgpt.inference.sample import Rules
+from mlxgpt.inference.sampling import SamplerSpec, make_logits_processor, setting_values
 from tests.oracle import reference
 
 pytest.importorskip("torch", reason="the extra `oracle` is not installed")
@@ -55,8 +54,8 @@ def test_logits_are_processed_as_transformers_does(settings: dict[str, Any]) -> 
     seen = np.zeros((4, 20), dtype=bool)
     np.put_along_axis(seen, text, True, axis=1)
     sampling = Sampling(**{"temperature": 1.0, **settings})
-    numbers, rules = sample.values(sampling), Rules.of(sampling, 20)
-    ours = np.array(sample.process(mx.array(logits), mx.array(seen), numbers, rules))
+    process = make_logits_processor(SamplerSpec.of(sampling, 20))
+    ours = np.array(process(mx.array(logits), mx.array(seen), setting_values(sampling)))
 
     theirs = torch.tensor(logits)
     steps = [

@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 import pytest
-from mlxgpt.loaded import Model, load
 
 from mlxgpt import api
 from mlxgpt.config import Config
 from mlxgpt.corpus.tokenizer import END_OF_TEXT
 from mlxgpt.errors import UserError
+from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.playground import chat
 from mlxgpt.playground.request_body import Message
 from tests.playground.chat_templates import CONVERSATIONS, TEMPLATES
@@ -24,7 +24,7 @@ SPECIAL = dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Model:
+def model(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> LoadedModel:
     """With a byte-level BPE."""
     folder = tmp_path_factory.mktemp("bpe")
     stories = [f"Once upon a time there were {n} foxes." for n in range(40)]
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Model:
 
 
 @pytest.fixture(scope="module")
-def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def exported(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Its tokenizer, as transformers reads it."""
     folder = tmp_path_factory.mktemp("exported") / "hf"
     api.export(to="hf", run=str(model.run.folder), out=folder)
@@ -83,7 +83,7 @@ def test_most_templates_take_most_conversations(exported: Any) -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_ids_are_those_of_transformers(model: Model, exported: Any, name: str) -> None:
+def test_the_ids_are_those_of_transformers(model: LoadedModel, exported: Any, name: str) -> None:
     messages = CONVERSATIONS["long"][1:4]
     wanted = exported.apply_chat_template(
         messages, chat_template=TEMPLATES[name], tokenize=True, add_generation_prompt=True

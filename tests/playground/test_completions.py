@@ -9,10 +9,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlxgpt.loaded import Model, load
 
 from mlxgpt.evaluation.hellaswag import Example, ending_losses
-from mlxgpt.inference import sample
+from mlxgpt.inference import engine
+from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.playground.completions import MOST_WARNINGS, aligned
 from mlxgpt.playground.request_body import MOST_TEXTS
 from mlxgpt.requests import opened
@@ -23,7 +23,7 @@ ECHO: dict[str, Any] = {"echo": True, "max_tokens": 0}
 
 
 @pytest.fixture(scope="module")
-def model(served: Served) -> Model:
+def model(served: Served) -> LoadedModel:
     return load(str(served.folder))
 
 
@@ -34,7 +34,7 @@ def test_the_models(served: Served) -> None:
     assert served.get("/v1/models/other").status_code == 404
 
 
-def test_a_completion(served: Served, model: Model) -> None:
+def test_a_completion(served: Served, model: LoadedModel) -> None:
     told = served.asked(
         COMPLETIONS, model="done", prompt="to be", max_tokens=9, seed=4, temperature=0.7
     )
@@ -52,7 +52,7 @@ def test_a_completion(served: Served, model: Model) -> None:
     assert told["id"].startswith("cmpl-")
 
 
-def test_several_texts_of_several_prompts(served: Served, model: Model) -> None:
+def test_several_texts_of_several_prompts(served: Served, model: LoadedModel) -> None:
     def texts(**asked: Any) -> list[str]:
         told = served.asked(COMPLETIONS, model="done", max_tokens=8, seed=4, **asked)
         assert [one["index"] for one in told["choices"]] == list(range(len(told["choices"])))
@@ -89,7 +89,7 @@ def test_a_stop(served: Served) -> None:
     assert choice["finish_reason"] == "stop"
 
 
-def test_the_logarithms_of_probabilities(served: Served, model: Model) -> None:
+def test_the_logarithms_of_probabilities(served: Served, model: LoadedModel) -> None:
     told = served.asked(COMPLETIONS, model="done", prompt="to", max_tokens=4, seed=4, logprobs=3)
     told = told["choices"][0]["logprobs"]
     wanted = list(model.tokens("to", max_tokens=4, seed=4, temperature=1.0, alternatives=3))
@@ -213,7 +213,7 @@ def test_log_probabilities_of_an_echo(tales: Served, prompt: str | list[int]) ->
         assert answer["text_offset"][n - own] == offset
 
 
-def logprobs_after(model: Model, ids: list[int], length: int) -> np.ndarray:
+def logprobs_after(model: LoadedModel, ids: list[int], length: int) -> np.ndarray:
     """Log-probabilities of what follows some ids in a text of this length: its windows begin half a
     block apart, and the last one ends with the text.
     """
@@ -279,7 +279,7 @@ def test_the_requests_of_lm_evaluation_harness(tales: Served) -> None:
     """Its `local-completions` model: batches of ids, one token to draw, and the sum of what lies
     between the context and that token; the losses of `mlxgpt eval --hellaswag`.
     """
-    run, model, _ = opened(str(tales.folder), "best", None)
+    run, model, _ = opened(str(tales.folder), "best", None, print)
     examples = [
         Example("Once upon a time", ("3 foxes said", "they slept.", "日本", "then"), 0),
         Example("Then they", ("slept.", "foxes", "said: hé", "upon a time there were"), 3),
@@ -383,14 +383,14 @@ def test_fields_that_change_nothing_pass(served: Served) -> None:
         assert served.asked(COMPLETIONS, **asked | {name: value})["choices"] == plain, name
 
 
-def test_an_unknown_field_is_reported_once(served: Served, notes: list[str]) -> None:
-    with serving(served.folder) as there:
+def test_an_unknown_field_is_reported_once(served: Served) -> None:
+    lines: list[str] = []
+    with serving(served.folder, lines.append) as there:
         for _ in range(2):
             there.asked(COMPLETIONS, model="done", max_tokens=1, colour="blue", **{"a\nb": 1})
         there.asked(COMPLETIONS, model="done", max_tokens=1, shape="round")
         for n in range(200):
             there.asked(COMPLETIONS, model="done", max_tokens=0, **{f"field {n}": 1})
-    lines = [line for line in notes if "unknown field" in line]
     assert lines[:3] == [
         f"a request has the unknown field {name}, which is ignored"
         for name in ('"colour"', '"a\\nb"', '"shape"')
@@ -434,7 +434,7 @@ def test_no_answer_has_a_number_that_json_lacks(
     def damaged(logits: mx.array, *_: Any) -> tuple[mx.array, ...]:
         return mx.full((len(logits),), float("nan")), mx.zeros((1, 1), mx.int32), mx.zeros((1, 1))
 
-    monkeypatch.setattr(sample, "likely", damaged)
+    monkeypatch.setattr(engine, "top_probabilities", damaged)
     with serving(served.folder) as there:
         assert "not finite" in there.refused(COMPLETIONS, **asked)
         (event,) = there.events(COMPLETIONS, stream=True, **asked)

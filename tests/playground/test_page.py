@@ -9,27 +9,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlxgpt.loaded import Model, load
 
 from mlxgpt.corpus.bpe import BPETokenizer
+from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.playground import page
 from mlxgpt.playground.page import _name, _opening, _pieces
 from tests.playground.serving import Served
 
 
 @pytest.fixture(scope="module")
-def model(served: Served) -> Model:
+def model(served: Served) -> LoadedModel:
     return load(str(served.folder))
 
 
-def test_what_there_is(served: Served, model: Model) -> None:
+def test_what_there_is(served: Served, model: LoadedModel) -> None:
     told = served.get("/api/run").json()
     assert (told["name"], told["step"]) == ("done", model.step)
     assert (told["n_layer"], told["n_head"], told["block_size"]) == (2, 2, 8)
     assert told["ages"] == model.run.ages() == [0, 8, 12]
 
 
-def test_it_writes_what_generate_does(served: Served, model: Model) -> None:
+def test_it_writes_what_generate_does(served: Served, model: LoadedModel) -> None:
     for settings in ({"temperature": 0.5}, {"top_k": 3}, {"temperature": 0, "min_p": 0.1}):
         first, *drawn, last = served.events(
             "/api/write", text="to be", seed=5, max_tokens=20, **settings
@@ -48,7 +48,7 @@ def test_it_writes_what_generate_does(served: Served, model: Model) -> None:
                 assert one["probability"] == shares[ids.index(one["id"])]
 
 
-def test_another_branch_goes_on_from_its_ids(served: Served, model: Model) -> None:
+def test_another_branch_goes_on_from_its_ids(served: Served, model: LoadedModel) -> None:
     first, *drawn, _ = served.events("/api/write", text="to", seed=5, max_tokens=6)
     begun = [id for id, _, _ in first["prompt"]]
     kept = [one["id"] for one in drawn[:2]]
@@ -71,7 +71,7 @@ def test_an_age_can_be_asked_for(served: Served) -> None:
     assert "no checkpoint '5'" in served.refused("/api/write", text="to", step=5)
 
 
-def test_next_is_what_settings_leave(served: Served, model: Model) -> None:
+def test_next_is_what_settings_leave(served: Served, model: LoadedModel) -> None:
     likely = served.asked("/api/next", text="to be", temperature=1, top_k=3)["likely"]
     logits = model.logits(model.ids("to be"))[-1, : model.tokenizer.vocab_size]
     shares = np.exp(logits - logits.max())
@@ -85,7 +85,7 @@ def test_next_is_what_settings_leave(served: Served, model: Model) -> None:
     assert [row[3] for row in plain] == pytest.approx([row[2] for row in plain])
 
 
-def test_the_look(served: Served, model: Model) -> None:
+def test_the_look(served: Served, model: LoadedModel) -> None:
     ids = model.ids("to be or").tolist()
     told = served.asked("/api/look", ids=ids, layer=1)
     shown = np.frombuffer(base64.b64decode(told["attention"]), np.uint8).reshape(2, len(ids), -1)
@@ -101,7 +101,7 @@ def test_the_look(served: Served, model: Model) -> None:
     assert "layer = 2 is not valid" in served.refused("/api/look", ids=ids, layer=2)
 
 
-def test_the_lens_and_the_neighbours(served: Served, model: Model) -> None:
+def test_the_lens_and_the_neighbours(served: Served, model: LoadedModel) -> None:
     ids = model.ids("to be or").tolist()
     layers = served.asked("/api/lens", ids=ids, position=3)["layers"]
     assert len(layers) == 3
@@ -203,15 +203,15 @@ def test_texts_that_are_written_at_the_same_time_share(served: Served) -> None:
 
 def test_a_closed_tab_stops_its_text(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    real = Model.tokens
+    real = LoadedModel.tokens
 
-    def counted(self: Model, *given: Any, **named: Any) -> Any:
+    def counted(self: LoadedModel, *given: Any, **named: Any) -> Any:
         for one in real(self, *given, **named):
             drawn.append(one.id)
             time.sleep(0.002)
             yield one
 
-    monkeypatch.setattr(Model, "tokens", counted)
+    monkeypatch.setattr(LoadedModel, "tokens", counted)
     body = {"text": "to", "max_tokens": 4000}
     with served.client() as client, client.stream("POST", "/api/write", json=body) as response:
         for _ in response.iter_text():
@@ -233,6 +233,6 @@ def test_a_character_that_is_spread_over_tokens() -> None:
     assert [name for _, _, name in pieces][1:4] == ["<F0>", "<9F>", "<99>"]
 
 
-def test_an_opening_is_one_that_the_model_knows(served: Served, model: Model) -> None:
+def test_an_opening_is_one_that_the_model_knows(served: Served, model: LoadedModel) -> None:
     assert _opening(model.tokenizer) == ""  # it knows no capital T
     assert _opening(BPETokenizer([])) == "Once upon a time"

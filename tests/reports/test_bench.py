@@ -17,11 +17,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlxgpt.inference.decoding import Decoder
 
 from mlxgpt import __version__, config, config_files
 from mlxgpt.config import Config, Sampling
 from mlxgpt.errors import UserError
+from mlxgpt.inference.decode import BatchDecoder
+from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.machine import device, mac
 from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.model.gpt import GPT
@@ -174,25 +175,26 @@ def test_generation_is_timed_from_the_call_and_from_the_first_token(
 ) -> None:
     now, firsts = [0.0], iter([9.0, 0.05, 0.07, 0.05, 0.05, 0.06])  # the first one compiles
 
-    class Timed:
-        def __init__(self, decoder: Decoder, texts: list, sampling: Sampling) -> None:
-            ((prompt, _),) = texts
-            assert (len(prompt), sampling.max_tokens, decoder.vocab_size) == (3, 12, 19)
-            assert prompt.max() < 19
+    def checked(compiled: CompiledModel, texts: list, sampling: Sampling) -> BatchDecoder:
+        ((prompt, _),) = texts
+        assert (len(prompt), sampling.max_tokens, compiled.vocab_size) == (3, 12, 19)
+        assert prompt.max() < 19
+        return BatchDecoder(compiled, texts, sampling)
 
-        def __iter__(self) -> Iterator[list[int]]:
-            for n in range(12):
-                now[0] += 0.01 if n else next(firsts)
-                yield [0]
+    def timed(batch: BatchDecoder) -> Iterator[list[int]]:
+        for n in range(12):
+            now[0] += 0.01 if n else next(firsts)
+            yield [0]
 
-    def decoder(model: GPT, vocab_size: int) -> Decoder:
+    def compiled(model: GPT, vocab_size: int) -> CompiledModel:
         graph = StringIO()
         mx.export_to_dot(graph, model.wte.weight)
         assert "->" not in graph.getvalue(), "weights that are still to be drawn cost at each token"
-        return Decoder(model, vocab_size)
+        return CompiledModel(model, vocab_size)
 
-    monkeypatch.setattr(bench, "Decoder", decoder)
-    monkeypatch.setattr(bench, "Decoding", Timed)
+    monkeypatch.setattr(bench, "CompiledModel", compiled)
+    monkeypatch.setattr(bench, "BatchDecoder", checked)
+    monkeypatch.setattr(bench, "generate_step", timed)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     result = bench.measure_generation(tiny_model.model, QUICK)
     assert result.ms_to_first_token.repeats == pytest.approx([50, 70, 50, 50, 60])

@@ -15,6 +15,7 @@ import pytest
 from mlxgpt.config import Config, from_tree, override
 from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
+from mlxgpt.model.kv_cache import KVCache, LayersKV
 from mlxgpt.training import full_size_check, selfcheck
 from mlxgpt.training.full_size_check import Check
 from tests.training.tf32 import round_products
@@ -128,23 +129,29 @@ def mask(patch: Patch, wrong: Wrong) -> None:
     attention_with(patch, wrong, mask=ahead)
 
 
+def decodes(args: tuple[Any, ...]) -> bool:
+    """Whether a forward pass is one of single tokens after those in a cache."""
+    return len(args) == 2 and args[1].position is not None
+
+
 def position(patch: Patch, wrong: Wrong) -> None:
     """Positions are one off: those of a whole sequence, or of a token that is decoded."""
-    call, decode = GPT.__call__, GPT.decode
+    call, init = GPT.__call__, KVCache.__init__
 
-    def shifted(self: GPT, *args: Any) -> mx.array:
-        if not wrong():
-            return call(self, *args)
+    def shifted(self: GPT, *args: Any, **rest: Any) -> mx.array:
+        if not wrong() or decodes(args):
+            return call(self, *args, **rest)
         own = self.wpe.weight
         self.wpe.weight = mx.roll(own, 1, 0)
-        logits = call(self, *args)
+        logits = call(self, *args, **rest)
         self.wpe.weight = own
         return logits
 
+    def one_off(self: KVCache, layers: LayersKV = (), at: Any = None, **rest: Any) -> None:
+        init(self, layers, None if at is None else at - 1, **rest)
+
     patch.setattr(GPT, "__call__", shifted)
-    patch.setattr(
-        GPT, "decode", lambda self, ids, cache, at, *rest: decode(self, ids, cache, at - 1, *rest)
-    )
+    patch.setattr(KVCache, "__init__", one_off)
 
 
 @pytest.mark.parametrize("break_it", [head_scale, mask, position])
@@ -162,16 +169,16 @@ def test_what_is_wrong_is_seen(
         full_size_check.cached_logits: lambda: decoding,
     }
     decoding = False
-    decode = GPT.decode
+    call = GPT.__call__
 
-    def decoded(self: GPT, *args: Any) -> Any:
+    def called(self: GPT, *args: Any, **rest: Any) -> Any:
         nonlocal decoding
-        decoding = True
-        result = decode(self, *args)
+        decoding = decodes(args)
+        result = call(self, *args, **rest)
         decoding = False
         return result
 
-    monkeypatch.setattr(GPT, "decode", decoded)
+    monkeypatch.setattr(GPT, "__call__", called)
     break_it(monkeypatch, wrong[check])
     found = check(model(dtype=dtype))
     assert found.ok is False, found.detail

@@ -13,14 +13,14 @@ from mlx.utils import tree_map
 
 from mlxgpt import config_files
 from mlxgpt.backend import ops
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, Sampling, override
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.evaluation.loss import Evaluation, Evaluator
-from mlxgpt.inference import sample
-from mlxgpt.inference.sample import Rules
+from mlxgpt.inference import sampling
 from mlxgpt.machine import device
-from mlxgpt.model import gpt as model
+from mlxgpt.model import gpt, parameters
 from mlxgpt.model.gpt import GPT, Linear
+from mlxgpt.model.kv_cache import KVCache, LayersKV
 from mlxgpt.training import full_size_check, selfcheck, step
 from mlxgpt.training.full_size_check import Check
 from tests.training.tf32 import round_products
@@ -101,11 +101,11 @@ def test_every_vocabulary_and_width_passes_and_broken_models_do_not(
 
 
 def ten_times_the_weights(patch: Patch) -> None:
-    real = model.initial_parameters
+    real = gpt.initial_parameters
     patch.setattr(
-        model,
+        gpt,
         "initial_parameters",
-        lambda gpt, seed: tree_map(lambda p: 10 * p if p.ndim > 1 else p, real(gpt, seed)),
+        lambda *given: tree_map(lambda p: 10 * p if p.ndim > 1 else p, real(*given)),
     )
 
 
@@ -155,7 +155,7 @@ def sees_ahead(patch: Patch) -> None:
 
 
 def large_weights(patch: Patch) -> None:
-    patch.setattr(model, "INIT_STD", 0.5)
+    patch.setattr(parameters, "INIT_STD", 0.5)
 
 
 def not_finite(patch: Patch) -> None:
@@ -193,28 +193,30 @@ def summed_loss(patch: Patch) -> None:
 
 
 def cache_misplaced(patch: Patch) -> None:
-    real = GPT.decode
+    init = KVCache.__init__
 
-    def decode(self, ids, cache, position, *rest):  # type: ignore[no-untyped-def]
-        return real(self, ids, cache, position - 1, *rest)
+    def misplaced(self: KVCache, layers: LayersKV = (), position: Any = None, **rest: Any) -> None:
+        init(self, layers, None if position is None else position - 1, **rest)
 
-    patch.setattr(GPT, "decode", decode)
+    patch.setattr(KVCache, "__init__", misplaced)
 
 
 def top_k_inverted(patch: Patch) -> None:
-    patch.setattr(sample, "top_k", lambda x, k: mx.where(x < mx.topk(x, k).min(), x, float("-inf")))
+    patch.setattr(
+        sampling, "top_k", lambda x, k: mx.where(x < mx.topk(x, k).min(), x, float("-inf"))
+    )
 
 
 def top_k_unsorted(patch: Patch) -> None:
     """The last of mx.topk taken for the k-th largest, though it is unsorted."""
     patch.setattr(
-        sample, "top_k", lambda x, k: mx.where(x >= mx.topk(x, k)[..., -1:], x, float("-inf"))
+        sampling, "top_k", lambda x, k: mx.where(x >= mx.topk(x, k)[..., -1:], x, float("-inf"))
     )
 
 
 def probabilities_for_logits(patch: Patch) -> None:
-    real = sample.draw
-    patch.setattr(sample, "draw", lambda x, keys: real(mx.softmax(x, axis=-1), keys))
+    real = sampling.categorical
+    patch.setattr(sampling, "categorical", lambda x, keys: real(mx.softmax(x, axis=-1), keys))
 
 
 def evaluation_trains(patch: Patch) -> None:
@@ -314,12 +316,12 @@ def test_a_device_that_rounds_passes(recipe: str, monkeypatch: Patch) -> None:
 def test_sampling_is_checked_with_every_filter(small: Config, monkeypatch: Patch) -> None:
     for name in ("top_k", "top_p", "min_p"):
         with monkeypatch.context() as patch:
-            patch.setattr(sample, name, lambda logits, n: logits)
+            patch.setattr(sampling, name, lambda logits, n: logits)
             assert not selfcheck.sampler(small).ok, name
-    processed = sample.process
+    values = selfcheck.setting_values
 
-    def without_temperature(x: mx.array, seen: mx.array, numbers: mx.array, rules: Rules) -> Any:
-        return processed(x, seen, mx.concatenate([mx.ones(1), numbers[1:]]), rules)
+    def without_temperature(settings: Sampling) -> mx.array:
+        return mx.concatenate([mx.ones(1), values(settings)[1:]])
 
-    monkeypatch.setattr(sample, "process", without_temperature)
+    monkeypatch.setattr(selfcheck, "setting_values", without_temperature)
     assert not selfcheck.sampler(small).ok
