@@ -12,7 +12,7 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxgpt.backend.cpu import kernels, shared_prompt, weights
+from mlxgpt.backend.cpu import kernels, weights
 from mlxgpt.backend.cpu.kernels import use_cpu_kernel
 from mlxgpt.backend.embedding import lookup
 from mlxgpt.backend.linear import matmul, matmul_plus_bias
@@ -104,7 +104,6 @@ def decode_attention(
     k: mx.array,
     v: mx.array,
     seen: mx.array,
-    prompt: tuple[mx.array, mx.array] | None = None,
 ) -> mx.array:
     """softmax(q kᵀ / √D) v for the last token of each sequence. On a CPU it has no gradient.
 
@@ -112,25 +111,14 @@ def decode_attention(
         q: [B, H, 1, D].
         k, v: [B, H, T, D].
         seen: bool [B or 1, 1, 1, T], which positions of k and v are attended to.
-        prompt: keys and values [1, H, P, D] before k and v, the same for all sequences; only
-            where `shares_prompt`.
 
     Returns:
         [B, H, 1, D]
     """
-    if prompt is not None:
-        return shared_prompt.decode_attention(q, k, v, seen, prompt)
     B, H = q.shape[:2]
     if use_cpu_kernel(q, B * H * k.shape[2]):
         return kernels.decode_attention(q, k, v, seen)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=_scale(q), mask=seen)
-
-
-def shares_prompt(keys: mx.array, sequences: int) -> bool:
-    """Whether decoding is faster if the keys [1, H, P, D] of a prompt that all `sequences` begin
-    with are kept once and not for each sequence. Never on a GPU.
-    """
-    return device.on_cpu() and shared_prompt.is_faster(keys, sequences)
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:

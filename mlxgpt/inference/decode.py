@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend import execution, ops
+from mlxgpt.backend import execution
 from mlxgpt.config import Sampling
 from mlxgpt.inference.engine import NOT_FINITE, CompiledModel, NotFiniteError, Tokens
 from mlxgpt.inference.sampling import SamplerSpec, setting_values
 from mlxgpt.machine import device
-from mlxgpt.model.kv_cache import LayerKV, pad_cache, split_cache
+from mlxgpt.model.kv_cache import LayerKV, pad_cache
 from mlxgpt.seeds import derive
 
 LARGE = 64_000_000  # bytes of a cache
@@ -26,8 +26,6 @@ LARGE = 64_000_000  # bytes of a cache
 
 class BatchDecoder:
     """A batch of texts that are being decoded; see `generate_step`.
-
-    Where many texts have one prompt, on the CPU, its keys and values are kept once.
 
     A full cache slides, where the model can: see `GPT.slides`. With learned positions a text's last
     half block is read again instead, from position 0.
@@ -68,8 +66,7 @@ class BatchDecoder:
         self._drawn = 0  # tokens of each text that were handed over to the device
         self._rows = deque[Tokens]()  # those of them that were not read yet
         self._full = np.zeros(0, dtype=np.int64)  # texts whose cache was full at the last step
-        self._prompt: list[LayerKV] = []  # of what all texts begin with, if it is kept once
-        self._layers: list[LayerKV] = []  # of what is behind it
+        self._layers: list[LayerKV] = []
 
     def prefill(self) -> None:
         """Read the prompts, each different one once, and hand over the first row's draw."""
@@ -77,9 +74,6 @@ class BatchDecoder:
         prompts = list(dict.fromkeys(map(tuple, self._texts)))
         logits, layers = self.model.prefill(prompts)
         capacity = max(layers[0][0].shape[2], self.model.capacity(self._longest))
-        if len(prompts) == 1 and (shared := self._shared_length(layers)):
-            self._prompt, layers = split_cache(layers, shared)
-            capacity -= shared
         layers = pad_cache(layers, capacity)
         if len(prompts) < len(self._texts):
             places = {prompt: place for place, prompt in enumerate(prompts)}
@@ -93,7 +87,7 @@ class BatchDecoder:
         self._hand_over()
 
     def step(self) -> None:
-        """Hand over the next row's draw; of texts with a full cache it is put right by `read`."""
+        """Hand over the next row's draw; of texts with a full cache it is put right by `refill`."""
         last, filled = self._rows[-1], self._filled
         self._drawn += 1
         if not self.model.slides:
@@ -102,8 +96,7 @@ class BatchDecoder:
             self._rows.append(last)
             return
         self._wait_for_large_cache()
-        shared = self._prompt[0][0].shape[2] if self._prompt else 0
-        attended = self.model.bucket(int(filled.max()) + 1 - shared)
+        attended = self.model.bucket(int(filled.max()) + 1)
         attended = min(attended, self._layers[0][0].shape[2])
         position = filled[:1] if (filled == filled[0]).all() else filled
         if not self.model.slides:
@@ -115,7 +108,7 @@ class BatchDecoder:
             self._values,
             self._keys(np.arange(len(filled))),
             # Without a name: a cache that is referred to is copied, not written into.
-            (self._layers, mx.array(position), self._prompt),
+            (self._layers, mx.array(position)),
         )
         self._rows.append(Tokens(*tokens))
         self._filled = filled + 1
@@ -127,7 +120,7 @@ class BatchDecoder:
         Raises:
             NotFiniteError: where a text's logits are not finite.
         """
-        tokens = self._rows.popleft()
+        self._read = tokens = self._rows.popleft()
         row: list[int] = tokens.ids.tolist()  # type: ignore[assignment]
         if NOT_FINITE in row:
             raise NotFiniteError
@@ -135,8 +128,6 @@ class BatchDecoder:
         for text, id in zip(self._texts, row, strict=True):
             text.append(id)
             del text[: -self._block]
-        if len(self._full):
-            self._refill(tokens.seen)
         return row
 
     def keep(self, rows: list[int]) -> None:
@@ -149,20 +140,22 @@ class BatchDecoder:
             probabilities = tuple(array[chosen] for array in probabilities)
             self._rows[n] = Tokens(ids[chosen], seen[chosen], probabilities)
 
-    def _refill(self, seen: mx.array) -> None:
-        """Read the last half blocks of the texts whose cache was full, and put their tokens of the
-        newest row right.
+    def refill(self) -> None:
+        """After `read`: of the texts whose cache was full, read the last half blocks again, and put
+        their tokens of the newest row right.
         """
+        if not len(self._full):
+            return
         rows, self._full = self._full, self._full[:0]
         texts = [tuple(self._texts[row][-max(1, self._block // 2) :]) for row in rows]
         is_whole = len(rows) == len(self._texts)
         if is_whole:
-            self._prompt, self._layers = [], []  # before there are others
+            self._layers = []  # before there are others
         logits, layers = self.model.prefill(texts)
         layers = pad_cache(layers, self._block)
         places = mx.array(rows)
         draw = self.model.sampler(self._spec, self._top)
-        tokens = Tokens(*draw(logits, seen[places], self._values, self._keys(rows)))
+        tokens = Tokens(*draw(logits, self._read.seen[places], self._values, self._keys(rows)))
         self._filled[rows] = [len(text) for text in texts]
         if is_whole:
             self._rows[-1], self._layers = tokens, layers
@@ -188,16 +181,6 @@ class BatchDecoder:
         """
         if device.on_cpu() and 2 * len(self._layers) * self._layers[0][0].nbytes > LARGE:
             mx.eval(self._rows[-1], self._layers)
-
-    def _shared_length(self, layers: list[LayerKV]) -> int:
-        """How many of the tokens of all texts' one prompt are kept once: whole buckets, so that
-        traces stay few.
-        """
-        size = self.model.bucket_size
-        shared = len(self._texts[0]) // size * size
-        will_slide = self.model.slides and self._longest > self._block
-        pays = ops.shares_prompt(layers[0][0][:, :, :shared], len(self._texts))
-        return shared if pays and not will_slide else 0
 
     def _seen_in(self, prompts: list[np.ndarray], end_of_text: int | None) -> mx.array:
         """The tokens of each prompt that count for a repetition penalty, bool [B, V]. Without one
@@ -229,7 +212,9 @@ def generate_step(batch: BatchDecoder) -> Iterator[list[int]]:
         batch.prefill()
         for _ in range(1, batch.max_tokens):
             batch.step()
-            yield batch.read()
+            row = batch.read()
+            batch.refill()
+            yield row
         yield batch.read()
 
 

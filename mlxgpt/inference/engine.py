@@ -59,7 +59,7 @@ class Tokens(NamedTuple):
 class CompiledModel:
     """A model's compiled functions, to be kept. They are traced once for each of `BUCKETS` lengths
     of prompts, and of what is read of the cache; again for another number of texts, another kind of
-    sampling, and another length of a prompt that is kept once. The model's weights are part of the
+    sampling. The model's weights are part of the
     traces, and must not change.
 
     Args:
@@ -134,9 +134,9 @@ class CompiledModel:
         return self._samplers[spec, top]
 
     def step(self, spec: SamplerSpec, top: int, attended: int) -> Callable:
-        """A compiled function that reads a token of each text and draws the next one: (ids[B], seen,
-        values, keys, cache) -> (`Tokens`, layers). `cache` is KVCache's layers, position and prompt;
-        its first `attended` places are read.
+        """A compiled function that reads a token of each text and draws the next one:
+        (ids[B], seen, values, keys, cache) -> (`Tokens`, layers). `cache` is KVCache's layers and
+        position; its first `attended` places are read.
         """
         if (spec, top, attended) not in self._steps:
             draw = _make_draw(spec, self.vocab_size, top)
@@ -189,10 +189,10 @@ def _make_step(model: GPT, draw: Callable, attended: int) -> Callable:
         seen: mx.array,
         values: mx.array,
         keys: mx.array,
-        cache: tuple[LayersKV, mx.array, LayersKV],
+        cache: tuple[LayersKV, mx.array],
     ) -> tuple[tuple, LayersKV]:
-        layers, position, prompt = cache
-        view = KVCache(layers, position, attended=attended, prompt=prompt)
+        layers, position = cache
+        view = KVCache(layers, position, attended)
         logits = model(ids[:, None], view)[:, 0]
         return draw(logits, seen, values, keys), view.layers
 

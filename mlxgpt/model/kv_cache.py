@@ -29,8 +29,6 @@ class KVCache:
         layers: what earlier passes left, with room for more: see `pad_cache`.
         position: int32 [B], how many tokens were before each new one; or [1], before all.
         attended: how many first places are read; default: all of them.
-        prompt: what all sequences begin with, of a batch of one; `layers` then begin behind it, and
-            do not slide: see `split_cache`.
 
     Attributes:
         layers: after the pass, what the next one needs.
@@ -40,19 +38,15 @@ class KVCache:
         self,
         layers: LayersKV = (),
         position: mx.array | None = None,
-        *,
         attended: int | None = None,
-        prompt: LayersKV = (),
     ) -> None:
         self.layers = list(layers)
         self.position = position
-        self._prompt = prompt
         if position is not None:
             capacity = self.layers[0][0].shape[2]
             self._attended = attended or capacity
-            last = position - prompt[0][0].shape[2] if prompt else position
-            self._place = last % capacity
-            self._mask = (mx.arange(self._attended) <= last[:, None])[:, None, None]
+            self._place = position % capacity
+            self._mask = (mx.arange(self._attended) <= position[:, None])[:, None, None]
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Attention of a layer's new tokens to themselves and to those in the cache, which has them
@@ -73,8 +67,7 @@ class KVCache:
         )
         self.layers[layer] = keys, values
         keys, values = keys[:, :, : self._attended], values[:, :, : self._attended]
-        prompt = self._prompt[layer] if self._prompt else None
-        return ops.decode_attention(q, keys, values, self._mask, prompt)
+        return ops.decode_attention(q, keys, values, self._mask)
 
 
 class LayerCache(NamedTuple):
@@ -97,15 +90,6 @@ def pad_cache(layers: LayersKV, length: int) -> list[LayerKV]:
     """The cache with room for `length` tokens."""
     more = [(0, 0), (0, 0), (0, length - layers[0][0].shape[2]), (0, 0)]
     return [(mx.pad(keys, more), mx.pad(values, more)) for keys, values in layers]
-
-
-def split_cache(layers: LayersKV, length: int) -> tuple[list[LayerKV], list[LayerKV]]:
-    """The cache of the first `length` tokens, and of those behind them."""
-    first, rest = slice(length), slice(length, None)
-    return (
-        [(mx.contiguous(k[:, :, first]), mx.contiguous(v[:, :, first])) for k, v in layers],
-        [(k[:, :, rest], v[:, :, rest]) for k, v in layers],
-    )
 
 
 def _write(cache: mx.array, x: mx.array, place: mx.array) -> mx.array:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from mlxgpt.backend.cpu import shared_prompt
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.inference import engine
 from mlxgpt.inference.decode import BatchDecoder, generate_step
@@ -120,43 +119,32 @@ def test_what_texts_have_in_common_is_read_once(
 
 @pytest.mark.parametrize("position", ["learned", "rope"])
 @pytest.mark.parametrize(("length", "more"), [(2, 6), (4, 4), (5, 2), (7, 1), (8, 3), (3, 20)])
-def test_a_prompt_that_is_kept_once_changes_nothing(
+def test_texts_of_one_prompt_are_as_if_alone(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config, position: str, length: int, more: int
 ) -> None:
-    """Of whole buckets, and with a rest; beyond the block, and after some texts were dropped."""
+    """Whole buckets, and a rest; beyond the block, and after some texts were dropped."""
     model = lively(override(tiny_model, {"position": position}))
     monkeypatch.setattr(engine, "SMALLEST_BUCKET", 2)
     texts = [(np.arange(length), n) for n in range(5)]
-    found, kept = [], []
-    real = BatchDecoder.prefill
-
-    def prefill(self: BatchDecoder) -> None:
-        real(self)
-        kept.append(self._prompt[0][0].shape if self._prompt else None)
-
-    monkeypatch.setattr(BatchDecoder, "prefill", prefill)
-    for least in (1 << 60, 1):
-        monkeypatch.setattr(shared_prompt, "MIN_KEYS", least)
-        batch = BatchDecoder(CompiledModel(model, 19), texts, Sampling(max_tokens=more, seed=2))
-        rows = generate_step(batch)
-        found.append([next(rows)])
-        batch.keep([0, 3])
-        found[-1] += rows
-    assert found[0] == found[1]
-    once = None if position == "rope" and length + more > 8 else (1, 2, length // 2 * 2, 8)
-    assert kept == [None, once]
+    sampling = Sampling(max_tokens=more, seed=2)
+    alone = [rows_of(CompiledModel(model, 19), [texts[n]], sampling) for n in (0, 3)]
+    batch = BatchDecoder(CompiledModel(model, 19), texts, sampling)
+    rows = generate_step(batch)
+    first = next(rows)
+    batch.keep([0, 3])
+    together = [(first[0], first[3]), *map(tuple, rows)]
+    assert together == [(a, b) for (a,), (b,) in zip(*alone, strict=True)]
 
 
 def test_one_text_of_many_can_be_read_again(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config
 ) -> None:
-    """While the prompts of others would be worth keeping once."""
+    """While the others need not."""
     model = lively(tiny_model)
     monkeypatch.setattr(engine, "SMALLEST_BUCKET", 2)
     texts = [(np.arange(n), 0) for n in (3, 5, 3, 3)]
     sampling = Sampling(max_tokens=20, seed=2)
     alone = [rows_of(CompiledModel(model, 19), [text], sampling) for text in texts]
-    monkeypatch.setattr(shared_prompt, "MIN_KEYS", 1)
     rows = rows_of(CompiledModel(model, 19), texts, sampling)
     assert [[ids] for ids in zip(*rows, strict=True)] == [
         [tuple(id for (id,) in one)] for one in alone

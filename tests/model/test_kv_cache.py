@@ -8,7 +8,7 @@ import pytest
 
 from mlxgpt.config import Config, override
 from mlxgpt.model.gpt import GPT
-from mlxgpt.model.kv_cache import KVCache, LayersKV, pad_cache, split_cache
+from mlxgpt.model.kv_cache import KVCache, LayersKV, pad_cache
 from tests.inference.models import lively
 
 PROMPT, LENGTH = 5, 9  # tokens read at once, and in all
@@ -25,27 +25,20 @@ def ids() -> mx.array:
 
 
 def step(
-    model: GPT, attended: int, ids: mx.array, cached: tuple[LayersKV, mx.array, LayersKV]
+    model: GPT, attended: int, ids: mx.array, cached: tuple[LayersKV, mx.array]
 ) -> tuple[mx.array, LayersKV]:
-    layers, position, prompt = cached
-    cache = KVCache(layers, position, attended=attended, prompt=prompt)
+    cache = KVCache(*cached, attended)
     return model(ids, cache), cache.layers
 
 
-@pytest.mark.parametrize("shared", [0, 2, PROMPT])
-def test_its_arrays_cross_a_compiled_function(model: GPT, ids: mx.array, shared: int) -> None:
-    """Whole or split behind a prompt that is kept once; whatever is read of it."""
+def test_its_arrays_cross_a_compiled_function(model: GPT, ids: mx.array) -> None:
     whole, cache = model(ids), KVCache()
     np.testing.assert_allclose(model(ids[:, :PROMPT], cache), whole[:, :PROMPT], atol=1e-5)
-    prompt: LayersKV = []
-    layers: LayersKV = cache.layers
-    if shared:
-        prompt, layers = split_cache(layers, shared)
-    assert [k.shape[2] + shared for k, _ in layers] == [PROMPT] * len(model.h)
-    layers = pad_cache(layers, 12 - shared)
+    assert [k.shape[2] for k, _ in cache.layers] == [PROMPT] * len(model.h)
+    layers: LayersKV = pad_cache(cache.layers, 12)
     for t in range(PROMPT, LENGTH):
-        logits, layers = mx.compile(partial(step, model, t + 1 - shared))(
-            ids[:, t : t + 1], (layers, mx.array([t]), prompt)
+        logits, layers = mx.compile(partial(step, model, t + 1))(
+            ids[:, t : t + 1], (layers, mx.array([t]))
         )
         np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=1e-5)
 
@@ -57,6 +50,6 @@ def test_what_is_behind_the_attended_places_is_not_read(model: GPT, ids: mx.arra
     unused = mx.arange(12)[:, None] > PROMPT
     damaged = [(mx.where(unused, mx.nan, k), mx.where(unused, mx.nan, v)) for k, v in layers]
     token, position = ids[:, PROMPT : PROMPT + 1], mx.array([PROMPT])
-    expected, _ = step(model, 12, token, (layers, position, []))
-    found, _ = step(model, PROMPT + 1, token, (damaged, position, []))
+    expected, _ = step(model, 12, token, (layers, position))
+    found, _ = step(model, PROMPT + 1, token, (damaged, position))
     np.testing.assert_allclose(found, expected, atol=1e-5)
