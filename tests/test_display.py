@@ -174,7 +174,7 @@ def test_durations() -> None:
 def test_a_whole_training_is_shown(
     home: Path, text_file: Path, tiny: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    api.train(config=tiny, source=text_file, run="r", callback=TrainingDisplay())
+    api.train(config=tiny, source=text_file, run="r", callbacks=[TrainingDisplay()])
     text = capsys.readouterr().err
     for part in (
         "preparing",

@@ -90,7 +90,7 @@ def use_checkpoint() -> None:
     model, _ = runs.load_model(run, "12")
     assert all(isinstance(value, mx.array) for value in model.parameters()["wte"].values())
     saved = run.load_first([STEP], print, with_optimizer=True)
-    SpikeGuard.of(saved.guard)
+    SpikeGuard.from_tree(saved.guard)
     assert saved.optimizer is not None
     new_step(run.config).restore(saved.parameters, saved.optimizer)
 

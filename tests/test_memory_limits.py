@@ -12,7 +12,8 @@ import pytest
 from mlxgpt import cli
 from mlxgpt.machine import memory
 from mlxgpt.machine.memory import Limit
-from mlxgpt.training import launch
+from mlxgpt.study import planning
+from mlxgpt.training import setup
 from tests.commands import ROOT, SMALL, Capture, refused
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory so")
@@ -97,7 +98,10 @@ def test_what_a_container_cannot_hold_is_refused_before_it_is_timed(
 ) -> None:
     container = Limit("this container's memory", 400 * MB, 390 * MB, memory.RESIDENT, "")
     monkeypatch.setattr(memory, "limits", lambda: [container])
-    monkeypatch.setattr(launch, "first_steps", lambda *_: pytest.fail("it was timed"))
+    for module in (setup, planning):
+        monkeypatch.setattr(
+            module, "check_and_measure", lambda *_, **__: pytest.fail("it was timed")
+        )
     line = [*TRAIN, "--n-embd", "384", "--n-layer", "6", "--batch-size", "32"]
     assert refused(capsys, *line).startswith("this training takes 0.59 GB, and has 0.27")
     line = ["compare", "--tier", "1", "--vary", "n_embd=768,1152", "--budget", "5steps"]

@@ -134,7 +134,7 @@ def _planned_job(
 
 
 def check_and_measure(
-    job: TrainJob, group: ProcessGroup, callbacks: Callback, *, must_check: bool
+    job: TrainJob, group: ProcessGroup, callbacks: Callback, *, must_check: bool = True
 ) -> TrainJob:
     """The job with its estimate, after the self-check where that is due. Both compile what training
     runs, so that a compiler that fails, fails here.

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -12,12 +11,19 @@ from mlxgpt.config import Config
 from mlxgpt.corpus.tokenizer import CharTokenizer
 from mlxgpt.corpus.tokens import Tokens
 from mlxgpt.errors import UserError
-from mlxgpt.evaluation.loss import Evaluator
+from mlxgpt.evaluation.loss import EvalText, Evaluator, eval_step
 from mlxgpt.machine import device
 from mlxgpt.model.counting import flops_per_token
 from mlxgpt.model.gpt import GPT
 
 LETTERS = "äbcdefghijklmnopqr"  # 18, the last one two bytes long
+
+
+def new_evaluator(
+    model: GPT, text: EvalText, batch_size: int, limit: int | None = None
+) -> Evaluator:
+    step = eval_step(model, mx.float32)
+    return Evaluator(model, text, step, batch_size=batch_size, limit=limit)
 
 
 def log_probs(model: GPT, ids: np.ndarray) -> float:
@@ -46,14 +52,8 @@ def test_every_token_is_judged_once_the_tail_included(
     nats = log_probs(model, whole)
     predicted = sum(len(tokenizer.token_bytes(i)) for i in whole[1:] if i != tokenizer.end_of_text)
     for batch_size in (1, 3, 50):
-        result = Evaluator(
-            model,
-            tokenizer,
-            Tokens(ids, 19),
-            bos=tokenizer.end_of_text,
-            batch_size=batch_size,
-            dtype=mx.float32,
-        )()
+        text = EvalText(Tokens(ids, 19), tokenizer, tokenizer.end_of_text)
+        result = new_evaluator(model, text, batch_size)()
         assert result.tokens == len(whole) - 1
         assert result.loss == pytest.approx(nats / (len(whole) - 1), rel=1e-5)
         assert result.bits_per_byte == pytest.approx(nats / math.log(2) / predicted, rel=1e-5)
@@ -68,7 +68,7 @@ def test_a_batch_is_bounded_by_its_operations(
     ids = Tokens(np.arange(300) % 18, 19)
 
     def rows() -> int:
-        evaluator = Evaluator(model, tokenizer, ids, bos=None, batch_size=12, dtype=mx.float32)
+        evaluator = new_evaluator(model, EvalText(ids, tokenizer, None), 12)
         return next(evaluator._batches())[0].shape[0] * lanes.count()
 
     assert rows() == 12
@@ -85,8 +85,7 @@ def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
     model.wte.weight = mx.zeros_like(model.wte.weight)
     tokenizer = CharTokenizer("abcdefghijklmnopqrs", end_of_text=False)
     ids = np.arange(100) % 19
-    settings: dict[str, Any] = {"bos": None, "batch_size": 2, "dtype": mx.float32}
-    result = Evaluator(model, tokenizer, Tokens(ids, 19), **settings)()
+    result = new_evaluator(model, EvalText(Tokens(ids, 19), tokenizer, None), 2)()
     assert result.loss == pytest.approx(math.log(19))
     assert result.bits_per_byte == pytest.approx(math.log2(19)), "a letter is a byte here"
     assert result.perplexity == pytest.approx(19)
@@ -95,11 +94,10 @@ def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
 def test_too_short_a_text_and_foreign_ids_are_refused(tiny_model: Config) -> None:
     tokenizer = CharTokenizer(LETTERS, end_of_text=False)
     model = GPT(tiny_model.model)
-    settings: dict[str, Any] = {"bos": None, "batch_size": 1, "dtype": mx.float32}
     with pytest.raises(UserError, match="too short"):
-        Evaluator(model, tokenizer, Tokens(np.array([1]), 19), **settings)
+        new_evaluator(model, EvalText(Tokens(np.array([1]), 19), tokenizer, None), 1)
     with pytest.raises(UserError, match="id 19"):
-        Evaluator(model, tokenizer, Tokens(np.array([1, 19]), 19), **settings)
+        new_evaluator(model, EvalText(Tokens(np.array([1, 19]), 19), tokenizer, None), 1)
 
 
 @pytest.mark.parametrize("bos", [None, 0])
@@ -112,8 +110,7 @@ def test_a_sample_is_windows_spread_over_the_text(
     model = GPT(tiny_model.model, 1)
     model.wte.weight = model.wte.weight * 10
     ids = np.random.default_rng(limit).integers(0, tokenizer.vocab_size, 100)
-    settings: dict[str, Any] = {"bos": bos, "batch_size": 3, "dtype": mx.float32}
-    found = Evaluator(model, tokenizer, Tokens(ids, 19), limit=limit, **settings)()
+    found = new_evaluator(model, EvalText(Tokens(ids, 19), tokenizer, bos), 3, limit)()
     whole = ids if bos is None else np.concatenate([[bos], ids])
     windows = math.ceil((len(whole) - 1) / T)
     count = min(windows, math.ceil(limit / T))

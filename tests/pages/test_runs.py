@@ -12,7 +12,7 @@ from mlxgpt.config import Config, differences, override
 from mlxgpt.pages.page import Page
 from mlxgpt.pages.runs import commands, nearest, page_of
 from mlxgpt.storage.run import Run, open_run
-from mlxgpt.training.init_weights import InitWeights
+from mlxgpt.training.job import TrainRequest
 from tests.pages.test_page import Seen
 
 HOSTILE = "<script>alert('x')</script>\x1b[31m $x^2$ \0 ﷽ 🦊"
@@ -113,11 +113,12 @@ def trained_by(line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, dict
     """The config, and the weights' origin, that a command line would train."""
     seen: list[tuple[Config, dict[str, object]]] = []
 
-    def launch(config: Config, *, beginning: Beginning | None = None, **_: object) -> None:
-        seen.append((config, dict(beginning.origin) if beginning else {}))
+    def setup(request: TrainRequest, *_: object) -> None:
+        origin = request.init_weights.origin if request.init_weights else {}
+        seen.append((request.config, dict(origin)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "launch", launch)
+    monkeypatch.setattr(api, "setup", setup)
     assert cli.main(shlex.split(line)[1:]) == cli.INTERRUPTED
     return seen[0]
 

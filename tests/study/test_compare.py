@@ -14,13 +14,18 @@ from mlxgpt.config import Config, override
 from mlxgpt.config_files import to_toml
 from mlxgpt.corpus import prepare as preparation
 from mlxgpt.corpus.held_back import held_back
+from mlxgpt.distributed.group import LOCAL, ProcessGroup
 from mlxgpt.errors import UserError
 from mlxgpt.storage import run as runs
 from mlxgpt.study import compare as study
 from mlxgpt.study import planning
 from mlxgpt.study.record import Record
-from mlxgpt.training import launch
-from mlxgpt.training.loop import Diverged
+from mlxgpt.training import setup
+from mlxgpt.training.callbacks import Callback, Summary
+from mlxgpt.training.estimate import NO_ESTIMATE, Estimate
+from mlxgpt.training.job import TrainJob
+from mlxgpt.training.loop import Diverged, train
+from mlxgpt.training.setup import check_and_measure, fit_to_data
 from tests.study.studies import Watcher, compared
 
 pytestmark = pytest.mark.usefixtures("no_check")
@@ -51,10 +56,10 @@ def test_each_is_trained_as_alone_on_all_but_the_part_held_back(home: Path, tiny
             assert training.bits_per_byte == training.curve.last
     # By the training that everybody uses, on the same data.
     data = held_back(api.prepare("words.txt"))
-    config = launch.fit_to_data(override(tiny, {"dropout": 0.0, "dtype": "float32"}), data)
+    config = fit_to_data(override(tiny, {"dropout": 0.0, "dtype": "float32"}), data)
     config = override(config, {"sample_tokens": 0})
-    forecast = launch.first_steps(config, data, Watcher())
-    launch.take_steps(home / "alone", None, config, data, Watcher(), forecast)
+    job = TrainJob(config, data, home / "alone", None, NO_ESTIMATE)
+    train(check_and_measure(job, LOCAL, Watcher()), LOCAL, Watcher())
     last = list(runs.open_run(home / "alone").metrics())[-1]
     assert last["val_bits_per_byte"] == record.variants[0].trainings[0].bits_per_byte
 
@@ -126,10 +131,10 @@ def test_a_time_is_planned_once_each_in_turn(
     """The steps that fit, by the median of three timings; and the same when it goes on."""
     times = iter([0.5, 1.0, 0.4, 1.0, 9.0, 1.0])
 
-    def measured(config: Config, *_: object) -> launch.Estimate:
-        return launch.Estimate(next(times), 0.0, 1000, 0)
+    def measured(config: Config, *_: object) -> Estimate:
+        return Estimate(next(times), 0.0, 1000, 0)
 
-    monkeypatch.setattr(launch, "measure", measured)
+    monkeypatch.setattr(setup, "measure", measured)
     monkeypatch.setattr(planning, "measure", measured)
     record = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1)
     assert [s.steps for s in record.variants] == [12, 6]
@@ -138,8 +143,8 @@ def test_a_time_is_planned_once_each_in_turn(
     longer = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1, observer=again)
     assert results(longer) == results(record)
     assert again.trained == []
-    monkeypatch.setattr(planning, "measure", lambda *_: launch.Estimate(1.0, 0.0, 1000, 0))
-    monkeypatch.setattr(launch, "measure", lambda *_: launch.Estimate(1.0, 0.0, 1000, 0))
+    monkeypatch.setattr(planning, "measure", lambda *_: Estimate(1.0, 0.0, 1000, 0))
+    monkeypatch.setattr(setup, "measure", lambda *_: Estimate(1.0, 0.0, 1000, 0))
     other = compared(tiny, vary="n_layer=1,2", budget="3s", seeds=1)
     assert [s.steps for s in other.variants] == [3, 3], "another time is another plan"
 
@@ -224,15 +229,15 @@ def test_a_first_one_that_diverges_ends_it(tiny: Config, monkeypatch: pytest.Mon
 def test_a_training_that_diverges_is_not_tried_again(
     tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_steps, tried = launch.take_steps, []
+    tried: list[float] = []
 
-    def diverging(folder: Path, run: object, config: Config, *given: object) -> object:
-        tried.append(config.optim.learning_rate)
-        if config.optim.learning_rate == 1e-3:
-            raise Diverged("the training has diverged", "use another.")
-        return take_steps(folder, run, config, *given)  # type: ignore[arg-type]
+    def diverging(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> Summary:
+        tried.append(job.config.optim.learning_rate)
+        if job.config.optim.learning_rate == 1e-3:
+            raise Diverged("training has diverged", "use another.")
+        return train(job, group, callbacks)
 
-    monkeypatch.setattr(launch, "take_steps", diverging)
+    monkeypatch.setattr(study, "train", diverging)
     for _ in range(2):
         record = compared(tiny, seeds=2)
         assert [len(s.trainings) for s in record.variants] == [1, 1]
