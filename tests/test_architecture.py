@@ -204,7 +204,16 @@ def test_tests_mirror_the_house() -> None:
     assert set(WINGS) <= folders
     known = set(rooms())
     # Of several modules.
-    others = {"contract", "damage", "deleted", "formats", "interrupted", "long_haul", "ranks", "resume"}
+    others = {
+        "contract",
+        "damage",
+        "deleted",
+        "formats",
+        "interrupted",
+        "long_haul",
+        "ranks",
+        "resume",
+    }
     for wing in WINGS:
         for path in (ROOT / "tests" / wing).glob("test_*.py"):
             words = path.stem.removeprefix("test_").split("_")

@@ -17,6 +17,7 @@ from mlxgpt.errors import UserError
 from mlxgpt.inference.generate import Generated
 from mlxgpt.settings import settings
 from mlxgpt.training import selfcheck
+from mlxgpt.training.job import TrainRequest
 from tests.commands import ROOT, program
 
 COMMANDS = [
@@ -128,11 +129,11 @@ def test_every_flag_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None
     assert VALUES.keys() == config.SECTION_OF.keys()
     reached: dict[str, Any] = {}
 
-    def launch(chosen: config.Config, **rest: Any) -> None:
-        reached.update({"config": chosen, **rest})
+    def setup(request: TrainRequest, *_: object) -> None:
+        reached.update(vars(request))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "launch", launch)
+    monkeypatch.setattr(api, "setup", setup)
     line = ["train", "--tier", "1", "--run", "x", "--max-minutes", "2", "--runs-dir", "r"]
     for name, (words, _) in VALUES.items():
         line += ["--" + name.replace("_", "-"), *words]

@@ -67,7 +67,8 @@ def open_run(
     if not group.is_main:
         yield None, _start(share_state(group, step_function, None), job.config)
         return
-    config, run, saved = job.config, job.run, None
+    config, saved = job.config, None
+    run = find_run(job.folder) if job.is_retry else job.run  # an attempt may have saved something
     changed: Mapping[str, tuple[Any, Any]] = {}
     if run:
         saved = load_newest(run, run.steps(), step_function)

@@ -20,7 +20,6 @@ from mlxgpt.machine.device_errors import DeviceError
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.notes import Notes
 from mlxgpt.training.job import TrainJob
-from mlxgpt.training.resume import find_run
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def retry_on_gpu_failure(attempt: Callable[[TrainJob], T], job: TrainJob, group:
 
 
 def _retried(job: TrainJob, config: Config) -> TrainJob:
-    return replace(job, config=config, run=find_run(job.folder), is_retry=True)
+    return replace(job, config=config, is_retry=True)
 
 
 def _with_smaller_batch(config: Config, failure: DeviceError, outcome: str) -> Config:

@@ -279,7 +279,7 @@ def test_the_requests_of_lm_evaluation_harness(tales: Served) -> None:
     """Its `local-completions` model: batches of ids, one token to draw, and the sum of what lies
     between the context and that token; the losses of `mlxgpt eval --hellaswag`.
     """
-    run, model, _ = opened(str(tales.folder), "best", None, print)
+    run, model, _ = opened(str(tales.folder), "best", None)
     examples = [
         Example("Once upon a time", ("3 foxes said", "they slept.", "日本", "then"), 0),
         Example("Then they", ("slept.", "foxes", "said: hé", "upon a time there were"), 3),
@@ -383,14 +383,14 @@ def test_fields_that_change_nothing_pass(served: Served) -> None:
         assert served.asked(COMPLETIONS, **asked | {name: value})["choices"] == plain, name
 
 
-def test_an_unknown_field_is_reported_once(served: Served) -> None:
-    lines: list[str] = []
-    with serving(served.folder, lines.append) as there:
+def test_an_unknown_field_is_reported_once(served: Served, notes: list[str]) -> None:
+    with serving(served.folder) as there:
         for _ in range(2):
             there.asked(COMPLETIONS, model="done", max_tokens=1, colour="blue", **{"a\nb": 1})
         there.asked(COMPLETIONS, model="done", max_tokens=1, shape="round")
         for n in range(200):
             there.asked(COMPLETIONS, model="done", max_tokens=0, **{f"field {n}": 1})
+    lines = [line for line in notes if "unknown field" in line]
     assert lines[:3] == [
         f"a request has the unknown field {name}, which is ignored"
         for name in ('"colour"', '"a\\nb"', '"shape"')

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from mlxgpt.errors import UserError
 from mlxgpt.machine import device
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import estimate, loop, resume, run_records
+from mlxgpt.training import estimate, loop, resume, run_records, selfcheck
+from mlxgpt.training.selfcheck import Check
 from tests.commands import ROOT
 from tests.trainings import (
     MODERN_PARTS,
@@ -107,11 +109,14 @@ def test_a_run_that_died_while_writing_is_made_whole(
     assert all((value == died[name]).all() for name, value in whole.items())
 
 
-def stopped(monkeypatch: pytest.MonkeyPatch, train: Any, until: int, **settings: Any) -> None:
+def stopped(
+    monkeypatch: pytest.MonkeyPatch, train: Any, steps: int, from_step: int = 0, **settings: Any
+) -> None:
+    """Train run a for some steps, then stop it."""
     with monkeypatch.context() as patch:
-        script = iter([False] * (until - 1) + [True])
+        script = iter([False] * (steps - 1) + [True])
         patch.setattr(loop, "stop_signals", lambda: Stops(script))
-        assert train("a", **settings).step == until
+        assert train("a", **settings).step == from_step + steps
 
 
 def history(run: str) -> list[dict[str, Any]]:
@@ -179,6 +184,57 @@ def test_on_the_same_machine_nothing_is_told(train: Any, monkeypatch: pytest.Mon
     train("a", recorder)
     assert recorder.notes == ["resuming a from step 5"]
     assert history("a")[0]["on"] == history("a")[1]["on"]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_checked"),
+    [
+        (None, False),
+        ({"mlx": "0.0.1"}, True),
+        ({"mlxgpt": "0.0.1"}, True),
+        ({"device": "Apple M1"}, True),
+        ({"backend": "metal"}, True),
+        ("unknown", True),
+    ],
+    ids=str,
+)
+def test_resuming_checks_again_what_could_have_changed_since(
+    train: Any, monkeypatch: pytest.MonkeyPatch, change: Any, is_checked: bool
+) -> None:
+    """The self-check runs before each new run, and before one is resumed in another environment
+    than it was last trained in, or in an unknown one.
+    """
+    checked: list[Config] = []
+
+    def check(config: Config) -> Iterator[Check]:
+        checked.append(config)
+        yield Check("causality", True, "fine")
+
+    monkeypatch.setattr(selfcheck, "check", check)
+    stopped(monkeypatch, train, 5)
+    assert len(checked) == 1
+    path = Path("runs/a/history.jsonl")
+    if change == "unknown":
+        path.unlink()
+    elif change:
+        (entry,) = history("a")
+        path.write_text(json.dumps({**entry, "on": {**entry["on"], **change}}) + "\n")
+    stopped(monkeypatch, train, 3, on_spike="skip", from_step=5)
+    assert len(checked) == 1 + is_checked
+    assert train("a").step == 12
+    assert len(checked) == 1 + is_checked, "the new environment was recorded"
+
+
+def test_a_failed_check_stops_a_resumed_run(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(monkeypatch, train, 5)
+    before = {p: p.read_bytes() for p in Path("runs/a").rglob("*") if p.is_file()}
+    monkeypatch.setattr(
+        selfcheck, "check", lambda config: iter([Check("causality", False, "sees ahead")])
+    )
+    monkeypatch.setattr(resume, "surroundings", lambda ranks: {"mlx": "9.9"})
+    with pytest.raises(UserError, match="the self-check failed: causality: sees ahead"):
+        train("a")
+    assert {p: p.read_bytes() for p in Path("runs/a").rglob("*") if p.is_file()} == before
 
 
 def test_a_history_that_is_gone_or_damaged_is_none(

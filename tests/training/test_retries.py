@@ -19,6 +19,7 @@ from mlxgpt.distributed.group import LOCAL, LocalGroup
 from mlxgpt.errors import UserError
 from mlxgpt.machine import device_errors
 from mlxgpt.storage import run as runs
+from mlxgpt.storage.run import Run
 from mlxgpt.training import retries, setup
 from mlxgpt.training.estimate import NO_ESTIMATE, Estimate
 from mlxgpt.training.job import TrainJob
@@ -317,8 +318,9 @@ def test_a_failure_before_the_first_step_is_retried(
     train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure, failures = setup.measure, [WATCHDOG, MEMORY]
-    recorder, announced = Recorder(), []
-    recorder.on_run = announced.append  # type: ignore[method-assign]
+    announced: list[Run] = []
+    recorder = Recorder()
+    recorder.on_run = announced.append  # type: ignore[assignment,method-assign]
 
     def failing(*given: Any) -> Estimate:
         if failures:
