@@ -95,7 +95,7 @@ def load(path: Path | None = None) -> list[Example]:
         path: a file of the same form: JSON lines with `ctx`, `endings` and `label`.
 
     Raises:
-        UserError: if it cannot be had or read, or has another form.
+        UserError: if it could not be downloaded or read, or has another form.
     """
     if path is None:
         return _parsed(_validation(), FILE)
@@ -253,7 +253,7 @@ def _validation() -> bytes:
     """The validation split's file, from the cache or from where it is published.
 
     Raises:
-        UserError: if it cannot be had.
+        UserError: if it could not be downloaded.
     """
     with contextlib.suppress(OSError, ValueError, web.Trouble):
         return _checked(_read(web.cache_folder(OWNER_AND_NAME) / FILE, BYTES))
@@ -263,7 +263,7 @@ def _validation() -> bytes:
         content = _checked(web.fetch(URL, longest=BYTES))
     except Exception as error:  # whatever the transport raises
         raise UserError(
-            f"HellaSwag cannot be had ({host}: {web.reason(error)})",
+            f"HellaSwag could not be downloaded ({host}: {web.reason(error)})",
             f"check the connection; or get {FILE} some other way, and name that file.",
         ) from error
     try:

@@ -24,7 +24,7 @@ from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache
 
 TopTokens = list[tuple[int, float]]  # (id, probability or cosine), falling
-PORTION = 256  # embeddings whose lengths are found at a time: so many stay in a CPU's cache
+PORTION = 256  # embeddings whose norms are computed at a time; these fit into a CPU's cache
 
 
 class ForwardTrace:

@@ -125,15 +125,15 @@ REASONS = {
 def test_where_it_cannot_be_had_the_reason_is_told(here: Here, reason: str) -> None:
     with running(REASONS[reason]), pytest.raises(UserError) as caught:
         here.load(REASONS[reason].address)
-    line(caught.value, rf"^HellaSwag cannot be had \(127.0.0.1: {reason}")
+    line(caught.value, rf"^HellaSwag could not be downloaded \(127.0.0.1: {reason}")
     assert not list(here.folder.rglob("*.jsonl"))
 
 
 def test_without_a_network_it_is_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as caught:
         here.load(NOWHERE)
-    line(caught.value, r"^HellaSwag cannot be had \(127.0.0.1: no connection, .*refused\)$")
+    line(caught.value, r"^HellaSwag could not be downloaded \(127.0.0.1: no connection, .*refused\)$")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as caught:
         here.load(NOWHERE)
-    line(caught.value, r"^HellaSwag cannot be had \(127.0.0.1: HF_HUB_OFFLINE is set")
+    line(caught.value, r"^HellaSwag could not be downloaded \(127.0.0.1: HF_HUB_OFFLINE is set")
