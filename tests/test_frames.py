@@ -65,4 +65,3 @@ def test_generation_is_reached_in_a_few_calls(
     for chain in chains:
         assert chain[0] == "main", "called from the command line"
         assert len(chain) <= GENERATION, chain
-    print(max(chains, key=len))

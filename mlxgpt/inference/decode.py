@@ -64,7 +64,8 @@ class BatchDecoder:
         self._seeds = np.array(seeds, dtype=np.uint64)
         self._filled = np.zeros(len(texts), dtype=np.int32)
         self._longest = max(map(len, self._texts)) + sampling.max_tokens
-        self._prompts_seen = self._seen_in([prompt for prompt, _ in texts], end_of_text)
+        # What counts for a repetition penalty, up to the row that was read last.
+        self._seen = self._seen_in([prompt for prompt, _ in texts], end_of_text)
         self._drawn = 0  # tokens of each text that were handed over to the device
         self._rows = deque[Tokens]()  # those of them that were not read yet
         self._full = np.zeros(0, dtype=np.int64)  # texts whose cache was full at the last step
@@ -89,11 +90,11 @@ class BatchDecoder:
         self._filled = np.array([len(text) for text in self._texts], dtype=np.int32)
         draw = self.model.sampler(self._spec, self._top)
         keys = self._keys(np.arange(len(self._texts)))
-        self._rows.append(Tokens(*draw(logits, self._prompts_seen, self._values, keys)))
+        self._rows.append(Tokens(*draw(logits, self._seen, self._values, keys)))
         self._hand_over()
 
     def step(self) -> None:
-        """Hand over the next row's draw; of texts with a full cache it is put right by `read`."""
+        """Hand over the next row's draw; for texts with a full cache `refill` does it."""
         last, filled = self._rows[-1], self._filled
         self._drawn += 1
         if not self.model.slides:
@@ -135,24 +136,15 @@ class BatchDecoder:
         for text, id in zip(self._texts, row, strict=True):
             text.append(id)
             del text[: -self._block]
-        if len(self._full):
-            self._refill(tokens.seen)
+        self._seen = tokens.seen
         return row
 
-    def keep(self, rows: list[int]) -> None:
-        """Continue with these rows alone; from now on they are 0, 1, 2, …"""
-        chosen = mx.array(rows)
-        self._texts = [self._texts[row] for row in rows]
-        self._seeds, self._filled = self._seeds[rows], self._filled[rows]
-        self._layers = [(keys[chosen], values[chosen]) for keys, values in self._layers]
-        for n, (ids, seen, probabilities) in enumerate(self._rows):
-            probabilities = tuple(array[chosen] for array in probabilities)
-            self._rows[n] = Tokens(ids[chosen], seen[chosen], probabilities)
-
-    def _refill(self, seen: mx.array) -> None:
-        """Read the last half blocks of the texts whose cache was full, and put their tokens of the
-        newest row right.
+    def refill(self) -> None:
+        """Read the last half blocks of texts whose cache was full at the last step, and draw their
+        tokens of the newest row.
         """
+        if not len(self._full):
+            return
         rows, self._full = self._full, self._full[:0]
         texts = [tuple(self._texts[row][-max(1, self._block // 2) :]) for row in rows]
         is_whole = len(rows) == len(self._texts)
@@ -162,7 +154,7 @@ class BatchDecoder:
         layers = pad_cache(layers, self._block)
         places = mx.array(rows)
         draw = self.model.sampler(self._spec, self._top)
-        tokens = Tokens(*draw(logits, seen[places], self._values, self._keys(rows)))
+        tokens = Tokens(*draw(logits, self._seen[places], self._values, self._keys(rows)))
         self._filled[rows] = [len(text) for text in texts]
         if is_whole:
             self._rows[-1], self._layers = tokens, layers
@@ -176,6 +168,16 @@ class BatchDecoder:
             for old, new in zip(self._layers, layers, strict=True):
                 _write_rows(old, places, new)
         self._hand_over()
+
+    def keep(self, rows: list[int]) -> None:
+        """Continue with these rows alone; from now on they are 0, 1, 2, …"""
+        chosen = mx.array(rows)
+        self._texts = [self._texts[row] for row in rows]
+        self._seeds, self._filled = self._seeds[rows], self._filled[rows]
+        self._layers = [(keys[chosen], values[chosen]) for keys, values in self._layers]
+        for n, (ids, seen, probabilities) in enumerate(self._rows):
+            probabilities = tuple(array[chosen] for array in probabilities)
+            self._rows[n] = Tokens(ids[chosen], seen[chosen], probabilities)
 
     def _hand_over(self) -> None:
         """Let the device compute the newest row and the cache."""
@@ -229,7 +231,9 @@ def generate_step(batch: BatchDecoder) -> Iterator[list[int]]:
         batch.prefill()
         for _ in range(1, batch.max_tokens):
             batch.step()
-            yield batch.read()
+            row = batch.read()
+            batch.refill()
+            yield row
         yield batch.read()
 
 

@@ -124,9 +124,9 @@ class CompiledModel:
         ]
         return mx.concatenate([logits for logits, _ in parts]), layers
 
-    def sampler(self, spec: SamplerSpec, top: int) -> Callable[..., Tokens]:
+    def sampler(self, spec: SamplerSpec, top: int) -> Callable:
         """A compiled function that draws after a prefill: (logits[B, V], seen, values, keys) ->
-        `Tokens`, with the probabilities of the `top` likeliest.
+        `Tokens` as a tuple, with the probabilities of the `top` likeliest.
         """
         if (spec, top) not in self._samplers:
             draw = _make_draw(spec, self.vocab_size, top)
@@ -134,9 +134,9 @@ class CompiledModel:
         return self._samplers[spec, top]
 
     def step(self, spec: SamplerSpec, top: int, attended: int) -> Callable:
-        """A compiled function that reads a token of each text and draws the next one: (ids[B], seen,
-        values, keys, cache) -> (`Tokens`, layers). `cache` is KVCache's layers, position and prompt;
-        its first `attended` places are read.
+        """A compiled function that reads a token of each text and draws the next one: (ids[B],
+        seen, values, keys, cache) -> (`Tokens`, layers). `cache` has KVCache's layers, position and
+        prompt; its first `attended` places are read.
         """
         if (spec, top, attended) not in self._steps:
             draw = _make_draw(spec, self.vocab_size, top)
