@@ -273,8 +273,10 @@ def test_a_tier_comes_with_its_own_report(tmp_path: Path) -> None:
         ("cpu", True, "aa", True),
         ("metal", True, "aa", True),
         ("cpu", False, "aa", False),
-        ("cpu", True, "ab", False),  # on a CPU all runs have the same bits
-        ("metal", True, "ab", True),
+        ("cpu", True, "abaa", False),
+        ("cpu", True, "abac", False),  # on a CPU all runs have the same bits
+        ("metal", True, "abaa", False),
+        ("metal", True, "abac", True),  # as two uninterrupted runs have different ones
     ],
 )
 def test_when_a_resumed_run_passes(
@@ -287,7 +289,7 @@ def test_when_a_resumed_run_passes(
 ) -> None:
     answer = {"resumed": resumed, "step": 300}
     machine = Machine(**{**asdict(MAC), "backend": backend})
-    workspace = answered(tmp_path, answer, machine=machine)
+    workspace = answered(tmp_path, answer, answer, machine=machine)
     hashes = iter(digests)
     monkeypatch.setattr(machine_report, "kill", lambda workspace, line, step: step + 1)
     monkeypatch.setattr(
