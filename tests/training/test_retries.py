@@ -317,8 +317,8 @@ def test_a_failure_before_the_first_step_is_retried(
     train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure, failures = setup.measure, [WATCHDOG, MEMORY]
-    recorder, announced = Recorder(), []
-    recorder.on_run = announced.append  # type: ignore[method-assign]
+    recorder, announced = Recorder(), list[runs.Run]()
+    recorder.on_run = announced.append  # type: ignore[assignment, method-assign]
 
     def failing(*given: Any) -> Estimate:
         if failures:
