@@ -110,7 +110,7 @@ def train(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> Summary:
                     is_stopped = group.should_stop(is_over or results.failed() or stop_asked())
                     if is_stopped and pending:
                         results.log(results.read(pending))
-                if guard.spiked is not None:
+                if guard.spiked is not None and not guard.has_diverged:
                     step, pending, is_stopped = results.roll_back(), None, False
                     inputs = step_inputs(step, guard.batch_offset)
                 if guard.has_diverged:
@@ -252,9 +252,14 @@ class StepResults:
 
     def _evaluate(self, metrics: StepMetrics) -> None:
         if is_evaluated(self._config, metrics.step):
-            found = self._validate(metrics.step)
-            if self._writer:
-                self._writer.add_evaluation(metrics, *found)
+            try:
+                found = self._validate(metrics.step)
+                if self._writer:
+                    self._writer.add_evaluation(metrics, *found)
+            except OSError as error:
+                if not self._writer:
+                    raise
+                raise self._writer.stopped(error, metrics.step) from error
 
     def _can_roll_back(self) -> bool:
         can = bool(self._writer and self._writer.regular_steps())

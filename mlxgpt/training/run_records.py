@@ -102,8 +102,8 @@ class RunWriter:
         self._snapshots.take(step)
 
     def add_evaluation(self, metrics: StepMetrics, sample: Evaluation, result: Evaluation) -> None:
-        """Record an evaluation: name the best checkpoint, generate a sample. If that cannot be
-        written, as on a full disk, training stops, saved, and resuming evaluates again.
+        """Record an evaluation: name the best checkpoint, generate a sample. Raises OSError if that
+        cannot be written, as on a full disk.
 
         Args:
             sample: on the tokens that every evaluation reads; result: to be reported.
@@ -111,14 +111,11 @@ class RunWriter:
         metrics.values["val_loss"] = result.loss
         metrics.values["val_bits_per_byte"] = result.bits_per_byte
         metrics.values["val_tokens"] = result.tokens
-        try:
-            best = self.run.best()
-            if math.isfinite(sample.loss) and (best is None or sample.loss < best["val_loss"]):
-                self._checkpointer.wait()  # the best checkpoint must exist before it is named
-                self.run.set_best(metrics.step, result.loss)
-            self._generate_sample(metrics.step)
-        except OSError as error:
-            raise self._stopped(error, metrics.step) from error
+        best = self.run.best()
+        if math.isfinite(sample.loss) and (best is None or sample.loss < best["val_loss"]):
+            self._checkpointer.wait()  # the best checkpoint must exist before it is named
+            self.run.set_best(metrics.step, result.loss)
+        self._generate_sample(metrics.step)
 
     def log(self, record: dict[str, Any]) -> None:
         """Log a line of metrics. If it cannot be written at a step that was saved, training stops:
@@ -126,7 +123,7 @@ class RunWriter:
         """
         self._callbacks.on_log(record)
         if self._records.error and is_regular(self.run.config, record["step"]):
-            raise self._stopped(self._records.error, record["step"])
+            raise self.stopped(self._records.error, record["step"])
 
     def regular_steps(self) -> list[int]:
         """Steps of the checkpoints that would exist also if training had never been stopped, so
@@ -148,7 +145,7 @@ class RunWriter:
         if error := self._records.error:
             with contextlib.suppress(OSError):
                 self._records.flush()
-            raise self._stopped(error, step)
+            raise self.stopped(error, step)
         self.run.sync_notes()
 
     def _generate_sample(self, step: int) -> None:
@@ -165,7 +162,8 @@ class RunWriter:
             return
         self._callbacks.on_sample(step, generated.texts[0])
 
-    def _stopped(self, error: OSError, step: int) -> UserError:
+    def stopped(self, error: OSError, step: int) -> UserError:
+        """The error with which training stops, saved, after a file could not be read or written."""
         self._checkpointer.wait()
         problem = files.os_error(error, "read or write", self.run.folder)
         return UserError(f"{problem.problem}; stopped and saved at step {step:,}", problem.remedy)

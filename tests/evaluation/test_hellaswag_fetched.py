@@ -132,7 +132,9 @@ def test_where_it_cannot_be_had_the_reason_is_told(here: Here, reason: str) -> N
 def test_without_a_network_it_is_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as caught:
         here.load(NOWHERE)
-    line(caught.value, r"^HellaSwag could not be downloaded \(127.0.0.1: no connection, .*refused\)$")
+    line(
+        caught.value, r"^HellaSwag could not be downloaded \(127.0.0.1: no connection, .*refused\)$"
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as caught:
         here.load(NOWHERE)
