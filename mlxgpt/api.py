@@ -153,7 +153,8 @@ def train(
         group = stack.enter_context(joined())
         observers = list(callbacks) if group.is_main else []
         if report_to and group.is_main:
-            observers.append(stack.enter_context(make_logger(report_to)))
+            # First, so that it has every record also if another callback raises.
+            observers.insert(0, stack.enter_context(make_logger(report_to)))
         events = CallbackList(observers)
         init_weights = None
         if fit_size:

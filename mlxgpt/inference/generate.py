@@ -75,6 +75,7 @@ class TextStream:
             the block, the model reads the last tokens.
         sampling: how to draw, and how many texts of each prompt.
         bos: the token that the model's texts begin with; None where they begin without one.
+        is_quiet: whether it does not log what the model does not read of the texts.
 
     Attributes:
         prompt: the first one, as the model reads it; it is not among the pieces.
@@ -91,8 +92,9 @@ class TextStream:
         sampling: Sampling,
         *,
         bos: int | None,
+        is_quiet: bool = False,
     ) -> None:
-        self._model, self._sampling = model, seeded(sampling)
+        self._model, self._sampling, self._is_quiet = model, seeded(sampling), is_quiet
         self._end_of_text = tokenizer.end_of_text
         # Of each text its prompt's ids, and which of that prompt's samples it is.
         self._rows: list[tuple[np.ndarray, int]] = []
@@ -106,7 +108,7 @@ class TextStream:
         self._seconds = 0.0  # of all rows of new ids but the first one of each batch
 
     def __iter__(self) -> Iterator[str]:
-        """Pieces of the first text. Logs what the model does not read of the texts.
+        """Pieces of the first text.
 
         Raises:
             NotFiniteError: where the model's logits are not finite.
@@ -159,7 +161,7 @@ class TextStream:
     def _log_long_prompts(self) -> None:
         block = self._model.config.block_size
         for ids, number in self._rows:
-            if number == 0 and len(ids) > block:
+            if number == 0 and len(ids) > block and not self._is_quiet:
                 logger.info(
                     f"the prompt has {len(ids):,} tokens; the model reads the last {block:,}"
                 )
@@ -167,7 +169,8 @@ class TextStream:
     def _log_long_texts(self) -> None:
         block = self._model.config.block_size
         rows = zip(self._rows, self._texts, strict=True)
-        if any(len(ids) + text.tokens > block for (ids, _), text in rows):
+        is_long = any(len(ids) + text.tokens > block for (ids, _), text in rows)
+        if is_long and not self._is_quiet:
             kept = f"{block:,}" if self._model.slides else f"{block // 2:,} to {block:,}"
             logger.info(
                 f"beyond {block:,} tokens the model continues from the last {kept}, and has "
@@ -183,8 +186,8 @@ def generate(
     *,
     bos: int | None,
 ) -> Generated:
-    """Continue prompts, several in one batch: see `TextStream`."""
-    stream = TextStream(model, tokenizer, prompts, sampling, bos=bos)
+    """Continue prompts, several in one batch, without a log line: see `TextStream`."""
+    stream = TextStream(model, tokenizer, prompts, sampling, bos=bos, is_quiet=True)
     for _ in stream:
         pass
     return stream.result
