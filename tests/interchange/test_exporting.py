@@ -230,7 +230,7 @@ def test_fine_tuning_is_resumed_exactly_and_only_from_the_same_weights(home: Pat
     for name, value in weights[0].parameters.items():
         assert mx.array_equal(value, weights[1].parameters[name]), name
     assert whole.val_loss is not None
-    with pytest.raises(UserError, match="was begun with other weights"):
+    with pytest.raises(UserError, match="was started from other weights"):
         mlxgpt.train(from_run="whole", run="parts", max_steps=8, **given)
 
 

@@ -26,6 +26,7 @@ from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.machine import device, mac
 from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.model.gpt import GPT
+from mlxgpt.model.kv_cache import KVCache
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.reports import bench
 from mlxgpt.reports.bench import Plan
@@ -140,15 +141,14 @@ def test_training_is_warm_before_it_is_timed(
 
     now = 0.0
 
-    def train(step: Any, tokens: Any, config: Config, *, start: int) -> None:
+    def take_steps(step: Any, tokens: Any, config: Config, steps: int, start: int) -> None:
         nonlocal now
-        stop = config.train.max_steps
-        trainings.append((start, stop))
+        trainings.append((start, start + steps))
         inputs, _ = tokens.batch(start, seed=0, batch_size=4, block_size=8)
         assert 5 < inputs.max() < 19, "any id of the vocabulary"
         now += next(seconds)
 
-    monkeypatch.setattr(bench, "train", train)
+    monkeypatch.setattr(bench, "take_steps", take_steps)
     monkeypatch.setattr(bench, "time", SimpleNamespace(monotonic=lambda: now))
     result = bench.measure_training(tiny_model, Plan(repeats=5, seconds=1.0))
     assert trainings == [(0, 2), (2, 3), (3, 7), (7, 11), (11, 15), (15, 19), (19, 23)]
@@ -205,9 +205,10 @@ def test_a_new_token_reads_weights_and_cache(tiny_model: Config) -> None:
     model = GPT(tiny_model.model)
     weights = sum(array.nbytes for array in flatten_params(model.parameters()).values())
     other_positions = model.wpe.weight[1:].nbytes
-    _, filled = model.prefill(mx.zeros((1, tiny_model.model.block_size), mx.int32), mx.array([0]))
-    cache = sum(k.nbytes + v.nbytes for k, v in filled)
-    assert bench.bytes_per_new_token(tiny_model.model) == weights - other_positions + cache
+    cache = KVCache()
+    model(mx.zeros((1, tiny_model.model.block_size), mx.int32), cache)
+    filled = sum(k.nbytes + v.nbytes for k, v in cache.layers)
+    assert bench.bytes_per_new_token(tiny_model.model) == weights - other_positions + filled
 
 
 def test_each_config_is_logged(

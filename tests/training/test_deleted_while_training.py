@@ -28,7 +28,9 @@ def at_step_8(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], o
     real: Any = getattr(owner, name)
 
     def changed(*given: Any, **named: Any) -> Any:
-        step = given[1]["step"] if name == "log" else given[1]
+        step = {"log": lambda: given[1]["step"], "save": lambda: given[1].step}.get(
+            name, lambda: given[1]
+        )()
         if step == 8:
             change()
         return real(*given, **named)

@@ -231,7 +231,7 @@ def test_a_failed_check_stops_a_resumed_run(train: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         selfcheck, "check", lambda config: iter([Check("causality", False, "sees ahead")])
     )
-    monkeypatch.setattr(resume, "surroundings", lambda ranks: {"mlx": "9.9"})
+    monkeypatch.setattr(resume, "describe_environment", lambda ranks: {"mlx": "9.9"})
     with pytest.raises(UserError, match="the self-check failed: causality: sees ahead"):
         train("a")
     assert {p: p.read_bytes() for p in Path("runs/a").rglob("*") if p.is_file()} == before

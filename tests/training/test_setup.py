@@ -249,7 +249,7 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
         raise Unavailable("no hub", "mend it.")
 
     small = override(tiny, {"block_size": 8, "max_steps": 2})
-    monkeypatch.setattr(hub, "load", unreachable)
+    monkeypatch.setattr(hub, "load_rows", unreachable)
     monkeypatch.setattr(sources, "STORYBOOK_MEGABYTES", 0.02)
     monkeypatch.setattr(config_files, "tier", lambda number, recipe: small)
     summary = api.train(tier=1)
