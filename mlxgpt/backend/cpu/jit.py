@@ -59,7 +59,7 @@ TRIAL = '#include <cstdint>\nextern "C" std::int32_t trial() { return 42; }\n'
 MIN_FREE = 64_000_000  # bytes of disk space for kernels
 TIMEOUT = 60  # seconds for the trial
 
-# Measured on two machines with two cores each: docs/linux.md.
+# Measured on two machines: docs/linux.md.
 SLOWER = "MLX fuses no operations, and a step takes 1.1 to 1.5 times as long"
 KERNEL_FAILED = "it cannot make MLX's kernels"
 INSTALL = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++"

@@ -19,7 +19,7 @@ from mlxgpt.backend.cpu import weights
 from mlxgpt.backend.linear import matmul
 from mlxgpt.machine import device
 
-MIN_SIZE = 4096  # values; with fewer, MLX's own operations are faster on two cores with AVX-512
+MIN_SIZE = 4096  # values; with fewer, MLX's own operations take less time
 EPS = 1e-5  # of every norm
 MASKED = 1e9  # subtracted from the scores of masked positions
 

@@ -28,9 +28,7 @@ Result = TypeVar("Result")
 
 THREADS = 2
 
-# Tokens of a portion. With fewer a step takes longer, with more it takes more memory: Tier 2 on two
-# cores.
-MAX_PORTION = 1024
+MAX_PORTION = 1024  # tokens: with fewer a step takes longer, with more it takes more memory
 
 
 def portions(rows: int, length: int) -> int:

@@ -11,8 +11,8 @@ SMALL = 100_000
 # weight before it multiplies, which takes as long again.
 MAX_PART = 400_000
 MIN_PART_ROWS = 16  # of the weight
-MAX_VECTORS = 8  # multiplied in parts; with more of them, one whole product is faster
-LARGE = 8_000_000  # values; no cache holds such a weight, and twice as many vectors are worth it
+MAX_VECTORS = 8  # that are multiplied in parts; twice as many with a LARGE weight
+LARGE = 8_000_000  # values, which no cache holds
 
 
 def by_columns(weight: mx.array) -> mx.array:
