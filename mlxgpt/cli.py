@@ -233,7 +233,8 @@ def _generate(given: dict[str, Any], _: list[str]) -> int:
         _write(stream.prompt)
         for piece in stream:
             _write(piece)
-        print()
+        print(flush=True)
+        stream.log_long_texts()
         result = stream.result
     else:
         result = api.generate(**_present(given))

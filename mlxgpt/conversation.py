@@ -108,6 +108,7 @@ class Conversation:
         for piece in stream:
             self._write(piece)
         self._write("\n")
+        stream.log_long_texts()
         result = stream.result
         rate = f"{result.tokens_per_second:,.0f} a second"
         self._say(f"{result.tokens:,} tokens, {rate}, seed {result.seed}")

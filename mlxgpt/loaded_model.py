@@ -77,6 +77,7 @@ class LoadedModel:
         stream = TextStream(self._compiled, self.tokenizer, prompts, chosen, bos=self.run.bos)
         for _ in stream:
             pass
+        stream.log_long_texts()
         return stream.result
 
     def stream(self, prompt: str = "", **sampling: Any) -> TextStream:

@@ -75,7 +75,6 @@ class TextStream:
             the block, the model reads the last tokens.
         sampling: how to draw, and how many texts of each prompt.
         bos: the token that the model's texts begin with; None where they begin without one.
-        is_quiet: whether it does not log what the model does not read of the texts.
 
     Attributes:
         prompt: the first one, as the model reads it; it is not among the pieces.
@@ -92,9 +91,8 @@ class TextStream:
         sampling: Sampling,
         *,
         bos: int | None,
-        is_quiet: bool = False,
     ) -> None:
-        self._model, self._sampling, self._is_quiet = model, seeded(sampling), is_quiet
+        self._model, self._sampling = model, seeded(sampling)
         self._end_of_text = tokenizer.end_of_text
         # Of each text its prompt's ids, and which of that prompt's samples it is.
         self._rows: list[tuple[np.ndarray, int]] = []
@@ -132,7 +130,6 @@ class TextStream:
             if piece := self._finish(texts):
                 yield piece
             self._seconds += time.perf_counter() - (began or 0.0)
-        self._log_long_texts()
 
     @property
     def result(self) -> Generated:
@@ -161,16 +158,16 @@ class TextStream:
     def _log_long_prompts(self) -> None:
         block = self._model.config.block_size
         for ids, number in self._rows:
-            if number == 0 and len(ids) > block and not self._is_quiet:
+            if number == 0 and len(ids) > block:
                 logger.info(
                     f"the prompt has {len(ids):,} tokens; the model reads the last {block:,}"
                 )
 
-    def _log_long_texts(self) -> None:
+    def log_long_texts(self) -> None:
+        """After the last piece: log what the model has forgotten of texts longer than its block."""
         block = self._model.config.block_size
         rows = zip(self._rows, self._texts, strict=True)
-        is_long = any(len(ids) + text.tokens > block for (ids, _), text in rows)
-        if is_long and not self._is_quiet:
+        if any(len(ids) + text.tokens > block for (ids, _), text in rows):
             kept = f"{block:,}" if self._model.slides else f"{block // 2:,} to {block:,}"
             logger.info(
                 f"beyond {block:,} tokens the model continues from the last {kept}, and has "
@@ -186,8 +183,8 @@ def generate(
     *,
     bos: int | None,
 ) -> Generated:
-    """Continue prompts, several in one batch, without a log line: see `TextStream`."""
-    stream = TextStream(model, tokenizer, prompts, sampling, bos=bos, is_quiet=True)
+    """Continue prompts, several in one batch: see `TextStream`."""
+    stream = TextStream(model, tokenizer, prompts, sampling, bos=bos)
     for _ in stream:
         pass
     return stream.result
