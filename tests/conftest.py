@@ -26,7 +26,8 @@ from mlxgpt.corpus.bpe import BPETokenizer
 from mlxgpt.machine import device
 from mlxgpt.training import selfcheck
 from mlxgpt.training.callbacks import Callback, Summary
-from tests.trainings import Recorder, logged_to
+from tests.logged import logged_to
+from tests.trainings import Recorder
 
 
 def pytest_configure() -> None:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class _Lines(logging.Handler):
-    """Appends each line that is logged to a list."""
+class _LineHandler(logging.Handler):
+    """Passes each logged line to a function."""
 
-    def __init__(self, lines: list[str]) -> None:
+    def __init__(self, write: Callable[[str], object]) -> None:
         super().__init__(logging.INFO)
-        self._lines = lines
+        self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(record.getMessage())
+        self._write(record.getMessage())
 
 
 @contextmanager
-def logged(lines: list[str]) -> Iterator[list[str]]:
-    """Append to `lines` what mlxgpt logs at INFO or above."""
-    logger, handler = logging.getLogger("mlxgpt"), _Lines(lines)
+def logged_to(write: Callable[[str], object]) -> Iterator[None]:
+    """A context in which each line that mlxgpt logs, at INFO or above, is passed to a function."""
+    logger, handler = logging.getLogger("mlxgpt"), _LineHandler(write)
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        yield lines
+        yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.estimate import Estimate
+from tests.logged import logged_to
 
 # All that the modern recipes have, in any of them.
 MODERN_PARTS: dict[str, Any] = {
@@ -33,31 +33,6 @@ MODERN_STEPS: dict[str, Any] = {
     "embedding_learning_rate": 0.02,
     "schedule": "linear",
 }
-
-
-class _LineHandler(logging.Handler):
-    """Passes each logged line to a function."""
-
-    def __init__(self, write: Callable[[str], object]) -> None:
-        super().__init__(logging.INFO)
-        self._write = write
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._write(record.getMessage())
-
-
-@contextmanager
-def logged_to(write: Callable[[str], object]) -> Iterator[None]:
-    """A context in which each line that mlxgpt logs, at INFO or above, is passed to a function."""
-    logger, handler = logging.getLogger("mlxgpt"), _LineHandler(write)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 class Recorder(Callback):

@@ -7,7 +7,7 @@ from pathlib import Path
 from mlxgpt.config import DataConfig
 from mlxgpt.corpus import verified
 from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
-from tests.logged import logged
+from tests.logged import logged_to
 
 FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json", "verified.json"}
 
@@ -37,6 +37,6 @@ class Recorder:
 def prepared(source: Path, data_dir: Path, kind: str, recorder: Recorder) -> dict[str, bytes]:
     data = DataConfig((str(source),), tokenizer=kind)
     request = PrepareRequest(data, vocab_size=280, name="x")
-    with logged(recorder.lines):
+    with logged_to(recorder.lines.append):
         dataset = find_or_prepare(request, data_dir, recorder.progress)
     return contents(dataset.folder)
