@@ -286,6 +286,7 @@ def test_mlxgpt_home_holds_both_folders(
         ("import gpt2", "import_model"),
         ("export --to hf", "export"),
         ("generate to", "stream"),
+        ("generate to --samples 2", "generate"),
         ("generate to --json", "generate"),
         ("eval", "evaluate"),
         ("eval --quality", "appraise"),
