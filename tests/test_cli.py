@@ -456,6 +456,9 @@ def test_a_prompt_may_begin_with_a_dash(
     class Ended(list[str]):
         prompt, result = "", Generated([""], 1, 0, 0.0, [True])
 
+        def log_long_texts(self) -> None:
+            """Nothing was forgotten."""
+
     def stream(prompt: str = "", **given: Any) -> Ended:
         prompts.append((prompt, given["seed"]))
         return Ended()
