@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,10 @@ def test_wandb_takes_the_records_offline(
     summary = train("a", report_to="wandb")
     assert logged == [(r["step"], r["loss"]) for r in open_run(summary.run).metrics()]
     (file,) = home.glob("wandb/offline-run-*/run-*.wandb")
-    assert b"val_loss" in file.read_bytes()
+    deadline = time.monotonic() + 60  # wandb's own process writes it, also after the run's end
+    while b"val_loss" not in file.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 CONNECT = """
