@@ -9,7 +9,7 @@ import mlxgpt
 from tests.commands import ROOT
 
 MOST = 8
-MANY, FUNCTIONS_WITH_MANY = 6, 8  # so many functions may take more than 6
+MANY, FUNCTIONS_WITH_MANY = 6, 8  # at most 8 functions may take more than 6
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
