@@ -35,10 +35,13 @@ def render_markdown(comparison: Comparison) -> str:
     ]
     for name in dict.fromkeys(r.config for r in results):
         of_config = [r for r in results if r.config == name]
-        lines += _section(f"{name}, training", _training(of_config))
+        training = _speeds(of_config, "training", "tokens_per_second", "tokens/s")
+        lines += _section(f"{name}, training", training)
         lines += _section(f"{name}, generation", _generation(of_config))
         lines += _section(f"{name}, learning", _learning(of_config))
-        lines += _section(f"{name}, data preparation", _preparation(of_config))
+        title = "MB/s, training of the BPE included"
+        preparation = _speeds(of_config, "preparation", "megabytes_per_second", title)
+        lines += _section(f"{name}, data preparation", preparation)
     lines += ["## Versions", "", *table(_made_with(results)), ""]
     for r in results:
         lines += [
@@ -96,13 +99,19 @@ def _cells(result: TaskResult, framework: str, name: str, scale: float = 1.0) ->
     return [spread_of(scaled), _ratio(result, framework, name)]
 
 
-def _training(results: Iterable[TaskResult]) -> list[list[str]]:
-    rows = [["", "tokens/s", "*ratio*", "peak memory, MB", "*ratio*"]]
+def _speeds(results: Iterable[TaskResult], task: str, speed: str, title: str) -> list[list[str]]:
+    """Speed and memory of a task of one kind.
+
+    Args:
+        speed: name of the measurement.
+        title: of its column.
+    """
+    rows = [["", title, "*ratio*", "peak memory, MB", "*ratio*"]]
     for r in results:
-        if r.task == "training":
+        if r.task == task:
             for framework in r.rounds:
-                speed = _cells(r, framework, "tokens_per_second")
-                rows.append([framework, *speed, *_cells(r, framework, "peak_memory", 1e-6)])
+                cells = _cells(r, framework, speed)
+                rows.append([framework, *cells, *_cells(r, framework, "peak_memory", 1e-6)])
     return rows
 
 
@@ -158,16 +167,6 @@ def _seconds_to(target: float, curve: Sequence[Sequence[float]]) -> float:
         return curve[0][0]
     (began, above), (ended, below) = curve[later - 1], curve[later]
     return float(np.interp(-target, [-above, -below], [began, ended]))
-
-
-def _preparation(results: Iterable[TaskResult]) -> list[list[str]]:
-    rows = [["", "MB/s, training of the BPE included", "*ratio*", "peak memory, MB", "*ratio*"]]
-    for r in results:
-        if r.task == "preparation":
-            for framework in r.rounds:
-                speed = _cells(r, framework, "megabytes_per_second")
-                rows.append([framework, *speed, *_cells(r, framework, "peak_memory", 1e-6)])
-    return rows
 
 
 def _made_with(results: Iterable[TaskResult]) -> list[list[str]]:

@@ -30,10 +30,10 @@ TEXTS = {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"}
 # Without tuples and sets: hashing nested ones can take exponential time, or overflow the stack.
 CONTAINERS = {"EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT"}
 ITEMS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS"}
-MEMO_PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
-MEMO_GETS = {"MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
+MEMO_PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}  # at an index that the pickle chooses
+MEMO = MEMO_PUTS | {"MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
 FRAMING = {"PROTO", "FRAME", "MARK", "STOP"}
-ALLOWED = NUMBERS | TEXTS | CONTAINERS | ITEMS | MEMO_PUTS | MEMO_GETS | FRAMING
+ALLOWED = NUMBERS | TEXTS | CONTAINERS | ITEMS | MEMO | FRAMING
 
 REMEDY = "let nanoGPT's prepare.py write it again, or prepare the text itself: --source FILE."
 
@@ -53,7 +53,7 @@ def characters(path: Path) -> str:
             agree.
     """
     if not files.is_file(path):  # opening a pipe could block
-        raise UserError(f"{path} is no file", REMEDY)
+        raise UserError(f"{path} is not a file", REMEDY)
     try:
         content = files.read_small_bytes(path, MAX_BYTES)
         with warnings.catch_warnings():
@@ -61,7 +61,7 @@ def characters(path: Path) -> str:
             _check_opcodes(content)
             return _check_vocabulary(_unpickle(content))
     except ValueError as error:
-        raise UserError(f"{path} is no vocabulary of characters: {error}", REMEDY) from error
+        raise UserError(f"{path} is not a vocabulary of characters: {error}", REMEDY) from error
 
 
 def tokenizer(path: Path) -> CharTokenizer:
@@ -110,10 +110,10 @@ def _unpickle(content: bytes) -> Any:
 def _check_vocabulary(meta: Any) -> str:
     """The characters of a loaded meta.pkl; raises ValueError where its parts do not agree."""
     if type(meta) is not dict:
-        raise ValueError("it is no dictionary")
+        raise ValueError("it is not a dictionary")
     size, itos, stoi = (meta.get(name) for name in ("vocab_size", "itos", "stoi"))
     if type(size) is not int or type(itos) is not dict or type(stoi) is not dict:
-        raise ValueError("it has not vocab_size, itos and stoi")
+        raise ValueError("it lacks vocab_size, itos or stoi")
     if not 0 < size <= MAX_IDS or not len(itos) == len(stoi) == size:
         raise ValueError("vocab_size, itos and stoi are not of one size")
     vocabulary = [itos.get(id) for id in range(size)]

@@ -29,8 +29,8 @@ def open_arrays(
     which is counted where it is not known yet.
 
     Raises:
-        UserError: if meta.pkl is no vocabulary of characters, an array is missing, or holds an id
-            that the tokenizer has not.
+        UserError: if meta.pkl is not a vocabulary of characters, an array is missing, or holds an
+            id that the tokenizer has not.
     """
     tokenizer = _tokenizer(folder)
     arrays, counts = [], []

@@ -82,9 +82,9 @@ class Evaluator:
         *,
         batch_size: int,
         limit: int | None = None,
-        group: ProcessGroup | None = None,
+        group: ProcessGroup = LOCAL,
     ) -> None:
-        self._group = group or LOCAL
+        self._group = group
         ids = np.asarray(text.tokens.ids, dtype=np.int32)
         if text.bos is not None:
             ids = np.concatenate([np.array([text.bos], dtype=np.int32), ids])

@@ -128,7 +128,7 @@ def _load(path: Path) -> dict[Any, Any]:
     except OSError as error:
         raise files.os_error(error, "read", path, REMEDY) from error
     except zipfile.BadZipFile as error:
-        raise _refused(path, "it is no file of PyTorch's, or was cut short") from error
+        raise _refused(path, "it is not a file of PyTorch's, or was cut short") from error
     except Exception as error:  # a damaged file has PyTorch raise whatever there is
         if "Weights only load failed" in str(error):
             raise UserError(
@@ -137,7 +137,7 @@ def _load(path: Path) -> dict[Any, Any]:
             ) from error
         raise _refused(path, f"PyTorch cannot read it ({type(error).__name__})") from error
     if not isinstance(saved, dict):
-        raise _refused(path, "it is no dictionary")
+        raise _refused(path, "it is not a dictionary")
     return saved
 
 
@@ -162,7 +162,7 @@ def _tensors(path: Path, model: Any) -> dict[str, Any]:
     """The tensors of a state dict by our names, the head and the masks left out."""
     torch = _torch()
     if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
-        raise _refused(path, "its model is no dictionary of tensors")
+        raise _refused(path, "its model is not a dictionary of tensors")
     tensors: dict[str, Any] = {}
     for full, tensor in model.items():
         name = plain_name(full)

@@ -80,7 +80,7 @@ class AsyncCheckpointer:
             raise UserError(
                 f"the disk is full: {free / 1e6:,.0f} MB are left, and a checkpoint takes "
                 f"{size / 1e6:,.0f}",
-                "free some space; the same command goes on from "
+                "free some space; the same command resumes from "
                 + (f"step {there[-1]:,}." if there else "the beginning."),
             )
 
@@ -102,7 +102,7 @@ class AsyncCheckpointer:
             raise UserError(
                 f"the disk is nearly full: stopped and saved at step {step:,}, and another "
                 f"checkpoint of {size / 1e6:,.0f} MB would not fit",
-                "free some space; the same command goes on from there.",
+                "free some space; the same command resumes from there.",
             )
 
     def submit(self, write: Callable[[], None]) -> None:

@@ -112,7 +112,7 @@ def measure(
     config: Config,
     dataset: Dataset,
     step_seconds: float | None = None,
-    group: ProcessGroup | None = None,
+    group: ProcessGroup = LOCAL,
 ) -> Estimate:
     """Take a few steps of a copy, and evaluate a few batches.
 
@@ -122,7 +122,7 @@ def measure(
     """
     _collect()  # models that were checked go in circles, and would be weighed too
     device.reset_peak()
-    step_seconds, token_seconds = _measured(config, dataset, step_seconds, group or LOCAL)
+    step_seconds, token_seconds = _measured(config, dataset, step_seconds, group)
     # A checkpoint being written holds on to weights and moments while the next step is taken.
     peak = device.peak_bytes() + training_bytes(config.model) * 3 // 4
     _collect()

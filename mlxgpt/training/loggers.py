@@ -11,6 +11,7 @@ import secrets
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import import_module
@@ -40,7 +41,7 @@ WANDB_TOKEN = "wandb.txt"  # in the run's folder: random, part of the run's id a
 Calls = SimpleQueue[Callable[[], object] | None]
 
 
-class MetricsLogger(Callback):
+class MetricsLogger(Callback, ABC):
     """Writes the records of metrics.jsonl to a tracker, in a thread of its own. If the tracker
     fails during training, it warns once, and the training continues without it. Use it as a
     context manager, which waits at the end until everything is written.
@@ -126,24 +127,24 @@ class MetricsLogger(Callback):
 
     # A tracker's own part. Each method may raise whatever its library raises.
 
+    @abstractmethod
     def _import(self) -> None:
         """Import the tracker's package; raises ImportError, or UserError if it cannot be used."""
-        raise NotImplementedError
 
     def _connect(self, run: Run) -> None:
         """Connect, before anything of a new run is written; raises UserError."""
 
+    @abstractmethod
     def _start(self, run: Run, step: int) -> None:
         """Start to write. Metrics of `step` and later, written before a kill, do not count."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         """Write the metrics of a step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self) -> None:
         """Write or send the rest."""
-        raise NotImplementedError
 
 
 class TensorBoardLogger(MetricsLogger):
@@ -171,7 +172,7 @@ class TensorBoardLogger(MetricsLogger):
         self._forget_from(step)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
-        if step <= self._last_step:  # the training went back after a loss spike
+        if step <= self._last_step:  # the training was rolled back
             self._forget_from(step)
         self._last_step = step
         value = self._summary.Summary.Value
@@ -194,8 +195,8 @@ class TensorBoardLogger(MetricsLogger):
 
 
 class WandbLogger(MetricsLogger):
-    """Logs to a run of wandb's project `mlxgpt`; a resumed run continues there. Whether and where
-    to it is sent is wandb's own setting: WANDB_MODE=offline, `wandb login`.
+    """Logs to a run of wandb's project `mlxgpt`; a resumed run continues there. Whether and
+    where it is sent is wandb's own setting: WANDB_MODE=offline, `wandb login`.
 
     Raises:
         UserError: if nobody is logged in.

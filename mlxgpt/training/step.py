@@ -45,11 +45,11 @@ class TrainStep:
         self,
         model: GPT,
         config: Config,
-        group: ProcessGroup | None = None,
+        group: ProcessGroup = LOCAL,
         *,
         compiled: bool = True,
     ) -> None:
-        self.model, self.config, self.group = model, config, group or LOCAL
+        self.model, self.config, self.group = model, config, group
         self.dtype = getattr(mx, config.train.dtype)
         self._grad_clip = config.optim.grad_clip or math.inf
         self._reduce_dtype = getattr(mx, config.train.reduce_dtype)
@@ -205,9 +205,7 @@ def _joined(sums: list[tuple[mx.array, Arrays]]) -> tuple[mx.array, Arrays]:
     return loss + other_loss, {name: g + others[name] for name, g in gradients.items()}
 
 
-def new_step(
-    config: Config, group: ProcessGroup | None = None, *, compiled: bool = True
-) -> TrainStep:
+def new_step(config: Config, group: ProcessGroup = LOCAL, *, compiled: bool = True) -> TrainStep:
     """The training step of a config, with a fresh model; its vocabulary and dtype are resolved."""
     t = config.train
     model = GPT(config.model, t.seed, gradient_checkpointing=t.gradient_checkpointing)

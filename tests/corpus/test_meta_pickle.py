@@ -132,13 +132,13 @@ GOOD = vocabulary("abc")
 @pytest.mark.parametrize(
     ("tree", "problem"),
     [
-        ([1, 2], "it is no dictionary"),
-        ({}, "has not vocab_size, itos and stoi"),
-        (without(GOOD, "vocab_size"), "has not vocab_size, itos and stoi"),
-        (without(GOOD, "itos"), "has not vocab_size, itos and stoi"),
-        (without(GOOD, "stoi"), "has not vocab_size, itos and stoi"),
-        ({**GOOD, "vocab_size": "3"}, "has not vocab_size, itos and stoi"),
-        ({**GOOD, "itos": ["a", "b", "c"]}, "has not vocab_size, itos and stoi"),
+        ([1, 2], "it is not a dictionary"),
+        ({}, "lacks vocab_size, itos or stoi"),
+        (without(GOOD, "vocab_size"), "lacks vocab_size, itos or stoi"),
+        (without(GOOD, "itos"), "lacks vocab_size, itos or stoi"),
+        (without(GOOD, "stoi"), "lacks vocab_size, itos or stoi"),
+        ({**GOOD, "vocab_size": "3"}, "lacks vocab_size, itos or stoi"),
+        ({**GOOD, "itos": ["a", "b", "c"]}, "lacks vocab_size, itos or stoi"),
         ({**GOOD, "vocab_size": 4}, "not of one size"),
         ({**GOOD, "vocab_size": 0}, "not of one size"),
         ({"vocab_size": 0, "itos": {}, "stoi": {}}, "not of one size"),
@@ -183,15 +183,15 @@ def test_what_does_not_agree_is_refused(
         (b"K\x01K\x02a.", "damaged"),  # puts something into a number
         (b"}(K\x01u.", "damaged"),  # a key without a value
         (b"}]K\x01s.", "damaged .*unhashable"),  # a list as a key
-        (b"}K\x01K\x02sK\x01K\x02s.", "has not vocab_size"),  # a key that comes twice
-        (b"]q\x00h\x00a.", "no dictionary"),  # a list that holds itself
-        (b"]q\x00]q\x01h\x00ah\x00h\x01a.", "no dictionary"),  # two that hold each other
+        (b"}K\x01K\x02sK\x01K\x02s.", "lacks vocab_size"),  # a key that comes twice
+        (b"]q\x00h\x00a.", "not a dictionary"),  # a list that holds itself
+        (b"]q\x00]q\x01h\x00ah\x00h\x01a.", "not a dictionary"),  # two that hold each other
         (b"}U\x01a.", "could run code"),
         (b"}r\xff\xff\xff\x7f.", "damaged\n"),  # a memo of 16 GB
         (b"}p2000000000\n.", "damaged\n"),
         (b"}p-1\n.", "damaged\n"),
         (b"\x8d" + b"\xff" * 8 + b"x.", "byte count"),
-        (b"\x8a\x09" + b"\xff" * 9 + b".", "no dictionary"),
+        (b"\x8a\x09" + b"\xff" * 9 + b".", "not a dictionary"),
         (b"I" + b"9" * 5000 + b"\n.", "digits"),
         (b"(" * (1 << 20) + b".", "too long"),
         (b"]" * (1 << 22), "nested too deeply"),
@@ -215,5 +215,5 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder", "missing"):
-        with pytest.raises(UserError, match=f"{name} is no file"):
+        with pytest.raises(UserError, match=f"{name} is not a file"):
             meta_pickle.characters(tmp_path / name)

@@ -159,7 +159,7 @@ def test_a_full_disk_loses_nothing(train: Any, monkeypatch: pytest.MonkeyPatch) 
         room_for(patch, 1000)
         with pytest.raises(UserError, match="the disk is full: 0 MB are left") as caught:
             train("a", max_steps=12, decay_steps=12)
-    assert "goes on from step 8." in caught.value.remedy
+    assert "resumes from step 8." in caught.value.remedy
     assert {p: p.read_bytes() for p in CHECKPOINTS.rglob("*") if p.is_file()} == before
     assert train("a", max_steps=12, decay_steps=12).step == 12
 

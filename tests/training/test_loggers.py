@@ -36,6 +36,13 @@ def test_how_to_install_one_is_said(to: str, monkeypatch: pytest.MonkeyPatch) ->
     assert "pip install" in caught.value.remedy
 
 
+class Leftover(loggers.TensorBoardLogger):
+    """A tracker whose package is not installed."""
+
+    def __init__(self) -> None:
+        loggers.MetricsLogger.__init__(self, "leftover")
+
+
 def test_a_folder_that_a_tracker_left_behind_is_not_the_tracker(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,7 +51,7 @@ def test_a_folder_that_a_tracker_left_behind_is_not_the_tracker(
     monkeypatch.syspath_prepend(home)
     monkeypatch.setitem(loggers.INSTALL, "leftover", "pip install leftover")
     with pytest.raises(UserError, match="leftover is not installed"):
-        loggers.MetricsLogger("leftover")
+        Leftover()
 
 
 def test_an_installation_that_cannot_be_imported_is_one_error(
