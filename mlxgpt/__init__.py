@@ -9,8 +9,8 @@ The public names, each also a command of `mlxgpt`:
 and `stream`, a text of `generate` piece by piece, and `load`, which gives a model to keep.
 
 They are imported when they are first used, so that `import mlxgpt` and `mlxgpt --help` are quick.
-(Wings and modules are nouns, functions verbs: `mlxgpt.train` is the function, `mlxgpt.training` its
-wing.)
+Packages and modules are nouns, functions verbs: `mlxgpt.train` is the function, `mlxgpt.training`
+its package.
 """
 
 from importlib import import_module

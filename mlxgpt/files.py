@@ -409,7 +409,7 @@ def read_sealed(path: Path, newest: int) -> dict[str, Any]:
     text = read_small(path)
     tree = parse_json(text)
     if not isinstance(tree, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     format = tree.get("format")
     if isinstance(format, int) and format > newest:
         raise UserError(

@@ -1,9 +1,10 @@
-"""Imports run one way: down the house, never up, never across, never in a circle."""
+"""Imports run one way: from the command line down to the settings, and never in a circle."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import pytest
 
 from tests.commands import ROOT
 
-# From the top down. A room, or a room of a wing, imports only what stands below it, or its own
-# wing's rooms.
-FRONT = (
+# From the top down. A module imports only what is listed below it; in a package, also the package's
+# other modules.
+TOP_MODULES = (
     "__main__",
     "cli",
     "standings",
@@ -36,7 +37,7 @@ FRONT = (
     "flags",
     "streams",
 )
-WINGS = (
+PACKAGES = (
     "pages",
     "reports",
     "study",
@@ -51,25 +52,25 @@ WINGS = (
     "backend",
     "machine",
 )
-GROUND = ("config_files", "config", "settings", "files", "seeds", "errors")
-HOUSE = (*FRONT, *WINGS, *GROUND)
+BASE_MODULES = ("config_files", "config", "settings", "files", "seeds", "errors")
+ORDER = (*TOP_MODULES, *PACKAGES, *BASE_MODULES)
 
-PACKAGE = ROOT / "mlxgpt"
+SOURCES = ROOT / "mlxgpt"
 
 
-def rooms() -> dict[str, Path]:
+def modules() -> dict[str, Path]:
     """Every module but the package itself, by its name without `mlxgpt.`."""
     found = {}
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
+    for path in SOURCES.rglob("*.py"):
+        parts = path.relative_to(SOURCES).with_suffix("").parts
         if parts != ("__init__",):
             found[".".join(parts)] = path
     return found
 
 
 def imported(source: str, known: set[str]) -> Iterator[str]:
-    """The rooms that a module imports, wherever in it; those of the package itself (its version)
-    are left out, since Python has it before any room.
+    """The modules that a module imports, wherever in it; mlxgpt itself (its version) is left out,
+    since Python has it before any of them.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -82,32 +83,32 @@ def imported(source: str, known: set[str]) -> Iterator[str]:
         for name in names:
             if name.split(".")[0] != "mlxgpt":
                 continue
-            room = name.removeprefix("mlxgpt").removeprefix(".")
-            while room and room not in known and f"{room}.__init__" not in known:
-                room = room.rpartition(".")[0]
-            if room:
-                yield room if room in known else f"{room}.__init__"
+            module = name.removeprefix("mlxgpt").removeprefix(".")
+            while module and module not in known and f"{module}.__init__" not in known:
+                module = module.rpartition(".")[0]
+            if module:
+                yield module if module in known else f"{module}.__init__"
 
 
 def graph() -> dict[str, set[str]]:
-    known = rooms()
+    known = modules()
     return {name: set(imported(p.read_text(), set(known))) for name, p in known.items()}
 
 
 def against_the_order(graph: dict[str, set[str]]) -> list[str]:
     """The imports that do not run down."""
     wrong = []
-    for room, others in graph.items():
-        wing = room.split(".")[0]
+    for module, others in graph.items():
+        package = module.split(".")[0]
         for other in others:
             theirs = other.split(".")[0]
-            if wing != theirs and HOUSE.index(wing) >= HOUSE.index(theirs):
-                wrong.append(f"{room} imports {other}")
+            if package != theirs and ORDER.index(package) >= ORDER.index(theirs):
+                wrong.append(f"{module} imports {other}")
     return wrong
 
 
 def test_imports_run_down() -> None:
-    assert {room.split(".")[0] for room in rooms()} == set(HOUSE), "the list is the house"
+    assert {module.split(".")[0] for module in modules()} == set(ORDER), "every module is listed"
     assert against_the_order(graph()) == []
 
 
@@ -116,7 +117,7 @@ def test_imports_run_in_no_circle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "line"),
+    ("module", "line"),
     [
         ("machine.device", "from mlxgpt.model.gpt import count_parameters"),
         ("corpus.tokens", "import mlxgpt.training.step"),
@@ -125,10 +126,10 @@ def test_imports_run_in_no_circle() -> None:
         ("errors", "from mlxgpt import seeds"),
     ],
 )
-def test_an_import_that_runs_up_is_found(room: str, line: str) -> None:
-    known = set(rooms())
-    (wrong,) = against_the_order({room: set(imported(line, known))})
-    assert wrong.startswith(f"{room} imports ")
+def test_an_import_that_runs_up_is_found(module: str, line: str) -> None:
+    known = set(modules())
+    (wrong,) = against_the_order({module: set(imported(line, known))})
+    assert wrong.startswith(f"{module} imports ")
 
 
 # Packages that compute as this device does, and must not know which one it is.
@@ -140,10 +141,10 @@ def past_the_seam(graph: dict[str, set[str]]) -> list[str]:
     graph, loads BLAS before MLX.
     """
     return [
-        f"{room} imports {other}"
-        for room, others in graph.items()
+        f"{module} imports {other}"
+        for module, others in graph.items()
         for other in others
-        if other.startswith("backend.cpu") and not room.startswith("backend.")
+        if other.startswith("backend.cpu") and not module.startswith("backend.")
     ]
 
 
@@ -161,10 +162,10 @@ def test_only_backend_knows_the_cpu() -> None:
     ],
 )
 def test_an_import_of_the_cpus_is_found(package: str, line: str) -> None:
-    known = set(rooms())
-    (room, *_) = sorted(name for name in known if name.startswith(f"{package}."))
-    (wrong,) = past_the_seam({room: set(imported(line, known))})
-    assert wrong.startswith(f"{room} imports backend.cpu")
+    known = set(modules())
+    (module, *_) = sorted(name for name in known if name.startswith(f"{package}."))
+    (wrong,) = past_the_seam({module: set(imported(line, known))})
+    assert wrong.startswith(f"{module} imports backend.cpu")
 
 
 def test_a_circle_is_found() -> None:
@@ -172,7 +173,7 @@ def test_a_circle_is_found() -> None:
     circle = lines | {"corpus.tokens": "from mlxgpt.corpus.bpe import gpt2"}
     for sources, error in ((lines, None), (circle, graphlib.CycleError)):
         sorter = graphlib.TopologicalSorter(
-            {room: set(imported(source, set(rooms()))) for room, source in sources.items()}
+            {module: set(imported(source, set(modules()))) for module, source in sources.items()}
         )
         if error:
             with pytest.raises(error):
@@ -181,28 +182,28 @@ def test_a_circle_is_found() -> None:
             sorter.prepare()
 
 
-def test_only_the_front_draws() -> None:
-    for name, path in rooms().items():
-        if name.split(".")[0] not in FRONT:
+def test_only_the_top_modules_draw() -> None:
+    for name, path in modules().items():
+        if name.split(".")[0] not in TOP_MODULES:
             source = path.read_text()
             assert "import rich" not in source, name
             assert "from rich" not in source, name
 
 
-@pytest.mark.parametrize("wing", WINGS)
-def test_a_wing_says_what_lives_in_it(wing: str) -> None:
-    tree = ast.parse((PACKAGE / wing / "__init__.py").read_text())
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_is_in_it(package: str) -> None:
+    tree = ast.parse((SOURCES / package / "__init__.py").read_text())
     said = ast.get_docstring(tree)
     assert said
     assert len(said) > 60
     assert len(tree.body) == 1, "and exports nothing"
 
 
-def test_tests_mirror_the_house() -> None:
-    """A room's tests lie in its wing's folder, under its name."""
+def test_tests_mirror_the_packages() -> None:
+    """A module's tests lie in its package's folder, under its name."""
     folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
-    assert set(WINGS) <= folders
-    known = set(rooms())
+    assert set(PACKAGES) <= folders
+    known = set(modules())
     # Of several modules.
     others = {
         "contract",
@@ -214,11 +215,34 @@ def test_tests_mirror_the_house() -> None:
         "ranks",
         "resume",
     }
-    for wing in WINGS:
-        for path in (ROOT / "tests" / wing).glob("test_*.py"):
+    for package in PACKAGES:
+        for path in (ROOT / "tests" / package).glob("test_*.py"):
             words = path.stem.removeprefix("test_").split("_")
             names = {"_".join(words[: n + 1]) for n in range(len(words))}  # or a part of its tests
-            assert names & others or {f"{wing}.{name}" for name in names} & known, path.name
+            assert names & others or {f"{package}.{name}" for name in names} & known, path.name
+
+
+def test_files_that_are_named_exist() -> None:
+    """In the documents, by their path; in a docstring or comment of a module, after "see"."""
+    there = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py")]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+    named = [
+        (path, name)
+        for path in documents
+        if path.name != "CHANGELOG.md"  # which names former files
+        for name in re.findall(r"(?:mlxgpt|tests|benchmarks)/[\w/]+\.py", path.read_text())
+    ]
+    for path in modules().values():
+        named += [(path, name) for name in re.findall(r"see ([\w/]+\.py)", path.read_text())]
+    assert named
+    for path, name in named:
+        assert any(other.endswith(f"/{name}") or other == name for other in there), (path, name)
+
+
+def test_no_import_is_in_a_docstring() -> None:
+    for name, path in modules().items():
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert not re.search(r"^import \w+$", text, re.MULTILINE), name
 
 
 # These answer "no" or "nothing" where a path cannot be read; files.py has others, which raise.
@@ -236,7 +260,7 @@ NEVER_RAISING = (
 
 
 def test_what_cannot_be_read_is_never_taken_for_missing() -> None:
-    for name, path in rooms().items():
+    for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue

@@ -63,5 +63,5 @@ def test_a_run_cannot_name_data_elsewhere(place: Path, name: str) -> None:
     tree = json.loads(path.read_text())
     del tree["seal"]
     path.write_text(files.sealed({**tree, "data_name": name}))
-    with pytest.raises(UserError, match="is no name of a data folder"):
+    with pytest.raises(UserError, match="is not the name of a data folder"):
         runs.open_run(SMALL_RUN)

@@ -1,4 +1,4 @@
-"""Opens a prepared data folder, ours or nanoGPT's: the one room that knows both."""
+"""Opens a prepared data folder, ours or nanoGPT's: the only module that knows both."""
 
 from __future__ import annotations
 

@@ -303,9 +303,9 @@ def _example(line: bytes, where: str) -> Example:
     try:
         row = files.parse_json(line.decode("utf-8"))
     except ValueError as error:
-        raise refuse("is no JSON object") from error
+        raise refuse("is not a JSON object") from error
     if not isinstance(row, dict):
-        raise refuse("is no JSON object")
+        raise refuse("is not a JSON object")
     context, endings, label = (row.get(key) for key in ("ctx", "endings", "label"))
     if not isinstance(context, str) or not context:
         raise refuse("has no text as its 'ctx'")

@@ -1,1 +1,1 @@
-"""`mlxgpt play`: a page to see inside a model, and a door for other programs; on this machine."""
+"""`mlxgpt play`: a page to see inside a model, and an API for other programs; on this machine."""

@@ -108,7 +108,7 @@ def as_event(tree: Any) -> str:
 
 
 def error(status: int, problem: str, remedy: str = "", kind: str | None = None) -> JSONResponse:
-    """An error as OpenAI's API has it, for every door."""
+    """An error as OpenAI's API has it, for every route."""
     kind = kind or ("invalid_request_error" if status < 500 else "server_error")
     tree = {"message": _message(problem, remedy), "type": kind, "param": None, "code": None}
     return FiniteJSONResponse({"error": tree}, status)

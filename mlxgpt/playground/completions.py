@@ -65,16 +65,16 @@ class _Plan:
 
 def routes(models: Models, device: Device) -> list[Route]:
     """Routes of OpenAI's API."""
-    door = _Door(models, device)
+    endpoints = _Endpoints(models, device)
     return [
-        Route("/v1/models", door.models),
-        Route("/v1/models/{name:path}", door.model),
-        Route("/v1/completions", door.completions, methods=["POST"]),
-        Route("/v1/chat/completions", door.chat, methods=["POST"]),
+        Route("/v1/models", endpoints.models),
+        Route("/v1/models/{name:path}", endpoints.model),
+        Route("/v1/completions", endpoints.completions, methods=["POST"]),
+        Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
     ]
 
 
-class _Door:
+class _Endpoints:
     def __init__(self, models: Models, device: Device) -> None:
         self._models, self._device = models, device
         self._name = models.folder.name

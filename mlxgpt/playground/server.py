@@ -1,4 +1,4 @@
-"""The server: its doors, its errors, and its life."""
+"""The server: its routes, its errors, its start and its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOST = "127.0.0.1"
 
 
 def application(folder: Path, port: int, key: str) -> ASGIApp:
-    """What answers: a run's page, and the door for other programs.
+    """What answers: a run's page, and the API for other programs.
 
     Args:
         folder: the run's.

@@ -1,7 +1,6 @@
 """A run's folder: config, tokenizer, metrics, samples, checkpoints. Self-contained: to generate
 from it, nothing else is needed, on any machine.
 
-import logging
     config.toml      the whole config; changed intervals are written back
     run.json         format version, the data's name and fingerprint, how its texts begin, and where
                      its first weights come from
@@ -9,7 +8,7 @@ import logging
     metrics.jsonl, history.jsonl, samples.txt: what its training noted, see notes.py
     chat_template.jinja  how a conversation becomes a prompt, where there is one, as Hugging Face
                      has it
-    wandb.txt, tensorboard/: of --report-to, see tracking.py
+    wandb.txt, tensorboard/: of --report-to, see training/loggers.py
     best.json        step and validation loss of the best checkpoint
     checkpoints/step-NNNNNNN/
     snapshots/step-NNNNNNN/  weights alone, in 16 bits: see training/snapshots.py
@@ -301,7 +300,7 @@ def open_run(folder: Path) -> Run:
     """Open a run's folder.
 
     Raises:
-        UserError: if it is no run, damaged, or of a newer format.
+        UserError: if it is not a run, damaged, or of a newer format.
         OSError: if it cannot be read.
     """
     files.only_plain(folder)
@@ -338,7 +337,7 @@ def _data_name(name: Any) -> str:
     name = str(name)
     plain = name == Path(name).name and not CONTROL.search(name)
     if not plain or name in ("", "..") or len(os.fsencode(name)) > 255:
-        raise ValueError(f"{name!r} is no name of a data folder")
+        raise ValueError(f"{name!r} is not the name of a data folder")
     return name
 
 
