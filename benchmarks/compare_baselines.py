@@ -19,10 +19,9 @@ from baselines.records import Comparison
 from baselines.report import render_markdown, write_comparison
 from baselines.runner import PLAN, Job, Plan, installed_frameworks, run_tasks
 
-from mlxgpt import config_files
-from mlxgpt.config import override
-from mlxgpt.errors import UserError
-from mlxgpt.reports import bench
+from mlxgpt.bench import speed
+from mlxgpt.config import override, toml
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger("baselines")
 
@@ -33,9 +32,9 @@ NANOGPT_ON_A_CPU = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, 
 
 def jobs_of(tier: int | None) -> list[Job]:
     """The models to measure: the tiers, nanoGPT's smallest in training, GPT-2's size writing."""
-    tiers = [Job(f"tier{n}", bench.complete(config_files.tier(n))) for n in (1, 2)]
-    small = bench.complete(override(config_files.tier(1), NANOGPT_ON_A_CPU))
-    large = bench.complete(config_files.load(config_files.built_in()["gpt2-124m"]))
+    tiers = [Job(f"tier{n}", speed.complete(toml.tier(n))) for n in (1, 2)]
+    small = speed.complete(override(toml.tier(1), NANOGPT_ON_A_CPU))
+    large = speed.complete(toml.load(toml.built_in()["gpt2-124m"]))
     return [
         *([tiers[tier - 1]] if tier else tiers),
         Job("nanoGPT's for a CPU", small, texts=()),
@@ -65,7 +64,7 @@ def main(arguments: list[str] | None = None, plan: Plan = PLAN) -> int:
         if missing:
             logger.info(f"not installed, left out: {', '.join(missing)}. To get all: {INSTALL}")
         date = datetime.now(UTC).isoformat(timespec="seconds")
-        machine = bench.describe_machine()  # before measuring adds to the load
+        machine = speed.describe_machine()  # before measuring adds to the load
         results = run_tasks(jobs_of(args.tier), frameworks, nanogpt=args.nanogpt, plan=plan)
         comparison = Comparison(date, machine, tuple(results))
         paths = write_comparison(comparison, args.out)

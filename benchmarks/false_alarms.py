@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mlxgpt.study import sequential
-from mlxgpt.study.paired import ALPHA, interval
+from mlxgpt.experiments import sequential
+from mlxgpt.experiments.statistics import ALPHA, interval
 
 MOST = sequential.MOST
 NOISE: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {

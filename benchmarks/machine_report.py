@@ -30,12 +30,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mlxgpt import files
-from mlxgpt.errors import UserError
-from mlxgpt.machine import mac
-from mlxgpt.reports import report
-from mlxgpt.reports.markdown import figure, table
-from mlxgpt.reports.records import Machine, Measurement
+from mlxgpt.backend import macos
+from mlxgpt.bench import report
+from mlxgpt.bench.markdown import figure, table
+from mlxgpt.bench.records import Machine, Measurement
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 MLXGPT = (sys.executable, "-m", "mlxgpt")
@@ -152,8 +152,8 @@ def main(arguments: Sequence[str] | None = None, workspace: Workspace | None = N
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        mac.refuse_others()
-        with mac.awake(), tempfile.TemporaryDirectory(prefix="mlxgpt-") as folder:
+        macos.refuse_others()
+        with macos.awake(), tempfile.TemporaryDirectory(prefix="mlxgpt-") as folder:
             workspace = workspace or Workspace(Path(folder).resolve())
             args.out.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=args.out).close()

@@ -17,10 +17,10 @@ import numpy as np
 from baselines.records import Comparison
 from baselines.report import speed_ratios
 
-from mlxgpt.pages import plots
-from mlxgpt.pages.course import course_of
-from mlxgpt.pages.page import COLORS
-from mlxgpt.pages.plots import Line
+from mlxgpt.html_report import plots
+from mlxgpt.html_report.page import COLORS
+from mlxgpt.html_report.plots import Line
+from mlxgpt.html_report.run_metrics import course_of
 from mlxgpt.storage.run import open_run
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -89,14 +89,14 @@ class Worker:
 
     def time_step(self, name: str) -> dict[str, Any]:
         """Milliseconds of a training step."""
-        from mlxgpt import config_files
+        from mlxgpt.config import toml
 
         import mlx.core as mx  # isort: skip
         from mlxgpt.config import override
         from mlxgpt.training.step import new_step
 
         recipe, changes = SHAPES[name]
-        config = override(config_files.tier(1, recipe), {**ALWAYS, **changes})
+        config = override(toml.tier(1, recipe), {**ALWAYS, **changes})
         step = self._steps.setdefault(name, new_step(config))
         train, model = config.train, config.model
         shape = train.gradient_accumulation_steps, train.batch_size, model.block_size + 1

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from mlxgpt import api
-from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.display import TrainingDisplay
+from mlxgpt.cli.progress import TrainingDisplay
+from mlxgpt.data.dataset import Dataset
 from mlxgpt.storage.run import Run
 
 PICTURE = Path(__file__).with_name("training.svg").absolute()

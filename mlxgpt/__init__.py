@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mlxgpt.backend.cpu import blas
-from mlxgpt.errors import UserError
+from mlxgpt.utils.errors import UserError
 
 if TYPE_CHECKING:
     from mlxgpt.api import (

@@ -1,5 +1,5 @@
 """`python -m mlxgpt` is `mlxgpt`."""
 
-from mlxgpt.cli import run
+from mlxgpt.cli.main import run
 
 run()

@@ -1,6 +1,6 @@
 """What each command does, as a function. These are mlxgpt's public names.
 
-For where folders lie see requests.py. Each function raises UserError for what a user can mend.
+For the folders see config/resolve.py. Each function raises UserError for what a user can mend.
 """
 
 from __future__ import annotations
@@ -16,36 +16,35 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt import config as configs
-from mlxgpt import files
-from mlxgpt.benchmarking import benchmark as benchmark
-from mlxgpt.benchmarking import benchmark_together as benchmark_together
-from mlxgpt.comparison import compare as compare
+from mlxgpt.bench.benchmark import benchmark as benchmark
+from mlxgpt.bench.benchmark import benchmark_together as benchmark_together
 from mlxgpt.config import Config, DataConfig
-from mlxgpt.corpus import prepare as preparation
-from mlxgpt.corpus.dataset import Dataset, is_prepared
-from mlxgpt.corpus.prepare import Progress
-from mlxgpt.corpus.sources import STORYBOOK, hub_text
-from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.config.resolve import PathLike, home, resolve
+from mlxgpt.convert import exporting, importing
+from mlxgpt.data import prepare as preparation
+from mlxgpt.data.dataset import Dataset, is_prepared
+from mlxgpt.data.prepare import Progress
+from mlxgpt.data.sources import STORYBOOK, hub_text
+from mlxgpt.data.token_array import Tokens
 from mlxgpt.distributed.group import joined
-from mlxgpt.errors import UserError
-from mlxgpt.evaluation import appraisal, loss
 from mlxgpt.evaluation import hellaswag as endings
-from mlxgpt.evaluation.appraisal import Appraisal
+from mlxgpt.evaluation import loss, sample_quality
 from mlxgpt.evaluation.hellaswag import Result as HellaSwag
 from mlxgpt.evaluation.loss import Evaluation
+from mlxgpt.evaluation.sample_quality import Appraisal
+from mlxgpt.experiments.compare import compare as compare
+from mlxgpt.html_report.report import report as report
 from mlxgpt.inference.generate import Generated, TextStream
-from mlxgpt.interchange import exporting, importing
 from mlxgpt.loaded_model import load as load
 from mlxgpt.model.parameters import flatten_params, load_parameters
-from mlxgpt.overview import Info as Info
-from mlxgpt.overview import RunLine as RunLine
-from mlxgpt.overview import found as found
-from mlxgpt.overview import info as info
-from mlxgpt.overview import runs as runs
-from mlxgpt.playing import play as play
-from mlxgpt.reporting import report as report
-from mlxgpt.requests import PathLike, data_of, home, opened, resolve
+from mlxgpt.playground.play import play as play
 from mlxgpt.storage import run as run_folders
+from mlxgpt.storage.info import Info as Info
+from mlxgpt.storage.info import RunLine as RunLine
+from mlxgpt.storage.info import found as found
+from mlxgpt.storage.info import info as info
+from mlxgpt.storage.info import runs as runs
+from mlxgpt.storage.loading import data_of, opened
 from mlxgpt.training import loop as train_loop
 from mlxgpt.training import selfcheck
 from mlxgpt.training.auto_size import SIZED
@@ -57,6 +56,8 @@ from mlxgpt.training.loggers import make_logger
 from mlxgpt.training.retries import retry_on_gpu_failure
 from mlxgpt.training.selfcheck import Check
 from mlxgpt.training.setup import setup
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -390,7 +391,7 @@ def appraise(
     """
     found, model, step = opened(run, checkpoint, runs_dir)
     dataset = data_of(found, home("data", data_dir))
-    result = appraisal.appraise(model, found.tokenizer, dataset)
+    result = sample_quality.appraise(model, found.tokenizer, dataset)
     tree = {"step": step, **asdict(result)}
     files.write_atomically(
         found.folder / "quality.json",
@@ -402,7 +403,7 @@ def appraise(
 def check(
     tier: int | None = None, *, config: PathLike | Config | None = None, **settings: Any
 ) -> list[Check]:
-    """Check what must hold before a long run; see selfcheck.py."""
+    """Check what must hold before a long run; see training/selfcheck.py."""
     chosen = resolve(tier, config, **settings)[1]
     must_fit(chosen)
     return list(selfcheck.check(chosen))

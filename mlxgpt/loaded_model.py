@@ -13,11 +13,12 @@ import numpy as np
 
 from mlxgpt import config
 from mlxgpt.backend import execution
+from mlxgpt.backend.device import on_cpu
 from mlxgpt.config import Sampling
-from mlxgpt.corpus.dataset import is_prepared
-from mlxgpt.corpus.normalize import encode_prompt
-from mlxgpt.corpus.tokens import Tokens
-from mlxgpt.errors import UserError
+from mlxgpt.config.resolve import PathLike, home
+from mlxgpt.data.dataset import is_prepared
+from mlxgpt.data.normalize import encode_prompt
+from mlxgpt.data.token_array import Tokens
 from mlxgpt.evaluation.loss import EvalText, Evaluation, Evaluator
 from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.inference.generate import (
@@ -34,11 +35,11 @@ from mlxgpt.inference.inspect import (
     sampled_probabilities,
 )
 from mlxgpt.inference.scoring import ScoredToken, Scorer
-from mlxgpt.machine.device import on_cpu
 from mlxgpt.model import quantized
 from mlxgpt.model.gpt import GPT
-from mlxgpt.requests import PathLike, data_of, home, opened
+from mlxgpt.storage.loading import data_of, opened
 from mlxgpt.storage.run import Run
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -20,14 +20,14 @@ from hypothesis import settings
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 from mlxgpt import api
+from mlxgpt.backend import device
 from mlxgpt.config import Config, from_tree, override
-from mlxgpt.corpus import bpe
-from mlxgpt.corpus.bpe import BPETokenizer
-from mlxgpt.machine import device
+from mlxgpt.data.tokenizers import bpe
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.training import selfcheck
 from mlxgpt.training.callbacks import Callback, Summary
-from tests.logged import logged_to
-from tests.trainings import Recorder
+from tests.helpers.log_lines import logged_to
+from tests.helpers.training_runs import Recorder
 
 
 def pytest_configure() -> None:

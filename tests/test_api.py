@@ -10,11 +10,11 @@ import pytest
 
 import mlxgpt
 from mlxgpt import UserError, api
+from mlxgpt.bench import report, speed
 from mlxgpt.config import Config
-from mlxgpt.corpus.bpe import BPETokenizer
-from mlxgpt.corpus.prepare import PrepareRequest
-from mlxgpt.model.counting import count_parameters
-from mlxgpt.reports import bench, report
+from mlxgpt.data.prepare import PrepareRequest
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.model.stats import count_parameters
 
 
 def test_the_public_names_are_functions_whatever_was_imported_before() -> None:
@@ -103,7 +103,7 @@ def test_a_benchmark_is_measured_and_written(
         asked.extend(configs)
         return "measured"
 
-    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(speed, "measure", measure)
     monkeypatch.setattr(report, "write", lambda measured, folder: (measured, folder))
     found: Any = api.benchmark(out=tmp_path / "a" / "b")
     assert found == ("measured", ("measured", tmp_path / "a" / "b"))

@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxgpt import cli
-from tests.commands import ROOT, TRAIN
+from mlxgpt.cli import main as cli
+from tests.helpers.commands import ROOT, TRAIN
 
 PACKAGE = str(ROOT / "mlxgpt")
 TRAINING, GENERATION = 9, 8  # frames, at most

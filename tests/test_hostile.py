@@ -19,20 +19,24 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mlxgpt import api, config_files, files
-from mlxgpt.corpus import meta_pickle, readers, tokenizer_file
-from mlxgpt.corpus import tokenizer as tokenizers
-from mlxgpt.corpus.bpe import BPETokenizer
-from mlxgpt.corpus.dataset import open_dataset
-from mlxgpt.corpus.meta import SPLITS
-from mlxgpt.errors import UserError
-from mlxgpt.interchange import importing
+from mlxgpt import api
+from mlxgpt.config import toml
+from mlxgpt.convert import importing
+from mlxgpt.data import meta_pickle, readers
+from mlxgpt.data.dataset import open_dataset
+from mlxgpt.data.meta import SPLITS
+from mlxgpt.data.tokenizers import char as tokenizers
+from mlxgpt.data.tokenizers import tokenizer_json
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.storage import loading
 from mlxgpt.storage import run as runs
 from mlxgpt.training.resume import step_seconds
 from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.step import new_step
-from tests.hostile import CHANGES, EDITS, VALUES, as_json, changed, edited
-from tests.interchange.models import folder_of
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+from tests.helpers.external_models import folder_of
+from tests.helpers.hostile_files import CHANGES, EDITS, VALUES, as_json, changed, edited
 
 pytestmark = pytest.mark.usefixtures("no_check")
 ROOM = 2 << 30  # bytes of memory that a reader may take beside what is there
@@ -87,7 +91,7 @@ STEP = SMALL_RUN / "checkpoints/step-0000012"
 def use_checkpoint() -> None:
     """All that is done with a run's checkpoint."""
     run = runs.open_run(SMALL_RUN)
-    model, _ = runs.load_model(run, "12")
+    model, _ = loading.load_model(run, "12")
     assert all(isinstance(value, mx.array) for value in model.parameters()["wte"].values())
     saved = run.load_first([STEP], with_optimizer=True)
     SpikeGuard.from_tree(saved.guard)
@@ -186,8 +190,8 @@ def test_configs(place: Path, count: int) -> None:
         else:
             content = edited(good.encode(), edits)
         path.write_bytes(content)
-        config = config_files.load(path)
-        assert config_files.load(path) == config
+        config = toml.load(path)
+        assert toml.load(path) == config
         use_checkpoint()
         api.evaluate(run="done")
 
@@ -210,7 +214,7 @@ def test_tokenizers(home: Path, count: int, kind: str) -> None:
         changes, edits = given
         text = as_json(changed(tree, changes)) if changes else None
         path.write_bytes(text.encode() if text else edited(good.encode(), edits))
-        loaded = tokenizer_file.load(path)
+        loaded = tokenizer_json.load(path)
         assert loaded.decode(loaded.encode("abc a")) == "abc a"
         assert len(loaded.fingerprint) == 64
 
@@ -344,7 +348,7 @@ def test_a_config_of_a_giant_builds_nothing(place: Path) -> None:
     manifest = STEP / "manifest.json"
     tree = json.loads(manifest.read_text())
     del tree["seal"]
-    tree["model"] = config_files.load(path).model.fingerprint
+    tree["model"] = toml.load(path).model.fingerprint
     manifest.write_text(files.sealed(tree))
     with pytest.raises(UserError, match="and the checkpoint has"):
         api.generate(run="done")

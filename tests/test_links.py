@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt import api, config_files, files
-from mlxgpt.corpus.dataset import open_dataset
-from mlxgpt.errors import UserError
+from mlxgpt import api
+from mlxgpt.config import toml
+from mlxgpt.data.dataset import open_dataset
 from mlxgpt.storage import run as runs
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_check")
 SMALL_RUN = Path("runs/done")
@@ -42,7 +44,7 @@ def test_nothing_is_written_through_a_link(place: Path, text_file: Path, name: s
     (SMALL_RUN / name).unlink(missing_ok=True)
     Path("precious").write_text("mine")
     (SMALL_RUN / name).symlink_to(Path("precious").absolute())
-    run = config_files.load(SMALL_RUN / "config.toml")
+    run = toml.load(SMALL_RUN / "config.toml")
     with pytest.raises(UserError, match="is a link"):
         api.train(config=run, source=text_file, run="done", max_steps=20)
     assert Path("precious").read_text() == "mine"

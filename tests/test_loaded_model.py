@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import mlxgpt
-from mlxgpt import cli
+from mlxgpt.cli import main as cli
 from mlxgpt.config import Config
-from mlxgpt.corpus.tokenizer import CharTokenizer
-from mlxgpt.errors import UserError
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.loaded_model import load
 from mlxgpt.model.losses import token_losses
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.run import open_run
+from mlxgpt.utils.errors import UserError
 
 
 def test_a_model_is_read_once_and_writes_what_generate_does(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlxgpt.machine import device
+from mlxgpt.backend import device
 from tests.conftest import pytest_runtest_setup
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt import cli
-from mlxgpt.machine import memory
-from mlxgpt.machine.memory import Limit
-from mlxgpt.study import planning
+from mlxgpt.backend import memory_limits
+from mlxgpt.backend.memory_limits import Limit
+from mlxgpt.cli import main as cli
+from mlxgpt.experiments import planning
 from mlxgpt.training import setup
-from tests.commands import ROOT, SMALL, Capture, refused
+from tests.helpers.commands import ROOT, SMALL, Capture, refused
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory so")
 
@@ -56,8 +56,8 @@ def ends_clearly(done: subprocess.CompletedProcess[str]) -> bool:
 @pytest.fixture
 def least(monkeypatch: pytest.MonkeyPatch) -> int:
     """Megabytes of address space that mlxgpt asks for on this machine."""
-    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (1 << 40, 1 << 40))
-    return memory.limits()[0].least // MB
+    monkeypatch.setattr(memory_limits.resource, "getrlimit", lambda kind: (1 << 40, 1 << 40))
+    return memory_limits.limits()[0].least // MB
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +96,8 @@ def test_every_limit_ends_clearly(place: Path, command: str) -> None:
 def test_what_a_container_cannot_hold_is_refused_before_it_is_timed(
     place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    container = Limit("this container's memory", 400 * MB, 390 * MB, memory.RESIDENT, "")
-    monkeypatch.setattr(memory, "limits", lambda: [container])
+    container = Limit("this container's memory", 400 * MB, 390 * MB, memory_limits.RESIDENT, "")
+    monkeypatch.setattr(memory_limits, "limits", lambda: [container])
     for module in (setup, planning):
         monkeypatch.setattr(module, "check_and_measure", lambda *_: pytest.fail("it was timed"))
     line = [*TRAIN, "--n-embd", "384", "--n-layer", "6", "--batch-size", "32"]

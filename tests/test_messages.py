@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT
+from tests.helpers.commands import ROOT
 
 # What a person made is never to be deleted: move it away, or use another name.
 LOSS = re.compile(

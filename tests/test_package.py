@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus.hub import Hub, running, shakespeare
+from tests.helpers.fake_hub import Hub, running, shakespeare
 
 ROOT = Path(__file__).parents[1]
 

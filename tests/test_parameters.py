@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 import mlxgpt
-from tests.commands import ROOT
+from tests.helpers.commands import ROOT
 
 MOST = 8
 MANY, FUNCTIONS_WITH_MANY = 6, 8  # at most 8 functions may take more than 6

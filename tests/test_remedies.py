@@ -15,13 +15,15 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxgpt import cli, files
-from mlxgpt.corpus import bpe, hub
-from mlxgpt.errors import UserError
-from mlxgpt.machine import arrays
-from tests.commands import Capture
-from tests.faulty import FaultyDisk
-from tests.interchange.models import folder_of
+from mlxgpt.backend import safetensors_io
+from mlxgpt.cli import main as cli
+from mlxgpt.data import hub
+from mlxgpt.data.tokenizers import bpe
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+from tests.helpers.commands import Capture
+from tests.helpers.external_models import folder_of
+from tests.helpers.faulty_disk import FaultyDisk
 
 NUMBERS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS)
 
@@ -65,7 +67,7 @@ def test_the_number_decides_and_the_file_is_named(
         with monkeypatch.context() as patch:
             patch.setattr(io, "open", failing_open(io.open, name, number))
             patch.setattr(os, "open", failing_open(os.open, name, number))
-            patch.setattr(arrays, "ReadFile", failing_read(name, number))
+            patch.setattr(safetensors_io, "ReadFile", failing_read(name, number))
             capsys.readouterr()
             assert cli.main(line.split()) == 2, doing
         problem, remedy = capsys.readouterr().err.splitlines()[-2:]
@@ -87,10 +89,10 @@ def failing_open(real: Callable[..., Any], name: str, number: int) -> Callable[.
     return opened
 
 
-def failing_read(name: str, number: int) -> type[arrays.ReadFile]:
+def failing_read(name: str, number: int) -> type[safetensors_io.ReadFile]:
     """A file whose reading by MLX fails, if it has this name."""
 
-    class Failing(arrays.ReadFile):
+    class Failing(safetensors_io.ReadFile):
         def readinto(self, buffer: Any) -> int | None:
             if str(self.name).endswith(name):
                 self.error = OSError(number, os.strerror(number))
@@ -102,10 +104,10 @@ def failing_read(name: str, number: int) -> type[arrays.ReadFile]:
 
 def test_weights_that_are_damaged_are_not_a_failing_disk(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    arrays.save_arrays(path, {"x": mx.arange(500)}, {})
+    safetensors_io.save_arrays(path, {"x": mx.arange(500)}, {})
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(RuntimeError, match=r"safetensors|read"):
-        arrays.load_arrays(path)
+        safetensors_io.load_arrays(path)
 
 
 @pytest.mark.parametrize("operation", ["open", "write"])
@@ -115,7 +117,7 @@ def test_weights_that_cannot_be_written_say_why(tmp_path: Path, operation: str) 
         disk.plugged_in(fail_at=["open", "write"].index(operation)),
         pytest.raises(OSError, match=r"a\.safetensors") as caught,
     ):
-        arrays.save_arrays(tmp_path / "a.safetensors", {"x": mx.arange(5)}, {})
+        safetensors_io.save_arrays(tmp_path / "a.safetensors", {"x": mx.arange(5)}, {})
     assert caught.value.errno == errno.ENOSPC
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from mlxgpt.storage import checkpoint
-from tests.breaking import cut_the_power
-from tests.commands import ROOT
 from tests.conftest import TINY
-from tests.trainings import MODERN_PARTS, MODERN_STEPS, final_state, metrics
+from tests.helpers.commands import ROOT
+from tests.helpers.crash import cut_the_power
+from tests.helpers.training_runs import MODERN_PARTS, MODERN_STEPS, final_state, metrics
 
 STEPS = 40
 CONFIG = {
@@ -45,7 +45,7 @@ MODERN = {
 def live(plan: dict[str, Any]) -> bool:
     """One life of a training; whether it came to its end."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.breaking", json.dumps(plan)],
+        [sys.executable, "-m", "tests.helpers.crash", json.dumps(plan)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

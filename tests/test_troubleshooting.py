@@ -16,17 +16,19 @@ from typing import cast
 import mlx.core as mx
 import pytest
 
-from mlxgpt import cli, files
-from mlxgpt.corpus import bpe, hub, web
-from mlxgpt.corpus.dataset import open_dataset
-from mlxgpt.errors import UserError
-from mlxgpt.interchange import huggingface
-from mlxgpt.machine import device_errors, mac, memory
-from mlxgpt.machine.memory import Limit
+from mlxgpt.backend import device_errors, macos, memory_limits
+from mlxgpt.backend.memory_limits import Limit
+from mlxgpt.cli import main as cli
+from mlxgpt.convert import huggingface
+from mlxgpt.data import http, hub
+from mlxgpt.data.dataset import open_dataset
+from mlxgpt.data.tokenizers import bpe
 from mlxgpt.storage.run import Run
 from mlxgpt.training import loggers
-from tests.commands import ROOT, TRAIN, Capture, refused
-from tests.interchange.models import SHAPE, folder_of
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+from tests.helpers.commands import ROOT, TRAIN, Capture, refused
+from tests.helpers.external_models import SHAPE, folder_of
 from tests.training.test_loggers import Wandb
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
@@ -41,7 +43,7 @@ def no_network(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
     patch.setattr(hub, "_load_splits", nothing)
     patch.setattr("huggingface_hub.HfApi.dataset_info", nothing)
-    patch.setattr(web, "fetch", nothing)
+    patch.setattr(http, "fetch", nothing)
     return refused(capsys, "prepare", "shakespeare")
 
 
@@ -302,7 +304,7 @@ def intel(
     with patch.context() as other:
         other.setattr(sys, "platform", "darwin")
         other.setattr(os, "uname", lambda: type("uname", (), {"machine": "x86_64"}))
-        other.setattr(mac, "_translated", lambda: translated)
+        other.setattr(macos, "_translated", lambda: translated)
         return refused(capsys, "runs")
 
 
@@ -440,7 +442,7 @@ def cut_array(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 def little_memory(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     container = Limit("this container's memory", 10**8, 10**8, 2 * 10**8, "give it more.")
-    patch.setattr(memory, "limits", lambda: [container])
+    patch.setattr(memory_limits, "limits", lambda: [container])
     return refused(capsys, "eval", "--run", "done")
 
 
@@ -469,7 +471,7 @@ def _of_the_gpu(capsys: Capture, patch: pytest.MonkeyPatch, reason: str) -> str:
 
 
 def crashed(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    return memory.crash("SIGSEGV").problem
+    return memory_limits.crash("SIGSEGV").problem
 
 
 MISTAKES: list[Mistake] = [

@@ -10,7 +10,7 @@ import warnings
 from importlib import import_module
 
 from baselines.tasks import Task, peak_memory
-from mlxgpt.errors import UserError
+from mlxgpt.utils.errors import UserError
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # the other libraries' own

@@ -21,13 +21,12 @@ from baselines.tasks import (
     prompt_of,
     timed_texts,
 )
-from mlxgpt.backend import execution
+from mlxgpt.backend import device, execution
 from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree
-from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
-from mlxgpt.corpus.tokens import Tokens, dtype_for
+from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.token_array import Tokens, dtype_for
 from mlxgpt.inference.decode import BatchDecoder, generate_step
 from mlxgpt.inference.engine import CompiledModel
-from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
 from mlxgpt.training.step import TrainStep, take_steps

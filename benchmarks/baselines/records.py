@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mlxgpt.reports.records import Machine
+from mlxgpt.bench.records import Machine
 
 MLXGPT = "mlxgpt"  # its name among the frameworks
 

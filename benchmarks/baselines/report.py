@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from baselines.records import MLXGPT, Comparison, TaskResult
-from mlxgpt import files
-from mlxgpt.reports import report
-from mlxgpt.reports.markdown import spread_of, table
-from mlxgpt.reports.records import Measurement, Spread
+from mlxgpt.bench import report
+from mlxgpt.bench.markdown import spread_of, table
+from mlxgpt.bench.records import Measurement, Spread
+from mlxgpt.utils import files
 
 LOWER_IS_BETTER = ("ms_to_first_token", "peak_memory", "seconds_from_start")
 

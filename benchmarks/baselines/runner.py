@@ -33,14 +33,14 @@ from typing import Any
 import numpy as np
 
 from baselines.records import MLXGPT, TaskResult
-from mlxgpt import files
 from mlxgpt.backend.cpu import jit
 from mlxgpt.config import Config, override
-from mlxgpt.corpus import storybook
-from mlxgpt.errors import UserError
-from mlxgpt.interchange import huggingface
+from mlxgpt.convert import huggingface
+from mlxgpt.data import synthetic
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ def _weights(config: Config) -> Iterator[Path]:
 @contextmanager
 def _learning_task(config: Config, plan: Plan) -> Iterator[dict[str, Any]]:
     """A task with batches of synthetic stories, and windows that are in none of them."""
-    text = "<|endoftext|>".join(storybook.stories(0, size=int(1e6 * plan.megabytes)))
+    text = "<|endoftext|>".join(synthetic.stories(0, size=int(1e6 * plan.megabytes)))
     characters, ids = np.unique(np.array(list(text)), return_inverse=True)
     config = override(config, {"vocab_size": len(characters)})
     window = config.model.block_size + 1

@@ -1,3 +1,3 @@
-"""How this machine computes: the operations and their execution, as far as they differ by device.
-Knows arrays, not models or text.
+"""How this machine computes: device, memory, operations, and what differs between CPU, Metal and
+CUDA. Knows arrays, not models or text.
 """

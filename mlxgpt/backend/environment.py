@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from mlxgpt import __version__
-from mlxgpt.backend import execution
+from mlxgpt.backend import device, execution
 from mlxgpt.backend.cpu import blas, jit
-from mlxgpt.machine import device
 
 GXX_TIMEOUT = 9  # seconds for g++ to print its version
 

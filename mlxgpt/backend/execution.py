@@ -12,12 +12,12 @@ from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 
+from mlxgpt.backend import device, device_errors
 from mlxgpt.backend.cpu import blas, jit, parallel
 from mlxgpt.backend.cpu.blas import share_threads as share_blas_threads
 from mlxgpt.backend.cpu.blas import status as blas_status
 from mlxgpt.backend.cpu.blas import thread_count as blas_thread_count
 from mlxgpt.backend.cpu.jit import shield_from_sigint
-from mlxgpt.machine import device, device_errors
 
 __all__ = [
     "PerThread",

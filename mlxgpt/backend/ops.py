@@ -12,11 +12,11 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxgpt.backend import device
 from mlxgpt.backend.cpu import kernels, weights
 from mlxgpt.backend.cpu.kernels import use_cpu_kernel
 from mlxgpt.backend.embedding import lookup
 from mlxgpt.backend.linear import matmul, matmul_plus_bias
-from mlxgpt.machine import device
 
 EPS = kernels.EPS  # of every norm
 

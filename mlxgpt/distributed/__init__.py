@@ -1,3 +1,3 @@
-"""Training on several machines, or in several processes: their group, what they send each other,
-whether they agree. A process alone is a group of size 1.
+"""Training on several machines or processes: process group, control channel, agreement checks. One
+process is a group of size 1.
 """

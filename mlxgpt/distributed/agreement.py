@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.distributed.group import ProcessGroup
-from mlxgpt.errors import UserError
+from mlxgpt.utils.errors import UserError
 
 
 def require_same(group: ProcessGroup, name: str, values: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from mlxgpt.distributed.launcher import resume_command
-from mlxgpt.errors import UserError
+from mlxgpt.utils.errors import UserError
 
 HEARTBEAT_INTERVAL = 1.0  # seconds
 HEARTBEAT_TIMEOUT = 7.0  # seconds without a heartbeat until a rank counts as lost

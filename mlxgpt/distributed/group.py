@@ -25,7 +25,7 @@ import mlx.core as mx
 from mlxgpt.distributed import control
 from mlxgpt.distributed.control import ControlChannel
 from mlxgpt.distributed.launcher import addresses, launched
-from mlxgpt.errors import UserError
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

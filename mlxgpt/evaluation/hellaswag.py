@@ -21,14 +21,14 @@ from urllib.parse import urlsplit
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt import files
 from mlxgpt.backend.execution import compiled
-from mlxgpt.corpus import formats, web
-from mlxgpt.corpus.normalize import normalize_text
-from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
-from mlxgpt.errors import UserError
+from mlxgpt.data import formats, http
+from mlxgpt.data.normalize import normalize_text
+from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -255,21 +255,21 @@ def _validation() -> bytes:
     Raises:
         UserError: if it could not be downloaded.
     """
-    with contextlib.suppress(OSError, ValueError, web.Trouble):
-        return _checked(_read(web.cache_folder(OWNER_AND_NAME) / FILE, BYTES))
+    with contextlib.suppress(OSError, ValueError, http.Trouble):
+        return _checked(_read(http.cache_folder(OWNER_AND_NAME) / FILE, BYTES))
     host = urlsplit(URL).hostname
     logger.info(f"getting HellaSwag ({BYTES / 1e6:.0f} MB) from {host}")
     try:
-        content = _checked(web.fetch(URL, longest=BYTES))
+        content = _checked(http.fetch(URL, longest=BYTES))
     except Exception as error:  # whatever the transport raises
         raise UserError(
-            f"HellaSwag could not be downloaded ({host}: {web.reason(error)})",
+            f"HellaSwag could not be downloaded ({host}: {http.reason(error)})",
             f"check the connection; or get {FILE} some other way, and name that file.",
         ) from error
     try:
-        files.write_atomically(web.cache_folder(OWNER_AND_NAME) / FILE, content.decode("utf-8"))
+        files.write_atomically(http.cache_folder(OWNER_AND_NAME) / FILE, content.decode("utf-8"))
     except (OSError, ValueError) as error:
-        logger.warning(f"HellaSwag cannot be kept for the next time ({web.reason(error)})")
+        logger.warning(f"HellaSwag cannot be kept for the next time ({http.reason(error)})")
     return content
 
 
@@ -277,7 +277,7 @@ def _checked(content: bytes) -> bytes:
     """`content` itself, if it is the validation split."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256:
-        raise web.Trouble(f"another text, sha256 {digest[:8]}…")
+        raise http.Trouble(f"another text, sha256 {digest[:8]}…")
     return content
 
 

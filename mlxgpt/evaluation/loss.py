@@ -10,16 +10,15 @@ from itertools import islice
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend import execution
-from mlxgpt.corpus.tokenizer import Tokenizer, byte_lengths
-from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.backend import device, execution
+from mlxgpt.data.token_array import Tokens
+from mlxgpt.data.tokenizers.char import Tokenizer, byte_lengths
 from mlxgpt.distributed.group import LOCAL, ProcessGroup
-from mlxgpt.errors import UserError
-from mlxgpt.machine import device
-from mlxgpt.model.counting import flops_per_token
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
+from mlxgpt.model.stats import flops_per_token
 from mlxgpt.storage.run import Run
+from mlxgpt.utils.errors import UserError
 
 EvalStep = execution.PerThread[mx.array]
 

@@ -1,3 +1,3 @@
-"""From a prompt to a text: compiled model, decoding, sampling, streaming; and a look at what the
-model computes. Knows a model and a tokenizer, nothing of runs.
+"""From a prompt to text: compiled model, decoding, sampling, streaming, and inspection of a forward
+pass. Knows nothing of runs.
 """

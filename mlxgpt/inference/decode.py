@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend import execution
+from mlxgpt.backend import device, execution
 from mlxgpt.config import Sampling
 from mlxgpt.inference.engine import NOT_FINITE, CompiledModel, NotFiniteError, Tokens
 from mlxgpt.inference.sampling import SamplerSpec, setting_values
-from mlxgpt.machine import device
 from mlxgpt.model.kv_cache import LayerKV, pad_cache
-from mlxgpt.seeds import derive
+from mlxgpt.utils.seeds import derive
 
 LARGE = 64_000_000  # bytes of a cache
 

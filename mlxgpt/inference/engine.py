@@ -13,13 +13,12 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend import execution, ops
-from mlxgpt.errors import UserError
+from mlxgpt.backend import device, execution, ops
 from mlxgpt.inference.sampling import NEG_INF, SamplerSpec, make_sampler, top_probabilities
-from mlxgpt.machine import device
-from mlxgpt.model.counting import count_parameters, flops_per_token
 from mlxgpt.model.gpt import GPT, Linear
 from mlxgpt.model.kv_cache import KVCache, LayerKV, LayersKV
+from mlxgpt.model.stats import count_parameters, flops_per_token
+from mlxgpt.utils.errors import UserError
 
 BUCKETS = 8  # lengths that a function is compiled for, at most
 SMALLEST_BUCKET = 16  # tokens

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mlxgpt.config import Sampling
-from mlxgpt.corpus.normalize import prompt_text
-from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
+from mlxgpt.data.normalize import prompt_text
+from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
 from mlxgpt.inference.decode import BatchDecoder, generate_step
 from mlxgpt.inference.engine import CompiledModel
 

@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.backend.execution import compiled
-from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT
+from mlxgpt.utils.errors import UserError
 
 LENGTHS = 8  # that a text is padded to, and so compiled for, at most
 SHORTEST = 16  # of these, in tokens

@@ -14,10 +14,10 @@ import mlx.nn as nn
 from mlxgpt.backend import ops
 from mlxgpt.config import ModelConfig
 from mlxgpt.model.activations import ActivationRecorder
-from mlxgpt.model.counting import mlp_width
 from mlxgpt.model.dropout import dropout, split_key
 from mlxgpt.model.kv_cache import KVCache, LayerCache
 from mlxgpt.model.parameters import initial_parameters
+from mlxgpt.model.stats import mlp_width
 
 ROPE_BASE = 10_000.0
 

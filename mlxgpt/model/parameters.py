@@ -9,8 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlxgpt.errors import UserError
-from mlxgpt.seeds import derive
+from mlxgpt.utils.errors import UserError
+from mlxgpt.utils.seeds import derive
 
 INIT_STD = 0.02
 VOCAB_MATRICES = ("wte.weight", "lm_head.weight")  # a row for each token, [V, C]

@@ -9,9 +9,9 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlxgpt.backend.execution import compiled
-from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
+from mlxgpt.utils.errors import UserError
 
 BITS = (16, 8, 4)
 GROUPS = (64, 32)  # numbers of a row that share a scale and an offset; mlx-lm's own choice first

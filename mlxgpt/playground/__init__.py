@@ -1,1 +1,1 @@
-"""`mlxgpt play`: a page to see inside a model, and an API for other programs; on this machine."""
+"""`mlxgpt play`: the web page that looks inside a model, and an OpenAI-compatible API."""

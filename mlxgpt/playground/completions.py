@@ -19,20 +19,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from mlxgpt import config
-from mlxgpt.errors import UserError
 from mlxgpt.inference.generate import LONGEST_CHARACTER
 from mlxgpt.inference.scoring import ScoredToken
 from mlxgpt.loaded_model import LoadedModel
-from mlxgpt.playground import access, chat
-from mlxgpt.playground.access import FiniteJSONResponse
-from mlxgpt.playground.answers import (
-    Answer,
-    ChatAnswer,
-    CompletionAnswer,
-    Piece,
-    Token,
-    usage,
-)
+from mlxgpt.playground import auth, chat_template
+from mlxgpt.playground.auth import FiniteJSONResponse
 from mlxgpt.playground.models import Models
 from mlxgpt.playground.request_body import (
     MOST_TEXTS,
@@ -42,8 +33,10 @@ from mlxgpt.playground.request_body import (
     parse,
     show_value,
 )
-from mlxgpt.playground.sharing import Device
+from mlxgpt.playground.responses import Answer, ChatAnswer, CompletionAnswer, Piece, Token, usage
+from mlxgpt.playground.scheduler import Device
 from mlxgpt.playground.unsupported_fields import unknown_fields
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +92,7 @@ class _Endpoints:
         return FiniteJSONResponse(self._card()) if name == self._name else self._another()
 
     def _another(self) -> Response:
-        return access.error(404, "there is no such model", f"the one here is {self._name!r}.")
+        return auth.error(404, "there is no such model", f"the one here is {self._name!r}.")
 
     async def completions(self, request: Request) -> Response:
         """Continue prompts."""
@@ -116,10 +109,10 @@ class _Endpoints:
         if body.model != self._name:
             return self._another()
         self._warn(unknown_fields(body))
-        template = chat.template_of(self._models.opened())
+        template = chat_template.template_of(self._models.opened())
 
         def ids() -> list[int]:
-            return chat.ids(template, body.messages, self._models.at())
+            return chat_template.ids(template, body.messages, self._models.at())
 
         prompt = await self._device.call(ids)
         plan = _plan(body, [prompt], body.max_completion_tokens or body.max_tokens, False)
@@ -275,13 +268,13 @@ async def _events(
                     drawn += piece.drawn
                     if piece.text or piece.finish or piece.tokens:
                         tree = answer.tree([answer.part(piece)], streamed=True)
-                        yield access.as_event(tree | no_usage)
+                        yield auth.as_event(tree | no_usage)
         except UserError as error:
-            yield access.late(error)
+            yield auth.late(error)
             return
     if with_usage:
         tree = answer.tree([], streamed=True) | {"usage": usage(sum(lengths), drawn)}
-        yield access.as_event(tree)
+        yield auth.as_event(tree)
     yield "data: [DONE]\n\n"
 
 

@@ -7,13 +7,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxgpt import files
-from mlxgpt.errors import UserError
 from mlxgpt.inference.inspect import ForwardTrace
 from mlxgpt.loaded_model import LoadedModel, load
-from mlxgpt.model.counting import count_parameters
+from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage.checkpoint import path_of, step_of
 from mlxgpt.storage.run import Run, open_run
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 READ = ("run.json", "config.toml", "tokenizer.json")  # GPT-2's takes a third of a second
 KEPT = 4  # models, and looks, at most

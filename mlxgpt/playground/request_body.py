@@ -18,8 +18,8 @@ from pydantic import (
 )
 from starlette.requests import Request
 
-from mlxgpt import files
-from mlxgpt.errors import UserError
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 MOST_CHARACTERS = 100_000  # of a prompt
 MOST_IDS = 20_000

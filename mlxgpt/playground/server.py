@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from mlxgpt import files
-from mlxgpt.errors import UserError
-from mlxgpt.playground import access, completions, page
+from mlxgpt.playground import auth, completions, ui_api
 from mlxgpt.playground.connection import MOST_CONNECTIONS, Connection
 from mlxgpt.playground.models import Models
-from mlxgpt.playground.sharing import Busy, Device
+from mlxgpt.playground.scheduler import Busy, Device
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 HOST = "127.0.0.1"
 
@@ -33,30 +33,30 @@ def application(folder: Path, port: int, key: str) -> ASGIApp:
     """
     models, device = Models(folder), Device()
     app = Starlette(
-        routes=[*page.routes(models, device), *completions.routes(models, device)],
+        routes=[*ui_api.routes(models, device), *completions.routes(models, device)],
         exception_handlers={UserError: _refused, HTTPException: _http, Busy: _busy, OSError: _os},
     )
-    return access.Access(app, port, key)
+    return auth.Access(app, port, key)
 
 
 async def _refused(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, UserError)
-    return access.error(400, problem.problem, problem.remedy)
+    return auth.error(400, problem.problem, problem.remedy)
 
 
 async def _http(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, HTTPException)
-    return access.error(problem.status_code, problem.detail)
+    return auth.error(problem.status_code, problem.detail)
 
 
 async def _busy(request: Request, problem: Exception) -> Response:
-    return access.error(429, "too many texts are being written", "wait for one to end.")
+    return auth.error(429, "too many texts are being written", "wait for one to end.")
 
 
 async def _os(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, OSError)
     failed = files.os_error(problem, "read", Path("the run"))
-    return access.error(500, failed.problem, failed.remedy)
+    return auth.error(500, failed.problem, failed.remedy)
 
 
 def bound(port: int) -> socket.socket:

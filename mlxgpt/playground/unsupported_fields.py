@@ -7,8 +7,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from mlxgpt.errors import UserError
 from mlxgpt.playground.request_body import Body, ChatBody, CompletionBody, show_value
+from mlxgpt.utils.errors import UserError
 
 NEAR = 0.8  # similarity from which a name counts as a misspelling; `temprature` has 0.95
 

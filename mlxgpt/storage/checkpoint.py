@@ -20,10 +20,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxgpt import files
-from mlxgpt.errors import UserError
-from mlxgpt.machine import device_errors, memory
-from mlxgpt.machine.arrays import load_arrays, save_arrays
+from mlxgpt.backend import device_errors, memory_limits
+from mlxgpt.backend.safetensors_io import load_arrays, save_arrays
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 FORMAT = 2  # 1 had no guard
 NAME = re.compile(r"step-(\d{7,18})", re.ASCII)
@@ -141,7 +141,7 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
     except RuntimeError as error:  # of MLX, of a file that could be read
         if device_errors.classify(error):
             raise
-        raise memory.exhausted(error) or _damaged(path, error) from error
+        raise memory_limits.exhausted(error) or _damaged(path, error) from error
     except (*MISSING, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _damaged(path, error) from error
 

@@ -5,7 +5,7 @@ from it, nothing else is needed, on any machine.
     run.json         format version, the data's name and fingerprint, how its texts begin, and where
                      its first weights come from
     tokenizer.json
-    metrics.jsonl, history.jsonl, samples.txt: what its training noted, see notes.py
+    metrics.jsonl, history.jsonl, samples.txt: what its training noted, see storage/logs.py
     chat_template.jinja  how a conversation becomes a prompt, where there is one, as Hugging Face
                      has it
     wandb.txt, tensorboard/: of --report-to, see training/loggers.py
@@ -29,17 +29,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxgpt import config_files, files
-from mlxgpt.config import Config
-from mlxgpt.corpus import tokenizer_file
-from mlxgpt.corpus.tokenizer import Tokenizer
-from mlxgpt.errors import UserError
-from mlxgpt.model.counting import count_parameters
-from mlxgpt.model.gpt import GPT
-from mlxgpt.model.parameters import load_parameters
+from mlxgpt.config import Config, toml
+from mlxgpt.data.tokenizers import tokenizer_json
+from mlxgpt.data.tokenizers.char import Tokenizer
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
-from mlxgpt.storage.notes import HISTORY, IDENTITY, METRICS, SAMPLES, Notes
+from mlxgpt.storage.logs import HISTORY, IDENTITY, METRICS, SAMPLES, Notes
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +212,7 @@ class Run(Notes):
 
     def write_config(self, config: Config) -> None:
         """Store a config in the folder."""
-        files.write_atomically(self.folder / CONFIG, config_files.to_toml(config))
+        files.write_atomically(self.folder / CONFIG, toml.to_toml(config))
 
 
 @contextlib.contextmanager
@@ -283,7 +280,7 @@ def create(run: Run) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         (scratch / "checkpoints").mkdir(parents=True)
         for name, text in (
-            (CONFIG, config_files.to_toml(run.config)),
+            (CONFIG, toml.to_toml(run.config)),
             (TOKENIZER, run.tokenizer.to_json()),
             (IDENTITY, files.sealed(identity)),
         ):
@@ -320,10 +317,10 @@ def open_run(folder: Path) -> Run:
         raise UserError(
             f"{folder / IDENTITY} is damaged: {error}", "restore it, or name another run."
         ) from error
-    config = config_files.load(folder / CONFIG)
+    config = toml.load(folder / CONFIG)
     if config.train.dtype == "auto":  # which a run has decided
         raise UserError(f"{folder / CONFIG} is not whole", "restore the run's own file.")
-    tokenizer = tokenizer_file.load(folder / TOKENIZER)
+    tokenizer = tokenizer_json.load(folder / TOKENIZER)
     if tokenizer.fingerprint != identity.get("tokenizer"):
         raise UserError(
             f"{folder}: tokenizer.json is not the one this run was trained with",
@@ -365,36 +362,6 @@ def find(name: str | None, runs_dir: Path) -> Run:
             "train one: mlxgpt train --tier 1; or name its folder with --run.",
         )
     return open_run(trained[0])
-
-
-def load_model(run: Run, which: str = "best", *, fall_back: bool = True) -> tuple[GPT, Checkpoint]:
-    """The model of a run's checkpoint: `best`, `newest`, or a step. Damaged checkpoints that were
-    skipped are logged.
-
-    Args:
-        fall_back: where the best or the newest is damaged, use the newest that is whole.
-
-    Raises:
-        UserError: if there is none, it is damaged, or it was made with another tokenizer.
-    """
-    path = run.checkpoint_path(which)
-    paths = [path]
-    if fall_back and not which.isdecimal():
-        others = (checkpoint.path_of(run.checkpoints, n) for n in reversed(run.steps()))
-        paths += [other for other in others if other != path]
-    saved = run.load_first(paths)
-    there = sum(value.size for value in saved.parameters.values())
-    if there != (wanted := count_parameters(run.config.model)):  # before a model of that size
-        raise UserError(
-            f"config.toml tells of {wanted:,} parameters, and the checkpoint has {there:,}",
-            "restore the run's own files; config.toml and checkpoints belong together.",
-        )
-    model = GPT(run.config.model)
-    parameters = saved.parameters
-    if path.parent == run.snapshots:  # which is in 16 bits
-        parameters = {name: value.astype(mx.float32) for name, value in parameters.items()}
-    load_parameters(model, parameters)
-    return model, saved
 
 
 def folders_in(runs_dir: Path, *, skip_unreadable: bool = False) -> list[Path]:

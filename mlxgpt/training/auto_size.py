@@ -12,10 +12,10 @@ import logging
 import math
 
 from mlxgpt.config import Config, override
-from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.errors import UserError
-from mlxgpt.model.counting import count_parameters
+from mlxgpt.data.dataset import Dataset
+from mlxgpt.model.stats import count_parameters
 from mlxgpt.training.estimate import Estimate, measure, refuse_by_estimate
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

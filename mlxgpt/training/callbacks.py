@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.data.dataset import Dataset
 from mlxgpt.storage.run import Run
 from mlxgpt.training.estimate import Estimate
 from mlxgpt.training.selfcheck import Check

@@ -10,12 +10,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxgpt import files
 from mlxgpt.config import Config
-from mlxgpt.errors import UserError
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.run import Run
 from mlxgpt.training.step import TrainStep
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 OTHER_FILES = 1 << 20  # bytes of manifest, metrics and samples
 

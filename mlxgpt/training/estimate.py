@@ -15,16 +15,15 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxgpt.backend import execution
-from mlxgpt.config import Config, ModelConfig, override
-from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.backend import device, execution, memory_limits
+from mlxgpt.config import Config, override
+from mlxgpt.data.dataset import Dataset
 from mlxgpt.distributed.group import LOCAL, ProcessGroup, measure_average_seconds
-from mlxgpt.errors import UserError
 from mlxgpt.evaluation.loss import EvalText, Evaluator, eval_step
-from mlxgpt.machine import device, memory
-from mlxgpt.model.counting import count_parameters
+from mlxgpt.model.stats import count_parameters, training_bytes
 from mlxgpt.training.step import TrainStep, new_step, take_steps
 from mlxgpt.training.validation import tokens_at_end, tokens_each
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +227,7 @@ def refuse_by_estimate(config: Config, ranks: int = 1, limit: int | None = None)
         limit: bytes that it may take; default: what the device has left for a model.
     """
     if limit is None:
-        libraries = memory.RESIDENT if device.on_cpu() else 0
+        libraries = memory_limits.RESIDENT if device.on_cpu() else 0
         limit = max(0, device.free_bytes() - libraries)
     refuse_too_large(config, estimated_bytes(config, ranks), limit)
 
@@ -284,11 +283,6 @@ def must_fit(config: Config) -> None:
             f"this model needs {need / 1e9:,.1f} GB to be trained, and there are {have / 1e9:,.1f}",
             "use a smaller --n-embd or --n-layer.",
         )
-
-
-def training_bytes(model: ModelConfig) -> int:
-    """Least memory of a training: weights, gradients and AdamW's two moments, in float32."""
-    return 16 * count_parameters(model)
 
 
 def estimated_bytes(config: Config, ranks: int = 1) -> int:

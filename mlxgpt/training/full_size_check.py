@@ -16,15 +16,15 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from mlxgpt.backend import device
 from mlxgpt.config import Config, ModelConfig, override
-from mlxgpt.machine import device
-from mlxgpt.model.counting import mlp_width
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache, pad_cache
 from mlxgpt.model.losses import make_eval_step, swapped_parameters, token_losses
 from mlxgpt.model.parameters import INIT_STD, flatten_params
-from mlxgpt.seeds import derive
+from mlxgpt.model.stats import mlp_width
 from mlxgpt.training.step import TrainStep, new_step
+from mlxgpt.utils.seeds import derive
 
 RATE = mx.array(6e-4)  # GPT-2's, since what must hold does not depend on the one asked for
 WHY = (

@@ -9,13 +9,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxgpt import files
 from mlxgpt.config import Config, validate
-from mlxgpt.corpus.tokenizer import Tokenizer
-from mlxgpt.errors import UserError
+from mlxgpt.data.tokenizers.char import Tokenizer
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage import checkpoint
-from mlxgpt.storage.run import Run, load_model
+from mlxgpt.storage.loading import load_model
+from mlxgpt.storage.run import Run
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt.config import Config
-from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.data.dataset import Dataset
 from mlxgpt.storage.run import Run
 from mlxgpt.training.estimate import Estimate
 from mlxgpt.training.init_weights import InitWeights

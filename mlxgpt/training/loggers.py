@@ -19,12 +19,12 @@ from importlib.util import find_spec
 from queue import SimpleQueue
 from typing import Any, Self
 
-from mlxgpt import files
-from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.errors import UserError
+from mlxgpt.data.dataset import Dataset
 from mlxgpt.storage.run import Run
 from mlxgpt.training.callbacks import Callback, Summary
 from mlxgpt.training.estimate import Estimate
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxgpt.backend import execution
+from mlxgpt.backend import device, execution, macos
 from mlxgpt.config import Config
 from mlxgpt.distributed.agreement import require_same_arrays
 from mlxgpt.distributed.group import ProcessGroup
-from mlxgpt.errors import UserError
-from mlxgpt.machine import device, mac
 from mlxgpt.storage.run import Run
 from mlxgpt.training.callbacks import Callback, Summary
 from mlxgpt.training.checkpointer import is_regular
@@ -34,6 +32,7 @@ from mlxgpt.training.snapshots import is_snapshot_step
 from mlxgpt.training.spike_guard import MOST_ROLLBACKS, SpikeGuard
 from mlxgpt.training.step import StepInputs, TrainStep, new_step
 from mlxgpt.training.validation import Validation
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ def train(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> Summary:
         results.begin(step, start.unlogged)
         pending: Pending | None = None
         is_stopped = is_over = False
-        with stop_signals() as stop_asked, execution.shield_from_sigint(), mac.awake():
+        with stop_signals() as stop_asked, execution.shield_from_sigint(), macos.awake():
             inputs = step_inputs(step, guard.batch_offset) if step < last else None
             while inputs and step < last and not is_stopped:
                 # Hand the step over. The device computes it while the host does the rest.

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlxgpt.backend import device
 from mlxgpt.config import Config
-from mlxgpt.machine import device
-from mlxgpt.model.counting import flops_per_token
+from mlxgpt.model.stats import flops_per_token
 
 
 @dataclass

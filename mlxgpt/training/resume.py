@@ -12,12 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxgpt import files
 from mlxgpt.backend.environment import describe_environment, environment_changes
 from mlxgpt.config import Config, changed_weights, differences, override
-from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.data.dataset import Dataset
 from mlxgpt.distributed.group import ProcessGroup
-from mlxgpt.errors import UserError
 from mlxgpt.model.parameters import load_parameters
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
@@ -29,6 +27,8 @@ from mlxgpt.training.init_weights import InitWeights
 from mlxgpt.training.job import TrainJob
 from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.step import TrainStep
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,12 @@ from typing import TypeVar
 
 import mlx.core as mx
 
-from mlxgpt.backend import execution
+from mlxgpt.backend import device_errors, execution
+from mlxgpt.backend.device_errors import DeviceError
 from mlxgpt.config import Config, override
 from mlxgpt.distributed.group import ProcessGroup
-from mlxgpt.machine import device_errors
-from mlxgpt.machine.device_errors import DeviceError
 from mlxgpt.storage import checkpoint
-from mlxgpt.storage.notes import Notes
+from mlxgpt.storage.logs import Notes
 from mlxgpt.training.job import TrainJob
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,8 @@ import math
 from types import TracebackType
 from typing import Any
 
-from mlxgpt import files
 from mlxgpt.config import Sampling
-from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.errors import UserError
+from mlxgpt.data.dataset import Dataset
 from mlxgpt.evaluation.loss import Evaluation
 from mlxgpt.inference.engine import CompiledModel, NotFiniteError
 from mlxgpt.inference.generate import generate
@@ -22,6 +20,8 @@ from mlxgpt.training.metrics import StepMetrics
 from mlxgpt.training.snapshots import Snapshots
 from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.step import TrainStep
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

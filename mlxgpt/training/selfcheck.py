@@ -13,13 +13,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend import execution
+from mlxgpt.backend import device, execution
 from mlxgpt.config import Config, Sampling, override, with_vocabulary
-from mlxgpt.corpus.tokenizer import CharTokenizer
-from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.data.token_array import Tokens
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.evaluation.loss import EvalText, Evaluator, eval_step
 from mlxgpt.inference.sampling import SamplerSpec, make_sampler, setting_values
-from mlxgpt.machine import device
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.full_size_check import (
     Check,

@@ -11,17 +11,15 @@ from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 
-from mlxgpt import __version__, files
-from mlxgpt.backend import execution
+from mlxgpt import __version__
+from mlxgpt.backend import device, device_errors, execution
 from mlxgpt.config import Config, from_tree, override
-from mlxgpt.corpus.dataset import Dataset
-from mlxgpt.corpus.hub import Unavailable
-from mlxgpt.corpus.prepare import PrepareRequest, find_or_prepare
-from mlxgpt.corpus.tokens import blocks_per_epoch
+from mlxgpt.data.dataset import Dataset
+from mlxgpt.data.hub import Unavailable
+from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.token_array import blocks_per_epoch
 from mlxgpt.distributed.agreement import require_same
 from mlxgpt.distributed.group import ProcessGroup, in_turns
-from mlxgpt.errors import UserError
-from mlxgpt.machine import device, device_errors
 from mlxgpt.training import selfcheck
 from mlxgpt.training.auto_size import sized
 from mlxgpt.training.callbacks import Callback
@@ -47,6 +45,8 @@ from mlxgpt.training.resume import (
 from mlxgpt.training.retries import retry_on_gpu_failure
 from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.training.step import check_divisible
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

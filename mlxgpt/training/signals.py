@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mlxgpt.machine import device_errors
+from mlxgpt.backend import device_errors
 
 logger = logging.getLogger(__name__)
 

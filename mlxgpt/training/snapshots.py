@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlxgpt.errors import UserError
-from mlxgpt.model.counting import count_parameters
+from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training.step import TrainStep
+from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 

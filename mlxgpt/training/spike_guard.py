@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxgpt.errors import UserError
+from mlxgpt.utils.errors import UserError
 
 WINDOW = 100  # steps that a loss is compared with
 FEWEST = 25  # of them, at least

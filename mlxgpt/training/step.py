@@ -14,15 +14,15 @@ from mlx.utils import tree_map, tree_unflatten
 
 from mlxgpt.backend import execution
 from mlxgpt.config import Config
-from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.data.token_array import Tokens
 from mlxgpt.distributed.group import LOCAL, ProcessGroup
-from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import swapped_parameters, token_losses
 from mlxgpt.model.parameters import check_shapes, flatten_params
-from mlxgpt.seeds import derive
 from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
 from mlxgpt.training.schedule import learning_rate_schedule
+from mlxgpt.utils.errors import UserError
+from mlxgpt.utils.seeds import derive
 
 Arrays = dict[str, mx.array]  # by dotted names
 

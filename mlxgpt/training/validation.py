@@ -7,7 +7,7 @@ from __future__ import annotations
 from functools import partial
 
 from mlxgpt.config import Config
-from mlxgpt.corpus.dataset import Dataset
+from mlxgpt.data.dataset import Dataset
 from mlxgpt.evaluation.loss import EvalText, Evaluation, Evaluator, eval_step
 from mlxgpt.training.step import TrainStep
 

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.backend import embedding, ops
+from mlxgpt.backend import device, embedding, ops
 from mlxgpt.backend.embedding import (
     MAX_ONE_HOT,
     lookup,
@@ -15,7 +15,6 @@ from mlxgpt.backend.embedding import (
     sum_by_one_hot,
     sum_by_segments,
 )
-from mlxgpt.machine import device
 
 WAYS = (sum_by_one_hot, sum_by_segments)
 # Of ids: all of one, few, as many as fit in one product, one more, and most of them absent.

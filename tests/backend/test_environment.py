@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from mlxgpt.backend import environment, execution
+from mlxgpt.backend import device, environment, execution
 from mlxgpt.backend.cpu import blas
 from mlxgpt.backend.environment import describe_environment, environment_changes
-from mlxgpt.machine import device
 
 
 def test_a_cpu_names_its_blas_and_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

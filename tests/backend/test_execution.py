@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.backend import execution
+from mlxgpt.backend import device, execution
 from mlxgpt.backend.cpu import blas, jit, parallel
 from mlxgpt.backend.execution import PerThread
-from mlxgpt.machine import device
 
 KERNEL = "[Compile::eval_cpu] Failed to compile function Exp with error code 256."
 METAL = "[metal::Device] Unable to build metal library from source\nprogram_source:9: error\nmore"

@@ -7,9 +7,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.backend import ops
+from mlxgpt.backend import device, ops
 from mlxgpt.backend.cpu import kernels
-from mlxgpt.machine import device
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])

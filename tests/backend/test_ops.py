@@ -7,9 +7,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import pytest
 
-from mlxgpt.backend import ops
+from mlxgpt.backend import device, ops
 from mlxgpt.backend.cpu import kernels
-from mlxgpt.machine import device
 
 ROW = mx.zeros((1, 1, 8, 512))
 CALLS: dict[str, Callable[[mx.array], mx.array]] = {

@@ -1,6 +1,6 @@
 import sys
 
-from tests.commands import ROOT
+from tests.helpers.commands import ROOT
 
 # Last, since the scripts there have plain names.
 sys.path.append(str(ROOT / "benchmarks"))

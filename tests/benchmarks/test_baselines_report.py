@@ -8,15 +8,15 @@ import pytest
 from baselines import report
 from baselines.records import MLXGPT, Comparison, TaskResult
 
-from tests.commands import ROOT
-from tests.reports import measured
-from tests.reports.measured import cells
+from tests.helpers import bench_measurement
+from tests.helpers.bench_measurement import cells
+from tests.helpers.commands import ROOT
 
 COMMITTED = ROOT / "benchmarks" / "reports" / "2026-11-26-epyc-2-cores.json"
 
 
 def comparison(*results: TaskResult) -> Comparison:
-    return Comparison("2026-11-22T23:59:58+00:00", measured.measurement().machine, results)
+    return Comparison("2026-11-22T23:59:58+00:00", bench_measurement.measurement().machine, results)
 
 
 def rendered(*results: TaskResult) -> str:

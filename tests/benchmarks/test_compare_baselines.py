@@ -14,9 +14,9 @@ from baselines import runner
 from baselines.records import Comparison, TaskResult
 from baselines.runner import Job
 
-from mlxgpt.reports import bench
-from tests.commands import ROOT, Capture
-from tests.reports import measured
+from mlxgpt.bench import speed
+from tests.helpers import bench_measurement
+from tests.helpers.commands import ROOT, Capture
 
 RESULT = TaskResult("tier1", "training", 0, {"mlxgpt": [{"tokens_per_second": 1.0}]})
 
@@ -25,7 +25,7 @@ RESULT = TaskResult("tier1", "training", 0, {"mlxgpt": [{"tokens_per_second": 1.
 def only_datasets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No other framework is installed; the level of the logger is as before."""
     monkeypatch.setattr(runner, "find_spec", lambda name: name == "datasets")
-    monkeypatch.setattr(bench, "describe_machine", lambda: measured.measurement().machine)
+    monkeypatch.setattr(speed, "describe_machine", lambda: bench_measurement.measurement().machine)
     level = compare_baselines.logger.level
     yield
     compare_baselines.logger.setLevel(level)

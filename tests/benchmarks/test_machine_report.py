@@ -19,9 +19,9 @@ import machine_report
 import pytest
 from machine_report import Result, Workspace
 
-from mlxgpt.errors import UserError
-from mlxgpt.machine import mac
-from mlxgpt.reports.records import Machine
+from mlxgpt.backend import macos
+from mlxgpt.bench.records import Machine
+from mlxgpt.utils.errors import UserError
 
 Capture = pytest.CaptureFixture[str]
 MAC = Machine(
@@ -159,7 +159,7 @@ def test_an_intel_mac_is_refused(
     def refuse() -> None:
         raise UserError("this Mac has an Intel processor", "use another.")
 
-    monkeypatch.setattr(mac, "refuse_others", refuse)
+    monkeypatch.setattr(macos, "refuse_others", refuse)
     assert machine_report.main(["--out", str(tmp_path / "out")]) == 2
     assert "Intel processor\n  → use another." in capsys.readouterr().err
 
@@ -315,7 +315,7 @@ def test_a_whole_report(tmp_path: Path, text: str) -> None:
     source, out = tmp_path / "diary.txt", tmp_path / "out"
     source.write_text(20 * text, encoding="utf-8")
     (tmp_path / "home").mkdir()
-    tests = ("tests/test_seeds.py", "-n", "0", "-rfE")
+    tests = ("tests/utils/test_seeds.py", "-n", "0", "-rfE")
     workspace = Workspace(tmp_path / "home", train=SMALL.split(), tests=tests)
     assert (
         machine_report.main(

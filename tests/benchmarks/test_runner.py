@@ -16,7 +16,7 @@ from baselines.runner import NANOGPT, OURS, Framework, Job, Plan, run_tasks
 
 from mlxgpt.backend.cpu import blas
 from mlxgpt.config import Config, ModelConfig, override
-from mlxgpt.errors import UserError
+from mlxgpt.utils.errors import UserError
 
 TINY = override(
     Config(ModelConfig(1, 2, 32, 16, 37, 0.0, False)), {"dtype": "float32", "batch_size": 2}

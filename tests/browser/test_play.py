@@ -12,11 +12,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxgpt.config import Config, override
-from mlxgpt.corpus.bpe import BPETokenizer
-from mlxgpt.interchange.huggingface import Foreign
-from mlxgpt.interchange.importing import make_run
-from tests.inference.models import lively
-from tests.playground.serving import KEY, Served, playing, serving
+from mlxgpt.convert.huggingface import Foreign
+from mlxgpt.convert.importing import make_run
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from tests.helpers.play_server import KEY, Served, playing, serving
+from tests.helpers.tiny_models import lively
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mlxgpt import api
-from mlxgpt.pages.page import write
-from tests.commands import ROOT
-from tests.pages.test_page import HOSTILE, full
+from mlxgpt.html_report.page import write
+from tests.helpers.commands import ROOT
+from tests.html_report.test_page import HOSTILE, full
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 

@@ -11,8 +11,8 @@ import pytest
 from mlxgpt.config import Config
 from mlxgpt.distributed.agreement import fingerprint, require_same, require_same_arrays
 from mlxgpt.distributed.group import LocalGroup
-from mlxgpt.errors import UserError
 from mlxgpt.training.step import new_step
+from mlxgpt.utils.errors import UserError
 
 
 class Answered(LocalGroup):

@@ -17,7 +17,7 @@ import pytest
 
 from mlxgpt.distributed import control
 from mlxgpt.distributed.control import ControlChannel, Position
-from mlxgpt.errors import UserError
+from mlxgpt.utils.errors import UserError
 
 HERE = socket.gethostname()
 

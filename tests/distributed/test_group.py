@@ -15,13 +15,13 @@ import pytest
 from mlxgpt.distributed import group as groups
 from mlxgpt.distributed.control import ControlChannel
 from mlxgpt.distributed.group import LOCAL, MLXGroup, joined
-from tests.ranked import Ended, Ranked
+from tests.helpers.rank_processes import Ended, Ranked
 
 START = """
 import logging, os, sys, time
 import mlx.core as mx
 from mlxgpt.distributed.group import joined
-from mlxgpt.errors import UserError
+from mlxgpt.utils.errors import UserError
 with joined() as group:
     group.barrier("start")
 """

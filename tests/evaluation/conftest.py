@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mlxgpt.evaluation.hellaswag import Example, load
-from tests.evaluation.endings import TEXT
+from tests.helpers.hellaswag_examples import TEXT
 
 
 @pytest.fixture(scope="session")

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from mlxgpt.config import ModelConfig
-from mlxgpt.corpus import bpe
-from mlxgpt.corpus.bpe import BPETokenizer
-from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
-from mlxgpt.errors import UserError
+from mlxgpt.data.tokenizers import bpe
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
 from mlxgpt.evaluation import hellaswag
 from mlxgpt.evaluation.hellaswag import Example, ending_losses, evaluate, load
 from mlxgpt.model.gpt import GPT
-from tests.evaluation.endings import CASES, TEXT, line, row
+from mlxgpt.utils.errors import UserError
+from tests.helpers.hellaswag_examples import CASES, TEXT, line, row
 
 
 def small(vocab_size: int, block_size: int = 128, n_embd: int = 16, seed: int = 3) -> GPT:

@@ -11,12 +11,12 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from mlxgpt import files
-from mlxgpt.errors import UserError
 from mlxgpt.evaluation import hellaswag
 from mlxgpt.evaluation.hellaswag import Example, load
-from tests.corpus.hub import GitHub, running
-from tests.evaluation.endings import TEXT, line
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+from tests.helpers.fake_hub import GitHub, running
+from tests.helpers.hellaswag_examples import TEXT, line
 
 NOWHERE = "http://127.0.0.1:9"  # a port that refuses
 

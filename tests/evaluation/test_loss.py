@@ -7,15 +7,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.backend import execution
+from mlxgpt.backend import device, execution
 from mlxgpt.config import Config
-from mlxgpt.corpus.tokenizer import CharTokenizer
-from mlxgpt.corpus.tokens import Tokens
-from mlxgpt.errors import UserError
+from mlxgpt.data.token_array import Tokens
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.evaluation.loss import EvalText, Evaluator, eval_step
-from mlxgpt.machine import device
-from mlxgpt.model.counting import flops_per_token
 from mlxgpt.model.gpt import GPT
+from mlxgpt.model.stats import flops_per_token
+from mlxgpt.utils.errors import UserError
 
 LETTERS = "äbcdefghijklmnopqr"  # 18, the last one two bytes long
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.commands import ROOT
+from tests.helpers.commands import ROOT
 
 
 @dataclass(frozen=True)
@@ -140,19 +140,22 @@ def _serve() -> None:
     import matplotlib.backends.backend_svg
     import matplotlib.figure
 
-    from mlxgpt import api, arguments, cli, display, files
+    from mlxgpt import api
+    from mlxgpt.backend import device
     from mlxgpt.backend.cpu import jit
-    from mlxgpt.corpus import encoding, prepare
-    from mlxgpt.interchange import exporting, importing
-    from mlxgpt.machine import device
-    from mlxgpt.pages import runs as pages
+    from mlxgpt.cli import arguments, progress
+    from mlxgpt.cli import main as cli
+    from mlxgpt.convert import exporting, importing
+    from mlxgpt.data import prepare, tokenize
+    from mlxgpt.html_report import run_page as pages
     from mlxgpt.training import estimate, loop, selfcheck, setup
     from mlxgpt.training.estimate import Estimate
+    from mlxgpt.utils import files
 
     for name in sys.argv[1:]:
         importlib.import_module(name)
-    assert all((api, arguments, display, matplotlib, exporting, importing, pages, loop))
-    encoding.CHUNK, prepare.SAVE_EVERY = 1 << 12, 2  # progress worth keeping, also of a small text
+    assert all((api, arguments, progress, matplotlib, exporting, importing, pages, loop))
+    tokenize.CHUNK, prepare.SAVE_EVERY = 1 << 12, 2  # progress worth keeping, also of a small text
     if gxx := jit.find_gxx():  # tried once, and not in each child
         jit._try_compiler(next(files.own_folders()), gxx)
     jit._try_compiler = lambda *_: None

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxgpt.corpus import verified
+from mlxgpt.data import hash_cache
 from tests.faults.forked import Ended, Server
 from tests.faults.library import CLASSES, SHAPE, build, roots
 
@@ -208,7 +208,7 @@ def write_nanogpt(folder: Path, characters: str) -> None:
     import torch
 
     from mlxgpt.config import ModelConfig
-    from tests.interchange.models import parameters_of
+    from tests.helpers.external_models import parameters_of
 
     shape = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "bias": True, "dropout": 0.0}
     shape["vocab_size"] = len(characters)
@@ -323,7 +323,7 @@ def state_of(work: Path, out: str | None) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for path in files_in(work):
         name, content = str(path.relative_to(work)), path.read_bytes()
-        if path.name in ("history.jsonl", "mine.md", verified.NAME):
+        if path.name in ("history.jsonl", "mine.md", hash_cache.NAME):
             state[name] = None  # times, and inodes
         elif path.name == "metrics.jsonl":
             records = [json.loads(line) for line in content.splitlines()]
@@ -385,7 +385,7 @@ def progress(work: Path) -> dict[str, Any]:
     for path in files_in(work):
         name = path.relative_to(work)
         own = name.parts[0] == "runs" and name.parts[1] != "done"
-        if not own and path.name != verified.NAME:
+        if not own and path.name != hash_cache.NAME:
             found[str(name)] = path.read_bytes()
     for identity in work.glob("runs/**/run.json"):
         run = identity.parent

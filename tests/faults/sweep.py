@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxgpt.corpus import verified
+from mlxgpt.data import hash_cache
 from tests.faults.forked import Ended, Server
 from tests.faults.library import CLASSES, SHAPE, build, roots
 
@@ -65,7 +65,7 @@ WORDS = {
 }
 WRONG = ("free some space", "permission", "open files", "prepare the", "train it", "copy it again")
 # Times, and what is only remembered.
-VOLATILE = {"history.jsonl", verified.NAME, "ledger.jsonl", "mine.md"}
+VOLATILE = {"history.jsonl", hash_cache.NAME, "ledger.jsonl", "mine.md"}
 STEADY = ("step", "loss", "lr", "grad_norm", "val_loss")
 
 

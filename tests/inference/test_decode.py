@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
+from mlxgpt.backend import device
 from mlxgpt.config import Config, Sampling, override
 from mlxgpt.inference import engine
 from mlxgpt.inference.decode import BatchDecoder, generate_step
 from mlxgpt.inference.engine import CompiledModel, NotFiniteError
 from mlxgpt.inference.inspect import ForwardTrace
-from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache
-from tests.inference.models import lively
+from tests.helpers.tiny_models import lively
 
 ROTARY = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from mlxgpt.config import Config, Sampling, override
-from mlxgpt.corpus.bpe import BPETokenizer
-from mlxgpt.corpus.tokenizer import CharTokenizer
-from mlxgpt.errors import UserError
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.inference import generate
 from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.inference.generate import Detokenizer, Generated, TextStream, TokenOutput, with_start
 from mlxgpt.model.gpt import GPT
-from tests.inference.models import lively
+from mlxgpt.utils.errors import UserError
+from tests.helpers.tiny_models import lively
 
 LETTERS = "abcdefghijklmnopqr\n"  # 19 of them
 

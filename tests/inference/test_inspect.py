@@ -12,7 +12,7 @@ from mlxgpt.inference.inspect import EmbeddingNeighbors, ForwardTrace, sampled_p
 from mlxgpt.inference.sampling import NEG_INF, SamplerSpec, make_sampler, setting_values
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.quantized import quantize
-from tests.inference.models import lively
+from tests.helpers.tiny_models import lively
 
 IDS = np.array([3, 1, 4, 1, 5])
 KNOWN = 17  # of 19 that the model has room for

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxgpt.config import Config, override
-from mlxgpt.errors import UserError
 from mlxgpt.inference.scoring import Scorer
 from mlxgpt.model.gpt import GPT
+from mlxgpt.utils.errors import UserError
 
 V = 19
 

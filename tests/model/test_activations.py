@@ -6,14 +6,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt import config_files
 from mlxgpt.backend import ops
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, override, toml
 from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache
-from tests.inference.models import lively
-from tests.trainings import MODERN_PARTS
+from tests.helpers.tiny_models import lively
+from tests.helpers.training_runs import MODERN_PARTS
 
 IDS = np.array([[3, 1, 4, 1, 5, 9, 2]])
 LAST = mx.array([IDS.shape[1] - 1])
@@ -91,9 +90,7 @@ def test_a_head_switched_off_is_a_slice_of_zeros(model: GPT) -> None:
 
 @pytest.mark.slow
 def test_of_a_model_as_large_as_gpt2() -> None:
-    config = override(
-        config_files.load(config_files.built_in()["gpt2-124m"]), {"vocab_size": 50257}
-    )
+    config = override(toml.load(toml.built_in()["gpt2-124m"]), {"vocab_size": 50257})
     model = GPT(config.model)
     ids = mx.random.randint(0, 50257, (1, 128))
     recorder = ActivationRecorder({(11, 3)})

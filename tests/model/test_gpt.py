@@ -10,11 +10,11 @@ from mlx.utils import tree_map
 
 from mlxgpt.backend import ops
 from mlxgpt.config import Config, ModelConfig, override
-from mlxgpt.model.counting import count_parameters, flops_per_token, mlp_width
 from mlxgpt.model.gpt import GPT, MLP, apply_rope
 from mlxgpt.model.kv_cache import KVCache, pad_cache
 from mlxgpt.model.losses import token_losses
 from mlxgpt.model.parameters import flatten_params
+from mlxgpt.model.stats import count_parameters, flops_per_token, mlp_width
 from mlxgpt.training.step import TrainStep
 from tests.oracle import reference
 from tests.oracle.reference import model_and_batch

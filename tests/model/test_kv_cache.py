@@ -9,7 +9,7 @@ import pytest
 from mlxgpt.config import Config, override
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache, LayersKV, pad_cache
-from tests.inference.models import lively
+from tests.helpers.tiny_models import lively
 
 PROMPT, LENGTH = 5, 9  # tokens read at once, and in all
 

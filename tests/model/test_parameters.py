@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mlxgpt.config import Config, ModelConfig, override
-from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params, load_parameters
+from mlxgpt.utils.errors import UserError
 
 
 def test_initial_weights_are_gpt2s() -> None:

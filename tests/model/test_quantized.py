@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from mlxgpt.config import Config, override
-from mlxgpt.errors import UserError
-from mlxgpt.interchange import mlx_lm
+from mlxgpt.convert import mlx_lm
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.model.quantized import as_it_is, quantize
+from mlxgpt.utils.errors import UserError
 
 MODERN = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "tied": False}
 

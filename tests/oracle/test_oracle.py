@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mlxgpt.config import Sampling
-from mlxgpt.corpus.tokenizer import CharTokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.inference.sampling import SamplerSpec, make_logits_processor, setting_values
 from tests.oracle import reference
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from mlxgpt.interchange import exporting
-from mlxgpt.storage.run import load_model
-from tests.interchange.test_card import RUNS, run_of
+from mlxgpt.convert import exporting
+from mlxgpt.storage.loading import load_model
+from tests.convert.test_model_card import RUNS, run_of
 
 pytest.importorskip("torch", reason="the extra `oracle` is not installed")
 pytest.importorskip("transformers", reason="the extra `oracle` is not installed")

@@ -13,11 +13,11 @@ import pytest
 
 import mlxgpt
 from mlxgpt.config import Config, ModelConfig, override
-from mlxgpt.interchange import exporting, huggingface, importing
-from mlxgpt.interchange.huggingface import Foreign
+from mlxgpt.convert import exporting, huggingface, importing
+from mlxgpt.convert.huggingface import Foreign
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
-from mlxgpt.storage.run import load_model
+from mlxgpt.storage.loading import load_model
 from mlxgpt.training.step import TrainStep
 from tests.oracle.test_oracle_gguf import Llama, lively, small_bpe
 

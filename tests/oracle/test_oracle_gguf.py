@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxgpt.config import ModelConfig
-from mlxgpt.corpus import bpe, tokenizer_file
-from mlxgpt.corpus.tokenizer import AddedToken, CharTokenizer, Tokenizer
-from mlxgpt.errors import UserError
-from mlxgpt.interchange import gguf
+from mlxgpt.convert import gguf
+from mlxgpt.data.tokenizers import bpe, tokenizer_json
+from mlxgpt.data.tokenizers.char import AddedToken, CharTokenizer, Tokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params, load_parameters
-from tests.interchange.tokenizer_folders import PIECES, tree_with_added
+from mlxgpt.utils.errors import UserError
+from tests.helpers.tokenizer_folders import PIECES, tree_with_added
 
 package = pytest.importorskip("gguf", reason="the extra `oracle` is not installed")
 xllamacpp = pytest.importorskip("xllamacpp", reason="the extra `oracle` is not installed")
@@ -199,7 +199,7 @@ def in_another_order(kind: str) -> Tokenizer:
     tree["model"]["vocab"] = {name: id for id, name in enumerate(names)}
     for token in tree["added_tokens"]:
         token["id"] = names.index(token["content"])
-    return tokenizer_file.tokenizer_of(tree)
+    return tokenizer_json.tokenizer_of(tree)
 
 
 @pytest.mark.parametrize("kind", ["characters", "characters with an end", "BPE and added tokens"])

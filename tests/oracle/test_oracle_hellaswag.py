@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from mlxgpt.config import ModelConfig
-from mlxgpt.corpus import bpe
+from mlxgpt.data.tokenizers import bpe
 from mlxgpt.evaluation.hellaswag import Example, ending_losses, evaluate
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import load_parameters
-from tests.evaluation.endings import CASES, TEXT
+from tests.helpers.hellaswag_examples import CASES, TEXT
 
 pytest.importorskip("torch", reason="the extra `oracle` is not installed")
 pytest.importorskip("transformers", reason="the extra `oracle` is not installed")

@@ -14,13 +14,13 @@ import pytest
 
 import mlxgpt
 from mlxgpt.config import ModelConfig
-from mlxgpt.corpus import bpe
-from mlxgpt.corpus.tokenizer import CharTokenizer, Tokenizer
-from mlxgpt.interchange import exporting, importing
-from mlxgpt.interchange.huggingface import Foreign
+from mlxgpt.convert import exporting, importing
+from mlxgpt.convert.huggingface import Foreign
+from mlxgpt.data.tokenizers import bpe
+from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params, load_parameters
-from mlxgpt.storage.run import load_model
+from mlxgpt.storage.loading import load_model
 
 pytest.importorskip("torch", reason="the extra `oracle` is not installed")
 pytest.importorskip("transformers", reason="the extra `oracle` is not installed")

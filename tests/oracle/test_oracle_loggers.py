@@ -16,8 +16,8 @@ import pytest
 
 from mlxgpt.storage.run import open_run
 from mlxgpt.training.loggers import TensorBoardLogger
-from tests.commands import ROOT
-from tests.trainings import Recorder
+from tests.helpers.commands import ROOT
+from tests.helpers.training_runs import Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
 

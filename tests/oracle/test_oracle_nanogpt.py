@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 import mlxgpt
 from mlxgpt.config import ModelConfig
-from mlxgpt.errors import UserError
-from mlxgpt.interchange.nanogpt import read_checkpoint
+from mlxgpt.convert.nanogpt import read_checkpoint
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import load_parameters
-from tests.hostile import EDITS, edited
+from mlxgpt.utils.errors import UserError
+from tests.helpers.hostile_files import EDITS, edited
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 

@@ -11,7 +11,7 @@ import pytest
 
 import mlxgpt
 from mlxgpt.loaded_model import load
-from tests.playground.serving import KEY, Served, playing
+from tests.helpers.play_server import KEY, Served, playing
 
 openai = pytest.importorskip("openai", reason="openai is not installed")
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -15,7 +15,7 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxgpt.config import Config, ModelConfig, override
-from mlxgpt.interchange import huggingface, qwen3
+from mlxgpt.convert import huggingface, qwen3
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.step import TrainStep

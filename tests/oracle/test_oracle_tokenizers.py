@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from mlxgpt.corpus.tokenizer import AddedToken, CharTokenizer
-from mlxgpt.interchange import tokenizers
-from tests.interchange.tokenizer_folders import ADDED, FOLDERS, PIECES, write_folder
+from mlxgpt.convert import tokenizers
+from mlxgpt.data.tokenizers.char import AddedToken, CharTokenizer
+from tests.helpers.tokenizer_folders import ADDED, FOLDERS, PIECES, write_folder
 
 pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
 

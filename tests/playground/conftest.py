@@ -7,7 +7,7 @@ import pytest
 
 from mlxgpt import api
 from mlxgpt.config import Config
-from tests.playground.serving import Served, playing, serving
+from tests.helpers.play_server import Served, playing, serving
 
 
 @pytest.fixture(scope="package")

@@ -15,8 +15,8 @@ from mlxgpt.inference import engine
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.playground.completions import MOST_WARNINGS, aligned
 from mlxgpt.playground.request_body import MOST_TEXTS
-from mlxgpt.requests import opened
-from tests.playground.serving import Served, serving
+from mlxgpt.storage.loading import opened
+from tests.helpers.play_server import Served, serving
 
 COMPLETIONS = "/v1/completions"
 ECHO: dict[str, Any] = {"echo": True, "max_tokens": 0}

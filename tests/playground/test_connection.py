@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt.playground import connection, server, sharing
-from tests.playground.serving import KEY, Served, playing
+from mlxgpt.playground import connection, scheduler, server
+from tests.helpers.play_server import KEY, Served, playing
 
 BODY = {"model": "mine", "prompt": "to", "max_tokens": 2}
 
@@ -85,7 +85,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
 def test_streams_that_nobody_reads_take_no_place(
     there: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "MOST", 2)
+    monkeypatch.setattr(scheduler, "MOST", 2)
     with unread_stream(there), unread_stream(there), unread_stream(there):
         assert eventually(lambda: there.post("/v1/completions", BODY).status_code == 200)
         # And it stays so, since they take no more turns.

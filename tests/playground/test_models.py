@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt.errors import UserError
 from mlxgpt.playground import models
 from mlxgpt.playground.models import Models
+from mlxgpt.utils.errors import UserError
 
 
 @pytest.fixture

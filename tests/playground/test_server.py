@@ -6,9 +6,9 @@ import threading
 import httpx
 import pytest
 
-from mlxgpt.errors import UserError
-from mlxgpt.playground import server, sharing
-from tests.playground.serving import Served
+from mlxgpt.playground import scheduler, server
+from mlxgpt.utils.errors import UserError
+from tests.helpers.play_server import Served
 
 
 def test_pieces_are_sent_at_once() -> None:
@@ -26,7 +26,7 @@ def test_a_port_is_taken_once() -> None:
 
 
 def test_too_many_at_once_are_told_so(own: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "MOST", 2)
+    monkeypatch.setattr(scheduler, "MOST", 2)
     answers: list[httpx.Response] = []
     body = {"text": "to", "max_tokens": 1500}
 

@@ -8,13 +8,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt import files
 from mlxgpt.config import Config
-from mlxgpt.errors import UserError
 from mlxgpt.model.gpt import GPT
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import MANIFEST, MODEL, OPTIMIZER, Checkpoint
 from mlxgpt.training.step import TrainStep
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
 
 
 @pytest.fixture

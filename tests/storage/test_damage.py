@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt import api, cli
+from mlxgpt import api
+from mlxgpt.cli import main as cli
 from mlxgpt.config import Config
-from tests.commands import Capture, refused
+from tests.helpers.commands import Capture, refused
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 

@@ -14,7 +14,7 @@ from mlxgpt import api
 from mlxgpt.config import override
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from tests.trainings import final_state, metrics
+from tests.helpers.training_runs import final_state, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check")
 FORMATS = Path(__file__).parents[1] / "formats"

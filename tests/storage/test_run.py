@@ -12,12 +12,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxgpt import api, files
-from mlxgpt.errors import UserError
-from mlxgpt.machine import arrays
-from mlxgpt.storage import checkpoint
+from mlxgpt import api
+from mlxgpt.backend import safetensors_io
+from mlxgpt.storage import checkpoint, loading
 from mlxgpt.storage import run as runs
-from tests.failing import NUMBERS, error, failing_open
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+from tests.helpers.failing_files import NUMBERS, error, failing_open
 
 
 @pytest.fixture
@@ -96,18 +97,18 @@ def test_weights_of_two_heads_are_no_model_of_four(runs_dir: Path) -> None:
     checkpoints knew of it is read as it is.
     """
     run = runs.open_run(runs_dir / "done")
-    runs.load_model(run)
+    loading.load_model(run)
     path = run.folder / "config.toml"
     path.write_text(path.read_text().replace("n_head = 2 ", "n_head = 4 "))
     run = runs.open_run(run.folder)
     assert run.config.model.n_head == 4
     with pytest.raises(UserError, match="other settings of the model"):
-        runs.load_model(run)
+        loading.load_model(run)
     manifest = run.checkpoint_path("best") / checkpoint.MANIFEST
     tree = json.loads(manifest.read_text())
     del tree["model"], tree[files.SEAL]
     manifest.write_text(files.sealed(tree))
-    runs.load_model(run)
+    loading.load_model(run)
 
 
 @pytest.mark.parametrize("name", ["日本語", "a\u3000b", "caf\udce9", "हिन्दी"])
@@ -132,10 +133,10 @@ def test_a_best_that_cannot_be_read_is_not_unknown(
 ) -> None:
     run = runs.open_run(runs_dir / "done")
     failing_open(monkeypatch, "best.json", number)
-    for ask in (run.best, run.checkpoint_path, lambda: runs.load_model(run)):
+    for ask in (run.best, run.checkpoint_path, lambda: loading.load_model(run)):
         with pytest.raises(OSError, match=r"best\.json"):
             ask()
-    runs.load_model(run, "newest")
+    loading.load_model(run, "newest")
 
 
 @pytest.mark.parametrize("content", ["garbage", "{}", ""])
@@ -163,7 +164,7 @@ def test_another_checkpoint_is_used_only_for_a_damaged_one(
             def unreadable(file: object, buffer: object) -> int:
                 raise OSError(number, os.strerror(number))
 
-            patch.setattr(arrays.ReadFile, "readinto", unreadable, raising=False)
+            patch.setattr(safetensors_io.ReadFile, "readinto", unreadable, raising=False)
         elif name == "step":
             real = os.stat
 
@@ -176,13 +177,13 @@ def test_another_checkpoint_is_used_only_for_a_damaged_one(
         else:
             failing_open(patch, name, number)
         with pytest.raises(OSError, match=os.strerror(number)) as caught:
-            runs.load_model(run, "newest")
+            loading.load_model(run, "newest")
     assert caught.value.errno == number
     assert caught.value.filename
     assert notes == []
     path = run.checkpoint_path("newest") / checkpoint.MANIFEST
     path.unlink()
-    _, saved = runs.load_model(run, "newest")
+    _, saved = loading.load_model(run, "newest")
     assert saved.step < 12
     assert "missing or damaged" in notes[0]
 
@@ -197,7 +198,7 @@ def test_what_mlx_cannot_read_is_not_damaged(
 
     monkeypatch.setattr(mx, "load", failing)
     with pytest.raises(UserError, match="out of memory") as caught:
-        runs.load_model(runs.open_run(runs_dir / "done"))
+        loading.load_model(runs.open_run(runs_dir / "done"))
     assert not isinstance(caught.value, checkpoint.Damaged)
 
 
@@ -276,7 +277,7 @@ def test_a_name_need_not_be_utf8(runs_dir: Path) -> None:
     folder = runs_dir / "caf\udce9"
     (runs_dir / "done").rename(folder)
     run = runs.open_run(folder)
-    _, saved = runs.load_model(run)
+    _, saved = loading.load_model(run)
     run.save(run.checkpoints, 99, saved.parameters, {})
     assert run.steps()[-1] == 99
     api.export(to="hf", run=str(folder), out=folder / "hf\udce9")

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from mlxgpt import api
+from mlxgpt.backend import device
 from mlxgpt.config import Config, ModelConfig, override
-from mlxgpt.corpus.dataset import Dataset, open_dataset
-from mlxgpt.errors import UserError
-from mlxgpt.machine import device
-from mlxgpt.model.counting import count_parameters, flops_per_token
+from mlxgpt.data.dataset import Dataset, open_dataset
+from mlxgpt.model.stats import count_parameters, flops_per_token
 from mlxgpt.storage.run import open_run
 from mlxgpt.training import auto_size
 from mlxgpt.training.auto_size import HEAD_SIZE, SHAPES, TOKENS_PER_PARAMETER, sized
 from mlxgpt.training.estimate import Estimate, estimated_bytes
+from mlxgpt.utils.errors import UserError
 
 BASE = override(
     Config(ModelConfig(block_size=256, vocab_size=2048, dropout=0.0)),

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from rich.filesize import decimal
 
-from mlxgpt import api, display
-from mlxgpt.errors import UserError
+from mlxgpt import api
+from mlxgpt.cli import progress
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import checkpointer, run_records, validation
-from tests.trainings import Recorder, final_state, metrics
+from mlxgpt.utils.errors import UserError
+from tests.helpers.training_runs import Recorder, final_state, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check")
 CHECKPOINTS = Path("runs/a/checkpoints")
@@ -198,7 +199,7 @@ def test_what_is_saved_is_shown(train: Any, capsys: pytest.CaptureFixture[str]) 
     train("a", recorder)
     arrays = final_state("a").values()
     assert recorder.told == [(step, sum(a.nbytes for a in arrays)) for step in (4, 8, 12)]
-    train("b", display.TrainingDisplay())
+    train("b", progress.TrainingDisplay())
     assert f"saved       {decimal(recorder.told[0][1])} in 0." in capsys.readouterr().err
 
 

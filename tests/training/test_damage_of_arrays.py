@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxgpt import cli
-from mlxgpt.corpus.dataset import open_dataset
-from mlxgpt.errors import UserError
+from mlxgpt.cli import main as cli
+from mlxgpt.data.dataset import open_dataset
 from mlxgpt.storage import checkpoint
-from tests.commands import ROOT, SMALL, Capture, refused
-from tests.trainings import final_state, metrics
+from mlxgpt.utils.errors import UserError
+from tests.helpers.commands import ROOT, SMALL, Capture, refused
+from tests.helpers.training_runs import final_state, metrics
 
 TRAIN = f"{SMALL} --max-steps 12 --save-interval 4 --log-interval 1 --dropout 0.1".split()
 TRAIN += ["--source", "words.txt"]
@@ -32,7 +32,7 @@ CODE = """
 import os, shutil, sys
 from pathlib import Path
 from mlxgpt import cli
-from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.data.token_array import Tokens
 from mlxgpt.storage.run import Run
 from mlxgpt.training import selfcheck
 

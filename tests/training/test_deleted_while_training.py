@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from mlxgpt import api
-from mlxgpt.errors import UserError
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import snapshots
-from tests.trainings import final_state
+from mlxgpt.utils.errors import UserError
+from tests.helpers.training_runs import final_state
 
 pytestmark = pytest.mark.usefixtures("no_check")
 FOLDER = Path("runs/a")

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt import config_files
-from mlxgpt.config import Config, override
-from mlxgpt.corpus.dataset import open_dataset
-from mlxgpt.errors import UserError
-from mlxgpt.machine import device
+from mlxgpt.backend import device
+from mlxgpt.config import Config, override, toml
+from mlxgpt.data.dataset import open_dataset
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
+from mlxgpt.model.stats import training_bytes
 from mlxgpt.training import estimate
 from mlxgpt.training.estimate import (
     Estimate,
@@ -20,9 +19,9 @@ from mlxgpt.training.estimate import (
     must_fit,
     reached,
     refuse_too_large,
-    training_bytes,
 )
-from tests.commands import ROOT
+from mlxgpt.utils.errors import UserError
+from tests.helpers.commands import ROOT
 
 
 def test_a_few_steps_are_timed_and_nothing_is_changed(trained: Path, tiny_model: Config) -> None:
@@ -184,13 +183,13 @@ def test_every_measured_run_has_its_report() -> None:
 
 
 def test_the_large_configs_are_the_models_they_are_named_after() -> None:
-    from mlxgpt.model.counting import count_parameters
+    from mlxgpt.model.stats import count_parameters
 
-    gpt2 = config_files.load(config_files.built_in()["gpt2-124m"])
+    gpt2 = toml.load(toml.built_in()["gpt2-124m"])
     assert count_parameters(gpt2.model) == 124_439_808  # transformers' GPT2Model, tied
-    gpt1 = config_files.load(config_files.built_in()["gpt1-117m"])
+    gpt1 = toml.load(toml.built_in()["gpt1-117m"])
     assert count_parameters(gpt1.model) == 116_534_784 + 2 * 768  # and a last layer norm
-    tier2 = config_files.tier(2)
+    tier2 = toml.tier(2)
     assert 10e6 < count_parameters(tier2.model) < 30e6
     small = override(tier2, {"n_layer": 1, "n_embd": 48, "n_head": 1})
     assert count_parameters(small.model) == sum(

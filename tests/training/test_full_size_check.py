@@ -12,13 +12,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from mlxgpt.backend import device
 from mlxgpt.config import Config, from_tree, override
-from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache, LayersKV
 from mlxgpt.training import full_size_check, selfcheck
 from mlxgpt.training.full_size_check import Check
-from tests.training.tf32 import round_products
+from tests.helpers.tf32 import round_products
 
 Patch = pytest.MonkeyPatch
 Wrong = Callable[[], bool]  # whether what is computed now is to be wrong

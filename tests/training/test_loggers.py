@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from mlxgpt import api, cli
+from mlxgpt import api
+from mlxgpt.cli import main as cli
 from mlxgpt.config import Config
-from mlxgpt.errors import UserError
 from mlxgpt.storage.run import open_run
 from mlxgpt.training import loggers
 from mlxgpt.training.run_records import RunWriter
-from tests.commands import TRAIN, Capture, program, refused
-from tests.trainings import Recorder
+from mlxgpt.utils.errors import UserError
+from tests.helpers.commands import TRAIN, Capture, program, refused
+from tests.helpers.training_runs import Recorder
 
 
 def test_what_is_not_there_is_said_before_anything_is_done(place: Path, capsys: Capture) -> None:

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT
+from tests.helpers.commands import ROOT
 
 SCRIPT = """
 import json, os, sys
 from mlxgpt import api
-from mlxgpt.machine import device
+from mlxgpt.backend import device
 from mlxgpt.training import selfcheck
 from mlxgpt.config import from_tree
 from tests.conftest import TINY
-from tests.trainings import Recorder
+from tests.helpers.training_runs import Recorder
 
 selfcheck.check = lambda config: iter([])
 STEPS = int(sys.argv[1])

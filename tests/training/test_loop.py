@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxgpt.backend import device
 from mlxgpt.config import Config, override
-from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.data.token_array import Tokens
 from mlxgpt.distributed.group import LocalGroup
-from mlxgpt.machine import device
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training import loop, metrics

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import TINY
-from tests.ranked import Ranked, trained
-from tests.trainings import final_state, len_done, metrics
+from tests.helpers.rank_processes import Ranked, trained
+from tests.helpers.training_runs import final_state, len_done, metrics
 
 STEPS = 16
 CONFIG = {
@@ -104,7 +104,7 @@ def test_a_rank_that_is_stopped_ends_all(home: Path, text_file: Path) -> None:
     assert "mlxgpt: lost rank 1 of 3 (on" in ended.errors[0]
     assert "no heartbeat for" in ended.errors[0]
     assert (
-        "→ the same command resumes: mlx.launch -n 3 -- python -m tests.breaking"
+        "→ the same command resumes: mlx.launch -n 3 -- python -m tests.helpers.crash"
         in (ended.errors[0])
     )
 

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 
 from mlxgpt import api
+from mlxgpt.backend import device
 from mlxgpt.config import Config
-from mlxgpt.errors import UserError
-from mlxgpt.machine import device
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import estimate, loop, resume, run_records, selfcheck
 from mlxgpt.training.selfcheck import Check
-from tests.commands import ROOT
-from tests.trainings import (
+from mlxgpt.utils.errors import UserError
+from tests.helpers.commands import ROOT
+from tests.helpers.training_runs import (
     MODERN_PARTS,
     MODERN_STEPS,
     Recorder,

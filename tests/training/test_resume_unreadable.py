@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from mlxgpt.errors import UserError
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import validation
-from tests.failing import NUMBERS, error, failing_open
-from tests.trainings import final_state, metrics
+from mlxgpt.utils.errors import UserError
+from tests.helpers.failing_files import NUMBERS, error, failing_open
+from tests.helpers.training_runs import final_state, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check")
 FOLDER = Path("runs/a")

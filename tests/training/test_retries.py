@@ -11,20 +11,19 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxgpt import cli
-from mlxgpt.backend import execution
+from mlxgpt.backend import device_errors, execution
+from mlxgpt.cli import main as cli
 from mlxgpt.config import override
-from mlxgpt.corpus.dataset import open_dataset
+from mlxgpt.data.dataset import open_dataset
 from mlxgpt.distributed.group import LOCAL, LocalGroup
-from mlxgpt.errors import UserError
-from mlxgpt.machine import device_errors
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
 from mlxgpt.training import retries, setup
 from mlxgpt.training.estimate import NO_ESTIMATE, Estimate
 from mlxgpt.training.job import TrainJob
-from tests.commands import Capture
-from tests.trainings import Recorder, final_state, metrics
+from mlxgpt.utils.errors import UserError
+from tests.helpers.commands import Capture
+from tests.helpers.training_runs import Recorder, final_state, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check", "planned")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxgpt.config import Config, override
-from mlxgpt.config_files import built_in, load
+from mlxgpt.config.toml import built_in, load
 from mlxgpt.training.schedule import learning_rate_schedule
 
 

@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from mlxgpt import config_files
-from mlxgpt.backend import ops
-from mlxgpt.config import Config, Sampling, override
-from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.backend import device, ops
+from mlxgpt.config import Config, Sampling, override, toml
+from mlxgpt.data.token_array import Tokens
 from mlxgpt.evaluation.loss import Evaluation, Evaluator
 from mlxgpt.inference import sampling
-from mlxgpt.machine import device
 from mlxgpt.model import gpt, parameters
 from mlxgpt.model.gpt import GPT, Linear
 from mlxgpt.model.kv_cache import KVCache, LayersKV
 from mlxgpt.training import full_size_check, selfcheck, step
 from mlxgpt.training.full_size_check import Check
-from tests.training.tf32 import round_products
+from tests.helpers.tf32 import round_products
 
 Patch = pytest.MonkeyPatch
 on_cpu = pytest.mark.skipif(device.backend() != "cpu", reason="a GPU may add in another order")
@@ -298,7 +296,7 @@ def test_float32_is_multiplied_as_such_in_tests() -> None:
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("recipe", ["classic", "modern"])
 def test_a_device_that_rounds_passes(recipe: str, monkeypatch: Patch) -> None:
-    config = config_files.tier(1, recipe)
+    config = toml.tier(1, recipe)
     assert not device.multiplies_exactly()
     found = list(selfcheck.check(config))
     assert [check.name for check in found if check.ok is False] == []

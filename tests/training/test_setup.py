@@ -10,19 +10,19 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxgpt import api, config_files
-from mlxgpt.config import Config, override
-from mlxgpt.corpus import hub, sources
-from mlxgpt.corpus.hub import Unavailable
-from mlxgpt.errors import UserError
+from mlxgpt import api
+from mlxgpt.config import Config, override, toml
+from mlxgpt.data import hub, sources
+from mlxgpt.data.hub import Unavailable
 from mlxgpt.model.parameters import flatten_params
-from mlxgpt.storage import checkpoint
+from mlxgpt.storage import checkpoint, loading
 from mlxgpt.storage import run as runs
 from mlxgpt.training import estimate, selfcheck, validation
 from mlxgpt.training import metrics as step_metrics
 from mlxgpt.training.selfcheck import Check
 from mlxgpt.training.step import TrainStep
-from tests.trainings import Recorder, final_state, len_done, metrics
+from mlxgpt.utils.errors import UserError
+from tests.helpers.training_runs import Recorder, final_state, len_done, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
@@ -251,7 +251,7 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
     small = override(tiny, {"block_size": 8, "max_steps": 2})
     monkeypatch.setattr(hub, "load_rows", unreachable)
     monkeypatch.setattr(sources, "STORYBOOK_MEGABYTES", 0.02)
-    monkeypatch.setattr(config_files, "tier", lambda number, recipe: small)
+    monkeypatch.setattr(toml, "tier", lambda number, recipe: small)
     summary = api.train(tier=1)
     assert summary.run == Path("runs/tier1-storybook")
     assert summary.data == Path("data/storybook")
@@ -274,7 +274,7 @@ def test_a_vocabulary_smaller_than_the_datas_is_refused(train: Any, tiny: Config
 
 def test_weights_load_into_the_model_that_is_run(train: Any) -> None:
     train("a")
-    model, saved = runs.load_model(runs.open_run(Path("runs/a")), "newest")
+    model, saved = loading.load_model(runs.open_run(Path("runs/a")), "newest")
     for name, value in flatten_params(model.parameters()).items():
         assert mx.array_equal(value, saved.parameters[name])
     assert saved.step == 12

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from mlxgpt import api
-from mlxgpt.errors import UserError
 from mlxgpt.loaded_model import load
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import snapshots
 from mlxgpt.training.snapshots import is_snapshot_step
-from tests.trainings import Recorder
+from mlxgpt.utils.errors import UserError
+from tests.helpers.training_runs import Recorder
 
 pytestmark = pytest.mark.usefixtures("no_check")
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.config import Config
-from mlxgpt.corpus.tokens import Tokens
-from mlxgpt.errors import UserError
+from mlxgpt.data.token_array import Tokens
 from mlxgpt.storage import run as runs
 from mlxgpt.training import loop, spike_guard
 from mlxgpt.training.spike_guard import FEWEST, IN_A_ROW, WINDOW, SpikeGuard
-from tests.trainings import Recorder, final_state, metrics
+from mlxgpt.utils.errors import UserError
+from tests.helpers.training_runs import Recorder, final_state, metrics
 
 
 def fed(losses: list[float], on_spike: str = "skip") -> SpikeGuard:

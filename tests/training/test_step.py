@@ -9,19 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.backend import execution, ops
+from mlxgpt.backend import device, execution, ops
 from mlxgpt.backend.cpu import kernels, parallel
 from mlxgpt.config import Config, override
-from mlxgpt.corpus.tokens import Tokens
+from mlxgpt.data.token_array import Tokens
 from mlxgpt.distributed.group import LocalGroup
-from mlxgpt.errors import UserError
-from mlxgpt.machine import device
 from mlxgpt.model import gpt
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step, token_losses
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.step import StepInputs, TrainStep, rank_rows
-from tests.trainings import MODERN_PARTS
+from mlxgpt.utils.errors import UserError
+from tests.helpers.training_runs import MODERN_PARTS
 
 
 def ids_of(*shape: int) -> mx.array:

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt import config_files
-from mlxgpt.config import Config, override
-from mlxgpt.corpus.dataset import open_dataset
+from mlxgpt.config import Config, override, toml
+from mlxgpt.data.dataset import open_dataset
 from mlxgpt.evaluation import loss
 from mlxgpt.storage import run as runs
 from mlxgpt.training import validation
@@ -37,7 +36,7 @@ def test_evaluations_read_a_share_of_what_is_trained_on(
 
 def test_tier_1_reads_its_whole_validation_text_each_time() -> None:
     for recipe in ("classic", "modern"):
-        assert tokens_each(config_files.tier(1, recipe), 111_540) == 111_540
+        assert tokens_each(toml.tier(1, recipe), 111_540) == 111_540
 
 
 @pytest.fixture

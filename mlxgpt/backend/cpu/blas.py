@@ -22,8 +22,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlxgpt import files
-from mlxgpt.machine import memory
+from mlxgpt.backend import memory_limits
+from mlxgpt.utils import files
 
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 PREFIX = "scipy_"
@@ -99,7 +99,9 @@ def install() -> None:
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         libc = ctypes.CDLL(None)
         _keep_freed_pages(libc)
-        if not memory.address_space():  # a limit, of which the reserved heap would take a part
+        if (
+            not memory_limits.address_space()
+        ):  # a limit, of which the reserved heap would take a part
             _ask_for_large_pages(libc)
     try:
         _status = _load()
@@ -123,7 +125,7 @@ def _load() -> str:
     """Load OpenBLAS; returns the line for `status`."""
     if "mlx.core" in sys.modules:
         raise _UnavailableError("mlx was imported before mlxgpt; import mlxgpt first")
-    if any(limit.total < limit.least for limit in memory.limits()):
+    if any(limit.total < limit.least for limit in memory_limits.limits()):
         raise _UnavailableError("too little memory")  # OpenBLAS would end the process
     library, version = _find_wheel()
     problem: Exception = _UnavailableError("there is no folder to write to")

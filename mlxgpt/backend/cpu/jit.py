@@ -28,9 +28,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxgpt import files
-from mlxgpt.machine import device_errors
-from mlxgpt.machine.mac import is_stub
+from mlxgpt.backend import device_errors
+from mlxgpt.backend.macos import is_stub
+from mlxgpt.utils import files
 
 # Environment variables for the script: the path of the real g++, and whether to ignore Ctrl-C.
 GXX, IGNORE_SIGINT = "MLXGPT_GXX", "MLXGPT_IGNORE_SIGINT"

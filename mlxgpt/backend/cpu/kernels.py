@@ -15,9 +15,9 @@ from typing import cast
 
 import mlx.core as mx
 
+from mlxgpt.backend import device
 from mlxgpt.backend.cpu import weights
 from mlxgpt.backend.linear import matmul
-from mlxgpt.machine import device
 
 MIN_SIZE = 4096  # values; with fewer, MLX's own operations take less time
 EPS = 1e-5  # of every norm

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlxgpt.backend.cpu import blas
-from tests.commands import ROOT
+from tests.helpers.commands import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a matter of Linux")
 

@@ -12,7 +12,7 @@ import pytest
 
 from mlxgpt.backend import execution
 from mlxgpt.backend.cpu import jit
-from mlxgpt.machine.device import on_cpu
+from mlxgpt.backend.device import on_cpu
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="a matter of the CPU")
 

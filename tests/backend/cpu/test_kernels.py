@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from mlxgpt.backend import ops
 from mlxgpt.backend.cpu import kernels
-from mlxgpt.machine.device import on_cpu
+from mlxgpt.backend.device import on_cpu
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="the formulas of the CPU")
 

@@ -10,8 +10,8 @@ import mlx.core as mx
 import pytest
 
 from mlxgpt.backend.cpu import blas, parallel
+from mlxgpt.backend.device import on_cpu
 from mlxgpt.backend.execution import PerThread
-from mlxgpt.machine.device import on_cpu
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="for the CPU")
 

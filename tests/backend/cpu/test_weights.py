@@ -4,10 +4,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.backend import ops
+from mlxgpt.backend import device, ops
 from mlxgpt.backend.cpu import kernels, weights
-from mlxgpt.machine import device
-from mlxgpt.machine.device import on_cpu
+from mlxgpt.backend.device import on_cpu
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="for the CPU")
 

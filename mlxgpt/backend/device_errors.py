@@ -1,0 +1,98 @@
+"""GPU errors: recognizes what MLX raises where it waits for a GPU, and words it for the user.
+
+MLX reports all of them as RuntimeError, and only their text tells them apart. The texts are those
+of MLX 0.32. Standard library only, since the command line imports it before MLX is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlxgpt.utils.errors import UserError
+
+# A kernel that MLX compiles while it runs, and cannot: backend/cpu/compiled.cpp in MLX, and
+# backend/metal/device.cpp and compiled.cpp.
+CPU_COMPILE_FAILURE = "[Compile::eval_cpu]"
+METAL_COMPILE_FAILURES = (
+    "Unable to build metal library",
+    "Must use > 512 sized block",
+    "[compile] Too many inputs/outputs",
+)
+# Metal reports a failed command buffer where its result is waited for (backend/metal/device.cpp).
+# Watchdog, hang, timeout, page fault and lack of memory differ in the system's own words behind it.
+METAL = "[METAL] Command buffer execution failed: "
+ALLOCATORS = ("[malloc] Unable to allocate", "[metal::malloc]")
+# CUDA's calls, as backend/cuda/utils.cpp, cublas_utils.cpp and cudnn_utils.cpp word them.
+CUDA = re.compile(r"(?:cu|cuda|cublas|cublasLt|cudnn)[A-Z]\w*\(.*\) failed")
+OUT_OF_MEMORY = ("insufficient memory", "outofmemory", "out of memory", *map(str.lower, ALLOCATORS))
+
+LET_IT_SLEEP = (
+    "let the display sleep (pmset displaysleepnow) and run the same command again; if that does "
+    "not help, set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 for it (slows the screen, did not help "
+    "everyone)."
+)
+USE_LESS = "close other programs, or use a smaller --batch-size, --block-size or model."
+RUN_AGAIN = "run the same command again; if it fails again, update the GPU's driver and MLX."
+
+
+@dataclass(frozen=True)
+class DeviceError:
+    """A failure of the GPU.
+
+    Attributes:
+        reason: what the system reported, one line.
+        remedy: what the user can do.
+        out_of_memory: whether less work at a time may help.
+        recoverable: whether this process can use the GPU again. Not after other errors of CUDA,
+            which fail every later call of the process.
+    """
+
+    reason: str
+    remedy: str
+    out_of_memory: bool
+    recoverable: bool
+
+    def to_user_error(self, outcome: str = "") -> UserError:
+        """The two lines for the user; `outcome` ends the first one."""
+        problem = "the GPU is out of memory" if self.out_of_memory else "the GPU failed"
+        return UserError(f"{problem}: {self.reason}{outcome}", self.remedy)
+
+
+def classify(error: BaseException) -> DeviceError | None:
+    """The GPU's failure that an exception reports; None for any other exception."""
+    text = str(error)
+    lines = text.removeprefix(METAL).strip().splitlines()
+    reason = lines[0].rstrip(".")[:300] if lines else ""
+    if any(words in text for words in METAL_COMPILE_FAILURES):  # also with compilation disabled
+        return DeviceError(reason, RUN_AGAIN, out_of_memory=False, recoverable=False)
+    metal = METAL in text
+    if not (metal or text.startswith(ALLOCATORS) or CUDA.match(text)):
+        return None
+    if any(words in text.lower() for words in OUT_OF_MEMORY):
+        return DeviceError(reason, USE_LESS, out_of_memory=True, recoverable=True)
+    remedy = LET_IT_SLEEP if metal else RUN_AGAIN
+    return DeviceError(reason, remedy, out_of_memory=False, recoverable=metal)
+
+
+def is_compile_failure(error: BaseException) -> bool:
+    """Whether MLX could not compile one of its kernels while running."""
+    texts = (CPU_COMPILE_FAILURE, *METAL_COMPILE_FAILURES)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
+@contextlib.contextmanager
+def as_user_errors(outcome: str = "") -> Iterator[None]:
+    """Turn the GPU's failures into the two lines for the user.
+
+    Raises:
+        UserError: for a failure of the GPU.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if failure := classify(error):
+            raise failure.to_user_error(outcome) from error
+        raise

@@ -1,0 +1,1 @@
+"""Benchmarks: speed of both tiers and of several ranks, and the report of them."""

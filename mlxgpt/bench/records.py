@@ -1,0 +1,156 @@
+"""Results of bench.py as plain data, and their JSON, from which a report can be rendered again."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlxgpt.utils.errors import UserError
+
+FORMAT = 3  # 1: without bandwidth; 2: with counted kernels and other libraries, no longer read
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One quantity, measured several times."""
+
+    median: float
+    least: float
+    most: float
+    repeats: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values), tuple(values))
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training's speed.
+
+    Attributes:
+        tokens_per_step: of the whole batch.
+        plan_tokens: of the whole training, as the config plans it.
+        flops_per_token: forward and backward.
+        tokens_per_second: at the median of `ms_per_step`.
+        matmul_peak: floating-point operations a second of a large matrix product.
+        peak_share: of `matmul_peak`.
+        peak_memory: bytes, and of what they are.
+    """
+
+    tokens_per_step: int
+    plan_tokens: int
+    flops_per_token: int
+    warmup_steps: int
+    steps_per_repeat: int
+    ms_per_step: Spread
+    tokens_per_second: float
+    matmul_peak: float
+    peak_share: float
+    peak_memory: int
+    peak_memory_of: str
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Generation's speed, one text at a time.
+
+    Attributes:
+        bytes_per_token: what decoding one token reads.
+        tokens_per_second: after the first token.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    bytes_per_token: int
+    ms_to_first_token: Spread
+    tokens_per_second: Spread
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One config's figures.
+
+    Attributes:
+        config: the whole of it, for the record.
+    """
+
+    name: str
+    parameters: int
+    dtype: str
+    training: Training
+    generation: Generation
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured on, and with.
+
+    Attributes:
+        load: its load average of the minute before.
+        bandwidth: bytes a second between the device and its memory, measured.
+    """
+
+    chip: str
+    backend: str
+    cores: int
+    performance_cores: int | None
+    memory: int
+    system: str
+    blas: str
+    versions: dict[str, str]
+    commit: str | None
+    load: float
+    bandwidth: float | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The speed of some configs on a machine; `date` is in UTC."""
+
+    date: str
+    machine: Machine
+    tiers: tuple[Tier, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Measurement:
+        """Read what `to_json` wrote.
+
+        Raises:
+            UserError: if it is something else.
+        """
+        try:
+            tree = json.loads(text)
+            if tree["format"] not in range(1, FORMAT + 1):
+                raise ValueError(f"its format is {tree['format']}, not {FORMAT}")
+            tiers = tuple(tier_from(tier) for tier in tree["tiers"])
+            return cls(tree["date"], Machine(**tree["machine"]), tiers)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"this is no measurement that can be read here: {error}", "run: mlxgpt bench"
+            ) from error
+
+
+def tier_from(tree: dict[str, Any]) -> Tier:
+    """A Tier from its JSON."""
+
+    def spread(tree: dict[str, Any]) -> Spread:
+        return Spread(**{**tree, "repeats": tuple(tree["repeats"])})
+
+    training, generation = dict(tree["training"]), dict(tree["generation"])
+    training["ms_per_step"] = spread(training["ms_per_step"])
+    for name in ("ms_to_first_token", "tokens_per_second"):
+        generation[name] = spread(generation[name])
+    parts = {
+        "training": Training(**training),
+        "generation": Generation(**generation),
+    }
+    tree.pop("counted", None)  # of format 2
+    return Tier(**{**tree, **parts})

@@ -1,0 +1,245 @@
+"""How fast this machine trains and generates. Measures only: records.py has the records that are
+filled in here, and report.py makes the report of them.
+
+Each config is measured in a fresh process, `python -m mlxgpt.bench.speed`, so that neither its
+memory nor its speed depends on what ran before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlxgpt import __version__
+from mlxgpt.backend import device, execution, macos
+from mlxgpt.bench.records import Generation, Machine, Measurement, Spread, Tier, Training, tier_from
+from mlxgpt.config import Config, ModelConfig, Sampling, from_tree, with_vocabulary
+from mlxgpt.data.token_array import Tokens, dtype_for
+from mlxgpt.inference.decode import BatchDecoder, generate_step
+from mlxgpt.inference.engine import CompiledModel
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.stats import count_parameters, flops_per_token, parameters_by_part
+from mlxgpt.training.step import new_step, take_steps
+from mlxgpt.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+COMPILING = 2  # steps until every kernel is made
+CHILD = (sys.executable, "-m", "mlxgpt.bench.speed")
+ROOT = Path(__file__).parents[2]  # where the package lies: a checkout, or site-packages
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured: that many repeats; in training, each of steps for some `seconds`."""
+
+    repeats: int = 7
+    seconds: float = 1.0
+    prompt_tokens: int = 16
+    new_tokens: int = 200
+
+
+PLAN = Plan()
+
+
+def measure(configs: Mapping[str, Config], plan: Plan = PLAN) -> Measurement:
+    """Measure the configs one after the other.
+
+    Args:
+        configs: by the names that they have in the report.
+
+    Raises:
+        UserError: if a measuring process fails.
+    """
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = describe_machine()  # first, since measuring is a load, too
+    tiers = []
+    with macos.awake():
+        for name, config in configs.items():
+            logger.info(f"{name}: training, then generating …")
+            tiers.append(_in_a_child(name, complete(config), plan))
+    return Measurement(date, machine, tuple(tiers))
+
+
+def complete(config: Config) -> Config:
+    """`config` with what its data and this device would decide."""
+    return device.resolve_dtype(with_vocabulary(config))
+
+
+def _in_a_child(name: str, config: Config, plan: Plan) -> Tier:
+    request = json.dumps({"name": name, "config": asdict(config), "plan": asdict(plan)})
+    # In ROOT, where Python finds this very package. (A fork would inherit memory and threads.)
+    child = subprocess.run(
+        [*CHILD, request], capture_output=True, text=True, errors="replace", cwd=ROOT, check=False
+    )
+    if child.returncode != 0:
+        said = child.stderr.strip() or f"its process ended with code {child.returncode}"
+        raise UserError(
+            f"{name} could not be measured: {said.splitlines()[-1]}",
+            "see that `mlxgpt check` passes and that there is free memory, and try again.",
+        )
+    return tier_from(json.loads(child.stdout))
+
+
+def main() -> None:
+    """The child: takes a request as its argument, prints a Tier as JSON."""
+    request = json.loads(sys.argv[1])
+    config, plan = from_tree(request["config"]), Plan(**request["plan"])
+    device.limit_memory()  # as a training does
+    tier = Tier(
+        name=request["name"],
+        parameters=count_parameters(config.model),
+        dtype=config.train.dtype,
+        training=measure_training(config, plan),
+        generation=measure_generation(config.model, plan),
+        config=request["config"],
+    )
+    print(json.dumps(asdict(tier)))
+
+
+def measure_training(config: Config, plan: Plan) -> Training:
+    """The real trainer's steps, over random ids: their speed does not depend on the text."""
+    t, vocabulary = config.train, config.model.vocab_size
+    tokens_per_step = config.tokens_per_step
+    peak = device.matmul_peak(t.dtype)
+    device.reset_peak()
+    draw = np.random.default_rng(0).integers
+    ids = draw(vocabulary, size=64 * tokens_per_step, dtype=dtype_for(vocabulary))
+    step, tokens, done = new_step(config), Tokens(ids, vocabulary), 0
+
+    def seconds_of(steps: int) -> float:
+        nonlocal done
+        start, done = done, done + steps
+        began = time.monotonic()
+        take_steps(step, tokens, config, steps, start)
+        return time.monotonic() - began
+
+    seconds_of(COMPILING)
+    steps = math.ceil(plan.seconds / seconds_of(1))
+    warmup_steps = done
+    ms = Spread.of([1000 * seconds_of(steps) / steps for _ in range(plan.repeats)])
+    memory = device.peak_bytes()
+    # A shared machine's speed wanders, and at first a chip may not be awake: the larger of two.
+    device.matmul_peak.cache_clear()
+    peak = max(peak, device.matmul_peak(t.dtype))
+    rate, flops = 1000 * tokens_per_step / ms.median, flops_per_token(config.model)
+    return Training(
+        tokens_per_step=tokens_per_step,
+        plan_tokens=t.max_steps * tokens_per_step,
+        flops_per_token=flops,
+        warmup_steps=warmup_steps,
+        steps_per_repeat=steps,
+        ms_per_step=ms,
+        tokens_per_second=rate,
+        matmul_peak=peak,
+        peak_share=rate * flops / peak,
+        peak_memory=memory,
+        peak_memory_of="the whole process" if device.backend() == "cpu" else "MLX's arrays",
+    )
+
+
+def measure_generation(model_config: ModelConfig, plan: Plan) -> Generation:
+    """One text from fresh weights: its speed does not depend on what they are."""
+    model = GPT(model_config)
+    mx.eval(model.parameters())  # or the compiled steps would draw them anew for every token
+    compiled = CompiledModel(model, model_config.vocab_size)
+    prompt = np.arange(plan.prompt_tokens) % model_config.vocab_size
+    sampling = Sampling(max_tokens=plan.new_tokens, seed=0)
+
+    def once() -> tuple[float, float]:
+        start = time.perf_counter()
+        rows = generate_step(BatchDecoder(compiled, [(prompt, 0)], sampling))
+        next(rows)
+        first = time.perf_counter()
+        others = sum(1 for _ in rows)
+        return 1000 * (first - start), others / (time.perf_counter() - first)
+
+    once()  # makes the kernels
+    firsts, rates = zip(*(once() for _ in range(plan.repeats)), strict=True)
+    return Generation(
+        prompt_tokens=plan.prompt_tokens,
+        new_tokens=plan.new_tokens,
+        bytes_per_token=bytes_per_new_token(model_config),
+        ms_to_first_token=Spread.of(firsts),
+        tokens_per_second=Spread.of(rates),
+    )
+
+
+def bytes_per_new_token(model: ModelConfig) -> int:
+    """What decoding one token reads, in float32: all weights (of the positions only one) and the
+    cache of a whole block.
+    """
+    positions = parameters_by_part(model).get("wpe (positions)", 0)
+    weights = count_parameters(model) - positions * (model.block_size - 1) // model.block_size
+    return 4 * (weights + 2 * model.n_layer * model.block_size * model.n_embd)
+
+
+def describe_machine() -> Machine:
+    """What there is to measure on, and with."""
+    return Machine(
+        chip=device.name(),
+        backend=device.backend(),
+        cores=os.cpu_count() or 1,
+        performance_cores=_performance_cores(),
+        memory=device.total_bytes(),
+        system=platform.platform(),
+        blas=execution.blas_status(),
+        versions={
+            "mlxgpt": __version__,
+            "mlx": version("mlx"),
+            "numpy": np.__version__,
+            "Python": platform.python_version(),
+        },
+        commit=commit_of(ROOT),
+        load=os.getloadavg()[0],
+        bandwidth=device.memory_bandwidth(),
+    )
+
+
+def _performance_cores() -> int | None:
+    """How many of an Apple chip's cores are the fast ones."""
+    told = macos.sysctl("hw.perflevel0.physicalcpu") if sys.platform == "darwin" else ""
+    return int(told) if told.isdecimal() else None
+
+
+def commit_of(root: Path) -> str | None:
+    """The commit of a checkout of mlxgpt, with a remark if what runs is not what it holds; None
+    if `root` is something else, be it a folder inside another checkout.
+    """
+    program = shutil.which("git")
+    if program is None or macos.is_stub(program):
+        return None
+    git = (program, "--no-optional-locks", "-C", str(root))  # no locks: only look
+    top, _, commit = _output(*git, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
+    if not commit or Path(top).resolve() != root.resolve():
+        return None
+    changed = _output(*git, "status", "--porcelain", "--", "mlxgpt", "configs")
+    return commit[:12] + (" + changes" if changed else "")
+
+
+def _output(*command: str) -> str:
+    """What a command prints; nothing if it fails or is not there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""An argument parser whose errors are two lines: what is wrong, and what to do."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from mlxgpt.utils.errors import UserError
+
+DASHED = "a prompt that begins with a dash comes last: mlxgpt generate --seed 1 -- '--PROMPT'"
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises a UserError for a mistake, and suggests the nearest flag."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        has_prompt = list(args[:1]) == ["generate"]
+        if has_prompt and args[-1] == "--" and "--" not in args[:-1]:
+            args = [*args, "--"]  # the prompt is `--`: a separator with nothing after it has no use
+        result, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for sub in _subparsers(self, args) for flag in sub._option_string_actions]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1, 0.5)
+            remedy = f"did you mean {near[0]}?" if near else f"see: {self.prog} --help"
+            if has_prompt and "--" in args:
+                remedy = DASHED
+            elif has_prompt and unknown[0].startswith("-"):
+                remedy = f"did you mean {near[0]}? If not, {DASHED}" if near else DASHED
+            raise UserError(f"unknown argument {unknown[0]!r}", remedy)
+        return result
+
+    def error(self, message: str) -> NoReturn:
+        remedy = f"see: {self.prog} --help"
+        if "expected" in message and "argument" in message:
+            remedy += "; a value that begins with a dash comes after =: --flag=-VALUE"
+        elif "ignored explicit argument" in message and self.prog.endswith(" generate"):
+            remedy = DASHED
+        raise UserError(message, remedy)
+
+
+def _subparsers(parser: argparse.ArgumentParser, args: Sequence[str]) -> list[Parser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return [sub for name, sub in action.choices.items() if name in args]
+    return []

@@ -1,0 +1,69 @@
+"""Standard output and standard error, where writing may fail: a full disk, a closed terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any, Self, TextIO, cast
+
+from mlxgpt.utils import files
+
+RESULT = "standard output"  # its name in errors
+
+
+class _Stream(io.TextIOWrapper):
+    @classmethod
+    def over(cls, stream: TextIO | None) -> Self:
+        """The same stream; what a terminal cannot show becomes a question mark."""
+        if stream is None:  # closed before the program began
+            return cls(Path(os.devnull).open("wb"))
+        binary: Any = stream.buffer
+        unbuffered = isinstance(binary, io.RawIOBase)  # PYTHONUNBUFFERED
+        if unbuffered:  # a text stream would drop what a short write leaves
+            binary = io.BufferedWriter(cast(io.RawIOBase, binary))
+        line_buffering = unbuffered or getattr(stream, "line_buffering", False)
+        return cls(binary, stream.encoding, errors="replace", line_buffering=line_buffering)
+
+
+class ResultStream(_Stream):
+    """Standard output: an error names it, since a result that was not written is an error."""
+
+    def write(self, text: str, /) -> int:
+        with files.naming(Path(RESULT)):
+            return super().write(text)
+
+    def flush(self) -> None:
+        with files.naming(Path(RESULT)):
+            super().flush()
+
+
+class MessageStream(_Stream):
+    """Standard error: errors are ignored, since training must not end because of a log. What is
+    buffered is tried again with the next message.
+    """
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            return
+
+
+def install() -> None:
+    """Replace the program's standard streams by those that report or ignore failing writes."""
+    sys.stdout, sys.stderr = ResultStream.over(sys.stdout), MessageStream.over(sys.stderr)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 are refused later
+        sys.stdin.reconfigure(errors="surrogateescape")
+
+
+def discard(stream: TextIO) -> None:
+    """Let a stream's file descriptor lead nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

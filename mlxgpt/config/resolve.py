@@ -1,0 +1,57 @@
+"""From what was asked for to what is meant: folders, configs, runs with their models and data.
+
+Folders default to `runs` and `data` under the environment's MLXGPT_HOME, or else under the
+current folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from mlxgpt import config as configs
+from mlxgpt.config import Config, toml
+from mlxgpt.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PathLike = str | Path
+
+
+def home(kind: str, given: PathLike | None = None) -> Path:
+    """The folder for `runs` or `data`."""
+    return Path(given) if given else Path(os.environ.get("MLXGPT_HOME") or ".") / kind
+
+
+def resolve(
+    tier: int | None = None,
+    config: PathLike | Config | None = None,
+    recipe: str | None = None,
+    **settings: Any,
+) -> tuple[str, Config]:
+    """A config's name and content: a tier's by a recipe, a TOML file's, or one at hand; with
+    settings changed by their plain names (`n_layer=6`).
+    """
+    if recipe not in (None, *toml.RECIPES):
+        raise UserError(f"there is no recipe {recipe}", f"use {' or '.join(toml.RECIPES)}.")
+    if recipe and tier is None:
+        raise UserError(
+            f"--recipe {recipe} of what is not said",
+            "add --tier 1 or --tier 2; or, to train for M minutes at a size made for these, "
+            "mlxgpt train --recipe modern --max-minutes M.",
+        )
+    if tier is not None and config is not None:
+        raise UserError("a tier and a config are given", "give --tier or --config, not both.")
+    if isinstance(config, Config):
+        name, base = "custom", config
+    elif config is not None:
+        path = toml.built_in().get(str(config), Path(config))
+        name, base = path.stem, toml.load(path)
+    elif tier is not None:
+        recipe = recipe or "classic"
+        name, base = toml.tier_name(tier, recipe), toml.tier(tier, recipe)
+    else:
+        raise UserError("it is not said what to train", "give --tier 1, or --config FILE.")
+    return name, configs.override(base, settings)

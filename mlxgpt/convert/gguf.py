@@ -1,0 +1,314 @@
+"""A GPT as a GGUF file, which llama.cpp runs, and with it Ollama and LM Studio. Knows llama.cpp's
+names for GPT-2's arrays and its kinds of vocabularies; nothing of runs.
+
+Weights are float32 unless they are quantized, so that nothing is lost. llama.cpp's GPT-2 has
+biases everywhere: a model without them gets zeros, which change nothing. A model of modern parts is
+a Qwen3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlxgpt.backend.ops import EPS
+from mlxgpt.config import ModelConfig
+from mlxgpt.convert import qwen3
+from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.model.gpt import ROPE_BASE
+from mlxgpt.model.parameters import VOCAB_MATRICES
+from mlxgpt.model.stats import mlp_width
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+FORMATS = {8: "Q8_0", 4: "Q4_0"}  # bits -> llama.cpp's name
+BLOCK = 32  # neighbours in a row that share a scale, in both
+NO_MERGE = "Ā Ā"  # of two NUL, which no text has: llama.cpp's BPE does not go without a merge
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf's TokenType
+
+# GPT-2's parts of a layer, and Qwen3's -> llama.cpp's.
+PARTS = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+QWEN3 = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+class Vocabulary(NamedTuple):
+    """What llama.cpp makes tokens with.
+
+    Attributes:
+        kind: gpt2, byte-level BPE; or rwkv, the longest token that fits.
+        tokens: the text of each id, spelled as that kind has it.
+        types: gguf's TokenType of each id.
+        merges: BPE's, the first merged first.
+    """
+
+    kind: str
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+
+
+class Model(NamedTuple):
+    """What a GGUF file holds.
+
+    Attributes:
+        config: the model's shape.
+        parameters: its arrays by their dotted names.
+        tokenizer: byte-level BPE, or characters: any with end-of-text, without it only ASCII.
+        name: shown by programs as the model's name.
+        add_bos_token: whether llama.cpp puts an end-of-text before every prompt.
+    """
+
+    config: ModelConfig
+    parameters: dict[str, mx.array]
+    tokenizer: Tokenizer
+    name: str
+    add_bos_token: bool
+
+
+def write(path: Path, model: Model, quantize: int | None = None) -> None:
+    """Write a model and its tokenizer as one GGUF file, in place of one that is there.
+
+    In llama.cpp, unlike here, a special token's name in a prompt is the token; and of characters,
+    one that the tokenizer has never seen is left out where it has end-of-text, and refused where
+    not.
+
+    Args:
+        path: the file, in a folder that is there.
+        quantize: 8 or 4 bits a weight, Q8_0 or Q4_0; the embedding, which is the head too, has 8
+            in both. Default: float32.
+
+    Raises:
+        UserError: if `gguf` is not installed, the width cannot be quantized, llama.cpp has no such
+            vocabulary, or the file cannot be written; nothing is left behind.
+        ValueError: if there is no end-of-text to put before a prompt.
+    """
+    config, tokenizer = model.config, model.tokenizer
+    if model.add_bos_token and tokenizer.end_of_text is None:
+        raise ValueError("the tokenizer has no end-of-text")
+    if quantize is not None:
+        _check_quantize(quantize, config.n_embd)
+    vocabulary = _vocabulary(tokenizer, config.vocab_size)
+    gguf = _package()
+    scratch = path.with_name(f".{path.name}.new")
+    try:
+        kind = "gpt2" if config.position == "learned" else "qwen3"
+        with files.naming(path), contextlib.closing(gguf.GGUFWriter(scratch, kind)) as writer:
+            writer.add_name(model.name)
+            _add_shape(writer, config)
+            _add_tokens(writer, vocabulary, tokenizer.end_of_text, model.add_bos_token)
+            _write_arrays(gguf, writer, config, model.parameters, quantize)
+        files.sync(scratch)
+        scratch.replace(path)
+        files.sync(path.parent)
+    except OSError as error:
+        raise files.os_error(error, "write", path, "free some space.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+
+
+def modelfile(gguf_name: str, *, end_of_text: str | None) -> str:
+    """An Ollama Modelfile for a GGUF file in the same folder: a prompt is continued as it is.
+
+    Args:
+        gguf_name: the file's name, without a folder.
+        end_of_text: the name of the token that ends a text, where there is one.
+    """
+    lines = [f"FROM ./{gguf_name}", 'TEMPLATE "{{ .Prompt }}"', "PARAMETER temperature 0.8"]
+    if end_of_text:
+        lines.append(f'PARAMETER stop "{end_of_text}"')
+    return "\n".join(lines) + "\n"
+
+
+def rounded(config: ModelConfig, parameters: dict[str, mx.array], bits: int) -> dict[str, mx.array]:
+    """The parameters as llama.cpp has them once they were quantized."""
+    _check_quantize(bits, config.n_embd)
+    gguf = _package()
+    result = {}
+    for name, value in parameters.items():
+        format = FORMATS[8 if name in VOCAB_MATRICES else bits]
+        if value.ndim == 2 and name != "wpe.weight":
+            kind = gguf.GGMLQuantizationType[format]
+            packed = gguf.quants.quantize(np.array(value), kind)
+            value = mx.array(gguf.quants.dequantize(packed, kind))
+        result[name] = value
+    return result
+
+
+def _package() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise UserError(
+            "GGUF takes the package gguf, which is not installed",
+            "get it: pip install 'gguf>=0.19,<1'",
+        ) from error
+    return gguf
+
+
+def _check_quantize(quantize: int, n_embd: int) -> None:
+    """Refuse what there is no format for, and rows that are no whole blocks; those of every matrix
+    have n_embd numbers, four times as many, or a multiple of 32.
+    """
+    if quantize not in FORMATS:
+        raise UserError(f"weights cannot be quantized to {quantize} bits", "take 8 or 4.")
+    if n_embd % BLOCK:
+        above = n_embd // BLOCK * BLOCK + BLOCK
+        near = f"{above - BLOCK} or {above}" if above > BLOCK else f"{above}"
+        raise UserError(
+            f"n_embd = {n_embd} cannot be quantized: llama.cpp packs rows by {BLOCK} numbers",
+            f"leave it in float32, or train with a multiple of {BLOCK}, such as n_embd = {near}.",
+        )
+
+
+def _add_shape(writer: Any, config: ModelConfig) -> None:
+    writer.add_context_length(config.block_size)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(mlp_width(config))
+    writer.add_block_count(config.n_layer)
+    writer.add_head_count(config.n_head)
+    if config.position == "learned":
+        writer.add_layer_norm_eps(EPS)
+        return
+    writer.add_head_count_kv(config.n_head)
+    writer.add_key_length(config.n_embd // config.n_head)
+    writer.add_value_length(config.n_embd // config.n_head)
+    writer.add_rope_freq_base(ROPE_BASE)
+    writer.add_layer_norm_rms_eps(EPS)
+
+
+def _vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
+    """The tokenizer in llama.cpp's terms, with unused tokens up to the model's vocabulary."""
+    tree = json.loads(tokenizer.to_json())
+    added = {token.id: token for token in tokenizer.added.tokens}
+    names = tree["model"]["vocab"] | tokenizer.added.ids
+    kind, type = "gpt2", NORMAL
+    if isinstance(tokenizer, CharTokenizer):
+        # Tokens of the user's own are cut out of a text before BPE sees it: here, all of it.
+        kind, type = ("rwkv", NORMAL) if tokenizer.end_of_text is None else ("gpt2", USER_DEFINED)
+    elif tokenizer.end_of_text is None:
+        raise UserError(
+            "llama.cpp cannot have a byte-level BPE without an end-of-text: id 11 would end texts",
+            "export it --to hf, or name its eos_token in tokenizer_config.json and import again.",
+        )
+    tokens, types = [], []
+    for name, id in sorted(names.items(), key=lambda item: item[1]):
+        tokens.append(_escaped(name) if kind == "rwkv" else name)
+        special = id in added and added[id].special
+        types.append(CONTROL if special else USER_DEFINED if id in added else type)
+    merges = [" ".join(pair) for pair in tree["model"]["merges"]] or [NO_MERGE]
+    for n in range(vocab_size - len(tokens)):
+        tokens.append(r"\xff" * (n + 1) if kind == "rwkv" else f"[PAD{n}]")
+        types.append(UNUSED)
+    return Vocabulary(kind, tokens, types, merges)
+
+
+def _escaped(character: str) -> str:
+    """A character as a token of llama.cpp's rwkv, the one kind of vocabulary that can do without an
+    end: where BPE is given none, id 11 ends a text, whatever it is. But rwkv never comes to an end
+    where a text has a token's first bytes and not the others, so that only one byte is safe.
+    """
+    if not character.isascii() or len(character) > 1:
+        raise UserError(
+            f"llama.cpp cannot have {character!r} as a token where there is no end-of-text",
+            "train with --tokenizer bpe, which has one.",
+        )
+    return f"\\x{ord(character):02x}"
+
+
+def _add_tokens(
+    writer: Any, vocabulary: Vocabulary, end_of_text: int | None, add_bos_token: bool
+) -> None:
+    writer.add_tokenizer_model(vocabulary.kind)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.kind == "gpt2":
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_merges(vocabulary.merges)
+    if end_of_text is not None:
+        writer.add_bos_token_id(end_of_text)
+        writer.add_eos_token_id(end_of_text)
+    writer.add_add_bos_token(add_bos_token)
+
+
+def _write_arrays(
+    gguf: Any,
+    writer: Any,
+    config: ModelConfig,
+    parameters: dict[str, mx.array],
+    quantize: int | None,
+) -> None:
+    """What describes the arrays, then the arrays, one at a time in memory."""
+    file_type = f"MOSTLY_{FORMATS[quantize]}" if quantize else "ALL_F32"
+    writer.add_file_type(gguf.LlamaFileType[file_type])
+    if quantize:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    arrays = list(_arrays(config, parameters, quantize))
+    for name, values, format in arrays:
+        kind = gguf.GGMLQuantizationType[format]
+        numbers, size = gguf.GGML_QUANT_SIZES[kind]
+        length = math.prod(values.shape) // numbers * size
+        writer.add_tensor_info(name, values.shape, np.dtype(np.float32), length, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for _, values, format in arrays:
+        full = np.array(values.astype(mx.float32))
+        kind = gguf.GGMLQuantizationType[format]
+        writer.write_tensor_data(gguf.quants.quantize(full, kind))
+
+
+def _arrays(
+    config: ModelConfig, parameters: dict[str, mx.array], quantize: int | None
+) -> Iterator[tuple[str, mx.array, str]]:
+    """llama.cpp's name of each array, its values, and the format they are kept in."""
+    head, matrices = (FORMATS[8], FORMATS[quantize]) if quantize else ("F32", "F32")
+    if config.position == "rope":
+        qwens = qwen3.arrays(config, parameters)
+        yield "token_embd.weight", qwens[qwen3.EMBEDDING], head
+        if qwen3.HEAD in qwens:
+            yield "output.weight", qwens[qwen3.HEAD], head
+        yield "output_norm.weight", qwens[qwen3.LAST_NORM], "F32"
+        for n in range(config.n_layer):
+            for there, here in QWEN3.items():
+                weight = qwens[f"model.layers.{n}.{there}.weight"]
+                yield f"blk.{n}.{here}.weight", weight, matrices if weight.ndim == 2 else "F32"
+        return
+    yield "token_embd.weight", parameters["wte.weight"], head
+    yield "position_embd.weight", parameters["wpe.weight"], "F32"
+    parts = {
+        f"h.{n}.{ours}": f"blk.{n}.{theirs}"
+        for n in range(config.n_layer)
+        for ours, theirs in PARTS.items()
+    }
+    for ours, theirs in (parts | {"ln_f": "output_norm"}).items():
+        weight = parameters[f"{ours}.weight"]
+        yield f"{theirs}.weight", weight, matrices if weight.ndim == 2 else "F32"
+        bias = parameters.get(f"{ours}.bias")
+        yield f"{theirs}.bias", mx.zeros(weight.shape[:1]) if bias is None else bias, "F32"

@@ -1,0 +1,363 @@
+"""GPT-2 as Hugging Face transformers keeps it: a folder with config.json and safetensors.
+
+There the four matrices of a block are [in, out] (a Conv1D of one column), here [out, in]; names
+may have prefixes, such as `transformer.`, or `module.` and `_orig_mod.` of a training; older files
+hold each layer's causal mask; weights may be spread over several files with an index. mlx-lm reads
+the same folder, if config.json has `n_ctx`, names have no prefix and there is no head.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+
+from mlxgpt.backend import device_errors
+from mlxgpt.backend.safetensors_io import load_arrays, save_arrays
+from mlxgpt.config import ModelConfig, from_tree
+from mlxgpt.data.tokenizers.char import Tokenizer
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import check_shapes, flatten_params
+from mlxgpt.model.stats import count_parameters
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
+MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# The causal mask, and the number that hides; c_attn has a bias of its own, which is a weight.
+BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
+HEAD = "lm_head.weight"
+# What PyTorch's compile, DistributedDataParallel and FSDP put into names, anywhere.
+WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|module)\.")
+PREFIXES = re.compile(r"(transformer\.|model\.)*")
+PART = re.compile(
+    r"(wte|wpe)\.weight|ln_f\.(weight|bias)"
+    r"|h\.\d+\.(ln_[12]|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)"
+)
+# Heads of other kinds, by the beginning of their names. Those of an OTHER_MODELS take the place of
+# the language model's.
+EXTRA_HEADS = {
+    "v_head.": "a value head, of reinforcement learning",
+    "multiple_choice_head.": "a head for multiple choice",
+}
+OTHER_MODELS = {
+    "score.": "a sequence classifier (GPT2ForSequenceClassification)",
+    "classifier.": "a token classifier (GPT2ForTokenClassification)",
+    "qa_outputs.": "a question-answering model (GPT2ForQuestionAnswering)",
+}
+# config.json's name of each part of the shape -> other names that transformers reads.
+SHAPE = {
+    "n_layer": ("num_hidden_layers",),
+    "n_head": ("num_attention_heads",),
+    "n_embd": ("hidden_size",),
+    "vocab_size": (),
+    "n_positions": ("max_position_embeddings", "n_ctx"),
+}
+GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # three names of the tanh form
+
+# What a GPT-2 has to say of itself to be the one that is built here.
+DEMANDS: dict[str, tuple[Any, ...]] = {
+    "activation_function": GELU,
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A model that was made elsewhere.
+
+    Attributes:
+        config: its shape.
+        parameters: its arrays by our names, float32; those of a file are read when they are needed.
+        tokenizer: its own.
+        add_bos_token: whether its texts begin with an end-of-text.
+        origin: where it comes from, for the record.
+        chat_template: how a conversation becomes a prompt, in Jinja; None where there is none.
+    """
+
+    config: ModelConfig
+    parameters: dict[str, mx.array]
+    tokenizer: Tokenizer
+    add_bos_token: bool
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape that a folder's config.json describes.
+
+    Raises:
+        UserError: if it is missing, damaged, or that of another architecture.
+    """
+    path = folder / CONFIG
+    try:
+        tree = files.read_json(path)
+        kind = tree.get("model_type") or _implied_type(tree)
+        for name, allowed in {"model_type": ("gpt2",), **DEMANDS}.items():
+            value = kind if name == "model_type" else tree.get(name, allowed[0])
+            if value not in allowed:
+                raise UserError(
+                    f"{path}: {name} is {value!r}, which is no GPT-2 as it is built here",
+                    f"take a model with {name} {allowed[0]!r}, such as gpt2.",
+                )
+        shape = _shape(folder, tree)
+        if tree.get("n_inner") not in (None, 4 * shape["n_embd"]):
+            raise UserError(
+                f"{path}: n_inner is {tree['n_inner']}, not 4 × {shape['n_embd']}",
+                "take a model whose MLP is four times as wide, such as gpt2.",
+            )
+        shape["block_size"] = shape.pop("n_positions")
+        shape["dropout"] = min(float(tree.get("resid_pdrop", 0.1)), 0.9)
+        return from_tree({"model": {**shape, "bias": True}}).model
+    except OSError as error:
+        remedy = "name a folder of a GPT-2, or gpt2 for its own."
+        raise files.os_error(error, "read", path, remedy) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{path} is no config of a GPT-2: {error}", "copy or download it again."
+        ) from error
+
+
+def _implied_type(tree: Mapping[str, Any]) -> str:
+    """The model_type of a config.json that does not say it."""
+    named = ", ".join(map(str, tree.get("architectures") or ()))
+    known = named.startswith("GPT2") or (not named and "n_embd" in tree)
+    return "gpt2" if known else f"missing (architectures: {named or 'missing'})"
+
+
+def _shape(folder: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The shape that config.json describes; what it lacks is taken from the weights."""
+    shape: dict[str, Any] = {}
+    for name, others in SHAPE.items():
+        values = [tree[key] for key in (name, *others) if tree.get(key) is not None]
+        shape |= {name: values[0]} if values else {}
+    missing = [name for name in SHAPE if name not in shape]
+    if missing:
+        arrays = _named(folder, _arrays(folder))
+        tables = [arrays.get(name) for name in ("wte.weight", "wpe.weight")]
+        if all(table is not None and table.ndim == 2 for table in tables):
+            wte, wpe = cast(list[mx.array], tables)
+            layers = {name.split(".")[1] for name in arrays if re.match(r"h\.\d+\.", name)}
+            sizes = dict(zip(("vocab_size", "n_embd"), wte.shape, strict=True))
+            shape = {**sizes, "n_positions": wpe.shape[0], "n_layer": len(layers), **shape}
+        missing = [name for name in SHAPE if name not in shape]
+    if missing:
+        raise UserError(
+            f"{folder / CONFIG} lacks {', '.join(missing)}",
+            f'add it, as in "{missing[0]}": 12 for gpt2: the weights do not tell.',
+        )
+    return shape
+
+
+def plain_name(name: str) -> str:
+    """An array's name without what trainings and libraries put before it."""
+    return PREFIXES.sub("", WRAPPERS.sub("", name), count=1)
+
+
+def _named(folder: Path, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Arrays by their plain names, without masks."""
+    named: dict[str, mx.array] = {}
+    for full, value in arrays.items():
+        name = plain_name(full)
+        if name in named:
+            raise UserError(
+                f"the weights in {folder} have {name!r} twice", "copy or download them again."
+            )
+        if not BUFFER.fullmatch(name):
+            named[name] = value
+    return named
+
+
+def _without_other_heads(folder: Path, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The arrays of the language model; other heads are logged.
+
+    Raises:
+        UserError: if there is no language model, or an array that no GPT-2 has.
+    """
+    for name in list(arrays):
+        for begin, what in {**EXTRA_HEADS, **OTHER_MODELS}.items():
+            if not name.startswith(begin):
+                continue
+            if begin in OTHER_MODELS and HEAD not in arrays:
+                raise UserError(
+                    f"{folder} is {what}, not a language model",
+                    "take the model that it was made from, or one with a language model's head.",
+                )
+            logger.info(f"left out: {name}, {what}")
+            del arrays[name]
+    for name, value in arrays.items():
+        if not PART.fullmatch(name) and name != HEAD:
+            raise UserError(
+                f"the weights in {folder} have {name!r}, which no GPT-2 has",
+                "take a whole GPT-2; an adapter (LoRA) is merged into its model first.",
+            )
+        if not mx.issubdtype(value.dtype, mx.floating):
+            raise UserError(
+                f"the weights in {folder} are quantized: {name} is of type {value.dtype}",
+                "take the model before it was quantized.",
+            )
+    return arrays
+
+
+def read_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.array]:
+    """A folder's weights by our names, float32, so that memory holds each about once.
+
+    Raises:
+        UserError: if they are missing, damaged, or not those of the config.
+    """
+    arrays = _without_other_heads(folder, _named(folder, _arrays(folder)))
+    head = arrays.pop(HEAD, None)
+    for name, key, rows in (
+        ("wte.weight", "vocab_size", config.vocab_size),
+        ("wpe.weight", "n_positions", config.block_size),
+    ):
+        if name in arrays and arrays[name].shape[:1] != (rows,):
+            raise UserError(
+                f"the weights in {folder} are not those that its config.json describes: "
+                f"{name} has {arrays[name].shape[0]:,} rows, and {key} is {rows:,}",
+                "copy or download the whole folder again.",
+            )
+    # By the one matrix that is never square: of a square one no shape tells which way it lies.
+    first = arrays.get(f"h.0.{MATRICES[0]}")
+    transposed = first is not None and first.shape == (config.n_embd, 3 * config.n_embd)
+    parameters = {}
+    for name in list(arrays):
+        value = arrays.pop(name)
+        turned = transposed and value.ndim == 2 and name.endswith(MATRICES)
+        parameters[name] = (value.T if turned else value).astype(mx.float32)
+        mx.eval(parameters[name])
+    if sum(value.size for value in parameters.values()) != count_parameters(config):
+        raise _others(folder)
+    check_shapes(parameters, flatten_params(GPT(config).parameters()))
+    if head is not None and not (
+        head.shape == parameters["wte.weight"].shape
+        and mx.array_equal(head.astype(mx.float32), parameters["wte.weight"])
+    ):
+        raise UserError(
+            f"{folder}: its output head is not its embedding",
+            "models with a head of their own cannot be imported; GPT-2's is the embedding itself.",
+        )
+    return parameters
+
+
+def _arrays(folder: Path) -> dict[str, mx.array]:
+    """All arrays of a folder; MLX compares each file's header with its length."""
+    names = [WEIGHTS]
+    try:
+        listed = [path.name for path in folder.iterdir()]
+        whole = [name for name in listed if name.endswith(".safetensors") and name != ADAPTER]
+        if files.exists(folder / WEIGHTS):
+            pass
+        elif files.exists(folder / INDEX):
+            places = files.read_json(folder / INDEX)["weight_map"]
+            names = sorted(set(places.values()))
+            if any(name != Path(name).name or not name.endswith(".safetensors") for name in names):
+                raise ValueError("it leads out of its folder")
+            if any(len(os.fsencode(name)) > 255 for name in names):
+                raise ValueError("it has names that are too long")
+        elif len(whole) == 1:  # under a name of its own
+            names = whole
+        arrays: dict[str, mx.array] = {}
+        for name in names:
+            if not files.is_file(folder / name):
+                raise FileNotFoundError(2, "No such file or directory", name)
+            arrays |= load_arrays(folder / name)
+        return arrays
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} has no {error.filename}", _remedy(folder)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if device_errors.classify(error):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(
+            f"the weights in {folder} are damaged: {reason}", "copy or download them again."
+        ) from error
+
+
+def _remedy(folder: Path) -> str:
+    """What to do where there are no safetensors, by what is there instead."""
+    if files.matching(folder, "pytorch_model*.bin"):
+        return (
+            "its pytorch_model.bin is a pickle, which can run code: save it as safetensors first."
+        )
+    if files.exists(folder / ADAPTER):
+        return f"{ADAPTER} is a LoRA adapter: merge it into its model, and save that."
+    for other in ("tf_model.h5", "flax_model.msgpack"):
+        if files.exists(folder / other):
+            return f"its {other} is of another library: save it as safetensors with transformers."
+    return "copy or download the whole folder again."
+
+
+def _others(folder: Path) -> UserError:
+    return UserError(
+        f"the weights in {folder} are not those that its config.json describes",
+        "copy or download the whole folder again.",
+    )
+
+
+def write_config(folder: Path, config: ModelConfig, bos: int | None, **more: Any) -> None:
+    """Write config.json as transformers and mlx-lm read it.
+
+    Args:
+        bos: the id that begins and ends a text; None where there is none.
+        more: what else stands in it.
+    """
+    shape = asdict(config)
+    tree = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        **{name: shape[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size")},
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,  # mlx-lm asks for it
+        "n_inner": None,
+        "activation_function": GELU[0],
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
+        "bos_token_id": bos,
+        "eos_token_id": bos,
+        "torch_dtype": "float32",
+        **more,
+    }
+    write_tree(folder, tree)
+
+
+def write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
+    """Write config.json."""
+    files.write_atomically(folder / CONFIG, json.dumps(tree, indent=2) + "\n")
+
+
+def write_parameters(folder: Path, config: ModelConfig, parameters: dict[str, mx.array]) -> None:
+    """Write model.safetensors: no prefix, no head, matrices [in, out], biases of zeros where the
+    model has none.
+    """
+    arrays = {}
+    for name, value in with_biases(config, parameters).items():
+        turned = value.ndim == 2 and name.endswith(MATRICES)
+        arrays[name] = mx.contiguous(value.T) if turned else value
+    save_arrays(folder / WEIGHTS, arrays, {"format": "pt"})
+
+
+def with_biases(config: ModelConfig, parameters: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The parameters, with zeros for the biases that every GPT-2 elsewhere has."""
+    if config.bias:
+        return parameters
+    complete = {}
+    for name, value in parameters.items():
+        complete[name] = value
+        if name not in ("wte.weight", "wpe.weight"):
+            complete[name.removesuffix("weight") + "bias"] = mx.zeros(value.shape[:1])
+    return complete

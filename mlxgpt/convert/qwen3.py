@@ -1,0 +1,94 @@
+"""A model of modern parts in the layout of Qwen3, which transformers, mlx-lm and llama.cpp have.
+
+It holds rotary positions, RMS norms, normalised queries and keys, SwiGLU, a head tied or not, and
+no biases. It has gains in every norm, which are 1 where ours have none; and a normalised embedding
+is a table of normalised rows there. It does not hold: a squared ReLU, layer norms, learned
+positions, value embeddings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from mlxgpt.backend.ops import EPS, rms_norm
+from mlxgpt.config import ModelConfig
+from mlxgpt.model.gpt import ROPE_BASE
+from mlxgpt.model.stats import mlp_width
+
+PARTS = {
+    "position": "rope",
+    "norm": "rms",
+    "qk_norm": True,
+    "mlp": "swiglu",
+    "bias": False,
+    "value_embeddings": False,
+}
+EMBEDDING, LAST_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+def unlike(config: ModelConfig) -> dict[str, Any]:
+    """The settings in which a model's parts are not Qwen3's."""
+    return {name: value for name in PARTS if (value := getattr(config, name)) != PARTS[name]}
+
+
+def config_tree(config: ModelConfig, bos: int | None) -> dict[str, Any]:
+    """config.json as transformers and mlx-lm read it."""
+    return {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": mlp_width(config),
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_head,
+        "head_dim": config.n_embd // config.n_head,
+        "max_position_embeddings": config.block_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": EPS,
+        "rope_theta": ROPE_BASE,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": not has_head(config),
+        "bos_token_id": bos,
+        "eos_token_id": bos,
+        "torch_dtype": "float32",
+    }
+
+
+def has_head(config: ModelConfig) -> bool:
+    """Whether the output layer is other than the table of embeddings that Qwen3 has."""
+    return not config.tied or config.embedding_norm
+
+
+def arrays(config: ModelConfig, parameters: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The parameters by transformers' names; no head where it is the embedding."""
+    table = parameters["wte.weight"]
+    found = {
+        EMBEDDING: rms_norm(table) if config.embedding_norm else table,
+        LAST_NORM: parameters["ln_f.weight"],
+    }
+    if has_head(config):
+        found[HEAD] = table if config.tied else parameters["lm_head.weight"]
+    width, head = mx.ones(config.n_embd), mx.ones(config.n_embd // config.n_head)
+    for n in range(config.n_layer):
+        ours, layer = f"h.{n}", f"model.layers.{n}"
+        q, k, v = mx.split(parameters[f"{ours}.attn.c_attn.weight"], 3)
+        gate, up = mx.split(parameters[f"{ours}.mlp.c_fc.weight"], 2)
+        parts = {
+            "input_layernorm": width,
+            "self_attn.q_proj": q,
+            "self_attn.k_proj": k,
+            "self_attn.v_proj": v,
+            "self_attn.q_norm": head,
+            "self_attn.k_norm": head,
+            "self_attn.o_proj": parameters[f"{ours}.attn.c_proj.weight"],
+            "post_attention_layernorm": width,
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": parameters[f"{ours}.mlp.c_proj.weight"],
+        }
+        found |= {f"{layer}.{name}.weight": mx.contiguous(part) for name, part in parts.items()}
+    return found

@@ -1,3 +1,0 @@
-"""From texts to token arrays and batches: sources, tokenizers, splits, preparation. Knows nothing
-of models.
-"""

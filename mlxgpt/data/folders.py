@@ -1,0 +1,96 @@
+"""The files of text in a folder, without what file managers, editors and archives leave there."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import logging
+import os
+from collections import Counter
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+from mlxgpt.utils import files
+
+logger = logging.getLogger(__name__)
+
+LISTED = 8  # kinds of file, and names, at most
+# Besides hidden names, which begin with a dot: ._a.txt and .DS_Store of macOS, .git,
+# .ipynb_checkpoints, Emacs's .#a.txt, Vim's .a.txt.swp.
+LEFTOVERS = {
+    *("__MACOSX", "__pycache__", "lost+found"),
+    *("Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information"),
+    *("@eaDir", "#recycle", "#snapshot"),  # network disks
+    "Icon\r",  # of a folder, on a Mac
+}
+
+
+def text_files(folder: Path, suffixes: Container[str]) -> list[Path]:
+    """The files in a folder and in its folders that have one of some suffixes, sorted. What is left
+    out is logged.
+
+    Args:
+        suffixes: in lower case, with the dot.
+    """
+    taken: list[Path] = []
+    others: Counter[str] = Counter()
+    problems: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT):
+            raise error  # of a disk or a limit: with it, another text would be read
+        problems.append(f"{error.filename} cannot be read ({error.strerror})")
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not is_leftover(name)]
+        links = [path for name in folders if (path := Path(parent, name)).is_symlink()]
+        problems += [f"{path} is a link to a folder" for path in links]
+        for path in (Path(parent, name) for name in names):
+            suffix = path.suffix.lower()
+            if is_leftover(path.name):
+                others["hidden"] += suffix in suffixes
+            elif path.is_symlink() and not files.exists(path):
+                problems.append(f"{path} is a broken link, to {path.readlink()}")
+            elif suffix in suffixes and files.is_file(path):
+                taken.append(path)
+            else:
+                others[suffix or "without an ending"] += 1
+    counts = sorted((-count, kind) for kind, count in others.items() if count)
+    kinds = [f"{-count:,} {kind}" for count, kind in counts]
+    listed = [line for lines in (kinds, sorted(problems)) for line in _first(lines)]
+    if listed:
+        logger.info(f"left out of {folder}: {', '.join(listed)}")
+    return sorted(taken)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder is hidden, or left behind by a program."""
+    backup = name.startswith("~$") or name.endswith("~") or name[:1] + name[-1:] == "##"
+    return name.startswith(".") or backup or name in LEFTOVERS
+
+
+def _first(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= LISTED else [*lines[:LISTED], "…"]
+
+
+def expand_pattern(pattern: Path) -> list[Path]:
+    """The paths that a pattern with `*`, `?`, `[…]` or `**` matches, sorted, as by `glob.glob`:
+    hidden names only where the pattern has their dot; raises as `files.matching`.
+    """
+    paths = [Path(pattern.anchor)]
+    for part in pattern.relative_to(pattern.anchor).parts:
+        if part == "**":
+            paths = [below for path in paths if files.is_folder(path) for below in _tree(path)]
+        elif glob.has_magic(part):
+            entries = [entry for path in paths for entry in files.matching(path, part)]
+            paths = [e for e in entries if part.startswith(".") or not e.name.startswith(".")]
+        else:
+            paths = [path / part for path in paths]
+    return sorted({path for path in paths if files.lexists(path)})
+
+
+def _tree(path: Path) -> Iterator[Path]:
+    """A path and all that is in it, but for hidden names."""
+    yield path
+    for entry in files.matching(path, "[!.]*"):
+        yield from _tree(entry)

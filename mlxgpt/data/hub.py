@@ -1,0 +1,328 @@
+"""Datasets of the Hugging Face hub, read by `datasets`: those known by name, and any other as
+`hf:owner/name` or `hf:owner/name:column`.
+
+A dataset comes from the first source that has it: the cache, without asking the hub; the hub; a
+mirror. A text whose hash is pinned is the same from each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mlxgpt.data import http, readers
+from mlxgpt.data.readers import COLUMN
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "hf:"
+# The branch with the hub's own copy in Parquet of datasets that are scripts.
+CONVERTED = "refs/convert/parquet"
+Span = tuple[int, int | None]  # rows from one on, up to another
+ALL: Span = (0, None)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Another source of a text.
+
+    Attributes:
+        url: of the whole text.
+        train_characters: how many of its characters are for training; the others are for
+            validation.
+    """
+
+    url: str
+    train_characters: int
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset of the hub, and which of its rows are for training and for validation.
+
+    Attributes:
+        path: its owner and name.
+        train, val: splits, several as `a+b`. Without one for validation, a part of `train` is
+            held out.
+        train_rows, val_rows: which of their rows.
+        column: the one that holds the documents.
+        tokenizer: the default one for it.
+        single: whether the rows are pieces of one document.
+        megabytes: of text, about; 0: unknown.
+        sha256: of the whole text, where that is known.
+        mirror: where else it is.
+    """
+
+    path: str
+    train: str = "train"
+    val: str | None = "validation"
+    train_rows: Span = ALL
+    val_rows: Span = ALL
+    column: str = COLUMN
+    tokenizer: str = "bpe"
+    single: bool = False
+    megabytes: int = 0
+    sha256: str | None = None
+    mirror: Mirror | None = None
+
+
+HUB = {
+    "shakespeare": HubDataset(
+        path="karpathy/tiny_shakespeare",
+        val="validation+test",  # joined they are nanoGPT's last 10 %
+        tokenizer="char",
+        single=True,
+        megabytes=1,
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        mirror=Mirror(
+            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
+            "input.txt",
+            train_characters=1_003_854,  # as the hub's `train` has
+        ),
+    ),
+    "tinystories": HubDataset(path="roneneldan/TinyStories", megabytes=1900),
+    # By GPT-4 only, and cleaned. It has one split; by its card, 10,000 rows for a test, which
+    # nothing here reads, come before the validation rows.
+    "tinystories-gpt4": HubDataset(
+        path="karpathy/tinystories-gpt4-clean",
+        val="train",
+        train_rows=(20_000, None),
+        val_rows=(10_000, 20_000),
+        megabytes=2200,
+    ),
+    # A copy that is plain Parquet files: the original is a script.
+    "openwebtext": HubDataset(
+        path="vietgpt/openwebtext_en", val=None, tokenizer="gpt2", megabytes=38_000
+    ),
+}
+
+
+class Unavailable(UserError):
+    """A text could not be downloaded from any of its sources."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Files whose rows are documents, and which of these, counted over all the files."""
+
+    paths: Sequence[Path]
+    span: Span = ALL
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """The rows of a dataset in the cache.
+
+    Attributes:
+        train, val: the rows for training and for validation; None: a part of `train`.
+        revision: the hub's commit of the dataset; None if it came from a mirror.
+    """
+
+    train: Rows
+    val: Rows | None
+    revision: str | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of both."""
+        return [*self.train.paths, *(self.val.paths if self.val else ())]
+
+
+def find_dataset(source: str) -> HubDataset | None:
+    """The dataset of the hub that a source names; None if it names none.
+
+    Raises:
+        UserError: if it starts with `hf:`, and is not OWNER/NAME or OWNER/NAME:COLUMN.
+    """
+    if not source.startswith(PREFIX):
+        return HUB.get(source)
+    parts = re.fullmatch(r"hf:(?P<path>[\w.-]+/[\w.-]+)(:(?P<column>.+))?", source)
+    if not parts:
+        raise UserError(
+            f"{source!r} is not a dataset's name", "write hf:OWNER/NAME, or hf:OWNER/NAME:COLUMN."
+        )
+    return HubDataset(parts["path"], column=parts["column"] or COLUMN)
+
+
+def origin(dataset: HubDataset) -> dict[str, Any]:
+    """The origin of a dataset of the hub, known without reaching it."""
+    known: dict[str, Any] = {"hub": dataset.path}
+    if dataset.column != COLUMN:
+        known["column"] = dataset.column
+    return known | ({"sha256": dataset.sha256} if dataset.sha256 else {})
+
+
+def load_rows(dataset: HubDataset) -> SplitRows:
+    """The rows of a dataset of the hub, downloaded into a cache if they are in none.
+
+    Raises:
+        Unavailable: if no source has them.
+        UserError: if the dataset has no such split or column.
+    """
+    _configure(show_warnings=dataset.mirror is None)
+    if rows := _from_cache(dataset):
+        return rows
+    size = f" ({dataset.megabytes:,} MB of text)" if dataset.megabytes else ""
+    logger.info(f"downloading {dataset.path}{size} from the Hugging Face hub")
+    try:
+        if dataset.mirror:
+            return http.within(http.MIRROR_DEADLINE, lambda: _from_hub(dataset))
+        return _from_hub(dataset)
+    except Exception as error:  # datasets lets through whatever its transports raise
+        _raise_disk_error(error)
+        if isinstance(error, UserError) and not dataset.mirror:
+            raise
+        problem, remedy = f"the Hugging Face hub: {http.reason(error)}", _remedy(error)
+    if dataset.mirror:
+        host = urlsplit(dataset.mirror.url).hostname
+        logger.info(f"{problem}; downloading the same text from {host}")
+        try:
+            return _from_mirror(dataset, dataset.mirror)
+        except Exception as error:
+            _raise_disk_error(error)
+            problem += f"; {host}: {http.reason(error)}"
+    raise Unavailable(f"{dataset.path} could not be downloaded ({problem})", remedy)
+
+
+def _configure(*, show_warnings: bool) -> None:
+    """Errors are reported by mlxgpt; progress bars only in a terminal."""
+    import datasets  # slow to import: only where it is used
+
+    http.configure_hub(show_warnings=show_warnings)
+    datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
+def _raise_disk_error(error: Exception) -> None:
+    """Raise the error of a failing disk, on which the next source would fail, too."""
+    from datasets import config
+
+    http.raise_disk_error(error, Path(config.HF_DATASETS_CACHE))
+
+
+def _from_cache(dataset: HubDataset) -> SplitRows | None:
+    """The rows from the cache of `datasets`, or from where those of the mirror are kept."""
+    with http.offline():
+        try:
+            return _split_rows(dataset, _load_splits(dataset))
+        except Exception as error:  # it is not there, or damaged, or another text
+            _raise_disk_error(error)
+            if isinstance(error, UserError) and not dataset.mirror:
+                raise
+    with contextlib.suppress(FileNotFoundError, UserError, http.Trouble):
+        return _checked(dataset, _mirrored_rows(dataset)) if dataset.mirror else None
+    return None
+
+
+def _from_hub(dataset: HubDataset) -> SplitRows:
+    from huggingface_hub import HfApi
+
+    # Before `datasets`, which would wait and retry for minutes where nothing answers.
+    HfApi().dataset_info(dataset.path, timeout=http.answer_timeout())
+    return _split_rows(dataset, _load_splits(dataset))
+
+
+def _from_mirror(dataset: HubDataset, mirror: Mirror) -> SplitRows:
+    content = http.fetch(mirror.url, longest=2_000_000 * dataset.megabytes)
+    _check_hash(dataset, hashlib.sha256(content))
+    text, end = content.decode("utf-8"), mirror.train_characters
+    rows = _mirrored_rows(dataset)
+    for path, part in zip(rows.paths, (text[:end], text[end:]), strict=True):
+        files.write_atomically(path, part)
+    return rows
+
+
+def _mirrored_rows(dataset: HubDataset) -> SplitRows:
+    """Where a text that came from a mirror is kept."""
+    folder = http.cache_folder(dataset.path)
+    return SplitRows(Rows([folder / "train.txt"]), Rows([folder / "val.txt"]))
+
+
+def _load_splits(dataset: HubDataset) -> Any:
+    """All splits of a dataset, of the same commit."""
+    import datasets
+
+    path = f"hf://datasets/{dataset.path}"  # never a folder here of the same name
+    try:
+        return datasets.load_dataset(path)
+    except RuntimeError as error:
+        if http.is_of_xet(error):
+            raise
+        # `datasets` has found a script, which it does not run.
+        return datasets.load_dataset(path, revision=CONVERTED)
+
+
+def _split_rows(dataset: HubDataset, splits: Any) -> SplitRows:
+    """The rows of loaded splits; raises UserError where there is no such split or column."""
+    names = list(splits)
+    train = names[0] if len(names) == 1 else dataset.train
+    val = dataset.val if dataset.val and set(dataset.val.split("+")) <= set(names) else None
+    if train not in names:
+        raise UserError(
+            f"{dataset.path} has no split 'train'; there is: {', '.join(names)}",
+            "download the files that you mean, and name these.",
+        )
+    columns = splits[train].features
+    if str(getattr(columns.get(dataset.column), "dtype", None)) not in ("string", "large_string"):
+        texts = [name for name, kind in columns.items() if "string" in str(kind)]
+        raise UserError(
+            f"{dataset.path} has no column {dataset.column!r} of text; there is: "
+            f"{', '.join(texts) or 'none'}",
+            f"name the one that holds the documents: {PREFIX}{dataset.path}:COLUMN.",
+        )
+
+    def paths(of: str) -> list[Path]:
+        return [Path(f["filename"]) for name in of.split("+") for f in splits[name].cache_files]
+
+    rows = SplitRows(
+        Rows(paths(train), dataset.train_rows),
+        Rows(paths(val), dataset.val_rows) if val else None,
+        paths(train)[0].parent.name,  # the cache's folders are named so
+    )
+    return _checked(dataset, rows)
+
+
+def _checked(dataset: HubDataset, rows: SplitRows) -> SplitRows:
+    """`rows` itself, if it has the text whose hash is pinned."""
+    if dataset.sha256:
+        digest = hashlib.sha256()
+        for path in rows.paths:
+            for piece in readers.read(path, dataset.column):
+                digest.update(piece.text.encode("utf-8"))
+        _check_hash(dataset, digest)
+    return rows
+
+
+def _check_hash(dataset: HubDataset, digest: hashlib._Hash) -> None:
+    if digest.hexdigest() != dataset.sha256:
+        raise http.Trouble(f"another text, sha256 {digest.hexdigest()[:8]}…")
+
+
+def _remedy(error: Exception) -> str:
+    other = "train on your own text, --source FILE, or on the built-in stories, --source storybook."
+    # The hub does not always say whether it knows no such dataset, or keeps it private.
+    is_refused = type(error).__name__ == "DatasetNotFoundError"
+    if is_refused or http.status(error) in (401, 403, 404):
+        return "check the name; what is private or gated needs: hf auth login."
+    if http.status(error) == 429:
+        return f"wait some minutes, or log in, with hf auth login; or {other}"
+    if http.is_unreachable(error):
+        return f"check the connection; or {other}"
+    if http.is_of_xet(error):
+        return f"try it without the hub's Xet storage: set HF_HUB_DISABLE_XET=1; or {other}"
+    if isinstance(error, OSError) and error.errno in files.REMEDIES:
+        return files.REMEDIES[error.errno]
+    if isinstance(error, ValueError):  # such as several configurations to choose from
+        return "download the files that you mean, and name these."
+    return f"try again later; or {other}"

@@ -1,0 +1,77 @@
+"""A data folder's meta.json: what its token arrays are, and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxgpt.data.token_array import dtype_for
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+FORMAT = 1
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class SplitMeta:
+    """What meta.json says of one array: its length in tokens, documents and UTF-8 bytes of text
+    (end-of-text not counted), and the sha256 of the file.
+    """
+
+    tokens: int
+    documents: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Meta:
+    """A data folder's meta.json."""
+
+    format: int
+    dtype: str
+    vocab_size: int
+    tokenizer: str
+    origin: dict[str, Any]
+    train: SplitMeta
+    val: SplitMeta
+
+    def to_json(self) -> str:
+        return files.sealed(asdict(self))
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the data: equal fingerprints mean equal batches and equal evaluation."""
+        parts = [self.train.sha256, self.val.sha256, self.tokenizer]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def read_meta(folder: Path) -> Meta:
+    """Read a data folder's meta.json.
+
+    Raises:
+        UserError: if it is missing, damaged or of a newer format.
+        OSError: if it cannot be read.
+    """
+    path = folder / "meta.json"
+    try:
+        tree = files.read_sealed(path, FORMAT)
+        train, val = (SplitMeta(**tree.pop(split)) for split in SPLITS)
+        meta = Meta(**tree, train=train, val=val)
+        sizes = [meta.vocab_size, *(n for s in (train, val) for n in (s.tokens, s.bytes))]
+        if any(type(n) is not int or not 0 < n < 1 << 48 for n in sizes):
+            raise ValueError("its sizes are none")
+        if meta.dtype != dtype_for(meta.vocab_size) or not isinstance(meta.origin, dict):
+            raise ValueError("it does not hold together")
+        return meta
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no prepared data", "run: mlxgpt prepare, or give --source."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged: {error}", "move this folder away, and prepare the data again."
+        ) from error

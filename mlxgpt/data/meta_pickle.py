@@ -1,0 +1,125 @@
+"""Reads nanoGPT's meta.pkl, the vocabulary of a dataset of characters, without running it.
+
+A pickle is a program that may call any function. `pickletools` lists its opcodes without executing
+them. Only those that make numbers, texts, lists and dictionaries reach the unpickler, which finds
+no function or class.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from mlxgpt.data.tokenizers.char import CharTokenizer
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+# Room for the 65,536 ids that nanoGPT's two bytes can tell apart, in the longest protocol: 54 bytes
+# and 8 opcodes a character. An opcode takes some hundred bytes of memory at most.
+MAX_IDS = 1 << 16
+MAX_BYTES = 64 * MAX_IDS
+MAX_OPCODES = 9 * MAX_IDS
+MAX_CONTAINERS = 16  # nanoGPT's own has 3
+
+NUMBERS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4"}
+TEXTS = {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"}
+# Without tuples and sets: hashing nested ones can take exponential time, or overflow the stack.
+CONTAINERS = {"EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT"}
+ITEMS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS"}
+MEMO_PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}  # at an index that the pickle chooses
+MEMO = MEMO_PUTS | {"MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
+FRAMING = {"PROTO", "FRAME", "MARK", "STOP"}
+ALLOWED = NUMBERS | TEXTS | CONTAINERS | ITEMS | MEMO | FRAMING
+
+REMEDY = "let nanoGPT's prepare.py write it again, or prepare the text itself: --source FILE."
+
+
+def characters(path: Path) -> str:
+    """The vocabulary of a meta.pkl as nanoGPT's data/shakespeare_char/prepare.py writes it,
+    {"vocab_size": int, "itos": {int: str}, "stoi": {str: int}}, in the order of its ids.
+
+    Args:
+        path: the file, a pickle of protocol 0 to 5.
+
+    Returns:
+        One character for each id from 0 on.
+
+    Raises:
+        UserError: if it cannot be read, asks for anything but such values, or its parts do not
+            agree.
+    """
+    if not files.is_file(path):  # opening a pipe could block
+        raise UserError(f"{path} is not a file", REMEDY)
+    try:
+        content = files.read_small_bytes(path, MAX_BYTES)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes, in texts that are refused anyway
+            _check_opcodes(content)
+            return _check_vocabulary(_unpickle(content))
+    except ValueError as error:
+        raise UserError(f"{path} is not a vocabulary of characters: {error}", REMEDY) from error
+
+
+def tokenizer(path: Path) -> CharTokenizer:
+    """The tokenizer of a meta.pkl, its ids in any order; see `characters`."""
+    return CharTokenizer.from_ids({c: id for id, c in enumerate(characters(path))})
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """An unpickler that finds no function or class, so that it can call none."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _check_opcodes(content: bytes) -> None:
+    """Refuse a pickle of other opcodes, of too many, or with a memo that is larger than itself.
+
+    Raises:
+        ValueError: if it is refused, or damaged.
+    """
+    containers = 0
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if opcode.name not in ALLOWED:
+            raise ValueError(
+                f"it holds more than numbers and texts ({opcode.name}), and could run code"
+            )
+        if isinstance(argument, bool):  # protocol 0 writes them as numbers
+            raise ValueError("it holds more than numbers and texts (a bool)")
+        containers += opcode.name in CONTAINERS
+        if containers > MAX_CONTAINERS:
+            raise ValueError("it is nested too deeply, or holds too many lists")
+        # The memo is an array as long as its largest index.
+        if opcode.name in MEMO_PUTS and not 0 <= cast(int, argument) <= count:
+            raise ValueError("it is damaged")
+        if count >= MAX_OPCODES:
+            raise ValueError("it is too long")
+
+
+def _unpickle(content: bytes) -> Any:
+    try:
+        return _RestrictedUnpickler(io.BytesIO(content)).load()
+    except Exception as error:  # pickle documents no complete list
+        raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def _check_vocabulary(meta: Any) -> str:
+    """The characters of a loaded meta.pkl; raises ValueError where its parts do not agree."""
+    if type(meta) is not dict:
+        raise ValueError("it is not a dictionary")
+    size, itos, stoi = (meta.get(name) for name in ("vocab_size", "itos", "stoi"))
+    if type(size) is not int or type(itos) is not dict or type(stoi) is not dict:
+        raise ValueError("it lacks vocab_size, itos or stoi")
+    if not 0 < size <= MAX_IDS or not len(itos) == len(stoi) == size:
+        raise ValueError("vocab_size, itos and stoi are not of one size")
+    vocabulary = [itos.get(id) for id in range(size)]
+    for id, character in enumerate(vocabulary):
+        if type(character) is not str or len(character) != 1 or "\ud800" <= character <= "\udfff":
+            raise ValueError(f"id {id} is no single character")
+        if stoi.get(character) != id:
+            raise ValueError(f"itos and stoi do not agree on id {id}")
+    return "".join(cast(list[str], vocabulary))

@@ -1,0 +1,60 @@
+"""Text as training documents have it: line ends, byte-order mark, Unicode form.
+
+Every text that becomes ids passes here: documents, prompts, texts to evaluate.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+
+from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.utils.errors import UserError
+
+BOM = "\ufeff"
+
+
+def normalize_text(text: str) -> str:
+    """Drop a leading byte-order mark, and turn CRLF and lone CR into LF."""
+    text = text.removeprefix(BOM)
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def prompt_text(text: str, tokenizer: Tokenizer) -> str:
+    """A prompt as a model reads it: normalized, and in the Unicode form that its tokenizer knows.
+
+    Raises:
+        UserError: for bytes that are not UTF-8, which Python passes on as lone surrogates.
+    """
+    text = normalize_text(text)
+    try:
+        text.isascii() or text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        name = f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"U+{code:04X}"
+        raise UserError(
+            f"the text is not valid Unicode: character {error.start:,} is {name}",
+            "give the text in UTF-8.",
+        ) from error
+    return known_form(text, tokenizer)
+
+
+def known_form(text: str, tokenizer: Tokenizer) -> str:
+    """A text in the Unicode form that a character tokenizer knows: as it is, NFC, or NFD; in NFC
+    where it knows none.
+    """
+    if not isinstance(tokenizer, CharTokenizer) or tokenizer.knows(text):
+        return text
+    nfc = unicodedata.normalize("NFC", text)
+    nfd = unicodedata.normalize("NFD", text)
+    return nfd if tokenizer.knows(nfd) else nfc
+
+
+def encode_prompt(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    """A prompt's ids, int64 [T]; see `prompt_text`.
+
+    Raises:
+        UserError: if it has characters that the tokenizer lacks.
+    """
+    return tokenizer.encode(prompt_text(text, tokenizer))

@@ -1,0 +1,309 @@
+"""Byte-level BPE (Radford et al., 2019): trained by `tokenizers`, used through `tiktoken`.
+
+A vocabulary is 256 bytes, then one token for each merge, in order, then end-of-text. GPT-2's own
+is the one with 50,000 merges. Text is first cut by GPT-2's pattern; merges never cross a cut.
+Imported tokenizers may have their ids in another order, and added tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxgpt.data.tokenizers.char import (
+    END_OF_TEXT,
+    NUL,
+    AddedToken,
+    AddedTokens,
+    bpe_json,
+    tokens_by_id,
+)
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+SMALLEST = 257  # every byte, and end-of-text
+DEFAULT_VOCAB_SIZE = 4096
+GPT2_VOCAB_SIZE = 50257
+ANSWER_SECONDS = 60.0  # for GPT-2's two files, 1.5 MB
+TRAINER = Path(__file__).with_name("bpe_trainer.py")
+
+Merge = tuple[bytes, bytes]
+
+
+@functools.cache
+def byte_letters() -> dict[int, str]:
+    """Byte -> the letter that stands for it in tokenizer.json, in the order of the first 256 ids,
+    as GPT-2 has both: printable Latin-1 as itself, the others from U+0100 on.
+    """
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    plain += range(ord("®"), ord("ÿ") + 1)
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {byte: chr(byte) for byte in plain}
+    return letters | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+class BPETokenizer:
+    """Byte-level BPE with GPT-2's pattern: any text has ids, and they give it back.
+
+    Args:
+        merges: pairs of tokens, each becoming one token, the first merged first.
+        ids: the id of each byte, in GPT-2's order, and of each merge; default: from 0 on.
+        added: all other tokens; default: the end-of-text, behind them.
+        end_of_text: the id of the added token that ends a document; None where there is none.
+
+    Attributes:
+        tokens: the bytes and what merges make of them, in order.
+    """
+
+    def __init__(
+        self,
+        merges: Iterable[Merge],
+        *,
+        ids: Sequence[int] | None = None,
+        added: Sequence[AddedToken] | None = None,
+        end_of_text: int | None = None,
+    ) -> None:
+        self.merges = list(merges)
+        self.tokens = [bytes([byte]) for byte in byte_letters()]
+        self.tokens += [left + right for left, right in self.merges]
+        size = len(self.tokens)
+        if len(set(self.tokens)) < size:
+            raise ValueError("two merges give the same token")
+        self.end_of_text: int | None = end_of_text
+        if added is None:
+            self.end_of_text, added = size, [AddedToken(size, END_OF_TEXT)]
+        self.added = AddedTokens(added)
+        ranks = list(range(size) if ids is None else ids)
+        extra = [(token.id, token.content.encode()) for token in self.added.tokens]
+        self._bytes = tokens_by_id([*zip(ranks, self.tokens, strict=True), *extra])
+        last = [AddedToken(size, END_OF_TEXT)]
+        # The fingerprint of such a tokenizer never changes.
+        self._plain = ranks == [*range(size)] and self.added.tokens == last
+        # tiktoken numbers tokens by their rank, and the end-of-text last.
+        self._ids = np.array([*ranks, self.end_of_text or 0], dtype=np.uint32)
+        self._own = threading.local()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the added tokens included."""
+        return len(self._bytes)
+
+    def encode(self, text: str) -> np.ndarray:
+        """ids[n], int64. Special text in it is text, never a token."""
+        with _told_of_failures():
+            return self.added.encode(text, self._encode)
+
+    def encode_stream(self, text: str) -> np.ndarray:
+        """As `encode`, uint32; each NUL becomes an end-of-text token. Lets other threads run."""
+        with _told_of_failures():
+            return self.added.encode(text, self._encode_stream)
+
+    def _encode(self, text: str) -> np.ndarray:
+        ranks = np.array(self._encoding.encode_ordinary(text), dtype=np.int64)
+        return ranks if self._plain else self._ids[ranks].astype(np.int64)
+
+    def _encode_stream(self, text: str) -> np.ndarray:
+        allowed = set() if self.end_of_text is None else {NUL}
+        ranks: np.ndarray = self._encoding.encode_to_numpy(
+            text, allowed_special=allowed, disallowed_special=frozenset()
+        )
+        return ranks if self._plain else self._ids[ranks]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; special tokens are written by their names, and bytes that are not
+        UTF-8, as where a character is cut, as U+FFFD.
+        """
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one id stands for."""
+        return self._bytes[id]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of everything that decides which ids a text becomes."""
+        own: list[Any] = ["bpe", *(f"{left.hex()} {right.hex()}" for left, right in self.merges)]
+        if not self._plain:
+            own += [self._ids[:-1].tolist(), *self.added.identity(self.end_of_text)]
+        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """tokenizer.json, as Hugging Face's `tokenizers` and `transformers` read it."""
+        byte_level = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        }
+        vocab = dict(zip(map(spelled, self.tokens), self._ids[:-1].tolist(), strict=True))
+        return bpe_json(
+            self.added.to_tree(self.end_of_text),
+            pre_tokenizer=byte_level,
+            decoder=byte_level,
+            ignore_merges=False,
+            vocab=dict(sorted((vocab | self.added.ids).items(), key=lambda item: item[1])),
+            merges=[[spelled(left), spelled(right)] for left, right in self.merges],
+        )
+
+    @classmethod
+    def from_json_merges(cls, merges: Sequence[Sequence[str]]) -> BPETokenizer:
+        """The tokenizer whose tokenizer.json has these merges, and ids as ours have."""
+        return cls(merges_of_json(merges))
+
+    @property
+    def _encoding(self) -> Any:
+        """One of tiktoken's for each thread: those that share one wait for each other's pattern."""
+        if not hasattr(self._own, "encoding"):
+            import tiktoken
+            from tiktoken_ext.openai_public import r50k_pat_str
+
+            self._own.encoding = tiktoken.Encoding(
+                "mlxgpt",
+                pat_str=r50k_pat_str,
+                mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
+                special_tokens={NUL: len(self.tokens)},
+            )
+        return self._own.encoding
+
+
+@contextlib.contextmanager
+def _told_of_failures() -> Iterator[None]:
+    """Say so where tiktoken's pattern gives up, in one way or another: at a million spaces."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, ValueError) or type(error).__name__ == "PanicException":
+            raise UserError(
+                "the text has a run of white space too long to be encoded",
+                "shorten runs of a million spaces or newlines.",
+            ) from error
+        raise
+
+
+def train(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+    """Byte-level BPE trained on some text, with at most `vocab_size` ids, end-of-text included;
+    fewer where no two tokens are left to be merged.
+
+    Raises:
+        UserError: if there is no room for every byte, or the process that trains it fails.
+    """
+    check_vocab_size(vocab_size)
+    # In a session of its own, so that Ctrl-C at the terminal reaches this process only.
+    with subprocess.Popen(
+        [sys.executable, "-P", TRAINER, str(vocab_size - 1)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as trainer:
+        assert trainer.stdin
+        assert trainer.stdout
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                for text in chain(texts, [None]):
+                    trainer.stdin.write(json.dumps(text).encode() + b"\n")
+                trainer.stdin.flush()
+            output = trainer.stdout.read()
+            trainer.wait()
+        finally:
+            trainer.kill()
+            with contextlib.suppress(BrokenPipeError):
+                trainer.stdin.close()
+    if not output.endswith(b"\n"):
+        raise UserError(
+            f"training the BPE failed: its process ended with code {trainer.returncode}",
+            "close other programs to free memory, and run the same command again.",
+        )
+    return BPETokenizer.from_json_merges(json.loads(output))
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a vocabulary without room for every byte."""
+    if vocab_size < SMALLEST:
+        raise UserError(
+            f"vocab_size = {vocab_size} is too small for byte-level BPE",
+            f"it takes {SMALLEST} or more: every byte, and end-of-text.",
+        )
+
+
+@functools.cache
+def gpt2() -> BPETokenizer:
+    """GPT-2's own encoding, as tiktoken fetches and caches it (TIKTOKEN_CACHE_DIR).
+
+    Raises:
+        UserError: if it is not in the cache and cannot be fetched.
+    """
+    import tiktoken
+
+    results: list[Any] = []
+
+    def get() -> None:
+        try:
+            results.append(tiktoken.get_encoding("gpt2"))
+        except Exception as error:  # whatever its transport raises
+            results.append(error)
+
+    # In a thread, since tiktoken waits for a silent server for ever.
+    asking = threading.Thread(target=get, daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS)
+    if results and isinstance(results[0], OSError) and results[0].errno in files.REMEDIES:
+        cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR", "the cache of tiktoken"))
+        raise files.os_error(results[0], "use", cache)
+    if not results or isinstance(results[0], Exception):
+        reason = f": {type(results[0]).__name__}" if results else ""
+        raise UserError(
+            f"GPT-2's encoding cannot be fetched{reason}",
+            "check the connection; or --tokenizer bpe, which is trained on your text.",
+        )
+    tokens = map(results[0].decode_single_token_bytes, range(GPT2_VOCAB_SIZE - 1))
+    return BPETokenizer(_merges_of(list(tokens)))
+
+
+def _merges_of(tokens: Sequence[bytes]) -> Iterator[Merge]:
+    """The merges behind the tokens of a byte-level BPE: each token's last one is what the merges
+    before it leave of it.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    for token in tokens[256:]:
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            pairs = [left + right for left, right in pairwise(parts)]
+            n = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], len(ranks)))
+            parts[n : n + 2] = [pairs[n]]
+        left, right = parts
+        yield left, right
+
+
+def spelled(token: bytes) -> str:
+    """A token as tokenizer.json and vocab.json spell it."""
+    letters = byte_letters()
+    return "".join(letters[byte] for byte in token)
+
+
+def merges_of_json(merges: Iterable[Sequence[str]]) -> list[Merge]:
+    """Merges as tokenizer.json and merges.txt spell them.
+
+    Raises:
+        KeyError: naming a character that stands for no byte.
+        ValueError: if one is not of two tokens.
+    """
+    bytes_of = {letter: byte for byte, letter in byte_letters().items()}
+
+    def token(letters: str) -> bytes:
+        return bytes(bytes_of[letter] for letter in letters)
+
+    return [(token(left), token(right)) for left, right in merges]

@@ -1,0 +1,107 @@
+"""What is compared: configs, each with its data, for the same text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlxgpt.config import SECTION_OF, SECTIONS, Config, override
+from mlxgpt.config.schema import settings
+from mlxgpt.data.dataset import Dataset
+from mlxgpt.utils.errors import UserError
+
+# What the comparison itself decides.
+DECIDED = {
+    "seed": "every variant is trained with the same ones: --seeds",
+    "max_steps": "the budget decides it: --budget",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of those compared.
+
+    Attributes:
+        config: of its trainings, but for their length and seed.
+        dataset: its training text, and in the validation text's place the part held back.
+        whole: the data with the validation text.
+    """
+
+    name: str
+    config: Config
+    dataset: Dataset
+    whole: Dataset
+
+
+def vary(config: Config, text: str) -> dict[str, Config]:
+    """Configs by name from FIELD=VALUE,VALUE,…: the first is what the others are compared with.
+
+    Raises:
+        UserError: if there is no such field, or nothing to compare.
+    """
+    field, equals, values = text.partition("=")
+    field = field.strip().replace("-", "_")
+    if not equals or "," not in values:
+        raise UserError(
+            f"--vary {text} names no values to compare", "write it as --vary dropout=0,0.1,0.2."
+        )
+    if field in DECIDED:
+        raise UserError(f"{field} cannot be varied", f"{DECIDED[field]}.")
+    configs = {}
+    for value in (value.strip() for value in values.split(",")):
+        configs[f"{field}={value}"] = override(config, {field: _parsed(value)})
+    if len(configs) < 2 or not weight_affecting_diff(*list(configs.values())[:2]):
+        raise UserError(
+            f"--vary {text}: the trainings would all end with the same weights",
+            "give different values, of a setting that affects the weights.",
+        )
+    return configs
+
+
+def _parsed(value: str) -> Any:
+    try:
+        return json.loads(value)  # numbers, true, false
+    except ValueError:
+        return value
+
+
+def weight_affecting_diff(first: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings that affect the weights and differ between two configs."""
+    values, others = weight_affecting(first), weight_affecting(other)
+    return {name: (values[name], others[name]) for name in values if values[name] != others[name]}
+
+
+def weight_affecting(config: Config) -> dict[str, Any]:
+    """Every setting that affects a training's weights, except where its text comes from."""
+    sources = ("source", "val_source")
+    return {
+        name: getattr(getattr(config, SECTION_OF[name]), name)
+        for section in SECTIONS.values()
+        for name, _, item in settings(section)
+        if item.metadata["weights"] and name not in sources
+    }
+
+
+def must_be_one_text(variants: Sequence[Variant]) -> None:
+    """Refuse variants whose texts are not the same.
+
+    Raises:
+        UserError: if they have other numbers of bytes or documents.
+    """
+    sizes = {
+        v.name: (v.whole.meta.train.bytes, v.whole.meta.train.documents, v.whole.meta.val.bytes)
+        for v in variants
+    }
+    if len(set(sizes.values())) > 1:
+        raise UserError(
+            "the variants have other texts: "
+            + ", ".join(f"{name} {size[0]:,} bytes" for name, size in sizes.items()),
+            "give the text for all of them: --source TEXT.",
+        )
+
+
+def told(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """Differences between two configs in a line."""
+    return ", ".join(f"{name} {new} ({old})" for name, (old, new) in differences.items())

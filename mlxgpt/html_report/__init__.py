@@ -1,0 +1,1 @@
+"""HTML reports of runs, comparisons and benchmarks: one self-contained file each."""

@@ -1,0 +1,220 @@
+"""One HTML file that opens from disk, fetches nothing and prints well: headings, figures, tables.
+
+Whatever is put in is text, and escaped here. Only a figure's SVG is not: plots.py made it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+# Colours of lines have a contrast of 4.5 to the paper, so that they may be those of text, too.
+COLORS = """
+:root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1b1f; --faint: #5c5f66;
+  --rule: #d5d7dc; --line-1: #b3261e; --line-2: #1f5fa8; --line-3: #2e7d32; --line-4: #7b3fa0;
+  --line-5: #8a5a00; }
+@media (prefers-color-scheme: dark) { :root { --paper: #16181d; --ink: #e6e7ea; --faint: #a7abb3;
+  --rule: #3a3e47; --line-1: #ff8a80; --line-2: #8ab4f8; --line-3: #81c995; --line-4: #d7aefb;
+  --line-5: #fdd663; } }
+"""
+STYLE = """
+body { background: var(--paper); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
+  max-width: 58rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
+h3 { font-size: 1rem; margin-bottom: 0; }
+figure { margin: 1rem 0; max-width: 46rem; } figcaption { color: var(--faint); font-size: .9rem; }
+svg { width: 100%; height: auto; display: block; } svg.narrow { display: none; }
+@media screen and (max-width: 40rem) { svg.wide { display: none; } svg.narrow { display: block; } }
+.side-by-side { display: grid; gap: 0 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); }
+.scroll { overflow-x: auto; margin: .6rem 0; } .scroll:focus-visible { outline: 2px solid; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--rule); padding: .25rem .9rem .25rem 0; text-align: left;
+  vertical-align: top; overflow-wrap: normal; } td.number { text-align: right; }
+pre { white-space: pre-wrap; border-left: 3px solid var(--rule); padding-left: .8rem;
+  font-size: .9rem; }
+pre.command { font-weight: 600; }
+.choice { border: 0; padding: 0; margin: 0; min-width: 0; }
+.choice > input { position: absolute; opacity: 0; }
+.choice > label { padding: .1rem .7rem; margin-right: .2rem; border: 1px solid var(--faint);
+  border-radius: 1rem; cursor: pointer; }
+.choice > input:checked + label { background: var(--ink); color: var(--paper); }
+.choice > input:focus-visible + label { outline: 3px solid var(--line-2); outline-offset: 2px; }
+.choice > .chosen { display: none; }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; }
+  figure, pre, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  .choice > legend, .choice > label { display: none; } .scroll { overflow: visible; } }
+"""
+OURS = '<meta name="generator" content="mlxgpt report">'
+# What no page shows: a terminal's commands, what turns a line's direction, halves of a character.
+UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+# A chip's name may come from a stranger, and a page fetches nothing.
+_markdown.disable(["image", "link", "autolink", "html_block", "html_inline"])
+
+
+def shown(text: str) -> str:
+    """A text with a replacement character for each one that cannot be seen."""
+    return UNSEEN.sub("\ufffd", text)
+
+
+def _escaped(text: str) -> str:
+    return escape(shown(text))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot.
+
+    Attributes:
+        svg: as plots.py makes it, once or for two widths.
+        caption: what is drawn, in a sentence.
+        seen: what there is to be seen in it, for who does not see it.
+    """
+
+    svg: str
+    caption: str
+    seen: str
+
+    def html(self) -> str:
+        """The figure with its caption."""
+        named = f'<svg role="img" aria-label="{_escaped(self.seen)}" '
+        svg = self.svg.replace("<svg ", named)
+        return f"<figure>{svg}<figcaption>{_escaped(self.caption)}</figcaption></figure>"
+
+
+@dataclass
+class Page:
+    """A page under construction.
+
+    Attributes:
+        left_out: a line on each part that could not be shown, for the user.
+    """
+
+    title: str
+    parts: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    _choices: int = 0
+    _names: Counter[str] = field(default_factory=Counter)
+
+    def heading(self, text: str, level: int = 2) -> None:
+        """A heading below the title, which is of level 1."""
+        self.parts.append(f"<h{level}>{_escaped(text)}</h{level}>")
+
+    def paragraph(self, text: str) -> None:
+        """Running text."""
+        self.parts.append(f"<p>{_escaped(text)}</p>")
+
+    def text(self, text: str) -> None:
+        """A text as it is, with its line ends."""
+        self.parts.append(f"<pre>{_escaped(text)}</pre>")
+
+    def commands(self, lines: Sequence[str]) -> None:
+        """Command lines, to be copied."""
+        self.parts.append(f'<pre class="command">{_escaped(chr(10).join(lines))}</pre>')
+
+    def markdown(self, text: str) -> None:
+        """A report of ours in Markdown, its title left out, since the page has one."""
+        html = _markdown.render(shown(text.partition("\n")[2]))
+        html = re.sub(r"<th[^>]*></th>", "<td></td>", html)  # a head without a text is none
+        before, *tables = html.split("<table>")
+        html = before + "".join(f"{self._scrolling('a table')}<table>{rest}" for rest in tables)
+        self.parts.append(html.replace("</table>", "</table></div>"))
+
+    def figure(self, figure: Figure) -> None:
+        """A plot."""
+        self.parts.append(figure.html())
+
+    def side_by_side(self, figures: Sequence[Figure]) -> None:
+        """Plots in two columns, where there is room."""
+        self.parts.append(f'<div class="side-by-side">{"".join(f.html() for f in figures)}</div>')
+
+    def choice(self, name: str, figures: dict[str, Figure]) -> None:
+        """Several plots, of which one is shown: the first, or what is chosen by its name."""
+        self._choices += 1
+        here = f"choice-{self._choices}"
+        rules, inputs, drawn = [], [], []
+        for n, (label, figure) in enumerate(figures.items()):
+            key = f"{here}-{n}"
+            rules.append(f"#{key}:checked ~ .{key} {{ display: block; }}")
+            checked = " checked" if n == 0 else ""
+            inputs.append(
+                f'<input type="radio" name="{here}" id="{key}"{checked}>'
+                f'<label for="{key}">{_escaped(label)}</label>'
+            )
+            drawn.append(f'<div class="chosen {key}">{figure.html()}</div>')
+        self.parts.append(
+            f"<style>{' '.join(rules)}</style>"
+            f'<fieldset class="choice"><legend>{_escaped(name)}</legend>'
+            f"{''.join(inputs)}{''.join(drawn)}</fieldset>"
+        )
+
+    def table(self, rows: Sequence[Sequence[str]], name: str) -> None:
+        """A table whose first row is its heads; columns of numbers stand right.
+
+        Args:
+            name: what it is of, for who does not see it.
+        """
+        heads, *others = rows
+        head = "".join(
+            f'<th scope="col">{_escaped(cell)}</th>' if cell else "<td></td>" for cell in heads
+        )
+        right = [all(map(_is_number, column)) for column in zip(*others, strict=True)]
+        body = "".join(f"<tr>{''.join(map(_cell, row, right))}</tr>" for row in others)
+        self.parts.append(
+            f"{self._scrolling(name)}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            "</div>"
+        )
+
+    def _scrolling(self, name: str) -> str:
+        """Where a table begins that may be wider than a phone: it can be reached, and scrolled."""
+        self._names[name] += 1
+        name += f", {self._names[name]}" * (self._names[name] > 1)
+        return f'<div class="scroll" tabindex="0" role="region" aria-label="{_escaped(name)}">'
+
+    def html(self, refresh: int | None = None) -> str:
+        """The whole file; `refresh`: it is read again after so many seconds."""
+        title = _escaped(self.title)
+        again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"{OURS}{again}<title>{title}</title><style>{COLORS}{STYLE}</style></head>\n"
+            f"<body><main><h1>{title}</h1>\n" + "\n".join(self.parts) + "\n</main></body></html>\n"
+        )
+
+
+def write(path: Path, html: str) -> None:
+    """Write a page's file, whole or not at all, over an earlier one of ours but no other file.
+
+    Raises:
+        UserError: if it cannot be written, or something else has its name.
+    """
+    try:
+        if files.exists(path) and OURS not in files.read_small_bytes(path, 1 << 26).decode("utf-8"):
+            raise ValueError
+        files.write_atomically(path, html)
+    except ValueError:
+        raise UserError(
+            f"{path} exists, and is no page of ours", "choose another --output."
+        ) from None
+    except OSError as error:
+        raise files.os_error(error, "write", path, "choose another --output FILE.html.") from error
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"–?|[-+±]?[\d,]*\.?\d+( ?%| ?×)?", text))
+
+
+def _cell(text: str, right: bool) -> str:
+    kind = ' class="number"' if right else ""
+    return f"<td{kind}>{_escaped(text)}</td>"

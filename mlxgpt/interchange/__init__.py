@@ -1,3 +1,0 @@
-"""Other people's weights in, ours out: formats, names, layouts. Knows a model's arrays and a
-tokenizer; nothing of training.
-"""

@@ -1,0 +1,187 @@
+"""A conversation as a prompt, by the template in a run's folder: `chat_template.jinja`, rendered as
+transformers renders it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from mlxgpt.data.normalize import normalize_text
+from mlxgpt.data.tokenizers.char import NUL, encode_marked, end_name
+from mlxgpt.loaded_model import LoadedModel
+from mlxgpt.playground.request_body import MOST_CHARACTERS, Message
+from mlxgpt.storage.run import CHAT_TEMPLATE, Run
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is what templates read
+
+
+def template_of(run: Run) -> str:
+    """A run's template.
+
+    Raises:
+        UserError: if it has none.
+    """
+    try:
+        return files.read_small(run.folder / CHAT_TEMPLATE)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{run.name} has no chat template, as it was not trained on conversations",
+            "use /v1/completions.",
+        ) from error
+    except OSError as error:
+        raise files.os_error(error, "read", run.folder / CHAT_TEMPLATE, "restore it.") from error
+    except ValueError as error:
+        raise UserError(f"{CHAT_TEMPLATE} of {run.name} cannot be read", "restore it.") from error
+
+
+def ids(template: str, messages: Iterable[Message], model: LoadedModel) -> list[int]:
+    """A conversation's ids, up to where the assistant is to speak.
+
+    Raises:
+        UserError: if the messages are too long, or the template fails.
+    """
+    # Special tokens are marked by NUL, so that only the template can write one.
+    conversation = [
+        _without_nul(message.sent | {"content": message.content}) for message in messages
+    ]
+    if sum(len(message["content"]) for message in conversation) > MOST_CHARACTERS:
+        raise UserError("messages are too long", f"send at most {MOST_CHARACTERS:,} characters.")
+    tokenizer, end = model.tokenizer, end_name(model.tokenizer)
+    names = () if end is None else ("bos_token", "eos_token")
+    special = dict.fromkeys(names, tokenizer.added.marked(end or ""))
+    text = render(tokenizer.added.marked(template), conversation, special)
+    try:
+        return encode_marked(tokenizer, normalize_text(text)) or model.ids("").tolist()
+    except ValueError as error:
+        raise UserError(
+            f"{CHAT_TEMPLATE} cannot be used: it takes a special token apart",
+            "correct the template.",
+        ) from error
+
+
+def render(template: str, messages: list[dict[str, Any]], special: Mapping[str, str]) -> str:
+    """A conversation as text.
+
+    Args:
+        special: the tokenizer's special tokens, by their names in transformers.
+
+    Raises:
+        UserError: if the template fails, or refuses the messages.
+    """
+    try:
+        return (
+            _environment()
+            .from_string(template)
+            .render(
+                messages=[_with_reasoning(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **special,
+            )
+        )
+    except _Refused as error:
+        raise UserError(
+            f"the chat template refuses these messages: {error}", "send what it asks for."
+        ) from error
+    except Exception as error:  # a template can fail in any way that Python can
+        raise UserError(
+            f"{CHAT_TEMPLATE} cannot be used: {error}", "correct the template."
+        ) from error
+
+
+class _Refused(TemplateError):
+    """Raised by a template itself."""
+
+
+class _Generation(Extension):
+    """`{% generation %} … {% endgeneration %}`, which marks the assistant's words for training."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """What is inside, in a scope of its own."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Namespace(Namespace):
+    """Jinja's, without names that begin with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        for name in dict(*args[1:], **kwargs):
+            _check_name(name)
+        Namespace.__init__(*args, **kwargs)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if str(name).startswith("_"):
+        raise SecurityError(f"the namespace has the name {name!r}, which begins with an underscore")
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja with all that transformers gives a template."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": lambda format: datetime.now().strftime(format),
+        "namespace": _Namespace,
+    }
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without Jinja's escapes for HTML."""
+    text = json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    return text.replace(json.dumps(NUL)[1:-1], NUL)  # an end-of-text, which JSON leaves as it is
+
+
+def _raise_exception(message: str) -> None:
+    raise _Refused(message)
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace(NUL, "")
+    if isinstance(value, list):
+        return [_without_nul(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_nul(name): _without_nul(item) for name, item in value.items()}
+    return value
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its reasoning under the names that templates read, as transformers has it."""
+    values = (message.get(name) for name in REASONING)
+    reasoning = next((value for value in values if value is not None), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}

@@ -1,1 +1,0 @@
-"""What was measured, as something to read: the benchmark of both tiers, and its report."""

@@ -1,0 +1,116 @@
+"""What a tier, a config or a run amounts to, and the list of runs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from mlxgpt import config as configs
+from mlxgpt.config import Config
+from mlxgpt.config.resolve import PathLike, home, resolve
+from mlxgpt.model.stats import count_parameters, flops_per_token, parameters_by_part, training_bytes
+from mlxgpt.storage import run as run_folders
+from mlxgpt.storage.run import Run
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a config or a run amounts to.
+
+    Attributes:
+        parameters: by part, and all.
+        flops_per_token: of training, forward and backward.
+        training_tokens: of the whole plan.
+        memory_bytes: least memory for weights, gradients and AdamW's two moments.
+    """
+
+    name: str
+    config: Config
+    parameters: dict[str, int]
+    flops_per_token: int
+    training_tokens: int
+    memory_bytes: int
+    step: int | None = None
+    val_loss: float | None = None
+
+
+def info(
+    tier: int | None = None,
+    *,
+    run: str | None = None,
+    config: PathLike | Config | None = None,
+    runs_dir: PathLike | None = None,
+    **settings: Any,
+) -> Info:
+    """What a tier, a config or a run amounts to: shape, parameters, cost."""
+    step = val_loss = None
+    if tier is None and config is None and "recipe" not in settings:
+        found = run_folders.find(run, home("runs", runs_dir))
+        name, chosen = found.name, found.config
+        step = found.steps()[-1] if found.steps() else None
+        best = found.best()
+        val_loss = best["val_loss"] if best else None
+    else:
+        name, chosen = resolve(tier, config, **settings)
+    chosen = configs.with_vocabulary(chosen)
+    m = chosen.model
+    return Info(
+        name=name,
+        config=chosen,
+        parameters={**parameters_by_part(m), "all": count_parameters(m)},
+        flops_per_token=flops_per_token(m),
+        training_tokens=chosen.train.max_steps * chosen.tokens_per_step,
+        memory_bytes=training_bytes(m),
+        step=step,
+        val_loss=val_loss,
+    )
+
+
+def found(run: str, *, runs_dir: PathLike | None = None) -> Run:
+    """A run by its name or folder."""
+    return run_folders.find(run, home("runs", runs_dir))
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One line of the list of runs; an imported one has no `steps` planned."""
+
+    name: str
+    step: int
+    steps: int
+    val_loss: float | None
+    parameters: int
+    data: str
+
+
+def runs(*, runs_dir: PathLike | None = None) -> list[RunLine]:
+    """All runs, the newest first. Those that are damaged or cannot be read are left out, and a line
+    on each is logged.
+    """
+    lines = []
+    for folder in run_folders.folders_in(home("runs", runs_dir), skip_unreadable=True):
+        try:
+            run = run_folders.open_run(folder)
+            best, steps = run.best(), run.steps()
+        except UserError as error:
+            logger.warning(error.problem)
+            continue
+        except OSError as error:
+            logger.warning(files.os_error(error, "read", folder).problem)
+            continue
+        lines.append(
+            RunLine(
+                name=run.name,
+                step=max(steps, default=0),
+                steps=run.config.train.max_steps if run.data_name else 0,
+                val_loss=best["val_loss"] if best else None,
+                parameters=count_parameters(run.config.model),
+                data=run.data_name or "–",
+            )
+        )
+    return lines

@@ -1,1 +1,0 @@
-"""Which idea brings what, with its error: variants of a training side by side."""

@@ -1,0 +1,1 @@
+"""Files, random seeds and the error type, used by every other package."""

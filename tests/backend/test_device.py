@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import gc
+import platform
+import subprocess
+import sys
+
+import mlx.core as mx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt.backend import device, macos, memory_limits
+from mlxgpt.config import Config, override
+
+
+def test_the_peak_is_a_plausible_speed() -> None:
+    peak = device.matmul_peak("float32")
+    assert 1e8 < peak < 1e16
+    assert device.matmul_peak("float32") == peak, "measured once"
+
+
+def test_numbers_are_chosen_by_the_device_not_by_a_timing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for backend, dtype in (("cpu", "float32"), ("metal", "float32"), ("cuda", "bfloat16")):
+        monkeypatch.setattr(device, "backend", lambda backend=backend: backend)
+        assert device.resolve_dtype(Config()).train.dtype == dtype
+        asked = override(Config(), {"dtype": "bfloat16"})
+        assert device.resolve_dtype(asked) == asked
+
+
+def test_measuring_leaves_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in use nor in MLX's cache, and nothing in the peak of the training that follows."""
+    gc.collect()
+    before = mx.get_active_memory()
+    device.matmul_peak.__wrapped__("float32")
+    assert mx.get_cache_memory() == 0
+    assert mx.get_peak_memory() < 1_000_000
+    monkeypatch.setattr(device, "backend", lambda: "metal")  # large arrays of MLX's
+    held: list[int] = []
+    clear_cache = mx.clear_cache
+
+    def clear() -> None:
+        held.append(mx.get_active_memory())
+        clear_cache()
+
+    monkeypatch.setattr(mx, "clear_cache", clear)
+    device.memory_bandwidth.__wrapped__()
+    assert held == [before], "the arrays were let go first"
+    assert mx.get_cache_memory() == 0
+    assert mx.get_peak_memory() < 1_000_000
+
+
+@pytest.mark.skipif(not device.on_cpu(), reason="GPU memory is not resident memory")
+def test_memory_is_this_processs() -> None:
+    code = (  # in a new process, which has no freed pages to take it from
+        "import mlxgpt, mlx.core as mx\n"
+        "from mlxgpt.backend import device\n"
+        "before = device.resident_bytes()\n"
+        "held = mx.ones((5000, 5000))\n"
+        "mx.eval(held)\n"
+        "assert 20e6 < before < 100e9\n"
+        "assert device.resident_bytes() - before > 50e6\n"
+        "assert device.memory()[0] > 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_memorys_bandwidth_is_within_reason() -> None:
+    assert 1e9 < device.memory_bandwidth() < 10e12
+
+
+def test_what_this_process_has_already_may_be_taken_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "backend", lambda: "cpu")
+    monkeypatch.setattr(device, "_told", lambda file, name: 5_000_000_000)
+    monkeypatch.setattr(device, "resident_bytes", lambda: 1_000_000_000)
+    monkeypatch.setattr(memory_limits, "limits", list)
+    assert device.free_bytes() == 6_000_000_000
+
+
+def test_a_macs_chip_has_its_full_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's `platform.processor()` is "arm" there."""
+    monkeypatch.setattr(device, "backend", lambda: "cpu")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    names = {"machdep.cpu.brand_string": "Apple M4 Pro"}
+    monkeypatch.setattr(macos, "sysctl", lambda name: names.get(name, ""))
+    assert device.name() == "Apple M4 Pro"
+    names.clear()
+    assert device.name() == platform.machine()
+
+
+def test_the_chip_has_a_name() -> None:
+    assert device.name()
+    assert device.backend() in ("cpu", "cuda", "metal")
+
+
+def test_a_mac_is_kept_within_what_it_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[str, int] = {}
+    monkeypatch.setattr(mx, "set_memory_limit", lambda size: limits.update(memory=size))
+    monkeypatch.setattr(mx, "set_cache_limit", lambda size: limits.update(cache=size))
+    monkeypatch.setattr(device, "backend", lambda: "cpu")
+    device.limit_memory()
+    assert limits == {}, "elsewhere nothing is limited"
+    monkeypatch.setattr(device, "backend", lambda: "metal")
+    info = {"max_recommended_working_set_size": 12_000_000_000, "memory_size": 16_000_000_000}
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    device.limit_memory()
+    assert limits == {"memory": 12_000_000_000}
+    device.limit_memory(5_000_000_000)
+    assert limits == {"memory": 5_000_000_000}, "the cache counts towards it"
+
+
+class Allocator:
+    """Metal's, by MLX's allocator.cpp and buffer_cache.h; in MB, with pages of 1 MB."""
+
+    def __init__(self, recommended: int) -> None:
+        self.recommended = recommended
+        self.memory = self.cache_limit = 3 * recommended // 2
+        self.active = self.fresh = self.most = 0
+        self.cached: list[int] = []  # the newest last
+
+    def malloc(self, size: int) -> int:
+        fitting = [s for s in self.cached if size <= s < min(2 * size, size + 2)]
+        if fitting:
+            self.cached.remove(min(fitting))
+        else:
+            room = min(self.memory, 95 * self.recommended // 100)
+            self.release(self.active + sum(self.cached) + size - room)
+            self.fresh += size
+        taken = min(fitting, default=size)
+        self.active += taken
+        self.release(sum(self.cached) - self.cache_limit)
+        self.most = max(self.most, self.active + sum(self.cached))
+        return taken
+
+    def release(self, least: int) -> None:
+        while self.cached and least > 0:
+            least -= self.cached.pop(0)
+
+    def free(self, size: int) -> None:
+        self.active -= size
+        if sum(self.cached) < self.cache_limit:
+            self.cached.append(size)
+
+
+@given(
+    weights=st.integers(0, 3000),
+    step=st.lists(st.integers(1, 2000), min_size=1, max_size=20),
+    evaluation=st.lists(st.integers(1, 2000), max_size=20),
+)
+def test_a_step_that_fits_gets_no_new_memory(
+    weights: int, step: list[int], evaluation: list[int]
+) -> None:
+    """Its buffers stay in the cache from step to step, also on a small Mac; and what is cached
+    besides them is released before the limit is reached.
+    """
+    metal = Allocator(recommended=5_300)  # an 8 GB Mac
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "backend", lambda: "metal")
+        info = {"max_recommended_working_set_size": metal.recommended}
+        patch.setattr(mx, "device_info", lambda: info)
+        patch.setattr(mx, "set_memory_limit", lambda size: setattr(metal, "memory", size))
+        patch.setattr(mx, "set_cache_limit", lambda size: setattr(metal, "cache_limit", size))
+        device.limit_memory()
+    metal.malloc(weights)
+    peaks = []
+    for sizes in (step, step, step, evaluation):
+        before = metal.fresh
+        taken = [metal.malloc(size) for size in sizes]
+        peaks.append(metal.active)
+        for size in taken:
+            metal.free(size)
+        if len(peaks) in (2, 3) and peaks[0] < 95 * metal.recommended // 100:
+            assert metal.fresh == before
+    assert metal.most <= max(*peaks, 95 * metal.recommended // 100)

@@ -1,0 +1,128 @@
+"""What only a Mac does, with a Mac that is made up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlxgpt.backend import macos
+from mlxgpt.cli import main as cli
+from mlxgpt.utils.errors import UserError
+
+
+@pytest.fixture
+def a_mac(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def make(machine: str, *, translated: bool = False) -> None:
+        answer = SimpleNamespace(stdout=f"{int(translated)}\n")
+        monkeypatch.setattr(sys, "platform", "darwin")
+        monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+
+    monkeypatch.setattr(sys, "platform", "linux")  # until it is called, also on a Mac
+
+    return make
+
+
+def test_apple_silicon_and_other_systems_are_welcome(a_mac: Any) -> None:
+    macos.refuse_others()
+    a_mac("arm64")
+    macos.refuse_others()
+
+
+def test_an_intel_mac_is_told_so(a_mac: Any) -> None:
+    a_mac("x86_64")
+    with pytest.raises(UserError, match="has an Intel processor"):
+        macos.refuse_others()
+
+
+def test_python_under_rosetta_is_told_what_to_do(a_mac: Any) -> None:
+    a_mac("x86_64", translated=True)
+    with pytest.raises(UserError, match="under Rosetta") as caught:
+        macos.refuse_others()
+    assert "Apple silicon" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("platform", "program", "code", "stub"),
+    [
+        ("darwin", "/usr/bin/git", 2, True),
+        ("darwin", "/usr/bin/git", 0, False),
+        ("darwin", "/opt/homebrew/bin/git", 2, False),
+        ("linux", "/usr/bin/git", 2, False),
+    ],
+)
+def test_programs_that_only_open_an_installer(
+    platform: str, program: str, code: int, stub: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        assert command == ["/usr/bin/xcode-select", "-p"]
+        return SimpleNamespace(returncode=code)
+
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(subprocess, "run", run)
+    assert macos.is_stub(program) is stub
+
+
+def test_a_value_that_sysctl_does_not_have_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert macos.sysctl("hw.model") == ""
+    monkeypatch.setattr(subprocess, "run", lambda c, **_: SimpleNamespace(stdout=f"{c[-1]}\n"))
+    assert macos.sysctl("hw.model") == "hw.model"
+
+
+def test_every_command_begins_with_it(a_mac: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    a_mac("x86_64")
+    assert cli.main(["runs"]) == 2
+    assert "Intel" in capsys.readouterr().err
+
+
+class Process:
+    """A subprocess that remembers what it was asked."""
+
+    def __init__(self, command: list[str], **options: Any) -> None:
+        self.calls, self.options = [*command], options
+
+    def terminate(self) -> None:
+        self.calls.append("terminated")
+
+    def wait(self) -> None:
+        self.calls.append("waited for")
+
+
+def test_a_mac_stays_awake_as_long_as_it_is_needed(
+    a_mac: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes: list[Process] = []
+
+    def start(command: list[str], **options: Any) -> Process:
+        processes.append(Process(command, **options))
+        return processes[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with macos.awake():
+        assert processes == [], "elsewhere nothing is done"
+    a_mac("arm64")
+    with macos.awake():
+        assert processes[0].calls == ["/usr/bin/caffeinate", "-i", "-w", str(os.getpid())]
+        assert processes[0].options["start_new_session"], "Ctrl-C does not reach it"
+    assert processes[0].calls[-2:] == ["terminated", "waited for"]
+
+
+def test_a_mac_without_caffeinate_trains_all_the_same(
+    a_mac: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    a_mac("arm64")
+    monkeypatch.setattr(subprocess, "Popen", missing)
+    with macos.awake():
+        pass

@@ -1,0 +1,201 @@
+"""Memory limits, read from folders laid out as Linux has them, in and out of containers."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlxgpt.backend import device, memory_limits
+from mlxgpt.backend.memory_limits import Limit
+from mlxgpt.utils.errors import UserError
+from tests.helpers.commands import ROOT
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these")
+
+MB = 1 << 20
+STATUS = "Name:\tpython\nVmSize:\t  300000 kB\nVmRSS:\t   60000 kB\nRssAnon:\t   51200 kB\n"
+UNLIMITED_V1 = 9223372036854771712
+
+
+def write(path: Path, text: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
+
+
+class System:
+    """A root folder with proc/ and sys/."""
+
+    def __init__(self, root: Path, cgroup: str) -> None:
+        self.root = root
+        write(root / "proc/self/status", STATUS)
+        write(root / "proc/self/cgroup", cgroup)
+
+    def v2(self, folder: str, limit: object, current: int, inactive: int = 0) -> Path:
+        place = self.root / "sys/fs/cgroup" / folder
+        write(place / "memory.max", limit)
+        write(place / "memory.high", "max")
+        write(place / "memory.current", current)
+        write(place / "memory.stat", f"anon 1\nfile 2\ninactive_file {inactive}\nactive_file 5")
+        return place
+
+    def v1(self, folder: str, limit: int, usage: int, inactive: int = 0) -> Path:
+        place = self.root / "sys/fs/cgroup/memory" / folder
+        write(place / "memory.limit_in_bytes", limit)
+        write(place / "memory.usage_in_bytes", usage)
+        write(place / "memory.stat", f"inactive_file 7\ntotal_inactive_file {inactive}")
+        return place
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: unlimited)
+    return tmp_path
+
+
+def sizes(root: Path) -> list[tuple[int, int]]:
+    """Total and free of each, in MiB; of what is free, 50 are this process's own data."""
+    return [(limit.total // MB, limit.free // MB) for limit in memory_limits.limits(root)]
+
+
+def test_a_container_of_cgroup_v2_sees_itself_as_the_root(root: Path) -> None:
+    System(root, "0::/").v2("", 400 * MB, 300 * MB, 100 * MB)
+    assert sizes(root) == [(400, 250)]
+
+
+def test_limits_around_a_cgroup_hold_as_well(root: Path) -> None:
+    """As under systemd, whose sessions are in slices; the true root has no limit, nor its file."""
+    system = System(root, "0::/user.slice/user-1000.slice/session-3.scope")
+    system.v2("user.slice/user-1000.slice/session-3.scope", "max", 100 * MB)
+    system.v2("user.slice/user-1000.slice", 900 * MB, 500 * MB)
+    system.v2("user.slice", 2000 * MB, 1800 * MB)
+    assert sizes(root) == [(900, 450), (2000, 250)]
+
+
+def test_above_memory_high_a_process_hardly_runs(root: Path) -> None:
+    place = System(root, "0::/").v2("", 400 * MB, 100 * MB)
+    write(place / "memory.high", 300 * MB)
+    assert sizes(root) == [(300, 250)]
+    write(place / "memory.high", 10 * MB)
+    assert sizes(root) == [(10, 0)]
+
+
+def test_a_container_of_cgroup_v1_sees_the_path_outside(root: Path) -> None:
+    system = System(root, "11:cpu,cpuacct:/docker/ab12\n4:memory:/docker/ab12\n0::/docker/ab12")
+    system.v1("", 400 * MB, 300 * MB, 100 * MB)
+    assert sizes(root) == [(400, 250)]
+
+
+def test_cgroup_v1_next_to_an_empty_v2(root: Path) -> None:
+    system = System(root, "9:name=systemd:/\n4:memory:/jobs/7\n0::/")
+    (root / "sys/fs/cgroup/unified").mkdir(parents=True)
+    system.v1("", UNLIMITED_V1, 9000 * MB)
+    system.v1("jobs", 600 * MB, 100 * MB)
+    system.v1("jobs/7", UNLIMITED_V1, 50 * MB)
+    assert sizes(root) == [(600, 550)]
+
+
+def test_a_cgroup_outside_of_the_containers_own(root: Path) -> None:
+    System(root, "0::/../elsewhere").v2("", 400 * MB, 100 * MB)
+    assert sizes(root) == [(400, 350)]
+
+
+@pytest.mark.parametrize("cgroup", ["", "0::/", "0::/none", "4:memory:/none", "garbage"])
+def test_where_nothing_can_be_read_there_is_no_limit(root: Path, cgroup: str) -> None:
+    System(root, cgroup)
+    (root / "sys/fs/cgroup").mkdir(parents=True)
+    assert sizes(root) == []
+
+
+def test_a_system_without_proc(root: Path) -> None:
+    assert memory_limits.limits(root) == []
+
+
+def test_the_address_space(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = 4000 * MB
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (total, resource.RLIM_INFINITY))
+    (limit,) = memory_limits.limits(root)
+    assert limit.total == total
+    assert limit.free == total - limit.least + memory_limits.RESIDENT
+    write(root / "proc/self/status", STATUS.replace("300000", "3000000"))
+    (limit,) = memory_limits.limits(root)
+    assert limit.free == total - (3_000_000 - 60_000) * 1024, "a process that already has much"
+
+
+def test_fewer_threads_need_less_of_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (4000 * MB, 4000 * MB))
+    least = []
+    for threads in ("1", "none", "9999"):
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", threads)
+        least.append(memory_limits.limits(root)[0].least)
+    assert least[0] <= least[1] == least[2]
+    assert least[0] == memory_limits.ADDRESSES + memory_limits.ADDRESSES_PER_THREAD
+
+
+def test_a_real_limit_of_the_address_space() -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
+        "from mlxgpt.backend import memory_limits, device\n"
+        "limit = memory_limits.limits()[0]\n"
+        "assert limit.total == 8 << 30 and 6 << 30 < limit.free < 8 << 30, limit\n"
+        "assert device.total_bytes() <= 8 << 30 and device.free_bytes() <= limit.free\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
+    limit = Limit("this container's memory", total, free, memory_limits.RESIDENT, "give it more.")
+    monkeypatch.setattr(memory_limits, "limits", lambda: [limit])
+
+
+def test_the_device_has_no_more_than_the_smallest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "backend", lambda: "cpu")
+    limited(monkeypatch, 400 * MB, 300 * MB)
+    assert (device.total_bytes(), device.free_bytes()) == (400 * MB, 300 * MB)
+    monkeypatch.setattr(device, "backend", lambda: "cuda")
+    assert device.total_bytes() != 400 * MB, "a GPU has its own"
+
+
+def test_too_little_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited(monkeypatch, 100 * MB, 90 * MB)
+    with pytest.raises(UserError, match=r"limited to 105 MB, and mlxgpt needs 134 MB to start"):
+        memory_limits.refuse_too_little()
+    limited(monkeypatch, 400 * MB, 90 * MB)
+    memory_limits.refuse_too_little()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("[metal::malloc] Unable to allocate 99 bytes"),
+        RuntimeError("Resource temporarily unavailable"),
+        RuntimeError("can't start new thread"),
+        ImportError("libmlx.so: failed to map segment from shared object"),
+    ],
+    ids=str,
+)
+def test_errors_that_mean_out_of_memory(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_limits, "limits", list)
+    explained = memory_limits.exhausted(error)
+    assert explained is not None
+    assert explained.problem == "out of memory"
+    limited(monkeypatch, 400 * MB, 1)
+    explained = memory_limits.exhausted(error)
+    assert explained is not None
+    assert "this container's memory is limited to 419 MB" in explained.problem
+    assert explained.remedy.endswith("or give it more.")
+
+
+@pytest.mark.parametrize("make", [RuntimeError, ImportError, OSError])
+def test_other_errors_are_left_alone(make: Callable[[str], Exception]) -> None:
+    assert memory_limits.exhausted(make("something else")) is None

@@ -1,0 +1,203 @@
+"""Where memory is limited a command runs in a child process: real ones, under a large limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import ROOT, SMALL
+from tests.helpers.training_runs import final_state, metrics
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory so")
+
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_AS, 2 * (64 << 30,))\n"
+TRAIN = f"{SMALL} --max-steps 12 --save-interval 4 --log-interval 1 --dropout 0.1".split()
+TRAIN += ["--source", "words.txt"]
+
+# The program, with another command in the place of what the command line says.
+CODE = """
+import ctypes, os, signal, sys, time
+from mlxgpt import cli
+
+def main():
+    {body}
+
+cli.main = main
+cli.run()
+"""
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", LIMITED + code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(body: str) -> tuple[int, list[str]]:
+    process = start(CODE.format(body=body))
+    _, said = process.communicate(timeout=120)
+    return process.returncode, said.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("body", "how"),
+    [
+        ("ctypes.string_at(0)", "SIGSEGV"),  # what MLX does with memory that it did not get
+        ("os.abort()", "SIGABRT"),  # an exception in a thread of C++
+        ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),  # the kernel, in a container
+        ("os._exit(1)", "code 1"),  # OpenBLAS
+    ],
+)
+def test_a_crash_is_explained(body: str, how: str) -> None:
+    code, said = ended(body)
+    assert code == 2
+    problem, remedy = said[-2:]
+    assert problem.startswith(f"mlxgpt: the process ended with {how}, as it does without memory: ")
+    assert " is limited to " in problem
+    assert remedy.startswith("  → use a smaller --batch-size or model, or ")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return 0", 0),
+        ("return 2", 2),
+        ("return 130", 130),
+        ("raise SystemExit(0)", 0),
+        ("os.kill(os.getpid(), signal.SIGUSR1)", 128 + signal.SIGUSR1),
+    ],
+)
+def test_other_ends_are_the_commands_own(body: str, expected: int) -> None:
+    assert ended(body) == (expected, [])
+
+
+def test_a_defect_is_shown_as_one() -> None:
+    code, said = ended("raise KeyError('mine')")
+    assert code == 1
+    assert said[-1] == "KeyError: 'mine'"
+
+
+def test_running_out_of_memory_in_python_is_explained(home: Path) -> None:
+    code = (
+        "from mlxgpt import cli\n"
+        "def fails(*_): bytes(1 << 40)\n"
+        "cli.COMMANDS['runs'] = fails\n"
+        "cli.run()\n"
+    )
+    process = start(code, "runs")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert said.startswith("mlxgpt: out of memory: ")
+
+
+WAITS = """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    try:
+        print(os.getpid(), flush=True)
+        time.sleep(120)
+    except KeyboardInterrupt:
+        return 5
+"""
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A command under way, and the process that it runs in."""
+    process = start(CODE.format(body=WAITS))
+    assert process.stdout
+    child = int(process.stdout.readline())
+    assert child != process.pid
+    yield process, child
+    process.communicate(timeout=120)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 5), (signal.SIGTERM, 7)])
+def test_signals_reach_the_command(number: signal.Signals, code: int) -> None:
+    with waiting() as (process, _):
+        process.send_signal(number)
+        assert process.wait(120) == code
+
+
+def test_a_command_does_not_outlive_who_waits_for_it() -> None:
+    with waiting() as (process, child):
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while is_running(child) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not is_running(child)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_without_a_limit_there_is_one_process() -> None:
+    code = (
+        "import os; from mlxgpt.cli import main as cli; from mlxgpt.backend import memory_limits\n"
+        "memory_limits.limits = list\n"
+        "cli.main = lambda: print(os.getpid())\n"
+        "cli.run()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    said, _ = process.communicate(timeout=120)
+    assert int(said) == process.pid
+
+
+EXHAUSTED = """
+from mlxgpt import cli
+import mlx.core as mx
+from mlxgpt.storage.run import Run
+from mlxgpt.training import selfcheck
+
+selfcheck.check = lambda config: iter([])
+log = Run.log
+
+def exhaust(run, record):
+    log(run, record)
+    if record["step"] == 6:  # nothing more to be had, and MLX asks for some
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 20, 1 << 20))
+        mx.eval(mx.ones(1 << 28))
+
+Run.log = exhaust
+cli.run()
+"""
+
+
+@pytest.mark.exact_bits
+def test_a_training_that_runs_out_of_memory_loses_nothing(home: Path, text_file: Path) -> None:
+    from mlxgpt.cli import main as cli
+
+    assert cli.main([*TRAIN, "--run", "whole"]) == 0
+    process = start(EXHAUSTED, *TRAIN, "--run", "a")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 2, said
+    problem, remedy = said.splitlines()[-2:]
+    assert problem.startswith("mlxgpt: ")
+    assert "memory" in problem
+    assert "smaller --batch-size" in remedy
+    assert cli.main([*TRAIN, "--run", "a"]) == 0
+    whole, after = final_state("whole"), final_state("a")
+    assert whole.keys() == after.keys()
+    assert all((after[name] == value).all() for name, value in whole.items())
+    assert metrics("a") == metrics("whole")

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from mlxgpt.bench import report
+from mlxgpt.bench.records import Measurement, Spread
+from mlxgpt.utils.errors import UserError
+from tests.helpers import bench_measurement
+from tests.helpers.commands import ROOT
+
+
+@pytest.fixture
+def measurement() -> Measurement:
+    return bench_measurement.measurement()
+
+
+def test_a_spread_is_the_median_the_least_and_the_most() -> None:
+    assert Spread.of([9.0, 1.0, 2.0, 100.0, 3.0]) == Spread(3.0, 1.0, 100.0, (9, 1, 2, 100, 3))
+
+
+def test_json_gives_the_measurement_back(measurement: Measurement) -> None:
+    again = Measurement.from_json(measurement.to_json())
+    assert again == measurement
+    assert report.markdown(again) == report.markdown(measurement)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-20],
+        lambda text: "[]",
+        lambda text: "null",
+        lambda text: text.replace('"format": 3', '"format": 4'),
+        lambda text: text.replace('"chip"', '"chop"'),
+        lambda text: text.replace('"ms_per_step"', '"ms"'),
+    ],
+)
+def test_other_json_is_refused(damage: Callable[[str], str], measurement: Measurement) -> None:
+    with pytest.raises(UserError, match="no measurement"):
+        Measurement.from_json(damage(measurement.to_json()))
+
+
+def test_the_bandwidth_is_given_back_too(measurement: Measurement) -> None:
+    machine = replace(measurement.machine, bandwidth=39.3e9)
+    whole = replace(measurement, machine=machine)
+    assert Measurement.from_json(whole.to_json()) == whole
+
+
+def test_files_of_earlier_formats_are_read(measurement: Measurement) -> None:
+    """The committed ones, too. Format 2 had counted kernels and other libraries."""
+    tree = json.loads(measurement.to_json())
+    tree["format"] = 1
+    del tree["machine"]["bandwidth"]
+    assert Measurement.from_json(json.dumps(tree)) == measurement
+    tree["format"] = 2
+    tree["contests"] = [{"config": "tier1", "what": "training"}]
+    for tier in tree["tiers"]:
+        tier["counted"] = [{"name": "training step", "kernels": []}]
+    assert Measurement.from_json(json.dumps(tree)) == measurement
+    for file in (ROOT / "benchmarks" / "reports").glob("20*.json"):
+        assert Measurement.from_json(file.read_text(encoding="utf-8")).tiers

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlxgpt.bench import side_by_side
+from mlxgpt.utils.errors import UserError
+from tests.helpers import bench_measurement
+from tests.helpers.bench_measurement import cells
+
+
+def test_machines_stand_side_by_side(tmp_path: Path) -> None:
+    one = bench_measurement.measurement()
+    fast = replace(one.tiers[0].training, tokens_per_second=54_321.0)
+    faster = replace(one.tiers[0], training=fast)
+    machine = replace(one.machine, chip="Apple M1 Max", backend="metal", bandwidth=400e9)
+    two = replace(one, machine=machine, tiers=(faster,))
+    paths = []
+    for name, measurement in (("a", one), ("b", two)):
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(measurement.to_json(), encoding="utf-8")
+    assert side_by_side.read(paths) == [one, two]
+    text = side_by_side.markdown(side_by_side.read(paths))
+    assert cells(text, "") == ["1: Intel(R) Xeon(R) Processor", "2: Apple M1 Max"]
+    assert cells(text, "MLX computes on") == ["cpu", "metal"]
+    assert cells(text, "bandwidth, measured") == ["–", "400 GB/s"]
+    assert cells(text, "training, tokens/s") == ["9,970", "54,300"]
+    assert cells(text, "training, tokens/s", 1) == ["9,970", "–"], "the other has no large tier"
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*nothing\.json"):
+        side_by_side.read([tmp_path / "nothing.json"])
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UserError, match=r"other\.json: this is no measurement"):
+        side_by_side.read([tmp_path / "other.json"])
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"cannot read .*binary\.json"):
+        side_by_side.read([tmp_path / "binary.json"])

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt import __version__, config
+from mlxgpt.backend import device, macos
+from mlxgpt.bench import speed
+from mlxgpt.bench.report import Measurement
+from mlxgpt.bench.speed import Plan
+from mlxgpt.config import Config, Sampling, toml
+from mlxgpt.inference.decode import BatchDecoder
+from mlxgpt.inference.engine import CompiledModel
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.kv_cache import KVCache
+from mlxgpt.model.parameters import flatten_params
+from mlxgpt.model.stats import count_parameters, flops_per_token
+from mlxgpt.utils.errors import UserError
+
+QUICK = Plan(repeats=5, seconds=0.02, prompt_tokens=3, new_tokens=12)
+
+
+@dataclass
+class Measured:
+    measurement: Measurement
+    parent_bytes: int
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_model: Config) -> Measured:
+    """A real measurement, by children of a process that holds much memory."""
+    held = np.ones(60_000_000)  # 480 MB
+    parent_bytes = device.resident_bytes()
+    measurement = speed.measure({"a": tiny_model, "b": tiny_model}, QUICK)
+    assert held[0] == 1
+    return Measured(measurement, parent_bytes)
+
+
+def test_each_config_is_measured_by_its_name(measured: Measured, tiny_model: Config) -> None:
+    assert [tier.name for tier in measured.measurement.tiers] == ["a", "b"]
+    for tier in measured.measurement.tiers:
+        assert tier.parameters == count_parameters(tiny_model.model)
+        assert tier.dtype == "float32"
+        assert config.from_tree(tier.config) == tiny_model
+
+
+def test_the_figures_belong_together(measured: Measured, tiny_model: Config) -> None:
+    for tier in measured.measurement.tiers:
+        t, g = tier.training, tier.generation
+        assert t.tokens_per_step == 4 * 8
+        assert t.plan_tokens == 12 * 4 * 8
+        assert t.flops_per_token == flops_per_token(tiny_model.model)
+        assert t.tokens_per_second == 1000 * t.tokens_per_step / t.ms_per_step.median
+        assert t.peak_share == t.tokens_per_second * t.flops_per_token / t.matmul_peak
+        assert t.warmup_steps >= 2
+        assert t.steps_per_repeat >= 1
+        assert (g.prompt_tokens, g.new_tokens) == (3, 12)
+        for spread in (t.ms_per_step, g.ms_to_first_token, g.tokens_per_second):
+            assert len(spread.repeats) == 5
+            assert 0 < spread.least <= spread.median <= spread.most
+
+
+on_cpu = pytest.mark.skipif(device.backend() != "cpu", reason="on a GPU, MLX's own memory counts")
+
+
+@on_cpu
+def test_memory_is_the_childs_alone(measured: Measured) -> None:
+    assert measured.parent_bytes > 500e6
+    for tier in measured.measurement.tiers:
+        assert 20e6 < tier.training.peak_memory < 400e6
+        assert tier.training.peak_memory_of == "the whole process"
+
+
+@on_cpu
+def test_peak_memory_remembers_what_was_freed() -> None:
+    held = np.ones(40_000_000)  # 320 MB, which go back to the system at once
+    del held
+    assert device.peak_bytes() >= 300e6
+
+
+def test_json_gives_the_measurement_back(measured: Measured) -> None:
+    text = measured.measurement.to_json()
+    assert Measurement.from_json(text) == measured.measurement
+    assert json.loads(text)["machine"]["chip"] == device.name()
+
+
+def test_the_machine_is_described(measured: Measured) -> None:
+    machine = measured.measurement.machine
+    assert machine.backend == device.backend()
+    assert machine.cores == os.cpu_count()
+    assert machine.memory == device.total_bytes()
+    assert machine.load >= 0
+    assert machine.versions["mlxgpt"] == __version__
+    assert machine.versions["Python"] == sys.version.split()[0]
+    assert machine.versions["numpy"] == np.__version__
+    assert machine.versions["mlx"][0].isdigit()
+    assert measured.measurement.date.endswith("+00:00")
+
+
+def test_on_a_mac_the_fast_cores_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"hw.perflevel0.physicalcpu": "4"}
+    monkeypatch.setattr(macos, "sysctl", lambda name: told.get(name, ""))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert speed._performance_cores() is None, "this is no Mac"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert speed._performance_cores() == 4
+    told.clear()
+    assert speed._performance_cores() is None
+
+
+def test_what_is_left_open_is_decided() -> None:
+    assert speed.PLAN.repeats >= 5
+    assert speed.PLAN.seconds >= 1
+    first, second = (speed.complete(toml.tier(n)) for n in (1, 2))
+    assert first.model.vocab_size == 65
+    assert second.model.vocab_size == toml.tier(2).model.vocab_size > 65
+    assert first.train.dtype == device.resolve_dtype(toml.tier(1)).train.dtype != "auto"
+
+
+def test_training_is_warm_before_it_is_timed(
+    tiny_model: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings: list[tuple[int, int]] = []
+    # Compiling is slow; a step takes 0.3 s then, and one of the repeats twice as much.
+    seconds = iter([100.0, 0.3, 1.2, 1.2, 2.4, 1.2, 1.2])
+
+    now = 0.0
+
+    def take_steps(step: Any, tokens: Any, config: Config, steps: int, start: int) -> None:
+        nonlocal now
+        trainings.append((start, start + steps))
+        inputs, _ = tokens.batch(start, seed=0, batch_size=4, block_size=8)
+        assert 5 < inputs.max() < 19, "any id of the vocabulary"
+        now += next(seconds)
+
+    monkeypatch.setattr(speed, "take_steps", take_steps)
+    monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: now))
+    result = speed.measure_training(tiny_model, Plan(repeats=5, seconds=1.0))
+    assert trainings == [(0, 2), (2, 3), (3, 7), (7, 11), (11, 15), (15, 19), (19, 23)]
+    assert (result.warmup_steps, result.steps_per_repeat) == (3, 4)
+    assert result.ms_per_step.repeats == pytest.approx([300, 300, 600, 300, 300])
+    assert result.tokens_per_second == pytest.approx(32 / 0.3)
+
+
+@pytest.mark.parametrize("peaks", [[1e9, 3e9], [3e9, 1e9]])
+def test_the_peak_is_the_larger_of_before_and_after(
+    peaks: list[float], tiny_model: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = iter(peaks)
+    monkeypatch.setattr(device, "matmul_peak", lru_cache(lambda dtype: next(ahead)))
+    assert speed.measure_training(tiny_model, QUICK).matmul_peak == 3e9
+
+
+def test_a_step_that_is_longer_than_a_repeat_is_a_repeat(tiny_model: Config) -> None:
+    assert speed.measure_training(tiny_model, Plan(5, 1e-9)).steps_per_repeat == 1
+
+
+def test_generation_is_timed_from_the_call_and_from_the_first_token(
+    tiny_model: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, firsts = [0.0], iter([9.0, 0.05, 0.07, 0.05, 0.05, 0.06])  # the first one compiles
+
+    def checked(compiled: CompiledModel, texts: list, sampling: Sampling) -> BatchDecoder:
+        ((prompt, _),) = texts
+        assert (len(prompt), sampling.max_tokens, compiled.vocab_size) == (3, 12, 19)
+        assert prompt.max() < 19
+        return BatchDecoder(compiled, texts, sampling)
+
+    def timed(batch: BatchDecoder) -> Iterator[list[int]]:
+        for n in range(12):
+            now[0] += 0.01 if n else next(firsts)
+            yield [0]
+
+    def compiled(model: GPT, vocab_size: int) -> CompiledModel:
+        graph = StringIO()
+        mx.export_to_dot(graph, model.wte.weight)
+        assert "->" not in graph.getvalue(), "weights that are still to be drawn cost at each token"
+        return CompiledModel(model, vocab_size)
+
+    monkeypatch.setattr(speed, "CompiledModel", compiled)
+    monkeypatch.setattr(speed, "BatchDecoder", checked)
+    monkeypatch.setattr(speed, "generate_step", timed)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    result = speed.measure_generation(tiny_model.model, QUICK)
+    assert result.ms_to_first_token.repeats == pytest.approx([50, 70, 50, 50, 60])
+    assert result.tokens_per_second.repeats == pytest.approx([100] * 5)
+
+
+def test_a_new_token_reads_weights_and_cache(tiny_model: Config) -> None:
+    model = GPT(tiny_model.model)
+    weights = sum(array.nbytes for array in flatten_params(model.parameters()).values())
+    other_positions = model.wpe.weight[1:].nbytes
+    cache = KVCache()
+    model(mx.zeros((1, tiny_model.model.block_size), mx.int32), cache)
+    filled = sum(k.nbytes + v.nbytes for k, v in cache.layers)
+    assert speed.bytes_per_new_token(tiny_model.model) == weights - other_positions + filled
+
+
+def test_each_config_is_logged(
+    tiny_model: Config, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
+    monkeypatch.setattr(speed, "_in_a_child", lambda name, config, plan: None)
+    speed.measure({"a": tiny_model, "b": tiny_model}, QUICK)
+    assert notes == ["a: training, then generating …", "b: training, then generating …"]
+
+
+@pytest.mark.parametrize(
+    ("child", "reason"),
+    [
+        ("import sys; print(1, file=sys.stderr); sys.exit('no room\\n\\n')", "no room"),
+        ("import os; os.kill(os.getpid(), 9)", "its process ended with code -9"),
+    ],
+)
+def test_a_child_that_fails_is_a_users_error(
+    child: str, reason: str, tiny_model: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "CHILD", (sys.executable, "-c", child))
+    with pytest.raises(UserError) as error:
+        speed.measure({"tiny": tiny_model}, plan=QUICK)
+    assert error.value.problem == f"tiny could not be measured: {reason}"
+    assert "mlxgpt check" in error.value.remedy
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with one commit."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # in a hook, these would mean another checkout
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    root = tmp_path / "checkout"
+    (root / "mlxgpt").mkdir(parents=True)
+    (root / "mlxgpt" / "model.py").write_text("1\n")
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    git(root, *who, "commit", "--quiet", "--message", "one")
+    return root
+
+
+def git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_commit_is_named_and_whether_it_is_what_runs(checkout: Path) -> None:
+    commit = git(checkout, "rev-parse", "HEAD")[:12]
+    assert speed.commit_of(checkout) == commit
+    (checkout / "benchmarks").mkdir()
+    (checkout / "benchmarks" / "report.md").write_text("a report\n")
+    assert speed.commit_of(checkout) == commit, "a report changes no speed"
+    (checkout / "mlxgpt" / "new.py").write_text("2\n")
+    assert speed.commit_of(checkout) == f"{commit} + changes"
+
+
+def test_outside_a_checkout_there_is_no_commit(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert speed.commit_of(tmp_path) is None
+    assert speed.commit_of(checkout / "mlxgpt") is None, "site-packages in somebody's own checkout"
+    monkeypatch.setenv("PATH", "")
+    assert speed.commit_of(checkout) is None, "without git"
+
+
+def test_git_is_not_called_where_it_would_open_an_installer(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(macos, "is_stub", lambda program: program == shutil.which("git"))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it was called"))
+    assert speed.commit_of(checkout) is None

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mlxgpt.cli import progress as displays
+from mlxgpt.cli.compare_view import ComparisonDisplay, show_comparison
+from mlxgpt.config import Config
+from mlxgpt.experiments.verdict import judge
+from mlxgpt.training.selfcheck import Check
+from tests.helpers.comparisons import compared, record, variant_result
+
+pytestmark = pytest.mark.usefixtures("no_check")
+
+
+def shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny: Config, *, live: bool
+) -> str:
+    """Everything that is written in the course of a small comparison."""
+    console = Console(stderr=True, force_terminal=live, width=100, highlight=False, no_color=True)
+    monkeypatch.setattr(displays, "stderr_console", lambda: console)
+    with ComparisonDisplay() as display:
+        compared(tiny, display, seeds=2)
+    output = capsys.readouterr()
+    assert output.out == "", "stdout is for results"
+    return output.err
+
+
+def test_without_a_terminal_a_line_for_each_training(
+    home: Path,
+    text_file: Path,
+    tiny: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = shown(monkeypatch, capsys, tiny, live=False).splitlines()
+    trainings = [line for line in lines if "bits per byte" in line]
+    assert len(trainings) == 4
+    assert trainings[0].startswith("learning_rate=1e-2, seed 7  bits per byte ")
+    assert "1 of 4 trainings, about 0:" in trainings[0]
+    assert "4 of 4 trainings" in trainings[-1]
+
+
+def test_in_a_terminal_a_table_that_grows(
+    home: Path,
+    text_file: Path,
+    tiny: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = shown(monkeypatch, capsys, tiny, live=True)
+    for part in ("one seed", "learning_rate=1e-3, seed 8  step 12/12", "difference", "━"):
+        assert part in text, part
+
+
+def test_a_check_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with ComparisonDisplay() as display:
+        display.on_check(Check("sums", True, "right"))
+        display.on_check(Check("products", False, "wrong"))
+    told = capsys.readouterr().err
+    assert "checking itself" in told
+    assert "self-check: products: wrong" in told
+    assert "sums" not in told
+
+
+def test_the_result_is_read_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    first, other = variant_result("a", [2.0, 2.1, 1.9]), variant_result("b[x]", [1.9, 2.0, 1.801])
+    judge([first, other], 0.05, sequential=False)
+    show_comparison(record(first, other))
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert "b[x]" in output.out, "as it is, no markup"
+    assert "better" in output.out
+    assert "held back" in output.out

@@ -1,0 +1,539 @@
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxgpt import api, config, loaded_model
+from mlxgpt.cli.main import INTERRUPTED, main
+from mlxgpt.config import toml
+from mlxgpt.config.schema import settings
+from mlxgpt.inference.generate import Generated
+from mlxgpt.training import selfcheck
+from mlxgpt.training.job import TrainRequest
+from mlxgpt.utils.errors import UserError
+from tests.helpers.commands import ROOT, program
+
+COMMANDS = [
+    "prepare",
+    "train",
+    "compare",
+    "import",
+    "export",
+    "generate",
+    "eval",
+    "check",
+    "info",
+    "runs",
+    "bench",
+]
+SMALL = ["--n-layer", "1", "--n-embd", "8", "--n-head", "1", "--block-size", "8"]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def here(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with the finished run, as the current one."""
+    monkeypatch.delenv("MLXGPT_HOME", raising=False)
+    monkeypatch.chdir(trained)
+    return trained
+
+
+def flags(command: str, capsys: Capture) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys: Capture) -> None:
+    text = flags(command, capsys)
+    assert text.startswith(f"usage: mlxgpt {command}")
+    assert "--json" in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_the_front_page_names_every_command(capsys: Capture) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n    {command}" in text for command in COMMANDS)
+    assert "mlxgpt train --tier 1" in text
+
+
+def test_every_setting_has_a_flag_with_its_meaning(capsys: Capture) -> None:
+    text = " ".join(flags("train", capsys).split())
+    for section in config.SECTIONS.values():
+        for name, _, item in settings(section):
+            assert "--" + name.replace("_", "-") in text
+            assert item.metadata["help"][:20] in text
+
+
+VALUES: dict[str, tuple[list[str], Any]] = {
+    "n_layer": (["3"], 3),
+    "n_head": (["2"], 2),
+    "n_embd": (["96"], 96),
+    "block_size": (["77"], 77),
+    "vocab_size": (["99"], 99),
+    "dropout": (["0.25"], 0.25),
+    "bias": ([], True),
+    "position": (["rope"], "rope"),
+    "norm": (["rms"], "rms"),
+    "qk_norm": ([], True),
+    "mlp": (["relu2"], "relu2"),
+    "tied": ([], True),
+    "embedding_norm": ([], True),
+    "value_embeddings": ([], True),
+    "source": (["a.txt", "b.txt"], ("a.txt", "b.txt")),
+    "val_source": (["c.txt"], ("c.txt",)),
+    "tokenizer": (["char"], "char"),
+    "optimizer": (["muon"], "muon"),
+    "learning_rate": (["3e-4"], 3e-4),
+    "muon_learning_rate": (["0.03"], 0.03),
+    "embedding_learning_rate": (["0.04"], 0.04),
+    "schedule": (["linear"], "linear"),
+    "cooldown": (["0.4"], 0.4),
+    "min_lr_ratio": (["0.3"], 0.3),
+    "warmup_steps": (["7"], 7),
+    "decay_steps": (["70"], 70),
+    "weight_decay": (["0.3"], 0.3),
+    "beta1": (["0.8"], 0.8),
+    "beta2": (["0.97"], 0.97),
+    "eps": (["1e-6"], 1e-6),
+    "grad_clip": (["0.5"], 0.5),
+    "batch_size": (["5"], 5),
+    "gradient_accumulation_steps": (["3"], 3),
+    "max_steps": (["321"], 321),
+    "seed": (["11"], 11),
+    "dtype": (["bfloat16"], "bfloat16"),
+    "reduce_dtype": (["bfloat16"], "bfloat16"),
+    "gradient_checkpointing": ([], True),
+    "log_interval": (["13"], 13),
+    "eval_interval": (["17"], 17),
+    "eval_tokens": (["29"], 29),
+    "save_interval": (["19"], 19),
+    "keep_checkpoints": (["3"], 3),
+    "on_spike": (["skip"], "skip"),
+    "snapshots": ([], True),
+    "sample_tokens": (["23"], 23),
+}
+
+
+def test_every_flag_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert VALUES.keys() == config.SECTION_OF.keys()
+    reached: dict[str, Any] = {}
+
+    def setup(request: TrainRequest, *_: object) -> None:
+        reached.update(vars(request))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "setup", setup)
+    line = ["train", "--tier", "1", "--run", "x", "--max-minutes", "2", "--runs-dir", "r"]
+    for name, (words, _) in VALUES.items():
+        line += ["--" + name.replace("_", "-"), *words]
+    assert main(line) == 130
+    for name, (_, value) in VALUES.items():
+        assert getattr(getattr(reached["config"], config.SECTION_OF[name]), name) == value, name
+    assert (reached["run_name"], reached["max_minutes"]) == ("x", 2.0)
+    assert (reached["runs_dir"], reached["config_name"]) == (Path("r"), "tier1")
+    main(["train", "--tier", "1", "--no-bias", "--no-tied"])
+    assert reached["config"].model.bias is reached["config"].model.tied is False
+
+
+def test_every_sampling_flag_reaches_the_generator(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: dict[str, Any] = {}
+
+    def stream(*args: Any, **_: Any) -> None:
+        reached["sampling"] = args[3]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loaded_model, "TextStream", stream)
+    line = (
+        "generate to --max-tokens 9 --temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 "
+        "--repetition-penalty 1.2 --seed 4 --stop a --stop b --samples 2"
+    )
+    assert main(line.split()) == 130
+    assert reached["sampling"] == config.Sampling(9, 0.5, 3, 0.9, 0.1, 1.2, 4, ("a", "b"), 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem", "remedy"),
+    [
+        ("train --tier 3", "invalid choice: 3", "mlxgpt train --help"),
+        ("train", "not said what to train", "--tier 1"),
+        ("train --tier 1 --n-layers 3", "unknown argument '--n-layers'", "--n-layer"),
+        ("train --tier 1 --n-layer x", "invalid int value", "--help"),
+        ("train --tier 1 --n-head 5", "n_embd = 144", "multiple of 5"),
+        ("train --tier 1 --source gone.txt", "'gone.txt'", "a path that exists"),
+        ("train --tier 1 --config a.toml", "a tier and a config", "not both"),
+        ("train --config gone.toml", "cannot read the config gone.toml", "tier1"),
+        ("generate", "no trained run in", "mlxgpt train --tier 1"),
+        ("generate --run x", "there is no run 'x'", "mlxgpt runs"),
+        ("generate --top-p 2", "top_p = 2.0 is too large", "1.0"),
+        ("eval", "no trained run in", "mlxgpt train"),
+        ("prepare gone.txt", "'gone.txt'", "a path that exists"),
+        ("prepare --tokenizer bpm words.txt", "tokenizer = 'bpm'", "bpe"),
+        ("fly", "invalid choice: 'fly'", "mlxgpt --help"),
+    ],
+)
+def test_a_mistake_gets_two_lines_and_exit_code_2(
+    home: Path, capsys: Capture, line: str, problem: str, remedy: str
+) -> None:
+    Path("words.txt").write_text("some words")
+    assert main(line.split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    lines = output.err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("mlxgpt: ")
+    assert problem in lines[0]
+    assert lines[1].startswith("  → ")
+    assert remedy in lines[1]
+    assert {path.name for path in home.iterdir()} == {"words.txt"}, "nothing is left behind"
+
+
+def test_prepare_train_generate_eval_as_a_person_types_them(
+    home: Path, text_file: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selfcheck, "check", lambda chosen: iter([]))
+    assert main(["prepare", "words.txt", "--name", "w"]) == 0
+    assert "data/w: 1,800 training tokens, 200 validation tokens" in capsys.readouterr().out
+    small = [*SMALL, "--max-steps", "4", "--sample-tokens", "5"]
+    assert main(["train", "--tier", "1", "--source", "w", *small]) == 0
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "try it      mlxgpt generate --run runs/tier1-w 'to be or not" in output.err
+    assert main(["generate", "to be", "--max-tokens", "9", "--seed", "3"]) == 0
+    output = capsys.readouterr()
+    assert len(output.out) == len("to be") + 9 + 1
+    assert output.out.startswith("to be")
+    assert "runs/tier1-w, step 4" in output.err
+    assert "seed 3" in output.err
+    assert main(["generate", "to be", "--samples", "2", "--max-tokens", "5"]) == 0
+    assert capsys.readouterr().out.count("to be") == 2
+    assert main(["eval"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    assert main(["eval", "--source", "words.txt"]) == 0
+    assert "tokens         1,999" in capsys.readouterr().out
+    assert main(["runs"]) == 0
+    assert "tier1-w  4/4" in capsys.readouterr().out
+    assert main(["info"]) == 0
+    assert "n_layer = 1" in capsys.readouterr().out
+
+
+def one_object(capsys: Capture) -> Any:
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    return json.loads(lines[0])
+
+
+def test_json_is_one_object_with_what_was_promised(here: Path, capsys: Capture) -> None:
+    assert main(["eval", "--json"]) == 0
+    assert {"loss", "bits_per_byte", "perplexity", "tokens"} <= one_object(capsys).keys()
+    assert main(["generate", "to", "--max-tokens", "5", "--json"]) == 0
+    result = one_object(capsys)
+    assert {"texts", "tokens_per_second"} <= result.keys()
+    assert len(result["texts"][0]) == 7
+    assert main(["runs", "--json"]) == 0
+    assert one_object(capsys)[0]["name"] == "done"
+    assert main(["info", "--json"]) == 0
+    assert one_object(capsys)["parameters"]["all"] > 0
+    assert main(["prepare", "words.txt", "--json"]) == 0
+    assert one_object(capsys)["train"]["tokens"] == 1800
+    assert main(["check", "--json", *SMALL]) == 0
+    checks = one_object(capsys)
+    assert {"name", "ok", "detail"} <= checks[0].keys()
+    assert [check["ok"] for check in checks].count(True) == 11
+    assert all(check["ok"] is not False for check in checks)
+
+
+def test_check_prints_every_check_and_the_reason(capsys: Capture) -> None:
+    assert main(["check", *SMALL]) == 0
+    text = capsys.readouterr().out
+    assert (text.count("\nok "), text.count("\ntold ")) == (11, 2)
+    assert "Why ln V" in text
+
+
+def test_a_failed_check_is_exit_code_1(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = [selfcheck.Check("causality", False, "sees ahead")]
+    monkeypatch.setattr(selfcheck, "check", lambda chosen: iter(broken))
+    assert main(["check"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_mlxgpt_home_holds_both_folders(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLXGPT_HOME", str(tmp_path / "home"))
+    assert main(["prepare", str(text_file)]) == 0
+    assert (tmp_path / "home" / "data" / "words" / "meta.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "function"),
+    [
+        ("prepare words.txt", "prepare"),
+        ("train --tier 1", "train"),
+        ("compare --tier 1 --vary dropout=0,0.1 --budget 5m", "compare"),
+        ("import gpt2", "import_model"),
+        ("export --to hf", "export"),
+        ("generate to", "stream"),
+        ("generate to --samples 2", "generate"),
+        ("generate to --json", "generate"),
+        ("eval", "evaluate"),
+        ("eval --quality", "appraise"),
+        ("eval --hellaswag", "hellaswag"),
+        ("bench", "benchmark"),
+        ("bench --distributed", "benchmark_together"),
+        ("check", "check"),
+        ("info", "info"),
+        ("runs", "runs"),
+        ("report", "report"),
+        ("play", "play"),
+    ],
+)
+def test_a_command_calls_its_function_at_once(
+    line: str, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most main, the command's function and the API's: three frames of mlxgpt."""
+    frames: list[str] = []
+
+    def called(*_: Any, **__: Any) -> None:
+        frame = inspect.currentframe()
+        while frame := frame.f_back if frame else None:
+            if frame.f_globals["__name__"].startswith("mlxgpt"):
+                frames.append(frame.f_code.co_name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, function, called)
+    assert main(line.split()) == INTERRUPTED
+    assert len(frames) == 2, frames
+    assert frames[-1] == "main"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from mlxgpt.cli.main import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'mlx', 'mlx.core', 'numpy', 'datasets', 'rich', 'tiktoken'}\n"
+        "sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_generating_does_not_import_datasets(here: Path) -> None:
+    code = (
+        "import sys; from mlxgpt.cli.main import main\n"
+        "main(['generate', 'to', '--max-tokens', '2'])\n"
+        "sys.exit('datasets' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_hellaswag_is_a_figure_with_its_error(place: Path, capsys: Capture) -> None:
+    row = {"ctx": "to be", "endings": ["or not", "rain", "in Spain", "plain"], "label": 0}
+    (place / "endings.jsonl").write_text((json.dumps(row) + "\n") * 8)
+    assert main(["eval", "--hellaswag", "endings.jsonl", "--json"]) == 0
+    found = one_object(capsys)
+    assert found["examples"] == 8
+    assert found["accuracy"] in (0, 1)
+    assert main(["eval", "--hellaswag", "endings.jsonl", "--limit", "3"]) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0].startswith("accuracy        ")
+    assert output.out.endswith("examples        3, 3 cut to the block\n")
+    assert "\n\n" not in output.err
+    assert "GPT-2 124M by the same rule" in output.err
+    for line in (
+        ["--limit", "3"],
+        ["--hellaswag", "endings.jsonl", "--source", "words.txt"],
+        ["--hellaswag", "endings.jsonl", "--quality"],
+        ["--hellaswag", "endings.jsonl", "--limit", "0"],
+    ):
+        assert main(["eval", *line]) == 2, line
+        capsys.readouterr()
+
+
+def test_import_and_export_give_one_object(place: Path, capsys: Capture) -> None:
+    assert main(["export", "--to", "hf", "--json"]) == 0
+    assert one_object(capsys)["folder"] == "exports/done-hf"
+    assert main(["import", "exports/done-hf", "--run", "back", "--json"]) == 0
+    found = one_object(capsys)
+    assert (found["run"], found["origin"]) == ("runs/back", {"folder": "done-hf"})
+
+
+COMPARE = [
+    *[
+        "compare",
+        "--tier",
+        "1",
+        "--vary",
+        "dropout=0,0.3",
+        "--source",
+        "words.txt",
+        "--budget",
+        "6steps",
+    ],
+    *["--seeds", "2", "--name", "mine", "--batch-size", "2"],
+    *SMALL,
+]
+
+
+def test_compare_gives_a_table_or_one_object(place: Path, capsys: Capture, no_check: None) -> None:
+    assert main(COMPARE) == 0
+    table = capsys.readouterr().out
+    assert "dropout=0.3" in table
+    assert "difference" in table
+    assert main([*COMPARE, "--json"]) == 0
+    found = one_object(capsys)
+    assert [v["name"] for v in found["variants"]] == ["dropout=0", "dropout=0.3"]
+    assert found["variants"][0]["difference"] is None
+    assert found == json.loads((place / "runs/compare/mine/mine.json").read_text())
+
+
+def test_a_comparison_that_was_stopped_says_how_to_go_on(
+    place: Path, capsys: Capture, no_check: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxgpt.experiments.runner._Comparison._trained", lambda *_: None)
+    assert main(COMPARE) == INTERRUPTED
+    output = capsys.readouterr()
+    assert "resume with: mlxgpt compare --tier 1 --vary dropout=0,0.3" in output.err
+    assert "the same command goes on" in output.out
+
+
+def test_flags_are_not_abbreviated(capsys: Capture) -> None:
+    assert main(["generate", "--temp", "0"]) == 2
+    assert "unknown argument '--temp'" in capsys.readouterr().err
+
+
+def test_an_error_tells_both_lines_wherever_it_is_printed() -> None:
+    assert str(UserError("what is wrong", "what to do")) == "what is wrong\nwhat to do"
+
+
+def test_a_terminal_that_knows_no_more_than_ascii_gets_question_marks() -> None:
+    def printed(*more: str) -> bytes:
+        command = [sys.executable, "-m", "mlxgpt", "info", "--tier", "1", *more]
+        env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=env, capture_output=True, check=True).stdout
+
+    assert b"attention, 4 ?" in printed()
+    parts = json.loads(printed("--json"))["parameters"]
+    assert any("4 ×" in part for part in parts), "whole, in JSON"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        (["- item"], "- item"),
+        (["-5 degrees"], "-5 degrees"),
+        (["-5"], "-5"),
+        (["-- he said"], "-- he said"),
+        (["--"], "--"),
+        (["--", "--"], "--"),
+        (["--", "--weird"], "--weird"),
+        (["--", "-h"], "-h"),
+        (["--", "--seed"], "--seed"),
+        (["--", "to be"], "to be"),
+        ([], ""),
+        ([""], ""),
+    ],
+)
+def test_a_prompt_may_begin_with_a_dash(
+    arguments: list[str], prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With flags before it."""
+    prompts: list[tuple[str, int]] = []
+
+    class Ended(list[str]):
+        prompt, result = "", Generated([""], 1, 0, 0.0, [True])
+
+        def log_long_texts(self) -> None:
+            """Nothing was forgotten."""
+
+    def stream(prompt: str = "", **given: Any) -> Ended:
+        prompts.append((prompt, given["seed"]))
+        return Ended()
+
+    monkeypatch.setattr(api, "stream", stream)
+    assert main(["generate", "--seed", "1", *arguments]) == 0
+    assert prompts == [(prompt, 1)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--weird"], "a prompt that begins with a dash comes last"),
+        (["-hello"], "a prompt that begins with a dash comes last"),
+        (["--", "--seed", "1"], "→ a prompt that begins with a dash comes last"),
+        (["--", "--weird", "--seed", "1"], "→ a prompt that begins with a dash comes last"),
+        (["--sed", "1"], "did you mean --seed?"),
+        (["--stop", "--x"], "--flag=-VALUE"),
+    ],
+)
+def test_an_unclear_dash_is_explained(arguments: list[str], remedy: str, capsys: Capture) -> None:
+    assert main(["generate", *arguments]) == 2
+    assert remedy in capsys.readouterr().err
+
+
+def test_a_dashed_prompt_in_a_shell(here: Path) -> None:
+    line = ["generate", "--run", "done", "--max-tokens", "1", "--", "to be"]
+    completed = program(*line)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.startswith("to be")
+
+
+def test_bytes_on_stdin_that_are_not_utf8_are_refused(here: Path) -> None:
+    completed = subprocess.run(
+        [sys.executable, "-m", "mlxgpt", "generate", "--interactive", "--max-tokens", "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"},
+        input=b"caf\xe9\nto\n",
+        capture_output=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert b"character 3 is the byte 0xe9" in completed.stderr
+    assert b"to" in completed.stdout, "and the next line is taken"
+
+
+def test_a_name_with_bytes_that_are_not_utf8_on_the_way_through(
+    home: Path, text: str, capsys: Capture, no_check: None
+) -> None:
+    """Of a text: prepared, trained on, listed, reported, exported."""
+    source = os.fsdecode(b"caf\xe9.txt")
+    try:
+        Path(source).write_text(text, encoding="utf-8")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(errors="replace")  # as the program does
+    line = ["train", "--tier", "1", *SMALL, "--max-steps", "2", "--source", source]
+    for _ in range(2):
+        assert main([*line, "--run", "done"]) == 0
+    assert main(["prepare", source, "--json"]) == 0
+    output = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(output)["origin"]["files"] == [source]
+    for command in (
+        ["info"],
+        ["info", "--json"],
+        ["runs", "--json"],
+        ["report"],
+        ["eval", "--source", source],
+        ["export", "--to", "hf"],
+        ["generate", "to", "--max-tokens", "1"],
+        ["train", *SMALL[-2:], "--from", "done", "--source", source, "--max-steps", "1"],
+    ):
+        assert main(command) == 0, command
+    assert "caf" in Path("exports/done-hf/README.md").read_text(encoding="utf-8")
+    assert toml.load(Path("runs/done/config.toml")).data.source == (r"caf\udce9.txt",)

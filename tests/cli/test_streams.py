@@ -1,0 +1,156 @@
+"""A log that cannot be written ends nothing; a result that cannot be written is an error."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from mlxgpt.cli import streams
+from tests.helpers.commands import ROOT, TRAIN, contents
+
+pytestmark = pytest.mark.usefixtures("no_check")
+FULL = Path("/dev/full")
+full = pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
+
+
+class Faulty(io.RawIOBase):
+    """A file whose writes fail while `number` is set."""
+
+    def __init__(self, number: int) -> None:
+        self.number: int | None = number
+        self.written = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any, /) -> int:
+        if self.number:
+            raise OSError(self.number, os.strerror(self.number))
+        self.written += bytes(content)
+        return len(content)
+
+
+@pytest.fixture(params=[errno.ENOSPC, errno.EIO, errno.EPIPE])
+def faulty(request: pytest.FixtureRequest) -> Iterator[Faulty]:
+    raw = Faulty(request.param)
+    yield raw
+    raw.number = None
+
+
+def test_a_log_continues_when_there_is_room_again(faulty: Faulty) -> None:
+    log = io.TextIOWrapper(io.BufferedWriter(faulty), line_buffering=True)
+    stream = streams.MessageStream.over(log)
+    for n in range(3000):  # more than is buffered
+        print(f"line {n}", file=stream)
+    faulty.number = None
+    print("the last line", file=stream)
+    stream.close()
+    assert faulty.written.endswith(b"the last line\n")
+
+
+def test_a_failing_result_is_named(faulty: Faulty) -> None:
+    stdout = io.TextIOWrapper(io.BufferedWriter(faulty))
+    stream = streams.ResultStream.over(stdout)
+    stream.write("a result")
+    with pytest.raises(OSError, match="standard output") as caught:
+        stream.flush()
+    assert caught.value.errno == faulty.number
+    faulty.number = None
+    stream.close()
+
+
+def test_a_stream_that_was_closed_leads_nowhere() -> None:
+    with streams.ResultStream.over(None) as stream:
+        stream.write("nobody reads this")
+
+
+def command(*line: str) -> list[str]:
+    return [sys.executable, "-m", "mlxgpt", *line]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@full
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("line", ["runs", "info --json", "generate to", "--version"])
+def test_a_result_on_a_full_disk_is_an_error(place: Path, line: str, buffered: bool) -> None:
+    if line == "--version" and not buffered:
+        pytest.skip("argparse itself ignores errors there")
+    environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    with FULL.open("w") as stdout:
+        result = subprocess.run(
+            command(*line.split()),
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=environment,
+        )
+    assert result.returncode == 2
+    problem, remedy = result.stderr.splitlines()[-2:]
+    assert problem == "mlxgpt: standard output: No space left on device"
+    assert remedy.startswith("  → let it write elsewhere")
+
+
+@full
+@pytest.mark.exact_bits
+def test_a_training_whose_log_is_full_ends_with_the_same_bits(place: Path) -> None:
+    assert trained(place, subprocess.DEVNULL) == trained(place, FULL.open("w"))
+
+
+@pytest.mark.exact_bits
+def test_a_training_whose_terminal_is_gone_ends_with_the_same_bits(place: Path) -> None:
+    terminal, stderr = pty.openpty()
+    os.close(terminal)
+    try:
+        with pytest.raises(OSError, match="Input/output error"):
+            os.write(stderr, b"x")
+        gone = trained(place, stderr)
+    finally:
+        os.close(stderr)
+    assert gone == trained(place, subprocess.DEVNULL)
+
+
+def trained(place: Path, stderr: Any) -> dict[str, bytes]:
+    """The checkpoints of a training, by their names."""
+    line = [*TRAIN, "--source", "data/words", "--run", "new", "--log-interval", "1"]
+    subprocess.run(command(*line), stderr=stderr, check=True, env=ENVIRONMENT)
+    if hasattr(stderr, "close"):
+        stderr.close()
+    found = contents(place / "runs" / "new" / "checkpoints")
+    (place / "runs" / "new").rename(place / f"seen-{len(list(place.iterdir()))}")
+    return found
+
+
+class _HalfWriting(io.RawIOBase):
+    """Takes half of each write, as a nearly full disk may."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any, /) -> int:
+        part = bytes(content)[: max(1, len(content) // 2)]
+        self.taken += part
+        return len(part)
+
+
+def test_an_unbuffered_result_is_written_whole() -> None:
+    raw = _HalfWriting()
+    unbuffered = io.TextIOWrapper(cast(Any, raw), "utf-8", write_through=True)
+    stream = streams.ResultStream.over(unbuffered)
+    stream.write('{"loss": 2.5}\n')
+    stream.flush()
+    assert raw.taken == b'{"loss": 2.5}\n'

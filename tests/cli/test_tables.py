@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from mlxgpt.cli.tables import show_appraisal, show_checks, show_texts
+from mlxgpt.evaluation.sample_quality import Appraisal
+from mlxgpt.evaluation.text_metrics import METRICS
+from mlxgpt.training.selfcheck import Check
+from tests.helpers.commands import ROOT
+
+
+def test_checks_are_shown_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    show_checks(
+        [
+            Check("a", True, "[x] fine", why="because"),
+            Check("b", False, "broken"),
+            Check("c", None, "here"),
+        ]
+    )
+    text = capsys.readouterr().out
+    assert "ok" in text
+    assert "[x] fine" in text
+    assert "FAILED" in text
+    assert "because" in text
+    assert "told" in text
+
+
+def test_texts_are_set_to_be_read_in_a_terminal_and_left_alone_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = "word " * 40 + "\n\nThe [bold]end[/bold]."
+    show_texts([story, "\n b\n"])
+    assert capsys.readouterr().out == f"--- 1\n{story}\n\n--- 2\n\n b\n\n\n"
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    show_texts([story, "b"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 of 2" in lines[0]
+    assert max(len(line) for line in lines if "word" in line) <= 80, "a readable width"
+    assert sum(line.count("word") for line in lines) == 40
+    assert any("[bold]end[/bold]." in line for line in lines)
+
+
+def test_an_appraisal_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [metric.name for metric in METRICS]
+    one = dict.fromkeys(names, 0.5)
+    none: dict[str, float | None] = dict.fromkeys(names)
+    other: dict[str, float | None] = {**one, "grammar errors per 100 words": None}
+    both: dict[str, dict[str, float | None]] = {"model": {**other}, "real": {**other}}
+    both["model"]["dictionary words"] = 0.987
+    both["real"]["ended"] = both["model"]["ended"] = None
+    both["real"]["quotes balanced"] = None
+    show_appraisal(Appraisal("Once", 0.8, 0, both, 0.75, ["text"]))
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if line.startswith("dictionary words"))
+    assert row.split()[2:4] == ["98.7%", "50.0%"]
+    assert "75%" in text
+    project = (ROOT / "pyproject.toml").read_text()
+    (wanted,) = tomllib.loads(project)["project"]["optional-dependencies"]["quality"]
+    assert f"pip install '{wanted}'" in text
+    assert not any(line.startswith("ended") for line in text.splitlines()), "nobody has it"
+    (row,) = (line for line in text.splitlines() if line.startswith("quotes balanced"))
+    assert row.split()[2:4] == ["50.0%", "–"], "one of them has it"
+    show_appraisal(Appraisal("", 0.8, 0, {"model": {**one}, "real": {**none, **one}}, None, []))
+    text = capsys.readouterr().out
+    assert "likelier" not in text
+    assert "install" not in text

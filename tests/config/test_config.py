@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mlxgpt import config as configs
+from mlxgpt.config import Config, ModelConfig, TrainConfig, override
+from mlxgpt.config.schema import settings
+from mlxgpt.utils.errors import UserError
+
+
+def test_every_field_has_one_home_and_a_meaning() -> None:
+    names = [n for cls in configs.SECTIONS.values() for n, _, _ in settings(cls)]
+    names += [n for n, _, _ in settings(configs.Sampling)]
+    assert len(names) - len(set(names)) == 1, "only seed, of a run and of a generation"
+    for cls in (*configs.SECTIONS.values(), configs.Sampling):
+        assert all(item.metadata["help"] for _, _, item in settings(cls))
+
+
+def test_the_reference_is_what_the_fields_default_to() -> None:
+    assert ModelConfig() == ModelConfig(12, 12, 768, 1024, 0, 0.1, True)
+    optim = Config().optim
+    assert (optim.learning_rate, optim.weight_decay, optim.beta1, optim.beta2) == (
+        6e-4,
+        0.1,
+        0.9,
+        0.95,
+    )
+
+
+@pytest.mark.parametrize(
+    ("tree", "problem", "remedy"),
+    [
+        ({"model": {"n_layers": 6}}, "unknown setting 'n_layers'", "n_layer"),
+        ({"modle": {}}, "unknown section [modle]", "model"),
+        ({"n_layer": 6}, "outside its section", "[model]"),
+        ({"optim": {"n_layer": 6}}, "wrong section", "[model]"),
+        (
+            {"model": {"n_embd": 9, "n_head": 3, "position": "rope"}},
+            "turns them in pairs",
+            "n_embd = 12",
+        ),
+        ({"model": 6}, "is a section", "[model]"),
+        ({"model": {"n_layer": 0}}, "n_layer = 0 is too small", "1"),
+        ({"model": {"dropout": 1.5}}, "dropout = 1.5 is too large", "0.9"),
+        ({"model": {"n_layer": "six"}}, "wrong type", "a whole number"),
+        ({"model": {"n_layer": 6.5}}, "wrong type", "a whole number"),
+        ({"model": {"n_layer": True}}, "wrong type", "a whole number"),
+        ({"model": {"bias": 1}}, "wrong type", "true or false"),
+        ({"model": {"n_embd": 100, "n_head": 12}}, "n_embd = 100", "n_embd = 96 or 108"),
+        ({"train": {"dtype": "float16"}}, "dtype = 'float16'", "bfloat16"),
+        ({"optim": {"learning_rate": float("nan")}}, "learning_rate = nan", "default"),
+        ({"optim": {"learning_rate": float("inf")}}, "learning_rate = inf", "finite"),
+        ({"data": {"source": [1]}}, "wrong type", "a text or a list of texts"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name_with_the_nearest_that_can(
+    tree: dict[str, Any], problem: str, remedy: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        configs.from_tree(tree)
+    assert problem in caught.value.problem
+    assert remedy in caught.value.remedy
+
+
+def test_overriding_replaces_only_what_is_named() -> None:
+    config = override(Config(), {"n_layer": 3, "batch_size": 5, "source": "a.txt"})
+    assert config.model == replace(ModelConfig(), n_layer=3)
+    assert config.train == replace(TrainConfig(), batch_size=5)
+    assert config.data.source == ("a.txt",)
+    with pytest.raises(UserError, match="batch_sizes"):
+        override(Config(), {"batch_sizes": 5})
+
+
+def test_which_changes_make_another_training() -> None:
+    config = Config()
+
+    def changed(**values: Any) -> list[str]:
+        return configs.changed_weights(config, override(config, values))
+
+    assert changed(eval_interval=1, log_interval=1, save_interval=1, sample_tokens=1) == []
+    assert changed(learning_rate=1e-3, n_layer=2) == ["n_layer", "learning_rate"]
+    assert changed(seed=1) == ["seed"]
+    assert changed(max_steps=10_000) == ["max_steps"]
+    config = override(config, {"decay_steps": 5000})
+    assert changed(max_steps=10_000) == []
+    assert changed(max_steps=10_000, decay_steps=10_000) == ["decay_steps", "max_steps"]
+
+
+def test_sampling_settings_are_checked_too() -> None:
+    assert configs.sampling({"top_k": 5, "seed": 3}).top_k == 5
+    with pytest.raises(UserError, match=r"top_p = 1\.5 is too large"):
+        configs.sampling({"top_p": 1.5})
+    with pytest.raises(UserError, match="temperature = -1"):
+        configs.sampling({"temperature": -1})
+
+
+def test_a_models_fingerprint_tells_what_its_logits_hang_on() -> None:
+    model = ModelConfig(2, 2, 16, 8, 65)
+    others = [
+        replace(model, **change)
+        for change in ({"n_head": 4}, {"n_layer": 3}, {"position": "rope"}, {"mlp": "swiglu"})
+    ]
+    assert len({one.fingerprint for one in (model, *others)}) == 5
+    assert replace(model, dropout=0.5).fingerprint == model.fingerprint
+    # Written down, since checkpoints that are there have it.
+    assert model.fingerprint.startswith("fc296a031021f901")

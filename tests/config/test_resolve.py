@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from mlxgpt.config import toml
+from mlxgpt.config.resolve import resolve
+from mlxgpt.utils.errors import UserError
+
+
+@pytest.mark.parametrize("tier", [1, 2])
+def test_a_recipe_picks_the_tiers_file(tier: int) -> None:
+    for recipe, name in ((None, f"tier{tier}"), ("classic", f"tier{tier}")):
+        assert resolve(tier, None, recipe) == (
+            name,
+            toml.load(toml.built_in()[name]),
+        )
+    name, modern = resolve(tier, None, "modern", n_layer=3)
+    assert name == f"tier{tier}-modern"
+    assert modern.model.n_layer == 3
+    assert modern.optim.optimizer == "muon"
+    classic = toml.tier(tier)
+    assert (modern.data, modern.model.block_size) == (classic.data, classic.model.block_size)
+    assert modern.train.max_steps == classic.train.max_steps
+
+
+@pytest.mark.parametrize(
+    ("given", "problem", "remedy"),
+    [
+        ({}, "it is not said what to train", "--tier 1"),
+        ({"recipe": "modern"}, "of what is not said", "--max-minutes M"),
+        ({"recipe": "x", "tier": 1}, "there is no recipe x", "classic or modern"),
+        ({"tier": 1, "config": "tier2"}, "a tier and a config", "not both"),
+        ({"recipe": "modern", "config": "tier2"}, "of what is not said", "--tier 1"),
+    ],
+)
+def test_what_is_not_said_or_said_twice_is_refused(given: dict, problem: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=problem) as caught:
+        resolve(**given)
+    assert remedy in caught.value.remedy

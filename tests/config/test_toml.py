@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt import config as configs
+from mlxgpt.config import Config, override, toml
+from mlxgpt.utils.errors import UserError
+
+
+@st.composite
+def settings(draw: st.DrawFn) -> dict[str, Any]:
+    """Possible values for every field of the tree."""
+    values: dict[str, Any] = {}
+    for cls in configs.SECTIONS.values():
+        for name, kind, item in configs.settings(cls):
+            low, high = item.metadata["low"], item.metadata["high"]
+            if kind is bool:
+                values[name] = draw(st.booleans())
+            elif kind is int:
+                values[name] = draw(st.integers(low, min(high or 10**6, 10**6)))
+            elif kind is float:
+                values[name] = draw(st.floats(low, high or 1e6, allow_nan=False))
+            elif item.metadata["choices"]:
+                values[name] = draw(st.sampled_from(item.metadata["choices"]))
+            else:
+                values[name] = draw(st.lists(st.text(min_size=1), max_size=3))
+    values["n_embd"] = values["n_head"] * 2 * draw(st.integers(1, 32))
+    return values
+
+
+@given(settings())
+def test_toml_reads_back_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
+) -> None:
+    config = override(Config(), values)
+    path = tmp_path_factory.mktemp("config") / "config.toml"
+    path.write_text(toml.to_toml(config), encoding="utf-8")
+    assert toml.load(path) == config
+
+
+@pytest.mark.parametrize("name", sorted(toml.built_in()))
+def test_the_configs_that_come_along_are_valid_and_explained(name: str) -> None:
+    path = toml.built_in()[name]
+    toml.load(path)
+    tree = tomllib.loads(path.read_text())
+    lines = path.read_text().splitlines()
+    for key in [key for part in tree.values() for key in part]:
+        line = next(n for n, text in enumerate(lines) if text.split("=")[0].strip() == key)
+        assert "#" in lines[line] or lines[line - 1].startswith("#"), f"{key} is not explained"
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text("[model]\nn_layer = = 3\n")
+    with pytest.raises(UserError, match=r"my\.toml is not valid TOML: .*line 2"):
+        toml.load(path)
+    with pytest.raises(UserError, match=r"cannot read the config .*gone\.toml"):
+        toml.load(tmp_path / "gone.toml")
+
+
+@pytest.mark.parametrize("line", ["dropout = 1" + "0" * 400, "n_layer = 1" + "0" * 4000])
+def test_a_number_beyond_all_numbers_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "my.toml").write_text(f"[model]\n{line}\n")
+    with pytest.raises(UserError, match="is too large"):
+        toml.load(tmp_path / "my.toml")
+
+
+def test_a_setting_that_is_gone_is_read_over(tmp_path: Path) -> None:
+    """In the config of a run from when it was there."""
+    path = tmp_path / "config.toml"
+    path.write_text("[model]\nn_layer = 3\nzero_init = false\n")
+    assert toml.load(path).model.n_layer == 3
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_borne(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbf[model]\r\nn_layer = 3\r\n")
+    assert toml.load(tmp_path / "a.toml").model.n_layer == 3

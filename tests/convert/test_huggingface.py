@@ -1,0 +1,309 @@
+"""Folders as transformers writes them. That it reads and writes the same is seen in
+tests/oracle/test_oracle_huggingface.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import pytest
+
+from mlxgpt.convert import huggingface
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import load_parameters
+from mlxgpt.utils.errors import UserError
+from tests.helpers.external_models import SHAPE, folder_of, parameters_of
+
+Arrays = dict[str, mx.array]
+
+
+def weights(folder: Path) -> Arrays:
+    return cast(Arrays, mx.load(str(folder / "model.safetensors")))
+
+
+def rewrite(folder: Path, arrays: Arrays) -> None:
+    mx.eval(arrays)
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays)
+
+
+def masks() -> Arrays:
+    mask = mx.tril(mx.ones((1, 1, 16, 16)))
+    return {f"h.{n}.attn.bias": mask for n in range(2)} | {
+        f"h.{n}.attn.masked_bias": mx.array(-1e4) for n in range(2)
+    }
+
+
+def turned(arrays: Arrays) -> Arrays:
+    ends = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    return {n: mx.contiguous(a.T) if n.endswith(ends) else a for n, a in arrays.items()}
+
+
+LAYOUTS: dict[str, Callable[[Arrays], Arrays]] = {
+    "plain": lambda a: a,
+    "a prefix": lambda a: {f"transformer.{n}": v for n, v in a.items()},
+    "masks": lambda a: a | masks(),
+    "a prefix and masks": lambda a: {f"transformer.{n}": v for n, v in (a | masks()).items()},
+    "a tied head": lambda a: a | {"lm_head.weight": a["wte.weight"] + 0},
+    "matrices [out, in]": turned,
+    "of DistributedDataParallel": lambda a: {f"module.{n}": v for n, v in a.items()},
+    "of torch.compile": lambda a: {f"_orig_mod.transformer.{n}": v for n, v in a.items()},
+    "of both": lambda a: {f"module._orig_mod.transformer.{n}": v for n, v in (a | masks()).items()},
+    "of the other order": lambda a: {f"_orig_mod.module.{n}": v for n, v in a.items()},
+    "compiled blocks": lambda a: {
+        re.sub(r"^(h\.\d+)\.", r"transformer.\1._orig_mod.", n): v for n, v in a.items()
+    },
+    "of FSDP": lambda a: {
+        "_fsdp_wrapped_module.transformer."
+        + re.sub(r"^(h\.\d+)\.", r"\1._fsdp_wrapped_module.", n): v
+        for n, v in a.items()
+    },
+    "of mlx-lm": lambda a: {f"model.{n}": v for n, v in turned(a).items()},
+    "float16": lambda a: {n: v.astype(mx.float16) for n, v in a.items()},
+    "bfloat16": lambda a: {n: v.astype(mx.bfloat16) for n, v in a.items()},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_parameters(tmp_path: Path, layout: str) -> None:
+    ours = folder_of(tmp_path)
+    rewrite(tmp_path, LAYOUTS[layout](weights(tmp_path)))
+    config = huggingface.read_config(tmp_path)
+    assert config == replace(SHAPE, bias=True)
+    found = huggingface.read_parameters(tmp_path, config)
+    assert found.keys() == ours.keys()
+    for name, value in found.items():
+        assert value.dtype == mx.float32
+        kind = {"float16": mx.float16, "bfloat16": mx.bfloat16}.get(layout, mx.float32)
+        assert mx.array_equal(value, ours[name].astype(kind).astype(mx.float32)), name
+
+
+def test_weights_may_be_spread_over_files(tmp_path: Path) -> None:
+    ours = folder_of(tmp_path)
+    arrays = list(weights(tmp_path).items())
+    mx.eval(dict(arrays))
+    (tmp_path / "model.safetensors").unlink()
+    places: dict[str, str] = {}
+    for n in range(3):
+        name = f"model-0000{n + 1}-of-00003.safetensors"
+        mx.save_safetensors(str(tmp_path / name), dict(arrays[n::3]))
+        places |= dict.fromkeys((key for key, _ in arrays[n::3]), name)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = huggingface.read_parameters(tmp_path, huggingface.read_config(tmp_path))
+    assert all(mx.array_equal(found[name], value) for name, value in ours.items())
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no model-00002-of-00003.safetensors"):
+        huggingface.read_parameters(tmp_path, SHAPE)
+    index["weight_map"] = {"wte.weight": "../model.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="leads out of its folder"):
+        huggingface.read_parameters(tmp_path, SHAPE)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_is_written_is_read_again(tmp_path: Path, bias: bool) -> None:
+    config = replace(SHAPE, bias=bias)
+    ours = parameters_of(config)
+    huggingface.write_config(tmp_path, config, 279)
+    huggingface.write_parameters(tmp_path, config, ours)
+    again = huggingface.read_config(tmp_path)
+    found = huggingface.read_parameters(tmp_path, again)
+    assert {name: found[name].shape for name in ours} == {n: v.shape for n, v in ours.items()}
+    ids = mx.arange(16)[None]
+    models = GPT(config), GPT(again)
+    load_parameters(models[0], ours)
+    load_parameters(models[1], found)
+    assert mx.allclose(models[0](ids), models[1](ids), atol=1e-5)
+    extra = [value for name, value in found.items() if name not in ours]
+    assert all((value == 0).all() for value in extra), "biases that a model has not are zeros"
+    assert bool(extra) != bias
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "another architecture": ({"model_type": "llama"}, "model_type is 'llama'"),
+    "another activation": ({"activation_function": "relu"}, "activation_function is 'relu'"),
+    "another epsilon": ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+    "scaled by layer": ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse"),
+    "another width inside": ({"n_inner": 100}, "n_inner is 100, not 4 × 32"),
+    "no layers": ({"n_layer": 0}, "n_layer = 0"),
+    "no number": ({"n_layer": "many"}, "n_layer = 'many'"),
+    "no head fits": ({"n_head": 5}, "n_embd = 32"),
+    "beyond all numbers": ({"n_embd": 10**30, "n_inner": None}, "n_embd"),
+    "too large for the weights": ({"n_layer": 10**9}, "are not those that its config.json"),
+    "other positions": ({"n_positions": 17, "n_ctx": 17}, "are not those that its config.json"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_other_models_are_refused(tmp_path: Path, case: str) -> None:
+    folder_of(tmp_path)
+    change, problem = CONFIGS[case]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError) as caught:
+        huggingface.read_parameters(tmp_path, huggingface.read_config(tmp_path))
+    assert problem in caught.value.problem
+
+
+def changed_config(folder: Path, change: Callable[[dict[str, Any]], Any], mark: str = "") -> None:
+    path = folder / "config.json"
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(mark + json.dumps(tree), encoding="utf-8")
+
+
+LACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "nothing": lambda tree: None,
+    "model_type": lambda tree: tree.pop("model_type"),
+    "model_type and architectures": lambda tree: (
+        tree.pop("model_type"),
+        tree.pop("architectures"),
+    ),
+    "n_positions": lambda tree: tree.pop("n_positions"),
+    "n_positions and n_ctx": lambda tree: (tree.pop("n_positions"), tree.pop("n_ctx")),
+    "all but heads": lambda tree: [
+        tree.pop(n) for n in ("n_layer", "n_embd", "vocab_size", "n_positions", "n_ctx")
+    ],
+    "transformers' common names": lambda tree: tree.update(
+        hidden_size=tree.pop("n_embd"),
+        num_attention_heads=tree.pop("n_head"),
+        num_hidden_layers=tree.pop("n_layer"),
+        max_position_embeddings=tree.pop("n_positions"),
+    ),
+}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("case", LACKS)
+def test_what_a_config_lacks_is_inferred(tmp_path: Path, case: str, mark: str) -> None:
+    folder_of(tmp_path)
+    changed_config(tmp_path, LACKS[case], mark)
+    assert huggingface.read_config(tmp_path) == replace(SHAPE, bias=True)
+
+
+def test_what_cannot_be_inferred_is_named(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    changed_config(tmp_path, lambda tree: tree.pop("n_head"))
+    with pytest.raises(UserError, match=r"config\.json lacks n_head"):
+        huggingface.read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["GPTJForCausalLM"], "n_embd": 8}')
+    with pytest.raises(UserError, match=r"'missing \(architectures: GPTJForCausalLM\)'"):
+        huggingface.read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(UserError, match=r"'missing \(architectures: missing\)'"):
+        huggingface.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("begin", huggingface.EXTRA_HEADS)
+def test_an_extra_head_is_left_out_with_a_note(
+    tmp_path: Path, begin: str, notes: list[str]
+) -> None:
+    ours = folder_of(tmp_path)
+    head = {f"{begin}summary.weight": mx.ones((1, 32)), f"{begin}summary.bias": mx.ones((1,))}
+    rewrite(tmp_path, weights(tmp_path) | head)
+    found = huggingface.read_parameters(tmp_path, SHAPE)
+    assert found.keys() == ours.keys()
+    what = huggingface.EXTRA_HEADS[begin]
+    assert sorted(notes) == sorted(f"left out: {name}, {what}" for name in head)
+
+
+@pytest.mark.parametrize("begin", huggingface.OTHER_MODELS)
+def test_another_kind_of_model_is_named(tmp_path: Path, begin: str, notes: list[str]) -> None:
+    folder_of(tmp_path)
+    arrays = weights(tmp_path) | {f"{begin}weight": mx.ones((2, 32))}
+    rewrite(tmp_path, {f"transformer.{name}": value for name, value in arrays.items()})
+    with pytest.raises(UserError, match=r"is an? .*\(GPT2For.*, not a language model"):
+        huggingface.read_parameters(tmp_path, SHAPE)
+    rewrite(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 0})
+    huggingface.read_parameters(tmp_path, SHAPE)
+    assert len(notes) == 1
+
+
+FOREIGN: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
+    "an adapter": (
+        lambda a: a | {"h.0.attn.c_attn.lora_A.default.weight": mx.ones((2, 32))},
+        "have 'h.0.attn.c_attn.lora_A.default.weight', which no GPT-2 has",
+    ),
+    "integers": (
+        lambda a: a | {"h.0.mlp.c_fc.weight": a["h.0.mlp.c_fc.weight"].astype(mx.int8)},
+        "are quantized: h.0.mlp.c_fc.weight is of type mlx.core.int8",
+    ),
+    "more rows than config.json says": (
+        lambda a: a | {"wte.weight": mx.zeros((320, 32))},
+        "wte.weight has 320 rows, and vocab_size is 280",
+    ),
+    "a name twice": (
+        lambda a: a | {"transformer.wte.weight": a["wte.weight"] + 0},
+        "have 'wte.weight' twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_weights_of_other_kinds_are_named(tmp_path: Path, case: str) -> None:
+    folder_of(tmp_path)
+    change, problem = FOREIGN[case]
+    rewrite(tmp_path, change(weights(tmp_path)))
+    with pytest.raises(UserError) as caught:
+        huggingface.read_parameters(tmp_path, SHAPE)
+    assert problem in caught.value.problem
+
+
+def test_weights_under_another_name_and_in_another_format(tmp_path: Path) -> None:
+    ours = folder_of(tmp_path)
+    path = tmp_path / "gpt2.fp32.safetensors"
+    (tmp_path / "model.safetensors").rename(path)
+    assert huggingface.read_parameters(tmp_path, SHAPE).keys() == ours.keys()
+    for name, remedy in (
+        ("adapter_model.safetensors", "is a LoRA adapter"),
+        ("tf_model.h5", "of another library"),
+        ("flax_model.msgpack", "of another library"),
+        ("pytorch_model-00001-of-00002.bin", "a pickle"),
+    ):
+        path = path.rename(tmp_path / name)
+        with pytest.raises(UserError, match=r"has no model\.safetensors") as caught:
+            huggingface.read_parameters(tmp_path, SHAPE)
+        assert remedy in caught.value.remedy
+
+
+def test_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    arrays = weights(tmp_path)
+    rewrite(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 1e-3})
+    with pytest.raises(UserError, match="its output head is not its embedding"):
+        huggingface.read_parameters(tmp_path, SHAPE)
+
+
+def test_other_arrays_are_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    arrays = weights(tmp_path)
+    for change in (
+        {"wte.weight": arrays["wte.weight"].T},
+        {"h.0.ln_1.bias": mx.zeros((31,)), "more": mx.zeros((1,))},
+        {"h.0.ln_1.bias": mx.zeros((31,))},
+        {"h.5.attn.bias": mx.zeros((4,)), "h.x.mlp.c_fc.weight": mx.zeros((9, 9))},
+    ):
+        rewrite(tmp_path, arrays | change)
+        with pytest.raises(UserError):
+            huggingface.read_parameters(tmp_path, SHAPE)
+
+
+def test_half_a_file_and_a_pickle_are_refused(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="are damaged"):
+        huggingface.read_parameters(tmp_path, SHAPE)
+    path.rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"has no model.safetensors") as caught:
+        huggingface.read_parameters(tmp_path, SHAPE)
+    assert "a pickle, which can run code" in caught.value.remedy
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="cannot read"):
+        huggingface.read_config(tmp_path)

@@ -1,0 +1,91 @@
+"""The README.md of an exported model: its commands fit the model. That they run as they are is seen
+in tests/oracle/test_oracle_card.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlxgpt
+from mlxgpt.convert import importing
+from mlxgpt.convert.huggingface import Foreign
+from mlxgpt.convert.model_card import card, example_prompt
+from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.storage.run import Run, open_run
+from tests.helpers.external_models import SHAPE, parameters_of, some_bpe
+
+
+def run_of(folder: Path, tokenizer: Tokenizer, block_size: int, **parts: Any) -> Run:
+    config = replace(SHAPE, vocab_size=tokenizer.vocab_size, block_size=block_size, **parts)
+    bos = tokenizer.end_of_text is not None
+    return importing.make_run(Foreign(config, parameters_of(config), tokenizer, bos), folder)
+
+
+RUNS: dict[str, tuple[Tokenizer, int]] = {
+    "digits": (CharTokenizer("0123456789+=\n", end_of_text=False), 64),
+    "DNA, of many texts": (CharTokenizer("ACGT", end_of_text=True), 8),
+    "white space": (CharTokenizer(" \n", end_of_text=False), 16),
+    "quotes": (CharTokenizer("'\"\\", end_of_text=False), 16),
+    "words": (some_bpe(), 64),
+    "a short block": (some_bpe(), 4),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_commands_have_a_prompt_and_a_length_that_fit(tmp_path: Path, case: str) -> None:
+    tokenizer, block = RUNS[case]
+    run = run_of(tmp_path / "my run", tokenizer, block)
+    bos = run.bos is not None
+
+    def fits(prompt: str, new: int) -> bool:
+        return 0 < new <= block - len(tokenizer.encode(prompt)) - bos
+
+    example = re.search(r"```python\n(.*?)```", card(run, 0, "hf", None), re.DOTALL)
+    assert example
+    tree = ast.parse(example[1])
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    prompts = [
+        ast.literal_eval(call.args[0]) for call in calls if ast.unparse(call.func) == "tokenizer"
+    ]
+    new = [
+        keyword.value
+        for call in calls
+        for keyword in call.keywords
+        if keyword.arg == "max_new_tokens"
+    ]
+    assert fits(prompts[0], ast.literal_eval(new[0]))
+    assert prompts == [example_prompt(run, block // 2 - bos)]
+    for to in ("hf", "mlx-lm"):
+        words = shlex.split(card(run, 0, to, None).rpartition("mlx_lm.generate")[2].split("```")[0])
+        options = dict(zip(words[::2], words[1::2], strict=False))
+        assert fits(options["--prompt"], int(options["--max-tokens"]))
+    llama = re.search(r"llama-cli (.*?)\nollama", card(run, 0, "gguf", None), re.DOTALL)
+    assert llama
+    words = shlex.split(llama[1])
+    assert words[1] == "my run.gguf"
+    assert fits(words[words.index("-p") + 1], int(words[words.index("-n") + 1]))
+
+
+def test_the_prompt_is_of_the_runs_own_text(place: Path) -> None:
+    run = open_run(Path("runs/done"))
+    sample = [text for _, text in run.samples(200)][-1]
+    prompt = example_prompt(run, 4)
+    assert 0 < len(run.tokenizer.encode(prompt)) <= 4
+    run.add_sample(99, "\n be not\nto be")
+    assert example_prompt(run, 6) == "be not"
+    run.add_sample(100, "€uro\n-be\nto")
+    assert example_prompt(run, 6) == "to"
+    assert sample
+
+
+def test_a_model_without_a_sample_has_an_opening(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "m", some_bpe(), 64)
+    assert example_prompt(run, 30) == "Once upon a time"
+    assert mlxgpt.generate(example_prompt(run, 30), run=str(run.folder), max_tokens=1).texts

@@ -1,0 +1,22 @@
+"""What needs no PyTorch of nanoGPT's checkpoints; the rest is in tests/oracle."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxgpt.convert import nanogpt
+from mlxgpt.utils.errors import UserError
+from tests.helpers.commands import ROOT
+
+
+def test_without_pytorch_it_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="PyTorch, which is not installed") as caught:
+        nanogpt.read_checkpoint(tmp_path / "ckpt.pt")
+    assert "pip install 'torch>=2.6,<3'" in caught.value.remedy
+    assert "\nnanogpt = [" in (ROOT / "pyproject.toml").read_text()

@@ -1,0 +1,67 @@
+"""The layout; that transformers, mlx-lm and llama.cpp read it is in tests/oracle."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from mlxgpt.config import Config, override, toml
+from mlxgpt.convert import qwen3
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
+from mlxgpt.model.stats import count_parameters
+
+
+@pytest.fixture
+def config(tiny_model: Config) -> Config:
+    return override(tiny_model, dict(qwen3.PARTS))
+
+
+def test_every_parameter_has_a_place_and_every_gain_is_there(config: Config) -> None:
+    found = qwen3.arrays(config.model, flatten_params(GPT(config.model).parameters()))
+    gains = {n for n in found if "norm" in n and n != qwen3.LAST_NORM}
+    assert len(gains) == 4 * config.model.n_layer
+    assert all(bool((found[name] == 1).all()) for name in gains)
+    others = sum(value.size for name, value in found.items() if name not in gains)
+    assert others == count_parameters(config.model)
+
+
+def test_a_head_of_its_own_and_a_normalised_embedding_have_a_place(config: Config) -> None:
+    shape = override(config, {"tied": False, "embedding_norm": True}).model
+    parameters = flatten_params(GPT(shape).parameters())
+    found = qwen3.arrays(shape, parameters)
+    assert found[qwen3.HEAD] is parameters["lm_head.weight"]
+    sizes = mx.square(found[qwen3.EMBEDDING]).mean(axis=1)
+    assert mx.allclose(sizes, mx.array(1.0), atol=0.1)
+    assert qwen3.config_tree(shape, None)["tie_word_embeddings"] is False
+    assert qwen3.config_tree(config.model, None)["tie_word_embeddings"] is True
+
+
+def test_what_qwen3_cannot_have_is_named(tiny_model: Config, config: Config) -> None:
+    assert qwen3.unlike(config.model) == {}
+    others = {"mlp": "relu2", "bias": True, "value_embeddings": True}
+    assert qwen3.unlike(override(config, others).model) == others
+
+
+def test_the_modern_recipe_is_portable_and_racing_is_not() -> None:
+    for tier in (1, 2):
+        assert qwen3.unlike(toml.tier(tier, "modern").model) == {}
+    racing = toml.load(toml.built_in()["five-minutes"])
+    assert qwen3.unlike(racing.model) == {"value_embeddings": True}
+
+
+def test_its_config_tells_its_shape(config: Config) -> None:
+    tree = qwen3.config_tree(config.model, 5)
+    model, arrays = (
+        config.model,
+        qwen3.arrays(config.model, flatten_params(GPT(config.model).parameters())),
+    )
+    up = arrays["model.layers.0.mlp.up_proj.weight"]
+    assert up.shape == (tree["intermediate_size"], tree["hidden_size"])
+    assert tree["head_dim"] * tree["num_attention_heads"] == model.n_embd
+    assert tree["bos_token_id"] == tree["eos_token_id"] == 5
+    assert arrays["model.layers.1.self_attn.q_norm.weight"].shape == (tree["head_dim"],)
+    assert mx.array_equal(
+        arrays["model.layers.1.self_attn.k_proj.weight"],
+        flatten_params(GPT(model).parameters())["h.1.attn.c_attn.weight"][16:32],
+    )

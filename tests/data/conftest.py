@@ -1,0 +1,33 @@
+"""A tokenizer and a text that tests share."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from mlxgpt.data import prepare, tokenize
+from mlxgpt.data.tokenizers import bpe
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.data.tokenizers.char import END_OF_TEXT
+from tests.helpers.texts import LANGUAGES
+
+
+@pytest.fixture(scope="session")
+def small_bpe() -> BPETokenizer:
+    """A BPE of many languages, with merges inside of characters and across them."""
+    return bpe.train([LANGUAGES], 500)
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of many documents, prepared in many chunks."""
+    monkeypatch.setattr(tokenize, "CHUNK", 200)
+    monkeypatch.setattr(prepare, "SAVE_EVERY", 3)
+    draw = random.Random(1)
+    words = ["one", "two\n", "three,", "Grüße", "🙂", "  ", "four hundred"]
+    texts = [" ".join(draw.choices(words, k=draw.randrange(1, 40))) for _ in range(150)]
+    path = tmp_path / "many.txt"
+    path.write_text(END_OF_TEXT.join(texts), encoding="utf-8")
+    return path

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from mlxgpt.data.folders import expand_pattern, is_leftover, text_files
+
+SUFFIXES = (".txt", ".jsonl")
+LEFT = [
+    "._a.txt",
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    "a.txt~",
+    "#a.txt#",
+    ".#a.txt",
+    ".a.txt.swp",
+    "~$a.txt",
+    ".a.txt",
+    ".git/a.txt",
+    ".ipynb_checkpoints/a.txt",
+    ".Trash/a.txt",
+    "__MACOSX/._a.txt",
+    "__MACOSX/a.txt",
+    "@eaDir/a.txt",
+    ".hidden/deeper/a.jsonl",
+]
+
+
+def write(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("text")
+    return path
+
+
+def test_what_programs_leave_behind_is_skipped(tmp_path: Path, notes: list[str]) -> None:
+    kept = [write(tmp_path / name) for name in ("a.txt", "b/c.JSONL", "b/d.txt")]
+    for name in LEFT:
+        write(tmp_path / name)
+    assert text_files(tmp_path, SUFFIXES) == kept
+    assert notes == [f"left out of {tmp_path}: 4 hidden"], "files only, that would be text"
+
+
+def test_a_folder_inside_of_a_hidden_one_is_read(tmp_path: Path) -> None:
+    """What is named is meant."""
+    kept = write(tmp_path / ".cache" / "texts" / "a.txt")
+    assert text_files(kept.parent, SUFFIXES) == [kept]
+
+
+def test_a_folder_is_a_folder_whatever_its_name(tmp_path: Path) -> None:
+    kept = write(tmp_path / "chapter.txt" / "one.txt")
+    assert text_files(tmp_path, SUFFIXES) == [kept]
+
+
+def test_one_line_says_what_was_left_out(tmp_path: Path, notes: list[str]) -> None:
+    for name in ("a.txt", "b.md", "c.md", "d/e.MD", "f.csv", "g.json.gz", "LICENSE"):
+        write(tmp_path / name)
+    text_files(tmp_path, SUFFIXES)
+    (line,) = notes
+    assert line.startswith(f"left out of {tmp_path}: 3 .md, ")
+    assert set(line.split(": ")[1].split(", ")) == {
+        "3 .md",
+        "1 .csv",
+        "1 .gz",
+        "1 without an ending",
+    }
+
+
+def test_links_are_named_where_nothing_is_behind_them(tmp_path: Path, notes: list[str]) -> None:
+    real = write(tmp_path / "elsewhere" / "a.txt")
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / "good.txt").symlink_to(real)
+    (folder / "gone.txt").symlink_to("/gone/b.txt")
+    (folder / "more").symlink_to(real.parent)
+    os.mkfifo(folder / "pipe.txt")
+    assert text_files(folder, SUFFIXES) == [folder / "good.txt"]
+    assert f"{folder / 'gone.txt'} is a broken link, to /gone/b.txt" in notes[0]
+    assert f"{folder / 'more'} is a link to a folder" in notes[0]
+    assert "1 .txt" in notes[0], "the pipe"
+
+
+def test_nothing_left_out_is_not_noted(tmp_path: Path, notes: list[str]) -> None:
+    write(tmp_path / "a.txt")
+    assert text_files(tmp_path, SUFFIXES) == [tmp_path / "a.txt"]
+    assert notes == []
+
+
+def test_the_line_stays_one_line(tmp_path: Path, notes: list[str]) -> None:
+    for n in range(50):
+        write(tmp_path / f"a.k{n}")
+        (tmp_path / f"l{n}.txt").symlink_to("/gone")
+    text_files(tmp_path, SUFFIXES)
+    assert notes[0].count(",") < 40
+    assert notes[0].count("…") == 2
+
+
+@pytest.mark.parametrize("name", ["a.txt", "My Book (2).txt", "a~b.txt", "#1 hits.txt", "日本.txt"])
+def test_ordinary_names_are_no_leftovers(name: str) -> None:
+    assert not is_leftover(name)
+
+
+@settings(max_examples=50)
+@example(names=set(), pattern=["a", "**"])
+@given(
+    names=st.sets(st.text("ab.[*", min_size=1, max_size=3).filter(lambda n: n not in (".", ".."))),
+    pattern=st.lists(
+        st.sampled_from(["**", "*", "a*", ".*", "?", "[ab]", "a", "b", "*.a", "[[]"]),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_patterns_match_as_with_glob(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str], pattern: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("tree")
+    for name in names:
+        (folder / "b" / name / "a").mkdir(parents=True)
+        (folder / "b" / name / f"{name}.a").touch()
+        (folder / f"{name}.a").touch()
+    wanted = Path(folder, *pattern)
+    assume("**/**" not in str(wanted))  # of which glob names some paths twice
+    found = {Path(match) for match in glob.glob(str(wanted), recursive=True)}
+    found = {path for path in found if path.exists()}  # of "a/**" it names a missing "a", too
+    assert expand_pattern(wanted) == sorted(found)

@@ -1,0 +1,217 @@
+"""What was read whole once is not read again, until it is changed or somebody asks."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlxgpt import api
+from mlxgpt.config import DataConfig
+from mlxgpt.data import dataset, nanogpt, prepare, sources, token_array
+from mlxgpt.data.dataset import open_dataset
+from mlxgpt.data.hash_cache import Verified
+from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.utils.errors import UserError
+from mlxgpt.utils.files import sealed
+
+
+class Reads(list[str]):
+    """The names of the files that were read whole."""
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    names = Reads()
+
+    def read_whole(path: Path, *others: object) -> dict[str, object]:
+        names.append(path.name)
+        return token_array.read_whole(path, *others)  # type: ignore[arg-type]
+
+    digest = sources._digest
+
+    def hashed(paths: list[Path]) -> str:
+        names.extend(path.name for path in paths)
+        return digest(paths)
+
+    for module in (dataset, nanogpt, prepare):
+        monkeypatch.setattr(module, "read_whole", read_whole)
+    monkeypatch.setattr(sources, "_digest", hashed)
+    return names
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataConfig:
+    (tmp_path / "one.txt").write_text("hello<|endoftext|>world")
+    (tmp_path / "held.txt").write_text("held")
+    return DataConfig((str(tmp_path / "one.txt"),), (str(tmp_path / "held.txt"),))
+
+
+def test_what_was_prepared_here_is_never_read_again(
+    tmp_path: Path, data: DataConfig, reads: Reads
+) -> None:
+    first = find_or_prepare(PrepareRequest(data), tmp_path / "data")
+    assert reads == ["one.txt", "held.txt", "train.bin", "val.bin"]
+    reads.clear()
+    assert find_or_prepare(PrepareRequest(data), tmp_path / "data").meta == first.meta
+    assert open_dataset(first.folder).meta == first.meta
+    assert reads == []
+
+
+def test_it_is_read_again_on_request(tmp_path: Path, data: DataConfig, reads: Reads) -> None:
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
+    reads.clear()
+    find_or_prepare(PrepareRequest(data, verify=True), tmp_path / "data")
+    assert reads == ["one.txt", "held.txt", "train.bin", "val.bin"]
+    find_or_prepare(PrepareRequest(DataConfig((str(folder),)), verify=True), tmp_path)
+    assert reads[4:] == ["train.bin", "val.bin"]
+
+
+def test_who_asks_is_told(home: Path, text_file: Path, notes: list[str]) -> None:
+    for verify in (False, True):
+        api.prepare(text_file, verify=verify)
+    assert notes == [
+        f"preparing {text_file} in data/words",
+        "read whole: every byte is as it was written",
+    ]
+
+
+def touch(path: Path) -> None:
+    os.utime(path, ns=(0, 0))
+
+
+def rewrite(path: Path) -> None:
+    shutil.copy2(path, path.with_suffix(".new"))  # the same content, size and time
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("change", [touch, rewrite])
+def test_a_file_that_may_be_another_is_read_once_more(
+    tmp_path: Path, data: DataConfig, reads: Reads, change: Callable[[Path], None]
+) -> None:
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
+    change(folder / "val.bin")
+    change(tmp_path / "one.txt")
+    reads.clear()
+    for _ in range(2):
+        find_or_prepare(PrepareRequest(data), tmp_path / "data")
+    assert reads == ["one.txt", "val.bin"]
+
+
+def test_a_copied_folder_is_read_once(tmp_path: Path, data: DataConfig, reads: Reads) -> None:
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
+    shutil.copytree(folder, tmp_path / "copy")
+    reads.clear()
+    for _ in range(2):
+        open_dataset(tmp_path / "copy")
+    assert reads == ["train.bin", "val.bin"]
+
+
+def test_damage_under_an_unchanged_time_is_found_on_request(
+    tmp_path: Path, data: DataConfig
+) -> None:
+    """As a disk does it; nothing but reading tells."""
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
+    path, before = folder / "train.bin", (folder / "train.bin").stat()
+    with path.open("r+b") as file:
+        file.write(b"\1")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    open_dataset(folder)
+    with pytest.raises(UserError, match="is not the array that"):
+        open_dataset(folder, verify=True)
+
+
+@pytest.mark.parametrize(
+    "damage", ["{", "", sealed({"format": 1, "known": 3}), sealed({"format": 1}), "gone", "a pipe"]
+)
+def test_a_memory_that_is_damaged_is_none(
+    tmp_path: Path, data: DataConfig, reads: Reads, damage: str
+) -> None:
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
+    path = folder / "verified.json"
+    path.unlink()
+    if damage == "a pipe":
+        os.mkfifo(path)
+    elif damage != "gone":
+        path.write_text(damage)
+    reads.clear()
+    if damage == "a pipe":
+        with pytest.raises(UserError, match="is a link, or no file"):
+            open_dataset(folder)
+        return
+    for _ in range(2):
+        open_dataset(folder)
+    assert reads == ["train.bin", "val.bin"]
+
+
+def test_what_cannot_be_remembered_is_read_each_time(
+    tmp_path: Path, data: DataConfig, reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
+    (folder / "verified.json").unlink()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("mlxgpt.utils.files.write_atomically", refuse)
+    reads.clear()
+    for _ in range(2):
+        open_dataset(folder)
+    assert reads == ["train.bin", "val.bin"] * 2
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path: Path) -> None:
+    path, verified, times = tmp_path / "file", Verified(tmp_path), 0
+    path.write_text("before")
+
+    def find() -> dict[str, int]:
+        nonlocal times
+        times += 1
+        if times == 1:
+            path.write_text("after!!")
+        return {"times": times}
+
+    assert [verified.once("file", [path], find)["times"] for _ in range(3)] == [1, 2, 2]
+
+
+def test_arrays_of_nanogpt_are_read_once(tmp_path: Path, reads: Reads) -> None:
+    for split in ("train", "val"):
+        np.array([0, 1, 0], dtype=np.uint16).tofile(tmp_path / f"{split}.bin")
+    vocabulary = {"vocab_size": 2, "itos": {0: "a", 1: "b"}, "stoi": {"a": 0, "b": 1}}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(vocabulary))
+    metas = [open_dataset(tmp_path).meta for _ in range(2)]
+    assert metas[0] == metas[1]
+    assert reads == ["train.bin", "val.bin"]
+    open_dataset(tmp_path, verify=True)
+    assert reads[2:] == ["train.bin", "val.bin"]
+
+
+def test_who_deleted_the_text_goes_on_with_its_arrays(
+    tmp_path: Path, data: DataConfig, notes: list[str]
+) -> None:
+    before = find_or_prepare(PrepareRequest(data), tmp_path / "data")
+    notes.clear()
+    (tmp_path / "one.txt").unlink()
+    assert find_or_prepare(PrepareRequest(data), tmp_path / "data").meta == before.meta
+    assert notes == [f"{tmp_path / 'one.txt'} is gone; {before.folder} was prepared from it"]
+
+
+@pytest.mark.parametrize("other", ["another folder", "another validation text", "tokenizer"])
+def test_arrays_of_another_text_that_is_gone_are_not_taken(
+    tmp_path: Path, data: DataConfig, other: str
+) -> None:
+    find_or_prepare(PrepareRequest(data, name="x"), tmp_path / "data")
+    (tmp_path / "one.txt").unlink()
+    source, val = data.source[0], data.val_source[0]
+    given = {
+        "another folder": DataConfig((str(tmp_path / "sub" / "one.txt"),), (val,)),
+        "another validation text": DataConfig((source,), (str(tmp_path / "other.txt"),)),
+        "tokenizer": DataConfig((source,), (val,), tokenizer="gpt2"),
+    }[other]
+    with pytest.raises(UserError, match=r"there is no file|was prepared from another text"):
+        find_or_prepare(PrepareRequest(given, name="x"), tmp_path / "data")

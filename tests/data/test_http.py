@@ -1,0 +1,51 @@
+"""The timeouts of downloads."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, get_session
+
+from mlxgpt.data import http
+from mlxgpt.utils.errors import UserError
+
+
+def test_the_hubs_session_gets_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, a request that does not bring its own would wait for ever."""
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 7)
+    monkeypatch.setattr(get_session(), "timeout", None)
+    http.configure_hub(show_warnings=True)
+    timeout = get_session().timeout
+    assert {timeout.connect, timeout.read, timeout.write, timeout.pool} == {7.0}
+
+
+def test_a_download_in_time_has_its_result_or_its_error() -> None:
+    assert http.within(60, lambda: 3) == 3
+
+    def fail() -> None:
+        raise TimeoutError("of its own")
+
+    with pytest.raises(TimeoutError, match="of its own"):
+        http.within(60, fail)
+
+
+def test_a_download_that_takes_too_long_is_abandoned() -> None:
+    over = threading.Event()
+    with pytest.raises(http.Trouble, match="not downloaded in 0 s"):
+        http.within(0.01, over.wait)
+    over.set()
+
+
+@pytest.mark.parametrize("cause", [http.Trouble("short\nlong"), UserError("short", "do this.")])
+def test_a_reason_is_one_line(cause: Exception) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        raise RuntimeError("while generating") from cause
+    assert http.reason(caught.value) == "short"
+
+
+def test_only_errors_of_a_disk_are_raised_as_such() -> None:
+    http.raise_disk_error(PermissionError(13, "Permission denied"), Path("cache"))
+    with pytest.raises(UserError, match="cannot use cache"):
+        http.raise_disk_error(OSError(28, "No space left on device"), Path("cache"))

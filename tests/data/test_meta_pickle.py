@@ -1,0 +1,219 @@
+"""The reader of nanoGPT's meta.pkl, against Python's own pickle, which writes but never reads."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import pickletools
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlxgpt.data import meta_pickle
+from mlxgpt.utils.errors import UserError
+from tests.helpers.hostile_files import nested
+
+PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def vocabulary(characters: str) -> dict[str, Any]:
+    """As data/shakespeare_char/prepare.py makes it."""
+    return {
+        "vocab_size": len(characters),
+        "itos": dict(enumerate(characters)),
+        "stoi": {character: id for id, character in enumerate(characters)},
+    }
+
+
+def read(folder: Path, content: bytes) -> str:
+    path = folder / "meta.pkl"
+    path.write_bytes(content)
+    return meta_pickle.characters(path)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@SHARED
+@given(st.sets(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300))
+def test_what_pickle_writes_is_read(tmp_path: Path, protocol: int, characters: set[str]) -> None:
+    text = "".join(sorted(characters))
+    content = pickle.dumps(vocabulary(text), protocol)
+    assert read(tmp_path, content) == text
+    assert read(tmp_path, pickletools.optimize(content)) == text
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_pythons_own_pickler_writes_is_read(tmp_path: Path, protocol: int) -> None:
+    """The one in Python, slower than that in C, writes other opcodes."""
+    pickler: Any = pickle
+    content = pickler._dumps(vocabulary("\n !aé🙂"), protocol)
+    assert read(tmp_path, content) == "\n !aé🙂"
+
+
+@pytest.mark.parametrize("protocol", [0, 4])
+def test_the_largest_vocabulary_is_read_in_bounded_memory(tmp_path: Path, protocol: int) -> None:
+    text = "".join(chr(code) for code in range(0x10000, 0x10000 + meta_pickle.MAX_IDS))
+    content = pickle.dumps(vocabulary(text), protocol)
+    tracemalloc.start()
+    assert read(tmp_path, content) == text
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_other_things_in_it_do_no_harm(tmp_path: Path, protocol: int) -> None:
+    more = {"chars": ["a", "b"], "sizes": {"train": 1 << 70, "val": -3}, 7: []}
+    content = pickle.dumps({**more, **vocabulary("ab")}, protocol)
+    assert read(tmp_path, content) == "ab"
+
+
+class Trap:
+    """Its pickle leaves a file behind when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("sprung",)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_pickle_that_runs_code_is_refused(home: Path, protocol: int) -> None:
+    content = pickle.dumps({**vocabulary("ab"), "more": Trap()}, protocol)
+    with pytest.raises(UserError, match=r"holds more than numbers and texts \(.+\), and could run"):
+        read(home, content)
+    assert not Path("sprung").exists()
+    pickle.loads(content)
+    assert Path("sprung").exists(), "and it would have"
+
+
+DANGEROUS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
+DANGEROUS |= {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
+ARGUMENTS: dict[str, bytes] = {
+    "GLOBAL": b"os\nmkdir\n",
+    "INST": b"os\nmkdir\n",
+    "PERSID": b"x\n",
+    "STRING": b"'\\q'\n",
+    "FLOAT": b"1.5\n",
+}
+
+
+@pytest.mark.parametrize("opcode", pickletools.opcodes, ids=lambda opcode: opcode.name)
+def test_every_other_opcode_is_refused(tmp_path: Path, opcode: Any) -> None:
+    """Before the first value of a pickle that is good otherwise."""
+    assert not DANGEROUS & meta_pickle.ALLOWED
+    good = pickle.dumps(vocabulary("ab"), 4)
+    argument = ARGUMENTS.get(opcode.name, b"\0" * 8 if opcode.arg else b"")
+    content = opcode.code.encode("latin-1") + argument + good
+    if opcode.name in meta_pickle.ALLOWED:
+        return
+    with pytest.raises(UserError, match=rf"numbers and texts \({opcode.name}\), and could run"):
+        read(tmp_path, content)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_unpickler_finds_no_function_whatever_the_opcodes_are(
+    home: Path, protocol: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meta_pickle, "ALLOWED", {one.name for one in pickletools.opcodes})
+    with pytest.raises(UserError, match=r"damaged .*mkdir"):
+        read(home, pickle.dumps({**vocabulary("ab"), "more": Trap()}, protocol))
+    assert not Path("sprung").exists()
+
+
+def without(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key != name}
+
+
+GOOD = vocabulary("abc")
+
+
+@pytest.mark.parametrize(
+    ("tree", "problem"),
+    [
+        ([1, 2], "it is not a dictionary"),
+        ({}, "lacks vocab_size, itos or stoi"),
+        (without(GOOD, "vocab_size"), "lacks vocab_size, itos or stoi"),
+        (without(GOOD, "itos"), "lacks vocab_size, itos or stoi"),
+        (without(GOOD, "stoi"), "lacks vocab_size, itos or stoi"),
+        ({**GOOD, "vocab_size": "3"}, "lacks vocab_size, itos or stoi"),
+        ({**GOOD, "itos": ["a", "b", "c"]}, "lacks vocab_size, itos or stoi"),
+        ({**GOOD, "vocab_size": 4}, "not of one size"),
+        ({**GOOD, "vocab_size": 0}, "not of one size"),
+        ({"vocab_size": 0, "itos": {}, "stoi": {}}, "not of one size"),
+        ({**GOOD, "itos": {0: "a", 1: "b"}}, "not of one size"),
+        ({**GOOD, "stoi": {**GOOD["stoi"], "d": 3}}, "not of one size"),
+        ({**GOOD, "itos": {1: "a", 2: "b", 3: "c"}}, "id 0 is no single character"),
+        ({**GOOD, "itos": {0: "a", 1: "bb", 2: "c"}}, "id 1 is no single character"),
+        ({**GOOD, "itos": {0: "a", 1: "", 2: "c"}}, "id 1 is no single character"),
+        ({**GOOD, "itos": {0: "a", 1: 98, 2: "c"}}, "id 1 is no single character"),
+        ({**GOOD, "itos": {0: "a", 1: "\ud800", 2: "c"}}, "id 1 is no single character"),
+        ({**GOOD, "itos": {0: "a", 1: "a", 2: "c"}}, "do not agree on id 1"),
+        ({**GOOD, "stoi": {"a": 0, "b": 2, "c": 1}}, "do not agree on id 1"),
+        ({**GOOD, "stoi": {"a": 0, "b": "1", "c": 2}}, "do not agree on id 1"),
+        ({**GOOD, "vocab_size": True}, r"a bool|NEWTRUE"),
+        ({**GOOD, "more": nested(meta_pickle.MAX_CONTAINERS)}, "nested too deeply"),
+        ({**GOOD, "more": nested(200)}, "nested too deeply"),
+        ({**GOOD, "more": (1, 2)}, r"and could run code"),
+        ({**GOOD, "more": None}, r"NONE"),
+        ({**GOOD, "more": 1.5}, r"FLOAT"),
+        ({**GOOD, "more": b"bytes"}, r"GLOBAL|BINBYTES"),
+    ],
+)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_does_not_agree_is_refused(
+    tmp_path: Path, protocol: int, tree: Any, problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        read(tmp_path, pickle.dumps(tree, protocol))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "exhausted"),
+        (b".", "damaged"),
+        (b"\x80\x06}.", "damaged .*protocol: 6"),
+        (b"h\x00.", "damaged"),  # gets what was never put
+        (b"a.", "damaged"),
+        (b"u.", "damaged"),
+        (b"(u.", "damaged"),
+        (b"](K\x01a.", "damaged"),  # takes from below the mark
+        (b"K\x01K\x02a.", "damaged"),  # puts something into a number
+        (b"}(K\x01u.", "damaged"),  # a key without a value
+        (b"}]K\x01s.", "damaged .*unhashable"),  # a list as a key
+        (b"}K\x01K\x02sK\x01K\x02s.", "lacks vocab_size"),  # a key that comes twice
+        (b"]q\x00h\x00a.", "not a dictionary"),  # a list that holds itself
+        (b"]q\x00]q\x01h\x00ah\x00h\x01a.", "not a dictionary"),  # two that hold each other
+        (b"}U\x01a.", "could run code"),
+        (b"}r\xff\xff\xff\x7f.", "damaged\n"),  # a memo of 16 GB
+        (b"}p2000000000\n.", "damaged\n"),
+        (b"}p-1\n.", "damaged\n"),
+        (b"\x8d" + b"\xff" * 8 + b"x.", "byte count"),
+        (b"\x8a\x09" + b"\xff" * 9 + b".", "not a dictionary"),
+        (b"I" + b"9" * 5000 + b"\n.", "digits"),
+        (b"(" * (1 << 20) + b".", "too long"),
+        (b"]" * (1 << 22), "nested too deeply"),
+        (b"(" * (1 << 22), "too long"),
+        (b"]" + b"\x94" * (1 << 21), "too long"),
+        (b"]" * (1 << 23), "larger than"),
+    ],
+)
+def test_damage_is_refused_in_bounded_memory(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "meta.pkl").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=problem) as caught:
+        meta_pickle.characters(tmp_path / "meta.pkl")
+    assert tracemalloc.get_traced_memory()[1] < 96 << 20
+    tracemalloc.stop()
+    assert "\n" not in caught.value.problem
+    assert len(caught.value.problem) < 400 + len(str(tmp_path))
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder", "missing"):
+        with pytest.raises(UserError, match=f"{name} is not a file"):
+            meta_pickle.characters(tmp_path / name)

@@ -1,0 +1,202 @@
+"""Arrays as nanoGPT's prepare.py writes them, written here with tiktoken alone."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlxgpt import api
+from mlxgpt.config import DataConfig
+from mlxgpt.data import token_array as arrays
+from mlxgpt.data.dataset import open_dataset
+from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.storage import run as runs
+from mlxgpt.utils.errors import UserError
+from tests.helpers.preparation import contents
+from tests.helpers.texts import sides
+
+TEXTS = {
+    "train": ["The rain in Spain.\n", "Grüße, 日本語 🙂", "not <|endoftext|> the end"],
+    "val": ["To be, or not to be"],
+}
+
+
+@pytest.fixture
+def folder(gpt2: BPETokenizer, tmp_path: Path) -> Path:
+    import tiktoken
+
+    encoding: Any = tiktoken.get_encoding("gpt2")
+    folder = tmp_path / "data" / "web"
+    folder.mkdir(parents=True)
+    for split, texts in TEXTS.items():
+        ids = [i for text in texts for i in [*encoding.encode_ordinary(text), encoding.eot_token]]
+        np.array(ids, dtype=np.uint16).tofile(folder / f"{split}.bin")
+    return folder
+
+
+def test_its_arrays_are_opened_as_they_are(folder: Path, gpt2: BPETokenizer) -> None:
+    before = contents(folder)
+    dataset = open_dataset(folder)
+    assert sides(dataset) == (TEXTS["train"], TEXTS["val"])
+    for split, meta in (("train", dataset.meta.train), ("val", dataset.meta.val)):
+        assert meta.documents == len(TEXTS[split])
+        assert meta.bytes == sum(len(text.encode()) for text in TEXTS[split])
+        assert meta.tokens == len(before[f"{split}.bin"]) // 2
+    assert dataset.meta.vocab_size == 50257
+    assert dataset.meta.tokenizer == dataset.tokenizer.fingerprint == gpt2.fingerprint
+    assert contents(folder) == before
+
+
+def test_it_is_found_by_its_name_and_by_its_folder(folder: Path) -> None:
+    expected = open_dataset(folder).meta
+    for name in ("web", str(folder)):
+        assert find_or_prepare(PrepareRequest(DataConfig((name,))), folder.parent).meta == expected
+
+
+def test_counts_do_not_hang_on_how_much_is_read_at_a_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = open_dataset(folder).meta
+    monkeypatch.setattr(arrays, "BLOCK", 14)
+    assert open_dataset(folder, verify=True).meta == expected
+
+
+def test_other_arrays_are_other_data(folder: Path) -> None:
+    before = open_dataset(folder).meta.fingerprint
+    np.array([1, 2, 3], dtype=np.uint16).tofile(folder / "val.bin")
+    assert open_dataset(folder).meta.fingerprint != before
+
+
+def test_an_id_that_gpt2_has_not_is_refused(folder: Path) -> None:
+    np.array([1, 50256], dtype=np.uint16).tofile(folder / "train.bin")
+    open_dataset(folder)
+    np.array([1, 50257, 2], dtype=np.uint16).tofile(folder / "val.bin")
+    with pytest.raises(UserError, match=r"val\.bin holds id 50257, and GPT-2 has 50,257"):
+        open_dataset(folder)
+
+
+LINES = "To be, or not to be:\nthat is the question.\nGrüße, 日本 🙂\n"
+
+
+def write_characters(folder: Path, text: str, alphabet: str | None = None) -> None:
+    """What nanoGPT's data/shakespeare_char/prepare.py leaves of a text."""
+    alphabet = alphabet or "".join(sorted(set(text)))
+    stoi = {character: id for id, character in enumerate(alphabet)}
+    at = int(len(text) * 0.9)
+    for split, part in (("train", text[:at]), ("val", text[at:])):
+        np.array([stoi[c] for c in part], dtype=np.uint16).tofile(folder / f"{split}.bin")
+    meta = {"vocab_size": len(alphabet), "itos": dict(enumerate(alphabet)), "stoi": stoi}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+
+
+@pytest.fixture
+def characters(tmp_path: Path) -> Path:
+    folder = tmp_path / "data" / "shakespeare_char"
+    folder.mkdir(parents=True)
+    write_characters(folder, LINES)
+    return folder
+
+
+def test_arrays_of_characters_are_opened_as_they_are(characters: Path) -> None:
+    before = contents(characters)
+    dataset = open_dataset(characters)
+    at = int(len(LINES) * 0.9)
+    for part, tokens, meta in (
+        (LINES[:at], dataset.train, dataset.meta.train),
+        (LINES[at:], dataset.val, dataset.meta.val),
+    ):
+        assert dataset.tokenizer.decode(int(id) for id in tokens.ids) == part
+        assert tokens.ids.tolist() == dataset.tokenizer.encode(part).tolist()
+        assert tokens.vocab_size == len(set(LINES))
+        assert (meta.tokens, meta.documents, meta.bytes) == (len(part), 1, len(part.encode()))
+    assert dataset.tokenizer.end_of_text is None
+    assert dataset.meta.vocab_size == dataset.tokenizer.vocab_size == len(set(LINES))
+    assert dataset.meta.tokenizer == dataset.tokenizer.fingerprint
+    assert contents(characters) == before
+
+
+def test_characters_of_shakespeare_are_those_of_our_own_preparation(
+    shakespeare: Path, tmp_path: Path
+) -> None:
+    """The same split, the same ids: the same data."""
+    theirs = tmp_path / "shakespeare_char"
+    theirs.mkdir()
+    write_characters(theirs, shakespeare.read_text(encoding="utf-8"))
+    ours = find_or_prepare(PrepareRequest(DataConfig((str(shakespeare),))), tmp_path / "data")
+    dataset = open_dataset(theirs)
+    assert dataset.meta.fingerprint == ours.meta.fingerprint
+    assert (dataset.meta.train, dataset.meta.val) == (ours.meta.train, ours.meta.val)
+    assert (dataset.meta.train.tokens, dataset.meta.val.tokens) == (1_003_854, 111_540)
+
+
+@pytest.mark.usefixtures("no_check")
+def test_arrays_of_characters_are_trained_on(
+    home: Path, characters: Path, train: Any, text: str
+) -> None:
+    write_characters(characters, text)
+    assert train("chars", source=characters, max_steps=4).step == 4
+    run = runs.open_run(home / "runs" / "chars")
+    assert run.config.model.vocab_size == len(set(text))
+    assert api.generate(run="chars", max_tokens=5, prompt="to").tokens == 5
+    assert api.evaluate(run="chars").tokens == len(text) - int(len(text) * 0.9) - 1
+
+
+def test_an_id_that_the_vocabulary_has_not_is_refused(characters: Path) -> None:
+    size = len(set(LINES))
+    np.array([1, size - 1], dtype=np.uint16).tofile(characters / "val.bin")
+    open_dataset(characters)
+    np.array([1, size, 2], dtype=np.uint16).tofile(characters / "val.bin")
+    with pytest.raises(UserError, match=rf"val\.bin holds id {size}, and meta\.pkl has {size}"):
+        open_dataset(characters)
+
+
+def test_characters_in_another_order_keep_their_ids(characters: Path) -> None:
+    write_characters(characters, "abcabc" * 9, "acb")
+    dataset = open_dataset(characters)
+    assert dataset.tokenizer.encode("abc").tolist() == dataset.train.ids[:3].tolist() == [0, 2, 1]
+    assert dataset.tokenizer.decode(dataset.val.ids.tolist()) in "abcabc" * 9
+    sorted_first = open_dataset(characters).meta.fingerprint
+    write_characters(characters, "abcabc" * 9)
+    assert open_dataset(characters).meta.fingerprint != sorted_first
+
+
+@pytest.mark.parametrize("kind", ["pickle", "pipe", "link to nothing"])
+def test_another_meta_pkl_is_refused(folder: Path, kind: str) -> None:
+    path = folder / "meta.pkl"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"vocab_size": 65}))
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"meta\.pkl is not a (vocabulary|file)"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"odd"])
+@pytest.mark.parametrize("name", ["train.bin", "val.bin"])
+def test_an_array_that_is_not_whole_is_refused(
+    folder: Path, name: str, content: bytes | None
+) -> None:
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+        problem = rf"{name} is cut short or empty"
+    else:  # without train.bin, nothing says that it is nanoGPT's
+        problem = "has no val.bin" if name == "val.bin" else "holds no prepared data"
+    with pytest.raises(UserError, match=problem):
+        open_dataset(folder)
+
+
+def test_our_own_arrays_without_their_meta_json_are_not_taken_for_them(
+    folder: Path, gpt2: BPETokenizer
+) -> None:
+    (folder / "tokenizer.json").write_text(gpt2.to_json(), encoding="utf-8")
+    with pytest.raises(UserError, match="holds no prepared data"):
+        open_dataset(folder)

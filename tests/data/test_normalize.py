@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt.data.normalize import encode_prompt, normalize_text, prompt_text
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
+from mlxgpt.utils.errors import UserError
+from tests.helpers.texts import as_read, texts
+
+NFC, NFD = "éclair", unicodedata.normalize("NFD", "éclair")
+LINES = st.lists(st.sampled_from(["a", "\r", "\n", "\r\n", "\ufeff", "\u2028", "\x85", "\v", "\f"]))
+
+
+@given(st.one_of(texts, LINES.map("".join)))
+def test_text_is_normalized_as_python_reads_a_text_file(text: str) -> None:
+    assert normalize_text(text) == as_read(text)
+
+
+@given(texts)
+def test_a_bpe_prompt_has_the_ids_of_its_normalized_text(
+    small_bpe: BPETokenizer, text: str
+) -> None:
+    assert encode_prompt(text, small_bpe).tolist() == small_bpe.encode(as_read(text)).tolist()
+
+
+@pytest.mark.parametrize(("known", "prompt"), [(NFD, NFC), (NFC, NFD), (NFC, NFC), (NFD, NFD)])
+def test_a_prompt_takes_the_unicode_form_that_the_tokenizer_knows(known: str, prompt: str) -> None:
+    tokenizer = CharTokenizer(known, end_of_text=False)
+    assert tokenizer.decode(encode_prompt(prompt, tokenizer)) == known
+
+
+def test_a_prompt_that_is_known_as_it_is_stays() -> None:
+    """Also where both forms are known."""
+    tokenizer = CharTokenizer(NFC + NFD, end_of_text=False)
+    for prompt in (NFC, NFD, NFC + NFD):
+        assert prompt_text(prompt, tokenizer) == prompt
+
+
+@pytest.mark.parametrize("prompt", ["ö", "o\u0308"])
+def test_unknown_characters_are_named_as_one_reads_them(prompt: str) -> None:
+    with pytest.raises(UserError, match="never seen: 'ö'"):
+        encode_prompt(prompt, CharTokenizer(NFD, end_of_text=False))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "place"),
+    [("caf\udce9", "character 3 is the byte 0xe9"), ("\ud800", "character 0 is U\\+D800")],
+)
+def test_what_is_not_unicode_is_refused(small_bpe: BPETokenizer, prompt: str, place: str) -> None:
+    for tokenizer in (small_bpe, CharTokenizer("caf", end_of_text=False)):
+        with pytest.raises(UserError, match=place):
+            encode_prompt(prompt, tokenizer)

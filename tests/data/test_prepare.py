@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlxgpt.config import DataConfig
+from mlxgpt.data import prepare, sources
+from mlxgpt.data.dataset import open_dataset
+from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.readers import Piece
+from mlxgpt.data.sources import Source
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.data.tokenizers.char import END_OF_TEXT
+from mlxgpt.utils.errors import UserError
+from tests.helpers.preparation import FILES, Recorder, prepared
+
+
+def test_arrays_are_what_nanogpt_reads(tmp_path: Path, text_file: Path) -> None:
+    dataset = find_or_prepare(PrepareRequest(DataConfig((str(text_file),))), tmp_path / "data")
+    raw = np.memmap(dataset.folder / "train.bin", dtype=np.uint16, mode="r")
+    text = text_file.read_text(encoding="utf-8")
+    assert dataset.tokenizer.decode(raw) == text[: int(len(text) * 0.9)]
+    assert {path.name for path in dataset.folder.iterdir()} == FILES
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["words"]
+
+
+def test_a_vocabulary_beyond_two_bytes_has_arrays_of_four(tmp_path: Path) -> None:
+    text = "".join(chr(n) for n in range(14, 0x12000) if not 0xD800 <= n < 0xE000)
+    path = tmp_path / "all.txt"
+    path.write_text(text, newline="")
+    dataset = find_or_prepare(PrepareRequest(DataConfig((str(path),))), tmp_path)
+    assert dataset.meta.dtype == "<u4"
+    assert dataset.meta.vocab_size == len(text) > 1 << 16
+    assert dataset.tokenizer.decode([*dataset.train.ids, *dataset.val.ids]) == text
+    assert dataset.meta.train.tokens * 4 == (dataset.folder / "train.bin").stat().st_size
+
+
+def test_what_is_prepared_is_not_prepared_again(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, folder = DataConfig((str(text_file),)), tmp_path / "data"
+    first = find_or_prepare(PrepareRequest(data), folder)
+    monkeypatch.setattr(prepare, "_Preparation", None)
+    assert find_or_prepare(PrepareRequest(data), folder).meta == first.meta
+    for name in ("words", str(folder / "words")):  # by its name, and by its folder
+        assert find_or_prepare(PrepareRequest(DataConfig((name,))), folder).meta == first.meta
+
+
+def test_names_tell_the_tokenizer(tmp_path: Path, text_file: Path, gpt2: BPETokenizer) -> None:
+    source, found = (str(text_file),), {}
+    for kind, vocab_size in (("char", 0), ("bpe", 280), ("bpe", 281), ("gpt2", 0)):
+        data = DataConfig(source, tokenizer=kind)
+        dataset = find_or_prepare(PrepareRequest(data, vocab_size=vocab_size), tmp_path / "data")
+        found[dataset.name] = dataset.meta.vocab_size
+        again = find_or_prepare(PrepareRequest(data, vocab_size=vocab_size), tmp_path / "data")
+        assert again.meta == dataset.meta
+    sizes = {"words-bpe280": 280, "words-bpe281": 281, "words-gpt2": 50257}
+    assert found == {"words": found["words"], **sizes}
+
+
+def test_without_a_size_a_bpe_has_the_usual_one(
+    tmp_path: Path, text_file: Path, notes: list[str]
+) -> None:
+    data = DataConfig((str(text_file),), tokenizer="bpe")
+    dataset = find_or_prepare(PrepareRequest(data), tmp_path / "data")
+    assert dataset.name == "words-bpe4096"
+    given = f"the text gives a vocabulary of {dataset.meta.vocab_size:,}, not 4,096"
+    assert given in notes
+
+
+def test_a_text_that_gives_a_smaller_vocabulary_may_be_refused(
+    tmp_path: Path, text_file: Path, notes: list[str]
+) -> None:
+    data, folder = DataConfig((str(text_file),), tokenizer="bpe"), tmp_path / "data"
+    with pytest.raises(UserError, match=r"gives a vocabulary of \d+, not 5,000") as caught:
+        find_or_prepare(PrepareRequest(data, vocab_size=5000, strict=True), folder)
+    assert list(folder.iterdir()) == []
+    size = int(caught.value.remedy.split("--vocab-size ")[1].split(",")[0])
+    exact = find_or_prepare(PrepareRequest(data, vocab_size=size, strict=True), folder)
+    assert exact.meta.vocab_size == size
+    lenient = find_or_prepare(PrepareRequest(data, vocab_size=5000), folder)
+    assert lenient.tokenizer.fingerprint == exact.tokenizer.fingerprint
+    assert any(f"a vocabulary of {size}, not 5,000" in line for line in notes)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 256])
+def test_a_vocabulary_that_is_too_small_is_refused_at_once(
+    tmp_path: Path, text_file: Path, vocab_size: int
+) -> None:
+    data = DataConfig((str(text_file),), tokenizer="bpe")
+    with pytest.raises(UserError, match="too small for byte-level BPE"):
+        find_or_prepare(PrepareRequest(data, vocab_size=vocab_size), tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_vocabulary_of_bytes_alone_is_large_enough(tmp_path: Path, text_file: Path) -> None:
+    data = DataConfig((str(text_file),), tokenizer="bpe")
+    dataset = find_or_prepare(PrepareRequest(data, vocab_size=257), tmp_path / "data")
+    text = text_file.read_bytes()
+    assert dataset.meta.vocab_size == 257
+    assert dataset.meta.train.tokens + dataset.meta.val.tokens == len(text) + 2
+
+
+@pytest.mark.parametrize("corpus", ["words.txt", "storybook"])
+@pytest.mark.parametrize("first", ["char", "bpe"])
+def test_another_tokenizer_does_not_take_a_name_that_is_taken(
+    home: Path, text_file: Path, corpus: str, first: str
+) -> None:
+    length = 0.05 if corpus == "storybook" else None
+    folder = home / "data"
+
+    def find(kind: str, vocab_size: int = 280) -> str:
+        return find_or_prepare(
+            PrepareRequest(
+                DataConfig((corpus,), tokenizer=kind),
+                vocab_size=vocab_size,
+                name="x",
+                megabytes=length,
+            ),
+            folder,
+        ).meta.tokenizer
+
+    before = find(first)
+    other = "bpe" if first == "char" else "char"
+    with pytest.raises(UserError, match="from another text, or with another tokenizer"):
+        find(other)
+    assert find(first) == before
+    if first == "bpe":
+        with pytest.raises(UserError, match="with another tokenizer"):
+            find("bpe", 281)
+
+
+def test_another_text_does_not_take_a_name_that_is_taken(tmp_path: Path, text_file: Path) -> None:
+    data, folder = DataConfig((str(text_file),)), tmp_path / "data"
+    before = find_or_prepare(PrepareRequest(data), folder)
+    text_file.write_text("Something else altogether.")
+    with pytest.raises(UserError, match="was prepared from another text") as caught:
+        find_or_prepare(PrepareRequest(data), folder)
+    assert "--name NAME" in caught.value.remedy
+    assert open_dataset(before.folder).meta == before.meta
+    other = find_or_prepare(PrepareRequest(data, name="other"), folder)
+    assert other.folder == folder / "other"
+
+
+def test_a_corpus_of_the_hub_that_is_here_needs_no_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = sources.corpus_origin(["shakespeare"])
+    train, val = [Piece("to be", last=False)], [Piece("or not", last=False)]
+    source = Source("shakespeare", origin, train, val, size=5, single=True)
+    monkeypatch.setattr(sources, "open_source", lambda *arguments: source)
+    first = find_or_prepare(PrepareRequest(DataConfig()), tmp_path)
+    assert first.tokenizer.decode(first.train.ids) == "to be"
+    monkeypatch.setattr(sources, "open_source", None)
+    assert find_or_prepare(PrepareRequest(DataConfig()), tmp_path).name == "shakespeare"
+    with pytest.raises(UserError, match="only the storybook"):
+        find_or_prepare(PrepareRequest(DataConfig(), megabytes=3), tmp_path)
+    with pytest.raises(UserError, match="has its own validation text"):
+        find_or_prepare(PrepareRequest(DataConfig(val_source=("x.txt",))), tmp_path)
+
+
+def test_a_storybook_that_is_here_is_not_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(("storybook",))
+    first = find_or_prepare(PrepareRequest(data, megabytes=0.05), tmp_path)
+    monkeypatch.setattr(sources, "open_source", None)
+    for megabytes in (None, 0.05):
+        assert (
+            find_or_prepare(PrepareRequest(data, megabytes=megabytes), tmp_path).meta == first.meta
+        )
+    with pytest.raises(UserError, match="was prepared from another text"):
+        find_or_prepare(PrepareRequest(data, megabytes=0.06), tmp_path)
+
+
+def test_what_was_prepared_under_a_former_name_is_found(home: Path, text: str) -> None:
+    """Names once had ASCII letters alone."""
+    for name in ("日本語", "русский", "café"):
+        (home / f"{name}.txt").write_text(text, encoding="utf-8")
+    former = find_or_prepare(
+        PrepareRequest(DataConfig(("日本語.txt",)), name="text"), home / "data"
+    )
+    (home / "data" / "caf").mkdir()  # of something else
+    folders = [
+        find_or_prepare(PrepareRequest(DataConfig((f"{name}.txt",))), home / "data").folder
+        for name in ("日本語", "русский", "café")
+    ]
+    assert folders == [former.folder, home / "data" / "русский", home / "data" / "café"]
+
+
+def test_a_name_in_the_other_unicode_form_is_the_same_text(home: Path, text: str) -> None:
+    """As some file systems give it."""
+    folders = []
+    for name in ("café.txt", "cafe\u0301.txt"):
+        (home / name).write_text(text, encoding="utf-8")
+        folders.append(find_or_prepare(PrepareRequest(DataConfig((name,))), home / "data").folder)
+    assert folders == [home / "data" / "café"] * 2
+
+
+def test_long_names_leave_room_for_what_is_added(home: Path, text: str) -> None:
+    source = "語" * 80 + ".txt"
+    (home / source).write_text(text, encoding="utf-8")
+    folder = find_or_prepare(
+        PrepareRequest(DataConfig((source,), tokenizer="bpe")), home / "data"
+    ).folder
+    assert len(folder.name.encode()) < 200
+
+
+def test_validation_text_makes_another_corpus(tmp_path: Path, text_file: Path) -> None:
+    val = tmp_path / "val.txt"
+    val.write_text("to be or not, plain", encoding="utf-8")
+    folder = tmp_path / "data"
+    find_or_prepare(PrepareRequest(DataConfig((str(text_file),), (str(val),))), folder)
+    with pytest.raises(UserError, match="was prepared from another text"):
+        find_or_prepare(PrepareRequest(DataConfig((str(text_file),))), folder)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, text_file: Path) -> None:
+    (tmp_path / "data" / "words").mkdir(parents=True)
+    (tmp_path / "data" / "words" / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="holds no prepared data"):
+        find_or_prepare(PrepareRequest(DataConfig((str(text_file),))), tmp_path / "data")
+    assert (tmp_path / "data" / "words" / "mine.txt").read_text() == "precious"
+
+
+def test_how_it_goes_is_told(tmp_path: Path, many: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    class Told(Recorder):
+        def progress(self, doing: str, done: int, total: int) -> None:
+            told.append((doing, done, total))
+
+    prepared(many, tmp_path / "data", "bpe", recorder := Told())
+    assert recorder.lines == [f"preparing {many} in {tmp_path / 'data' / 'x'}"]
+    size = many.stat().st_size
+    assert {total for _, _, total in told} == {size}
+    for doing in ("reading", "encoding"):
+        done = [n for what, n, _ in told if what == doing]
+        assert done == sorted(done)
+        assert 0.8 * size < done[-1] <= size
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy, tokenizers
+from mlxgpt.config import DataConfig
+from mlxgpt.data import prepare
+
+def prepared(name):
+    data = DataConfig((str(Path(sys.argv[1]) / name),), tokenizer="char")
+    prepare.find_or_prepare(prepare.PrepareRequest(data), Path(sys.argv[1]) / "data")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+print(prepared("small.txt"), prepared("large.txt"))
+"""
+
+
+@pytest.mark.parametrize("separator", ["", END_OF_TEXT])
+def test_memory_does_not_grow_with_the_text(tmp_path: Path, separator: str) -> None:
+    unit = "To be or not to be, that is the question. " * 1000
+    for name, megabytes in (("small.txt", 15), ("large.txt", 60)):
+        texts = [f"{n}{unit}" for n in range(megabytes * 1_000_000 // len(unit))]
+        (tmp_path / name).write_text(separator.join(texts))
+    line = [sys.executable, "-c", MEMORY, str(tmp_path)]
+    out = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    small, large = (int(n) * (1 if sys.platform == "darwin" else 1024) for n in out.split())
+    # To have read it all would take 45 MB more at the very least, and 360 MB more as int64.
+    assert large - small < 30_000_000

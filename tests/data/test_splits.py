@@ -1,0 +1,403 @@
+"""Which documents are for training and which for validation, seen in the arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt.config import DataConfig
+from mlxgpt.data import readers, splits, tokenize
+from mlxgpt.data.dataset import Dataset, open_dataset
+from mlxgpt.data.hub import HUB
+from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.readers import Piece
+from mlxgpt.data.sources import Source
+from mlxgpt.data.splits import SplitRule, documents
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.data.tokenizers.char import END_OF_TEXT
+from mlxgpt.utils.errors import UserError
+from tests.helpers.texts import as_read, joined, sides, texts, without_nul
+
+Folders = pytest.TempPathFactory
+tokenizers = st.sampled_from(["char", "bpe"])
+stories = [f"Story number {n} of many." for n in range(2000)]
+
+
+def made(
+    folder: Path,
+    train: str | Sequence[str],
+    val: str | Sequence[str] | None = None,
+    tokenizer: str = "char",
+    vocab_size: int = 260,
+) -> Dataset:
+    """What is prepared from these documents: one of a text file, or rows of JSON."""
+    (folder / "texts").mkdir()
+    paths: list[tuple[str, ...]] = []
+    for side, content in (("train", train), ("val", val)):
+        if content is None:
+            paths.append(())
+        elif isinstance(content, str):
+            path = folder / "texts" / f"{side}.txt"
+            path.write_bytes(content.encode())
+            paths.append((str(path),))
+        else:
+            path = folder / "texts" / f"{side}.jsonl"
+            path.write_text("\n".join(json.dumps({"text": text}) for text in content))
+            paths.append((str(path),))
+    data = DataConfig(paths[0], paths[1], tokenizer)
+    return find_or_prepare(PrepareRequest(data, vocab_size=vocab_size, name="x"), folder / "data")
+
+
+def tidy(texts: Sequence[str]) -> list[str]:
+    """Documents as they are trained on: none that is blank, without newlines around them."""
+    return [text.strip("\n") for text in map(as_read, texts) if text.strip()]
+
+
+lists = st.lists(st.one_of(texts, st.sampled_from(["", " \n", "\nx y\r\n", "x y"])), max_size=6)
+plain = lists.map(lambda texts: [without_nul(text) for text in texts])
+
+
+@given(plain, tokenizers)
+def test_each_document_is_in_one_split_and_comes_back_as_it_was(
+    tmp_path_factory: Folders, given: list[str], tokenizer: str
+) -> None:
+    expected = tidy(given)
+    if len(set(expected)) < 2 or len(set("".join(expected))) < 2:
+        return  # nothing to split, or nothing to learn
+    with mock.patch.object(splits, "LARGEST_VAL_SHARE", 1.0):
+        dataset = made(tmp_path_factory.mktemp("t"), given, tokenizer=tokenizer)
+    train, val = sides(dataset)
+    assert not set(train) & set(val), "no validation document is trained on"
+    assert train == [text for text in expected if text in train], "in order, with repetitions"
+    assert val == [text for text in expected if text not in train]
+    check_counts(dataset)
+
+
+@given(plain, tokenizers)
+def test_where_whole_documents_are_too_much_each_one_is_cut(
+    tmp_path_factory: Folders, given: list[str], tokenizer: str
+) -> None:
+    expected = [text for text in tidy(given) if text]
+    if len(set(expected)) < 2 or max(map(len, expected)) < 2 or len(set("".join(expected))) < 2:
+        return
+    with mock.patch.object(splits, "LARGEST_VAL_SHARE", 0.0):
+        dataset = made(tmp_path_factory.mktemp("t"), given, tokenizer=tokenizer)
+    cuts = [int(len(text) * 0.9) or len(text) for text in expected]
+    train = [text[:cut] for text, cut in zip(expected, cuts, strict=True)]
+    val = [text[cut:] for text, cut in zip(expected, cuts, strict=True) if text[cut:]]
+    assert sides(dataset) == (train, val)
+    check_counts(dataset)
+
+
+def test_a_book_and_its_preface_are_both_trained_on(tmp_path: Path, notes: list[str]) -> None:
+    """By the rule for many documents, the book alone would be the validation text."""
+    book, preface = "It was a dark night. " * 5000, "To the reader: " + "welcome. " * 100
+    for name, text in (("book", book), ("preface", preface)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    data = DataConfig((str(tmp_path),), (), "char")
+    dataset = find_or_prepare(PrepareRequest(data, name="x"), tmp_path / "data")
+    assert dataset.meta.val.bytes / (dataset.meta.val.bytes + dataset.meta.train.bytes) < 0.11
+    train, val = sides(dataset)
+    assert [a + b for a, b in zip(train, val, strict=True)] == [book, preface]
+    assert [len(text) for text in train] == [int(len(text) * 0.9) for text in (book, preface)]
+    assert [note for note in notes if "the last tenth of each document" in note]
+
+
+def test_documents_of_many_pieces_are_cut_at_nine_tenths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = made(tmp_path, documents := ["\n" + "x yz ä " * n + "\r\n" for n in (90, 1, 33, 90)])
+    assert len(sides(whole)[1]) == 4, "one of each document"
+    monkeypatch.setattr(readers, "PIECE", 16)
+    monkeypatch.setattr(tokenize, "CHUNK", 20)
+    (tmp_path / "again").mkdir()
+    assert sides(made(tmp_path / "again", documents)) == sides(whole)
+
+
+def test_a_bpe_is_trained_on_what_is_left_of_each_document(tmp_path: Path) -> None:
+    dataset = made(
+        tmp_path, ["abc " * 90 + "zqzq " * 7, "abd " * 90 + "zqzq " * 7], None, "bpe", 262
+    )
+    assert isinstance(dataset.tokenizer, BPETokenizer)
+    assert not any(b"q" in token for token in dataset.tokenizer.tokens[256:])
+    assert any(b"ab" in token for token in dataset.tokenizer.tokens[256:])
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "hashes"),
+    [
+        (stories, None, ("8432f089731feade", "b43dbd5ce8b7143f")),
+        ("ab c\n" * 500, None, ("d5888287f470f715", "7baa4f6b414ca7e1")),
+        ([text * 9 for text in stories[:300]], None, ("c7111b6fc7924e86", "712d04cd7b994311")),
+        (stories[:50], stories[40:45], ("0332225e48afc3ec", "3de68f48508b9942")),
+        (["ä" * 70 + str(n) for n in range(500)], None, ("d407835785cc2276", "d82d81e7a1db716a")),
+    ],
+)
+def test_other_sources_keep_their_split_bit_for_bit(
+    tmp_path: Path, train: str | list[str], val: list[str] | None, hashes: tuple[str, str]
+) -> None:
+    """Published figures rest on them: hashes of the arrays, from before documents could be cut."""
+    meta = made(tmp_path, train, val).meta
+    assert (meta.train.sha256[:16], meta.val.sha256[:16]) == hashes
+
+
+@given(plain, plain, tokenizers)
+def test_given_validation_text_is_not_trained_on(
+    tmp_path_factory: Folders, given: list[str], validating: list[str], tokenizer: str
+) -> None:
+    expected, val = tidy(given), tidy(validating)
+    trained_on = [text for text in expected if text not in val]
+    if (
+        not trained_on
+        or not val
+        or len(expected) == len(val) == 1
+        or len({*"".join(expected + val)}) < 2
+    ):
+        return
+    dataset = made(tmp_path_factory.mktemp("t"), given, validating, tokenizer)
+    assert sides(dataset) == (trained_on, val)
+    check_counts(dataset)
+
+
+def check_counts(dataset: Dataset) -> None:
+    for side, tokens, meta in zip(
+        sides(dataset),
+        (dataset.train, dataset.val),
+        (dataset.meta.train, dataset.meta.val),
+        strict=True,
+    ):
+        assert meta.documents == len(side)
+        assert meta.bytes == sum(len(text.encode()) for text in side)
+        assert meta.tokens == len(tokens.ids)
+        assert meta.tokens == sum(len(dataset.tokenizer.encode(text)) + 1 for text in side)
+
+
+@given(texts.map(without_nul), tokenizers)
+def test_a_single_document_is_cut_at_nine_tenths(
+    tmp_path_factory: Folders, text: str, tokenizer: str
+) -> None:
+    """As nanoGPT cuts it: after int(0.9 n) characters, with nothing between them."""
+    written, text = text, as_read(text)
+    if not text.strip() or len(set(text)) < 2:
+        return
+    dataset = made(tmp_path_factory.mktemp("t"), written, tokenizer=tokenizer)
+    cut = int(len(text) * 0.9)
+    assert halves(dataset) == (text[:cut], text[cut:])
+    assert dataset.meta.train.bytes == len(text[:cut].encode())
+    assert dataset.meta.val.bytes == len(text[cut:].encode())
+    assert dataset.meta.train.documents == dataset.meta.val.documents == 1
+
+
+def halves(dataset: Dataset) -> tuple[str, str]:
+    """Both sides of a single document; only where there is an end-of-text they end with one."""
+    if dataset.tokenizer.end_of_text is not None:
+        (train,), (val,) = sides(dataset)
+        return train, val
+    decode = dataset.tokenizer.decode
+    return decode(dataset.train.ids), decode(dataset.val.ids)
+
+
+@pytest.mark.parametrize("where", [0, 1, 9, 10, 11, 89, 90, 91])
+def test_where_it_is_cut_does_not_hang_on_pieces(
+    tmp_path: Path, where: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "PIECE", 16)
+    monkeypatch.setattr(tokenize, "CHUNK", 20)
+    text = "x" * where + " " + "yz ä" * 30
+    dataset = made(tmp_path, text)
+    cut = int(len(text) * 0.9)
+    assert dataset.tokenizer.decode(dataset.train.ids) == text[:cut]
+    assert dataset.tokenizer.decode(dataset.val.ids) == text[cut:]
+    assert dataset.meta.train.documents == dataset.meta.val.documents == 1
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_documents_of_many_pieces_are_whole(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = made(tmp_path, documents := ["\n" + text * 9 + "\r\n" for text in stories[:300]])
+    expected = sides(whole)
+    monkeypatch.setattr(readers, "PIECE", 60)  # half of which tells the stories apart
+    monkeypatch.setattr(tokenize, "CHUNK", 100)
+    (tmp_path / "again").mkdir()
+    dataset = made(tmp_path / "again", documents, tokenizer=tokenizer)
+    train, val = sides(dataset)
+    assert sorted(train + val) == sorted(expected[0] + expected[1])
+    assert val
+    check_counts(dataset)
+
+
+def test_duplicates_stay_on_one_side_whatever_the_order(tmp_path: Path) -> None:
+    # The first 500 come twice, and have other newlines around them the second time.
+    text = f"\n{END_OF_TEXT}\r\n".join([*stories, ""]) + END_OF_TEXT.join(stories[:500])
+    train, val = sides(made(tmp_path, text))
+    assert set(train) | set(val) == set(stories), "newlines around stories are stripped"
+    assert not set(train) & set(val)
+    assert len(train) + len(val) == 2500
+    assert 5 <= len(set(val)) <= 45, "about one in a hundred"
+    (tmp_path / "r").mkdir()
+    assert set(sides(made(tmp_path / "r", stories[::-1]))[1]) == set(val)
+
+
+def test_long_duplicates_are_known_whatever_the_newlines_around_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newlines move the place where a long document is first cut."""
+    monkeypatch.setattr(readers, "PIECE", 200)
+    rest = "a bc def ghij klmno " * 30
+    for length in (100, 101, *range(180, 220), 600):
+        long = (rest * (length // len(rest) + 1))[:length]
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        text = END_OF_TEXT.join([long, "another", "\n\n" + long, "\n" + long + "\n", long + "\n"])
+        assert sides(made(folder, text, "\r\n" + long + f"\n{END_OF_TEXT}no"))[0] == ["another"]
+
+
+def test_two_documents_are_both_on_both_sides(tmp_path: Path) -> None:
+    assert sides(made(tmp_path, ["text 1", "text 2"])) == (["text ", "text "], ["1", "2"])
+
+
+def test_two_single_documents_have_no_end_of_text(tmp_path: Path) -> None:
+    dataset = made(tmp_path, "ab\n", "c\n")
+    assert dataset.tokenizer.end_of_text is None
+    assert dataset.tokenizer.vocab_size == 4, "letters of both sides"
+    assert dataset.tokenizer.decode(dataset.train.ids) == "ab\n"
+    assert dataset.tokenizer.decode(dataset.val.ids) == "c\n"
+
+
+def test_blank_documents_make_no_second_one(tmp_path: Path) -> None:
+    dataset = made(tmp_path, f"\n{END_OF_TEXT}the only text\n{END_OF_TEXT} \n{END_OF_TEXT}")
+    text = "the only text\n"
+    assert dataset.tokenizer.decode([*dataset.train.ids, *dataset.val.ids]) == text
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "problem"),
+    [
+        ("", None, "there is no text in"),
+        (f" \n{END_OF_TEXT}\n", None, "there is no text in"),
+        ("one two", " \n", "there is no text in"),
+        (["same", "same", "\nsame\n"], None, "all documents are the same"),
+        (["one", "two\n"], ["two", "one"], "every training document is in the validation text"),
+        ("one\n", "one", "every training document is in the validation text"),
+        ("aaaa", None, "nothing but 'a'"),
+        (["a", "aa"], None, "nothing but 'a'"),
+    ],
+)
+def test_what_leaves_nothing_to_learn_or_to_judge_is_refused(
+    tmp_path: Path, train: str | list[str], val: str | list[str] | None, problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        made(tmp_path, train, val)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_one_letter_is_too_short_to_be_cut(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the (val|train) text is empty"):
+        made(tmp_path, "a", tokenizer="bpe")
+
+
+def test_a_large_corpus_has_a_smaller_share_for_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [f"Story number {n} of very many." for n in range(10_000)]
+    few = sides(made(tmp_path, many))[1]
+    size = (tmp_path / "texts" / "train.jsonl").stat().st_size
+    monkeypatch.setattr(splits, "VAL_BYTES", size // 500)
+    (tmp_path / "large").mkdir()
+    fewer = sides(made(tmp_path / "large", many))[1]
+    assert 60 < len(few) < 140, "one in a hundred"
+    assert 4 < len(fewer) < 40, "one in five hundred"
+
+
+def test_a_bpe_is_trained_on_the_training_split_only(tmp_path: Path) -> None:
+    train = [f"abc {n}" for n in range(9)] + ["zqzqzq"] * 50
+    dataset = made(tmp_path, train, ["zqzqzq", "abc"], "bpe", 300)
+    assert isinstance(dataset.tokenizer, BPETokenizer)
+    assert not any(b"z" in token for token in dataset.tokenizer.tokens[256:])
+    assert any(b"ab" in token for token in dataset.tokenizer.tokens[256:])
+
+
+def test_a_part_that_is_like_the_whole_is_enough_for_a_bpe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(splits, "SAMPLE", 1000)
+    read = []
+
+    def watch(done: int) -> None:
+        read.append(done)
+
+    pieces, validating = list(map(Piece, stories)), [Piece("one")]
+    for alike in (False, True):
+        read.clear()
+        source = Source("x", {}, pieces, validating, size=1000, alike=alike)
+        splits.survey(source, "bpe300", watch)
+        assert (read[-1] < 1100) == alike, "else all is read, to find every error"
+
+
+def test_documents_of_one_source_may_be_one_document() -> None:
+    pieces = [Piece("a", last=False), Piece(" "), Piece("\n"), Piece("b"), Piece("")]
+    assert joined(documents(pieces)) == ["a ", "b"]
+    assert joined(documents(pieces, single=True)) == ["a b"]
+    assert list(documents([], single=True)) == []
+
+
+def test_what_was_decided_can_be_written_down() -> None:
+    for decided in (
+        SplitRule(single=True, cut=7),
+        SplitRule(single=False, every=100, chosen="ff"),
+        SplitRule(single=False, tails=True),
+    ):
+        assert SplitRule(**json.loads(json.dumps(asdict(decided)))) == decided
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
+def test_real_shakespeare_is_split_as_nanogpt_does(
+    tmp_path: Path, shakespeare: Path, tokenizer: str, gpt2: BPETokenizer
+) -> None:
+    dataset = find_or_prepare(
+        PrepareRequest(DataConfig((str(shakespeare),), (), tokenizer)), tmp_path
+    )
+    text = shakespeare.read_text()
+    cut = int(len(text) * 0.9)
+    assert (cut, len(text) - cut) == (1_003_854, 111_540)
+    assert halves(dataset) == (text[:cut], text[cut:])
+    assert dataset.meta.origin["sha256"] == HUB["shakespeare"].sha256
+    if tokenizer == "char":
+        assert (dataset.meta.train.tokens, dataset.meta.val.tokens) == (1_003_854, 111_540)
+        assert dataset.meta.vocab_size == 65
+        assert dataset.tokenizer.end_of_text is None
+    else:  # what nanoGPT's data/shakespeare/prepare.py prints, and an end-of-text for each
+        assert (dataset.meta.train.tokens, dataset.meta.val.tokens) == (301_966 + 1, 36_059 + 1)
+        assert open_dataset(dataset.folder).meta == dataset.meta
+
+
+def test_real_stories_are_validated_on_stories_that_are_not_trained_on(
+    tmp_path: Path, real_texts: Path
+) -> None:
+    train, val = (str(real_texts / "tinystories" / f"{name}.txt") for name in ("train", "valid"))
+    data = DataConfig((train,), (val,), "bpe")
+    dataset = find_or_prepare(PrepareRequest(data, vocab_size=1024), tmp_path)
+    training, validation = sides(dataset)
+    texts = [tidy(Path(name).read_text().split(END_OF_TEXT)) for name in (train, val)]
+    assert validation == texts[1]
+    assert training == [text for text in texts[0] if text not in set(validation)]
+    assert dataset.meta.vocab_size == 1024
+    assert dataset.meta.train.bytes / dataset.meta.train.tokens > 3
+
+
+def test_rows_of_real_parquet_are_stories(tmp_path: Path, real_texts: Path) -> None:
+    import pyarrow.parquet
+
+    path = real_texts / "tinystories" / "train-00000-of-00001.parquet"
+    dataset = find_or_prepare(PrepareRequest(DataConfig((str(path),))), tmp_path)
+    rows = pyarrow.parquet.read_table(path)["text"].to_pylist()
+    train, val = sides(dataset)
+    assert sorted(train + val) == sorted(tidy(rows))

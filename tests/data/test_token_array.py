@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt.config import DataConfig
+from mlxgpt.data import meta, token_array
+from mlxgpt.data.dataset import open_dataset
+from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.token_array import Tokens, blocks_per_epoch
+from mlxgpt.data.tokenizers.char import CharTokenizer
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+
+def counting(n: int) -> Tokens:
+    """The array 0, 1, 2, …, whose values tell their places."""
+    return Tokens(np.arange(n), vocab_size=n)
+
+
+@given(
+    st.integers(3, 400),
+    st.integers(1, 12),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 99),
+)
+def test_targets_are_the_inputs_one_token_on(
+    extra: int, block_size: int, batch_size: int, micro_batches: int, step: int
+) -> None:
+    array = counting(block_size + extra)
+    inputs, targets = array.batch(
+        step,
+        seed=1,
+        batch_size=batch_size,
+        block_size=block_size,
+        micro_batches=micro_batches,
+    )
+    assert inputs.shape == targets.shape == (micro_batches, batch_size, block_size)
+    assert inputs.dtype == targets.dtype == np.int32
+    assert (targets == inputs + 1).all()
+    assert (np.diff(inputs, axis=-1) == 1).all()
+
+
+@given(st.integers(20, 500), st.integers(1, 10), st.integers(0, 3))
+def test_an_epoch_visits_each_block_once(length: int, block_size: int, epoch: int) -> None:
+    array, blocks = counting(length), blocks_per_epoch(length, block_size)
+    starts = [
+        int(array.batch(step, seed=3, batch_size=1, block_size=block_size)[0][0, 0, 0])
+        for step in range(epoch * blocks, (epoch + 1) * blocks)
+    ]
+    offset = min(starts)
+    assert sorted(starts) == [offset + block_size * n for n in range(blocks)]
+    assert offset < block_size or blocks == 1
+
+
+def test_epochs_have_their_own_order_and_offset() -> None:
+    array, blocks = counting(1000), blocks_per_epoch(1000, 10)
+    orders = [
+        [
+            int(array.batch(epoch * blocks + n, seed=3, batch_size=1, block_size=10)[0][0, 0, 0])
+            for n in range(blocks)
+        ]
+        for epoch in range(8)
+    ]
+    assert len({min(order) for order in orders}) > 3, "offsets"
+    assert len({tuple(s // 10 for s in order) for order in orders}) == 8, "orders"
+    assert orders[0] != sorted(orders[0])
+
+
+def test_a_batch_is_a_pure_function_of_its_step() -> None:
+    array, size = counting(5000), {"seed": 9, "batch_size": 4, "block_size": 16}
+    forwards = [array.batch(n, **size)[0] for n in range(50)]
+    for n in reversed(range(50)):
+        assert (array.batch(n, **size)[0] == forwards[n]).all()
+    assert not (array.batch(0, **{**size, "seed": 10})[0] == forwards[0]).all()
+
+
+def test_how_a_batch_is_cut_into_micro_batches_changes_no_token() -> None:
+    array, size = counting(5000), {"seed": 9, "block_size": 16}
+    whole = array.batch(7, batch_size=12, **size)[0]
+    parts = array.batch(7, batch_size=3, micro_batches=4, **size)[0]
+    assert (whole.reshape(4, 3, 16) == parts).all()
+    assert len(np.unique(parts[:, :, 0])) == 12, "and every sequence is another one"
+
+
+def test_a_batch_never_changes() -> None:
+    # Written down once: other numbers would break the resuming of everybody's runs.
+    inputs, _ = counting(1000).batch(5, seed=1337, batch_size=4, block_size=8)
+    assert inputs[0, :, 0].tolist() == [785, 505, 833, 641]
+
+
+def test_an_id_beyond_the_vocabulary_is_caught_before_the_device_sees_it() -> None:
+    array = Tokens(np.array([1, 2, 3, 5, 1, 2, 3]), vocab_size=5)
+    with pytest.raises(UserError, match="id 5, but the vocabulary ends at 4"):
+        array.batch(0, seed=0, batch_size=4, block_size=2)
+
+
+def test_a_text_shorter_than_a_block_is_refused() -> None:
+    assert blocks_per_epoch(9, 8) == 1
+    with pytest.raises(UserError, match="8 tokens, too few for a block of 8") as caught:
+        blocks_per_epoch(8, 8)
+    assert "--block-size 7" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(65, "<u2"), (65_536, "<u2"), (65_537, "<u4"), (200_000, "<u4")]
+)
+def test_ids_fit_their_type(vocab_size: int, dtype: str) -> None:
+    assert token_array.dtype_for(vocab_size) == dtype
+    assert np.iinfo(dtype).max >= vocab_size - 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "train.txt").write_text("hello<|endoftext|>world")
+    (tmp_path / "val.txt").write_text("held")
+    data = DataConfig((str(tmp_path / "train.txt"),), (str(tmp_path / "val.txt"),))
+    return find_or_prepare(PrepareRequest(data, name="x"), tmp_path).folder
+
+
+def test_a_prepared_folder_opens(folder: Path) -> None:
+    dataset = open_dataset(folder)
+    end = dataset.tokenizer.end_of_text
+    assert end is not None
+    assert dataset.tokenizer.decode(dataset.train.ids) == "hello<|endoftext|>world<|endoftext|>"
+    assert isinstance(dataset.train.ids, np.memmap)
+    assert dataset.meta.train.tokens == 12
+    assert dataset.meta.train.bytes == 10
+    assert dataset.meta.fingerprint == open_dataset(folder).meta.fingerprint
+
+
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damage_is_seen(folder: Path, name: str, damage: str) -> None:
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[content.index(b'"sha256": "') + 12 if name == "meta.json" else 6] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(UserError):
+        open_dataset(folder)
+
+
+def test_another_tokenizer_is_seen_also_one_as_large(folder: Path) -> None:
+    own = open_dataset(folder).tokenizer
+    other = CharTokenizer(own.decode(range(own.vocab_size - 1)).replace("h", "H"), end_of_text=True)
+    assert other.vocab_size == own.vocab_size
+    (folder / "tokenizer.json").write_text(other.to_json())
+    with pytest.raises(UserError, match="with another tokenizer than"):
+        open_dataset(folder)
+
+
+def test_an_array_with_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> None:
+    """Also where hash and seal are those of what is there."""
+    tree = files.read_sealed(folder / "meta.json", meta.FORMAT)
+    ids = np.fromfile(folder / "train.bin", dtype="<u2")
+    for last, good in ((tree["vocab_size"] - 1, True), (tree["vocab_size"], False)):
+        ids[3] = last
+        ids.tofile(folder / "train.bin")
+        tree["train"]["sha256"] = files.sha256(folder / "train.bin")
+        (folder / "meta.json").write_text(files.sealed(tree))
+        if good:
+            open_dataset(folder)
+        else:
+            with pytest.raises(UserError, match="is not the array that"):
+                open_dataset(folder)
+
+
+def test_arrays_of_another_type_are_refused(folder: Path) -> None:
+    tree = files.read_sealed(folder / "meta.json", meta.FORMAT)
+    (folder / "meta.json").write_text(files.sealed({**tree, "dtype": "<i2"}))
+    with pytest.raises(UserError, match="does not hold together"):
+        open_dataset(folder)
+
+
+def test_data_is_known_by_both_arrays_and_the_tokenizer(folder: Path) -> None:
+    whole = open_dataset(folder).meta
+    others = [
+        replace(whole, train=replace(whole.train, sha256="0")),
+        replace(whole, val=replace(whole.val, sha256="0")),
+        replace(whole, tokenizer="0"),
+    ]
+    assert len({whole.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
+    tree = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**tree, "format": meta.FORMAT + 1}))
+    with pytest.raises(UserError, match="newer mlxgpt") as caught:
+        open_dataset(folder)
+    assert "update" in caught.value.remedy

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from mlxgpt import api
+from mlxgpt.cli import main as cli
+from mlxgpt.config import Config
+from mlxgpt.data.readers import END_OF_TEXT
+from mlxgpt.evaluation import sample_quality
+from mlxgpt.evaluation.text_metrics import METRICS
+from mlxgpt.storage.loading import load_model
+from mlxgpt.storage.run import find
+
+pytestmark = pytest.mark.usefixtures("no_check")
+
+
+@pytest.fixture
+def stories(home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run on the storybook, with a BPE."""
+    monkeypatch.setattr(sample_quality, "STORIES", 3)
+    monkeypatch.setattr(sample_quality, "LONGEST", 300)
+    api.prepare("storybook", vocab_size=400, megabytes=0.1, name="s")
+    api.train(config=tiny, source="s", run="r", max_steps=4, block_size=160, sample_tokens=0)
+    return home
+
+
+def test_four_columns_and_a_file(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = api.appraise()
+    assert list(found.columns) == ["model", "real", "shuffled words", "n-gram"]
+    for column in found.columns.values():
+        assert set(column) == {metric.name for metric in METRICS}
+    real, shuffled = found.columns["real"], found.columns["shuffled words"]
+    assert real["dictionary words"] is not None
+    assert real["dictionary words"] > 0.9
+    assert real["complete sentences"] == 1
+    assert shuffled["complete sentences"] is not None
+    assert shuffled["complete sentences"] < 0.7
+    assert len(found.texts) == 3
+    assert all(text.startswith("Once upon a time") for text in found.texts)
+    assert found.order_preference is not None
+    file = json.loads((stories / "runs/r/quality.json").read_text())
+    assert file["columns"] == found.columns
+    assert file["step"] == 4
+    assert api.appraise() == found, "the same again"
+    capsys.readouterr()
+    assert cli.main(["eval", "--quality", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["columns"] == found.columns
+    assert cli.main(["eval", "--quality"]) == 0
+    assert "shuffled words" in capsys.readouterr().out
+
+
+def test_a_single_text_is_appraised_by_its_words(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_quality, "WINDOW", 50)
+    found = api.appraise()
+    assert found.prompt == ""
+    assert found.order_preference is None
+    assert found.columns["real"]["ended"] is None
+    assert found.columns["real"]["dictionary words"] is not None
+
+
+def test_a_texts_likelihood_is_what_evaluation_finds(stories: Path) -> None:
+    run = find("r", Path("runs"))
+    model, _ = load_model(run)
+    texts = ["Once upon a time, a girl named Mia found a ball.", "It was red."]
+    scores = sample_quality.log_likelihoods(model, run.tokenizer, texts)
+    for text, score in zip(texts, scores, strict=True):
+        Path("one.txt").write_text(text)
+        result = api.evaluate(source=["one.txt"])
+        assert score == pytest.approx(-result.loss * result.tokens, rel=1e-5)
+    assert all(math.isfinite(score) for score in scores)
+
+
+def test_held_out_documents_come_from_the_validation_text(
+    stories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_quality, "LONGEST", 10_000)
+    dataset = api.prepare("s")
+    texts, whole = zip(*sample_quality._held_out(dataset.val, dataset.tokenizer, 0), strict=True)
+    assert all(whole)
+    everything = dataset.tokenizer.decode(dataset.val.ids.tolist()).split(END_OF_TEXT)
+    assert len(set(texts)) == len(texts) == 3
+    assert set(texts) <= set(everything)
+
+
+def test_real_texts_are_cut_where_the_models_are(
+    stories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a column's share of those that ended is one of the same kind."""
+    dataset = api.prepare("s")
+    monkeypatch.setattr(sample_quality, "LONGEST", 10_000)
+    lengths = sorted(
+        len(dataset.tokenizer.encode(text))
+        for text, _ in sample_quality._held_out(dataset.val, dataset.tokenizer, 0)
+    )
+    monkeypatch.setattr(sample_quality, "LONGEST", lengths[1])
+    cut = list(sample_quality._held_out(dataset.val, dataset.tokenizer, 0))
+    assert sorted(len(dataset.tokenizer.encode(text)) for text, _ in cut)[-1] == lengths[1]
+    assert sum(whole for _, whole in cut) == 2
+    assert len(set(lengths)) == 3
+
+
+def test_the_training_text_comes_whole_and_cut_between_words(
+    stories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = api.prepare("s")
+    whole = dataset.tokenizer.decode(dataset.train.ids.tolist()).replace(END_OF_TEXT, "\0")
+    monkeypatch.setattr(sample_quality, "IDS", 97)
+    pieces = list(sample_quality._training(dataset.train, dataset.tokenizer))
+    assert "".join(pieces) == whole
+    assert all(piece[-1:] in (" ", "\n", "\0", "") for piece in pieces[:-1])
+    some = "".join(sample_quality._training(dataset.train, dataset.tokenizer, 1000))
+    assert whole.startswith(some)
+    assert 1000 < len(some) < 2000
+
+
+def test_quality_and_another_text_exclude_each_other(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", "--quality", "--source", "words.txt"]) == 2
+    assert "compares with the run's own text" in capsys.readouterr().err

@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import mean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt.data import synthetic
+from mlxgpt.evaluation import text_metrics
+from mlxgpt.evaluation.text_metrics import METRICS, Known, measure
+
+NAMES = [metric.name for metric in METRICS]
+GRAMMAR = "grammar errors per 100 words"
+GROUPS = 4
+
+# A real text has no end of line but \n, and `str.split` knows some more.
+lines = st.text(st.sampled_from('ab "\n.') | st.characters(codec="utf-8"), max_size=60)
+
+
+def needs_harper() -> None:
+    if importlib.util.find_spec("harper") is None:
+        pytest.skip("harper-py is not installed")
+
+
+@pytest.fixture
+def no_harper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "harper", None)
+    text_metrics._linter.cache_clear()
+    yield
+    text_metrics._linter.cache_clear()
+
+
+def one(name: str, *texts: str, known: Known | None = None) -> float | None:
+    return measure(texts, known)[name]
+
+
+# Each metric, by hand.
+
+
+def test_sentences_end_at_a_stop_and_not_within_what_is_said() -> None:
+    text = '"Stop!" he cried. "No!" Tom said.\nHe fell,\nit hurt... "Oh. My!"\n\nBye\n\nOff'
+    assert text_metrics.sentences(text) == [
+        '"Stop!" he cried.',
+        '"No!"',
+        "Tom said.",
+        "He fell,\nit hurt...",
+        '"Oh.',
+        'My!"',
+        "Bye",
+        "Off",
+    ]
+    assert text_metrics.sentences("Mr. A, Mrs. B and Dr. C ran.") == [
+        "Mr. A, Mrs. B and Dr. C ran."
+    ]
+    assert text_metrics.sentences("“Go!” she said. Off") == ["“Go!” she said.", "Off"]
+    assert text_metrics.sentences('"Go!"  she said.') == ['"Go!"  she said.']
+    assert text_metrics.sentences(" \n") == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "complete"),
+    [
+        ("Tom ran.", 1),
+        ("Tom ran", 0),
+        ("tom ran.", 0),
+        ('"Run!" he said.', 1),
+        ('"run!" he said.', 0),
+        ('He said, "Run!"', 1),
+        ("He said, “Run!”", 1),
+        ("Tom,\nran?", 1),
+        ("Tom ran,", 0),
+    ],
+)
+def test_a_complete_sentence_has_its_capital_and_its_stop(sentence: str, complete: int) -> None:
+    assert one("complete sentences", sentence) == complete
+
+
+def test_complete_sentences_are_counted_over_all_texts_and_per_text() -> None:
+    texts = ["Tom ran. he fell. Oh! He cried.", "Then it", "Tom sat. Then"]
+    assert one("complete sentences", *texts) == 4 / 7
+    assert one("complete sentences per story", *texts) == 1
+
+
+def test_grammar_errors_are_per_100_words() -> None:
+    needs_harper()
+    good = "He eats an apple in the garden with his dog."
+    assert one(GRAMMAR, good) == 0
+    assert one(GRAMMAR, good, "He eat an apple in a old garden with the the dog.") == 300 / 22
+
+
+def test_taste_and_unknown_names_are_no_grammar_errors() -> None:
+    needs_harper()
+    assert (
+        one(GRAMMAR, "Zorbina was very good. Sam, Mia and Tom went far away, all of the day.") == 0
+    )
+
+
+def test_without_harper_only_the_grammar_is_missing(no_harper: None) -> None:
+    known = Known.scan(["Tom ran."], ["Tom ran"])
+    values = measure(["Tom ran."], known)
+    assert values[GRAMMAR] is None
+    assert values["dictionary words"] == 1
+
+
+def test_dictionary_words_are_those_of_the_training_text() -> None:
+    texts = ["The cat didn't zorb.", "A cat, a “cat”!"]
+    known = Known.scan(texts, ['the CAT "a" ', "dog didn’t"])
+    assert known.words == {b"the", b"cat", b"a", b"didnt"}
+    assert one("dictionary words", *texts, known=known) == 7 / 8
+
+
+def test_distinct_n_grams_do_not_depend_on_how_much_text_there_is() -> None:
+    name = "distinct 3-grams"
+    two, thousand = "a b " * 500, " ".join(f"w{n}" for n in range(1000))
+    assert one(name, two) == 2 / 998
+    assert one(name, two, two) == 2 / 998
+    assert one(name, two[:500], two[500:], "a b a") == 2 / 998
+    assert one(name, thousand) == one(name, thousand, thousand) == 1
+    assert one(name, thousand, two) == mean([1, 2 / 998])
+    assert one(name, two[:-2]) is None
+
+
+def test_copied_8_grams_are_those_of_the_training_text() -> None:
+    texts = ["One two, three four five six seven eight nine ten", "one two three", "z " * 8]
+    known = Known.scan(
+        texts, ["zero one two three", "", "four five", "six seven EIGHT NINE! z z z"]
+    )
+    # 1 … 8 and 2 … 9 are there, but 3 … 10 and the one of z are not.
+    assert one("copied 8-grams", *texts, known=known) == 2 / 4
+    assert one("copied 8-grams", "one two three", known=known) is None
+
+
+def test_what_needs_a_training_text_is_none_without() -> None:
+    values = measure(["one two three four five six seven eight nine"], None)
+    assert values["dictionary words"] is values["copied 8-grams"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "balanced"),
+    [
+        ('"Go!" he said, "or stay."', 1),
+        ("“Go!” he said.", 1),
+        ('He said, "Go!', 0),
+        ('He said, Go!"', 0),
+        ('He "said, "Go!"', 0),
+        ('He" said, "Go!', 0),
+        ('He"said, Go!"', 0),
+        ('"Go!"he said.', 0),
+        ('He said, " Go!"', 0),
+        ('He said, "Go! "', 0),
+        ("”Go!“ he said.", 0),
+        ('("Go!") – "Go!"', 1),
+        ("No quotes.", None),
+    ],
+)
+def test_quotes_open_and_close_in_turn(text: str, balanced: int | None) -> None:
+    assert one("quotes balanced", text) == balanced
+
+
+def test_only_texts_with_quotes_are_judged_by_them() -> None:
+    assert one("quotes balanced", '"Go!"', "Go!", '"Go!', '"Oh." "No."') == 2 / 3
+
+
+def test_names_stay_if_they_are_used_again_in_their_text() -> None:
+    name = "names that stay"
+    assert one(name, "One day Tom met Ann. Tom smiled.") == 1 / 2
+    assert one(name, "One day Tom met Ann.", "But Tom met Ann, and Ann smiled.") == 1 / 4
+    assert one(name, "She saw The dog and the cat. The end.") is None
+    assert one(name, 'Ann ran. Now I know.\nThen he said, "Yes!" Yes.') is None
+
+
+def test_ended_is_the_share_that_the_caller_says() -> None:
+    texts = ["a", "b", "c", "d"]
+    assert measure(texts, None, [True, True, False, True])["ended"] == 3 / 4
+    assert measure(texts, None)["ended"] is None
+
+
+@pytest.mark.parametrize("texts", [[], ["", " \n"]])
+def test_nothing_can_be_said_of_nothing(texts: list[str]) -> None:
+    values = measure(texts, Known.scan(texts, ["one two"]), [False] * len(texts))
+    assert list(values) == NAMES
+    del values["complete sentences per story"], values["ended"]
+    assert set(values.values()) == {None}
+
+
+def test_windows_of_a_play_have_no_quotes_and_no_end(shakespeare: Path, no_harper: None) -> None:
+    text = shakespeare.read_text(encoding="utf-8")
+    windows = [text[start : start + 800] for start in range(0, 16_000, 800)]
+    values = measure(windows, Known.scan(windows, [text[8000:]]))
+    missing = {name for name, value in values.items() if value is None}
+    assert missing == {"quotes balanced", "ended", GRAMMAR}
+    assert values["copied 8-grams"] == pytest.approx(1 / 2, abs=0.05)
+
+
+@given(st.lists(lines))
+def test_every_text_can_be_measured(texts: list[str]) -> None:
+    values = measure(texts, Known.scan(texts, texts), [True] * len(texts))
+    shares = [values[metric.name] for metric in METRICS if metric.share]
+    assert all(share is None or 0 <= share <= 1 for share in shares)
+    assert values["dictionary words"] in (None, 1)
+
+
+# The training text.
+
+some = st.lists(st.sampled_from(["a", "b", "Ab"]), max_size=40)
+
+
+@given(st.lists(some, max_size=4), st.lists(some, max_size=6))
+def test_a_scan_finds_what_a_search_finds(texts: list[list[str]], pieces: list[list[str]]) -> None:
+    known = Known.scan(map(" ".join, texts), map(" ".join, pieces))
+    training = [word.lower().encode() for piece in pieces for word in piece]
+    wanted = [[word.lower().encode() for word in text] for text in texts]
+
+    def grams(run: Sequence[bytes]) -> set[tuple[bytes, ...]]:
+        return {tuple(run[n : n + 8]) for n in range(len(run) - 7)}
+
+    assert known.words == {word for text in wanted for word in text} & set(training)
+    assert known.eight_grams == {g for text in wanted for g in grams(text)} & grams(training)
+
+
+def test_a_scan_of_many_words_finds_exactly_the_copies() -> None:
+    numbers = [str(n * n) for n in range(6000)]
+    others = numbers[::-1]
+    texts = [" ".join(numbers[n : n + 12]) for n in range(0, 4800, 12)] + [" ".join(others[:100])]
+    pieces = (" ".join(numbers[n : n + 7]) for n in range(0, 6000, 7))
+    known = Known.scan(texts, pieces)
+    assert one("copied 8-grams", *texts, known=known) == 400 * 5 / (400 * 5 + 93)
+
+
+# The controls.
+
+
+@given(lines)
+def test_shuffling_keeps_the_words_and_the_white_space(text: str) -> None:
+    (found,) = text_metrics.shuffled_words([text], 1)
+    assert Counter(re.findall(r"\S+", found)) == Counter(re.findall(r"\S+", text))
+    assert re.split(r"\S+", found) == re.split(r"\S+", text)
+
+
+def test_shuffling_is_by_the_seed_and_the_place() -> None:
+    texts = ["a b c d e f g h i j"] * 2
+    found = text_metrics.shuffled_words(texts, 1)
+    assert found == text_metrics.shuffled_words(texts, 1)
+    assert len({*texts, *found, *text_metrics.shuffled_words(texts, 2)}) == 5
+
+
+@pytest.mark.parametrize("end", ["<|endoftext|>", "\n<|endoftext|>\n", "\0"])
+def test_an_n_gram_text_begins_and_ends_as_documents_do(end: str) -> None:
+    training = end.join(["abcabd", "xyz", ""])
+    found = text_metrics.ngram_texts(training, [20] * 40, 0)
+    assert set(found) == {"abcabd", "xyz"}
+    assert set(text_metrics.ngram_texts(training, [2] * 40, 0)) == {"ab", "xy"}
+
+
+def test_n_gram_texts_have_the_training_texts_frequencies() -> None:
+    training = "<|endoftext|>".join(["aaaab", "caaad", "caaad", "caaad"])
+    found = Counter(text_metrics.ngram_texts(training, [9] * 4000, 3))
+    assert set(found) == {"aaaab", "caaad"}
+    assert found["caaad"] / 4000 == pytest.approx(3 / 4, abs=0.03)
+
+
+def test_n_gram_texts_know_four_characters_and_no_more() -> None:
+    training = "1aaaa2<|endoftext|>3aaaa4"
+    found = set(text_metrics.ngram_texts(training, [9] * 100, 0))
+    assert found == {"1aaaa2", "1aaaa4", "3aaaa2", "3aaaa4"}
+    training = "1aaa2<|endoftext|>3aaa4"
+    assert set(text_metrics.ngram_texts(training, [9] * 100, 0)) == {"1aaa2", "3aaa4"}
+
+
+def test_n_gram_texts_are_by_the_seed_and_the_place() -> None:
+    training = "<|endoftext|>".join(synthetic.stories(0, size=20_000))
+    found = text_metrics.ngram_texts(training, [200, 200], 1)
+    assert found == text_metrics.ngram_texts(training, [200, 200], 1)
+    assert len({*found, *text_metrics.ngram_texts(training, [200, 200], 2)}) == 4
+
+
+# The order of sentences.
+
+STORIES = ["One. Two. Three. Four.", 'A "b." C!\nD?  E.']
+
+
+def test_a_model_that_knows_the_stories_prefers_their_order() -> None:
+    seen: list[str] = []
+
+    def scores(texts: Sequence[str]) -> list[float]:
+        seen.extend(texts)
+        return [-1.0 if text in STORIES else -2.0 for text in texts]
+
+    assert text_metrics.order_preference([*STORIES, "Too. Short. "], scores, 1) == 1
+    assert seen[:2] == STORIES
+    for story, other in zip(STORIES, seen[2:], strict=True):
+        assert story != other
+        assert sorted(text_metrics.sentences(story)) == sorted(text_metrics.sentences(other))
+        assert len(story) == len(other)
+
+
+def test_the_order_is_another_and_white_space_around_a_story_is_no_sentence() -> None:
+    def scores(texts: Sequence[str]) -> list[float]:
+        assert texts[:40] == ["A. B. C."] * 40
+        assert set(texts[40:]) == {"A. C. B.", "B. A. C.", "B. C. A.", "C. A. B.", "C. B. A."}
+        return [0.0] * len(texts)
+
+    text_metrics.order_preference([" A. B. C.\n"] * 40, scores, 0)
+
+
+def test_order_preference_is_the_share_of_stories() -> None:
+    assert text_metrics.order_preference(STORIES, lambda texts: [2.0, 1.0, 1.0, 2.0], 0) == 1 / 2
+    assert text_metrics.order_preference(STORIES, lambda texts: [1.0] * 4, 0) == 0
+    assert text_metrics.order_preference(["A. A. A.", "A. B."], lambda texts: [], 0) is None
+
+
+def test_order_preference_is_by_the_seed() -> None:
+    def other(seed: int) -> list[str]:
+        seen: list[str] = []
+
+        def scores(texts: Sequence[str]) -> list[float]:
+            seen.extend(texts)
+            return [0.0, 0.0]
+
+        text_metrics.order_preference([" ".join(f"{n}." for n in range(20))], scores, seed)
+        return seen
+
+    assert other(1) == other(1)
+    assert other(1) != other(2)
+
+
+# The rule: what tells real stories from neither control does not stay.
+
+
+@cache
+def real_stories(part: str) -> list[str]:
+    folder = os.environ.get("MLXGPT_TEXTS")
+    if not folder:
+        pytest.skip("MLXGPT_TEXTS names no folder of real texts")
+    text = (Path(folder) / "tinystories" / f"{part}.txt").read_text(encoding="utf-8")
+    return [story for story in map(str.strip, text.split("<|endoftext|>")) if story]
+
+
+@cache
+def table(corpus: str) -> dict[str, list[dict[str, float | None]]]:
+    """Of the real stories and each control: the values of each group of stories."""
+    if corpus == "storybook":
+        real, training = list(synthetic.stories(1, size=60_000)), synthetic.stories(2, size=800_000)
+    else:
+        real, training = real_stories("valid")[:100], iter(real_stories("train")[:1500])
+    documents = list(training)
+    lengths = list(map(len, real))
+    ngrams = text_metrics.ngram_texts("<|endoftext|>".join(documents), lengths, 0)
+    ended = {
+        "real": [True] * len(real),
+        "shuffled": [True] * len(real),
+        "n-grams": [len(text) < length for text, length in zip(ngrams, lengths, strict=True)],
+    }
+    columns = {"real": real, "shuffled": text_metrics.shuffled_words(real, 0), "n-grams": ngrams}
+    known = Known.scan([text for texts in columns.values() for text in texts], documents)
+    return {
+        name: [measure(texts[n::GROUPS], known, ended[name][n::GROUPS]) for n in range(GROUPS)]
+        for name, texts in columns.items()
+    }
+
+
+@pytest.mark.parametrize("corpus", ["storybook", "real stories"])
+@pytest.mark.parametrize("metric", METRICS, ids=NAMES)
+def test_each_metric_tells_real_stories_from_a_control(
+    metric: text_metrics.Metric, corpus: str
+) -> None:
+    """Every group of them lies on one side of every group of the control, and on the right one."""
+    if metric.name == GRAMMAR:
+        needs_harper()
+
+    def values(column: str) -> list[float]:
+        found = [group[metric.name] for group in table(corpus)[column]]
+        return [value for value in found if value is not None]
+
+    real, controls = values("real"), [values("shuffled"), values("n-grams")]
+    assert [len(column) for column in (real, *controls)] == [GROUPS] * 3
+    above = any(min(real) > max(control) for control in controls)
+    below = any(max(real) < min(control) for control in controls)
+    allowed = {"higher": above, "lower": below, "like real": above or below}
+    assert allowed[metric.better]
+
+
+def test_on_real_stories_a_model_of_their_beginnings_prefers_their_order() -> None:
+    def scores(texts: Sequence[str]) -> list[float]:
+        return [float(text.startswith(("Once", "One day"))) for text in texts]
+
+    real = real_stories("valid")[:100]
+    found = text_metrics.order_preference(real, scores, 0)
+    assert found is not None
+    assert found > 0.7
+    shuffled = text_metrics.order_preference(text_metrics.shuffled_words(real, 0), scores, 0)
+    assert shuffled is not None
+    assert shuffled < 0.1

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mlxgpt.config import Config, override
+from mlxgpt.experiments.budget import Budget, parse
+from mlxgpt.utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("5m", 300, "seconds"),
+        ("90s", 90, "seconds"),
+        ("1.5h", 5400, "seconds"),
+        ("10Mtokens", 10_000_000, "tokens"),
+        ("500ktokens", 500_000, "tokens"),
+        ("2.5 Mtokens", 2_500_000, "tokens"),
+        ("300tokens", 300, "tokens"),
+        ("2000steps", 2000, "steps"),
+        ("2ksteps", 2000, "steps"),
+    ],
+)
+def test_a_budget_is_read_as_it_is_written(text: str, amount: float, unit: str) -> None:
+    assert parse(text) == Budget(amount, unit)
+
+
+@pytest.mark.parametrize("text", ["", "5", "m", "5 minutes", "-5m", "0m", "5km", "1e9steps", "5M"])
+def test_another_text_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="no length of a training"):
+        parse(text)
+
+
+def test_steps_that_fit(tiny_model: Config) -> None:
+    config = override(tiny_model, {"batch_size": 4, "gradient_accumulation_steps": 2})
+    assert config.tokens_per_step == 4 * 2 * 8
+    assert parse("640tokens").steps(config, math.nan) == 10
+    assert parse("10s").steps(config, 0.25) == 40
+    assert parse("7steps").steps(config, math.nan) == 7
+    assert parse("1tokens").steps(config, math.nan) == 1, "at least one"

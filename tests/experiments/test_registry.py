@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlxgpt import api
+from mlxgpt.config import Config, override
+from mlxgpt.data.holdout import held_back
+from mlxgpt.experiments import registry
+from mlxgpt.experiments.registry import Registry
+from mlxgpt.utils.errors import UserError
+
+
+def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+    assert registry.open_registry(tmp_path) == Registry(tmp_path)
+    saved = Registry(tmp_path, {"a": 5}, [3, 5], 2, ["b"])
+    saved.save()
+    assert registry.open_registry(tmp_path) == saved
+
+
+@pytest.mark.parametrize(
+    "change", [(b'"final_looks":', b'"final_look":'), (b"2", b"0"), (b"{", b"")]
+)
+def test_a_changed_registry_is_refused(tmp_path: Path, change: tuple[bytes, bytes]) -> None:
+    """Nobody can reset the count of looks at the validation text."""
+    Registry(tmp_path, {"a": 5}, [3], 2, []).save()
+    path = tmp_path / "ledger.json"
+    content = path.read_bytes()
+    assert change[0] in content
+    path.write_bytes(content.replace(*change, 1))
+    with pytest.raises(UserError, match=r"ledger\.json is damaged"):
+        registry.open_registry(tmp_path)
+
+
+def test_a_key_changes_with_weight_affecting_settings_and_nothing_else(
+    home: Path, text_file: Path, tiny: Config
+) -> None:
+    data = held_back(api.prepare(text_file))
+    key = registry.training_key(tiny, data)
+    changes: list[dict[str, object]] = [{"seed": 8}, {"n_layer": 3}, {"beta2": 0.9}]
+    for change in changes:
+        assert registry.training_key(override(tiny, change), data) != key
+    changes = [{"log_interval": 3}, {"source": "x"}, {"keep_checkpoints": 9}]
+    for change in changes:
+        assert registry.training_key(override(tiny, change), data) == key
+    assert registry.training_key(tiny, api.prepare(text_file)) != key, "with the held-out part"

@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxgpt import api
+from mlxgpt.config import Config, override
+from mlxgpt.config.toml import to_toml
+from mlxgpt.data import prepare as preparation
+from mlxgpt.data.dataset import Dataset
+from mlxgpt.data.holdout import held_back
+from mlxgpt.data.prepare import PrepareRequest
+from mlxgpt.distributed.group import LOCAL, ProcessGroup
+from mlxgpt.experiments import planning
+from mlxgpt.experiments import runner as study
+from mlxgpt.experiments.results import Record
+from mlxgpt.storage import run as runs
+from mlxgpt.training import loop, setup
+from mlxgpt.training.callbacks import Callback
+from mlxgpt.training.estimate import Estimate
+from mlxgpt.training.job import TrainJob
+from mlxgpt.training.loop import Diverged
+from mlxgpt.utils.errors import UserError
+from tests.helpers.comparisons import Recorder, compared
+
+pytestmark = pytest.mark.usefixtures("no_check")
+
+
+@pytest.fixture(autouse=True)
+def there(home: Path, text_file: Path) -> Path:
+    """The current folder, with words.txt."""
+    return home
+
+
+def results(record: Record) -> dict[str, list[float]]:
+    return {s.name: [t.bits_per_byte for t in s.trainings] for s in record.variants}
+
+
+@pytest.mark.exact_bits
+def test_each_is_trained_as_alone_on_all_but_the_part_held_back(home: Path, tiny: Config) -> None:
+    record = compared(tiny, seeds=2)
+    assert list(results(record)) == ["learning_rate=1e-2", "learning_rate=1e-3"]
+    for standing, rate in zip(record.variants, (1e-2, 1e-3), strict=True):
+        for training, seed in zip(standing.trainings, (7, 8), strict=True):
+            assert training.seed == seed
+            run = runs.open_run(home / "runs" / "compare" / "trainings" / training.key)
+            assert (run.config.optim.learning_rate, run.config.train.seed) == (rate, seed)
+            assert run.config.train.max_steps == 12
+            assert training.curve is not None
+            assert training.curve.steps[-1] == 12
+            assert training.bits_per_byte == training.curve.last
+    # By the training that everybody uses, on the same data.
+    data = held_back(api.prepare("words.txt"))
+    config = setup.fit_to_data(override(tiny, {"dropout": 0.0, "dtype": "float32"}), data)
+    config = override(config, {"sample_tokens": 0})
+    job = TrainJob(config, data, home / "alone", None, setup.NO_ESTIMATE)
+    loop.train(setup.check_and_measure(job, LOCAL, Recorder()), LOCAL, Recorder())
+    last = list(runs.open_run(home / "alone").metrics())[-1]
+    assert last["val_bits_per_byte"] == record.variants[0].trainings[0].bits_per_byte
+
+
+def test_back_and_forth_and_nothing_twice(tiny: Config, notes: list[str]) -> None:
+    first = Recorder()
+    record = compared(tiny, first, seeds=3)
+    one, two = results(record)
+    assert first.trained == [(one, 7), (two, 7), (two, 8), (one, 8), (one, 9), (two, 9)]
+    assert first.counts == [[1, 0], [1, 1], [1, 2], [2, 2], [3, 2], [3, 3]]
+
+    again = Recorder()
+    notes.clear()
+    assert results(compared(tiny, again, seeds=3)) == results(record)
+    assert again.trained == []
+    assert notes == [
+        f"3 seeds of each: {one} 12 steps, {two} 12 steps",
+        "reusing trainings from runs/compare/trainings",
+    ]
+
+    other = Recorder()
+    three = compared(tiny, other, seeds=3, name="other", vary="learning_rate=1e-2,1e-3,1e-4")
+    assert [seed for _, seed in other.trained] == [7, 8, 9], "of the new one alone"
+    assert {name: results(three)[name] for name in (one, two)} == results(record)
+
+
+def test_files_are_compared_by_their_names(home: Path, tiny: Config) -> None:
+    for name, change in (("plain", {}), ("deep", {"n_layer": 3})):
+        config = override(tiny, {"dropout": 0.0, **change})
+        (home / f"{name}.toml").write_text(to_toml(config))
+    record = compared(tiny, variants=("plain.toml", "deep.toml"), source="words.txt", seeds=1)
+    assert [s.name for s in record.variants] == ["plain", "deep"]
+    assert record.variants[1].changes == {"n_layer": (2, 3)}
+    assert record.variants[1].parameters > record.variants[0].parameters
+
+
+def test_tokenizers_are_compared_by_bits_per_byte_of_one_text(tiny: Config) -> None:
+    """Characters and BPE, on the same bytes but for a part of a token."""
+    record = compared(tiny, vary="tokenizer=char,bpe", vocab_size=300, seeds=1)
+    char, other = record.variants
+    assert 2 < char.trainings[0].bits_per_byte < 9
+    assert 1 < other.trainings[0].bits_per_byte < 12
+    assert char.changes == {}
+    assert other.changes == {"tokenizer": ("char", "bpe")}
+
+
+@pytest.mark.parametrize("budget", ["384tokens", "12steps"])
+def test_batch_sizes_have_the_same_budget(tiny: Config, budget: str) -> None:
+    record = compared(tiny, vary="batch_size=4,2", budget=budget, seeds=1)
+    tokens = {"384tokens": [384, 384], "12steps": [384, 192]}[budget]
+    assert [s.tokens for s in record.variants] == tokens
+    assert [s.steps for s in record.variants] == [12, 24 if budget.endswith("tokens") else 12]
+
+
+def test_the_schedule_is_as_long_as_the_budget(home: Path, tiny: Config) -> None:
+    """Warmup at most a tenth, and the decay in proportion."""
+    config = override(tiny, {"max_steps": 100, "decay_steps": 80, "warmup_steps": 20})
+    record = compared(config, budget="30steps", seeds=1)
+    key = record.variants[0].trainings[0].key
+    found = runs.open_run(home / "runs" / "compare" / "trainings" / key).config
+    assert found.train.max_steps == 30
+    assert (found.optim.warmup_steps, found.optim.decay_steps) == (3, 24)
+
+
+def test_a_time_is_planned_once_each_in_turn(
+    home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps that fit, by the median of three timings; and the same when it goes on."""
+    times = iter([0.5, 1.0, 0.4, 1.0, 9.0, 1.0])
+
+    def measured(config: Config, *_: object) -> Estimate:
+        return Estimate(next(times), 0.0, 1000, 0)
+
+    monkeypatch.setattr(setup, "measure", measured)
+    monkeypatch.setattr(planning, "measure", measured)
+    record = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1)
+    assert [s.steps for s in record.variants] == [12, 6]
+    assert record.variants[1].changes == {"n_layer": (1, 2)}, "what was asked for"
+    again = Recorder()
+    longer = compared(tiny, again, vary="n_layer=1,2", budget="6s", seeds=1)
+    assert results(longer) == results(record)
+    assert again.trained == []
+    monkeypatch.setattr(planning, "measure", lambda *_: Estimate(1.0, 0.0, 1000, 0))
+    monkeypatch.setattr(setup, "measure", lambda *_: Estimate(1.0, 0.0, 1000, 0))
+    other = compared(tiny, vary="n_layer=1,2", budget="3s", seeds=1)
+    assert [s.steps for s in other.variants] == [3, 3], "another time is another plan"
+
+
+@pytest.mark.exact_bits
+def test_stopped_and_gone_on_with_it_ends_the_same(
+    home: Path, tiny: Config, notes: list[str]
+) -> None:
+    whole = compared(tiny, seeds=2, name="whole")
+    shutil.rmtree(home / "runs")
+
+    class Stopping(Recorder):
+        def on_log(self, record: dict) -> None:
+            if record["step"] == 5 and len(self.trained) == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    stopped = compared(tiny, Stopping(), seeds=2)
+    assert stopped.interrupted
+    assert [len(s.trainings) for s in stopped.variants] == [1, 1]
+    on = Recorder()
+    record = compared(tiny, on, seeds=2)
+    assert not record.interrupted
+    assert len(on.trained) == 2, "what was begun, and what was missing"
+    assert any("resuming" in note for note in notes)
+    assert results(record) == results(whole)
+
+
+def decided(monkeypatch: pytest.MonkeyPatch, found: Callable[[str, int], float]) -> None:
+    """Trainings that end as told, by variant and seed, without being trained."""
+
+    def trained(self: study._Comparison, variant: study.Variant, seed: int) -> study.Training:
+        value = found(variant.name, seed)
+        points = None if math.isinf(value) else study.curve(run)
+        return study.Training(seed, f"{variant.name}-{seed}", value, points)
+
+    run = runs.open_run(Path("runs/compare/trainings") / next(iter_trainings()))
+    monkeypatch.setattr(study._Comparison, "_trained", trained)
+
+
+def iter_trainings():  # type: ignore[no-untyped-def]
+    return (path.name for path in Path("runs/compare/trainings").iterdir() if path.is_dir())
+
+
+NOISE = [0.01, -0.02, 0.015, -0.005, 0.02, -0.012, 0.001, -0.018, 0.009, 0.0]
+
+
+def test_seeds_are_added_until_it_is_decided(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clear loser gets no more; the near one goes on; and the first is always there."""
+    compared(tiny, seeds=1, name="any")
+
+    def found(name: str, seed: int) -> float:
+        n = (seed - 7) % 10
+        return {
+            "dropout=0": 2.0,
+            "dropout=0.1": 2.0 + NOISE[n],
+            "dropout=0.5": 2.9 + NOISE[-n],
+            "dropout=0.9": math.inf,
+        }[name]
+
+    decided(monkeypatch, found)
+    record = compared(
+        tiny, vary="dropout=0,0.1,0.5,0.9", until_decided=True, seeds=8, name="decided"
+    )
+    counts = {s.name: len(s.trainings) for s in record.variants}
+    assert counts == {"dropout=0": 8, "dropout=0.1": 8, "dropout=0.5": 3, "dropout=0.9": 1}
+    assert [s.verdict for s in record.variants] == ["the first", "undecided", "worse", "diverged"]
+    assert record.level < 0.05 / 3
+
+    small = compared(tiny, vary="dropout=0,0.1,0.5", until_decided=True, smallest=0.2, name="small")
+    assert [len(s.trainings) for s in small.variants] == [3, 3, 3]
+    assert small.variants[1].verdict == "undecided"
+
+
+def test_a_first_one_that_diverges_ends_it(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared(tiny, seeds=1, name="any")
+    decided(monkeypatch, lambda name, seed: math.inf if name.endswith("1e-2") else 2.0)
+    record = compared(tiny, seeds=3, vary="learning_rate=1e-2,1e-3,1e-4")
+    assert [len(s.trainings) for s in record.variants] == [1, 1, 1]
+    assert record.variants[0].verdict == "diverged"
+
+
+def test_a_training_that_diverges_is_not_tried_again(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def diverging(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> object:
+        tried.append(job.config.optim.learning_rate)
+        if tried[-1] == 1e-3:
+            raise Diverged("training has diverged", "use another.")
+        return loop.train(job, group, callbacks)
+
+    monkeypatch.setattr(study, "train", diverging)
+    for _ in range(2):
+        record = compared(tiny, seeds=2)
+        assert [len(s.trainings) for s in record.variants] == [1, 1]
+        assert [s.verdict for s in record.variants] == ["the first", "diverged"]
+    assert tried == [1e-2, 1e-3]
+
+
+def test_the_validation_text_is_looked_at_when_asked_and_counted(
+    home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = compared(tiny, seeds=2)
+    assert (record.judged_on, record.final_looks, record.looks) == ("held back", 0, [2])
+    for times in (1, 2):
+        final = compared(tiny, seeds=2, final=True)
+        assert (final.judged_on, final.final_looks) == ("validation", times)
+    assert compared(tiny, seeds=2).final_looks == 2, "it stands in the ledger"
+    assert compared(tiny, seeds=3).looks == [2, 3]
+    # What eval says of the same run and text.
+    standing = final.variants[1]
+    folder = home / "runs" / "compare" / "trainings" / standing.trainings[0].key
+    data = api.prepare("words.txt")
+    found = api.evaluate(run=str(folder), checkpoint="12", source=as_text(home, data))
+    assert standing.trainings[0].bits_per_byte == pytest.approx(found.bits_per_byte, rel=1e-6)
+    assert results(final) != results(record)
+    written = {path.name for path in (home / "runs" / "compare" / "mine").glob("*.md")}
+    assert written == {"mine.md", "mine-final.md"}
+
+
+def as_text(home: Path, data: object) -> str:
+    text = data.tokenizer.decode(data.val.ids)  # type: ignore[attr-defined]
+    (home / "val.txt").write_text(text, encoding="utf-8")
+    return "val.txt"
+
+
+def test_data_is_opened_once_for_all_that_share_it(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is hashed when it is opened, which takes long where it is large."""
+    compared(tiny, seeds=1)
+    opened, real = [], preparation.find_or_prepare
+
+    def counting(request: PrepareRequest, *given: Any) -> Dataset:
+        opened.append(request)
+        return real(request, *given)
+
+    monkeypatch.setattr(preparation, "find_or_prepare", counting)
+    compared(tiny, seeds=1)
+    assert len(opened) == 1
+    compared(tiny, seeds=1, name="two", vary="tokenizer=char,bpe", vocab_size=300)
+    assert len(opened) == 3
+
+
+def test_a_training_that_was_saved_and_not_evaluated_is_made_whole(
+    home: Path, tiny: Config
+) -> None:
+    """Killed in between: the end of its curve is made up for."""
+    record = compared(tiny, seeds=1)
+    key = record.variants[0].trainings[0].key
+    metrics = home / "runs" / "compare" / "trainings" / key / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    assert '"step": 12,' in lines[-1]
+    metrics.write_text("".join(lines[:-1]))
+    assert results(compared(tiny, seeds=1)) == results(record)
+
+
+def test_a_training_that_is_not_what_it_says_is_refused(home: Path, tiny: Config) -> None:
+    record = compared(tiny, seeds=1)
+    one, two = (s.trainings[0].key for s in record.variants)
+    trainings = home / "runs" / "compare" / "trainings"
+    shutil.rmtree(trainings / one)
+    shutil.copytree(trainings / two, trainings / one)
+    with pytest.raises(UserError, match="is not the training of that name"):
+        compared(tiny, seeds=1)
+
+
+SHORT = {"source": "words.txt", "block_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"budget": "5 minutes"}, "no length of a training"),
+        ({"seeds": 0}, "--seeds 0 are too few"),
+        ({"seeds": 2, "until_decided": True}, "--seeds 2 are too few"),
+        ({"smallest": 0.005}, "--smallest 0.005 is not a valid difference"),
+        ({"smallest": -1.0, "until_decided": True}, "--smallest -1.0 is not a valid difference"),
+        ({"vary": "n_head=2"}, "names no values"),
+        ({"vary": "batch_size=4,9999"}, "fewer than one step takes"),
+        ({"name": "../x"}, "not a valid folder name"),
+        ({"name": "trainings"}, "not a valid folder name"),
+        ({"variants": ("tier1",)}, "nothing to compare"),
+        ({"variants": ("tier1", "tier1"), **SHORT}, "tier1 and tier1-2 are the same training"),
+        ({"variants": ("tier1", "tier2"), "tier": 1}, "--tier and --config tell what to vary"),
+        ({"variants": ("tier1", "tier2"), "vary": "dropout=0,1"}, "files and --vary"),
+        ({"source": "nothing.txt"}, "nothing.txt"),
+    ],
+)
+def test_what_is_refused_is_refused_before_anything_is_trained(
+    home: Path, tiny: Config, given: dict, problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        compared(tiny, **given)
+    assert not list(home.glob("runs/compare/trainings/*"))
+
+
+def test_the_record_on_the_disk_is_all_a_page_needs(home: Path, tiny: Config) -> None:
+    record = compared(tiny, seeds=2)
+    folder = home / "runs" / "compare" / "mine"
+    assert {path.name for path in folder.iterdir()} >= {"ledger.json", "mine.json", "mine.md"}
+    tree = json.loads((folder / "mine.json").read_text())
+    for standing, variant in zip(tree["variants"], record.variants, strict=True):
+        for training, own in zip(standing["trainings"], variant.trainings, strict=True):
+            assert own.curve is not None
+            assert training["curve"]["bits_per_byte"] == own.curve.bits_per_byte
+            assert len(training["curve"]["seconds"]) == len(own.curve.tokens) == 4

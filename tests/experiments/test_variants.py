@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlxgpt import api
+from mlxgpt.config import Config, override
+from mlxgpt.experiments.variants import (
+    Variant,
+    must_be_one_text,
+    told,
+    vary,
+    weight_affecting,
+    weight_affecting_diff,
+)
+from mlxgpt.utils.errors import UserError
+
+
+def test_a_field_is_varied_in_the_order_given(tiny: Config) -> None:
+    configs = vary(tiny, "dropout=0.2, 0,0.1")
+    assert list(configs) == ["dropout=0.2", "dropout=0", "dropout=0.1"]
+    assert [config.model.dropout for config in configs.values()] == [0.2, 0.0, 0.1]
+    assert {replace(c, model=tiny.model) for c in configs.values()} == {tiny}
+
+
+def test_values_of_every_kind(tiny: Config) -> None:
+    assert [c.model.bias for c in vary(tiny, "bias=true,false").values()] == [True, False]
+    assert [c.optim.beta2 for c in vary(tiny, "beta2=0.9,9.5e-1").values()] == [0.9, 0.95]
+    assert [c.data.tokenizer for c in vary(tiny, "tokenizer=char,bpe").values()] == ["char", "bpe"]
+    assert [c.model.n_head for c in vary(tiny, "n-head=2,4").values()] == [2, 4], "as a flag"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("dropout", "names no values"),
+        ("dropout=0.1", "names no values"),
+        ("dropuot=0,1", "unknown setting 'dropuot'"),
+        ("dropout=0,2", "dropout = 2.0 is too large"),
+        ("n_head=2,3", "cannot be shared among"),
+        ("bias=0,1", "wrong type"),
+        ("dropout=0.1,0.1", "end with the same weights"),
+        ("log_interval=1,2", "end with the same weights"),
+        ("seed=1,2", "seed cannot be varied"),
+        ("max-steps=1,2", "max_steps cannot be varied"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tiny: Config, text: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        vary(tiny, text)
+
+
+def test_differences_are_those_that_a_training_hangs_on(tiny: Config) -> None:
+    other = override(tiny, {"n_layer": 3, "log_interval": 5, "source": "x.txt", "beta2": 0.5})
+    found = weight_affecting_diff(tiny, other)
+    assert found == {"n_layer": (2, 3), "beta2": (0.95, 0.5)}
+    assert told(found) == "n_layer 3 (2), beta2 0.5 (0.95)"
+    assert {"tokenizer", "seed", "dtype", "max_steps"} <= weight_affecting(tiny).keys()
+
+
+def test_other_texts_are_refused(home: Path, tiny: Config, text: str) -> None:
+    def variant(name: str, text: str) -> Variant:
+        (home / f"{name}.txt").write_text(text, encoding="utf-8")
+        data = api.prepare(f"{name}.txt")
+        return Variant(name, tiny, data, data)
+
+    must_be_one_text([variant("a", text), variant("b", text)])
+    with pytest.raises(UserError, match=r"other texts: a 1,\d+ bytes, c 1,\d+ bytes"):
+        must_be_one_text([variant("a", text), variant("c", text[:-50])])

@@ -1,0 +1,53 @@
+"""Commands as a person gives them, for the tests of what can go wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxgpt.cli import main as cli
+from mlxgpt.data import hash_cache
+
+ROOT = Path(__file__).parents[2]
+Capture = pytest.CaptureFixture[str]
+SMALL = """train --tier 1 --n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2
+    --max-steps 4 --eval-interval 2 --sample-tokens 4 --warmup-steps 0"""
+TRAIN = SMALL.split()
+LONG = f"{SMALL} --source my.txt --max-steps 150 --eval-interval 10 --dropout 0.1".split()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of each file in it, but for what is only remembered of others."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.name != hash_cache.NAME]
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+
+def refused(capsys: Capture, *line: str) -> str:
+    """The problem that a command names; it must leave no result, and everything as it was."""
+    before = contents(Path.cwd())
+    capsys.readouterr()
+    code = cli.main(list(line))
+    output = capsys.readouterr()
+    assert code == 2, output.err
+    assert output.out == ""
+    problem, remedy = output.err.splitlines()[-2:]
+    assert problem.startswith("mlxgpt: ")
+    assert remedy.startswith("  → ")
+    assert len(remedy) > 10
+    assert contents(Path.cwd()) == before
+    return problem.removeprefix("mlxgpt: ")
+
+
+def program(*line: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # type: ignore[call-overload]
+        [sys.executable, "-m", "mlxgpt", *line],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )

@@ -1,0 +1,45 @@
+"""Models as they lie elsewhere, for tests without the libraries that wrote them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlxgpt.config import ModelConfig
+from mlxgpt.convert import huggingface, tokenizers
+from mlxgpt.data.tokenizers import bpe
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.data.tokenizers.char import Tokenizer
+from mlxgpt.model.gpt import GPT
+from mlxgpt.model.parameters import flatten_params
+
+SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=280, dropout=0.1)
+
+
+def some_bpe() -> BPETokenizer:
+    words = ["once", "upon", "a", "time", "there", "was", "cat", "Grüße", "the", "sea"]
+    return bpe.train([" ".join(random.Random(0).choices(words, k=400))], 280)
+
+
+def parameters_of(config: ModelConfig) -> dict[str, mx.array]:
+    """Random ones, biases and norms too."""
+    plain = flatten_params(GPT(config, 1).parameters())
+    return {
+        name: value + 0.1 * mx.random.normal(value.shape, key=mx.random.key(n))
+        for n, (name, value) in enumerate(plain.items())
+    }
+
+
+def folder_of(folder: Path, tokenizer: Tokenizer | None = None) -> dict[str, mx.array]:
+    """A GPT-2's folder, laid out as the hub's gpt2; its parameters by our names."""
+    tokenizer = tokenizer or some_bpe()
+    config = replace(SHAPE, vocab_size=tokenizer.vocab_size)
+    parameters = parameters_of(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    huggingface.write_config(folder, config, tokenizer.end_of_text)
+    huggingface.write_parameters(folder, config, parameters)
+    tokenizers.write(folder, tokenizer, config.block_size, add_bos_token=False)
+    return parameters

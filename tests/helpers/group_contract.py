@@ -1,0 +1,221 @@
+"""What every process group does, alone or with others: one function for each promise.
+
+`python -m tests.helpers.group_contract`, run by each rank, writes what failed to `rank-N.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxgpt.distributed.agreement import fingerprint, require_same, require_same_arrays
+from mlxgpt.distributed.group import (
+    LocalGroup,
+    ProcessGroup,
+    in_turns,
+    joined,
+    measure_average_seconds,
+)
+from mlxgpt.utils.errors import UserError
+
+
+def last(group: ProcessGroup) -> bool:
+    return group.rank == group.size - 1
+
+
+def fails_with_others(group: ProcessGroup, match: str) -> AbstractContextManager:
+    return pytest.raises(UserError, match=match) if group.size > 1 else nullcontext()
+
+
+def each_rank_knows_its_place(group: ProcessGroup) -> None:
+    assert group.gather("ranks", group.rank) == list(range(group.size))
+    assert group.is_main is (group.rank == 0)
+    assert len(group.hosts) == group.size
+    assert group.rank_name(0) == f"rank 0 (on {group.hosts[0]})"
+
+
+def average_gives_the_means(group: ProcessGroup) -> None:
+    weights = {"wte": mx.arange(6).reshape(2, 3) * 2, "bias": mx.array(8.0)}
+    gradients = {name: (group.rank + 1) * w.astype(mx.float32) for name, w in weights.items()}
+    mean = (group.size + 1) / 2
+    for dtype in (mx.float32, mx.bfloat16):
+        loss, means = group.average(mx.array(1.0 + group.rank), gradients, dtype)
+        assert float(loss) == mean
+        assert list(means) == ["wte", "bias"]
+        for name, weight in weights.items():
+            assert means[name].dtype == mx.float32
+            assert means[name].shape == weight.shape
+            assert means[name].tolist() == (mean * weight).tolist()
+
+
+def average_has_the_same_bits_everywhere(group: ProcessGroup) -> None:
+    for dtype in (mx.float32, mx.bfloat16):
+        own = mx.random.normal((1000,), key=mx.random.key(group.rank)).astype(dtype)
+        loss, means = group.average(
+            mx.array(0.1 * group.rank), {"a": own.astype(mx.float32)}, dtype
+        )
+        assert len({*group.gather("hashes", fingerprint(means, {"loss": loss}))}) == 1
+
+
+def not_finite_gradients_reach_all(group: ProcessGroup) -> None:
+    value = math.nan if last(group) else 1.0
+    loss, means = group.average(mx.array(value), {"a": mx.array([value, 1.0])}, mx.float32)
+    assert math.isnan(float(loss))
+    assert math.isnan(float(means["a"][0]))
+    assert float(means["a"][1]) == 1
+
+
+def one_wish_stops_all_at_one_step(group: ProcessGroup) -> None:
+    def stops_after_a_step(wish: bool) -> bool:
+        group.should_stop(wish)
+        group.average(mx.array(0.0), {"a": mx.zeros(1)}, mx.float32)
+        return group.should_stop(wish)
+
+    assert not stops_after_a_step(False)
+    assert stops_after_a_step(last(group))
+    assert not stops_after_a_step(False)
+
+
+def sum_keeps_shape_and_dtype(group: ProcessGroup) -> None:
+    for dtype in (mx.float32, mx.uint32):
+        total = group.sum("ones", (group.rank + 1) * mx.ones((2, 3), dtype))
+        assert total.dtype == dtype
+        assert total.tolist() == [[group.size * (group.size + 1) / 2] * 3] * 2
+
+
+def gather_keeps_the_order_of_ranks(group: ProcessGroup) -> None:
+    value = {"n": (group.rank, None, True), 7: "ü", "x": 0.1 + group.rank}
+    expected = [{"n": [n, None, True], "7": "ü", "x": 0.1 + n} for n in range(group.size)]
+    assert group.gather("values", value) == expected
+
+
+def broadcast_gives_the_main_ranks_value(group: ProcessGroup) -> None:
+    assert group.broadcast("value", {"n": (group.rank,)} if group.is_main else None) == {"n": [0]}
+    assert group.broadcast("nothing") is None
+
+
+def broadcast_arrays_keeps_every_bit(group: ProcessGroup) -> None:
+    main: dict[str, np.ndarray] = {
+        "w": np.array([[-0.0, math.inf, math.nan], [1e-45, 3e38, -1.5]], np.float32),
+        "step": np.array(2**40 + 3, np.uint64),
+    }
+    own = {name: mx.array(a if group.is_main else np.ones_like(a)) for name, a in main.items()}
+    received = group.broadcast_arrays("state", own)
+    assert list(received) == ["w", "step"]
+    for name, expected in main.items():
+        assert np.array(received[name]).dtype == expected.dtype
+        assert received[name].shape == expected.shape
+        assert np.array(received[name]).tobytes() == expected.tobytes()
+
+
+def barrier_waits_for_all(group: ProcessGroup) -> None:
+    Path(f"arrived-{group.rank}").touch()
+    group.barrier("arrived")
+    assert all(Path(f"arrived-{rank}").exists() for rank in range(group.size))
+
+
+def watch_runs_its_body_and_passes_errors_on(group: ProcessGroup) -> None:
+    with group.watch(0.01):
+        assert group.sum("watched", mx.ones(1)).item() == group.size
+    with pytest.raises(ZeroDivisionError), group.watch(0.01):
+        raise ZeroDivisionError
+
+
+def all_raise_together(group: ProcessGroup) -> None:
+    group.raise_together(None)
+    error = UserError("no memory", "buy some.") if last(group) else None
+    with pytest.raises(UserError, match="no memory") as raised:
+        group.raise_together(error)
+    assert raised.value.remedy == "buy some."
+    if error:
+        assert raised.value is error
+    else:
+        assert raised.value.problem == f"{group.rank_name(group.size - 1)}: no memory"
+
+
+def local_takes_no_part(group: ProcessGroup) -> None:
+    alone = group.local()
+    assert isinstance(alone, LocalGroup)
+    assert (alone.rank, alone.size, alone.is_main) == (group.rank, group.size, group.is_main)
+    if group.is_main:  # the others would wait if this were a collective
+        assert alone.sum("alone", mx.ones(1)).item() == 1
+        assert alone.gather("alone", 3) == [3]
+
+
+def one_after_the_other_main_first(group: ProcessGroup) -> None:
+    def append() -> int:
+        if group.is_main:
+            time.sleep(0.3)  # of all that would be first
+        with Path("turns").open("a") as file:
+            file.write(f"{group.rank}\n")
+        return group.rank
+
+    assert in_turns(group, append) == group.rank
+    group.barrier("all had their turn")
+    turns = Path("turns").read_text().split()
+    assert turns[0] == "0"
+    assert sorted(turns) == [str(rank) for rank in range(group.size)]
+
+
+def average_is_timed_alike(group: ProcessGroup) -> None:
+    seconds = measure_average_seconds(group, 1000, mx.bfloat16)
+    assert group.gather("seconds", seconds) == [seconds] * group.size
+    assert (seconds > 0) is (group.size > 1)
+
+
+def other_settings_are_refused_by_all(group: ProcessGroup) -> None:
+    require_same(group, "settings", {"seed": 7, "betas": (0.9, 0.95)})
+    with fails_with_others(group, "has seed 8 instead of 7"):
+        require_same(group, "settings", {"seed": 8 if last(group) and group.rank else 7})
+
+
+def other_weights_are_refused_by_all(group: ProcessGroup) -> None:
+    require_same_arrays(group, 5, {"w": mx.ones(3)})
+    with fails_with_others(group, "after step 5 rank 1 .* had other weights than rank 0"):
+        require_same_arrays(group, 5, {"w": mx.array([1.0, float(group.rank), 1.0])})
+
+
+CONTRACT: list[Callable[[ProcessGroup], None]] = [
+    each_rank_knows_its_place,
+    average_gives_the_means,
+    average_has_the_same_bits_everywhere,
+    not_finite_gradients_reach_all,
+    one_wish_stops_all_at_one_step,
+    sum_keeps_shape_and_dtype,
+    gather_keeps_the_order_of_ranks,
+    broadcast_gives_the_main_ranks_value,
+    broadcast_arrays_keeps_every_bit,
+    barrier_waits_for_all,
+    watch_runs_its_body_and_passes_errors_on,
+    all_raise_together,
+    local_takes_no_part,
+    one_after_the_other_main_first,
+    average_is_timed_alike,
+    other_settings_are_refused_by_all,
+    other_weights_are_refused_by_all,
+]
+
+
+def main() -> None:
+    outcomes = {}
+    with joined() as group:
+        for promise in CONTRACT:
+            try:
+                promise(group)
+                outcomes[promise.__name__] = "kept"
+            except Exception:
+                outcomes[promise.__name__] = traceback.format_exc()
+            Path(f"rank-{group.rank}.json").write_text(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main()

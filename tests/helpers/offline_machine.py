@@ -1,0 +1,89 @@
+"""A machine with an empty cache that reaches our servers and no others: `datasets`,
+`huggingface_hub` and everything below them are real; the servers are ours (hub.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlxgpt.data.dataset import open_dataset
+from tests.helpers.commands import ROOT
+from tests.helpers.fake_hub import GitHub, Hub, running
+
+NOWHERE = "http://127.0.0.1:9"  # a port that refuses
+TEXT = "abc" * 300 + "de" * 25 + "fg" * 25  # 900 characters for training, 100 for validation
+# The program as it is, but for the hash and the length of our small text, and GitHub's address.
+PROGRAM = """
+import os, signal, sys
+from dataclasses import replace
+from mlxgpt import cli
+from mlxgpt.data import http
+from mlxgpt.data.hub import HUB, Mirror
+http.MIRROR_DEADLINE = float(os.environ.get("DEADLINE", http.MIRROR_DEADLINE))
+if "CHUNK" in os.environ:
+    from huggingface_hub import constants
+    constants.DOWNLOAD_CHUNK_SIZE = int(os.environ["CHUNK"])  # what is kept of a broken download
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in background
+digest, github, *arguments = sys.argv[1:]
+HUB["shakespeare"] = replace(HUB["shakespeare"], sha256=digest, mirror=Mirror(github, 900))
+sys.exit(cli.main(arguments))
+"""
+
+
+class Machine:
+    """Somebody's machine: a folder that is home to everything the program writes."""
+
+    def __init__(self, folder: Path, hub: str, github: str = NOWHERE, digest: str = "") -> None:
+        self.folder, self.hub, self.github = folder, hub, github
+        self.digest = digest or hashlib.sha256(TEXT.encode()).hexdigest()
+        folder.mkdir(exist_ok=True)
+
+    def start(
+        self, *arguments: str, program: tuple[str, ...] = (), **environment: str
+    ) -> subprocess.Popen[str]:
+        ours = ("-c", PROGRAM, self.digest, self.github)
+        return subprocess.Popen(
+            [sys.executable, *(program or ours), *arguments],
+            env={
+                **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MLXGPT"))},
+                "HF_ENDPOINT": self.hub,
+                "HF_HOME": str(self.folder / "huggingface"),
+                "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+                "HF_HUB_ETAG_TIMEOUT": "2",
+                "NO_PROXY": "*",
+                "PYTHONPATH": str(ROOT),
+                **environment,
+            },
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self, *arguments: str, program: tuple[str, ...] = (), **environment: str
+    ) -> tuple[int, str, str]:
+        process = self.start(*arguments, program=program, **environment)
+        out, err = process.communicate()
+        assert "Traceback" not in err
+        return process.returncode, out, err
+
+    def text(self, name: str = "shakespeare") -> tuple[str, str]:
+        """Both sides of a single document."""
+        dataset = open_dataset(self.folder / "data" / name)
+        decode = dataset.tokenizer.decode
+        return decode(dataset.train.ids), decode(dataset.val.ids)
+
+
+@contextmanager
+def machine(folder: Path, hub: Hub, github: GitHub | None = None) -> Iterator[Machine]:
+    """A machine that reaches these servers."""
+    with running(hub, *([github] if github else [])):
+        address = github.address + GitHub.path if github else NOWHERE
+        yield Machine(folder, hub.address, address)

@@ -1,0 +1,91 @@
+"""Trainings by several ranks on this machine, each a process as tests/helpers/crash.py makes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.commands import ROOT
+
+
+class Ended:
+    """How the ranks ended: exit codes, and what each wrote on stderr."""
+
+    def __init__(self, codes: list[int], errors: list[str]) -> None:
+        self.codes, self.errors = codes, errors
+
+
+class Ranked:
+    """Some ranks at work, in the current folder.
+
+    Args:
+        plans: of each rank, as tests/helpers/crash.py takes them; or
+        command: arguments of Python, the same for all.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Mapping[str, Any]] = (),
+        *,
+        command: Sequence[str] = (),
+        size: int | None = None,
+    ) -> None:
+        size = size or len(plans)
+        commands = [["-m", "tests.helpers.crash", json.dumps(plan)] for plan in plans]
+        hostfile = Path("hosts.json").absolute()
+        hosts = [[f"127.0.0.1:{port}"] for port in free_ports(size)]
+        hostfile.write_text(json.dumps(hosts) if size > 1 else "")  # as mlx.launch does
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, *(commands[rank] if commands else command)],
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    "MLX_RANK": str(rank),
+                    "MLX_HOSTFILE": str(hostfile),
+                    "OPENBLAS_NUM_THREADS": "1",
+                },
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(size)
+        ]
+
+    def end(self, seconds: float = 120) -> Ended:
+        """Wait until all have ended."""
+        errors = [process.communicate(timeout=seconds)[1] for process in self.processes]
+        return Ended([process.returncode for process in self.processes], errors)
+
+    def __enter__(self) -> Ranked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            assert process.stderr
+            process.stderr.close()
+
+
+def trained(plan: Mapping[str, Any], size: int) -> None:
+    """A training by so many ranks, to its end."""
+    with Ranked([plan] * size) as ranks:
+        ended = ranks.end()
+    assert ended.codes == [0] * size, ended.errors
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [one.getsockname()[1] for one in sockets]

@@ -1,0 +1,88 @@
+"""Texts for tests: all kinds of Unicode, and what a reader or an array makes of them."""
+
+from __future__ import annotations
+
+import io
+import operator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from mlxgpt.data import readers
+from mlxgpt.data.dataset import Dataset
+from mlxgpt.data.readers import Piece
+from mlxgpt.data.tokenizers.char import END_OF_TEXT, Tokenizer
+
+LANGUAGES = """
+The rain in Spain falls mainly in the plain; we'll see 1,234 of them, don't you think?
+    def rain(plain):\n\t\treturn 'in Spain'\r\n\n\n\r\n\r\n
+        with        runs      of     white      space:\t\t\t\tof        four kinds
+Schöne Grüße aus Österreich, naïve café, Ærøskøbing, Dvořák, Łódź. e\u0301 e\u0301
+Съешь ещё этих мягких булок. Ξεσκεπάζω την ψυχοφθόρα. שלום עולם, مرحبا بالعالم ٣٤٥
+すもももももももものうち 我能吞下玻璃而不伤身体 हिन्दी में १२३ ภาษาไทย 한국어
+👩‍👩‍👧 👩‍👩‍👧 🙂🙂🙂 🇩🇪🇩🇪 👍🏽 — … « » “ ” \u00a0\u2003\u3000 ½ Ⅷ ₂
+"""
+
+WHITE = " \n\r\t\v\f\x1c\x1f\x85\u00a0\u1680\u2003\u2028\u202f\u3000"
+ODD = """don't we'll I'VE 's 'S 👩‍👩‍👧 🇩🇪 👍🏽 e\u0301 שלום مرحبا ٣٤ 日本語
+\ufeff \u200b \u200d ﷺ ǅ ß"""
+kinds = [
+    st.text(max_size=6),
+    st.text(WHITE, min_size=1, max_size=5),
+    st.builds(operator.mul, st.sampled_from([" ", "\n", "\t", "\r\n"]), st.integers(1, 30)),
+    st.text("0123456789٣१½", min_size=1, max_size=5),
+    st.text("ab '!", min_size=1, max_size=8),
+    st.sampled_from(LANGUAGES.split()),
+    st.sampled_from(ODD.split()),
+]
+texts = st.lists(st.one_of(kinds), max_size=12).map("".join).filter(lambda t: END_OF_TEXT not in t)
+
+
+def without_nul(text: str) -> str:
+    return text.replace("\0", "")
+
+
+def as_read(text: str) -> str:
+    """A text file's text as Python itself reads it: newlines alone, and no byte-order mark."""
+    return io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8-sig", newline=None).read()
+
+
+@contextmanager
+def pieces_of(length: int) -> Iterator[None]:
+    """Documents come in pieces of this length, and files are read so many bytes at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "PIECE", length)
+        patch.setattr(readers, "LONGEST_WORD", 4 * length)
+        yield
+
+
+def joined(pieces: Iterable[Piece]) -> list[str]:
+    """The documents whose pieces these are."""
+    documents, begun = [], ""
+    for text, last in pieces:
+        begun += text
+        if last:
+            documents.append(begun)
+            begun = ""
+    assert not begun, "the last document has ended"
+    return documents
+
+
+def documents_in(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """The documents in a token array that has an end-of-text after each."""
+    ends = np.flatnonzero(ids == tokenizer.end_of_text)
+    *whole, rest = np.split(ids, ends + 1)
+    assert not len(rest), "the last document has ended"
+    return [tokenizer.decode(document[:-1]) for document in whole]
+
+
+def sides(dataset: Dataset) -> tuple[list[str], list[str]]:
+    """The training and the validation documents."""
+    tokenizer = dataset.tokenizer
+    return (
+        documents_in(dataset.train.ids, tokenizer),
+        documents_in(dataset.val.ids, tokenizer),
+    )

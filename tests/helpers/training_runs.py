@@ -1,0 +1,96 @@
+"""Observes a training run, and reads what it left, for tests."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxgpt.data.dataset import Dataset
+from mlxgpt.storage import checkpoint
+from mlxgpt.storage import run as runs
+from mlxgpt.training.callbacks import Callback
+from mlxgpt.training.estimate import Estimate
+from tests.helpers.log_lines import logged_to
+
+# All that the modern recipes have, in any of them.
+MODERN_PARTS: dict[str, Any] = {
+    "position": "rope",
+    "norm": "rms",
+    "qk_norm": True,
+    "mlp": "swiglu",
+    "tied": False,
+    "embedding_norm": True,
+    "value_embeddings": True,
+}
+MODERN_STEPS: dict[str, Any] = {
+    "optimizer": "muon",
+    "embedding_learning_rate": 0.02,
+    "schedule": "linear",
+}
+
+
+class Recorder(Callback):
+    """Records a training run's events and, inside `listening`, what is logged.
+
+    Args:
+        aloud: print what is logged on stderr, too.
+    """
+
+    def __init__(self, aloud: bool = False) -> None:
+        self.aloud = aloud
+        self.notes: list[str] = []
+        self.records: list[dict[str, Any]] = []
+        self.samples: list[tuple[int, str]] = []
+        self.plan = 0
+        self.estimate: Estimate | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[Recorder]:
+        """A context in which what is logged is recorded."""
+        with logged_to(self._note):
+            yield self
+
+    def _note(self, line: str) -> None:
+        self.notes.append(line)
+        if self.aloud:
+            print(f"note: {line}", file=sys.stderr)
+
+    def on_train_begin(
+        self, run: runs.Run, dataset: Dataset, start: int, estimate: Estimate
+    ) -> None:
+        self.plan = run.config.train.max_steps
+        self.estimate = estimate
+
+    def on_log(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def on_sample(self, step: int, text: str) -> None:
+        self.samples.append((step, text))
+
+
+def final_state(run: str) -> dict[str, np.ndarray]:
+    """Model and optimizer of a run's newest checkpoint."""
+    folder = Path("runs") / run / "checkpoints"
+    saved = checkpoint.load(
+        checkpoint.path_of(folder, checkpoint.steps(folder)[-1]), with_optimizer=True
+    )
+    assert saved.optimizer is not None
+    return {name: np.array(value) for name, value in (saved.parameters | saved.optimizer).items()}
+
+
+def metrics(run: str) -> list[dict[str, Any]]:
+    """The metrics that do not depend on the clock or the machine."""
+    kept = ("step", "loss", "lr", "grad_norm", "val_loss")
+    lines = (Path("runs") / run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k in kept} for line in lines]
+
+
+def len_done(run: str) -> int:
+    steps = checkpoint.steps(Path("runs") / run / "checkpoints")
+    return steps[-1] if steps else 0

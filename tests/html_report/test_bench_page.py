@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mlxgpt.bench.records import Measurement
+from mlxgpt.html_report.bench_page import page_of
+from tests.helpers.bench_measurement import measurement
+from tests.html_report.test_page import HOSTILE, Seen
+
+
+def on_machine(**changes: Any) -> Measurement:
+    """A measurement on a machine with something changed."""
+    original = measurement()
+    return replace(original, machine=replace(original.machine, **changes))
+
+
+def test_one_machine_with_estimates() -> None:
+    html = page_of([measurement()]).html()
+    text = Seen(html).text
+    for words in ("measured and estimated", "Apple chips: estimated", "To measure it again"):
+        assert words in text, words
+    assert "Estimated, from" in html
+    assert "hollow is estimated, not measured" in text
+    assert "<svg" in html
+
+
+def test_machines_side_by_side() -> None:
+    other = on_machine(chip="Apple M4")
+    page = page_of([measurement(), replace(other, tiers=other.tiers[:1])])
+    text = Seen(page.html()).text
+    assert "2: Apple M4" in text
+    assert "Apple M4, 2026-11-22" in text
+
+
+def test_a_chip_s_name_is_text() -> None:
+    html = page_of([on_machine(chip=f"{HOSTILE} ![x](http://e.vil)")]).html()
+    assert "<script" not in html
+    assert "<img" not in html

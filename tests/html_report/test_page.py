@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt.html_report.page import Figure, Page, shown, write
+from mlxgpt.utils.errors import UserError
+
+HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' \0\x1b[31m\u202e ]]> </title>"
+
+
+class Seen(HTMLParser):
+    """The tags of a page, its text, and every attribute."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in ("meta", "input", "br", "hr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, "everything is closed in its order"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def full(text: str) -> Page:
+    """A page with a text wherever one can be."""
+    page = Page(text)
+    page.heading(text)
+    page.paragraph(text)
+    page.text(text)
+    page.commands([text, text])
+    page.table([["", text], [text, "1.5"]], text)
+    figure = Figure("<svg ></svg>", text, text)
+    page.figure(figure)
+    page.side_by_side([figure, figure])
+    page.choice(text, {text: figure, "other": figure})
+    page.markdown(f"# title\n\n{text}\n\n| {text} | |\n| --- | ---: |\n| {text} | 1 |\n")
+    return page
+
+
+@given(st.text())
+def test_whatever_is_put_in_is_text(text: str) -> None:
+    tags = Seen(full("plain").html()).tags
+    seen = Seen(full(text.replace("\n", " ").replace("|", " ")).html())
+    markdown = {"em", "strong", "code", "a", "h1", "h2", "h3", "ul", "ol", "li", "blockquote", "hr"}
+    markdown |= {"p", "pre", "table", "thead", "tbody", "tr", "th", "td", "div", "br"}
+    extra = set(seen.tags) - set(tags)
+    assert extra <= markdown
+    assert seen.tags.count("svg") == tags.count("svg")
+    assert not seen.open
+
+
+def test_a_page_fetches_nothing_and_runs_nothing() -> None:
+    links = "![x](https://e.vil/a.png) [y](https://e.vil) <https://e.vil> <img src=x onerror=y>"
+    for text in (HOSTILE, links):
+        seen = Seen(full(text).html())
+        assert not {"script", "img", "link", "iframe", "object", "a", "base"} & set(seen.tags)
+        assert not {"src", "href", "onerror", "srcset"} & {name for name, _ in seen.attributes}
+    html = full(HOSTILE).html()
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "<script" not in html
+    assert "\0" not in html
+    assert "\x1b" not in html
+    assert "\u202e" not in html, "no text turns the line around"
+    assert "alert(1)" in Seen(html).text
+
+
+def test_line_ends_and_emoji_stay() -> None:
+    assert shown("a\n\tb 🦊 ä") == "a\n\tb 🦊 ä"
+    assert shown("\ud83e") == "\ufffd", "half of a pair is no letter"
+    full("\ud83e").html().encode()
+
+
+def test_columns_of_numbers_stand_right() -> None:
+    page = Page("t")
+    page.table([["a", "b", "c"], ["1,234", "–", "4 %"], ["-1.5", "x", "1.2 ×"]], "numbers")
+    cells = re.findall(r"<td( class=\"number\")?>([^<]*)", page.html())
+    assert [bool(kind) for kind, _ in cells] == [True, False, True] * 2
+
+
+def test_parts_of_one_kind_have_names_of_their_own() -> None:
+    page = full("same")
+    page.table([["a"], ["1"]], "same")
+    page.choice("same", {"a": Figure("<svg ></svg>", "", "")})
+    html = page.html()
+    labels = re.findall(r'role="region" aria-label="([^"]*)"', html)
+    assert len(labels) == len(set(labels)) == 3
+    ids = re.findall(r' id="([^"]*)"', html)
+    assert len(ids) == len(set(ids)) == 3
+
+
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write(path, Page("one").html())
+    write(path, Page("two").html(refresh=5))
+    assert '<meta http-equiv="refresh" content="5">' in path.read_text()
+    for mine in (b"my own page", b"\xff\xfe", b""):
+        path.write_bytes(mine)
+        with pytest.raises(UserError, match="is no page of ours"):
+            write(path, Page("three").html())
+        assert path.read_bytes() == mine
+    with pytest.raises(UserError, match="cannot write"):
+        write(tmp_path / "nowhere" / "page.html", Page("four").html())

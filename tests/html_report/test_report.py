@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxgpt import api
+from mlxgpt.cli import main as cli
+from mlxgpt.html_report import report
+from mlxgpt.html_report.page import OURS
+from mlxgpt.storage.run import open_run
+from mlxgpt.utils.files import SMALL
+from tests.helpers.commands import ROOT, Capture, refused
+
+BENCH = ROOT / "benchmarks" / "reports" / "2026-11-26-epyc-2-cores.json"
+COMPARED = ROOT / "benchmarks" / "reports" / "compare"
+
+
+def test_the_newest_run_s_page_lies_in_its_folder(place: Path, capsys: Capture) -> None:
+    assert cli.main(["report"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == Path("runs/done/report.html")
+    assert "<title>done</title>" in path.read_text()
+    assert cli.main(["generate", "--max-tokens", "2"]) == 0, "it is a run as before"
+    assert cli.main(["report", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"page": str(path)}
+
+
+def test_several_runs_and_a_place_of_ones_own(place: Path) -> None:
+    shutil.copytree("runs/done", "runs/other")
+    assert api.report("done", "other") == Path("report.html")
+    assert "<title>done, other</title>" in Path("report.html").read_text()
+    Path("pages").mkdir()
+    assert api.report("runs/other", output="pages/mine.html") == Path("pages/mine.html")
+
+
+@pytest.mark.parametrize("path", [BENCH, *sorted(COMPARED.glob("*.json"))], ids=lambda p: p.stem)
+def test_every_report_of_ours_has_a_page(home: Path, path: Path) -> None:
+    shutil.copy(path, "a.json")
+    html = api.report("a.json").read_text()
+    assert api.report("a.json") == Path("a.html")
+    assert html.count("<svg") >= 2
+    assert len(html) < 2e6
+
+
+def test_measurements_side_by_side(home: Path) -> None:
+    html = api.report(BENCH, BENCH, output="both.html").read_text()
+    assert "2: AMD EPYC" in html
+
+
+def test_what_is_none_is_refused(place: Path, capsys: Capture) -> None:
+    Path("a.json").write_text("{}")
+    Path("list.json").write_text('["variants"]')
+    Path("mine.html").write_text("my page")
+    for line, problem in (
+        (["nobody"], "there is no run 'nobody'"),
+        (["done", "a.json"], "a page is on runs, or on JSON files"),
+        (["a.json", "--watch"], "a page is on runs, or on JSON files"),
+        (["a.json"], "a.json: this is no measurement"),
+        (["list.json"], "no comparison's result"),
+        (["none.json"], "cannot read none.json: No such file"),
+        (["done", "--output", "mine.html"], "mine.html exists, and is no page of ours"),
+        (["done", "--output", "no/where.html"], "cannot write no/where.html"),
+    ):
+        assert problem in refused(capsys, "report", *line)
+    two = [str(path) for path in sorted(COMPARED.glob("*.json"))[:2]]
+    assert "several comparisons" in refused(capsys, "report", *two)
+    shutil.rmtree("runs")
+    assert "there is no run in" in refused(capsys, "report")
+
+
+@pytest.mark.parametrize("file", ["config.toml", "tokenizer.json", "run.json"])
+def test_a_damaged_run_is_told(place: Path, capsys: Capture, file: str) -> None:
+    Path("runs/done", file).write_text("{")
+    assert file in refused(capsys, "report", "done")
+
+
+def test_it_watches_until_the_run_is_finished(
+    place: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
+    metrics = Path("runs/done/metrics.jsonl")
+    lines = metrics.read_text().splitlines(keepends=True)
+    path = Path("runs/done/report.html")
+    seen: list[str] = []
+
+    def goes_on(seconds: float) -> None:
+        assert seconds == report.EVERY
+        seen.append(path.read_text())
+        metrics.write_text("".join(lines[: len(lines) - 3 + len(seen)]))
+
+    monkeypatch.setattr(report.time, "sleep", goes_on)
+    metrics.write_text("".join(lines[:-3]))
+    assert api.report("done", watch=True) == path
+    assert len(seen) == 3
+    assert all('http-equiv="refresh"' in html for html in seen)
+    assert seen[0] != seen[1]
+    assert "refresh" not in path.read_text()
+    assert notes == [f"{path} is written again every 10 seconds; Ctrl-C ends that"]
+
+
+def test_ctrl_c_ends_watching_with_a_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Path("runs/done/metrics.jsonl")
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report.time, "sleep", interrupted)
+    assert cli.main(["report", "--watch"]) == 0
+    html = Path("runs/done/report.html").read_text()
+    assert OURS in html
+    assert "refresh" not in html
+
+
+def test_a_run_of_a_hundred_thousand_records(place: Path) -> None:
+    """Its page is no larger than two megabytes. (How long it takes: benchmarks/pages.py.)"""
+    run = open_run(Path("runs/done"))
+    record: dict[str, Any] = {"lr": 1e-3, "grad_norm": 0.5, "peak_share": 0.3, "skipped": 0}
+    with (run.folder / "metrics.jsonl").open("w") as file:
+        for n in range(1, 100_001):
+            more = {"val_loss": 3 - n / 1e5} if n % 100 == 0 else {}
+            numbers = {"loss": 3 + n % 7 / 7 - n / 1e5, "tokens_per_second": 1e4 + n % 13}
+            file.write(json.dumps({"step": n, **numbers, **record, **more}) + "\n")
+    with (run.folder / "samples.txt").open("w") as file:
+        for n in range(1000):
+            file.write(f"--- step {100 * n}\n" + 5000 * "<word> " + "\n\n")
+    page = api.report("done")
+    assert page.stat().st_size < 2e6
+    assert (run.folder / "metrics.jsonl").stat().st_size > SMALL

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import math
+import random
+import socket
+from typing import Any
+
+import httpx
+import pytest
+
+from mlxgpt.playground import auth
+from mlxgpt.playground.auth import LARGEST_BODY
+from mlxgpt.utils.errors import UserError
+from tests.helpers.play_server import KEY, Served
+
+ASKED = ("/api/run", "/api/course", "/v1/models", "/v1/models/done", "/nothing")
+POSTED = (
+    "/api/write",
+    "/api/next",
+    "/api/look",
+    "/api/lens",
+    "/api/neighbours",
+    "/v1/completions",
+    "/v1/chat/completions",
+)
+
+
+@pytest.mark.parametrize("path", [*ASKED, *POSTED])
+@pytest.mark.parametrize("given", [None, "", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", KEY, "é"])
+def test_nobody_gets_in_without_the_key(served: Served, path: str, given: str | None) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    headers = {} if given is None else {"Authorization": given.encode().decode("latin-1")}
+    connection.request("GET" if path in ASKED else "POST", path, headers=headers)
+    response = connection.getresponse()
+    assert response.status == 401
+    assert b"key" in response.read()
+    connection.close()
+
+
+def test_the_scheme_has_no_case(served: Served) -> None:
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        assert served.get("/v1/models", Authorization=f"{scheme} {KEY}").status_code == 200
+    assert served.get("/v1/models", Authorization=f"bearer {KEY.upper()}").status_code == 401
+
+
+def test_the_page_itself_tells_nothing(served: Served) -> None:
+    for path in ("/", "/static/app.js", "/static/d3-7.9.0.min.js", "/static/play.css"):
+        response = served.get(path, Authorization="")
+        assert response.status_code == 200
+        assert served.folder.name not in response.text.split("/*")[0] or path != "/"
+        assert KEY not in response.text
+        assert "script-src 'self'" in response.headers["content-security-policy"]
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example:{port}", "[::1]:{port}"],
+)
+@pytest.mark.parametrize("path", ["/", "/api/run", "/static/app.js"])
+def test_a_name_that_was_pointed_here_is_refused(served: Served, host: str, path: str) -> None:
+    response = served.get(path, Host=host.format(port=served.port))
+    assert response.status_code == 403
+    assert served.get(path, Host=f"LocalHost:{served.port}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example",
+        "null",
+        "http://127.0.0.1:1",
+        "https://127.0.0.1:{port}",
+        "http://127.0.0.1",
+    ],
+)
+def test_a_page_from_elsewhere_is_refused(served: Served, origin: str) -> None:
+    given = origin.format(port=served.port)
+    for path in ASKED[:3]:
+        assert served.get(path, Origin=given).status_code == 403
+    assert served.post("/api/next", {"text": "to"}, Origin=given).status_code == 403
+    own = f"http://127.0.0.1:{served.port}"
+    assert served.post("/api/next", {"text": "to"}, Origin=own).status_code == 200
+
+
+def test_no_preflight_is_allowed(served: Served) -> None:
+    with served.client() as client:
+        asks = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+        response = client.options("/api/write", headers=asks)
+    assert response.status_code == 403
+    assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../page.py",
+        "/static/..%2fpage.py",
+        "/static/%2e%2e/page.py",
+        "/static/%2e%2e%2f%2e%2e%2f%2e%2e%2fpyproject.toml",
+        "/static//etc/passwd",
+        "/static/..\\page.py",
+        "/static/%00",
+        "/../../etc/passwd",
+        "/v1/models/../../api",
+    ],
+)
+def test_a_path_leads_nowhere_else(served: Served, path: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    connection.putrequest("GET", path, skip_host=True)
+    connection.putheader("Host", f"127.0.0.1:{served.port}")
+    connection.putheader("Authorization", f"Bearer {KEY}")
+    connection.endheaders()
+    response = connection.getresponse()
+    assert response.status in (400, 404)
+    assert b"import" not in response.read()
+    connection.close()
+
+
+def test_ten_megabytes_are_not_read(served: Served) -> None:
+    response = served.post("/api/write", {"text": "to" * 5_000_000})
+    assert response.status_code == 413
+
+
+def test_a_body_that_does_not_say_how_long_it_is(served: Served) -> None:
+    def pieces() -> Any:
+        for _ in range(100):
+            yield b" " * 100_000
+
+    # It may hang up before we have said all.
+    hung_up = contextlib.suppress(httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadError)
+    with served.client() as client, hung_up:
+        assert client.post("/api/next", content=pieces()).status_code == 413
+    assert served.get("/api/run").status_code == 200
+    assert LARGEST_BODY < 10_000_000
+
+
+def test_a_length_that_is_none(served: Served) -> None:
+    for length in (b"99999999999999999999999", b"-1", b"1e3"):
+        said = raw(
+            served,
+            b"POST /api/next HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: Bearer %s\r\n"
+            b"Content-Length: %s\r\n\r\n" % (served.port, KEY.encode(), length),
+        )
+        assert said[9:12] in (b"400", b"413")
+
+
+def raw(served: Served, content: bytes) -> bytes:
+    """What is said to some bytes, as far as it comes at once."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=30) as connection:
+        connection.sendall(content)
+        connection.shutdown(socket.SHUT_WR)
+        said = b""
+        try:
+            while part := connection.recv(65536):
+                said += part
+        except ConnectionResetError:
+            pass
+    return said
+
+
+VALUES: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 7, 1.5, -0.5, 1e308, 10**30, "", "to", "ü", "\0", "x" * 3000,
+    "\ud800", [], [0], [1, 2], [-1], [10**9], ["a"], [[1]], {}, {"a": 1},
+    [{"role": "user", "content": "to"}],
+)  # fmt: skip
+FIELDS = (
+    "text", "ids", "step", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "layer",
+    "off", "position", "id", "model", "prompt", "messages", "n", "stop", "stream", "logprobs",
+    "echo", "suffix", "best_of", "repetition_penalty", "stream_options", "top_logprobs",
+    "temprature", "grammar", "user", "colour",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_whatever_is_asked_it_lives(served: Served, count: int) -> None:
+    """Answered, or refused in a line of JSON; never a failure of ours."""
+    draw = random.Random(count)
+    answered = 0
+    with served.client() as client:
+        for n in range(count):
+            path = draw.choice(POSTED)
+            body: Any = {
+                name: draw.choice(VALUES) for name in draw.sample(FIELDS, draw.randrange(9))
+            }
+            if path.startswith("/v1") and draw.random() < 0.9:
+                body["model"] = served.folder.name
+            if draw.random() < 0.9:
+                body["max_tokens"] = 2
+            content = json.dumps(body).encode()
+            if n % 4 == 3:
+                at = draw.randrange(len(content))
+                content = (
+                    content[:at] + bytes([draw.randrange(256)]) + content[at + draw.randrange(3) :]
+                )
+            response = client.post(path, content=content)
+            assert response.status_code in (200, 400, 404), (path, body, response.text)
+            if response.status_code == 200:
+                answered += 1
+            else:
+                assert response.json()["error"]["message"]
+    print(f"{count} asked, {answered} answered, the others refused")
+    assert count > answered > count // 50
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(3_000, marks=pytest.mark.slow)])
+def test_whatever_bytes_come_it_lives(served: Served, count: int) -> None:
+    draw = random.Random(count)
+    good = (
+        f"POST /api/next HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\n"
+        f'Authorization: Bearer {KEY}\r\nContent-Length: 13\r\n\r\n{{"text":"to"}}'
+    ).encode()
+    for _ in range(count):
+        content = bytearray(good)
+        for _ in range(draw.randrange(1, 9)):
+            at = draw.randrange(len(content))
+            content[at : at + draw.randrange(4)] = draw.randbytes(draw.randrange(4))
+        said = raw(served, bytes(content))
+        assert not said.startswith(b"HTTP/1.1 5")
+    assert served.get("/api/run").status_code == 200
+
+
+def test_it_listens_on_this_machine_alone(served: Served) -> None:
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+    except socket.gaierror:
+        pytest.skip("this machine's name has no address, as on some Macs")
+    others = {info[4][0] for info in found}
+    for address in others - {"127.0.0.1", "127.0.1.1"}:
+        with pytest.raises(OSError):  # noqa: PT011
+            socket.create_connection((str(address), served.port), timeout=5).close()
+
+
+def test_an_error_on_the_way_tells_what_to_do_too() -> None:
+    event = auth.late(UserError("it is gone", "open another."))
+    assert event.endswith("\n\n")
+    tree = json.loads(event.removeprefix("data: "))
+    assert tree["error"]["message"] == "it is gone\n→ open another."
+
+
+def test_a_body_of_any_text_is_json() -> None:
+    """Also with what is not UTF-8, as a folder's name may be."""
+    tree = {"a": "hé 日本 \udcff", "b": [1.5, None]}
+    assert json.loads(bytes(auth.FiniteJSONResponse(tree).body)) == tree
+    assert "hé 日本".encode() in bytes(auth.FiniteJSONResponse(tree).body)
+    assert json.loads(auth.as_event(tree).removeprefix("data: ")) == tree
+    for value in (math.nan, math.inf, -math.inf):
+        for write in (auth.FiniteJSONResponse, auth.as_event):
+            with pytest.raises(UserError, match="not finite"):
+                write([{"c": value}])

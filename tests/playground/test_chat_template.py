@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from mlxgpt.data.tokenizers import tokenizer_json
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.playground import chat_template
+from mlxgpt.playground.request_body import Message
+from mlxgpt.utils.errors import UserError
+from tests.helpers.tokenizer_folders import tree_with_added
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}"
+    "<|endoftext|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+MODEL: Any = SimpleNamespace(tokenizer=BPETokenizer([]), ids=lambda text: np.array([256]))
+
+
+def said(*messages: Any) -> list[Message]:
+    return [Message.model_validate(message) for message in messages]
+
+
+def test_the_template_alone_ends_texts() -> None:
+    """What a person writes is text, also where it looks like the end of one."""
+    for name in ("content", "name"):
+        message = {"role": "user", "content": "a"} | {name: "a\0<|endoftext|>"}
+        ids = chat_template.ids(TEMPLATE.replace("content", name), said(message), MODEL)
+        tokenizer = MODEL.tokenizer
+        assert ids == [
+            256,
+            *tokenizer.encode("[user] a<|endoftext|>"),
+            256,
+            *tokenizer.encode("[assistant]"),
+        ]
+
+
+def test_special_tokens_of_a_template_are_tokens() -> None:
+    """Those in what a person writes are text."""
+    tokenizer = tokenizer_json.tokenizer_of(tree_with_added(), "<|im_end|>")
+    model: Any = SimpleNamespace(tokenizer=tokenizer, ids=lambda text: np.array([282]))
+    template = (
+        "{% for m in messages %}<pad>{{ m.content }}{{ eos_token }}\n{% endfor %}<|endoftext|>"
+    )
+    messages = said({"role": "user", "content": "a <pad> cat"})
+    text = tokenizer.encode("a <pad> cat").tolist()
+    assert 280 not in text
+    assert chat_template.ids(template, messages, model) == [
+        280,
+        *text,
+        282,
+        *tokenizer.encode("\n"),
+        279,
+    ]
+
+
+def test_line_ends_of_a_message_are_normalized() -> None:
+    ids = [
+        chat_template.ids(TEMPLATE, said({"role": "user", "content": content}), MODEL)
+        for content in ("a\nb", "a\r\nb", "a\rb")
+    ]
+    assert ids[0] == ids[1] == ids[2]
+
+
+def test_parts_of_a_content() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    (message,) = said({"role": "user", "content": parts})
+    assert message.content == "ab"
+    for other in ({"type": "image_url"}, {"type": "text"}, {"text": "c"}, "c", None):
+        with pytest.raises(ValidationError):
+            said({"role": "user", "content": [*parts, other]})
+
+
+def test_a_template_has_what_transformers_gives_it() -> None:
+    """`tests/oracle` compares whole templates."""
+
+    def rendered(template: str, *messages: dict[str, Any]) -> str:
+        return chat_template.render(template, list(messages), {"bos_token": "<s>"})
+
+    loop = "{% for n in range(5) %}{% if n == 2 %}{% continue %}{% endif %}{{ n }}{% if n == 3 %}"
+    assert rendered(loop + "{% break %}{% endif %}{% endfor %}") == "013"
+    assert rendered("a{% generation %}{% set b = 1 %}{{ b }}{% endgeneration %}{{ b }}") == "a1"
+    assert rendered("{{ {'b': '<é>', 'a': bos_token} | tojson }}") == '{"b": "<é>", "a": "<s>"}'
+    assert rendered("{{ 'é' | tojson(ensure_ascii=true) }}") == '"\\u00e9"'
+    assert rendered("{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}") == (
+        "TrueTrueTrue"
+    )
+    years = [datetime.now().year, datetime.now().year + 1]
+    assert rendered("{{ strftime_now('%Y') }}") in map(str, years)
+    assert rendered("{{ messages[0] | tojson }}", {"b": 1, "a": 2}) == '{"b": 1, "a": 2}'
+    thought = {"role": "assistant", "content": "", "reasoning": "hm"}
+    assert rendered("{{ messages[0].reasoning_content }}", thought) == "hm"
+    with pytest.raises(UserError, match="refuses these messages: take turns"):
+        rendered("{{ raise_exception('take turns') }}")
+    with pytest.raises(UserError, match="underscore"):
+        rendered("{{ namespace(_a=1) }}")
+
+
+def test_the_fields_of_a_message_keep_their_order() -> None:
+    template = "{{ messages[0] | tojson }}"
+    message = {"name": "Ann", "content": "hi", "role": "user", "tool_calls": None}
+    wanted = '{"name": "Ann", "content": "hi", "role": "user"}'
+    assert (
+        chat_template.ids(template, said(message), MODEL) == MODEL.tokenizer.encode(wanted).tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ 1 / 0 }}",
+        "{% for x in range(10 ** 9) %}a{% endfor %}",
+        "{% include '/etc/passwd' %}",
+        "{% if %}",
+        "{{ messages[5].content.nothing.at.all }}",
+        "{{ '\\x00' }}",
+        "{{ '\\x00none\\x00' }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ messages[0].content | tojson(indent='a'.b.c) }}",
+    ],
+)
+def test_a_strangers_template_does_no_harm(template: str) -> None:
+    with pytest.raises(UserError, match="cannot be used"):
+        chat_template.ids(template, said({"role": "user", "content": "a"}), MODEL)
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(folder=tmp_path, name="mine")
+    with pytest.raises(UserError, match="no chat template"):
+        chat_template.template_of(run)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="cannot be read"):
+        chat_template.template_of(run)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import builtins
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import mlxgpt
+from mlxgpt.cli import main as cli
+from mlxgpt.playground import server
+from mlxgpt.utils.errors import UserError
+
+
+def test_a_page_is_opened_and_ends_with_ctrl_c(place: Path) -> None:
+    command = [sys.executable, "-m", "mlxgpt", "play", "--port", "0", "--no-browser"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        said = process.stderr.readline()
+        found = re.search(r"(http://127\.0\.0\.1:\d+)/#(\S+)", said)
+        assert found
+        key = {"Authorization": f"Bearer {found[2]}"}
+        assert "key" in process.stderr.readline()
+        assert httpx.get(f"{found[1]}/api/run", headers=key, trust_env=False).json()["step"] == 12
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(300) in (0, 130)
+        assert "Traceback" not in rest
+
+
+def test_the_browser_is_shown_the_way(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+
+    class Ready:
+        def __init__(self, app: Any, ready: Any) -> None:
+            self.ready = ready
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            self.ready()
+
+    monkeypatch.setattr(server, "Server", Ready)
+    told: list[str] = []
+    mlxgpt.play("done", port=0, ready=lambda *one: told.extend(one))
+    assert opened == ["/#".join(told)]
+    mlxgpt.play(port=0, browser=False)
+    assert len(opened) == 1
+    assert cli.main(["play", "--port", "0", "--no-browser", "--json"]) == 0
+    told_as_json = json.loads(capsys.readouterr().out)
+    assert told_as_json["page"].endswith("/#" + told_as_json["key"])
+    assert told_as_json["api"].startswith("http://127.0.0.1:")
+
+
+def test_what_cannot_be_played(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["play", "--no-browser"]) == 2
+    assert "there is no trained run" in capsys.readouterr().err
+    assert cli.main(["play", "nobody", "--no-browser"]) == 2
+    assert "there is no run 'nobody'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["taken", "-1", "99999"])
+def test_a_port_that_cannot_be_used(
+    place: Path, port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = str(taken.getsockname()[1]) if port == "taken" else port
+        assert cli.main(["play", "--no-browser", "--port", number]) == 2
+    assert f"port {number} cannot be used" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_says_what_to_install(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *given: Any, **named: Any) -> Any:
+        if name.startswith("mlxgpt.playground") or (
+            name == "mlxgpt" and "playground" in str(given)
+        ):
+            raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
+        return real(name, *given, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError) as error:
+        mlxgpt.play("done", port=0, browser=False)
+    assert "uvicorn is not installed" in error.value.problem
+    assert "mlxgpt[play]" in error.value.remedy
+
+
+def test_a_run_that_only_begins_can_be_played(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("checkpoints", "snapshots"):
+        shutil.rmtree(place / "runs/done" / name)
+    played: list[Path] = []
+    monkeypatch.setattr(server, "application", lambda folder, *_: played.append(folder))
+    monkeypatch.setattr(server.Server, "run", lambda self, sockets: None)
+    mlxgpt.play(port=0, browser=False)
+    assert played == [(place / "runs/done").absolute()]

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mlxgpt.playground import scheduler
+from mlxgpt.playground.scheduler import Busy, Device
+
+
+def counting(name: str, count: int, log: list[str]) -> Iterator[str]:
+    try:
+        for n in range(count):
+            log.append(name)
+            yield f"{name}{n}"
+    finally:
+        log.append(f"{name} ends in {threading.current_thread().name}")
+
+
+def test_all_take_turns_in_one_thread() -> None:
+    log: list[str] = []
+
+    async def gather(device: Device, name: str, count: int) -> list[str]:
+        return [item async for item in device.items(lambda: counting(name, count, log))]
+
+    async def both() -> list[list[str]]:
+        device = Device()
+        hold = threading.Event()
+        blocker = asyncio.create_task(device.call(hold.wait))
+        tasks = [asyncio.create_task(gather(device, *one)) for one in (("a", 3), ("b", 5))]
+        await asyncio.sleep(0.05)
+        hold.set()
+        await blocker
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(both()) == [["a0", "a1", "a2"], ["b0", "b1", "b2", "b3", "b4"]]
+    assert [entry for entry in log if len(entry) == 1] == list("abababbb")
+    assert "a ends in device" in log
+
+
+def test_whoever_stops_asking_stops_it() -> None:
+    log: list[str] = []
+
+    async def one() -> None:
+        device = Device()
+        async for _ in (items := device.items(lambda: counting("a", 10**9, log))):
+            break
+        await items.aclose()
+        for _ in range(1000):
+            if any("ends" in entry for entry in log):
+                return
+            await asyncio.sleep(0.01)
+
+    asyncio.run(one())
+    assert log[-1] == "a ends in device"
+
+
+def test_errors_reach_who_asked() -> None:
+    def fails() -> Iterator[int]:
+        yield 1
+        raise KeyError("two")
+
+    async def one() -> list[int]:
+        device, seen = Device(), list[int]()
+
+        async def all_items() -> None:
+            async for item in device.items(fails):
+                seen.append(item)
+
+        with pytest.raises(KeyError, match="two"):
+            await all_items()
+        assert await device.call(lambda: 7) == 7, "the thread lives"
+        return seen
+
+    assert asyncio.run(one()) == [1]
+
+
+def test_no_more_than_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "MOST", 2)
+
+    async def one() -> None:
+        device = Device()
+        tasks = [asyncio.create_task(device.call(lambda: time.sleep(0.05))) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await device.call(lambda: None)
+        await asyncio.gather(*tasks)
+        await device.call(lambda: None)
+
+    asyncio.run(one())
+
+
+def test_who_pauses_has_no_place_and_takes_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "MOST", 1)
+    log: list[str] = []
+
+    async def one() -> list[str]:
+        device = Device()
+        paused = device.items(lambda: counting("a", 1000, log))
+        first = await anext(paused)
+        assert await device.call(lambda: 7) == 7, "its place is free"
+        for _ in range(5):
+            await device.call(lambda: None)
+        assert log.count("a") <= 1 + scheduler.AHEAD
+        return [first, *[item async for item in paused]]
+
+    assert asyncio.run(one()) == [f"a{n}" for n in range(1000)], "and later it gets everything"
+    assert log[-1] == "a ends in device"

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlxgpt.data.tokenizers.bpe import BPETokenizer
+from mlxgpt.loaded_model import LoadedModel, load
+from mlxgpt.playground import ui_api
+from mlxgpt.playground.ui_api import _name, _opening, _pieces
+from tests.helpers.play_server import Served
+
+
+@pytest.fixture(scope="module")
+def model(served: Served) -> LoadedModel:
+    return load(str(served.folder))
+
+
+def test_what_there_is(served: Served, model: LoadedModel) -> None:
+    told = served.get("/api/run").json()
+    assert (told["name"], told["step"]) == ("done", model.step)
+    assert (told["n_layer"], told["n_head"], told["block_size"]) == (2, 2, 8)
+    assert told["ages"] == model.run.ages() == [0, 8, 12]
+
+
+def test_it_writes_what_generate_does(served: Served, model: LoadedModel) -> None:
+    for settings in ({"temperature": 0.5}, {"top_k": 3}, {"temperature": 0, "min_p": 0.1}):
+        first, *drawn, last = served.events(
+            "/api/write", text="to be", seed=5, max_tokens=20, **settings
+        )
+        assert [id for id, _, _ in first["prompt"]] == model.ids("to be").tolist()
+        assert "".join(text for _, text, _ in first["prompt"]) == "to be"
+        assert (first["seed"], first["step"], last) == (5, model.step, {"end": "length"})
+        text = "to be" + "".join(one["text"] for one in drawn)
+        assert [text] == model.generate("to be", seed=5, max_tokens=20, **settings).texts
+        for one in drawn:
+            ids, names, shares = zip(*one["alternatives"], strict=True)
+            assert len(ids) == ui_api.ALTERNATIVES
+            assert list(shares) == sorted(shares, reverse=True)
+            assert list(names) == [_name(model.tokenizer, id) for id in ids]
+            if one["id"] in ids:
+                assert one["probability"] == shares[ids.index(one["id"])]
+
+
+def test_another_branch_goes_on_from_its_ids(served: Served, model: LoadedModel) -> None:
+    first, *drawn, _ = served.events("/api/write", text="to", seed=5, max_tokens=6)
+    begun = [id for id, _, _ in first["prompt"]]
+    kept = [one["id"] for one in drawn[:2]]
+    other = drawn[2]["alternatives"][3][0]
+    again, *rest, _ = served.events("/api/write", ids=[*begun, *kept, other], seed=9, max_tokens=4)
+    assert [id for id, _, _ in again["prompt"]] == [*begun, *kept, other]
+    alone = list(model.tokens([*begun, *kept, other], seed=9, max_tokens=4))
+    assert [one["id"] for one in rest] == [one.id for one in alone]
+
+
+def test_an_age_can_be_asked_for(served: Served) -> None:
+    texts = {
+        step: "".join(
+            one.get("text", "")
+            for one in served.events("/api/write", text="to", step=step, seed=1, max_tokens=30)
+        )
+        for step in (0, 8, 12)
+    }
+    assert len(set(texts.values())) == 3
+    assert "no checkpoint '5'" in served.refused("/api/write", text="to", step=5)
+
+
+def test_next_is_what_settings_leave(served: Served, model: LoadedModel) -> None:
+    likely = served.asked("/api/next", text="to be", temperature=1, top_k=3)["likely"]
+    logits = model.logits(model.ids("to be"))[-1, : model.tokenizer.vocab_size]
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    assert [id for id, *_ in likely] == np.argsort(-shares)[: ui_api.ALTERNATIVES].tolist()
+    np.testing.assert_allclose([row[2] for row in likely], np.sort(shares)[::-1][:12], atol=1e-5)
+    left = [row[3] for row in likely]
+    assert sum(share > 0 for share in left) == 3
+    assert sum(left) == pytest.approx(1, abs=1e-5)
+    plain = served.asked("/api/next", text="to be", temperature=1)["likely"]
+    assert [row[3] for row in plain] == pytest.approx([row[2] for row in plain])
+
+
+def test_the_look(served: Served, model: LoadedModel) -> None:
+    ids = model.ids("to be or").tolist()
+    told = served.asked("/api/look", ids=ids, layer=1)
+    shown = np.frombuffer(base64.b64decode(told["attention"]), np.uint8).reshape(2, len(ids), -1)
+    wanted = model.look(ids).attention[1]
+    np.testing.assert_allclose(shown / 255, wanted, atol=0.5 / 255 + 1e-6)
+    assert [tuple(one) for one in told["tokens"]] == _pieces(model.tokenizer, ids)
+    assert told["usual"] == told["without"]
+    off = served.asked("/api/look", ids=ids, layer=1, off=[1])
+    assert off["usual"] == told["usual"] != off["without"]
+    wanted = model.look(ids, [(0, 1)]).next(ui_api.ALTERNATIVES)
+    assert [(id, share) for id, _, share in off["without"]] == wanted
+    assert "no such head" in served.refused("/api/look", ids=ids, off=[4])
+    assert "layer = 2 is not valid" in served.refused("/api/look", ids=ids, layer=2)
+
+
+def test_the_lens_and_the_neighbours(served: Served, model: LoadedModel) -> None:
+    ids = model.ids("to be or").tolist()
+    layers = served.asked("/api/lens", ids=ids, position=3)["layers"]
+    assert len(layers) == 3
+    wanted = model.look(ids).lens(3, 5)
+    assert [[(id, share) for id, _, share in one] for one in layers] == wanted
+    near = served.asked("/api/neighbours", id=2)["likely"]
+    assert [(id, share) for id, _, share in near] == model.neighbours(2, ui_api.ALTERNATIVES)
+
+
+def test_longer_than_the_block_the_last_tokens_are_seen(served: Served) -> None:
+    told = served.asked("/api/look", text="to be or not to be")
+    assert "".join(text for _, text, _ in told["tokens"]) == "ot to be"[-8:]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "why"),
+    [
+        ("/api/write", {"text": 7}, "text = 7 is not valid"),
+        ("/api/write", {"text": "Ж"}, "never seen: 'Ж'"),
+        ("/api/write", {"ids": [99]}, "outside of 0 to"),
+        ("/api/write", {"ids": "a"}, "send a list of at most 20,000 token ids"),
+        ("/api/write", {"text": "t", "max_tokens": 10**6}, "max_tokens = 1000000 is not valid"),
+        ("/api/write", {"text": "t", "temperature": -1}, "temperature"),
+        ("/api/write", {"text": "t", "temperature": "hot"}, 'temperature = "hot" is not valid'),
+        ("/api/write", {"text": "t" * 100_001}, "a string of at most 100,000 characters"),
+        ("/api/next", {"text": "t", "top_k": True}, "top_k = true is not valid"),
+        ("/api/lens", {"text": "t", "position": 1}, "position = 1 is not valid"),
+        ("/api/neighbours", {"id": 10**6}, "id = 1000000 is not valid"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(
+    served: Served, path: str, body: dict[str, Any], why: str
+) -> None:
+    message = served.refused(path, **body)
+    assert why in message
+    assert "→" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_what_is_no_object_is_refused(served: Served, content: bytes) -> None:
+    with served.client() as client:
+        assert client.post("/api/next", content=content).status_code == 400
+
+
+def test_the_course_comes_from_the_files(own: Served) -> None:
+    told = own.get("/api/course").json()
+    assert (told["step"], told["max_steps"]) == (12, 12)
+    assert [step for step, _ in told["val_loss"]] == [4, 8, 12]
+    assert [step for step, _ in told["samples"]] == [4, 8, 12]
+    line = {"step": 14, "loss": 1.25, "tokens_per_second": 10.0}
+    with (own.folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    told = own.get("/api/course").json()
+    assert (told["step"], told["loss"][-1]) == (14, [14, 1.25])
+
+
+def test_a_long_course_is_thinned(own: Served) -> None:
+    lines = [{"step": n, "loss": 1 / n} for n in range(1, 20_001)]
+    (own.folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert 500 < len(own.get("/api/course").json()["loss"]) < 1300
+
+
+def test_before_there_is_a_checkpoint(own: Served) -> None:
+    for name in ("checkpoints", "snapshots"):
+        shutil.rmtree(own.folder / name)
+    told = own.get("/api/run").json()
+    assert (told["step"], told["ages"]) == (None, [])
+    assert "no checkpoint yet" in own.refused("/api/write", text="to")
+
+
+def test_a_run_that_is_deleted_under_it(own: Served) -> None:
+    """What was read goes on; the rest says so."""
+    before = own.events("/api/write", text="to", seed=1, max_tokens=9)
+    shutil.rmtree(own.folder)
+    assert own.events("/api/write", text="to", seed=1, max_tokens=9) == before
+    for path in ("/api/run", "/api/course"):
+        response = own.get(path)
+        assert response.status_code == 400
+        assert "is gone" in response.json()["error"]["message"]
+    assert "is gone" in own.refused("/api/write", text="to", step=4)
+
+
+def test_texts_that_are_written_at_the_same_time_share(served: Served) -> None:
+    """A short one begun later ends before a long one, and both are as if they were alone."""
+    ended: list[str] = []
+
+    def write(name: str, count: int) -> None:
+        made = served.events("/api/write", text="to", seed=1, max_tokens=count)
+        assert len(made) == count + 2
+        ended.append(name)
+
+    long = threading.Thread(target=write, args=("long", 1500))
+    long.start()
+    time.sleep(0.05)
+    write("short", 10)
+    long.join(300)
+    assert ended == ["short", "long"]
+
+
+def test_a_closed_tab_stops_its_text(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    real = LoadedModel.tokens
+
+    def counted(self: LoadedModel, *given: Any, **named: Any) -> Any:
+        for one in real(self, *given, **named):
+            drawn.append(one.id)
+            time.sleep(0.002)
+            yield one
+
+    monkeypatch.setattr(LoadedModel, "tokens", counted)
+    body = {"text": "to", "max_tokens": 4000}
+    with served.client() as client, client.stream("POST", "/api/write", json=body) as response:
+        for _ in response.iter_text():
+            if drawn:
+                break
+    deadline = time.monotonic() + 300
+    count = -1
+    while count != len(drawn) and time.monotonic() < deadline:
+        count = len(drawn)
+        time.sleep(1)
+    assert 0 < count == len(drawn) < 3000
+
+
+def test_a_character_that_is_spread_over_tokens() -> None:
+    tokenizer = BPETokenizer([])  # no merges
+    ids = tokenizer.encode("a🙂é").tolist()
+    pieces = _pieces(tokenizer, ids)
+    assert [text for _, text, _ in pieces] == ["a", "", "", "", "🙂", "", "é"]
+    assert [name for _, _, name in pieces][1:4] == ["<F0>", "<9F>", "<99>"]
+
+
+def test_an_opening_is_one_that_the_model_knows(served: Served, model: LoadedModel) -> None:
+    assert _opening(model.tokenizer) == ""  # it knows no capital T
+    assert _opening(BPETokenizer([])) == "Once upon a time"

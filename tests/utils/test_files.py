@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgpt.data import folders
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+
+def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "best.json"
+    files.write_atomically(path, "old")
+    monkeypatch.setattr(files, "sync", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        files.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path], "nothing half-written stays"
+
+
+def test_the_disk_holds_a_text_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    rename = Path.replace
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append("renamed")
+        return rename(path, target)
+
+    monkeypatch.setattr(files, "sync", lambda path: done.append(path.name))
+    monkeypatch.setattr(Path, "replace", renamed)
+    files.write_atomically(tmp_path / "best.json", "new")
+    assert done == [".best.json.new", "renamed", tmp_path.name]
+
+
+def test_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "b").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)  # killed here
+        files.remove(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    files.remove(folder)
+    assert list(tmp_path.iterdir()) == [], "what was left is swept up by the next one"
+
+
+def test_a_lock_that_was_taken_away_while_we_waited_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner may delete it between our opening and locking: others would lock another file."""
+    real, calls = fcntl.flock, []
+
+    def late(file: object, how: int) -> None:
+        calls.append(how)
+        if len(calls) == 1:
+            (tmp_path / ".run.lock").unlink()
+        real(file, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with files.only_one(tmp_path / "run", "training"):
+        assert len(calls) == 2
+        assert (tmp_path / ".run.lock").exists()
+        refused = files.only_one(tmp_path / "run", "training")
+        with pytest.raises(UserError, match="another process is training"), refused:
+            pass
+    assert not (tmp_path / ".run.lock").exists()
+
+
+def test_what_disappears_while_it_is_looked_at_is_no_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a training deletes an old checkpoint while somebody generates."""
+    (tmp_path / "a").touch()
+    real = Path.lstat
+
+    def late(path: Path) -> os.stat_result:
+        path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    files.only_plain(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(tree=st.dictionaries(st.text().filter(lambda k: k not in ("seal", "format")), values))
+def test_what_was_sealed_is_read_again(
+    tmp_path_factory: pytest.TempPathFactory, tree: dict
+) -> None:
+    path = tmp_path_factory.mktemp("sealed") / "x.json"
+    path.write_text(files.sealed(tree), encoding="utf-8")
+    assert files.read_sealed(path, 1) == tree
+
+
+def test_no_bit_of_a_sealed_file_changes_unnoticed(tmp_path: Path) -> None:
+    tree = {"format": 1, "step": 12, "loss": 1.25, "name": "tier1", "parts": {"a": [1, 2]}}
+    path = tmp_path / "x.json"
+    whole = files.sealed(tree).encode()
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            assert files.read_sealed(path, 1) == tree, "such as another kind of white space"
+        except (ValueError, UserError):
+            continue
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"step": 1}', '{"step": 1, "seal": "x"}'])
+def test_what_has_no_seal_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=r"\w"):
+        files.read_sealed(tmp_path / "x.json", 1)
+
+
+def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"format": 2, "whatever": 1}))
+    with pytest.raises(UserError, match=r"newer mlxgpt \(format 2\)"):
+        files.read_sealed(tmp_path / "x.json", 1)
+
+
+@pytest.mark.parametrize(("refused", "expected"), [(False, [51]), (True, [51, -1])])
+def test_a_mac_is_asked_for_a_full_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool, expected: list[int]
+) -> None:
+    """On macOS, fsync leaves data in the drive's cache; F_FULLFSYNC does not. A server's volume
+    knows only the former.
+    """
+    asked: list[int] = []
+
+    def fcntl(descriptor: int, what: int) -> None:
+        asked.append(what)
+        if refused:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(files, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=fcntl))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: asked.append(-1))
+    files.sync(tmp_path)
+    assert asked == expected
+
+
+def test_a_name_that_is_not_utf8_is_written_as_an_escape(tmp_path: Path) -> None:
+    files.write_atomically(tmp_path / "a.json", json.dumps(["caf\udce9"], ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == ["caf\udce9"]
+
+
+PREDICATES = [files.exists, files.is_file, files.is_folder, files.lexists]
+
+
+@pytest.mark.parametrize("predicate", PREDICATES)
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ENAMETOOLONG])
+def test_a_predicate_raises_where_the_answer_is_unknown(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    predicate: Callable[[Path], bool],
+    number: int,
+) -> None:
+    def failing(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "stat", failing)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        predicate(tmp_path)
+    assert caught.value.errno == number
+    assert caught.value.filename == str(tmp_path)
+
+
+@pytest.mark.parametrize("predicate", PREDICATES)
+def test_a_predicate_is_false_where_there_is_nothing(
+    tmp_path: Path, predicate: Callable[[Path], bool]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert not predicate(tmp_path / "nothing")
+    assert not predicate(tmp_path / "file" / "below")
+    assert not predicate(tmp_path / "loop" / "below")
+    assert not predicate(Path("a\0b"))
+
+
+def test_predicates_know_files_folders_and_links(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for name in ("file", "folder", "nothing"):
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / name)
+    answers = {
+        path.name: [predicate(path) for predicate in PREDICATES] for path in tmp_path.iterdir()
+    }
+    assert answers == {
+        "file": [True, True, False, True],
+        "folder": [True, False, True, True],
+        "to-file": [True, True, False, True],
+        "to-folder": [True, False, True, True],
+        "to-nothing": [False, False, False, True],
+    }
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_folder_that_cannot_be_read_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "a.txt").touch()
+    assert files.matching(tmp_path, "*.txt") == [tmp_path / "a.txt"]
+    assert files.matching(tmp_path / "nothing", "*") == []
+    assert files.matching(tmp_path / "a.txt", "*") == []
+
+    def failing(path: Path, *_: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "listdir", failing)
+    monkeypatch.setattr(os, "scandir", failing)
+    for read in (
+        lambda: files.matching(tmp_path, "*"),
+        lambda: folders.expand_pattern(tmp_path / "*.txt"),
+        lambda: folders.expand_pattern(tmp_path / "**" / "a.txt"),
+        lambda: files.only_plain(tmp_path),
+    ):
+        with pytest.raises(OSError, match=os.strerror(number)):
+            read()
+
+
+def test_an_open_folder_is_known_by_its_inode(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    assert files.is_at(descriptor, folder)
+    folder.rename(tmp_path / "b")
+    assert not files.is_at(descriptor, folder)
+    assert files.is_at(descriptor, tmp_path / "b")
+    (tmp_path / "b").rmdir()
+    folder.mkdir()
+    assert not files.is_at(descriptor, folder)
+    (tmp_path / "b").touch()
+    assert not files.is_at(descriptor, tmp_path / "b" / "below")
+    os.close(descriptor)
+
+
+def test_closing_what_was_not_written_to_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = os.close
+
+    def closed_with_an_error(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "close", closed_with_an_error)
+    files.sync(tmp_path)
+    for _ in range(2):
+        with files.only_one(tmp_path / "run", "training"):
+            pass
+
+
+def test_a_removal_clears_what_an_interrupted_one_left(tmp_path: Path) -> None:
+    (tmp_path / f".run{files.GONE}" / "checkpoints").mkdir(parents=True)
+    files.remove(tmp_path / "run")  # which does not exist any more
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_only_a_folder_that_cannot_be_synced_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(files.sys, "platform", "linux")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        files.sync(tmp_path / "file")
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="error"):
+            files.sync(tmp_path)
+    else:
+        files.sync(tmp_path)
