@@ -20,7 +20,7 @@ from baselines.report import render_markdown, write_comparison
 from baselines.runner import PLAN, Job, Plan, installed_frameworks, run_tasks
 
 from mlxgpt.bench import speed
-from mlxgpt.config import override, toml
+from mlxgpt.config import override_config, toml
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger("baselines")
@@ -32,9 +32,15 @@ NANOGPT_ON_A_CPU = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, 
 
 def jobs_of(tier: int | None) -> list[Job]:
     """The models to measure: the tiers, nanoGPT's smallest in training, GPT-2's size writing."""
-    tiers = [Job(f"tier{n}", speed.complete(toml.tier(n))) for n in (1, 2)]
-    small = speed.complete(override(toml.tier(1), NANOGPT_ON_A_CPU))
-    large = speed.complete(toml.load(toml.built_in()["gpt2-124m"]))
+    tiers = [
+        Job(f"tier{n}", speed.resolve_vocab_and_dtype(toml.load_tier_config(n))) for n in (1, 2)
+    ]
+    small = speed.resolve_vocab_and_dtype(
+        override_config(toml.load_tier_config(1), NANOGPT_ON_A_CPU)
+    )
+    large = speed.resolve_vocab_and_dtype(
+        toml.load_config(toml.find_builtin_configs()["gpt2-124m"])
+    )
     return [
         *([tiers[tier - 1]] if tier else tiers),
         Job("nanoGPT's for a CPU", small, texts=()),

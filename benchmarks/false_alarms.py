@@ -13,9 +13,9 @@ from collections.abc import Callable
 import numpy as np
 
 from mlxgpt.experiments import sequential
-from mlxgpt.experiments.statistics import ALPHA, interval
+from mlxgpt.experiments.statistics import ALPHA, confidence_interval
 
-MOST = sequential.MOST
+MOST = sequential.MAX_SEEDS
 NOISE: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
     "normal": lambda draw, shape: draw.normal(size=shape),
     "heavy tails (t, 3 degrees)": lambda draw, shape: draw.standard_t(3, size=shape),
@@ -28,10 +28,10 @@ NOISE: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] =
 
 def stopped(pairs: list[float], level: float, smallest: float) -> tuple[int, bool]:
     """After how many seeds the rule stops, and whether it then sees a difference."""
-    for seeds in range(sequential.FIRST, len(pairs) + 1):
+    for seeds in range(sequential.MIN_SEEDS, len(pairs) + 1):
         if sequential.is_decided(pairs[:seeds], level, smallest):
             break
-    low, high = interval(pairs[:seeds], level)
+    low, high = confidence_interval(pairs[:seeds], level)
     assert low is not None
     assert high is not None
     return seeds, not low <= 0 <= high
@@ -44,7 +44,7 @@ def family(
     differ. The first one's noise is in all the differences.
     """
     results = noise(draw, (variants + 1, MOST))
-    level = sequential.level(variants, MOST)
+    level = sequential.per_look_alpha(variants, MOST)
     ended = [stopped(list(row - results[0] + difference), level, smallest) for row in results[1:]]
     return sum(seeds for seeds, _ in ended) / variants, any(seen for _, seen in ended)
 
@@ -63,9 +63,11 @@ def main() -> None:
     naive = 0
     for _ in range(count):
         pairs = list(draw.normal(size=MOST))
-        looks = (interval(pairs[:n], ALPHA) for n in range(sequential.FIRST, MOST + 1))
+        looks = (
+            confidence_interval(pairs[:n], ALPHA) for n in range(sequential.MIN_SEEDS, MOST + 1)
+        )
         naive += any(not low <= 0 <= high for low, high in looks)  # type: ignore[operator]
-    print(f"95 % intervals, looked at after each of {sequential.FIRST} to {MOST} seeds:")
+    print(f"95 % intervals, looked at after each of {sequential.MIN_SEEDS} to {MOST} seeds:")
     print(f"  false alarms {naive / count:.4f} ± {error(naive / count, count):.4f}\n")
 
     print("the rule, no difference: false alarms among all variants, and seeds of each")

@@ -32,7 +32,7 @@ from typing import Any
 
 from mlxgpt.backend import macos
 from mlxgpt.bench import report
-from mlxgpt.bench.markdown import figure, table
+from mlxgpt.bench.markdown import format_number, render_markdown_table
 from mlxgpt.bench.records import Machine, Measurement
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
@@ -152,8 +152,8 @@ def main(arguments: Sequence[str] | None = None, workspace: Workspace | None = N
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        macos.refuse_others()
-        with macos.awake(), tempfile.TemporaryDirectory(prefix="mlxgpt-") as folder:
+        macos.check_apple_silicon()
+        with macos.prevent_sleep(), tempfile.TemporaryDirectory(prefix="mlxgpt-") as folder:
             workspace = workspace or Workspace(Path(folder).resolve())
             args.out.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=args.out).close()
@@ -188,7 +188,7 @@ def write_report(workspace: Workspace, folder: Path, names: Sequence[str]) -> in
             results[name], code = (False, "stopped", []), INTERRUPTED
         passed, line, _ = results[name]
         print(f"  {'passed' if passed else 'FAILED'}: {line}", file=sys.stderr, flush=True)
-        path = path or folder / f"{report.unused_stem(folder, file_stem(workspace, date))}.md"
+        path = path or folder / f"{report.find_unused_stem(folder, file_stem(workspace, date))}.md"
         files.write_atomically(path, private(render(workspace, date, results)))
         if code:
             break
@@ -199,7 +199,7 @@ def write_report(workspace: Workspace, folder: Path, names: Sequence[str]) -> in
 def file_stem(workspace: Workspace, date: str) -> str:
     """The report's name, as 2026-11-22-m1-max-machine."""
     machine = workspace.machine
-    return f"{report.slug(Measurement(date, machine, ())) if machine else date[:10]}-machine"
+    return f"{report.report_slug(Measurement(date, machine, ())) if machine else date[:10]}-machine"
 
 
 def render(workspace: Workspace, date: str, results: dict[str, Result]) -> str:
@@ -241,7 +241,7 @@ def self_check(workspace: Workspace) -> Result:
     rows = [[check["name"], words[check["ok"]], check["detail"]] for check in checks]
     cells = [[cell.replace("|", "\\|") for cell in row] for row in [["check", "", "found"], *rows]]
     line = f"failed: {', '.join(failed)}" if failed else f"{len(checks)} checks"
-    return not failed, line, table(cells)
+    return not failed, line, render_markdown_table(cells)
 
 
 def measure(workspace: Workspace, number: int) -> Result:
@@ -250,8 +250,8 @@ def measure(workspace: Workspace, number: int) -> Result:
     answer = workspace.mlxgpt("bench", "--tier", str(number), *out)
     workspace.machine = Machine(**answer["machine"])
     tier, body = answer["tiers"][0], Path(answer["reports"][1]).read_text(encoding="utf-8")
-    line = f"{figure(tier['training']['tokens_per_second'])} tokens/s in training, "
-    line += f"{figure(tier['generation']['tokens_per_second']['median'])} in generation"
+    line = f"{format_number(tier['training']['tokens_per_second'])} tokens/s in training, "
+    line += f"{format_number(tier['generation']['tokens_per_second']['median'])} in generation"
     return True, line, re.sub("^#", "###", body, flags=re.M).splitlines()
 
 
@@ -260,7 +260,7 @@ def train(workspace: Workspace) -> Result:
     ended = workspace.mlxgpt(*workspace.training("whole"))
     records = workspace.metrics("whole")
     first, last = (float(records[n]["loss"] or "nan") for n in (0, -1))
-    memory = figure(records[-1]["memory_bytes"] / 1e6)
+    memory = format_number(records[-1]["memory_bytes"] / 1e6)
     line = f"{ended['steps']:,} steps, loss {first:.3f} to {last:.3f}, {memory} MB"
     return last < first, line, []
 

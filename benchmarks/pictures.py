@@ -18,9 +18,9 @@ from baselines.records import Comparison
 from baselines.report import speed_ratios
 
 from mlxgpt.html_report import plots
-from mlxgpt.html_report.page import COLORS
+from mlxgpt.html_report.page import CSS_COLORS
 from mlxgpt.html_report.plots import Line
-from mlxgpt.html_report.run_metrics import course_of
+from mlxgpt.html_report.run_metrics import load_run_metrics
 from mlxgpt.storage.run import open_run
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -30,19 +30,19 @@ NAMES = ("classic", "modern")
 def main(runs: list[str], report: Path) -> None:
     lines = []
     for n, (name, folder) in enumerate(zip(NAMES, runs, strict=True)):
-        course = course_of(open_run(Path(folder)))
+        course = load_run_metrics(open_run(Path(folder)))
         loss = course.values["val_loss"]
         known = np.isfinite(loss)
         label = f"{name}, at the end {loss[known][-1]:.3f}"
         lines.append(Line(label, course.steps[known], loss[known], markers=True, group=n))
-    svg = plots.lines(lines, "steps of 2,048 characters", "nats per character", name="recipes")
+    svg = plots.plot_lines(lines, "steps of 2,048 characters", "nats per character", name="recipes")
     save(svg, "recipes.svg")
 
     comparison = Comparison.from_json(report.read_text(encoding="utf-8"))
     rows = [row for result in comparison.results for row in speed_ratios(result)]
     machine = comparison.machine
     label = f"how many times as fast mlxgpt is, on {machine.chip}, {machine.cores} cores"
-    svg = plots.intervals(rows, label, name="baselines", middle=1.0, log=True)
+    svg = plots.plot_intervals(rows, label, name="baselines", reference=1.0, log=True)
     save(svg, "baselines.svg")
 
 
@@ -50,7 +50,7 @@ def save(svgs: str, name: str) -> None:
     """Write the wide one of a page's two SVGs to a file, with its light and dark colors."""
     svg = svgs[: svgs.index("</svg>") + len("</svg>")]
     head, _, rest = svg.partition(">")
-    (DOCS / name).write_text(f"{head}><style>{COLORS}</style>{rest}\n", encoding="utf-8")
+    (DOCS / name).write_text(f"{head}><style>{CSS_COLORS}</style>{rest}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

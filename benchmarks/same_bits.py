@@ -92,12 +92,12 @@ class Worker:
         from mlxgpt.config import toml
 
         import mlx.core as mx  # isort: skip
-        from mlxgpt.config import override
-        from mlxgpt.training.step import new_step
+        from mlxgpt.config import override_config
+        from mlxgpt.training.step import make_train_step
 
         recipe, changes = SHAPES[name]
-        config = override(toml.tier(1, recipe), {**ALWAYS, **changes})
-        step = self._steps.setdefault(name, new_step(config))
+        config = override_config(toml.load_tier_config(1, recipe), {**ALWAYS, **changes})
+        step = self._steps.setdefault(name, make_train_step(config))
         train, model = config.train, config.model
         shape = train.gradient_accumulation_steps, train.batch_size, model.block_size + 1
         mx.reset_peak_memory()

@@ -64,7 +64,7 @@ __all__ = [
     "train",
 ]
 
-blas.install()  # before anything imports mlx.core
+blas.preload_openblas()  # before anything imports mlx.core
 
 
 def __getattr__(name: str) -> Any:

@@ -17,51 +17,50 @@ from typing import Any
 
 from mlxgpt import config as configs
 from mlxgpt.bench.benchmark import benchmark as benchmark
-from mlxgpt.bench.benchmark import benchmark_together as benchmark_together
+from mlxgpt.bench.benchmark import benchmark_distributed as benchmark_distributed
 from mlxgpt.config import Config, DataConfig
-from mlxgpt.config.resolve import PathLike, home, resolve
+from mlxgpt.config.resolve import PathLike, resolve_config, resolve_folder
 from mlxgpt.convert import exporting, importing
 from mlxgpt.data import prepare as preparation
 from mlxgpt.data.dataset import Dataset, is_prepared
-from mlxgpt.data.prepare import Progress
-from mlxgpt.data.sources import STORYBOOK, hub_text
-from mlxgpt.data.token_array import Tokens
-from mlxgpt.distributed.group import joined
+from mlxgpt.data.prepare import ProgressCallback
+from mlxgpt.data.sources import SYNTHETIC, resolve_hub_dataset
+from mlxgpt.data.token_array import TokenArray
+from mlxgpt.distributed.group import init_process_group
 from mlxgpt.evaluation import hellaswag as endings
 from mlxgpt.evaluation import loss, sample_quality
-from mlxgpt.evaluation.hellaswag import Result as HellaSwag
+from mlxgpt.evaluation.hellaswag import HellaSwagResult as HellaSwag
 from mlxgpt.evaluation.loss import Evaluation
-from mlxgpt.evaluation.sample_quality import Appraisal
+from mlxgpt.evaluation.sample_quality import SampleQuality
 from mlxgpt.experiments.compare import compare as compare
 from mlxgpt.html_report.report import report as report
-from mlxgpt.inference.generate import Generated, TextStream
+from mlxgpt.inference.generate import GenerationOutput, TextStream
 from mlxgpt.loaded_model import load as load
 from mlxgpt.model.parameters import flatten_params, load_parameters
 from mlxgpt.playground.play import play as play
 from mlxgpt.storage import run as run_folders
-from mlxgpt.storage.info import Info as Info
-from mlxgpt.storage.info import RunLine as RunLine
-from mlxgpt.storage.info import found as found
+from mlxgpt.storage.info import ConfigInfo as ConfigInfo
+from mlxgpt.storage.info import RunSummary as RunSummary
 from mlxgpt.storage.info import info as info
 from mlxgpt.storage.info import runs as runs
-from mlxgpt.storage.loading import data_of, opened
+from mlxgpt.storage.loading import load_run_model, open_run_dataset
 from mlxgpt.training import loop as train_loop
 from mlxgpt.training import selfcheck
-from mlxgpt.training.auto_size import SIZED
-from mlxgpt.training.callbacks import Callback, CallbackList, Summary
-from mlxgpt.training.estimate import must_fit
-from mlxgpt.training.init_weights import SHAPE, init_from
+from mlxgpt.training.auto_size import AUTO_SIZED_FIELDS
+from mlxgpt.training.callbacks import Callback, CallbackList, TrainingSummary
+from mlxgpt.training.estimate import check_model_memory
+from mlxgpt.training.init_weights import ARCHITECTURE_FIELDS, load_init_weights
 from mlxgpt.training.job import TrainRequest
 from mlxgpt.training.loggers import make_logger
 from mlxgpt.training.retries import retry_on_gpu_failure
-from mlxgpt.training.selfcheck import Check
-from mlxgpt.training.setup import setup
+from mlxgpt.training.selfcheck import CheckResult
+from mlxgpt.training.setup import setup_job
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SHORT_VOCABULARY = 2048  # of a model of a size that fits into minutes, where none is given
+AUTO_SIZE_VOCAB_SIZE = 2048  # of a model of a size that fits into minutes, where none is given
 
 
 def prepare(
@@ -73,7 +72,7 @@ def prepare(
     megabytes: float | None = None,
     verify: bool = False,
     data_dir: PathLike | None = None,
-    progress: Progress = lambda doing, done, total: None,
+    progress: ProgressCallback = lambda doing, done, total: None,
 ) -> Dataset:
     """Turn text into token arrays in DATA_DIR/NAME, or open them if they are there.
 
@@ -93,24 +92,24 @@ def prepare(
         progress: is called with (doing, done, total), in bytes of text.
     """
     if tokenizer is None:
-        text = hub_text([str(name) for name in source])
-        tokenizer = "bpe" if vocab_size else text.tokenizer if text else "char"
+        hub_dataset = resolve_hub_dataset([str(name) for name in source])
+        tokenizer = "bpe" if vocab_size else hub_dataset.tokenizer if hub_dataset else "char"
     elif vocab_size and tokenizer != "bpe":
         raise UserError(
             f"--tokenizer {tokenizer} has a vocabulary of its own",
             "leave out --vocab-size, or use --tokenizer bpe.",
         )
     values = {"source": source or DataConfig().source, "val_source": val_source}
-    data = configs.from_tree({"data": {**values, "tokenizer": tokenizer}}).data
+    data_config = configs.config_from_tree({"data": {**values, "tokenizer": tokenizer}}).data
     request = preparation.PrepareRequest(
-        data,
+        data_config,
         vocab_size or 0,
         strict=vocab_size is not None,
         name=name,
         megabytes=megabytes,
         verify=verify,
     )
-    dataset = preparation.find_or_prepare(request, home("data", data_dir), progress)
+    dataset = preparation.find_or_prepare(request, resolve_folder("data", data_dir), progress)
     if verify:
         logger.info("read whole: every byte is as it was written")
     return dataset
@@ -130,7 +129,7 @@ def train(
     report_to: str | None = None,
     callbacks: Sequence[Callback] = (),
     **settings: Any,
-) -> Summary:
+) -> TrainingSummary:
     """Train, or resume a run that was stopped.
 
     Args:
@@ -151,12 +150,12 @@ def train(
     """
     fit_size = recipe == "modern" and bool(max_minutes) and not (tier or config or from_run)
     with contextlib.ExitStack() as stack:
-        group = stack.enter_context(joined())
-        observers = list(callbacks) if group.is_main else []
+        group = stack.enter_context(init_process_group())
+        all_callbacks = list(callbacks) if group.is_main else []
         if report_to and group.is_main:
             # First, so that it has every record also if another callback raises.
-            observers.insert(0, stack.enter_context(make_logger(report_to)))
-        events = CallbackList(observers)
+            all_callbacks.insert(0, stack.enter_context(make_logger(report_to)))
+        callback_list = CallbackList(all_callbacks)
         init_weights = None
         if fit_size:
             if group.size > 1:
@@ -164,48 +163,54 @@ def train(
                     "a model size can be chosen for one machine only",
                     "choose it by --tier 2, or --n-layer and --n-embd with --config.",
                 )
-            name, chosen = _to_be_sized(recipe, max_minutes, settings)
+            name, resolved_config = _resolve_auto_size(recipe, max_minutes, settings)
         elif from_run:
-            parent = run_folders.find(from_run, home("runs", runs_dir))
+            parent = run_folders.find_run(from_run, resolve_folder("runs", runs_dir))
             config = config or ("finetune" if tier is None else None)
-            others = {k: v for k, v in settings.items() if k not in (*SHAPE, "block_size")}
-            _, chosen = resolve(tier, config, recipe, **others)
-            chosen, init_weights = init_from(parent, chosen, settings)
+            other_settings = {
+                k: v for k, v in settings.items() if k not in (*ARCHITECTURE_FIELDS, "block_size")
+            }
+            _, resolved_config = resolve_config(tier, config, recipe, **other_settings)
+            resolved_config, init_weights = load_init_weights(parent, resolved_config, settings)
             name = parent.name
         else:
-            name, chosen = resolve(tier, config, recipe, **settings)
-        own_text = "source" in settings or "val_source" in settings
+            name, resolved_config = resolve_config(tier, config, recipe, **settings)
+        has_custom_source = "source" in settings or "val_source" in settings
         request = TrainRequest(
-            chosen,
+            resolved_config,
             config_name=name,
             run_name=run,
-            runs_dir=home("runs", runs_dir),
-            data_dir=home("data", data_dir),
+            runs_dir=resolve_folder("runs", runs_dir),
+            data_dir=resolve_folder("data", data_dir),
             max_minutes=max_minutes,
-            fit_size=fit_size,
+            auto_size=fit_size,
             memory_limit=memory_limit,
-            fallback=STORYBOOK if tier == 1 and not own_text else None,
+            fallback_source=SYNTHETIC if tier == 1 and not has_custom_source else None,
             strict_vocab=bool(settings.get("vocab_size")),
             init_weights=init_weights,
         )
-        with setup(request, group, events) as job:
-            run_to_end = partial(train_loop.train, group=group, callbacks=events)
+        with setup_job(request, group, callback_list) as job:
+            run_to_end = partial(train_loop.run_training_loop, group=group, callbacks=callback_list)
             summary = retry_on_gpu_failure(run_to_end, job, group)
-        events.on_train_end(summary)
+        callback_list.on_train_end(summary)
         return summary
 
 
-def _to_be_sized(
+def _resolve_auto_size(
     recipe: str | None, minutes: float | None, settings: Mapping[str, Any]
 ) -> tuple[str, Config]:
     """The name and the config of a run whose model size is chosen for a training time."""
-    if given := [name for name in SIZED if name in settings and name != "vocab_size"]:
+    if size_settings := [
+        name for name in AUTO_SIZED_FIELDS if name in settings and name != "vocab_size"
+    ]:
         raise UserError(
-            f"{given[0]} is given, and would be chosen for the {minutes:g} minutes",
+            f"{size_settings[0]} is given, and would be chosen for the {minutes:g} minutes",
             "leave it out; or add --tier 2, which has a size.",
         )
-    _, chosen = resolve(2, None, recipe, **{"vocab_size": SHORT_VOCABULARY, **settings})
-    return f"{recipe}-{minutes:g}min", chosen
+    _, resolved_config = resolve_config(
+        2, None, recipe, **{"vocab_size": AUTO_SIZE_VOCAB_SIZE, **settings}
+    )
+    return f"{recipe}-{minutes:g}min", resolved_config
 
 
 def import_model(
@@ -223,14 +228,14 @@ def import_model(
         run: the new run's name or folder; default: the source's.
         meta: the meta.pkl that nanoGPT's data of characters has.
     """
-    foreign = importing.read(str(source), Path(meta) if meta else None)
-    name = run or importing.name_of(str(source))
-    folder = Path(name) if os.sep in name else home("runs", runs_dir) / name
-    return importing.make_run(foreign, folder)
+    imported_model = importing.read_model(str(source), Path(meta) if meta else None)
+    name = run or importing.default_run_name(str(source))
+    folder = Path(name) if os.sep in name else resolve_folder("runs", runs_dir) / name
+    return importing.create_imported_run(imported_model, folder)
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What was exported.
 
     Attributes:
@@ -255,7 +260,7 @@ def export(
     out: PathLike | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-) -> Exported:
+) -> ExportResult:
     """Write a run's model as another runtime loads it.
 
     Args:
@@ -263,27 +268,29 @@ def export(
         quantize: 8 or 4 bits a weight, for `mlx-lm` and `gguf`; default: float32.
         out: the folder; default: exports/RUN-TO.
     """
-    for value, known, what in (
+    for value, allowed, flag in (
         (to, exporting.RUNTIMES, "--to"),
-        (quantize, exporting.BITS, "bits"),
+        (quantize, exporting.QUANTIZE_BITS, "bits"),
     ):
-        if value is not None and value not in known:
+        if value is not None and value not in allowed:
             raise UserError(
-                f"{what} {value} is none of {', '.join(map(str, known))}", "give one of these."
+                f"{flag} {value} is none of {', '.join(map(str, allowed))}", "give one of these."
             )
-    found, model, step = opened(run, checkpoint, runs_dir, fall_back=False)
-    bits = f"-{quantize}bit" if quantize else ""
-    folder = Path(out) if out else Path("exports") / f"{found.name}-{to}{bits}"
+    opened_run, model, step = load_run_model(run, checkpoint, runs_dir, fall_back=False)
+    suffix = f"-{quantize}bit" if quantize else ""
+    folder = Path(out) if out else Path("exports") / f"{opened_run.name}-{to}{suffix}"
     parameters = flatten_params(model.parameters())
-    exporting.export(found, parameters, step, folder, to, quantize)
-    folder_of_data = home("data", data_dir) / (found.data_name or "")
-    if not quantize or not found.data_name or not is_prepared(folder_of_data):
-        return Exported(folder, step)
-    dataset = data_of(found, home("data", data_dir))
-    before = loss.evaluate(found, model, dataset.val).perplexity
-    load_parameters(model, exporting.rounded(found.config.model, parameters, to, quantize))
-    after = loss.evaluate(found, model, dataset.val).perplexity
-    return Exported(folder, step, before, after)
+    exporting.export_run(opened_run, parameters, step, folder, to, quantize)
+    data_folder = resolve_folder("data", data_dir) / (opened_run.data_name or "")
+    if not quantize or not opened_run.data_name or not is_prepared(data_folder):
+        return ExportResult(folder, step)
+    dataset = open_run_dataset(opened_run, resolve_folder("data", data_dir))
+    perplexity_before = loss.evaluate_run(opened_run, model, dataset.val).perplexity
+    load_parameters(
+        model, exporting.fake_quantize(opened_run.config.model, parameters, to, quantize)
+    )
+    perplexity_after = loss.evaluate_run(opened_run, model, dataset.val).perplexity
+    return ExportResult(folder, step, perplexity_before, perplexity_after)
 
 
 def generate(
@@ -295,14 +302,14 @@ def generate(
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
     **sampling: Any,
-) -> Generated:
+) -> GenerationOutput:
     """Continue a prompt, or several, with a trained run; to do so again and again, `load` it.
 
     Args:
         prompt, sampling: see LoadedModel.generate.
         run, checkpoint, quantize: see `load`.
     """
-    configs.sampling(sampling)  # what cannot be is refused before a model is read
+    configs.parse_sampling_params(sampling)  # what cannot be is refused before a model is read
     model = load(
         run, checkpoint=checkpoint, quantize=quantize, runs_dir=runs_dir, data_dir=data_dir
     )
@@ -320,7 +327,7 @@ def stream(
     **sampling: Any,
 ) -> TextStream:
     """As `generate`, one text piece by piece; see LoadedModel.stream."""
-    configs.sampling(sampling)
+    configs.parse_sampling_params(sampling)
     model = load(
         run, checkpoint=checkpoint, quantize=quantize, runs_dir=runs_dir, data_dir=data_dir
     )
@@ -340,15 +347,15 @@ def evaluate(
     Args:
         source: text files and folders; default: the validation text the run was trained with.
     """
-    found, model, _ = opened(run, checkpoint, runs_dir)
+    opened_run, model, _ = load_run_model(run, checkpoint, runs_dir)
     if source:
-        given = [source] if isinstance(source, str | Path) else source
-        paths = [str(path) for path in given]
-        ids = preparation.encode_files(paths, found.tokenizer)
-        tokens = Tokens(ids, found.config.model.vocab_size)
+        sources = [source] if isinstance(source, str | Path) else source
+        paths = [str(path) for path in sources]
+        ids = preparation.encode_files(paths, opened_run.tokenizer)
+        tokens = TokenArray(ids, opened_run.config.model.vocab_size)
     else:
-        tokens = data_of(found, home("data", data_dir)).val
-    return loss.evaluate(found, model, tokens)
+        tokens = open_run_dataset(opened_run, resolve_folder("data", data_dir)).val
+    return loss.evaluate_run(opened_run, model, tokens)
 
 
 def hellaswag(
@@ -370,13 +377,15 @@ def hellaswag(
     """
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit} leaves no example", "give 1 or more.")
-    found, model, _ = opened(run, checkpoint, runs_dir)
-    examples = endings.load(Path(file) if file else None)[:limit]
+    opened_run, model, _ = load_run_model(run, checkpoint, runs_dir)
+    examples = endings.load_examples(Path(file) if file else None)[:limit]
 
-    def count(done: int, total: int, accuracy: float) -> None:
+    def report_progress(done: int, total: int, accuracy: float) -> None:
         progress(done, total)
 
-    return endings.evaluate(model, found.tokenizer, examples, bos=found.bos, progress=count)
+    return endings.evaluate_hellaswag(
+        model, opened_run.tokenizer, examples, bos=opened_run.bos, progress=report_progress
+    )
 
 
 def appraise(
@@ -385,25 +394,25 @@ def appraise(
     checkpoint: str = "best",
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
-) -> Appraisal:
+) -> SampleQuality:
     """What a run's generated texts are worth, beside held-out real ones and two controls; also
     written to the run's quality.json.
     """
-    found, model, step = opened(run, checkpoint, runs_dir)
-    dataset = data_of(found, home("data", data_dir))
-    result = sample_quality.appraise(model, found.tokenizer, dataset)
+    opened_run, model, step = load_run_model(run, checkpoint, runs_dir)
+    dataset = open_run_dataset(opened_run, resolve_folder("data", data_dir))
+    result = sample_quality.measure_sample_quality(model, opened_run.tokenizer, dataset)
     tree = {"step": step, **asdict(result)}
     files.write_atomically(
-        found.folder / "quality.json",
-        json.dumps(files.finite(tree), indent=1, ensure_ascii=False) + "\n",
+        opened_run.folder / "quality.json",
+        json.dumps(files.replace_nonfinite(tree), indent=1, ensure_ascii=False) + "\n",
     )
     return result
 
 
 def check(
     tier: int | None = None, *, config: PathLike | Config | None = None, **settings: Any
-) -> list[Check]:
+) -> list[CheckResult]:
     """Check what must hold before a long run; see training/selfcheck.py."""
-    chosen = resolve(tier, config, **settings)[1]
-    must_fit(chosen)
-    return list(selfcheck.check(chosen))
+    resolved_config = resolve_config(tier, config, **settings)[1]
+    check_model_memory(resolved_config)
+    return list(selfcheck.run_self_check(resolved_config))

@@ -14,19 +14,19 @@ import numpy as np
 from mlxgpt import config
 from mlxgpt.backend import execution
 from mlxgpt.backend.device import on_cpu
-from mlxgpt.config import Sampling
-from mlxgpt.config.resolve import PathLike, home
+from mlxgpt.config import SamplingParams
+from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.data.dataset import is_prepared
 from mlxgpt.data.normalize import encode_prompt
-from mlxgpt.data.token_array import Tokens
-from mlxgpt.evaluation.loss import EvalText, Evaluation, Evaluator
+from mlxgpt.data.token_array import TokenArray
+from mlxgpt.evaluation.loss import EvalDataset, Evaluation, Evaluator
 from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.inference.generate import (
-    Generated,
+    GenerationOutput,
     TextStream,
     TokenOutput,
+    prepend_bos,
     stream_tokens,
-    with_start,
 )
 from mlxgpt.inference.inspect import (
     EmbeddingNeighbors,
@@ -37,13 +37,13 @@ from mlxgpt.inference.inspect import (
 from mlxgpt.inference.scoring import ScoredToken, Scorer
 from mlxgpt.model import quantized
 from mlxgpt.model.gpt import GPT
-from mlxgpt.storage.loading import data_of, opened
+from mlxgpt.storage.loading import load_run_model, open_run_dataset
 from mlxgpt.storage.run import Run
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = 20_000  # tokens, by which rounding is judged
+QUANTIZATION_EVAL_TOKENS = 20_000  # tokens, by which rounding is judged
 
 
 class LoadedModel:
@@ -60,7 +60,7 @@ class LoadedModel:
         self._model = model
         self._compiled = CompiledModel(model, run.tokenizer.vocab_size)
 
-    def generate(self, prompt: str | Sequence[str] = "", **sampling: Any) -> Generated:
+    def generate(self, prompt: str | Sequence[str] = "", **sampling: Any) -> GenerationOutput:
         """Continue a prompt, or several in one batch, each as if it were alone; on a GPU up to
         rounding. Logs what the model does not read of long texts.
 
@@ -74,8 +74,8 @@ class LoadedModel:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise UserError("there is no prompt", 'give one, or "" for a text from its beginning.')
-        chosen = config.sampling(sampling)
-        stream = TextStream(self._compiled, self.tokenizer, prompts, chosen, bos=self.run.bos)
+        params = config.parse_sampling_params(sampling)
+        stream = TextStream(self._compiled, self.tokenizer, prompts, params, bos=self.run.bos)
         for _ in stream:
             pass
         stream.log_long_texts()
@@ -85,14 +85,14 @@ class LoadedModel:
         """A prompt's continuation, as it is generated: iterate over it for its pieces, which do not
         repeat the prompt; its `result` is then that of `generate`.
         """
-        chosen = _of_one_text(sampling)
-        return TextStream(self._compiled, self.tokenizer, [prompt], chosen, bos=self.run.bos)
+        params = _parse_single_sample_params(sampling)
+        return TextStream(self._compiled, self.tokenizer, [prompt], params, bos=self.run.bos)
 
-    def tokens(
+    def iter_tokens(
         self,
         prompt: str | Sequence[int] = "",
         *,
-        number: int = 0,
+        sample_index: int = 0,
         alternatives: int = 0,
         **sampling: Any,
     ) -> Iterator[TokenOutput]:
@@ -100,13 +100,18 @@ class LoadedModel:
 
         Args:
             prompt: a text, or ids, as they are.
-            number: which one of several samples it is, from 0 on.
+            sample_index: which one of several samples it is, from 0 on.
             alternatives: how many of the likeliest tokens come with each one.
         """
-        ids = self.ids(prompt) if isinstance(prompt, str) else self.checked(prompt)
-        chosen = _of_one_text(sampling)
+        ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt)
+        params = _parse_single_sample_params(sampling)
         return stream_tokens(
-            self._compiled, self.tokenizer, ids, chosen, number=number, top=alternatives
+            self._compiled,
+            self.tokenizer,
+            ids,
+            params,
+            sample_index=sample_index,
+            top_count=alternatives,
         )
 
     def score(self, ids: Sequence[int], alternatives: int = 0) -> Iterator[list[ScoredToken]]:
@@ -119,56 +124,58 @@ class LoadedModel:
         Raises:
             UserError: if an id is not in the vocabulary, or a log-probability is not finite.
         """
-        checked = self.checked(ids)
-        with execution.share_blas_threads(self._compiled.blas_share):
-            yield from self._scorer(checked, alternatives)
+        valid_ids = self.check_ids(ids)
+        with execution.share_blas_threads(self._compiled.blas_divisor):
+            yield from self._scorer(valid_ids, alternatives)
 
-    def ids(self, prompt: str) -> np.ndarray:
+    def encode(self, prompt: str) -> np.ndarray:
         """A prompt's ids, int64 [T], begun as the model saw texts begin."""
         ids = encode_prompt(prompt, self.tokenizer)
-        return with_start(ids, self.tokenizer, self.run.bos)
+        return prepend_bos(ids, self.tokenizer, self.run.bos)
 
-    def next(
+    def next_token_probs(
         self, ids: Sequence[int], count: int = 10, **sampling: Any
     ) -> tuple[TopTokens, np.ndarray]:
         """What may follow some ids: the `count` likeliest tokens with their probabilities, and what
         settings of sampling leave of each.
         """
-        checked, chosen = self.checked(ids), config.sampling(sampling)
-        logits = self._compiled.logits_after(checked)
-        return sampled_probabilities(chosen, logits, self.tokenizer.vocab_size, checked, count)
+        valid_ids, params = self.check_ids(ids), config.parse_sampling_params(sampling)
+        logits = self._compiled.next_token_logits(valid_ids)
+        return sampled_probabilities(params, logits, self.tokenizer.vocab_size, valid_ids, count)
 
-    def look(
-        self, ids: Sequence[int], switched_off: Iterable[tuple[int, int]] = ()
+    def trace_forward(
+        self, ids: Sequence[int], disabled_heads: Iterable[tuple[int, int]] = ()
     ) -> ForwardTrace:
         """See inside, as the model reads ids; the last ones, where the block holds no more.
 
         Args:
-            switched_off: (layer, head) of heads that are left out.
+            disabled_heads: (layer, head) of heads that are left out.
         """
         block = self.run.config.model.block_size
         vocab_size = self.tokenizer.vocab_size
-        with execution.share_blas_threads(self._compiled.blas_share):
-            return ForwardTrace(self._model, vocab_size, self.checked(ids)[-block:], switched_off)
+        with execution.share_blas_threads(self._compiled.blas_divisor):
+            return ForwardTrace(
+                self._model, vocab_size, self.check_ids(ids)[-block:], disabled_heads
+            )
 
-    def neighbours(self, id: int, count: int = 10) -> TopTokens:
+    def find_neighbors(self, id: int, count: int = 10) -> TopTokens:
         """The tokens with the embeddings most like one's, and the cosine between them."""
-        (checked,) = self.checked([id])
-        return self._neighbors.of(int(checked), count)
+        (valid_id,) = self.check_ids([id])
+        return self._neighbors.find_nearest(int(valid_id), count)
 
-    def checked(self, ids: Sequence[int]) -> np.ndarray:
+    def check_ids(self, ids: Sequence[int]) -> np.ndarray:
         """Ids, int64 [T], all of which the tokenizer gives.
 
         Raises:
             UserError: if there is another one, or none at all.
         """
-        array = np.asarray(ids, dtype=np.int64)
-        if not array.size:
+        id_array = np.asarray(ids, dtype=np.int64)
+        if not id_array.size:
             raise UserError("there is no token", "give one at least.")
-        if not 0 <= array.min() <= array.max() < self.tokenizer.vocab_size:
-            most = self.tokenizer.vocab_size - 1
-            raise UserError(f"there is an id outside of 0 to {most:,}", "give the tokenizer's.")
-        return array
+        if not 0 <= id_array.min() <= id_array.max() < self.tokenizer.vocab_size:
+            max_id = self.tokenizer.vocab_size - 1
+            raise UserError(f"there is an id outside of 0 to {max_id:,}", "give the tokenizer's.")
+        return id_array
 
     def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Of what follows each of ids[T] or ids[B, T]: float32 [T, V] or [B, T, V].
@@ -176,15 +183,15 @@ class LoadedModel:
         Raises:
             UserError: if there are more than the block holds, or one beyond the vocabulary.
         """
-        array = np.asarray(ids, dtype=np.int32)
+        id_array = np.asarray(ids, dtype=np.int32)
         block, V = self.run.config.model.block_size, self.run.config.model.vocab_size
-        if not 0 < array.shape[-1] <= block:
-            raise UserError(f"{array.shape[-1]:,} ids do not fit", f"give 1 to {block:,}.")
-        if array.size and not 0 <= array.min() <= array.max() < V:
+        if not 0 < id_array.shape[-1] <= block:
+            raise UserError(f"{id_array.shape[-1]:,} ids do not fit", f"give 1 to {block:,}.")
+        if id_array.size and not 0 <= id_array.min() <= id_array.max() < V:
             raise UserError(f"there is an id outside of 0 to {V - 1:,}", "give the tokenizer's.")
-        rows = mx.array(np.atleast_2d(array))
-        logits = np.array(self._logits(rows).astype(mx.float32))
-        return logits if array.ndim == 2 else logits[0]
+        rows = mx.array(np.atleast_2d(id_array))
+        logits = np.array(self._compiled_forward(rows).astype(mx.float32))
+        return logits if id_array.ndim == 2 else logits[0]
 
     def loss(self, text: str) -> Evaluation:
         """How well the model predicts a text, each token from at most a block before it.
@@ -192,14 +199,16 @@ class LoadedModel:
         Raises:
             UserError: if the text is of fewer than two tokens.
         """
-        return self._evaluated(encode_prompt(text, self.tokenizer))
+        return self._evaluate(encode_prompt(text, self.tokenizer))
 
-    def _evaluated(self, ids: np.ndarray, limit: int | None = None) -> Evaluation:
+    def _evaluate(self, ids: np.ndarray, limit: int | None = None) -> Evaluation:
         c = self.run.config
-        text = EvalText(Tokens(ids, c.model.vocab_size), self.tokenizer, self.run.bos)
+        text = EvalDataset(TokenArray(ids, c.model.vocab_size), self.tokenizer, self.run.bos)
         batch_size = c.train.batch_size
-        evaluate = Evaluator(self._model, text, self._eval_step, batch_size=batch_size, limit=limit)
-        return evaluate()
+        evaluator = Evaluator(
+            self._model, text, self._eval_step, batch_size=batch_size, limit=limit
+        )
+        return evaluator()
 
     @cached_property
     def _neighbors(self) -> EmbeddingNeighbors:
@@ -210,12 +219,12 @@ class LoadedModel:
         return Scorer(self._model, self.tokenizer.vocab_size)
 
     @cached_property
-    def _logits(self) -> Callable[[mx.array], mx.array]:
-        return execution.compiled(self._model.__call__)
+    def _compiled_forward(self) -> Callable[[mx.array], mx.array]:
+        return execution.compile_function(self._model.__call__)
 
     @cached_property
-    def _eval_step(self) -> execution.PerThread[mx.array]:
-        return execution.PerThread(partial(quantized.as_it_is, self._model))
+    def _eval_step(self) -> execution.PerThreadFunction[mx.array]:
+        return execution.PerThreadFunction(partial(quantized.make_frozen_eval_step, self._model))
 
 
 def load(
@@ -233,34 +242,39 @@ def load(
         checkpoint: `best`, `newest` or a step.
         quantize: bits a weight, 16, 8 or 4; default: 32.
     """
-    if quantize is not None and quantize not in quantized.BITS:
+    if quantize is not None and quantize not in quantized.QUANTIZATION_BITS:
         raise UserError(f"no model has {quantize} bits a weight", "use 16, 8 or 4.")
-    loaded = LoadedModel(*opened(run, checkpoint, runs_dir))
+    loaded = LoadedModel(*load_run_model(run, checkpoint, runs_dir))
     if quantize is None:
         return loaded
-    sample = _validation(loaded.run, home("data", data_dir))
-    before = loaded._evaluated(sample, SAMPLE) if sample is not None else None
-    quantized.quantize(loaded._model, quantize)
-    rounded = LoadedModel(loaded.run, loaded._model, loaded.step)
+    val_ids = _load_val_ids(loaded.run, resolve_folder("data", data_dir))
+    eval_before = (
+        loaded._evaluate(val_ids, QUANTIZATION_EVAL_TOKENS) if val_ids is not None else None
+    )
+    quantized.quantize_model(loaded._model, quantize)
+    quantized_model = LoadedModel(loaded.run, loaded._model, loaded.step)
     cost = ""
-    if before and sample is not None:
-        after = rounded._evaluated(sample, SAMPLE)
-        cost = f": loss {before.loss:.4f} before, {after.loss:.4f} now, on {after.tokens:,} tokens"
+    if eval_before and val_ids is not None:
+        eval_after = quantized_model._evaluate(val_ids, QUANTIZATION_EVAL_TOKENS)
+        cost = (
+            f": loss {eval_before.loss:.4f} before, {eval_after.loss:.4f} now, on "
+            f"{eval_after.tokens:,} tokens"
+        )
     logger.info(f"{quantize} bits a weight{cost}")
     if on_cpu():
         logger.info("on a CPU that is slower than 32 bits; it is made for GPUs")
-    return rounded
+    return quantized_model
 
 
-def _of_one_text(sampling: dict[str, Any]) -> Sampling:
-    chosen = config.sampling(sampling)
-    if chosen.samples != 1:
+def _parse_single_sample_params(sampling: dict[str, Any]) -> SamplingParams:
+    params = config.parse_sampling_params(sampling)
+    if params.samples != 1:
         raise UserError("only one text can be streamed", "leave out samples.")
-    return chosen
+    return params
 
 
-def _validation(run: Run, data_dir: Path) -> np.ndarray | None:
+def _load_val_ids(run: Run, data_dir: Path) -> np.ndarray | None:
     """Ids of a run's validation text, where it is at hand."""
     if not run.data_name or not is_prepared(data_dir / run.data_name):
         return None
-    return data_of(run, data_dir).val.ids
+    return open_run_dataset(run, data_dir).val.ids

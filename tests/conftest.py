@@ -21,11 +21,11 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 from mlxgpt import api
 from mlxgpt.backend import device
-from mlxgpt.config import Config, from_tree, override
+from mlxgpt.config import Config, config_from_tree, override_config
 from mlxgpt.data.tokenizers import bpe
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.training import selfcheck
-from mlxgpt.training.callbacks import Callback, Summary
+from mlxgpt.training.callbacks import Callback, TrainingSummary
 from tests.helpers.log_lines import logged_to
 from tests.helpers.training_runs import Recorder
 
@@ -104,13 +104,13 @@ TINY: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def tiny() -> Config:
     """A model that trains in milliseconds, with everything on. Its vocabulary is not set."""
-    return from_tree(TINY)
+    return config_from_tree(TINY)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny: Config) -> Config:
     """The same with a vocabulary, for what needs no data."""
-    return override(tiny, {"vocab_size": 19, "dtype": "float32"})
+    return override_config(tiny, {"vocab_size": 19, "dtype": "float32"})
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +159,7 @@ def place(home: Path, trained: Path, text_file: Path) -> Path:
 @pytest.fixture
 def no_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """No self-check before a training."""
-    monkeypatch.setattr(selfcheck, "check", lambda config: iter([]))
+    monkeypatch.setattr(selfcheck, "run_self_check", lambda config: iter([]))
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +176,7 @@ def gpt2(real_texts: Path) -> BPETokenizer:
     """GPT-2's own encoding; from here on `bpe.gpt2()` has it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(real_texts / "tiktoken-cache"))
-        return bpe.gpt2()
+        return bpe.load_gpt2_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -187,7 +187,7 @@ def shakespeare(real_texts: Path) -> Path:
 
 @pytest.fixture
 def train(home: Path, text_file: Path, tiny: Config) -> Any:
-    def train(run: str, observer: Callback | None = None, **settings: Any) -> Summary:
+    def train(run: str, observer: Callback | None = None, **settings: Any) -> TrainingSummary:
         settings = {"config": tiny, "source": text_file, **settings}
         with observer.listening() if isinstance(observer, Recorder) else nullcontext():
             return api.train(run=run, callbacks=[observer] if observer else [], **settings)

@@ -103,8 +103,10 @@ def test_a_benchmark_is_measured_and_written(
         asked.extend(configs)
         return "measured"
 
-    monkeypatch.setattr(speed, "measure", measure)
-    monkeypatch.setattr(report, "write", lambda measured, folder: (measured, folder))
+    monkeypatch.setattr(speed, "benchmark_configs", measure)
+    monkeypatch.setattr(
+        report, "write_benchmark_report", lambda measured, folder: (measured, folder)
+    )
     found: Any = api.benchmark(out=tmp_path / "a" / "b")
     assert found == ("measured", ("measured", tmp_path / "a" / "b"))
     assert asked == ["tier1", "tier2"]
@@ -145,16 +147,18 @@ def test_nanogpts_arrays_are_trained_on_as_they_are(
     Path("arrays").mkdir()
     for split, count in (("train", 60), ("val", 9)):
         stream = "".join(f"Story {n} ends.\0" for n in range(count))
-        gpt2.encode_stream(stream).astype("<u2").tofile(f"arrays/{split}.bin")
+        gpt2.encode_documents(stream).astype("<u2").tofile(f"arrays/{split}.bin")
     summary = api.train(config=tiny, source="arrays", run="r", max_steps=2, vocab_size=50304)
     assert summary.step == 2
     found = api.evaluate(data_dir=".")
-    assert found.tokens == len(gpt2.encode_stream("".join(f"Story {n} ends.\0" for n in range(9))))
+    assert found.tokens == len(
+        gpt2.encode_documents("".join(f"Story {n} ends.\0" for n in range(9)))
+    )
     assert found.loss == pytest.approx(summary.val_loss, rel=1e-5)
 
 
 def test_tier_1_is_what_was_promised() -> None:
-    name, config = api.resolve(tier=1)
+    name, config = api.resolve_config(tier=1)
     assert name == "tier1"
     assert config.train.max_steps == 5000
     assert config.data.source == ("shakespeare",)

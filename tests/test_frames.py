@@ -74,7 +74,7 @@ def test_a_training_step_is_reached_in_a_few_calls(
     line = [*TRAIN, "--source", str(text_file), "--max-steps", "2"]
     assert cli.main([*line, "--gradient-accumulation-steps", "2"]) == 0
     steps = [chain for chain in chains if "TrainStep.__call__" in chain]
-    in_training = [chain for chain in steps if "check_and_measure" not in chain]
+    in_training = [chain for chain in steps if "check_and_estimate" not in chain]
     assert len({chain[-1] for chain in in_training}) == 3
     for chain in in_training:
         assert chain[0] == "main", "called from the command line"

@@ -30,9 +30,9 @@ from mlxgpt.data.tokenizers import tokenizer_json
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.storage import loading
 from mlxgpt.storage import run as runs
-from mlxgpt.training.resume import step_seconds
+from mlxgpt.training.resume import median_step_seconds
 from mlxgpt.training.spike_guard import SpikeGuard
-from mlxgpt.training.step import new_step
+from mlxgpt.training.step import make_train_step
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 from tests.helpers.external_models import folder_of
@@ -93,10 +93,10 @@ def use_checkpoint() -> None:
     run = runs.open_run(SMALL_RUN)
     model, _ = loading.load_model(run, "12")
     assert all(isinstance(value, mx.array) for value in model.parameters()["wte"].values())
-    saved = run.load_first([STEP], with_optimizer=True)
+    saved = run.load_first_valid([STEP], with_optimizer=True)
     SpikeGuard.from_tree(saved.guard)
     assert saved.optimizer is not None
-    new_step(run.config).restore(saved.parameters, saved.optimizer)
+    make_train_step(run.config).restore(saved.parameters, saved.optimizer)
 
 
 @pytest.mark.parametrize("count", fuzzed)
@@ -107,7 +107,11 @@ def test_manifests(place: Path, count: int) -> None:
     def read(given: tuple[Any, Any]) -> None:
         changes, edits = given
         tree = changed(json.loads(good), changes) if changes else None
-        text = as_json(tree, files.sealed).encode() if changes else edited(good.encode(), edits)
+        text = (
+            as_json(tree, files.dump_checksummed).encode()
+            if changes
+            else edited(good.encode(), edits)
+        )
         path.write_bytes(text)
         use_checkpoint()
 
@@ -130,9 +134,9 @@ def test_arrays_of_a_checkpoint(place: Path, count: int, name: str) -> None:
         else:
             content = edited(good, edits)
         (STEP / name).write_bytes(content)
-        manifest["sha256"][name] = files.sha256(STEP / name)
+        manifest["sha256"][name] = files.sha256_file(STEP / name)
         del manifest["seal"]
-        sealed = files.sealed(manifest)
+        sealed = files.dump_checksummed(manifest)
         manifest["seal"] = ""
         (STEP / "manifest.json").write_text(sealed)
         use_checkpoint()
@@ -150,7 +154,11 @@ def test_identities_of_a_run(place: Path, count: int, name: str) -> None:
     def read(given: tuple[Any, Any]) -> None:
         changes, edits = given
         tree = changed(json.loads(good), changes) if changes else None
-        text = as_json(tree, files.sealed).encode() if changes else edited(good.encode(), edits)
+        text = (
+            as_json(tree, files.dump_checksummed).encode()
+            if changes
+            else edited(good.encode(), edits)
+        )
         path.write_bytes(text)
         run = runs.open_run(SMALL_RUN)
         assert "/" not in (run.data_name or "")
@@ -159,7 +167,7 @@ def test_identities_of_a_run(place: Path, count: int, name: str) -> None:
         assert run.checkpoint_path().parent == run.checkpoints
         if name == "best.json":
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
-                sealed = files.read_sealed(path, runs.FORMAT)
+                sealed = files.read_checksummed(path, runs.RUN_FORMAT)
                 named = {"step": int(sealed["step"]), "val_loss": float(sealed["val_loss"])}
                 assert str(best) == str(named)  # where NaN equals itself
                 return
@@ -190,8 +198,8 @@ def test_configs(place: Path, count: int) -> None:
         else:
             content = edited(good.encode(), edits)
         path.write_bytes(content)
-        config = toml.load(path)
-        assert toml.load(path) == config
+        config = toml.load_config(path)
+        assert toml.load_config(path) == config
         use_checkpoint()
         api.evaluate(run="done")
 
@@ -214,7 +222,7 @@ def test_tokenizers(home: Path, count: int, kind: str) -> None:
         changes, edits = given
         text = as_json(changed(tree, changes)) if changes else None
         path.write_bytes(text.encode() if text else edited(good.encode(), edits))
-        loaded = tokenizer_json.load(path)
+        loaded = tokenizer_json.load_tokenizer(path)
         assert loaded.decode(loaded.encode("abc a")) == "abc a"
         assert len(loaded.fingerprint) == 64
 
@@ -236,10 +244,10 @@ def test_data_folders(place: Path, count: int, name: str) -> None:
             (folder / name).write_bytes(edited(good, edits or []))
             side = name.removesuffix(".bin")
             if isinstance(tree, dict) and isinstance(tree.get(side), dict):
-                tree[side]["sha256"] = files.sha256(folder / name)
+                tree[side]["sha256"] = files.sha256_file(folder / name)
                 if fits:
                     tree[side]["tokens"] = (folder / name).stat().st_size // 2
-        text = as_json(tree, files.sealed).encode()
+        text = as_json(tree, files.dump_checksummed).encode()
         if name == "meta.json" and edits:
             text = edited(good, edits)
         (folder / "meta.json").write_bytes(text)
@@ -247,7 +255,7 @@ def test_data_folders(place: Path, count: int, name: str) -> None:
         for split in SPLITS:
             ids = getattr(dataset, split).ids
             dataset.tokenizer.decode(int(i) for i in ids[:40])
-        dataset.train.batch(0, seed=1, batch_size=2, block_size=8)
+        dataset.train.get_batch(0, seed=1, batch_size=2, block_size=8)
 
     changes = st.one_of(st.none(), CHANGES)
     fuzz(count, st.tuples(changes, EDITS, st.booleans()), read)
@@ -278,7 +286,7 @@ def test_vocabularies_of_nanogpt(home: Path, count: int, protocol: int) -> None:
             content = content[:at] + code + content[at:]
         path.write_bytes(edited(content, edits))
         try:
-            text = meta_pickle.characters(path)
+            text = meta_pickle.read_char_vocab(path)
             assert len(set(text)) == len(text) > 0
             text.encode()
         finally:
@@ -306,10 +314,10 @@ def test_notes_of_a_run(place: Path, count: int, name: str) -> None:
             content = "\n".join(map(as_json, tree if isinstance(tree, list) else [tree])).encode()
         path.write_bytes(content)
         run = runs.open_run(SMALL_RUN)
-        run.cut(8)
+        run.truncate_after(8)
         assert all(record["step"] <= 8 for record in run.metrics())
-        assert 0 < (step_seconds(run) or 1.0) < math.inf
-        assert all(type(text) is str for pair in run.surroundings().items() for text in pair)
+        assert 0 < (median_step_seconds(run) or 1.0) < math.inf
+        assert all(type(text) is str for pair in run.last_environment().items() for text in pair)
         raise UserError("", "")
 
     fuzz(count, st.tuples(st.one_of(st.none(), CHANGES), EDITS), read)
@@ -332,7 +340,7 @@ def test_texts(home: Path, count: int, suffix: str) -> None:
 
     def read(edits: Any) -> None:
         path.write_bytes(edited(good, edits))
-        for text, _ in readers.read(path):
+        for text, _ in readers.read_documents(path):
             text.encode("utf-8")
         if suffix == ".txt":  # nearly any bytes are a text
             raise UserError("", "")
@@ -348,8 +356,8 @@ def test_a_config_of_a_giant_builds_nothing(place: Path) -> None:
     manifest = STEP / "manifest.json"
     tree = json.loads(manifest.read_text())
     del tree["seal"]
-    tree["model"] = toml.load(path).model.fingerprint
-    manifest.write_text(files.sealed(tree))
+    tree["model"] = toml.load_config(path).model.fingerprint
+    manifest.write_text(files.dump_checksummed(tree))
     with pytest.raises(UserError, match="and the checkpoint has"):
         api.generate(run="done")
 
@@ -362,8 +370,8 @@ def test_a_header_of_a_giant_is_refused(place: Path) -> None:
             (STEP / "model.safetensors").write_bytes(header + np.zeros(8, "<f4").tobytes())
             manifest = json.loads((STEP / "manifest.json").read_text())
             del manifest["seal"]
-            manifest["sha256"]["model.safetensors"] = files.sha256(STEP / "model.safetensors")
-            (STEP / "manifest.json").write_text(files.sealed(manifest))
+            manifest["sha256"]["model.safetensors"] = files.sha256_file(STEP / "model.safetensors")
+            (STEP / "manifest.json").write_text(files.dump_checksummed(manifest))
             with pytest.raises(UserError, match=r"damaged|and the checkpoint has"):
                 use_checkpoint()
 
@@ -412,7 +420,7 @@ def test_models_of_others(home: Path, count: int, name: str) -> None:
             if rest:
                 content = len(content).to_bytes(8, "little") + content + rest
         path.write_bytes(content)
-        foreign = importing.read(str(folder))
+        foreign = importing.read_model(str(folder))
         mx.eval(foreign.parameters)
         assert foreign.tokenizer.decode(foreign.tokenizer.encode("once a €")) == "once a €"
         if content == good or name == "tokenizer_config.json":

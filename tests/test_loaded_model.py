@@ -96,8 +96,8 @@ def test_its_memory_is_free_when_it_goes(place: Path) -> None:
         model.generate("to", max_tokens=20, samples=3)
         model.loss("to be or not")
         model.logits([1, 2])
-        model.look([1, 2]).lens(1, 3)
-        model.neighbours(1)
+        model.trace_forward([1, 2]).logit_lens(1, 3)
+        model.find_neighbors(1)
         assert mx.get_active_memory() > before + 1000
         del model
         assert mx.get_active_memory() <= before + 1000
@@ -131,17 +131,17 @@ def test_weights_that_overflow_end_in_an_error_and_in_valid_json(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = open_run(place / "runs" / "done")
-    saved = checkpoint.load(run.checkpoint_path())
+    saved = checkpoint.load_checkpoint(run.checkpoint_path())
     large = {name: array * 1e30 for name, array in saved.parameters.items()}
-    checkpoint.save(run.checkpoints, replace(saved, parameters=large))
+    checkpoint.save_checkpoint(run.checkpoints, replace(saved, parameters=large))
     model = load("done")
-    ids = model.ids("to").tolist()
+    ids = model.encode("to").tolist()
     for use in (
         lambda: model.generate("to", max_tokens=3),
         lambda: list(model.stream("to", max_tokens=3)),
-        lambda: list(model.tokens("to", max_tokens=3, alternatives=2)),
-        lambda: model.next(ids),
-        lambda: model.look(ids),
+        lambda: list(model.iter_tokens("to", max_tokens=3, alternatives=2)),
+        lambda: model.next_token_probs(ids),
+        lambda: model.trace_forward(ids),
     ):
         with pytest.raises(UserError, match="logits are not finite"):
             use()
@@ -196,15 +196,15 @@ def test_line_ends_and_marks_change_nothing(bpe_place: Path, form: str) -> None:
     other = form.format("to be, or not to be", "the rain in Spain")
     plain = other.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     assert model.loss(other) == model.loss(plain)
-    assert model.ids(other).tolist() == model.ids(plain).tolist()
+    assert model.encode(other).tolist() == model.encode(plain).tolist()
     settings: dict[str, Any] = {"seed": 1, "max_tokens": 9}
     assert (
         model.generate([other, plain], **settings).texts
         == model.generate([plain] * 2, **settings).texts
     )
     assert list(model.stream(other, **settings)) == list(model.stream(plain, **settings))
-    assert [d.id for d in model.tokens(other, **settings)] == [
-        d.id for d in model.tokens(plain, **settings)
+    assert [d.id for d in model.iter_tokens(other, **settings)] == [
+        d.id for d in model.iter_tokens(plain, **settings)
     ]
     (path := bpe_place / "other.txt").write_text(other * 3, encoding="utf-8", newline="")
     (bpe_place / "plain.txt").write_text(plain * 3, encoding="utf-8", newline="")

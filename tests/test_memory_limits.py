@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlxgpt.backend import memory_limits
-from mlxgpt.backend.memory_limits import Limit
+from mlxgpt.backend.memory_limits import MemoryLimit
 from mlxgpt.cli import main as cli
 from mlxgpt.experiments import planning
 from mlxgpt.training import setup
@@ -57,7 +57,7 @@ def ends_clearly(done: subprocess.CompletedProcess[str]) -> bool:
 def least(monkeypatch: pytest.MonkeyPatch) -> int:
     """Megabytes of address space that mlxgpt asks for on this machine."""
     monkeypatch.setattr(memory_limits.resource, "getrlimit", lambda kind: (1 << 40, 1 << 40))
-    return memory_limits.limits()[0].least // MB
+    return memory_limits.memory_limits()[0].required // MB
 
 
 @pytest.fixture(autouse=True)
@@ -96,10 +96,12 @@ def test_every_limit_ends_clearly(place: Path, command: str) -> None:
 def test_what_a_container_cannot_hold_is_refused_before_it_is_timed(
     place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    container = Limit("this container's memory", 400 * MB, 390 * MB, memory_limits.RESIDENT, "")
-    monkeypatch.setattr(memory_limits, "limits", lambda: [container])
+    container = MemoryLimit(
+        "this container's memory", 400 * MB, 390 * MB, memory_limits.MIN_RESIDENT, ""
+    )
+    monkeypatch.setattr(memory_limits, "memory_limits", lambda: [container])
     for module in (setup, planning):
-        monkeypatch.setattr(module, "check_and_measure", lambda *_: pytest.fail("it was timed"))
+        monkeypatch.setattr(module, "check_and_estimate", lambda *_: pytest.fail("it was timed"))
     line = [*TRAIN, "--n-embd", "384", "--n-layer", "6", "--batch-size", "32"]
     assert refused(capsys, *line).startswith("this training takes 0.59 GB, and has 0.27")
     line = ["compare", "--tier", "1", "--vary", "n_embd=768,1152", "--budget", "5steps"]

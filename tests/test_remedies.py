@@ -67,7 +67,7 @@ def test_the_number_decides_and_the_file_is_named(
         with monkeypatch.context() as patch:
             patch.setattr(io, "open", failing_open(io.open, name, number))
             patch.setattr(os, "open", failing_open(os.open, name, number))
-            patch.setattr(safetensors_io, "ReadFile", failing_read(name, number))
+            patch.setattr(safetensors_io, "ErrorRecordingFile", failing_read(name, number))
             capsys.readouterr()
             assert cli.main(line.split()) == 2, doing
         problem, remedy = capsys.readouterr().err.splitlines()[-2:]
@@ -89,10 +89,10 @@ def failing_open(real: Callable[..., Any], name: str, number: int) -> Callable[.
     return opened
 
 
-def failing_read(name: str, number: int) -> type[safetensors_io.ReadFile]:
+def failing_read(name: str, number: int) -> type[safetensors_io.ErrorRecordingFile]:
     """A file whose reading by MLX fails, if it has this name."""
 
-    class Failing(safetensors_io.ReadFile):
+    class Failing(safetensors_io.ErrorRecordingFile):
         def readinto(self, buffer: Any) -> int | None:
             if str(self.name).endswith(name):
                 self.error = OSError(number, os.strerror(number))
@@ -132,12 +132,12 @@ def test_a_failing_disk_is_not_taken_for_a_failing_network(
         raise RuntimeError("An error occurred while generating the dataset") from cause
 
     monkeypatch.setattr(hub, "_load_splits", fail)
-    text = hub.find_dataset("shakespeare")
+    text = hub.find_hub_dataset("shakespeare")
     assert text
     with pytest.raises(UserError, match=r"cannot use cache/train\.arrow") as caught:
-        hub.load_rows(text)
+        hub.load_hub_rows(text)
     assert caught.value.remedy == files.REMEDIES[number]
-    assert not isinstance(caught.value, hub.Unavailable)
+    assert not isinstance(caught.value, hub.DatasetUnavailableError)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
@@ -148,8 +148,8 @@ def test_the_cache_of_tiktoken_is_a_file_too(number: int, monkeypatch: pytest.Mo
         raise OSError(number, os.strerror(number), "cache/9b5ad716")
 
     monkeypatch.setattr(tiktoken, "get_encoding", fail)
-    bpe.gpt2.cache_clear()
+    bpe.load_gpt2_tokenizer.cache_clear()
     with pytest.raises(UserError, match="cannot use cache/9b5ad716") as caught:
-        bpe.gpt2()
+        bpe.load_gpt2_tokenizer()
     assert caught.value.remedy == files.REMEDIES[number]
-    bpe.gpt2.cache_clear()
+    bpe.load_gpt2_tokenizer.cache_clear()

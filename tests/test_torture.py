@@ -102,8 +102,10 @@ def assert_the_same(whole: dict[str, Any], lines: dict[int, Any]) -> None:
     text = Path("runs/a/samples.txt").read_text(encoding="utf-8")
     heads = [line for line in text.splitlines() if line.startswith("--- step ")]
     assert len(heads) == len(set(heads)), "each sample once"
-    for step in checkpoint.steps(Path("runs/a/checkpoints")):
-        checkpoint.load(checkpoint.path_of(Path("runs/a/checkpoints"), step), with_optimizer=True)
+    for step in checkpoint.list_steps(Path("runs/a/checkpoints")):
+        checkpoint.load_checkpoint(
+            checkpoint.checkpoint_folder(Path("runs/a/checkpoints"), step), with_optimizer=True
+        )
 
 
 @pytest.mark.parametrize("recipe", [CONFIG, MODERN], ids=["classic", "modern"])

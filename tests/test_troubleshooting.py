@@ -17,7 +17,7 @@ import mlx.core as mx
 import pytest
 
 from mlxgpt.backend import device_errors, macos, memory_limits
-from mlxgpt.backend.memory_limits import Limit
+from mlxgpt.backend.memory_limits import MemoryLimit
 from mlxgpt.cli import main as cli
 from mlxgpt.convert import huggingface
 from mlxgpt.data import http, hub
@@ -43,7 +43,7 @@ def no_network(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
     patch.setattr(hub, "_load_splits", nothing)
     patch.setattr("huggingface_hub.HfApi.dataset_info", nothing)
-    patch.setattr(http, "fetch", nothing)
+    patch.setattr(http, "download_bytes", nothing)
     return refused(capsys, "prepare", "shakespeare")
 
 
@@ -150,7 +150,7 @@ def small_vocabulary(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) ->
 
 def no_trainer(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     Path("trainer.py").write_text("raise SystemExit(3)")
-    patch.setattr(bpe, "TRAINER", Path("trainer.py"))
+    patch.setattr(bpe, "TRAINER_SCRIPT", Path("trainer.py"))
     return refused(capsys, "prepare", "words.txt", "--vocab-size", "300")
 
 
@@ -211,7 +211,7 @@ def diverged(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 
 def two_at_once(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    with files.only_one(Path("runs/done"), "training"):
+    with files.file_lock(Path("runs/done"), "training"):
         return refused(capsys, *TRAIN, "--source", "data/words", "--run", "done")
 
 
@@ -219,7 +219,7 @@ def full_disk(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    patch.setattr(files, "sync", full)
+    patch.setattr(files, "fsync_path", full)
     Path("my.txt").write_text("to be or not to be")
     return refused(capsys, "prepare", "my.txt")
 
@@ -304,7 +304,7 @@ def intel(
     with patch.context() as other:
         other.setattr(sys, "platform", "darwin")
         other.setattr(os, "uname", lambda: type("uname", (), {"machine": "x86_64"}))
-        other.setattr(macos, "_translated", lambda: translated)
+        other.setattr(macos, "_is_rosetta", lambda: translated)
         return refused(capsys, "runs")
 
 
@@ -349,14 +349,14 @@ def classifier(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 def not_finite(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     parameters = folder_of(place / "small")
     parameters["ln_f.bias"][0] = float("nan")
-    huggingface.write_parameters(place / "small", SHAPE, parameters)
+    huggingface.write_gpt2_parameters(place / "small", SHAPE, parameters)
     return refused(capsys, "import", "small")
 
 
 def overflowing(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     parameters = folder_of(place / "small")
     large = {name: value * 1e30 for name, value in parameters.items()}
-    huggingface.write_parameters(place / "small", SHAPE, large)
+    huggingface.write_gpt2_parameters(place / "small", SHAPE, large)
     assert cli.main(["import", "small"]) == 0
     return refused(capsys, "generate", "--run", "small", "--json", "once")
 
@@ -431,7 +431,7 @@ def cut_while_in_use(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) ->
     tokens = open_dataset(Path("data/words")).train
     os.truncate("data/words/train.bin", 100)
     with pytest.raises(UserError) as caught:
-        tokens.batch(0, seed=1, batch_size=1, block_size=8)
+        tokens.get_batch(0, seed=1, batch_size=1, block_size=8)
     return caught.value.problem
 
 
@@ -441,8 +441,8 @@ def cut_array(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 
 def little_memory(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    container = Limit("this container's memory", 10**8, 10**8, 2 * 10**8, "give it more.")
-    patch.setattr(memory_limits, "limits", lambda: [container])
+    container = MemoryLimit("this container's memory", 10**8, 10**8, 2 * 10**8, "give it more.")
+    patch.setattr(memory_limits, "memory_limits", lambda: [container])
     return refused(capsys, "eval", "--run", "done")
 
 
@@ -464,14 +464,14 @@ def gpu_memory(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
 
 def _of_the_gpu(capsys: Capture, patch: pytest.MonkeyPatch, reason: str) -> str:
     def fails(*_: object) -> int:
-        raise RuntimeError(device_errors.METAL + reason)
+        raise RuntimeError(device_errors.METAL_PREFIX + reason)
 
     patch.setitem(cli.COMMANDS, "eval", fails)
     return refused(capsys, "eval", "--run", "done")
 
 
 def crashed(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    return memory_limits.crash("SIGSEGV").problem
+    return memory_limits.crash_error("SIGSEGV").problem
 
 
 MISTAKES: list[Mistake] = [

@@ -22,9 +22,9 @@ from baselines.tasks import (
     timed_texts,
 )
 from mlxgpt.backend import device, execution
-from mlxgpt.config import DataConfig, ModelConfig, Sampling, from_tree
+from mlxgpt.config import DataConfig, ModelConfig, SamplingParams, config_from_tree
 from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
-from mlxgpt.data.token_array import Tokens, dtype_for
+from mlxgpt.data.token_array import TokenArray, dtype_for
 from mlxgpt.inference.decode import BatchDecoder, generate_step
 from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.model.gpt import GPT
@@ -34,10 +34,10 @@ from mlxgpt.training.step import TrainStep, take_steps
 
 def training(task: Task) -> Result:
     """Steps of the trainer, over random ids."""
-    config = from_tree(task.config)
+    config = config_from_tree(task.config)
     vocabulary, done = config.model.vocab_size, 0
     ids = np.random.default_rng(0).integers(vocabulary, size=64 * config.tokens_per_step)
-    tokens = Tokens(ids.astype(dtype_for(vocabulary)), vocabulary)
+    tokens = TokenArray(ids.astype(dtype_for(vocabulary)), vocabulary)
     step = TrainStep(_model(task), config)
 
     def seconds_of(steps: int) -> float:
@@ -56,7 +56,7 @@ def training(task: Task) -> Result:
 def generate(task: Task) -> Result:
     """Greedy decoding."""
     compiled = CompiledModel(_model(task), task.shape["vocab_size"])
-    sampling = Sampling(max_tokens=task.new_tokens, temperature=0.0, seed=0)
+    sampling = SamplingParams(max_tokens=task.new_tokens, temperature=0.0, seed=0)
     texts = [(prompt_of(task), n) for n in range(task.texts)]
 
     def run() -> list[float]:
@@ -68,7 +68,7 @@ def generate(task: Task) -> Result:
 
 def learning(task: Task) -> Result:
     """A loss curve of the training step, over the given batches and windows."""
-    step = TrainStep(_model(task), from_tree(task.config))
+    step = TrainStep(_model(task), config_from_tree(task.config))
     rates = iter(learning_rates(task))
 
     def take(batch: np.ndarray) -> None:
@@ -109,9 +109,9 @@ def with_mlx(package: str) -> Result:
     """What a package on MLX ran with, and its peak memory: on a GPU that of MLX's arrays."""
     made_with = {
         "versions": f"{package} {version(package)}, mlx {version('mlx')}",
-        "device": device.backend(),
+        "device": device.device_type(),
         "threads": str(execution.blas_thread_count() or "MLX's own"),
         "BLAS": execution.blas_status(),
         "compiler": compiler(),
     }
-    return {"made_with": made_with, "peak_memory": device.peak_bytes()}
+    return {"made_with": made_with, "peak_memory": device.peak_memory_bytes()}

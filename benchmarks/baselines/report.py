@@ -11,8 +11,8 @@ import numpy as np
 
 from baselines.records import MLXGPT, Comparison, TaskResult
 from mlxgpt.bench import report
-from mlxgpt.bench.markdown import spread_of, table
-from mlxgpt.bench.records import Measurement, Spread
+from mlxgpt.bench.markdown import format_stats, render_markdown_table
+from mlxgpt.bench.records import Measurement, SummaryStats
 from mlxgpt.utils import files
 
 LOWER_IS_BETTER = ("ms_to_first_token", "peak_memory", "seconds_from_start")
@@ -30,7 +30,9 @@ def render_markdown(comparison: Comparison) -> str:
         f"{rounds} rounds, and the minimum and maximum. *Ratio*: how many times as fast mlxgpt is,",
         "or how many times as much time or memory the other takes; above 1, mlxgpt is better.",
         "",
-        *table([*report.machine_rows(comparison.machine), ["time", comparison.date]]),
+        *render_markdown_table(
+            [*report.format_machine_rows(comparison.machine), ["time", comparison.date]]
+        ),
         "",
     ]
     for name in dict.fromkeys(r.config for r in results):
@@ -42,7 +44,7 @@ def render_markdown(comparison: Comparison) -> str:
         title = "MB/s, training of the BPE included"
         preparation = _speeds(of_config, "preparation", "megabytes_per_second", title)
         lines += _section(f"{name}, data preparation", preparation)
-    lines += ["## Versions", "", *table(_made_with(results)), ""]
+    lines += ["## Versions", "", *render_markdown_table(_made_with(results)), ""]
     for r in results:
         lines += [
             f"- {framework} could not do {r.config}, {r.task}: {reason}"
@@ -53,8 +55,8 @@ def render_markdown(comparison: Comparison) -> str:
 
 def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
     """Write JSON and Markdown next to earlier reports, never over them; both paths."""
-    slug = report.slug(Measurement(comparison.date, comparison.machine, ()))
-    stem = report.unused_stem(folder, f"{slug}-baselines")
+    slug = report.report_slug(Measurement(comparison.date, comparison.machine, ()))
+    stem = report.find_unused_stem(folder, f"{slug}-baselines")
     data, text = folder / f"{stem}.json", folder / f"{stem}.md"
     files.write_atomically(data, comparison.to_json())
     files.write_atomically(text, render_markdown(comparison))
@@ -79,11 +81,11 @@ def speed_ratios(result: TaskResult) -> Iterator[tuple[str, float, float, float]
 
 
 def _section(title: str, rows: list[list[str]]) -> list[str]:
-    return [f"## {title}", "", *table(rows, ">"), ""] if len(rows) > 1 else []
+    return [f"## {title}", "", *render_markdown_table(rows, ">"), ""] if len(rows) > 1 else []
 
 
-def _spread(result: TaskResult, framework: str, name: str) -> Spread:
-    return Spread.of([values[name] for values in result.rounds[framework]])
+def _spread(result: TaskResult, framework: str, name: str) -> SummaryStats:
+    return SummaryStats.from_values([values[name] for values in result.rounds[framework]])
 
 
 def _ratio(result: TaskResult, framework: str, name: str) -> str:
@@ -95,8 +97,8 @@ def _ratio(result: TaskResult, framework: str, name: str) -> str:
 
 def _cells(result: TaskResult, framework: str, name: str, scale: float = 1.0) -> list[str]:
     spread = _spread(result, framework, name)
-    scaled = Spread.of([scale * value for value in spread.repeats])
-    return [spread_of(scaled), _ratio(result, framework, name)]
+    scaled = SummaryStats.from_values([scale * value for value in spread.repeats])
+    return [format_stats(scaled), _ratio(result, framework, name)]
 
 
 def _speeds(results: Iterable[TaskResult], task: str, speed: str, title: str) -> list[list[str]]:
@@ -149,14 +151,14 @@ def _learning(results: Iterable[TaskResult]) -> list[list[str]]:
         ends = {f: [values["curve"][-1][1] for values in rounds] for f, rounds in r.rounds.items()}
         target = max(max(losses) for losses in ends.values())
         reached = {
-            f: Spread.of([_seconds_to(target, values["curve"]) for values in rounds])
+            f: SummaryStats.from_values([_seconds_to(target, values["curve"]) for values in rounds])
             for f, rounds in r.rounds.items()
         }
         for framework, spread in reached.items():
             ratio = spread.median / reached[MLXGPT].median if MLXGPT in reached else None
             shown = "" if ratio is None or framework == MLXGPT else f"{ratio:.2f}"
             loss = statistics.median(ends[framework])
-            rows.append([framework, f"{loss:.4f}", spread_of(spread), shown])
+            rows.append([framework, f"{loss:.4f}", format_stats(spread), shown])
     return rows
 
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from baselines.records import MLXGPT, TaskResult
 from mlxgpt.backend.cpu import jit
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, override_config
 from mlxgpt.convert import huggingface
 from mlxgpt.data import synthetic
 from mlxgpt.model.gpt import GPT
@@ -203,7 +203,7 @@ def _run(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     if not framework.has_our_blas:
-        environment = {**jit.without_script(environment), "MLXGPT_BLAS": "none"}
+        environment = {**jit.remove_script_from_environment(environment), "MLXGPT_BLAS": "none"}
     task = {**task, "module": framework.module, "framework": framework.name, "began": time.time()}
     child = subprocess.run(
         [*CHILD, json.dumps(task)],
@@ -227,8 +227,8 @@ def _weights(config: Config) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weights = flatten_params(GPT(config.model).parameters())
-        huggingface.write_config(folder, config.model, None)
-        huggingface.write_parameters(folder, config.model, weights)
+        huggingface.write_gpt2_config(folder, config.model, None)
+        huggingface.write_gpt2_parameters(folder, config.model, weights)
         arrays: Any = {name: np.array(value) for name, value in weights.items()}
         np.savez(folder / "weights.npz", **arrays)
         yield folder
@@ -237,9 +237,9 @@ def _weights(config: Config) -> Iterator[Path]:
 @contextmanager
 def _learning_task(config: Config, plan: Plan) -> Iterator[dict[str, Any]]:
     """A task with batches of synthetic stories, and windows that are in none of them."""
-    text = "<|endoftext|>".join(synthetic.stories(0, size=int(1e6 * plan.megabytes)))
+    text = "<|endoftext|>".join(synthetic.generate_stories(0, size=int(1e6 * plan.megabytes)))
     characters, ids = np.unique(np.array(list(text)), return_inverse=True)
-    config = override(config, {"vocab_size": len(characters)})
+    config = override_config(config, {"vocab_size": len(characters)})
     window = config.model.block_size + 1
     batch, windows = config.train.batch_size, ids[: 64 * window].astype(np.int32)
     draw = np.random.default_rng(0)

@@ -18,11 +18,11 @@ import numpy as np
 
 from mlxgpt.backend import macos
 from mlxgpt.backend import memory_limits as limited
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, override_config
 
 # Floating-point operations of one batch of an evaluation or of prompts on Metal: estimated to be a
 # second of a small chip's GPU. MLX divides them among several command buffers.
-LARGEST_BATCH = 2e12
+MAX_BATCH_FLOPS = 2e12
 
 # Where a GPU is not to be used, or not to be trusted: that of GitHub's Macs is a virtual one.
 if os.environ.get("MLXGPT_DEVICE") == "cpu":
@@ -34,7 +34,7 @@ def on_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu
 
 
-def backend() -> str:
+def device_type() -> str:
     """`metal`, `cuda` or `cpu`: where MLX computes."""
     if on_cpu():
         return "cpu"
@@ -45,14 +45,14 @@ def resolve_dtype(config: Config) -> Config:
     """`config` with `dtype` decided for this device: never by a timing, and kept in the run."""
     if config.train.dtype != "auto":
         return config
-    return override(config, {"dtype": "bfloat16" if backend() == "cuda" else "float32"})
+    return override_config(config, {"dtype": "bfloat16" if device_type() == "cuda" else "float32"})
 
 
-def name() -> str:
+def device_name() -> str:
     """The chip, as the system calls it."""
     info = mx.device_info()
-    if backend() != "cpu":
-        return str(info.get("device_name", backend()))
+    if device_type() != "cpu":
+        return str(info.get("device_name", device_type()))
     if sys.platform == "darwin":  # where Python's name of every chip is "arm"
         return macos.sysctl("machdep.cpu.brand_string") or platform.machine()
     try:
@@ -69,19 +69,19 @@ def matmul_peak(dtype: str) -> float:
     """Floating-point operations a second of a large matrix product, measured here and now: the
     best of a few, in under a second. What a training reaches is given as a share of it.
     """
-    size = 1024 if backend() == "cpu" else 4096
-    seconds = _matmul_seconds(size, dtype)
+    size = 1024 if device_type() == "cpu" else 4096
+    seconds = _time_matmul(size, dtype)
     _release_memory()
     return 2 * size**3 / seconds
 
 
-def _matmul_seconds(size: int, dtype: str) -> float:
+def _time_matmul(size: int, dtype: str) -> float:
     a = mx.random.normal((size, size), key=mx.random.key(0)).astype(getattr(mx, dtype))
     mx.eval(a, a @ a)
     best = float("inf")
     deadline = time.perf_counter() + 0.5
     for _ in range(20):
-        best = min(best, _seconds(lambda: mx.eval(a @ a)))
+        best = min(best, _time_call(lambda: mx.eval(a @ a)))
         if time.perf_counter() > deadline:
             break
     return best
@@ -93,31 +93,31 @@ def memory_bandwidth() -> float:
     sums of two large arrays, on a CPU by as many threads as it has cores.
     """
     length, repeats = 1 << 24, 8  # 64 MiB each: far beyond any cache
-    if backend() != "cpu":
-        seconds = _sum_seconds(4 * length, repeats)
+    if device_type() != "cpu":
+        seconds = _time_sum(4 * length, repeats)
         _release_memory()
         return 3 * 4 * 4 * length / seconds
     threads = os.cpu_count() or 1
     arrays = [[np.ones(length // threads, np.float32) for _ in range(3)] for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
 
-        def sums() -> None:
-            list(pool.map(lambda three: np.add(three[0], three[1], out=three[2]), arrays))
+        def add_arrays() -> None:
+            list(pool.map(lambda buffers: np.add(buffers[0], buffers[1], out=buffers[2]), arrays))
 
-        seconds = min(_seconds(sums) for _ in range(repeats))
+        seconds = min(_time_call(add_arrays) for _ in range(repeats))
     return 3 * 4 * threads * (length // threads) / seconds
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def _time_call(function: Callable[[], object]) -> float:
     start = time.perf_counter()
-    run()
+    function()
     return time.perf_counter() - start
 
 
-def _sum_seconds(length: int, repeats: int) -> float:
+def _time_sum(length: int, repeats: int) -> float:
     a, b = mx.ones(length), mx.ones(length)
     mx.eval(a, b, a + b)
-    return min(_seconds(lambda: mx.eval(a + b)) for _ in range(repeats))
+    return min(_time_call(lambda: mx.eval(a + b)) for _ in range(repeats))
 
 
 def _release_memory() -> None:
@@ -129,66 +129,68 @@ def _release_memory() -> None:
     mx.reset_peak_memory()
 
 
-def multiplies_exactly() -> bool:
+def has_full_precision_matmul() -> bool:
     """Whether float32 matrices are multiplied as such. An M5's GPU, and CUDA, first round them to
     the 10 bits of TF32, unless MLX_ENABLE_TF32=0 is set.
     """
-    finer = 1 + 2.0**-12  # than TF32 can tell from 1
-    product = mx.full((256, 256), finer) @ mx.eye(256)
-    return bool((product == finer).all())
+    value = 1 + 2.0**-12  # than TF32 can tell from 1
+    product = mx.full((256, 256), value) @ mx.eye(256)
+    return bool((product == value).all())
 
 
-def memory() -> tuple[int, str]:
+def memory_in_use() -> tuple[int, str]:
     """Bytes in use, and of what: MLX's own on a GPU, the process's resident memory on a CPU."""
-    if backend() != "cpu":
+    if device_type() != "cpu":
         return mx.get_active_memory() + mx.get_cache_memory(), "MLX"
     return resident_bytes(), "resident"
 
 
-def reset_peak() -> None:
+def reset_peak_memory() -> None:
     """Forget the peak so far; where the system cannot, it stays."""
-    if backend() != "cpu":
+    if device_type() != "cpu":
         mx.reset_peak_memory()
         return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_bytes() -> int:
+def peak_memory_bytes() -> int:
     """The most bytes in use since `reset_peak`: MLX's own on a GPU, resident memory on a CPU."""
-    if backend() != "cpu":
+    if device_type() != "cpu":
         return mx.get_peak_memory()
     # Not `ru_maxrss`, where there is better: on Linux a child's begins at what its parent had.
-    return _told("/proc/self/status", "VmHWM") or _most_resident()
+    return _read_proc_bytes("/proc/self/status", "VmHWM") or _peak_resident_bytes()
 
 
-def total_bytes() -> int:
+def total_memory_bytes() -> int:
     """The memory that there is for the device: a GPU's own or, on a CPU, the machine's or the
     container's.
     """
-    if backend() != "cpu":
+    if device_type() != "cpu":
         info = mx.device_info()
         return int(info.get("memory_size") or info.get("total_memory") or 1 << 62)
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *(limit.total for limit in limited.limits())])
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *(limit.total for limit in limited.memory_limits())])
 
 
-def free_bytes() -> int:
+def free_memory_bytes() -> int:
     """The memory that a training may take: what the system recommends or has left, where it says
     so, else all; and no more than the container allows.
     """
-    if backend() == "metal":
+    if device_type() == "metal":
         return int(mx.device_info()["max_recommended_working_set_size"])
-    if backend() == "cpu" and (available := _told("/proc/meminfo", "MemAvailable")):
-        return min([available + resident_bytes(), *(limit.free for limit in limited.limits())])
-    return total_bytes()
+    if device_type() == "cpu" and (available := _read_proc_bytes("/proc/meminfo", "MemAvailable")):
+        return min(
+            [available + resident_bytes(), *(limit.free for limit in limited.memory_limits())]
+        )
+    return total_memory_bytes()
 
 
-def rows_at_once(flops: float) -> int | None:
+def max_rows_per_batch(flops: float) -> int | None:
     """How many sequences of `flops` floating-point operations each a Mac's GPU should be given at
     once; None: any number. macOS ends commands that keep the GPU from the display for too long.
     """
-    return max(1, int(LARGEST_BATCH / flops)) if backend() == "metal" else None
+    return max(1, int(MAX_BATCH_FLOPS / flops)) if device_type() == "metal" else None
 
 
 def limit_memory(limit: int | None = None) -> None:
@@ -203,8 +205,8 @@ def limit_memory(limit: int | None = None) -> None:
             recommends (MLX by itself would take half as much again, and the Mac would swap), and
             elsewhere MLX's own.
     """
-    if limit is None and backend() == "metal":
-        limit = free_bytes()
+    if limit is None and device_type() == "metal":
+        limit = free_memory_bytes()
     if limit is not None:
         mx.set_memory_limit(limit)
 
@@ -215,16 +217,16 @@ def resident_bytes() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize()
     except OSError:
-        return _most_resident()
+        return _peak_resident_bytes()
 
 
-def _told(file: str, name: str) -> int | None:
+def _read_proc_bytes(file: str, name: str) -> int | None:
     """Bytes that Linux tells under a name in one of its files; None elsewhere."""
     with contextlib.suppress(OSError, IndexError):
         return 1024 * int(Path(file).read_text().split(f"{name}:")[1].split()[0])
     return None
 
 
-def _most_resident() -> int:
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+def _peak_resident_bytes() -> int:
+    max_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max_rss if sys.platform == "darwin" else max_rss * 1024

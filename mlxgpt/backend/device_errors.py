@@ -23,19 +23,24 @@ METAL_COMPILE_FAILURES = (
 )
 # Metal reports a failed command buffer where its result is waited for (backend/metal/device.cpp).
 # Watchdog, hang, timeout, page fault and lack of memory differ in the system's own words behind it.
-METAL = "[METAL] Command buffer execution failed: "
-ALLOCATORS = ("[malloc] Unable to allocate", "[metal::malloc]")
+METAL_PREFIX = "[METAL] Command buffer execution failed: "
+ALLOCATION_FAILURES = ("[malloc] Unable to allocate", "[metal::malloc]")
 # CUDA's calls, as backend/cuda/utils.cpp, cublas_utils.cpp and cudnn_utils.cpp word them.
-CUDA = re.compile(r"(?:cu|cuda|cublas|cublasLt|cudnn)[A-Z]\w*\(.*\) failed")
-OUT_OF_MEMORY = ("insufficient memory", "outofmemory", "out of memory", *map(str.lower, ALLOCATORS))
+CUDA_FAILURE = re.compile(r"(?:cu|cuda|cublas|cublasLt|cudnn)[A-Z]\w*\(.*\) failed")
+OUT_OF_MEMORY = (
+    "insufficient memory",
+    "outofmemory",
+    "out of memory",
+    *map(str.lower, ALLOCATION_FAILURES),
+)
 
-LET_IT_SLEEP = (
+SLEEP_DISPLAY_REMEDY = (
     "let the display sleep (pmset displaysleepnow) and run the same command again; if that does "
     "not help, set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 for it (slows the screen, did not help "
     "everyone)."
 )
-USE_LESS = "close other programs, or use a smaller --batch-size, --block-size or model."
-RUN_AGAIN = "run the same command again; if it fails again, update the GPU's driver and MLX."
+LESS_MEMORY_REMEDY = "close other programs, or use a smaller --batch-size, --block-size or model."
+RUN_AGAIN_REMEDY = "run the same command again; if it fails again, update the GPU's driver and MLX."
 
 
 @dataclass(frozen=True)
@@ -61,20 +66,20 @@ class DeviceError:
         return UserError(f"{problem}: {self.reason}{outcome}", self.remedy)
 
 
-def classify(error: BaseException) -> DeviceError | None:
+def classify_device_error(error: BaseException) -> DeviceError | None:
     """The GPU's failure that an exception reports; None for any other exception."""
     text = str(error)
-    lines = text.removeprefix(METAL).strip().splitlines()
+    lines = text.removeprefix(METAL_PREFIX).strip().splitlines()
     reason = lines[0].rstrip(".")[:300] if lines else ""
     if any(words in text for words in METAL_COMPILE_FAILURES):  # also with compilation disabled
-        return DeviceError(reason, RUN_AGAIN, out_of_memory=False, recoverable=False)
-    metal = METAL in text
-    if not (metal or text.startswith(ALLOCATORS) or CUDA.match(text)):
+        return DeviceError(reason, RUN_AGAIN_REMEDY, out_of_memory=False, recoverable=False)
+    is_metal = METAL_PREFIX in text
+    if not (is_metal or text.startswith(ALLOCATION_FAILURES) or CUDA_FAILURE.match(text)):
         return None
     if any(words in text.lower() for words in OUT_OF_MEMORY):
-        return DeviceError(reason, USE_LESS, out_of_memory=True, recoverable=True)
-    remedy = LET_IT_SLEEP if metal else RUN_AGAIN
-    return DeviceError(reason, remedy, out_of_memory=False, recoverable=metal)
+        return DeviceError(reason, LESS_MEMORY_REMEDY, out_of_memory=True, recoverable=True)
+    remedy = SLEEP_DISPLAY_REMEDY if is_metal else RUN_AGAIN_REMEDY
+    return DeviceError(reason, remedy, out_of_memory=False, recoverable=is_metal)
 
 
 def is_compile_failure(error: BaseException) -> bool:
@@ -84,7 +89,7 @@ def is_compile_failure(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def as_user_errors(outcome: str = "") -> Iterator[None]:
+def convert_device_errors(outcome: str = "") -> Iterator[None]:
     """Turn the GPU's failures into the two lines for the user.
 
     Raises:
@@ -93,6 +98,6 @@ def as_user_errors(outcome: str = "") -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if failure := classify(error):
+        if failure := classify_device_error(error):
             raise failure.to_user_error(outcome) from error
         raise

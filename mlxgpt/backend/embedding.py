@@ -13,12 +13,12 @@ MAX_ONE_HOT = 1024  # ids; up to here the one-hot product is cheap compared with
 
 
 @mx.custom_function
-def lookup(weight: mx.array, ids: mx.array) -> mx.array:
+def embedding_lookup(weight: mx.array, ids: mx.array) -> mx.array:
     """Rows of `weight` [V, C] at `ids` [...]: [..., C]."""
     return weight[ids]
 
 
-@lookup.vjp
+@embedding_lookup.vjp
 def _lookup_vjp(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
 ) -> tuple[mx.array, mx.array]:

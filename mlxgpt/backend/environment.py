@@ -15,10 +15,10 @@ GXX_TIMEOUT = 9  # seconds for g++ to print its version
 
 def describe_environment(ranks: int = 1) -> dict[str, str]:
     """Versions, device and threads of this machine, by name, and the number of ranks."""
-    environment = {"mlxgpt": __version__, "mlx": version("mlx"), "device": device.name()}
-    environment |= {"ranks": str(ranks), "backend": device.backend()}
+    environment = {"mlxgpt": __version__, "mlx": version("mlx"), "device": device.device_name()}
+    environment |= {"ranks": str(ranks), "backend": device.device_type()}
     if device.on_cpu():
-        environment |= {"BLAS": blas.status(), "BLAS threads": str(blas.thread_count())}
+        environment |= {"BLAS": blas.blas_status(), "BLAS threads": str(blas.blas_thread_count())}
         environment["compiler"] = "none" if execution.compile_failure() else _gxx_version()
     elif execution.compile_failure():
         environment["compiler"] = "none"

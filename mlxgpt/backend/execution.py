@@ -14,32 +14,30 @@ import mlx.core as mx
 
 from mlxgpt.backend import device, device_errors
 from mlxgpt.backend.cpu import blas, jit, parallel
-from mlxgpt.backend.cpu.blas import share_threads as share_blas_threads
-from mlxgpt.backend.cpu.blas import status as blas_status
-from mlxgpt.backend.cpu.blas import thread_count as blas_thread_count
+from mlxgpt.backend.cpu.blas import blas_status, blas_thread_count, share_blas_threads
 from mlxgpt.backend.cpu.jit import shield_from_sigint
 
 __all__ = [
-    "PerThread",
+    "PerThreadFunction",
     "blas_status",
     "blas_thread_count",
+    "chunks_per_thread",
     "compile_failure",
-    "compiled",
-    "disable_compilation_after",
-    "portions",
-    "shard",
+    "compile_function",
+    "disable_compilation_on_error",
+    "shard_batch",
     "share_blas_threads",
     "shield_from_sigint",
     "slow_reasons",
     "thread_count",
 ]
 
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 _compile_failure: str | None = None
 
 
-def compiled(function: Callable, **options: Any) -> Callable:
+def compile_function(function: Callable, **options: Any) -> Callable:
     """`mx.compile` of a function, where this machine can compile; otherwise MLX executes it one
     operation after another. Options are those of `mx.compile`.
     """
@@ -49,12 +47,12 @@ def compiled(function: Callable, **options: Any) -> Callable:
 
 def compile_failure() -> str | None:
     """One line on why MLX compiles no kernels here; None if it does."""
-    if _compile_failure is None and device.on_cpu() and (problem := jit.problem()):
+    if _compile_failure is None and device.on_cpu() and (problem := jit.compiler_problem()):
         _disable_compilation(problem)
     return _compile_failure
 
 
-def disable_compilation_after(error: RuntimeError) -> str | None:
+def disable_compilation_on_error(error: RuntimeError) -> str | None:
     """Disable compilation if an error says that MLX could not compile one of its kernels. The
     computation can then be started over.
 
@@ -65,8 +63,8 @@ def disable_compilation_after(error: RuntimeError) -> str | None:
         return None
     if device_errors.CPU_COMPILE_FAILURE in str(error):
         return _disable_compilation(jit.describe_failure(jit.KERNEL_FAILED))
-    first, *more = str(error).strip().splitlines()
-    reason = " ".join([first, *more[:1]])[:300]
+    first_line, *other_lines = str(error).strip().splitlines()
+    reason = " ".join([first_line, *other_lines[:1]])[:300]
     return _disable_compilation(
         f"Metal cannot compile a kernel ({reason}): MLX fuses no operations, and is slower"
     )
@@ -81,7 +79,7 @@ def _disable_compilation(line: str) -> str:
 
 def slow_reasons() -> list[str]:
     """One line for each reason why computing is slower on this machine than it could be."""
-    reasons = [blas.status()] if device.on_cpu() and not blas.is_fast() else []
+    reasons = [blas.blas_status()] if device.on_cpu() and not blas.has_fast_blas() else []
     failure = compile_failure()
     return [*reasons, failure] if failure else reasons
 
@@ -91,7 +89,7 @@ def thread_count() -> int:
     return parallel.THREADS if device.on_cpu() else 1
 
 
-def portions(rows: int, length: int) -> int:
+def chunks_per_thread(rows: int, length: int) -> int:
     """Number of equal portions in which each thread computes its share of a batch, one after the
     other, to save memory; 1 on a GPU.
 
@@ -99,21 +97,21 @@ def portions(rows: int, length: int) -> int:
         rows: sequences of the whole batch, over all threads.
         length: tokens of each.
     """
-    return parallel.portions(rows, length) if device.on_cpu() else 1
+    return parallel.cpu_chunks_per_thread(rows, length) if device.on_cpu() else 1
 
 
-class PerThread(Generic[Result]):
+class PerThreadFunction(Generic[ResultT]):
     """One function for each of the `thread_count()` threads, called at the same time.
 
     Args:
-        make: makes the function, called once for each thread; a compiled function belongs to the
-            thread that traced it.
+        make_function: makes the function, called once for each thread; a compiled function belongs
+            to the thread that traced it.
     """
 
-    def __init__(self, make: Callable[[], Callable[..., Result]]) -> None:
-        self._functions = [make() for _ in range(thread_count())]
+    def __init__(self, make_function: Callable[[], Callable[..., ResultT]]) -> None:
+        self._functions = [make_function() for _ in range(thread_count())]
 
-    def __call__(self, arguments: Iterable[tuple]) -> list[Result]:
+    def __call__(self, arguments: Iterable[tuple]) -> list[ResultT]:
         """Call the functions, each with one tuple of arguments.
 
         Args:
@@ -126,13 +124,13 @@ class PerThread(Generic[Result]):
         calls = list(arguments)
         if len(self._functions) == 1 or len(calls) == 1:
             return list(itertools.starmap(self._functions[0], calls))
-        with parallel.second_thread(self._functions[1], calls) as second:
+        with parallel.run_on_second_thread(self._functions[1], calls) as second:
             first = self._functions[0](*calls[0])
             mx.eval(first)
             return [first, second.result()]
 
 
-def shard(
+def shard_batch(
     inputs: mx.array, targets: mx.array, key: mx.array
 ) -> list[tuple[mx.array, mx.array, mx.array]]:
     """Divide a batch among the threads that compute it: for each one (inputs, targets, keys), with
@@ -145,15 +143,15 @@ def shard(
         key: for dropout; each part gets its own from it.
     """
     A, B, T = inputs.shape
-    L = thread_count()
-    if B % L == 0 and L > 1:
-        P = portions(B, T)
+    threads = thread_count()
+    if B % threads == 0 and threads > 1:
+        chunks = chunks_per_thread(B, T)
         inputs, targets = (
-            ids.reshape(A, L, P, B // L // P, T).swapaxes(0, 1).flatten(1, 2)
+            ids.reshape(A, threads, chunks, B // threads // chunks, T).swapaxes(0, 1).flatten(1, 2)
             for ids in (inputs, targets)
         )
     else:
-        L = L if A % L == 0 else 1
-        inputs, targets = (ids.reshape(L, A // L, B, T) for ids in (inputs, targets))
-    keys = mx.random.split(key, L * inputs.shape[1]).reshape(L, inputs.shape[1], -1)
+        threads = threads if A % threads == 0 else 1
+        inputs, targets = (ids.reshape(threads, A // threads, B, T) for ids in (inputs, targets))
+    keys = mx.random.split(key, threads * inputs.shape[1]).reshape(threads, inputs.shape[1], -1)
     return list(zip(inputs, targets, keys, strict=True))

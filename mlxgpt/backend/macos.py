@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from mlxgpt.utils.errors import UserError
 
 
-def refuse_others() -> None:
+def check_apple_silicon() -> None:
     """Say what to do where this is a Mac, and Python does not run natively on Apple silicon.
 
     Raises:
@@ -22,7 +22,7 @@ def refuse_others() -> None:
     """
     if sys.platform != "darwin" or os.uname().machine == "arm64":
         return
-    if _translated():
+    if _is_rosetta():
         raise UserError(
             f"this Python ({sys.executable}) is made for Intel and runs under Rosetta; MLX cannot",
             "open a terminal without Rosetta, and make a new environment with a Python for Apple "
@@ -35,7 +35,7 @@ def refuse_others() -> None:
 
 
 @contextlib.contextmanager
-def awake() -> Iterator[None]:
+def prevent_sleep() -> Iterator[None]:
     """Keep a Mac from going to sleep: a Mac asleep trains nothing."""
     if sys.platform != "darwin":
         yield
@@ -64,7 +64,7 @@ def sysctl(name: str) -> str:
     return ""
 
 
-def is_stub(program: str) -> bool:
+def is_xcode_stub(program: str) -> bool:
     """Whether a program, such as /usr/bin/git, would open the installer of Apple's developer tools
     instead of doing its work, since these are missing.
     """
@@ -74,6 +74,6 @@ def is_stub(program: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode != 0
 
 
-def _translated() -> bool:
+def _is_rosetta() -> bool:
     """Whether Rosetta translates this process."""
     return sysctl("sysctl.proc_translated") == "1"

@@ -18,15 +18,19 @@ from mlxgpt.utils.errors import UserError
 
 # What the libraries take before a model has any: of address space, also by each thread of OpenBLAS,
 # numpy's and ours; and resident. Measured on Linux with numpy 2.5 and mlx 0.32.
-ADDRESSES, ADDRESSES_PER_THREAD, RESIDENT = 360 << 20, 80 << 20, 128 << 20
+MIN_ADDRESS_SPACE, ADDRESS_SPACE_PER_THREAD, MIN_RESIDENT = 360 << 20, 80 << 20, 128 << 20
 
 # How a limit, usage and reclaimable file cache are named, in cgroup v2 and v1.
-_Names = tuple[tuple[str, ...], str, str]
-V2: _Names = (("memory.max", "memory.high"), "memory.current", "inactive_file")
-V1: _Names = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+_CgroupFiles = tuple[tuple[str, ...], str, str]
+CGROUP_V2: _CgroupFiles = (("memory.max", "memory.high"), "memory.current", "inactive_file")
+CGROUP_V1: _CgroupFiles = (
+    ("memory.limit_in_bytes",),
+    "memory.usage_in_bytes",
+    "total_inactive_file",
+)
 
 # What the system, C++, numpy, MLX and Python say where memory or threads run out.
-EXHAUSTED = (
+OUT_OF_MEMORY_MESSAGES = (
     "std::bad_alloc",
     "unable to allocate",
     "attempting to allocate",
@@ -40,130 +44,130 @@ EXHAUSTED = (
 
 
 @dataclass(frozen=True)
-class Limit:
+class MemoryLimit:
     """A limit on memory.
 
     Attributes:
         name: what is limited.
         total: bytes.
         free: bytes that this process may have resident, what it has already included.
-        least: bytes that mlxgpt takes before a model has any.
+        required: bytes that mlxgpt takes before a model has any.
         remedy: how it is raised.
     """
 
     name: str
     total: int
     free: int
-    least: int
+    required: int
     remedy: str
 
 
-def limits(root: Path = Path("/")) -> list[Limit]:
+def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
     """All limits on this process; none where the system is not Linux.
 
     Args:
         root: where proc/ and sys/ are.
     """
-    return [*_of_address_space(root), *_of_cgroups(root)] if sys.platform == "linux" else []
+    return [*_address_space_limits(root), *_cgroup_limits(root)] if sys.platform == "linux" else []
 
 
-def address_space() -> int | None:
+def address_space_limit() -> int | None:
     """The most addresses that this process may have, in bytes; None without a limit."""
     total, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if total == resource.RLIM_INFINITY else total
 
 
-def refuse_too_little() -> None:
+def check_memory_limits() -> None:
     """Refuse to start where loading the libraries would fail.
 
     Raises:
         UserError: naming the limit.
     """
-    for limit in limits():
-        if limit.total < limit.least:
+    for limit in memory_limits():
+        if limit.total < limit.required:
             raise UserError(
-                f"{limit.name} is limited to {_megabytes(limit.total)}, and mlxgpt needs "
-                f"{_megabytes(limit.least)} to start",
+                f"{limit.name} is limited to {_format_megabytes(limit.total)}, and mlxgpt needs "
+                f"{_format_megabytes(limit.required)} to start",
                 limit.remedy,
             )
 
 
-def exhausted(error: BaseException) -> UserError | None:
+def explain_out_of_memory(error: BaseException) -> UserError | None:
     """What to tell the user, if an error means that memory ran out; else None."""
     text = str(error).lower()
     ran_out = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    if not ran_out and not any(words in text for words in EXHAUSTED):
+    if not ran_out and not any(words in text for words in OUT_OF_MEMORY_MESSAGES):
         return None
-    return _out_of_memory("out of memory")
+    return _out_of_memory_error("out of memory")
 
 
-def crash(end: str) -> UserError:
+def crash_error(exit_reason: str) -> UserError:
     """The error of a process that was ended: by a signal, or a library with a code of its own."""
-    return _out_of_memory(f"the process ended with {end}, as it does without memory")
+    return _out_of_memory_error(f"the process ended with {exit_reason}, as it does without memory")
 
 
-def _out_of_memory(problem: str) -> UserError:
+def _out_of_memory_error(problem: str) -> UserError:
     remedy = "use a smaller --batch-size or model"
-    if smallest := min(limits(), key=lambda limit: limit.free, default=None):
-        problem = f"{problem}: {smallest.name} is limited to {_megabytes(smallest.total)}"
+    if smallest := min(memory_limits(), key=lambda limit: limit.free, default=None):
+        problem = f"{problem}: {smallest.name} is limited to {_format_megabytes(smallest.total)}"
         return UserError(problem, f"{remedy}, or {smallest.remedy}")
     return UserError(problem, f"close other programs, or {remedy}.")
 
 
-def _of_address_space(root: Path) -> Iterator[Limit]:
+def _address_space_limits(root: Path) -> Iterator[MemoryLimit]:
     assert sys.platform == "linux"
-    if (total := address_space()) is None:
+    if (total := address_space_limit()) is None:
         return
     threads = len(os.sched_getaffinity(0))
-    if (fewer := os.environ.get("OPENBLAS_NUM_THREADS", "")).isdecimal():
-        threads = min(threads, int(fewer))
-    least = ADDRESSES + ADDRESSES_PER_THREAD * threads
-    status = _fields(root / "proc/self/status")
-    not_resident = max(least - RESIDENT, status.get("VmSize:", 0) - status.get("VmRSS:", 0))
+    if (blas_threads := os.environ.get("OPENBLAS_NUM_THREADS", "")).isdecimal():
+        threads = min(threads, int(blas_threads))
+    required = MIN_ADDRESS_SPACE + ADDRESS_SPACE_PER_THREAD * threads
+    status = _read_fields(root / "proc/self/status")
+    not_resident = max(required - MIN_RESIDENT, status.get("VmSize:", 0) - status.get("VmRSS:", 0))
     remedy = "raise its limit: ulimit -v unlimited"
-    yield Limit("the address space", total, total - not_resident, least, remedy)
+    yield MemoryLimit("the address space", total, total - not_resident, required, remedy)
 
 
-def _of_cgroups(root: Path) -> Iterator[Limit]:
+def _cgroup_limits(root: Path) -> Iterator[MemoryLimit]:
     """Those of the cgroup that this process is in, and of all around it."""
-    own = _fields(root / "proc/self/status").get("RssAnon:", 0)
-    for folder, (names, usage, cache) in _cgroups(root):
-        totals = [value for name in names if (value := _number(folder / name)) is not None]
-        used = _number(folder / usage)
+    own_bytes = _read_fields(root / "proc/self/status").get("RssAnon:", 0)
+    for folder, (names, usage, cache) in _list_cgroups(root):
+        totals = [value for name in names if (value := _read_number(folder / name)) is not None]
+        used = _read_number(folder / usage)
         if used is None or not totals or min(totals) >= 1 << 60:  # as v1 says that there is none
             continue
-        used = max(0, used - _fields(folder / "memory.stat", unit=1).get(cache, 0))
-        free = max(0, min(totals) - used + own)
+        used = max(0, used - _read_fields(folder / "memory.stat", unit=1).get(cache, 0))
+        free = max(0, min(totals) - used + own_bytes)
         remedy = "give the container more memory."
-        yield Limit("this container's memory", min(totals), free, RESIDENT, remedy)
+        yield MemoryLimit("this container's memory", min(totals), free, MIN_RESIDENT, remedy)
 
 
-def _cgroups(root: Path) -> Iterator[tuple[Path, _Names]]:
+def _list_cgroups(root: Path) -> Iterator[tuple[Path, _CgroupFiles]]:
     """Folders of this process's memory cgroups, from the inside out, with the names in them."""
     with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
-            number, controllers, path = line.split(":", 2)
-            if number == "0":  # v2, alone or next to v1
-                mount, names = root / "sys/fs/cgroup", V2
+            hierarchy, controllers, path = line.split(":", 2)
+            if hierarchy == "0":  # v2, alone or next to v1
+                mount, names = root / "sys/fs/cgroup", CGROUP_V2
             elif "memory" in controllers.split(","):
-                mount, names = root / "sys/fs/cgroup/memory", V1
+                mount, names = root / "sys/fs/cgroup/memory", CGROUP_V1
             else:
                 continue
             # A container sees its own cgroup as the mount itself, and with v1 the path outside.
-            inner = mount.joinpath(*(part for part in path.split("/") if part != ".."))
-            while inner != mount.parent:
-                yield inner, names
-                inner = inner.parent
+            cgroup = mount.joinpath(*(part for part in path.split("/") if part != ".."))
+            while cgroup != mount.parent:
+                yield cgroup, names
+                cgroup = cgroup.parent
 
 
-def _number(path: Path) -> int | None:
+def _read_number(path: Path) -> int | None:
     """The number in a file; None where there is none, such as `max`."""
     with contextlib.suppress(OSError, ValueError):
         return int(path.read_text())
     return None
 
 
-def _fields(path: Path, unit: int = 1024) -> dict[str, int]:
+def _read_fields(path: Path, unit: int = 1024) -> dict[str, int]:
     """The numbers in a file of names and values, in bytes; none if it cannot be read."""
     with contextlib.suppress(OSError):
         rows = [line.split() for line in path.read_text().splitlines()]
@@ -171,5 +175,5 @@ def _fields(path: Path, unit: int = 1024) -> dict[str, int]:
     return {}
 
 
-def _megabytes(size: int) -> str:
+def _format_megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"

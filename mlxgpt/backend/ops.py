@@ -15,33 +15,33 @@ import mlx.nn as nn
 from mlxgpt.backend import device
 from mlxgpt.backend.cpu import kernels, weights
 from mlxgpt.backend.cpu.kernels import use_cpu_kernel
-from mlxgpt.backend.embedding import lookup
+from mlxgpt.backend.embedding import embedding_lookup
 from mlxgpt.backend.linear import matmul, matmul_plus_bias
 
-EPS = kernels.EPS  # of every norm
+NORM_EPS = kernels.NORM_EPS  # of every norm
 
 
 def embedding(weight: mx.array, ids: mx.array) -> mx.array:
     """Rows of `weight` [V, C] at `ids` [...]: [..., C]."""
     if device.on_cpu():
         return weight[ids]
-    return cast(mx.array, lookup(weight, ids))
+    return cast(mx.array, embedding_lookup(weight, ids))
 
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
     """Product of x [..., I] and the transposed `weight` [O, I], plus `bias` [O]: [..., O]."""
     if device.on_cpu():
-        return kernels.linear(x, weight, bias)
+        return kernels.cpu_linear(x, weight, bias)
     if bias is None:
         return cast(mx.array, matmul(x, weight))
     return cast(mx.array, matmul_plus_bias(x, weight, bias))
 
 
-def by_columns(weight: mx.array) -> mx.array:
+def to_column_major(weight: mx.array) -> mx.array:
     """The same `weight` [O, I] in the memory layout that decoding reads fastest; it has no
     gradient.
     """
-    return weights.by_columns(weight) if device.on_cpu() else weight
+    return weights.cpu_to_column_major(weight) if device.on_cpu() else weight
 
 
 def gelu(x: mx.array, *, gradient: bool = True) -> mx.array:
@@ -51,22 +51,22 @@ def gelu(x: mx.array, *, gradient: bool = True) -> mx.array:
         gradient: False if the result is not differentiated, which is faster on a CPU.
     """
     if use_cpu_kernel(x, 3 * x.size):  # MLX's tanh is slow
-        return kernels.gelu(x) if gradient else kernels.gelu_without_gradient(x)
+        return kernels.cpu_gelu(x) if gradient else kernels.cpu_gelu_no_grad(x)
     return nn.gelu_approx(x)
 
 
 def silu(x: mx.array) -> mx.array:
     """X · sigmoid(x); any shape."""
     if use_cpu_kernel(x, x.size):
-        return kernels.silu(x)
+        return kernels.cpu_silu(x)
     return nn.silu(x)
 
 
 def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None) -> mx.array:
     """LayerNorm over the last axis of x [..., C], with `weight` [C] and `bias` [C]: [..., C]."""
     if use_cpu_kernel(x, x.size):
-        return kernels.layer_norm(x, weight, bias)
-    return mx.fast.layer_norm(x, weight, bias, EPS)
+        return kernels.cpu_layer_norm(x, weight, bias)
+    return mx.fast.layer_norm(x, weight, bias, NORM_EPS)
 
 
 def rms_norm(x: mx.array, weight: mx.array | None = None) -> mx.array:
@@ -74,14 +74,14 @@ def rms_norm(x: mx.array, weight: mx.array | None = None) -> mx.array:
     [..., C].
     """
     if use_cpu_kernel(x, x.size):
-        return kernels.rms_norm(x, weight)
-    return mx.fast.rms_norm(x, weight, EPS)
+        return kernels.cpu_rms_norm(x, weight)
+    return mx.fast.rms_norm(x, weight, NORM_EPS)
 
 
 def softmax(x: mx.array) -> mx.array:
     """Softmax over the last axis; any shape. On a CPU it has no gradient."""
     if use_cpu_kernel(x, x.size):
-        return kernels.softmax(x)
+        return kernels.cpu_softmax(x)
     return mx.softmax(x, axis=-1)
 
 
@@ -95,7 +95,7 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         [B, H, T, D]
     """
     if use_cpu_kernel(q, q.size):
-        return kernels.causal_attention(q, k, v)
+        return kernels.cpu_causal_attention(q, k, v)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=_scale(q), mask="causal")
 
 
@@ -103,22 +103,22 @@ def decode_attention(
     q: mx.array,
     k: mx.array,
     v: mx.array,
-    seen: mx.array,
+    mask: mx.array,
 ) -> mx.array:
     """softmax(q kᵀ / √D) v for the last token of each sequence. On a CPU it has no gradient.
 
     Args:
         q: [B, H, 1, D].
         k, v: [B, H, T, D].
-        seen: bool [B or 1, 1, 1, T], which positions of k and v are attended to.
+        mask: bool [B or 1, 1, 1, T], which positions of k and v are attended to.
 
     Returns:
         [B, H, 1, D]
     """
     B, H = q.shape[:2]
     if use_cpu_kernel(q, B * H * k.shape[2]):
-        return kernels.decode_attention(q, k, v, seen)
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=_scale(q), mask=seen)
+        return kernels.cpu_decode_attention(q, k, v, mask)
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=_scale(q), mask=mask)
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
@@ -132,7 +132,7 @@ def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
         [...]
     """
     if device.on_cpu():
-        return kernels.cross_entropy(logits, targets)
+        return kernels.cpu_cross_entropy(logits, targets)
     return nn.losses.cross_entropy(logits, targets)
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlxgpt.utils import files
 
 
-class ReadFile(io.FileIO):
+class ErrorRecordingFile(io.FileIO):
     """A file for MLX, which raises RuntimeError where Python's read fails."""
 
     error: OSError | None = None
@@ -32,7 +32,11 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
         OSError: if it cannot be read.
         RuntimeError: if MLX finds no arrays in it, or has no memory for them.
     """
-    with files.naming(path), ReadFile(path) as raw, io.BufferedReader(raw) as file:
+    with (
+        files.add_filename_to_errors(path),
+        ErrorRecordingFile(path) as raw,
+        io.BufferedReader(raw) as file,
+    ):
         try:
             arrays = mx.load(cast(Any, file), format="safetensors")
             mx.eval(arrays)  # it would read the file only when they are needed
@@ -49,5 +53,5 @@ def save_arrays(
     Raises:
         OSError: if it cannot be written.
     """
-    with files.naming(path), path.open("wb") as file:
+    with files.add_filename_to_errors(path), path.open("wb") as file:
         mx.save_safetensors(cast(Any, file), arrays, dict(metadata or {}))

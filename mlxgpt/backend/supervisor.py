@@ -14,42 +14,42 @@ import sys
 
 from mlxgpt.backend import memory_limits
 
-SUPERVISED = "MLXGPT_SUPERVISED"
-REGULAR = 64  # added to the exit code of a child that ended as it meant to
+SUPERVISED_ENV = "MLXGPT_SUPERVISED"
+CLEAN_EXIT_OFFSET = 64  # added to the exit code of a child that ended as it meant to
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
-FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL)
+FORWARDED_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL)
 
 
-def begin_as_child() -> bool:
+def enter_supervised_child() -> bool:
     """Whether another process waits to explain how this one ends. This one then ends with it."""
-    if os.environ.pop(SUPERVISED, None) is None:
+    if os.environ.pop(SUPERVISED_ENV, None) is None:
         return False
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*FORWARDED, signal.SIGCHLD})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*FORWARDED_SIGNALS, signal.SIGCHLD})
     return True
 
 
-def run_again() -> int:
+def run_supervised() -> int:
     """Run this process's own command line as a child; its exit code.
 
     Raises:
         UserError: if it crashed.
     """
     assert sys.platform == "linux"
-    awaited = {*FORWARDED, signal.SIGCHLD}
-    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # the child unblocks them when it is ready
+    signals = {*FORWARDED_SIGNALS, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # the child unblocks them when it is ready
     command = [sys.executable, *sys.orig_argv[1:]]
-    child = subprocess.Popen(command, env={**os.environ, SUPERVISED: "1"})
+    child = subprocess.Popen(command, env={**os.environ, SUPERVISED_ENV: "1"})
     while child.poll() is None:
-        received = signal.sigwaitinfo(awaited)
+        signal_info = signal.sigwaitinfo(signals)
         # What the terminal sends, both get: the kernel's code is above 0.
-        if received.si_signo in FORWARDED and received.si_code <= 0:
-            child.send_signal(received.si_signo)
+        if signal_info.si_signo in FORWARDED_SIGNALS and signal_info.si_code <= 0:
+            child.send_signal(signal_info.si_signo)
     code = child.returncode
-    if code >= REGULAR:
-        return code - REGULAR
-    if -code in CRASHES or code > 0:  # OpenBLAS ends with 1
-        ended = signal.Signals(-code).name if code < 0 else f"code {code}"
-        raise memory_limits.crash(ended)
+    if code >= CLEAN_EXIT_OFFSET:
+        return code - CLEAN_EXIT_OFFSET
+    if -code in CRASH_SIGNALS or code > 0:  # OpenBLAS ends with 1
+        exit_reason = signal.Signals(-code).name if code < 0 else f"code {code}"
+        raise memory_limits.crash_error(exit_reason)
     return 128 - code

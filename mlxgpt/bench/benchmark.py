@@ -13,23 +13,23 @@ from mlxgpt.config.resolve import PathLike
 from mlxgpt.utils import files
 
 if TYPE_CHECKING:
-    from mlxgpt.bench.distributed import Together
+    from mlxgpt.bench.distributed import DistributedTiming
 
 logger = logging.getLogger(__name__)
 
 
-def benchmark_together() -> Together | None:
+def benchmark_distributed() -> DistributedTiming | None:
     """Measure a training step of Tier 2 on the ranks that mlx.launch started, or on two ranks on
     this machine; None on all ranks but the first.
     """
     from mlxgpt.bench import distributed, speed
-    from mlxgpt.distributed.launcher import launched
+    from mlxgpt.distributed.launcher import is_launched
 
-    config = speed.complete(toml.tier(2))
-    if launched():
-        return distributed.here(config, distributed.Plan())
+    config = speed.resolve_vocab_and_dtype(toml.load_tier_config(2))
+    if is_launched():
+        return distributed.measure_on_launched_ranks(config, distributed.DistributedBenchPlan())
     logger.info("no mlx.launch: two ranks on this machine, each with half of its cores …")
-    return distributed.on_loopback(config, 2, distributed.Plan())
+    return distributed.measure_on_loopback(config, 2, distributed.DistributedBenchPlan())
 
 
 def benchmark(
@@ -47,8 +47,10 @@ def benchmark(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise files.os_error(error, "write", folder, "choose another folder: --out DIR") from error
+        raise files.to_user_error(
+            error, "write", folder, "choose another folder: --out DIR"
+        ) from error
     tiers = [tier] if tier else [1, 2]
-    configs = {f"tier{n}": speed.complete(toml.tier(n)) for n in tiers}
-    measurement = speed.measure(configs)
-    return measurement, report.write(measurement, folder)
+    configs = {f"tier{n}": speed.resolve_vocab_and_dtype(toml.load_tier_config(n)) for n in tiers}
+    measurement = speed.benchmark_configs(configs)
+    return measurement, report.write_benchmark_report(measurement, folder)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxgpt.bench.markdown import figure, table, time_of
-from mlxgpt.bench.records import Tier
+from mlxgpt.bench.markdown import format_number, format_seconds, render_markdown_table
+from mlxgpt.bench.records import TierResult
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Chip:
 
 
 # From public spec sheets, and from measurements of the peak: base, Pro, Max, Ultra.
-APPLE = {
+APPLE_SPECS = {
     "M1": ((2.6, 5.2, 10.4, 21), ((68,), (200,), (400,), (800,))),
     "M2": ((3.6, 6.8, 13.5, 27.2), ((102,), (205,), (400,), (800,))),
     "M3": ((4.1, 7.4, 14.2, 28.4), ((102,), (150,), (300, 400), (819,))),
@@ -29,33 +29,35 @@ APPLE = {
     "M5": ((5.7, 11.4, 22.8), ((), (), ())),
 }
 CHIPS = tuple(
-    Chip(family + kind, tflops, speeds)
-    for family, numbers in APPLE.items()
-    for kind, tflops, speeds in zip(("", " Pro", " Max", " Ultra"), *numbers, strict=False)
+    Chip(family + suffix, tflops, bandwidths)
+    for family, specs in APPLE_SPECS.items()
+    for suffix, tflops, bandwidths in zip(("", " Pro", " Max", " Ultra"), *specs, strict=False)
 )
 
 # The share of that peak which public measurements of small trainings reached: see `estimates`.
-PEAK_SHARE = 0.25
-SMALLEST_MEASURED = 3_500_000
+ESTIMATED_MFU = 0.25
+MIN_MEASURED_PARAMETERS = 3_500_000
 
 
-def estimated_training(chip: Chip, tier: Tier) -> float:
+def estimate_training_speed(chip: Chip, tier: TierResult) -> float:
     """Tokens per second in training, *estimated*."""
-    return PEAK_SHARE * 1e12 * chip.tflops / tier.training.flops_per_token
+    return ESTIMATED_MFU * 1e12 * chip.tflops / tier.training.flops_per_token
 
 
-def max_generation(chip: Chip, tier: Tier) -> tuple[float, ...]:
+def max_generation_speed(chip: Chip, tier: TierResult) -> tuple[float, ...]:
     """Tokens per second in generation that a chip cannot exceed; one for each bandwidth."""
-    return tuple(1e9 * speed / tier.generation.bytes_per_token for speed in chip.gb_per_second)
+    return tuple(
+        1e9 * bandwidth / tier.generation.bytes_per_token for bandwidth in chip.gb_per_second
+    )
 
 
-def estimates(tiers: Sequence[Tier]) -> list[str]:
+def render_chip_estimates(tiers: Sequence[TierResult]) -> list[str]:
     """The report's section on Apple's chips."""
     lines = [
         "## Apple chips: *estimated*",
         "",
         "Nothing here was measured with mlxgpt. Training is *estimated* at "
-        f"{100 * PEAK_SHARE:.0f}% of the float32 peak:",
+        f"{100 * ESTIMATED_MFU:.0f}% of the float32 peak:",
         "public measurements of small models found 24% (3.5M parameters, M3 Air) and 25% (15.7M,",
         "M4 Max), and of one of 154M, with MLX on M1 Pro to Ultra, 31% to 43%. *Whole run*: all",
         "steps of the config, without evaluations. Generation is *estimated* at most: the memory's",
@@ -64,13 +66,15 @@ def estimates(tiers: Sequence[Tier]) -> list[str]:
     ]
     for tier in tiers:
         lines += ["", f"### {tier.name}, *estimated*", ""]
-        if tier.parameters < SMALLEST_MEASURED:
+        if tier.parameters < MIN_MEASURED_PARAMETERS:
             lines += ["Smaller than any model in those measurements: expect less.", ""]
-        lines += table([list(HEAD), *(_row(chip, tier) for chip in CHIPS)], ">")
+        lines += render_markdown_table(
+            [list(ESTIMATE_COLUMNS), *(_estimate_row(chip, tier) for chip in CHIPS)], ">"
+        )
     return [*lines, ""]
 
 
-HEAD = (
+ESTIMATE_COLUMNS = (
     "chip",
     "peak, TFLOPS",
     "memory, GB/s",
@@ -80,13 +84,13 @@ HEAD = (
 )
 
 
-def _row(chip: Chip, tier: Tier) -> list[str]:
-    rate = estimated_training(chip, tier)
+def _estimate_row(chip: Chip, tier: TierResult) -> list[str]:
+    rate = estimate_training_speed(chip, tier)
     return [
         chip.name,
         f"{chip.tflops:.1f}",
-        " to ".join(f"{speed}" for speed in chip.gb_per_second) or "–",
-        figure(rate, 2),
-        time_of(tier.training.plan_tokens / rate),
-        " to ".join(figure(limit, 2) for limit in max_generation(chip, tier)) or "–",
+        " to ".join(f"{bandwidth}" for bandwidth in chip.gb_per_second) or "–",
+        format_number(rate, 2),
+        format_seconds(tier.training.plan_tokens / rate),
+        " to ".join(format_number(limit, 2) for limit in max_generation_speed(chip, tier)) or "–",
     ]

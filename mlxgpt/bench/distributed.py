@@ -20,21 +20,21 @@ from typing import Any
 
 import numpy as np
 
-from mlxgpt.bench.records import Spread
-from mlxgpt.bench.speed import COMPILING, ROOT
-from mlxgpt.config import Config, from_tree, override
-from mlxgpt.data.token_array import Tokens, dtype_for
-from mlxgpt.distributed.group import ProcessGroup, joined
+from mlxgpt.bench.records import SummaryStats
+from mlxgpt.bench.speed import PACKAGE_ROOT, WARMUP_STEPS
+from mlxgpt.config import Config, config_from_tree, override_config
+from mlxgpt.data.token_array import TokenArray, dtype_for
+from mlxgpt.distributed.group import ProcessGroup, init_process_group
 from mlxgpt.model.stats import count_parameters
-from mlxgpt.training.step import TrainStep, new_step, take_steps
+from mlxgpt.training.step import TrainStep, make_train_step, take_steps
 from mlxgpt.utils.errors import UserError
 
-TIMES = ("ms_alone", "ms_share", "ms_step", "ms_halved")
-CHILD = (sys.executable, "-m", "mlxgpt.bench.distributed")
+TIMING_FIELDS = ("ms_alone", "ms_share", "ms_step", "ms_halved")
+RANK_COMMAND = (sys.executable, "-m", "mlxgpt.bench.distributed")
 
 
 @dataclass(frozen=True)
-class Plan:
+class DistributedBenchPlan:
     """How much is measured: repeats of as many steps as take about `seconds`."""
 
     repeats: int = 5
@@ -42,7 +42,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Together:
+class DistributedTiming:
     """Times of some ranks.
 
     Attributes:
@@ -62,10 +62,10 @@ class Together:
     sequences: int
     tokens: int
     parameters: int
-    ms_alone: Spread
-    ms_share: Spread
-    ms_step: Spread
-    ms_halved: Spread
+    ms_alone: SummaryStats
+    ms_share: SummaryStats
+    ms_step: SummaryStats
+    ms_halved: SummaryStats
 
     @property
     def efficiency(self) -> float:
@@ -73,158 +73,173 @@ class Together:
         return self.ms_alone.median / self.ms_step.median / self.size
 
 
-def measure(group: ProcessGroup, config: Config, plan: Plan) -> Together | None:
+def measure_distributed_step(
+    group: ProcessGroup, config: Config, plan: DistributedBenchPlan
+) -> DistributedTiming | None:
     """Take steps alone, apart and together, in turns; the result is the first rank's.
 
     Args:
         config: with its vocabulary and dtype.
     """
-    kinds: dict[str, TrainStep] = {
-        "share": new_step(config, group=group.local()),
-        "step": new_step(config, group=group),
-        "halved": new_step(override(config, {"reduce_dtype": "bfloat16"}), group=group),
+    train_steps: dict[str, TrainStep] = {
+        "share": make_train_step(config, group=group.local_group()),
+        "step": make_train_step(config, group=group),
+        "halved": make_train_step(
+            override_config(config, {"reduce_dtype": "bfloat16"}), group=group
+        ),
     }
     if group.is_main:
-        kinds = {"alone": new_step(config), **kinds}
+        train_steps = {"alone": make_train_step(config), **train_steps}
     vocabulary = config.model.vocab_size
-    draw = np.random.default_rng(0).integers
-    ids = draw(vocabulary, size=64 * config.tokens_per_step, dtype=dtype_for(vocabulary))
-    tokens = Tokens(ids, vocabulary)
+    random_integers = np.random.default_rng(0).integers
+    ids = random_integers(vocabulary, size=64 * config.tokens_per_step, dtype=dtype_for(vocabulary))
+    tokens = TokenArray(ids, vocabulary)
 
-    def ms_of(kind: str, steps: int) -> float:
+    def measure_ms(kind: str, steps: int) -> float:
         """Of each of some steps, the slowest rank's; who does not take part waits, and is quiet."""
         group.barrier(f"before {kind}")
         ms = 0.0
-        if kind in kinds:
-            began = time.monotonic()
-            take_steps(kinds[kind], tokens, config, steps)
-            ms = 1000 * (time.monotonic() - began) / steps
+        if kind in train_steps:
+            start_time = time.monotonic()
+            take_steps(train_steps[kind], tokens, config, steps)
+            ms = 1000 * (time.monotonic() - start_time) / steps
         return max(group.gather(f"milliseconds of {kind}", ms))
 
-    found: dict[str, list[float]] = {name: [] for name in ("alone", "share", "step", "halved")}
+    times_by_kind: dict[str, list[float]] = {
+        name: [] for name in ("alone", "share", "step", "halved")
+    }
     steps = {}
-    for kind in found:
-        ms_of(kind, COMPILING)
-        steps[kind] = max(1, math.ceil(1000 * plan.seconds / ms_of(kind, 1)))
+    for kind in times_by_kind:
+        measure_ms(kind, WARMUP_STEPS)
+        steps[kind] = max(1, math.ceil(1000 * plan.seconds / measure_ms(kind, 1)))
     for _ in range(plan.repeats):
-        for kind, times in found.items():
-            times.append(ms_of(kind, steps[kind]))
+        for kind, times in times_by_kind.items():
+            times.append(measure_ms(kind, steps[kind]))
     if not group.is_main:
         return None
-    return Together(
+    return DistributedTiming(
         size=group.size,
         hosts=tuple(group.hosts),
         sequences=config.sequences_per_step,
         tokens=config.tokens_per_step,
         parameters=count_parameters(config.model),
-        ms_alone=Spread.of(found["alone"]),
-        ms_share=Spread.of(found["share"]),
-        ms_step=Spread.of(found["step"]),
-        ms_halved=Spread.of(found["halved"]),
+        ms_alone=SummaryStats.from_values(times_by_kind["alone"]),
+        ms_share=SummaryStats.from_values(times_by_kind["share"]),
+        ms_step=SummaryStats.from_values(times_by_kind["step"]),
+        ms_halved=SummaryStats.from_values(times_by_kind["halved"]),
     )
 
 
-def on_loopback(config: Config, size: int, plan: Plan) -> Together:
+def measure_on_loopback(config: Config, size: int, plan: DistributedBenchPlan) -> DistributedTiming:
     """Measure by so many ranks on this machine, each in a process with its share of the cores.
 
     Raises:
         UserError: if one of them fails.
     """
-    with TemporaryDirectory() as scratch, ExitStack() as stack:
+    with TemporaryDirectory() as temp_dir, ExitStack() as stack:
         ports = []
         for _ in range(size):
-            free = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            ports.append(free.getsockname()[1])
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            ports.append(server.getsockname()[1])
         stack.close()
-        hosts = Path(scratch) / "hosts.json"
-        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+        hostfile = Path(temp_dir) / "hosts.json"
+        hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
         request = json.dumps({"config": asdict(config), "plan": asdict(plan)})
-        cores = list(_cores(size))
+        cores = list(_assign_cores(size))
         children = [
             subprocess.Popen(
-                [*CHILD, request, *([cores[rank]] if cores else [])],
+                [*RANK_COMMAND, request, *([cores[rank]] if cores else [])],
                 env={
                     **os.environ,
-                    **environment(rank, hosts, max(1, (os.cpu_count() or 1) // size)),
+                    **rank_environment(rank, hostfile, max(1, (os.cpu_count() or 1) // size)),
                 },
-                cwd=ROOT,
+                cwd=PACKAGE_ROOT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
             for rank in range(size)
         ]
-        ended = [child.communicate() for child in children]
+        outputs = [child.communicate() for child in children]
     if any(child.returncode for child in children):
-        said = "\n".join(error for _, error in ended).strip() or "a rank ended without a word"
+        reason = "\n".join(error for _, error in outputs).strip() or "a rank ended without a word"
         raise UserError(
-            f"{size} ranks could not be measured: {said.splitlines()[-1]}",
+            f"{size} ranks could not be measured: {reason.splitlines()[-1]}",
             "see that `mlxgpt check` passes and that there is free memory, and try again.",
         )
-    return together_from(json.loads(ended[0][0]))
+    return parse_distributed_timing(json.loads(outputs[0][0]))
 
 
-def environment(rank: int, hosts: Path, threads: int) -> dict[str, str]:
+def rank_environment(rank: int, hostfile: Path, threads: int) -> dict[str, str]:
     """What mlx.launch would leave a rank, and its number of BLAS's threads."""
-    return {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), "OPENBLAS_NUM_THREADS": str(threads)}
+    return {
+        "MLX_RANK": str(rank),
+        "MLX_HOSTFILE": str(hostfile),
+        "OPENBLAS_NUM_THREADS": str(threads),
+    }
 
 
-def _cores(size: int) -> Iterator[str]:
+def _assign_cores(size: int) -> Iterator[str]:
     """Each rank's cores, where a process can choose them."""
     if not hasattr(os, "sched_setaffinity"):
         return
-    all_of_them = sorted(os.sched_getaffinity(0))
+    all_cores = sorted(os.sched_getaffinity(0))
     for rank in range(size):
-        yield ",".join(map(str, all_of_them[rank::size] or [all_of_them[rank % len(all_of_them)]]))
+        yield ",".join(map(str, all_cores[rank::size] or [all_cores[rank % len(all_cores)]]))
 
 
-def together_from(tree: dict[str, Any]) -> Together:
+def parse_distributed_timing(tree: dict[str, Any]) -> DistributedTiming:
     """A Together from its JSON."""
 
-    def spread(tree: dict[str, Any]) -> Spread:
-        return Spread(**{**tree, "repeats": tuple(tree["repeats"])})
+    def parse_stats(stats_tree: dict[str, Any]) -> SummaryStats:
+        return SummaryStats(**{**stats_tree, "repeats": tuple(stats_tree["repeats"])})
 
-    times = {name: spread(tree[name]) for name in TIMES}
-    return Together(**{**tree, **times, "hosts": tuple(tree["hosts"])})
+    times = {name: parse_stats(tree[name]) for name in TIMING_FIELDS}
+    return DistributedTiming(**{**tree, **times, "hosts": tuple(tree["hosts"])})
 
 
-def told(found: Together) -> list[str]:
+def format_distributed_timing(timing: DistributedTiming) -> list[str]:
     """What was measured, a line each."""
-    share, step = found.ms_share.median, found.ms_step.median
+    share, step = timing.ms_share.median, timing.ms_step.median
     return [
-        f"{found.size} ranks on {', '.join(sorted(set(found.hosts)))}, {found.sequences} sequences "
-        f"a step, {found.parameters:,} parameters",
-        f"alone      {found.ms_alone.median:9,.1f} ms a step, all sequences on one rank",
-        f"share      {share:9,.1f} ms, a rank's {found.sequences // found.size} sequences",
-        f"averaging  {step - share:9,.1f} ms, of {4 * found.parameters / 1e6:,.1f} MB; none of it "
+        f"{timing.size} ranks on {', '.join(sorted(set(timing.hosts)))}, {timing.sequences} "
+        "sequences "
+        f"a step, {timing.parameters:,} parameters",
+        f"alone      {timing.ms_alone.median:9,.1f} ms a step, all sequences on one rank",
+        f"share      {share:9,.1f} ms, a rank's {timing.sequences // timing.size} sequences",
+        f"averaging  {step - share:9,.1f} ms, of {4 * timing.parameters / 1e6:,.1f} MB; none of it "
         "beside the computing",
-        f"step       {step:9,.1f} ms together; {found.ms_halved.median:,.1f} with --reduce-dtype "
+        f"step       {step:9,.1f} ms together; {timing.ms_halved.median:,.1f} with --reduce-dtype "
         "bfloat16",
-        f"efficiency {found.efficiency:9.2f}",
+        f"efficiency {timing.efficiency:9.2f}",
     ]
 
 
-def here(config: Config, plan: Plan) -> Together | None:
+def measure_on_launched_ranks(
+    config: Config, plan: DistributedBenchPlan
+) -> DistributedTiming | None:
     """Measure with the ranks that this process was launched with; the result is the main rank's.
 
     Raises:
         UserError: if it was launched alone.
     """
-    with joined() as group:
+    with init_process_group() as group:
         if group.size == 1:
             raise UserError("there is one rank only", "start them with mlx.launch -n 2, or more.")
-        return measure(group, config, plan)
+        return measure_distributed_step(group, config, plan)
 
 
-def main() -> None:
+def run_rank() -> None:
     """A rank: takes a request, and its cores; the first prints a Together as JSON."""
     request = json.loads(sys.argv[1])
     if len(sys.argv) > 2:
         os.sched_setaffinity(0, {int(core) for core in sys.argv[2].split(",")})
-    found = here(from_tree(request["config"]), Plan(**request["plan"]))
-    if found:
-        print(json.dumps(asdict(found)))
+    timing = measure_on_launched_ranks(
+        config_from_tree(request["config"]), DistributedBenchPlan(**request["plan"])
+    )
+    if timing:
+        print(json.dumps(asdict(timing)))
 
 
 if __name__ == "__main__":
-    main()
+    run_rank()

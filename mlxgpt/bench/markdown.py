@@ -5,35 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mlxgpt.bench.records import Spread
+from mlxgpt.bench.records import SummaryStats
 
 
-def figure(number: float, digits: int = 3) -> str:
+def format_number(number: float, digits: int = 3) -> str:
     """A positive number with that many digits that count, as 12,300 or 1.23."""
     if number <= 0:
         return f"{number:g}"
-    places = digits - 1 - math.floor(math.log10(number))
-    return f"{round(number, places):,.{max(0, places)}f}"
+    decimals = digits - 1 - math.floor(math.log10(number))
+    return f"{round(number, decimals):,.{max(0, decimals)}f}"
 
 
-def spread_of(spread: Spread) -> str:
+def format_stats(stats: SummaryStats) -> str:
     """The median, in brackets the least and the most."""
-    return f"{figure(spread.median)} ({figure(spread.least)} to {figure(spread.most)})"
+    return (
+        f"{format_number(stats.median)} ({format_number(stats.least)} to "
+        f"{format_number(stats.most)})"
+    )
 
 
-def time_of(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Seconds, minutes or hours."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{figure(seconds / length, 2)} {unit}"
-    return f"{figure(seconds, 2)} s"
+    for unit, unit_seconds in (("h", 3600), ("min", 60)):
+        if seconds >= unit_seconds:
+            return f"{format_number(seconds / unit_seconds, 2)} {unit}"
+    return f"{format_number(seconds, 2)} s"
 
 
-def table(rows: Sequence[Sequence[str]], align: str = "<") -> list[str]:
+def render_markdown_table(rows: Sequence[Sequence[str]], align: str = "<") -> list[str]:
     """A Markdown table whose first row is its head; `align` is for all columns but the first."""
     columns = []
     for n, (head, *cells) in enumerate(zip(*rows, strict=True)):
-        width, side = max(3, *map(len, (head, *cells))), align if n else "<"
-        rule = "-" * (width - 1) + (":" if side == ">" else "-")
-        columns.append([f"{cell:{side}{width}}" for cell in (head, rule, *cells)])
+        width, alignment = max(3, *map(len, (head, *cells))), align if n else "<"
+        separator = "-" * (width - 1) + (":" if alignment == ">" else "-")
+        columns.append([f"{cell:{alignment}{width}}" for cell in (head, separator, *cells)])
     return [f"| {' | '.join(row)} |" for row in zip(*columns, strict=True)]

@@ -10,11 +10,13 @@ from typing import Any
 
 from mlxgpt.utils.errors import UserError
 
-FORMAT = 3  # 1: without bandwidth; 2: with counted kernels and other libraries, no longer read
+MEASUREMENT_FORMAT = (
+    3  # 1: without bandwidth; 2: with counted kernels and other libraries, no longer read
+)
 
 
 @dataclass(frozen=True)
-class Spread:
+class SummaryStats:
     """One quantity, measured several times."""
 
     median: float
@@ -23,12 +25,12 @@ class Spread:
     repeats: tuple[float, ...]
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def from_values(cls, values: Sequence[float]) -> SummaryStats:
         return cls(statistics.median(values), min(values), max(values), tuple(values))
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSpeed:
     """Training's speed.
 
     Attributes:
@@ -46,7 +48,7 @@ class Training:
     flops_per_token: int
     warmup_steps: int
     steps_per_repeat: int
-    ms_per_step: Spread
+    ms_per_step: SummaryStats
     tokens_per_second: float
     matmul_peak: float
     peak_share: float
@@ -55,7 +57,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationSpeed:
     """Generation's speed, one text at a time.
 
     Attributes:
@@ -66,12 +68,12 @@ class Generation:
     prompt_tokens: int
     new_tokens: int
     bytes_per_token: int
-    ms_to_first_token: Spread
-    tokens_per_second: Spread
+    ms_to_first_token: SummaryStats
+    tokens_per_second: SummaryStats
 
 
 @dataclass(frozen=True)
-class Tier:
+class TierResult:
     """One config's figures.
 
     Attributes:
@@ -81,8 +83,8 @@ class Tier:
     name: str
     parameters: int
     dtype: str
-    training: Training
-    generation: Generation
+    training: TrainingSpeed
+    generation: GenerationSpeed
     config: dict[str, Any]
 
 
@@ -114,10 +116,13 @@ class Measurement:
 
     date: str
     machine: Machine
-    tiers: tuple[Tier, ...]
+    tiers: tuple[TierResult, ...]
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        return (
+            json.dumps({"format": MEASUREMENT_FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
+            + "\n"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Measurement:
@@ -128,9 +133,9 @@ class Measurement:
         """
         try:
             tree = json.loads(text)
-            if tree["format"] not in range(1, FORMAT + 1):
-                raise ValueError(f"its format is {tree['format']}, not {FORMAT}")
-            tiers = tuple(tier_from(tier) for tier in tree["tiers"])
+            if tree["format"] not in range(1, MEASUREMENT_FORMAT + 1):
+                raise ValueError(f"its format is {tree['format']}, not {MEASUREMENT_FORMAT}")
+            tiers = tuple(parse_tier_result(tier) for tier in tree["tiers"])
             return cls(tree["date"], Machine(**tree["machine"]), tiers)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
@@ -138,19 +143,19 @@ class Measurement:
             ) from error
 
 
-def tier_from(tree: dict[str, Any]) -> Tier:
+def parse_tier_result(tree: dict[str, Any]) -> TierResult:
     """A Tier from its JSON."""
 
-    def spread(tree: dict[str, Any]) -> Spread:
-        return Spread(**{**tree, "repeats": tuple(tree["repeats"])})
+    def parse_stats(stats_tree: dict[str, Any]) -> SummaryStats:
+        return SummaryStats(**{**stats_tree, "repeats": tuple(stats_tree["repeats"])})
 
     training, generation = dict(tree["training"]), dict(tree["generation"])
-    training["ms_per_step"] = spread(training["ms_per_step"])
+    training["ms_per_step"] = parse_stats(training["ms_per_step"])
     for name in ("ms_to_first_token", "tokens_per_second"):
-        generation[name] = spread(generation[name])
+        generation[name] = parse_stats(generation[name])
     parts = {
-        "training": Training(**training),
-        "generation": Generation(**generation),
+        "training": TrainingSpeed(**training),
+        "generation": GenerationSpeed(**generation),
     }
     tree.pop("counted", None)  # of format 2
-    return Tier(**{**tree, **parts})
+    return TierResult(**{**tree, **parts})

@@ -5,80 +5,97 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlxgpt.bench.markdown import figure, spread_of, table
-from mlxgpt.bench.records import Measurement, Tier
+from mlxgpt.bench.markdown import format_number, format_stats, render_markdown_table
+from mlxgpt.bench.records import Measurement, TierResult
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 REMEDY = "give JSON files that `mlxgpt bench` wrote, in benchmarks/reports."
 
 
-def read(paths: Sequence[str | Path]) -> list[Measurement]:
+def read_measurements(paths: Sequence[str | Path]) -> list[Measurement]:
     """Measurements from their JSON files.
 
     Raises:
         UserError: if one cannot be read.
     """
-    read = []
+    measurements = []
     for path in map(Path, paths):
         try:
-            with files.naming(path):
+            with files.add_filename_to_errors(path):
                 text = path.read_text(encoding="utf-8")
-            read.append(Measurement.from_json(text))
+            measurements.append(Measurement.from_json(text))
         except OSError as error:
-            raise files.os_error(error, "read", path, REMEDY) from error
+            raise files.to_user_error(error, "read", path, REMEDY) from error
         except UnicodeDecodeError as error:
             raise UserError(f"cannot read {path}: {error}", REMEDY) from error
         except UserError as error:
             raise UserError(f"{path}: {error.problem}", error.remedy) from error
-    return read
+    return measurements
 
 
-def markdown(measurements: Sequence[Measurement]) -> str:
+def render_machine_comparison(measurements: Sequence[Measurement]) -> str:
     """One column for each measurement, and a table for each of their configs."""
-    heads = ["", *(f"{n}: {one.machine.chip}" for n, one in enumerate(measurements, start=1))]
-    lines = ["# Machines side by side", "", *table([heads, *_machines(measurements)])]
-    for name in dict.fromkeys(tier.name for one in measurements for tier in one.tiers):
-        columns = [next((t for t in one.tiers if t.name == name), None) for one in measurements]
-        lines += ["", f"## {name}", "", *table([heads, *_speeds(columns)], ">")]
+    header = [
+        "",
+        *(
+            f"{n}: {measurement.machine.chip}"
+            for n, measurement in enumerate(measurements, start=1)
+        ),
+    ]
+    lines = [
+        "# Machines side by side",
+        "",
+        *render_markdown_table([header, *_machine_rows(measurements)]),
+    ]
+    for name in dict.fromkeys(
+        tier.name for measurement in measurements for tier in measurement.tiers
+    ):
+        columns = [
+            next((t for t in measurement.tiers if t.name == name), None)
+            for measurement in measurements
+        ]
+        lines += ["", f"## {name}", "", *render_markdown_table([header, *_tier_rows(columns)], ">")]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _machines(measurements: Sequence[Measurement]) -> list[list[str]]:
+def _machine_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
     rows: dict[str, list[str]] = {}
-    for one in measurements:
-        m = one.machine
-        peak = max(tier.training.matmul_peak for tier in one.tiers)
-        band = f"{figure(m.bandwidth / 1e9)} GB/s" if m.bandwidth else "–"
+    for measurement in measurements:
+        machine = measurement.machine
+        peak = max(tier.training.matmul_peak for tier in measurement.tiers)
+        bandwidth_text = (
+            f"{format_number(machine.bandwidth / 1e9)} GB/s" if machine.bandwidth else "–"
+        )
         for name, text in (
-            ("day", one.date[:10]),
-            ("MLX computes on", m.backend),
-            ("cores", str(m.cores)),
-            ("memory", f"{m.memory / 1e9:.1f} GB"),
-            ("bandwidth, measured", band),
-            ("peak of a matrix product, measured", f"{figure(peak / 1e9)} GFLOP/s"),
-            ("system", m.system),
-            ("BLAS", m.blas),
-            ("mlx", m.versions.get("mlx", "–")),
-            ("commit", m.commit or "–"),
+            ("day", measurement.date[:10]),
+            ("MLX computes on", machine.backend),
+            ("cores", str(machine.cores)),
+            ("memory", f"{machine.memory / 1e9:.1f} GB"),
+            ("bandwidth, measured", bandwidth_text),
+            ("peak of a matrix product, measured", f"{format_number(peak / 1e9)} GFLOP/s"),
+            ("system", machine.system),
+            ("BLAS", machine.blas),
+            ("mlx", machine.versions.get("mlx", "–")),
+            ("commit", machine.commit or "–"),
         ):
             rows.setdefault(name, []).append(text)
     return [[name, *texts] for name, texts in rows.items()]
 
 
-SPEEDS: dict[str, Callable[[Tier], str]] = {
+TIER_ROWS: dict[str, Callable[[TierResult], str]] = {
     "numbers": lambda t: t.dtype,
-    "training, tokens/s": lambda t: figure(t.training.tokens_per_second),
-    "training, ms a step": lambda t: spread_of(t.training.ms_per_step),
+    "training, tokens/s": lambda t: format_number(t.training.tokens_per_second),
+    "training, ms a step": lambda t: format_stats(t.training.ms_per_step),
     "training's share of the peak": lambda t: f"{100 * t.training.peak_share:.1f} %",
-    "peak memory in training": lambda t: f"{figure(t.training.peak_memory / 1e6)} MB",
-    "generation, tokens/s": lambda t: spread_of(t.generation.tokens_per_second),
-    "generation, first token after, ms": lambda t: spread_of(t.generation.ms_to_first_token),
+    "peak memory in training": lambda t: f"{format_number(t.training.peak_memory / 1e6)} MB",
+    "generation, tokens/s": lambda t: format_stats(t.generation.tokens_per_second),
+    "generation, first token after, ms": lambda t: format_stats(t.generation.ms_to_first_token),
 }
 
 
-def _speeds(columns: Sequence[Tier | None]) -> list[list[str]]:
+def _tier_rows(columns: Sequence[TierResult | None]) -> list[list[str]]:
     return [
-        [name, *("–" if tier is None else told(tier) for tier in columns)]
-        for name, told in SPEEDS.items()
+        [name, *("–" if tier is None else format_cell(tier) for tier in columns)]
+        for name, format_cell in TIER_ROWS.items()
     ]

@@ -27,25 +27,33 @@ import numpy as np
 
 from mlxgpt import __version__
 from mlxgpt.backend import device, execution, macos
-from mlxgpt.bench.records import Generation, Machine, Measurement, Spread, Tier, Training, tier_from
-from mlxgpt.config import Config, ModelConfig, Sampling, from_tree, with_vocabulary
-from mlxgpt.data.token_array import Tokens, dtype_for
+from mlxgpt.bench.records import (
+    GenerationSpeed,
+    Machine,
+    Measurement,
+    SummaryStats,
+    TierResult,
+    TrainingSpeed,
+    parse_tier_result,
+)
+from mlxgpt.config import Config, ModelConfig, SamplingParams, config_from_tree, fill_vocab_size
+from mlxgpt.data.token_array import TokenArray, dtype_for
 from mlxgpt.inference.decode import BatchDecoder, generate_step
 from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.model.gpt import GPT
-from mlxgpt.model.stats import count_parameters, flops_per_token, parameters_by_part
-from mlxgpt.training.step import new_step, take_steps
+from mlxgpt.model.stats import count_parameters, count_parameters_by_part, flops_per_token
+from mlxgpt.training.step import make_train_step, take_steps
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-COMPILING = 2  # steps until every kernel is made
-CHILD = (sys.executable, "-m", "mlxgpt.bench.speed")
-ROOT = Path(__file__).parents[2]  # where the package lies: a checkout, or site-packages
+WARMUP_STEPS = 2  # steps until every kernel is made
+CHILD_COMMAND = (sys.executable, "-m", "mlxgpt.bench.speed")
+PACKAGE_ROOT = Path(__file__).parents[2]  # where the package lies: a checkout, or site-packages
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """How much is measured: that many repeats; in training, each of steps for some `seconds`."""
 
     repeats: int = 7
@@ -54,10 +62,10 @@ class Plan:
     new_tokens: int = 200
 
 
-PLAN = Plan()
+DEFAULT_PLAN = BenchPlan()
 
 
-def measure(configs: Mapping[str, Config], plan: Plan = PLAN) -> Measurement:
+def benchmark_configs(configs: Mapping[str, Config], plan: BenchPlan = DEFAULT_PLAN) -> Measurement:
     """Measure the configs one after the other.
 
     Args:
@@ -69,39 +77,44 @@ def measure(configs: Mapping[str, Config], plan: Plan = PLAN) -> Measurement:
     date = datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()  # first, since measuring is a load, too
     tiers = []
-    with macos.awake():
+    with macos.prevent_sleep():
         for name, config in configs.items():
             logger.info(f"{name}: training, then generating …")
-            tiers.append(_in_a_child(name, complete(config), plan))
+            tiers.append(_measure_in_subprocess(name, resolve_vocab_and_dtype(config), plan))
     return Measurement(date, machine, tuple(tiers))
 
 
-def complete(config: Config) -> Config:
+def resolve_vocab_and_dtype(config: Config) -> Config:
     """`config` with what its data and this device would decide."""
-    return device.resolve_dtype(with_vocabulary(config))
+    return device.resolve_dtype(fill_vocab_size(config))
 
 
-def _in_a_child(name: str, config: Config, plan: Plan) -> Tier:
+def _measure_in_subprocess(name: str, config: Config, plan: BenchPlan) -> TierResult:
     request = json.dumps({"name": name, "config": asdict(config), "plan": asdict(plan)})
     # In ROOT, where Python finds this very package. (A fork would inherit memory and threads.)
     child = subprocess.run(
-        [*CHILD, request], capture_output=True, text=True, errors="replace", cwd=ROOT, check=False
+        [*CHILD_COMMAND, request],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        cwd=PACKAGE_ROOT,
+        check=False,
     )
     if child.returncode != 0:
-        said = child.stderr.strip() or f"its process ended with code {child.returncode}"
+        reason = child.stderr.strip() or f"its process ended with code {child.returncode}"
         raise UserError(
-            f"{name} could not be measured: {said.splitlines()[-1]}",
+            f"{name} could not be measured: {reason.splitlines()[-1]}",
             "see that `mlxgpt check` passes and that there is free memory, and try again.",
         )
-    return tier_from(json.loads(child.stdout))
+    return parse_tier_result(json.loads(child.stdout))
 
 
-def main() -> None:
+def run_child() -> None:
     """The child: takes a request as its argument, prints a Tier as JSON."""
     request = json.loads(sys.argv[1])
-    config, plan = from_tree(request["config"]), Plan(**request["plan"])
+    config, plan = config_from_tree(request["config"]), BenchPlan(**request["plan"])
     device.limit_memory()  # as a training does
-    tier = Tier(
+    tier = TierResult(
         name=request["name"],
         parameters=count_parameters(config.model),
         dtype=config.train.dtype,
@@ -112,71 +125,75 @@ def main() -> None:
     print(json.dumps(asdict(tier)))
 
 
-def measure_training(config: Config, plan: Plan) -> Training:
+def measure_training(config: Config, plan: BenchPlan) -> TrainingSpeed:
     """The real trainer's steps, over random ids: their speed does not depend on the text."""
     t, vocabulary = config.train, config.model.vocab_size
     tokens_per_step = config.tokens_per_step
     peak = device.matmul_peak(t.dtype)
-    device.reset_peak()
-    draw = np.random.default_rng(0).integers
-    ids = draw(vocabulary, size=64 * tokens_per_step, dtype=dtype_for(vocabulary))
-    step, tokens, done = new_step(config), Tokens(ids, vocabulary), 0
+    device.reset_peak_memory()
+    random_integers = np.random.default_rng(0).integers
+    ids = random_integers(vocabulary, size=64 * tokens_per_step, dtype=dtype_for(vocabulary))
+    step, tokens, steps_done = make_train_step(config), TokenArray(ids, vocabulary), 0
 
-    def seconds_of(steps: int) -> float:
-        nonlocal done
-        start, done = done, done + steps
-        began = time.monotonic()
+    def time_steps(steps: int) -> float:
+        nonlocal steps_done
+        start, steps_done = steps_done, steps_done + steps
+        start_time = time.monotonic()
         take_steps(step, tokens, config, steps, start)
-        return time.monotonic() - began
+        return time.monotonic() - start_time
 
-    seconds_of(COMPILING)
-    steps = math.ceil(plan.seconds / seconds_of(1))
-    warmup_steps = done
-    ms = Spread.of([1000 * seconds_of(steps) / steps for _ in range(plan.repeats)])
-    memory = device.peak_bytes()
+    time_steps(WARMUP_STEPS)
+    steps = math.ceil(plan.seconds / time_steps(1))
+    warmup_steps = steps_done
+    step_ms = SummaryStats.from_values(
+        [1000 * time_steps(steps) / steps for _ in range(plan.repeats)]
+    )
+    memory = device.peak_memory_bytes()
     # A shared machine's speed wanders, and at first a chip may not be awake: the larger of two.
     device.matmul_peak.cache_clear()
     peak = max(peak, device.matmul_peak(t.dtype))
-    rate, flops = 1000 * tokens_per_step / ms.median, flops_per_token(config.model)
-    return Training(
+    rate, flops = 1000 * tokens_per_step / step_ms.median, flops_per_token(config.model)
+    return TrainingSpeed(
         tokens_per_step=tokens_per_step,
         plan_tokens=t.max_steps * tokens_per_step,
         flops_per_token=flops,
         warmup_steps=warmup_steps,
         steps_per_repeat=steps,
-        ms_per_step=ms,
+        ms_per_step=step_ms,
         tokens_per_second=rate,
         matmul_peak=peak,
         peak_share=rate * flops / peak,
         peak_memory=memory,
-        peak_memory_of="the whole process" if device.backend() == "cpu" else "MLX's arrays",
+        peak_memory_of="the whole process" if device.device_type() == "cpu" else "MLX's arrays",
     )
 
 
-def measure_generation(model_config: ModelConfig, plan: Plan) -> Generation:
+def measure_generation(model_config: ModelConfig, plan: BenchPlan) -> GenerationSpeed:
     """One text from fresh weights: its speed does not depend on what they are."""
     model = GPT(model_config)
     mx.eval(model.parameters())  # or the compiled steps would draw them anew for every token
     compiled = CompiledModel(model, model_config.vocab_size)
     prompt = np.arange(plan.prompt_tokens) % model_config.vocab_size
-    sampling = Sampling(max_tokens=plan.new_tokens, seed=0)
+    sampling = SamplingParams(max_tokens=plan.new_tokens, seed=0)
 
-    def once() -> tuple[float, float]:
+    def time_generation() -> tuple[float, float]:
         start = time.perf_counter()
         rows = generate_step(BatchDecoder(compiled, [(prompt, 0)], sampling))
         next(rows)
-        first = time.perf_counter()
-        others = sum(1 for _ in rows)
-        return 1000 * (first - start), others / (time.perf_counter() - first)
+        first_token_time = time.perf_counter()
+        remaining_tokens = sum(1 for _ in rows)
+        return 1000 * (first_token_time - start), remaining_tokens / (
+            time.perf_counter() - first_token_time
+        )
 
-    once()  # makes the kernels
-    firsts, rates = zip(*(once() for _ in range(plan.repeats)), strict=True)
-    return Generation(
+    time_generation()  # makes the kernels
+    first_token_ms, rates = zip(*(time_generation() for _ in range(plan.repeats)), strict=True)
+    return GenerationSpeed(
         prompt_tokens=plan.prompt_tokens,
         new_tokens=plan.new_tokens,
         bytes_per_token=bytes_per_new_token(model_config),
-        ms_to_first_token=Spread.of(firsts),
-        tokens_per_second=Spread.of(rates),
+        ms_to_first_token=SummaryStats.from_values(first_token_ms),
+        tokens_per_second=SummaryStats.from_values(rates),
     )
 
 
@@ -184,7 +201,7 @@ def bytes_per_new_token(model: ModelConfig) -> int:
     """What decoding one token reads, in float32: all weights (of the positions only one) and the
     cache of a whole block.
     """
-    positions = parameters_by_part(model).get("wpe (positions)", 0)
+    positions = count_parameters_by_part(model).get("wpe (positions)", 0)
     weights = count_parameters(model) - positions * (model.block_size - 1) // model.block_size
     return 4 * (weights + 2 * model.n_layer * model.block_size * model.n_embd)
 
@@ -192,11 +209,11 @@ def bytes_per_new_token(model: ModelConfig) -> int:
 def describe_machine() -> Machine:
     """What there is to measure on, and with."""
     return Machine(
-        chip=device.name(),
-        backend=device.backend(),
+        chip=device.device_name(),
+        backend=device.device_type(),
         cores=os.cpu_count() or 1,
-        performance_cores=_performance_cores(),
-        memory=device.total_bytes(),
+        performance_cores=_count_performance_cores(),
+        memory=device.total_memory_bytes(),
         system=platform.platform(),
         blas=execution.blas_status(),
         versions={
@@ -205,41 +222,41 @@ def describe_machine() -> Machine:
             "numpy": np.__version__,
             "Python": platform.python_version(),
         },
-        commit=commit_of(ROOT),
+        commit=read_git_commit(PACKAGE_ROOT),
         load=os.getloadavg()[0],
         bandwidth=device.memory_bandwidth(),
     )
 
 
-def _performance_cores() -> int | None:
+def _count_performance_cores() -> int | None:
     """How many of an Apple chip's cores are the fast ones."""
-    told = macos.sysctl("hw.perflevel0.physicalcpu") if sys.platform == "darwin" else ""
-    return int(told) if told.isdecimal() else None
+    value = macos.sysctl("hw.perflevel0.physicalcpu") if sys.platform == "darwin" else ""
+    return int(value) if value.isdecimal() else None
 
 
-def commit_of(root: Path) -> str | None:
+def read_git_commit(root: Path) -> str | None:
     """The commit of a checkout of mlxgpt, with a remark if what runs is not what it holds; None
     if `root` is something else, be it a folder inside another checkout.
     """
-    program = shutil.which("git")
-    if program is None or macos.is_stub(program):
+    git_path = shutil.which("git")
+    if git_path is None or macos.is_xcode_stub(git_path):
         return None
-    git = (program, "--no-optional-locks", "-C", str(root))  # no locks: only look
-    top, _, commit = _output(*git, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
-    if not commit or Path(top).resolve() != root.resolve():
+    git = (git_path, "--no-optional-locks", "-C", str(root))  # no locks: only look
+    toplevel, _, commit = _run_command(*git, "rev-parse", "--show-toplevel", "HEAD").partition("\n")
+    if not commit or Path(toplevel).resolve() != root.resolve():
         return None
-    changed = _output(*git, "status", "--porcelain", "--", "mlxgpt", "configs")
-    return commit[:12] + (" + changes" if changed else "")
+    changes = _run_command(*git, "status", "--porcelain", "--", "mlxgpt", "configs")
+    return commit[:12] + (" + changes" if changes else "")
 
 
-def _output(*command: str) -> str:
+def _run_command(*command: str) -> str:
     """What a command prints; nothing if it fails or is not there."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        completed = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()
+    return completed.stdout.strip()
 
 
 if __name__ == "__main__":
-    main()
+    run_child()

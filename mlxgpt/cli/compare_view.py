@@ -12,14 +12,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mlxgpt.cli.progress import PreparationDisplay, duration
-from mlxgpt.cli.tables import Results
-from mlxgpt.experiments.report import HEAD, cells, notes
-from mlxgpt.experiments.results import Record
+from mlxgpt.cli.progress import PreparationDisplay, format_duration
+from mlxgpt.cli.tables import StdoutConsole
+from mlxgpt.experiments.report import COMPARISON_COLUMNS, format_notes, format_variant_row
+from mlxgpt.experiments.results import ComparisonRecord
 from mlxgpt.experiments.runner import CompareCallback
-from mlxgpt.training.selfcheck import Check
+from mlxgpt.training.selfcheck import CheckResult
 
-READABLE = 100  # columns of running text
+MAX_NOTE_WIDTH = 100  # columns of running text
 
 
 class ComparisonDisplay(CompareCallback):
@@ -29,14 +29,14 @@ class ComparisonDisplay(CompareCallback):
         self._preparation = PreparationDisplay()
         self.console = self._preparation.console
         self._live: Live | None = None
-        self._record: Record | None = None
-        self._checked = False
-        self._now = ""
+        self._record: ComparisonRecord | None = None
+        self._has_checked = False
+        self._current_label = ""
         self._step, self._steps = 0, 1
-        self._before = 0.0  # finished trainings
+        self._finished_count = 0.0  # finished trainings
         self._total = 1
-        self._began: float | None = None
-        self._began_with = 0.0
+        self._start_time: float | None = None
+        self._count_at_start = 0.0
 
     def __enter__(self) -> ComparisonDisplay:
         return self
@@ -47,13 +47,13 @@ class ComparisonDisplay(CompareCallback):
             self._live.stop()
             self._live = None
 
-    def on_prepare(self, doing: str, done: int, total: int) -> None:
-        self._preparation.progress(doing, done, total)
+    def on_prepare(self, stage: str, done: int, total: int) -> None:
+        self._preparation.show_progress(stage, done, total)
 
-    def on_check(self, check: Check) -> None:
+    def on_check(self, check: CheckResult) -> None:
         """Show a failed check."""
-        if not self._checked:
-            self._checked = True
+        if not self._has_checked:
+            self._has_checked = True
             line = Text("checking itself, and timing a few steps")
             self.console.print(line, soft_wrap=True)
         if check.ok is False:
@@ -61,10 +61,10 @@ class ComparisonDisplay(CompareCallback):
 
     def on_variant_begin(self, variant: str, seed: int, steps: int, done: int, total: int) -> None:
         self._preparation.close()
-        self._now, self._steps, self._step = f"{variant}, seed {seed}", steps, 0
-        self._before, self._total = done, total
-        if self._began is None:
-            self._began, self._began_with = time.monotonic(), done
+        self._current_label, self._steps, self._step = f"{variant}, seed {seed}", steps, 0
+        self._finished_count, self._total = done, total
+        if self._start_time is None:
+            self._start_time, self._count_at_start = time.monotonic(), done
         if self.console.is_terminal and not self._live:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
@@ -74,53 +74,63 @@ class ComparisonDisplay(CompareCallback):
         self._step = record["step"]
         self._draw()
 
-    def on_variant_end(self, record: Record) -> None:
+    def on_variant_end(self, record: ComparisonRecord) -> None:
         self._record = record
         self._draw()
-        if not self._live and self._now:
-            name = self._now.rpartition(", seed ")[0]
+        if not self._live and self._current_label:
+            name = self._current_label.rpartition(", seed ")[0]
             result = next(result for result in record.variants if result.name == name)
-            last = result.trainings[-1]
-            left = self._left(done=sum(len(result.trainings) for result in record.variants))
-            line = f"{self._now}  bits per byte {last.bits_per_byte:.4f}{left}"
+            last_training = result.trainings[-1]
+            progress = self._format_progress(
+                done=sum(len(result.trainings) for result in record.variants)
+            )
+            line = (
+                f"{self._current_label}  bits per byte {last_training.bits_per_byte:.4f}{progress}"
+            )
             self.console.print(Text(line), soft_wrap=True)
-        self._now = ""
+        self._current_label = ""
 
     def _draw(self) -> None:
         if not self._live:
             return
-        parts: list[Any] = [_table(self._record), Text()] if self._record else []
-        if self._now:
-            done = self._before + self._step / self._steps
+        renderables: list[Any] = [_build_table(self._record), Text()] if self._record else []
+        if self._current_label:
+            done = self._finished_count + self._step / self._steps
             bar = Table.grid(expand=True)
             bar.add_row(ProgressBar(total=self._total, completed=done))
-            line = f"{self._now}  step {self._step:,}/{self._steps:,}{self._left(done)}"
-            parts += [bar, Text(line)]
-        self._live.update(Group(*parts), refresh=True)
+            line = (
+                f"{self._current_label}  step "
+                f"{self._step:,}/{self._steps:,}{self._format_progress(done)}"
+            )
+            renderables += [bar, Text(line)]
+        self._live.update(Group(*renderables), refresh=True)
 
-    def _left(self, done: float) -> str:
+    def _format_progress(self, done: float) -> str:
         """How much is done, and how long the rest will take, if no seeds are added."""
         text = f"  {int(done)} of {self._total} trainings"
-        if self._began is None or done <= self._began_with:
+        if self._start_time is None or done <= self._count_at_start:
             return text
-        each = (time.monotonic() - self._began) / (done - self._began_with)
-        return f"{text}, about {duration(each * max(0.0, self._total - done))} left"
+        seconds_per_training = (time.monotonic() - self._start_time) / (done - self._count_at_start)
+        return (
+            f"{text}, about {format_duration(seconds_per_training * max(0.0, self._total - done))} "
+            "left"
+        )
 
 
-def show_comparison(record: Record) -> None:
+def show_comparison(record: ComparisonRecord) -> None:
     """Print the table, and the notes on how to read it."""
-    to = Results(highlight=False)
-    to.print(_table(record))
-    for note in notes(record):
-        to.print()
-        to.print(Text(note, style="dim"), width=min(to.width, READABLE))
+    console = StdoutConsole(highlight=False)
+    console.print(_build_table(record))
+    for note in format_notes(record):
+        console.print()
+        console.print(Text(note, style="dim"), width=min(console.width, MAX_NOTE_WIDTH))
 
 
-def _table(record: Record) -> Table:
+def _build_table(record: ComparisonRecord) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in HEAD:
+    for name in COMPARISON_COLUMNS:
         table.add_column(name, overflow="fold")
     for result in record.variants:
         style = {"better": "bold green", "worse": "red"}.get(result.verdict, "")
-        table.add_row(*map(escape, cells(result)), style=style)
+        table.add_row(*map(escape, format_variant_row(result)), style=style)
     return table

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mlxgpt.distributed.launcher import rank_here
+from mlxgpt.distributed.launcher import get_rank
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-LOGGER = logging.getLogger("mlxgpt")
+PACKAGE_LOGGER = logging.getLogger("mlxgpt")
 WARNING_STYLE = "bold yellow"
 
 
@@ -43,43 +43,43 @@ class ConsoleHandler(logging.Handler):
 @contextmanager
 def logging_to_console() -> Iterator[None]:
     """Print log lines from INFO on; on ranks other than the main one, only errors."""
-    handler = ConsoleHandler(logging.INFO if rank_here() == 0 else logging.ERROR)
-    level = LOGGER.level
-    LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
+    handler = ConsoleHandler(logging.INFO if get_rank() == 0 else logging.ERROR)
+    level = PACKAGE_LOGGER.level
+    PACKAGE_LOGGER.addHandler(handler)
+    PACKAGE_LOGGER.setLevel(logging.INFO)
     try:
         yield
     finally:
-        LOGGER.removeHandler(handler)
-        LOGGER.setLevel(level)
+        PACKAGE_LOGGER.removeHandler(handler)
+        PACKAGE_LOGGER.setLevel(level)
 
 
 def stderr_console() -> Console:
     """The console of the installed handler; a new one if none is installed."""
-    for handler in LOGGER.handlers:
+    for handler in PACKAGE_LOGGER.handlers:
         if isinstance(handler, ConsoleHandler):
             return handler.console
     return _new_console()
 
 
 @contextmanager
-def without_repeats() -> Iterator[dict[str, logging.LogRecord]]:
+def deduplicate_logs() -> Iterator[dict[str, logging.LogRecord]]:
     """Print each log line only once. Yields the printed records by their lines: cleared, it starts
     over.
     """
-    printed: dict[str, logging.LogRecord] = {}
+    records_by_message: dict[str, logging.LogRecord] = {}
 
-    def is_first(record: logging.LogRecord) -> bool:
-        return printed.setdefault(record.getMessage(), record) is record
+    def is_new_message(record: logging.LogRecord) -> bool:
+        return records_by_message.setdefault(record.getMessage(), record) is record
 
-    handlers = list(LOGGER.handlers)
+    handlers = list(PACKAGE_LOGGER.handlers)
     for handler in handlers:
-        handler.addFilter(is_first)
+        handler.addFilter(is_new_message)
     try:
-        yield printed
+        yield records_by_message
     finally:
         for handler in handlers:
-            handler.removeFilter(is_first)
+            handler.removeFilter(is_new_message)
 
 
 def _new_console() -> Console:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-MARGIN = 8  # columns of the y axis
-LARGEST = 1e6  # loss that is believed
+Y_AXIS_WIDTH = 8  # columns of the y axis
+MAX_LOSS = 1e6  # loss that is believed
 # Of a character's dots, two columns of four, from the top: Unicode's own order.
-DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
-SMOOTH = 100  # parts of the curve: each point is the mean of one of them
+BRAILLE_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
+MAX_POINTS = 100  # parts of the curve: each point is the mean of one of them
 
 
-def loss_chart(
+def render_loss_chart(
     records: Iterable[dict[str, Any]], width: int, height: int, *, unicode: bool = True
 ) -> Text:
     """The loss in training as a line, that on held-out text as rings.
@@ -25,76 +25,87 @@ def loss_chart(
         width, height: columns and lines, axes included.
         unicode: whether the terminal shows Braille.
     """
-    training: list[tuple[float, float]] = []
-    held_out: list[tuple[float, float]] = []
+    train_points: list[tuple[float, float]] = []
+    val_points: list[tuple[float, float]] = []
     for record in records:
-        for key, points in (("loss", training), ("val_loss", held_out)):
+        for key, points in (("loss", train_points), ("val_loss", val_points)):
             value: Any = record.get(key)
-            if type(value) in (int, float) and abs(value) < LARGEST:  # a stranger's may be anything
+            if (
+                type(value) in (int, float) and abs(value) < MAX_LOSS
+            ):  # a stranger's may be anything
                 points.append((float(record["step"]), float(value)))
-    if not training:
+    if not train_points:
         return Text("no loss was logged yet\n")
-    line = _means(np.array(training))
-    rings = np.array(held_out).reshape(-1, 2)
-    low, high = _range(np.concatenate([line[:, 1], rings[:, 1]]))
-    last = max(line[-1, 0], *rings[:, 0], 1.0) if len(rings) else max(line[-1, 0], 1.0)
-    columns, rows = max(8, width - MARGIN - 1), max(2, height - 2)
+    train_curve = _downsample(np.array(train_points))
+    val_curve = np.array(val_points).reshape(-1, 2)
+    low, high = _y_limits(np.concatenate([train_curve[:, 1], val_curve[:, 1]]))
+    last_step = (
+        max(train_curve[-1, 0], *val_curve[:, 0], 1.0)
+        if len(val_curve)
+        else max(train_curve[-1, 0], 1.0)
+    )
+    columns, rows = max(8, width - Y_AXIS_WIDTH - 1), max(2, height - 2)
     canvas = np.zeros((rows, columns), dtype=int)
-    _draw(canvas, line[:, 0] / last, (high - line[:, 1]) / (high - low))
-    letters = [[_letter(dots, unicode) for dots in row] for row in canvas]
-    for step, value in rings:
+    _draw_curve(canvas, train_curve[:, 0] / last_step, (high - train_curve[:, 1]) / (high - low))
+    chars = [[_dots_to_char(dots, unicode) for dots in row] for row in canvas]
+    for step, value in val_curve:
         row = round((high - value) / (high - low) * (rows - 1))
         if 0 <= row < rows:
-            letters[row][min(columns - 1, int(step / last * columns))] = "○" if unicode else "o"
-    return _framed(letters, low, high, int(last), unicode)
+            chars[row][min(columns - 1, int(step / last_step * columns))] = "○" if unicode else "o"
+    return _add_axes(chars, low, high, int(last_step), unicode)
 
 
-def _means(points: np.ndarray) -> np.ndarray:
-    parts = np.array_split(points, min(len(points), SMOOTH))
-    return np.array([part.mean(axis=0) for part in parts])
+def _downsample(points: np.ndarray) -> np.ndarray:
+    buckets = np.array_split(points, min(len(points), MAX_POINTS))
+    return np.array([bucket.mean(axis=0) for bucket in buckets])
 
 
-def _range(values: np.ndarray) -> tuple[float, float]:
+def _y_limits(values: np.ndarray) -> tuple[float, float]:
     """From the least to nearly the greatest: a first loss may stand far above all the rest."""
     low, high = float(values.min()), float(np.quantile(values, 0.97))
     return low, high if high > low else low + 1.0
 
 
-def _draw(canvas: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+def _draw_curve(canvas: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     """A line on it; x and y from 0, left and top, to 1."""
     rows, columns = canvas.shape
-    fine = np.linspace(x[0], x[-1], 2 * columns) if len(x) > 1 else x
-    places = np.minimum(2 * columns - 1, (fine * 2 * columns).astype(int))
-    heights = np.rint(np.interp(fine, x, y) * (4 * rows - 1)).astype(int)
-    before = heights[0]
-    for place, height in zip(places, heights, strict=True):
-        for dot in range(min(before, height), max(before, height) + 1):
-            if 0 <= dot < 4 * rows:
-                canvas[dot // 4, place // 2] |= DOTS[dot % 4, place % 2]
-        before = height
+    x_samples = np.linspace(x[0], x[-1], 2 * columns) if len(x) > 1 else x
+    dot_columns = np.minimum(2 * columns - 1, (x_samples * 2 * columns).astype(int))
+    dot_rows = np.rint(np.interp(x_samples, x, y) * (4 * rows - 1)).astype(int)
+    previous_row = dot_rows[0]
+    for dot_column, dot_row in zip(dot_columns, dot_rows, strict=True):
+        for filled_row in range(min(previous_row, dot_row), max(previous_row, dot_row) + 1):
+            if 0 <= filled_row < 4 * rows:
+                canvas[filled_row // 4, dot_column // 2] |= BRAILLE_DOTS[
+                    filled_row % 4, dot_column % 2
+                ]
+        previous_row = dot_row
 
 
-def _letter(dots: int, unicode: bool) -> str:
+def _dots_to_char(dots: int, unicode: bool) -> str:
     if not dots:
         return " "
     return chr(0x2800 + dots) if unicode else "*"
 
 
-def _framed(
-    letters: Sequence[Sequence[str]], low: float, high: float, last: int, unicode: bool
+def _add_axes(
+    chars: Sequence[Sequence[str]], low: float, high: float, last_step: int, unicode: bool
 ) -> Text:
     """With its axes: the highest and the lowest loss, the first step and the last."""
     bar, corner, dash = ("│", "└", "─") if unicode else ("|", "+", "-")
-    chart, rows, columns = Text(), len(letters), len(letters[0])
-    for n, row in enumerate(letters):
-        at = high - (high - low) * n / (rows - 1)
-        told = f"{at:.2f}" if n in (0, rows // 2, rows - 1) else ""
-        chart.append(f"{told:>{MARGIN - 1}} {bar}", "dim")
-        for letter in row:
-            chart.append(letter, "bold yellow" if letter in "○o" else "cyan")
+    chart, rows, columns = Text(), len(chars), len(chars[0])
+    for n, row in enumerate(chars):
+        y = high - (high - low) * n / (rows - 1)
+        label = f"{y:.2f}" if n in (0, rows // 2, rows - 1) else ""
+        chart.append(f"{label:>{Y_AXIS_WIDTH - 1}} {bar}", "dim")
+        for char in row:
+            chart.append(char, "bold yellow" if char in "○o" else "cyan")
         chart.append("\n")
-    chart.append(f"{'':>{MARGIN}}{corner}{dash * columns}\n", "dim")
-    ring = "○" if unicode else "o"
-    legend = f"steps; the line: loss in training; {ring}: on held-out text"
-    chart.append(f"{'':>{MARGIN + 1}}0 to {last:,} {legend}"[: MARGIN + 1 + columns] + "\n", "dim")
+    chart.append(f"{'':>{Y_AXIS_WIDTH}}{corner}{dash * columns}\n", "dim")
+    marker = "○" if unicode else "o"
+    legend = f"steps; the line: loss in training; {marker}: on held-out text"
+    chart.append(
+        f"{'':>{Y_AXIS_WIDTH + 1}}0 to {last_step:,} {legend}"[: Y_AXIS_WIDTH + 1 + columns] + "\n",
+        "dim",
+    )
     return chart

@@ -9,10 +9,12 @@ from typing import Any, NoReturn
 
 from mlxgpt.utils.errors import UserError
 
-DASHED = "a prompt that begins with a dash comes last: mlxgpt generate --seed 1 -- '--PROMPT'"
+DASH_PROMPT_HINT = (
+    "a prompt that begins with a dash comes last: mlxgpt generate --seed 1 -- '--PROMPT'"
+)
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """Raises a UserError for a mistake, and suggests the nearest flag."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -23,28 +25,36 @@ class Parser(argparse.ArgumentParser):
         has_prompt = list(args[:1]) == ["generate"]
         if has_prompt and args[-1] == "--" and "--" not in args[:-1]:
             args = [*args, "--"]  # the prompt is `--`: a separator with nothing after it has no use
-        result, unknown = self.parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = [flag for sub in _subparsers(self, args) for flag in sub._option_string_actions]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1, 0.5)
-            remedy = f"did you mean {near[0]}?" if near else f"see: {self.prog} --help"
+            flags = [
+                flag for sub in _find_subparsers(self, args) for flag in sub._option_string_actions
+            ]
+            suggestions = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1, 0.5)
+            remedy = (
+                f"did you mean {suggestions[0]}?" if suggestions else f"see: {self.prog} --help"
+            )
             if has_prompt and "--" in args:
-                remedy = DASHED
+                remedy = DASH_PROMPT_HINT
             elif has_prompt and unknown[0].startswith("-"):
-                remedy = f"did you mean {near[0]}? If not, {DASHED}" if near else DASHED
+                remedy = (
+                    f"did you mean {suggestions[0]}? If not, {DASH_PROMPT_HINT}"
+                    if suggestions
+                    else DASH_PROMPT_HINT
+                )
             raise UserError(f"unknown argument {unknown[0]!r}", remedy)
-        return result
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         remedy = f"see: {self.prog} --help"
         if "expected" in message and "argument" in message:
             remedy += "; a value that begins with a dash comes after =: --flag=-VALUE"
         elif "ignored explicit argument" in message and self.prog.endswith(" generate"):
-            remedy = DASHED
+            remedy = DASH_PROMPT_HINT
         raise UserError(message, remedy)
 
 
-def _subparsers(parser: argparse.ArgumentParser, args: Sequence[str]) -> list[Parser]:
+def _find_subparsers(parser: argparse.ArgumentParser, args: Sequence[str]) -> list[CommandParser]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return [sub for name, sub in action.choices.items() if name in args]

@@ -26,20 +26,20 @@ from rich.text import Text
 
 from mlxgpt.backend import device
 from mlxgpt.cli.console import WARNING_STYLE, stderr_console
-from mlxgpt.cli.loss_plot import loss_chart
+from mlxgpt.cli.loss_plot import render_loss_chart
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.data.sources import told
+from mlxgpt.data.sources import describe_origin
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage.run import Run
-from mlxgpt.training.callbacks import Callback, Summary
-from mlxgpt.training.estimate import Estimate, Reached
-from mlxgpt.training.selfcheck import Check
+from mlxgpt.training.callbacks import Callback, TrainingSummary
+from mlxgpt.training.estimate import Estimate, ReferenceResult
+from mlxgpt.training.selfcheck import CheckResult
 
-QUIET_SECONDS = 10.0  # between two lines where no terminal redraws them
-TALL = 24  # lines of a terminal that has room for a curve
-CURVE = 10  # lines of it
-MOST_SEEN = 2000  # records that it is drawn from
-COLUMNS = (
+PLAIN_LINE_INTERVAL = 10.0  # between two lines where no terminal redraws them
+MIN_HEIGHT_FOR_CURVE = 24  # lines of a terminal that has room for a curve
+CURVE_HEIGHT = 10  # lines of it
+MAX_CURVE_RECORDS = 2000  # records that it is drawn from
+PROGRESS_COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
     DownloadColumn(),
@@ -56,29 +56,33 @@ class PreparationDisplay:
         self.console = stderr_console()
         self._live: Live | Progress | None = None
         self._bar: Progress | None = None
-        self._doing = ""
+        self._stage = ""
         self._last_shown = time.monotonic()
 
-    def progress(self, doing: str, done: int, total: int) -> None:
+    def show_progress(self, stage: str, done: int, total: int) -> None:
         """Show that `done` of about `total` bytes are done."""
         now = time.monotonic()
-        if doing != self._doing:
+        if stage != self._stage:
             self.close()
             self._bar = Progress(
-                *COLUMNS, console=self.console, transient=True, get_time=time.monotonic
+                *PROGRESS_COLUMNS, console=self.console, transient=True, get_time=time.monotonic
             )
-            self._bar.add_task(doing, completed=done, total=total, memory="")
-            self._doing, self._last_shown = doing, now
-        pause = 0.2 if self.console.is_terminal else QUIET_SECONDS
-        if not self._bar or now - self._last_shown < pause:
+            self._bar.add_task(stage, completed=done, total=total, memory="")
+            self._stage, self._last_shown = stage, now
+        interval = 0.2 if self.console.is_terminal else PLAIN_LINE_INTERVAL
+        if not self._bar or now - self._last_shown < interval:
             return
         self._last_shown = now
         (task,) = self._bar.tasks
         memory = decimal(device.resident_bytes())
         self._bar.update(task.id, completed=done, total=max(done, total), memory=memory)
         if not self.console.is_terminal:
-            texts = (one.render(task) for one in COLUMNS if not isinstance(one, BarColumn))
-            line = "  ".join(str(text) for text in texts)
+            cells = (
+                column.render(task)
+                for column in PROGRESS_COLUMNS
+                if not isinstance(column, BarColumn)
+            )
+            line = "  ".join(str(text) for text in cells)
             self.console.print(Text(line), soft_wrap=True)
         elif not self._live:
             self._live = self._bar
@@ -95,16 +99,16 @@ class CountingDisplay:
     """Progress by count: a bar in a terminal, a line every 10 s elsewhere.
 
     Args:
-        what: is counted, such as `examples`.
+        unit: is counted, such as `examples`.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, unit: str) -> None:
         self.console = stderr_console()
-        self._what = what
+        self._unit = unit
         self._last_line = time.monotonic()
-        columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, console=self.console, transient=True)
-        self._task = self._bar.add_task(what)
+        self._task = self._bar.add_task(unit)
 
     def __enter__(self) -> CountingDisplay:
         if self.console.is_terminal:
@@ -115,13 +119,13 @@ class CountingDisplay:
         if self.console.is_terminal:
             self._bar.stop()
 
-    def progress(self, done: int, total: int) -> None:
+    def show_progress(self, done: int, total: int) -> None:
         """Show that `done` of `total` are done."""
         self._bar.update(self._task, completed=done, total=total)
         now = time.monotonic()
-        if not self.console.is_terminal and now - self._last_line > QUIET_SECONDS:
+        if not self.console.is_terminal and now - self._last_line > PLAIN_LINE_INTERVAL:
             self._last_line = now
-            self.console.print(f"{done:,} of {total:,} {self._what}")
+            self.console.print(f"{done:,} of {total:,} {self._unit}")
 
 
 class TrainingDisplay(Callback):
@@ -131,8 +135,8 @@ class TrainingDisplay(Callback):
         self._preparation = PreparationDisplay()
         self.console = self._preparation.console
         self.view: LiveView | None = None
-        self._saved = ""
-        self._checks, self._passed = 0, set[str]()
+        self._last_save = ""
+        self._check_count, self._passed_checks = 0, set[str]()
 
     def close(self) -> None:
         """Restore the terminal; also after an error."""
@@ -141,17 +145,17 @@ class TrainingDisplay(Callback):
             self.view.close()
             self.view = None
 
-    def on_prepare(self, doing: str, done: int, total: int) -> None:
-        self._preparation.progress(doing, done, total)
+    def on_prepare(self, stage: str, done: int, total: int) -> None:
+        self._preparation.show_progress(stage, done, total)
 
-    def on_check(self, check: Check) -> None:
+    def on_check(self, check: CheckResult) -> None:
         """Show a failed check; count the others."""
-        if not self._checks:  # the first checks are quick, then kernels are compiled
+        if not self._check_count:  # the first checks are quick, then kernels are compiled
             line = Text("checking itself, and timing a few steps")
             self.console.print(line, soft_wrap=True)
-        self._checks += 1
+        self._check_count += 1
         if check.ok:
-            self._passed.add(check.name)  # only once, also if the self-check starts over
+            self._passed_checks.add(check.name)  # only once, also if the self-check starts over
         if check.ok is False:
             self.console.print(Text(f"self-check: {check.name}: {check.detail}", style="bold red"))
 
@@ -162,30 +166,29 @@ class TrainingDisplay(Callback):
 
     def show_plan(self, run: Run, dataset: Dataset, estimate: Estimate) -> None:
         """Print what is about to be trained."""
-        checks = {"self-check": f"{len(self._passed)} checks passed"}
-        self._show({**checks, **_plan(run, dataset, estimate)})
+        check_line = {"self-check": f"{len(self._passed_checks)} checks passed"}
+        self._print_lines({**check_line, **_describe_plan(run, dataset, estimate)})
 
     def on_log(self, record: dict[str, Any]) -> None:
         assert self.view
         self.view.show(record)
 
     def on_save(self, step: int, size: int, seconds: float) -> None:
-        self._saved = f"{decimal(size)} in {seconds:.1f} s"
+        self._last_save = f"{decimal(size)} in {seconds:.1f} s"
         if self.view:
-            self.view.saved = self._saved
+            self.view.last_save = self._last_save
 
     def on_sample(self, step: int, text: str) -> None:
-        head = Text(f"what it writes after {step:,} steps:", style="dim")
+        header = Text(f"what it writes after {step:,} steps:", style="dim")
         self.console.print(
-            head, Padding(Text(text.strip("\n")), (0, 0, 0, 4), expand=False), sep="\n"
+            header, Padding(Text(text.strip("\n")), (0, 0, 0, 4), expand=False), sep="\n"
         )
 
-    def on_train_end(self, summary: Summary) -> None:
+    def on_train_end(self, summary: TrainingSummary) -> None:
         self.close()
-        done = "stopped" if summary.interrupted else "done"
-        lines = {
-            done: f"{summary.step:,} of {summary.steps:,} steps in {duration(summary.seconds)}"
-        }
+        status = "stopped" if summary.interrupted else "done"
+        duration = format_duration(summary.seconds)
+        lines = {status: f"{summary.step:,} of {summary.steps:,} steps in {duration}"}
         if summary.loss is not None:
             lines["loss"] = f"{summary.loss:.4f} nats per token in training"
         if summary.val_loss is not None:
@@ -193,15 +196,15 @@ class TrainingDisplay(Callback):
                 f"{summary.val_loss:.4f} nats per token, the best, at step {summary.best_step:,}"
             )
         lines["run"] = f"{summary.run} (metrics.jsonl, samples.txt, checkpoints)"
-        if self._saved:
-            lines["saved"] = f"{self._saved}, the last checkpoint"
+        if self._last_save:
+            lines["saved"] = f"{self._last_save}, the last checkpoint"
         lines["data"] = str(summary.data)
         lines["try it"] = summary.try_it
         if summary.warning:
             self.console.print(Text(summary.warning, style=WARNING_STYLE), soft_wrap=True)
-        self._show(lines)
+        self._print_lines(lines)
 
-    def _show(self, lines: dict[str, str]) -> None:
+    def _print_lines(self, lines: dict[str, str]) -> None:
         for name, value in lines.items():
             # Commands and paths are not wrapped, so that they can be copied.
             style = "bold" if name == "try it" else ""
@@ -219,12 +222,12 @@ class LiveView:
     """
 
     def __init__(
-        self, console: Console, start: int, steps: int, records: Iterable[dict[str, Any]] = ()
+        self, console: Console, start_step: int, steps: int, records: Iterable[dict[str, Any]] = ()
     ) -> None:
-        self.saved = "–"
-        self._seen = list(records)
-        self._console, self._start, self._steps = console, start, steps
-        self._began = self._last_line = time.monotonic()
+        self.last_save = "–"
+        self._records = list(records)
+        self._console, self._start_step, self._steps = console, start_step, steps
+        self._start_time = self._last_line = time.monotonic()
         self._val_loss: float | None = None
         self._live: Live | None = None
         if console.is_terminal:
@@ -241,25 +244,25 @@ class LiveView:
         """New numbers; those of an evaluation, and of the end, stay on the screen as a line."""
         self._val_loss = record.get("val_loss", self._val_loss)
         # What comes again, after it went back, is seen once; of very many every second is enough.
-        self._seen = [*(r for r in self._seen if r["step"] < record["step"]), record]
-        if len(self._seen) > MOST_SEEN:
-            self._seen = [r for n, r in enumerate(self._seen) if n % 2 or "val_loss" in r]
+        self._records = [*(r for r in self._records if r["step"] < record["step"]), record]
+        if len(self._records) > MAX_CURVE_RECORDS:
+            self._records = [r for n, r in enumerate(self._records) if n % 2 or "val_loss" in r]
         if self._live:
-            self._live.update(self.drawn(record), refresh=True)
+            self._live.update(self.render(record), refresh=True)
         now = time.monotonic()
-        overdue = not self._live and now - self._last_line > QUIET_SECONDS
-        if "val_loss" in record or overdue or record["step"] == self._steps:
+        is_line_due = not self._live and now - self._last_line > PLAIN_LINE_INTERVAL
+        if "val_loss" in record or is_line_due or record["step"] == self._steps:
             self._last_line = now
             # What was saved is told at the end.
-            numbers = (pair for pair in self._numbers(record) if pair[0] != "saved")
-            line = "  ".join(f"{name} {value}" for name, value in numbers)
+            metrics = (pair for pair in self._format_metrics(record) if pair[0] != "saved")
+            line = "  ".join(f"{name} {value}" for name, value in metrics)
             self._console.print(Text(line), soft_wrap=True)
 
-    def drawn(self, record: dict[str, Any]) -> Group:
+    def render(self, record: dict[str, Any]) -> Group:
         """A bar, and the numbers under their names."""
-        numbers = self._numbers(record)
-        narrow = self._console.width < 90
-        rows = [numbers[:4], numbers[4:]] if narrow else [numbers]
+        metrics = self._format_metrics(record)
+        is_narrow = self._console.width < 90
+        rows = [metrics[:4], metrics[4:]] if is_narrow else [metrics]
         tables = []
         for row in rows:
             table = Table.grid(padding=(0, 2), expand=True)
@@ -269,15 +272,15 @@ class LiveView:
         # In a grid of its own, since a bar does not end its line.
         bar = Table.grid(expand=True)
         bar.add_row(ProgressBar(total=self._steps, completed=record["step"]))
-        if self._console.height < TALL or len(self._seen) < 3:
+        if self._console.height < MIN_HEIGHT_FOR_CURVE or len(self._records) < 3:
             return Group(bar, *tables)
         unicode = not self._console.options.ascii_only
-        curve = loss_chart(self._seen, self._console.width, CURVE, unicode=unicode)
+        curve = render_loss_chart(self._records, self._console.width, CURVE_HEIGHT, unicode=unicode)
         return Group(curve, bar, *tables)
 
-    def _numbers(self, r: dict[str, Any]) -> list[tuple[str, str]]:
+    def _format_metrics(self, r: dict[str, Any]) -> list[tuple[str, str]]:
         eta = self._eta(r["step"])
-        left_out = [("left out", f"{r['skipped']:,}")] if r.get("skipped") else []
+        skipped = [("left out", f"{r['skipped']:,}")] if r.get("skipped") else []
         return [
             ("step", f"{r['step']:,}/{self._steps:,}"),
             ("loss", "–" if r["loss"] is None else f"{r['loss']:.4f}"),
@@ -287,51 +290,59 @@ class LiveView:
             ("tokens/s", f"{r['tokens_per_second']:,.0f}" if r["tokens_per_second"] else "–"),
             ("of peak", f"{r['peak_share']:.0%}" if r["peak_share"] else "–"),
             ("memory", decimal(r["memory_bytes"])),
-            ("saved", self.saved),
-            *left_out,
-            ("ETA", "–" if eta is None else duration(eta)),
+            ("saved", self.last_save),
+            *skipped,
+            ("ETA", "–" if eta is None else format_duration(eta)),
         ]
 
     def _eta(self, step: int) -> float | None:
         # Evaluations and samples are in it, since the whole time since the start is counted.
-        done = step - self._start
-        if done <= 0:
+        steps_done = step - self._start_step
+        if steps_done <= 0:
             return None
-        return (time.monotonic() - self._began) / done * (self._steps - step)
+        return (time.monotonic() - self._start_time) / steps_done * (self._steps - step)
 
 
-def _plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, str]:
+def _describe_plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, str]:
     """What is about to be trained, in named lines."""
     t, model, meta = run.config.train, run.config.model, dataset.meta
     tokens = run.config.tokens_per_step
     return {
-        "text": told(meta.origin),
+        "text": describe_origin(meta.origin),
         "data": f"{dataset.folder}: {meta.train.tokens:,} training tokens, "
         f"{meta.val.tokens:,} validation tokens, vocabulary {meta.vocab_size:,}",
         "model": f"{count_parameters(model):,} parameters: {model.n_layer} layers, "
         f"{model.n_head} heads, width {model.n_embd}, block {model.block_size}, {t.dtype}",
         "plan": f"{t.max_steps:,} steps of {tokens:,} tokens, {t.max_steps * tokens:,} in all, "
         f"{t.max_steps * tokens / meta.train.tokens:.1f} epochs",
-        "machine": f"{device.name()}, {device.backend()}, {decimal(device.total_bytes())}",
-        "will take": f"about {duration(estimate.seconds)} and {decimal(estimate.peak_bytes)} of "
+        "machine": f"{device.device_name()}, {device.device_type()}, "
+        f"{decimal(device.total_memory_bytes())}",
+        "will take": f"about {format_duration(estimate.seconds)} and "
+        f"{decimal(estimate.peak_bytes)} of "
         f"memory, measured: {1000 * estimate.step_seconds:,.0f} ms a step, "
         f"{estimate.evaluations} evaluation{'s' * (estimate.evaluations != 1)} in "
-        f"{duration(estimate.evaluation_seconds)}",
-        "to expect": _expected(estimate.reached, t.max_steps * tokens),
+        f"{format_duration(estimate.evaluation_seconds)}",
+        "to expect": _format_expected_loss(estimate.reference, t.max_steps * tokens),
         "run": str(run.folder),
     }
 
 
-def _expected(reached: Reached | None, planned: int) -> str:
-    if not reached:
+def _format_expected_loss(reference: ReferenceResult | None, planned_tokens: int) -> str:
+    if not reference:
         return "unknown: no run of this shape was measured on this text"
-    shorter = "" if planned >= 0.9 * reached.tokens else "; this one is shorter, and ends above it"
+    note = (
+        ""
+        if planned_tokens >= 0.9 * reference.tokens
+        else "; this one is shorter, and ends above it"
+    )
     return (
-        f"val loss {reached.val_loss:.4f}, {reached.bits_per_byte:.3f} bits per byte: what this "
-        f"shape reached after {reached.tokens / 1e6:.1f} million tokens ({reached.report}){shorter}"
+        f"val loss {reference.val_loss:.4f}, {reference.bits_per_byte:.3f} bits per byte: what "
+        "this "
+        f"shape reached after {reference.tokens / 1e6:.1f} million tokens "
+        f"({reference.report}){note}"
     )
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """h:mm:ss, after days where there are any."""
     return str(timedelta(seconds=round(seconds)))

@@ -12,7 +12,7 @@ from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 
-def prompts_in(path: PathLike) -> list[str]:
+def read_prompts(path: PathLike) -> list[str]:
     """The prompts in a file: its lines, but for empty ones; or of JSON lines or a JSON array, by
     its name, strings or the field `prompt`.
 
@@ -22,41 +22,43 @@ def prompts_in(path: PathLike) -> list[str]:
     try:
         text = normalize_text(readers.read_small_text(Path(path)))
     except OSError as error:
-        raise files.os_error(error, "read", Path(path), "give a text of prompts.") from error
+        raise files.to_user_error(error, "read", Path(path), "give a text of prompts.") from error
     except ValueError as error:
         raise UserError(f"cannot read {path}: {error}", "give a text of prompts.") from error
     # Not by str.splitlines, which also cuts at U+2028, U+0085, form feeds, ….
     lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     prompts = [line for _, line in lines]
     if Path(path).suffix.lower() in (".jsonl", ".ndjson", ".json"):
-        prompts = _json_prompts(text, path) or [_prompt_of(line, where) for where, line in lines]
+        prompts = _parse_json_prompts(text, path) or [
+            _parse_prompt_line(line, location) for location, line in lines
+        ]
     if not prompts:
         raise UserError(f"there is no prompt in {path}", "write one a line.")
     return prompts
 
 
-def _json_prompts(text: str, path: PathLike) -> list[str]:
+def _parse_json_prompts(text: str, path: PathLike) -> list[str]:
     """The prompts of a file that is one JSON value, such as an array; none of another file."""
     try:
-        tree = files.parse_json(text)
+        parsed = files.parse_json(text)
     except ValueError:
         return []
-    entries = tree if isinstance(tree, list) else [tree]
-    return [_prompt_in(entry, f"{path}, entry {n}") for n, entry in enumerate(entries, 1)]
+    entries = parsed if isinstance(parsed, list) else [parsed]
+    return [_extract_prompt(entry, f"{path}, entry {n}") for n, entry in enumerate(entries, 1)]
 
 
-def _prompt_of(line: str, where: str) -> str:
+def _parse_prompt_line(line: str, location: str) -> str:
     try:
-        return _prompt_in(files.parse_json(line), where)
+        return _extract_prompt(files.parse_json(line), location)
     except ValueError:
-        return _prompt_in(None, where)
+        return _extract_prompt(None, location)
 
 
-def _prompt_in(tree: Any, where: str) -> str:
-    prompt = tree.get("prompt") if isinstance(tree, dict) else tree
+def _extract_prompt(entry: Any, location: str) -> str:
+    prompt = entry.get("prompt") if isinstance(entry, dict) else entry
     if isinstance(prompt, str):
         return prompt
     raise UserError(
-        f"{where}: no prompt",
+        f"{location}: no prompt",
         'write one a line, "Once upon a time" or {"prompt": "Once upon a time"}.',
     )

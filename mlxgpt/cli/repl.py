@@ -14,9 +14,9 @@ from dataclasses import fields
 from typing import Any
 
 from mlxgpt import config
-from mlxgpt.cli.console import without_repeats
-from mlxgpt.config import Sampling
-from mlxgpt.config.schema import settings
+from mlxgpt.cli.console import deduplicate_logs
+from mlxgpt.config import SamplingParams
+from mlxgpt.config.schema import iter_fields
 from mlxgpt.data.normalize import normalize_text
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.utils.errors import UserError
@@ -30,149 +30,153 @@ Type how a text begins; an empty line is the beginning of a text. Ctrl-C stops a
                    {names}
 /help  /quit       or Ctrl-D"""
 
-CHANGEABLE = tuple(f.name for f in fields(Sampling) if f.name != "samples")
+REPL_SETTINGS = tuple(f.name for f in fields(SamplingParams) if f.name != "samples")
 
 
-class Conversation:
+class GenerateRepl:
     """Reads lines, writes texts.
 
     Args:
-        load: opens a run by its name; None: the newest.
+        load_model: opens a run by its name; None: the newest.
         model: the one to begin with.
         sampling: settings to begin with, by their names.
-        read: asks for a line, after a prompt to show; raises EOFError at the end.
-        write: takes pieces of a text.
-        say: takes a line that is no text.
+        read_line: asks for a line, after a prompt to show; raises EOFError at the end.
+        write_text: takes pieces of a text.
+        print_line: takes a line that is no text.
     """
 
     def __init__(
         self,
-        load: Callable[[str | None], LoadedModel],
+        load_model: Callable[[str | None], LoadedModel],
         model: LoadedModel,
         sampling: dict[str, Any],
         *,
-        read: Callable[[str], str],
-        write: Callable[[str], None],
-        say: Callable[[str], None],
+        read_line: Callable[[str], str],
+        write_text: Callable[[str], None],
+        print_line: Callable[[str], None],
     ) -> None:
-        self._load, self._model, self._sampling = load, model, sampling
-        self._read, self._write, self._say = read, write, say
+        self._load_model, self._model, self._sampling = load_model, model, sampling
+        self._read_line, self._write_text, self._print_line = read_line, write_text, print_line
         self._prompt = ""
-        self._logged: dict[str, logging.LogRecord] = {}
+        self._logged_records: dict[str, logging.LogRecord] = {}
         self._commands: dict[str, Callable[[str], None]] = {
-            "again": lambda _: self._continue(self._prompt, fresh=True),
-            "run": self._other_run,
-            "settings": lambda _: self._say(self._settings()),
-            "help": lambda _: self._help(),
+            "again": lambda _: self._generate(self._prompt, new_seed=True),
+            "run": self._switch_run,
+            "settings": lambda _: self._print_line(self._format_settings()),
+            "help": lambda _: self._print_help(),
         }
 
     def run(self) -> None:
         """Talk until Ctrl-D or /quit. What is logged of every long text is logged once."""
-        self._say("/help says what you can do here")
-        with without_repeats() as self._logged:
+        self._print_line("/help says what you can do here")
+        with deduplicate_logs() as self._logged_records:
             while True:
                 line = None
                 try:
-                    line = normalize_text(self._read("> "))
+                    line = normalize_text(self._read_line("> "))
                     if line.strip() in ("/quit", "/exit"):
                         return
-                    self._take(line)
+                    self._handle_line(line)
                 except EOFError:
-                    self._write("\n")
+                    self._write_text("\n")
                     return
                 except UserError as error:
-                    self._say(f"{error.problem}\n  → {error.remedy}")
+                    self._print_line(f"{error.problem}\n  → {error.remedy}")
                 except KeyboardInterrupt:
-                    self._write("\n")
+                    self._write_text("\n")
                     if line is not None:
-                        self._say("stopped")
+                        self._print_line("stopped")
 
-    def _take(self, line: str) -> None:
+    def _handle_line(self, line: str) -> None:
         if not line.startswith("/"):
             self._prompt = line
-            self._continue(line)
+            self._generate(line)
             return
         name, _, value = line[1:].strip().partition(" ")
         name, value = name.replace("-", "_"), value.strip()
         if name in self._commands:
             self._commands[name](value)
-        elif name in CHANGEABLE:
-            self._change(name, value)
+        elif name in REPL_SETTINGS:
+            self._change_setting(name, value)
         else:
             raise UserError(f"there is no /{name.replace('_', '-')}", "/help lists what there is.")
 
-    def _continue(self, prompt: str, *, fresh: bool = False) -> None:
-        given = self._sampling | ({"seed": None} if fresh else {})
-        stream = self._model.stream(prompt, **given)
-        self._write(stream.prompt)
+    def _generate(self, prompt: str, *, new_seed: bool = False) -> None:
+        sampling = self._sampling | ({"seed": None} if new_seed else {})
+        stream = self._model.stream(prompt, **sampling)
+        self._write_text(stream.prompt)
         for piece in stream:
-            self._write(piece)
-        self._write("\n")
+            self._write_text(piece)
+        self._write_text("\n")
         stream.log_long_texts()
         result = stream.result
         rate = f"{result.tokens_per_second:,.0f} a second"
-        self._say(f"{result.tokens:,} tokens, {rate}, seed {result.seed}")
+        self._print_line(f"{result.tokens:,} tokens, {rate}, seed {result.seed}")
 
-    def _change(self, name: str, value: str) -> None:
+    def _change_setting(self, name: str, value: str) -> None:
         """Set, or where no value is given, back to the default."""
-        kind = next(kind for field, kind, _ in settings(Sampling) if field == name)
-        changed = {key: old for key, old in self._sampling.items() if key != name}
+        field_type = next(
+            field_type for field, field_type, _ in iter_fields(SamplingParams) if field == name
+        )
+        new_sampling = {key: current for key, current in self._sampling.items() if key != name}
         if value:
-            changed[name] = _parsed(name, value, kind)
-            config.sampling(changed)  # refused, if it cannot be
-        self._sampling = changed
-        self._say(self._settings())
+            new_sampling[name] = _parse_setting(name, value, field_type)
+            config.parse_sampling_params(new_sampling)  # refused, if it cannot be
+        self._sampling = new_sampling
+        self._print_line(self._format_settings())
 
-    def _other_run(self, name: str) -> None:
-        self._logged.clear()
-        self._model = self._load(name or None)
+    def _switch_run(self, name: str) -> None:
+        self._logged_records.clear()
+        self._model = self._load_model(name or None)
 
-    def _settings(self) -> str:
-        of = config.sampling(self._sampling)
-        shown = {name: getattr(of, name) for name in CHANGEABLE}
+    def _format_settings(self) -> str:
+        params = config.parse_sampling_params(self._sampling)
+        values = {name: getattr(params, name) for name in REPL_SETTINGS}
         return "  ".join(
-            f"{name} {value}" for name, value in shown.items() if value not in (None, ())
+            f"{name} {value}" for name, value in values.items() if value not in (None, ())
         )
 
-    def _help(self) -> None:
-        self._say(HELP.format(names="  ".join("/" + n.replace("_", "-") for n in CHANGEABLE)))
+    def _print_help(self) -> None:
+        self._print_line(
+            HELP.format(names="  ".join("/" + n.replace("_", "-") for n in REPL_SETTINGS))
+        )
 
 
-def converse(
-    given: dict[str, Any], write: Callable[[str], None], say: Callable[[str], None]
+def run_repl(
+    args: dict[str, Any], write_text: Callable[[str], None], print_line: Callable[[str], None]
 ) -> None:
     """Talk with the user at stdin.
 
     Args:
-        given: arguments of `load`, and sampling settings, by their names.
-        write: takes pieces of a text.
-        say: takes a line that is not text.
+        args: arguments of `load`, and sampling settings, by their names.
+        write_text: takes pieces of a text.
+        print_line: takes a line that is not text.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (with it input() has history and editing)
 
-    names = ("run", "checkpoint", "quantize", "runs_dir", "data_dir")
-    chosen = {name: given[name] for name in names if name in given}
-    sampling = {name: value for name, value in given.items() if name not in names}
-    config.sampling(sampling)  # what cannot be is refused before a model is read
-    others = {name: chosen[name] for name in names[2:] if name in chosen}
-    Conversation(
-        lambda run: load(run, **others),
-        load(**chosen),
+    load_arg_names = ("run", "checkpoint", "quantize", "runs_dir", "data_dir")
+    load_args = {name: args[name] for name in load_arg_names if name in args}
+    sampling = {name: value for name, value in args.items() if name not in load_arg_names}
+    config.parse_sampling_params(sampling)  # what cannot be is refused before a model is read
+    shared_args = {name: load_args[name] for name in load_arg_names[2:] if name in load_args}
+    GenerateRepl(
+        lambda run: load(run, **shared_args),
+        load(**load_args),
         sampling,
-        read=input,
-        write=write,
-        say=say,
+        read_line=input,
+        write_text=write_text,
+        print_line=print_line,
     ).run()
 
 
-def _parsed(name: str, value: str, kind: Any) -> Any:
-    if kind == tuple[str, ...]:
+def _parse_setting(name: str, value: str, field_type: Any) -> Any:
+    if field_type == tuple[str, ...]:
         with contextlib.suppress(ValueError):
             return tuple(shlex.split(value))
         raise UserError(f"a quotation mark is missing in {value}", f'/{name} "one" "another"')
     try:
-        return float(value) if kind is float else int(value)
+        return float(value) if field_type is float else int(value)
     except ValueError as error:
         flag = name.replace("_", "-")
         raise UserError(f"/{flag} {value} is no number", f"for instance /{flag} 1") from error

@@ -10,36 +10,36 @@ from typing import Any, Self, TextIO, cast
 
 from mlxgpt.utils import files
 
-RESULT = "standard output"  # its name in errors
+STDOUT_NAME = "standard output"  # its name in errors
 
 
-class _Stream(io.TextIOWrapper):
+class _StandardStream(io.TextIOWrapper):
     @classmethod
-    def over(cls, stream: TextIO | None) -> Self:
+    def wrap(cls, stream: TextIO | None) -> Self:
         """The same stream; what a terminal cannot show becomes a question mark."""
         if stream is None:  # closed before the program began
             return cls(Path(os.devnull).open("wb"))
         binary: Any = stream.buffer
-        unbuffered = isinstance(binary, io.RawIOBase)  # PYTHONUNBUFFERED
-        if unbuffered:  # a text stream would drop what a short write leaves
+        is_unbuffered = isinstance(binary, io.RawIOBase)  # PYTHONUNBUFFERED
+        if is_unbuffered:  # a text stream would drop what a short write leaves
             binary = io.BufferedWriter(cast(io.RawIOBase, binary))
-        line_buffering = unbuffered or getattr(stream, "line_buffering", False)
+        line_buffering = is_unbuffered or getattr(stream, "line_buffering", False)
         return cls(binary, stream.encoding, errors="replace", line_buffering=line_buffering)
 
 
-class ResultStream(_Stream):
+class StdoutStream(_StandardStream):
     """Standard output: an error names it, since a result that was not written is an error."""
 
     def write(self, text: str, /) -> int:
-        with files.naming(Path(RESULT)):
+        with files.add_filename_to_errors(Path(STDOUT_NAME)):
             return super().write(text)
 
     def flush(self) -> None:
-        with files.naming(Path(RESULT)):
+        with files.add_filename_to_errors(Path(STDOUT_NAME)):
             super().flush()
 
 
-class MessageStream(_Stream):
+class StderrStream(_StandardStream):
     """Standard error: errors are ignored, since training must not end because of a log. What is
     buffered is tried again with the next message.
     """
@@ -57,13 +57,13 @@ class MessageStream(_Stream):
             return
 
 
-def install() -> None:
+def install_streams() -> None:
     """Replace the program's standard streams by those that report or ignore failing writes."""
-    sys.stdout, sys.stderr = ResultStream.over(sys.stdout), MessageStream.over(sys.stderr)
+    sys.stdout, sys.stderr = StdoutStream.wrap(sys.stdout), StderrStream.wrap(sys.stderr)
     if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 are refused later
         sys.stdin.reconfigure(errors="surrogateescape")
 
 
-def discard(stream: TextIO) -> None:
+def redirect_to_devnull(stream: TextIO) -> None:
     """Let a stream's file descriptor lead nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -12,52 +12,60 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from mlxgpt.cli.loss_plot import loss_chart
+from mlxgpt.cli.loss_plot import render_loss_chart
 from mlxgpt.config import toml
-from mlxgpt.evaluation.hellaswag import Result as HellaSwag
+from mlxgpt.evaluation.hellaswag import HellaSwagResult as HellaSwag
 from mlxgpt.evaluation.loss import Evaluation
-from mlxgpt.evaluation.sample_quality import Appraisal
+from mlxgpt.evaluation.sample_quality import SampleQuality
 from mlxgpt.evaluation.text_metrics import METRICS
-from mlxgpt.storage.info import Info, RunLine
+from mlxgpt.storage.info import ConfigInfo, RunSummary
 from mlxgpt.storage.run import Run
-from mlxgpt.training.selfcheck import Check
+from mlxgpt.training.selfcheck import CheckResult
 
-READABLE = 80  # columns of running text
-CURVE = 20  # lines of a loss curve
-MARKS = {True: Text("ok", "green"), False: Text("FAILED", "bold red"), None: Text("told", "dim")}
+MAX_TEXT_WIDTH = 80  # columns of running text
+CURVE_HEIGHT = 20  # lines of a loss curve
+CHECK_MARKS = {
+    True: Text("ok", "green"),
+    False: Text("FAILED", "bold red"),
+    None: Text("told", "dim"),
+}
 
 
-class Results(Console):
+class StdoutConsole(Console):
     """The console on stdout; where nobody reads on (`| head -1`), the command ends."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
-def show_checks(checks: Sequence[Check]) -> None:
+def show_checks(checks: Sequence[CheckResult]) -> None:
     """The self-check as a table on stdout, with the reasons under it."""
-    to = Results(highlight=False)
+    console = StdoutConsole(highlight=False)
     table = Table(box=None, pad_edge=False)
     for column in ("", "checked", "found"):
         table.add_column(column, style="dim" if column == "checked" else "")
     for check in checks:
-        table.add_row(MARKS[check.ok], check.name, escape(check.detail))
-    to.print(table)
+        table.add_row(CHECK_MARKS[check.ok], check.name, escape(check.detail))
+    console.print(table)
     for check in checks:
         if check.why:
-            to.print()
-            to.print(Text(check.why))
+            console.print()
+            console.print(Text(check.why))
 
 
 def show_curve(run: Run) -> None:
     """A run's loss, as far as it came, on stdout."""
-    to = Results(highlight=False)
-    to.print(Text(run.name, style="bold"))
-    width, unicode = min(to.width, 100), not to.options.ascii_only
-    to.print(loss_chart(run.metrics(), width, CURVE, unicode=unicode), end="", soft_wrap=True)
+    console = StdoutConsole(highlight=False)
+    console.print(Text(run.name, style="bold"))
+    width, unicode = min(console.width, 100), not console.options.ascii_only
+    console.print(
+        render_loss_chart(run.metrics(), width, CURVE_HEIGHT, unicode=unicode),
+        end="",
+        soft_wrap=True,
+    )
 
 
-def show_appraisal(appraisal: Appraisal) -> None:
+def show_appraisal(appraisal: SampleQuality) -> None:
     """What generated texts are worth, as a table on stdout."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
@@ -68,23 +76,27 @@ def show_appraisal(appraisal: Appraisal) -> None:
         values = [column[metric.name] for column in appraisal.columns.values()]
         if all(value is None for value in values):
             continue
-        table.add_row(metric.name, *(_metric(v, metric.share) for v in values), metric.better)
-    to = Results(highlight=False)
-    to.print(table)
+        table.add_row(
+            metric.name, *(_format_metric(v, metric.is_fraction) for v in values), metric.better
+        )
+    console = StdoutConsole(highlight=False)
+    console.print(table)
     if appraisal.order_preference is not None:
-        to.print(
+        console.print(
             f"\nfinds a real story likelier than its sentences in another order: "
             f"{appraisal.order_preference:.0%} (chance: 50 %)",
             soft_wrap=True,
         )
-    missing = [column["grammar errors per 100 words"] for column in appraisal.columns.values()]
-    if None in missing:
-        to.print(
+    grammar_errors = [
+        column["grammar errors per 100 words"] for column in appraisal.columns.values()
+    ]
+    if None in grammar_errors:
+        console.print(
             Text("\ngrammar errors are not counted; for them: pip install 'harper-py>=0.2,<0.3'")
         )
 
 
-def _metric(value: float | None, share: bool) -> str:
+def _format_metric(value: float | None, share: bool) -> str:
     if value is None:
         return "–"
     return f"{value:.1%}" if share else f"{value:.2f}"
@@ -92,13 +104,17 @@ def _metric(value: float | None, share: bool) -> str:
 
 def show_texts(texts: Sequence[str]) -> None:
     """Generated texts on stdout: in a terminal as columns to read, elsewhere as they are."""
-    to = Results(highlight=False, soft_wrap=False)
+    console = StdoutConsole(highlight=False, soft_wrap=False)
     for number, text in enumerate(texts, 1):
-        if not to.is_terminal:
+        if not console.is_terminal:
             print(f"--- {number}\n{text}\n")
             continue
-        to.print(Rule(Text(f"{number} of {len(texts)}", style="dim"), align="left", style="dim"))
-        to.print(Padding(Text(text.strip("\n")), (0, 0, 1, 2)), width=min(to.width, READABLE))
+        console.print(
+            Rule(Text(f"{number} of {len(texts)}", style="dim"), align="left", style="dim")
+        )
+        console.print(
+            Padding(Text(text.strip("\n")), (0, 0, 1, 2)), width=min(console.width, MAX_TEXT_WIDTH)
+        )
 
 
 def show_evaluation(result: Evaluation) -> None:
@@ -113,11 +129,11 @@ def show_hellaswag(result: HellaSwag) -> None:
     """A model's accuracy on HellaSwag, with its standard error."""
     print(f"accuracy        {result.accuracy:.4f} ± {result.accuracy_error:.4f}")
     print(f"accuracy, norm  {result.accuracy_norm:.4f} ± {result.accuracy_norm_error:.4f}")
-    cut = f", {result.cut:,} cut to the block" if result.cut else ""
-    print(f"examples        {result.examples:,}{cut}")
+    truncated = f", {result.cut:,} cut to the block" if result.cut else ""
+    print(f"examples        {result.examples:,}{truncated}")
 
 
-def show_info(info: Info) -> None:
+def show_info(info: ConfigInfo) -> None:
     """Parameters, cost and settings of a config or a run."""
     print(f"{info.name}\n")
     for part, count in info.parameters.items():
@@ -129,21 +145,21 @@ def show_info(info: Info) -> None:
         print(f"  trained                           {info.step:>14,} steps")
     if info.val_loss is not None:
         print(f"  best validation loss              {info.val_loss:>14.4f} nats per token")
-    print("\n" + toml.to_toml(info.config))
+    print("\n" + toml.config_to_toml(info.config))
 
 
-def show_runs(runs: Sequence[RunLine]) -> None:
+def show_runs(summaries: Sequence[RunSummary]) -> None:
     """The list of runs, as a table."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("run", "steps", "val loss", "parameters", "data"):
         table.add_column(name, overflow="fold")
-    for run in runs:
+    for summary in summaries:
         cells = (
-            run.name,
-            f"{run.step:,}/{run.steps:,}" if run.steps else "imported",
-            "–" if run.val_loss is None else f"{run.val_loss:.4f}",
-            f"{run.parameters:,}",
-            run.data,
+            summary.name,
+            f"{summary.step:,}/{summary.steps:,}" if summary.steps else "imported",
+            "–" if summary.val_loss is None else f"{summary.val_loss:.4f}",
+            f"{summary.parameters:,}",
+            summary.data,
         )
         table.add_row(*map(escape, cells))
-    Results(highlight=False).print(table)
+    StdoutConsole(highlight=False).print(table)

@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 PathLike = str | Path
 
 
-def home(kind: str, given: PathLike | None = None) -> Path:
+def resolve_folder(kind: str, folder: PathLike | None = None) -> Path:
     """The folder for `runs` or `data`."""
-    return Path(given) if given else Path(os.environ.get("MLXGPT_HOME") or ".") / kind
+    return Path(folder) if folder else Path(os.environ.get("MLXGPT_HOME") or ".") / kind
 
 
-def resolve(
+def resolve_config(
     tier: int | None = None,
     config: PathLike | Config | None = None,
     recipe: str | None = None,
@@ -47,11 +47,11 @@ def resolve(
     if isinstance(config, Config):
         name, base = "custom", config
     elif config is not None:
-        path = toml.built_in().get(str(config), Path(config))
-        name, base = path.stem, toml.load(path)
+        path = toml.find_builtin_configs().get(str(config), Path(config))
+        name, base = path.stem, toml.load_config(path)
     elif tier is not None:
         recipe = recipe or "classic"
-        name, base = toml.tier_name(tier, recipe), toml.tier(tier, recipe)
+        name, base = toml.tier_config_name(tier, recipe), toml.load_tier_config(tier, recipe)
     else:
         raise UserError("it is not said what to train", "give --tier 1, or --config FILE.")
-    return name, configs.override(base, settings)
+    return name, configs.override_config(base, settings)

@@ -15,51 +15,57 @@ from mlxgpt.utils.errors import UserError
 
 T = TypeVar("T")
 
-LARGEST = 1 << 53  # whole number, where there is no other bound
+MAX_INT = 1 << 53  # whole number, where there is no other bound
 
 
-def setting(
+def config_field(
     default: Any,
     help: str,
     *,
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
-    weights: bool = True,
+    affects_weights: bool = True,
 ) -> Any:
     """A dataclass field with its meaning, its bounds (inclusive), and whether it can change what
-    a training ends with (`weights`).
+    a training ends with (`affects_weights`).
     """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "weights": weights}
+    metadata = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "weights": affects_weights,
+    }
     return field(default=default, metadata=metadata)
 
 
-def settings(section: type) -> Iterator[tuple[str, Any, Field[Any]]]:
+def iter_fields(config_class: type) -> Iterator[tuple[str, Any, Field[Any]]]:
     """(name, type, field) of each setting of one dataclass, in order."""
-    types = get_type_hints(section)
-    for item in fields(section):
+    types = get_type_hints(config_class)
+    for item in fields(config_class):
         yield item.name, types[item.name], item
 
 
-def checked(part: T) -> T:
-    """`part` if each of its values is within the bounds of its field.
+def check_bounds(instance: T) -> T:
+    """`instance` if each of its values is within the bounds of its field.
 
     Raises:
         UserError: naming the setting, and the nearest value that would do.
     """
-    for name, kind, item in settings(type(part)):
-        value, meta = getattr(part, name), item.metadata
-        if value is None or kind in (bool, tuple[str, ...]):
+    for name, field_type, item in iter_fields(type(instance)):
+        value, meta = getattr(instance, name), item.metadata
+        if value is None or field_type in (bool, tuple[str, ...]):
             continue
         if meta["choices"] and value not in meta["choices"]:
-            near = difflib.get_close_matches(str(value), meta["choices"], 1, 0.0)
+            suggestions = difflib.get_close_matches(str(value), meta["choices"], 1, 0.0)
             raise UserError(
                 f"{name} = {value!r} is none of {', '.join(meta['choices'])}",
-                f"did you mean {near[0]!r}?",
+                f"did you mean {suggestions[0]!r}?",
             )
         low, high = meta["low"], meta["high"]
         if high is None and isinstance(value, int):
-            high = LARGEST
+            high = MAX_INT
         if isinstance(value, float) and value != value:
             raise UserError(f"{name} = nan is not a number", f"leave out {name} for its default.")
         if low is not None and value < low:
@@ -72,63 +78,65 @@ def checked(part: T) -> T:
             )
         if value == float("inf"):
             raise UserError(f"{name} = {value} is too large", "use a finite number.")
-    return part
+    return instance
 
 
-def typed(
-    section: type, values: Mapping[str, Any], homes: Mapping[str, str] | None = None
+def coerce_types(
+    config_class: type, values: Mapping[str, Any], section_by_field: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """`values` with each one brought to its field's type, where nothing is lost by it.
 
     Args:
-        homes: the section that each setting is in, to name the right one.
+        section_by_field: the section that each setting is in, to name the right one.
 
     Raises:
         UserError: for an unknown name or another type.
     """
-    kinds = {name: kind for name, kind, _ in settings(section)}
+    field_types = {name: field_type for name, field_type, _ in iter_fields(config_class)}
     result = {}
     for name, value in values.items():
-        if name not in kinds:
-            if home := (homes or {}).get(name):
-                raise UserError(f"{name!r} stands in the wrong section", f"put it under [{home}].")
-            raise unknown(f"setting {name!r}", name, kinds)
-        result[name] = _convert(name, kinds[name], value)
+        if name not in field_types:
+            if right_section := (section_by_field or {}).get(name):
+                raise UserError(
+                    f"{name!r} stands in the wrong section", f"put it under [{right_section}]."
+                )
+            raise unknown_name_error(f"setting {name!r}", name, field_types)
+        result[name] = _convert(name, field_types[name], value)
     return result
 
 
-def _convert(name: str, kind: Any, value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if kind is bool and isinstance(value, bool):
+def _convert(name: str, field_type: Any, value: Any) -> Any:
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if field_type is bool and isinstance(value, bool):
         return value
-    if kind is int and (whole or (isinstance(value, float) and value.is_integer())):
+    if field_type is int and (is_int or (isinstance(value, float) and value.is_integer())):
         return int(value)
-    if kind == int | None and (whole or value is None):
+    if field_type == int | None and (is_int or value is None):
         return value
-    if kind is float and (whole or isinstance(value, float)):
+    if field_type is float and (is_int or isinstance(value, float)):
         try:
             return float(value)
         except OverflowError:
             return math.inf  # which is refused as too large
-    if kind is str and isinstance(value, str):
+    if field_type is str and isinstance(value, str):
         return value
-    if kind == tuple[str, ...]:
+    if field_type == tuple[str, ...]:
         if isinstance(value, (str, Path)):
             return (str(value),)
         if isinstance(value, (list, tuple)) and all(isinstance(v, (str, Path)) for v in value):
             return tuple(str(v) for v in value)
-    wanted = {
+    expected = {
         bool: "true or false",
         int: "a whole number",
         int | None: "a whole number",
         float: "a number",
         str: "a text",
         tuple[str, ...]: "a text or a list of texts",
-    }[kind]
-    raise UserError(f"{name} = {value!r} has the wrong type", f"{name} takes {wanted}.")
+    }[field_type]
+    raise UserError(f"{name} = {value!r} has the wrong type", f"{name} takes {expected}.")
 
 
-def unknown(what: str, name: str, known: Mapping[str, Any]) -> UserError:
+def unknown_name_error(description: str, name: str, valid_names: Mapping[str, Any]) -> UserError:
     """What to say of a name that is not known."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.0)[0]
-    return UserError(f"unknown {what}", f"did you mean {near!r}?")
+    suggestion = difflib.get_close_matches(name, list(valid_names), 1, 0.0)[0]
+    return UserError(f"unknown {description}", f"did you mean {suggestion!r}?")

@@ -7,76 +7,76 @@ import re
 import tomllib
 from pathlib import Path
 
-from mlxgpt.config import SECTIONS, Config, from_tree
-from mlxgpt.config.schema import settings
+from mlxgpt.config import SECTIONS, Config, config_from_tree
+from mlxgpt.config.schema import iter_fields
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 RECIPES = ("classic", "modern")  # of a tier: tier1.toml, tier1-modern.toml
 # What there was once, and stands in the config of runs from then; it decided how weights began.
-RETIRED = ("model", "zero_init")
-SURROGATE = re.compile("[\ud800-\udfff]")
+REMOVED_FIELD = ("model", "zero_init")
+SURROGATE_PATTERN = re.compile("[\ud800-\udfff]")
 
 
-def load(path: str | Path) -> Config:
+def load_config(path: str | Path) -> Config:
     """Read a TOML file; what it leaves out keeps its default.
 
     Raises:
         UserError: if it cannot be read, or holds an unknown key or an impossible value.
     """
     try:
-        with files.not_too_deep():
+        with files.recursion_error_as_value_error():
             # Without the byte-order mark that some editors write.
             tree = tomllib.loads(files.read_small(Path(path)).removeprefix("\ufeff"))
     except OSError as error:
-        remedy = f"name a TOML file, or one of {', '.join(sorted(built_in()))}."
-        raise files.os_error(error, "read the config", Path(path), remedy) from error
+        remedy = f"name a TOML file, or one of {', '.join(sorted(find_builtin_configs()))}."
+        raise files.to_user_error(error, "read the config", Path(path), remedy) from error
     except ValueError as error:
         raise UserError(
             f"{path} is not valid TOML: {error}", "mend that line; see configs/tier1.toml."
         ) from error
-    section, name = RETIRED
+    section, name = REMOVED_FIELD
     if isinstance(tree.get(section), dict):
         tree[section].pop(name, None)
     try:
-        return from_tree(tree)
+        return config_from_tree(tree)
     except UserError as error:
         raise UserError(f"{path}: {error.problem}", error.remedy) from error
 
 
-def to_toml(config: Config) -> str:
+def config_to_toml(config: Config) -> str:
     """The whole config as TOML, each value with its meaning; `load` reads it back unchanged."""
     lines = []
     for section, cls in SECTIONS.items():
         lines.append(f"[{section}]")
-        for name, _, item in settings(cls):
+        for name, _, item in iter_fields(cls):
             value = getattr(getattr(config, section), name)
             # TOML writes these types as JSON does, but for one control character.
             text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
             # A name's bytes that are not UTF-8, which TOML cannot have, as a backslash and digits.
-            text = SURROGATE.sub(lambda c: f"\\\\u{ord(c[0]):04x}", text)
+            text = SURROGATE_PATTERN.sub(lambda c: f"\\\\u{ord(c[0]):04x}", text)
             lines.append(f"{name} = {text}  # {item.metadata['help']}")
         lines.append("")
     return "\n".join(lines)
 
 
-def built_in() -> dict[str, Path]:
+def find_builtin_configs() -> dict[str, Path]:
     """The configs that come with mlxgpt, by name: beside the package when it runs from a
     checkout, inside it when it was installed from a wheel.
     """
     package = Path(__file__).parents[1]
     for folder in (package / "configs", package.parent / "configs"):
-        if paths := files.matching(folder, "*.toml"):
+        if paths := files.list_matching(folder, "*.toml"):
             return {path.stem: path for path in paths}
     return {}
 
 
-def tier_name(number: int, recipe: str = "classic") -> str:
+def tier_config_name(number: int, recipe: str = "classic") -> str:
     """The name of the config of Tier 1 or 2 by a recipe."""
     return f"tier{number}" if recipe == "classic" else f"tier{number}-{recipe}"
 
 
-def tier(number: int, recipe: str = "classic") -> Config:
+def load_tier_config(number: int, recipe: str = "classic") -> Config:
     """The config of Tier 1 or 2 by a recipe."""
-    name = tier_name(number, recipe)
-    return load(built_in().get(name, Path(f"configs/{name}.toml")))
+    name = tier_config_name(number, recipe)
+    return load_config(find_builtin_configs().get(name, Path(f"configs/{name}.toml")))

@@ -10,8 +10,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mlxgpt.convert.huggingface import CONFIG, INDEX, WEIGHTS
-from mlxgpt.convert.tokenizers import ADDED, JSON, MERGES, SETTINGS, SPECIAL, VOCAB
+from mlxgpt.convert.huggingface import CONFIG_JSON, WEIGHTS_FILE, WEIGHTS_INDEX_FILE
+from mlxgpt.convert.tokenizers import (
+    ADDED_TOKENS_JSON,
+    MERGES_TXT,
+    SPECIAL_TOKENS_JSON,
+    TOKENIZER_CONFIG_JSON,
+    TOKENIZER_JSON,
+    VOCAB_JSON,
+)
 from mlxgpt.data import http
 from mlxgpt.storage.run import CHAT_TEMPLATE
 from mlxgpt.utils import files
@@ -20,15 +27,15 @@ from mlxgpt.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 # By their common names.
-KNOWN = {
+MODEL_ALIASES = {
     **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large")},
     "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
 }
-SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
+WEIGHTS_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
 
 
-def fetch(name: str) -> tuple[Path, str]:
+def download_model(name: str) -> tuple[Path, str]:
     """The folder of a model of the hub, and its commit.
 
     Args:
@@ -40,68 +47,92 @@ def fetch(name: str) -> tuple[Path, str]:
     """
     from huggingface_hub import HfApi, constants
 
-    path = KNOWN.get(name, name)
+    repo_id = MODEL_ALIASES.get(name, name)
     http.configure_hub(show_warnings=True)
     try:
-        info = HfApi().model_info(path, files_metadata=True, timeout=http.answer_timeout())
-        return _download(path, info), str(info.sha)
+        info = HfApi().model_info(repo_id, files_metadata=True, timeout=http.response_timeout())
+        return _download_files(repo_id, info), str(info.sha)
     except UserError:
         raise
     except Exception as error:  # whatever its transports raise
-        problem = f"the Hugging Face hub: {http.reason(error)}"
-        if http.is_unreachable(error) and (folder := _cached(path)):
-            logger.info(f"{problem}; using {path} from the cache")
+        problem = f"the Hugging Face hub: {http.describe_download_error(error)}"
+        if http.is_unreachable(error) and (folder := _find_cached_snapshot(repo_id)):
+            logger.info(f"{problem}; using {repo_id} from the cache")
             return folder, folder.name
         http.raise_disk_error(error, Path(constants.HF_HUB_CACHE))
-        raise UserError(f"{path} could not be downloaded ({problem})", _remedy(error)) from error
+        raise UserError(
+            f"{repo_id} could not be downloaded ({problem})", _choose_remedy(error)
+        ) from error
 
 
-def _download(path: str, info: Any) -> Path:
+def _download_files(repo_id: str, info: Any) -> Path:
     """The folder with all files that an import reads, at the commit of `info`."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     commit = str(info.sha)
-    known = {file.rfilename: file for file in info.siblings or []}
-    if CONFIG not in known:
-        raise UserError(f"{path} has no {CONFIG}", "name a GPT-2 of the hub, such as gpt2.")
-    weights = [WEIGHTS] if WEIGHTS in known else [file for file in known if SHARD.fullmatch(file)]
-    if not weights:
+    repo_files = {file.rfilename: file for file in info.siblings or []}
+    if CONFIG_JSON not in repo_files:
+        raise UserError(f"{repo_id} has no {CONFIG_JSON}", "name a GPT-2 of the hub, such as gpt2.")
+    weight_files = (
+        [WEIGHTS_FILE]
+        if WEIGHTS_FILE in repo_files
+        else [file for file in repo_files if WEIGHTS_SHARD.fullmatch(file)]
+    )
+    if not weight_files:
         raise UserError(
-            f"{path} has no {WEIGHTS}",
+            f"{repo_id} has no {WEIGHTS_FILE}",
             "its weights are a pickle, which can run code: name a model with safetensors.",
         )
-    folder = Path(hf_hub_download(path, CONFIG, revision=commit)).parent
-    missing = [file for file in weights if not try_to_load_from_cache(path, file, revision=commit)]
-    need, free = sum(known[file].size or 0 for file in missing), shutil.disk_usage(folder).free
-    if need > free:
+    folder = Path(hf_hub_download(repo_id, CONFIG_JSON, revision=commit)).parent
+    missing = [
+        file for file in weight_files if not try_to_load_from_cache(repo_id, file, revision=commit)
+    ]
+    required_bytes, free_bytes = (
+        sum(repo_files[file].size or 0 for file in missing),
+        shutil.disk_usage(folder).free,
+    )
+    if required_bytes > free_bytes:
         raise UserError(
-            f"{path} takes {need / 1e9:,.2f} GB, and {free / 1e9:,.2f} are free",
+            f"{repo_id} takes {required_bytes / 1e9:,.2f} GB, and {free_bytes / 1e9:,.2f} are free",
             "free some space, or set HF_HOME to a folder on a larger disk.",
         )
     if missing:
-        logger.info(f"downloading {path} ({need / 1e6:,.0f} MB) from the Hugging Face hub")
-    tokenizer = (JSON,) if JSON in known else (VOCAB, MERGES)
-    others = (*tokenizer, SETTINGS, ADDED, SPECIAL, CHAT_TEMPLATE, INDEX)
-    for file in [*(file for file in others if file in known), *weights]:
-        place = Path(hf_hub_download(path, file, revision=commit))
-        lfs = known[file].lfs
-        if lfs and files.sha256(place) != lfs.sha256:
-            place.resolve().unlink()  # or the cache would give it again
-            raise http.Trouble(f"{file} was damaged in transit: its hash is not the hub's")
+        logger.info(
+            f"downloading {repo_id} ({required_bytes / 1e6:,.0f} MB) from the Hugging Face hub"
+        )
+    tokenizer_files = (
+        (TOKENIZER_JSON,) if TOKENIZER_JSON in repo_files else (VOCAB_JSON, MERGES_TXT)
+    )
+    other_files = (
+        *tokenizer_files,
+        TOKENIZER_CONFIG_JSON,
+        ADDED_TOKENS_JSON,
+        SPECIAL_TOKENS_JSON,
+        CHAT_TEMPLATE,
+        WEIGHTS_INDEX_FILE,
+    )
+    for file in [*(file for file in other_files if file in repo_files), *weight_files]:
+        local_path = Path(hf_hub_download(repo_id, file, revision=commit))
+        lfs = repo_files[file].lfs
+        if lfs and files.sha256_file(local_path) != lfs.sha256:
+            local_path.resolve().unlink()  # or the cache would give it again
+            raise http.DownloadError(f"{file} was damaged in transit: its hash is not the hub's")
     return folder
 
 
-def _cached(path: str) -> Path | None:
+def _find_cached_snapshot(repo_id: str) -> Path | None:
     """The state of a model that was downloaded last."""
     from huggingface_hub import constants
 
-    states = Path(constants.HF_HUB_CACHE, f"models--{path.replace('/', '--')}", "snapshots")
-    downloaded = [s for s in files.matching(states, "*") if files.matching(s, "*.safetensors")]
-    return max(downloaded, key=lambda state: state.stat().st_mtime, default=None)
+    snapshots = Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}", "snapshots")
+    downloaded = [
+        s for s in files.list_matching(snapshots, "*") if files.list_matching(s, "*.safetensors")
+    ]
+    return max(downloaded, key=lambda snapshot: snapshot.stat().st_mtime, default=None)
 
 
-def _remedy(error: Exception) -> str:
-    status = http.status(error)
+def _choose_remedy(error: Exception) -> str:
+    status = http.http_status(error)
     if status == 403 or "gated" in type(error).__name__.lower():
         return "accept its terms on the hub, and log in here: hf auth login."
     if status in (401, 404):

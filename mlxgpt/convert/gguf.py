@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend.ops import EPS
+from mlxgpt.backend.ops import NORM_EPS
 from mlxgpt.config import ModelConfig
 from mlxgpt.convert import qwen3
 from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
@@ -28,13 +28,15 @@ from mlxgpt.model.stats import mlp_width
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-FORMATS = {8: "Q8_0", 4: "Q4_0"}  # bits -> llama.cpp's name
-BLOCK = 32  # neighbours in a row that share a scale, in both
-NO_MERGE = "Ā Ā"  # of two NUL, which no text has: llama.cpp's BPE does not go without a merge
+QUANT_TYPES = {8: "Q8_0", 4: "Q4_0"}  # bits -> llama.cpp's name
+QUANT_BLOCK_SIZE = 32  # neighbours in a row that share a scale, in both
+PLACEHOLDER_MERGE = (
+    "Ā Ā"  # of two NUL, which no text has: llama.cpp's BPE does not go without a merge
+)
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf's TokenType
 
 # GPT-2's parts of a layer, and Qwen3's -> llama.cpp's.
-PARTS = {
+GPT2_TENSORS = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
     "attn.c_proj": "attn_output",
@@ -42,7 +44,7 @@ PARTS = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
-QWEN3 = {
+QWEN3_TENSORS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -57,7 +59,7 @@ QWEN3 = {
 }
 
 
-class Vocabulary(NamedTuple):
+class GGUFVocabulary(NamedTuple):
     """What llama.cpp makes tokens with.
 
     Attributes:
@@ -73,7 +75,7 @@ class Vocabulary(NamedTuple):
     merges: list[str]
 
 
-class Model(NamedTuple):
+class GGUFModel(NamedTuple):
     """What a GGUF file holds.
 
     Attributes:
@@ -91,7 +93,7 @@ class Model(NamedTuple):
     add_bos_token: bool
 
 
-def write(path: Path, model: Model, quantize: int | None = None) -> None:
+def write_gguf(path: Path, model: GGUFModel, bits: int | None = None) -> None:
     """Write a model and its tokenizer as one GGUF file, in place of one that is there.
 
     In llama.cpp, unlike here, a special token's name in a prompt is the token; and of characters,
@@ -100,7 +102,7 @@ def write(path: Path, model: Model, quantize: int | None = None) -> None:
 
     Args:
         path: the file, in a folder that is there.
-        quantize: 8 or 4 bits a weight, Q8_0 or Q4_0; the embedding, which is the head too, has 8
+        bits: 8 or 4 bits a weight, Q8_0 or Q4_0; the embedding, which is the head too, has 8
             in both. Default: float32.
 
     Raises:
@@ -111,29 +113,32 @@ def write(path: Path, model: Model, quantize: int | None = None) -> None:
     config, tokenizer = model.config, model.tokenizer
     if model.add_bos_token and tokenizer.end_of_text is None:
         raise ValueError("the tokenizer has no end-of-text")
-    if quantize is not None:
-        _check_quantize(quantize, config.n_embd)
-    vocabulary = _vocabulary(tokenizer, config.vocab_size)
-    gguf = _package()
+    if bits is not None:
+        _check_quantization(bits, config.n_embd)
+    vocabulary = _make_vocabulary(tokenizer, config.vocab_size)
+    gguf = _import_gguf()
     scratch = path.with_name(f".{path.name}.new")
     try:
-        kind = "gpt2" if config.position == "learned" else "qwen3"
-        with files.naming(path), contextlib.closing(gguf.GGUFWriter(scratch, kind)) as writer:
+        arch = "gpt2" if config.position == "learned" else "qwen3"
+        with (
+            files.add_filename_to_errors(path),
+            contextlib.closing(gguf.GGUFWriter(scratch, arch)) as writer,
+        ):
             writer.add_name(model.name)
             _add_shape(writer, config)
-            _add_tokens(writer, vocabulary, tokenizer.end_of_text, model.add_bos_token)
-            _write_arrays(gguf, writer, config, model.parameters, quantize)
-        files.sync(scratch)
+            _add_tokenizer(writer, vocabulary, tokenizer.end_of_text, model.add_bos_token)
+            _write_tensors(gguf, writer, config, model.parameters, bits)
+        files.fsync_path(scratch)
         scratch.replace(path)
-        files.sync(path.parent)
+        files.fsync_path(path.parent)
     except OSError as error:
-        raise files.os_error(error, "write", path, "free some space.") from error
+        raise files.to_user_error(error, "write", path, "free some space.") from error
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()
 
 
-def modelfile(gguf_name: str, *, end_of_text: str | None) -> str:
+def render_modelfile(gguf_name: str, *, end_of_text: str | None) -> str:
     """An Ollama Modelfile for a GGUF file in the same folder: a prompt is continued as it is.
 
     Args:
@@ -146,22 +151,24 @@ def modelfile(gguf_name: str, *, end_of_text: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def rounded(config: ModelConfig, parameters: dict[str, mx.array], bits: int) -> dict[str, mx.array]:
+def fake_quantize(
+    config: ModelConfig, parameters: dict[str, mx.array], bits: int
+) -> dict[str, mx.array]:
     """The parameters as llama.cpp has them once they were quantized."""
-    _check_quantize(bits, config.n_embd)
-    gguf = _package()
-    result = {}
+    _check_quantization(bits, config.n_embd)
+    gguf = _import_gguf()
+    dequantized = {}
     for name, value in parameters.items():
-        format = FORMATS[8 if name in VOCAB_MATRICES else bits]
+        quant_type = QUANT_TYPES[8 if name in VOCAB_MATRICES else bits]
         if value.ndim == 2 and name != "wpe.weight":
-            kind = gguf.GGMLQuantizationType[format]
-            packed = gguf.quants.quantize(np.array(value), kind)
-            value = mx.array(gguf.quants.dequantize(packed, kind))
-        result[name] = value
-    return result
+            ggml_type = gguf.GGMLQuantizationType[quant_type]
+            packed = gguf.quants.quantize(np.array(value), ggml_type)
+            value = mx.array(gguf.quants.dequantize(packed, ggml_type))
+        dequantized[name] = value
+    return dequantized
 
 
-def _package() -> Any:
+def _import_gguf() -> Any:
     try:
         import gguf
     except ImportError as error:
@@ -172,18 +179,24 @@ def _package() -> Any:
     return gguf
 
 
-def _check_quantize(quantize: int, n_embd: int) -> None:
+def _check_quantization(bits: int, n_embd: int) -> None:
     """Refuse what there is no format for, and rows that are no whole blocks; those of every matrix
     have n_embd numbers, four times as many, or a multiple of 32.
     """
-    if quantize not in FORMATS:
-        raise UserError(f"weights cannot be quantized to {quantize} bits", "take 8 or 4.")
-    if n_embd % BLOCK:
-        above = n_embd // BLOCK * BLOCK + BLOCK
-        near = f"{above - BLOCK} or {above}" if above > BLOCK else f"{above}"
+    if bits not in QUANT_TYPES:
+        raise UserError(f"weights cannot be quantized to {bits} bits", "take 8 or 4.")
+    if n_embd % QUANT_BLOCK_SIZE:
+        next_multiple = n_embd // QUANT_BLOCK_SIZE * QUANT_BLOCK_SIZE + QUANT_BLOCK_SIZE
+        suggestion = (
+            f"{next_multiple - QUANT_BLOCK_SIZE} or {next_multiple}"
+            if next_multiple > QUANT_BLOCK_SIZE
+            else f"{next_multiple}"
+        )
         raise UserError(
-            f"n_embd = {n_embd} cannot be quantized: llama.cpp packs rows by {BLOCK} numbers",
-            f"leave it in float32, or train with a multiple of {BLOCK}, such as n_embd = {near}.",
+            f"n_embd = {n_embd} cannot be quantized: llama.cpp packs rows by {QUANT_BLOCK_SIZE} "
+            "numbers",
+            f"leave it in float32, or train with a multiple of {QUANT_BLOCK_SIZE}, such as "
+            f"n_embd = {suggestion}.",
         )
 
 
@@ -194,42 +207,44 @@ def _add_shape(writer: Any, config: ModelConfig) -> None:
     writer.add_block_count(config.n_layer)
     writer.add_head_count(config.n_head)
     if config.position == "learned":
-        writer.add_layer_norm_eps(EPS)
+        writer.add_layer_norm_eps(NORM_EPS)
         return
     writer.add_head_count_kv(config.n_head)
     writer.add_key_length(config.n_embd // config.n_head)
     writer.add_value_length(config.n_embd // config.n_head)
     writer.add_rope_freq_base(ROPE_BASE)
-    writer.add_layer_norm_rms_eps(EPS)
+    writer.add_layer_norm_rms_eps(NORM_EPS)
 
 
-def _vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
+def _make_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     """The tokenizer in llama.cpp's terms, with unused tokens up to the model's vocabulary."""
     tree = json.loads(tokenizer.to_json())
-    added = {token.id: token for token in tokenizer.added.tokens}
-    names = tree["model"]["vocab"] | tokenizer.added.ids
-    kind, type = "gpt2", NORMAL
+    added = {token.id: token for token in tokenizer.added_tokens.tokens}
+    token_ids = tree["model"]["vocab"] | tokenizer.added_tokens.ids
+    kind, token_type = "gpt2", NORMAL
     if isinstance(tokenizer, CharTokenizer):
         # Tokens of the user's own are cut out of a text before BPE sees it: here, all of it.
-        kind, type = ("rwkv", NORMAL) if tokenizer.end_of_text is None else ("gpt2", USER_DEFINED)
+        kind, token_type = (
+            ("rwkv", NORMAL) if tokenizer.end_of_text is None else ("gpt2", USER_DEFINED)
+        )
     elif tokenizer.end_of_text is None:
         raise UserError(
             "llama.cpp cannot have a byte-level BPE without an end-of-text: id 11 would end texts",
             "export it --to hf, or name its eos_token in tokenizer_config.json and import again.",
         )
     tokens, types = [], []
-    for name, id in sorted(names.items(), key=lambda item: item[1]):
-        tokens.append(_escaped(name) if kind == "rwkv" else name)
-        special = id in added and added[id].special
-        types.append(CONTROL if special else USER_DEFINED if id in added else type)
-    merges = [" ".join(pair) for pair in tree["model"]["merges"]] or [NO_MERGE]
-    for n in range(vocab_size - len(tokens)):
-        tokens.append(r"\xff" * (n + 1) if kind == "rwkv" else f"[PAD{n}]")
+    for name, id in sorted(token_ids.items(), key=lambda item: item[1]):
+        tokens.append(_escape_character(name) if kind == "rwkv" else name)
+        is_special = id in added and added[id].special
+        types.append(CONTROL if is_special else USER_DEFINED if id in added else token_type)
+    merges = [" ".join(pair) for pair in tree["model"]["merges"]] or [PLACEHOLDER_MERGE]
+    for i in range(vocab_size - len(tokens)):
+        tokens.append(r"\xff" * (i + 1) if kind == "rwkv" else f"[PAD{i}]")
         types.append(UNUSED)
-    return Vocabulary(kind, tokens, types, merges)
+    return GGUFVocabulary(kind, tokens, types, merges)
 
 
-def _escaped(character: str) -> str:
+def _escape_character(character: str) -> str:
     """A character as a token of llama.cpp's rwkv, the one kind of vocabulary that can do without an
     end: where BPE is given none, id 11 ends a text, whatever it is. But rwkv never comes to an end
     where a text has a token's first bytes and not the others, so that only one byte is safe.
@@ -242,8 +257,8 @@ def _escaped(character: str) -> str:
     return f"\\x{ord(character):02x}"
 
 
-def _add_tokens(
-    writer: Any, vocabulary: Vocabulary, end_of_text: int | None, add_bos_token: bool
+def _add_tokenizer(
+    writer: Any, vocabulary: GGUFVocabulary, end_of_text: int | None, add_bos_token: bool
 ) -> None:
     writer.add_tokenizer_model(vocabulary.kind)
     writer.add_token_list(vocabulary.tokens)
@@ -257,58 +272,62 @@ def _add_tokens(
     writer.add_add_bos_token(add_bos_token)
 
 
-def _write_arrays(
+def _write_tensors(
     gguf: Any,
     writer: Any,
     config: ModelConfig,
     parameters: dict[str, mx.array],
-    quantize: int | None,
+    bits: int | None,
 ) -> None:
     """What describes the arrays, then the arrays, one at a time in memory."""
-    file_type = f"MOSTLY_{FORMATS[quantize]}" if quantize else "ALL_F32"
+    file_type = f"MOSTLY_{QUANT_TYPES[bits]}" if bits else "ALL_F32"
     writer.add_file_type(gguf.LlamaFileType[file_type])
-    if quantize:
+    if bits:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    arrays = list(_arrays(config, parameters, quantize))
-    for name, values, format in arrays:
-        kind = gguf.GGMLQuantizationType[format]
-        numbers, size = gguf.GGML_QUANT_SIZES[kind]
-        length = math.prod(values.shape) // numbers * size
-        writer.add_tensor_info(name, values.shape, np.dtype(np.float32), length, kind)
+    tensors = list(_iter_tensors(config, parameters, bits))
+    for name, values, quant_type in tensors:
+        ggml_type = gguf.GGMLQuantizationType[quant_type]
+        block_size, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
+        n_bytes = math.prod(values.shape) // block_size * block_bytes
+        writer.add_tensor_info(name, values.shape, np.dtype(np.float32), n_bytes, ggml_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, values, format in arrays:
-        full = np.array(values.astype(mx.float32))
-        kind = gguf.GGMLQuantizationType[format]
-        writer.write_tensor_data(gguf.quants.quantize(full, kind))
+    for _, values, quant_type in tensors:
+        values_f32 = np.array(values.astype(mx.float32))
+        ggml_type = gguf.GGMLQuantizationType[quant_type]
+        writer.write_tensor_data(gguf.quants.quantize(values_f32, ggml_type))
 
 
-def _arrays(
-    config: ModelConfig, parameters: dict[str, mx.array], quantize: int | None
+def _iter_tensors(
+    config: ModelConfig, parameters: dict[str, mx.array], bits: int | None
 ) -> Iterator[tuple[str, mx.array, str]]:
     """llama.cpp's name of each array, its values, and the format they are kept in."""
-    head, matrices = (FORMATS[8], FORMATS[quantize]) if quantize else ("F32", "F32")
+    vocab_type, matrix_type = (QUANT_TYPES[8], QUANT_TYPES[bits]) if bits else ("F32", "F32")
     if config.position == "rope":
-        qwens = qwen3.arrays(config, parameters)
-        yield "token_embd.weight", qwens[qwen3.EMBEDDING], head
-        if qwen3.HEAD in qwens:
-            yield "output.weight", qwens[qwen3.HEAD], head
-        yield "output_norm.weight", qwens[qwen3.LAST_NORM], "F32"
+        qwen_arrays = qwen3.convert_to_qwen3(config, parameters)
+        yield "token_embd.weight", qwen_arrays[qwen3.EMBED_TOKENS], vocab_type
+        if qwen3.LM_HEAD in qwen_arrays:
+            yield "output.weight", qwen_arrays[qwen3.LM_HEAD], vocab_type
+        yield "output_norm.weight", qwen_arrays[qwen3.FINAL_NORM], "F32"
         for n in range(config.n_layer):
-            for there, here in QWEN3.items():
-                weight = qwens[f"model.layers.{n}.{there}.weight"]
-                yield f"blk.{n}.{here}.weight", weight, matrices if weight.ndim == 2 else "F32"
+            for hf_name, gguf_part in QWEN3_TENSORS.items():
+                weight = qwen_arrays[f"model.layers.{n}.{hf_name}.weight"]
+                yield (
+                    f"blk.{n}.{gguf_part}.weight",
+                    weight,
+                    matrix_type if weight.ndim == 2 else "F32",
+                )
         return
-    yield "token_embd.weight", parameters["wte.weight"], head
+    yield "token_embd.weight", parameters["wte.weight"], vocab_type
     yield "position_embd.weight", parameters["wpe.weight"], "F32"
-    parts = {
-        f"h.{n}.{ours}": f"blk.{n}.{theirs}"
+    tensor_names = {
+        f"h.{n}.{gpt2_name}": f"blk.{n}.{gguf_name}"
         for n in range(config.n_layer)
-        for ours, theirs in PARTS.items()
+        for gpt2_name, gguf_name in GPT2_TENSORS.items()
     }
-    for ours, theirs in (parts | {"ln_f": "output_norm"}).items():
-        weight = parameters[f"{ours}.weight"]
-        yield f"{theirs}.weight", weight, matrices if weight.ndim == 2 else "F32"
-        bias = parameters.get(f"{ours}.bias")
-        yield f"{theirs}.bias", mx.zeros(weight.shape[:1]) if bias is None else bias, "F32"
+    for gpt2_name, gguf_name in (tensor_names | {"ln_f": "output_norm"}).items():
+        weight = parameters[f"{gpt2_name}.weight"]
+        yield f"{gguf_name}.weight", weight, matrix_type if weight.ndim == 2 else "F32"
+        bias = parameters.get(f"{gpt2_name}.bias")
+        yield f"{gguf_name}.bias", mx.zeros(weight.shape[:1]) if bias is None else bias, "F32"

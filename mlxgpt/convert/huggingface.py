@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from mlxgpt.backend import device_errors
 from mlxgpt.backend.safetensors_io import load_arrays, save_arrays
-from mlxgpt.config import ModelConfig, from_tree
+from mlxgpt.config import ModelConfig, config_from_tree
 from mlxgpt.data.tokenizers.char import Tokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import check_shapes, flatten_params
@@ -31,16 +31,25 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_model.safetensors"
-MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+CONFIG_JSON, WEIGHTS_FILE, WEIGHTS_INDEX_FILE = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
+ADAPTER_FILE = "adapter_model.safetensors"
+LINEAR_WEIGHTS = (
+    "attn.c_attn.weight",
+    "attn.c_proj.weight",
+    "mlp.c_fc.weight",
+    "mlp.c_proj.weight",
+)
 # The causal mask, and the number that hides; c_attn has a bias of its own, which is a weight.
-BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
-HEAD = "lm_head.weight"
+MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
+LM_HEAD = "lm_head.weight"
 # What PyTorch's compile, DistributedDataParallel and FSDP put into names, anywhere.
-WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|module)\.")
-PREFIXES = re.compile(r"(transformer\.|model\.)*")
-PART = re.compile(
+WRAPPER_PREFIXES = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|module)\.")
+MODEL_PREFIXES = re.compile(r"(transformer\.|model\.)*")
+GPT2_PARAMETER = re.compile(
     r"(wte|wpe)\.weight|ln_f\.(weight|bias)"
     r"|h\.\d+\.(ln_[12]|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)"
 )
@@ -50,24 +59,24 @@ EXTRA_HEADS = {
     "v_head.": "a value head, of reinforcement learning",
     "multiple_choice_head.": "a head for multiple choice",
 }
-OTHER_MODELS = {
+OTHER_TASK_HEADS = {
     "score.": "a sequence classifier (GPT2ForSequenceClassification)",
     "classifier.": "a token classifier (GPT2ForTokenClassification)",
     "qa_outputs.": "a question-answering model (GPT2ForQuestionAnswering)",
 }
 # config.json's name of each part of the shape -> other names that transformers reads.
-SHAPE = {
+CONFIG_ALIASES = {
     "n_layer": ("num_hidden_layers",),
     "n_head": ("num_attention_heads",),
     "n_embd": ("hidden_size",),
     "vocab_size": (),
     "n_positions": ("max_position_embeddings", "n_ctx"),
 }
-GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # three names of the tanh form
+GELU_TANH_NAMES = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # three names of the tanh form
 
 # What a GPT-2 has to say of itself to be the one that is built here.
-DEMANDS: dict[str, tuple[Any, ...]] = {
-    "activation_function": GELU,
+GPT2_REQUIREMENTS: dict[str, tuple[Any, ...]] = {
+    "activation_function": GELU_TANH_NAMES,
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
@@ -76,7 +85,7 @@ DEMANDS: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ImportedModel:
     """A model that was made elsewhere.
 
     Attributes:
@@ -96,24 +105,24 @@ class Foreign:
     chat_template: str | None = None
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_gpt2_config(folder: Path) -> ModelConfig:
     """The shape that a folder's config.json describes.
 
     Raises:
         UserError: if it is missing, damaged, or that of another architecture.
     """
-    path = folder / CONFIG
+    path = folder / CONFIG_JSON
     try:
         tree = files.read_json(path)
-        kind = tree.get("model_type") or _implied_type(tree)
-        for name, allowed in {"model_type": ("gpt2",), **DEMANDS}.items():
-            value = kind if name == "model_type" else tree.get(name, allowed[0])
+        model_type = tree.get("model_type") or _infer_model_type(tree)
+        for name, allowed in {"model_type": ("gpt2",), **GPT2_REQUIREMENTS}.items():
+            value = model_type if name == "model_type" else tree.get(name, allowed[0])
             if value not in allowed:
                 raise UserError(
                     f"{path}: {name} is {value!r}, which is no GPT-2 as it is built here",
                     f"take a model with {name} {allowed[0]!r}, such as gpt2.",
                 )
-        shape = _shape(folder, tree)
+        shape = _read_shape(folder, tree)
         if tree.get("n_inner") not in (None, 4 * shape["n_embd"]):
             raise UserError(
                 f"{path}: n_inner is {tree['n_inner']}, not 4 × {shape['n_embd']}",
@@ -121,85 +130,85 @@ def read_config(folder: Path) -> ModelConfig:
             )
         shape["block_size"] = shape.pop("n_positions")
         shape["dropout"] = min(float(tree.get("resid_pdrop", 0.1)), 0.9)
-        return from_tree({"model": {**shape, "bias": True}}).model
+        return config_from_tree({"model": {**shape, "bias": True}}).model
     except OSError as error:
         remedy = "name a folder of a GPT-2, or gpt2 for its own."
-        raise files.os_error(error, "read", path, remedy) from error
+        raise files.to_user_error(error, "read", path, remedy) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{path} is no config of a GPT-2: {error}", "copy or download it again."
         ) from error
 
 
-def _implied_type(tree: Mapping[str, Any]) -> str:
+def _infer_model_type(tree: Mapping[str, Any]) -> str:
     """The model_type of a config.json that does not say it."""
-    named = ", ".join(map(str, tree.get("architectures") or ()))
-    known = named.startswith("GPT2") or (not named and "n_embd" in tree)
-    return "gpt2" if known else f"missing (architectures: {named or 'missing'})"
+    architectures = ", ".join(map(str, tree.get("architectures") or ()))
+    is_gpt2 = architectures.startswith("GPT2") or (not architectures and "n_embd" in tree)
+    return "gpt2" if is_gpt2 else f"missing (architectures: {architectures or 'missing'})"
 
 
-def _shape(folder: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
+def _read_shape(folder: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
     """The shape that config.json describes; what it lacks is taken from the weights."""
     shape: dict[str, Any] = {}
-    for name, others in SHAPE.items():
-        values = [tree[key] for key in (name, *others) if tree.get(key) is not None]
+    for name, aliases in CONFIG_ALIASES.items():
+        values = [tree[key] for key in (name, *aliases) if tree.get(key) is not None]
         shape |= {name: values[0]} if values else {}
-    missing = [name for name in SHAPE if name not in shape]
+    missing = [name for name in CONFIG_ALIASES if name not in shape]
     if missing:
-        arrays = _named(folder, _arrays(folder))
-        tables = [arrays.get(name) for name in ("wte.weight", "wpe.weight")]
-        if all(table is not None and table.ndim == 2 for table in tables):
-            wte, wpe = cast(list[mx.array], tables)
+        arrays = _normalize_names(folder, _read_arrays(folder))
+        embeddings = [arrays.get(name) for name in ("wte.weight", "wpe.weight")]
+        if all(embedding is not None and embedding.ndim == 2 for embedding in embeddings):
+            wte, wpe = cast(list[mx.array], embeddings)
             layers = {name.split(".")[1] for name in arrays if re.match(r"h\.\d+\.", name)}
             sizes = dict(zip(("vocab_size", "n_embd"), wte.shape, strict=True))
             shape = {**sizes, "n_positions": wpe.shape[0], "n_layer": len(layers), **shape}
-        missing = [name for name in SHAPE if name not in shape]
+        missing = [name for name in CONFIG_ALIASES if name not in shape]
     if missing:
         raise UserError(
-            f"{folder / CONFIG} lacks {', '.join(missing)}",
+            f"{folder / CONFIG_JSON} lacks {', '.join(missing)}",
             f'add it, as in "{missing[0]}": 12 for gpt2: the weights do not tell.',
         )
     return shape
 
 
-def plain_name(name: str) -> str:
+def strip_prefixes(name: str) -> str:
     """An array's name without what trainings and libraries put before it."""
-    return PREFIXES.sub("", WRAPPERS.sub("", name), count=1)
+    return MODEL_PREFIXES.sub("", WRAPPER_PREFIXES.sub("", name), count=1)
 
 
-def _named(folder: Path, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+def _normalize_names(folder: Path, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
     """Arrays by their plain names, without masks."""
-    named: dict[str, mx.array] = {}
-    for full, value in arrays.items():
-        name = plain_name(full)
-        if name in named:
+    normalized: dict[str, mx.array] = {}
+    for full_name, value in arrays.items():
+        name = strip_prefixes(full_name)
+        if name in normalized:
             raise UserError(
                 f"the weights in {folder} have {name!r} twice", "copy or download them again."
             )
-        if not BUFFER.fullmatch(name):
-            named[name] = value
-    return named
+        if not MASK_BUFFER.fullmatch(name):
+            normalized[name] = value
+    return normalized
 
 
-def _without_other_heads(folder: Path, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+def _drop_other_heads(folder: Path, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
     """The arrays of the language model; other heads are logged.
 
     Raises:
         UserError: if there is no language model, or an array that no GPT-2 has.
     """
     for name in list(arrays):
-        for begin, what in {**EXTRA_HEADS, **OTHER_MODELS}.items():
-            if not name.startswith(begin):
+        for prefix, description in {**EXTRA_HEADS, **OTHER_TASK_HEADS}.items():
+            if not name.startswith(prefix):
                 continue
-            if begin in OTHER_MODELS and HEAD not in arrays:
+            if prefix in OTHER_TASK_HEADS and LM_HEAD not in arrays:
                 raise UserError(
-                    f"{folder} is {what}, not a language model",
+                    f"{folder} is {description}, not a language model",
                     "take the model that it was made from, or one with a language model's head.",
                 )
-            logger.info(f"left out: {name}, {what}")
+            logger.info(f"left out: {name}, {description}")
             del arrays[name]
     for name, value in arrays.items():
-        if not PART.fullmatch(name) and name != HEAD:
+        if not GPT2_PARAMETER.fullmatch(name) and name != LM_HEAD:
             raise UserError(
                 f"the weights in {folder} have {name!r}, which no GPT-2 has",
                 "take a whole GPT-2; an adapter (LoRA) is merged into its model first.",
@@ -212,14 +221,14 @@ def _without_other_heads(folder: Path, arrays: dict[str, mx.array]) -> dict[str,
     return arrays
 
 
-def read_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.array]:
+def read_gpt2_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.array]:
     """A folder's weights by our names, float32, so that memory holds each about once.
 
     Raises:
         UserError: if they are missing, damaged, or not those of the config.
     """
-    arrays = _without_other_heads(folder, _named(folder, _arrays(folder)))
-    head = arrays.pop(HEAD, None)
+    arrays = _drop_other_heads(folder, _normalize_names(folder, _read_arrays(folder)))
+    head = arrays.pop(LM_HEAD, None)
     for name, key, rows in (
         ("wte.weight", "vocab_size", config.vocab_size),
         ("wpe.weight", "n_positions", config.block_size),
@@ -231,16 +240,16 @@ def read_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.array]:
                 "copy or download the whole folder again.",
             )
     # By the one matrix that is never square: of a square one no shape tells which way it lies.
-    first = arrays.get(f"h.0.{MATRICES[0]}")
-    transposed = first is not None and first.shape == (config.n_embd, 3 * config.n_embd)
+    c_attn = arrays.get(f"h.0.{LINEAR_WEIGHTS[0]}")
+    has_conv1d_layout = c_attn is not None and c_attn.shape == (config.n_embd, 3 * config.n_embd)
     parameters = {}
     for name in list(arrays):
         value = arrays.pop(name)
-        turned = transposed and value.ndim == 2 and name.endswith(MATRICES)
-        parameters[name] = (value.T if turned else value).astype(mx.float32)
+        needs_transpose = has_conv1d_layout and value.ndim == 2 and name.endswith(LINEAR_WEIGHTS)
+        parameters[name] = (value.T if needs_transpose else value).astype(mx.float32)
         mx.eval(parameters[name])
     if sum(value.size for value in parameters.values()) != count_parameters(config):
-        raise _others(folder)
+        raise _mismatch_error(folder)
     check_shapes(parameters, flatten_params(GPT(config).parameters()))
     if head is not None and not (
         head.shape == parameters["wte.weight"].shape
@@ -253,23 +262,25 @@ def read_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.array]:
     return parameters
 
 
-def _arrays(folder: Path) -> dict[str, mx.array]:
+def _read_arrays(folder: Path) -> dict[str, mx.array]:
     """All arrays of a folder; MLX compares each file's header with its length."""
-    names = [WEIGHTS]
+    names = [WEIGHTS_FILE]
     try:
-        listed = [path.name for path in folder.iterdir()]
-        whole = [name for name in listed if name.endswith(".safetensors") and name != ADAPTER]
-        if files.exists(folder / WEIGHTS):
+        file_names = [path.name for path in folder.iterdir()]
+        weight_files = [
+            name for name in file_names if name.endswith(".safetensors") and name != ADAPTER_FILE
+        ]
+        if files.exists(folder / WEIGHTS_FILE):
             pass
-        elif files.exists(folder / INDEX):
-            places = files.read_json(folder / INDEX)["weight_map"]
-            names = sorted(set(places.values()))
+        elif files.exists(folder / WEIGHTS_INDEX_FILE):
+            weight_map = files.read_json(folder / WEIGHTS_INDEX_FILE)["weight_map"]
+            names = sorted(set(weight_map.values()))
             if any(name != Path(name).name or not name.endswith(".safetensors") for name in names):
                 raise ValueError("it leads out of its folder")
             if any(len(os.fsencode(name)) > 255 for name in names):
                 raise ValueError("it has names that are too long")
-        elif len(whole) == 1:  # under a name of its own
-            names = whole
+        elif len(weight_files) == 1:  # under a name of its own
+            names = weight_files
         arrays: dict[str, mx.array] = {}
         for name in names:
             if not files.is_file(folder / name):
@@ -277,9 +288,9 @@ def _arrays(folder: Path) -> dict[str, mx.array]:
             arrays |= load_arrays(folder / name)
         return arrays
     except FileNotFoundError as error:
-        raise UserError(f"{folder} has no {error.filename}", _remedy(folder)) from error
+        raise UserError(f"{folder} has no {error.filename}", _choose_remedy(folder)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if device_errors.classify(error):
+        if device_errors.classify_device_error(error):
             raise
         reason = str(error).partition("\n")[0][:200]
         raise UserError(
@@ -287,28 +298,30 @@ def _arrays(folder: Path) -> dict[str, mx.array]:
         ) from error
 
 
-def _remedy(folder: Path) -> str:
+def _choose_remedy(folder: Path) -> str:
     """What to do where there are no safetensors, by what is there instead."""
-    if files.matching(folder, "pytorch_model*.bin"):
+    if files.list_matching(folder, "pytorch_model*.bin"):
         return (
             "its pytorch_model.bin is a pickle, which can run code: save it as safetensors first."
         )
-    if files.exists(folder / ADAPTER):
-        return f"{ADAPTER} is a LoRA adapter: merge it into its model, and save that."
-    for other in ("tf_model.h5", "flax_model.msgpack"):
-        if files.exists(folder / other):
-            return f"its {other} is of another library: save it as safetensors with transformers."
+    if files.exists(folder / ADAPTER_FILE):
+        return f"{ADAPTER_FILE} is a LoRA adapter: merge it into its model, and save that."
+    for file_name in ("tf_model.h5", "flax_model.msgpack"):
+        if files.exists(folder / file_name):
+            return (
+                f"its {file_name} is of another library: save it as safetensors with transformers."
+            )
     return "copy or download the whole folder again."
 
 
-def _others(folder: Path) -> UserError:
+def _mismatch_error(folder: Path) -> UserError:
     return UserError(
         f"the weights in {folder} are not those that its config.json describes",
         "copy or download the whole folder again.",
     )
 
 
-def write_config(folder: Path, config: ModelConfig, bos: int | None, **more: Any) -> None:
+def write_gpt2_config(folder: Path, config: ModelConfig, bos: int | None, **extra: Any) -> None:
     """Write config.json as transformers and mlx-lm read it.
 
     Args:
@@ -323,35 +336,37 @@ def write_config(folder: Path, config: ModelConfig, bos: int | None, **more: Any
         "n_positions": config.block_size,
         "n_ctx": config.block_size,  # mlx-lm asks for it
         "n_inner": None,
-        "activation_function": GELU[0],
+        "activation_function": GELU_TANH_NAMES[0],
         "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": True,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
         "bos_token_id": bos,
         "eos_token_id": bos,
         "torch_dtype": "float32",
-        **more,
+        **extra,
     }
-    write_tree(folder, tree)
+    write_config_json(folder, tree)
 
 
-def write_tree(folder: Path, tree: Mapping[str, Any]) -> None:
+def write_config_json(folder: Path, tree: Mapping[str, Any]) -> None:
     """Write config.json."""
-    files.write_atomically(folder / CONFIG, json.dumps(tree, indent=2) + "\n")
+    files.write_atomically(folder / CONFIG_JSON, json.dumps(tree, indent=2) + "\n")
 
 
-def write_parameters(folder: Path, config: ModelConfig, parameters: dict[str, mx.array]) -> None:
+def write_gpt2_parameters(
+    folder: Path, config: ModelConfig, parameters: dict[str, mx.array]
+) -> None:
     """Write model.safetensors: no prefix, no head, matrices [in, out], biases of zeros where the
     model has none.
     """
     arrays = {}
-    for name, value in with_biases(config, parameters).items():
-        turned = value.ndim == 2 and name.endswith(MATRICES)
-        arrays[name] = mx.contiguous(value.T) if turned else value
-    save_arrays(folder / WEIGHTS, arrays, {"format": "pt"})
+    for name, value in add_zero_biases(config, parameters).items():
+        needs_transpose = value.ndim == 2 and name.endswith(LINEAR_WEIGHTS)
+        arrays[name] = mx.contiguous(value.T) if needs_transpose else value
+    save_arrays(folder / WEIGHTS_FILE, arrays, {"format": "pt"})
 
 
-def with_biases(config: ModelConfig, parameters: dict[str, mx.array]) -> dict[str, mx.array]:
+def add_zero_biases(config: ModelConfig, parameters: dict[str, mx.array]) -> dict[str, mx.array]:
     """The parameters, with zeros for the biases that every GPT-2 elsewhere has."""
     if config.bias:
         return parameters

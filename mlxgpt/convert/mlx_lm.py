@@ -12,13 +12,18 @@ import mlx.core as mx
 
 from mlxgpt.backend.safetensors_io import save_arrays
 from mlxgpt.config import ModelConfig
-from mlxgpt.convert.huggingface import MATRICES, WEIGHTS, with_biases, write_config
+from mlxgpt.convert.huggingface import (
+    LINEAR_WEIGHTS,
+    WEIGHTS_FILE,
+    add_zero_biases,
+    write_gpt2_config,
+)
 from mlxgpt.utils.errors import UserError
 
-GROUPS = (64, 32)  # numbers of a row that share a scale; mlx-lm's own choice first
+GROUP_SIZES = (64, 32)  # numbers of a row that share a scale; mlx-lm's own choice first
 
 
-def write(
+def write_mlx_lm(
     folder: Path, config: ModelConfig, parameters: dict[str, mx.array], bos: int | None, bits: int
 ) -> None:
     """Write config.json and model.safetensors, the matrices and the embedding in 8 or 4 bits.
@@ -26,43 +31,45 @@ def write(
     Raises:
         UserError: if no group divides the model's width.
     """
-    group = group_of(config)
-    settings = {"group_size": group, "bits": bits, "mode": "affine"}
-    write_config(folder, config, bos, quantization=settings, quantization_config=settings)
+    group_size = choose_group_size(config)
+    settings = {"group_size": group_size, "bits": bits, "mode": "affine"}
+    write_gpt2_config(folder, config, bos, quantization=settings, quantization_config=settings)
     arrays: dict[str, mx.array] = {}
-    for name, value in with_biases(config, parameters).items():
-        place = f"model.{name.removesuffix('.weight')}"
-        if is_quantized(name):
-            packed, scales, biases = mx.quantize(value, group, bits)
-            arrays |= {f"{place}.weight": packed}
-            arrays |= {f"{place}.scales": scales, f"{place}.biases": biases}
+    for name, value in add_zero_biases(config, parameters).items():
+        prefix = f"model.{name.removesuffix('.weight')}"
+        if should_quantize(name):
+            packed, scales, biases = mx.quantize(value, group_size, bits)
+            arrays |= {f"{prefix}.weight": packed}
+            arrays |= {f"{prefix}.scales": scales, f"{prefix}.biases": biases}
         else:
             arrays[f"model.{name}"] = value
-    save_arrays(folder / WEIGHTS, arrays, {"format": "mlx"})
+    save_arrays(folder / WEIGHTS_FILE, arrays, {"format": "mlx"})
 
 
-def rounded(config: ModelConfig, parameters: dict[str, mx.array], bits: int) -> dict[str, mx.array]:
+def fake_quantize(
+    config: ModelConfig, parameters: dict[str, mx.array], bits: int
+) -> dict[str, mx.array]:
     """The parameters as they are once they were quantized."""
-    group = group_of(config)
+    group_size = choose_group_size(config)
     return {
-        name: mx.dequantize(*mx.quantize(value, group, bits), group_size=group, bits=bits)
-        if is_quantized(name)
+        name: mx.dequantize(*mx.quantize(value, group_size, bits), group_size=group_size, bits=bits)
+        if should_quantize(name)
         else value
         for name, value in parameters.items()
     }
 
 
-def is_quantized(name: str) -> bool:
+def should_quantize(name: str) -> bool:
     """Whether an array is one of those: positions, biases and norms stay as they are."""
-    return name == "wte.weight" or name.endswith(MATRICES)
+    return name == "wte.weight" or name.endswith(LINEAR_WEIGHTS)
 
 
-def group_of(config: ModelConfig) -> int:
+def choose_group_size(config: ModelConfig) -> int:
     """The largest group that divides the model's width."""
-    for group in GROUPS:
-        if config.n_embd % group == 0:
-            return group
+    for group_size in GROUP_SIZES:
+        if config.n_embd % group_size == 0:
+            return group_size
     raise UserError(
-        f"the width {config.n_embd} cannot be quantized: it is no multiple of {GROUPS[-1]}",
+        f"the width {config.n_embd} cannot be quantized: it is no multiple of {GROUP_SIZES[-1]}",
         "export it without --quantize; or train one with such an --n-embd.",
     )

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt.config import ModelConfig
-from mlxgpt.data.tokenizers.char import CharTokenizer, end_name
+from mlxgpt.data.tokenizers.char import CharTokenizer, end_of_text_token
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.utils.errors import UserError
 
-COMMANDS = {
+RUN_COMMANDS = {
     "hf": """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -42,27 +42,28 @@ ollama create {name} -f Modelfile && ollama run {name} {shell}
 ```
 """,
 }
-OPENING = "Once upon a time"  # a prompt, where nothing is known of a model's texts
-LONGEST_PROMPT = 24  # characters
-MOST_NEW = 100  # tokens
+DEFAULT_PROMPT = "Once upon a time"  # a prompt, where nothing is known of a model's texts
+EXAMPLE_PROMPT_CHARS = 24  # characters
+EXAMPLE_NEW_TOKENS = 100  # tokens
 
 
-def card(run: Run, step: int, to: str, quantize: int | None) -> str:
+def render_model_card(run: Run, step: int, runtime: str, bits: int | None) -> str:
     """The card of a run's model, in Markdown.
 
     Args:
         step: updates it was trained for.
-        to: the runtime it is for.
-        quantize: bits of its weights; None: float32.
+        runtime: the runtime it is for.
+        bits: bits of its weights; None: float32.
     """
     m, best = run.config.model, run.best()
     rows = {
         "parameters": f"{count_parameters(m):,}: {m.n_layer} layers, {m.n_head} heads, width "
         f"{m.n_embd}, block {m.block_size}",
-        "architecture": _architecture(m),
-        "weights": f"{quantize} bits" if quantize else "float32",
+        "architecture": _describe_architecture(m),
+        "weights": f"{bits} bits" if bits else "float32",
         "vocabulary": f"{run.tokenizer.vocab_size:,} tokens",
-        "texts begin": f"with `{(end_name(run.tokenizer) or '').replace('|', chr(92) + '|')}`"
+        "texts begin": "with "
+        f"`{(end_of_text_token(run.tokenizer) or '').replace('|', chr(92) + '|')}`"
         if run.bos is not None
         else "without a special token",
     }
@@ -79,52 +80,60 @@ def card(run: Run, step: int, to: str, quantize: int | None) -> str:
             "",
             f"A {'GPT-2' if m.position == 'learned' else 'GPT'}, exported by mlxgpt.",
             "",
-            *_table(rows),
+            *_render_table(rows),
             "",
             "## How to run it",
             "",
-            _commands(run, to),
+            _render_commands(run, runtime),
             "",
         ]
     )
 
 
-def _commands(run: Run, to: str) -> str:
+def _render_commands(run: Run, runtime: str) -> str:
     """How to run the model, with a prompt and a length that it has room for."""
-    block, bos = run.config.model.block_size, run.bos is not None
-    prompt = example_prompt(run, max(1, block // 2 - bos))
-    new = min(MOST_NEW, max(1, block - len(run.tokenizer.encode(prompt)) - bos))
+    block, has_bos = run.config.model.block_size, run.bos is not None
+    prompt = choose_example_prompt(run, max(1, block // 2 - has_bos))
+    new_tokens = min(
+        EXAMPLE_NEW_TOKENS, max(1, block - len(run.tokenizer.encode(prompt)) - has_bos)
+    )
     literal = json.dumps(prompt, ensure_ascii=False)
     shell = literal if re.fullmatch(r"[\w ,.:;?'-]+", prompt) else shlex.quote(prompt)
     name = shlex.quote(run.name)
-    return COMMANDS[to].format(name=name, literal=literal, shell=shell, new=new).rstrip()
+    return (
+        RUN_COMMANDS[runtime]
+        .format(name=name, literal=literal, shell=shell, new=new_tokens)
+        .rstrip()
+    )
 
 
-def example_prompt(run: Run, most: int) -> str:
-    """A prompt of at most `most` tokens that the run's tokenizer knows: the beginning of the newest
-    sample, or else OPENING, or else a character of the vocabulary.
+def choose_example_prompt(run: Run, max_tokens: int) -> str:
+    """A prompt of at most `max_tokens` tokens that the run's tokenizer knows: the beginning of the
+    newest sample, or else DEFAULT_PROMPT, or else a character of the vocabulary.
     """
-    samples = [text for _, text in run.samples(longest=200)][-1:]
+    samples = [text for _, text in run.samples(max_chars=200)][-1:]
     lines = [line.strip() for text in samples for line in text.splitlines()]
-    for text in (*filter(None, lines), OPENING):
-        if len(text) > LONGEST_PROMPT:
-            text = text[:LONGEST_PROMPT].rpartition(" ")[0] or text[:LONGEST_PROMPT]
+    for text in (*filter(None, lines), DEFAULT_PROMPT):
+        if len(text) > EXAMPLE_PROMPT_CHARS:
+            text = text[:EXAMPLE_PROMPT_CHARS].rpartition(" ")[0] or text[:EXAMPLE_PROMPT_CHARS]
         with contextlib.suppress(UserError):
-            plain = text.isprintable() and "\ufffd" not in text and not text.startswith("-")
-            if plain and len(run.tokenizer.encode(text)) <= most:
+            is_plain = text.isprintable() and "\ufffd" not in text and not text.startswith("-")
+            if is_plain and len(run.tokenizer.encode(text)) <= max_tokens:
                 return text
-    known = run.tokenizer.characters if isinstance(run.tokenizer, CharTokenizer) else "a"
-    return min(known, key=lambda character: (not character.isalnum(), not character.isprintable()))
+    characters = run.tokenizer.characters if isinstance(run.tokenizer, CharTokenizer) else "a"
+    return min(
+        characters, key=lambda character: (not character.isalnum(), not character.isprintable())
+    )
 
 
-def _architecture(m: ModelConfig) -> str:
+def _describe_architecture(m: ModelConfig) -> str:
     if m.position == "rope":
         return (
             "Qwen3's: rotary positions, RMS norms, normalised queries and keys, SwiGLU, tied head"
         )
-    without = "" if m.bias else "; without biases, which are zeros here"
-    return f"GPT-2: learned positions, pre-LayerNorm, GELU, tied head{without}"
+    bias_note = "" if m.bias else "; without biases, which are zeros here"
+    return f"GPT-2: learned positions, pre-LayerNorm, GELU, tied head{bias_note}"
 
 
-def _table(rows: Mapping[str, Any]) -> list[str]:
+def _render_table(rows: Mapping[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]

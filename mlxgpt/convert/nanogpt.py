@@ -23,22 +23,24 @@ import mlx.core as mx
 
 from mlxgpt import config as configs
 from mlxgpt.config import ModelConfig
-from mlxgpt.convert.huggingface import plain_name
+from mlxgpt.convert.huggingface import strip_prefixes
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import check_shapes, flatten_params
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-NEEDED = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-DEFAULTS = {"bias": True, "dropout": 0.0}  # GPTConfig's, which the oldest files rely on
-HEAD = "lm_head.weight"
-MASK = re.compile(r"h\.\d+\.attn\.bias")  # a buffer where PyTorch had no flash attention
-REMEDY = "give the ckpt.pt that nanoGPT's train.py wrote, and copy it again if it is one."
+REQUIRED_MODEL_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+DEFAULT_MODEL_ARGS = {"bias": True, "dropout": 0.0}  # GPTConfig's, which the oldest files rely on
+LM_HEAD = "lm_head.weight"
+MASK_BUFFER = re.compile(r"h\.\d+\.attn\.bias")  # a buffer where PyTorch had no flash attention
+CHECKPOINT_REMEDY = (
+    "give the ckpt.pt that nanoGPT's train.py wrote, and copy it again if it is one."
+)
 
 
 @dataclass(frozen=True)
-class Saved:
+class NanoGPTCheckpoint:
     """A model that nanoGPT trained.
 
     Args:
@@ -57,7 +59,7 @@ class Saved:
     dataset: str | None
 
 
-def read_checkpoint(path: Path) -> Saved:
+def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
     """Read a checkpoint of nanoGPT's, in as much memory as the file and the float32 weights take.
 
     Args:
@@ -68,23 +70,25 @@ def read_checkpoint(path: Path) -> Saved:
         UserError: if PyTorch is missing, the file is not such a checkpoint, holds anything that
             could run code, or weights that are not those of its own `model_args`.
     """
-    saved = _load(path)
+    checkpoint = _load_torch_file(path)
     for name in ("model", "model_args", "iter_num"):
-        if name not in saved:
-            raise _refused(path, f"it has no {name!r}")
-    config = _config(path, saved["model_args"])
-    tensors = _tensors(path, saved["model"])
-    settings = saved.get("config")
+        if name not in checkpoint:
+            raise _invalid_checkpoint(path, f"it has no {name!r}")
+    config = _parse_config(path, checkpoint["model_args"])
+    tensors = _select_tensors(path, checkpoint["model"])
+    settings = checkpoint.get("config")
     dataset = settings.get("dataset") if isinstance(settings, dict) else None
-    step, val_loss = saved["iter_num"], _loss(saved.get("best_val_loss"))
+    step, val_loss = checkpoint["iter_num"], _parse_val_loss(checkpoint.get("best_val_loss"))
     if type(step) is not int or step < 0:
-        raise _refused(path, "its iter_num is no number of steps")
-    del saved  # with the optimizer's state, twice as large as the model
-    parameters = _parameters(path, tensors, config)
-    return Saved(config, parameters, step, val_loss, dataset if type(dataset) is str else None)
+        raise _invalid_checkpoint(path, "its iter_num is no number of steps")
+    del checkpoint  # with the optimizer's state, twice as large as the model
+    parameters = _convert_parameters(path, tensors, config)
+    return NanoGPTCheckpoint(
+        config, parameters, step, val_loss, dataset if type(dataset) is str else None
+    )
 
 
-def _torch() -> ModuleType:
+def _import_torch() -> ModuleType:
     try:
         import torch
     except ImportError as error:
@@ -95,7 +99,7 @@ def _torch() -> ModuleType:
     return torch
 
 
-def _read_with_reason(path: Path, read: Callable[[], Any]) -> Any:
+def _read_or_raise_os_error(path: Path, read: Callable[[], Any]) -> Any:
     """What PyTorch reads from a file. It does not know why it could not, so the file is read here,
     too, which raises the OSError; where that works, PyTorch tries again.
 
@@ -106,91 +110,99 @@ def _read_with_reason(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except Exception:
-        files.sha256(path)
+        files.sha256_file(path)
     return read()
 
 
-def _load(path: Path) -> dict[Any, Any]:
+def _load_torch_file(path: Path) -> dict[Any, Any]:
     """What torch.save was given, without anything but plain values and tensors."""
-    torch = _torch()
+    torch = _import_torch()
 
     def read() -> Any:
         # Checked first, as a compressed file could grow a thousandfold in memory.
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise _refused(path, "it is compressed, which PyTorch's files are not")
+                raise _invalid_checkpoint(path, "it is compressed, which PyTorch's files are not")
         return torch.load(path, map_location="cpu", weights_only=True)
 
     try:
-        saved = _read_with_reason(path, read)
+        checkpoint = _read_or_raise_os_error(path, read)
     except UserError:
         raise
     except OSError as error:
-        raise files.os_error(error, "read", path, REMEDY) from error
+        raise files.to_user_error(error, "read", path, CHECKPOINT_REMEDY) from error
     except zipfile.BadZipFile as error:
-        raise _refused(path, "it is not a file of PyTorch's, or was cut short") from error
+        raise _invalid_checkpoint(
+            path, "it is not a file of PyTorch's, or was cut short"
+        ) from error
     except Exception as error:  # a damaged file has PyTorch raise whatever there is
         if "Weights only load failed" in str(error):
             raise UserError(
                 f"{path} holds more than weights and plain settings, and could run code",
                 "nanoGPT's own checkpoints do not: save it again with nanoGPT's train.py.",
             ) from error
-        raise _refused(path, f"PyTorch cannot read it ({type(error).__name__})") from error
-    if not isinstance(saved, dict):
-        raise _refused(path, "it is not a dictionary")
-    return saved
+        raise _invalid_checkpoint(
+            path, f"PyTorch cannot read it ({type(error).__name__})"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise _invalid_checkpoint(path, "it is not a dictionary")
+    return checkpoint
 
 
-def _config(path: Path, arguments: Any) -> ModelConfig:
+def _parse_config(path: Path, model_args: Any) -> ModelConfig:
     """The shape that `model_args` tell."""
-    if not isinstance(arguments, dict):
-        raise _refused(path, "its model_args are none")
-    if missing := [name for name in NEEDED if name not in arguments]:
-        raise _refused(path, f"its model_args lack {', '.join(missing)}")
-    shape = {name: arguments[name] for name in NEEDED}
-    shape |= {name: arguments.get(name, default) for name, default in DEFAULTS.items()}
+    if not isinstance(model_args, dict):
+        raise _invalid_checkpoint(path, "its model_args are none")
+    if missing := [name for name in REQUIRED_MODEL_ARGS if name not in model_args]:
+        raise _invalid_checkpoint(path, f"its model_args lack {', '.join(missing)}")
+    shape = {name: model_args[name] for name in REQUIRED_MODEL_ARGS}
+    shape |= {name: model_args.get(name, default) for name, default in DEFAULT_MODEL_ARGS.items()}
     try:
-        config = configs.from_tree({"model": shape}).model
+        config = configs.config_from_tree({"model": shape}).model
     except UserError as error:
-        raise _refused(path, error.problem) from error
+        raise _invalid_checkpoint(path, error.problem) from error
     if not config.vocab_size:
-        raise _refused(path, "its vocab_size is 0")
+        raise _invalid_checkpoint(path, "its vocab_size is 0")
     return config
 
 
-def _tensors(path: Path, model: Any) -> dict[str, Any]:
+def _select_tensors(path: Path, state_dict: Any) -> dict[str, Any]:
     """The tensors of a state dict by our names, the head and the masks left out."""
-    torch = _torch()
-    if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
-        raise _refused(path, "its model is not a dictionary of tensors")
+    torch = _import_torch()
+    if not isinstance(state_dict, dict) or not all(isinstance(name, str) for name in state_dict):
+        raise _invalid_checkpoint(path, "its model is not a dictionary of tensors")
     tensors: dict[str, Any] = {}
-    for full, tensor in model.items():
-        name = plain_name(full)
-        if MASK.fullmatch(name):
+    for full_name, tensor in state_dict.items():
+        name = strip_prefixes(full_name)
+        if MASK_BUFFER.fullmatch(name):
             continue
-        plain = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
-        if not plain or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
-            raise _refused(path, f"its {full!r} is no plain tensor")
+        is_plain = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
+        if not is_plain or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
+            raise _invalid_checkpoint(path, f"its {full_name!r} is no plain tensor")
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise _refused(path, f"its {full!r} is of type {tensor.dtype}")
+            raise _invalid_checkpoint(path, f"its {full_name!r} is of type {tensor.dtype}")
         if name in tensors:
-            raise _refused(path, f"it has {name!r} twice")
+            raise _invalid_checkpoint(path, f"it has {name!r} twice")
         tensors[name] = tensor.detach()
     return tensors
 
 
-def _parameters(path: Path, tensors: dict[str, Any], config: ModelConfig) -> dict[str, mx.array]:
+def _convert_parameters(
+    path: Path, tensors: dict[str, Any], config: ModelConfig
+) -> dict[str, mx.array]:
     """The tensors as our float32 arrays, one after the other; `tensors` is empty then."""
-    torch = _torch()
-    head, embedding = tensors.pop(HEAD, None), tensors.get("wte.weight")
+    torch = _import_torch()
+    head, embedding = tensors.pop(LM_HEAD, None), tensors.get("wte.weight")
     if head is None or embedding is None:
-        raise _refused(path, "its model has no embedding, or no head")
+        raise _invalid_checkpoint(path, "its model has no embedding, or no head")
     # Before anything of their size is made: a tensor may look larger than what it stores.
-    there = sum(tensor.numel() for tensor in tensors.values())
-    if there != (wanted := count_parameters(config)):
-        raise _refused(path, f"its model_args tell of {wanted:,} parameters, and it has {there:,}")
-    if _stored(tensors) < 2 * there:
-        raise _refused(path, "its tensors overlap")
+    n_stored = sum(tensor.numel() for tensor in tensors.values())
+    if n_stored != (n_expected := count_parameters(config)):
+        raise _invalid_checkpoint(
+            path, f"its model_args tell of {n_expected:,} parameters, and it has {n_stored:,}"
+        )
+    if _storage_bytes(tensors) < 2 * n_stored:
+        raise _invalid_checkpoint(path, "its tensors overlap")
     if (head.dtype, head.shape) != (embedding.dtype, embedding.shape) or not torch.equal(
         head, embedding
     ):
@@ -206,24 +218,26 @@ def _parameters(path: Path, tensors: dict[str, Any], config: ModelConfig) -> dic
     try:
         check_shapes(parameters, flatten_params(GPT(config).parameters()))
     except UserError as error:
-        raise _refused(path, "its weights are not those its model_args tell of") from error
+        raise _invalid_checkpoint(
+            path, "its weights are not those its model_args tell of"
+        ) from error
     return parameters
 
 
-def _stored(tensors: dict[str, Any]) -> int:
+def _storage_bytes(tensors: dict[str, Any]) -> int:
     """Bytes of all storages, each counted once."""
     storages = [tensor.untyped_storage() for tensor in tensors.values()]
-    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def _loss(value: Any) -> float | None:
+def _parse_val_loss(value: Any) -> float | None:
     """The best_val_loss, a tensor or, of an older nanoGPT, a number."""
-    torch = _torch()
+    torch = _import_torch()
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
-    known = isinstance(value, float) and math.isfinite(value)
-    return float(value) if known else None
+    is_finite = isinstance(value, float) and math.isfinite(value)
+    return float(value) if is_finite else None
 
 
-def _refused(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is no checkpoint of nanoGPT's: {reason}", REMEDY)
+def _invalid_checkpoint(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is no checkpoint of nanoGPT's: {reason}", CHECKPOINT_REMEDY)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from mlxgpt.data import nanogpt
-from mlxgpt.data.hash_cache import Verified
-from mlxgpt.data.meta import SPLITS, Meta, SplitMeta, read_meta
-from mlxgpt.data.token_array import Tokens, read_whole, restore
+from mlxgpt.data.hash_cache import HashCache
+from mlxgpt.data.meta import SPLITS, DatasetMeta, SplitMeta, read_meta
+from mlxgpt.data.token_array import TokenArray, damaged_array_remedy, scan_token_file
 from mlxgpt.data.tokenizers import tokenizer_json
 from mlxgpt.data.tokenizers.char import Tokenizer
 from mlxgpt.utils import files
@@ -22,10 +22,10 @@ class Dataset:
     """A prepared data folder."""
 
     folder: Path
-    meta: Meta
+    meta: DatasetMeta
     tokenizer: Tokenizer
-    train: Tokens
-    val: Tokens
+    train: TokenArray
+    val: TokenArray
 
     @property
     def name(self) -> str:
@@ -47,41 +47,45 @@ def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
     Raises:
         UserError: if it is missing, damaged, of a newer format, or not of one piece.
     """
-    verified = Verified(folder, reread=verify)
-    ours = any(files.exists(folder / name) for name in ("meta.json", "tokenizer.json"))
-    if is_prepared(folder) and not ours:
-        parts = nanogpt.open_arrays(folder, verified)
-        verified.save()
-        return Dataset(folder, *parts)
-    files.only_plain(folder)
+    hash_cache = HashCache(folder, reread=verify)
+    is_mlxgpt_format = any(files.exists(folder / name) for name in ("meta.json", "tokenizer.json"))
+    if is_prepared(folder) and not is_mlxgpt_format:
+        contents = nanogpt.open_nanogpt_arrays(folder, hash_cache)
+        hash_cache.save()
+        return Dataset(folder, *contents)
+    files.reject_symlinks(folder)
     meta = read_meta(folder)
-    tokenizer = tokenizer_json.load(folder / "tokenizer.json")
+    tokenizer = tokenizer_json.load_tokenizer(folder / "tokenizer.json")
     if (tokenizer.fingerprint, tokenizer.vocab_size) != (meta.tokenizer, meta.vocab_size):
         raise UserError(
             f"{folder}: the token arrays were made with another tokenizer than tokenizer.json",
             "move this folder away, and prepare the data again.",
         )
     arrays = [
-        _open_array(folder / f"{split}.bin", meta, getattr(meta, split), verified)
+        _open_array(folder / f"{split}.bin", meta, getattr(meta, split), hash_cache)
         for split in SPLITS
     ]
-    verified.save()
+    hash_cache.save()
     return Dataset(folder, meta, tokenizer, *arrays)
 
 
-def _open_array(path: Path, meta: Meta, split: SplitMeta, verified: Verified) -> Tokens:
-    dtype, remedy = np.dtype(meta.dtype), f"{restore(path)}."
+def _open_array(
+    path: Path, meta: DatasetMeta, split: SplitMeta, hash_cache: HashCache
+) -> TokenArray:
+    dtype, remedy = np.dtype(meta.dtype), f"{damaged_array_remedy(path)}."
     try:
         expected, size = split.tokens * dtype.itemsize, path.stat().st_size
         if size != expected:
             raise UserError(
                 f"{path} has {size:,} bytes, and meta.json describes {expected:,}", remedy
             )
-        found = verified.once(path.name, [path], lambda: read_whole(path, meta.dtype))
-        right = found.get("sha256") == split.sha256
-        if not right or not 0 <= found.get("largest", -1) < meta.vocab_size:
+        stats = hash_cache.get_or_compute(
+            path.name, [path], lambda: scan_token_file(path, meta.dtype)
+        )
+        hash_matches = stats.get("sha256") == split.sha256
+        if not hash_matches or not 0 <= stats.get("largest", -1) < meta.vocab_size:
             raise UserError(f"{path} is not the array that meta.json describes", remedy)
-        with files.naming(path):
-            return Tokens(np.memmap(path, dtype=dtype, mode="r"), meta.vocab_size)
+        with files.add_filename_to_errors(path):
+            return TokenArray(np.memmap(path, dtype=dtype, mode="r"), meta.vocab_size)
     except FileNotFoundError as error:
-        raise files.os_error(error, "read", path, remedy) from error
+        raise files.to_user_error(error, "read", path, remedy) from error

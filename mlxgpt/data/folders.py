@@ -14,10 +14,10 @@ from mlxgpt.utils import files
 
 logger = logging.getLogger(__name__)
 
-LISTED = 8  # kinds of file, and names, at most
+MAX_LISTED = 8  # kinds of file, and names, at most
 # Besides hidden names, which begin with a dot: ._a.txt and .DS_Store of macOS, .git,
 # .ipynb_checkpoints, Emacs's .#a.txt, Vim's .a.txt.swp.
-LEFTOVERS = {
+IGNORED_NAMES = {
     *("__MACOSX", "__pycache__", "lost+found"),
     *("Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information"),
     *("@eaDir", "#recycle", "#snapshot"),  # network disks
@@ -25,52 +25,52 @@ LEFTOVERS = {
 }
 
 
-def text_files(folder: Path, suffixes: Container[str]) -> list[Path]:
+def find_text_files(folder: Path, suffixes: Container[str]) -> list[Path]:
     """The files in a folder and in its folders that have one of some suffixes, sorted. What is left
     out is logged.
 
     Args:
         suffixes: in lower case, with the dot.
     """
-    taken: list[Path] = []
-    others: Counter[str] = Counter()
+    text_paths: list[Path] = []
+    skipped: Counter[str] = Counter()
     problems: list[str] = []
 
-    def unreadable(error: OSError) -> None:
+    def on_walk_error(error: OSError) -> None:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT):
             raise error  # of a disk or a limit: with it, another text would be read
         problems.append(f"{error.filename} cannot be read ({error.strerror})")
 
-    for parent, folders, names in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not is_leftover(name)]
+    for parent, folders, names in os.walk(folder, onerror=on_walk_error):
+        folders[:] = [name for name in folders if not is_ignored(name)]
         links = [path for name in folders if (path := Path(parent, name)).is_symlink()]
         problems += [f"{path} is a link to a folder" for path in links]
         for path in (Path(parent, name) for name in names):
             suffix = path.suffix.lower()
-            if is_leftover(path.name):
-                others["hidden"] += suffix in suffixes
+            if is_ignored(path.name):
+                skipped["hidden"] += suffix in suffixes
             elif path.is_symlink() and not files.exists(path):
                 problems.append(f"{path} is a broken link, to {path.readlink()}")
             elif suffix in suffixes and files.is_file(path):
-                taken.append(path)
+                text_paths.append(path)
             else:
-                others[suffix or "without an ending"] += 1
-    counts = sorted((-count, kind) for kind, count in others.items() if count)
+                skipped[suffix or "without an ending"] += 1
+    counts = sorted((-count, kind) for kind, count in skipped.items() if count)
     kinds = [f"{-count:,} {kind}" for count, kind in counts]
-    listed = [line for lines in (kinds, sorted(problems)) for line in _first(lines)]
-    if listed:
-        logger.info(f"left out of {folder}: {', '.join(listed)}")
-    return sorted(taken)
+    notes = [line for lines in (kinds, sorted(problems)) for line in _truncate_list(lines)]
+    if notes:
+        logger.info(f"left out of {folder}: {', '.join(notes)}")
+    return sorted(text_paths)
 
 
-def is_leftover(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     """Whether a file or folder is hidden, or left behind by a program."""
-    backup = name.startswith("~$") or name.endswith("~") or name[:1] + name[-1:] == "##"
-    return name.startswith(".") or backup or name in LEFTOVERS
+    is_backup = name.startswith("~$") or name.endswith("~") or name[:1] + name[-1:] == "##"
+    return name.startswith(".") or is_backup or name in IGNORED_NAMES
 
 
-def _first(lines: list[str]) -> list[str]:
-    return lines if len(lines) <= LISTED else [*lines[:LISTED], "…"]
+def _truncate_list(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= MAX_LISTED else [*lines[:MAX_LISTED], "…"]
 
 
 def expand_pattern(pattern: Path) -> list[Path]:
@@ -80,17 +80,22 @@ def expand_pattern(pattern: Path) -> list[Path]:
     paths = [Path(pattern.anchor)]
     for part in pattern.relative_to(pattern.anchor).parts:
         if part == "**":
-            paths = [below for path in paths if files.is_folder(path) for below in _tree(path)]
+            paths = [
+                descendant
+                for path in paths
+                if files.is_folder(path)
+                for descendant in _walk_visible(path)
+            ]
         elif glob.has_magic(part):
-            entries = [entry for path in paths for entry in files.matching(path, part)]
+            entries = [entry for path in paths for entry in files.list_matching(path, part)]
             paths = [e for e in entries if part.startswith(".") or not e.name.startswith(".")]
         else:
             paths = [path / part for path in paths]
     return sorted({path for path in paths if files.lexists(path)})
 
 
-def _tree(path: Path) -> Iterator[Path]:
+def _walk_visible(path: Path) -> Iterator[Path]:
     """A path and all that is in it, but for hidden names."""
     yield path
-    for entry in files.matching(path, "[!.]*"):
-        yield from _tree(entry)
+    for entry in files.list_matching(path, "[!.]*"):
+        yield from _walk_visible(entry)

@@ -17,13 +17,13 @@ from typing import Any
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-FORMAT = 1
-NAME = "verified.json"
+CACHE_FORMAT_VERSION = 1
+CACHE_FILENAME = "verified.json"
 
-Found = dict[str, Any]
+CachedResult = dict[str, Any]
 
 
-class Verified:
+class HashCache:
     """The memory of one folder.
 
     Args:
@@ -33,55 +33,59 @@ class Verified:
 
     def __init__(self, folder: Path, *, reread: bool = False) -> None:
         self._folder, self._reread = folder, reread
-        self._known: dict[str, Found] = {}
-        self._changed = False
-        if not files.is_file(folder / NAME):  # a pipe would be waited for
+        self._entries: dict[str, CachedResult] = {}
+        self._dirty = False
+        if not files.is_file(folder / CACHE_FILENAME):  # a pipe would be waited for
             return
         # Another OSError is raised: what cannot be read now must not be written over.
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, UserError):
-            known = files.read_sealed(folder / NAME, FORMAT)["known"]
-            if isinstance(known, dict):
-                self._known = known
+            entries = files.read_checksummed(folder / CACHE_FILENAME, CACHE_FORMAT_VERSION)["known"]
+            if isinstance(entries, dict):
+                self._entries = entries
 
-    def once(self, name: str, paths: Sequence[Path], find: Callable[[], Found]) -> Found:
-        """What `find` finds in some files: found now, or when they were read before.
+    def get_or_compute(
+        self, name: str, paths: Sequence[Path], compute: Callable[[], CachedResult]
+    ) -> CachedResult:
+        """What `compute` finds in some files: found now, or when they were read before.
 
         Args:
             name: to remember it by.
-            find: its result has to be such as JSON can keep.
+            compute: its result has to be such as JSON can keep.
 
         Raises:
             OSError: if a file cannot be read.
         """
-        stamp = _stamp(paths)
-        entry = self._known.get(name)
+        stamp = _file_stamp(paths)
+        entry = self._entries.get(name)
         if not self._reread and isinstance(entry, dict) and entry.get("stamp") == stamp:
-            found = entry.get("found")
-            if isinstance(found, dict):
-                return found
-        found = find()
-        if _stamp(paths) == stamp:  # it was not changed under our eyes
-            self._known[name] = {"stamp": stamp, "found": found}
-            self._changed = True
-        return found
+            result = entry.get("found")
+            if isinstance(result, dict):
+                return result
+        result = compute()
+        if _file_stamp(paths) == stamp:  # it was not changed under our eyes
+            self._entries[name] = {"stamp": stamp, "found": result}
+            self._dirty = True
+        return result
 
-    def recall(self, name: str) -> Found:
+    def lookup(self, name: str) -> CachedResult:
         """What was found before, whether or not the files are still there; {} where nothing was."""
-        entry = self._known.get(name)
-        found = entry.get("found") if isinstance(entry, dict) else None
-        return found if isinstance(found, dict) else {}
+        entry = self._entries.get(name)
+        result = entry.get("found") if isinstance(entry, dict) else None
+        return result if isinstance(result, dict) else {}
 
     def save(self, folder: Path | None = None) -> None:
         """Write what is new, into the memory's folder or another; where that cannot be written,
         the files will be read again.
         """
-        if self._changed:
-            tree = {"format": FORMAT, "known": self._known}
+        if self._dirty:
+            tree = {"format": CACHE_FORMAT_VERSION, "known": self._entries}
             with contextlib.suppress(OSError):
-                files.write_atomically((folder or self._folder) / NAME, files.sealed(tree))
+                files.write_atomically(
+                    (folder or self._folder) / CACHE_FILENAME, files.dump_checksummed(tree)
+                )
 
 
-def _stamp(paths: Sequence[Path]) -> str:
+def _file_stamp(paths: Sequence[Path]) -> str:
     stats = [path.stat() for path in paths]
     tree = [[s.st_size, s.st_mtime_ns, s.st_ino, s.st_dev] for s in stats]
     return hashlib.sha256(json.dumps(tree).encode()).hexdigest()

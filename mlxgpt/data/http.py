@@ -26,19 +26,19 @@ from typing import TypeVar
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-MIRROR_DEADLINE = 60.0  # seconds
-TRIES = 3  # of a download by its URL that breaks off
+MIRROR_TIMEOUT_SECONDS = 60.0  # seconds
+MAX_DOWNLOAD_ATTEMPTS = 3  # of a download by its URL that breaks off
 # Without those that firewalls and other users' folders cause, too.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
-class Trouble(Exception):
+class DownloadError(Exception):
     """A download is not what it should be; the message says why, to a user."""
 
 
-def answer_timeout() -> float:
+def response_timeout() -> float:
     """Seconds to wait for an answer, and for each next byte."""
     from huggingface_hub import constants
 
@@ -54,33 +54,33 @@ def configure_hub(*, show_warnings: bool) -> None:
     from huggingface_hub.utils import disable_progress_bars, get_session
     from huggingface_hub.utils import logging as hub_logging
 
-    get_session().timeout = answer_timeout()
+    get_session().timeout = response_timeout()
     hub_logging.set_verbosity(hub_logging.WARNING if show_warnings else hub_logging.ERROR)
     if not sys.stderr.isatty():
         disable_progress_bars()
 
 
 @contextlib.contextmanager
-def offline() -> Iterator[None]:
+def force_offline() -> Iterator[None]:
     """Set HF_HUB_OFFLINE in both libraries, which read it only when they are imported."""
     import datasets
     from huggingface_hub import constants
 
-    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    previous = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = previous
 
 
-def within(seconds: float, download: Callable[[], Result]) -> Result:
+def run_with_timeout(seconds: float, download: Callable[[], T]) -> T:
     """The result of a download; its thread is abandoned after some seconds.
 
     Raises:
         Trouble: if it takes longer.
     """
-    result: Future[Result] = Future()
+    result: Future[T] = Future()
 
     def run() -> None:
         try:
@@ -92,38 +92,38 @@ def within(seconds: float, download: Callable[[], Result]) -> Result:
     thread.start()
     thread.join(seconds)
     if not result.done():
-        raise Trouble(f"not downloaded in {seconds:.0f} s")
+        raise DownloadError(f"not downloaded in {seconds:.0f} s")
     return result.result()
 
 
-def fetch(url: str, longest: int) -> bytes:
+def download_bytes(url: str, max_bytes: int) -> bytes:
     """The content at a URL, tried again where it breaks off.
 
     Args:
-        longest: bytes that it may have.
+        max_bytes: bytes that it may have.
 
     Raises:
         Exception: whatever the transport raises; Trouble if it is longer.
     """
     from huggingface_hub.utils import get_session, httpx
 
-    for tries_left in reversed(range(TRIES)):
+    for attempts_left in reversed(range(MAX_DOWNLOAD_ATTEMPTS)):
         content = bytearray()
         try:
-            with get_session().stream("GET", url, timeout=answer_timeout()) as response:
+            with get_session().stream("GET", url, timeout=response_timeout()) as response:
                 response.raise_for_status()
                 for block in response.iter_bytes():
                     content += block
-                    if len(content) > longest:
-                        raise Trouble("it gave something longer")
+                    if len(content) > max_bytes:
+                        raise DownloadError("it gave something longer")
             return bytes(content)
         except httpx.TransportError:
-            if not tries_left or not content:  # a server that sent nothing is not asked again
+            if not attempts_left or not content:  # a server that sent nothing is not asked again
                 raise
     raise AssertionError("unreachable")
 
 
-def cache_folder(name: str) -> Path:
+def download_cache_folder(name: str) -> Path:
     """Where a file that was downloaded by its URL is cached: in `huggingface_hub`'s assets.
 
     Args:
@@ -137,24 +137,24 @@ def cache_folder(name: str) -> Path:
     return cached_assets_path("mlxgpt", namespace="texts", subfolder=name)
 
 
-def reason(error: BaseException) -> str:
+def describe_download_error(error: BaseException) -> str:
     """Why a download failed, in one line: from the first known error in the chain."""
     from huggingface_hub.errors import FileMetadataError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
-    for cause in _chain(error):
-        if isinstance(cause, Trouble | UserError):
+    for cause in _exception_chain(error):
+        if isinstance(cause, DownloadError | UserError):
             return str(cause).partition("\n")[0]
         if type(cause).__name__ == "DatasetNotFoundError":  # importing it takes a second
             return "there is no such dataset, or it is private or gated"
-        if code := _status(cause):
+        if code := _response_status(cause):
             return f"it answered {code}"
         if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set"
         if isinstance(cause, FileMetadataError | json.JSONDecodeError):
             return "what answers is not the hub, but a login page or a proxy"
         if isinstance(cause, httpx.TimeoutException):
-            return f"no answer in {answer_timeout():.0f} s"
+            return f"no answer in {response_timeout():.0f} s"
         if "CERTIFICATE_VERIFY_FAILED" in str(cause):
             return "its certificate is unknown here; if your network has its own, set SSL_CERT_FILE"
         if isinstance(cause, httpx.ProxyError):
@@ -171,11 +171,11 @@ def is_unreachable(error: BaseException) -> bool:
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
-    kinds = OfflineModeIsEnabled | httpx.TransportError
-    return any(isinstance(cause, kinds) for cause in _chain(error))
+    error_types = OfflineModeIsEnabled | httpx.TransportError
+    return any(isinstance(cause, error_types) for cause in _exception_chain(error))
 
 
-def is_of_xet(error: BaseException) -> bool:
+def is_xet_error(error: BaseException) -> bool:
     """Whether an error is of the hub's Xet storage, which only shows where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     return any("xet" in frame.name or "_xet" in frame.filename for frame in frames)
@@ -183,21 +183,23 @@ def is_of_xet(error: BaseException) -> bool:
 
 def raise_disk_error(error: BaseException, folder: Path) -> None:
     """Raise UserError if a failing or full disk caused an error of a download into a folder."""
-    for cause in _chain(error):
+    for cause in _exception_chain(error):
         if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
-            raise files.os_error(cause, "use", folder) from error
+            raise files.to_user_error(cause, "use", folder) from error
 
 
-def status(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """The HTTP status somewhere in the chain of an error."""
-    return next((code for cause in _chain(error) if (code := _status(cause))), None)
+    return next(
+        (code for cause in _exception_chain(error) if (code := _response_status(cause))), None
+    )
 
 
-def _status(error: BaseException) -> int | None:
+def _response_status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _exception_chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error, and those that led to it."""
     while error:
         yield error

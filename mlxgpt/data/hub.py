@@ -19,17 +19,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlxgpt.data import http, readers
-from mlxgpt.data.readers import COLUMN
+from mlxgpt.data.readers import DEFAULT_COLUMN
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "hf:"
+HUB_PREFIX = "hf:"
 # The branch with the hub's own copy in Parquet of datasets that are scripts.
-CONVERTED = "refs/convert/parquet"
-Span = tuple[int, int | None]  # rows from one on, up to another
-ALL: Span = (0, None)
+PARQUET_REVISION = "refs/convert/parquet"
+RowRange = tuple[int, int | None]  # rows from one on, up to another
+ALL_ROWS: RowRange = (0, None)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class HubDataset:
     """A dataset of the hub, and which of its rows are for training and for validation.
 
     Attributes:
-        path: its owner and name.
+        repo_id: its owner and name.
         train, val: splits, several as `a+b`. Without one for validation, a part of `train` is
             held out.
         train_rows, val_rows: which of their rows.
@@ -63,12 +63,12 @@ class HubDataset:
         mirror: where else it is.
     """
 
-    path: str
+    repo_id: str
     train: str = "train"
     val: str | None = "validation"
-    train_rows: Span = ALL
-    val_rows: Span = ALL
-    column: str = COLUMN
+    train_rows: RowRange = ALL_ROWS
+    val_rows: RowRange = ALL_ROWS
+    column: str = DEFAULT_COLUMN
     tokenizer: str = "bpe"
     single: bool = False
     megabytes: int = 0
@@ -76,9 +76,9 @@ class HubDataset:
     mirror: Mirror | None = None
 
 
-HUB = {
+HUB_DATASETS = {
     "shakespeare": HubDataset(
-        path="karpathy/tiny_shakespeare",
+        repo_id="karpathy/tiny_shakespeare",
         val="validation+test",  # joined they are nanoGPT's last 10 %
         tokenizer="char",
         single=True,
@@ -90,11 +90,11 @@ HUB = {
             train_characters=1_003_854,  # as the hub's `train` has
         ),
     ),
-    "tinystories": HubDataset(path="roneneldan/TinyStories", megabytes=1900),
+    "tinystories": HubDataset(repo_id="roneneldan/TinyStories", megabytes=1900),
     # By GPT-4 only, and cleaned. It has one split; by its card, 10,000 rows for a test, which
     # nothing here reads, come before the validation rows.
     "tinystories-gpt4": HubDataset(
-        path="karpathy/tinystories-gpt4-clean",
+        repo_id="karpathy/tinystories-gpt4-clean",
         val="train",
         train_rows=(20_000, None),
         val_rows=(10_000, 20_000),
@@ -102,21 +102,21 @@ HUB = {
     ),
     # A copy that is plain Parquet files: the original is a script.
     "openwebtext": HubDataset(
-        path="vietgpt/openwebtext_en", val=None, tokenizer="gpt2", megabytes=38_000
+        repo_id="vietgpt/openwebtext_en", val=None, tokenizer="gpt2", megabytes=38_000
     ),
 }
 
 
-class Unavailable(UserError):
+class DatasetUnavailableError(UserError):
     """A text could not be downloaded from any of its sources."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class FileRows:
     """Files whose rows are documents, and which of these, counted over all the files."""
 
     paths: Sequence[Path]
-    span: Span = ALL
+    row_range: RowRange = ALL_ROWS
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ class SplitRows:
         revision: the hub's commit of the dataset; None if it came from a mirror.
     """
 
-    train: Rows
-    val: Rows | None
+    train: FileRows
+    val: FileRows | None
     revision: str | None = None
 
     @property
@@ -138,31 +138,31 @@ class SplitRows:
         return [*self.train.paths, *(self.val.paths if self.val else ())]
 
 
-def find_dataset(source: str) -> HubDataset | None:
+def find_hub_dataset(source: str) -> HubDataset | None:
     """The dataset of the hub that a source names; None if it names none.
 
     Raises:
         UserError: if it starts with `hf:`, and is not OWNER/NAME or OWNER/NAME:COLUMN.
     """
-    if not source.startswith(PREFIX):
-        return HUB.get(source)
-    parts = re.fullmatch(r"hf:(?P<path>[\w.-]+/[\w.-]+)(:(?P<column>.+))?", source)
-    if not parts:
+    if not source.startswith(HUB_PREFIX):
+        return HUB_DATASETS.get(source)
+    match = re.fullmatch(r"hf:(?P<path>[\w.-]+/[\w.-]+)(:(?P<column>.+))?", source)
+    if not match:
         raise UserError(
             f"{source!r} is not a dataset's name", "write hf:OWNER/NAME, or hf:OWNER/NAME:COLUMN."
         )
-    return HubDataset(parts["path"], column=parts["column"] or COLUMN)
+    return HubDataset(match["path"], column=match["column"] or DEFAULT_COLUMN)
 
 
-def origin(dataset: HubDataset) -> dict[str, Any]:
+def hub_origin(dataset: HubDataset) -> dict[str, Any]:
     """The origin of a dataset of the hub, known without reaching it."""
-    known: dict[str, Any] = {"hub": dataset.path}
-    if dataset.column != COLUMN:
-        known["column"] = dataset.column
-    return known | ({"sha256": dataset.sha256} if dataset.sha256 else {})
+    fields: dict[str, Any] = {"hub": dataset.repo_id}
+    if dataset.column != DEFAULT_COLUMN:
+        fields["column"] = dataset.column
+    return fields | ({"sha256": dataset.sha256} if dataset.sha256 else {})
 
 
-def load_rows(dataset: HubDataset) -> SplitRows:
+def load_hub_rows(dataset: HubDataset) -> SplitRows:
     """The rows of a dataset of the hub, downloaded into a cache if they are in none.
 
     Raises:
@@ -170,28 +170,33 @@ def load_rows(dataset: HubDataset) -> SplitRows:
         UserError: if the dataset has no such split or column.
     """
     _configure(show_warnings=dataset.mirror is None)
-    if rows := _from_cache(dataset):
+    if rows := _load_from_cache(dataset):
         return rows
     size = f" ({dataset.megabytes:,} MB of text)" if dataset.megabytes else ""
-    logger.info(f"downloading {dataset.path}{size} from the Hugging Face hub")
+    logger.info(f"downloading {dataset.repo_id}{size} from the Hugging Face hub")
     try:
         if dataset.mirror:
-            return http.within(http.MIRROR_DEADLINE, lambda: _from_hub(dataset))
-        return _from_hub(dataset)
+            return http.run_with_timeout(
+                http.MIRROR_TIMEOUT_SECONDS, lambda: _load_from_hub(dataset)
+            )
+        return _load_from_hub(dataset)
     except Exception as error:  # datasets lets through whatever its transports raise
         _raise_disk_error(error)
         if isinstance(error, UserError) and not dataset.mirror:
             raise
-        problem, remedy = f"the Hugging Face hub: {http.reason(error)}", _remedy(error)
+        problem, remedy = (
+            f"the Hugging Face hub: {http.describe_download_error(error)}",
+            _download_remedy(error),
+        )
     if dataset.mirror:
         host = urlsplit(dataset.mirror.url).hostname
         logger.info(f"{problem}; downloading the same text from {host}")
         try:
-            return _from_mirror(dataset, dataset.mirror)
+            return _download_from_mirror(dataset, dataset.mirror)
         except Exception as error:
             _raise_disk_error(error)
-            problem += f"; {host}: {http.reason(error)}"
-    raise Unavailable(f"{dataset.path} could not be downloaded ({problem})", remedy)
+            problem += f"; {host}: {http.describe_download_error(error)}"
+    raise DatasetUnavailableError(f"{dataset.repo_id} could not be downloaded ({problem})", remedy)
 
 
 def _configure(*, show_warnings: bool) -> None:
@@ -211,56 +216,56 @@ def _raise_disk_error(error: Exception) -> None:
     http.raise_disk_error(error, Path(config.HF_DATASETS_CACHE))
 
 
-def _from_cache(dataset: HubDataset) -> SplitRows | None:
+def _load_from_cache(dataset: HubDataset) -> SplitRows | None:
     """The rows from the cache of `datasets`, or from where those of the mirror are kept."""
-    with http.offline():
+    with http.force_offline():
         try:
             return _split_rows(dataset, _load_splits(dataset))
         except Exception as error:  # it is not there, or damaged, or another text
             _raise_disk_error(error)
             if isinstance(error, UserError) and not dataset.mirror:
                 raise
-    with contextlib.suppress(FileNotFoundError, UserError, http.Trouble):
-        return _checked(dataset, _mirrored_rows(dataset)) if dataset.mirror else None
+    with contextlib.suppress(FileNotFoundError, UserError, http.DownloadError):
+        return _verify_rows(dataset, _mirror_cache_rows(dataset)) if dataset.mirror else None
     return None
 
 
-def _from_hub(dataset: HubDataset) -> SplitRows:
+def _load_from_hub(dataset: HubDataset) -> SplitRows:
     from huggingface_hub import HfApi
 
     # Before `datasets`, which would wait and retry for minutes where nothing answers.
-    HfApi().dataset_info(dataset.path, timeout=http.answer_timeout())
+    HfApi().dataset_info(dataset.repo_id, timeout=http.response_timeout())
     return _split_rows(dataset, _load_splits(dataset))
 
 
-def _from_mirror(dataset: HubDataset, mirror: Mirror) -> SplitRows:
-    content = http.fetch(mirror.url, longest=2_000_000 * dataset.megabytes)
+def _download_from_mirror(dataset: HubDataset, mirror: Mirror) -> SplitRows:
+    content = http.download_bytes(mirror.url, max_bytes=2_000_000 * dataset.megabytes)
     _check_hash(dataset, hashlib.sha256(content))
     text, end = content.decode("utf-8"), mirror.train_characters
-    rows = _mirrored_rows(dataset)
-    for path, part in zip(rows.paths, (text[:end], text[end:]), strict=True):
-        files.write_atomically(path, part)
+    rows = _mirror_cache_rows(dataset)
+    for path, text_part in zip(rows.paths, (text[:end], text[end:]), strict=True):
+        files.write_atomically(path, text_part)
     return rows
 
 
-def _mirrored_rows(dataset: HubDataset) -> SplitRows:
+def _mirror_cache_rows(dataset: HubDataset) -> SplitRows:
     """Where a text that came from a mirror is kept."""
-    folder = http.cache_folder(dataset.path)
-    return SplitRows(Rows([folder / "train.txt"]), Rows([folder / "val.txt"]))
+    folder = http.download_cache_folder(dataset.repo_id)
+    return SplitRows(FileRows([folder / "train.txt"]), FileRows([folder / "val.txt"]))
 
 
 def _load_splits(dataset: HubDataset) -> Any:
     """All splits of a dataset, of the same commit."""
     import datasets
 
-    path = f"hf://datasets/{dataset.path}"  # never a folder here of the same name
+    path = f"hf://datasets/{dataset.repo_id}"  # never a folder here of the same name
     try:
         return datasets.load_dataset(path)
     except RuntimeError as error:
-        if http.is_of_xet(error):
+        if http.is_xet_error(error):
             raise
         # `datasets` has found a script, which it does not run.
-        return datasets.load_dataset(path, revision=CONVERTED)
+        return datasets.load_dataset(path, revision=PARQUET_REVISION)
 
 
 def _split_rows(dataset: HubDataset, splits: Any) -> SplitRows:
@@ -270,35 +275,39 @@ def _split_rows(dataset: HubDataset, splits: Any) -> SplitRows:
     val = dataset.val if dataset.val and set(dataset.val.split("+")) <= set(names) else None
     if train not in names:
         raise UserError(
-            f"{dataset.path} has no split 'train'; there is: {', '.join(names)}",
+            f"{dataset.repo_id} has no split 'train'; there is: {', '.join(names)}",
             "download the files that you mean, and name these.",
         )
     columns = splits[train].features
     if str(getattr(columns.get(dataset.column), "dtype", None)) not in ("string", "large_string"):
-        texts = [name for name, kind in columns.items() if "string" in str(kind)]
+        text_columns = [name for name, feature in columns.items() if "string" in str(feature)]
         raise UserError(
-            f"{dataset.path} has no column {dataset.column!r} of text; there is: "
-            f"{', '.join(texts) or 'none'}",
-            f"name the one that holds the documents: {PREFIX}{dataset.path}:COLUMN.",
+            f"{dataset.repo_id} has no column {dataset.column!r} of text; there is: "
+            f"{', '.join(text_columns) or 'none'}",
+            f"name the one that holds the documents: {HUB_PREFIX}{dataset.repo_id}:COLUMN.",
         )
 
-    def paths(of: str) -> list[Path]:
-        return [Path(f["filename"]) for name in of.split("+") for f in splits[name].cache_files]
+    def split_paths(split: str) -> list[Path]:
+        return [
+            Path(cache_file["filename"])
+            for name in split.split("+")
+            for cache_file in splits[name].cache_files
+        ]
 
     rows = SplitRows(
-        Rows(paths(train), dataset.train_rows),
-        Rows(paths(val), dataset.val_rows) if val else None,
-        paths(train)[0].parent.name,  # the cache's folders are named so
+        FileRows(split_paths(train), dataset.train_rows),
+        FileRows(split_paths(val), dataset.val_rows) if val else None,
+        split_paths(train)[0].parent.name,  # the cache's folders are named so
     )
-    return _checked(dataset, rows)
+    return _verify_rows(dataset, rows)
 
 
-def _checked(dataset: HubDataset, rows: SplitRows) -> SplitRows:
+def _verify_rows(dataset: HubDataset, rows: SplitRows) -> SplitRows:
     """`rows` itself, if it has the text whose hash is pinned."""
     if dataset.sha256:
         digest = hashlib.sha256()
         for path in rows.paths:
-            for piece in readers.read(path, dataset.column):
+            for piece in readers.read_documents(path, dataset.column):
                 digest.update(piece.text.encode("utf-8"))
         _check_hash(dataset, digest)
     return rows
@@ -306,23 +315,25 @@ def _checked(dataset: HubDataset, rows: SplitRows) -> SplitRows:
 
 def _check_hash(dataset: HubDataset, digest: hashlib._Hash) -> None:
     if digest.hexdigest() != dataset.sha256:
-        raise http.Trouble(f"another text, sha256 {digest.hexdigest()[:8]}…")
+        raise http.DownloadError(f"another text, sha256 {digest.hexdigest()[:8]}…")
 
 
-def _remedy(error: Exception) -> str:
-    other = "train on your own text, --source FILE, or on the built-in stories, --source storybook."
+def _download_remedy(error: Exception) -> str:
+    alternative = (
+        "train on your own text, --source FILE, or on the built-in stories, --source storybook."
+    )
     # The hub does not always say whether it knows no such dataset, or keeps it private.
-    is_refused = type(error).__name__ == "DatasetNotFoundError"
-    if is_refused or http.status(error) in (401, 403, 404):
+    is_not_found = type(error).__name__ == "DatasetNotFoundError"
+    if is_not_found or http.http_status(error) in (401, 403, 404):
         return "check the name; what is private or gated needs: hf auth login."
-    if http.status(error) == 429:
-        return f"wait some minutes, or log in, with hf auth login; or {other}"
+    if http.http_status(error) == 429:
+        return f"wait some minutes, or log in, with hf auth login; or {alternative}"
     if http.is_unreachable(error):
-        return f"check the connection; or {other}"
-    if http.is_of_xet(error):
-        return f"try it without the hub's Xet storage: set HF_HUB_DISABLE_XET=1; or {other}"
+        return f"check the connection; or {alternative}"
+    if http.is_xet_error(error):
+        return f"try it without the hub's Xet storage: set HF_HUB_DISABLE_XET=1; or {alternative}"
     if isinstance(error, OSError) and error.errno in files.REMEDIES:
         return files.REMEDIES[error.errno]
     if isinstance(error, ValueError):  # such as several configurations to choose from
         return "download the files that you mean, and name these."
-    return f"try again later; or {other}"
+    return f"try again later; or {alternative}"

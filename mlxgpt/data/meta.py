@@ -11,7 +11,7 @@ from mlxgpt.data.token_array import dtype_for
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-FORMAT = 1
+META_FORMAT_VERSION = 1
 SPLITS = ("train", "val")
 
 
@@ -28,7 +28,7 @@ class SplitMeta:
 
 
 @dataclass(frozen=True)
-class Meta:
+class DatasetMeta:
     """A data folder's meta.json."""
 
     format: int
@@ -40,16 +40,16 @@ class Meta:
     val: SplitMeta
 
     def to_json(self) -> str:
-        return files.sealed(asdict(self))
+        return files.dump_checksummed(asdict(self))
 
     @property
     def fingerprint(self) -> str:
         """Identity of the data: equal fingerprints mean equal batches and equal evaluation."""
-        parts = [self.train.sha256, self.val.sha256, self.tokenizer]
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        hashes = [self.train.sha256, self.val.sha256, self.tokenizer]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
-def read_meta(folder: Path) -> Meta:
+def read_meta(folder: Path) -> DatasetMeta:
     """Read a data folder's meta.json.
 
     Raises:
@@ -58,9 +58,9 @@ def read_meta(folder: Path) -> Meta:
     """
     path = folder / "meta.json"
     try:
-        tree = files.read_sealed(path, FORMAT)
+        tree = files.read_checksummed(path, META_FORMAT_VERSION)
         train, val = (SplitMeta(**tree.pop(split)) for split in SPLITS)
-        meta = Meta(**tree, train=train, val=val)
+        meta = DatasetMeta(**tree, train=train, val=val)
         sizes = [meta.vocab_size, *(n for s in (train, val) for n in (s.tokens, s.bytes))]
         if any(type(n) is not int or not 0 < n < 1 << 48 for n in sizes):
             raise ValueError("its sizes are none")

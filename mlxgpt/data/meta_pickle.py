@@ -25,20 +25,29 @@ MAX_BYTES = 64 * MAX_IDS
 MAX_OPCODES = 9 * MAX_IDS
 MAX_CONTAINERS = 16  # nanoGPT's own has 3
 
-NUMBERS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4"}
-TEXTS = {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"}
+NUMBER_OPCODES = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4"}
+STRING_OPCODES = {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"}
 # Without tuples and sets: hashing nested ones can take exponential time, or overflow the stack.
-CONTAINERS = {"EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT"}
-ITEMS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS"}
-MEMO_PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}  # at an index that the pickle chooses
-MEMO = MEMO_PUTS | {"MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
-FRAMING = {"PROTO", "FRAME", "MARK", "STOP"}
-ALLOWED = NUMBERS | TEXTS | CONTAINERS | ITEMS | MEMO | FRAMING
+CONTAINER_OPCODES = {"EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT"}
+ITEM_OPCODES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS"}
+MEMO_PUT_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT"}  # at an index that the pickle chooses
+MEMO_OPCODES = MEMO_PUT_OPCODES | {"MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
+FRAMING_OPCODES = {"PROTO", "FRAME", "MARK", "STOP"}
+ALLOWED_OPCODES = (
+    NUMBER_OPCODES
+    | STRING_OPCODES
+    | CONTAINER_OPCODES
+    | ITEM_OPCODES
+    | MEMO_OPCODES
+    | FRAMING_OPCODES
+)
 
-REMEDY = "let nanoGPT's prepare.py write it again, or prepare the text itself: --source FILE."
+META_PICKLE_REMEDY = (
+    "let nanoGPT's prepare.py write it again, or prepare the text itself: --source FILE."
+)
 
 
-def characters(path: Path) -> str:
+def read_char_vocab(path: Path) -> str:
     """The vocabulary of a meta.pkl as nanoGPT's data/shakespeare_char/prepare.py writes it,
     {"vocab_size": int, "itos": {int: str}, "stoi": {str: int}}, in the order of its ids.
 
@@ -53,7 +62,7 @@ def characters(path: Path) -> str:
             agree.
     """
     if not files.is_file(path):  # opening a pipe could block
-        raise UserError(f"{path} is not a file", REMEDY)
+        raise UserError(f"{path} is not a file", META_PICKLE_REMEDY)
     try:
         content = files.read_small_bytes(path, MAX_BYTES)
         with warnings.catch_warnings():
@@ -61,12 +70,14 @@ def characters(path: Path) -> str:
             _check_opcodes(content)
             return _check_vocabulary(_unpickle(content))
     except ValueError as error:
-        raise UserError(f"{path} is not a vocabulary of characters: {error}", REMEDY) from error
+        raise UserError(
+            f"{path} is not a vocabulary of characters: {error}", META_PICKLE_REMEDY
+        ) from error
 
 
-def tokenizer(path: Path) -> CharTokenizer:
+def load_char_tokenizer(path: Path) -> CharTokenizer:
     """The tokenizer of a meta.pkl, its ids in any order; see `characters`."""
-    return CharTokenizer.from_ids({c: id for id, c in enumerate(characters(path))})
+    return CharTokenizer.from_ids({c: id for id, c in enumerate(read_char_vocab(path))})
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -82,21 +93,21 @@ def _check_opcodes(content: bytes) -> None:
     Raises:
         ValueError: if it is refused, or damaged.
     """
-    containers = 0
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if opcode.name not in ALLOWED:
+    n_containers = 0
+    for index, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if opcode.name not in ALLOWED_OPCODES:
             raise ValueError(
                 f"it holds more than numbers and texts ({opcode.name}), and could run code"
             )
         if isinstance(argument, bool):  # protocol 0 writes them as numbers
             raise ValueError("it holds more than numbers and texts (a bool)")
-        containers += opcode.name in CONTAINERS
-        if containers > MAX_CONTAINERS:
+        n_containers += opcode.name in CONTAINER_OPCODES
+        if n_containers > MAX_CONTAINERS:
             raise ValueError("it is nested too deeply, or holds too many lists")
         # The memo is an array as long as its largest index.
-        if opcode.name in MEMO_PUTS and not 0 <= cast(int, argument) <= count:
+        if opcode.name in MEMO_PUT_OPCODES and not 0 <= cast(int, argument) <= index:
             raise ValueError("it is damaged")
-        if count >= MAX_OPCODES:
+        if index >= MAX_OPCODES:
             raise ValueError("it is too long")
 
 

@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 
 from mlxgpt.data import meta_pickle
-from mlxgpt.data.hash_cache import Verified
-from mlxgpt.data.meta import FORMAT, SPLITS, Meta, SplitMeta
-from mlxgpt.data.token_array import Tokens, read_whole
+from mlxgpt.data.hash_cache import HashCache
+from mlxgpt.data.meta import META_FORMAT_VERSION, SPLITS, DatasetMeta, SplitMeta
+from mlxgpt.data.token_array import TokenArray, scan_token_file
 from mlxgpt.data.tokenizers import bpe
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer, byte_lengths
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-DTYPE = "<u2"
-VOCABULARY = "meta.pkl"
+TOKEN_DTYPE = "<u2"
+VOCAB_FILENAME = "meta.pkl"
 
 
-def open_arrays(
-    folder: Path, verified: Verified
-) -> tuple[Meta, BPETokenizer | CharTokenizer, Tokens, Tokens]:
+def open_nanogpt_arrays(
+    folder: Path, hash_cache: HashCache
+) -> tuple[DatasetMeta, BPETokenizer | CharTokenizer, TokenArray, TokenArray]:
     """Open such a folder: its tokenizer, its arrays, and what our meta.json would say of them,
     which is counted where it is not known yet.
 
@@ -33,65 +33,72 @@ def open_arrays(
         UserError: if meta.pkl is not a vocabulary of characters, an array is missing, or holds an
             id that the tokenizer has not.
     """
-    tokenizer = _tokenizer(folder)
-    arrays, counts = [], []
+    tokenizer = _load_tokenizer(folder)
+    arrays, split_metas = [], []
     for split in SPLITS:
         path = folder / f"{split}.bin"
-        ids = _map(path)
-        counts.append(_counted(path, ids, tokenizer, verified))
-        arrays.append(Tokens(ids, tokenizer.vocab_size))
+        ids = _mmap_ids(path)
+        split_metas.append(_build_split_meta(path, ids, tokenizer, hash_cache))
+        arrays.append(TokenArray(ids, tokenizer.vocab_size))
     origin = {"nanogpt": folder.name}
-    meta = Meta(FORMAT, DTYPE, tokenizer.vocab_size, tokenizer.fingerprint, origin, *counts)
+    meta = DatasetMeta(
+        META_FORMAT_VERSION,
+        TOKEN_DTYPE,
+        tokenizer.vocab_size,
+        tokenizer.fingerprint,
+        origin,
+        *split_metas,
+    )
     train, val = arrays
     return meta, tokenizer, train, val
 
 
-def _tokenizer(folder: Path) -> BPETokenizer | CharTokenizer:
-    path = folder / VOCABULARY
+def _load_tokenizer(folder: Path) -> BPETokenizer | CharTokenizer:
+    path = folder / VOCAB_FILENAME
     if not files.lexists(path):  # a link to nothing is there, and refused
-        return bpe.gpt2()
-    return meta_pickle.tokenizer(path)
+        return bpe.load_gpt2_tokenizer()
+    return meta_pickle.load_char_tokenizer(path)
 
 
-def _map(path: Path) -> np.ndarray:
+def _mmap_ids(path: Path) -> np.ndarray:
     if not files.is_file(path):
         raise UserError(f"{path.parent} has no {path.name}", "nanoGPT's prepare.py writes both.")
     if path.stat().st_size % 2 or not path.stat().st_size:
         raise UserError(f"{path} is cut short or empty", "write it again.")
-    with files.naming(path):
-        return np.memmap(path, dtype=DTYPE, mode="r")
+    with files.add_filename_to_errors(path):
+        return np.memmap(path, dtype=TOKEN_DTYPE, mode="r")
 
 
-def _counted(
-    path: Path, ids: np.ndarray, tokenizer: BPETokenizer | CharTokenizer, verified: Verified
+def _build_split_meta(
+    path: Path, ids: np.ndarray, tokenizer: BPETokenizer | CharTokenizer, hash_cache: HashCache
 ) -> SplitMeta:
     """What meta.json would say of one array, each of its ids checked."""
-    vocabulary = path.parent / VOCABULARY
-    paths = [path, vocabulary] if files.exists(vocabulary) else [path]
-    found = verified.once(path.name, paths, lambda: _count(path, tokenizer))
-    return SplitMeta(len(ids), found["documents"], found["bytes"], found["sha256"])
+    vocab_path = path.parent / VOCAB_FILENAME
+    paths = [path, vocab_path] if files.exists(vocab_path) else [path]
+    counts = hash_cache.get_or_compute(path.name, paths, lambda: _count_file(path, tokenizer))
+    return SplitMeta(len(ids), counts["documents"], counts["bytes"], counts["sha256"])
 
 
-def _count(path: Path, tokenizer: BPETokenizer | CharTokenizer) -> dict[str, Any]:
-    times = np.zeros(1 << 16, dtype=np.int64)  # each id comes
+def _count_file(path: Path, tokenizer: BPETokenizer | CharTokenizer) -> dict[str, Any]:
+    id_counts = np.zeros(1 << 16, dtype=np.int64)  # each id comes
 
     def add(ids: np.ndarray) -> None:
-        nonlocal times
-        times += np.bincount(ids, minlength=len(times))
+        nonlocal id_counts
+        id_counts += np.bincount(ids, minlength=len(id_counts))
 
-    found = read_whole(path, DTYPE, add)
-    if found["largest"] >= tokenizer.vocab_size:
-        raise _unknown(path, found["largest"], tokenizer)
-    size = int(times[: tokenizer.vocab_size] @ byte_lengths(tokenizer))
+    stats = scan_token_file(path, TOKEN_DTYPE, add)
+    if stats["largest"] >= tokenizer.vocab_size:
+        raise _unknown_id_error(path, stats["largest"], tokenizer)
+    size = int(id_counts[: tokenizer.vocab_size] @ byte_lengths(tokenizer))
     end = tokenizer.end_of_text
-    documents = 1 if end is None else int(times[end])  # without an end, all of it is one
-    return {**found, "documents": documents, "bytes": size}
+    documents = 1 if end is None else int(id_counts[end])  # without an end, all of it is one
+    return {**stats, "documents": documents, "bytes": size}
 
 
-def _unknown(path: Path, id: int, tokenizer: BPETokenizer | CharTokenizer) -> UserError:
+def _unknown_id_error(path: Path, id: int, tokenizer: BPETokenizer | CharTokenizer) -> UserError:
     if isinstance(tokenizer, CharTokenizer):
         return UserError(
-            f"{path} holds id {id}, and {VOCABULARY} has {tokenizer.vocab_size:,}",
+            f"{path} holds id {id}, and {VOCAB_FILENAME} has {tokenizer.vocab_size:,}",
             "they are not of one preparation: let nanoGPT's prepare.py write both again.",
         )
     return UserError(

@@ -21,7 +21,7 @@ def normalize_text(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def prompt_text(text: str, tokenizer: Tokenizer) -> str:
+def normalize_prompt(text: str, tokenizer: Tokenizer) -> str:
     """A prompt as a model reads it: normalized, and in the Unicode form that its tokenizer knows.
 
     Raises:
@@ -32,23 +32,25 @@ def prompt_text(text: str, tokenizer: Tokenizer) -> str:
         text.isascii() or text.encode("utf-8")
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        name = f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"U+{code:04X}"
+        description = (
+            f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"U+{code:04X}"
+        )
         raise UserError(
-            f"the text is not valid Unicode: character {error.start:,} is {name}",
+            f"the text is not valid Unicode: character {error.start:,} is {description}",
             "give the text in UTF-8.",
         ) from error
-    return known_form(text, tokenizer)
+    return normalize_unicode(text, tokenizer)
 
 
-def known_form(text: str, tokenizer: Tokenizer) -> str:
+def normalize_unicode(text: str, tokenizer: Tokenizer) -> str:
     """A text in the Unicode form that a character tokenizer knows: as it is, NFC, or NFD; in NFC
     where it knows none.
     """
-    if not isinstance(tokenizer, CharTokenizer) or tokenizer.knows(text):
+    if not isinstance(tokenizer, CharTokenizer) or tokenizer.can_encode(text):
         return text
     nfc = unicodedata.normalize("NFC", text)
     nfd = unicodedata.normalize("NFD", text)
-    return nfd if tokenizer.knows(nfd) else nfc
+    return nfd if tokenizer.can_encode(nfd) else nfc
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> np.ndarray:
@@ -57,4 +59,4 @@ def encode_prompt(text: str, tokenizer: Tokenizer) -> np.ndarray:
     Raises:
         UserError: if it has characters that the tokenizer lacks.
     """
-    return tokenizer.encode(prompt_text(text, tokenizer))
+    return tokenizer.encode(normalize_prompt(text, tokenizer))

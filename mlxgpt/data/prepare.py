@@ -22,13 +22,19 @@ from mlxgpt import __version__
 from mlxgpt.config import DataConfig
 from mlxgpt.data import sources
 from mlxgpt.data.dataset import Dataset, is_prepared, open_dataset
-from mlxgpt.data.hash_cache import Verified
-from mlxgpt.data.meta import FORMAT, SPLITS, Meta, SplitMeta, read_meta
-from mlxgpt.data.normalize import known_form
+from mlxgpt.data.hash_cache import HashCache
+from mlxgpt.data.meta import META_FORMAT_VERSION, SPLITS, DatasetMeta, SplitMeta, read_meta
+from mlxgpt.data.normalize import normalize_unicode
 from mlxgpt.data.sources import Source
-from mlxgpt.data.splits import LARGEST_VAL_SHARE, SplitRule, documents, parts, survey
-from mlxgpt.data.token_array import dtype_for, read_whole
-from mlxgpt.data.tokenize import encode
+from mlxgpt.data.splits import (
+    MAX_VAL_FRACTION,
+    SplitRule,
+    assign_splits,
+    drop_blank_documents,
+    scan_source,
+)
+from mlxgpt.data.token_array import dtype_for, scan_token_file
+from mlxgpt.data.tokenize import encode_pieces
 from mlxgpt.data.tokenizers import bpe, tokenizer_json
 from mlxgpt.data.tokenizers.char import NUL, Tokenizer
 from mlxgpt.utils import files
@@ -36,12 +42,16 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SAVE_EVERY = 32  # chunks
-UNFINISHED, PROGRESS, META = "unfinished.json", "progress.json", "meta.json"
+SAVE_EVERY_CHUNKS = 32  # chunks
+UNFINISHED_FILENAME, PROGRESS_FILENAME, META_FILENAME = (
+    "unfinished.json",
+    "progress.json",
+    "meta.json",
+)
 
 
 # So many of about so many bytes of text are done: (doing, done, total).
-Progress = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class PrepareRequest:
     verify: bool = False
 
     @property
-    def kind(self) -> str:
+    def tokenizer_kind(self) -> str:
         """The tokenizer, as the data folder's name and origin have it: `char`, `gpt2`, `bpe4096`,
         `as-FINGERPRINT`.
         """
@@ -78,15 +88,19 @@ class PrepareRequest:
             return f"bpe{self.vocab_size or bpe.DEFAULT_VOCAB_SIZE}"
         return self.data.tokenizer
 
-    def with_kind(self, origin: dict[str, Any]) -> dict[str, Any]:
+    def add_tokenizer_to_origin(self, origin: dict[str, Any]) -> dict[str, Any]:
         """A source's origin, with the tokenizer unless that is of characters."""
-        return origin if self.kind == "char" else {**origin, "tokenizer": self.kind}
+        return (
+            origin
+            if self.tokenizer_kind == "char"
+            else {**origin, "tokenizer": self.tokenizer_kind}
+        )
 
 
 def find_or_prepare(
     request: PrepareRequest,
     data_dir: Path,
-    progress: Progress = lambda doing, done, total: None,
+    progress: ProgressCallback = lambda stage, done, total: None,
 ) -> Dataset:
     """The prepared data of a request, made now if it isn't there.
 
@@ -99,61 +113,67 @@ def find_or_prepare(
         UserError: if the text is missing, or `name` already holds another one.
     """
     data = request.data
-    sources.check_request(data.source, data.val_source, request.megabytes)
+    sources.check_source_args(data.source, data.val_source, request.megabytes)
     if len(data.source) == 1 and not data.val_source and not sources.corpus_name(data.source):
         for folder in (Path(data.source[0]), data_dir / data.source[0]):
             if is_prepared(folder):
                 return open_dataset(folder, verify=request.verify)
-    if request.kind.startswith("bpe"):
+    if request.tokenizer_kind.startswith("bpe"):
         bpe.check_vocab_size(request.vocab_size or bpe.DEFAULT_VOCAB_SIZE)
-    suffix = "" if request.kind == "char" else f"-{request.kind}"
-    folder = data_dir / request.name if request.name else _folder(data_dir, data.source, suffix)
-    verified = Verified(folder, reread=request.verify)
-    if files.exists(folder / META):
-        if not _is_of_request(folder, request, verified):
-            again = shlex.join(["mlxgpt", "prepare", *data.source, "--name", "NAME"])
+    suffix = "" if request.tokenizer_kind == "char" else f"-{request.tokenizer_kind}"
+    folder = (
+        data_dir / request.name if request.name else _choose_folder(data_dir, data.source, suffix)
+    )
+    hash_cache = HashCache(folder, reread=request.verify)
+    if files.exists(folder / META_FILENAME):
+        if not _matches_request(folder, request, hash_cache):
+            command = shlex.join(["mlxgpt", "prepare", *data.source, "--name", "NAME"])
             raise UserError(
                 f"{folder} was prepared from another text, or with another tokenizer",
-                f"choose another name: {again}, then --source {data_dir}/NAME",
+                f"choose another name: {command}, then --source {data_dir}/NAME",
             )
-        verified.save()
+        hash_cache.save()
         return open_dataset(folder, verify=request.verify)
-    source = sources.open_source(data.source, data.val_source, request.megabytes, verified)
-    source = replace(source, origin=request.with_kind(source.origin))
-    if files.exists(folder) and not files.exists(folder / META):
+    source = sources.open_source(data.source, data.val_source, request.megabytes, hash_cache)
+    source = replace(source, origin=request.add_tokenizer_to_origin(source.origin))
+    if files.exists(folder) and not files.exists(folder / META_FILENAME):
         raise UserError(f"{folder} exists and holds no prepared data", "choose another --name.")
     logger.info(f"preparing {', '.join(data.source)} in {folder}")
-    with files.only_one(folder, "preparing"):
-        if not files.exists(folder / META):  # or another process was quicker
-            _Preparation(source, request, folder, verified, progress).run()
+    with files.file_lock(folder, "preparing"):
+        if not files.exists(folder / META_FILENAME):  # or another process was quicker
+            _PrepareJob(source, request, folder, hash_cache, progress).run()
     return open_dataset(folder)
 
 
-def _is_of_request(folder: Path, request: PrepareRequest, verified: Verified) -> bool:
+def _matches_request(folder: Path, request: PrepareRequest, hash_cache: HashCache) -> bool:
     """Whether a data folder was prepared from the text and with the tokenizer of a request."""
     data, megabytes = request.data, request.megabytes
     is_corpus = sources.corpus_name(data.source) is not None
     if is_corpus:  # known without downloading or writing it
         origin = sources.corpus_origin(data.source, megabytes)
-    elif gone := sources.origin_of_gone(data.source, data.val_source, verified):
+    elif missing_origin := sources.origin_of_missing_files(
+        data.source, data.val_source, hash_cache
+    ):
         logger.info(f"{', '.join(data.source)} is gone; {folder} was prepared from it")
-        origin = gone
+        origin = missing_origin
     else:
-        origin = sources.open_source(data.source, data.val_source, megabytes, verified).origin
-    origin, prepared = request.with_kind(origin), read_meta(folder).origin
+        origin = sources.open_source(data.source, data.val_source, megabytes, hash_cache).origin
+    origin, prepared_origin = request.add_tokenizer_to_origin(origin), read_meta(folder).origin
     if is_corpus:  # what is known of it beyond the request does not matter; its tokenizer does
-        prepared = {k: value for k, value in prepared.items() if k in (*origin, "tokenizer")}
-    return sources.comparable(origin) == sources.comparable(prepared)
+        prepared_origin = {
+            key: value for key, value in prepared_origin.items() if key in (*origin, "tokenizer")
+        }
+    return sources.canonicalize_origin(origin) == sources.canonicalize_origin(prepared_origin)
 
 
-def _folder(data_dir: Path, source: Sequence[str], suffix: str) -> Path:
+def _choose_folder(data_dir: Path, source: Sequence[str], suffix: str) -> Path:
     """The folder for a source's data; its former one, where these files were prepared in it."""
-    folder = data_dir / (sources.source_name(source) + suffix)
-    former = data_dir / (sources.former_name(source) + suffix)
-    if former != folder and not files.exists(folder):
+    folder = data_dir / (sources.data_folder_name(source) + suffix)
+    legacy_folder = data_dir / (sources.legacy_data_folder_name(source) + suffix)
+    if legacy_folder != folder and not files.exists(folder):
         with contextlib.suppress(UserError):
-            if read_meta(former).origin.get("files") == [Path(name).name for name in source]:
-                return former
+            if read_meta(legacy_folder).origin.get("files") == [Path(name).name for name in source]:
+                return legacy_folder
     return folder
 
 
@@ -163,27 +183,29 @@ def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     Raises:
         UserError: if there is no text, or the tokenizer knows single texts and there are several.
     """
-    ends = tokenizer.end_of_text is not None
+    has_end_of_text = tokenizer.end_of_text is not None
     texts = [""]
-    for text, last in documents(sources.open_files(paths)):
+    for text, last in drop_blank_documents(sources.open_documents(paths)):
         texts[-1] += text
         if last:
             texts.append("")
     texts.pop()
     if not texts:
         raise UserError(f"there is no text in {', '.join(paths)}", "give files that are not empty.")
-    texts = [known_form(text, tokenizer) for text in texts]
-    if ends:
+    texts = [normalize_unicode(text, tokenizer) for text in texts]
+    if has_end_of_text:
         texts = [text.strip("\r\n") for text in texts]
     elif len(texts) > 1:
         raise UserError(
             "this run knows single texts, and the source holds several",
             "give one text file without <|endoftext|>.",
         )
-    return tokenizer.encode_stream("".join(text + NUL if ends else text for text in texts))
+    return tokenizer.encode_documents(
+        "".join(text + NUL if has_end_of_text else text for text in texts)
+    )
 
 
-class _Preparation:
+class _PrepareJob:
     """One data folder in the making, beside its final name until it is whole.
 
     unfinished.json holds what it will be, and which documents are validation; progress.json how far
@@ -196,20 +218,20 @@ class _Preparation:
         source: Source,
         request: PrepareRequest,
         folder: Path,
-        verified: Verified,
-        progress: Progress,
+        hash_cache: HashCache,
+        progress: ProgressCallback,
     ) -> None:
         self.source, self.request, self.folder = source, request, folder
-        self.verified, self.progress = verified, progress
-        self.scratch = folder.with_name(f".{folder.name}.new")
+        self.hash_cache, self.progress = hash_cache, progress
+        self.scratch_folder = folder.with_name(f".{folder.name}.new")
         self.counts = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}
         self.chunks = 0
 
     def run(self) -> None:
         """Prepare, or continue preparing."""
         try:
-            if not self._is_whole():
-                rule, tokenizer = self._begun() or self._begin()
+            if not self._is_complete():
+                rule, tokenizer = self._resume() or self._start()
                 self.dtype = dtype_for(tokenizer.vocab_size)
                 self._encode(rule, tokenizer)
                 self._finish(tokenizer)
@@ -222,53 +244,68 @@ class _Preparation:
             # Interrupted, a full or failing disk, an error of ours: as after a kill, all that was
             # saved is kept.
             with contextlib.suppress(OSError):  # of a disk that does not even answer that
-                kept = any(files.exists(self.scratch / name) for name in (UNFINISHED, META))
+                can_resume = any(
+                    files.exists(self.scratch_folder / name)
+                    for name in (UNFINISHED_FILENAME, META_FILENAME)
+                )
                 logger.info(
                     "the same command continues from here"
-                    if kept
+                    if can_resume
                     else "the same command begins again: there was nothing to keep yet"
                 )
-                if not kept:
+                if not can_resume:
                     self._discard()
             raise
-        files.sync(self.folder.parent)
+        files.fsync_path(self.folder.parent)
 
     def _discard(self) -> None:
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        shutil.rmtree(self.scratch_folder, ignore_errors=True)
 
     def _identity(self) -> dict[str, Any]:
         # The version, since another one may cut documents into other pieces.
-        return {"format": FORMAT, "version": __version__, "origin": self.source.origin}
+        return {"format": META_FORMAT_VERSION, "version": __version__, "origin": self.source.origin}
 
-    def _begin(self) -> tuple[SplitRule, Tokenizer]:
-        if files.exists(self.scratch):
-            shutil.rmtree(self.scratch)
+    def _start(self) -> tuple[SplitRule, Tokenizer]:
+        if files.exists(self.scratch_folder):
+            shutil.rmtree(self.scratch_folder)
         self.counts, self.chunks = {split: SplitMeta(0, 0, 0, "") for split in SPLITS}, 0
-        rule, made = survey(self.source, self.request.kind, self._reading)
+        rule, trained_tokenizer = scan_source(
+            self.source, self.request.tokenizer_kind, self._report_reading
+        )
         if rule.tails:
             logger.info(
                 "validation: the last tenth of each document, since whole documents would be more "
-                f"than {LARGEST_VAL_SHARE:.0%} of the text"
+                f"than {MAX_VAL_FRACTION:.0%} of the text"
             )
-        tokenizer = self._large_enough(self.request.tokenizer or made or bpe.gpt2())
+        tokenizer = self._check_vocab_size(
+            self.request.tokenizer or trained_tokenizer or bpe.load_gpt2_tokenizer()
+        )
         if tokenizer.end_of_text is None and not rule.single:
             raise UserError(
                 "the tokenizer knows single texts, and the source holds several",
                 "give one text file without <|endoftext|>.",
             )
-        self.scratch.mkdir(parents=True)
-        files.write_atomically(self.scratch / "tokenizer.json", tokenizer.to_json())
+        self.scratch_folder.mkdir(parents=True)
+        files.write_atomically(self.scratch_folder / "tokenizer.json", tokenizer.to_json())
         for split in SPLITS:
-            with files.naming(path := self.scratch / f"{split}.bin"):
+            with files.add_filename_to_errors(path := self.scratch_folder / f"{split}.bin"):
                 path.touch()
         tree = {**self._identity(), "sharing": asdict(rule)}
-        files.write_atomically(self.scratch / UNFINISHED, files.sealed(tree))
+        files.write_atomically(
+            self.scratch_folder / UNFINISHED_FILENAME, files.dump_checksummed(tree)
+        )
         return rule, tokenizer
 
-    def _large_enough(self, tokenizer: Tokenizer) -> Tokenizer:
-        wanted = int(self.request.kind[3:]) if self.request.kind.startswith("bpe") else 0
-        if tokenizer.vocab_size < wanted:
-            problem = f"the text gives a vocabulary of {tokenizer.vocab_size:,}, not {wanted:,}"
+    def _check_vocab_size(self, tokenizer: Tokenizer) -> Tokenizer:
+        requested_size = (
+            int(self.request.tokenizer_kind[3:])
+            if self.request.tokenizer_kind.startswith("bpe")
+            else 0
+        )
+        if tokenizer.vocab_size < requested_size:
+            problem = (
+                f"the text gives a vocabulary of {tokenizer.vocab_size:,}, not {requested_size:,}"
+            )
             if self.request.strict:
                 raise UserError(
                     problem, f"use --vocab-size {tokenizer.vocab_size}, or a longer text."
@@ -276,115 +313,131 @@ class _Preparation:
             logger.info(problem)
         return tokenizer
 
-    def _is_whole(self) -> bool:
+    def _is_complete(self) -> bool:
         """Whether an interrupted preparation of the same text had only its rename left."""
-        if files.exists(self.scratch / UNFINISHED) or not files.exists(self.scratch / META):
+        if files.exists(self.scratch_folder / UNFINISHED_FILENAME) or not files.exists(
+            self.scratch_folder / META_FILENAME
+        ):
             return False
         with contextlib.suppress(UserError):  # a damaged meta.json
-            return read_meta(self.scratch).origin == self.source.origin
+            return read_meta(self.scratch_folder).origin == self.source.origin
         return False
 
-    def _begun(self) -> tuple[SplitRule, Tokenizer] | None:
+    def _resume(self) -> tuple[SplitRule, Tokenizer] | None:
         """What an interrupted preparation of the same text left; None if nothing can be continued.
 
         Raises:
             OSError: if that cannot be read. It stays: the next attempt may read it.
         """
-        if not files.exists(self.scratch / UNFINISHED):
+        if not files.exists(self.scratch_folder / UNFINISHED_FILENAME):
             return None
         try:
-            tree = files.read_sealed(self.scratch / UNFINISHED, FORMAT)
+            tree = files.read_checksummed(
+                self.scratch_folder / UNFINISHED_FILENAME, META_FORMAT_VERSION
+            )
             if {key: tree[key] for key in self._identity()} != self._identity():
                 raise ValueError("the text, a setting or mlxgpt has changed since")
-            tokenizer = tokenizer_json.load(self.scratch / "tokenizer.json")
-            if files.exists(self.scratch / PROGRESS):
-                progress = files.read_sealed(self.scratch / PROGRESS, FORMAT)
+            tokenizer = tokenizer_json.load_tokenizer(self.scratch_folder / "tokenizer.json")
+            if files.exists(self.scratch_folder / PROGRESS_FILENAME):
+                progress = files.read_checksummed(
+                    self.scratch_folder / PROGRESS_FILENAME, META_FORMAT_VERSION
+                )
                 self.counts = {split: SplitMeta(**progress[split]) for split in SPLITS}
                 self.chunks = progress["chunks"]
-            item = int(dtype_for(tokenizer.vocab_size)[-1])
+            itemsize = int(dtype_for(tokenizer.vocab_size)[-1])
             for split in SPLITS:
-                path, size = self.scratch / f"{split}.bin", item * self.counts[split].tokens
-                if path.stat().st_size < size:
+                path, n_bytes = (
+                    self.scratch_folder / f"{split}.bin",
+                    itemsize * self.counts[split].tokens,
+                )
+                if path.stat().st_size < n_bytes:
                     raise ValueError(f"{path.name} is too short")
-                os.truncate(path, size)
+                os.truncate(path, n_bytes)
             rule = SplitRule(**tree["sharing"])
         except (FileNotFoundError, ValueError, KeyError, TypeError, UserError) as error:
             reason = getattr(error, "problem", error)
             logger.info(
-                f"what is in {self.scratch} cannot be continued, so it is begun again: {reason}"
+                f"what is in {self.scratch_folder} cannot be continued, so it is begun again: "
+                f"{reason}"
             )
             return None
         if self.chunks:
-            logger.info(f"continuing after {self._done / 1e6:,.0f} MB")
-        return rule, self._large_enough(tokenizer)
+            logger.info(f"continuing after {self._bytes_done / 1e6:,.0f} MB")
+        return rule, self._check_vocab_size(tokenizer)
 
     @property
-    def _done(self) -> int:
+    def _bytes_done(self) -> int:
         return sum(count.bytes for count in self.counts.values())
 
-    def _reading(self, done: int) -> None:
+    def _report_reading(self, done: int) -> None:
         self.progress("reading", done, self.source.size)
 
     def _encode(self, rule: SplitRule, tokenizer: Tokenizer) -> None:
         """Append the chunks that are still missing."""
         with contextlib.ExitStack() as stack:
-            arrays = {split: stack.enter_context(self._appended(split)) for split in SPLITS}
-            found = parts(self.source, rule)
-            encoded = encode(found, tokenizer, self.dtype, start=self.chunks)
-            for chunk in stack.enter_context(contextlib.closing(encoded)):
+            arrays = {split: stack.enter_context(self._open_for_append(split)) for split in SPLITS}
+            pieces = assign_splits(self.source, rule)
+            encoded_chunks = encode_pieces(pieces, tokenizer, self.dtype, start=self.chunks)
+            for chunk in stack.enter_context(contextlib.closing(encoded_chunks)):
                 for split, (block, count) in chunk.items():
-                    with files.naming(self.scratch / f"{split}.bin"):
+                    with files.add_filename_to_errors(self.scratch_folder / f"{split}.bin"):
                         arrays[split].write(block)
-                    self.counts[split] = _sum(self.counts[split], count)
+                    self.counts[split] = _add_counts(self.counts[split], count)
                 self.chunks += 1
-                self.progress("encoding", self._done, self.source.size)
-                if self.chunks % SAVE_EVERY == 0:
+                self.progress("encoding", self._bytes_done, self.source.size)
+                if self.chunks % SAVE_EVERY_CHUNKS == 0:
                     self._save(arrays)
 
     @contextlib.contextmanager
-    def _appended(self, split: str) -> Iterator[BinaryIO]:
-        path = self.scratch / f"{split}.bin"
-        with files.naming(path), path.open("ab") as array:  # closing it writes, too
+    def _open_for_append(self, split: str) -> Iterator[BinaryIO]:
+        path = self.scratch_folder / f"{split}.bin"
+        with files.add_filename_to_errors(path), path.open("ab") as array:  # closing it writes, too
             yield array
 
     def _save(self, arrays: dict[str, BinaryIO]) -> None:
         for split, array in arrays.items():
-            with files.naming(self.scratch / f"{split}.bin"):
+            with files.add_filename_to_errors(self.scratch_folder / f"{split}.bin"):
                 array.flush()
-            files.sync(self.scratch / f"{split}.bin")
+            files.fsync_path(self.scratch_folder / f"{split}.bin")
         counts = {split: vars(count) for split, count in self.counts.items()}
-        tree = {"format": FORMAT, "chunks": self.chunks, **counts}
-        files.write_atomically(self.scratch / PROGRESS, files.sealed(tree))
+        tree = {"format": META_FORMAT_VERSION, "chunks": self.chunks, **counts}
+        files.write_atomically(
+            self.scratch_folder / PROGRESS_FILENAME, files.dump_checksummed(tree)
+        )
 
     def _finish(self, tokenizer: Tokenizer) -> None:
-        sides = {}
+        split_metas = {}
         for split, count in self.counts.items():
             if not count.tokens:
                 raise UserError(f"the {split} text is empty", "give a longer text.")
-            sides[split] = replace(count, sha256=self._read(self.scratch / f"{split}.bin"))
-        meta = Meta(
-            FORMAT,
+            split_metas[split] = replace(
+                count, sha256=self._hash_array(self.scratch_folder / f"{split}.bin")
+            )
+        meta = DatasetMeta(
+            META_FORMAT_VERSION,
             self.dtype,
             tokenizer.vocab_size,
             tokenizer.fingerprint,
             self.source.origin,
-            **sides,
+            **split_metas,
         )
-        self.verified.save(self.scratch)
-        files.write_atomically(self.scratch / META, meta.to_json())
-        for path in self.scratch.iterdir():
-            files.sync(path)
+        self.hash_cache.save(self.scratch_folder)
+        files.write_atomically(self.scratch_folder / META_FILENAME, meta.to_json())
+        for path in self.scratch_folder.iterdir():
+            files.fsync_path(path)
 
     def _publish(self) -> None:
-        for name in (UNFINISHED, PROGRESS):  # in this order, see `_is_whole`
-            (self.scratch / name).unlink(missing_ok=True)
-        self.scratch.rename(self.folder)
+        for name in (UNFINISHED_FILENAME, PROGRESS_FILENAME):  # in this order, see `_is_whole`
+            (self.scratch_folder / name).unlink(missing_ok=True)
+        self.scratch_folder.rename(self.folder)
 
-    def _read(self, path: Path) -> str:
+    def _hash_array(self, path: Path) -> str:
         """The sha256 of an array; that it was read is remembered."""
-        found = self.verified.once(path.name, [path], lambda: read_whole(path, self.dtype))
-        return str(found["sha256"])
+        stats = self.hash_cache.get_or_compute(
+            path.name, [path], lambda: scan_token_file(path, self.dtype)
+        )
+        return str(stats["sha256"])
 
 
-def _sum(a: SplitMeta, b: SplitMeta) -> SplitMeta:
+def _add_counts(a: SplitMeta, b: SplitMeta) -> SplitMeta:
     return SplitMeta(a.tokens + b.tokens, a.documents + b.documents, a.bytes + b.bytes, "")

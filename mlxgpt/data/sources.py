@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt.data import folders, formats, hub, readers, synthetic
-from mlxgpt.data.hash_cache import Verified
-from mlxgpt.data.hub import HubDataset, Rows
-from mlxgpt.data.readers import COLUMN, Piece
+from mlxgpt.data.hash_cache import HashCache
+from mlxgpt.data.hub import FileRows, HubDataset
+from mlxgpt.data.readers import DEFAULT_COLUMN, DocumentPiece
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-LONGEST_NAME = 180  # bytes of a data folder's name; file systems allow 255, and names get longer
-VAL_SHARE_STORIES = 0.01  # of the storybook's length, in stories of their own
+MAX_NAME_BYTES = 180  # bytes of a data folder's name; file systems allow 255, and names get longer
+SYNTHETIC_VAL_FRACTION = 0.01  # of the storybook's length, in stories of their own
 
 
 @dataclass(frozen=True)
@@ -42,87 +42,93 @@ class Source:
         val: those for validation; None: a part of `train`.
         size: about how many bytes of text `train` has.
         single: whether both sides are pieces of one document, with no end-of-text between.
-        alike: whether any part of it is like the whole.
+        is_homogeneous: whether any part of it is like the whole.
     """
 
     name: str
     origin: dict[str, Any]
-    train: Iterable[Piece]
-    val: Iterable[Piece] | None
+    train: Iterable[DocumentPiece]
+    val: Iterable[DocumentPiece] | None
     size: int
     single: bool = False
-    alike: bool = False
+    is_homogeneous: bool = False
 
 
-STORYBOOK = "storybook"
-STORYBOOK_MEGABYTES = 10.0
-CORPORA = (*hub.HUB, STORYBOOK)
+SYNTHETIC = "storybook"
+SYNTHETIC_MEGABYTES = 10.0
+CORPORA = (*hub.HUB_DATASETS, SYNTHETIC)
 
 
 def open_source(
     source: Sequence[str],
     val_source: Sequence[str] = (),
     megabytes: float | None = None,
-    verified: Verified | None = None,
+    hash_cache: HashCache | None = None,
 ) -> Source:
     """Find the documents that `source` names: a corpus by name, a dataset of the hub, or files and
     folders of text.
 
     Args:
         megabytes: how much the storybook shall write; default STORYBOOK_MEGABYTES.
-        verified: knows the hashes of files that were read before.
+        hash_cache: knows the hashes of files that were read before.
 
     Raises:
         Unavailable: if the text is not here, and could not be downloaded.
         UserError: if something is missing or unreadable.
     """
-    check_request(source, val_source, megabytes)
+    check_source_args(source, val_source, megabytes)
     name = corpus_name(source)
-    if name == STORYBOOK:
-        megabytes = STORYBOOK_MEGABYTES if megabytes is None else megabytes
+    if name == SYNTHETIC:
+        megabytes = SYNTHETIC_MEGABYTES if megabytes is None else megabytes
         if not 0.01 <= megabytes <= 1e6:
             raise UserError(
                 f"--megabytes {megabytes:g} is no length for the storybook",
-                f"give a number from 0.01 to 1000000; the default is {STORYBOOK_MEGABYTES:g}.",
+                f"give a number from 0.01 to 1000000; the default is {SYNTHETIC_MEGABYTES:g}.",
             )
-        train = _Stories(seed=0, size=int(1e6 * megabytes))
-        val = _Stories(seed=1, size=int(1e6 * megabytes * VAL_SHARE_STORIES))
+        train = _SyntheticDocuments(seed=0, size=int(1e6 * megabytes))
+        val = _SyntheticDocuments(seed=1, size=int(1e6 * megabytes * SYNTHETIC_VAL_FRACTION))
         return Source(
-            name, corpus_origin(source, megabytes), train, val, int(1e6 * megabytes), alike=True
+            name,
+            corpus_origin(source, megabytes),
+            train,
+            val,
+            int(1e6 * megabytes),
+            is_homogeneous=True,
         )
-    if name and (text := hub.find_dataset(name)):
-        return _from_hub(source_name(source), text)
-    return _from_files(source, val_source, verified)
+    if name and (dataset := hub.find_hub_dataset(name)):
+        return _open_hub_source(data_folder_name(source), dataset)
+    return _open_file_source(source, val_source, hash_cache)
 
 
-def origin_of_gone(
-    source: Sequence[str], val_source: Sequence[str], verified: Verified
+def origin_of_missing_files(
+    source: Sequence[str], val_source: Sequence[str], hash_cache: HashCache
 ) -> dict[str, Any] | None:
     """The origin of files that were read once and are not there any more; None where all are, or
     it is not known.
     """
     if all(
-        glob.has_magic(name) or files.exists(_place(name)[0]) for name in (*source, *val_source)
+        glob.has_magic(name) or files.exists(_split_column(name)[0])
+        for name in (*source, *val_source)
     ):
         return None
     origin: dict[str, Any] = {}
     for kind, names in (("files", source), ("val_files", val_source)):
         if names:
-            found = verified.recall(kind)
-            if found.get("paths") != _absolute(names):
+            entry = hash_cache.lookup(kind)
+            if entry.get("paths") != _absolute_paths(names):
                 return None
-            origin |= _told(kind, names, str(found.get("sha256")))
+            origin |= _origin_fields(kind, names, str(entry.get("sha256")))
     return origin
 
 
-def check_request(
+def check_source_args(
     source: Sequence[str], val_source: Sequence[str], megabytes: float | None
 ) -> None:
     """Refuse what a source cannot have, whether or not it is prepared already."""
     name = corpus_name(source)
     if name and val_source:
         raise UserError(f"{name} has its own validation text", "leave out --val-source.")
-    if megabytes is not None and name != STORYBOOK:
+    if megabytes is not None and name != SYNTHETIC:
         raise UserError(
             "only the storybook is written to a length", "leave out --megabytes, or use storybook."
         )
@@ -132,40 +138,40 @@ def corpus_name(source: Sequence[str]) -> str | None:
     """The corpus or the hub's dataset that a source names; not where a file or folder has that
     name.
     """
-    if any(name.startswith(hub.PREFIX) for name in source) and len(source) > 1:
+    if any(name.startswith(hub.HUB_PREFIX) for name in source) and len(source) > 1:
         raise UserError("a dataset of the hub is a source by itself", "give one of them alone.")
     name = source[0] if len(source) == 1 else None
     if name is None or files.exists(Path(name)):
         return None
-    return name if name == STORYBOOK or hub.find_dataset(name) else None
+    return name if name == SYNTHETIC or hub.find_hub_dataset(name) else None
 
 
-def hub_text(source: Sequence[str]) -> HubDataset | None:
+def resolve_hub_dataset(source: Sequence[str]) -> HubDataset | None:
     """The text of the hub that a source names, if it names one."""
-    name = corpus_name(source)
-    return hub.find_dataset(name) if name else None
+    dataset_name = corpus_name(source)
+    return hub.find_hub_dataset(dataset_name) if dataset_name else None
 
 
 def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict[str, Any]:
     """What is known of a corpus' origin without opening it."""
-    if text := hub_text(source):
-        return hub.origin(text)
-    length = {} if megabytes is None else {"megabytes": megabytes}
-    return {STORYBOOK: synthetic.book().sha256, **length}
+    if dataset := resolve_hub_dataset(source):
+        return hub.hub_origin(dataset)
+    size_fields = {} if megabytes is None else {"megabytes": megabytes}
+    return {SYNTHETIC: synthetic.load_grammar().sha256, **size_fields}
 
 
-def comparable(origin: Mapping[str, Any]) -> str:
+def canonicalize_origin(origin: Mapping[str, Any]) -> str:
     """A text that is equal for equal origins. Names of files may differ in their Unicode form,
     which a file system chooses, and in case, which it may ignore; their hashes are there as well.
     """
     names = {kind: str(origin.get(kind)).casefold() for kind in ("files", "val_files")}
-    tree = json.dumps({**origin, **names}, sort_keys=True, ensure_ascii=False)
-    return unicodedata.normalize("NFC", tree)
+    serialized = json.dumps({**origin, **names}, sort_keys=True, ensure_ascii=False)
+    return unicodedata.normalize("NFC", serialized)
 
 
-def told(origin: dict[str, Any]) -> str:
+def describe_origin(origin: dict[str, Any]) -> str:
     """Which text an origin tells of, in a few words."""
-    if STORYBOOK in origin:
+    if SYNTHETIC in origin:
         return "the built-in storybook"
     if "hub" in origin:
         column = f", column {origin['column']}" if "column" in origin else ""
@@ -176,194 +182,204 @@ def told(origin: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class _Stories:
+class _SyntheticDocuments:
     """The storybook's stories of a seed, `size` bytes of them, made anew for each reader."""
 
     seed: int
     size: int
 
-    def __iter__(self) -> Iterator[Piece]:
-        return map(Piece, synthetic.stories(self.seed, size=self.size))
+    def __iter__(self) -> Iterator[DocumentPiece]:
+        return map(DocumentPiece, synthetic.generate_stories(self.seed, size=self.size))
 
 
 @dataclass(frozen=True)
-class _Files:
+class _FileDocuments:
     """The documents of some files, read anew for each reader.
 
     Attributes:
         rows: the files, and which of their documents.
         column: of a table, the one that holds them.
-        joined: whether all of them are pieces of one document.
+        single: whether all of them are pieces of one document.
         columns: of each file, where they differ.
     """
 
-    rows: Rows
-    column: str = COLUMN
-    joined: bool = False
+    rows: FileRows
+    column: str = DEFAULT_COLUMN
+    single: bool = False
     columns: Sequence[str] = ()
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[DocumentPiece]:
         columns = self.columns or [self.column] * len(self.rows.paths)
-        files = zip(self.rows.paths, columns, strict=True)
-        pieces = (piece for path, column in files for piece in readers.read(path, column))
-        for piece in _within(pieces, *self.rows.span):
-            yield Piece(piece.text, last=False) if self.joined else piece
+        path_columns = zip(self.rows.paths, columns, strict=True)
+        pieces = (
+            piece for path, column in path_columns for piece in readers.read_documents(path, column)
+        )
+        for piece in _slice_documents(pieces, *self.rows.row_range):
+            yield DocumentPiece(piece.text, last=False) if self.single else piece
 
 
-def _within(pieces: Iterator[Piece], start: int, stop: int | None) -> Iterator[Piece]:
+def _slice_documents(
+    pieces: Iterator[DocumentPiece], start: int, stop: int | None
+) -> Iterator[DocumentPiece]:
     """The pieces of the documents from `start` on, up to `stop`."""
-    number = 0
+    index = 0
     for piece in pieces:
-        if stop is not None and number >= stop:
+        if stop is not None and index >= stop:
             return
-        if number >= start:
+        if index >= start:
             yield piece
-        number += piece.last
+        index += piece.last
 
 
-def source_name(source: Sequence[str]) -> str:
+def data_folder_name(source: Sequence[str]) -> str:
     """The data folder's name for a source: the corpus, the dataset's owner and name, or the first
     path's stem. Letters and digits of all scripts stay, in Unicode's NFC, whichever form a file
     system has; a hash makes names differ where nothing else is left, or a name is too long.
     """
     stem = unicodedata.normalize("NFC", _stem(source))
-    kept = (c if _stays(c) else " " for c in stem)
-    name = re.sub(" +", "-", "".join(kept)).strip("-.")
+    characters = (c if _is_name_character(c) else " " for c in stem)
+    name = re.sub(" +", "-", "".join(characters)).strip("-.")
     if not name and stem.strip("."):
         name = f"text-{_short_hash(stem)}"
-    if len(name.encode()) > LONGEST_NAME:
-        name = name.encode()[:LONGEST_NAME].decode("utf-8", "ignore")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        name = name.encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore")
         name = f"{name.strip('-.')}-{_short_hash(stem)}"
     return name or "text"
 
 
-def former_name(source: Sequence[str]) -> str:
+def legacy_data_folder_name(source: Sequence[str]) -> str:
     """The name that `source_name` gave when it kept ASCII letters alone."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", _stem(source)).strip("-.") or "text"
 
 
-def open_files(paths: Sequence[str]) -> Iterable[Piece]:
+def open_documents(paths: Sequence[str]) -> Iterable[DocumentPiece]:
     """The documents of some files and folders, a new stream for each reader. What is left out
     is logged.
 
     Raises:
         UserError: if there is none of a name.
     """
-    return _files(_expand(paths))
+    return _make_file_documents(_expand_names(paths))
 
 
 def _stem(source: Sequence[str]) -> str:
-    first = source[0] if source else ""
-    if first.startswith(hub.PREFIX):
-        return first.removeprefix(hub.PREFIX)
-    path, column = _place(first)
-    return path.stem if column == COLUMN else f"{path.stem}-{column}"
+    first_name = source[0] if source else ""
+    if first_name.startswith(hub.HUB_PREFIX):
+        return first_name.removeprefix(hub.HUB_PREFIX)
+    path, column = _split_column(first_name)
+    return path.stem if column == DEFAULT_COLUMN else f"{path.stem}-{column}"
 
 
-def _stays(c: str) -> bool:
+def _is_name_character(character: str) -> bool:
     """Whether a character stays in a name: letters with their marks, digits, and `._-`."""
-    return c.isalnum() or c in "._-" or unicodedata.category(c).startswith("M")
+    return (
+        character.isalnum() or character in "._-" or unicodedata.category(character).startswith("M")
+    )
 
 
 def _short_hash(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
-def _files(files: Sequence[tuple[Path, str]]) -> _Files:
-    return _Files(Rows([path for path, _ in files]), columns=[column for _, column in files])
+def _make_file_documents(path_columns: Sequence[tuple[Path, str]]) -> _FileDocuments:
+    return _FileDocuments(
+        FileRows([path for path, _ in path_columns]), columns=[column for _, column in path_columns]
+    )
 
 
-def _from_hub(name: str, dataset: HubDataset) -> Source:
-    rows = hub.load_rows(dataset)
+def _open_hub_source(name: str, dataset: HubDataset) -> Source:
+    rows = hub.load_hub_rows(dataset)
     revision = {"revision": rows.revision} if rows.revision else {}
     return Source(
         name,
-        {**hub.origin(dataset), **revision},
-        _Files(rows.train, dataset.column, dataset.single),
-        _Files(rows.val, dataset.column, dataset.single) if rows.val else None,
-        sum(map(readers.text_size, rows.train.paths)),
+        {**hub.hub_origin(dataset), **revision},
+        _FileDocuments(rows.train, dataset.column, dataset.single),
+        _FileDocuments(rows.val, dataset.column, dataset.single) if rows.val else None,
+        sum(map(readers.estimate_text_bytes, rows.train.paths)),
         dataset.single,
     )
 
 
-def _from_files(
+def _open_file_source(
     source: Sequence[str],
     val_source: Sequence[str],
-    verified: Verified | None,
+    hash_cache: HashCache | None,
 ) -> Source:
-    train, val = _expand(source), _expand(val_source)
+    train, val = _expand_names(source), _expand_names(val_source)
     paths, val_paths = [path for path, _ in train], [path for path, _ in val]
 
-    def origin_of(kind: str, names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
-        def find() -> dict[str, Any]:
-            return {"paths": _absolute(names), "sha256": _digest(paths)}
+    def build_origin(kind: str, names: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
+        def compute_entry() -> dict[str, Any]:
+            return {"paths": _absolute_paths(names), "sha256": _hash_files(paths)}
 
-        found = verified.once(kind, paths, find) if verified else find()
-        return _told(kind, names, found["sha256"])
+        entry = (
+            hash_cache.get_or_compute(kind, paths, compute_entry) if hash_cache else compute_entry()
+        )
+        return _origin_fields(kind, names, entry["sha256"])
 
-    origin = origin_of("files", source, paths)
+    origin = build_origin("files", source, paths)
     if val_paths:
-        origin |= origin_of("val_files", val_source, val_paths)
+        origin |= build_origin("val_files", val_source, val_paths)
     return Source(
-        source_name(source),
+        data_folder_name(source),
         origin,
-        _files(train),
-        _files(val) if val else None,
-        sum(map(readers.text_size, paths)),
+        _make_file_documents(train),
+        _make_file_documents(val) if val else None,
+        sum(map(readers.estimate_text_bytes, paths)),
     )
 
 
-def _told(kind: str, names: Sequence[str], sha256: str) -> dict[str, Any]:
+def _origin_fields(kind: str, names: Sequence[str], sha256: str) -> dict[str, Any]:
     """What an origin says of some files: `kind` is "files" or "val_files"."""
     return {kind: [Path(name).name for name in names], kind.replace("files", "sha256"): sha256}
 
 
-def _absolute(names: Sequence[str]) -> list[str]:
-    return [str(_path(name).absolute()) for name in names]
+def _absolute_paths(names: Sequence[str]) -> list[str]:
+    return [str(_expand_path(name).absolute()) for name in names]
 
 
-def _path(name: str) -> Path:
+def _expand_path(name: str) -> Path:
     return files.expand_user(name)
 
 
-def _place(name: str) -> tuple[Path, str]:
+def _split_column(name: str) -> tuple[Path, str]:
     """A source's path, and the column that holds its documents: `FILE:COLUMN`, or only FILE."""
-    path = _path(name)
-    before, colon, column = name.rpartition(":")
+    path = _expand_path(name)
+    file_name, colon, column = name.rpartition(":")
     if not colon or not column or files.lexists(path):
-        return path, COLUMN
-    table = _path(before)
-    is_table = table.suffix.lower() in readers.TABLES or files.exists(table)
-    return (table, column) if is_table else (path, COLUMN)
+        return path, DEFAULT_COLUMN
+    table_path = _expand_path(file_name)
+    is_table = table_path.suffix.lower() in readers.TABLE_READERS or files.exists(table_path)
+    return (table_path, column) if is_table else (path, DEFAULT_COLUMN)
 
 
-def _digest(paths: Sequence[Path]) -> str:
+def _hash_files(paths: Sequence[Path]) -> str:
     """The sha256 of one file, or of those of several."""
     try:
-        digests = [files.sha256(path) for path in paths]
+        digests = [files.sha256_file(path) for path in paths]
     except OSError as error:
-        raise files.os_error(error, "read", paths[0]) from error
+        raise files.to_user_error(error, "read", paths[0]) from error
     return (
         digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
     )
 
 
-def _expand(names: Sequence[str]) -> list[tuple[Path, str]]:
+def _expand_names(names: Sequence[str]) -> list[tuple[Path, str]]:
     """The files that names stand for, each with the column that holds its documents."""
-    files = [file for name in names for file in _matching(name)]
-    remarks = (remark for path, _ in files if (remark := formats.remark(path)))
-    for remark in itertools.islice(remarks, 1):
-        logger.info(remark)
-    return files
+    path_columns = [file for name in names for file in _match_files(name)]
+    notices = (notice for path, _ in path_columns if (notice := formats.markup_notice(path)))
+    for notice in itertools.islice(notices, 1):
+        logger.info(notice)
+    return path_columns
 
 
-def _matching(name: str) -> list[tuple[Path, str]]:
-    path, column = _place(name)
+def _match_files(name: str) -> list[tuple[Path, str]]:
+    path, column = _split_column(name)
     if files.is_folder(path):
-        paths = folders.text_files(path, readers.SUFFIXES)
+        paths = folders.find_text_files(path, readers.FOLDER_SUFFIXES)
         if not paths:
             raise UserError(
-                f"no {', '.join(readers.SUFFIXES)} file in the folder {name}",
+                f"no {', '.join(readers.FOLDER_SUFFIXES)} file in the folder {name}",
                 "name the files themselves.",
             )
     elif files.is_file(path):
@@ -379,7 +395,7 @@ def _matching(name: str) -> list[tuple[Path, str]]:
         matches = folders.expand_pattern(path)
         if not matches:
             raise UserError(f"no file matches {name!r}", "give a path that exists.")
-        paths = [p for p in matches if files.is_file(p) and not folders.is_leftover(p.name)]
+        paths = [p for p in matches if files.is_file(p) and not folders.is_ignored(p.name)]
     else:
         raise UserError(
             f"there is no file, folder or corpus {name!r}",

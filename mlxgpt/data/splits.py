@@ -15,20 +15,20 @@ from itertools import islice
 from typing import NamedTuple
 
 from mlxgpt.data import readers
-from mlxgpt.data.readers import Piece
+from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.sources import Source
 from mlxgpt.data.tokenizers import bpe
 from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
 from mlxgpt.utils.errors import UserError
 
-VAL_SHARE = 0.1  # of a single document: its end
-VAL_DOCUMENTS = 100  # of many: one in so many, and
-VAL_BYTES = 20_000_000  # about so much at most: all of it is read at every evaluation
-LARGEST_VAL_SHARE = 0.15  # of all bytes, in whole documents; above it every document is cut
-SAMPLE = 20_000_000  # characters that a BPE is trained on
+VAL_FRACTION = 0.1  # of a single document: its end
+VAL_EVERY = 100  # of many: one in so many, and
+MAX_VAL_BYTES = 20_000_000  # about so much at most: all of it is read at every evaluation
+MAX_VAL_FRACTION = 0.15  # of all bytes, in whole documents; above it every document is cut
+BPE_SAMPLE_CHARS = 20_000_000  # characters that a BPE is trained on
 
 
-class Part(NamedTuple):
+class SplitPiece(NamedTuple):
     """A document, or a piece of one, for one split."""
 
     split: str
@@ -59,223 +59,234 @@ class SplitRule:
         return key == self.chosen or (self.every > 0 and int(key, 16) % self.every == 0)
 
 
-class _Reader:
+class _SourceScanner:
     """Reads the training text once, counting; gives what a BPE is trained on."""
 
-    def __init__(self, source: Source, rule: SplitRule, held_out: set[str]) -> None:
-        self.source, self.rule, self.held_out = source, rule, held_out
-        self.documents = self.validation = self.dropped = 0
-        self.length = 0  # characters of the first document
-        self.bytes = self.validation_bytes = 0
-        self.least, self.of_least = "", 0  # the least key, and how many documents have it
-        self.least_bytes = 0
-        self.letters: set[str] = set()
+    def __init__(self, source: Source, rule: SplitRule, val_keys: set[str]) -> None:
+        self.source, self.rule, self.val_keys = source, rule, val_keys
+        self.documents = self.val_documents = self.dropped_documents = 0
+        self.first_document_chars = 0  # characters of the first document
+        self.total_bytes = self.val_bytes = 0
+        self.min_key, self.min_key_count = "", 0  # the least key, and how many documents have it
+        self.min_key_bytes = 0
+        self.characters: set[str] = set()
 
-    def read(
-        self, *, letters: bool, sample: bool, progress: Callable[[int], None]
+    def scan(
+        self, *, collect_characters: bool, collect_sample: bool, progress: Callable[[int], None]
     ) -> Iterator[str]:
-        """Read all of it, or as far as is needed: with `letters` or `sample`, what these need."""
-        nth = max(1, self.source.size // SAMPLE)
-        done = taken = 0
+        """Read all of it, or as far as `collect_characters` and `collect_sample` need."""
+        stride = max(1, self.source.size // BPE_SAMPLE_CHARS)
+        chars_read = chars_sampled = 0
         key, is_training = "", True
-        begins = True
-        for n, (text, last) in enumerate(documents(self.source.train, single=self.source.single)):
-            if begins:
-                key = _key(text)
-                is_training = self._count(key)
-            begins = last
+        is_first = True
+        for n, (text, last) in enumerate(
+            drop_blank_documents(self.source.train, single=self.source.single)
+        ):
+            if is_first:
+                key = _document_key(text)
+                is_training = self._count_document(key)
+            is_first = last
             if self.documents == 1:
-                self.length += len(text)
+                self.first_document_chars += len(text)
             self._count_bytes(key, text)
-            if letters:
-                self.letters.update(text)
-            done += len(text)
-            progress(done)
-            if is_training and n % nth == 0 and taken < SAMPLE:
-                taken += len(text)
+            if collect_characters:
+                self.characters.update(text)
+            chars_read += len(text)
+            progress(chars_read)
+            if is_training and n % stride == 0 and chars_sampled < BPE_SAMPLE_CHARS:
+                chars_sampled += len(text)
                 yield text
-            sampled = not sample or (self.source.alike and taken >= SAMPLE)
-            if sampled and not letters and self._decided():
+            is_sample_complete = not collect_sample or (
+                self.source.is_homogeneous and chars_sampled >= BPE_SAMPLE_CHARS
+            )
+            if is_sample_complete and not collect_characters and self._is_split_decided():
                 return
 
-    def _decided(self) -> bool:
+    def _is_split_decided(self) -> bool:
         """Whether reading more cannot change which documents are for validation."""
         if self.source.val is not None:
-            return self.documents > max(1, self.dropped)
-        return self.source.alike and 0 < self.validation < self.documents
+            return self.documents > max(1, self.dropped_documents)
+        return self.source.is_homogeneous and 0 < self.val_documents < self.documents
 
     @property
-    def validation_share(self) -> float:
+    def val_fraction(self) -> float:
         """Share of the bytes that are for validation if no document is cut."""
-        return (self.validation_bytes or self.least_bytes) / max(1, self.bytes)
+        return (self.val_bytes or self.min_key_bytes) / max(1, self.total_bytes)
 
     def _count_bytes(self, key: str, text: str) -> None:
         size = len(text) if text.isascii() else len(text.encode("utf-8"))
-        self.bytes += size
-        self.validation_bytes += size * self.rule.is_validation(key)
-        self.least_bytes += size * (key == self.least)
+        self.total_bytes += size
+        self.val_bytes += size * self.rule.is_validation(key)
+        self.min_key_bytes += size * (key == self.min_key)
 
-    def _count(self, key: str) -> bool:
+    def _count_document(self, key: str) -> bool:
         """Count a document; whether it is one to train on."""
         self.documents += 1
-        if not self.least or key < self.least:
-            self.least, self.of_least, self.least_bytes = key, 0, 0
-        self.of_least += key == self.least
-        held_out, dropped = self.rule.is_validation(key), key in self.held_out
-        self.validation += held_out
-        self.dropped += dropped
-        return not held_out and not dropped
+        if not self.min_key or key < self.min_key:
+            self.min_key, self.min_key_count, self.min_key_bytes = key, 0, 0
+        self.min_key_count += key == self.min_key
+        is_val, is_dropped = self.rule.is_validation(key), key in self.val_keys
+        self.val_documents += is_val
+        self.dropped_documents += is_dropped
+        return not is_val and not is_dropped
 
 
-def survey(
-    source: Source, kind: str, progress: Callable[[int], None]
+def scan_source(
+    source: Source, tokenizer_kind: str, progress: Callable[[int], None]
 ) -> tuple[SplitRule, Tokenizer | None]:
     """Read a source as far as is needed to decide the split, and to make its tokenizer (none for
     `gpt2`, which there is already).
 
     Args:
-        kind: `char`, `gpt2`, or `bpe` and the vocabulary's size, as `bpe4096`.
+        tokenizer_kind: `char`, `gpt2`, or `bpe` and the vocabulary's size, as `bpe4096`.
         progress: is told how many characters were read.
 
     Raises:
         UserError: for a text that cannot be trained on.
     """
-    is_char, is_bpe = kind == "char", kind.startswith("bpe")
-    every = max(VAL_DOCUMENTS, source.size // VAL_BYTES) if source.val is None else 0
+    is_char, is_bpe = tokenizer_kind == "char", tokenizer_kind.startswith("bpe")
+    every = max(VAL_EVERY, source.size // MAX_VAL_BYTES) if source.val is None else 0
     rule = SplitRule(source.single, every=every)
-    held_out: set[str] = set()
-    letters: set[str] = set()
-    validation = 0
-    for text, first, _ in _marked(source.val or (), source.single):
-        validation += first
+    val_keys: set[str] = set()
+    characters: set[str] = set()
+    val_documents = 0
+    for text, first, _ in _iter_pieces(source.val or (), source.single):
+        val_documents += first
         if first:
-            held_out.add(_key(text))
+            val_keys.add(_document_key(text))
         if is_char:
-            letters.update(text)
-    reader = _Reader(source, rule, held_out)
-    stream = reader.read(letters=is_char, sample=is_bpe, progress=progress)
-    tokenizer: Tokenizer | None = bpe.train(stream, int(kind[3:])) if is_bpe else None
+            characters.update(text)
+    scanner = _SourceScanner(source, rule, val_keys)
+    stream = scanner.scan(collect_characters=is_char, collect_sample=is_bpe, progress=progress)
+    tokenizer: Tokenizer | None = bpe.train_bpe(stream, int(tokenizer_kind[3:])) if is_bpe else None
     deque(stream, maxlen=0)
-    if not reader.documents or (source.val is not None and not validation):
+    if not scanner.documents or (source.val is not None and not val_documents):
         names = ", ".join(source.origin.get("files", [source.name]))
         raise UserError(f"there is no text in {names}", "give files that are not empty.")
     if source.val is not None:
-        if reader.dropped == reader.documents:
+        if scanner.dropped_documents == scanner.documents:
             raise UserError(
                 "every training document is in the validation text too",
                 "give --source and --val-source different texts.",
             )
-        if reader.documents == validation == 1:
+        if scanner.documents == val_documents == 1:
             rule = SplitRule(single=True)
-    elif reader.documents == 1:
-        rule = SplitRule(single=True, cut=int(reader.length * (1 - VAL_SHARE)))
+    elif scanner.documents == 1:
+        rule = SplitRule(single=True, cut=int(scanner.first_document_chars * (1 - VAL_FRACTION)))
     else:
-        if not reader.validation:
-            rule = SplitRule(single=False, every=every, chosen=reader.least)
-        if reader.documents in (reader.validation, reader.of_least):
+        if not scanner.val_documents:
+            rule = SplitRule(single=False, every=every, chosen=scanner.min_key)
+        if scanner.documents in (scanner.val_documents, scanner.min_key_count):
             raise UserError(
                 "all documents are the same, so none is left for validation",
                 "give a text with more than one document, or --val-source.",
             )
-        if reader.validation_share > LARGEST_VAL_SHARE:
+        if scanner.val_fraction > MAX_VAL_FRACTION:
             rule = SplitRule(single=False, tails=True)
             if is_bpe:
-                tokenizer = bpe.train(_training_sample(source, rule), int(kind[3:]))
+                tokenizer = bpe.train_bpe(_sample_train_text(source, rule), int(tokenizer_kind[3:]))
     if is_char:
-        letters |= reader.letters
-        if len(letters) < 2:
+        characters |= scanner.characters
+        if len(characters) < 2:
             raise UserError(
-                f"the text is nothing but {next(iter(letters), '')!r}: there is nothing to learn",
+                f"the text is nothing but {next(iter(characters), '')!r}: there is nothing to "
+                "learn",
                 "give a text of at least two different characters.",
             )
         # Both splits' letters: one that only the validation text has would have no id otherwise.
-        tokenizer = CharTokenizer(letters, end_of_text=not rule.single)
+        tokenizer = CharTokenizer(characters, end_of_text=not rule.single)
     return rule, tokenizer
 
 
-def parts(source: Source, rule: SplitRule) -> Iterator[Part]:
+def assign_splits(source: Source, rule: SplitRule) -> Iterator[SplitPiece]:
     """The documents of a source, each for its split; none is in both."""
-    held_out: set[str] = set()
-    for text, first, last in _marked(source.val or (), rule.single):
+    val_keys: set[str] = set()
+    for text, first, last in _iter_pieces(source.val or (), rule.single):
         if first:
-            held_out.add(_key(text))
-        yield Part("val", text, last)
+            val_keys.add(_document_key(text))
+        yield SplitPiece("val", text, last)
     if rule.cut:
-        yield from _cut(_marked(source.train, single=True), iter([rule.cut]))
+        yield from _split_at_lengths(_iter_pieces(source.train, single=True), iter([rule.cut]))
         return
     if rule.tails:
-        yield from _cut(_marked(source.train, single=False), _cuts(source))
+        yield from _split_at_lengths(
+            _iter_pieces(source.train, single=False), _train_lengths(source)
+        )
         return
     split = "train"
-    for text, first, last in _marked(source.train, rule.single):
+    for text, first, last in _iter_pieces(source.train, rule.single):
         if first:
-            key = _key(text)
-            split = "val" if rule.is_validation(key) else "" if key in held_out else "train"
+            key = _document_key(text)
+            split = "val" if rule.is_validation(key) else "" if key in val_keys else "train"
         if split:
-            yield Part(split, text, last)
+            yield SplitPiece(split, text, last)
 
 
-def _cut(marked: Iterable[tuple[str, bool, bool]], cuts: Iterator[int]) -> Iterator[Part]:
-    """Each document's beginning for training, and its end for validation; `cuts` are the lengths
-    of the beginnings, in characters.
+def _split_at_lengths(
+    pieces: Iterable[tuple[str, bool, bool]], train_lengths: Iterator[int]
+) -> Iterator[SplitPiece]:
+    """Each document's beginning for training, and its end for validation; `train_lengths` are the
+    lengths of the beginnings, in characters.
     """
-    cut = 0
-    for text, first, last in marked:
+    train_length = 0
+    for text, first, last in pieces:
         if first:
-            cut = next(cuts)
-        if cut:
-            yield Part("train", text[:cut], last=cut <= len(text))
-        if cut < len(text):
-            yield Part("val", text[cut:], last)
-        cut = max(0, cut - len(text))
+            train_length = next(train_lengths)
+        if train_length:
+            yield SplitPiece("train", text[:train_length], last=train_length <= len(text))
+        if train_length < len(text):
+            yield SplitPiece("val", text[train_length:], last)
+        train_length = max(0, train_length - len(text))
 
 
-def _cuts(source: Source) -> Iterator[int]:
+def _train_lengths(source: Source) -> Iterator[int]:
     """The length of each document's beginning, in characters: a second reading of the source, one
     document ahead of the one that is cut, since a document may be larger than the memory.
     """
     length = 0
-    for text, _, last in _marked(source.train, single=False):
+    for text, _, last in _iter_pieces(source.train, single=False):
         length += len(text)
         if last:
-            yield int(length * (1 - VAL_SHARE)) or length
+            yield int(length * (1 - VAL_FRACTION)) or length
             length = 0
 
 
-def _training_sample(source: Source, rule: SplitRule) -> Iterator[str]:
+def _sample_train_text(source: Source, rule: SplitRule) -> Iterator[str]:
     """Some of the training text, spread over it, for a BPE to be trained on."""
-    nth = max(1, source.size // SAMPLE)
-    training = (part.text for part in parts(source, rule) if part.split == "train")
-    taken = 0
-    for text in islice(training, 0, None, nth):
-        if taken < SAMPLE:
-            taken += len(text)
+    stride = max(1, source.size // BPE_SAMPLE_CHARS)
+    train_texts = (part.text for part in assign_splits(source, rule) if part.split == "train")
+    chars_sampled = 0
+    for text in islice(train_texts, 0, None, stride):
+        if chars_sampled < BPE_SAMPLE_CHARS:
+            chars_sampled += len(text)
             yield text
 
 
-def documents(pieces: Iterable[Piece], *, single: bool = False) -> Iterator[Piece]:
+def drop_blank_documents(
+    pieces: Iterable[DocumentPiece], *, single: bool = False
+) -> Iterator[DocumentPiece]:
     """The same without blank documents; with `single`, all as one document."""
-    begins, held = True, None
+    is_first, pending = True, None
     for text, last in pieces:
-        blank = begins and last and (not text or text.isspace())
-        begins = last
-        if blank:
+        is_blank = is_first and last and (not text or text.isspace())
+        is_first = last
+        if is_blank:
             continue
         if not single:
-            yield Piece(text, last)
-        elif held is not None:
-            yield Piece(held, last=False)
-        held = text
-    if single and held is not None:
-        yield Piece(held)
+            yield DocumentPiece(text, last)
+        elif pending is not None:
+            yield DocumentPiece(pending, last=False)
+        pending = text
+    if single and pending is not None:
+        yield DocumentPiece(pending)
 
 
-def _marked(pieces: Iterable[Piece], single: bool) -> Iterator[tuple[str, bool, bool]]:
+def _iter_pieces(pieces: Iterable[DocumentPiece], single: bool) -> Iterator[tuple[str, bool, bool]]:
     """(text, whether it begins its document, whether it ends it) of each piece; of several
     documents, without the newlines around them.
     """
     first = True
-    for text, last in documents(pieces, single=single):
+    for text, last in drop_blank_documents(pieces, single=single):
         if first and not single:
             text = text.lstrip("\r\n")
         if last and not single:
@@ -284,9 +295,9 @@ def _marked(pieces: Iterable[Piece], single: bool) -> Iterator[tuple[str, bool, 
         first = last
 
 
-def _key(text: str) -> str:
+def _document_key(text: str) -> str:
     """A document's identity, from its first piece: from as much of it as newlines before and after
     the document, which move its end, leave alone.
     """
-    beginning = text.strip("\r\n")[: readers.PIECE // 2]
-    return hashlib.sha256(beginning.encode("utf-8")).hexdigest()
+    prefix = text.strip("\r\n")[: readers.MAX_PIECE_CHARS // 2]
+    return hashlib.sha256(prefix.encode("utf-8")).hexdigest()

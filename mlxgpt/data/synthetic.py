@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxgpt.utils.seeds import derive
+from mlxgpt.utils.seeds import derive_seed
 
-MOST = 8  # sentences
+MAX_SENTENCES = 8  # sentences
 PRONOUNS = {
     "girl": {"he": "she", "him": "her", "his": "her", "himself": "herself", "child": "girl"},
     "boy": {"he": "he", "him": "him", "his": "his", "himself": "himself", "child": "boy"},
@@ -36,20 +36,20 @@ class Plot:
 
     Attributes:
         name: as the text calls it.
-        thing: the class of words that the story's thing comes from.
-        animal, spot: those of its animal, and of the places to look.
+        thing_class: the class of words that the story's thing comes from.
+        animal_class, spot_class: those of its animal, and of the places to look.
         sentences: the variants of each, and whether it may be left out.
     """
 
     name: str
-    thing: str
-    animal: str
-    spot: str
+    thing_class: str
+    animal_class: str
+    spot_class: str
     sentences: tuple[tuple[tuple[Template, ...], bool], ...]
 
 
 @dataclass(frozen=True)
-class Book:
+class StoryGrammar:
     """What storybook.txt holds, and the sha256 of it."""
 
     words: dict[str, tuple[str, ...]]
@@ -59,122 +59,129 @@ class Book:
 
 
 @functools.cache
-def book() -> Book:
+def load_grammar() -> StoryGrammar:
     """The words, openings and plots."""
     text = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
     _, words, openings, plots = re.split(r"^# \w+$", text, flags=re.MULTILINE)
-    classes = {}
+    words_by_class = {}
     for line in words.strip().splitlines():
         name, _, members = line.partition(" = ")
-        classes[name] = tuple(members.split(", "))
-    return Book(
-        classes,
-        tuple(map(_template, openings.strip().splitlines())),
-        tuple(map(_plot, plots.split("\n## ")[1:])),
+        words_by_class[name] = tuple(members.split(", "))
+    return StoryGrammar(
+        words_by_class,
+        tuple(map(_parse_template, openings.strip().splitlines())),
+        tuple(map(_parse_plot, plots.split("\n## ")[1:])),
         hashlib.sha256(text.encode("utf-8")).hexdigest(),
     )
 
 
-def stories(seed: int, *, size: int) -> Iterator[str]:
+def generate_stories(seed: int, *, size: int) -> Iterator[str]:
     """Story 0, 1, … of a seed, until together they have at least `size` bytes."""
     for n in itertools.count():
         if size <= 0:
             return
-        text = story(n, seed)
+        text = generate_story(n, seed)
         size -= len(text)  # all ASCII
         yield text
 
 
-def story(n: int, seed: int) -> str:
+def generate_story(n: int, seed: int) -> str:
     """Story n of a seed: up to 8 sentences in one paragraph."""
     # Of Python's generator only random() is promised to stay the same between versions.
-    draw = random.Random(derive(seed, "story", n)).random
+    draw = random.Random(derive_seed(seed, "story", n)).random
 
     def pick(choices: Sequence[Any]) -> Any:
         return choices[int(draw() * len(choices))]
 
-    words, plot = book().words, pick(book().plots)
+    words, plot = load_grammar().words, pick(load_grammar().plots)
     templates = [
         pick(variants) for variants, optional in plot.sentences if not optional or draw() < 0.5
     ]
-    if len(templates) < MOST and draw() < 0.5:
-        templates.insert(0, pick(book().openings))
-    fill = _Cast(pick, words, plot).fill
-    return " ".join(map(_sentence, map(fill, templates)))
+    if len(templates) < MAX_SENTENCES and draw() < 0.5:
+        templates.insert(0, pick(load_grammar().openings))
+    fill = _StoryContext(pick, words, plot).fill
+    return " ".join(map(_punctuate, map(fill, templates)))
 
 
-class _Cast:
+class _StoryContext:
     """Who and what one story is about."""
 
     def __init__(self, pick: Pick, words: dict[str, tuple[str, ...]], plot: Plot) -> None:
         self._pick, self._words = pick, words
-        hero = self._person("girl", "boy")
+        hero = self._pick_person("girl", "boy")
         friend = hero
         while friend[""] == hero[""]:
-            friend = self._person("girl", "boy")
-        noun, sound = pick(words[plot.animal]).split("|")
+            friend = self._pick_person("girl", "boy")
+        noun, sound = pick(words[plot.animal_class]).split("|")
         animal = {"noun": noun, "adjective": pick(words["kind"]), "sound": sound}
         look = pick(words["look"])
-        thing = {"noun": pick(words[plot.thing]), "adjective": look, "look": look}
+        thing = {"noun": pick(words[plot.thing_class]), "adjective": look, "look": look}
         food = {"noun": pick(words["food"]), "adjective": pick(words["taste"])}
-        if plot.thing == "food":
+        if plot.thing_class == "food":
             thing["adjective"] = pick(words["taste"])
         place, preposition = pick(words["place"]).split("|")
-        do, did = pick(words["skill"]).split("|")
-        here = there = pick(words[plot.spot])
-        while there == here:
-            there = pick(words[plot.spot])
-        self._people = {"h": hero, "f": friend, "p": self._person("woman", "man")}
+        verb, past_tense = pick(words["skill"]).split("|")
+        first_spot = second_spot = pick(words[plot.spot_class])
+        while second_spot == first_spot:
+            second_spot = pick(words[plot.spot_class])
+        self._people = {"h": hero, "f": friend, "p": self._pick_person("woman", "man")}
         self._things = {"a": animal, "t": thing, "o": food}
-        self._fixed = {
+        self._phrases = {
             "place": place,
             "at": f"{preposition} the {place}",
             "to": f"to the {place}",
-            "here": here,
-            "there": there,
-            "do": do,
-            "did": did,
+            "here": first_spot,
+            "there": second_spot,
+            "do": verb,
+            "did": past_tense,
         }
-        self._known: set[str] = set()
+        self._mentioned: set[str] = set()
 
     def fill(self, template: Template) -> str:
         """The template's words."""
-        return "".join(p if isinstance(p, str) else self._field(*p) for p in template)
+        return "".join(p if isinstance(p, str) else self._fill_field(*p) for p in template)
 
-    def _person(self, *kinds: str) -> dict[str, str]:
+    def _pick_person(self, *kinds: str) -> dict[str, str]:
         kind = self._pick(kinds)
         return {"": self._pick(self._words[kind]), **PRONOUNS[kind]}
 
-    def _field(self, name: str, part: str) -> str:
+    def _fill_field(self, name: str, part: str) -> str:
         if name in self._people:
             return self._people[name][part]
         if thing := self._things.get(name):
             if part not in ("", "noun"):
                 return thing[part]
-            new = name not in self._known
-            self._known.add(name)
+            is_first_mention = name not in self._mentioned
+            self._mentioned.add(name)
             if part:
                 return thing["noun"]
-            return f"a {thing['adjective']} {thing['noun']}" if new else f"the {thing['noun']}"
-        return self._fixed.get(name) or self._pick(self._words[name])
+            return (
+                f"a {thing['adjective']} {thing['noun']}"
+                if is_first_mention
+                else f"the {thing['noun']}"
+            )
+        return self._phrases.get(name) or self._pick(self._words[name])
 
 
-def _template(text: str) -> Template:
-    found = re.finditer(r"([^{]+)|\{(\w+)\.?(\w*)\}", text)
-    return tuple(match[1] or (match[2], match[3]) for match in found)
+def _parse_template(text: str) -> Template:
+    matches = re.finditer(r"([^{]+)|\{(\w+)\.?(\w*)\}", text)
+    return tuple(match[1] or (match[2], match[3]) for match in matches)
 
 
-def _plot(text: str) -> Plot:
-    head, *lines = text.strip().splitlines()
-    name, _, terms = head.partition(": ")
-    thing, *special = terms.split(", ")
+def _parse_plot(text: str) -> Plot:
+    header, *lines = text.strip().splitlines()
+    name, _, terms = header.partition(": ")
+    thing, *flags = terms.split(", ")
     return Plot(
         name=name,
-        thing=thing,
-        animal="climber" if "climber" in special else "animal",
-        spot="inside" if "inside" in special else "outside",
+        thing_class=thing,
+        animal_class="climber" if "climber" in flags else "animal",
+        spot_class="inside" if "inside" in flags else "outside",
         sentences=tuple(
-            (tuple(map(_template, line.removeprefix("~ ").split(" / "))), line.startswith("~ "))
+            (
+                tuple(map(_parse_template, line.removeprefix("~ ").split(" / "))),
+                line.startswith("~ "),
+            )
             for line in lines
         ),
     )
@@ -183,10 +190,10 @@ def _plot(text: str) -> Plot:
 _BEFORE_VOWEL = re.compile(r"\b([Aa]) (?=[aeiou]|honest)")
 
 
-def _sentence(text: str) -> str:
+def _punctuate(text: str) -> str:
     """With its capital letter, its full stop, and "an" where it belongs."""
-    start = text[0] == '"'
-    text = text[:start] + text[start].upper() + text[start + 1 :]
-    body, end = (text[:-1], '"') if text.endswith('"') else (text, "")
-    stop = "" if body[-1] in ".?!" else "."
-    return _BEFORE_VOWEL.sub(r"\1n ", f"{body}{stop}{end}")
+    is_quoted = text[0] == '"'
+    text = text[:is_quoted] + text[is_quoted].upper() + text[is_quoted + 1 :]
+    body, closing_quote = (text[:-1], '"') if text.endswith('"') else (text, "")
+    period = "" if body[-1] in ".?!" else "."
+    return _BEFORE_VOWEL.sub(r"\1n ", f"{body}{period}{closing_quote}")

@@ -17,9 +17,9 @@ import numpy as np
 
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
-from mlxgpt.utils.seeds import derive
+from mlxgpt.utils.seeds import derive_seed
 
-BLOCK = 1 << 24  # bytes at a time
+READ_BLOCK_BYTES = 1 << 24  # bytes at a time
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -27,35 +27,35 @@ def dtype_for(vocab_size: int) -> str:
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
-def read_whole(
-    path: Path, dtype: str, also: Callable[[np.ndarray], None] = lambda ids: None
+def scan_token_file(
+    path: Path, dtype: str, on_block: Callable[[np.ndarray], None] = lambda ids: None
 ) -> dict[str, Any]:
     """Read an array to its end, once: {"sha256", "largest"}, the largest of its ids.
 
     Args:
-        also: is given the ids, a portion at a time.
+        on_block: is given the ids, a portion at a time.
 
     Raises:
         OSError: if it cannot be read.
     """
-    digest, largest, item = hashlib.sha256(), 0, np.dtype(dtype).itemsize
+    digest, largest, itemsize = hashlib.sha256(), 0, np.dtype(dtype).itemsize
     # Read, not mapped: pages of a map count as this process's memory.
-    with files.naming(path), path.open("rb") as file:
-        while block := file.read(BLOCK):
+    with files.add_filename_to_errors(path), path.open("rb") as file:
+        while block := file.read(READ_BLOCK_BYTES):
             digest.update(block)
-            ids = np.frombuffer(block[: len(block) // item * item], dtype)
+            ids = np.frombuffer(block[: len(block) // itemsize * itemsize], dtype)
             largest = max(largest, int(ids.max(initial=0)))
-            also(ids)
+            on_block(ids)
     return {"sha256": digest.hexdigest(), "largest": largest}
 
 
-def restore(path: Path) -> str:
+def damaged_array_remedy(path: Path) -> str:
     """What to do about a damaged array of ours."""
     return f"restore {path.name}; or move {path.parent} away, and prepare the data again"
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenArray:
     """One token array, memory-mapped: ids[n], and the size of the vocabulary they are from."""
 
     array: np.ndarray
@@ -70,20 +70,20 @@ class Tokens:
                 by SIGBUS.
             OSError: if its size cannot be read.
         """
-        mapped = getattr(self.array, "_mmap", None)  # of np.memmap
-        if mapped is None:
+        mmap = getattr(self.array, "_mmap", None)  # of np.memmap
+        if mmap is None:
             return self.array
         path = Path(getattr(self.array, "filename", "the token array"))
-        with files.naming(path):
-            size = mapped.size()  # that of the file
-        if size < len(mapped):
+        with files.add_filename_to_errors(path):
+            size = mmap.size()  # that of the file
+        if size < len(mmap):
             raise UserError(
-                f"{path} was cut short while in use: {size:,} of {len(mapped):,} bytes are left",
-                f"{restore(path)}, then run the same command again.",
+                f"{path} was cut short while in use: {size:,} of {len(mmap):,} bytes are left",
+                f"{damaged_array_remedy(path)}, then run the same command again.",
             )
         return self.array
 
-    def batch(
+    def get_batch(
         self, step: int, *, seed: int, batch_size: int, block_size: int, micro_batches: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """The training batch of a step: a pure function of the array and the arguments.
@@ -100,16 +100,19 @@ class Tokens:
         Returns:
             inputs[A, B, T] and targets[A, B, T], int32; targets are the inputs one token on.
         """
-        need, ids = batch_size * micro_batches, self.ids
-        blocks = blocks_per_epoch(len(ids), block_size)
-        rows = range(step * need, (step + 1) * need)
-        starts = [_starts(len(ids), block_size, seed, row // blocks)[row % blocks] for row in rows]
-        window = np.stack([ids[s : s + block_size + 1] for s in starts]).astype(np.int32)
-        self._check(window)
+        rows_per_step, ids = batch_size * micro_batches, self.ids
+        n_blocks = blocks_per_epoch(len(ids), block_size)
+        rows = range(step * rows_per_step, (step + 1) * rows_per_step)
+        starts = [
+            _block_starts(len(ids), block_size, seed, row // n_blocks)[row % n_blocks]
+            for row in rows
+        ]
+        sequences = np.stack([ids[s : s + block_size + 1] for s in starts]).astype(np.int32)
+        self._check_ids(sequences)
         shape = (micro_batches, batch_size, block_size)
-        return window[:, :-1].reshape(shape), window[:, 1:].reshape(shape)
+        return sequences[:, :-1].reshape(shape), sequences[:, 1:].reshape(shape)
 
-    def _check(self, ids: np.ndarray) -> None:
+    def _check_ids(self, ids: np.ndarray) -> None:
         # The device never checks a gather's bounds: an id too large reads stray memory.
         if ids.size and ids.max() >= self.vocab_size:
             raise UserError(
@@ -119,24 +122,24 @@ class Tokens:
             )
 
 
-def blocks_per_epoch(tokens: int, block_size: int) -> int:
+def blocks_per_epoch(n_tokens: int, block_size: int) -> int:
     """How many non-overlapping blocks fit at any offset, each followed by one more token."""
-    if tokens < block_size + 1:
+    if n_tokens < block_size + 1:
         raise UserError(
-            f"the training text has {tokens} tokens, too few for a block of {block_size}",
-            f"use a longer text, or --block-size {max(1, tokens - 1)} or less.",
+            f"the training text has {n_tokens} tokens, too few for a block of {block_size}",
+            f"use a longer text, or --block-size {max(1, n_tokens - 1)} or less.",
         )
-    return max(1, (tokens - block_size) // block_size)
+    return max(1, (n_tokens - block_size) // block_size)
 
 
 @lru_cache(maxsize=2)  # a batch may reach from one epoch into the next
-def _starts(tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
+def _block_starts(n_tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
     """Where each block of an epoch begins, in the order of that epoch."""
-    blocks = blocks_per_epoch(tokens, block_size)
+    n_blocks = blocks_per_epoch(n_tokens, block_size)
     # Raw words of a counter-based generator, whose stream is fixed for good; the methods of
     # numpy's Generator may change theirs between versions.
-    key = np.array([derive(seed, "data"), epoch], dtype=np.uint64)
-    words = np.random.Philox(key=key).random_raw(blocks + 1)
-    slack = min(block_size, tokens - blocks * block_size)
+    key = np.array([derive_seed(seed, "data"), epoch], dtype=np.uint64)
+    words = np.random.Philox(key=key).random_raw(n_blocks + 1)
+    slack = min(block_size, n_tokens - n_blocks * block_size)
     offset = int(words[-1] % np.uint64(slack))
     return offset + block_size * np.argsort(words[:-1], kind="stable")

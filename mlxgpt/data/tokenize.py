@@ -11,29 +11,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from mlxgpt.data.meta import SPLITS, SplitMeta
-from mlxgpt.data.splits import Part
+from mlxgpt.data.splits import SplitPiece
 from mlxgpt.data.tokenizers.char import NUL, Tokenizer
 
-CHUNK = 1 << 20  # characters that one core encodes at a time
+CHUNK_CHARS = 1 << 20  # characters that one core encodes at a time
 
 # For each split what a chunk adds to its array, and the counts of that.
-Encoded = dict[str, tuple[bytes, SplitMeta]]
+EncodedChunk = dict[str, tuple[bytes, SplitMeta]]
 
 
-def encode(
-    parts: Iterable[Part], tokenizer: Tokenizer, dtype: str, *, start: int = 0
-) -> Generator[Encoded]:
+def encode_pieces(
+    pieces: Iterable[SplitPiece], tokenizer: Tokenizer, dtype: str, *, start: int = 0
+) -> Generator[EncodedChunk]:
     """The chunks of some documents, encoded, from number `start` on; to be closed if it is not read
     to its end.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    chunks = islice(_chunks(parts), start, None)
-    pending: deque[Future[Encoded]] = deque()
-    pool = ThreadPoolExecutor(cores)
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    chunks = islice(_group_into_chunks(pieces), start, None)
+    pending: deque[Future[EncodedChunk]] = deque()
+    pool = ThreadPoolExecutor(n_cores)
     try:
         while True:
-            for chunk in islice(chunks, 2 * (cores or 1) - len(pending)):
-                pending.append(pool.submit(_encode, chunk, tokenizer, dtype))
+            for chunk in islice(chunks, 2 * (n_cores or 1) - len(pending)):
+                pending.append(pool.submit(_encode_chunk, chunk, tokenizer, dtype))
             if not pending:
                 return
             yield pending.popleft().result()
@@ -41,29 +41,31 @@ def encode(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _chunks(parts: Iterable[Part]) -> Iterator[list[Part]]:
+def _group_into_chunks(pieces: Iterable[SplitPiece]) -> Iterator[list[SplitPiece]]:
     """Parts together as long as one core should have at a time."""
-    chunk: list[Part] = []
+    chunk: list[SplitPiece] = []
     size = 0
-    for part in parts:
-        chunk.append(part)
-        size += len(part.text)
-        if size >= CHUNK:
+    for piece in pieces:
+        chunk.append(piece)
+        size += len(piece.text)
+        if size >= CHUNK_CHARS:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
 
 
-def _encode(chunk: list[Part], tokenizer: Tokenizer, dtype: str) -> Encoded:
+def _encode_chunk(chunk: list[SplitPiece], tokenizer: Tokenizer, dtype: str) -> EncodedChunk:
     result = {}
     for split in SPLITS:
-        mine = [part for part in chunk if part.split == split]
-        number = sum(part.last for part in mine)
-        end = NUL if tokenizer.end_of_text is not None else ""
-        text = "".join(part.text + end if part.last else part.text for part in mine)
-        ids = tokenizer.encode_stream(text)
-        size = len(text.encode("utf-8")) - number * len(end)
-        count = SplitMeta(len(ids), number, size, "")
+        split_pieces = [piece for piece in chunk if piece.split == split]
+        n_documents = sum(piece.last for piece in split_pieces)
+        separator = NUL if tokenizer.end_of_text is not None else ""
+        text = "".join(
+            piece.text + separator if piece.last else piece.text for piece in split_pieces
+        )
+        ids = tokenizer.encode_documents(text)
+        size = len(text.encode("utf-8")) - n_documents * len(separator)
+        count = SplitMeta(len(ids), n_documents, size, "")
         result[split] = (ids.astype(dtype).tobytes(), count)
     return result

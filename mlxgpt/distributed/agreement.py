@@ -13,7 +13,7 @@ from mlxgpt.distributed.group import ProcessGroup
 from mlxgpt.utils.errors import UserError
 
 
-def require_same(group: ProcessGroup, name: str, values: Mapping[str, Any]) -> None:
+def check_same_values(group: ProcessGroup, name: str, values: Mapping[str, Any]) -> None:
     """Collective. Refuse to train if a rank has other values than the main rank.
 
     Args:
@@ -23,16 +23,16 @@ def require_same(group: ProcessGroup, name: str, values: Mapping[str, Any]) -> N
     Raises:
         UserError: on all ranks, naming the ranks and what differs.
     """
-    expected, *others = group.gather(name, dict(values))
+    expected, *other_values = group.gather(name, dict(values))
     differing = []
-    for rank, found in enumerate(others, 1):
+    for rank, actual in enumerate(other_values, 1):
         differences = [
-            f"{key} {found.get(key)} instead of {expected.get(key)}"
-            for key in {**expected, **found}
-            if found.get(key) != expected.get(key)
+            f"{key} {actual.get(key)} instead of {expected.get(key)}"
+            for key in {**expected, **actual}
+            if actual.get(key) != expected.get(key)
         ]
         if differences:
-            differing.append(f"{group.rank_name(rank)} has {', '.join(differences)}")
+            differing.append(f"{group.describe_rank(rank)} has {', '.join(differences)}")
     if differing:
         raise UserError(
             f"not all machines train the same: {'; '.join(differing)}",
@@ -41,7 +41,7 @@ def require_same(group: ProcessGroup, name: str, values: Mapping[str, Any]) -> N
         )
 
 
-def require_same_arrays(group: ProcessGroup, step: int, *arrays: Mapping[str, mx.array]) -> None:
+def check_same_arrays(group: ProcessGroup, step: int, *arrays: Mapping[str, mx.array]) -> None:
     """Collective. Refuse to continue if a rank has other weights or moments than the main rank.
 
     Args:
@@ -53,22 +53,24 @@ def require_same_arrays(group: ProcessGroup, step: int, *arrays: Mapping[str, mx
     """
     if group.size == 1:
         return
-    expected, *others = group.gather(f"hash of step {step}", fingerprint(*arrays))
-    if differing := [group.rank_name(n) for n, found in enumerate(others, 1) if found != expected]:
+    expected, *other_hashes = group.gather(f"hash of step {step}", hash_arrays(*arrays))
+    if differing := [
+        group.describe_rank(n) for n, actual in enumerate(other_hashes, 1) if actual != expected
+    ]:
         raise UserError(
             f"after step {step:,} {', '.join(differing)} had other weights than "
-            f"{group.rank_name(0)}",
+            f"{group.describe_rank(0)}",
             "the same command resumes from the last checkpoint, which was the same on all; if it "
             "happens again, train without that machine.",
         )
 
 
-def fingerprint(*arrays: Mapping[str, mx.array]) -> str:
+def hash_arrays(*arrays: Mapping[str, mx.array]) -> str:
     """The sha256 of arrays and their names."""
     digest = hashlib.sha256()
-    for named in arrays:
-        mx.eval(named)
-        for name, array in sorted(named.items()):
+    for tree in arrays:
+        mx.eval(tree)
+        for name, array in sorted(tree.items()):
             digest.update(name.encode())
             digest.update(
                 np.array(mx.contiguous(array), copy=False).reshape(-1).view(np.uint8).data

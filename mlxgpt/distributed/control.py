@@ -34,10 +34,12 @@ from mlxgpt.utils.errors import UserError
 
 HEARTBEAT_INTERVAL = 1.0  # seconds
 HEARTBEAT_TIMEOUT = 7.0  # seconds without a heartbeat until a rank counts as lost
-STARTUP_TIMEOUT = 600.0  # the same before the first step: preparing data can block Python for long
+STARTUP_HEARTBEAT_TIMEOUT = (
+    600.0  # the same before the first step: preparing data can block Python for long
+)
 CONNECT_TIMEOUT = 30.0  # seconds for all ranks to connect
-LOST = 1  # exit code after a rank was lost
-REFUSED = 2  # exit code after a user's mistake, on any rank
+EXIT_RANK_LOST = 1  # exit code after a rank was lost
+EXIT_USER_ERROR = 2  # exit code after a user's mistake, on any rank
 MAX_LINE_BYTES = 1 << 24
 HISTORY_LENGTH = 1000  # collectives that the main rank remembers by name
 
@@ -49,13 +51,13 @@ class Position:
     Attributes:
         number: collectives that it has entered.
         name: the last one of them, such as `gather settings`.
-        sums_begun, sums_ended: how many of them are all-reduces of arrays.
+        all_reduces_started, all_reduces_finished: how many of them are all-reduces of arrays.
     """
 
     number: int = 0
     name: str = "no collective yet"
-    sums_begun: int = 0
-    sums_ended: int = 0
+    all_reduces_started: int = 0
+    all_reduces_finished: int = 0
 
     def __str__(self) -> str:
         return f"{self.name} (number {self.number:,})"
@@ -82,12 +84,12 @@ class Peer:
     position: Position = Position()
     names: dict[int, str] = field(default_factory=dict)
     inbox: SimpleQueue[dict[str, Any]] = field(default_factory=SimpleQueue)
-    _sending: threading.Lock = field(default_factory=threading.Lock)
+    _send_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message. If the peer is gone, the listening thread ends the process."""
         line = json.dumps(message).encode() + b"\n"
-        with contextlib.suppress(OSError), self._sending:
+        with contextlib.suppress(OSError), self._send_lock:
             self.socket.sendall(line)
 
 
@@ -108,10 +110,10 @@ class ControlChannel:
         self.rank, self.size, self.peers = rank, size, peers
         self.position = Position()
         self.step_seconds: float | None = None
-        self.heartbeat_timeout = STARTUP_TIMEOUT
+        self.heartbeat_timeout = STARTUP_HEARTBEAT_TIMEOUT
         # Collectives by number: the main rank's latest, or those that another one has not reported.
         self._names: dict[int, str] = {}
-        self._reporting, self._ending = threading.Lock(), threading.Lock()
+        self._report_lock, self._end_lock = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
         self._last_progress: tuple[Any, float] = (None, 0.0)  # all positions, and since when
         for peer in peers.values():
@@ -136,10 +138,10 @@ class ControlChannel:
     def all_reduce(self, name: str) -> Iterator[None]:
         """Announce an all-reduce of arrays, while MLX carries it out."""
         self._enter(f"all-reduce {name}")
-        begun = self.position.sums_begun + 1
-        self.position = replace(self.position, sums_begun=begun)
+        started = self.position.all_reduces_started + 1
+        self.position = replace(self.position, all_reduces_started=started)
         yield
-        self.position = replace(self.position, sums_ended=begun)
+        self.position = replace(self.position, all_reduces_finished=started)
 
     def close(self) -> None:
         """Leave the group; the other ranks may continue."""
@@ -147,14 +149,14 @@ class ControlChannel:
             peer.send({"bye": True})
         self._closed.set()
 
-    def refuse(self, problem: str, remedy: str, code: int = REFUSED) -> None:
+    def abort(self, problem: str, remedy: str, exit_code: int = EXIT_USER_ERROR) -> None:
         """End all ranks because of an error on this one, with an exit code. The main rank's own
         error is printed by its caller, that of another rank by the main rank. The other rank waits
         for that: a launcher would end the main rank before it has printed anything.
         """
-        with self._ending:
+        with self._end_lock:
             for peer in self.peers.values():
-                peer.send({"end": [problem, remedy, code]})
+                peer.send({"end": [problem, remedy, exit_code]})
             if self.rank == 0:
                 self._closed.set()
         if self.rank:
@@ -178,7 +180,7 @@ class ControlChannel:
         """Send a message with this rank's position; from another rank than the main one also with
         the names that it has not reported.
         """
-        with self._reporting:  # names must not arrive after a value that was sent later
+        with self._report_lock:  # names must not arrive after a value that was sent later
             message["at"] = astuple(self.position)
             if self.rank:
                 message["names"] = [[n, self._names.pop(n)] for n in list(self._names)]
@@ -196,35 +198,35 @@ class ControlChannel:
         position = Position(*message["at"])
         if (position.number, position.name) != (self.position.number, self.position.name):
             peer.position = position
-            self._end_by_mismatch()
+            self._end_mismatch()
         return message["value"]
 
     def _listen(self, peer: Peer) -> None:
         with peer.socket:
-            self._listen_to(peer)
+            self._receive_messages(peer)
 
-    def _listen_to(self, peer: Peer) -> None:
-        rest = b""
+    def _receive_messages(self, peer: Peer) -> None:
+        buffer = b""
         while not self._closed.is_set():
             if not select.select([peer.socket], [], [], HEARTBEAT_INTERVAL)[0]:
                 silence = time.monotonic() - peer.last_heartbeat
                 if silence > self.heartbeat_timeout and not peer.has_left:
-                    self._end_by_loss(peer, f"no heartbeat for {silence:.0f} s")
+                    self._end_lost_rank(peer, f"no heartbeat for {silence:.0f} s")
                 continue
             try:
                 received = peer.socket.recv(1 << 16)
             except OSError:
                 received = b""
             peer.last_heartbeat = time.monotonic()
-            *lines, rest = (rest + received).split(b"\n")
+            *lines, buffer = (buffer + received).split(b"\n")
             for line in lines:
-                self._handle(peer, json.loads(line))
-            if not received or len(rest) > MAX_LINE_BYTES:
+                self._handle_message(peer, json.loads(line))
+            if not received or len(buffer) > MAX_LINE_BYTES:
                 if not peer.has_left:
-                    self._end_by_loss(peer, "its connection was closed")
+                    self._end_lost_rank(peer, "its connection was closed")
                 return
 
-    def _handle(self, peer: Peer, message: dict[str, Any]) -> None:
+    def _handle_message(self, peer: Peer, message: dict[str, Any]) -> None:
         if "at" in message:
             peer.position = Position(*message["at"])
             peer.names |= dict(message.get("names", []))
@@ -233,12 +235,12 @@ class ControlChannel:
         elif "bye" in message:
             peer.has_left = True
         elif "end" in message:
-            problem, remedy, code = message["end"]
+            problem, remedy, exit_code = message["end"]
             if self.rank or problem is None:  # the main rank has printed it
-                self._end(None, None, code)
+                self._end_process(None, None, exit_code)
             else:
                 time.sleep(HEARTBEAT_INTERVAL)  # this rank may be about to refuse the same
-                self._end(f"{self._name(peer)}: {problem}", remedy, code)
+                self._end_process(f"{self._describe_peer(peer)}: {problem}", remedy, exit_code)
 
     def _send_heartbeats(self) -> None:
         while not self._closed.wait(HEARTBEAT_INTERVAL):
@@ -257,7 +259,7 @@ class ControlChannel:
         for peer in self.peers.values():
             for number, name in list(peer.names.items()):
                 if self._names.get(number, name) != name:
-                    self._end_by_mismatch(number)
+                    self._end_mismatch(number)
                 if number <= self.position.number:
                     peer.names.pop(number, None)
 
@@ -266,62 +268,69 @@ class ControlChannel:
         wait in one.
         """
         positions = {0: self.position} | {rank: p.position for rank, p in self.peers.items()}
-        furthest = max(p.sums_begun for p in positions.values())
-        behind = [rank for rank, p in positions.items() if p.sums_begun < furthest]
-        all_wait = not behind and all(p.sums_ended < p.sums_begun for p in positions.values())
-        now, (before, since) = time.monotonic(), self._last_progress
-        if not (behind or all_wait) or positions != before:
+        furthest = max(p.all_reduces_started for p in positions.values())
+        lagging = [rank for rank, p in positions.items() if p.all_reduces_started < furthest]
+        all_waiting = not lagging and all(
+            p.all_reduces_finished < p.all_reduces_started for p in positions.values()
+        )
+        now, (previous, since) = time.monotonic(), self._last_progress
+        if not (lagging or all_waiting) or positions != previous:
             self._last_progress = positions, now
         elif now - since > timeout:
-            if all_wait:
+            if all_waiting:
                 name = self.position.name
-                self._end(f"all {self.size} ranks wait in {name}, which does not end", None, LOST)
-            for rank in behind:
-                self._end_by_loss(self.peers.get(rank), "it takes no more steps")
+                self._end_process(
+                    f"all {self.size} ranks wait in {name}, which does not end",
+                    None,
+                    EXIT_RANK_LOST,
+                )
+            for rank in lagging:
+                self._end_lost_rank(self.peers.get(rank), "it takes no more steps")
 
-    def _name(self, peer: Peer | None) -> str:
+    def _describe_peer(self, peer: Peer | None) -> str:
         """A peer, or this rank, in words."""
         rank, host = (peer.rank, peer.host) if peer else (self.rank, socket.gethostname())
         return f"rank {rank} of {self.size} (on {host})"
 
-    def _end_by_loss(self, peer: Peer | None, why: str) -> None:
-        self._end(f"lost {self._name(peer)}: {why}", None, LOST)
+    def _end_lost_rank(self, peer: Peer | None, reason: str) -> None:
+        self._end_process(f"lost {self._describe_peer(peer)}: {reason}", None, EXIT_RANK_LOST)
 
-    def _end_by_mismatch(self, number: int = 0) -> None:
+    def _end_mismatch(self, number: int = 0) -> None:
         """End all ranks, saying in which collective each of them is, or was at that number."""
-        own = (self.rank, self._name(None), self._names.get(number), self.position)
+        own = (self.rank, self._describe_peer(None), self._names.get(number), self.position)
         others = (
-            (p.rank, self._name(p), p.names.get(number), p.position) for p in self.peers.values()
+            (p.rank, self._describe_peer(p), p.names.get(number), p.position)
+            for p in self.peers.values()
         )
-        places = [
+        locations = [
             f"{rank} in {f'{name} (number {number:,})' if name else position}"
             for _, rank, name, position in sorted([own, *others])
         ]
-        problem = f"the ranks are in different collectives: {', '.join(places)}"
+        problem = f"the ranks are in different collectives: {', '.join(locations)}"
         remedy = (
             "start the same command and mlxgpt on all machines; if they are the same, report it."
         )
         if self.rank:
-            self.refuse(problem, remedy, LOST)
-        self._end(problem, remedy, LOST)
+            self.abort(problem, remedy, EXIT_RANK_LOST)
+        self._end_process(problem, remedy, EXIT_RANK_LOST)
 
-    def _end(self, problem: str | None, remedy: str | None, code: int) -> None:
+    def _end_process(self, problem: str | None, remedy: str | None, exit_code: int) -> None:
         """End this process and, from the main rank, all others."""
-        with self._ending:
+        with self._end_lock:
             if self._closed.is_set():  # this rank has left, or ends already
                 return
             if self.rank == 0:
                 for peer in self.peers.values():
-                    peer.send({"end": [None, None, code]})
+                    peer.send({"end": [None, None, exit_code]})
             # Only now: the listening threads close their connections when they see it, and the
             # other rank would see that first.
             self._closed.set()
             if problem:
-                write_error(problem, remedy or f"the same command resumes: {resume_command()}")
-            os._exit(code)
+                print_error(problem, remedy or f"the same command resumes: {resume_command()}")
+            os._exit(exit_code)
 
 
-def write_error(problem: str, remedy: str) -> None:
+def print_error(problem: str, remedy: str) -> None:
     """Print an error as the command line does, straight to file descriptor 2: a stuck thread may
     hold the locks of sys.stderr, of the progress display and of the log handlers.
     """
@@ -329,7 +338,7 @@ def write_error(problem: str, remedy: str) -> None:
         os.write(2, f"mlxgpt: {problem}\n  → {remedy}\n".encode(errors="replace"))
 
 
-def listen(host: str) -> tuple[socket.socket, dict[str, Any]]:
+def open_listener(host: str) -> tuple[socket.socket, dict[str, Any]]:
     """Listen on a free port of the main rank; the listener, and what other ranks connect with.
 
     Raises:
@@ -346,7 +355,7 @@ def listen(host: str) -> tuple[socket.socket, dict[str, Any]]:
     return listener, {"host": host, "port": listener.getsockname()[1], "password": password}
 
 
-def accept(listener: socket.socket, size: int, password: str) -> dict[int, Peer]:
+def accept_peers(listener: socket.socket, size: int, password: str) -> dict[int, Peer]:
     """The other ranks, once all have connected to the main rank.
 
     Raises:
@@ -362,9 +371,9 @@ def accept(listener: socket.socket, size: int, password: str) -> dict[int, Peer]
                 connection, _ = listener.accept()
                 connection.settimeout(2.0)
                 hello = json.loads(_read_line(connection))
-                is_known = hmac.compare_digest(str(hello["password"]), password)
+                is_authentic = hmac.compare_digest(str(hello["password"]), password)
                 rank, host = int(hello["rank"]), str(hello["host"])
-                if not is_known or not 0 < rank < size or rank in peers:
+                if not is_authentic or not 0 < rank < size or rank in peers:
                     raise ValueError("not a rank of this job")
             except (OSError, ValueError, KeyError, TypeError):
                 if connection:
@@ -380,7 +389,7 @@ def accept(listener: socket.socket, size: int, password: str) -> dict[int, Peer]
     return peers
 
 
-def connect(address: dict[str, Any], rank: int) -> dict[int, Peer]:
+def connect_to_main(address: dict[str, Any], rank: int) -> dict[int, Peer]:
     """The main rank, once this rank has connected to it.
 
     Raises:

@@ -24,7 +24,7 @@ import mlx.core as mx
 
 from mlxgpt.distributed import control
 from mlxgpt.distributed.control import ControlChannel
-from mlxgpt.distributed.launcher import addresses, launched
+from mlxgpt.distributed.launcher import is_launched, read_hostfile
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ T = TypeVar("T")
 Arrays = dict[str, mx.array]
 
 ADDRESS_BYTES = 512  # of the message that tells where the main rank listens
-STARTUP_TIMEOUT = 60.0  # seconds for all processes to start
+LAUNCH_TIMEOUT = 60.0  # seconds for all processes to start
 SECURITY_NOTE = (
     "MLX sends without a password or encryption, so use it only in a network that you trust"
 )
@@ -58,7 +58,7 @@ class ProcessGroup(ABC):
         """Whether this rank reads and writes the run, and prints."""
         return self.rank == 0
 
-    def rank_name(self, rank: int) -> str:
+    def describe_rank(self, rank: int) -> str:
         """A rank in words."""
         return f"rank {rank} (on {self.hosts[rank]})"
 
@@ -76,11 +76,11 @@ class ProcessGroup(ABC):
         """
 
     @abstractmethod
-    def should_stop(self, wish: bool) -> bool:
+    def should_stop(self, stop_requested: bool) -> bool:
         """Whether training stops after this step; the same on all ranks. Not a collective.
 
         Args:
-            wish: whether this rank wishes to stop. The other ranks learn it from the next
+            stop_requested: whether this rank wishes to stop. The other ranks learn it from the next
                 `average`, so all stop one step later; a process alone stops at once.
         """
 
@@ -109,7 +109,7 @@ class ProcessGroup(ABC):
         """Collective. Wait until all ranks are here."""
 
     @abstractmethod
-    def watch(self, step_seconds: float) -> AbstractContextManager[None]:
+    def watchdog(self, step_seconds: float) -> AbstractContextManager[None]:
         """While training steps are taken: end all ranks if one takes no more steps.
 
         Args:
@@ -117,7 +117,7 @@ class ProcessGroup(ABC):
         """
 
     @abstractmethod
-    def local(self) -> LocalGroup:
+    def local_group(self) -> LocalGroup:
         """This rank alone, with its rank and size but no communication: to time its own share of
         a step.
         """
@@ -127,13 +127,13 @@ class ProcessGroup(ABC):
         """Collective. Leave the group."""
 
     @abstractmethod
-    def refuse(self, error: UserError) -> None:
+    def abort(self, error: UserError) -> None:
         """End all ranks with an error of this one. The caller raises it; if it is not the main
         rank, the main rank prints it.
         """
 
     @abstractmethod
-    def raise_together(self, error: UserError | None) -> None:
+    def raise_on_all_ranks(self, error: UserError | None) -> None:
         """Collective. Raise on all ranks if one of them has an error.
 
         Raises:
@@ -153,17 +153,17 @@ class LocalGroup(ProcessGroup):
     ) -> tuple[mx.array, Arrays]:
         return loss, gradients
 
-    def should_stop(self, wish: bool) -> bool:
-        return wish
+    def should_stop(self, stop_requested: bool) -> bool:
+        return stop_requested
 
     def sum(self, name: str, array: mx.array) -> mx.array:
         return array
 
     def gather(self, name: str, value: Any) -> list[Any]:
-        return [_as_json(value)]
+        return [_json_round_trip(value)]
 
     def broadcast(self, name: str, value: Any = None) -> Any:
-        return _as_json(value)
+        return _json_round_trip(value)
 
     def broadcast_arrays(self, name: str, arrays: Mapping[str, mx.array]) -> Arrays:
         return dict(arrays)
@@ -171,24 +171,24 @@ class LocalGroup(ProcessGroup):
     def barrier(self, name: str) -> None:
         pass
 
-    def watch(self, step_seconds: float) -> AbstractContextManager[None]:
+    def watchdog(self, step_seconds: float) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def local(self) -> LocalGroup:
+    def local_group(self) -> LocalGroup:
         return self
 
     def close(self) -> None:
         pass
 
-    def refuse(self, error: UserError) -> None:
+    def abort(self, error: UserError) -> None:
         pass
 
-    def raise_together(self, error: UserError | None) -> None:
+    def raise_on_all_ranks(self, error: UserError | None) -> None:
         if error:
             raise error
 
 
-LOCAL = LocalGroup()  # has no state of its own
+LOCAL_GROUP = LocalGroup()  # has no state of its own
 
 
 class MLXGroup(ProcessGroup):
@@ -199,7 +199,7 @@ class MLXGroup(ProcessGroup):
     ) -> None:
         super().__init__(group.rank(), group.size(), hosts)
         self._group, self._control = group, channel
-        self._wishes_to_stop = self._stop_requested = False
+        self._local_stop_requested = self._stop_requested = False
 
     def average(
         self, loss: mx.array, gradients: Arrays, dtype: mx.Dtype
@@ -211,13 +211,13 @@ class MLXGroup(ProcessGroup):
         ends = list(itertools.accumulate(g.size for g in gradients.values()))
         pieces = zip(gradients.items(), mx.split(means, ends[:-1]), strict=True)
         averages = {name: piece.reshape(g.shape) for (name, g), piece in pieces}
-        wish = mx.array(float(self._wishes_to_stop))
-        wishes, losses = self.sum("loss", mx.stack([wish, loss]))
-        self._stop_requested = bool(wishes > 0)
+        stop_flag = mx.array(float(self._local_stop_requested))
+        stop_flags, losses = self.sum("loss", mx.stack([stop_flag, loss]))
+        self._stop_requested = bool(stop_flags > 0)
         return losses / self.size, averages
 
-    def should_stop(self, wish: bool) -> bool:
-        self._wishes_to_stop = wish
+    def should_stop(self, stop_requested: bool) -> bool:
+        self._local_stop_requested = stop_requested
         return self._stop_requested
 
     def sum(self, name: str, array: mx.array) -> mx.array:
@@ -232,19 +232,19 @@ class MLXGroup(ProcessGroup):
         return self._control.broadcast(name, value)
 
     def broadcast_arrays(self, name: str, arrays: Mapping[str, mx.array]) -> Arrays:
-        words = [mx.contiguous(own).reshape(-1).view(mx.uint32) for own in arrays.values()]
+        words = [mx.contiguous(array).reshape(-1).view(mx.uint32) for array in arrays.values()]
         packed = mx.concatenate(words)
-        with self._unwatched():  # it may take far longer than a step
+        with self._pause_watchdog():  # it may take far longer than a step
             total = self.sum(name, packed if self.is_main else mx.zeros_like(packed))
         ends = list(itertools.accumulate(word.size for word in words))
         pieces = zip(arrays.items(), mx.split(total, ends[:-1]), strict=True)
-        return {key: piece.view(own.dtype).reshape(own.shape) for (key, own), piece in pieces}
+        return {key: piece.view(array.dtype).reshape(array.shape) for (key, array), piece in pieces}
 
     def barrier(self, name: str) -> None:
         self._control.barrier(name)
 
     @contextlib.contextmanager
-    def watch(self, step_seconds: float) -> Iterator[None]:
+    def watchdog(self, step_seconds: float) -> Iterator[None]:
         self._control.heartbeat_timeout = control.HEARTBEAT_TIMEOUT
         self._control.step_seconds = step_seconds
         try:
@@ -252,27 +252,27 @@ class MLXGroup(ProcessGroup):
         finally:
             self._control.step_seconds = None
 
-    def local(self) -> LocalGroup:
+    def local_group(self) -> LocalGroup:
         return LocalGroup(self.rank, self.size, self.hosts)
 
     def close(self) -> None:
         self.barrier("end")
         self._control.close()
 
-    def refuse(self, error: UserError) -> None:
-        self._control.refuse(error.problem, error.remedy)
+    def abort(self, error: UserError) -> None:
+        self._control.abort(error.problem, error.remedy)
 
-    def raise_together(self, error: UserError | None) -> None:
-        own = [error.problem, error.remedy] if error else None
-        for rank, reported in enumerate(self.gather("errors", own)):
+    def raise_on_all_ranks(self, error: UserError | None) -> None:
+        own_error = [error.problem, error.remedy] if error else None
+        for rank, reported in enumerate(self.gather("errors", own_error)):
             if reported and error and rank == self.rank:
                 raise error
             if reported:
                 problem, remedy = reported
-                raise UserError(f"{self.rank_name(rank)}: {problem}", remedy)
+                raise UserError(f"{self.describe_rank(rank)}: {problem}", remedy)
 
     @contextlib.contextmanager
-    def _unwatched(self) -> Iterator[None]:
+    def _pause_watchdog(self) -> Iterator[None]:
         step_seconds, self._control.step_seconds = self._control.step_seconds, None
         try:
             yield
@@ -281,7 +281,7 @@ class MLXGroup(ProcessGroup):
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[ProcessGroup]:
+def init_process_group() -> Iterator[ProcessGroup]:
     """The group of the processes that were launched with this one; a `LocalGroup` if there are
     none. A UserError inside ends all ranks, and at the end each waits for the others.
 
@@ -290,18 +290,18 @@ def joined() -> Iterator[ProcessGroup]:
     Raises:
         UserError: if the processes do not find each other.
     """
-    group = _join()
+    group = _init_group()
     if group.size > 1 and group.is_main:
         logger.info(f"{group.size} ranks, on {', '.join(group.hosts)}: {SECURITY_NOTE}")
     try:
         yield group
     except UserError as error:
-        group.refuse(error)
+        group.abort(error)
         raise
     group.close()
 
 
-def in_turns(group: ProcessGroup, function: Callable[[], T]) -> T:
+def run_main_first(group: ProcessGroup, function: Callable[[], T]) -> T:
     """Collective. What a function returns on each rank. The main rank calls it first, then one rank
     of each other machine, then the remaining ranks; so what the first one has left on the disk is
     there for the others.
@@ -309,20 +309,20 @@ def in_turns(group: ProcessGroup, function: Callable[[], T]) -> T:
     host = group.hosts[group.rank]
     turn = 0 if group.is_main else 1 if group.hosts.index(host) == group.rank else 2
     results: list[T] = []
-    for now in range(3):
-        if now == turn:
+    for stage in range(3):
+        if stage == turn:
             results.append(function())
-        group.barrier(f"turn {now + 1} of 3")
+        group.barrier(f"turn {stage + 1} of 3")
     return results[0]
 
 
-def measure_average_seconds(
-    group: ProcessGroup, values: int, dtype: mx.Dtype, repeats: int = 3
+def measure_all_reduce_seconds(
+    group: ProcessGroup, n_values: int, dtype: mx.Dtype, repeats: int = 3
 ) -> float:
     """Collective. Seconds that the slowest rank takes to average this many values, at best."""
     if group.size == 1:
         return 0.0
-    array = mx.zeros(values, dtype)
+    array = mx.zeros(n_values, dtype)
     best = float("inf")
     for _ in range(repeats):
         group.barrier("before a timed sum")
@@ -332,10 +332,10 @@ def measure_average_seconds(
     return max(group.gather("seconds of a sum", best))
 
 
-def _join() -> ProcessGroup:
-    if not launched():
-        return LOCAL
-    with _time_limit(STARTUP_TIMEOUT):
+def _init_group() -> ProcessGroup:
+    if not is_launched():
+        return LOCAL_GROUP
+    with _time_limit(LAUNCH_TIMEOUT):
         try:
             group = mx.distributed.init(strict=True)
         except RuntimeError as error:
@@ -345,7 +345,7 @@ def _join() -> ProcessGroup:
                 "another run uses the same ports: --starting-port N.",
             ) from error
         if group.size() == 1:
-            return LOCAL
+            return LOCAL_GROUP
         peers = _connect(group)
     channel = ControlChannel(group.rank(), group.size(), peers)
     return MLXGroup(group, channel, channel.gather("hosts", socket.gethostname()))
@@ -356,14 +356,14 @@ def _connect(group: mx.distributed.Group) -> dict[int, control.Peer]:
     message = bytes(ADDRESS_BYTES)
     listener = None
     if group.rank() == 0:
-        listener, address = control.listen(_main_address())
+        listener, address = control.open_listener(_find_main_address())
         address["name"] = socket.gethostname()
         message = json.dumps(address).encode().ljust(ADDRESS_BYTES)
     total = _all_sum(mx.array(list(message), mx.uint8), group)
     address = json.loads(bytes(memoryview(total)))  # type: ignore[arg-type]
     if listener:
-        return control.accept(listener, group.size(), address["password"])
-    return control.connect(address, group.rank())
+        return control.accept_peers(listener, group.size(), address["password"])
+    return control.connect_to_main(address, group.rank())
 
 
 def _all_sum(array: mx.array, group: mx.distributed.Group) -> mx.array:
@@ -374,20 +374,20 @@ def _all_sum(array: mx.array, group: mx.distributed.Group) -> mx.array:
     return total
 
 
-def _as_json(value: Any) -> Any:
+def _json_round_trip(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _main_address() -> str:
+def _find_main_address() -> str:
     """The main rank's own address, as the launcher gives it."""
-    if known := addresses():
-        return known[0]
+    if host_addresses := read_hostfile():
+        return host_addresses[0]
     if coordinator := os.environ.get("MLX_JACCL_COORDINATOR"):
         return coordinator.rpartition(":")[0]
-    return os.environ.get("NCCL_HOST_IP") or _own_address()
+    return os.environ.get("NCCL_HOST_IP") or _find_own_address()
 
 
-def _own_address() -> str:
+def _find_own_address() -> str:
     """This machine's address, by its name or, if that has none, by its route to other machines. On
     macOS the name often has none.
     """
@@ -404,11 +404,11 @@ def _time_limit(seconds: float) -> Iterator[None]:
     """End the process if the other ranks do not start in time: MLX would wait forever."""
 
     def end() -> None:
-        control.write_error(
+        control.print_error(
             f"not all ranks have started after {seconds:.0f} s",
             "read what the others printed; mlx.launch --verbose shows how they are started.",
         )
-        os._exit(control.LOST)
+        os._exit(control.EXIT_RANK_LOST)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 
-def rank_here() -> int:
+def get_rank() -> int:
     """This process's rank by its launcher's environment variable; 0 without a launcher."""
     for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK"):
         if os.environ.get(name, "").isdecimal():
@@ -21,7 +21,7 @@ def rank_here() -> int:
     return 0
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Whether a launcher started this process together with others."""
     if path := os.environ.get("MLX_HOSTFILE"):
         with contextlib.suppress(OSError):
@@ -31,7 +31,7 @@ def launched() -> bool:
     return any(os.environ.get(name, "1") != "1" for name in names)
 
 
-def addresses() -> list[str]:
+def read_hostfile() -> list[str]:
     """The addresses of all ranks in mlx.launch's hostfile; empty without one."""
     with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):
         nodes = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
@@ -44,13 +44,13 @@ def resume_command() -> str:
     program = Path(sys.argv[0])
     is_mlxgpt = program.name == "mlxgpt" or program.parts[-2:] == ("mlxgpt", "__main__.py")
     words = ["mlxgpt", *sys.argv[1:]] if is_mlxgpt else ["python", *sys.orig_argv[1:]]
-    return again_by_launcher(shlex.join(words))
+    return prepend_launcher(shlex.join(words))
 
 
-def again_by_launcher(command: str) -> str:
+def prepend_launcher(command: str) -> str:
     """A command with the launcher that started this process in front, if one did."""
-    if not launched():
+    if not is_launched():
         return command
-    known = addresses()
-    is_local = known and set(known) <= {"127.0.0.1", "localhost"}
-    return f"mlx.launch {f'-n {len(known)}' if is_local else '--hostfile YOURS.json'} -- {command}"
+    hosts = read_hostfile()
+    is_local = hosts and set(hosts) <= {"127.0.0.1", "localhost"}
+    return f"mlx.launch {f'-n {len(hosts)}' if is_local else '--hostfile YOURS.json'} -- {command}"

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend.execution import compiled
+from mlxgpt.backend.execution import compile_function
 from mlxgpt.data import formats, http
 from mlxgpt.data.normalize import normalize_text
 from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
@@ -32,18 +32,18 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-OWNER_AND_NAME, FILE = "rowanz/hellaswag", "hellaswag_val.jsonl"
-URL = f"https://raw.githubusercontent.com/{OWNER_AND_NAME}/master/data/{FILE}"
-BYTES = 12_246_618  # of 10,042 lines
-SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
-LONGEST = 100_000_000  # bytes of somebody's own file; HellaSwag's largest has 47 million
-ENDINGS = 4
-BUCKET = 32  # sequences are padded to a multiple of so many tokens
-AT_ONCE = 2048  # tokens, about: with GPT-2's vocabulary their logits take 400 MB
+REPO, VALIDATION_FILE = "rowanz/hellaswag", "hellaswag_val.jsonl"
+VALIDATION_URL = f"https://raw.githubusercontent.com/{REPO}/master/data/{VALIDATION_FILE}"
+VALIDATION_BYTES = 12_246_618  # of 10,042 lines
+VALIDATION_SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
+MAX_FILE_BYTES = 100_000_000  # bytes of somebody's own file; HellaSwag's largest has 47 million
+NUM_ENDINGS = 4
+BUCKET_TOKENS = 32  # sequences are padded to a multiple of so many tokens
+BATCH_TOKENS = 2048  # tokens, about: with GPT-2's vocabulary their logits take 400 MB
 
 
 @dataclass(frozen=True)
-class Example:
+class HellaSwagExample:
     """A context, which is not empty, its four endings, and which of them is the right one."""
 
     context: str
@@ -52,7 +52,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Result:
+class HellaSwagResult:
     """How often a model chose the right ending. A guess is right in a quarter of all cases.
 
     Attributes:
@@ -72,23 +72,23 @@ class Result:
     cut: int
 
 
-class Scored(NamedTuple):
+class ScoredExample(NamedTuple):
     """What the endings of one example cost.
 
     Attributes:
-        number: which of the examples.
-        sums: float32 [4], nats of each ending.
-        counts: int [4], tokens that these are the sum over.
-        cut: whether a sequence was too long.
+        example_index: which of the examples.
+        losses: float32 [4], nats of each ending.
+        token_counts: int [4], tokens that these are the sum over.
+        truncated: whether a sequence was too long.
     """
 
-    number: int
-    sums: np.ndarray
-    counts: np.ndarray
-    cut: bool
+    example_index: int
+    losses: np.ndarray
+    token_counts: np.ndarray
+    truncated: bool
 
 
-def load(path: Path | None = None) -> list[Example]:
+def load_examples(path: Path | None = None) -> list[HellaSwagExample]:
     """HellaSwag's validation split, 10,042 examples, which stay in a cache; or those of a file.
 
     Args:
@@ -98,27 +98,28 @@ def load(path: Path | None = None) -> list[Example]:
         UserError: if it could not be downloaded or read, or has another form.
     """
     if path is None:
-        return _parsed(_validation(), FILE)
+        return _parse_examples(_load_validation_file(), VALIDATION_FILE)
     try:
-        content = _read(path, LONGEST)
+        content = _read_up_to(path, MAX_FILE_BYTES)
     except OSError as error:
-        raise files.os_error(error, "read", path) from error
-    formats.refuse_other(path, content[: formats.HEAD])
-    if len(content) > LONGEST:
+        raise files.to_user_error(error, "read", path) from error
+    formats.reject_unsupported_format(path, content[: formats.HEAD_BYTES])
+    if len(content) > MAX_FILE_BYTES:
         raise UserError(
-            f"{path} is longer than {LONGEST:,} bytes", f"give a file of the form of {FILE}."
+            f"{path} is longer than {MAX_FILE_BYTES:,} bytes",
+            f"give a file of the form of {VALIDATION_FILE}.",
         )
-    return _parsed(content, str(path))
+    return _parse_examples(content, str(path))
 
 
-def evaluate(
+def evaluate_hellaswag(
     model: GPT,
     tokenizer: Tokenizer,
-    examples: Sequence[Example],
+    examples: Sequence[HellaSwagExample],
     *,
     bos: int | None = None,
     progress: Callable[[int, int, float], None] = lambda done, total, accuracy_norm: None,
-) -> Result:
+) -> HellaSwagResult:
     """How often a model finds the right ending the likeliest.
 
     Args:
@@ -129,21 +130,27 @@ def evaluate(
         UserError: if there are no examples, the tokenizer cannot read them, it gives ids that the
             model has no room for, or the model's losses are no numbers.
     """
-    right = right_norm = cut = 0
-    for done, one in enumerate(ending_losses(model, tokenizer, examples, bos=bos), 1):
-        label = examples[one.number].label
-        right += int(one.sums.argmin() == label)
-        right_norm += int((one.sums / one.counts).argmin() == label)
-        cut += one.cut
-        progress(done, len(examples), right_norm / done)
+    correct = correct_norm = truncated = 0
+    for done, scored in enumerate(ending_losses(model, tokenizer, examples, bos=bos), 1):
+        label = examples[scored.example_index].label
+        correct += int(scored.losses.argmin() == label)
+        correct_norm += int((scored.losses / scored.token_counts).argmin() == label)
+        truncated += scored.truncated
+        progress(done, len(examples), correct_norm / done)
     n = len(examples)
-    accuracy, norm = right / n, right_norm / n
-    return Result(n, accuracy, _error(accuracy, n), norm, _error(norm, n), cut)
+    accuracy, norm = correct / n, correct_norm / n
+    return HellaSwagResult(
+        n, accuracy, _standard_error(accuracy, n), norm, _standard_error(norm, n), truncated
+    )
 
 
 def ending_losses(
-    model: GPT, tokenizer: Tokenizer, examples: Sequence[Example], *, bos: int | None = None
-) -> Iterator[Scored]:
+    model: GPT,
+    tokenizer: Tokenizer,
+    examples: Sequence[HellaSwagExample],
+    *,
+    bos: int | None = None,
+) -> Iterator[ScoredExample]:
     """The loss of each ending after its context, over the ending's tokens alone; examples of like
     length come together, each once.
 
@@ -153,65 +160,85 @@ def ending_losses(
     Raises:
         UserError: as `evaluate`.
     """
-    _must_fit(model, tokenizer, examples, bos)
-    score = compiled(lambda x, y, mask: (token_losses(model(x), y) * mask).sum(axis=1))
-    for length, sequences in _buckets(model.config.block_size, tokenizer, examples, bos).items():
-        size = min(len(sequences), max(1, AT_ONCE // (ENDINGS * length)))
-        for start in range(0, len(sequences), size):
-            some = sequences[start : start + size]
+    _check_inputs(model, tokenizer, examples, bos)
+    score = compile_function(lambda x, y, mask: (token_losses(model(x), y) * mask).sum(axis=1))
+    for length, sequences in _bucket_by_length(
+        model.config.block_size, tokenizer, examples, bos
+    ).items():
+        batch_size = min(len(sequences), max(1, BATCH_TOKENS // (NUM_ENDINGS * length)))
+        for start in range(0, len(sequences), batch_size):
+            examples_batch = sequences[start : start + batch_size]
             # One shape for each bucket: where the last batch is not full, rows are all padding.
-            batch = _padded(some, size, length)
-            sums = np.array(score(*map(mx.array, batch))).reshape(size, ENDINGS)
-            if not np.isfinite(sums).all():
+            batch = _pad_batch(examples_batch, batch_size, length)
+            losses = np.array(score(*map(mx.array, batch))).reshape(batch_size, NUM_ENDINGS)
+            if not np.isfinite(losses).all():
                 raise UserError(
                     "the model's losses are no numbers", "its weights are damaged: get them again."
                 )
-            for one, of_one in zip(some, sums, strict=False):
-                yield Scored(one.number, of_one, np.array(one.counts), one.cut)
+            for tokenized, example_losses in zip(examples_batch, losses, strict=False):
+                yield ScoredExample(
+                    tokenized.example_index,
+                    example_losses,
+                    np.array(tokenized.token_counts),
+                    tokenized.truncated,
+                )
 
 
-class _Sequences(NamedTuple):
+class _TokenizedExample(NamedTuple):
     """The ids of an example's context with each ending, and how many of the last are predicted."""
 
-    number: int
+    example_index: int
     ids: list[list[int]]
-    counts: list[int]
-    cut: bool
+    token_counts: list[int]
+    truncated: bool
 
 
-def _buckets(
-    block_size: int, tokenizer: Tokenizer, examples: Sequence[Example], bos: int | None
-) -> dict[int, list[_Sequences]]:
+def _bucket_by_length(
+    block_size: int, tokenizer: Tokenizer, examples: Sequence[HellaSwagExample], bos: int | None
+) -> dict[int, list[_TokenizedExample]]:
     """The examples by their padded length, the shortest first."""
     buckets = defaultdict(list)
-    for number, example in enumerate(examples):
-        one = _sequences(number, example, block_size, tokenizer, bos)
-        inputs = max(map(len, one.ids)) - 1
-        buckets[min(block_size, math.ceil(inputs / BUCKET) * BUCKET)].append(one)
+    for example_index, example in enumerate(examples):
+        tokenized = _tokenize_example(example_index, example, block_size, tokenizer, bos)
+        input_length = max(map(len, tokenized.ids)) - 1
+        buckets[min(block_size, math.ceil(input_length / BUCKET_TOKENS) * BUCKET_TOKENS)].append(
+            tokenized
+        )
     return dict(sorted(buckets.items()))
 
 
-def _sequences(
-    number: int, example: Example, block_size: int, tokenizer: Tokenizer, bos: int | None
-) -> _Sequences:
+def _tokenize_example(
+    example_index: int,
+    example: HellaSwagExample,
+    block_size: int,
+    tokenizer: Tokenizer,
+    bos: int | None,
+) -> _TokenizedExample:
     context = [*([] if bos is None else [bos]), *tokenizer.encode(example.context).tolist()]
     endings = [tokenizer.encode(" " + ending).tolist() for ending in example.endings]
-    whole = [context + ending for ending in endings]
+    full_ids = [context + ending for ending in endings]
     # The last id is only predicted, so that one more than the block fits.
-    ids = [one[-block_size - 1 :] for one in whole]
-    counts = [min(len(e), len(kept) - 1) for e, kept in zip(endings, ids, strict=True)]
-    return _Sequences(number, ids, counts, ids != whole)
+    ids = [sequence[-block_size - 1 :] for sequence in full_ids]
+    token_counts = [
+        min(len(ending_ids), len(clipped) - 1)
+        for ending_ids, clipped in zip(endings, ids, strict=True)
+    ]
+    return _TokenizedExample(example_index, ids, token_counts, ids != full_ids)
 
 
-def _padded(
-    some: Sequence[_Sequences], size: int, length: int
+def _pad_batch(
+    examples: Sequence[_TokenizedExample], batch_size: int, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(inputs, targets, mask), each [size · 4, length]; padding stands at the end, where nothing
     before it looks.
     """
-    inputs, targets = np.zeros((2, size * ENDINGS, length), dtype=np.int32)
-    mask = np.zeros((size * ENDINGS, length), dtype=np.float32)
-    rows = [row for one in some for row in zip(one.ids, one.counts, strict=True)]
+    inputs, targets = np.zeros((2, batch_size * NUM_ENDINGS, length), dtype=np.int32)
+    mask = np.zeros((batch_size * NUM_ENDINGS, length), dtype=np.float32)
+    rows = [
+        row
+        for tokenized in examples
+        for row in zip(tokenized.ids, tokenized.token_counts, strict=True)
+    ]
     for n, (ids, count) in enumerate(rows):
         end = len(ids) - 1
         inputs[n, :end], targets[n, :end] = ids[:-1], ids[1:]
@@ -219,22 +246,22 @@ def _padded(
     return inputs, targets, mask
 
 
-def _must_fit(
-    model: GPT, tokenizer: Tokenizer, examples: Sequence[Example], bos: int | None
+def _check_inputs(
+    model: GPT, tokenizer: Tokenizer, examples: Sequence[HellaSwagExample], bos: int | None
 ) -> None:
     """Refuse what would give no figure, or a wrong one."""
     if not examples:
         raise UserError(
             "there are no examples of HellaSwag", "give a file that has some, and a limit above 0."
         )
-    room = model.config.vocab_size
-    if tokenizer.vocab_size > room or not 0 <= (bos or 0) < room:
+    model_vocab_size = model.config.vocab_size
+    if tokenizer.vocab_size > model_vocab_size or not 0 <= (bos or 0) < model_vocab_size:
         raise UserError(
-            f"the tokenizer gives ids beyond the model's vocabulary of {room:,}",
+            f"the tokenizer gives ids beyond the model's vocabulary of {model_vocab_size:,}",
             "use the tokenizer that the model was trained with.",
         )
     if isinstance(tokenizer, CharTokenizer):
-        texts = (text for one in examples for text in (one.context, *one.endings))
+        texts = (text for example in examples for text in (example.context, *example.endings))
         try:
             tokenizer.encode("".join({" "}.union(*texts)))  # all at once, so that all are named
         except UserError as error:
@@ -244,73 +271,83 @@ def _must_fit(
             ) from error
 
 
-def _error(share: float, n: int) -> float:
+def _standard_error(proportion: float, n: int) -> float:
     """Standard error of a share of n independent cases."""
-    return math.sqrt(share * (1 - share) / n)
+    return math.sqrt(proportion * (1 - proportion) / n)
 
 
-def _validation() -> bytes:
+def _load_validation_file() -> bytes:
     """The validation split's file, from the cache or from where it is published.
 
     Raises:
         UserError: if it could not be downloaded.
     """
-    with contextlib.suppress(OSError, ValueError, http.Trouble):
-        return _checked(_read(http.cache_folder(OWNER_AND_NAME) / FILE, BYTES))
-    host = urlsplit(URL).hostname
-    logger.info(f"getting HellaSwag ({BYTES / 1e6:.0f} MB) from {host}")
+    with contextlib.suppress(OSError, ValueError, http.DownloadError):
+        return _verify_sha256(
+            _read_up_to(http.download_cache_folder(REPO) / VALIDATION_FILE, VALIDATION_BYTES)
+        )
+    host = urlsplit(VALIDATION_URL).hostname
+    logger.info(f"getting HellaSwag ({VALIDATION_BYTES / 1e6:.0f} MB) from {host}")
     try:
-        content = _checked(http.fetch(URL, longest=BYTES))
+        content = _verify_sha256(http.download_bytes(VALIDATION_URL, max_bytes=VALIDATION_BYTES))
     except Exception as error:  # whatever the transport raises
         raise UserError(
-            f"HellaSwag could not be downloaded ({host}: {http.reason(error)})",
-            f"check the connection; or get {FILE} some other way, and name that file.",
+            f"HellaSwag could not be downloaded ({host}: {http.describe_download_error(error)})",
+            f"check the connection; or get {VALIDATION_FILE} some other way, and name that file.",
         ) from error
     try:
-        files.write_atomically(http.cache_folder(OWNER_AND_NAME) / FILE, content.decode("utf-8"))
+        files.write_atomically(
+            http.download_cache_folder(REPO) / VALIDATION_FILE, content.decode("utf-8")
+        )
     except (OSError, ValueError) as error:
-        logger.warning(f"HellaSwag cannot be kept for the next time ({http.reason(error)})")
+        logger.warning(
+            f"HellaSwag cannot be kept for the next time ({http.describe_download_error(error)})"
+        )
     return content
 
 
-def _checked(content: bytes) -> bytes:
+def _verify_sha256(content: bytes) -> bytes:
     """`content` itself, if it is the validation split."""
     digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256:
-        raise http.Trouble(f"another text, sha256 {digest[:8]}…")
+    if digest != VALIDATION_SHA256:
+        raise http.DownloadError(f"another text, sha256 {digest[:8]}…")
     return content
 
 
-def _read(path: Path, longest: int) -> bytes:
+def _read_up_to(path: Path, max_bytes: int) -> bytes:
     """A file; of one that is longer, a byte more than that."""
-    with files.naming(path), path.open("rb") as file:
-        return file.read(longest + 1)
+    with files.add_filename_to_errors(path), path.open("rb") as file:
+        return file.read(max_bytes + 1)
 
 
-def _parsed(content: bytes, name: str) -> list[Example]:
+def _parse_examples(content: bytes, name: str) -> list[HellaSwagExample]:
     """The examples of JSON lines; raises UserError naming the first line that is none."""
     examples = []
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
-            examples.append(_example(line, f"{name}, line {number:,}"))
+            examples.append(_parse_example(line, f"{name}, line {number:,}"))
     return examples
 
 
-def _example(line: bytes, where: str) -> Example:
-    def refuse(what: str) -> UserError:
-        return UserError(f"{where} {what}", f"give a file of the form of HellaSwag's {FILE}.")
+def _parse_example(line: bytes, location: str) -> HellaSwagExample:
+    def format_error(problem: str) -> UserError:
+        return UserError(
+            f"{location} {problem}", f"give a file of the form of HellaSwag's {VALIDATION_FILE}."
+        )
 
     try:
         row = files.parse_json(line.decode("utf-8"))
     except ValueError as error:
-        raise refuse("is not a JSON object") from error
+        raise format_error("is not a JSON object") from error
     if not isinstance(row, dict):
-        raise refuse("is not a JSON object")
+        raise format_error("is not a JSON object")
     context, endings, label = (row.get(key) for key in ("ctx", "endings", "label"))
     if not isinstance(context, str) or not context:
-        raise refuse("has no text as its 'ctx'")
-    if not isinstance(endings, list) or [type(one) for one in endings] != [str] * ENDINGS:
-        raise refuse(f"has not {ENDINGS} texts as its 'endings'")
-    if type(label) is not int or label not in range(ENDINGS):  # those of the test split are secret
-        raise refuse("has no number from 0 to 3 as its 'label'")
-    return Example(normalize_text(context), tuple(map(normalize_text, endings)), label)
+        raise format_error("has no text as its 'ctx'")
+    if not isinstance(endings, list) or [type(ending) for ending in endings] != [str] * NUM_ENDINGS:
+        raise format_error(f"has not {NUM_ENDINGS} texts as its 'endings'")
+    if type(label) is not int or label not in range(
+        NUM_ENDINGS
+    ):  # those of the test split are secret
+        raise format_error("has no number from 0 to 3 as its 'label'")
+    return HellaSwagExample(normalize_text(context), tuple(map(normalize_text, endings)), label)

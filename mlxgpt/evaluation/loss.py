@@ -11,16 +11,16 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.backend import device, execution
-from mlxgpt.data.token_array import Tokens
+from mlxgpt.data.token_array import TokenArray
 from mlxgpt.data.tokenizers.char import Tokenizer, byte_lengths
-from mlxgpt.distributed.group import LOCAL, ProcessGroup
+from mlxgpt.distributed.group import LOCAL_GROUP, ProcessGroup
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
 from mlxgpt.model.stats import flops_per_token
 from mlxgpt.storage.run import Run
 from mlxgpt.utils.errors import UserError
 
-EvalStep = execution.PerThread[mx.array]
+EvalStep = execution.PerThreadFunction[mx.array]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class EvalText:
+class EvalDataset:
     """A text to evaluate on.
 
     Attributes:
@@ -50,7 +50,7 @@ class EvalText:
         bos: the token that the model's texts begin with; None if they begin without one.
     """
 
-    tokens: Tokens
+    tokens: TokenArray
     tokenizer: Tokenizer
     bos: int | None
 
@@ -76,37 +76,41 @@ class Evaluator:
     def __init__(
         self,
         model: GPT,
-        text: EvalText,
+        dataset: EvalDataset,
         step: EvalStep,
         *,
         batch_size: int,
         limit: int | None = None,
-        group: ProcessGroup = LOCAL,
+        group: ProcessGroup = LOCAL_GROUP,
     ) -> None:
         self._group = group
-        ids = np.asarray(text.tokens.ids, dtype=np.int32)
-        if text.bos is not None:
-            ids = np.concatenate([np.array([text.bos], dtype=np.int32), ids])
+        ids = np.asarray(dataset.tokens.ids, dtype=np.int32)
+        if dataset.bos is not None:
+            ids = np.concatenate([np.array([dataset.bos], dtype=np.int32), ids])
         if len(ids) < 2:
-            raise _too_short()
+            raise _too_short_error()
         if ids.max() >= model.config.vocab_size:
             raise UserError(
                 f"the text holds id {ids.max()}, beyond the model's vocabulary",
                 "use data that was prepared with this run's tokenizer.",
             )
         T = model.config.block_size
-        windows = math.ceil((len(ids) - 1) / T)
-        chosen = windows if limit is None else max(1, min(windows, math.ceil(limit / T)))
+        num_windows = math.ceil((len(ids) - 1) / T)
+        num_selected = (
+            num_windows if limit is None else max(1, min(num_windows, math.ceil(limit / T)))
+        )
         self._ids = ids
-        self._starts = T * (np.arange(chosen) * windows // chosen)
+        self._starts = T * (np.arange(num_selected) * num_windows // num_selected)
         targets = np.concatenate([ids[start + 1 : start + 1 + T] for start in self._starts])
         self.tokens = len(targets)
-        self._bytes = int(byte_lengths(text.tokenizer)[targets].sum())
-        if not self._bytes:
-            raise _too_short()
-        forward = T * flops_per_token(model.config) / 3
-        most = device.rows_at_once(forward) or batch_size
-        self._rows = max(1, min(batch_size, chosen, most) // execution.thread_count())  # a thread
+        self._byte_count = int(byte_lengths(dataset.tokenizer)[targets].sum())
+        if not self._byte_count:
+            raise _too_short_error()
+        window_flops = T * flops_per_token(model.config) / 3
+        max_rows = device.max_rows_per_batch(window_flops) or batch_size
+        self._rows_per_thread = max(
+            1, min(batch_size, num_selected, max_rows) // execution.thread_count()
+        )  # a thread
         self._block_size = T
         self._model = model
         self._step = step
@@ -115,25 +119,25 @@ class Evaluator:
         """Evaluate the model as it is now."""
         parameters = self._model.parameters()
         batches = islice(self._batches(), self._group.rank, None, self._group.size)
-        shares = ((parameters, *map(mx.array, batch)) for batch in batches)
+        step_args = ((parameters, *map(mx.array, batch)) for batch in batches)
         total = 0.0
-        waiting: list[mx.array] = []
-        while some := list(islice(shares, execution.thread_count())):
+        pending: list[mx.array] = []
+        while batch_args := list(islice(step_args, execution.thread_count())):
             # The device has the next batches before the last ones are waited for.
-            losses = self._step(some)
+            losses = self._step(batch_args)
             mx.async_eval(losses)
-            total += sum(map(float, waiting))
-            waiting = losses
-        total += sum(map(float, waiting))
+            total += sum(map(float, pending))
+            pending = losses
+        total += sum(map(float, pending))
         total = sum(self._group.gather("validation losses", total))
         loss = total / self.tokens
-        bits = total / math.log(2) / self._bytes
+        bits = total / math.log(2) / self._byte_count
         perplexity = math.exp(loss) if loss < 700 else math.inf
         return Evaluation(loss, bits, perplexity, self.tokens)
 
     def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(inputs, targets, mask), each [B, T], of one shape; rows beyond the last are masked."""
-        B, T = self._rows, self._block_size
+        B, T = self._rows_per_thread, self._block_size
         for first in range(0, len(self._starts), B):
             inputs, targets = np.zeros((2, B, T), dtype=np.int32)
             mask = np.zeros((B, T), dtype=np.float32)
@@ -145,17 +149,20 @@ class Evaluator:
             yield inputs, targets, mask
 
 
-def eval_step(model: GPT, dtype: mx.Dtype) -> EvalStep:
+def compile_eval_step(model: GPT, dtype: mx.Dtype) -> EvalStep:
     """The compiled evaluation step of a model: one for each thread; see `losses.make_eval_step`."""
-    return execution.PerThread(lambda: make_eval_step(model, dtype))
+    return execution.PerThreadFunction(lambda: make_eval_step(model, dtype))
 
 
-def evaluate(run: Run, model: GPT, tokens: Tokens) -> Evaluation:
+def evaluate_run(run: Run, model: GPT, tokens: TokenArray) -> Evaluation:
     """Loss of a run's model over some tokens."""
     t = run.config.train
-    text, step = EvalText(tokens, run.tokenizer, run.bos), eval_step(model, getattr(mx, t.dtype))
-    return Evaluator(model, text, step, batch_size=t.batch_size)()
+    dataset, step = (
+        EvalDataset(tokens, run.tokenizer, run.bos),
+        compile_eval_step(model, getattr(mx, t.dtype)),
+    )
+    return Evaluator(model, dataset, step, batch_size=t.batch_size)()
 
 
-def _too_short() -> UserError:
+def _too_short_error() -> UserError:
     return UserError("the validation text is too short", "give one of two tokens or more.")

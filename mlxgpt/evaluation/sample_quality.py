@@ -12,31 +12,31 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.backend import execution
-from mlxgpt.config import Sampling
+from mlxgpt.config import SamplingParams
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.data.token_array import Tokens
+from mlxgpt.data.token_array import TokenArray
 from mlxgpt.data.tokenizers.char import NUL, Tokenizer
 from mlxgpt.evaluation import text_metrics
 from mlxgpt.inference.engine import CompiledModel
-from mlxgpt.inference.generate import generate
+from mlxgpt.inference.generate import generate_texts
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
 from mlxgpt.utils.errors import UserError
-from mlxgpt.utils.seeds import derive
+from mlxgpt.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
-STORIES = 100
-LONGEST = 500  # tokens of a story
-AT_ONCE = 20
-OPENING = "Once upon a time"
-WINDOWS, WINDOW = 20, 1000  # texts, and tokens of each, where there are no stories
-CONTROL_BYTES = 2_000_000  # of the training text, for the n-gram control
-IDS = 1 << 18  # decoded at a time
+NUM_STORIES = 100
+MAX_STORY_TOKENS = 500  # tokens of a story
+SCORING_BATCH_SIZE = 20
+STORY_PROMPT = "Once upon a time"
+NUM_WINDOWS, WINDOW_TOKENS = 20, 1000  # texts, and tokens of each, where there are no stories
+NGRAM_TRAINING_BYTES = 2_000_000  # of the training text, for the n-gram control
+DECODE_CHUNK_TOKENS = 1 << 18  # decoded at a time
 
 
 @dataclass(frozen=True)
-class Appraisal:
+class SampleQuality:
     """What the texts of a model and of its three neighbours are worth.
 
     Attributes:
@@ -57,62 +57,70 @@ class Appraisal:
     texts: list[str]
 
 
-def appraise(
+def measure_sample_quality(
     model: GPT,
     tokenizer: Tokenizer,
     dataset: Dataset,
     *,
     seed: int = 0,
-) -> Appraisal:
+) -> SampleQuality:
     """Generate texts, take as many held-out ones and two controls, and measure all of them.
 
     Raises:
         UserError: if the validation text is too short.
     """
-    stories = tokenizer.end_of_text is not None
-    prompt = OPENING if stories else ""
-    held_out = list(_held_out(dataset.val, tokenizer, seed))
+    has_stories = tokenizer.end_of_text is not None
+    prompt = STORY_PROMPT if has_stories else ""
+    held_out = list(_sample_held_out(dataset.val, tokenizer, seed))
     real = [text for text, _ in held_out]
     if not real:
         raise UserError(
             "the validation text is too short to compare with", "give a longer --val-source."
         )
     logger.info(f"writing {len(real)} texts")
-    sampling = Sampling(
-        max_tokens=LONGEST - len(tokenizer.encode(prompt)) if stories else WINDOW,
+    sampling = SamplingParams(
+        max_tokens=MAX_STORY_TOKENS - len(tokenizer.encode(prompt))
+        if has_stories
+        else WINDOW_TOKENS,
         samples=len(real),
-        seed=derive(seed, "appraisal") >> 1,
+        seed=derive_seed(seed, "appraisal") >> 1,
     )
     compiled = CompiledModel(model, tokenizer.vocab_size)
     bos = tokenizer.end_of_text  # a run that has held-out texts was trained on such
-    made = generate(compiled, tokenizer, [prompt], sampling, bos=bos)
+    generated = generate_texts(compiled, tokenizer, [prompt], sampling, bos=bos)
     logger.info("reading the training text")
-    beginning = "".join(_training(dataset.train, tokenizer, CONTROL_BYTES))
+    ngram_corpus = "".join(_decode_training_text(dataset.train, tokenizer, NGRAM_TRAINING_BYTES))
     lengths = [len(text) for text in real]
-    ngram = text_metrics.ngram_texts(beginning, lengths, seed)
-    shuffled = text_metrics.shuffled_words(real, seed)
-    everything = [*real, *made.texts, *shuffled, *ngram]
-    known = text_metrics.Known.scan(everything, _training(dataset.train, tokenizer))
+    ngram = text_metrics.sample_ngram_texts(ngram_corpus, lengths, seed)
+    shuffled = text_metrics.shuffle_words(real, seed)
+    all_texts = [*real, *generated.texts, *shuffled, *ngram]
+    overlap = text_metrics.TrainingOverlap.scan(
+        all_texts, _decode_training_text(dataset.train, tokenizer)
+    )
     logger.info("measuring")
 
-    def column(of: Sequence[str], ends: Sequence[bool] | None) -> dict[str, float | None]:
-        return text_metrics.measure(of, known, ends if stories else None)
+    def measure_column(
+        samples: Sequence[str], ended_flags: Sequence[bool] | None
+    ) -> dict[str, float | None]:
+        return text_metrics.compute_metrics(samples, overlap, ended_flags if has_stories else None)
 
     columns = {
-        "model": column(made.texts, made.ended),
-        "real": column(real, [whole for _, whole in held_out]),
-        "shuffled words": column(shuffled, None),
-        "n-gram": column(ngram, [len(t) < n for t, n in zip(ngram, lengths, strict=True)]),
+        "model": measure_column(generated.texts, generated.ended),
+        "real": measure_column(real, [is_complete for _, is_complete in held_out]),
+        "shuffled words": measure_column(shuffled, None),
+        "n-gram": measure_column(ngram, [len(t) < n for t, n in zip(ngram, lengths, strict=True)]),
     }
     preference = None
-    if stories:
-        short = [s for s in real if len(tokenizer.encode(s)) < 0.95 * model.config.block_size]
+    if has_stories:
+        short_stories = [
+            story for story in real if len(tokenizer.encode(story)) < 0.95 * model.config.block_size
+        ]
 
-        def score(these: Sequence[str]) -> list[float]:
-            return log_likelihoods(model, tokenizer, these)
+        def score(samples: Sequence[str]) -> list[float]:
+            return log_likelihoods(model, tokenizer, samples)
 
-        preference = text_metrics.order_preference(short, score, seed)
-    return Appraisal(prompt, sampling.temperature, seed, columns, preference, made.texts)
+        preference = text_metrics.order_preference(short_stories, score, seed)
+    return SampleQuality(prompt, sampling.temperature, seed, columns, preference, generated.texts)
 
 
 def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:
@@ -120,14 +128,19 @@ def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> l
     block is cut.
     """
     T = model.config.block_size
-    end = tokenizer.end_of_text
-    assert end is not None
-    score = execution.compiled(lambda x, y, mask: -(token_losses(model(x), y) * mask).sum(axis=1))
+    eot_id = tokenizer.end_of_text
+    assert eot_id is not None
+    score = execution.compile_function(
+        lambda x, y, mask: -(token_losses(model(x), y) * mask).sum(axis=1)
+    )
     result: list[float] = []
-    for start in range(0, len(texts), AT_ONCE):
-        rows = [[end, *tokenizer.encode(text), end] for text in texts[start : start + AT_ONCE]]
-        ids = np.zeros((AT_ONCE, T + 1), dtype=np.int32)  # one shape, so one trace
-        mask = np.zeros((AT_ONCE, T), dtype=np.float32)
+    for start in range(0, len(texts), SCORING_BATCH_SIZE):
+        rows = [
+            [eot_id, *tokenizer.encode(text), eot_id]
+            for text in texts[start : start + SCORING_BATCH_SIZE]
+        ]
+        ids = np.zeros((SCORING_BATCH_SIZE, T + 1), dtype=np.int32)  # one shape, so one trace
+        mask = np.zeros((SCORING_BATCH_SIZE, T), dtype=np.float32)
         for n, row in enumerate(rows):
             ids[n, : len(row)] = row[: T + 1]
             mask[n, : len(row) - 1] = 1
@@ -136,36 +149,45 @@ def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> l
     return result
 
 
-def _held_out(tokens: Tokens, tokenizer: Tokenizer, seed: int) -> Iterator[tuple[str, bool]]:
+def _sample_held_out(
+    tokens: TokenArray, tokenizer: Tokenizer, seed: int
+) -> Iterator[tuple[str, bool]]:
     """Some of the validation text: documents, or windows where there is but one; no longer than
     the model's texts may be, each with whether it is whole.
     """
     ids = np.asarray(tokens.ids)
     if tokenizer.end_of_text is None:
-        for start in range(0, min(len(ids), WINDOWS * WINDOW) - WINDOW + 1, WINDOW):
-            yield tokenizer.decode(ids[start : start + WINDOW].tolist()), False
+        for start in range(
+            0, min(len(ids), NUM_WINDOWS * WINDOW_TOKENS) - WINDOW_TOKENS + 1, WINDOW_TOKENS
+        ):
+            yield tokenizer.decode(ids[start : start + WINDOW_TOKENS].tolist()), False
         return
     ends = np.flatnonzero(ids == tokenizer.end_of_text)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    order = np.random.Philox(key=derive(seed, "held out")).random_raw(len(ends)).argsort()
-    for n in order[:STORIES]:
-        own = ids[starts[n] : ends[n]].tolist()
-        yield tokenizer.decode(own[:LONGEST]), len(own) <= LONGEST
+    order = np.random.Philox(key=derive_seed(seed, "held out")).random_raw(len(ends)).argsort()
+    for n in order[:NUM_STORIES]:
+        document_ids = ids[starts[n] : ends[n]].tolist()
+        yield (
+            tokenizer.decode(document_ids[:MAX_STORY_TOKENS]),
+            len(document_ids) <= MAX_STORY_TOKENS,
+        )
 
 
-def _training(tokens: Tokens, tokenizer: Tokenizer, most: int | None = None) -> Iterator[str]:
+def _decode_training_text(
+    tokens: TokenArray, tokenizer: Tokenizer, max_bytes: int | None = None
+) -> Iterator[str]:
     """The training text in pieces that end between words, a NUL after each document."""
-    pieces = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+    vocab_bytes = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
     if tokenizer.end_of_text is not None:
-        pieces[tokenizer.end_of_text] = NUL.encode()
-    rest, done = b"", 0
-    for start in range(0, len(tokens.ids), IDS):
-        ids = tokens.ids[start : start + IDS].tolist()
-        text = rest + b"".join(map(pieces.__getitem__, ids))
-        at = max(text.rfind(b" "), text.rfind(b"\n"), text.rfind(NUL.encode())) + 1
-        rest = text[at:]
-        yield text[:at].decode("utf-8", errors="replace")
-        done += at
-        if most and done > most:
+        vocab_bytes[tokenizer.end_of_text] = NUL.encode()
+    rest, bytes_done = b"", 0
+    for start in range(0, len(tokens.ids), DECODE_CHUNK_TOKENS):
+        ids = tokens.ids[start : start + DECODE_CHUNK_TOKENS].tolist()
+        text = rest + b"".join(map(vocab_bytes.__getitem__, ids))
+        split_at = max(text.rfind(b" "), text.rfind(b"\n"), text.rfind(NUL.encode())) + 1
+        rest = text[split_at:]
+        yield text[:split_at].decode("utf-8", errors="replace")
+        bytes_done += split_at
+        if max_bytes and bytes_done > max_bytes:
             return
     yield rest.decode("utf-8", errors="replace")

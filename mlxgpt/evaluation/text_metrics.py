@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mlxgpt.data.tokenizers.char import END_OF_TEXT, NUL
-from mlxgpt.utils.seeds import derive
+from mlxgpt.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from harper import Linter
 
-DISTINCT_WORDS = 1000  # over which n-grams are counted; the more words, the fewer are distinct
-ORDER = 5  # of the character n-gram model: a character given the four before it
+DISTINCT_WINDOW_WORDS = (
+    1000  # over which n-grams are counted; the more words, the fewer are distinct
+)
+NGRAM_ORDER = 5  # of the character n-gram model: a character given the four before it
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class Metric:
     Attributes:
         name: short, and the key in what `measure` returns.
         better: which values are better; "like real" where both less and more are worse.
-        share: whether it lies between 0 and 1 and reads best as a percentage.
+        is_fraction: whether it lies between 0 and 1 and reads best as a percentage.
         description: one line.
     """
 
     name: str
     better: Literal["higher", "lower", "like real"]
-    share: bool
+    is_fraction: bool
     description: str
 
 
@@ -61,7 +63,7 @@ METRICS = (  # in the order of a table
 
 
 @dataclass(frozen=True)
-class Known:
+class TrainingOverlap:
     """What of some texts occurs in the training text.
 
     Attributes:
@@ -73,7 +75,7 @@ class Known:
     eight_grams: frozenset[tuple[bytes, ...]]
 
     @classmethod
-    def scan(cls, texts: Iterable[str], pieces: Iterable[str]) -> Known:
+    def scan(cls, texts: Iterable[str], pieces: Iterable[str]) -> TrainingOverlap:
         """Read the training text once.
 
         Memory grows with the texts and the longest piece only.
@@ -82,62 +84,68 @@ class Known:
             texts: all that will be measured; of other texts nothing will be known.
             pieces: the training text, cut between words.
         """
-        numbers: dict[bytes, int] = {}  # 0 is every word that the texts do not have
+        word_ids: dict[bytes, int] = {}  # 0 is every word that the texts do not have
         eight_grams: dict[int, tuple[bytes, ...]] = {}  # by hash
         for text in texts:
-            found = words(text)
-            for word in found:
-                numbers.setdefault(word, len(numbers) + 1)
-            hashes = _hashes(np.array([numbers[word] for word in found], dtype=np.uint64))
-            eight_grams.update(zip(hashes.tolist(), _grams(found, 8), strict=True))
+            text_words = split_words(text)
+            for word in text_words:
+                word_ids.setdefault(word, len(word_ids) + 1)
+            hashes = _hash_eight_grams(
+                np.array([word_ids[word] for word in text_words], dtype=np.uint64)
+            )
+            eight_grams.update(zip(hashes.tolist(), _ngrams(text_words, 8), strict=True))
 
         # Most of the training text's hashes are none of these; their upper bits say so at once.
         shift = np.uint64(64 - 22)
-        possible = np.zeros(1 << 22, dtype=np.bool_)
-        possible[np.array(list(eight_grams), dtype=np.uint64) >> shift] = True
+        hash_filter = np.zeros(1 << 22, dtype=np.bool_)
+        hash_filter[np.array(list(eight_grams), dtype=np.uint64) >> shift] = True
 
-        seen_words = np.zeros(len(numbers) + 1, dtype=np.bool_)
-        seen: set[int] = set()
-        rest = np.zeros(0, dtype=np.uint64)  # the last seven words, for 8-grams across a cut
+        word_seen = np.zeros(len(word_ids) + 1, dtype=np.bool_)
+        seen_hashes: set[int] = set()
+        tail = np.zeros(0, dtype=np.uint64)  # the last seven words, for 8-grams across a cut
         for piece in pieces:
-            here = np.array(list(map(numbers.get, words(piece), repeat(0))), dtype=np.uint64)
-            seen_words[here] = True
-            run = np.concatenate([rest, here])
-            rest = run[-7:]
-            hashes = _hashes(run)
-            hashes = hashes[possible[hashes >> shift]]
-            seen.update(eight_grams.keys() & hashes.tolist())
+            piece_ids = np.array(
+                list(map(word_ids.get, split_words(piece), repeat(0))), dtype=np.uint64
+            )
+            word_seen[piece_ids] = True
+            window = np.concatenate([tail, piece_ids])
+            tail = window[-7:]
+            hashes = _hash_eight_grams(window)
+            hashes = hashes[hash_filter[hashes >> shift]]
+            seen_hashes.update(eight_grams.keys() & hashes.tolist())
         return cls(
-            frozenset(word for word, number in numbers.items() if seen_words[number]),
-            frozenset(eight_grams[one] for one in seen),
+            frozenset(word for word, word_id in word_ids.items() if word_seen[word_id]),
+            frozenset(eight_grams[gram_hash] for gram_hash in seen_hashes),
         )
 
 
-def measure(
-    texts: Sequence[str], known: Known | None, ended: Sequence[bool] | None = None
+def compute_metrics(
+    texts: Sequence[str], overlap: TrainingOverlap | None, ended: Sequence[bool] | None = None
 ) -> dict[str, float | None]:
     """Each metric's value over all texts together; None where it cannot be said.
 
     Args:
         texts: stories, or windows of a text that has none.
-        known: from a scan that had these texts; without it two metrics are None.
+        overlap: from a scan that had these texts; without it two metrics are None.
         ended: which texts ended by themselves.
     """
-    found = [words(text) for text in texts]
-    together = [word for one in found for word in one]
-    eight_grams = [gram for one in found for gram in _grams(one, 8)]
-    split = [sentences(text) for text in texts]
-    complete = [sum(map(_is_complete, some)) for some in split]
+    words_by_text = [split_words(text) for text in texts]
+    all_words = [word for text_words in words_by_text for word in text_words]
+    eight_grams = [gram for text_words in words_by_text for gram in _ngrams(text_words, 8)]
+    sentences_by_text = [split_sentences(text) for text in texts]
+    complete_counts = [
+        sum(map(_is_complete, text_sentences)) for text_sentences in sentences_by_text
+    ]
     values = (
-        _share(sum(complete), sum(map(len, split))),
-        float(statistics.median(complete)) if texts else None,
-        _grammar_errors(texts, len(together)),
-        None if known is None else _known(known.words, together),
-        _distinct(together),
-        None if known is None else _known(known.eight_grams, eight_grams),
-        _quotes_balanced(texts),
-        _names_that_stay(texts),
-        None if ended is None else _share(sum(ended), len(ended)),
+        _fraction(sum(complete_counts), sum(map(len, sentences_by_text))),
+        float(statistics.median(complete_counts)) if texts else None,
+        _grammar_errors(texts, len(all_words)),
+        None if overlap is None else _overlap_fraction(overlap.words, all_words),
+        _distinct_trigrams(all_words),
+        None if overlap is None else _overlap_fraction(overlap.eight_grams, eight_grams),
+        _balanced_quotes_fraction(texts),
+        _recurring_names_fraction(texts),
+        None if ended is None else _fraction(sum(ended), len(ended)),
     )
     return dict(zip((metric.name for metric in METRICS), values, strict=True))
 
@@ -154,175 +162,189 @@ def order_preference(
         log_likelihood: of each text, in nats, summed over it. It is called once.
         seed: of the other orders.
     """
-    stories = [story.strip() for story in stories if len(set(sentences(story))) >= 3]
+    stories = [story.strip() for story in stories if len(set(split_sentences(story))) >= 3]
     if not stories:
         return None
-    others = []
+    reordered = []
     for n, story in enumerate(stories):
-        draw = Random(derive(seed, "sentence order", n)).random
-        parts = _GAP.split(story)
-        other = parts.copy()
-        while other == parts:
-            other[::2] = _shuffled(parts[::2], draw)
-        others.append("".join(other))
-    scores = log_likelihood([*stories, *others])
-    count = len(stories)
-    preferred = sum(a > b for a, b in zip(scores[:count], scores[count:], strict=True))
-    return preferred / count
+        random = Random(derive_seed(seed, "sentence order", n)).random
+        parts = _SENTENCE_BREAK.split(story)
+        permuted = parts.copy()
+        while permuted == parts:
+            permuted[::2] = _shuffle_stably(parts[::2], random)
+        reordered.append("".join(permuted))
+    scores = log_likelihood([*stories, *reordered])
+    num_stories = len(stories)
+    preferred = sum(a > b for a, b in zip(scores[:num_stories], scores[num_stories:], strict=True))
+    return preferred / num_stories
 
 
-def shuffled_words(texts: Sequence[str], seed: int) -> list[str]:
+def shuffle_words(texts: Sequence[str], seed: int) -> list[str]:
     """The control that has the right words: each text's in random order, its white space kept."""
 
-    def shuffle(n: int, text: str) -> str:
-        draw = Random(derive(seed, "shuffled words", n)).random
-        order = iter(_shuffled(re.findall(r"\S+", text), draw))
+    def shuffle_text(n: int, text: str) -> str:
+        random = Random(derive_seed(seed, "shuffled words", n)).random
+        order = iter(_shuffle_stably(re.findall(r"\S+", text), random))
         return re.sub(r"\S+", lambda _: next(order), text)
 
-    return [shuffle(n, text) for n, text in enumerate(texts)]
+    return [shuffle_text(n, text) for n, text in enumerate(texts)]
 
 
-def ngram_texts(training: str, lengths: Sequence[int], seed: int) -> list[str]:
+def sample_ngram_texts(training_text: str, lengths: Sequence[int], seed: int) -> list[str]:
     """The control that has the right letters: texts of a character 5-gram model.
 
     Args:
-        training: a few megabytes; `<|endoftext|>`, or a NUL, stands between documents.
+        training_text: a few megabytes; `<|endoftext|>`, or a NUL, stands between documents.
         lengths: one text is drawn for each. It ends where a document would, and is then shorter,
             or else at this many characters.
     """
-    after: defaultdict[str, list[str]] = defaultdict(list)  # each as often as it occurs
-    size = ORDER - 1
-    for document in filter(None, map(str.strip, training.replace(END_OF_TEXT, NUL).split(NUL))):
-        padded = NUL * size + document + NUL
-        for n in range(size, len(padded)):
-            after[padded[n - size : n]].append(padded[n])
+    next_characters: defaultdict[str, list[str]] = defaultdict(list)  # each as often as it occurs
+    context_length = NGRAM_ORDER - 1
+    for document in filter(
+        None, map(str.strip, training_text.replace(END_OF_TEXT, NUL).split(NUL))
+    ):
+        padded = NUL * context_length + document + NUL
+        for n in range(context_length, len(padded)):
+            next_characters[padded[n - context_length : n]].append(padded[n])
 
     def draw_text(n: int, length: int) -> str:
-        draw = Random(derive(seed, "n-gram text", n)).random
-        text = NUL * size
-        while len(text) < size + length:
-            choices = after[text[-size:]]
-            character = choices[int(draw() * len(choices))]
+        random = Random(derive_seed(seed, "n-gram text", n)).random
+        text = NUL * context_length
+        while len(text) < context_length + length:
+            choices = next_characters[text[-context_length:]]
+            character = choices[int(random() * len(choices))]
             if character == NUL:
                 break
             text += character
-        return text[size:]
+        return text[context_length:]
 
     return [draw_text(n, length) for n, length in enumerate(lengths)]
 
 
-_LETTERS = bytes(n if n > 127 or chr(n).isalnum() else ord(" ") for n in range(256))
+_LETTER_TABLE = bytes(n if n > 127 or chr(n).isalnum() else ord(" ") for n in range(256))
 
 
-def words(text: str) -> list[bytes]:
+def split_words(text: str) -> list[bytes]:
     """In lower case and UTF-8, without punctuation; "don't" is `dont`.
 
     Bytes, since splitting gigabytes of them is several times as fast.
     """
     for mark in "“”‘…–—":
         text = text.replace(mark, " ")
-    return text.replace("’", "").lower().encode().translate(_LETTERS, b"'").split()
+    return text.replace("’", "").lower().encode().translate(_LETTER_TABLE, b"'").split()
 
 
 # Between sentences: after . ! or ?, but after a closing quote not before `he said`. A line's end
 # is none, since verses have it in the middle of a sentence; an empty line is one.
-_GAP = re.compile(
+_SENTENCE_BREAK = re.compile(
     r"""((?<=[.!?])(?<!\b[DM]r\.)(?<!\bMrs\.)\s+|(?<=[.!?]["”')])\s++(?![a-z])|\n\s*\n\s*)"""
 )
-_COMPLETE = re.compile(r"""["“(]?[A-Z].*[.!?]["”')]?""", re.DOTALL)
+_COMPLETE_SENTENCE = re.compile(r"""["“(]?[A-Z].*[.!?]["”')]?""", re.DOTALL)
 # An opening mark stands before a word, a closing one after it.
-_BALANCED = re.compile(r"""([^"“”]*(?<![^\s(—-])["“](?=\S)[^"“”]*(?<=\S)["”](?!\w))*[^"“”]*""")
-_NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")  # within a sentence and a line
+_BALANCED_QUOTES = re.compile(
+    r"""([^"“”]*(?<![^\s(—-])["“](?=\S)[^"“”]*(?<=\S)["”](?!\w))*[^"“”]*"""
+)
+_NAME_PATTERN = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")  # within a sentence and a line
 
 
-def sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """The text's sentences, complete or not."""
-    return [part for part in _GAP.split(text.strip())[::2] if part]
+    return [part for part in _SENTENCE_BREAK.split(text.strip())[::2] if part]
 
 
 def _is_complete(sentence: str) -> bool:
-    return _COMPLETE.fullmatch(sentence) is not None
+    return _COMPLETE_SENTENCE.fullmatch(sentence) is not None
 
 
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _fraction(part: int, total: int) -> float | None:
+    return part / total if total else None
 
 
-def _known(known: frozenset[Any], found: Sequence[Any]) -> float | None:
-    return _share(sum(one in known for one in found), len(found))
+def _overlap_fraction(training_items: frozenset[Any], items: Sequence[Any]) -> float | None:
+    return _fraction(sum(item in training_items for item in items), len(items))
 
 
-def _distinct(found: Sequence[bytes]) -> float | None:
+def _distinct_trigrams(text_words: Sequence[bytes]) -> float | None:
     """The mean over each thousand words, so that more texts do not look more repetitive."""
-    starts = range(0, len(found) - DISTINCT_WORDS + 1, DISTINCT_WORDS)
-    runs = (list(_grams(found[start : start + DISTINCT_WORDS], 3)) for start in starts)
-    shares = [len(set(run)) / len(run) for run in runs]
-    return statistics.mean(shares) if shares else None
+    starts = range(0, len(text_words) - DISTINCT_WINDOW_WORDS + 1, DISTINCT_WINDOW_WORDS)
+    trigram_windows = (
+        list(_ngrams(text_words[start : start + DISTINCT_WINDOW_WORDS], 3)) for start in starts
+    )
+    fractions = [len(set(trigrams)) / len(trigrams) for trigrams in trigram_windows]
+    return statistics.mean(fractions) if fractions else None
 
 
-def _quotes_balanced(texts: Sequence[str]) -> float | None:
-    quoting = [text for text in texts if re.search('["“”]', text)]
-    return _share(sum(_BALANCED.fullmatch(text) is not None for text in quoting), len(quoting))
+def _balanced_quotes_fraction(texts: Sequence[str]) -> float | None:
+    quoted_texts = [text for text in texts if re.search('["“”]', text)]
+    return _fraction(
+        sum(_BALANCED_QUOTES.fullmatch(text) is not None for text in quoted_texts),
+        len(quoted_texts),
+    )
 
 
-def _names_that_stay(texts: Sequence[str]) -> float | None:
+def _recurring_names_fraction(texts: Sequence[str]) -> float | None:
     """A name has a capital within a sentence, and its text never has it without."""
     uses = []
     for text in texts:
-        found = re.findall("[A-Za-z]+", text)
-        names = {name for name in _NAME.findall(text) if name.lower() not in found}
-        uses += [found.count(name) for name in names]
-    return _share(sum(count > 1 for count in uses), len(uses))
+        text_words = re.findall("[A-Za-z]+", text)
+        names = {name for name in _NAME_PATTERN.findall(text) if name.lower() not in text_words}
+        uses += [text_words.count(name) for name in names]
+    return _fraction(sum(count > 1 for count in uses), len(uses))
 
 
-def _grammar_errors(texts: Sequence[str], count: int) -> float | None:
-    linter = _linter()
-    if linter is None or not count:
+def _grammar_errors(texts: Sequence[str], word_count: int) -> float | None:
+    linter = _load_linter()
+    if linter is None or not word_count:
         return None
     errors = sum(len(linter.lint(text, language="plaintext")) for text in texts)
-    return 100 * errors / count
+    return 100 * errors / word_count
 
 
 # Harper's other rules are about taste, or spelling (it does not know every name), or what other
 # metrics say, and take most of its time.
-_GRAMMAR = {"Grammar and Agreement", "Pronouns and Possession"}
-_MORE_GRAMMAR = {"AnA", "RepeatedWords"}  # in groups that are not all grammar
+_GRAMMAR_GROUPS = {"Grammar and Agreement", "Pronouns and Possession"}
+_EXTRA_GRAMMAR_RULES = {"AnA", "RepeatedWords"}  # in groups that are not all grammar
 
 
 @functools.cache
-def _linter() -> Linter | None:
+def _load_linter() -> Linter | None:
     """Harper, which takes a second to load; None if it is not installed."""
     try:
         from harper import Linter
     except ImportError:
         return None
     linter = Linter()
-    groups = [one["Group"] for one in linter.get_structured_lint_config()["settings"]]
+    groups = [setting["Group"] for setting in linter.get_structured_lint_config()["settings"]]
     rules = [
         rule["Bool"]["name"]
         for group in groups
-        if group["label"] in _GRAMMAR
+        if group["label"] in _GRAMMAR_GROUPS
         for rule in group["child"]["settings"]
     ]
-    on = _MORE_GRAMMAR.union(rules)
-    default = linter.get_default_lint_config()
-    linter.set_lint_config({rule: usual and rule in on for rule, usual in default.items()})
+    enabled_rules = _EXTRA_GRAMMAR_RULES.union(rules)
+    default_config = linter.get_default_lint_config()
+    linter.set_lint_config(
+        {
+            rule: default_enabled and rule in enabled_rules
+            for rule, default_enabled in default_config.items()
+        }
+    )
     return linter
 
 
-def _grams(found: Sequence[bytes], n: int) -> Iterator[tuple[bytes, ...]]:
-    return zip(*(found[start:] for start in range(n)), strict=False)
+def _ngrams(text_words: Sequence[bytes], n: int) -> Iterator[tuple[bytes, ...]]:
+    return zip(*(text_words[start:] for start in range(n)), strict=False)
 
 
-def _hashes(numbers: np.ndarray) -> np.ndarray:
+def _hash_eight_grams(word_ids: np.ndarray) -> np.ndarray:
     """Of each run of eight: 64 bits, so that no two of the texts' and the training's collide."""
-    count = max(0, len(numbers) - 7)
+    count = max(0, len(word_ids) - 7)
     hashes = np.zeros(count, dtype=np.uint64)
     for start in range(8):
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + numbers[start : start + count]
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + word_ids[start : start + count]
     return hashes
 
 
-def _shuffled(items: Sequence[str], draw: Callable[[], float]) -> list[str]:
+def _shuffle_stably(items: Sequence[str], random: Callable[[], float]) -> list[str]:
     # Not random.shuffle: of Python's generator only random() stays the same between versions.
-    return sorted(items, key=lambda _: draw())
+    return sorted(items, key=lambda _: random())

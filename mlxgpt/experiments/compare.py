@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt.config import Config, DataConfig
-from mlxgpt.config.resolve import PathLike, home, resolve
+from mlxgpt.config.resolve import PathLike, resolve_config, resolve_folder
 from mlxgpt.data import prepare as preparation
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.data.holdout import held_back
+from mlxgpt.data.holdout import hold_out_from_train
 from mlxgpt.experiments import budget as budgets
 from mlxgpt.experiments import report, runner, sequential
-from mlxgpt.experiments.registry import TRAININGS
-from mlxgpt.experiments.results import Record
+from mlxgpt.experiments.registry import RUNS_FOLDER
+from mlxgpt.experiments.results import ComparisonRecord
 from mlxgpt.experiments.runner import CompareCallback, CompareRequest
-from mlxgpt.experiments.variants import Variant, vary
+from mlxgpt.experiments.variants import Variant, parse_vary
 from mlxgpt.training.callbacks import CallbackList
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-SEEDS = 3
+DEFAULT_SEEDS = 3
 
 
 def compare(
@@ -42,7 +42,7 @@ def compare(
     data_dir: PathLike | None = None,
     callbacks: Sequence[CompareCallback] = (),
     **settings: Any,
-) -> Record:
+) -> ComparisonRecord:
     """Train variants side by side, paired by seed, and say which is better, with its error.
 
     They are judged by bits per byte on the end of the training text, which is held back from all
@@ -62,26 +62,26 @@ def compare(
         callbacks: receive the events of the comparison, in order; see experiments/runner.py.
         settings: any field of the config, for all variants; `source`: the text.
     """
-    length = budgets.parse(budget)
-    label, configs = _configs(variants, vary, tier, config, settings)
-    seeds = _seeds(seeds, until_decided, smallest)
+    parsed_budget = budgets.parse_budget(budget)
+    label, configs = _resolve_configs(variants, vary, tier, config, settings)
+    seeds = _resolve_seeds(seeds, until_decided, smallest)
     request = CompareRequest(
-        name=_folder_name(name or f"{label}-{budget.replace(' ', '')}"),
+        name=_check_folder_name(name or f"{label}-{budget.replace(' ', '')}"),
         budget_text=budget,
-        budget=length,
+        budget=parsed_budget,
         seeds=seeds,
         until_decided=until_decided,
-        smallest=smallest or 0.0,
+        min_effect=smallest or 0.0,
         final=final,
     )
-    folder = home("runs", runs_dir) / "compare"
-    prepared = _with_data(configs, home("data", data_dir), callbacks)
-    record = runner.compare(prepared, request, folder, callbacks)
-    write(record, folder / request.name)
+    folder = resolve_folder("runs", runs_dir) / "compare"
+    prepared_variants = _prepare_variants(configs, resolve_folder("data", data_dir), callbacks)
+    record = runner.run_comparison(prepared_variants, request, folder, callbacks)
+    write_comparison_files(record, folder / request.name)
     return record
 
 
-def _seeds(seeds: int | None, until_decided: bool, smallest: float | None) -> int:
+def _resolve_seeds(seeds: int | None, until_decided: bool, smallest: float | None) -> int:
     """How many seeds each variant gets, at most; raises UserError for what makes no sense."""
     if smallest is not None and not (until_decided and 0 < smallest < math.inf):
         raise UserError(
@@ -89,34 +89,34 @@ def _seeds(seeds: int | None, until_decided: bool, smallest: float | None) -> in
             "give bits per byte above 0, and --until-decided.",
         )
     if seeds is None:
-        return sequential.MOST if until_decided else SEEDS
-    least = sequential.FIRST if until_decided else 1
-    if seeds < least:
-        raise UserError(f"--seeds {seeds} are too few", f"use --seeds {least} or more.")
+        return sequential.MAX_SEEDS if until_decided else DEFAULT_SEEDS
+    min_seeds = sequential.MIN_SEEDS if until_decided else 1
+    if seeds < min_seeds:
+        raise UserError(f"--seeds {seeds} are too few", f"use --seeds {min_seeds} or more.")
     return seeds
 
 
-def _folder_name(name: str) -> str:
+def _check_folder_name(name: str) -> str:
     """`name`, if a folder in runs/compare may have it."""
-    if name != Path(name).name or name in ("", ".", "..", TRAININGS) or not name.isprintable():
+    if name != Path(name).name or name in ("", ".", "..", RUNS_FOLDER) or not name.isprintable():
         raise UserError(f"--name {name} is not a valid folder name", "choose another --name.")
     return name
 
 
-def _configs(
+def _resolve_configs(
     variants: Sequence[PathLike | Config],
-    field: str | None,
+    vary_spec: str | None,
     tier: int | None,
     config: PathLike | Config | None,
     settings: dict[str, Any],
 ) -> tuple[str, dict[str, Config]]:
     """A name for the comparison, and the configs by theirs."""
-    if field:
+    if vary_spec:
         if variants:
             raise UserError("files and --vary are given", "give one of them.")
-        name, base = resolve(tier, config, **settings)
-        configs = vary(base, field)
-        return f"{name}-{field.replace(' ', '')}", configs
+        name, base = resolve_config(tier, config, **settings)
+        configs = parse_vary(base, vary_spec)
+        return f"{name}-{vary_spec.replace(' ', '')}", configs
     if tier is not None or config is not None:
         raise UserError(
             "--tier and --config tell what to vary", "add --vary FIELD=VALUE,VALUE, or name files."
@@ -128,14 +128,14 @@ def _configs(
         )
     configs = {}
     for number, variant in enumerate(variants, 1):
-        name, chosen = resolve(None, variant, **settings)
+        name, resolved_config = resolve_config(None, variant, **settings)
         if name in configs:
             name = f"{name}-{number}"
-        configs[name] = chosen
+        configs[name] = resolved_config
     return "-".join(configs), configs
 
 
-def _with_data(
+def _prepare_variants(
     configs: dict[str, Config], data_dir: Path, callbacks: Sequence[CompareCallback]
 ) -> list[Variant]:
     """The configs with their data. Data that several share is opened and verified once."""
@@ -145,20 +145,22 @@ def _with_data(
         key = config.data, config.model.vocab_size
         if key not in datasets:
             request = preparation.PrepareRequest(config.data, config.model.vocab_size)
-            whole = preparation.find_or_prepare(request, data_dir, progress)
-            datasets[key] = held_back(whole), whole
+            dataset = preparation.find_or_prepare(request, data_dir, progress)
+            datasets[key] = hold_out_from_train(dataset), dataset
     return [
         Variant(name, config, *datasets[config.data, config.model.vocab_size])
         for name, config in configs.items()
     ]
 
 
-def write(record: Record, folder: Path) -> tuple[Path, Path]:
+def write_comparison_files(record: ComparisonRecord, folder: Path) -> tuple[Path, Path]:
     """Write a record as JSON and as Markdown; their paths. What was judged on the validation text
     has names of its own.
     """
     name = record.name + "-final" * (record.judged_on == "validation")
     paths = folder / f"{name}.json", folder / f"{name}.md"
-    files.write_atomically(paths[0], json.dumps(files.finite(asdict(record)), indent=1) + "\n")
-    files.write_atomically(paths[1], report.markdown(record))
+    files.write_atomically(
+        paths[0], json.dumps(files.replace_nonfinite(asdict(record)), indent=1) + "\n"
+    )
+    files.write_atomically(paths[1], report.render_comparison(record))
     return paths

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlxgpt.experiments.statistics import ALPHA, interval
+from mlxgpt.experiments.statistics import ALPHA, confidence_interval
 from mlxgpt.storage.run import Run
 
 
 @dataclass(frozen=True)
-class Curve:
+class LearningCurve:
     """What was seen at each evaluation.
 
     Attributes:
@@ -31,13 +31,13 @@ class Curve:
     tokens_per_second: float
 
     @property
-    def last(self) -> float:
+    def final_bits_per_byte(self) -> float:
         """What it ended with; infinite where that is no number."""
         return self.bits_per_byte[-1]
 
 
 @dataclass(frozen=True)
-class SpeedUp:
+class Speedup:
     """How many times sooner a variant is where the first one ends; below 1, how much later.
 
     Attributes:
@@ -50,72 +50,78 @@ class SpeedUp:
     high: float | None
 
 
-def curve(run: Run) -> Curve:
+def build_learning_curve(run: Run) -> LearningCurve:
     """The curve of a training, from its metrics."""
-    each = run.config.tokens_per_step
+    tokens_per_step = run.config.tokens_per_step
     records = list(run.metrics())
     rates = [record["tokens_per_second"] for record in records]
-    median = statistics.median([rate for rate in rates if rate] or [math.nan])
+    median_rate = statistics.median([rate for rate in rates if rate] or [math.nan])
     # In the first interval kernels were compiled, and one that was made up for has no time.
-    rates = [median, *(rate or median for rate in rates[1:])]
-    seen = Curve([], [], [], [], median)
+    rates = [median_rate, *(rate or median_rate for rate in rates[1:])]
+    learning_curve = LearningCurve([], [], [], [], median_rate)
     step, seconds = 0, 0.0
     for record, rate in zip(records, rates, strict=True):
-        seconds += (record["step"] - step) * each / rate
+        seconds += (record["step"] - step) * tokens_per_step / rate
         step = record["step"]
         if "val_bits_per_byte" in record:
             value = record["val_bits_per_byte"]
-            seen.steps.append(step)
-            seen.tokens.append(step * each)
-            seen.seconds.append(seconds)
-            seen.bits_per_byte.append(math.inf if value is None else value)
-    return seen
+            learning_curve.steps.append(step)
+            learning_curve.tokens.append(step * tokens_per_step)
+            learning_curve.seconds.append(seconds)
+            learning_curve.bits_per_byte.append(math.inf if value is None else value)
+    return learning_curve
 
 
-def speed_up(pairs: Sequence[tuple[Curve, Curve]], axis: str) -> SpeedUp | None:
+def compute_speedup(
+    curve_pairs: Sequence[tuple[LearningCurve, LearningCurve]], axis: str
+) -> Speedup | None:
     """How many times sooner the other reaches what the first ends with, seed by seed; where it
     never does, how many times sooner the first reaches what the other ends with, turned round.
 
     Args:
-        pairs: of each seed, the first's curve and the other's.
+        curve_pairs: of each seed, the first's curve and the other's.
         axis: `tokens` or `seconds`.
 
     Returns:
         None where a pair of curves does not tell.
     """
-    logs = []
-    for first, other in pairs:
-        ratio = _ratio(first, other, axis)
+    log_ratios = []
+    for baseline, candidate in curve_pairs:
+        ratio = _speedup_ratio(baseline, candidate, axis)
         if ratio is None:
             return None
-        logs.append(math.log(ratio))
-    if not logs:
+        log_ratios.append(math.log(ratio))
+    if not log_ratios:
         return None
-    low, high = interval(logs, ALPHA)
-    return SpeedUp(
-        math.exp(statistics.fmean(logs)),
+    low, high = confidence_interval(log_ratios, ALPHA)
+    return Speedup(
+        math.exp(statistics.fmean(log_ratios)),
         None if low is None else math.exp(low),
         None if high is None else math.exp(high),
     )
 
 
-def _ratio(first: Curve, other: Curve, axis: str) -> float | None:
-    if (reached := _reached(other, first.last, axis)) is not None:
-        return getattr(first, axis)[-1] / reached
-    if (reached := _reached(first, other.last, axis)) is not None:
-        return reached / getattr(other, axis)[-1]
+def _speedup_ratio(baseline: LearningCurve, candidate: LearningCurve, axis: str) -> float | None:
+    if (
+        crossing := _interpolate_crossing(candidate, baseline.final_bits_per_byte, axis)
+    ) is not None:
+        return getattr(baseline, axis)[-1] / crossing
+    if (
+        crossing := _interpolate_crossing(baseline, candidate.final_bits_per_byte, axis)
+    ) is not None:
+        return crossing / getattr(candidate, axis)[-1]
     return None
 
 
-def _reached(curve: Curve, value: float, axis: str) -> float | None:
+def _interpolate_crossing(learning_curve: LearningCurve, value: float, axis: str) -> float | None:
     """Where a curve first comes down to a value, straight lines drawn between its points."""
-    places, values = getattr(curve, axis), curve.bits_per_byte
-    below = next((n for n, v in enumerate(values) if v <= value), None)
-    if below is None:
+    positions, values = getattr(learning_curve, axis), learning_curve.bits_per_byte
+    first_below = next((n for n, v in enumerate(values) if v <= value), None)
+    if first_below is None:
         return None
-    if below == 0:
-        return places[0] if values[0] == value else None  # it was below before it was looked at
-    pair = slice(below - 1, below + 1)
-    if math.isinf(values[below - 1]):
-        return places[below]
-    return float(np.interp(value, values[pair][::-1], places[pair][::-1]))
+    if first_below == 0:
+        return positions[0] if values[0] == value else None  # it was below before it was looked at
+    segment = slice(first_below - 1, first_below + 1)
+    if math.isinf(values[first_below - 1]):
+        return positions[first_below]
+    return float(np.interp(value, values[segment][::-1], positions[segment][::-1]))

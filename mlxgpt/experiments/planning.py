@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from mlxgpt.backend import device
-from mlxgpt.config import Config, override
-from mlxgpt.distributed.group import LOCAL
+from mlxgpt.config import Config, override_config
+from mlxgpt.distributed.group import LOCAL_GROUP
 from mlxgpt.experiments.budget import Budget
 from mlxgpt.experiments.registry import Registry, training_key
 from mlxgpt.experiments.variants import Variant
@@ -20,66 +20,69 @@ from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.estimate import (
     NO_ESTIMATE,
     Estimate,
-    measure,
-    refuse_by_estimate,
-    refuse_too_large,
+    check_estimated_memory,
+    check_memory_limit,
+    estimate_training,
 )
 from mlxgpt.training.job import TrainJob
 from mlxgpt.training.retries import retry_on_gpu_failure
-from mlxgpt.training.setup import check_and_measure, fit_to_data, planned
+from mlxgpt.training.setup import check_and_estimate, fit_to_data, set_max_steps
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MOST_EVALUATIONS, FEWEST_EVALUATIONS = 20, 5  # points of a curve
-EVALUATED_SHARE = 0.2  # of the work of a training, a forward pass being a third of a step
-TIMINGS = 3  # of each variant in turn, where a time is to be planned
+MAX_EVALUATIONS, MIN_EVALUATIONS = 20, 5  # points of a curve
+EVAL_COMPUTE_FRACTION = 0.2  # of the work of a training, a forward pass being a third of a step
+TIMING_REPEATS = 3  # of each variant in turn, where a time is to be planned
 
 
-class Estimates:
+class EstimateCache:
     """Runs the self-check and the first steps of each variant, once."""
 
     def __init__(self, folder: Path, callback: Callback) -> None:
         self._folder, self._callback = folder, callback
         self._by_name: dict[str, Estimate] = {}
 
-    def of(self, variant: Variant) -> Estimate:
+    def get(self, variant: Variant) -> Estimate:
         """The estimate of a variant; raises UserError if it takes more memory than there is."""
         if variant.name not in self._by_name:
             job = TrainJob(variant.config, variant.dataset, self._folder, None, NO_ESTIMATE)
-            attempt = partial(check_and_measure, group=LOCAL, callbacks=self._callback)
-            estimate = retry_on_gpu_failure(attempt, job, LOCAL).estimate
-            refuse_too_large(variant.config, estimate.peak_bytes, device.free_bytes())
+            attempt = partial(check_and_estimate, group=LOCAL_GROUP, callbacks=self._callback)
+            estimate = retry_on_gpu_failure(attempt, job, LOCAL_GROUP).estimate
+            check_memory_limit(variant.config, estimate.peak_bytes, device.free_memory_bytes())
             self._by_name[variant.name] = estimate
         return self._by_name[variant.name]
 
 
-def plan(
-    variants: Sequence[Variant], budget: Budget, registry: Registry, estimates: Estimates
+def plan_variants(
+    variants: Sequence[Variant], budget: Budget, registry: Registry, estimates: EstimateCache
 ) -> list[Variant]:
     """The variants, each with a config for its data and as long as its budget.
 
     Raises:
         UserError: if one cannot be trained on its data or in this memory, or two are the same.
     """
-    fitted = [replace(v, config=_fitted(v)) for v in variants]
+    fitted_variants = [replace(v, config=_fit_config(v)) for v in variants]
     if budget.unit == "seconds":
-        steps = _steps_in_time(fitted, budget, registry, estimates)
+        steps = _plan_steps_for_time(fitted_variants, budget, registry, estimates)
     else:
-        steps = [budget.steps(v.config, math.nan) for v in fitted]
-    variants = [replace(v, config=_sized(v, n)) for v, n in zip(fitted, steps, strict=True)]
-    _must_differ(variants)
+        steps = [budget.steps(v.config, math.nan) for v in fitted_variants]
+    variants = [
+        replace(v, config=_config_for_steps(v, n))
+        for v, n in zip(fitted_variants, steps, strict=True)
+    ]
+    _check_distinct(variants)
     return variants
 
 
-def _fitted(variant: Variant) -> Config:
+def _fit_config(variant: Variant) -> Config:
     config = fit_to_data(device.resolve_dtype(variant.config), variant.dataset)
-    refuse_by_estimate(config)
+    check_estimated_memory(config)
     return config
 
 
-def _steps_in_time(
-    variants: Sequence[Variant], budget: Budget, registry: Registry, estimates: Estimates
+def _plan_steps_for_time(
+    variants: Sequence[Variant], budget: Budget, registry: Registry, estimates: EstimateCache
 ) -> list[int]:
     """Steps of each variant that fit into the budget, timed in turns. A comparison that resumes
     takes those planned before.
@@ -87,33 +90,33 @@ def _steps_in_time(
     keys = [f"{training_key(v.config, v.dataset)} {budget.amount:g}s" for v in variants]
     if not set(keys) <= registry.plan.keys():
         logger.info("timing each variant in turn")
-        times = [[estimates.of(v).step_seconds] for v in variants]
-        for _ in range(TIMINGS - 1):
-            for variant, seconds in zip(variants, times, strict=True):
-                seconds.append(measure(variant.config, variant.dataset).step_seconds)
-        for key, variant, seconds in zip(keys, variants, times, strict=True):
+        timings = [[estimates.get(v).step_seconds] for v in variants]
+        for _ in range(TIMING_REPEATS - 1):
+            for variant, seconds in zip(variants, timings, strict=True):
+                seconds.append(estimate_training(variant.config, variant.dataset).step_seconds)
+        for key, variant, seconds in zip(keys, variants, timings, strict=True):
             registry.plan[key] = budget.steps(variant.config, statistics.median(seconds))
         registry.save()
     return [registry.plan[key] for key in keys]
 
 
-def _sized(variant: Variant, steps: int) -> Config:
+def _config_for_steps(variant: Variant, steps: int) -> Config:
     """A variant's config for so many steps: its schedule as long as these, and a curve of some
     points.
     """
     config = variant.config
-    work = 3 * steps * config.tokens_per_step
-    points = int(EVALUATED_SHARE * work / len(variant.dataset.val.ids))
-    every = math.ceil(steps / min(max(points, FEWEST_EVALUATIONS), MOST_EVALUATIONS))
+    forward_tokens = 3 * steps * config.tokens_per_step
+    evaluations = int(EVAL_COMPUTE_FRACTION * forward_tokens / len(variant.dataset.val.ids))
+    interval = math.ceil(steps / min(max(evaluations, MIN_EVALUATIONS), MAX_EVALUATIONS))
     decay_steps = config.optim.decay_steps * steps / config.train.max_steps
-    return override(
-        planned(config, steps),
+    return override_config(
+        set_max_steps(config, steps),
         {
             "decay_steps": math.ceil(decay_steps),
-            "eval_interval": every,
+            "eval_interval": interval,
             "eval_tokens": len(variant.dataset.val.ids),
-            "save_interval": every,
-            "log_interval": max(1, every // 5),
+            "save_interval": interval,
+            "log_interval": max(1, interval // 5),
             "sample_tokens": 0,
             "keep_checkpoints": 1,
             "snapshots": False,
@@ -121,13 +124,13 @@ def _sized(variant: Variant, steps: int) -> Config:
     )
 
 
-def _must_differ(variants: Sequence[Variant]) -> None:
-    names: dict[str, str] = {}
+def _check_distinct(variants: Sequence[Variant]) -> None:
+    names_by_key: dict[str, str] = {}
     for variant in variants:
         key = training_key(variant.config, variant.dataset)
-        if key in names:
+        if key in names_by_key:
             raise UserError(
-                f"{names[key]} and {variant.name} are the same training",
+                f"{names_by_key[key]} and {variant.name} are the same training",
                 "compare configs that differ in a setting that affects the weights.",
             )
-        names[key] = variant.name
+        names_by_key[key] = variant.name

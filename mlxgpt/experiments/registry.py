@@ -19,8 +19,8 @@ from mlxgpt.experiments.variants import weight_affecting
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-FILE, FORMAT = "ledger.json", 1
-TRAININGS = "trainings"
+REGISTRY_FILE, REGISTRY_FORMAT = "ledger.json", 1
+RUNS_FOLDER = "trainings"
 
 
 @dataclass
@@ -42,9 +42,9 @@ class Registry:
 
     def save(self) -> None:
         """Write it to its folder."""
-        tree = {**asdict(self), "format": FORMAT}
+        tree = {**asdict(self), "format": REGISTRY_FORMAT}
         del tree["folder"]
-        files.write_atomically(self.folder / FILE, files.sealed(tree))
+        files.write_atomically(self.folder / REGISTRY_FILE, files.dump_checksummed(tree))
 
 
 def open_registry(folder: Path) -> Registry:
@@ -54,9 +54,9 @@ def open_registry(folder: Path) -> Registry:
         UserError: if it is damaged.
         OSError: if it cannot be read.
     """
-    path = folder / FILE
+    path = folder / REGISTRY_FILE
     try:
-        tree = files.read_sealed(path, FORMAT)
+        tree = files.read_checksummed(path, REGISTRY_FORMAT)
         return Registry(
             folder,
             {str(key): int(steps) for key, steps in tree["plan"].items()},
@@ -78,6 +78,6 @@ def training_key(config: Config, dataset: Dataset) -> str:
     """
     defaults = weight_affecting(Config())
     settings = weight_affecting(config)
-    own = {name: value for name, value in settings.items() if value != defaults[name]}
-    parts = {**own, "data": dataset.meta.fingerprint}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    non_default = {name: value for name, value in settings.items() if value != defaults[name]}
+    hashed_fields = {**non_default, "data": dataset.meta.fingerprint}
+    return hashlib.sha256(json.dumps(hashed_fields, sort_keys=True).encode()).hexdigest()[:16]

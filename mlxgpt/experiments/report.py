@@ -6,95 +6,112 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from mlxgpt.experiments.curves import SpeedUp
-from mlxgpt.experiments.results import Record, VariantResult
-from mlxgpt.experiments.statistics import Difference
-from mlxgpt.experiments.variants import told
+from mlxgpt.experiments.curves import Speedup
+from mlxgpt.experiments.results import ComparisonRecord, VariantResult
+from mlxgpt.experiments.statistics import PairedDifference
+from mlxgpt.experiments.variants import format_diff
 
-HEAD = ("variant", "seeds", "bits per byte", "difference", "tokens", "time", "verdict")
+COMPARISON_COLUMNS = (
+    "variant",
+    "seeds",
+    "bits per byte",
+    "difference",
+    "tokens",
+    "time",
+    "verdict",
+)
 
 
-def markdown(record: Record) -> str:
+def render_comparison(record: ComparisonRecord) -> str:
     """The whole record but its curves."""
-    rows = [HEAD, ("---",) * len(HEAD), *(cells(s) for s in record.variants)]
+    rows = [
+        COMPARISON_COLUMNS,
+        ("---",) * len(COMPARISON_COLUMNS),
+        *(format_variant_row(s) for s in record.variants),
+    ]
     return (
-        "\n\n".join([f"# {record.name}", _table(rows), *notes(record), *_trainings(record)]) + "\n"
+        "\n\n".join(
+            [f"# {record.name}", _render_table(rows), *format_notes(record), *_render_runs(record)]
+        )
+        + "\n"
     )
 
 
-def cells(result: VariantResult) -> list[str]:
+def format_variant_row(result: VariantResult) -> list[str]:
     """A variant's row: one text for each name in HEAD."""
-    d, mean = result.difference, result.mean
+    d, mean = result.difference, result.mean_bits_per_byte
     return [
         result.name,
         str(len(result.trainings)),
         "–" if mean is None else f"{mean:.4f}",
-        _difference(d) if d else "",
-        _ratio(result.speed_up_tokens),
-        _ratio(result.speed_up_seconds),
+        _format_difference(d) if d else "",
+        _format_speedup(result.speed_up_tokens),
+        _format_speedup(result.speed_up_seconds),
         result.verdict,
     ]
 
 
-def notes(record: Record) -> list[str]:
+def format_notes(record: ComparisonRecord) -> list[str]:
     """What has to be known to read the table."""
-    first = record.variants[0]
-    many = " among so many looks and variants" if record.sequential else ""
+    baseline = record.variants[0]
+    correction_note = " among so many looks and variants" if record.sequential else ""
     text = (
         f"{record.held_back_bytes:,} bytes held back from the training text"
         if record.judged_on == "held back"
         else "the validation text"
     )
-    told_of = [f"{s.name}: {s.advice}." for s in record.variants if s.advice]
-    told_of.append(
+    paragraphs = [f"{s.name}: {s.advice}." for s in record.variants if s.advice]
+    paragraphs.append(
         f"Bits per byte on {text} of {record.data}, at the end of {record.budget} for each. "
-        f"Differences are from {first.name}, seed by seed, and below 0 where it is better; ± holds "
-        f"the true one in {1 - record.level:.4g} of cases{many}. Tokens and time: how many times "
-        f"sooner it is where {first.name} ends, though its schedule was not made to end there."
+        f"Differences are from {baseline.name}, seed by seed, and below 0 where it is better; ± "
+        "holds "
+        f"the true one in {1 - record.level:.4g} of cases{correction_note}. Tokens and time: "
+        "how many times "
+        f"sooner it is where {baseline.name} ends, though its schedule was not made to end there."
     )
     if record.drift:
         slow, fast = record.drift
-        told_of.append(
+        paragraphs.append(
             f"The machine's speed, beside the median of each variant: {slow:+.1%} to {fast:+.1%}."
         )
     if not record.sequential and len(set(record.looks)) > 1:
-        told_of.append(
+        paragraphs.append(
             f"These were looked at with {', '.join(map(str, record.looks))} seeds. Whoever looks "
             "again and again finds differences that are none more often than the intervals say: "
             "--until-decided allows for that."
         )
     if record.final_looks:
         times = "once" if record.final_looks == 1 else f"{record.final_looks} times"
-        told_of.append(f"The validation text was looked at {times} in this comparison.")
+        paragraphs.append(f"The validation text was looked at {times} in this comparison.")
     if record.interrupted:
-        told_of.append("It was interrupted: the same command goes on.")
-    return told_of
+        paragraphs.append("It was interrupted: the same command goes on.")
+    return paragraphs
 
 
-def _trainings(record: Record) -> list[str]:
+def _render_runs(record: ComparisonRecord) -> list[str]:
     head = ("variant", "differs in", "parameters", "steps", "tokens", "seconds", "by seed")
     rows = [head, ("---",) * len(head)]
     for s in record.variants:
         # A training that was resumed for its last step has no speed.
-        ends = [t.curve.seconds[-1] for t in s.trainings if t.curve]
-        times = [end for end in ends if math.isfinite(end)]
-        seconds = f"{statistics.median(times):,.0f}" if times else ""
+        run_seconds = [t.curve.seconds[-1] for t in s.trainings if t.curve]
+        finite_seconds = [end for end in run_seconds if math.isfinite(end)]
+        seconds = f"{statistics.median(finite_seconds):,.0f}" if finite_seconds else ""
         seeds = ", ".join(f"{t.bits_per_byte:.4f}" for t in s.trainings)
         sizes = (f"{s.parameters:,}", f"{s.steps:,}", f"{s.tokens:,}", seconds)
-        rows.append((s.name, told(s.changes), *sizes, seeds))
-    about = "Seconds are the median training's, without evaluating, saving and compiling. On"
-    return [_table(rows), f"{about} {record.machine}."]
+        rows.append((s.name, format_diff(s.changes), *sizes, seeds))
+    caption = "Seconds are the median training's, without evaluating, saving and compiling. On"
+    return [_render_table(rows), f"{caption} {record.machine}."]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def _render_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _difference(d: Difference) -> str:
+def _format_difference(d: PairedDifference) -> str:
     return f"{d.mean:+.4f}" + (f" ± {d.high - d.mean:.4f}" if d.high is not None else "")
 
 
-def _ratio(found: SpeedUp | None) -> str:
-    if found is None:
+def _format_speedup(speedup: Speedup | None) -> str:
+    if speedup is None:
         return ""
-    return f"{found.ratio:.2f} ×"
+    return f"{speedup.ratio:.2f} ×"

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxgpt.experiments.curves import Curve, SpeedUp
-from mlxgpt.experiments.statistics import Difference
+from mlxgpt.experiments.curves import LearningCurve, Speedup
+from mlxgpt.experiments.statistics import PairedDifference
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Training:
+class RunResult:
     """One training of a variant.
 
     Attributes:
@@ -25,7 +25,7 @@ class Training:
     seed: int
     key: str
     bits_per_byte: float
-    curve: Curve | None
+    curve: LearningCurve | None
 
 
 @dataclass
@@ -45,27 +45,27 @@ class VariantResult:
     parameters: int
     steps: int
     tokens: int
-    trainings: list[Training] = field(default_factory=list)
-    difference: Difference | None = None
-    speed_up_tokens: SpeedUp | None = None
-    speed_up_seconds: SpeedUp | None = None
+    trainings: list[RunResult] = field(default_factory=list)
+    difference: PairedDifference | None = None
+    speed_up_tokens: Speedup | None = None
+    speed_up_seconds: Speedup | None = None
     verdict: str = ""
     advice: str = ""
     closed: bool = False
 
     @property
-    def mean(self) -> float | None:
+    def mean_bits_per_byte(self) -> float | None:
         """Bits per byte over its seeds."""
-        values = [training.bits_per_byte for training in self.trainings]
+        values = [run_result.bits_per_byte for run_result in self.trainings]
         return sum(values) / len(values) if values else None
 
     @property
     def diverged(self) -> bool:
-        return any(training.curve is None for training in self.trainings)
+        return any(run_result.curve is None for run_result in self.trainings)
 
 
 @dataclass
-class Record:
+class ComparisonRecord:
     """One comparison.
 
     Attributes:
@@ -95,7 +95,7 @@ class Record:
     interrupted: bool = False
 
 
-def from_json(text: str) -> Record:
+def parse_comparison_record(text: str) -> ComparisonRecord:
     """A record from its file's text.
 
     Raises:
@@ -104,14 +104,14 @@ def from_json(text: str) -> Record:
     try:
         tree = files.parse_json(text)
         drift = tree["drift"]
-        return Record(
+        return ComparisonRecord(
             **{
                 name: str(tree[name]) for name in ("name", "budget", "data", "judged_on", "machine")
             },
             held_back_bytes=int(tree["held_back_bytes"]),
             level=float(tree["level"]),
             sequential=bool(tree["sequential"]),
-            variants=[_variant_result(one) for one in tree["variants"]],
+            variants=[_parse_variant_result(variant) for variant in tree["variants"]],
             drift=(float(drift[0]), float(drift[1])) if drift else None,
             looks=[int(seeds) for seeds in tree["looks"]],
             final_looks=int(tree["final_looks"]),
@@ -124,7 +124,7 @@ def from_json(text: str) -> Record:
         ) from error
 
 
-def _variant_result(tree: dict[str, Any]) -> VariantResult:
+def _parse_variant_result(tree: dict[str, Any]) -> VariantResult:
     difference, trainings = tree["difference"], tree["trainings"]
     return VariantResult(
         name=str(tree["name"]),
@@ -133,55 +133,64 @@ def _variant_result(tree: dict[str, Any]) -> VariantResult:
         steps=int(tree["steps"]),
         tokens=int(tree["tokens"]),
         trainings=[
-            Training(int(t["seed"]), str(t["key"]), _number(t["bits_per_byte"]), _curve(t["curve"]))
+            RunResult(
+                int(t["seed"]),
+                str(t["key"]),
+                _parse_float_or_inf(t["bits_per_byte"]),
+                _parse_curve(t["curve"]),
+            )
             for t in trainings
         ],
-        difference=_difference(difference) if difference else None,
-        speed_up_tokens=_speed_up(tree["speed_up_tokens"]),
-        speed_up_seconds=_speed_up(tree["speed_up_seconds"]),
+        difference=_parse_difference(difference) if difference else None,
+        speed_up_tokens=_parse_speedup(tree["speed_up_tokens"]),
+        speed_up_seconds=_parse_speedup(tree["speed_up_seconds"]),
         verdict=str(tree["verdict"]),
         advice=str(tree["advice"]),
         closed=bool(tree["closed"]),
     )
 
 
-def _curve(tree: dict[str, Any] | None) -> Curve | None:
+def _parse_curve(tree: dict[str, Any] | None) -> LearningCurve | None:
     if tree is None:
         return None
     columns = [tree[name] for name in ("steps", "tokens", "seconds", "bits_per_byte")]
     if len(set(map(len, columns))) != 1 or not columns[0]:
         raise ValueError("a curve's columns are not equally long")
-    steps, tokens, seconds, bits = columns
-    return Curve(
+    steps, tokens, seconds, losses = columns
+    return LearningCurve(
         [int(n) for n in steps],
         [int(n) for n in tokens],
         [float(s) for s in seconds],
-        [_number(b) for b in bits],
-        _number(tree["tokens_per_second"]),
+        [_parse_float_or_inf(b) for b in losses],
+        _parse_float_or_inf(tree["tokens_per_second"]),
     )
 
 
-def _difference(tree: dict[str, Any]) -> Difference:
+def _parse_difference(tree: dict[str, Any]) -> PairedDifference:
     low, high, p, more = (tree[name] for name in ("low", "high", "p", "more"))
-    return Difference(
+    return PairedDifference(
         float(tree["mean"]),
-        _optional(low),
-        _optional(high),
-        _optional(p),
+        _parse_optional_float(low),
+        _parse_optional_float(high),
+        _parse_optional_float(p),
         None if more is None else int(more),
     )
 
 
-def _speed_up(tree: dict[str, Any] | None) -> SpeedUp | None:
+def _parse_speedup(tree: dict[str, Any] | None) -> Speedup | None:
     if tree is None:
         return None
-    return SpeedUp(float(tree["ratio"]), _optional(tree["low"]), _optional(tree["high"]))
+    return Speedup(
+        float(tree["ratio"]),
+        _parse_optional_float(tree["low"]),
+        _parse_optional_float(tree["high"]),
+    )
 
 
-def _optional(value: Any) -> float | None:
+def _parse_optional_float(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _number(value: Any) -> float:
+def _parse_float_or_inf(value: Any) -> float:
     """As it was before JSON, which has no infinity."""
     return math.inf if value is None else float(value)

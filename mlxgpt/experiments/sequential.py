@@ -15,42 +15,46 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlxgpt.experiments.statistics import ALPHA, interval, two_sided
+from mlxgpt.experiments.statistics import ALPHA, confidence_interval, two_sided_p_value
 
-FIRST = 3  # seeds before the first look
-MOST = 20  # seeds after which it stays undecided
-SIMULATED = 100_000
+MIN_SEEDS = 3  # seeds before the first look
+MAX_SEEDS = 20  # seeds after which it stays undecided
+SIMULATIONS = 100_000
 
 
 @functools.cache
-def level(comparisons: int, most: int, first: int = FIRST) -> float:
+def per_look_alpha(comparisons: int, max_seeds: int, min_seeds: int = MIN_SEEDS) -> float:
     """The level of each look's interval, so that among so many comparisons chance alone is taken
     for a difference in at most 5 of 100 (Bonferroni's correction among them).
     """
     alpha = ALPHA / comparisons
-    smallest = smallest_p(np.random.default_rng(0).normal(size=(SIMULATED, most)), first)
+    min_p_values = min_p_over_looks(
+        np.random.default_rng(0).normal(size=(SIMULATIONS, max_seeds)), min_seeds
+    )
     # Two standard errors of the simulation to the safe side.
-    return float(np.quantile(smallest, max(0.0, alpha - 2 * math.sqrt(alpha / SIMULATED))))
+    return float(np.quantile(min_p_values, max(0.0, alpha - 2 * math.sqrt(alpha / SIMULATIONS))))
 
 
-def smallest_p(pairs: np.ndarray, first: int) -> np.ndarray:
-    """For each row of pairs[N, n], the smallest p of all looks after `first` seeds and more."""
-    counts = np.arange(1, pairs.shape[1] + 1)
-    means = np.cumsum(pairs, axis=1) / counts
-    squares = np.cumsum(pairs**2, axis=1)
-    result = np.ones(len(pairs))
-    for n in range(first, pairs.shape[1] + 1):
+def min_p_over_looks(deltas: np.ndarray, min_seeds: int) -> np.ndarray:
+    """For each row of pairs[N, n], the smallest p of all looks after `min_seeds` seeds and more."""
+    counts = np.arange(1, deltas.shape[1] + 1)
+    means = np.cumsum(deltas, axis=1) / counts
+    squares = np.cumsum(deltas**2, axis=1)
+    min_p_values = np.ones(len(deltas))
+    for n in range(min_seeds, deltas.shape[1] + 1):
         mean = means[:, n - 1]
         variance = (squares[:, n - 1] - n * mean**2) / (n - 1)
-        result = np.minimum(result, two_sided(mean / np.sqrt(variance / n), n - 1))
-    return result
+        min_p_values = np.minimum(
+            min_p_values, two_sided_p_value(mean / np.sqrt(variance / n), n - 1)
+        )
+    return min_p_values
 
 
-def is_decided(pairs: Sequence[float], level: float, smallest: float) -> bool:
-    """Whether no more seeds are needed: the interval has left 0, or reaches less than `smallest`
+def is_decided(deltas: Sequence[float], alpha: float, min_effect: float) -> bool:
+    """Whether no more seeds are needed: the interval has left 0, or reaches less than `min_effect`
     to either side of its middle.
     """
-    low, high = interval(pairs, level)
-    if low is None or high is None or len(pairs) < FIRST:
+    low, high = confidence_interval(deltas, alpha)
+    if low is None or high is None or len(deltas) < MIN_SEEDS:
         return False
-    return not low <= 0 <= high or (high - low) / 2 < smallest
+    return not low <= 0 <= high or (high - low) / 2 < min_effect

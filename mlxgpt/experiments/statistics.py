@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 ALPHA = 0.05  # how often chance alone may be taken for a difference
-MOST_MORE = 20  # seeds that one would still add to be certain
+MAX_ADDITIONAL_SEEDS = 20  # seeds that one would still add to be certain
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """How far a variant's results lie from the first one's: below 0, it is better.
 
     Attributes:
@@ -35,96 +35,101 @@ class Difference:
     more: int | None
 
 
-def differences(all_pairs: Sequence[Sequence[float]], level: float = ALPHA) -> list[Difference]:
+def compute_paired_differences(
+    all_deltas: Sequence[Sequence[float]], alpha: float = ALPHA
+) -> list[PairedDifference]:
     """The difference of each of several variants from the first one.
 
     Args:
-        all_pairs: for each variant, its result minus the first one's, for each seed.
-        level: how often an interval may miss: 0.05 for 95 %.
+        all_deltas: for each variant, its result minus the first one's, for each seed.
+        alpha: how often an interval may miss: 0.05 for 95 %.
     """
-    adjusted = holm([p_value(pairs) for pairs in all_pairs])
+    adjusted_p_values = holm_correction([p_value(deltas) for deltas in all_deltas])
     return [
-        Difference(
-            statistics.fmean(pairs), *interval(pairs, level), p, seeds_more(pairs, len(all_pairs))
+        PairedDifference(
+            statistics.fmean(deltas),
+            *confidence_interval(deltas, alpha),
+            p,
+            estimate_additional_seeds(deltas, len(all_deltas)),
         )
-        for pairs, p in zip(all_pairs, adjusted, strict=True)
+        for deltas, p in zip(all_deltas, adjusted_p_values, strict=True)
     ]
 
 
-def interval(pairs: Sequence[float], level: float) -> tuple[float | None, float | None]:
+def confidence_interval(deltas: Sequence[float], alpha: float) -> tuple[float | None, float | None]:
     """The mean's interval by Student's t; (None, None) of fewer than two."""
-    if len(pairs) < 2:
+    if len(deltas) < 2:
         return None, None
-    mean, error = statistics.fmean(pairs), _standard_error(pairs)
-    width = t_quantile(level, len(pairs) - 1) * error
-    return mean - width, mean + width
+    mean, std_error = statistics.fmean(deltas), _standard_error(deltas)
+    margin = t_quantile(alpha, len(deltas) - 1) * std_error
+    return mean - margin, mean + margin
 
 
-def p_value(pairs: Sequence[float]) -> float | None:
+def p_value(deltas: Sequence[float]) -> float | None:
     """How often a mean as far from 0 would come of pairs that scatter around it (two-sided)."""
-    if len(pairs) < 2:
+    if len(deltas) < 2:
         return None
-    mean, error = statistics.fmean(pairs), _standard_error(pairs)
-    if error == 0:
+    mean, std_error = statistics.fmean(deltas), _standard_error(deltas)
+    if std_error == 0:
         return 1.0 if mean == 0 else 0.0
-    return float(two_sided(mean / error, len(pairs) - 1))
+    return float(two_sided_p_value(mean / std_error, len(deltas) - 1))
 
 
-def holm(values: Sequence[float | None]) -> list[float | None]:
+def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
     """p-values corrected for their number (Holm, 1979): with the smallest, all of them count, with
     the next, all but one, …; none is below one before it.
     """
-    known = sorted((p, n) for n, p in enumerate(values) if p is not None)
-    result: list[float | None] = [None] * len(values)
-    highest = 0.0
-    for rank, (p, n) in enumerate(known):
-        highest = max(highest, min(1.0, p * (len(known) - rank)))
-        result[n] = highest
-    return result
+    ranked = sorted((p, n) for n, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    running_max = 0.0
+    for rank, (p, n) in enumerate(ranked):
+        running_max = max(running_max, min(1.0, p * (len(ranked) - rank)))
+        adjusted[n] = running_max
+    return adjusted
 
 
-def seeds_more(pairs: Sequence[float], comparisons: int) -> int | None:
+def estimate_additional_seeds(deltas: Sequence[float], comparisons: int) -> int | None:
     """How many seeds more would take the interval off 0, the strictest of Holm's levels taken, if
     mean and scatter stay as they are.
     """
-    if len(pairs) < 2:
+    if len(deltas) < 2:
         return None
-    mean, scatter = abs(statistics.fmean(pairs)), statistics.stdev(pairs)
-    for more in range(MOST_MORE + 1):
-        count = len(pairs) + more
-        if mean > t_quantile(ALPHA / comparisons, count - 1) * scatter / math.sqrt(count):
-            return more
+    mean, stdev = abs(statistics.fmean(deltas)), statistics.stdev(deltas)
+    for additional in range(MAX_ADDITIONAL_SEEDS + 1):
+        n = len(deltas) + additional
+        if mean > t_quantile(ALPHA / comparisons, n - 1) * stdev / math.sqrt(n):
+            return additional
     return None
 
 
-def two_sided(t: float | np.ndarray, freedom: int) -> np.ndarray:
+def two_sided_p_value(t: float | np.ndarray, df: int) -> np.ndarray:
     """The probability of a Student's t at least as far from 0, for whole degrees of freedom, by
     the finite sums of Abramowitz & Stegun, 26.7.3 and 26.7.4.
     """
-    angle = np.arctan(np.abs(t) / math.sqrt(freedom))
+    angle = np.arctan(np.abs(t) / math.sqrt(df))
     sine, cosine = np.sin(angle), np.cos(angle)
-    odd = freedom % 2
+    odd = df % 2
     term = cosine if odd else np.ones_like(cosine)
-    total = term if freedom > 1 else np.zeros_like(term)
-    for n in range(2 + odd, freedom, 2):
+    total = term if df > 1 else np.zeros_like(term)
+    for n in range(2 + odd, df, 2):
         term = term * cosine**2 * (n - 1) / n
         total = total + term
-    within = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return np.clip(1 - within, 0.0, 1.0)
+    central_probability = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return np.clip(1 - central_probability, 0.0, 1.0)
 
 
 @functools.cache
-def t_quantile(level: float, freedom: int) -> float:
-    """The t that is exceeded, on either side, with probability `level`."""
+def t_quantile(alpha: float, df: int) -> float:
+    """The t that is exceeded, on either side, with probability `alpha`."""
     low, high = 0.0, math.pi / 2
     for _ in range(100):
         middle = (low + high) / 2
-        if two_sided(math.sqrt(freedom) * math.tan(middle), freedom) > level:
+        if two_sided_p_value(math.sqrt(df) * math.tan(middle), df) > alpha:
             low = middle
         else:
             high = middle
-    return math.sqrt(freedom) * math.tan(low)
+    return math.sqrt(df) * math.tan(low)
 
 
-def _standard_error(pairs: Sequence[float]) -> float:
-    return statistics.stdev(pairs) / math.sqrt(len(pairs))
+def _standard_error(deltas: Sequence[float]) -> float:
+    return statistics.stdev(deltas) / math.sqrt(len(deltas))

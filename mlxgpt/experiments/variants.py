@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxgpt.config import SECTION_OF, SECTIONS, Config, override
-from mlxgpt.config.schema import settings
+from mlxgpt.config import SECTION_BY_FIELD, SECTIONS, Config, override_config
+from mlxgpt.config.schema import iter_fields
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.utils.errors import UserError
 
 # What the comparison itself decides.
-DECIDED = {
+SET_BY_COMPARISON = {
     "seed": "every variant is trained with the same ones: --seeds",
     "max_steps": "the budget decides it: --budget",
 }
@@ -26,16 +26,16 @@ class Variant:
     Attributes:
         config: of its trainings, but for their length and seed.
         dataset: its training text, and in the validation text's place the part held back.
-        whole: the data with the validation text.
+        full_dataset: the data with the validation text.
     """
 
     name: str
     config: Config
     dataset: Dataset
-    whole: Dataset
+    full_dataset: Dataset
 
 
-def vary(config: Config, text: str) -> dict[str, Config]:
+def parse_vary(config: Config, text: str) -> dict[str, Config]:
     """Configs by name from FIELD=VALUE,VALUE,…: the first is what the others are compared with.
 
     Raises:
@@ -47,11 +47,11 @@ def vary(config: Config, text: str) -> dict[str, Config]:
         raise UserError(
             f"--vary {text} names no values to compare", "write it as --vary dropout=0,0.1,0.2."
         )
-    if field in DECIDED:
-        raise UserError(f"{field} cannot be varied", f"{DECIDED[field]}.")
+    if field in SET_BY_COMPARISON:
+        raise UserError(f"{field} cannot be varied", f"{SET_BY_COMPARISON[field]}.")
     configs = {}
     for value in (value.strip() for value in values.split(",")):
-        configs[f"{field}={value}"] = override(config, {field: _parsed(value)})
+        configs[f"{field}={value}"] = override_config(config, {field: _parse_value(value)})
     if len(configs) < 2 or not weight_affecting_diff(*list(configs.values())[:2]):
         raise UserError(
             f"--vary {text}: the trainings would all end with the same weights",
@@ -60,7 +60,7 @@ def vary(config: Config, text: str) -> dict[str, Config]:
     return configs
 
 
-def _parsed(value: str) -> Any:
+def _parse_value(value: str) -> Any:
     try:
         return json.loads(value)  # numbers, true, false
     except ValueError:
@@ -69,29 +69,37 @@ def _parsed(value: str) -> Any:
 
 def weight_affecting_diff(first: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """The settings that affect the weights and differ between two configs."""
-    values, others = weight_affecting(first), weight_affecting(other)
-    return {name: (values[name], others[name]) for name in values if values[name] != others[name]}
+    values, other_values = weight_affecting(first), weight_affecting(other)
+    return {
+        name: (values[name], other_values[name])
+        for name in values
+        if values[name] != other_values[name]
+    }
 
 
 def weight_affecting(config: Config) -> dict[str, Any]:
     """Every setting that affects a training's weights, except where its text comes from."""
-    sources = ("source", "val_source")
+    source_fields = ("source", "val_source")
     return {
-        name: getattr(getattr(config, SECTION_OF[name]), name)
+        name: getattr(getattr(config, SECTION_BY_FIELD[name]), name)
         for section in SECTIONS.values()
-        for name, _, item in settings(section)
-        if item.metadata["weights"] and name not in sources
+        for name, _, field in iter_fields(section)
+        if field.metadata["weights"] and name not in source_fields
     }
 
 
-def must_be_one_text(variants: Sequence[Variant]) -> None:
+def check_same_text(variants: Sequence[Variant]) -> None:
     """Refuse variants whose texts are not the same.
 
     Raises:
         UserError: if they have other numbers of bytes or documents.
     """
     sizes = {
-        v.name: (v.whole.meta.train.bytes, v.whole.meta.train.documents, v.whole.meta.val.bytes)
+        v.name: (
+            v.full_dataset.meta.train.bytes,
+            v.full_dataset.meta.train.documents,
+            v.full_dataset.meta.val.bytes,
+        )
         for v in variants
     }
     if len(set(sizes.values())) > 1:
@@ -102,6 +110,6 @@ def must_be_one_text(variants: Sequence[Variant]) -> None:
         )
 
 
-def told(differences: Mapping[str, tuple[Any, Any]]) -> str:
+def format_diff(differences: Mapping[str, tuple[Any, Any]]) -> str:
     """Differences between two configs in a line."""
     return ", ".join(f"{name} {new} ({old})" for name, (old, new) in differences.items())

@@ -5,41 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlxgpt.bench import report, side_by_side
-from mlxgpt.bench.chips import CHIPS, estimated_training
+from mlxgpt.bench.chips import CHIPS, estimate_training_speed
 from mlxgpt.bench.records import Measurement
 from mlxgpt.html_report import plots
 from mlxgpt.html_report.page import Figure, Page
 
 
-def page_of(measurements: Sequence[Measurement]) -> Page:
+def build_benchmark_page(measurements: Sequence[Measurement]) -> Page:
     """A page on one machine, or on several side by side."""
-    chips = ", ".join(one.machine.chip for one in measurements)
+    chips = ", ".join(measurement.machine.chip for measurement in measurements)
     page = Page(f"Measured on {chips}")
-    _speeds(page, measurements)
-    alone = len(measurements) == 1
-    page.markdown(
-        report.markdown(measurements[0]) if alone else side_by_side.markdown(measurements)
+    _add_speed_plots(page, measurements)
+    is_single = len(measurements) == 1
+    page.add_markdown(
+        report.render_benchmark_report(measurements[0])
+        if is_single
+        else side_by_side.render_machine_comparison(measurements)
     )
     return page
 
 
-def _speeds(page: Page, measurements: Sequence[Measurement]) -> None:
-    page.heading("Training, measured and estimated")
+def _add_speed_plots(page: Page, measurements: Sequence[Measurement]) -> None:
+    page.add_heading("Training, measured and estimated")
     for tier in measurements[0].tiers:
         measured = [
-            (f"{one.machine.chip}, {one.date[:10]}", t.training.tokens_per_second, True)
-            for one in measurements
-            for t in one.tiers
+            (
+                f"{measurement.machine.chip}, {measurement.date[:10]}",
+                t.training.tokens_per_second,
+                True,
+            )
+            for measurement in measurements
+            for t in measurement.tiers
             if t.name == tier.name
         ]
-        rows = [*measured, *((c.name, estimated_training(c, tier), False) for c in CHIPS)]
+        rows = [
+            *measured,
+            *((chip.name, estimate_training_speed(chip, tier), False) for chip in CHIPS),
+        ]
         label = "tokens per second in training, logarithmic"
-        svg = plots.points(rows, label, name=f"speed of {tier.name}")
+        svg = plots.plot_points(rows, label, name=f"speed of {tier.name}")
         caption = f"{tier.name}: filled was measured; hollow is estimated, not measured."
-        told = "; ".join(f"{name}: {value:,.0f}" for name, value, _ in measured)
+        measured_text = "; ".join(f"{name}: {value:,.0f}" for name, value, _ in measured)
         slowest, fastest = rows[len(measured)], max(rows[len(measured) :], key=lambda row: row[1])
-        seen = (
-            f"{tier.name}, tokens per second in training. Measured, {told}. Estimated, from "
+        alt_text = (
+            f"{tier.name}, tokens per second in training. Measured, {measured_text}. Estimated, "
+            "from "
             f"{slowest[1]:,.0f} on an {slowest[0]} to {fastest[1]:,.0f} on an {fastest[0]}"
         )
-        page.figure(Figure(svg, caption, seen))
+        page.add_figure(Figure(svg, caption, alt_text))

@@ -7,78 +7,93 @@ from collections.abc import Callable
 import numpy as np
 
 from mlxgpt.experiments import report
-from mlxgpt.experiments.curves import Curve
-from mlxgpt.experiments.results import Record, VariantResult
+from mlxgpt.experiments.curves import LearningCurve
+from mlxgpt.experiments.results import ComparisonRecord, VariantResult
 from mlxgpt.html_report import plots
 from mlxgpt.html_report.page import Figure, Page
 from mlxgpt.html_report.plots import Line
 
-MOST_LINES = 5  # that a plot tells apart: the first variant, and the best of the others
-AXES: dict[str, Callable[[Curve], list[float]]] = {
+MAX_LINES = 5  # that a plot tells apart: the first variant, and the best of the others
+CURVE_X_AXES: dict[str, Callable[[LearningCurve], list[float]]] = {
     "million tokens": lambda curve: [tokens / 1e6 for tokens in curve.tokens],
     "minutes": lambda curve: [seconds / 60 for seconds in curve.seconds],
 }
 
 
-def page_of(record: Record) -> Page:
+def build_comparison_page(record: ComparisonRecord) -> Page:
     """A page on one comparison."""
     page = Page(f"Comparison: {record.name}")
-    _forest(page, record)
-    _curves(page, record)
-    page.markdown(report.markdown(record))
+    _add_forest_plot(page, record)
+    _add_loss_curves(page, record)
+    page.add_markdown(report.render_comparison(record))
     return page
 
 
-def _forest(page: Page, record: Record) -> None:
-    first, *others = record.variants
+def _add_forest_plot(page: Page, record: ComparisonRecord) -> None:
+    baseline, *variants = record.variants
     rows = [
-        (s.name, s.difference.mean, s.difference.low, s.difference.high)
-        for s in others
-        if s.difference
+        (variant.name, variant.difference.mean, variant.difference.low, variant.difference.high)
+        for variant in variants
+        if variant.difference
     ]
     if not rows:
         return
-    page.heading(f"How far from {first.name}")
+    page.add_heading(f"How far from {baseline.name}")
     label = "difference in bits per byte; to the left is better"
-    svg = plots.intervals(rows, label, name="differences")
-    told = "; ".join(
-        f"{s.name}: {s.difference.mean:+.4f}, {s.verdict}" for s in others if s.difference
+    svg = plots.plot_intervals(rows, label, name="differences")
+    summary = "; ".join(
+        f"{variant.name}: {variant.difference.mean:+.4f}, {variant.verdict}"
+        for variant in variants
+        if variant.difference
     )
     caption = (
         "Each variant's mean difference over its seeds, and the interval that holds the true one "
         f"in {1 - record.level:.4g} of cases; an interval that holds 0 decides nothing."
     )
-    page.figure(Figure(svg, caption, f"Differences from {first.name}: {told}"))
+    page.add_figure(Figure(svg, caption, f"Differences from {baseline.name}: {summary}"))
 
 
-def _curves(page: Page, record: Record) -> None:
-    first, *others = record.variants
-    trained = [s for s in others if any(t.curve for t in s.trainings)]
-    best = sorted(trained, key=lambda s: s.mean if s.mean is not None else np.inf)
-    chosen = [s for s in (first, *best[: MOST_LINES - 1]) if any(t.curve for t in s.trainings)]
-    if not chosen:
+def _add_loss_curves(page: Page, record: ComparisonRecord) -> None:
+    baseline, *variants = record.variants
+    with_curves = [variant for variant in variants if any(run.curve for run in variant.trainings)]
+    ranked = sorted(
+        with_curves,
+        key=lambda variant: (
+            variant.mean_bits_per_byte if variant.mean_bits_per_byte is not None else np.inf
+        ),
+    )
+    plotted = [
+        variant
+        for variant in (baseline, *ranked[: MAX_LINES - 1])
+        if any(run.curve for run in variant.trainings)
+    ]
+    if not plotted:
         return
-    page.heading("Curves")
+    page.add_heading("Curves")
     figures = {}
-    for axis, places in AXES.items():
-        drawn = [_line(result, places) for result in chosen]
-        svg = plots.lines(drawn, axis, "bits per byte", name=f"curves, {axis}")
-        left_out = len(record.variants) - len(chosen)
-        rest = f" Of {left_out} more variants the table tells." if left_out else ""
-        caption = f"The mean over the seeds, in a band from the least to the greatest.{rest}"
-        told = "; ".join(
+    for axis, get_x in CURVE_X_AXES.items():
+        series = [_mean_line(result, get_x) for result in plotted]
+        svg = plots.plot_lines(series, axis, "bits per byte", name=f"curves, {axis}")
+        omitted_count = len(record.variants) - len(plotted)
+        omitted_note = (
+            f" Of {omitted_count} more variants the table tells." if omitted_count else ""
+        )
+        caption = (
+            f"The mean over the seeds, in a band from the least to the greatest.{omitted_note}"
+        )
+        summary = "; ".join(
             f"{line.name}: from {line.y[0]:.3f} to {line.y[-1]:.3f}"
-            for line in drawn
+            for line in series
             if len(line.y)
         )
-        figures[axis] = Figure(svg, caption, f"Bits per byte by {axis}: {told}")
-    page.choice("Over", figures)
+        figures[axis] = Figure(svg, caption, f"Bits per byte by {axis}: {summary}")
+    page.add_figure_tabs("Over", figures)
 
 
-def _line(result: VariantResult, places: Callable[[Curve], list[float]]) -> Line:
+def _mean_line(result: VariantResult, get_x: Callable[[LearningCurve], list[float]]) -> Line:
     """A variant's mean over its seeds, as far as all of them came."""
-    curves = [t.curve for t in result.trainings if t.curve]
+    curves = [run.curve for run in result.trainings if run.curve]
     length = min(len(curve.steps) for curve in curves)
     values = np.array([curve.bits_per_byte[:length] for curve in curves], dtype=float)
-    x = np.mean([places(curve)[:length] for curve in curves], axis=0)
+    x = np.mean([get_x(curve)[:length] for curve in curves], axis=0)
     return Line(result.name, x, values.mean(0), low=values.min(0), high=values.max(0), markers=True)

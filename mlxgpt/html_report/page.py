@@ -18,7 +18,7 @@ from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 # Colours of lines have a contrast of 4.5 to the paper, so that they may be those of text, too.
-COLORS = """
+CSS_COLORS = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1b1f; --faint: #5c5f66;
   --rule: #d5d7dc; --line-1: #b3261e; --line-2: #1f5fa8; --line-3: #2e7d32; --line-4: #7b3fa0;
   --line-5: #8a5a00; }
@@ -26,7 +26,7 @@ COLORS = """
   --rule: #3a3e47; --line-1: #ff8a80; --line-2: #8ab4f8; --line-3: #81c995; --line-4: #d7aefb;
   --line-5: #fdd663; } }
 """
-STYLE = """
+CSS_RULES = """
 body { background: var(--paper); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
   max-width: 58rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
@@ -54,21 +54,21 @@ pre.command { font-weight: 600; }
   figure, pre, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .choice > legend, .choice > label { display: none; } .scroll { overflow: visible; } }
 """
-OURS = '<meta name="generator" content="mlxgpt report">'
+GENERATOR_META = '<meta name="generator" content="mlxgpt report">'
 # What no page shows: a terminal's commands, what turns a line's direction, halves of a character.
-UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_markdown_parser = MarkdownIt("commonmark", {"html": False}).enable("table")
 # A chip's name may come from a stranger, and a page fetches nothing.
-_markdown.disable(["image", "link", "autolink", "html_block", "html_inline"])
+_markdown_parser.disable(["image", "link", "autolink", "html_block", "html_inline"])
 
 
-def shown(text: str) -> str:
+def replace_unprintable(text: str) -> str:
     """A text with a replacement character for each one that cannot be seen."""
-    return UNSEEN.sub("\ufffd", text)
+    return UNPRINTABLE.sub("\ufffd", text)
 
 
-def _escaped(text: str) -> str:
-    return escape(shown(text))
+def _escape_html(text: str) -> str:
+    return escape(replace_unprintable(text))
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,18 @@ class Figure:
     Attributes:
         svg: as plots.py makes it, once or for two widths.
         caption: what is drawn, in a sentence.
-        seen: what there is to be seen in it, for who does not see it.
+        alt_text: what there is to be seen in it, for who does not see it.
     """
 
     svg: str
     caption: str
-    seen: str
+    alt_text: str
 
-    def html(self) -> str:
+    def to_html(self) -> str:
         """The figure with its caption."""
-        named = f'<svg role="img" aria-label="{_escaped(self.seen)}" '
-        svg = self.svg.replace("<svg ", named)
-        return f"<figure>{svg}<figcaption>{_escaped(self.caption)}</figcaption></figure>"
+        svg_tag = f'<svg role="img" aria-label="{_escape_html(self.alt_text)}" '
+        svg = self.svg.replace("<svg ", svg_tag)
+        return f"<figure>{svg}<figcaption>{_escape_html(self.caption)}</figcaption></figure>"
 
 
 @dataclass
@@ -97,110 +97,118 @@ class Page:
     """A page under construction.
 
     Attributes:
-        left_out: a line on each part that could not be shown, for the user.
+        warnings: a line on each part that could not be shown, for the user.
     """
 
     title: str
     parts: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    _choices: int = 0
-    _names: Counter[str] = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
+    _tab_groups: int = 0
+    _table_names: Counter[str] = field(default_factory=Counter)
 
-    def heading(self, text: str, level: int = 2) -> None:
+    def add_heading(self, text: str, level: int = 2) -> None:
         """A heading below the title, which is of level 1."""
-        self.parts.append(f"<h{level}>{_escaped(text)}</h{level}>")
+        self.parts.append(f"<h{level}>{_escape_html(text)}</h{level}>")
 
-    def paragraph(self, text: str) -> None:
+    def add_paragraph(self, text: str) -> None:
         """Running text."""
-        self.parts.append(f"<p>{_escaped(text)}</p>")
+        self.parts.append(f"<p>{_escape_html(text)}</p>")
 
-    def text(self, text: str) -> None:
+    def add_preformatted(self, text: str) -> None:
         """A text as it is, with its line ends."""
-        self.parts.append(f"<pre>{_escaped(text)}</pre>")
+        self.parts.append(f"<pre>{_escape_html(text)}</pre>")
 
-    def commands(self, lines: Sequence[str]) -> None:
+    def add_commands(self, lines: Sequence[str]) -> None:
         """Command lines, to be copied."""
-        self.parts.append(f'<pre class="command">{_escaped(chr(10).join(lines))}</pre>')
+        self.parts.append(f'<pre class="command">{_escape_html(chr(10).join(lines))}</pre>')
 
-    def markdown(self, text: str) -> None:
+    def add_markdown(self, text: str) -> None:
         """A report of ours in Markdown, its title left out, since the page has one."""
-        html = _markdown.render(shown(text.partition("\n")[2]))
+        html = _markdown_parser.render(replace_unprintable(text.partition("\n")[2]))
         html = re.sub(r"<th[^>]*></th>", "<td></td>", html)  # a head without a text is none
         before, *tables = html.split("<table>")
-        html = before + "".join(f"{self._scrolling('a table')}<table>{rest}" for rest in tables)
+        html = before + "".join(
+            f"{self._open_scroll_region('a table')}<table>{rest}" for rest in tables
+        )
         self.parts.append(html.replace("</table>", "</table></div>"))
 
-    def figure(self, figure: Figure) -> None:
+    def add_figure(self, figure: Figure) -> None:
         """A plot."""
-        self.parts.append(figure.html())
+        self.parts.append(figure.to_html())
 
-    def side_by_side(self, figures: Sequence[Figure]) -> None:
+    def add_figure_grid(self, figures: Sequence[Figure]) -> None:
         """Plots in two columns, where there is room."""
-        self.parts.append(f'<div class="side-by-side">{"".join(f.html() for f in figures)}</div>')
-
-    def choice(self, name: str, figures: dict[str, Figure]) -> None:
-        """Several plots, of which one is shown: the first, or what is chosen by its name."""
-        self._choices += 1
-        here = f"choice-{self._choices}"
-        rules, inputs, drawn = [], [], []
-        for n, (label, figure) in enumerate(figures.items()):
-            key = f"{here}-{n}"
-            rules.append(f"#{key}:checked ~ .{key} {{ display: block; }}")
-            checked = " checked" if n == 0 else ""
-            inputs.append(
-                f'<input type="radio" name="{here}" id="{key}"{checked}>'
-                f'<label for="{key}">{_escaped(label)}</label>'
-            )
-            drawn.append(f'<div class="chosen {key}">{figure.html()}</div>')
         self.parts.append(
-            f"<style>{' '.join(rules)}</style>"
-            f'<fieldset class="choice"><legend>{_escaped(name)}</legend>'
-            f"{''.join(inputs)}{''.join(drawn)}</fieldset>"
+            f'<div class="side-by-side">{"".join(f.to_html() for f in figures)}</div>'
         )
 
-    def table(self, rows: Sequence[Sequence[str]], name: str) -> None:
+    def add_figure_tabs(self, name: str, figures: dict[str, Figure]) -> None:
+        """Several plots, of which one is shown: the first, or what is chosen by its name."""
+        self._tab_groups += 1
+        group_id = f"choice-{self._tab_groups}"
+        rules, inputs, panels = [], [], []
+        for n, (label, figure) in enumerate(figures.items()):
+            tab_id = f"{group_id}-{n}"
+            rules.append(f"#{tab_id}:checked ~ .{tab_id} {{ display: block; }}")
+            checked = " checked" if n == 0 else ""
+            inputs.append(
+                f'<input type="radio" name="{group_id}" id="{tab_id}"{checked}>'
+                f'<label for="{tab_id}">{_escape_html(label)}</label>'
+            )
+            panels.append(f'<div class="chosen {tab_id}">{figure.to_html()}</div>')
+        self.parts.append(
+            f"<style>{' '.join(rules)}</style>"
+            f'<fieldset class="choice"><legend>{_escape_html(name)}</legend>'
+            f"{''.join(inputs)}{''.join(panels)}</fieldset>"
+        )
+
+    def add_table(self, rows: Sequence[Sequence[str]], name: str) -> None:
         """A table whose first row is its heads; columns of numbers stand right.
 
         Args:
             name: what it is of, for who does not see it.
         """
-        heads, *others = rows
-        head = "".join(
-            f'<th scope="col">{_escaped(cell)}</th>' if cell else "<td></td>" for cell in heads
+        header, *body_rows = rows
+        thead = "".join(
+            f'<th scope="col">{_escape_html(cell)}</th>' if cell else "<td></td>" for cell in header
         )
-        right = [all(map(_is_number, column)) for column in zip(*others, strict=True)]
-        body = "".join(f"<tr>{''.join(map(_cell, row, right))}</tr>" for row in others)
+        is_numeric = [all(map(_is_number, column)) for column in zip(*body_rows, strict=True)]
+        tbody = "".join(
+            f"<tr>{''.join(map(_render_cell, row, is_numeric))}</tr>" for row in body_rows
+        )
         self.parts.append(
-            f"{self._scrolling(name)}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"{self._open_scroll_region(name)}<table><thead><tr>{thead}</tr></thead><tbody>{tbody}</tbody></table>"
             "</div>"
         )
 
-    def _scrolling(self, name: str) -> str:
+    def _open_scroll_region(self, name: str) -> str:
         """Where a table begins that may be wider than a phone: it can be reached, and scrolled."""
-        self._names[name] += 1
-        name += f", {self._names[name]}" * (self._names[name] > 1)
-        return f'<div class="scroll" tabindex="0" role="region" aria-label="{_escaped(name)}">'
+        self._table_names[name] += 1
+        name += f", {self._table_names[name]}" * (self._table_names[name] > 1)
+        return f'<div class="scroll" tabindex="0" role="region" aria-label="{_escape_html(name)}">'
 
-    def html(self, refresh: int | None = None) -> str:
+    def to_html(self, refresh: int | None = None) -> str:
         """The whole file; `refresh`: it is read again after so many seconds."""
-        title = _escaped(self.title)
-        again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+        title = _escape_html(self.title)
+        refresh_meta = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"{OURS}{again}<title>{title}</title><style>{COLORS}{STYLE}</style></head>\n"
+            f"{GENERATOR_META}{refresh_meta}<title>{title}</title><style>{CSS_COLORS}{CSS_RULES}</style></head>\n"
             f"<body><main><h1>{title}</h1>\n" + "\n".join(self.parts) + "\n</main></body></html>\n"
         )
 
 
-def write(path: Path, html: str) -> None:
+def write_page(path: Path, html: str) -> None:
     """Write a page's file, whole or not at all, over an earlier one of ours but no other file.
 
     Raises:
         UserError: if it cannot be written, or something else has its name.
     """
     try:
-        if files.exists(path) and OURS not in files.read_small_bytes(path, 1 << 26).decode("utf-8"):
+        if files.exists(path) and GENERATOR_META not in files.read_small_bytes(
+            path, 1 << 26
+        ).decode("utf-8"):
             raise ValueError
         files.write_atomically(path, html)
     except ValueError:
@@ -208,13 +216,15 @@ def write(path: Path, html: str) -> None:
             f"{path} exists, and is no page of ours", "choose another --output."
         ) from None
     except OSError as error:
-        raise files.os_error(error, "write", path, "choose another --output FILE.html.") from error
+        raise files.to_user_error(
+            error, "write", path, "choose another --output FILE.html."
+        ) from error
 
 
 def _is_number(text: str) -> bool:
     return bool(re.fullmatch(r"–?|[-+±]?[\d,]*\.?\d+( ?%| ?×)?", text))
 
 
-def _cell(text: str, right: bool) -> str:
-    kind = ' class="number"' if right else ""
-    return f"<td{kind}>{_escaped(text)}</td>"
+def _render_cell(text: str, is_numeric: bool) -> str:
+    class_attribute = ' class="number"' if is_numeric else ""
+    return f"<td{class_attribute}>{_escape_html(text)}</td>"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlxgpt.bench import side_by_side
-from mlxgpt.config.resolve import PathLike, home
+from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.experiments import results
 from mlxgpt.html_report import bench_page, compare_page, page, run_page
 from mlxgpt.html_report.page import Page
@@ -20,13 +20,13 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-JSON_FILE = "give a JSON file that `mlxgpt bench` or `mlxgpt compare` wrote."
-LARGEST = 1 << 26  # bytes of a JSON file
-EVERY = 10  # seconds, of a page that is written again and again
+JSON_FILE_REMEDY = "give a JSON file that `mlxgpt bench` or `mlxgpt compare` wrote."
+MAX_REPORT_JSON_BYTES = 1 << 26  # bytes of a JSON file
+WATCH_INTERVAL = 10  # seconds, of a page that is written again and again
 
 
 def report(
-    *what: PathLike,
+    *targets: PathLike,
     output: PathLike | None = None,
     watch: bool = False,
     runs_dir: PathLike | None = None,
@@ -40,59 +40,61 @@ def report(
             with .html.
         watch: write it again and again until these runs are finished.
     """
-    named = [Path(one) for one in what]
-    documents = [path for path in named if path.suffix == ".json"]
-    if documents and (len(documents) < len(named) or watch):
+    paths = [Path(target) for target in targets]
+    json_paths = [path for path in paths if path.suffix == ".json"]
+    if json_paths and (len(json_paths) < len(paths) or watch):
         raise UserError(
             "a page is on runs, or on JSON files that hold still", "name one kind, without --watch."
         )
-    if documents:
-        path = Path(output) if output else documents[0].with_suffix(".html")
-        page.write(path, _of_documents(documents).html())
+    if json_paths:
+        path = Path(output) if output else json_paths[0].with_suffix(".html")
+        page.write_page(path, _page_from_json(json_paths).to_html())
         return path
-    folders = _folders(named, home("runs", runs_dir))
+    folders = _find_run_folders(paths, resolve_folder("runs", runs_dir))
     path = Path("report.html") if len(folders) > 1 else folders[0] / "report.html"
     path = Path(output) if output else path
     if watch:
-        logger.info("%s is written again every %d seconds; Ctrl-C ends that", path, EVERY)
+        logger.info("%s is written again every %d seconds; Ctrl-C ends that", path, WATCH_INTERVAL)
         with contextlib.suppress(KeyboardInterrupt):
-            while not all(map(_is_finished, found := _opened(folders))):
-                page.write(path, run_page.page_of(found).html(refresh=EVERY))
-                time.sleep(EVERY)
-    finished = run_page.page_of(_opened(folders))
-    for line in finished.left_out:
+            while not all(map(_is_finished, open_runs := _open_runs(folders))):
+                page.write_page(
+                    path, run_page.build_runs_page(open_runs).to_html(refresh=WATCH_INTERVAL)
+                )
+                time.sleep(WATCH_INTERVAL)
+    final_page = run_page.build_runs_page(_open_runs(folders))
+    for line in final_page.warnings:
         logger.warning(line)
-    page.write(path, finished.html())
+    page.write_page(path, final_page.to_html())
     return path
 
 
-def _folders(named: Sequence[Path], runs_dir: Path) -> list[Path]:
-    if named:
-        return [run_folders.find(str(name), runs_dir).folder for name in named]
-    if not (newest := run_folders.folders_in(runs_dir)):
+def _find_run_folders(paths: Sequence[Path], runs_dir: Path) -> list[Path]:
+    if paths:
+        return [run_folders.find_run(str(name), runs_dir).folder for name in paths]
+    if not (newest_folders := run_folders.list_run_folders(runs_dir)):
         raise UserError(
             f"there is no run in {runs_dir.absolute()}", "train one: mlxgpt train --tier 1."
         )
-    return newest[:1]
+    return newest_folders[:1]
 
 
-def _opened(folders: Sequence[Path]) -> list[Run]:
+def _open_runs(folders: Sequence[Path]) -> list[Run]:
     return [run_folders.open_run(folder) for folder in folders]
 
 
 def _is_finished(run: Run) -> bool:
-    return not run.data_name or run.noted(run.config.train.max_steps)
+    return not run.data_name or run.has_metrics(run.config.train.max_steps)
 
 
-def _of_documents(paths: Sequence[Path]) -> Page:
+def _page_from_json(paths: Sequence[Path]) -> Page:
     try:
-        text = files.read_small(paths[0], LARGEST)
+        text = files.read_small(paths[0], MAX_REPORT_JSON_BYTES)
     except OSError as error:
-        raise files.os_error(error, "read", paths[0], JSON_FILE) from error
+        raise files.to_user_error(error, "read", paths[0], JSON_FILE_REMEDY) from error
     except ValueError as error:
-        raise UserError(f"cannot read {paths[0]}: {error}", JSON_FILE) from error
+        raise UserError(f"cannot read {paths[0]}: {error}", JSON_FILE_REMEDY) from error
     if '"variants"' not in text or '"tiers"' in text:
-        return bench_page.page_of(side_by_side.read(paths))
+        return bench_page.build_benchmark_page(side_by_side.read_measurements(paths))
     if len(paths) > 1:
         raise UserError("several comparisons are named", "name one; each gets its own page.")
-    return compare_page.page_of(results.from_json(text))
+    return compare_page.build_comparison_page(results.parse_comparison_record(text))

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlxgpt.storage.run import Run
 
-NUMBERS = (
+METRIC_NAMES = (
     "loss",
     "val_loss",
     "lr",
@@ -19,18 +19,18 @@ NUMBERS = (
     "memory_bytes",
     "skipped",
 )
-AXES = ("steps", "million tokens", "minutes")
+X_AXES = ("steps", "million tokens", "minutes")
 
 
 @dataclass(frozen=True)
-class Course:
+class RunMetrics:
     """A run's metrics: arrays with a number for each record; NaN where it has none.
 
     Attributes:
         minutes: of training until then; evaluations, checkpoints and pauses are not counted.
         values: by the names in NUMBERS.
         events: (step, what happened there) in their order.
-        forecast: what the training was said to take when it began; {} where that is not known.
+        estimate: what the training was said to take when it began; {} where that is not known.
     """
 
     steps: np.ndarray
@@ -38,9 +38,9 @@ class Course:
     minutes: np.ndarray
     values: dict[str, np.ndarray]
     events: list[tuple[int, str]]
-    forecast: dict[str, float]
+    estimate: dict[str, float]
 
-    def axis(self, name: str) -> np.ndarray:
+    def x_values(self, name: str) -> np.ndarray:
         """One of AXES."""
         return {
             "steps": self.steps,
@@ -48,57 +48,59 @@ class Course:
             "minutes": self.minutes,
         }[name]
 
-    def place(self, step: int, axis: str) -> float:
+    def x_at_step(self, step: int, axis: str) -> float:
         """Where a step lies on an axis."""
-        return float(np.interp(step, self.steps, self.axis(axis))) if len(self.steps) else 0.0
+        return float(np.interp(step, self.steps, self.x_values(axis))) if len(self.steps) else 0.0
 
-    def last(self, name: str) -> float | None:
+    def last_value(self, name: str) -> float | None:
         """The last number of a name; None where there is none."""
-        known = self.values[name][np.isfinite(self.values[name])]
-        return float(known[-1]) if len(known) else None
+        finite = self.values[name][np.isfinite(self.values[name])]
+        return float(finite[-1]) if len(finite) else None
 
 
-def course_of(run: Run) -> Course:
+def load_run_metrics(run: Run) -> RunMetrics:
     """A run's course, as far as it came."""
     records = list(run.metrics())
     steps = np.array([record["step"] for record in records], dtype=float)
-    values = {n: np.array([_number(r.get(n)) for r in records], dtype=float) for n in NUMBERS}
-    new = np.diff(steps, prepend=0.0) * run.config.tokens_per_step
+    values = {
+        n: np.array([_parse_number(r.get(n)) for r in records], dtype=float) for n in METRIC_NAMES
+    }
+    new_tokens = np.diff(steps, prepend=0.0) * run.config.tokens_per_step
     rates = values["tokens_per_second"]
-    seconds = np.divide(new, rates, out=np.zeros_like(new), where=rates > 0)
+    seconds = np.divide(new_tokens, rates, out=np.zeros_like(new_tokens), where=rates > 0)
     history = list(run.history())
-    begun = next((line for line in history if isinstance(line.get("forecast"), dict)), {})
-    return Course(
+    start_entry = next((line for line in history if isinstance(line.get("forecast"), dict)), {})
+    return RunMetrics(
         steps=steps,
         tokens=steps * run.config.tokens_per_step,
         minutes=np.cumsum(seconds) / 60,
         values=values,
-        events=sorted([*_left_out(steps, values["skipped"]), *_of_history(history)]),
-        forecast={
-            name: _number(value)
-            for name, value in begun.get("forecast", {}).items()
-            if np.isfinite(_number(value))
+        events=sorted([*_skipped_step_events(steps, values["skipped"]), *_history_events(history)]),
+        estimate={
+            name: _parse_number(value)
+            for name, value in start_entry.get("forecast", {}).items()
+            if np.isfinite(_parse_number(value))
         },
     )
 
 
-def _number(value: Any) -> float:
+def _parse_number(value: Any) -> float:
     """A number as a stranger's file has it; NaN where it is none."""
     return float(value) if type(value) in (int, float) and abs(value) < 1e30 else np.nan
 
 
-def _left_out(steps: np.ndarray, skipped: np.ndarray) -> list[tuple[int, str]]:
+def _skipped_step_events(steps: np.ndarray, skipped: np.ndarray) -> list[tuple[int, str]]:
     """Where steps were not applied: their count rises."""
-    more = np.diff(skipped, prepend=0.0)
-    return [(int(steps[n]), f"{more[n]:.0f} left out") for n in np.flatnonzero(more > 0)]
+    increase = np.diff(skipped, prepend=0.0)
+    return [(int(steps[n]), f"{increase[n]:.0f} left out") for n in np.flatnonzero(increase > 0)]
 
 
-def _of_history(history: list[dict[str, Any]]) -> list[tuple[int, str]]:
+def _history_events(history: list[dict[str, Any]]) -> list[tuple[int, str]]:
     """Where it was taken up again, and where it went back."""
-    told = []
-    for number, line in enumerate(history):
+    events = []
+    for index, line in enumerate(history):
         if type(line.get("spiked")) is int:
-            told.append((line["step"], f"back to here from {line['spiked']:,}"))
-        elif number:
-            told.append((line["step"], "stopped, and resumed"))
-    return told
+            events.append((line["step"], f"back to here from {line['spiked']:,}"))
+        elif index:
+            events.append((line["step"], "stopped, and resumed"))
+    return events

@@ -14,13 +14,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.backend import device, execution
-from mlxgpt.config import Sampling
-from mlxgpt.inference.engine import NOT_FINITE, CompiledModel, NotFiniteError, Tokens
-from mlxgpt.inference.sampling import SamplerSpec, setting_values
+from mlxgpt.config import SamplingParams
+from mlxgpt.inference.engine import NOT_FINITE_ID, CompiledModel, NotFiniteError, SampledTokens
+from mlxgpt.inference.sampling import SamplerSpec, pack_sampling_params
 from mlxgpt.model.kv_cache import LayerKV, pad_cache
-from mlxgpt.utils.seeds import derive
+from mlxgpt.utils.seeds import derive_seed
 
-LARGE = 64_000_000  # bytes of a cache
+LARGE_CACHE_BYTES = 64_000_000  # bytes of a cache
 
 
 class BatchDecoder:
@@ -30,88 +30,94 @@ class BatchDecoder:
     half block is read again instead, from position 0.
 
     Args:
-        texts: of each its prompt's ids, at least one, of which as many as the block holds count,
+        prompts: of each its prompt's ids, at least one, of which as many as the block holds count,
             the last; and its number, so that those with one prompt are drawn differently.
         end_of_text: no repetition where a prompt began with it and the text ends.
-        top: of how many of the likeliest tokens there are probabilities; 0: of none.
+        top_count: of how many of the likeliest tokens there are probabilities; 0: of none.
 
     Attributes:
         probabilities: of the row that was read last: see `sampling.top_probabilities`, as lists;
-            () without `top`.
+            () without `top_count`.
     """
 
     def __init__(
         self,
         model: CompiledModel,
-        texts: Sequence[tuple[np.ndarray, int]],
-        sampling: Sampling,
+        prompts: Sequence[tuple[np.ndarray, int]],
+        sampling: SamplingParams,
         end_of_text: int | None = None,
-        top: int = 0,
+        top_count: int = 0,
     ) -> None:
-        block = model.config.block_size
+        block_size = model.config.block_size
         self.model, self.max_tokens = model, sampling.max_tokens
         self.probabilities: tuple[list, ...] = ()
-        self._block, self._top = block, min(top, model.vocab_size)
-        self._spec = SamplerSpec.of(sampling, model.vocab_size)
-        self._values = setting_values(sampling)
+        self._block_size, self._top_count = block_size, min(top_count, model.vocab_size)
+        self._spec = SamplerSpec.from_sampling(sampling, model.vocab_size)
+        self._sampling_params = pack_sampling_params(sampling)
         # Of each text the tokens in the window, the seed of its keys, and how many tokens its cache
         # holds.
-        self._texts = [prompt[-block:].tolist() for prompt, _ in texts]
-        seeds = [derive(sampling.seed or 0, "sample", number) for _, number in texts]
+        self._sequences = [prompt[-block_size:].tolist() for prompt, _ in prompts]
+        seeds = [
+            derive_seed(sampling.seed or 0, "sample", sample_index) for _, sample_index in prompts
+        ]
         self._seeds = np.array(seeds, dtype=np.uint64)
-        self._filled = np.zeros(len(texts), dtype=np.int32)
-        self._longest = max(map(len, self._texts)) + sampling.max_tokens
-        self._prompts_seen = self._seen_in([prompt for prompt, _ in texts], end_of_text)
-        self._drawn = 0  # tokens of each text that were handed over to the device
-        self._rows = deque[Tokens]()  # those of them that were not read yet
-        self._full = np.zeros(0, dtype=np.int64)  # texts whose cache was full at the last step
+        self._cache_lengths = np.zeros(len(prompts), dtype=np.int32)
+        self._max_length = max(map(len, self._sequences)) + sampling.max_tokens
+        self._prompt_mask = self._make_prompt_mask([prompt for prompt, _ in prompts], end_of_text)
+        self._sampled_count = 0  # tokens of each text that were handed over to the device
+        self._pending = deque[SampledTokens]()  # those of them that were not read yet
+        self._full_rows = np.zeros(0, dtype=np.int64)  # texts whose cache was full at the last step
         self._layers: list[LayerKV] = []
 
     def prefill(self) -> None:
         """Read the prompts, each different one once, and hand over the first row's draw."""
-        self._drawn = 1
-        prompts = list(dict.fromkeys(map(tuple, self._texts)))
+        self._sampled_count = 1
+        prompts = list(dict.fromkeys(map(tuple, self._sequences)))
         logits, layers = self.model.prefill(prompts)
-        capacity = max(layers[0][0].shape[2], self.model.capacity(self._longest))
+        capacity = max(layers[0][0].shape[2], self.model.cache_capacity(self._max_length))
         layers = pad_cache(layers, capacity)
-        if len(prompts) < len(self._texts):
-            places = {prompt: place for place, prompt in enumerate(prompts)}
-            each = mx.array([places[tuple(text)] for text in self._texts])
-            logits, layers = logits[each], [(k[each], v[each]) for k, v in layers]
+        if len(prompts) < len(self._sequences):
+            prompt_indices = {prompt: index for index, prompt in enumerate(prompts)}
+            rows = mx.array([prompt_indices[tuple(sequence)] for sequence in self._sequences])
+            logits, layers = logits[rows], [(k[rows], v[rows]) for k, v in layers]
         self._layers = layers
-        self._filled = np.array([len(text) for text in self._texts], dtype=np.int32)
-        draw = self.model.sampler(self._spec, self._top)
-        keys = self._keys(np.arange(len(self._texts)))
-        self._rows.append(Tokens(*draw(logits, self._prompts_seen, self._values, keys)))
-        self._hand_over()
+        self._cache_lengths = np.array(
+            [len(sequence) for sequence in self._sequences], dtype=np.int32
+        )
+        draw = self.model.get_sampler(self._spec, self._top_count)
+        keys = self._sampling_keys(np.arange(len(self._sequences)))
+        self._pending.append(
+            SampledTokens(*draw(logits, self._prompt_mask, self._sampling_params, keys))
+        )
+        self._async_eval()
 
     def step(self) -> None:
         """Hand over the next row's draw; of texts with a full cache it is put right by `refill`."""
-        last, filled = self._rows[-1], self._filled
-        self._drawn += 1
-        if not self.model.slides:
-            self._full = np.flatnonzero(filled == self._block)
-        if len(self._full) == len(filled):
-            self._rows.append(last)
+        last, cache_lengths = self._pending[-1], self._cache_lengths
+        self._sampled_count += 1
+        if not self.model.supports_sliding_window:
+            self._full_rows = np.flatnonzero(cache_lengths == self._block_size)
+        if len(self._full_rows) == len(cache_lengths):
+            self._pending.append(last)
             return
         self._wait_for_large_cache()
-        attended = self.model.bucket(int(filled.max()) + 1)
-        attended = min(attended, self._layers[0][0].shape[2])
-        position = filled[:1] if (filled == filled[0]).all() else filled
-        if not self.model.slides:
-            position = np.minimum(position, self._block - 1)
-        step = self.model.step(self._spec, self._top, attended)
+        kv_length = self.model.round_up_to_bucket(int(cache_lengths.max()) + 1)
+        kv_length = min(kv_length, self._layers[0][0].shape[2])
+        position = cache_lengths[:1] if (cache_lengths == cache_lengths[0]).all() else cache_lengths
+        if not self.model.supports_sliding_window:
+            position = np.minimum(position, self._block_size - 1)
+        step = self.model.get_decode_step(self._spec, self._top_count, kv_length)
         tokens, self._layers = step(
             last.ids,
-            last.seen,
-            self._values,
-            self._keys(np.arange(len(filled))),
+            last.seen_mask,
+            self._sampling_params,
+            self._sampling_keys(np.arange(len(cache_lengths))),
             # Without a name: a cache that is referred to is copied, not written into.
             (self._layers, mx.array(position)),
         )
-        self._rows.append(Tokens(*tokens))
-        self._filled = filled + 1
-        self._hand_over()
+        self._pending.append(SampledTokens(*tokens))
+        self._cache_lengths = cache_lengths + 1
+        self._async_eval()
 
     def read(self) -> list[int]:
         """The ids of the oldest row that was not read yet, one for each text.
@@ -119,84 +125,94 @@ class BatchDecoder:
         Raises:
             NotFiniteError: where a text's logits are not finite.
         """
-        self._read = tokens = self._rows.popleft()
+        self._last_read = tokens = self._pending.popleft()
         row: list[int] = tokens.ids.tolist()  # type: ignore[assignment]
-        if NOT_FINITE in row:
+        if NOT_FINITE_ID in row:
             raise NotFiniteError
         self.probabilities = tuple(array.tolist() for array in tokens.probabilities)  # type: ignore[misc]
-        for text, id in zip(self._texts, row, strict=True):
-            text.append(id)
-            del text[: -self._block]
+        for sequence, id in zip(self._sequences, row, strict=True):
+            sequence.append(id)
+            del sequence[: -self._block_size]
         return row
 
-    def keep(self, rows: list[int]) -> None:
+    def filter_rows(self, rows: list[int]) -> None:
         """Continue with these rows alone; from now on they are 0, 1, 2, …"""
-        chosen = mx.array(rows)
-        self._texts = [self._texts[row] for row in rows]
-        self._seeds, self._filled = self._seeds[rows], self._filled[rows]
-        self._layers = [(keys[chosen], values[chosen]) for keys, values in self._layers]
-        for n, (ids, seen, probabilities) in enumerate(self._rows):
-            probabilities = tuple(array[chosen] for array in probabilities)
-            self._rows[n] = Tokens(ids[chosen], seen[chosen], probabilities)
+        indices = mx.array(rows)
+        self._sequences = [self._sequences[row] for row in rows]
+        self._seeds, self._cache_lengths = self._seeds[rows], self._cache_lengths[rows]
+        self._layers = [(keys[indices], values[indices]) for keys, values in self._layers]
+        for n, (ids, seen_mask, probabilities) in enumerate(self._pending):
+            probabilities = tuple(array[indices] for array in probabilities)
+            self._pending[n] = SampledTokens(ids[indices], seen_mask[indices], probabilities)
 
     def refill(self) -> None:
         """After `read`: of the texts whose cache was full, read the last half blocks again, and put
         their tokens of the newest row right.
         """
-        if not len(self._full):
+        if not len(self._full_rows):
             return
-        rows, self._full = self._full, self._full[:0]
-        texts = [tuple(self._texts[row][-max(1, self._block // 2) :]) for row in rows]
-        is_whole = len(rows) == len(self._texts)
-        if is_whole:
+        rows, self._full_rows = self._full_rows, self._full_rows[:0]
+        contexts = [tuple(self._sequences[row][-max(1, self._block_size // 2) :]) for row in rows]
+        refills_all = len(rows) == len(self._sequences)
+        if refills_all:
             self._layers = []  # before there are others
-        logits, layers = self.model.prefill(texts)
-        layers = pad_cache(layers, self._block)
-        places = mx.array(rows)
-        draw = self.model.sampler(self._spec, self._top)
-        tokens = Tokens(*draw(logits, self._read.seen[places], self._values, self._keys(rows)))
-        self._filled[rows] = [len(text) for text in texts]
-        if is_whole:
-            self._rows[-1], self._layers = tokens, layers
+        logits, layers = self.model.prefill(contexts)
+        layers = pad_cache(layers, self._block_size)
+        indices = mx.array(rows)
+        draw = self.model.get_sampler(self._spec, self._top_count)
+        tokens = SampledTokens(
+            *draw(
+                logits,
+                self._last_read.seen_mask[indices],
+                self._sampling_params,
+                self._sampling_keys(rows),
+            )
+        )
+        self._cache_lengths[rows] = [len(context) for context in contexts]
+        if refills_all:
+            self._pending[-1], self._layers = tokens, layers
         else:
-            newest = self._rows[-1]
+            newest = self._pending[-1]
             _write_rows(
-                (newest.ids, newest.seen, *newest.probabilities),
-                places,
-                (tokens.ids, tokens.seen, *tokens.probabilities),
+                (newest.ids, newest.seen_mask, *newest.probabilities),
+                indices,
+                (tokens.ids, tokens.seen_mask, *tokens.probabilities),
             )
             for old, new in zip(self._layers, layers, strict=True):
-                _write_rows(old, places, new)
-        self._hand_over()
+                _write_rows(old, indices, new)
+        self._async_eval()
 
-    def _hand_over(self) -> None:
+    def _async_eval(self) -> None:
         """Let the device compute the newest row and the cache."""
-        mx.async_eval(self._rows[-1], self._layers)
+        mx.async_eval(self._pending[-1], self._layers)
 
     def _wait_for_large_cache(self) -> None:
         """On a CPU, let the last step end, where the cache is large: a step that waits for another
         one copies the cache instead of writing into it. Of a small one that takes less time than
         waiting.
         """
-        if device.on_cpu() and 2 * len(self._layers) * self._layers[0][0].nbytes > LARGE:
-            mx.eval(self._rows[-1], self._layers)
+        if (
+            device.on_cpu()
+            and 2 * len(self._layers) * self._layers[0][0].nbytes > LARGE_CACHE_BYTES
+        ):
+            mx.eval(self._pending[-1], self._layers)
 
-    def _seen_in(self, prompts: list[np.ndarray], end_of_text: int | None) -> mx.array:
+    def _make_prompt_mask(self, prompts: list[np.ndarray], end_of_text: int | None) -> mx.array:
         """The tokens of each prompt that count for a repetition penalty, bool [B, V]. Without one
         nobody looks; but an array without columns crashes MLX.
         """
-        seen = np.zeros((len(prompts), self.model.config.vocab_size), dtype=bool)
-        if not self._spec.penalty:
-            return mx.array(seen[:, :1])
-        for row, prompt in zip(seen, prompts, strict=True):
+        mask = np.zeros((len(prompts), self.model.config.vocab_size), dtype=bool)
+        if not self._spec.has_penalty:
+            return mx.array(mask[:, :1])
+        for row, prompt in zip(mask, prompts, strict=True):
             row[prompt[prompt != end_of_text]] = True
-        return mx.array(seen)
+        return mx.array(mask)
 
-    def _keys(self, rows: np.ndarray) -> mx.array:
+    def _sampling_keys(self, rows: np.ndarray) -> mx.array:
         """A key for the newest token of each row, uint32 [B, 2]: a function of the seed, which
         sample of its prompt it is, and the number of the token.
         """
-        keys = self._seeds[rows] + np.uint64(self._drawn - 1)
+        keys = self._seeds[rows] + np.uint64(self._sampled_count - 1)
         return mx.array(keys.astype(">u8").view(">u4").astype(np.uint32).reshape(-1, 2))
 
 
@@ -207,7 +223,7 @@ def generate_step(batch: BatchDecoder) -> Iterator[list[int]]:
     Raises:
         NotFiniteError: where a text's logits are not finite.
     """
-    with execution.share_blas_threads(batch.model.blas_share):
+    with execution.share_blas_threads(batch.model.blas_divisor):
         batch.prefill()
         for _ in range(1, batch.max_tokens):
             batch.step()
@@ -219,5 +235,5 @@ def generate_step(batch: BatchDecoder) -> Iterator[list[int]]:
 
 def _write_rows(arrays: Sequence[mx.array], rows: mx.array, new: Sequence[mx.array]) -> None:
     """Put some texts' rows into the arrays of all texts."""
-    for whole, part in zip(arrays, new, strict=True):
-        whole[rows] = part
+    for array, values in zip(arrays, new, strict=True):
+        array[rows] = values

@@ -20,13 +20,17 @@ from mlxgpt.model.kv_cache import KVCache, LayerKV, LayersKV
 from mlxgpt.model.stats import count_parameters, flops_per_token
 from mlxgpt.utils.errors import UserError
 
-BUCKETS = 8  # lengths that a function is compiled for, at most
-SMALLEST_BUCKET = 16  # tokens
-NOT_FINITE = -1  # in the place of an id, where none can be drawn
-HEADROOM = 1e7  # by which a temperature and a penalty can enlarge a logit, which must stay finite
-SMALL = 4_000_000  # parameters: with fewer, products are too small for several threads of BLAS, and
+MAX_BUCKETS = 8  # lengths that a function is compiled for, at most
+MIN_BUCKET_SIZE = 16  # tokens
+NOT_FINITE_ID = -1  # in the place of an id, where none can be drawn
+LOGIT_HEADROOM = (
+    1e7  # by which a temperature and a penalty can enlarge a logit, which must stay finite
+)
+SMALL_MODEL_PARAMS = (
+    4_000_000  # parameters: with fewer, products are too small for several threads of BLAS, and
+)
 # those that wait for the next one would only be in the way; and a copy of the weights is cheap
-ALL_THREADS = 1 << 16  # a share of BLAS's threads that leaves one to each product
+SINGLE_THREAD_DIVISOR = 1 << 16  # a share of BLAS's threads that leaves one to each product
 
 
 class NotFiniteError(UserError):
@@ -40,18 +44,18 @@ class NotFiniteError(UserError):
         )
 
 
-class Tokens(NamedTuple):
+class SampledTokens(NamedTuple):
     """One new token of each text, on the device.
 
     Attributes:
         ids: int32 [B]; NOT_FINITE where none could be drawn.
-        seen: bool [B, V], the tokens that count for a repetition penalty, these included; [B, 1]
-            without a penalty.
+        seen_mask: bool [B, V], the tokens that count for a repetition penalty, these included;
+            [B, 1] without a penalty.
         probabilities: see `top_probabilities`; () where nobody asks.
     """
 
     ids: mx.array
-    seen: mx.array
+    seen_mask: mx.array
     probabilities: tuple[mx.array, ...]
 
 
@@ -69,52 +73,54 @@ class CompiledModel:
     def __init__(self, model: GPT, vocab_size: int) -> None:
         self.config = model.config
         self.vocab_size = vocab_size
-        self.slides = model.slides
-        is_small = count_parameters(model.config) < SMALL
-        self.blas_share = ALL_THREADS if is_small else 1
+        self.supports_sliding_window = model.supports_sliding_window
+        is_small = count_parameters(model.config) < SMALL_MODEL_PARAMS
+        self.blas_divisor = SINGLE_THREAD_DIVISOR if is_small else 1
         # Functions that do not know this object: with a cycle it would outlive its use, and its
         # arrays would leave the memory around them in pieces.
-        self._model = _with_weights_by_columns(model) if is_small else model
-        self._prefill = execution.compiled(partial(_prefill, self._model))
+        self._model = _to_column_major_weights(model) if is_small else model
+        self._prefill = execution.compile_function(partial(_prefill, self._model))
         self._samplers: dict[tuple[SamplerSpec, int], Callable] = {}
         self._steps: dict[tuple[SamplerSpec, int, int], Callable] = {}
 
-    def bucket(self, length: int) -> int:
+    def round_up_to_bucket(self, length: int) -> int:
         """A length at least as great, one of a few; none above the block."""
         return min(-(-length // self.bucket_size) * self.bucket_size, self.config.block_size)
 
     @property
     def bucket_size(self) -> int:
         """The difference of two lengths that functions are compiled for, in tokens."""
-        return max(SMALLEST_BUCKET, -(-self.config.block_size // BUCKETS))
+        return max(MIN_BUCKET_SIZE, -(-self.config.block_size // MAX_BUCKETS))
 
-    def capacity(self, length: int) -> int:
+    def cache_capacity(self, length: int) -> int:
         """The length that a cache for this many tokens is made with; at most the block."""
-        capacity = SMALLEST_BUCKET
+        capacity = MIN_BUCKET_SIZE
         while capacity < length:
             capacity *= 2
         return min(capacity, self.config.block_size)
 
-    def prefill(self, texts: Sequence[Sequence[int]]) -> tuple[mx.array, list[LayerKV]]:
+    def prefill(self, sequences: Sequence[Sequence[int]]) -> tuple[mx.array, list[LayerKV]]:
         """Read the ids of texts, each at least one and at most a block. On Metal in parts, so that
         no command buffer is large.
 
         Returns:
             logits[B, V] of what follows each, and a cache as long as the longest one's bucket
         """
-        last = np.array([len(text) - 1 for text in texts], dtype=np.int32)
-        ids = np.zeros((len(texts), self.bucket(max(last) + 1)), dtype=np.int32)
-        for row, text in zip(ids, texts, strict=True):
-            row[: len(text)] = text
-        forward = ids.shape[1] * flops_per_token(self.config) / 3
-        at_once = device.rows_at_once(forward) or len(ids)
+        last_indices = np.array([len(sequence) - 1 for sequence in sequences], dtype=np.int32)
+        ids = np.zeros(
+            (len(sequences), self.round_up_to_bucket(max(last_indices) + 1)), dtype=np.int32
+        )
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence)] = sequence
+        flops_per_row = ids.shape[1] * flops_per_token(self.config) / 3
+        rows_per_part = device.max_rows_per_batch(flops_per_row) or len(ids)
         parts: list[tuple[mx.array, list[LayerKV]]] = []
-        for rows in np.array_split(np.arange(len(ids)), -(-len(ids) // at_once)):
+        for rows in np.array_split(np.arange(len(ids)), -(-len(ids) // rows_per_part)):
             if parts:
                 mx.eval(parts[-1])
-            same = (last[rows] == last[rows[0]]).all()
-            places = last[rows[:1]] if same else last[rows]
-            parts.append(self._prefill(mx.array(ids[rows]), mx.array(places)))
+            same_length = (last_indices[rows] == last_indices[rows[0]]).all()
+            part_indices = last_indices[rows[:1]] if same_length else last_indices[rows]
+            parts.append(self._prefill(mx.array(ids[rows]), mx.array(part_indices)))
         if len(parts) == 1:
             return parts[0]
         layers = [
@@ -123,29 +129,29 @@ class CompiledModel:
         ]
         return mx.concatenate([logits for logits, _ in parts]), layers
 
-    def sampler(self, spec: SamplerSpec, top: int) -> Callable[..., Tokens]:
+    def get_sampler(self, spec: SamplerSpec, top_count: int) -> Callable[..., SampledTokens]:
         """A compiled function that draws after a prefill: (logits[B, V], seen, values, keys) ->
-        `Tokens`, with the probabilities of the `top` likeliest.
+        `Tokens`, with the probabilities of the `top_count` likeliest.
         """
-        if (spec, top) not in self._samplers:
-            draw = _make_draw(spec, self.vocab_size, top)
-            self._samplers[spec, top] = execution.compiled(draw)
-        return self._samplers[spec, top]
+        if (spec, top_count) not in self._samplers:
+            draw = _make_draw(spec, self.vocab_size, top_count)
+            self._samplers[spec, top_count] = execution.compile_function(draw)
+        return self._samplers[spec, top_count]
 
-    def step(self, spec: SamplerSpec, top: int, attended: int) -> Callable:
+    def get_decode_step(self, spec: SamplerSpec, top_count: int, kv_length: int) -> Callable:
         """A compiled function that reads a token of each text and draws the next one:
         (ids[B], seen, values, keys, cache) -> (`Tokens`, layers). `cache` is KVCache's layers and
-        position; its first `attended` places are read.
+        position; its first `kv_length` places are read.
         """
-        if (spec, top, attended) not in self._steps:
-            draw = _make_draw(spec, self.vocab_size, top)
-            step = _make_step(self._model, draw, attended)
-            self._steps[spec, top, attended] = execution.compiled(step)
-        return self._steps[spec, top, attended]
+        if (spec, top_count, kv_length) not in self._steps:
+            draw = _make_draw(spec, self.vocab_size, top_count)
+            step = _make_step(self._model, draw, kv_length)
+            self._steps[spec, top_count, kv_length] = execution.compile_function(step)
+        return self._steps[spec, top_count, kv_length]
 
-    def logits_after(self, ids: np.ndarray) -> mx.array:
+    def next_token_logits(self, ids: np.ndarray) -> mx.array:
         """Logits[V] of what follows the last of ids[T], of which the last block counts."""
-        with execution.share_blas_threads(self.blas_share):
+        with execution.share_blas_threads(self.blas_divisor):
             logits, _ = self.prefill([ids[-self.config.block_size :].tolist()])
             finite = are_finite(logits).all()
             mx.eval(logits, finite)
@@ -156,7 +162,7 @@ class CompiledModel:
 
 def are_finite(logits: mx.array) -> mx.array:
     """Of each row of logits[..., V], whether it stays finite under every setting of sampling."""
-    return mx.isfinite(logits.astype(mx.float32) * HEADROOM).all(axis=-1)
+    return mx.isfinite(logits.astype(mx.float32) * LOGIT_HEADROOM).all(axis=-1)
 
 
 def _prefill(model: GPT, ids: mx.array, last: mx.array) -> tuple[mx.array, LayersKV]:
@@ -165,46 +171,46 @@ def _prefill(model: GPT, ids: mx.array, last: mx.array) -> tuple[mx.array, Layer
     return logits, cache.layers
 
 
-def _make_draw(spec: SamplerSpec, vocab_size: int, top: int) -> Callable:
+def _make_draw(spec: SamplerSpec, vocab_size: int, top_count: int) -> Callable:
     sampler = make_sampler(spec)
 
     def draw(
-        logits: mx.array, seen: mx.array, values: mx.array, keys: mx.array
+        logits: mx.array, seen_mask: mx.array, sampling_params: mx.array, keys: mx.array
     ) -> tuple[mx.array, mx.array, tuple[mx.array, ...]]:
         finite = are_finite(logits)
         if vocab_size < logits.shape[-1]:
             logits = mx.where(mx.arange(logits.shape[-1]) < vocab_size, logits, NEG_INF)
-        ids = mx.where(finite, sampler(logits, seen, values, keys), NOT_FINITE)
-        if spec.penalty:
-            seen = seen | (mx.arange(seen.shape[-1]) == ids[:, None])
-        return ids, seen, top_probabilities(logits, ids, top) if top else ()
+        ids = mx.where(finite, sampler(logits, seen_mask, sampling_params, keys), NOT_FINITE_ID)
+        if spec.has_penalty:
+            seen_mask = seen_mask | (mx.arange(seen_mask.shape[-1]) == ids[:, None])
+        return ids, seen_mask, top_probabilities(logits, ids, top_count) if top_count else ()
 
     return draw
 
 
-def _make_step(model: GPT, draw: Callable, attended: int) -> Callable:
+def _make_step(model: GPT, draw: Callable, kv_length: int) -> Callable:
     def step(
         ids: mx.array,
-        seen: mx.array,
-        values: mx.array,
+        seen_mask: mx.array,
+        sampling_params: mx.array,
         keys: mx.array,
         cache: tuple[LayersKV, mx.array],
     ) -> tuple[tuple, LayersKV]:
         layers, position = cache
-        view = KVCache(layers, position, attended)
+        view = KVCache(layers, position, kv_length)
         logits = model(ids[:, None], view)[:, 0]
-        return draw(logits, seen, values, keys), view.layers
+        return draw(logits, seen_mask, sampling_params, keys), view.layers
 
     return step
 
 
-def _with_weights_by_columns(model: GPT) -> GPT:
+def _to_column_major_weights(model: GPT) -> GPT:
     """On a CPU a copy, with weights as `ops.by_columns` lays them out."""
     if not device.on_cpu():
         return model
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, Linear):
-            module.weight = ops.by_columns(module.weight)
+            module.weight = ops.to_column_major(module.weight)
     mx.eval(model.parameters())
     return model

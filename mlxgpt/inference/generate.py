@@ -14,20 +14,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mlxgpt.config import Sampling
-from mlxgpt.data.normalize import prompt_text
+from mlxgpt.config import SamplingParams
+from mlxgpt.data.normalize import normalize_prompt
 from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
 from mlxgpt.inference.decode import BatchDecoder, generate_step
 from mlxgpt.inference.engine import CompiledModel
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 64  # texts in one batch, at most
-LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens, at most
+MAX_BATCH_SIZE = 64  # texts in one batch, at most
+MAX_UTF8_BYTES = 4  # bytes in UTF-8, and so tokens, at most
 
 
 @dataclass(frozen=True)
-class Generated:
+class GenerationOutput:
     """Generated texts.
 
     Attributes:
@@ -88,22 +88,22 @@ class TextStream:
         model: CompiledModel,
         tokenizer: Tokenizer,
         prompts: Sequence[str],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         bos: int | None,
     ) -> None:
-        self._model, self._sampling = model, seeded(sampling)
+        self._model, self._sampling = model, ensure_seed(sampling)
         self._end_of_text = tokenizer.end_of_text
         # Of each text its prompt's ids, and which of that prompt's samples it is.
-        self._rows: list[tuple[np.ndarray, int]] = []
-        self._texts: list[Detokenizer] = []
-        for prompt in (prompt_text(prompt, tokenizer) for prompt in prompts):
-            ids = with_start(tokenizer.encode(prompt), tokenizer, bos)
-            for number in range(sampling.samples):
-                self._rows.append((ids, number))
-                self._texts.append(Detokenizer(tokenizer, prompt, sampling.stop))
-        self.prompt = self._texts[0].text
-        self._seconds = 0.0  # of all rows of new ids but the first one of each batch
+        self._prompts: list[tuple[np.ndarray, int]] = []
+        self._detokenizers: list[Detokenizer] = []
+        for prompt in (normalize_prompt(prompt, tokenizer) for prompt in prompts):
+            ids = prepend_bos(tokenizer.encode(prompt), tokenizer, bos)
+            for sample_index in range(sampling.samples):
+                self._prompts.append((ids, sample_index))
+                self._detokenizers.append(Detokenizer(tokenizer, prompt, sampling.stop))
+        self.prompt = self._detokenizers[0].text
+        self._decode_seconds = 0.0  # of all rows of new ids but the first one of each batch
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of the first text.
@@ -112,77 +112,92 @@ class TextStream:
             NotFiniteError: where the model's logits are not finite.
         """
         self._log_long_prompts()
-        for start in range(0, len(self._rows), BATCH_SIZE):
-            rows = self._rows[start : start + BATCH_SIZE]
-            texts = self._texts[start : start + BATCH_SIZE]
-            batch = BatchDecoder(self._model, rows, self._sampling, self._end_of_text)
-            began = None
+        for start in range(0, len(self._prompts), MAX_BATCH_SIZE):
+            batch_prompts = self._prompts[start : start + MAX_BATCH_SIZE]
+            detokenizers = self._detokenizers[start : start + MAX_BATCH_SIZE]
+            batch = BatchDecoder(self._model, batch_prompts, self._sampling, self._end_of_text)
+            decode_start = None
             for row in generate_step(batch):
-                began = began or time.perf_counter()
-                if piece := self._add(texts, row):
+                decode_start = decode_start or time.perf_counter()
+                if piece := self._add(detokenizers, row):
                     yield piece
-                going = [n for n, text in enumerate(texts) if not text.ended]
-                if not going:
+                active = [n for n, detokenizer in enumerate(detokenizers) if not detokenizer.ended]
+                if not active:
                     break
-                if len(going) <= len(texts) // 2:
-                    batch.keep(going)
-                    texts = [texts[n] for n in going]
-            if piece := self._finish(texts):
+                if len(active) <= len(detokenizers) // 2:
+                    batch.filter_rows(active)
+                    detokenizers = [detokenizers[n] for n in active]
+            if piece := self._finish(detokenizers):
                 yield piece
-            self._seconds += time.perf_counter() - (began or 0.0)
+            self._decode_seconds += time.perf_counter() - (decode_start or 0.0)
 
     @property
-    def result(self) -> Generated:
+    def result(self) -> GenerationOutput:
         """The texts, as far as they are generated."""
-        texts = self._texts
-        tokens = sum(text.tokens for text in texts)
-        rate = (tokens - len(texts)) / self._seconds if self._seconds else 0.0
-        return Generated(
-            [text.text for text in texts],
+        detokenizers = self._detokenizers
+        tokens = sum(detokenizer.tokens for detokenizer in detokenizers)
+        tokens_per_second = (
+            (tokens - len(detokenizers)) / self._decode_seconds if self._decode_seconds else 0.0
+        )
+        return GenerationOutput(
+            [detokenizer.text for detokenizer in detokenizers],
             self._sampling.seed or 0,
             tokens,
-            rate,
-            [text.ended for text in texts],
+            tokens_per_second,
+            [detokenizer.ended for detokenizer in detokenizers],
         )
 
-    def _add(self, texts: list[Detokenizer], row: list[int]) -> str:
+    def _add(self, detokenizers: list[Detokenizer], row: list[int]) -> str:
         """Add a token to each text that did not end; what is new of the first one of all."""
-        pieces = {text: text.add(id) for text, id in zip(texts, row, strict=True) if not text.ended}
-        return pieces.get(self._texts[0], "")
+        pieces = {
+            detokenizer: detokenizer.add_token(id)
+            for detokenizer, id in zip(detokenizers, row, strict=True)
+            if not detokenizer.ended
+        }
+        return pieces.get(self._detokenizers[0], "")
 
-    def _finish(self, texts: list[Detokenizer]) -> str:
+    def _finish(self, detokenizers: list[Detokenizer]) -> str:
         """No more tokens for these; what is new of the first one of all."""
-        pieces = {text: text.finish() for text in texts if not text.ended}
-        return pieces.get(self._texts[0], "")
+        pieces = {
+            detokenizer: detokenizer.finalize()
+            for detokenizer in detokenizers
+            if not detokenizer.ended
+        }
+        return pieces.get(self._detokenizers[0], "")
 
     def _log_long_prompts(self) -> None:
-        block = self._model.config.block_size
-        for ids, number in self._rows:
-            if number == 0 and len(ids) > block:
+        block_size = self._model.config.block_size
+        for ids, sample_index in self._prompts:
+            if sample_index == 0 and len(ids) > block_size:
                 logger.info(
-                    f"the prompt has {len(ids):,} tokens; the model reads the last {block:,}"
+                    f"the prompt has {len(ids):,} tokens; the model reads the last {block_size:,}"
                 )
 
     def log_long_texts(self) -> None:
         """After the last piece: log what the model has forgotten of texts longer than its block."""
-        block = self._model.config.block_size
-        rows = zip(self._rows, self._texts, strict=True)
-        if any(len(ids) + text.tokens > block for (ids, _), text in rows):
-            kept = f"{block:,}" if self._model.slides else f"{block // 2:,} to {block:,}"
+        block_size = self._model.config.block_size
+        pairs = zip(self._prompts, self._detokenizers, strict=True)
+        if any(len(ids) + detokenizer.tokens > block_size for (ids, _), detokenizer in pairs):
+            context_range = (
+                f"{block_size:,}"
+                if self._model.supports_sliding_window
+                else f"{block_size // 2:,} to {block_size:,}"
+            )
             logger.info(
-                f"beyond {block:,} tokens the model continues from the last {kept}, and has "
+                f"beyond {block_size:,} tokens the model continues from the last "
+                f"{context_range}, and has "
                 "forgotten what was before"
             )
 
 
-def generate(
+def generate_texts(
     model: CompiledModel,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     bos: int | None,
-) -> Generated:
+) -> GenerationOutput:
     """Continue prompts, several in one batch: see `TextStream`."""
     stream = TextStream(model, tokenizer, prompts, sampling, bos=bos)
     for _ in stream:
@@ -194,42 +209,42 @@ def stream_tokens(
     model: CompiledModel,
     tokenizer: Tokenizer,
     ids: np.ndarray,
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
-    number: int = 0,
-    top: int = 0,
+    sample_index: int = 0,
+    top_count: int = 0,
 ) -> Iterator[TokenOutput]:
     """Continue a prompt's ids, at least one, token by token, as `generate` would.
 
     Args:
-        number: which one of several samples it is.
-        top: how many of the likeliest tokens come with each one.
+        sample_index: which one of several samples it is.
+        top_count: how many of the likeliest tokens come with each one.
     """
-    text = Detokenizer(tokenizer, "", sampling.stop)
-    text.follow(ids)
-    rows = [(ids, number)]
-    batch = BatchDecoder(model, rows, seeded(sampling), tokenizer.end_of_text, top)
+    detokenizer = Detokenizer(tokenizer, "", sampling.stop)
+    detokenizer.feed_prompt(ids)
+    prompts = [(ids, sample_index)]
+    batch = BatchDecoder(model, prompts, ensure_seed(sampling), tokenizer.end_of_text, top_count)
     for n, (id,) in enumerate(generate_step(batch), 1):
-        piece = text.add(id)
-        if n == sampling.max_tokens and not text.ended:
-            piece += text.finish()
+        piece = detokenizer.add_token(id)
+        if n == sampling.max_tokens and not detokenizer.ended:
+            piece += detokenizer.finalize()
         probability, alternatives = None, list[tuple[int, float]]()
         if batch.probabilities:
             (probability,), (top_ids,), (top_probabilities,) = batch.probabilities
             alternatives = list(zip(top_ids, top_probabilities, strict=True))
-        yield TokenOutput(id, piece, text.ended, probability, alternatives)
-        if text.ended:
+        yield TokenOutput(id, piece, detokenizer.ended, probability, alternatives)
+        if detokenizer.ended:
             return
 
 
-def seeded(sampling: Sampling) -> Sampling:
+def ensure_seed(sampling: SamplingParams) -> SamplingParams:
     """With a fresh seed where it has none."""
     if sampling.seed is not None:
         return sampling
     return replace(sampling, seed=secrets.randbelow(1 << 31))
 
 
-def with_start(ids: np.ndarray, tokenizer: Tokenizer, bos: int | None) -> np.ndarray:
+def prepend_bos(ids: np.ndarray, tokenizer: Tokenizer, bos: int | None) -> np.ndarray:
     """Prompt ids as the model saw texts begin: after `bos` where there is one. Without, an empty
     prompt becomes an end-of-text, or where there is none a newline, as lies between two paragraphs.
     """
@@ -258,43 +273,43 @@ class Detokenizer:
         self.text, self.tokens, self.ended = prompt, 0, False
         self._tokenizer = tokenizer
         # As the model writes: it has no CR, and may know one Unicode form only.
-        self._stop = [s for s in (prompt_text(s, tokenizer) for s in stop) if s]
-        self._held = ""
+        self._stop = [s for s in (normalize_prompt(s, tokenizer) for s in stop) if s]
+        self._pending = ""
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
 
-    def follow(self, ids: np.ndarray) -> None:
+    def feed_prompt(self, ids: np.ndarray) -> None:
         """Continue in the middle of a character, where a prompt's ids end there."""
-        for id in ids[-LONGEST_CHARACTER:].tolist():
+        for id in ids[-MAX_UTF8_BYTES:].tolist():
             self._decode(self._tokenizer.token_bytes(id))
 
-    def add(self, id: int) -> str:
+    def add_token(self, id: int) -> str:
         """Take one more token; returns the text that is certain by it."""
         self.tokens += 1
         if id == self._tokenizer.end_of_text:
             self.ended = True
-            return self.finish()
-        self._held += self._decode(self._tokenizer.token_bytes(id))
-        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
-        if found:
+            return self.finalize()
+        self._pending += self._decode(self._tokenizer.token_bytes(id))
+        stop_positions = [position for s in self._stop if (position := self._pending.find(s)) >= 0]
+        if stop_positions:
             self.ended = True
-            piece = self._release(min(found))
-            self._held = ""
+            piece = self._release(min(stop_positions))
+            self._pending = ""
             return piece
-        longest = max((_overlap(self._held, s) for s in self._stop), default=0)
-        return self._release(len(self._held) - longest)
+        overlap = max((_overlap(self._pending, s) for s in self._stop), default=0)
+        return self._release(len(self._pending) - overlap)
 
-    def finish(self) -> str:
+    def finalize(self) -> str:
         """No more tokens: returns the text that was not certain."""
-        self._held += self._decode(b"", True)
-        return self._release(len(self._held))
+        self._pending += self._decode(b"", True)
+        return self._release(len(self._pending))
 
     def _release(self, count: int) -> str:
-        piece, self._held = self._held[:count], self._held[count:]
+        piece, self._pending = self._pending[:count], self._pending[count:]
         self.text += piece
         return piece
 
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)
+    max_length = min(len(text), len(stop) - 1)
+    return next((n for n in range(max_length, 0, -1) if stop.startswith(text[-n:])), 0)

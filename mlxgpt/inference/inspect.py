@@ -11,20 +11,20 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.backend import ops
-from mlxgpt.config import Sampling
+from mlxgpt.config import SamplingParams
 from mlxgpt.inference.engine import NotFiniteError, are_finite
 from mlxgpt.inference.sampling import (
     NEG_INF,
     SamplerSpec,
     make_logits_processor,
-    setting_values,
+    pack_sampling_params,
 )
 from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache
 
 TopTokens = list[tuple[int, float]]  # (id, probability or cosine), falling
-PORTION = 256  # embeddings whose norms are computed at a time; these fit into a CPU's cache
+NORM_CHUNK_SIZE = 256  # embeddings whose norms are computed at a time; these fit into a CPU's cache
 
 
 class ForwardTrace:
@@ -33,7 +33,7 @@ class ForwardTrace:
     Args:
         vocab_size: ids from here on are never among the top tokens.
         ids: [T], at least one, no more than the block holds.
-        switched_off: (layer, head) of the heads that are left out.
+        ablated_heads: (layer, head) of the heads that are left out.
 
     Attributes:
         attention: float32 [n_layer, H, T, T], rows summing to 1.
@@ -48,11 +48,11 @@ class ForwardTrace:
         model: GPT,
         vocab_size: int,
         ids: np.ndarray,
-        switched_off: Iterable[tuple[int, int]] = (),
+        ablated_heads: Iterable[tuple[int, int]] = (),
     ) -> None:
-        recorder = ActivationRecorder(switched_off)
-        rows, last = mx.array(ids[None], dtype=mx.int32), mx.array([len(ids) - 1], dtype=mx.int32)
-        logits = model(rows, KVCache(), last=last, recorder=recorder)
+        recorder = ActivationRecorder(ablated_heads)
+        inputs, last = mx.array(ids[None], dtype=mx.int32), mx.array([len(ids) - 1], dtype=mx.int32)
+        logits = model(inputs, KVCache(), last=last, recorder=recorder)
         self._model, self._vocab_size = model, vocab_size
         self._residual = mx.concatenate(recorder.residual)  # [n_layer + 1, T, C]
         self.attention = np.array(mx.concatenate(recorder.attention))
@@ -62,38 +62,40 @@ class ForwardTrace:
         if not finite:
             raise NotFiniteError
 
-    def lens(self, position: int, count: int) -> list[TopTokens]:
+    def logit_lens(self, position: int, count: int) -> list[TopTokens]:
         """The likeliest tokens after a position by what the residual stream holds there: before the
         first block, and after each one; the last are the model's own.
         """
-        logits = self._model.lens(self._residual[:, position])
-        return [_top(row, count) for row in _probabilities(logits, self._vocab_size)]
+        logits = self._model.compute_logits(self._residual[:, position])
+        return [_top_tokens(row, count) for row in _probabilities(logits, self._vocab_size)]
 
-    def next(self, count: int) -> TopTokens:
+    def next_tokens(self, count: int) -> TopTokens:
         """The likeliest tokens after the last id."""
-        return _top(_probabilities(self.logits, self._vocab_size), count)
+        return _top_tokens(_probabilities(self.logits, self._vocab_size), count)
 
 
 def sampled_probabilities(
-    sampling: Sampling, logits: mx.array, vocab_size: int, seen: np.ndarray, count: int
+    sampling: SamplingParams, logits: mx.array, vocab_size: int, seen_ids: np.ndarray, count: int
 ) -> tuple[TopTokens, np.ndarray]:
     """What logits[V] make likely, and what settings leave of it: (the likeliest tokens by the model
     alone, the probability with which each of these is drawn).
 
     Args:
-        seen: ids that count for a repetition penalty.
+        seen_ids: ids that count for a repetition penalty.
     """
-    known = mx.arange(logits.shape[-1]) < vocab_size
-    rows = mx.where(known, logits.astype(mx.float32), NEG_INF)[None]
-    is_seen = np.zeros(rows.shape, dtype=bool)
-    is_seen[0, seen] = True
-    spec = SamplerSpec.of(sampling, vocab_size)
-    left = make_logits_processor(spec)(rows, mx.array(is_seen), setting_values(sampling))
+    in_vocab = mx.arange(logits.shape[-1]) < vocab_size
+    masked_logits = mx.where(in_vocab, logits.astype(mx.float32), NEG_INF)[None]
+    seen_mask = np.zeros(masked_logits.shape, dtype=bool)
+    seen_mask[0, seen_ids] = True
+    spec = SamplerSpec.from_sampling(sampling, vocab_size)
+    filtered_logits = make_logits_processor(spec)(
+        masked_logits, mx.array(seen_mask), pack_sampling_params(sampling)
+    )
     if spec.greedy:
-        best = mx.argmax(left, axis=-1, keepdims=True)
-        left = mx.where(mx.arange(left.shape[-1]) == best, 0.0, NEG_INF)
-    likely = _top(_probabilities(logits, vocab_size), count)
-    return likely, _probabilities(left[0], vocab_size)[[id for id, _ in likely]]
+        best = mx.argmax(filtered_logits, axis=-1, keepdims=True)
+        filtered_logits = mx.where(mx.arange(filtered_logits.shape[-1]) == best, 0.0, NEG_INF)
+    top_tokens = _top_tokens(_probabilities(logits, vocab_size), count)
+    return top_tokens, _probabilities(filtered_logits[0], vocab_size)[[id for id, _ in top_tokens]]
 
 
 class EmbeddingNeighbors:
@@ -106,26 +108,33 @@ class EmbeddingNeighbors:
 
     def __init__(self, model: GPT, vocab_size: int) -> None:
         self._model = model
-        ids = [mx.arange(n, min(n + PORTION, vocab_size)) for n in range(0, vocab_size, PORTION)]
-        rows = [mx.linalg.norm(model.wte(one).astype(mx.float32), axis=-1) for one in ids]
-        self._lengths = np.array(mx.concatenate(rows))
+        chunks = [
+            mx.arange(n, min(n + NORM_CHUNK_SIZE, vocab_size))
+            for n in range(0, vocab_size, NORM_CHUNK_SIZE)
+        ]
+        norms = [mx.linalg.norm(model.wte(chunk).astype(mx.float32), axis=-1) for chunk in chunks]
+        self._norms = np.array(mx.concatenate(norms))
 
-    def of(self, id: int, count: int) -> TopTokens:
+    def find_nearest(self, id: int, count: int) -> TopTokens:
         """The nearest ones to a token, by the cosine between them, without itself."""
-        products = self._model.by_embedding(self._model.wte(mx.array([id])))[0]
-        along = np.array(products.astype(mx.float32))[: len(self._lengths)]
+        scores = self._model.wte_as_linear(self._model.wte(mx.array([id])))[0]
+        dot_products = np.array(scores.astype(mx.float32))[: len(self._norms)]
         with np.errstate(all="ignore"):  # what overflows is an error below
-            cosines = along / np.maximum(self._lengths * self._lengths[id], 1e-30)
+            cosines = dot_products / np.maximum(self._norms * self._norms[id], 1e-30)
         if not np.isfinite(cosines).all():
             raise NotFiniteError
-        return [near for near in _top(cosines, count + 1) if near[0] != id][:count]
+        return [neighbor for neighbor in _top_tokens(cosines, count + 1) if neighbor[0] != id][
+            :count
+        ]
 
 
 def _probabilities(logits: mx.array, vocab_size: int) -> np.ndarray:
     return np.array(ops.softmax(logits[..., :vocab_size].astype(mx.float32)))
 
 
-def _top(values: np.ndarray, count: int) -> TopTokens:
+def _top_tokens(values: np.ndarray, count: int) -> TopTokens:
     count = min(count, len(values))
-    first = np.argpartition(-values, count - 1)[:count]
-    return [(int(id), float(values[id])) for id in first[np.argsort(-values[first], kind="stable")]]
+    top_ids = np.argpartition(-values, count - 1)[:count]
+    return [
+        (int(id), float(values[id])) for id in top_ids[np.argsort(-values[top_ids], kind="stable")]
+    ]

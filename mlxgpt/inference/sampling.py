@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlxgpt.config import Sampling
+from mlxgpt.config import SamplingParams
 
 NEG_INF = float("-inf")
-GREEDY = 1e-5  # a temperature below: dividing by it may overflow, and one token has all the weight
+MIN_TEMPERATURE = (
+    1e-5  # a temperature below: dividing by it may overflow, and one token has all the weight
+)
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,14 @@ class SamplerSpec:
 
     greedy: bool
     top_k: int
-    top_p: bool
-    min_p: bool
-    penalty: bool
+    has_top_p: bool
+    has_min_p: bool
+    has_penalty: bool
 
     @classmethod
-    def of(cls, sampling: Sampling, vocab_size: int) -> SamplerSpec:
+    def from_sampling(cls, sampling: SamplingParams, vocab_size: int) -> SamplerSpec:
         """What some settings do, for a vocabulary of this size."""
-        greedy = sampling.temperature < GREEDY
+        greedy = sampling.temperature < MIN_TEMPERATURE
         return cls(
             greedy,
             sampling.top_k if not greedy and sampling.top_k < vocab_size else 0,
@@ -42,7 +44,7 @@ class SamplerSpec:
         )
 
 
-def setting_values(sampling: Sampling) -> mx.array:
+def pack_sampling_params(sampling: SamplingParams) -> mx.array:
     """The settings that compiled functions take as values: float32 [4]."""
     s = sampling
     return mx.array([s.temperature or 1.0, s.top_p, s.min_p, s.repetition_penalty])
@@ -54,8 +56,10 @@ def make_sampler(spec: SamplerSpec) -> Callable[..., mx.array]:
     """
     process = make_logits_processor(spec)
 
-    def sampler(logits: mx.array, seen: mx.array, values: mx.array, keys: mx.array) -> mx.array:
-        logits = process(logits, seen, values)
+    def sampler(
+        logits: mx.array, seen_mask: mx.array, sampling_params: mx.array, keys: mx.array
+    ) -> mx.array:
+        logits = process(logits, seen_mask, sampling_params)
         if spec.greedy:
             return mx.argmax(logits, axis=-1).astype(mx.int32)
         return categorical(logits, keys)
@@ -68,37 +72,39 @@ def make_logits_processor(spec: SamplerSpec) -> Callable[..., mx.array]:
     [B, V], has the tokens that count for a repetition penalty; it is read for that alone.
     """
 
-    def process(logits: mx.array, seen: mx.array, values: mx.array) -> mx.array:
-        temperature, p, smallest, penalty = values
+    def process(logits: mx.array, seen_mask: mx.array, sampling_params: mx.array) -> mx.array:
+        temperature, top_p_value, min_p_value, penalty = sampling_params
         logits = logits.astype(mx.float32)
-        if spec.penalty:
-            logits = repetition_penalty(logits, seen, penalty)
+        if spec.has_penalty:
+            logits = repetition_penalty(logits, seen_mask, penalty)
         if spec.greedy:
             return logits
         logits = logits / temperature
         if spec.top_k:
             logits = top_k(logits, spec.top_k)
-        if spec.top_p:
-            logits = top_p(logits, p)
-        if spec.min_p:
-            logits = min_p(logits, smallest)
+        if spec.has_top_p:
+            logits = top_p(logits, top_p_value)
+        if spec.has_min_p:
+            logits = min_p(logits, min_p_value)
         return logits
 
     return process
 
 
-def repetition_penalty(logits: mx.array, seen: mx.array, penalty: mx.array | float) -> mx.array:
+def repetition_penalty(
+    logits: mx.array, seen_mask: mx.array, penalty: mx.array | float
+) -> mx.array:
     """Make tokens that the text already has less likely (CTRL, Keskar et al., 2019): a positive
     logit is divided by the penalty, a negative one multiplied.
     """
     penalized = mx.where(logits > 0, logits / penalty, logits * penalty)
-    return mx.where(seen, penalized, logits)
+    return mx.where(seen_mask, penalized, logits)
 
 
 def top_k(logits: mx.array, k: int) -> mx.array:
     """Keep the k likeliest tokens; with the last of them, all that are as likely."""
-    falling = -mx.partition(-logits, k - 1, axis=-1)
-    return mx.where(logits >= falling[..., k - 1 : k], logits, NEG_INF)
+    partitioned = -mx.partition(-logits, k - 1, axis=-1)
+    return mx.where(logits >= partitioned[..., k - 1 : k], logits, NEG_INF)
 
 
 def top_p(logits: mx.array, p: mx.array | float) -> mx.array:
@@ -106,10 +112,12 @@ def top_p(logits: mx.array, p: mx.array | float) -> mx.array:
     Holtzman et al., 2020), and at least one; with the last of them, all that are as likely.
     """
     probs = mx.softmax(logits, axis=-1)
-    falling = -mx.sort(-probs, axis=-1)
-    before = mx.cumsum(falling, axis=-1) - falling  # held by the likelier ones
-    last = mx.maximum((before < p).sum(axis=-1, keepdims=True), 1) - 1
-    return mx.where(probs >= mx.take_along_axis(falling, last, axis=-1), logits, NEG_INF)
+    sorted_probs = -mx.sort(-probs, axis=-1)
+    preceding_probs = mx.cumsum(sorted_probs, axis=-1) - sorted_probs  # held by the likelier ones
+    cutoff_index = mx.maximum((preceding_probs < p).sum(axis=-1, keepdims=True), 1) - 1
+    return mx.where(
+        probs >= mx.take_along_axis(sorted_probs, cutoff_index, axis=-1), logits, NEG_INF
+    )
 
 
 def min_p(logits: mx.array, p: mx.array | float) -> mx.array:
@@ -128,12 +136,12 @@ def categorical(logits: mx.array, keys: mx.array) -> mx.array:
     weights = mx.exp(logits - logits.max(axis=-1, keepdims=True))
     # A GPU adds up in parallel, each id's sum in another order, and rounding can make a sum grow
     # where the weight is 0: such an id must not be the first above the share.
-    sums = mx.where(weights > 0, mx.cumsum(weights, axis=-1), 0)
-    total = sums.max(axis=-1, keepdims=True)
-    share = mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))(keys)  # [B, 1], below 1
+    cumulative = mx.where(weights > 0, mx.cumsum(weights, axis=-1), 0)
+    total = cumulative.max(axis=-1, keepdims=True)
+    uniform = mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))(keys)  # [B, 1], below 1
     # Never all of it, to which no sum is greater, however it is rounded.
-    drawn = mx.minimum(share * total, total * (1 - 2**-23))
-    return mx.argmax(sums > drawn, axis=-1).astype(mx.int32)
+    threshold = mx.minimum(uniform * total, total * (1 - 2**-23))
+    return mx.argmax(cumulative > threshold, axis=-1).astype(mx.int32)
 
 
 def top_probabilities(
@@ -144,7 +152,9 @@ def top_probabilities(
     """
     probs = mx.softmax(logits.astype(mx.float32), axis=-1)
     top_ids = mx.argpartition(-probs, count - 1, axis=-1)[:, :count]
-    top = mx.take_along_axis(probs, top_ids, axis=-1)
-    order = mx.argsort(-top, axis=-1)
-    top_ids, top = (mx.take_along_axis(array, order, axis=-1) for array in (top_ids, top))
-    return mx.take_along_axis(probs, ids[:, None], axis=-1)[:, 0], top_ids, top
+    top_probs = mx.take_along_axis(probs, top_ids, axis=-1)
+    order = mx.argsort(-top_probs, axis=-1)
+    top_ids, top_probs = (
+        mx.take_along_axis(array, order, axis=-1) for array in (top_ids, top_probs)
+    )
+    return mx.take_along_axis(probs, ids[:, None], axis=-1)[:, 0], top_ids, top_probs

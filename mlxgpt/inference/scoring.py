@@ -9,12 +9,12 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend.execution import compiled
+from mlxgpt.backend.execution import compile_function
 from mlxgpt.model.gpt import GPT
 from mlxgpt.utils.errors import UserError
 
-LENGTHS = 8  # that a text is padded to, and so compiled for, at most
-SHORTEST = 16  # of these, in tokens
+MAX_SCORING_BUCKETS = 8  # that a text is padded to, and so compiled for, at most
+MIN_SCORING_LENGTH = 16  # of these, in tokens
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,27 @@ class Scorer:
         """
         count = min(alternatives, self._vocab_size)
         if count not in self._compiled:
-            self._compiled[count] = compiled(partial(_score, self._model, self._vocab_size, count))
-        block = self._model.config.block_size
-        last, stride = max(0, len(ids) - 1 - block), max(1, block // 2)
-        done = 0  # ids whose successors are scored
-        for start in (0, *sorted(range(last, 0, -stride))):
-            window = ids[start : start + block + 1]
-            skip, done = done - start, start + len(window) - 1
+            self._compiled[count] = compile_function(
+                partial(_score, self._model, self._vocab_size, count)
+            )
+        block_size = self._model.config.block_size
+        last_start, stride = max(0, len(ids) - 1 - block_size), max(1, block_size // 2)
+        scored_count = 0  # ids whose successors are scored
+        for start in (0, *sorted(range(last_start, 0, -stride))):
+            window = ids[start : start + block_size + 1]
+            skip, scored_count = scored_count - start, start + len(window) - 1
             if skip < len(window) - 1:
-                yield self._window(window, skip, count)
+                yield self._score_window(window, skip, count)
 
-    def _window(self, window: np.ndarray, skip: int, count: int) -> list[ScoredToken]:
-        length, block = len(window) - 1, self._model.config.block_size
-        step = max(SHORTEST, -(-block // LENGTHS))
-        padded = min(-(-length // step) * step, block)
-        inputs, targets = np.zeros((2, padded), dtype=np.int32)
+    def _score_window(self, window: np.ndarray, skip: int, count: int) -> list[ScoredToken]:
+        length, block_size = len(window) - 1, self._model.config.block_size
+        bucket_size = max(MIN_SCORING_LENGTH, -(-block_size // MAX_SCORING_BUCKETS))
+        padded_length = min(-(-length // bucket_size) * bucket_size, block_size)
+        inputs, targets = np.zeros((2, padded_length), dtype=np.int32)
         inputs[:length], targets[:length] = window[:-1], window[1:]
         arrays = self._compiled[count](mx.array(inputs), mx.array(targets))
-        logprobs, top_ids, top = (np.array(array)[skip:length] for array in arrays)
-        if not (np.isfinite(logprobs).all() and np.isfinite(top).all()):
+        logprobs, top_ids, top_logprobs = (np.array(array)[skip:length] for array in arrays)
+        if not (np.isfinite(logprobs).all() and np.isfinite(top_logprobs).all()):
             raise UserError(
                 "the model gives log-probabilities that are not finite",
                 "its weights are damaged: restore them, or train again.",
@@ -81,7 +83,7 @@ class Scorer:
                 window[1 + skip :].tolist(),
                 logprobs.tolist(),
                 top_ids.tolist(),
-                top.tolist(),
+                top_logprobs.tolist(),
                 strict=True,
             )
         ]
@@ -95,12 +97,14 @@ def _score(
     """
     logits = model(ids[None])[0, :, :vocab_size].astype(mx.float32)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    of_targets = mx.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
+    target_logprobs = mx.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
     if not count:
-        none = mx.zeros((len(targets), 0))
-        return of_targets, none.astype(mx.int32), none
+        empty = mx.zeros((len(targets), 0))
+        return target_logprobs, empty.astype(mx.int32), empty
     top_ids = mx.argpartition(-logprobs, count - 1, axis=-1)[:, :count]
-    top = mx.take_along_axis(logprobs, top_ids, axis=-1)
-    order = mx.argsort(-top, axis=-1)
-    top_ids, top = (mx.take_along_axis(array, order, axis=-1) for array in (top_ids, top))
-    return of_targets, top_ids, top
+    top_logprobs = mx.take_along_axis(logprobs, top_ids, axis=-1)
+    order = mx.argsort(-top_logprobs, axis=-1)
+    top_ids, top_logprobs = (
+        mx.take_along_axis(array, order, axis=-1) for array in (top_ids, top_logprobs)
+    )
+    return target_logprobs, top_ids, top_logprobs

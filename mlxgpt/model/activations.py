@@ -14,17 +14,17 @@ class ActivationRecorder:
     """Given to a forward pass over whole sequences, which reports to it.
 
     Args:
-        switched_off: (layer, head) of each head whose output is zero in this pass.
+        ablated_heads: (layer, head) of each head whose output is zero in this pass.
 
     Attributes:
         attention: each layer's attention weights, [B, H, T, T], rows summing to 1, float32.
         residual: the residual stream[B, T, C] before the first block and after each one.
     """
 
-    def __init__(self, switched_off: Iterable[tuple[int, int]] = ()) -> None:
+    def __init__(self, ablated_heads: Iterable[tuple[int, int]] = ()) -> None:
         self.attention: list[mx.array] = []
         self.residual: list[mx.array] = []
-        self._off = set(switched_off)
+        self._ablated_heads = set(ablated_heads)
 
     def record_residual(self, x: mx.array) -> None:
         """Keep the residual stream[B, T, C] as it enters a block, or leaves the last one."""
@@ -44,5 +44,5 @@ class ActivationRecorder:
         scores = (q.astype(mx.float32) / math.sqrt(D)) @ k.astype(mx.float32).swapaxes(-1, -2)
         scores = mx.where(mx.tri(T, dtype=mx.bool_), scores, float("-inf"))
         self.attention.append(ops.softmax(scores))
-        on = [float((layer, head) not in self._off) for head in range(q.shape[1])]
-        return y * mx.array(on, dtype=y.dtype)[:, None, None] if 0.0 in on else y
+        head_mask = [float((layer, head) not in self._ablated_heads) for head in range(q.shape[1])]
+        return y * mx.array(head_mask, dtype=y.dtype)[:, None, None] if 0.0 in head_mask else y

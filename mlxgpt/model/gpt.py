@@ -16,7 +16,7 @@ from mlxgpt.config import ModelConfig
 from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.dropout import dropout, split_key
 from mlxgpt.model.kv_cache import KVCache, LayerCache
-from mlxgpt.model.parameters import initial_parameters
+from mlxgpt.model.parameters import init_parameters
 from mlxgpt.model.stats import mlp_width
 
 ROPE_BASE = 10_000.0
@@ -78,16 +78,16 @@ class CausalSelfAttention(nn.Module):
     def __call__(
         self,
         x: mx.array,
-        token_values: mx.array | None = None,
+        value_embeddings: mx.array | None = None,
         cache: LayerCache | None = None,
         recorder: ActivationRecorder | None = None,
     ) -> mx.array:
-        """[B, T, C] -> [B, T, C]; `token_values` [B, T, C] are added to the values."""
+        """[B, T, C] -> [B, T, C]; `value_embeddings` [B, T, C] are added to the values."""
         B, T, C = x.shape
         H, D = self.n_head, C // self.n_head
         q, k, v = self.c_attn(x).reshape(B, T, 3, H, D).transpose(2, 0, 3, 1, 4)  # [B, H, T, D]
-        if token_values is not None:
-            v = v + token_values.reshape(B, T, H, D).swapaxes(1, 2)
+        if value_embeddings is not None:
+            v = v + value_embeddings.reshape(B, T, H, D).swapaxes(1, 2)
         if self.qk_norm:
             q, k = ops.rms_norm(q), ops.rms_norm(k)
         if self.rope:
@@ -117,18 +117,18 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.kind = config.mlp
-        inside = mlp_width(config)
+        self.activation = config.mlp
+        hidden_size = mlp_width(config)
         gated = config.mlp == "swiglu"
-        self.c_fc = Linear(config.n_embd, inside * (1 + gated), bias=config.bias)
-        self.c_proj = Linear(inside, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, hidden_size * (1 + gated), bias=config.bias)
+        self.c_proj = Linear(hidden_size, config.n_embd, bias=config.bias)
 
     def __call__(self, x: mx.array, *, gradient: bool = True) -> mx.array:
         """[B, T, C] -> [B, T, C]; without a gradient in less time."""
         x = self.c_fc(x)
-        if self.kind == "gelu":
+        if self.activation == "gelu":
             x = ops.gelu(x, gradient=gradient)
-        elif self.kind == "relu2":
+        elif self.activation == "relu2":
             x = mx.square(mx.where(x > 0, x, 0))
         else:
             gate, x = mx.split(x, 2, axis=-1)
@@ -150,14 +150,14 @@ class Block(nn.Module):
     def __call__(
         self,
         x: mx.array,
-        token_values: mx.array | None = None,
+        value_embeddings: mx.array | None = None,
         key: mx.array | None = None,
         cache: LayerCache | None = None,
         recorder: ActivationRecorder | None = None,
     ) -> mx.array:
         """[B, T, C] -> [B, T, C]; with a cache there is no gradient."""
         attn_key, mlp_key = split_key(key, 2)
-        y = self.attn(self.ln_1(x), token_values, cache, recorder)
+        y = self.attn(self.ln_1(x), value_embeddings, cache, recorder)
         x = x + dropout(y, self.dropout, attn_key)
         y = self.mlp(self.ln_2(x), gradient=cache is None)
         return x + dropout(y, self.dropout, mlp_key)
@@ -191,8 +191,8 @@ class GPT(nn.Module):
         self.ln_f = RMSNorm(config.n_embd, gain=True) if rms else make_norm(config)
         if not config.tied:
             self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
-        self._checkpointing = gradient_checkpointing
-        self.update(initial_parameters(self, seed, config.n_layer))
+        self._gradient_checkpointing = gradient_checkpointing
+        self.update(init_parameters(self, seed, config.n_layer))
 
     def __call__(
         self,
@@ -217,7 +217,7 @@ class GPT(nn.Module):
             [B, T, V]; with `last` [B, V]
         """
         B, T = ids.shape
-        first_key, *keys = split_key(key, 1 + len(self.h))
+        embedding_key, *block_keys = split_key(key, 1 + len(self.h))
         x = self.wte(ids)  # [B, T, C]
         if self.config.embedding_norm:
             x = ops.rms_norm(x)
@@ -225,38 +225,42 @@ class GPT(nn.Module):
             position = cache.position if cache is not None else None
             # A slice where it can be: the gradient of a lookup adds up row by row.
             x = x + (self.wpe.weight[:T] if position is None else self.wpe(position)[:, None])
-        x = dropout(x, self.config.dropout, first_key)
+        x = dropout(x, self.config.dropout, embedding_key)
         for n, block in enumerate(self.h):
             if recorder is not None:
                 recorder.record_residual(x)
-            token_values = self.wve[n](ids) if self.config.value_embeddings else None
+            value_embeddings = self.wve[n](ids) if self.config.value_embeddings else None
             layer_cache = LayerCache(cache, n) if cache is not None else None
             # The key is an argument, so that the second forward pass has the same mask.
-            run = nn.utils.checkpoint(block) if self._checkpointing and cache is None else block
-            x = run(x, token_values, keys[n], layer_cache, recorder)
+            forward = (
+                nn.utils.checkpoint(block)
+                if self._gradient_checkpointing and cache is None
+                else block
+            )
+            x = forward(x, value_embeddings, block_keys[n], layer_cache, recorder)
         if recorder is not None:
             recorder.record_residual(x)
         if last is not None:
             last = mx.broadcast_to(last, (B,))[:, None, None]
             x = mx.take_along_axis(x, last, axis=1)[:, 0]  # [B, C]
-        return self.lens(x)
+        return self.compute_logits(x)
 
-    def lens(self, x: mx.array) -> mx.array:
+    def compute_logits(self, x: mx.array) -> mx.array:
         """Logits[..., V] of a place of the residual stream[..., C]: after the last block the
         model's own; after an earlier one what it would say there already (the logit lens,
         nostalgebraist, 2020).
         """
         x = self.ln_f(x)
-        return self.by_embedding(x) if self.config.tied else self.lm_head(x)
+        return self.wte_as_linear(x) if self.config.tied else self.lm_head(x)
 
-    def by_embedding(self, x: mx.array) -> mx.array:
+    def wte_as_linear(self, x: mx.array) -> mx.array:
         """x[..., C] times each token's embedding: [..., V]."""
         if isinstance(self.wte, nn.QuantizedEmbedding):
             return self.wte.as_linear(x)
         return ops.linear(x, self.wte.weight)
 
     @property
-    def slides(self) -> bool:
+    def supports_sliding_window(self) -> bool:
         """Whether a full cache can continue, without its oldest token: with rotary positions only
         the distance of two tokens counts. Each layer then sees the last `block_size` tokens of the
         one below it, which saw as many before each of these; reading the last `block_size` tokens

@@ -28,7 +28,7 @@ class KVCache:
     Args:
         layers: what earlier passes left, with room for more: see `pad_cache`.
         position: int32 [B], how many tokens were before each new one; or [1], before all.
-        attended: how many first places are read; default: all of them.
+        kv_length: how many first places are read; default: all of them.
 
     Attributes:
         layers: after the pass, what the next one needs.
@@ -38,15 +38,15 @@ class KVCache:
         self,
         layers: LayersKV = (),
         position: mx.array | None = None,
-        attended: int | None = None,
+        kv_length: int | None = None,
     ) -> None:
         self.layers = list(layers)
         self.position = position
         if position is not None:
             capacity = self.layers[0][0].shape[2]
-            self._attended = attended or capacity
-            self._place = position % capacity
-            self._mask = (mx.arange(self._attended) <= position[:, None])[:, None, None]
+            self._kv_length = kv_length or capacity
+            self._slot = position % capacity
+            self._mask = (mx.arange(self._kv_length) <= position[:, None])[:, None, None]
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Attention of a layer's new tokens to themselves and to those in the cache, which has them
@@ -62,11 +62,11 @@ class KVCache:
             self.layers.append((k, v))
             return ops.causal_attention(q, k, v)
         keys, values = (
-            _write(old, new, self._place)
+            _update_cache(old, new, self._slot)
             for old, new in zip(self.layers[layer], (k, v), strict=True)
         )
         self.layers[layer] = keys, values
-        keys, values = keys[:, :, : self._attended], values[:, :, : self._attended]
+        keys, values = keys[:, :, : self._kv_length], values[:, :, : self._kv_length]
         return ops.decode_attention(q, keys, values, self._mask)
 
 
@@ -88,14 +88,14 @@ class LayerCache(NamedTuple):
 
 def pad_cache(layers: LayersKV, length: int) -> list[LayerKV]:
     """The cache with room for `length` tokens."""
-    more = [(0, 0), (0, 0), (0, length - layers[0][0].shape[2]), (0, 0)]
-    return [(mx.pad(keys, more), mx.pad(values, more)) for keys, values in layers]
+    padding = [(0, 0), (0, 0), (0, length - layers[0][0].shape[2]), (0, 0)]
+    return [(mx.pad(keys, padding), mx.pad(values, padding)) for keys, values in layers]
 
 
-def _write(cache: mx.array, x: mx.array, place: mx.array) -> mx.array:
+def _update_cache(cache: mx.array, x: mx.array, slot: mx.array) -> mx.array:
     """The cache[B, H, length, D] with x[B, H, 1, D] at one place, [1], or each row's own, [B]."""
-    if place.size == 1:
-        return mx.slice_update(cache, x, place, axes=(2,))
+    if slot.size == 1:
+        return mx.slice_update(cache, x, slot, axes=(2,))
     cache = mx.array(cache)  # a copy, so that the caller's stays as it is
-    cache[mx.arange(len(x)), :, place] = x[:, :, 0]
+    cache[mx.arange(len(x)), :, slot] = x[:, :, 0]
     return cache

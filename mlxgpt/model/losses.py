@@ -13,10 +13,10 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlxgpt.backend import ops
-from mlxgpt.backend.execution import compiled
+from mlxgpt.backend.execution import compile_function
 from mlxgpt.model.gpt import GPT
 
-_one_at_a_time = threading.Lock()
+_trace_lock = threading.Lock()
 
 
 @contextmanager
@@ -24,12 +24,12 @@ def swapped_parameters(model: GPT) -> Iterator[None]:
     """While a function of the parameters is traced, the model may hold those it is traced with; its
     own are put back afterwards.
     """
-    with _one_at_a_time:
-        own = model.parameters()
+    with _trace_lock:
+        original = model.parameters()
         try:
             yield
         finally:
-            model.update(own)
+            model.update(original)
 
 
 def token_losses(logits: mx.array, targets: mx.array) -> mx.array:
@@ -42,9 +42,11 @@ def make_eval_step(model: GPT, dtype: mx.Dtype) -> Callable[..., mx.array]:
     the tokens where the mask is 1, in nats.
     """
 
-    def evaluate(parameters: dict, inputs: mx.array, targets: mx.array, mask: mx.array) -> mx.array:
+    def eval_step(
+        parameters: dict, inputs: mx.array, targets: mx.array, mask: mx.array
+    ) -> mx.array:
         with swapped_parameters(model):
             model.update(tree_map(lambda p: p.astype(dtype), parameters))
             return (token_losses(model(inputs), targets) * mask).sum()
 
-    return compiled(evaluate)
+    return compile_function(eval_step)

@@ -12,30 +12,30 @@ def mlp_width(config: ModelConfig) -> int:
     return max(1, round(8 * config.n_embd / 3 / 32)) * 32
 
 
-def parameters_by_part(config: ModelConfig) -> dict[str, int]:
+def count_parameters_by_part(config: ModelConfig) -> dict[str, int]:
     """Number of parameters of a GPT of this shape, counted without building it, by part in the
     order of the data; a head that is the embedding adds none.
     """
     C, layers, bias = config.n_embd, config.n_layer, int(config.bias)
-    table = config.vocab_size * C
-    inside = mlp_width(config)
-    into = inside * (2 if config.mlp == "swiglu" else 1)
-    norms = C if config.norm == "rms" else (2 * layers + 1) * (1 + bias) * C
+    embedding_params = config.vocab_size * C
+    hidden_size = mlp_width(config)
+    c_fc_size = hidden_size * (2 if config.mlp == "swiglu" else 1)
+    norm_params = C if config.norm == "rms" else (2 * layers + 1) * (1 + bias) * C
     parts = {
-        f"wte (token embedding{', and head' if config.tied else ''})": table,
+        f"wte (token embedding{', and head' if config.tied else ''})": embedding_params,
         "wpe (positions)": config.block_size * C * (config.position == "learned"),
-        f"wve (value embeddings), {layers} ×": table * layers * config.value_embeddings,
+        f"wve (value embeddings), {layers} ×": embedding_params * layers * config.value_embeddings,
         f"attention, {layers} ×": layers * (4 * C**2 + bias * 4 * C),
-        f"MLP, {layers} ×": layers * ((into + inside) * C + bias * (into + C)),
-        "norms": norms,
-        "lm_head": table * (not config.tied),
+        f"MLP, {layers} ×": layers * ((c_fc_size + hidden_size) * C + bias * (c_fc_size + C)),
+        "norms": norm_params,
+        "lm_head": embedding_params * (not config.tied),
     }
     return {name: count for name, count in parts.items() if count}
 
 
 def count_parameters(config: ModelConfig) -> int:
     """Number of parameters of a GPT of this shape, counted without building it."""
-    return sum(parameters_by_part(config).values())
+    return sum(count_parameters_by_part(config).values())
 
 
 def flops_per_token(config: ModelConfig) -> int:
@@ -43,15 +43,15 @@ def flops_per_token(config: ModelConfig) -> int:
     parameter of a matrix product, and 12·n_layer·C·T for attention (PaLM, Chowdhery et al., 2022,
     appendix B).
     """
-    in_products = {"wpe": False, "wve": False, "wte": config.tied}  # else looked up
-    products = sum(
+    is_matmul = {"wpe": False, "wve": False, "wte": config.tied}  # else looked up
+    matmul_params = sum(
         count
-        for part, count in parameters_by_part(config).items()
-        if in_products.get(part[:3], True)
+        for part, count in count_parameters_by_part(config).items()
+        if is_matmul.get(part[:3], True)
     )
-    return 6 * products + 12 * config.n_layer * config.n_embd * config.block_size
+    return 6 * matmul_params + 12 * config.n_layer * config.n_embd * config.block_size
 
 
-def training_bytes(model: ModelConfig) -> int:
+def min_training_bytes(model: ModelConfig) -> int:
     """Least memory that training takes: weights, gradients and AdamW's two moments, in float32."""
     return 16 * count_parameters(model)

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlxgpt.utils.errors import UserError
 
-LARGEST_BODY = 1 << 19  # bytes
-HEADERS = {
+MAX_BODY_BYTES = 1 << 19  # bytes
+SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -30,16 +30,16 @@ HEADERS = {
 }
 
 
-class Access:
+class AuthMiddleware:
     """Around an application.
 
     Args:
         port: that it listens on.
-        key: to be in each request's Authorization, but for the page itself, which tells nothing.
+        api_key: required in each request's Authorization header, except for the page itself.
     """
 
-    def __init__(self, app: ASGIApp, port: int, key: str) -> None:
-        self._app, self._key = app, key
+    def __init__(self, app: ASGIApp, port: int, api_key: str) -> None:
+        self._app, self._api_key = app, api_key
         self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
         self._hosts |= {"127.0.0.1", "localhost"} if port == 80 else set()
 
@@ -48,35 +48,37 @@ class Access:
         if scope["type"] != "http":
             return  # nothing else is served
 
-        async def with_headers(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
-        if refusal := self._refusal(scope["path"], Headers(scope=scope)):
-            await refusal(scope, receive, with_headers)
+        if rejection := self._check_request(scope["path"], Headers(scope=scope)):
+            await rejection(scope, receive, send_with_headers)
         else:
-            await self._app(scope, _bounded(receive), with_headers)
+            await self._app(scope, _limit_body_size(receive), send_with_headers)
 
-    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
+    def _check_request(self, path: str, headers: Headers) -> JSONResponse | None:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
-            return error(403, "this server answers to 127.0.0.1 and localhost alone")
+            return error_response(403, "this server answers to 127.0.0.1 and localhost alone")
         if any(
             origin.lower() not in {f"http://{host}" for host in self._hosts} for origin in origins
         ):
-            return error(403, "pages from elsewhere are not answered")
-        length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdecimal()):
-            return error(400, "Content-Length is no number")
-        if len(length) > 18 or int(length) > LARGEST_BODY:
-            return error(413, f"more than {LARGEST_BODY:,} bytes are not read")
+            return error_response(403, "pages from elsewhere are not answered")
+        content_length = headers.get("content-length", "0")
+        if not (content_length.isascii() and content_length.isdecimal()):
+            return error_response(400, "Content-Length is no number")
+        if len(content_length) > 18 or int(content_length) > MAX_BODY_BYTES:
+            return error_response(413, f"more than {MAX_BODY_BYTES:,} bytes are not read")
         if path == "/" or path.startswith("/static/"):
             return None
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        is_known = secrets.compare_digest(key.strip(" ").encode(), self._key.encode())
-        if scheme.lower() != "bearer" or not is_known:
-            return error(401, "the key is missing or another one: it stands where play was started")
+        scheme, _, api_key = headers.get("authorization", "").partition(" ")
+        is_valid_key = secrets.compare_digest(api_key.strip(" ").encode(), self._api_key.encode())
+        if scheme.lower() != "bearer" or not is_valid_key:
+            return error_response(
+                401, "the key is missing or another one: it stands where play was started"
+            )
         return None
 
 
@@ -85,10 +87,10 @@ class FiniteJSONResponse(JSONResponse):
 
     def render(self, content: Any) -> bytes:
         """The body in UTF-8; half a surrogate pair, as in a file's name, is escaped."""
-        return _as_json(content, ensure_ascii=False).encode(errors="backslashreplace")
+        return _dump_json(content, ensure_ascii=False).encode(errors="backslashreplace")
 
 
-def _as_json(tree: Any, *, ensure_ascii: bool) -> str:
+def _dump_json(tree: Any, *, ensure_ascii: bool) -> str:
     try:
         return json.dumps(tree, allow_nan=False, ensure_ascii=ensure_ascii)
     except ValueError as error:
@@ -98,42 +100,49 @@ def _as_json(tree: Any, *, ensure_ascii: bool) -> str:
         ) from error
 
 
-def as_event(tree: Any) -> str:
+def format_sse_event(tree: Any) -> str:
     """A server-sent event.
 
     Raises:
         UserError: if a number is not finite.
     """
-    return f"data: {_as_json(tree, ensure_ascii=True)}\n\n"
+    return f"data: {_dump_json(tree, ensure_ascii=True)}\n\n"
 
 
-def error(status: int, problem: str, remedy: str = "", kind: str | None = None) -> JSONResponse:
+def error_response(
+    status: int, problem: str, remedy: str = "", error_type: str | None = None
+) -> JSONResponse:
     """An error as OpenAI's API has it, for every route."""
-    kind = kind or ("invalid_request_error" if status < 500 else "server_error")
-    tree = {"message": _message(problem, remedy), "type": kind, "param": None, "code": None}
+    error_type = error_type or ("invalid_request_error" if status < 500 else "server_error")
+    tree = {
+        "message": _format_error_message(problem, remedy),
+        "type": error_type,
+        "param": None,
+        "code": None,
+    }
     return FiniteJSONResponse({"error": tree}, status)
 
 
-def late(error: UserError) -> str:
+def format_sse_error(error: UserError) -> str:
     """An error where an answer had begun, as a server-sent event."""
-    tree = {"message": _message(error.problem, error.remedy)}
-    return as_event({"error": tree})
+    tree = {"message": _format_error_message(error.problem, error.remedy)}
+    return format_sse_event({"error": tree})
 
 
-def _message(problem: str, remedy: str) -> str:
+def _format_error_message(problem: str, remedy: str) -> str:
     return f"{problem}\n→ {remedy}" if remedy else problem
 
 
-def _bounded(receive: Receive) -> Receive:
+def _limit_body_size(receive: Receive) -> Receive:
     """A body that did not say how long it is."""
-    length = 0
+    body_bytes = 0
 
-    async def counted() -> Message:
-        nonlocal length
+    async def receive_limited() -> Message:
+        nonlocal body_bytes
         message = await receive()
-        length += len(message.get("body", b""))
-        if length > LARGEST_BODY:
-            raise HTTPException(413, f"more than {LARGEST_BODY:,} bytes are not read")
+        body_bytes += len(message.get("body", b""))
+        if body_bytes > MAX_BODY_BYTES:
+            raise HTTPException(413, f"more than {MAX_BODY_BYTES:,} bytes are not read")
         return message
 
-    return counted
+    return receive_limited

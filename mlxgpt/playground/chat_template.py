@@ -17,17 +17,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from mlxgpt.data.normalize import normalize_text
-from mlxgpt.data.tokenizers.char import NUL, encode_marked, end_name
+from mlxgpt.data.tokenizers.char import NUL, encode_with_special_tokens, end_of_text_token
 from mlxgpt.loaded_model import LoadedModel
-from mlxgpt.playground.request_body import MOST_CHARACTERS, Message
+from mlxgpt.playground.request_body import MAX_PROMPT_CHARS, ChatMessage
 from mlxgpt.storage.run import CHAT_TEMPLATE, Run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is what templates read
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # the first is what templates read
 
 
-def template_of(run: Run) -> str:
+def load_chat_template(run: Run) -> str:
     """A run's template.
 
     Raises:
@@ -41,12 +41,14 @@ def template_of(run: Run) -> str:
             "use /v1/completions.",
         ) from error
     except OSError as error:
-        raise files.os_error(error, "read", run.folder / CHAT_TEMPLATE, "restore it.") from error
+        raise files.to_user_error(
+            error, "read", run.folder / CHAT_TEMPLATE, "restore it."
+        ) from error
     except ValueError as error:
         raise UserError(f"{CHAT_TEMPLATE} of {run.name} cannot be read", "restore it.") from error
 
 
-def ids(template: str, messages: Iterable[Message], model: LoadedModel) -> list[int]:
+def encode_chat(template: str, messages: Iterable[ChatMessage], model: LoadedModel) -> list[int]:
     """A conversation's ids, up to where the assistant is to speak.
 
     Raises:
@@ -54,16 +56,22 @@ def ids(template: str, messages: Iterable[Message], model: LoadedModel) -> list[
     """
     # Special tokens are marked by NUL, so that only the template can write one.
     conversation = [
-        _without_nul(message.sent | {"content": message.content}) for message in messages
+        _strip_nul(message.raw_fields | {"content": message.content}) for message in messages
     ]
-    if sum(len(message["content"]) for message in conversation) > MOST_CHARACTERS:
-        raise UserError("messages are too long", f"send at most {MOST_CHARACTERS:,} characters.")
-    tokenizer, end = model.tokenizer, end_name(model.tokenizer)
-    names = () if end is None else ("bos_token", "eos_token")
-    special = dict.fromkeys(names, tokenizer.added.marked(end or ""))
-    text = render(tokenizer.added.marked(template), conversation, special)
+    if sum(len(message["content"]) for message in conversation) > MAX_PROMPT_CHARS:
+        raise UserError("messages are too long", f"send at most {MAX_PROMPT_CHARS:,} characters.")
+    tokenizer, eos_token = model.tokenizer, end_of_text_token(model.tokenizer)
+    token_names = () if eos_token is None else ("bos_token", "eos_token")
+    special_tokens = dict.fromkeys(
+        token_names, tokenizer.added_tokens.mark_special_tokens(eos_token or "")
+    )
+    text = render_chat_template(
+        tokenizer.added_tokens.mark_special_tokens(template), conversation, special_tokens
+    )
     try:
-        return encode_marked(tokenizer, normalize_text(text)) or model.ids("").tolist()
+        return (
+            encode_with_special_tokens(tokenizer, normalize_text(text)) or model.encode("").tolist()
+        )
     except ValueError as error:
         raise UserError(
             f"{CHAT_TEMPLATE} cannot be used: it takes a special token apart",
@@ -71,28 +79,30 @@ def ids(template: str, messages: Iterable[Message], model: LoadedModel) -> list[
         ) from error
 
 
-def render(template: str, messages: list[dict[str, Any]], special: Mapping[str, str]) -> str:
+def render_chat_template(
+    template: str, messages: list[dict[str, Any]], special_tokens: Mapping[str, str]
+) -> str:
     """A conversation as text.
 
     Args:
-        special: the tokenizer's special tokens, by their names in transformers.
+        special_tokens: the tokenizer's special tokens, by their names in transformers.
 
     Raises:
         UserError: if the template fails, or refuses the messages.
     """
     try:
         return (
-            _environment()
+            _create_environment()
             .from_string(template)
             .render(
-                messages=[_with_reasoning(message) for message in messages],
+                messages=[_add_reasoning_keys(message) for message in messages],
                 tools=None,
                 documents=None,
                 add_generation_prompt=True,
-                **special,
+                **special_tokens,
             )
         )
-    except _Refused as error:
+    except _TemplateRefusal as error:
         raise UserError(
             f"the chat template refuses these messages: {error}", "send what it asks for."
         ) from error
@@ -102,11 +112,11 @@ def render(template: str, messages: list[dict[str, Any]], special: Mapping[str, 
         ) from error
 
 
-class _Refused(TemplateError):
+class _TemplateRefusal(TemplateError):
     """Raised by a template itself."""
 
 
-class _Generation(Extension):
+class _GenerationTag(Extension):
     """`{% generation %} … {% endgeneration %}`, which marks the assistant's words for training."""
 
     tags = {"generation"}  # noqa: RUF012
@@ -118,34 +128,34 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-class _Namespace(Namespace):
+class _SafeNamespace(Namespace):
     """Jinja's, without names that begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         for name in dict(*args[1:], **kwargs):
-            _check_name(name)
+            _check_namespace_name(name)
         Namespace.__init__(*args, **kwargs)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
+        _check_namespace_name(name)
         super().__setitem__(name, value)
 
 
-def _check_name(name: Any) -> None:
+def _check_namespace_name(name: Any) -> None:
     if str(name).startswith("_"):
         raise SecurityError(f"the namespace has the name {name!r}, which begins with an underscore")
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _create_environment() -> ImmutableSandboxedEnvironment:
     """Jinja with all that transformers gives a template."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, LoopControlExtension]
     )
     environment.filters["tojson"] = _tojson
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": lambda format: datetime.now().strftime(format),
-        "namespace": _Namespace,
+        "namespace": _SafeNamespace,
     }
     return environment
 
@@ -165,22 +175,22 @@ def _tojson(
 
 
 def _raise_exception(message: str) -> None:
-    raise _Refused(message)
+    raise _TemplateRefusal(message)
 
 
-def _without_nul(value: Any) -> Any:
+def _strip_nul(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace(NUL, "")
     if isinstance(value, list):
-        return [_without_nul(item) for item in value]
+        return [_strip_nul(item) for item in value]
     if isinstance(value, dict):
-        return {_without_nul(name): _without_nul(item) for name, item in value.items()}
+        return {_strip_nul(name): _strip_nul(item) for name, item in value.items()}
     return value
 
 
-def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+def _add_reasoning_keys(message: dict[str, Any]) -> dict[str, Any]:
     """A message with its reasoning under the names that templates read, as transformers has it."""
-    values = (message.get(name) for name in REASONING)
+    values = (message.get(name) for name in REASONING_KEYS)
     reasoning = next((value for value in values if value is not None), None)
     if reasoning is None:
         return message

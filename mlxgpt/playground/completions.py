@@ -19,264 +19,313 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from mlxgpt import config
-from mlxgpt.inference.generate import LONGEST_CHARACTER
+from mlxgpt.inference.generate import MAX_UTF8_BYTES
 from mlxgpt.inference.scoring import ScoredToken
 from mlxgpt.loaded_model import LoadedModel
 from mlxgpt.playground import auth, chat_template
 from mlxgpt.playground.auth import FiniteJSONResponse
-from mlxgpt.playground.models import Models
+from mlxgpt.playground.models import ModelCache
 from mlxgpt.playground.request_body import (
-    MOST_TEXTS,
-    ChatBody,
-    CompletionBody,
-    GenerationBody,
-    parse,
-    show_value,
+    MAX_CHOICES,
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationRequest,
+    format_value,
+    parse_request,
 )
-from mlxgpt.playground.responses import Answer, ChatAnswer, CompletionAnswer, Piece, Token, usage
-from mlxgpt.playground.scheduler import Device
-from mlxgpt.playground.unsupported_fields import unknown_fields
+from mlxgpt.playground.responses import (
+    ChatResponseBuilder,
+    CompletionResponseBuilder,
+    ResponseBuilder,
+    TextDelta,
+    TokenLogprob,
+    build_usage,
+)
+from mlxgpt.playground.scheduler import DeviceWorker
+from mlxgpt.playground.unsupported_fields import find_unknown_fields
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-LEAST = 1e-30  # probability whose logarithm is returned
-MOST_WARNINGS = 100
+MIN_PROBABILITY = 1e-30  # probability whose logarithm is returned
+MAX_WARNINGS = 100
 Prompt = str | list[int]
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _GenerationJob:
     """A request: prompts, and how they are continued."""
 
-    body: GenerationBody
+    body: GenerationRequest
     prompts: list[Prompt]
     max_tokens: int
-    sampling: dict[str, Any]
+    sampling_params: dict[str, Any]
     echo: bool
 
 
-def routes(models: Models, device: Device) -> list[Route]:
+def openai_routes(models: ModelCache, worker: DeviceWorker) -> list[Route]:
     """Routes of OpenAI's API."""
-    endpoints = _Endpoints(models, device)
+    endpoints = _OpenAIEndpoints(models, worker)
     return [
-        Route("/v1/models", endpoints.models),
-        Route("/v1/models/{name:path}", endpoints.model),
-        Route("/v1/completions", endpoints.completions, methods=["POST"]),
-        Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+        Route("/v1/models", endpoints.list_models),
+        Route("/v1/models/{name:path}", endpoints.get_model),
+        Route("/v1/completions", endpoints.create_completion, methods=["POST"]),
+        Route("/v1/chat/completions", endpoints.create_chat_completion, methods=["POST"]),
     ]
 
 
-class _Endpoints:
-    def __init__(self, models: Models, device: Device) -> None:
-        self._models, self._device = models, device
+class _OpenAIEndpoints:
+    def __init__(self, models: ModelCache, worker: DeviceWorker) -> None:
+        self._models, self._worker = models, worker
         self._name = models.folder.name
-        self._began = int(time.time())
-        self._unknown: set[str] = set()
+        self._created = int(time.time())
+        self._warned_fields: set[str] = set()
 
-    def _card(self) -> dict[str, Any]:
+    def _model_info(self) -> dict[str, Any]:
         return {
             "id": self._name,
             "object": "model",
-            "created": self._began,
+            "created": self._created,
             "owned_by": "mlxgpt",
         }
 
-    async def models(self, request: Request) -> Response:
+    async def list_models(self, request: Request) -> Response:
         """The one model."""
-        return FiniteJSONResponse({"object": "list", "data": [self._card()]})
+        return FiniteJSONResponse({"object": "list", "data": [self._model_info()]})
 
-    async def model(self, request: Request) -> Response:
+    async def get_model(self, request: Request) -> Response:
         """It, by its name."""
         name = request.path_params["name"]
-        return FiniteJSONResponse(self._card()) if name == self._name else self._another()
+        return (
+            FiniteJSONResponse(self._model_info())
+            if name == self._name
+            else self._model_not_found()
+        )
 
-    def _another(self) -> Response:
-        return auth.error(404, "there is no such model", f"the one here is {self._name!r}.")
+    def _model_not_found(self) -> Response:
+        return auth.error_response(
+            404, "there is no such model", f"the one here is {self._name!r}."
+        )
 
-    async def completions(self, request: Request) -> Response:
+    async def create_completion(self, request: Request) -> Response:
         """Continue prompts."""
-        body = await parse(request, CompletionBody)
+        body = await parse_request(request, CompletionRequest)
         if body.model != self._name:
-            return self._another()
-        self._warn(unknown_fields(body))
-        plan = _plan(body, body.prompt, body.max_completion_tokens or body.max_tokens, body.echo)
-        return await self._answer(plan, CompletionAnswer(self._name, body.alternatives))
+            return self._model_not_found()
+        self._log_unknown_fields(find_unknown_fields(body))
+        job = _create_job(
+            body, body.prompt, body.max_completion_tokens or body.max_tokens, body.echo
+        )
+        return await self._respond(
+            job, CompletionResponseBuilder(self._name, body.num_top_logprobs)
+        )
 
-    async def chat(self, request: Request) -> Response:
+    async def create_chat_completion(self, request: Request) -> Response:
         """Answer a conversation, by the run's own template."""
-        body = await parse(request, ChatBody)
+        body = await parse_request(request, ChatCompletionRequest)
         if body.model != self._name:
-            return self._another()
-        self._warn(unknown_fields(body))
-        template = chat_template.template_of(self._models.opened())
+            return self._model_not_found()
+        self._log_unknown_fields(find_unknown_fields(body))
+        template = chat_template.load_chat_template(self._models.get_run())
 
-        def ids() -> list[int]:
-            return chat_template.ids(template, body.messages, self._models.at())
+        def encode_prompt() -> list[int]:
+            return chat_template.encode_chat(template, body.messages, self._models.get_model())
 
-        prompt = await self._device.call(ids)
-        plan = _plan(body, [prompt], body.max_completion_tokens or body.max_tokens, False)
-        return await self._answer(plan, ChatAnswer(self._name, body.alternatives))
+        prompt_ids = await self._worker.call(encode_prompt)
+        job = _create_job(body, [prompt_ids], body.max_completion_tokens or body.max_tokens, False)
+        return await self._respond(job, ChatResponseBuilder(self._name, body.num_top_logprobs))
 
-    def _warn(self, names: list[str]) -> None:
+    def _log_unknown_fields(self, names: list[str]) -> None:
         """Log fields that are ignored, each once."""
         for name in names:
-            if name not in self._unknown and len(self._unknown) < MOST_WARNINGS:
-                self._unknown.add(name)
+            if name not in self._warned_fields and len(self._warned_fields) < MAX_WARNINGS:
+                self._warned_fields.add(name)
                 logger.info(
-                    "a request has the unknown field %s, which is ignored", show_value(name)
+                    "a request has the unknown field %s, which is ignored", format_value(name)
                 )
 
-    async def _answer(self, plan: _Plan, answer: Answer) -> Response:
-        lengths: list[int] = []
+    async def _respond(self, job: _GenerationJob, builder: ResponseBuilder) -> Response:
+        prompt_lengths: list[int] = []
 
-        def pieces() -> Iterator[Piece | None]:
-            model = self._models.at()
+        def generate_deltas() -> Iterator[TextDelta | None]:
+            model = self._models.get_model()
             prompts = [
-                (p, (model.ids(p) if isinstance(p, str) else model.checked(p)).tolist())
-                for p in plan.prompts
+                (p, (model.encode(p) if isinstance(p, str) else model.check_ids(p)).tolist())
+                for p in job.prompts
             ]
-            lengths.extend(len(ids) for _, ids in prompts)
+            prompt_lengths.extend(len(ids) for _, ids in prompts)
             yield None  # from here on nothing is refused
             index = 0
             for prompt, ids in prompts:
-                echoed = (yield from _echoed(model, prompt, ids, plan)) if plan.echo else None
-                for number in range(plan.body.n):
-                    yield from _written(model, ids, number, index, plan, echoed)
+                echo = (yield from _echo_prompt(model, prompt, ids, job)) if job.echo else None
+                for sample_index in range(job.body.n):
+                    yield from _generate_choice(model, ids, sample_index, index, job, echo)
                     index += 1
 
-        _, rest = await self._device.begun(pieces)
-        if plan.body.stream:
-            events = _events(rest, answer, plan, lengths)
+        _, stream = await self._worker.start_stream(generate_deltas)
+        if job.body.stream:
+            events = _stream_sse_chunks(stream, builder, job, prompt_lengths)
             return StreamingResponse(events, media_type="text/event-stream")
-        texts: dict[int, list[Piece]] = {}
-        async with aclosing(rest):
-            async for piece in rest:
-                if piece:
-                    texts.setdefault(piece.index, []).append(piece)
-        choices = [answer.whole(index, parts) for index, parts in texts.items()]
-        drawn = sum(piece.drawn for parts in texts.values() for piece in parts)
-        return FiniteJSONResponse(answer.tree(choices) | {"usage": usage(sum(lengths), drawn)})
+        deltas_by_choice: dict[int, list[TextDelta]] = {}
+        async with aclosing(stream):
+            async for delta in stream:
+                if delta:
+                    deltas_by_choice.setdefault(delta.index, []).append(delta)
+        choices = [
+            builder.build_choice(index, deltas) for index, deltas in deltas_by_choice.items()
+        ]
+        completion_tokens = sum(
+            delta.num_tokens for deltas in deltas_by_choice.values() for delta in deltas
+        )
+        return FiniteJSONResponse(
+            builder.build_response(choices)
+            | {"usage": build_usage(sum(prompt_lengths), completion_tokens)}
+        )
 
 
-def _plan(body: GenerationBody, prompts: list[Prompt], max_tokens: int, echo: bool) -> _Plan:
+def _create_job(
+    body: GenerationRequest, prompts: list[Prompt], max_tokens: int, echo: bool
+) -> _GenerationJob:
     """A request with its settings validated."""
-    if body.n * len(prompts) > MOST_TEXTS:
+    if body.n * len(prompts) > MAX_CHOICES:
         raise UserError(
             f"{len(prompts)} prompts with n = {body.n} are {body.n * len(prompts)} texts",
-            f"ask for at most {MOST_TEXTS} texts in one request.",
+            f"ask for at most {MAX_CHOICES} texts in one request.",
         )
-    sampling = {
+    sampling_params = {
         "temperature": 1.0,
         "max_tokens": max(1, max_tokens),
         "seed": secrets.randbelow(1 << 31) if body.seed is None else body.seed,
         "stop": tuple(body.stop),
-    } | body.settings()
-    config.sampling(sampling)
-    return _Plan(body, prompts, max_tokens, sampling, echo)
+    } | body.sampling_params()
+    config.parse_sampling_params(sampling_params)
+    return _GenerationJob(body, prompts, max_tokens, sampling_params, echo)
 
 
-def _echoed(
-    model: LoadedModel, prompt: Prompt, ids: list[int], plan: _Plan
-) -> Generator[None, None, tuple[str, list[Token]]]:
+def _echo_prompt(
+    model: LoadedModel, prompt: Prompt, ids: list[int], job: _GenerationJob
+) -> Generator[None, None, tuple[str, list[TokenLogprob]]]:
     """The prompt as it was sent, and its tokens with their log-probabilities, where these are asked
     for. The token that we put before a text is not part of it. Yields to let others have a turn.
     """
-    tokenizer, count = model.tokenizer, plan.body.alternatives
+    tokenizer, num_top_logprobs = model.tokenizer, job.body.num_top_logprobs
     has_prefix = isinstance(prompt, str) and (
         not prompt or ids[0] in (model.run.bos, tokenizer.end_of_text)
     )
     scores: list[ScoredToken | None] = [None] * len(ids)
-    if count is not None:
+    if num_top_logprobs is not None:
         scores = [None]
-        for portion in model.score(ids, max(1, count)):
-            scores += portion
+        for chunk in model.score(ids, max(1, num_top_logprobs)):
+            scores += chunk
             yield None
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
-    text, tokens = "", list[Token]()
+    text, tokens = "", list[TokenLogprob]()
     for id, score in list(zip(ids, scores, strict=True))[int(has_prefix) :]:
-        logprob, top = None, list[tuple[bytes, float]]()
+        logprob, top_logprobs = None, list[tuple[bytes, float]]()
         if score and tokens:  # without a log-probability for the first
             logprob = score.logprob
-            top = [(tokenizer.token_bytes(other), value) for other, value in score.alternatives]
+            top_logprobs = [
+                (tokenizer.token_bytes(top_id), top_logprob)
+                for top_id, top_logprob in score.alternatives
+            ]
         content = tokenizer.token_bytes(id)
-        tokens.append(Token(content, logprob, top, len(text)))
+        tokens.append(TokenLogprob(content, logprob, top_logprobs, len(text)))
         text += decode(content)
-    if not plan.max_tokens:
+    if not job.max_tokens:
         text += decode(b"", True)
     if isinstance(prompt, str) and prompt != text:
-        places = aligned(text, prompt)
-        tokens = [replace(token, offset=places[token.offset]) for token in tokens]
+        offsets = map_char_offsets(text, prompt)
+        tokens = [replace(token, offset=offsets[token.offset]) for token in tokens]
         text = prompt
-    return text, tokens if count is not None else []
+    return text, tokens if num_top_logprobs is not None else []
 
 
-def aligned(normalized: str, sent: str) -> list[int]:
+def map_char_offsets(normalized: str, original: str) -> list[int]:
     """Where each character of a text, and its end, was before normalization, which removes
     characters or replaces one by another.
     """
-    places, at = [], 0
+    offsets, position = [], 0
     for character in normalized:
-        places.append(min(at, len(sent)))
-        is_removed = sent[at : at + 1] != character == sent[at + 1 : at + 2]
-        at += 2 if is_removed else 1
-    return [*places, len(sent)]
+        offsets.append(min(position, len(original)))
+        is_removed = (
+            original[position : position + 1] != character == original[position + 1 : position + 2]
+        )
+        position += 2 if is_removed else 1
+    return [*offsets, len(original)]
 
 
-def _written(
+def _generate_choice(
     model: LoadedModel,
     ids: list[int],
-    number: int,
+    sample_index: int,
     index: int,
-    plan: _Plan,
-    echoed: tuple[str, list[Token]] | None,
-) -> Iterator[Piece]:
+    job: _GenerationJob,
+    echo: tuple[str, list[TokenLogprob]] | None,
+) -> Iterator[TextDelta]:
     """One text, the one that `generate` writes with this seed."""
-    finish, offset, token_bytes = "length", 0, model.tokenizer.token_bytes
-    if echoed:
-        text, tokens = echoed
+    finish_reason, offset, token_bytes = "length", 0, model.tokenizer.token_bytes
+    if echo:
+        text, tokens = echo
         offset = len(text)
-        yield Piece(index, text, tokens=tokens)
-    if not plan.max_tokens:
-        yield Piece(index, "", finish=finish)
+        yield TextDelta(index, text, tokens=tokens)
+    if not job.max_tokens:
+        yield TextDelta(index, "", finish_reason=finish_reason)
         return
     # A prompt's ids may end in the middle of a character.
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
-    decode(b"".join(map(token_bytes, ids[-LONGEST_CHARACTER:])))
-    count = 0 if plan.body.alternatives is None else max(1, plan.body.alternatives)
-    for drawn in model.tokens(ids, number=number, alternatives=count, **plan.sampling):
+    decode(b"".join(map(token_bytes, ids[-MAX_UTF8_BYTES:])))
+    num_top_logprobs = 0 if job.body.num_top_logprobs is None else max(1, job.body.num_top_logprobs)
+    for output in model.iter_tokens(
+        ids, sample_index=sample_index, alternatives=num_top_logprobs, **job.sampling_params
+    ):
         tokens = []
-        if drawn.probability is not None:
-            top = [(token_bytes(id), _log(share)) for id, share in drawn.alternatives]
-            tokens = [Token(token_bytes(drawn.id), _log(drawn.probability), top, offset)]
-        finish = "stop" if drawn.ended else "length"
-        yield Piece(index, drawn.text, drawn=1, tokens=tokens)
-        offset += len(decode(token_bytes(drawn.id)))
-    yield Piece(index, "", finish=finish)
+        if output.probability is not None:
+            top_logprobs = [
+                (token_bytes(id), _log_probability(prob)) for id, prob in output.alternatives
+            ]
+            tokens = [
+                TokenLogprob(
+                    token_bytes(output.id),
+                    _log_probability(output.probability),
+                    top_logprobs,
+                    offset,
+                )
+            ]
+        finish_reason = "stop" if output.ended else "length"
+        yield TextDelta(index, output.text, num_tokens=1, tokens=tokens)
+        offset += len(decode(token_bytes(output.id)))
+    yield TextDelta(index, "", finish_reason=finish_reason)
 
 
-async def _events(
-    pieces: AsyncGenerator[Piece | None, None], answer: Answer, plan: _Plan, lengths: list[int]
+async def _stream_sse_chunks(
+    deltas: AsyncGenerator[TextDelta | None, None],
+    builder: ResponseBuilder,
+    job: _GenerationJob,
+    prompt_lengths: list[int],
 ) -> AsyncIterator[str]:
-    drawn = 0
-    with_usage = plan.body.stream_options.include_usage
-    no_usage = {"usage": None} if with_usage else {}
-    async with aclosing(pieces):
+    completion_tokens = 0
+    include_usage = job.body.stream_options.include_usage
+    no_usage = {"usage": None} if include_usage else {}
+    async with aclosing(deltas):
         try:
-            async for piece in pieces:
-                if piece:
-                    drawn += piece.drawn
-                    if piece.text or piece.finish or piece.tokens:
-                        tree = answer.tree([answer.part(piece)], streamed=True)
-                        yield auth.as_event(tree | no_usage)
+            async for delta in deltas:
+                if delta:
+                    completion_tokens += delta.num_tokens
+                    if delta.text or delta.finish_reason or delta.tokens:
+                        tree = builder.build_response(
+                            [builder.build_delta_choice(delta)], streamed=True
+                        )
+                        yield auth.format_sse_event(tree | no_usage)
         except UserError as error:
-            yield auth.late(error)
+            yield auth.format_sse_error(error)
             return
-    if with_usage:
-        tree = answer.tree([], streamed=True) | {"usage": usage(sum(lengths), drawn)}
-        yield auth.as_event(tree)
+    if include_usage:
+        tree = builder.build_response([], streamed=True) | {
+            "usage": build_usage(sum(prompt_lengths), completion_tokens)
+        }
+        yield auth.format_sse_event(tree)
     yield "data: [DONE]\n\n"
 
 
-def _log(share: float) -> float:
-    return float(np.log(max(share, LEAST)))
+def _log_probability(probability: float) -> float:
+    return float(np.log(max(probability, MIN_PROBABILITY)))

@@ -8,25 +8,27 @@ from typing import Any, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MOST_CONNECTIONS = 100
-PATIENCE = 30.0  # seconds without a whole request, or without anything read of an answer
+MAX_CONNECTIONS = 100
+CLIENT_TIMEOUT = 30.0  # seconds without a whole request, or without anything read of an answer
 
 
-class Connection(H11Protocol):
+class TimeoutH11Protocol(H11Protocol):
     """An HTTP/1.1 connection. uvicorn's own has a deadline only for the request after an answer."""
 
-    _awaited: Any = None
-    _since = 0.0
+    _last_progress: Any = None
+    _last_progress_time = 0.0
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadlines; of too many connections, close the one that waited longest."""
         super().connection_made(transport)
-        self._watch()
-        all_open = [cast(Connection, c) for c in self.connections if not c.transport.is_closing()]
-        waiting = [c for c in all_open if c is not self and c._what_is_awaited()]
-        if len(all_open) >= MOST_CONNECTIONS and waiting:
-            min(waiting, key=lambda c: c._since).transport.abort()
+        self._check_timeout()
+        open_connections = [
+            cast(TimeoutH11Protocol, c) for c in self.connections if not c.transport.is_closing()
+        ]
+        stalled = [c for c in open_connections if c is not self and c._client_progress()]
+        if len(open_connections) >= MAX_CONNECTIONS and stalled:
+            min(stalled, key=lambda c: c._last_progress_time).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the deadlines."""
@@ -34,18 +36,18 @@ class Connection(H11Protocol):
             self._timer.cancel()
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
+    def _check_timeout(self) -> None:
         """Close the connection if its client made no progress for too long; check again later."""
-        awaited, now = self._what_is_awaited(), self.loop.time()
-        if awaited is None or awaited != self._awaited:
-            self._awaited, self._since = awaited, now
-        elif now - self._since > PATIENCE:
+        progress, now = self._client_progress(), self.loop.time()
+        if progress is None or progress != self._last_progress:
+            self._last_progress, self._last_progress_time = progress, now
+        elif now - self._last_progress_time > CLIENT_TIMEOUT:
             # `close` would first wait until the client has read everything.
             self.transport.abort()
             return
-        self._timer = self.loop.call_later(PATIENCE / 10, self._watch)
+        self._timer = self.loop.call_later(CLIENT_TIMEOUT / 10, self._check_timeout)
 
-    def _what_is_awaited(self) -> Any:
+    def _client_progress(self) -> Any:
         """What the client has to do next, a value that changes as it does it; None: nothing."""
         if unsent := self.transport.get_write_buffer_size():
             return "reading", unsent

@@ -10,17 +10,17 @@ from pathlib import Path
 from mlxgpt.inference.inspect import ForwardTrace
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.model.stats import count_parameters
-from mlxgpt.storage.checkpoint import path_of, step_of
+from mlxgpt.storage.checkpoint import checkpoint_folder, parse_step
 from mlxgpt.storage.run import Run, open_run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-READ = ("run.json", "config.toml", "tokenizer.json")  # GPT-2's takes a third of a second
-KEPT = 4  # models, and looks, at most
-MOST_KEPT = 500_000_000  # parameters of all these models, unless one alone has more
+RUN_FILES = ("run.json", "config.toml", "tokenizer.json")  # GPT-2's takes a third of a second
+MAX_CACHED = 4  # models, and looks, at most
+MAX_CACHED_PARAMETERS = 500_000_000  # parameters of all these models, unless one alone has more
 
 
-class Models:
+class ModelCache:
     """Of one run's folder, from which nothing is needed once a model is read.
 
     Models are read, and looked into, in the device's thread alone; the run may be opened in any.
@@ -30,9 +30,9 @@ class Models:
         self.folder = folder
         self._run: tuple[list[int], Run] | None = None
         self._models: OrderedDict[int, tuple[int | None, LoadedModel]] = OrderedDict()
-        self._looks: OrderedDict[tuple, ForwardTrace] = OrderedDict()
+        self._traces: OrderedDict[tuple, ForwardTrace] = OrderedDict()
 
-    def opened(self) -> Run:
+    def get_run(self) -> Run:
         """The run as it is now.
 
         Raises:
@@ -41,54 +41,56 @@ class Models:
         if not files.is_folder(self.folder):
             raise UserError(f"the run {self.folder.name} is gone", "stop this, and play another.")
         with contextlib.suppress(OSError):  # else open_run says what is missing
-            written = [(self.folder / name).stat().st_mtime_ns for name in READ]
-            held = self._run  # once, as another thread may put another one there
-            if held is None or held[0] != written:
-                held = self._run = written, open_run(self.folder)
-            return held[1]
+            mtimes = [(self.folder / name).stat().st_mtime_ns for name in RUN_FILES]
+            cached = self._run  # once, as another thread may put another one there
+            if cached is None or cached[0] != mtimes:
+                cached = self._run = mtimes, open_run(self.folder)
+            return cached[1]
         return open_run(self.folder)
 
-    def at(self, step: int | None = None) -> LoadedModel:
+    def get_model(self, step: int | None = None) -> LoadedModel:
         """The model after so many steps; default: the best, or the newest there is. Of a run that
         is gone, one that was read before.
         """
         if step is None:
-            step = self._default()
-        written = self._written(step)
-        held, model = self._models.get(step, (None, None))
-        if model is None or written not in (None, held):  # or trained anew meanwhile
-            model = load(str(self.opened().folder), checkpoint=str(step))
+            step = self._default_step()
+        mtime = self._weights_mtime(step)
+        cached_mtime, model = self._models.get(step, (None, None))
+        if model is None or mtime not in (None, cached_mtime):  # or trained anew meanwhile
+            model = load(str(self.get_run().folder), checkpoint=str(step))
             self._models.pop(step, None)
-            _keep(self._models, MOST_KEPT // count_parameters(model.run.config.model))
-            self._models[step] = written, model
+            _evict_lru(
+                self._models, MAX_CACHED_PARAMETERS // count_parameters(model.run.config.model)
+            )
+            self._models[step] = mtime, model
         self._models.move_to_end(step)
         return model
 
-    def _written(self, step: int) -> int | None:
+    def _weights_mtime(self, step: int) -> int | None:
         """When the weights of a step were; None where they are gone."""
         for name in ("checkpoints", "snapshots"):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                return path_of(self.folder / name, step).stat().st_mtime_ns
+                return checkpoint_folder(self.folder / name, step).stat().st_mtime_ns
         return None
 
-    def _default(self) -> int:
+    def _default_step(self) -> int:
         if self._models and not files.is_folder(self.folder):
             return max(self._models)
-        return step_of(self.opened().checkpoint_path())
+        return parse_step(self.get_run().checkpoint_path())
 
-    def look(
-        self, model: LoadedModel, ids: Sequence[int], off: frozenset[tuple[int, int]]
+    def get_trace(
+        self, model: LoadedModel, ids: Sequence[int], disabled_heads: frozenset[tuple[int, int]]
     ) -> ForwardTrace:
         """See inside a model as it reads ids."""
-        key = (model, tuple(ids), off)
-        if (look := self._looks.get(key)) is None:
-            _keep(self._looks, KEPT)
-            look = self._looks[key] = model.look(ids, off)
-        self._looks.move_to_end(key)
-        return look
+        key = (model, tuple(ids), disabled_heads)
+        if (trace := self._traces.get(key)) is None:
+            _evict_lru(self._traces, MAX_CACHED)
+            trace = self._traces[key] = model.trace_forward(ids, disabled_heads)
+        self._traces.move_to_end(key)
+        return trace
 
 
-def _keep(there: OrderedDict, most: int) -> None:
+def _evict_lru(cache: OrderedDict, capacity: int) -> None:
     """Drop those that were not used for longest, until there is room for one more of so many."""
-    while len(there) >= max(1, min(most, KEPT)):
-        there.popitem(last=False)
+    while len(cache) >= max(1, min(capacity, MAX_CACHED)):
+        cache.popitem(last=False)

@@ -6,17 +6,17 @@ import secrets
 import webbrowser
 from collections.abc import Callable
 
-from mlxgpt.config.resolve import PathLike, home
+from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.storage import run as run_folders
 from mlxgpt.utils.errors import UserError
 
-PORT = 8484
+DEFAULT_PORT = 8484
 
 
 def play(
     run: str | None = None,
     *,
-    port: int = PORT,
+    port: int = DEFAULT_PORT,
     browser: bool = True,
     runs_dir: PathLike | None = None,
     ready: Callable[[str, str], None] = lambda address, key: None,
@@ -39,22 +39,22 @@ def play(
             f"{error.name} is not installed, and the page needs it",
             'install it: pip install "mlxgpt[play]"; in a checkout, pip install -e ".[play]".',
         ) from error
-    runs = home("runs", runs_dir)
-    newest = run_folders.folders_in(runs)
-    if run is None and newest:
-        found = run_folders.open_run(newest[0])
+    runs_folder = resolve_folder("runs", runs_dir)
+    run_paths = run_folders.list_run_folders(runs_folder)
+    if run is None and run_paths:
+        opened_run = run_folders.open_run(run_paths[0])
     else:
-        found = run_folders.find(run, runs)
-    listener = server.bound(port)
+        opened_run = run_folders.find_run(run, runs_folder)
+    listener = server.bind_socket(port)
     port = listener.getsockname()[1]
     key = secrets.token_urlsafe(24)
     address = f"http://{server.HOST}:{port}"
 
-    def begun() -> None:
+    def announce_ready() -> None:
         ready(address, key)
         if browser:
             webbrowser.open(f"{address}/#{key}")
 
     with listener:
-        app = server.application(found.folder.absolute(), port, key)
-        server.Server(app, begun).run(sockets=[listener])
+        app = server.create_app(opened_run.folder.absolute(), port, key)
+        server.Server(app, announce_ready).run(sockets=[listener])

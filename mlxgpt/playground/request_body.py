@@ -21,32 +21,32 @@ from starlette.requests import Request
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-MOST_CHARACTERS = 100_000  # of a prompt
-MOST_IDS = 20_000
-MOST_TOKENS = 4_000  # of one text
-MOST_TEXTS = 16  # of one request
-MOST_LOGPROBS = 20
-MOST_MESSAGES = 200
-MOST_FIELDS = 200
-DEEPEST = 50  # levels of lists and objects
-MOST_SHOWN = 60  # characters of a value in an error message
+MAX_PROMPT_CHARS = 100_000  # of a prompt
+MAX_IDS = 20_000
+MAX_NEW_TOKENS = 4_000  # of one text
+MAX_CHOICES = 16  # of one request
+MAX_LOGPROBS = 20
+MAX_MESSAGES = 200
+MAX_FIELDS = 200
+MAX_DEPTH = 50  # levels of lists and objects
+MAX_VALUE_CHARS = 60  # characters of a value in an error message
 ROLES = ("system", "developer", "user", "assistant")
 
-B = TypeVar("B", bound="Body")
+RequestT = TypeVar("RequestT", bound="RequestModel")
 
 
-def _stops(value: Any) -> Any:
+def _as_stop_list(value: Any) -> Any:
     """A single stop string as a list of one; an empty one as none."""
     return [value] * bool(value) if isinstance(value, str) else value
 
 
-def _prompts(value: Any) -> Any:
+def _as_prompt_list(value: Any) -> Any:
     """A single prompt, text or ids, as a list of one."""
     is_ids = isinstance(value, list) and value and all(type(id) is int for id in value)
     return [value] if isinstance(value, str) or is_ids else value
 
 
-def _joined(content: Any) -> Any:
+def _join_text_parts(content: Any) -> Any:
     """The text of a message's content, which may be a list of parts. Parts that are not text stay
     as they are, and are refused.
     """
@@ -62,111 +62,111 @@ def _joined(content: Any) -> Any:
     return "".join(texts) if len(texts) == len(content) else content
 
 
-def _string(default: Any) -> Any:
-    allowed = f"a string of at most {MOST_CHARACTERS:,} characters"
-    return Field(default, max_length=MOST_CHARACTERS, description=allowed)
+def _string_field(default: Any) -> Any:
+    allowed = f"a string of at most {MAX_PROMPT_CHARS:,} characters"
+    return Field(default, max_length=MAX_PROMPT_CHARS, description=allowed)
 
 
-def _integer(default: int | None, low: int, high: int) -> Any:
+def _integer_field(default: int | None, low: int, high: int) -> Any:
     allowed = f"a whole number from {low:,} to {high:,}"
     return Field(default, ge=low, le=high, description=allowed)
 
 
-def _number() -> Any:
+def _number_field() -> Any:
     return Field(None, description="a number")
 
 
-def _boolean() -> Any:
+def _boolean_field() -> Any:
     return Field(False, description="true or false")
 
 
-Text = Annotated[str, Field(max_length=MOST_CHARACTERS)]
-Ids = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MOST_IDS)]
+PromptText = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=MAX_IDS)]
 StopStrings = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=1_000)]], BeforeValidator(_stops)
+    list[Annotated[str, Field(min_length=1, max_length=1_000)]], BeforeValidator(_as_stop_list)
 ]
 
 
-class Body(BaseModel):
+class RequestModel(BaseModel):
     """Fields of a request. One that is null has its default."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
-    _sent: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _raw_fields: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="wrap")
     @classmethod
-    def _without_nulls(cls, tree: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+    def _drop_nulls(cls, tree: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         if isinstance(tree, dict):
             tree = {name: value for name, value in tree.items() if value is not None}
         body = validate(tree)
-        body._sent = tree
+        body._raw_fields = tree
         return body
 
     @property
-    def sent(self) -> dict[str, Any]:
+    def raw_fields(self) -> dict[str, Any]:
         """All fields but those that are null, as they were sent, in their order."""
-        return self._sent
+        return self._raw_fields
 
 
-class SamplingBody(Body):
+class SamplingRequest(RequestModel):
     """Settings of sampling. Their bounds are those of `config.Sampling`."""
 
-    temperature: float | None = _number()
-    top_p: float | None = _number()
-    top_k: int = _integer(0, 0, 1 << 31)
-    min_p: float | None = _number()
-    repetition_penalty: float | None = _number()
+    temperature: float | None = _number_field()
+    top_p: float | None = _number_field()
+    top_k: int = _integer_field(0, 0, 1 << 31)
+    min_p: float | None = _number_field()
+    repetition_penalty: float | None = _number_field()
 
-    def settings(self) -> dict[str, Any]:
+    def sampling_params(self) -> dict[str, Any]:
         """Those that the request sets, by their names in `config.Sampling`."""
-        values = {name: getattr(self, name) for name in SamplingBody.model_fields}
+        values = {name: getattr(self, name) for name in SamplingRequest.model_fields}
         return {name: value for name, value in values.items() if value is not None}
 
 
-class PageBody(SamplingBody):
+class UIRequest(SamplingRequest):
     """A request of the page."""
 
-    text: str = _string("")
-    ids: Ids = Field([], description=f"a list of at most {MOST_IDS:,} token ids")
-    step: int | None = _integer(None, 0, 10**18)
-    max_tokens: int = _integer(200, 1, MOST_TOKENS)
-    seed: int | None = _integer(None, 0, (1 << 53) - 1)
-    off: Ids = Field([], description="a list of the numbers of heads")
-    layer: int = _integer(0, 0, 1 << 31)
-    position: int | None = _integer(None, 0, 1 << 31)
-    id: int = _integer(0, 0, 1 << 31)
+    text: str = _string_field("")
+    ids: TokenIds = Field([], description=f"a list of at most {MAX_IDS:,} token ids")
+    step: int | None = _integer_field(None, 0, 10**18)
+    max_tokens: int = _integer_field(200, 1, MAX_NEW_TOKENS)
+    seed: int | None = _integer_field(None, 0, (1 << 53) - 1)
+    off: TokenIds = Field([], description="a list of the numbers of heads")
+    layer: int = _integer_field(0, 0, 1 << 31)
+    position: int | None = _integer_field(None, 0, 1 << 31)
+    id: int = _integer_field(0, 0, 1 << 31)
 
 
-class StreamOptions(Body):
+class StreamOptions(RequestModel):
     """Options of a stream."""
 
     include_usage: bool = False
 
 
-class GenerationBody(SamplingBody):
+class GenerationRequest(SamplingRequest):
     """What OpenAI's endpoints have in common; top_k, min_p and repetition_penalty have the names
     that other servers give them.
     """
 
-    model: str = _string(...)
-    n: int = _integer(1, 1, MOST_TEXTS)
-    best_of: int | None = _integer(None, 1, MOST_TEXTS)
-    seed: int | None = _integer(None, 0, (1 << 63) - 1)
+    model: str = _string_field(...)
+    n: int = _integer_field(1, 1, MAX_CHOICES)
+    best_of: int | None = _integer_field(None, 1, MAX_CHOICES)
+    seed: int | None = _integer_field(None, 0, (1 << 63) - 1)
     stop: StopStrings = Field(
         [], max_length=4, description="a string of 1 to 1,000 characters, or up to 4 of them"
     )
-    stream: bool = _boolean()
-    max_completion_tokens: int = _integer(0, 0, MOST_TOKENS)  # 0: max_tokens
+    stream: bool = _boolean_field()
+    max_completion_tokens: int = _integer_field(0, 0, MAX_NEW_TOKENS)  # 0: max_tokens
     stream_options: Annotated[StreamOptions, BeforeValidator(lambda value: value or {})] = Field(
         StreamOptions(), description='an object, such as {"include_usage": true}'
     )
-    logprobs: bool | Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] = Field(
-        False, description=f"true or false, or a whole number from 0 to {MOST_LOGPROBS}"
+    logprobs: bool | Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = Field(
+        False, description=f"true or false, or a whole number from 0 to {MAX_LOGPROBS}"
     )
-    top_logprobs: int = _integer(0, 0, MOST_LOGPROBS)
+    top_logprobs: int = _integer_field(0, 0, MAX_LOGPROBS)
 
     @property
-    def alternatives(self) -> int | None:
+    def num_top_logprobs(self) -> int | None:
         """How many of the most likely tokens to return for each place; None: no log-probabilities
         at all.
         """
@@ -175,7 +175,7 @@ class GenerationBody(SamplingBody):
         return self.logprobs
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.best_of not in (None, self.n):
             raise UserError(
                 f"best_of = {self.best_of} is not supported", "use n instead, without best_of."
@@ -185,40 +185,40 @@ class GenerationBody(SamplingBody):
         return self
 
 
-class CompletionBody(GenerationBody):
+class CompletionRequest(GenerationRequest):
     """A request of `/v1/completions`."""
 
-    prompt: Annotated[list[Text | Ids], BeforeValidator(_prompts)] = Field(
+    prompt: Annotated[list[PromptText | TokenIds], BeforeValidator(_as_prompt_list)] = Field(
         [""],
         min_length=1,
-        max_length=MOST_TEXTS,
-        description=f"a string, a list of token ids, or up to {MOST_TEXTS} of these, each of at "
-        f"most {MOST_CHARACTERS:,} characters or {MOST_IDS:,} ids",
+        max_length=MAX_CHOICES,
+        description=f"a string, a list of token ids, or up to {MAX_CHOICES} of these, each of at "
+        f"most {MAX_PROMPT_CHARS:,} characters or {MAX_IDS:,} ids",
     )
-    max_tokens: int = _integer(16, 0, MOST_TOKENS)
-    echo: bool = _boolean()
+    max_tokens: int = _integer_field(16, 0, MAX_NEW_TOKENS)
+    echo: bool = _boolean_field()
 
 
-class Message(Body):
+class ChatMessage(RequestModel):
     """A message of a conversation. Fields with other names are for the template."""
 
     role: Literal[ROLES]  # type: ignore[valid-type]
-    content: Annotated[str, BeforeValidator(_joined)]
+    content: Annotated[str, BeforeValidator(_join_text_parts)]
 
 
-class ChatBody(GenerationBody):
+class ChatCompletionRequest(GenerationRequest):
     """A request of `/v1/chat/completions`."""
 
-    messages: list[Message] = Field(
+    messages: list[ChatMessage] = Field(
         min_length=1,
-        max_length=MOST_MESSAGES,
-        description=f"1 to {MOST_MESSAGES} messages, each with a role ({', '.join(ROLES)}) and a "
+        max_length=MAX_MESSAGES,
+        description=f"1 to {MAX_MESSAGES} messages, each with a role ({', '.join(ROLES)}) and a "
         "content of text alone",
     )
-    max_tokens: int = _integer(512, 1, MOST_TOKENS)
+    max_tokens: int = _integer_field(512, 1, MAX_NEW_TOKENS)
 
 
-async def parse(request: Request, kind: type[B]) -> B:
+async def parse_request(request: Request, model_class: type[RequestT]) -> RequestT:
     """A request's body.
 
     Raises:
@@ -230,34 +230,36 @@ async def parse(request: Request, kind: type[B]) -> B:
         raise UserError("the body is not valid JSON", "send an object, such as {}.") from error
     if not isinstance(tree, dict):
         raise UserError("the body is not a JSON object", "send one, such as {}.")
-    if len(tree) > MOST_FIELDS:
-        raise UserError(f"the body has {len(tree):,} fields", f"send at most {MOST_FIELDS}.")
-    _check_strings(tree, "", 0)
+    if len(tree) > MAX_FIELDS:
+        raise UserError(f"the body has {len(tree):,} fields", f"send at most {MAX_FIELDS}.")
+    _check_tree(tree, "", 0)
     try:
-        return kind.model_validate(tree)
+        return model_class.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        name = str(first["loc"][0])
+        first_error = error.errors(include_url=False, include_context=False)[0]
+        name = str(first_error["loc"][0])
         # Of a prompt the whole is shown: what pydantic names of it was prepared for the check.
-        path, value = _located(tree, first["loc"] if name == "messages" else (name,))
-        if first["type"] == "missing":
-            path, value = (f"{path}.{first['loc'][-1]}" if path else name), None
-        raise invalid(path, value, kind.model_fields[name].description or "") from error
+        path, value = _locate_value(tree, first_error["loc"] if name == "messages" else (name,))
+        if first_error["type"] == "missing":
+            path, value = (f"{path}.{first_error['loc'][-1]}" if path else name), None
+        raise invalid_field_error(
+            path, value, model_class.model_fields[name].description or ""
+        ) from error
 
 
-def invalid(name: str, value: Any, allowed: str) -> UserError:
+def invalid_field_error(name: str, value: Any, allowed: str) -> UserError:
     """The error for a field with a value that it cannot have; None: for one that is missing."""
-    problem = "is missing" if value is None else f"= {show_value(value)} is not valid"
+    problem = "is missing" if value is None else f"= {format_value(value)} is not valid"
     return UserError(f"{name} {problem}", f"send {allowed}.")
 
 
-def show_value(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value in ASCII, shortened."""
     line = json.dumps(value)
-    return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 1]}…"
+    return line if len(line) <= MAX_VALUE_CHARS else f"{line[: MAX_VALUE_CHARS - 1]}…"
 
 
-def _located(tree: Any, keys: tuple[int | str, ...]) -> tuple[str, Any]:
+def _locate_value(tree: Any, keys: tuple[int | str, ...]) -> tuple[str, Any]:
     """The part of a tree that pydantic names, as far as there is one: it also names the types that
     it tried.
     """
@@ -274,22 +276,22 @@ def _located(tree: Any, keys: tuple[int | str, ...]) -> tuple[str, Any]:
     return path, value
 
 
-def _check_strings(value: Any, path: str, depth: int) -> None:
+def _check_tree(value: Any, path: str, depth: int) -> None:
     """Refuse half a surrogate pair anywhere in a tree, since UTF-8 cannot hold one though JSON can
     escape it; and a tree that is too deep.
     """
-    if isinstance(value, str) and (half := re.search("[\ud800-\udfff]", value)):
+    if isinstance(value, str) and (surrogate := re.search("[\ud800-\udfff]", value)):
         raise UserError(
-            f"{path} has half a surrogate pair, U+{ord(half[0]):04X}, as character "
-            f"{half.start() + 1:,}",
+            f"{path} has half a surrogate pair, U+{ord(surrogate[0]):04X}, as character "
+            f"{surrogate.start() + 1:,}",
             "send whole characters: in UTF-8, or both halves of the pair.",
         )
-    if depth > DEEPEST:
-        raise UserError("the body is nested too deeply", f"use at most {DEEPEST} levels.")
+    if depth > MAX_DEPTH:
+        raise UserError("the body is nested too deeply", f"use at most {MAX_DEPTH} levels.")
     if isinstance(value, list):
-        for n, item in enumerate(value):
-            _check_strings(item, f"{path}[{n}]", depth + 1)
+        for index, item in enumerate(value):
+            _check_tree(item, f"{path}[{index}]", depth + 1)
     elif isinstance(value, dict):
         for name, item in value.items():
-            _check_strings(name, "the name of a field", depth)
-            _check_strings(item, f"{path}.{name}" if path else name, depth + 1)
+            _check_tree(name, "the name of a field", depth)
+            _check_tree(item, f"{path}.{name}" if path else name, depth + 1)

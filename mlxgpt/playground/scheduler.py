@@ -15,120 +15,120 @@ from typing import Any, TypeVar
 from mlxgpt.backend import device_errors
 
 T = TypeVar("T")
-MOST = 32  # that wait for their turns
-AHEAD = 16  # items that are made before their consumer takes them
+MAX_WAITING = 32  # that wait for their turns
+MAX_PREFETCH = 16  # items that are made before their consumer takes them
 _END = object()
 
 
-class Busy(Exception):
+class TooManyRequestsError(Exception):
     """Too many ask at once."""
 
 
 class _Task:
     """Something under way: the worker takes its items, and hands them over."""
 
-    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
-        self._make = make
+    def __init__(self, make_iterator: Callable[[], Iterator[Any]]) -> None:
+        self._make_iterator = make_iterator
         self._loop = asyncio.get_running_loop()
-        self._items: Iterator[Any] | None = None
-        self._made, self._ended = 0, False
-        self.given: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()
-        self.taken = 0
-        self.unwanted = False
+        self._iterator: Iterator[Any] | None = None
+        self._produced, self._finished = 0, False
+        self.results: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()
+        self.consumed = 0
+        self.cancelled = False
 
-    def take_turn(self) -> bool:
+    def advance(self) -> bool:
         """Make an item; whether there may be another one. In the worker's thread alone, as arrays
         belong to the thread that made them.
         """
-        if self._ended:
+        if self._finished:
             return False
         try:
-            if self.unwanted:
+            if self.cancelled:
                 return self._close()
-            if self._items is None:
-                self._items = self._make()
-            item = next(self._items, _END)
-            self._ended = item is _END
-            self._give(item, None)
+            if self._iterator is None:
+                self._iterator = self._make_iterator()
+            item = next(self._iterator, _END)
+            self._finished = item is _END
+            self._send_result(item, None)
         except BaseException as error:
-            self._ended = True
-            failure = device_errors.classify(error)
-            self._give(None, failure.to_user_error() if failure else error)
-        self._made += 1
-        return not self._ended and self._made - self.taken < AHEAD
+            self._finished = True
+            failure = device_errors.classify_device_error(error)
+            self._send_result(None, failure.to_user_error() if failure else error)
+        self._produced += 1
+        return not self._finished and self._produced - self.consumed < MAX_PREFETCH
 
     def _close(self) -> bool:
-        self._ended = True
-        if self._items is not None and hasattr(self._items, "close"):
-            self._items.close()
+        self._finished = True
+        if self._iterator is not None and hasattr(self._iterator, "close"):
+            self._iterator.close()
         return False
 
-    def _give(self, item: Any, error: BaseException | None) -> None:
+    def _send_result(self, item: Any, error: BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # the server has ended
-            self._loop.call_soon_threadsafe(self.given.put_nowait, (item, error))
+            self._loop.call_soon_threadsafe(self.results.put_nowait, (item, error))
 
 
-class Device:
+class DeviceWorker:
     """The thread, and those who wait for it."""
 
     def __init__(self) -> None:
-        self._new: queue.SimpleQueue[_Task] = queue.SimpleQueue()
-        self._waiting = 0
-        threading.Thread(target=self._work, name="device", daemon=True).start()
+        self._queue: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._waiting_count = 0
+        threading.Thread(target=self._run, name="device", daemon=True).start()
 
-    def _work(self) -> None:
-        turns: deque[_Task] = deque()
+    def _run(self) -> None:
+        runnable: deque[_Task] = deque()
         while True:
-            while not turns or not self._new.empty():
-                task = self._new.get()
-                if task not in turns:
-                    turns.append(task)
-            task = turns.popleft()
-            if task.take_turn():
-                turns.append(task)
+            while not runnable or not self._queue.empty():
+                task = self._queue.get()
+                if task not in runnable:
+                    runnable.append(task)
+            task = runnable.popleft()
+            if task.advance():
+                runnable.append(task)
 
-    async def items(self, make: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
+    async def stream(self, make_iterator: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
         """What an iterator gives, made and advanced in the thread. It stops with its consumer. A
         consumer that pauses does not count as waiting, and gets no more turns.
 
         Raises:
             Busy: if too many wait.
         """
-        if self._waiting >= MOST:
-            raise Busy
-        task = _Task(make)
+        if self._waiting_count >= MAX_WAITING:
+            raise TooManyRequestsError
+        task = _Task(make_iterator)
         try:
             while True:
-                self._new.put(task)  # also to wake it where it was far enough ahead
-                self._waiting += 1
+                self._queue.put(task)  # also to wake it where it was far enough ahead
+                self._waiting_count += 1
                 try:
-                    item, error = await task.given.get()
+                    item, error = await task.results.get()
                 finally:
-                    self._waiting -= 1
-                task.taken += 1
+                    self._waiting_count -= 1
+                task.consumed += 1
                 if error is not None:
                     raise error
                 if item is _END:
                     return
                 yield item
         finally:
-            task.unwanted = True
-            self._new.put(task)
+            task.cancelled = True
+            self._queue.put(task)
 
-    async def begun(
-        self, make: Callable[[], Iterator[Any]]
+    async def start_stream(
+        self, make_iterator: Callable[[], Iterator[Any]]
     ) -> tuple[Any, AsyncGenerator[Any, None]]:
         """The first item, so that what cannot begin is refused as a whole; and those after it."""
-        items = self.items(make)
+        stream = self.stream(make_iterator)
         try:
-            return await anext(items), items
+            return await anext(stream), stream
         except BaseException:
-            await items.aclose()
+            await stream.aclose()
             raise
 
     async def call(self, function: Callable[[], T]) -> T:
         """A function's result; see `items`."""
-        async with contextlib.aclosing(self.items(lambda: iter([function()]))) as items:
-            async for item in items:
-                return item
+        async with contextlib.aclosing(self.stream(lambda: iter([function()]))) as results:
+            async for result in results:
+                return result
         raise AssertionError  # it gives one

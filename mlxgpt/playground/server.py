@@ -14,52 +14,57 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from mlxgpt.playground import auth, completions, ui_api
-from mlxgpt.playground.connection import MOST_CONNECTIONS, Connection
-from mlxgpt.playground.models import Models
-from mlxgpt.playground.scheduler import Busy, Device
+from mlxgpt.playground.connection import MAX_CONNECTIONS, TimeoutH11Protocol
+from mlxgpt.playground.models import ModelCache
+from mlxgpt.playground.scheduler import DeviceWorker, TooManyRequestsError
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 HOST = "127.0.0.1"
 
 
-def application(folder: Path, port: int, key: str) -> ASGIApp:
+def create_app(folder: Path, port: int, api_key: str) -> ASGIApp:
     """What answers: a run's page, and the API for other programs.
 
     Args:
         folder: the run's.
         port: that is listened on.
-        key: that lets in.
+        api_key: that lets in.
     """
-    models, device = Models(folder), Device()
+    models, worker = ModelCache(folder), DeviceWorker()
     app = Starlette(
-        routes=[*ui_api.routes(models, device), *completions.routes(models, device)],
-        exception_handlers={UserError: _refused, HTTPException: _http, Busy: _busy, OSError: _os},
+        routes=[*ui_api.ui_routes(models, worker), *completions.openai_routes(models, worker)],
+        exception_handlers={
+            UserError: _handle_user_error,
+            HTTPException: _handle_http_exception,
+            TooManyRequestsError: _handle_too_many_requests,
+            OSError: _handle_os_error,
+        },
     )
-    return auth.Access(app, port, key)
+    return auth.AuthMiddleware(app, port, api_key)
 
 
-async def _refused(request: Request, problem: Exception) -> Response:
-    assert isinstance(problem, UserError)
-    return auth.error(400, problem.problem, problem.remedy)
+async def _handle_user_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, UserError)
+    return auth.error_response(400, exc.problem, exc.remedy)
 
 
-async def _http(request: Request, problem: Exception) -> Response:
-    assert isinstance(problem, HTTPException)
-    return auth.error(problem.status_code, problem.detail)
+async def _handle_http_exception(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    return auth.error_response(exc.status_code, exc.detail)
 
 
-async def _busy(request: Request, problem: Exception) -> Response:
-    return auth.error(429, "too many texts are being written", "wait for one to end.")
+async def _handle_too_many_requests(request: Request, exc: Exception) -> Response:
+    return auth.error_response(429, "too many texts are being written", "wait for one to end.")
 
 
-async def _os(request: Request, problem: Exception) -> Response:
-    assert isinstance(problem, OSError)
-    failed = files.os_error(problem, "read", Path("the run"))
-    return auth.error(500, failed.problem, failed.remedy)
+async def _handle_os_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, OSError)
+    user_error = files.to_user_error(exc, "read", Path("the run"))
+    return auth.error_response(500, user_error.problem, user_error.remedy)
 
 
-def bound(port: int) -> socket.socket:
+def bind_socket(port: int) -> socket.socket:
     """A socket of this machine alone.
 
     Args:
@@ -86,10 +91,10 @@ class Server(uvicorn.Server):
     """Answers until Ctrl-C: `run(sockets=[…])`.
 
     Args:
-        ready: is called when there is an answer to be had.
+        on_ready: is called when there is an answer to be had.
     """
 
-    def __init__(self, app: ASGIApp, ready: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -97,15 +102,15 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 lifespan="off",
-                http=Connection,
+                http=TimeoutH11Protocol,
                 ws="none",
-                limit_concurrency=MOST_CONNECTIONS,
+                limit_concurrency=MAX_CONNECTIONS,
                 timeout_graceful_shutdown=1,
             )
         )
-        self._ready = ready
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
         await super().startup(sockets)
-        self._ready()
+        self._on_ready()

@@ -7,14 +7,19 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from mlxgpt.playground.request_body import Body, ChatBody, CompletionBody, show_value
+from mlxgpt.playground.request_body import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    RequestModel,
+    format_value,
+)
 from mlxgpt.utils.errors import UserError
 
-NEAR = 0.8  # similarity from which a name counts as a misspelling; `temprature` has 0.95
+TYPO_SIMILARITY = 0.8  # similarity from which a name counts as a misspelling; `temprature` has 0.95
 
 # Fields that change what is written, of OpenAI, llama.cpp, vLLM, Ollama, mlx-lm, SGLang, TGI and
 # text-generation-webui; with values, besides null and empty ones, that change nothing.
-_UNSUPPORTED = """
+_UNSUPPORTED_NAMES = """
 suffix logit_bias tools functions audio prediction web_search_options frequency_penalty
 presence_penalty reasoning
 n_indent grammar json_schema grammar_lazy grammar_triggers mirostat mirostat_mode dynatemp_range
@@ -34,7 +39,7 @@ smoothing_factor epsilon_cutoff eta_cutoff penalty_alpha ban_eos_token custom_to
 sampler_priority sampler_order negative_prompt preset character instruction_template memory
 stop_sequence stop_sequences watermark decoder_input_details top_n_tokens until
 """
-UNSUPPORTED: dict[str, tuple[Any, ...]] = dict.fromkeys(_UNSUPPORTED.split(), ()) | {
+UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = dict.fromkeys(_UNSUPPORTED_NAMES.split(), ()) | {
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
@@ -57,10 +62,15 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = dict.fromkeys(_UNSUPPORTED.split(), ()
     "encoder_repetition_penalty": (1,),
 }
 # Of these false changes the text, and true does not.
-TRUE_ONLY = {"add_special_tokens", "skip_special_tokens", "add_generation_prompt", "do_sample"}
+TRUE_ONLY_FIELDS = {
+    "add_special_tokens",
+    "skip_special_tokens",
+    "add_generation_prompt",
+    "do_sample",
+}
 
 # Fields that change no text: bookkeeping, speed, and settings of what is refused where it is on.
-_IGNORED = """
+_IGNORED_NAMES = """
 moderation user metadata store service_tier safety_identifier prompt_cache_key
 prompt_cache_retention prompt_cache_options parallel_tool_calls
 cache_prompt id_slot n_cache_reuse sse_ping_interval frequency_context_size
@@ -74,9 +84,9 @@ keep_alive num_batch num_gpu main_gpu num_thread use_mmap use_mlock low_vram num
 draft_model num_draft_tokens separate_reasoning stream_reasoning smoothing_curve early_stopping
 ttl
 """
-IGNORED = frozenset(_IGNORED.split())
+IGNORED_FIELDS = frozenset(_IGNORED_NAMES.split())
 
-INSTEAD = {
+REPLACEMENTS = {
     "n_predict": "max_tokens",
     "num_predict": "max_tokens",
     "max_length": "max_tokens",
@@ -92,38 +102,45 @@ INSTEAD = {
 }
 
 
-def unknown_fields(body: Body) -> list[str]:
+def find_unknown_fields(body: RequestModel) -> list[str]:
     """Names of a request's fields that no server is known to have.
 
     Raises:
         UserError: for a field that would change the text, and for a misspelled one.
     """
-    known = type(body).model_fields
-    unsupported = {*UNSUPPORTED, *TRUE_ONLY, *CompletionBody.model_fields, *ChatBody.model_fields}
+    model_fields = type(body).model_fields
+    unsupported = {
+        *UNSUPPORTED_FIELDS,
+        *TRUE_ONLY_FIELDS,
+        *CompletionRequest.model_fields,
+        *ChatCompletionRequest.model_fields,
+    }
     unknown = []
     for name, value in (body.model_extra or {}).items():
-        if name in IGNORED or _is_neutral(name, value):
+        if name in IGNORED_FIELDS or _is_neutral(name, value):
             continue
-        near = INSTEAD.get(name) or _nearest(name, list(known), 0.6)
+        suggestion = REPLACEMENTS.get(name) or _closest_name(name, list(model_fields), 0.6)
         if name in unsupported:
-            remedy = f"use {near}, or leave it out." if near else "leave it out."
-            raise UserError(f"{name} = {show_value(value)} is not supported here", remedy)
-        if near := _nearest(name, list(known), NEAR):
-            raise UserError(f"there is no field {show_value(name)}", f"did you mean {near}?")
+            remedy = f"use {suggestion}, or leave it out." if suggestion else "leave it out."
+            raise UserError(f"{name} = {format_value(value)} is not supported here", remedy)
+        if suggestion := _closest_name(name, list(model_fields), TYPO_SIMILARITY):
+            raise UserError(
+                f"there is no field {format_value(name)}", f"did you mean {suggestion}?"
+            )
         unknown.append(name)
     return unknown
 
 
 def _is_neutral(name: str, value: Any) -> bool:
-    if name in TRUE_ONLY:
+    if name in TRUE_ONLY_FIELDS:
         return value is True
-    return not value or (value is not True and value in UNSUPPORTED.get(name, ()))
+    return not value or (value is not True and value in UNSUPPORTED_FIELDS.get(name, ()))
 
 
-def _nearest(name: str, names: list[str], least: float) -> str | None:
+def _closest_name(name: str, names: list[str], cutoff: float) -> str | None:
     """The most similar of some names, whatever the case; one with the same letters in another order
     counts as similar.
     """
     lower = name.lower().replace("-", "_")
-    swapped = [other for other in names if sorted(other) == sorted(lower)]
-    return next(iter(swapped or difflib.get_close_matches(lower, names, 1, least)), None)
+    anagrams = [candidate for candidate in names if sorted(candidate) == sorted(lower)]
+    return next(iter(anagrams or difflib.get_close_matches(lower, names, 1, cutoff)), None)

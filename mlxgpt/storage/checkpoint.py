@@ -25,14 +25,18 @@ from mlxgpt.backend.safetensors_io import load_arrays, save_arrays
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-FORMAT = 2  # 1 had no guard
-NAME = re.compile(r"step-(\d{7,18})", re.ASCII)
-MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "manifest.json"
+CHECKPOINT_FORMAT = 2  # 1 had no guard
+STEP_FOLDER = re.compile(r"step-(\d{7,18})", re.ASCII)
+MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "manifest.json",
+)
 # A file that is missing, or a folder in its place, or the reverse.
-MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+MISSING_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
-class Damaged(UserError):
+class DamagedCheckpointError(UserError):
     """A checkpoint is not what was written; another one may be."""
 
 
@@ -59,7 +63,9 @@ class Checkpoint:
     optimizer: dict[str, mx.array] | None
 
 
-def save(folder: Path, content: Checkpoint, *, check: Callable[[], None] = lambda: None) -> Path:
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, *, check: Callable[[], None] = lambda: None
+) -> Path:
     """Write a checkpoint into `folder`, which has to exist; its path. An existing one of that step
     (a damaged one, or training would have resumed from it) is deleted when the new one is whole.
 
@@ -69,47 +75,47 @@ def save(folder: Path, content: Checkpoint, *, check: Callable[[], None] = lambd
     Raises:
         UserError: if it cannot be written; nothing is left behind, and nothing lost.
     """
-    final = path_of(folder, content.step)
+    final = checkpoint_folder(folder, checkpoint.step)
     try:
         scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise _write_error(folder, error) from error
     try:
         hashes: dict[str, str] = {}
         for name, arrays in (
-            (MODEL, content.parameters),
-            (OPTIMIZER, content.optimizer or {}),
+            (MODEL_FILE, checkpoint.parameters),
+            (OPTIMIZER_FILE, checkpoint.optimizer or {}),
         ):
             save_arrays(scratch / name, arrays)
-            hashes[name] = files.sha256(scratch / name)
-        manifest = files.sealed(
+            hashes[name] = files.sha256_file(scratch / name)
+        manifest = files.dump_checksummed(
             {
-                "format": FORMAT,
-                "step": content.step,
-                "model": content.model,
-                "tokenizer": content.tokenizer,
-                "report": content.metrics,
-                "guard": content.guard,
+                "format": CHECKPOINT_FORMAT,
+                "step": checkpoint.step,
+                "model": checkpoint.model,
+                "tokenizer": checkpoint.tokenizer,
+                "report": checkpoint.metrics,
+                "guard": checkpoint.guard,
                 "sha256": hashes,
             }
         )
-        (scratch / MANIFEST).write_text(manifest, encoding="utf-8")
+        (scratch / MANIFEST_FILE).write_text(manifest, encoding="utf-8")
         scratch.chmod(0o755)
-        for name in (MODEL, OPTIMIZER, MANIFEST):
-            files.sync(scratch / name)
-        files.sync(scratch)
+        for name in (MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE):
+            files.fsync_path(scratch / name)
+        files.fsync_path(scratch)
         check()
-        files.remove(final)
+        files.remove_folder(final)
         scratch.rename(final)
-        files.sync(folder)
+        files.fsync_path(folder)
     except (OSError, RuntimeError) as error:
-        raise _cannot_write(final, error) from error
+        raise _write_error(final, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return final
 
 
-def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
+def load_checkpoint(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
     """Read a checkpoint and verify its hashes.
 
     Raises:
@@ -117,81 +123,85 @@ def load(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
         UserError: if it is of a newer format, holds a link, or MLX cannot read its arrays.
         OSError: if it cannot be read, which says nothing of what is in it.
     """
-    wanted = (MODEL, OPTIMIZER) if with_optimizer else (MODEL,)
+    file_names = (MODEL_FILE, OPTIMIZER_FILE) if with_optimizer else (MODEL_FILE,)
     try:
-        files.only_plain(path)
-        manifest = files.read_sealed(path / MANIFEST, FORMAT)
-        if path_of(path.parent, manifest["step"]) != path:
+        files.reject_symlinks(path)
+        manifest = files.read_checksummed(path / MANIFEST_FILE, CHECKPOINT_FORMAT)
+        if checkpoint_folder(path.parent, manifest["step"]) != path:
             raise ValueError(f"it is that of step {manifest['step']}")
-        for name in wanted:
-            if files.sha256(path / name) != manifest["sha256"][name]:
+        for name in file_names:
+            if files.sha256_file(path / name) != manifest["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
-        parameters = load_arrays(path / MODEL)
-        if broken := first_not_finite(parameters):
-            raise ValueError(f"{broken} has values that are not finite (NaN or infinity)")
+        parameters = load_arrays(path / MODEL_FILE)
+        if non_finite := find_non_finite(parameters):
+            raise ValueError(f"{non_finite} has values that are not finite (NaN or infinity)")
         return Checkpoint(
             step=int(manifest["step"]),
             model=str(manifest.get("model", "")),
             tokenizer=manifest["tokenizer"],
-            metrics=_numbers(manifest["report"]),
+            metrics=_parse_metrics(manifest["report"]),
             guard=dict(manifest.get("guard", {})),
             parameters=parameters,
-            optimizer=load_arrays(path / OPTIMIZER) if with_optimizer else None,
+            optimizer=load_arrays(path / OPTIMIZER_FILE) if with_optimizer else None,
         )
     except RuntimeError as error:  # of MLX, of a file that could be read
-        if device_errors.classify(error):
+        if device_errors.classify_device_error(error):
             raise
-        raise memory_limits.exhausted(error) or _damaged(path, error) from error
-    except (*MISSING, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise _damaged(path, error) from error
+        raise memory_limits.explain_out_of_memory(error) or _damaged_checkpoint(
+            path, error
+        ) from error
+    except (*MISSING_ERRORS, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise _damaged_checkpoint(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> Damaged:
-    return Damaged(
+def _damaged_checkpoint(path: Path, error: Exception) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
         f"the checkpoint {path} is missing or damaged: {error}",
         "use another checkpoint of this run: --checkpoint newest, or a step number.",
     )
 
 
-def first_not_finite(arrays: Mapping[str, mx.array]) -> str | None:
+def find_non_finite(arrays: Mapping[str, mx.array]) -> str | None:
     """The name of the first array with NaN or infinity in it; None if all are finite."""
     return next((name for name, value in arrays.items() if not mx.isfinite(value).all()), None)
 
 
-def steps(folder: Path) -> list[int]:
+def list_steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in `folder`, ascending."""
     if not files.is_folder(folder):
         return []
     return sorted(
-        int(m[1]) for p in folder.iterdir() if (m := NAME.fullmatch(p.name)) and files.is_folder(p)
+        int(m[1])
+        for p in folder.iterdir()
+        if (m := STEP_FOLDER.fullmatch(p.name)) and files.is_folder(p)
     )
 
 
-def path_of(folder: Path, step: int) -> Path:
+def checkpoint_folder(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return folder / f"step-{step:07d}"
 
 
-def step_of(path: Path) -> int:
+def parse_step(path: Path) -> int:
     """The step whose checkpoint lies there."""
     return int(path.name.removeprefix("step-"))
 
 
-def prune(folder: Path, keep: set[int]) -> None:
+def prune_checkpoints(folder: Path, keep: set[int]) -> None:
     """Delete the checkpoints of other steps, and what an interrupted writing left behind."""
-    for step in steps(folder):
+    for step in list_steps(folder):
         if step not in keep:
             with contextlib.suppress(OSError):
-                files.remove(path_of(folder, step))
-    for pattern in (".writing-*", f"*{files.GONE}"):
-        for leftover in files.matching(folder, pattern):
+                files.remove_folder(checkpoint_folder(folder, step))
+    for pattern in (".writing-*", f"*{files.TRASH_SUFFIX}"):
+        for leftover in files.list_matching(folder, pattern):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _numbers(tree: Any) -> dict[str, float]:
+def _parse_metrics(tree: Any) -> dict[str, float]:
     return {name: float(value) for name, value in dict(tree).items()}
 
 
-def _cannot_write(path: Path, error: Exception) -> UserError:
+def _write_error(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error)
-    return UserError(f"cannot write {path}: {reason}", files.remedy_of(error))
+    return UserError(f"cannot write {path}: {reason}", files.find_remedy(error))

@@ -8,10 +8,14 @@ from typing import Any
 
 from mlxgpt import config as configs
 from mlxgpt.config import Config
-from mlxgpt.config.resolve import PathLike, home, resolve
-from mlxgpt.model.stats import count_parameters, flops_per_token, parameters_by_part, training_bytes
+from mlxgpt.config.resolve import PathLike, resolve_config, resolve_folder
+from mlxgpt.model.stats import (
+    count_parameters,
+    count_parameters_by_part,
+    flops_per_token,
+    min_training_bytes,
+)
 from mlxgpt.storage import run as run_folders
-from mlxgpt.storage.run import Run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -19,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Info:
+class ConfigInfo:
     """What a config or a run amounts to.
 
     Attributes:
@@ -46,38 +50,33 @@ def info(
     config: PathLike | Config | None = None,
     runs_dir: PathLike | None = None,
     **settings: Any,
-) -> Info:
+) -> ConfigInfo:
     """What a tier, a config or a run amounts to: shape, parameters, cost."""
     step = val_loss = None
     if tier is None and config is None and "recipe" not in settings:
-        found = run_folders.find(run, home("runs", runs_dir))
-        name, chosen = found.name, found.config
-        step = found.steps()[-1] if found.steps() else None
-        best = found.best()
+        opened_run = run_folders.find_run(run, resolve_folder("runs", runs_dir))
+        name, resolved_config = opened_run.name, opened_run.config
+        step = opened_run.steps()[-1] if opened_run.steps() else None
+        best = opened_run.best()
         val_loss = best["val_loss"] if best else None
     else:
-        name, chosen = resolve(tier, config, **settings)
-    chosen = configs.with_vocabulary(chosen)
-    m = chosen.model
-    return Info(
+        name, resolved_config = resolve_config(tier, config, **settings)
+    resolved_config = configs.fill_vocab_size(resolved_config)
+    m = resolved_config.model
+    return ConfigInfo(
         name=name,
-        config=chosen,
-        parameters={**parameters_by_part(m), "all": count_parameters(m)},
+        config=resolved_config,
+        parameters={**count_parameters_by_part(m), "all": count_parameters(m)},
         flops_per_token=flops_per_token(m),
-        training_tokens=chosen.train.max_steps * chosen.tokens_per_step,
-        memory_bytes=training_bytes(m),
+        training_tokens=resolved_config.train.max_steps * resolved_config.tokens_per_step,
+        memory_bytes=min_training_bytes(m),
         step=step,
         val_loss=val_loss,
     )
 
 
-def found(run: str, *, runs_dir: PathLike | None = None) -> Run:
-    """A run by its name or folder."""
-    return run_folders.find(run, home("runs", runs_dir))
-
-
 @dataclass(frozen=True)
-class RunLine:
+class RunSummary:
     """One line of the list of runs; an imported one has no `steps` planned."""
 
     name: str
@@ -88,12 +87,14 @@ class RunLine:
     data: str
 
 
-def runs(*, runs_dir: PathLike | None = None) -> list[RunLine]:
+def runs(*, runs_dir: PathLike | None = None) -> list[RunSummary]:
     """All runs, the newest first. Those that are damaged or cannot be read are left out, and a line
     on each is logged.
     """
-    lines = []
-    for folder in run_folders.folders_in(home("runs", runs_dir), skip_unreadable=True):
+    summaries = []
+    for folder in run_folders.list_run_folders(
+        resolve_folder("runs", runs_dir), skip_unreadable=True
+    ):
         try:
             run = run_folders.open_run(folder)
             best, steps = run.best(), run.steps()
@@ -101,10 +102,10 @@ def runs(*, runs_dir: PathLike | None = None) -> list[RunLine]:
             logger.warning(error.problem)
             continue
         except OSError as error:
-            logger.warning(files.os_error(error, "read", folder).problem)
+            logger.warning(files.to_user_error(error, "read", folder).problem)
             continue
-        lines.append(
-            RunLine(
+        summaries.append(
+            RunSummary(
                 name=run.name,
                 step=max(steps, default=0),
                 steps=run.config.train.max_steps if run.data_name else 0,
@@ -113,4 +114,4 @@ def runs(*, runs_dir: PathLike | None = None) -> list[RunLine]:
                 data=run.data_name or "–",
             )
         )
-    return lines
+    return summaries

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxgpt.config.resolve import PathLike, home
+from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.data.dataset import Dataset, is_prepared, open_dataset
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import load_parameters
@@ -21,7 +21,9 @@ from mlxgpt.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def load_model(run: Run, which: str = "best", *, fall_back: bool = True) -> tuple[GPT, Checkpoint]:
+def load_model(
+    run: Run, selector: str = "best", *, fall_back: bool = True
+) -> tuple[GPT, Checkpoint]:
     """The model of a run's checkpoint: `best`, `newest`, or a step. Damaged checkpoints that were
     skipped are logged.
 
@@ -31,27 +33,31 @@ def load_model(run: Run, which: str = "best", *, fall_back: bool = True) -> tupl
     Raises:
         UserError: if there is none, it is damaged, or it was made with another tokenizer.
     """
-    path = run.checkpoint_path(which)
+    path = run.checkpoint_path(selector)
     paths = [path]
-    if fall_back and not which.isdecimal():
-        others = (checkpoint.path_of(run.checkpoints, n) for n in reversed(run.steps()))
-        paths += [other for other in others if other != path]
-    saved = run.load_first(paths)
-    there = sum(value.size for value in saved.parameters.values())
-    if there != (wanted := count_parameters(run.config.model)):  # before a model of that size
+    if fall_back and not selector.isdecimal():
+        fallbacks = (
+            checkpoint.checkpoint_folder(run.checkpoints, n) for n in reversed(run.steps())
+        )
+        paths += [fallback for fallback in fallbacks if fallback != path]
+    ckpt = run.load_first_valid(paths)
+    n_stored = sum(value.size for value in ckpt.parameters.values())
+    if n_stored != (
+        n_expected := count_parameters(run.config.model)
+    ):  # before a model of that size
         raise UserError(
-            f"config.toml tells of {wanted:,} parameters, and the checkpoint has {there:,}",
+            f"config.toml tells of {n_expected:,} parameters, and the checkpoint has {n_stored:,}",
             "restore the run's own files; config.toml and checkpoints belong together.",
         )
     model = GPT(run.config.model)
-    parameters = saved.parameters
+    parameters = ckpt.parameters
     if path.parent == run.snapshots:  # which is in 16 bits
         parameters = {name: value.astype(mx.float32) for name, value in parameters.items()}
     load_parameters(model, parameters)
-    return model, saved
+    return model, ckpt
 
 
-def opened(
+def load_run_model(
     run: str | None,
     checkpoint: str,
     runs_dir: PathLike | None,
@@ -59,13 +65,13 @@ def opened(
     fall_back: bool = True,
 ) -> tuple[Run, GPT, int]:
     """A run, the model of one of its checkpoints, and its step; see `load_model`."""
-    found = runs.find(run, home("runs", runs_dir))
-    model, saved = load_model(found, checkpoint, fall_back=fall_back)
-    logger.info("%s, step %s", found.folder, f"{saved.step:,}")
-    return found, model, saved.step
+    opened_run = runs.find_run(run, resolve_folder("runs", runs_dir))
+    model, loaded_checkpoint = load_model(opened_run, checkpoint, fall_back=fall_back)
+    logger.info("%s, step %s", opened_run.folder, f"{loaded_checkpoint.step:,}")
+    return opened_run, model, loaded_checkpoint.step
 
 
-def data_of(run: Run, data_dir: Path) -> Dataset:
+def open_run_dataset(run: Run, data_dir: Path) -> Dataset:
     """The data that a run was trained with."""
     if not run.data_name:
         raise UserError(

@@ -34,21 +34,21 @@ from mlxgpt.data.tokenizers import tokenizer_json
 from mlxgpt.data.tokenizers.char import Tokenizer
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
-from mlxgpt.storage.logs import HISTORY, IDENTITY, METRICS, SAMPLES, Notes
+from mlxgpt.storage.logs import HISTORY_FILE, METRICS_FILE, RUN_FILE, SAMPLES_FILE, RunLogs
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CONFIG, TOKENIZER, BEST = "config.toml", "tokenizer.json", "best.json"
-FORMAT = 3  # 1 had settings for no guard, 2 did not say how texts begin
+CONFIG_TOML, TOKENIZER_FILE, BEST_FILE = "config.toml", "tokenizer.json", "best.json"
+RUN_FORMAT = 3  # 1 had settings for no guard, 2 did not say how texts begin
 CHAT_TEMPLATE = "chat_template.jinja"
 # What no name shown in a terminal may have: its commands, and what turns a line's direction.
-CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+CONTROL_CHARS = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
-class Run(Notes):
+class Run(RunLogs):
     """One run's folder, opened. What is read from it was perhaps written by a stranger.
 
     Attributes:
@@ -82,13 +82,13 @@ class Run(Notes):
     def snapshots(self) -> Path:
         return self.folder / "snapshots"
 
-    def ages(self) -> list[int]:
+    def saved_steps(self) -> list[int]:
         """The steps that have a checkpoint or a snapshot, ascending."""
-        return sorted({*self.steps(), *checkpoint.steps(self.snapshots)})
+        return sorted({*self.steps(), *checkpoint.list_steps(self.snapshots)})
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        return checkpoint.steps(self.checkpoints)
+        return checkpoint.list_steps(self.checkpoints)
 
     def best(self) -> Mapping[str, Any] | None:
         """{"step", "val_loss"} of the best checkpoint; None before there is one. Where best.json is
@@ -98,31 +98,31 @@ class Run(Notes):
             UserError: if best.json is damaged, and the metrics have no evaluation either.
             OSError: if it cannot be read.
         """
-        path = self.folder / BEST
+        path = self.folder / BEST_FILE
         try:
-            tree = files.read_sealed(path, FORMAT)
+            tree = files.read_checksummed(path, RUN_FORMAT)
             return {"step": int(tree["step"]), "val_loss": float(tree["val_loss"])}
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, OverflowError) as error:
-            there, known = self.steps(), []
+            steps, candidates = self.steps(), []
             for record in self.metrics():
                 loss = record.get("val_loss")
-                if record["step"] in there and isinstance(loss, float) and math.isfinite(loss):
-                    known.append((loss, record["step"]))
-            if not known:
+                if record["step"] in steps and isinstance(loss, float) and math.isfinite(loss):
+                    candidates.append((loss, record["step"]))
+            if not candidates:
                 raise UserError(
                     f"{path} is damaged: {error}",
                     "restore it, or move it away and choose a checkpoint with --checkpoint.",
                 ) from error
-            loss, step = min(known)
+            loss, step = min(candidates)
             return {"step": step, "val_loss": loss}
 
     def set_best(self, step: int, val_loss: float) -> None:
         """Name the best checkpoint."""
-        best = {"format": FORMAT, "step": step, "val_loss": val_loss}
-        self.must_be_there()
-        files.write_atomically(self.folder / BEST, files.sealed(best))
+        best = {"format": RUN_FORMAT, "step": step, "val_loss": val_loss}
+        self.check_folder_exists()
+        files.write_atomically(self.folder / BEST_FILE, files.dump_checksummed(best))
 
     def save(
         self,
@@ -142,8 +142,8 @@ class Run(Notes):
         Raises:
             UserError: if it cannot be written; see `must_be_there`, too.
         """
-        self.must_be_there()
-        content = Checkpoint(
+        self.check_folder_exists()
+        ckpt = Checkpoint(
             step,
             self.config.model.fingerprint,
             self.tokenizer.fingerprint,
@@ -152,31 +152,33 @@ class Run(Notes):
             parameters,
             optimizer,
         )
-        checkpoint.save(folder, content, check=self.must_be_there)
+        checkpoint.save_checkpoint(folder, ckpt, check=self.check_folder_exists)
 
-    def checkpoint_path(self, which: str = "best") -> Path:
+    def checkpoint_path(self, selector: str = "best") -> Path:
         """The folder of a checkpoint: `best` (the newest until there is one), `newest`, or a step.
 
         Raises:
             UserError: if there is no such checkpoint.
         """
         steps = self.steps()
-        if which.isdecimal() and int(which) in self.ages():
-            folder = self.checkpoints if int(which) in steps else self.snapshots
-            return checkpoint.path_of(folder, int(which))
+        if selector.isdecimal() and int(selector) in self.saved_steps():
+            folder = self.checkpoints if int(selector) in steps else self.snapshots
+            return checkpoint.checkpoint_folder(folder, int(selector))
         if not steps:
             raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
-        best = self.best() if which == "best" else None
+        best = self.best() if selector == "best" else None
         if best and best["step"] in steps:
-            return checkpoint.path_of(self.checkpoints, best["step"])
-        if which in ("best", "newest"):
-            return checkpoint.path_of(self.checkpoints, steps[-1])
+            return checkpoint.checkpoint_folder(self.checkpoints, best["step"])
+        if selector in ("best", "newest"):
+            return checkpoint.checkpoint_folder(self.checkpoints, steps[-1])
         raise UserError(
-            f"{self.name} has no checkpoint {which!r}",
-            f"use best, newest, or one of {', '.join(map(str, self.ages()))}.",
+            f"{self.name} has no checkpoint {selector!r}",
+            f"use best, newest, or one of {', '.join(map(str, self.saved_steps()))}.",
         )
 
-    def load_first(self, paths: Sequence[Path], *, with_optimizer: bool = False) -> Checkpoint:
+    def load_first_valid(
+        self, paths: Sequence[Path], *, with_optimizer: bool = False
+    ) -> Checkpoint:
         """The first of some checkpoints that is whole; those before it are logged.
 
         Raises:
@@ -185,8 +187,8 @@ class Run(Notes):
         """
         for path in paths:
             try:
-                saved = checkpoint.load(path, with_optimizer=with_optimizer)
-            except checkpoint.Damaged as error:
+                ckpt = checkpoint.load_checkpoint(path, with_optimizer=with_optimizer)
+            except checkpoint.DamagedCheckpointError as error:
                 if len(self.steps()) == 1:
                     raise UserError(
                         error.problem, "it is this run's only one: copy it again, or train anew."
@@ -195,76 +197,82 @@ class Run(Notes):
                     raise
                 logger.warning(error.problem)
                 continue
-            if saved.tokenizer != self.tokenizer.fingerprint:
+            if ckpt.tokenizer != self.tokenizer.fingerprint:
                 raise UserError(
                     f"the checkpoint {path} was made with another tokenizer",
                     "restore the run's own checkpoint.",
                 )
             # Heads, for one, have no arrays of their own that would tell how many there are.
-            if saved.model not in ("", self.config.model.fingerprint):
+            if ckpt.model not in ("", self.config.model.fingerprint):
                 raise UserError(
                     f"the checkpoint {path} was made with other settings of the model than "
                     "config.toml has",
                     "restore the run's own files; config.toml and checkpoints belong together.",
                 )
-            return saved
+            return ckpt
         raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
 
     def write_config(self, config: Config) -> None:
         """Store a config in the folder."""
-        files.write_atomically(self.folder / CONFIG, toml.to_toml(config))
+        files.write_atomically(self.folder / CONFIG_TOML, toml.config_to_toml(config))
 
 
 @contextlib.contextmanager
-def held(run: Run) -> Iterator[Run]:
+def hold_run_folder(run: Run) -> Iterator[Run]:
     """A run while it trains: its writes raise UserError once its folder was deleted, moved or
     replaced, and nothing is written in its former place.
     """
     descriptor = os.open(run.folder, os.O_RDONLY)
     try:
-        run = replace(run, descriptor=descriptor)
+        run = replace(run, folder_fd=descriptor)
         try:
             yield run
         except (OSError, UserError):
             with contextlib.suppress(OSError):
-                _must_still_be_there(run)  # or that is the cause
+                _check_folder_or_clean_up(run)  # or that is the cause
             raise
-        _must_still_be_there(run)
+        _check_folder_or_clean_up(run)
     finally:
-        files.close_unwritten(descriptor)
+        files.close_ignoring_errors(descriptor)
 
 
-def _must_still_be_there(run: Run) -> None:
+def _check_folder_or_clean_up(run: Run) -> None:
     try:
-        run.must_be_there()
+        run.check_folder_exists()
     except UserError:
-        assert run.descriptor is not None
-        whole = any(files.exists(run.folder / name) for name in (IDENTITY, CONFIG, TOKENIZER))
-        others = max(len(run.steps()), len(checkpoint.steps(run.snapshots))) > 1
-        if files.is_at(run.descriptor, run.folder) and not whole and not others:
-            _remove_rest(run)
+        assert run.folder_fd is not None
+        has_run_files = any(
+            files.exists(run.folder / name) for name in (RUN_FILE, CONFIG_TOML, TOKENIZER_FILE)
+        )
+        has_older_checkpoints = max(len(run.steps()), len(checkpoint.list_steps(run.snapshots))) > 1
+        if (
+            files.is_same_file(run.folder_fd, run.folder)
+            and not has_run_files
+            and not has_older_checkpoints
+        ):
+            _remove_leftovers(run)
         raise
 
 
-def _remove_rest(run: Run) -> None:
+def _remove_leftovers(run: Run) -> None:
     """Of a run that was just deleted: what was written meanwhile, so that the folder stayed."""
     for folder in (run.checkpoints, run.snapshots):
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
-        for name in (METRICS, SAMPLES, HISTORY, BEST):
+        for name in (METRICS_FILE, SAMPLES_FILE, HISTORY_FILE, BEST_FILE):
             (run.folder / name).unlink(missing_ok=True)
         run.folder.rmdir()
 
 
-def create(run: Run) -> None:
+def create_run(run: Run) -> None:
     """Make a run's folder.
 
     Raises:
         UserError: if it cannot be written.
     """
     folder = run.folder
-    identity = {
-        "format": FORMAT,
+    metadata = {
+        "format": RUN_FORMAT,
         "data_name": run.data_name,
         "data_fingerprint": run.data_fingerprint,
         "tokenizer": run.tokenizer.fingerprint,
@@ -280,17 +288,17 @@ def create(run: Run) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         (scratch / "checkpoints").mkdir(parents=True)
         for name, text in (
-            (CONFIG, toml.to_toml(run.config)),
-            (TOKENIZER, run.tokenizer.to_json()),
-            (IDENTITY, files.sealed(identity)),
+            (CONFIG_TOML, toml.config_to_toml(run.config)),
+            (TOKENIZER_FILE, run.tokenizer.to_json()),
+            (RUN_FILE, files.dump_checksummed(metadata)),
         ):
             (scratch / name).write_text(text, encoding="utf-8")
-            files.sync(scratch / name)
-        files.sync(scratch)
-        files.remove(folder)  # it has no checkpoint, or it would have been resumed
-        files.publish(scratch, folder)
+            files.fsync_path(scratch / name)
+        files.fsync_path(scratch)
+        files.remove_folder(folder)  # it has no checkpoint, or it would have been resumed
+        files.publish_folder(scratch, folder)
     except OSError as error:
-        raise files.os_error(error, "write", folder, "choose another --runs-dir.") from error
+        raise files.to_user_error(error, "write", folder, "choose another --runs-dir.") from error
 
 
 def open_run(folder: Path) -> Run:
@@ -300,13 +308,13 @@ def open_run(folder: Path) -> Run:
         UserError: if it is not a run, damaged, or of a newer format.
         OSError: if it cannot be read.
     """
-    files.only_plain(folder)
+    files.reject_symlinks(folder)
     try:
-        identity = files.read_sealed(folder / IDENTITY, FORMAT)
-        name, data = identity["data_name"], identity["data_fingerprint"]
-        if name is not None or data is not None or identity["format"] < 3:
-            name, data = _data_name(name), str(data)
-        add_bos_token, origin = identity.get("add_bos_token", True), identity.get("origin", {})
+        metadata = files.read_checksummed(folder / RUN_FILE, RUN_FORMAT)
+        data_name, data_fingerprint = metadata["data_name"], metadata["data_fingerprint"]
+        if data_name is not None or data_fingerprint is not None or metadata["format"] < 3:
+            data_name, data_fingerprint = _check_data_name(data_name), str(data_fingerprint)
+        add_bos_token, origin = metadata.get("add_bos_token", True), metadata.get("origin", {})
         if type(add_bos_token) is not bool or type(origin) is not dict:
             raise ValueError("it does not hold together")
     except FileNotFoundError as error:
@@ -315,30 +323,30 @@ def open_run(folder: Path) -> Run:
         ) from error
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"{folder / IDENTITY} is damaged: {error}", "restore it, or name another run."
+            f"{folder / RUN_FILE} is damaged: {error}", "restore it, or name another run."
         ) from error
-    config = toml.load(folder / CONFIG)
+    config = toml.load_config(folder / CONFIG_TOML)
     if config.train.dtype == "auto":  # which a run has decided
-        raise UserError(f"{folder / CONFIG} is not whole", "restore the run's own file.")
-    tokenizer = tokenizer_json.load(folder / TOKENIZER)
-    if tokenizer.fingerprint != identity.get("tokenizer"):
+        raise UserError(f"{folder / CONFIG_TOML} is not whole", "restore the run's own file.")
+    tokenizer = tokenizer_json.load_tokenizer(folder / TOKENIZER_FILE)
+    if tokenizer.fingerprint != metadata.get("tokenizer"):
         raise UserError(
             f"{folder}: tokenizer.json is not the one this run was trained with",
             "restore the run's own file.",
         )
     add_bos_token &= tokenizer.end_of_text is not None
-    return Run(folder, config, tokenizer, name, data, add_bos_token, origin)
+    return Run(folder, config, tokenizer, data_name, data_fingerprint, add_bos_token, origin)
 
 
-def _data_name(name: Any) -> str:
+def _check_data_name(name: Any) -> str:
     name = str(name)
-    plain = name == Path(name).name and not CONTROL.search(name)
-    if not plain or name in ("", "..") or len(os.fsencode(name)) > 255:
+    is_plain = name == Path(name).name and not CONTROL_CHARS.search(name)
+    if not is_plain or name in ("", "..") or len(os.fsencode(name)) > 255:
         raise ValueError(f"{name!r} is not the name of a data folder")
     return name
 
 
-def find(name: str | None, runs_dir: Path) -> Run:
+def find_run(name: str | None, runs_dir: Path) -> Run:
     """The run of a name or a folder; without one, the newest that has a checkpoint.
 
     Raises:
@@ -347,14 +355,16 @@ def find(name: str | None, runs_dir: Path) -> Run:
     if name is not None:
         folders = [runs_dir / name, Path(name)]
         for folder in folders:
-            if files.exists(folder / IDENTITY):
+            if files.exists(folder / RUN_FILE):
                 return open_run(folder)
         raise UserError(
             f"there is no run {name!r} in {runs_dir}, and no run's folder of that name",
             "mlxgpt runs lists them; mlxgpt train --tier 1 makes one.",
         )
     trained = [
-        folder for folder in folders_in(runs_dir) if checkpoint.steps(folder / "checkpoints")
+        folder
+        for folder in list_run_folders(runs_dir)
+        if checkpoint.list_steps(folder / "checkpoints")
     ]
     if not trained:
         raise UserError(
@@ -364,24 +374,24 @@ def find(name: str | None, runs_dir: Path) -> Run:
     return open_run(trained[0])
 
 
-def folders_in(runs_dir: Path, *, skip_unreadable: bool = False) -> list[Path]:
+def list_run_folders(runs_dir: Path, *, skip_unreadable: bool = False) -> list[Path]:
     """The runs' folders, the one written to last first; what was killed in the making is none.
 
     Args:
         skip_unreadable: log each folder that cannot be read, instead of raising its OSError.
     """
-    written: dict[Path, float] = {}
-    for folder in files.matching(runs_dir, "[!.]*"):
+    mtimes: dict[Path, float] = {}
+    for folder in files.list_matching(runs_dir, "[!.]*"):
         try:
-            if files.exists(folder / IDENTITY):
-                written[folder] = _last_written(folder)
+            if files.exists(folder / RUN_FILE):
+                mtimes[folder] = _last_modified(folder)
         except OSError as error:
             if not skip_unreadable:
                 raise
-            logger.warning(files.os_error(error, "read", folder).problem)
-    return sorted(written, key=lambda folder: written[folder], reverse=True)
+            logger.warning(files.to_user_error(error, "read", folder).problem)
+    return sorted(mtimes, key=lambda folder: mtimes[folder], reverse=True)
 
 
-def _last_written(folder: Path) -> float:
-    places = (folder / IDENTITY, folder / "checkpoints")
-    return max(p.stat().st_mtime for p in places if files.exists(p))
+def _last_modified(folder: Path) -> float:
+    paths = (folder / RUN_FILE, folder / "checkpoints")
+    return max(p.stat().st_mtime for p in paths if files.exists(p))

@@ -11,32 +11,32 @@ from __future__ import annotations
 import logging
 import math
 
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, override_config
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.model.stats import count_parameters
-from mlxgpt.training.estimate import Estimate, measure, refuse_by_estimate
+from mlxgpt.training.estimate import Estimate, check_estimated_memory, estimate_training
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 TOKENS_PER_PARAMETER = 2.0
-FRESH_EPOCHS = 4  # of them that teach nearly as much as new text (Muennighoff et al., 2023)
+MAX_EFFECTIVE_EPOCHS = 4  # of them that teach nearly as much as new text (Muennighoff et al., 2023)
 HEAD_SIZE = 64  # as GPT-2's, and one that Metal's fused attention has
-ENOUGH_EPOCHS = 5  # more taught nothing that lasts
+OVERFIT_EPOCHS = 5  # more taught nothing that lasts
 # Layers and width, each about one and a half times as large as the last: few wide layers take less
 # time than many narrow ones.
-SHAPES = (
+MODEL_SIZES = (
     (2, 128), (2, 192), (2, 256), (2, 320), (3, 320), (3, 384), (4, 448), (4, 512), (5, 640),
     (6, 768), (8, 1024), (10, 1280),
 )  # fmt: skip
-SMALLEST_STEP, LARGEST_STEP = 2048, 65_536  # tokens
-FASTER = 1.4  # a batch twice as large has to give as many times the tokens a second
-EVALUATIONS = 10
+MIN_STEP_TOKENS, MAX_STEP_TOKENS = 2048, 65_536  # tokens
+MIN_BATCH_SPEEDUP = 1.4  # a batch twice as large has to give as many times the tokens a second
+EVALUATIONS_PER_RUN = 10
 # What is chosen.
-SIZED = ("n_layer", "n_head", "n_embd", "vocab_size", "batch_size", "eval_interval")
+AUTO_SIZED_FIELDS = ("n_layer", "n_head", "n_embd", "vocab_size", "batch_size", "eval_interval")
 
 
-def sized(config: Config, dataset: Dataset, seconds: float) -> Config:
+def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Config:
     """`config` with the shape and the batch for so many seconds of training on this machine.
 
     Args:
@@ -46,59 +46,71 @@ def sized(config: Config, dataset: Dataset, seconds: float) -> Config:
         UserError: if there is no memory for the smallest one.
     """
     logger.info("timing models of different sizes")
-    block = config.model.block_size
-    smallest = {"batch_size": max(1, SMALLEST_STEP // block), **_shape(*SHAPES[0])}
-    chosen = override(config, {"vocab_size": dataset.meta.vocab_size, **smallest})
-    found = _timed(chosen, dataset)
-    while chosen.train.batch_size * block < LARGEST_STEP:
-        larger = override(chosen, {"batch_size": 2 * chosen.train.batch_size})
-        estimate = _timed_if_it_fits(larger, dataset)
+    block_size = config.model.block_size
+    overrides = {
+        "batch_size": max(1, MIN_STEP_TOKENS // block_size),
+        **_shape_overrides(*MODEL_SIZES[0]),
+    }
+    best_config = override_config(config, {"vocab_size": dataset.meta.vocab_size, **overrides})
+    best_estimate = _estimate_config(best_config, dataset)
+    while best_config.train.batch_size * block_size < MAX_STEP_TOKENS:
+        larger_config = override_config(
+            best_config, {"batch_size": 2 * best_config.train.batch_size}
+        )
+        estimate = _estimate_config_or_none(larger_config, dataset)
         # More and smaller steps learn more from as many tokens, as long as they take no longer.
-        if not estimate or 2 * found.step_seconds < FASTER * estimate.step_seconds:
+        if (
+            not estimate
+            or 2 * best_estimate.step_seconds < MIN_BATCH_SPEEDUP * estimate.step_seconds
+        ):
             break
-        chosen, found = larger, estimate
-    for shape in SHAPES[1:]:
-        larger = override(chosen, _shape(*shape))
-        estimate = _timed_if_it_fits(larger, dataset)
-        if not estimate or not _sees_enough(larger, dataset, estimate.steps_in(seconds, larger)):
+        best_config, best_estimate = larger_config, estimate
+    for shape in MODEL_SIZES[1:]:
+        larger_config = override_config(best_config, _shape_overrides(*shape))
+        estimate = _estimate_config_or_none(larger_config, dataset)
+        if not estimate or not _sees_enough_tokens(
+            larger_config, dataset, estimate.steps_within(seconds, larger_config)
+        ):
             break
-        chosen, found = larger, estimate
-    every = math.ceil(seconds / found.step_seconds / EVALUATIONS)
-    m, count = chosen.model, count_parameters(chosen.model)
-    epochs = _epochs(chosen, dataset, found.steps_in(seconds, chosen))
+        best_config, best_estimate = larger_config, estimate
+    eval_interval = math.ceil(seconds / best_estimate.step_seconds / EVALUATIONS_PER_RUN)
+    m, parameter_count = best_config.model, count_parameters(best_config.model)
+    epochs = _count_epochs(best_config, dataset, best_estimate.steps_within(seconds, best_config))
     logger.info(
-        f"{m.n_layer} layers of width {m.n_embd}, {count:,} parameters, batches of "
-        f"{chosen.train.batch_size}: {seconds / 60:g} minutes will be {epochs:.2g} epochs"
+        f"{m.n_layer} layers of width {m.n_embd}, {parameter_count:,} parameters, batches of "
+        f"{best_config.train.batch_size}: {seconds / 60:g} minutes will be {epochs:.2g} epochs"
     )
-    if epochs > ENOUGH_EPOCHS:
+    if epochs > OVERFIT_EPOCHS:
         logger.info(
-            f"beyond about {ENOUGH_EPOCHS} epochs a model memorizes its text: more text, or "
+            f"beyond about {OVERFIT_EPOCHS} epochs a model memorizes its text: more text, or "
             "fewer minutes, would do as well"
         )
-    return override(chosen, {"eval_interval": every})
+    return override_config(best_config, {"eval_interval": eval_interval})
 
 
-def _shape(layers: int, width: int) -> dict[str, int]:
+def _shape_overrides(layers: int, width: int) -> dict[str, int]:
     return {"n_layer": layers, "n_head": width // HEAD_SIZE, "n_embd": width}
 
 
-def _sees_enough(config: Config, dataset: Dataset, steps: int) -> bool:
-    repeated = _epochs(config, dataset, steps) > FRESH_EPOCHS
-    enough = TOKENS_PER_PARAMETER / (2 if repeated else 1)
-    return steps * config.tokens_per_step / count_parameters(config.model) >= enough
+def _sees_enough_tokens(config: Config, dataset: Dataset, steps: int) -> bool:
+    is_repeated = _count_epochs(config, dataset, steps) > MAX_EFFECTIVE_EPOCHS
+    min_tokens_per_parameter = TOKENS_PER_PARAMETER / (2 if is_repeated else 1)
+    return (
+        steps * config.tokens_per_step / count_parameters(config.model) >= min_tokens_per_parameter
+    )
 
 
-def _epochs(config: Config, dataset: Dataset, steps: int) -> float:
+def _count_epochs(config: Config, dataset: Dataset, steps: int) -> float:
     return steps * config.tokens_per_step / len(dataset.train.ids)
 
 
-def _timed(config: Config, dataset: Dataset) -> Estimate:
-    refuse_by_estimate(config)
-    return measure(config, dataset)
+def _estimate_config(config: Config, dataset: Dataset) -> Estimate:
+    check_estimated_memory(config)
+    return estimate_training(config, dataset)
 
 
-def _timed_if_it_fits(config: Config, dataset: Dataset) -> Estimate | None:
+def _estimate_config_or_none(config: Config, dataset: Dataset) -> Estimate | None:
     try:
-        return _timed(config, dataset)
+        return _estimate_config(config, dataset)
     except UserError:  # there is no memory for it
         return None

@@ -12,11 +12,11 @@ from typing import Any
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.storage.run import Run
 from mlxgpt.training.estimate import Estimate
-from mlxgpt.training.selfcheck import Check
+from mlxgpt.training.selfcheck import CheckResult
 
 
 @dataclass(frozen=True)
-class Summary:
+class TrainingSummary:
     """How a training run ended.
 
     Attributes:
@@ -45,19 +45,19 @@ class Summary:
     warning: str | None = None
 
     @classmethod
-    def of(
+    def from_run(
         cls, run: Run, dataset: Dataset, step: int, *, seconds: float = 0.0, resumed: bool = True
-    ) -> Summary:
+    ) -> TrainingSummary:
         """Of a run after `step` updates, by its logs."""
-        last = deque(run.metrics(), maxlen=1)
+        last_record = deque(run.metrics(), maxlen=1)
         best = run.best()
-        prompt = _first_words(dataset)
+        prompt = _make_example_prompt(dataset)
         return cls(
             run=run.folder,
             data=dataset.folder,
             step=step,
             steps=run.config.train.max_steps,
-            loss=last[0].get("loss") if last else None,
+            loss=last_record[0].get("loss") if last_record else None,
             val_loss=best["val_loss"] if best else None,
             best_step=best["step"] if best else None,
             seconds=seconds,
@@ -67,29 +67,30 @@ class Summary:
         )
 
     @classmethod
-    def of_rank(cls, run: Path, data: Path, step: int, steps: int) -> Summary:
+    def for_non_main_rank(cls, run: Path, data: Path, step: int, steps: int) -> TrainingSummary:
         """What a rank knows that is not the main one: no losses."""
-        none = dict.fromkeys(("loss", "val_loss", "best_step"))
+        no_losses = dict.fromkeys(("loss", "val_loss", "best_step"))
+        interrupted = step < steps
         return cls(
-            run, data, step, steps, **none, seconds=0.0, interrupted=step < steps, resumed=False,
-            try_it="",
+            run, data, step, steps, **no_losses, seconds=0.0, interrupted=interrupted,
+            resumed=False, try_it="",
         )  # fmt: skip
 
 
-def _first_words(dataset: Dataset) -> str:
+def _make_example_prompt(dataset: Dataset) -> str:
     """The beginning of the training text, as a prompt to try."""
     ids = [int(i) for i in dataset.train.ids[:40]]
-    first = dataset.tokenizer.decode(ids).strip().partition("\n")[0]
-    return first if len(first) <= 30 else first[:30].rpartition(" ")[0] or first[:30]
+    line = dataset.tokenizer.decode(ids).strip().partition("\n")[0]
+    return line if len(line) <= 30 else line[:30].rpartition(" ")[0] or line[:30]
 
 
 class Callback:
     """Observes a training run: override the methods of interest. An exception ends training."""
 
-    def on_prepare(self, doing: str, done: int, total: int) -> None:
+    def on_prepare(self, stage: str, done: int, total: int) -> None:
         """`done` of about `total` bytes of text are read, or encoded."""
 
-    def on_check(self, check: Check) -> None:
+    def on_check(self, check: CheckResult) -> None:
         """A result of the self-check."""
 
     def on_run(self, run: Run) -> None:
@@ -109,7 +110,7 @@ class Callback:
     def on_save(self, step: int, size: int, seconds: float) -> None:
         """A checkpoint of `size` bytes was written; called from another thread."""
 
-    def on_train_end(self, summary: Summary) -> None:
+    def on_train_end(self, summary: TrainingSummary) -> None:
         """Training has ended: finished or interrupted."""
 
 
@@ -119,11 +120,11 @@ class CallbackList(Callback):
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
         self._callbacks = list(callbacks)
 
-    def on_prepare(self, doing: str, done: int, total: int) -> None:
+    def on_prepare(self, stage: str, done: int, total: int) -> None:
         for callback in self._callbacks:
-            callback.on_prepare(doing, done, total)
+            callback.on_prepare(stage, done, total)
 
-    def on_check(self, check: Check) -> None:
+    def on_check(self, check: CheckResult) -> None:
         for callback in self._callbacks:
             callback.on_check(check)
 
@@ -147,6 +148,6 @@ class CallbackList(Callback):
         for callback in self._callbacks:
             callback.on_save(step, size, seconds)
 
-    def on_train_end(self, summary: Summary) -> None:
+    def on_train_end(self, summary: TrainingSummary) -> None:
         for callback in self._callbacks:
             callback.on_train_end(summary)

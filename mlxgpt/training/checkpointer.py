@@ -17,10 +17,10 @@ from mlxgpt.training.step import TrainStep
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-OTHER_FILES = 1 << 20  # bytes of manifest, metrics and samples
+OTHER_FILES_BYTES = 1 << 20  # bytes of manifest, metrics and samples
 
 
-def is_regular(config: Config, step: int) -> bool:
+def is_scheduled_checkpoint(config: Config, step: int) -> bool:
     """Whether a checkpoint is written after `step` updates in any case, and not only because
     training was stopped there.
     """
@@ -42,16 +42,16 @@ class AsyncCheckpointer:
     def __init__(self, run: Run, keep: int, on_save: Callable[[int, int, float], None]) -> None:
         self._run, self._keep, self._on_save = run, keep, on_save
         self._pool = ThreadPoolExecutor(1, "checkpointer")
-        self._writing: Future[None] | None = None
+        self._pending_write: Future[None] | None = None
 
-    def close(self, kind: type[BaseException] | None = None) -> None:
+    def close(self, exc_type: type[BaseException] | None = None) -> None:
         """End the thread, once everything is written; at once for a KeyboardInterrupt.
 
         Args:
-            kind: of the exception for which training ends, if it does.
+            exc_type: of the exception for which training ends, if it does.
         """
-        self._pool.shutdown(wait=kind is not KeyboardInterrupt)
-        if kind is None:
+        self._pool.shutdown(wait=exc_type is not KeyboardInterrupt)
+        if exc_type is None:
             self.wait()
 
     def save(
@@ -70,34 +70,36 @@ class AsyncCheckpointer:
         self.wait()
         parameters, optimizer = (
             {name: mx.contiguous(value) for name, value in arrays.items()}
-            for arrays in step_function.arrays()
+            for arrays in step_function.state_dicts()
         )
         mx.eval(parameters, optimizer)  # a thread can only read what is computed
         size = sum(array.nbytes for part in (parameters, optimizer) for array in part.values())
         free = shutil.disk_usage(self._run.folder).free
-        if free < size + OTHER_FILES:
-            there = self._run.steps()
+        if free < size + OTHER_FILES_BYTES:
+            saved_steps = self._run.steps()
             raise UserError(
                 f"the disk is full: {free / 1e6:,.0f} MB are left, and a checkpoint takes "
                 f"{size / 1e6:,.0f}",
                 "free some space; the same command resumes from "
-                + (f"step {there[-1]:,}." if there else "the beginning."),
+                + (f"step {saved_steps[-1]:,}." if saved_steps else "the beginning."),
             )
 
         def write() -> None:
-            began = time.monotonic()
-            self._run.sync_notes()  # a checkpoint that survives has its metrics
+            start_time = time.monotonic()
+            self._run.sync_logs()  # a checkpoint that survives has its metrics
             self._run.save(
                 self._run.checkpoints, step, parameters, optimizer, metrics=metrics, guard=guard
             )
             best = self._run.best()  # raises where it cannot be known, and nothing is deleted
-            regular = [n for n in self._run.steps() if is_regular(self._run.config, n)]
-            kept = {step, best["step"] if best else step, *regular[-self._keep :]}
-            checkpoint.prune(self._run.checkpoints, kept)
-            self._on_save(step, size, time.monotonic() - began)
+            scheduled_steps = [
+                n for n in self._run.steps() if is_scheduled_checkpoint(self._run.config, n)
+            ]
+            steps_to_keep = {step, best["step"] if best else step, *scheduled_steps[-self._keep :]}
+            checkpoint.prune_checkpoints(self._run.checkpoints, steps_to_keep)
+            self._on_save(step, size, time.monotonic() - start_time)
 
-        self._writing = self._pool.submit(write)
-        if free < 2 * (size + OTHER_FILES):
+        self._pending_write = self._pool.submit(write)
+        if free < 2 * (size + OTHER_FILES_BYTES):
             self.wait()
             raise UserError(
                 f"the disk is nearly full: stopped and saved at step {step:,}, and another "
@@ -111,13 +113,15 @@ class AsyncCheckpointer:
 
     def wait(self) -> None:
         """Wait for what is being written; raises UserError if it could not be."""
-        if self._writing:
-            writing, self._writing = self._writing, None
+        if self._pending_write:
+            future, self._pending_write = self._pending_write, None
             try:
-                writing.result()
+                future.result()
             except OSError as error:
-                raise files.os_error(error, "read or write", self._run.folder) from error
+                raise files.to_user_error(error, "read or write", self._run.folder) from error
 
     def has_failed(self) -> bool:
         """Whether a checkpoint could not be written; `wait` then raises the reason."""
-        return bool(self._writing and self._writing.done() and self._writing.exception())
+        return bool(
+            self._pending_write and self._pending_write.done() and self._pending_write.exception()
+        )

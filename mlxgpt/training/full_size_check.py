@@ -17,17 +17,17 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlxgpt.backend import device
-from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.config import Config, ModelConfig, override_config
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache, pad_cache
 from mlxgpt.model.losses import make_eval_step, swapped_parameters, token_losses
 from mlxgpt.model.parameters import INIT_STD, flatten_params
 from mlxgpt.model.stats import mlp_width
-from mlxgpt.training.step import TrainStep, new_step
-from mlxgpt.utils.seeds import derive
+from mlxgpt.training.step import TrainStep, make_train_step
+from mlxgpt.utils.seeds import derive_seed
 
-RATE = mx.array(6e-4)  # GPT-2's, since what must hold does not depend on the one asked for
-WHY = (
+LEARNING_RATE = mx.array(6e-4)  # GPT-2's, since what must hold does not depend on the one asked for
+INITIAL_LOSS_EXPLANATION = (
     "Why ln V: an untrained model knows nothing, so the best it can do is to give each of the V "
     "tokens the same probability, 1/V. That costs -ln(1/V) = ln V nats, whichever token comes. "
     "GPT-2's initial weights do almost that. A logit is the dot product of a normalized vector, of "
@@ -39,12 +39,12 @@ WHY = (
     "means a model that is confidently wrong before it has seen anything (initial weights too "
     "large); one below it means that the model can see what it should predict (a broken mask)."
 )
-DECODED = 8  # tokens that are decoded one by one, in `cached_logits`
-MARGIN = 3  # how many times the estimated rounding error is allowed
+DECODED_TOKENS = 8  # tokens that are decoded one by one, in `cached_logits`
+ROUNDING_MARGIN = 3  # how many times the estimated rounding error is allowed
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     """One check and its result.
 
     Attributes:
@@ -60,7 +60,7 @@ class Check:
     why: str = ""
 
 
-def initial_loss(config: Config) -> Check:
+def check_initial_loss(config: Config) -> CheckResult:
     """An untrained model's loss, at full size, is what its initial weights should give.
 
     The targets are random, so the loss must be the mean over all possible targets, within the
@@ -72,22 +72,22 @@ def initial_loss(config: Config) -> Check:
     model = GPT(c, config.train.seed)
     logits = model(ids[:, :-1]).astype(mx.float32)  # [B, T, V]
     loss = float(token_losses(logits, ids[:, 1:]).mean())
-    blind = float((mx.logsumexp(logits, axis=-1) - logits.mean(axis=-1)).mean())
+    mean_target_loss = float((mx.logsumexp(logits, axis=-1) - logits.mean(axis=-1)).mean())
     noise = math.sqrt(float(logits.var(axis=-1).mean()) / ids[:, 1:].size)
     head = model.wte.weight if c.tied else model.lm_head.weight
-    excess, std = _expected_excess(c), math.sqrt(float(mx.square(head).mean()))
+    excess, std = _expected_loss_excess(c), math.sqrt(float(mx.square(head).mean()))
     ok = (
-        abs(loss - blind) <= 6 * noise + 1e-4
-        and blind - ln_v <= (2 + 12 / math.sqrt(c.vocab_size)) * excess + 1e-4
+        abs(loss - mean_target_loss) <= 6 * noise + 1e-4
+        and mean_target_loss - ln_v <= (2 + 12 / math.sqrt(c.vocab_size)) * excess + 1e-4
         and std <= 3 * INIT_STD
     )
-    result = (
+    detail = (
         f"{loss:.3f} nats; ln {c.vocab_size:,} = {ln_v:.3f}, expected about {ln_v + excess:.3f}"
     )
-    return Check("initial loss", ok, result, WHY)
+    return CheckResult("initial loss", ok, detail, INITIAL_LOSS_EXPLANATION)
 
 
-def _expected_excess(c: ModelConfig) -> float:
+def _expected_loss_excess(c: ModelConfig) -> float:
     """How far above ln V the initial weights bring the loss, in nats; exact to first order in the
     variance of the logits, and for the logit of the token just read.
     """
@@ -95,100 +95,110 @@ def _expected_excess(c: ModelConfig) -> float:
     excess = variance / 2 * (1 - 1 / c.vocab_size)
     if c.tied:
         # The residual stream's variance: the token's own part, the position's, and the MLPs'.
-        token = 1.0 if c.embedding_norm else INIT_STD**2
-        position = INIT_STD**2 if c.position == "learned" else 0.0
-        mlps = INIT_STD**2 / 2 * mlp_width(c) * variance / 4
-        own = INIT_STD * c.n_embd * math.sqrt(token / (token + position + mlps))
-        excess += math.log1p(math.expm1(own) / c.vocab_size) - own / c.vocab_size
+        token_variance = 1.0 if c.embedding_norm else INIT_STD**2
+        position_variance = INIT_STD**2 if c.position == "learned" else 0.0
+        mlp_variance = INIT_STD**2 / 2 * mlp_width(c) * variance / 4
+        self_logit = (
+            INIT_STD
+            * c.n_embd
+            * math.sqrt(token_variance / (token_variance + position_variance + mlp_variance))
+        )
+        excess += math.log1p(math.expm1(self_logit) / c.vocab_size) - self_logit / c.vocab_size
     return excess
 
 
-def full_size_step(config: Config) -> Check:
+def check_full_size_step(config: Config) -> CheckResult:
     """One training step at full size, on one sequence: finite loss, gradient and parameters."""
-    config = override(config, {"batch_size": 1, "gradient_accumulation_steps": 1})
-    step = new_step(config)
-    loss, norm = take_step(step, config, 0)
-    parameters = flatten_params(step.model.trainable_parameters())
+    config = override_config(config, {"batch_size": 1, "gradient_accumulation_steps": 1})
+    step_function = make_train_step(config)
+    loss, norm = take_step(step_function, config, 0)
+    parameters = flatten_params(step_function.model.trainable_parameters())
     finite = all(bool(mx.isfinite(p).all()) for p in parameters.values())
     ok = finite and math.isfinite(loss) and math.isfinite(norm)
-    found = f"loss {loss:.3f}, gradient norm {norm:.2f}"
-    return Check(
-        "one step at full size", ok, f"{found}, all finite" if ok else f"{found}: not finite"
+    detail = f"loss {loss:.3f}, gradient norm {norm:.2f}"
+    return CheckResult(
+        "one step at full size", ok, f"{detail}, all finite" if ok else f"{detail}: not finite"
     )
 
 
-def against_the_cpu(config: Config) -> Check:
+def check_against_cpu(config: Config) -> CheckResult:
     """Loss and gradient of one sequence by the training step, on this device and in its dtype, are
     those of the same weights on the CPU, in float32 and operation by operation.
     """
-    model, loss, gradient, x, y = _trained(config)
+    model, loss, gradient, x, y = _compute_loss_and_gradient(config)
     parameters = model.trainable_parameters()
 
     def mean_loss(parameters: dict) -> mx.array:
         model.update(parameters)
         return token_losses(model(x), y).mean()
 
-    with the_cpu(), swapped_parameters(model):
-        exact_loss, exact = mx.value_and_grad(mean_loss)(parameters)
-        mx.eval(exact_loss, exact)
-    allowed = rounding(config.model, config.train.dtype)
-    far, off = distance(gradient, exact), abs(loss - float(exact_loss))
-    return Check(
+    with use_cpu(), swapped_parameters(model):
+        cpu_loss, cpu_gradient = mx.value_and_grad(mean_loss)(parameters)
+        mx.eval(cpu_loss, cpu_gradient)
+    tolerance = rounding_tolerance(config.model, config.train.dtype)
+    gradient_distance, loss_error = (
+        relative_distance(gradient, cpu_gradient),
+        abs(loss - float(cpu_loss)),
+    )
+    return CheckResult(
         "GPU = CPU",
-        far <= allowed and off <= loss_rounding(config, loss, y.size),
-        f"loss {loss:.5f} and {float(exact_loss):.5f} on the CPU, gradients {far:.1e} apart; "
-        f"rounding explains {allowed:.1e}",
+        gradient_distance <= tolerance and loss_error <= loss_tolerance(config, loss, y.size),
+        f"loss {loss:.5f} and {float(cpu_loss):.5f} on the CPU, gradients "
+        f"{gradient_distance:.1e} apart; "
+        f"rounding explains {tolerance:.1e}",
     )
 
 
-def evaluation_loss(config: Config) -> Check:
+def check_evaluation_loss(config: Config) -> CheckResult:
     """The evaluation step finds the loss that the training step finds: without a gradient MLX
     takes other kernels.
     """
-    model, trained, _, x, y = _trained(config)
-    step = make_eval_step(model, getattr(mx, config.train.dtype))
-    evaluated = float(step(model.parameters(), x, y, mx.ones(y.shape))) / y.size
-    allowed = loss_rounding(config, trained, y.size)
-    return Check(
+    model, train_loss, _, x, y = _compute_loss_and_gradient(config)
+    eval_step = make_eval_step(model, getattr(mx, config.train.dtype))
+    eval_loss = float(eval_step(model.parameters(), x, y, mx.ones(y.shape))) / y.size
+    tolerance = loss_tolerance(config, train_loss, y.size)
+    return CheckResult(
         "evaluation = training",
-        abs(evaluated - trained) <= allowed,
-        f"loss {evaluated:.5f} in evaluation, {trained:.5f} in training; "
-        f"rounding explains {allowed:.1e}",
+        abs(eval_loss - train_loss) <= tolerance,
+        f"loss {eval_loss:.5f} in evaluation, {train_loss:.5f} in training; "
+        f"rounding explains {tolerance:.1e}",
     )
 
 
-def cached_logits(config: Config) -> Check:
+def check_cached_logits(config: Config) -> CheckResult:
     """Reading tokens one by one, after a prompt that filled the cache, gives the logits of reading
     all at once; with all sequences at one position, and each at its own. In float32, as texts are
     generated.
     """
-    block = config.model.block_size
-    model, ids = scaled_model(config), random_ids(config, 2, block)
-    at_once = model(ids)
-    first = max(1, block // 2)
-    end = min(first + DECODED, block)
-    far = 0.0
-    for lengths in ([first], [first, max(1, first - 1)]):
+    block_size = config.model.block_size
+    model, ids = make_scaled_model(config), random_ids(config, 2, block_size)
+    uncached_logits = model(ids)
+    prompt_length = max(1, block_size // 2)
+    end = min(prompt_length + DECODED_TOKENS, block_size)
+    max_distance = 0.0
+    for lengths in ([prompt_length], [prompt_length, max(1, prompt_length - 1)]):
         position, cache = mx.array(lengths), KVCache()
-        logits = model(ids[:, :first], cache, last=position - 1)
-        layers = pad_cache(cache.layers, block)
-        for n in range(end - first + 1):
-            rows = mx.broadcast_to(position, (2,))[:, None]
-            expected = mx.take_along_axis(at_once, rows[..., None] - 1, axis=1)[:, 0]
-            far = max(far, distance(logits, expected))
-            if n < end - first:
-                cache = KVCache(layers, position, attended=end)
-                logits = model(mx.take_along_axis(ids, rows, axis=1), cache)[:, 0]
+        logits = model(ids[:, :prompt_length], cache, last=position - 1)
+        layers = pad_cache(cache.layers, block_size)
+        for n in range(end - prompt_length + 1):
+            row_positions = mx.broadcast_to(position, (2,))[:, None]
+            expected = mx.take_along_axis(uncached_logits, row_positions[..., None] - 1, axis=1)[
+                :, 0
+            ]
+            max_distance = max(max_distance, relative_distance(logits, expected))
+            if n < end - prompt_length:
+                cache = KVCache(layers, position, kv_length=end)
+                logits = model(mx.take_along_axis(ids, row_positions, axis=1), cache)[:, 0]
                 layers, position = cache.layers, position + 1
-    allowed = rounding(config.model, "float32")
-    return Check(
+    tolerance = rounding_tolerance(config.model, "float32")
+    return CheckResult(
         "cached = uncached",
-        far <= allowed,
-        f"logits at most {far:.1e} apart; rounding explains {allowed:.1e}",
+        max_distance <= tolerance,
+        f"logits at most {max_distance:.1e} apart; rounding explains {tolerance:.1e}",
     )
 
 
-def rounding(config: ModelConfig, dtype: str) -> float:
+def rounding_tolerance(config: ModelConfig, dtype: str) -> float:
     """How large a relative error of logits, or of a gradient, rounding explains.
 
     The error of one product is the unit roundoff of what it multiplies: 2^-8 of bfloat16, 2^-11 of
@@ -199,26 +209,29 @@ def rounding(config: ModelConfig, dtype: str) -> float:
     position makes an error of 0.05 to 0.9. `MARGIN` times as much is allowed.
     """
     if dtype == "bfloat16":
-        unit = 2.0**-8
-    elif not device.multiplies_exactly():
-        unit = 2.0**-11
+        unit_roundoff = 2.0**-8
+    elif not device.has_full_precision_matmul():
+        unit_roundoff = 2.0**-11
     else:
-        longest = max(config.vocab_size, mlp_width(config), config.block_size)
-        unit = math.sqrt(longest) * 2.0**-24
-    return MARGIN * unit * math.sqrt(6 * config.n_layer + 1)
+        max_terms = max(config.vocab_size, mlp_width(config), config.block_size)
+        unit_roundoff = math.sqrt(max_terms) * 2.0**-24
+    return ROUNDING_MARGIN * unit_roundoff * math.sqrt(6 * config.n_layer + 1)
 
 
-def loss_rounding(config: Config, loss: float, tokens: int) -> float:
+def loss_tolerance(config: Config, loss: float, tokens: int) -> float:
     """How far rounding may move the mean loss of some tokens, in nats.
 
     A token's loss is off by the error of logits, whose standard deviation is 1 in `scaled_model`,
     the mean of independent errors by less, and the sum of all losses is one of float32.
     """
-    root = math.sqrt(tokens)
-    return rounding(config.model, config.train.dtype) / root + loss * root * 2.0**-24
+    sqrt_tokens = math.sqrt(tokens)
+    return (
+        rounding_tolerance(config.model, config.train.dtype) / sqrt_tokens
+        + loss * sqrt_tokens * 2.0**-24
+    )
 
 
-def distance(a: Any, b: Any) -> float:
+def relative_distance(a: Any, b: Any) -> float:
     """The norm of the difference of two trees of arrays, relative to that of the second."""
     a, b = (flatten_params(tree) if isinstance(tree, dict) else {"": tree} for tree in (a, b))
     squares = [
@@ -228,14 +241,14 @@ def distance(a: Any, b: Any) -> float:
     return math.sqrt(squares[0] / squares[1]) if squares[1] else math.inf
 
 
-def the_cpu() -> AbstractContextManager:
+def use_cpu() -> AbstractContextManager:
     """What is computed meanwhile is computed on the CPU. Compiled functions follow, as MLX keeps
     their graphs per stream.
     """
     return mx.stream(mx.cpu)
 
 
-def scaled_model(config: Config) -> GPT:
+def make_scaled_model(config: Config) -> GPT:
     """A model in which every part matters: of what attention finds, initial weights let little
     through. Matrices are scaled so that queries, keys and logits have a standard deviation of 1.
     """
@@ -247,35 +260,37 @@ def scaled_model(config: Config) -> GPT:
     return model
 
 
-def _trained(config: Config) -> tuple[GPT, float, dict, mx.array, mx.array]:
+def _compute_loss_and_gradient(config: Config) -> tuple[GPT, float, dict, mx.array, mx.array]:
     """Loss and gradient of a training step without dropout: (the model, both, inputs[1, T],
     targets[1, T]).
     """
-    config = override(config, {"batch_size": 1, "gradient_accumulation_steps": 1, "dropout": 0.0})
-    model = scaled_model(config)
+    config = override_config(
+        config, {"batch_size": 1, "gradient_accumulation_steps": 1, "dropout": 0.0}
+    )
+    model = make_scaled_model(config)
     x, y = random_batch(config, 0)
-    loss, gradient = TrainStep(model, config).gradients(x, y, mx.random.key(0))
+    loss, gradient = TrainStep(model, config).compute_gradients(x, y, mx.random.key(0))
     mx.eval(loss, gradient, x, y)
     return model, float(loss), gradient, x[0], y[0]
 
 
-def take_step(step: TrainStep, config: Config, n: int) -> tuple[float, float]:
+def take_step(step_function: TrainStep, config: Config, n: int) -> tuple[float, float]:
     """Take step n on random tokens: its loss and gradient norm."""
-    key = mx.random.key(derive(config.train.seed, "check", n))
-    loss, norm = step(*random_batch(config, n), RATE, key)
-    mx.eval(loss, norm, step.state)
+    key = mx.random.key(derive_seed(config.train.seed, "check", n))
+    loss, norm = step_function(*random_batch(config, n), LEARNING_RATE, key)
+    mx.eval(loss, norm, step_function.state)
     return float(loss), float(norm)
 
 
 def random_batch(config: Config, n: int) -> tuple[mx.array, mx.array]:
     """Inputs and targets of step n, each ids[A, B, T]."""
-    t, block = config.train, config.model.block_size
-    ids = random_ids(config, config.sequences_per_step, block + 1, n)
-    shape = (t.gradient_accumulation_steps, t.batch_size, block)
+    t, block_size = config.train, config.model.block_size
+    ids = random_ids(config, config.sequences_per_step, block_size + 1, n)
+    shape = (t.gradient_accumulation_steps, t.batch_size, block_size)
     return ids[:, :-1].reshape(shape), ids[:, 1:].reshape(shape)
 
 
 def random_ids(config: Config, rows: int, length: int, n: int = 0) -> mx.array:
     """Ids[rows, length]; others for each n."""
-    key = mx.random.key(derive(config.train.seed, "check ids", n))
+    key = mx.random.key(derive_seed(config.train.seed, "check ids", n))
     return mx.random.randint(0, config.model.vocab_size, (rows, length), key=key)

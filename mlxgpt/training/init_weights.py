@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxgpt.config import Config, validate
+from mlxgpt.config import Config, validate_config
 from mlxgpt.data.tokenizers.char import Tokenizer
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage import checkpoint
@@ -21,7 +21,7 @@ from mlxgpt.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 # Which weights cannot change.
-SHAPE = (
+ARCHITECTURE_FIELDS = (
     "n_layer",
     "n_head",
     "n_embd",
@@ -52,41 +52,52 @@ class InitWeights:
     origin: Mapping[str, Any]
 
 
-def init_from(run: Run, config: Config, chosen: Mapping[str, Any]) -> tuple[Config, InitWeights]:
+def load_init_weights(
+    run: Run, config: Config, explicit_settings: Mapping[str, Any]
+) -> tuple[Config, InitWeights]:
     """The config with a run's shape, and the run's weights. Of a longer block the first positions
     are taken, as nanoGPT does.
 
     Args:
         config: everything else.
-        chosen: the settings that were given by name.
+        explicit_settings: the settings that were given by name.
 
     Raises:
         UserError: if a setting does not go with the run's weights.
     """
-    theirs = run.config.model
-    for name in SHAPE:
-        if chosen.get(name, getattr(theirs, name)) != getattr(theirs, name):
+    model_config = run.config.model
+    for name in ARCHITECTURE_FIELDS:
+        if explicit_settings.get(name, getattr(model_config, name)) != getattr(model_config, name):
             raise UserError(
-                f"{name} = {chosen[name]} does not go with {run.name}, which has "
-                f"{getattr(theirs, name)}",
+                f"{name} = {explicit_settings[name]} does not go with {run.name}, which has "
+                f"{getattr(model_config, name)}",
                 f"leave it out: a training from {run.name} has its shape.",
             )
-    block = chosen.get("block_size", theirs.block_size)
-    learned = theirs.position == "learned"
-    if learned and block > theirs.block_size:
+    block_size = explicit_settings.get("block_size", model_config.block_size)
+    has_learned_positions = model_config.position == "learned"
+    if has_learned_positions and block_size > model_config.block_size:
         raise UserError(
-            f"block_size = {block} is more than the {theirs.block_size} positions that {run.name} "
+            f"block_size = {block_size} is more than the {model_config.block_size} positions "
+            f"that {run.name} "
             "has learned",
-            f"use --block-size {theirs.block_size} or less.",
+            f"use --block-size {model_config.block_size} or less.",
         )
-    dropout = chosen.get("dropout", config.model.dropout)
-    config = validate(replace(config, model=replace(theirs, block_size=block, dropout=dropout)))
+    dropout = explicit_settings.get("dropout", config.model.dropout)
+    config = validate_config(
+        replace(config, model=replace(model_config, block_size=block_size, dropout=dropout))
+    )
     config = replace(config, data=replace(config.data, tokenizer=run.config.data.tokenizer))
-    model, saved = load_model(run)
+    model, saved_checkpoint = load_model(run)
     parameters = flatten_params(model.parameters())
-    if learned:
-        parameters["wpe.weight"] = parameters["wpe.weight"][:block]
+    if has_learned_positions:
+        parameters["wpe.weight"] = parameters["wpe.weight"][:block_size]
     mx.eval(parameters)  # or a step that fails on the GPU would leave them uncomputed
-    weights = checkpoint.path_of(run.checkpoints, saved.step) / checkpoint.MODEL
-    origin = {"run": run.name, "step": saved.step, "sha256": files.sha256(weights)}
+    weights_path = (
+        checkpoint.checkpoint_folder(run.checkpoints, saved_checkpoint.step) / checkpoint.MODEL_FILE
+    )
+    origin = {
+        "run": run.name,
+        "step": saved_checkpoint.step,
+        "sha256": files.sha256_file(weights_path),
+    }
     return config, InitWeights(parameters, run.tokenizer, origin)

@@ -25,9 +25,9 @@ class TrainRequest:
         config_name: for the run's name, which is CONFIG-DATA unless `run_name` is given.
         run_name: a name in `runs_dir`, or a folder's path.
         max_minutes: plan as many steps as fit into this time; timed at the start of a new run.
-        fit_size: choose the model's shape and the batch for that time, too.
+        auto_size: choose the model's shape and the batch for that time, too.
         memory_limit: gigabytes; training that takes more is refused, or stopped and saved.
-        fallback: a corpus to train on if the config's could not be downloaded.
+        fallback_source: a corpus to train on if the config's could not be downloaded.
         strict_vocab: refuse data of another vocabulary than `vocab_size`; otherwise the model has
             room for what the config says, or for the data's if that is more.
         init_weights: to start from, of the config's shape; None: the seed's.
@@ -39,13 +39,13 @@ class TrainRequest:
     data_dir: Path
     run_name: str | None = None
     max_minutes: float | None = None
-    fit_size: bool = False
+    auto_size: bool = False
     memory_limit: float | None = None
-    fallback: str | None = None
+    fallback_source: str | None = None
     strict_vocab: bool = False
     init_weights: InitWeights | None = None
 
-    def folder(self, dataset: Dataset) -> Path:
+    def run_folder(self, dataset: Dataset) -> Path:
         """The run's folder."""
         name = self.run_name or f"{self.config_name}-{dataset.name}"
         return Path(name) if os.sep in name else self.runs_dir / name
@@ -61,11 +61,11 @@ class TrainJob:
         run: the one to resume, of the same config and data; None: a new one, or not the main rank.
         init_weights: of a new run; None: the seed's.
         estimate: what a step takes.
-        memory_limit: bytes; training that takes more is stopped.
+        memory_limit_bytes: bytes; training that takes more is stopped.
         finished_step: the last step of a run that is finished already.
         warning: what differs from what was asked for.
         is_retry: whether an attempt before this one failed on the GPU.
-        started: when, on the monotonic clock.
+        start_time: when, on the monotonic clock.
         resumed: whether there was something to resume.
     """
 
@@ -75,14 +75,14 @@ class TrainJob:
     run: Run | None
     estimate: Estimate
     init_weights: InitWeights | None = None
-    memory_limit: int | None = None
+    memory_limit_bytes: int | None = None
     finished_step: int | None = None
     warning: str | None = None
     is_retry: bool = False
-    started: float = field(default_factory=time.monotonic)
+    start_time: float = field(default_factory=time.monotonic)
     resumed: bool = False
 
-    def new_run(self) -> Run:
+    def make_run(self) -> Run:
         """The run that is to be created."""
         origin: Mapping[str, Any] = self.init_weights.origin if self.init_weights else {}
         return Run(

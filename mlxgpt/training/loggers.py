@@ -21,24 +21,24 @@ from typing import Any, Self
 
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.storage.run import Run
-from mlxgpt.training.callbacks import Callback, Summary
+from mlxgpt.training.callbacks import Callback, TrainingSummary
 from mlxgpt.training.estimate import Estimate
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-INSTALL = {
+INSTALL_COMMANDS = {
     "tensorboard": "pip install 'tensorboard>=2.19,<3'",
     "wandb": "pip install 'wandb>=0.19,<1'",
 }
 WANDB_INIT_SECONDS = 20.0  # wandb.init takes about 10 s more to give up
 CLOSE_SECONDS = 60.0  # to write or send the rest at the end
 THREAD_NAME = "metrics-logger"  # known to cli.py, which imports nothing heavy
-WANDB_TOKEN = "wandb.txt"  # in the run's folder: random, part of the run's id at wandb
+WANDB_TOKEN_FILE = "wandb.txt"  # in the run's folder: random, part of the run's id at wandb
 
 
-Calls = SimpleQueue[Callable[[], object] | None]
+CallQueue = SimpleQueue[Callable[[], object] | None]
 
 
 class MetricsLogger(Callback, ABC):
@@ -57,14 +57,15 @@ class MetricsLogger(Callback, ABC):
         self._name = name
         spec = find_spec(name)
         if not spec or not spec.origin:  # a folder of that name is a package without origin
-            raise UserError(f"{name} is not installed", f"get it: {INSTALL[name]}.")
+            raise UserError(f"{name} is not installed", f"get it: {INSTALL_COMMANDS[name]}.")
         try:
             self._import()
         except ImportError as error:
             raise UserError(
-                f"{name} cannot be imported: {error}", f"install it again: {INSTALL[name]}."
+                f"{name} cannot be imported: {error}",
+                f"install it again: {INSTALL_COMMANDS[name]}.",
             ) from error
-        self._calls = Calls()
+        self._queue = CallQueue()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -75,29 +76,31 @@ class MetricsLogger(Callback, ABC):
 
     def on_run(self, run: Run) -> None:
         self._connect(run)
-        self._calls = Calls()
+        self._queue = CallQueue()
         self._thread = threading.Thread(
-            target=self._work, args=(self._calls,), name=THREAD_NAME, daemon=True
+            target=self._process_queue, args=(self._queue,), name=THREAD_NAME, daemon=True
         )
         self._thread.start()
 
     def on_train_begin(self, run: Run, dataset: Dataset, start: int, estimate: Estimate) -> None:
-        first = start + run.noted(start)
-        self._calls.put(lambda: self._start(run, first))
+        first_step = start + run.has_metrics(start)
+        self._queue.put(lambda: self._start(run, first_step))
 
     def on_log(self, record: dict[str, Any]) -> None:
         metrics = {name: value for name, value in record.items() if name != "step"}
-        finite = {n: float(v) for n, v in metrics.items() if v is not None and math.isfinite(v)}
-        self._calls.put(lambda: self._write(record["step"], finite))
+        finite_metrics = {
+            n: float(v) for n, v in metrics.items() if v is not None and math.isfinite(v)
+        }
+        self._queue.put(lambda: self._write(record["step"], finite_metrics))
 
-    def on_train_end(self, summary: Summary) -> None:
-        self._calls.put(None)
+    def on_train_end(self, summary: TrainingSummary) -> None:
+        self._queue.put(None)
 
     def close(self) -> None:
         """Wait until everything is written or sent. Ctrl-C ends the wait."""
         if not self._thread:
             return
-        self._calls.put(None)
+        self._queue.put(None)
         with contextlib.suppress(KeyboardInterrupt):
             self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
@@ -105,10 +108,10 @@ class MetricsLogger(Callback, ABC):
                 "%s did not finish, and is not waited for; metrics may be missing there", self._name
             )
 
-    def _work(self, calls: Calls) -> None:
+    def _process_queue(self, queue: CallQueue) -> None:
         """Body of the thread: make the queued calls until None arrives, then finish."""
         try:
-            while call := calls.get():
+            while call := queue.get():
                 call()
         except Exception as error:  # the tracker's library may raise anything
             self._warn(error)
@@ -122,7 +125,7 @@ class MetricsLogger(Callback, ABC):
 
     def _warn(self, error: Exception) -> None:
         logger.warning(
-            "%s failed: %s; the training continues without it", self._name, _one_line(error)
+            "%s failed: %s; the training continues without it", self._name, _format_error(error)
         )
 
     # A tracker's own part. Each method may raise whatever its library raises.
@@ -156,41 +159,41 @@ class TensorBoardLogger(MetricsLogger):
         self._last_step = 0
 
     def _import(self) -> None:
-        self._event: Any = import_module("tensorboard.compat.proto.event_pb2")
-        self._summary: Any = import_module("tensorboard.compat.proto.summary_pb2")
+        self._event_pb2: Any = import_module("tensorboard.compat.proto.event_pb2")
+        self._summary_pb2: Any = import_module("tensorboard.compat.proto.summary_pb2")
         # Not its EventFileWriter, whose own thread prints a traceback if the disk is full.
-        self._records: Any = import_module("tensorboard.summary.writer.record_writer")
+        self._record_writer: Any = import_module("tensorboard.summary.writer.record_writer")
 
     def _start(self, run: Run, step: int) -> None:
         self._finish()
         folder = run.folder / "tensorboard"
         folder.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
-        self._writer = self._records.RecordWriter((folder / name).open("ab"))
-        self._add(0, file_version="brain.Event:2")
-        self._forget_from(step)  # TensorBoard ignores the first one in a folder
-        self._forget_from(step)
+        self._writer = self._record_writer.RecordWriter((folder / name).open("ab"))
+        self._add_event(0, file_version="brain.Event:2")
+        self._purge_from_step(step)  # TensorBoard ignores the first one in a folder
+        self._purge_from_step(step)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         if step <= self._last_step:  # the training was rolled back
-            self._forget_from(step)
+            self._purge_from_step(step)
         self._last_step = step
-        value = self._summary.Summary.Value
+        value = self._summary_pb2.Summary.Value
         scalars = [value(tag=name, simple_value=number) for name, number in metrics.items()]
-        self._add(step, summary=self._summary.Summary(value=scalars))
+        self._add_event(step, summary=self._summary_pb2.Summary(value=scalars))
         self._writer.flush()  # so that a killed run has what metrics.jsonl has
 
     def _finish(self) -> None:
         if self._writer:
             self._writer.close()
 
-    def _forget_from(self, step: int) -> None:
+    def _purge_from_step(self, step: int) -> None:
         """Make TensorBoard drop everything from `step` on."""
-        log = self._event.SessionLog
-        self._add(step, session_log=log(status=log.START))
+        log = self._event_pb2.SessionLog
+        self._add_event(step, session_log=log(status=log.START))
 
-    def _add(self, step: int, **content: Any) -> None:
-        event = self._event.Event(wall_time=time.time(), step=step, **content)
+    def _add_event(self, step: int, **content: Any) -> None:
+        event = self._event_pb2.Event(wall_time=time.time(), step=step, **content)
         self._writer.write(event.SerializeToString())
 
 
@@ -208,7 +211,7 @@ class WandbLogger(MetricsLogger):
 
     def _import(self) -> None:
         self._wandb: Any = import_module("wandb")
-        with _wandb_errors():
+        with _convert_wandb_errors():
             self._require_login()
 
     def _require_login(self) -> None:
@@ -226,13 +229,13 @@ class WandbLogger(MetricsLogger):
             )
 
     def _connect(self, run: Run) -> None:
-        created = next(run.history(), {})
-        self._token = str(created.get("time") or secrets.token_hex(8))
+        first_record = next(run.history(), {})
+        self._token = str(first_record.get("time") or secrets.token_hex(8))
         with contextlib.suppress(FileNotFoundError, ValueError):
-            self._token = files.read_small(run.folder / WANDB_TOKEN)
+            self._token = files.read_small(run.folder / WANDB_TOKEN_FILE)
         has_timeout = "WANDB_INIT_TIMEOUT" in os.environ
         settings = {} if has_timeout else {"init_timeout": WANDB_INIT_SECONDS}
-        with _wandb_errors():
+        with _convert_wandb_errors():
             self._run = self._wandb.init(
                 project="mlxgpt",
                 name=run.name,
@@ -243,7 +246,7 @@ class WandbLogger(MetricsLogger):
             )
 
     def _start(self, run: Run, step: int) -> None:
-        (run.folder / WANDB_TOKEN).write_text(self._token)
+        (run.folder / WANDB_TOKEN_FILE).write_text(self._token)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
@@ -270,7 +273,7 @@ def make_logger(name: str) -> MetricsLogger:
 
 
 @contextlib.contextmanager
-def _wandb_errors() -> Iterator[None]:
+def _convert_wandb_errors() -> Iterator[None]:
     """Turn wandb's errors at the start into a UserError: its own, pydantic's, the network's."""
     try:
         yield
@@ -278,11 +281,11 @@ def _wandb_errors() -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"wandb failed: {_one_line(error)}",
+            f"wandb failed: {_format_error(error)}",
             "check the connection and `wandb login`; or set WANDB_MODE=offline, and run `wandb "
             "sync` later.",
         ) from error
 
 
-def _one_line(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -18,31 +18,31 @@ import mlx.core as mx
 
 from mlxgpt.backend import device, execution, macos
 from mlxgpt.config import Config
-from mlxgpt.distributed.agreement import require_same_arrays
+from mlxgpt.distributed.agreement import check_same_arrays
 from mlxgpt.distributed.group import ProcessGroup
 from mlxgpt.storage.run import Run
-from mlxgpt.training.callbacks import Callback, Summary
-from mlxgpt.training.checkpointer import is_regular
+from mlxgpt.training.callbacks import Callback, TrainingSummary
+from mlxgpt.training.checkpointer import is_scheduled_checkpoint
 from mlxgpt.training.job import TrainJob
 from mlxgpt.training.metrics import StepMetrics, StepTimer
-from mlxgpt.training.resume import load_newest, open_run, share_state
+from mlxgpt.training.resume import broadcast_state, load_newest_checkpoint, resume_or_create_run
 from mlxgpt.training.run_records import RunWriter
-from mlxgpt.training.signals import stop_signals
+from mlxgpt.training.signals import catch_stop_signals
 from mlxgpt.training.snapshots import is_snapshot_step
-from mlxgpt.training.spike_guard import MOST_ROLLBACKS, SpikeGuard
-from mlxgpt.training.step import StepInputs, TrainStep, new_step
+from mlxgpt.training.spike_guard import MAX_ROLLBACKS, SpikeGuard
+from mlxgpt.training.step import StepInputs, TrainStep, make_train_step
 from mlxgpt.training.validation import Validation
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-class Diverged(UserError):
+class DivergedError(UserError):
     """Training was given up: its loss spiked, or was not finite, again and again."""
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingStep:
     """A step that was handed to the device, and whose numbers are not read yet.
 
     Attributes:
@@ -52,12 +52,12 @@ class Pending:
     step: int
     learning_rate: mx.array
     loss: mx.array
-    norm: mx.array
-    limit: float
+    grad_norm: mx.array
+    loss_limit: float
     seconds: float
 
 
-def train(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> Summary:
+def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> TrainingSummary:
     """Train a run, from its newest checkpoint or from the start, until it is finished or stopped;
     everything is saved at the end. Every rank calls this with the same job.
 
@@ -69,87 +69,106 @@ def train(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> Summary:
         Diverged: if it is of no use to continue.
     """
     if job.finished_step is not None:
-        return _summary(job, job.run, job.finished_step, 0.0)
-    config, last = job.config, job.config.train.max_steps
-    step_function = new_step(config, group)
+        return _make_summary(job, job.run, job.finished_step, 0.0)
+    config, max_steps = job.config, job.config.train.max_steps
+    step_function = make_train_step(config, group)
     step_inputs = StepInputs(job.dataset.train, config, group)
     with (
-        open_run(job, group, step_function, callbacks) as (run, start),
-        group.watch(job.estimate.step_seconds),
+        resume_or_create_run(job, group, step_function, callbacks) as (run, start),
+        group.watchdog(job.estimate.step_seconds),
         RunWriter(run, job.dataset, step_function, callbacks) if run else nullcontext() as writer,
     ):
         guard, step = start.guard, start.step
         validate = Validation(config, job.dataset, step_function, start.bos)
-        results = StepResults(group, step_function, guard, validate, writer)
-        results.begin(step, start.unlogged)
-        pending: Pending | None = None
-        is_stopped = is_over = False
-        with stop_signals() as stop_asked, execution.shield_from_sigint(), macos.awake():
-            inputs = step_inputs(step, guard.batch_offset) if step < last else None
-            while inputs and step < last and not is_stopped:
+        handler = StepResultHandler(group, step_function, guard, validate, writer)
+        handler.begin(step, start.unlogged_metrics)
+        pending: PendingStep | None = None
+        is_stopped = is_over_memory_limit = False
+        with (
+            catch_stop_signals() as stop_requested,
+            execution.shield_from_sigint(),
+            macos.prevent_sleep(),
+        ):
+            inputs = step_inputs(step, guard.batch_offset) if step < max_steps else None
+            while inputs and step < max_steps and not is_stopped:
                 # Hand the step over. The device computes it while the host does the rest.
-                limit, learning_rate = guard.limit(step), inputs[2]
-                loss, norm = step_function(*inputs, limit)
-                mx.async_eval(loss, norm, step_function.state)
-                if step + 1 < last:
+                loss_limit, learning_rate = guard.loss_limit(step), inputs[2]
+                loss, grad_norm = step_function(*inputs, loss_limit)
+                mx.async_eval(loss, grad_norm, step_function.state)
+                if step + 1 < max_steps:
                     inputs = step_inputs(step + 1, guard.batch_offset)
 
                 if pending:  # the step before
-                    results.log(results.read(pending))
-                pending = Pending(step, learning_rate, loss, norm, limit, results.timer.seconds())
+                    handler.log(handler.read_metrics(pending))
+                pending = PendingStep(
+                    step,
+                    learning_rate,
+                    loss,
+                    grad_norm,
+                    loss_limit,
+                    handler.timer.elapsed_seconds(),
+                )
                 step += 1
 
                 # What needs the weights as they are after this step: the device waits for it.
                 if needs_weights(config, step) and not guard.must_stop:
-                    metrics, pending = results.read(pending), None
-                    results.save_and_evaluate(metrics)
+                    metrics, pending = handler.read_metrics(pending), None
+                    handler.save_and_evaluate(metrics)
 
                 if not guard.must_stop:
-                    is_over = device.memory()[0] > (job.memory_limit or math.inf)
-                    is_stopped = group.should_stop(is_over or results.failed() or stop_asked())
+                    is_over_memory_limit = device.memory_in_use()[0] > (
+                        job.memory_limit_bytes or math.inf
+                    )
+                    is_stopped = group.should_stop(
+                        is_over_memory_limit or handler.has_failed() or stop_requested()
+                    )
                     if is_stopped and pending:
-                        results.log(results.read(pending))
-                if guard.spiked is not None and not guard.has_diverged:
-                    step, pending, is_stopped = results.roll_back(), None, False
+                        handler.log(handler.read_metrics(pending))
+                if guard.spike_step is not None and not guard.has_diverged:
+                    step, pending, is_stopped = handler.roll_back(), None, False
                     inputs = step_inputs(step, guard.batch_offset)
                 if guard.has_diverged:
                     break
         mx.eval(step_function.state)
         if writer:
             writer.finish(step, guard)
-        group.raise_together(_why_stopped(job, step, guard, is_over))
-        return _summary(job, run, step, time.monotonic() - job.started)
+        group.raise_on_all_ranks(_make_stop_error(job, step, guard, is_over_memory_limit))
+        return _make_summary(job, run, step, time.monotonic() - job.start_time)
 
 
-def _summary(job: TrainJob, run: Run | None, step: int, seconds: float) -> Summary:
+def _make_summary(job: TrainJob, run: Run | None, step: int, seconds: float) -> TrainingSummary:
     """How training ended, as far as this rank knows: only the main one has the run."""
     if not run:
         steps = job.config.train.max_steps
-        return Summary.of_rank(job.folder, job.dataset.folder, step, steps)
-    summary = Summary.of(run, job.dataset, step, seconds=seconds, resumed=job.resumed)
+        return TrainingSummary.for_non_main_rank(job.folder, job.dataset.folder, step, steps)
+    summary = TrainingSummary.from_run(run, job.dataset, step, seconds=seconds, resumed=job.resumed)
     return replace(summary, warning=job.warning)
 
 
-def is_evaluated(config: Config, step: int) -> bool:
+def is_eval_step(config: Config, step: int) -> bool:
     """Whether the model is evaluated after `step` updates."""
     return _is_due(config, step, config.train.eval_interval)
 
 
-def is_logged(config: Config, step: int) -> bool:
+def is_log_step(config: Config, step: int) -> bool:
     """Whether the metrics of a step, from 1, are logged."""
-    return is_evaluated(config, step) or _is_due(config, step, config.train.log_interval)
+    return is_eval_step(config, step) or _is_due(config, step, config.train.log_interval)
 
 
 def needs_weights(config: Config, step: int) -> bool:
     """Whether something reads the weights as they are after `step` updates."""
-    return is_regular(config, step) or is_evaluated(config, step) or is_snapshot_step(step)
+    return (
+        is_scheduled_checkpoint(config, step)
+        or is_eval_step(config, step)
+        or is_snapshot_step(step)
+    )
 
 
 def _is_due(config: Config, step: int, interval: int) -> bool:
     return step % interval == 0 or step == config.train.max_steps
 
 
-class StepResults:
+class StepResultHandler:
     """What is done with the results of steps, on every rank. What is written is the main rank's;
     collectives are everyone's.
 
@@ -170,35 +189,35 @@ class StepResults:
         self._config = step_function.config
         self.timer = StepTimer(self._config, group.size)
 
-    def begin(self, step: int, unlogged: dict[str, float] | None) -> None:
+    def begin(self, step: int, unlogged_metrics: dict[str, float] | None) -> None:
         """Before the first step.
 
         Args:
             step: updates done.
-            unlogged: the numbers of that step, if the run was killed after saving it.
+            unlogged_metrics: the numbers of that step, if the run was killed after saving it.
         """
         self.timer.restart(step)
         if self._writer and is_snapshot_step(step):
-            self._writer.snapshot(step)
-        if unlogged:
-            lr, loss, norm = (unlogged[name] for name in ("lr", "loss", "grad_norm"))
-            metrics = StepMetrics(step, lr, loss, norm, seconds=0.0)
+            self._writer.save_snapshot(step)
+        if unlogged_metrics:
+            lr, loss, grad_norm = (unlogged_metrics[name] for name in ("lr", "loss", "grad_norm"))
+            metrics = StepMetrics(step, lr, loss, grad_norm, seconds=0.0)
             self._evaluate(metrics)
             self.log(metrics)
         self._group.barrier("start")
 
-    def read(self, pending: Pending) -> StepMetrics:
+    def read_metrics(self, pending: PendingStep) -> StepMetrics:
         """Wait for a step's numbers, and let the guard judge them."""
-        loss, norm = float(pending.loss), float(pending.norm)
-        self._guard.record(pending.step, loss, norm, pending.limit)
-        if self._guard.spiked is not None and not self._can_roll_back():
+        loss, grad_norm = float(pending.loss), float(pending.grad_norm)
+        self._guard.record(pending.step, loss, grad_norm, pending.loss_limit)
+        if self._guard.spike_step is not None and not self._can_roll_back():
             self._guard.skip_spike()
-        rate = float(pending.learning_rate)
-        return StepMetrics(pending.step + 1, rate, loss, norm, pending.seconds)
+        learning_rate = float(pending.learning_rate)
+        return StepMetrics(pending.step + 1, learning_rate, loss, grad_norm, pending.seconds)
 
     def log(self, metrics: StepMetrics) -> None:
         """Log a step, if it is one of those that are logged."""
-        is_due = is_logged(self._config, metrics.step) and not self._guard.must_stop
+        is_due = is_log_step(self._config, metrics.step) and not self._guard.must_stop
         if self._writer and is_due:
             self._writer.log(self.timer.record(metrics, self._guard.skipped))
 
@@ -210,90 +229,93 @@ class StepResults:
             return
         mx.eval(self._step_function.state)
         with self.timer.pause():
-            step, is_saved = metrics.step, is_regular(self._config, metrics.step)
+            step, is_saved = metrics.step, is_scheduled_checkpoint(self._config, metrics.step)
             if is_saved:
-                require_same_arrays(self._group, step, *self._step_function.arrays())
+                check_same_arrays(self._group, step, *self._step_function.state_dicts())
                 if self._writer:
                     self._writer.save(step, metrics, self._guard)
             self._evaluate(metrics)
             self.log(metrics)
             if self._writer and is_snapshot_step(step):
-                self._writer.snapshot(step)
+                self._writer.save_snapshot(step)
             if is_saved:
                 self._group.barrier("checkpoint")
 
-    def failed(self) -> bool:
+    def has_failed(self) -> bool:
         """Whether something could not be written, so that training has to stop."""
         return self._writer is not None and self._writer.has_failed()
 
     def roll_back(self) -> int:
         """After a loss spike: restore the newest checkpoint; returns its step."""
         guard = self._guard
-        saved: dict[str, Any] | None = None
-        assert guard.spiked is not None
+        state: dict[str, Any] | None = None
+        assert guard.spike_step is not None
         if self._writer:
-            run, steps = self._writer.run, self._writer.regular_steps()
-            checkpoint = load_newest(run, steps, self._step_function)
+            run, steps = self._writer.run, self._writer.scheduled_checkpoint_steps()
+            checkpoint = load_newest_checkpoint(run, steps, self._step_function)
             logger.info(
-                f"loss spike at step {guard.spiked + 1:,}: rolled back to step "
+                f"loss spike at step {guard.spike_step + 1:,}: rolled back to step "
                 f"{checkpoint.step:,}, to continue with other batches"
             )
-            run.cut(checkpoint.step)
-            run.add_return(checkpoint.step, guard.spiked + 1)
-            saved = {"step": checkpoint.step, "guard": checkpoint.guard}
-        saved = share_state(self._group, self._step_function, saved)
-        step = int(saved["step"])
-        guard.roll_back(step, saved["guard"])
+            run.truncate_after(checkpoint.step)
+            run.log_rollback(checkpoint.step, guard.spike_step + 1)
+            state = {"step": checkpoint.step, "guard": checkpoint.guard}
+        state = broadcast_state(self._group, self._step_function, state)
+        step = int(state["step"])
+        guard.roll_back(step, state["guard"])
         self.timer.restart(step)
         if self._writer and is_snapshot_step(step):
-            self._writer.snapshot(step)
+            self._writer.save_snapshot(step)
         return step
 
     def _evaluate(self, metrics: StepMetrics) -> None:
-        if is_evaluated(self._config, metrics.step):
+        if is_eval_step(self._config, metrics.step):
             try:
-                found = self._validate(metrics.step)
+                evaluations = self._validate(metrics.step)
                 if self._writer:
-                    self._writer.add_evaluation(metrics, *found)
+                    self._writer.add_evaluation(metrics, *evaluations)
             except OSError as error:
                 if not self._writer:
                     raise
-                raise self._writer.stopped(error, metrics.step) from error
+                raise self._writer.make_stop_error(error, metrics.step) from error
 
     def _can_roll_back(self) -> bool:
-        can = bool(self._writer and self._writer.regular_steps())
-        if self._writer and not can:
+        can_roll_back = bool(self._writer and self._writer.scheduled_checkpoint_steps())
+        if self._writer and not can_roll_back:
             logger.info("loss spike: skipped, as there is no checkpoint to roll back to")
-        return bool(self._group.broadcast("can roll back", can))
+        return bool(self._group.broadcast("can roll back", can_roll_back))
 
 
-def _why_stopped(job: TrainJob, step: int, guard: SpikeGuard, is_over: bool) -> UserError | None:
+def _make_stop_error(
+    job: TrainJob, step: int, guard: SpikeGuard, is_over_memory_limit: bool
+) -> UserError | None:
     """Why training cannot continue, if that is so."""
     if guard.has_diverged:
-        return _diverged(job.config, guard, step)
-    if is_over and step < job.config.train.max_steps:
+        return _make_diverged_error(job.config, guard, step)
+    if is_over_memory_limit and step < job.config.train.max_steps:
         return UserError(
-            f"training took more than {(job.memory_limit or 0) / 1e9:g} GB: stopped and saved at "
+            f"training took more than {(job.memory_limit_bytes or 0) / 1e9:g} GB: stopped and "
+            "saved at "
             f"step {step:,}",
             "the same command with a larger --memory-limit resumes from there.",
         )
     return None
 
 
-def _diverged(config: Config, guard: SpikeGuard, step: int) -> Diverged:
-    why = (
-        f"the loss spiked again after {MOST_ROLLBACKS} rollbacks"
-        if guard.rollbacks > MOST_ROLLBACKS
+def _make_diverged_error(config: Config, guard: SpikeGuard, step: int) -> DivergedError:
+    reason = (
+        f"the loss spiked again after {MAX_ROLLBACKS} rollbacks"
+        if guard.rollbacks > MAX_ROLLBACKS
         else f"{guard.in_a_row} steps in a row without a finite loss and gradient"
     )
-    rate = config.optim.learning_rate
-    causes = [f"a lower --learning-rate than {rate:g}, or more --warmup-steps"]
+    learning_rate = config.optim.learning_rate
+    remedies = [f"a lower --learning-rate than {learning_rate:g}, or more --warmup-steps"]
     if config.train.dtype != "float32":
-        causes.append("--dtype float32")
+        remedies.append("--dtype float32")
     if not config.optim.grad_clip:
-        causes.append("--grad-clip 1")
-    return Diverged(
-        f"training has diverged: {why}; stopped at step {step:,}, and saved with the weights of "
+        remedies.append("--grad-clip 1")
+    return DivergedError(
+        f"training has diverged: {reason}; stopped at step {step:,}, and saved with the weights of "
         "the last good one",
-        f"start a new run with {', '.join(causes)}; or look for strange passages in the text.",
+        f"start a new run with {', '.join(remedies)}; or look for strange passages in the text.",
     )

@@ -24,7 +24,7 @@ class StepMetrics:
         loss: mean training loss of this step's batch, nats per token, before its update.
         grad_norm: the gradient's global norm before clipping.
         seconds: when the step was running on the device; see `StepTimer`.
-        values: what an evaluation found.
+        eval_metrics: what an evaluation found.
     """
 
     step: int
@@ -32,7 +32,7 @@ class StepMetrics:
     loss: float
     grad_norm: float
     seconds: float
-    values: dict[str, float] = field(default_factory=dict)
+    eval_metrics: dict[str, float] = field(default_factory=dict)
 
     def to_tree(self) -> dict[str, float]:
         """What a checkpoint keeps, so that a killed run can log it when it is resumed."""
@@ -45,54 +45,54 @@ class StepTimer:
     steps between took.
 
     Args:
-        machines: that train together, for the peak that a speed is compared with.
+        ranks: that train together, for the peak that a speed is compared with.
     """
 
-    def __init__(self, config: Config, machines: int) -> None:
+    def __init__(self, config: Config, ranks: int) -> None:
         self._tokens_per_step = config.tokens_per_step
-        self._flops = flops_per_token(config.model)
-        self._peak = machines * device.matmul_peak(config.train.dtype)
+        self._flops_per_token = flops_per_token(config.model)
+        self._peak_flops = ranks * device.matmul_peak(config.train.dtype)
         self.restart(0)
 
     def restart(self, step: int) -> None:
         """Count from the step after `step` on."""
-        self._step, self._seconds = step + 1, 0.0
-        self._began: float | None = None
-        self._paused = 0.0
+        self._last_step, self._last_seconds = step + 1, 0.0
+        self._start_time: float | None = None
+        self._paused_seconds = 0.0
 
-    def seconds(self) -> float:
+    def elapsed_seconds(self) -> float:
         """Since the first step ran."""
         now = time.monotonic()  # a clock that stands still while the machine sleeps
-        self._began = now if self._began is None else self._began
-        return now - self._began - self._paused
+        self._start_time = now if self._start_time is None else self._start_time
+        return now - self._start_time - self._paused_seconds
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """While the device has no step to compute."""
-        since = time.monotonic()
+        start_time = time.monotonic()
         yield
-        self._paused += time.monotonic() - since
+        self._paused_seconds += time.monotonic() - start_time
 
     def record(self, metrics: StepMetrics, skipped: int) -> dict[str, Any]:
         """A line of metrics.jsonl; `skipped` steps were not applied so far."""
-        seconds = metrics.seconds - self._seconds
-        rate = 0.0
+        seconds = metrics.seconds - self._last_seconds
+        tokens_per_second = 0.0
         if seconds > 0:
-            rate = (metrics.step - self._step) * self._tokens_per_step / seconds
-            self._step, self._seconds = metrics.step, metrics.seconds
+            tokens_per_second = (metrics.step - self._last_step) * self._tokens_per_step / seconds
+            self._last_step, self._last_seconds = metrics.step, metrics.seconds
         return {
             "step": metrics.step,
-            "loss": _finite(metrics.loss),
+            "loss": _finite_or_none(metrics.loss),
             "lr": metrics.lr,
-            "grad_norm": _finite(metrics.grad_norm),
-            "tokens_per_second": rate,
-            "peak_share": rate * self._flops / self._peak,
-            "memory_bytes": device.memory()[0],
+            "grad_norm": _finite_or_none(metrics.grad_norm),
+            "tokens_per_second": tokens_per_second,
+            "peak_share": tokens_per_second * self._flops_per_token / self._peak_flops,
+            "memory_bytes": device.memory_in_use()[0],
             "skipped": skipped,
-            **{name: _finite(value) for name, value in metrics.values.items()},
+            **{name: _finite_or_none(value) for name, value in metrics.eval_metrics.items()},
         }
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     """A number that JSON can hold."""
     return value if math.isfinite(value) else None

@@ -22,9 +22,9 @@ import numpy as np
 Arrays = dict[str, mx.array]  # by dotted names
 
 # The quintic of Jordan's Muon, steepest at 0: after five steps singular values are in 0.7 to 1.2.
-QUINTIC = (3.4445, -4.7750, 2.0315)
-STEPS = 5
-EPS = 1e-12
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NS_STEPS = 5
+MUON_EPS = 1e-12
 MOMENTUM = 0.95  # of the gradient's running mean, with Nesterov's look ahead; Jordan's
 ROW_MOMENTUM = 0.95  # of the running mean square of a row
 
@@ -39,75 +39,83 @@ class Muon:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         # Matrices that are treated alike are next to each other: (in how many parts, out, in).
-        alike = {name: (_parts(name), *shape) for name, shape in shapes.items()}
-        self._shapes = {name: shapes[name] for name in sorted(alike, key=lambda n: alike[n])}
-        groups = itertools.groupby(sorted(alike.values()))
-        self._stacks = [(len([*names]), *kind) for kind, names in groups]
+        kinds = {name: (_count_parts(name), *shape) for name, shape in shapes.items()}
+        self._shapes = {name: shapes[name] for name in sorted(kinds, key=lambda n: kinds[n])}
+        groups = itertools.groupby(sorted(kinds.values()))
+        self._stack_shapes = [(len([*names]), *kind) for kind, names in groups]
 
     def init(self) -> Arrays:
         """The state before the first step: no momentum."""
-        moments = self._moments().items()
+        moments = self._moment_shapes().items()
         return {moment: mx.zeros(sum(map(math.prod, shapes))) for moment, shapes in moments}
 
     def update(
-        self, gradients: Arrays, state: Arrays, scale: mx.array, good: mx.array
+        self, gradients: Arrays, state: Arrays, scale: mx.array, should_apply: mx.array
     ) -> tuple[Arrays, Arrays]:
         """By scale * gradients: what to subtract from each matrix, times the learning rate, and the
-        next state. That is the old one if not `good`, except that -0.0 may become 0.0.
+        next state. That is the old one if not `should_apply`, except that -0.0 may become 0.0.
         """
         keep, add, keep_row, add_row = mx.where(
-            good,
+            should_apply,
             mx.array([MOMENTUM, 1 - MOMENTUM, ROW_MOMENTUM, 1 - ROW_MOMENTUM]),
             mx.array([1.0, 0.0, 1.0, 0.0]),
         )
         gradient = mx.concatenate([gradients[name].reshape(-1) for name in self._shapes])
-        gradient = mx.where(good, scale * gradient, 0.0)
+        gradient = mx.where(should_apply, scale * gradient, 0.0)
         v = keep * state["v"] + add * gradient
-        ahead = MOMENTUM * v + (1 - MOMENTUM) * gradient
-        shapes = [(n * parts, rows // parts, cols) for n, parts, rows, cols in self._stacks]
-        stacks = orthogonalized(ahead, shapes)
+        nesterov = MOMENTUM * v + (1 - MOMENTUM) * gradient
+        shapes = [(n * parts, rows // parts, cols) for n, parts, rows, cols in self._stack_shapes]
+        stacks = orthogonalize(nesterov, shapes)
 
         # The mean square of each row; a matrix taller than wide has a step longer by √(out / in).
-        of_rows = [(n, rows) for n, _, rows, _ in self._stacks]
-        longer = [max(1.0, rows / cols) for _, rows, cols in shapes]
+        row_shapes = [(n, rows) for n, _, rows, _ in self._stack_shapes]
+        aspect_ratios = [max(1.0, rows / cols) for _, rows, cols in shapes]
         weights = [
-            np.full(math.prod(s), by / cols, np.float32)
-            for s, by, (*_, cols) in zip(of_rows, longer, shapes, strict=True)
+            np.full(math.prod(s), factor / cols, np.float32)
+            for s, factor, (*_, cols) in zip(row_shapes, aspect_ratios, shapes, strict=True)
         ]
         sums = [mx.square(stack).sum(axis=2).reshape(-1) for stack in stacks]
-        size = mx.array(np.concatenate(weights)) * mx.concatenate(sums)
-        row = keep_row * state["rows"] + add_row * size
-        even = mx.rsqrt(row + EPS)
-        before, after, gain = (_split(x, of_rows) for x in (size, size * even * even, even))
-        steps: list[mx.array] = []
+        row_mean_squares = mx.array(np.concatenate(weights)) * mx.concatenate(sums)
+        second_moment = keep_row * state["rows"] + add_row * row_mean_squares
+        inverse_rms = mx.rsqrt(second_moment + MUON_EPS)
+        squares_before, squares_after, row_scales = (
+            _split(x, row_shapes)
+            for x in (row_mean_squares, row_mean_squares * inverse_rms * inverse_rms, inverse_rms)
+        )
+        updates: list[mx.array] = []
         for n, stack in enumerate(stacks):
             # As long as before: by the sums of all squares, before and after.
-            length = mx.sqrt(longer[n] * before[n].sum(axis=1) / (after[n].sum(axis=1) + EPS))
-            matrices = stack.reshape(*of_rows[n], -1)
-            steps += [
-                x * (g[:, None] * by) for x, g, by in zip(matrices, gain[n], length, strict=True)
+            norm_ratios = mx.sqrt(
+                aspect_ratios[n]
+                * squares_before[n].sum(axis=1)
+                / (squares_after[n].sum(axis=1) + MUON_EPS)
+            )
+            matrices = stack.reshape(*row_shapes[n], -1)
+            updates += [
+                x * (g[:, None] * factor)
+                for x, g, factor in zip(matrices, row_scales[n], norm_ratios, strict=True)
             ]
-        return dict(zip(self._shapes, steps, strict=True)), {"v": v, "rows": row}
+        return dict(zip(self._shapes, updates, strict=True)), {"v": v, "rows": second_moment}
 
     def split(self, state: Arrays) -> Iterator[tuple[str, str, mx.array]]:
         """The state of each matrix separately: name, `v` or `rows`, array[out, in] or [out, 1]."""
-        for moment, shapes in self._moments().items():
+        for moment, shapes in self._moment_shapes().items():
             pieces = _split(state[moment], shapes)
-            yield from ((n, moment, one) for n, one in zip(self._shapes, pieces, strict=True))
+            yield from ((n, moment, array) for n, array in zip(self._shapes, pieces, strict=True))
 
-    def joined(self, piece: Callable[[str, str], mx.array]) -> Arrays:
+    def join(self, get_array: Callable[[str, str], mx.array]) -> Arrays:
         """The state of what `split` gave, by a function of the name and the moment."""
         return {
-            moment: mx.concatenate([piece(name, moment).reshape(-1) for name in self._shapes])
-            for moment in self._moments()
+            moment: mx.concatenate([get_array(name, moment).reshape(-1) for name in self._shapes])
+            for moment in self._moment_shapes()
         }
 
-    def _moments(self) -> dict[str, list[tuple[int, ...]]]:
+    def _moment_shapes(self) -> dict[str, list[tuple[int, ...]]]:
         shapes = [*self._shapes.values()]
         return {"v": shapes, "rows": [(rows, 1) for rows, _ in shapes]}
 
 
-def orthogonalized(flat: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
+def orthogonalize(flat: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
     """Stacks[n, rows, columns] with all singular values of each matrix near 1.
 
     A Newton-Schulz step multiplies x with aI + bS + cS², where S = xxᵀ (of tall x: xᵀx, from the
@@ -118,29 +126,29 @@ def orthogonalized(flat: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx
         flat: the matrices, one after the other.
         shapes: of the stacks, all with the same smaller side.
     """
-    a, b, c = QUINTIC
+    a, b, c = NS_COEFFICIENTS
     squares = [square.sum(axis=(1, 2), keepdims=True) for square in _split(mx.square(flat), shapes)]
     stacks = [
         x / (mx.sqrt(square) + 1e-7)
         for x, square in zip(_split(flat, shapes), squares, strict=True)
     ]
     tall = [x.shape[1] > x.shape[2] for x in stacks]
-    turned = [x.swapaxes(1, 2) for x in stacks]
-    pairs = zip(stacks, turned, tall, strict=True)
-    s = mx.concatenate([xt @ x if is_tall else x @ xt for x, xt, is_tall in pairs])
+    transposed = [x.swapaxes(1, 2) for x in stacks]
+    triples = zip(stacks, transposed, tall, strict=True)
+    s = mx.concatenate([xt @ x if is_tall else x @ xt for x, xt, is_tall in triples])
     y = mx.addmm(s, s, s, alpha=c, beta=b)  # bS + cS²
     product = a * mx.array(np.eye(s.shape[1], dtype=np.float32)) + y
-    for _ in range(STEPS - 1):
+    for _ in range(NS_STEPS - 1):
         s = mx.addmm(s, s, y, beta=a)
         s = mx.addmm(s, s, y, beta=a)  # both sides of S
         y = mx.addmm(s, s, s, alpha=c, beta=b)
         product = mx.addmm(product, y, product, beta=a)
     products = _split(product, [(len(x), *s.shape[1:]) for x in stacks])
-    pairs = zip(stacks, products, tall, strict=True)
-    return [x @ p if is_tall else p @ x for x, p, is_tall in pairs]
+    triples = zip(stacks, products, tall, strict=True)
+    return [x @ p if is_tall else p @ x for x, p, is_tall in triples]
 
 
-def _parts(name: str) -> int:
+def _count_parts(name: str) -> int:
     """In how many matrices, one above the other, a matrix is orthogonalized: q, k and v."""
     return 3 if name.endswith("c_attn.weight") else 1
 

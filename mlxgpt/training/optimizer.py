@@ -16,14 +16,14 @@ import mlx.core as mx
 from mlxgpt.config import OptimConfig
 from mlxgpt.training.muon import Arrays, Muon
 
-ADAMWS_WORK = 50  # for a number, in what Muon takes for one in a matrix that is 1 wide (measured)
+ADAMW_WORK = 50  # for a number, in what Muon takes for one in a matrix that is 1 wide (measured)
 
 
-class Group(NamedTuple):
+class ParamGroup(NamedTuple):
     """Parameters with a learning rate and a weight decay of their own."""
 
-    takes: Callable[[str, mx.array], bool]
-    multiple: float  # of AdamW's learning rate
+    matches: Callable[[str, mx.array], bool]
+    lr_scale: float  # of AdamW's learning rate
     weight_decay: float
 
 
@@ -40,21 +40,23 @@ class OptimizerGroups:
 
     def __init__(self, config: OptimConfig, parameters: Mapping[str, mx.array]) -> None:
         self._config = config
-        self._groups = _groups(config)
+        self._param_groups = _make_param_groups(config)
         # A parameter belongs to the first group that takes it.
-        self._group = {
-            name: next(n for n, group in enumerate(self._groups) if group.takes(name, parameter))
+        self._group_index = {
+            name: next(
+                n for n, group in enumerate(self._param_groups) if group.matches(name, parameter)
+            )
             for name, parameter in parameters.items()
         }
-        by_muon = {n: p.shape for n, p in parameters.items() if _by_muon(config, n, p)}
-        self._muon = Muon(by_muon) if by_muon else None
-        self._by_adamw = {n: p.shape for n, p in parameters.items() if n not in by_muon}
+        muon_shapes = {n: p.shape for n, p in parameters.items() if _uses_muon(config, n, p)}
+        self._muon = Muon(muon_shapes) if muon_shapes else None
+        self._adamw_shapes = {n: p.shape for n, p in parameters.items() if n not in muon_shapes}
 
     def init(self) -> Arrays:
         """The state before the first step."""
         state = {"step": mx.array(0, mx.uint64)}
-        state["rates"] = mx.full(len(self._groups), self._config.learning_rate)
-        for name, shape in self._by_adamw.items():
+        state["rates"] = mx.full(len(self._param_groups), self._config.learning_rate)
+        for name, shape in self._adamw_shapes.items():
             state[f"{name}.m"], state[f"{name}.v"] = mx.zeros(shape), mx.zeros(shape)
         return state | (self._muon.init() if self._muon else {})
 
@@ -65,82 +67,105 @@ class OptimizerGroups:
         state: Arrays,
         learning_rate: mx.array,
         scale: mx.array,
-        good: mx.array,
+        should_apply: mx.array,
     ) -> tuple[Arrays, Arrays]:
         """The parameters and the state after a step by scale * gradients; both as they were if it
-        is not `good`, except that -0.0 may become 0.0.
+        is not `should_apply`, except that -0.0 may become 0.0.
         """
         c = self._config
         keep1, add1, keep2, add2, eps = mx.where(
-            good,
+            should_apply,
             # 1 - beta in Python: of arrays it would have other bits.
             mx.array([c.beta1, 1 - c.beta1, c.beta2, 1 - c.beta2, c.eps]),
             mx.array([1.0, 0.0, 1.0, 0.0, 1.0]),
         )
-        multiples = mx.array([group.multiple for group in self._groups])
-        decays = mx.array([group.weight_decay for group in self._groups])
-        rates = mx.where(good, learning_rate, 0.0) * multiples
+        lr_scales = mx.array([group.lr_scale for group in self._param_groups])
+        decays = mx.array([group.weight_decay for group in self._param_groups])
+        learning_rates = mx.where(should_apply, learning_rate, 0.0) * lr_scales
         n = state["step"] + 1  # not gated: 1 - beta**0 would be 0, and the first step may be bad
         # MLX 0.32 fails to compile two splits of one array: so each of these is split once.
-        rate, shrink, size = (
-            [*of_groups] for of_groups in (rates, 1 - rates * decays, rates / (1 - c.beta1**n))
+        group_rates, decay_factors, step_sizes = (
+            [*values]
+            for values in (
+                learning_rates,
+                1 - learning_rates * decays,
+                learning_rates / (1 - c.beta1**n),
+            )
         )
-        root = mx.rsqrt(1 - c.beta2**n)
-        after = {
-            "step": state["step"] + good,
-            "rates": mx.where(good, learning_rate * multiples, state["rates"]),
+        bias_correction2_rsqrt = mx.rsqrt(1 - c.beta2**n)
+        new_state = {
+            "step": state["step"] + should_apply,
+            "rates": mx.where(should_apply, learning_rate * lr_scales, state["rates"]),
         }
-        updated = {}
-        for name in self._by_adamw:
-            gradient = mx.where(good, scale * gradients[name], 0.0)
+        new_parameters = {}
+        for name in self._adamw_shapes:
+            gradient = mx.where(should_apply, scale * gradients[name], 0.0)
             m = keep1 * state[f"{name}.m"] + add1 * gradient
             v = keep2 * state[f"{name}.v"] + add2 * mx.square(gradient)
-            after |= {f"{name}.m": m, f"{name}.v": v}
-            step = size[self._group[name]] * m / (mx.sqrt(v) * root + eps)
-            updated[name] = parameters[name] * shrink[self._group[name]] - step
+            new_state |= {f"{name}.m": m, f"{name}.v": v}
+            step = (
+                step_sizes[self._group_index[name]]
+                * m
+                / (mx.sqrt(v) * bias_correction2_rsqrt + eps)
+            )
+            new_parameters[name] = parameters[name] * decay_factors[self._group_index[name]] - step
         if self._muon:
-            steps, moments = self._muon.update(gradients, state, scale, good)
-            after |= moments
-            updated |= {n: parameters[n] * shrink[0] - rate[0] * step for n, step in steps.items()}
-        return updated, after
+            updates, moments = self._muon.update(gradients, state, scale, should_apply)
+            new_state |= moments
+            new_parameters |= {
+                n: parameters[n] * decay_factors[0] - group_rates[0] * step
+                for n, step in updates.items()
+            }
+        return new_parameters, new_state
 
-    def to_named(self, state: Arrays) -> Arrays:
+    def to_state_dict(self, state: Arrays) -> Arrays:
         """A state by the names that checkpoints have: states.GROUP.step, states.GROUP.learning_rate
         and states.GROUP.PARAMETER.MOMENT.
         """
-        named: Arrays = {}
+        state_dict: Arrays = {}
         for group, rate in enumerate(state["rates"]):
-            named |= {f"states.{group}.step": state["step"], f"states.{group}.learning_rate": rate}
-        for name in self._by_adamw:
+            state_dict |= {
+                f"states.{group}.step": state["step"],
+                f"states.{group}.learning_rate": rate,
+            }
+        for name in self._adamw_shapes:
             for moment in ("m", "v"):
-                named[self._named(name, moment)] = state[f"{name}.{moment}"]
+                state_dict[self._state_key(name, moment)] = state[f"{name}.{moment}"]
         for name, moment, value in self._muon.split(state) if self._muon else ():
-            named[self._named(name, moment)] = value
-        return named
+            state_dict[self._state_key(name, moment)] = value
+        return state_dict
 
-    def from_named(self, named: Arrays) -> Arrays:
+    def from_state_dict(self, state_dict: Arrays) -> Arrays:
         """The state of what `to_named` gave, among that of other parameters."""
-        rates = [named[f"states.{group}.learning_rate"] for group in range(len(self._groups))]
-        state = {"step": named["states.0.step"], "rates": mx.stack(rates)}
-        for name in self._by_adamw:
+        rates = [
+            state_dict[f"states.{group}.learning_rate"] for group in range(len(self._param_groups))
+        ]
+        state = {"step": state_dict["states.0.step"], "rates": mx.stack(rates)}
+        for name in self._adamw_shapes:
             for moment in ("m", "v"):
-                state[f"{name}.{moment}"] = named[self._named(name, moment)]
+                state[f"{name}.{moment}"] = state_dict[self._state_key(name, moment)]
         if self._muon:
-            state |= self._muon.joined(lambda name, moment: named[self._named(name, moment)])
+            state |= self._muon.join(lambda name, moment: state_dict[self._state_key(name, moment)])
         return state
 
-    def _named(self, name: str, moment: str) -> str:
-        return f"states.{self._group[name]}.{name}.{moment}"
+    def _state_key(self, name: str, moment: str) -> str:
+        return f"states.{self._group_index[name]}.{name}.{moment}"
 
 
-def _groups(config: OptimConfig) -> list[Group]:
+def _make_param_groups(config: OptimConfig) -> list[ParamGroup]:
     base = config.learning_rate or math.inf  # without one nothing is learned at all
     groups = []
     if config.optimizer == "muon":
-        groups.append(Group(_in_block, config.muon_learning_rate / base, config.weight_decay))
+        groups.append(
+            ParamGroup(_is_block_matrix, config.muon_learning_rate / base, config.weight_decay)
+        )
     if config.embedding_learning_rate:
-        groups.append(Group(_is_embedding, config.embedding_learning_rate / base, 0.0))
-    return [*groups, Group(_is_matrix, 1.0, config.weight_decay), Group(_is_any, 1.0, 0.0)]
+        groups.append(ParamGroup(_is_embedding, config.embedding_learning_rate / base, 0.0))
+    return [
+        *groups,
+        ParamGroup(_is_matrix, 1.0, config.weight_decay),
+        ParamGroup(_is_any, 1.0, 0.0),
+    ]
 
 
 def _is_any(name: str, parameter: mx.array) -> bool:
@@ -155,20 +180,20 @@ def _is_embedding(name: str, parameter: mx.array) -> bool:
     return name.startswith(("wte.", "wve."))
 
 
-def _in_block(name: str, parameter: mx.array) -> bool:
+def _is_block_matrix(name: str, parameter: mx.array) -> bool:
     return _is_matrix(name, parameter) and name.startswith("h.")
 
 
-def _by_muon(config: OptimConfig, name: str, parameter: mx.array) -> bool:
-    return config.optimizer == "muon" and _in_block(name, parameter)
+def _uses_muon(config: OptimConfig, name: str, parameter: mx.array) -> bool:
+    return config.optimizer == "muon" and _is_block_matrix(name, parameter)
 
 
 def split_by_work(parameters: Arrays, config: OptimConfig, count: int) -> list[list[str]]:
     """The names of the parameters in `count` parts whose updates take about equally long."""
     work = {}
     for name, parameter in parameters.items():
-        by_muon = _by_muon(config, name, parameter)
-        work[name] = parameter.size * (min(parameter.shape) if by_muon else ADAMWS_WORK)
+        uses_muon = _uses_muon(config, name, parameter)
+        work[name] = parameter.size * (min(parameter.shape) if uses_muon else ADAMW_WORK)
     parts: list[list[str]] = [[] for _ in range(count)]
     for name in sorted(work, key=lambda name: work[name], reverse=True):
         min(parts, key=lambda part: sum(work[name] for name in part)).append(name)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt.backend.environment import describe_environment, environment_changes
-from mlxgpt.config import Config, changed_weights, differences, override
+from mlxgpt.config import Config, diff_configs, override_config, weight_affecting_fields
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.distributed.group import ProcessGroup
 from mlxgpt.model.parameters import load_parameters
@@ -21,7 +21,7 @@ from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.checkpoint import Checkpoint
 from mlxgpt.storage.run import Run
-from mlxgpt.training.auto_size import SIZED
+from mlxgpt.training.auto_size import AUTO_SIZED_FIELDS
 from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.init_weights import InitWeights
 from mlxgpt.training.job import TrainJob
@@ -32,32 +32,32 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-ROUNDING = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
-LATEST = 20  # lines of metrics that tell how long a step takes
-LONGEST_SECONDS = 86_400.0  # of a step; a longer one is not believed
+ROUNDING_FIELDS = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
+RECENT_RECORDS = 20  # lines of metrics that tell how long a step takes
+MAX_STEP_SECONDS = 86_400.0  # of a step; a longer one is not believed
 
 
 @dataclass(frozen=True)
-class Start:
+class StartState:
     """Where training starts, the same on every rank.
 
     Attributes:
         step: updates done; guard: with what it remembered then.
-        unlogged: the numbers of that step, if the run was killed after saving it and before
+        unlogged_metrics: the numbers of that step, if the run was killed after saving it and before
             evaluating and logging it.
         bos: the token that the model's texts begin with; None if they begin without one.
     """
 
     step: int
     guard: SpikeGuard
-    unlogged: dict[str, float] | None
+    unlogged_metrics: dict[str, float] | None
     bos: int | None
 
 
 @contextmanager
-def open_run(
+def resume_or_create_run(
     job: TrainJob, group: ProcessGroup, step_function: TrainStep, callbacks: Callback
-) -> Iterator[tuple[Run | None, Start]]:
+) -> Iterator[tuple[Run | None, StartState]]:
     """Restore a job's run from its newest checkpoint, or create it; and give every rank the same
     weights. Yields the run, which only the main rank has, and where training starts.
 
@@ -65,66 +65,70 @@ def open_run(
         UserError: if no checkpoint is whole, or the run cannot be written.
     """
     if not group.is_main:
-        yield None, _start(share_state(group, step_function, None), job.config)
+        yield None, _make_start_state(broadcast_state(group, step_function, None), job.config)
         return
-    config, saved = job.config, None
-    run = find_run(job.folder) if job.is_retry else job.run  # an attempt may have saved something
-    changed: Mapping[str, tuple[Any, Any]] = {}
+    config, saved_checkpoint = job.config, None
+    run = (
+        find_resumable_run(job.folder) if job.is_retry else job.run
+    )  # an attempt may have saved something
+    changed_settings: Mapping[str, tuple[Any, Any]] = {}
     if run:
-        saved = load_newest(run, run.steps(), step_function)
-        logger.info(f"resuming {run.name} from step {saved.step:,}")
-        changed = differences(run.config, config)
-        _log_changes(run, changed, group.size)
+        saved_checkpoint = load_newest_checkpoint(run, run.steps(), step_function)
+        logger.info(f"resuming {run.name} from step {saved_checkpoint.step:,}")
+        changed_settings = diff_configs(run.config, config)
+        _log_changes(run, changed_settings, group.size)
         run = replace(run, config=config)
     else:
-        run = job.new_run()
+        run = job.make_run()
     if not job.is_retry:
         callbacks.on_run(run)
-    if saved:
+    if saved_checkpoint:
         run.write_config(config)
     else:
-        runs.create(run)
+        runs.create_run(run)
         if job.init_weights:
             load_parameters(step_function.model, job.init_weights.parameters)
-    step = saved.step if saved else 0
+    step = saved_checkpoint.step if saved_checkpoint else 0
     estimate = job.estimate.for_plan(config, step)
-    with runs.held(run) as run:
-        run.add_to_history(step, describe_environment(group.size), changed, estimate.to_tree())
-        is_logged = run.cut(step)
+    with runs.hold_run_folder(run) as run:
+        run.log_session_start(
+            step, describe_environment(group.size), changed_settings, estimate.to_tree()
+        )
+        is_logged = run.truncate_after(step)
         callbacks.on_train_begin(run, job.dataset, step, estimate)
-        numbers = saved.metrics if saved and not is_logged else {}
+        metrics = saved_checkpoint.metrics if saved_checkpoint and not is_logged else {}
         state = {
             "step": step,
-            "guard": saved.guard if saved else {},
-            "unlogged": numbers if numbers.keys() == {"lr", "loss", "grad_norm"} else None,
+            "guard": saved_checkpoint.guard if saved_checkpoint else {},
+            "unlogged": metrics if metrics.keys() == {"lr", "loss", "grad_norm"} else None,
             "bos": run.bos,
         }
-        yield run, _start(share_state(group, step_function, state), config)
+        yield run, _make_start_state(broadcast_state(group, step_function, state), config)
 
 
-def _start(state: Mapping[str, Any], config: Config) -> Start:
+def _make_start_state(state: Mapping[str, Any], config: Config) -> StartState:
     guard = SpikeGuard.from_tree(state["guard"], config.train.on_spike)
     if guard.has_diverged:  # resuming gives it another chance
         guard.in_a_row = guard.rollbacks = 0
-    return Start(state["step"], guard, state["unlogged"], state["bos"])
+    return StartState(state["step"], guard, state["unlogged"], state["bos"])
 
 
-def load_newest(run: Run, steps: list[int], step_function: TrainStep) -> Checkpoint:
+def load_newest_checkpoint(run: Run, steps: list[int], step_function: TrainStep) -> Checkpoint:
     """Load the newest of some checkpoints that is whole."""
-    paths = [checkpoint.path_of(run.checkpoints, step) for step in reversed(steps)]
-    saved = run.load_first(paths, with_optimizer=True)
-    assert saved.optimizer is not None
-    step_function.restore(saved.parameters, saved.optimizer)
-    return saved
+    paths = [checkpoint.checkpoint_folder(run.checkpoints, step) for step in reversed(steps)]
+    saved_checkpoint = run.load_first_valid(paths, with_optimizer=True)
+    assert saved_checkpoint.optimizer is not None
+    step_function.restore(saved_checkpoint.parameters, saved_checkpoint.optimizer)
+    return saved_checkpoint
 
 
-def share_state(
+def broadcast_state(
     group: ProcessGroup, step_function: TrainStep, state: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Give every rank the main rank's weights and optimizer state, and what else `state` holds."""
     state = group.broadcast("state", state)
     if group.size > 1:
-        parameters, optimizer = step_function.arrays()
+        parameters, optimizer = step_function.state_dicts()
         step_function.restore(
             group.broadcast_arrays("parameters", parameters),
             group.broadcast_arrays("optimizer", optimizer),
@@ -132,14 +136,16 @@ def share_state(
     return state
 
 
-def find_run(folder: Path) -> Run | None:
+def find_resumable_run(folder: Path) -> Run | None:
     """The run in a folder, or None if one may be created there. A run without any checkpoint has
     nothing to lose, and is started again.
     """
     if files.exists(folder / "run.json"):
         run = runs.open_run(folder)
-        for saved in (run.checkpoints, run.snapshots):
-            checkpoint.prune(saved, {*checkpoint.steps(saved)})  # scratch files of a killed process
+        for checkpoint_folder in (run.checkpoints, run.snapshots):
+            checkpoint.prune_checkpoints(
+                checkpoint_folder, {*checkpoint.list_steps(checkpoint_folder)}
+            )  # scratch files of a killed process
         return run if run.steps() else None
     if files.exists(folder) and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not a run", "choose another name with --run NAME.")
@@ -149,10 +155,12 @@ def find_run(folder: Path) -> Run | None:
 def is_finished(run: Run, config: Config) -> bool:
     """Whether a run has taken all its steps, and logged the last one."""
     last = run.steps()[-1]
-    return last > config.train.max_steps or (last == config.train.max_steps and run.noted(last))
+    return last > config.train.max_steps or (
+        last == config.train.max_steps and run.has_metrics(last)
+    )
 
 
-def require_match(
+def check_resumable(
     run: Run, config: Config, dataset: Dataset, init_weights: InitWeights | None
 ) -> None:
     """Refuse to resume a run with other data, initial weights or settings than its own.
@@ -180,52 +188,61 @@ def require_match(
             f"{run.name} was trained on other data ({run.data_name}) than {dataset.name}",
             "train a new run with --run NAME, or give the same --source.",
         )
-    if names := changed_weights(run.config, config):
-        changed = differences(run.config, config)
-        listed = ", ".join(f"{name} {_arrow(*changed[name])}" for name in names)
+    if names := weight_affecting_fields(run.config, config):
+        changed_settings = diff_configs(run.config, config)
+        description = ", ".join(
+            f"{name} {_format_change(*changed_settings[name])}" for name in names
+        )
         remedy = "train a new run with --run NAME, or use the same settings to resume."
         if names == ["max_steps"] and is_finished(run, run.config):
-            listed += ", and is finished: its learning rate was scheduled for the steps it has"
+            description += ", and is finished: its learning rate was scheduled for the steps it has"
             remedy = (
                 "continue in a new run, with a schedule of its own: "
                 f"mlxgpt train --from {run.name} --max-steps N; or start over: --run NAME."
             )
-        raise UserError(f"{run.name} exists with other settings: {listed}", remedy)
+        raise UserError(f"{run.name} exists with other settings: {description}", remedy)
 
 
-def as_planned(config: Config, run: Run, fit_size: bool) -> Config:
+def apply_run_plan(config: Config, run: Run, fit_size: bool) -> Config:
     """`config` with what `planned`, and `sized`, decided when the run was started."""
-    decided = ("max_steps", "warmup_steps", *(SIZED if fit_size else ()))
-    changed = differences(config, run.config)
-    return override(config, {name: changed[name][1] for name in decided if name in changed})
+    planned_fields = ("max_steps", "warmup_steps", *(AUTO_SIZED_FIELDS if fit_size else ()))
+    changed_settings = diff_configs(config, run.config)
+    return override_config(
+        config,
+        {name: changed_settings[name][1] for name in planned_fields if name in changed_settings},
+    )
 
 
-def step_seconds(run: Run) -> float | None:
+def median_step_seconds(run: Run) -> float | None:
     """Of its latest steps, by its metrics; None if they hold nothing plausible."""
-    noted = deque((record.get("tokens_per_second") for record in run.metrics()), maxlen=LATEST)
-    rates = [float(r) for r in noted if isinstance(r, int | float) and 0 < r < 1e12]
+    recorded_rates = deque(
+        (record.get("tokens_per_second") for record in run.metrics()), maxlen=RECENT_RECORDS
+    )
+    rates = [float(r) for r in recorded_rates if isinstance(r, int | float) and 0 < r < 1e12]
     seconds = run.config.tokens_per_step / statistics.median(rates) if rates else math.inf
-    return seconds if seconds < LONGEST_SECONDS else None
+    return seconds if seconds < MAX_STEP_SECONDS else None
 
 
-def changes_since(run: Run, ranks: int) -> list[str]:
+def find_environment_changes(run: Run, ranks: int) -> list[str]:
     """What is different here from where the run was last trained: device, versions, libraries."""
     # Before there could be several ranks, none were recorded.
-    before = {"ranks": "1", **run.surroundings()}
-    return environment_changes(before, describe_environment(ranks))
+    old_environment = {"ranks": "1", **run.last_environment()}
+    return environment_changes(old_environment, describe_environment(ranks))
 
 
-def _log_changes(run: Run, changed: Mapping[str, tuple[Any, Any]], ranks: int) -> None:
+def _log_changes(run: Run, changed_settings: Mapping[str, tuple[Any, Any]], ranks: int) -> None:
     """Log what differs from when the run was last trained, and whether its bits depend on it."""
-    others = changes_since(run, ranks)
-    if changed or others:
-        is_exact = not others and not changed.keys() & ROUNDING
-        listed = [f"{name} {_arrow(*pair)}" for name, pair in changed.items()]
+    changed_environment = find_environment_changes(run, ranks)
+    if changed_settings or changed_environment:
+        is_exact = not changed_environment and not changed_settings.keys() & ROUNDING_FIELDS
+        descriptions = [
+            f"{name} {_format_change(*pair)}" for name, pair in changed_settings.items()
+        ]
         logger.info(
-            f"changed since: {', '.join([*listed, *others])}"
+            f"changed since: {', '.join([*descriptions, *changed_environment])}"
             + ("" if is_exact else "; the rest will differ by rounding from an uninterrupted run")
         )
 
 
-def _arrow(old: Any, new: Any) -> str:
+def _format_change(old: Any, new: Any) -> str:
     return f"{old} → {new}"

@@ -14,17 +14,17 @@ import mlx.core as mx
 
 from mlxgpt.backend import device_errors, execution
 from mlxgpt.backend.device_errors import DeviceError
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, override_config
 from mlxgpt.distributed.group import ProcessGroup
 from mlxgpt.storage import checkpoint
-from mlxgpt.storage.logs import Notes
+from mlxgpt.storage.logs import RunLogs
 from mlxgpt.training.job import TrainJob
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-PAUSES = (5.0, 20.0, 60.0)  # seconds before each retry of a row
-pause = time.sleep
+RETRY_DELAYS = (5.0, 20.0, 60.0)  # seconds before each retry of a row
+sleep = time.sleep
 
 
 def retry_on_gpu_failure(attempt: Callable[[TrainJob], T], job: TrainJob, group: ProcessGroup) -> T:
@@ -41,54 +41,62 @@ def retry_on_gpu_failure(attempt: Callable[[TrainJob], T], job: TrainJob, group:
     Raises:
         UserError: if the GPU keeps failing.
     """
-    failures, furthest = 0, 0
+    failures, furthest_step = 0, 0
     while True:
         try:
             return attempt(job)
         except RuntimeError as error:
-            line = failure = None
+            message = failure = None
             if group.size == 1:
-                line = execution.disable_compilation_after(error)
-                failure = device_errors.classify(error)
-            if not line and not failure:
+                message = execution.disable_compilation_on_error(error)
+                failure = device_errors.classify_device_error(error)
+            if not message and not failure:
                 raise
         # After the handler, so that nothing holds the failed attempt's arrays any more.
         _release_device()
-        if line:
-            logger.info(f"{line}; starting over")
-            job = _retried(job, job.config)
+        if message:
+            logger.info(f"{message}; starting over")
+            job = _make_retry_job(job, job.config)
             continue
         assert failure
-        saved = checkpoint.steps(job.folder / "checkpoints")
-        reached = max([0, *saved, *(record["step"] for record in Notes(job.folder).metrics())])
-        failures = 1 if reached > furthest else failures + 1
-        furthest = max(furthest, reached)
-        outcome = f"; stopped, and saved at step {saved[-1]:,}" if saved else "; nothing was saved"
-        if failures > len(PAUSES):
+        saved_steps = checkpoint.list_steps(job.folder / "checkpoints")
+        last_step = max(
+            [0, *saved_steps, *(record["step"] for record in RunLogs(job.folder).metrics())]
+        )
+        failures = 1 if last_step > furthest_step else failures + 1
+        furthest_step = max(furthest_step, last_step)
+        outcome = (
+            f"; stopped, and saved at step {saved_steps[-1]:,}"
+            if saved_steps
+            else "; nothing was saved"
+        )
+        if failures > len(RETRY_DELAYS):
             outcome = f", {failures} times in a row{outcome}"
-        if failures > len(PAUSES) or not failure.recoverable:
+        if failures > len(RETRY_DELAYS) or not failure.recoverable:
             raise failure.to_user_error(outcome)
         config = job.config
         if failure.out_of_memory:
-            config = _with_smaller_batch(config, failure, outcome)
-        problem, seconds = failure.to_user_error().problem, PAUSES[failures - 1]
+            config = _reduce_batch_size(config, failure, outcome)
+        problem, seconds = failure.to_user_error().problem, RETRY_DELAYS[failures - 1]
         logger.info(f"{problem}; trying again in {seconds:g} s")
-        pause(seconds)
-        job = _retried(job, config)
+        sleep(seconds)
+        job = _make_retry_job(job, config)
 
 
-def _retried(job: TrainJob, config: Config) -> TrainJob:
+def _make_retry_job(job: TrainJob, config: Config) -> TrainJob:
     return replace(job, config=config, is_retry=True)
 
 
-def _with_smaller_batch(config: Config, failure: DeviceError, outcome: str) -> Config:
+def _reduce_batch_size(config: Config, failure: DeviceError, outcome: str) -> Config:
     """The same step in smaller micro-batches: half as large, if their size is even."""
     t = config.train
-    size = next((n for n in range(t.batch_size // 2, 0, -1) if t.batch_size % n == 0), None)
-    if size is None:
+    batch_size = next((n for n in range(t.batch_size // 2, 0, -1) if t.batch_size % n == 0), None)
+    if batch_size is None:
         raise failure.to_user_error(f", with one sequence at a time{outcome}")
-    accumulation = t.gradient_accumulation_steps * t.batch_size // size
-    return override(config, {"batch_size": size, "gradient_accumulation_steps": accumulation})
+    accumulation_steps = t.gradient_accumulation_steps * t.batch_size // batch_size
+    return override_config(
+        config, {"batch_size": batch_size, "gradient_accumulation_steps": accumulation_steps}
+    )
 
 
 def _release_device() -> None:

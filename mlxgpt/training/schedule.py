@@ -17,9 +17,9 @@ def learning_rate_schedule(config: Config) -> Callable[[int], mx.array]:
     """
     o = config.optim
     peak, floor, warmup_steps = o.learning_rate, o.learning_rate * o.min_lr_ratio, o.warmup_steps
-    last = o.decay_steps or config.train.max_steps
-    decay_steps = last - warmup_steps
-    flat = max(0, round(last * (1 - o.cooldown)) - warmup_steps)
+    end_step = o.decay_steps or config.train.max_steps
+    decay_steps = end_step - warmup_steps
+    stable_steps = max(0, round(end_step * (1 - o.cooldown)) - warmup_steps)
 
     def constant(step: int) -> mx.array:
         return mx.array(floor)
@@ -29,8 +29,12 @@ def learning_rate_schedule(config: Config) -> Callable[[int], mx.array]:
     elif o.schedule == "cosine":
         decay = optim.cosine_decay(peak, decay_steps, floor)
     else:
-        line = optim.linear_schedule(peak, floor, max(1, decay_steps - flat))
-        decay = optim.join_schedules([lambda _: mx.array(peak), line], [flat]) if flat else line
+        cooldown = optim.linear_schedule(peak, floor, max(1, decay_steps - stable_steps))
+        decay = (
+            optim.join_schedules([lambda _: mx.array(peak), cooldown], [stable_steps])
+            if stable_steps
+            else cooldown
+        )
     if not warmup_steps:
         return decay
     warmup = optim.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)

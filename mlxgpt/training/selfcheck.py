@@ -14,66 +14,66 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.backend import device, execution
-from mlxgpt.config import Config, Sampling, override, with_vocabulary
-from mlxgpt.data.token_array import Tokens
+from mlxgpt.config import Config, SamplingParams, fill_vocab_size, override_config
+from mlxgpt.data.token_array import TokenArray
 from mlxgpt.data.tokenizers.char import CharTokenizer
-from mlxgpt.evaluation.loss import EvalText, Evaluator, eval_step
-from mlxgpt.inference.sampling import SamplerSpec, make_sampler, setting_values
+from mlxgpt.evaluation.loss import EvalDataset, Evaluator, compile_eval_step
+from mlxgpt.inference.sampling import SamplerSpec, make_sampler, pack_sampling_params
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training.full_size_check import (
-    Check,
-    against_the_cpu,
-    cached_logits,
-    evaluation_loss,
-    full_size_step,
-    initial_loss,
+    CheckResult,
+    check_against_cpu,
+    check_cached_logits,
+    check_evaluation_loss,
+    check_full_size_step,
+    check_initial_loss,
+    make_scaled_model,
     random_batch,
     random_ids,
-    scaled_model,
     take_step,
 )
-from mlxgpt.training.step import new_step
+from mlxgpt.training.step import make_train_step
 
 
-def check(config: Config) -> Iterator[Check]:
+def run_self_check(config: Config) -> Iterator[CheckResult]:
     """Run every check; the results come one by one.
 
     Args:
         config: the run to check.
     """
-    config = with_vocabulary(device.resolve_dtype(config))
+    config = fill_vocab_size(device.resolve_dtype(config))
     on_cpu = device.on_cpu()
-    for one in (
-        matrix_products,
-        fused_kernels,
-        initial_loss,
-        full_size_step,
-        *([] if on_cpu else [against_the_cpu, evaluation_loss, cached_logits]),
+    for check_function in (
+        check_matrix_products,
+        check_fused_kernels,
+        check_initial_loss,
+        check_full_size_step,
+        *([] if on_cpu else [check_against_cpu, check_evaluation_loss, check_cached_logits]),
     ):
-        yield one(config)
-    small = shrunken(config)
-    for one in (
-        *([tied_head] if config.model.tied else []),
-        compiled_step,
-        micro_batches,
-        *([cached_logits] if on_cpu else []),
-        causality,
-        sampler,
-        evaluation,
-        overfitting,
-        repeatability,
+        yield check_function(config)
+    small_config = shrink_config(config)
+    for check_function in (
+        *([check_tied_head] if config.model.tied else []),
+        check_compiled_step,
+        check_micro_batches,
+        *([check_cached_logits] if on_cpu else []),
+        check_causality,
+        check_sampler,
+        check_evaluation_side_effects,
+        check_overfitting,
+        check_repeatability,
     ):
-        yield one(small)
+        yield check_function(small_config)
 
 
-def shrunken(config: Config) -> Config:
+def shrink_config(config: Config) -> Config:
     """A copy of the same kind that takes milliseconds: float32, and no dropout."""
     model = config.model
-    heads = min(model.n_head, 2)
-    shape = {
+    n_head = min(model.n_head, 2)
+    overrides = {
         "n_layer": min(model.n_layer, 2),
-        "n_head": heads,
-        "n_embd": heads * 16,
+        "n_head": n_head,
+        "n_embd": n_head * 16,
         "block_size": min(model.block_size, 16),
         "vocab_size": min(model.vocab_size, 64),
         "dropout": 0.0,
@@ -81,190 +81,219 @@ def shrunken(config: Config) -> Config:
         "gradient_accumulation_steps": 1,
         "dtype": "float32",
     }
-    return override(config, shape)
+    return override_config(config, overrides)
 
 
-def matrix_products(config: Config) -> Check:
+def check_matrix_products(config: Config) -> CheckResult:
     """What computes matrix products here: told, since it decides the speed."""
-    found = execution.blas_status() if device.on_cpu() else "MLX's own kernels"
-    rounded = "" if device.multiplies_exactly() else ", float32 rounded to TF32"
-    return Check("matrix products", None, found + rounded)
+    detail = execution.blas_status() if device.on_cpu() else "MLX's own kernels"
+    tf32_note = "" if device.has_full_precision_matmul() else ", float32 rounded to TF32"
+    return CheckResult("matrix products", None, detail + tf32_note)
 
 
-def fused_kernels(config: Config) -> Check:
+def check_fused_kernels(config: Config) -> CheckResult:
     """Whether MLX can fuse operations here: told, as above."""
-    return Check("fused kernels", None, execution.compile_failure() or "compiled")
+    return CheckResult("fused kernels", None, execution.compile_failure() or "compiled")
 
 
-def tied_head(config: Config) -> Check:
+def check_tied_head(config: Config) -> CheckResult:
     """After an update the output layer still is the token embedding: without the one, no logit."""
-    step = new_step(config)
-    take_step(step, config, 0)
-    step.model.wte.weight = mx.zeros_like(step.model.wte.weight)
-    largest = float(mx.abs(step.model(random_ids(config, 1, config.model.block_size))).max())
-    return Check(
+    step_function = make_train_step(config)
+    take_step(step_function, config, 0)
+    step_function.model.wte.weight = mx.zeros_like(step_function.model.wte.weight)
+    max_logit = float(
+        mx.abs(step_function.model(random_ids(config, 1, config.model.block_size))).max()
+    )
+    return CheckResult(
         "tied head",
-        largest == 0,
-        f"after an update, a zeroed embedding leaves logits of at most {largest:g}",
+        max_logit == 0,
+        f"after an update, a zeroed embedding leaves logits of at most {max_logit:g}",
     )
 
 
-def compiled_step(config: Config) -> Check:
+def check_compiled_step(config: Config) -> CheckResult:
     """The compiled step does what the same operations do one by one, dropout included."""
     # With AdamW's own eps the sign alone counts of a gradient near 0, and that may be rounding's.
-    config = override(config, {"dropout": 0.1, "eps": 1e-3})
-    steps = [new_step(config), new_step(config, compiled=False)]
+    config = override_config(config, {"dropout": 0.1, "eps": 1e-3})
+    step_functions = [make_train_step(config), make_train_step(config, compiled=False)]
     for n in range(3):
-        for step in steps:
-            take_step(step, config, n)
-    apart = _apart(*(step.model.parameters() for step in steps))
-    return Check(
+        for step_function in step_functions:
+            take_step(step_function, config, n)
+    max_difference = _max_difference(
+        *(step_function.model.parameters() for step_function in step_functions)
+    )
+    return CheckResult(
         "compiled = eager",
-        apart < _slack(1e-5),
-        f"parameters at most {apart:.1e} apart after 3 steps",
+        max_difference < _tolerance(1e-5),
+        f"parameters at most {max_difference:.1e} apart after 3 steps",
     )
 
 
-def micro_batches(config: Config) -> Check:
+def check_micro_batches(config: Config) -> CheckResult:
     """Two micro-batches are different, and give the gradient of one batch of both."""
-    whole = new_step(config)
-    halves_config = override(config, {"batch_size": 2, "gradient_accumulation_steps": 2})
-    halves = new_step(halves_config)
-    tokens = _tokens(config)
-    size = {"seed": 0, "block_size": config.model.block_size}
-    x, y = map(mx.array, tokens.batch(0, batch_size=2, micro_batches=2, **size))
+    full_batch_step = make_train_step(config)
+    micro_batch_config = override_config(
+        config, {"batch_size": 2, "gradient_accumulation_steps": 2}
+    )
+    micro_batch_step = make_train_step(micro_batch_config)
+    tokens = _random_tokens(config)
+    batch_args = {"seed": 0, "block_size": config.model.block_size}
+    x, y = map(mx.array, tokens.get_batch(0, batch_size=2, micro_batches=2, **batch_args))
     key = mx.random.key(0)
-    different = bool((x[0] != x[1]).any())
-    _, by_two = halves.gradients(x, y, key)
-    one = (1, 4, config.model.block_size)
-    _, by_one = whole.gradients(x.reshape(one), y.reshape(one), key)
-    apart = _apart(by_two, by_one)
-    return Check(
+    is_different = bool((x[0] != x[1]).any())
+    _, micro_batch_gradients = micro_batch_step.compute_gradients(x, y, key)
+    full_batch_shape = (1, 4, config.model.block_size)
+    _, full_batch_gradients = full_batch_step.compute_gradients(
+        x.reshape(full_batch_shape), y.reshape(full_batch_shape), key
+    )
+    max_difference = _max_difference(micro_batch_gradients, full_batch_gradients)
+    return CheckResult(
         "micro-batches = one batch",
-        different and apart < _slack(1e-5),
-        f"gradients at most {apart:.1e} apart" if different else "both hold the same tokens",
+        is_different and max_difference < _tolerance(1e-5),
+        f"gradients at most {max_difference:.1e} apart"
+        if is_different
+        else "both hold the same tokens",
     )
 
 
-def causality(config: Config) -> Check:
+def check_causality(config: Config) -> CheckResult:
     """Changing token t changes no logit before t."""
     length = config.model.block_size
     if length < 2 or config.model.vocab_size < 2:
-        return Check("causality", None, "nothing to see with one token")
-    model = scaled_model(config)
+        return CheckResult("causality", None, "nothing to see with one token")
+    model = make_scaled_model(config)
     ids = random_ids(config, 1, length)
     t = length // 2
-    changed = mx.array(ids)
-    changed[:, t] = (ids[:, t] + 1) % config.model.vocab_size
-    change = mx.abs(model(changed) - model(ids)).max(axis=-1)[0]  # [T]
-    before, after = float(change[:t].max()), float(change[t:].min())
-    return Check(
+    changed_ids = mx.array(ids)
+    changed_ids[:, t] = (ids[:, t] + 1) % config.model.vocab_size
+    logit_change = mx.abs(model(changed_ids) - model(ids)).max(axis=-1)[0]  # [T]
+    max_before, min_after = float(logit_change[:t].max()), float(logit_change[t:].min())
+    return CheckResult(
         "causality",
-        before <= 1e-6 and after > 0,
-        f"changing token {t}: at most {before:g} before it, at least {after:.1e} from it on",
+        max_before <= 1e-6 and min_after > 0,
+        f"changing token {t}: at most {max_before:g} before it, at least {min_after:.1e} from "
+        "it on",
     )
 
 
-def sampler(config: Config) -> Check:
+def check_sampler(config: Config) -> CheckResult:
     """Drawn tokens have the frequencies of the softmax, and masked ones never come."""
     draws = 20_000
     logits = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0])
     probs = _softmax(logits / 0.8)
     # By hand, since the logits are sorted: what each filter leaves of these eight tokens.
     cases = {
-        "none": (Sampling(temperature=0.8), 8),
-        "top-k 3": (Sampling(temperature=0.8, top_k=3), 3),
+        "none": (SamplingParams(temperature=0.8), 8),
+        "top-k 3": (SamplingParams(temperature=0.8, top_k=3), 3),
         "top-p 0.75": (
-            Sampling(temperature=0.8, top_p=0.75),
+            SamplingParams(temperature=0.8, top_p=0.75),
             int((probs.cumsum() < 0.75).sum()) + 1,
         ),
-        "min-p 0.2": (Sampling(temperature=0.8, min_p=0.2), int((probs >= 0.2 * probs[0]).sum())),
+        "min-p 0.2": (
+            SamplingParams(temperature=0.8, min_p=0.2),
+            int((probs >= 0.2 * probs[0]).sum()),
+        ),
     }
     shuffle = np.random.default_rng(0).permutation(8)  # so that order is no help
-    worst, leaked = 0.0, 0
+    max_z_score, leaked_draws = 0.0, 0
     rows = mx.array(np.tile(logits[shuffle], (draws, 1)))
-    seen = mx.zeros(rows.shape, dtype=mx.bool_)
-    for n, (sampling, left) in enumerate(cases.values()):
-        draw, values = make_sampler(SamplerSpec.of(sampling, 8)), setting_values(sampling)
+    seen_mask = mx.zeros(rows.shape, dtype=mx.bool_)
+    for n, (sampling, n_kept) in enumerate(cases.values()):
+        draw, values = (
+            make_sampler(SamplerSpec.from_sampling(sampling, 8)),
+            pack_sampling_params(sampling),
+        )
         keys = np.random.default_rng(n).integers(2**32, size=(draws, 2), dtype=np.uint32)
-        ids = draw(rows, seen, values, mx.array(keys))
-        found = np.bincount(shuffle[np.array(ids)], minlength=8) / draws
-        wanted = np.where(np.arange(8) < left, probs, 0) / probs[:left].sum()
-        leaked += int((found[left:] > 0).sum())
-        sigma = np.sqrt(wanted[:left] * (1 - wanted[:left]) / draws)
-        worst = max(worst, float((np.abs(found - wanted)[:left] / sigma).max()))
-    return Check(
+        ids = draw(rows, seen_mask, values, mx.array(keys))
+        frequencies = np.bincount(shuffle[np.array(ids)], minlength=8) / draws
+        expected = np.where(np.arange(8) < n_kept, probs, 0) / probs[:n_kept].sum()
+        leaked_draws += int((frequencies[n_kept:] > 0).sum())
+        sigma = np.sqrt(expected[:n_kept] * (1 - expected[:n_kept]) / draws)
+        max_z_score = max(
+            max_z_score, float((np.abs(frequencies - expected)[:n_kept] / sigma).max())
+        )
+    return CheckResult(
         "sampler = softmax",
-        worst < 4 and not leaked,
-        f"{draws:,} draws for each of {', '.join(cases)}: at most {worst:.1f} standard errors off, "
-        f"{leaked} masked tokens drawn",
+        max_z_score < 4 and not leaked_draws,
+        f"{draws:,} draws for each of {', '.join(cases)}: at most {max_z_score:.1f} standard "
+        "errors off, "
+        f"{leaked_draws} masked tokens drawn",
     )
 
 
-def evaluation(config: Config) -> Check:
+def check_evaluation_side_effects(config: Config) -> CheckResult:
     """Evaluating between two steps changes nothing in the training."""
-    config = override(config, {"dropout": 0.1})
-    steps = [new_step(config), new_step(config)]
-    tokens = _tokens(config)
+    config = override_config(config, {"dropout": 0.1})
+    step_functions = [make_train_step(config), make_train_step(config)]
+    tokens = _random_tokens(config)
     letters = map(chr, range(ord("0"), ord("0") + config.model.vocab_size))
     tokenizer = CharTokenizer(letters, end_of_text=False)
-    model, text = steps[0].model, EvalText(tokens, tokenizer, None)
-    evaluate = Evaluator(model, text, eval_step(model, mx.float32), batch_size=4)
+    model, eval_text = step_functions[0].model, EvalDataset(tokens, tokenizer, None)
+    evaluator = Evaluator(model, eval_text, compile_eval_step(model, mx.float32), batch_size=4)
     losses = []
     for n in range(3):
-        for step in steps:
-            take_step(step, config, n)
-        losses += [evaluate().loss, evaluate().loss]
-    apart = _apart(*(step.model.parameters() for step in steps))
-    same = losses[0::2] == losses[1::2]
-    return Check(
+        for step_function in step_functions:
+            take_step(step_function, config, n)
+        losses += [evaluator().loss, evaluator().loss]
+    max_difference = _max_difference(
+        *(step_function.model.parameters() for step_function in step_functions)
+    )
+    is_deterministic = losses[0::2] == losses[1::2]
+    return CheckResult(
         "evaluation leaves no trace",
-        (apart == 0 and same) or (not device.on_cpu() and apart < 1e-5),
-        f"parameters {apart:g} apart after 3 steps with and without it; "
-        f"{'twice the same' if same else 'two different'} results",
+        (max_difference == 0 and is_deterministic)
+        or (not device.on_cpu() and max_difference < 1e-5),
+        f"parameters {max_difference:g} apart after 3 steps with and without it; "
+        f"{'twice the same' if is_deterministic else 'two different'} results",
     )
 
 
-def overfitting(config: Config) -> Check:
+def check_overfitting(config: Config) -> CheckResult:
     """One batch can be learned by heart, below 0.1 nats: loss, gradients and updates agree."""
-    config = override(config, {"weight_decay": 0.0, "gradient_checkpointing": False})
-    step = new_step(config)
+    config = override_config(config, {"weight_decay": 0.0, "gradient_checkpointing": False})
+    step_function = make_train_step(config)
     x, y = random_batch(config, 0)
     loss, steps = math.inf, 0
     while loss >= 0.1 and steps < 400:
-        value, _ = step(x, y, mx.array(1e-2), mx.random.key(0))
+        value, _ = step_function(x, y, mx.array(1e-2), mx.random.key(0))
         steps += 1
         if steps % 20 == 0:
             loss = float(value)
         else:
-            mx.async_eval(step.state)
-    return Check("one batch by heart", loss < 0.1, f"loss {loss:.3f} after {steps} steps")
+            mx.async_eval(step_function.state)
+    return CheckResult("one batch by heart", loss < 0.1, f"loss {loss:.3f} after {steps} steps")
 
 
-def repeatability(config: Config) -> Check:
+def check_repeatability(config: Config) -> CheckResult:
     """Whether a step repeats bit for bit here. On the CPU it must, or resuming is not exact; on a
     GPU, which may add in another order, it is only told.
     """
-    config = override(config, {"dropout": 0.1})
-    steps = [new_step(config), new_step(config)]
+    config = override_config(config, {"dropout": 0.1})
+    step_functions = [make_train_step(config), make_train_step(config)]
     for n in range(3):
-        for step in steps:
-            take_step(step, config, n)
-    apart = _apart(*(step.model.parameters() for step in steps))
-    found = "bit for bit" if apart == 0 else f"only to {apart:.1e}: sums are reordered here"
-    return Check("steps repeat", apart == 0 if device.on_cpu() else None, found)
+        for step_function in step_functions:
+            take_step(step_function, config, n)
+    max_difference = _max_difference(
+        *(step_function.model.parameters() for step_function in step_functions)
+    )
+    detail = (
+        "bit for bit"
+        if max_difference == 0
+        else f"only to {max_difference:.1e}: sums are reordered here"
+    )
+    return CheckResult("steps repeat", max_difference == 0 if device.on_cpu() else None, detail)
 
 
-def _slack(apart: float) -> float:
+def _tolerance(tolerance: float) -> float:
     """How far apart numbers may be that were multiplied in other shapes, and so perhaps in other
     kernels: more where some of them round to TF32.
     """
-    return apart if device.multiplies_exactly() else 50 * apart
+    return tolerance if device.has_full_precision_matmul() else 50 * tolerance
 
 
-def _tokens(config: Config) -> Tokens:
+def _random_tokens(config: Config) -> TokenArray:
     ids = np.array(random_ids(config, 1, 20 * config.model.block_size)[0])
-    return Tokens(ids, config.model.vocab_size)
+    return TokenArray(ids, config.model.vocab_size)
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
@@ -272,9 +301,10 @@ def _softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum()
 
 
-def _apart(a: Any, b: Any) -> float:
+def _max_difference(a: Any, b: Any) -> float:
     """The largest difference between two parameter trees."""
-    others = flatten_params(b)
+    other_parameters = flatten_params(b)
     return max(
-        float(mx.abs(value - others[name]).max()) for name, value in flatten_params(a).items()
+        float(mx.abs(value - other_parameters[name]).max())
+        for name, value in flatten_params(a).items()
     )

@@ -15,33 +15,33 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def catch_stop_signals() -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C (or SIGTERM) asks training to stop after its step; the second one quits at
     once. Yields a function that returns whether it was asked.
     """
-    asked = threading.Event()
+    stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield stop_requested.is_set
         return
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
+    old_handlers = {number: signal.getsignal(number) for number in signals}
 
     def handle(number: int, frame: Any) -> None:
-        if asked.is_set():
+        if stop_requested.is_set():
             raise KeyboardInterrupt
-        asked.set()
+        stop_requested.set()
         # In another thread: this one may hold a handler's lock.
-        line = "stopping after this step, and saving; once more quits at once"
-        threading.Thread(target=logger.info, args=(line,)).start()
+        message = "stopping after this step, and saving; once more quits at once"
+        threading.Thread(target=logger.info, args=(message,)).start()
 
     for number in signals:
         signal.signal(number, handle)
     try:
-        yield asked.is_set
+        yield stop_requested.is_set
     except RuntimeError as error:
-        if asked.is_set() and device_errors.classify(error):
+        if stop_requested.is_set() and device_errors.classify_device_error(error):
             raise KeyboardInterrupt from error  # instead of a retry
         raise
     finally:
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)

@@ -18,14 +18,14 @@ import numpy as np
 
 from mlxgpt.utils.errors import UserError
 
-WINDOW = 100  # steps that a loss is compared with
-FEWEST = 25  # of them, at least
-SPIKE = 6.0  # standard deviations above their mean
-LEAST_DEVIATION = 0.01  # nats, if the losses hardly differ
-IN_A_ROW = 10  # skipped steps, until training is given up
-MOST_ROLLBACKS = 5
+LOSS_WINDOW = 100  # steps that a loss is compared with
+MIN_LOSSES = 25  # of them, at least
+SPIKE_THRESHOLD = 6.0  # standard deviations above their mean
+MIN_DEVIATION = 0.01  # nats, if the losses hardly differ
+MAX_CONSECUTIVE_SKIPS = 10  # skipped steps, until training is given up
+MAX_ROLLBACKS = 5
 # Names in checkpoints, and here.
-SAVED = {
+CHECKPOINT_FIELDS = {
     "losses": "losses",
     "skipped": "skipped",
     "in_a_row": "in_a_row",
@@ -44,7 +44,7 @@ class SpikeGuard:
         skipped: steps that were not applied, in all; in_a_row: since the last one that was.
         rollbacks: how often training was rolled back.
         batch_offset: batches skipped by that: step n takes batch n + batch_offset.
-        spiked: the step whose loss asks for a rollback, or None.
+        spike_step: the step whose loss asks for a rollback, or None.
     """
 
     on_spike: str = "ignore"
@@ -53,19 +53,19 @@ class SpikeGuard:
     in_a_row: int = 0
     rollbacks: int = 0
     batch_offset: int = 0
-    spiked: int | None = None
+    spike_step: int | None = None
 
     @property
     def has_diverged(self) -> bool:
         """Whether further training is of no use."""
-        return self.in_a_row >= IN_A_ROW or self.rollbacks > MOST_ROLLBACKS
+        return self.in_a_row >= MAX_CONSECUTIVE_SKIPS or self.rollbacks > MAX_ROLLBACKS
 
     @property
     def must_stop(self) -> bool:
         """Whether the next step must not be taken before something else is done."""
-        return self.has_diverged or self.spiked is not None
+        return self.has_diverged or self.spike_step is not None
 
-    def limit(self, step: int) -> float:
+    def loss_limit(self, step: int) -> float:
         """The largest loss with which a step is applied.
 
         It depends on the steps up to the last but one, since the last one is still being computed
@@ -73,43 +73,43 @@ class SpikeGuard:
         """
         if self.on_spike == "ignore":
             return math.inf
-        known = [loss for n, loss in self.losses if n < step - 1][-WINDOW:]
-        if len(known) < FEWEST:
+        recent_losses = [loss for n, loss in self.losses if n < step - 1][-LOSS_WINDOW:]
+        if len(recent_losses) < MIN_LOSSES:
             return math.inf
-        deviation = max(statistics.pstdev(known), LEAST_DEVIATION)
+        deviation = max(statistics.pstdev(recent_losses), MIN_DEVIATION)
         # As the device compares it.
-        return float(np.float32(statistics.fmean(known) + SPIKE * deviation))
+        return float(np.float32(statistics.fmean(recent_losses) + SPIKE_THRESHOLD * deviation))
 
-    def record(self, step: int, loss: float, norm: float, limit: float) -> None:
+    def record(self, step: int, loss: float, grad_norm: float, loss_limit: float) -> None:
         """Take note of a step that was computed, with the loss that it was applied up to."""
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite and loss <= limit:
-            self.losses = [*self.losses[-WINDOW:], (step, loss)]
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if is_finite and loss <= loss_limit:
+            self.losses = [*self.losses[-LOSS_WINDOW:], (step, loss)]
             self.in_a_row = 0
             return
         self.skipped += 1
         self.in_a_row += 1
-        if finite and self.on_spike == "rollback":
-            self.spiked = step
+        if is_finite and self.on_spike == "rollback":
+            self.spike_step = step
 
     def skip_spike(self) -> None:
         """Skip the spike: there is no checkpoint to roll back to."""
-        self.spiked = None
+        self.spike_step = None
 
-    def roll_back(self, start: int, saved: Mapping[str, Any]) -> None:
+    def roll_back(self, start: int, tree: Mapping[str, Any]) -> None:
         """Continue from step `start`, with what a guard remembered there, and with the batches
         after the spike's.
         """
-        assert self.spiked is not None
-        self.batch_offset += self.spiked + 1 - start
+        assert self.spike_step is not None
+        self.batch_offset += self.spike_step + 1 - start
         self.rollbacks += 1
-        self.losses = SpikeGuard.from_tree(saved).losses
+        self.losses = SpikeGuard.from_tree(tree).losses
         self.in_a_row = 0
-        self.spiked = None
+        self.spike_step = None
 
     def to_tree(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        return {name: getattr(self, own) for name, own in SAVED.items()}
+        return {name: getattr(self, attribute) for name, attribute in CHECKPOINT_FIELDS.items()}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], on_spike: str = "ignore") -> SpikeGuard:
@@ -123,10 +123,10 @@ class SpikeGuard:
             return guard
         try:
             guard.losses = [(int(step), float(loss)) for step, loss in tree["losses"]]
-            for name, own in [*SAVED.items()][1:]:
+            for name, attribute in [*CHECKPOINT_FIELDS.items()][1:]:
                 if type(tree[name]) is not int or not 0 <= tree[name] < 1 << 53:
                     raise ValueError(name)
-                setattr(guard, own, tree[name])
+                setattr(guard, attribute, tree[name])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"the checkpoint's guard is damaged: {error}", "use another checkpoint."

@@ -14,20 +14,20 @@ from mlx.utils import tree_map, tree_unflatten
 
 from mlxgpt.backend import execution
 from mlxgpt.config import Config
-from mlxgpt.data.token_array import Tokens
-from mlxgpt.distributed.group import LOCAL, ProcessGroup
+from mlxgpt.data.token_array import TokenArray
+from mlxgpt.distributed.group import LOCAL_GROUP, ProcessGroup
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import swapped_parameters, token_losses
 from mlxgpt.model.parameters import check_shapes, flatten_params
 from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
 from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.utils.errors import UserError
-from mlxgpt.utils.seeds import derive
+from mlxgpt.utils.seeds import derive_seed
 
 Arrays = dict[str, mx.array]  # by dotted names
 
 
-def _not_compiled(function: Callable) -> Callable:
+def _identity(function: Callable) -> Callable:
     return function
 
 
@@ -45,7 +45,7 @@ class TrainStep:
         self,
         model: GPT,
         config: Config,
-        group: ProcessGroup = LOCAL,
+        group: ProcessGroup = LOCAL_GROUP,
         *,
         compiled: bool = True,
     ) -> None:
@@ -53,20 +53,22 @@ class TrainStep:
         self.dtype = getattr(mx, config.train.dtype)
         self._grad_clip = config.optim.grad_clip or math.inf
         self._reduce_dtype = getattr(mx, config.train.reduce_dtype)
-        compile = execution.compiled if compiled else _not_compiled
+        compile_function = execution.compile_function if compiled else _identity
         # On a CPU each worker thread has functions, and an optimizer, of its own; on a GPU there is
         # one of each.
-        self._gradients = execution.PerThread(lambda: _GradientSum(compile(self._add_gradients)))
-        self._norm = compile(self._clipped_norm)
+        self._threaded_gradients = execution.PerThreadFunction(
+            lambda: _GradientAccumulator(compile_function(self._add_gradients))
+        )
+        self._compiled_norm_and_scale = compile_function(self._compute_norm_and_scale)
         parameters = flatten_params(model.trainable_parameters())
-        self._names = split_by_work(parameters, config.optim, execution.thread_count())
+        self._parameter_names = split_by_work(parameters, config.optim, execution.thread_count())
         self._optimizers = [
             OptimizerGroups(config.optim, {name: parameters[name] for name in names})
-            for names in self._names
+            for names in self._parameter_names
         ]
         self._states = [optimizer.init() for optimizer in self._optimizers]
-        updates = (compile(optimizer.update) for optimizer in self._optimizers)
-        self._updates = execution.PerThread(lambda: next(updates))
+        updates = (compile_function(optimizer.update) for optimizer in self._optimizers)
+        self._threaded_updates = execution.PerThreadFunction(lambda: next(updates))
 
     @property
     def state(self) -> list[Any]:
@@ -79,60 +81,64 @@ class TrainStep:
         targets: mx.array,
         learning_rate: mx.array,
         key: mx.array,
-        limit: float = math.inf,
+        loss_limit: float = math.inf,
     ) -> tuple[mx.array, mx.array]:
         """Take one step. It changes nothing if the loss or the gradient is not finite, or the loss
-        is above `limit`.
+        is above `loss_limit`.
 
         Args:
             inputs, targets: ids[A, B, T], int32.
             learning_rate: of this step.
             key: for dropout; each micro-batch gets its own from it.
-            limit: the largest loss that the step is applied with.
+            loss_limit: the largest loss that the step is applied with.
 
         Returns:
             The mean loss in nats per token before the update, and the gradient's global norm
             before clipping; on a GPU neither is computed yet.
         """
-        loss, gradients, parts = self._sum_gradients(inputs, targets, key)
+        loss, gradients, part_count = self._sum_gradients(inputs, targets, key)
         loss, gradients = self.group.average(loss, gradients, self._reduce_dtype)
-        loss, norm, scale, good = self._norm(loss, gradients, mx.array(parts), mx.array(limit))
+        loss, grad_norm, scale, should_apply = self._compiled_norm_and_scale(
+            loss, gradients, mx.array(part_count), mx.array(loss_limit)
+        )
         parameters = flatten_params(self.model.trainable_parameters())
-        updated = self._updates(
+        results = self._threaded_updates(
             (
                 {name: parameters[name] for name in names},
                 {name: gradients[name] for name in names},
                 state,
                 learning_rate,
                 scale,
-                good,
+                should_apply,
             )
-            for names, state in zip(self._names, self._states, strict=True)
+            for names, state in zip(self._parameter_names, self._states, strict=True)
         )
-        self.model.update(tree_unflatten({n: p for new, _ in updated for n, p in new.items()}))
-        self._states = [state for _, state in updated]
-        return loss, norm
+        self.model.update(tree_unflatten({n: p for new, _ in results for n, p in new.items()}))
+        self._states = [state for _, state in results]
+        return loss, grad_norm
 
-    def gradients(
+    def compute_gradients(
         self, inputs: mx.array, targets: mx.array, key: mx.array
     ) -> tuple[mx.array, Arrays]:
         """Mean loss and its gradients by name, of ids[A, B, T]."""
-        loss, gradients, parts = self._sum_gradients(inputs, targets, key)
-        return loss / parts, {name: gradient / parts for name, gradient in gradients.items()}
+        loss, gradients, part_count = self._sum_gradients(inputs, targets, key)
+        return loss / part_count, {
+            name: gradient / part_count for name, gradient in gradients.items()
+        }
 
-    def arrays(self) -> tuple[Arrays, Arrays]:
+    def state_dicts(self) -> tuple[Arrays, Arrays]:
         """The parameters, and the optimizer's state, by their dotted names."""
-        named: Arrays = {}
+        optimizer_state: Arrays = {}
         for optimizer, state in zip(self._optimizers, self._states, strict=True):
-            named |= optimizer.to_named(state)
-        return flatten_params(self.model.parameters()), named
+            optimizer_state |= optimizer.to_state_dict(state)
+        return flatten_params(self.model.parameters()), optimizer_state
 
     def restore(self, parameters: Arrays, optimizer: Arrays) -> None:
         """Continue from saved arrays; raises UserError if they are another model's."""
-        for saved, own in zip((parameters, optimizer), self.arrays(), strict=True):
-            check_shapes(saved, own)
+        for saved, current in zip((parameters, optimizer), self.state_dicts(), strict=True):
+            check_shapes(saved, current)
         self.model.update(tree_unflatten(parameters))
-        self._states = [one.from_named(optimizer) for one in self._optimizers]
+        self._states = [groups.from_state_dict(optimizer) for groups in self._optimizers]
 
     def _sum_gradients(
         self, inputs: mx.array, targets: mx.array, key: mx.array
@@ -140,10 +146,10 @@ class TrainStep:
         """Sums of the losses and gradients of all parts of a batch, and how many parts there are:
         micro-batches, on a CPU divided further.
         """
-        shards = execution.shard(inputs, targets, key)
+        shards = execution.shard_batch(inputs, targets, key)
         parameters = self.model.trainable_parameters()
-        sums = self._gradients([(parameters, *shard) for shard in shards])
-        loss, gradients = sums[0] if len(sums) == 1 else _joined(sums)
+        sums = self._threaded_gradients([(parameters, *shard) for shard in shards])
+        loss, gradients = sums[0] if len(sums) == 1 else _add_sums(sums)
         return loss, gradients, float(sum(len(shard[0]) for shard in shards))
 
     def _add_gradients(
@@ -167,20 +173,25 @@ class TrainStep:
             return loss, gradients
         return total[0] + loss, {n: total[1][n] + g for n, g in gradients.items()}
 
-    def _clipped_norm(
-        self, loss: mx.array, gradients: Arrays, parts: mx.array, limit: mx.array
+    def _compute_norm_and_scale(
+        self, loss: mx.array, gradients: Arrays, part_count: mx.array, loss_limit: mx.array
     ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """From sums over parts: the mean loss, the mean gradient's global norm, what the sums are
         multiplied by to be that gradient, clipped, and whether the step may be applied.
         """
-        loss = loss / parts
+        loss = loss / part_count
         squares = sum((mx.square(g).sum() for g in gradients.values()), mx.array(0.0))
-        norm = mx.sqrt(squares) / parts
-        scale = mx.minimum(self._grad_clip / (norm + 1e-6), 1.0) / parts
-        return loss, norm, scale, mx.isfinite(loss) & mx.isfinite(norm) & (loss <= limit)
+        grad_norm = mx.sqrt(squares) / part_count
+        scale = mx.minimum(self._grad_clip / (grad_norm + 1e-6), 1.0) / part_count
+        return (
+            loss,
+            grad_norm,
+            scale,
+            mx.isfinite(loss) & mx.isfinite(grad_norm) & (loss <= loss_limit),
+        )
 
 
-class _GradientSum:
+class _GradientAccumulator:
     """Adds up the gradients of a thread's micro-batches. The next one is started before the sum so
     far is waited for, and no other: each takes much more memory than the sum.
     """
@@ -191,21 +202,23 @@ class _GradientSum:
     def __call__(self, parameters: dict, *shard: mx.array) -> tuple[mx.array, Arrays]:
         first, *rest = zip(*shard, strict=True)
         total = self._add_gradients(parameters, *first, None)
-        for part in rest:
+        for micro_batch in rest:
             mx.async_eval(total)
-            following = self._add_gradients(parameters, *part, total)
+            next_total = self._add_gradients(parameters, *micro_batch, total)
             mx.eval(total)
-            total = following
+            total = next_total
         return total
 
 
-def _joined(sums: list[tuple[mx.array, Arrays]]) -> tuple[mx.array, Arrays]:
+def _add_sums(sums: list[tuple[mx.array, Arrays]]) -> tuple[mx.array, Arrays]:
     """The sums of a CPU's two threads, added."""
-    (loss, gradients), (other_loss, others) = sums
-    return loss + other_loss, {name: g + others[name] for name, g in gradients.items()}
+    (loss, gradients), (other_loss, other_gradients) = sums
+    return loss + other_loss, {name: g + other_gradients[name] for name, g in gradients.items()}
 
 
-def new_step(config: Config, group: ProcessGroup = LOCAL, *, compiled: bool = True) -> TrainStep:
+def make_train_step(
+    config: Config, group: ProcessGroup = LOCAL_GROUP, *, compiled: bool = True
+) -> TrainStep:
     """The training step of a config, with a fresh model; its vocabulary and dtype are resolved."""
     t = config.train
     model = GPT(config.model, t.seed, gradient_checkpointing=t.gradient_checkpointing)
@@ -220,7 +233,7 @@ class StepInputs:
         group: each rank has its rows of the batch, and its own dropout.
     """
 
-    def __init__(self, tokens: Tokens, config: Config, group: ProcessGroup) -> None:
+    def __init__(self, tokens: TokenArray, config: Config, group: ProcessGroup) -> None:
         self._tokens, self._config, self._rank, self._size = tokens, config, group.rank, group.size
         self._learning_rate = learning_rate_schedule(config)
 
@@ -233,20 +246,20 @@ class StepInputs:
             batch_offset: batches skipped so far.
         """
         t = self._config.train
-        batch = self._tokens.batch(
+        batch = self._tokens.get_batch(
             step + batch_offset,
             seed=t.seed,
             batch_size=t.batch_size,
             block_size=self._config.model.block_size,
             micro_batches=t.gradient_accumulation_steps,
         )
-        inputs, targets = (mx.array(rank_rows(ids, self._rank, self._size)) for ids in batch)
-        seed = derive(t.seed, "dropout", step + batch_offset)
-        key = mx.random.key(seed if self._size == 1 else derive(seed, "rank", self._rank))
+        inputs, targets = (mx.array(select_rank_rows(ids, self._rank, self._size)) for ids in batch)
+        seed = derive_seed(t.seed, "dropout", step + batch_offset)
+        key = mx.random.key(seed if self._size == 1 else derive_seed(seed, "rank", self._rank))
         return inputs, targets, self._learning_rate(step), key
 
 
-def rank_rows(ids: np.ndarray, rank: int, size: int) -> np.ndarray:
+def select_rank_rows(ids: np.ndarray, rank: int, size: int) -> np.ndarray:
     """A rank's rows of ids[A, B, T], in micro-batches of at most B rows: [A', B', T].
 
     Raises:
@@ -267,24 +280,25 @@ def check_divisible(rows: int, size: int) -> None:
     """
     if rows % size == 0:
         return
-    near = [n for n in (rows // size * size, (rows // size + 1) * size) if n]
+    nearest_sizes = [n for n in (rows // size * size, (rows // size + 1) * size) if n]
     raise UserError(
         f"a batch of {rows} sequences cannot be divided evenly among {size} machines",
-        f"use --batch-size {' or '.join(map(str, near))} --gradient-accumulation-steps 1, or "
+        f"use --batch-size {' or '.join(map(str, nearest_sizes))} --gradient-accumulation-steps "
+        "1, or "
         "another number of machines.",
     )
 
 
 def take_steps(
-    step_function: TrainStep, tokens: Tokens, config: Config, steps: int, start: int = 0
+    step_function: TrainStep, tokens: TokenArray, config: Config, steps: int, start: int = 0
 ) -> None:
     """Take some steps of a run, for timing. The host is at most one step ahead."""
-    inputs = StepInputs(tokens, config, step_function.group)
+    step_inputs = StepInputs(tokens, config, step_function.group)
     previous = None
     for step in range(start, start + steps):
-        done = step_function(*inputs(step))
-        mx.async_eval(done, step_function.state)
+        outputs = step_function(*step_inputs(step))
+        mx.async_eval(outputs, step_function.state)
         if previous is not None:
             mx.eval(previous)
-        previous = done
+        previous = outputs
     mx.eval(step_function.state)

@@ -8,11 +8,13 @@ from functools import partial
 
 from mlxgpt.config import Config
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.evaluation.loss import EvalText, Evaluation, Evaluator, eval_step
+from mlxgpt.evaluation.loss import EvalDataset, Evaluation, Evaluator, compile_eval_step
 from mlxgpt.training.step import TrainStep
 
-SHARE = 0.15  # of the tokens trained on, which is 5 % of the time: a step is three forward passes
-LEAST = 8192  # tokens: fewer would say nothing
+EVAL_TOKEN_SHARE = (
+    0.15  # of the tokens trained on, which is 5 % of the time: a step is three forward passes
+)
+MIN_EVAL_TOKENS = 8192  # tokens: fewer would say nothing
 
 
 class Validation:
@@ -25,39 +27,50 @@ class Validation:
     def __init__(
         self, config: Config, dataset: Dataset, step_function: TrainStep, bos: int | None
     ) -> None:
-        self._make = partial(
+        self._make_evaluator = partial(
             Evaluator,
             step_function.model,
-            EvalText(dataset.val, dataset.tokenizer, bos),
-            eval_step(step_function.model, step_function.dtype),
+            EvalDataset(dataset.val, dataset.tokenizer, bos),
+            compile_eval_step(step_function.model, step_function.dtype),
             batch_size=config.train.batch_size,
             group=step_function.group,
         )
-        there = len(dataset.val.ids)
-        self._each, self._at_end = tokens_each(config, there), tokens_at_end(config, there)
-        self._last = config.train.max_steps
-        self._evaluate = self._make(limit=self._each)
+        val_tokens = len(dataset.val.ids)
+        self._eval_tokens, self._final_eval_tokens = (
+            count_eval_tokens(config, val_tokens),
+            count_final_eval_tokens(config, val_tokens),
+        )
+        self._max_steps = config.train.max_steps
+        self._evaluator = self._make_evaluator(limit=self._eval_tokens)
 
     def __call__(self, step: int) -> tuple[Evaluation, Evaluation]:
         """After a step: on the tokens that each evaluation reads, so that all can be compared; and,
         at the end, on more.
         """
-        result = self._evaluate()
-        if step == self._last and self._at_end > self._each:
-            return result, self._make(limit=self._at_end)()
+        result = self._evaluator()
+        if step == self._max_steps and self._final_eval_tokens > self._eval_tokens:
+            return result, self._make_evaluator(limit=self._final_eval_tokens)()
         return result, result
 
 
-def tokens_each(config: Config, there: int) -> int:
-    """Tokens of an evaluation during training, of the `there` that the validation text has."""
+def count_eval_tokens(config: Config, val_tokens: int) -> int:
+    """Tokens of an evaluation during training, of the `val_tokens` that the validation text has."""
     t = config.train
-    return min(there, t.eval_tokens or _share(config, min(t.eval_interval, t.max_steps)))
+    return min(
+        val_tokens, t.eval_tokens or _eval_token_budget(config, min(t.eval_interval, t.max_steps))
+    )
 
 
-def tokens_at_end(config: Config, there: int) -> int:
+def count_final_eval_tokens(config: Config, val_tokens: int) -> int:
     """Tokens of the one at the end: all, unless the training was too short for that."""
-    return min(there, max(_share(config, config.train.max_steps), tokens_each(config, there)))
+    return min(
+        val_tokens,
+        max(
+            _eval_token_budget(config, config.train.max_steps),
+            count_eval_tokens(config, val_tokens),
+        ),
+    )
 
 
-def _share(config: Config, steps: int) -> int:
-    return max(LEAST, int(SHARE * steps * config.tokens_per_step))
+def _eval_token_budget(config: Config, steps: int) -> int:
+    return max(MIN_EVAL_TOKENS, int(EVAL_TOKEN_SHARE * steps * config.tokens_per_step))

@@ -24,11 +24,17 @@ from typing import Any
 
 from mlxgpt.utils.errors import UserError
 
-SEAL = "seal"
-GONE = ".gone"  # the end of a name
-SMALL = 1 << 20  # bytes of a file that describes something
+CHECKSUM_KEY = "seal"
+TRASH_SUFFIX = ".gone"  # the end of a name
+MAX_SMALL_FILE_BYTES = 1 << 20  # bytes of a file that describes something
 # Answers of file systems that have no locks.
-WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+LOCKS_UNSUPPORTED_ERRNOS = (
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.ENOLCK,
+    errno.EINVAL,
+)
 
 
 # Remedies by errno. A network folder that fails answers with several numbers.
@@ -94,7 +100,7 @@ def _mode(path: Path, *, follow_symlinks: bool = True) -> int | None:
         raise
 
 
-def matching(folder: Path, pattern: str) -> list[Path]:
+def list_matching(folder: Path, pattern: str) -> list[Path]:
     """The entries of a folder whose names match a shell pattern, sorted; none without the folder.
 
     Raises:
@@ -107,7 +113,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_filename_to_errors(path: Path) -> Iterator[None]:
     """Name the file in an OSError that does not: reads, writes and fsync do not know names."""
     try:
         yield
@@ -117,7 +123,7 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def os_error(error: OSError, action: str, path: Path, remedy: str = "") -> UserError:
+def to_user_error(error: OSError, action: str, path: Path, remedy: str = "") -> UserError:
     """What to tell the user about a failed file operation: the errno decides the remedy.
 
     Args:
@@ -126,13 +132,13 @@ def os_error(error: OSError, action: str, path: Path, remedy: str = "") -> UserE
         remedy: for errors that have no remedy of their own, such as a missing file.
     """
     problem = f"cannot {action} {error.filename or path}: {error.strerror or error}"
-    return UserError(problem, remedy_of(error, remedy))
+    return UserError(problem, find_remedy(error, remedy))
 
 
-def remedy_of(error: Exception, default: str = "") -> str:
+def find_remedy(error: Exception, default: str = "") -> str:
     """What to do about an error, by its errno; `default` where that has no remedy."""
-    number = getattr(error, "errno", None) or 0
-    return REMEDIES.get(number, default or "check the file and its folder.")
+    error_number = getattr(error, "errno", None) or 0
+    return REMEDIES.get(error_number, default or "check the file and its folder.")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -141,9 +147,9 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         # Bytes of a name that are not UTF-8, which only files for people may have, are escaped.
         scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
-        sync(scratch)
+        fsync_path(scratch)
         scratch.replace(path)
-        sync(path.parent)
+        fsync_path(path.parent)
     except OSError as error:
         error.filename = str(path)  # the name that a person knows
         raise
@@ -152,7 +158,7 @@ def write_atomically(path: Path, text: str) -> None:
             scratch.unlink()
 
 
-def own_folders() -> Iterator[Path]:
+def iter_cache_folders() -> Iterator[Path]:
     """Folders for what can be made again, that nobody else writes in: the user's cache folder for
     mlxgpt and, where that will not do, one that goes when this process does.
     """
@@ -162,56 +168,56 @@ def own_folders() -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
     with contextlib.suppress(OSError):
-        yield _passing_folder()
+        yield _make_temp_folder()
 
 
 @functools.cache
-def _passing_folder() -> Path:
+def _make_temp_folder() -> Path:
     folder = tempfile.mkdtemp(prefix="mlxgpt-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 
 
-def remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Delete a folder, if it exists: an interruption leaves it whole, or nothing of that name. What
     an earlier one left of it goes, too.
     """
-    gone = folder.with_name(f".{folder.name}{GONE}")
-    shutil.rmtree(gone, ignore_errors=True)
+    trash = folder.with_name(f".{folder.name}{TRASH_SUFFIX}")
+    shutil.rmtree(trash, ignore_errors=True)
     if exists(folder):
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
-def publish(scratch: Path, folder: Path) -> None:
+def publish_folder(scratch: Path, folder: Path) -> None:
     """Give a folder that is complete its name, on the disk itself. Where that fails it has its old
     name: the same command, given again, does not find something that it has not finished.
     """
     scratch.rename(folder)
     try:
-        sync(folder.parent)
+        fsync_path(folder.parent)
     except OSError:
         folder.rename(scratch)
         raise
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Make the disk itself hold a file or folder, not only the system's memory."""
-    with naming(path):
+    with add_filename_to_errors(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            _sync(descriptor)
+            _fsync_descriptor(descriptor)
         finally:
-            close_unwritten(descriptor)
+            close_ignoring_errors(descriptor)
 
 
-def close_unwritten(descriptor: int) -> None:
+def close_ignoring_errors(descriptor: int) -> None:
     """Close a file or folder that was not written through it: an error of that loses nothing."""
     with contextlib.suppress(OSError):
         os.close(descriptor)
 
 
-def _sync(descriptor: int) -> None:
+def _fsync_descriptor(descriptor: int) -> None:
     if sys.platform == "darwin":
         # On macOS fsync leaves data in the drive's own cache; this does not. Volumes that have
         # no such thing, such as a server's by SMB, refuse it.
@@ -228,13 +234,13 @@ def _sync(descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def only_one(path: Path, doing: str) -> Iterator[None]:
+def file_lock(path: Path, activity: str) -> Iterator[None]:
     """While this process works on a folder, no other one does. The system lets go when the process
     ends, however it ends.
 
     Args:
         path: the folder, which need not be there; the lock lies beside it.
-        doing: what an other process would be doing, such as "training".
+        activity: what an other process would be doing, such as "training".
 
     Raises:
         UserError: if another process works on it, or nothing can be written there.
@@ -246,15 +252,15 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o666)
         except OSError as error:
-            raise os_error(error, "write", lock, "choose another folder.") from error
+            raise to_user_error(error, "write", lock, "choose another folder.") from error
         try:
-            with naming(lock):
-                if not _locked(descriptor):
+            with add_filename_to_errors(lock):
+                if not _try_lock(descriptor):
                     raise UserError(
-                        f"another process is {doing} {path} right now",
+                        f"another process is {activity} {path} right now",
                         "wait until it is done, or choose another name.",
                     )
-                if not is_at(descriptor, lock):
+                if not is_same_file(descriptor, lock):
                     continue  # the process that had it deleted it meanwhile: it locks nobody out
             try:
                 yield
@@ -263,33 +269,33 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
                     lock.unlink()
             return
         finally:
-            close_unwritten(descriptor)
+            close_ignoring_errors(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     """Lock an open file; whether no other process has locked it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
+        if error.errno not in LOCKS_UNSUPPORTED_ERRNOS:
             raise
     return True
 
 
-def is_at(descriptor: int, path: Path) -> bool:
+def is_same_file(descriptor: int, path: Path) -> bool:
     """Whether an open file or folder is the one of that name. While it is open, its inode is not
     given to another one.
     """
     try:
-        with naming(path):
+        with add_filename_to_errors(path):
             return os.path.samestat(os.fstat(descriptor), path.stat())
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-def only_plain(folder: Path) -> None:
+def reject_symlinks(folder: Path) -> None:
     """Refuse a folder with anything in it but files and folders: a link may lead out of it, and
     reading a pipe may take for ever.
 
@@ -298,7 +304,7 @@ def only_plain(folder: Path) -> None:
         OSError: if a folder cannot be read.
     """
     # Does not follow links, and names them.
-    for parent, folders, names in os.walk(folder, onerror=_not_listed):
+    for parent, folders, names in os.walk(folder, onerror=_raise_unless_missing):
         for name in (*folders, *names):
             path = Path(parent, name)
             try:
@@ -312,7 +318,7 @@ def only_plain(folder: Path) -> None:
                 )
 
 
-def _not_listed(error: OSError) -> None:
+def _raise_unless_missing(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):  # another process may work here
         raise error
 
@@ -325,57 +331,57 @@ def expand_user(name: str) -> Path:
         return Path(name)
 
 
-def read_small(path: Path, most: int = SMALL) -> str:
+def read_small(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> str:
     """The text of a file that has to be small.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is larger than `most` bytes, or not UTF-8.
+        ValueError: if it is larger than `max_bytes` bytes, or not UTF-8.
     """
-    return read_small_bytes(path, most).decode("utf-8")
+    return read_small_bytes(path, max_bytes).decode("utf-8")
 
 
-def read_small_bytes(path: Path, most: int = SMALL) -> bytes:
+def read_small_bytes(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
     """The content of a file that has to be small.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is larger than `most` bytes.
+        ValueError: if it is larger than `max_bytes` bytes.
     """
-    with naming(path), path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it is larger than {most:,} bytes")
+    with add_filename_to_errors(path), path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes:,} bytes")
     return content
 
 
-def read_json(path: Path, most: int = SMALL) -> Any:
+def read_json(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> Any:
     """The values in a small JSON file, which may begin with a byte-order mark.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is larger than `most` bytes, or not JSON.
+        ValueError: if it is larger than `max_bytes` bytes, or not JSON.
     """
-    return parse_json(read_small(path, most).removeprefix("\ufeff"))
+    return parse_json(read_small(path, max_bytes).removeprefix("\ufeff"))
 
 
-def finite(tree: Any) -> Any:
+def replace_nonfinite(tree: Any) -> Any:
     """A tree of values with None in the place of numbers that JSON does not have."""
     if isinstance(tree, dict):
-        return {name: finite(value) for name, value in tree.items()}
+        return {name: replace_nonfinite(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [finite(value) for value in tree]
+        return [replace_nonfinite(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def parse_json(text: str) -> Any:
     """As `json.loads`, which answers to some texts with another error than ValueError."""
-    with not_too_deep():
+    with recursion_error_as_value_error():
         return json.loads(text)
 
 
 @contextlib.contextmanager
-def not_too_deep() -> Iterator[None]:
+def recursion_error_as_value_error() -> Iterator[None]:
     """Where a text is parsed: nesting beyond what Python bears is a ValueError like others."""
     try:
         yield
@@ -383,23 +389,23 @@ def not_too_deep() -> Iterator[None]:
         raise ValueError("it is nested too deeply") from None
 
 
-def sha256(path: Path) -> str:
+def sha256_file(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
-    with naming(path), path.open("rb") as file:
+    with add_filename_to_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sealed(tree: Mapping[str, Any]) -> str:
+def dump_checksummed(tree: Mapping[str, Any]) -> str:
     """A JSON object as text, with the hash of everything in it as its `seal`."""
-    return json.dumps({**tree, SEAL: _seal(tree)}, indent=1) + "\n"
+    return json.dumps({**tree, CHECKSUM_KEY: _checksum(tree)}, indent=1) + "\n"
 
 
-def read_sealed(path: Path, newest: int) -> dict[str, Any]:
+def read_checksummed(path: Path, max_format: int) -> dict[str, Any]:
     """Read what `sealed` made, the seal left out. Every changed byte is found, also where it
     changes nothing: the file has to be what `sealed` writes.
 
     Args:
-        newest: the newest `format` that is understood.
+        max_format: the newest `format` that is understood.
 
     Raises:
         UserError: if a newer mlxgpt wrote it.
@@ -410,18 +416,18 @@ def read_sealed(path: Path, newest: int) -> dict[str, Any]:
     tree = parse_json(text)
     if not isinstance(tree, dict):
         raise ValueError("it is not a JSON object")
-    format = tree.get("format")
-    if isinstance(format, int) and format > newest:
+    file_format = tree.get("format")
+    if isinstance(file_format, int) and file_format > max_format:
         raise UserError(
-            f"{path.parent} was written by a newer mlxgpt (format {format})",
+            f"{path.parent} was written by a newer mlxgpt (format {file_format})",
             "update mlxgpt: git pull in its checkout; or use the one that wrote it.",
         )
-    tree.pop(SEAL, None)
-    with not_too_deep():
-        if sealed(tree) != text:
+    tree.pop(CHECKSUM_KEY, None)
+    with recursion_error_as_value_error():
+        if dump_checksummed(tree) != text:
             raise ValueError("it is not what was written (its seal is broken)")
     return tree
 
 
-def _seal(tree: Mapping[str, Any]) -> str:
+def _checksum(tree: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,7 @@
 import hashlib
 
 
-def derive(seed: int, purpose: str, step: int = 0) -> int:
+def derive_seed(seed: int, purpose: str, step: int = 0) -> int:
     """A 64-bit seed that is a pure function of its arguments.
 
     Different purposes never share random numbers, so evaluating more often or drawing samples

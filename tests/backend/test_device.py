@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.backend import device, macos, memory_limits
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, override_config
 
 
 def test_the_peak_is_a_plausible_speed() -> None:
@@ -24,9 +24,9 @@ def test_numbers_are_chosen_by_the_device_not_by_a_timing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for backend, dtype in (("cpu", "float32"), ("metal", "float32"), ("cuda", "bfloat16")):
-        monkeypatch.setattr(device, "backend", lambda backend=backend: backend)
+        monkeypatch.setattr(device, "device_type", lambda backend=backend: backend)
         assert device.resolve_dtype(Config()).train.dtype == dtype
-        asked = override(Config(), {"dtype": "bfloat16"})
+        asked = override_config(Config(), {"dtype": "bfloat16"})
         assert device.resolve_dtype(asked) == asked
 
 
@@ -37,7 +37,7 @@ def test_measuring_leaves_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> N
     device.matmul_peak.__wrapped__("float32")
     assert mx.get_cache_memory() == 0
     assert mx.get_peak_memory() < 1_000_000
-    monkeypatch.setattr(device, "backend", lambda: "metal")  # large arrays of MLX's
+    monkeypatch.setattr(device, "device_type", lambda: "metal")  # large arrays of MLX's
     held: list[int] = []
     clear_cache = mx.clear_cache
 
@@ -62,7 +62,7 @@ def test_memory_is_this_processs() -> None:
         "mx.eval(held)\n"
         "assert 20e6 < before < 100e9\n"
         "assert device.resident_bytes() - before > 50e6\n"
-        "assert device.memory()[0] > 0\n"
+        "assert device.memory_in_use()[0] > 0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -72,37 +72,37 @@ def test_the_memorys_bandwidth_is_within_reason() -> None:
 
 
 def test_what_this_process_has_already_may_be_taken_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "backend", lambda: "cpu")
-    monkeypatch.setattr(device, "_told", lambda file, name: 5_000_000_000)
+    monkeypatch.setattr(device, "device_type", lambda: "cpu")
+    monkeypatch.setattr(device, "_read_proc_bytes", lambda file, name: 5_000_000_000)
     monkeypatch.setattr(device, "resident_bytes", lambda: 1_000_000_000)
-    monkeypatch.setattr(memory_limits, "limits", list)
-    assert device.free_bytes() == 6_000_000_000
+    monkeypatch.setattr(memory_limits, "memory_limits", list)
+    assert device.free_memory_bytes() == 6_000_000_000
 
 
 def test_a_macs_chip_has_its_full_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's `platform.processor()` is "arm" there."""
-    monkeypatch.setattr(device, "backend", lambda: "cpu")
+    monkeypatch.setattr(device, "device_type", lambda: "cpu")
     monkeypatch.setattr(sys, "platform", "darwin")
     names = {"machdep.cpu.brand_string": "Apple M4 Pro"}
     monkeypatch.setattr(macos, "sysctl", lambda name: names.get(name, ""))
-    assert device.name() == "Apple M4 Pro"
+    assert device.device_name() == "Apple M4 Pro"
     names.clear()
-    assert device.name() == platform.machine()
+    assert device.device_name() == platform.machine()
 
 
 def test_the_chip_has_a_name() -> None:
-    assert device.name()
-    assert device.backend() in ("cpu", "cuda", "metal")
+    assert device.device_name()
+    assert device.device_type() in ("cpu", "cuda", "metal")
 
 
 def test_a_mac_is_kept_within_what_it_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: dict[str, int] = {}
     monkeypatch.setattr(mx, "set_memory_limit", lambda size: limits.update(memory=size))
     monkeypatch.setattr(mx, "set_cache_limit", lambda size: limits.update(cache=size))
-    monkeypatch.setattr(device, "backend", lambda: "cpu")
+    monkeypatch.setattr(device, "device_type", lambda: "cpu")
     device.limit_memory()
     assert limits == {}, "elsewhere nothing is limited"
-    monkeypatch.setattr(device, "backend", lambda: "metal")
+    monkeypatch.setattr(device, "device_type", lambda: "metal")
     info = {"max_recommended_working_set_size": 12_000_000_000, "memory_size": 16_000_000_000}
     monkeypatch.setattr(mx, "device_info", lambda: info)
     device.limit_memory()
@@ -157,7 +157,7 @@ def test_a_step_that_fits_gets_no_new_memory(
     """
     metal = Allocator(recommended=5_300)  # an 8 GB Mac
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "backend", lambda: "metal")
+        patch.setattr(device, "device_type", lambda: "metal")
         info = {"max_recommended_working_set_size": metal.recommended}
         patch.setattr(mx, "device_info", lambda: info)
         patch.setattr(mx, "set_memory_limit", lambda size: setattr(metal, "memory", size))

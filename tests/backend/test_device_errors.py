@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlxgpt.backend import device_errors
-from mlxgpt.backend.device_errors import METAL, classify
+from mlxgpt.backend.device_errors import METAL_PREFIX, classify_device_error
 from mlxgpt.utils.errors import UserError
 
 CODE = "kIOGPUCommandBufferCallbackError"
@@ -14,10 +14,15 @@ CODE = "kIOGPUCommandBufferCallbackError"
 @pytest.mark.parametrize(
     ("text", "out_of_memory", "recoverable", "remedy"),
     [
-        (f"{METAL}Impacting Interactivity (0000000e:{CODE}ImpactingInteractivity).", 0, 1, "pmset"),
-        (f"{METAL}Caused GPU Timeout Error (00000002:{CODE}Timeout).", 0, 1, "pmset"),
-        (f"{METAL}Caused GPU Hang Error (00000003:{CODE}Hang).", 0, 1, "pmset"),
-        (f"{METAL}Insufficient Memory (00000008:{CODE}OutOfMemory).", 1, 1, "--batch-size"),
+        (
+            f"{METAL_PREFIX}Impacting Interactivity (0000000e:{CODE}ImpactingInteractivity).",
+            0,
+            1,
+            "pmset",
+        ),
+        (f"{METAL_PREFIX}Caused GPU Timeout Error (00000002:{CODE}Timeout).", 0, 1, "pmset"),
+        (f"{METAL_PREFIX}Caused GPU Hang Error (00000003:{CODE}Hang).", 0, 1, "pmset"),
+        (f"{METAL_PREFIX}Insufficient Memory (00000008:{CODE}OutOfMemory).", 1, 1, "--batch-size"),
         ("[malloc] Unable to allocate 17 bytes.", 1, 1, "--batch-size"),
         ("[metal::malloc] Attempting to allocate 9 bytes which is greater", 1, 1, "--batch-size"),
         ("[metal::malloc] Resource limit (499000) exceeded.", 1, 1, "--batch-size"),
@@ -30,16 +35,16 @@ CODE = "kIOGPUCommandBufferCallbackError"
 def test_each_failure_has_its_remedy(
     text: str, out_of_memory: int, recoverable: int, remedy: str
 ) -> None:
-    failure = classify(RuntimeError(text))
+    failure = classify_device_error(RuntimeError(text))
     assert failure
     assert (failure.out_of_memory, failure.recoverable) == (bool(out_of_memory), bool(recoverable))
     assert remedy in failure.remedy
-    assert METAL not in failure.reason
+    assert METAL_PREFIX not in failure.reason
     assert "\n" not in failure.reason
     problem = failure.to_user_error("; stopped").problem
     assert problem.startswith("the GPU is out of memory: " if out_of_memory else "the GPU failed: ")
     assert problem.endswith("; stopped")
-    with pytest.raises(UserError), device_errors.as_user_errors():
+    with pytest.raises(UserError), device_errors.convert_device_errors():
         raise RuntimeError(text)
 
 
@@ -54,8 +59,8 @@ def test_each_failure_has_its_remedy(
     ],
 )
 def test_other_errors_are_not_the_gpus(text: str) -> None:
-    assert classify(RuntimeError(text)) is None
-    with pytest.raises(RuntimeError), device_errors.as_user_errors():
+    assert classify_device_error(RuntimeError(text)) is None
+    with pytest.raises(RuntimeError), device_errors.convert_device_errors():
         raise RuntimeError(text)
 
 

@@ -10,7 +10,7 @@ import pytest
 from mlxgpt.backend import device, embedding, ops
 from mlxgpt.backend.embedding import (
     MAX_ONE_HOT,
-    lookup,
+    embedding_lookup,
     sum_by_id,
     sum_by_one_hot,
     sum_by_segments,
@@ -58,13 +58,13 @@ def test_a_gradient_is_the_cpus(
     def loss(look: Callable[..., Any]) -> Callable[[mx.array], mx.array]:
         return lambda weight: (look(weight, ids.reshape(3, 100)) * rows.reshape(3, 100, 7)).sum()
 
-    found = np.array(mx.compile(mx.grad(loss(lookup)))(weight))
+    found = np.array(mx.compile(mx.grad(loss(embedding_lookup)))(weight))
     expected = np.array(mx.grad(loss(lambda weight, ids: weight[ids]))(weight))
     often = np.bincount(np.array(ids), minlength=count)
     np.testing.assert_array_equal(found[often < 2], expected[often < 2])
     bound = often * by_numpy(mx.abs(rows), ids, count).T * np.finfo(np.float32).eps
     assert (bound >= np.abs(found - expected).T).all()
-    np.testing.assert_array_equal(lookup(weight, ids), weight[ids])
+    np.testing.assert_array_equal(embedding_lookup(weight, ids), weight[ids])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_bfloat16_sums_are_rounded_once() -> None:
 
 def test_only_off_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[bool] = []
-    monkeypatch.setattr(ops, "lookup", lambda weight, ids: taken.append(True))
+    monkeypatch.setattr(ops, "embedding_lookup", lambda weight, ids: taken.append(True))
     for cpu in (True, False):
         monkeypatch.setattr(device, "on_cpu", lambda cpu=cpu: cpu)
         ops.embedding(mx.zeros((3, 2)), mx.array([1]))

@@ -10,7 +10,7 @@ from mlxgpt.backend.environment import describe_environment, environment_changes
 def test_a_cpu_names_its_blas_and_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "on_cpu", lambda: True)
     monkeypatch.setattr(blas, "_status", "OpenBLAS 1")
-    monkeypatch.setattr(blas, "thread_count", lambda: 3)
+    monkeypatch.setattr(blas, "blas_thread_count", lambda: 3)
     monkeypatch.setattr(execution, "compile_failure", lambda: None)
     found = describe_environment(2)
     assert list(found) == [
@@ -25,7 +25,7 @@ def test_a_cpu_names_its_blas_and_its_compiler(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_gpu_names_neither_unless_it_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "on_cpu", lambda: False)
-    monkeypatch.setattr(device, "name", lambda: "Apple M1")
+    monkeypatch.setattr(device, "device_name", lambda: "Apple M1")
     monkeypatch.setattr(execution, "compile_failure", lambda: None)
     assert list(describe_environment()) == ["mlxgpt", "mlx", "device", "ranks", "backend"]
     monkeypatch.setattr(execution, "compile_failure", lambda: "a kernel failed")

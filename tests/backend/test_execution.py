@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlxgpt.backend import device, execution
 from mlxgpt.backend.cpu import blas, jit, parallel
-from mlxgpt.backend.execution import PerThread
+from mlxgpt.backend.execution import PerThreadFunction
 
 KERNEL = "[Compile::eval_cpu] Failed to compile function Exp with error code 256."
 METAL = "[metal::Device] Unable to build metal library from source\nprogram_source:9: error\nmore"
@@ -40,7 +40,7 @@ def test_each_thread_has_a_function(cpu: bool, count: int, monkeypatch: pytest.M
         number = made[-1]
         return lambda x: (number, x, threading.current_thread().name)
 
-    run = PerThread(make)
+    run = PerThreadFunction(make)
     assert made == list(range(count)) == list(range(execution.thread_count()))
     results = run((x,) for x in (7, 8))
     assert [result[:2] for result in results] == [(0, 7), (count - 1, 8)]
@@ -48,22 +48,22 @@ def test_each_thread_has_a_function(cpu: bool, count: int, monkeypatch: pytest.M
 
 
 def test_a_single_call_is_made_on_this_thread() -> None:
-    run = PerThread(lambda: lambda x: (x, threading.current_thread()))
+    run = PerThreadFunction(lambda: lambda x: (x, threading.current_thread()))
     assert run([(1,)]) == [(1, threading.current_thread())]
 
 
 def test_only_a_cpu_computes_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     for cpu, expected in ((True, 4), (False, 1)):
         use(monkeypatch, cpu=cpu)
-        assert execution.portions(32, 256) == expected
+        assert execution.chunks_per_thread(32, 256) == expected
 
 
 def test_a_compiler_that_fails_disables_compilation_once(
     disabled: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, cpu=True)
-    monkeypatch.setattr(jit, "problem", lambda: "no compiler")
-    execution.compiled(mx.abs)
+    monkeypatch.setattr(jit, "compiler_problem", lambda: "no compiler")
+    execution.compile_function(mx.abs)
     assert disabled == [True]
     assert execution.compile_failure() == "no compiler"
     assert disabled == [True]
@@ -71,7 +71,7 @@ def test_a_compiler_that_fails_disables_compilation_once(
 
 def test_a_gpu_needs_no_compiler(disabled: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, cpu=False)
-    monkeypatch.setattr(jit, "problem", lambda: "no compiler")
+    monkeypatch.setattr(jit, "compiler_problem", lambda: "no compiler")
     assert execution.compile_failure() is None
     assert execution.slow_reasons() == []
     assert disabled == []
@@ -92,15 +92,15 @@ def test_a_gpu_needs_no_compiler(disabled: list[bool], monkeypatch: pytest.Monke
 def test_compilation_is_disabled_once_after_a_kernel_failed(
     error: str, line: str, disabled: list[bool]
 ) -> None:
-    found = execution.disable_compilation_after(RuntimeError(error))
+    found = execution.disable_compilation_on_error(RuntimeError(error))
     assert (found or "").startswith(line)
     assert execution.compile_failure() == found
-    assert execution.disable_compilation_after(RuntimeError(error)) is None
+    assert execution.disable_compilation_on_error(RuntimeError(error)) is None
     assert disabled == [True]
 
 
 def test_another_error_is_not_the_compilers(disabled: list[bool]) -> None:
-    assert execution.disable_compilation_after(RuntimeError("something else")) is None
+    assert execution.disable_compilation_on_error(RuntimeError("something else")) is None
     assert disabled == []
 
 
@@ -108,7 +108,7 @@ def test_another_error_is_not_the_compilers(disabled: list[bool]) -> None:
 def slow(disabled: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "_fast", False)
     monkeypatch.setattr(blas, "_status", "reference BLAS (slow)")
-    monkeypatch.setattr(jit, "problem", lambda: "no compiler")
+    monkeypatch.setattr(jit, "compiler_problem", lambda: "no compiler")
 
 
 def test_a_cpu_has_two_reasons_to_be_slow(slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_a_cpu_has_two_reasons_to_be_slow(slow: None, monkeypatch: pytest.Monkey
 def test_a_gpu_has_one_reason_to_be_slow(slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, cpu=False)
     assert execution.slow_reasons() == []
-    line = execution.disable_compilation_after(RuntimeError(METAL))
+    line = execution.disable_compilation_on_error(RuntimeError(METAL))
     assert execution.slow_reasons() == [line]
 
 
@@ -128,11 +128,11 @@ def test_a_gpu_has_one_reason_to_be_slow(slow: None, monkeypatch: pytest.MonkeyP
 def test_shards_are_the_whole_batch(threads: int, A: int, B: int, T: int, portion: int) -> None:
     """Every row is in one of them, in parts of one size, each part with a key of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "MAX_PORTION", portion)
+        patch.setattr(parallel, "MAX_CHUNK_TOKENS", portion)
         patch.setattr(device, "on_cpu", lambda: threads == 2)
         rows = np.arange(A * B)
         ids = mx.array(np.broadcast_to(rows.reshape(A, B, 1), (A, B, T)))
-        shards = execution.shard(ids, -ids, mx.random.key(1))
+        shards = execution.shard_batch(ids, -ids, mx.random.key(1))
         assert len(shards) <= threads
         assert len({inputs.shape for inputs, _, _ in shards}) == 1
         parts = [part for shard in shards for part in zip(*shard, strict=True)]

@@ -29,21 +29,21 @@ def a_mac(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_apple_silicon_and_other_systems_are_welcome(a_mac: Any) -> None:
-    macos.refuse_others()
+    macos.check_apple_silicon()
     a_mac("arm64")
-    macos.refuse_others()
+    macos.check_apple_silicon()
 
 
 def test_an_intel_mac_is_told_so(a_mac: Any) -> None:
     a_mac("x86_64")
     with pytest.raises(UserError, match="has an Intel processor"):
-        macos.refuse_others()
+        macos.check_apple_silicon()
 
 
 def test_python_under_rosetta_is_told_what_to_do(a_mac: Any) -> None:
     a_mac("x86_64", translated=True)
     with pytest.raises(UserError, match="under Rosetta") as caught:
-        macos.refuse_others()
+        macos.check_apple_silicon()
     assert "Apple silicon" in caught.value.remedy
 
 
@@ -65,7 +65,7 @@ def test_programs_that_only_open_an_installer(
 
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(subprocess, "run", run)
-    assert macos.is_stub(program) is stub
+    assert macos.is_xcode_stub(program) is stub
 
 
 def test_a_value_that_sysctl_does_not_have_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,10 +107,10 @@ def test_a_mac_stays_awake_as_long_as_it_is_needed(
         return processes[-1]
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    with macos.awake():
+    with macos.prevent_sleep():
         assert processes == [], "elsewhere nothing is done"
     a_mac("arm64")
-    with macos.awake():
+    with macos.prevent_sleep():
         assert processes[0].calls == ["/usr/bin/caffeinate", "-i", "-w", str(os.getpid())]
         assert processes[0].options["start_new_session"], "Ctrl-C does not reach it"
     assert processes[0].calls[-2:] == ["terminated", "waited for"]
@@ -124,5 +124,5 @@ def test_a_mac_without_caffeinate_trains_all_the_same(
 
     a_mac("arm64")
     monkeypatch.setattr(subprocess, "Popen", missing)
-    with macos.awake():
+    with macos.prevent_sleep():
         pass

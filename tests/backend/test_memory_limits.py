@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlxgpt.backend import device, memory_limits
-from mlxgpt.backend.memory_limits import Limit
+from mlxgpt.backend.memory_limits import MemoryLimit
 from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import ROOT
 
@@ -61,7 +61,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def sizes(root: Path) -> list[tuple[int, int]]:
     """Total and free of each, in MiB; of what is free, 50 are this process's own data."""
-    return [(limit.total // MB, limit.free // MB) for limit in memory_limits.limits(root)]
+    return [(limit.total // MB, limit.free // MB) for limit in memory_limits.memory_limits(root)]
 
 
 def test_a_container_of_cgroup_v2_sees_itself_as_the_root(root: Path) -> None:
@@ -114,17 +114,17 @@ def test_where_nothing_can_be_read_there_is_no_limit(root: Path, cgroup: str) ->
 
 
 def test_a_system_without_proc(root: Path) -> None:
-    assert memory_limits.limits(root) == []
+    assert memory_limits.memory_limits(root) == []
 
 
 def test_the_address_space(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     total = 4000 * MB
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (total, resource.RLIM_INFINITY))
-    (limit,) = memory_limits.limits(root)
+    (limit,) = memory_limits.memory_limits(root)
     assert limit.total == total
-    assert limit.free == total - limit.least + memory_limits.RESIDENT
+    assert limit.free == total - limit.required + memory_limits.MIN_RESIDENT
     write(root / "proc/self/status", STATUS.replace("300000", "3000000"))
-    (limit,) = memory_limits.limits(root)
+    (limit,) = memory_limits.memory_limits(root)
     assert limit.free == total - (3_000_000 - 60_000) * 1024, "a process that already has much"
 
 
@@ -133,42 +133,45 @@ def test_fewer_threads_need_less_of_it(root: Path, monkeypatch: pytest.MonkeyPat
     least = []
     for threads in ("1", "none", "9999"):
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", threads)
-        least.append(memory_limits.limits(root)[0].least)
+        least.append(memory_limits.memory_limits(root)[0].required)
     assert least[0] <= least[1] == least[2]
-    assert least[0] == memory_limits.ADDRESSES + memory_limits.ADDRESSES_PER_THREAD
+    assert least[0] == memory_limits.MIN_ADDRESS_SPACE + memory_limits.ADDRESS_SPACE_PER_THREAD
 
 
 def test_a_real_limit_of_the_address_space() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
         "from mlxgpt.backend import memory_limits, device\n"
-        "limit = memory_limits.limits()[0]\n"
+        "limit = memory_limits.memory_limits()[0]\n"
         "assert limit.total == 8 << 30 and 6 << 30 < limit.free < 8 << 30, limit\n"
-        "assert device.total_bytes() <= 8 << 30 and device.free_bytes() <= limit.free\n"
+        "assert device.total_memory_bytes() <= 8 << 30\n"
+        "assert device.free_memory_bytes() <= limit.free\n"
     )
     environment = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
-    limit = Limit("this container's memory", total, free, memory_limits.RESIDENT, "give it more.")
-    monkeypatch.setattr(memory_limits, "limits", lambda: [limit])
+    limit = MemoryLimit(
+        "this container's memory", total, free, memory_limits.MIN_RESIDENT, "give it more."
+    )
+    monkeypatch.setattr(memory_limits, "memory_limits", lambda: [limit])
 
 
 def test_the_device_has_no_more_than_the_smallest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "backend", lambda: "cpu")
+    monkeypatch.setattr(device, "device_type", lambda: "cpu")
     limited(monkeypatch, 400 * MB, 300 * MB)
-    assert (device.total_bytes(), device.free_bytes()) == (400 * MB, 300 * MB)
-    monkeypatch.setattr(device, "backend", lambda: "cuda")
-    assert device.total_bytes() != 400 * MB, "a GPU has its own"
+    assert (device.total_memory_bytes(), device.free_memory_bytes()) == (400 * MB, 300 * MB)
+    monkeypatch.setattr(device, "device_type", lambda: "cuda")
+    assert device.total_memory_bytes() != 400 * MB, "a GPU has its own"
 
 
 def test_too_little_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     limited(monkeypatch, 100 * MB, 90 * MB)
     with pytest.raises(UserError, match=r"limited to 105 MB, and mlxgpt needs 134 MB to start"):
-        memory_limits.refuse_too_little()
+        memory_limits.check_memory_limits()
     limited(monkeypatch, 400 * MB, 90 * MB)
-    memory_limits.refuse_too_little()
+    memory_limits.check_memory_limits()
 
 
 @pytest.mark.parametrize(
@@ -185,12 +188,12 @@ def test_too_little_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     ids=str,
 )
 def test_errors_that_mean_out_of_memory(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_limits, "limits", list)
-    explained = memory_limits.exhausted(error)
+    monkeypatch.setattr(memory_limits, "memory_limits", list)
+    explained = memory_limits.explain_out_of_memory(error)
     assert explained is not None
     assert explained.problem == "out of memory"
     limited(monkeypatch, 400 * MB, 1)
-    explained = memory_limits.exhausted(error)
+    explained = memory_limits.explain_out_of_memory(error)
     assert explained is not None
     assert "this container's memory is limited to 419 MB" in explained.problem
     assert explained.remedy.endswith("or give it more.")
@@ -198,4 +201,4 @@ def test_errors_that_mean_out_of_memory(error: Exception, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("make", [RuntimeError, ImportError, OSError])
 def test_other_errors_are_left_alone(make: Callable[[str], Exception]) -> None:
-    assert memory_limits.exhausted(make("something else")) is None
+    assert memory_limits.explain_out_of_memory(make("something else")) is None

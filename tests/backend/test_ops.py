@@ -56,13 +56,13 @@ def test_the_last_tokens_attention_is_ours_for_a_long_cache(
 ) -> None:
     """Its size is that of the scores."""
     called: list[int] = []
-    real = kernels.decode_attention
+    real = kernels.cpu_decode_attention
 
     def recorded(*arrays: mx.array) -> mx.array:
         called.append(places)
         return real(*arrays)
 
-    monkeypatch.setattr(kernels, "decode_attention", recorded)
+    monkeypatch.setattr(kernels, "cpu_decode_attention", recorded)
     monkeypatch.setattr(device, "on_cpu", lambda: True)
     k = mx.zeros((16, 4, places, 8))
     ops.decode_attention(k[:, :, :1], k, k, mx.ones((1, 1, 1, places), mx.bool_))
@@ -73,7 +73,7 @@ def test_cross_entropy_is_ours_on_the_cpu_whatever_its_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     called: list[bool] = []
-    monkeypatch.setattr(kernels, "cross_entropy", lambda logits, targets: called.append(True))
+    monkeypatch.setattr(kernels, "cpu_cross_entropy", lambda logits, targets: called.append(True))
     for on_cpu in (True, False):
         monkeypatch.setattr(device, "on_cpu", lambda on_cpu=on_cpu: on_cpu)
         ops.cross_entropy(mx.zeros((1, 3)), mx.array([1]))

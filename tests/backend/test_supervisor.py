@@ -25,7 +25,7 @@ TRAIN += ["--source", "words.txt"]
 # The program, with another command in the place of what the command line says.
 CODE = """
 import ctypes, os, signal, sys, time
-from mlxgpt import cli
+from mlxgpt.cli import main as cli
 
 def main():
     {body}
@@ -91,7 +91,7 @@ def test_a_defect_is_shown_as_one() -> None:
 
 def test_running_out_of_memory_in_python_is_explained(home: Path) -> None:
     code = (
-        "from mlxgpt import cli\n"
+        "from mlxgpt.cli import main as cli\n"
         "def fails(*_): bytes(1 << 40)\n"
         "cli.COMMANDS['runs'] = fails\n"
         "cli.run()\n"
@@ -150,7 +150,7 @@ def is_running(pid: int) -> bool:
 def test_without_a_limit_there_is_one_process() -> None:
     code = (
         "import os; from mlxgpt.cli import main as cli; from mlxgpt.backend import memory_limits\n"
-        "memory_limits.limits = list\n"
+        "memory_limits.memory_limits = list\n"
         "cli.main = lambda: print(os.getpid())\n"
         "cli.run()\n"
     )
@@ -165,12 +165,12 @@ def test_without_a_limit_there_is_one_process() -> None:
 
 
 EXHAUSTED = """
-from mlxgpt import cli
+from mlxgpt.cli import main as cli
 import mlx.core as mx
 from mlxgpt.storage.run import Run
 from mlxgpt.training import selfcheck
 
-selfcheck.check = lambda config: iter([])
+selfcheck.run_self_check = lambda config: iter([])
 log = Run.log
 
 def exhaust(run, record):

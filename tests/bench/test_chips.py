@@ -19,10 +19,10 @@ def test_estimates_by_hand(measurement: Measurement) -> None:
     m1, m3_max = CHIPS[0], next(chip for chip in CHIPS if chip.name == "M3 Max")
     assert m1 == Chip("M1", 2.6, (68,))
     # A quarter of 2.6e12 operations a second, of 2.5e6 each; 68e9 bytes a second, of 4e6 each.
-    assert chips.estimated_training(m1, small) == pytest.approx(260_000)
-    assert chips.max_generation(m1, small) == pytest.approx((17_000,))
-    assert chips.estimated_training(m1, large) == pytest.approx(10_000)
-    text = report.markdown(measurement)
+    assert chips.estimate_training_speed(m1, small) == pytest.approx(260_000)
+    assert chips.max_generation_speed(m1, small) == pytest.approx((17_000,))
+    assert chips.estimate_training_speed(m1, large) == pytest.approx(10_000)
+    text = report.render_benchmark_report(measurement)
     # 36e6 tokens at 260,000 a second take 138 seconds; at 10,000 a second, an hour.
     assert cells(text, "M1", 0) == ["2.6", "68", "260,000", "2.3 min", "17,000"]
     assert cells(text, "M1", 1) == ["2.6", "68", "10,000", "1.0 h", "1,400"]
@@ -42,7 +42,9 @@ def test_the_chips_are_those_of_the_spec_sheets() -> None:
 
 
 def test_estimates_are_marked_and_measurements_are_not(measurement: Measurement) -> None:
-    bench_measurement, estimated = report.markdown(measurement).split("## Apple chips: *estimated*")
+    bench_measurement, estimated = report.render_benchmark_report(measurement).split(
+        "## Apple chips: *estimated*"
+    )
     assert "estimated" not in bench_measurement
     assert all(chip.name + " " not in bench_measurement for chip in CHIPS)
     heads = [x for x in estimated.splitlines() if x.startswith("| chip")]

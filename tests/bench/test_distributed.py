@@ -8,50 +8,50 @@ from dataclasses import asdict
 import pytest
 
 from mlxgpt.bench import distributed
-from mlxgpt.bench.distributed import Plan, Together
-from mlxgpt.bench.records import Spread
+from mlxgpt.bench.distributed import DistributedBenchPlan, DistributedTiming
+from mlxgpt.bench.records import SummaryStats
 from mlxgpt.cli import main as cli
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, override_config
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import Capture
 
-QUICK = Plan(repeats=2, seconds=0.01)
+QUICK = DistributedBenchPlan(repeats=2, seconds=0.01)
 
 
 def test_two_ranks_are_measured(tiny_model: Config) -> None:
-    found = distributed.on_loopback(tiny_model, 2, QUICK)
+    found = distributed.measure_on_loopback(tiny_model, 2, QUICK)
     assert found.size == 2
     assert found.sequences == tiny_model.sequences_per_step
     assert found.parameters == count_parameters(tiny_model.model)
-    for name in distributed.TIMES:
+    for name in distributed.TIMING_FIELDS:
         spread = getattr(found, name)
         assert 0 < spread.least <= spread.median <= spread.most
-    assert found == distributed.together_from(json.loads(json.dumps(asdict(found))))
-    assert "sequences a step" in distributed.told(found)[0]
+    assert found == distributed.parse_distributed_timing(json.loads(json.dumps(asdict(found))))
+    assert "sequences a step" in distributed.format_distributed_timing(found)[0]
 
 
 def test_what_cannot_be_shared_out_is_told(tiny_model: Config) -> None:
-    odd = override(tiny_model, {"batch_size": 3})
+    odd = override_config(tiny_model, {"batch_size": 3})
     with pytest.raises(UserError, match="another number of machines"):
-        distributed.on_loopback(odd, 2, QUICK)
+        distributed.measure_on_loopback(odd, 2, QUICK)
 
 
 def test_efficiency() -> None:
-    def ms(value: float) -> Spread:
-        return Spread.of([value])
+    def ms(value: float) -> SummaryStats:
+        return SummaryStats.from_values([value])
 
-    found = Together(4, ("a",), 32, 8192, 10, ms(800), ms(200), ms(250), ms(225))
+    found = DistributedTiming(4, ("a",), 32, 8192, 10, ms(800), ms(200), ms(250), ms(225))
     assert found.efficiency == pytest.approx(0.8)
-    told = distributed.told(found)
+    told = distributed.format_distributed_timing(found)
     assert "efficiency      0.80" in told
     assert "step           250.0 ms together; 225.0 with --reduce-dtype bfloat16" in told
 
 
 def test_the_command(tiny_model: Config, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    ms = Spread.of([100.0])
-    found = Together(2, ("a", "b"), 32, 8192, 10, ms, ms, ms, ms)
-    monkeypatch.setattr(distributed, "on_loopback", lambda *_: found)
+    ms = SummaryStats.from_values([100.0])
+    found = DistributedTiming(2, ("a", "b"), 32, 8192, 10, ms, ms, ms, ms)
+    monkeypatch.setattr(distributed, "measure_on_loopback", lambda *_: found)
     assert cli.main(["bench", "--distributed"]) == 0
     assert "efficiency      0.50" in capsys.readouterr().out
     assert cli.main(["bench", "--distributed", "--json"]) == 0

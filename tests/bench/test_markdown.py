@@ -14,5 +14,5 @@ def test_figures_have_three_digits() -> None:
         (0.01234, "0.0123"),
         (0.0, "0"),
     ):
-        assert markdown.figure(number) == text
-    assert markdown.figure(1_360, 2) == "1,400"
+        assert markdown.format_number(number) == text
+    assert markdown.format_number(1_360, 2) == "1,400"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mlxgpt.bench import report
-from mlxgpt.bench.records import Measurement, Spread
+from mlxgpt.bench.records import Measurement, SummaryStats
 from mlxgpt.utils.errors import UserError
 from tests.helpers import bench_measurement
 from tests.helpers.commands import ROOT
@@ -19,13 +19,15 @@ def measurement() -> Measurement:
 
 
 def test_a_spread_is_the_median_the_least_and_the_most() -> None:
-    assert Spread.of([9.0, 1.0, 2.0, 100.0, 3.0]) == Spread(3.0, 1.0, 100.0, (9, 1, 2, 100, 3))
+    assert SummaryStats.from_values([9.0, 1.0, 2.0, 100.0, 3.0]) == SummaryStats(
+        3.0, 1.0, 100.0, (9, 1, 2, 100, 3)
+    )
 
 
 def test_json_gives_the_measurement_back(measurement: Measurement) -> None:
     again = Measurement.from_json(measurement.to_json())
     assert again == measurement
-    assert report.markdown(again) == report.markdown(measurement)
+    assert report.render_benchmark_report(again) == report.render_benchmark_report(measurement)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def measurement() -> Measurement:
 def test_the_report_has_each_figure_of_both_tiers(measurement: Measurement) -> None:
     slow = replace(measurement.tiers[0].training, tokens_per_second=123.4, peak_share=0.041)
     tiers = (replace(measurement.tiers[0], training=slow), measurement.tiers[1])
-    text = report.markdown(replace(measurement, tiers=tiers))
+    text = report.render_benchmark_report(replace(measurement, tiers=tiers))
     assert cells(text, "") == ["small", "large"]
     for row, small, large in (
         ("parameters", "1,024,416", "12,300,000"),
@@ -42,7 +42,7 @@ def test_the_report_has_each_figure_of_both_tiers(measurement: Measurement) -> N
 
 
 def test_the_report_says_what_was_measured_on(measurement: Measurement) -> None:
-    text = report.markdown(measurement)
+    text = report.render_benchmark_report(measurement)
     assert text.startswith("# small and large on Intel(R) Xeon(R) Processor\n")
     for row, value in (
         ("chip", "Intel(R) Xeon(R) Processor"),
@@ -62,21 +62,23 @@ def test_the_report_says_what_was_measured_on(measurement: Measurement) -> None:
         assert cells(text, row) == [value], row
     assert "\n    mlxgpt bench\n" in text
     machine = replace(measurement.machine, performance_cores=4, cores=8, commit=None)
-    text = report.markdown(replace(measurement, machine=machine))
+    text = report.render_benchmark_report(replace(measurement, machine=machine))
     assert cells(text, "cores") == ["8, 4 of them fast"]
     assert cells(text, "commit") == ["not a checkout"]
 
 
 def test_the_tables_can_be_read_as_plain_text(measurement: Measurement) -> None:
     tables = [
-        block for block in report.markdown(measurement).split("\n\n") if block.startswith("|")
+        block
+        for block in report.render_benchmark_report(measurement).split("\n\n")
+        if block.startswith("|")
     ]
     assert len(tables) == 4
     for table in tables:
         lines = table.rstrip("\n").splitlines()
         assert len({len(line) for line in lines}) == 1
         assert set(lines[1]) <= set("| -:")
-    assert max(map(len, report.markdown(measurement).splitlines())) < 150
+    assert max(map(len, report.render_benchmark_report(measurement).splitlines())) < 150
 
 
 @pytest.mark.parametrize(
@@ -96,23 +98,29 @@ def test_a_report_is_named_after_day_and_chip(
     chip: str, backend: str, name: str, measurement: Measurement
 ) -> None:
     machine = replace(measurement.machine, chip=chip, backend=backend)
-    assert report.slug(replace(measurement, machine=machine)) == f"2026-11-22-{name}"
+    assert report.report_slug(replace(measurement, machine=machine)) == f"2026-11-22-{name}"
 
 
 def test_both_files_are_written_and_none_is_written_over(
     measurement: Measurement, tmp_path: Path
 ) -> None:
     folder, name = tmp_path / "benchmarks" / "reports", "2026-11-22-xeon-2-cores"
-    paths = report.write(measurement, folder)
+    paths = report.write_benchmark_report(measurement, folder)
     assert paths == (folder / f"{name}.json", folder / f"{name}.md")
     assert Measurement.from_json(paths[0].read_text(encoding="utf-8")) == measurement
     assert json.loads(paths[0].read_text(encoding="utf-8"))["tiers"][1]["name"] == "large"
-    assert paths[1].read_text(encoding="utf-8") == report.markdown(measurement)
+    assert paths[1].read_text(encoding="utf-8") == report.render_benchmark_report(measurement)
     first = paths[0].read_bytes()
     (folder / f"{name}-2.md").write_text("mine")  # one of the two is enough to leave both alone
     later = replace(measurement, date="2026-11-22T23:59:59+00:00")
-    assert report.write(later, folder) == (folder / f"{name}-3.json", folder / f"{name}-3.md")
-    assert report.write(later, folder) == (folder / f"{name}-4.json", folder / f"{name}-4.md")
+    assert report.write_benchmark_report(later, folder) == (
+        folder / f"{name}-3.json",
+        folder / f"{name}-3.md",
+    )
+    assert report.write_benchmark_report(later, folder) == (
+        folder / f"{name}-4.json",
+        folder / f"{name}-4.md",
+    )
     assert paths[0].read_bytes() == first
     assert (folder / f"{name}-2.md").read_text() == "mine"
     assert len(list(folder.iterdir())) == 7, "and nothing else lies there"

@@ -21,8 +21,8 @@ def test_machines_stand_side_by_side(tmp_path: Path) -> None:
     for name, measurement in (("a", one), ("b", two)):
         paths.append(tmp_path / f"{name}.json")
         paths[-1].write_text(measurement.to_json(), encoding="utf-8")
-    assert side_by_side.read(paths) == [one, two]
-    text = side_by_side.markdown(side_by_side.read(paths))
+    assert side_by_side.read_measurements(paths) == [one, two]
+    text = side_by_side.render_machine_comparison(side_by_side.read_measurements(paths))
     assert cells(text, "") == ["1: Intel(R) Xeon(R) Processor", "2: Apple M1 Max"]
     assert cells(text, "MLX computes on") == ["cpu", "metal"]
     assert cells(text, "bandwidth, measured") == ["–", "400 GB/s"]
@@ -32,10 +32,10 @@ def test_machines_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*nothing\.json"):
-        side_by_side.read([tmp_path / "nothing.json"])
+        side_by_side.read_measurements([tmp_path / "nothing.json"])
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UserError, match=r"other\.json: this is no measurement"):
-        side_by_side.read([tmp_path / "other.json"])
+        side_by_side.read_measurements([tmp_path / "other.json"])
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"cannot read .*binary\.json"):
-        side_by_side.read([tmp_path / "binary.json"])
+        side_by_side.read_measurements([tmp_path / "binary.json"])

@@ -22,8 +22,8 @@ from mlxgpt import __version__, config
 from mlxgpt.backend import device, macos
 from mlxgpt.bench import speed
 from mlxgpt.bench.report import Measurement
-from mlxgpt.bench.speed import Plan
-from mlxgpt.config import Config, Sampling, toml
+from mlxgpt.bench.speed import BenchPlan
+from mlxgpt.config import Config, SamplingParams, toml
 from mlxgpt.inference.decode import BatchDecoder
 from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.model.gpt import GPT
@@ -32,7 +32,7 @@ from mlxgpt.model.parameters import flatten_params
 from mlxgpt.model.stats import count_parameters, flops_per_token
 from mlxgpt.utils.errors import UserError
 
-QUICK = Plan(repeats=5, seconds=0.02, prompt_tokens=3, new_tokens=12)
+QUICK = BenchPlan(repeats=5, seconds=0.02, prompt_tokens=3, new_tokens=12)
 
 
 @dataclass
@@ -46,7 +46,7 @@ def measured(tiny_model: Config) -> Measured:
     """A real measurement, by children of a process that holds much memory."""
     held = np.ones(60_000_000)  # 480 MB
     parent_bytes = device.resident_bytes()
-    measurement = speed.measure({"a": tiny_model, "b": tiny_model}, QUICK)
+    measurement = speed.benchmark_configs({"a": tiny_model, "b": tiny_model}, QUICK)
     assert held[0] == 1
     return Measured(measurement, parent_bytes)
 
@@ -56,7 +56,7 @@ def test_each_config_is_measured_by_its_name(measured: Measured, tiny_model: Con
     for tier in measured.measurement.tiers:
         assert tier.parameters == count_parameters(tiny_model.model)
         assert tier.dtype == "float32"
-        assert config.from_tree(tier.config) == tiny_model
+        assert config.config_from_tree(tier.config) == tiny_model
 
 
 def test_the_figures_belong_together(measured: Measured, tiny_model: Config) -> None:
@@ -75,7 +75,9 @@ def test_the_figures_belong_together(measured: Measured, tiny_model: Config) -> 
             assert 0 < spread.least <= spread.median <= spread.most
 
 
-on_cpu = pytest.mark.skipif(device.backend() != "cpu", reason="on a GPU, MLX's own memory counts")
+on_cpu = pytest.mark.skipif(
+    device.device_type() != "cpu", reason="on a GPU, MLX's own memory counts"
+)
 
 
 @on_cpu
@@ -90,20 +92,20 @@ def test_memory_is_the_childs_alone(measured: Measured) -> None:
 def test_peak_memory_remembers_what_was_freed() -> None:
     held = np.ones(40_000_000)  # 320 MB, which go back to the system at once
     del held
-    assert device.peak_bytes() >= 300e6
+    assert device.peak_memory_bytes() >= 300e6
 
 
 def test_json_gives_the_measurement_back(measured: Measured) -> None:
     text = measured.measurement.to_json()
     assert Measurement.from_json(text) == measured.measurement
-    assert json.loads(text)["machine"]["chip"] == device.name()
+    assert json.loads(text)["machine"]["chip"] == device.device_name()
 
 
 def test_the_machine_is_described(measured: Measured) -> None:
     machine = measured.measurement.machine
-    assert machine.backend == device.backend()
+    assert machine.backend == device.device_type()
     assert machine.cores == os.cpu_count()
-    assert machine.memory == device.total_bytes()
+    assert machine.memory == device.total_memory_bytes()
     assert machine.load >= 0
     assert machine.versions["mlxgpt"] == __version__
     assert machine.versions["Python"] == sys.version.split()[0]
@@ -116,20 +118,20 @@ def test_on_a_mac_the_fast_cores_are_counted(monkeypatch: pytest.MonkeyPatch) ->
     told = {"hw.perflevel0.physicalcpu": "4"}
     monkeypatch.setattr(macos, "sysctl", lambda name: told.get(name, ""))
     monkeypatch.setattr(sys, "platform", "linux")
-    assert speed._performance_cores() is None, "this is no Mac"
+    assert speed._count_performance_cores() is None, "this is no Mac"
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert speed._performance_cores() == 4
+    assert speed._count_performance_cores() == 4
     told.clear()
-    assert speed._performance_cores() is None
+    assert speed._count_performance_cores() is None
 
 
 def test_what_is_left_open_is_decided() -> None:
-    assert speed.PLAN.repeats >= 5
-    assert speed.PLAN.seconds >= 1
-    first, second = (speed.complete(toml.tier(n)) for n in (1, 2))
+    assert speed.DEFAULT_PLAN.repeats >= 5
+    assert speed.DEFAULT_PLAN.seconds >= 1
+    first, second = (speed.resolve_vocab_and_dtype(toml.load_tier_config(n)) for n in (1, 2))
     assert first.model.vocab_size == 65
-    assert second.model.vocab_size == toml.tier(2).model.vocab_size > 65
-    assert first.train.dtype == device.resolve_dtype(toml.tier(1)).train.dtype != "auto"
+    assert second.model.vocab_size == toml.load_tier_config(2).model.vocab_size > 65
+    assert first.train.dtype == device.resolve_dtype(toml.load_tier_config(1)).train.dtype != "auto"
 
 
 def test_training_is_warm_before_it_is_timed(
@@ -144,13 +146,13 @@ def test_training_is_warm_before_it_is_timed(
     def take_steps(step: Any, tokens: Any, config: Config, steps: int, start: int) -> None:
         nonlocal now
         trainings.append((start, start + steps))
-        inputs, _ = tokens.batch(start, seed=0, batch_size=4, block_size=8)
+        inputs, _ = tokens.get_batch(start, seed=0, batch_size=4, block_size=8)
         assert 5 < inputs.max() < 19, "any id of the vocabulary"
         now += next(seconds)
 
     monkeypatch.setattr(speed, "take_steps", take_steps)
     monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: now))
-    result = speed.measure_training(tiny_model, Plan(repeats=5, seconds=1.0))
+    result = speed.measure_training(tiny_model, BenchPlan(repeats=5, seconds=1.0))
     assert trainings == [(0, 2), (2, 3), (3, 7), (7, 11), (11, 15), (15, 19), (19, 23)]
     assert (result.warmup_steps, result.steps_per_repeat) == (3, 4)
     assert result.ms_per_step.repeats == pytest.approx([300, 300, 600, 300, 300])
@@ -167,7 +169,7 @@ def test_the_peak_is_the_larger_of_before_and_after(
 
 
 def test_a_step_that_is_longer_than_a_repeat_is_a_repeat(tiny_model: Config) -> None:
-    assert speed.measure_training(tiny_model, Plan(5, 1e-9)).steps_per_repeat == 1
+    assert speed.measure_training(tiny_model, BenchPlan(5, 1e-9)).steps_per_repeat == 1
 
 
 def test_generation_is_timed_from_the_call_and_from_the_first_token(
@@ -175,7 +177,7 @@ def test_generation_is_timed_from_the_call_and_from_the_first_token(
 ) -> None:
     now, firsts = [0.0], iter([9.0, 0.05, 0.07, 0.05, 0.05, 0.06])  # the first one compiles
 
-    def checked(compiled: CompiledModel, texts: list, sampling: Sampling) -> BatchDecoder:
+    def checked(compiled: CompiledModel, texts: list, sampling: SamplingParams) -> BatchDecoder:
         ((prompt, _),) = texts
         assert (len(prompt), sampling.max_tokens, compiled.vocab_size) == (3, 12, 19)
         assert prompt.max() < 19
@@ -214,8 +216,8 @@ def test_a_new_token_reads_weights_and_cache(tiny_model: Config) -> None:
 def test_each_config_is_logged(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
-    monkeypatch.setattr(speed, "_in_a_child", lambda name, config, plan: None)
-    speed.measure({"a": tiny_model, "b": tiny_model}, QUICK)
+    monkeypatch.setattr(speed, "_measure_in_subprocess", lambda name, config, plan: None)
+    speed.benchmark_configs({"a": tiny_model, "b": tiny_model}, QUICK)
     assert notes == ["a: training, then generating …", "b: training, then generating …"]
 
 
@@ -229,9 +231,9 @@ def test_each_config_is_logged(
 def test_a_child_that_fails_is_a_users_error(
     child: str, reason: str, tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "CHILD", (sys.executable, "-c", child))
+    monkeypatch.setattr(speed, "CHILD_COMMAND", (sys.executable, "-c", child))
     with pytest.raises(UserError) as error:
-        speed.measure({"tiny": tiny_model}, plan=QUICK)
+        speed.benchmark_configs({"tiny": tiny_model}, plan=QUICK)
     assert error.value.problem == f"tiny could not be measured: {reason}"
     assert "mlxgpt check" in error.value.remedy
 
@@ -261,26 +263,28 @@ def git(root: Path, *words: str) -> str:
 
 def test_the_commit_is_named_and_whether_it_is_what_runs(checkout: Path) -> None:
     commit = git(checkout, "rev-parse", "HEAD")[:12]
-    assert speed.commit_of(checkout) == commit
+    assert speed.read_git_commit(checkout) == commit
     (checkout / "benchmarks").mkdir()
     (checkout / "benchmarks" / "report.md").write_text("a report\n")
-    assert speed.commit_of(checkout) == commit, "a report changes no speed"
+    assert speed.read_git_commit(checkout) == commit, "a report changes no speed"
     (checkout / "mlxgpt" / "new.py").write_text("2\n")
-    assert speed.commit_of(checkout) == f"{commit} + changes"
+    assert speed.read_git_commit(checkout) == f"{commit} + changes"
 
 
 def test_outside_a_checkout_there_is_no_commit(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert speed.commit_of(tmp_path) is None
-    assert speed.commit_of(checkout / "mlxgpt") is None, "site-packages in somebody's own checkout"
+    assert speed.read_git_commit(tmp_path) is None
+    assert speed.read_git_commit(checkout / "mlxgpt") is None, (
+        "site-packages in somebody's own checkout"
+    )
     monkeypatch.setenv("PATH", "")
-    assert speed.commit_of(checkout) is None, "without git"
+    assert speed.read_git_commit(checkout) is None, "without git"
 
 
 def test_git_is_not_called_where_it_would_open_an_installer(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(macos, "is_stub", lambda program: program == shutil.which("git"))
+    monkeypatch.setattr(macos, "is_xcode_stub", lambda program: program == shutil.which("git"))
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it was called"))
-    assert speed.commit_of(checkout) is None
+    assert speed.read_git_commit(checkout) is None

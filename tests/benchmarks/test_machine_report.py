@@ -159,7 +159,7 @@ def test_an_intel_mac_is_refused(
     def refuse() -> None:
         raise UserError("this Mac has an Intel processor", "use another.")
 
-    monkeypatch.setattr(macos, "refuse_others", refuse)
+    monkeypatch.setattr(macos, "check_apple_silicon", refuse)
     assert machine_report.main(["--out", str(tmp_path / "out")]) == 2
     assert "Intel processor\n  → use another." in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from baselines.runner import Job, Plan
 from baselines.tasks import Task
 
 from mlxgpt.backend import execution
-from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.config import Config, ModelConfig, override_config
 from mlxgpt.model.gpt import GPT
 
 for name in ("torch", "transformers", "mlx_lm"):
@@ -24,7 +24,7 @@ for name in ("torch", "transformers", "mlx_lm"):
 import torch  # noqa: E402
 from baselines import pytorch  # noqa: E402
 
-TINY = override(
+TINY = override_config(
     Config(ModelConfig(1, 2, 32, 16, 37, 0.0, False)), {"dtype": "float32", "batch_size": 2}
 )
 QUICK = Plan(rounds=1, seconds=0.01, sequences=2, steps=20, megabytes=0.05)
@@ -120,7 +120,7 @@ def folder_of(config: Config) -> Iterator[Task]:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_pytorchs_model_is_ours(bias: bool) -> None:
-    config = override(TINY, {"n_layer": 2, "bias": bias})
+    config = override_config(TINY, {"n_layer": 2, "bias": bias})
     ids = np.random.default_rng(1).integers(37, size=(3, 16))
     with folder_of(config) as task, torch.no_grad():
         theirs = pytorch.make_model(task)(torch.tensor(ids)).numpy()

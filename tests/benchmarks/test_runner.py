@@ -15,10 +15,10 @@ from baselines.records import TaskResult
 from baselines.runner import NANOGPT, OURS, Framework, Job, Plan, run_tasks
 
 from mlxgpt.backend.cpu import blas
-from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.config import Config, ModelConfig, override_config
 from mlxgpt.utils.errors import UserError
 
-TINY = override(
+TINY = override_config(
     Config(ModelConfig(1, 2, 32, 16, 37, 0.0, False)), {"dtype": "float32", "batch_size": 2}
 )
 QUICK = Plan(rounds=1, seconds=0.01, sequences=2, steps=6, megabytes=0.05)
@@ -122,7 +122,7 @@ def test_a_process_that_fails_says_why(
 PRINT_BLAS = """
 import json, mlxgpt
 from mlxgpt.backend.cpu import blas
-print(json.dumps({"blas": blas.status()}))
+print(json.dumps({"blas": blas.blas_status()}))
 """
 
 
@@ -131,7 +131,7 @@ def test_other_processes_have_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(runner, "CHILD", (sys.executable, "-c", PRINT_BLAS))
     ours, others = (runner._run(framework, {})["blas"] for framework in (OURS, OTHER))
     assert others == "MLX's own BLAS"
-    assert ours == blas.status()
+    assert ours == blas.blas_status()
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

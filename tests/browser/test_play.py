@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxgpt.config import Config, override
-from mlxgpt.convert.huggingface import Foreign
-from mlxgpt.convert.importing import make_run
+from mlxgpt.config import Config, override_config
+from mlxgpt.convert.huggingface import ImportedModel
+from mlxgpt.convert.importing import create_imported_run
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from tests.helpers.play_server import KEY, Served, playing, serving
 from tests.helpers.tiny_models import lively
@@ -33,10 +33,10 @@ def served(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[
 def bytes_served(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iterator[Served]:
     """A model of bytes, with any text in the world; a character is up to four of its tokens."""
     folder = tmp_path_factory.mktemp("bytes") / "bytes"
-    config = override(tiny, {"vocab_size": 257, "block_size": 64, "n_layer": 3}).model
-    model = lively(override(tiny, {"vocab_size": 257, "block_size": 64, "n_layer": 3}))
+    config = override_config(tiny, {"vocab_size": 257, "block_size": 64, "n_layer": 3}).model
+    model = lively(override_config(tiny, {"vocab_size": 257, "block_size": 64, "n_layer": 3}))
     parameters = dict(tree_flatten(model.parameters()))
-    make_run(Foreign(config, parameters, BPETokenizer([]), True), folder)
+    create_imported_run(ImportedModel(config, parameters, BPETokenizer([]), True), folder)
     with serving(folder) as there:
         yield there
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlxgpt import api
-from mlxgpt.html_report.page import write
+from mlxgpt.html_report.page import write_page
 from tests.helpers.commands import ROOT
 from tests.html_report.test_page import HOSTILE, full
 
@@ -37,7 +37,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> dict[str, 
         "compare": api.report(compared / "stories-ablation.json", output=folder / "compare.html"),
         "hostile": folder / "hostile.html",
     }
-    write(made["hostile"], full(HOSTILE).html())
+    write_page(made["hostile"], full(HOSTILE).to_html())
     return made
 
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from mlxgpt.cli import progress as displays
 from mlxgpt.cli.compare_view import ComparisonDisplay, show_comparison
 from mlxgpt.config import Config
-from mlxgpt.experiments.verdict import judge
-from mlxgpt.training.selfcheck import Check
+from mlxgpt.experiments.verdict import assign_verdicts
+from mlxgpt.training.selfcheck import CheckResult
 from tests.helpers.comparisons import compared, record, variant_result
 
 pytestmark = pytest.mark.usefixtures("no_check")
@@ -57,8 +57,8 @@ def test_in_a_terminal_a_table_that_grows(
 
 def test_a_check_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with ComparisonDisplay() as display:
-        display.on_check(Check("sums", True, "right"))
-        display.on_check(Check("products", False, "wrong"))
+        display.on_check(CheckResult("sums", True, "right"))
+        display.on_check(CheckResult("products", False, "wrong"))
     told = capsys.readouterr().err
     assert "checking itself" in told
     assert "self-check: products: wrong" in told
@@ -67,7 +67,7 @@ def test_a_check_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_result_is_read_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     first, other = variant_result("a", [2.0, 2.1, 1.9]), variant_result("b[x]", [1.9, 2.0, 1.801])
-    judge([first, other], 0.05, sequential=False)
+    assign_verdicts([first, other], 0.05, sequential=False)
     show_comparison(record(first, other))
     output = capsys.readouterr()
     assert output.err == ""

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mlxgpt.cli import console
-from mlxgpt.cli.console import LOGGER, logging_to_console, stderr_console, without_repeats
+from mlxgpt.cli.console import PACKAGE_LOGGER, deduplicate_logs, logging_to_console, stderr_console
 from mlxgpt.cli.progress import PreparationDisplay
 
 Capture = pytest.CaptureFixture[str]
@@ -28,10 +28,10 @@ def test_lines_are_printed_as_they_are_and_on_stderr_only(capsys: Capture) -> No
 
 
 def test_a_library_installs_nothing_and_a_command_leaves_nothing(capsys: Capture) -> None:
-    before = (list(LOGGER.handlers), LOGGER.level)
+    before = (list(PACKAGE_LOGGER.handlers), PACKAGE_LOGGER.level)
     with logging_to_console():
-        assert len(LOGGER.handlers) == len(before[0]) + 1
-    assert (list(LOGGER.handlers), LOGGER.level) == before
+        assert len(PACKAGE_LOGGER.handlers) == len(before[0]) + 1
+    assert (list(PACKAGE_LOGGER.handlers), PACKAGE_LOGGER.level) == before
     logger.info("unheard")
     assert capsys.readouterr().err == ""
     code = "import mlxgpt.api, logging; raise SystemExit(len(logging.getLogger('mlxgpt').handlers))"
@@ -85,7 +85,7 @@ def test_a_display_without_a_handler_has_a_console_of_its_own() -> None:
 
 def test_a_line_is_printed_once_until_the_memory_is_cleared(capsys: Capture) -> None:
     with logging_to_console():
-        with without_repeats() as printed:
+        with deduplicate_logs() as printed:
             for _ in range(3):
                 logger.info("the same")
             logger.info("another")
@@ -104,7 +104,7 @@ def test_a_line_is_printed_once_until_the_memory_is_cleared(capsys: Capture) -> 
 def test_a_line_that_is_printed_once_reaches_every_handler(
     capsys: Capture, notes: list[str]
 ) -> None:
-    with logging_to_console(), without_repeats():
+    with logging_to_console(), deduplicate_logs():
         logger.info("the same")
         logger.info("the same")
     assert notes == ["the same"]

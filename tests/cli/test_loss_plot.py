@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.cli import main as cli
-from mlxgpt.cli.loss_plot import loss_chart
+from mlxgpt.cli.loss_plot import render_loss_chart
 from tests.helpers.commands import Capture, refused
 
 FALLING = [{"step": 10 * n, "loss": 4 - n / 20} for n in range(1, 41)]
 
 
 def drawn(*records: dict[str, Any], width: int = 60, height: int = 12, **given: bool) -> list[str]:
-    return loss_chart(records, width, height, **given).plain.splitlines()
+    return render_loss_chart(records, width, height, **given).plain.splitlines()
 
 
 def test_a_falling_loss_falls_from_left_to_right() -> None:

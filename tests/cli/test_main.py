@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from mlxgpt import api, config, loaded_model
-from mlxgpt.cli.main import INTERRUPTED, main
+from mlxgpt.cli.main import EXIT_INTERRUPTED, main
 from mlxgpt.config import toml
-from mlxgpt.config.schema import settings
-from mlxgpt.inference.generate import Generated
+from mlxgpt.config.schema import iter_fields
+from mlxgpt.inference.generate import GenerationOutput
 from mlxgpt.training import selfcheck
 from mlxgpt.training.job import TrainRequest
 from mlxgpt.utils.errors import UserError
@@ -71,7 +71,7 @@ def test_the_front_page_names_every_command(capsys: Capture) -> None:
 def test_every_setting_has_a_flag_with_its_meaning(capsys: Capture) -> None:
     text = " ".join(flags("train", capsys).split())
     for section in config.SECTIONS.values():
-        for name, _, item in settings(section):
+        for name, _, item in iter_fields(section):
             assert "--" + name.replace("_", "-") in text
             assert item.metadata["help"][:20] in text
 
@@ -127,20 +127,22 @@ VALUES: dict[str, tuple[list[str], Any]] = {
 
 
 def test_every_flag_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert VALUES.keys() == config.SECTION_OF.keys()
+    assert VALUES.keys() == config.SECTION_BY_FIELD.keys()
     reached: dict[str, Any] = {}
 
     def setup(request: TrainRequest, *_: object) -> None:
         reached.update(vars(request))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "setup", setup)
+    monkeypatch.setattr(api, "setup_job", setup)
     line = ["train", "--tier", "1", "--run", "x", "--max-minutes", "2", "--runs-dir", "r"]
     for name, (words, _) in VALUES.items():
         line += ["--" + name.replace("_", "-"), *words]
     assert main(line) == 130
     for name, (_, value) in VALUES.items():
-        assert getattr(getattr(reached["config"], config.SECTION_OF[name]), name) == value, name
+        assert getattr(getattr(reached["config"], config.SECTION_BY_FIELD[name]), name) == value, (
+            name
+        )
     assert (reached["run_name"], reached["max_minutes"]) == ("x", 2.0)
     assert (reached["runs_dir"], reached["config_name"]) == (Path("r"), "tier1")
     main(["train", "--tier", "1", "--no-bias", "--no-tied"])
@@ -162,7 +164,7 @@ def test_every_sampling_flag_reaches_the_generator(
         "--repetition-penalty 1.2 --seed 4 --stop a --stop b --samples 2"
     )
     assert main(line.split()) == 130
-    assert reached["sampling"] == config.Sampling(9, 0.5, 3, 0.9, 0.1, 1.2, 4, ("a", "b"), 2)
+    assert reached["sampling"] == config.SamplingParams(9, 0.5, 3, 0.9, 0.1, 1.2, 4, ("a", "b"), 2)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_a_mistake_gets_two_lines_and_exit_code_2(
 def test_prepare_train_generate_eval_as_a_person_types_them(
     home: Path, text_file: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selfcheck, "check", lambda chosen: iter([]))
+    monkeypatch.setattr(selfcheck, "run_self_check", lambda chosen: iter([]))
     assert main(["prepare", "words.txt", "--name", "w"]) == 0
     assert "data/w: 1,800 training tokens, 200 validation tokens" in capsys.readouterr().out
     small = [*SMALL, "--max-steps", "4", "--sample-tokens", "5"]
@@ -264,8 +266,8 @@ def test_check_prints_every_check_and_the_reason(capsys: Capture) -> None:
 
 
 def test_a_failed_check_is_exit_code_1(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = [selfcheck.Check("causality", False, "sees ahead")]
-    monkeypatch.setattr(selfcheck, "check", lambda chosen: iter(broken))
+    broken = [selfcheck.CheckResult("causality", False, "sees ahead")]
+    monkeypatch.setattr(selfcheck, "run_self_check", lambda chosen: iter(broken))
     assert main(["check"]) == 1
     assert "FAILED" in capsys.readouterr().out
 
@@ -315,7 +317,7 @@ def test_a_command_calls_its_function_at_once(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(api, function, called)
-    assert main(line.split()) == INTERRUPTED
+    assert main(line.split()) == EXIT_INTERRUPTED
     assert len(frames) == 2, frames
     assert frames[-1] == "main"
 
@@ -405,8 +407,8 @@ def test_compare_gives_a_table_or_one_object(place: Path, capsys: Capture, no_ch
 def test_a_comparison_that_was_stopped_says_how_to_go_on(
     place: Path, capsys: Capture, no_check: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxgpt.experiments.runner._Comparison._trained", lambda *_: None)
-    assert main(COMPARE) == INTERRUPTED
+    monkeypatch.setattr("mlxgpt.experiments.runner._Comparison._train_variant", lambda *_: None)
+    assert main(COMPARE) == EXIT_INTERRUPTED
     output = capsys.readouterr()
     assert "resume with: mlxgpt compare --tier 1 --vary dropout=0,0.3" in output.err
     assert "the same command goes on" in output.out
@@ -456,7 +458,7 @@ def test_a_prompt_may_begin_with_a_dash(
     prompts: list[tuple[str, int]] = []
 
     class Ended(list[str]):
-        prompt, result = "", Generated([""], 1, 0, 0.0, [True])
+        prompt, result = "", GenerationOutput([""], 1, 0, 0.0, [True])
 
         def log_long_texts(self) -> None:
             """Nothing was forgotten."""
@@ -536,4 +538,4 @@ def test_a_name_with_bytes_that_are_not_utf8_on_the_way_through(
     ):
         assert main(command) == 0, command
     assert "caf" in Path("exports/done-hf/README.md").read_text(encoding="utf-8")
-    assert toml.load(Path("runs/done/config.toml")).data.source == (r"caf\udce9.txt",)
+    assert toml.load_config(Path("runs/done/config.toml")).data.source == (r"caf\udce9.txt",)

@@ -10,12 +10,12 @@ from rich.console import Console
 from mlxgpt import api
 from mlxgpt.cli import progress as displays
 from mlxgpt.cli.console import logging_to_console, stderr_console
-from mlxgpt.cli.progress import PreparationDisplay, TrainingDisplay, duration
+from mlxgpt.cli.progress import PreparationDisplay, TrainingDisplay, format_duration
 from mlxgpt.data.dataset import open_dataset
 from mlxgpt.storage import run as runs
-from mlxgpt.training.callbacks import Summary
-from mlxgpt.training.estimate import Estimate, Reached
-from mlxgpt.training.selfcheck import Check
+from mlxgpt.training.callbacks import TrainingSummary
+from mlxgpt.training.estimate import Estimate, ReferenceResult
+from mlxgpt.training.selfcheck import CheckResult
 
 RECORD = {
     "step": 1200,
@@ -43,15 +43,15 @@ def shown(
     monkeypatch.setattr(displays, "stderr_console", lambda: console)
     display = TrainingDisplay()
     run = runs.open_run(trained / "runs" / "done")
-    display.on_check(Check("causality", True, "fine"))
-    reached = Reached(1.5150, 2.186, 10_240_000, "a-report.md")
+    display.on_check(CheckResult("causality", True, "fine"))
+    reached = ReferenceResult(1.5150, 2.186, 10_240_000, "a-report.md")
     forecast = Estimate(0.2, 1e-3, 310_000_000, 10_000, 5000, 10, 120_000, reached)
     display.on_train_begin(run, open_dataset(trained / "data" / "words"), 0, forecast)
     display.on_log(RECORD)
     display.on_log({**RECORD, "step": 1210, "val_loss": 1.75})
     display.on_sample(1210, "[bold]To be[/bold]\n:smile: or")
     display.on_log({**RECORD, "step": 1220})
-    summary = Summary(
+    summary = TrainingSummary(
         run=run.folder,
         data=trained / "data" / "words",
         step=1220,
@@ -108,7 +108,7 @@ def test_the_live_view_has_a_bar_and_names_over_numbers(
     capsys: pytest.CaptureFixture[str], width: int, rows: int
 ) -> None:
     console = Console(width=width, no_color=True)
-    console.print(displays.LiveView(console, 0, 5000).drawn(RECORD))
+    console.print(displays.LiveView(console, 0, 5000).render(RECORD))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == rows
     assert set(lines[0]) <= set("━╸╺ ")
@@ -118,7 +118,7 @@ def test_the_live_view_has_a_bar_and_names_over_numbers(
 
 
 def test_a_failed_check_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    TrainingDisplay().on_check(Check("causality", False, "sees ahead"))
+    TrainingDisplay().on_check(CheckResult("causality", False, "sees ahead"))
     assert "causality: sees ahead" in capsys.readouterr().err
 
 
@@ -130,7 +130,7 @@ def test_a_preparation_shows_rate_and_time_left(
     display = PreparationDisplay()
     for seconds, megabytes in ((100, 10), (105, 60), (111, 70), (112, 80), (122, 125)):
         clock.now = seconds
-        display.progress("encoding", megabytes * 1_000_000, 1_000_000_000)
+        display.show_progress("encoding", megabytes * 1_000_000, 1_000_000_000)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2, "now and then"
     for part in ("encoding", "0.1/1.0 GB", "5.0 MB/s", "memory", "0:02:55"):
@@ -142,19 +142,19 @@ def test_a_live_view_counts_from_its_start_and_keeps_the_last_evaluation(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(displays, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    view = displays.LiveView(stderr_console(), start=50, steps=100)
+    view = displays.LiveView(stderr_console(), start_step=50, steps=100)
     now[0] = 20.0
     record = {"step": 60, "loss": 2.0, "lr": 1e-3, "tokens_per_second": 9.0, "peak_share": 0.1}
     record["memory_bytes"] = 1000
     view.show({**record, "val_loss": 2.5})
     view.show(record)
-    numbers = dict(view._numbers(record))
+    numbers = dict(view._format_metrics(record))
     assert numbers["val loss"] == "2.5000"
     assert numbers["ETA"] == "0:01:20", "40 steps of two seconds"
 
 
 def test_durations() -> None:
-    assert [duration(n) for n in (0, 59.6, 3725, 90_000)] == [
+    assert [format_duration(n) for n in (0, 59.6, 3725, 90_000)] == [
         "0:00:00",
         "0:01:00",
         "1:02:05",
@@ -190,14 +190,14 @@ def test_a_tall_terminal_shows_the_curve(height: int, curve: bool) -> None:
     view.close()
     for step in (100, 110, 100):  # it went back
         view.show({**RECORD, "step": step})
-    console.print(view.drawn(RECORD))
+    console.print(view.render(RECORD))
     assert ("0 to 100 steps" in console.export_text()) is curve
-    assert [record["step"] for record in view._seen] == [*range(10, 100, 10), 100]
+    assert [record["step"] for record in view._records] == [*range(10, 100, 10), 100]
 
 
 def test_of_very_many_records_some_are_kept() -> None:
     view = displays.LiveView(Console(stderr=True), 0, 10**6)
     for step in range(1, 5001):
         view.show({**RECORD, "step": step, **({"val_loss": 2.0} if step % 1000 == 0 else {})})
-    assert len(view._seen) <= displays.MOST_SEEN
-    assert [r["step"] for r in view._seen if "val_loss" in r] == [1000, 2000, 3000, 4000, 5000]
+    assert len(view._records) <= displays.MAX_CURVE_RECORDS
+    assert [r["step"] for r in view._records if "val_loss" in r] == [1000, 2000, 3000, 4000, 5000]

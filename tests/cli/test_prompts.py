@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlxgpt.cli.main import main
-from mlxgpt.cli.prompts import prompts_in
+from mlxgpt.cli.prompts import read_prompts
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -31,7 +31,7 @@ def test_prompts_one_a_line_or_of_json(
     tmp_path: Path, name: str, content: str, expected: list[str]
 ) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8", newline="")
-    assert prompts_in(tmp_path / name) == expected
+    assert read_prompts(tmp_path / name) == expected
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,11 @@ def test_prompts_one_a_line_or_of_json(
         ),
         ("a.txt", gzip.compress(b"to be", mtime=0), "a.txt is compressed by gzip"),
         ("a.csv", b"prompt\nto\n", "a.csv is a table"),
-        ("a.txt", b"x" * (files.SMALL + 1), "cannot read .*larger than 1,048,576 bytes"),
+        (
+            "a.txt",
+            b"x" * (files.MAX_SMALL_FILE_BYTES + 1),
+            "cannot read .*larger than 1,048,576 bytes",
+        ),
         ("a.json", b'["to", 2]', "a.json, entry 2: no prompt"),
         ("a.jsonl", b'"to"\n{"text": "be"}\n', "a.jsonl:2: no prompt"),
         ("a.jsonl", b"to\n", "a.jsonl:1: no prompt"),
@@ -60,7 +64,7 @@ def test_other_files_are_refused(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=problem):
-        prompts_in(tmp_path / name)
+        read_prompts(tmp_path / name)
 
 
 def test_a_file_of_prompts_on_the_command_line(place: Path, capsys: Capture) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt.cli.repl import CHANGEABLE, Conversation
+from mlxgpt.cli.repl import REPL_SETTINGS, GenerateRepl
 from mlxgpt.inference import generate
 from mlxgpt.inference.decode import BatchDecoder
 from mlxgpt.loaded_model import load
@@ -36,8 +36,13 @@ class Person:
         self.seen += piece
 
     def talk(self, **sampling: object) -> Person:
-        Conversation(
-            load, load("done"), sampling, read=self.read, write=self.write, say=self.said.append
+        GenerateRepl(
+            load,
+            load("done"),
+            sampling,
+            read_line=self.read,
+            write_text=self.write,
+            print_line=self.said.append,
         ).run()
         return self
 
@@ -113,7 +118,7 @@ def test_another_run(place: Path) -> None:
 
 def test_help_names_every_setting(place: Path) -> None:
     text = Person("/help").talk().said[-1]
-    for name in CHANGEABLE:
+    for name in REPL_SETTINGS:
         assert "/" + name.replace("_", "-") in text
 
 

@@ -48,7 +48,7 @@ def faulty(request: pytest.FixtureRequest) -> Iterator[Faulty]:
 
 def test_a_log_continues_when_there_is_room_again(faulty: Faulty) -> None:
     log = io.TextIOWrapper(io.BufferedWriter(faulty), line_buffering=True)
-    stream = streams.MessageStream.over(log)
+    stream = streams.StderrStream.wrap(log)
     for n in range(3000):  # more than is buffered
         print(f"line {n}", file=stream)
     faulty.number = None
@@ -59,7 +59,7 @@ def test_a_log_continues_when_there_is_room_again(faulty: Faulty) -> None:
 
 def test_a_failing_result_is_named(faulty: Faulty) -> None:
     stdout = io.TextIOWrapper(io.BufferedWriter(faulty))
-    stream = streams.ResultStream.over(stdout)
+    stream = streams.StdoutStream.wrap(stdout)
     stream.write("a result")
     with pytest.raises(OSError, match="standard output") as caught:
         stream.flush()
@@ -69,7 +69,7 @@ def test_a_failing_result_is_named(faulty: Faulty) -> None:
 
 
 def test_a_stream_that_was_closed_leads_nowhere() -> None:
-    with streams.ResultStream.over(None) as stream:
+    with streams.StdoutStream.wrap(None) as stream:
         stream.write("nobody reads this")
 
 
@@ -150,7 +150,7 @@ class _HalfWriting(io.RawIOBase):
 def test_an_unbuffered_result_is_written_whole() -> None:
     raw = _HalfWriting()
     unbuffered = io.TextIOWrapper(cast(Any, raw), "utf-8", write_through=True)
-    stream = streams.ResultStream.over(unbuffered)
+    stream = streams.StdoutStream.wrap(unbuffered)
     stream.write('{"loss": 2.5}\n')
     stream.flush()
     assert raw.taken == b'{"loss": 2.5}\n'

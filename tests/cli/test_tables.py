@@ -5,18 +5,18 @@ import tomllib
 import pytest
 
 from mlxgpt.cli.tables import show_appraisal, show_checks, show_texts
-from mlxgpt.evaluation.sample_quality import Appraisal
+from mlxgpt.evaluation.sample_quality import SampleQuality
 from mlxgpt.evaluation.text_metrics import METRICS
-from mlxgpt.training.selfcheck import Check
+from mlxgpt.training.selfcheck import CheckResult
 from tests.helpers.commands import ROOT
 
 
 def test_checks_are_shown_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     show_checks(
         [
-            Check("a", True, "[x] fine", why="because"),
-            Check("b", False, "broken"),
-            Check("c", None, "here"),
+            CheckResult("a", True, "[x] fine", why="because"),
+            CheckResult("b", False, "broken"),
+            CheckResult("c", None, "here"),
         ]
     )
     text = capsys.readouterr().out
@@ -52,7 +52,7 @@ def test_an_appraisal_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     both["model"]["dictionary words"] = 0.987
     both["real"]["ended"] = both["model"]["ended"] = None
     both["real"]["quotes balanced"] = None
-    show_appraisal(Appraisal("Once", 0.8, 0, both, 0.75, ["text"]))
+    show_appraisal(SampleQuality("Once", 0.8, 0, both, 0.75, ["text"]))
     text = capsys.readouterr().out
     row = next(line for line in text.splitlines() if line.startswith("dictionary words"))
     assert row.split()[2:4] == ["98.7%", "50.0%"]
@@ -63,7 +63,7 @@ def test_an_appraisal_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert not any(line.startswith("ended") for line in text.splitlines()), "nobody has it"
     (row,) = (line for line in text.splitlines() if line.startswith("quotes balanced"))
     assert row.split()[2:4] == ["50.0%", "–"], "one of them has it"
-    show_appraisal(Appraisal("", 0.8, 0, {"model": {**one}, "real": {**none, **one}}, None, []))
+    show_appraisal(SampleQuality("", 0.8, 0, {"model": {**one}, "real": {**none, **one}}, None, []))
     text = capsys.readouterr().out
     assert "likelier" not in text
     assert "install" not in text

@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from mlxgpt import config as configs
-from mlxgpt.config import Config, ModelConfig, TrainConfig, override
-from mlxgpt.config.schema import settings
+from mlxgpt.config import Config, ModelConfig, TrainConfig, override_config
+from mlxgpt.config.schema import iter_fields
 from mlxgpt.utils.errors import UserError
 
 
 def test_every_field_has_one_home_and_a_meaning() -> None:
-    names = [n for cls in configs.SECTIONS.values() for n, _, _ in settings(cls)]
-    names += [n for n, _, _ in settings(configs.Sampling)]
+    names = [n for cls in configs.SECTIONS.values() for n, _, _ in iter_fields(cls)]
+    names += [n for n, _, _ in iter_fields(configs.SamplingParams)]
     assert len(names) - len(set(names)) == 1, "only seed, of a run and of a generation"
-    for cls in (*configs.SECTIONS.values(), configs.Sampling):
-        assert all(item.metadata["help"] for _, _, item in settings(cls))
+    for cls in (*configs.SECTIONS.values(), configs.SamplingParams):
+        assert all(item.metadata["help"] for _, _, item in iter_fields(cls))
 
 
 def test_the_reference_is_what_the_fields_default_to() -> None:
@@ -60,41 +60,41 @@ def test_what_cannot_be_is_refused_by_name_with_the_nearest_that_can(
     tree: dict[str, Any], problem: str, remedy: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        configs.from_tree(tree)
+        configs.config_from_tree(tree)
     assert problem in caught.value.problem
     assert remedy in caught.value.remedy
 
 
 def test_overriding_replaces_only_what_is_named() -> None:
-    config = override(Config(), {"n_layer": 3, "batch_size": 5, "source": "a.txt"})
+    config = override_config(Config(), {"n_layer": 3, "batch_size": 5, "source": "a.txt"})
     assert config.model == replace(ModelConfig(), n_layer=3)
     assert config.train == replace(TrainConfig(), batch_size=5)
     assert config.data.source == ("a.txt",)
     with pytest.raises(UserError, match="batch_sizes"):
-        override(Config(), {"batch_sizes": 5})
+        override_config(Config(), {"batch_sizes": 5})
 
 
 def test_which_changes_make_another_training() -> None:
     config = Config()
 
     def changed(**values: Any) -> list[str]:
-        return configs.changed_weights(config, override(config, values))
+        return configs.weight_affecting_fields(config, override_config(config, values))
 
     assert changed(eval_interval=1, log_interval=1, save_interval=1, sample_tokens=1) == []
     assert changed(learning_rate=1e-3, n_layer=2) == ["n_layer", "learning_rate"]
     assert changed(seed=1) == ["seed"]
     assert changed(max_steps=10_000) == ["max_steps"]
-    config = override(config, {"decay_steps": 5000})
+    config = override_config(config, {"decay_steps": 5000})
     assert changed(max_steps=10_000) == []
     assert changed(max_steps=10_000, decay_steps=10_000) == ["decay_steps", "max_steps"]
 
 
 def test_sampling_settings_are_checked_too() -> None:
-    assert configs.sampling({"top_k": 5, "seed": 3}).top_k == 5
+    assert configs.parse_sampling_params({"top_k": 5, "seed": 3}).top_k == 5
     with pytest.raises(UserError, match=r"top_p = 1\.5 is too large"):
-        configs.sampling({"top_p": 1.5})
+        configs.parse_sampling_params({"top_p": 1.5})
     with pytest.raises(UserError, match="temperature = -1"):
-        configs.sampling({"temperature": -1})
+        configs.parse_sampling_params({"temperature": -1})
 
 
 def test_a_models_fingerprint_tells_what_its_logits_hang_on() -> None:

@@ -3,22 +3,22 @@ from __future__ import annotations
 import pytest
 
 from mlxgpt.config import toml
-from mlxgpt.config.resolve import resolve
+from mlxgpt.config.resolve import resolve_config
 from mlxgpt.utils.errors import UserError
 
 
 @pytest.mark.parametrize("tier", [1, 2])
 def test_a_recipe_picks_the_tiers_file(tier: int) -> None:
     for recipe, name in ((None, f"tier{tier}"), ("classic", f"tier{tier}")):
-        assert resolve(tier, None, recipe) == (
+        assert resolve_config(tier, None, recipe) == (
             name,
-            toml.load(toml.built_in()[name]),
+            toml.load_config(toml.find_builtin_configs()[name]),
         )
-    name, modern = resolve(tier, None, "modern", n_layer=3)
+    name, modern = resolve_config(tier, None, "modern", n_layer=3)
     assert name == f"tier{tier}-modern"
     assert modern.model.n_layer == 3
     assert modern.optim.optimizer == "muon"
-    classic = toml.tier(tier)
+    classic = toml.load_tier_config(tier)
     assert (modern.data, modern.model.block_size) == (classic.data, classic.model.block_size)
     assert modern.train.max_steps == classic.train.max_steps
 
@@ -35,5 +35,5 @@ def test_a_recipe_picks_the_tiers_file(tier: int) -> None:
 )
 def test_what_is_not_said_or_said_twice_is_refused(given: dict, problem: str, remedy: str) -> None:
     with pytest.raises(UserError, match=problem) as caught:
-        resolve(**given)
+        resolve_config(**given)
     assert remedy in caught.value.remedy

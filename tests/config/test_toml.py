@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt import config as configs
-from mlxgpt.config import Config, override, toml
+from mlxgpt.config import Config, override_config, toml
 from mlxgpt.utils.errors import UserError
 
 
@@ -18,7 +18,7 @@ def settings(draw: st.DrawFn) -> dict[str, Any]:
     """Possible values for every field of the tree."""
     values: dict[str, Any] = {}
     for cls in configs.SECTIONS.values():
-        for name, kind, item in configs.settings(cls):
+        for name, kind, item in configs.iter_fields(cls):
             low, high = item.metadata["low"], item.metadata["high"]
             if kind is bool:
                 values[name] = draw(st.booleans())
@@ -38,16 +38,16 @@ def settings(draw: st.DrawFn) -> dict[str, Any]:
 def test_toml_reads_back_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
 ) -> None:
-    config = override(Config(), values)
+    config = override_config(Config(), values)
     path = tmp_path_factory.mktemp("config") / "config.toml"
-    path.write_text(toml.to_toml(config), encoding="utf-8")
-    assert toml.load(path) == config
+    path.write_text(toml.config_to_toml(config), encoding="utf-8")
+    assert toml.load_config(path) == config
 
 
-@pytest.mark.parametrize("name", sorted(toml.built_in()))
+@pytest.mark.parametrize("name", sorted(toml.find_builtin_configs()))
 def test_the_configs_that_come_along_are_valid_and_explained(name: str) -> None:
-    path = toml.built_in()[name]
-    toml.load(path)
+    path = toml.find_builtin_configs()[name]
+    toml.load_config(path)
     tree = tomllib.loads(path.read_text())
     lines = path.read_text().splitlines()
     for key in [key for part in tree.values() for key in part]:
@@ -59,25 +59,25 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_text("[model]\nn_layer = = 3\n")
     with pytest.raises(UserError, match=r"my\.toml is not valid TOML: .*line 2"):
-        toml.load(path)
+        toml.load_config(path)
     with pytest.raises(UserError, match=r"cannot read the config .*gone\.toml"):
-        toml.load(tmp_path / "gone.toml")
+        toml.load_config(tmp_path / "gone.toml")
 
 
 @pytest.mark.parametrize("line", ["dropout = 1" + "0" * 400, "n_layer = 1" + "0" * 4000])
 def test_a_number_beyond_all_numbers_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "my.toml").write_text(f"[model]\n{line}\n")
     with pytest.raises(UserError, match="is too large"):
-        toml.load(tmp_path / "my.toml")
+        toml.load_config(tmp_path / "my.toml")
 
 
 def test_a_setting_that_is_gone_is_read_over(tmp_path: Path) -> None:
     """In the config of a run from when it was there."""
     path = tmp_path / "config.toml"
     path.write_text("[model]\nn_layer = 3\nzero_init = false\n")
-    assert toml.load(path).model.n_layer == 3
+    assert toml.load_config(path).model.n_layer == 3
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_borne(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbf[model]\r\nn_layer = 3\r\n")
-    assert toml.load(tmp_path / "a.toml").model.n_layer == 3
+    assert toml.load_config(tmp_path / "a.toml").model.n_layer == 3

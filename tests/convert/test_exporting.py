@@ -14,7 +14,7 @@ import mlxgpt
 from mlxgpt.cli import main as cli
 from mlxgpt.config import Config
 from mlxgpt.convert import exporting, importing, mlx_lm, qwen3
-from mlxgpt.convert.huggingface import Foreign
+from mlxgpt.convert.huggingface import ImportedModel
 from mlxgpt.storage.loading import load_model
 from mlxgpt.storage.run import open_run
 from mlxgpt.utils import files
@@ -59,8 +59,8 @@ def test_a_trained_run_is_exported_and_comes_back(place: Path, capsys: Capture) 
 
 def test_room_that_the_tokenizer_has_no_ids_for_is_left_out(home: Path) -> None:
     config = replace(SHAPE, vocab_size=300)
-    foreign = Foreign(config, parameters_of(config), some_bpe(), True, {"hub": "owner/name"})
-    importing.make_run(foreign, Path("runs/wide"))
+    foreign = ImportedModel(config, parameters_of(config), some_bpe(), True, {"hub": "owner/name"})
+    importing.create_imported_run(foreign, Path("runs/wide"))
     mlxgpt.export(to="hf", run="wide")
     back = mlxgpt.import_model("exports/wide-hf")
     assert back.config.model.vocab_size == back.tokenizer.vocab_size == 280
@@ -74,7 +74,7 @@ def test_room_that_the_tokenizer_has_no_ids_for_is_left_out(home: Path) -> None:
 def test_quantized_weights_are_near_and_smaller(bits: int) -> None:
     config = SHAPE
     parameters = parameters_of(config)
-    rounded = mlx_lm.rounded(config, parameters, bits)
+    rounded = mlx_lm.fake_quantize(config, parameters, bits)
     assert rounded.keys() == parameters.keys()
     for name, value in parameters.items():
         error = float(mx.abs(rounded[name] - value).max())
@@ -134,7 +134,7 @@ def test_a_model_of_parts_that_nobody_else_has_is_refused(
 def test_a_model_of_qwen3s_parts_is_exported_as_one(
     home: Path, text_file: Path, tiny: Config, no_check: None, capsys: Capture
 ) -> None:
-    given: dict[str, Any] = {**qwen3.PARTS, "optimizer": "muon"}
+    given: dict[str, Any] = {**qwen3.QWEN3_REQUIREMENTS, "optimizer": "muon"}
     mlxgpt.train(config=tiny, source=text_file, run="modern", max_steps=4, **given)
     folder = mlxgpt.export(to="hf").folder
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
@@ -159,7 +159,7 @@ def test_an_export_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.Mo
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting.tokenizers, "write", full)
+    monkeypatch.setattr(exporting.tokenizers, "write_hf_tokenizer", full)
     with pytest.raises(UserError, match="cannot write exports/done-hf: No space left"):
         mlxgpt.export(to="hf")
     assert list(Path("exports").iterdir()) == []
@@ -185,7 +185,7 @@ def test_an_export_clears_what_a_killed_one_left(place: Path) -> None:
 
 def test_two_exports_to_one_folder_exclude_each_other(place: Path) -> None:
     with (
-        files.only_one(Path("exports/done-hf"), "exporting to"),
+        files.file_lock(Path("exports/done-hf"), "exporting to"),
         pytest.raises(UserError, match="another process is exporting to exports/done-hf"),
     ):
         mlxgpt.export(to="hf")

@@ -39,8 +39,8 @@ def write(
         bias=False,
     )
     arrays = flatten_params(GPT(config).parameters())
-    model = gguf.Model(config, arrays, tokenizer, "tiny", add_bos_token)
-    gguf.write(path, model, quantize)
+    model = gguf.GGUFModel(config, arrays, tokenizer, "tiny", add_bos_token)
+    gguf.write_gguf(path, model, quantize)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,11 +122,11 @@ def test_where_writing_fails_the_file_before_it_is_all_there_is(
 
 
 def test_bpe_has_a_token_for_each_id() -> None:
-    tokenizer = bpe.train([TEXT * 3], 270)
+    tokenizer = bpe.train_bpe([TEXT * 3], 270)
     assert tokenizer.end_of_text
-    kind, tokens, types, merges = gguf._vocabulary(tokenizer, tokenizer.vocab_size + 2)
+    kind, tokens, types, merges = gguf._make_vocabulary(tokenizer, tokenizer.vocab_size + 2)
     assert kind == "gpt2"
-    letters = {letter: byte for byte, letter in bpe.byte_letters().items()}
+    letters = {letter: byte for byte, letter in bpe.bytes_to_unicode().items()}
     for id, token in enumerate(tokens[: tokenizer.end_of_text]):
         assert bytes(letters[letter] for letter in token) == tokenizer.token_bytes(id)
     assert tokens[tokenizer.end_of_text :] == [END_OF_TEXT, "[PAD0]", "[PAD1]"]
@@ -136,30 +136,30 @@ def test_bpe_has_a_token_for_each_id() -> None:
 
 
 def test_bytes_alone_have_a_merge_that_no_text_has() -> None:
-    assert gguf._vocabulary(BPETokenizer([]), 257).merges == ["Ā Ā"]
-    assert bpe.byte_letters()[0] == "Ā"
+    assert gguf._make_vocabulary(BPETokenizer([]), 257).merges == ["Ā Ā"]
+    assert bpe.bytes_to_unicode()[0] == "Ā"
 
 
 def test_characters_are_the_users_own_tokens() -> None:
     tokenizer = CharTokenizer("é\n漢", end_of_text=True)
-    kind, tokens, types, _ = gguf._vocabulary(tokenizer, 6)
+    kind, tokens, types, _ = gguf._make_vocabulary(tokenizer, 6)
     assert kind == "gpt2"
     assert tokens == ["\n", "é", "漢", END_OF_TEXT, "[PAD0]", "[PAD1]"]
     assert types == [gguf.USER_DEFINED] * 3 + [gguf.CONTROL] + [gguf.UNUSED] * 2
 
 
 def test_characters_without_an_end_are_tokens_of_one_byte() -> None:
-    kind, tokens, types, _ = gguf._vocabulary(CharTokenizer("\n a\\", end_of_text=False), 6)
+    kind, tokens, types, _ = gguf._make_vocabulary(CharTokenizer("\n a\\", end_of_text=False), 6)
     assert kind == "rwkv"
     assert tokens == [r"\x0a", r"\x20", r"\x5c", r"\x61", r"\xff", r"\xff\xff"]
     assert types == [gguf.NORMAL] * 4 + [gguf.UNUSED] * 2
 
 
 def test_an_ollama_modelfile() -> None:
-    assert gguf.modelfile("tales.gguf", end_of_text=END_OF_TEXT) == (
+    assert gguf.render_modelfile("tales.gguf", end_of_text=END_OF_TEXT) == (
         "FROM ./tales.gguf\n"
         'TEMPLATE "{{ .Prompt }}"\n'
         "PARAMETER temperature 0.8\n"
         'PARAMETER stop "<|endoftext|>"\n'
     )
-    assert "stop" not in gguf.modelfile("shakespeare.gguf", end_of_text=None)
+    assert "stop" not in gguf.render_modelfile("shakespeare.gguf", end_of_text=None)

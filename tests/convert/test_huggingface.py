@@ -73,9 +73,9 @@ LAYOUTS: dict[str, Callable[[Arrays], Arrays]] = {
 def test_every_layout_gives_the_same_parameters(tmp_path: Path, layout: str) -> None:
     ours = folder_of(tmp_path)
     rewrite(tmp_path, LAYOUTS[layout](weights(tmp_path)))
-    config = huggingface.read_config(tmp_path)
+    config = huggingface.read_gpt2_config(tmp_path)
     assert config == replace(SHAPE, bias=True)
-    found = huggingface.read_parameters(tmp_path, config)
+    found = huggingface.read_gpt2_parameters(tmp_path, config)
     assert found.keys() == ours.keys()
     for name, value in found.items():
         assert value.dtype == mx.float32
@@ -95,25 +95,25 @@ def test_weights_may_be_spread_over_files(tmp_path: Path) -> None:
         places |= dict.fromkeys((key for key, _ in arrays[n::3]), name)
     index = {"metadata": {"total_size": 1}, "weight_map": places}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    found = huggingface.read_parameters(tmp_path, huggingface.read_config(tmp_path))
+    found = huggingface.read_gpt2_parameters(tmp_path, huggingface.read_gpt2_config(tmp_path))
     assert all(mx.array_equal(found[name], value) for name, value in ours.items())
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no model-00002-of-00003.safetensors"):
-        huggingface.read_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
     index["weight_map"] = {"wte.weight": "../model.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="leads out of its folder"):
-        huggingface.read_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_what_is_written_is_read_again(tmp_path: Path, bias: bool) -> None:
     config = replace(SHAPE, bias=bias)
     ours = parameters_of(config)
-    huggingface.write_config(tmp_path, config, 279)
-    huggingface.write_parameters(tmp_path, config, ours)
-    again = huggingface.read_config(tmp_path)
-    found = huggingface.read_parameters(tmp_path, again)
+    huggingface.write_gpt2_config(tmp_path, config, 279)
+    huggingface.write_gpt2_parameters(tmp_path, config, ours)
+    again = huggingface.read_gpt2_config(tmp_path)
+    found = huggingface.read_gpt2_parameters(tmp_path, again)
     assert {name: found[name].shape for name in ours} == {n: v.shape for n, v in ours.items()}
     ids = mx.arange(16)[None]
     models = GPT(config), GPT(again)
@@ -147,7 +147,7 @@ def test_other_models_are_refused(tmp_path: Path, case: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError) as caught:
-        huggingface.read_parameters(tmp_path, huggingface.read_config(tmp_path))
+        huggingface.read_gpt2_parameters(tmp_path, huggingface.read_gpt2_config(tmp_path))
     assert problem in caught.value.problem
 
 
@@ -184,20 +184,20 @@ LACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_what_a_config_lacks_is_inferred(tmp_path: Path, case: str, mark: str) -> None:
     folder_of(tmp_path)
     changed_config(tmp_path, LACKS[case], mark)
-    assert huggingface.read_config(tmp_path) == replace(SHAPE, bias=True)
+    assert huggingface.read_gpt2_config(tmp_path) == replace(SHAPE, bias=True)
 
 
 def test_what_cannot_be_inferred_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path)
     changed_config(tmp_path, lambda tree: tree.pop("n_head"))
     with pytest.raises(UserError, match=r"config\.json lacks n_head"):
-        huggingface.read_config(tmp_path)
+        huggingface.read_gpt2_config(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["GPTJForCausalLM"], "n_embd": 8}')
     with pytest.raises(UserError, match=r"'missing \(architectures: GPTJForCausalLM\)'"):
-        huggingface.read_config(tmp_path)
+        huggingface.read_gpt2_config(tmp_path)
     (tmp_path / "config.json").write_text('{"hidden_size": 8}')
     with pytest.raises(UserError, match=r"'missing \(architectures: missing\)'"):
-        huggingface.read_config(tmp_path)
+        huggingface.read_gpt2_config(tmp_path)
 
 
 @pytest.mark.parametrize("begin", huggingface.EXTRA_HEADS)
@@ -207,21 +207,21 @@ def test_an_extra_head_is_left_out_with_a_note(
     ours = folder_of(tmp_path)
     head = {f"{begin}summary.weight": mx.ones((1, 32)), f"{begin}summary.bias": mx.ones((1,))}
     rewrite(tmp_path, weights(tmp_path) | head)
-    found = huggingface.read_parameters(tmp_path, SHAPE)
+    found = huggingface.read_gpt2_parameters(tmp_path, SHAPE)
     assert found.keys() == ours.keys()
     what = huggingface.EXTRA_HEADS[begin]
     assert sorted(notes) == sorted(f"left out: {name}, {what}" for name in head)
 
 
-@pytest.mark.parametrize("begin", huggingface.OTHER_MODELS)
+@pytest.mark.parametrize("begin", huggingface.OTHER_TASK_HEADS)
 def test_another_kind_of_model_is_named(tmp_path: Path, begin: str, notes: list[str]) -> None:
     folder_of(tmp_path)
     arrays = weights(tmp_path) | {f"{begin}weight": mx.ones((2, 32))}
     rewrite(tmp_path, {f"transformer.{name}": value for name, value in arrays.items()})
     with pytest.raises(UserError, match=r"is an? .*\(GPT2For.*, not a language model"):
-        huggingface.read_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
     rewrite(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 0})
-    huggingface.read_parameters(tmp_path, SHAPE)
+    huggingface.read_gpt2_parameters(tmp_path, SHAPE)
     assert len(notes) == 1
 
 
@@ -251,7 +251,7 @@ def test_weights_of_other_kinds_are_named(tmp_path: Path, case: str) -> None:
     change, problem = FOREIGN[case]
     rewrite(tmp_path, change(weights(tmp_path)))
     with pytest.raises(UserError) as caught:
-        huggingface.read_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
     assert problem in caught.value.problem
 
 
@@ -259,7 +259,7 @@ def test_weights_under_another_name_and_in_another_format(tmp_path: Path) -> Non
     ours = folder_of(tmp_path)
     path = tmp_path / "gpt2.fp32.safetensors"
     (tmp_path / "model.safetensors").rename(path)
-    assert huggingface.read_parameters(tmp_path, SHAPE).keys() == ours.keys()
+    assert huggingface.read_gpt2_parameters(tmp_path, SHAPE).keys() == ours.keys()
     for name, remedy in (
         ("adapter_model.safetensors", "is a LoRA adapter"),
         ("tf_model.h5", "of another library"),
@@ -268,7 +268,7 @@ def test_weights_under_another_name_and_in_another_format(tmp_path: Path) -> Non
     ):
         path = path.rename(tmp_path / name)
         with pytest.raises(UserError, match=r"has no model\.safetensors") as caught:
-            huggingface.read_parameters(tmp_path, SHAPE)
+            huggingface.read_gpt2_parameters(tmp_path, SHAPE)
         assert remedy in caught.value.remedy
 
 
@@ -277,7 +277,7 @@ def test_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
     arrays = weights(tmp_path)
     rewrite(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 1e-3})
     with pytest.raises(UserError, match="its output head is not its embedding"):
-        huggingface.read_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
 
 
 def test_other_arrays_are_refused(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_other_arrays_are_refused(tmp_path: Path) -> None:
     ):
         rewrite(tmp_path, arrays | change)
         with pytest.raises(UserError):
-            huggingface.read_parameters(tmp_path, SHAPE)
+            huggingface.read_gpt2_parameters(tmp_path, SHAPE)
 
 
 def test_half_a_file_and_a_pickle_are_refused(tmp_path: Path) -> None:
@@ -299,11 +299,11 @@ def test_half_a_file_and_a_pickle_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="are damaged"):
-        huggingface.read_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
     path.rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"has no model.safetensors") as caught:
-        huggingface.read_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
     assert "a pickle, which can run code" in caught.value.remedy
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="cannot read"):
-        huggingface.read_config(tmp_path)
+        huggingface.read_gpt2_config(tmp_path)

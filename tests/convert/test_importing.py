@@ -99,7 +99,7 @@ def test_an_import_that_was_interrupted_is_begun_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(importing.checkpoint, "save", interrupted)
+        patch.setattr(importing.checkpoint, "save_checkpoint", interrupted)
         with pytest.raises(KeyboardInterrupt):
             mlxgpt.import_model("small")
     assert open_run(home / "runs" / "small").steps() == []
@@ -119,7 +119,7 @@ def test_an_import_that_is_not_on_the_disk_can_be_made_again(
 def test_weights_that_are_not_finite_are_refused(home: Path, capsys: Capture) -> None:
     parameters = folder_of(home / "small")
     parameters["h.1.ln_2.bias"][7] = float("nan")
-    huggingface.write_parameters(home / "small", SHAPE, parameters)
+    huggingface.write_gpt2_parameters(home / "small", SHAPE, parameters)
     problem = refused(capsys, "import", "small")
     assert problem == "the model's h.1.ln_2.bias has values that are not finite (NaN or infinity)"
     assert not Path("runs").exists()
@@ -165,7 +165,7 @@ def test_texts_that_begin_with_a_token(home: Path, said: str) -> None:
     from mlxgpt.convert import tokenizers
 
     folder_of(home / "m")
-    tokenizers.write(home / "m", some_bpe(), 16, add_bos_token=True)
+    tokenizers.write_hf_tokenizer(home / "m", some_bpe(), 16, add_bos_token=True)
     settings = home / "m" / "tokenizer_config.json"
     if said == "by its post-processor":
         settings.unlink()

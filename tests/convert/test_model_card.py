@@ -15,8 +15,8 @@ import pytest
 
 import mlxgpt
 from mlxgpt.convert import importing
-from mlxgpt.convert.huggingface import Foreign
-from mlxgpt.convert.model_card import card, example_prompt
+from mlxgpt.convert.huggingface import ImportedModel
+from mlxgpt.convert.model_card import choose_example_prompt, render_model_card
 from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
 from mlxgpt.storage.run import Run, open_run
 from tests.helpers.external_models import SHAPE, parameters_of, some_bpe
@@ -25,7 +25,9 @@ from tests.helpers.external_models import SHAPE, parameters_of, some_bpe
 def run_of(folder: Path, tokenizer: Tokenizer, block_size: int, **parts: Any) -> Run:
     config = replace(SHAPE, vocab_size=tokenizer.vocab_size, block_size=block_size, **parts)
     bos = tokenizer.end_of_text is not None
-    return importing.make_run(Foreign(config, parameters_of(config), tokenizer, bos), folder)
+    return importing.create_imported_run(
+        ImportedModel(config, parameters_of(config), tokenizer, bos), folder
+    )
 
 
 RUNS: dict[str, tuple[Tokenizer, int]] = {
@@ -47,7 +49,7 @@ def test_commands_have_a_prompt_and_a_length_that_fit(tmp_path: Path, case: str)
     def fits(prompt: str, new: int) -> bool:
         return 0 < new <= block - len(tokenizer.encode(prompt)) - bos
 
-    example = re.search(r"```python\n(.*?)```", card(run, 0, "hf", None), re.DOTALL)
+    example = re.search(r"```python\n(.*?)```", render_model_card(run, 0, "hf", None), re.DOTALL)
     assert example
     tree = ast.parse(example[1])
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -61,12 +63,16 @@ def test_commands_have_a_prompt_and_a_length_that_fit(tmp_path: Path, case: str)
         if keyword.arg == "max_new_tokens"
     ]
     assert fits(prompts[0], ast.literal_eval(new[0]))
-    assert prompts == [example_prompt(run, block // 2 - bos)]
+    assert prompts == [choose_example_prompt(run, block // 2 - bos)]
     for to in ("hf", "mlx-lm"):
-        words = shlex.split(card(run, 0, to, None).rpartition("mlx_lm.generate")[2].split("```")[0])
+        words = shlex.split(
+            render_model_card(run, 0, to, None).rpartition("mlx_lm.generate")[2].split("```")[0]
+        )
         options = dict(zip(words[::2], words[1::2], strict=False))
         assert fits(options["--prompt"], int(options["--max-tokens"]))
-    llama = re.search(r"llama-cli (.*?)\nollama", card(run, 0, "gguf", None), re.DOTALL)
+    llama = re.search(
+        r"llama-cli (.*?)\nollama", render_model_card(run, 0, "gguf", None), re.DOTALL
+    )
     assert llama
     words = shlex.split(llama[1])
     assert words[1] == "my run.gguf"
@@ -76,16 +82,16 @@ def test_commands_have_a_prompt_and_a_length_that_fit(tmp_path: Path, case: str)
 def test_the_prompt_is_of_the_runs_own_text(place: Path) -> None:
     run = open_run(Path("runs/done"))
     sample = [text for _, text in run.samples(200)][-1]
-    prompt = example_prompt(run, 4)
+    prompt = choose_example_prompt(run, 4)
     assert 0 < len(run.tokenizer.encode(prompt)) <= 4
     run.add_sample(99, "\n be not\nto be")
-    assert example_prompt(run, 6) == "be not"
+    assert choose_example_prompt(run, 6) == "be not"
     run.add_sample(100, "€uro\n-be\nto")
-    assert example_prompt(run, 6) == "to"
+    assert choose_example_prompt(run, 6) == "to"
     assert sample
 
 
 def test_a_model_without_a_sample_has_an_opening(tmp_path: Path) -> None:
     run = run_of(tmp_path / "m", some_bpe(), 64)
-    assert example_prompt(run, 30) == "Once upon a time"
-    assert mlxgpt.generate(example_prompt(run, 30), run=str(run.folder), max_tokens=1).texts
+    assert choose_example_prompt(run, 30) == "Once upon a time"
+    assert mlxgpt.generate(choose_example_prompt(run, 30), run=str(run.folder), max_tokens=1).texts

@@ -17,6 +17,6 @@ def test_without_pytorch_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match="PyTorch, which is not installed") as caught:
-        nanogpt.read_checkpoint(tmp_path / "ckpt.pt")
+        nanogpt.read_nanogpt_checkpoint(tmp_path / "ckpt.pt")
     assert "pip install 'torch>=2.6,<3'" in caught.value.remedy
     assert "\nnanogpt = [" in (ROOT / "pyproject.toml").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from mlxgpt.config import Config, override, toml
+from mlxgpt.config import Config, override_config, toml
 from mlxgpt.convert import qwen3
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
@@ -14,12 +14,12 @@ from mlxgpt.model.stats import count_parameters
 
 @pytest.fixture
 def config(tiny_model: Config) -> Config:
-    return override(tiny_model, dict(qwen3.PARTS))
+    return override_config(tiny_model, dict(qwen3.QWEN3_REQUIREMENTS))
 
 
 def test_every_parameter_has_a_place_and_every_gain_is_there(config: Config) -> None:
-    found = qwen3.arrays(config.model, flatten_params(GPT(config.model).parameters()))
-    gains = {n for n in found if "norm" in n and n != qwen3.LAST_NORM}
+    found = qwen3.convert_to_qwen3(config.model, flatten_params(GPT(config.model).parameters()))
+    gains = {n for n in found if "norm" in n and n != qwen3.FINAL_NORM}
     assert len(gains) == 4 * config.model.n_layer
     assert all(bool((found[name] == 1).all()) for name in gains)
     others = sum(value.size for name, value in found.items() if name not in gains)
@@ -27,34 +27,34 @@ def test_every_parameter_has_a_place_and_every_gain_is_there(config: Config) -> 
 
 
 def test_a_head_of_its_own_and_a_normalised_embedding_have_a_place(config: Config) -> None:
-    shape = override(config, {"tied": False, "embedding_norm": True}).model
+    shape = override_config(config, {"tied": False, "embedding_norm": True}).model
     parameters = flatten_params(GPT(shape).parameters())
-    found = qwen3.arrays(shape, parameters)
-    assert found[qwen3.HEAD] is parameters["lm_head.weight"]
-    sizes = mx.square(found[qwen3.EMBEDDING]).mean(axis=1)
+    found = qwen3.convert_to_qwen3(shape, parameters)
+    assert found[qwen3.LM_HEAD] is parameters["lm_head.weight"]
+    sizes = mx.square(found[qwen3.EMBED_TOKENS]).mean(axis=1)
     assert mx.allclose(sizes, mx.array(1.0), atol=0.1)
-    assert qwen3.config_tree(shape, None)["tie_word_embeddings"] is False
-    assert qwen3.config_tree(config.model, None)["tie_word_embeddings"] is True
+    assert qwen3.make_qwen3_config(shape, None)["tie_word_embeddings"] is False
+    assert qwen3.make_qwen3_config(config.model, None)["tie_word_embeddings"] is True
 
 
 def test_what_qwen3_cannot_have_is_named(tiny_model: Config, config: Config) -> None:
-    assert qwen3.unlike(config.model) == {}
+    assert qwen3.find_incompatible_settings(config.model) == {}
     others = {"mlp": "relu2", "bias": True, "value_embeddings": True}
-    assert qwen3.unlike(override(config, others).model) == others
+    assert qwen3.find_incompatible_settings(override_config(config, others).model) == others
 
 
 def test_the_modern_recipe_is_portable_and_racing_is_not() -> None:
     for tier in (1, 2):
-        assert qwen3.unlike(toml.tier(tier, "modern").model) == {}
-    racing = toml.load(toml.built_in()["five-minutes"])
-    assert qwen3.unlike(racing.model) == {"value_embeddings": True}
+        assert qwen3.find_incompatible_settings(toml.load_tier_config(tier, "modern").model) == {}
+    racing = toml.load_config(toml.find_builtin_configs()["five-minutes"])
+    assert qwen3.find_incompatible_settings(racing.model) == {"value_embeddings": True}
 
 
 def test_its_config_tells_its_shape(config: Config) -> None:
-    tree = qwen3.config_tree(config.model, 5)
+    tree = qwen3.make_qwen3_config(config.model, 5)
     model, arrays = (
         config.model,
-        qwen3.arrays(config.model, flatten_params(GPT(config.model).parameters())),
+        qwen3.convert_to_qwen3(config.model, flatten_params(GPT(config.model).parameters())),
     )
     up = arrays["model.layers.0.mlp.up_proj.weight"]
     assert up.shape == (tree["intermediate_size"], tree["hidden_size"])

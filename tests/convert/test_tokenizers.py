@@ -27,7 +27,7 @@ from tests.helpers.tokenizer_folders import ADDED, FOLDERS, PIECES, tree_with_ad
 def written_and_read(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
     path = folder / "tokenizer.json"
     path.write_text(tokenizer.to_json(), encoding="utf-8")
-    again = tokenizer_json.load(path)
+    again = tokenizer_json.load_tokenizer(path)
     assert again.to_json() == tokenizer.to_json()
     assert again.fingerprint == tokenizer.fingerprint
     assert again.end_of_text == tokenizer.end_of_text
@@ -71,7 +71,7 @@ def test_characters_keep_the_ids_that_they_have(
     again = written_and_read(tmp_path_factory.mktemp("t"), tokenizer)
     assert again.encode(text).tolist() == expected
     if end is not None:
-        stream = tokenizer.encode_stream(f"{text}\0{text}\0").tolist()
+        stream = tokenizer.encode_documents(f"{text}\0{text}\0").tolist()
         assert stream == [*expected, end, *expected, end]
         assert tokenizer.decode([end]) == "</s>"
     with pytest.raises(UserError, match="has never seen: 'x' 'z'"):
@@ -99,7 +99,7 @@ def test_nanogpts_characters_in_another_order(tmp_path: Path) -> None:
         "stoi": {c: n for n, c in enumerate(order)},
     }
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
-    tokenizer = meta_pickle.tokenizer(tmp_path / "meta.pkl")
+    tokenizer = meta_pickle.load_char_tokenizer(tmp_path / "meta.pkl")
     assert tokenizer.encode("the cat").tolist() == [0, 1, 2, 3, 4, 5, 0]
     assert tokenizer.characters == order
 
@@ -107,7 +107,7 @@ def test_nanogpts_characters_in_another_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FOLDERS)
 def test_added_tokens_of_every_form_are_the_same(tmp_path: Path, form: str) -> None:
     write_folder(tmp_path, form)
-    tokenizer, bos = tokenizers.read(tmp_path, 1000)
+    tokenizer, bos = tokenizers.read_hf_tokenizer(tmp_path, 1000)
     assert not bos
     assert tokenizer.vocab_size == 280 + len(ADDED)
     for id, (content, _) in enumerate(ADDED, 280):
@@ -124,7 +124,7 @@ def test_added_tokens_of_every_form_are_the_same(tmp_path: Path, form: str) -> N
 
 @pytest.fixture(scope="module")
 def with_added() -> Tokenizer:
-    return tokenizer_json.tokenizer_of(tree_with_added())
+    return tokenizer_json.build_tokenizer(tree_with_added())
 
 
 @settings(max_examples=100, deadline=None)
@@ -132,7 +132,7 @@ def with_added() -> Tokenizer:
 def test_any_text_has_the_ids_that_tokenizers_gives(with_added: Tokenizer, text: str) -> None:
     expected = of_hugging_face(with_added).encode(text).ids
     assert with_added.encode(text).tolist() == expected
-    assert with_added.encode_stream(text).tolist() == expected
+    assert with_added.encode_documents(text).tolist() == expected
     assert with_added.decode(expected) == text
 
 
@@ -150,15 +150,15 @@ def test_a_bpe_with_its_ids_in_any_order(text: str, seed: int) -> None:
     tree["model"]["vocab"] = ids
     for token in tree["added_tokens"]:
         token["id"] = ids[token["content"]]
-    tokenizer = tokenizer_json.tokenizer_of(tree)
+    tokenizer = tokenizer_json.build_tokenizer(tree)
     theirs = HuggingFace.from_str(json.dumps(tree))
     theirs.encode_special_tokens = True
     expected = theirs.encode(text).ids
     assert tokenizer.encode(text).tolist() == expected
     assert of_hugging_face(tokenizer).encode(text).ids == expected
-    assert tokenizer.encode_stream(f"{text}\0").tolist() == [*expected, tokenizer.end_of_text]
+    assert tokenizer.encode_documents(f"{text}\0").tolist() == [*expected, tokenizer.end_of_text]
     assert tokenizer.decode(expected) == text
-    _, tokens, types, _ = gguf._vocabulary(tokenizer, tokenizer.vocab_size)
+    _, tokens, types, _ = gguf._make_vocabulary(tokenizer, tokenizer.vocab_size)
     assert [tokens[id] for id in expected] == theirs.encode(text).tokens
     assert types[ids[END_OF_TEXT]] == gguf.CONTROL
     assert types[ids["ACME"]] == gguf.USER_DEFINED
@@ -168,15 +168,15 @@ def test_an_end_of_another_name(tmp_path: Path) -> None:
     tree = tree_with_added()
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree), encoding="utf-8")
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
-    tokenizer, _ = tokenizers.read(tmp_path, 1000)
+    tokenizer, _ = tokenizers.read_hf_tokenizer(tmp_path, 1000)
     assert tokenizer.end_of_text == 282
     again = written_and_read(tmp_path, tokenizer)
-    assert again.encode_stream("a\0").tolist()[-1] == 282
-    tokenizers.write(tmp_path, again, 16, add_bos_token=True)
+    assert again.encode_documents("a\0").tolist()[-1] == 282
+    tokenizers.write_hf_tokenizer(tmp_path, again, 16, add_bos_token=True)
     written = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert written["eos_token"] == written["bos_token"] == "<|im_end|>"
     assert written["model_input_names"] == ["input_ids", "attention_mask"]
-    back, bos = tokenizers.read(tmp_path, 1000)
+    back, bos = tokenizers.read_hf_tokenizer(tmp_path, 1000)
     assert bos
     assert back.fingerprint == tokenizer.fingerprint
     theirs = HuggingFace.from_file(str(tmp_path / "tokenizer.json"))
@@ -187,14 +187,14 @@ def test_a_bpe_without_an_end(home: Path) -> None:
     tree = tree_with_added()
     del tree["model"]["vocab"][END_OF_TEXT]
     tree["added_tokens"] = [{"id": 279, "content": "<pad>", "special": True}]
-    tokenizer = tokenizer_json.tokenizer_of(tree)
+    tokenizer = tokenizer_json.build_tokenizer(tree)
     assert tokenizer.end_of_text is None
-    assert tokenizer.encode_stream("a\0").tolist() == tokenizer.encode("a\0").tolist()
+    assert tokenizer.encode_documents("a\0").tolist() == tokenizer.encode("a\0").tolist()
     folder_of(home / "m", tokenizer)
     mlxgpt.import_model("m")
     assert mlxgpt.generate(run="m", max_tokens=3, seed=1).tokens == 3
     with pytest.raises(UserError, match="without an end-of-text: id 11 would end texts"):
-        gguf._vocabulary(tokenizer, 280)
+        gguf._make_vocabulary(tokenizer, 280)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_files_that_do_not_agree_are_refused(
         content = json.loads(path.read_text()) | content
     path.write_text(json.dumps(content))
     with pytest.raises(UserError) as caught:
-        tokenizers.read(tmp_path, 1000)
+        tokenizers.read_hf_tokenizer(tmp_path, 1000)
     assert problem in caught.value.problem
 
 
@@ -235,8 +235,8 @@ def test_which_added_tokens_are_special(tmp_path: Path) -> None:
     write_folder(tmp_path, "added_tokens.json")
     names = {"additional_special_tokens": ["ACME"], "pad_token": {"content": "<pad>"}}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(names))
-    tokenizer, _ = tokenizers.read(tmp_path, 1000)
-    special = {token.content for token in tokenizer.added.tokens if token.special}
+    tokenizer, _ = tokenizers.read_hf_tokenizer(tmp_path, 1000)
+    special = {token.content for token in tokenizer.added_tokens.tokens if token.special}
     assert special == {END_OF_TEXT, "ACME", "<pad>"}
 
 
@@ -254,8 +254,8 @@ def test_special_tokens_that_the_model_has_no_room_for_are_left_out(
 
 def test_line_ends_and_marks_of_windows(tmp_path: Path) -> None:
     write_folder(tmp_path, "added_tokens.json")
-    expected = tokenizers.read(tmp_path, 1000)[0].fingerprint
+    expected = tokenizers.read_hf_tokenizer(tmp_path, 1000)[0].fingerprint
     for path in tmp_path.iterdir():
         content = path.read_bytes().replace(b"\n", b"\r\n")
         path.write_bytes(b"\xef\xbb\xbf" + content)
-    assert tokenizers.read(tmp_path, 1000)[0].fingerprint == expected
+    assert tokenizers.read_hf_tokenizer(tmp_path, 1000)[0].fingerprint == expected

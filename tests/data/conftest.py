@@ -17,14 +17,14 @@ from tests.helpers.texts import LANGUAGES
 @pytest.fixture(scope="session")
 def small_bpe() -> BPETokenizer:
     """A BPE of many languages, with merges inside of characters and across them."""
-    return bpe.train([LANGUAGES], 500)
+    return bpe.train_bpe([LANGUAGES], 500)
 
 
 @pytest.fixture
 def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of many documents, prepared in many chunks."""
-    monkeypatch.setattr(tokenize, "CHUNK", 200)
-    monkeypatch.setattr(prepare, "SAVE_EVERY", 3)
+    monkeypatch.setattr(tokenize, "CHUNK_CHARS", 200)
+    monkeypatch.setattr(prepare, "SAVE_EVERY_CHUNKS", 3)
     draw = random.Random(1)
     words = ["one", "two\n", "three,", "Grüße", "🙂", "  ", "four hundred"]
     texts = [" ".join(draw.choices(words, k=draw.randrange(1, 40))) for _ in range(150)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from mlxgpt.data.folders import expand_pattern, is_leftover, text_files
+from mlxgpt.data.folders import expand_pattern, find_text_files, is_ignored
 
 SUFFIXES = (".txt", ".jsonl")
 LEFT = [
@@ -42,25 +42,25 @@ def test_what_programs_leave_behind_is_skipped(tmp_path: Path, notes: list[str])
     kept = [write(tmp_path / name) for name in ("a.txt", "b/c.JSONL", "b/d.txt")]
     for name in LEFT:
         write(tmp_path / name)
-    assert text_files(tmp_path, SUFFIXES) == kept
+    assert find_text_files(tmp_path, SUFFIXES) == kept
     assert notes == [f"left out of {tmp_path}: 4 hidden"], "files only, that would be text"
 
 
 def test_a_folder_inside_of_a_hidden_one_is_read(tmp_path: Path) -> None:
     """What is named is meant."""
     kept = write(tmp_path / ".cache" / "texts" / "a.txt")
-    assert text_files(kept.parent, SUFFIXES) == [kept]
+    assert find_text_files(kept.parent, SUFFIXES) == [kept]
 
 
 def test_a_folder_is_a_folder_whatever_its_name(tmp_path: Path) -> None:
     kept = write(tmp_path / "chapter.txt" / "one.txt")
-    assert text_files(tmp_path, SUFFIXES) == [kept]
+    assert find_text_files(tmp_path, SUFFIXES) == [kept]
 
 
 def test_one_line_says_what_was_left_out(tmp_path: Path, notes: list[str]) -> None:
     for name in ("a.txt", "b.md", "c.md", "d/e.MD", "f.csv", "g.json.gz", "LICENSE"):
         write(tmp_path / name)
-    text_files(tmp_path, SUFFIXES)
+    find_text_files(tmp_path, SUFFIXES)
     (line,) = notes
     assert line.startswith(f"left out of {tmp_path}: 3 .md, ")
     assert set(line.split(": ")[1].split(", ")) == {
@@ -79,7 +79,7 @@ def test_links_are_named_where_nothing_is_behind_them(tmp_path: Path, notes: lis
     (folder / "gone.txt").symlink_to("/gone/b.txt")
     (folder / "more").symlink_to(real.parent)
     os.mkfifo(folder / "pipe.txt")
-    assert text_files(folder, SUFFIXES) == [folder / "good.txt"]
+    assert find_text_files(folder, SUFFIXES) == [folder / "good.txt"]
     assert f"{folder / 'gone.txt'} is a broken link, to /gone/b.txt" in notes[0]
     assert f"{folder / 'more'} is a link to a folder" in notes[0]
     assert "1 .txt" in notes[0], "the pipe"
@@ -87,7 +87,7 @@ def test_links_are_named_where_nothing_is_behind_them(tmp_path: Path, notes: lis
 
 def test_nothing_left_out_is_not_noted(tmp_path: Path, notes: list[str]) -> None:
     write(tmp_path / "a.txt")
-    assert text_files(tmp_path, SUFFIXES) == [tmp_path / "a.txt"]
+    assert find_text_files(tmp_path, SUFFIXES) == [tmp_path / "a.txt"]
     assert notes == []
 
 
@@ -95,14 +95,14 @@ def test_the_line_stays_one_line(tmp_path: Path, notes: list[str]) -> None:
     for n in range(50):
         write(tmp_path / f"a.k{n}")
         (tmp_path / f"l{n}.txt").symlink_to("/gone")
-    text_files(tmp_path, SUFFIXES)
+    find_text_files(tmp_path, SUFFIXES)
     assert notes[0].count(",") < 40
     assert notes[0].count("…") == 2
 
 
 @pytest.mark.parametrize("name", ["a.txt", "My Book (2).txt", "a~b.txt", "#1 hits.txt", "日本.txt"])
 def test_ordinary_names_are_no_leftovers(name: str) -> None:
-    assert not is_leftover(name)
+    assert not is_ignored(name)
 
 
 @settings(max_examples=50)

@@ -122,7 +122,7 @@ def test_other_formats_are_named_whatever_the_file_is_called(
     path = tmp_path / f"my file{suffix}"
     write(path)
     with pytest.raises(UserError) as caught:
-        list(readers.read(path))
+        list(readers.read_documents(path))
     assert caught.value.problem.startswith(f"{path} is {name}")
     assert "\n" not in caught.value.problem + caught.value.remedy
     assert remedy in caught.value.remedy
@@ -138,7 +138,7 @@ def test_other_formats_are_named_whatever_the_file_is_called(
 def test_a_text_may_begin_like_another_format(tmp_path: Path, text: str) -> None:
     path = tmp_path / "t.txt"
     path.write_text(text)
-    assert joined(readers.read(path)) == [text]
+    assert joined(readers.read_documents(path)) == [text]
 
 
 JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。" * 5
@@ -175,22 +175,22 @@ def test_the_command_that_is_shown_converts_other_encodings(
         (text if suffix == ".txt" else json.dumps(text, ensure_ascii=False)).encode(encoding)
     )
     with pytest.raises(UserError) as caught:
-        list(readers.read(path))
+        list(readers.read_documents(path))
     assert str(path) in caught.value.problem
     _, _, command = caught.value.remedy.partition(": ")
     assert command.startswith("iconv -f ")
     subprocess.run(command, shell=True, check=True)
-    (converted,) = readers.read(tmp_path / f"a book-utf8{suffix}")
+    (converted,) = readers.read_documents(tmp_path / f"a book-utf8{suffix}")
     assert converted.text == normalize_text(text)
 
 
 def test_a_byte_order_mark_of_utf8_and_single_nuls(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text(TEXT, encoding="utf-8-sig")
-    assert joined(readers.read(path)) == [TEXT]
+    assert joined(readers.read_documents(path)) == [TEXT]
     path.write_text(TEXT + "\0" + TEXT)
     with pytest.raises(UserError, match=rf"is not text: byte {len(TEXT):,} is NUL") as caught:
-        list(readers.read(path))
+        list(readers.read_documents(path))
     assert "tr -d" in caught.value.remedy
 
 
@@ -201,10 +201,13 @@ def test_the_command_that_is_shown_converts_a_csv_table(
     path = tmp_path / f"my stories{suffix}"
     path.write_text(f'text{separator}n\n"Once, upon\na time"{separator}1\ntwo{separator}2\n')
     with pytest.raises(UserError, match="is a table, not text") as caught:
-        list(readers.read(path))
+        list(readers.read_documents(path))
     command = caught.value.remedy.removeprefix("convert it, ").split("; or name it .txt")[0]
     subprocess.run(command, shell=True, check=True)
-    assert joined(readers.read(tmp_path / "my stories.jsonl")) == ["Once, upon\na time", "two"]
+    assert joined(readers.read_documents(tmp_path / "my stories.jsonl")) == [
+        "Once, upon\na time",
+        "two",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ def test_the_command_that_is_shown_converts_a_csv_table(
 )
 def test_markup_is_noted(tmp_path: Path, name: str, text: str, noted: bool) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    assert bool(formats.remark(tmp_path / name)) == noted
+    assert bool(formats.markup_notice(tmp_path / name)) == noted
 
 
 def test_a_file_of_one_format_under_the_name_of_another_is_read(tmp_path: Path) -> None:
@@ -232,7 +235,7 @@ def test_a_file_of_one_format_under_the_name_of_another_is_read(tmp_path: Path) 
     pyarrow.feather.write_feather(table, tmp_path / "b.data")
     (tmp_path / "c.json").write_text("\n".join(json.dumps({"text": t}) for t in ("one", "two")))
     for name in ("a.txt", "b.data", "c.json"):
-        assert joined(readers.read(tmp_path / name)) == ["one", "two"]
+        assert joined(readers.read_documents(tmp_path / name)) == ["one", "two"]
 
 
 @given(st.binary(min_size=30, max_size=300))
@@ -244,7 +247,7 @@ def test_tables_and_other_bytes_are_not_taken_for_wide_text(
     stream = bytes.fromhex("ffffffff10000000") + content
     path.write_bytes(stream)
     with pytest.raises(UserError, match=r"not a whole Arrow file|no column"):
-        list(readers.read(path))
+        list(readers.read_documents(path))
     path.with_suffix(".txt").write_bytes(bytes(range(1, 9)) + bytes(40) + content)
     with pytest.raises(UserError, match="is not text: byte 8 is NUL"):
-        list(readers.read(path.with_suffix(".txt")))
+        list(readers.read_documents(path.with_suffix(".txt")))

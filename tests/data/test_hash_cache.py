@@ -15,10 +15,10 @@ from mlxgpt import api
 from mlxgpt.config import DataConfig
 from mlxgpt.data import dataset, nanogpt, prepare, sources, token_array
 from mlxgpt.data.dataset import open_dataset
-from mlxgpt.data.hash_cache import Verified
+from mlxgpt.data.hash_cache import HashCache
 from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.utils.errors import UserError
-from mlxgpt.utils.files import sealed
+from mlxgpt.utils.files import dump_checksummed
 
 
 class Reads(list[str]):
@@ -31,17 +31,17 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
 
     def read_whole(path: Path, *others: object) -> dict[str, object]:
         names.append(path.name)
-        return token_array.read_whole(path, *others)  # type: ignore[arg-type]
+        return token_array.scan_token_file(path, *others)  # type: ignore[arg-type]
 
-    digest = sources._digest
+    digest = sources._hash_files
 
     def hashed(paths: list[Path]) -> str:
         names.extend(path.name for path in paths)
         return digest(paths)
 
     for module in (dataset, nanogpt, prepare):
-        monkeypatch.setattr(module, "read_whole", read_whole)
-    monkeypatch.setattr(sources, "_digest", hashed)
+        monkeypatch.setattr(module, "scan_token_file", read_whole)
+    monkeypatch.setattr(sources, "_hash_files", hashed)
     return names
 
 
@@ -127,7 +127,15 @@ def test_damage_under_an_unchanged_time_is_found_on_request(
 
 
 @pytest.mark.parametrize(
-    "damage", ["{", "", sealed({"format": 1, "known": 3}), sealed({"format": 1}), "gone", "a pipe"]
+    "damage",
+    [
+        "{",
+        "",
+        dump_checksummed({"format": 1, "known": 3}),
+        dump_checksummed({"format": 1}),
+        "gone",
+        "a pipe",
+    ],
 )
 def test_a_memory_that_is_damaged_is_none(
     tmp_path: Path, data: DataConfig, reads: Reads, damage: str
@@ -166,7 +174,7 @@ def test_what_cannot_be_remembered_is_read_each_time(
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path: Path) -> None:
-    path, verified, times = tmp_path / "file", Verified(tmp_path), 0
+    path, verified, times = tmp_path / "file", HashCache(tmp_path), 0
     path.write_text("before")
 
     def find() -> dict[str, int]:
@@ -176,7 +184,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path: Path) 
             path.write_text("after!!")
         return {"times": times}
 
-    assert [verified.once("file", [path], find)["times"] for _ in range(3)] == [1, 2, 2]
+    assert [verified.get_or_compute("file", [path], find)["times"] for _ in range(3)] == [1, 2, 2]
 
 
 def test_arrays_of_nanogpt_are_read_once(tmp_path: Path, reads: Reads) -> None:

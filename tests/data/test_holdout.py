@@ -8,7 +8,7 @@ import pytest
 
 from mlxgpt import api
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.data.holdout import held_back
+from mlxgpt.data.holdout import hold_out_from_train
 from mlxgpt.utils.errors import UserError
 
 Prepare = Callable[..., Dataset]
@@ -34,7 +34,7 @@ def texts(dataset: Dataset) -> list[str]:
 
 def test_a_text_of_characters_gives_its_end(prepared: Prepare, text: str) -> None:
     whole = prepared(text, "char")
-    part = held_back(whole)
+    part = hold_out_from_train(whole)
     train, held = texts(part)
     assert train + held == texts(whole)[0]
     assert part.meta.val.bytes == len(held.encode())
@@ -48,7 +48,7 @@ def test_documents_are_held_back_whole_whatever_the_tokenizer(
     prepared: Prepare, vocab_size: int
 ) -> None:
     whole = prepared(stories(100), "bpe", vocab_size=vocab_size)
-    part = held_back(whole)
+    part = hold_out_from_train(whole)
     train, held = texts(part)
     assert train + held == texts(whole)[0]
     assert train.endswith("<|endoftext|>")
@@ -64,7 +64,7 @@ def held_bytes(text: str) -> int:
 
 def test_of_one_long_document_the_end_of_it_is_held_back(prepared: Prepare, text: str) -> None:
     whole = prepared(text, "bpe", vocab_size=280)
-    part = held_back(whole)
+    part = hold_out_from_train(whole)
     train, held = texts(part)
     assert train + held == texts(whole)[0]
     assert 0.08 < part.meta.val.bytes / whole.meta.train.bytes <= 0.1
@@ -73,8 +73,8 @@ def test_of_one_long_document_the_end_of_it_is_held_back(prepared: Prepare, text
 def test_of_a_large_text_no_more_than_a_megabyte(
     prepared: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxgpt.data.holdout.MOST_BYTES", 500)
-    part = held_back(prepared(stories(100), "bpe", vocab_size=300))
+    monkeypatch.setattr("mlxgpt.data.holdout.MAX_HOLDOUT_BYTES", 500)
+    part = hold_out_from_train(prepared(stories(100), "bpe", vocab_size=300))
     assert 300 < part.meta.val.bytes <= 500
     assert part.meta.val.documents == 4
 
@@ -83,12 +83,12 @@ def test_the_data_is_another_than_the_whole_and_the_same_each_time(
     prepared: Prepare, text: str
 ) -> None:
     whole = prepared(text, "char")
-    part = held_back(whole)
+    part = hold_out_from_train(whole)
     assert part.meta.fingerprint != whole.meta.fingerprint
-    assert part.meta.fingerprint == held_back(whole).meta.fingerprint
+    assert part.meta.fingerprint == hold_out_from_train(whole).meta.fingerprint
     assert np.array_equal(part.train.ids, whole.train.ids[: len(part.train.ids)])
 
 
 def test_a_text_too_short_is_refused(prepared: Prepare) -> None:
     with pytest.raises(UserError, match="too little training text to hold a part of it back"):
-        held_back(prepared("abcdefghijklmn", "char"))
+        hold_out_from_train(prepared("abcdefghijklmn", "char"))

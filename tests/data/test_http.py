@@ -22,27 +22,29 @@ def test_the_hubs_session_gets_a_timeout(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_download_in_time_has_its_result_or_its_error() -> None:
-    assert http.within(60, lambda: 3) == 3
+    assert http.run_with_timeout(60, lambda: 3) == 3
 
     def fail() -> None:
         raise TimeoutError("of its own")
 
     with pytest.raises(TimeoutError, match="of its own"):
-        http.within(60, fail)
+        http.run_with_timeout(60, fail)
 
 
 def test_a_download_that_takes_too_long_is_abandoned() -> None:
     over = threading.Event()
-    with pytest.raises(http.Trouble, match="not downloaded in 0 s"):
-        http.within(0.01, over.wait)
+    with pytest.raises(http.DownloadError, match="not downloaded in 0 s"):
+        http.run_with_timeout(0.01, over.wait)
     over.set()
 
 
-@pytest.mark.parametrize("cause", [http.Trouble("short\nlong"), UserError("short", "do this.")])
+@pytest.mark.parametrize(
+    "cause", [http.DownloadError("short\nlong"), UserError("short", "do this.")]
+)
 def test_a_reason_is_one_line(cause: Exception) -> None:
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError("while generating") from cause
-    assert http.reason(caught.value) == "short"
+    assert http.describe_download_error(caught.value) == "short"
 
 
 def test_only_errors_of_a_disk_are_raised_as_such() -> None:

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 from mlxgpt.data.dataset import open_dataset
-from mlxgpt.data.hub import HUB
+from mlxgpt.data.hub import HUB_DATASETS
 from tests.helpers.fake_hub import CONVERTED, Files, GitHub, Hub, Repository, parquet, shakespeare
 from tests.helpers.offline_machine import NOWHERE, TEXT, machine
 from tests.helpers.texts import sides
@@ -229,9 +229,9 @@ def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
 
 
 def test_the_table_of_texts_is_what_the_stand_ins_are() -> None:
-    assert HUB["shakespeare"].path in shakespeare(TEXT)
-    assert HUB["tinystories"].path in tinystories()
-    assert {text.path for text in HUB.values()} == {
+    assert HUB_DATASETS["shakespeare"].repo_id in shakespeare(TEXT)
+    assert HUB_DATASETS["tinystories"].repo_id in tinystories()
+    assert {text.repo_id for text in HUB_DATASETS.values()} == {
         "karpathy/tiny_shakespeare",
         "roneneldan/TinyStories",
         "karpathy/tinystories-gpt4-clean",

@@ -15,7 +15,7 @@ import pytest
 from mlxgpt.config import DataConfig
 from mlxgpt.data import prepare, sources
 from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
-from mlxgpt.data.readers import Piece
+from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.sources import Source
 from mlxgpt.data.tokenizers.char import END_OF_TEXT
 from mlxgpt.utils import files
@@ -65,7 +65,7 @@ def test_an_interruption_before_or_after_the_arrays_loses_nothing(
     expected = prepared(many, tmp_path / "whole", "bpe", Recorder())
     with monkeypatch.context() as patch:
         if where == "hashing":
-            patch.setattr(prepare, "read_whole", interrupt)
+            patch.setattr(prepare, "scan_token_file", interrupt)
         if where == "renaming":
             patch.setattr(Path, "rename", interrupt)
         interrupted = Recorder(9, doing=where)
@@ -79,8 +79,8 @@ def test_an_interruption_before_or_after_the_arrays_loses_nothing(
 
 
 def change(path: Path, key: str, value: object) -> None:
-    tree = files.read_sealed(path, 1)
-    path.write_text(files.sealed({**tree, key: value}))
+    tree = files.read_checksummed(path, 1)
+    path.write_text(files.dump_checksummed({**tree, key: value}))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -148,7 +148,7 @@ import sys
 from pathlib import Path
 from mlxgpt.config import DataConfig
 from mlxgpt.data import prepare, tokenize
-tokenize.CHUNK, prepare.SAVE_EVERY = 200, 3
+tokenize.CHUNK_CHARS, prepare.SAVE_EVERY_CHUNKS = 200, 3
 data = DataConfig((sys.argv[1],), tokenizer="bpe")
 request = prepare.PrepareRequest(data, vocab_size=280, name="x")
 prepare.find_or_prepare(request, Path(sys.argv[2]))
@@ -226,13 +226,13 @@ def test_a_source_that_fails_while_it_is_read_leaves_nothing_behind(
             self.n = 0
             return self
 
-        def __next__(self) -> Piece:
+        def __next__(self) -> DocumentPiece:
             self.n += 1
             if self.n > 50 and self.readings == reading:
                 raise UserError("the file has gone", "bring it back.")
             if self.n > 100:
                 raise StopIteration
-            return Piece(f"document {self.n}")
+            return DocumentPiece(f"document {self.n}")
 
     source = Source("x", {}, Documents(), None, size=1000)
     monkeypatch.setattr(sources, "open_source", lambda *arguments: source)
@@ -245,7 +245,7 @@ def test_a_source_that_fails_while_it_is_read_leaves_nothing_behind(
 
 def test_only_one_process_prepares_a_folder(tmp_path: Path, many: Path) -> None:
     with (
-        files.only_one(tmp_path / "data" / "x", "preparing"),
+        files.file_lock(tmp_path / "data" / "x", "preparing"),
         pytest.raises(UserError, match="another process is preparing"),
     ):
         prepared(many, tmp_path / "data", "char", Recorder())

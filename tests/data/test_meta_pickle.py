@@ -33,7 +33,7 @@ def vocabulary(characters: str) -> dict[str, Any]:
 def read(folder: Path, content: bytes) -> str:
     path = folder / "meta.pkl"
     path.write_bytes(content)
-    return meta_pickle.characters(path)
+    return meta_pickle.read_char_vocab(path)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -102,11 +102,11 @@ ARGUMENTS: dict[str, bytes] = {
 @pytest.mark.parametrize("opcode", pickletools.opcodes, ids=lambda opcode: opcode.name)
 def test_every_other_opcode_is_refused(tmp_path: Path, opcode: Any) -> None:
     """Before the first value of a pickle that is good otherwise."""
-    assert not DANGEROUS & meta_pickle.ALLOWED
+    assert not DANGEROUS & meta_pickle.ALLOWED_OPCODES
     good = pickle.dumps(vocabulary("ab"), 4)
     argument = ARGUMENTS.get(opcode.name, b"\0" * 8 if opcode.arg else b"")
     content = opcode.code.encode("latin-1") + argument + good
-    if opcode.name in meta_pickle.ALLOWED:
+    if opcode.name in meta_pickle.ALLOWED_OPCODES:
         return
     with pytest.raises(UserError, match=rf"numbers and texts \({opcode.name}\), and could run"):
         read(tmp_path, content)
@@ -116,7 +116,7 @@ def test_every_other_opcode_is_refused(tmp_path: Path, opcode: Any) -> None:
 def test_the_unpickler_finds_no_function_whatever_the_opcodes_are(
     home: Path, protocol: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(meta_pickle, "ALLOWED", {one.name for one in pickletools.opcodes})
+    monkeypatch.setattr(meta_pickle, "ALLOWED_OPCODES", {one.name for one in pickletools.opcodes})
     with pytest.raises(UserError, match=r"damaged .*mkdir"):
         read(home, pickle.dumps({**vocabulary("ab"), "more": Trap()}, protocol))
     assert not Path("sprung").exists()
@@ -204,7 +204,7 @@ def test_damage_is_refused_in_bounded_memory(tmp_path: Path, content: bytes, pro
     (tmp_path / "meta.pkl").write_bytes(content)
     tracemalloc.start()
     with pytest.raises(UserError, match=problem) as caught:
-        meta_pickle.characters(tmp_path / "meta.pkl")
+        meta_pickle.read_char_vocab(tmp_path / "meta.pkl")
     assert tracemalloc.get_traced_memory()[1] < 96 << 20
     tracemalloc.stop()
     assert "\n" not in caught.value.problem
@@ -216,4 +216,4 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder", "missing"):
         with pytest.raises(UserError, match=f"{name} is not a file"):
-            meta_pickle.characters(tmp_path / name)
+            meta_pickle.read_char_vocab(tmp_path / name)

@@ -63,7 +63,7 @@ def test_counts_do_not_hang_on_how_much_is_read_at_a_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = open_dataset(folder).meta
-    monkeypatch.setattr(arrays, "BLOCK", 14)
+    monkeypatch.setattr(arrays, "READ_BLOCK_BYTES", 14)
     assert open_dataset(folder, verify=True).meta == expected
 
 

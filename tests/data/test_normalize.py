@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.data.normalize import encode_prompt, normalize_text, prompt_text
+from mlxgpt.data.normalize import encode_prompt, normalize_prompt, normalize_text
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils.errors import UserError
@@ -38,7 +38,7 @@ def test_a_prompt_that_is_known_as_it_is_stays() -> None:
     """Also where both forms are known."""
     tokenizer = CharTokenizer(NFC + NFD, end_of_text=False)
     for prompt in (NFC, NFD, NFC + NFD):
-        assert prompt_text(prompt, tokenizer) == prompt
+        assert normalize_prompt(prompt, tokenizer) == prompt
 
 
 @pytest.mark.parametrize("prompt", ["ö", "o\u0308"])

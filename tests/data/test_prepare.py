@@ -11,7 +11,7 @@ from mlxgpt.config import DataConfig
 from mlxgpt.data import prepare, sources
 from mlxgpt.data.dataset import open_dataset
 from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
-from mlxgpt.data.readers import Piece
+from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.sources import Source
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.char import END_OF_TEXT
@@ -44,7 +44,7 @@ def test_what_is_prepared_is_not_prepared_again(
 ) -> None:
     data, folder = DataConfig((str(text_file),)), tmp_path / "data"
     first = find_or_prepare(PrepareRequest(data), folder)
-    monkeypatch.setattr(prepare, "_Preparation", None)
+    monkeypatch.setattr(prepare, "_PrepareJob", None)
     assert find_or_prepare(PrepareRequest(data), folder).meta == first.meta
     for name in ("words", str(folder / "words")):  # by its name, and by its folder
         assert find_or_prepare(PrepareRequest(DataConfig((name,))), folder).meta == first.meta
@@ -150,7 +150,7 @@ def test_a_corpus_of_the_hub_that_is_here_needs_no_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     origin = sources.corpus_origin(["shakespeare"])
-    train, val = [Piece("to be", last=False)], [Piece("or not", last=False)]
+    train, val = [DocumentPiece("to be", last=False)], [DocumentPiece("or not", last=False)]
     source = Source("shakespeare", origin, train, val, size=5, single=True)
     monkeypatch.setattr(sources, "open_source", lambda *arguments: source)
     first = find_or_prepare(PrepareRequest(DataConfig()), tmp_path)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.data import readers
-from mlxgpt.data.readers import Piece
+from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.char import END_OF_TEXT
 from mlxgpt.utils.errors import UserError
@@ -35,7 +35,7 @@ def write_parquet(path: Path, columns: dict[str, list[Any]], **options: Any) -> 
 
 
 def read(path: Path) -> list[str]:
-    return joined(readers.read(path))
+    return joined(readers.read_documents(path))
 
 
 @given(crumbly, lengths)
@@ -110,7 +110,7 @@ def test_pieces_have_the_tokens_of_the_document(
     small_bpe: BPETokenizer, text: str, length: int
 ) -> None:
     with pieces_of(length):
-        pieces = list(readers.cut(text))
+        pieces = list(readers.split_into_pieces(text))
         assert joined(pieces) == [text]
         if max(len(piece.text) for piece in pieces) >= 3 * length:
             return  # a word so long that it is cut anyhow
@@ -121,7 +121,7 @@ def test_pieces_have_the_tokens_of_the_document(
 @given(st.text("a \r\n\t", max_size=200), lengths)
 def test_pieces_are_no_longer_than_they_have_to_be(text: str, length: int) -> None:
     with pieces_of(length):
-        for piece, _ in readers.cut(text):
+        for piece, _ in readers.split_into_pieces(text):
             assert len(piece) <= 4 * length
             if len(piece) > length:  # no place to cut it
                 assert not any(
@@ -132,11 +132,11 @@ def test_pieces_are_no_longer_than_they_have_to_be(text: str, length: int) -> No
 def test_long_words_and_what_follows_them_are_cut_where_white_space_is() -> None:
     with pieces_of(16):
         words = ["x" * 30, " short", " words", " and", " more", " of", " them", " " + "y" * 40]
-        pieces = [piece.text for piece in readers.cut("".join(words) * 2)]
+        pieces = [piece.text for piece in readers.split_into_pieces("".join(words) * 2)]
         assert all(piece.startswith((" ", "x")) for piece in pieces)
         assert "x" * 30 in "".join(pieces[:1])
         assert max(map(len, pieces)) <= 64
-        endless = [piece.text for piece in readers.cut("z" * 1000)]
+        endless = [piece.text for piece in readers.split_into_pieces("z" * 1000)]
         assert "".join(endless) == "z" * 1000
         assert max(map(len, endless)) <= 64
 
@@ -149,8 +149,8 @@ def test_a_line_of_fifty_megabytes_comes_in_pieces(tmp_path: Path, unit: str) ->
     path.write_text(unit * count, newline="")
     wanted = len(as_read(unit)) * count
     length = pieces = 0
-    for text, _ in readers.read(path):
-        assert len(text) <= readers.LONGEST_WORD
+    for text, _ in readers.read_documents(path):
+        assert len(text) <= readers.MAX_WORD_CHARS
         length += len(text)
         pieces += 1
     assert length == wanted
@@ -161,9 +161,9 @@ def test_a_json_line_of_fifty_megabytes_comes_in_pieces(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     document = "abcdefghi " * 5_000_000
     path.write_text(json.dumps({"text": document}) + "\n" + '{"text": "next"}')
-    pieces = list(readers.read(path))
+    pieces = list(readers.read_documents(path))
     assert joined(pieces) == [document, "next"]
-    assert max(len(piece.text) for piece in pieces) <= readers.PIECE
+    assert max(len(piece.text) for piece in pieces) <= readers.MAX_PIECE_CHARS
 
 
 rows = st.lists(st.one_of(texts, crumbly).map(without_nul), max_size=6)
@@ -222,7 +222,7 @@ def test_rows_of_parquet_are_documents(
 
 
 def test_a_table_with_more_rows_than_are_read_at_a_time(tmp_path: Path) -> None:
-    values = [f"story {n}" for n in range(2 * readers.ROWS + 1)]
+    values = [f"story {n}" for n in range(2 * readers.ROWS_PER_BATCH + 1)]
     assert read(write_parquet(tmp_path / "t.parquet", {"text": values})) == values
 
 
@@ -258,7 +258,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_table_is_one_error(tmp_path: Path, damage: str) -> None:
     path = write_parquet(tmp_path / "t.parquet", {"text": [f"story {n}" for n in range(999)]})
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    readers.text_size(path)
+    readers.estimate_text_bytes(path)
     with pytest.raises(UserError, match=r"t\.parquet is not a whole Parquet file") as caught:
         read(path)
     assert "\n" not in caught.value.problem
@@ -301,7 +301,7 @@ def test_an_arrow_file_without_the_column_names_those_it_has(tmp_path: Path, kin
     with pytest.raises(UserError, match=r"t\.arrow has no column 'text'; there is: story, n") as e:
         read(path)
     assert f"{path}:COLUMN" in e.value.remedy
-    assert joined(readers.read(path, "story")) == ["one"]
+    assert joined(readers.read_documents(path, "story")) == ["one"]
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_a_name_may_have_bytes_that_are_not_utf8(tmp_path: Path, suffix: str) ->
     except OSError:
         pytest.skip("this file system has UTF-8 names only")
     assert read(path) == ["one"]
-    assert readers.text_size(path) > 0
+    assert readers.estimate_text_bytes(path) > 0
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "text"])
@@ -388,17 +388,17 @@ def test_the_size_of_a_text_is_known_without_reading_it(tmp_path: Path) -> None:
     text = "a b c d " * 1000
     plain = tmp_path / "t.txt"
     plain.write_text(text)
-    assert readers.text_size(plain) == len(text)
+    assert readers.estimate_text_bytes(plain) == len(text)
     table = write_parquet(tmp_path / "t.parquet", {"text": [text, text[::-1]]}, row_group_size=1)
-    assert 0.9 < readers.text_size(table) / (2 * len(text)) < 1.2
+    assert 0.9 < readers.estimate_text_bytes(table) / (2 * len(text)) < 1.2
     assert table.stat().st_size < len(text), "though it is compressed"
 
 
 def test_pieces_say_which_one_is_the_last() -> None:
     with pieces_of(16):
-        assert list(readers.cut("a document of more than one piece")) == [
-            Piece("a document of", last=False),
-            Piece(" more than one", last=False),
-            Piece(" piece", last=True),
+        assert list(readers.split_into_pieces("a document of more than one piece")) == [
+            DocumentPiece("a document of", last=False),
+            DocumentPiece(" more than one", last=False),
+            DocumentPiece(" piece", last=True),
         ]
-    assert list(readers.cut("")) == [Piece("", last=True)]
+    assert list(readers.split_into_pieces("")) == [DocumentPiece("", last=True)]

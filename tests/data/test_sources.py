@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.data import readers, sources
-from mlxgpt.data.hub import HUB, Rows, SplitRows
-from mlxgpt.data.readers import Piece
+from mlxgpt.data.hub import HUB_DATASETS, FileRows, SplitRows
+from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.utils.errors import UserError
 from tests.helpers.texts import joined, pieces_of
 
@@ -27,7 +27,7 @@ def write(path: Path, text: str) -> str:
 
 
 def read(paths: list[str]) -> list[str]:
-    return joined(sources.open_files(paths))
+    return joined(sources.open_documents(paths))
 
 
 def test_a_file_is_a_source_of_its_documents(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_read_is_named(
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(sources.files, "sha256", refuse)
+    monkeypatch.setattr(sources.files, "sha256_file", refuse)
     with pytest.raises(UserError, match=r"cannot read .*a\.txt: Permission denied"):
         sources.open_source([str(tmp_path)])
 
@@ -123,7 +123,7 @@ def test_the_storybook_is_a_source_of_the_length_that_was_asked_for() -> None:
     assert not set(train) & set(val)
     assert joined(source.train) == train, "it can be read again"
     assert not source.single
-    assert source.alike
+    assert source.is_homogeneous
 
 
 @pytest.mark.parametrize("megabytes", [0.0, -1.0, float("nan"), 1e9])
@@ -144,23 +144,25 @@ def test_a_file_named_like_a_corpus_comes_first(home: Path) -> None:
     assert joined(sources.open_source(["storybook"]).train) == ["0123456789"]
 
 
-@pytest.mark.parametrize("name", sorted(HUB))
+@pytest.mark.parametrize("name", sorted(HUB_DATASETS))
 def test_a_corpus_of_the_hub_is_read_from_its_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rows of a single document are its pieces."""
     files = [Path(write(tmp_path / f"{n}.jsonl", f'{{"text": "row {n}"}}')) for n in range(3)]
-    rows = SplitRows(Rows(files[:2]), Rows(files[2:]) if HUB[name].val else None, "abc")
-    monkeypatch.setattr(sources.hub, "load_rows", lambda dataset: rows)
+    rows = SplitRows(
+        FileRows(files[:2]), FileRows(files[2:]) if HUB_DATASETS[name].val else None, "abc"
+    )
+    monkeypatch.setattr(sources.hub, "load_hub_rows", lambda dataset: rows)
     source = sources.open_source([name])
 
-    def pieces(side: Iterable[int]) -> list[Piece]:
-        return [Piece(f"row {n}", last=name != "shakespeare") for n in side]
+    def pieces(side: Iterable[int]) -> list[DocumentPiece]:
+        return [DocumentPiece(f"row {n}", last=name != "shakespeare") for n in side]
 
     assert list(source.train) == pieces((0, 1))
     assert source.val is None if not rows.val else list(source.val or ()) == pieces((2,))
     assert source.single == (name == "shakespeare")
-    assert source.size == sum(map(readers.text_size, files[:2]))
+    assert source.size == sum(map(readers.estimate_text_bytes, files[:2]))
     assert source.origin == {**sources.corpus_origin([name]), "revision": "abc"}
 
 
@@ -186,18 +188,18 @@ def test_rows_are_counted_over_all_files_and_whole(
         lines = [json.dumps({"text": row}) for row in rows[begin:end]]
         paths.append(Path(write(folder / f"{n}.jsonl", "\n".join(lines))))
     with pieces_of(20):
-        assert joined(sources._Files(Rows(paths, (start, stop)))) == rows[start:stop]
+        assert joined(sources._FileDocuments(FileRows(paths, (start, stop)))) == rows[start:stop]
 
 
 def test_a_dataset_of_the_hub_is_a_source_by_itself() -> None:
     with pytest.raises(UserError, match="a source by itself"):
         sources.open_source(["hf:a/b", "my.txt"])
-    assert sources.source_name(["hf:owner/name.v2:story text"]) == "owner-name.v2-story-text"
+    assert sources.data_folder_name(["hf:owner/name.v2:story text"]) == "owner-name.v2-story-text"
 
 
 def test_real_shakespeare_is_the_pinned_text(shakespeare: Path) -> None:
     source = sources.open_source([str(shakespeare)])
-    assert source.origin["sha256"] == HUB["shakespeare"].sha256
+    assert source.origin["sha256"] == HUB_DATASETS["shakespeare"].sha256
     assert [len(text) for text in joined(source.train)] == [1_115_394]
 
 
@@ -216,9 +218,9 @@ def test_what_can_be_read_only_once_is_no_source(tmp_path: Path) -> None:
     ],
 )
 def test_an_origin_tells_which_text_it_is(source: list[str], words: str) -> None:
-    assert sources.told(sources.corpus_origin(source)) == words
-    assert sources.told({"files": ["a.txt", "b.txt"], "sha256": "0"}) == "a.txt, b.txt"
-    assert sources.told({"nanogpt": "arrays"}) == "nanoGPT's arrays in arrays"
+    assert sources.describe_origin(sources.corpus_origin(source)) == words
+    assert sources.describe_origin({"files": ["a.txt", "b.txt"], "sha256": "0"}) == "a.txt, b.txt"
+    assert sources.describe_origin({"nanogpt": "arrays"}) == "nanoGPT's arrays in arrays"
 
 
 LONG = "é" * 125
@@ -244,8 +246,10 @@ LONG = "é" * 125
     ],
 )
 def test_a_data_folder_is_named_after_its_text(path: str, name: str) -> None:
-    assert sources.source_name([path]) == name
-    assert name.isascii() <= (sources.former_name([path]) in (name, "stories")), "as it always was"
+    assert sources.data_folder_name([path]) == name
+    assert name.isascii() <= (sources.legacy_data_folder_name([path]) in (name, "stories")), (
+        "as it always was"
+    )
 
 
 def test_names_of_which_no_letter_stays_differ() -> None:
@@ -257,7 +261,7 @@ def test_names_of_which_no_letter_stays_differ() -> None:
         os.fsdecode(b"\xe9.txt"),
         os.fsdecode(b"\xe8.txt"),
     ]
-    names = {sources.source_name([path]) for path in paths}
+    names = {sources.data_folder_name([path]) for path in paths}
     assert len(names) == len(paths)
     assert all(re.fullmatch("text-[0-9a-f]{8}", name) for name in names)
 
@@ -265,7 +269,7 @@ def test_names_of_which_no_letter_stays_differ() -> None:
 @given(st.text(max_size=300))
 def test_names_are_short_and_safe(stem: str) -> None:
     stem = stem.replace("/", "").replace("\0", "")
-    name = sources.source_name([f"{stem}.txt"])
+    name = sources.data_folder_name([f"{stem}.txt"])
     assert 0 < len(name.encode()) <= 200
     assert name.isprintable()
     assert not set(name) & set("/:*?\"'` \\")
@@ -273,13 +277,13 @@ def test_names_are_short_and_safe(stem: str) -> None:
 
 
 def test_long_names_are_cut_and_differ(tmp_path: Path) -> None:
-    names = {sources.source_name([f"{LONG}{letter}.txt"]) for letter in "ab"}
+    names = {sources.data_folder_name([f"{LONG}{letter}.txt"]) for letter in "ab"}
     assert len(names) == 2
     assert all(name.startswith("éééé") for name in names)
     nfd = unicodedata.normalize("NFD", f"{LONG}a.txt")
-    assert sources.source_name([nfd]) in names, "a file system's form does not matter"
+    assert sources.data_folder_name([nfd]) in names, "a file system's form does not matter"
     ascii_name = "x" * 180
-    assert sources.source_name([f"{ascii_name}.txt"]) == ascii_name
+    assert sources.data_folder_name([f"{ascii_name}.txt"]) == ascii_name
 
 
 def table(path: Path, columns: dict[str, list[str]]) -> str:
@@ -317,7 +321,7 @@ def test_what_was_left_out_of_a_folder_is_noted(tmp_path: Path, notes: list[str]
     source = sources.open_source([str(tmp_path / "texts")], [str(tmp_path / "val")])
     assert joined(source.train) == ["a.txt"]
     assert [line.rpartition(": ")[2] for line in notes] == ["1 .md, 1 hidden"] * 2
-    assert joined(sources.open_files([str(tmp_path / "val")])) == ["a.txt"]
+    assert joined(sources.open_documents([str(tmp_path / "val")])) == ["a.txt"]
     assert len(notes) == 3
 
 
@@ -341,15 +345,15 @@ def test_a_broken_link_is_named(tmp_path: Path) -> None:
 
 def test_origins_are_equal_in_both_unicode_forms() -> None:
     nfc, nfd = ({"files": [name], "sha256": "1"} for name in ("café.txt", "cafe\u0301.txt"))
-    assert sources.comparable(nfc) == sources.comparable(nfd)
-    assert sources.comparable(nfc) != sources.comparable({**nfc, "sha256": "2"})
+    assert sources.canonicalize_origin(nfc) == sources.canonicalize_origin(nfd)
+    assert sources.canonicalize_origin(nfc) != sources.canonicalize_origin({**nfc, "sha256": "2"})
 
 
 def test_origins_are_equal_in_either_case_of_a_file_but_not_of_a_column() -> None:
     lower, upper = ({"files": [name], "sha256": "1"} for name in ("my.txt", "MY.txt"))
-    assert sources.comparable(lower) == sources.comparable(upper)
+    assert sources.canonicalize_origin(lower) == sources.canonicalize_origin(upper)
     columns = ({"hub": "owner/name", "column": name} for name in ("text", "Text"))
-    assert len({*map(sources.comparable, columns)}) == 2
+    assert len({*map(sources.canonicalize_origin, columns)}) == 2
 
 
 def test_a_tilde_without_a_user_of_that_name_is_a_name(home: Path) -> None:

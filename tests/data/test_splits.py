@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from mlxgpt.config import DataConfig
 from mlxgpt.data import readers, splits, tokenize
 from mlxgpt.data.dataset import Dataset, open_dataset
-from mlxgpt.data.hub import HUB
+from mlxgpt.data.hub import HUB_DATASETS
 from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
-from mlxgpt.data.readers import Piece
+from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.sources import Source
-from mlxgpt.data.splits import SplitRule, documents
+from mlxgpt.data.splits import SplitRule, drop_blank_documents
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.char import END_OF_TEXT
 from mlxgpt.utils.errors import UserError
@@ -71,7 +71,7 @@ def test_each_document_is_in_one_split_and_comes_back_as_it_was(
     expected = tidy(given)
     if len(set(expected)) < 2 or len(set("".join(expected))) < 2:
         return  # nothing to split, or nothing to learn
-    with mock.patch.object(splits, "LARGEST_VAL_SHARE", 1.0):
+    with mock.patch.object(splits, "MAX_VAL_FRACTION", 1.0):
         dataset = made(tmp_path_factory.mktemp("t"), given, tokenizer=tokenizer)
     train, val = sides(dataset)
     assert not set(train) & set(val), "no validation document is trained on"
@@ -87,7 +87,7 @@ def test_where_whole_documents_are_too_much_each_one_is_cut(
     expected = [text for text in tidy(given) if text]
     if len(set(expected)) < 2 or max(map(len, expected)) < 2 or len(set("".join(expected))) < 2:
         return
-    with mock.patch.object(splits, "LARGEST_VAL_SHARE", 0.0):
+    with mock.patch.object(splits, "MAX_VAL_FRACTION", 0.0):
         dataset = made(tmp_path_factory.mktemp("t"), given, tokenizer=tokenizer)
     cuts = [int(len(text) * 0.9) or len(text) for text in expected]
     train = [text[:cut] for text, cut in zip(expected, cuts, strict=True)]
@@ -115,8 +115,8 @@ def test_documents_of_many_pieces_are_cut_at_nine_tenths(
 ) -> None:
     whole = made(tmp_path, documents := ["\n" + "x yz ä " * n + "\r\n" for n in (90, 1, 33, 90)])
     assert len(sides(whole)[1]) == 4, "one of each document"
-    monkeypatch.setattr(readers, "PIECE", 16)
-    monkeypatch.setattr(tokenize, "CHUNK", 20)
+    monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 16)
+    monkeypatch.setattr(tokenize, "CHUNK_CHARS", 20)
     (tmp_path / "again").mkdir()
     assert sides(made(tmp_path / "again", documents)) == sides(whole)
 
@@ -208,8 +208,8 @@ def halves(dataset: Dataset) -> tuple[str, str]:
 def test_where_it_is_cut_does_not_hang_on_pieces(
     tmp_path: Path, where: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "PIECE", 16)
-    monkeypatch.setattr(tokenize, "CHUNK", 20)
+    monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 16)
+    monkeypatch.setattr(tokenize, "CHUNK_CHARS", 20)
     text = "x" * where + " " + "yz ä" * 30
     dataset = made(tmp_path, text)
     cut = int(len(text) * 0.9)
@@ -224,8 +224,8 @@ def test_documents_of_many_pieces_are_whole(
 ) -> None:
     whole = made(tmp_path, documents := ["\n" + text * 9 + "\r\n" for text in stories[:300]])
     expected = sides(whole)
-    monkeypatch.setattr(readers, "PIECE", 60)  # half of which tells the stories apart
-    monkeypatch.setattr(tokenize, "CHUNK", 100)
+    monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 60)  # half of which tells the stories apart
+    monkeypatch.setattr(tokenize, "CHUNK_CHARS", 100)
     (tmp_path / "again").mkdir()
     dataset = made(tmp_path / "again", documents, tokenizer=tokenizer)
     train, val = sides(dataset)
@@ -250,7 +250,7 @@ def test_long_duplicates_are_known_whatever_the_newlines_around_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Newlines move the place where a long document is first cut."""
-    monkeypatch.setattr(readers, "PIECE", 200)
+    monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 200)
     rest = "a bc def ghij klmno " * 30
     for length in (100, 101, *range(180, 220), 600):
         long = (rest * (length // len(rest) + 1))[:length]
@@ -310,7 +310,7 @@ def test_a_large_corpus_has_a_smaller_share_for_validation(
     many = [f"Story number {n} of very many." for n in range(10_000)]
     few = sides(made(tmp_path, many))[1]
     size = (tmp_path / "texts" / "train.jsonl").stat().st_size
-    monkeypatch.setattr(splits, "VAL_BYTES", size // 500)
+    monkeypatch.setattr(splits, "MAX_VAL_BYTES", size // 500)
     (tmp_path / "large").mkdir()
     fewer = sides(made(tmp_path / "large", many))[1]
     assert 60 < len(few) < 140, "one in a hundred"
@@ -328,25 +328,31 @@ def test_a_bpe_is_trained_on_the_training_split_only(tmp_path: Path) -> None:
 def test_a_part_that_is_like_the_whole_is_enough_for_a_bpe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(splits, "SAMPLE", 1000)
+    monkeypatch.setattr(splits, "BPE_SAMPLE_CHARS", 1000)
     read = []
 
     def watch(done: int) -> None:
         read.append(done)
 
-    pieces, validating = list(map(Piece, stories)), [Piece("one")]
+    pieces, validating = list(map(DocumentPiece, stories)), [DocumentPiece("one")]
     for alike in (False, True):
         read.clear()
-        source = Source("x", {}, pieces, validating, size=1000, alike=alike)
-        splits.survey(source, "bpe300", watch)
+        source = Source("x", {}, pieces, validating, size=1000, is_homogeneous=alike)
+        splits.scan_source(source, "bpe300", watch)
         assert (read[-1] < 1100) == alike, "else all is read, to find every error"
 
 
 def test_documents_of_one_source_may_be_one_document() -> None:
-    pieces = [Piece("a", last=False), Piece(" "), Piece("\n"), Piece("b"), Piece("")]
-    assert joined(documents(pieces)) == ["a ", "b"]
-    assert joined(documents(pieces, single=True)) == ["a b"]
-    assert list(documents([], single=True)) == []
+    pieces = [
+        DocumentPiece("a", last=False),
+        DocumentPiece(" "),
+        DocumentPiece("\n"),
+        DocumentPiece("b"),
+        DocumentPiece(""),
+    ]
+    assert joined(drop_blank_documents(pieces)) == ["a ", "b"]
+    assert joined(drop_blank_documents(pieces, single=True)) == ["a b"]
+    assert list(drop_blank_documents([], single=True)) == []
 
 
 def test_what_was_decided_can_be_written_down() -> None:
@@ -369,7 +375,7 @@ def test_real_shakespeare_is_split_as_nanogpt_does(
     cut = int(len(text) * 0.9)
     assert (cut, len(text) - cut) == (1_003_854, 111_540)
     assert halves(dataset) == (text[:cut], text[cut:])
-    assert dataset.meta.origin["sha256"] == HUB["shakespeare"].sha256
+    assert dataset.meta.origin["sha256"] == HUB_DATASETS["shakespeare"].sha256
     if tokenizer == "char":
         assert (dataset.meta.train.tokens, dataset.meta.val.tokens) == (1_003_854, 111_540)
         assert dataset.meta.vocab_size == 65

@@ -13,15 +13,15 @@ from mlxgpt.config import DataConfig
 from mlxgpt.data import meta, token_array
 from mlxgpt.data.dataset import open_dataset
 from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
-from mlxgpt.data.token_array import Tokens, blocks_per_epoch
+from mlxgpt.data.token_array import TokenArray, blocks_per_epoch
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 
-def counting(n: int) -> Tokens:
+def counting(n: int) -> TokenArray:
     """The array 0, 1, 2, …, whose values tell their places."""
-    return Tokens(np.arange(n), vocab_size=n)
+    return TokenArray(np.arange(n), vocab_size=n)
 
 
 @given(
@@ -35,7 +35,7 @@ def test_targets_are_the_inputs_one_token_on(
     extra: int, block_size: int, batch_size: int, micro_batches: int, step: int
 ) -> None:
     array = counting(block_size + extra)
-    inputs, targets = array.batch(
+    inputs, targets = array.get_batch(
         step,
         seed=1,
         batch_size=batch_size,
@@ -52,7 +52,7 @@ def test_targets_are_the_inputs_one_token_on(
 def test_an_epoch_visits_each_block_once(length: int, block_size: int, epoch: int) -> None:
     array, blocks = counting(length), blocks_per_epoch(length, block_size)
     starts = [
-        int(array.batch(step, seed=3, batch_size=1, block_size=block_size)[0][0, 0, 0])
+        int(array.get_batch(step, seed=3, batch_size=1, block_size=block_size)[0][0, 0, 0])
         for step in range(epoch * blocks, (epoch + 1) * blocks)
     ]
     offset = min(starts)
@@ -64,7 +64,9 @@ def test_epochs_have_their_own_order_and_offset() -> None:
     array, blocks = counting(1000), blocks_per_epoch(1000, 10)
     orders = [
         [
-            int(array.batch(epoch * blocks + n, seed=3, batch_size=1, block_size=10)[0][0, 0, 0])
+            int(
+                array.get_batch(epoch * blocks + n, seed=3, batch_size=1, block_size=10)[0][0, 0, 0]
+            )
             for n in range(blocks)
         ]
         for epoch in range(8)
@@ -76,30 +78,30 @@ def test_epochs_have_their_own_order_and_offset() -> None:
 
 def test_a_batch_is_a_pure_function_of_its_step() -> None:
     array, size = counting(5000), {"seed": 9, "batch_size": 4, "block_size": 16}
-    forwards = [array.batch(n, **size)[0] for n in range(50)]
+    forwards = [array.get_batch(n, **size)[0] for n in range(50)]
     for n in reversed(range(50)):
-        assert (array.batch(n, **size)[0] == forwards[n]).all()
-    assert not (array.batch(0, **{**size, "seed": 10})[0] == forwards[0]).all()
+        assert (array.get_batch(n, **size)[0] == forwards[n]).all()
+    assert not (array.get_batch(0, **{**size, "seed": 10})[0] == forwards[0]).all()
 
 
 def test_how_a_batch_is_cut_into_micro_batches_changes_no_token() -> None:
     array, size = counting(5000), {"seed": 9, "block_size": 16}
-    whole = array.batch(7, batch_size=12, **size)[0]
-    parts = array.batch(7, batch_size=3, micro_batches=4, **size)[0]
+    whole = array.get_batch(7, batch_size=12, **size)[0]
+    parts = array.get_batch(7, batch_size=3, micro_batches=4, **size)[0]
     assert (whole.reshape(4, 3, 16) == parts).all()
     assert len(np.unique(parts[:, :, 0])) == 12, "and every sequence is another one"
 
 
 def test_a_batch_never_changes() -> None:
     # Written down once: other numbers would break the resuming of everybody's runs.
-    inputs, _ = counting(1000).batch(5, seed=1337, batch_size=4, block_size=8)
+    inputs, _ = counting(1000).get_batch(5, seed=1337, batch_size=4, block_size=8)
     assert inputs[0, :, 0].tolist() == [785, 505, 833, 641]
 
 
 def test_an_id_beyond_the_vocabulary_is_caught_before_the_device_sees_it() -> None:
-    array = Tokens(np.array([1, 2, 3, 5, 1, 2, 3]), vocab_size=5)
+    array = TokenArray(np.array([1, 2, 3, 5, 1, 2, 3]), vocab_size=5)
     with pytest.raises(UserError, match="id 5, but the vocabulary ends at 4"):
-        array.batch(0, seed=0, batch_size=4, block_size=2)
+        array.get_batch(0, seed=0, batch_size=4, block_size=2)
 
 
 def test_a_text_shorter_than_a_block_is_refused() -> None:
@@ -163,13 +165,13 @@ def test_another_tokenizer_is_seen_also_one_as_large(folder: Path) -> None:
 
 def test_an_array_with_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> None:
     """Also where hash and seal are those of what is there."""
-    tree = files.read_sealed(folder / "meta.json", meta.FORMAT)
+    tree = files.read_checksummed(folder / "meta.json", meta.META_FORMAT_VERSION)
     ids = np.fromfile(folder / "train.bin", dtype="<u2")
     for last, good in ((tree["vocab_size"] - 1, True), (tree["vocab_size"], False)):
         ids[3] = last
         ids.tofile(folder / "train.bin")
-        tree["train"]["sha256"] = files.sha256(folder / "train.bin")
-        (folder / "meta.json").write_text(files.sealed(tree))
+        tree["train"]["sha256"] = files.sha256_file(folder / "train.bin")
+        (folder / "meta.json").write_text(files.dump_checksummed(tree))
         if good:
             open_dataset(folder)
         else:
@@ -178,8 +180,8 @@ def test_an_array_with_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> N
 
 
 def test_arrays_of_another_type_are_refused(folder: Path) -> None:
-    tree = files.read_sealed(folder / "meta.json", meta.FORMAT)
-    (folder / "meta.json").write_text(files.sealed({**tree, "dtype": "<i2"}))
+    tree = files.read_checksummed(folder / "meta.json", meta.META_FORMAT_VERSION)
+    (folder / "meta.json").write_text(files.dump_checksummed({**tree, "dtype": "<i2"}))
     with pytest.raises(UserError, match="does not hold together"):
         open_dataset(folder)
 
@@ -196,7 +198,7 @@ def test_data_is_known_by_both_arrays_and_the_tokenizer(folder: Path) -> None:
 
 def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
     tree = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps({**tree, "format": meta.FORMAT + 1}))
+    (folder / "meta.json").write_text(json.dumps({**tree, "format": meta.META_FORMAT_VERSION + 1}))
     with pytest.raises(UserError, match="newer mlxgpt") as caught:
         open_dataset(folder)
     assert "update" in caught.value.remedy

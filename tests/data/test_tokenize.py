@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from mlxgpt.data import tokenize
-from mlxgpt.data.splits import Part
-from mlxgpt.data.tokenize import encode
+from mlxgpt.data.splits import SplitPiece
+from mlxgpt.data.tokenize import encode_pieces
 from mlxgpt.data.tokenizers.char import CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdefghijÄ", end_of_text=True)
 PARTS = [
-    Part("val" if n % 7 == 0 else "train", "abcdefghijÄ"[n % 11] * (1 + n % 5), last=n % 3 > 0)
+    SplitPiece(
+        "val" if n % 7 == 0 else "train", "abcdefghijÄ"[n % 11] * (1 + n % 5), last=n % 3 > 0
+    )
     for n in range(400)
 ]
 
@@ -25,11 +27,11 @@ class Slow(CharTokenizer):
         super().__init__(TOKENIZER.characters, end_of_text=True)
         self.begun, self.may, self.done = (threading.Event() for _ in range(3))
 
-    def encode_stream(self, text: str) -> np.ndarray:
+    def encode_documents(self, text: str) -> np.ndarray:
         self.begun.set()
         self.may.wait(60)
         self.done.set()
-        return super().encode_stream(text)
+        return super().encode_documents(text)
 
 
 def test_an_interruption_does_not_wait_for_chunks_that_are_being_encoded(
@@ -37,14 +39,14 @@ def test_an_interruption_does_not_wait_for_chunks_that_are_being_encoded(
 ) -> None:
     tokenizer = Slow()
 
-    def parts() -> Iterator[Part]:
+    def parts() -> Iterator[SplitPiece]:
         yield PARTS[1]
         tokenizer.begun.wait(60)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tokenize, "CHUNK", 1)
+    monkeypatch.setattr(tokenize, "CHUNK_CHARS", 1)
     with pytest.raises(KeyboardInterrupt):
-        next(encode(parts(), tokenizer, "<u2"))
+        next(encode_pieces(parts(), tokenizer, "<u2"))
     assert not tokenizer.done.is_set(), "the chunk is still being encoded"
     tokenizer.may.set()
 
@@ -53,17 +55,17 @@ def test_an_interruption_does_not_wait_for_chunks_that_are_being_encoded(
 def test_chunks_come_out_in_their_order_and_are_counted(
     monkeypatch: pytest.MonkeyPatch, start: int
 ) -> None:
-    monkeypatch.setattr(tokenize, "CHUNK", 20)
-    chunks = list(encode(PARTS, TOKENIZER, "<u2", start=start))
+    monkeypatch.setattr(tokenize, "CHUNK_CHARS", 20)
+    chunks = list(encode_pieces(PARTS, TOKENIZER, "<u2", start=start))
     assert len(chunks) > 20
     if start:
-        assert chunks == list(encode(PARTS, TOKENIZER, "<u2"))[start:]
+        assert chunks == list(encode_pieces(PARTS, TOKENIZER, "<u2"))[start:]
         return
     for split in ("train", "val"):
         mine = [part for part in PARTS if part.split == split]
         text = "".join(part.text + "\0" * part.last for part in mine)
         ids = np.frombuffer(b"".join(chunk[split][0] for chunk in chunks), "<u2")
-        assert ids.tolist() == TOKENIZER.encode_stream(text).tolist()
+        assert ids.tolist() == TOKENIZER.encode_documents(text).tolist()
         counts = [chunk[split][1] for chunk in chunks]
         assert sum(count.tokens for count in counts) == len(ids)
         assert sum(count.documents for count in counts) == sum(part.last for part in mine)

@@ -9,9 +9,9 @@ import mlx.core as mx
 import pytest
 
 from mlxgpt.config import Config
-from mlxgpt.distributed.agreement import fingerprint, require_same, require_same_arrays
+from mlxgpt.distributed.agreement import check_same_arrays, check_same_values, hash_arrays
 from mlxgpt.distributed.group import LocalGroup
-from mlxgpt.training.step import new_step
+from mlxgpt.training.step import make_train_step
 from mlxgpt.utils.errors import UserError
 
 
@@ -27,10 +27,10 @@ class Answered(LocalGroup):
 
 
 def test_other_values_are_named_with_their_ranks() -> None:
-    require_same(Answered(None, None), "settings", {"seed": 7})
+    check_same_values(Answered(None, None), "settings", {"seed": 7})
     others = {"seed": 8, "dtype": "float32"}, {"seed": 7, "dtype": "bfloat16", "bias": True}
     with pytest.raises(UserError, match="not all machines train the same") as raised:
-        require_same(Answered(*others), "settings", {"seed": 7, "dtype": "float32"})
+        check_same_values(Answered(*others), "settings", {"seed": 7, "dtype": "float32"})
     assert raised.value.problem.endswith(
         ": rank 1 (on b) has seed 8 instead of 7; "
         "rank 2 (on c) has dtype bfloat16 instead of float32, bias True instead of None"
@@ -38,18 +38,18 @@ def test_other_values_are_named_with_their_ranks() -> None:
 
 
 def test_other_bits_stop_the_run(tiny_model: Config) -> None:
-    arrays = new_step(tiny_model).arrays()
-    require_same_arrays(Answered(None, None), 5, *arrays)
+    arrays = make_train_step(tiny_model).state_dicts()
+    check_same_arrays(Answered(None, None), 5, *arrays)
     with pytest.raises(
         UserError, match=r"after step 5 rank 2 \(on c\) had other weights than rank 0"
     ):
-        require_same_arrays(Answered(None, "another hash"), 5, *arrays)
+        check_same_arrays(Answered(None, "another hash"), 5, *arrays)
 
 
 def test_the_hash_is_of_every_bit(tiny_model: Config) -> None:
-    step = new_step(tiny_model)
-    hashes = {fingerprint(*step.arrays())}
-    parameters, optimizer = step.arrays()
+    step = make_train_step(tiny_model)
+    hashes = {hash_arrays(*step.state_dicts())}
+    parameters, optimizer = step.state_dicts()
     # One number in the state, whose copies in a checkpoint are the same.
     copies = {name for name in optimizer if re.fullmatch(r"states\.[1-9]\.step", name)}
     for arrays in (parameters, optimizer):
@@ -61,14 +61,14 @@ def test_the_hash_is_of_every_bit(tiny_model: Config) -> None:
                 {**parameters, name: other} if arrays is parameters else parameters,
                 {**optimizer, name: other} if arrays is optimizer else optimizer,
             )
-            hashes.add(fingerprint(*step.arrays()))
+            hashes.add(hash_arrays(*step.state_dicts()))
     assert len(hashes) == 1 + len(parameters) + len(optimizer) - len(copies)
     step.restore(parameters, optimizer)
-    assert fingerprint(*step.arrays()) in hashes
-    assert fingerprint(*new_step(tiny_model).arrays()) in hashes
+    assert hash_arrays(*step.state_dicts()) in hashes
+    assert hash_arrays(*make_train_step(tiny_model).state_dicts()) in hashes
 
 
 def test_the_hash_is_of_names_and_small_bits() -> None:
     zero = {"a": mx.array([0.0])}
-    assert fingerprint(zero) != fingerprint({"a": mx.array([-0.0])})
-    assert fingerprint(zero) != fingerprint({"b": mx.array([0.0])})
+    assert hash_arrays(zero) != hash_arrays({"a": mx.array([-0.0])})
+    assert hash_arrays(zero) != hash_arrays({"b": mx.array([0.0])})

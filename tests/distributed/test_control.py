@@ -60,11 +60,11 @@ def ranks(ending: Ending) -> Iterator[list[ControlChannel]]:
 
 
 def connected(size: int) -> list[ControlChannel]:
-    listener, address = control.listen("127.0.0.1")
+    listener, address = control.open_listener("127.0.0.1")
     address["name"] = "here"
     with ThreadPoolExecutor(size) as pool:
-        main = pool.submit(control.accept, listener, size, address["password"])
-        others = [pool.submit(control.connect, address, rank) for rank in range(1, size)]
+        main = pool.submit(control.accept_peers, listener, size, address["password"])
+        others = [pool.submit(control.connect_to_main, address, rank) for rank in range(1, size)]
         peers = [main.result(), *(other.result() for other in others)]
     return [ControlChannel(rank, size, peers[rank]) for rank in range(size)]
 
@@ -126,7 +126,7 @@ def test_a_lost_rank_is_named_and_all_end(ranks: list[ControlChannel], ending: E
     ranks[2]._closed.set()
     ranks[2].peers[0].socket.shutdown(socket.SHUT_RDWR)
     until(lambda: len(ending.codes) == 2)
-    assert ending.codes == [control.LOST] * 2
+    assert ending.codes == [control.EXIT_RANK_LOST] * 2
     assert ending.lines == [
         f"mlxgpt: lost rank 2 of 3 (on {HERE}): its connection was closed",
         "  → the same command resumes: mlxgpt train",
@@ -158,18 +158,18 @@ def test_a_missing_heartbeat_ends_all_once_steps_are_taken(
 def test_another_ranks_error_is_printed_by_the_main_rank(
     ranks: list[ControlChannel], ending: Ending
 ) -> None:
-    ranks[1].refuse("no memory", "buy some.")  # returns when it is ended, as all others are
+    ranks[1].abort("no memory", "buy some.")  # returns when it is ended, as all others are
     until(lambda: len(ending.codes) == 3)
-    assert ending.codes == [control.REFUSED] * 3
+    assert ending.codes == [control.EXIT_USER_ERROR] * 3
     assert ending.lines == [f"mlxgpt: rank 1 of 3 (on {HERE}): no memory", "  → buy some."]
 
 
 def test_the_main_ranks_error_is_printed_by_its_caller(
     ranks: list[ControlChannel], ending: Ending
 ) -> None:
-    ranks[0].refuse("no memory", "buy some.")
+    ranks[0].abort("no memory", "buy some.")
     until(lambda: len(ending.codes) == 2)
-    assert ending.codes == [control.REFUSED] * 2
+    assert ending.codes == [control.EXIT_USER_ERROR] * 2
     assert ending.lines == []
 
 
@@ -222,7 +222,7 @@ def test_other_names_than_expected_end_all_ranks(ending: Ending, early: int) -> 
     time.sleep(0.1)
     in_threads(calls)
     until(lambda: len(ending.codes) == 3)
-    assert ending.codes == [control.LOST] * 3
+    assert ending.codes == [control.EXIT_RANK_LOST] * 3
     problem, remedy = ending.lines
     assert problem.startswith("mlxgpt: the ranks are in different collectives: ")
     where = dict(zip(("0", "1"), problem.split("rank ")[1:], strict=False))
@@ -269,7 +269,7 @@ def test_every_pair_of_collectives_is_compared(
     time.sleep(0.1)
     in_threads([calls[1 - waiting]])
     until(lambda: len(ending.codes) == 2)
-    assert ending.codes == [control.LOST] * 2
+    assert ending.codes == [control.EXIT_RANK_LOST] * 2
     (problem, _) = ending.lines
     assert f"rank 1 of 2 (on {HERE}) in {other.replace('_', '-')} b (number 1)" in problem
 
@@ -300,7 +300,7 @@ def test_a_rank_one_collective_behind_is_found(ending: Ending) -> None:
 
 def test_a_stranger_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "CONNECT_TIMEOUT", 0.5)
-    listener, address = control.listen("127.0.0.1")
+    listener, address = control.open_listener("127.0.0.1")
     for hello in (
         b"GET / HTTP/1.1\r\n\r\n",
         json.dumps({"password": "guess", "rank": 1, "host": "x"}).encode() + b"\n",
@@ -312,13 +312,13 @@ def test_a_stranger_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
             stranger.sendall(hello)
             stranger.shutdown(socket.SHUT_WR)
     with pytest.raises(UserError, match="no connection from rank 1 within"):
-        control.accept(listener, 2, address["password"])
+        control.accept_peers(listener, 2, address["password"])
 
 
 def test_an_address_that_does_not_answer_is_named() -> None:
-    listener, address = control.listen("127.0.0.1")
+    listener, address = control.open_listener("127.0.0.1")
     listener.close()
     with pytest.raises(UserError, match="cannot connect to rank 0 at 127"):
-        control.connect({**address, "name": "here"}, 1)
+        control.connect_to_main({**address, "name": "here"}, 1)
     with pytest.raises(UserError, match="cannot listen on 192"):
-        control.listen("192.0.2.1")
+        control.open_listener("192.0.2.1")

@@ -14,15 +14,15 @@ import pytest
 
 from mlxgpt.distributed import group as groups
 from mlxgpt.distributed.control import ControlChannel
-from mlxgpt.distributed.group import LOCAL, MLXGroup, joined
+from mlxgpt.distributed.group import LOCAL_GROUP, MLXGroup, init_process_group
 from tests.helpers.rank_processes import Ended, Ranked
 
 START = """
 import logging, os, sys, time
 import mlx.core as mx
-from mlxgpt.distributed.group import joined
+from mlxgpt.distributed.group import init_process_group
 from mlxgpt.utils.errors import UserError
-with joined() as group:
+with init_process_group() as group:
     group.barrier("start")
 """
 
@@ -84,7 +84,11 @@ def test_sums_are_announced_by_name_count_and_dtype(recording: Recording) -> Non
     recording.sum("loss", mx.zeros((2, 3), mx.bfloat16))
     position = recording.channel.position
     assert position.name == "all-reduce loss of 6 mlx.core.bfloat16"
-    assert (position.number, position.sums_begun, position.sums_ended) == (1, 1, 1)
+    assert (position.number, position.all_reduces_started, position.all_reduces_finished) == (
+        1,
+        1,
+        1,
+    )
 
 
 def test_steps_are_watched_but_not_while_arrays_are_broadcast(recording: Recording) -> None:
@@ -96,15 +100,15 @@ def test_steps_are_watched_but_not_while_arrays_are_broadcast(recording: Recordi
         return list(recording.watched)
 
     assert use() == [False] * 3
-    with recording.watch(3.0):
+    with recording.watchdog(3.0):
         assert recording.channel.step_seconds == 3.0
         assert use() == [True, False, True]
     assert use() == [False] * 3
 
 
 def test_a_process_alone_joins_the_local_group(notes: list[str]) -> None:
-    with joined() as group:
-        assert group is LOCAL
+    with init_process_group() as group:
+        assert group is LOCAL_GROUP
     assert notes == []
 
 
@@ -196,11 +200,11 @@ def test_the_main_rank_has_an_address_where_its_name_has_none(
             return ("10.1.2.3", 4567)
 
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.9")
-    assert groups._main_address() == "10.0.0.9"
+    assert groups._find_main_address() == "10.0.0.9"
     monkeypatch.setattr(socket, "gethostbyname", unknown)
     monkeypatch.setattr(socket, "socket", Connected)
-    assert groups._main_address() == "10.1.2.3"
+    assert groups._find_main_address() == "10.1.2.3"
     monkeypatch.setattr(socket, "socket", Unconnected)
-    assert groups._main_address() == "127.0.0.1"
+    assert groups._find_main_address() == "127.0.0.1"
     monkeypatch.setenv("NCCL_HOST_IP", "10.0.0.1")
-    assert groups._main_address() == "10.0.0.1"
+    assert groups._find_main_address() == "10.0.0.1"

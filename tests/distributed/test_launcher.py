@@ -20,14 +20,14 @@ def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not launcher.launched()
-    assert launcher.rank_here() == 0
-    assert launcher.again_by_launcher("mlxgpt train") == "mlxgpt train"
+    assert not launcher.is_launched()
+    assert launcher.get_rank() == 0
+    assert launcher.prepend_launcher("mlxgpt train") == "mlxgpt train"
     hosts = tmp_path / "hosts"
     hosts.write_text("\n")  # as mlx.launch has it for one process
     monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
-    assert not launcher.launched()
-    assert launcher.addresses() == []
+    assert not launcher.is_launched()
+    assert launcher.read_hostfile() == []
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_with_others(
     hosts.write_text(json.dumps([[f"{ip}:5000"] for ip in ips]))
     monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
     monkeypatch.setenv("MLX_RANK", "2")
-    assert launcher.launched()
-    assert launcher.rank_here() == 2
-    assert launcher.addresses() == ips
-    assert launcher.again_by_launcher("mlxgpt train") == f"mlx.launch {given} -- mlxgpt train"
+    assert launcher.is_launched()
+    assert launcher.get_rank() == 2
+    assert launcher.read_hostfile() == ips
+    assert launcher.prepend_launcher("mlxgpt train") == f"mlx.launch {given} -- mlxgpt train"
     monkeypatch.setattr(sys, "argv", ["/opt/bin/mlxgpt", "train", "--source", "my text.txt"])
     again = f"mlx.launch {given} -- mlxgpt train --source 'my text.txt'"
     assert launcher.resume_command() == again
@@ -61,6 +61,6 @@ def test_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["MLX_IBV_DEVICES", "MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
 def test_other_engines(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "4")
-    assert launcher.launched()
+    assert launcher.is_launched()
     monkeypatch.setenv(name, "1")
-    assert not launcher.launched()
+    assert not launcher.is_launched()

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from mlxgpt.evaluation.hellaswag import Example, load
+from mlxgpt.evaluation.hellaswag import HellaSwagExample, load_examples
 from tests.helpers.hellaswag_examples import TEXT
 
 
 @pytest.fixture(scope="session")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+def examples(tmp_path_factory: pytest.TempPathFactory) -> list[HellaSwagExample]:
     path = tmp_path_factory.mktemp("hellaswag") / "small.jsonl"
     path.write_text(TEXT, encoding="utf-8")
-    return load(path)
+    return load_examples(path)

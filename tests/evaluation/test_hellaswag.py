@@ -19,7 +19,12 @@ from mlxgpt.data.tokenizers import bpe
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
 from mlxgpt.evaluation import hellaswag
-from mlxgpt.evaluation.hellaswag import Example, ending_losses, evaluate, load
+from mlxgpt.evaluation.hellaswag import (
+    HellaSwagExample,
+    ending_losses,
+    evaluate_hellaswag,
+    load_examples,
+)
 from mlxgpt.model.gpt import GPT
 from mlxgpt.utils.errors import UserError
 from tests.helpers.hellaswag_examples import CASES, TEXT, line, row
@@ -35,11 +40,11 @@ def small(vocab_size: int, block_size: int = 128, n_embd: int = 16, seed: int = 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> BPETokenizer:
-    return bpe.train([TEXT], 300)
+    return bpe.train_bpe([TEXT], 300)
 
 
 def plainly(
-    model: GPT, tokenizer: Tokenizer, example: Example, bos: int | None
+    model: GPT, tokenizer: Tokenizer, example: HellaSwagExample, bos: int | None
 ) -> list[list[float]]:
     """Nats of each token of each ending, one sequence at a time, in double precision."""
     result = []
@@ -62,12 +67,18 @@ def plainly(
 
 
 def scored(
-    model: GPT, tokenizer: Tokenizer, examples: list[Example], bos: int | None = None
+    model: GPT, tokenizer: Tokenizer, examples: list[HellaSwagExample], bos: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[bool]]:
     """sums[N, 4], counts[N, 4], cut[N], in the examples' order; each example is there once."""
-    all = sorted(ending_losses(model, tokenizer, examples, bos=bos), key=lambda one: one.number)
-    assert [one.number for one in all] == list(range(len(examples)))
-    return np.stack([s.sums for s in all]), np.stack([s.counts for s in all]), [s.cut for s in all]
+    all = sorted(
+        ending_losses(model, tokenizer, examples, bos=bos), key=lambda one: one.example_index
+    )
+    assert [one.example_index for one in all] == list(range(len(examples)))
+    return (
+        np.stack([s.losses for s in all]),
+        np.stack([s.token_counts for s in all]),
+        [s.truncated for s in all],
+    )
 
 
 # The losses and what comes of them.
@@ -76,7 +87,7 @@ def scored(
 @pytest.mark.parametrize("block_size", [7, 20, 33, 128])
 @pytest.mark.parametrize("bos", [None, 5])
 def test_it_is_the_plainest_computation(
-    tokenizer: BPETokenizer, examples: list[Example], block_size: int, bos: int | None
+    tokenizer: BPETokenizer, examples: list[HellaSwagExample], block_size: int, bos: int | None
 ) -> None:
     model = small(tokenizer.vocab_size, block_size)
     sums, counts, cut = scored(model, tokenizer, examples, bos)
@@ -95,7 +106,7 @@ def test_it_is_the_plainest_computation(
     ]
     assert cut == [length > block_size + 1 for length in longest]
     assert any(cut) == (block_size < 128)
-    result = evaluate(model, tokenizer, examples, bos=bos)
+    result = evaluate_hellaswag(model, tokenizer, examples, bos=bos)
     assert result.examples == len(CASES) == 12
     assert (result.accuracy, result.accuracy_norm) == (right / 12, right_norm / 12)
     assert result.accuracy_error == pytest.approx(math.sqrt(right * (12 - right) / 12**3))
@@ -105,7 +116,9 @@ def test_it_is_the_plainest_computation(
     assert result.cut == sum(cut)
 
 
-def test_sum_and_mean_choose_differently(tokenizer: BPETokenizer, examples: list[Example]) -> None:
+def test_sum_and_mean_choose_differently(
+    tokenizer: BPETokenizer, examples: list[HellaSwagExample]
+) -> None:
     """In one case the likeliest ending is the shortest, in the other it is not; else the test above
     could not tell the two accuracies from each other.
     """
@@ -117,22 +130,22 @@ def test_sum_and_mean_choose_differently(tokenizer: BPETokenizer, examples: list
 @pytest.mark.parametrize("at_once", [1, 300, 100_000])
 def test_losses_know_nothing_of_batches_and_padding(
     tokenizer: BPETokenizer,
-    examples: list[Example],
+    examples: list[HellaSwagExample],
     monkeypatch: pytest.MonkeyPatch,
     bucket: int,
     at_once: int,
 ) -> None:
     model = small(tokenizer.vocab_size)
     before = scored(model, tokenizer, examples)
-    monkeypatch.setattr(hellaswag, "BUCKET", bucket)
-    monkeypatch.setattr(hellaswag, "AT_ONCE", at_once)
+    monkeypatch.setattr(hellaswag, "BUCKET_TOKENS", bucket)
+    monkeypatch.setattr(hellaswag, "BATCH_TOKENS", at_once)
     after = scored(model, tokenizer, examples)
     np.testing.assert_allclose(after[0], before[0], atol=1e-4)
     assert after[1].tolist() == before[1].tolist()
 
 
 def test_shapes_are_few(
-    tokenizer: BPETokenizer, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    tokenizer: BPETokenizer, examples: list[HellaSwagExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is traced once, and none is longer than the block."""
     shapes = []
@@ -142,28 +155,33 @@ def test_shapes_are_few(
             shapes.append(tuple(ids.shape))
             return super().__call__(ids, *args, **given)
 
-    monkeypatch.setattr(hellaswag, "AT_ONCE", 500)
+    monkeypatch.setattr(hellaswag, "BATCH_TOKENS", 500)
     model = Watched(replace(small(tokenizer.vocab_size).config, block_size=70))
-    short = Example("A man", ("is old.", "is a cat.", "rains.", "is."), 0)
-    evaluate(model, tokenizer, [*examples, short, *examples, short])
+    short = HellaSwagExample("A man", ("is old.", "is a cat.", "rains.", "is."), 0)
+    evaluate_hellaswag(model, tokenizer, [*examples, short, *examples, short])
     assert shapes == [(8, 32), (4, 64), (4, 70)]
 
 
 @pytest.mark.parametrize("number", [0, 5, 11])
 def test_permuted_endings_have_permuted_losses(
-    tokenizer: BPETokenizer, examples: list[Example], number: int
+    tokenizer: BPETokenizer, examples: list[HellaSwagExample], number: int
 ) -> None:
     model, example = small(tokenizer.vocab_size), examples[number]
     orders = list(itertools.permutations(range(4)))
     permuted = [
-        Example(example.context, tuple(example.endings[n] for n in o), o.index(example.label))
+        HellaSwagExample(
+            example.context, tuple(example.endings[n] for n in o), o.index(example.label)
+        )
         for o in orders
     ]
     sums, counts, _ = scored(model, tokenizer, permuted)
     for order, of_one, number_of_tokens in zip(orders, sums, counts, strict=True):
         np.testing.assert_allclose(of_one, sums[0][list(order)], atol=1e-4)
         assert number_of_tokens.tolist() == counts[0][list(order)].tolist()
-    result, alone = evaluate(model, tokenizer, permuted), evaluate(model, tokenizer, [example])
+    result, alone = (
+        evaluate_hellaswag(model, tokenizer, permuted),
+        evaluate_hellaswag(model, tokenizer, [example]),
+    )
     assert (result.accuracy, result.accuracy_norm) == (alone.accuracy, alone.accuracy_norm)
 
 
@@ -186,10 +204,12 @@ def test_an_ending_that_the_model_is_certain_of_is_chosen() -> None:
     wrong = ("a", "fed", "   a   ")
     for label in range(4):
         endings = (*wrong[:label], "      ", *wrong[label:])
-        result = evaluate(model, tokenizer, [Example("bead ", endings, label)])
+        result = evaluate_hellaswag(model, tokenizer, [HellaSwagExample("bead ", endings, label)])
         assert (result.accuracy, result.accuracy_norm) == (1, 1)
         assert (result.accuracy_error, result.accuracy_norm_error) == (0, 0)
-        other = evaluate(model, tokenizer, [Example("bead ", endings, (label + 1) % 4)])
+        other = evaluate_hellaswag(
+            model, tokenizer, [HellaSwagExample("bead ", endings, (label + 1) % 4)]
+        )
         assert (other.accuracy, other.accuracy_norm) == (0, 0)
 
 
@@ -197,18 +217,18 @@ def test_what_every_token_costs_alike_is_chosen_by_length() -> None:
     tokenizer = CharTokenizer("abcdef ", end_of_text=False)
     model = small(10)
     model.wte.weight = mx.zeros_like(model.wte.weight)
-    example = Example("bead", ("fade", "a", "face", "dead bee"), 1)
+    example = HellaSwagExample("bead", ("fade", "a", "face", "dead bee"), 1)
     sums, counts, _ = scored(model, tokenizer, [example])
     assert counts.tolist() == [[5, 2, 5, 9]]
     np.testing.assert_allclose(sums[0], counts[0] * math.log(10), rtol=1e-5)
-    assert evaluate(model, tokenizer, [example]).accuracy == 1
+    assert evaluate_hellaswag(model, tokenizer, [example]).accuracy == 1
 
 
 def test_progress_is_told_of_every_example(
-    tokenizer: BPETokenizer, examples: list[Example]
+    tokenizer: BPETokenizer, examples: list[HellaSwagExample]
 ) -> None:
     told: list[tuple[int, int, float]] = []
-    result = evaluate(
+    result = evaluate_hellaswag(
         small(tokenizer.vocab_size), tokenizer, examples, progress=lambda *now: told.append(now)
     )
     assert [done for done, _, _ in told] == list(range(1, 13))
@@ -220,50 +240,55 @@ def test_progress_is_told_of_every_example(
 # What gives no figure.
 
 
-def test_a_tokenizer_that_lacks_characters_is_refused(examples: list[Example]) -> None:
+def test_a_tokenizer_that_lacks_characters_is_refused(examples: list[HellaSwagExample]) -> None:
     letters = {letter for case in CASES for text in case for letter in str(text)} - set("zé–")
     tokenizer = CharTokenizer(letters, end_of_text=False)
     with pytest.raises(UserError) as caught:
-        evaluate(small(tokenizer.vocab_size), tokenizer, examples)
+        evaluate_hellaswag(small(tokenizer.vocab_size), tokenizer, examples)
     line(caught.value, "^HellaSwag has characters that this model has not: .*: 'z' 'é' '–'$")
     without_spaces = CharTokenizer("abc", end_of_text=False)
     with pytest.raises(UserError, match="never seen: ' '"):
-        evaluate(small(3), without_spaces, [Example("a", ("a", "b", "c", "b"), 0)])
+        evaluate_hellaswag(
+            small(3), without_spaces, [HellaSwagExample("a", ("a", "b", "c", "b"), 0)]
+        )
 
 
 @pytest.mark.parametrize(("room", "bos"), [(299, None), (300, 300), (300, -1)])
 def test_ids_beyond_the_model_are_refused(
-    tokenizer: BPETokenizer, examples: list[Example], room: int, bos: int | None
+    tokenizer: BPETokenizer, examples: list[HellaSwagExample], room: int, bos: int | None
 ) -> None:
     assert tokenizer.vocab_size == 300
     with pytest.raises(UserError) as caught:
-        evaluate(small(room), tokenizer, examples, bos=bos)
+        evaluate_hellaswag(small(room), tokenizer, examples, bos=bos)
     line(caught.value, f"ids beyond the model's vocabulary of {room}")
 
 
 def test_no_examples_and_broken_weights_give_no_figure(
-    tokenizer: BPETokenizer, examples: list[Example]
+    tokenizer: BPETokenizer, examples: list[HellaSwagExample]
 ) -> None:
     model = small(tokenizer.vocab_size)
     with pytest.raises(UserError) as caught:
-        evaluate(model, tokenizer, [])
+        evaluate_hellaswag(model, tokenizer, [])
     line(caught.value, "no examples")
     model.ln_f.weight = model.ln_f.weight * math.nan
     with pytest.raises(UserError) as caught:
-        evaluate(model, tokenizer, examples)
+        evaluate_hellaswag(model, tokenizer, examples)
     line(caught.value, "no numbers")
 
 
 def test_lone_surrogates_are_text_like_any_other(tokenizer: BPETokenizer, tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_text(json.dumps({**row(), "ctx": "a \ud83d b"}))
-    assert evaluate(small(300), tokenizer, load(tmp_path / "odd.jsonl")).examples == 1
+    assert (
+        evaluate_hellaswag(small(300), tokenizer, load_examples(tmp_path / "odd.jsonl")).examples
+        == 1
+    )
 
 
 def test_line_ends_are_those_of_training_texts(tmp_path: Path) -> None:
     endings = ["a\r\nb", "c\rd", "\ufeffe", "f"]
     odd = {**row(), "ctx": "\ufeffa\r\nb", "endings": endings}
     (tmp_path / "odd.jsonl").write_text(json.dumps(odd))
-    (example,) = load(tmp_path / "odd.jsonl")
+    (example,) = load_examples(tmp_path / "odd.jsonl")
     assert (example.context, *example.endings) == ("a\nb", "a\nb", "c\nd", "e", "f")
 
 
@@ -273,7 +298,7 @@ def test_line_ends_are_those_of_training_texts(tmp_path: Path) -> None:
 def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl"
     path.write_text(TEXT.replace("\n", "\r\n\n"), encoding="utf-8")
-    examples = load(path)
+    examples = load_examples(path)
     assert [(e.context, e.label, *e.endings) for e in examples] == CASES
 
 
@@ -311,7 +336,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_bytes(TEXT.encode() + b"\n" + bad + b"\n" + TEXT.encode())
     with pytest.raises(UserError) as caught:
-        load(path)
+        load_examples(path)
     line(caught.value, f"^{re.escape(str(path))}, line 14 (has|is) ")
 
 
@@ -321,12 +346,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path, "Is a directory"),
     ):
         with pytest.raises(UserError) as caught:
-            load(path)
+            load_examples(path)
         line(caught.value, f"^cannot read {re.escape(str(path))}: {problem}$")
-    monkeypatch.setattr(hellaswag, "LONGEST", len(TEXT.encode()))
+    monkeypatch.setattr(hellaswag, "MAX_FILE_BYTES", len(TEXT.encode()))
     (tmp_path / "large").write_text(TEXT)
-    assert len(load(tmp_path / "large")) == 12
+    assert len(load_examples(tmp_path / "large")) == 12
     (tmp_path / "large").write_text(TEXT + "\n")
     with pytest.raises(UserError) as caught:
-        load(tmp_path / "large")
+        load_examples(tmp_path / "large")
     line(caught.value, "is longer than")

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from mlxgpt.evaluation import hellaswag
-from mlxgpt.evaluation.hellaswag import Example, load
+from mlxgpt.evaluation.hellaswag import HellaSwagExample, load_examples
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 from tests.helpers.fake_hub import GitHub, running
@@ -33,11 +33,11 @@ class Here:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
         self.folder, self.monkeypatch, self.notes = folder, monkeypatch, notes
 
-    def load(self, address: str) -> list[Example]:
+    def load(self, address: str) -> list[HellaSwagExample]:
         """From GitHub, or what stands at that address instead."""
-        self.monkeypatch.setattr(hellaswag, "URL", address + HellaSwag.path)
+        self.monkeypatch.setattr(hellaswag, "VALIDATION_URL", address + HellaSwag.path)
         self.notes.clear()
-        return load()
+        return load_examples()
 
     @property
     def kept(self) -> Path:
@@ -53,18 +53,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> I
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
     in_folder = partial(huggingface_hub.cached_assets_path, assets_dir=tmp_path)
     monkeypatch.setattr(huggingface_hub, "cached_assets_path", in_folder)
-    monkeypatch.setattr(hellaswag, "BYTES", len(TEXT.encode()))
-    monkeypatch.setattr(hellaswag, "SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
+    monkeypatch.setattr(hellaswag, "VALIDATION_BYTES", len(TEXT.encode()))
+    monkeypatch.setattr(hellaswag, "VALIDATION_SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
     huggingface_hub.close_session()
     yield Here(tmp_path, monkeypatch, notes)
     huggingface_hub.close_session()
 
 
 def test_the_address_is_githubs() -> None:
-    assert hellaswag.URL.removeprefix("https://raw.githubusercontent.com") == HellaSwag.path
+    assert (
+        hellaswag.VALIDATION_URL.removeprefix("https://raw.githubusercontent.com") == HellaSwag.path
+    )
 
 
-def test_it_is_fetched_once_and_kept(here: Here, examples: list[Example]) -> None:
+def test_it_is_fetched_once_and_kept(here: Here, examples: list[HellaSwagExample]) -> None:
     github = HellaSwag(TEXT)
     with running(github):
         assert here.load(github.address) == examples
@@ -77,7 +79,9 @@ def test_it_is_fetched_once_and_kept(here: Here, examples: list[Example]) -> Non
 
 
 @pytest.mark.parametrize("damaged", [TEXT[:-1], TEXT.replace("kettle", "nettle"), TEXT + "\n"])
-def test_a_damaged_cache_is_fetched_anew(here: Here, examples: list[Example], damaged: str) -> None:
+def test_a_damaged_cache_is_fetched_anew(
+    here: Here, examples: list[HellaSwagExample], damaged: str
+) -> None:
     github = HellaSwag(TEXT)
     with running(github):
         here.load(github.address)
@@ -87,7 +91,9 @@ def test_a_damaged_cache_is_fetched_anew(here: Here, examples: list[Example], da
     assert here.kept.read_bytes() == TEXT.encode()
 
 
-def test_a_download_that_breaks_off_is_tried_again(here: Here, examples: list[Example]) -> None:
+def test_a_download_that_breaks_off_is_tried_again(
+    here: Here, examples: list[HellaSwagExample]
+) -> None:
     github = HellaSwag(TEXT, "breaks")
     with running(github):
         assert here.load(github.address) == examples
@@ -95,14 +101,14 @@ def test_a_download_that_breaks_off_is_tried_again(here: Here, examples: list[Ex
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
-    here: Here, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+    here: Here, examples: list[HellaSwagExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     github = HellaSwag(TEXT)
     with running(github), monkeypatch.context() as patch:
-        patch.setattr(files, "sync", full)
+        patch.setattr(files, "fsync_path", full)
         assert here.load(github.address) == examples
         assert "cannot be kept" in here.notes[-1]
         assert "No space left on device" in here.notes[-1]

@@ -9,9 +9,9 @@ import pytest
 
 from mlxgpt.backend import device, execution
 from mlxgpt.config import Config
-from mlxgpt.data.token_array import Tokens
+from mlxgpt.data.token_array import TokenArray
 from mlxgpt.data.tokenizers.char import CharTokenizer
-from mlxgpt.evaluation.loss import EvalText, Evaluator, eval_step
+from mlxgpt.evaluation.loss import EvalDataset, Evaluator, compile_eval_step
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.stats import flops_per_token
 from mlxgpt.utils.errors import UserError
@@ -23,8 +23,8 @@ def evaluator(
     model: GPT, tokenizer: CharTokenizer, ids: np.ndarray, bos: int | None = None, **more: Any
 ) -> Evaluator:
     """Of a model on ids of 19, in float32."""
-    text = EvalText(Tokens(ids, 19), tokenizer, bos)
-    return Evaluator(model, text, eval_step(model, mx.float32), **more)
+    text = EvalDataset(TokenArray(ids, 19), tokenizer, bos)
+    return Evaluator(model, text, compile_eval_step(model, mx.float32), **more)
 
 
 def log_probs(model: GPT, ids: np.ndarray) -> float:
@@ -72,11 +72,11 @@ def test_a_batch_is_bounded_by_its_operations(
         return next(evaluate._batches())[0].shape[0] * execution.thread_count()
 
     assert rows() == 12
-    monkeypatch.setattr(device, "backend", lambda: "metal")
+    monkeypatch.setattr(device, "device_type", lambda: "metal")
     assert rows() == 12
     forward = 8 * flops_per_token(tiny_model.model) / 3
     for share, expected in ((4.5, 4), (2.0, 2), (0.1, execution.thread_count())):
-        monkeypatch.setattr(device, "LARGEST_BATCH", share * forward)
+        monkeypatch.setattr(device, "MAX_BATCH_FLOPS", share * forward)
         assert rows() == expected
 
 

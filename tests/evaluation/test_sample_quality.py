@@ -13,7 +13,7 @@ from mlxgpt.data.readers import END_OF_TEXT
 from mlxgpt.evaluation import sample_quality
 from mlxgpt.evaluation.text_metrics import METRICS
 from mlxgpt.storage.loading import load_model
-from mlxgpt.storage.run import find
+from mlxgpt.storage.run import find_run
 
 pytestmark = pytest.mark.usefixtures("no_check")
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("no_check")
 @pytest.fixture
 def stories(home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run on the storybook, with a BPE."""
-    monkeypatch.setattr(sample_quality, "STORIES", 3)
-    monkeypatch.setattr(sample_quality, "LONGEST", 300)
+    monkeypatch.setattr(sample_quality, "NUM_STORIES", 3)
+    monkeypatch.setattr(sample_quality, "MAX_STORY_TOKENS", 300)
     api.prepare("storybook", vocab_size=400, megabytes=0.1, name="s")
     api.train(config=tiny, source="s", run="r", max_steps=4, block_size=160, sample_tokens=0)
     return home
@@ -56,7 +56,7 @@ def test_four_columns_and_a_file(stories: Path, capsys: pytest.CaptureFixture[st
 def test_a_single_text_is_appraised_by_its_words(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample_quality, "WINDOW", 50)
+    monkeypatch.setattr(sample_quality, "WINDOW_TOKENS", 50)
     found = api.appraise()
     assert found.prompt == ""
     assert found.order_preference is None
@@ -65,7 +65,7 @@ def test_a_single_text_is_appraised_by_its_words(
 
 
 def test_a_texts_likelihood_is_what_evaluation_finds(stories: Path) -> None:
-    run = find("r", Path("runs"))
+    run = find_run("r", Path("runs"))
     model, _ = load_model(run)
     texts = ["Once upon a time, a girl named Mia found a ball.", "It was red."]
     scores = sample_quality.log_likelihoods(model, run.tokenizer, texts)
@@ -79,9 +79,11 @@ def test_a_texts_likelihood_is_what_evaluation_finds(stories: Path) -> None:
 def test_held_out_documents_come_from_the_validation_text(
     stories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample_quality, "LONGEST", 10_000)
+    monkeypatch.setattr(sample_quality, "MAX_STORY_TOKENS", 10_000)
     dataset = api.prepare("s")
-    texts, whole = zip(*sample_quality._held_out(dataset.val, dataset.tokenizer, 0), strict=True)
+    texts, whole = zip(
+        *sample_quality._sample_held_out(dataset.val, dataset.tokenizer, 0), strict=True
+    )
     assert all(whole)
     everything = dataset.tokenizer.decode(dataset.val.ids.tolist()).split(END_OF_TEXT)
     assert len(set(texts)) == len(texts) == 3
@@ -93,13 +95,13 @@ def test_real_texts_are_cut_where_the_models_are(
 ) -> None:
     """So that a column's share of those that ended is one of the same kind."""
     dataset = api.prepare("s")
-    monkeypatch.setattr(sample_quality, "LONGEST", 10_000)
+    monkeypatch.setattr(sample_quality, "MAX_STORY_TOKENS", 10_000)
     lengths = sorted(
         len(dataset.tokenizer.encode(text))
-        for text, _ in sample_quality._held_out(dataset.val, dataset.tokenizer, 0)
+        for text, _ in sample_quality._sample_held_out(dataset.val, dataset.tokenizer, 0)
     )
-    monkeypatch.setattr(sample_quality, "LONGEST", lengths[1])
-    cut = list(sample_quality._held_out(dataset.val, dataset.tokenizer, 0))
+    monkeypatch.setattr(sample_quality, "MAX_STORY_TOKENS", lengths[1])
+    cut = list(sample_quality._sample_held_out(dataset.val, dataset.tokenizer, 0))
     assert sorted(len(dataset.tokenizer.encode(text)) for text, _ in cut)[-1] == lengths[1]
     assert sum(whole for _, whole in cut) == 2
     assert len(set(lengths)) == 3
@@ -110,11 +112,11 @@ def test_the_training_text_comes_whole_and_cut_between_words(
 ) -> None:
     dataset = api.prepare("s")
     whole = dataset.tokenizer.decode(dataset.train.ids.tolist()).replace(END_OF_TEXT, "\0")
-    monkeypatch.setattr(sample_quality, "IDS", 97)
-    pieces = list(sample_quality._training(dataset.train, dataset.tokenizer))
+    monkeypatch.setattr(sample_quality, "DECODE_CHUNK_TOKENS", 97)
+    pieces = list(sample_quality._decode_training_text(dataset.train, dataset.tokenizer))
     assert "".join(pieces) == whole
     assert all(piece[-1:] in (" ", "\n", "\0", "") for piece in pieces[:-1])
-    some = "".join(sample_quality._training(dataset.train, dataset.tokenizer, 1000))
+    some = "".join(sample_quality._decode_training_text(dataset.train, dataset.tokenizer, 1000))
     assert whole.startswith(some)
     assert 1000 < len(some) < 2000
 

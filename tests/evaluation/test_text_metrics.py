@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mlxgpt.data import synthetic
 from mlxgpt.evaluation import text_metrics
-from mlxgpt.evaluation.text_metrics import METRICS, Known, measure
+from mlxgpt.evaluation.text_metrics import METRICS, TrainingOverlap, compute_metrics
 
 NAMES = [metric.name for metric in METRICS]
 GRAMMAR = "grammar errors per 100 words"
@@ -34,13 +34,13 @@ def needs_harper() -> None:
 @pytest.fixture
 def no_harper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "harper", None)
-    text_metrics._linter.cache_clear()
+    text_metrics._load_linter.cache_clear()
     yield
-    text_metrics._linter.cache_clear()
+    text_metrics._load_linter.cache_clear()
 
 
-def one(name: str, *texts: str, known: Known | None = None) -> float | None:
-    return measure(texts, known)[name]
+def one(name: str, *texts: str, known: TrainingOverlap | None = None) -> float | None:
+    return compute_metrics(texts, known)[name]
 
 
 # Each metric, by hand.
@@ -48,7 +48,7 @@ def one(name: str, *texts: str, known: Known | None = None) -> float | None:
 
 def test_sentences_end_at_a_stop_and_not_within_what_is_said() -> None:
     text = '"Stop!" he cried. "No!" Tom said.\nHe fell,\nit hurt... "Oh. My!"\n\nBye\n\nOff'
-    assert text_metrics.sentences(text) == [
+    assert text_metrics.split_sentences(text) == [
         '"Stop!" he cried.',
         '"No!"',
         "Tom said.",
@@ -58,12 +58,12 @@ def test_sentences_end_at_a_stop_and_not_within_what_is_said() -> None:
         "Bye",
         "Off",
     ]
-    assert text_metrics.sentences("Mr. A, Mrs. B and Dr. C ran.") == [
+    assert text_metrics.split_sentences("Mr. A, Mrs. B and Dr. C ran.") == [
         "Mr. A, Mrs. B and Dr. C ran."
     ]
-    assert text_metrics.sentences("“Go!” she said. Off") == ["“Go!” she said.", "Off"]
-    assert text_metrics.sentences('"Go!"  she said.') == ['"Go!"  she said.']
-    assert text_metrics.sentences(" \n") == []
+    assert text_metrics.split_sentences("“Go!” she said. Off") == ["“Go!” she said.", "Off"]
+    assert text_metrics.split_sentences('"Go!"  she said.') == ['"Go!"  she said.']
+    assert text_metrics.split_sentences(" \n") == []
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def test_taste_and_unknown_names_are_no_grammar_errors() -> None:
 
 
 def test_without_harper_only_the_grammar_is_missing(no_harper: None) -> None:
-    known = Known.scan(["Tom ran."], ["Tom ran"])
-    values = measure(["Tom ran."], known)
+    known = TrainingOverlap.scan(["Tom ran."], ["Tom ran"])
+    values = compute_metrics(["Tom ran."], known)
     assert values[GRAMMAR] is None
     assert values["dictionary words"] == 1
 
 
 def test_dictionary_words_are_those_of_the_training_text() -> None:
     texts = ["The cat didn't zorb.", "A cat, a “cat”!"]
-    known = Known.scan(texts, ['the CAT "a" ', "dog didn’t"])
+    known = TrainingOverlap.scan(texts, ['the CAT "a" ', "dog didn’t"])
     assert known.words == {b"the", b"cat", b"a", b"didnt"}
     assert one("dictionary words", *texts, known=known) == 7 / 8
 
@@ -131,7 +131,7 @@ def test_distinct_n_grams_do_not_depend_on_how_much_text_there_is() -> None:
 
 def test_copied_8_grams_are_those_of_the_training_text() -> None:
     texts = ["One two, three four five six seven eight nine ten", "one two three", "z " * 8]
-    known = Known.scan(
+    known = TrainingOverlap.scan(
         texts, ["zero one two three", "", "four five", "six seven EIGHT NINE! z z z"]
     )
     # 1 … 8 and 2 … 9 are there, but 3 … 10 and the one of z are not.
@@ -140,7 +140,7 @@ def test_copied_8_grams_are_those_of_the_training_text() -> None:
 
 
 def test_what_needs_a_training_text_is_none_without() -> None:
-    values = measure(["one two three four five six seven eight nine"], None)
+    values = compute_metrics(["one two three four five six seven eight nine"], None)
     assert values["dictionary words"] is values["copied 8-grams"] is None
 
 
@@ -180,13 +180,13 @@ def test_names_stay_if_they_are_used_again_in_their_text() -> None:
 
 def test_ended_is_the_share_that_the_caller_says() -> None:
     texts = ["a", "b", "c", "d"]
-    assert measure(texts, None, [True, True, False, True])["ended"] == 3 / 4
-    assert measure(texts, None)["ended"] is None
+    assert compute_metrics(texts, None, [True, True, False, True])["ended"] == 3 / 4
+    assert compute_metrics(texts, None)["ended"] is None
 
 
 @pytest.mark.parametrize("texts", [[], ["", " \n"]])
 def test_nothing_can_be_said_of_nothing(texts: list[str]) -> None:
-    values = measure(texts, Known.scan(texts, ["one two"]), [False] * len(texts))
+    values = compute_metrics(texts, TrainingOverlap.scan(texts, ["one two"]), [False] * len(texts))
     assert list(values) == NAMES
     del values["complete sentences per story"], values["ended"]
     assert set(values.values()) == {None}
@@ -195,7 +195,7 @@ def test_nothing_can_be_said_of_nothing(texts: list[str]) -> None:
 def test_windows_of_a_play_have_no_quotes_and_no_end(shakespeare: Path, no_harper: None) -> None:
     text = shakespeare.read_text(encoding="utf-8")
     windows = [text[start : start + 800] for start in range(0, 16_000, 800)]
-    values = measure(windows, Known.scan(windows, [text[8000:]]))
+    values = compute_metrics(windows, TrainingOverlap.scan(windows, [text[8000:]]))
     missing = {name for name, value in values.items() if value is None}
     assert missing == {"quotes balanced", "ended", GRAMMAR}
     assert values["copied 8-grams"] == pytest.approx(1 / 2, abs=0.05)
@@ -203,8 +203,8 @@ def test_windows_of_a_play_have_no_quotes_and_no_end(shakespeare: Path, no_harpe
 
 @given(st.lists(lines))
 def test_every_text_can_be_measured(texts: list[str]) -> None:
-    values = measure(texts, Known.scan(texts, texts), [True] * len(texts))
-    shares = [values[metric.name] for metric in METRICS if metric.share]
+    values = compute_metrics(texts, TrainingOverlap.scan(texts, texts), [True] * len(texts))
+    shares = [values[metric.name] for metric in METRICS if metric.is_fraction]
     assert all(share is None or 0 <= share <= 1 for share in shares)
     assert values["dictionary words"] in (None, 1)
 
@@ -216,7 +216,7 @@ some = st.lists(st.sampled_from(["a", "b", "Ab"]), max_size=40)
 
 @given(st.lists(some, max_size=4), st.lists(some, max_size=6))
 def test_a_scan_finds_what_a_search_finds(texts: list[list[str]], pieces: list[list[str]]) -> None:
-    known = Known.scan(map(" ".join, texts), map(" ".join, pieces))
+    known = TrainingOverlap.scan(map(" ".join, texts), map(" ".join, pieces))
     training = [word.lower().encode() for piece in pieces for word in piece]
     wanted = [[word.lower().encode() for word in text] for text in texts]
 
@@ -232,7 +232,7 @@ def test_a_scan_of_many_words_finds_exactly_the_copies() -> None:
     others = numbers[::-1]
     texts = [" ".join(numbers[n : n + 12]) for n in range(0, 4800, 12)] + [" ".join(others[:100])]
     pieces = (" ".join(numbers[n : n + 7]) for n in range(0, 6000, 7))
-    known = Known.scan(texts, pieces)
+    known = TrainingOverlap.scan(texts, pieces)
     assert one("copied 8-grams", *texts, known=known) == 400 * 5 / (400 * 5 + 93)
 
 
@@ -241,46 +241,46 @@ def test_a_scan_of_many_words_finds_exactly_the_copies() -> None:
 
 @given(lines)
 def test_shuffling_keeps_the_words_and_the_white_space(text: str) -> None:
-    (found,) = text_metrics.shuffled_words([text], 1)
+    (found,) = text_metrics.shuffle_words([text], 1)
     assert Counter(re.findall(r"\S+", found)) == Counter(re.findall(r"\S+", text))
     assert re.split(r"\S+", found) == re.split(r"\S+", text)
 
 
 def test_shuffling_is_by_the_seed_and_the_place() -> None:
     texts = ["a b c d e f g h i j"] * 2
-    found = text_metrics.shuffled_words(texts, 1)
-    assert found == text_metrics.shuffled_words(texts, 1)
-    assert len({*texts, *found, *text_metrics.shuffled_words(texts, 2)}) == 5
+    found = text_metrics.shuffle_words(texts, 1)
+    assert found == text_metrics.shuffle_words(texts, 1)
+    assert len({*texts, *found, *text_metrics.shuffle_words(texts, 2)}) == 5
 
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", "\n<|endoftext|>\n", "\0"])
 def test_an_n_gram_text_begins_and_ends_as_documents_do(end: str) -> None:
     training = end.join(["abcabd", "xyz", ""])
-    found = text_metrics.ngram_texts(training, [20] * 40, 0)
+    found = text_metrics.sample_ngram_texts(training, [20] * 40, 0)
     assert set(found) == {"abcabd", "xyz"}
-    assert set(text_metrics.ngram_texts(training, [2] * 40, 0)) == {"ab", "xy"}
+    assert set(text_metrics.sample_ngram_texts(training, [2] * 40, 0)) == {"ab", "xy"}
 
 
 def test_n_gram_texts_have_the_training_texts_frequencies() -> None:
     training = "<|endoftext|>".join(["aaaab", "caaad", "caaad", "caaad"])
-    found = Counter(text_metrics.ngram_texts(training, [9] * 4000, 3))
+    found = Counter(text_metrics.sample_ngram_texts(training, [9] * 4000, 3))
     assert set(found) == {"aaaab", "caaad"}
     assert found["caaad"] / 4000 == pytest.approx(3 / 4, abs=0.03)
 
 
 def test_n_gram_texts_know_four_characters_and_no_more() -> None:
     training = "1aaaa2<|endoftext|>3aaaa4"
-    found = set(text_metrics.ngram_texts(training, [9] * 100, 0))
+    found = set(text_metrics.sample_ngram_texts(training, [9] * 100, 0))
     assert found == {"1aaaa2", "1aaaa4", "3aaaa2", "3aaaa4"}
     training = "1aaa2<|endoftext|>3aaa4"
-    assert set(text_metrics.ngram_texts(training, [9] * 100, 0)) == {"1aaa2", "3aaa4"}
+    assert set(text_metrics.sample_ngram_texts(training, [9] * 100, 0)) == {"1aaa2", "3aaa4"}
 
 
 def test_n_gram_texts_are_by_the_seed_and_the_place() -> None:
-    training = "<|endoftext|>".join(synthetic.stories(0, size=20_000))
-    found = text_metrics.ngram_texts(training, [200, 200], 1)
-    assert found == text_metrics.ngram_texts(training, [200, 200], 1)
-    assert len({*found, *text_metrics.ngram_texts(training, [200, 200], 2)}) == 4
+    training = "<|endoftext|>".join(synthetic.generate_stories(0, size=20_000))
+    found = text_metrics.sample_ngram_texts(training, [200, 200], 1)
+    assert found == text_metrics.sample_ngram_texts(training, [200, 200], 1)
+    assert len({*found, *text_metrics.sample_ngram_texts(training, [200, 200], 2)}) == 4
 
 
 # The order of sentences.
@@ -299,7 +299,9 @@ def test_a_model_that_knows_the_stories_prefers_their_order() -> None:
     assert seen[:2] == STORIES
     for story, other in zip(STORIES, seen[2:], strict=True):
         assert story != other
-        assert sorted(text_metrics.sentences(story)) == sorted(text_metrics.sentences(other))
+        assert sorted(text_metrics.split_sentences(story)) == sorted(
+            text_metrics.split_sentences(other)
+        )
         assert len(story) == len(other)
 
 
@@ -349,21 +351,26 @@ def real_stories(part: str) -> list[str]:
 def table(corpus: str) -> dict[str, list[dict[str, float | None]]]:
     """Of the real stories and each control: the values of each group of stories."""
     if corpus == "storybook":
-        real, training = list(synthetic.stories(1, size=60_000)), synthetic.stories(2, size=800_000)
+        real, training = (
+            list(synthetic.generate_stories(1, size=60_000)),
+            synthetic.generate_stories(2, size=800_000),
+        )
     else:
         real, training = real_stories("valid")[:100], iter(real_stories("train")[:1500])
     documents = list(training)
     lengths = list(map(len, real))
-    ngrams = text_metrics.ngram_texts("<|endoftext|>".join(documents), lengths, 0)
+    ngrams = text_metrics.sample_ngram_texts("<|endoftext|>".join(documents), lengths, 0)
     ended = {
         "real": [True] * len(real),
         "shuffled": [True] * len(real),
         "n-grams": [len(text) < length for text, length in zip(ngrams, lengths, strict=True)],
     }
-    columns = {"real": real, "shuffled": text_metrics.shuffled_words(real, 0), "n-grams": ngrams}
-    known = Known.scan([text for texts in columns.values() for text in texts], documents)
+    columns = {"real": real, "shuffled": text_metrics.shuffle_words(real, 0), "n-grams": ngrams}
+    known = TrainingOverlap.scan([text for texts in columns.values() for text in texts], documents)
     return {
-        name: [measure(texts[n::GROUPS], known, ended[name][n::GROUPS]) for n in range(GROUPS)]
+        name: [
+            compute_metrics(texts[n::GROUPS], known, ended[name][n::GROUPS]) for n in range(GROUPS)
+        ]
         for name, texts in columns.items()
     }
 
@@ -397,6 +404,6 @@ def test_on_real_stories_a_model_of_their_beginnings_prefers_their_order() -> No
     found = text_metrics.order_preference(real, scores, 0)
     assert found is not None
     assert found > 0.7
-    shuffled = text_metrics.order_preference(text_metrics.shuffled_words(real, 0), scores, 0)
+    shuffled = text_metrics.order_preference(text_metrics.shuffle_words(real, 0), scores, 0)
     assert shuffled is not None
     assert shuffled < 0.1

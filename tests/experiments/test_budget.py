@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from mlxgpt.config import Config, override
-from mlxgpt.experiments.budget import Budget, parse
+from mlxgpt.config import Config, override_config
+from mlxgpt.experiments.budget import Budget, parse_budget
 from mlxgpt.utils.errors import UserError
 
 
@@ -24,19 +24,19 @@ from mlxgpt.utils.errors import UserError
     ],
 )
 def test_a_budget_is_read_as_it_is_written(text: str, amount: float, unit: str) -> None:
-    assert parse(text) == Budget(amount, unit)
+    assert parse_budget(text) == Budget(amount, unit)
 
 
 @pytest.mark.parametrize("text", ["", "5", "m", "5 minutes", "-5m", "0m", "5km", "1e9steps", "5M"])
 def test_another_text_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="no length of a training"):
-        parse(text)
+        parse_budget(text)
 
 
 def test_steps_that_fit(tiny_model: Config) -> None:
-    config = override(tiny_model, {"batch_size": 4, "gradient_accumulation_steps": 2})
+    config = override_config(tiny_model, {"batch_size": 4, "gradient_accumulation_steps": 2})
     assert config.tokens_per_step == 4 * 2 * 8
-    assert parse("640tokens").steps(config, math.nan) == 10
-    assert parse("10s").steps(config, 0.25) == 40
-    assert parse("7steps").steps(config, math.nan) == 7
-    assert parse("1tokens").steps(config, math.nan) == 1, "at least one"
+    assert parse_budget("640tokens").steps(config, math.nan) == 10
+    assert parse_budget("10s").steps(config, 0.25) == 40
+    assert parse_budget("7steps").steps(config, math.nan) == 7
+    assert parse_budget("1tokens").steps(config, math.nan) == 1, "at least one"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mlxgpt import api
-from mlxgpt.config import Config, override
-from mlxgpt.data.holdout import held_back
+from mlxgpt.config import Config, override_config
+from mlxgpt.data.holdout import hold_out_from_train
 from mlxgpt.experiments import registry
 from mlxgpt.experiments.registry import Registry
 from mlxgpt.utils.errors import UserError
@@ -36,12 +36,12 @@ def test_a_changed_registry_is_refused(tmp_path: Path, change: tuple[bytes, byte
 def test_a_key_changes_with_weight_affecting_settings_and_nothing_else(
     home: Path, text_file: Path, tiny: Config
 ) -> None:
-    data = held_back(api.prepare(text_file))
+    data = hold_out_from_train(api.prepare(text_file))
     key = registry.training_key(tiny, data)
     changes: list[dict[str, object]] = [{"seed": 8}, {"n_layer": 3}, {"beta2": 0.9}]
     for change in changes:
-        assert registry.training_key(override(tiny, change), data) != key
+        assert registry.training_key(override_config(tiny, change), data) != key
     changes = [{"log_interval": 3}, {"source": "x"}, {"keep_checkpoints": 9}]
     for change in changes:
-        assert registry.training_key(override(tiny, change), data) == key
+        assert registry.training_key(override_config(tiny, change), data) == key
     assert registry.training_key(tiny, api.prepare(text_file)) != key, "with the held-out part"

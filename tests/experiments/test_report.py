@@ -2,22 +2,27 @@ from __future__ import annotations
 
 import math
 
-from mlxgpt.experiments.report import HEAD, cells, markdown, notes
-from mlxgpt.experiments.results import Record
-from mlxgpt.experiments.verdict import drift, judge
+from mlxgpt.experiments.report import (
+    COMPARISON_COLUMNS,
+    format_notes,
+    format_variant_row,
+    render_comparison,
+)
+from mlxgpt.experiments.results import ComparisonRecord
+from mlxgpt.experiments.verdict import assign_verdicts, speed_drift
 from tests.helpers.comparisons import diverged, record, variant_result
 
 
-def judged(**given: object) -> Record:
+def judged(**given: object) -> ComparisonRecord:
     first, other = variant_result("a", [2.0, 2.1, 1.9]), variant_result("b", [1.9, 1.95, 1.75])
     others = [other, diverged("c"), variant_result("d", [])]
-    judge([first, *others], 0.05, sequential=False)
-    return record(first, *others, drift=drift([first, *others]), **given)
+    assign_verdicts([first, *others], 0.05, sequential=False)
+    return record(first, *others, drift=speed_drift([first, *others]), **given)
 
 
 def test_a_row_has_a_text_for_each_name() -> None:
-    rows = [cells(s) for s in judged().variants]
-    assert {len(row) for row in rows} == {len(HEAD)}
+    rows = [format_variant_row(s) for s in judged().variants]
+    assert {len(row) for row in rows} == {len(COMPARISON_COLUMNS)}
     first, better, gone, none = rows
     assert first == ["a", "3", "2.0000", "", "", "", "the first"]
     assert better[:3] == ["b", "3", "1.8667"]
@@ -28,7 +33,7 @@ def test_a_row_has_a_text_for_each_name() -> None:
 
 
 def test_the_page_has_every_seed_and_what_it_differs_in() -> None:
-    page = markdown(judged())
+    page = render_comparison(judged())
     assert page.startswith("# mine\n\n| variant | seeds |")
     assert "| b | dropout 0.1 (0.0) | 1,000 | 3 | 300 | 6 | 1.9000, 1.9500, 1.7500 |" in page
     assert "On a machine." in page
@@ -42,28 +47,30 @@ def test_a_training_without_a_speed_has_no_time() -> None:
     for training in slow.trainings:
         assert training.curve
         training.curve.seconds[-1] = math.nan
-    assert "nan" not in markdown(record(slow))
+    assert "nan" not in render_comparison(record(slow))
 
 
 def test_what_has_to_be_known_is_told() -> None:
-    told = "\n".join(notes(judged()))
+    told = "\n".join(format_notes(judged()))
     assert "1,234 bytes held back from the training text of my-text" in told
     assert "holds the true one in 0.95 of cases" in told
     assert "+0.0% to +0.0%" in told, "the machine's speed"
     assert "looked at" not in told
-    many = "\n".join(notes(judged(looks=[3, 5], final_looks=2, interrupted=True)))
+    many = "\n".join(format_notes(judged(looks=[3, 5], final_looks=2, interrupted=True)))
     assert "looked at with 3, 5 seeds" in many
     assert "The validation text was looked at 2 times" in many
     assert "the same command goes on" in many
-    ruled = "\n".join(notes(judged(looks=[3, 5], sequential=True, level=0.004, final_looks=1)))
+    ruled = "\n".join(
+        format_notes(judged(looks=[3, 5], sequential=True, level=0.004, final_looks=1))
+    )
     assert "looked at with" not in ruled, "the rule knows"
     assert "in 0.996 of cases among so many looks and variants" in ruled
     assert "looked at once" in ruled
-    final = "\n".join(notes(judged(judged_on="validation")))
+    final = "\n".join(format_notes(judged(judged_on="validation")))
     assert "Bits per byte on the validation text of my-text" in final
 
 
 def test_advice_stands_first() -> None:
     first, other = variant_result("a", [2.0, 2.0]), variant_result("b", [1.9, 2.05])
-    judge([first, other], 0.05, sequential=False)
-    assert notes(record(first, other))[0].startswith("b: ")
+    assign_verdicts([first, other], 0.05, sequential=False)
+    assert format_notes(record(first, other))[0].startswith("b: ")

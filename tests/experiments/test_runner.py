@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 
 from mlxgpt import api
-from mlxgpt.config import Config, override
-from mlxgpt.config.toml import to_toml
+from mlxgpt.config import Config, override_config
+from mlxgpt.config.toml import config_to_toml
 from mlxgpt.data import prepare as preparation
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.data.holdout import held_back
+from mlxgpt.data.holdout import hold_out_from_train
 from mlxgpt.data.prepare import PrepareRequest
-from mlxgpt.distributed.group import LOCAL, ProcessGroup
+from mlxgpt.distributed.group import LOCAL_GROUP, ProcessGroup
 from mlxgpt.experiments import planning
 from mlxgpt.experiments import runner as study
-from mlxgpt.experiments.results import Record
+from mlxgpt.experiments.results import ComparisonRecord
 from mlxgpt.storage import run as runs
 from mlxgpt.training import loop, setup
 from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.estimate import Estimate
 from mlxgpt.training.job import TrainJob
-from mlxgpt.training.loop import Diverged
+from mlxgpt.training.loop import DivergedError
 from mlxgpt.utils.errors import UserError
 from tests.helpers.comparisons import Recorder, compared
 
@@ -39,7 +39,7 @@ def there(home: Path, text_file: Path) -> Path:
     return home
 
 
-def results(record: Record) -> dict[str, list[float]]:
+def results(record: ComparisonRecord) -> dict[str, list[float]]:
     return {s.name: [t.bits_per_byte for t in s.trainings] for s in record.variants}
 
 
@@ -55,13 +55,15 @@ def test_each_is_trained_as_alone_on_all_but_the_part_held_back(home: Path, tiny
             assert run.config.train.max_steps == 12
             assert training.curve is not None
             assert training.curve.steps[-1] == 12
-            assert training.bits_per_byte == training.curve.last
+            assert training.bits_per_byte == training.curve.final_bits_per_byte
     # By the training that everybody uses, on the same data.
-    data = held_back(api.prepare("words.txt"))
-    config = setup.fit_to_data(override(tiny, {"dropout": 0.0, "dtype": "float32"}), data)
-    config = override(config, {"sample_tokens": 0})
+    data = hold_out_from_train(api.prepare("words.txt"))
+    config = setup.fit_to_data(override_config(tiny, {"dropout": 0.0, "dtype": "float32"}), data)
+    config = override_config(config, {"sample_tokens": 0})
     job = TrainJob(config, data, home / "alone", None, setup.NO_ESTIMATE)
-    loop.train(setup.check_and_measure(job, LOCAL, Recorder()), LOCAL, Recorder())
+    loop.run_training_loop(
+        setup.check_and_estimate(job, LOCAL_GROUP, Recorder()), LOCAL_GROUP, Recorder()
+    )
     last = list(runs.open_run(home / "alone").metrics())[-1]
     assert last["val_bits_per_byte"] == record.variants[0].trainings[0].bits_per_byte
 
@@ -90,8 +92,8 @@ def test_back_and_forth_and_nothing_twice(tiny: Config, notes: list[str]) -> Non
 
 def test_files_are_compared_by_their_names(home: Path, tiny: Config) -> None:
     for name, change in (("plain", {}), ("deep", {"n_layer": 3})):
-        config = override(tiny, {"dropout": 0.0, **change})
-        (home / f"{name}.toml").write_text(to_toml(config))
+        config = override_config(tiny, {"dropout": 0.0, **change})
+        (home / f"{name}.toml").write_text(config_to_toml(config))
     record = compared(tiny, variants=("plain.toml", "deep.toml"), source="words.txt", seeds=1)
     assert [s.name for s in record.variants] == ["plain", "deep"]
     assert record.variants[1].changes == {"n_layer": (2, 3)}
@@ -118,7 +120,7 @@ def test_batch_sizes_have_the_same_budget(tiny: Config, budget: str) -> None:
 
 def test_the_schedule_is_as_long_as_the_budget(home: Path, tiny: Config) -> None:
     """Warmup at most a tenth, and the decay in proportion."""
-    config = override(tiny, {"max_steps": 100, "decay_steps": 80, "warmup_steps": 20})
+    config = override_config(tiny, {"max_steps": 100, "decay_steps": 80, "warmup_steps": 20})
     record = compared(config, budget="30steps", seeds=1)
     key = record.variants[0].trainings[0].key
     found = runs.open_run(home / "runs" / "compare" / "trainings" / key).config
@@ -135,8 +137,8 @@ def test_a_time_is_planned_once_each_in_turn(
     def measured(config: Config, *_: object) -> Estimate:
         return Estimate(next(times), 0.0, 1000, 0)
 
-    monkeypatch.setattr(setup, "measure", measured)
-    monkeypatch.setattr(planning, "measure", measured)
+    monkeypatch.setattr(setup, "estimate_training", measured)
+    monkeypatch.setattr(planning, "estimate_training", measured)
     record = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1)
     assert [s.steps for s in record.variants] == [12, 6]
     assert record.variants[1].changes == {"n_layer": (1, 2)}, "what was asked for"
@@ -144,8 +146,8 @@ def test_a_time_is_planned_once_each_in_turn(
     longer = compared(tiny, again, vary="n_layer=1,2", budget="6s", seeds=1)
     assert results(longer) == results(record)
     assert again.trained == []
-    monkeypatch.setattr(planning, "measure", lambda *_: Estimate(1.0, 0.0, 1000, 0))
-    monkeypatch.setattr(setup, "measure", lambda *_: Estimate(1.0, 0.0, 1000, 0))
+    monkeypatch.setattr(planning, "estimate_training", lambda *_: Estimate(1.0, 0.0, 1000, 0))
+    monkeypatch.setattr(setup, "estimate_training", lambda *_: Estimate(1.0, 0.0, 1000, 0))
     other = compared(tiny, vary="n_layer=1,2", budget="3s", seeds=1)
     assert [s.steps for s in other.variants] == [3, 3], "another time is another plan"
 
@@ -176,13 +178,13 @@ def test_stopped_and_gone_on_with_it_ends_the_same(
 def decided(monkeypatch: pytest.MonkeyPatch, found: Callable[[str, int], float]) -> None:
     """Trainings that end as told, by variant and seed, without being trained."""
 
-    def trained(self: study._Comparison, variant: study.Variant, seed: int) -> study.Training:
+    def trained(self: study._Comparison, variant: study.Variant, seed: int) -> study.RunResult:
         value = found(variant.name, seed)
-        points = None if math.isinf(value) else study.curve(run)
-        return study.Training(seed, f"{variant.name}-{seed}", value, points)
+        points = None if math.isinf(value) else study.build_learning_curve(run)
+        return study.RunResult(seed, f"{variant.name}-{seed}", value, points)
 
     run = runs.open_run(Path("runs/compare/trainings") / next(iter_trainings()))
-    monkeypatch.setattr(study._Comparison, "_trained", trained)
+    monkeypatch.setattr(study._Comparison, "_train_variant", trained)
 
 
 def iter_trainings():  # type: ignore[no-untyped-def]
@@ -235,10 +237,10 @@ def test_a_training_that_diverges_is_not_tried_again(
     def diverging(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> object:
         tried.append(job.config.optim.learning_rate)
         if tried[-1] == 1e-3:
-            raise Diverged("training has diverged", "use another.")
-        return loop.train(job, group, callbacks)
+            raise DivergedError("training has diverged", "use another.")
+        return loop.run_training_loop(job, group, callbacks)
 
-    monkeypatch.setattr(study, "train", diverging)
+    monkeypatch.setattr(study, "run_training_loop", diverging)
     for _ in range(2):
         record = compared(tiny, seeds=2)
         assert [len(s.trainings) for s in record.variants] == [1, 1]

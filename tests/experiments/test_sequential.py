@@ -3,38 +3,52 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlxgpt.experiments.sequential import FIRST, MOST, is_decided, level, smallest_p
-from mlxgpt.experiments.statistics import ALPHA, interval, p_value
+from mlxgpt.experiments.sequential import (
+    MAX_SEEDS,
+    MIN_SEEDS,
+    is_decided,
+    min_p_over_looks,
+    per_look_alpha,
+)
+from mlxgpt.experiments.statistics import ALPHA, confidence_interval, p_value
 
 
 def test_the_level_keeps_five_in_a_hundred_over_all_looks() -> None:
     """On other draws than it was found with; benchmarks/false_alarms.py tries the whole rule."""
-    twins = np.random.default_rng(1).normal(size=(20_000, MOST))
-    share = np.mean(smallest_p(twins, FIRST) < level(1, MOST))
+    twins = np.random.default_rng(1).normal(size=(20_000, MAX_SEEDS))
+    share = np.mean(min_p_over_looks(twins, MIN_SEEDS) < per_look_alpha(1, MAX_SEEDS))
     assert 0.043 < share < 0.054
-    naive = np.mean(smallest_p(twins, FIRST) < ALPHA)
+    naive = np.mean(min_p_over_looks(twins, MIN_SEEDS) < ALPHA)
     assert naive > 0.2, "looking often at 95 % would be wrong often"
 
 
 def test_more_looks_and_more_variants_are_stricter() -> None:
-    assert ALPHA > level(1, 5) > level(1, MOST) > level(3, MOST) > 0.0005
-    assert level(1, FIRST) == pytest.approx(ALPHA, rel=0.05), "one look is none too many"
+    assert (
+        ALPHA
+        > per_look_alpha(1, 5)
+        > per_look_alpha(1, MAX_SEEDS)
+        > per_look_alpha(3, MAX_SEEDS)
+        > 0.0005
+    )
+    assert per_look_alpha(1, MIN_SEEDS) == pytest.approx(ALPHA, rel=0.05), (
+        "one look is none too many"
+    )
 
 
 def test_the_smallest_p_is_that_of_the_looks() -> None:
     pairs = np.random.default_rng(2).normal(0.8, 1.0, size=(5, 9))
-    for row, found in zip(pairs, smallest_p(pairs, 4), strict=True):
+    for row, found in zip(pairs, min_p_over_looks(pairs, 4), strict=True):
         each = [p_value(list(row[:n])) for n in range(4, 10)]
         assert found == pytest.approx(min(p for p in each if p is not None))
 
 
 def test_what_ends_it() -> None:
     clear, near, wide = [-0.1, -0.11, -0.1], [0.001, -0.001, 0.0], [0.1, -0.1, 0.0]
-    at = level(1, MOST)
+    at = per_look_alpha(1, MAX_SEEDS)
     assert is_decided(clear, at, 0.0)
     assert not is_decided(clear[:2], at, 0.0), "never before three seeds"
     assert not is_decided(near, at, 0.0)
-    low, high = interval(near, at)
+    low, high = confidence_interval(near, at)
     assert low is not None
     assert high is not None
     assert is_decided(near, at, 1.01 * (high - low) / 2)

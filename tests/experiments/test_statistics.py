@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.experiments.statistics import (
-    MOST_MORE,
-    differences,
-    holm,
-    interval,
+    MAX_ADDITIONAL_SEEDS,
+    compute_paired_differences,
+    confidence_interval,
+    estimate_additional_seeds,
+    holm_correction,
     p_value,
-    seeds_more,
     t_quantile,
-    two_sided,
+    two_sided_p_value,
 )
 
 
@@ -42,24 +42,26 @@ def test_quantiles_are_the_tables(freedom: int, five: float, one: float) -> None
 
 def test_one_and_two_degrees_have_closed_forms() -> None:
     t = np.array([-3.0, 0.0, 0.5, 2.0, 100.0])
-    np.testing.assert_allclose(two_sided(t, 1), 1 - 2 / math.pi * np.arctan(abs(t)), atol=1e-15)
-    np.testing.assert_allclose(two_sided(t, 2), 1 - abs(t) / np.sqrt(2 + t**2), atol=1e-15)
+    np.testing.assert_allclose(
+        two_sided_p_value(t, 1), 1 - 2 / math.pi * np.arctan(abs(t)), atol=1e-15
+    )
+    np.testing.assert_allclose(two_sided_p_value(t, 2), 1 - abs(t) / np.sqrt(2 + t**2), atol=1e-15)
 
 
 def test_many_degrees_are_the_normal_distribution() -> None:
     for t in (0.5, 1.0, 1.96, 3.0):
         exact = 2 * statistics.NormalDist().cdf(-t)
-        assert two_sided(t, 10_000) == pytest.approx(exact, rel=1e-2)
+        assert two_sided_p_value(t, 10_000) == pytest.approx(exact, rel=1e-2)
 
 
 @given(st.floats(0.001, 0.999), st.integers(1, 60))
 def test_a_quantile_has_its_probability(level: float, freedom: int) -> None:
-    assert two_sided(t_quantile(level, freedom), freedom) == pytest.approx(level, abs=1e-9)
+    assert two_sided_p_value(t_quantile(level, freedom), freedom) == pytest.approx(level, abs=1e-9)
 
 
 def test_three_seeds_take_four_standard_errors() -> None:
     pairs = [-0.02, -0.03, -0.01]
-    low, high = interval(pairs, 0.05)
+    low, high = confidence_interval(pairs, 0.05)
     error = 0.01 / math.sqrt(3)
     assert (low, high) == pytest.approx((-0.02 - 4.3027 * error, -0.02 + 4.3027 * error), abs=1e-6)
     t = 0.02 / error
@@ -67,39 +69,39 @@ def test_three_seeds_take_four_standard_errors() -> None:
 
 
 def test_one_seed_tells_nothing() -> None:
-    assert interval([0.3], 0.05) == (None, None)
+    assert confidence_interval([0.3], 0.05) == (None, None)
     assert p_value([0.3]) is None
-    assert seeds_more([0.3], 1) is None
+    assert estimate_additional_seeds([0.3], 1) is None
 
 
 def test_twins_and_constant_differences() -> None:
-    assert (interval([0.0, 0.0], 0.05), p_value([0.0, 0.0])) == ((0.0, 0.0), 1.0)
-    assert (interval([0.1, 0.1], 0.05), p_value([0.1, 0.1])) == ((0.1, 0.1), 0.0)
+    assert (confidence_interval([0.0, 0.0], 0.05), p_value([0.0, 0.0])) == ((0.0, 0.0), 1.0)
+    assert (confidence_interval([0.1, 0.1], 0.05), p_value([0.1, 0.1])) == ((0.1, 0.1), 0.0)
 
 
 def test_holm_on_the_textbook_example() -> None:
     """Of four: 0.01 × 4, 0.02 × 3, 0.03 × 2, and 0.005's own order."""
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
-    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
-    assert holm([None, 0.04]) == [None, pytest.approx(0.04)]
+    assert holm_correction([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm_correction([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert holm_correction([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert holm_correction([None, 0.04]) == [None, pytest.approx(0.04)]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_lies_between_each_alone_and_bonferroni(values: list[float]) -> None:
-    for p, corrected in zip(values, holm(values), strict=True):
+    for p, corrected in zip(values, holm_correction(values), strict=True):
         assert corrected is not None
         assert p <= corrected <= min(1.0, p * len(values)) + 1e-12 or corrected >= p
         assert corrected <= 1.0
     order = np.argsort(values, kind="stable")
-    corrected_in_order = [holm(values)[n] for n in order]
+    corrected_in_order = [holm_correction(values)[n] for n in order]
     assert corrected_in_order == sorted(corrected_in_order)
 
 
 def test_seeds_that_would_decide_do() -> None:
     """Five seeds more, says it: and with five seeds more of that mean and scatter, it is."""
     pairs = [-0.03, 0.01, -0.02]
-    more = seeds_more(pairs, 1)
+    more = estimate_additional_seeds(pairs, 1)
     assert more is not None
     assert more > 0
     mean, scatter = abs(statistics.fmean(pairs)), statistics.stdev(pairs)
@@ -109,17 +111,19 @@ def test_seeds_that_would_decide_do() -> None:
 
     assert leaves_zero(3 + more)
     assert not leaves_zero(3 + more - 1)
-    assert seeds_more([0.03, -0.03, 0.001], 1) is None, f"more than {MOST_MORE}"
-    assert seeds_more([-0.03, -0.0301, -0.0299], 1) == 0
-    strict = seeds_more(pairs, 4)
+    assert estimate_additional_seeds([0.03, -0.03, 0.001], 1) is None, (
+        f"more than {MAX_ADDITIONAL_SEEDS}"
+    )
+    assert estimate_additional_seeds([-0.03, -0.0301, -0.0299], 1) == 0
+    strict = estimate_additional_seeds(pairs, 4)
     assert strict is not None
     assert strict > more, "among four, each is held to a stricter level"
 
 
 def test_several_variants_are_corrected_together() -> None:
     near, far = [-0.02, -0.03, -0.022], [0.5, 0.51, 0.49]
-    one = differences([near])[0]
-    two, other = differences([near, far])
+    one = compute_paired_differences([near])[0]
+    two, other = compute_paired_differences([near, far])
     assert one.p == p_value(near)
     assert two.p == pytest.approx(one.p), "the larger p of two counts alone"
     assert other.p == pytest.approx(2 * p_value(far))  # type: ignore[operator]

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from mlxgpt import api
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, override_config
 from mlxgpt.experiments.variants import (
     Variant,
-    must_be_one_text,
-    told,
-    vary,
+    check_same_text,
+    format_diff,
+    parse_vary,
     weight_affecting,
     weight_affecting_diff,
 )
@@ -19,17 +19,20 @@ from mlxgpt.utils.errors import UserError
 
 
 def test_a_field_is_varied_in_the_order_given(tiny: Config) -> None:
-    configs = vary(tiny, "dropout=0.2, 0,0.1")
+    configs = parse_vary(tiny, "dropout=0.2, 0,0.1")
     assert list(configs) == ["dropout=0.2", "dropout=0", "dropout=0.1"]
     assert [config.model.dropout for config in configs.values()] == [0.2, 0.0, 0.1]
     assert {replace(c, model=tiny.model) for c in configs.values()} == {tiny}
 
 
 def test_values_of_every_kind(tiny: Config) -> None:
-    assert [c.model.bias for c in vary(tiny, "bias=true,false").values()] == [True, False]
-    assert [c.optim.beta2 for c in vary(tiny, "beta2=0.9,9.5e-1").values()] == [0.9, 0.95]
-    assert [c.data.tokenizer for c in vary(tiny, "tokenizer=char,bpe").values()] == ["char", "bpe"]
-    assert [c.model.n_head for c in vary(tiny, "n-head=2,4").values()] == [2, 4], "as a flag"
+    assert [c.model.bias for c in parse_vary(tiny, "bias=true,false").values()] == [True, False]
+    assert [c.optim.beta2 for c in parse_vary(tiny, "beta2=0.9,9.5e-1").values()] == [0.9, 0.95]
+    assert [c.data.tokenizer for c in parse_vary(tiny, "tokenizer=char,bpe").values()] == [
+        "char",
+        "bpe",
+    ]
+    assert [c.model.n_head for c in parse_vary(tiny, "n-head=2,4").values()] == [2, 4], "as a flag"
 
 
 @pytest.mark.parametrize(
@@ -49,14 +52,16 @@ def test_values_of_every_kind(tiny: Config) -> None:
 )
 def test_what_cannot_be_compared_is_refused(tiny: Config, text: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
-        vary(tiny, text)
+        parse_vary(tiny, text)
 
 
 def test_differences_are_those_that_a_training_hangs_on(tiny: Config) -> None:
-    other = override(tiny, {"n_layer": 3, "log_interval": 5, "source": "x.txt", "beta2": 0.5})
+    other = override_config(
+        tiny, {"n_layer": 3, "log_interval": 5, "source": "x.txt", "beta2": 0.5}
+    )
     found = weight_affecting_diff(tiny, other)
     assert found == {"n_layer": (2, 3), "beta2": (0.95, 0.5)}
-    assert told(found) == "n_layer 3 (2), beta2 0.5 (0.95)"
+    assert format_diff(found) == "n_layer 3 (2), beta2 0.5 (0.95)"
     assert {"tokenizer", "seed", "dtype", "max_steps"} <= weight_affecting(tiny).keys()
 
 
@@ -66,6 +71,6 @@ def test_other_texts_are_refused(home: Path, tiny: Config, text: str) -> None:
         data = api.prepare(f"{name}.txt")
         return Variant(name, tiny, data, data)
 
-    must_be_one_text([variant("a", text), variant("b", text)])
+    check_same_text([variant("a", text), variant("b", text)])
     with pytest.raises(UserError, match=r"other texts: a 1,\d+ bytes, c 1,\d+ bytes"):
-        must_be_one_text([variant("a", text), variant("c", text[:-50])])
+        check_same_text([variant("a", text), variant("c", text[:-50])])

@@ -155,14 +155,17 @@ def _serve() -> None:
     for name in sys.argv[1:]:
         importlib.import_module(name)
     assert all((api, arguments, progress, matplotlib, exporting, importing, pages, loop))
-    tokenize.CHUNK, prepare.SAVE_EVERY = 1 << 12, 2  # progress worth keeping, also of a small text
+    tokenize.CHUNK_CHARS, prepare.SAVE_EVERY_CHUNKS = (
+        1 << 12,
+        2,
+    )  # progress worth keeping, also of a small text
     if gxx := jit.find_gxx():  # tried once, and not in each child
-        jit._try_compiler(next(files.own_folders()), gxx)
+        jit._try_compiler(next(files.iter_cache_folders()), gxx)
     jit._try_compiler = lambda *_: None
-    selfcheck.check = lambda *_: iter([])
+    selfcheck.run_self_check = lambda *_: iter([])
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
     for module in (estimate, setup):
-        module.measure = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
+        module.estimate_training = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
     answers = os.fdopen(os.dup(1), "w")
     os.set_inheritable(answers.fileno(), False)
     for line in sys.stdin:

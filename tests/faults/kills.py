@@ -323,7 +323,7 @@ def state_of(work: Path, out: str | None) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for path in files_in(work):
         name, content = str(path.relative_to(work)), path.read_bytes()
-        if path.name in ("history.jsonl", "mine.md", hash_cache.NAME):
+        if path.name in ("history.jsonl", "mine.md", hash_cache.CACHE_FILENAME):
             state[name] = None  # times, and inodes
         elif path.name == "metrics.jsonl":
             records = [json.loads(line) for line in content.splitlines()]
@@ -385,7 +385,7 @@ def progress(work: Path) -> dict[str, Any]:
     for path in files_in(work):
         name = path.relative_to(work)
         own = name.parts[0] == "runs" and name.parts[1] != "done"
-        if not own and path.name != hash_cache.NAME:
+        if not own and path.name != hash_cache.CACHE_FILENAME:
             found[str(name)] = path.read_bytes()
     for identity in work.glob("runs/**/run.json"):
         run = identity.parent

@@ -65,7 +65,7 @@ WORDS = {
 }
 WRONG = ("free some space", "permission", "open files", "prepare the", "train it", "copy it again")
 # Times, and what is only remembered.
-VOLATILE = {"history.jsonl", hash_cache.NAME, "ledger.jsonl", "mine.md"}
+VOLATILE = {"history.jsonl", hash_cache.CACHE_FILENAME, "ledger.jsonl", "mine.md"}
 STEADY = ("step", "loss", "lr", "grad_norm", "val_loss")
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from mlxgpt import api
-from mlxgpt.config import from_tree
+from mlxgpt.config import config_from_tree
 from mlxgpt.training import selfcheck
 from tests.conftest import TINY
 
@@ -22,7 +22,7 @@ WORDS = ["to be", "or not", "the rain", "in Spain", "falls,", "mainly.\n", "ÄÖ
 def main(folder: Path) -> None:
     folder.mkdir(parents=True)
     os.chdir(folder)
-    selfcheck.check = lambda config: iter([])
+    selfcheck.run_self_check = lambda config: iter([])
     draw = random.Random(0)
     text = " ".join(WORDS) + " " + " ".join(draw.choices(WORDS, k=400))
     tales = [" ".join(draw.choices(WORDS, k=12)) for _ in range(60)]
@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
             "optim": {**TINY["optim"], "decay_steps": 12},
             "train": {**TINY["train"], "max_steps": 8},
         }
-        api.train(config=from_tree(tree), source=source, run=name)
+        api.train(config=config_from_tree(tree), source=source, run=name)
 
 
 if __name__ == "__main__":

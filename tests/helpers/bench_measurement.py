@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from mlxgpt.bench.records import Generation, Machine, Measurement, Spread, Tier, Training
+from mlxgpt.bench.records import (
+    GenerationSpeed,
+    Machine,
+    Measurement,
+    SummaryStats,
+    TierResult,
+    TrainingSpeed,
+)
 
 
-def tier(name: str, parameters: int, flops: int, bytes_per_token: int) -> Tier:
-    training = Training(
+def tier(name: str, parameters: int, flops: int, bytes_per_token: int) -> TierResult:
+    training = TrainingSpeed(
         tokens_per_step=2048,
         plan_tokens=36_000_000,
         flops_per_token=flops,
         warmup_steps=3,
         steps_per_repeat=11,
-        ms_per_step=Spread.of([205.4, 198.2, 231.9, 204.0, 207.7]),
+        ms_per_step=SummaryStats.from_values([205.4, 198.2, 231.9, 204.0, 207.7]),
         tokens_per_second=9970.8,
         matmul_peak=187.4e9,
         peak_share=0.3644,
         peak_memory=345_678_901,
         peak_memory_of="the whole process",
     )
-    generation = Generation(
+    generation = GenerationSpeed(
         prompt_tokens=17,
         new_tokens=199,
         bytes_per_token=bytes_per_token,
-        ms_to_first_token=Spread.of([8.124, 7.911, 9.339, 8.0, 8.5]),
-        tokens_per_second=Spread.of([812.2, 799.0, 820.9, 811.0, 814.0]),
+        ms_to_first_token=SummaryStats.from_values([8.124, 7.911, 9.339, 8.0, 8.5]),
+        tokens_per_second=SummaryStats.from_values([812.2, 799.0, 820.9, 811.0, 814.0]),
     )
-    return Tier(name, parameters, "float32", training, generation, {"model": {"n_layer": 4}})
+    return TierResult(name, parameters, "float32", training, generation, {"model": {"n_layer": 4}})
 
 
 def measurement() -> Measurement:

@@ -22,7 +22,7 @@ LONG = f"{SMALL} --source my.txt --max-steps 150 --eval-interval 10 --dropout 0.
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Of each file in it, but for what is only remembered of others."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.name != hash_cache.NAME]
+    paths = [path for path in sorted(folder.rglob("*")) if path.name != hash_cache.CACHE_FILENAME]
     return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
 

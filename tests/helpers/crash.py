@@ -123,13 +123,13 @@ def main(plan: dict[str, Any]) -> None:
 
     import mlx.core as mx  # isort: skip
     from mlxgpt.backend import device
-    from mlxgpt.config import from_tree
+    from mlxgpt.config import config_from_tree
     from mlxgpt.storage import run
     from mlxgpt.training import estimate, selfcheck, setup, spike_guard, step
     from mlxgpt.training.estimate import Estimate
     from tests.helpers.training_runs import Recorder
 
-    selfcheck.check = lambda config: iter([])
+    selfcheck.run_self_check = lambda config: iter([])
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
     for module in (estimate, setup):
         module.measure = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
@@ -138,7 +138,7 @@ def main(plan: dict[str, Any]) -> None:
         def limit(self: spike_guard.SpikeGuard, step: int) -> float:
             return 0.0 if step == spike and not self.rollbacks else math.inf
 
-        spike_guard.SpikeGuard.limit = limit  # type: ignore[method-assign]
+        spike_guard.SpikeGuard.loss_limit = limit  # type: ignore[method-assign]
     if failing := plan.get("gpu_failure"):  # the step that it fails at
         left = [failing]
 
@@ -151,7 +151,7 @@ def main(plan: dict[str, Any]) -> None:
 
         before(step.TrainStep, "__call__", fail)
     if plan.get("journal"):
-        files.sync = Disk(Path("runs"), Path(plan["journal"])).sync
+        files.fsync_path = Disk(Path("runs"), Path(plan["journal"])).sync
     if plan.get("event"):
         writing = die_at(plan["event"], plan["late"])
         for owner, name in (
@@ -176,10 +176,10 @@ def main(plan: dict[str, Any]) -> None:
     else:
         recorder = Recorder(aloud="MLX_RANK" in os.environ)
     if plan.get("compare"):
-        api.compare(config=from_tree(plan["config"]), source="words.txt", **plan["compare"])
+        api.compare(config=config_from_tree(plan["config"]), source="words.txt", **plan["compare"])
     else:
         given = {name: plan[name] for name in ("memory_limit",) if name in plan}
-        config = from_tree(plan["config"])
+        config = config_from_tree(plan["config"])
         with recorder.listening() if os.environ.get("MLX_RANK", "0") == "0" else nullcontext():
             api.train(config=config, source="words.txt", run="a", callbacks=[recorder], **given)
 

@@ -21,7 +21,7 @@ SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=28
 
 def some_bpe() -> BPETokenizer:
     words = ["once", "upon", "a", "time", "there", "was", "cat", "Grüße", "the", "sea"]
-    return bpe.train([" ".join(random.Random(0).choices(words, k=400))], 280)
+    return bpe.train_bpe([" ".join(random.Random(0).choices(words, k=400))], 280)
 
 
 def parameters_of(config: ModelConfig) -> dict[str, mx.array]:
@@ -39,7 +39,7 @@ def folder_of(folder: Path, tokenizer: Tokenizer | None = None) -> dict[str, mx.
     config = replace(SHAPE, vocab_size=tokenizer.vocab_size)
     parameters = parameters_of(config)
     folder.mkdir(parents=True, exist_ok=True)
-    huggingface.write_config(folder, config, tokenizer.end_of_text)
-    huggingface.write_parameters(folder, config, parameters)
-    tokenizers.write(folder, tokenizer, config.block_size, add_bos_token=False)
+    huggingface.write_gpt2_config(folder, config, tokenizer.end_of_text)
+    huggingface.write_gpt2_parameters(folder, config, parameters)
+    tokenizers.write_hf_tokenizer(folder, tokenizer, config.block_size, add_bos_token=False)
     return parameters

@@ -40,7 +40,7 @@ def failing_open(
 def failing_sync(patch: pytest.MonkeyPatch, folder: str) -> None:
     """Let the sync of a folder of this name fail, once."""
     failed: list[Path] = []
-    real = files.sync
+    real = files.fsync_path
 
     def sync(path: Path) -> None:
         if path.name == folder and not failed:
@@ -48,4 +48,4 @@ def failing_sync(patch: pytest.MonkeyPatch, folder: str) -> None:
             raise error(errno.EIO, path)
         real(path)
 
-    patch.setattr(files, "sync", sync)
+    patch.setattr(files, "fsync_path", sync)

@@ -17,13 +17,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.distributed.agreement import fingerprint, require_same, require_same_arrays
+from mlxgpt.distributed.agreement import check_same_arrays, check_same_values, hash_arrays
 from mlxgpt.distributed.group import (
     LocalGroup,
     ProcessGroup,
-    in_turns,
-    joined,
-    measure_average_seconds,
+    init_process_group,
+    measure_all_reduce_seconds,
+    run_main_first,
 )
 from mlxgpt.utils.errors import UserError
 
@@ -40,7 +40,7 @@ def each_rank_knows_its_place(group: ProcessGroup) -> None:
     assert group.gather("ranks", group.rank) == list(range(group.size))
     assert group.is_main is (group.rank == 0)
     assert len(group.hosts) == group.size
-    assert group.rank_name(0) == f"rank 0 (on {group.hosts[0]})"
+    assert group.describe_rank(0) == f"rank 0 (on {group.hosts[0]})"
 
 
 def average_gives_the_means(group: ProcessGroup) -> None:
@@ -63,7 +63,7 @@ def average_has_the_same_bits_everywhere(group: ProcessGroup) -> None:
         loss, means = group.average(
             mx.array(0.1 * group.rank), {"a": own.astype(mx.float32)}, dtype
         )
-        assert len({*group.gather("hashes", fingerprint(means, {"loss": loss}))}) == 1
+        assert len({*group.gather("hashes", hash_arrays(means, {"loss": loss}))}) == 1
 
 
 def not_finite_gradients_reach_all(group: ProcessGroup) -> None:
@@ -124,26 +124,26 @@ def barrier_waits_for_all(group: ProcessGroup) -> None:
 
 
 def watch_runs_its_body_and_passes_errors_on(group: ProcessGroup) -> None:
-    with group.watch(0.01):
+    with group.watchdog(0.01):
         assert group.sum("watched", mx.ones(1)).item() == group.size
-    with pytest.raises(ZeroDivisionError), group.watch(0.01):
+    with pytest.raises(ZeroDivisionError), group.watchdog(0.01):
         raise ZeroDivisionError
 
 
 def all_raise_together(group: ProcessGroup) -> None:
-    group.raise_together(None)
+    group.raise_on_all_ranks(None)
     error = UserError("no memory", "buy some.") if last(group) else None
     with pytest.raises(UserError, match="no memory") as raised:
-        group.raise_together(error)
+        group.raise_on_all_ranks(error)
     assert raised.value.remedy == "buy some."
     if error:
         assert raised.value is error
     else:
-        assert raised.value.problem == f"{group.rank_name(group.size - 1)}: no memory"
+        assert raised.value.problem == f"{group.describe_rank(group.size - 1)}: no memory"
 
 
 def local_takes_no_part(group: ProcessGroup) -> None:
-    alone = group.local()
+    alone = group.local_group()
     assert isinstance(alone, LocalGroup)
     assert (alone.rank, alone.size, alone.is_main) == (group.rank, group.size, group.is_main)
     if group.is_main:  # the others would wait if this were a collective
@@ -159,7 +159,7 @@ def one_after_the_other_main_first(group: ProcessGroup) -> None:
             file.write(f"{group.rank}\n")
         return group.rank
 
-    assert in_turns(group, append) == group.rank
+    assert run_main_first(group, append) == group.rank
     group.barrier("all had their turn")
     turns = Path("turns").read_text().split()
     assert turns[0] == "0"
@@ -167,21 +167,21 @@ def one_after_the_other_main_first(group: ProcessGroup) -> None:
 
 
 def average_is_timed_alike(group: ProcessGroup) -> None:
-    seconds = measure_average_seconds(group, 1000, mx.bfloat16)
+    seconds = measure_all_reduce_seconds(group, 1000, mx.bfloat16)
     assert group.gather("seconds", seconds) == [seconds] * group.size
     assert (seconds > 0) is (group.size > 1)
 
 
 def other_settings_are_refused_by_all(group: ProcessGroup) -> None:
-    require_same(group, "settings", {"seed": 7, "betas": (0.9, 0.95)})
+    check_same_values(group, "settings", {"seed": 7, "betas": (0.9, 0.95)})
     with fails_with_others(group, "has seed 8 instead of 7"):
-        require_same(group, "settings", {"seed": 8 if last(group) and group.rank else 7})
+        check_same_values(group, "settings", {"seed": 8 if last(group) and group.rank else 7})
 
 
 def other_weights_are_refused_by_all(group: ProcessGroup) -> None:
-    require_same_arrays(group, 5, {"w": mx.ones(3)})
+    check_same_arrays(group, 5, {"w": mx.ones(3)})
     with fails_with_others(group, "after step 5 rank 1 .* had other weights than rank 0"):
-        require_same_arrays(group, 5, {"w": mx.array([1.0, float(group.rank), 1.0])})
+        check_same_arrays(group, 5, {"w": mx.array([1.0, float(group.rank), 1.0])})
 
 
 CONTRACT: list[Callable[[ProcessGroup], None]] = [
@@ -207,7 +207,7 @@ CONTRACT: list[Callable[[ProcessGroup], None]] = [
 
 def main() -> None:
     outcomes = {}
-    with joined() as group:
+    with init_process_group() as group:
         for promise in CONTRACT:
             try:
                 promise(group)

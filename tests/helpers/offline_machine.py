@@ -22,16 +22,18 @@ TEXT = "abc" * 300 + "de" * 25 + "fg" * 25  # 900 characters for training, 100 f
 PROGRAM = """
 import os, signal, sys
 from dataclasses import replace
-from mlxgpt import cli
+from mlxgpt.cli import main as cli
 from mlxgpt.data import http
-from mlxgpt.data.hub import HUB, Mirror
-http.MIRROR_DEADLINE = float(os.environ.get("DEADLINE", http.MIRROR_DEADLINE))
+from mlxgpt.data.hub import HUB_DATASETS, Mirror
+http.MIRROR_TIMEOUT_SECONDS = float(os.environ.get("DEADLINE", http.MIRROR_TIMEOUT_SECONDS))
 if "CHUNK" in os.environ:
     from huggingface_hub import constants
     constants.DOWNLOAD_CHUNK_SIZE = int(os.environ["CHUNK"])  # what is kept of a broken download
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in background
 digest, github, *arguments = sys.argv[1:]
-HUB["shakespeare"] = replace(HUB["shakespeare"], sha256=digest, mirror=Mirror(github, 900))
+HUB_DATASETS["shakespeare"] = replace(
+    HUB_DATASETS["shakespeare"], sha256=digest, mirror=Mirror(github, 900)
+)
 sys.exit(cli.main(arguments))
 """
 

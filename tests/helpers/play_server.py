@@ -66,10 +66,10 @@ class Served:
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Served]:
     """Play a run while this lasts."""
-    listener = server.bound(0)
+    listener = server.bind_socket(0)
     port = listener.getsockname()[1]
     ready = threading.Event()
-    one = server.Server(server.application(folder, port, KEY), ready.set)
+    one = server.Server(server.create_app(folder, port, KEY), ready.set)
     thread = threading.Thread(target=one.run, kwargs={"sockets": [listener]})
     thread.start()
     assert ready.wait(30)

@@ -14,7 +14,7 @@ FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json", "verified.json"}
 
 def contents(folder: Path) -> dict[str, bytes]:
     """All but what is only remembered of the other files."""
-    own = [path for path in folder.iterdir() if path.name != hash_cache.NAME]
+    own = [path for path in folder.iterdir() if path.name != hash_cache.CACHE_FILENAME]
     return {path.name: path.read_bytes() for path in own}
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlxgpt.data import readers
 from mlxgpt.data.dataset import Dataset
-from mlxgpt.data.readers import Piece
+from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.tokenizers.char import END_OF_TEXT, Tokenizer
 
 LANGUAGES = """
@@ -54,12 +54,12 @@ def as_read(text: str) -> str:
 def pieces_of(length: int) -> Iterator[None]:
     """Documents come in pieces of this length, and files are read so many bytes at a time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "PIECE", length)
-        patch.setattr(readers, "LONGEST_WORD", 4 * length)
+        patch.setattr(readers, "MAX_PIECE_CHARS", length)
+        patch.setattr(readers, "MAX_WORD_CHARS", 4 * length)
         yield
 
 
-def joined(pieces: Iterable[Piece]) -> list[str]:
+def joined(pieces: Iterable[DocumentPiece]) -> list[str]:
     """The documents whose pieces these are."""
     documents, begun = [], ""
     for text, last in pieces:

@@ -77,8 +77,8 @@ class Recorder(Callback):
 def final_state(run: str) -> dict[str, np.ndarray]:
     """Model and optimizer of a run's newest checkpoint."""
     folder = Path("runs") / run / "checkpoints"
-    saved = checkpoint.load(
-        checkpoint.path_of(folder, checkpoint.steps(folder)[-1]), with_optimizer=True
+    saved = checkpoint.load_checkpoint(
+        checkpoint.checkpoint_folder(folder, checkpoint.list_steps(folder)[-1]), with_optimizer=True
     )
     assert saved.optimizer is not None
     return {name: np.array(value) for name, value in (saved.parameters | saved.optimizer).items()}
@@ -92,5 +92,5 @@ def metrics(run: str) -> list[dict[str, Any]]:
 
 
 def len_done(run: str) -> int:
-    steps = checkpoint.steps(Path("runs") / run / "checkpoints")
+    steps = checkpoint.list_steps(Path("runs") / run / "checkpoints")
     return steps[-1] if steps else 0

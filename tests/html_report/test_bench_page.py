@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlxgpt.bench.records import Measurement
-from mlxgpt.html_report.bench_page import page_of
+from mlxgpt.html_report.bench_page import build_benchmark_page
 from tests.helpers.bench_measurement import measurement
 from tests.html_report.test_page import HOSTILE, Seen
 
@@ -16,7 +16,7 @@ def on_machine(**changes: Any) -> Measurement:
 
 
 def test_one_machine_with_estimates() -> None:
-    html = page_of([measurement()]).html()
+    html = build_benchmark_page([measurement()]).to_html()
     text = Seen(html).text
     for words in ("measured and estimated", "Apple chips: estimated", "To measure it again"):
         assert words in text, words
@@ -27,13 +27,13 @@ def test_one_machine_with_estimates() -> None:
 
 def test_machines_side_by_side() -> None:
     other = on_machine(chip="Apple M4")
-    page = page_of([measurement(), replace(other, tiers=other.tiers[:1])])
-    text = Seen(page.html()).text
+    page = build_benchmark_page([measurement(), replace(other, tiers=other.tiers[:1])])
+    text = Seen(page.to_html()).text
     assert "2: Apple M4" in text
     assert "Apple M4, 2026-11-22" in text
 
 
 def test_a_chip_s_name_is_text() -> None:
-    html = page_of([on_machine(chip=f"{HOSTILE} ![x](http://e.vil)")]).html()
+    html = build_benchmark_page([on_machine(chip=f"{HOSTILE} ![x](http://e.vil)")]).to_html()
     assert "<script" not in html
     assert "<img" not in html

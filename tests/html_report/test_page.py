@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.html_report.page import Figure, Page, shown, write
+from mlxgpt.html_report.page import Figure, Page, replace_unprintable, write_page
 from mlxgpt.utils.errors import UserError
 
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' \0\x1b[31m\u202e ]]> </title>"
@@ -41,23 +41,23 @@ class Seen(HTMLParser):
 def full(text: str) -> Page:
     """A page with a text wherever one can be."""
     page = Page(text)
-    page.heading(text)
-    page.paragraph(text)
-    page.text(text)
-    page.commands([text, text])
-    page.table([["", text], [text, "1.5"]], text)
+    page.add_heading(text)
+    page.add_paragraph(text)
+    page.add_preformatted(text)
+    page.add_commands([text, text])
+    page.add_table([["", text], [text, "1.5"]], text)
     figure = Figure("<svg ></svg>", text, text)
-    page.figure(figure)
-    page.side_by_side([figure, figure])
-    page.choice(text, {text: figure, "other": figure})
-    page.markdown(f"# title\n\n{text}\n\n| {text} | |\n| --- | ---: |\n| {text} | 1 |\n")
+    page.add_figure(figure)
+    page.add_figure_grid([figure, figure])
+    page.add_figure_tabs(text, {text: figure, "other": figure})
+    page.add_markdown(f"# title\n\n{text}\n\n| {text} | |\n| --- | ---: |\n| {text} | 1 |\n")
     return page
 
 
 @given(st.text())
 def test_whatever_is_put_in_is_text(text: str) -> None:
-    tags = Seen(full("plain").html()).tags
-    seen = Seen(full(text.replace("\n", " ").replace("|", " ")).html())
+    tags = Seen(full("plain").to_html()).tags
+    seen = Seen(full(text.replace("\n", " ").replace("|", " ")).to_html())
     markdown = {"em", "strong", "code", "a", "h1", "h2", "h3", "ul", "ol", "li", "blockquote", "hr"}
     markdown |= {"p", "pre", "table", "thead", "tbody", "tr", "th", "td", "div", "br"}
     extra = set(seen.tags) - set(tags)
@@ -69,10 +69,10 @@ def test_whatever_is_put_in_is_text(text: str) -> None:
 def test_a_page_fetches_nothing_and_runs_nothing() -> None:
     links = "![x](https://e.vil/a.png) [y](https://e.vil) <https://e.vil> <img src=x onerror=y>"
     for text in (HOSTILE, links):
-        seen = Seen(full(text).html())
+        seen = Seen(full(text).to_html())
         assert not {"script", "img", "link", "iframe", "object", "a", "base"} & set(seen.tags)
         assert not {"src", "href", "onerror", "srcset"} & {name for name, _ in seen.attributes}
-    html = full(HOSTILE).html()
+    html = full(HOSTILE).to_html()
     assert "url(" not in html
     assert "@import" not in html
     assert "<script" not in html
@@ -83,23 +83,23 @@ def test_a_page_fetches_nothing_and_runs_nothing() -> None:
 
 
 def test_line_ends_and_emoji_stay() -> None:
-    assert shown("a\n\tb 🦊 ä") == "a\n\tb 🦊 ä"
-    assert shown("\ud83e") == "\ufffd", "half of a pair is no letter"
-    full("\ud83e").html().encode()
+    assert replace_unprintable("a\n\tb 🦊 ä") == "a\n\tb 🦊 ä"
+    assert replace_unprintable("\ud83e") == "\ufffd", "half of a pair is no letter"
+    full("\ud83e").to_html().encode()
 
 
 def test_columns_of_numbers_stand_right() -> None:
     page = Page("t")
-    page.table([["a", "b", "c"], ["1,234", "–", "4 %"], ["-1.5", "x", "1.2 ×"]], "numbers")
-    cells = re.findall(r"<td( class=\"number\")?>([^<]*)", page.html())
+    page.add_table([["a", "b", "c"], ["1,234", "–", "4 %"], ["-1.5", "x", "1.2 ×"]], "numbers")
+    cells = re.findall(r"<td( class=\"number\")?>([^<]*)", page.to_html())
     assert [bool(kind) for kind, _ in cells] == [True, False, True] * 2
 
 
 def test_parts_of_one_kind_have_names_of_their_own() -> None:
     page = full("same")
-    page.table([["a"], ["1"]], "same")
-    page.choice("same", {"a": Figure("<svg ></svg>", "", "")})
-    html = page.html()
+    page.add_table([["a"], ["1"]], "same")
+    page.add_figure_tabs("same", {"a": Figure("<svg ></svg>", "", "")})
+    html = page.to_html()
     labels = re.findall(r'role="region" aria-label="([^"]*)"', html)
     assert len(labels) == len(set(labels)) == 3
     ids = re.findall(r' id="([^"]*)"', html)
@@ -108,13 +108,13 @@ def test_parts_of_one_kind_have_names_of_their_own() -> None:
 
 def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    write(path, Page("one").html())
-    write(path, Page("two").html(refresh=5))
+    write_page(path, Page("one").to_html())
+    write_page(path, Page("two").to_html(refresh=5))
     assert '<meta http-equiv="refresh" content="5">' in path.read_text()
     for mine in (b"my own page", b"\xff\xfe", b""):
         path.write_bytes(mine)
         with pytest.raises(UserError, match="is no page of ours"):
-            write(path, Page("three").html())
+            write_page(path, Page("three").to_html())
         assert path.read_bytes() == mine
     with pytest.raises(UserError, match="cannot write"):
-        write(tmp_path / "nowhere" / "page.html", Page("four").html())
+        write_page(tmp_path / "nowhere" / "page.html", Page("four").to_html())

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.html_report import plots
-from mlxgpt.html_report.page import shown
-from mlxgpt.html_report.plots import MOST_POINTS, Line, smoothed, thinned
+from mlxgpt.html_report.page import replace_unprintable
+from mlxgpt.html_report.plots import MAX_LINE_POINTS, Line, downsample_min_max, moving_average
 from mlxgpt.utils.errors import UserError
 
 X = np.arange(5.0)
@@ -34,25 +34,25 @@ def words(text: str) -> set[str]:
 
 def test_a_plot_is_made_for_two_widths_with_text_as_text() -> None:
     drawn = [Line("one", X, X**2), Line("two", X, X, markers=True)]
-    text = plots.lines(drawn, "steps", "loss", name="a", events=[(2.0, "resumed")])
+    text = plots.plot_lines(drawn, "steps", "loss", name="a", events=[(2.0, "resumed")])
     wide, narrow = svgs(text)
     assert (wide.get("class"), narrow.get("class")) == ("wide", "narrow")
     assert wide.get("width") is None, "as wide as the page"
     assert {"one", "two", "steps", "loss", "resumed"} <= words(text)
     assert "DejaVu" not in text
-    (half,) = svgs(plots.lines(drawn, "x", "y", name="b", small=True))
+    (half,) = svgs(plots.plot_lines(drawn, "x", "y", name="b", half_width=True))
     assert half.get("class") == "half"
 
 
 def test_colours_are_the_page_s() -> None:
-    text = plots.lines([Line("one", X, X), Line("two", X, -X)], "x", "y", name="a")
+    text = plots.plot_lines([Line("one", X, X), Line("two", X, -X)], "x", "y", name="a")
     found = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", text)) - {"none"}
     assert found == {"var(--ink)", "var(--rule)", "var(--line-1)", "var(--line-2)"}
 
 
 def test_lines_are_told_apart_without_colour() -> None:
     drawn = [Line(str(n), X, X + n, group=0) for n in range(5)]
-    text = plots.lines(drawn, "x", "y", name="a", small=True)
+    text = plots.plot_lines(drawn, "x", "y", name="a", half_width=True)
     dashes = set(re.findall(r"stroke-dasharray: ([^;\"]+)", text))
     assert len(dashes) == 4, "and the first one is whole"
     assert "var(--line-2)" not in text, "one group, one colour"
@@ -60,21 +60,21 @@ def test_lines_are_told_apart_without_colour() -> None:
 
 def test_names_may_be_anything() -> None:
     for name in ("<script>", "$x^2$", "\0\x1b", "%s {0}", "_hidden", "$\\frac{"):
-        text = plots.lines([Line(name, X, X), Line("b", X, X)], name, name, name=name)
+        text = plots.plot_lines([Line(name, X, X), Line("b", X, X)], name, name, name=name)
         assert "<script" not in text
         assert len(svgs(text)) == 2
-        assert any(shown(name) in word for word in words(text)), "also in the legend"
-    assert "$x^2$" in words(plots.intervals([("$x^2$", 1, 0, 2)], "x", name="a"))
+        assert any(replace_unprintable(name) in word for word in words(text)), "also in the legend"
+    assert "$x^2$" in words(plots.plot_intervals([("$x^2$", 1, 0, 2)], "x", name="a"))
 
 
 def test_of_nothing_there_is_an_empty_plot() -> None:
     nothing = np.array([])
     for drawn in ([], [Line("a", nothing, nothing)], [Line("a", X, X * np.nan)]):
-        assert svgs(plots.lines(drawn, "x", "y", name="a"))
+        assert svgs(plots.plot_lines(drawn, "x", "y", name="a"))
 
 
 def test_the_same_plot_is_the_same_text_and_two_share_no_id() -> None:
-    one, same, other = (plots.lines([Line("a", X, X)], "x", "y", name=n) for n in "aab")
+    one, same, other = (plots.plot_lines([Line("a", X, X)], "x", "y", name=n) for n in "aab")
     assert one == same
 
     def ids(text: str) -> set[str]:
@@ -86,19 +86,19 @@ def test_the_same_plot_is_the_same_text_and_two_share_no_id() -> None:
 
 def test_values_and_intervals_are_drawn_where_they_are() -> None:
     rows = [("a", 0.5, 0.25, 1.0), ("b", 2.0, None, None)]
-    text = plots.intervals(rows, "ratio", name="a", middle=1.0, log=True)
+    text = plots.plot_intervals(rows, "ratio", name="a", reference=1.0, log=True)
     assert {"a", "b", "ratio", "0.5", "1", "2"} <= words(text)
     assert {"a", "1,000"} <= words(
-        plots.points([("a", 1000.0, True), ("b", 10.0, False)], "x", name="a")
+        plots.plot_points([("a", 1000.0, True), ("b", 10.0, False)], "x", name="a")
     )
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), max_size=3000))
 def test_of_many_points_none_that_stands_out_is_lost(values: list[float]) -> None:
     y = np.array(values, dtype=float)
-    x, kept = thinned(np.arange(len(y), dtype=float), y)
+    x, kept = downsample_min_max(np.arange(len(y), dtype=float), y)
     known = y[np.isfinite(y)]
-    assert len(kept) <= MOST_POINTS + 2
+    assert len(kept) <= MAX_LINE_POINTS + 2
     assert (np.diff(x) > 0).all()
     if len(known):
         assert (kept.min(), kept.max()) == (known.min(), known.max())
@@ -108,24 +108,26 @@ def test_of_many_points_none_that_stands_out_is_lost(values: list[float]) -> Non
 
 def test_smoothing_is_a_mean_that_does_not_lag() -> None:
     line = 3.0 * np.arange(50) + 1
-    np.testing.assert_allclose(smoothed(line, 9), line)
+    np.testing.assert_allclose(moving_average(line, 9), line)
     y = np.array([1.0, np.nan, 3.0, 5.0, 7.0])
-    np.testing.assert_allclose(smoothed(y, 3), [1, np.nan, 4, 5, 7])
+    np.testing.assert_allclose(moving_average(y, 3), [1, np.nan, 4, 5, 7])
     noise = np.random.default_rng(0).normal(size=1000)
-    assert smoothed(noise, 100)[100:900].std() < 0.2
-    assert len(smoothed(np.array([]), 3)) == 0
+    assert moving_average(noise, 100)[100:900].std() < 0.2
+    assert len(moving_average(np.array([]), 3)) == 0
 
 
 def test_a_first_loss_far_above_the_rest_does_not_flatten_it() -> None:
     y = np.concatenate([[100.0], np.linspace(2, 1, 100)])
-    assert "1.4" in words(plots.lines([Line("a", np.arange(101.0), y)], "x", "y", name="a"))
+    assert "1.4" in words(plots.plot_lines([Line("a", np.arange(101.0), y)], "x", "y", name="a"))
     # What is as far above but common is seen.
     y = np.repeat([100.0, 1.0], 50)
-    assert "1.4" not in words(plots.lines([Line("a", np.arange(100.0), y)], "x", "y", name="a"))
+    assert "1.4" not in words(
+        plots.plot_lines([Line("a", np.arange(100.0), y)], "x", "y", name="a")
+    )
 
 
 def test_without_matplotlib_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match="need matplotlib") as caught:
-        plots.lines([], "x", "y", name="a")
+        plots.plot_lines([], "x", "y", name="a")
     assert "pip install" in caught.value.remedy

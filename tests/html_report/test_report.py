@@ -10,9 +10,9 @@ import pytest
 from mlxgpt import api
 from mlxgpt.cli import main as cli
 from mlxgpt.html_report import report
-from mlxgpt.html_report.page import OURS
+from mlxgpt.html_report.page import GENERATOR_META
 from mlxgpt.storage.run import open_run
-from mlxgpt.utils.files import SMALL
+from mlxgpt.utils.files import MAX_SMALL_FILE_BYTES
 from tests.helpers.commands import ROOT, Capture, refused
 
 BENCH = ROOT / "benchmarks" / "reports" / "2026-11-26-epyc-2-cores.json"
@@ -87,7 +87,7 @@ def test_it_watches_until_the_run_is_finished(
     seen: list[str] = []
 
     def goes_on(seconds: float) -> None:
-        assert seconds == report.EVERY
+        assert seconds == report.WATCH_INTERVAL
         seen.append(path.read_text())
         metrics.write_text("".join(lines[: len(lines) - 3 + len(seen)]))
 
@@ -111,7 +111,7 @@ def test_ctrl_c_ends_watching_with_a_page(place: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(report.time, "sleep", interrupted)
     assert cli.main(["report", "--watch"]) == 0
     html = Path("runs/done/report.html").read_text()
-    assert OURS in html
+    assert GENERATOR_META in html
     assert "refresh" not in html
 
 
@@ -129,4 +129,4 @@ def test_a_run_of_a_hundred_thousand_records(place: Path) -> None:
             file.write(f"--- step {100 * n}\n" + 5000 * "<word> " + "\n\n")
     page = api.report("done")
     assert page.stat().st_size < 2e6
-    assert (run.folder / "metrics.jsonl").stat().st_size > SMALL
+    assert (run.folder / "metrics.jsonl").stat().st_size > MAX_SMALL_FILE_BYTES

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxgpt.html_report.run_metrics import AXES, course_of
+from mlxgpt.html_report.run_metrics import X_AXES, load_run_metrics
 from mlxgpt.storage.run import Run, open_run
 
 
@@ -29,18 +29,18 @@ def test_metrics_become_arrays(run: Run) -> None:
         {"step": 4, "loss": None, "tokens_per_second": 0, "skipped": 0, "val_loss": 2.5},
         {"step": 6, "loss": 2.0, "tokens_per_second": 2 * each, "skipped": 1},
     )
-    course = course_of(run)
+    course = load_run_metrics(run)
     assert course.steps.tolist() == [2, 4, 6]
     assert course.tokens.tolist() == [2 * each, 4 * each, 6 * each]
     # Two steps at one a second; two whose time is not known; two at two a second.
     np.testing.assert_allclose(60 * course.minutes, [2, 2, 3])
     np.testing.assert_array_equal(course.values["loss"], [3, np.nan, 2])
-    assert course.last("val_loss") == 2.5
-    assert course.last("lr") is None
+    assert course.last_value("val_loss") == 2.5
+    assert course.last_value("lr") is None
     assert course.events == [(6, "1 left out")]
-    for axis in AXES:
-        assert len(course.axis(axis)) == 3
-    assert course.place(3, "steps") == 3
+    for axis in X_AXES:
+        assert len(course.x_values(axis)) == 3
+    assert course.x_at_step(3, "steps") == 3
 
 
 def test_what_happened_is_told(run: Run) -> None:
@@ -53,16 +53,16 @@ def test_what_happened_is_told(run: Run) -> None:
         {"step": 4, "spiked": 9},
         {"step": 8, **on, "forecast": {"seconds": 1.0}},
     )
-    course = course_of(run)
+    course = load_run_metrics(run)
     assert course.events == [(4, "back to here from 9"), (8, "stopped, and resumed")]
-    assert course.forecast == {"seconds": 9.5}, "of the beginning, as far as it is numbers"
+    assert course.estimate == {"seconds": 9.5}, "of the beginning, as far as it is numbers"
 
 
 def test_a_run_keeps_what_it_was_said_to_take(run: Run) -> None:
-    course = course_of(run)
+    course = load_run_metrics(run)
     assert course.events == []
-    assert set(course.forecast) == {"step_seconds", "seconds", "peak_bytes"}
-    assert course.forecast["seconds"] > 12 * course.forecast["step_seconds"] > 0
+    assert set(course.estimate) == {"step_seconds", "seconds", "peak_bytes"}
+    assert course.estimate["seconds"] > 12 * course.estimate["step_seconds"] > 0
 
 
 @pytest.mark.parametrize(
@@ -82,17 +82,17 @@ def test_a_run_keeps_what_it_was_said_to_take(run: Run) -> None:
 )
 def test_damaged_metrics_do_not_hide_the_others(run: Run, line: str) -> None:
     write(run, "metrics.jsonl", {"step": 2, "loss": 3.0}, line)
-    course = course_of(run)
+    course = load_run_metrics(run)
     assert course.steps[0] == 2
-    assert course.last("loss") == 3.0
-    assert course_of(run).values["lr"][-1] != course.values["lr"][-1], "no number"
+    assert course.last_value("loss") == 3.0
+    assert load_run_metrics(run).values["lr"][-1] != course.values["lr"][-1], "no number"
 
 
 def test_without_metrics_there_is_nothing(run: Run) -> None:
     (run.folder / "metrics.jsonl").unlink()
     (run.folder / "history.jsonl").unlink()
-    course = course_of(run)
+    course = load_run_metrics(run)
     assert len(course.steps) == len(course.minutes) == 0
-    assert course.place(3, "steps") == 0
-    assert course.last("loss") is None
-    assert course.forecast == {}
+    assert course.x_at_step(3, "steps") == 0
+    assert course.last_value("loss") is None
+    assert course.estimate == {}

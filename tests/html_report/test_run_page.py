@@ -9,9 +9,9 @@ import pytest
 
 from mlxgpt import api
 from mlxgpt.cli import main as cli
-from mlxgpt.config import Config, differences, override, toml
+from mlxgpt.config import Config, diff_configs, override_config, toml
 from mlxgpt.html_report.page import Page
-from mlxgpt.html_report.run_page import commands, nearest, page_of
+from mlxgpt.html_report.run_page import build_repro_commands, build_runs_page, find_nearest_config
 from mlxgpt.storage.run import Run, open_run
 from mlxgpt.training.job import TrainRequest
 from tests.html_report.test_page import Seen
@@ -25,14 +25,14 @@ def run(place: Path) -> Run:
 
 
 def text_of(page: Page) -> str:
-    return Seen(page.html()).text
+    return Seen(page.to_html()).text
 
 
 def test_everything_is_on_the_page(run: Run) -> None:
     appraisal = {"columns": {"model": {"distinct-1": 0.5}, "real": {"distinct-1": None}}}
     (run.folder / "quality.json").write_text(json.dumps(appraisal))
-    run.add_return(8, 11)
-    told = text_of(page_of([run]))
+    run.log_rollback(8, 11)
+    told = text_of(build_runs_page([run]))
     best = run.best()
     assert best
     for words in (
@@ -51,16 +51,16 @@ def test_everything_is_on_the_page(run: Run) -> None:
         "mlxgpt train --",
     ):
         assert words in told, words
-    html = page_of([run]).html()
+    html = build_runs_page([run]).to_html()
     assert "in training: from" in html, "a plot says what is seen in it"
-    assert html == page_of([run]).html(), "the same each time"
+    assert html == build_runs_page([run]).to_html(), "the same each time"
 
 
 def test_samples_are_shown_as_they_grew(run: Run) -> None:
     (run.folder / "samples.txt").write_text(
         "".join(f"--- step {n}\nsample {n}\n\n" for n in range(1, 201))
     )
-    told = text_of(page_of([run]))
+    told = text_of(build_runs_page([run]))
     shown = [n for n in range(1, 201) if f"after {n} steps" in told]
     assert len(shown) == 8
     assert (shown[0], shown[-1]) == (1, 200)
@@ -72,7 +72,7 @@ def test_several_runs_stand_side_by_side(run: Run, place: Path) -> None:
     elsewhere.parent.mkdir()
     run.folder.rename(place / "runs" / "first")
     first = open_run(place / "runs" / "first")
-    told = text_of(page_of([first, first]))
+    told = text_of(build_runs_page([first, first]))
     assert "first (1), in training" in told
     assert "first (2), held-out text" in told
     assert told.count("To repeat it") == 2
@@ -85,7 +85,7 @@ def test_whatever_a_run_holds_is_text(run: Run, place: Path) -> None:
     (run.folder / "samples.txt").write_bytes(b"--- step 1\n" + HOSTILE.encode() + b"\xff\xfe\n")
     history = {"step": 0, "on": {HOSTILE: HOSTILE}, "changed": {}, "forecast": {HOSTILE: 1}}
     (run.folder / "history.jsonl").write_text(json.dumps(history) + "\n")
-    html = page_of([run]).html()
+    html = build_runs_page([run]).to_html()
     assert "<script" not in html
     assert "\x1b" not in html
     told = Seen(html).text
@@ -97,16 +97,16 @@ def test_whatever_a_run_holds_is_text(run: Run, place: Path) -> None:
 def test_what_is_damaged_is_left_out_and_logged(run: Run, content: str, notes: list[str]) -> None:
     (run.folder / "quality.json").write_text(content)
     (run.folder / "best.json").write_text(content)
-    page = page_of([run])
+    page = build_runs_page([run])
     told = text_of(page)
     assert "What its texts are worth" not in told
-    assert "quality.json is damaged, and left out" in page.left_out[0]
+    assert "quality.json is damaged, and left out" in page.warnings[0]
 
 
 def test_of_a_run_that_has_just_begun_there_is_a_page(run: Run) -> None:
     for name in ("metrics.jsonl", "samples.txt", "history.jsonl", "best.json"):
         (run.folder / name).unlink()
-    told = text_of(page_of([run]))
+    told = text_of(build_runs_page([run]))
     assert "0 of 12, not finished" in told
 
 
@@ -119,15 +119,15 @@ def trained_by(line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, dict
         seen.append((request.config, dict(init.origin) if init else {}))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "setup", setup)
-    assert cli.main(shlex.split(line)[1:]) == cli.INTERRUPTED
+    monkeypatch.setattr(api, "setup_job", setup)
+    assert cli.main(shlex.split(line)[1:]) == cli.EXIT_INTERRUPTED
     return seen[0]
 
 
 def test_its_command_trains_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, origin = trained_by(commands(run)[0], monkeypatch)
+    config, origin = trained_by(build_repro_commands(run)[0], monkeypatch)
     decided = {"dtype": "float32", "vocab_size": run.config.model.vocab_size}
-    assert differences(override(config, decided), run.config) == {}
+    assert diff_configs(override_config(config, decided), run.config) == {}
     assert config.data == run.config.data
     assert origin == {}
 
@@ -138,19 +138,19 @@ def test_a_fine_tuned_run_s_command_too(
     given = {"source": text_file, "max_steps": 2, "eval_interval": 1, "sample_tokens": 0}
     summary = api.train(from_run="done", run="tuned", **given)  # type: ignore[arg-type]
     run = open_run(summary.run)
-    line = commands(run)[0]
+    line = build_repro_commands(run)[0]
     assert line.startswith("mlxgpt train --from done --source ")
     assert "--n-embd" not in line
-    assert nearest(run)[0] == "finetune"
+    assert find_nearest_config(run)[0] == "finetune"
     config, origin = trained_by(line, monkeypatch)
-    assert differences(override(config, {"dtype": "float32"}), run.config) == {}
+    assert diff_configs(override_config(config, {"dtype": "float32"}), run.config) == {}
     assert origin == dict(run.origin)
 
 
 def test_the_nearest_config_is_the_one_it_was_made_of(run: Run) -> None:
     for name in ("tier1", "tier2", "tier1-modern", "gpt2-124m", "five-minutes"):
-        config = toml.load(toml.built_in()[name])
-        changed = override(config, {"seed": 5, "dtype": "float32", "max_steps": 77})
-        found, base = nearest(replace(run, config=changed))
+        config = toml.load_config(toml.find_builtin_configs()[name])
+        changed = override_config(config, {"seed": 5, "dtype": "float32", "max_steps": 77})
+        found, base = find_nearest_config(replace(run, config=changed))
         assert found == name
-        assert set(differences(base, changed)) == {"seed", "max_steps"}
+        assert set(diff_configs(base, changed)) == {"seed", "max_steps"}

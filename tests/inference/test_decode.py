@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxgpt.backend import device
-from mlxgpt.config import Config, Sampling, override
+from mlxgpt.config import Config, SamplingParams, override_config
 from mlxgpt.inference import engine
 from mlxgpt.inference.decode import BatchDecoder, generate_step
 from mlxgpt.inference.engine import CompiledModel, NotFiniteError
@@ -31,7 +31,7 @@ def model(tiny_model: Config) -> GPT:
 Texts = list[tuple[np.ndarray, int]]
 
 
-def rows_of(compiled: CompiledModel, texts: Texts, sampling: Sampling) -> list[list[int]]:
+def rows_of(compiled: CompiledModel, texts: Texts, sampling: SamplingParams) -> list[list[int]]:
     """All rows of some texts."""
     return list(generate_step(BatchDecoder(compiled, texts, sampling)))
 
@@ -50,7 +50,11 @@ def prefilled(monkeypatch: pytest.MonkeyPatch, compiled: CompiledModel) -> list[
 
 
 def tokens(
-    model: GPT, prompt: np.ndarray, sampling: Sampling, vocab_size: int, end: int | None = None
+    model: GPT,
+    prompt: np.ndarray,
+    sampling: SamplingParams,
+    vocab_size: int,
+    end: int | None = None,
 ) -> list[list[int]]:
     """All rows of one prompt's texts."""
     texts = [(prompt, n) for n in range(sampling.samples)]
@@ -64,11 +68,11 @@ def test_every_text_is_drawn_as_if_it_were_alone(
     tiny_model: Config, parts: dict, kind: dict
 ) -> None:
     """Beyond the block too, and after some of them were dropped."""
-    model = lively(override(tiny_model, parts))
+    model = lively(override_config(tiny_model, parts))
     compiled = CompiledModel(model, 19)
     lengths = [3, 8, 1, 5, 8, 12]
     texts = [(np.arange(n) * (n + 1) % 19, n % 2) for n in lengths]
-    sampling = Sampling(max_tokens=30, seed=2, **kind)
+    sampling = SamplingParams(max_tokens=30, seed=2, **kind)
     alone = [
         [row[0] for row in generate_step(BatchDecoder(compiled, [text], sampling))]
         for text in texts
@@ -80,10 +84,10 @@ def test_every_text_is_drawn_as_if_it_were_alone(
         for which, id in zip(left, row, strict=True):
             found[which].append(id)
         if n == 4:
-            batch.keep([0, 2, 3, 5])
+            batch.filter_rows([0, 2, 3, 5])
             left = [0, 2, 3, 5]
         if n == 17:
-            batch.keep([3])
+            batch.filter_rows([3])
             left = [5]
     for which, ids in enumerate(found):
         assert ids == alone[which][: len(ids)]
@@ -96,11 +100,11 @@ def test_prompts_that_are_read_in_parts_give_the_same_texts(
 ) -> None:
     """As on Metal, where a batch of prompts is cut."""
     texts = [(np.arange(n) * (n + 1) % 19, 0) for n in (3, 8, 5, 6, 7)]
-    sampling = Sampling(max_tokens=20, seed=2, top_k=5)
+    sampling = SamplingParams(max_tokens=20, seed=2, top_k=5)
     whole = rows_of(CompiledModel(model, 19), texts, sampling)
     compiled = CompiledModel(model, 19)
     read = prefilled(monkeypatch, compiled)
-    monkeypatch.setattr(device, "rows_at_once", lambda flops: most)
+    monkeypatch.setattr(device, "max_rows_per_batch", lambda flops: most)
     assert rows_of(compiled, texts, sampling) == whole
     assert read[: -(-5 // most)] == {1: [1] * 5, 2: [2, 2, 1], 4: [3, 2]}[most]
 
@@ -112,7 +116,7 @@ def test_what_texts_have_in_common_is_read_once(
     read = prefilled(monkeypatch, compiled)
     one, other = np.array([1, 2, 3]), np.array([4, 5])
     texts = [(one, 0), (other, 0), (one, 1), (one, 2), (other, 1)]
-    rows = rows_of(compiled, texts, Sampling(max_tokens=5, seed=0))
+    rows = rows_of(compiled, texts, SamplingParams(max_tokens=5, seed=0))
     assert read == [2]
     assert len(set(zip(*rows, strict=True))) == 5
 
@@ -123,15 +127,15 @@ def test_texts_of_one_prompt_are_as_if_alone(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config, position: str, length: int, more: int
 ) -> None:
     """Whole buckets, and a rest; beyond the block, and after some texts were dropped."""
-    model = lively(override(tiny_model, {"position": position}))
-    monkeypatch.setattr(engine, "SMALLEST_BUCKET", 2)
+    model = lively(override_config(tiny_model, {"position": position}))
+    monkeypatch.setattr(engine, "MIN_BUCKET_SIZE", 2)
     texts = [(np.arange(length), n) for n in range(5)]
-    sampling = Sampling(max_tokens=more, seed=2)
+    sampling = SamplingParams(max_tokens=more, seed=2)
     alone = [rows_of(CompiledModel(model, 19), [texts[n]], sampling) for n in (0, 3)]
     batch = BatchDecoder(CompiledModel(model, 19), texts, sampling)
     rows = generate_step(batch)
     first = next(rows)
-    batch.keep([0, 3])
+    batch.filter_rows([0, 3])
     together = [(first[0], first[3]), *map(tuple, rows)]
     assert together == [(a, b) for (a,), (b,) in zip(*alone, strict=True)]
 
@@ -141,9 +145,9 @@ def test_one_text_of_many_can_be_read_again(
 ) -> None:
     """While the others need not."""
     model = lively(tiny_model)
-    monkeypatch.setattr(engine, "SMALLEST_BUCKET", 2)
+    monkeypatch.setattr(engine, "MIN_BUCKET_SIZE", 2)
     texts = [(np.arange(n), 0) for n in (3, 5, 3, 3)]
-    sampling = Sampling(max_tokens=20, seed=2)
+    sampling = SamplingParams(max_tokens=20, seed=2)
     alone = [rows_of(CompiledModel(model, 19), [text], sampling) for text in texts]
     rows = rows_of(CompiledModel(model, 19), texts, sampling)
     assert [[ids] for ids in zip(*rows, strict=True)] == [
@@ -153,14 +157,14 @@ def test_one_text_of_many_can_be_read_again(
 
 def test_a_cache_may_end_within_a_bucket(tiny_model: Config) -> None:
     """64 places here, where 75 would be looked at."""
-    model = GPT(override(tiny_model, {"block_size": 200}).model)
-    assert len(tokens(model, np.arange(2), Sampling(max_tokens=58, seed=0), 19)) == 58
+    model = GPT(override_config(tiny_model, {"block_size": 200}).model)
+    assert len(tokens(model, np.arange(2), SamplingParams(max_tokens=58, seed=0), 19)) == 58
 
 
 def test_a_model_is_traced_a_few_times_and_then_never(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config
 ) -> None:
-    model = lively(override(tiny_model, {"block_size": 256}))
+    model = lively(override_config(tiny_model, {"block_size": 256}))
     traced: list[str] = []
     real = GPT.__call__
 
@@ -171,17 +175,17 @@ def test_a_model_is_traced_a_few_times_and_then_never(
     monkeypatch.setattr(GPT, "__call__", counted)
     compiled = CompiledModel(model, 19)
     for temperature, seed, length in ((0.8, 1, 250), (0.9, 2, 250), (0.7, 3, 40)):
-        sampling = Sampling(max_tokens=length, temperature=temperature, seed=seed)
+        sampling = SamplingParams(max_tokens=length, temperature=temperature, seed=seed)
         rows_of(compiled, [(np.array([1, seed]), 0)], sampling)
     assert traced.count("prefill") == 1
-    assert traced.count("decode") <= engine.BUCKETS + 2, "two caches of the last text's length"
+    assert traced.count("decode") <= engine.MAX_BUCKETS + 2, "two caches of the last text's length"
     before = len(traced)
-    rows_of(compiled, [(np.array([1, 2]), 0)], Sampling(max_tokens=250, seed=9))
+    rows_of(compiled, [(np.array([1, 2]), 0)], SamplingParams(max_tokens=250, seed=9))
     assert len(traced) == before
 
 
 def test_memory_stays_level_however_long_the_text(model: GPT) -> None:
-    sampling, used = Sampling(max_tokens=2000, seed=0), []
+    sampling, used = SamplingParams(max_tokens=2000, seed=0), []
     batch = BatchDecoder(CompiledModel(model, 19), [(np.array([1]), 0)], sampling)
     for n, _ in enumerate(generate_step(batch)):
         if n % 100 == 50:
@@ -195,9 +199,9 @@ def test_memory_stays_level_however_long_the_text(model: GPT) -> None:
 def test_how_much_is_looked_at_of_a_cache_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, model: GPT, prompt: int
 ) -> None:
-    ids, sampling = np.arange(prompt), Sampling(max_tokens=40, seed=5, samples=2)
+    ids, sampling = np.arange(prompt), SamplingParams(max_tokens=40, seed=5, samples=2)
     whole = tokens(model, ids, sampling, 19)
-    monkeypatch.setattr(engine, "SMALLEST_BUCKET", 1)
+    monkeypatch.setattr(engine, "MIN_BUCKET_SIZE", 1)
     assert tokens(model, ids, sampling, 19) == whole
 
 
@@ -207,9 +211,9 @@ def test_with_rotary_positions_the_text_slides_on(
     """With one layer its text is that of reading the last block afresh for every token; and none
     is read in again.
     """
-    model = GPT(override(tiny_model, {"position": "rope", "n_layer": 1}).model)
+    model = GPT(override_config(tiny_model, {"position": "rope", "n_layer": 1}).model)
     model.update(tree_map(lambda p: 20 * p if p.ndim == 2 else p, model.parameters()))
-    monkeypatch.setattr(engine, "SMALLEST_BUCKET", 2)
+    monkeypatch.setattr(engine, "MIN_BUCKET_SIZE", 2)
     read: list[int] = []
     real = CompiledModel.prefill
 
@@ -218,7 +222,7 @@ def test_with_rotary_positions_the_text_slides_on(
         return real(self, texts)
 
     monkeypatch.setattr(CompiledModel, "prefill", counted)
-    found = [row[0] for row in tokens(model, np.arange(3), Sampling(40, temperature=0), 19)]
+    found = [row[0] for row in tokens(model, np.arange(3), SamplingParams(40, temperature=0), 19)]
     window = [0, 1, 2]
     for id in found:
         assert id == int(model(mx.array([window[-model.config.block_size :]]))[0, -1].argmax())
@@ -229,12 +233,12 @@ def test_with_rotary_positions_the_text_slides_on(
 
 def test_settings_reach_the_sampler(model: GPT) -> None:
     prompt = np.array([1, 2])
-    greedy = tokens(model, prompt, Sampling(temperature=0, max_tokens=12), 19)
-    only_one = tokens(model, prompt, Sampling(top_k=1, max_tokens=12, seed=3), 19)
-    nucleus = tokens(model, prompt, Sampling(top_p=1e-6, max_tokens=12, seed=3), 19)
-    peak = tokens(model, prompt, Sampling(min_p=1.0, max_tokens=12, seed=3), 19)
+    greedy = tokens(model, prompt, SamplingParams(temperature=0, max_tokens=12), 19)
+    only_one = tokens(model, prompt, SamplingParams(top_k=1, max_tokens=12, seed=3), 19)
+    nucleus = tokens(model, prompt, SamplingParams(top_p=1e-6, max_tokens=12, seed=3), 19)
+    peak = tokens(model, prompt, SamplingParams(min_p=1.0, max_tokens=12, seed=3), 19)
     assert greedy == only_one == nucleus == peak
-    never_again = Sampling(temperature=0, repetition_penalty=100.0, max_tokens=12)
+    never_again = SamplingParams(temperature=0, repetition_penalty=100.0, max_tokens=12)
     rows = [row[0] for row in tokens(model, prompt, never_again, 19)]
     assert len({1, 2, *rows}) == 14, "prompt and all drawn tokens count as seen"
 
@@ -249,7 +253,7 @@ def test_to_end_is_no_repetition_of_having_begun(tiny_model: Config) -> None:
             return row[None]
 
     model, prompt = Sure(tiny_model.model), np.array([5, 3])
-    penalty = Sampling(1, temperature=0, repetition_penalty=100.0)
+    penalty = SamplingParams(1, temperature=0, repetition_penalty=100.0)
     assert tokens(model, prompt, penalty, 19, 5)[0] == [5]
     assert tokens(model, prompt, penalty, 19, 3)[0] != [5]
     assert tokens(model, prompt, penalty, 19)[0] != [5]
@@ -262,7 +266,7 @@ def test_a_compiled_model_goes_when_it_is_no_longer_used(model: GPT) -> None:
     gc.disable()
     try:
         compiled = CompiledModel(model, 19)
-        rows_of(compiled, [(np.zeros(4, dtype=np.int32), 0)], Sampling(3))
+        rows_of(compiled, [(np.zeros(4, dtype=np.int32), 0)], SamplingParams(3))
         gone = weakref.ref(compiled)
         del compiled
         assert gone() is None
@@ -284,8 +288,8 @@ def test_logits_that_are_not_finite_are_an_error(
     compiled = CompiledModel(model, 19)
     texts = [(np.array([1, 2]), 0), (np.array([5]), 0)]
     with pytest.raises(NotFiniteError, match="not finite"):
-        rows_of(compiled, texts, Sampling(max_tokens=4, seed=0, **settings))
+        rows_of(compiled, texts, SamplingParams(max_tokens=4, seed=0, **settings))
     with pytest.raises(NotFiniteError):
-        compiled.logits_after(np.array([1, 2]))
+        compiled.next_token_logits(np.array([1, 2]))
     with pytest.raises(NotFiniteError):
         ForwardTrace(model, 19, np.array([1, 2]))

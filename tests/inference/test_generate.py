@@ -8,12 +8,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.config import Config, Sampling, override
+from mlxgpt.config import Config, SamplingParams, override_config
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.inference import generate
 from mlxgpt.inference.engine import CompiledModel
-from mlxgpt.inference.generate import Detokenizer, Generated, TextStream, TokenOutput, with_start
+from mlxgpt.inference.generate import (
+    Detokenizer,
+    GenerationOutput,
+    TextStream,
+    TokenOutput,
+    prepend_bos,
+)
 from mlxgpt.model.gpt import GPT
 from mlxgpt.utils.errors import UserError
 from tests.helpers.tiny_models import lively
@@ -53,8 +59,8 @@ class Scripted(GPT):
 
 
 def streamed(
-    model: GPT, tokenizer: CharTokenizer, prompts: str | list[str], sampling: Sampling
-) -> tuple[list[str], Generated]:
+    model: GPT, tokenizer: CharTokenizer, prompts: str | list[str], sampling: SamplingParams
+) -> tuple[list[str], GenerationOutput]:
     """The pieces, and the result; as texts of such a tokenizer begin."""
     compiled, bos = CompiledModel(model, tokenizer.vocab_size), tokenizer.end_of_text
     prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -63,8 +69,8 @@ def streamed(
 
 
 def generated(
-    model: GPT, tokenizer: CharTokenizer, prompts: str | list[str], sampling: Sampling
-) -> Generated:
+    model: GPT, tokenizer: CharTokenizer, prompts: str | list[str], sampling: SamplingParams
+) -> GenerationOutput:
     return streamed(model, tokenizer, prompts, sampling)[1]
 
 
@@ -81,7 +87,7 @@ def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(
         chosen = int(model(mx.array([window]))[0, -1].argmax())
         expected.append(chosen)
         window.append(chosen)
-    found = generated(model, tokenizer, "ab", Sampling(temperature=0, max_tokens=40))
+    found = generated(model, tokenizer, "ab", SamplingParams(temperature=0, max_tokens=40))
     assert tokenizer.encode(found.texts[0]).tolist() == expected
     assert found.tokens == 40
 
@@ -91,7 +97,7 @@ def test_as_many_tokens_as_asked_beyond_the_block_too(
     model: GPT, tokenizer: CharTokenizer, length: int
 ) -> None:
     for prompt in ("", "a", "abcdefg", "abcdefgh", "abcdefghij" * 3):
-        result = generated(model, tokenizer, prompt, Sampling(max_tokens=length, seed=1))
+        result = generated(model, tokenizer, prompt, SamplingParams(max_tokens=length, seed=1))
         assert len(result.texts[0]) == len(prompt) + length
         assert result.texts[0].startswith(prompt), "the prompt is part of the text"
         assert result.ended == [False]
@@ -99,11 +105,11 @@ def test_as_many_tokens_as_asked_beyond_the_block_too(
 
 def test_same_seed_same_text(model: GPT, tokenizer: CharTokenizer) -> None:
     def text(**settings: object) -> list[str]:
-        sampling = Sampling(max_tokens=30, **settings)  # type: ignore[arg-type]
+        sampling = SamplingParams(max_tokens=30, **settings)  # type: ignore[arg-type]
         return generated(model, tokenizer, "ab", sampling).texts
 
     assert text(seed=5) == text(seed=5) != text(seed=6)
-    fresh = generated(model, tokenizer, "ab", Sampling(max_tokens=30))
+    fresh = generated(model, tokenizer, "ab", SamplingParams(max_tokens=30))
     assert fresh.texts == text(seed=fresh.seed), "a fresh seed is told, and makes it again"
 
 
@@ -114,15 +120,15 @@ def test_every_token_is_drawn_anew(tiny_model: Config, tokenizer: CharTokenizer)
         def __call__(self, ids, cache, *, last=None):  # type: ignore[no-untyped-def]
             return mx.zeros_like(super().__call__(ids, cache, last=last))
 
-    model = Clueless(override(tiny_model, {"block_size": 64}).model)
-    text = generated(model, tokenizer, "", Sampling(max_tokens=40, seed=0)).texts[0]
+    model = Clueless(override_config(tiny_model, {"block_size": 64}).model)
+    text = generated(model, tokenizer, "", SamplingParams(max_tokens=40, seed=0)).texts[0]
     assert len(set(text)) > 10
 
 
 def test_samples_in_a_batch_differ_and_all_keep_the_prompt(
     model: GPT, tokenizer: CharTokenizer
 ) -> None:
-    result = generated(model, tokenizer, "ab", Sampling(max_tokens=30, samples=5, seed=1))
+    result = generated(model, tokenizer, "ab", SamplingParams(max_tokens=30, samples=5, seed=1))
     assert len(set(result.texts)) == 5
     assert all(text.startswith("ab") and len(text) == 32 for text in result.texts)
     assert result.tokens == 150
@@ -131,7 +137,7 @@ def test_samples_in_a_batch_differ_and_all_keep_the_prompt(
 def test_a_long_prompt_keeps_its_last_tokens_and_says_so(
     model: GPT, tokenizer: CharTokenizer, notes: list[str]
 ) -> None:
-    sampling = Sampling(temperature=0, max_tokens=1)
+    sampling = SamplingParams(temperature=0, max_tokens=1)
     ends = []
     for prompt in ("q" * 9 + "abcdefgh", "abcdefgh"):
         stream = TextStream(CompiledModel(model, 19), tokenizer, [prompt], sampling, bos=None)
@@ -145,22 +151,22 @@ def test_a_long_prompt_keeps_its_last_tokens_and_says_so(
 
 def test_unknown_characters_are_refused(model: GPT, tokenizer: CharTokenizer) -> None:
     with pytest.raises(UserError, match="'X'"):
-        generated(model, tokenizer, "aXb", Sampling())
+        generated(model, tokenizer, "aXb", SamplingParams())
 
 
 def test_how_texts_begin(tokenizer: CharTokenizer) -> None:
-    assert tokenizer.decode(with_start(tokenizer.encode(""), tokenizer, None)) == "\n"
-    assert tokenizer.decode(with_start(tokenizer.encode("ab"), tokenizer, None)) == "ab"
+    assert tokenizer.decode(prepend_bos(tokenizer.encode(""), tokenizer, None)) == "\n"
+    assert tokenizer.decode(prepend_bos(tokenizer.encode("ab"), tokenizer, None)) == "ab"
     ending = CharTokenizer("ab", end_of_text=True)
-    assert with_start(ending.encode(""), ending, 2).tolist() == [2]
-    assert with_start(ending.encode("b"), ending, 2).tolist() == [2, 1]
+    assert prepend_bos(ending.encode(""), ending, 2).tolist() == [2]
+    assert prepend_bos(ending.encode("b"), ending, 2).tolist() == [2, 1]
     # GPT-2's own texts: nothing before a prompt, and something to begin with where there is none.
-    assert with_start(ending.encode(""), ending, None).tolist() == [2]
-    assert with_start(ending.encode("b"), ending, None).tolist() == [1]
+    assert prepend_bos(ending.encode(""), ending, None).tolist() == [2]
+    assert prepend_bos(ending.encode("b"), ending, None).tolist() == [1]
 
 
 def test_streamed_pieces_are_the_text(model: GPT, tokenizer: CharTokenizer) -> None:
-    sampling = Sampling(max_tokens=20, seed=1, stop=("zzz",))
+    sampling = SamplingParams(max_tokens=20, seed=1, stop=("zzz",))
     pieces, result = streamed(model, tokenizer, "ab", sampling)
     assert "".join(pieces) == result.texts[0]
     assert len([piece for piece in pieces if piece]) == 21, "each as it is generated"
@@ -168,8 +174,10 @@ def test_streamed_pieces_are_the_text(model: GPT, tokenizer: CharTokenizer) -> N
 
 def test_a_stream_is_as_far_as_it_was_read(model: GPT, tokenizer: CharTokenizer) -> None:
     compiled = CompiledModel(model, tokenizer.vocab_size)
-    stream = TextStream(compiled, tokenizer, ["ab"], Sampling(max_tokens=20, seed=1), bos=None)
-    assert stream.result == Generated(["ab"], 1, 0, 0.0, [False])
+    stream = TextStream(
+        compiled, tokenizer, ["ab"], SamplingParams(max_tokens=20, seed=1), bos=None
+    )
+    assert stream.result == GenerationOutput(["ab"], 1, 0, 0.0, [False])
     for n, piece in enumerate(stream, 1):
         assert stream.result.texts[0].endswith(piece)
         assert stream.result.tokens == n
@@ -189,8 +197,12 @@ def test_a_stream_is_as_far_as_it_was_read(model: GPT, tokenizer: CharTokenizer)
 def test_stop_strings_end_the_text_before_them(
     tiny_model: Config, tokenizer: CharTokenizer, stop: tuple[str, ...], expected: str
 ) -> None:
-    writes = Scripted(override(tiny_model, {"block_size": 64}), list(tokenizer.encode("abcdefgh")))
-    pieces, result = streamed(writes, tokenizer, "", Sampling(max_tokens=10, stop=stop, seed=0))
+    writes = Scripted(
+        override_config(tiny_model, {"block_size": 64}), list(tokenizer.encode("abcdefgh"))
+    )
+    pieces, result = streamed(
+        writes, tokenizer, "", SamplingParams(max_tokens=10, stop=stop, seed=0)
+    )
     assert result.texts == [expected]
     assert "".join(pieces) == expected
 
@@ -199,8 +211,8 @@ def test_a_text_ends_at_its_end_of_text(tiny_model: Config) -> None:
     tokenizer = CharTokenizer(LETTERS[:18], end_of_text=True)
     assert tokenizer.end_of_text == 18
     ids = [*tokenizer.encode("abc"), tokenizer.end_of_text]
-    writes = Scripted(override(tiny_model, {"block_size": 64}), ids)
-    result = generated(writes, tokenizer, "", Sampling(max_tokens=50, samples=2, seed=0))
+    writes = Scripted(override_config(tiny_model, {"block_size": 64}), ids)
+    result = generated(writes, tokenizer, "", SamplingParams(max_tokens=50, samples=2, seed=0))
     assert result.texts == ["abc", "abc"]
     assert result.ended == [True, True]
     assert result.tokens == 8
@@ -214,22 +226,22 @@ def test_characters_of_several_bytes_are_never_cut() -> None:
             return bytes([id])
 
     text = Detokenizer(Bytes(), "", ())  # type: ignore[arg-type]
-    pieces = [text.add(byte) for byte in "é🙂".encode()]
+    pieces = [text.add_token(byte) for byte in "é🙂".encode()]
     assert pieces == ["", "é", "", "", "", "🙂"]
-    assert text.add(0xC3) == ""
-    assert text.finish() == "\N{REPLACEMENT CHARACTER}"
+    assert text.add_token(0xC3) == ""
+    assert text.finalize() == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_ids_beyond_the_tokenizers_are_never_drawn(model: GPT) -> None:
     few = CharTokenizer("abc", end_of_text=False)
-    result = generated(model, few, "ab", Sampling(max_tokens=60, temperature=5.0, seed=0))
+    result = generated(model, few, "ab", SamplingParams(max_tokens=60, temperature=5.0, seed=0))
     assert set(result.texts[0]) == set("abc")
 
 
 def test_prompts_of_different_lengths_in_one_batch(model: GPT, tokenizer: CharTokenizer) -> None:
     """Each as if it were alone, whatever the others are, and whichever end before."""
     prompts = ["ab", "", "abcdefghij", "q", "ab", "defd"]
-    sampling = Sampling(max_tokens=20, seed=3, samples=3, stop=("rm", "hh", "ml"), top_p=0.9)
+    sampling = SamplingParams(max_tokens=20, seed=3, samples=3, stop=("rm", "hh", "ml"), top_p=0.9)
     together = generated(model, tokenizer, prompts, sampling)
     assert len(together.texts) == len(together.ended) == 18
     for n, prompt in enumerate(prompts):
@@ -244,9 +256,9 @@ def test_prompts_of_different_lengths_in_one_batch(model: GPT, tokenizer: CharTo
 def test_more_texts_than_a_batch_holds(
     monkeypatch: pytest.MonkeyPatch, model: GPT, tokenizer: CharTokenizer
 ) -> None:
-    sampling = Sampling(max_tokens=9, seed=3, samples=2)
+    sampling = SamplingParams(max_tokens=9, seed=3, samples=2)
     whole = generated(model, tokenizer, ["ab", "c", "d"], sampling)
-    monkeypatch.setattr(generate, "BATCH_SIZE", 4)
+    monkeypatch.setattr(generate, "MAX_BATCH_SIZE", 4)
     pieces, result = streamed(model, tokenizer, ["ab", "c", "d"], sampling)
     assert result == replace(whole, tokens_per_second=ANY)
     assert "".join(pieces) == whole.texts[0]
@@ -259,12 +271,12 @@ def test_token_by_token(tiny_model: Config) -> None:
     tokenizer = BPETokenizer([])
     ids = tokenizer.encode("é🙂?").tolist()
     script = [*ids[1:], tokenizer.end_of_text]
-    config = override(tiny_model, {"vocab_size": 257, "block_size": 16})
+    config = override_config(tiny_model, {"vocab_size": 257, "block_size": 16})
     compiled = CompiledModel(Scripted(config, script), tokenizer.vocab_size)
 
     def drawn(prompt: list[int], **chosen: Any) -> list[TokenOutput]:
         ids = np.array(prompt)
-        return list(generate.stream_tokens(compiled, tokenizer, ids, Sampling(**chosen)))
+        return list(generate.stream_tokens(compiled, tokenizer, ids, SamplingParams(**chosen)))
 
     found = drawn(ids[:1])
     assert [one.id for one in found] == script

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mlxgpt.config import Sampling
+from mlxgpt.config import SamplingParams
 from mlxgpt.inference import sampling
 from mlxgpt.inference.sampling import (
     NEG_INF,
@@ -16,7 +16,7 @@ from mlxgpt.inference.sampling import (
     categorical,
     make_logits_processor,
     make_sampler,
-    setting_values,
+    pack_sampling_params,
 )
 
 rows = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=30)
@@ -73,33 +73,37 @@ def keys(count: int, seed: int = 0) -> mx.array:
     return mx.array(draw.integers(2**32, size=(count, 2), dtype=np.uint32))
 
 
-def processed(logits: mx.array, seen: mx.array, settings: Sampling) -> mx.array:
-    process = make_logits_processor(SamplerSpec.of(settings, logits.shape[-1]))
-    return process(logits, seen, setting_values(settings))
+def processed(logits: mx.array, seen: mx.array, settings: SamplingParams) -> mx.array:
+    process = make_logits_processor(SamplerSpec.from_sampling(settings, logits.shape[-1]))
+    return process(logits, seen, pack_sampling_params(settings))
 
 
 def test_temperature_zero_is_the_likeliest_token() -> None:
     logits = mx.array([[0.0, 3.0, 2.9], [5.0, 4.9, 0.0]])
     seen = mx.zeros(logits.shape, dtype=mx.bool_)
-    greedy = Sampling(temperature=0, top_k=2, top_p=0.1, min_p=0.5)
-    sampler = make_sampler(SamplerSpec.of(greedy, 3))
+    greedy = SamplingParams(temperature=0, top_k=2, top_p=0.1, min_p=0.5)
+    sampler = make_sampler(SamplerSpec.from_sampling(greedy, 3))
     for n in range(20):
-        assert sampler(logits, seen, setting_values(greedy), keys(2, n)).tolist() == [1, 0]
+        assert sampler(logits, seen, pack_sampling_params(greedy), keys(2, n)).tolist() == [1, 0]
 
 
 def test_nothing_set_changes_nothing() -> None:
     logits = mx.random.normal((2, 9), key=mx.random.key(0))
     seen = mx.ones(logits.shape, dtype=mx.bool_)
-    assert (processed(logits, seen, Sampling(temperature=1.0)) == logits).all()
+    assert (processed(logits, seen, SamplingParams(temperature=1.0)) == logits).all()
 
 
 def test_a_spec_has_the_settings_that_do_anything() -> None:
-    assert SamplerSpec.of(Sampling(), 19) == SamplerSpec(False, 0, False, False, False)
-    other = Sampling(temperature=0.1, seed=3)
-    assert SamplerSpec.of(Sampling(top_k=19), 19) == SamplerSpec.of(other, 19)
-    every = Sampling(top_k=18, top_p=0.99, min_p=0.01, repetition_penalty=1.1)
-    assert SamplerSpec.of(every, 19) == SamplerSpec(False, 18, True, True, True)
-    greedy = SamplerSpec.of(replace(every, temperature=0), 19)
+    assert SamplerSpec.from_sampling(SamplingParams(), 19) == SamplerSpec(
+        False, 0, False, False, False
+    )
+    other = SamplingParams(temperature=0.1, seed=3)
+    assert SamplerSpec.from_sampling(SamplingParams(top_k=19), 19) == SamplerSpec.from_sampling(
+        other, 19
+    )
+    every = SamplingParams(top_k=18, top_p=0.99, min_p=0.01, repetition_penalty=1.1)
+    assert SamplerSpec.from_sampling(every, 19) == SamplerSpec(False, 18, True, True, True)
+    greedy = SamplerSpec.from_sampling(replace(every, temperature=0), 19)
     assert greedy == SamplerSpec(True, 0, False, False, True)
 
 
@@ -224,21 +228,21 @@ def test_draws_have_the_softmaxs_frequencies(temperature: float) -> None:
     values = [1.0, 0.0, -1.0, 2.0]
     logits = mx.array([values] * 40_000)
     seen = mx.zeros(logits.shape, dtype=mx.bool_)
-    ready = processed(logits, seen, Sampling(temperature=temperature))
+    ready = processed(logits, seen, SamplingParams(temperature=temperature))
     ids = np.array(categorical(ready, keys(40_000)))
     wanted = probabilities([v / temperature for v in values])
     np.testing.assert_allclose(np.bincount(ids, minlength=4) / 40_000, wanted, atol=0.01)
 
 
-@given(rows, st.floats(0, sampling.GREEDY, exclude_max=True), st.floats(0.01, 1e30))
+@given(rows, st.floats(0, sampling.MIN_TEMPERATURE, exclude_max=True), st.floats(0.01, 1e30))
 def test_a_tiny_temperature_is_greedy(
     values: list[float], temperature: float, scale: float
 ) -> None:
     """Also where dividing by it would overflow, as by 1e-40."""
     logits = mx.array([values]) * scale
-    settings = Sampling(temperature=temperature, top_k=3, top_p=0.9, min_p=0.1)
-    spec = SamplerSpec.of(settings, len(values))
-    assert spec == SamplerSpec.of(Sampling(temperature=0.0), len(values))
+    settings = SamplingParams(temperature=temperature, top_k=3, top_p=0.9, min_p=0.1)
+    spec = SamplerSpec.from_sampling(settings, len(values))
+    assert spec == SamplerSpec.from_sampling(SamplingParams(temperature=0.0), len(values))
     keys = mx.random.key(0)[None]
-    ids = make_sampler(spec)(logits, mx.zeros((1, 1)), setting_values(settings), keys)
+    ids = make_sampler(spec)(logits, mx.zeros((1, 1)), pack_sampling_params(settings), keys)
     assert np.array(ids)[0] == np.array(logits).argmax()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, override_config
 from mlxgpt.inference.scoring import Scorer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.utils.errors import UserError
@@ -23,7 +23,7 @@ def model(request: pytest.FixtureRequest, tiny_model: Config) -> GPT:
     predictions differ.
     """
     changes: dict[str, Any] = {} if request.param == "classic" else {"position": "rope"}
-    model = GPT(override(tiny_model, changes).model, seed=3)
+    model = GPT(override_config(tiny_model, changes).model, seed=3)
     model.update(mx_map(lambda array: array * 4, model.parameters()))
     return model
 
@@ -68,7 +68,7 @@ def test_each_token_is_scored_by_the_models_logits(
 def test_it_is_compiled_for_few_lengths(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = GPT(override(tiny_model, {"block_size": 128}).model)
+    model = GPT(override_config(tiny_model, {"block_size": 128}).model)
     lengths: list[int] = []
     real = GPT.__call__
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlxgpt.backend import ops
-from mlxgpt.config import Config, override, toml
+from mlxgpt.config import Config, override_config, toml
 from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache
@@ -21,7 +21,7 @@ LAST = mx.array([IDS.shape[1] - 1])
 @pytest.fixture(scope="module", params=["classic", "modern"])
 def model(request: pytest.FixtureRequest, tiny_model: Config) -> GPT:
     parts = MODERN_PARTS if request.param == "modern" else {}
-    return lively(override(tiny_model, parts))
+    return lively(override_config(tiny_model, parts))
 
 
 def recorded(model: GPT, off: Any = ()) -> tuple[mx.array, ActivationRecorder]:
@@ -50,9 +50,13 @@ def test_attention_is_that_of_the_pass(model: GPT, monkeypatch: pytest.MonkeyPat
 def test_the_last_lens_is_the_models_own(model: GPT) -> None:
     logits, recorder = recorded(model)
     assert len(recorder.residual) == len(model.h) + 1
-    np.testing.assert_allclose(model.lens(recorder.residual[-1]), model(mx.array(IDS)), atol=1e-5)
+    np.testing.assert_allclose(
+        model.compute_logits(recorder.residual[-1]), model(mx.array(IDS)), atol=1e-5
+    )
     np.testing.assert_array_equal(recorder.residual[0], _embedded(model))
-    np.testing.assert_allclose(model.lens(recorder.residual[-1][:, -1]), logits, atol=1e-5)
+    np.testing.assert_allclose(
+        model.compute_logits(recorder.residual[-1][:, -1]), logits, atol=1e-5
+    )
 
 
 def _embedded(model: GPT) -> mx.array:
@@ -90,7 +94,9 @@ def test_a_head_switched_off_is_a_slice_of_zeros(model: GPT) -> None:
 
 @pytest.mark.slow
 def test_of_a_model_as_large_as_gpt2() -> None:
-    config = override(toml.load(toml.built_in()["gpt2-124m"]), {"vocab_size": 50257})
+    config = override_config(
+        toml.load_config(toml.find_builtin_configs()["gpt2-124m"]), {"vocab_size": 50257}
+    )
     model = GPT(config.model)
     ids = mx.random.randint(0, 50257, (1, 128))
     recorder = ActivationRecorder({(11, 3)})
@@ -99,4 +105,6 @@ def test_of_a_model_as_large_as_gpt2() -> None:
     for weights in recorder.attention:
         assert weights.shape == (1, 12, 128, 128)
         np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
-    np.testing.assert_allclose(model.lens(recorder.residual[-1][:, -1]), logits, atol=1e-4)
+    np.testing.assert_allclose(
+        model.compute_logits(recorder.residual[-1][:, -1]), logits, atol=1e-4
+    )

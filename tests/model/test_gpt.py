@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxgpt.backend import ops
-from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.config import Config, ModelConfig, override_config
 from mlxgpt.model.gpt import GPT, MLP, apply_rope
 from mlxgpt.model.kv_cache import KVCache, pad_cache
 from mlxgpt.model.losses import token_losses
@@ -27,8 +27,8 @@ def test_logits_are_those_of_transformers_gpt2() -> None:
 
 def test_loss_and_gradients_are_those_of_transformers_gpt2() -> None:
     model, ids, reference = model_and_batch()
-    config = override(Config(model=model.config), {"dtype": "float32", "dropout": 0.0})
-    loss, gradients = TrainStep(model, config).gradients(
+    config = override_config(Config(model=model.config), {"dtype": "float32", "dropout": 0.0})
+    loss, gradients = TrainStep(model, config).compute_gradients(
         ids[None, :, :-1], ids[None, :, 1:], mx.random.key(0)
     )
     assert float(loss) == pytest.approx(float(reference["loss"]), abs=1e-5)
@@ -65,7 +65,7 @@ PARTS = [
 
 @pytest.mark.parametrize("parts", PARTS)
 def test_parameters_are_counted_as_they_are(tiny_model: Config, parts: dict) -> None:
-    config = override(tiny_model, parts).model
+    config = override_config(tiny_model, parts).model
     values = flatten_params(GPT(config).parameters()).values()
     assert count_parameters(config) == sum(value.size for value in values)
 
@@ -110,7 +110,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(tiny_model
         model = GPT(tiny_model.model, 5, gradient_checkpointing=checkpointing)
         step = TrainStep(model, tiny_model)
         gradients.append(
-            flatten_params(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2))[1])
+            flatten_params(step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2))[1])
         )
     for name, gradient in gradients[0].items():
         np.testing.assert_allclose(gradient, gradients[1][name], atol=1e-7, err_msg=name)
@@ -123,7 +123,7 @@ def test_the_first_loss_is_near_ln_v_whatever_the_parts(
 ) -> None:
     layers, width, vocabulary = shape
     given = {"n_layer": layers, "n_embd": width, "vocab_size": vocabulary, "block_size": 32}
-    model = GPT(override(tiny_model, {**given, **parts}).model, 3)
+    model = GPT(override_config(tiny_model, {**given, **parts}).model, 3)
     ids = mx.random.randint(0, vocabulary, (4, 33), key=mx.random.key(1))
     loss = float(token_losses(model(ids[:, :-1]), ids[:, 1:]).mean())
     assert loss == pytest.approx(math.log(vocabulary), rel=0.05)
@@ -131,7 +131,7 @@ def test_the_first_loss_is_near_ln_v_whatever_the_parts(
 
 @pytest.mark.parametrize("parts", PARTS)
 def test_the_cache_changes_nothing_padding_included(tiny_model: Config, parts: dict) -> None:
-    model = GPT(override(tiny_model, {"block_size": 12, **parts}).model, 1)
+    model = GPT(override_config(tiny_model, {"block_size": 12, **parts}).model, 1)
     ids = mx.random.randint(0, 19, (3, 12), key=mx.random.key(1))
     whole = model(ids)
     # Five tokens read in as eight: the last three are padding, overwritten afterwards.
@@ -148,7 +148,7 @@ def test_the_cache_changes_nothing_padding_included(tiny_model: Config, parts: d
 
 @pytest.mark.parametrize("parts", PARTS)
 def test_each_sequence_can_have_a_length_of_its_own(tiny_model: Config, parts: dict) -> None:
-    model = GPT(override(tiny_model, {"block_size": 12, **parts}).model, 1)
+    model = GPT(override_config(tiny_model, {"block_size": 12, **parts}).model, 1)
     ids = mx.random.randint(0, 19, (3, 12), key=mx.random.key(1))
     whole, lengths, rows = model(ids), mx.array([1, 4, 6]), mx.arange(3)
     cache = KVCache()
@@ -190,8 +190,8 @@ def test_a_full_cache_slides_and_each_layer_sees_a_block_of_the_one_below(
     tiny_model: Config, layers: int
 ) -> None:
     given = {**MODERN, "block_size": 8, "n_layer": layers}
-    model = GPT(override(tiny_model, given).model, 1)
-    assert model.slides
+    model = GPT(override_config(tiny_model, given).model, 1)
+    assert model.supports_sliding_window
     # Large enough for the layers to matter.
     model.update(tree_map(lambda p: 10 * p if p.ndim == 2 else p, model.parameters()))
     ids = mx.random.randint(0, 19, (2, 40), key=mx.random.key(1))
@@ -210,14 +210,14 @@ def test_a_full_cache_slides_and_each_layer_sees_a_block_of_the_one_below(
 
 def test_what_is_looked_up_costs_no_products(tiny_model: Config) -> None:
     plain = tiny_model.model
-    untied = override(tiny_model, {"tied": False}).model
-    tables = override(tiny_model, {"value_embeddings": True}).model
+    untied = override_config(tiny_model, {"tied": False}).model
+    tables = override_config(tiny_model, {"value_embeddings": True}).model
     assert flops_per_token(plain) == flops_per_token(untied) == flops_per_token(tables)
     assert count_parameters(plain) < count_parameters(untied) < count_parameters(tables)
 
 
 def test_a_head_of_its_own_is_no_embedding(tiny_model: Config) -> None:
-    model = GPT(override(tiny_model, {"tied": False}).model)
+    model = GPT(override_config(tiny_model, {"tied": False}).model)
     ids = mx.array([[1, 2, 3]])
     before = model(ids)
     model.lm_head.weight = 2 * model.lm_head.weight
@@ -226,7 +226,7 @@ def test_a_head_of_its_own_is_no_embedding(tiny_model: Config) -> None:
 
 def test_a_normalised_embedding_has_no_length(tiny_model: Config) -> None:
     given = {"tied": False, "embedding_norm": True, "position": "rope"}
-    model = GPT(override(tiny_model, given).model)
+    model = GPT(override_config(tiny_model, given).model)
     ids = mx.array([[1, 2, 3]])
     before = model(ids)
     model.wte.weight = 7 * model.wte.weight
@@ -237,7 +237,9 @@ def test_value_embeddings_are_added_to_the_values_of_their_token(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the token's own row were a part of what c_attn makes of it."""
-    model = GPT(override(tiny_model, {"value_embeddings": True, "n_layer": 1, "n_head": 2}).model)
+    model = GPT(
+        override_config(tiny_model, {"value_embeddings": True, "n_layer": 1, "n_head": 2}).model
+    )
     ids = mx.array([[3, 1, 3]])
     attention, x = model.h[0].attn, mx.random.normal((1, 3, 16), key=mx.random.key(1))
     rows = model.wve[0](ids)
@@ -282,7 +284,7 @@ def test_one_place_for_all_sequences_is_told_as_one_number(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLX's GPU kernels take an offset[1] for one of many, and read beyond it: seen on CUDA."""
-    model = GPT(override(tiny_model, MODERN).model)
+    model = GPT(override_config(tiny_model, MODERN).model)
     ids = mx.array([[1, 2, 3], [4, 5, 6]])
     offsets: list[mx.array | int] = []
     rope = mx.fast.rope
@@ -303,7 +305,7 @@ def test_one_place_for_all_sequences_is_told_as_one_number(
 def test_an_mlp_of_each_kind_by_hand(tiny_model: Config) -> None:
     x = mx.random.normal((3, 16), key=mx.random.key(4))
     for kind in ("relu2", "swiglu"):
-        mlp = MLP(override(tiny_model, {"mlp": kind, "bias": False}).model)
+        mlp = MLP(override_config(tiny_model, {"mlp": kind, "bias": False}).model)
         inside = np.array(x @ mlp.c_fc.weight.T)
         if kind == "relu2":
             inside = np.maximum(inside, 0) ** 2
@@ -312,13 +314,13 @@ def test_an_mlp_of_each_kind_by_hand(tiny_model: Config) -> None:
             inside = gate / (1 + np.exp(-gate)) * value
         expected = inside @ np.array(mlp.c_proj.weight).T
         np.testing.assert_allclose(mlp(x), expected, atol=1e-6, err_msg=kind)
-    assert mlp_width(override(tiny_model, {"mlp": "swiglu", "n_embd": 384}).model) == 1024
+    assert mlp_width(override_config(tiny_model, {"mlp": "swiglu", "n_embd": 384}).model) == 1024
 
 
 def test_normalised_queries_and_keys_have_no_length(tiny_model: Config) -> None:
     """Ten times as long, they give the same; without, they do not."""
     for qk_norm in (True, False):
-        model = GPT(override(tiny_model, {"qk_norm": qk_norm, "bias": False}).model)
+        model = GPT(override_config(tiny_model, {"qk_norm": qk_norm, "bias": False}).model)
         ids = mx.arange(8)[None]
         before = model(ids)
         for block in model.h:

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, override_config
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache, LayersKV, pad_cache
 from tests.helpers.tiny_models import lively
@@ -16,7 +16,7 @@ PROMPT, LENGTH = 5, 9  # tokens read at once, and in all
 
 @pytest.fixture(params=["learned", "rope"])
 def model(request: pytest.FixtureRequest, tiny_model: Config) -> GPT:
-    return lively(override(tiny_model, {"position": request.param, "block_size": 12}))
+    return lively(override_config(tiny_model, {"position": request.param, "block_size": 12}))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.config import Config, ModelConfig, override_config
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params, load_parameters
 from mlxgpt.utils.errors import UserError
@@ -32,6 +32,6 @@ def test_the_seed_makes_the_weights() -> None:
 
 
 def test_weights_of_another_shape_are_refused(tiny_model: Config) -> None:
-    wider = GPT(override(tiny_model, {"n_embd": 32}).model)
+    wider = GPT(override_config(tiny_model, {"n_embd": 32}).model)
     with pytest.raises(UserError, match="another shape"):
         load_parameters(GPT(tiny_model.model), flatten_params(wider.parameters()))

@@ -5,12 +5,12 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxgpt.config import Config, override
+from mlxgpt.config import Config, override_config
 from mlxgpt.convert import mlx_lm
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
 from mlxgpt.model.parameters import flatten_params
-from mlxgpt.model.quantized import as_it_is, quantize
+from mlxgpt.model.quantized import make_frozen_eval_step, quantize_model
 from mlxgpt.utils.errors import UserError
 
 MODERN = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "tied": False}
@@ -18,12 +18,12 @@ MODERN = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_are_rounded_as_mlx_lm_rounds_them(tiny_model: Config, bits: int) -> None:
-    config = override(tiny_model, {"n_embd": 64}).model
+    config = override_config(tiny_model, {"n_embd": 64}).model
     model, exact = GPT(config, 1), GPT(config, 1)
     ids = mx.random.randint(0, 19, (2, 8), key=mx.random.key(0))
-    rounded = mlx_lm.rounded(config, flatten_params(exact.parameters()), bits)
+    rounded = mlx_lm.fake_quantize(config, flatten_params(exact.parameters()), bits)
     exact.load_weights(list(rounded.items()))
-    quantize(model, bits)
+    quantize_model(model, bits)
     np.testing.assert_allclose(model(ids), exact(ids), atol=1e-4)
     assert isinstance(model.wte, nn.QuantizedEmbedding)
     assert isinstance(model.wpe, nn.Embedding)
@@ -32,22 +32,22 @@ def test_weights_are_rounded_as_mlx_lm_rounds_them(tiny_model: Config, bits: int
 @pytest.mark.parametrize("parts", [{}, MODERN])
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_the_loss_hardly_changes(tiny_model: Config, parts: dict, bits: int) -> None:
-    model = GPT(override(tiny_model, {"n_embd": 96, "n_layer": 1, **parts}).model, 1)
+    model = GPT(override_config(tiny_model, {"n_embd": 96, "n_layer": 1, **parts}).model, 1)
     ids = mx.random.randint(0, 19, (2, 9), key=mx.random.key(0))
     x, y, mask = ids[:, :-1], ids[:, 1:], mx.ones((2, 8))
     before = float(token_losses(model(x), y).sum())
     size = sum(p.nbytes for p in flatten_params(model.parameters()).values())
-    quantize(model, bits)
-    after = float(as_it_is(model)(model.parameters(), x, y, mask))
+    quantize_model(model, bits)
+    after = float(make_frozen_eval_step(model)(model.parameters(), x, y, mask))
     assert after == pytest.approx(before, rel=0.02)
     assert after != before
     assert sum(p.nbytes for p in flatten_params(model.parameters()).values()) < 0.8 * size
 
 
 def test_rows_that_no_group_divides(tiny_model: Config) -> None:
-    model = GPT(override(tiny_model, {"n_embd": 72, "mlp": "gelu"}).model)
-    quantize(model, 8)  # 288 numbers inside an MLP can be shared out
+    model = GPT(override_config(tiny_model, {"n_embd": 72, "mlp": "gelu"}).model)
+    quantize_model(model, 8)  # 288 numbers inside an MLP can be shared out
     assert isinstance(model.h[0].mlp.c_proj, nn.QuantizedLinear)
     assert isinstance(model.h[0].attn.c_proj, nn.Linear)
     with pytest.raises(UserError, match="rows of 20 numbers"):
-        quantize(GPT(override(tiny_model, {"n_embd": 20}).model), 8)
+        quantize_model(GPT(override_config(tiny_model, {"n_embd": 20}).model), 8)

@@ -14,9 +14,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.config import Sampling
+from mlxgpt.config import SamplingParams
 from mlxgpt.data.tokenizers.char import CharTokenizer
-from mlxgpt.inference.sampling import SamplerSpec, make_logits_processor, setting_values
+from mlxgpt.inference.sampling import SamplerSpec, make_logits_processor, pack_sampling_params
 from tests.oracle import reference
 
 pytest.importorskip("torch", reason="the extra `oracle` is not installed")
@@ -53,9 +53,9 @@ def test_logits_are_processed_as_transformers_does(settings: dict[str, Any]) -> 
     text = rng.integers(0, 20, (4, 6))
     seen = np.zeros((4, 20), dtype=bool)
     np.put_along_axis(seen, text, True, axis=1)
-    sampling = Sampling(**{"temperature": 1.0, **settings})
-    process = make_logits_processor(SamplerSpec.of(sampling, 20))
-    ours = np.array(process(mx.array(logits), mx.array(seen), setting_values(sampling)))
+    sampling = SamplingParams(**{"temperature": 1.0, **settings})
+    process = make_logits_processor(SamplerSpec.from_sampling(sampling, 20))
+    ours = np.array(process(mx.array(logits), mx.array(seen), pack_sampling_params(sampling)))
 
     theirs = torch.tensor(logits)
     steps = [

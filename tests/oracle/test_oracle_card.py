@@ -32,7 +32,7 @@ def exported(folder: Path, case: str, parts: dict[str, Any], to: str, bits: int 
     tokenizer, block = RUNS[case]
     run = run_of(folder / "run", tokenizer, block, **parts)
     _, saved = load_model(run)
-    exporting.export(run, saved.parameters, 0, folder / "out", to, bits)
+    exporting.export_run(run, saved.parameters, 0, folder / "out", to, bits)
     return (folder / "out" / "README.md").read_text(encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from mlxgpt.config import Config
 from mlxgpt.data.tokenizers.char import END_OF_TEXT
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.playground import chat_template
-from mlxgpt.playground.request_body import Message
+from mlxgpt.playground.request_body import ChatMessage
 from mlxgpt.utils.errors import UserError
 from tests.helpers.chat_templates import CONVERSATIONS, TEMPLATES
 
@@ -68,7 +68,7 @@ def test_a_conversation_is_rendered_as_by_transformers(
 
 def render(template: str, messages: list[dict[str, Any]]) -> str:
     sent = [{name: value for name, value in m.items() if value is not None} for m in messages]
-    return chat_template.render(template, sent, SPECIAL)
+    return chat_template.render_chat_template(template, sent, SPECIAL)
 
 
 def test_most_templates_take_most_conversations(exported: Any) -> None:
@@ -88,5 +88,5 @@ def test_the_ids_are_those_of_transformers(model: LoadedModel, exported: Any, na
     wanted = exported.apply_chat_template(
         messages, chat_template=TEMPLATES[name], tokenize=True, add_generation_prompt=True
     )
-    said = [Message.model_validate(message) for message in messages]
-    assert chat_template.ids(TEMPLATES[name], said, model) == wanted["input_ids"]
+    said = [ChatMessage.model_validate(message) for message in messages]
+    assert chat_template.encode_chat(TEMPLATES[name], said, model) == wanted["input_ids"]

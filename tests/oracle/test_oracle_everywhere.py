@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import mlxgpt
-from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.config import Config, ModelConfig, override_config
 from mlxgpt.convert import exporting, huggingface, importing
-from mlxgpt.convert.huggingface import Foreign
+from mlxgpt.convert.huggingface import ImportedModel
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage.loading import load_model
@@ -44,11 +44,13 @@ def test_one_prompt_becomes_one_text_in_all_four_places(
 ) -> None:
     tokenizer = small_bpe()
     model = lively(tokenizer, bias=False, **parts)
-    foreign = Foreign(model.config, flatten_params(model.parameters()), tokenizer, add_bos_token)
-    run = importing.make_run(foreign, tmp_path / "run")
+    foreign = ImportedModel(
+        model.config, flatten_params(model.parameters()), tokenizer, add_bos_token
+    )
+    run = importing.create_imported_run(foreign, tmp_path / "run")
     _, saved = load_model(run)
     for to in ("hf", "gguf"):
-        exporting.export(run, saved.parameters, 0, tmp_path / to, to)
+        exporting.export_run(run, saved.parameters, 0, tmp_path / to, to)
     ids = [*([run.bos] if run.bos is not None else []), *tokenizer.encode(PROMPT).tolist()]
 
     made = mlxgpt.generate(PROMPT, run=str(run.folder), temperature=0.0, max_tokens=COUNT)
@@ -80,10 +82,10 @@ def test_a_training_goes_the_same_way_in_pytorch(tmp_path: Path) -> None:
     """Twenty steps from the same weights, on the same batches."""
     shape = ModelConfig(2, 2, 32, 16, small_bpe().vocab_size, 0.0, True)
     settings = {"weight_decay": 0.1, "beta2": 0.95, "grad_clip": 1.0, "dtype": "float32"}
-    config = override(Config(shape), settings)
+    config = override_config(Config(shape), settings)
     step = TrainStep(GPT(shape, 4), config)
-    huggingface.write_config(tmp_path, shape, None)
-    huggingface.write_parameters(tmp_path, shape, flatten_params(step.model.parameters()))
+    huggingface.write_gpt2_config(tmp_path, shape, None)
+    huggingface.write_gpt2_parameters(tmp_path, shape, flatten_params(step.model.parameters()))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).train()
     groups = [
         {"params": [p for p in theirs.parameters() if p.dim() >= 2], "weight_decay": 0.1},
@@ -107,7 +109,7 @@ def test_a_training_goes_the_same_way_in_pytorch(tmp_path: Path) -> None:
         losses.append((float(ours), float(loss)))
     assert all(ours == pytest.approx(loss, abs=1e-4) for ours, loss in losses)
     theirs.save_pretrained(tmp_path / "after")
-    after = huggingface.read_parameters(tmp_path / "after", shape)
+    after = huggingface.read_gpt2_parameters(tmp_path / "after", shape)
     for name, value in flatten_params(step.model.parameters()).items():
         assert float(mx.abs(value - after[name]).max()) < 1e-3, name
         assert float(mx.abs(value - first[name]).max()) > 3e-3, "it has learned something"
@@ -117,11 +119,11 @@ def test_our_loss_is_theirs(tmp_path: Path) -> None:
     """The same nats per token of a text, in windows of the block."""
     tokenizer = small_bpe()
     model = lively(tokenizer, bias=True)
-    foreign = Foreign(model.config, flatten_params(model.parameters()), tokenizer, False)
-    run = importing.make_run(foreign, tmp_path / "run")
+    foreign = ImportedModel(model.config, flatten_params(model.parameters()), tokenizer, False)
+    run = importing.create_imported_run(foreign, tmp_path / "run")
     (tmp_path / "text.txt").write_text("once upon a time there was the end. " * 30)
     found = mlxgpt.evaluate(run=str(run.folder), source=[tmp_path / "text.txt"])
-    exporting.export(run, load_model(run)[1].parameters, 0, tmp_path / "hf", "hf")
+    exporting.export_run(run, load_model(run)[1].parameters, 0, tmp_path / "hf", "hf")
     hf = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     text = (tmp_path / "text.txt").read_text()
     ids = torch.tensor([*tokenizer.encode(text).tolist(), tokenizer.end_of_text])

@@ -123,8 +123,8 @@ def written(
 ) -> Path:
     path = folder / "model.gguf"
     arrays = flatten_params(model.parameters())
-    content = gguf.Model(model.config, arrays, tokenizer, "small", add_bos_token)
-    gguf.write(path, content, quantize)
+    content = gguf.GGUFModel(model.config, arrays, tokenizer, "small", add_bos_token)
+    gguf.write_gguf(path, content, quantize)
     assert list(folder.iterdir()) == [path]
     return path
 
@@ -132,7 +132,7 @@ def written(
 def small_bpe() -> Tokenizer:
     words = ["once upon a time", "there was", "the end", "wasn't 1984", "\n\n", "  ", "café …"]
     rng = random.Random(0)
-    return bpe.train([" ".join(rng.choices(words, k=2000))], 500)
+    return bpe.train_bpe([" ".join(rng.choices(words, k=2000))], 500)
 
 
 def log_probabilities(model: GPT, ids: list[int]) -> np.ndarray:
@@ -199,7 +199,7 @@ def in_another_order(kind: str) -> Tokenizer:
     tree["model"]["vocab"] = {name: id for id, name in enumerate(names)}
     for token in tree["added_tokens"]:
         token["id"] = names.index(token["content"])
-    return tokenizer_json.tokenizer_of(tree)
+    return tokenizer_json.build_tokenizer(tree)
 
 
 @pytest.mark.parametrize("kind", ["characters", "characters with an end", "BPE and added tokens"])
@@ -306,7 +306,9 @@ def test_a_model_of_qwen3s_parts_has_the_same_probabilities(
     model = lively(tokenizer, bias=False, **parts, tied=not apart, embedding_norm=apart)
     llama = Llama(written(tmp_path, model, tokenizer, quantize=bits))
     if bits:
-        load_parameters(model, gguf.rounded(model.config, flatten_params(model.parameters()), bits))
+        load_parameters(
+            model, gguf.fake_quantize(model.config, flatten_params(model.parameters()), bits)
+        )
     ids = tokenizer.encode(PROMPT).tolist()
     expected = log_probabilities(model, ids)[-1]
     found = llama.log_probabilities(ids, 50)
@@ -345,7 +347,7 @@ def test_every_array_is_in_the_file(tmp_path: Path, bits: int | None) -> None:
     assert fields["gpt2.attention.layer_norm_epsilon"] == pytest.approx(1e-5)
 
     arrays = flatten_params(model.parameters())
-    own = {f"{theirs}": ours for ours, theirs in gguf.PARTS.items()}
+    own = {f"{theirs}": ours for ours, theirs in gguf.GPT2_TENSORS.items()}
     seen = 0
     for tensor in reader.tensors:
         values = package.dequantize(tensor.data, tensor.tensor_type)

@@ -12,7 +12,7 @@ import pytest
 
 from mlxgpt.config import ModelConfig
 from mlxgpt.data.tokenizers import bpe
-from mlxgpt.evaluation.hellaswag import Example, ending_losses, evaluate
+from mlxgpt.evaluation.hellaswag import HellaSwagExample, ending_losses, evaluate_hellaswag
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import load_parameters
 from tests.helpers.hellaswag_examples import CASES, TEXT
@@ -29,7 +29,7 @@ TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # Conv1D's
 
 
 def test_the_four_losses_are_those_of_transformers() -> None:
-    tokenizer = bpe.train([TEXT], 300)
+    tokenizer = bpe.train_bpe([TEXT], 300)
     torch.manual_seed(1)
     config = GPT2Config(
         n_layer=2,
@@ -50,10 +50,12 @@ def test_the_four_losses_are_those_of_transformers() -> None:
             for name, value in arrays.items()
         },
     )
-    examples = [Example(context, tuple(endings), label) for context, label, *endings in CASES]
+    examples = [
+        HellaSwagExample(context, tuple(endings), label) for context, label, *endings in CASES
+    ]
     right = right_norm = 0
-    for one in sorted(ending_losses(ours, tokenizer, examples), key=lambda one: one.number):
-        example = examples[one.number]
+    for one in sorted(ending_losses(ours, tokenizer, examples), key=lambda one: one.example_index):
+        example = examples[one.example_index]
         context = tokenizer.encode(example.context).tolist()
         endings = [tokenizer.encode(f" {ending}").tolist() for ending in example.endings]
         ids = torch.zeros((4, len(context) + max(map(len, endings))), dtype=torch.long)
@@ -68,9 +70,9 @@ def test_the_four_losses_are_those_of_transformers() -> None:
             logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
         )
         sums, counts = nats.sum(1), (labels != -100).sum(1)
-        assert one.counts.tolist() == counts.tolist()
-        np.testing.assert_allclose(one.sums, sums.numpy(), atol=1e-4)
+        assert one.token_counts.tolist() == counts.tolist()
+        np.testing.assert_allclose(one.losses, sums.numpy(), atol=1e-4)
         right += sums.argmin().item() == example.label
         right_norm += (sums / counts).argmin().item() == example.label
-    result = evaluate(ours, tokenizer, examples)
+    result = evaluate_hellaswag(ours, tokenizer, examples)
     assert (result.accuracy, result.accuracy_norm) == (right / 12, right_norm / 12)

@@ -15,7 +15,7 @@ import pytest
 import mlxgpt
 from mlxgpt.config import ModelConfig
 from mlxgpt.convert import exporting, importing
-from mlxgpt.convert.huggingface import Foreign
+from mlxgpt.convert.huggingface import ImportedModel
 from mlxgpt.data.tokenizers import bpe
 from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
 from mlxgpt.model.gpt import GPT
@@ -89,8 +89,8 @@ def linear(weights: dict[str, Any]) -> dict[str, Any]:
     return {k: v.T.contiguous() if k.endswith(ends) else v for k, v in weights.items()}
 
 
-def compared(folder: Path, model: GPT2LMHeadModel) -> Foreign:
-    foreign = importing.read(str(folder))
+def compared(folder: Path, model: GPT2LMHeadModel) -> ImportedModel:
+    foreign = importing.read_model(str(folder))
     ours = GPT(foreign.config)
     load_parameters(ours, foreign.parameters)
     ids = np.random.default_rng(0).integers(0, foreign.tokenizer.vocab_size, (2, 32))
@@ -108,7 +108,7 @@ def compared(folder: Path, model: GPT2LMHeadModel) -> Foreign:
 def test_logits_of_every_layout_are_transformers(
     tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
-    tokenizer = bpe.train([TEXT], 300)
+    tokenizer = bpe.train_bpe([TEXT], 300)
     model = theirs(tmp_path, tokenizer)
     rewritten(tmp_path, change)
     foreign = compared(tmp_path, model)
@@ -117,7 +117,7 @@ def test_logits_of_every_layout_are_transformers(
 
 
 def test_shards_are_joined(tmp_path: Path) -> None:
-    model = theirs(tmp_path, bpe.train([TEXT], 300))
+    model = theirs(tmp_path, bpe.train_bpe([TEXT], 300))
     (tmp_path / "model.safetensors").unlink()
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
@@ -127,7 +127,7 @@ def test_shards_are_joined(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sixteen_bits_become_thirty_two(tmp_path: Path, dtype: str) -> None:
-    theirs(tmp_path, bpe.train([TEXT], 300))
+    theirs(tmp_path, bpe.train_bpe([TEXT], 300))
     kind = getattr(torch, dtype)
     rewritten(tmp_path, lambda weights: {k: v.to(kind) for k, v in weights.items()})
     rounded = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
@@ -138,10 +138,10 @@ def test_sixteen_bits_become_thirty_two(tmp_path: Path, dtype: str) -> None:
 # Out: models of ours, of each kind of tokenizer.
 
 
-def of_ours(kind: str, bias: bool, room: int = 0) -> Foreign:
+def of_ours(kind: str, bias: bool, room: int = 0) -> ImportedModel:
     """A random model, with room for more ids than its tokenizer has."""
     tokenizers: dict[str, Callable[[], Tokenizer]] = {
-        "bpe": lambda: bpe.train([TEXT], 300),
+        "bpe": lambda: bpe.train_bpe([TEXT], 300),
         "characters": lambda: CharTokenizer(TEXT + "\n", end_of_text=False),
         "characters of many texts": lambda: CharTokenizer(TEXT, end_of_text=True),
     }
@@ -152,7 +152,7 @@ def of_ours(kind: str, bias: bool, room: int = 0) -> Foreign:
         name: value + 0.1 * mx.random.normal(value.shape, key=mx.random.key(n))
         for n, (name, value) in enumerate(flatten_params(model.parameters()).items())
     }
-    return Foreign(config, parameters, tokenizer, tokenizer.end_of_text is not None)
+    return ImportedModel(config, parameters, tokenizer, tokenizer.end_of_text is not None)
 
 
 @pytest.fixture(params=["bpe", "characters", "characters of many texts"])
@@ -162,10 +162,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_what_we_export_says_the_same_everywhere(tmp_path: Path, kind: str, bias: bool) -> None:
-    run = importing.make_run(of_ours(kind, bias, room=5), tmp_path / "run")
+    run = importing.create_imported_run(of_ours(kind, bias, room=5), tmp_path / "run")
     model, saved = load_model(run)
     folder = tmp_path / "hf"
-    exporting.export(run, saved.parameters, 0, folder, "hf")
+    exporting.export_run(run, saved.parameters, 0, folder, "hf")
     ids = np.random.default_rng(0).integers(0, run.tokenizer.vocab_size, (2, 64))
     ours = np.array(model(mx.array(ids)))[..., : run.tokenizer.vocab_size]
 
@@ -202,10 +202,12 @@ def test_what_we_export_says_the_same_everywhere(tmp_path: Path, kind: str, bias
 
 
 def test_there_and_back_is_the_same_model(tmp_path: Path, kind: str) -> None:
-    run = importing.make_run(of_ours(kind, True), tmp_path / "run")
+    run = importing.create_imported_run(of_ours(kind, True), tmp_path / "run")
     _, saved = load_model(run)
-    exporting.export(run, saved.parameters, 0, tmp_path / "hf", "hf")
-    back = importing.make_run(importing.read(str(tmp_path / "hf")), tmp_path / "back")
+    exporting.export_run(run, saved.parameters, 0, tmp_path / "hf", "hf")
+    back = importing.create_imported_run(
+        importing.read_model(str(tmp_path / "hf")), tmp_path / "back"
+    )
     assert back.tokenizer.fingerprint == run.tokenizer.fingerprint
     assert back.add_bos_token == run.add_bos_token
     _, again = load_model(back)
@@ -219,13 +221,13 @@ def test_there_and_back_is_the_same_model(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_mlx_lm_runs_what_was_quantized_for_it(tmp_path: Path, bits: int) -> None:
-    run = importing.make_run(of_ours("bpe", False), tmp_path / "run")
+    run = importing.create_imported_run(of_ours("bpe", False), tmp_path / "run")
     _, saved = load_model(run)
-    exporting.export(run, saved.parameters, 0, tmp_path / "q", "mlx-lm", bits)
+    exporting.export_run(run, saved.parameters, 0, tmp_path / "q", "mlx-lm", bits)
     config = json.loads((tmp_path / "q" / "config.json").read_text())
     assert config["quantization"]["bits"] == bits
     theirs, _ = mlx_lm.utils.load(str(tmp_path / "q"))
-    rounded = exporting.rounded(run.config.model, saved.parameters, "mlx-lm", bits)
+    rounded = exporting.fake_quantize(run.config.model, saved.parameters, "mlx-lm", bits)
     ours = GPT(run.config.model)
     load_parameters(ours, rounded)
     ids = mx.array(np.random.default_rng(0).integers(0, 300, (1, 40)))

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 import mlxgpt
 from mlxgpt.config import ModelConfig
-from mlxgpt.convert.nanogpt import read_checkpoint
+from mlxgpt.convert.nanogpt import read_nanogpt_checkpoint
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import load_parameters
 from mlxgpt.utils.errors import UserError
@@ -112,7 +112,7 @@ def path(tmp_path: Path) -> Path:
 
 def ours(path: Path, ids: Any) -> np.ndarray:
     """The logits of the model that was read."""
-    read = read_checkpoint(path)
+    read = read_nanogpt_checkpoint(path)
     model = GPT(read.config)
     load_parameters(model, read.parameters)
     return np.array(model(mx.array(ids.numpy().astype(np.int32))))
@@ -176,7 +176,7 @@ def test_a_padded_vocabulary_is_kept_as_room(path: Path) -> None:
     shape = {**SHAPE, "vocab_size": 50304}
     names = state_dict(shape)
     torch.save(checkpoint(shape, names), path)
-    assert read_checkpoint(path).parameters["wte.weight"].shape == (50304, 12)
+    assert read_nanogpt_checkpoint(path).parameters["wte.weight"].shape == (50304, 12)
     ids = some_ids(shape)
     np.testing.assert_allclose(ours(path, ids), logits(shape, names, ids, "tanh"), atol=1e-4)
 
@@ -191,7 +191,7 @@ def test_the_exact_gelu_of_todays_nanogpt_differs_little(path: Path) -> None:
 
 def test_what_is_told_of_the_training_is_read(path: Path) -> None:
     torch.save(checkpoint(SHAPE, state_dict(SHAPE)), path)
-    read = read_checkpoint(path)
+    read = read_nanogpt_checkpoint(path)
     assert read.config == ModelConfig(**SHAPE)
     assert (read.step, read.val_loss, read.dataset) == (250, 1.5, "shakespeare_char")
     assert {value.dtype for value in read.parameters.values()} == {mx.float32}
@@ -203,11 +203,11 @@ def test_what_is_not_told_is_unknown(path: Path) -> None:
     saved = checkpoint(shape, state_dict(SHAPE), best_val_loss=torch.tensor(float("nan")))
     del saved["config"]
     torch.save(saved, path)
-    read = read_checkpoint(path)
+    read = read_nanogpt_checkpoint(path)
     assert (read.val_loss, read.dataset) == (None, None)
     assert (read.config.bias, read.config.dropout) == (True, 0.0)
     torch.save({**saved, "best_val_loss": 1.75}, path)
-    assert read_checkpoint(path).val_loss == 1.75
+    assert read_nanogpt_checkpoint(path).val_loss == 1.75
 
 
 Change = Callable[[dict[str, Any]], Any]
@@ -277,7 +277,7 @@ def test_what_is_no_checkpoint_is_refused(path: Path, change: Change, problem: s
     change(saved)
     torch.save(saved, path)
     with pytest.raises(UserError, match=problem) as caught:
-        read_checkpoint(path)
+        read_nanogpt_checkpoint(path)
     assert "\n" not in caught.value.problem
     assert "\n" not in caught.value.remedy
 
@@ -291,7 +291,7 @@ def test_tensors_larger_than_what_they_store_are_refused(path: Path) -> None:
     torch.save(checkpoint(wide, state_dict(SHAPE), model=names), path)
     assert path.stat().st_size < 1 << 20
     with pytest.raises(UserError, match="its tensors overlap"):
-        read_checkpoint(path)
+        read_nanogpt_checkpoint(path)
 
 
 class Trap:
@@ -307,7 +307,7 @@ class Trap:
 def test_nothing_in_it_runs(path: Path, tmp_path: Path) -> None:
     torch.save(checkpoint(SHAPE, state_dict(SHAPE), more=Trap(tmp_path / "sprung")), path)
     with pytest.raises(UserError, match="holds more than weights and plain settings"):
-        read_checkpoint(path)
+        read_nanogpt_checkpoint(path)
     assert not (tmp_path / "sprung").exists()
     torch.load(path, weights_only=False)
     assert (tmp_path / "sprung").exists(), "and it would have"
@@ -335,7 +335,7 @@ def test_other_files_are_refused(path: Path, kind: str) -> None:
             for name, content in entries.items():
                 archive.writestr(name, content)
     with pytest.raises(UserError, match=r"cannot read|is no checkpoint of nanoGPT's") as caught:
-        read_checkpoint(path)
+        read_nanogpt_checkpoint(path)
     assert "\n" not in caught.value.problem
 
 
@@ -355,7 +355,7 @@ def test_damage_is_refused_or_harmless(path: Path, count: int) -> None:
     def one(edits: Any) -> None:
         path.write_bytes(edited(good, edits))
         try:
-            read = read_checkpoint(path)
+            read = read_nanogpt_checkpoint(path)
         except UserError:
             return
         load_parameters(GPT(read.config), read.parameters)

@@ -101,10 +101,10 @@ def test_the_inside_is_that_of_transformers(tmp_path: Path, trained: Path) -> No
         folder, attn_implementation="eager"
     ).eval()
     ours = load("done", runs_dir=runs)
-    ids = ours.ids("to be or").tolist()
+    ids = ours.encode("to be or").tolist()
     with torch.no_grad():
         told = theirs(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
-    look = ours.look(ids)
+    look = ours.trace_forward(ids)
     for weights, layer in zip(look.attention, told.attentions, strict=True):
         np.testing.assert_allclose(weights, layer[0].numpy(), atol=1e-5)
     # Their last one has been through ln_f already.
@@ -113,7 +113,7 @@ def test_the_inside_is_that_of_transformers(tmp_path: Path, trained: Path) -> No
         read = [theirs.lm_head(theirs.transformer.ln_f(one))[0] for one in streams]
         read.append(theirs.lm_head(last)[0])
     for position in range(len(ids)):
-        for likely, logits in zip(look.lens(position, 3), read, strict=True):
+        for likely, logits in zip(look.logit_lens(position, 3), read, strict=True):
             shares = torch.softmax(logits[position, : ours.tokenizer.vocab_size], dim=-1)
             for id, share in likely:
                 assert share == pytest.approx(float(shares[id]), abs=1e-5)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from mlxgpt.config import Config, ModelConfig, override
+from mlxgpt.config import Config, ModelConfig, override_config
 from mlxgpt.convert import huggingface, qwen3
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
@@ -62,9 +62,9 @@ def ours(shape: ModelConfig = SHAPE) -> GPT:
 
 def theirs(model: GPT, folder: Path) -> Any:
     """The same model, by transformers."""
-    huggingface.write_tree(folder, qwen3.config_tree(model.config, None))
-    arrays = qwen3.arrays(model.config, flatten_params(model.parameters()))
-    mx.save_safetensors(str(folder / huggingface.WEIGHTS), arrays, {"format": "pt"})
+    huggingface.write_config_json(folder, qwen3.make_qwen3_config(model.config, None))
+    arrays = qwen3.convert_to_qwen3(model.config, flatten_params(model.parameters()))
+    mx.save_safetensors(str(folder / huggingface.WEIGHTS_FILE), arrays, {"format": "pt"})
     return transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
@@ -82,8 +82,8 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
     ids = np.random.default_rng(1).integers(0, 50, (2, SHAPE.block_size + 1))
     inputs, targets = ids[:, :-1], ids[:, 1:]
     result = other(torch.tensor(inputs)).logits
-    config = override(Config(model=SHAPE), {"dtype": "float32"})
-    loss, gradients = TrainStep(model, config).gradients(
+    config = override_config(Config(model=SHAPE), {"dtype": "float32"})
+    loss, gradients = TrainStep(model, config).compute_gradients(
         mx.array(inputs)[None], mx.array(targets)[None], mx.random.key(0)
     )
     expected = torch.nn.functional.cross_entropy(
@@ -91,7 +91,7 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
     )
     assert float(loss) == pytest.approx(float(expected.detach()), abs=1e-5)
     expected.backward()
-    names = qwen3.arrays(SHAPE, flatten_params(gradients))
+    names = qwen3.convert_to_qwen3(SHAPE, flatten_params(gradients))
     own = {name: p.grad for name, p in other.named_parameters()}
     compared = [name for name in own if "norm" not in name or name == "model.norm.weight"]
     assert len(compared) == 2 + 7 * SHAPE.n_layer

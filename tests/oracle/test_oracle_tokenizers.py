@@ -28,7 +28,7 @@ def test_transformers_reads_characters_in_another_order(tmp_path: Path, end: int
     ids = {letter: n for n, letter in enumerate(letters, int(end == 0))}
     added = [] if end is None else [AddedToken(end, "</s>")]
     ours = CharTokenizer.from_ids(ids, added, end)
-    tokenizers.write(tmp_path, ours, 16, add_bos_token=end == 0)
+    tokenizers.write_hf_tokenizer(tmp_path, ours, 16, add_bos_token=end == 0)
     theirs: Any = AutoTokenizer.from_pretrained(tmp_path)
     text = "the cat\nÄt 🙂"
     assert theirs(text, add_special_tokens=False)["input_ids"] == [ids[c] for c in text]
@@ -42,14 +42,14 @@ def test_transformers_reads_characters_in_another_order(tmp_path: Path, end: int
 def test_transformers_reads_the_same_ids(tmp_path: Path, form: str) -> None:
     """Special tokens in a text are text here, which is its `split_special_tokens`."""
     write_folder(tmp_path, form)
-    ours, _ = tokenizers.read(tmp_path, 1000)
+    ours, _ = tokenizers.read_hf_tokenizer(tmp_path, 1000)
     theirs: Any = AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
     for id, (content, special) in enumerate(ADDED, 280):
         assert theirs.convert_tokens_to_ids(content) == id
         assert ours.decode([id]) == theirs.decode([id]) == content
-        assert {token.id: token.special for token in ours.added.tokens}[id] == special
+        assert {token.id: token.special for token in ours.added_tokens.tokens}[id] == special
     assert theirs.eos_token_id == ours.end_of_text
-    tokenizers.write(tmp_path, ours, 16, add_bos_token=False)
+    tokenizers.write_hf_tokenizer(tmp_path, ours, 16, add_bos_token=False)
     exported: Any = AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
 
     @settings(max_examples=100, deadline=None)

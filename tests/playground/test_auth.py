@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from mlxgpt.playground import auth
-from mlxgpt.playground.auth import LARGEST_BODY
+from mlxgpt.playground.auth import MAX_BODY_BYTES
 from mlxgpt.utils.errors import UserError
 from tests.helpers.play_server import KEY, Served
 
@@ -137,7 +137,7 @@ def test_a_body_that_does_not_say_how_long_it_is(served: Served) -> None:
     with served.client() as client, hung_up:
         assert client.post("/api/next", content=pieces()).status_code == 413
     assert served.get("/api/run").status_code == 200
-    assert LARGEST_BODY < 10_000_000
+    assert MAX_BODY_BYTES < 10_000_000
 
 
 def test_a_length_that_is_none(served: Served) -> None:
@@ -237,7 +237,7 @@ def test_it_listens_on_this_machine_alone(served: Served) -> None:
 
 
 def test_an_error_on_the_way_tells_what_to_do_too() -> None:
-    event = auth.late(UserError("it is gone", "open another."))
+    event = auth.format_sse_error(UserError("it is gone", "open another."))
     assert event.endswith("\n\n")
     tree = json.loads(event.removeprefix("data: "))
     assert tree["error"]["message"] == "it is gone\n→ open another."
@@ -248,8 +248,8 @@ def test_a_body_of_any_text_is_json() -> None:
     tree = {"a": "hé 日本 \udcff", "b": [1.5, None]}
     assert json.loads(bytes(auth.FiniteJSONResponse(tree).body)) == tree
     assert "hé 日本".encode() in bytes(auth.FiniteJSONResponse(tree).body)
-    assert json.loads(auth.as_event(tree).removeprefix("data: ")) == tree
+    assert json.loads(auth.format_sse_event(tree).removeprefix("data: ")) == tree
     for value in (math.nan, math.inf, -math.inf):
-        for write in (auth.FiniteJSONResponse, auth.as_event):
+        for write in (auth.FiniteJSONResponse, auth.format_sse_event):
             with pytest.raises(UserError, match="not finite"):
                 write([{"c": value}])

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from mlxgpt.data.tokenizers import tokenizer_json
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.playground import chat_template
-from mlxgpt.playground.request_body import Message
+from mlxgpt.playground.request_body import ChatMessage
 from mlxgpt.utils.errors import UserError
 from tests.helpers.tokenizer_folders import tree_with_added
 
@@ -23,15 +23,15 @@ TEMPLATE = (
 MODEL: Any = SimpleNamespace(tokenizer=BPETokenizer([]), ids=lambda text: np.array([256]))
 
 
-def said(*messages: Any) -> list[Message]:
-    return [Message.model_validate(message) for message in messages]
+def said(*messages: Any) -> list[ChatMessage]:
+    return [ChatMessage.model_validate(message) for message in messages]
 
 
 def test_the_template_alone_ends_texts() -> None:
     """What a person writes is text, also where it looks like the end of one."""
     for name in ("content", "name"):
         message = {"role": "user", "content": "a"} | {name: "a\0<|endoftext|>"}
-        ids = chat_template.ids(TEMPLATE.replace("content", name), said(message), MODEL)
+        ids = chat_template.encode_chat(TEMPLATE.replace("content", name), said(message), MODEL)
         tokenizer = MODEL.tokenizer
         assert ids == [
             256,
@@ -43,7 +43,7 @@ def test_the_template_alone_ends_texts() -> None:
 
 def test_special_tokens_of_a_template_are_tokens() -> None:
     """Those in what a person writes are text."""
-    tokenizer = tokenizer_json.tokenizer_of(tree_with_added(), "<|im_end|>")
+    tokenizer = tokenizer_json.build_tokenizer(tree_with_added(), "<|im_end|>")
     model: Any = SimpleNamespace(tokenizer=tokenizer, ids=lambda text: np.array([282]))
     template = (
         "{% for m in messages %}<pad>{{ m.content }}{{ eos_token }}\n{% endfor %}<|endoftext|>"
@@ -51,7 +51,7 @@ def test_special_tokens_of_a_template_are_tokens() -> None:
     messages = said({"role": "user", "content": "a <pad> cat"})
     text = tokenizer.encode("a <pad> cat").tolist()
     assert 280 not in text
-    assert chat_template.ids(template, messages, model) == [
+    assert chat_template.encode_chat(template, messages, model) == [
         280,
         *text,
         282,
@@ -62,7 +62,7 @@ def test_special_tokens_of_a_template_are_tokens() -> None:
 
 def test_line_ends_of_a_message_are_normalized() -> None:
     ids = [
-        chat_template.ids(TEMPLATE, said({"role": "user", "content": content}), MODEL)
+        chat_template.encode_chat(TEMPLATE, said({"role": "user", "content": content}), MODEL)
         for content in ("a\nb", "a\r\nb", "a\rb")
     ]
     assert ids[0] == ids[1] == ids[2]
@@ -81,7 +81,7 @@ def test_a_template_has_what_transformers_gives_it() -> None:
     """`tests/oracle` compares whole templates."""
 
     def rendered(template: str, *messages: dict[str, Any]) -> str:
-        return chat_template.render(template, list(messages), {"bos_token": "<s>"})
+        return chat_template.render_chat_template(template, list(messages), {"bos_token": "<s>"})
 
     loop = "{% for n in range(5) %}{% if n == 2 %}{% continue %}{% endif %}{{ n }}{% if n == 3 %}"
     assert rendered(loop + "{% break %}{% endif %}{% endfor %}") == "013"
@@ -107,7 +107,8 @@ def test_the_fields_of_a_message_keep_their_order() -> None:
     message = {"name": "Ann", "content": "hi", "role": "user", "tool_calls": None}
     wanted = '{"name": "Ann", "content": "hi", "role": "user"}'
     assert (
-        chat_template.ids(template, said(message), MODEL) == MODEL.tokenizer.encode(wanted).tolist()
+        chat_template.encode_chat(template, said(message), MODEL)
+        == MODEL.tokenizer.encode(wanted).tolist()
     )
 
 
@@ -129,13 +130,13 @@ def test_the_fields_of_a_message_keep_their_order() -> None:
 )
 def test_a_strangers_template_does_no_harm(template: str) -> None:
     with pytest.raises(UserError, match="cannot be used"):
-        chat_template.ids(template, said({"role": "user", "content": "a"}), MODEL)
+        chat_template.encode_chat(template, said({"role": "user", "content": "a"}), MODEL)
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     run: Any = SimpleNamespace(folder=tmp_path, name="mine")
     with pytest.raises(UserError, match="no chat template"):
-        chat_template.template_of(run)
+        chat_template.load_chat_template(run)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(UserError, match="cannot be read"):
-        chat_template.template_of(run)
+        chat_template.load_chat_template(run)

@@ -10,12 +10,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt.evaluation.hellaswag import Example, ending_losses
+from mlxgpt.evaluation.hellaswag import HellaSwagExample, ending_losses
 from mlxgpt.inference import engine
 from mlxgpt.loaded_model import LoadedModel, load
-from mlxgpt.playground.completions import MOST_WARNINGS, aligned
-from mlxgpt.playground.request_body import MOST_TEXTS
-from mlxgpt.storage.loading import opened
+from mlxgpt.playground.completions import MAX_WARNINGS, map_char_offsets
+from mlxgpt.playground.request_body import MAX_CHOICES
+from mlxgpt.storage.loading import load_run_model
 from tests.helpers.play_server import Served, serving
 
 COMPLETIONS = "/v1/completions"
@@ -42,7 +42,7 @@ def test_a_completion(served: Served, model: LoadedModel) -> None:
     wanted = model.generate("to be", max_tokens=9, seed=4, temperature=0.7)
     assert ["to be" + choice["text"]] == wanted.texts
     assert (choice["finish_reason"], choice["index"], choice["logprobs"]) == ("length", 0, None)
-    read = len(model.ids("to be"))
+    read = len(model.encode("to be"))
     assert told["usage"] == {
         "prompt_tokens": read,
         "completion_tokens": 9,
@@ -92,7 +92,7 @@ def test_a_stop(served: Served) -> None:
 def test_the_logarithms_of_probabilities(served: Served, model: LoadedModel) -> None:
     told = served.asked(COMPLETIONS, model="done", prompt="to", max_tokens=4, seed=4, logprobs=3)
     told = told["choices"][0]["logprobs"]
-    wanted = list(model.tokens("to", max_tokens=4, seed=4, temperature=1.0, alternatives=3))
+    wanted = list(model.iter_tokens("to", max_tokens=4, seed=4, temperature=1.0, alternatives=3))
     assert told["tokens"] == [one.text for one in wanted]
     assert told["text_offset"] == [0, 1, 2, 3]
     for value, others, one in zip(
@@ -120,7 +120,7 @@ def test_the_logarithms_of_probabilities(served: Served, model: LoadedModel) -> 
         ({"model": "other"}, "no such model"),
         ({"model": "done", "max_tokens": 10**6}, "max_tokens"),
         (
-            {"model": "done", "n": MOST_TEXTS + 1},
+            {"model": "done", "n": MAX_CHOICES + 1},
             "n = 17 is not valid\n→ send a whole number from 1 to 16",
         ),
         ({"model": "done", "n": 9, "prompt": ["a", "b"]}, "18 texts"),
@@ -160,7 +160,7 @@ def test_the_echo_is_the_prompt_as_it_was_sent(served: Served, tales: Served) ->
         assert choice["text"] == prompt
         assert (choice["finish_reason"], choice["logprobs"]) == ("length", None)
     model = load(str(tales.folder))
-    ids = model.ids("Once").tolist()
+    ids = model.encode("Once").tolist()
     assert ids[0] == model.tokenizer.end_of_text
     (choice,) = tales.asked(COMPLETIONS, model="tales", prompt=ids, **ECHO)["choices"]
     assert choice["text"] == "<|endoftext|>Once"
@@ -197,7 +197,7 @@ def test_log_probabilities_of_an_echo(tales: Served, prompt: str | list[int]) ->
     model = load(str(tales.folder))
     answer = tales.asked(COMPLETIONS, model="tales", prompt=prompt, logprobs=3, **ECHO)
     answer = answer["choices"][0]["logprobs"]
-    ids = model.ids(prompt).tolist() if isinstance(prompt, str) else prompt
+    ids = model.encode(prompt).tolist() if isinstance(prompt, str) else prompt
     own = int(isinstance(prompt, str))  # the end-of-text before a text is not shown
     contents = [model.tokenizer.token_bytes(id) for id in ids]
     assert [len(value) for value in answer.values()] == [len(ids) - own] * 4
@@ -272,19 +272,21 @@ def test_offsets_are_those_of_the_tokens_where_a_stop_string_is_awaited(served: 
     ],
 )
 def test_where_normalization_changed_a_text(normalized: str, sent: str, places: list[int]) -> None:
-    assert aligned(normalized, sent) == places
+    assert map_char_offsets(normalized, sent) == places
 
 
 def test_the_requests_of_lm_evaluation_harness(tales: Served) -> None:
     """Its `local-completions` model: batches of ids, one token to draw, and the sum of what lies
     between the context and that token; the losses of `mlxgpt eval --hellaswag`.
     """
-    run, model, _ = opened(str(tales.folder), "best", None)
+    run, model, _ = load_run_model(str(tales.folder), "best", None)
     examples = [
-        Example("Once upon a time", ("3 foxes said", "they slept.", "日本", "then"), 0),
-        Example("Then they", ("slept.", "foxes", "said: hé", "upon a time there were"), 3),
+        HellaSwagExample("Once upon a time", ("3 foxes said", "they slept.", "日本", "then"), 0),
+        HellaSwagExample("Then they", ("slept.", "foxes", "said: hé", "upon a time there were"), 3),
     ]
-    scored = sorted(ending_losses(model, run.tokenizer, examples), key=lambda score: score.number)
+    scored = sorted(
+        ending_losses(model, run.tokenizer, examples), key=lambda score: score.example_index
+    )
     for example, wanted in zip(examples, scored, strict=True):
         context = run.tokenizer.encode(example.context).tolist()
         endings = [run.tokenizer.encode(f" {ending}").tolist() for ending in example.endings]
@@ -301,7 +303,7 @@ def test_the_requests_of_lm_evaluation_harness(tales: Served) -> None:
             echo=True,
         )
         for choice, ids, ending, loss in zip(
-            answer["choices"], inputs, endings, wanted.sums, strict=True
+            answer["choices"], inputs, endings, wanted.losses, strict=True
         ):
             begin = max(1, len(ids) - len(ending))
             logprobs = choice["logprobs"]["token_logprobs"][begin:-1]
@@ -395,7 +397,7 @@ def test_an_unknown_field_is_reported_once(served: Served, notes: list[str]) -> 
         f"a request has the unknown field {name}, which is ignored"
         for name in ('"colour"', '"a\\nb"', '"shape"')
     ]
-    assert len(lines) == MOST_WARNINGS
+    assert len(lines) == MAX_WARNINGS
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions"])

@@ -20,20 +20,20 @@ BODY = {"model": "mine", "prompt": "to", "max_tokens": 2}
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "PATIENCE", 0.5)
+    monkeypatch.setattr(connection, "CLIENT_TIMEOUT", 0.5)
 
 
 @pytest.fixture
 def there(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """A server whose answers do not fit into what the system buffers for it."""
-    bound = server.bound
+    bound = server.bind_socket
 
     def small(port: int) -> socket.socket:
         listener = bound(port)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         return listener
 
-    monkeypatch.setattr(server, "bound", small)
+    monkeypatch.setattr(server, "bind_socket", small)
     with playing(trained, tmp_path / "mine") as served:
         yield served
 
@@ -85,7 +85,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
 def test_streams_that_nobody_reads_take_no_place(
     there: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "MOST", 2)
+    monkeypatch.setattr(scheduler, "MAX_WAITING", 2)
     with unread_stream(there), unread_stream(there), unread_stream(there):
         assert eventually(lambda: there.post("/v1/completions", BODY).status_code == 200)
         # And it stays so, since they take no more turns.
@@ -105,7 +105,7 @@ def test_a_client_that_reads_slowly_gets_everything(
     there: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes longer than the server waits for one that reads nothing."""
-    monkeypatch.setattr(connection, "PATIENCE", 2.0)
+    monkeypatch.setattr(connection, "CLIENT_TIMEOUT", 2.0)
     path = "/static/d3-7.9.0.min.js"
     whole = there.get(path).content
     with connected(there, *head(there, f"GET {path}")) as client:

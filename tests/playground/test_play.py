@@ -104,7 +104,7 @@ def test_a_run_that_only_begins_can_be_played(place: Path, monkeypatch: pytest.M
     for name in ("checkpoints", "snapshots"):
         shutil.rmtree(place / "runs/done" / name)
     played: list[Path] = []
-    monkeypatch.setattr(server, "application", lambda folder, *_: played.append(folder))
+    monkeypatch.setattr(server, "create_app", lambda folder, *_: played.append(folder))
     monkeypatch.setattr(server.Server, "run", lambda self, sockets: None)
     mlxgpt.play(port=0, browser=False)
     assert played == [(place / "runs/done").absolute()]

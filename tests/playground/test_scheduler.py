@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from mlxgpt.playground import scheduler
-from mlxgpt.playground.scheduler import Busy, Device
+from mlxgpt.playground.scheduler import DeviceWorker, TooManyRequestsError
 
 
 def counting(name: str, count: int, log: list[str]) -> Iterator[str]:
@@ -23,11 +23,11 @@ def counting(name: str, count: int, log: list[str]) -> Iterator[str]:
 def test_all_take_turns_in_one_thread() -> None:
     log: list[str] = []
 
-    async def gather(device: Device, name: str, count: int) -> list[str]:
-        return [item async for item in device.items(lambda: counting(name, count, log))]
+    async def gather(device: DeviceWorker, name: str, count: int) -> list[str]:
+        return [item async for item in device.stream(lambda: counting(name, count, log))]
 
     async def both() -> list[list[str]]:
-        device = Device()
+        device = DeviceWorker()
         hold = threading.Event()
         blocker = asyncio.create_task(device.call(hold.wait))
         tasks = [asyncio.create_task(gather(device, *one)) for one in (("a", 3), ("b", 5))]
@@ -45,8 +45,8 @@ def test_whoever_stops_asking_stops_it() -> None:
     log: list[str] = []
 
     async def one() -> None:
-        device = Device()
-        async for _ in (items := device.items(lambda: counting("a", 10**9, log))):
+        device = DeviceWorker()
+        async for _ in (items := device.stream(lambda: counting("a", 10**9, log))):
             break
         await items.aclose()
         for _ in range(1000):
@@ -64,10 +64,10 @@ def test_errors_reach_who_asked() -> None:
         raise KeyError("two")
 
     async def one() -> list[int]:
-        device, seen = Device(), list[int]()
+        device, seen = DeviceWorker(), list[int]()
 
         async def all_items() -> None:
-            async for item in device.items(fails):
+            async for item in device.stream(fails):
                 seen.append(item)
 
         with pytest.raises(KeyError, match="two"):
@@ -79,13 +79,13 @@ def test_errors_reach_who_asked() -> None:
 
 
 def test_no_more_than_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "MOST", 2)
+    monkeypatch.setattr(scheduler, "MAX_WAITING", 2)
 
     async def one() -> None:
-        device = Device()
+        device = DeviceWorker()
         tasks = [asyncio.create_task(device.call(lambda: time.sleep(0.05))) for _ in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(Busy):
+        with pytest.raises(TooManyRequestsError):
             await device.call(lambda: None)
         await asyncio.gather(*tasks)
         await device.call(lambda: None)
@@ -94,17 +94,17 @@ def test_no_more_than_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_pauses_has_no_place_and_takes_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "MOST", 1)
+    monkeypatch.setattr(scheduler, "MAX_WAITING", 1)
     log: list[str] = []
 
     async def one() -> list[str]:
-        device = Device()
-        paused = device.items(lambda: counting("a", 1000, log))
+        device = DeviceWorker()
+        paused = device.stream(lambda: counting("a", 1000, log))
         first = await anext(paused)
         assert await device.call(lambda: 7) == 7, "its place is free"
         for _ in range(5):
             await device.call(lambda: None)
-        assert log.count("a") <= 1 + scheduler.AHEAD
+        assert log.count("a") <= 1 + scheduler.MAX_PREFETCH
         return [first, *[item async for item in paused]]
 
     assert asyncio.run(one()) == [f"a{n}" for n in range(1000)], "and later it gets everything"

@@ -13,20 +13,20 @@ from tests.helpers.play_server import Served
 
 def test_pieces_are_sent_at_once() -> None:
     """Asyncio turns off what holds small pieces back for sockets that are known to be TCP's."""
-    with server.bound(0) as listener:
+    with server.bind_socket(0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
         assert listener.getsockname()[0] == "127.0.0.1"
 
 
 def test_a_port_is_taken_once() -> None:
-    with server.bound(0) as listener:
+    with server.bind_socket(0) as listener:
         listener.listen()
         with pytest.raises(UserError, match="cannot be used"):
-            server.bound(listener.getsockname()[1])
+            server.bind_socket(listener.getsockname()[1])
 
 
 def test_too_many_at_once_are_told_so(own: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "MOST", 2)
+    monkeypatch.setattr(scheduler, "MAX_WAITING", 2)
     answers: list[httpx.Response] = []
     body = {"text": "to", "max_tokens": 1500}
 

@@ -13,7 +13,7 @@ import pytest
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.playground import ui_api
-from mlxgpt.playground.ui_api import _name, _opening, _pieces
+from mlxgpt.playground.ui_api import _example_prompt, _label_prompt_tokens, _token_label
 from tests.helpers.play_server import Served
 
 
@@ -26,7 +26,7 @@ def test_what_there_is(served: Served, model: LoadedModel) -> None:
     told = served.get("/api/run").json()
     assert (told["name"], told["step"]) == ("done", model.step)
     assert (told["n_layer"], told["n_head"], told["block_size"]) == (2, 2, 8)
-    assert told["ages"] == model.run.ages() == [0, 8, 12]
+    assert told["ages"] == model.run.saved_steps() == [0, 8, 12]
 
 
 def test_it_writes_what_generate_does(served: Served, model: LoadedModel) -> None:
@@ -34,16 +34,16 @@ def test_it_writes_what_generate_does(served: Served, model: LoadedModel) -> Non
         first, *drawn, last = served.events(
             "/api/write", text="to be", seed=5, max_tokens=20, **settings
         )
-        assert [id for id, _, _ in first["prompt"]] == model.ids("to be").tolist()
+        assert [id for id, _, _ in first["prompt"]] == model.encode("to be").tolist()
         assert "".join(text for _, text, _ in first["prompt"]) == "to be"
         assert (first["seed"], first["step"], last) == (5, model.step, {"end": "length"})
         text = "to be" + "".join(one["text"] for one in drawn)
         assert [text] == model.generate("to be", seed=5, max_tokens=20, **settings).texts
         for one in drawn:
             ids, names, shares = zip(*one["alternatives"], strict=True)
-            assert len(ids) == ui_api.ALTERNATIVES
+            assert len(ids) == ui_api.TOP_TOKEN_COUNT
             assert list(shares) == sorted(shares, reverse=True)
-            assert list(names) == [_name(model.tokenizer, id) for id in ids]
+            assert list(names) == [_token_label(model.tokenizer, id) for id in ids]
             if one["id"] in ids:
                 assert one["probability"] == shares[ids.index(one["id"])]
 
@@ -55,7 +55,7 @@ def test_another_branch_goes_on_from_its_ids(served: Served, model: LoadedModel)
     other = drawn[2]["alternatives"][3][0]
     again, *rest, _ = served.events("/api/write", ids=[*begun, *kept, other], seed=9, max_tokens=4)
     assert [id for id, _, _ in again["prompt"]] == [*begun, *kept, other]
-    alone = list(model.tokens([*begun, *kept, other], seed=9, max_tokens=4))
+    alone = list(model.iter_tokens([*begun, *kept, other], seed=9, max_tokens=4))
     assert [one["id"] for one in rest] == [one.id for one in alone]
 
 
@@ -73,10 +73,10 @@ def test_an_age_can_be_asked_for(served: Served) -> None:
 
 def test_next_is_what_settings_leave(served: Served, model: LoadedModel) -> None:
     likely = served.asked("/api/next", text="to be", temperature=1, top_k=3)["likely"]
-    logits = model.logits(model.ids("to be"))[-1, : model.tokenizer.vocab_size]
+    logits = model.logits(model.encode("to be"))[-1, : model.tokenizer.vocab_size]
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
-    assert [id for id, *_ in likely] == np.argsort(-shares)[: ui_api.ALTERNATIVES].tolist()
+    assert [id for id, *_ in likely] == np.argsort(-shares)[: ui_api.TOP_TOKEN_COUNT].tolist()
     np.testing.assert_allclose([row[2] for row in likely], np.sort(shares)[::-1][:12], atol=1e-5)
     left = [row[3] for row in likely]
     assert sum(share > 0 for share in left) == 3
@@ -86,29 +86,29 @@ def test_next_is_what_settings_leave(served: Served, model: LoadedModel) -> None
 
 
 def test_the_look(served: Served, model: LoadedModel) -> None:
-    ids = model.ids("to be or").tolist()
+    ids = model.encode("to be or").tolist()
     told = served.asked("/api/look", ids=ids, layer=1)
     shown = np.frombuffer(base64.b64decode(told["attention"]), np.uint8).reshape(2, len(ids), -1)
-    wanted = model.look(ids).attention[1]
+    wanted = model.trace_forward(ids).attention[1]
     np.testing.assert_allclose(shown / 255, wanted, atol=0.5 / 255 + 1e-6)
-    assert [tuple(one) for one in told["tokens"]] == _pieces(model.tokenizer, ids)
+    assert [tuple(one) for one in told["tokens"]] == _label_prompt_tokens(model.tokenizer, ids)
     assert told["usual"] == told["without"]
     off = served.asked("/api/look", ids=ids, layer=1, off=[1])
     assert off["usual"] == told["usual"] != off["without"]
-    wanted = model.look(ids, [(0, 1)]).next(ui_api.ALTERNATIVES)
+    wanted = model.trace_forward(ids, [(0, 1)]).next_tokens(ui_api.TOP_TOKEN_COUNT)
     assert [(id, share) for id, _, share in off["without"]] == wanted
     assert "no such head" in served.refused("/api/look", ids=ids, off=[4])
     assert "layer = 2 is not valid" in served.refused("/api/look", ids=ids, layer=2)
 
 
 def test_the_lens_and_the_neighbours(served: Served, model: LoadedModel) -> None:
-    ids = model.ids("to be or").tolist()
+    ids = model.encode("to be or").tolist()
     layers = served.asked("/api/lens", ids=ids, position=3)["layers"]
     assert len(layers) == 3
-    wanted = model.look(ids).lens(3, 5)
+    wanted = model.trace_forward(ids).logit_lens(3, 5)
     assert [[(id, share) for id, _, share in one] for one in layers] == wanted
     near = served.asked("/api/neighbours", id=2)["likely"]
-    assert [(id, share) for id, _, share in near] == model.neighbours(2, ui_api.ALTERNATIVES)
+    assert [(id, share) for id, _, share in near] == model.find_neighbors(2, ui_api.TOP_TOKEN_COUNT)
 
 
 def test_longer_than_the_block_the_last_tokens_are_seen(served: Served) -> None:
@@ -203,7 +203,7 @@ def test_texts_that_are_written_at_the_same_time_share(served: Served) -> None:
 
 def test_a_closed_tab_stops_its_text(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    real = LoadedModel.tokens
+    real = LoadedModel.iter_tokens
 
     def counted(self: LoadedModel, *given: Any, **named: Any) -> Any:
         for one in real(self, *given, **named):
@@ -211,7 +211,7 @@ def test_a_closed_tab_stops_its_text(served: Served, monkeypatch: pytest.MonkeyP
             time.sleep(0.002)
             yield one
 
-    monkeypatch.setattr(LoadedModel, "tokens", counted)
+    monkeypatch.setattr(LoadedModel, "iter_tokens", counted)
     body = {"text": "to", "max_tokens": 4000}
     with served.client() as client, client.stream("POST", "/api/write", json=body) as response:
         for _ in response.iter_text():
@@ -228,11 +228,11 @@ def test_a_closed_tab_stops_its_text(served: Served, monkeypatch: pytest.MonkeyP
 def test_a_character_that_is_spread_over_tokens() -> None:
     tokenizer = BPETokenizer([])  # no merges
     ids = tokenizer.encode("a🙂é").tolist()
-    pieces = _pieces(tokenizer, ids)
+    pieces = _label_prompt_tokens(tokenizer, ids)
     assert [text for _, text, _ in pieces] == ["a", "", "", "", "🙂", "", "é"]
     assert [name for _, _, name in pieces][1:4] == ["<F0>", "<9F>", "<99>"]
 
 
 def test_an_opening_is_one_that_the_model_knows(served: Served, model: LoadedModel) -> None:
-    assert _opening(model.tokenizer) == ""  # it knows no capital T
-    assert _opening(BPETokenizer([])) == "Once upon a time"
+    assert _example_prompt(model.tokenizer) == ""  # it knows no capital T
+    assert _example_prompt(BPETokenizer([])) == "Once upon a time"

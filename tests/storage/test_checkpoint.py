@@ -11,7 +11,7 @@ import pytest
 from mlxgpt.config import Config
 from mlxgpt.model.gpt import GPT
 from mlxgpt.storage import checkpoint
-from mlxgpt.storage.checkpoint import MANIFEST, MODEL, OPTIMIZER, Checkpoint
+from mlxgpt.storage.checkpoint import MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, Checkpoint
 from mlxgpt.training.step import TrainStep
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
@@ -27,24 +27,24 @@ def step(tiny_model: Config) -> TrainStep:
 
 
 def save(folder: Path, step: TrainStep, number: int = 3) -> Path:
-    content = Checkpoint(number, "gpt", "abc", {"loss": 1.5}, {"skipped": 2}, *step.arrays())
-    return checkpoint.save(folder, content)
+    content = Checkpoint(number, "gpt", "abc", {"loss": 1.5}, {"skipped": 2}, *step.state_dicts())
+    return checkpoint.save_checkpoint(folder, content)
 
 
 def test_everything_comes_back_bit_for_bit(tmp_path: Path, step: TrainStep) -> None:
     path = save(tmp_path, step)
     assert path.name == "step-0000003"
-    loaded = checkpoint.load(path, with_optimizer=True)
+    loaded = checkpoint.load_checkpoint(path, with_optimizer=True)
     assert (loaded.step, loaded.metrics) == (3, {"loss": 1.5})
     assert (loaded.model, loaded.tokenizer) == ("gpt", "abc")
     assert loaded.guard == {"skipped": 2}
     assert loaded.optimizer is not None
-    for ours, theirs in zip(step.arrays(), (loaded.parameters, loaded.optimizer), strict=True):
+    for ours, theirs in zip(step.state_dicts(), (loaded.parameters, loaded.optimizer), strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             assert (value.dtype, value.shape) == (theirs[name].dtype, theirs[name].shape)
             assert (np.array(value) == np.array(theirs[name])).all(), name
-    assert checkpoint.load(path).optimizer is None
+    assert checkpoint.load_checkpoint(path).optimizer is None
 
 
 def test_no_file_but_safetensors_and_json(tmp_path: Path, step: TrainStep) -> None:
@@ -52,7 +52,7 @@ def test_no_file_but_safetensors_and_json(tmp_path: Path, step: TrainStep) -> No
     assert names == {"model.safetensors", "optimizer.safetensors", "manifest.json"}
 
 
-@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+@pytest.mark.parametrize("name", [MODEL_FILE, OPTIMIZER_FILE])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
 def test_a_damaged_file_is_refused(tmp_path: Path, step: TrainStep, name: str, damage: str) -> None:
     path = save(tmp_path, step) / name
@@ -63,23 +63,25 @@ def test_a_damaged_file_is_refused(tmp_path: Path, step: TrainStep, name: str, d
     else:
         path.write_bytes({"flip": content, "cut": content[:-9], "empty": bytearray()}[damage])
     with pytest.raises(UserError, match="missing or damaged"):
-        checkpoint.load(path.parent, with_optimizer=True)
+        checkpoint.load_checkpoint(path.parent, with_optimizer=True)
 
 
 def test_five_hundred_changed_bytes_are_all_found(tmp_path: Path, step: TrainStep) -> None:
     """One byte at a time, anywhere in the three files; none is harmless."""
     path, draw = save(tmp_path, step), random.Random(7)
-    content = {name: (path / name).read_bytes() for name in (MODEL, OPTIMIZER, MANIFEST)}
+    content = {
+        name: (path / name).read_bytes() for name in (MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE)
+    }
     places = [(name, at) for name, whole in content.items() for at in range(len(whole))]
-    manifest = [place for place in places if place[0] == MANIFEST]
+    manifest = [place for place in places if place[0] == MANIFEST_FILE]
     for name, at in [*draw.sample(places, 350), *draw.sample(manifest, 150)]:
         changed = bytearray(content[name])
         changed[at] ^= draw.randrange(1, 256)
         (path / name).write_bytes(changed)
         with pytest.raises(UserError, match=r"missing or damaged|newer mlxgpt"):
-            checkpoint.load(path, with_optimizer=True)
+            checkpoint.load_checkpoint(path, with_optimizer=True)
         (path / name).write_bytes(content[name])
-    checkpoint.load(path, with_optimizer=True)
+    checkpoint.load_checkpoint(path, with_optimizer=True)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": "x"}', "\0"])
@@ -87,14 +89,14 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, step: TrainStep, content:
     path = save(tmp_path, step)
     (path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match="missing or damaged"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
 
 
 def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, step: TrainStep) -> None:
     path = save(tmp_path, step) / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     with pytest.raises(UserError, match="newer mlxgpt"):
-        checkpoint.load(path.parent)
+        checkpoint.load_checkpoint(path.parent)
 
 
 @pytest.mark.parametrize("at", ["save_safetensors", "second file", "sync", "rename"])
@@ -114,13 +116,13 @@ def test_a_failure_while_writing_loses_nothing(
     if at in ("save_safetensors", "second file"):
         monkeypatch.setattr(mx, "save_safetensors", full)
     elif at == "sync":
-        monkeypatch.setattr(files, "sync", full)
+        monkeypatch.setattr(files, "fsync_path", full)
     else:
         monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(UserError, match="No space left on device"):
         save(tmp_path, step, 4)
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000003"]
-    checkpoint.load(tmp_path / "step-0000003", with_optimizer=True)
+    checkpoint.load_checkpoint(tmp_path / "step-0000003", with_optimizer=True)
 
 
 def test_the_disk_holds_a_checkpoint_before_its_name(
@@ -128,7 +130,7 @@ def test_the_disk_holds_a_checkpoint_before_its_name(
 ) -> None:
     """Its files, their names, and only then the checkpoint's own, which is synced too."""
     done: list[str] = []
-    sync, rename = files.sync, Path.rename
+    sync, rename = files.fsync_path, Path.rename
 
     def synced(path: Path) -> None:
         done.append("scratch" if path.name.startswith(".writing-") else path.name)
@@ -138,11 +140,11 @@ def test_the_disk_holds_a_checkpoint_before_its_name(
         done.append("renamed")
         return rename(path, target)
 
-    monkeypatch.setattr(files, "sync", synced)
+    monkeypatch.setattr(files, "fsync_path", synced)
     monkeypatch.setattr(Path, "rename", renamed)
     (tmp_path / "checkpoints").mkdir()
     save(tmp_path / "checkpoints", step)
-    assert set(done[:3]) == {MODEL, OPTIMIZER, MANIFEST}
+    assert set(done[:3]) == {MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE}
     assert done[3:] == ["scratch", "renamed", "checkpoints"]
 
 
@@ -150,20 +152,20 @@ def test_pruning_keeps_what_it_is_told_and_sweeps_up(tmp_path: Path, step: Train
     for number in (1, 2, 3, 12_345_678):
         save(tmp_path, step, number)
     (tmp_path / ".writing-x").mkdir()
-    (tmp_path / f".step-0000007{files.GONE}").mkdir()
+    (tmp_path / f".step-0000007{files.TRASH_SUFFIX}").mkdir()
     (tmp_path / "notes").mkdir()
-    assert checkpoint.steps(tmp_path) == [1, 2, 3, 12_345_678]
-    checkpoint.prune(tmp_path, {2, 12_345_678})
-    assert checkpoint.steps(tmp_path) == [2, 12_345_678]
+    assert checkpoint.list_steps(tmp_path) == [1, 2, 3, 12_345_678]
+    checkpoint.prune_checkpoints(tmp_path, {2, 12_345_678})
+    assert checkpoint.list_steps(tmp_path) == [2, 12_345_678]
     assert (tmp_path / "notes").exists()
     assert not list(tmp_path.glob(".*")), "what an interrupted writing or deleting left"
 
 
 def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path: Path, step: TrainStep) -> None:
     path = save(tmp_path, step, 3)
-    path.rename(checkpoint.path_of(tmp_path, 4))
+    path.rename(checkpoint.checkpoint_folder(tmp_path, 4))
     with pytest.raises(UserError, match="it is that of step 3"):
-        checkpoint.load(checkpoint.path_of(tmp_path, 4))
+        checkpoint.load_checkpoint(checkpoint.checkpoint_folder(tmp_path, 4))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -171,11 +173,13 @@ def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path: Path, step: 
 def test_weights_that_are_not_finite_are_named(
     tmp_path: Path, step: TrainStep, value: float, dtype: mx.Dtype
 ) -> None:
-    parameters, optimizer = step.arrays()
+    parameters, optimizer = step.state_dicts()
     parameters = {name: array.astype(dtype) for name, array in parameters.items()}
     parameters["h.0.mlp.c_fc.weight"][1, 2] = value
-    path = checkpoint.save(tmp_path, Checkpoint(3, "gpt", "abc", {}, {}, parameters, optimizer))
+    path = checkpoint.save_checkpoint(
+        tmp_path, Checkpoint(3, "gpt", "abc", {}, {}, parameters, optimizer)
+    )
     with pytest.raises(
-        checkpoint.Damaged, match=r"h\.0\.mlp\.c_fc\.weight has values that are not"
+        checkpoint.DamagedCheckpointError, match=r"h\.0\.mlp\.c_fc\.weight has values that are not"
     ):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlxgpt import api
-from mlxgpt.config import override
+from mlxgpt.config import override_config
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from tests.helpers.training_runs import final_state, metrics
@@ -31,7 +31,7 @@ def old(request: pytest.FixtureRequest, home: Path) -> Path:
 
 def test_the_newest_formats_are_there() -> None:
     assert [folder.name for folder in VERSIONS] == [str(n + 1) for n in range(len(VERSIONS))]
-    newest = max(checkpoint.FORMAT, runs.FORMAT)
+    newest = max(checkpoint.CHECKPOINT_FORMAT, runs.RUN_FORMAT)
     assert len(VERSIONS) == newest, "a new format needs files of its own: formats/make.py"
 
 
@@ -48,10 +48,10 @@ def test_an_old_run_is_resumed_from_old_data(old: Path, name: str) -> None:
     """It ends as one that was never interrupted, but for another machine's rounding."""
     config = runs.open_run(old / "runs" / name).config
     before = metrics(name)
-    summary = api.train(config=override(config, {"max_steps": 12}), run=name)
+    summary = api.train(config=override_config(config, {"max_steps": 12}), run=name)
     assert (summary.resumed, summary.step) == (True, 12)
     assert metrics(name)[: len(before)] == before
-    api.train(config=override(config, {"max_steps": 12}), run="whole")
+    api.train(config=override_config(config, {"max_steps": 12}), run="whole")
     whole = final_state("whole")
     for key, value in final_state(name).items():
         np.testing.assert_allclose(value, whole[key], rtol=1e-3, atol=1e-4, err_msg=key)

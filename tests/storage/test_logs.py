@@ -7,37 +7,37 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt.storage.logs import Notes
+from mlxgpt.storage.logs import RunLogs
 from mlxgpt.utils import files
 from tests.helpers.failing_files import NUMBERS, failing_open
 
 
 @pytest.fixture
-def notes(trained: Path, tmp_path: Path) -> Notes:
+def notes(trained: Path, tmp_path: Path) -> RunLogs:
     """A finished run's, to be changed."""
-    return Notes(Path(shutil.copytree(trained / "runs" / "done", tmp_path / "done")))
+    return RunLogs(Path(shutil.copytree(trained / "runs" / "done", tmp_path / "done")))
 
 
-def test_metrics_are_cut_back(notes: Notes) -> None:
+def test_metrics_are_cut_back(notes: RunLogs) -> None:
     with (notes.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 14, "lo')  # as a crash leaves it
     assert [record["step"] for record in notes.metrics()] == [2, 4, 6, 8, 10, 12]
-    assert notes.cut(8)
+    assert notes.truncate_after(8)
     assert [record["step"] for record in notes.metrics()] == [2, 4, 6, 8]
     notes.log({"step": 10})
     assert list(notes.metrics())[-1] == {"step": 10}
 
 
 def test_the_disk_holds_what_was_noted_and_its_names(
-    notes: Notes, monkeypatch: pytest.MonkeyPatch
+    notes: RunLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
-    monkeypatch.setattr(files, "sync", lambda path: synced.append(path.name))
-    notes.sync_notes()
+    monkeypatch.setattr(files, "fsync_path", lambda path: synced.append(path.name))
+    notes.sync_logs()
     assert synced == ["metrics.jsonl", "samples.txt", "history.jsonl", "done"]
 
 
-def test_samples_come_back_as_they_were_written(notes: Notes) -> None:
+def test_samples_come_back_as_they_were_written(notes: RunLogs) -> None:
     assert [step for step, _ in notes.samples(100)] == [4, 8, 12]
     (notes.folder / "samples.txt").unlink()
     assert list(notes.samples(100)) == []
@@ -49,7 +49,7 @@ def test_samples_come_back_as_they_were_written(notes: Notes) -> None:
 
 
 def test_a_sample_that_was_cut_off_anywhere_goes(tmp_path: Path) -> None:
-    notes, path = Notes(tmp_path), tmp_path / "samples.txt"
+    notes, path = RunLogs(tmp_path), tmp_path / "samples.txt"
     notes.add_sample(2, "To be\n\nor")
     whole = path.read_bytes()
     notes.add_sample(14, "not\n\nto be\n")
@@ -57,14 +57,14 @@ def test_a_sample_that_was_cut_off_anywhere_goes(tmp_path: Path) -> None:
     notes.log({"step": 2})
     for size in range(len(whole), len(torn)):
         path.write_bytes(torn[:size])
-        notes.cut(2)
+        notes.truncate_after(2)
         assert path.read_bytes() == whole, torn[:size]
 
 
-def test_where_it_went_back_does_not_hide_what_it_ran_on(notes: Notes) -> None:
-    notes.add_to_history(0, {"mlx": "1"}, {}, {"seconds": 2.0})
-    notes.add_return(40, 63)
-    assert notes.surroundings() == {"mlx": "1"}
+def test_where_it_went_back_does_not_hide_what_it_ran_on(notes: RunLogs) -> None:
+    notes.log_session_start(0, {"mlx": "1"}, {}, {"seconds": 2.0})
+    notes.log_rollback(40, 63)
+    assert notes.last_environment() == {"mlx": "1"}
     *_, first, last = notes.history()
     assert first["forecast"] == {"seconds": 2.0}
     assert (last["step"], last["spiked"]) == (40, 63)
@@ -73,33 +73,33 @@ def test_where_it_went_back_does_not_hide_what_it_ran_on(notes: Notes) -> None:
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize(("name", "after"), [("metrics.jsonl", 0), ("samples.txt", 0)])
 def test_notes_that_cannot_be_read_are_not_empty(
-    notes: Notes, monkeypatch: pytest.MonkeyPatch, name: str, after: int, number: int
+    notes: RunLogs, monkeypatch: pytest.MonkeyPatch, name: str, after: int, number: int
 ) -> None:
     """Else `cut` would write back nothing."""
     before = {path: path.read_bytes() for path in notes.folder.iterdir() if path.is_file()}
     with monkeypatch.context() as patch:
         failing_open(patch, name, number, after=after)
         with pytest.raises(OSError, match=f"{os.strerror(number)}: '.*{name}'"):
-            notes.cut(8)
+            notes.truncate_after(8)
         with pytest.raises(OSError, match=name):
             list(notes.metrics() if name == "metrics.jsonl" else notes.samples(10))
     assert {path: path.read_bytes() for path in notes.folder.iterdir() if path.is_file()} == before
-    assert notes.cut(8)
+    assert notes.truncate_after(8)
 
 
-def test_a_read_that_fails_names_the_file(notes: Notes) -> None:
+def test_a_read_that_fails_names_the_file(notes: RunLogs) -> None:
     (notes.folder / "history.jsonl").unlink()
     (notes.folder / "history.jsonl").mkdir()
     with pytest.raises(IsADirectoryError, match=r"history\.jsonl"):
         list(notes.history())
 
 
-def test_a_line_that_was_cut_off_does_not_damage_the_next(notes: Notes) -> None:
+def test_a_line_that_was_cut_off_does_not_damage_the_next(notes: RunLogs) -> None:
     """As a full disk leaves it."""
     for name in ("history.jsonl", "metrics.jsonl", "samples.txt"):
         with (notes.folder / name).open("a", encoding="utf-8") as file:
             file.write("--- step 1")
-    notes.add_return(40, 63)
+    notes.log_rollback(40, 63)
     notes.log({"step": 99})
     notes.add_sample(99, "to be")
     assert list(notes.history())[-1]["spiked"] == 63

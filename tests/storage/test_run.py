@@ -32,21 +32,21 @@ def test_a_run_is_found_by_name_by_folder_or_as_the_newest(runs_dir: Path) -> No
     for path in (runs_dir / "older").glob("*"):
         os.utime(path, (1, 1))
     (runs_dir / "empty").mkdir()
-    assert runs.find("older", runs_dir).name == "older"
-    assert runs.find(str(runs_dir / "older"), runs_dir / "elsewhere").name == "older"
-    assert runs.find(None, runs_dir).name == "done"
+    assert runs.find_run("older", runs_dir).name == "older"
+    assert runs.find_run(str(runs_dir / "older"), runs_dir / "elsewhere").name == "older"
+    assert runs.find_run(None, runs_dir).name == "done"
     shutil.copytree(runs_dir / "done", runs_dir / ".other.new")  # killed in the making
-    assert {folder.name for folder in runs.folders_in(runs_dir)} == {"done", "older"}
+    assert {folder.name for folder in runs.list_run_folders(runs_dir)} == {"done", "older"}
 
 
 def test_without_a_run_it_is_said_where_was_looked(tmp_path: Path, runs_dir: Path) -> None:
     with pytest.raises(UserError, match=f"no trained run in {tmp_path / 'none'}"):
-        runs.find(None, tmp_path / "none")
+        runs.find_run(None, tmp_path / "none")
     with pytest.raises(UserError, match="there is no run 'x'"):
-        runs.find("x", runs_dir)
+        runs.find_run("x", runs_dir)
     shutil.rmtree(runs_dir / "done" / "checkpoints")
     with pytest.raises(UserError, match="no trained run"):
-        runs.find(None, runs_dir)
+        runs.find_run(None, runs_dir)
 
 
 def test_which_checkpoint(runs_dir: Path) -> None:
@@ -104,25 +104,25 @@ def test_weights_of_two_heads_are_no_model_of_four(runs_dir: Path) -> None:
     assert run.config.model.n_head == 4
     with pytest.raises(UserError, match="other settings of the model"):
         loading.load_model(run)
-    manifest = run.checkpoint_path("best") / checkpoint.MANIFEST
+    manifest = run.checkpoint_path("best") / checkpoint.MANIFEST_FILE
     tree = json.loads(manifest.read_text())
-    del tree["model"], tree[files.SEAL]
-    manifest.write_text(files.sealed(tree))
+    del tree["model"], tree[files.CHECKSUM_KEY]
+    manifest.write_text(files.dump_checksummed(tree))
     loading.load_model(run)
 
 
 @pytest.mark.parametrize("name", ["日本語", "a\u3000b", "caf\udce9", "हिन्दी"])
 def test_a_run_may_be_trained_on_data_of_any_name(runs_dir: Path, name: str) -> None:
-    found = runs.find(None, runs_dir)
+    found = runs.find_run(None, runs_dir)
     run = replace(found, folder=runs_dir / "another", data_name=name)
-    runs.create(run)
+    runs.create_run(run)
     assert runs.open_run(run.folder).data_name == name
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\x1b[2Jb", "a\u202eb", "x" * 256])
 def test_a_name_that_no_data_folder_has_is_refused(runs_dir: Path, name: str) -> None:
-    run = replace(runs.find(None, runs_dir), folder=runs_dir / "another", data_name=name)
-    runs.create(run)
+    run = replace(runs.find_run(None, runs_dir), folder=runs_dir / "another", data_name=name)
+    runs.create_run(run)
     with pytest.raises(UserError, match="damaged"):
         runs.open_run(run.folder)
 
@@ -152,7 +152,7 @@ def test_where_best_is_damaged_the_metrics_know_it(runs_dir: Path, content: str)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize("name", [checkpoint.MANIFEST, checkpoint.MODEL, "read", "step"])
+@pytest.mark.parametrize("name", [checkpoint.MANIFEST_FILE, checkpoint.MODEL_FILE, "read", "step"])
 def test_another_checkpoint_is_used_only_for_a_damaged_one(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, notes: list[str]
 ) -> None:
@@ -164,7 +164,7 @@ def test_another_checkpoint_is_used_only_for_a_damaged_one(
             def unreadable(file: object, buffer: object) -> int:
                 raise OSError(number, os.strerror(number))
 
-            patch.setattr(safetensors_io.ReadFile, "readinto", unreadable, raising=False)
+            patch.setattr(safetensors_io.ErrorRecordingFile, "readinto", unreadable, raising=False)
         elif name == "step":
             real = os.stat
 
@@ -181,7 +181,7 @@ def test_another_checkpoint_is_used_only_for_a_damaged_one(
     assert caught.value.errno == number
     assert caught.value.filename
     assert notes == []
-    path = run.checkpoint_path("newest") / checkpoint.MANIFEST
+    path = run.checkpoint_path("newest") / checkpoint.MANIFEST_FILE
     path.unlink()
     _, saved = loading.load_model(run, "newest")
     assert saved.step < 12
@@ -199,7 +199,7 @@ def test_what_mlx_cannot_read_is_not_damaged(
     monkeypatch.setattr(mx, "load", failing)
     with pytest.raises(UserError, match="out of memory") as caught:
         loading.load_model(runs.open_run(runs_dir / "done"))
-    assert not isinstance(caught.value, checkpoint.Damaged)
+    assert not isinstance(caught.value, checkpoint.DamagedCheckpointError)
 
 
 @pytest.mark.parametrize("which", ["best", "newest"])
@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_is_never_handed_out_as_another(
     runs_dir: Path, tmp_path: Path, which: str
 ) -> None:
     run = runs.open_run(runs_dir / "done")
-    weights = run.checkpoint_path(which) / checkpoint.MODEL
+    weights = run.checkpoint_path(which) / checkpoint.MODEL_FILE
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match="missing or damaged") as caught:
         api.export(
@@ -246,7 +246,7 @@ def test_a_run_that_cannot_be_read_is_named_in_the_list(
     assert re.search(rf"cannot read .*done.*: {os.strerror(number)}", notes[0])
     if name == "stat":
         with pytest.raises(OSError, match="done"):
-            runs.find(None, runs_dir)
+            runs.find_run(None, runs_dir)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -256,7 +256,7 @@ def test_a_folder_is_replaced_only_where_it_has_no_checkpoint_for_certain(
     run = runs.open_run(runs_dir / "done")
     before = sorted(run.folder.rglob("*"))
     with pytest.raises(UserError, match="has checkpoints"):
-        runs.create(run)
+        runs.create_run(run)
     real = Path.iterdir
 
     def failing(path: Path) -> Any:
@@ -267,7 +267,7 @@ def test_a_folder_is_replaced_only_where_it_has_no_checkpoint_for_certain(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "iterdir", failing)
         with pytest.raises(OSError, match="checkpoints"):
-            runs.create(run)
+            runs.create_run(run)
     assert sorted(run.folder.rglob("*")) == before
 
 

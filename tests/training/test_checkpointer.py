@@ -35,7 +35,7 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(
 ) -> None:
     """The writing of step 4 lasts until step 7 is done, and holds what step 4 was."""
     train("whole", eval_interval=100, log_interval=1)
-    real, far_enough, threads = checkpoint.save, threading.Event(), []
+    real, far_enough, threads = checkpoint.save_checkpoint, threading.Event(), []
 
     def slow(folder: Path, content: checkpoint.Checkpoint, **named: Any) -> Path:
         threads.append(threading.current_thread())
@@ -50,7 +50,7 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(
             far_enough.set()
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", slow)
+        patch.setattr(checkpoint, "save_checkpoint", slow)
         patch.setattr(run_records.RunWriter, "log", logged)
         train("a", eval_interval=100, log_interval=1, keep_checkpoints=9)
     assert threading.main_thread() not in threads
@@ -72,14 +72,14 @@ def test_the_newest_few_and_the_best_are_kept(
 
     monkeypatch.setattr(validation, "Evaluator", lambda *_, **__: evaluator)
     train("a", max_steps=24, keep_checkpoints=keep)
-    assert checkpoint.steps(CHECKPOINTS) == sorted({12, *left})
+    assert checkpoint.list_steps(CHECKPOINTS) == sorted({12, *left})
 
 
 def test_the_disk_holds_what_was_noted_before_each_checkpoint_and_at_the_end(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    sync, save = runs.Run.sync_notes, checkpoint.save
+    sync, save = runs.Run.sync_logs, checkpoint.save_checkpoint
 
     def synced(self: runs.Run) -> None:
         order.append("notes")
@@ -89,8 +89,8 @@ def test_the_disk_holds_what_was_noted_before_each_checkpoint_and_at_the_end(
         order.append(f"step {content.step}")
         return save(folder, content, **named)
 
-    monkeypatch.setattr(runs.Run, "sync_notes", synced)
-    monkeypatch.setattr(checkpoint, "save", saved)
+    monkeypatch.setattr(runs.Run, "sync_logs", synced)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", saved)
     train("a", snapshots=False)
     assert order == ["notes", "step 4", "notes", "step 8", "notes", "step 12", "notes"]
 
@@ -122,17 +122,17 @@ def test_the_best_is_named_when_it_is_there(train: Any, monkeypatch: pytest.Monk
 def test_a_writing_that_fails_ends_the_training(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checkpoint.save
+    real = checkpoint.save_checkpoint
 
     def failing(folder: Path, content: checkpoint.Checkpoint, **named: Any) -> Path:
         if content.step == 8:
             raise UserError("cannot write it: No space left on device", "free some space.")
         return real(folder, content, **named)
 
-    monkeypatch.setattr(checkpoint, "save", failing)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", failing)
     with pytest.raises(UserError, match="No space left"):
         train("a", max_steps=1000, eval_interval=1000, sample_tokens=0)
-    assert checkpoint.steps(CHECKPOINTS)[-1] < 100, "it did not go on for long"
+    assert checkpoint.list_steps(CHECKPOINTS)[-1] < 100, "it did not go on for long"
 
 
 @pytest.mark.exact_bits
@@ -146,7 +146,7 @@ def test_a_nearly_full_disk_ends_the_training_saved(
         with pytest.raises(UserError, match="nearly full: stopped and saved at step 4,") as caught:
             train("a")
     assert "free some space" in caught.value.remedy
-    assert checkpoint.steps(CHECKPOINTS) == [4]
+    assert checkpoint.list_steps(CHECKPOINTS) == [4]
     assert train("a").step == 12
     whole, after = final_state("whole"), final_state("a")
     assert all((value == after[name]).all() for name, value in whole.items())

@@ -31,12 +31,12 @@ ARRAYS = Path("data/words")
 CODE = """
 import os, shutil, sys
 from pathlib import Path
-from mlxgpt import cli
-from mlxgpt.data.token_array import Tokens
+from mlxgpt.cli import main as cli
+from mlxgpt.data.token_array import TokenArray
 from mlxgpt.storage.run import Run
 from mlxgpt.training import selfcheck
 
-selfcheck.check = lambda config: iter([])
+selfcheck.run_self_check = lambda config: iter([])
 log, folder = Run.log, Path("data/words")
 
 def cut(run, record):
@@ -46,7 +46,7 @@ def cut(run, record):
 
 Run.log = cut
 if not {notices}:
-    Tokens.ids = property(lambda self: self.array)
+    TokenArray.ids = property(lambda self: self.array)
 cli.run()
 """
 
@@ -98,7 +98,7 @@ def test_an_array_that_is_cut_short_is_named_at_once(
     assert f"train.bin was cut short while in use: {size} of 3,600 bytes are left" in problem
     assert "restore train.bin; or move" in remedy
     assert "Traceback" not in done.stderr
-    assert checkpoint.steps(Path("runs/a/checkpoints"))[-1] >= 4
+    assert checkpoint.list_steps(Path("runs/a/checkpoints"))[-1] >= 4
     is_refused(capsys, *TRAIN, "--run", "a")
     ends_with_the_same_bits()
 

@@ -82,7 +82,7 @@ def test_what_was_written_while_a_run_was_deleted_goes_too(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`rm -rf` had listed the folder before the checkpoint had its name, and so left it."""
-    real = checkpoint.save
+    real = checkpoint.save_checkpoint
 
     def late(folder: Path, content: checkpoint.Checkpoint, **named: Any) -> Path:
         path = real(folder, content, **named)
@@ -95,7 +95,7 @@ def test_what_was_written_while_a_run_was_deleted_goes_too(
                     shutil.rmtree(other)
         return path
 
-    monkeypatch.setattr(checkpoint, "save", late)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", late)
     with pytest.raises(UserError, match=GONE):
         train("a", max_steps=1000, snapshots=False)
     assert list(Path("runs").iterdir()) == []
@@ -114,13 +114,13 @@ def test_no_checkpoints_are_deleted_with_it(
     at_step_8(monkeypatch, "add_sample", change)
     with pytest.raises(UserError, match=GONE):
         train("a", max_steps=1000, keep_checkpoints=9)
-    steps = checkpoint.steps(FOLDER / "checkpoints")
+    steps = checkpoint.list_steps(FOLDER / "checkpoints")
     assert steps[:2] == [4, 8]
-    checkpoint.load(checkpoint.path_of(FOLDER / "checkpoints", 8))
+    checkpoint.load_checkpoint(checkpoint.checkpoint_folder(FOLDER / "checkpoints", 8))
 
 
 def test_a_snapshot_makes_no_folder_anew(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "FIRST", 8)
+    monkeypatch.setattr(snapshots, "FIRST_SNAPSHOT_STEP", 8)
     real = runs.Run.save
 
     def deleted(run: runs.Run, folder: Path, step: int, *given: Any, **named: Any) -> None:
@@ -137,14 +137,14 @@ def test_a_snapshot_makes_no_folder_anew(train: Any, monkeypatch: pytest.MonkeyP
 def test_a_run_that_is_deleted_after_its_last_write_did_not_finish(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = runs.Run.sync_notes
+    real = runs.Run.sync_logs
 
     def last(run: runs.Run) -> None:
         real(run)
         if run.steps() == [8, 12]:
             shutil.rmtree(FOLDER)
 
-    monkeypatch.setattr(runs.Run, "sync_notes", last)
+    monkeypatch.setattr(runs.Run, "sync_logs", last)
     with pytest.raises(UserError, match=GONE):
         train("a")
 

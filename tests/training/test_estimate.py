@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 
 from mlxgpt.backend import device
-from mlxgpt.config import Config, override, toml
+from mlxgpt.config import Config, override_config, toml
 from mlxgpt.data.dataset import open_dataset
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
-from mlxgpt.model.stats import training_bytes
+from mlxgpt.model.stats import min_training_bytes
 from mlxgpt.training import estimate
 from mlxgpt.training.estimate import (
     Estimate,
-    estimated_bytes,
-    measure,
-    must_fit,
-    reached,
-    refuse_too_large,
+    check_memory_limit,
+    check_model_memory,
+    estimate_memory_bytes,
+    estimate_training,
+    find_reference_result,
 )
 from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import ROOT
@@ -26,18 +26,18 @@ from tests.helpers.commands import ROOT
 
 def test_a_few_steps_are_timed_and_nothing_is_changed(trained: Path, tiny_model: Config) -> None:
     dataset = open_dataset(trained / "data" / "words")
-    config = override(
+    config = override_config(
         tiny_model, {"vocab_size": dataset.meta.vocab_size, "max_steps": 100, "eval_interval": 30}
     )
-    found = measure(config, dataset)
+    found = estimate_training(config, dataset)
     assert found.step_seconds > 0
-    assert found.token_seconds > 0
+    assert found.eval_token_seconds > 0
     assert found.val_tokens == len(dataset.val.ids)
     assert 10e6 < found.peak_bytes < 10e9
     assert (found.steps, found.evaluations) == (100, 4), "after 30, 60, 90 and at the end"
-    assert found.reached is None
-    assert found.evaluated == 4 * found.val_tokens, "it is short: all of it each time"
-    expected = 100 * found.step_seconds + found.evaluated * found.token_seconds
+    assert found.reference is None
+    assert found.evaluated_tokens == 4 * found.val_tokens, "it is short: all of it each time"
+    expected = 100 * found.step_seconds + found.evaluated_tokens * found.eval_token_seconds
     assert found.seconds == pytest.approx(expected)
 
 
@@ -47,7 +47,7 @@ def test_of_many_micro_batches_few_are_taken(
 ) -> None:
     """By a clock on which a micro-batch takes 3 seconds, an update 1, and compiling 2."""
     dataset = open_dataset(trained / "data" / "words")
-    config = override(
+    config = override_config(
         tiny_model, {"vocab_size": 23, "gradient_accumulation_steps": 40, "batch_size": 2}
     )
     now, taken = 0.0, 0
@@ -60,15 +60,15 @@ def test_of_many_micro_batches_few_are_taken(
 
     monkeypatch.setattr(estimate, "take_steps", take_steps)
     monkeypatch.setattr(estimate.time, "monotonic", lambda: now)
-    monkeypatch.setattr(estimate, "_token_seconds", lambda *_: 1.0)
-    found = measure(config, dataset, known)
+    monkeypatch.setattr(estimate, "_time_eval_token", lambda *_: 1.0)
+    found = estimate_training(config, dataset, known)
     if known:
         assert found.step_seconds == known
         assert taken == 2
     else:
         assert found.step_seconds == pytest.approx(40 * 3 + 1)
         assert taken == 5
-    assert found.token_seconds == (1.0 if not known else 0.5 / config.tokens_per_step / 3)
+    assert found.eval_token_seconds == (1.0 if not known else 0.5 / config.tokens_per_step / 3)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_of_many_micro_batches_few_are_taken(
 def test_what_is_left_is_counted(
     tiny: Config, start: int, steps: int, every: int, evaluations: int
 ) -> None:
-    config = override(tiny, {"max_steps": steps, "eval_interval": every})
+    config = override_config(tiny, {"max_steps": steps, "eval_interval": every})
     left = Estimate(1.0, 1.0, 0, 0).for_plan(config, start)
     assert left.steps == steps - start
     assert left.evaluations == sum(
@@ -91,54 +91,54 @@ def test_what_is_left_is_counted(
 @pytest.mark.parametrize("val_tokens", [1000, 50_000, 10_000_000])
 def test_a_plan_uses_its_time_and_no_more(tiny: Config, seconds: float, val_tokens: int) -> None:
     one = Estimate(0.25, 1e-3, 0, val_tokens)
-    config = override(tiny, {"eval_interval": 50, "block_size": 64, "batch_size": 64})
-    steps = one.steps_in(seconds, config)
+    config = override_config(tiny, {"eval_interval": 50, "block_size": 64, "batch_size": 64})
+    steps = one.steps_within(seconds, config)
 
     def needed(steps: int) -> float:
-        return one.for_plan(override(config, {"max_steps": steps})).seconds
+        return one.for_plan(override_config(config, {"max_steps": steps})).seconds
 
     assert needed(steps) <= seconds < needed(steps + 1)
-    assert one.steps_in(0.1, config) == 0, "not even one"
+    assert one.steps_within(0.1, config) == 0, "not even one"
 
 
 def test_the_setting_that_is_named_would_fit(tiny_model: Config) -> None:
     """By the same estimate that refuses: a smaller batch first, then a smaller model."""
-    config = override(tiny_model, {"batch_size": 64, "block_size": 128})
-    need = estimated_bytes(config)
+    config = override_config(tiny_model, {"batch_size": 64, "block_size": 128})
+    need = estimate_memory_bytes(config)
     limit = need // 3
     with pytest.raises(UserError, match="this training takes") as caught:
-        refuse_too_large(config, need, limit)
+        check_memory_limit(config, need, limit)
     words = caught.value.remedy.split()
     batch, accumulate = int(words[2]), int(words[4].rstrip(","))
     assert batch * accumulate == 64, "trains the same"
-    assert estimated_bytes(override(config, {"batch_size": batch})) <= limit
-    refuse_too_large(config, need, need)
-    one = override(config, {"batch_size": 1, "gradient_checkpointing": True, "n_layer": 6})
+    assert estimate_memory_bytes(override_config(config, {"batch_size": batch})) <= limit
+    check_memory_limit(config, need, need)
+    one = override_config(config, {"batch_size": 1, "gradient_checkpointing": True, "n_layer": 6})
     with pytest.raises(UserError) as caught:
-        refuse_too_large(one, estimated_bytes(one), training_bytes(one.model))
+        check_memory_limit(one, estimate_memory_bytes(one), min_training_bytes(one.model))
     layers = int(caught.value.remedy.rpartition(" ")[2].rstrip("."))
     assert 1 <= layers < 6
     with pytest.raises(UserError) as caught:
-        refuse_too_large(config, need, training_bytes(config.model) + 1)
+        check_memory_limit(config, need, min_training_bytes(config.model) + 1)
     assert "--gradient-checkpointing" in caught.value.remedy
 
 
 def test_a_model_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = override(Config(), {"vocab_size": 50_257})  # GPT-2: 124M parameters, 2 GB
-    assert 1.9e9 < training_bytes(model.model) < 2.1e9
-    assert 1e8 < device.total_bytes() < 1e15
-    must_fit(model)
-    monkeypatch.setattr(device, "total_bytes", lambda: int(1.9e9))
+    model = override_config(Config(), {"vocab_size": 50_257})  # GPT-2: 124M parameters, 2 GB
+    assert 1.9e9 < min_training_bytes(model.model) < 2.1e9
+    assert 1e8 < device.total_memory_bytes() < 1e15
+    check_model_memory(model)
+    monkeypatch.setattr(device, "total_memory_bytes", lambda: int(1.9e9))
     with pytest.raises(UserError, match=r"needs 2.0 GB to be trained, and there are 1.9"):
-        must_fit(model)
+        check_model_memory(model)
 
 
 def test_the_estimate_grows_with_all_that_takes_memory(tiny_model: Config) -> None:
-    before = estimated_bytes(tiny_model)
+    before = estimate_memory_bytes(tiny_model)
     for change in ({"batch_size": 8}, {"n_layer": 4}, {"block_size": 16}, {"vocab_size": 999}):
-        assert estimated_bytes(override(tiny_model, change)) > before
-    kept = estimated_bytes(override(tiny_model, {"gradient_checkpointing": True}))
-    assert training_bytes(tiny_model.model) < kept < before
+        assert estimate_memory_bytes(override_config(tiny_model, change)) > before
+    kept = estimate_memory_bytes(override_config(tiny_model, {"gradient_checkpointing": True}))
+    assert min_training_bytes(tiny_model.model) < kept < before
 
 
 def test_measured_runs_are_those_of_the_same_shape_on_the_same_text(
@@ -160,15 +160,15 @@ def test_measured_runs_are_those_of_the_same_shape_on_the_same_text(
     ]
     (tmp_path / "measured.toml").write_text("\n".join(lines))
     monkeypatch.setattr(estimate, "__file__", str(tmp_path / "estimate.py"))
-    found = reached(tiny_model, dataset)
+    found = find_reference_result(tiny_model, dataset)
     assert found is not None
     assert found.val_loss == 1.5
-    assert reached(override(tiny_model, {"n_layer": 3}), dataset) is None
-    muons = override(tiny_model, {"optimizer": "muon"})
-    assert reached(muons, dataset) is None
+    assert find_reference_result(override_config(tiny_model, {"n_layer": 3}), dataset) is None
+    muons = override_config(tiny_model, {"optimizer": "muon"})
+    assert find_reference_result(muons, dataset) is None
     lines.append(entry.format(shape, known, 1.2) + 'optimizer = "muon"\n')
     (tmp_path / "measured.toml").write_text("\n".join(lines))
-    of_both = [reached(config, dataset) for config in (tiny_model, muons)]
+    of_both = [find_reference_result(config, dataset) for config in (tiny_model, muons)]
     assert [one and one.val_loss for one in of_both] == [1.5, 1.2]
 
 
@@ -185,13 +185,13 @@ def test_every_measured_run_has_its_report() -> None:
 def test_the_large_configs_are_the_models_they_are_named_after() -> None:
     from mlxgpt.model.stats import count_parameters
 
-    gpt2 = toml.load(toml.built_in()["gpt2-124m"])
+    gpt2 = toml.load_config(toml.find_builtin_configs()["gpt2-124m"])
     assert count_parameters(gpt2.model) == 124_439_808  # transformers' GPT2Model, tied
-    gpt1 = toml.load(toml.built_in()["gpt1-117m"])
+    gpt1 = toml.load_config(toml.find_builtin_configs()["gpt1-117m"])
     assert count_parameters(gpt1.model) == 116_534_784 + 2 * 768  # and a last layer norm
-    tier2 = toml.tier(2)
+    tier2 = toml.load_tier_config(2)
     assert 10e6 < count_parameters(tier2.model) < 30e6
-    small = override(tier2, {"n_layer": 1, "n_embd": 48, "n_head": 1})
+    small = override_config(tier2, {"n_layer": 1, "n_embd": 48, "n_head": 1})
     assert count_parameters(small.model) == sum(
         value.size for value in flatten_params(GPT(small.model).parameters()).values()
     )

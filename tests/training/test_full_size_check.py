@@ -13,11 +13,11 @@ import mlx.core as mx
 import pytest
 
 from mlxgpt.backend import device
-from mlxgpt.config import Config, from_tree, override
+from mlxgpt.config import Config, config_from_tree, override_config
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache, LayersKV
 from mlxgpt.training import full_size_check, selfcheck
-from mlxgpt.training.full_size_check import Check
+from mlxgpt.training.full_size_check import CheckResult
 from tests.helpers.tf32 import round_products
 
 Patch = pytest.MonkeyPatch
@@ -32,17 +32,17 @@ MODERN = {
     "tied": False,
 }
 CHECKS = [
-    full_size_check.against_the_cpu,
-    full_size_check.evaluation_loss,
-    full_size_check.cached_logits,
+    full_size_check.check_against_cpu,
+    full_size_check.check_evaluation_loss,
+    full_size_check.check_cached_logits,
 ]
 
 
 def model(**settings: Any) -> Config:
     """Heads of 64 values, and as many of them as the CPU's own kernels need to take part."""
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 128, "block_size": 32, "vocab_size": 65}
-    config = from_tree({"model": shape, "train": {"dtype": "float32", "seed": 1}})
-    return override(config, settings)
+    config = config_from_tree({"model": shape, "train": {"dtype": "float32", "seed": 1}})
+    return override_config(config, settings)
 
 
 class Gpu:
@@ -56,7 +56,7 @@ class Gpu:
 def gpu(monkeypatch: Patch) -> Iterator[Gpu]:
     """MLX's own kernels, except for what is computed on the CPU to compare with."""
     gpu = Gpu()
-    the_cpu, make_eval_step = full_size_check.the_cpu, full_size_check.make_eval_step
+    the_cpu, make_eval_step = full_size_check.use_cpu, full_size_check.make_eval_step
 
     @contextmanager
     def reference() -> Iterator[None]:
@@ -77,7 +77,7 @@ def gpu(monkeypatch: Patch) -> Iterator[Gpu]:
 
         return evaluate
 
-    monkeypatch.setattr(full_size_check, "the_cpu", reference)
+    monkeypatch.setattr(full_size_check, "use_cpu", reference)
     monkeypatch.setattr(full_size_check, "make_eval_step", evaluating)
     monkeypatch.setattr(device, "on_cpu", lambda: gpu.reference)
     mx.disable_compile()  # what is compiled takes long to compile, and is no other formula
@@ -95,7 +95,7 @@ def dtype(request: pytest.FixtureRequest, gpu: Gpu, monkeypatch: Patch) -> str:
 @pytest.mark.parametrize("settings", [{}, MODERN], ids=["classic", "modern"])
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_sound_model_passes(
-    check: Callable[[Config], Check], settings: dict[str, Any], dtype: str
+    check: Callable[[Config], CheckResult], settings: dict[str, Any], dtype: str
 ) -> None:
     found = check(model(**settings, dtype=dtype))
     assert found.ok, found.detail
@@ -157,16 +157,16 @@ def position(patch: Patch, wrong: Wrong) -> None:
 @pytest.mark.parametrize("break_it", [head_scale, mask, position])
 @pytest.mark.parametrize("check", CHECKS)
 def test_what_is_wrong_is_seen(
-    check: Callable[[Config], Check],
+    check: Callable[[Config], CheckResult],
     break_it: Callable[[Patch, Wrong], None],
     dtype: str,
     gpu: Gpu,
     monkeypatch: Patch,
 ) -> None:
     wrong: dict[Any, Wrong] = {
-        full_size_check.against_the_cpu: lambda: not gpu.reference,
-        full_size_check.evaluation_loss: lambda: gpu.evaluation,
-        full_size_check.cached_logits: lambda: decoding,
+        full_size_check.check_against_cpu: lambda: not gpu.reference,
+        full_size_check.check_evaluation_loss: lambda: gpu.evaluation,
+        full_size_check.check_cached_logits: lambda: decoding,
     }
     decoding = False
     call = GPT.__call__
@@ -186,11 +186,11 @@ def test_what_is_wrong_is_seen(
 
 def test_rotary_positions_of_single_tokens_are_checked(gpu: Gpu, monkeypatch: Patch) -> None:
     position(monkeypatch, lambda: False)
-    assert full_size_check.cached_logits(model(**MODERN)).ok is False
+    assert full_size_check.check_cached_logits(model(**MODERN)).ok is False
 
 
 def test_a_gpu_is_checked_at_full_size(gpu: Gpu) -> None:
-    names = [check.name for check in selfcheck.check(model(n_layer=1))]
+    names = [check.name for check in selfcheck.run_self_check(model(n_layer=1))]
     assert names[4:7] == ["GPU = CPU", "evaluation = training", "cached = uncached"]
     assert len(names) == len(set(names)), "nothing is checked twice"
 

@@ -29,7 +29,7 @@ def test_what_is_not_there_is_said_before_anything_is_done(place: Path, capsys: 
     assert "there is no tracker paper" in refused(capsys, *line, "--report-to", "paper")
 
 
-@pytest.mark.parametrize("to", loggers.INSTALL)
+@pytest.mark.parametrize("to", loggers.INSTALL_COMMANDS)
 def test_how_to_install_one_is_said(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"{to} is not installed") as caught:
@@ -50,7 +50,7 @@ def test_a_folder_that_a_tracker_left_behind_is_not_the_tracker(
     """Wandb writes to ./wandb, which Python takes for a package where there is no other."""
     (home / "leftover" / "run-1").mkdir(parents=True)
     monkeypatch.syspath_prepend(home)
-    monkeypatch.setitem(loggers.INSTALL, "leftover", "pip install leftover")
+    monkeypatch.setitem(loggers.INSTALL_COMMANDS, "leftover", "pip install leftover")
     with pytest.raises(UserError, match="leftover is not installed"):
         Leftover()
 
@@ -266,7 +266,7 @@ def test_a_resumed_run_goes_on_there_and_an_error_closes_it(
 
 def test_a_run_from_before_continues_where_it_was(train: Any, no_check: None, wandb: Wandb) -> None:
     train("a", report_to="wandb", max_steps=12)
-    (Path("runs/a") / loggers.WANDB_TOKEN).unlink()
+    (Path("runs/a") / loggers.WANDB_TOKEN_FILE).unlink()
     shutil.rmtree("runs/a/checkpoints/step-0000012")
     train("a", report_to="wandb", max_steps=12)
     time = next(open_run(Path("runs/a")).history())["time"]

@@ -19,11 +19,11 @@ import json, os, sys
 from mlxgpt import api
 from mlxgpt.backend import device
 from mlxgpt.training import selfcheck
-from mlxgpt.config import from_tree
+from mlxgpt.config import config_from_tree
 from tests.conftest import TINY
 from tests.helpers.training_runs import Recorder
 
-selfcheck.check = lambda config: iter([])
+selfcheck.run_self_check = lambda config: iter([])
 STEPS = int(sys.argv[1])
 tree = {
     "model": {**TINY["model"], "n_layer": 1, "n_embd": 8},
@@ -51,7 +51,7 @@ class Watching(Recorder):
     def on_sample(self, step, text):
         pass
 
-api.train(config=from_tree(tree), source="words.txt", run="a", callbacks=[Watching()])
+api.train(config=config_from_tree(tree), source="words.txt", run="a", callbacks=[Watching()])
 """
 
 

@@ -17,17 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.backend import device
-from mlxgpt.config import Config, override
-from mlxgpt.data.token_array import Tokens
+from mlxgpt.config import Config, override_config
+from mlxgpt.data.token_array import TokenArray
 from mlxgpt.distributed.group import LocalGroup
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.training import loop, metrics
-from mlxgpt.training.callbacks import Callback, Summary
+from mlxgpt.training.callbacks import Callback, TrainingSummary
 from mlxgpt.training.estimate import NO_ESTIMATE
 from mlxgpt.training.job import TrainJob
 from mlxgpt.training.metrics import StepMetrics
-from mlxgpt.training.resume import Start
+from mlxgpt.training.resume import StartState
 from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.step import TrainStep
@@ -36,13 +36,13 @@ NEVER = 1000
 
 
 @pytest.fixture
-def tokens() -> Tokens:
-    return Tokens(np.arange(500) * 7 % 19, 19)  # every token says which is next
+def tokens() -> TokenArray:
+    return TokenArray(np.arange(500) * 7 % 19, 19)  # every token says which is next
 
 
 def every(config: Config, *, save: int = NEVER, evaluate: int = NEVER, log: int = NEVER) -> Config:
     intervals = {"save_interval": save, "eval_interval": evaluate, "log_interval": log}
-    return override(config, intervals)
+    return override_config(config, intervals)
 
 
 def fresh(config: Config) -> TrainStep:
@@ -115,7 +115,7 @@ class Group(LocalGroup):
 
 def train(
     step_function: Any,
-    tokens: Tokens,
+    tokens: TokenArray,
     config: Config,
     *,
     writer: Writer | None = None,
@@ -125,29 +125,31 @@ def train(
 ) -> int:
     """Updates done by the loop, with this step function and this writer in their places."""
     writer = writer or Writer()
-    began = Start(start, guard or SpikeGuard(), None, None)
+    began = StartState(start, guard or SpikeGuard(), None, None)
     dataset: Any = SimpleNamespace(train=tokens, folder=Path("data"))
     job = TrainJob(config, dataset, Path("run"), None, NO_ESTIMATE)
     if not isinstance(step_function, TrainStep):
         step_function.config = config
 
     @contextmanager
-    def opened(*_: object) -> Iterator[tuple[Writer, Start]]:
+    def opened(*_: object) -> Iterator[tuple[Writer, StartState]]:
         yield writer, began
 
-    def summary(run: Writer, dataset: Any, step: int, **_: Any) -> Summary:
-        return Summary.of_rank(Path("run"), Path("data"), step, config.train.max_steps)
+    def summary(run: Writer, dataset: Any, step: int, **_: Any) -> TrainingSummary:
+        return TrainingSummary.for_non_main_rank(
+            Path("run"), Path("data"), step, config.train.max_steps
+        )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "new_step", lambda *_: step_function)
-        patch.setattr(loop, "open_run", opened)
+        patch.setattr(loop, "make_train_step", lambda *_: step_function)
+        patch.setattr(loop, "resume_or_create_run", opened)
         patch.setattr(loop, "RunWriter", lambda *_: nullcontext(writer))
         patch.setattr(loop, "Validation", lambda *_: writer.validate)
-        patch.setattr(Summary, "of", summary)
-        return loop.train(job, Group(stop), Callback()).step
+        patch.setattr(TrainingSummary, "from_run", summary)
+        return loop.run_training_loop(job, Group(stop), Callback()).step
 
 
-def test_what_is_due_comes_in_order(tiny_model: Config, tokens: Tokens) -> None:
+def test_what_is_due_comes_in_order(tiny_model: Config, tokens: TokenArray) -> None:
     """And everything at the end."""
     writer = Writer()
     config = every(tiny_model, save=6, evaluate=4, log=5)
@@ -164,7 +166,7 @@ def test_what_is_due_comes_in_order(tiny_model: Config, tokens: Tokens) -> None:
     ]
 
 
-def test_metrics_say_what_happened(tiny_model: Config, tokens: Tokens) -> None:
+def test_metrics_say_what_happened(tiny_model: Config, tokens: TokenArray) -> None:
     learning_rate, writer = learning_rate_schedule(tiny_model), Writer()
     config = every(tiny_model, save=1)
     train(fresh(config), tokens, config, writer=writer)
@@ -178,7 +180,7 @@ def test_metrics_say_what_happened(tiny_model: Config, tokens: Tokens) -> None:
 
 
 def test_what_waits_for_the_device_is_no_time_of_training(
-    tiny_model: Config, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Config, tokens: TokenArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
 
@@ -266,7 +268,7 @@ def test_a_step_is_logged_once_the_next_was_handed_over(
             assert device.computed == device.handed == step, "the weights are its step's"
 
     writer = Writer(after)
-    tokens = Tokens(np.arange(500) * 7 % 19, 19)
+    tokens = TokenArray(np.arange(500) * 7 % 19, 19)
     config = every(tiny_model, save=save, evaluate=evaluate, log=log)
     with pytest.MonkeyPatch.context() as patch:
         device.replace_mlx(patch)
@@ -296,7 +298,11 @@ def test_a_step_is_logged_once_the_next_was_handed_over(
 @pytest.mark.parametrize("name", ["save", "log"])
 @pytest.mark.parametrize("interval", [1, 9, 10, 13])
 def test_a_spike_is_the_same_whoever_waits(
-    tiny_model: Config, tokens: Tokens, interval: int, name: str, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Config,
+    tokens: TokenArray,
+    interval: int,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The losses from step 9 on are too large; nothing is remembered of the steps after it."""
 
@@ -304,24 +310,24 @@ def test_a_spike_is_the_same_whoever_waits(
         pass
 
     class Strict(SpikeGuard):
-        def limit(self, step: int) -> float:
+        def loss_limit(self, step: int) -> float:
             return 8.5
 
-    def roll_back(results: loop.StepResults) -> int:
+    def roll_back(results: loop.StepResultHandler) -> int:
         raise Stop
 
     device, guard, writer = Device(13, blocks=False), Strict("rollback"), Writer()
     writer.calls.append(("save", 1))  # one to roll back to
     device.replace_mlx(monkeypatch)
-    monkeypatch.setattr(loop.StepResults, "roll_back", roll_back)
+    monkeypatch.setattr(loop.StepResultHandler, "roll_back", roll_back)
     with pytest.raises(Stop):
         train(device, tokens, every(tiny_model, **{name: interval}), guard=guard, writer=writer)
-    assert (guard.spiked, guard.skipped) == (8, 1)
+    assert (guard.spike_step, guard.skipped) == (8, 1)
     assert [step for step, _ in guard.losses] == list(range(8))
 
 
 def test_numbers_are_the_same_whether_or_not_anything_waits_for_them(
-    tiny_model: Config, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Config, tokens: TokenArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where a step is not computed yet when it was handed over."""
     monkeypatch.setattr(device, "on_cpu", lambda: False)
@@ -330,13 +336,13 @@ def test_numbers_are_the_same_whether_or_not_anything_waits_for_them(
     for config in (every(tiny_model, evaluate=2), every(tiny_model, log=2)):
         step_function, writer = fresh(config), Writer()
         train(step_function, tokens, config, writer=writer)
-        weights = [{n: v.tolist() for n, v in part.items()} for part in step_function.arrays()]
+        weights = [{n: v.tolist() for n, v in part.items()} for part in step_function.state_dicts()]
         ends.append(([{name: r[name] for name in kept} for r in writer.records], weights))
     assert ends[0] == ends[1]
     assert [record["step"] for record in ends[0][0]] == [2, 4, 6, 8, 10, 12]
 
 
-def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: Tokens) -> None:
+def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: TokenArray) -> None:
     """The same one for a step whenever it is taken, and another for each. After a rollback a step
     has that of the batch it takes.
     """
@@ -363,7 +369,7 @@ def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: To
     assert keys_from(2, batch_offset=3)[:7] == keys[5:]
 
 
-def test_it_stops_after_the_step_it_is_asked_in(tiny_model: Config, tokens: Tokens) -> None:
+def test_it_stops_after_the_step_it_is_asked_in(tiny_model: Config, tokens: TokenArray) -> None:
     asked, guard = iter([False, False, True]), SpikeGuard()
     config = every(tiny_model)
     stopped = train(fresh(config), tokens, config, stop=lambda: next(asked), guard=guard)
@@ -372,7 +378,7 @@ def test_it_stops_after_the_step_it_is_asked_in(tiny_model: Config, tokens: Toke
 
 
 @pytest.mark.exact_bits
-def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: Tokens) -> None:
+def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: TokenArray) -> None:
     """Dropout is on. What is done between steps, here drawing random numbers, changes nothing."""
     whole, parts = fresh(tiny_model), fresh(tiny_model)
     train(whole, tokens, tiny_model)
@@ -392,7 +398,7 @@ def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: Tokens) -> 
         assert (value == flatten_params(parts.model.parameters())[name]).all(), name
 
 
-def test_a_finished_run_takes_no_step(tiny_model: Config, tokens: Tokens) -> None:
+def test_a_finished_run_takes_no_step(tiny_model: Config, tokens: TokenArray) -> None:
     step = fresh(tiny_model)
     before = np.array(step.model.wte.weight)
     assert train(step, tokens, tiny_model, start=12) == 12

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxgpt.config import Config, OptimConfig, override
+from mlxgpt.config import Config, OptimConfig, override_config
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
-from mlxgpt.training.muon import QUINTIC, ROW_MOMENTUM, STEPS, Muon, orthogonalized
+from mlxgpt.training.muon import NS_COEFFICIENTS, NS_STEPS, ROW_MOMENTUM, Muon, orthogonalize
 from mlxgpt.training.optimizer import OptimizerGroups
 
 
@@ -18,10 +18,10 @@ def by_svd(x: np.ndarray) -> np.ndarray:
     """What the steps do to a matrix, in double precision: each singular value alone goes through
     the quintic.
     """
-    a, b, c = QUINTIC
+    a, b, c = NS_COEFFICIENTS
     u, s, v = np.linalg.svd(x.astype(np.float64), full_matrices=False)
     s = s / np.linalg.norm(s)
-    for _ in range(STEPS):
+    for _ in range(NS_STEPS):
         s = a * s + b * s**3 + c * s**5
     return (u * s) @ v
 
@@ -42,14 +42,14 @@ def test_each_singular_value_goes_through_the_quintic(rows: int, more: int, seed
     shapes = [(3, rows, rows + more), (2, rows + more, rows)]
     stacks = [draw.normal(size=shape).astype(np.float32) for shape in shapes]
     flat = mx.array(np.concatenate([stack.reshape(-1) for stack in stacks]))
-    for found, stack in zip(orthogonalized(flat, shapes), stacks, strict=True):
+    for found, stack in zip(orthogonalize(flat, shapes), stacks, strict=True):
         for one, before in zip(np.array(found), stack, strict=True):
             np.testing.assert_allclose(one, by_svd(before), atol=2e-4)
 
 
 def test_singular_values_come_near_one() -> None:
     x = mx.random.normal((16 * 48,), key=mx.random.key(0))
-    (found,) = orthogonalized(x, [(1, 16, 48)])
+    (found,) = orthogonalize(x, [(1, 16, 48)])
     values = np.linalg.svd(np.array(found)[0], compute_uv=False)
     assert values.min() > 0.6
     assert values.max() < 1.3
@@ -131,18 +131,18 @@ def test_a_matrix_moves_alike_whatever_it_is_stacked_with() -> None:
         for _, moment, value in alone.split(own):
             assert named[name, moment].shape == (shape if moment == "v" else (shape[0], 1))
             np.testing.assert_allclose(named[name, moment], value, rtol=1e-4)
-    joined = muon.joined(lambda name, moment: named[name, moment])
+    joined = muon.join(lambda name, moment: named[name, moment])
     assert all(mx.array_equal(joined[moment], state[moment]) for moment in state)
 
 
 def names_of(optimizer: OptimizerGroups, group: int) -> set[str]:
     prefix = f"states.{group}."
-    named = optimizer.to_named(optimizer.init())
+    named = optimizer.to_state_dict(optimizer.init())
     return {name.removeprefix(prefix) for name in named if name.startswith(prefix)}
 
 
 def test_matrices_of_the_blocks_are_muons_and_the_rest_adamws(tiny_model: Config) -> None:
-    config = override(tiny_model, {"optimizer": "muon", "bias": False})
+    config = override_config(tiny_model, {"optimizer": "muon", "bias": False})
     assert config.optim.embedding_learning_rate == 0
     parameters = flatten_params(GPT(config.model).trainable_parameters())
     muons, adamws, others = (

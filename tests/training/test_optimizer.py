@@ -5,10 +5,10 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
-from mlxgpt.config import Config, OptimConfig, override
+from mlxgpt.config import Config, OptimConfig, override_config
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
-from mlxgpt.training.optimizer import ADAMWS_WORK, OptimizerGroups, split_by_work
+from mlxgpt.training.optimizer import ADAMW_WORK, OptimizerGroups, split_by_work
 from tests.oracle import reference
 
 Arrays = dict[str, mx.array]
@@ -62,12 +62,12 @@ def test_adamw_has_the_bits_of_mlxs(compiled: bool) -> None:
 def test_embeddings_may_have_a_rate_of_their_own_and_no_decay(tiny_model: Config) -> None:
     given = {"embedding_learning_rate": 0.05, "learning_rate": 0.01, "weight_decay": 0.1}
     parts = {"tied": False, "value_embeddings": True, "optimizer": "muon", "bias": False}
-    config = override(tiny_model, {**given, **parts})
+    config = override_config(tiny_model, {**given, **parts})
     parameters = flatten_params(GPT(config.model).trainable_parameters())
     optimizer = OptimizerGroups(config.optim, parameters)
     zero = {name: mx.zeros_like(value) for name, value in parameters.items()}
     after, state = update(optimizer, parameters, zero, optimizer.init(), 0.002)
-    named = optimizer.to_named(state)
+    named = optimizer.to_state_dict(state)
     first = [name.removesuffix(".m") for name in named if name.endswith(".m")]
     tables = {"wte.weight", *(f"wve.{n}.weight" for n in range(config.model.n_layer))}
     assert {name[9:] for name in first if name.startswith("states.1")} == tables
@@ -86,7 +86,7 @@ def test_a_bad_step_changes_nothing(
     tiny_model: Config, optimizer: str, first: bool, eps: float
 ) -> None:
     """Whatever its gradient, loss and learning rate are."""
-    config = override(tiny_model, {"optimizer": optimizer, "bias": False, "eps": eps})
+    config = override_config(tiny_model, {"optimizer": optimizer, "bias": False, "eps": eps})
     parameters = flatten_params(GPT(config.model).trainable_parameters())
     groups = OptimizerGroups(config.optim, parameters)
     state, step = groups.init(), mx.compile(groups.update)
@@ -102,27 +102,27 @@ def test_a_bad_step_changes_nothing(
 
 def test_a_state_is_kept_by_the_names_of_mlxs_optimizers(tiny_model: Config) -> None:
     """And is the same when it was read by them."""
-    config = override(tiny_model, {"optimizer": "muon", "embedding_learning_rate": 0.1})
+    config = override_config(tiny_model, {"optimizer": "muon", "embedding_learning_rate": 0.1})
     parameters = flatten_params(GPT(config.model).trainable_parameters())
     optimizer = OptimizerGroups(config.optim, parameters)
     gradients = {name: mx.ones_like(value) for name, value in parameters.items()}
     _, state = update(optimizer, parameters, gradients, optimizer.init(), 0.01)
-    named = optimizer.to_named(state)
+    named = optimizer.to_state_dict(state)
     assert named["states.0.h.0.attn.c_attn.weight.v"].shape == (48, 16)
     assert named["states.3.step"].dtype == mx.uint64
-    same(optimizer.from_named(named), state)
+    same(optimizer.from_state_dict(named), state)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_update_is_split_by_work_evenly_and_whole(tiny_model: Config, optimizer: str) -> None:
     given = {"n_layer": 3, "vocab_size": 100, "optimizer": optimizer}
-    config = override(tiny_model, given)
+    config = override_config(tiny_model, given)
     parameters = flatten_params(GPT(config.model).parameters())
     first, second = split_by_work(parameters, config.optim, 2)
     assert sorted(first + second) == sorted(parameters)
     by_muon = {n for n, p in parameters.items() if p.ndim == 2 and n.startswith("h.")}
     work = {
-        n: p.size * (min(p.shape) if optimizer == "muon" and n in by_muon else ADAMWS_WORK)
+        n: p.size * (min(p.shape) if optimizer == "muon" and n in by_muon else ADAMW_WORK)
         for n, p in parameters.items()
     }
     apart = sum(work[n] for n in first) - sum(work[n] for n in second)

@@ -21,7 +21,7 @@ from mlxgpt.config import Config
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import estimate, loop, resume, run_records, selfcheck
-from mlxgpt.training.selfcheck import Check
+from mlxgpt.training.selfcheck import CheckResult
 from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import ROOT
 from tests.helpers.training_runs import (
@@ -54,7 +54,7 @@ def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
     for until in (3, 11, 20):
         stops = iter([False] * (until - len_done("parts") - 1) + [True])
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "stop_signals", lambda stops=stops: Stops(stops))
+            patch.setattr(loop, "catch_stop_signals", lambda stops=stops: Stops(stops))
             summary = train("parts", eval_interval=5, log_interval=1, save_interval=7, **more)
         assert summary.interrupted
         assert summary.step == until
@@ -115,7 +115,7 @@ def stopped(
     """Train run a for some steps, then stop it."""
     with monkeypatch.context() as patch:
         script = iter([False] * (steps - 1) + [True])
-        patch.setattr(loop, "stop_signals", lambda: Stops(script))
+        patch.setattr(loop, "catch_stop_signals", lambda: Stops(script))
         assert train("a", **settings).step == from_step + steps
 
 
@@ -206,11 +206,11 @@ def test_resuming_checks_again_what_could_have_changed_since(
     """
     checked: list[Config] = []
 
-    def check(config: Config) -> Iterator[Check]:
+    def check(config: Config) -> Iterator[CheckResult]:
         checked.append(config)
-        yield Check("causality", True, "fine")
+        yield CheckResult("causality", True, "fine")
 
-    monkeypatch.setattr(selfcheck, "check", check)
+    monkeypatch.setattr(selfcheck, "run_self_check", check)
     stopped(monkeypatch, train, 5)
     assert len(checked) == 1
     path = Path("runs/a/history.jsonl")
@@ -229,7 +229,9 @@ def test_a_failed_check_stops_a_resumed_run(train: Any, monkeypatch: pytest.Monk
     stopped(monkeypatch, train, 5)
     before = {p: p.read_bytes() for p in Path("runs/a").rglob("*") if p.is_file()}
     monkeypatch.setattr(
-        selfcheck, "check", lambda config: iter([Check("causality", False, "sees ahead")])
+        selfcheck,
+        "run_self_check",
+        lambda config: iter([CheckResult("causality", False, "sees ahead")]),
     )
     monkeypatch.setattr(resume, "describe_environment", lambda ranks: {"mlx": "9.9"})
     with pytest.raises(UserError, match="the self-check failed: causality: sees ahead"):
@@ -291,7 +293,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_passed_over(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("whole", decay_steps=12)
-    monkeypatch.setattr(checkpoint, "prune", lambda folder, keep: None)
+    monkeypatch.setattr(checkpoint, "prune_checkpoints", lambda folder, keep: None)
     train("a", decay_steps=12)
     weights = Path("runs/a/checkpoints/step-0000012/model.safetensors")
     content = bytearray(weights.read_bytes())
@@ -323,7 +325,7 @@ def test_a_training_that_grows_beyond_its_memory_is_saved(
         return (int(3e12) if len(asked) > 5 else 0), "resident"
 
     with monkeypatch.context() as patch:
-        patch.setattr(device, "memory", memory)
+        patch.setattr(device, "memory_in_use", memory)
         with pytest.raises(UserError, match="took more than 1000 GB: stopped and saved") as caught:
             train("a", memory_limit=1000.0, log_interval=100)
     assert "--memory-limit resumes" in caught.value.remedy
@@ -350,11 +352,11 @@ SCRIPT = """
 import sys
 from mlxgpt import api
 from mlxgpt.training import selfcheck
-from mlxgpt.config import from_tree
+from mlxgpt.config import config_from_tree
 from tests.conftest import TINY
-selfcheck.check = lambda config: iter([])
+selfcheck.run_self_check = lambda config: iter([])
 tree = {**TINY, "train": {**TINY["train"], "max_steps": 100_000, "log_interval": 50}}
-summary = api.train(config=from_tree(tree), source="words.txt", run="a")
+summary = api.train(config=config_from_tree(tree), source="words.txt", run="a")
 print(summary.interrupted, summary.step)
 """
 
@@ -404,7 +406,7 @@ def test_a_resumed_run_removes_what_a_killed_process_left(train: Any) -> None:
     left = [Path("runs/a/checkpoints", name) for name in (".writing-x", ".step-0000004.gone")]
     for folder in left:
         folder.mkdir()
-    before = checkpoint.steps(Path("runs/a/checkpoints"))
+    before = checkpoint.list_steps(Path("runs/a/checkpoints"))
     train("a")
     assert not [folder for folder in left if folder.exists()]
-    assert checkpoint.steps(Path("runs/a/checkpoints")) == before
+    assert checkpoint.list_steps(Path("runs/a/checkpoints")) == before

@@ -213,7 +213,13 @@ def test_no_failed_stat_begins_a_run_again(
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    list(zip((checkpoint.MANIFEST, checkpoint.MODEL, checkpoint.OPTIMIZER), NUMBERS, strict=True)),
+    list(
+        zip(
+            (checkpoint.MANIFEST_FILE, checkpoint.MODEL_FILE, checkpoint.OPTIMIZER_FILE),
+            NUMBERS,
+            strict=True,
+        )
+    ),
 )
 def test_resuming_never_passes_over_a_checkpoint_that_cannot_be_read(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str, number: int

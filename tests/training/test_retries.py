@@ -13,9 +13,9 @@ import pytest
 
 from mlxgpt.backend import device_errors, execution
 from mlxgpt.cli import main as cli
-from mlxgpt.config import override
+from mlxgpt.config import override_config
 from mlxgpt.data.dataset import open_dataset
-from mlxgpt.distributed.group import LOCAL, LocalGroup
+from mlxgpt.distributed.group import LOCAL_GROUP, LocalGroup
 from mlxgpt.storage import run as runs
 from mlxgpt.storage.run import Run
 from mlxgpt.training import retries, setup
@@ -51,14 +51,14 @@ SHORT = {
 def planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed estimate: how many steps are timed would depend on the machine."""
     estimate = Estimate(0.01, 1e-5, 1, 100)
-    monkeypatch.setattr(setup, "measure", lambda *_: estimate)
+    monkeypatch.setattr(setup, "estimate_training", lambda *_: estimate)
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses before retries, which take no time."""
     taken: list[float] = []
-    monkeypatch.setattr(retries, "pause", taken.append)
+    monkeypatch.setattr(retries, "sleep", taken.append)
     return taken
 
 
@@ -210,13 +210,13 @@ def test_a_smaller_micro_batch_takes_the_same_step(
     tiny: Any, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     names = "batch_size", "gradient_accumulation_steps"
-    config = override(tiny, dict(zip(names, before, strict=True)))
-    failure = device_errors.classify(RuntimeError(MEMORY))
+    config = override_config(tiny, dict(zip(names, before, strict=True)))
+    failure = device_errors.classify_device_error(RuntimeError(MEMORY))
     assert failure
-    t = retries._with_smaller_batch(config, failure, "").train
+    t = retries._reduce_batch_size(config, failure, "").train
     assert (t.batch_size, t.gradient_accumulation_steps) == after
     with pytest.raises(UserError, match="with one sequence at a time"):
-        retries._with_smaller_batch(override(config, {"batch_size": 1}), failure, "")
+        retries._reduce_batch_size(override_config(config, {"batch_size": 1}), failure, "")
 
 
 def test_cuda_is_not_tried_again_but_where_memory_ran_out(
@@ -316,7 +316,7 @@ def test_a_command_starts_over_where_metal_cannot_compile(
 def test_a_failure_before_the_first_step_is_retried(
     train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure, failures = setup.measure, [WATCHDOG, MEMORY]
+    measure, failures = setup.estimate_training, [WATCHDOG, MEMORY]
     announced: list[Run] = []
     recorder = Recorder()
     recorder.on_run = announced.append  # type: ignore[assignment,method-assign]
@@ -326,7 +326,7 @@ def test_a_failure_before_the_first_step_is_retried(
             raise RuntimeError(failures.pop(0))
         return measure(*given)
 
-    monkeypatch.setattr(setup, "measure", failing)
+    monkeypatch.setattr(setup, "estimate_training", failing)
     assert train("a", recorder, **SHORT).step == 3
     assert [run.name for run in announced] == ["a"], "announced all the same"
     assert pauses == [5.0, 20.0]
@@ -348,5 +348,5 @@ def test_of_several_ranks_none_retries(
     with pytest.raises(RuntimeError, match="Impacting Interactivity"):
         retries.retry_on_gpu_failure(attempt, job, LocalGroup(0, 2, ["a", "b"]))
     assert pauses == []
-    retries.retry_on_gpu_failure(attempt, job, LOCAL)
+    retries.retry_on_gpu_failure(attempt, job, LOCAL_GROUP)
     assert [job.is_retry for job in attempts] == [False, False, True]

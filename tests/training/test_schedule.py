@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxgpt.config import Config, override
-from mlxgpt.config.toml import built_in, load
+from mlxgpt.config import Config, override_config
+from mlxgpt.config.toml import find_builtin_configs, load_config
 from mlxgpt.training.schedule import learning_rate_schedule
 
 
@@ -41,14 +41,14 @@ def test_the_schedule_is_nanogpts_at_every_step(
     warmup: int, decay: int, ratio: float, peak: float
 ) -> None:
     given = {"warmup_steps": warmup, "decay_steps": decay, "min_lr_ratio": ratio}
-    config = override(Config(), {**given, "learning_rate": peak, "max_steps": 70})
+    config = override_config(Config(), {**given, "learning_rate": peak, "max_steps": 70})
     expected = [nanogpts(config, step) for step in range(90)]
     np.testing.assert_allclose(rates(config, 90), expected, rtol=1e-5, atol=1e-6 * peak)
 
 
 @pytest.mark.parametrize("name", ["tier1", "tier2", "gpt2-124m", "gpt1-117m"])
 def test_the_schedule_of_each_config_is_nanogpts(name: str) -> None:
-    config = load(built_in()[name])
+    config = load_config(find_builtin_configs()[name])
     steps = range(0, config.train.max_steps + 10, max(1, config.train.max_steps // 1000))
     schedule = learning_rate_schedule(config)
     found = [float(schedule(step)) for step in steps]
@@ -59,33 +59,33 @@ def test_the_schedule_of_each_config_is_nanogpts(name: str) -> None:
 
 def test_the_first_rate_is_never_zero_and_the_highest_is_the_peak() -> None:
     settings = {"learning_rate": 1.0, "warmup_steps": 9, "max_steps": 109, "min_lr_ratio": 0.1}
-    found = rates(override(Config(), settings), 200)
+    found = rates(override_config(Config(), settings), 200)
     assert found[0] == pytest.approx(0.1)  # zero would waste a step
     assert found[9] == max(found) == 1.0
     assert found[109:] == pytest.approx([0.1] * 91)
 
 
 def test_decay_steps_may_end_before_the_training() -> None:
-    config = override(Config(), {"warmup_steps": 0, "decay_steps": 50, "max_steps": 100})
-    longer = override(config, {"max_steps": 1000})
+    config = override_config(Config(), {"warmup_steps": 0, "decay_steps": 50, "max_steps": 100})
+    longer = override_config(config, {"max_steps": 1000})
     assert rates(config, 100) == rates(longer, 100)
     assert rates(config, 100)[50] == rates(config, 100)[99] == pytest.approx(6e-5)
 
 
 def test_a_training_shorter_than_its_warmup_only_warms_up() -> None:
-    config = override(Config(), {"warmup_steps": 100, "max_steps": 10})
+    config = override_config(Config(), {"warmup_steps": 100, "max_steps": 10})
     assert (np.diff(rates(config, 10)) > 0).all()
 
 
 def test_the_linear_schedule_rises_stays_and_falls_over_its_last_part() -> None:
     given = {"schedule": "linear", "warmup_steps": 4, "cooldown": 0.5, "min_lr_ratio": 0.1}
-    config = override(Config(), {**given, "learning_rate": 1.0, "max_steps": 20})
+    config = override_config(Config(), {**given, "learning_rate": 1.0, "max_steps": 20})
     found = rates(config, 24)
     np.testing.assert_allclose(found[:4], [0.2, 0.4, 0.6, 0.8], rtol=1e-5)
     np.testing.assert_allclose(found[4:11], 1.0)
     np.testing.assert_allclose(found[10:21], np.linspace(1.0, 0.1, 11), rtol=1e-5)
     np.testing.assert_allclose(found[20:], 0.1, rtol=1e-5)
-    all_of_it = override(config, {"cooldown": 1.0})
+    all_of_it = override_config(config, {"cooldown": 1.0})
     np.testing.assert_allclose(rates(all_of_it, 21)[4:], np.linspace(1.0, 0.1, 17), rtol=1e-5)
-    none = override(config, {"cooldown": 0.0})
+    none = override_config(config, {"cooldown": 0.0})
     np.testing.assert_allclose(rates(none, 20)[4:], 1.0)

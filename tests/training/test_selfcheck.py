@@ -12,28 +12,30 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxgpt.backend import device, ops
-from mlxgpt.config import Config, Sampling, override, toml
-from mlxgpt.data.token_array import Tokens
+from mlxgpt.config import Config, SamplingParams, override_config, toml
+from mlxgpt.data.token_array import TokenArray
 from mlxgpt.evaluation.loss import Evaluation, Evaluator
 from mlxgpt.inference import sampling
 from mlxgpt.model import gpt, parameters
 from mlxgpt.model.gpt import GPT, Linear
 from mlxgpt.model.kv_cache import KVCache, LayersKV
 from mlxgpt.training import full_size_check, selfcheck, step
-from mlxgpt.training.full_size_check import Check
+from mlxgpt.training.full_size_check import CheckResult
 from tests.helpers.tf32 import round_products
 
 Patch = pytest.MonkeyPatch
-on_cpu = pytest.mark.skipif(device.backend() != "cpu", reason="a GPU may add in another order")
+on_cpu = pytest.mark.skipif(device.device_type() != "cpu", reason="a GPU may add in another order")
 
 
 @pytest.fixture(scope="module")
 def small(tiny_model: Config) -> Config:
-    return selfcheck.shrunken(override(tiny_model, {"vocab_size": 60, "learning_rate": 1e-3}))
+    return selfcheck.shrink_config(
+        override_config(tiny_model, {"vocab_size": 60, "learning_rate": 1e-3})
+    )
 
 
 def test_a_sound_model_passes_everything(tiny: Config) -> None:
-    checks = list(selfcheck.check(tiny))
+    checks = list(selfcheck.run_self_check(tiny))
     assert [check for check in checks if check.ok is False] == []
     assert len({check.name for check in checks}) == (13 if device.on_cpu() else 15)
     assert all(check.detail for check in checks)
@@ -51,21 +53,21 @@ def test_a_sound_model_passes_everything(tiny: Config) -> None:
     ],
 )
 def test_sound_models_of_every_kind_pass(tiny: Config, settings: dict[str, object]) -> None:
-    checks = selfcheck.check(override(tiny, settings))
+    checks = selfcheck.run_self_check(override_config(tiny, settings))
     assert [check for check in checks if check.ok is False] == []
 
 
 @on_cpu
 def test_what_cannot_fail_is_told_and_does_not_pass(tiny: Config, monkeypatch: Patch) -> None:
-    told = [check.name for check in selfcheck.check(tiny) if check.ok is None]
+    told = [check.name for check in selfcheck.run_self_check(tiny) if check.ok is None]
     assert told == ["matrix products", "fused kernels"]
-    small = selfcheck.shrunken(override(tiny, {"vocab_size": 60}))
+    small = selfcheck.shrink_config(override_config(tiny, {"vocab_size": 60}))
     monkeypatch.setattr(device, "on_cpu", lambda: False)
-    assert selfcheck.repeatability(small).ok is None, "a GPU may add in another order"
+    assert selfcheck.check_repeatability(small).ok is None, "a GPU may add in another order"
 
 
 def test_the_initial_loss_is_explained(tiny: Config) -> None:
-    check = full_size_check.initial_loss(override(tiny, {"vocab_size": 65}))
+    check = full_size_check.check_initial_loss(override_config(tiny, {"vocab_size": 65}))
     assert "ln 65 = 4.174" in check.detail
     assert "the same probability" in check.why
 
@@ -87,22 +89,22 @@ def test_every_vocabulary_and_width_passes_and_broken_models_do_not(
     settings: dict[str, object],
 ) -> None:
     size = {"vocab_size": vocab_size, "n_embd": n_embd}
-    config = override(tiny_model, WIDE | size | settings)
-    healthy = full_size_check.initial_loss(config)
+    config = override_config(tiny_model, WIDE | size | settings)
+    healthy = full_size_check.check_initial_loss(config)
     assert healthy.ok, healthy.detail
     with monkeypatch.context() as patch:
         ten_times_the_weights(patch)
-        assert full_size_check.initial_loss(config).ok is False
+        assert full_size_check.check_initial_loss(config).ok is False
     if config.model.tied:  # with a head of its own, what is seen leaves no trace in the loss
         sees_the_target(monkeypatch)
-        assert full_size_check.initial_loss(config).ok is False
+        assert full_size_check.check_initial_loss(config).ok is False
 
 
 def ten_times_the_weights(patch: Patch) -> None:
-    real = gpt.initial_parameters
+    real = gpt.init_parameters
     patch.setattr(
         gpt,
-        "initial_parameters",
+        "init_parameters",
         lambda *given: tree_map(lambda p: 10 * p if p.ndim > 1 else p, real(*given)),
     )
 
@@ -118,7 +120,9 @@ def test_the_expected_loss_is_near_the_mean_of_many_seeds(
 ) -> None:
     size = {"n_embd": 144, "block_size": 64, "vocab_size": vocab_size}
     results = [
-        full_size_check.initial_loss(override(tiny_model, size | {"seed": seed})).detail.split()
+        full_size_check.check_initial_loss(
+            override_config(tiny_model, size | {"seed": seed})
+        ).detail.split()
         for seed in range(8)
     ]
     measured = np.mean([float(words[0]) for words in results]) - math.log(vocab_size)
@@ -175,13 +179,13 @@ def mask_frozen(patch: Patch) -> None:
 
 
 def same_micro_batch(patch: Patch) -> None:
-    real = Tokens.batch
+    real = TokenArray.get_batch
 
-    def batch(self: Tokens, *args: int, **kwargs: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self: TokenArray, *args: int, **kwargs: int) -> tuple[np.ndarray, np.ndarray]:
         inputs, targets = real(self, *args, **kwargs)
         return np.stack([inputs[0]] * len(inputs)), np.stack([targets[0]] * len(targets))
 
-    patch.setattr(Tokens, "batch", batch)
+    patch.setattr(TokenArray, "get_batch", batch)
 
 
 def summed_loss(patch: Patch) -> None:
@@ -247,8 +251,8 @@ def unrepeatable(patch: Patch) -> None:
 
 
 def test_a_head_of_its_own_is_not_checked_for_being_the_embedding(tiny_model: Config) -> None:
-    untied = override(tiny_model, {"tied": False, "value_embeddings": True})
-    checks = list(selfcheck.check(untied))
+    untied = override_config(tiny_model, {"tied": False, "value_embeddings": True})
+    checks = list(selfcheck.run_self_check(untied))
     assert all(check.ok is not False for check in checks)
     assert "tied head" not in {check.name for check in checks}
 
@@ -256,26 +260,26 @@ def test_a_head_of_its_own_is_not_checked_for_being_the_embedding(tiny_model: Co
 @pytest.mark.parametrize(
     ("check", "broken_by"),
     [
-        (selfcheck.tied_head, untied),
-        (selfcheck.causality, sees_ahead),
-        (full_size_check.initial_loss, large_weights),
-        (full_size_check.full_size_step, not_finite),
-        (selfcheck.compiled_step, mask_frozen),
-        (selfcheck.micro_batches, same_micro_batch),
-        (selfcheck.micro_batches, summed_loss),
-        (full_size_check.cached_logits, cache_misplaced),
-        (selfcheck.sampler, top_k_inverted),
-        (selfcheck.sampler, top_k_unsorted),
-        (selfcheck.sampler, probabilities_for_logits),
-        (selfcheck.evaluation, evaluation_trains),
-        (selfcheck.overfitting, no_gradient),
-        (selfcheck.repeatability, unrepeatable),
+        (selfcheck.check_tied_head, untied),
+        (selfcheck.check_causality, sees_ahead),
+        (full_size_check.check_initial_loss, large_weights),
+        (full_size_check.check_full_size_step, not_finite),
+        (selfcheck.check_compiled_step, mask_frozen),
+        (selfcheck.check_micro_batches, same_micro_batch),
+        (selfcheck.check_micro_batches, summed_loss),
+        (full_size_check.check_cached_logits, cache_misplaced),
+        (selfcheck.check_sampler, top_k_inverted),
+        (selfcheck.check_sampler, top_k_unsorted),
+        (selfcheck.check_sampler, probabilities_for_logits),
+        (selfcheck.check_evaluation_side_effects, evaluation_trains),
+        (selfcheck.check_overfitting, no_gradient),
+        (selfcheck.check_repeatability, unrepeatable),
     ],
 )
 def test_each_check_fails_when_its_subject_breaks(
     small: Config,
     monkeypatch: Patch,
-    check: Callable[[Config], Check],
+    check: Callable[[Config], CheckResult],
     broken_by: Callable[[Patch], None],
 ) -> None:
     assert check(small).ok
@@ -290,21 +294,21 @@ def tf32(monkeypatch: Patch) -> None:
 
 
 def test_float32_is_multiplied_as_such_in_tests() -> None:
-    assert device.multiplies_exactly()
+    assert device.has_full_precision_matmul()
 
 
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("recipe", ["classic", "modern"])
 def test_a_device_that_rounds_passes(recipe: str, monkeypatch: Patch) -> None:
-    config = toml.tier(1, recipe)
-    assert not device.multiplies_exactly()
-    found = list(selfcheck.check(config))
+    config = toml.load_tier_config(1, recipe)
+    assert not device.has_full_precision_matmul()
+    found = list(selfcheck.run_self_check(config))
     assert [check.name for check in found if check.ok is False] == []
     assert found[0].detail.endswith("rounded to TF32")
-    small = selfcheck.shrunken(override(config, {"vocab_size": 65}))
+    small = selfcheck.shrink_config(override_config(config, {"vocab_size": 65}))
     for check, broken_by in (
-        (full_size_check.cached_logits, cache_misplaced),
-        (selfcheck.micro_batches, summed_loss),
+        (full_size_check.check_cached_logits, cache_misplaced),
+        (selfcheck.check_micro_batches, summed_loss),
     ):
         with monkeypatch.context() as patch:
             broken_by(patch)
@@ -315,11 +319,11 @@ def test_sampling_is_checked_with_every_filter(small: Config, monkeypatch: Patch
     for name in ("top_k", "top_p", "min_p"):
         with monkeypatch.context() as patch:
             patch.setattr(sampling, name, lambda logits, n: logits)
-            assert not selfcheck.sampler(small).ok, name
-    values = selfcheck.setting_values
+            assert not selfcheck.check_sampler(small).ok, name
+    values = selfcheck.pack_sampling_params
 
-    def without_temperature(settings: Sampling) -> mx.array:
+    def without_temperature(settings: SamplingParams) -> mx.array:
         return mx.concatenate([mx.ones(1), values(settings)[1:]])
 
-    monkeypatch.setattr(selfcheck, "setting_values", without_temperature)
-    assert not selfcheck.sampler(small).ok
+    monkeypatch.setattr(selfcheck, "pack_sampling_params", without_temperature)
+    assert not selfcheck.check_sampler(small).ok

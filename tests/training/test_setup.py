@@ -11,15 +11,15 @@ import mlx.core as mx
 import pytest
 
 from mlxgpt import api
-from mlxgpt.config import Config, override, toml
+from mlxgpt.config import Config, override_config, toml
 from mlxgpt.data import hub, sources
-from mlxgpt.data.hub import Unavailable
+from mlxgpt.data.hub import DatasetUnavailableError
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage import checkpoint, loading
 from mlxgpt.storage import run as runs
 from mlxgpt.training import estimate, selfcheck, validation
 from mlxgpt.training import metrics as step_metrics
-from mlxgpt.training.selfcheck import Check
+from mlxgpt.training.selfcheck import CheckResult
 from mlxgpt.training.step import TrainStep
 from mlxgpt.utils.errors import UserError
 from tests.helpers.training_runs import Recorder, final_state, len_done, metrics
@@ -104,12 +104,12 @@ def test_other_settings_do_not_continue_a_run(train: Any) -> None:
 def test_the_best_checkpoint_stays(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0])
     real = validation.Evaluator.__call__
-    monkeypatch.setattr(estimate, "_token_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(estimate, "_time_eval_token", lambda *_: 1.0)
     monkeypatch.setattr(
         validation.Evaluator, "__call__", lambda self: replace(real(self), loss=next(losses))
     )
     assert train("a").best_step == 8
-    assert checkpoint.steps(Path("runs/a/checkpoints")) == [8, 12]
+    assert checkpoint.list_steps(Path("runs/a/checkpoints")) == [8, 12]
     assert runs.open_run(Path("runs/a")).checkpoint_path().name == "step-0000008"
 
 
@@ -168,7 +168,9 @@ def test_a_failed_check_stops_before_anything_is_written(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        selfcheck, "check", lambda config: iter([Check("causality", False, "sees ahead")])
+        selfcheck,
+        "run_self_check",
+        lambda config: iter([CheckResult("causality", False, "sees ahead")]),
     )
     with pytest.raises(UserError, match="the self-check failed: causality: sees ahead"):
         train("a")
@@ -180,7 +182,7 @@ def test_divergence_is_named(train: Any, monkeypatch: pytest.MonkeyPatch) -> Non
         train("a", learning_rate=1e30, grad_clip=0.0, max_steps=100)
     for cause in ("--learning-rate than 1e+30", "--warmup-steps", "--grad-clip 1"):
         assert cause in caught.value.remedy
-    saved = runs.open_run(Path("runs/a")).load_first(
+    saved = runs.open_run(Path("runs/a")).load_first_valid(
         sorted(Path("runs/a/checkpoints").iterdir(), reverse=True)
     )
     assert all(mx.isfinite(value).all() for value in saved.parameters.values())
@@ -201,9 +203,10 @@ def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None
     planned = config.train.max_steps
     assert recorder.estimate is not None
     assert recorder.estimate.steps == planned
-    assert recorder.estimate.steps_in(1.2, override(config, {"eval_interval": 4})) == planned, (
-        "what fits into that time"
-    )
+    assert (
+        recorder.estimate.steps_within(1.2, override_config(config, {"eval_interval": 4}))
+        == planned
+    ), "what fits into that time"
     again = train("a", max_minutes=0.02, dropout=0.0)
     assert again.steps == planned, "the plan is not made anew"
     with pytest.raises(UserError, match="not a length of time"):
@@ -211,7 +214,7 @@ def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None
 
 
 def test_a_short_plan_has_a_short_warmup(train: Any, tiny: Config) -> None:
-    config = override(tiny, {"warmup_steps": 2000})
+    config = override_config(tiny, {"warmup_steps": 2000})
     train("a", config=config, max_minutes=0.02)
     planned = runs.open_run(Path("runs/a")).config
     assert planned.optim.warmup_steps == math.ceil(planned.train.max_steps / 10)
@@ -246,12 +249,12 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
     home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
     def unreachable(*_: object) -> None:
-        raise Unavailable("no hub", "mend it.")
+        raise DatasetUnavailableError("no hub", "mend it.")
 
-    small = override(tiny, {"block_size": 8, "max_steps": 2})
-    monkeypatch.setattr(hub, "load_rows", unreachable)
-    monkeypatch.setattr(sources, "STORYBOOK_MEGABYTES", 0.02)
-    monkeypatch.setattr(toml, "tier", lambda number, recipe: small)
+    small = override_config(tiny, {"block_size": 8, "max_steps": 2})
+    monkeypatch.setattr(hub, "load_hub_rows", unreachable)
+    monkeypatch.setattr(sources, "SYNTHETIC_MEGABYTES", 0.02)
+    monkeypatch.setattr(toml, "load_tier_config", lambda number, recipe: small)
     summary = api.train(tier=1)
     assert summary.run == Path("runs/tier1-storybook")
     assert summary.data == Path("data/storybook")
@@ -259,14 +262,14 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
     assert "storybook" in summary.warning
     assert summary.warning in notes
     for asked in ({"config": small}, {"tier": 1, "source": "shakespeare"}):
-        with pytest.raises(Unavailable, match="no hub"):
+        with pytest.raises(DatasetUnavailableError, match="no hub"):
             api.train(**asked)
 
 
 def test_a_vocabulary_smaller_than_the_datas_is_refused(train: Any, tiny: Config) -> None:
     with pytest.raises(UserError, match="vocab_size = 5 is too small"):
         train("a", vocab_size=5)
-    train("b", config=override(tiny, {"vocab_size": 5}))  # of a config it is but a wish
+    train("b", config=override_config(tiny, {"vocab_size": 5}))  # of a config it is but a wish
     assert runs.open_run(Path("runs/b")).config.model.vocab_size > 5
     train("a", vocab_size=64)
     assert runs.open_run(Path("runs/a")).config.model.vocab_size == 64
@@ -278,10 +281,12 @@ def test_weights_load_into_the_model_that_is_run(train: Any) -> None:
     for name, value in flatten_params(model.parameters()).items():
         assert mx.array_equal(value, saved.parameters[name])
     assert saved.step == 12
-    assert override(Config(), {}).model != model.config
+    assert override_config(Config(), {}).model != model.config
 
 
-@pytest.mark.parametrize("moment", ["training.selfcheck.check", "training.setup.measure"])
+@pytest.mark.parametrize(
+    "moment", ["training.selfcheck.run_self_check", "training.setup.estimate_training"]
+)
 def test_ctrl_c_before_the_first_step_keeps_the_data(
     train: Any, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

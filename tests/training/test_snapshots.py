@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_check")
 
 
 def ages(run: str) -> list[int]:
-    return checkpoint.steps(Path("runs") / run / "snapshots")
+    return checkpoint.list_steps(Path("runs") / run / "snapshots")
 
 
 def test_the_ages() -> None:
@@ -31,7 +31,7 @@ def test_the_ages() -> None:
 
 @pytest.fixture
 def young(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "FIRST", 3)
+    monkeypatch.setattr(snapshots, "FIRST_SNAPSHOT_STEP", 3)
 
 
 @pytest.mark.usefixtures("young")
@@ -40,10 +40,14 @@ def test_a_snapshot_is_the_model_of_its_step(train: Any) -> None:
     train("a", keep_checkpoints=9, eval_interval=3, save_interval=3)
     assert ages("a") == [0, 3, 6, 12]
     run = runs.open_run(Path("runs/a"))
-    assert run.ages() == [0, 3, 6, 9, 12]
+    assert run.saved_steps() == [0, 3, 6, 9, 12]
     for step in (3, 6, 12):
-        small = checkpoint.load(checkpoint.path_of(run.snapshots, step)).parameters
-        whole = checkpoint.load(checkpoint.path_of(run.checkpoints, step)).parameters
+        small = checkpoint.load_checkpoint(
+            checkpoint.checkpoint_folder(run.snapshots, step)
+        ).parameters
+        whole = checkpoint.load_checkpoint(
+            checkpoint.checkpoint_folder(run.checkpoints, step)
+        ).parameters
         assert small.keys() == whole.keys()
         for name, value in small.items():
             assert value.dtype.size == 2
@@ -90,14 +94,14 @@ def test_none_where_they_would_fill_the_disk(train: Any, monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("young")
 def test_a_training_goes_on_without(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = checkpoint.save
+    real = checkpoint.save_checkpoint
 
     def full(folder: Path, *given: Any, **named: Any) -> Path:
         if folder.name == "snapshots":
             raise UserError("cannot write there", "free some space.")
         return real(folder, *given, **named)
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
     recorder = Recorder()
     assert train("a", recorder).step == 12
     assert recorder.notes.count("no more snapshots: cannot write there") >= 1

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.config import Config
-from mlxgpt.data.token_array import Tokens
+from mlxgpt.data.token_array import TokenArray
 from mlxgpt.storage import run as runs
 from mlxgpt.training import loop, spike_guard
-from mlxgpt.training.spike_guard import FEWEST, IN_A_ROW, WINDOW, SpikeGuard
+from mlxgpt.training.spike_guard import LOSS_WINDOW, MAX_CONSECUTIVE_SKIPS, MIN_LOSSES, SpikeGuard
 from mlxgpt.utils.errors import UserError
 from tests.helpers.training_runs import Recorder, final_state, metrics
 
@@ -27,28 +27,30 @@ def fed(losses: list[float], on_spike: str = "skip") -> SpikeGuard:
 
 
 def test_a_limit_is_six_deviations_above_the_mean_of_the_last_hundred() -> None:
-    losses = [100.0] * 30 + [2.0 + 0.1 * (-1) ** n for n in range(WINDOW)]
+    losses = [100.0] * 30 + [2.0 + 0.1 * (-1) ** n for n in range(LOSS_WINDOW)]
     guard = fed([*losses, 7.0])
-    assert guard.limit(len(losses) + 1) == pytest.approx(2.0 + 6 * 0.1)
-    assert fed(losses[: FEWEST - 1]).limit(FEWEST) == math.inf
-    assert fed(losses, "ignore").limit(len(losses) + 1) == math.inf
+    assert guard.loss_limit(len(losses) + 1) == pytest.approx(2.0 + 6 * 0.1)
+    assert fed(losses[: MIN_LOSSES - 1]).loss_limit(MIN_LOSSES) == math.inf
+    assert fed(losses, "ignore").loss_limit(len(losses) + 1) == math.inf
 
 
-@given(losses=st.lists(st.floats(0, 10, width=32), min_size=FEWEST + 2, max_size=WINDOW + 40))
+@given(
+    losses=st.lists(st.floats(0, 10, width=32), min_size=MIN_LOSSES + 2, max_size=LOSS_WINDOW + 40)
+)
 def test_a_limit_hangs_on_the_steps_before_the_last_one_only(losses: list[float]) -> None:
     """So it does not matter whether a hook has waited for the last one already."""
     late, early = fed(losses[:-1]), fed(losses)
-    assert late.limit(len(losses)) == early.limit(len(losses))
+    assert late.loss_limit(len(losses)) == early.loss_limit(len(losses))
 
 
 def test_what_is_not_good_is_counted_until_it_gives_up() -> None:
     guard = fed([1.0, math.nan, 1.0])
     assert (guard.skipped, guard.in_a_row) == (1, 0)
-    for n in range(IN_A_ROW):
+    for n in range(MAX_CONSECUTIVE_SKIPS):
         assert not guard.has_diverged
         guard.record(n, 1.0, math.inf, math.inf)
     assert guard.has_diverged
-    assert (guard.skipped, len(guard.losses)) == (1 + IN_A_ROW, 2)
+    assert (guard.skipped, len(guard.losses)) == (1 + MAX_CONSECUTIVE_SKIPS, 2)
 
 
 def test_going_back_is_to_what_was_remembered_then() -> None:
@@ -58,14 +60,14 @@ def test_going_back_is_to_what_was_remembered_then() -> None:
     for step in range(30, 35):
         guard.record(step, 1.0, 1.0, 3.0)
     guard.record(35, 9.0, 1.0, 3.0)
-    assert guard.spiked == 35
+    assert guard.spike_step == 35
     guard.roll_back(30, then)
     assert guard.losses == [(step, 2.0) for step in range(30)]
     assert (guard.batch_offset, guard.rollbacks, guard.skipped, guard.in_a_row) == (6, 1, 1, 0)
     assert not guard.must_stop
 
 
-@given(losses=st.lists(st.floats(0, 10, width=32), max_size=WINDOW + 40))
+@given(losses=st.lists(st.floats(0, 10, width=32), max_size=LOSS_WINDOW + 40))
 def test_a_guard_comes_back_from_a_checkpoint(losses: list[float]) -> None:
     guard = fed(losses)
     assert SpikeGuard.from_tree(guard.to_tree(), "skip") == guard
@@ -110,16 +112,16 @@ LONG: dict[str, Any] = {
 @pytest.fixture
 def strange(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
     """One batch of the training is noise; what it is compared with is shorter, as all of it is."""
-    monkeypatch.setattr(spike_guard, "WINDOW", 15)
-    monkeypatch.setattr(spike_guard, "FEWEST", 10)
+    monkeypatch.setattr(spike_guard, "LOSS_WINDOW", 15)
+    monkeypatch.setattr(spike_guard, "MIN_LOSSES", 10)
     text_file.write_text("abcdefghijk" * 180)
-    real = Tokens.batch
+    real = TokenArray.get_batch
 
-    def batch(self: Tokens, step: int, **given: Any) -> Any:
+    def batch(self: TokenArray, step: int, **given: Any) -> Any:
         inputs, targets = real(self, step, **given)
         return inputs, (np.roll(targets, 3) + 3) % 11 if step == STRANGE else targets
 
-    monkeypatch.setattr(Tokens, "batch", batch)
+    monkeypatch.setattr(TokenArray, "get_batch", batch)
 
 
 @pytest.fixture
@@ -138,7 +140,7 @@ def test_a_spike_is_trained_on_unless_asked(spiking: Any) -> None:
     assert losses[STRANGE] > 4 * max(losses[STRANGE - 10 : STRANGE])
     assert (
         runs.open_run(Path("runs/a"))
-        .load_first(sorted(Path("runs/a/checkpoints").iterdir())[-1:])
+        .load_first_valid(sorted(Path("runs/a/checkpoints").iterdir())[-1:])
         .guard["skipped"]
         == 0
     )
@@ -179,7 +181,7 @@ def test_a_training_can_go_back_before_a_spike(
         first = (runs.open_run(Path("runs/parts")).steps() or [0])[-1] if until != stops[0] else 0
         with monkeypatch.context() as patch:
             script = Stops(lambda done=done, n=until - first: next(done) >= n)
-            patch.setattr(loop, "stop_signals", lambda script=script: script)
+            patch.setattr(loop, "catch_stop_signals", lambda script=script: script)
             spiking("parts", on_spike="rollback")
     spiking("parts", on_spike="rollback")
     assert [line["step"] for line in metrics("parts")] == list(range(1, 61))
@@ -208,7 +210,7 @@ def test_without_a_checkpoint_a_spike_is_left_out(
     given = {"on_spike": "rollback", "save_interval": 100, "log_interval": 1}
     with monkeypatch.context() as patch:
         script = Stops(lambda: next(done) >= until)
-        patch.setattr(loop, "stop_signals", lambda: script)
+        patch.setattr(loop, "catch_stop_signals", lambda: script)
         assert spiking("a", recorder, **given).step == until
     spiking("a", **given)
     assert "loss spike: skipped, as there is no checkpoint to roll back to" in recorder.notes[1]
@@ -216,12 +218,12 @@ def test_without_a_checkpoint_a_spike_is_left_out(
 
 
 def test_going_back_for_ever_ends(spiking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    strange = Tokens.batch
+    strange = TokenArray.get_batch
 
-    def always(self: Tokens, step: int, **given: Any) -> Any:
+    def always(self: TokenArray, step: int, **given: Any) -> Any:
         return strange(self, STRANGE if step >= STRANGE else step, **given)
 
-    monkeypatch.setattr(Tokens, "batch", always)
+    monkeypatch.setattr(TokenArray, "get_batch", always)
     with pytest.raises(UserError, match="spiked again after 5 rollbacks"):
         spiking("a", on_spike="rollback")
     assert runs.open_run(Path("runs/a")).steps()

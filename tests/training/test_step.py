@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from mlxgpt.backend import device, execution, ops
 from mlxgpt.backend.cpu import kernels, parallel
-from mlxgpt.config import Config, override
-from mlxgpt.data.token_array import Tokens
+from mlxgpt.config import Config, override_config
+from mlxgpt.data.token_array import TokenArray
 from mlxgpt.distributed.group import LocalGroup
 from mlxgpt.model import gpt
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step, token_losses
 from mlxgpt.model.parameters import flatten_params
-from mlxgpt.training.step import StepInputs, TrainStep, rank_rows
+from mlxgpt.training.step import StepInputs, TrainStep, select_rank_rows
 from mlxgpt.utils.errors import UserError
 from tests.helpers.training_runs import MODERN_PARTS
 
@@ -29,7 +29,7 @@ def ids_of(*shape: int) -> mx.array:
 
 def gradients_of(config: Config, ids: mx.array) -> tuple[float, dict[str, np.ndarray]]:
     step = TrainStep(GPT(config.model, 5), config)
-    loss, gradients = step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2))
+    loss, gradients = step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2))
     return float(loss), {name: np.array(value) for name, value in flatten_params(gradients).items()}
 
 
@@ -38,9 +38,9 @@ def test_micro_batches_are_one_batch(
     tiny_model: Config, micro_batches: int, batch_size: int
 ) -> None:
     """Whether lanes share each of them, or them all, or one lane has them."""
-    whole = override(tiny_model, {"dropout": 0.0, "batch_size": micro_batches * batch_size})
+    whole = override_config(tiny_model, {"dropout": 0.0, "batch_size": micro_batches * batch_size})
     sizes = {"batch_size": batch_size, "gradient_accumulation_steps": micro_batches}
-    parts = override(whole, sizes)
+    parts = override_config(whole, sizes)
     ids = ids_of(micro_batches * batch_size, 9)
     loss, gradients = gradients_of(whole, ids[None])
     loss_of_parts, means = gradients_of(parts, ids.reshape(micro_batches, batch_size, 9))
@@ -54,12 +54,12 @@ def test_portions_are_one_batch(
     tiny_model: Config, micro_batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that a lane takes one after the other."""
-    config = override(tiny_model, {"dropout": 0.0, "batch_size": 12})
+    config = override_config(tiny_model, {"dropout": 0.0, "batch_size": 12})
     ids = ids_of(micro_batches, 12, 9)
     loss, gradients = gradients_of(config, ids)
     monkeypatch.setattr(kernels, "MIN_SIZE", 0)
-    monkeypatch.setattr(parallel, "MAX_PORTION", 2 * 8)
-    assert execution.portions(12, 8) == (3 if execution.thread_count() == 2 else 1)
+    monkeypatch.setattr(parallel, "MAX_CHUNK_TOKENS", 2 * 8)
+    assert execution.chunks_per_thread(12, 8) == (3 if execution.thread_count() == 2 else 1)
     loss_of_parts, means = gradients_of(config, ids)
     assert loss_of_parts == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
@@ -72,7 +72,9 @@ def test_twenty_steps_end_where_mlxs_own_formulas_do(
 ) -> None:
     """A CPU's formulas, and portions, against those of a GPU on one lane."""
     parts: dict[str, Any] = {"norm": "rms", "position": "rope", "qk_norm": True, "mlp": "swiglu"}
-    config = override(tiny_model, {"batch_size": 8, "dropout": 0.0, **(parts if modern else {})})
+    config = override_config(
+        tiny_model, {"batch_size": 8, "dropout": 0.0, **(parts if modern else {})}
+    )
 
     def losses() -> list[float]:
         step = TrainStep(GPT(config.model, 5), config)
@@ -84,7 +86,7 @@ def test_twenty_steps_end_where_mlxs_own_formulas_do(
         return found
 
     monkeypatch.setattr(kernels, "MIN_SIZE", 0)
-    monkeypatch.setattr(parallel, "MAX_PORTION", 2 * 8)
+    monkeypatch.setattr(parallel, "MAX_CHUNK_TOKENS", 2 * 8)
     ours = losses()
     monkeypatch.setattr(device, "on_cpu", lambda: False)
     np.testing.assert_allclose(ours, losses(), atol=1e-5)
@@ -99,12 +101,12 @@ def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
     tiny_model: Config, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that the optimizer's kernels need no strides; and they are the ones that MLX computes."""
-    config = override(tiny_model, {"dropout": 0.0, **changes})
+    config = override_config(tiny_model, {"dropout": 0.0, **changes})
     monkeypatch.setattr(device, "on_cpu", lambda: False)
 
     def gradients(ids: mx.array) -> dict[str, mx.array]:
         step = TrainStep(GPT(config.model, 5), config)
-        _, found = step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))
+        _, found = step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))
         mx.eval(found)
         return flatten_params(found)
 
@@ -122,8 +124,8 @@ def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
 
 
 def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
-    whole = override(tiny_model, {"dropout": 0.0, "batch_size": 8})
-    parts = override(whole, {"batch_size": 2, "gradient_accumulation_steps": 4})
+    whole = override_config(tiny_model, {"dropout": 0.0, "batch_size": 8})
+    parts = override_config(whole, {"batch_size": 2, "gradient_accumulation_steps": 4})
     ends = []
     for config, shape in ((whole, (1, 8, 9)), (parts, (4, 2, 9))):
         step = TrainStep(GPT(config.model, 5), config)
@@ -149,7 +151,7 @@ def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config, portions:
     def peak(number: int) -> int:
         A, B = (1, 16 * number) if portions else (number, 8)
         sizes = {"batch_size": B, "gradient_accumulation_steps": A}
-        config = override(tiny_model, {**shape, **sizes})
+        config = override_config(tiny_model, {**shape, **sizes})
         step = TrainStep(GPT(config.model, 5), config)
         ids = ids_of(A, B, 65)
         for _ in range(2):
@@ -178,10 +180,10 @@ def test_every_mask_of_a_step_is_another(
         return real(x, rate, key)
 
     monkeypatch.setattr(gpt, "dropout", recorded)
-    config = override(tiny_model, {"gradient_accumulation_steps": micro_batches})
+    config = override_config(tiny_model, {"gradient_accumulation_steps": micro_batches})
     step = TrainStep(GPT(config.model, 5), config, compiled=False)
     ids = ids_of(micro_batches, batch_size, 9)
-    mx.eval(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2)))
+    mx.eval(step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2)))
     threads = execution.thread_count()
     passes = micro_batches * (1 if batch_size % threads else threads)
     assert len(keys) == passes * (1 + 2 * config.model.n_layer)
@@ -192,7 +194,8 @@ def test_dropout_changes_from_step_to_step_in_the_compiled_step(tiny_model: Conf
     step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
     ids = ids_of(1, 4, 9)
     losses = [
-        float(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(n))[0]) for n in (0, 1, 0)
+        float(step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(n))[0])
+        for n in (0, 1, 0)
     ]
     assert losses[0] == losses[2] != losses[1]
 
@@ -212,7 +215,7 @@ def test_a_step_lowers_the_loss_and_keeps_the_tree(tiny_model: Config) -> None:
 def test_bfloat16_computes_in_16_bits_and_keeps_32_bit_weights(tiny_model: Config) -> None:
     ends = []
     for dtype in ("bfloat16", "float32"):
-        config = override(tiny_model, {"dtype": dtype, "dropout": 0.0})
+        config = override_config(tiny_model, {"dtype": dtype, "dropout": 0.0})
         step = TrainStep(GPT(config.model, 5), config)
         ids = ids_of(1, 4, 9)
         loss = float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-6), mx.random.key(0))[0])
@@ -243,14 +246,14 @@ def test_gradients_are_averaged_in_their_dtype_and_the_loss_in_32_bits(
 ) -> None:
     """Seen in AdamW's memory of the gradient, after one step."""
     changes = {"reduce_dtype": reduce_dtype, "dropout": 0.0, "beta1": 0.0, "grad_clip": 0.0}
-    config, ids = override(tiny_model, changes), ids_of(1, 4, 9)
+    config, ids = override_config(tiny_model, changes), ids_of(1, 4, 9)
     loss, gradients = gradients_of(config, ids)
     group = Rounding()
     step = TrainStep(GPT(config.model, 5), config, group)
     found, _ = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(2))
     assert float(found) == loss
     assert group.loss_dtype == mx.float32
-    moments = step.arrays()[1]
+    moments = step.state_dicts()[1]
     for name, gradient in gradients.items():
         rounded = mx.array(gradient).astype(getattr(mx, reduce_dtype)).astype(mx.float32)
         (memory,) = (moments[key] for key in moments if key.endswith(f".{name}.m"))
@@ -269,21 +272,23 @@ def test_a_gradient_is_clipped_only_where_asked(
     tiny_model: Config, grad_clip: float, share: float
 ) -> None:
     """Seen in AdamW's memory of it, after one step."""
-    config = override(tiny_model, {"grad_clip": grad_clip, "dropout": 0.0, "beta1": 0.0})
+    config = override_config(tiny_model, {"grad_clip": grad_clip, "dropout": 0.0, "beta1": 0.0})
     step, ids = TrainStep(GPT(config.model, 5), config), ids_of(1, 4, 9)
     step.model.wte.weight = step.model.wte.weight * 100  # so that the gradient is a large one
-    gradients = flatten_params(step.gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))[1])
+    gradients = flatten_params(
+        step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))[1]
+    )
     _, norm = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0))
     assert float(norm) > 2
     share = share / float(norm) if share < 1 else share
-    moments = step.arrays()[1]
+    moments = step.state_dicts()[1]
     np.testing.assert_allclose(
         moments["states.0.wte.weight.m"], share * gradients["wte.weight"], rtol=1e-4, atol=1e-7
     )
 
 
 def test_the_learning_rate_is_the_one_given(tiny_model: Config) -> None:
-    config = override(tiny_model, {"weight_decay": 0.0, "dropout": 0.0})
+    config = override_config(tiny_model, {"weight_decay": 0.0, "dropout": 0.0})
     ids = ids_of(1, 4, 9)
     moves = []
     for rate in (1e-3, 2e-3):
@@ -312,7 +317,7 @@ def test_a_step_that_is_not_good_changes_nothing(
     tiny_model: Config, cause: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither weights nor moments nor the optimizer's count of steps."""
-    config = override(tiny_model, {"grad_clip": 0.0, "optimizer": optimizer})
+    config = override_config(tiny_model, {"grad_clip": 0.0, "optimizer": optimizer})
     step = TrainStep(GPT(config.model, 5), config)
     ids, key = ids_of(1, 4, 9), mx.random.key(2)
     mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key), step.state)
@@ -326,19 +331,19 @@ def test_a_step_that_is_not_good_changes_nothing(
             return loss, gradients | {"wte.weight": mx.full((19, 16), mx.inf)}, parts
 
         monkeypatch.setattr(step, "_sum_gradients", bad)
-    before = [{k: np.array(v) for k, v in arrays.items()} for arrays in step.arrays()]
+    before = [{k: np.array(v) for k, v in arrays.items()} for arrays in step.state_dicts()]
     limit = 0.5 if cause == "limit" else float("inf")
     loss, norm = step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key, limit)
     finite = np.isfinite(float(loss)), np.isfinite(float(norm))
     assert (
         finite == {"loss": (False, False), "limit": (True, True), "gradient": (True, False)}[cause]
     )
-    for old, new in zip(before, step.arrays(), strict=True):
+    for old, new in zip(before, step.state_dicts(), strict=True):
         for name, value in old.items():
             assert (value == np.array(new[name])).all(), name
     if cause == "limit":
         step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key, float(loss))
-        assert not (before[0]["wte.weight"] == np.array(step.arrays()[0]["wte.weight"])).all()
+        assert not (before[0]["wte.weight"] == np.array(step.state_dicts()[0]["wte.weight"])).all()
 
 
 @given(A=st.integers(1, 4), B=st.integers(1, 12), size=st.integers(1, 6), T=st.integers(1, 3))
@@ -346,9 +351,9 @@ def test_every_row_belongs_to_one_rank(A: int, B: int, size: int, T: int) -> Non
     ids = np.arange(A * B * T).reshape(A, B, T)
     if A * B % size:
         with pytest.raises(UserError, match="cannot be divided evenly"):
-            rank_rows(ids, 0, size)
+            select_rank_rows(ids, 0, size)
         return
-    rows = [rank_rows(ids, rank, size) for rank in range(size)]
+    rows = [select_rank_rows(ids, rank, size) for rank in range(size)]
     assert len({part.shape for part in rows}) == 1, "none waits for another"
     assert all(part.shape[1] <= B for part in rows), "none needs more memory than one machine"
     together = np.concatenate([part.reshape(-1, T) for part in rows])
@@ -364,13 +369,13 @@ def test_every_row_belongs_to_one_rank(A: int, B: int, size: int, T: int) -> Non
 def test_the_mean_over_all_ranks_is_the_whole_batchs(
     tiny_model: Config, A: int, B: int, size: int, checkpointing: bool
 ) -> None:
-    config = override(tiny_model, {"dropout": 0.0})
+    config = override_config(tiny_model, {"dropout": 0.0})
     ids = np.array(ids_of(A, B, 9))
 
     def gradients(rank: int, size: int) -> tuple[float, dict[str, np.ndarray]]:
         model = GPT(config.model, 5, gradient_checkpointing=checkpointing)
-        rows = mx.array(rank_rows(ids, rank, size))
-        loss, tree = TrainStep(model, config).gradients(
+        rows = mx.array(select_rank_rows(ids, rank, size))
+        loss, tree = TrainStep(model, config).compute_gradients(
             rows[..., :-1], rows[..., 1:], mx.random.key(3)
         )
         return float(loss), {name: np.array(value) for name, value in tree.items()}
@@ -385,8 +390,8 @@ def test_the_mean_over_all_ranks_is_the_whole_batchs(
 
 def test_each_rank_has_dropout_of_its_own(tiny_model: Config) -> None:
     """And a rank has the same one whenever it takes a step."""
-    tokens = Tokens(np.arange(500) * 7 % 19, 19)
-    config = override(tiny_model, {"batch_size": 4})
+    tokens = TokenArray(np.arange(500) * 7 % 19, 19)
+    config = override_config(tiny_model, {"batch_size": 4})
     groups = [LocalGroup(0, 1), LocalGroup(0, 2), LocalGroup(1, 2)]
     keys = [
         [str(StepInputs(tokens, config, group)(step)[3].tolist()) for step in (0, 1, 0)]

@@ -8,12 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.config import Config, override, toml
+from mlxgpt.config import Config, override_config, toml
 from mlxgpt.data.dataset import open_dataset
 from mlxgpt.evaluation import loss
 from mlxgpt.storage import run as runs
 from mlxgpt.training import validation
-from mlxgpt.training.validation import LEAST, SHARE, tokens_at_end, tokens_each
+from mlxgpt.training.validation import (
+    EVAL_TOKEN_SHARE,
+    MIN_EVAL_TOKENS,
+    count_eval_tokens,
+    count_final_eval_tokens,
+)
 
 counts = st.integers(1, 10**6)
 
@@ -22,27 +27,31 @@ counts = st.integers(1, 10**6)
 def test_evaluations_read_a_share_of_what_is_trained_on(
     steps: int, every: int, there: int, asked: int
 ) -> None:
-    config = override(Config(), {"max_steps": steps, "eval_interval": every, "eval_tokens": asked})
-    each, at_end = tokens_each(config, there), tokens_at_end(config, there)
+    config = override_config(
+        Config(), {"max_steps": steps, "eval_interval": every, "eval_tokens": asked}
+    )
+    each, at_end = count_eval_tokens(config, there), count_final_eval_tokens(config, there)
     assert 1 <= each <= at_end <= there
-    between = SHARE * min(steps, every) * config.tokens_per_step
+    between = EVAL_TOKEN_SHARE * min(steps, every) * config.tokens_per_step
     if asked:
         assert each == min(there, asked)
     else:
-        assert each == min(there, max(LEAST, math.floor(between)))
-        assert (each == there) == (there <= max(LEAST, math.floor(between)))
-    assert at_end == there or at_end <= max(LEAST, SHARE * steps * config.tokens_per_step, asked)
+        assert each == min(there, max(MIN_EVAL_TOKENS, math.floor(between)))
+        assert (each == there) == (there <= max(MIN_EVAL_TOKENS, math.floor(between)))
+    assert at_end == there or at_end <= max(
+        MIN_EVAL_TOKENS, EVAL_TOKEN_SHARE * steps * config.tokens_per_step, asked
+    )
 
 
 def test_tier_1_reads_its_whole_validation_text_each_time() -> None:
     for recipe in ("classic", "modern"):
-        assert tokens_each(toml.tier(1, recipe), 111_540) == 111_540
+        assert count_eval_tokens(toml.load_tier_config(1, recipe), 111_540) == 111_540
 
 
 @pytest.fixture
 def some(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Evaluations during training read two windows, and the one at the end four; what they read."""
-    monkeypatch.setattr(validation, "LEAST", 1)
+    monkeypatch.setattr(validation, "MIN_EVAL_TOKENS", 1)
     read: list[int] = []
     call = loss.Evaluator.__call__
 
@@ -61,7 +70,7 @@ def test_a_sample_on_the_way_and_more_at_the_end(train: Any, some: list[int]) ->
     there = len(open_dataset(summary.data).val.ids)
     run = runs.open_run(Path("runs/a"))
     each = [line["val_tokens"] for line in run.metrics() if "val_tokens" in line]
-    at_end = tokens_at_end(run.config, there)
+    at_end = count_final_eval_tokens(run.config, there)
     assert 16 < at_end < there
     assert each == [16, 16, pytest.approx(at_end, abs=8)]
     assert some[-2:] == [16, each[-1]], "both at the end, so that the best is found fairly"
@@ -70,13 +79,13 @@ def test_a_sample_on_the_way_and_more_at_the_end(train: Any, some: list[int]) ->
 @pytest.mark.usefixtures("no_check")
 def test_the_best_is_judged_by_the_same_sample(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A larger sample's loss is another number, not a worse model."""
-    monkeypatch.setattr(validation, "LEAST", 1)
+    monkeypatch.setattr(validation, "MIN_EVAL_TOKENS", 1)
     losses = iter([3.0, 2.0, *(1.0, 9.0)])  # the last step has two
     monkeypatch.setattr(
         validation.Evaluator,
         "__call__",
         lambda self: loss.Evaluation(next(losses), 1.0, 1.0, self.tokens),
     )
-    monkeypatch.setattr("mlxgpt.training.estimate._token_seconds", lambda *_: 1e-6)
+    monkeypatch.setattr("mlxgpt.training.estimate._time_eval_token", lambda *_: 1e-6)
     summary = train("a", eval_tokens=16)
     assert (summary.best_step, summary.val_loss) == (12, 9.0)

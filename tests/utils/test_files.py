@@ -24,7 +24,7 @@ from mlxgpt.utils.errors import UserError
 def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "best.json"
     files.write_atomically(path, "old")
-    monkeypatch.setattr(files, "sync", lambda path: 1 / 0)
+    monkeypatch.setattr(files, "fsync_path", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         files.write_atomically(path, "new")
     assert path.read_text() == "old"
@@ -41,7 +41,7 @@ def test_the_disk_holds_a_text_before_its_name(
         done.append("renamed")
         return rename(path, target)
 
-    monkeypatch.setattr(files, "sync", lambda path: done.append(path.name))
+    monkeypatch.setattr(files, "fsync_path", lambda path: done.append(path.name))
     monkeypatch.setattr(Path, "replace", renamed)
     files.write_atomically(tmp_path / "best.json", "new")
     assert done == [".best.json.new", "renamed", tmp_path.name]
@@ -53,10 +53,10 @@ def test_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (folder / "b").touch()
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)  # killed here
-        files.remove(folder)
+        files.remove_folder(folder)
     assert not folder.exists()
     folder.mkdir()
-    files.remove(folder)
+    files.remove_folder(folder)
     assert list(tmp_path.iterdir()) == [], "what was left is swept up by the next one"
 
 
@@ -73,10 +73,10 @@ def test_a_lock_that_was_taken_away_while_we_waited_is_taken_anew(
         real(file, how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with files.only_one(tmp_path / "run", "training"):
+    with files.file_lock(tmp_path / "run", "training"):
         assert len(calls) == 2
         assert (tmp_path / ".run.lock").exists()
-        refused = files.only_one(tmp_path / "run", "training")
+        refused = files.file_lock(tmp_path / "run", "training")
         with pytest.raises(UserError, match="another process is training"), refused:
             pass
     assert not (tmp_path / ".run.lock").exists()
@@ -94,7 +94,7 @@ def test_what_disappears_while_it_is_looked_at_is_no_matter(
         return real(path)
 
     monkeypatch.setattr(Path, "lstat", late)
-    files.only_plain(tmp_path)
+    files.reject_symlinks(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,20 +109,20 @@ def test_what_was_sealed_is_read_again(
     tmp_path_factory: pytest.TempPathFactory, tree: dict
 ) -> None:
     path = tmp_path_factory.mktemp("sealed") / "x.json"
-    path.write_text(files.sealed(tree), encoding="utf-8")
-    assert files.read_sealed(path, 1) == tree
+    path.write_text(files.dump_checksummed(tree), encoding="utf-8")
+    assert files.read_checksummed(path, 1) == tree
 
 
 def test_no_bit_of_a_sealed_file_changes_unnoticed(tmp_path: Path) -> None:
     tree = {"format": 1, "step": 12, "loss": 1.25, "name": "tier1", "parts": {"a": [1, 2]}}
     path = tmp_path / "x.json"
-    whole = files.sealed(tree).encode()
+    whole = files.dump_checksummed(tree).encode()
     for bit in range(8 * len(whole)):
         changed = bytearray(whole)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
         try:
-            assert files.read_sealed(path, 1) == tree, "such as another kind of white space"
+            assert files.read_checksummed(path, 1) == tree, "such as another kind of white space"
         except (ValueError, UserError):
             continue
 
@@ -131,13 +131,13 @@ def test_no_bit_of_a_sealed_file_changes_unnoticed(tmp_path: Path) -> None:
 def test_what_has_no_seal_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"\w"):
-        files.read_sealed(tmp_path / "x.json", 1)
+        files.read_checksummed(tmp_path / "x.json", 1)
 
 
 def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"format": 2, "whatever": 1}))
     with pytest.raises(UserError, match=r"newer mlxgpt \(format 2\)"):
-        files.read_sealed(tmp_path / "x.json", 1)
+        files.read_checksummed(tmp_path / "x.json", 1)
 
 
 @pytest.mark.parametrize(("refused", "expected"), [(False, [51]), (True, [51, -1])])
@@ -157,7 +157,7 @@ def test_a_mac_is_asked_for_a_full_sync(
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(files, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=fcntl))
     monkeypatch.setattr(os, "fsync", lambda descriptor: asked.append(-1))
-    files.sync(tmp_path)
+    files.fsync_path(tmp_path)
     assert asked == expected
 
 
@@ -221,9 +221,9 @@ def test_a_folder_that_cannot_be_read_is_not_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     (tmp_path / "a.txt").touch()
-    assert files.matching(tmp_path, "*.txt") == [tmp_path / "a.txt"]
-    assert files.matching(tmp_path / "nothing", "*") == []
-    assert files.matching(tmp_path / "a.txt", "*") == []
+    assert files.list_matching(tmp_path, "*.txt") == [tmp_path / "a.txt"]
+    assert files.list_matching(tmp_path / "nothing", "*") == []
+    assert files.list_matching(tmp_path / "a.txt", "*") == []
 
     def failing(path: Path, *_: Any) -> None:
         raise OSError(number, os.strerror(number), str(path))
@@ -231,10 +231,10 @@ def test_a_folder_that_cannot_be_read_is_not_empty(
     monkeypatch.setattr(os, "listdir", failing)
     monkeypatch.setattr(os, "scandir", failing)
     for read in (
-        lambda: files.matching(tmp_path, "*"),
+        lambda: files.list_matching(tmp_path, "*"),
         lambda: folders.expand_pattern(tmp_path / "*.txt"),
         lambda: folders.expand_pattern(tmp_path / "**" / "a.txt"),
-        lambda: files.only_plain(tmp_path),
+        lambda: files.reject_symlinks(tmp_path),
     ):
         with pytest.raises(OSError, match=os.strerror(number)):
             read()
@@ -244,15 +244,15 @@ def test_an_open_folder_is_known_by_its_inode(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     descriptor = os.open(folder, os.O_RDONLY)
-    assert files.is_at(descriptor, folder)
+    assert files.is_same_file(descriptor, folder)
     folder.rename(tmp_path / "b")
-    assert not files.is_at(descriptor, folder)
-    assert files.is_at(descriptor, tmp_path / "b")
+    assert not files.is_same_file(descriptor, folder)
+    assert files.is_same_file(descriptor, tmp_path / "b")
     (tmp_path / "b").rmdir()
     folder.mkdir()
-    assert not files.is_at(descriptor, folder)
+    assert not files.is_same_file(descriptor, folder)
     (tmp_path / "b").touch()
-    assert not files.is_at(descriptor, tmp_path / "b" / "below")
+    assert not files.is_same_file(descriptor, tmp_path / "b" / "below")
     os.close(descriptor)
 
 
@@ -266,15 +266,15 @@ def test_closing_what_was_not_written_to_is_no_error(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "close", closed_with_an_error)
-    files.sync(tmp_path)
+    files.fsync_path(tmp_path)
     for _ in range(2):
-        with files.only_one(tmp_path / "run", "training"):
+        with files.file_lock(tmp_path / "run", "training"):
             pass
 
 
 def test_a_removal_clears_what_an_interrupted_one_left(tmp_path: Path) -> None:
-    (tmp_path / f".run{files.GONE}" / "checkpoints").mkdir(parents=True)
-    files.remove(tmp_path / "run")  # which does not exist any more
+    (tmp_path / f".run{files.TRASH_SUFFIX}" / "checkpoints").mkdir(parents=True)
+    files.remove_folder(tmp_path / "run")  # which does not exist any more
     assert not list(tmp_path.iterdir())
 
 
@@ -289,9 +289,9 @@ def test_only_a_folder_that_cannot_be_synced_is_no_error(
     monkeypatch.setattr(files.sys, "platform", "linux")
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=re.escape(os.strerror(number))):
-        files.sync(tmp_path / "file")
+        files.fsync_path(tmp_path / "file")
     if number == errno.EIO:
         with pytest.raises(OSError, match="error"):
-            files.sync(tmp_path)
+            files.fsync_path(tmp_path)
     else:
-        files.sync(tmp_path)
+        files.fsync_path(tmp_path)

@@ -1,21 +1,21 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxgpt.utils.seeds import derive
+from mlxgpt.utils.seeds import derive_seed
 
 
 def test_a_seed_never_changes() -> None:
     # Written down once: another value would break the resuming of everybody's runs.
-    assert derive(1337, "data") == 0xDB91D8000D1D2D7C
+    assert derive_seed(1337, "data") == 0xDB91D8000D1D2D7C
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10**9))
 def test_purposes_and_steps_share_nothing(seed: int, step: int) -> None:
     seeds = {
-        derive(seed, "data", step),
-        derive(seed, "dropout", step),
-        derive(seed, "dropout", step + 1),
-        derive(seed + 1, "dropout", step),
+        derive_seed(seed, "data", step),
+        derive_seed(seed, "dropout", step),
+        derive_seed(seed, "dropout", step + 1),
+        derive_seed(seed + 1, "dropout", step),
     }
     assert len(seeds) == 4
     assert all(0 <= value < 2**64 for value in seeds)

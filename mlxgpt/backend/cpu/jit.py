@@ -29,19 +29,19 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlxgpt.backend import device_errors
-from mlxgpt.backend.macos import is_stub
+from mlxgpt.backend.macos import is_xcode_stub
 from mlxgpt.utils import files
 
 # Environment variables for the script: the path of the real g++, and whether to ignore Ctrl-C.
-GXX, IGNORE_SIGINT = "MLXGPT_GXX", "MLXGPT_IGNORE_SIGINT"
+GXX_ENV, IGNORE_SIGINT_ENV = "MLXGPT_GXX", "MLXGPT_IGNORE_SIGINT"
 
 # Without C's errno for square roots of negative numbers, g++ computes four square roots at a time:
 # an AdamW update of the same bits in a quarter of the time.
-VECTORIZE = "-fno-math-errno"
+VECTORIZE_FLAG = "-fno-math-errno"
 
-SCRIPT_START = "#!/bin/sh\n# Calls g++ for MLX"  # of this version's script and of all others
-SCRIPT = f"""{SCRIPT_START}; see backend/cpu/jit.py of mlxgpt.
-if [ -n "${IGNORE_SIGINT}" ]; then trap '' INT; fi
+SCRIPT_HEADER = "#!/bin/sh\n# Calls g++ for MLX"  # of this version's script and of all others
+SCRIPT = f"""{SCRIPT_HEADER}; see backend/cpu/jit.py of mlxgpt.
+if [ -n "${IGNORE_SIGINT_ENV}" ]; then trap '' INT; fi
 before= result= shared=
 for argument; do
     if [ "$before" = -o ]; then result=$argument; fi
@@ -49,58 +49,60 @@ for argument; do
     before=$argument
 done
 # MLX makes nothing but shared libraries: any other call is not MLX's.
-if [ -z "$result" ] || [ -z "$shared" ]; then exec "${GXX}" "$@"; fi
-"${GXX}" {VECTORIZE} "$@" -o "$result.$$" && mv "$result.$$" "$result"
+if [ -z "$result" ] || [ -z "$shared" ]; then exec "${GXX_ENV}" "$@"; fi
+"${GXX_ENV}" {VECTORIZE_FLAG} "$@" -o "$result.$$" && mv "$result.$$" "$result"
 """
 SCRIPT_FOLDER = "compiler"  # in the user's cache folder
 
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # as MLX has them
-TRIAL = '#include <cstdint>\nextern "C" std::int32_t trial() { return 42; }\n'
-MIN_FREE = 64_000_000  # bytes of disk space for kernels
-TIMEOUT = 60  # seconds for the trial
+GXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # as MLX has them
+TRIAL_SOURCE = '#include <cstdint>\nextern "C" std::int32_t trial() { return 42; }\n'
+MIN_FREE_BYTES = 64_000_000  # bytes of disk space for kernels
+TRIAL_TIMEOUT = 60  # seconds for the trial
 
 # Measured on two machines: docs/linux.md.
-SLOWER = "MLX fuses no operations, and a step takes 1.1 to 1.5 times as long"
+SLOWDOWN_NOTE = "MLX fuses no operations, and a step takes 1.1 to 1.5 times as long"
 KERNEL_FAILED = "it cannot make MLX's kernels"
-INSTALL = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++"
+INSTALL_COMMAND = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++"
 
 
 @contextlib.contextmanager
 def shield_from_sigint() -> Iterator[None]:
     """Keep Ctrl-C from ending the compiler, and with it what is being computed."""
-    os.environ[IGNORE_SIGINT] = "yes"
+    os.environ[IGNORE_SIGINT_ENV] = "yes"
     try:
         yield
     finally:
-        del os.environ[IGNORE_SIGINT]
+        del os.environ[IGNORE_SIGINT_ENV]
 
 
 @functools.cache
-def problem() -> str | None:
+def compiler_problem() -> str | None:
     """One line on why MLX cannot compile kernels for the CPU; None if it can.
 
     The first call tries it, and prepares the environment: TMPDIR, and the script first in PATH.
     """
     if "MLX_DISABLE_COMPILE" in os.environ:  # MLX reads this; its value does not matter
-        return f"MLX_DISABLE_COMPILE is set: {SLOWER}"
+        return f"MLX_DISABLE_COMPILE is set: {SLOWDOWN_NOTE}"
     gxx = find_gxx()
     if not gxx:
-        return f"no C++ compiler (g++): {SLOWER}; to get one, for instance: {INSTALL}"
+        return (
+            f"no C++ compiler (g++): {SLOWDOWN_NOTE}; to get one, for instance: {INSTALL_COMMAND}"
+        )
     failure = "no folder to write to"
-    for folder in files.own_folders():
+    for folder in files.iter_cache_folders():
         try:
             _try_compiler(folder, gxx)
         except (OSError, subprocess.SubprocessError) as error:
-            failure = _first_line(error)
+            failure = _summarize_error(error)
             continue
         _use_script(folder, gxx)
-        return _trial_failure()
+        return _try_first_kernel()
     return describe_failure(failure)
 
 
 def describe_failure(reason: str) -> str:
     """One line on a C++ compiler that fails."""
-    return f"the C++ compiler fails ({reason}): {SLOWER}"
+    return f"the C++ compiler fails ({reason}): {SLOWDOWN_NOTE}"
 
 
 def find_gxx() -> str | None:
@@ -109,15 +111,15 @@ def find_gxx() -> str | None:
     """
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
         path = shutil.which("g++", path=folder)
-        if path and not _is_script(Path(path)) and not is_stub(path):
+        if path and not _is_script(Path(path)) and not is_xcode_stub(path):
             return path
     return None
 
 
-def without_script(environment: Mapping[str, str]) -> dict[str, str]:
+def remove_script_from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """A copy of an environment without our script and folder, for a process that is not mlxgpt."""
     copy = dict(environment)
-    if copy.pop(GXX, None):
+    if copy.pop(GXX_ENV, None):
         script_folder = str(Path(copy.pop("TMPDIR", "")) / SCRIPT_FOLDER)
         paths = copy["PATH"].split(os.pathsep)
         copy["PATH"] = os.pathsep.join(path for path in paths if path != script_folder)
@@ -129,7 +131,7 @@ def _is_script(gxx: Path) -> bool:
     if not os.access(gxx, os.R_OK):
         return False
     with gxx.open("rb") as file:
-        return file.read(len(SCRIPT_START)) == SCRIPT_START.encode()
+        return file.read(len(SCRIPT_HEADER)) == SCRIPT_HEADER.encode()
 
 
 def _try_compiler(folder: Path, gxx: str) -> None:
@@ -138,7 +140,7 @@ def _try_compiler(folder: Path, gxx: str) -> None:
     Raises:
         OSError, SubprocessError: if one of these fails.
     """
-    if shutil.disk_usage(folder).free < MIN_FREE:
+    if shutil.disk_usage(folder).free < MIN_FREE_BYTES:
         raise OSError(f"{folder} is full")
     script = folder / SCRIPT_FOLDER / "g++"
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -148,13 +150,17 @@ def _try_compiler(folder: Path, gxx: str) -> None:
             new_script.chmod(0o755)
             new_script.replace(script)
         source, library = Path(scratch) / "trial.cpp", Path(scratch) / "trial.so"
-        source.write_text(TRIAL)
+        source.write_text(TRIAL_SOURCE)
         subprocess.run(
-            [str(script), *FLAGS, str(source), "-o", str(library)],
-            env={**os.environ, GXX: gxx, "TMPDIR": str(folder)},  # g++ writes temporary files there
+            [str(script), *GXX_FLAGS, str(source), "-o", str(library)],
+            env={
+                **os.environ,
+                GXX_ENV: gxx,
+                "TMPDIR": str(folder),
+            },  # g++ writes temporary files there
             check=True,
             capture_output=True,
-            timeout=TIMEOUT,
+            timeout=TRIAL_TIMEOUT,
         )
         if ctypes.CDLL(str(library)).trial() != 42:
             raise OSError("what it makes does not run")
@@ -166,10 +172,10 @@ def _use_script(folder: Path, gxx: str) -> None:
         tempfile.gettempdir()  # Python remembers its own, which stays where it is
     os.environ["TMPDIR"] = str(folder)
     os.environ["PATH"] = f"{folder / SCRIPT_FOLDER}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ[GXX] = gxx
+    os.environ[GXX_ENV] = gxx
 
 
-def _trial_failure() -> str | None:
+def _try_first_kernel() -> str | None:
     """One line on why MLX does not compile a first kernel; None if it does. MLX's own header is
     much larger than our trial.
     """
@@ -186,7 +192,7 @@ def _trial_failure() -> str | None:
     return None if "Compiled" in graph.getvalue() else describe_failure("it does not answer MLX")
 
 
-def _first_line(error: OSError | subprocess.SubprocessError) -> str:
+def _summarize_error(error: OSError | subprocess.SubprocessError) -> str:
     if isinstance(error, subprocess.TimeoutExpired):
         return f"it does not end in {error.timeout:.0f} s"
     stderr = getattr(error, "stderr", b"") or b""

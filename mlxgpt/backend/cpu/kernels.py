@@ -20,14 +20,14 @@ from mlxgpt.backend.cpu import weights
 from mlxgpt.backend.linear import matmul
 
 MIN_SIZE = 4096  # values; with fewer, MLX's own operations take less time
-EPS = 1e-5  # of every norm
-MASKED = 1e9  # subtracted from the scores of masked positions
+NORM_EPS = 1e-5  # of every norm
+MASK_PENALTY = 1e9  # subtracted from the scores of masked positions
 
 GELU_SCALE = 2 * math.sqrt(2 / math.pi)
 GELU_CUBIC = 0.044715
 
 # Polynomial of 2^f on [-1/2, 1/2], highest power first.
-EXP2 = (
+EXP2_COEFFICIENTS = (
     1.535336188319500e-4,
     1.339887440266574e-3,
     9.618437357674640e-3,
@@ -36,7 +36,7 @@ EXP2 = (
     6.931472028550421e-1,
     1.0,
 )
-ROUND = 12582912.0  # 1.5 · 2^23: adding it rounds to an integer, kept in the low bits
+ROUND_TO_INTEGER = 12582912.0  # 1.5 · 2^23: adding it rounds to an integer, kept in the low bits
 
 
 def use_cpu_kernel(x: mx.array, size: int) -> bool:
@@ -44,9 +44,9 @@ def use_cpu_kernel(x: mx.array, size: int) -> bool:
     return device.on_cpu() and x.dtype == mx.float32 and size >= MIN_SIZE
 
 
-def linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
+def cpu_linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
     """`ops.linear` on the CPU, of any size and dtype."""
-    if weights.split_is_faster(x, weight):
+    if weights.is_split_faster(x, weight):
         y = weights.split_matmul(x, weight)
     elif use_cpu_kernel(x, x.size):
         y = cast(mx.array, matmul(x, weight))
@@ -57,68 +57,68 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
     return y if bias is None else y + bias
 
 
-def gelu(x: mx.array) -> mx.array:
+def cpu_gelu(x: mx.array) -> mx.array:
     """GELU, tanh form."""
     return cast(tuple[mx.array, mx.array], _gelu_with_slope(x))[0]
 
 
-def gelu_without_gradient(x: mx.array) -> mx.array:
+def cpu_gelu_no_grad(x: mx.array) -> mx.array:
     """GELU, tanh form, that is not differentiated."""
     x = no_fuse(x)
     return no_fuse(x * _gelu_gate(x))
 
 
-def silu(x: mx.array) -> mx.array:
+def cpu_silu(x: mx.array) -> mx.array:
     """X · sigmoid(x)."""
     return cast(tuple[mx.array, mx.array], _silu_with_slope(x))[0]
 
 
-def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None) -> mx.array:
+def cpu_layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None) -> mx.array:
     """LayerNorm over the last axis."""
     x = cast(list[mx.array], _standardize(x))[0]
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
 
 
-def rms_norm(x: mx.array, weight: mx.array | None) -> mx.array:
+def cpu_rms_norm(x: mx.array, weight: mx.array | None) -> mx.array:
     """RMSNorm over the last axis."""
     x = cast(list[mx.array], _normalize(x))[0]
     return x if weight is None else x * weight
 
 
-def softmax(x: mx.array) -> mx.array:
+def cpu_softmax(x: mx.array) -> mx.array:
     """Softmax over the last axis, without a gradient."""
-    exp = exp_of_rows(x)
+    exp = exp_minus_max(x)
     return exp * (1 / row_sums(exp))
 
 
-def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+def cpu_causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """Attention [B, H, T, D] of each position to itself and those before it."""
     scale = 1 / math.sqrt(q.shape[-1])
     return cast(list[mx.array], _attention_with_weights(q * scale, k, v))[0]
 
 
-def decode_attention(q: mx.array, k: mx.array, v: mx.array, seen: mx.array) -> mx.array:
+def cpu_decode_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
     """Attention [B, H, 1, D] of the last token of each sequence, without a gradient."""
-    exp = exp_of_rows(decode_scores(q * (1 / math.sqrt(q.shape[-1])), k, seen))
+    exp = exp_minus_max(decode_scores(q * (1 / math.sqrt(q.shape[-1])), k, mask))
     return exp @ v / row_sums(exp)
 
 
-def decode_scores(q: mx.array, k: mx.array, seen: mx.array) -> mx.array:
-    """Scores q kᵀ [B, H, 1, T], masked where `seen` is false."""
+def decode_scores(q: mx.array, k: mx.array, mask: mx.array) -> mx.array:
+    """Scores q kᵀ [B, H, 1, T], masked where `mask` is false."""
     scores = q @ k.swapaxes(-1, -2)
-    return scores + broadcast_no_fuse((seen.astype(mx.float32) - 1) * MASKED, scores)
+    return scores + broadcast_no_fuse((mask.astype(mx.float32) - 1) * MASK_PENALTY, scores)
 
 
-def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+def cpu_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     """-log softmax(logits)[target], in nats."""
     return cast(list[mx.array], _cross_entropy_with_exp(logits, targets[..., None]))[0]
 
 
-def exp_of_rows(scores: mx.array) -> mx.array:
+def exp_minus_max(scores: mx.array) -> mx.array:
     """e^x less each row's maximum: a softmax that is not yet divided by the row's sum."""
     scores = no_fuse(scores - broadcast_no_fuse(scores.max(axis=-1, keepdims=True), scores))
-    return no_fuse(_exp(scores, below=0.0))
+    return no_fuse(_exp(scores, underflow_value=0.0))
 
 
 def row_sums(x: mx.array) -> mx.array:
@@ -143,11 +143,11 @@ def _cross_entropy_with_exp(logits: mx.array, targets: mx.array) -> tuple[mx.arr
     """(losses [...], exp of the logits [..., V], their sums [..., 1]); the backward pass needs the
     last two. `targets` is [..., 1].
     """
-    highest = logits.max(axis=-1, keepdims=True)
-    exp = no_fuse(_exp(no_fuse(logits - broadcast_no_fuse(highest, logits))))
+    max_logits = logits.max(axis=-1, keepdims=True)
+    exp = no_fuse(_exp(no_fuse(logits - broadcast_no_fuse(max_logits, logits))))
     sums = row_sums(exp)
     target_logits = mx.take_along_axis(logits, targets, axis=-1)
-    return (mx.log(sums) + highest - target_logits)[..., 0], exp, sums
+    return (mx.log(sums) + max_logits - target_logits)[..., 0], exp, sums
 
 
 @_cross_entropy_with_exp.vjp
@@ -170,11 +170,11 @@ def _attention_with_weights(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.a
     as of rows.
     """
     T = q.shape[-2]
-    seen = mx.triu(mx.ones((T, T)))  # [key, query]
+    causal_mask = mx.triu(mx.ones((T, T)))  # [key, query]
     scores = k @ q.swapaxes(-1, -2)
-    scores = scores + broadcast_no_fuse((seen - 1) * MASKED, scores)
+    scores = scores + broadcast_no_fuse((causal_mask - 1) * MASK_PENALTY, scores)
     scores = no_fuse(scores - broadcast_no_fuse(scores.max(axis=-2, keepdims=True), scores))
-    weights = no_fuse(_exp(scores, below=0.0))
+    weights = no_fuse(_exp(scores, underflow_value=0.0))
     inverse_sums = 1 / weights.sum(axis=-2)[..., None]
     y = weights.swapaxes(-1, -2) @ v
     return y * inverse_sums, weights, inverse_sums
@@ -207,8 +207,8 @@ def _standardize_vjp(
     primal: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
 ) -> mx.array:
     cotangent, (x, inverse), n = no_fuse(cotangents[0]), outputs, primal.shape[-1]
-    along = row_sums(cotangent * x) / n
-    return (cotangent - row_sums(cotangent) / n - x * along) * inverse
+    projection = row_sums(cotangent * x) / n
+    return (cotangent - row_sums(cotangent) / n - x * projection) * inverse
 
 
 @mx.custom_function
@@ -226,7 +226,7 @@ def _normalize_vjp(
 
 
 def _divide_by_rms(x: mx.array) -> tuple[mx.array, mx.array]:
-    inverse = mx.rsqrt(row_sums(x * x) / x.shape[-1] + EPS)
+    inverse = mx.rsqrt(row_sums(x * x) / x.shape[-1] + NORM_EPS)
     return no_fuse(x * inverse), inverse
 
 
@@ -268,18 +268,20 @@ def _silu_vjp(
     return cotangents[0] * outputs[1]
 
 
-def _exp(x: mx.array, below: float | None = None) -> mx.array:
+def _exp(x: mx.array, underflow_value: float | None = None) -> mx.array:
     """e^x for x ≤ 87, with a relative error below 3e-7. Below -87 the result is the smallest normal
-    number, or `below`.
+    number, or `underflow_value`.
 
     2^(n+f) with n in the exponent's bits and f by a polynomial (Cody & Waite, 1980).
     """
     exponent = x * (1 / math.log(2))
-    y = mx.where(exponent > -126.0, exponent, -126.0)
-    rounded = y + ROUND
-    fraction = y - (rounded - ROUND)
-    power = EXP2[0] * fraction + EXP2[1]
-    for coefficient in EXP2[2:]:
+    clamped = mx.where(exponent > -126.0, exponent, -126.0)
+    rounded = clamped + ROUND_TO_INTEGER
+    fraction = clamped - (rounded - ROUND_TO_INTEGER)
+    power = EXP2_COEFFICIENTS[0] * fraction + EXP2_COEFFICIENTS[1]
+    for coefficient in EXP2_COEFFICIENTS[2:]:
         power = power * fraction + coefficient
     result = power * mx.view(mx.left_shift(mx.view(rounded, mx.int32) + 127, 23), mx.float32)
-    return result if below is None else mx.where(exponent > -126.0, result, below)
+    return (
+        result if underflow_value is None else mx.where(exponent > -126.0, result, underflow_value)
+    )

@@ -24,14 +24,14 @@ import mlx.core as mx
 
 from mlxgpt.backend.cpu import blas
 
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 THREADS = 2
 
-MAX_PORTION = 1024  # tokens: with fewer a step takes longer, with more it takes more memory
+MAX_CHUNK_TOKENS = 1024  # tokens: with fewer a step takes longer, with more it takes more memory
 
 
-def portions(rows: int, length: int) -> int:
+def cpu_chunks_per_thread(rows: int, length: int) -> int:
     """Number of equal portions in which each thread computes its half of a batch, one after the
     other: the fewest with at most MAX_PORTION tokens each. A large batch then takes hardly more
     memory than a small one, because each portion reuses the memory of the one before.
@@ -39,14 +39,16 @@ def portions(rows: int, length: int) -> int:
     if rows % THREADS:
         return 1
     half = rows // THREADS
-    fewest = (n for n in range(1, half) if half % n == 0 and half // n * length <= MAX_PORTION)
-    return next(fewest, half)
+    chunk_counts = (
+        n for n in range(1, half) if half % n == 0 and half // n * length <= MAX_CHUNK_TOKENS
+    )
+    return next(chunk_counts, half)
 
 
 @contextlib.contextmanager
-def second_thread(
-    function: Callable[..., Result], calls: Sequence[tuple]
-) -> Iterator[Future[Result]]:
+def run_on_second_thread(
+    function: Callable[..., ResultT], calls: Sequence[tuple]
+) -> Iterator[Future[ResultT]]:
     """While this thread makes the first of two calls, make the second one, of `function`, always on
     the same other thread. Yields its evaluated result, to be waited for inside.
 
@@ -57,11 +59,11 @@ def second_thread(
     # is evaluated: two threads that share an array would race for it, and crash.
     mx.eval(calls)
     mx.eval(calls)
-    with blas.share_threads(THREADS):
-        yield _worker().submit(functools.partial(_evaluated, function, calls[1]))
+    with blas.share_blas_threads(THREADS):
+        yield _get_worker().submit(functools.partial(_call_and_eval, function, calls[1]))
 
 
-def _evaluated(function: Callable[..., Result], arguments: tuple) -> Result:
+def _call_and_eval(function: Callable[..., ResultT], arguments: tuple) -> ResultT:
     result = function(*arguments)
     mx.eval(result)
     return result
@@ -78,10 +80,10 @@ class _Worker:
         self._calls: SimpleQueue[tuple[Callable, Future] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="mlxgpt-worker", daemon=True)
         self._thread.start()
-        atexit.register(self._end)
+        atexit.register(self._shutdown)
 
-    def submit(self, function: Callable[[], Result]) -> Future[Result]:
-        future: Future[Result] = Future()
+    def submit(self, function: Callable[[], ResultT]) -> Future[ResultT]:
+        future: Future[ResultT] = Future()
         self._calls.put((function, future))
         return future
 
@@ -95,11 +97,11 @@ class _Worker:
             del call, function, future  # they hold arrays
         mx.clear_streams()
 
-    def _end(self) -> None:
+    def _shutdown(self) -> None:
         self._calls.put(None)
         self._thread.join()
 
 
 @functools.cache
-def _worker() -> _Worker:
+def _get_worker() -> _Worker:
     return _Worker()

@@ -5,28 +5,32 @@ from __future__ import annotations
 import mlx.core as mx
 
 # A weight of fewer values may be laid out by columns, and is never split.
-SMALL = 100_000
+SMALL_WEIGHT_SIZE = 100_000
 
 # A product is split into parts of at most this many multiplications: OpenBLAS copies a larger
 # weight before it multiplies, which takes as long again.
 MAX_PART = 400_000
 MIN_PART_ROWS = 16  # of the weight
 MAX_VECTORS = 8  # that are multiplied in parts; twice as many with a LARGE weight
-LARGE = 8_000_000  # values, which no cache holds
+LARGE_WEIGHT_SIZE = 8_000_000  # values, which no cache holds
 
 
-def by_columns(weight: mx.array) -> mx.array:
+def cpu_to_column_major(weight: mx.array) -> mx.array:
     """The same `weight` [O, I] with one column after another in memory, if it is small: a product
     of a few vectors with it takes as little as half the time. It has no gradient.
     """
-    return weight if weight.size >= SMALL else mx.contiguous(weight.T).T
+    return weight if weight.size >= SMALL_WEIGHT_SIZE else mx.contiguous(weight.T).T
 
 
-def split_is_faster(x: mx.array, weight: mx.array) -> bool:
+def is_split_faster(x: mx.array, weight: mx.array) -> bool:
     """Whether `split_matmul` is faster than one product of x [..., I] and `weight` [O, I]."""
     vectors = x.size // x.shape[-1]
-    most = 2 * MAX_VECTORS if weight.size > LARGE else MAX_VECTORS
-    return vectors <= most and vectors * weight.size > MAX_PART and weight.size >= SMALL
+    max_vectors = 2 * MAX_VECTORS if weight.size > LARGE_WEIGHT_SIZE else MAX_VECTORS
+    return (
+        vectors <= max_vectors
+        and vectors * weight.size > MAX_PART
+        and weight.size >= SMALL_WEIGHT_SIZE
+    )
 
 
 def split_matmul(x: mx.array, weight: mx.array) -> mx.array:
@@ -34,8 +38,8 @@ def split_matmul(x: mx.array, weight: mx.array) -> mx.array:
     [..., O].
     """
     rows, length = weight.shape
-    fewest = -(-weight.size * (x.size // length) // MAX_PART)
-    parts = next((n for n in range(fewest, rows + 1) if rows % n == 0), rows)
+    min_parts = -(-weight.size * (x.size // length) // MAX_PART)
+    parts = next((n for n in range(min_parts, rows + 1) if rows % n == 0), rows)
     if rows // parts < MIN_PART_ROWS:
         return x @ weight.T
     y = x.reshape(-1, length) @ weight.reshape(parts, rows // parts, length).swapaxes(1, 2)

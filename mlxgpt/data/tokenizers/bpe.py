@@ -28,31 +28,31 @@ from mlxgpt.data.tokenizers.char import (
     NUL,
     AddedToken,
     AddedTokens,
-    bpe_json,
+    build_bpe_json,
     tokens_by_id,
 )
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-SMALLEST = 257  # every byte, and end-of-text
+MIN_VOCAB_SIZE = 257  # every byte, and end-of-text
 DEFAULT_VOCAB_SIZE = 4096
 GPT2_VOCAB_SIZE = 50257
-ANSWER_SECONDS = 60.0  # for GPT-2's two files, 1.5 MB
-TRAINER = Path(__file__).with_name("bpe_trainer.py")
+GPT2_DOWNLOAD_TIMEOUT_SECONDS = 60.0  # for GPT-2's two files, 1.5 MB
+TRAINER_SCRIPT = Path(__file__).with_name("bpe_trainer.py")
 
 Merge = tuple[bytes, bytes]
 
 
 @functools.cache
-def byte_letters() -> dict[int, str]:
+def bytes_to_unicode() -> dict[int, str]:
     """Byte -> the letter that stands for it in tokenizer.json, in the order of the first 256 ids,
     as GPT-2 has both: printable Latin-1 as itself, the others from U+0100 on.
     """
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
-    plain += range(ord("®"), ord("ÿ") + 1)
-    others = [byte for byte in range(256) if byte not in plain]
-    letters = {byte: chr(byte) for byte in plain}
-    return letters | {byte: chr(256 + n) for n, byte in enumerate(others)}
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    printable += range(ord("®"), ord("ÿ") + 1)
+    unprintable = [byte for byte in range(256) if byte not in printable]
+    byte_to_char = {byte: chr(byte) for byte in printable}
+    return byte_to_char | {byte: chr(256 + n) for n, byte in enumerate(unprintable)}
 
 
 class BPETokenizer:
@@ -61,7 +61,7 @@ class BPETokenizer:
     Args:
         merges: pairs of tokens, each becoming one token, the first merged first.
         ids: the id of each byte, in GPT-2's order, and of each merge; default: from 0 on.
-        added: all other tokens; default: the end-of-text, behind them.
+        added_tokens: all other tokens; default: the end-of-text, behind them.
         end_of_text: the id of the added token that ends a document; None where there is none.
 
     Attributes:
@@ -73,54 +73,58 @@ class BPETokenizer:
         merges: Iterable[Merge],
         *,
         ids: Sequence[int] | None = None,
-        added: Sequence[AddedToken] | None = None,
+        added_tokens: Sequence[AddedToken] | None = None,
         end_of_text: int | None = None,
     ) -> None:
         self.merges = list(merges)
-        self.tokens = [bytes([byte]) for byte in byte_letters()]
+        self.tokens = [bytes([byte]) for byte in bytes_to_unicode()]
         self.tokens += [left + right for left, right in self.merges]
         size = len(self.tokens)
         if len(set(self.tokens)) < size:
             raise ValueError("two merges give the same token")
         self.end_of_text: int | None = end_of_text
-        if added is None:
-            self.end_of_text, added = size, [AddedToken(size, END_OF_TEXT)]
-        self.added = AddedTokens(added)
-        ranks = list(range(size) if ids is None else ids)
-        extra = [(token.id, token.content.encode()) for token in self.added.tokens]
-        self._bytes = tokens_by_id([*zip(ranks, self.tokens, strict=True), *extra])
-        last = [AddedToken(size, END_OF_TEXT)]
+        if added_tokens is None:
+            self.end_of_text, added_tokens = size, [AddedToken(size, END_OF_TEXT)]
+        self.added_tokens = AddedTokens(added_tokens)
+        ids_by_rank = list(range(size) if ids is None else ids)
+        added_pairs = [(token.id, token.content.encode()) for token in self.added_tokens.tokens]
+        self._bytes_by_id = tokens_by_id(
+            [*zip(ids_by_rank, self.tokens, strict=True), *added_pairs]
+        )
+        default_added_tokens = [AddedToken(size, END_OF_TEXT)]
         # The fingerprint of such a tokenizer never changes.
-        self._plain = ranks == [*range(size)] and self.added.tokens == last
+        self._has_default_ids = (
+            ids_by_rank == [*range(size)] and self.added_tokens.tokens == default_added_tokens
+        )
         # tiktoken numbers tokens by their rank, and the end-of-text last.
-        self._ids = np.array([*ranks, self.end_of_text or 0], dtype=np.uint32)
-        self._own = threading.local()
+        self._ids_by_rank = np.array([*ids_by_rank, self.end_of_text or 0], dtype=np.uint32)
+        self._thread_local = threading.local()
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, the added tokens included."""
-        return len(self._bytes)
+        return len(self._bytes_by_id)
 
     def encode(self, text: str) -> np.ndarray:
         """ids[n], int64. Special text in it is text, never a token."""
-        with _told_of_failures():
-            return self.added.encode(text, self._encode)
+        with _wrap_tiktoken_errors():
+            return self.added_tokens.encode(text, self._encode)
 
-    def encode_stream(self, text: str) -> np.ndarray:
+    def encode_documents(self, text: str) -> np.ndarray:
         """As `encode`, uint32; each NUL becomes an end-of-text token. Lets other threads run."""
-        with _told_of_failures():
-            return self.added.encode(text, self._encode_stream)
+        with _wrap_tiktoken_errors():
+            return self.added_tokens.encode(text, self._encode_documents)
 
     def _encode(self, text: str) -> np.ndarray:
         ranks = np.array(self._encoding.encode_ordinary(text), dtype=np.int64)
-        return ranks if self._plain else self._ids[ranks].astype(np.int64)
+        return ranks if self._has_default_ids else self._ids_by_rank[ranks].astype(np.int64)
 
-    def _encode_stream(self, text: str) -> np.ndarray:
-        allowed = set() if self.end_of_text is None else {NUL}
+    def _encode_documents(self, text: str) -> np.ndarray:
+        allowed_special = set() if self.end_of_text is None else {NUL}
         ranks: np.ndarray = self._encoding.encode_to_numpy(
-            text, allowed_special=allowed, disallowed_special=frozenset()
+            text, allowed_special=allowed_special, disallowed_special=frozenset()
         )
-        return ranks if self._plain else self._ids[ranks]
+        return ranks if self._has_default_ids else self._ids_by_rank[ranks]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids; special tokens are written by their names, and bytes that are not
@@ -130,15 +134,18 @@ class BPETokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that one id stands for."""
-        return self._bytes[id]
+        return self._bytes_by_id[id]
 
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 of everything that decides which ids a text becomes."""
-        own: list[Any] = ["bpe", *(f"{left.hex()} {right.hex()}" for left, right in self.merges)]
-        if not self._plain:
-            own += [self._ids[:-1].tolist(), *self.added.identity(self.end_of_text)]
-        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+        fields: list[Any] = ["bpe", *(f"{left.hex()} {right.hex()}" for left, right in self.merges)]
+        if not self._has_default_ids:
+            fields += [
+                self._ids_by_rank[:-1].tolist(),
+                *self.added_tokens.fingerprint_fields(self.end_of_text),
+            ]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
     def to_json(self) -> str:
         """tokenizer.json, as Hugging Face's `tokenizers` and `transformers` read it."""
@@ -148,39 +155,48 @@ class BPETokenizer:
             "trim_offsets": True,
             "use_regex": True,
         }
-        vocab = dict(zip(map(spelled, self.tokens), self._ids[:-1].tolist(), strict=True))
-        return bpe_json(
-            self.added.to_tree(self.end_of_text),
+        vocab = dict(
+            zip(
+                map(token_bytes_to_string, self.tokens),
+                self._ids_by_rank[:-1].tolist(),
+                strict=True,
+            )
+        )
+        return build_bpe_json(
+            self.added_tokens.to_tree(self.end_of_text),
             pre_tokenizer=byte_level,
             decoder=byte_level,
             ignore_merges=False,
-            vocab=dict(sorted((vocab | self.added.ids).items(), key=lambda item: item[1])),
-            merges=[[spelled(left), spelled(right)] for left, right in self.merges],
+            vocab=dict(sorted((vocab | self.added_tokens.ids).items(), key=lambda item: item[1])),
+            merges=[
+                [token_bytes_to_string(left), token_bytes_to_string(right)]
+                for left, right in self.merges
+            ],
         )
 
     @classmethod
     def from_json_merges(cls, merges: Sequence[Sequence[str]]) -> BPETokenizer:
         """The tokenizer whose tokenizer.json has these merges, and ids as ours have."""
-        return cls(merges_of_json(merges))
+        return cls(parse_merges(merges))
 
     @property
     def _encoding(self) -> Any:
         """One of tiktoken's for each thread: those that share one wait for each other's pattern."""
-        if not hasattr(self._own, "encoding"):
+        if not hasattr(self._thread_local, "encoding"):
             import tiktoken
             from tiktoken_ext.openai_public import r50k_pat_str
 
-            self._own.encoding = tiktoken.Encoding(
+            self._thread_local.encoding = tiktoken.Encoding(
                 "mlxgpt",
                 pat_str=r50k_pat_str,
                 mergeable_ranks={token: rank for rank, token in enumerate(self.tokens)},
                 special_tokens={NUL: len(self.tokens)},
             )
-        return self._own.encoding
+        return self._thread_local.encoding
 
 
 @contextlib.contextmanager
-def _told_of_failures() -> Iterator[None]:
+def _wrap_tiktoken_errors() -> Iterator[None]:
     """Say so where tiktoken's pattern gives up, in one way or another: at a million spaces."""
     try:
         yield
@@ -193,7 +209,7 @@ def _told_of_failures() -> Iterator[None]:
         raise
 
 
-def train(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     """Byte-level BPE trained on some text, with at most `vocab_size` ids, end-of-text included;
     fewer where no two tokens are left to be merged.
 
@@ -203,7 +219,7 @@ def train(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     check_vocab_size(vocab_size)
     # In a session of its own, so that Ctrl-C at the terminal reaches this process only.
     with subprocess.Popen(
-        [sys.executable, "-P", TRAINER, str(vocab_size - 1)],
+        [sys.executable, "-P", TRAINER_SCRIPT, str(vocab_size - 1)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -232,15 +248,15 @@ def train(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
 
 def check_vocab_size(vocab_size: int) -> None:
     """Refuse a vocabulary without room for every byte."""
-    if vocab_size < SMALLEST:
+    if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(
             f"vocab_size = {vocab_size} is too small for byte-level BPE",
-            f"it takes {SMALLEST} or more: every byte, and end-of-text.",
+            f"it takes {MIN_VOCAB_SIZE} or more: every byte, and end-of-text.",
         )
 
 
 @functools.cache
-def gpt2() -> BPETokenizer:
+def load_gpt2_tokenizer() -> BPETokenizer:
     """GPT-2's own encoding, as tiktoken fetches and caches it (TIKTOKEN_CACHE_DIR).
 
     Raises:
@@ -250,19 +266,19 @@ def gpt2() -> BPETokenizer:
 
     results: list[Any] = []
 
-    def get() -> None:
+    def download() -> None:
         try:
             results.append(tiktoken.get_encoding("gpt2"))
         except Exception as error:  # whatever its transport raises
             results.append(error)
 
     # In a thread, since tiktoken waits for a silent server for ever.
-    asking = threading.Thread(target=get, daemon=True)
-    asking.start()
-    asking.join(ANSWER_SECONDS)
+    thread = threading.Thread(target=download, daemon=True)
+    thread.start()
+    thread.join(GPT2_DOWNLOAD_TIMEOUT_SECONDS)
     if results and isinstance(results[0], OSError) and results[0].errno in files.REMEDIES:
-        cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR", "the cache of tiktoken"))
-        raise files.os_error(results[0], "use", cache)
+        cache_folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR", "the cache of tiktoken"))
+        raise files.to_user_error(results[0], "use", cache_folder)
     if not results or isinstance(results[0], Exception):
         reason = f": {type(results[0]).__name__}" if results else ""
         raise UserError(
@@ -270,10 +286,10 @@ def gpt2() -> BPETokenizer:
             "check the connection; or --tokenizer bpe, which is trained on your text.",
         )
     tokens = map(results[0].decode_single_token_bytes, range(GPT2_VOCAB_SIZE - 1))
-    return BPETokenizer(_merges_of(list(tokens)))
+    return BPETokenizer(_recover_merges(list(tokens)))
 
 
-def _merges_of(tokens: Sequence[bytes]) -> Iterator[Merge]:
+def _recover_merges(tokens: Sequence[bytes]) -> Iterator[Merge]:
     """The merges behind the tokens of a byte-level BPE: each token's last one is what the merges
     before it leave of it.
     """
@@ -288,22 +304,22 @@ def _merges_of(tokens: Sequence[bytes]) -> Iterator[Merge]:
         yield left, right
 
 
-def spelled(token: bytes) -> str:
+def token_bytes_to_string(token: bytes) -> str:
     """A token as tokenizer.json and vocab.json spell it."""
-    letters = byte_letters()
-    return "".join(letters[byte] for byte in token)
+    byte_to_char = bytes_to_unicode()
+    return "".join(byte_to_char[byte] for byte in token)
 
 
-def merges_of_json(merges: Iterable[Sequence[str]]) -> list[Merge]:
+def parse_merges(merges: Iterable[Sequence[str]]) -> list[Merge]:
     """Merges as tokenizer.json and merges.txt spell them.
 
     Raises:
         KeyError: naming a character that stands for no byte.
         ValueError: if one is not of two tokens.
     """
-    bytes_of = {letter: byte for byte, letter in byte_letters().items()}
+    char_to_byte = {char: byte for byte, char in bytes_to_unicode().items()}
 
-    def token(letters: str) -> bytes:
-        return bytes(bytes_of[letter] for letter in letters)
+    def parse_token(spelling: str) -> bytes:
+        return bytes(char_to_byte[char] for char in spelling)
 
-    return [(token(left), token(right)) for left, right in merges]
+    return [(parse_token(left), parse_token(right)) for left, right in merges]

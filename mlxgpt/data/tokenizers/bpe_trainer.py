@@ -22,41 +22,41 @@ from tokenizers.pre_tokenizers import ByteLevel, FixedLength, Sequence
 from tokenizers.trainers import BpeTrainer
 
 # Bytes. The time for a run of letters without a break grows with the square of its length.
-LONGEST_RUN = 1000
+MAX_RUN_BYTES = 1000
 
 
 def make_pre_tokenizer() -> Any:
     """GPT-2's pattern, over bytes; what is longer than `LONGEST_RUN` is cut."""
-    return Sequence([ByteLevel(add_prefix_space=False), FixedLength(LONGEST_RUN)])
+    return Sequence([ByteLevel(add_prefix_space=False), FixedLength(MAX_RUN_BYTES)])
 
 
-def learn_merges(texts: Iterable[str], tokens: int) -> list[list[str]]:
-    """The merges that lead to at most `tokens` tokens, bytes included."""
+def learn_merges(texts: Iterable[str], vocab_size: int) -> list[list[str]]:
+    """The merges that lead to at most `vocab_size` tokens, bytes included."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = make_pre_tokenizer()
     trainer = BpeTrainer(
-        vocab_size=tokens, initial_alphabet=ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size, initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     merges: list[list[str]] = json.loads(tokenizer.to_str())["model"]["merges"]
     return merges
 
 
-def _texts() -> Iterator[str]:
+def _read_texts() -> Iterator[str]:
     for line in sys.stdin.buffer:
         text = json.loads(line)
         if text is None:
-            threading.Thread(target=_end_with_parent, daemon=True).start()
+            threading.Thread(target=_exit_with_parent, daemon=True).start()
             return
         yield text
     os._exit(1)  # the parent ended before the last text
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """End this process when stdin closes: the parent ended, and needs no merges."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
 
 if __name__ == "__main__":
-    print(json.dumps(learn_merges(_texts(), int(sys.argv[1]))))
+    print(json.dumps(learn_merges(_read_texts(), int(sys.argv[1]))))

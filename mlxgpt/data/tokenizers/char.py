@@ -21,7 +21,7 @@ from mlxgpt.utils.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 NUL = "\0"  # in a stream of documents the end of one; no text has it
-MARK = "end_of_text"  # key of an added token in our tokenizer.json
+END_OF_TEXT_KEY = "end_of_text"  # key of an added token in our tokenizer.json
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,22 @@ class AddedTokens:
         self.ids = {token.content: token.id for token in self.tokens}
         if "" in self.ids or len(self.ids) < len(self.tokens):
             raise ValueError("an added token is empty, or occurs twice")
-        self._words = _any_of(token.content for token in self.tokens if not token.special)
-        self._special = _any_of(token.content for token in self.tokens if token.special)
+        self._non_special_pattern = _compile_alternatives(
+            token.content for token in self.tokens if not token.special
+        )
+        self._special_pattern = _compile_alternatives(
+            token.content for token in self.tokens if token.special
+        )
 
     def encode(self, text: str, encode: Callable[[str], np.ndarray]) -> np.ndarray:
         """ids[n] of a text: those of the added tokens in it that are not special, and what `encode`
         makes of the rest.
         """
-        if self._words is None:
+        if self._non_special_pattern is None:
             return encode(text)
-        pieces = enumerate(self._words.split(text))  # every second one is an added token
+        pieces = enumerate(
+            self._non_special_pattern.split(text)
+        )  # every second one is an added token
         return np.concatenate(
             [
                 np.array([self.ids[piece]], dtype=np.uint32) if n % 2 else encode(piece)
@@ -67,13 +73,13 @@ class AddedTokens:
             ]
         )
 
-    def marked(self, text: str) -> str:
+    def mark_special_tokens(self, text: str) -> str:
         """A text with the names of special tokens marked: `encode_marked` makes tokens of them."""
-        if self._special is None:
+        if self._special_pattern is None:
             return text
-        return self._special.sub(lambda match: f"{NUL}{self.ids[match[0]]}{NUL}", text)
+        return self._special_pattern.sub(lambda match: f"{NUL}{self.ids[match[0]]}{NUL}", text)
 
-    def identity(self, end_of_text: int | None) -> list[Any]:
+    def fingerprint_fields(self, end_of_text: int | None) -> list[Any]:
         """What a fingerprint has to cover."""
         return [[[t.id, t.content, t.special] for t in self.tokens], end_of_text]
 
@@ -84,26 +90,26 @@ class AddedTokens:
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         tree = []
         for token in self.tokens:
-            own = {"id": token.id, "content": token.content, "special": token.special}
-            marked = token.id == end_of_text and token.content != END_OF_TEXT
-            tree.append({**own, **flags, **({MARK: True} if marked else {})})
+            fields = {"id": token.id, "content": token.content, "special": token.special}
+            is_custom_end = token.id == end_of_text and token.content != END_OF_TEXT
+            tree.append({**fields, **flags, **({END_OF_TEXT_KEY: True} if is_custom_end else {})})
         return tree
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+def _compile_alternatives(texts: Iterable[str]) -> re.Pattern[str] | None:
     """What matches each of some texts, the longest first; None if there are none."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
 
-def tokens_by_id(ids: Iterable[tuple[int, bytes]]) -> list[bytes]:
+def tokens_by_id(pairs: Iterable[tuple[int, bytes]]) -> list[bytes]:
     """The bytes of every id, from 0 on.
 
     Raises:
         ValueError: if an id is missing, or has two tokens.
     """
     tokens: dict[int, bytes] = {}
-    for id, token in ids:
+    for id, token in pairs:
         if type(id) is not int or tokens.setdefault(id, token) != token:
             raise ValueError(f"id {id!r} has two tokens, or is not a whole number")
     for id in range(len(tokens)):
@@ -115,7 +121,7 @@ def tokens_by_id(ids: Iterable[tuple[int, bytes]]) -> list[bytes]:
 class Tokenizer(Protocol):
     """Text <-> ids, all below `vocab_size`."""
 
-    added: AddedTokens
+    added_tokens: AddedTokens
 
     @property
     def end_of_text(self) -> int | None:
@@ -132,7 +138,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> np.ndarray:
         """ids[n], int64. Special text in it is text, never a token."""
 
-    def encode_stream(self, text: str) -> np.ndarray:
+    def encode_documents(self, text: str) -> np.ndarray:
         """As `encode`; each NUL becomes an end-of-text token."""
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -155,13 +161,13 @@ def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     return lengths
 
 
-def end_name(tokenizer: Tokenizer) -> str | None:
+def end_of_text_token(tokenizer: Tokenizer) -> str | None:
     """The name of the end-of-text, such as <|endoftext|>; None where there is none."""
-    end = tokenizer.end_of_text
-    return None if end is None else tokenizer.token_bytes(end).decode()
+    end_id = tokenizer.end_of_text
+    return None if end_id is None else tokenizer.token_bytes(end_id).decode()
 
 
-def encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
+def encode_with_special_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text with special tokens that `AddedTokens.marked` has marked.
 
     Raises:
@@ -185,27 +191,29 @@ class CharTokenizer:
     Attributes:
         characters: the vocabulary in the order of its ids.
         end_of_text: the id that ends a document; None where there are no documents.
-        added: the tokens that are not characters.
+        added_tokens: the tokens that are not characters.
     """
 
     def __init__(self, characters: Iterable[str], *, end_of_text: bool) -> None:
-        ordered = sorted(set(characters))
-        end = len(ordered) if end_of_text else None
-        added = [] if end is None else [AddedToken(end, END_OF_TEXT)]
-        self._set({character: id for id, character in enumerate(ordered)}, added, end)
+        sorted_characters = sorted(set(characters))
+        end_id = len(sorted_characters) if end_of_text else None
+        added_tokens = [] if end_id is None else [AddedToken(end_id, END_OF_TEXT)]
+        self._init_vocab(
+            {character: id for id, character in enumerate(sorted_characters)}, added_tokens, end_id
+        )
 
     @classmethod
     def from_ids(
         cls,
         ids: Mapping[str, int],
-        added: Sequence[AddedToken] = (),
+        added_tokens: Sequence[AddedToken] = (),
         end_of_text: int | None = None,
     ) -> CharTokenizer:
         """The tokenizer with these ids.
 
         Args:
             ids: the id of each character, in any order.
-            added: all other tokens.
+            added_tokens: all other tokens.
             end_of_text: the id of the added token that ends a document.
 
         Raises:
@@ -214,31 +222,34 @@ class CharTokenizer:
         if any(len(character) != 1 for character in ids):
             raise ValueError("a token is not a single character")
         tokenizer = cls.__new__(cls)
-        tokenizer._set(ids, added, end_of_text)
+        tokenizer._init_vocab(ids, added_tokens, end_of_text)
         return tokenizer
 
-    def _set(
-        self, ids: Mapping[str, int], added: Sequence[AddedToken], end_of_text: int | None
+    def _init_vocab(
+        self, ids: Mapping[str, int], added_tokens: Sequence[AddedToken], end_of_text: int | None
     ) -> None:
         if not ids:
             raise UserError("the text has no characters", "give a text that is not empty.")
-        self.added, self.end_of_text = AddedTokens(added), end_of_text
-        pairs = [*ids.items(), *self.added.ids.items()]
-        self._tokens = tokens_by_id((id, token.encode("utf-8")) for token, id in pairs)
+        self.added_tokens, self.end_of_text = AddedTokens(added_tokens), end_of_text
+        pairs = [*ids.items(), *self.added_tokens.ids.items()]
+        self._bytes_by_id = tokens_by_id((id, token.encode("utf-8")) for token, id in pairs)
         self.characters = "".join(sorted(ids, key=ids.__getitem__))
-        in_order = "".join(sorted(ids))
-        self._codes = _code_points(in_order)
-        self._ids = np.array([ids[character] for character in in_order])
-        last = [] if end_of_text is None else [AddedToken(len(ids), END_OF_TEXT)]
+        sorted_characters = "".join(sorted(ids))
+        self._sorted_codes = _code_points(sorted_characters)
+        self._ids_by_code = np.array([ids[character] for character in sorted_characters])
+        default_added_tokens = [] if end_of_text is None else [AddedToken(len(ids), END_OF_TEXT)]
         # As `__init__` makes it. The fingerprint and file of such a tokenizer never change.
-        self._plain = self._ids.tolist() == [*range(len(ids))] and self.added.tokens == last
+        self._has_default_ids = (
+            self._ids_by_code.tolist() == [*range(len(ids))]
+            and self.added_tokens.tokens == default_added_tokens
+        )
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, the added tokens included."""
-        return len(self._tokens)
+        return len(self._bytes_by_id)
 
-    def knows(self, text: str) -> bool:
+    def can_encode(self, text: str) -> bool:
         """Whether every character of a text is in the vocabulary."""
         return set(self.characters).issuperset(text)
 
@@ -248,31 +259,33 @@ class CharTokenizer:
         Raises:
             UserError: naming the characters that are not in the vocabulary.
         """
-        return self.added.encode(text, self._encode)
+        return self.added_tokens.encode(text, self._encode)
 
-    def encode_stream(self, text: str) -> np.ndarray:
+    def encode_documents(self, text: str) -> np.ndarray:
         """As `encode`; each NUL becomes an end-of-text token."""
-        return self.added.encode(text, self._encode_stream)
+        return self.added_tokens.encode(text, self._encode_documents)
 
     def _encode(self, text: str) -> np.ndarray:
         codes = _code_points(text)
-        places = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
-        known = self._codes[places] == codes
-        if not known.all():
-            missing = sorted({chr(c) for c in codes[~known]})
-            shown = " ".join(repr(c) for c in missing[:10]) + (" …" if len(missing) > 10 else "")
+        indices = np.minimum(
+            np.searchsorted(self._sorted_codes, codes), len(self._sorted_codes) - 1
+        )
+        is_known = self._sorted_codes[indices] == codes
+        if not is_known.all():
+            missing = sorted({chr(c) for c in codes[~is_known]})
+            preview = " ".join(repr(c) for c in missing[:10]) + (" …" if len(missing) > 10 else "")
             raise UserError(
-                f"the tokenizer has never seen: {shown}",
+                f"the tokenizer has never seen: {preview}",
                 "leave these characters out, or train on a text that has them.",
             )
-        return self._ids[places]
+        return self._ids_by_code[indices]
 
-    def _encode_stream(self, text: str) -> np.ndarray:
+    def _encode_documents(self, text: str) -> np.ndarray:
         if self.end_of_text is None or NUL not in text:
             return self._encode(text)
-        ends = _code_points(text) == 0
-        ids = np.full(len(ends), self.end_of_text)
-        ids[~ends] = self._encode(text.replace(NUL, ""))
+        is_end = _code_points(text) == 0
+        ids = np.full(len(is_end), self.end_of_text)
+        ids[~is_end] = self._encode(text.replace(NUL, ""))
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -281,27 +294,32 @@ class CharTokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """The UTF-8 bytes that one id stands for."""
-        return self._tokens[id]
+        return self._bytes_by_id[id]
 
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 of everything that decides which ids a text becomes."""
-        own: list[Any] = ["char", self.characters, self.end_of_text is not None]
-        if not self._plain:
-            ids = [self._ids[np.searchsorted(self._codes, ord(c))] for c in self.characters]
-            own = ["char", self.characters, list(map(int, ids))]
-            own += self.added.identity(self.end_of_text)
-        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+        fields: list[Any] = ["char", self.characters, self.end_of_text is not None]
+        if not self._has_default_ids:
+            ids = [
+                self._ids_by_code[np.searchsorted(self._sorted_codes, ord(c))]
+                for c in self.characters
+            ]
+            fields = ["char", self.characters, list(map(int, ids))]
+            fields += self.added_tokens.fingerprint_fields(self.end_of_text)
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
     def to_json(self) -> str:
         """tokenizer.json as Hugging Face's `tokenizers` reads it: a BPE without merges, over
         characters, which is what a character tokenizer is.
         """
-        vocab = dict(zip(map(chr, self._codes.tolist()), self._ids.tolist(), strict=True))
-        if not self._plain:  # by which `tokenizers` knows the ids of added tokens
-            vocab = dict(sorted((vocab | self.added.ids).items(), key=lambda item: item[1]))
-        return bpe_json(
-            self.added.to_tree(self.end_of_text),
+        vocab = dict(
+            zip(map(chr, self._sorted_codes.tolist()), self._ids_by_code.tolist(), strict=True)
+        )
+        if not self._has_default_ids:  # by which `tokenizers` knows the ids of added tokens
+            vocab = dict(sorted((vocab | self.added_tokens.ids).items(), key=lambda item: item[1]))
+        return build_bpe_json(
+            self.added_tokens.to_tree(self.end_of_text),
             pre_tokenizer=None,
             decoder={"type": "Fuse"},
             vocab=vocab,
@@ -309,13 +327,15 @@ class CharTokenizer:
         )
 
 
-def bpe_json(added: list[dict[str, Any]], *, pre_tokenizer: Any, decoder: Any, **model: Any) -> str:
+def build_bpe_json(
+    added_tokens: list[dict[str, Any]], *, pre_tokenizer: Any, decoder: Any, **model: Any
+) -> str:
     """tokenizer.json of a BPE: what all of them have, and what the arguments say."""
     tree: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": added,
+        "added_tokens": added_tokens,
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,

@@ -12,15 +12,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlxgpt.data.tokenizers.bpe import BPETokenizer, byte_letters, merges_of_json, spelled
-from mlxgpt.data.tokenizers.char import END_OF_TEXT, MARK, AddedToken, CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.bpe import (
+    BPETokenizer,
+    bytes_to_unicode,
+    parse_merges,
+    token_bytes_to_string,
+)
+from mlxgpt.data.tokenizers.char import (
+    END_OF_TEXT,
+    END_OF_TEXT_KEY,
+    AddedToken,
+    CharTokenizer,
+    Tokenizer,
+)
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-LARGEST = 1 << 26  # bytes; GPT-2's has 3.6 MB
+MAX_TOKENIZER_BYTES = 1 << 26  # bytes; GPT-2's has 3.6 MB
 
 
-def load(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json that `to_json` wrote.
 
     Raises:
@@ -28,11 +39,13 @@ def load(path: Path) -> Tokenizer:
         OSError: if it cannot be read.
     """
     try:
-        text = files.read_small(path, LARGEST)
-        with files.not_too_deep():
+        text = files.read_small(path, MAX_TOKENIZER_BYTES)
+        with files.recursion_error_as_value_error():
             tree = files.parse_json(text)
-            marked = [token["content"] for token in tree["added_tokens"] if token.get(MARK)]
-            tokenizer = tokenizer_of(tree, (marked or [None])[0])
+            end_tokens = [
+                token["content"] for token in tree["added_tokens"] if token.get(END_OF_TEXT_KEY)
+            ]
+            tokenizer = build_tokenizer(tree, (end_tokens or [None])[0])
             if json.loads(tokenizer.to_json()) != tree:
                 raise ValueError("it describes another kind of tokenizer")
             return tokenizer
@@ -46,8 +59,8 @@ def load(path: Path) -> Tokenizer:
         ) from error
 
 
-def tokenizer_of(
-    tree: Mapping[str, Any], end_of_text: str | None = None, special: Collection[str] = ()
+def build_tokenizer(
+    tree: Mapping[str, Any], end_of_text: str | None = None, special_tokens: Collection[str] = ()
 ) -> Tokenizer:
     """The tokenizer that a parsed tokenizer.json describes: byte-level BPE, or characters. Each
     token has the id that it has there.
@@ -55,7 +68,7 @@ def tokenizer_of(
     Args:
         tree: of an added token that it lists twice, the last settings count.
         end_of_text: the token that ends a text; default: <|endoftext|> where there is one.
-        special: names of special tokens, which may be in the vocabulary only.
+        special_tokens: names of special tokens, which may be in the vocabulary only.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: if it is another kind of tokenizer.
@@ -67,38 +80,51 @@ def tokenizer_of(
         if model.get(name):
             raise ValueError(f"its {name} is {model[name]!r}")
     vocab = dict(model["vocab"])
-    declared = _declared(tree.get("added_tokens") or (), vocab)
-    merges = merges_of_json(
+    added_by_name = _parse_added_tokens(tree.get("added_tokens") or (), vocab)
+    merges = parse_merges(
         pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]
     )
-    bytewise = bool(tree.get("pre_tokenizer") or merges)
-    if bytewise:
-        cut = tree["pre_tokenizer"] or {}
-        whole = not cut.get("add_prefix_space") and cut.get("use_regex", True)
-        if cut.get("type") != "ByteLevel" or not whole:
+    is_byte_level = bool(tree.get("pre_tokenizer") or merges)
+    if is_byte_level:
+        pre_tokenizer = tree["pre_tokenizer"] or {}
+        is_gpt2_style = not pre_tokenizer.get("add_prefix_space") and pre_tokenizer.get(
+            "use_regex", True
+        )
+        if pre_tokenizer.get("type") != "ByteLevel" or not is_gpt2_style:
             raise ValueError("it does not cut texts as GPT-2 does")
-        names = [*byte_letters().values(), *(spelled(left + right) for left, right in merges)]
+        required_tokens = [
+            *bytes_to_unicode().values(),
+            *(token_bytes_to_string(left + right) for left, right in merges),
+        ]
     else:
-        names = [token for token in vocab if len(token) == 1 and token not in declared]
-    for name in names:
+        required_tokens = [
+            token for token in vocab if len(token) == 1 and token not in added_by_name
+        ]
+    for name in required_tokens:
         if name not in vocab:
             raise ValueError(f"its vocabulary lacks the token {name!r}")
-    for token in sorted(vocab.keys() - set(names) - declared.keys()):
-        if token not in special and not _is_mark(token):
+    for token in sorted(vocab.keys() - set(required_tokens) - added_by_name.keys()):
+        if token not in special_tokens and not _looks_special(token):
             raise ValueError(f"no merge makes its token {token!r}")
-        declared[token] = AddedToken(vocab[token], token)
-    end = next((declared[name].id for name in (end_of_text, END_OF_TEXT) if name in declared), None)
-    added = [
-        replace(token, special=token.special or token.id == end) for token in declared.values()
+        added_by_name[token] = AddedToken(vocab[token], token)
+    end_id = next(
+        (added_by_name[name].id for name in (end_of_text, END_OF_TEXT) if name in added_by_name),
+        None,
+    )
+    added_tokens = [
+        replace(token, special=token.special or token.id == end_id)
+        for token in added_by_name.values()
     ]
-    if bytewise:
-        ids = [vocab[name] for name in names]
-        return BPETokenizer(merges, ids=ids, added=added, end_of_text=end)
-    return CharTokenizer.from_ids({name: vocab[name] for name in names}, added, end)
+    if is_byte_level:
+        ids = [vocab[name] for name in required_tokens]
+        return BPETokenizer(merges, ids=ids, added_tokens=added_tokens, end_of_text=end_id)
+    return CharTokenizer.from_ids(
+        {name: vocab[name] for name in required_tokens}, added_tokens, end_id
+    )
 
 
-def _declared(
-    added: Iterable[Mapping[str, Any]], vocab: Mapping[str, int]
+def _parse_added_tokens(
+    entries: Iterable[Mapping[str, Any]], vocab: Mapping[str, int]
 ) -> dict[str, AddedToken]:
     """Added tokens by their content.
 
@@ -106,18 +132,18 @@ def _declared(
         ValueError: if files do not agree on an id, or a token takes in what is around it.
     """
     tokens: dict[str, AddedToken] = {}
-    for tree in added:
-        content, id, special = tree["content"], tree["id"], bool(tree.get("special", False))
-        known = tokens[content].id if content in tokens else vocab.get(content, id)
-        if type(content) is not str or known != id:
-            raise ValueError(f"the token {content!r} has two ids: {id!r} and {known!r}")
-        flags = [name for name in ("single_word", "lstrip", "rstrip") if tree.get(name)]
+    for entry in entries:
+        content, id, special = entry["content"], entry["id"], bool(entry.get("special", False))
+        expected_id = tokens[content].id if content in tokens else vocab.get(content, id)
+        if type(content) is not str or expected_id != id:
+            raise ValueError(f"the token {content!r} has two ids: {id!r} and {expected_id!r}")
+        flags = [name for name in ("single_word", "lstrip", "rstrip") if entry.get(name)]
         if flags and not special:
             raise ValueError(f"the added token {content!r} has {flags[0]}, which is not known here")
         tokens[content] = AddedToken(id, content, special)
     return tokens
 
 
-def _is_mark(token: str) -> bool:
+def _looks_special(token: str) -> bool:
     """Whether a token that no merge makes is a special one, by its name, such as <pad> or [PAD]."""
     return (token[:1], token[-1:]) in (("<", ">"), ("[", "]")) and len(token) > 2

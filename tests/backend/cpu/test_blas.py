@@ -16,7 +16,7 @@ from tests.helpers.commands import ROOT
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a matter of Linux")
 
 ASK = (
-    "from mlxgpt.backend.cpu import blas; print(blas.is_fast(), blas.status()); "
+    "from mlxgpt.backend.cpu import blas; print(blas.has_fast_blas(), blas.blas_status()); "
     "import mlx.core as mx; "
 )
 MULTIPLY = "a = mx.ones((300, 300)); print((a @ a).sum().item()); "
@@ -58,20 +58,22 @@ def test_mlx_calls_it(tmp_path: Path) -> None:
     assert fresh(code, XDG_CACHE_HOME=str(tmp_path)) == ["True"]
 
 
-@pytest.mark.parametrize(("given", "seen"), [(None, blas.CYCLES), ("24", "24")])
+@pytest.mark.parametrize(("given", "seen"), [(None, blas.THREAD_TIMEOUT_LOG2_CYCLES), ("24", "24")])
 def test_its_threads_are_told_to_sleep_soon(
     given: str | None, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(blas.TIMEOUT, raising=False)
+    monkeypatch.delenv(blas.THREAD_TIMEOUT_ENV, raising=False)
     if given:
-        monkeypatch.setenv(blas.TIMEOUT, given)
+        monkeypatch.setenv(blas.THREAD_TIMEOUT_ENV, given)
     told = []
     monkeypatch.setattr(blas, "_library", None)
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: told.append(os.environ.get(blas.TIMEOUT)))
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda *_, **__: told.append(os.environ.get(blas.THREAD_TIMEOUT_ENV))
+    )
     (library := tmp_path / "openblas.so").touch()
     blas._load_copy(library, library)
     assert told == [seen]
-    assert os.environ.get(blas.TIMEOUT) == given
+    assert os.environ.get(blas.THREAD_TIMEOUT_ENV) == given
 
 
 @pytest.mark.skipif(
@@ -86,7 +88,7 @@ def test_the_kernel_is_asked_for_large_pages_and_gives_none_before_they_are_used
         "print(sum(int(re.search(r'Rss: +(\\d+)', m)[1]) for m in heaps) // 1024)"
     )
     asked, used = map(int, fresh(code))
-    assert asked >= (blas.RESERVED >> 20) - 2
+    assert asked >= (blas.RESERVED_HEAP_BYTES >> 20) - 2
     assert used < 32
 
 
@@ -110,7 +112,7 @@ def test_where_it_cannot_be_the_reason_is_told(breaking: str, reason: str) -> No
     code = (
         f"{breaking}\nimport sys; sys.path.append({root!r})\nfrom mlxgpt.backend.cpu import blas\n"
     )
-    (line,) = fresh(code + "print(blas.is_fast(), blas.status())")
+    (line,) = fresh(code + "print(blas.has_fast_blas(), blas.blas_status())")
     assert line.startswith("False reference BLAS (slow): ")
     assert reason in line
 
@@ -122,7 +124,7 @@ def test_a_failing_patchelf_is_no_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.delitem(sys.modules, "mlx.core")
     with pytest.raises(blas._UnavailableError, match="patchelf is not installed"):
-        blas._load()
+        blas._load_openblas()
     assert list((tmp_path / "mlxgpt").iterdir()) == []
 
 
@@ -145,7 +147,8 @@ def test_it_says_whose_kernels_it_chose(tmp_path: Path) -> None:
 def test_threads_share_what_blas_has() -> None:
     counts = (
         "ask = blas._library.scipy_openblas_get_num_threads; all = ask(); "
-        "shared = blas.share_threads(2); shared.__enter__(); print(ask() == max(1, all // 2)); "
+        "shared = blas.share_blas_threads(2); shared.__enter__(); "
+        "print(ask() == max(1, all // 2)); "
         "shared.__exit__(None, None, None); print(ask() == all)"
     )
     assert fresh(ASK + counts)[1:] == ["True", "True"]
@@ -155,7 +158,7 @@ def test_who_leaves_last_gives_all_threads_back() -> None:
     """Two texts written in turn leave in any order."""
     counts = (
         "ask = blas._library.scipy_openblas_get_num_threads; all = ask(); "
-        "one, other = blas.share_threads(2), blas.share_threads(all); "
+        "one, other = blas.share_blas_threads(2), blas.share_blas_threads(all); "
         "one.__enter__(); other.__enter__(); "
         "one.__exit__(None, None, None); print(ask() == 1); "
         "other.__exit__(None, None, None); print(ask() == all)"

@@ -23,7 +23,7 @@ from mlxgpt.backend import execution
 import mlx.core as mx
 print(execution.compile_failure())
 own = float(os.getpid())
-f = execution.compiled(lambda x: mx.exp(x) * own + x)
+f = execution.compile_function(lambda x: mx.exp(x) * own + x)
 print(f(mx.zeros(3)).tolist() == [own] * 3, os.environ.get("TMPDIR"))
 """
 
@@ -131,7 +131,7 @@ def test_a_compiler_that_fails_later_ends_no_training(
 
 
 def test_another_error_is_not_the_compilers() -> None:
-    assert execution.disable_compilation_after(RuntimeError("something else")) is None
+    assert execution.disable_compilation_on_error(RuntimeError("something else")) is None
     assert execution.compile_failure() is None or "g++" in str(execution.compile_failure())
 
 
@@ -167,14 +167,14 @@ def test_what_the_compiler_makes_appears_whole_whenever_ctrl_c_comes(
     (tmp_path / "script").write_text(jit.SCRIPT)
     (tmp_path / "script").chmod(0o755)
     source, library = tmp_path / "a.cpp", tmp_path / "a.so"
-    source.write_text(jit.TRIAL)
-    flags = " ".join(jit.FLAGS)
+    source.write_text(jit.TRIAL_SOURCE)
+    flags = " ".join(jit.GXX_FLAGS)
     process = subprocess.Popen(
         ["/bin/sh", "-c", f'"{tmp_path}/script" {flags} "{source}" -o "{library}" 2>&1'],
         env={
             "PATH": f"{path}:/usr/bin:/bin",
-            jit.GXX: f"{path}/g++",
-            jit.IGNORE_SIGINT: "yes" if training else "",
+            jit.GXX_ENV: f"{path}/g++",
+            jit.IGNORE_SIGINT_ENV: "yes" if training else "",
         },
         stdout=subprocess.PIPE,
         text=True,
@@ -194,8 +194,8 @@ def test_what_the_compiler_makes_appears_whole_whenever_ctrl_c_comes(
 
 def test_a_training_is_not_disturbed() -> None:
     with execution.shield_from_sigint():
-        assert os.environ[jit.IGNORE_SIGINT]
-    assert jit.IGNORE_SIGINT not in os.environ
+        assert os.environ[jit.IGNORE_SIGINT_ENV]
+    assert jit.IGNORE_SIGINT_ENV not in os.environ
 
 
 def test_mlx_calls_the_script_and_it_calls_the_compiler() -> None:
@@ -204,7 +204,7 @@ def test_mlx_calls_the_script_and_it_calls_the_compiler() -> None:
     found = shutil.which("g++")
     assert found
     assert Path(found).read_text() == jit.SCRIPT
-    assert jit.find_gxx() == os.environ[jit.GXX] != found
+    assert jit.find_gxx() == os.environ[jit.GXX_ENV] != found
     assert fresh()[:2] == ("None", "True")
 
 
@@ -213,24 +213,24 @@ def test_what_is_no_library_is_left_to_the_compiler_as_it_was_asked(tmp_path: Pa
     folder = commands(tmp_path / "bin", gxx='echo "$@"')
     (tmp_path / "script").write_text(jit.SCRIPT)
     asked = ["/bin/sh", str(tmp_path / "script"), "a.hpp", "-E", "-P", "-o", "a.i"]
-    environment = {jit.GXX: f"{folder}/g++"}
+    environment = {jit.GXX_ENV: f"{folder}/g++"}
     said = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
     assert said.stdout == "a.hpp -E -P -o a.i\n"
 
 
 def test_others_get_an_environment_without_it() -> None:
     assert execution.compile_failure() is None or "g++" in str(execution.compile_failure())
-    own = jit.without_script(os.environ)
-    assert jit.GXX not in own
-    assert "TMPDIR" not in own or jit.GXX not in os.environ
+    own = jit.remove_script_from_environment(os.environ)
+    assert jit.GXX_ENV not in own
+    assert "TMPDIR" not in own or jit.GXX_ENV not in os.environ
     found = shutil.which("g++", path=own["PATH"])
     assert found is None or not jit._is_script(Path(found))
     plain = {"PATH": "/bin", "TMPDIR": "/somewhere"}
-    assert jit.without_script(plain) == plain
+    assert jit.remove_script_from_environment(plain) == plain
 
 
 def test_a_stub_that_opens_apples_installer_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jit, "is_stub", lambda program: True)
+    monkeypatch.setattr(jit, "is_xcode_stub", lambda program: True)
     assert jit.find_gxx() is None
 
 

@@ -163,11 +163,11 @@ def test_a_weight_too_small_for_a_number_is_zero() -> None:
 
 
 def exact_rms_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    return mx.fast.rms_norm(x, weight, ops.EPS)
+    return mx.fast.rms_norm(x, weight, ops.NORM_EPS)
 
 
 def exact_layer_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    return mx.fast.layer_norm(x, weight, bias, ops.EPS)
+    return mx.fast.layer_norm(x, weight, bias, ops.NORM_EPS)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0.0, 1.0), (5.0, 1.0), (0.0, 1e-3), (0.0, 0.0)])
@@ -198,10 +198,10 @@ def test_norms_without_gain_and_bias() -> None:
     x = mx.random.normal((3, 24), key=mx.random.key(0))
     np.testing.assert_allclose(
         ops.layer_norm(x, None, None),
-        mx.fast.layer_norm(x, None, None, ops.EPS),
+        mx.fast.layer_norm(x, None, None, ops.NORM_EPS),
         atol=1e-5,
     )
-    np.testing.assert_allclose(ops.rms_norm(x), mx.fast.rms_norm(x, None, ops.EPS), atol=1e-5)
+    np.testing.assert_allclose(ops.rms_norm(x), mx.fast.rms_norm(x, None, ops.NORM_EPS), atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 4])

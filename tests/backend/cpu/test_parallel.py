@@ -11,14 +11,14 @@ import pytest
 
 from mlxgpt.backend.cpu import blas, parallel
 from mlxgpt.backend.device import on_cpu
-from mlxgpt.backend.execution import PerThread
+from mlxgpt.backend.execution import PerThreadFunction
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="for the CPU")
 
 
 def run_together(functions: list[Callable], calls: Sequence[tuple]) -> list:
     """The results of two functions, each on a thread of its own."""
-    return PerThread(iter(functions).__next__)(calls)
+    return PerThreadFunction(iter(functions).__next__)(calls)
 
 
 def test_two_threads_compute_at_the_same_time() -> None:
@@ -52,7 +52,7 @@ def test_each_thread_has_half_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
         counts.append(count)
         yield
 
-    monkeypatch.setattr(blas, "share_threads", share_threads)
+    monkeypatch.setattr(blas, "share_blas_threads", share_threads)
     run_together([mx.abs, mx.abs], ((mx.array(1),), (mx.array(2),)))
     assert counts == [2]
 
@@ -71,7 +71,7 @@ def test_each_thread_has_half_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_portions_are_as_few_as_are_small_enough(rows: int, length: int, expected: int) -> None:
-    assert parallel.portions(rows, length) == expected
+    assert parallel.cpu_chunks_per_thread(rows, length) == expected
 
 
 @pytest.mark.parametrize("broken", [0, 1])

@@ -17,7 +17,7 @@ def test_a_split_product_is_the_whole_one(
     rows: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "MIN_SIZE", 0)
-    monkeypatch.setattr(weights, "SMALL", 0)
+    monkeypatch.setattr(weights, "SMALL_WEIGHT_SIZE", 0)
     x = mx.random.normal(shape, key=mx.random.key(0))
     weight, bias = mx.random.normal((rows, 6), key=mx.random.key(1)), mx.arange(float(rows))
     for part in (120, 900, 400_000):
@@ -44,7 +44,7 @@ def test_a_product_of_a_few_vectors_with_a_larger_weight_is_split(
     vectors: int, shape: tuple[int, int], split: bool
 ) -> None:
     x = mx.zeros((vectors, shape[1]))
-    assert weights.split_is_faster(x, mx.zeros(shape)) == split
+    assert weights.is_split_faster(x, mx.zeros(shape)) == split
 
 
 @pytest.mark.parametrize("rows", [1, 5])
@@ -52,11 +52,11 @@ def test_a_weight_by_columns_has_the_same_values(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight, x = mx.random.normal((7, 3)), mx.random.normal((rows, 3))
-    columns = ops.by_columns(weight)
+    columns = ops.to_column_major(weight)
     assert np.asarray(columns).strides == (4, 4 * 7)
     assert mx.array_equal(columns, weight)
     np.testing.assert_allclose(ops.linear(x, columns), x @ weight.T, atol=1e-6)
-    large = mx.zeros((weights.SMALL, 1))
-    assert ops.by_columns(large) is large, "it is split by rows"
+    large = mx.zeros((weights.SMALL_WEIGHT_SIZE, 1))
+    assert ops.to_column_major(large) is large, "it is split by rows"
     monkeypatch.setattr(device, "on_cpu", lambda: False)
-    assert ops.by_columns(weight) is weight
+    assert ops.to_column_major(weight) is weight

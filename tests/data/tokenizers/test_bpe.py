@@ -100,7 +100,7 @@ def test_special_text_is_text(small_bpe: BPETokenizer) -> None:
     ids = small_bpe.encode(text)
     assert small_bpe.end_of_text not in ids
     assert small_bpe.decode(ids) == text
-    assert small_bpe.end_of_text not in small_bpe.encode_stream(text.replace("\0", ""))
+    assert small_bpe.end_of_text not in small_bpe.encode_documents(text.replace("\0", ""))
     assert small_bpe.end_of_text
     assert small_bpe.decode([small_bpe.end_of_text]) == END_OF_TEXT
     assert from_file(small_bpe).encode(f"{END_OF_TEXT}").ids == [small_bpe.end_of_text]
@@ -111,7 +111,7 @@ def test_a_stream_is_its_documents_with_an_end_after_each(
     small_bpe: BPETokenizer, documents: list[str]
 ) -> None:
     apart = [i for text in documents for i in [*small_bpe.encode(text), small_bpe.end_of_text]]
-    stream = small_bpe.encode_stream("".join(f"{text}\0" for text in documents))
+    stream = small_bpe.encode_documents("".join(f"{text}\0" for text in documents))
     assert stream.tolist() == apart
 
 
@@ -131,32 +131,32 @@ def test_half_a_character_is_shown_as_such(small_bpe: BPETokenizer) -> None:
 
 
 def test_the_most_frequent_pair_is_merged_first() -> None:
-    tokenizer = bpe.train(["the cat the dog the"], 259)
+    tokenizer = bpe.train_bpe(["the cat the dog the"], 259)
     assert tokenizer.merges[0] in [(b"h", b"e"), (b"t", b"h")]
     assert tokenizer.tokens[257] == b"the"
 
 
 def test_training_twice_gives_the_same(small_bpe: BPETokenizer) -> None:
-    again = bpe.train(iter(LANGUAGES.splitlines(keepends=True)), 500)
-    once_more = bpe.train(iter(LANGUAGES.splitlines(keepends=True)), 500)
+    again = bpe.train_bpe(iter(LANGUAGES.splitlines(keepends=True)), 500)
+    once_more = bpe.train_bpe(iter(LANGUAGES.splitlines(keepends=True)), 500)
     assert again.fingerprint == once_more.fingerprint
     assert again.to_json() == once_more.to_json()
-    assert bpe.train([LANGUAGES], 500).fingerprint == small_bpe.fingerprint
-    assert bpe.train([LANGUAGES], 499).fingerprint != small_bpe.fingerprint
+    assert bpe.train_bpe([LANGUAGES], 500).fingerprint == small_bpe.fingerprint
+    assert bpe.train_bpe([LANGUAGES], 499).fingerprint != small_bpe.fingerprint
 
 
 @pytest.mark.parametrize("vocab_size", [256, 1, 0, -5])
 def test_a_vocabulary_without_room_for_every_byte_is_refused(vocab_size: int) -> None:
     with pytest.raises(UserError, match="too small for byte-level BPE") as caught:
-        bpe.train(["some text"], vocab_size)
+        bpe.train_bpe(["some text"], vocab_size)
     assert "257" in caught.value.remedy
 
 
 def test_a_text_may_give_fewer_merges() -> None:
-    tokenizer = bpe.train(["abc abc"], 10_000)
+    tokenizer = bpe.train_bpe(["abc abc"], 10_000)
     assert tokenizer.tokens[-1] in (b" abc", b"abc")
     assert tokenizer.vocab_size < 265
-    assert bpe.train([], 300).vocab_size == 257
+    assert bpe.train_bpe([], 300).vocab_size == 257
 
 
 def test_an_error_while_it_learns_is_that_error() -> None:
@@ -165,7 +165,7 @@ def test_an_error_while_it_learns_is_that_error() -> None:
         raise UserError("the file has gone", "bring it back.")
 
     with pytest.raises(UserError, match="the file has gone"):
-        bpe.train(texts(), 300)
+        bpe.train_bpe(texts(), 300)
 
 
 def test_words_give_the_vocabulary_of_a_trainer_that_cuts_nothing() -> None:
@@ -191,17 +191,17 @@ def test_what_is_learned_from_has_bounded_length_and_is_the_whole_text(run: str)
     """The trainer's time grows with the square of that length."""
     text = f"To be, or not: {run} that is"
     pieces = [piece for piece, _ in bpe_trainer.make_pre_tokenizer().pre_tokenize_str(text)]
-    assert max(map(len, pieces)) == bpe_trainer.LONGEST_RUN
-    bytes_of = {letter: byte for byte, letter in bpe.byte_letters().items()}
+    assert max(map(len, pieces)) == bpe_trainer.MAX_RUN_BYTES
+    bytes_of = {letter: byte for byte, letter in bpe.bytes_to_unicode().items()}
     assert bytes(bytes_of[letter] for letter in "".join(pieces)) == text.encode()
 
 
 @pytest.mark.parametrize("run", [LETTERS, "中文" * 9000, " " * 9000, "1" * 9000])
 def test_a_long_run_is_encoded_as_others_do_and_comes_back(run: str) -> None:
-    tokenizer = bpe.train([run], 300)
+    tokenizer = bpe.train_bpe([run], 300)
     ids = tokenizer.encode(run)
     assert ids.tolist() == from_file(tokenizer).encode(run).ids
-    assert tokenizer.encode_stream(run).tolist() == ids.tolist()
+    assert tokenizer.encode_documents(run).tolist() == ids.tolist()
     assert tokenizer.decode(ids) == run
 
 
@@ -212,7 +212,7 @@ def trainer_script(path: Path, monkeypatch: pytest.MonkeyPatch, after_reading: s
         "pathlib.Path(__file__).with_suffix('.pid').write_text(str(os.getpid()))\n"
         "while sys.stdin.readline() not in ('null\\n', ''): pass\n" + after_reading
     )
-    monkeypatch.setattr(bpe, "TRAINER", path)
+    monkeypatch.setattr(bpe, "TRAINER_SCRIPT", path)
 
 
 def test_ctrl_c_ends_the_training_and_its_process(
@@ -222,7 +222,7 @@ def test_ctrl_c_ends_the_training_and_its_process(
     ctrl_c = "os.kill(os.getppid(), signal.SIGINT); time.sleep(600)"
     trainer_script(program, monkeypatch, ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        bpe.train(["some text"], 300)
+        bpe.train_bpe(["some text"], 300)
     with pytest.raises(ProcessLookupError):
         os.kill(int(program.with_suffix(".pid").read_text()), 0)
 
@@ -236,13 +236,13 @@ def test_a_process_that_fails_is_one_error(
         (tmp_path / "trainer.py").write_text("raise SystemExit(3)")
     texts = ["some text" * 10_000] * 100
     with pytest.raises(UserError, match="its process ended with code 3"):
-        bpe.train(texts, 300)
+        bpe.train_bpe(texts, 300)
 
 
 @pytest.mark.parametrize("text", [json.dumps("half a text"), json.dumps(LETTERS * 300) + "\nnull"])
 def test_the_training_process_ends_with_its_parent(text: str) -> None:
     """Before it has all texts, and in the middle of training."""
-    command = [sys.executable, str(bpe.TRAINER), "50000"]
+    command = [sys.executable, str(bpe.TRAINER_SCRIPT), "50000"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as trainer:
         output, _ = trainer.communicate(text.encode() + b"\n")
     assert (trainer.returncode, output) == (1, b"")
@@ -262,7 +262,7 @@ def test_gpt2_merges_are_those_that_were_published(gpt2: BPETokenizer, real_text
         encoding="utf-8"
     )
     pairs = [tuple(line.split()) for line in lines.splitlines()[1:]]
-    letters = bpe.byte_letters()
+    letters = bpe.bytes_to_unicode()
     ours = [tuple("".join(letters[b] for b in side) for side in pair) for pair in gpt2.merges]
     assert len(pairs) == 50_000
     assert ours == pairs
@@ -271,9 +271,9 @@ def test_gpt2_merges_are_those_that_were_published(gpt2: BPETokenizer, real_text
 @pytest.fixture
 def nothing_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    bpe.gpt2.cache_clear()
+    bpe.load_gpt2_tokenizer.cache_clear()
     yield
-    bpe.gpt2.cache_clear()
+    bpe.load_gpt2_tokenizer.cache_clear()
 
 
 @pytest.mark.usefixtures("nothing_cached")
@@ -283,7 +283,7 @@ def test_gpt2_that_cannot_be_fetched_is_one_error(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("tiktoken.get_encoding", refuse)
     with pytest.raises(UserError, match="cannot be fetched: ConnectionError") as caught:
-        bpe.gpt2()
+        bpe.load_gpt2_tokenizer()
     assert "--tokenizer bpe" in caught.value.remedy
 
 
@@ -291,10 +291,10 @@ def test_gpt2_that_cannot_be_fetched_is_one_error(monkeypatch: pytest.MonkeyPatc
 def test_a_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr("tiktoken.get_encoding", lambda name: over.wait(10))
-    monkeypatch.setattr(bpe, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(bpe, "GPT2_DOWNLOAD_TIMEOUT_SECONDS", 0.05)
     try:
         with pytest.raises(UserError) as caught:
-            bpe.gpt2()
+            bpe.load_gpt2_tokenizer()
         assert caught.value.problem == "GPT-2's encoding cannot be fetched"
     finally:
         over.set()

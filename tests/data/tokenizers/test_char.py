@@ -32,7 +32,7 @@ def test_the_file_gives_the_same_tokenizer(
     tokenizer = CharTokenizer(text, end_of_text=end_of_text)
     path = tmp_path_factory.mktemp("t") / "tokenizer.json"
     path.write_text(tokenizer.to_json(), encoding="utf-8")
-    again = tokenizer_json.load(path)
+    again = tokenizer_json.load_tokenizer(path)
     assert again.fingerprint == tokenizer.fingerprint
     assert again.vocab_size == tokenizer.vocab_size == len(set(text)) + end_of_text
     assert (again.encode(text) == tokenizer.encode(text)).all()
@@ -99,14 +99,14 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, change: str) -> None
     if change != "gone":
         path.write_text(written)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
-        tokenizer_json.load(path)
+        tokenizer_json.load_tokenizer(path)
 
 
 @given(st.lists(st.one_of(texts, st.just(END_OF_TEXT)).map(without_nul), min_size=1))
 def test_a_stream_is_its_documents_with_an_end_after_each(documents: list[str]) -> None:
     tokenizer = CharTokenizer("".join(documents) + "x", end_of_text=True)
     apart = [i for text in documents for i in [*tokenizer.encode(text), tokenizer.end_of_text]]
-    stream = tokenizer.encode_stream("".join(f"{text}\0" for text in documents))
+    stream = tokenizer.encode_documents("".join(f"{text}\0" for text in documents))
     assert stream.tolist() == apart
 
 
@@ -127,7 +127,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def same(path: Path, tokenizer: BPETokenizer) -> bool:
-    again = tokenizer_json.load(write(path, tokenizer.to_json()))
+    again = tokenizer_json.load_tokenizer(write(path, tokenizer.to_json()))
     return (
         isinstance(again, BPETokenizer)
         and again.fingerprint == tokenizer.fingerprint
@@ -138,7 +138,7 @@ def same(path: Path, tokenizer: BPETokenizer) -> bool:
 
 def test_the_file_of_a_bpe_gives_the_same_bpe(tmp_path: Path, small_bpe: BPETokenizer) -> None:
     assert same(tmp_path / "tokenizer.json", small_bpe)
-    assert same(tmp_path / "tokenizer.json", bpe.train([], 257)), "without any merge"
+    assert same(tmp_path / "tokenizer.json", bpe.train_bpe([], 257)), "without any merge"
 
 
 def test_the_file_of_gpt2_gives_gpt2(tmp_path: Path, gpt2: BPETokenizer) -> None:
@@ -182,4 +182,4 @@ def test_a_bpe_that_is_not_ours_is_refused(
     inner[where[-1]] = value
     path = write(tmp_path / "tokenizer.json", json.dumps(tree))
     with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer of mlxgpt"):
-        tokenizer_json.load(path)
+        tokenizer_json.load_tokenizer(path)
