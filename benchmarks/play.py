@@ -44,9 +44,9 @@ FRAMES = """() => new Promise((resolve) => {
 
 
 @contextmanager
-def played(arguments: list[str]) -> Iterator[str]:
+def serve_run(args: list[str]) -> Iterator[str]:
     """The address of a page that is served while this lasts."""
-    command = [sys.executable, "-m", "mlxgpt", "play", "--no-browser", "--port", "0", *arguments]
+    command = [sys.executable, "-m", "mlxgpt", "play", "--no-browser", "--port", "0", *args]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         try:
@@ -99,7 +99,7 @@ def main() -> None:
     given = parser.parse_args()
     arguments = [given.run] + (["--runs-dir", given.runs_dir] if given.runs_dir else [])
     chromium = shutil.which("chromium")
-    with played(arguments) as address, sync_playwright() as p:
+    with serve_run(arguments) as address, sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto(address)

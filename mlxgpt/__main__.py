@@ -1,5 +1,5 @@
 """`python -m mlxgpt` is `mlxgpt`."""
 
-from mlxgpt.cli.main import run
+from mlxgpt.cli.main import run_and_exit
 
-run()
+run_and_exit()

@@ -1,4 +1,4 @@
-"""A run's model to keep: read and verified once, compiled once."""
+"""A run's model in memory: read, verified and compiled once; to generate, score and inspect."""
 
 from __future__ import annotations
 
@@ -43,11 +43,9 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-QUANTIZATION_EVAL_TOKENS = 20_000  # tokens, by which rounding is judged
-
 
 class LoadedModel:
-    """What `mlxgpt.load` gives. Its memory is free again when it is no longer used.
+    """A trained model and its tokenizer, as `mlxgpt.load` returns it.
 
     Attributes:
         run: whose model it is.
@@ -227,6 +225,9 @@ class LoadedModel:
         return execution.PerThreadFunction(partial(quantized.make_frozen_eval_step, self._model))
 
 
+QUANTIZATION_EVAL_TOKENS = 20_000  # validation tokens to measure the loss of quantization on
+
+
 def load(
     run: str | None = None,
     *,
@@ -235,7 +236,7 @@ def load(
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
 ) -> LoadedModel:
-    """A run's model, to keep. Logs which one it is, and what rounding its weights costs.
+    """Load a run's model. Logs which checkpoint it is, and the loss of quantization.
 
     Args:
         run: name or folder; default: the newest that has a checkpoint.
@@ -264,6 +265,47 @@ def load(
     if on_cpu():
         logger.info("on a CPU that is slower than 32 bits; it is made for GPUs")
     return quantized_model
+
+
+def generate(
+    prompt: str | Sequence[str] = "",
+    *,
+    run: str | None = None,
+    checkpoint: str = "best",
+    quantize: int | None = None,
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+    **sampling: Any,
+) -> GenerationOutput:
+    """Continue a prompt, or several, with a trained run; to do so again and again, `load` it.
+
+    Args:
+        prompt, sampling: see LoadedModel.generate.
+        run, checkpoint, quantize: see `load`.
+    """
+    config.parse_sampling_params(sampling)  # what cannot be is refused before a model is read
+    model = load(
+        run, checkpoint=checkpoint, quantize=quantize, runs_dir=runs_dir, data_dir=data_dir
+    )
+    return model.generate(prompt, **sampling)
+
+
+def stream(
+    prompt: str = "",
+    *,
+    run: str | None = None,
+    checkpoint: str = "best",
+    quantize: int | None = None,
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+    **sampling: Any,
+) -> TextStream:
+    """As `generate`, one text piece by piece; see LoadedModel.stream."""
+    config.parse_sampling_params(sampling)
+    model = load(
+        run, checkpoint=checkpoint, quantize=quantize, runs_dir=runs_dir, data_dir=data_dir
+    )
+    return model.stream(prompt, **sampling)
 
 
 def _parse_single_sample_params(sampling: dict[str, Any]) -> SamplingParams:

@@ -12,6 +12,8 @@ import mlxgpt
 from mlxgpt import UserError, api
 from mlxgpt.bench import report, speed
 from mlxgpt.config import Config
+from mlxgpt.config.resolve import resolve_config
+from mlxgpt.data import prepare as preparation
 from mlxgpt.data.prepare import PrepareRequest
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.model.stats import count_parameters
@@ -124,7 +126,7 @@ def test_the_usual_tokenizer_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     def prepare(request: PrepareRequest, *_: Any) -> None:
         asked.append((request.data.tokenizer, request.vocab_size, request.strict))
 
-    monkeypatch.setattr(api.preparation, "find_or_prepare", prepare)
+    monkeypatch.setattr(preparation, "find_or_prepare", prepare)
     api.prepare()
     api.prepare("tinystories")
     api.prepare("openwebtext")
@@ -158,7 +160,7 @@ def test_nanogpts_arrays_are_trained_on_as_they_are(
 
 
 def test_tier_1_is_what_was_promised() -> None:
-    name, config = api.resolve_config(tier=1)
+    name, config = resolve_config(tier=1)
     assert name == "tier1"
     assert config.train.max_steps == 5000
     assert config.data.source == ("shakespeare",)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,6 +165,26 @@ def test_a_circle_is_found() -> None:
                 sorter.prepare()
         else:
             sorter.prepare()
+
+
+# Packages whose distribution has another name.
+DISTRIBUTIONS = {"harper": "harper_py", "markdown_it": "markdown_it_py", "tiktoken_ext": "tiktoken"}
+
+
+def test_imported_packages_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for name in extras for line in extras[name])]
+    declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in lines}
+    imported = {
+        (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    third_party = imported - set(sys.stdlib_module_names) - {"mlxgpt"}
+    assert {DISTRIBUTIONS.get(name, name) for name in third_party} <= declared
 
 
 def test_only_the_command_line_draws() -> None:

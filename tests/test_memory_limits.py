@@ -12,6 +12,7 @@ import pytest
 from mlxgpt.backend import memory_limits
 from mlxgpt.backend.memory_limits import MemoryLimit
 from mlxgpt.cli import main as cli
+from mlxgpt.cli.commands import train
 from mlxgpt.experiments import planning
 from mlxgpt.training import setup
 from tests.helpers.commands import ROOT, SMALL, Capture, refused
@@ -114,5 +115,5 @@ def test_memory_that_runs_out_in_python_is_explained(
     def fails(*_: object) -> int:
         raise MemoryError
 
-    monkeypatch.setitem(cli.COMMANDS, "train", fails)
+    monkeypatch.setattr(train, "run", fails)
     assert refused(capsys, *SMALL.split()).startswith("out of memory")

@@ -19,6 +19,7 @@ import pytest
 from mlxgpt.backend import device_errors, macos, memory_limits
 from mlxgpt.backend.memory_limits import MemoryLimit
 from mlxgpt.cli import main as cli
+from mlxgpt.cli.commands import evaluate
 from mlxgpt.convert import huggingface
 from mlxgpt.data import http, hub
 from mlxgpt.data.dataset import open_dataset
@@ -450,7 +451,7 @@ def no_memory_left(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> s
     def fails(*_: object) -> int:
         raise MemoryError
 
-    patch.setitem(cli.COMMANDS, "eval", fails)
+    patch.setattr(evaluate, "run", fails)
     return refused(capsys, "eval", "--run", "done")
 
 
@@ -466,7 +467,7 @@ def _of_the_gpu(capsys: Capture, patch: pytest.MonkeyPatch, reason: str) -> str:
     def fails(*_: object) -> int:
         raise RuntimeError(device_errors.METAL_PREFIX + reason)
 
-    patch.setitem(cli.COMMANDS, "eval", fails)
+    patch.setattr(evaluate, "run", fails)
     return refused(capsys, "eval", "--run", "done")
 
 

@@ -1,4 +1,4 @@
-"""What we run on: the device, its memory, and the speed it was measured at."""
+"""The device that MLX computes on: its name, memory and measured speed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt.backend import macos
-from mlxgpt.backend import memory_limits as limited
+from mlxgpt.backend import macos, memory_limits
 from mlxgpt.config import Config, override_config
 
-# Floating-point operations of one batch of an evaluation or of prompts on Metal: estimated to be a
-# second of a small chip's GPU. MLX divides them among several command buffers.
-MAX_BATCH_FLOPS = 2e12
-
-# Where a GPU is not to be used, or not to be trusted: that of GitHub's Macs is a virtual one.
+# For a GPU that is not to be used or trusted, as the virtual one of GitHub's Macs.
 if os.environ.get("MLXGPT_DEVICE") == "cpu":
     mx.set_default_device(mx.cpu)
 
@@ -42,14 +37,14 @@ def device_type() -> str:
 
 
 def resolve_dtype(config: Config) -> Config:
-    """`config` with `dtype` decided for this device: never by a timing, and kept in the run."""
+    """`config` with `dtype` resolved for this device: never by a timing, and stored in the run."""
     if config.train.dtype != "auto":
         return config
     return override_config(config, {"dtype": "bfloat16" if device_type() == "cuda" else "float32"})
 
 
 def device_name() -> str:
-    """The chip, as the system calls it."""
+    """The name of the chip, as the system reports it."""
     info = mx.device_info()
     if device_type() != "cpu":
         return str(info.get("device_name", device_type()))
@@ -67,7 +62,7 @@ def device_name() -> str:
 @functools.lru_cache(maxsize=2)
 def matmul_peak(dtype: str) -> float:
     """Floating-point operations a second of a large matrix product, measured here and now: the
-    best of a few, in under a second. What a training reaches is given as a share of it.
+    best of a few, in under a second. The speed of training is reported as a share of it.
     """
     size = 1024 if device_type() == "cpu" else 4096
     seconds = _time_matmul(size, dtype)
@@ -133,7 +128,7 @@ def has_full_precision_matmul() -> bool:
     """Whether float32 matrices are multiplied as such. An M5's GPU, and CUDA, first round them to
     the 10 bits of TF32, unless MLX_ENABLE_TF32=0 is set.
     """
-    value = 1 + 2.0**-12  # than TF32 can tell from 1
+    value = 1 + 2.0**-12  # TF32 rounds it to 1
     product = mx.full((256, 256), value) @ mx.eye(256)
     return bool((product == value).all())
 
@@ -155,40 +150,40 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most bytes in use since `reset_peak`: MLX's own on a GPU, resident memory on a CPU."""
+    """The most bytes in use since `reset_peak_memory`: MLX's own on a GPU, resident on a CPU."""
     if device_type() != "cpu":
         return mx.get_peak_memory()
-    # Not `ru_maxrss`, where there is better: on Linux a child's begins at what its parent had.
+    # Preferred to `ru_maxrss`, which on Linux starts in a child at what its parent had.
     return _read_proc_bytes("/proc/self/status", "VmHWM") or _peak_resident_bytes()
 
 
 def total_memory_bytes() -> int:
-    """The memory that there is for the device: a GPU's own or, on a CPU, the machine's or the
-    container's.
-    """
+    """The device's total memory: a GPU's own or, on a CPU, the machine's or the container's."""
     if device_type() != "cpu":
         info = mx.device_info()
         return int(info.get("memory_size") or info.get("total_memory") or 1 << 62)
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *(limit.total for limit in limited.memory_limits())])
+    return min([physical, *(limit.total for limit in memory_limits.memory_limits())])
 
 
 def free_memory_bytes() -> int:
-    """The memory that a training may take: what the system recommends or has left, where it says
-    so, else all; and no more than the container allows.
+    """The memory that a training run may take: what the system recommends or has left, where it
+    reports that, else all; and no more than the container allows.
     """
     if device_type() == "metal":
         return int(mx.device_info()["max_recommended_working_set_size"])
     if device_type() == "cpu" and (available := _read_proc_bytes("/proc/meminfo", "MemAvailable")):
-        return min(
-            [available + resident_bytes(), *(limit.free for limit in limited.memory_limits())]
-        )
+        free = available + resident_bytes()
+        return min([free, *(limit.free for limit in memory_limits.memory_limits())])
     return total_memory_bytes()
 
 
+MAX_BATCH_FLOPS = 2e12  # FLOPs; estimated to be a second of a small Apple GPU
+
+
 def max_rows_per_batch(flops: float) -> int | None:
-    """How many sequences of `flops` floating-point operations each a Mac's GPU should be given at
-    once; None: any number. macOS ends commands that keep the GPU from the display for too long.
+    """How many sequences of `flops` FLOPs each a Mac's GPU should be given at once; None: any
+    number. macOS ends commands that keep the GPU from the display for too long.
     """
     return max(1, int(MAX_BATCH_FLOPS / flops)) if device_type() == "metal" else None
 
@@ -212,7 +207,7 @@ def limit_memory(limit: int | None = None) -> None:
 
 
 def resident_bytes() -> int:
-    """Bytes of this process in memory; where the system only tells the most so far, that."""
+    """Resident memory of this process in bytes; its peak where the system reports only that."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize()
@@ -221,10 +216,8 @@ def resident_bytes() -> int:
 
 
 def _read_proc_bytes(file: str, name: str) -> int | None:
-    """Bytes that Linux tells under a name in one of its files; None elsewhere."""
-    with contextlib.suppress(OSError, IndexError):
-        return 1024 * int(Path(file).read_text().split(f"{name}:")[1].split()[0])
-    return None
+    """A field of one of Linux's files in /proc, in bytes; None where there is none."""
+    return memory_limits.read_fields(Path(file)).get(f"{name}:")
 
 
 def _peak_resident_bytes() -> int:

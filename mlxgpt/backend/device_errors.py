@@ -13,39 +13,18 @@ from dataclasses import dataclass
 
 from mlxgpt.utils.errors import UserError
 
-# A kernel that MLX compiles while it runs, and cannot: backend/cpu/compiled.cpp in MLX, and
-# backend/metal/device.cpp and compiled.cpp.
+# A kernel that MLX cannot compile: backend/cpu/compiled.cpp, backend/metal/device.cpp.
 CPU_COMPILE_FAILURE = "[Compile::eval_cpu]"
 METAL_COMPILE_FAILURES = (
     "Unable to build metal library",
     "Must use > 512 sized block",
     "[compile] Too many inputs/outputs",
 )
-# Metal reports a failed command buffer where its result is waited for (backend/metal/device.cpp).
-# Watchdog, hang, timeout, page fault and lack of memory differ in the system's own words behind it.
-METAL_PREFIX = "[METAL] Command buffer execution failed: "
-ALLOCATION_FAILURES = ("[malloc] Unable to allocate", "[metal::malloc]")
-# CUDA's calls, as backend/cuda/utils.cpp, cublas_utils.cpp and cudnn_utils.cpp word them.
-CUDA_FAILURE = re.compile(r"(?:cu|cuda|cublas|cublasLt|cudnn)[A-Z]\w*\(.*\) failed")
-OUT_OF_MEMORY = (
-    "insufficient memory",
-    "outofmemory",
-    "out of memory",
-    *map(str.lower, ALLOCATION_FAILURES),
-)
-
-SLEEP_DISPLAY_REMEDY = (
-    "let the display sleep (pmset displaysleepnow) and run the same command again; if that does "
-    "not help, set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 for it (slows the screen, did not help "
-    "everyone)."
-)
-LESS_MEMORY_REMEDY = "close other programs, or use a smaller --batch-size, --block-size or model."
-RUN_AGAIN_REMEDY = "run the same command again; if it fails again, update the GPU's driver and MLX."
 
 
 @dataclass(frozen=True)
 class DeviceError:
-    """A failure of the GPU.
+    """A failure of the GPU, and whether it can be recovered from.
 
     Attributes:
         reason: what the system reported, one line.
@@ -64,6 +43,27 @@ class DeviceError:
         """The two lines for the user; `outcome` ends the first one."""
         problem = "the GPU is out of memory" if self.out_of_memory else "the GPU failed"
         return UserError(f"{problem}: {self.reason}{outcome}", self.remedy)
+
+
+# A failed command buffer of Metal (backend/metal/device.cpp); the system's reason follows it.
+METAL_PREFIX = "[METAL] Command buffer execution failed: "
+ALLOCATION_FAILURES = ("[malloc] Unable to allocate", "[metal::malloc]")
+# A failed call of CUDA, as backend/cuda/utils.cpp, cublas_utils.cpp and cudnn_utils.cpp word it.
+CUDA_FAILURE = re.compile(r"(?:cu|cuda|cublas|cublasLt|cudnn)[A-Z]\w*\(.*\) failed")
+OUT_OF_MEMORY = (
+    "insufficient memory",
+    "outofmemory",
+    "out of memory",
+    *map(str.lower, ALLOCATION_FAILURES),
+)
+
+SLEEP_DISPLAY_REMEDY = (
+    "let the display sleep (pmset displaysleepnow) and run the same command again; if that does "
+    "not help, set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 for it (slows the screen, did not help "
+    "everyone)."
+)
+LESS_MEMORY_REMEDY = "close other programs, or use a smaller --batch-size, --block-size or model."
+RUN_AGAIN_REMEDY = "run the same command again; if it fails again, update the GPU's driver and MLX."
 
 
 def classify_device_error(error: BaseException) -> DeviceError | None:

@@ -10,8 +10,6 @@ from mlxgpt import __version__
 from mlxgpt.backend import device, execution
 from mlxgpt.backend.cpu import blas, jit
 
-GXX_TIMEOUT = 9  # seconds for g++ to print its version
-
 
 def describe_environment(ranks: int = 1) -> dict[str, str]:
     """Versions, device and threads of this machine, by name, and the number of ranks."""
@@ -32,6 +30,9 @@ def environment_changes(before: Mapping[str, str], now: Mapping[str, str]) -> li
         for name, value in now.items()
         if before.get(name, value) != value
     ]
+
+
+GXX_TIMEOUT = 9  # seconds for g++ to print its version
 
 
 def _gxx_version() -> str:

@@ -1,7 +1,7 @@
 """How functions are executed on this device: compiled and, on a CPU, on two threads.
 
-On a GPU there is one thread, nothing is split, and BLAS is not used: what is here for the CPU then
-does nothing.
+On a GPU there is one thread, nothing is split, and BLAS is not used: the functions for the CPU then
+do nothing.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ def disable_compilation_on_error(error: RuntimeError) -> str | None:
     )
 
 
-def _disable_compilation(line: str) -> str:
+def _disable_compilation(failure: str) -> str:
     global _compile_failure
     mx.disable_compile()
-    _compile_failure = line
-    return line
+    _compile_failure = failure
+    return failure
 
 
 def slow_reasons() -> list[str]:
@@ -90,7 +90,7 @@ def thread_count() -> int:
 
 
 def chunks_per_thread(rows: int, length: int) -> int:
-    """Number of equal portions in which each thread computes its share of a batch, one after the
+    """Number of equal chunks in which each thread computes its share of a batch, one after the
     other, to save memory; 1 on a GPU.
 
     Args:
@@ -135,7 +135,7 @@ def shard_batch(
 ) -> list[tuple[mx.array, mx.array, mx.array]]:
     """Divide a batch among the threads that compute it: for each one (inputs, targets, keys), with
     one part after the other along the first axis. A GPU has one thread, whose parts are the
-    micro-batches. A CPU has two, each with half of every micro-batch in portions, or with half of
+    micro-batches. A CPU has two, each with half of every micro-batch in chunks, or with half of
     the micro-batches if their rows are odd in number.
 
     Args:

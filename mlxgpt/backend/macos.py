@@ -1,4 +1,4 @@
-"""What only a Mac needs: Apple silicon, and to stay awake.
+"""macOS only: the check for Apple silicon, no sleep while training, sysctl.
 
 Standard library only, since MLX does not even load on other Macs.
 """
@@ -15,7 +15,7 @@ from mlxgpt.utils.errors import UserError
 
 
 def check_apple_silicon() -> None:
-    """Say what to do where this is a Mac, and Python does not run natively on Apple silicon.
+    """Refuse a Mac where Python does not run natively on Apple silicon.
 
     Raises:
         UserError: on an Intel Mac, and for an Intel Python under Rosetta.

@@ -1,6 +1,6 @@
 """Limits on this process's memory: on its address space (`ulimit -v`), and by containers (cgroups).
 
-Standard library only, since it is asked before anything large is loaded.
+Standard library only, since it is imported before anything large.
 """
 
 from __future__ import annotations
@@ -16,31 +16,7 @@ from pathlib import Path
 
 from mlxgpt.utils.errors import UserError
 
-# What the libraries take before a model has any: of address space, also by each thread of OpenBLAS,
-# numpy's and ours; and resident. Measured on Linux with numpy 2.5 and mlx 0.32.
-MIN_ADDRESS_SPACE, ADDRESS_SPACE_PER_THREAD, MIN_RESIDENT = 360 << 20, 80 << 20, 128 << 20
-
-# How a limit, usage and reclaimable file cache are named, in cgroup v2 and v1.
-_CgroupFiles = tuple[tuple[str, ...], str, str]
-CGROUP_V2: _CgroupFiles = (("memory.max", "memory.high"), "memory.current", "inactive_file")
-CGROUP_V1: _CgroupFiles = (
-    ("memory.limit_in_bytes",),
-    "memory.usage_in_bytes",
-    "total_inactive_file",
-)
-
-# What the system, C++, numpy, MLX and Python say where memory or threads run out.
-OUT_OF_MEMORY_MESSAGES = (
-    "std::bad_alloc",
-    "unable to allocate",
-    "attempting to allocate",
-    "insufficient memory",
-    "out of memory",
-    "cannot allocate memory",
-    "failed to map segment",
-    "resource temporarily unavailable",
-    "can't start new thread",
-)
+MIN_RESIDENT = 128 << 20  # bytes of the libraries, measured on Linux with numpy 2.5, mlx 0.32
 
 
 @dataclass(frozen=True)
@@ -51,8 +27,8 @@ class MemoryLimit:
         name: what is limited.
         total: bytes.
         free: bytes that this process may have resident, what it has already included.
-        required: bytes that mlxgpt takes before a model has any.
-        remedy: how it is raised.
+        required: bytes that mlxgpt takes without a model.
+        remedy: how to raise it.
     """
 
     name: str
@@ -72,7 +48,7 @@ def memory_limits(root: Path = Path("/")) -> list[MemoryLimit]:
 
 
 def address_space_limit() -> int | None:
-    """The most addresses that this process may have, in bytes; None without a limit."""
+    """The limit on this process's address space, in bytes; None without one."""
     total, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if total == resource.RLIM_INFINITY else total
 
@@ -92,8 +68,22 @@ def check_memory_limits() -> None:
             )
 
 
+# What the system, C++, numpy, MLX and Python report where memory or threads run out.
+OUT_OF_MEMORY_MESSAGES = (
+    "std::bad_alloc",
+    "unable to allocate",
+    "attempting to allocate",
+    "insufficient memory",
+    "out of memory",
+    "cannot allocate memory",
+    "failed to map segment",
+    "resource temporarily unavailable",
+    "can't start new thread",
+)
+
+
 def explain_out_of_memory(error: BaseException) -> UserError | None:
-    """What to tell the user, if an error means that memory ran out; else None."""
+    """The two lines for the user if an error means that memory ran out; else None."""
     text = str(error).lower()
     ran_out = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if not ran_out and not any(words in text for words in OUT_OF_MEMORY_MESSAGES):
@@ -114,6 +104,10 @@ def _out_of_memory_error(problem: str) -> UserError:
     return UserError(problem, f"close other programs, or {remedy}.")
 
 
+# Bytes that the libraries reserve, alone and for each BLAS thread; measured as MIN_RESIDENT.
+MIN_ADDRESS_SPACE, ADDRESS_SPACE_PER_THREAD = 360 << 20, 80 << 20
+
+
 def _address_space_limits(root: Path) -> Iterator[MemoryLimit]:
     assert sys.platform == "linux"
     if (total := address_space_limit()) is None:
@@ -122,28 +116,38 @@ def _address_space_limits(root: Path) -> Iterator[MemoryLimit]:
     if (blas_threads := os.environ.get("OPENBLAS_NUM_THREADS", "")).isdecimal():
         threads = min(threads, int(blas_threads))
     required = MIN_ADDRESS_SPACE + ADDRESS_SPACE_PER_THREAD * threads
-    status = _read_fields(root / "proc/self/status")
+    status = read_fields(root / "proc/self/status")
     not_resident = max(required - MIN_RESIDENT, status.get("VmSize:", 0) - status.get("VmRSS:", 0))
     remedy = "raise its limit: ulimit -v unlimited"
     yield MemoryLimit("the address space", total, total - not_resident, required, remedy)
 
 
 def _cgroup_limits(root: Path) -> Iterator[MemoryLimit]:
-    """Those of the cgroup that this process is in, and of all around it."""
-    own_bytes = _read_fields(root / "proc/self/status").get("RssAnon:", 0)
+    """Memory limits of this process's cgroup and of all its parents."""
+    own_bytes = read_fields(root / "proc/self/status").get("RssAnon:", 0)
     for folder, (names, usage, cache) in _list_cgroups(root):
         totals = [value for name in names if (value := _read_number(folder / name)) is not None]
         used = _read_number(folder / usage)
-        if used is None or not totals or min(totals) >= 1 << 60:  # as v1 says that there is none
+        if used is None or not totals or min(totals) >= 1 << 60:  # in v1: no limit
             continue
-        used = max(0, used - _read_fields(folder / "memory.stat", unit=1).get(cache, 0))
+        used = max(0, used - read_fields(folder / "memory.stat", unit=1).get(cache, 0))
         free = max(0, min(totals) - used + own_bytes)
         remedy = "give the container more memory."
         yield MemoryLimit("this container's memory", min(totals), free, MIN_RESIDENT, remedy)
 
 
+# The files of a limit and of usage, and the field of reclaimable file cache, in cgroup v2 and v1.
+_CgroupFiles = tuple[tuple[str, ...], str, str]
+CGROUP_V2: _CgroupFiles = (("memory.max", "memory.high"), "memory.current", "inactive_file")
+CGROUP_V1: _CgroupFiles = (
+    ("memory.limit_in_bytes",),
+    "memory.usage_in_bytes",
+    "total_inactive_file",
+)
+
+
 def _list_cgroups(root: Path) -> Iterator[tuple[Path, _CgroupFiles]]:
-    """Folders of this process's memory cgroups, from the inside out, with the names in them."""
+    """Folders of this process's memory cgroups, from the inside out, with their files' names."""
     with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             hierarchy, controllers, path = line.split(":", 2)
@@ -160,19 +164,19 @@ def _list_cgroups(root: Path) -> Iterator[tuple[Path, _CgroupFiles]]:
                 cgroup = cgroup.parent
 
 
-def _read_number(path: Path) -> int | None:
-    """The number in a file; None where there is none, such as `max`."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(path.read_text())
-    return None
-
-
-def _read_fields(path: Path, unit: int = 1024) -> dict[str, int]:
+def read_fields(path: Path, unit: int = 1024) -> dict[str, int]:
     """The numbers in a file of names and values, in bytes; none if it cannot be read."""
     with contextlib.suppress(OSError):
         rows = [line.split() for line in path.read_text().splitlines()]
         return {row[0]: unit * int(row[1]) for row in rows if row[1:] and row[1].isdecimal()}
     return {}
+
+
+def _read_number(path: Path) -> int | None:
+    """The number in a file; None where there is none, such as `max`."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text())
+    return None
 
 
 def _format_megabytes(size: int) -> str:

@@ -14,11 +14,9 @@ import mlx.nn as nn
 
 from mlxgpt.backend import device
 from mlxgpt.backend.cpu import kernels, weights
-from mlxgpt.backend.cpu.kernels import use_cpu_kernel
+from mlxgpt.backend.cpu.kernels import NORM_EPS, use_cpu_kernel
 from mlxgpt.backend.embedding import embedding_lookup
 from mlxgpt.backend.linear import matmul, matmul_plus_bias
-
-NORM_EPS = kernels.NORM_EPS  # of every norm
 
 
 def embedding(weight: mx.array, ids: mx.array) -> mx.array:
@@ -56,7 +54,7 @@ def gelu(x: mx.array, *, gradient: bool = True) -> mx.array:
 
 
 def silu(x: mx.array) -> mx.array:
-    """X · sigmoid(x); any shape."""
+    """SiLU, x · sigmoid(x); any shape."""
     if use_cpu_kernel(x, x.size):
         return kernels.cpu_silu(x)
     return nn.silu(x)
@@ -99,12 +97,7 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=_scale(q), mask="causal")
 
 
-def decode_attention(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    mask: mx.array,
-) -> mx.array:
+def decode_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> mx.array:
     """softmax(q kᵀ / √D) v for the last token of each sequence. On a CPU it has no gradient.
 
     Args:

@@ -1,4 +1,4 @@
-"""Safetensors files, by MLX through files of Python's, whose errors have an errno."""
+"""Reading and writing of safetensors files by MLX; file errors are OSErrors with an errno."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlxgpt.utils import files
 
 
 class ErrorRecordingFile(io.FileIO):
-    """A file for MLX, which raises RuntimeError where Python's read fails."""
+    """A file for MLX that keeps the OSError of a failed read, of which MLX makes a RuntimeError."""
 
     error: OSError | None = None
 
@@ -39,7 +39,7 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
     ):
         try:
             arrays = mx.load(cast(Any, file), format="safetensors")
-            mx.eval(arrays)  # it would read the file only when they are needed
+            mx.eval(arrays)  # MLX would read the file only when they are needed
             return cast(dict[str, mx.array], arrays)
         except RuntimeError as error:
             raise raw.error or error from error

@@ -1,7 +1,7 @@
-"""Linux only, where memory is limited: the command in a child process, and its crash explained.
+"""Runs the command in a child process and explains its crash: on Linux, if memory is limited.
 
 MLX's CPU allocator writes to what malloc returned without a check, OpenBLAS ends the process where
-it gets no memory, and a container's kernel kills: a process cannot report any of these itself.
+it gets no memory, and the kernel kills it in a container: no process can report these itself.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import sys
 from mlxgpt.backend import memory_limits
 
 SUPERVISED_ENV = "MLXGPT_SUPERVISED"
-CLEAN_EXIT_OFFSET = 64  # added to the exit code of a child that ended as it meant to
-PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 FORWARDED_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL)
+
+PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
 def enter_supervised_child() -> bool:
-    """Whether another process waits to explain how this one ends. This one then ends with it."""
+    """Whether a supervisor runs this process, which then is killed when the supervisor ends."""
     if os.environ.pop(SUPERVISED_ENV, None) is None:
         return False
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -30,8 +29,12 @@ def enter_supervised_child() -> bool:
     return True
 
 
+CLEAN_EXIT_OFFSET = 64  # added to the exit code of a child that did not crash
+CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL)
+
+
 def run_supervised() -> int:
-    """Run this process's own command line as a child; its exit code.
+    """Run this process's own command line as a child, and return its exit code.
 
     Raises:
         UserError: if it crashed.
@@ -43,7 +46,7 @@ def run_supervised() -> int:
     child = subprocess.Popen(command, env={**os.environ, SUPERVISED_ENV: "1"})
     while child.poll() is None:
         signal_info = signal.sigwaitinfo(signals)
-        # What the terminal sends, both get: the kernel's code is above 0.
+        # What the terminal sends, with a code above 0, reaches both processes.
         if signal_info.si_signo in FORWARDED_SIGNALS and signal_info.si_code <= 0:
             child.send_signal(signal_info.si_signo)
     code = child.returncode

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 def benchmark_distributed() -> DistributedTiming | None:
     """Measure a training step of Tier 2 on the ranks that mlx.launch started, or on two ranks on
-    this machine; None on all ranks but the first.
+    this machine; None on the non-main ranks.
     """
     from mlxgpt.bench import distributed, speed
     from mlxgpt.distributed.launcher import is_launched
@@ -41,7 +41,7 @@ def benchmark(
         tier: measure only this one.
         out: the folder of reports.
     """
-    from mlxgpt.bench import speed  # only here, since other commands would wait for its imports
+    from mlxgpt.bench import speed  # here, so that other commands do not wait for its imports
 
     folder = Path(out)
     try:

@@ -20,7 +20,7 @@ class Chip:
     gb_per_second: tuple[int, ...]
 
 
-# From public spec sheets, and from measurements of the peak: base, Pro, Max, Ultra.
+# TFLOPS and GB/s of base, Pro, Max and Ultra: public spec sheets and measurements of the peak.
 APPLE_SPECS = {
     "M1": ((2.6, 5.2, 10.4, 21), ((68,), (200,), (400,), (800,))),
     "M2": ((3.6, 6.8, 13.5, 27.2), ((102,), (205,), (400,), (800,))),
@@ -34,9 +34,7 @@ CHIPS = tuple(
     for suffix, tflops, bandwidths in zip(("", " Pro", " Max", " Ultra"), *specs, strict=False)
 )
 
-# The share of that peak which public measurements of small trainings reached: see `estimates`.
-ESTIMATED_MFU = 0.25
-MIN_MEASURED_PARAMETERS = 3_500_000
+ESTIMATED_MFU = 0.25  # share of the peak that public measurements of small models reached
 
 
 def estimate_training_speed(chip: Chip, tier: TierResult) -> float:
@@ -49,6 +47,9 @@ def max_generation_speed(chip: Chip, tier: TierResult) -> tuple[float, ...]:
     return tuple(
         1e9 * bandwidth / tier.generation.bytes_per_token for bandwidth in chip.gb_per_second
     )
+
+
+MIN_MEASURED_PARAMETERS = 3_500_000  # of the smallest model in those measurements
 
 
 def render_chip_estimates(tiers: Sequence[TierResult]) -> list[str]:

@@ -29,13 +29,10 @@ from mlxgpt.model.stats import count_parameters
 from mlxgpt.training.step import TrainStep, make_train_step, take_steps
 from mlxgpt.utils.errors import UserError
 
-TIMING_FIELDS = ("ms_alone", "ms_share", "ms_step", "ms_halved")
-RANK_COMMAND = (sys.executable, "-m", "mlxgpt.bench.distributed")
-
 
 @dataclass(frozen=True)
 class DistributedBenchPlan:
-    """How much is measured: repeats of as many steps as take about `seconds`."""
+    """How much to measure: repeats of as many steps as take about `seconds`."""
 
     repeats: int = 5
     seconds: float = 2.0
@@ -43,7 +40,7 @@ class DistributedBenchPlan:
 
 @dataclass(frozen=True)
 class DistributedTiming:
-    """Times of some ranks.
+    """Times of a training step of several ranks.
 
     Attributes:
         size: how many.
@@ -69,34 +66,34 @@ class DistributedTiming:
 
     @property
     def efficiency(self) -> float:
-        """As many tokens a second as one rank, for each rank."""
+        """Tokens a second of each rank, as a share of what one rank reaches alone."""
         return self.ms_alone.median / self.ms_step.median / self.size
 
 
 def measure_distributed_step(
     group: ProcessGroup, config: Config, plan: DistributedBenchPlan
 ) -> DistributedTiming | None:
-    """Take steps alone, apart and together, in turns; the result is the first rank's.
+    """Time steps of one rank alone, of each rank's share and of all ranks together, in turns; None
+    on the non-main ranks.
 
     Args:
         config: with its vocabulary and dtype.
     """
+    halved_config = override_config(config, {"reduce_dtype": "bfloat16"})
     train_steps: dict[str, TrainStep] = {
         "share": make_train_step(config, group=group.local_group()),
         "step": make_train_step(config, group=group),
-        "halved": make_train_step(
-            override_config(config, {"reduce_dtype": "bfloat16"}), group=group
-        ),
+        "halved": make_train_step(halved_config, group=group),
     }
     if group.is_main:
         train_steps = {"alone": make_train_step(config), **train_steps}
-    vocabulary = config.model.vocab_size
+    vocab_size = config.model.vocab_size
     random_integers = np.random.default_rng(0).integers
-    ids = random_integers(vocabulary, size=64 * config.tokens_per_step, dtype=dtype_for(vocabulary))
-    tokens = TokenArray(ids, vocabulary)
+    ids = random_integers(vocab_size, size=64 * config.tokens_per_step, dtype=dtype_for(vocab_size))
+    tokens = TokenArray(ids, vocab_size)
 
     def measure_ms(kind: str, steps: int) -> float:
-        """Of each of some steps, the slowest rank's; who does not take part waits, and is quiet."""
+        """Milliseconds per step of the slowest rank; ranks that take no part wait at a barrier."""
         group.barrier(f"before {kind}")
         ms = 0.0
         if kind in train_steps:
@@ -105,11 +102,10 @@ def measure_distributed_step(
             ms = 1000 * (time.monotonic() - start_time) / steps
         return max(group.gather(f"milliseconds of {kind}", ms))
 
-    times_by_kind: dict[str, list[float]] = {
-        name: [] for name in ("alone", "share", "step", "halved")
-    }
+    kinds = ("alone", "share", "step", "halved")
+    times_by_kind: dict[str, list[float]] = {kind: [] for kind in kinds}
     steps = {}
-    for kind in times_by_kind:
+    for kind in kinds:
         measure_ms(kind, WARMUP_STEPS)
         steps[kind] = max(1, math.ceil(1000 * plan.seconds / measure_ms(kind, 1)))
     for _ in range(plan.repeats):
@@ -130,8 +126,11 @@ def measure_distributed_step(
     )
 
 
+RANK_COMMAND = (sys.executable, "-m", "mlxgpt.bench.distributed")
+
+
 def measure_on_loopback(config: Config, size: int, plan: DistributedBenchPlan) -> DistributedTiming:
-    """Measure by so many ranks on this machine, each in a process with its share of the cores.
+    """Measure with `size` ranks on this machine, each in a process with its share of the cores.
 
     Raises:
         UserError: if one of them fails.
@@ -146,13 +145,11 @@ def measure_on_loopback(config: Config, size: int, plan: DistributedBenchPlan) -
         hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
         request = json.dumps({"config": asdict(config), "plan": asdict(plan)})
         cores = list(_assign_cores(size))
+        threads = max(1, (os.cpu_count() or 1) // size)
         children = [
             subprocess.Popen(
                 [*RANK_COMMAND, request, *([cores[rank]] if cores else [])],
-                env={
-                    **os.environ,
-                    **rank_environment(rank, hostfile, max(1, (os.cpu_count() or 1) // size)),
-                },
+                env={**os.environ, **rank_environment(rank, hostfile, threads)},
                 cwd=PACKAGE_ROOT,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -171,7 +168,7 @@ def measure_on_loopback(config: Config, size: int, plan: DistributedBenchPlan) -
 
 
 def rank_environment(rank: int, hostfile: Path, threads: int) -> dict[str, str]:
-    """What mlx.launch would leave a rank, and its number of BLAS's threads."""
+    """Environment variables that mlx.launch sets for a rank, and its number of BLAS threads."""
     return {
         "MLX_RANK": str(rank),
         "MLX_HOSTFILE": str(hostfile),
@@ -188,23 +185,21 @@ def _assign_cores(size: int) -> Iterator[str]:
         yield ",".join(map(str, all_cores[rank::size] or [all_cores[rank % len(all_cores)]]))
 
 
+TIMING_FIELDS = ("ms_alone", "ms_share", "ms_step", "ms_halved")
+
+
 def parse_distributed_timing(tree: dict[str, Any]) -> DistributedTiming:
-    """A Together from its JSON."""
-
-    def parse_stats(stats_tree: dict[str, Any]) -> SummaryStats:
-        return SummaryStats(**{**stats_tree, "repeats": tuple(stats_tree["repeats"])})
-
-    times = {name: parse_stats(tree[name]) for name in TIMING_FIELDS}
+    """A DistributedTiming from its parsed JSON."""
+    times = {name: SummaryStats.from_tree(tree[name]) for name in TIMING_FIELDS}
     return DistributedTiming(**{**tree, **times, "hosts": tuple(tree["hosts"])})
 
 
 def format_distributed_timing(timing: DistributedTiming) -> list[str]:
-    """What was measured, a line each."""
+    """A timing as lines of text."""
     share, step = timing.ms_share.median, timing.ms_step.median
     return [
-        f"{timing.size} ranks on {', '.join(sorted(set(timing.hosts)))}, {timing.sequences} "
-        "sequences "
-        f"a step, {timing.parameters:,} parameters",
+        f"{timing.size} ranks on {', '.join(sorted(set(timing.hosts)))}, "
+        f"{timing.sequences} sequences a step, {timing.parameters:,} parameters",
         f"alone      {timing.ms_alone.median:9,.1f} ms a step, all sequences on one rank",
         f"share      {share:9,.1f} ms, a rank's {timing.sequences // timing.size} sequences",
         f"averaging  {step - share:9,.1f} ms, of {4 * timing.parameters / 1e6:,.1f} MB; none of it "
@@ -230,7 +225,9 @@ def measure_on_launched_ranks(
 
 
 def run_rank() -> None:
-    """A rank: takes a request, and its cores; the first prints a Together as JSON."""
+    """Entry point of a rank: measure the request in argv[1], on the cores in argv[2] if given; the
+    main rank prints a DistributedTiming as JSON.
+    """
     request = json.loads(sys.argv[1])
     if len(sys.argv) > 2:
         os.sched_setaffinity(0, {int(core) for core in sys.argv[2].split(",")})

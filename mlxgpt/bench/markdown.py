@@ -9,7 +9,7 @@ from mlxgpt.bench.records import SummaryStats
 
 
 def format_number(number: float, digits: int = 3) -> str:
-    """A positive number with that many digits that count, as 12,300 or 1.23."""
+    """A positive number rounded to `digits` significant digits, as 12,300 or 1.23."""
     if number <= 0:
         return f"{number:g}"
     decimals = digits - 1 - math.floor(math.log10(number))
@@ -25,7 +25,7 @@ def format_stats(stats: SummaryStats) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds, minutes or hours."""
+    """A duration in seconds, minutes or hours."""
     for unit, unit_seconds in (("h", 3600), ("min", 60)):
         if seconds >= unit_seconds:
             return f"{format_number(seconds / unit_seconds, 2)} {unit}"

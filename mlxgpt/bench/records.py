@@ -1,4 +1,4 @@
-"""Results of bench.py as plain data, and their JSON, from which a report can be rendered again."""
+"""Results of `mlxgpt bench` as plain data, and their JSON, from which a report can be rendered."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlxgpt.utils.errors import UserError
-
-MEASUREMENT_FORMAT = (
-    3  # 1: without bandwidth; 2: with counted kernels and other libraries, no longer read
-)
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,11 @@ class SummaryStats:
     @classmethod
     def from_values(cls, values: Sequence[float]) -> SummaryStats:
         return cls(statistics.median(values), min(values), max(values), tuple(values))
+
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> SummaryStats:
+        """From its parsed JSON."""
+        return cls(**{**tree, "repeats": tuple(tree["repeats"])})
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class GenerationSpeed:
 
 @dataclass(frozen=True)
 class TierResult:
-    """One config's figures.
+    """The measured speed of one config.
 
     Attributes:
         config: the whole of it, for the record.
@@ -90,7 +91,7 @@ class TierResult:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured on, and with.
+    """The machine and the software of a measurement.
 
     Attributes:
         load: its load average of the minute before.
@@ -110,6 +111,10 @@ class Machine:
     bandwidth: float | None = None
 
 
+# 1 lacks the bandwidth; 2 also holds kernel counts and other libraries, which are ignored.
+MEASUREMENT_FORMAT = 3
+
+
 @dataclass(frozen=True)
 class Measurement:
     """The speed of some configs on a machine; `date` is in UTC."""
@@ -119,10 +124,8 @@ class Measurement:
     tiers: tuple[TierResult, ...]
 
     def to_json(self) -> str:
-        return (
-            json.dumps({"format": MEASUREMENT_FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
-            + "\n"
-        )
+        tree = {"format": MEASUREMENT_FORMAT, **asdict(self)}
+        return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Measurement:
@@ -144,18 +147,11 @@ class Measurement:
 
 
 def parse_tier_result(tree: dict[str, Any]) -> TierResult:
-    """A Tier from its JSON."""
-
-    def parse_stats(stats_tree: dict[str, Any]) -> SummaryStats:
-        return SummaryStats(**{**stats_tree, "repeats": tuple(stats_tree["repeats"])})
-
+    """A TierResult from its parsed JSON."""
     training, generation = dict(tree["training"]), dict(tree["generation"])
-    training["ms_per_step"] = parse_stats(training["ms_per_step"])
+    training["ms_per_step"] = SummaryStats.from_tree(training["ms_per_step"])
     for name in ("ms_to_first_token", "tokens_per_second"):
-        generation[name] = parse_stats(generation[name])
-    parts = {
-        "training": TrainingSpeed(**training),
-        "generation": GenerationSpeed(**generation),
-    }
+        generation[name] = SummaryStats.from_tree(generation[name])
+    speeds = {"training": TrainingSpeed(**training), "generation": GenerationSpeed(**generation)}
     tree.pop("counted", None)  # of format 2
-    return TierResult(**{**tree, **parts})
+    return TierResult(**{**tree, **speeds})

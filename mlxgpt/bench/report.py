@@ -1,4 +1,4 @@
-"""A measurement as a report in Markdown, beside its JSON."""
+"""Renders a measurement as a Markdown report, and writes it next to its JSON."""
 
 from __future__ import annotations
 
@@ -45,22 +45,17 @@ def render_benchmark_report(measurement: Measurement) -> str:
 
 def format_machine_rows(machine: Machine) -> list[list[str]]:
     """A machine's name and value in each row, below a head."""
-    performance_note = (
-        f", {machine.performance_cores} of them fast" if machine.performance_cores else ""
-    )
+    fast_cores = f", {machine.performance_cores} of them fast" if machine.performance_cores else ""
+    bandwidth = f"{format_number(machine.bandwidth / 1e9)} GB/s" if machine.bandwidth else ""
     return [
         ["machine", ""],
         ["chip", machine.chip],
-        ["cores", f"{machine.cores}{performance_note}"],
+        ["cores", f"{machine.cores}{fast_cores}"],
         ["memory", f"{machine.memory / 1e9:.1f} GB"],
         ["system", machine.system],
         ["MLX computes on", machine.backend],
         ["BLAS", machine.blas],
-        *(
-            [["memory's bandwidth", f"{format_number(machine.bandwidth / 1e9)} GB/s"]]
-            if machine.bandwidth
-            else []
-        ),
+        *([["memory's bandwidth", bandwidth]] if bandwidth else []),
         *([name, version] for name, version in machine.versions.items()),
         ["commit", machine.commit or "not a checkout"],
         ["load before", f"{machine.load:.2f}"],
@@ -126,12 +121,12 @@ def find_unused_stem(folder: Path, stem: str) -> str:
     return candidate
 
 
-# What the systems add to a chip's name: (R), a clock rate, makers, and words that say nothing.
+# Dropped from a chip's name in file names: (R), clock rates, makers, generic words.
 CHIP_NAME_NOISE = re.compile(r"\(\w+\)|@.*|\b(intel|amd|apple|nvidia|processor|cpu|[\w-]+-core)\b")
 
 
 def report_slug(measurement: Measurement) -> str:
-    """A report's name: its day and its chip, as 2026-11-22-xeon-2-cores or 2026-11-22-m1-max."""
+    """A report's file name: day and chip, as 2026-11-22-xeon-2-cores or 2026-11-22-m1-max."""
     machine = measurement.machine
     words = re.findall("[a-z0-9]+", CHIP_NAME_NOISE.sub(" ", machine.chip.lower())) or ["chip"]
     cores = [f"{machine.cores}-cores"] if machine.backend == "cpu" else []

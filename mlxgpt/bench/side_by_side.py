@@ -36,25 +36,14 @@ def read_measurements(paths: Sequence[str | Path]) -> list[Measurement]:
 
 def render_machine_comparison(measurements: Sequence[Measurement]) -> str:
     """One column for each measurement, and a table for each of their configs."""
-    header = [
-        "",
-        *(
-            f"{n}: {measurement.machine.chip}"
-            for n, measurement in enumerate(measurements, start=1)
-        ),
-    ]
+    header = ["", *(f"{n}: {m.machine.chip}" for n, m in enumerate(measurements, start=1))]
     lines = [
         "# Machines side by side",
         "",
         *render_markdown_table([header, *_machine_rows(measurements)]),
     ]
-    for name in dict.fromkeys(
-        tier.name for measurement in measurements for tier in measurement.tiers
-    ):
-        columns = [
-            next((t for t in measurement.tiers if t.name == name), None)
-            for measurement in measurements
-        ]
+    for name in dict.fromkeys(tier.name for m in measurements for tier in m.tiers):
+        columns = [next((t for t in m.tiers if t.name == name), None) for m in measurements]
         lines += ["", f"## {name}", "", *render_markdown_table([header, *_tier_rows(columns)], ">")]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -64,15 +53,13 @@ def _machine_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
     for measurement in measurements:
         machine = measurement.machine
         peak = max(tier.training.matmul_peak for tier in measurement.tiers)
-        bandwidth_text = (
-            f"{format_number(machine.bandwidth / 1e9)} GB/s" if machine.bandwidth else "–"
-        )
+        bandwidth = f"{format_number(machine.bandwidth / 1e9)} GB/s" if machine.bandwidth else "–"
         for name, text in (
             ("day", measurement.date[:10]),
             ("MLX computes on", machine.backend),
             ("cores", str(machine.cores)),
             ("memory", f"{machine.memory / 1e9:.1f} GB"),
-            ("bandwidth, measured", bandwidth_text),
+            ("bandwidth, measured", bandwidth),
             ("peak of a matrix product, measured", f"{format_number(peak / 1e9)} GFLOP/s"),
             ("system", machine.system),
             ("BLAS", machine.blas),

@@ -1,5 +1,5 @@
-"""How fast this machine trains and generates. Measures only: records.py has the records that are
-filled in here, and report.py makes the report of them.
+"""Measures the speed of training and generation on this machine. records.py has the classes of the
+results, and report.py renders them.
 
 Each config is measured in a fresh process, `python -m mlxgpt.bench.speed`, so that neither its
 memory nor its speed depends on what ran before.
@@ -47,14 +47,12 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-WARMUP_STEPS = 2  # steps until every kernel is made
-CHILD_COMMAND = (sys.executable, "-m", "mlxgpt.bench.speed")
-PACKAGE_ROOT = Path(__file__).parents[2]  # where the package lies: a checkout, or site-packages
+PACKAGE_ROOT = Path(__file__).parents[2]  # the folder of the package: a checkout or site-packages
 
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """How much is measured: that many repeats; in training, each of steps for some `seconds`."""
+    """How much to measure: `repeats`; in training, each of as many steps as take `seconds`."""
 
     repeats: int = 7
     seconds: float = 1.0
@@ -89,9 +87,12 @@ def resolve_vocab_and_dtype(config: Config) -> Config:
     return device.resolve_dtype(fill_vocab_size(config))
 
 
+CHILD_COMMAND = (sys.executable, "-m", "mlxgpt.bench.speed")
+
+
 def _measure_in_subprocess(name: str, config: Config, plan: BenchPlan) -> TierResult:
     request = json.dumps({"name": name, "config": asdict(config), "plan": asdict(plan)})
-    # In ROOT, where Python finds this very package. (A fork would inherit memory and threads.)
+    # PACKAGE_ROOT: Python finds this very package. A fork would inherit memory and threads.
     child = subprocess.run(
         [*CHILD_COMMAND, request],
         capture_output=True,
@@ -110,10 +111,10 @@ def _measure_in_subprocess(name: str, config: Config, plan: BenchPlan) -> TierRe
 
 
 def run_child() -> None:
-    """The child: takes a request as its argument, prints a Tier as JSON."""
+    """Entry point of the child: measure the request in argv[1], and print a TierResult as JSON."""
     request = json.loads(sys.argv[1])
     config, plan = config_from_tree(request["config"]), BenchPlan(**request["plan"])
-    device.limit_memory()  # as a training does
+    device.limit_memory()  # as a training run does
     tier = TierResult(
         name=request["name"],
         parameters=count_parameters(config.model),
@@ -125,21 +126,24 @@ def run_child() -> None:
     print(json.dumps(asdict(tier)))
 
 
+WARMUP_STEPS = 2  # steps until every kernel is compiled
+
+
 def measure_training(config: Config, plan: BenchPlan) -> TrainingSpeed:
-    """The real trainer's steps, over random ids: their speed does not depend on the text."""
-    t, vocabulary = config.train, config.model.vocab_size
+    """The speed of real training steps over random ids: it does not depend on the text."""
+    t, vocab_size = config.train, config.model.vocab_size
     tokens_per_step = config.tokens_per_step
     peak = device.matmul_peak(t.dtype)
     device.reset_peak_memory()
     random_integers = np.random.default_rng(0).integers
-    ids = random_integers(vocabulary, size=64 * tokens_per_step, dtype=dtype_for(vocabulary))
-    step, tokens, steps_done = make_train_step(config), TokenArray(ids, vocabulary), 0
+    ids = random_integers(vocab_size, size=64 * tokens_per_step, dtype=dtype_for(vocab_size))
+    train_step, tokens, steps_done = make_train_step(config), TokenArray(ids, vocab_size), 0
 
     def time_steps(steps: int) -> float:
         nonlocal steps_done
-        start, steps_done = steps_done, steps_done + steps
+        first_step, steps_done = steps_done, steps_done + steps
         start_time = time.monotonic()
-        take_steps(step, tokens, config, steps, start)
+        take_steps(train_step, tokens, config, steps, first_step)
         return time.monotonic() - start_time
 
     time_steps(WARMUP_STEPS)
@@ -169,9 +173,9 @@ def measure_training(config: Config, plan: BenchPlan) -> TrainingSpeed:
 
 
 def measure_generation(model_config: ModelConfig, plan: BenchPlan) -> GenerationSpeed:
-    """One text from fresh weights: its speed does not depend on what they are."""
+    """The speed of generating one text with untrained weights: it does not depend on them."""
     model = GPT(model_config)
-    mx.eval(model.parameters())  # or the compiled steps would draw them anew for every token
+    mx.eval(model.parameters())  # or the compiled steps would draw them again for every token
     compiled = CompiledModel(model, model_config.vocab_size)
     prompt = np.arange(plan.prompt_tokens) % model_config.vocab_size
     sampling = SamplingParams(max_tokens=plan.new_tokens, seed=0)
@@ -182,11 +186,10 @@ def measure_generation(model_config: ModelConfig, plan: BenchPlan) -> Generation
         next(rows)
         first_token_time = time.perf_counter()
         remaining_tokens = sum(1 for _ in rows)
-        return 1000 * (first_token_time - start), remaining_tokens / (
-            time.perf_counter() - first_token_time
-        )
+        remaining_seconds = time.perf_counter() - first_token_time
+        return 1000 * (first_token_time - start), remaining_tokens / remaining_seconds
 
-    time_generation()  # makes the kernels
+    time_generation()  # compiles the kernels
     first_token_ms, rates = zip(*(time_generation() for _ in range(plan.repeats)), strict=True)
     return GenerationSpeed(
         prompt_tokens=plan.prompt_tokens,
@@ -198,7 +201,7 @@ def measure_generation(model_config: ModelConfig, plan: BenchPlan) -> Generation
 
 
 def bytes_per_new_token(model: ModelConfig) -> int:
-    """What decoding one token reads, in float32: all weights (of the positions only one) and the
+    """Bytes read to decode one token, in float32: all weights (of the positions only one) and the
     cache of a whole block.
     """
     positions = count_parameters_by_part(model).get("wpe (positions)", 0)
@@ -207,7 +210,7 @@ def bytes_per_new_token(model: ModelConfig) -> int:
 
 
 def describe_machine() -> Machine:
-    """What there is to measure on, and with."""
+    """This machine, and the software that measures."""
     return Machine(
         chip=device.device_name(),
         backend=device.device_type(),
@@ -235,8 +238,8 @@ def _count_performance_cores() -> int | None:
 
 
 def read_git_commit(root: Path) -> str | None:
-    """The commit of a checkout of mlxgpt, with a remark if what runs is not what it holds; None
-    if `root` is something else, be it a folder inside another checkout.
+    """The commit of a checkout of mlxgpt, marked if it has uncommitted changes; None if `root` is
+    something else, be it a folder inside another checkout.
     """
     git_path = shutil.which("git")
     if git_path is None or macos.is_xcode_stub(git_path):
@@ -250,7 +253,7 @@ def read_git_commit(root: Path) -> str | None:
 
 
 def _run_command(*command: str) -> str:
-    """What a command prints; nothing if it fails or is not there."""
+    """The output of a command; empty if it fails or is not installed."""
     try:
         completed = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -19,8 +19,6 @@ from mlxgpt.experiments.results import ComparisonRecord
 from mlxgpt.experiments.runner import CompareCallback
 from mlxgpt.training.selfcheck import CheckResult
 
-MAX_NOTE_WIDTH = 100  # columns of running text
-
 
 class ComparisonDisplay(CompareCallback):
     """A live table in a terminal; elsewhere a line for each training."""
@@ -81,12 +79,9 @@ class ComparisonDisplay(CompareCallback):
             name = self._current_label.rpartition(", seed ")[0]
             result = next(result for result in record.variants if result.name == name)
             last_training = result.trainings[-1]
-            progress = self._format_progress(
-                done=sum(len(result.trainings) for result in record.variants)
-            )
-            line = (
-                f"{self._current_label}  bits per byte {last_training.bits_per_byte:.4f}{progress}"
-            )
+            progress = self._format_progress(sum(len(r.trainings) for r in record.variants))
+            score = f"bits per byte {last_training.bits_per_byte:.4f}"
+            line = f"{self._current_label}  {score}{progress}"
             self.console.print(Text(line), soft_wrap=True)
         self._current_label = ""
 
@@ -98,10 +93,8 @@ class ComparisonDisplay(CompareCallback):
             done = self._finished_count + self._step / self._steps
             bar = Table.grid(expand=True)
             bar.add_row(ProgressBar(total=self._total, completed=done))
-            line = (
-                f"{self._current_label}  step "
-                f"{self._step:,}/{self._steps:,}{self._format_progress(done)}"
-            )
+            progress = self._format_progress(done)
+            line = f"{self._current_label}  step {self._step:,}/{self._steps:,}{progress}"
             renderables += [bar, Text(line)]
         self._live.update(Group(*renderables), refresh=True)
 
@@ -110,11 +103,12 @@ class ComparisonDisplay(CompareCallback):
         text = f"  {int(done)} of {self._total} trainings"
         if self._start_time is None or done <= self._count_at_start:
             return text
-        seconds_per_training = (time.monotonic() - self._start_time) / (done - self._count_at_start)
-        return (
-            f"{text}, about {format_duration(seconds_per_training * max(0.0, self._total - done))} "
-            "left"
-        )
+        elapsed = time.monotonic() - self._start_time
+        remaining = elapsed / (done - self._count_at_start) * max(0.0, self._total - done)
+        return f"{text}, about {format_duration(remaining)} left"
+
+
+MAX_NOTE_WIDTH = 100  # columns of running text
 
 
 def show_comparison(record: ComparisonRecord) -> None:

@@ -54,13 +54,14 @@ def add_tier_flags(parser: argparse.ArgumentParser) -> None:
         if name[:4] == "tier" and name[4:].isdecimal()
     )
     tier_help = "1: characters, Shakespeare; 2: byte-level BPE, short stories"
-    parser.add_argument("--tier", type=int, choices=tiers, help=tier_help)
+    base = parser.add_mutually_exclusive_group()
+    base.add_argument("--tier", type=int, choices=tiers, help=tier_help)
     parser.add_argument(
         "--recipe",
         metavar="|".join(toml.RECIPES),
         help="the tier as GPT-2 was trained (default), or with what was found since",
     )
-    parser.add_argument(
+    base.add_argument(
         "--config",
         metavar="FILE",
         help="a TOML file instead, or one of ours: gpt2-124m, gpt1-117m, five-minutes",

@@ -1,4 +1,4 @@
-"""A loss curve in a terminal: dots of Braille, or plain letters where those cannot be shown."""
+"""Loss curve in a terminal, in Braille dots, or in ASCII where those cannot be shown."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import numpy as np
 from rich.text import Text
 
 Y_AXIS_WIDTH = 8  # columns of the y axis
-MAX_LOSS = 1e6  # loss that is believed
-# Of a character's dots, two columns of four, from the top: Unicode's own order.
-BRAILLE_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
-MAX_POINTS = 100  # parts of the curve: each point is the mean of one of them
+
+
+MAX_LOSS = 1e6  # larger values are not plotted
 
 
 def render_loss_chart(
     records: Iterable[dict[str, Any]], width: int, height: int, *, unicode: bool = True
 ) -> Text:
-    """The loss in training as a line, that on held-out text as rings.
+    """The training loss as a line, the validation loss as rings.
 
     Args:
         records: of metrics.jsonl.
@@ -30,20 +29,15 @@ def render_loss_chart(
     for record in records:
         for key, points in (("loss", train_points), ("val_loss", val_points)):
             value: Any = record.get(key)
-            if (
-                type(value) in (int, float) and abs(value) < MAX_LOSS
-            ):  # a stranger's may be anything
+            # metrics.jsonl may come from elsewhere, and hold anything.
+            if type(value) in (int, float) and abs(value) < MAX_LOSS:
                 points.append((float(record["step"]), float(value)))
     if not train_points:
         return Text("no loss was logged yet\n")
     train_curve = _downsample(np.array(train_points))
     val_curve = np.array(val_points).reshape(-1, 2)
     low, high = _y_limits(np.concatenate([train_curve[:, 1], val_curve[:, 1]]))
-    last_step = (
-        max(train_curve[-1, 0], *val_curve[:, 0], 1.0)
-        if len(val_curve)
-        else max(train_curve[-1, 0], 1.0)
-    )
+    last_step = max(train_curve[-1, 0], *val_curve[:, 0], 1.0)
     columns, rows = max(8, width - Y_AXIS_WIDTH - 1), max(2, height - 2)
     canvas = np.zeros((rows, columns), dtype=int)
     _draw_curve(canvas, train_curve[:, 0] / last_step, (high - train_curve[:, 1]) / (high - low))
@@ -55,19 +49,26 @@ def render_loss_chart(
     return _add_axes(chars, low, high, int(last_step), unicode)
 
 
+MAX_POINTS = 100  # of the curve; each is the mean of a bucket
+
+
 def _downsample(points: np.ndarray) -> np.ndarray:
     buckets = np.array_split(points, min(len(points), MAX_POINTS))
     return np.array([bucket.mean(axis=0) for bucket in buckets])
 
 
 def _y_limits(values: np.ndarray) -> tuple[float, float]:
-    """From the least to nearly the greatest: a first loss may stand far above all the rest."""
+    """The minimum and the 97th percentile: the first losses may be far above all others."""
     low, high = float(values.min()), float(np.quantile(values, 0.97))
     return low, high if high > low else low + 1.0
 
 
+# Unicode's bits of a character's dots, two columns of four, from the top.
+BRAILLE_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
+
+
 def _draw_curve(canvas: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-    """A line on it; x and y from 0, left and top, to 1."""
+    """Draw a line on the canvas; x and y from 0, left and top, to 1."""
     rows, columns = canvas.shape
     x_samples = np.linspace(x[0], x[-1], 2 * columns) if len(x) > 1 else x
     dot_columns = np.minimum(2 * columns - 1, (x_samples * 2 * columns).astype(int))
@@ -91,7 +92,7 @@ def _dots_to_char(dots: int, unicode: bool) -> str:
 def _add_axes(
     chars: Sequence[Sequence[str]], low: float, high: float, last_step: int, unicode: bool
 ) -> Text:
-    """With its axes: the highest and the lowest loss, the first step and the last."""
+    """The canvas with its axes: the highest and the lowest loss, the first step and the last."""
     bar, corner, dash = ("│", "└", "─") if unicode else ("|", "+", "-")
     chart, rows, columns = Text(), len(chars), len(chars[0])
     for n, row in enumerate(chars):

@@ -35,10 +35,9 @@ from mlxgpt.training.callbacks import Callback, TrainingSummary
 from mlxgpt.training.estimate import Estimate, ReferenceResult
 from mlxgpt.training.selfcheck import CheckResult
 
-PLAIN_LINE_INTERVAL = 10.0  # between two lines where no terminal redraws them
-MIN_HEIGHT_FOR_CURVE = 24  # lines of a terminal that has room for a curve
-CURVE_HEIGHT = 10  # lines of it
-MAX_CURVE_RECORDS = 2000  # records that it is drawn from
+PLAIN_LINE_INTERVAL = 10.0  # seconds between progress lines without a terminal
+
+
 PROGRESS_COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -77,11 +76,8 @@ class PreparationDisplay:
         memory = decimal(device.resident_bytes())
         self._bar.update(task.id, completed=done, total=max(done, total), memory=memory)
         if not self.console.is_terminal:
-            cells = (
-                column.render(task)
-                for column in PROGRESS_COLUMNS
-                if not isinstance(column, BarColumn)
-            )
+            columns = (c for c in PROGRESS_COLUMNS if not isinstance(c, BarColumn))
+            cells = (column.render(task) for column in columns)
             line = "  ".join(str(text) for text in cells)
             self.console.print(Text(line), soft_wrap=True)
         elif not self._live:
@@ -213,8 +209,13 @@ class TrainingDisplay(Callback):
             )
 
 
+MIN_HEIGHT_FOR_CURVE = 24  # lines of a terminal with room for a loss curve
+LIVE_CURVE_HEIGHT = 10  # lines
+MAX_CURVE_RECORDS = 2000
+
+
 class LiveView:
-    """The numbers of a training, and its curve: redrawn in a terminal, now and then a line
+    """Metrics of a training run, and its loss curve: redrawn in a terminal, now and then a line
     elsewhere.
 
     Args:
@@ -275,7 +276,9 @@ class LiveView:
         if self._console.height < MIN_HEIGHT_FOR_CURVE or len(self._records) < 3:
             return Group(bar, *tables)
         unicode = not self._console.options.ascii_only
-        curve = render_loss_chart(self._records, self._console.width, CURVE_HEIGHT, unicode=unicode)
+        curve = render_loss_chart(
+            self._records, self._console.width, LIVE_CURVE_HEIGHT, unicode=unicode
+        )
         return Group(curve, bar, *tables)
 
     def _format_metrics(self, r: dict[str, Any]) -> list[tuple[str, str]]:
@@ -318,8 +321,8 @@ def _describe_plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, 
         "machine": f"{device.device_name()}, {device.device_type()}, "
         f"{decimal(device.total_memory_bytes())}",
         "will take": f"about {format_duration(estimate.seconds)} and "
-        f"{decimal(estimate.peak_bytes)} of "
-        f"memory, measured: {1000 * estimate.step_seconds:,.0f} ms a step, "
+        f"{decimal(estimate.peak_bytes)} of memory, measured: "
+        f"{1000 * estimate.step_seconds:,.0f} ms a step, "
         f"{estimate.evaluations} evaluation{'s' * (estimate.evaluations != 1)} in "
         f"{format_duration(estimate.evaluation_seconds)}",
         "to expect": _format_expected_loss(estimate.reference, t.max_steps * tokens),
@@ -330,16 +333,12 @@ def _describe_plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, 
 def _format_expected_loss(reference: ReferenceResult | None, planned_tokens: int) -> str:
     if not reference:
         return "unknown: no run of this shape was measured on this text"
-    note = (
-        ""
-        if planned_tokens >= 0.9 * reference.tokens
-        else "; this one is shorter, and ends above it"
-    )
+    is_shorter = planned_tokens < 0.9 * reference.tokens
+    note = "; this one is shorter, and ends above it" if is_shorter else ""
     return (
         f"val loss {reference.val_loss:.4f}, {reference.bits_per_byte:.3f} bits per byte: what "
-        "this "
-        f"shape reached after {reference.tokens / 1e6:.1f} million tokens "
-        f"({reference.report}){note}"
+        f"this shape reached after {reference.tokens / 1e6:.1f} million tokens ({reference.report})"
+        f"{note}"
     )
 
 

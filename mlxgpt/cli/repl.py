@@ -1,4 +1,4 @@
-"""`mlxgpt generate --interactive`: prompts at a line with history and editing, texts as they come.
+"""`mlxgpt generate --interactive`: a prompt line with history and editing, texts streamed.
 
 What is typed begins a text, and a line that begins with a slash is a command. Ctrl-C stops a text,
 and not the program. Works in a terminal that can do nothing, and with its input from a file.
@@ -34,7 +34,7 @@ REPL_SETTINGS = tuple(f.name for f in fields(SamplingParams) if f.name != "sampl
 
 
 class GenerateRepl:
-    """Reads lines, writes texts.
+    """Interactive generation: reads prompts and commands, writes texts.
 
     Args:
         load_model: opens a run by its name; None: the newest.

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mlxgpt.cli.loss_plot import render_loss_chart
 from mlxgpt.config import toml
-from mlxgpt.evaluation.hellaswag import HellaSwagResult as HellaSwag
+from mlxgpt.evaluation.hellaswag import HellaSwagResult
 from mlxgpt.evaluation.loss import Evaluation
 from mlxgpt.evaluation.sample_quality import SampleQuality
 from mlxgpt.evaluation.text_metrics import METRICS
@@ -22,20 +22,19 @@ from mlxgpt.storage.info import ConfigInfo, RunSummary
 from mlxgpt.storage.run import Run
 from mlxgpt.training.selfcheck import CheckResult
 
-MAX_TEXT_WIDTH = 80  # columns of running text
-CURVE_HEIGHT = 20  # lines of a loss curve
+
+class StdoutConsole(Console):
+    """The console on stdout; if its reader closes it (`| head -1`), the command ends."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 CHECK_MARKS = {
     True: Text("ok", "green"),
     False: Text("FAILED", "bold red"),
     None: Text("told", "dim"),
 }
-
-
-class StdoutConsole(Console):
-    """The console on stdout; where nobody reads on (`| head -1`), the command ends."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
 
 
 def show_checks(checks: Sequence[CheckResult]) -> None:
@@ -53,8 +52,11 @@ def show_checks(checks: Sequence[CheckResult]) -> None:
             console.print(Text(check.why))
 
 
+CURVE_HEIGHT = 20  # lines
+
+
 def show_curve(run: Run) -> None:
-    """A run's loss, as far as it came, on stdout."""
+    """A run's loss curve on stdout."""
     console = StdoutConsole(highlight=False)
     console.print(Text(run.name, style="bold"))
     width, unicode = min(console.width, 100), not console.options.ascii_only
@@ -66,7 +68,7 @@ def show_curve(run: Run) -> None:
 
 
 def show_appraisal(appraisal: SampleQuality) -> None:
-    """What generated texts are worth, as a table on stdout."""
+    """Sample quality metrics as a table on stdout."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for name in appraisal.columns:
@@ -102,6 +104,9 @@ def _format_metric(value: float | None, share: bool) -> str:
     return f"{value:.1%}" if share else f"{value:.2f}"
 
 
+MAX_TEXT_WIDTH = 80  # columns of running text
+
+
 def show_texts(texts: Sequence[str]) -> None:
     """Generated texts on stdout: in a terminal as columns to read, elsewhere as they are."""
     console = StdoutConsole(highlight=False, soft_wrap=False)
@@ -125,7 +130,7 @@ def show_evaluation(result: Evaluation) -> None:
     print(f"tokens         {result.tokens:,}")
 
 
-def show_hellaswag(result: HellaSwag) -> None:
+def show_hellaswag(result: HellaSwagResult) -> None:
     """A model's accuracy on HellaSwag, with its standard error."""
     print(f"accuracy        {result.accuracy:.4f} ± {result.accuracy_error:.4f}")
     print(f"accuracy, norm  {result.accuracy_norm:.4f} ± {result.accuracy_norm_error:.4f}")

@@ -1,4 +1,4 @@
-"""From what was asked for to what is meant: folders, configs, runs with their models and data.
+"""Resolves flags, tiers, recipes and TOML files to one config, and names to folders.
 
 Folders default to `runs` and `data` under the environment's MLXGPT_HOME, or else under the
 current folder.
@@ -6,7 +6,6 @@ current folder.
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from typing import Any
 from mlxgpt import config as configs
 from mlxgpt.config import Config, toml
 from mlxgpt.utils.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 PathLike = str | Path
 

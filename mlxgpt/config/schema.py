@@ -1,6 +1,4 @@
-"""Settings as fields of dataclasses: what each one means, its bounds, its type; and values that are
-held against these.
-"""
+"""Config fields: help text, bounds and type of each, and the validation of values by these."""
 
 from __future__ import annotations
 
@@ -14,8 +12,6 @@ from typing import Any, TypeVar, get_type_hints
 from mlxgpt.utils.errors import UserError
 
 T = TypeVar("T")
-
-MAX_INT = 1 << 53  # whole number, where there is no other bound
 
 
 def config_field(
@@ -45,6 +41,10 @@ def iter_fields(config_class: type) -> Iterator[tuple[str, Any, Field[Any]]]:
     types = get_type_hints(config_class)
     for item in fields(config_class):
         yield item.name, types[item.name], item
+
+
+# of a setting without a bound of its own: exact as a float
+MAX_INT = 1 << 53  # whole number, where there is no other bound
 
 
 def check_bounds(instance: T) -> T:
@@ -137,6 +137,6 @@ def _convert(name: str, field_type: Any, value: Any) -> Any:
 
 
 def unknown_name_error(description: str, name: str, valid_names: Mapping[str, Any]) -> UserError:
-    """What to say of a name that is not known."""
+    """The error for an unknown name, with the closest valid one."""
     suggestion = difflib.get_close_matches(name, list(valid_names), 1, 0.0)[0]
     return UserError(f"unknown {description}", f"did you mean {suggestion!r}?")

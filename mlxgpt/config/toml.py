@@ -1,4 +1,4 @@
-"""Configs as TOML files: read, written, and those that come along."""
+"""Configs as TOML files: reading, writing, and the built-in ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 RECIPES = ("classic", "modern")  # of a tier: tier1.toml, tier1-modern.toml
-# What there was once, and stands in the config of runs from then; it decided how weights began.
-REMOVED_FIELD = ("model", "zero_init")
-SURROGATE_PATTERN = re.compile("[\ud800-\udfff]")
+
+
+REMOVED_FIELD = ("model", "zero_init")  # (section, name), still in the configs of old runs
 
 
 def load_config(path: str | Path) -> Config:
@@ -44,8 +44,11 @@ def load_config(path: str | Path) -> Config:
         raise UserError(f"{path}: {error.problem}", error.remedy) from error
 
 
+SURROGATE_PATTERN = re.compile("[\ud800-\udfff]")
+
+
 def config_to_toml(config: Config) -> str:
-    """The whole config as TOML, each value with its meaning; `load` reads it back unchanged."""
+    """The whole config as TOML, each value with its meaning; `load_config` reads it back."""
     lines = []
     for section, cls in SECTIONS.items():
         lines.append(f"[{section}]")

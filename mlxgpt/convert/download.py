@@ -1,4 +1,4 @@
-"""A GPT-2 of the Hugging Face hub, downloaded into the hub's cache: weights as safetensors, config,
+"""Downloads a GPT-2 from the Hugging Face hub into the hub's cache: weights as safetensors, config,
 tokenizer. What is in the cache is not downloaded again.
 """
 
@@ -26,20 +26,19 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# By their common names.
+# Common name -> OWNER/NAME on the hub.
 MODEL_ALIASES = {
     **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large")},
     "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
 }
-WEIGHTS_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
 
 
 def download_model(name: str) -> tuple[Path, str]:
-    """The folder of a model of the hub, and its commit.
+    """Download a model of the hub; the folder in the cache, and its commit.
 
     Args:
-        name: one of KNOWN, or OWNER/NAME.
+        name: one of MODEL_ALIASES, or OWNER/NAME.
 
     Raises:
         UserError: if it could not be downloaded, is not a GPT-2 in safetensors, or the disk is too
@@ -65,8 +64,11 @@ def download_model(name: str) -> tuple[Path, str]:
         ) from error
 
 
+WEIGHTS_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
+
+
 def _download_files(repo_id: str, info: Any) -> Path:
-    """The folder with all files that an import reads, at the commit of `info`."""
+    """Download all files that an import reads, at the commit of `info`; their folder."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     commit = str(info.sha)
@@ -87,10 +89,8 @@ def _download_files(repo_id: str, info: Any) -> Path:
     missing = [
         file for file in weight_files if not try_to_load_from_cache(repo_id, file, revision=commit)
     ]
-    required_bytes, free_bytes = (
-        sum(repo_files[file].size or 0 for file in missing),
-        shutil.disk_usage(folder).free,
-    )
+    required_bytes = sum(repo_files[file].size or 0 for file in missing)
+    free_bytes = shutil.disk_usage(folder).free
     if required_bytes > free_bytes:
         raise UserError(
             f"{repo_id} takes {required_bytes / 1e9:,.2f} GB, and {free_bytes / 1e9:,.2f} are free",
@@ -121,7 +121,7 @@ def _download_files(repo_id: str, info: Any) -> Path:
 
 
 def _find_cached_snapshot(repo_id: str) -> Path | None:
-    """The state of a model that was downloaded last."""
+    """The folder of a model's state that was downloaded last; None if there is none."""
     from huggingface_hub import constants
 
     snapshots = Path(constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}", "snapshots")

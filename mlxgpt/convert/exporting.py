@@ -1,25 +1,88 @@
-"""A run's model for other runtimes: transformers, mlx-lm, llama.cpp."""
+"""Export of a run's model to other runtimes: transformers, mlx-lm, llama.cpp."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
 
 from mlxgpt.backend.safetensors_io import save_arrays
 from mlxgpt.config import ModelConfig
+from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.convert import gguf, huggingface, mlx_lm, qwen3, tokenizers
 from mlxgpt.convert.model_card import render_model_card
-from mlxgpt.data.tokenizers.char import end_of_text_token
-from mlxgpt.model.parameters import VOCAB_MATRICES
+from mlxgpt.data.dataset import is_prepared
+from mlxgpt.data.tokenizers.base import end_of_text_token
+from mlxgpt.evaluation import loss
+from mlxgpt.model.parameters import VOCAB_MATRICES, flatten_params, load_parameters
+from mlxgpt.storage.loading import load_run_model, open_run_dataset
 from mlxgpt.storage.run import CHAT_TEMPLATE, Run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-RUNTIMES = ("hf", "mlx-lm", "gguf")
-QUANTIZE_BITS = (8, 4)
+RUNTIMES = ("hf", "mlx-lm", "gguf")  # the choices of --to
+QUANTIZE_BITS = (8, 4)  # bits per weight, the choices of --quantize
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Result of an export.
+
+    Attributes:
+        folder: the exported files.
+        step: updates that the model was trained for.
+        perplexity, quantized_perplexity: over the run's validation text, of the weights as they are
+            and as they were quantized; None where nothing was quantized, or there is no such text.
+    """
+
+    folder: Path
+    step: int
+    perplexity: float | None = None
+    quantized_perplexity: float | None = None
+
+
+def export(
+    *,
+    to: str,
+    run: str | None = None,
+    checkpoint: str = "best",
+    quantize: int | None = None,
+    out: PathLike | None = None,
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+) -> ExportResult:
+    """Write a run's model as another runtime loads it.
+
+    Args:
+        to: `hf` (transformers, and mlx-lm too), `mlx-lm`, or `gguf` (llama.cpp, Ollama).
+        quantize: 8 or 4 bits a weight, for `mlx-lm` and `gguf`; default: float32.
+        out: the folder; default: exports/RUN-TO.
+    """
+    for value, allowed, flag in (
+        (to, RUNTIMES, "--to"),
+        (quantize, QUANTIZE_BITS, "bits"),
+    ):
+        if value is not None and value not in allowed:
+            raise UserError(
+                f"{flag} {value} is none of {', '.join(map(str, allowed))}", "give one of these."
+            )
+    opened_run, model, step = load_run_model(run, checkpoint, runs_dir, fall_back=False)
+    suffix = f"-{quantize}bit" if quantize else ""
+    folder = Path(out) if out else Path("exports") / f"{opened_run.name}-{to}{suffix}"
+    parameters = flatten_params(model.parameters())
+    export_run(opened_run, parameters, step, folder, to, quantize)
+    data_folder = resolve_folder("data", data_dir) / (opened_run.data_name or "")
+    if not quantize or not opened_run.data_name or not is_prepared(data_folder):
+        return ExportResult(folder, step)
+    dataset = open_run_dataset(opened_run, resolve_folder("data", data_dir))
+    perplexity_before = loss.evaluate_run(opened_run, model, dataset.val).perplexity
+    load_parameters(model, fake_quantize(opened_run.config.model, parameters, to, quantize))
+    perplexity_after = loss.evaluate_run(opened_run, model, dataset.val).perplexity
+    return ExportResult(folder, step, perplexity_before, perplexity_after)
+
+
 OTHER_FOLDER_REMEDY = "choose another folder: --out DIR."
 
 
@@ -31,17 +94,17 @@ def export_run(
     runtime: str,
     bits: int | None = None,
 ) -> None:
-    """Write a folder that a runtime loads; it appears whole, or not. What a model has room for
-    beyond its tokenizer's ids is left out, since elsewhere it could be drawn.
+    """Export a run's model as a folder that a runtime loads, written atomically. Vocabulary rows
+    beyond the tokenizer's ids are left out, since another runtime could sample them.
 
     Args:
         parameters: of the run's model after `step` updates.
-        folder: must not be there yet.
+        folder: must not exist yet.
         runtime: one of RUNTIMES.
-        bits: bits of the weights, one of BITS; None: float32.
+        bits: bits of the weights, one of QUANTIZE_BITS; None: float32.
 
     Raises:
-        UserError: if the runtime cannot have such a model, or the folder cannot be written.
+        UserError: if the runtime does not support the model, or the folder cannot be written.
     """
     if runtime == "hf" and bits:
         raise UserError(
@@ -65,7 +128,7 @@ def export_run(
             raise UserError(f"{folder} exists", OTHER_FOLDER_REMEDY)
         scratch = folder.with_name(f".{folder.name}.new")
         try:
-            shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed
+            shutil.rmtree(scratch, ignore_errors=True)  # left by an export that was killed
             scratch.mkdir()
             _write_files(run, parameters, scratch, runtime, bits)
             files.write_atomically(
@@ -81,7 +144,7 @@ def export_run(
 
 
 def differs_from_gpt2(config: ModelConfig) -> bool:
-    """Whether a model has other parts than GPT-2's."""
+    """Whether a model's architecture differs from GPT-2's."""
     gpt2_config = ModelConfig()
     parts = ("position", "norm", "qk_norm", "mlp", "tied", "embedding_norm", "value_embeddings")
     return any(getattr(config, name) != getattr(gpt2_config, name) for name in parts)
@@ -90,8 +153,8 @@ def differs_from_gpt2(config: ModelConfig) -> bool:
 def fake_quantize(
     config: ModelConfig, parameters: dict[str, mx.array], runtime: str, bits: int
 ) -> dict[str, mx.array]:
-    """The parameters as a runtime has them once they were quantized."""
-    return {"mlx-lm": mlx_lm, "gguf": gguf}[runtime].rounded(config, parameters, bits)
+    """Quantize and dequantize the parameters as a runtime does."""
+    return {"mlx-lm": mlx_lm, "gguf": gguf}[runtime].fake_quantize(config, parameters, bits)
 
 
 def _write_files(
@@ -104,14 +167,14 @@ def _write_files(
     }
     parameters = {**parameters, **vocab_matrices}
     if runtime == "gguf":
-        name = f"{run.name}.gguf"
+        gguf_name = f"{run.name}.gguf"
         display_name = run.name.encode("utf-8", "backslashreplace").decode("utf-8")
         gguf_model = gguf.GGUFModel(
             config, parameters, run.tokenizer, display_name, run.bos is not None
         )
-        gguf.write_gguf(scratch / name, gguf_model, bits)
-        text = gguf.render_modelfile(name, end_of_text=end_of_text_token(run.tokenizer))
-        (scratch / "Modelfile").write_text(text, encoding="utf-8", errors="surrogateescape")
+        gguf.write_gguf(scratch / gguf_name, gguf_model, bits)
+        modelfile = gguf.render_modelfile(gguf_name, end_of_text=end_of_text_token(run.tokenizer))
+        (scratch / "Modelfile").write_text(modelfile, encoding="utf-8", errors="surrogateescape")
         return
     if differs_from_gpt2(config):
         huggingface.write_config_json(scratch, qwen3.make_qwen3_config(config, eos))

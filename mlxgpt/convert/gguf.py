@@ -1,9 +1,9 @@
-"""A GPT as a GGUF file, which llama.cpp runs, and with it Ollama and LM Studio. Knows llama.cpp's
-names for GPT-2's arrays and its kinds of vocabularies; nothing of runs.
+"""Writes a GPT as a GGUF file, which llama.cpp, Ollama and LM Studio run. Knows llama.cpp's names
+for GPT-2's arrays and its kinds of vocabularies; nothing of runs.
 
 Weights are float32 unless they are quantized, so that nothing is lost. llama.cpp's GPT-2 has
-biases everywhere: a model without them gets zeros, which change nothing. A model of modern parts is
-a Qwen3.
+biases everywhere: a model without them gets zeros, which change nothing. A model of the modern
+recipe becomes a Qwen3.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import numpy as np
 from mlxgpt.backend.ops import NORM_EPS
 from mlxgpt.config import ModelConfig
 from mlxgpt.convert import qwen3
-from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.convert.huggingface import LM_HEAD
+from mlxgpt.data.tokenizers.base import Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.model.gpt import ROPE_BASE
 from mlxgpt.model.parameters import VOCAB_MATRICES
 from mlxgpt.model.stats import mlp_width
@@ -29,38 +31,10 @@ from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 QUANT_TYPES = {8: "Q8_0", 4: "Q4_0"}  # bits -> llama.cpp's name
-QUANT_BLOCK_SIZE = 32  # neighbours in a row that share a scale, in both
-PLACEHOLDER_MERGE = (
-    "Ā Ā"  # of two NUL, which no text has: llama.cpp's BPE does not go without a merge
-)
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf's TokenType
-
-# GPT-2's parts of a layer, and Qwen3's -> llama.cpp's.
-GPT2_TENSORS = {
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
-QWEN3_TENSORS = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 class GGUFVocabulary(NamedTuple):
-    """What llama.cpp makes tokens with.
+    """A vocabulary in llama.cpp's terms.
 
     Attributes:
         kind: gpt2, byte-level BPE; or rwkv, the longest token that fits.
@@ -154,7 +128,7 @@ def render_modelfile(gguf_name: str, *, end_of_text: str | None) -> str:
 def fake_quantize(
     config: ModelConfig, parameters: dict[str, mx.array], bits: int
 ) -> dict[str, mx.array]:
-    """The parameters as llama.cpp has them once they were quantized."""
+    """Quantize and dequantize the parameters as llama.cpp does."""
     _check_quantization(bits, config.n_embd)
     gguf = _import_gguf()
     dequantized = {}
@@ -179,9 +153,12 @@ def _import_gguf() -> Any:
     return gguf
 
 
+QUANT_BLOCK_SIZE = 32  # neighboring values of a row that share a scale, in Q8_0 and Q4_0
+
+
 def _check_quantization(bits: int, n_embd: int) -> None:
-    """Refuse what there is no format for, and rows that are no whole blocks; those of every matrix
-    have n_embd numbers, four times as many, or a multiple of 32.
+    """Refuse bits without a format, and rows that are not whole blocks. A row of any matrix has
+    n_embd values, four times as many, or a multiple of 32.
     """
     if bits not in QUANT_TYPES:
         raise UserError(f"weights cannot be quantized to {bits} bits", "take 8 or 4.")
@@ -216,6 +193,11 @@ def _add_shape(writer: Any, config: ModelConfig) -> None:
     writer.add_layer_norm_rms_eps(NORM_EPS)
 
 
+# llama.cpp's BPE needs a merge: this one is of two NUL, which no text has.
+PLACEHOLDER_MERGE = "Ā Ā"
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf's TokenType
+
+
 def _make_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     """The tokenizer in llama.cpp's terms, with unused tokens up to the model's vocabulary."""
     tree = json.loads(tokenizer.to_json())
@@ -223,20 +205,20 @@ def _make_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
     token_ids = tree["model"]["vocab"] | tokenizer.added_tokens.ids
     kind, token_type = "gpt2", NORMAL
     if isinstance(tokenizer, CharTokenizer):
-        # Tokens of the user's own are cut out of a text before BPE sees it: here, all of it.
-        kind, token_type = (
-            ("rwkv", NORMAL) if tokenizer.end_of_text is None else ("gpt2", USER_DEFINED)
-        )
+        if tokenizer.end_of_text is None:
+            kind = "rwkv"
+        else:  # user-defined tokens are cut out of a text before BPE sees it: here, all of it
+            token_type = USER_DEFINED
     elif tokenizer.end_of_text is None:
         raise UserError(
             "llama.cpp cannot have a byte-level BPE without an end-of-text: id 11 would end texts",
             "export it --to hf, or name its eos_token in tokenizer_config.json and import again.",
         )
     tokens, types = [], []
-    for name, id in sorted(token_ids.items(), key=lambda item: item[1]):
+    for name, token_id in sorted(token_ids.items(), key=lambda item: item[1]):
         tokens.append(_escape_character(name) if kind == "rwkv" else name)
-        is_special = id in added and added[id].special
-        types.append(CONTROL if is_special else USER_DEFINED if id in added else token_type)
+        is_special = token_id in added and added[token_id].special
+        types.append(CONTROL if is_special else USER_DEFINED if token_id in added else token_type)
     merges = [" ".join(pair) for pair in tree["model"]["merges"]] or [PLACEHOLDER_MERGE]
     for i in range(vocab_size - len(tokens)):
         tokens.append(r"\xff" * (i + 1) if kind == "rwkv" else f"[PAD{i}]")
@@ -245,9 +227,9 @@ def _make_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
 
 
 def _escape_character(character: str) -> str:
-    """A character as a token of llama.cpp's rwkv, the one kind of vocabulary that can do without an
-    end: where BPE is given none, id 11 ends a text, whatever it is. But rwkv never comes to an end
-    where a text has a token's first bytes and not the others, so that only one byte is safe.
+    """A character as a token of llama.cpp's rwkv, the one kind of vocabulary that needs no
+    end-of-text: BPE without one takes id 11 as the end. But rwkv loops forever on a text that has a
+    token's first bytes and not the others, so that only tokens of one byte are safe.
     """
     if not character.isascii() or len(character) > 1:
         raise UserError(
@@ -279,7 +261,7 @@ def _write_tensors(
     parameters: dict[str, mx.array],
     bits: int | None,
 ) -> None:
-    """What describes the arrays, then the arrays, one at a time in memory."""
+    """Write the arrays' descriptions, then the arrays, one at a time in memory."""
     file_type = f"MOSTLY_{QUANT_TYPES[bits]}" if bits else "ALL_F32"
     writer.add_file_type(gguf.LlamaFileType[file_type])
     if bits:
@@ -299,6 +281,31 @@ def _write_tensors(
         writer.write_tensor_data(gguf.quants.quantize(values_f32, ggml_type))
 
 
+# GPT-2's name of a part of a layer -> llama.cpp's.
+GPT2_TENSORS = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+# Qwen3's name of a part of a layer -> llama.cpp's.
+QWEN3_TENSORS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
 def _iter_tensors(
     config: ModelConfig, parameters: dict[str, mx.array], bits: int | None
 ) -> Iterator[tuple[str, mx.array, str]]:
@@ -307,17 +314,14 @@ def _iter_tensors(
     if config.position == "rope":
         qwen_arrays = qwen3.convert_to_qwen3(config, parameters)
         yield "token_embd.weight", qwen_arrays[qwen3.EMBED_TOKENS], vocab_type
-        if qwen3.LM_HEAD in qwen_arrays:
-            yield "output.weight", qwen_arrays[qwen3.LM_HEAD], vocab_type
+        if LM_HEAD in qwen_arrays:
+            yield "output.weight", qwen_arrays[LM_HEAD], vocab_type
         yield "output_norm.weight", qwen_arrays[qwen3.FINAL_NORM], "F32"
         for n in range(config.n_layer):
-            for hf_name, gguf_part in QWEN3_TENSORS.items():
-                weight = qwen_arrays[f"model.layers.{n}.{hf_name}.weight"]
-                yield (
-                    f"blk.{n}.{gguf_part}.weight",
-                    weight,
-                    matrix_type if weight.ndim == 2 else "F32",
-                )
+            for qwen_name, gguf_name in QWEN3_TENSORS.items():
+                weight = qwen_arrays[f"model.layers.{n}.{qwen_name}.weight"]
+                quant_type = matrix_type if weight.ndim == 2 else "F32"
+                yield f"blk.{n}.{gguf_name}.weight", weight, quant_type
         return
     yield "token_embd.weight", parameters["wte.weight"], vocab_type
     yield "position_embd.weight", parameters["wpe.weight"], "F32"

@@ -1,9 +1,9 @@
-"""GPT-2 as Hugging Face transformers keeps it: a folder with config.json and safetensors.
+"""Reads and writes GPT-2 as transformers stores it: a folder with config.json and safetensors.
 
 There the four matrices of a block are [in, out] (a Conv1D of one column), here [out, in]; names
-may have prefixes, such as `transformer.`, or `module.` and `_orig_mod.` of a training; older files
-hold each layer's causal mask; weights may be spread over several files with an index. mlx-lm reads
-the same folder, if config.json has `n_ctx`, names have no prefix and there is no head.
+may have prefixes, such as `transformer.`, or `module.` and `_orig_mod.` of a training run; older
+files hold each layer's causal mask; weights may be spread over several files with an index. mlx-lm
+reads the same folder, if config.json has `n_ctx`, names have no prefix and there is no head.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import mlx.core as mx
 from mlxgpt.backend import device_errors
 from mlxgpt.backend.safetensors_io import load_arrays, save_arrays
 from mlxgpt.config import ModelConfig, config_from_tree
-from mlxgpt.data.tokenizers.char import Tokenizer
+from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import check_shapes, flatten_params
 from mlxgpt.model.stats import count_parameters
@@ -31,11 +31,8 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CONFIG_JSON, WEIGHTS_FILE, WEIGHTS_INDEX_FILE = (
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-)
+CONFIG_JSON = "config.json"
+WEIGHTS_FILE, WEIGHTS_INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 LINEAR_WEIGHTS = (
     "attn.c_attn.weight",
@@ -43,45 +40,8 @@ LINEAR_WEIGHTS = (
     "mlp.c_fc.weight",
     "mlp.c_proj.weight",
 )
-# The causal mask, and the number that hides; c_attn has a bias of its own, which is a weight.
-MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 LM_HEAD = "lm_head.weight"
-# What PyTorch's compile, DistributedDataParallel and FSDP put into names, anywhere.
-WRAPPER_PREFIXES = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|module)\.")
-MODEL_PREFIXES = re.compile(r"(transformer\.|model\.)*")
-GPT2_PARAMETER = re.compile(
-    r"(wte|wpe)\.weight|ln_f\.(weight|bias)"
-    r"|h\.\d+\.(ln_[12]|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)"
-)
-# Heads of other kinds, by the beginning of their names. Those of an OTHER_MODELS take the place of
-# the language model's.
-EXTRA_HEADS = {
-    "v_head.": "a value head, of reinforcement learning",
-    "multiple_choice_head.": "a head for multiple choice",
-}
-OTHER_TASK_HEADS = {
-    "score.": "a sequence classifier (GPT2ForSequenceClassification)",
-    "classifier.": "a token classifier (GPT2ForTokenClassification)",
-    "qa_outputs.": "a question-answering model (GPT2ForQuestionAnswering)",
-}
-# config.json's name of each part of the shape -> other names that transformers reads.
-CONFIG_ALIASES = {
-    "n_layer": ("num_hidden_layers",),
-    "n_head": ("num_attention_heads",),
-    "n_embd": ("hidden_size",),
-    "vocab_size": (),
-    "n_positions": ("max_position_embeddings", "n_ctx"),
-}
 GELU_TANH_NAMES = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # three names of the tanh form
-
-# What a GPT-2 has to say of itself to be the one that is built here.
-GPT2_REQUIREMENTS: dict[str, tuple[Any, ...]] = {
-    "activation_function": GELU_TANH_NAMES,
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-}
 
 
 @dataclass(frozen=True)
@@ -103,6 +63,16 @@ class ImportedModel:
     add_bos_token: bool
     origin: Mapping[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
+
+
+# Values in config.json that this GPT-2 implements; the first is transformers' default.
+GPT2_REQUIREMENTS: dict[str, tuple[Any, ...]] = {
+    "activation_function": GELU_TANH_NAMES,
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
 
 
 def read_gpt2_config(folder: Path) -> ModelConfig:
@@ -141,10 +111,20 @@ def read_gpt2_config(folder: Path) -> ModelConfig:
 
 
 def _infer_model_type(tree: Mapping[str, Any]) -> str:
-    """The model_type of a config.json that does not say it."""
+    """The model_type of a config.json without one."""
     architectures = ", ".join(map(str, tree.get("architectures") or ()))
     is_gpt2 = architectures.startswith("GPT2") or (not architectures and "n_embd" in tree)
     return "gpt2" if is_gpt2 else f"missing (architectures: {architectures or 'missing'})"
+
+
+# config.json's name of each part of the shape -> other names that transformers reads.
+CONFIG_ALIASES = {
+    "n_layer": ("num_hidden_layers",),
+    "n_head": ("num_attention_heads",),
+    "n_embd": ("hidden_size",),
+    "vocab_size": (),
+    "n_positions": ("max_position_embeddings", "n_ctx"),
+}
 
 
 def _read_shape(folder: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,9 +151,18 @@ def _read_shape(folder: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
     return shape
 
 
+# Inserted anywhere in a name by torch.compile, DistributedDataParallel and FSDP.
+WRAPPER_PREFIXES = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|module)\.")
+MODEL_PREFIXES = re.compile(r"(transformer\.|model\.)*")
+
+
 def strip_prefixes(name: str) -> str:
-    """An array's name without what trainings and libraries put before it."""
+    """An array's name without the prefixes of libraries and training wrappers."""
     return MODEL_PREFIXES.sub("", WRAPPER_PREFIXES.sub("", name), count=1)
+
+
+# The causal mask and its fill value; c_attn's own bias is a weight, and does not match.
+MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 
 
 def _normalize_names(folder: Path, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
@@ -188,6 +177,23 @@ def _normalize_names(folder: Path, arrays: Mapping[str, mx.array]) -> dict[str, 
         if not MASK_BUFFER.fullmatch(name):
             normalized[name] = value
     return normalized
+
+
+GPT2_PARAMETER = re.compile(
+    r"(wte|wpe)\.weight|ln_f\.(weight|bias)"
+    r"|h\.\d+\.(ln_[12]|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)"
+)
+# Heads that a language model can have besides its own, by the prefix of their names.
+EXTRA_HEADS = {
+    "v_head.": "a value head, of reinforcement learning",
+    "multiple_choice_head.": "a head for multiple choice",
+}
+# Heads in place of the language model's, by the prefix of their names.
+OTHER_TASK_HEADS = {
+    "score.": "a sequence classifier (GPT2ForSequenceClassification)",
+    "classifier.": "a token classifier (GPT2ForTokenClassification)",
+    "qa_outputs.": "a question-answering model (GPT2ForQuestionAnswering)",
+}
 
 
 def _drop_other_heads(folder: Path, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -239,7 +245,7 @@ def read_gpt2_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.arra
                 f"{name} has {arrays[name].shape[0]:,} rows, and {key} is {rows:,}",
                 "copy or download the whole folder again.",
             )
-    # By the one matrix that is never square: of a square one no shape tells which way it lies.
+    # c_attn is the one matrix that is never square: the shape of a square one fits both layouts.
     c_attn = arrays.get(f"h.0.{LINEAR_WEIGHTS[0]}")
     has_conv1d_layout = c_attn is not None and c_attn.shape == (config.n_embd, 3 * config.n_embd)
     parameters = {}
@@ -299,7 +305,7 @@ def _read_arrays(folder: Path) -> dict[str, mx.array]:
 
 
 def _choose_remedy(folder: Path) -> str:
-    """What to do where there are no safetensors, by what is there instead."""
+    """The remedy for a folder without safetensors, by the files that it has instead."""
     if files.list_matching(folder, "pytorch_model*.bin"):
         return (
             "its pytorch_model.bin is a pickle, which can run code: save it as safetensors first."
@@ -326,7 +332,7 @@ def write_gpt2_config(folder: Path, config: ModelConfig, bos: int | None, **extr
 
     Args:
         bos: the id that begins and ends a text; None where there is none.
-        more: what else stands in it.
+        extra: further entries.
     """
     shape = asdict(config)
     tree = {

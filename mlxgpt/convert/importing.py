@@ -1,22 +1,25 @@
-"""A model that was made elsewhere becomes a run."""
+"""Import of a model that was made elsewhere, by transformers or nanoGPT, as a run."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 
 from mlxgpt.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.convert import download, huggingface, nanogpt, tokenizers
 from mlxgpt.convert.huggingface import ImportedModel
 from mlxgpt.data import meta_pickle
+from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.bpe import GPT2_VOCAB_SIZE, BPETokenizer, load_gpt2_tokenizer
-from mlxgpt.data.tokenizers.char import Tokenizer
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
+from mlxgpt.storage.logs import RUN_FILE
 from mlxgpt.storage.run import Run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
@@ -24,22 +27,43 @@ from mlxgpt.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 
+def import_model(
+    source: PathLike,
+    *,
+    run: str | None = None,
+    meta: PathLike | None = None,
+    runs_dir: PathLike | None = None,
+) -> Run:
+    """Make a run of a model that was made elsewhere: to generate with, evaluate, train from.
+
+    Args:
+        source: `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, `distilgpt2`, any GPT-2 of the
+            Hugging Face hub as OWNER/NAME, a folder of one, or nanoGPT's ckpt.pt.
+        run: the new run's name or folder; default: the source's.
+        meta: the meta.pkl that nanoGPT's data of characters has.
+    """
+    imported_model = read_model(str(source), Path(meta) if meta else None)
+    name = run or default_run_name(str(source))
+    folder = Path(name) if os.sep in name else resolve_folder("runs", runs_dir) / name
+    return create_imported_run(imported_model, folder)
+
+
 def default_run_name(source: str) -> str:
-    """A run's name for a source: a folder's or the model's own, and of nanoGPT's ckpt.pt its
-    folder's.
+    """The default name of an imported run: that of the folder or the model; for nanoGPT's ckpt.pt,
+    that of the folder with it.
     """
     path = files.expand_user(source)
     return path.absolute().parent.name if files.is_file(path) else path.absolute().name
 
 
 def read_model(source: str, meta: Path | None = None) -> ImportedModel:
-    """The model that a source names: a folder, nanoGPT's ckpt.pt, or a model of the hub.
+    """Read a model from a folder, nanoGPT's ckpt.pt, or the Hugging Face hub.
 
     Args:
         meta: nanoGPT's meta.pkl, for a model of characters.
 
     Raises:
-        UserError: if there is none, or it is of a kind that is not built here.
+        UserError: if there is no such model, or its architecture is not supported.
     """
     path = files.expand_user(source)
     if files.is_file(path):
@@ -80,7 +104,9 @@ def _read_nanogpt(path: Path, meta: Path | None) -> ImportedModel:
         raise _vocab_size_error(str(meta or path), tokenizer.vocab_size, ckpt.config.vocab_size)
     # nanoGPT's sample.py puts nothing before a prompt.
     origin = {"nanogpt": path.name, "step": ckpt.step}
-    return ImportedModel(ckpt.config, ckpt.parameters, tokenizer, False, origin)
+    return ImportedModel(
+        ckpt.config, ckpt.parameters, tokenizer, add_bos_token=False, origin=origin
+    )
 
 
 def _read_folder(folder: Path, origin: dict[str, str]) -> ImportedModel:
@@ -102,12 +128,11 @@ def _vocab_size_error(source: str, tokenizer_size: int, model_size: int) -> User
 
 
 def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
-    """Make a run of a model: its checkpoint of step 0 has the weights, and no optimizer. They are
-    taken out of `imported_model`, so that memory holds them once.
+    """Create a run from an imported model: its checkpoint of step 0 has the weights, and no
+    optimizer state. They are taken out of `imported_model`, so that memory holds them once.
 
     Raises:
-        UserError: if its weights are not finite, there is something else of that name, or it cannot
-            be written.
+        UserError: if its weights are not finite, the folder exists, or it cannot be written.
     """
     if name := checkpoint.find_non_finite(imported_model.parameters):
         raise UserError(
@@ -116,7 +141,7 @@ def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
         )
     with files.file_lock(folder, "writing"):
         if files.exists(folder) and any(folder.iterdir()):
-            if files.exists(folder / "run.json") and not runs.open_run(folder).steps():
+            if files.exists(folder / RUN_FILE) and not runs.open_run(folder).steps():
                 files.remove_folder(folder)  # an import that was interrupted
             else:
                 raise UserError(f"{folder} exists", "choose another name: --run NAME.")
@@ -134,12 +159,12 @@ def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
             files.write_atomically(folder / runs.CHAT_TEMPLATE, imported_model.chat_template)
         parameters = dict(imported_model.parameters)
         imported_model.parameters.clear()
-        for name in parameters:  # one by one, so that no two copies of all are there
+        for name in parameters:  # one by one, so that memory never holds all of them twice
             parameters[name] = mx.contiguous(parameters[name])
             mx.eval(parameters[name])
         try:
             run.save(run.checkpoints, 0, parameters, {})
-        except UserError:  # its checkpoint may be there all the same, and not yet on the disk
+        except UserError:  # its checkpoint may exist all the same, and not be synced to disk
             with contextlib.suppress(OSError):
                 files.remove_folder(folder)
             raise
@@ -147,7 +172,7 @@ def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
 
 
 def _make_config(model_config: ModelConfig, imported_model: ImportedModel) -> Config:
-    """What a run has to say of itself; no training is planned."""
+    """The config of an imported run; no training is planned."""
     tokenizer_kind = "char"
     if isinstance(imported_model.tokenizer, BPETokenizer):
         tokenizer_kind = "gpt2" if imported_model.tokenizer.vocab_size == GPT2_VOCAB_SIZE else "bpe"

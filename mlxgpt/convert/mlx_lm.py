@@ -1,7 +1,7 @@
-"""A quantized GPT-2 as mlx-lm keeps it: groups of a row's numbers share a scale and an offset.
+"""Writes a quantized GPT-2 for mlx-lm: groups of a row's values share a scale and an offset.
 
-Its names stand behind `model.`, and its matrices are [out, in]: what mlx-lm takes from files of
-others it turns over, and what is packed cannot be turned.
+Its names have the prefix `model.`, and its matrices are [out, in]: mlx-lm transposes matrices that
+transformers wrote, and packed ones cannot be transposed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from mlxgpt.convert.huggingface import (
 )
 from mlxgpt.utils.errors import UserError
 
-GROUP_SIZES = (64, 32)  # numbers of a row that share a scale; mlx-lm's own choice first
-
 
 def write_mlx_lm(
     folder: Path, config: ModelConfig, parameters: dict[str, mx.array], bos: int | None, bits: int
@@ -29,7 +27,7 @@ def write_mlx_lm(
     """Write config.json and model.safetensors, the matrices and the embedding in 8 or 4 bits.
 
     Raises:
-        UserError: if no group divides the model's width.
+        UserError: if no group size divides the model's width.
     """
     group_size = choose_group_size(config)
     settings = {"group_size": group_size, "bits": bits, "mode": "affine"}
@@ -49,7 +47,7 @@ def write_mlx_lm(
 def fake_quantize(
     config: ModelConfig, parameters: dict[str, mx.array], bits: int
 ) -> dict[str, mx.array]:
-    """The parameters as they are once they were quantized."""
+    """Quantize and dequantize the parameters as mlx-lm does."""
     group_size = choose_group_size(config)
     return {
         name: mx.dequantize(*mx.quantize(value, group_size, bits), group_size=group_size, bits=bits)
@@ -60,8 +58,11 @@ def fake_quantize(
 
 
 def should_quantize(name: str) -> bool:
-    """Whether an array is one of those: positions, biases and norms stay as they are."""
+    """Whether an array is quantized; positions, biases and norms stay float32."""
     return name == "wte.weight" or name.endswith(LINEAR_WEIGHTS)
+
+
+GROUP_SIZES = (64, 32)  # values of a row that share a scale; mlx-lm's own choice first
 
 
 def choose_group_size(config: ModelConfig) -> int:

@@ -11,10 +11,53 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt.config import ModelConfig
-from mlxgpt.data.tokenizers.char import CharTokenizer, end_of_text_token
+from mlxgpt.data.tokenizers.base import end_of_text_token
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.utils.errors import UserError
+
+
+def render_model_card(run: Run, step: int, runtime: str, bits: int | None) -> str:
+    """The model card of a run, in Markdown.
+
+    Args:
+        step: updates it was trained for.
+        runtime: the runtime it is exported to, one of RUNTIMES in exporting.py.
+        bits: bits of its weights; None: float32.
+    """
+    m, best = run.config.model, run.best()
+    eos = (end_of_text_token(run.tokenizer) or "").replace("|", r"\|")
+    rows = {
+        "parameters": f"{count_parameters(m):,}: {m.n_layer} layers, {m.n_head} heads, width "
+        f"{m.n_embd}, block {m.block_size}",
+        "architecture": _describe_architecture(m),
+        "weights": f"{bits} bits" if bits else "float32",
+        "vocabulary": f"{run.tokenizer.vocab_size:,} tokens",
+        "texts begin": f"with `{eos}`" if run.bos is not None else "without a special token",
+    }
+    if run.data_name:
+        names = ", ".join(Path(source).name for source in run.config.data.source)
+        rows["trained on"] = f"{run.data_name} ({names}), {step:,} steps"
+    if best and best["step"] == step:
+        rows["validation loss"] = f"{best['val_loss']:.4f} nats per token"
+    if run.origin:
+        rows["begun from"] = ", ".join(f"{key} {value}" for key, value in run.origin.items())
+    return "\n".join(
+        [
+            f"# {run.name}",
+            "",
+            f"A {'GPT-2' if m.position == 'learned' else 'GPT'}, exported by mlxgpt.",
+            "",
+            *_render_table(rows),
+            "",
+            "## How to run it",
+            "",
+            _render_commands(run, runtime),
+            "",
+        ]
+    )
+
 
 RUN_COMMANDS = {
     "hf": """```python
@@ -42,69 +85,23 @@ ollama create {name} -f Modelfile && ollama run {name} {shell}
 ```
 """,
 }
-DEFAULT_PROMPT = "Once upon a time"  # a prompt, where nothing is known of a model's texts
-EXAMPLE_PROMPT_CHARS = 24  # characters
-EXAMPLE_NEW_TOKENS = 100  # tokens
-
-
-def render_model_card(run: Run, step: int, runtime: str, bits: int | None) -> str:
-    """The card of a run's model, in Markdown.
-
-    Args:
-        step: updates it was trained for.
-        runtime: the runtime it is for.
-        bits: bits of its weights; None: float32.
-    """
-    m, best = run.config.model, run.best()
-    rows = {
-        "parameters": f"{count_parameters(m):,}: {m.n_layer} layers, {m.n_head} heads, width "
-        f"{m.n_embd}, block {m.block_size}",
-        "architecture": _describe_architecture(m),
-        "weights": f"{bits} bits" if bits else "float32",
-        "vocabulary": f"{run.tokenizer.vocab_size:,} tokens",
-        "texts begin": "with "
-        f"`{(end_of_text_token(run.tokenizer) or '').replace('|', chr(92) + '|')}`"
-        if run.bos is not None
-        else "without a special token",
-    }
-    if run.data_name:
-        names = ", ".join(Path(source).name for source in run.config.data.source)
-        rows["trained on"] = f"{run.data_name} ({names}), {step:,} steps"
-    if best and best["step"] == step:
-        rows["validation loss"] = f"{best['val_loss']:.4f} nats per token"
-    if run.origin:
-        rows["begun from"] = ", ".join(f"{key} {value}" for key, value in run.origin.items())
-    return "\n".join(
-        [
-            f"# {run.name}",
-            "",
-            f"A {'GPT-2' if m.position == 'learned' else 'GPT'}, exported by mlxgpt.",
-            "",
-            *_render_table(rows),
-            "",
-            "## How to run it",
-            "",
-            _render_commands(run, runtime),
-            "",
-        ]
-    )
+EXAMPLE_NEW_TOKENS = 100  # tokens that the example generates
 
 
 def _render_commands(run: Run, runtime: str) -> str:
-    """How to run the model, with a prompt and a length that it has room for."""
-    block, has_bos = run.config.model.block_size, run.bos is not None
-    prompt = choose_example_prompt(run, max(1, block // 2 - has_bos))
-    new_tokens = min(
-        EXAMPLE_NEW_TOKENS, max(1, block - len(run.tokenizer.encode(prompt)) - has_bos)
-    )
+    """The commands that run the model, with a prompt and a length that fit its block."""
+    block_size, has_bos = run.config.model.block_size, run.bos is not None
+    prompt = choose_example_prompt(run, max(1, block_size // 2 - has_bos))
+    prompt_tokens = len(run.tokenizer.encode(prompt)) + has_bos
+    new_tokens = min(EXAMPLE_NEW_TOKENS, max(1, block_size - prompt_tokens))
     literal = json.dumps(prompt, ensure_ascii=False)
     shell = literal if re.fullmatch(r"[\w ,.:;?'-]+", prompt) else shlex.quote(prompt)
-    name = shlex.quote(run.name)
-    return (
-        RUN_COMMANDS[runtime]
-        .format(name=name, literal=literal, shell=shell, new=new_tokens)
-        .rstrip()
-    )
+    values = {"name": shlex.quote(run.name), "literal": literal, "shell": shell, "new": new_tokens}
+    return RUN_COMMANDS[runtime].format(**values).rstrip()
+
+
+DEFAULT_PROMPT = "Once upon a time"  # where a run has no usable sample
+EXAMPLE_PROMPT_CHARS = 24  # characters at most
 
 
 def choose_example_prompt(run: Run, max_tokens: int) -> str:

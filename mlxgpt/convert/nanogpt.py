@@ -1,8 +1,8 @@
-"""nanoGPT's ckpt.pt: a model as its train.py saves it, read into our names.
+"""Reads nanoGPT's ckpt.pt: a model as its train.py saves it, with our parameter names.
 
 Its linear layers have our layout, [out, in], so that only names differ. PyTorch reads the file,
-and with `weights_only` runs nothing that is in it. Knows nothing of the data the model was
-trained on, but for its name.
+and with `weights_only` runs no code in it. Of the data the model was trained on only the name is
+known.
 
 nanoGPT's GELU has been the exact one since June 2023; ours, GPT-2's and that of an older nanoGPT is
 the tanh form, from which it differs by less than 5e-4. The file does not say which it was.
@@ -23,17 +23,13 @@ import mlx.core as mx
 
 from mlxgpt import config as configs
 from mlxgpt.config import ModelConfig
-from mlxgpt.convert.huggingface import strip_prefixes
+from mlxgpt.convert.huggingface import LM_HEAD, strip_prefixes
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import check_shapes, flatten_params
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-REQUIRED_MODEL_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-DEFAULT_MODEL_ARGS = {"bias": True, "dropout": 0.0}  # GPTConfig's, which the oldest files rely on
-LM_HEAD = "lm_head.weight"
-MASK_BUFFER = re.compile(r"h\.\d+\.attn\.bias")  # a buffer where PyTorch had no flash attention
 CHECKPOINT_REMEDY = (
     "give the ckpt.pt that nanoGPT's train.py wrote, and copy it again if it is one."
 )
@@ -43,7 +39,7 @@ CHECKPOINT_REMEDY = (
 class NanoGPTCheckpoint:
     """A model that nanoGPT trained.
 
-    Args:
+    Attributes:
         config: its shape. vocab_size may be more than the tokenizer gives: nanoGPT pads GPT-2's
             50,257 ids to 50,304.
         parameters: float32, by our names.
@@ -60,7 +56,7 @@ class NanoGPTCheckpoint:
 
 
 def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
-    """Read a checkpoint of nanoGPT's, in as much memory as the file and the float32 weights take.
+    """Read nanoGPT's checkpoint, in as much memory as the file and the float32 weights take.
 
     Args:
         path: the ckpt.pt, of any nanoGPT whose head is tied to its embedding, as it has been
@@ -100,8 +96,8 @@ def _import_torch() -> ModuleType:
 
 
 def _read_or_raise_os_error(path: Path, read: Callable[[], Any]) -> Any:
-    """What PyTorch reads from a file. It does not know why it could not, so the file is read here,
-    too, which raises the OSError; where that works, PyTorch tries again.
+    """Read a file with PyTorch, which does not report why it failed: then the file is read here,
+    which raises the OSError; if that works, PyTorch tries again.
 
     Raises:
         OSError: if the file cannot be read.
@@ -115,7 +111,7 @@ def _read_or_raise_os_error(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def _load_torch_file(path: Path) -> dict[Any, Any]:
-    """What torch.save was given, without anything but plain values and tensors."""
+    """Load a file of torch.save's, restricted to plain values and tensors."""
     torch = _import_torch()
 
     def read() -> Any:
@@ -149,8 +145,12 @@ def _load_torch_file(path: Path) -> dict[Any, Any]:
     return checkpoint
 
 
+REQUIRED_MODEL_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+DEFAULT_MODEL_ARGS = {"bias": True, "dropout": 0.0}  # GPTConfig's, which the oldest files rely on
+
+
 def _parse_config(path: Path, model_args: Any) -> ModelConfig:
-    """The shape that `model_args` tell."""
+    """The model config that `model_args` describes."""
     if not isinstance(model_args, dict):
         raise _invalid_checkpoint(path, "its model_args are none")
     if missing := [name for name in REQUIRED_MODEL_ARGS if name not in model_args]:
@@ -166,8 +166,11 @@ def _parse_config(path: Path, model_args: Any) -> ModelConfig:
     return config
 
 
+MASK_BUFFER = re.compile(r"h\.\d+\.attn\.bias")  # a buffer where PyTorch had no flash attention
+
+
 def _select_tensors(path: Path, state_dict: Any) -> dict[str, Any]:
-    """The tensors of a state dict by our names, the head and the masks left out."""
+    """The tensors of a state dict by our names, without the masks."""
     torch = _import_torch()
     if not isinstance(state_dict, dict) or not all(isinstance(name, str) for name in state_dict):
         raise _invalid_checkpoint(path, "its model is not a dictionary of tensors")
@@ -190,7 +193,7 @@ def _select_tensors(path: Path, state_dict: Any) -> dict[str, Any]:
 def _convert_parameters(
     path: Path, tensors: dict[str, Any], config: ModelConfig
 ) -> dict[str, mx.array]:
-    """The tensors as our float32 arrays, one after the other; `tensors` is empty then."""
+    """Convert the tensors to our float32 arrays, one at a time; `tensors` is empty afterwards."""
     torch = _import_torch()
     head, embedding = tensors.pop(LM_HEAD, None), tensors.get("wte.weight")
     if head is None or embedding is None:
@@ -231,7 +234,7 @@ def _storage_bytes(tensors: dict[str, Any]) -> int:
 
 
 def _parse_val_loss(value: Any) -> float | None:
-    """The best_val_loss, a tensor or, of an older nanoGPT, a number."""
+    """The best_val_loss: a tensor or, in an older nanoGPT, a float."""
     torch = _import_torch()
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()

@@ -1,9 +1,9 @@
-"""A model of modern parts in the layout of Qwen3, which transformers, mlx-lm and llama.cpp have.
+"""Converts a model to the layout of Qwen3, which transformers, mlx-lm and llama.cpp load.
 
-It holds rotary positions, RMS norms, normalised queries and keys, SwiGLU, a head tied or not, and
-no biases. It has gains in every norm, which are 1 where ours have none; and a normalised embedding
-is a table of normalised rows there. It does not hold: a squared ReLU, layer norms, learned
-positions, value embeddings.
+It supports rotary positions, RMS norms, normalized queries and keys, SwiGLU, a head tied or not,
+and no biases. It has gains in every norm, which are 1 since ours have none; and a normalized
+embedding becomes a table of normalized rows. It does not support a squared ReLU, layer norms,
+learned positions and value embeddings.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import mlx.core as mx
 
 from mlxgpt.backend.ops import NORM_EPS, rms_norm
 from mlxgpt.config import ModelConfig
+from mlxgpt.convert.huggingface import LM_HEAD
 from mlxgpt.model.gpt import ROPE_BASE
 from mlxgpt.model.stats import mlp_width
 
+# Settings of ModelConfig that Qwen3's layout supports.
 QWEN3_REQUIREMENTS = {
     "position": "rope",
     "norm": "rms",
@@ -25,15 +27,10 @@ QWEN3_REQUIREMENTS = {
     "bias": False,
     "value_embeddings": False,
 }
-EMBED_TOKENS, FINAL_NORM, LM_HEAD = (
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "lm_head.weight",
-)
 
 
 def find_incompatible_settings(config: ModelConfig) -> dict[str, Any]:
-    """The settings in which a model's parts are not Qwen3's."""
+    """The settings of a model that Qwen3's layout does not support."""
     return {
         name: value
         for name in QWEN3_REQUIREMENTS
@@ -42,7 +39,7 @@ def find_incompatible_settings(config: ModelConfig) -> dict[str, Any]:
 
 
 def make_qwen3_config(config: ModelConfig, bos: int | None) -> dict[str, Any]:
-    """config.json as transformers and mlx-lm read it."""
+    """The content of config.json, as transformers and mlx-lm read it."""
     return {
         "model_type": "qwen3",
         "architectures": ["Qwen3ForCausalLM"],
@@ -67,8 +64,11 @@ def make_qwen3_config(config: ModelConfig, bos: int | None) -> dict[str, Any]:
 
 
 def has_untied_head(config: ModelConfig) -> bool:
-    """Whether the output layer is other than the table of embeddings that Qwen3 has."""
+    """Whether the exported model needs an output head apart from its table of embeddings."""
     return not config.tied or config.embedding_norm
+
+
+EMBED_TOKENS, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
 
 
 def convert_to_qwen3(config: ModelConfig, parameters: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -79,7 +79,7 @@ def convert_to_qwen3(config: ModelConfig, parameters: dict[str, mx.array]) -> di
         FINAL_NORM: parameters["ln_f.weight"],
     }
     if has_untied_head(config):
-        converted[LM_HEAD] = wte if config.tied else parameters["lm_head.weight"]
+        converted[LM_HEAD] = wte if config.tied else parameters[LM_HEAD]
     norm_gain, qk_norm_gain = mx.ones(config.n_embd), mx.ones(config.n_embd // config.n_head)
     for n in range(config.n_layer):
         gpt_prefix, qwen_prefix = f"h.{n}", f"model.layers.{n}"

@@ -1,6 +1,6 @@
-"""A tokenizer as Hugging Face keeps it: tokenizer.json, or GPT-2's vocab.json and merges.txt, with
-the added tokens of added_tokens.json and tokenizer_config.json; and ours as these are read by
-transformers, mlx-lm and `tokenizers`.
+"""Reads and writes tokenizers as Hugging Face stores them. Read are tokenizer.json, or GPT-2's
+vocab.json and merges.txt, with the added tokens of added_tokens.json and tokenizer_config.json;
+written are tokenizer.json and tokenizer_config.json, for transformers, mlx-lm and `tokenizers`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxgpt.data.tokenizers import tokenizer_json
-from mlxgpt.data.tokenizers.char import END_OF_TEXT, Tokenizer, end_of_text_token
+from mlxgpt.data.tokenizers.base import END_OF_TEXT, Tokenizer, end_of_text_token
 from mlxgpt.storage.run import CHAT_TEMPLATE
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
@@ -29,11 +29,10 @@ def read_hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, bool]:
 
     Args:
         vocab_size: ids that the model has. Special tokens beyond them, such as a padding token that
-            no model was trained with, are left out.
-        note: takes a line on those.
+            no model was trained with, are logged and left out.
 
     Raises:
-        UserError: if there is none, or it is of another kind than those built here.
+        UserError: if there is none, or its kind is not supported.
     """
     try:
         settings = _read_optional_json(folder / TOKENIZER_CONFIG_JSON)
@@ -55,12 +54,17 @@ def read_hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, bool]:
         # In the order in which transformers reads them, the last one counting.
         legacy_tokens = _read_optional_json(folder / ADDED_TOKENS_JSON).items()
         added_tokens = [
-            {"content": t, "id": id, "special": t in special_tokens} for t, id in legacy_tokens
+            {"content": text, "id": token_id, "special": text in special_tokens}
+            for text, token_id in legacy_tokens
         ]
         added_tokens += tree.get("added_tokens") or []
-        added_tokens += [{**token, "id": int(id)} for id, token in (added_decoder or {}).items()]
+        added_tokens += [
+            {**token, "id": int(token_id)} for token_id, token in (added_decoder or {}).items()
+        ]
         out_of_range = [
-            t["content"] for t in added_tokens if t.get("special") and t["id"] >= vocab_size
+            token["content"]
+            for token in added_tokens
+            if token.get("special") and token["id"] >= vocab_size
         ]
         if out_of_range:
             logger.info(
@@ -94,7 +98,7 @@ def read_hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, bool]:
 
 
 def _read_optional_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file that need not be there."""
+    """The JSON object in a file; empty if there is no such file."""
     tree = files.read_json(path, tokenizer_json.MAX_TOKENIZER_BYTES) if files.is_file(path) else {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path.name} is not a JSON object")
@@ -104,10 +108,9 @@ def _read_optional_json(path: Path) -> dict[str, Any]:
 def _read_vocab_and_merges(folder: Path) -> dict[str, Any]:
     """GPT-2's vocab.json and merges.txt as a tokenizer.json has them."""
     vocab = files.read_json(folder / VOCAB_JSON, tokenizer_json.MAX_TOKENIZER_BYTES)
-    lines = files.read_small(folder / MERGES_TXT, tokenizer_json.MAX_TOKENIZER_BYTES).removeprefix(
-        "\ufeff"
-    )
-    pairs = [line.split() for line in lines.splitlines() if not line.startswith("#version")]
+    merges = files.read_small(folder / MERGES_TXT, tokenizer_json.MAX_TOKENIZER_BYTES)
+    lines = merges.removeprefix("\ufeff").splitlines()
+    pairs = [line.split() for line in lines if not line.startswith("#version")]
     model = {"vocab": vocab, "merges": [pair for pair in pairs if pair]}
     return {"model": model, "pre_tokenizer": {"type": "ByteLevel"}}
 
@@ -166,21 +169,20 @@ def write_hf_tokenizer(
     """Write tokenizer.json and tokenizer_config.json.
 
     Args:
-        block_size: tokens that the model can look at.
+        block_size: tokens in the model's context.
         add_bos_token: whether an end-of-text is put before each text.
     """
-    from tokenizers import Tokenizer as HuggingFace
+    from tokenizers import Tokenizer as HFTokenizer
     from tokenizers.processors import TemplateProcessing
 
-    hf_tokenizer = HuggingFace.from_str(tokenizer.to_json())
+    hf_tokenizer = HFTokenizer.from_str(tokenizer.to_json())
     eos = end_of_text_token(tokenizer)
     if add_bos_token:
-        special_tokens = [(eos, tokenizer.end_of_text)]
         hf_tokenizer.post_processor = TemplateProcessing(
-            single=[eos, "$A"], special_tokens=special_tokens
+            single=[eos, "$A"], special_tokens=[(eos, tokenizer.end_of_text)]
         )
     files.write_atomically(folder / TOKENIZER_JSON, hf_tokenizer.to_str())
-    tree: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
         "add_bos_token": add_bos_token,
@@ -189,5 +191,5 @@ def write_hf_tokenizer(
         "model_input_names": ["input_ids", "attention_mask"],
     }
     if eos is not None:
-        tree |= dict.fromkeys(("bos_token", "eos_token"), eos)
-    files.write_atomically(folder / TOKENIZER_CONFIG_JSON, json.dumps(tree, indent=2) + "\n")
+        settings |= dict.fromkeys(("bos_token", "eos_token"), eos)
+    files.write_atomically(folder / TOKENIZER_CONFIG_JSON, json.dumps(settings, indent=2) + "\n")

@@ -12,7 +12,7 @@ from mlxgpt.data.hash_cache import HashCache
 from mlxgpt.data.meta import SPLITS, DatasetMeta, SplitMeta, read_meta
 from mlxgpt.data.token_array import TokenArray, damaged_array_remedy, scan_token_file
 from mlxgpt.data.tokenizers import tokenizer_json
-from mlxgpt.data.tokenizers.char import Tokenizer
+from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -42,10 +42,10 @@ def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
     changed since, are read whole.
 
     Args:
-        verify: read them also if they were.
+        verify: read all arrays whole.
 
     Raises:
-        UserError: if it is missing, damaged, of a newer format, or not of one piece.
+        UserError: if it is missing, damaged, of a newer format, or its files do not match.
     """
     hash_cache = HashCache(folder, reread=verify)
     is_mlxgpt_format = any(files.exists(folder / name) for name in ("meta.json", "tokenizer.json"))

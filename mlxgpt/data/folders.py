@@ -14,20 +14,10 @@ from mlxgpt.utils import files
 
 logger = logging.getLogger(__name__)
 
-MAX_LISTED = 8  # kinds of file, and names, at most
-# Besides hidden names, which begin with a dot: ._a.txt and .DS_Store of macOS, .git,
-# .ipynb_checkpoints, Emacs's .#a.txt, Vim's .a.txt.swp.
-IGNORED_NAMES = {
-    *("__MACOSX", "__pycache__", "lost+found"),
-    *("Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information"),
-    *("@eaDir", "#recycle", "#snapshot"),  # network disks
-    "Icon\r",  # of a folder, on a Mac
-}
-
 
 def find_text_files(folder: Path, suffixes: Container[str]) -> list[Path]:
-    """The files in a folder and in its folders that have one of some suffixes, sorted. What is left
-    out is logged.
+    """The files in a folder and its subfolders that have one of some suffixes, sorted. Logs what is
+    skipped.
 
     Args:
         suffixes: in lower case, with the dot.
@@ -38,7 +28,7 @@ def find_text_files(folder: Path, suffixes: Container[str]) -> list[Path]:
 
     def on_walk_error(error: OSError) -> None:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT):
-            raise error  # of a disk or a limit: with it, another text would be read
+            raise error  # of a disk or a limit: skipping it would change the text
         problems.append(f"{error.filename} cannot be read ({error.strerror})")
 
     for parent, folders, names in os.walk(folder, onerror=on_walk_error):
@@ -63,10 +53,22 @@ def find_text_files(folder: Path, suffixes: Container[str]) -> list[Path]:
     return sorted(text_paths)
 
 
+# In addition to names that start with a dot, such as .DS_Store, .git and .a.txt.swp.
+IGNORED_NAMES = {
+    *("__MACOSX", "__pycache__", "lost+found"),
+    *("Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information"),
+    *("@eaDir", "#recycle", "#snapshot"),  # network disks
+    "Icon\r",  # of a folder, on a Mac
+}
+
+
 def is_ignored(name: str) -> bool:
     """Whether a file or folder is hidden, or left behind by a program."""
     is_backup = name.startswith("~$") or name.endswith("~") or name[:1] + name[-1:] == "##"
     return name.startswith(".") or is_backup or name in IGNORED_NAMES
+
+
+MAX_LISTED = 8  # kinds of files, or problems, in one log line
 
 
 def _truncate_list(lines: list[str]) -> list[str]:
@@ -75,7 +77,7 @@ def _truncate_list(lines: list[str]) -> list[str]:
 
 def expand_pattern(pattern: Path) -> list[Path]:
     """The paths that a pattern with `*`, `?`, `[…]` or `**` matches, sorted, as by `glob.glob`:
-    hidden names only where the pattern has their dot; raises as `files.matching`.
+    hidden names only where the pattern has their dot; raises as `files.list_matching`.
     """
     paths = [Path(pattern.anchor)]
     for part in pattern.relative_to(pattern.anchor).parts:
@@ -95,7 +97,7 @@ def expand_pattern(pattern: Path) -> list[Path]:
 
 
 def _walk_visible(path: Path) -> Iterator[Path]:
-    """A path and all that is in it, but for hidden names."""
+    """A path and everything below it, without hidden names."""
     yield path
     for entry in files.list_matching(path, "[!.]*"):
         yield from _walk_visible(entry)

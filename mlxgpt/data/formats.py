@@ -1,7 +1,7 @@
-"""What a file is, by its first bytes: text, a table, or what has to be converted first.
+"""Detects a file's format by its first bytes: text, a table, or a format to be converted first.
 
-A name's ending is not enough: downloads are compressed under any name, and an editor's "save as"
-decides the encoding.
+The suffix is not enough: downloads are compressed under any name, and an editor's "save as" decides
+on the encoding.
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ from typing import NamedTuple
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-HEAD_BYTES = 4096  # bytes
-ENCODING_SAMPLE_BYTES = 50_000  # bytes by which an encoding is guessed
-CSV_SUFFIXES = (".csv", ".tsv")
-CSV_TO_JSONL_COMMAND = (
-    "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(sys.stdin"
-    "{tabs})]' < {file} > {stem}.jsonl"
-)
+HEAD_BYTES = 4096
+
+
+def read_head(path: Path) -> bytes:
+    """A file's first bytes.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with files.add_filename_to_errors(path), path.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 class FileFormat(NamedTuple):
     """A format that is not plain text.
 
     Attributes:
-        name: what a file of it is, as in "it is …".
+        name: with an article, as in "it is …".
         remedy: how to make text of it; {file} and {stem} are filled in.
     """
 
@@ -43,7 +47,7 @@ MODEL_REMEDY = "give the text itself; a model is imported by: mlxgpt import."
 PANDOC_REMEDY = "convert it: pandoc -t plain {file} -o {stem}.txt"
 OFFICE_REMEDY = "save it as plain text (UTF-8) there."
 
-# (offset, bytes, format), the first that fits.
+# (offset, magic bytes, format); the first match counts.
 MAGIC_FORMATS = (
     (0, b"\x1f\x8b", FileFormat("compressed by gzip", "decompress it: gunzip -k {file}")),
     (0, b"BZh", FileFormat("compressed by bzip2", "decompress it: bunzip2 -k {file}")),
@@ -109,45 +113,21 @@ BYTE_ORDER_MARKS = (
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
-# Python's name of an encoding -> iconv's.
-ICONV_NAMES = {
-    "cp1252": "WINDOWS-1252",
-    "cp932": "SHIFT_JIS",
-    "euc_jp": "EUC-JP",
-    "gb18030": "GB18030",
-    "big5": "BIG5",
-    "cp949": "CP949",
-    "cp1251": "WINDOWS-1251",
-    "koi8_r": "KOI8-R",
-}
-CYRILLIC_ENCODINGS = ("cp1251", "koi8_r")
-WIDE_ICONV_NAMES = {
-    "utf_16_le": "UTF-16LE",
-    "utf_16_be": "UTF-16BE",
-    "utf_32_le": "UTF-32LE",
-    "utf_32_be": "UTF-32BE",
-}
-NON_TEXT_BYTES = bytes([*range(9), *range(14, 27), 127])  # characters that no text has
-
-
-def read_head(path: Path) -> bytes:
-    """A file's first bytes.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    with files.add_filename_to_errors(path), path.open("rb") as file:
-        return file.read(HEAD_BYTES)
+CSV_SUFFIXES = (".csv", ".tsv")
+CSV_TO_JSONL_COMMAND = (
+    "python3 -c 'import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(sys.stdin"
+    "{tabs})]' < {file} > {stem}.jsonl"
+)
 
 
 def reject_unsupported_format(path: Path, head: bytes, *, is_table: bool = False) -> None:
-    """Refuse a file that is neither text nor a table that is read here.
+    """Refuse a file that is neither text nor a supported table.
 
     Args:
-        is_table: whether it is read as a table in binary form.
+        is_table: whether the file is read as a binary table.
 
     Raises:
-        UserError: naming what it is, and the command that makes text of it.
+        UserError: naming its format, and the command that makes text of it.
     """
     for offset, magic, file_format in MAGIC_FORMATS:
         if head.startswith(magic, offset) and _is_binary(head, magic):
@@ -164,20 +144,15 @@ def reject_unsupported_format(path: Path, head: bytes, *, is_table: bool = False
     if path.suffix.lower() in CSV_SUFFIXES:
         delimiter_arg = ', delimiter="\\t"' if path.suffix.lower() == ".tsv" else ""
         command = CSV_TO_JSONL_COMMAND.replace("{tabs}", delimiter_arg)
-        raise _unsupported_format_error(
-            path,
-            FileFormat(
-                "a table, not text",
-                f"convert it, {command}; or name it .txt to train on it as it stands.",
-            ),
-        )
+        remedy = f"convert it, {command}; or name it .txt to train on it as it stands."
+        raise _unsupported_format_error(path, FileFormat("a table, not text", remedy))
 
 
 def markup_notice(path: Path) -> str | None:
-    """What the user should know of a file that is read as plain text, though it is more."""
+    """A notice for the user about a file with markup that is read as plain text, if it is one."""
     try:
         head = read_head(path).removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    except OSError:  # reading it will tell
+    except OSError:  # raised again when it is read
         return None
     is_markup = path.suffix.lower() in (".html", ".htm", ".xhtml", ".xml")
     if is_markup or head.startswith((b"<!doctype html", b"<html", b"<?xml")):
@@ -187,11 +162,11 @@ def markup_notice(path: Path) -> str | None:
 
 
 def not_utf8_error(path: Path, offset: int, sample: bytes) -> UserError:
-    """What to say of a file that is not UTF-8.
+    """The error for a file that is not UTF-8, with the encoding that it seems to have.
 
     Args:
-        offset: of the first byte that is not.
-        sample: bytes from that one's line on, by which the encoding is guessed.
+        offset: of the first byte that is not UTF-8.
+        sample: bytes from the start of its line, from which the encoding is guessed.
     """
     problem = f"{path} is not UTF-8 text (byte {offset:,})"
     encoding = guess_encoding(sample)
@@ -200,13 +175,30 @@ def not_utf8_error(path: Path, offset: int, sample: bytes) -> UserError:
     return _encoding_error(path, problem, "WINDOWS-1252", "convert it, for instance")
 
 
+ENCODING_SAMPLE_BYTES = 50_000
+# Python's name of an encoding -> iconv's.
+ICONV_NAMES = {
+    "cp1252": "WINDOWS-1252",
+    "cp932": "SHIFT_JIS",
+    "euc_jp": "EUC-JP",
+    "gb18030": "GB18030",
+    "big5": "BIG5",
+    "cp949": "CP949",
+    "cp1251": "WINDOWS-1251",
+    "koi8_r": "KOI8-R",
+}
+
+
 def guess_encoding(sample: bytes) -> str | None:
     """The encoding that a text seems to have, by iconv's name; None where none fits."""
     return _detect_encoding(sample[:ENCODING_SAMPLE_BYTES], ICONV_NAMES)
 
 
+NON_TEXT_BYTES = bytes([*range(9), *range(14, 27), 127])  # control characters that no text has
+
+
 def _is_binary(head: bytes, magic: bytes) -> bool:
-    """Whether magic bytes that a text could begin with begin something else."""
+    """Whether a file with these magic bytes, which a text could begin with too, is binary."""
     if magic == b'{"':  # of safetensors: the eight bytes before it are the length of a JSON object
         return head[5:8] == bytes(3)
     if not magic.isalnum():
@@ -215,7 +207,7 @@ def _is_binary(head: bytes, magic: bytes) -> bool:
 
 
 def _identify_zip(path: Path) -> FileFormat:
-    """Which of the formats that are a ZIP archive a file is."""
+    """The format of a file that is a ZIP archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -237,8 +229,16 @@ def _identify_zip(path: Path) -> FileFormat:
     return FileFormat("a ZIP archive", "unpack it, and give the folder: unzip {file} -d {stem}")
 
 
+WIDE_ICONV_NAMES = {
+    "utf_16_le": "UTF-16LE",
+    "utf_16_be": "UTF-16BE",
+    "utf_32_le": "UTF-32LE",
+    "utf_32_be": "UTF-32BE",
+}
+
+
 def _guess_wide_encoding(head: bytes) -> str | None:
-    """The encoding of a text of two or four bytes a character that begins without a mark."""
+    """Iconv's name for UTF-16 or UTF-32 text without a byte-order mark; None for other files."""
     if head.count(b"\0") <= len(head) // 8:
         with contextlib.suppress(UnicodeDecodeError):
             codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
@@ -248,6 +248,9 @@ def _guess_wide_encoding(head: bytes) -> str | None:
     return None if any(ord(c) < 128 and ord(c) in NON_TEXT_BYTES for c in text) else encoding
 
 
+CYRILLIC_ENCODINGS = ("cp1251", "koi8_r")
+
+
 def _detect_encoding(sample: bytes, encodings: Mapping[str, str]) -> str | None:
     from charset_normalizer import from_bytes
 
@@ -255,7 +258,7 @@ def _detect_encoding(sample: bytes, encodings: Mapping[str, str]) -> str | None:
     name = best.encoding if best else ""
     if name in CYRILLIC_ENCODINGS and sum(byte > 127 for byte in sample) < len(sample) // 3:
         name = "cp1252"  # Latin letters with few others among them
-    elif name in CYRILLIC_ENCODINGS:  # in the wrong one of them, small letters are capitals
+    elif name in CYRILLIC_ENCODINGS:  # the wrong one of them swaps upper and lower case
         name = max(
             CYRILLIC_ENCODINGS, key=lambda n: sum(map(str.islower, sample.decode(n, "replace")))
         )

@@ -1,8 +1,8 @@
-"""What was found in files that were read whole, kept beside them in verified.json, so that a start
-need not read 18 GB again to hash them.
+"""Caches the hashes and counts of large files in the data folder's verified.json, so that opening a
+dataset does not read 18 GB again.
 
-A file is taken to be the one that was read as long as its size, time of change, inode and device
-are the same. What a disk loses under these goes unnoticed until it is read whole again.
+A file counts as unchanged while its size, modification time, inode and device are the same. Damage
+that changes none of these is found only when the file is read whole again.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ CachedResult = dict[str, Any]
 
 
 class HashCache:
-    """The memory of one folder.
+    """The cached results for the files of one folder.
 
     Args:
-        folder: where verified.json lies, if there is one; a damaged one is as good as none.
-        reread: read everything again.
+        folder: the folder of verified.json, which may be missing; a damaged one is ignored.
+        reread: compute everything again.
     """
 
     def __init__(self, folder: Path, *, reread: bool = False) -> None:
         self._folder, self._reread = folder, reread
         self._entries: dict[str, CachedResult] = {}
         self._dirty = False
-        if not files.is_file(folder / CACHE_FILENAME):  # a pipe would be waited for
+        if not files.is_file(folder / CACHE_FILENAME):  # opening a pipe could block
             return
-        # Another OSError is raised: what cannot be read now must not be written over.
+        # Another OSError is raised: a file that cannot be read now must not be overwritten.
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, UserError):
             entries = files.read_checksummed(folder / CACHE_FILENAME, CACHE_FORMAT_VERSION)["known"]
             if isinstance(entries, dict):
@@ -46,11 +46,11 @@ class HashCache:
     def get_or_compute(
         self, name: str, paths: Sequence[Path], compute: Callable[[], CachedResult]
     ) -> CachedResult:
-        """What `compute` finds in some files: found now, or when they were read before.
+        """The result of `compute`, which reads some files; from the cache if they did not change.
 
         Args:
-            name: to remember it by.
-            compute: its result has to be such as JSON can keep.
+            name: the key in the cache.
+            compute: its result must be serializable as JSON.
 
         Raises:
             OSError: if a file cannot be read.
@@ -62,20 +62,20 @@ class HashCache:
             if isinstance(result, dict):
                 return result
         result = compute()
-        if _file_stamp(paths) == stamp:  # it was not changed under our eyes
+        if _file_stamp(paths) == stamp:  # the files did not change while they were read
             self._entries[name] = {"stamp": stamp, "found": result}
             self._dirty = True
         return result
 
     def lookup(self, name: str) -> CachedResult:
-        """What was found before, whether or not the files are still there; {} where nothing was."""
+        """The cached result, whether or not the files still exist; {} if there is none."""
         entry = self._entries.get(name)
         result = entry.get("found") if isinstance(entry, dict) else None
         return result if isinstance(result, dict) else {}
 
     def save(self, folder: Path | None = None) -> None:
-        """Write what is new, into the memory's folder or another; where that cannot be written,
-        the files will be read again.
+        """Write new results, to the cache's own folder or another. If that fails, the files are
+        read again the next time.
         """
         if self._dirty:
             tree = {"format": CACHE_FORMAT_VERSION, "known": self._entries}

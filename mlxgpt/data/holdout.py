@@ -1,5 +1,5 @@
-"""Holds a part of the training text back, to judge by what is still being decided: whoever tunes on
-the validation text has no text left that tells how good the result is.
+"""Holds out the end of the training text for tuning: after tuning on the validation text, no unseen
+text would be left to measure the result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.data.meta import SplitMeta
 from mlxgpt.data.token_array import TokenArray
-from mlxgpt.data.tokenizers.char import byte_lengths
+from mlxgpt.data.tokenizers.base import byte_lengths
 from mlxgpt.utils.errors import UserError
 
 HOLDOUT_FRACTION = 0.1  # of the training text's bytes
@@ -20,18 +20,17 @@ MAX_HOLDOUT_BYTES = 1_000_000
 
 
 def hold_out_from_train(dataset: Dataset) -> Dataset:
-    """The same data, the end of its training text in the place of the validation text.
+    """The dataset with the end of its training text as its validation text.
 
-    That end is whole documents, the same whatever the tokenizer; of a text that is one document, it
-    begins at the first token that lies within the share.
+    The held-out end is whole documents, the same for every tokenizer; of a single document, it
+    begins at the first token within the fraction.
 
     Raises:
         UserError: if the text is too short.
     """
     train, tokenizer = dataset.meta.train, dataset.tokenizer
     max_bytes = int(min(HOLDOUT_FRACTION * train.bytes, MAX_HOLDOUT_BYTES))
-    # The last ids, as many as there are bytes: more than hold `room` bytes, as only an end-of-text
-    # has none, and there is one after each document.
+    # These ids hold `max_bytes` or more: only an end-of-text has no bytes, one per document.
     tail_start = max(0, len(dataset.train.ids) - 2 * max_bytes)
     ids = np.asarray(dataset.train.ids[tail_start:], dtype=np.int64)
     bytes_to_end = np.cumsum(byte_lengths(tokenizer)[ids][::-1])[::-1]  # from each id to the end

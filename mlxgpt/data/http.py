@@ -1,5 +1,5 @@
 """Downloads through `huggingface_hub`, which retries, resumes, caches, and knows certificates and
-proxies; and what its errors mean to the user.
+proxies; and explains its errors to the user.
 
 Every wait ends:
 
@@ -7,7 +7,7 @@ Every wait ends:
                                     5 times
     where a file is                 HF_HUB_ETAG_TIMEOUT, 10 s; then up to 6 times 60 s
     "too many requests"             as long as the hub asks for, up to 5 times, each wait logged
-    a source that has a mirror      MIRROR_DEADLINE in all, then the mirror
+    a source that has a mirror      MIRROR_TIMEOUT_SECONDS in all, then the mirror
 """
 
 from __future__ import annotations
@@ -26,16 +26,11 @@ from typing import TypeVar
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-MIRROR_TIMEOUT_SECONDS = 60.0  # seconds
-MAX_DOWNLOAD_ATTEMPTS = 3  # of a download by its URL that breaks off
-# Without those that firewalls and other users' folders cause, too.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
-
 T = TypeVar("T")
 
 
 class DownloadError(Exception):
-    """A download is not what it should be; the message says why, to a user."""
+    """A download took too long, or is not the expected content; the message is for the user."""
 
 
 def response_timeout() -> float:
@@ -74,11 +69,14 @@ def force_offline() -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = previous
 
 
+MIRROR_TIMEOUT_SECONDS = 60.0  # for the hub, if the dataset has a mirror
+
+
 def run_with_timeout(seconds: float, download: Callable[[], T]) -> T:
     """The result of a download; its thread is abandoned after some seconds.
 
     Raises:
-        Trouble: if it takes longer.
+        DownloadError: if it takes longer.
     """
     result: Future[T] = Future()
 
@@ -96,14 +94,17 @@ def run_with_timeout(seconds: float, download: Callable[[], T]) -> T:
     return result.result()
 
 
+MAX_DOWNLOAD_ATTEMPTS = 3  # if the connection breaks off
+
+
 def download_bytes(url: str, max_bytes: int) -> bytes:
     """The content at a URL, tried again where it breaks off.
 
     Args:
-        max_bytes: bytes that it may have.
+        max_bytes: the most bytes that it may have.
 
     Raises:
-        Exception: whatever the transport raises; Trouble if it is longer.
+        Exception: whatever the transport raises; DownloadError if it is longer.
     """
     from huggingface_hub.utils import get_session, httpx
 
@@ -124,13 +125,13 @@ def download_bytes(url: str, max_bytes: int) -> bytes:
 
 
 def download_cache_folder(name: str) -> Path:
-    """Where a file that was downloaded by its URL is cached: in `huggingface_hub`'s assets.
+    """The cache folder of files downloaded by URL, in `huggingface_hub`'s assets.
 
     Args:
-        name: OWNER/NAME of what it belongs to.
+        name: OWNER/NAME of the dataset that they belong to.
 
     Raises:
-        OSError, ValueError: if the folder is not there and cannot be made.
+        OSError, ValueError: if the folder does not exist and cannot be made.
     """
     from huggingface_hub import cached_assets_path
 
@@ -176,9 +177,13 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def is_xet_error(error: BaseException) -> bool:
-    """Whether an error is of the hub's Xet storage, which only shows where it was raised."""
+    """Whether an error was raised in the hub's Xet storage, which only its traceback shows."""
     frames = traceback.extract_tb(error.__traceback__)
     return any("xet" in frame.name or "_xet" in frame.filename for frame in frames)
+
+
+# Not EACCES and EPERM: firewalls and other users' folders cause these.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 
 
 def raise_disk_error(error: BaseException, folder: Path) -> None:
@@ -200,7 +205,7 @@ def _response_status(error: BaseException) -> int | None:
 
 
 def _exception_chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that led to it."""
+    """An error, and its causes."""
     while error:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,8 +1,8 @@
 """Datasets of the Hugging Face hub, read by `datasets`: those known by name, and any other as
 `hf:owner/name` or `hf:owner/name:column`.
 
-A dataset comes from the first source that has it: the cache, without asking the hub; the hub; a
-mirror. A text whose hash is pinned is the same from each.
+A dataset comes from the first source that has it: the cache, without a request to the hub; the hub;
+a mirror. A text with a pinned hash is the same from each.
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ from mlxgpt.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 HUB_PREFIX = "hf:"
-# The branch with the hub's own copy in Parquet of datasets that are scripts.
-PARQUET_REVISION = "refs/convert/parquet"
-RowRange = tuple[int, int | None]  # rows from one on, up to another
+RowRange = tuple[int, int | None]  # (first row, end row or None)
 ALL_ROWS: RowRange = (0, None)
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """Another source of a text.
+    """Another source of a dataset's text.
 
     Attributes:
         url: of the whole text.
@@ -60,7 +58,7 @@ class HubDataset:
         single: whether the rows are pieces of one document.
         megabytes: of text, about; 0: unknown.
         sha256: of the whole text, where that is known.
-        mirror: where else it is.
+        mirror: another source of the same text.
     """
 
     repo_id: str
@@ -91,8 +89,7 @@ HUB_DATASETS = {
         ),
     ),
     "tinystories": HubDataset(repo_id="roneneldan/TinyStories", megabytes=1900),
-    # By GPT-4 only, and cleaned. It has one split; by its card, 10,000 rows for a test, which
-    # nothing here reads, come before the validation rows.
+    # It has one split; its card reserves the first 10,000 rows for a test, unused here.
     "tinystories-gpt4": HubDataset(
         repo_id="karpathy/tinystories-gpt4-clean",
         val="train",
@@ -108,12 +105,12 @@ HUB_DATASETS = {
 
 
 class DatasetUnavailableError(UserError):
-    """A text could not be downloaded from any of its sources."""
+    """A dataset could not be downloaded from any of its sources."""
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """Files whose rows are documents, and which of these, counted over all the files."""
+    """Files whose rows are documents, and a range of these rows, counted over all the files."""
 
     paths: Sequence[Path]
     row_range: RowRange = ALL_ROWS
@@ -134,7 +131,7 @@ class SplitRows:
 
     @property
     def paths(self) -> list[Path]:
-        """The files of both."""
+        """The files of both splits."""
         return [*self.train.paths, *(self.val.paths if self.val else ())]
 
 
@@ -155,7 +152,7 @@ def find_hub_dataset(source: str) -> HubDataset | None:
 
 
 def hub_origin(dataset: HubDataset) -> dict[str, Any]:
-    """The origin of a dataset of the hub, known without reaching it."""
+    """The origin of a dataset of the hub, as far as known without a request to the hub."""
     fields: dict[str, Any] = {"hub": dataset.repo_id}
     if dataset.column != DEFAULT_COLUMN:
         fields["column"] = dataset.column
@@ -166,7 +163,7 @@ def load_hub_rows(dataset: HubDataset) -> SplitRows:
     """The rows of a dataset of the hub, downloaded into a cache if they are in none.
 
     Raises:
-        Unavailable: if no source has them.
+        DatasetUnavailableError: if no source has them.
         UserError: if the dataset has no such split or column.
     """
     _configure(show_warnings=dataset.mirror is None)
@@ -184,10 +181,8 @@ def load_hub_rows(dataset: HubDataset) -> SplitRows:
         _raise_disk_error(error)
         if isinstance(error, UserError) and not dataset.mirror:
             raise
-        problem, remedy = (
-            f"the Hugging Face hub: {http.describe_download_error(error)}",
-            _download_remedy(error),
-        )
+        problem = f"the Hugging Face hub: {http.describe_download_error(error)}"
+        remedy = _download_remedy(error)
     if dataset.mirror:
         host = urlsplit(dataset.mirror.url).hostname
         logger.info(f"{problem}; downloading the same text from {host}")
@@ -200,8 +195,8 @@ def load_hub_rows(dataset: HubDataset) -> SplitRows:
 
 
 def _configure(*, show_warnings: bool) -> None:
-    """Errors are reported by mlxgpt; progress bars only in a terminal."""
-    import datasets  # slow to import: only where it is used
+    """Silence the libraries' error logs, and their progress bars outside a terminal."""
+    import datasets  # slow to import
 
     http.configure_hub(show_warnings=show_warnings)
     datasets.logging.set_verbosity_error()
@@ -210,18 +205,18 @@ def _configure(*, show_warnings: bool) -> None:
 
 
 def _raise_disk_error(error: Exception) -> None:
-    """Raise the error of a failing disk, on which the next source would fail, too."""
+    """Raise UserError if a failing or full disk is the cause: the next source would fail, too."""
     from datasets import config
 
     http.raise_disk_error(error, Path(config.HF_DATASETS_CACHE))
 
 
 def _load_from_cache(dataset: HubDataset) -> SplitRows | None:
-    """The rows from the cache of `datasets`, or from where those of the mirror are kept."""
+    """The rows from the cache of `datasets`, or from the cached text of the mirror."""
     with http.force_offline():
         try:
             return _split_rows(dataset, _load_splits(dataset))
-        except Exception as error:  # it is not there, or damaged, or another text
+        except Exception as error:  # not cached, damaged, or another text
             _raise_disk_error(error)
             if isinstance(error, UserError) and not dataset.mirror:
                 raise
@@ -233,7 +228,7 @@ def _load_from_cache(dataset: HubDataset) -> SplitRows | None:
 def _load_from_hub(dataset: HubDataset) -> SplitRows:
     from huggingface_hub import HfApi
 
-    # Before `datasets`, which would wait and retry for minutes where nothing answers.
+    # A first request, because `datasets` retries for minutes if nothing answers.
     HfApi().dataset_info(dataset.repo_id, timeout=http.response_timeout())
     return _split_rows(dataset, _load_splits(dataset))
 
@@ -249,9 +244,12 @@ def _download_from_mirror(dataset: HubDataset, mirror: Mirror) -> SplitRows:
 
 
 def _mirror_cache_rows(dataset: HubDataset) -> SplitRows:
-    """Where a text that came from a mirror is kept."""
+    """The files that a mirror's text is kept in."""
     folder = http.download_cache_folder(dataset.repo_id)
     return SplitRows(FileRows([folder / "train.txt"]), FileRows([folder / "val.txt"]))
+
+
+PARQUET_REVISION = "refs/convert/parquet"  # the hub's Parquet copy of script datasets
 
 
 def _load_splits(dataset: HubDataset) -> Any:
@@ -264,7 +262,7 @@ def _load_splits(dataset: HubDataset) -> Any:
     except RuntimeError as error:
         if http.is_xet_error(error):
             raise
-        # `datasets` has found a script, which it does not run.
+        # The dataset is a script, which `datasets` does not run.
         return datasets.load_dataset(path, revision=PARQUET_REVISION)
 
 
@@ -297,13 +295,13 @@ def _split_rows(dataset: HubDataset, splits: Any) -> SplitRows:
     rows = SplitRows(
         FileRows(split_paths(train), dataset.train_rows),
         FileRows(split_paths(val), dataset.val_rows) if val else None,
-        split_paths(train)[0].parent.name,  # the cache's folders are named so
+        split_paths(train)[0].parent.name,  # the cache names its folders by revision
     )
     return _verify_rows(dataset, rows)
 
 
 def _verify_rows(dataset: HubDataset, rows: SplitRows) -> SplitRows:
-    """`rows` itself, if it has the text whose hash is pinned."""
+    """Return `rows`, checked against the pinned hash if there is one."""
     if dataset.sha256:
         digest = hashlib.sha256()
         for path in rows.paths:
@@ -322,7 +320,7 @@ def _download_remedy(error: Exception) -> str:
     alternative = (
         "train on your own text, --source FILE, or on the built-in stories, --source storybook."
     )
-    # The hub does not always say whether it knows no such dataset, or keeps it private.
+    # The hub does not always distinguish missing datasets from private ones.
     is_not_found = type(error).__name__ == "DatasetNotFoundError"
     if is_not_found or http.http_status(error) in (401, 403, 404):
         return "check the name; what is private or gated needs: hf auth login."

@@ -11,13 +11,13 @@ from mlxgpt.data.token_array import dtype_for
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-META_FORMAT_VERSION = 1
+META_FORMAT_VERSION = 1  # of meta.json, unfinished.json and progress.json
 SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
 class SplitMeta:
-    """What meta.json says of one array: its length in tokens, documents and UTF-8 bytes of text
+    """One split in meta.json: the length of its array in tokens, documents and UTF-8 bytes of text
     (end-of-text not counted), and the sha256 of the file.
     """
 

@@ -1,8 +1,8 @@
 """Reads nanoGPT's meta.pkl, the vocabulary of a dataset of characters, without running it.
 
 A pickle is a program that may call any function. `pickletools` lists its opcodes without executing
-them. Only those that make numbers, texts, lists and dictionaries reach the unpickler, which finds
-no function or class.
+them. Only those that make numbers, texts, lists and dictionaries reach the unpickler, which refuses
+every function and class.
 """
 
 from __future__ import annotations
@@ -18,29 +18,8 @@ from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-# Room for the 65,536 ids that nanoGPT's two bytes can tell apart, in the longest protocol: 54 bytes
-# and 8 opcodes a character. An opcode takes some hundred bytes of memory at most.
-MAX_IDS = 1 << 16
-MAX_BYTES = 64 * MAX_IDS
-MAX_OPCODES = 9 * MAX_IDS
-MAX_CONTAINERS = 16  # nanoGPT's own has 3
-
-NUMBER_OPCODES = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4"}
-STRING_OPCODES = {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"}
-# Without tuples and sets: hashing nested ones can take exponential time, or overflow the stack.
-CONTAINER_OPCODES = {"EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT"}
-ITEM_OPCODES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS"}
-MEMO_PUT_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT"}  # at an index that the pickle chooses
-MEMO_OPCODES = MEMO_PUT_OPCODES | {"MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
-FRAMING_OPCODES = {"PROTO", "FRAME", "MARK", "STOP"}
-ALLOWED_OPCODES = (
-    NUMBER_OPCODES
-    | STRING_OPCODES
-    | CONTAINER_OPCODES
-    | ITEM_OPCODES
-    | MEMO_OPCODES
-    | FRAMING_OPCODES
-)
+MAX_IDS = 1 << 16  # ids that nanoGPT's uint16 can hold
+MAX_BYTES = 64 * MAX_IDS  # 54 bytes per character in the longest protocol, rounded up
 
 META_PICKLE_REMEDY = (
     "let nanoGPT's prepare.py write it again, or prepare the text itself: --source FILE."
@@ -76,15 +55,36 @@ def read_char_vocab(path: Path) -> str:
 
 
 def load_char_tokenizer(path: Path) -> CharTokenizer:
-    """The tokenizer of a meta.pkl, its ids in any order; see `characters`."""
+    """The tokenizer of a meta.pkl, with the file's ids; see `read_char_vocab`."""
     return CharTokenizer.from_ids({c: id for id, c in enumerate(read_char_vocab(path))})
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler that finds no function or class, so that it can call none."""
+    """An unpickler that refuses every function and class, so that it can call none."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+MAX_OPCODES = 9 * MAX_IDS  # 8 opcodes per character in the longest protocol, rounded up
+MAX_CONTAINERS = 16  # nanoGPT's own has 3
+
+NUMBER_OPCODES = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4"}
+STRING_OPCODES = {"UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"}
+# No tuples or sets: hashing nested ones can take exponential time, or overflow the stack.
+CONTAINER_OPCODES = {"EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT"}
+ITEM_OPCODES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS"}
+MEMO_PUT_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT"}  # at an index that the pickle chooses
+MEMO_OPCODES = MEMO_PUT_OPCODES | {"MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
+FRAMING_OPCODES = {"PROTO", "FRAME", "MARK", "STOP"}
+ALLOWED_OPCODES = (
+    NUMBER_OPCODES
+    | STRING_OPCODES
+    | CONTAINER_OPCODES
+    | ITEM_OPCODES
+    | MEMO_OPCODES
+    | FRAMING_OPCODES
+)
 
 
 def _check_opcodes(content: bytes) -> None:

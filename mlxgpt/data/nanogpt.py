@@ -14,8 +14,9 @@ from mlxgpt.data.hash_cache import HashCache
 from mlxgpt.data.meta import META_FORMAT_VERSION, SPLITS, DatasetMeta, SplitMeta
 from mlxgpt.data.token_array import TokenArray, scan_token_file
 from mlxgpt.data.tokenizers import bpe
+from mlxgpt.data.tokenizers.base import byte_lengths
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.data.tokenizers.char import CharTokenizer, byte_lengths
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -26,12 +27,12 @@ VOCAB_FILENAME = "meta.pkl"
 def open_nanogpt_arrays(
     folder: Path, hash_cache: HashCache
 ) -> tuple[DatasetMeta, BPETokenizer | CharTokenizer, TokenArray, TokenArray]:
-    """Open such a folder: its tokenizer, its arrays, and what our meta.json would say of them,
-    which is counted where it is not known yet.
+    """Open a data folder of nanoGPT: its metadata (counted if not cached yet), its tokenizer, and
+    its arrays for training and validation.
 
     Raises:
-        UserError: if meta.pkl is not a vocabulary of characters, an array is missing, or holds an
-            id that the tokenizer has not.
+        UserError: if meta.pkl is not a vocabulary of characters, or an array is missing or holds an
+            id that the tokenizer lacks.
     """
     tokenizer = _load_tokenizer(folder)
     arrays, split_metas = [], []
@@ -55,7 +56,7 @@ def open_nanogpt_arrays(
 
 def _load_tokenizer(folder: Path) -> BPETokenizer | CharTokenizer:
     path = folder / VOCAB_FILENAME
-    if not files.lexists(path):  # a link to nothing is there, and refused
+    if not files.lexists(path):  # a broken link counts as a file, and is refused
         return bpe.load_gpt2_tokenizer()
     return meta_pickle.load_char_tokenizer(path)
 
@@ -72,7 +73,7 @@ def _mmap_ids(path: Path) -> np.ndarray:
 def _build_split_meta(
     path: Path, ids: np.ndarray, tokenizer: BPETokenizer | CharTokenizer, hash_cache: HashCache
 ) -> SplitMeta:
-    """What meta.json would say of one array, each of its ids checked."""
+    """The length and hash of one array, each of its ids checked."""
     vocab_path = path.parent / VOCAB_FILENAME
     paths = [path, vocab_path] if files.exists(vocab_path) else [path]
     counts = hash_cache.get_or_compute(path.name, paths, lambda: _count_file(path, tokenizer))
@@ -80,18 +81,18 @@ def _build_split_meta(
 
 
 def _count_file(path: Path, tokenizer: BPETokenizer | CharTokenizer) -> dict[str, Any]:
-    id_counts = np.zeros(1 << 16, dtype=np.int64)  # each id comes
+    id_counts = np.zeros(1 << 16, dtype=np.int64)  # occurrences of each id
 
-    def add(ids: np.ndarray) -> None:
+    def count_ids(ids: np.ndarray) -> None:
         nonlocal id_counts
         id_counts += np.bincount(ids, minlength=len(id_counts))
 
-    stats = scan_token_file(path, TOKEN_DTYPE, add)
+    stats = scan_token_file(path, TOKEN_DTYPE, count_ids)
     if stats["largest"] >= tokenizer.vocab_size:
         raise _unknown_id_error(path, stats["largest"], tokenizer)
     size = int(id_counts[: tokenizer.vocab_size] @ byte_lengths(tokenizer))
     end = tokenizer.end_of_text
-    documents = 1 if end is None else int(id_counts[end])  # without an end, all of it is one
+    documents = 1 if end is None else int(id_counts[end])  # without end-of-text: one document
     return {**stats, "documents": documents, "bytes": size}
 
 

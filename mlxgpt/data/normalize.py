@@ -1,6 +1,6 @@
-"""Text as training documents have it: line ends, byte-order mark, Unicode form.
+"""Normalizes text: line ends, byte-order mark, Unicode form.
 
-Every text that becomes ids passes here: documents, prompts, texts to evaluate.
+All text is normalized here before it is encoded: documents, prompts, texts to evaluate.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import unicodedata
 
 import numpy as np
 
-from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.base import Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils.errors import UserError
 
 BOM = "\ufeff"
@@ -32,9 +33,8 @@ def normalize_prompt(text: str, tokenizer: Tokenizer) -> str:
         text.isascii() or text.encode("utf-8")
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        description = (
-            f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"U+{code:04X}"
-        )
+        is_byte = 0xDC80 <= code <= 0xDCFF
+        description = f"the byte 0x{code - 0xDC00:02x}" if is_byte else f"U+{code:04X}"
         raise UserError(
             f"the text is not valid Unicode: character {error.start:,} is {description}",
             "give the text in UTF-8.",
@@ -43,8 +43,8 @@ def normalize_prompt(text: str, tokenizer: Tokenizer) -> str:
 
 
 def normalize_unicode(text: str, tokenizer: Tokenizer) -> str:
-    """A text in the Unicode form that a character tokenizer knows: as it is, NFC, or NFD; in NFC
-    where it knows none.
+    """A text in the Unicode form that a character tokenizer can encode: unchanged, NFC, or NFD; in
+    NFC if it can encode none of them.
     """
     if not isinstance(tokenizer, CharTokenizer) or tokenizer.can_encode(text):
         return text
@@ -54,7 +54,7 @@ def normalize_unicode(text: str, tokenizer: Tokenizer) -> str:
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """A prompt's ids, int64 [T]; see `prompt_text`.
+    """A prompt's ids, int64 [T]; see `normalize_prompt`.
 
     Raises:
         UserError: if it has characters that the tokenizer lacks.

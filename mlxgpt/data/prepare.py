@@ -1,7 +1,7 @@
-"""Documents -> token arrays: streamed, on all cores, in bounded memory.
+"""Prepares documents as token arrays: streamed, on all cores, in bounded memory.
 
-A data folder appears whole or not at all. An interrupted preparation continues where it was, and
-ends with the same bytes.
+A data folder appears complete or not at all. An interrupted preparation resumes, and ends with the
+same bytes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlxgpt import __version__
+from mlxgpt import config as configs
 from mlxgpt.config import DataConfig
+from mlxgpt.config.resolve import PathLike, resolve_folder
 from mlxgpt.data import sources
 from mlxgpt.data.dataset import Dataset, is_prepared, open_dataset
 from mlxgpt.data.hash_cache import HashCache
 from mlxgpt.data.meta import META_FORMAT_VERSION, SPLITS, DatasetMeta, SplitMeta, read_meta
 from mlxgpt.data.normalize import normalize_unicode
-from mlxgpt.data.sources import Source
+from mlxgpt.data.sources import Source, resolve_hub_dataset
 from mlxgpt.data.splits import (
     MAX_VAL_FRACTION,
     SplitRule,
@@ -36,27 +38,20 @@ from mlxgpt.data.splits import (
 from mlxgpt.data.token_array import dtype_for, scan_token_file
 from mlxgpt.data.tokenize import encode_pieces
 from mlxgpt.data.tokenizers import bpe, tokenizer_json
-from mlxgpt.data.tokenizers.char import NUL, Tokenizer
+from mlxgpt.data.tokenizers.base import NUL, Tokenizer
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SAVE_EVERY_CHUNKS = 32  # chunks
-UNFINISHED_FILENAME, PROGRESS_FILENAME, META_FILENAME = (
-    "unfinished.json",
-    "progress.json",
-    "meta.json",
-)
+META_FILENAME = "meta.json"
 
-
-# So many of about so many bytes of text are done: (doing, done, total).
-ProgressCallback = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]  # (stage, bytes done, estimated total bytes)
 
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """What to prepare, and how.
+    """A dataset to open or to prepare.
 
     Attributes:
         data: source, validation source, tokenizer. A source that is a prepared data folder, or
@@ -64,7 +59,8 @@ class PrepareRequest:
         vocab_size: of a BPE that is trained for it; 0: bpe.DEFAULT_VOCAB_SIZE.
         strict: refuse a text that gives a smaller vocabulary.
         name: the folder's name; default: the corpus or the first file's stem, and the tokenizer.
-        megabytes: length of the storybook; default: what is there, or a few.
+        megabytes: length of the synthetic stories; default: of those prepared already, or
+            sources.SYNTHETIC_MEGABYTES.
         tokenizer: an existing one, instead of one by `data` and `vocab_size`.
         verify: read arrays and files again that were read before, and did not change since.
     """
@@ -89,27 +85,77 @@ class PrepareRequest:
         return self.data.tokenizer
 
     def add_tokenizer_to_origin(self, origin: dict[str, Any]) -> dict[str, Any]:
-        """A source's origin, with the tokenizer unless that is of characters."""
-        return (
-            origin
-            if self.tokenizer_kind == "char"
-            else {**origin, "tokenizer": self.tokenizer_kind}
+        """A source's origin, with the tokenizer unless it is `char`."""
+        if self.tokenizer_kind == "char":
+            return origin
+        return {**origin, "tokenizer": self.tokenizer_kind}
+
+
+def prepare(
+    *source: PathLike,
+    val_source: Sequence[PathLike] = (),
+    name: str | None = None,
+    tokenizer: str | None = None,
+    vocab_size: int | None = None,
+    megabytes: float | None = None,
+    verify: bool = False,
+    data_dir: PathLike | None = None,
+    progress: ProgressCallback = lambda stage, done, total: None,
+) -> Dataset:
+    """Turn text into token arrays in DATA_DIR/NAME, or open them if they are there.
+
+    Args:
+        source: `shakespeare` (default), `tinystories`, `tinystories-gpt4`, `openwebtext`,
+            `storybook`; a dataset of the hub, `hf:owner/name` or `hf:owner/name:column`; or files
+            and folders: text, JSON, Parquet, Arrow; `FILE:COLUMN` for another column than `text`.
+        val_source: validation text; default: a part of the source.
+        name: the data folder's name; default: the corpus or the first file's stem, and the
+            tokenizer.
+        tokenizer: `char`, `bpe` or `gpt2`; default: `bpe` for stories and datasets of the hub, and
+            where `vocab_size` is given; `gpt2` for openwebtext, else `char`.
+        vocab_size: of a BPE; default: 4096.
+        megabytes: length of the storybook; default: what is there, or 10.
+        verify: read what is there whole, and compare it with its hashes, also where it was read
+            before and did not change since.
+        progress: is called with (stage, done, total), in bytes of text.
+    """
+    if tokenizer is None:
+        hub_dataset = resolve_hub_dataset([str(name) for name in source])
+        tokenizer = "bpe" if vocab_size else hub_dataset.tokenizer if hub_dataset else "char"
+    elif vocab_size and tokenizer != "bpe":
+        raise UserError(
+            f"--tokenizer {tokenizer} has a vocabulary of its own",
+            "leave out --vocab-size, or use --tokenizer bpe.",
         )
+    values = {"source": source or DataConfig().source, "val_source": val_source}
+    data_config = configs.config_from_tree({"data": {**values, "tokenizer": tokenizer}}).data
+    request = PrepareRequest(
+        data_config,
+        vocab_size or 0,
+        strict=vocab_size is not None,
+        name=name,
+        megabytes=megabytes,
+        verify=verify,
+    )
+    dataset = find_or_prepare(request, resolve_folder("data", data_dir), progress)
+    if verify:
+        logger.info("read whole: every byte is as it was written")
+    return dataset
 
 
 def find_or_prepare(
     request: PrepareRequest,
     data_dir: Path,
-    progress: ProgressCallback = lambda stage, done, total: None,
+    progress: ProgressCallback = lambda phase, done, total: None,
 ) -> Dataset:
-    """The prepared data of a request, made now if it isn't there.
+    """Open the dataset of a request; prepare it first if it does not exist.
 
     Args:
         data_dir: the folder of data folders.
-        progress: receives how many of about how many bytes of text are read, or encoded.
+        progress: receives the phase, "reading" or "encoding", and how far it is.
 
     Raises:
-        Unavailable: if the text is the hub's, and could not be downloaded.
+        DatasetUnavailableError: if it is a dataset of the hub, and could not be downloaded.
         UserError: if the text is missing, or `name` already holds another one.
     """
     data = request.data
@@ -149,7 +195,7 @@ def _matches_request(folder: Path, request: PrepareRequest, hash_cache: HashCach
     """Whether a data folder was prepared from the text and with the tokenizer of a request."""
     data, megabytes = request.data, request.megabytes
     is_corpus = sources.corpus_name(data.source) is not None
-    if is_corpus:  # known without downloading or writing it
+    if is_corpus:  # its origin is known without downloading or generating it
         origin = sources.corpus_origin(data.source, megabytes)
     elif missing_origin := sources.origin_of_missing_files(
         data.source, data.val_source, hash_cache
@@ -159,7 +205,7 @@ def _matches_request(folder: Path, request: PrepareRequest, hash_cache: HashCach
     else:
         origin = sources.open_source(data.source, data.val_source, megabytes, hash_cache).origin
     origin, prepared_origin = request.add_tokenizer_to_origin(origin), read_meta(folder).origin
-    if is_corpus:  # what is known of it beyond the request does not matter; its tokenizer does
+    if is_corpus:  # compare only what the request specifies, and the tokenizer
         prepared_origin = {
             key: value for key, value in prepared_origin.items() if key in (*origin, "tokenizer")
         }
@@ -167,7 +213,7 @@ def _matches_request(folder: Path, request: PrepareRequest, hash_cache: HashCach
 
 
 def _choose_folder(data_dir: Path, source: Sequence[str], suffix: str) -> Path:
-    """The folder for a source's data; its former one, where these files were prepared in it."""
+    """The data folder for a source; its legacy name if these files were prepared under it."""
     folder = data_dir / (sources.data_folder_name(source) + suffix)
     legacy_folder = data_dir / (sources.legacy_data_folder_name(source) + suffix)
     if legacy_folder != folder and not files.exists(folder):
@@ -178,10 +224,10 @@ def _choose_folder(data_dir: Path, source: Sequence[str], suffix: str) -> Path:
 
 
 def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-    """The ids of some files' documents, each with its end. What is left out is logged.
+    """The ids of some files' documents, each with its end-of-text. Logs what is skipped.
 
     Raises:
-        UserError: if there is no text, or the tokenizer knows single texts and there are several.
+        UserError: if there is no text, or several documents and the tokenizer has no end-of-text.
     """
     has_end_of_text = tokenizer.end_of_text is not None
     texts = [""]
@@ -205,12 +251,17 @@ def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     )
 
 
-class _PrepareJob:
-    """One data folder in the making, beside its final name until it is whole.
+UNFINISHED_FILENAME = "unfinished.json"
+PROGRESS_FILENAME = "progress.json"
+SAVE_EVERY_CHUNKS = 32  # chunks between two saves of the progress
 
-    unfinished.json holds what it will be, and which documents are validation; progress.json how far
-    the arrays are. Both are sealed, and written when what they describe is on the disk. Where
-    meta.json is there and unfinished.json is not, only the rename is missing.
+
+class _PrepareJob:
+    """The preparation of one data folder, in a scratch folder that is renamed when complete.
+
+    unfinished.json has the origin, and the rule for the split; progress.json the lengths of the
+    arrays. Both have a checksum, and are written after what they describe is on the disk. If
+    meta.json exists and unfinished.json does not, only the rename is missing.
     """
 
     def __init__(
@@ -228,7 +279,7 @@ class _PrepareJob:
         self.chunks = 0
 
     def run(self) -> None:
-        """Prepare, or continue preparing."""
+        """Prepare the data folder, or resume its preparation."""
         try:
             if not self._is_complete():
                 rule, tokenizer = self._resume() or self._start()
@@ -237,13 +288,12 @@ class _PrepareJob:
                 self._finish(tokenizer)
             self._publish()
         except UserError:
-            # The text or a setting is wrong: continued, the same command would end here again.
+            # The text or a setting is wrong: resumed, the same command would fail here again.
             self._discard()
             raise
         except BaseException:
-            # Interrupted, a full or failing disk, an error of ours: as after a kill, all that was
-            # saved is kept.
-            with contextlib.suppress(OSError):  # of a disk that does not even answer that
+            # An interrupt, a failing disk or a bug: what was saved is kept, as after a kill.
+            with contextlib.suppress(OSError):  # of a disk that does not even list its files
                 can_resume = any(
                     files.exists(self.scratch_folder / name)
                     for name in (UNFINISHED_FILENAME, META_FILENAME)
@@ -262,7 +312,7 @@ class _PrepareJob:
         shutil.rmtree(self.scratch_folder, ignore_errors=True)
 
     def _identity(self) -> dict[str, Any]:
-        # The version, since another one may cut documents into other pieces.
+        # With the version, since another one may cut documents into other pieces.
         return {"format": META_FORMAT_VERSION, "version": __version__, "origin": self.source.origin}
 
     def _start(self) -> tuple[SplitRule, Tokenizer]:
@@ -290,66 +340,53 @@ class _PrepareJob:
         for split in SPLITS:
             with files.add_filename_to_errors(path := self.scratch_folder / f"{split}.bin"):
                 path.touch()
-        tree = {**self._identity(), "sharing": asdict(rule)}
-        files.write_atomically(
-            self.scratch_folder / UNFINISHED_FILENAME, files.dump_checksummed(tree)
-        )
+        text = files.dump_checksummed({**self._identity(), "sharing": asdict(rule)})
+        files.write_atomically(self.scratch_folder / UNFINISHED_FILENAME, text)
         return rule, tokenizer
 
     def _check_vocab_size(self, tokenizer: Tokenizer) -> Tokenizer:
-        requested_size = (
-            int(self.request.tokenizer_kind[3:])
-            if self.request.tokenizer_kind.startswith("bpe")
-            else 0
-        )
-        if tokenizer.vocab_size < requested_size:
-            problem = (
-                f"the text gives a vocabulary of {tokenizer.vocab_size:,}, not {requested_size:,}"
-            )
+        kind, size = self.request.tokenizer_kind, tokenizer.vocab_size
+        requested_size = int(kind[3:]) if kind.startswith("bpe") else 0
+        if size < requested_size:
+            problem = f"the text gives a vocabulary of {size:,}, not {requested_size:,}"
             if self.request.strict:
-                raise UserError(
-                    problem, f"use --vocab-size {tokenizer.vocab_size}, or a longer text."
-                )
+                raise UserError(problem, f"use --vocab-size {size}, or a longer text.")
             logger.info(problem)
         return tokenizer
 
     def _is_complete(self) -> bool:
-        """Whether an interrupted preparation of the same text had only its rename left."""
-        if files.exists(self.scratch_folder / UNFINISHED_FILENAME) or not files.exists(
-            self.scratch_folder / META_FILENAME
-        ):
+        """Whether an interrupted preparation of the same text lacks only the rename."""
+        if files.exists(self.scratch_folder / UNFINISHED_FILENAME):
+            return False
+        if not files.exists(self.scratch_folder / META_FILENAME):
             return False
         with contextlib.suppress(UserError):  # a damaged meta.json
             return read_meta(self.scratch_folder).origin == self.source.origin
         return False
 
     def _resume(self) -> tuple[SplitRule, Tokenizer] | None:
-        """What an interrupted preparation of the same text left; None if nothing can be continued.
+        """Load an interrupted preparation of the same text; None if there is none to resume.
 
         Raises:
-            OSError: if that cannot be read. It stays: the next attempt may read it.
+            OSError: if it cannot be read. It stays: the next attempt may read it.
         """
-        if not files.exists(self.scratch_folder / UNFINISHED_FILENAME):
+        unfinished_path = self.scratch_folder / UNFINISHED_FILENAME
+        progress_path = self.scratch_folder / PROGRESS_FILENAME
+        if not files.exists(unfinished_path):
             return None
         try:
-            tree = files.read_checksummed(
-                self.scratch_folder / UNFINISHED_FILENAME, META_FORMAT_VERSION
-            )
+            tree = files.read_checksummed(unfinished_path, META_FORMAT_VERSION)
             if {key: tree[key] for key in self._identity()} != self._identity():
                 raise ValueError("the text, a setting or mlxgpt has changed since")
             tokenizer = tokenizer_json.load_tokenizer(self.scratch_folder / "tokenizer.json")
-            if files.exists(self.scratch_folder / PROGRESS_FILENAME):
-                progress = files.read_checksummed(
-                    self.scratch_folder / PROGRESS_FILENAME, META_FORMAT_VERSION
-                )
+            if files.exists(progress_path):
+                progress = files.read_checksummed(progress_path, META_FORMAT_VERSION)
                 self.counts = {split: SplitMeta(**progress[split]) for split in SPLITS}
                 self.chunks = progress["chunks"]
             itemsize = int(dtype_for(tokenizer.vocab_size)[-1])
             for split in SPLITS:
-                path, n_bytes = (
-                    self.scratch_folder / f"{split}.bin",
-                    itemsize * self.counts[split].tokens,
-                )
+                path = self.scratch_folder / f"{split}.bin"
+                n_bytes = itemsize * self.counts[split].tokens
                 if path.stat().st_size < n_bytes:
                     raise ValueError(f"{path.name} is too short")
                 os.truncate(path, n_bytes)
@@ -373,7 +410,7 @@ class _PrepareJob:
         self.progress("reading", done, self.source.size)
 
     def _encode(self, rule: SplitRule, tokenizer: Tokenizer) -> None:
-        """Append the chunks that are still missing."""
+        """Encode the missing chunks, and append them to the arrays."""
         with contextlib.ExitStack() as stack:
             arrays = {split: stack.enter_context(self._open_for_append(split)) for split in SPLITS}
             pieces = assign_splits(self.source, rule)
@@ -391,7 +428,7 @@ class _PrepareJob:
     @contextlib.contextmanager
     def _open_for_append(self, split: str) -> Iterator[BinaryIO]:
         path = self.scratch_folder / f"{split}.bin"
-        with files.add_filename_to_errors(path), path.open("ab") as array:  # closing it writes, too
+        with files.add_filename_to_errors(path), path.open("ab") as array:  # closing it writes
             yield array
 
     def _save(self, arrays: dict[str, BinaryIO]) -> None:
@@ -427,12 +464,12 @@ class _PrepareJob:
             files.fsync_path(path)
 
     def _publish(self) -> None:
-        for name in (UNFINISHED_FILENAME, PROGRESS_FILENAME):  # in this order, see `_is_whole`
+        for name in (UNFINISHED_FILENAME, PROGRESS_FILENAME):  # in this order, see `_is_complete`
             (self.scratch_folder / name).unlink(missing_ok=True)
         self.scratch_folder.rename(self.folder)
 
     def _hash_array(self, path: Path) -> str:
-        """The sha256 of an array; that it was read is remembered."""
+        """The sha256 of an array, also kept in the hash cache."""
         stats = self.hash_cache.get_or_compute(
             path.name, [path], lambda: scan_token_file(path, self.dtype)
         )

@@ -1,13 +1,14 @@
-"""Files -> documents, streamed in pieces of bounded size: text, JSON, Parquet, Arrow.
+"""Reads documents from text, JSON, Parquet and Arrow files, streamed in pieces of bounded size.
 
-A text file is one document, or several with `<|endoftext|>` between them; of the others, each row's
-`text` is one. All are normalized: line ends are newlines, and a byte-order mark is dropped, since
-neither is worth a place in a vocabulary (normalize.py).
+A text file is one document, or several with `<|endoftext|>` between them; in the other formats, the
+`text` of each row is one. All are normalized (normalize.py), so that carriage returns and
+byte-order marks take no ids of a vocabulary.
 """
 
 from __future__ import annotations
 
 import codecs
+import functools
 import io
 import json
 import re
@@ -17,18 +18,13 @@ from typing import Any, NamedTuple
 
 from mlxgpt.data import formats
 from mlxgpt.data.normalize import normalize_text
-from mlxgpt.data.tokenizers.char import END_OF_TEXT, NUL
+from mlxgpt.data.tokenizers.base import END_OF_TEXT, NUL
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 DEFAULT_COLUMN = "text"
-MAX_PIECE_CHARS = 1 << 20  # characters; a longer document comes in several pieces
-MAX_WORD_CHARS = 4 * MAX_PIECE_CHARS  # a run without white space that is longer is cut anyhow
-MAX_JSON_BYTES = 1 << 28  # bytes of one JSON value
-ROWS_PER_BATCH = 1000  # of a table, at a time
+MAX_PIECE_CHARS = 1 << 20  # longer documents are split into several pieces
 UTF8_BOM = codecs.BOM_UTF8
-ARROW_MAGIC = b"ARROW1\0\0"  # begins an Arrow file, which an Arrow stream does not
-BOUNDARY_PATTERN = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
 class DocumentPiece(NamedTuple):
@@ -43,29 +39,26 @@ class DocumentPiece(NamedTuple):
 
 
 def read_documents(path: Path, column: str = DEFAULT_COLUMN) -> Iterator[DocumentPiece]:
-    """The documents of a file: a table by its first bytes or its suffix; else plain text.
+    """The documents of a file: of a table, detected by its first bytes or its suffix, or of text.
 
     Args:
-        column: of a table, the one that holds them.
+        column: the column of a table that holds the documents.
 
     Raises:
-        UserError: if it is not what its suffix says.
+        UserError: if its content does not match its suffix.
         OSError: if it cannot be read.
     """
     with files.add_filename_to_errors(path):
         head = formats.read_head(path)
-        magic_readers = (
-            table_reader for magic, table_reader in MAGIC_READERS.items() if head.startswith(magic)
-        )
-        table_reader = next(magic_readers, TABLE_READERS.get(path.suffix.lower()))
-        formats.reject_unsupported_format(
-            path, head, is_table=table_reader in (_read_parquet, _read_arrow)
-        )
+        matches = (reader for magic, reader in MAGIC_READERS.items() if head.startswith(magic))
+        table_reader = next(matches, TABLE_READERS.get(path.suffix.lower()))
+        is_binary_table = table_reader in (_read_parquet, _read_arrow)
+        formats.reject_unsupported_format(path, head, is_table=is_binary_table)
         yield from table_reader(path, column) if table_reader else _read_text(path)
 
 
 def read_small_text(path: Path) -> str:
-    """The content of a small text file, such as one of prompts.
+    """The content of a small text file, such as a file of prompts.
 
     Raises:
         UserError: if it is not UTF-8 text.
@@ -82,7 +75,7 @@ def read_small_text(path: Path) -> str:
 
 
 def estimate_text_bytes(path: Path) -> int:
-    """About how many bytes of text a file holds, without reading it."""
+    """The estimated bytes of text in a file, without reading it."""
     if path.suffix.lower() == ".parquet":
         import pyarrow.parquet
 
@@ -91,9 +84,9 @@ def estimate_text_bytes(path: Path) -> int:
             with files.add_filename_to_errors(path), path.open("rb") as file:
                 metadata = pyarrow.parquet.read_metadata(file)
         except (OSError, pyarrow.ArrowException) as error:
-            if getattr(error, "errno", None):  # the size decides which documents are validation
+            if getattr(error, "errno", None):  # the split depends on the size
                 raise
-            return 0  # damaged: reading it shows how
+            return 0  # damaged: reading it raises the error
         groups = range(metadata.num_row_groups)
         return sum(metadata.row_group(n).total_byte_size for n in groups)
     return path.stat().st_size
@@ -125,29 +118,27 @@ def _read_text(path: Path) -> Iterator[DocumentPiece]:
 def _decode_block(
     decoder: io.IncrementalNewlineDecoder, block: bytes, path: Path, offset: int
 ) -> str:
-    n_pending = len(decoder.getstate()[0])  # the beginning of a character, from the block before
+    n_pending = len(decoder.getstate()[0])  # bytes of a character that the last block cut
     try:
         return decoder.decode(block, final=not block)
     except UnicodeDecodeError as error:
         line_start = block.rfind(b"\n", 0, max(0, error.start - n_pending)) + 1
-        raise formats.not_utf8_error(
-            path, offset - n_pending + error.start, block[line_start:]
-        ) from error
+        start = offset - n_pending + error.start
+        raise formats.not_utf8_error(path, start, block[line_start:]) from error
+
+
+MAX_JSON_BYTES = 1 << 28  # of one JSON value
 
 
 def _read_json_lines(path: Path, column: str) -> Iterator[DocumentPiece]:
-    number = 0
-
-    def get_location() -> str:
-        return f"{path}, line {number:,}"
-
     with path.open("rb") as file:
-        while line := file.readline(MAX_JSON_BYTES):
-            number += 1
+        lines = iter(functools.partial(file.readline, MAX_JSON_BYTES), b"")
+        for number, line in enumerate(lines, 1):
             if number == 1:
                 line = line.removeprefix(UTF8_BOM)
             if not line.strip():
                 continue
+            location = f"{path}, line {number:,}"
             try:
                 row = json.loads(line)
             except UnicodeDecodeError as error:
@@ -155,13 +146,13 @@ def _read_json_lines(path: Path, column: str) -> Iterator[DocumentPiece]:
                 raise formats.not_utf8_error(path, start, line) from error
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{get_location()} is not a JSON object", "correct or leave out that line."
+                    f"{location} is not a JSON object", "correct or leave out that line."
                 ) from error
-            yield from _read_json_row(row, path, column, get_location)
+            yield from _read_json_row(row, path, column, location)
 
 
 def _read_json(path: Path, column: str) -> Iterator[DocumentPiece]:
-    """A JSON array of rows, or one row; where it is neither, JSON lines."""
+    """The documents of a JSON array of rows, of one row, or else of JSON lines."""
     if path.stat().st_size > MAX_JSON_BYTES:
         yield from _read_json_lines(path, column)
         return
@@ -170,48 +161,36 @@ def _read_json(path: Path, column: str) -> Iterator[DocumentPiece]:
     except ValueError:
         yield from _read_json_lines(path, column)
         return
-    number = 0
-
-    def get_location() -> str:
-        return f"{path}, entry {number:,}"
-
-    for row in tree if isinstance(tree, list) else [tree]:
-        number += 1
-        yield from _read_json_row(row, path, column, get_location)
+    for number, row in enumerate(tree if isinstance(tree, list) else [tree], 1):
+        yield from _read_json_row(row, path, column, f"{path}, entry {number:,}")
 
 
-def _read_json_row(
-    row: Any, path: Path, column: str, get_location: Callable[[], str]
-) -> Iterator[DocumentPiece]:
-    """A text, or an object that has one."""
+def _read_json_row(row: Any, path: Path, column: str, location: str) -> Iterator[DocumentPiece]:
+    """The document in a JSON row: a string, or an object with one in `column`."""
     if isinstance(row, dict):
         if column not in row:
-            raise _missing_column_error(get_location(), path, column, row)
+            raise _missing_column_error(location, path, column, row)
         row = row[column]
     elif not isinstance(row, str):
-        raise UserError(f"{get_location()} is not a JSON object", f'write {{"{column}": "…"}}.')
-    yield from _read_row(row, column, get_location)
+        raise UserError(f"{location} is not a JSON object", f'write {{"{column}": "…"}}.')
+    yield from _read_value(row, column, location)
+
+
+ROWS_PER_BATCH = 1000
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[DocumentPiece]:
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
-
-    def get_location() -> str:
-        return f"{path}, row {number:,}"
-
     try:
         with path.open("rb") as raw_file, pyarrow.parquet.ParquetFile(raw_file) as file:
             if column not in file.schema_arrow.names:
                 raise _missing_column_error(str(path), path, column, file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    yield from _read_row(value, column, get_location)
+            batches = file.iter_batches(batch_size=ROWS_PER_BATCH, columns=[column])
+            yield from _read_arrays((batch.column(0) for batch in batches), path, column)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        if getattr(error, "errno", None):  # the system's: pyarrow's own have no number
+        if getattr(error, "errno", None):  # of the system: pyarrow's own errors have no errno
             raise
         reason = str(error).splitlines()[0][:200]
         raise UserError(
@@ -219,17 +198,15 @@ def _read_parquet(path: Path, column: str) -> Iterator[DocumentPiece]:
         ) from error
 
 
+ARROW_MAGIC = b"ARROW1\0\0"  # of an Arrow file; an Arrow stream has none
+
+
 def _read_arrow(path: Path, column: str) -> Iterator[DocumentPiece]:
-    """An Arrow stream, as `datasets` writes it, or an Arrow file, which is also Feather."""
+    """The documents of an Arrow stream, as `datasets` writes it, or of an Arrow or Feather file."""
     import pyarrow
 
-    number = 0
-
-    def get_location() -> str:
-        return f"{path}, row {number:,}"
-
     try:
-        # Not memory-mapped, so that what was read does not stay in this process's memory.
+        # Not memory-mapped: mapped pages would stay in this process's memory.
         with path.open("rb") as file:
             is_file = file.read(len(ARROW_MAGIC)) == ARROW_MAGIC
             file.seek(0)
@@ -238,10 +215,7 @@ def _read_arrow(path: Path, column: str) -> Iterator[DocumentPiece]:
                 raise _missing_column_error(str(path), path, column, reader.schema.names)
             if is_file:
                 reader = map(reader.get_batch, range(reader.num_record_batches))
-            for batch in reader:
-                for value in batch.column(column).to_pylist():
-                    number += 1
-                    yield from _read_row(value, column, get_location)
+            yield from _read_arrays((batch.column(column) for batch in reader), path, column)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if getattr(error, "errno", None):
             raise
@@ -250,6 +224,13 @@ def _read_arrow(path: Path, column: str) -> Iterator[DocumentPiece]:
             "copy or download it again; a dataset of the hub is fetched again when its folder, "
             f"{path.parent}, is moved away.",
         ) from error
+
+
+def _read_arrays(arrays: Iterable[Any], path: Path, column: str) -> Iterator[DocumentPiece]:
+    """The documents in a table's column, given as pyarrow arrays."""
+    values = (value for array in arrays for value in array.to_pylist())
+    for number, value in enumerate(values, 1):
+        yield from _read_value(value, column, f"{path}, row {number:,}")
 
 
 TableReader = Callable[[Path, str], Iterator[DocumentPiece]]
@@ -262,24 +243,24 @@ TABLE_READERS: dict[str, TableReader] = {
     ".feather": _read_arrow,
 }
 MAGIC_READERS: dict[bytes, TableReader] = {b"PAR1": _read_parquet, ARROW_MAGIC: _read_arrow}
-FOLDER_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")  # what is taken from a folder
+FOLDER_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".parquet")  # files that are read from a folder
 
 
-def _read_row(value: Any, column: str, get_location: Callable[[], str]) -> Iterator[DocumentPiece]:
-    if value is None:  # a row all the same: rows are counted
+def _read_value(value: Any, column: str, location: str) -> Iterator[DocumentPiece]:
+    if value is None:  # an empty document, so that row ranges still count it
         value = ""
     if not isinstance(value, str):
         raise UserError(
-            f"{get_location()}: {column} is {type(value).__name__}, not text",
+            f"{location}: {column} is {type(value).__name__}, not text",
             "give a column of texts.",
         )
     if NUL in value:
-        raise UserError(f"{get_location()} holds a NUL character", "leave it out; text has none.")
+        raise UserError(f"{location} holds a NUL character", "leave it out; text has none.")
     try:
         value.isascii() or value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{get_location()} is not valid Unicode", "correct or leave out that one."
+            f"{location} is not valid Unicode", "correct or leave out that one."
         ) from error
     yield from split_into_pieces(normalize_text(value))
 
@@ -295,33 +276,37 @@ def _missing_column_error(
 
 
 def split_into_pieces(document: str) -> Iterator[DocumentPiece]:
-    """A whole document's pieces."""
+    """The pieces of a complete document."""
     if len(document) > MAX_PIECE_CHARS:
         *pieces, document = _split_text(document)
         yield from (DocumentPiece(text, last=False) for text in pieces)
     yield DocumentPiece(document)
 
 
+MAX_WORD_CHARS = 4 * MAX_PIECE_CHARS  # a longer run without white space is cut anywhere
+
+
 def _split_text(text: str) -> Iterator[str]:
-    """Pieces of a text, the last one no longer than it has to be; together they are the text."""
+    """Split a text into pieces, of which the last is as short as possible."""
     start = 0
     while len(text) - start > MAX_PIECE_CHARS:
         end = _find_boundary(text, start, start + MAX_PIECE_CHARS)
         if not end:
             if len(text) - start <= MAX_WORD_CHARS:
                 break
-            end = (
-                _find_boundary(text, start, start + MAX_WORD_CHARS)
-                or start + MAX_WORD_CHARS - MAX_PIECE_CHARS
-            )
+            end = _find_boundary(text, start, start + MAX_WORD_CHARS)
+            end = end or start + MAX_WORD_CHARS - MAX_PIECE_CHARS
         yield text[start:end]
         start = end
     yield text[start:]
 
 
+BOUNDARY_PATTERN = re.compile(r"(?<=\S)[ \t\r\n]")
+
+
 def _find_boundary(text: str, start: int, end: int) -> int:
     """The last place in text[start:end] where white space follows something else; 0 for none."""
-    width = 1 << 8  # looked at from the end, more and more
+    width = 1 << 8  # characters searched from the end; grows
     while True:
         begin = max(start + 1, end - width)
         if positions := [match.start() for match in BOUNDARY_PATTERN.finditer(text, begin, end)]:

@@ -1,6 +1,6 @@
-"""Where documents come from: files and folders, the Hugging Face hub, the storybook.
+"""Sources of documents: files and folders, the Hugging Face hub, the built-in synthetic stories.
 
-A source is streams of documents, for training and for validation, and a note on their origin. It
+A source has streams of documents, for training and for validation, and a record of their origin. It
 knows nothing of tokens.
 """
 
@@ -27,8 +27,7 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MAX_NAME_BYTES = 180  # bytes of a data folder's name; file systems allow 255, and names get longer
-SYNTHETIC_VAL_FRACTION = 0.01  # of the storybook's length, in stories of their own
+SYNTHETIC = "storybook"  # name of the built-in corpus
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Source:
         train: the documents, a new stream for each reader.
         val: those for validation; None: a part of `train`.
         size: about how many bytes of text `train` has.
-        single: whether both sides are pieces of one document, with no end-of-text between.
-        is_homogeneous: whether any part of it is like the whole.
+        single: whether both splits are pieces of one document, with no end-of-text between.
+        is_homogeneous: whether every part of it is representative of the whole.
     """
 
     name: str
@@ -54,9 +53,8 @@ class Source:
     is_homogeneous: bool = False
 
 
-SYNTHETIC = "storybook"
-SYNTHETIC_MEGABYTES = 10.0
-CORPORA = (*hub.HUB_DATASETS, SYNTHETIC)
+SYNTHETIC_MEGABYTES = 10.0  # default length of the training text
+SYNTHETIC_VAL_FRACTION = 0.01  # of the training text's length, in other stories
 
 
 def open_source(
@@ -69,11 +67,11 @@ def open_source(
     folders of text.
 
     Args:
-        megabytes: how much the storybook shall write; default STORYBOOK_MEGABYTES.
-        hash_cache: knows the hashes of files that were read before.
+        megabytes: length of the synthetic stories; default: SYNTHETIC_MEGABYTES.
+        hash_cache: has the hashes of files that were read before.
 
     Raises:
-        Unavailable: if the text is not here, and could not be downloaded.
+        DatasetUnavailableError: if the dataset is not cached, and could not be downloaded.
         UserError: if something is missing or unreadable.
     """
     check_source_args(source, val_source, megabytes)
@@ -85,16 +83,11 @@ def open_source(
                 f"--megabytes {megabytes:g} is no length for the storybook",
                 f"give a number from 0.01 to 1000000; the default is {SYNTHETIC_MEGABYTES:g}.",
             )
-        train = _SyntheticDocuments(seed=0, size=int(1e6 * megabytes))
+        size = int(1e6 * megabytes)
+        train = _SyntheticDocuments(seed=0, size=size)
         val = _SyntheticDocuments(seed=1, size=int(1e6 * megabytes * SYNTHETIC_VAL_FRACTION))
-        return Source(
-            name,
-            corpus_origin(source, megabytes),
-            train,
-            val,
-            int(1e6 * megabytes),
-            is_homogeneous=True,
-        )
+        origin = corpus_origin(source, megabytes)
+        return Source(name, origin, train, val, size, is_homogeneous=True)
     if name and (dataset := hub.find_hub_dataset(name)):
         return _open_hub_source(data_folder_name(source), dataset)
     return _open_file_source(source, val_source, hash_cache)
@@ -103,8 +96,8 @@ def open_source(
 def origin_of_missing_files(
     source: Sequence[str], val_source: Sequence[str], hash_cache: HashCache
 ) -> dict[str, Any] | None:
-    """The origin of files that were read once and are not there any more; None where all are, or
-    it is not known.
+    """The cached origin of files of which some no longer exist; None if all exist, or if it is not
+    known.
     """
     if all(
         glob.has_magic(name) or files.exists(_split_column(name)[0])
@@ -124,7 +117,7 @@ def origin_of_missing_files(
 def check_source_args(
     source: Sequence[str], val_source: Sequence[str], megabytes: float | None
 ) -> None:
-    """Refuse what a source cannot have, whether or not it is prepared already."""
+    """Refuse arguments that do not fit the source, whether or not it is prepared already."""
     name = corpus_name(source)
     if name and val_source:
         raise UserError(f"{name} has its own validation text", "leave out --val-source.")
@@ -135,7 +128,7 @@ def check_source_args(
 
 
 def corpus_name(source: Sequence[str]) -> str | None:
-    """The corpus or the hub's dataset that a source names; not where a file or folder has that
+    """The corpus or the hub's dataset that a source names; None if a file or folder has that
     name.
     """
     if any(name.startswith(hub.HUB_PREFIX) for name in source) and len(source) > 1:
@@ -147,13 +140,13 @@ def corpus_name(source: Sequence[str]) -> str | None:
 
 
 def resolve_hub_dataset(source: Sequence[str]) -> HubDataset | None:
-    """The text of the hub that a source names, if it names one."""
+    """The dataset of the hub that a source names, if it names one."""
     dataset_name = corpus_name(source)
     return hub.find_hub_dataset(dataset_name) if dataset_name else None
 
 
 def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict[str, Any]:
-    """What is known of a corpus' origin without opening it."""
+    """The origin of a corpus, as far as known without opening it."""
     if dataset := resolve_hub_dataset(source):
         return hub.hub_origin(dataset)
     size_fields = {} if megabytes is None else {"megabytes": megabytes}
@@ -161,8 +154,8 @@ def corpus_origin(source: Sequence[str], megabytes: float | None = None) -> dict
 
 
 def canonicalize_origin(origin: Mapping[str, Any]) -> str:
-    """A text that is equal for equal origins. Names of files may differ in their Unicode form,
-    which a file system chooses, and in case, which it may ignore; their hashes are there as well.
+    """A string that is equal for equal origins. File names may differ in their Unicode form, which
+    a file system chooses, and in case, which it may ignore; the origin has their hashes as well.
     """
     names = {kind: str(origin.get(kind)).casefold() for kind in ("files", "val_files")}
     serialized = json.dumps({**origin, **names}, sort_keys=True, ensure_ascii=False)
@@ -170,7 +163,7 @@ def canonicalize_origin(origin: Mapping[str, Any]) -> str:
 
 
 def describe_origin(origin: dict[str, Any]) -> str:
-    """Which text an origin tells of, in a few words."""
+    """A short description of an origin, for the user."""
     if SYNTHETIC in origin:
         return "the built-in storybook"
     if "hub" in origin:
@@ -183,7 +176,7 @@ def describe_origin(origin: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _SyntheticDocuments:
-    """The storybook's stories of a seed, `size` bytes of them, made anew for each reader."""
+    """The synthetic stories of a seed, `size` bytes of them, generated again for each reader."""
 
     seed: int
     size: int
@@ -194,13 +187,13 @@ class _SyntheticDocuments:
 
 @dataclass(frozen=True)
 class _FileDocuments:
-    """The documents of some files, read anew for each reader.
+    """The documents of some files, read again for each reader.
 
     Attributes:
         rows: the files, and which of their documents.
-        column: of a table, the one that holds them.
+        column: the column of a table that holds the documents.
         single: whether all of them are pieces of one document.
-        columns: of each file, where they differ.
+        columns: the column for each file, if they differ.
     """
 
     rows: FileRows
@@ -231,10 +224,13 @@ def _slice_documents(
         index += piece.last
 
 
+MAX_NAME_BYTES = 180  # file systems allow 255, and suffixes follow
+
+
 def data_folder_name(source: Sequence[str]) -> str:
     """The data folder's name for a source: the corpus, the dataset's owner and name, or the first
     path's stem. Letters and digits of all scripts stay, in Unicode's NFC, whichever form a file
-    system has; a hash makes names differ where nothing else is left, or a name is too long.
+    system has; a hash is added if the name is too long, and replaces it if nothing else is left.
     """
     stem = unicodedata.normalize("NFC", _stem(source))
     characters = (c if _is_name_character(c) else " " for c in stem)
@@ -248,16 +244,15 @@ def data_folder_name(source: Sequence[str]) -> str:
 
 
 def legacy_data_folder_name(source: Sequence[str]) -> str:
-    """The name that `source_name` gave when it kept ASCII letters alone."""
+    """The name that `data_folder_name` returned when it kept only ASCII letters."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", _stem(source)).strip("-.") or "text"
 
 
 def open_documents(paths: Sequence[str]) -> Iterable[DocumentPiece]:
-    """The documents of some files and folders, a new stream for each reader. What is left out
-    is logged.
+    """The documents of some files and folders, a new stream for each reader. Logs what is skipped.
 
     Raises:
-        UserError: if there is none of a name.
+        UserError: if a name has no file or folder.
     """
     return _make_file_documents(_expand_names(paths))
 
@@ -301,9 +296,7 @@ def _open_hub_source(name: str, dataset: HubDataset) -> Source:
 
 
 def _open_file_source(
-    source: Sequence[str],
-    val_source: Sequence[str],
-    hash_cache: HashCache | None,
+    source: Sequence[str], val_source: Sequence[str], hash_cache: HashCache | None
 ) -> Source:
     train, val = _expand_names(source), _expand_names(val_source)
     paths, val_paths = [path for path, _ in train], [path for path, _ in val]
@@ -330,47 +323,46 @@ def _open_file_source(
 
 
 def _origin_fields(kind: str, names: Sequence[str], sha256: str) -> dict[str, Any]:
-    """What an origin says of some files: `kind` is "files" or "val_files"."""
+    """The entries for some files in an origin; `kind` is "files" or "val_files"."""
     return {kind: [Path(name).name for name in names], kind.replace("files", "sha256"): sha256}
 
 
 def _absolute_paths(names: Sequence[str]) -> list[str]:
-    return [str(_expand_path(name).absolute()) for name in names]
-
-
-def _expand_path(name: str) -> Path:
-    return files.expand_user(name)
+    return [str(files.expand_user(name).absolute()) for name in names]
 
 
 def _split_column(name: str) -> tuple[Path, str]:
     """A source's path, and the column that holds its documents: `FILE:COLUMN`, or only FILE."""
-    path = _expand_path(name)
+    path = files.expand_user(name)
     file_name, colon, column = name.rpartition(":")
     if not colon or not column or files.lexists(path):
         return path, DEFAULT_COLUMN
-    table_path = _expand_path(file_name)
+    table_path = files.expand_user(file_name)
     is_table = table_path.suffix.lower() in readers.TABLE_READERS or files.exists(table_path)
     return (table_path, column) if is_table else (path, DEFAULT_COLUMN)
 
 
 def _hash_files(paths: Sequence[Path]) -> str:
-    """The sha256 of one file, or of those of several."""
+    """The sha256 of one file, or of the hashes of several."""
     try:
         digests = [files.sha256_file(path) for path in paths]
     except OSError as error:
         raise files.to_user_error(error, "read", paths[0]) from error
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
-    )
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _expand_names(names: Sequence[str]) -> list[tuple[Path, str]]:
     """The files that names stand for, each with the column that holds its documents."""
-    path_columns = [file for name in names for file in _match_files(name)]
+    path_columns = [path_column for name in names for path_column in _match_files(name)]
     notices = (notice for path, _ in path_columns if (notice := formats.markup_notice(path)))
     for notice in itertools.islice(notices, 1):
         logger.info(notice)
     return path_columns
+
+
+CORPORA = (*hub.HUB_DATASETS, SYNTHETIC)
 
 
 def _match_files(name: str) -> list[tuple[Path, str]]:
@@ -391,7 +383,7 @@ def _match_files(name: str) -> list[tuple[Path, str]]:
             f"{name} is a broken link: {path.readlink()} does not exist",
             "restore what it links to, or name the file itself.",
         )
-    elif glob.has_magic(str(path)):  # in quotes, or in Python, no shell has expanded it
+    elif glob.has_magic(str(path)):  # quoted, or from Python: no shell has expanded it
         matches = folders.expand_pattern(path)
         if not matches:
             raise UserError(f"no file matches {name!r}", "give a path that exists.")
@@ -401,4 +393,4 @@ def _match_files(name: str) -> list[tuple[Path, str]]:
             f"there is no file, folder or corpus {name!r}",
             f"give a path that exists, or one of {', '.join(CORPORA)}.",
         )
-    return [(file, column) for file in paths]
+    return [(path, column) for path in paths]

@@ -1,8 +1,8 @@
-"""Which documents are for training and which for validation: the survey of a text, and its
-documents, each for its split.
+"""Splits documents into training and validation: scans a source to decide on the split and to make
+its tokenizer, then assigns each document.
 
-It depends on the documents' content alone, so that duplicates stay in one split, and no validation
-document is trained on.
+The split depends only on the documents' content, so that duplicates stay in one split, and no
+validation document is trained on.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from mlxgpt.data import readers
 from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.sources import Source
 from mlxgpt.data.tokenizers import bpe
-from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.base import Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils.errors import UserError
 
-VAL_FRACTION = 0.1  # of a single document: its end
-VAL_EVERY = 100  # of many: one in so many, and
-MAX_VAL_BYTES = 20_000_000  # about so much at most: all of it is read at every evaluation
-MAX_VAL_FRACTION = 0.15  # of all bytes, in whole documents; above it every document is cut
+VAL_FRACTION = 0.1  # of a document that is cut: its end
 BPE_SAMPLE_CHARS = 20_000_000  # characters that a BPE is trained on
 
 
@@ -41,11 +39,11 @@ class SplitRule:
     """Which documents of a source, or which parts of them, are for validation.
 
     Attributes:
-        single: whether there is one document, whose end is.
-        cut: characters of a single document before that.
-        every: of many documents, one in so many is,
-        chosen: and the one with this key.
-        tails: of many documents the end of each is, and no whole document.
+        single: whether there is one document; its end is for validation.
+        cut: where the validation part of a single document starts, in characters.
+        every: of several documents, one in this many is for validation.
+        chosen: key of one more document for validation.
+        tails: whether the end of each document is for validation, instead of whole documents.
     """
 
     single: bool
@@ -55,33 +53,32 @@ class SplitRule:
     tails: bool = False
 
     def is_validation(self, key: str) -> bool:
-        """Whether the document of a key is."""
+        """Whether the document with a key is for validation."""
         return key == self.chosen or (self.every > 0 and int(key, 16) % self.every == 0)
 
 
 class _SourceScanner:
-    """Reads the training text once, counting; gives what a BPE is trained on."""
+    """Reads the training text once: counts it, and yields the sample that a BPE is trained on."""
 
     def __init__(self, source: Source, rule: SplitRule, val_keys: set[str]) -> None:
         self.source, self.rule, self.val_keys = source, rule, val_keys
         self.documents = self.val_documents = self.dropped_documents = 0
         self.first_document_chars = 0  # characters of the first document
         self.total_bytes = self.val_bytes = 0
-        self.min_key, self.min_key_count = "", 0  # the least key, and how many documents have it
+        self.min_key, self.min_key_count = "", 0  # the smallest key, and the documents with it
         self.min_key_bytes = 0
         self.characters: set[str] = set()
 
     def scan(
         self, *, collect_characters: bool, collect_sample: bool, progress: Callable[[int], None]
     ) -> Iterator[str]:
-        """Read all of it, or as far as `collect_characters` and `collect_sample` need."""
+        """Yield the BPE sample, reading all the text, or as far as the split and the flags need."""
         stride = max(1, self.source.size // BPE_SAMPLE_CHARS)
         chars_read = chars_sampled = 0
         key, is_training = "", True
         is_first = True
-        for n, (text, last) in enumerate(
-            drop_blank_documents(self.source.train, single=self.source.single)
-        ):
+        pieces = drop_blank_documents(self.source.train, single=self.source.single)
+        for n, (text, last) in enumerate(pieces):
             if is_first:
                 key = _document_key(text)
                 is_training = self._count_document(key)
@@ -120,7 +117,7 @@ class _SourceScanner:
         self.min_key_bytes += size * (key == self.min_key)
 
     def _count_document(self, key: str) -> bool:
-        """Count a document; whether it is one to train on."""
+        """Count a document; return whether it is for training."""
         self.documents += 1
         if not self.min_key or key < self.min_key:
             self.min_key, self.min_key_count, self.min_key_bytes = key, 0, 0
@@ -131,15 +128,20 @@ class _SourceScanner:
         return not is_val and not is_dropped
 
 
+VAL_EVERY = 100  # of several documents, 1 in 100
+MAX_VAL_BYTES = 20_000_000  # target upper size of the split, which every evaluation reads whole
+MAX_VAL_FRACTION = 0.15  # of all bytes, in whole documents; above it, each document is cut
+
+
 def scan_source(
     source: Source, tokenizer_kind: str, progress: Callable[[int], None]
 ) -> tuple[SplitRule, Tokenizer | None]:
-    """Read a source as far as is needed to decide the split, and to make its tokenizer (none for
-    `gpt2`, which there is already).
+    """Read a source as far as needed to decide on the split and to make its tokenizer; None for one
+    that exists already, such as `gpt2`.
 
     Args:
         tokenizer_kind: `char`, `gpt2`, or `bpe` and the vocabulary's size, as `bpe4096`.
-        progress: is told how many characters were read.
+        progress: receives the number of characters read.
 
     Raises:
         UserError: for a text that cannot be trained on.
@@ -193,7 +195,7 @@ def scan_source(
                 "learn",
                 "give a text of at least two different characters.",
             )
-        # Both splits' letters: one that only the validation text has would have no id otherwise.
+        # Of both splits: a character that only the validation text has needs an id, too.
         tokenizer = CharTokenizer(characters, end_of_text=not rule.single)
     return rule, tokenizer
 
@@ -225,8 +227,8 @@ def assign_splits(source: Source, rule: SplitRule) -> Iterator[SplitPiece]:
 def _split_at_lengths(
     pieces: Iterable[tuple[str, bool, bool]], train_lengths: Iterator[int]
 ) -> Iterator[SplitPiece]:
-    """Each document's beginning for training, and its end for validation; `train_lengths` are the
-    lengths of the beginnings, in characters.
+    """Assign the beginning of each document to training, and its end to validation; `train_lengths`
+    are the lengths of the beginnings, in characters.
     """
     train_length = 0
     for text, first, last in pieces:
@@ -240,8 +242,8 @@ def _split_at_lengths(
 
 
 def _train_lengths(source: Source) -> Iterator[int]:
-    """The length of each document's beginning, in characters: a second reading of the source, one
-    document ahead of the one that is cut, since a document may be larger than the memory.
+    """The length of each document's training part, in characters. It reads the source a second
+    time, one document ahead of the cut, since a document may be larger than memory.
     """
     length = 0
     for text, _, last in _iter_pieces(source.train, single=False):
@@ -254,7 +256,8 @@ def _train_lengths(source: Source) -> Iterator[int]:
 def _sample_train_text(source: Source, rule: SplitRule) -> Iterator[str]:
     """Some of the training text, spread over it, for a BPE to be trained on."""
     stride = max(1, source.size // BPE_SAMPLE_CHARS)
-    train_texts = (part.text for part in assign_splits(source, rule) if part.split == "train")
+    pieces = assign_splits(source, rule)
+    train_texts = (piece.text for piece in pieces if piece.split == "train")
     chars_sampled = 0
     for text in islice(train_texts, 0, None, stride):
         if chars_sampled < BPE_SAMPLE_CHARS:
@@ -265,7 +268,7 @@ def _sample_train_text(source: Source, rule: SplitRule) -> Iterator[str]:
 def drop_blank_documents(
     pieces: Iterable[DocumentPiece], *, single: bool = False
 ) -> Iterator[DocumentPiece]:
-    """The same without blank documents; with `single`, all as one document."""
+    """Leave out blank documents; with `single`, join all pieces to one document."""
     is_first, pending = True, None
     for text, last in pieces:
         is_blank = is_first and last and (not text or text.isspace())
@@ -296,8 +299,8 @@ def _iter_pieces(pieces: Iterable[DocumentPiece], single: bool) -> Iterator[tupl
 
 
 def _document_key(text: str) -> str:
-    """A document's identity, from its first piece: from as much of it as newlines before and after
-    the document, which move its end, leave alone.
+    """A document's key: a hash of the start of its first piece. Newlines around the document, which
+    move the end of that piece, do not change it.
     """
     prefix = text.strip("\r\n")[: readers.MAX_PIECE_CHARS // 2]
     return hashlib.sha256(prefix.encode("utf-8")).hexdigest()

@@ -1,7 +1,7 @@
 """The built-in corpus: short stories for children, from a grammar of our own, in unlimited number.
 
-Story n of a seed is a function of (seed, n), the same on every machine. The words and plots stand
-in storybook.txt, which says how it is written.
+Story n of a seed is a function of (seed, n), the same on every machine. The words and plots are in
+synthetic.txt, which describes its own syntax.
 """
 
 from __future__ import annotations
@@ -18,27 +18,20 @@ from typing import Any
 
 from mlxgpt.utils.seeds import derive_seed
 
-MAX_SENTENCES = 8  # sentences
-PRONOUNS = {
-    "girl": {"he": "she", "him": "her", "his": "her", "himself": "herself", "child": "girl"},
-    "boy": {"he": "he", "him": "him", "his": "his", "himself": "himself", "child": "boy"},
-}
-PRONOUNS["woman"], PRONOUNS["man"] = PRONOUNS["girl"], PRONOUNS["boy"]
-
-# A sentence's template: text, and the fields (name, part) between.
+# A sentence's template: text, and between it the fields (name, part).
 Template = tuple[str | tuple[str, str], ...]
 Pick = Callable[[Sequence[Any]], Any]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot.
+    """One plot of the grammar.
 
     Attributes:
-        name: as the text calls it.
+        name: its heading in synthetic.txt.
         thing_class: the class of words that the story's thing comes from.
-        animal_class, spot_class: those of its animal, and of the places to look.
-        sentences: the variants of each, and whether it may be left out.
+        animal_class, spot_class: the classes of its animal, and of the places to look.
+        sentences: the variants of each, and whether it is optional.
     """
 
     name: str
@@ -50,7 +43,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class StoryGrammar:
-    """What storybook.txt holds, and the sha256 of it."""
+    """The parsed synthetic.txt, and its sha256."""
 
     words: dict[str, tuple[str, ...]]
     openings: tuple[Template, ...]
@@ -60,7 +53,7 @@ class StoryGrammar:
 
 @functools.cache
 def load_grammar() -> StoryGrammar:
-    """The words, openings and plots."""
+    """Read synthetic.txt: words, openings and plots."""
     text = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8")
     _, words, openings, plots = re.split(r"^# \w+$", text, flags=re.MULTILINE)
     words_by_class = {}
@@ -85,9 +78,12 @@ def generate_stories(seed: int, *, size: int) -> Iterator[str]:
         yield text
 
 
+MAX_SENTENCES = 8
+
+
 def generate_story(n: int, seed: int) -> str:
-    """Story n of a seed: up to 8 sentences in one paragraph."""
-    # Of Python's generator only random() is promised to stay the same between versions.
+    """Story n of a seed: one paragraph of up to `MAX_SENTENCES` sentences."""
+    # Python promises the same numbers in all versions only for random().
     draw = random.Random(derive_seed(seed, "story", n)).random
 
     def pick(choices: Sequence[Any]) -> Any:
@@ -103,8 +99,15 @@ def generate_story(n: int, seed: int) -> str:
     return " ".join(map(_punctuate, map(fill, templates)))
 
 
+PRONOUNS = {
+    "girl": {"he": "she", "him": "her", "his": "her", "himself": "herself", "child": "girl"},
+    "boy": {"he": "he", "him": "him", "his": "his", "himself": "himself", "child": "boy"},
+}
+PRONOUNS["woman"], PRONOUNS["man"] = PRONOUNS["girl"], PRONOUNS["boy"]
+
+
 class _StoryContext:
-    """Who and what one story is about."""
+    """The people, animal, things and places of one story."""
 
     def __init__(self, pick: Pick, words: dict[str, tuple[str, ...]], plot: Plot) -> None:
         self._pick, self._words = pick, words
@@ -138,7 +141,7 @@ class _StoryContext:
         self._mentioned: set[str] = set()
 
     def fill(self, template: Template) -> str:
-        """The template's words."""
+        """The template's text, with its fields filled in."""
         return "".join(p if isinstance(p, str) else self._fill_field(*p) for p in template)
 
     def _pick_person(self, *kinds: str) -> dict[str, str]:
@@ -155,11 +158,8 @@ class _StoryContext:
             self._mentioned.add(name)
             if part:
                 return thing["noun"]
-            return (
-                f"a {thing['adjective']} {thing['noun']}"
-                if is_first_mention
-                else f"the {thing['noun']}"
-            )
+            article_and_adjective = f"a {thing['adjective']}" if is_first_mention else "the"
+            return f"{article_and_adjective} {thing['noun']}"
         return self._phrases.get(name) or self._pick(self._words[name])
 
 
@@ -177,21 +177,21 @@ def _parse_plot(text: str) -> Plot:
         thing_class=thing,
         animal_class="climber" if "climber" in flags else "animal",
         spot_class="inside" if "inside" in flags else "outside",
-        sentences=tuple(
-            (
-                tuple(map(_parse_template, line.removeprefix("~ ").split(" / "))),
-                line.startswith("~ "),
-            )
-            for line in lines
-        ),
+        sentences=tuple(map(_parse_sentence, lines)),
     )
+
+
+def _parse_sentence(line: str) -> tuple[tuple[Template, ...], bool]:
+    """The variants of a sentence, and whether it is optional."""
+    variants = line.removeprefix("~ ").split(" / ")
+    return tuple(map(_parse_template, variants)), line.startswith("~ ")
 
 
 _BEFORE_VOWEL = re.compile(r"\b([Aa]) (?=[aeiou]|honest)")
 
 
 def _punctuate(text: str) -> str:
-    """With its capital letter, its full stop, and "an" where it belongs."""
+    """Add a capital letter and a period, and turn "a" into "an" before a vowel."""
     is_quoted = text[0] == '"'
     text = text[:is_quoted] + text[is_quoted].upper() + text[is_quoted + 1 :]
     body, closing_quote = (text[:-1], '"') if text.endswith('"') else (text, "")

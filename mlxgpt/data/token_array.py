@@ -1,4 +1,4 @@
-"""Token arrays, memory-mapped, and the training batches cut from them: `batch(step)`.
+"""Token arrays, memory-mapped, and the training batches cut from them: `get_batch(step)`.
 
 An array is raw little-endian uint16 (uint32 above 65,536 ids) and nothing else, so that nanoGPT's
 train.bin has the same form.
@@ -19,21 +19,22 @@ from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 from mlxgpt.utils.seeds import derive_seed
 
-READ_BLOCK_BYTES = 1 << 24  # bytes at a time
-
 
 def dtype_for(vocab_size: int) -> str:
     """The smallest of the two array types that holds every id."""
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
+READ_BLOCK_BYTES = 1 << 24  # read at a time
+
+
 def scan_token_file(
     path: Path, dtype: str, on_block: Callable[[np.ndarray], None] = lambda ids: None
 ) -> dict[str, Any]:
-    """Read an array to its end, once: {"sha256", "largest"}, the largest of its ids.
+    """Hash a token array and find its largest id, in one reading: {"sha256", "largest"}.
 
     Args:
-        on_block: is given the ids, a portion at a time.
+        on_block: receives the ids, one block at a time.
 
     Raises:
         OSError: if it cannot be read.
@@ -50,7 +51,7 @@ def scan_token_file(
 
 
 def damaged_array_remedy(path: Path) -> str:
-    """What to do about a damaged array of ours."""
+    """The remedy for a damaged token array of a data folder, without a final period."""
     return f"restore {path.name}; or move {path.parent} away, and prepare the data again"
 
 
@@ -75,7 +76,7 @@ class TokenArray:
             return self.array
         path = Path(getattr(self.array, "filename", "the token array"))
         with files.add_filename_to_errors(path):
-            size = mmap.size()  # that of the file
+            size = mmap.size()  # of the file
         if size < len(mmap):
             raise UserError(
                 f"{path} was cut short while in use: {size:,} of {len(mmap):,} bytes are left",
@@ -95,7 +96,7 @@ class TokenArray:
         Args:
             step: which update, from 0.
             batch_size, block_size: B sequences of T tokens in each micro-batch.
-            micro_batches: A, the number of micro-batches; all are different.
+            micro_batches: A, the number of micro-batches, all different.
 
         Returns:
             inputs[A, B, T] and targets[A, B, T], int32; targets are the inputs one token on.
@@ -134,7 +135,7 @@ def blocks_per_epoch(n_tokens: int, block_size: int) -> int:
 
 @lru_cache(maxsize=2)  # a batch may reach from one epoch into the next
 def _block_starts(n_tokens: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Where each block of an epoch begins, in the order of that epoch."""
+    """The start index of each block of an epoch, in the order of that epoch."""
     n_blocks = blocks_per_epoch(n_tokens, block_size)
     # Raw words of a counter-based generator, whose stream is fixed for good; the methods of
     # numpy's Generator may change theirs between versions.

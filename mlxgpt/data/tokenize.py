@@ -1,5 +1,5 @@
-"""Documents -> ids, by threads: tiktoken lets them run at once. What comes out has the order of
-what goes in, and memory stays bounded.
+"""Encodes documents in parallel threads (tiktoken releases the GIL); keeps their order, in bounded
+memory.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ from itertools import islice
 
 from mlxgpt.data.meta import SPLITS, SplitMeta
 from mlxgpt.data.splits import SplitPiece
-from mlxgpt.data.tokenizers.char import NUL, Tokenizer
+from mlxgpt.data.tokenizers.base import NUL, Tokenizer
 
-CHUNK_CHARS = 1 << 20  # characters that one core encodes at a time
-
-# For each split what a chunk adds to its array, and the counts of that.
+# By split: the bytes that a chunk appends to its array, and their counts.
 EncodedChunk = dict[str, tuple[bytes, SplitMeta]]
 
 
 def encode_pieces(
     pieces: Iterable[SplitPiece], tokenizer: Tokenizer, dtype: str, *, start: int = 0
 ) -> Generator[EncodedChunk]:
-    """The chunks of some documents, encoded, from number `start` on; to be closed if it is not read
-    to its end.
+    """Encode documents: their chunks in order, from number `start` on. Close the generator if it is
+    not read to its end.
     """
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     chunks = islice(_group_into_chunks(pieces), start, None)
@@ -41,8 +39,11 @@ def encode_pieces(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+CHUNK_CHARS = 1 << 20  # characters that one thread encodes at a time
+
+
 def _group_into_chunks(pieces: Iterable[SplitPiece]) -> Iterator[list[SplitPiece]]:
-    """Parts together as long as one core should have at a time."""
+    """Consecutive pieces in groups of at least `CHUNK_CHARS` characters."""
     chunk: list[SplitPiece] = []
     size = 0
     for piece in pieces:
@@ -60,7 +61,7 @@ def _encode_chunk(chunk: list[SplitPiece], tokenizer: Tokenizer, dtype: str) -> 
     for split in SPLITS:
         split_pieces = [piece for piece in chunk if piece.split == split]
         n_documents = sum(piece.last for piece in split_pieces)
-        separator = NUL if tokenizer.end_of_text is not None else ""
+        separator = "" if tokenizer.end_of_text is None else NUL
         text = "".join(
             piece.text + separator if piece.last else piece.text for piece in split_pieces
         )

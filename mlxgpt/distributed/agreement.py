@@ -55,7 +55,9 @@ def check_same_arrays(group: ProcessGroup, step: int, *arrays: Mapping[str, mx.a
         return
     expected, *other_hashes = group.gather(f"hash of step {step}", hash_arrays(*arrays))
     if differing := [
-        group.describe_rank(n) for n, actual in enumerate(other_hashes, 1) if actual != expected
+        group.describe_rank(rank)
+        for rank, actual in enumerate(other_hashes, 1)
+        if actual != expected
     ]:
         raise UserError(
             f"after step {step:,} {', '.join(differing)} had other weights than "

@@ -32,17 +32,6 @@ from typing import Any
 from mlxgpt.distributed.launcher import resume_command
 from mlxgpt.utils.errors import UserError
 
-HEARTBEAT_INTERVAL = 1.0  # seconds
-HEARTBEAT_TIMEOUT = 7.0  # seconds without a heartbeat until a rank counts as lost
-STARTUP_HEARTBEAT_TIMEOUT = (
-    600.0  # the same before the first step: preparing data can block Python for long
-)
-CONNECT_TIMEOUT = 30.0  # seconds for all ranks to connect
-EXIT_RANK_LOST = 1  # exit code after a rank was lost
-EXIT_USER_ERROR = 2  # exit code after a user's mistake, on any rank
-MAX_LINE_BYTES = 1 << 24
-HISTORY_LENGTH = 1000  # collectives that the main rank remembers by name
-
 
 @dataclass(frozen=True)
 class Position:
@@ -91,6 +80,16 @@ class Peer:
         line = json.dumps(message).encode() + b"\n"
         with contextlib.suppress(OSError), self._send_lock:
             self.socket.sendall(line)
+
+
+HEARTBEAT_INTERVAL = 1.0  # seconds
+HEARTBEAT_TIMEOUT = 7.0  # seconds without a heartbeat until a rank counts as lost
+# Seconds, before the first step: preparing data can block Python for long.
+STARTUP_HEARTBEAT_TIMEOUT = 600.0
+EXIT_RANK_LOST = 1  # exit code after a rank was lost
+EXIT_USER_ERROR = 2  # exit code after a user's mistake, on any rank
+MAX_LINE_BYTES = 1 << 24  # of an unfinished message, until its sender counts as lost
+MAX_COLLECTIVE_NAMES = 1000  # collectives that the main rank remembers by name
 
 
 class ControlChannel:
@@ -173,7 +172,7 @@ class ControlChannel:
     def _enter(self, name: str) -> None:
         number = self.position.number + 1
         self._names[number] = name
-        self._names.pop(number - HISTORY_LENGTH, None)
+        self._names.pop(number - MAX_COLLECTIVE_NAMES, None)
         self.position = replace(self.position, number=number, name=name)
 
     def _send(self, peer: Peer, **message: Any) -> None:
@@ -267,7 +266,7 @@ class ControlChannel:
         """End all ranks where one does not come to an all-reduce that others wait in, or where all
         wait in one.
         """
-        positions = {0: self.position} | {rank: p.position for rank, p in self.peers.items()}
+        positions = {0: self.position} | {rank: peer.position for rank, peer in self.peers.items()}
         furthest = max(p.all_reduces_started for p in positions.values())
         lagging = [rank for rank, p in positions.items() if p.all_reduces_started < furthest]
         all_waiting = not lagging and all(
@@ -297,14 +296,14 @@ class ControlChannel:
 
     def _end_mismatch(self, number: int = 0) -> None:
         """End all ranks, saying in which collective each of them is, or was at that number."""
-        own = (self.rank, self._describe_peer(None), self._names.get(number), self.position)
-        others = (
-            (p.rank, self._describe_peer(p), p.names.get(number), p.position)
-            for p in self.peers.values()
-        )
+        ranks = [(self.rank, self._describe_peer(None), self._names.get(number), self.position)]
+        ranks += [
+            (peer.rank, self._describe_peer(peer), peer.names.get(number), peer.position)
+            for peer in self.peers.values()
+        ]
         locations = [
-            f"{rank} in {f'{name} (number {number:,})' if name else position}"
-            for _, rank, name, position in sorted([own, *others])
+            f"{description} in {f'{name} (number {number:,})' if name else position}"
+            for _, description, name, position in sorted(ranks)
         ]
         problem = f"the ranks are in different collectives: {', '.join(locations)}"
         remedy = (
@@ -353,6 +352,9 @@ def open_listener(host: str) -> tuple[socket.socket, dict[str, Any]]:
         ) from error
     password = secrets.token_hex(16)
     return listener, {"host": host, "port": listener.getsockname()[1], "password": password}
+
+
+CONNECT_TIMEOUT = 30.0  # seconds for all ranks to connect
 
 
 def accept_peers(listener: socket.socket, size: int, password: str) -> dict[int, Peer]:

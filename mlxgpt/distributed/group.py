@@ -32,12 +32,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Arrays = dict[str, mx.array]
 
-ADDRESS_BYTES = 512  # of the message that tells where the main rank listens
-LAUNCH_TIMEOUT = 60.0  # seconds for all processes to start
-SECURITY_NOTE = (
-    "MLX sends without a password or encryption, so use it only in a network that you trust"
-)
-
 
 class ProcessGroup(ABC):
     """The ranks of one training run, as one of them sees them.
@@ -280,6 +274,11 @@ class MLXGroup(ProcessGroup):
             self._control.step_seconds = step_seconds
 
 
+SECURITY_NOTE = (
+    "MLX sends without a password or encryption, so use it only in a network that you trust"
+)
+
+
 @contextlib.contextmanager
 def init_process_group() -> Iterator[ProcessGroup]:
     """The group of the processes that were launched with this one; a `LocalGroup` if there are
@@ -302,9 +301,9 @@ def init_process_group() -> Iterator[ProcessGroup]:
 
 
 def run_main_first(group: ProcessGroup, function: Callable[[], T]) -> T:
-    """Collective. What a function returns on each rank. The main rank calls it first, then one rank
-    of each other machine, then the remaining ranks; so what the first one has left on the disk is
-    there for the others.
+    """Collective. Call a function on all ranks, and return its result on each. The main rank calls
+    it first, then one rank of each other machine, then the remaining ranks; so files that the first
+    one has written are there for the others.
     """
     host = group.hosts[group.rank]
     turn = 0 if group.is_main else 1 if group.hosts.index(host) == group.rank else 2
@@ -332,6 +331,9 @@ def measure_all_reduce_seconds(
     return max(group.gather("seconds of a sum", best))
 
 
+LAUNCH_TIMEOUT = 60.0  # seconds for all processes to start
+
+
 def _init_group() -> ProcessGroup:
     if not is_launched():
         return LOCAL_GROUP
@@ -349,6 +351,9 @@ def _init_group() -> ProcessGroup:
         peers = _connect(group)
     channel = ControlChannel(group.rank(), group.size(), peers)
     return MLXGroup(group, channel, channel.gather("hosts", socket.gethostname()))
+
+
+ADDRESS_BYTES = 512  # of the message with the main rank's address
 
 
 def _connect(group: mx.distributed.Group) -> dict[int, control.Peer]:
@@ -403,14 +408,14 @@ def _find_own_address() -> str:
 def _time_limit(seconds: float) -> Iterator[None]:
     """End the process if the other ranks do not start in time: MLX would wait forever."""
 
-    def end() -> None:
+    def end_process() -> None:
         control.print_error(
             f"not all ranks have started after {seconds:.0f} s",
             "read what the others printed; mlx.launch --verbose shows how they are started.",
         )
         os._exit(control.EXIT_RANK_LOST)
 
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds, end_process)
     timer.daemon = True
     timer.start()
     try:

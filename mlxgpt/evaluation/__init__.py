@@ -1,3 +1,3 @@
-"""How good a model is: loss and bits per byte over a text, and what its own texts are worth.
-Changes nothing.
+"""Evaluates a model, which stays as it is: loss and bits per byte over a text, HellaSwag, and the
+quality of its samples.
 """

@@ -24,7 +24,8 @@ import numpy as np
 from mlxgpt.backend.execution import compile_function
 from mlxgpt.data import formats, http
 from mlxgpt.data.normalize import normalize_text
-from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.base import Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import token_losses
 from mlxgpt.utils import files
@@ -32,14 +33,8 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-REPO, VALIDATION_FILE = "rowanz/hellaswag", "hellaswag_val.jsonl"
-VALIDATION_URL = f"https://raw.githubusercontent.com/{REPO}/master/data/{VALIDATION_FILE}"
-VALIDATION_BYTES = 12_246_618  # of 10,042 lines
-VALIDATION_SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
-MAX_FILE_BYTES = 100_000_000  # bytes of somebody's own file; HellaSwag's largest has 47 million
-NUM_ENDINGS = 4
-BUCKET_TOKENS = 32  # sequences are padded to a multiple of so many tokens
-BATCH_TOKENS = 2048  # tokens, about: with GPT-2's vocabulary their logits take 400 MB
+VALIDATION_FILE = "hellaswag_val.jsonl"
+NUM_ENDINGS = 4  # of each example
 
 
 @dataclass(frozen=True)
@@ -73,12 +68,12 @@ class HellaSwagResult:
 
 
 class ScoredExample(NamedTuple):
-    """What the endings of one example cost.
+    """The losses of one example's endings.
 
     Attributes:
         example_index: which of the examples.
         losses: float32 [4], nats of each ending.
-        token_counts: int [4], tokens that these are the sum over.
+        token_counts: int [4], tokens that each of these is the sum over.
         truncated: whether a sequence was too long.
     """
 
@@ -86,6 +81,9 @@ class ScoredExample(NamedTuple):
     losses: np.ndarray
     token_counts: np.ndarray
     truncated: bool
+
+
+MAX_FILE_BYTES = 100_000_000  # of a user's own file; HellaSwag's largest has 47 million
 
 
 def load_examples(path: Path | None = None) -> list[HellaSwagExample]:
@@ -120,11 +118,11 @@ def evaluate_hellaswag(
     bos: int | None = None,
     progress: Callable[[int, int, float], None] = lambda done, total, accuracy_norm: None,
 ) -> HellaSwagResult:
-    """How often a model finds the right ending the likeliest.
+    """Evaluate a model on HellaSwag: how often it finds the right ending the likeliest.
 
     Args:
         bos: an id that is put before each context, where a model's texts begin with one.
-        progress: is told of (examples done, all, `accuracy_norm` so far); short ones come first.
+        progress: called with (examples done, all, `accuracy_norm` so far); short ones come first.
 
     Raises:
         UserError: if there are no examples, the tokenizer cannot read them, it gives ids that the
@@ -144,6 +142,9 @@ def evaluate_hellaswag(
     )
 
 
+BATCH_TOKENS = 2048  # about; with GPT-2's vocabulary their logits take 400 MB
+
+
 def ending_losses(
     model: GPT,
     tokenizer: Tokenizer,
@@ -158,24 +159,23 @@ def ending_losses(
     reads no more than the block: of a longer sequence the beginning is left out.
 
     Raises:
-        UserError: as `evaluate`.
+        UserError: as `evaluate_hellaswag`.
     """
     _check_inputs(model, tokenizer, examples, bos)
     score = compile_function(lambda x, y, mask: (token_losses(model(x), y) * mask).sum(axis=1))
-    for length, sequences in _bucket_by_length(
-        model.config.block_size, tokenizer, examples, bos
-    ).items():
-        batch_size = min(len(sequences), max(1, BATCH_TOKENS // (NUM_ENDINGS * length)))
-        for start in range(0, len(sequences), batch_size):
-            examples_batch = sequences[start : start + batch_size]
+    buckets = _bucket_by_length(model.config.block_size, tokenizer, examples, bos)
+    for length, bucket in buckets.items():
+        batch_size = min(len(bucket), max(1, BATCH_TOKENS // (NUM_ENDINGS * length)))
+        for start in range(0, len(bucket), batch_size):
+            batch = bucket[start : start + batch_size]
             # One shape for each bucket: where the last batch is not full, rows are all padding.
-            batch = _pad_batch(examples_batch, batch_size, length)
-            losses = np.array(score(*map(mx.array, batch))).reshape(batch_size, NUM_ENDINGS)
+            arrays = _pad_batch(batch, batch_size, length)
+            losses = np.array(score(*map(mx.array, arrays))).reshape(batch_size, NUM_ENDINGS)
             if not np.isfinite(losses).all():
                 raise UserError(
                     "the model's losses are no numbers", "its weights are damaged: get them again."
                 )
-            for tokenized, example_losses in zip(examples_batch, losses, strict=False):
+            for tokenized, example_losses in zip(batch, losses, strict=False):
                 yield ScoredExample(
                     tokenized.example_index,
                     example_losses,
@@ -193,6 +193,9 @@ class _TokenizedExample(NamedTuple):
     truncated: bool
 
 
+BUCKET_TOKENS = 32  # sequences are padded to a multiple of this
+
+
 def _bucket_by_length(
     block_size: int, tokenizer: Tokenizer, examples: Sequence[HellaSwagExample], bos: int | None
 ) -> dict[int, list[_TokenizedExample]]:
@@ -201,9 +204,8 @@ def _bucket_by_length(
     for example_index, example in enumerate(examples):
         tokenized = _tokenize_example(example_index, example, block_size, tokenizer, bos)
         input_length = max(map(len, tokenized.ids)) - 1
-        buckets[min(block_size, math.ceil(input_length / BUCKET_TOKENS) * BUCKET_TOKENS)].append(
-            tokenized
-        )
+        padded_length = math.ceil(input_length / BUCKET_TOKENS) * BUCKET_TOKENS
+        buckets[min(block_size, padded_length)].append(tokenized)
     return dict(sorted(buckets.items()))
 
 
@@ -229,7 +231,7 @@ def _tokenize_example(
 def _pad_batch(
     examples: Sequence[_TokenizedExample], batch_size: int, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(inputs, targets, mask), each [size · 4, length]; padding stands at the end, where nothing
+    """(inputs, targets, mask), each [batch_size · 4, length]; padding is at the end, where nothing
     before it looks.
     """
     inputs, targets = np.zeros((2, batch_size * NUM_ENDINGS, length), dtype=np.int32)
@@ -249,7 +251,7 @@ def _pad_batch(
 def _check_inputs(
     model: GPT, tokenizer: Tokenizer, examples: Sequence[HellaSwagExample], bos: int | None
 ) -> None:
-    """Refuse what would give no figure, or a wrong one."""
+    """Refuse inputs that would give no result, or a wrong one."""
     if not examples:
         raise UserError(
             "there are no examples of HellaSwag", "give a file that has some, and a limit above 0."
@@ -274,6 +276,11 @@ def _check_inputs(
 def _standard_error(proportion: float, n: int) -> float:
     """Standard error of a share of n independent cases."""
     return math.sqrt(proportion * (1 - proportion) / n)
+
+
+REPO = "rowanz/hellaswag"
+VALIDATION_URL = f"https://raw.githubusercontent.com/{REPO}/master/data/{VALIDATION_FILE}"
+VALIDATION_BYTES = 12_246_618  # of 10,042 lines
 
 
 def _load_validation_file() -> bytes:
@@ -306,6 +313,9 @@ def _load_validation_file() -> bytes:
     return content
 
 
+VALIDATION_SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
+
+
 def _verify_sha256(content: bytes) -> bytes:
     """`content` itself, if it is the validation split."""
     digest = hashlib.sha256(content).hexdigest()
@@ -315,7 +325,7 @@ def _verify_sha256(content: bytes) -> bytes:
 
 
 def _read_up_to(path: Path, max_bytes: int) -> bytes:
-    """A file; of one that is longer, a byte more than that."""
+    """A file's first `max_bytes` + 1 bytes: the last one shows that it is too long."""
     with files.add_filename_to_errors(path), path.open("rb") as file:
         return file.read(max_bytes + 1)
 
@@ -346,8 +356,7 @@ def _parse_example(line: bytes, location: str) -> HellaSwagExample:
         raise format_error("has no text as its 'ctx'")
     if not isinstance(endings, list) or [type(ending) for ending in endings] != [str] * NUM_ENDINGS:
         raise format_error(f"has not {NUM_ENDINGS} texts as its 'endings'")
-    if type(label) is not int or label not in range(
-        NUM_ENDINGS
-    ):  # those of the test split are secret
+    # The test split's labels are secret.
+    if type(label) is not int or label not in range(NUM_ENDINGS):
         raise format_error("has no number from 0 to 3 as its 'label'")
     return HellaSwagExample(normalize_text(context), tuple(map(normalize_text, endings)), label)

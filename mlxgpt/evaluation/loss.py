@@ -12,7 +12,7 @@ import numpy as np
 
 from mlxgpt.backend import device, execution
 from mlxgpt.data.token_array import TokenArray
-from mlxgpt.data.tokenizers.char import Tokenizer, byte_lengths
+from mlxgpt.data.tokenizers.base import Tokenizer, byte_lengths
 from mlxgpt.distributed.group import LOCAL_GROUP, ProcessGroup
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import make_eval_step
@@ -46,7 +46,7 @@ class EvalDataset:
 
     Attributes:
         tokens: its ids.
-        tokenizer: which they are of.
+        tokenizer: what encoded them.
         bos: the token that the model's texts begin with; None if they begin without one.
     """
 
@@ -66,7 +66,7 @@ class Evaluator:
         tokens: how many are predicted.
 
     Args:
-        step: the compiled evaluation step, see `eval_step`.
+        step: the compiled evaluation step, see `compile_eval_step`.
         batch_size: windows at a time, over all threads.
         limit: about how many tokens to predict, in windows spread evenly over the text, always the
             same; default: all.
@@ -96,9 +96,9 @@ class Evaluator:
             )
         T = model.config.block_size
         num_windows = math.ceil((len(ids) - 1) / T)
-        num_selected = (
-            num_windows if limit is None else max(1, min(num_windows, math.ceil(limit / T)))
-        )
+        num_selected = num_windows
+        if limit is not None:
+            num_selected = max(1, min(num_windows, math.ceil(limit / T)))
         self._ids = ids
         self._starts = T * (np.arange(num_selected) * num_windows // num_selected)
         targets = np.concatenate([ids[start + 1 : start + 1 + T] for start in self._starts])
@@ -108,9 +108,8 @@ class Evaluator:
             raise _too_short_error()
         window_flops = T * flops_per_token(model.config) / 3
         max_rows = device.max_rows_per_batch(window_flops) or batch_size
-        self._rows_per_thread = max(
-            1, min(batch_size, num_selected, max_rows) // execution.thread_count()
-        )  # a thread
+        num_rows = min(batch_size, num_selected, max_rows)
+        self._rows_per_thread = max(1, num_rows // execution.thread_count())
         self._block_size = T
         self._model = model
         self._step = step
@@ -157,10 +156,8 @@ def compile_eval_step(model: GPT, dtype: mx.Dtype) -> EvalStep:
 def evaluate_run(run: Run, model: GPT, tokens: TokenArray) -> Evaluation:
     """Loss of a run's model over some tokens."""
     t = run.config.train
-    dataset, step = (
-        EvalDataset(tokens, run.tokenizer, run.bos),
-        compile_eval_step(model, getattr(mx, t.dtype)),
-    )
+    dataset = EvalDataset(tokens, run.tokenizer, run.bos)
+    step = compile_eval_step(model, getattr(mx, t.dtype))
     return Evaluator(model, dataset, step, batch_size=t.batch_size)()
 
 

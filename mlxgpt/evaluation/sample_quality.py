@@ -1,5 +1,5 @@
-"""What a run's generated texts are worth: beside held-out real ones and two controls, measured by
-quality.py.
+"""Sample quality: metrics of generated texts, of held-out ones and of two controls, all measured by
+text_metrics.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mlxgpt.backend import execution
 from mlxgpt.config import SamplingParams
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.data.token_array import TokenArray
-from mlxgpt.data.tokenizers.char import NUL, Tokenizer
+from mlxgpt.data.tokenizers.base import NUL, Tokenizer
 from mlxgpt.evaluation import text_metrics
 from mlxgpt.inference.engine import CompiledModel
 from mlxgpt.inference.generate import generate_texts
@@ -26,18 +26,13 @@ from mlxgpt.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
-NUM_STORIES = 100
-MAX_STORY_TOKENS = 500  # tokens of a story
-SCORING_BATCH_SIZE = 20
-STORY_PROMPT = "Once upon a time"
-NUM_WINDOWS, WINDOW_TOKENS = 20, 1000  # texts, and tokens of each, where there are no stories
-NGRAM_TRAINING_BYTES = 2_000_000  # of the training text, for the n-gram control
-DECODE_CHUNK_TOKENS = 1 << 18  # decoded at a time
+MAX_STORY_TOKENS = 500
+WINDOW_TOKENS = 1000  # length of each text where there are no stories
 
 
 @dataclass(frozen=True)
 class SampleQuality:
-    """What the texts of a model and of its three neighbours are worth.
+    """Metrics of a model's texts, of held-out texts and of two controls.
 
     Attributes:
         prompt: what the model's texts began with.
@@ -55,6 +50,10 @@ class SampleQuality:
     columns: dict[str, dict[str, float | None]]
     order_preference: float | None
     texts: list[str]
+
+
+STORY_PROMPT = "Once upon a time"
+NGRAM_TRAINING_BYTES = 2_000_000  # of the training text, for the n-gram control
 
 
 def measure_sample_quality(
@@ -78,15 +77,16 @@ def measure_sample_quality(
             "the validation text is too short to compare with", "give a longer --val-source."
         )
     logger.info(f"writing {len(real)} texts")
+    max_tokens = WINDOW_TOKENS
+    if has_stories:
+        max_tokens = MAX_STORY_TOKENS - len(tokenizer.encode(prompt))
     sampling = SamplingParams(
-        max_tokens=MAX_STORY_TOKENS - len(tokenizer.encode(prompt))
-        if has_stories
-        else WINDOW_TOKENS,
+        max_tokens=max_tokens,
         samples=len(real),
         seed=derive_seed(seed, "appraisal") >> 1,
     )
     compiled = CompiledModel(model, tokenizer.vocab_size)
-    bos = tokenizer.end_of_text  # a run that has held-out texts was trained on such
+    bos = tokenizer.end_of_text  # in training, each document follows one
     generated = generate_texts(compiled, tokenizer, [prompt], sampling, bos=bos)
     logger.info("reading the training text")
     ngram_corpus = "".join(_decode_training_text(dataset.train, tokenizer, NGRAM_TRAINING_BYTES))
@@ -94,15 +94,14 @@ def measure_sample_quality(
     ngram = text_metrics.sample_ngram_texts(ngram_corpus, lengths, seed)
     shuffled = text_metrics.shuffle_words(real, seed)
     all_texts = [*real, *generated.texts, *shuffled, *ngram]
-    overlap = text_metrics.TrainingOverlap.scan(
-        all_texts, _decode_training_text(dataset.train, tokenizer)
-    )
+    training_pieces = _decode_training_text(dataset.train, tokenizer)
+    overlap = text_metrics.TrainingOverlap.scan(all_texts, training_pieces)
     logger.info("measuring")
 
     def measure_column(
-        samples: Sequence[str], ended_flags: Sequence[bool] | None
+        texts: Sequence[str], ended: Sequence[bool] | None
     ) -> dict[str, float | None]:
-        return text_metrics.compute_metrics(samples, overlap, ended_flags if has_stories else None)
+        return text_metrics.compute_metrics(texts, overlap, ended if has_stories else None)
 
     columns = {
         "model": measure_column(generated.texts, generated.ended),
@@ -112,20 +111,22 @@ def measure_sample_quality(
     }
     preference = None
     if has_stories:
-        short_stories = [
-            story for story in real if len(tokenizer.encode(story)) < 0.95 * model.config.block_size
-        ]
+        max_length = 0.95 * model.config.block_size
+        short_stories = [story for story in real if len(tokenizer.encode(story)) < max_length]
 
-        def score(samples: Sequence[str]) -> list[float]:
-            return log_likelihoods(model, tokenizer, samples)
+        def score(texts: Sequence[str]) -> list[float]:
+            return log_likelihoods(model, tokenizer, texts)
 
         preference = text_metrics.order_preference(short_stories, score, seed)
     return SampleQuality(prompt, sampling.temperature, seed, columns, preference, generated.texts)
 
 
+SCORING_BATCH_SIZE = 20
+
+
 def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> list[float]:
-    """Nats of each text, from its beginning to its end-of-text; a text that is longer than the
-    block is cut.
+    """Log-likelihood of each text in nats, from its beginning to its end-of-text; a text that is
+    longer than the block is cut.
     """
     T = model.config.block_size
     eot_id = tokenizer.end_of_text
@@ -149,6 +150,10 @@ def log_likelihoods(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> l
     return result
 
 
+NUM_STORIES = 100
+NUM_WINDOWS = 20  # texts where there are no stories
+
+
 def _sample_held_out(
     tokens: TokenArray, tokenizer: Tokenizer, seed: int
 ) -> Iterator[tuple[str, bool]]:
@@ -157,9 +162,8 @@ def _sample_held_out(
     """
     ids = np.asarray(tokens.ids)
     if tokenizer.end_of_text is None:
-        for start in range(
-            0, min(len(ids), NUM_WINDOWS * WINDOW_TOKENS) - WINDOW_TOKENS + 1, WINDOW_TOKENS
-        ):
+        end = min(len(ids), NUM_WINDOWS * WINDOW_TOKENS)
+        for start in range(0, end - WINDOW_TOKENS + 1, WINDOW_TOKENS):
             yield tokenizer.decode(ids[start : start + WINDOW_TOKENS].tolist()), False
         return
     ends = np.flatnonzero(ids == tokenizer.end_of_text)
@@ -167,10 +171,11 @@ def _sample_held_out(
     order = np.random.Philox(key=derive_seed(seed, "held out")).random_raw(len(ends)).argsort()
     for n in order[:NUM_STORIES]:
         document_ids = ids[starts[n] : ends[n]].tolist()
-        yield (
-            tokenizer.decode(document_ids[:MAX_STORY_TOKENS]),
-            len(document_ids) <= MAX_STORY_TOKENS,
-        )
+        is_complete = len(document_ids) <= MAX_STORY_TOKENS
+        yield tokenizer.decode(document_ids[:MAX_STORY_TOKENS]), is_complete
+
+
+DECODE_CHUNK_TOKENS = 1 << 18  # decoded at a time
 
 
 def _decode_training_text(

@@ -1,4 +1,4 @@
-"""Whether texts read like real ones: what can be counted, and two controls that must count worse.
+"""Metrics of text quality, and two controls that must measure worse than real texts.
 
 Each metric tells real stories from at least one control, words in random order or texts of a
 character 5-gram model; what tells them from neither says nothing about a text, and is not here.
@@ -18,24 +18,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mlxgpt.data.tokenizers.char import END_OF_TEXT, NUL
+from mlxgpt.data.tokenizers.base import END_OF_TEXT, NUL
 from mlxgpt.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from harper import Linter
 
-DISTINCT_WINDOW_WORDS = (
-    1000  # over which n-grams are counted; the more words, the fewer are distinct
-)
-NGRAM_ORDER = 5  # of the character n-gram model: a character given the four before it
-
 
 @dataclass(frozen=True)
 class Metric:
-    """One thing that is measured.
+    """A metric of texts.
 
     Attributes:
-        name: short, and the key in what `measure` returns.
+        name: short, and the key in what `compute_metrics` returns.
         better: which values are better; "like real" where both less and more are worse.
         is_fraction: whether it lies between 0 and 1 and reads best as a percentage.
         description: one line.
@@ -64,10 +59,10 @@ METRICS = (  # in the order of a table
 
 @dataclass(frozen=True)
 class TrainingOverlap:
-    """What of some texts occurs in the training text.
+    """The words and 8-grams of some texts that occur in the training text.
 
     Attributes:
-        words: those that occur, as `words` gives them.
+        words: those that occur, as `split_words` gives them.
         eight_grams: the runs of eight words that occur.
     """
 
@@ -90,9 +85,8 @@ class TrainingOverlap:
             text_words = split_words(text)
             for word in text_words:
                 word_ids.setdefault(word, len(word_ids) + 1)
-            hashes = _hash_eight_grams(
-                np.array([word_ids[word] for word in text_words], dtype=np.uint64)
-            )
+            text_ids = np.array([word_ids[word] for word in text_words], dtype=np.uint64)
+            hashes = _hash_eight_grams(text_ids)
             eight_grams.update(zip(hashes.tolist(), _ngrams(text_words, 8), strict=True))
 
         # Most of the training text's hashes are none of these; their upper bits say so at once.
@@ -104,9 +98,8 @@ class TrainingOverlap:
         seen_hashes: set[int] = set()
         tail = np.zeros(0, dtype=np.uint64)  # the last seven words, for 8-grams across a cut
         for piece in pieces:
-            piece_ids = np.array(
-                list(map(word_ids.get, split_words(piece), repeat(0))), dtype=np.uint64
-            )
+            ids = list(map(word_ids.get, split_words(piece), repeat(0)))
+            piece_ids = np.array(ids, dtype=np.uint64)
             word_seen[piece_ids] = True
             window = np.concatenate([tail, piece_ids])
             tail = window[-7:]
@@ -133,9 +126,7 @@ def compute_metrics(
     all_words = [word for text_words in words_by_text for word in text_words]
     eight_grams = [gram for text_words in words_by_text for gram in _ngrams(text_words, 8)]
     sentences_by_text = [split_sentences(text) for text in texts]
-    complete_counts = [
-        sum(map(_is_complete, text_sentences)) for text_sentences in sentences_by_text
-    ]
+    complete_counts = [sum(map(_is_complete, sentences)) for sentences in sentences_by_text]
     values = (
         _fraction(sum(complete_counts), sum(map(len, sentences_by_text))),
         float(statistics.median(complete_counts)) if texts else None,
@@ -190,6 +181,9 @@ def shuffle_words(texts: Sequence[str], seed: int) -> list[str]:
     return [shuffle_text(n, text) for n, text in enumerate(texts)]
 
 
+NGRAM_ORDER = 5  # a character given the four before it
+
+
 def sample_ngram_texts(training_text: str, lengths: Sequence[int], seed: int) -> list[str]:
     """The control that has the right letters: texts of a character 5-gram model.
 
@@ -200,9 +194,8 @@ def sample_ngram_texts(training_text: str, lengths: Sequence[int], seed: int) ->
     """
     next_characters: defaultdict[str, list[str]] = defaultdict(list)  # each as often as it occurs
     context_length = NGRAM_ORDER - 1
-    for document in filter(
-        None, map(str.strip, training_text.replace(END_OF_TEXT, NUL).split(NUL))
-    ):
+    documents = training_text.replace(END_OF_TEXT, NUL).split(NUL)
+    for document in filter(None, map(str.strip, documents)):
         padded = NUL * context_length + document + NUL
         for n in range(context_length, len(padded)):
             next_characters[padded[n - context_length : n]].append(padded[n])
@@ -225,7 +218,7 @@ _LETTER_TABLE = bytes(n if n > 127 or chr(n).isalnum() else ord(" ") for n in ra
 
 
 def split_words(text: str) -> list[bytes]:
-    """In lower case and UTF-8, without punctuation; "don't" is `dont`.
+    """A text's words in lower case and UTF-8, without punctuation; "don't" is `dont`.
 
     Bytes, since splitting gigabytes of them is several times as fast.
     """
@@ -234,22 +227,18 @@ def split_words(text: str) -> list[bytes]:
     return text.replace("’", "").lower().encode().translate(_LETTER_TABLE, b"'").split()
 
 
-# Between sentences: after . ! or ?, but after a closing quote not before `he said`. A line's end
-# is none, since verses have it in the middle of a sentence; an empty line is one.
+# After . ! ? (after a quote not before `he said`) and at empty lines; verses break lines anywhere.
 _SENTENCE_BREAK = re.compile(
     r"""((?<=[.!?])(?<!\b[DM]r\.)(?<!\bMrs\.)\s+|(?<=[.!?]["”')])\s++(?![a-z])|\n\s*\n\s*)"""
 )
-_COMPLETE_SENTENCE = re.compile(r"""["“(]?[A-Z].*[.!?]["”')]?""", re.DOTALL)
-# An opening mark stands before a word, a closing one after it.
-_BALANCED_QUOTES = re.compile(
-    r"""([^"“”]*(?<![^\s(—-])["“](?=\S)[^"“”]*(?<=\S)["”](?!\w))*[^"“”]*"""
-)
-_NAME_PATTERN = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")  # within a sentence and a line
 
 
 def split_sentences(text: str) -> list[str]:
     """The text's sentences, complete or not."""
     return [part for part in _SENTENCE_BREAK.split(text.strip())[::2] if part]
+
+
+_COMPLETE_SENTENCE = re.compile(r"""["“(]?[A-Z].*[.!?]["”')]?""", re.DOTALL)
 
 
 def _is_complete(sentence: str) -> bool:
@@ -264,22 +253,32 @@ def _overlap_fraction(training_items: frozenset[Any], items: Sequence[Any]) -> f
     return _fraction(sum(item in training_items for item in items), len(items))
 
 
-def _distinct_trigrams(text_words: Sequence[bytes]) -> float | None:
+DISTINCT_WINDOW_WORDS = 1000  # of more words, fewer n-grams are distinct
+
+
+def _distinct_trigrams(words: Sequence[bytes]) -> float | None:
     """The mean over each thousand words, so that more texts do not look more repetitive."""
-    starts = range(0, len(text_words) - DISTINCT_WINDOW_WORDS + 1, DISTINCT_WINDOW_WORDS)
+    starts = range(0, len(words) - DISTINCT_WINDOW_WORDS + 1, DISTINCT_WINDOW_WORDS)
     trigram_windows = (
-        list(_ngrams(text_words[start : start + DISTINCT_WINDOW_WORDS], 3)) for start in starts
+        list(_ngrams(words[start : start + DISTINCT_WINDOW_WORDS], 3)) for start in starts
     )
     fractions = [len(set(trigrams)) / len(trigrams) for trigrams in trigram_windows]
     return statistics.mean(fractions) if fractions else None
 
 
+# An opening mark is before a word, a closing one after it.
+_BALANCED_QUOTES = re.compile(
+    r"""([^"“”]*(?<![^\s(—-])["“](?=\S)[^"“”]*(?<=\S)["”](?!\w))*[^"“”]*"""
+)
+
+
 def _balanced_quotes_fraction(texts: Sequence[str]) -> float | None:
     quoted_texts = [text for text in texts if re.search('["“”]', text)]
-    return _fraction(
-        sum(_BALANCED_QUOTES.fullmatch(text) is not None for text in quoted_texts),
-        len(quoted_texts),
-    )
+    balanced = sum(_BALANCED_QUOTES.fullmatch(text) is not None for text in quoted_texts)
+    return _fraction(balanced, len(quoted_texts))
+
+
+_NAME_PATTERN = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")  # within a sentence and a line
 
 
 def _recurring_names_fraction(texts: Sequence[str]) -> float | None:
@@ -300,8 +299,7 @@ def _grammar_errors(texts: Sequence[str], word_count: int) -> float | None:
     return 100 * errors / word_count
 
 
-# Harper's other rules are about taste, or spelling (it does not know every name), or what other
-# metrics say, and take most of its time.
+# Harper's other groups are about taste, spelling or other metrics, and take most of its time.
 _GRAMMAR_GROUPS = {"Grammar and Agreement", "Pronouns and Possession"}
 _EXTRA_GRAMMAR_RULES = {"AnA", "RepeatedWords"}  # in groups that are not all grammar
 
@@ -322,22 +320,17 @@ def _load_linter() -> Linter | None:
         for rule in group["child"]["settings"]
     ]
     enabled_rules = _EXTRA_GRAMMAR_RULES.union(rules)
-    default_config = linter.get_default_lint_config()
-    linter.set_lint_config(
-        {
-            rule: default_enabled and rule in enabled_rules
-            for rule, default_enabled in default_config.items()
-        }
-    )
+    config = linter.get_default_lint_config()
+    linter.set_lint_config({rule: on and rule in enabled_rules for rule, on in config.items()})
     return linter
 
 
-def _ngrams(text_words: Sequence[bytes], n: int) -> Iterator[tuple[bytes, ...]]:
-    return zip(*(text_words[start:] for start in range(n)), strict=False)
+def _ngrams(words: Sequence[bytes], n: int) -> Iterator[tuple[bytes, ...]]:
+    return zip(*(words[start:] for start in range(n)), strict=False)
 
 
 def _hash_eight_grams(word_ids: np.ndarray) -> np.ndarray:
-    """Of each run of eight: 64 bits, so that no two of the texts' and the training's collide."""
+    """The hash of each run of eight words: 64 bits, so that no two of them collide."""
     count = max(0, len(word_ids) - 7)
     hashes = np.zeros(count, dtype=np.uint64)
     for start in range(8):

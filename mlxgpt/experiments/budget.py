@@ -8,24 +8,23 @@ from dataclasses import dataclass
 from mlxgpt.config import Config
 from mlxgpt.utils.errors import UserError
 
-BUDGET_PATTERN = re.compile(r"(\d+(?:\.\d+)?) ?([kMG]?)(tokens|steps|s|m|h)")
-SI_PREFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
-SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
-
 
 @dataclass(frozen=True)
 class Budget:
-    """So many `steps`, `tokens`, or `seconds` of training."""
+    """A number of `steps`, `tokens` or `seconds` of training."""
 
     amount: float
     unit: str
 
     def steps(self, config: Config, step_seconds: float) -> int:
         """How many steps of a config fit into it, at least one."""
-        amount_per_step = {"steps": 1, "tokens": config.tokens_per_step, "seconds": step_seconds}[
-            self.unit
-        ]
-        return max(1, round(self.amount / amount_per_step))
+        step_sizes = {"steps": 1, "tokens": config.tokens_per_step, "seconds": step_seconds}
+        return max(1, round(self.amount / step_sizes[self.unit]))
+
+
+BUDGET_PATTERN = re.compile(r"(\d+(?:\.\d+)?) ?([kMG]?)(tokens|steps|s|m|h)")
+SI_PREFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
 
 
 def parse_budget(text: str) -> Budget:

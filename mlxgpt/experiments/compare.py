@@ -11,11 +11,11 @@ from typing import Any
 
 from mlxgpt.config import Config, DataConfig
 from mlxgpt.config.resolve import PathLike, resolve_config, resolve_folder
-from mlxgpt.data import prepare as preparation
+from mlxgpt.data import prepare
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.data.holdout import hold_out_from_train
-from mlxgpt.experiments import budget as budgets
 from mlxgpt.experiments import report, runner, sequential
+from mlxgpt.experiments.budget import parse_budget
 from mlxgpt.experiments.registry import RUNS_FOLDER
 from mlxgpt.experiments.results import ComparisonRecord
 from mlxgpt.experiments.runner import CompareCallback, CompareRequest
@@ -23,8 +23,6 @@ from mlxgpt.experiments.variants import Variant, parse_vary
 from mlxgpt.training.callbacks import CallbackList
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
-
-DEFAULT_SEEDS = 3
 
 
 def compare(
@@ -62,7 +60,7 @@ def compare(
         callbacks: receive the events of the comparison, in order; see experiments/runner.py.
         settings: any field of the config, for all variants; `source`: the text.
     """
-    parsed_budget = budgets.parse_budget(budget)
+    parsed_budget = parse_budget(budget)
     label, configs = _resolve_configs(variants, vary, tier, config, settings)
     seeds = _resolve_seeds(seeds, until_decided, smallest)
     request = CompareRequest(
@@ -81,8 +79,11 @@ def compare(
     return record
 
 
+DEFAULT_SEEDS = 3  # of each variant
+
+
 def _resolve_seeds(seeds: int | None, until_decided: bool, smallest: float | None) -> int:
-    """How many seeds each variant gets, at most; raises UserError for what makes no sense."""
+    """How many seeds each variant gets, at most; raises UserError for invalid values."""
     if smallest is not None and not (until_decided and 0 < smallest < math.inf):
         raise UserError(
             f"--smallest {smallest} is not a valid difference to stop at",
@@ -144,8 +145,8 @@ def _prepare_variants(
     for config in configs.values():
         key = config.data, config.model.vocab_size
         if key not in datasets:
-            request = preparation.PrepareRequest(config.data, config.model.vocab_size)
-            dataset = preparation.find_or_prepare(request, data_dir, progress)
+            request = prepare.PrepareRequest(config.data, config.model.vocab_size)
+            dataset = prepare.find_or_prepare(request, data_dir, progress)
             datasets[key] = hold_out_from_train(dataset), dataset
     return [
         Variant(name, config, *datasets[config.data, config.model.vocab_size])
@@ -158,9 +159,8 @@ def write_comparison_files(record: ComparisonRecord, folder: Path) -> tuple[Path
     has names of its own.
     """
     name = record.name + "-final" * (record.judged_on == "validation")
-    paths = folder / f"{name}.json", folder / f"{name}.md"
-    files.write_atomically(
-        paths[0], json.dumps(files.replace_nonfinite(asdict(record)), indent=1) + "\n"
-    )
-    files.write_atomically(paths[1], report.render_comparison(record))
-    return paths
+    json_path, markdown_path = folder / f"{name}.json", folder / f"{name}.md"
+    tree = files.replace_nonfinite(asdict(record))
+    files.write_atomically(json_path, json.dumps(tree, indent=1) + "\n")
+    files.write_atomically(markdown_path, report.render_comparison(record))
+    return json_path, markdown_path

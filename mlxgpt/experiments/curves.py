@@ -1,4 +1,4 @@
-"""What a training reached, when: its curve; and how much sooner another one reaches the same."""
+"""Learning curves of trainings, and how much sooner one reaches what another ends with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlxgpt.storage.run import Run
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """What was seen at each evaluation.
+    """Bits per byte at each evaluation of a training.
 
     Attributes:
         steps, tokens, seconds: of training until then; evaluating, saving and compiling take time
@@ -32,7 +32,7 @@ class LearningCurve:
 
     @property
     def final_bits_per_byte(self) -> float:
-        """What it ended with; infinite where that is no number."""
+        """Bits per byte at its end; infinite where the loss was not finite."""
         return self.bits_per_byte[-1]
 
 
@@ -56,7 +56,7 @@ def build_learning_curve(run: Run) -> LearningCurve:
     records = list(run.metrics())
     rates = [record["tokens_per_second"] for record in records]
     median_rate = statistics.median([rate for rate in rates if rate] or [math.nan])
-    # In the first interval kernels were compiled, and one that was made up for has no time.
+    # The first interval includes compiling, and one that was logged later has no speed.
     rates = [median_rate, *(rate or median_rate for rate in rates[1:])]
     learning_curve = LearningCurve([], [], [], [], median_rate)
     step, seconds = 0, 0.0
@@ -102,15 +102,11 @@ def compute_speedup(
 
 
 def _speedup_ratio(baseline: LearningCurve, candidate: LearningCurve, axis: str) -> float | None:
-    if (
-        crossing := _interpolate_crossing(candidate, baseline.final_bits_per_byte, axis)
-    ) is not None:
+    crossing = _interpolate_crossing(candidate, baseline.final_bits_per_byte, axis)
+    if crossing is not None:
         return getattr(baseline, axis)[-1] / crossing
-    if (
-        crossing := _interpolate_crossing(baseline, candidate.final_bits_per_byte, axis)
-    ) is not None:
-        return crossing / getattr(candidate, axis)[-1]
-    return None
+    crossing = _interpolate_crossing(baseline, candidate.final_bits_per_byte, axis)
+    return None if crossing is None else crossing / getattr(candidate, axis)[-1]
 
 
 def _interpolate_crossing(learning_curve: LearningCurve, value: float, axis: str) -> float | None:
@@ -120,7 +116,8 @@ def _interpolate_crossing(learning_curve: LearningCurve, value: float, axis: str
     if first_below is None:
         return None
     if first_below == 0:
-        return positions[0] if values[0] == value else None  # it was below before it was looked at
+        # Where it starts below the value, it crossed before its first evaluation.
+        return positions[0] if values[0] == value else None
     segment = slice(first_below - 1, first_below + 1)
     if math.isinf(values[first_below - 1]):
         return positions[first_below]

@@ -31,10 +31,6 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MAX_EVALUATIONS, MIN_EVALUATIONS = 20, 5  # points of a curve
-EVAL_COMPUTE_FRACTION = 0.2  # of the work of a training, a forward pass being a third of a step
-TIMING_REPEATS = 3  # of each variant in turn, where a time is to be planned
-
 
 class EstimateCache:
     """Runs the self-check and the first steps of each variant, once."""
@@ -81,6 +77,9 @@ def _fit_config(variant: Variant) -> Config:
     return config
 
 
+TIMING_REPEATS = 3  # of each variant; their median counts
+
+
 def _plan_steps_for_time(
     variants: Sequence[Variant], budget: Budget, registry: Registry, estimates: EstimateCache
 ) -> list[int]:
@@ -100,10 +99,12 @@ def _plan_steps_for_time(
     return [registry.plan[key] for key in keys]
 
 
+MAX_EVALUATIONS, MIN_EVALUATIONS = 20, 5  # points of a curve
+EVAL_COMPUTE_FRACTION = 0.2  # of a training's FLOPs; a forward pass has a third of a step's
+
+
 def _config_for_steps(variant: Variant, steps: int) -> Config:
-    """A variant's config for so many steps: its schedule as long as these, and a curve of some
-    points.
-    """
+    """A variant's config for `steps` steps, its schedule and its evaluations fitted to them."""
     config = variant.config
     forward_tokens = 3 * steps * config.tokens_per_step
     evaluations = int(EVAL_COMPUTE_FRACTION * forward_tokens / len(variant.dataset.val.ids))

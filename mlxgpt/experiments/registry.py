@@ -1,4 +1,4 @@
-"""What was trained for comparisons, and how often results were looked at: `runs/compare`.
+"""The folder `runs/compare`: trained variants, and for each comparison how often it was looked at.
 
 trainings/KEY/       one run each. The key is the hash of everything that affects its weights: the
                      config, the seed, the data. So no training is repeated in another comparison
@@ -20,7 +20,7 @@ from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 REGISTRY_FILE, REGISTRY_FORMAT = "ledger.json", 1
-RUNS_FOLDER = "trainings"
+RUNS_FOLDER = "trainings"  # in runs/compare, with a folder for each training
 
 
 @dataclass

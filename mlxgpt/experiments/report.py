@@ -1,4 +1,4 @@
-"""A comparison as Markdown."""
+"""Renders a comparison as Markdown."""
 
 from __future__ import annotations
 
@@ -23,28 +23,21 @@ COMPARISON_COLUMNS = (
 
 
 def render_comparison(record: ComparisonRecord) -> str:
-    """The whole record but its curves."""
-    rows = [
-        COMPARISON_COLUMNS,
-        ("---",) * len(COMPARISON_COLUMNS),
-        *(format_variant_row(s) for s in record.variants),
-    ]
-    return (
-        "\n\n".join(
-            [f"# {record.name}", _render_table(rows), *format_notes(record), *_render_runs(record)]
-        )
-        + "\n"
-    )
+    """The whole record as Markdown, without its curves."""
+    separator = ("---",) * len(COMPARISON_COLUMNS)
+    rows = [COMPARISON_COLUMNS, separator, *map(format_variant_row, record.variants)]
+    sections = [_render_table(rows), *format_notes(record), *_render_runs(record)]
+    return "\n\n".join([f"# {record.name}", *sections]) + "\n"
 
 
 def format_variant_row(result: VariantResult) -> list[str]:
-    """A variant's row: one text for each name in HEAD."""
-    d, mean = result.difference, result.mean_bits_per_byte
+    """A variant's row: one text for each of COMPARISON_COLUMNS."""
+    difference, mean = result.difference, result.mean_bits_per_byte
     return [
         result.name,
         str(len(result.trainings)),
         "–" if mean is None else f"{mean:.4f}",
-        _format_difference(d) if d else "",
+        _format_difference(difference) if difference else "",
         _format_speedup(result.speed_up_tokens),
         _format_speedup(result.speed_up_seconds),
         result.verdict,
@@ -52,22 +45,21 @@ def format_variant_row(result: VariantResult) -> list[str]:
 
 
 def format_notes(record: ComparisonRecord) -> list[str]:
-    """What has to be known to read the table."""
+    """Paragraphs that explain the table."""
     baseline = record.variants[0]
     correction_note = " among so many looks and variants" if record.sequential else ""
-    text = (
+    eval_text = (
         f"{record.held_back_bytes:,} bytes held back from the training text"
         if record.judged_on == "held back"
         else "the validation text"
     )
-    paragraphs = [f"{s.name}: {s.advice}." for s in record.variants if s.advice]
+    paragraphs = [f"{result.name}: {result.advice}." for result in record.variants if result.advice]
     paragraphs.append(
-        f"Bits per byte on {text} of {record.data}, at the end of {record.budget} for each. "
-        f"Differences are from {baseline.name}, seed by seed, and below 0 where it is better; ± "
-        "holds "
-        f"the true one in {1 - record.level:.4g} of cases{correction_note}. Tokens and time: "
-        "how many times "
-        f"sooner it is where {baseline.name} ends, though its schedule was not made to end there."
+        f"Bits per byte on {eval_text} of {record.data}, at the end of {record.budget} for each. "
+        f"Differences are from {baseline.name}, seed by seed, and below 0 where it is better; "
+        f"± holds the true one in {1 - record.level:.4g} of cases{correction_note}. "
+        f"Tokens and time: how many times sooner it is where {baseline.name} ends, "
+        "though its schedule was not made to end there."
     )
     if record.drift:
         slow, fast = record.drift
@@ -89,16 +81,16 @@ def format_notes(record: ComparisonRecord) -> list[str]:
 
 
 def _render_runs(record: ComparisonRecord) -> list[str]:
-    head = ("variant", "differs in", "parameters", "steps", "tokens", "seconds", "by seed")
-    rows = [head, ("---",) * len(head)]
-    for s in record.variants:
+    header = ("variant", "differs in", "parameters", "steps", "tokens", "seconds", "by seed")
+    rows = [header, ("---",) * len(header)]
+    for result in record.variants:
         # A training that was resumed for its last step has no speed.
-        run_seconds = [t.curve.seconds[-1] for t in s.trainings if t.curve]
-        finite_seconds = [end for end in run_seconds if math.isfinite(end)]
-        seconds = f"{statistics.median(finite_seconds):,.0f}" if finite_seconds else ""
-        seeds = ", ".join(f"{t.bits_per_byte:.4f}" for t in s.trainings)
-        sizes = (f"{s.parameters:,}", f"{s.steps:,}", f"{s.tokens:,}", seconds)
-        rows.append((s.name, format_diff(s.changes), *sizes, seeds))
+        run_seconds = [run.curve.seconds[-1] for run in result.trainings if run.curve]
+        finite_seconds = [seconds for seconds in run_seconds if math.isfinite(seconds)]
+        median_seconds = f"{statistics.median(finite_seconds):,.0f}" if finite_seconds else ""
+        scores = ", ".join(f"{run.bits_per_byte:.4f}" for run in result.trainings)
+        sizes = (f"{result.parameters:,}", f"{result.steps:,}", f"{result.tokens:,}")
+        rows.append((result.name, format_diff(result.changes), *sizes, median_seconds, scores))
     caption = "Seconds are the median training's, without evaluating, saving and compiling. On"
     return [_render_table(rows), f"{caption} {record.machine}."]
 
@@ -107,8 +99,9 @@ def _render_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _format_difference(d: PairedDifference) -> str:
-    return f"{d.mean:+.4f}" + (f" ± {d.high - d.mean:.4f}" if d.high is not None else "")
+def _format_difference(difference: PairedDifference) -> str:
+    mean, high = difference.mean, difference.high
+    return f"{mean:+.4f}" + (f" ± {high - mean:.4f}" if high is not None else "")
 
 
 def _format_speedup(speedup: Speedup | None) -> str:

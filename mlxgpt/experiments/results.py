@@ -1,4 +1,4 @@
-"""What came of a comparison, as plain data: what is shown, written, and drawn."""
+"""Results of a comparison as plain data, which are shown, stored and plotted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RunResult:
 
 @dataclass
 class VariantResult:
-    """How a variant stands.
+    """The results of a variant so far.
 
     Attributes:
         changes: the settings in which it differs from the first one: {name: (first's, its)}.
@@ -55,7 +55,7 @@ class VariantResult:
 
     @property
     def mean_bits_per_byte(self) -> float | None:
-        """Bits per byte over its seeds."""
+        """The mean over its seeds; None before its first training."""
         values = [run_result.bits_per_byte for run_result in self.trainings]
         return sum(values) / len(values) if values else None
 
@@ -74,8 +74,8 @@ class ComparisonRecord:
         judged_on: `held back` or `validation`.
         level: how often an interval may miss: 0.05, or less where it is looked at often.
         sequential: whether seeds were added until it was decided.
-        drift: the slowest and the fastest training's speed, beside the median of its variant's.
-        looks, final_looks: see Ledger.
+        drift: the slowest and the fastest training's speed, relative to its variant's median.
+        looks, final_looks: see Registry.
         interrupted: whether trainings are missing.
         machine: what it was trained on, and with.
     """
@@ -99,15 +99,14 @@ def parse_comparison_record(text: str) -> ComparisonRecord:
     """A record from its file's text.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it is not a record, or a damaged one.
     """
     try:
         tree = files.parse_json(text)
         drift = tree["drift"]
+        text_fields = ("name", "budget", "data", "judged_on", "machine")
         return ComparisonRecord(
-            **{
-                name: str(tree[name]) for name in ("name", "budget", "data", "judged_on", "machine")
-            },
+            **{name: str(tree[name]) for name in text_fields},
             held_back_bytes=int(tree["held_back_bytes"]),
             level=float(tree["level"]),
             sequential=bool(tree["sequential"]),
@@ -125,7 +124,7 @@ def parse_comparison_record(text: str) -> ComparisonRecord:
 
 
 def _parse_variant_result(tree: dict[str, Any]) -> VariantResult:
-    difference, trainings = tree["difference"], tree["trainings"]
+    difference = tree["difference"]
     return VariantResult(
         name=str(tree["name"]),
         changes={str(name): (old, new) for name, (old, new) in tree["changes"].items()},
@@ -134,12 +133,12 @@ def _parse_variant_result(tree: dict[str, Any]) -> VariantResult:
         tokens=int(tree["tokens"]),
         trainings=[
             RunResult(
-                int(t["seed"]),
-                str(t["key"]),
-                _parse_float_or_inf(t["bits_per_byte"]),
-                _parse_curve(t["curve"]),
+                int(run["seed"]),
+                str(run["key"]),
+                _parse_float_or_inf(run["bits_per_byte"]),
+                _parse_curve(run["curve"]),
             )
-            for t in trainings
+            for run in tree["trainings"]
         ],
         difference=_parse_difference(difference) if difference else None,
         speed_up_tokens=_parse_speedup(tree["speed_up_tokens"]),
@@ -192,5 +191,5 @@ def _parse_optional_float(value: Any) -> float | None:
 
 
 def _parse_float_or_inf(value: Any) -> float:
-    """As it was before JSON, which has no infinity."""
+    """A number; None stands for infinity, which JSON does not have."""
     return math.inf if value is None else float(value)

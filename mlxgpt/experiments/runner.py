@@ -32,8 +32,7 @@ from mlxgpt.experiments.statistics import ALPHA
 from mlxgpt.experiments.variants import Variant, check_same_text, weight_affecting_diff
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage import loading
-from mlxgpt.storage import run as runs
-from mlxgpt.storage.run import Run
+from mlxgpt.storage.run import Run, open_run
 from mlxgpt.training.callbacks import Callback, CallbackList
 from mlxgpt.training.job import TrainJob
 from mlxgpt.training.loop import DivergedError, run_training_loop
@@ -57,7 +56,7 @@ class CompareCallback(Callback):
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """What is to be compared, and how far.
+    """Name, length and number of seeds of a comparison.
 
     Attributes:
         seeds: of each variant; with `until_decided`, the most.
@@ -81,7 +80,7 @@ def run_comparison(
     folder: Path,
     callbacks: Sequence[CompareCallback] = (),
 ) -> ComparisonRecord:
-    """Train what is missing, and judge.
+    """Train the variants, except what was trained before, and judge them.
 
     Args:
         variants: the others are compared with the first.
@@ -165,10 +164,8 @@ class _Comparison:
         logger.info("%s of each: %s", seeds_text, steps_text)
         first_seed = self._variants[0].config.train.seed
         for seed_index in range(request.seeds):
-            variant_results = list(zip(self._variants, self.record.variants, strict=True))
-            active = [
-                variant_result for variant_result in variant_results if not variant_result[1].closed
-            ]
+            pairs = zip(self._variants, self.record.variants, strict=True)
+            active = [(variant, result) for variant, result in pairs if not result.closed]
             if len(active) < 2 and seed_index:
                 return  # all are decided
             # Back and forth, so that a machine that slows down does so for all variants alike.
@@ -193,9 +190,8 @@ class _Comparison:
         for candidate in candidates:
             if not candidate.diverged:
                 deltas = verdict.paired_deltas(baseline, candidate)
-                candidate.closed |= sequential.is_decided(
-                    deltas, self._alpha, self._request.min_effect
-                )
+                decided = sequential.is_decided(deltas, self._alpha, self._request.min_effect)
+                candidate.closed |= decided
 
     def _assign_verdicts(self) -> None:
         results = self.record.variants
@@ -223,7 +219,7 @@ class _Comparison:
                     self._registry.diverged.append(key)
                     self._registry.save()
                     return RunResult(seed, key, math.inf, None)
-        learning_curve = build_learning_curve(runs.open_run(folder))
+        learning_curve = build_learning_curve(open_run(folder))
         return RunResult(seed, key, learning_curve.final_bits_per_byte, learning_curve)
 
     def _log_reuse(self) -> None:
@@ -235,7 +231,7 @@ class _Comparison:
     def _run_training(
         self, variant: Variant, run: Run | None, config: Config, folder: Path
     ) -> bool:
-        """Train; whether it was trained to its end."""
+        """Train a variant; returns whether it was trained to its end."""
         estimate = self._estimates.get(variant)
         done, total = self._count_runs()
         for callback in self._callbacks:
@@ -250,8 +246,8 @@ class _Comparison:
         return not summary.interrupted
 
     def _count_runs(self) -> tuple[int, int]:
-        """Trainings that are finished, and about all; with `until_decided`, all until the next
-        look.
+        """The number of finished trainings, and of about all; with `until_decided`, of all until
+        the next look.
         """
         seeds = self._request.seeds
         if self._request.until_decided:
@@ -268,20 +264,15 @@ class _Comparison:
         """Replace the results on the held-out part by those on the validation text."""
         self._registry.final_looks += 1
         for variant, result in zip(self._variants, self.record.variants, strict=True):
-            result.trainings = [
-                replace(
-                    run_result,
-                    bits_per_byte=self._validation_bits_per_byte(variant.full_dataset, run_result),
-                )
-                for run_result in result.trainings
-            ]
+            score = partial(self._validation_bits_per_byte, variant.full_dataset)
+            result.trainings = [replace(run, bits_per_byte=score(run)) for run in result.trainings]
         self.record.judged_on = "validation"
         self._assign_verdicts()
 
     def _validation_bits_per_byte(self, full_dataset: Dataset, run_result: RunResult) -> float:
         if run_result.curve is None:
             return math.inf
-        run = runs.open_run(self._folder / RUNS_FOLDER / run_result.key)
+        run = open_run(self._folder / RUNS_FOLDER / run_result.key)
         model, _ = loading.load_model(run, str(run.config.train.max_steps))
         return evaluate_run(run, model, full_dataset.val).bits_per_byte
 

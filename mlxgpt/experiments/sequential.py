@@ -1,4 +1,4 @@
-"""Looking after each seed whether it is decided, without being fooled by looking often.
+"""Sequential testing: looks after each seed whether it is decided, at a level corrected for that.
 
 Whoever looks at a 95 % interval after each of 18 seeds, and stops when it leaves 0, finds a
 difference between twins far more often than 5 times in 100. So the intervals are wider: of that
@@ -19,7 +19,7 @@ from mlxgpt.experiments.statistics import ALPHA, confidence_interval, two_sided_
 
 MIN_SEEDS = 3  # seeds before the first look
 MAX_SEEDS = 20  # seeds after which it stays undecided
-SIMULATIONS = 100_000
+SIMULATIONS = 100_000  # simulated comparisons
 
 
 @functools.cache
@@ -28,15 +28,14 @@ def per_look_alpha(comparisons: int, max_seeds: int, min_seeds: int = MIN_SEEDS)
     for a difference in at most 5 of 100 (Bonferroni's correction among them).
     """
     alpha = ALPHA / comparisons
-    min_p_values = min_p_over_looks(
-        np.random.default_rng(0).normal(size=(SIMULATIONS, max_seeds)), min_seeds
-    )
+    deltas = np.random.default_rng(0).normal(size=(SIMULATIONS, max_seeds))
+    min_p_values = min_p_over_looks(deltas, min_seeds)
     # Two standard errors of the simulation to the safe side.
     return float(np.quantile(min_p_values, max(0.0, alpha - 2 * math.sqrt(alpha / SIMULATIONS))))
 
 
 def min_p_over_looks(deltas: np.ndarray, min_seeds: int) -> np.ndarray:
-    """For each row of pairs[N, n], the smallest p of all looks after `min_seeds` seeds and more."""
+    """For each row of deltas[N, n], the smallest p of all looks from `min_seeds` seeds on."""
     counts = np.arange(1, deltas.shape[1] + 1)
     means = np.cumsum(deltas, axis=1) / counts
     squares = np.cumsum(deltas**2, axis=1)
@@ -44,9 +43,8 @@ def min_p_over_looks(deltas: np.ndarray, min_seeds: int) -> np.ndarray:
     for n in range(min_seeds, deltas.shape[1] + 1):
         mean = means[:, n - 1]
         variance = (squares[:, n - 1] - n * mean**2) / (n - 1)
-        min_p_values = np.minimum(
-            min_p_values, two_sided_p_value(mean / np.sqrt(variance / n), n - 1)
-        )
+        p_values = two_sided_p_value(mean / np.sqrt(variance / n), n - 1)
+        min_p_values = np.minimum(min_p_values, p_values)
     return min_p_values
 
 

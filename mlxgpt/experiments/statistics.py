@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 ALPHA = 0.05  # how often chance alone may be taken for a difference
-MAX_ADDITIONAL_SEEDS = 20  # seeds that one would still add to be certain
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def confidence_interval(deltas: Sequence[float], alpha: float) -> tuple[float | 
 
 
 def p_value(deltas: Sequence[float]) -> float | None:
-    """How often a mean as far from 0 would come of pairs that scatter around it (two-sided)."""
+    """The two-sided p-value of the mean's distance from 0; None from fewer than two."""
     if len(deltas) < 2:
         return None
     mean, std_error = statistics.fmean(deltas), _standard_error(deltas)
@@ -88,8 +87,11 @@ def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+MAX_ADDITIONAL_SEEDS = 20  # above this, the number of seeds is not estimated
+
+
 def estimate_additional_seeds(deltas: Sequence[float], comparisons: int) -> int | None:
-    """How many seeds more would take the interval off 0, the strictest of Holm's levels taken, if
+    """How many more seeds would exclude 0 from the interval, at the strictest of Holm's levels, if
     mean and scatter stay as they are.
     """
     if len(deltas) < 2:

@@ -1,4 +1,4 @@
-"""What is compared: configs, each with its data, for the same text."""
+"""The variants of a comparison: configs, each with its data, for the same text."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ from mlxgpt.config.schema import iter_fields
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.utils.errors import UserError
 
-# What the comparison itself decides.
-SET_BY_COMPARISON = {
-    "seed": "every variant is trained with the same ones: --seeds",
-    "max_steps": "the budget decides it: --budget",
-}
-
 
 @dataclass(frozen=True)
 class Variant:
-    """One of those compared.
+    """One of the compared configs, with its data.
 
     Attributes:
         config: of its trainings, but for their length and seed.
@@ -33,6 +27,13 @@ class Variant:
     config: Config
     dataset: Dataset
     full_dataset: Dataset
+
+
+# Fields that the comparison itself sets, and why.
+SET_BY_COMPARISON = {
+    "seed": "every variant is trained with the same ones: --seeds",
+    "max_steps": "the budget decides it: --budget",
+}
 
 
 def parse_vary(config: Config, text: str) -> dict[str, Config]:
@@ -50,7 +51,7 @@ def parse_vary(config: Config, text: str) -> dict[str, Config]:
     if field in SET_BY_COMPARISON:
         raise UserError(f"{field} cannot be varied", f"{SET_BY_COMPARISON[field]}.")
     configs = {}
-    for value in (value.strip() for value in values.split(",")):
+    for value in map(str.strip, values.split(",")):
         configs[f"{field}={value}"] = override_config(config, {field: _parse_value(value)})
     if len(configs) < 2 or not weight_affecting_diff(*list(configs.values())[:2]):
         raise UserError(

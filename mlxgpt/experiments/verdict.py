@@ -1,4 +1,4 @@
-"""From trainings to verdicts."""
+"""Judges the variants of a comparison by the results of their trainings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def assign_verdicts(results: Sequence[VariantResult], alpha: float, *, sequentia
 
 
 def paired_deltas(baseline: VariantResult, candidate: VariantResult) -> list[float]:
-    """What a variant reached minus what the first one did, for each seed that both have."""
+    """Bits per byte of a variant minus the first one's, for each seed that both have."""
     return [
         candidate_run.bits_per_byte - baseline_run.bits_per_byte
         for baseline_run, candidate_run in match_by_seed(baseline, candidate)
@@ -70,7 +70,7 @@ def speed_drift(results: Sequence[VariantResult]) -> tuple[float, float] | None:
     return (min(deviations), max(deviations)) if deviations else None
 
 
-UNDECIDED, UNCERTAIN = "undecided", "not certain"
+UNDECIDED, UNCERTAIN = "undecided", "not certain"  # the verdicts that more seeds may change
 
 
 def _classify_difference(difference: PairedDifference, *, sequential: bool) -> str:

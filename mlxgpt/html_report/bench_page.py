@@ -1,4 +1,4 @@
-"""A page on the measured speed of machines, with the estimates for Apple's chips."""
+"""HTML report of benchmarks: the measured speed of machines, and estimates for Apple's chips."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ def build_benchmark_page(measurements: Sequence[Measurement]) -> Page:
     chips = ", ".join(measurement.machine.chip for measurement in measurements)
     page = Page(f"Measured on {chips}")
     _add_speed_plots(page, measurements)
-    is_single = len(measurements) == 1
-    page.add_markdown(
-        report.render_benchmark_report(measurements[0])
-        if is_single
-        else side_by_side.render_machine_comparison(measurements)
-    )
+    if len(measurements) == 1:
+        page.add_markdown(report.render_benchmark_report(measurements[0]))
+    else:
+        page.add_markdown(side_by_side.render_machine_comparison(measurements))
     return page
 
 
@@ -29,27 +27,19 @@ def _add_speed_plots(page: Page, measurements: Sequence[Measurement]) -> None:
     page.add_heading("Training, measured and estimated")
     for tier in measurements[0].tiers:
         measured = [
-            (
-                f"{measurement.machine.chip}, {measurement.date[:10]}",
-                t.training.tokens_per_second,
-                True,
-            )
-            for measurement in measurements
-            for t in measurement.tiers
+            (f"{m.machine.chip}, {m.date[:10]}", t.training.tokens_per_second, True)
+            for m in measurements
+            for t in m.tiers
             if t.name == tier.name
         ]
-        rows = [
-            *measured,
-            *((chip.name, estimate_training_speed(chip, tier), False) for chip in CHIPS),
-        ]
+        estimated = [(chip.name, estimate_training_speed(chip, tier), False) for chip in CHIPS]
         label = "tokens per second in training, logarithmic"
-        svg = plots.plot_points(rows, label, name=f"speed of {tier.name}")
+        svg = plots.plot_points([*measured, *estimated], label, name=f"speed of {tier.name}")
         caption = f"{tier.name}: filled was measured; hollow is estimated, not measured."
         measured_text = "; ".join(f"{name}: {value:,.0f}" for name, value, _ in measured)
-        slowest, fastest = rows[len(measured)], max(rows[len(measured) :], key=lambda row: row[1])
+        slowest, fastest = estimated[0], max(estimated, key=lambda row: row[1])
         alt_text = (
             f"{tier.name}, tokens per second in training. Measured, {measured_text}. Estimated, "
-            "from "
-            f"{slowest[1]:,.0f} on an {slowest[0]} to {fastest[1]:,.0f} on an {fastest[0]}"
+            f"from {slowest[1]:,.0f} on an {slowest[0]} to {fastest[1]:,.0f} on an {fastest[0]}"
         )
         page.add_figure(Figure(svg, caption, alt_text))

@@ -1,4 +1,4 @@
-"""A comparison as a page: its curves with bands, its differences with intervals, the verdicts."""
+"""HTML report of a comparison: loss curves with bands, differences with intervals, verdicts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ from mlxgpt.experiments.results import ComparisonRecord, VariantResult
 from mlxgpt.html_report import plots
 from mlxgpt.html_report.page import Figure, Page
 from mlxgpt.html_report.plots import Line
-
-MAX_LINES = 5  # that a plot tells apart: the first variant, and the best of the others
-CURVE_X_AXES: dict[str, Callable[[LearningCurve], list[float]]] = {
-    "million tokens": lambda curve: [tokens / 1e6 for tokens in curve.tokens],
-    "minutes": lambda curve: [seconds / 60 for seconds in curve.seconds],
-}
 
 
 def build_comparison_page(record: ComparisonRecord) -> Page:
@@ -53,34 +47,27 @@ def _add_forest_plot(page: Page, record: ComparisonRecord) -> None:
     page.add_figure(Figure(svg, caption, f"Differences from {baseline.name}: {summary}"))
 
 
+MAX_LINES = 5  # the baseline and the best variants; plots.py has five colors, dashes and markers
+CURVE_X_AXES: dict[str, Callable[[LearningCurve], list[float]]] = {
+    "million tokens": lambda curve: [tokens / 1e6 for tokens in curve.tokens],
+    "minutes": lambda curve: [seconds / 60 for seconds in curve.seconds],
+}
+
+
 def _add_loss_curves(page: Page, record: ComparisonRecord) -> None:
     baseline, *variants = record.variants
-    with_curves = [variant for variant in variants if any(run.curve for run in variant.trainings)]
-    ranked = sorted(
-        with_curves,
-        key=lambda variant: (
-            variant.mean_bits_per_byte if variant.mean_bits_per_byte is not None else np.inf
-        ),
-    )
-    plotted = [
-        variant
-        for variant in (baseline, *ranked[: MAX_LINES - 1])
-        if any(run.curve for run in variant.trainings)
-    ]
+    ranked = sorted(filter(_has_curve, variants), key=_mean_bits_or_inf)
+    plotted = list(filter(_has_curve, (baseline, *ranked[: MAX_LINES - 1])))
     if not plotted:
         return
     page.add_heading("Curves")
+    omitted = len(record.variants) - len(plotted)
+    omitted_note = f" Of {omitted} more variants the table tells." if omitted else ""
+    caption = f"The mean over the seeds, in a band from the least to the greatest.{omitted_note}"
     figures = {}
     for axis, get_x in CURVE_X_AXES.items():
         series = [_mean_line(result, get_x) for result in plotted]
         svg = plots.plot_lines(series, axis, "bits per byte", name=f"curves, {axis}")
-        omitted_count = len(record.variants) - len(plotted)
-        omitted_note = (
-            f" Of {omitted_count} more variants the table tells." if omitted_count else ""
-        )
-        caption = (
-            f"The mean over the seeds, in a band from the least to the greatest.{omitted_note}"
-        )
         summary = "; ".join(
             f"{line.name}: from {line.y[0]:.3f} to {line.y[-1]:.3f}"
             for line in series
@@ -90,8 +77,16 @@ def _add_loss_curves(page: Page, record: ComparisonRecord) -> None:
     page.add_figure_tabs("Over", figures)
 
 
+def _has_curve(result: VariantResult) -> bool:
+    return any(run.curve for run in result.trainings)
+
+
+def _mean_bits_or_inf(result: VariantResult) -> float:
+    return np.inf if result.mean_bits_per_byte is None else result.mean_bits_per_byte
+
+
 def _mean_line(result: VariantResult, get_x: Callable[[LearningCurve], list[float]]) -> Line:
-    """A variant's mean over its seeds, as far as all of them came."""
+    """A variant's mean curve over its seeds, as long as the shortest of them."""
     curves = [run.curve for run in result.trainings if run.curve]
     length = min(len(curve.steps) for curve in curves)
     values = np.array([curve.bits_per_byte[:length] for curve in curves], dtype=float)

@@ -1,6 +1,6 @@
-"""One HTML file that opens from disk, fetches nothing and prints well: headings, figures, tables.
+"""A self-contained HTML file that opens from disk, fetches nothing and prints well.
 
-Whatever is put in is text, and escaped here. Only a figure's SVG is not: plots.py made it.
+All text is escaped here; a figure's SVG is not, since plots.py makes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,43 @@ from markdown_it import MarkdownIt
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-# Colours of lines have a contrast of 4.5 to the paper, so that they may be those of text, too.
+GENERATOR_META = '<meta name="generator" content="mlxgpt report">'  # marks a file as our own
+
+# A terminal's control characters, changes of text direction, and unpaired surrogates.
+UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def replace_unprintable(text: str) -> str:
+    """A text with U+FFFD in place of each unprintable character."""
+    return UNPRINTABLE.sub("\ufffd", text)
+
+
+def _escape_html(text: str) -> str:
+    return escape(replace_unprintable(text))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot.
+
+    Attributes:
+        svg: as plots.py makes it, once or for two widths.
+        caption: what is drawn, in a sentence.
+        alt_text: what it shows, for screen readers.
+    """
+
+    svg: str
+    caption: str
+    alt_text: str
+
+    def to_html(self) -> str:
+        """The figure with its caption."""
+        svg_tag = f'<svg role="img" aria-label="{_escape_html(self.alt_text)}" '
+        svg = self.svg.replace("<svg ", svg_tag)
+        return f"<figure>{svg}<figcaption>{_escape_html(self.caption)}</figcaption></figure>"
+
+
+# Line colors have a contrast of 4.5:1 to the paper, so that text can have them, too.
 CSS_COLORS = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1b1f; --faint: #5c5f66;
   --rule: #d5d7dc; --line-1: #b3261e; --line-2: #1f5fa8; --line-3: #2e7d32; --line-4: #7b3fa0;
@@ -54,42 +90,10 @@ pre.command { font-weight: 600; }
   figure, pre, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .choice > legend, .choice > label { display: none; } .scroll { overflow: visible; } }
 """
-GENERATOR_META = '<meta name="generator" content="mlxgpt report">'
-# What no page shows: a terminal's commands, what turns a line's direction, halves of a character.
-UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 _markdown_parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-# A chip's name may come from a stranger, and a page fetches nothing.
+# Text may come from a stranger's file, such as a chip's name, and a page fetches nothing.
 _markdown_parser.disable(["image", "link", "autolink", "html_block", "html_inline"])
-
-
-def replace_unprintable(text: str) -> str:
-    """A text with a replacement character for each one that cannot be seen."""
-    return UNPRINTABLE.sub("\ufffd", text)
-
-
-def _escape_html(text: str) -> str:
-    return escape(replace_unprintable(text))
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A plot.
-
-    Attributes:
-        svg: as plots.py makes it, once or for two widths.
-        caption: what is drawn, in a sentence.
-        alt_text: what there is to be seen in it, for who does not see it.
-    """
-
-    svg: str
-    caption: str
-    alt_text: str
-
-    def to_html(self) -> str:
-        """The figure with its caption."""
-        svg_tag = f'<svg role="img" aria-label="{_escape_html(self.alt_text)}" '
-        svg = self.svg.replace("<svg ", svg_tag)
-        return f"<figure>{svg}<figcaption>{_escape_html(self.caption)}</figcaption></figure>"
 
 
 @dataclass
@@ -97,7 +101,7 @@ class Page:
     """A page under construction.
 
     Attributes:
-        warnings: a line on each part that could not be shown, for the user.
+        warnings: for the user, a line on each part that could not be shown.
     """
 
     title: str
@@ -115,7 +119,7 @@ class Page:
         self.parts.append(f"<p>{_escape_html(text)}</p>")
 
     def add_preformatted(self, text: str) -> None:
-        """A text as it is, with its line ends."""
+        """A text as it is, with its line breaks."""
         self.parts.append(f"<pre>{_escape_html(text)}</pre>")
 
     def add_commands(self, lines: Sequence[str]) -> None:
@@ -123,13 +127,10 @@ class Page:
         self.parts.append(f'<pre class="command">{_escape_html(chr(10).join(lines))}</pre>')
 
     def add_markdown(self, text: str) -> None:
-        """A report of ours in Markdown, its title left out, since the page has one."""
+        """A Markdown report without its first line, the title, which the page has already."""
         html = _markdown_parser.render(replace_unprintable(text.partition("\n")[2]))
-        html = re.sub(r"<th[^>]*></th>", "<td></td>", html)  # a head without a text is none
-        before, *tables = html.split("<table>")
-        html = before + "".join(
-            f"{self._open_scroll_region('a table')}<table>{rest}" for rest in tables
-        )
+        html = re.sub(r"<th[^>]*></th>", "<td></td>", html)  # an empty cell is no header
+        html = re.sub("<table>", lambda _: f"{self._open_scroll_region('a table')}<table>", html)
         self.parts.append(html.replace("</table>", "</table></div>"))
 
     def add_figure(self, figure: Figure) -> None:
@@ -143,7 +144,7 @@ class Page:
         )
 
     def add_figure_tabs(self, name: str, figures: dict[str, Figure]) -> None:
-        """Several plots, of which one is shown: the first, or what is chosen by its name."""
+        """Plots as tabs, by their labels: one is shown at a time, at first the first."""
         self._tab_groups += 1
         group_id = f"choice-{self._tab_groups}"
         rules, inputs, panels = [], [], []
@@ -163,10 +164,10 @@ class Page:
         )
 
     def add_table(self, rows: Sequence[Sequence[str]], name: str) -> None:
-        """A table whose first row is its heads; columns of numbers stand right.
+        """A table whose first row is its header; numeric columns are right-aligned.
 
         Args:
-            name: what it is of, for who does not see it.
+            name: what it shows, for screen readers.
         """
         header, *body_rows = rows
         thead = "".join(
@@ -177,38 +178,40 @@ class Page:
             f"<tr>{''.join(map(_render_cell, row, is_numeric))}</tr>" for row in body_rows
         )
         self.parts.append(
-            f"{self._open_scroll_region(name)}<table><thead><tr>{thead}</tr></thead><tbody>{tbody}</tbody></table>"
-            "</div>"
+            f"{self._open_scroll_region(name)}<table><thead><tr>{thead}</tr></thead>"
+            f"<tbody>{tbody}</tbody></table></div>"
         )
 
     def _open_scroll_region(self, name: str) -> str:
-        """Where a table begins that may be wider than a phone: it can be reached, and scrolled."""
+        """The opening tag of a focusable region that scrolls a table wider than the screen."""
         self._table_names[name] += 1
         name += f", {self._table_names[name]}" * (self._table_names[name] > 1)
         return f'<div class="scroll" tabindex="0" role="region" aria-label="{_escape_html(name)}">'
 
     def to_html(self, refresh: int | None = None) -> str:
-        """The whole file; `refresh`: it is read again after so many seconds."""
+        """The whole file; a browser reloads it after `refresh` seconds."""
         title = _escape_html(self.title)
         refresh_meta = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"{GENERATOR_META}{refresh_meta}<title>{title}</title><style>{CSS_COLORS}{CSS_RULES}</style></head>\n"
+            f"{GENERATOR_META}{refresh_meta}<title>{title}</title>"
+            f"<style>{CSS_COLORS}{CSS_RULES}</style></head>\n"
             f"<body><main><h1>{title}</h1>\n" + "\n".join(self.parts) + "\n</main></body></html>\n"
         )
 
 
+MAX_PAGE_BYTES = 1 << 26  # bytes of an earlier page
+
+
 def write_page(path: Path, html: str) -> None:
-    """Write a page's file, whole or not at all, over an earlier one of ours but no other file.
+    """Write a page's file atomically; only an earlier page may be in its place.
 
     Raises:
         UserError: if it cannot be written, or something else has its name.
     """
     try:
-        if files.exists(path) and GENERATOR_META not in files.read_small_bytes(
-            path, 1 << 26
-        ).decode("utf-8"):
+        if files.exists(path) and GENERATOR_META not in files.read_small(path, MAX_PAGE_BYTES):
             raise ValueError
         files.write_atomically(path, html)
     except ValueError:

@@ -1,5 +1,6 @@
-"""Plots as SVG, by matplotlib, in one style: light or dark as the reader has it, told apart without
-colour, text as text.
+"""Plots as SVG, drawn by matplotlib: light or dark like the page, lines told apart without color.
+
+Text stays text, in the reader's font.
 """
 
 from __future__ import annotations
@@ -16,23 +17,9 @@ import numpy as np
 from mlxgpt.html_report.page import replace_unprintable
 from mlxgpt.utils.errors import UserError
 
-# Colours that stand for what the page's style says: ink, what is faint, rules, and lines.
+# Placeholders that `_clean_svg` replaces by the page's CSS variables.
 TEXT_COLOR, MUTED_COLOR, GRID_COLOR = "#010101", "#020202", "#030303"
 LINE_COLORS = ("#040401", "#040402", "#040403", "#040404", "#040405")
-CSS_VARIABLES = {
-    TEXT_COLOR: "var(--ink)",
-    MUTED_COLOR: "var(--faint)",
-    GRID_COLOR: "var(--rule)",
-} | {color: f"var(--line-{n})" for n, color in enumerate(LINE_COLORS, 1)}
-DASHES = ("-", (0, (6, 2)), (0, (6, 2, 1, 2)), (0, (1.5, 1.5)), (0, (9, 2, 1, 2, 1, 2)))
-MARKERS = ("o", "s", "^", "D", "v")
-MAX_LINE_POINTS = 600  # of a line: as many as a page has columns
-MAX_LABEL_CHARS = 40  # letters
-WIDE_INCHES, NARROW_INCHES, HEIGHT_INCHES = (
-    5.8,
-    4.0,
-    2.8,
-)  # inches; what is for half a page, or a phone, is narrow
 
 
 @dataclass(frozen=True)
@@ -41,11 +28,11 @@ class Line:
 
     Attributes:
         name: in the legend.
-        x, y: its points; of many, those that are seen are drawn.
+        x, y: its points; many are thinned to those that can be seen.
         raw: y before it was smoothed, drawn faint behind it.
-        low, high: of a band around it.
-        markers: a mark on each point.
-        group: lines of one group have one colour; default: each has its own.
+        low, high: bounds of a band around it.
+        markers: whether each point has a marker.
+        group: lines of one group have one color; default: each has its own.
     """
 
     name: str
@@ -58,6 +45,9 @@ class Line:
     group: int | None = None
 
 
+HEIGHT_INCHES = 2.8
+
+
 def plot_lines(
     series: Sequence[Line],
     x_label: str,
@@ -67,11 +57,11 @@ def plot_lines(
     events: Sequence[tuple[float, str]] = (),
     half_width: bool = False,
 ) -> str:
-    """Lines as SVG.
+    """A line plot as SVG.
 
     Args:
-        name: of the figure, unlike any other's on its page.
-        events: places on the x axis, and what happened there.
+        name: of the figure, unique on its page.
+        events: (x, label) of vertical lines.
         half_width: for half the page's width.
     """
 
@@ -81,14 +71,8 @@ def plot_lines(
         for x, label in events:
             axes.axvline(x, color=MUTED_COLOR, linewidth=0.8, linestyle=(0, (1, 2)))
             transform = axes.get_xaxis_transform()
-            text_style = {
-                "color": MUTED_COLOR,
-                "rotation": 90,
-                "va": "top",
-                "ha": "right",
-                "fontsize": 6.5,
-            }
-            axes.text(x, 0.98, f"{label} ", transform=transform, **text_style)
+            place = {"rotation": 90, "va": "top", "ha": "right", "transform": transform}
+            axes.text(x, 0.98, f"{label} ", color=MUTED_COLOR, fontsize=6.5, **place)
         axes.set_xlabel(replace_unprintable(x_label))
         axes.set_ylabel(replace_unprintable(y_label))
         _clip_y_axis(axes, series)
@@ -96,6 +80,10 @@ def plot_lines(
             _add_legend(axes)
 
     return _render_svg(draw, name, HEIGHT_INCHES, half_width=half_width)
+
+
+DASHES = ("-", (0, (6, 2)), (0, (6, 2, 1, 2)), (0, (1.5, 1.5)), (0, (9, 2, 1, 2, 1, 2)))
+MARKERS = ("o", "s", "^", "D", "v")
 
 
 def _draw_line(axes: Any, line: Line, index: int) -> None:
@@ -121,18 +109,20 @@ def _add_legend(axes: Any) -> None:
     axes.legend(frameon=False, handlelength=4, loc="best", fontsize=7.5)
 
 
+MAX_LABEL_CHARS = 40
+
+
 def _shorten_label(text: str) -> str:
-    """A name that leaves room for what it names, and that matplotlib does not leave out of a legend
-    as it does those that begin with an underscore.
+    """A label that leaves room for the plot; matplotlib would skip one with a leading underscore in
+    a legend, so that gets a zero-width space.
     """
-    text = replace_unprintable(
-        text if len(text) <= MAX_LABEL_CHARS else f"{text[: MAX_LABEL_CHARS - 1]}…"
-    )
+    text = text if len(text) <= MAX_LABEL_CHARS else f"{text[: MAX_LABEL_CHARS - 1]}…"
+    text = replace_unprintable(text)
     return f"\u200b{text}" if text.startswith("_") else text
 
 
 def _clip_y_axis(axes: Any, series: Sequence[Line]) -> None:
-    """Leave out of the picture what stands far above all the rest, as a first loss does."""
+    """Cut off values far above all others, such as the first losses."""
     values = np.concatenate([line.y[np.isfinite(line.y)] for line in series] or [np.zeros(0)])
     if len(values) < 20:
         return
@@ -149,8 +139,8 @@ def plot_intervals(
     reference: float = 0.0,
     log: bool = False,
 ) -> str:
-    """A forest plot: a point for each (name, value, low, high) with its interval, and a line where
-    there is no difference.
+    """A forest plot as SVG: a point for each (name, value, low, high) with its interval, and a line
+    at the reference.
     """
 
     def draw(axes: Any) -> None:
@@ -167,8 +157,8 @@ def plot_intervals(
 
 
 def plot_points(rows: Sequence[tuple[str, float, bool]], x_label: str, *, name: str) -> str:
-    """A point on a logarithmic axis for each (name, value, whether it was measured): filled where
-    it was, else hollow.
+    """A dot plot as SVG, on a logarithmic axis, of (name, value, whether it was measured): filled
+    if it was, else hollow.
     """
 
     def draw(axes: Any) -> None:
@@ -205,8 +195,8 @@ def _set_log_x_axis(axes: Any) -> None:
 
 
 def moving_average(y: np.ndarray, window: int) -> np.ndarray:
-    """Each point's mean with as many before as after it, `window` in all, fewer at the ends; NaNs
-    are skipped. (A mean of the points before it alone would lag behind.)
+    """Centered moving average over `window` points, fewer at the ends; NaNs are skipped. (A mean of
+    preceding points alone would lag behind.)
     """
     is_finite = np.isfinite(y)
     sums, counts = (
@@ -220,9 +210,12 @@ def moving_average(y: np.ndarray, window: int) -> np.ndarray:
     return np.where(is_finite, means, np.nan)
 
 
+MAX_LINE_POINTS = 600  # about one per pixel column
+
+
 def downsample_min_max(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of many points the least and the greatest of every stretch, so that nothing seen is lost;
-    what is no number is left out.
+    """Thin many points to the minimum and maximum of each chunk, so that no peak is lost; NaNs are
+    left out.
     """
     is_finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[is_finite], y[is_finite]
@@ -235,6 +228,7 @@ def downsample_min_max(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nda
     return x[sorted_indices], y[sorted_indices]
 
 
+WIDE_INCHES, NARROW_INCHES = 5.8, 4.0  # inches; narrow is for phones and half-width plots
 RC_PARAMS: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -263,8 +257,8 @@ RC_PARAMS: dict[str, Any] = {
 def _render_svg(
     draw: Callable[[Any], None], name: str, height: float, *, half_width: bool = False
 ) -> str:
-    """What is drawn, for a wide page and for a narrow one, of which style shows the one that fits;
-    or for half a page alone.
+    """A plot as two SVGs, wide and narrow, of which the page's CSS shows the one that fits; with
+    `half_width` as one narrow SVG.
     """
     try:
         import matplotlib
@@ -275,33 +269,36 @@ def _render_svg(
             "get it: pip install 'matplotlib>=3.9,<4'.",
         ) from None
     svgs = []
-    for css_class, width in (
-        (("half", NARROW_INCHES),)
-        if half_width
-        else (("wide", WIDE_INCHES), ("narrow", NARROW_INCHES))
-    ):
-        # Ids unlike those of a page's other figures, and the same each time.
-        salt = {"svg.hashsalt": f"{name}, {css_class}"}
-        rc_params: Any = RC_PARAMS | salt
+    wide_and_narrow = {"wide": WIDE_INCHES, "narrow": NARROW_INCHES}
+    widths = {"half": NARROW_INCHES} if half_width else wide_and_narrow
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    for css_class, width in widths.items():
+        # The salt makes ids reproducible, and unique on the page.
+        rc_params: Any = RC_PARAMS | {"svg.hashsalt": f"{name}, {css_class}"}
         with matplotlib.rc_context(rc_params), warnings.catch_warnings():
-            # Its letters are the reader's; which ones matplotlib's own font has is all the same.
+            # The browser draws the text, so that glyphs missing in matplotlib's font do not matter.
             warnings.filterwarnings("ignore", "Glyph .* missing")
             figure = Figure(figsize=(width, 0.75 * height if half_width else height))
             figure.set_layout_engine("constrained")
             draw(figure.subplots())
             buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+            figure.savefig(buffer, format="svg", metadata=no_metadata)
         svgs.append(_clean_svg(buffer.getvalue(), css_class))
     return "".join(svgs)
 
 
+CSS_VARIABLES = {
+    TEXT_COLOR: "var(--ink)",
+    MUTED_COLOR: "var(--faint)",
+    GRID_COLOR: "var(--rule)",
+} | {color: f"var(--line-{n})" for n, color in enumerate(LINE_COLORS, 1)}
+
+
 def _clean_svg(svg: str, css_class: str) -> str:
-    """SVG for a page: as wide as that is, in its letters and its colours."""
+    """Adapt matplotlib's SVG to a page: its width, its font and its colors."""
     svg = svg[svg.index("<svg ") :].strip()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r'^<svg ([^>]*?)width="[^"]*" height="[^"]*"', rf'<svg class="{css_class}" \1', svg
-    )
+    size = r'^<svg ([^>]*?)width="[^"]*" height="[^"]*"'
+    svg = re.sub(size, rf'<svg class="{css_class}" \1', svg)
     svg = re.sub(r"(font: [\d.]+px|font-family:) [^;\"]*", r"\1 system-ui, sans-serif", svg)
     for color, css_variable in CSS_VARIABLES.items():
         svg = svg.replace(color, css_variable)

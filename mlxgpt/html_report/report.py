@@ -20,9 +20,7 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-JSON_FILE_REMEDY = "give a JSON file that `mlxgpt bench` or `mlxgpt compare` wrote."
-MAX_REPORT_JSON_BYTES = 1 << 26  # bytes of a JSON file
-WATCH_INTERVAL = 10  # seconds, of a page that is written again and again
+WATCH_INTERVAL = 10  # seconds
 
 
 def report(
@@ -31,14 +29,15 @@ def report(
     watch: bool = False,
     runs_dir: PathLike | None = None,
 ) -> Path:
-    """Write a page on runs, on measurements, or on a comparison; its path.
+    """Write an HTML report on runs, benchmarks or a comparison, and return its path.
 
     Args:
-        what: runs' names or folders; or JSON files of `bench`, or one of `compare`. Default: the
-            newest run.
-        output: default: report.html in the run's folder, or here for several; a JSON file's name
-            with .html.
-        watch: write it again and again until these runs are finished.
+        targets: runs' names or folders; or JSON files of `bench`, or one of `compare`. Default:
+            the newest run.
+        output: default: report.html in the run's folder, or in the working directory for several
+            runs; for JSON files, the first one's name with .html.
+        watch: write it again every WATCH_INTERVAL seconds until these runs are finished.
+        runs_dir: where runs are; default: the folder `runs`.
     """
     paths = [Path(target) for target in targets]
     json_paths = [path for path in paths if path.suffix == ".json"]
@@ -84,6 +83,10 @@ def _open_runs(folders: Sequence[Path]) -> list[Run]:
 
 def _is_finished(run: Run) -> bool:
     return not run.data_name or run.has_metrics(run.config.train.max_steps)
+
+
+JSON_FILE_REMEDY = "give a JSON file that `mlxgpt bench` or `mlxgpt compare` wrote."
+MAX_REPORT_JSON_BYTES = 1 << 26  # 64 MiB
 
 
 def _page_from_json(paths: Sequence[Path]) -> Page:

@@ -1,4 +1,4 @@
-"""How a run went: its metrics as arrays, and what happened on the way."""
+"""A run's metrics as arrays, and its events: skipped steps, rollbacks, resumptions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,45 @@ from typing import Any
 import numpy as np
 
 from mlxgpt.storage.run import Run
+
+X_AXES = ("steps", "million tokens", "minutes")
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """A run's metrics: arrays with one value for each record; NaN where a record has none.
+
+    Attributes:
+        minutes: of training until then; evaluations, checkpoints and pauses are not counted.
+        values: by the names in METRIC_NAMES.
+        events: (step, description), sorted by step.
+        estimate: the estimate made when the run began; {} if there is none.
+    """
+
+    steps: np.ndarray
+    tokens: np.ndarray
+    minutes: np.ndarray
+    values: dict[str, np.ndarray]
+    events: list[tuple[int, str]]
+    estimate: dict[str, float]
+
+    def x_values(self, name: str) -> np.ndarray:
+        """Values on the x axis of this name, one of X_AXES."""
+        return {
+            "steps": self.steps,
+            "million tokens": self.tokens / 1e6,
+            "minutes": self.minutes,
+        }[name]
+
+    def x_at_step(self, step: int, axis: str) -> float:
+        """A step's value on an x axis, interpolated."""
+        return float(np.interp(step, self.steps, self.x_values(axis))) if len(self.steps) else 0.0
+
+    def last_value(self, name: str) -> float | None:
+        """The last finite value of a metric; None if there is none."""
+        finite = self.values[name][np.isfinite(self.values[name])]
+        return float(finite[-1]) if len(finite) else None
+
 
 METRIC_NAMES = (
     "loss",
@@ -19,51 +58,15 @@ METRIC_NAMES = (
     "memory_bytes",
     "skipped",
 )
-X_AXES = ("steps", "million tokens", "minutes")
-
-
-@dataclass(frozen=True)
-class RunMetrics:
-    """A run's metrics: arrays with a number for each record; NaN where it has none.
-
-    Attributes:
-        minutes: of training until then; evaluations, checkpoints and pauses are not counted.
-        values: by the names in NUMBERS.
-        events: (step, what happened there) in their order.
-        estimate: what the training was said to take when it began; {} where that is not known.
-    """
-
-    steps: np.ndarray
-    tokens: np.ndarray
-    minutes: np.ndarray
-    values: dict[str, np.ndarray]
-    events: list[tuple[int, str]]
-    estimate: dict[str, float]
-
-    def x_values(self, name: str) -> np.ndarray:
-        """One of AXES."""
-        return {
-            "steps": self.steps,
-            "million tokens": self.tokens / 1e6,
-            "minutes": self.minutes,
-        }[name]
-
-    def x_at_step(self, step: int, axis: str) -> float:
-        """Where a step lies on an axis."""
-        return float(np.interp(step, self.steps, self.x_values(axis))) if len(self.steps) else 0.0
-
-    def last_value(self, name: str) -> float | None:
-        """The last number of a name; None where there is none."""
-        finite = self.values[name][np.isfinite(self.values[name])]
-        return float(finite[-1]) if len(finite) else None
 
 
 def load_run_metrics(run: Run) -> RunMetrics:
-    """A run's course, as far as it came."""
+    """Read a run's metrics and events."""
     records = list(run.metrics())
     steps = np.array([record["step"] for record in records], dtype=float)
     values = {
-        n: np.array([_parse_number(r.get(n)) for r in records], dtype=float) for n in METRIC_NAMES
+        name: np.array([_parse_number(record.get(name)) for record in records], dtype=float)
+        for name in METRIC_NAMES
     }
     new_tokens = np.diff(steps, prepend=0.0) * run.config.tokens_per_step
     rates = values["tokens_per_second"]
@@ -85,18 +88,18 @@ def load_run_metrics(run: Run) -> RunMetrics:
 
 
 def _parse_number(value: Any) -> float:
-    """A number as a stranger's file has it; NaN where it is none."""
+    """A value of an untrusted file as a float; NaN if it is not a number."""
     return float(value) if type(value) in (int, float) and abs(value) < 1e30 else np.nan
 
 
 def _skipped_step_events(steps: np.ndarray, skipped: np.ndarray) -> list[tuple[int, str]]:
-    """Where steps were not applied: their count rises."""
+    """Where the count of skipped steps increases."""
     increase = np.diff(skipped, prepend=0.0)
     return [(int(steps[n]), f"{increase[n]:.0f} left out") for n in np.flatnonzero(increase > 0)]
 
 
 def _history_events(history: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    """Where it was taken up again, and where it went back."""
+    """Where the run resumed, and where it rolled back after a loss spike."""
     events = []
     for index, line in enumerate(history):
         if type(line.get("spiked")) is int:

@@ -1,8 +1,7 @@
-"""Runs as a page: how they went, what they wrote, what they were made of, how to repeat them."""
+"""HTML report of runs: curves, events, samples, settings, and the commands to repeat them."""
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -19,15 +18,6 @@ from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage.run import Run
 from mlxgpt.training.init_weights import ARCHITECTURE_FIELDS
 from mlxgpt.utils import files
-
-logger = logging.getLogger(__name__)
-
-SMOOTHING_WINDOW = 30  # records of the training loss
-MAX_SAMPLES = 8
-MAX_SAMPLE_CHARS = 1500  # characters of a sample
-MAX_PLOT_EVENTS = 12  # in a plot; the text names more
-MAX_TABLE_EVENTS = 40
-FINETUNE_CONFIG = "finetune"  # the config of a run that was begun with another's weights
 
 
 def build_runs_page(runs: Sequence[Run]) -> Page:
@@ -55,7 +45,7 @@ def build_runs_page(runs: Sequence[Run]) -> Page:
 
 
 def _unique_run_name(runs: Sequence[Run], index: int) -> str:
-    """A run's name, with a number where two in different folders have the same."""
+    """A run's name, numbered if runs in different folders share it."""
     name = runs[index].name
     return f"{name} ({index + 1})" if [run.name for run in runs].count(name) > 1 else name
 
@@ -97,30 +87,30 @@ def _positive_median(values: np.ndarray) -> float | None:
     return float(np.median(positive)) if len(positive) else None
 
 
+SMOOTHING_WINDOW = 30  # records of the training loss
+MAX_PLOT_EVENTS = 12  # of one run; the table below lists more
+
+
 def _add_loss_plots(page: Page, metrics_by_run: dict[str, RunMetrics]) -> None:
     page.add_heading("Loss")
     smoothed_loss = {
-        name: plots.moving_average(c.values["loss"], SMOOTHING_WINDOW)
-        for name, c in metrics_by_run.items()
+        name: plots.moving_average(metrics.values["loss"], SMOOTHING_WINDOW)
+        for name, metrics in metrics_by_run.items()
     }
     figures = {}
     for axis in X_AXES:
         series = []
         for index, (name, metrics) in enumerate(metrics_by_run.items()):
             prefix = "" if len(metrics_by_run) == 1 else f"{name}, "
-            x, loss, val = (
-                metrics.x_values(axis),
-                metrics.values["loss"],
-                metrics.values["val_loss"],
-            )
+            x = metrics.x_values(axis)
+            loss, val_loss = metrics.values["loss"], metrics.values["val_loss"]
             if np.isfinite(loss).any():
                 series.append(
                     Line(f"{prefix}in training", x, smoothed_loss[name], raw=loss, group=index)
                 )
-            if np.isfinite(val).any():
-                is_finite = np.isfinite(val)
+            if (finite := np.isfinite(val_loss)).any():
                 label = f"{prefix}held-out text"
-                series.append(Line(label, x[is_finite], val[is_finite], markers=True, group=index))
+                series.append(Line(label, x[finite], val_loss[finite], markers=True, group=index))
         events = [
             (metrics.x_at_step(step, axis), event)
             for metrics in metrics_by_run.values()
@@ -139,13 +129,12 @@ def _describe_loss(metrics_by_run: dict[str, RunMetrics]) -> str:
     descriptions = []
     for name, metrics in metrics_by_run.items():
         for key, split in (("loss", "in training"), ("val_loss", "on held-out text")):
-            y = metrics.values[key]
+            y, steps = metrics.values[key], metrics.steps
             if len(finite_indices := np.flatnonzero(np.isfinite(y))):
                 first, last = finite_indices[0], finite_indices[-1]
                 descriptions.append(
-                    f"{name}, loss {split}: from {y[first]:.2f} at step "
-                    f"{metrics.steps[first]:,.0f} "
-                    f"to {y[last]:.2f} at step {metrics.steps[last]:,.0f}"
+                    f"{name}, loss {split}: from {y[first]:.2f} at step {steps[first]:,.0f} "
+                    f"to {y[last]:.2f} at step {steps[last]:,.0f}"
                 )
     return "; ".join(descriptions) or "An empty plot: nothing was logged yet"
 
@@ -173,14 +162,15 @@ def _add_training_plots(page: Page, metrics_by_run: dict[str, RunMetrics]) -> No
     page.add_figure_grid(figures)
 
 
+MAX_TABLE_EVENTS = 40
+
+
 def _add_events(page: Page, metrics: RunMetrics, level: int) -> None:
     if metrics.events:
         page.add_heading("What happened", level)
         listed_events = metrics.events[:MAX_TABLE_EVENTS]
-        page.add_table(
-            [["step", ""], *([f"{step:,}", event] for step, event in listed_events)],
-            "what happened",
-        )
+        rows = [[f"{step:,}", event] for step, event in listed_events]
+        page.add_table([["step", ""], *rows], "what happened")
         if len(metrics.events) > len(listed_events):
             page.add_paragraph(f"And {len(metrics.events) - len(listed_events):,} more.")
 
@@ -233,12 +223,16 @@ def _add_estimate(page: Page, run: Run, metrics: RunMetrics, level: int) -> None
     page.add_table([["", "said", "came"], *cells], "what was forecast, and what came")
 
 
+MAX_SAMPLES = 8
+MAX_SAMPLE_CHARS = 1500
+
+
 def _add_samples(page: Page, run: Run, level: int) -> None:
     samples = list(run.samples(MAX_SAMPLE_CHARS))
     if not samples:
         return
     page.add_heading("What it wrote as it learned", level)
-    # Closer together at first, when most changes from one to the next.
+    # Geometric steps: early samples change most from one to the next.
     indices = np.unique(np.geomspace(1, len(samples), MAX_SAMPLES).round().astype(int)) - 1
     for index in indices:
         step, text = samples[index]
@@ -247,7 +241,7 @@ def _add_samples(page: Page, run: Run, level: int) -> None:
 
 
 def _add_sample_quality(page: Page, run: Run, level: int) -> None:
-    """What `mlxgpt eval --quality` found."""
+    """Add the results of `mlxgpt eval --quality`, if there are any."""
     path = run.folder / "quality.json"
     if not files.is_file(path):
         return
@@ -275,61 +269,53 @@ def _add_settings_diff(page: Page, run: Run, level: int) -> None:
     if not changed:
         page.add_paragraph(f"As in {name}.toml.")
         return
-    rows = [
-        [key, _format_setting(old), _format_setting(new)] for key, (old, new) in changed.items()
-    ]
-    page.add_table(
-        [["setting", f"{name}.toml", "this run"], *rows], f"what differs from {name}.toml"
-    )
+    header = ["setting", f"{name}.toml", "this run"]
+    rows = [[key, *map(_format_setting, values)] for key, values in changed.items()]
+    page.add_table([header, *rows], f"what differs from {name}.toml")
 
 
 def _format_setting(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+FINETUNE_CONFIG = "finetune"  # the built-in config of runs that start from another run's weights
+
+
 def find_nearest_config(run: Run) -> tuple[str, Config]:
-    """The config of ours that a run's differs from in the fewest settings, and its name; what that
-    leaves to the data, the device or the weights it was begun with is as it was decided.
+    """Name and config of the built-in config that differs from a run's in the fewest settings.
+
+    Settings that it leaves to the data, the device or the parent run's weights are the run's.
     """
-    config, names = run.config, set(toml.find_builtin_configs()) - {FINETUNE_CONFIG}
-    if _parent_run(run):
-        names = {FINETUNE_CONFIG}
+    config, paths, parent = run.config, toml.find_builtin_configs(), _parent_run(run)
     candidates = {}
-    for name in sorted(names):
-        base = toml.load_config(toml.find_builtin_configs()[name])
+    for name in [FINETUNE_CONFIG] if parent else sorted(set(paths) - {FINETUNE_CONFIG}):
+        base = toml.load_config(paths[name])
+        derived = {*ARCHITECTURE_FIELDS, "block_size"} if parent else set()
+        if base.train.dtype == "auto":
+            derived.add("dtype")
+        if not base.model.vocab_size:
+            derived.add("vocab_size")
         changed = diff_configs(base, config)
-        if base.train.dtype != "auto":
-            changed.pop("dtype", None)
-        if base.model.vocab_size and not _parent_run(run):
-            changed.pop("vocab_size", None)
-        derived_keys = {
-            "dtype",
-            "vocab_size",
-            *((*ARCHITECTURE_FIELDS, "block_size") if _parent_run(run) else ()),
-        }
         candidates[name] = override_config(
-            base, {key: new for key, (_, new) in changed.items() if key in derived_keys}
+            base, {key: new for key, (_, new) in changed.items() if key in derived}
         )
     name = min(candidates, key=lambda name: len(diff_configs(candidates[name], config)))
     return name, candidates[name]
 
 
 def _parent_run(run: Run) -> str | None:
-    """The run whose weights it was begun with."""
+    """Name of the run whose weights a run started from."""
     return str(run.origin["run"]) if run.data_name and "run" in run.origin else None
 
 
 def _add_environment(page: Page, run: Run, level: int) -> None:
     if environment := run.last_environment():
         page.add_heading("Machine and versions", level)
-        page.add_table(
-            [["", ""], *([name, value] for name, value in environment.items())],
-            "machine and versions",
-        )
+        page.add_table([["", ""], *map(list, environment.items())], "machine and versions")
 
 
 def build_repro_commands(run: Run) -> list[str]:
-    """The command lines that train such a run, and show what it can do."""
+    """Command lines that repeat a run's training, evaluate it and generate from it."""
     if not run.data_name:
         return [shlex.join(["mlxgpt", "generate", "--run", run.name])]
     name, base = find_nearest_config(run)

@@ -1,8 +1,8 @@
-"""Prompts -> ids: prefill, cache, one row of new ids after the other.
+"""Batched decoding: prefill of the prompts, KV cache, one row of new ids after the other.
 
 Each text is drawn as if it were alone: with its own keys, and exactly so where the products of a
 batch are rounded as those of a single row are, as on the CPU. An M5's GPU and CUDA round float32 to
-TF32 in the former only. Knows a model, nothing of texts.
+TF32 in the former only. Knows a model, not text.
 """
 
 from __future__ import annotations
@@ -15,25 +15,31 @@ import numpy as np
 
 from mlxgpt.backend import device, execution
 from mlxgpt.config import SamplingParams
-from mlxgpt.inference.engine import NOT_FINITE_ID, CompiledModel, NotFiniteError, SampledTokens
+from mlxgpt.inference.engine import (
+    NOT_FINITE_ID,
+    CompiledModel,
+    NotFiniteError,
+    SampledTokens,
+    round_up_to_bucket,
+)
 from mlxgpt.inference.sampling import SamplerSpec, pack_sampling_params
 from mlxgpt.model.kv_cache import LayerKV, pad_cache
 from mlxgpt.utils.seeds import derive_seed
 
-LARGE_CACHE_BYTES = 64_000_000  # bytes of a cache
+LARGE_CACHE_BYTES = 64_000_000  # copying a smaller cache takes less time than waiting for a step
 
 
 class BatchDecoder:
-    """A batch of texts that are being decoded; see `generate_step`.
+    """Decodes a batch of texts; see `generate_step`.
 
-    A full cache slides, where the model can: see `GPT.slides`. With learned positions a text's last
-    half block is read again instead, from position 0.
+    A full cache slides, where the model can: see `GPT.supports_sliding_window`. With learned
+    positions a text's last half block is read again instead, from position 0.
 
     Args:
-        prompts: of each its prompt's ids, at least one, of which as many as the block holds count,
-            the last; and its number, so that those with one prompt are drawn differently.
-        end_of_text: no repetition where a prompt began with it and the text ends.
-        top_count: of how many of the likeliest tokens there are probabilities; 0: of none.
+        prompts: for each text its prompt's ids, at least one, of which the last block counts; and
+            its sample index, so that texts of one prompt are drawn differently.
+        end_of_text: the id that never counts for a repetition penalty in a prompt.
+        top_count: how many of the likeliest tokens get probabilities.
 
     Attributes:
         probabilities: of the row that was read last: see `sampling.top_probabilities`, as lists;
@@ -54,23 +60,21 @@ class BatchDecoder:
         self._block_size, self._top_count = block_size, min(top_count, model.vocab_size)
         self._spec = SamplerSpec.from_sampling(sampling, model.vocab_size)
         self._sampling_params = pack_sampling_params(sampling)
-        # Of each text the tokens in the window, the seed of its keys, and how many tokens its cache
-        # holds.
+        # For each text: the tokens in the window, the seed of its keys, the tokens in its cache.
         self._sequences = [prompt[-block_size:].tolist() for prompt, _ in prompts]
-        seeds = [
-            derive_seed(sampling.seed or 0, "sample", sample_index) for _, sample_index in prompts
-        ]
+        seed = sampling.seed or 0
+        seeds = [derive_seed(seed, "sample", sample_index) for _, sample_index in prompts]
         self._seeds = np.array(seeds, dtype=np.uint64)
         self._cache_lengths = np.zeros(len(prompts), dtype=np.int32)
         self._max_length = max(map(len, self._sequences)) + sampling.max_tokens
         self._prompt_mask = self._make_prompt_mask([prompt for prompt, _ in prompts], end_of_text)
         self._sampled_count = 0  # tokens of each text that were handed over to the device
-        self._pending = deque[SampledTokens]()  # those of them that were not read yet
+        self._pending = deque[SampledTokens]()  # those of them that are not read yet
         self._full_rows = np.zeros(0, dtype=np.int64)  # texts whose cache was full at the last step
         self._layers: list[LayerKV] = []
 
     def prefill(self) -> None:
-        """Read the prompts, each different one once, and hand over the first row's draw."""
+        """Read each distinct prompt once, and hand over the first row's draw."""
         self._sampled_count = 1
         prompts = list(dict.fromkeys(map(tuple, self._sequences)))
         logits, layers = self.model.prefill(prompts)
@@ -81,18 +85,15 @@ class BatchDecoder:
             rows = mx.array([prompt_indices[tuple(sequence)] for sequence in self._sequences])
             logits, layers = logits[rows], [(k[rows], v[rows]) for k, v in layers]
         self._layers = layers
-        self._cache_lengths = np.array(
-            [len(sequence) for sequence in self._sequences], dtype=np.int32
-        )
+        self._cache_lengths = np.array(list(map(len, self._sequences)), dtype=np.int32)
         draw = self.model.get_sampler(self._spec, self._top_count)
         keys = self._sampling_keys(np.arange(len(self._sequences)))
-        self._pending.append(
-            SampledTokens(*draw(logits, self._prompt_mask, self._sampling_params, keys))
-        )
+        tokens = draw(logits, self._prompt_mask, self._sampling_params, keys)
+        self._pending.append(SampledTokens(*tokens))
         self._async_eval()
 
     def step(self) -> None:
-        """Hand over the next row's draw; of texts with a full cache it is put right by `refill`."""
+        """Hand over the next row's draw; `refill` corrects it for texts with a full cache."""
         last, cache_lengths = self._pending[-1], self._cache_lengths
         self._sampled_count += 1
         if not self.model.supports_sliding_window:
@@ -101,7 +102,7 @@ class BatchDecoder:
             self._pending.append(last)
             return
         self._wait_for_large_cache()
-        kv_length = self.model.round_up_to_bucket(int(cache_lengths.max()) + 1)
+        kv_length = round_up_to_bucket(int(cache_lengths.max()) + 1, self._block_size)
         kv_length = min(kv_length, self._layers[0][0].shape[2])
         position = cache_lengths[:1] if (cache_lengths == cache_lengths[0]).all() else cache_lengths
         if not self.model.supports_sliding_window:
@@ -112,7 +113,7 @@ class BatchDecoder:
             last.seen_mask,
             self._sampling_params,
             self._sampling_keys(np.arange(len(cache_lengths))),
-            # Without a name: a cache that is referred to is copied, not written into.
+            # Not in a variable: a cache that is referred to is copied, not written into.
             (self._layers, mx.array(position)),
         )
         self._pending.append(SampledTokens(*tokens))
@@ -120,7 +121,7 @@ class BatchDecoder:
         self._async_eval()
 
     def read(self) -> list[int]:
-        """The ids of the oldest row that was not read yet, one for each text.
+        """The ids of the oldest row that is not read yet, one for each text.
 
         Raises:
             NotFiniteError: where a text's logits are not finite.
@@ -146,8 +147,8 @@ class BatchDecoder:
             self._pending[n] = SampledTokens(ids[indices], seen_mask[indices], probabilities)
 
     def refill(self) -> None:
-        """After `read`: of the texts whose cache was full, read the last half blocks again, and put
-        their tokens of the newest row right.
+        """After `read`: where a cache was full, read the text's last half block again, and correct
+        its token of the newest row.
         """
         if not len(self._full_rows):
             return
@@ -155,19 +156,13 @@ class BatchDecoder:
         contexts = [tuple(self._sequences[row][-max(1, self._block_size // 2) :]) for row in rows]
         refills_all = len(rows) == len(self._sequences)
         if refills_all:
-            self._layers = []  # before there are others
+            self._layers = []  # frees them before the new ones are computed
         logits, layers = self.model.prefill(contexts)
         layers = pad_cache(layers, self._block_size)
         indices = mx.array(rows)
         draw = self.model.get_sampler(self._spec, self._top_count)
-        tokens = SampledTokens(
-            *draw(
-                logits,
-                self._last_read.seen_mask[indices],
-                self._sampling_params,
-                self._sampling_keys(rows),
-            )
-        )
+        seen_mask, keys = self._last_read.seen_mask[indices], self._sampling_keys(rows)
+        tokens = SampledTokens(*draw(logits, seen_mask, self._sampling_params, keys))
         self._cache_lengths[rows] = [len(context) for context in contexts]
         if refills_all:
             self._pending[-1], self._layers = tokens, layers
@@ -187,19 +182,16 @@ class BatchDecoder:
         mx.async_eval(self._pending[-1], self._layers)
 
     def _wait_for_large_cache(self) -> None:
-        """On a CPU, let the last step end, where the cache is large: a step that waits for another
-        one copies the cache instead of writing into it. Of a small one that takes less time than
-        waiting.
+        """On a CPU, wait for the last step if the cache is large: a step that waits for another one
+        copies the cache instead of writing into it.
         """
-        if (
-            device.on_cpu()
-            and 2 * len(self._layers) * self._layers[0][0].nbytes > LARGE_CACHE_BYTES
-        ):
+        cache_bytes = 2 * len(self._layers) * self._layers[0][0].nbytes
+        if device.on_cpu() and cache_bytes > LARGE_CACHE_BYTES:
             mx.eval(self._pending[-1], self._layers)
 
     def _make_prompt_mask(self, prompts: list[np.ndarray], end_of_text: int | None) -> mx.array:
-        """The tokens of each prompt that count for a repetition penalty, bool [B, V]. Without one
-        nobody looks; but an array without columns crashes MLX.
+        """The tokens of each prompt that count for a repetition penalty, bool [B, V]. Without a
+        penalty [B, 1], which is not read: an array without columns would crash MLX.
         """
         mask = np.zeros((len(prompts), self.model.config.vocab_size), dtype=bool)
         if not self._spec.has_penalty:
@@ -217,8 +209,8 @@ class BatchDecoder:
 
 
 def generate_step(batch: BatchDecoder) -> Iterator[list[int]]:
-    """Rows of new ids, one for each text: the next row is handed over to the device before the last
-    one is read.
+    """Yield rows of new ids, one for each text. The next row is handed over to the device before
+    the last one is read.
 
     Raises:
         NotFiniteError: where a text's logits are not finite.
@@ -234,6 +226,6 @@ def generate_step(batch: BatchDecoder) -> Iterator[list[int]]:
 
 
 def _write_rows(arrays: Sequence[mx.array], rows: mx.array, new: Sequence[mx.array]) -> None:
-    """Put some texts' rows into the arrays of all texts."""
+    """Overwrite some texts' rows in the arrays of all texts."""
     for array, values in zip(arrays, new, strict=True):
         array[rows] = values

@@ -1,6 +1,6 @@
 """A model compiled for generation: its prefill, and its decode steps, which sample as well.
 
-Knows a model, nothing of texts.
+Knows a model, not text.
 """
 
 from __future__ import annotations
@@ -20,18 +20,6 @@ from mlxgpt.model.kv_cache import KVCache, LayerKV, LayersKV
 from mlxgpt.model.stats import count_parameters, flops_per_token
 from mlxgpt.utils.errors import UserError
 
-MAX_BUCKETS = 8  # lengths that a function is compiled for, at most
-MIN_BUCKET_SIZE = 16  # tokens
-NOT_FINITE_ID = -1  # in the place of an id, where none can be drawn
-LOGIT_HEADROOM = (
-    1e7  # by which a temperature and a penalty can enlarge a logit, which must stay finite
-)
-SMALL_MODEL_PARAMS = (
-    4_000_000  # parameters: with fewer, products are too small for several threads of BLAS, and
-)
-# those that wait for the next one would only be in the way; and a copy of the weights is cheap
-SINGLE_THREAD_DIVISOR = 1 << 16  # a share of BLAS's threads that leaves one to each product
-
 
 class NotFiniteError(UserError):
     """A model's logits are NaN or infinite, so that no token can be drawn from them."""
@@ -44,14 +32,17 @@ class NotFiniteError(UserError):
         )
 
 
+NOT_FINITE_ID = -1  # in the place of an id, where none can be drawn
+
+
 class SampledTokens(NamedTuple):
     """One new token of each text, on the device.
 
     Attributes:
-        ids: int32 [B]; NOT_FINITE where none could be drawn.
+        ids: int32 [B]; NOT_FINITE_ID where none could be drawn.
         seen_mask: bool [B, V], the tokens that count for a repetition penalty, these included;
             [B, 1] without a penalty.
-        probabilities: see `top_probabilities`; () where nobody asks.
+        probabilities: see `top_probabilities`; () if not asked for.
     """
 
     ids: mx.array
@@ -59,11 +50,26 @@ class SampledTokens(NamedTuple):
     probabilities: tuple[mx.array, ...]
 
 
+MAX_BUCKETS = 8  # lengths that a function is compiled for, at most
+MIN_BUCKET_SIZE = 16  # tokens
+
+
+def round_up_to_bucket(length: int, block_size: int) -> int:
+    """A length at least as great: one of the few that functions are compiled for, at most the
+    block.
+    """
+    bucket_size = max(MIN_BUCKET_SIZE, -(-block_size // MAX_BUCKETS))
+    return min(-(-length // bucket_size) * bucket_size, block_size)
+
+
+SMALL_MODEL_PARAMS = 4_000_000  # with fewer, more than one BLAS thread costs more than it saves
+SINGLE_THREAD_DIVISOR = 1 << 16  # divides BLAS's threads down to one for each product
+
+
 class CompiledModel:
-    """A model's compiled functions, to be kept. They are traced once for each of `BUCKETS` lengths
-    of prompts, and of what is read of the cache; again for another number of texts, another kind of
-    sampling. The model's weights are part of the
-    traces, and must not change.
+    """The compiled functions of one model. They are traced once for each of MAX_BUCKETS lengths of
+    prompts, and of what is read of the cache; again for another number of texts or kind of
+    sampling. The model's weights are part of the traces, and must not change.
 
     Args:
         vocab_size: ids from here on are never drawn: a model may have room for more than its
@@ -83,15 +89,6 @@ class CompiledModel:
         self._samplers: dict[tuple[SamplerSpec, int], Callable] = {}
         self._steps: dict[tuple[SamplerSpec, int, int], Callable] = {}
 
-    def round_up_to_bucket(self, length: int) -> int:
-        """A length at least as great, one of a few; none above the block."""
-        return min(-(-length // self.bucket_size) * self.bucket_size, self.config.block_size)
-
-    @property
-    def bucket_size(self) -> int:
-        """The difference of two lengths that functions are compiled for, in tokens."""
-        return max(MIN_BUCKET_SIZE, -(-self.config.block_size // MAX_BUCKETS))
-
     def cache_capacity(self, length: int) -> int:
         """The length that a cache for this many tokens is made with; at most the block."""
         capacity = MIN_BUCKET_SIZE
@@ -107,12 +104,11 @@ class CompiledModel:
             logits[B, V] of what follows each, and a cache as long as the longest one's bucket
         """
         last_indices = np.array([len(sequence) - 1 for sequence in sequences], dtype=np.int32)
-        ids = np.zeros(
-            (len(sequences), self.round_up_to_bucket(max(last_indices) + 1)), dtype=np.int32
-        )
+        length = round_up_to_bucket(max(map(len, sequences)), self.config.block_size)
+        ids = np.zeros((len(sequences), length), dtype=np.int32)
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = sequence
-        flops_per_row = ids.shape[1] * flops_per_token(self.config) / 3
+        flops_per_row = length * flops_per_token(self.config) / 3
         rows_per_part = device.max_rows_per_batch(flops_per_row) or len(ids)
         parts: list[tuple[mx.array, list[LayerKV]]] = []
         for rows in np.array_split(np.arange(len(ids)), -(-len(ids) // rows_per_part)):
@@ -130,8 +126,9 @@ class CompiledModel:
         return mx.concatenate([logits for logits, _ in parts]), layers
 
     def get_sampler(self, spec: SamplerSpec, top_count: int) -> Callable[..., SampledTokens]:
-        """A compiled function that draws after a prefill: (logits[B, V], seen, values, keys) ->
-        `Tokens`, with the probabilities of the `top_count` likeliest.
+        """A compiled function that draws after a prefill: (logits[B, V], seen_mask,
+        sampling_params, keys) -> the fields of `SampledTokens`, with the probabilities of the
+        `top_count` likeliest tokens.
         """
         if (spec, top_count) not in self._samplers:
             draw = _make_draw(spec, self.vocab_size, top_count)
@@ -140,8 +137,8 @@ class CompiledModel:
 
     def get_decode_step(self, spec: SamplerSpec, top_count: int, kv_length: int) -> Callable:
         """A compiled function that reads a token of each text and draws the next one:
-        (ids[B], seen, values, keys, cache) -> (`Tokens`, layers). `cache` is KVCache's layers and
-        position; its first `kv_length` places are read.
+        (ids[B], seen_mask, sampling_params, keys, cache) -> (the fields of `SampledTokens`,
+        layers). `cache` is KVCache's layers and position; its first `kv_length` places are read.
         """
         if (spec, top_count, kv_length) not in self._steps:
             draw = _make_draw(spec, self.vocab_size, top_count)
@@ -160,8 +157,11 @@ class CompiledModel:
         return logits[0]
 
 
+LOGIT_HEADROOM = 1e7  # by which a temperature and a penalty can enlarge a logit
+
+
 def are_finite(logits: mx.array) -> mx.array:
-    """Of each row of logits[..., V], whether it stays finite under every setting of sampling."""
+    """Whether each row of logits[..., V] stays finite under all sampling parameters, bool [...]."""
     return mx.isfinite(logits.astype(mx.float32) * LOGIT_HEADROOM).all(axis=-1)
 
 
@@ -205,7 +205,7 @@ def _make_step(model: GPT, draw: Callable, kv_length: int) -> Callable:
 
 
 def _to_column_major_weights(model: GPT) -> GPT:
-    """On a CPU a copy, with weights as `ops.by_columns` lays them out."""
+    """On a CPU a copy, with weights as `ops.to_column_major` lays them out; else the model."""
     if not device.on_cpu():
         return model
     model = copy.deepcopy(model)

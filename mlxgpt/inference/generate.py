@@ -1,6 +1,6 @@
-"""Prompts -> texts, several in one batch, the first of them streamed.
+"""Generation of texts from prompts, several in one batch, the first of them streamed.
 
-Knows a model and a tokenizer, nothing of runs or terminals.
+Knows a model and a tokenizer, not runs or terminals.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ import numpy as np
 
 from mlxgpt.config import SamplingParams
 from mlxgpt.data.normalize import normalize_prompt
-from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.base import Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.inference.decode import BatchDecoder, generate_step
 from mlxgpt.inference.engine import CompiledModel
 
 logger = logging.getLogger(__name__)
-
-MAX_BATCH_SIZE = 64  # texts in one batch, at most
-MAX_UTF8_BYTES = 4  # bytes in UTF-8, and so tokens, at most
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,11 @@ class TokenOutput:
     alternatives: list[tuple[int, float]]
 
 
+MAX_BATCH_SIZE = 64  # texts in one batch, at most
+
+
 class TextStream:
-    """Texts that are being generated. Iterate over it, once, for the pieces of the first one; then
+    """Generates texts. Iterate over it, once, for the pieces of the first one; then
     `result` has all of them. Each is drawn as if it were alone; on a GPU up to rounding, see
     decode.py.
 
@@ -94,7 +95,7 @@ class TextStream:
     ) -> None:
         self._model, self._sampling = model, ensure_seed(sampling)
         self._end_of_text = tokenizer.end_of_text
-        # Of each text its prompt's ids, and which of that prompt's samples it is.
+        # For each text its prompt's ids, and which of that prompt's samples it is.
         self._prompts: list[tuple[np.ndarray, int]] = []
         self._detokenizers: list[Detokenizer] = []
         for prompt in (normalize_prompt(prompt, tokenizer) for prompt in prompts):
@@ -136,9 +137,8 @@ class TextStream:
         """The texts, as far as they are generated."""
         detokenizers = self._detokenizers
         tokens = sum(detokenizer.tokens for detokenizer in detokenizers)
-        tokens_per_second = (
-            (tokens - len(detokenizers)) / self._decode_seconds if self._decode_seconds else 0.0
-        )
+        seconds = self._decode_seconds
+        tokens_per_second = (tokens - len(detokenizers)) / seconds if seconds else 0.0
         return GenerationOutput(
             [detokenizer.text for detokenizer in detokenizers],
             self._sampling.seed or 0,
@@ -148,7 +148,7 @@ class TextStream:
         )
 
     def _add(self, detokenizers: list[Detokenizer], row: list[int]) -> str:
-        """Add a token to each text that did not end; what is new of the first one of all."""
+        """Add a token to each text that did not end; returns what is new of the first text."""
         pieces = {
             detokenizer: detokenizer.add_token(id)
             for detokenizer, id in zip(detokenizers, row, strict=True)
@@ -157,7 +157,7 @@ class TextStream:
         return pieces.get(self._detokenizers[0], "")
 
     def _finish(self, detokenizers: list[Detokenizer]) -> str:
-        """No more tokens for these; what is new of the first one of all."""
+        """Finish the texts that did not end; returns what is new of the first text."""
         pieces = {
             detokenizer: detokenizer.finalize()
             for detokenizer in detokenizers
@@ -178,15 +178,12 @@ class TextStream:
         block_size = self._model.config.block_size
         pairs = zip(self._prompts, self._detokenizers, strict=True)
         if any(len(ids) + detokenizer.tokens > block_size for (ids, _), detokenizer in pairs):
-            context_range = (
-                f"{block_size:,}"
-                if self._model.supports_sliding_window
-                else f"{block_size // 2:,} to {block_size:,}"
-            )
+            context = f"{block_size:,}"
+            if not self._model.supports_sliding_window:
+                context = f"{block_size // 2:,} to {context}"
             logger.info(
-                f"beyond {block_size:,} tokens the model continues from the last "
-                f"{context_range}, and has "
-                "forgotten what was before"
+                f"beyond {block_size:,} tokens the model continues from the last {context}, "
+                "and has forgotten what was before"
             )
 
 
@@ -214,7 +211,7 @@ def stream_tokens(
     sample_index: int = 0,
     top_count: int = 0,
 ) -> Iterator[TokenOutput]:
-    """Continue a prompt's ids, at least one, token by token, as `generate` would.
+    """Continue a prompt's ids, at least one, token by token, as `generate_texts` would.
 
     Args:
         sample_index: which one of several samples it is.
@@ -230,15 +227,15 @@ def stream_tokens(
             piece += detokenizer.finalize()
         probability, alternatives = None, list[tuple[int, float]]()
         if batch.probabilities:
-            (probability,), (top_ids,), (top_probabilities,) = batch.probabilities
-            alternatives = list(zip(top_ids, top_probabilities, strict=True))
+            (probability,), (top_ids,), (top_probs,) = batch.probabilities
+            alternatives = list(zip(top_ids, top_probs, strict=True))
         yield TokenOutput(id, piece, detokenizer.ended, probability, alternatives)
         if detokenizer.ended:
             return
 
 
 def ensure_seed(sampling: SamplingParams) -> SamplingParams:
-    """With a fresh seed where it has none."""
+    """The sampling parameters, with a fresh seed where they have none."""
     if sampling.seed is not None:
         return sampling
     return replace(sampling, seed=secrets.randbelow(1 << 31))
@@ -259,9 +256,12 @@ def prepend_bos(ids: np.ndarray, tokenizer: Tokenizer, bos: int | None) -> np.nd
     return tokenizer.encode("\n")
 
 
+MAX_UTF8_BYTES = 4  # bytes of a character in UTF-8, and so its tokens, at most
+
+
 class Detokenizer:
-    """One growing text: bytes become characters, and what may be the beginning of a stop string
-    is kept until it is certain.
+    """Turns the tokens of one text into characters, and holds back what may be the beginning of a
+    stop string until it is certain.
 
     Attributes:
         text: so far.
@@ -299,7 +299,7 @@ class Detokenizer:
         return self._release(len(self._pending) - overlap)
 
     def finalize(self) -> str:
-        """No more tokens: returns the text that was not certain."""
+        """End the text; returns what was held back."""
         self._pending += self._decode(b"", True)
         return self._release(len(self._pending))
 

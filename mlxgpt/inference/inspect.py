@@ -1,6 +1,5 @@
-"""What a model computes as it reads ids: attention, the logit lens of each layer, the next token's
-distribution under settings of sampling, a token's nearest embeddings. By the model's own forward
-pass.
+"""Inspection of a model: attention, the logit lens of each layer, the next token's distribution
+under sampling parameters, a token's nearest embeddings. All by the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -24,20 +23,19 @@ from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache
 
 TopTokens = list[tuple[int, float]]  # (id, probability or cosine), falling
-NORM_CHUNK_SIZE = 256  # embeddings whose norms are computed at a time; these fit into a CPU's cache
 
 
 class ForwardTrace:
-    """One forward pass over ids, with what was computed on its way.
+    """One forward pass over ids, with its attention weights, residual stream and logits.
 
     Args:
         vocab_size: ids from here on are never among the top tokens.
         ids: [T], at least one, no more than the block holds.
-        ablated_heads: (layer, head) of the heads that are left out.
+        ablated_heads: (layer, head) of each head whose output is zero.
 
     Attributes:
         attention: float32 [n_layer, H, T, T], rows summing to 1.
-        logits: [V], of what follows the last id.
+        logits: [V], of the token after the last id.
 
     Raises:
         NotFiniteError: if these are NaN or infinite.
@@ -63,8 +61,8 @@ class ForwardTrace:
             raise NotFiniteError
 
     def logit_lens(self, position: int, count: int) -> list[TopTokens]:
-        """The likeliest tokens after a position by what the residual stream holds there: before the
-        first block, and after each one; the last are the model's own.
+        """The likeliest tokens after a position by the logit lens, before the first block and after
+        each one; the last are the model's own.
         """
         logits = self._model.compute_logits(self._residual[:, position])
         return [_top_tokens(row, count) for row in _probabilities(logits, self._vocab_size)]
@@ -77,8 +75,8 @@ class ForwardTrace:
 def sampled_probabilities(
     sampling: SamplingParams, logits: mx.array, vocab_size: int, seen_ids: np.ndarray, count: int
 ) -> tuple[TopTokens, np.ndarray]:
-    """What logits[V] make likely, and what settings leave of it: (the likeliest tokens by the model
-    alone, the probability with which each of these is drawn).
+    """Probabilities of the next token before and after the sampling filters: (the `count` likeliest
+    tokens by logits[V] alone, the probability with which each of these is drawn).
 
     Args:
         seen_ids: ids that count for a repetition penalty.
@@ -95,11 +93,15 @@ def sampled_probabilities(
         best = mx.argmax(filtered_logits, axis=-1, keepdims=True)
         filtered_logits = mx.where(mx.arange(filtered_logits.shape[-1]) == best, 0.0, NEG_INF)
     top_tokens = _top_tokens(_probabilities(logits, vocab_size), count)
-    return top_tokens, _probabilities(filtered_logits[0], vocab_size)[[id for id, _ in top_tokens]]
+    sampled = _probabilities(filtered_logits[0], vocab_size)
+    return top_tokens, sampled[[id for id, _ in top_tokens]]
+
+
+NORM_CHUNK_SIZE = 256  # embeddings whose norms are computed at a time, so that a CPU caches them
 
 
 class EmbeddingNeighbors:
-    """Finds the tokens whose embeddings point in the direction of another one's. The lengths of all
+    """Finds the tokens whose embeddings are nearest to another one's by cosine. The norms of all
     embeddings are computed once, and kept.
 
     Args:
@@ -116,16 +118,15 @@ class EmbeddingNeighbors:
         self._norms = np.array(mx.concatenate(norms))
 
     def find_nearest(self, id: int, count: int) -> TopTokens:
-        """The nearest ones to a token, by the cosine between them, without itself."""
-        scores = self._model.wte_as_linear(self._model.wte(mx.array([id])))[0]
+        """The `count` tokens nearest to a token, by cosine, without itself."""
+        scores = self._model.wte.as_linear(self._model.wte(mx.array([id])))[0]
         dot_products = np.array(scores.astype(mx.float32))[: len(self._norms)]
         with np.errstate(all="ignore"):  # what overflows is an error below
             cosines = dot_products / np.maximum(self._norms * self._norms[id], 1e-30)
         if not np.isfinite(cosines).all():
             raise NotFiniteError
-        return [neighbor for neighbor in _top_tokens(cosines, count + 1) if neighbor[0] != id][
-            :count
-        ]
+        neighbors = _top_tokens(cosines, count + 1)
+        return [neighbor for neighbor in neighbors if neighbor[0] != id][:count]
 
 
 def _probabilities(logits: mx.array, vocab_size: int) -> np.ndarray:
@@ -135,6 +136,5 @@ def _probabilities(logits: mx.array, vocab_size: int) -> np.ndarray:
 def _top_tokens(values: np.ndarray, count: int) -> TopTokens:
     count = min(count, len(values))
     top_ids = np.argpartition(-values, count - 1)[:count]
-    return [
-        (int(id), float(values[id])) for id in top_ids[np.argsort(-values[top_ids], kind="stable")]
-    ]
+    top_ids = top_ids[np.argsort(-values[top_ids], kind="stable")]
+    return [(int(id), float(values[id])) for id in top_ids]

@@ -1,4 +1,4 @@
-"""Logits -> next id: filters and a draw that compose.
+"""Sampling of the next id from logits: filters and a draw that compose.
 
 Each filter takes and gives logits[B, V]; a token that must not be drawn gets -inf. The order is the
 one of Hugging Face transformers: penalty, temperature, top-k, top-p, min-p.
@@ -14,15 +14,14 @@ import mlx.core as mx
 from mlxgpt.config import SamplingParams
 
 NEG_INF = float("-inf")
-MIN_TEMPERATURE = (
-    1e-5  # a temperature below: dividing by it may overflow, and one token has all the weight
-)
+
+MIN_TEMPERATURE = 1e-5  # below, one token has all the weight, and dividing may overflow
 
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """Which of a Sampling's settings do anything: what a sampler is compiled for. The settings'
-    values are arguments of the compiled function: see `setting_values`.
+    """Which sampling parameters have an effect: what a sampler is compiled for. Their values are
+    arguments of the compiled function: see `pack_sampling_params`.
     """
 
     greedy: bool
@@ -33,7 +32,7 @@ class SamplerSpec:
 
     @classmethod
     def from_sampling(cls, sampling: SamplingParams, vocab_size: int) -> SamplerSpec:
-        """What some settings do, for a vocabulary of this size."""
+        """The spec of sampling parameters, for a vocabulary of this size."""
         greedy = sampling.temperature < MIN_TEMPERATURE
         return cls(
             greedy,
@@ -45,13 +44,13 @@ class SamplerSpec:
 
 
 def pack_sampling_params(sampling: SamplingParams) -> mx.array:
-    """The settings that compiled functions take as values: float32 [4]."""
+    """The sampling parameters that compiled functions take as an array: float32 [4]."""
     s = sampling
     return mx.array([s.temperature or 1.0, s.top_p, s.min_p, s.repetition_penalty])
 
 
 def make_sampler(spec: SamplerSpec) -> Callable[..., mx.array]:
-    """A function (logits[B, V], seen, values, keys[B, 2]) -> ids, int32 [B]; see
+    """A function (logits[B, V], seen_mask, sampling_params, keys[B, 2]) -> ids, int32 [B]; see
     `make_logits_processor` and `categorical`.
     """
     process = make_logits_processor(spec)
@@ -68,8 +67,9 @@ def make_sampler(spec: SamplerSpec) -> Callable[..., mx.array]:
 
 
 def make_logits_processor(spec: SamplerSpec) -> Callable[..., mx.array]:
-    """A function (logits[B, V], seen, values) -> logits[B, V] to draw from, float32. `seen`, bool
-    [B, V], has the tokens that count for a repetition penalty; it is read for that alone.
+    """A function (logits[B, V], seen_mask, sampling_params) -> logits[B, V] to draw from, float32.
+    `seen_mask`, bool [B, V], has the tokens that count for a repetition penalty; it is read for
+    that alone.
     """
 
     def process(logits: mx.array, seen_mask: mx.array, sampling_params: mx.array) -> mx.array:
@@ -115,9 +115,8 @@ def top_p(logits: mx.array, p: mx.array | float) -> mx.array:
     sorted_probs = -mx.sort(-probs, axis=-1)
     preceding_probs = mx.cumsum(sorted_probs, axis=-1) - sorted_probs  # held by the likelier ones
     cutoff_index = mx.maximum((preceding_probs < p).sum(axis=-1, keepdims=True), 1) - 1
-    return mx.where(
-        probs >= mx.take_along_axis(sorted_probs, cutoff_index, axis=-1), logits, NEG_INF
-    )
+    cutoff = mx.take_along_axis(sorted_probs, cutoff_index, axis=-1)
+    return mx.where(probs >= cutoff, logits, NEG_INF)
 
 
 def min_p(logits: mx.array, p: mx.array | float) -> mx.array:
@@ -147,14 +146,17 @@ def categorical(logits: mx.array, keys: mx.array) -> mx.array:
 def top_probabilities(
     logits: mx.array, ids: mx.array, count: int
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """What logits[B, V] alone make likely: (the probabilities of ids[B], [B]; the `count` likeliest
-    ids, falling, [B, count]; their probabilities).
+    """Probabilities by logits[B, V] alone: (of ids[B], [B]; the `count` likeliest ids, falling,
+    [B, count]; their probabilities).
     """
     probs = mx.softmax(logits.astype(mx.float32), axis=-1)
-    top_ids = mx.argpartition(-probs, count - 1, axis=-1)[:, :count]
-    top_probs = mx.take_along_axis(probs, top_ids, axis=-1)
-    order = mx.argsort(-top_probs, axis=-1)
-    top_ids, top_probs = (
-        mx.take_along_axis(array, order, axis=-1) for array in (top_ids, top_probs)
-    )
+    top_ids, top_probs = top_values(probs, count)
     return mx.take_along_axis(probs, ids[:, None], axis=-1)[:, 0], top_ids, top_probs
+
+
+def top_values(values: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The `count` largest of each row of values[B, V], falling: (their columns, the values)."""
+    columns = mx.argpartition(-values, count - 1, axis=-1)[:, :count]
+    largest = mx.take_along_axis(values, columns, axis=-1)
+    order = mx.argsort(-largest, axis=-1)
+    return mx.take_along_axis(columns, order, axis=-1), mx.take_along_axis(largest, order, axis=-1)

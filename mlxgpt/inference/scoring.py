@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens of a text that is already there."""
+"""Log-probabilities of the tokens of an existing text."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.backend.execution import compile_function
+from mlxgpt.inference.engine import round_up_to_bucket
+from mlxgpt.inference.sampling import top_values
 from mlxgpt.model.gpt import GPT
 from mlxgpt.utils.errors import UserError
-
-MAX_SCORING_BUCKETS = 8  # that a text is padded to, and so compiled for, at most
-MIN_SCORING_LENGTH = 16  # of these, in tokens
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,8 @@ class Scorer:
                 yield self._score_window(window, skip, count)
 
     def _score_window(self, window: np.ndarray, skip: int, count: int) -> list[ScoredToken]:
-        length, block_size = len(window) - 1, self._model.config.block_size
-        bucket_size = max(MIN_SCORING_LENGTH, -(-block_size // MAX_SCORING_BUCKETS))
-        padded_length = min(-(-length // bucket_size) * bucket_size, block_size)
+        length = len(window) - 1
+        padded_length = round_up_to_bucket(length, self._model.config.block_size)
         inputs, targets = np.zeros((2, padded_length), dtype=np.int32)
         inputs[:length], targets[:length] = window[:-1], window[1:]
         arrays = self._compiled[count](mx.array(inputs), mx.array(targets))
@@ -92,8 +90,8 @@ class Scorer:
 def _score(
     model: GPT, vocab_size: int, count: int, ids: mx.array, targets: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """(log-probabilities of targets[T] after ids[T], the `count` most likely ids [T, count],
-    their log-probabilities).
+    """Score a window: (log-probabilities of targets[T] after ids[T], the `count` most likely ids
+    [T, count], their log-probabilities).
     """
     logits = model(ids[None])[0, :, :vocab_size].astype(mx.float32)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -101,10 +99,4 @@ def _score(
     if not count:
         empty = mx.zeros((len(targets), 0))
         return target_logprobs, empty.astype(mx.int32), empty
-    top_ids = mx.argpartition(-logprobs, count - 1, axis=-1)[:, :count]
-    top_logprobs = mx.take_along_axis(logprobs, top_ids, axis=-1)
-    order = mx.argsort(-top_logprobs, axis=-1)
-    top_ids, top_logprobs = (
-        mx.take_along_axis(array, order, axis=-1) for array in (top_ids, top_logprobs)
-    )
-    return target_logprobs, top_ids, top_logprobs
+    return target_logprobs, *top_values(logprobs, count)

@@ -1,4 +1,4 @@
-"""Dropout with explicit random keys: none without a key."""
+"""Dropout with explicit random keys; without a key there is no dropout."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
 
 
 def split_key(key: mx.array | None, count: int) -> list[mx.array] | list[None]:
-    """Independent keys, made from one; None for each if there is none. They have no gradient,
-    although a checkpointed block is differentiated by all of its inputs.
+    """Split a key into `count` independent ones; a list of None without a key. They have no
+    gradient, although a checkpointed block is differentiated by all of its inputs.
     """
     if key is None:
         return [None] * count

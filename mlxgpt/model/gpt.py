@@ -19,33 +19,35 @@ from mlxgpt.model.kv_cache import KVCache, LayerCache
 from mlxgpt.model.parameters import init_parameters
 from mlxgpt.model.stats import mlp_width
 
-ROPE_BASE = 10_000.0
-
 
 class Linear(nn.Linear):
-    """A matrix[O, I], and a bias if it has one."""
+    """Linear layer with a weight [O, I] and an optional bias [O]."""
 
     def __call__(self, x: mx.array) -> mx.array:  # [..., I] -> [..., O]
         return ops.linear(x, self.weight, self.get("bias"))
 
 
 class Embedding(nn.Embedding):
-    """A row[C] for each id."""
+    """Embedding table: a row [C] for each id."""
 
     def __call__(self, ids: mx.array) -> mx.array:  # [...] -> [..., C]
         return ops.embedding(self.weight, ids)
 
+    def as_linear(self, x: mx.array) -> mx.array:
+        """x[..., C] times each id's row: [..., V]."""
+        return ops.linear(x, self.weight)
+
 
 class LayerNorm(nn.LayerNorm):
-    """Each vector brought to mean 0 and variance 1 (Ba et al., 2016), with a gain."""
+    """LayerNorm (Ba et al., 2016): mean 0 and variance 1 of each vector, with a gain."""
 
     def __call__(self, x: mx.array) -> mx.array:  # [..., C] -> [..., C]
         return ops.layer_norm(x, self.weight, self.get("bias"))
 
 
 class RMSNorm(nn.Module):
-    """Each vector brought to a root mean square of 1 (Zhang & Sennrich, 2019); with a gain, unless
-    the matrix behind it can have that.
+    """RMSNorm (Zhang & Sennrich, 2019): root mean square 1 of each vector; no gain is needed where
+    the next matrix can absorb it.
     """
 
     def __init__(self, size: int, *, gain: bool) -> None:
@@ -65,7 +67,7 @@ def make_norm(config: ModelConfig) -> LayerNorm | RMSNorm:
 
 
 class CausalSelfAttention(nn.Module):
-    """Every position looks at itself and those before it, with H heads."""
+    """Causal multi-head attention: each position attends to itself and those before it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -99,13 +101,16 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))
 
 
+ROPE_BASE = 10_000.0  # of the rotation angles, as in the paper
+
+
 def apply_rope(x: mx.array, position: mx.array | int | None) -> mx.array:
     """Rotate queries or keys[B, H, T, D], from `position` on (default: 0): each pair of values by
     an angle that grows with its position (RoPE, Su et al., 2021); a value's pair is in the other
     half of its head.
     """
     if isinstance(position, mx.array) and position.size == 1:
-        position = position.reshape(())  # of [1], GPU kernels read as many as there are sequences
+        position = position.reshape(())  # of [1], GPU kernels would read B values
     offset = 0 if position is None else position
     return mx.fast.rope(x, x.shape[-1], traditional=False, base=ROPE_BASE, scale=1.0, offset=offset)
 
@@ -124,7 +129,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(hidden_size, config.n_embd, bias=config.bias)
 
     def __call__(self, x: mx.array, *, gradient: bool = True) -> mx.array:
-        """[B, T, C] -> [B, T, C]; without a gradient in less time."""
+        """[B, T, C] -> [B, T, C]; faster on a CPU without a gradient."""
         x = self.c_fc(x)
         if self.activation == "gelu":
             x = ops.gelu(x, gradient=gradient)
@@ -203,7 +208,7 @@ class GPT(nn.Module):
         last: mx.array | None = None,
         recorder: ActivationRecorder | None = None,
     ) -> mx.array:
-        """Logits of what follows each token.
+        """Logits of the token after each position.
 
         Args:
             ids: [B, T].
@@ -211,7 +216,7 @@ class GPT(nn.Module):
             key: for dropout; without one there is none.
             last: int32 [B], the index of each sequence's last token, or [1], of all: only what
                 follows it is computed, and tokens behind it are padding.
-            recorder: is shown what is computed on the way.
+            recorder: records the activations.
 
         Returns:
             [B, T, V]; with `last` [B, V]
@@ -226,18 +231,15 @@ class GPT(nn.Module):
             # A slice where it can be: the gradient of a lookup adds up row by row.
             x = x + (self.wpe.weight[:T] if position is None else self.wpe(position)[:, None])
         x = dropout(x, self.config.dropout, embedding_key)
-        for n, block in enumerate(self.h):
+        recompute = self._gradient_checkpointing and cache is None
+        for layer, block in enumerate(self.h):
             if recorder is not None:
                 recorder.record_residual(x)
-            value_embeddings = self.wve[n](ids) if self.config.value_embeddings else None
-            layer_cache = LayerCache(cache, n) if cache is not None else None
+            value_embeddings = self.wve[layer](ids) if self.config.value_embeddings else None
+            layer_cache = LayerCache(cache, layer) if cache is not None else None
             # The key is an argument, so that the second forward pass has the same mask.
-            forward = (
-                nn.utils.checkpoint(block)
-                if self._gradient_checkpointing and cache is None
-                else block
-            )
-            x = forward(x, value_embeddings, block_keys[n], layer_cache, recorder)
+            forward = nn.utils.checkpoint(block) if recompute else block
+            x = forward(x, value_embeddings, block_keys[layer], layer_cache, recorder)
         if recorder is not None:
             recorder.record_residual(x)
         if last is not None:
@@ -246,22 +248,15 @@ class GPT(nn.Module):
         return self.compute_logits(x)
 
     def compute_logits(self, x: mx.array) -> mx.array:
-        """Logits[..., V] of a place of the residual stream[..., C]: after the last block the
-        model's own; after an earlier one what it would say there already (the logit lens,
-        nostalgebraist, 2020).
+        """Logits [..., V] of the residual stream x [..., C]: after the last block the model's own;
+        after an earlier one its prediction so far (the logit lens, nostalgebraist, 2020).
         """
         x = self.ln_f(x)
-        return self.wte_as_linear(x) if self.config.tied else self.lm_head(x)
-
-    def wte_as_linear(self, x: mx.array) -> mx.array:
-        """x[..., C] times each token's embedding: [..., V]."""
-        if isinstance(self.wte, nn.QuantizedEmbedding):
-            return self.wte.as_linear(x)
-        return ops.linear(x, self.wte.weight)
+        return self.wte.as_linear(x) if self.config.tied else self.lm_head(x)
 
     @property
     def supports_sliding_window(self) -> bool:
-        """Whether a full cache can continue, without its oldest token: with rotary positions only
+        """Whether a full cache can drop its oldest token and continue: with rotary positions only
         the distance of two tokens counts. Each layer then sees the last `block_size` tokens of the
         one below it, which saw as many before each of these; reading the last `block_size` tokens
         afresh would know nothing from before them.

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that a model has read.
+"""KV cache: keys and values of the tokens that a model has read.
 
 The arrays are plain tuples, so that they cross `mx.compile`; a `KVCache` is a view on them for one
 forward pass. B: sequences, H: heads, D: values of a head.
@@ -19,11 +19,11 @@ LayersKV = Sequence[LayerKV]
 
 
 class KVCache:
-    """The cache of one forward pass, which reads it and adds its own tokens.
+    """The KV cache of one forward pass, which reads it and adds its own tokens.
 
     An empty cache takes whole prompts, from position 0. A filled one takes one token of each
     sequence: it is written at its position, whatever is there; beyond the cache's length in the
-    place of the oldest token, with rotary positions alone (see `GPT.slides`).
+    place of the oldest token, with rotary positions alone (see `GPT.supports_sliding_window`).
 
     Args:
         layers: what earlier passes left, with room for more: see `pad_cache`.
@@ -49,8 +49,7 @@ class KVCache:
             self._mask = (mx.arange(self._kv_length) <= position[:, None])[:, None, None]
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        """Attention of a layer's new tokens to themselves and to those in the cache, which has them
-        too from then on.
+        """Add a layer's new tokens to the cache, and attend from them to all tokens in it.
 
         Args:
             q, k, v: of the new tokens, [B, H, T, D]; T is 1 unless the cache was empty.
@@ -87,7 +86,7 @@ class LayerCache(NamedTuple):
 
 
 def pad_cache(layers: LayersKV, length: int) -> list[LayerKV]:
-    """The cache with room for `length` tokens."""
+    """Pad a cache, so that it has room for `length` tokens."""
     padding = [(0, 0), (0, 0), (0, length - layers[0][0].shape[2]), (0, 0)]
     return [(mx.pad(keys, padding), mx.pad(values, padding)) for keys, values in layers]
 

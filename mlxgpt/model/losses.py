@@ -21,8 +21,8 @@ _trace_lock = threading.Lock()
 
 @contextmanager
 def swapped_parameters(model: GPT) -> Iterator[None]:
-    """While a function of the parameters is traced, the model may hold those it is traced with; its
-    own are put back afterwards.
+    """Put a model's own parameters back after a function was traced with others in it; one trace at
+    a time.
     """
     with _trace_lock:
         original = model.parameters()

@@ -12,13 +12,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlxgpt.utils.errors import UserError
 from mlxgpt.utils.seeds import derive_seed
 
-INIT_STD = 0.02
-VOCAB_MATRICES = ("wte.weight", "lm_head.weight")  # a row for each token, [V, C]
+VOCAB_MATRICES = ("wte.weight", "lm_head.weight")  # [V, C], a row for each token
 
 
 def flatten_params(tree: Any) -> dict[str, mx.array]:
     """A tree's arrays by their dotted names, as `h.0.attn.c_attn.weight`."""
     return cast(dict[str, mx.array], tree_flatten(tree, destination={}))
+
+
+INIT_STD = 0.02  # standard deviation of weights, as in GPT-2
 
 
 def init_parameters(model: nn.Module, seed: int, n_layer: int) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def init_parameters(model: nn.Module, seed: int, n_layer: int) -> dict[str, Any]
 
 
 def load_parameters(model: nn.Module, parameters: dict[str, mx.array]) -> None:
-    """Replace a model's parameters by saved ones, given by their dotted names.
+    """Replace a model's parameters by saved ones, keyed by their dotted names.
 
     Raises:
         UserError: if names, shapes or types are not this model's.

@@ -1,4 +1,4 @@
-"""A model in fewer bits: what generates from it reads less memory for each token, on a GPU."""
+"""Quantization of a model's weights, so that a GPU reads less memory for each token."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from mlxgpt.model.losses import token_losses
 from mlxgpt.utils.errors import UserError
 
 QUANTIZATION_BITS = (16, 8, 4)
-QUANTIZATION_GROUP_SIZES = (
-    64,
-    32,
-)  # numbers of a row that share a scale and an offset; mlx-lm's own choice first
+# Values of a row that share a scale and an offset; mlx-lm's own choice first.
+QUANTIZATION_GROUP_SIZES = (64, 32)
 
 
 def quantize_model(model: GPT, bits: int) -> None:
-    """Round a model's weights: all to bfloat16, or its matrices and its head to 8 or 4 bits a
-    number, as mlx-lm does. A matrix whose rows no group divides stays as it is.
+    """Round a model's weights: all to bfloat16, or its matrices and its head to 8 or 4 bits, as
+    mlx-lm does. A matrix whose rows no group size divides stays as it is.
 
     Raises:
         UserError: if that holds for every matrix.
@@ -35,9 +33,8 @@ def quantize_model(model: GPT, bits: int) -> None:
     def class_predicate(name: str, module: nn.Module) -> bool | dict[str, int]:
         if not isinstance(module, nn.Linear) and (name != "wte" or not model.config.tied):
             return False
-        group_size = next(
-            (g for g in QUANTIZATION_GROUP_SIZES if module.weight.shape[-1] % g == 0), None
-        )
+        row_size = module.weight.shape[-1]
+        group_size = next((size for size in QUANTIZATION_GROUP_SIZES if row_size % size == 0), None)
         if group_size is None:
             return False
         quantized_names.append(name)
@@ -53,9 +50,7 @@ def quantize_model(model: GPT, bits: int) -> None:
 
 
 def make_frozen_eval_step(model: GPT) -> Callable[..., mx.array]:
-    """As `losses.make_eval_step`, of a model whose weights do not change, in whatever numbers they
-    are.
-    """
+    """`losses.make_eval_step` for a model with fixed weights, of any dtype or quantized."""
 
     @compile_function
     def eval_step(inputs: mx.array, targets: mx.array, mask: mx.array) -> mx.array:

@@ -1,4 +1,4 @@
-"""A GPT's parameters and operations, counted without building it. C: n_embd, T: block_size."""
+"""Number of a GPT's parameters and FLOPs, without building it. C: n_embd, T: block_size."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from mlxgpt.config import ModelConfig
 
 
 def mlp_width(config: ModelConfig) -> int:
-    """Numbers between an MLP's two layers."""
+    """Width of an MLP's hidden layer."""
     if config.mlp != "swiglu":
         return 4 * config.n_embd
     return max(1, round(8 * config.n_embd / 3 / 32)) * 32
 
 
 def count_parameters_by_part(config: ModelConfig) -> dict[str, int]:
-    """Number of parameters of a GPT of this shape, counted without building it, by part in the
-    order of the data; a head that is the embedding adds none.
+    """Number of a GPT's parameters by part, in the order of the forward pass. A tied output head
+    adds none.
     """
     C, layers, bias = config.n_embd, config.n_layer, int(config.bias)
     embedding_params = config.vocab_size * C
@@ -34,16 +34,15 @@ def count_parameters_by_part(config: ModelConfig) -> dict[str, int]:
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """Number of parameters of a GPT of this shape, counted without building it."""
+    """Number of a GPT's parameters."""
     return sum(count_parameters_by_part(config).values())
 
 
 def flops_per_token(config: ModelConfig) -> int:
-    """Floating-point operations of one token in training, forward and backward: 6 for each
-    parameter of a matrix product, and 12·n_layer·C·T for attention (PaLM, Chowdhery et al., 2022,
-    appendix B).
+    """FLOPs of one token in training, forward and backward: 6 for each parameter of a matrix
+    product, and 12·n_layer·C·T for attention (PaLM, Chowdhery et al., 2022, appendix B).
     """
-    is_matmul = {"wpe": False, "wve": False, "wte": config.tied}  # else looked up
+    is_matmul = {"wpe": False, "wve": False, "wte": config.tied}  # False: looked up
     matmul_params = sum(
         count
         for part, count in count_parameters_by_part(config).items()

@@ -1,7 +1,6 @@
-"""Who gets in: programs on this machine that know the key, and the page that was opened with it.
+"""Access control: each request needs the API key, a local Host and no foreign Origin.
 
-A page from elsewhere is refused by its Origin, a name that was pointed at this machine by its Host,
-and everybody by a body that is too long.
+The Origin check refuses pages of other sites, the Host check DNS rebinding. Bodies have a limit.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlxgpt.utils.errors import UserError
 
-MAX_BODY_BYTES = 1 << 19  # bytes
+MAX_BODY_BYTES = 1 << 19  # 512 KiB
+
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
@@ -31,10 +31,10 @@ SECURITY_HEADERS = {
 
 
 class AuthMiddleware:
-    """Around an application.
+    """Middleware that checks requests before the application and adds security headers.
 
     Args:
-        port: that it listens on.
+        port: the port that the server listens on.
         api_key: required in each request's Authorization header, except for the page itself.
     """
 
@@ -42,6 +42,7 @@ class AuthMiddleware:
         self._app, self._api_key = app, api_key
         self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
         self._hosts |= {"127.0.0.1", "localhost"} if port == 80 else set()
+        self._origins = {f"http://{host}" for host in self._hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -62,9 +63,7 @@ class AuthMiddleware:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
             return error_response(403, "this server answers to 127.0.0.1 and localhost alone")
-        if any(
-            origin.lower() not in {f"http://{host}" for host in self._hosts} for origin in origins
-        ):
+        if not self._origins.issuperset(map(str.lower, origins)):
             return error_response(403, "pages from elsewhere are not answered")
         content_length = headers.get("content-length", "0")
         if not (content_length.isascii() and content_length.isdecimal()):
@@ -83,16 +82,16 @@ class AuthMiddleware:
 
 
 class FiniteJSONResponse(JSONResponse):
-    """JSON without NaN or infinities, which it does not have."""
+    """JSON response that raises a UserError for NaN and infinities, which JSON does not have."""
 
     def render(self, content: Any) -> bytes:
-        """The body in UTF-8; half a surrogate pair, as in a file's name, is escaped."""
+        """The body in UTF-8; an unpaired surrogate, such as in a file's name, is escaped."""
         return _dump_json(content, ensure_ascii=False).encode(errors="backslashreplace")
 
 
-def _dump_json(tree: Any, *, ensure_ascii: bool) -> str:
+def _dump_json(value: Any, *, ensure_ascii: bool) -> str:
     try:
-        return json.dumps(tree, allow_nan=False, ensure_ascii=ensure_ascii)
+        return json.dumps(value, allow_nan=False, ensure_ascii=ensure_ascii)
     except ValueError as error:
         raise UserError(
             "the model gives numbers that are not finite",
@@ -100,33 +99,29 @@ def _dump_json(tree: Any, *, ensure_ascii: bool) -> str:
         ) from error
 
 
-def format_sse_event(tree: Any) -> str:
+def format_sse_event(value: Any) -> str:
     """A server-sent event.
 
     Raises:
         UserError: if a number is not finite.
     """
-    return f"data: {_dump_json(tree, ensure_ascii=True)}\n\n"
+    return f"data: {_dump_json(value, ensure_ascii=True)}\n\n"
 
 
 def error_response(
     status: int, problem: str, remedy: str = "", error_type: str | None = None
 ) -> JSONResponse:
-    """An error as OpenAI's API has it, for every route."""
+    """An error response in the format of OpenAI's API, for every route."""
     error_type = error_type or ("invalid_request_error" if status < 500 else "server_error")
-    tree = {
-        "message": _format_error_message(problem, remedy),
-        "type": error_type,
-        "param": None,
-        "code": None,
-    }
-    return FiniteJSONResponse({"error": tree}, status)
+    message = _format_error_message(problem, remedy)
+    error = {"message": message, "type": error_type, "param": None, "code": None}
+    return FiniteJSONResponse({"error": error}, status)
 
 
 def format_sse_error(error: UserError) -> str:
-    """An error where an answer had begun, as a server-sent event."""
-    tree = {"message": _format_error_message(error.problem, error.remedy)}
-    return format_sse_event({"error": tree})
+    """An error within a stream, as a server-sent event."""
+    message = _format_error_message(error.problem, error.remedy)
+    return format_sse_event({"error": {"message": message}})
 
 
 def _format_error_message(problem: str, remedy: str) -> str:
@@ -134,7 +129,7 @@ def _format_error_message(problem: str, remedy: str) -> str:
 
 
 def _limit_body_size(receive: Receive) -> Receive:
-    """A body that did not say how long it is."""
+    """Wrap `receive` to limit a body that comes in chunks, without Content-Length."""
     body_bytes = 0
 
     async def receive_limited() -> Message:

@@ -1,6 +1,4 @@
-"""A conversation as a prompt, by the template in a run's folder: `chat_template.jinja`, rendered as
-transformers renders it.
-"""
+"""Chat prompts: the run's `chat_template.jinja`, rendered as in transformers."""
 
 from __future__ import annotations
 
@@ -17,61 +15,54 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from mlxgpt.data.normalize import normalize_text
-from mlxgpt.data.tokenizers.char import NUL, encode_with_special_tokens, end_of_text_token
+from mlxgpt.data.tokenizers.base import NUL, encode_with_special_tokens, end_of_text_token
 from mlxgpt.loaded_model import LoadedModel
 from mlxgpt.playground.request_body import MAX_PROMPT_CHARS, ChatMessage
 from mlxgpt.storage.run import CHAT_TEMPLATE, Run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # the first is what templates read
-
 
 def load_chat_template(run: Run) -> str:
-    """A run's template.
+    """Read a run's template.
 
     Raises:
-        UserError: if it has none.
+        UserError: if there is none, or it cannot be read.
     """
+    path = run.folder / CHAT_TEMPLATE
     try:
-        return files.read_small(run.folder / CHAT_TEMPLATE)
+        return files.read_small(path)
     except FileNotFoundError as error:
         raise UserError(
             f"{run.name} has no chat template, as it was not trained on conversations",
             "use /v1/completions.",
         ) from error
     except OSError as error:
-        raise files.to_user_error(
-            error, "read", run.folder / CHAT_TEMPLATE, "restore it."
-        ) from error
+        raise files.to_user_error(error, "read", path, "restore it.") from error
     except ValueError as error:
         raise UserError(f"{CHAT_TEMPLATE} of {run.name} cannot be read", "restore it.") from error
 
 
 def encode_chat(template: str, messages: Iterable[ChatMessage], model: LoadedModel) -> list[int]:
-    """A conversation's ids, up to where the assistant is to speak.
+    """Token ids of a conversation, up to where the assistant's reply begins.
 
     Raises:
         UserError: if the messages are too long, or the template fails.
     """
-    # Special tokens are marked by NUL, so that only the template can write one.
+    # NUL marks special tokens: without it in messages, only the template can write one.
     conversation = [
         _strip_nul(message.raw_fields | {"content": message.content}) for message in messages
     ]
     if sum(len(message["content"]) for message in conversation) > MAX_PROMPT_CHARS:
         raise UserError("messages are too long", f"send at most {MAX_PROMPT_CHARS:,} characters.")
     tokenizer, eos_token = model.tokenizer, end_of_text_token(model.tokenizer)
+    mark_special_tokens = tokenizer.added_tokens.mark_special_tokens
     token_names = () if eos_token is None else ("bos_token", "eos_token")
-    special_tokens = dict.fromkeys(
-        token_names, tokenizer.added_tokens.mark_special_tokens(eos_token or "")
-    )
-    text = render_chat_template(
-        tokenizer.added_tokens.mark_special_tokens(template), conversation, special_tokens
-    )
+    special_tokens = dict.fromkeys(token_names, mark_special_tokens(eos_token or ""))
+    text = render_chat_template(mark_special_tokens(template), conversation, special_tokens)
     try:
-        return (
-            encode_with_special_tokens(tokenizer, normalize_text(text)) or model.encode("").tolist()
-        )
+        ids = encode_with_special_tokens(tokenizer, normalize_text(text))
+        return ids or model.encode("").tolist()
     except ValueError as error:
         raise UserError(
             f"{CHAT_TEMPLATE} cannot be used: it takes a special token apart",
@@ -82,7 +73,7 @@ def encode_chat(template: str, messages: Iterable[ChatMessage], model: LoadedMod
 def render_chat_template(
     template: str, messages: list[dict[str, Any]], special_tokens: Mapping[str, str]
 ) -> str:
-    """A conversation as text.
+    """The text of a conversation.
 
     Args:
         special_tokens: the tokenizer's special tokens, by their names in transformers.
@@ -95,7 +86,7 @@ def render_chat_template(
             _create_environment()
             .from_string(template)
             .render(
-                messages=[_add_reasoning_keys(message) for message in messages],
+                messages=list(map(_add_reasoning_keys, messages)),
                 tools=None,
                 documents=None,
                 add_generation_prompt=True,
@@ -106,30 +97,29 @@ def render_chat_template(
         raise UserError(
             f"the chat template refuses these messages: {error}", "send what it asks for."
         ) from error
-    except Exception as error:  # a template can fail in any way that Python can
-        raise UserError(
-            f"{CHAT_TEMPLATE} cannot be used: {error}", "correct the template."
-        ) from error
+    except Exception as error:  # a template can raise any exception
+        problem = f"{CHAT_TEMPLATE} cannot be used: {error}"
+        raise UserError(problem, "correct the template.") from error
 
 
 class _TemplateRefusal(TemplateError):
-    """Raised by a template itself."""
+    """Raised by a template's own `raise_exception`."""
 
 
 class _GenerationTag(Extension):
-    """`{% generation %} … {% endgeneration %}`, which marks the assistant's words for training."""
+    """`{% generation %} … {% endgeneration %}`: marks the assistant's words for training."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """What is inside, in a scope of its own."""
+        """Parse the block's body into a scope of its own."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
 
 
 class _SafeNamespace(Namespace):
-    """Jinja's, without names that begin with an underscore."""
+    """Jinja's namespace; names that begin with an underscore are refused."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         for name in dict(*args[1:], **kwargs):
@@ -147,7 +137,7 @@ def _check_namespace_name(name: Any) -> None:
 
 
 def _create_environment() -> ImmutableSandboxedEnvironment:
-    """Jinja with all that transformers gives a template."""
+    """A Jinja sandbox with the filters, globals and tags of transformers."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, LoopControlExtension]
     )
@@ -167,11 +157,11 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON without Jinja's escapes for HTML."""
+    """JSON without Jinja's HTML escapes."""
     text = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
-    return text.replace(json.dumps(NUL)[1:-1], NUL)  # an end-of-text, which JSON leaves as it is
+    return text.replace(json.dumps(NUL)[1:-1], NUL)  # keep marks of special tokens
 
 
 def _raise_exception(message: str) -> None:
@@ -188,8 +178,11 @@ def _strip_nul(value: Any) -> Any:
     return value
 
 
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # in this order of preference
+
+
 def _add_reasoning_keys(message: dict[str, Any]) -> dict[str, Any]:
-    """A message with its reasoning under the names that templates read, as transformers has it."""
+    """A message with its reasoning under the two names that templates read, as in transformers."""
     values = (message.get(name) for name in REASONING_KEYS)
     reasoning = next((value for value in values if value is not None), None)
     if reasoning is None:

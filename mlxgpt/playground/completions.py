@@ -1,5 +1,5 @@
 """OpenAI's API: `/v1/models`, `/v1/completions`, `/v1/chat/completions`
-(platform.openai.com/docs/api-reference), with one model: the run that is played.
+(platform.openai.com/docs/api-reference), with one model, the run's.
 """
 
 from __future__ import annotations
@@ -47,14 +47,12 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MIN_PROBABILITY = 1e-30  # probability whose logarithm is returned
-MAX_WARNINGS = 100
 Prompt = str | list[int]
 
 
 @dataclass(frozen=True)
 class _GenerationJob:
-    """A request: prompts, and how they are continued."""
+    """A validated request: its prompts, and how to continue them."""
 
     body: GenerationRequest
     prompts: list[Prompt]
@@ -74,6 +72,9 @@ def openai_routes(models: ModelCache, worker: DeviceWorker) -> list[Route]:
     ]
 
 
+MAX_WARNINGS = 100  # unknown fields that are logged
+
+
 class _OpenAIEndpoints:
     def __init__(self, models: ModelCache, worker: DeviceWorker) -> None:
         self._models, self._worker = models, worker
@@ -82,25 +83,18 @@ class _OpenAIEndpoints:
         self._warned_fields: set[str] = set()
 
     def _model_info(self) -> dict[str, Any]:
-        return {
-            "id": self._name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "mlxgpt",
-        }
+        created = self._created
+        return {"id": self._name, "object": "model", "created": created, "owned_by": "mlxgpt"}
 
     async def list_models(self, request: Request) -> Response:
-        """The one model."""
+        """List the one model."""
         return FiniteJSONResponse({"object": "list", "data": [self._model_info()]})
 
     async def get_model(self, request: Request) -> Response:
-        """It, by its name."""
-        name = request.path_params["name"]
-        return (
-            FiniteJSONResponse(self._model_info())
-            if name == self._name
-            else self._model_not_found()
-        )
+        """Describe the one model, by its name."""
+        if request.path_params["name"] != self._name:
+            return self._model_not_found()
+        return FiniteJSONResponse(self._model_info())
 
     def _model_not_found(self) -> Response:
         return auth.error_response(
@@ -113,30 +107,29 @@ class _OpenAIEndpoints:
         if body.model != self._name:
             return self._model_not_found()
         self._log_unknown_fields(find_unknown_fields(body))
-        job = _create_job(
-            body, body.prompt, body.max_completion_tokens or body.max_tokens, body.echo
-        )
-        return await self._respond(
-            job, CompletionResponseBuilder(self._name, body.num_top_logprobs)
-        )
+        max_tokens = body.max_completion_tokens or body.max_tokens
+        job = _create_job(body, body.prompt, max_tokens, body.echo)
+        builder = CompletionResponseBuilder(self._name, body.num_top_logprobs)
+        return await self._respond(job, builder)
 
     async def create_chat_completion(self, request: Request) -> Response:
-        """Answer a conversation, by the run's own template."""
+        """Answer a conversation, encoded by the run's chat template."""
         body = await parse_request(request, ChatCompletionRequest)
         if body.model != self._name:
             return self._model_not_found()
         self._log_unknown_fields(find_unknown_fields(body))
         template = chat_template.load_chat_template(self._models.get_run())
 
-        def encode_prompt() -> list[int]:
+        def encode_messages() -> list[int]:
             return chat_template.encode_chat(template, body.messages, self._models.get_model())
 
-        prompt_ids = await self._worker.call(encode_prompt)
-        job = _create_job(body, [prompt_ids], body.max_completion_tokens or body.max_tokens, False)
+        prompt_ids = await self._worker.call(encode_messages)
+        max_tokens = body.max_completion_tokens or body.max_tokens
+        job = _create_job(body, [prompt_ids], max_tokens, echo=False)
         return await self._respond(job, ChatResponseBuilder(self._name, body.num_top_logprobs))
 
     def _log_unknown_fields(self, names: list[str]) -> None:
-        """Log fields that are ignored, each once."""
+        """Log ignored fields, each name once."""
         for name in names:
             if name not in self._warned_fields and len(self._warned_fields) < MAX_WARNINGS:
                 self._warned_fields.add(name)
@@ -149,14 +142,11 @@ class _OpenAIEndpoints:
 
         def generate_deltas() -> Iterator[TextDelta | None]:
             model = self._models.get_model()
-            prompts = [
-                (p, (model.encode(p) if isinstance(p, str) else model.check_ids(p)).tolist())
-                for p in job.prompts
-            ]
-            prompt_lengths.extend(len(ids) for _, ids in prompts)
-            yield None  # from here on nothing is refused
+            encoded = [_encode_prompt(model, prompt) for prompt in job.prompts]
+            prompt_lengths.extend(map(len, encoded))
+            yield None  # all prompts are valid: from here on the response can begin
             index = 0
-            for prompt, ids in prompts:
+            for prompt, ids in zip(job.prompts, encoded, strict=True):
                 echo = (yield from _echo_prompt(model, prompt, ids, job)) if job.echo else None
                 for sample_index in range(job.body.n):
                     yield from _generate_choice(model, ids, sample_index, index, job, echo)
@@ -171,16 +161,12 @@ class _OpenAIEndpoints:
             async for delta in stream:
                 if delta:
                     deltas_by_choice.setdefault(delta.index, []).append(delta)
-        choices = [
-            builder.build_choice(index, deltas) for index, deltas in deltas_by_choice.items()
-        ]
+        choices = [builder.build_choice(n, deltas) for n, deltas in deltas_by_choice.items()]
         completion_tokens = sum(
             delta.num_tokens for deltas in deltas_by_choice.values() for delta in deltas
         )
-        return FiniteJSONResponse(
-            builder.build_response(choices)
-            | {"usage": build_usage(sum(prompt_lengths), completion_tokens)}
-        )
+        usage = build_usage(sum(prompt_lengths), completion_tokens)
+        return FiniteJSONResponse(builder.build_response(choices) | {"usage": usage})
 
 
 def _create_job(
@@ -202,15 +188,20 @@ def _create_job(
     return _GenerationJob(body, prompts, max_tokens, sampling_params, echo)
 
 
+def _encode_prompt(model: LoadedModel, prompt: Prompt) -> list[int]:
+    return (model.encode(prompt) if isinstance(prompt, str) else model.check_ids(prompt)).tolist()
+
+
 def _echo_prompt(
     model: LoadedModel, prompt: Prompt, ids: list[int], job: _GenerationJob
 ) -> Generator[None, None, tuple[str, list[TokenLogprob]]]:
-    """The prompt as it was sent, and its tokens with their log-probabilities, where these are asked
-    for. The token that we put before a text is not part of it. Yields to let others have a turn.
+    """The prompt as it was sent, and its tokens with log-probabilities, if these are requested.
+
+    A token that `encode` put before a text is left out. Yields to give other requests a turn.
     """
-    tokenizer, num_top_logprobs = model.tokenizer, job.body.num_top_logprobs
+    num_top_logprobs, token_bytes = job.body.num_top_logprobs, model.tokenizer.token_bytes
     has_prefix = isinstance(prompt, str) and (
-        not prompt or ids[0] in (model.run.bos, tokenizer.end_of_text)
+        not prompt or ids[0] in (model.run.bos, model.tokenizer.end_of_text)
     )
     scores: list[ScoredToken | None] = [None] * len(ids)
     if num_top_logprobs is not None:
@@ -222,13 +213,10 @@ def _echo_prompt(
     text, tokens = "", list[TokenLogprob]()
     for id, score in list(zip(ids, scores, strict=True))[int(has_prefix) :]:
         logprob, top_logprobs = None, list[tuple[bytes, float]]()
-        if score and tokens:  # without a log-probability for the first
+        if score and tokens:  # the first token has no log-probability
             logprob = score.logprob
-            top_logprobs = [
-                (tokenizer.token_bytes(top_id), top_logprob)
-                for top_id, top_logprob in score.alternatives
-            ]
-        content = tokenizer.token_bytes(id)
+            top_logprobs = [(token_bytes(top_id), value) for top_id, value in score.alternatives]
+        content = token_bytes(id)
         tokens.append(TokenLogprob(content, logprob, top_logprobs, len(text)))
         text += decode(content)
     if not job.max_tokens:
@@ -241,8 +229,9 @@ def _echo_prompt(
 
 
 def map_char_offsets(normalized: str, original: str) -> list[int]:
-    """Where each character of a text, and its end, was before normalization, which removes
-    characters or replaces one by another.
+    """Offset in the original text of each character of the normalized one, and of its end.
+
+    Normalization removes characters, or replaces one by another.
     """
     offsets, position = [], 0
     for character in normalized:
@@ -262,7 +251,7 @@ def _generate_choice(
     job: _GenerationJob,
     echo: tuple[str, list[TokenLogprob]] | None,
 ) -> Iterator[TextDelta]:
-    """One text, the one that `generate` writes with this seed."""
+    """Generate one choice: the text that `mlxgpt generate` writes with this seed."""
     finish_reason, offset, token_bytes = "length", 0, model.tokenizer.token_bytes
     if echo:
         text, tokens = echo
@@ -271,7 +260,7 @@ def _generate_choice(
     if not job.max_tokens:
         yield TextDelta(index, "", finish_reason=finish_reason)
         return
-    # A prompt's ids may end in the middle of a character.
+    # The prompt may end within a character.
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     decode(b"".join(map(token_bytes, ids[-MAX_UTF8_BYTES:])))
     num_top_logprobs = 0 if job.body.num_top_logprobs is None else max(1, job.body.num_top_logprobs)
@@ -280,17 +269,11 @@ def _generate_choice(
     ):
         tokens = []
         if output.probability is not None:
+            logprob = _log_probability(output.probability)
             top_logprobs = [
                 (token_bytes(id), _log_probability(prob)) for id, prob in output.alternatives
             ]
-            tokens = [
-                TokenLogprob(
-                    token_bytes(output.id),
-                    _log_probability(output.probability),
-                    top_logprobs,
-                    offset,
-                )
-            ]
+            tokens = [TokenLogprob(token_bytes(output.id), logprob, top_logprobs, offset)]
         finish_reason = "stop" if output.ended else "length"
         yield TextDelta(index, output.text, num_tokens=1, tokens=tokens)
         offset += len(decode(token_bytes(output.id)))
@@ -312,19 +295,19 @@ async def _stream_sse_chunks(
                 if delta:
                     completion_tokens += delta.num_tokens
                     if delta.text or delta.finish_reason or delta.tokens:
-                        tree = builder.build_response(
-                            [builder.build_delta_choice(delta)], streamed=True
-                        )
-                        yield auth.format_sse_event(tree | no_usage)
+                        choices = [builder.build_delta_choice(delta)]
+                        chunk = builder.build_response(choices, streamed=True)
+                        yield auth.format_sse_event(chunk | no_usage)
         except UserError as error:
             yield auth.format_sse_error(error)
             return
     if include_usage:
-        tree = builder.build_response([], streamed=True) | {
-            "usage": build_usage(sum(prompt_lengths), completion_tokens)
-        }
-        yield auth.format_sse_event(tree)
+        usage = build_usage(sum(prompt_lengths), completion_tokens)
+        yield auth.format_sse_event(builder.build_response([], streamed=True) | {"usage": usage})
     yield "data: [DONE]\n\n"
+
+
+MIN_PROBABILITY = 1e-30  # avoids log(0)
 
 
 def _log_probability(probability: float) -> float:

@@ -1,4 +1,4 @@
-"""A connection with deadlines: for the client's request, and for its reading of the answer."""
+"""HTTP connections with a timeout: for sending the request, and for reading the response."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 100
-CLIENT_TIMEOUT = 30.0  # seconds without a whole request, or without anything read of an answer
+CLIENT_TIMEOUT = 30.0  # seconds without a complete request, or without reading from a response
 
 
 class TimeoutH11Protocol(H11Protocol):
-    """An HTTP/1.1 connection. uvicorn's own has a deadline only for the request after an answer."""
+    """An HTTP/1.1 connection; uvicorn's own has a timeout only for a request after a response."""
 
     _last_progress: Any = None
     _last_progress_time = 0.0
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the deadlines; of too many connections, close the one that waited longest."""
+        """Start the timeout; of too many connections, close the one that is stalled longest."""
         super().connection_made(transport)
         self._check_timeout()
         open_connections = [
@@ -31,7 +31,7 @@ class TimeoutH11Protocol(H11Protocol):
             min(stalled, key=lambda c: c._last_progress_time).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the deadlines."""
+        """Stop the timeout."""
         if self._timer:
             self._timer.cancel()
         super().connection_lost(exc)
@@ -48,9 +48,9 @@ class TimeoutH11Protocol(H11Protocol):
         self._timer = self.loop.call_later(CLIENT_TIMEOUT / 10, self._check_timeout)
 
     def _client_progress(self) -> Any:
-        """What the client has to do next, a value that changes as it does it; None: nothing."""
+        """A value that changes as the client makes progress; None if nothing is expected of it."""
         if unsent := self.transport.get_write_buffer_size():
             return "reading", unsent
         if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
-            return "request", self.cycle  # another one for each request
+            return "request", self.cycle  # a new one for each request
         return None

@@ -1,4 +1,4 @@
-"""A run's models, at the ages that are asked for, and what was looked at last."""
+"""Cache of a run's models, by checkpoint step, and of their latest forward traces."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from mlxgpt.storage.run import Run, open_run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-RUN_FILES = ("run.json", "config.toml", "tokenizer.json")  # GPT-2's takes a third of a second
-MAX_CACHED = 4  # models, and looks, at most
-MAX_CACHED_PARAMETERS = 500_000_000  # parameters of all these models, unless one alone has more
+# The run is opened again only if one of these changed: GPT-2's tokenizer takes 0.3 s to read.
+RUN_FILES = ("run.json", "config.toml", "tokenizer.json")
+MAX_CACHED = 4  # models; and forward traces
+MAX_CACHED_PARAMETERS = 500_000_000  # of all cached models; a larger one is cached alone
 
 
 class ModelCache:
-    """Of one run's folder, from which nothing is needed once a model is read.
+    """Models and forward traces of one run; a cached model no longer needs the run's folder.
 
-    Models are read, and looked into, in the device's thread alone; the run may be opened in any.
+    Models and traces belong to the device worker's thread; the run may be opened in any thread.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,41 +34,41 @@ class ModelCache:
         self._traces: OrderedDict[tuple, ForwardTrace] = OrderedDict()
 
     def get_run(self) -> Run:
-        """The run as it is now.
+        """The run, opened again if its files changed.
 
         Raises:
             UserError: if it is gone, or damaged.
         """
         if not files.is_folder(self.folder):
             raise UserError(f"the run {self.folder.name} is gone", "stop this, and play another.")
-        with contextlib.suppress(OSError):  # else open_run says what is missing
+        with contextlib.suppress(OSError):  # open_run reports what is missing
             mtimes = [(self.folder / name).stat().st_mtime_ns for name in RUN_FILES]
-            cached = self._run  # once, as another thread may put another one there
+            cached = self._run  # read once: another thread may replace it
             if cached is None or cached[0] != mtimes:
                 cached = self._run = mtimes, open_run(self.folder)
             return cached[1]
         return open_run(self.folder)
 
     def get_model(self, step: int | None = None) -> LoadedModel:
-        """The model after so many steps; default: the best, or the newest there is. Of a run that
-        is gone, one that was read before.
+        """The model after `step` steps; default: the best checkpoint, else the newest.
+
+        If the run is gone: a cached model, by default the newest one.
         """
         if step is None:
             step = self._default_step()
         mtime = self._weights_mtime(step)
         cached_mtime, model = self._models.get(step, (None, None))
-        if model is None or mtime not in (None, cached_mtime):  # or trained anew meanwhile
+        if model is None or mtime not in (None, cached_mtime):  # not cached, or changed since
             model = load(str(self.get_run().folder), checkpoint=str(step))
             self._models.pop(step, None)
-            _evict_lru(
-                self._models, MAX_CACHED_PARAMETERS // count_parameters(model.run.config.model)
-            )
+            capacity = MAX_CACHED_PARAMETERS // count_parameters(model.run.config.model)
+            _evict_lru(self._models, capacity)
             self._models[step] = mtime, model
         self._models.move_to_end(step)
         return model
 
     def _weights_mtime(self, step: int) -> int | None:
-        """When the weights of a step were; None where they are gone."""
+        """Modification time of a step's weights, in ns; None if they are gone."""
         for name in ("checkpoints", "snapshots"):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 return checkpoint_folder(self.folder / name, step).stat().st_mtime_ns
@@ -81,7 +82,7 @@ class ModelCache:
     def get_trace(
         self, model: LoadedModel, ids: Sequence[int], disabled_heads: frozenset[tuple[int, int]]
     ) -> ForwardTrace:
-        """See inside a model as it reads ids."""
+        """The trace of a model's forward pass over ids, with some attention heads off."""
         key = (model, tuple(ids), disabled_heads)
         if (trace := self._traces.get(key)) is None:
             _evict_lru(self._traces, MAX_CACHED)
@@ -91,6 +92,6 @@ class ModelCache:
 
 
 def _evict_lru(cache: OrderedDict, capacity: int) -> None:
-    """Drop those that were not used for longest, until there is room for one more of so many."""
+    """Drop the least recently used entries, until there is room for one more."""
     while len(cache) >= max(1, min(capacity, MAX_CACHED)):
         cache.popitem(last=False)

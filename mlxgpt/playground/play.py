@@ -1,4 +1,4 @@
-"""Of `play`: from a run's name to a page that is open."""
+"""The function behind `mlxgpt play`: finds the run, starts the server, opens the page."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def play(
         run: name or folder; default: the newest, also where it has no checkpoint yet.
         port: to listen on; 0: any that is free.
         browser: whether to open the page.
+        runs_dir: where runs are; default: the folder `runs`.
         ready: is called with the page's address and its key, once the server listens.
 
     Raises:
-        UserError: if there is no run, what it takes is not installed, or the port is taken.
+        UserError: if there is no run, a package is not installed, or the port is taken.
     """
     try:
         from mlxgpt.playground import server

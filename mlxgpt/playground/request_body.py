@@ -1,4 +1,4 @@
-"""Request bodies: JSON, parsed into pydantic models that give each field its type and bounds."""
+"""Request bodies: JSON, validated by pydantic models with each field's type and bounds."""
 
 from __future__ import annotations
 
@@ -21,34 +21,27 @@ from starlette.requests import Request
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-MAX_PROMPT_CHARS = 100_000  # of a prompt
-MAX_IDS = 20_000
-MAX_NEW_TOKENS = 4_000  # of one text
+MAX_PROMPT_CHARS = 100_000
+MAX_IDS = 20_000  # of a prompt
+MAX_NEW_TOKENS = 4_000  # of one choice
 MAX_CHOICES = 16  # of one request
-MAX_LOGPROBS = 20
-MAX_MESSAGES = 200
-MAX_FIELDS = 200
-MAX_DEPTH = 50  # levels of lists and objects
-MAX_VALUE_CHARS = 60  # characters of a value in an error message
-ROLES = ("system", "developer", "user", "assistant")
-
-RequestT = TypeVar("RequestT", bound="RequestModel")
 
 
 def _as_stop_list(value: Any) -> Any:
-    """A single stop string as a list of one; an empty one as none."""
+    """Put a single stop string into a list; an empty string becomes an empty list."""
     return [value] * bool(value) if isinstance(value, str) else value
 
 
 def _as_prompt_list(value: Any) -> Any:
-    """A single prompt, text or ids, as a list of one."""
+    """Put a single prompt, a string or token ids, into a list."""
     is_ids = isinstance(value, list) and value and all(type(id) is int for id in value)
     return [value] if isinstance(value, str) or is_ids else value
 
 
 def _join_text_parts(content: Any) -> Any:
-    """The text of a message's content, which may be a list of parts. Parts that are not text stay
-    as they are, and are refused.
+    """Join a message's content if it is a list of text parts.
+
+    A list with other parts stays as it is, and is refused afterwards.
     """
     if not isinstance(content, list):
         return content
@@ -88,28 +81,28 @@ StopStrings = Annotated[
 
 
 class RequestModel(BaseModel):
-    """Fields of a request. One that is null has its default."""
+    """Base of all requests. A field that is null has its default."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
     _raw_fields: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="wrap")
     @classmethod
-    def _drop_nulls(cls, tree: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        if isinstance(tree, dict):
-            tree = {name: value for name, value in tree.items() if value is not None}
-        body = validate(tree)
-        body._raw_fields = tree
+    def _drop_nulls(cls, fields: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(fields, dict):
+            fields = {name: value for name, value in fields.items() if value is not None}
+        body = validate(fields)
+        body._raw_fields = fields
         return body
 
     @property
     def raw_fields(self) -> dict[str, Any]:
-        """All fields but those that are null, as they were sent, in their order."""
+        """All fields that are not null, as they were sent, in their order."""
         return self._raw_fields
 
 
 class SamplingRequest(RequestModel):
-    """Settings of sampling. Their bounds are those of `config.Sampling`."""
+    """Sampling settings, with the bounds of `config.SamplingParams`."""
 
     temperature: float | None = _number_field()
     top_p: float | None = _number_field()
@@ -118,13 +111,12 @@ class SamplingRequest(RequestModel):
     repetition_penalty: float | None = _number_field()
 
     def sampling_params(self) -> dict[str, Any]:
-        """Those that the request sets, by their names in `config.Sampling`."""
-        values = {name: getattr(self, name) for name in SamplingRequest.model_fields}
-        return {name: value for name, value in values.items() if value is not None}
+        """The settings that are not null, by their names in `config.SamplingParams`."""
+        return self.model_dump(include=set(SamplingRequest.model_fields), exclude_none=True)
 
 
 class UIRequest(SamplingRequest):
-    """A request of the page."""
+    """A request of the web page."""
 
     text: str = _string_field("")
     ids: TokenIds = Field([], description=f"a list of at most {MAX_IDS:,} token ids")
@@ -143,9 +135,13 @@ class StreamOptions(RequestModel):
     include_usage: bool = False
 
 
+MAX_LOGPROBS = 20
+
+
 class GenerationRequest(SamplingRequest):
-    """What OpenAI's endpoints have in common; top_k, min_p and repetition_penalty have the names
-    that other servers give them.
+    """Fields that both of OpenAI's endpoints have.
+
+    top_k, min_p and repetition_penalty are not OpenAI's; other servers use these names.
     """
 
     model: str = _string_field(...)
@@ -167,9 +163,7 @@ class GenerationRequest(SamplingRequest):
 
     @property
     def num_top_logprobs(self) -> int | None:
-        """How many of the most likely tokens to return for each place; None: no log-probabilities
-        at all.
-        """
+        """Number of likeliest tokens to return at each position; None: no log-probabilities."""
         if isinstance(self.logprobs, bool):
             return self.top_logprobs if self.logprobs else None
         return self.logprobs
@@ -199,11 +193,17 @@ class CompletionRequest(GenerationRequest):
     echo: bool = _boolean_field()
 
 
+ROLES = ("system", "developer", "user", "assistant")
+
+
 class ChatMessage(RequestModel):
-    """A message of a conversation. Fields with other names are for the template."""
+    """A message of a conversation. Other fields are passed to the chat template."""
 
     role: Literal[ROLES]  # type: ignore[valid-type]
     content: Annotated[str, BeforeValidator(_join_text_parts)]
+
+
+MAX_MESSAGES = 200
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -218,11 +218,15 @@ class ChatCompletionRequest(GenerationRequest):
     max_tokens: int = _integer_field(512, 1, MAX_NEW_TOKENS)
 
 
+MAX_FIELDS = 200  # each unknown one costs a search for similar names
+RequestT = TypeVar("RequestT", bound=RequestModel)
+
+
 async def parse_request(request: Request, model_class: type[RequestT]) -> RequestT:
-    """A request's body.
+    """Parse and validate a request's body.
 
     Raises:
-        UserError: if it is not JSON, or a field has another type or is out of bounds.
+        UserError: if it is not a JSON object, or a field has a wrong type or is out of bounds.
     """
     try:
         tree = files.parse_json((await request.body()).decode())
@@ -238,7 +242,7 @@ async def parse_request(request: Request, model_class: type[RequestT]) -> Reques
     except ValidationError as error:
         first_error = error.errors(include_url=False, include_context=False)[0]
         name = str(first_error["loc"][0])
-        # Of a prompt the whole is shown: what pydantic names of it was prepared for the check.
+        # Other fields are shown whole: their location may be in what a validator made of them.
         path, value = _locate_value(tree, first_error["loc"] if name == "messages" else (name,))
         if first_error["type"] == "missing":
             path, value = (f"{path}.{first_error['loc'][-1]}" if path else name), None
@@ -248,20 +252,24 @@ async def parse_request(request: Request, model_class: type[RequestT]) -> Reques
 
 
 def invalid_field_error(name: str, value: Any, allowed: str) -> UserError:
-    """The error for a field with a value that it cannot have; None: for one that is missing."""
+    """The error for a field with a value that is not allowed; None stands for a missing one."""
     problem = "is missing" if value is None else f"= {format_value(value)} is not valid"
     return UserError(f"{name} {problem}", f"send {allowed}.")
 
 
+MAX_VALUE_CHARS = 60  # in an error message
+
+
 def format_value(value: Any) -> str:
-    """A value in ASCII, shortened."""
+    """A value as JSON in ASCII, shortened."""
     line = json.dumps(value)
     return line if len(line) <= MAX_VALUE_CHARS else f"{line[: MAX_VALUE_CHARS - 1]}…"
 
 
 def _locate_value(tree: Any, keys: tuple[int | str, ...]) -> tuple[str, Any]:
-    """The part of a tree that pydantic names, as far as there is one: it also names the types that
-    it tried.
+    """Path and value of a pydantic location in a tree.
+
+    Its last keys may be names of types that pydantic tried; these are left out.
     """
     path, value = "", tree
     for key in keys:
@@ -276,9 +284,12 @@ def _locate_value(tree: Any, keys: tuple[int | str, ...]) -> tuple[str, Any]:
     return path, value
 
 
+MAX_DEPTH = 50  # levels of lists and objects
+
+
 def _check_tree(value: Any, path: str, depth: int) -> None:
-    """Refuse half a surrogate pair anywhere in a tree, since UTF-8 cannot hold one though JSON can
-    escape it; and a tree that is too deep.
+    """Refuse a tree that is nested too deeply, or with an unpaired surrogate: JSON can escape one,
+    but UTF-8 cannot encode it.
     """
     if isinstance(value, str) and (surrogate := re.search("[\ud800-\udfff]", value)):
         raise UserError(

@@ -1,6 +1,4 @@
-"""Answers of `/v1/completions` and `/v1/chat/completions`, whole or in chunks, as OpenAI's API
-describes them.
-"""
+"""Responses of OpenAI's `/v1/completions` and `/v1/chat/completions`, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -13,12 +11,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token of a text.
+    """A token with its log-probability.
 
     Attributes:
         content: its bytes, which may be only a part of a character.
-        logprob: None for a text's first token, which nothing precedes.
-        top_logprobs: (bytes, log-probability) of the most likely tokens in its place, falling.
+        logprob: None for a text's first token.
+        top_logprobs: (bytes, log-probability) of the likeliest tokens at its position, falling.
         offset: of its first character in the text, in characters.
     """
 
@@ -30,13 +28,13 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """What is new of one of a request's texts.
+    """New text of one choice.
 
     Attributes:
-        index: which text.
-        num_tokens: how many tokens were drawn for it.
-        finish_reason: why the text ends here; None where it does not.
-        tokens: with their log-probabilities, where these were asked for.
+        index: of the choice.
+        num_tokens: how many tokens were sampled for it.
+        finish_reason: why the choice ends here; None if it does not.
+        tokens: with their log-probabilities, if these were requested.
     """
 
     index: int
@@ -47,12 +45,12 @@ class TextDelta:
 
 
 class ResponseBuilder(ABC):
-    """How a request's texts are written.
+    """Builds the JSON of a request's responses.
 
     Args:
         model: its name.
-        num_top_logprobs: how many of the most likely tokens to return for each place; None: no
-            log-probabilities at all.
+        num_top_logprobs: number of likeliest tokens to return at each position; None: no
+            log-probabilities.
     """
 
     object_type: str
@@ -70,7 +68,7 @@ class ResponseBuilder(ABC):
     def build_response(
         self, choices: list[dict[str, Any]], *, streamed: bool = False
     ) -> dict[str, Any]:
-        """An answer, or a chunk of one, with its choices."""
+        """A response, or a chunk of one, with its choices."""
         return self._common_fields | {
             "object": self.chunk_object_type if streamed else self.object_type,
             "choices": choices,
@@ -78,15 +76,15 @@ class ResponseBuilder(ABC):
 
     @abstractmethod
     def build_choice(self, index: int, deltas: list[TextDelta]) -> dict[str, Any]:
-        """A text as a choice."""
+        """A whole choice."""
 
     @abstractmethod
     def build_delta_choice(self, delta: TextDelta) -> dict[str, Any]:
-        """What is new of a text, as a choice."""
+        """A chunk's choice, with new text alone."""
 
 
 class CompletionResponseBuilder(ResponseBuilder):
-    """Of `/v1/completions`."""
+    """Responses of `/v1/completions`."""
 
     object_type = chunk_object_type = "text_completion"
     id_prefix = "cmpl"
@@ -113,7 +111,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         }
 
     def _top_logprobs(self, token: TokenLogprob) -> dict[str, float] | None:
-        """The most likely tokens, and the token itself where it is not one of them."""
+        """The likeliest tokens, and the token itself if it is not one of them."""
         if token.logprob is None:
             return None
         top = [*token.top_logprobs[: self._num_top_logprobs], (token.content, token.logprob)]
@@ -121,7 +119,7 @@ class CompletionResponseBuilder(ResponseBuilder):
 
 
 class ChatResponseBuilder(ResponseBuilder):
-    """Of `/v1/chat/completions`."""
+    """Responses of `/v1/chat/completions`."""
 
     object_type, chunk_object_type = "chat.completion", "chat.completion.chunk"
     id_prefix = "chatcmpl"
@@ -150,20 +148,15 @@ class ChatResponseBuilder(ResponseBuilder):
         def entry(content: bytes, logprob: float | None) -> dict[str, Any]:
             return {"token": _decode_token(content), "logprob": logprob, "bytes": list(content)}
 
-        content = [
-            entry(token.content, token.logprob)
-            | {
-                "top_logprobs": [
-                    entry(*top) for top in token.top_logprobs[: self._num_top_logprobs]
-                ]
-            }
-            for token in tokens
-        ]
-        return {"content": content, "refusal": None}
+        def entry_with_top(token: TokenLogprob) -> dict[str, Any]:
+            top = [entry(*pair) for pair in token.top_logprobs[: self._num_top_logprobs]]
+            return entry(token.content, token.logprob) | {"top_logprobs": top}
+
+        return {"content": list(map(entry_with_top, tokens)), "refusal": None}
 
 
 def build_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """How many tokens a request took."""
+    """A response's `usage`: token counts."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -172,7 +165,7 @@ def build_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 
 def _decode_token(content: bytes, prefix: str = "") -> str:
-    """A token's text; for a part of a character its bytes, escaped as OpenAI's API has them."""
+    """A token's text; for a part of a character its bytes, escaped as in OpenAI's API."""
     try:
         return content.decode()
     except UnicodeDecodeError:

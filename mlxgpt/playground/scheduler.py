@@ -1,6 +1,4 @@
-"""One thread in which all of MLX's work is done, and which everybody shares by turns: a token of
-this text, a token of that one.
-"""
+"""One worker thread for all MLX work; requests take turns, one token each."""
 
 from __future__ import annotations
 
@@ -15,17 +13,18 @@ from typing import Any, TypeVar
 from mlxgpt.backend import device_errors
 
 T = TypeVar("T")
-MAX_WAITING = 32  # that wait for their turns
-MAX_PREFETCH = 16  # items that are made before their consumer takes them
 _END = object()
 
 
 class TooManyRequestsError(Exception):
-    """Too many ask at once."""
+    """More than MAX_WAITING requests wait at once."""
+
+
+MAX_PREFETCH = 16  # items that a task makes ahead of its consumer
 
 
 class _Task:
-    """Something under way: the worker takes its items, and hands them over."""
+    """A request's iterator: the worker thread advances it, the event loop consumes its items."""
 
     def __init__(self, make_iterator: Callable[[], Iterator[Any]]) -> None:
         self._make_iterator = make_iterator
@@ -37,8 +36,9 @@ class _Task:
         self.cancelled = False
 
     def advance(self) -> bool:
-        """Make an item; whether there may be another one. In the worker's thread alone, as arrays
-        belong to the thread that made them.
+        """Make one item, and return whether to make another one now.
+
+        Runs in the worker's thread alone, since arrays belong to the thread that made them.
         """
         if self._finished:
             return False
@@ -68,8 +68,11 @@ class _Task:
             self._loop.call_soon_threadsafe(self.results.put_nowait, (item, error))
 
 
+MAX_WAITING = 32  # requests that wait for an item
+
+
 class DeviceWorker:
-    """The thread, and those who wait for it."""
+    """The worker thread, and its queue of tasks."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[_Task] = queue.SimpleQueue()
@@ -88,18 +91,20 @@ class DeviceWorker:
                 runnable.append(task)
 
     async def stream(self, make_iterator: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
-        """What an iterator gives, made and advanced in the thread. It stops with its consumer. A
-        consumer that pauses does not count as waiting, and gets no more turns.
+        """The items of an iterator that is created and advanced in the worker's thread.
+
+        It stops with its consumer. A consumer that pauses does not count as waiting, and gets no
+        more turns.
 
         Raises:
-            Busy: if too many wait.
+            TooManyRequestsError: if too many wait.
         """
         if self._waiting_count >= MAX_WAITING:
             raise TooManyRequestsError
         task = _Task(make_iterator)
         try:
             while True:
-                self._queue.put(task)  # also to wake it where it was far enough ahead
+                self._queue.put(task)  # also resumes a task that was MAX_PREFETCH items ahead
                 self._waiting_count += 1
                 try:
                     item, error = await task.results.get()
@@ -118,7 +123,7 @@ class DeviceWorker:
     async def start_stream(
         self, make_iterator: Callable[[], Iterator[Any]]
     ) -> tuple[Any, AsyncGenerator[Any, None]]:
-        """The first item, so that what cannot begin is refused as a whole; and those after it."""
+        """The first item, and a stream of the rest; errors before the first are raised here."""
         stream = self.stream(make_iterator)
         try:
             return await anext(stream), stream
@@ -127,8 +132,8 @@ class DeviceWorker:
             raise
 
     async def call(self, function: Callable[[], T]) -> T:
-        """A function's result; see `items`."""
+        """The result of a function that runs in the worker's thread; see `stream`."""
         async with contextlib.aclosing(self.stream(lambda: iter([function()]))) as results:
             async for result in results:
                 return result
-        raise AssertionError  # it gives one
+        raise AssertionError  # the stream has one item

@@ -1,4 +1,4 @@
-"""The server: its routes, its errors, its start and its end."""
+"""The HTTP server: routes, error responses, socket, startup."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ from mlxgpt.playground.scheduler import DeviceWorker, TooManyRequestsError
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-HOST = "127.0.0.1"
-
 
 def create_app(folder: Path, port: int, api_key: str) -> ASGIApp:
-    """What answers: a run's page, and the API for other programs.
+    """The ASGI application: a run's web page, and OpenAI's API.
 
     Args:
         folder: the run's.
-        port: that is listened on.
-        api_key: that lets in.
+        port: the port that the server listens on.
+        api_key: the key that each request needs.
     """
     models, worker = ModelCache(folder), DeviceWorker()
     app = Starlette(
@@ -64,16 +62,19 @@ async def _handle_os_error(request: Request, exc: Exception) -> Response:
     return auth.error_response(500, user_error.problem, user_error.remedy)
 
 
+HOST = "127.0.0.1"
+
+
 def bind_socket(port: int) -> socket.socket:
-    """A socket of this machine alone.
+    """A socket that only this machine can reach.
 
     Args:
-        port: 0: any that is free.
+        port: 0: any free one.
 
     Raises:
         UserError: if it is taken, or not allowed.
     """
-    # By its number asyncio knows TCP, and sends each piece at once: without, 40 ms later.
+    # With this protocol number asyncio sets TCP_NODELAY; without, chunks arrive 40 ms later.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -88,10 +89,10 @@ def bind_socket(port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Answers until Ctrl-C: `run(sockets=[…])`.
+    """The uvicorn server: `run(sockets=[…])` serves until Ctrl-C.
 
     Args:
-        on_ready: is called when there is an answer to be had.
+        on_ready: is called once the server listens.
     """
 
     def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
@@ -111,6 +112,6 @@ class Server(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Start to listen."""
         await super().startup(sockets)
         self._on_ready()

@@ -1,4 +1,4 @@
-"""What the page asks for: to write, to look inside, how the training went."""
+"""The web page's own API: generation, attention, logit lens, neighbors, training curves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mlxgpt.config import parse_sampling_params
-from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.base import Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.html_report.page import replace_unprintable
 from mlxgpt.html_report.run_metrics import load_run_metrics
 from mlxgpt.inference.inspect import TopTokens
@@ -38,15 +39,10 @@ from mlxgpt.storage.run import Run
 from mlxgpt.utils.errors import UserError
 
 STATIC_DIR = Path(__file__).parent / "static"
-TOP_TOKEN_COUNT = 12  # likely tokens, wherever some are shown
-MAX_ATTENTION_TOKENS = 128  # tokens whose attention is shown, the last ones
-MAX_CURVE_POINTS = 600  # of a curve
-MAX_SAMPLE_CHARS = 2_000  # characters
-EXAMPLE_PROMPTS = ("ROMEO:", "The ", "Once upon a time")
 
 
 def ui_routes(models: ModelCache, worker: DeviceWorker) -> list[Route | Mount]:
-    """The page's, with its own files."""
+    """Routes of the web page: its API and its files."""
     endpoints = _UIEndpoints(models, worker)
 
     async def index(request: Request) -> Response:
@@ -65,22 +61,26 @@ def ui_routes(models: ModelCache, worker: DeviceWorker) -> list[Route | Mount]:
     ]
 
 
+TOP_TOKEN_COUNT = 12  # likeliest tokens in each list
+MAX_ATTENTION_TOKENS = 128  # the last ones of the text
+
+
 class _UIEndpoints:
     def __init__(self, models: ModelCache, worker: DeviceWorker) -> None:
         self._models, self._worker = models, worker
 
     async def run_info(self, request: Request) -> Response:
-        """What there is to play with."""
+        """The run's name, size, snapshots and example prompt."""
 
         def compute() -> dict[str, Any]:
             run = self._models.get_run()
-            m, saved_steps = run.config.model, run.saved_steps()
+            model_config, saved_steps = run.config.model, run.saved_steps()
             return {
                 "name": replace_unprintable(run.name),
-                "parameters": count_parameters(m),
-                "n_layer": m.n_layer,
-                "n_head": m.n_head,
-                "block_size": m.block_size,
+                "parameters": count_parameters(model_config),
+                "n_layer": model_config.n_layer,
+                "n_head": model_config.n_head,
+                "block_size": model_config.block_size,
                 "vocab_size": run.tokenizer.vocab_size,
                 "max_tokens": MAX_NEW_TOKENS,
                 "ages": saved_steps,
@@ -92,17 +92,16 @@ class _UIEndpoints:
         return FiniteJSONResponse(await self._worker.call(compute))
 
     async def training_curves(self, request: Request) -> Response:
-        """How the training goes, from the run's files; the trainer is asked nothing."""
-        return FiniteJSONResponse(
-            await run_in_threadpool(lambda: _training_curves(self._models.get_run()))
-        )
+        """Training curves and samples, read from the run's files."""
+        curves = await run_in_threadpool(lambda: _training_curves(self._models.get_run()))
+        return FiniteJSONResponse(curves)
 
     async def generate(self, request: Request) -> Response:
-        """A text, token by token, as events."""
+        """Generate a text, token by token, as server-sent events."""
         body = await parse_request(request, UIRequest)
         sampling_params = body.sampling_params() | {"max_tokens": body.max_tokens}
         seed = secrets.randbelow(1 << 31) if body.seed is None else body.seed
-        parse_sampling_params(sampling_params)  # refused before anything is sent
+        parse_sampling_params(sampling_params)  # raises before the response begins
 
         def events() -> Iterator[dict[str, Any]]:
             model = self._models.get_model(body.step)
@@ -130,7 +129,7 @@ class _UIEndpoints:
         return StreamingResponse(stream_sse_events(first, rest), media_type="text/event-stream")
 
     async def next_tokens(self, request: Request) -> Response:
-        """What may come next, and what settings leave of it."""
+        """The likeliest next tokens: probabilities before and after the sampling settings."""
         body = await parse_request(request, UIRequest)
 
         def compute() -> list[tuple[int, str, float, float]]:
@@ -139,14 +138,13 @@ class _UIEndpoints:
                 _encode_prompt(body, model), TOP_TOKEN_COUNT, **body.sampling_params()
             )
             labeled = _label_top_tokens(model.tokenizer, top_tokens)
-            return [
-                (*entry, float(prob)) for entry, prob in zip(labeled, sampling_probs, strict=True)
-            ]
+            rows = zip(labeled, sampling_probs, strict=True)
+            return [(*row, float(sampling_prob)) for row, sampling_prob in rows]
 
         return FiniteJSONResponse({"likely": await self._worker.call(compute)})
 
     async def attention(self, request: Request) -> Response:
-        """The attention of a layer's heads, and the next token with and without some of all."""
+        """A layer's attention weights, and the next token with and without disabled heads."""
         body = await parse_request(request, UIRequest)
 
         def compute() -> dict[str, Any]:
@@ -166,7 +164,7 @@ class _UIEndpoints:
         return FiniteJSONResponse(await self._worker.call(compute))
 
     async def logit_lens(self, request: Request) -> Response:
-        """What each layer would have said after a token."""
+        """The likeliest next tokens at a position by each layer's residual stream."""
         body = await parse_request(request, UIRequest)
 
         def compute() -> list[list[tuple[int, str, float]]]:
@@ -174,36 +172,32 @@ class _UIEndpoints:
             trace = self._models.get_trace(model, ids, _parse_disabled_heads(body, model))
             position = len(ids) - 1 if body.position is None else body.position
             _check_upper_bound("position", position, len(ids) - 1)
-            return [
-                _label_top_tokens(model.tokenizer, top_tokens)
-                for top_tokens in trace.logit_lens(position, 5)
-            ]
+            layers = trace.logit_lens(position, 5)
+            return [_label_top_tokens(model.tokenizer, top_tokens) for top_tokens in layers]
 
         return FiniteJSONResponse({"layers": await self._worker.call(compute)})
 
     async def find_neighbors(self, request: Request) -> Response:
-        """The tokens whose embeddings are most like one's."""
+        """The tokens whose embeddings are nearest to a token's."""
         body = await parse_request(request, UIRequest)
 
         def compute() -> list[tuple[int, str, float]]:
             model = self._models.get_model(body.step)
             _check_upper_bound("id", body.id, model.tokenizer.vocab_size - 1)
-            return _label_top_tokens(
-                model.tokenizer, model.find_neighbors(body.id, TOP_TOKEN_COUNT)
-            )
+            neighbors = model.find_neighbors(body.id, TOP_TOKEN_COUNT)
+            return _label_top_tokens(model.tokenizer, neighbors)
 
         return FiniteJSONResponse({"likely": await self._worker.call(compute)})
 
     def _load_model_and_ids(self, body: UIRequest) -> tuple[LoadedModel, list[int]]:
-        """The model, and the last ids that are looked at."""
+        """The model, and the last ids of the prompt, as many as are shown."""
         model = self._models.get_model(body.step)
-        return model, _encode_prompt(body, model)[
-            -min(MAX_ATTENTION_TOKENS, model.run.config.model.block_size) :
-        ]
+        count = min(MAX_ATTENTION_TOKENS, model.run.config.model.block_size)
+        return model, _encode_prompt(body, model)[-count:]
 
 
 async def stream_sse_events(first: Any, rest: AsyncGenerator[Any, None]) -> AsyncIterator[str]:
-    """Server-sent events; an error on the way is the last one."""
+    """Server-sent events of items; a UserError becomes the last event."""
     async with aclosing(rest):
         try:
             yield auth.format_sse_event(first)
@@ -214,16 +208,16 @@ async def stream_sse_events(first: Any, rest: AsyncGenerator[Any, None]) -> Asyn
 
 
 def _encode_prompt(body: UIRequest, model: LoadedModel) -> list[int]:
-    """What is to be continued: ids as they are, or a text."""
+    """The prompt's token ids, or those of its text."""
     return (model.check_ids(body.ids) if body.ids else model.encode(body.text)).tolist()
 
 
 def _parse_disabled_heads(body: UIRequest, model: LoadedModel) -> frozenset[tuple[int, int]]:
-    """The heads that are switched off, numbered layer by layer."""
-    m = model.run.config.model
-    if any(index >= m.n_layer * m.n_head for index in body.off):
-        raise UserError("there is no such head", f"the model has {m.n_layer * m.n_head}.")
-    return frozenset(divmod(index, m.n_head) for index in body.off)
+    """(layer, head) of each disabled head; requests number the heads layer by layer."""
+    n_layer, n_head = model.run.config.model.n_layer, model.run.config.model.n_head
+    if any(index >= n_layer * n_head for index in body.off):
+        raise UserError("there is no such head", f"the model has {n_layer * n_head}.")
+    return frozenset(divmod(index, n_head) for index in body.off)
 
 
 def _check_upper_bound(name: str, value: int, high: int) -> None:
@@ -232,7 +226,7 @@ def _check_upper_bound(name: str, value: int, high: int) -> None:
 
 
 def _token_label(tokenizer: Tokenizer, id: int) -> str:
-    """A token by itself: its text, or its bytes where they are only part of a character."""
+    """A token's text, or its bytes in hex if they are only a part of a character."""
     content = tokenizer.token_bytes(id)
     try:
         return content.decode()
@@ -245,7 +239,7 @@ def _label_top_tokens(tokenizer: Tokenizer, top_tokens: TopTokens) -> list[tuple
 
 
 def _label_prompt_tokens(tokenizer: Tokenizer, ids: list[int]) -> list[tuple[int, str, str]]:
-    """Each id with what of the text is certain by it, and its name."""
+    """(id, text, label) of each token; a character of several tokens is the last one's text."""
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     labeled = []
     for id in ids:
@@ -255,12 +249,19 @@ def _label_prompt_tokens(tokenizer: Tokenizer, ids: list[int]) -> list[tuple[int
     return labeled
 
 
+EXAMPLE_PROMPTS = ("ROMEO:", "The ", "Once upon a time")
+
+
 def _example_prompt(tokenizer: Tokenizer) -> str:
-    """How a text may begin: a story; of characters the first one whose characters are all known."""
+    """A story's beginning; for characters the first prompt that the vocabulary can spell."""
     if not isinstance(tokenizer, CharTokenizer):
         return EXAMPLE_PROMPTS[-1]
     vocab = set(tokenizer.characters)
     return next((prompt for prompt in EXAMPLE_PROMPTS if vocab.issuperset(prompt)), "")
+
+
+MAX_CURVE_POINTS = 600
+MAX_SAMPLE_CHARS = 2_000
 
 
 def _training_curves(run: Run) -> dict[str, Any]:

@@ -1,6 +1,4 @@
-"""Request fields that this server does not have: those of other servers that would change a text
-are refused, those that would not are ignored.
-"""
+"""Request fields that this server lacks: refused if they would change a text, else ignored."""
 
 from __future__ import annotations
 
@@ -15,10 +13,7 @@ from mlxgpt.playground.request_body import (
 )
 from mlxgpt.utils.errors import UserError
 
-TYPO_SIMILARITY = 0.8  # similarity from which a name counts as a misspelling; `temprature` has 0.95
-
-# Fields that change what is written, of OpenAI, llama.cpp, vLLM, Ollama, mlx-lm, SGLang, TGI and
-# text-generation-webui; with values, besides null and empty ones, that change nothing.
+# Fields of OpenAI, llama.cpp, vLLM, Ollama, mlx-lm, SGLang, TGI and text-generation-webui.
 _UNSUPPORTED_NAMES = """
 suffix logit_bias tools functions audio prediction web_search_options frequency_penalty
 presence_penalty reasoning
@@ -39,6 +34,7 @@ smoothing_factor epsilon_cutoff eta_cutoff penalty_alpha ban_eos_token custom_to
 sampler_priority sampler_order negative_prompt preset character instruction_template memory
 stop_sequence stop_sequences watermark decoder_input_details top_n_tokens until
 """
+# Fields that change a text; each with its values, besides null and empty ones, that do not.
 UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = dict.fromkeys(_UNSUPPORTED_NAMES.split(), ()) | {
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
@@ -61,7 +57,7 @@ UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = dict.fromkeys(_UNSUPPORTED_NAME
     "num_return_sequences": (1,),
     "encoder_repetition_penalty": (1,),
 }
-# Of these false changes the text, and true does not.
+# Fields that change a text if they are false.
 TRUE_ONLY_FIELDS = {
     "add_special_tokens",
     "skip_special_tokens",
@@ -69,7 +65,7 @@ TRUE_ONLY_FIELDS = {
     "do_sample",
 }
 
-# Fields that change no text: bookkeeping, speed, and settings of what is refused where it is on.
+# Fields that change no text: bookkeeping, speed, and details of features that are refused above.
 _IGNORED_NAMES = """
 moderation user metadata store service_tier safety_identifier prompt_cache_key
 prompt_cache_retention prompt_cache_options parallel_tool_calls
@@ -102,13 +98,17 @@ REPLACEMENTS = {
 }
 
 
+SUGGESTION_SIMILARITY = 0.6  # from which a name is suggested for an unsupported field
+TYPO_SIMILARITY = 0.8  # from which an unknown field is a typo; `temprature` has 0.95
+
+
 def find_unknown_fields(body: RequestModel) -> list[str]:
-    """Names of a request's fields that no server is known to have.
+    """Names of a request's fields that no known server has.
 
     Raises:
-        UserError: for a field that would change the text, and for a misspelled one.
+        UserError: for a field that would change the text, and for a typo.
     """
-    model_fields = type(body).model_fields
+    own_fields = list(type(body).model_fields)
     unsupported = {
         *UNSUPPORTED_FIELDS,
         *TRUE_ONLY_FIELDS,
@@ -119,14 +119,15 @@ def find_unknown_fields(body: RequestModel) -> list[str]:
     for name, value in (body.model_extra or {}).items():
         if name in IGNORED_FIELDS or _is_neutral(name, value):
             continue
-        suggestion = REPLACEMENTS.get(name) or _closest_name(name, list(model_fields), 0.6)
+        suggestion = REPLACEMENTS.get(name) or _closest_name(
+            name, own_fields, SUGGESTION_SIMILARITY
+        )
         if name in unsupported:
             remedy = f"use {suggestion}, or leave it out." if suggestion else "leave it out."
             raise UserError(f"{name} = {format_value(value)} is not supported here", remedy)
-        if suggestion := _closest_name(name, list(model_fields), TYPO_SIMILARITY):
-            raise UserError(
-                f"there is no field {format_value(name)}", f"did you mean {suggestion}?"
-            )
+        if suggestion := _closest_name(name, own_fields, TYPO_SIMILARITY):
+            problem = f"there is no field {format_value(name)}"
+            raise UserError(problem, f"did you mean {suggestion}?")
         unknown.append(name)
     return unknown
 
@@ -138,9 +139,7 @@ def _is_neutral(name: str, value: Any) -> bool:
 
 
 def _closest_name(name: str, names: list[str], cutoff: float) -> str | None:
-    """The most similar of some names, whatever the case; one with the same letters in another order
-    counts as similar.
-    """
+    """The most similar of some names, ignoring case; an anagram is the most similar."""
     lower = name.lower().replace("-", "_")
     anagrams = [candidate for candidate in names if sorted(candidate) == sorted(lower)]
     return next(iter(anagrams or difflib.get_close_matches(lower, names, 1, cutoff)), None)

@@ -1,3 +1,1 @@
-"""A run's folder and its checkpoints: written atomically, read warily. What is in them is made
-elsewhere.
-"""
+"""A run's folder, its logs and its checkpoints: written atomically, verified when read."""

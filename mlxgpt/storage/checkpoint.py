@@ -2,9 +2,9 @@
 
 A checkpoint is a folder step-0005000 with model.safetensors, optimizer.safetensors and
 manifest.json (format version, step, hashes, the fingerprints of the model's settings and of the
-tokenizer, the guard's memory). It is
-written beside its final name, synced, and renamed, so that one that can be seen is whole. Nothing
-that a stranger writes into one runs code, leads out of it, or takes more memory than it is long.
+tokenizer, the spike guard's state). It is written under a scratch name, synced, and renamed, so
+that a visible one is whole. Nothing that a stranger writes into one runs code, leads out of it, or
+takes more memory than it is long.
 """
 
 from __future__ import annotations
@@ -25,19 +25,13 @@ from mlxgpt.backend.safetensors_io import load_arrays, save_arrays
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-CHECKPOINT_FORMAT = 2  # 1 had no guard
-STEP_FOLDER = re.compile(r"step-(\d{7,18})", re.ASCII)
-MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "manifest.json",
-)
-# A file that is missing, or a folder in its place, or the reverse.
-MISSING_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+CHECKPOINT_FORMAT = 2  # 1 had no state of the spike guard
+MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
+MANIFEST_FILE = "manifest.json"
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint is not what was written; another one may be."""
+    """A checkpoint is missing or damaged; an older one of the run may be whole."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +42,10 @@ class Checkpoint:
         step: updates done.
         model: fingerprint of the model's settings; empty in what was written before there was one.
         tokenizer: fingerprint of the tokenizer that the model was trained with.
-        metrics: numbers noted with it, such as the loss; in the file its `report`.
-        guard: what the guard remembers; empty in format 1.
+        metrics: values stored with it, such as the loss; in the manifest its `report`.
+        guard: the spike guard's state; empty in format 1.
         parameters: the model's arrays by their dotted names.
-        optimizer: those of the optimizer's state, or None where it was not asked for.
+        optimizer: the arrays of the optimizer's state; None if it was not loaded.
     """
 
     step: int
@@ -66,14 +60,14 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, *, check: Callable[[], None] = lambda: None
 ) -> Path:
-    """Write a checkpoint into `folder`, which has to exist; its path. An existing one of that step
-    (a damaged one, or training would have resumed from it) is deleted when the new one is whole.
+    """Write a checkpoint into `folder`, which must exist, and return its path. An old one of that
+    step (damaged, or training would have resumed from it) is deleted when the new one is whole.
 
     Args:
         check: called before the checkpoint gets its name; it may raise.
 
     Raises:
-        UserError: if it cannot be written; nothing is left behind, and nothing lost.
+        UserError: if it cannot be written; nothing is left behind, and nothing is lost.
     """
     final = checkpoint_folder(folder, checkpoint.step)
     try:
@@ -115,13 +109,17 @@ def save_checkpoint(
     return final
 
 
+# A file is missing, or a folder is in its place, or the reverse.
+MISSING_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
 def load_checkpoint(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
     """Read a checkpoint and verify its hashes.
 
     Raises:
-        Damaged: if it is missing, or not what was written.
+        DamagedCheckpointError: if it is missing, or not what was written.
         UserError: if it is of a newer format, holds a link, or MLX cannot read its arrays.
-        OSError: if it cannot be read, which says nothing of what is in it.
+        OSError: if it cannot be read, though it may be whole.
     """
     file_names = (MODEL_FILE, OPTIMIZER_FILE) if with_optimizer else (MODEL_FILE,)
     try:
@@ -144,7 +142,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
             parameters=parameters,
             optimizer=load_arrays(path / OPTIMIZER_FILE) if with_optimizer else None,
         )
-    except RuntimeError as error:  # of MLX, of a file that could be read
+    except RuntimeError as error:  # MLX raises it for a file that could be read
         if device_errors.classify_device_error(error):
             raise
         raise memory_limits.explain_out_of_memory(error) or _damaged_checkpoint(
@@ -166,29 +164,32 @@ def find_non_finite(arrays: Mapping[str, mx.array]) -> str | None:
     return next((name for name, value in arrays.items() if not mx.isfinite(value).all()), None)
 
 
+STEP_FOLDER = re.compile(r"step-(\d{7,18})", re.ASCII)
+
+
 def list_steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in `folder`, ascending."""
     if not files.is_folder(folder):
         return []
     return sorted(
-        int(m[1])
-        for p in folder.iterdir()
-        if (m := STEP_FOLDER.fullmatch(p.name)) and files.is_folder(p)
+        int(match[1])
+        for path in folder.iterdir()
+        if (match := STEP_FOLDER.fullmatch(path.name)) and files.is_folder(path)
     )
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The path of a step's checkpoint."""
     return folder / f"step-{step:07d}"
 
 
 def parse_step(path: Path) -> int:
-    """The step whose checkpoint lies there."""
+    """The step of the checkpoint at a path."""
     return int(path.name.removeprefix("step-"))
 
 
 def prune_checkpoints(folder: Path, keep: set[int]) -> None:
-    """Delete the checkpoints of other steps, and what an interrupted writing left behind."""
+    """Delete the checkpoints of all steps but `keep`, and leftovers of interrupted writes."""
     for step in list_steps(folder):
         if step not in keep:
             with contextlib.suppress(OSError):

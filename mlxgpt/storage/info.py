@@ -1,4 +1,4 @@
-"""What a tier, a config or a run amounts to, and the list of runs."""
+"""Size and cost of a tier, a config or a run, and the list of runs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ConfigInfo:
-    """What a config or a run amounts to.
+    """Size and cost of a config or a run.
 
     Attributes:
-        parameters: by part, and all.
+        parameters: number of parameters by part; under "all", their sum.
         flops_per_token: of training, forward and backward.
-        training_tokens: of the whole plan.
+        training_tokens: tokens of all planned steps.
         memory_bytes: least memory for weights, gradients and AdamW's two moments.
     """
 
@@ -51,7 +51,7 @@ def info(
     runs_dir: PathLike | None = None,
     **settings: Any,
 ) -> ConfigInfo:
-    """What a tier, a config or a run amounts to: shape, parameters, cost."""
+    """Size and cost of a tier, a config or a run: shape, parameters, FLOPs, memory."""
     step = val_loss = None
     if tier is None and config is None and "recipe" not in settings:
         opened_run = run_folders.find_run(run, resolve_folder("runs", runs_dir))
@@ -77,7 +77,7 @@ def info(
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line of the list of runs; an imported one has no `steps` planned."""
+    """A row of the list of runs; `steps` is 0 for an imported run, which has none planned."""
 
     name: str
     step: int
@@ -88,8 +88,8 @@ class RunSummary:
 
 
 def runs(*, runs_dir: PathLike | None = None) -> list[RunSummary]:
-    """All runs, the newest first. Those that are damaged or cannot be read are left out, and a line
-    on each is logged.
+    """List all runs, the newest first. Those that are damaged or cannot be read are logged and left
+    out.
     """
     summaries = []
     for folder in run_folders.list_run_folders(

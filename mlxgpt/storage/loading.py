@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 def load_model(
     run: Run, selector: str = "best", *, fall_back: bool = True
 ) -> tuple[GPT, Checkpoint]:
-    """The model of a run's checkpoint: `best`, `newest`, or a step. Damaged checkpoints that were
-    skipped are logged.
+    """Load the model of a run's checkpoint: `best`, `newest`, or a step. Damaged checkpoints that
+    were skipped are logged.
 
     Args:
         fall_back: where the best or the newest is damaged, use the newest that is whole.
@@ -42,16 +42,15 @@ def load_model(
         paths += [fallback for fallback in fallbacks if fallback != path]
     ckpt = run.load_first_valid(paths)
     n_stored = sum(value.size for value in ckpt.parameters.values())
-    if n_stored != (
-        n_expected := count_parameters(run.config.model)
-    ):  # before a model of that size
+    n_expected = count_parameters(run.config.model)
+    if n_stored != n_expected:  # before a model of that size is built
         raise UserError(
             f"config.toml tells of {n_expected:,} parameters, and the checkpoint has {n_stored:,}",
             "restore the run's own files; config.toml and checkpoints belong together.",
         )
     model = GPT(run.config.model)
     parameters = ckpt.parameters
-    if path.parent == run.snapshots:  # which is in 16 bits
+    if path.parent == run.snapshots:  # snapshots are in 16 bits
         parameters = {name: value.astype(mx.float32) for name, value in parameters.items()}
     load_parameters(model, parameters)
     return model, ckpt
@@ -64,15 +63,15 @@ def load_run_model(
     *,
     fall_back: bool = True,
 ) -> tuple[Run, GPT, int]:
-    """A run, the model of one of its checkpoints, and its step; see `load_model`."""
+    """Open a run and load the model of one of its checkpoints, with its step; see `load_model`."""
     opened_run = runs.find_run(run, resolve_folder("runs", runs_dir))
-    model, loaded_checkpoint = load_model(opened_run, checkpoint, fall_back=fall_back)
-    logger.info("%s, step %s", opened_run.folder, f"{loaded_checkpoint.step:,}")
-    return opened_run, model, loaded_checkpoint.step
+    model, ckpt = load_model(opened_run, checkpoint, fall_back=fall_back)
+    logger.info("%s, step %s", opened_run.folder, f"{ckpt.step:,}")
+    return opened_run, model, ckpt.step
 
 
 def open_run_dataset(run: Run, data_dir: Path) -> Dataset:
-    """The data that a run was trained with."""
+    """Open the dataset that a run was trained on."""
     if not run.data_name:
         raise UserError(
             f"{run.name} was imported, without a validation text",

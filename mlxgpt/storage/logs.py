@@ -1,10 +1,9 @@
-"""What a training notes in its run's folder, line by line. None of it is refused: what was cut off
-or damaged is left out. A file that is not there is empty; one that cannot be read is an OSError.
+"""The logs in a run's folder, line by line. Lines that were cut off or damaged are left out. A
+missing file counts as empty; one that cannot be read raises OSError.
 
-    metrics.jsonl    one object a logged step
-    history.jsonl    one for each time that the training began or went on: at which step, when, on
-                     what, which settings were changed, and what it was said to take; and one for
-                     each time that it went back, after its loss had leapt
+    metrics.jsonl    one object per logged step
+    history.jsonl    one object each time that training started or resumed: step, time, environment,
+                     changed settings, estimate; and one for each rollback after a loss spike
     samples.txt      what the model wrote at each evaluation
 """
 
@@ -33,18 +32,18 @@ SAMPLE_HEADER = re.compile(r"--- step (\d{1,18})\n", re.ASCII)
 
 @dataclass(frozen=True)
 class RunLogs:
-    """Those in one run's folder. What is read from it was perhaps written by a stranger.
+    """The logs in one run's folder. What is read from it may have been written by a stranger.
 
     Attributes:
-        folder_fd: of the folder, while a training holds it: see `storage.run.held`.
+        folder_fd: of the folder, while training holds it: see `storage.run.hold_run_folder`.
     """
 
     folder: Path
     folder_fd: int | None = field(default=None, kw_only=True, compare=False)
 
     def check_folder_exists(self) -> None:
-        """Before each write of a training: a folder that was deleted must not be created again, and
-        one that was put in its place is not this run's.
+        """Check the folder before each write of training: a deleted one must not be created again,
+        and one that was put in its place is not this run's.
 
         Raises:
             UserError: if the folder that is held was deleted, moved or replaced.
@@ -78,14 +77,17 @@ class RunLogs:
         changed: Mapping[str, tuple[Any, Any]],
         estimate: Mapping[str, float | None],
     ) -> None:
-        """Note that the training begins, or goes on, from a step: on what, with which settings
-        changed, name -> (old, new), and what it was said to take.
+        """Append to the history that training starts or resumes at a step.
+
+        Args:
+            changed: settings that changed, name -> (old, new).
+            estimate: what training was estimated to take.
         """
         session = {"on": dict(environment), "changed": dict(changed), "forecast": dict(estimate)}
         self._append_history(step, session)
 
     def log_rollback(self, step: int, spike_step: int) -> None:
-        """Note that the training went back to a step, since its loss had leapt at a later one."""
+        """Append to the history that training went back to a step after a loss spike."""
         self._append_history(step, {"spiked": spike_step})
 
     def _append_history(self, step: int, extra: Mapping[str, Any]) -> None:
@@ -97,21 +99,19 @@ class RunLogs:
         return self._read_records(HISTORY_FILE)
 
     def last_environment(self) -> dict[str, str]:
-        """On what it was last trained; {} where that is not known."""
-        last = deque((line["on"] for line in self.history() if "on" in line), maxlen=1)
-        environment = last[0] if last else None
-        return (
-            {str(k): str(v) for k, v in environment.items()}
-            if isinstance(environment, dict)
-            else {}
-        )
+        """The environment that it was last trained in; {} if that is not known."""
+        environments = deque((line["on"] for line in self.history() if "on" in line), maxlen=1)
+        environment = environments[0] if environments else None
+        if not isinstance(environment, dict):
+            return {}
+        return {str(name): str(value) for name, value in environment.items()}
 
     def add_sample(self, step: int, text: str) -> None:
         """Append what the model wrote at a step."""
         self._append(SAMPLES_FILE, f"--- step {step}\n{text}\n\n")
 
     def samples(self, max_chars: int) -> Iterator[tuple[int, str]]:
-        """What the model wrote at each evaluation: (step, text), a text that is longer cut."""
+        """What the model wrote at each evaluation: (step, text), texts cut at `max_chars`."""
         step, text = None, ""
         with self._open_log(SAMPLES_FILE) as content, _as_text(content) as file:
             while line := file.readline(max_chars):
@@ -125,14 +125,14 @@ class RunLogs:
             yield step, text.strip("\n")
 
     def truncate_after(self, step: int) -> bool:
-        """Forget what was noted after a step; whether that step's own metrics are there. Where they
-        are not, its sample goes too. Nothing is written before all was read.
+        """Delete metrics and samples after a step; whether that step's own metrics are there. If
+        not, its sample is deleted too. Nothing is written before all was read.
         """
         records = {record["step"]: record for record in self.metrics() if record["step"] <= step}
-        last = step if step in records else step - 1
+        last_sample_step = step if step in records else step - 1
         contents = {
             METRICS_FILE: "".join(json.dumps(record) + "\n" for record in records.values()),
-            SAMPLES_FILE: "".join(self._read_samples_until(last)),
+            SAMPLES_FILE: "".join(self._read_samples_until(last_sample_step)),
         }
         existing = [name for name in contents if files.exists(self.folder / name)]
         self.check_folder_exists()
@@ -141,7 +141,7 @@ class RunLogs:
         return step in records
 
     def sync_logs(self) -> None:
-        """Make the disk hold what was noted."""
+        """Sync the logs to disk."""
         for name in (METRICS_FILE, SAMPLES_FILE, HISTORY_FILE):
             with contextlib.suppress(FileNotFoundError):
                 files.fsync_path(self.folder / name)
@@ -158,7 +158,7 @@ class RunLogs:
 
     @contextlib.contextmanager
     def _open_log(self, name: str) -> Iterator[IO[bytes]]:
-        """A file of notes; an empty one where there is none."""
+        """Open a log file; an empty one if it is missing."""
         path = self.folder / name
         try:
             file: IO[bytes] = path.open("rb")
@@ -182,7 +182,7 @@ class RunLogs:
             for line in file:
                 if (header := SAMPLE_HEADER.fullmatch(line)) and int(header[1]) > step:
                     return
-                lines.append(line.replace("\0", ""))  # a file that lost its power may end with them
+                lines.append(line.replace("\0", ""))  # a power loss may leave them at a file's end
                 if line == "\n":
                     yield from lines
                     lines = []

@@ -1,11 +1,11 @@
-"""A run's folder: config, tokenizer, metrics, samples, checkpoints. Self-contained: to generate
-from it, nothing else is needed, on any machine.
+"""A run's folder: config, tokenizer, metrics, samples, checkpoints. It is self-contained: any
+machine can generate from it.
 
     config.toml      the whole config; changed intervals are written back
     run.json         format version, the data's name and fingerprint, how its texts begin, and where
                      its first weights come from
     tokenizer.json
-    metrics.jsonl, history.jsonl, samples.txt: what its training noted, see storage/logs.py
+    metrics.jsonl, history.jsonl, samples.txt: logs of its training, see storage/logs.py
     chat_template.jinja  how a conversation becomes a prompt, where there is one, as Hugging Face
                      has it
     wandb.txt, tensorboard/: of --report-to, see training/loggers.py
@@ -31,7 +31,7 @@ import mlx.core as mx
 
 from mlxgpt.config import Config, toml
 from mlxgpt.data.tokenizers import tokenizer_json
-from mlxgpt.data.tokenizers.char import Tokenizer
+from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.checkpoint import Checkpoint
 from mlxgpt.storage.logs import HISTORY_FILE, METRICS_FILE, RUN_FILE, SAMPLES_FILE, RunLogs
@@ -41,15 +41,13 @@ from mlxgpt.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 CONFIG_TOML, TOKENIZER_FILE, BEST_FILE = "config.toml", "tokenizer.json", "best.json"
-RUN_FORMAT = 3  # 1 had settings for no guard, 2 did not say how texts begin
 CHAT_TEMPLATE = "chat_template.jinja"
-# What no name shown in a terminal may have: its commands, and what turns a line's direction.
-CONTROL_CHARS = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+RUN_FORMAT = 3  # 1 had no settings of the spike guard, 2 did not store how texts begin
 
 
 @dataclass(frozen=True)
 class Run(RunLogs):
-    """One run's folder, opened. What is read from it was perhaps written by a stranger.
+    """An opened run folder. What is read from it may have been written by a stranger.
 
     Attributes:
         data_name, data_fingerprint: of the data it is trained on; None for an imported model.
@@ -119,7 +117,7 @@ class Run(RunLogs):
             return {"step": step, "val_loss": loss}
 
     def set_best(self, step: int, val_loss: float) -> None:
-        """Name the best checkpoint."""
+        """Record the best checkpoint."""
         best = {"format": RUN_FORMAT, "step": step, "val_loss": val_loss}
         self.check_folder_exists()
         files.write_atomically(self.folder / BEST_FILE, files.dump_checksummed(best))
@@ -140,7 +138,7 @@ class Run(RunLogs):
             metrics, guard: see `Checkpoint`.
 
         Raises:
-            UserError: if it cannot be written; see `must_be_there`, too.
+            UserError: if it cannot be written; see `check_folder_exists`, too.
         """
         self.check_folder_exists()
         ckpt = Checkpoint(
@@ -179,11 +177,11 @@ class Run(RunLogs):
     def load_first_valid(
         self, paths: Sequence[Path], *, with_optimizer: bool = False
     ) -> Checkpoint:
-        """The first of some checkpoints that is whole; those before it are logged.
+        """Load the first checkpoint that is whole; damaged ones before it are logged.
 
         Raises:
-            UserError: if none is, or it is not of this run.
-            OSError: if one cannot be read, which may yet be whole.
+            UserError: if none is whole, or it is not of this run.
+            OSError: if one cannot be read, though it may be whole.
         """
         for path in paths:
             try:
@@ -202,7 +200,7 @@ class Run(RunLogs):
                     f"the checkpoint {path} was made with another tokenizer",
                     "restore the run's own checkpoint.",
                 )
-            # Heads, for one, have no arrays of their own that would tell how many there are.
+            # Shapes alone do not show all settings, such as the number of heads.
             if ckpt.model not in ("", self.config.model.fingerprint):
                 raise UserError(
                     f"the checkpoint {path} was made with other settings of the model than "
@@ -219,21 +217,21 @@ class Run(RunLogs):
 
 @contextlib.contextmanager
 def hold_run_folder(run: Run) -> Iterator[Run]:
-    """A run while it trains: its writes raise UserError once its folder was deleted, moved or
-    replaced, and nothing is written in its former place.
+    """Hold a run's folder open while it trains: its writes raise UserError once the folder was
+    deleted, moved or replaced, and nothing is written in its former place.
     """
-    descriptor = os.open(run.folder, os.O_RDONLY)
+    folder_fd = os.open(run.folder, os.O_RDONLY)
     try:
-        run = replace(run, folder_fd=descriptor)
+        run = replace(run, folder_fd=folder_fd)
         try:
             yield run
         except (OSError, UserError):
             with contextlib.suppress(OSError):
-                _check_folder_or_clean_up(run)  # or that is the cause
+                _check_folder_or_clean_up(run)  # a deleted folder may be the cause
             raise
         _check_folder_or_clean_up(run)
     finally:
-        files.close_ignoring_errors(descriptor)
+        files.close_ignoring_errors(folder_fd)
 
 
 def _check_folder_or_clean_up(run: Run) -> None:
@@ -255,7 +253,7 @@ def _check_folder_or_clean_up(run: Run) -> None:
 
 
 def _remove_leftovers(run: Run) -> None:
-    """Of a run that was just deleted: what was written meanwhile, so that the folder stayed."""
+    """Remove what was written while a run was deleted, which kept its folder from going."""
     for folder in (run.checkpoints, run.snapshots):
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -265,7 +263,7 @@ def _remove_leftovers(run: Run) -> None:
 
 
 def create_run(run: Run) -> None:
-    """Make a run's folder.
+    """Create a run's folder.
 
     Raises:
         UserError: if it cannot be written.
@@ -279,10 +277,10 @@ def create_run(run: Run) -> None:
         "add_bos_token": run.add_bos_token,
         "origin": dict(run.origin),
     }
-    # Looked at once more, as all that is there goes.
+    # Checked once more, since everything in the folder is deleted below.
     if run.steps():
         raise UserError(f"{folder} has checkpoints", "choose another name: --run NAME.")
-    # Beside its place, as a killed process leaves either a run or nothing.
+    # Under a scratch name, so that a killed process leaves either a run or nothing.
     scratch = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -326,7 +324,7 @@ def open_run(folder: Path) -> Run:
             f"{folder / RUN_FILE} is damaged: {error}", "restore it, or name another run."
         ) from error
     config = toml.load_config(folder / CONFIG_TOML)
-    if config.train.dtype == "auto":  # which a run has decided
+    if config.train.dtype == "auto":  # a run stores the dtype that it chose
         raise UserError(f"{folder / CONFIG_TOML} is not whole", "restore the run's own file.")
     tokenizer = tokenizer_json.load_tokenizer(folder / TOKENIZER_FILE)
     if tokenizer.fingerprint != metadata.get("tokenizer"):
@@ -338,6 +336,10 @@ def open_run(folder: Path) -> Run:
     return Run(folder, config, tokenizer, data_name, data_fingerprint, add_bos_token, origin)
 
 
+# Control and bidirectional characters, unsafe in a terminal.
+CONTROL_CHARS = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 def _check_data_name(name: Any) -> str:
     name = str(name)
     is_plain = name == Path(name).name and not CONTROL_CHARS.search(name)
@@ -347,10 +349,10 @@ def _check_data_name(name: Any) -> str:
 
 
 def find_run(name: str | None, runs_dir: Path) -> Run:
-    """The run of a name or a folder; without one, the newest that has a checkpoint.
+    """Open a run by its name or folder; without one, the newest that has a checkpoint.
 
     Raises:
-        UserError: saying where it was looked for.
+        UserError: if there is none, with the folder that was searched.
     """
     if name is not None:
         folders = [runs_dir / name, Path(name)]
@@ -375,7 +377,8 @@ def find_run(name: str | None, runs_dir: Path) -> Run:
 
 
 def list_run_folders(runs_dir: Path, *, skip_unreadable: bool = False) -> list[Path]:
-    """The runs' folders, the one written to last first; what was killed in the making is none.
+    """The runs' folders, the one written to last first; a run that was killed while it was created
+    is left out.
 
     Args:
         skip_unreadable: log each folder that cannot be read, instead of raising its OSError.
@@ -394,4 +397,4 @@ def list_run_folders(runs_dir: Path, *, skip_unreadable: bool = False) -> list[P
 
 def _last_modified(folder: Path) -> float:
     paths = (folder / RUN_FILE, folder / "checkpoints")
-    return max(p.stat().st_mtime for p in paths if files.exists(p))
+    return max(path.stat().st_mtime for path in paths if files.exists(path))

@@ -1,3 +1,1 @@
-"""From a request to a trained run: forecast, self-check, steps, hooks. Prints nothing; a callback
-is told what happens.
-"""
+"""Training: from a request to a trained run. Prints nothing; callbacks get the events."""

@@ -19,28 +19,28 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-TOKENS_PER_PARAMETER = 2.0
-MAX_EFFECTIVE_EPOCHS = 4  # of them that teach nearly as much as new text (Muennighoff et al., 2023)
-HEAD_SIZE = 64  # as GPT-2's, and one that Metal's fused attention has
-OVERFIT_EPOCHS = 5  # more taught nothing that lasts
-# Layers and width, each about one and a half times as large as the last: few wide layers take less
-# time than many narrow ones.
+# Config fields that `choose_model_size` sets.
+AUTO_SIZED_FIELDS = ("n_layer", "n_head", "n_embd", "vocab_size", "batch_size", "eval_interval")
+
+
+# (layers, width), each model about 1.5 times as large as the one before.
 MODEL_SIZES = (
     (2, 128), (2, 192), (2, 256), (2, 320), (3, 320), (3, 384), (4, 448), (4, 512), (5, 640),
     (6, 768), (8, 1024), (10, 1280),
 )  # fmt: skip
-MIN_STEP_TOKENS, MAX_STEP_TOKENS = 2048, 65_536  # tokens
-MIN_BATCH_SPEEDUP = 1.4  # a batch twice as large has to give as many times the tokens a second
+MIN_STEP_TOKENS, MAX_STEP_TOKENS = 2048, 65_536  # tokens of a step, which are doubled in between
+MIN_BATCH_SPEEDUP = 1.4  # gain in tokens per second that doubling the batch must give
+OVERFIT_EPOCHS = 5  # longer runs ended with a higher validation loss (benchmarks/modern.md)
 EVALUATIONS_PER_RUN = 10
-# What is chosen.
-AUTO_SIZED_FIELDS = ("n_layer", "n_head", "n_embd", "vocab_size", "batch_size", "eval_interval")
 
 
 def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Config:
-    """`config` with the shape and the batch for so many seconds of training on this machine.
+    """`config` with the model size and the batch for a training time on this machine. Models have
+    few wide layers, which take less time than many narrow ones.
 
     Args:
         config: what is not to be chosen; its vocabulary becomes the data's.
+        seconds: of training.
 
     Raises:
         UserError: if there is no memory for the smallest one.
@@ -88,16 +88,22 @@ def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Confi
     return override_config(best_config, {"eval_interval": eval_interval})
 
 
+HEAD_SIZE = 64  # as GPT-2's, and one that Metal's fused attention has
+
+
 def _shape_overrides(layers: int, width: int) -> dict[str, int]:
     return {"n_layer": layers, "n_head": width // HEAD_SIZE, "n_embd": width}
+
+
+TOKENS_PER_PARAMETER = 2.0  # measured: benchmarks/modern.md
+MAX_EFFECTIVE_EPOCHS = 4  # that teach nearly as much as new text (Muennighoff et al., 2023)
 
 
 def _sees_enough_tokens(config: Config, dataset: Dataset, steps: int) -> bool:
     is_repeated = _count_epochs(config, dataset, steps) > MAX_EFFECTIVE_EPOCHS
     min_tokens_per_parameter = TOKENS_PER_PARAMETER / (2 if is_repeated else 1)
-    return (
-        steps * config.tokens_per_step / count_parameters(config.model) >= min_tokens_per_parameter
-    )
+    tokens_per_parameter = steps * config.tokens_per_step / count_parameters(config.model)
+    return tokens_per_parameter >= min_tokens_per_parameter
 
 
 def _count_epochs(config: Config, dataset: Dataset, steps: int) -> float:

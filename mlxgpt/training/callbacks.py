@@ -1,4 +1,4 @@
-"""Callbacks: what observers of a training run are called with, and its summary."""
+"""Callbacks: the events of a training run, and its summary."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TrainingSummary:
         run, data: their folders.
         step: updates done; steps: updates planned.
         loss: training loss of the last logged step, nats per token.
-        val_loss: best validation loss, and the step it was reached at.
+        val_loss, best_step: best validation loss, and the step it was reached at.
         seconds: of training since it was started or resumed, with evaluations and samples.
         interrupted: whether it was stopped before its end.
         resumed: whether there was something to resume (True for a run that was finished already).
@@ -48,7 +48,7 @@ class TrainingSummary:
     def from_run(
         cls, run: Run, dataset: Dataset, step: int, *, seconds: float = 0.0, resumed: bool = True
     ) -> TrainingSummary:
-        """Of a run after `step` updates, by its logs."""
+        """The summary of a run after `step` updates, from its logs."""
         last_record = deque(run.metrics(), maxlen=1)
         best = run.best()
         prompt = _make_example_prompt(dataset)
@@ -68,7 +68,7 @@ class TrainingSummary:
 
     @classmethod
     def for_non_main_rank(cls, run: Path, data: Path, step: int, steps: int) -> TrainingSummary:
-        """What a rank knows that is not the main one: no losses."""
+        """The summary of a non-main rank, which has no losses."""
         no_losses = dict.fromkeys(("loss", "val_loss", "best_step"))
         interrupted = step < steps
         return cls(

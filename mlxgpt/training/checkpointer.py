@@ -17,8 +17,6 @@ from mlxgpt.training.step import TrainStep
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-OTHER_FILES_BYTES = 1 << 20  # bytes of manifest, metrics and samples
-
 
 def is_scheduled_checkpoint(config: Config, step: int) -> bool:
     """Whether a checkpoint is written after `step` updates in any case, and not only because
@@ -26,6 +24,9 @@ def is_scheduled_checkpoint(config: Config, step: int) -> bool:
     """
     t = config.train
     return step == t.max_steps or step % t.save_interval == 0 or step % t.eval_interval == 0
+
+
+OTHER_FILES_BYTES = 1 << 20  # manifest, metrics and samples
 
 
 class AsyncCheckpointer:
@@ -48,7 +49,7 @@ class AsyncCheckpointer:
         """End the thread, once everything is written; at once for a KeyboardInterrupt.
 
         Args:
-            exc_type: of the exception for which training ends, if it does.
+            exc_type: type of the exception that ended training, if any.
         """
         self._pool.shutdown(wait=exc_type is not KeyboardInterrupt)
         if exc_type is None:
@@ -112,7 +113,7 @@ class AsyncCheckpointer:
         self._pool.submit(write)
 
     def wait(self) -> None:
-        """Wait for what is being written; raises UserError if it could not be."""
+        """Wait for the checkpoint being written; raises UserError if that failed."""
         if self._pending_write:
             future, self._pending_write = self._pending_write, None
             try:

@@ -27,15 +27,10 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MAX_TIMED_REPEATS = 20  # timed at a stretch
-TIMING_SECONDS = 2.0
-SLOW_CALL_SECONDS = 10.0  # what takes as long is not taken twice, only to leave compiling out
-MEMORY_MARGIN = 1.1  # of a setting that is said to fit
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """What training takes.
+    """Estimated time and memory of training, and what measured runs of the same shape reached.
 
     Attributes:
         step_seconds: of one step.
@@ -58,16 +53,16 @@ class Estimate:
 
     @property
     def evaluation_seconds(self) -> float:
-        """Of all evaluations together."""
+        """Seconds of all evaluations together."""
         return self.evaluated_tokens * self.eval_token_seconds
 
     @property
     def seconds(self) -> float:
-        """Of the whole run; samples and checkpoints are not counted."""
+        """Seconds of the whole run; samples and checkpoints are not counted."""
         return self.steps * self.step_seconds + self.evaluation_seconds
 
     def to_tree(self) -> dict[str, float | None]:
-        """What a run keeps of it, to compare with what it really took."""
+        """The values that a run stores, to compare with what it really took."""
         return {
             "step_seconds": self.step_seconds,
             "seconds": self.seconds,
@@ -76,7 +71,7 @@ class Estimate:
         }
 
     def for_plan(self, config: Config, start: int = 0) -> Estimate:
-        """The same for the steps from `start` on."""
+        """The estimate for the steps from `start` on."""
         max_steps, eval_interval = config.train.max_steps, config.train.eval_interval
         evaluations = (
             max_steps // eval_interval - start // eval_interval + (max_steps % eval_interval > 0)
@@ -105,7 +100,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """What a measured run reached: see measured.toml."""
+    """What a measured run reached; see reference_results.toml."""
 
     val_loss: float
     bits_per_byte: float
@@ -122,13 +117,13 @@ def estimate_training(
     step_seconds: float | None = None,
     group: ProcessGroup = LOCAL_GROUP,
 ) -> Estimate:
-    """Take a few steps of a copy, and evaluate a few batches.
+    """Estimate training by taking a few steps of a copy and evaluating a few batches.
 
     Args:
         step_seconds: of a step, if that is known: then one is taken, to measure its memory.
-        group: then of this rank's rows, without averaging.
+        group: if of several ranks, the estimate is of this rank's rows, without averaging.
     """
-    _free_memory()  # models that were checked go in circles, and would be weighed too
+    _free_memory()  # reference cycles keep the self-check's models, which would be counted too
     device.reset_peak_memory()
     step_seconds, eval_token_seconds = _time_step_and_eval_token(
         config, dataset, step_seconds, group
@@ -160,9 +155,8 @@ def combine_estimates(group: ProcessGroup, config: Config, local_estimate: Estim
         rows = config.sequences_per_step
         logger.info(
             f"{group.size} ranks, {rows // group.size} of {rows} sequences each: "
-            f"{1000 * max(step_times):,.0f} ms a step, and {1000 * averaging_seconds:,.0f} ms "
-            "to average "
-            f"{dtype.size * parameter_count / 1e6:,.1f} MB of gradients, "
+            f"{1000 * max(step_times):,.0f} ms a step, and {1000 * averaging_seconds:,.0f} ms to "
+            f"average {dtype.size * parameter_count / 1e6:,.1f} MB of gradients, "
             f"{averaging_seconds / total_seconds:.0%} of all"
         )
     return replace(local_estimate, step_seconds=total_seconds, peak_bytes=max(peaks))
@@ -171,6 +165,9 @@ def combine_estimates(group: ProcessGroup, config: Config, local_estimate: Estim
 def _free_memory() -> None:
     gc.collect()
     mx.clear_cache()
+
+
+SLOW_CALL_SECONDS = 10.0  # slower calls are not repeated to exclude compilation
 
 
 def _time_step_and_eval_token(
@@ -192,19 +189,17 @@ def _time_step_and_eval_token(
 
         return run_steps
 
-    first_seconds = _time_calls(
-        make_step_runner(micro_batches), 1
-    )  # compiles what the training runs
+    # The first call compiles what training runs.
+    first_seconds = _time_calls(make_step_runner(micro_batches), 1)
     if step_seconds:
-        return step_seconds, step_seconds / config.tokens_per_step / 3  # of three passes it is one
+        return step_seconds, step_seconds / config.tokens_per_step / 3  # one of a step's 3 passes
     step_seconds = first_seconds * accumulation_steps / micro_batches
     if first_seconds < SLOW_CALL_SECONDS:
         step_seconds = _time_per_call(make_step_runner(micro_batches))
         if accumulation_steps > micro_batches:
             half = micro_batches // 2
-            micro_batch_seconds = (
-                max(0.0, step_seconds - _time_per_call(make_step_runner(half))) / half
-            )
+            half_seconds = _time_per_call(make_step_runner(half))
+            micro_batch_seconds = max(0.0, step_seconds - half_seconds) / half
             step_seconds += micro_batch_seconds * (accumulation_steps - micro_batches)
     return step_seconds, _time_eval_token(step_function, config, dataset)
 
@@ -222,14 +217,18 @@ def _time_eval_token(step_function: TrainStep, config: Config, dataset: Dataset)
         for _ in range(repeats):
             evaluator()
 
-    first_seconds = _time_calls(evaluate, 1)
-    return (
-        first_seconds if first_seconds > SLOW_CALL_SECONDS else _time_per_call(evaluate)
-    ) / evaluator.tokens
+    seconds = _time_calls(evaluate, 1)
+    if seconds <= SLOW_CALL_SECONDS:
+        seconds = _time_per_call(evaluate)
+    return seconds / evaluator.tokens
+
+
+MAX_TIMED_REPEATS = 20
+TIMING_SECONDS = 2.0  # about what the timed repeats take together
 
 
 def _time_per_call(work: Callable[[int], None]) -> float:
-    """Seconds that `work(n)` takes for each of n, as many at a stretch as are enough."""
+    """Seconds that `work(n)` takes for each of its n repeats, timed over several."""
     first_seconds = _time_calls(work, 1)
     repeats = min(MAX_TIMED_REPEATS, int(TIMING_SECONDS / first_seconds))
     return _time_calls(work, repeats) / repeats if repeats > 1 else first_seconds
@@ -243,7 +242,7 @@ def _time_calls(work: Callable[[int], None], repeats: int) -> float:
 
 def check_estimated_memory(config: Config, ranks: int = 1, limit: int | None = None) -> None:
     """Refuse, before anything is timed, a training that takes more memory than there is by our
-    estimate. See `refuse_too_large`.
+    estimate. See `check_memory_limit`.
 
     Args:
         limit: bytes that it may take; default: what the device has left for a model.
@@ -269,6 +268,9 @@ def check_memory_limit(config: Config, required_bytes: int, limit: int) -> None:
     )
 
 
+MEMORY_MARGIN = 1.1  # factor on the memory of a setting that is said to fit
+
+
 def _suggest_smaller_setting(config: Config, required_bytes: int, limit: int) -> str:
     """Which setting would fit, taking the memory beside the model's own to grow with what is
     computed at once.
@@ -284,12 +286,10 @@ def _suggest_smaller_setting(config: Config, required_bytes: int, limit: int) ->
         if _concurrent_sequences(override_config(config, {"batch_size": n})) <= max_sequences
     ]
     if fitting_batch_sizes:
-        accumulation_steps = t.gradient_accumulation_steps * (
-            t.batch_size // fitting_batch_sizes[-1]
-        )
+        batch_size = fitting_batch_sizes[-1]
+        accumulation_steps = t.gradient_accumulation_steps * (t.batch_size // batch_size)
         return (
-            f"use --batch-size {fitting_batch_sizes[-1]} --gradient-accumulation-steps "
-            f"{accumulation_steps}, "
+            f"use --batch-size {batch_size} --gradient-accumulation-steps {accumulation_steps}, "
             "which trains the same."
         )
     if not t.gradient_checkpointing and max_sequences >= 0:
@@ -337,7 +337,8 @@ def _concurrent_sequences(config: Config) -> int:
 
 def find_reference_result(config: Config, dataset: Dataset) -> ReferenceResult | None:
     """What the best measured run of this shape reached on this text, if there is one."""
-    tree = tomllib.loads((Path(__file__).parent / "measured.toml").read_text(encoding="utf-8"))
+    path = Path(__file__).parent / "reference_results.toml"
+    tree = tomllib.loads(path.read_text(encoding="utf-8"))
     m = config.model
     shape = [m.n_layer, m.n_head, m.n_embd, m.block_size, m.vocab_size]
     results = [

@@ -26,7 +26,24 @@ from mlxgpt.model.stats import mlp_width
 from mlxgpt.training.step import TrainStep, make_train_step
 from mlxgpt.utils.seeds import derive_seed
 
-LEARNING_RATE = mx.array(6e-4)  # GPT-2's, since what must hold does not depend on the one asked for
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check and its result.
+
+    Attributes:
+        name: what was checked.
+        ok: whether it passed; None for what is only reported, and cannot fail.
+        detail: what was found.
+        why: an explanation; may be empty.
+    """
+
+    name: str
+    ok: bool | None
+    detail: str
+    why: str = ""
+
+
 INITIAL_LOSS_EXPLANATION = (
     "Why ln V: an untrained model knows nothing, so the best it can do is to give each of the V "
     "tokens the same probability, 1/V. That costs -ln(1/V) = ln V nats, whichever token comes. "
@@ -39,25 +56,6 @@ INITIAL_LOSS_EXPLANATION = (
     "means a model that is confidently wrong before it has seen anything (initial weights too "
     "large); one below it means that the model can see what it should predict (a broken mask)."
 )
-DECODED_TOKENS = 8  # tokens that are decoded one by one, in `cached_logits`
-ROUNDING_MARGIN = 3  # how many times the estimated rounding error is allowed
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """One check and its result.
-
-    Attributes:
-        name: what was checked.
-        ok: whether it passed; None for what is only told, and cannot fail.
-        detail: what was found.
-        why: an explanation; may be empty.
-    """
-
-    name: str
-    ok: bool | None
-    detail: str
-    why: str = ""
 
 
 def check_initial_loss(config: Config) -> CheckResult:
@@ -98,11 +96,8 @@ def _expected_loss_excess(c: ModelConfig) -> float:
         token_variance = 1.0 if c.embedding_norm else INIT_STD**2
         position_variance = INIT_STD**2 if c.position == "learned" else 0.0
         mlp_variance = INIT_STD**2 / 2 * mlp_width(c) * variance / 4
-        self_logit = (
-            INIT_STD
-            * c.n_embd
-            * math.sqrt(token_variance / (token_variance + position_variance + mlp_variance))
-        )
+        residual_variance = token_variance + position_variance + mlp_variance
+        self_logit = INIT_STD * c.n_embd * math.sqrt(token_variance / residual_variance)
         excess += math.log1p(math.expm1(self_logit) / c.vocab_size) - self_logit / c.vocab_size
     return excess
 
@@ -136,16 +131,13 @@ def check_against_cpu(config: Config) -> CheckResult:
         cpu_loss, cpu_gradient = mx.value_and_grad(mean_loss)(parameters)
         mx.eval(cpu_loss, cpu_gradient)
     tolerance = rounding_tolerance(config.model, config.train.dtype)
-    gradient_distance, loss_error = (
-        relative_distance(gradient, cpu_gradient),
-        abs(loss - float(cpu_loss)),
-    )
+    gradient_distance = relative_distance(gradient, cpu_gradient)
+    loss_error = abs(loss - float(cpu_loss))
     return CheckResult(
         "GPU = CPU",
         gradient_distance <= tolerance and loss_error <= loss_tolerance(config, loss, y.size),
         f"loss {loss:.5f} and {float(cpu_loss):.5f} on the CPU, gradients "
-        f"{gradient_distance:.1e} apart; "
-        f"rounding explains {tolerance:.1e}",
+        f"{gradient_distance:.1e} apart; rounding explains {tolerance:.1e}",
     )
 
 
@@ -165,6 +157,9 @@ def check_evaluation_loss(config: Config) -> CheckResult:
     )
 
 
+DECODED_TOKENS = 8  # decoded one by one
+
+
 def check_cached_logits(config: Config) -> CheckResult:
     """Reading tokens one by one, after a prompt that filled the cache, gives the logits of reading
     all at once; with all sequences at one position, and each at its own. In float32, as texts are
@@ -182,9 +177,8 @@ def check_cached_logits(config: Config) -> CheckResult:
         layers = pad_cache(cache.layers, block_size)
         for n in range(end - prompt_length + 1):
             row_positions = mx.broadcast_to(position, (2,))[:, None]
-            expected = mx.take_along_axis(uncached_logits, row_positions[..., None] - 1, axis=1)[
-                :, 0
-            ]
+            last_positions = row_positions[..., None] - 1
+            expected = mx.take_along_axis(uncached_logits, last_positions, axis=1)[:, 0]
             max_distance = max(max_distance, relative_distance(logits, expected))
             if n < end - prompt_length:
                 cache = KVCache(layers, position, kv_length=end)
@@ -198,6 +192,9 @@ def check_cached_logits(config: Config) -> CheckResult:
     )
 
 
+ROUNDING_MARGIN = 3  # how many times the estimated rounding error is allowed
+
+
 def rounding_tolerance(config: ModelConfig, dtype: str) -> float:
     """How large a relative error of logits, or of a gradient, rounding explains.
 
@@ -206,7 +203,8 @@ def rounding_tolerance(config: ModelConfig, dtype: str) -> float:
     (Higham & Mary, 2019), n the longest in the model. A layer has six products, with the head one
     more, and independent errors add up to the root of their number. Measured on the CPU, with TF32
     imitated: 0.05 to 1.2 times that, at both tiers and with two layers; a wrong scale, mask or
-    position makes an error of 0.05 to 0.9. `MARGIN` times as much is allowed.
+    position makes an error of 0.05 to 0.9. `ROUNDING_MARGIN` times as much is
+    allowed.
     """
     if dtype == "bfloat16":
         unit_roundoff = 2.0**-8
@@ -221,14 +219,13 @@ def rounding_tolerance(config: ModelConfig, dtype: str) -> float:
 def loss_tolerance(config: Config, loss: float, tokens: int) -> float:
     """How far rounding may move the mean loss of some tokens, in nats.
 
-    A token's loss is off by the error of logits, whose standard deviation is 1 in `scaled_model`,
-    the mean of independent errors by less, and the sum of all losses is one of float32.
+    A token's loss is off by the error of logits, whose standard deviation is 1 in
+    `make_scaled_model`, the mean of independent errors by less, and the sum of all losses is one of
+    float32.
     """
+    logit_error = rounding_tolerance(config.model, config.train.dtype)
     sqrt_tokens = math.sqrt(tokens)
-    return (
-        rounding_tolerance(config.model, config.train.dtype) / sqrt_tokens
-        + loss * sqrt_tokens * 2.0**-24
-    )
+    return logit_error / sqrt_tokens + loss * sqrt_tokens * 2.0**-24
 
 
 def relative_distance(a: Any, b: Any) -> float:
@@ -242,15 +239,16 @@ def relative_distance(a: Any, b: Any) -> float:
 
 
 def use_cpu() -> AbstractContextManager:
-    """What is computed meanwhile is computed on the CPU. Compiled functions follow, as MLX keeps
-    their graphs per stream.
+    """Context that computes everything on the CPU, compiled functions too: MLX keeps their graphs
+    per stream.
     """
     return mx.stream(mx.cpu)
 
 
 def make_scaled_model(config: Config) -> GPT:
-    """A model in which every part matters: of what attention finds, initial weights let little
-    through. Matrices are scaled so that queries, keys and logits have a standard deviation of 1.
+    """A model with larger initial weights, so that every part matters: of what attention finds, the
+    usual ones let little through. Matrices are scaled so that queries, keys and logits have a
+    standard deviation of 1.
     """
     checkpointing = config.train.gradient_checkpointing
     model = GPT(config.model, config.train.seed, gradient_checkpointing=checkpointing)
@@ -274,8 +272,11 @@ def _compute_loss_and_gradient(config: Config) -> tuple[GPT, float, dict, mx.arr
     return model, float(loss), gradient, x[0], y[0]
 
 
+LEARNING_RATE = mx.array(6e-4)  # GPT-2's: the checks do not depend on the configured one
+
+
 def take_step(step_function: TrainStep, config: Config, n: int) -> tuple[float, float]:
-    """Take step n on random tokens: its loss and gradient norm."""
+    """Take step n on random tokens; returns its loss and gradient norm."""
     key = mx.random.key(derive_seed(config.train.seed, "check", n))
     loss, norm = step_function(*random_batch(config, n), LEARNING_RATE, key)
     mx.eval(loss, norm, step_function.state)
@@ -283,7 +284,7 @@ def take_step(step_function: TrainStep, config: Config, n: int) -> tuple[float, 
 
 
 def random_batch(config: Config, n: int) -> tuple[mx.array, mx.array]:
-    """Inputs and targets of step n, each ids[A, B, T]."""
+    """Random inputs and targets of step n, each ids[A, B, T]."""
     t, block_size = config.train, config.model.block_size
     ids = random_ids(config, config.sequences_per_step, block_size + 1, n)
     shape = (t.gradient_accumulation_steps, t.batch_size, block_size)
@@ -291,6 +292,6 @@ def random_batch(config: Config, n: int) -> tuple[mx.array, mx.array]:
 
 
 def random_ids(config: Config, rows: int, length: int, n: int = 0) -> mx.array:
-    """Ids[rows, length]; others for each n."""
+    """Random ids[rows, length], different for each n."""
     key = mx.random.key(derive_seed(config.train.seed, "check ids", n))
     return mx.random.randint(0, config.model.vocab_size, (rows, length), key=key)

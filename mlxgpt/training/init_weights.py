@@ -1,4 +1,4 @@
-"""Weights to start from, of another run instead of the seed: fine-tuning."""
+"""Initial weights from another run instead of the seed: fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgpt.config import Config, validate_config
-from mlxgpt.data.tokenizers.char import Tokenizer
+from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage.loading import load_model
@@ -20,7 +20,7 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Which weights cannot change.
+# Config fields that are fixed by the weights.
 ARCHITECTURE_FIELDS = (
     "n_layer",
     "n_head",
@@ -39,11 +39,11 @@ ARCHITECTURE_FIELDS = (
 
 @dataclass(frozen=True)
 class InitWeights:
-    """What a run starts from.
+    """Weights of another run, to initialize a run from.
 
     Attributes:
         parameters: by their dotted names.
-        tokenizer: the one that the weights know, so the one of the data.
+        tokenizer: that the weights were trained with; the data must have the same.
         origin: the run and its step, and the weights' sha256: part of the new run's identity.
     """
 
@@ -67,10 +67,11 @@ def load_init_weights(
     """
     model_config = run.config.model
     for name in ARCHITECTURE_FIELDS:
-        if explicit_settings.get(name, getattr(model_config, name)) != getattr(model_config, name):
+        value = getattr(model_config, name)
+        if explicit_settings.get(name, value) != value:
             raise UserError(
                 f"{name} = {explicit_settings[name]} does not go with {run.name}, which has "
-                f"{getattr(model_config, name)}",
+                f"{value}",
                 f"leave it out: a training from {run.name} has its shape.",
             )
     block_size = explicit_settings.get("block_size", model_config.block_size)
@@ -78,8 +79,7 @@ def load_init_weights(
     if has_learned_positions and block_size > model_config.block_size:
         raise UserError(
             f"block_size = {block_size} is more than the {model_config.block_size} positions "
-            f"that {run.name} "
-            "has learned",
+            f"that {run.name} has learned",
             f"use --block-size {model_config.block_size} or less.",
         )
     dropout = explicit_settings.get("dropout", config.model.dropout)
@@ -92,12 +92,7 @@ def load_init_weights(
     if has_learned_positions:
         parameters["wpe.weight"] = parameters["wpe.weight"][:block_size]
     mx.eval(parameters)  # or a step that fails on the GPU would leave them uncomputed
-    weights_path = (
-        checkpoint.checkpoint_folder(run.checkpoints, saved_checkpoint.step) / checkpoint.MODEL_FILE
-    )
-    origin = {
-        "run": run.name,
-        "step": saved_checkpoint.step,
-        "sha256": files.sha256_file(weights_path),
-    }
+    folder = checkpoint.checkpoint_folder(run.checkpoints, saved_checkpoint.step)
+    sha256 = files.sha256_file(folder / checkpoint.MODEL_FILE)
+    origin = {"run": run.name, "step": saved_checkpoint.step, "sha256": sha256}
     return config, InitWeights(parameters, run.tokenizer, origin)

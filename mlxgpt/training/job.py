@@ -1,4 +1,4 @@
-"""What is to be trained: the request, and the job that `setup` makes of it."""
+"""What is to be trained: the request, and the job that `setup_job` makes of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlxgpt.training.init_weights import InitWeights
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What was asked for.
+    """A request to train, as the user made it.
 
     Attributes:
         config: what to train; the vocabulary size and dtype are still to be filled in.
@@ -61,11 +61,11 @@ class TrainJob:
         run: the one to resume, of the same config and data; None: a new one, or not the main rank.
         init_weights: of a new run; None: the seed's.
         estimate: what a step takes.
-        memory_limit_bytes: bytes; training that takes more is stopped.
+        memory_limit_bytes: training that takes more is stopped.
         finished_step: the last step of a run that is finished already.
         warning: what differs from what was asked for.
         is_retry: whether an attempt before this one failed on the GPU.
-        start_time: when, on the monotonic clock.
+        start_time: when training started, on the monotonic clock.
         resumed: whether there was something to resume.
     """
 

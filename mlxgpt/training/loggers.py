@@ -28,16 +28,13 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+
 INSTALL_COMMANDS = {
     "tensorboard": "pip install 'tensorboard>=2.19,<3'",
     "wandb": "pip install 'wandb>=0.19,<1'",
 }
-WANDB_INIT_SECONDS = 20.0  # wandb.init takes about 10 s more to give up
 CLOSE_SECONDS = 60.0  # to write or send the rest at the end
-THREAD_NAME = "metrics-logger"  # known to cli.py, which imports nothing heavy
-WANDB_TOKEN_FILE = "wandb.txt"  # in the run's folder: random, part of the run's id at wandb
-
-
+THREAD_NAME = "metrics-logger"  # repeated in cli/main.py, which imports nothing heavy
 CallQueue = SimpleQueue[Callable[[], object] | None]
 
 
@@ -178,8 +175,8 @@ class TensorBoardLogger(MetricsLogger):
         if step <= self._last_step:  # the training was rolled back
             self._purge_from_step(step)
         self._last_step = step
-        value = self._summary_pb2.Summary.Value
-        scalars = [value(tag=name, simple_value=number) for name, number in metrics.items()]
+        make_scalar = self._summary_pb2.Summary.Value
+        scalars = [make_scalar(tag=name, simple_value=value) for name, value in metrics.items()]
         self._add_event(step, summary=self._summary_pb2.Summary(value=scalars))
         self._writer.flush()  # so that a killed run has what metrics.jsonl has
 
@@ -195,6 +192,10 @@ class TensorBoardLogger(MetricsLogger):
     def _add_event(self, step: int, **content: Any) -> None:
         event = self._event_pb2.Event(wall_time=time.time(), step=step, **content)
         self._writer.write(event.SerializeToString())
+
+
+WANDB_INIT_SECONDS = 20.0  # wandb.init takes about 10 s more to give up
+WANDB_TOKEN_FILE = "wandb.txt"  # in the run's folder: random, part of the run's id at wandb
 
 
 class WandbLogger(MetricsLogger):

@@ -26,7 +26,7 @@ from mlxgpt.training.checkpointer import is_scheduled_checkpoint
 from mlxgpt.training.job import TrainJob
 from mlxgpt.training.metrics import StepMetrics, StepTimer
 from mlxgpt.training.resume import broadcast_state, load_newest_checkpoint, resume_or_create_run
-from mlxgpt.training.run_records import RunWriter
+from mlxgpt.training.run_writer import RunWriter
 from mlxgpt.training.signals import catch_stop_signals
 from mlxgpt.training.snapshots import is_snapshot_step
 from mlxgpt.training.spike_guard import MAX_ROLLBACKS, SpikeGuard
@@ -43,10 +43,12 @@ class DivergedError(UserError):
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that was handed to the device, and whose numbers are not read yet.
+    """A step that was handed to the device, and whose loss and gradient norm are not read yet.
 
     Attributes:
-        step: from 0; limit: the largest loss that it is applied with; seconds: see StepMetrics.
+        step: from 0.
+        loss_limit: the largest loss that the step is applied with.
+        seconds: see `StepMetrics`.
     """
 
     step: int
@@ -66,11 +68,12 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
 
     Raises:
         UserError: if training was stopped for a cause that the user can change.
-        Diverged: if it is of no use to continue.
+        DivergedError: if it is of no use to continue.
     """
     if job.finished_step is not None:
         return _make_summary(job, job.run, job.finished_step, 0.0)
     config, max_steps = job.config, job.config.train.max_steps
+    memory_limit = job.memory_limit_bytes or math.inf
     step_function = make_train_step(config, group)
     step_inputs = StepInputs(job.dataset.train, config, group)
     with (
@@ -100,14 +103,8 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
 
                 if pending:  # the step before
                     handler.log(handler.read_metrics(pending))
-                pending = PendingStep(
-                    step,
-                    learning_rate,
-                    loss,
-                    grad_norm,
-                    loss_limit,
-                    handler.timer.elapsed_seconds(),
-                )
+                seconds = handler.timer.elapsed_seconds()
+                pending = PendingStep(step, learning_rate, loss, grad_norm, loss_limit, seconds)
                 step += 1
 
                 # What needs the weights as they are after this step: the device waits for it.
@@ -116,9 +113,7 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
                     handler.save_and_evaluate(metrics)
 
                 if not guard.must_stop:
-                    is_over_memory_limit = device.memory_in_use()[0] > (
-                        job.memory_limit_bytes or math.inf
-                    )
+                    is_over_memory_limit = device.memory_in_use()[0] > memory_limit
                     is_stopped = group.should_stop(
                         is_over_memory_limit or handler.has_failed() or stop_requested()
                     )
@@ -137,7 +132,7 @@ def run_training_loop(job: TrainJob, group: ProcessGroup, callbacks: Callback) -
 
 
 def _make_summary(job: TrainJob, run: Run | None, step: int, seconds: float) -> TrainingSummary:
-    """How training ended, as far as this rank knows: only the main one has the run."""
+    """How training ended; on a non-main rank, which has no run, without losses."""
     if not run:
         steps = job.config.train.max_steps
         return TrainingSummary.for_non_main_rank(job.folder, job.dataset.folder, step, steps)
@@ -169,8 +164,8 @@ def _is_due(config: Config, step: int, interval: int) -> bool:
 
 
 class StepResultHandler:
-    """What is done with the results of steps, on every rank. What is written is the main rank's;
-    collectives are everyone's.
+    """Handles the results of steps on every rank: logs, saves, evaluates, rolls back. Only the main
+    rank writes; collectives are called on all of them.
 
     Args:
         writer: the main rank's; None on the others.
@@ -190,11 +185,12 @@ class StepResultHandler:
         self.timer = StepTimer(self._config, group.size)
 
     def begin(self, step: int, unlogged_metrics: dict[str, float] | None) -> None:
-        """Before the first step.
+        """Before the first step: take a snapshot if one is due, and evaluate and log what a killed
+        run could not.
 
         Args:
             step: updates done.
-            unlogged_metrics: the numbers of that step, if the run was killed after saving it.
+            unlogged_metrics: the metrics of that step, if the run was killed after saving it.
         """
         self.timer.restart(step)
         if self._writer and is_snapshot_step(step):
@@ -207,7 +203,7 @@ class StepResultHandler:
         self._group.barrier("start")
 
     def read_metrics(self, pending: PendingStep) -> StepMetrics:
-        """Wait for a step's numbers, and let the guard judge them."""
+        """Wait for a step's loss and gradient norm, and have the guard record them."""
         loss, grad_norm = float(pending.loss), float(pending.grad_norm)
         self._guard.record(pending.step, loss, grad_norm, pending.loss_limit)
         if self._guard.spike_step is not None and not self._can_roll_back():
@@ -295,8 +291,7 @@ def _make_stop_error(
     if is_over_memory_limit and step < job.config.train.max_steps:
         return UserError(
             f"training took more than {(job.memory_limit_bytes or 0) / 1e9:g} GB: stopped and "
-            "saved at "
-            f"step {step:,}",
+            f"saved at step {step:,}",
             "the same command with a larger --memory-limit resumes from there.",
         )
     return None
@@ -306,7 +301,7 @@ def _make_diverged_error(config: Config, guard: SpikeGuard, step: int) -> Diverg
     reason = (
         f"the loss spiked again after {MAX_ROLLBACKS} rollbacks"
         if guard.rollbacks > MAX_ROLLBACKS
-        else f"{guard.in_a_row} steps in a row without a finite loss and gradient"
+        else f"{guard.consecutive_skips} steps in a row without a finite loss and gradient"
     )
     learning_rate = config.optim.learning_rate
     remedies = [f"a lower --learning-rate than {learning_rate:g}, or more --warmup-steps"]

@@ -1,4 +1,4 @@
-"""Numbers of training steps: what a line of metrics.jsonl holds, and how fast training is."""
+"""Metrics of training steps: what a line of metrics.jsonl holds, and how fast training is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlxgpt.model.stats import flops_per_token
 
 @dataclass
 class StepMetrics:
-    """What is known after a step, to which an evaluation adds.
+    """Metrics of a step, to which an evaluation adds its own.
 
     Attributes:
         step: updates done, from 1.
@@ -24,7 +24,7 @@ class StepMetrics:
         loss: mean training loss of this step's batch, nats per token, before its update.
         grad_norm: the gradient's global norm before clipping.
         seconds: when the step was running on the device; see `StepTimer`.
-        eval_metrics: what an evaluation found.
+        eval_metrics: those of an evaluation, by name.
     """
 
     step: int
@@ -35,7 +35,7 @@ class StepMetrics:
     eval_metrics: dict[str, float] = field(default_factory=dict)
 
     def to_tree(self) -> dict[str, float]:
-        """What a checkpoint keeps, so that a killed run can log it when it is resumed."""
+        """What a checkpoint stores, so that a killed run can log it when it is resumed."""
         return {"lr": self.lr, "loss": self.loss, "grad_norm": self.grad_norm}
 
 
@@ -61,14 +61,14 @@ class StepTimer:
         self._paused_seconds = 0.0
 
     def elapsed_seconds(self) -> float:
-        """Since the first step ran."""
+        """Seconds since the first step ran, without pauses."""
         now = time.monotonic()  # a clock that stands still while the machine sleeps
         self._start_time = now if self._start_time is None else self._start_time
         return now - self._start_time - self._paused_seconds
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """While the device has no step to compute."""
+        """Context whose time does not count: the device has no step to compute."""
         start_time = time.monotonic()
         yield
         self._paused_seconds += time.monotonic() - start_time
@@ -94,5 +94,5 @@ class StepTimer:
 
 
 def _finite_or_none(value: float) -> float | None:
-    """A number that JSON can hold."""
+    """The value, or None if JSON cannot hold it."""
     return value if math.isfinite(value) else None

@@ -19,11 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import mlx.core as mx
 import numpy as np
 
-Arrays = dict[str, mx.array]  # by dotted names
+from mlxgpt.distributed.group import Arrays
 
-# The quintic of Jordan's Muon, steepest at 0: after five steps singular values are in 0.7 to 1.2.
-NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-NS_STEPS = 5
 MUON_EPS = 1e-12
 MOMENTUM = 0.95  # of the gradient's running mean, with Nesterov's look ahead; Jordan's
 ROW_MOMENTUM = 0.95  # of the running mean square of a row
@@ -70,12 +67,12 @@ class Muon:
         # The mean square of each row; a matrix taller than wide has a step longer by √(out / in).
         row_shapes = [(n, rows) for n, _, rows, _ in self._stack_shapes]
         aspect_ratios = [max(1.0, rows / cols) for _, rows, cols in shapes]
-        weights = [
-            np.full(math.prod(s), factor / cols, np.float32)
-            for s, factor, (*_, cols) in zip(row_shapes, aspect_ratios, shapes, strict=True)
+        row_weights = [
+            np.full(math.prod(shape), ratio / cols, np.float32)
+            for shape, ratio, (*_, cols) in zip(row_shapes, aspect_ratios, shapes, strict=True)
         ]
         sums = [mx.square(stack).sum(axis=2).reshape(-1) for stack in stacks]
-        row_mean_squares = mx.array(np.concatenate(weights)) * mx.concatenate(sums)
+        row_mean_squares = mx.array(np.concatenate(row_weights)) * mx.concatenate(sums)
         second_moment = keep_row * state["rows"] + add_row * row_mean_squares
         inverse_rms = mx.rsqrt(second_moment + MUON_EPS)
         squares_before, squares_after, row_scales = (
@@ -92,8 +89,8 @@ class Muon:
             )
             matrices = stack.reshape(*row_shapes[n], -1)
             updates += [
-                x * (g[:, None] * factor)
-                for x, g, factor in zip(matrices, row_scales[n], norm_ratios, strict=True)
+                x * (scales[:, None] * ratio)
+                for x, scales, ratio in zip(matrices, row_scales[n], norm_ratios, strict=True)
             ]
         return dict(zip(self._shapes, updates, strict=True)), {"v": v, "rows": second_moment}
 
@@ -104,7 +101,7 @@ class Muon:
             yield from ((n, moment, array) for n, array in zip(self._shapes, pieces, strict=True))
 
     def join(self, get_array: Callable[[str, str], mx.array]) -> Arrays:
-        """The state of what `split` gave, by a function of the name and the moment."""
+        """The inverse of `split`: the state, from a function of a matrix's name and the moment."""
         return {
             moment: mx.concatenate([get_array(name, moment).reshape(-1) for name in self._shapes])
             for moment in self._moment_shapes()
@@ -115,8 +112,14 @@ class Muon:
         return {"v": shapes, "rows": [(rows, 1) for rows, _ in shapes]}
 
 
+# Jordan's coefficients, steepest at 0: after five steps singular values are in 0.7 to 1.2.
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NS_STEPS = 5
+NORM_EPS = 1e-7  # of a gradient of 0; Jordan's
+
+
 def orthogonalize(flat: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.array]:
-    """Stacks[n, rows, columns] with all singular values of each matrix near 1.
+    """Stacks[n, rows, columns] of orthogonalized matrices: all singular values are near 1.
 
     A Newton-Schulz step multiplies x with aI + bS + cS², where S = xxᵀ (of tall x: xᵀx, from the
     right). These polynomials commute with S, so the steps are taken on S alone, on those of all
@@ -129,7 +132,7 @@ def orthogonalize(flat: mx.array, shapes: Sequence[tuple[int, ...]]) -> list[mx.
     a, b, c = NS_COEFFICIENTS
     squares = [square.sum(axis=(1, 2), keepdims=True) for square in _split(mx.square(flat), shapes)]
     stacks = [
-        x / (mx.sqrt(square) + 1e-7)
+        x / (mx.sqrt(square) + NORM_EPS)
         for x, square in zip(_split(flat, shapes), squares, strict=True)
     ]
     tall = [x.shape[1] > x.shape[2] for x in stacks]
@@ -154,7 +157,7 @@ def _count_parts(name: str) -> int:
 
 
 def _split(flat: mx.array, shapes: Iterable[tuple[int, ...]]) -> list[mx.array]:
-    """Arrays that are next to each other in one, along its first axis."""
+    """Split an array along its first axis into arrays of these shapes."""
     shapes = [*shapes]
     width = math.prod(flat.shape[1:])
     ends = itertools.accumulate(math.prod(shape) // width for shape in shapes)

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlxgpt.config import OptimConfig
-from mlxgpt.training.muon import Arrays, Muon
-
-ADAMW_WORK = 50  # for a number, in what Muon takes for one in a matrix that is 1 wide (measured)
+from mlxgpt.distributed.group import Arrays
+from mlxgpt.training.muon import Muon
 
 
 class ParamGroup(NamedTuple):
@@ -69,8 +68,8 @@ class OptimizerGroups:
         scale: mx.array,
         should_apply: mx.array,
     ) -> tuple[Arrays, Arrays]:
-        """The parameters and the state after a step by scale * gradients; both as they were if it
-        is not `should_apply`, except that -0.0 may become 0.0.
+        """The parameters and the state after a step by scale * gradients; both unchanged if not
+        `should_apply`, except that -0.0 may become 0.0.
         """
         c = self._config
         keep1, add1, keep2, add2, eps = mx.where(
@@ -103,18 +102,15 @@ class OptimizerGroups:
             m = keep1 * state[f"{name}.m"] + add1 * gradient
             v = keep2 * state[f"{name}.v"] + add2 * mx.square(gradient)
             new_state |= {f"{name}.m": m, f"{name}.v": v}
-            step = (
-                step_sizes[self._group_index[name]]
-                * m
-                / (mx.sqrt(v) * bias_correction2_rsqrt + eps)
-            )
-            new_parameters[name] = parameters[name] * decay_factors[self._group_index[name]] - step
+            group = self._group_index[name]
+            step = step_sizes[group] * m / (mx.sqrt(v) * bias_correction2_rsqrt + eps)
+            new_parameters[name] = parameters[name] * decay_factors[group] - step
         if self._muon:
             updates, moments = self._muon.update(gradients, state, scale, should_apply)
             new_state |= moments
             new_parameters |= {
-                n: parameters[n] * decay_factors[0] - group_rates[0] * step
-                for n, step in updates.items()
+                name: parameters[name] * decay_factors[0] - group_rates[0] * update
+                for name, update in updates.items()
             }
         return new_parameters, new_state
 
@@ -136,7 +132,7 @@ class OptimizerGroups:
         return state_dict
 
     def from_state_dict(self, state_dict: Arrays) -> Arrays:
-        """The state of what `to_named` gave, among that of other parameters."""
+        """The inverse of `to_state_dict`, whose names may be among those of other parameters."""
         rates = [
             state_dict[f"states.{group}.learning_rate"] for group in range(len(self._param_groups))
         ]
@@ -186,6 +182,9 @@ def _is_block_matrix(name: str, parameter: mx.array) -> bool:
 
 def _uses_muon(config: OptimConfig, name: str, parameter: mx.array) -> bool:
     return config.optimizer == "muon" and _is_block_matrix(name, parameter)
+
+
+ADAMW_WORK = 50  # for each value, relative to Muon's in a matrix of width 1 (measured)
 
 
 def split_by_work(parameters: Arrays, config: OptimConfig, count: int) -> list[list[str]]:

@@ -32,18 +32,15 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-ROUNDING_FIELDS = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
-RECENT_RECORDS = 20  # lines of metrics that tell how long a step takes
-MAX_STEP_SECONDS = 86_400.0  # of a step; a longer one is not believed
-
 
 @dataclass(frozen=True)
 class StartState:
     """Where training starts, the same on every rank.
 
     Attributes:
-        step: updates done; guard: with what it remembered then.
-        unlogged_metrics: the numbers of that step, if the run was killed after saving it and before
+        step: updates done.
+        guard: as it was then.
+        unlogged_metrics: the metrics of that step, if the run was killed after saving it and before
             evaluating and logging it.
         bos: the token that the model's texts begin with; None if they begin without one.
     """
@@ -68,9 +65,8 @@ def resume_or_create_run(
         yield None, _make_start_state(broadcast_state(group, step_function, None), job.config)
         return
     config, saved_checkpoint = job.config, None
-    run = (
-        find_resumable_run(job.folder) if job.is_retry else job.run
-    )  # an attempt may have saved something
+    # Before a retry, the failed attempt may have saved something.
+    run = find_resumable_run(job.folder) if job.is_retry else job.run
     changed_settings: Mapping[str, tuple[Any, Any]] = {}
     if run:
         saved_checkpoint = load_newest_checkpoint(run, run.steps(), step_function)
@@ -109,12 +105,12 @@ def resume_or_create_run(
 def _make_start_state(state: Mapping[str, Any], config: Config) -> StartState:
     guard = SpikeGuard.from_tree(state["guard"], config.train.on_spike)
     if guard.has_diverged:  # resuming gives it another chance
-        guard.in_a_row = guard.rollbacks = 0
+        guard.consecutive_skips = guard.rollbacks = 0
     return StartState(state["step"], guard, state["unlogged"], state["bos"])
 
 
 def load_newest_checkpoint(run: Run, steps: list[int], step_function: TrainStep) -> Checkpoint:
-    """Load the newest of some checkpoints that is whole."""
+    """Load the newest undamaged checkpoint of those after `steps` updates."""
     paths = [checkpoint.checkpoint_folder(run.checkpoints, step) for step in reversed(steps)]
     saved_checkpoint = run.load_first_valid(paths, with_optimizer=True)
     assert saved_checkpoint.optimizer is not None
@@ -142,10 +138,9 @@ def find_resumable_run(folder: Path) -> Run | None:
     """
     if files.exists(folder / "run.json"):
         run = runs.open_run(folder)
-        for checkpoint_folder in (run.checkpoints, run.snapshots):
-            checkpoint.prune_checkpoints(
-                checkpoint_folder, {*checkpoint.list_steps(checkpoint_folder)}
-            )  # scratch files of a killed process
+        for parent in (run.checkpoints, run.snapshots):
+            # Deletes the scratch files of a killed process.
+            checkpoint.prune_checkpoints(parent, {*checkpoint.list_steps(parent)})
         return run if run.steps() else None
     if files.exists(folder) and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not a run", "choose another name with --run NAME.")
@@ -204,7 +199,7 @@ def check_resumable(
 
 
 def apply_run_plan(config: Config, run: Run, fit_size: bool) -> Config:
-    """`config` with what `planned`, and `sized`, decided when the run was started."""
+    """`config` with the steps, and if `fit_size` the size, chosen when the run was started."""
     planned_fields = ("max_steps", "warmup_steps", *(AUTO_SIZED_FIELDS if fit_size else ()))
     changed_settings = diff_configs(config, run.config)
     return override_config(
@@ -213,8 +208,12 @@ def apply_run_plan(config: Config, run: Run, fit_size: bool) -> Config:
     )
 
 
+RECENT_RECORDS = 20  # of metrics.jsonl
+MAX_STEP_SECONDS = 86_400.0  # more are not believed
+
+
 def median_step_seconds(run: Run) -> float | None:
-    """Of its latest steps, by its metrics; None if they hold nothing plausible."""
+    """Median seconds of a run's latest steps, by its metrics; None if those are not plausible."""
     recorded_rates = deque(
         (record.get("tokens_per_second") for record in run.metrics()), maxlen=RECENT_RECORDS
     )
@@ -228,6 +227,10 @@ def find_environment_changes(run: Run, ranks: int) -> list[str]:
     # Before there could be several ranks, none were recorded.
     old_environment = {"ranks": "1", **run.last_environment()}
     return environment_changes(old_environment, describe_environment(ranks))
+
+
+# Config fields whose changes only change rounding.
+ROUNDING_FIELDS = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
 
 
 def _log_changes(run: Run, changed_settings: Mapping[str, tuple[Any, Any]], ranks: int) -> None:

@@ -1,4 +1,4 @@
-"""Training is retried after a failure of the GPU, from the newest checkpoint."""
+"""Retries training after a failure of the GPU, from the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from mlxgpt.training.job import TrainJob
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-RETRY_DELAYS = (5.0, 20.0, 60.0)  # seconds before each retry of a row
 sleep = time.sleep
+
+RETRY_DELAYS = (5.0, 20.0, 60.0)  # seconds before each retry of a row
 
 
 def retry_on_gpu_failure(attempt: Callable[[TrainJob], T], job: TrainJob, group: ProcessGroup) -> T:
-    """Retry after a failure of the GPU, at most `len(PAUSES)` times in a row. A row ends when an
-    attempt logs or saves a step that no attempt before it reached. Several ranks do not retry: the
-    first failure is raised.
+    """Retry after a failure of the GPU, at most `len(RETRY_DELAYS)` times in a row. A row ends when
+    an attempt logs or saves a step that no attempt before it reached. Several ranks do not retry:
+    the first failure is raised.
 
     If memory ran out, the next attempt takes micro-batches of half the size, and twice as many.
 
@@ -60,9 +61,8 @@ def retry_on_gpu_failure(attempt: Callable[[TrainJob], T], job: TrainJob, group:
             continue
         assert failure
         saved_steps = checkpoint.list_steps(job.folder / "checkpoints")
-        last_step = max(
-            [0, *saved_steps, *(record["step"] for record in RunLogs(job.folder).metrics())]
-        )
+        logged_steps = (record["step"] for record in RunLogs(job.folder).metrics())
+        last_step = max([0, *saved_steps, *logged_steps])
         failures = 1 if last_step > furthest_step else failures + 1
         furthest_step = max(furthest_step, last_step)
         outcome = (

@@ -15,11 +15,13 @@ import numpy as np
 
 from mlxgpt.backend import device, execution
 from mlxgpt.config import Config, SamplingParams, fill_vocab_size, override_config
+from mlxgpt.config.resolve import PathLike, resolve_config
 from mlxgpt.data.token_array import TokenArray
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.evaluation.loss import EvalDataset, Evaluator, compile_eval_step
 from mlxgpt.inference.sampling import SamplerSpec, make_sampler, pack_sampling_params
 from mlxgpt.model.parameters import flatten_params
+from mlxgpt.training.estimate import check_model_memory
 from mlxgpt.training.full_size_check import (
     CheckResult,
     check_against_cpu,
@@ -32,7 +34,7 @@ from mlxgpt.training.full_size_check import (
     random_ids,
     take_step,
 )
-from mlxgpt.training.step import make_train_step
+from mlxgpt.training.step import TrainStep, make_train_step
 
 
 def run_self_check(config: Config) -> Iterator[CheckResult]:
@@ -66,6 +68,15 @@ def run_self_check(config: Config) -> Iterator[CheckResult]:
         yield check_function(small_config)
 
 
+def check(
+    tier: int | None = None, *, config: PathLike | Config | None = None, **settings: Any
+) -> list[CheckResult]:
+    """Run the self-check of a config, without training."""
+    resolved_config = resolve_config(tier, config, **settings)[1]
+    check_model_memory(resolved_config)
+    return list(run_self_check(resolved_config))
+
+
 def shrink_config(config: Config) -> Config:
     """A copy of the same kind that takes milliseconds: float32, and no dropout."""
     model = config.model
@@ -85,25 +96,24 @@ def shrink_config(config: Config) -> Config:
 
 
 def check_matrix_products(config: Config) -> CheckResult:
-    """What computes matrix products here: told, since it decides the speed."""
+    """Report what computes matrix products here, since it decides the speed."""
     detail = execution.blas_status() if device.on_cpu() else "MLX's own kernels"
     tf32_note = "" if device.has_full_precision_matmul() else ", float32 rounded to TF32"
     return CheckResult("matrix products", None, detail + tf32_note)
 
 
 def check_fused_kernels(config: Config) -> CheckResult:
-    """Whether MLX can fuse operations here: told, as above."""
+    """Report whether MLX can fuse operations here, since it decides the speed."""
     return CheckResult("fused kernels", None, execution.compile_failure() or "compiled")
 
 
 def check_tied_head(config: Config) -> CheckResult:
-    """After an update the output layer still is the token embedding: without the one, no logit."""
+    """After an update the output head still is the token embedding: zeroed, it gives no logits."""
     step_function = make_train_step(config)
     take_step(step_function, config, 0)
-    step_function.model.wte.weight = mx.zeros_like(step_function.model.wte.weight)
-    max_logit = float(
-        mx.abs(step_function.model(random_ids(config, 1, config.model.block_size))).max()
-    )
+    model = step_function.model
+    model.wte.weight = mx.zeros_like(model.wte.weight)
+    max_logit = float(mx.abs(model(random_ids(config, 1, config.model.block_size))).max())
     return CheckResult(
         "tied head",
         max_logit == 0,
@@ -116,12 +126,7 @@ def check_compiled_step(config: Config) -> CheckResult:
     # With AdamW's own eps the sign alone counts of a gradient near 0, and that may be rounding's.
     config = override_config(config, {"dropout": 0.1, "eps": 1e-3})
     step_functions = [make_train_step(config), make_train_step(config, compiled=False)]
-    for n in range(3):
-        for step_function in step_functions:
-            take_step(step_function, config, n)
-    max_difference = _max_difference(
-        *(step_function.model.parameters() for step_function in step_functions)
-    )
+    max_difference = _difference_after_steps(config, step_functions)
     return CheckResult(
         "compiled = eager",
         max_difference < _tolerance(1e-5),
@@ -181,43 +186,35 @@ def check_sampler(config: Config) -> CheckResult:
     draws = 20_000
     logits = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0])
     probs = _softmax(logits / 0.8)
-    # By hand, since the logits are sorted: what each filter leaves of these eight tokens.
+    # By hand, since the logits are sorted: how many of these eight tokens each filter keeps.
+    top_p_kept = int((probs.cumsum() < 0.75).sum()) + 1
+    min_p_kept = int((probs >= 0.2 * probs[0]).sum())
     cases = {
         "none": (SamplingParams(temperature=0.8), 8),
         "top-k 3": (SamplingParams(temperature=0.8, top_k=3), 3),
-        "top-p 0.75": (
-            SamplingParams(temperature=0.8, top_p=0.75),
-            int((probs.cumsum() < 0.75).sum()) + 1,
-        ),
-        "min-p 0.2": (
-            SamplingParams(temperature=0.8, min_p=0.2),
-            int((probs >= 0.2 * probs[0]).sum()),
-        ),
+        "top-p 0.75": (SamplingParams(temperature=0.8, top_p=0.75), top_p_kept),
+        "min-p 0.2": (SamplingParams(temperature=0.8, min_p=0.2), min_p_kept),
     }
     shuffle = np.random.default_rng(0).permutation(8)  # so that order is no help
     max_z_score, leaked_draws = 0.0, 0
     rows = mx.array(np.tile(logits[shuffle], (draws, 1)))
     seen_mask = mx.zeros(rows.shape, dtype=mx.bool_)
     for n, (sampling, n_kept) in enumerate(cases.values()):
-        draw, values = (
-            make_sampler(SamplerSpec.from_sampling(sampling, 8)),
-            pack_sampling_params(sampling),
-        )
+        draw = make_sampler(SamplerSpec.from_sampling(sampling, 8))
+        values = pack_sampling_params(sampling)
         keys = np.random.default_rng(n).integers(2**32, size=(draws, 2), dtype=np.uint32)
         ids = draw(rows, seen_mask, values, mx.array(keys))
         frequencies = np.bincount(shuffle[np.array(ids)], minlength=8) / draws
         expected = np.where(np.arange(8) < n_kept, probs, 0) / probs[:n_kept].sum()
         leaked_draws += int((frequencies[n_kept:] > 0).sum())
         sigma = np.sqrt(expected[:n_kept] * (1 - expected[:n_kept]) / draws)
-        max_z_score = max(
-            max_z_score, float((np.abs(frequencies - expected)[:n_kept] / sigma).max())
-        )
+        z_scores = np.abs(frequencies - expected)[:n_kept] / sigma
+        max_z_score = max(max_z_score, float(z_scores.max()))
     return CheckResult(
         "sampler = softmax",
         max_z_score < 4 and not leaked_draws,
         f"{draws:,} draws for each of {', '.join(cases)}: at most {max_z_score:.1f} standard "
-        "errors off, "
-        f"{leaked_draws} masked tokens drawn",
+        f"errors off, {leaked_draws} masked tokens drawn",
     )
 
 
@@ -228,16 +225,14 @@ def check_evaluation_side_effects(config: Config) -> CheckResult:
     tokens = _random_tokens(config)
     letters = map(chr, range(ord("0"), ord("0") + config.model.vocab_size))
     tokenizer = CharTokenizer(letters, end_of_text=False)
-    model, eval_text = step_functions[0].model, EvalDataset(tokens, tokenizer, None)
-    evaluator = Evaluator(model, eval_text, compile_eval_step(model, mx.float32), batch_size=4)
+    model, eval_dataset = step_functions[0].model, EvalDataset(tokens, tokenizer, None)
+    evaluator = Evaluator(model, eval_dataset, compile_eval_step(model, mx.float32), batch_size=4)
     losses = []
     for n in range(3):
         for step_function in step_functions:
             take_step(step_function, config, n)
         losses += [evaluator().loss, evaluator().loss]
-    max_difference = _max_difference(
-        *(step_function.model.parameters() for step_function in step_functions)
-    )
+    max_difference = _max_difference(*(s.model.parameters() for s in step_functions))
     is_deterministic = losses[0::2] == losses[1::2]
     return CheckResult(
         "evaluation leaves no trace",
@@ -249,7 +244,7 @@ def check_evaluation_side_effects(config: Config) -> CheckResult:
 
 
 def check_overfitting(config: Config) -> CheckResult:
-    """One batch can be learned by heart, below 0.1 nats: loss, gradients and updates agree."""
+    """One batch can be overfitted, to below 0.1 nats: loss, gradients and updates agree."""
     config = override_config(config, {"weight_decay": 0.0, "gradient_checkpointing": False})
     step_function = make_train_step(config)
     x, y = random_batch(config, 0)
@@ -266,16 +261,11 @@ def check_overfitting(config: Config) -> CheckResult:
 
 def check_repeatability(config: Config) -> CheckResult:
     """Whether a step repeats bit for bit here. On the CPU it must, or resuming is not exact; on a
-    GPU, which may add in another order, it is only told.
+    GPU, which may add in another order, it is only reported.
     """
     config = override_config(config, {"dropout": 0.1})
     step_functions = [make_train_step(config), make_train_step(config)]
-    for n in range(3):
-        for step_function in step_functions:
-            take_step(step_function, config, n)
-    max_difference = _max_difference(
-        *(step_function.model.parameters() for step_function in step_functions)
-    )
+    max_difference = _difference_after_steps(config, step_functions)
     detail = (
         "bit for bit"
         if max_difference == 0
@@ -285,8 +275,8 @@ def check_repeatability(config: Config) -> CheckResult:
 
 
 def _tolerance(tolerance: float) -> float:
-    """How far apart numbers may be that were multiplied in other shapes, and so perhaps in other
-    kernels: more where some of them round to TF32.
+    """The tolerance for values that were multiplied in other shapes, and so perhaps by other
+    kernels: larger where some of them round to TF32.
     """
     return tolerance if device.has_full_precision_matmul() else 50 * tolerance
 
@@ -301,10 +291,15 @@ def _softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum()
 
 
+def _difference_after_steps(config: Config, step_functions: list[TrainStep]) -> float:
+    """Take 3 steps with each of two step functions; the largest difference of their parameters."""
+    for n in range(3):
+        for step_function in step_functions:
+            take_step(step_function, config, n)
+    return _max_difference(*(s.model.parameters() for s in step_functions))
+
+
 def _max_difference(a: Any, b: Any) -> float:
     """The largest difference between two parameter trees."""
-    other_parameters = flatten_params(b)
-    return max(
-        float(mx.abs(value - other_parameters[name]).max())
-        for name, value in flatten_params(a).items()
-    )
+    a, b = flatten_params(a), flatten_params(b)
+    return max(float(mx.abs(a[name] - b[name]).max()) for name in a)

@@ -50,13 +50,6 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-WARMUP_DIVISOR = 10  # warmup is at most one step in ten of a plan that is made for a time
-MIN_STEPS = 2  # of a plan
-SOURCE_FIELDS = (
-    "source",
-    "val_source",
-)  # where the text is may differ; the data's hash is compared
-
 
 @contextmanager
 def setup_job(
@@ -117,11 +110,13 @@ def _plan_job(
         must_check = not run.last_environment() or bool(find_environment_changes(run, group.size))
     elif group.is_main and minutes and request.auto_size:
         config = choose_model_size(config, job.dataset, 60 * minutes)
-    decisions = group.broadcast("config", [asdict(config), finished_step, must_check])
+    config_tree, finished_step, must_check = group.broadcast(
+        "config", [asdict(config), finished_step, must_check]
+    )
     job = replace(
         job,
-        config=config_from_tree(decisions[0]),
-        finished_step=decisions[1],
+        config=config_from_tree(config_tree),
+        finished_step=finished_step,
         resumed=run is not None,
     )
     if job.finished_step is not None:
@@ -130,7 +125,7 @@ def _plan_job(
             job = replace(job, run=replace(run, config=job.config))
         return job
     job = retry_on_gpu_failure(
-        partial(check_and_estimate, group=group, callbacks=callbacks, must_check=decisions[2]),
+        partial(check_and_estimate, group=group, callbacks=callbacks, must_check=must_check),
         job,
         group,
     )
@@ -208,6 +203,9 @@ def _prepare_data(request: TrainRequest, callbacks: Callback) -> tuple[Config, D
     return config, dataset, warning
 
 
+SOURCE_FIELDS = ("source", "val_source")  # may differ between ranks: the data's hash is compared
+
+
 def _collect_settings(
     config: Config, dataset: Dataset, init_weights: InitWeights | None
 ) -> dict[str, object]:
@@ -257,11 +255,17 @@ def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False)
     return config
 
 
+WARMUP_DIVISOR = 10  # warmup is at most a tenth of the steps that are planned for a time
+
+
 def set_max_steps(config: Config, steps: int) -> Config:
     """`config` for `steps` steps, at most a tenth of them warmup."""
     # A warmup that was meant for a longer plan would fill a short one.
     warmup = min(config.optim.warmup_steps, math.ceil(steps / WARMUP_DIVISOR))
     return override_config(config, {"max_steps": steps, "warmup_steps": warmup})
+
+
+MIN_STEPS = 2
 
 
 def _plan_for_minutes(config: Config, estimate: Estimate, minutes: float) -> Config:

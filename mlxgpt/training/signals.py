@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def catch_stop_signals() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or SIGTERM) asks training to stop after its step; the second one quits at
-    once. Yields a function that returns whether it was asked.
+    """Context in which the first Ctrl-C (or SIGTERM) requests a stop after the current step, and
+    the second one quits at once. Yields a function that returns whether a stop was requested.
     """
     stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():

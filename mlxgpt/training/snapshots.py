@@ -20,14 +20,16 @@ from mlxgpt.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 FIRST_SNAPSHOT_STEP = 100  # steps; each of the later ones is twice the one before
-BYTES_PER_WEIGHT = 2  # of a weight
-MAX_DISK_SHARE = 0.1  # of the disk's free space, at most, for all snapshots of a run
 
 
 def is_snapshot_step(step: int) -> bool:
     """Whether a snapshot is taken after `step` updates."""
     multiple, remainder = divmod(step, FIRST_SNAPSHOT_STEP)
     return remainder == 0 and multiple & (multiple - 1) == 0
+
+
+BYTES_PER_WEIGHT = 2  # float16
+MAX_DISK_SHARE = 0.1  # of the disk's free space, for all snapshots of a run
 
 
 class SnapshotWriter:
@@ -48,12 +50,10 @@ class SnapshotWriter:
     ) -> None:
         self._run, self._step_function = run, step_function
         self._submit = submit
-        config = run.config
-        self.enabled = config.train.snapshots
-        count = sum(
-            map(is_snapshot_step, range(0, config.train.max_steps + 1, FIRST_SNAPSHOT_STEP))
-        )
-        size = count * count_parameters(config.model) * BYTES_PER_WEIGHT
+        t = run.config.train
+        self.enabled = t.snapshots
+        count = sum(map(is_snapshot_step, range(0, t.max_steps + 1, FIRST_SNAPSHOT_STEP)))
+        size = count * count_parameters(run.config.model) * BYTES_PER_WEIGHT
         free = shutil.disk_usage(run.folder).free
         if self.enabled and size > MAX_DISK_SHARE * free:
             self.enabled = False

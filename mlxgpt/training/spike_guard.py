@@ -19,16 +19,16 @@ import numpy as np
 from mlxgpt.utils.errors import UserError
 
 LOSS_WINDOW = 100  # steps that a loss is compared with
-MIN_LOSSES = 25  # of them, at least
-SPIKE_THRESHOLD = 6.0  # standard deviations above their mean
+MIN_LOSSES = 25  # a loss is not compared with fewer
+SPIKE_THRESHOLD = 6.0  # standard deviations above the mean loss
 MIN_DEVIATION = 0.01  # nats, if the losses hardly differ
-MAX_CONSECUTIVE_SKIPS = 10  # skipped steps, until training is given up
-MAX_ROLLBACKS = 5
-# Names in checkpoints, and here.
+MAX_CONSECUTIVE_SKIPS = 10  # then training is given up
+MAX_ROLLBACKS = 5  # after more, training is given up
+# Name in checkpoints: attribute.
 CHECKPOINT_FIELDS = {
     "losses": "losses",
     "skipped": "skipped",
-    "in_a_row": "in_a_row",
+    "in_a_row": "consecutive_skips",
     "returns": "rollbacks",
     "passed": "batch_offset",
 }
@@ -36,12 +36,14 @@ CHECKPOINT_FIELDS = {
 
 @dataclass
 class SpikeGuard:
-    """What is remembered of the steps, counted from 0. It is part of a checkpoint.
+    """Decides which steps, counted from 0, are skipped, and when to roll back or give up. It is
+    stored in checkpoints.
 
     Attributes:
         on_spike: `ignore`, `skip` or `rollback`.
         losses: (step, loss) of the last steps that were applied.
-        skipped: steps that were not applied, in all; in_a_row: since the last one that was.
+        skipped: steps that were not applied, in all.
+        consecutive_skips: those since the last step that was applied.
         rollbacks: how often training was rolled back.
         batch_offset: batches skipped by that: step n takes batch n + batch_offset.
         spike_step: the step whose loss asks for a rollback, or None.
@@ -50,7 +52,7 @@ class SpikeGuard:
     on_spike: str = "ignore"
     losses: list[tuple[int, float]] = field(default_factory=list)
     skipped: int = 0
-    in_a_row: int = 0
+    consecutive_skips: int = 0
     rollbacks: int = 0
     batch_offset: int = 0
     spike_step: int | None = None
@@ -58,7 +60,7 @@ class SpikeGuard:
     @property
     def has_diverged(self) -> bool:
         """Whether further training is of no use."""
-        return self.in_a_row >= MAX_CONSECUTIVE_SKIPS or self.rollbacks > MAX_ROLLBACKS
+        return self.consecutive_skips >= MAX_CONSECUTIVE_SKIPS or self.rollbacks > MAX_ROLLBACKS
 
     @property
     def must_stop(self) -> bool:
@@ -81,14 +83,14 @@ class SpikeGuard:
         return float(np.float32(statistics.fmean(recent_losses) + SPIKE_THRESHOLD * deviation))
 
     def record(self, step: int, loss: float, grad_norm: float, loss_limit: float) -> None:
-        """Take note of a step that was computed, with the loss that it was applied up to."""
+        """Record a step that was computed; it was applied if its loss was at most `loss_limit`."""
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if is_finite and loss <= loss_limit:
             self.losses = [*self.losses[-LOSS_WINDOW:], (step, loss)]
-            self.in_a_row = 0
+            self.consecutive_skips = 0
             return
         self.skipped += 1
-        self.in_a_row += 1
+        self.consecutive_skips += 1
         if is_finite and self.on_spike == "rollback":
             self.spike_step = step
 
@@ -104,16 +106,16 @@ class SpikeGuard:
         self.batch_offset += self.spike_step + 1 - start
         self.rollbacks += 1
         self.losses = SpikeGuard.from_tree(tree).losses
-        self.in_a_row = 0
+        self.consecutive_skips = 0
         self.spike_step = None
 
     def to_tree(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """What a checkpoint stores of the guard."""
         return {name: getattr(self, attribute) for name, attribute in CHECKPOINT_FIELDS.items()}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], on_spike: str = "ignore") -> SpikeGuard:
-        """The guard of a checkpoint; a fresh one of an empty tree, as in format 1.
+        """The guard of a checkpoint; a fresh one if the tree is empty, as in format 1.
 
         Raises:
             UserError: if it is not what `to_tree` makes.

@@ -15,7 +15,7 @@ from mlx.utils import tree_map, tree_unflatten
 from mlxgpt.backend import execution
 from mlxgpt.config import Config
 from mlxgpt.data.token_array import TokenArray
-from mlxgpt.distributed.group import LOCAL_GROUP, ProcessGroup
+from mlxgpt.distributed.group import LOCAL_GROUP, Arrays, ProcessGroup
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.losses import swapped_parameters, token_losses
 from mlxgpt.model.parameters import check_shapes, flatten_params
@@ -23,8 +23,6 @@ from mlxgpt.training.optimizer import OptimizerGroups, split_by_work
 from mlxgpt.training.schedule import learning_rate_schedule
 from mlxgpt.utils.errors import UserError
 from mlxgpt.utils.seeds import derive_seed
-
-Arrays = dict[str, mx.array]  # by dotted names
 
 
 def _identity(function: Callable) -> Callable:
@@ -149,7 +147,7 @@ class TrainStep:
         shards = execution.shard_batch(inputs, targets, key)
         parameters = self.model.trainable_parameters()
         sums = self._threaded_gradients([(parameters, *shard) for shard in shards])
-        loss, gradients = sums[0] if len(sums) == 1 else _add_sums(sums)
+        loss, gradients = sums[0] if len(sums) == 1 else tree_map(mx.add, *sums)
         return loss, gradients, float(sum(len(shard[0]) for shard in shards))
 
     def _add_gradients(
@@ -183,12 +181,8 @@ class TrainStep:
         squares = sum((mx.square(g).sum() for g in gradients.values()), mx.array(0.0))
         grad_norm = mx.sqrt(squares) / part_count
         scale = mx.minimum(self._grad_clip / (grad_norm + 1e-6), 1.0) / part_count
-        return (
-            loss,
-            grad_norm,
-            scale,
-            mx.isfinite(loss) & mx.isfinite(grad_norm) & (loss <= loss_limit),
-        )
+        should_apply = mx.isfinite(loss) & mx.isfinite(grad_norm) & (loss <= loss_limit)
+        return loss, grad_norm, scale, should_apply
 
 
 class _GradientAccumulator:
@@ -210,12 +204,6 @@ class _GradientAccumulator:
         return total
 
 
-def _add_sums(sums: list[tuple[mx.array, Arrays]]) -> tuple[mx.array, Arrays]:
-    """The sums of a CPU's two threads, added."""
-    (loss, gradients), (other_loss, other_gradients) = sums
-    return loss + other_loss, {name: g + other_gradients[name] for name, g in gradients.items()}
-
-
 def make_train_step(
     config: Config, group: ProcessGroup = LOCAL_GROUP, *, compiled: bool = True
 ) -> TrainStep:
@@ -226,7 +214,7 @@ def make_train_step(
 
 
 class StepInputs:
-    """What a step is called with, as a pure function of the step.
+    """Inputs of a step, a pure function of its number: batch, learning rate, dropout key.
 
     Args:
         tokens: to train on.
@@ -268,8 +256,9 @@ def select_rank_rows(ids: np.ndarray, rank: int, size: int) -> np.ndarray:
     A, B, T = ids.shape
     check_divisible(A * B, size)
     rows = A * B // size
-    B = next(n for n in range(min(B, rows), 0, -1) if rows % n == 0)
-    return ids.reshape(A * ids.shape[1], T)[rank * rows : (rank + 1) * rows].reshape(-1, B, T)
+    batch_size = next(n for n in range(min(B, rows), 0, -1) if rows % n == 0)
+    rank_ids = ids.reshape(A * B, T)[rank * rows : (rank + 1) * rows]
+    return rank_ids.reshape(-1, batch_size, T)
 
 
 def check_divisible(rows: int, size: int) -> None:
@@ -283,9 +272,8 @@ def check_divisible(rows: int, size: int) -> None:
     nearest_sizes = [n for n in (rows // size * size, (rows // size + 1) * size) if n]
     raise UserError(
         f"a batch of {rows} sequences cannot be divided evenly among {size} machines",
-        f"use --batch-size {' or '.join(map(str, nearest_sizes))} --gradient-accumulation-steps "
-        "1, or "
-        "another number of machines.",
+        f"use --batch-size {' or '.join(map(str, nearest_sizes))} --gradient-accumulation-steps 1, "
+        "or another number of machines.",
     )
 
 

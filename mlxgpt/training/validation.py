@@ -11,11 +11,6 @@ from mlxgpt.data.dataset import Dataset
 from mlxgpt.evaluation.loss import EvalDataset, Evaluation, Evaluator, compile_eval_step
 from mlxgpt.training.step import TrainStep
 
-EVAL_TOKEN_SHARE = (
-    0.15  # of the tokens trained on, which is 5 % of the time: a step is three forward passes
-)
-MIN_EVAL_TOKENS = 8192  # tokens: fewer would say nothing
-
 
 class Validation:
     """Evaluates a training step's model; all ranks together.
@@ -36,16 +31,14 @@ class Validation:
             group=step_function.group,
         )
         val_tokens = len(dataset.val.ids)
-        self._eval_tokens, self._final_eval_tokens = (
-            count_eval_tokens(config, val_tokens),
-            count_final_eval_tokens(config, val_tokens),
-        )
+        self._eval_tokens = count_eval_tokens(config, val_tokens)
+        self._final_eval_tokens = count_final_eval_tokens(config, val_tokens)
         self._max_steps = config.train.max_steps
         self._evaluator = self._make_evaluator(limit=self._eval_tokens)
 
     def __call__(self, step: int) -> tuple[Evaluation, Evaluation]:
-        """After a step: on the tokens that each evaluation reads, so that all can be compared; and,
-        at the end, on more.
+        """Evaluate after a step: on the tokens that each evaluation reads, so that all can be
+        compared; and, at the end, on more.
         """
         result = self._evaluator()
         if step == self._max_steps and self._final_eval_tokens > self._eval_tokens:
@@ -56,20 +49,18 @@ class Validation:
 def count_eval_tokens(config: Config, val_tokens: int) -> int:
     """Tokens of an evaluation during training, of the `val_tokens` that the validation text has."""
     t = config.train
-    return min(
-        val_tokens, t.eval_tokens or _eval_token_budget(config, min(t.eval_interval, t.max_steps))
-    )
+    steps = min(t.eval_interval, t.max_steps)
+    return min(val_tokens, t.eval_tokens or _eval_token_budget(config, steps))
 
 
 def count_final_eval_tokens(config: Config, val_tokens: int) -> int:
-    """Tokens of the one at the end: all, unless the training was too short for that."""
-    return min(
-        val_tokens,
-        max(
-            _eval_token_budget(config, config.train.max_steps),
-            count_eval_tokens(config, val_tokens),
-        ),
-    )
+    """Tokens of the evaluation at the end: all, unless training was too short for that."""
+    budget = _eval_token_budget(config, config.train.max_steps)
+    return min(val_tokens, max(budget, count_eval_tokens(config, val_tokens)))
+
+
+EVAL_TOKEN_SHARE = 0.15  # of the tokens trained on: 5% of the time, as a step has three passes
+MIN_EVAL_TOKENS = 8192  # fewer would say nothing
 
 
 def _eval_token_budget(config: Config, steps: int) -> int:

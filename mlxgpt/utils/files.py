@@ -1,5 +1,5 @@
-"""Small files that are whole or not there, that tell when they were changed, and that harm nobody
-when a stranger wrote them.
+"""Small files: written atomically, checksummed, locked, read with a size limit; predicates that
+raise if a path cannot be read.
 """
 
 from __future__ import annotations
@@ -24,24 +24,11 @@ from typing import Any
 
 from mlxgpt.utils.errors import UserError
 
-CHECKSUM_KEY = "seal"
-TRASH_SUFFIX = ".gone"  # the end of a name
-MAX_SMALL_FILE_BYTES = 1 << 20  # bytes of a file that describes something
-# Answers of file systems that have no locks.
-LOCKS_UNSUPPORTED_ERRNOS = (
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.ENOLCK,
-    errno.EINVAL,
-)
-
-
-# Remedies by errno. A network folder that fails answers with several numbers.
 _FREE_SPACE = "free some space, and run the same command again."
 _CHECK_DISK = "check the disk and its connection, and run the same command again."
 _CHECK_PERMISSIONS = "check the permissions of the file and of its folder."
 _RAISE_LIMIT = "close other programs, or raise the limit on open files: ulimit -n 4096"
+# By errno; a network folder that fails answers with several of them.
 REMEDIES = {
     errno.ENOSPC: _FREE_SPACE,
     errno.EDQUOT: _FREE_SPACE,
@@ -178,6 +165,9 @@ def _make_temp_folder() -> Path:
     return Path(folder)
 
 
+TRASH_SUFFIX = ".gone"  # of a folder's name while it is being deleted
+
+
 def remove_folder(folder: Path) -> None:
     """Delete a folder, if it exists: an interruption leaves it whole, or nothing of that name. What
     an earlier one left of it goes, too.
@@ -235,12 +225,12 @@ def _fsync_descriptor(descriptor: int) -> None:
 
 @contextlib.contextmanager
 def file_lock(path: Path, activity: str) -> Iterator[None]:
-    """While this process works on a folder, no other one does. The system lets go when the process
-    ends, however it ends.
+    """Lock a folder for this process. The system releases the lock when the process ends, however
+    it ends.
 
     Args:
         path: the folder, which need not be there; the lock lies beside it.
-        activity: what an other process would be doing, such as "training".
+        activity: what another process would be doing, such as "training".
 
     Raises:
         UserError: if another process works on it, or nothing can be written there.
@@ -270,6 +260,16 @@ def file_lock(path: Path, activity: str) -> Iterator[None]:
             return
         finally:
             close_ignoring_errors(descriptor)
+
+
+# Answers of file systems that have no locks.
+LOCKS_UNSUPPORTED_ERRNOS = (
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.ENOLCK,
+    errno.EINVAL,
+)
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -329,6 +329,9 @@ def expand_user(name: str) -> Path:
         return Path(name).expanduser()
     except RuntimeError:
         return Path(name)
+
+
+MAX_SMALL_FILE_BYTES = 1 << 20  # bytes of a file that describes something
 
 
 def read_small(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> str:
@@ -395,14 +398,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+CHECKSUM_KEY = "seal"  # stored in every checksummed file
+
+
 def dump_checksummed(tree: Mapping[str, Any]) -> str:
     """A JSON object as text, with the hash of everything in it as its `seal`."""
     return json.dumps({**tree, CHECKSUM_KEY: _checksum(tree)}, indent=1) + "\n"
 
 
 def read_checksummed(path: Path, max_format: int) -> dict[str, Any]:
-    """Read what `sealed` made, the seal left out. Every changed byte is found, also where it
-    changes nothing: the file has to be what `sealed` writes.
+    """Read what `dump_checksummed` made, without the checksum. Every changed byte is found, also
+    where it changes nothing: the file has to be what `dump_checksummed` writes.
 
     Args:
         max_format: the newest `format` that is understood.

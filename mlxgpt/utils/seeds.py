@@ -1,4 +1,4 @@
-"""Where all randomness comes from: (seed, purpose, step), and no state that could be disturbed."""
+"""Seeds of all randomness, derived from (seed, purpose, step); there is no generator state."""
 
 import hashlib
 

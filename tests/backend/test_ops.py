@@ -12,13 +12,13 @@ from mlxgpt.backend.cpu import kernels
 
 ROW = mx.zeros((1, 1, 8, 512))
 CALLS: dict[str, Callable[[mx.array], mx.array]] = {
-    "gelu": ops.gelu,
-    "gelu_without_gradient": lambda x: ops.gelu(x, gradient=False),
-    "silu": ops.silu,
-    "softmax": ops.softmax,
-    "layer_norm": lambda x: ops.layer_norm(x, None, None),
-    "rms_norm": ops.rms_norm,
-    "causal_attention": lambda x: ops.causal_attention(x, x, x),
+    "cpu_gelu": ops.gelu,
+    "cpu_gelu_no_grad": lambda x: ops.gelu(x, gradient=False),
+    "cpu_silu": ops.silu,
+    "cpu_softmax": ops.softmax,
+    "cpu_layer_norm": lambda x: ops.layer_norm(x, None, None),
+    "cpu_rms_norm": ops.rms_norm,
+    "cpu_causal_attention": lambda x: ops.causal_attention(x, x, x),
 }
 
 

@@ -31,7 +31,7 @@ def main():
     {body}
 
 cli.main = main
-cli.run()
+cli.run_and_exit()
 """
 
 
@@ -93,8 +93,8 @@ def test_running_out_of_memory_in_python_is_explained(home: Path) -> None:
     code = (
         "from mlxgpt.cli import main as cli\n"
         "def fails(*_): bytes(1 << 40)\n"
-        "cli.COMMANDS['runs'] = fails\n"
-        "cli.run()\n"
+        "cli.COMMANDS['runs'].run = fails\n"
+        "cli.run_and_exit()\n"
     )
     process = start(code, "runs")
     _, said = process.communicate(timeout=120)
@@ -152,7 +152,7 @@ def test_without_a_limit_there_is_one_process() -> None:
         "import os; from mlxgpt.cli import main as cli; from mlxgpt.backend import memory_limits\n"
         "memory_limits.memory_limits = list\n"
         "cli.main = lambda: print(os.getpid())\n"
-        "cli.run()\n"
+        "cli.run_and_exit()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -180,7 +180,7 @@ def exhaust(run, record):
         mx.eval(mx.ones(1 << 28))
 
 Run.log = exhaust
-cli.run()
+cli.run_and_exit()
 """
 
 

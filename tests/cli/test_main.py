@@ -134,7 +134,7 @@ def test_every_flag_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None
         reached.update(vars(request))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "setup_job", setup)
+    monkeypatch.setattr("mlxgpt.training.train.setup_job", setup)
     line = ["train", "--tier", "1", "--run", "x", "--max-minutes", "2", "--runs-dir", "r"]
     for name, (words, _) in VALUES.items():
         line += ["--" + name.replace("_", "-"), *words]
@@ -295,7 +295,7 @@ def test_mlxgpt_home_holds_both_folders(
         ("eval --quality", "appraise"),
         ("eval --hellaswag", "hellaswag"),
         ("bench", "benchmark"),
-        ("bench --distributed", "benchmark_together"),
+        ("bench --distributed", "benchmark_distributed"),
         ("check", "check"),
         ("info", "info"),
         ("runs", "runs"),

@@ -12,8 +12,9 @@ import pytest
 from mlxgpt.config import ModelConfig
 from mlxgpt.convert import gguf
 from mlxgpt.data.tokenizers import bpe
+from mlxgpt.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.data.tokenizers.char import END_OF_TEXT, CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.utils.errors import UserError

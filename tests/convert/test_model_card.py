@@ -17,7 +17,8 @@ import mlxgpt
 from mlxgpt.convert import importing
 from mlxgpt.convert.huggingface import ImportedModel
 from mlxgpt.convert.model_card import choose_example_prompt, render_model_card
-from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.base import Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.storage.run import Run, open_run
 from tests.helpers.external_models import SHAPE, parameters_of, some_bpe
 

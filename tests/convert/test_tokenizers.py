@@ -17,8 +17,9 @@ from tokenizers import Tokenizer as HuggingFace
 import mlxgpt
 from mlxgpt.convert import gguf, tokenizers
 from mlxgpt.data.tokenizers import tokenizer_json
+from mlxgpt.data.tokenizers.base import END_OF_TEXT, AddedToken, Tokenizer
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.data.tokenizers.char import END_OF_TEXT, AddedToken, CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils.errors import UserError
 from tests.helpers.external_models import folder_of, some_bpe
 from tests.helpers.tokenizer_folders import ADDED, FOLDERS, PIECES, tree_with_added, write_folder

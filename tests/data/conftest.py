@@ -9,8 +9,8 @@ import pytest
 
 from mlxgpt.data import prepare, tokenize
 from mlxgpt.data.tokenizers import bpe
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.data.tokenizers.char import END_OF_TEXT
 from tests.helpers.texts import LANGUAGES
 
 

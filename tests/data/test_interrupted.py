@@ -17,7 +17,7 @@ from mlxgpt.data import prepare, sources
 from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.sources import Source
-from mlxgpt.data.tokenizers.char import END_OF_TEXT
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 from tests.helpers.preparation import Recorder, contents, prepared

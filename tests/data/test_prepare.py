@@ -13,8 +13,8 @@ from mlxgpt.data.dataset import open_dataset
 from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.sources import Source
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.data.tokenizers.char import END_OF_TEXT
 from mlxgpt.utils.errors import UserError
 from tests.helpers.preparation import FILES, Recorder, prepared
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt.data.tokenizers.char import END_OF_TEXT
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.utils.errors import UserError
 from tests.helpers.faulty_disk import READING, FaultyDisk
 from tests.helpers.preparation import Recorder, contents, prepared

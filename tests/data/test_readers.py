@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mlxgpt.data import readers
 from mlxgpt.data.readers import DocumentPiece
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.data.tokenizers.char import END_OF_TEXT
 from mlxgpt.utils.errors import UserError
 from tests.helpers.texts import as_read, joined, pieces_of, texts, without_nul
 

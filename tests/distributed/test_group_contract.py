@@ -46,8 +46,8 @@ def test_several_processes(
 
 
 def test_every_method_is_in_the_contract() -> None:
-    """But `close` and `refuse`, which end a group: see test_group.py."""
+    """But `close` and `abort`, which end a group: see test_group.py."""
     tree = ast.parse(getsource(group_contract))
     called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     public = {name for name in vars(ProcessGroup) if not name.startswith("_")}
-    assert public - called == {"close", "refuse"}
+    assert public - called == {"close", "abort"}

@@ -16,8 +16,9 @@ import pytest
 
 from mlxgpt.config import ModelConfig
 from mlxgpt.data.tokenizers import bpe
+from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.evaluation import hellaswag
 from mlxgpt.evaluation.hellaswag import (
     HellaSwagExample,

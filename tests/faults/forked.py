@@ -143,8 +143,8 @@ def _serve() -> None:
     from mlxgpt import api
     from mlxgpt.backend import device
     from mlxgpt.backend.cpu import jit
-    from mlxgpt.cli import arguments, progress
     from mlxgpt.cli import main as cli
+    from mlxgpt.cli import parser, progress
     from mlxgpt.convert import exporting, importing
     from mlxgpt.data import prepare, tokenize
     from mlxgpt.html_report import run_page as pages
@@ -154,11 +154,9 @@ def _serve() -> None:
 
     for name in sys.argv[1:]:
         importlib.import_module(name)
-    assert all((api, arguments, progress, matplotlib, exporting, importing, pages, loop))
-    tokenize.CHUNK_CHARS, prepare.SAVE_EVERY_CHUNKS = (
-        1 << 12,
-        2,
-    )  # progress worth keeping, also of a small text
+    assert all((api, parser, progress, matplotlib, exporting, importing, pages, loop))
+    # Progress worth keeping, also of a small text.
+    tokenize.CHUNK_CHARS, prepare.SAVE_EVERY_CHUNKS = 1 << 12, 2
     if gxx := jit.find_gxx():  # tried once, and not in each child
         jit._try_compiler(next(files.iter_cache_folders()), gxx)
     jit._try_compiler = lambda *_: None
@@ -173,7 +171,7 @@ def _serve() -> None:
         pid = os.fork()
         if pid == 0:
             _become(job)
-            cli.run()
+            cli.run_and_exit()
         print(json.dumps({"pid": pid}), file=answers, flush=True)
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)

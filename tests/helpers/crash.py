@@ -2,7 +2,7 @@
 
 Run as `python -m tests.helpers.crash PLAN`, it trains in the current folder and is killed as the
 plan, a JSON object, says. Nothing here knows how mlxgpt writes its files, but that it syncs by
-`files.sync`.
+`files.fsync_path`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Disk:
             self.sync(path)
 
     def sync(self, path: Path) -> None:
-        """In place of `files.sync`."""
+        """In place of `files.fsync_path`."""
         self._open.append(os.open(path, os.O_RDONLY))
         inode = os.fstat(self._open[-1]).st_ino
         entry: dict[str, Any] = {"inode": inode}
@@ -132,7 +132,7 @@ def main(plan: dict[str, Any]) -> None:
     selfcheck.run_self_check = lambda config: iter([])
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
     for module in (estimate, setup):
-        module.measure = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
+        module.estimate_training = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
     if spike := plan.get("spike"):  # a step that looks like one, the first time
 
         def limit(self: spike_guard.SpikeGuard, step: int) -> float:
@@ -155,7 +155,7 @@ def main(plan: dict[str, Any]) -> None:
     if plan.get("event"):
         writing = die_at(plan["event"], plan["late"])
         for owner, name in (
-            (files, "sync"),
+            (files, "fsync_path"),
             (files, "write_atomically"),
             (mx, "save_safetensors"),
             (shutil, "rmtree"),

@@ -11,8 +11,8 @@ import mlx.core as mx
 from mlxgpt.config import ModelConfig
 from mlxgpt.convert import huggingface, tokenizers
 from mlxgpt.data.tokenizers import bpe
+from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.data.tokenizers.char import Tokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
 

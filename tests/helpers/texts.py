@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlxgpt.data import readers
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.data.readers import DocumentPiece
-from mlxgpt.data.tokenizers.char import END_OF_TEXT, Tokenizer
+from mlxgpt.data.tokenizers.base import END_OF_TEXT, Tokenizer
 
 LANGUAGES = """
 The rain in Spain falls mainly in the plain; we'll see 1,234 of them, don't you think?

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from mlxgpt.data.tokenizers.char import END_OF_TEXT
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from tests.helpers.external_models import some_bpe
 
 # From id 280 on: content, and whether it is special.

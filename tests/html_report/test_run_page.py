@@ -119,7 +119,7 @@ def trained_by(line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, dict
         seen.append((request.config, dict(init.origin) if init else {}))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "setup_job", setup)
+    monkeypatch.setattr("mlxgpt.training.train.setup_job", setup)
     assert cli.main(shlex.split(line)[1:]) == cli.EXIT_INTERRUPTED
     return seen[0]
 

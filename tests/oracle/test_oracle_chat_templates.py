@@ -10,7 +10,7 @@ import pytest
 
 from mlxgpt import api
 from mlxgpt.config import Config
-from mlxgpt.data.tokenizers.char import END_OF_TEXT
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.playground import chat_template
 from mlxgpt.playground.request_body import ChatMessage

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from mlxgpt.config import ModelConfig
 from mlxgpt.convert import gguf
 from mlxgpt.data.tokenizers import bpe, tokenizer_json
-from mlxgpt.data.tokenizers.char import AddedToken, CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.base import AddedToken, Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params, load_parameters
 from mlxgpt.utils.errors import UserError

@@ -17,7 +17,8 @@ from mlxgpt.config import ModelConfig
 from mlxgpt.convert import exporting, importing
 from mlxgpt.convert.huggingface import ImportedModel
 from mlxgpt.data.tokenizers import bpe
-from mlxgpt.data.tokenizers.char import CharTokenizer, Tokenizer
+from mlxgpt.data.tokenizers.base import Tokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params, load_parameters
 from mlxgpt.storage.loading import load_model

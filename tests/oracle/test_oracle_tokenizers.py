@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from mlxgpt.convert import tokenizers
-from mlxgpt.data.tokenizers.char import AddedToken, CharTokenizer
+from mlxgpt.data.tokenizers.base import AddedToken
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from tests.helpers.tokenizer_folders import ADDED, FOLDERS, PIECES, write_folder
 
 pytest.importorskip("transformers", reason="the extra `oracle` is not installed")

@@ -17,7 +17,7 @@ from mlxgpt import api
 from mlxgpt.cli import progress
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import checkpointer, run_records, validation
+from mlxgpt.training import checkpointer, run_writer, validation
 from mlxgpt.utils.errors import UserError
 from tests.helpers.training_runs import Recorder, final_state, metrics
 
@@ -42,16 +42,16 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(
         assert content.step != 4 or far_enough.wait(60)
         return real(folder, content, **named)
 
-    log = run_records.RunWriter.log
+    log = run_writer.RunWriter.log
 
-    def logged(self: run_records.RunWriter, record: dict[str, Any]) -> None:
+    def logged(self: run_writer.RunWriter, record: dict[str, Any]) -> None:
         log(self, record)
         if record["step"] == 7:
             far_enough.set()
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_checkpoint", slow)
-        patch.setattr(run_records.RunWriter, "log", logged)
+        patch.setattr(run_writer.RunWriter, "log", logged)
         train("a", eval_interval=100, log_interval=1, keep_checkpoints=9)
     assert threading.main_thread() not in threads
     shutil.rmtree(CHECKPOINTS / "step-0000012")

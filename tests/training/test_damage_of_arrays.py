@@ -47,7 +47,7 @@ def cut(run, record):
 Run.log = cut
 if not {notices}:
     TokenArray.ids = property(lambda self: self.array)
-cli.run()
+cli.run_and_exit()
 """
 
 

@@ -24,11 +24,11 @@ GONE = r"the run's folder runs/a is no longer there: training stopped"
 
 def at_step_8(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], object]) -> None:
     """Change the folder just before the run writes its second checkpoint, sample or record."""
-    owner = checkpoint if name == "save" else runs.Run
+    owner = checkpoint if name == "save_checkpoint" else runs.Run
     real: Any = getattr(owner, name)
 
     def changed(*given: Any, **named: Any) -> Any:
-        step = {"log": lambda: given[1]["step"], "save": lambda: given[1].step}.get(
+        step = {"log": lambda: given[1]["step"], "save_checkpoint": lambda: given[1].step}.get(
             name, lambda: given[1]
         )()
         if step == 8:
@@ -44,7 +44,7 @@ def replace_folder() -> None:
     (FOLDER / "mine.txt").write_text("mine")
 
 
-@pytest.mark.parametrize("name", ["log", "add_sample", "set_best", "save"])
+@pytest.mark.parametrize("name", ["log", "add_sample", "set_best", "save_checkpoint"])
 @pytest.mark.parametrize(
     ("change", "left"),
     [

@@ -158,7 +158,7 @@ def test_measured_runs_are_those_of_the_same_shape_on_the_same_text(
         entry.format([*shape[:-1], 1], known, 1.0),
         entry.format(shape, "other", 0.5),
     ]
-    (tmp_path / "measured.toml").write_text("\n".join(lines))
+    (tmp_path / "reference_results.toml").write_text("\n".join(lines))
     monkeypatch.setattr(estimate, "__file__", str(tmp_path / "estimate.py"))
     found = find_reference_result(tiny_model, dataset)
     assert found is not None
@@ -167,14 +167,14 @@ def test_measured_runs_are_those_of_the_same_shape_on_the_same_text(
     muons = override_config(tiny_model, {"optimizer": "muon"})
     assert find_reference_result(muons, dataset) is None
     lines.append(entry.format(shape, known, 1.2) + 'optimizer = "muon"\n')
-    (tmp_path / "measured.toml").write_text("\n".join(lines))
+    (tmp_path / "reference_results.toml").write_text("\n".join(lines))
     of_both = [find_reference_result(config, dataset) for config in (tiny_model, muons)]
     assert [one and one.val_loss for one in of_both] == [1.5, 1.2]
 
 
 def test_every_measured_run_has_its_report() -> None:
     tree = tomllib.loads(
-        (ROOT / "mlxgpt" / "training" / "measured.toml").read_text(encoding="utf-8")
+        (ROOT / "mlxgpt" / "training" / "reference_results.toml").read_text(encoding="utf-8")
     )
     for run in tree["run"]:
         report = (ROOT / run["report"]).read_text(encoding="utf-8")

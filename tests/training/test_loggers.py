@@ -18,7 +18,7 @@ from mlxgpt.cli import main as cli
 from mlxgpt.config import Config
 from mlxgpt.storage.run import open_run
 from mlxgpt.training import loggers
-from mlxgpt.training.run_records import RunWriter
+from mlxgpt.training.run_writer import RunWriter
 from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import TRAIN, Capture, program, refused
 from tests.helpers.training_runs import Recorder

@@ -83,22 +83,22 @@ class Writer:
         self.records.append(record)
         self._note("log", record["step"])
 
-    def snapshot(self, step: int) -> None:
+    def save_snapshot(self, step: int) -> None:
         self._note("snapshot", step)
 
     def has_failed(self) -> bool:
         return False
 
-    def regular_steps(self) -> list[int]:
+    def scheduled_checkpoint_steps(self) -> list[int]:
         return [step for name, step in self.calls if name == "save"]
 
     def finish(self, step: int, guard: SpikeGuard) -> None:
         """Nothing is left."""
 
-    def cut(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         self.rolled_back.append(step)
 
-    def add_return(self, step: int, spiked: int) -> None:
+    def log_rollback(self, step: int, spiked: int) -> None:
         """Of the history."""
 
 
@@ -214,7 +214,7 @@ class Device:
     def state(self) -> int:
         return self.handed
 
-    def arrays(self) -> tuple[dict, dict]:
+    def state_dicts(self) -> tuple[dict, dict]:
         return {}, {}
 
     def __call__(self, *_: object) -> tuple[Number, Number]:

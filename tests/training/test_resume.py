@@ -20,7 +20,7 @@ from mlxgpt.backend import device
 from mlxgpt.config import Config
 from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
-from mlxgpt.training import estimate, loop, resume, run_records, selfcheck
+from mlxgpt.training import estimate, loop, resume, run_writer, selfcheck
 from mlxgpt.training.selfcheck import CheckResult
 from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import ROOT
@@ -87,7 +87,7 @@ def test_a_run_that_died_while_writing_is_made_whole(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     train("whole")
-    real = getattr(run_records.RunWriter, name)
+    real = getattr(run_writer.RunWriter, name)
 
     def die(self: object, subject: Any, *given: object) -> None:
         step = subject["step"] if name == "log" else getattr(subject, "step", subject)
@@ -96,7 +96,7 @@ def test_a_run_that_died_while_writing_is_made_whole(
         real(self, subject, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_records.RunWriter, name, die)
+        patch.setattr(run_writer.RunWriter, name, die)
         with pytest.raises(PulledPlug):
             train("died")
     recorder = Recorder()

@@ -45,7 +45,7 @@ def test_a_limit_hangs_on_the_steps_before_the_last_one_only(losses: list[float]
 
 def test_what_is_not_good_is_counted_until_it_gives_up() -> None:
     guard = fed([1.0, math.nan, 1.0])
-    assert (guard.skipped, guard.in_a_row) == (1, 0)
+    assert (guard.skipped, guard.consecutive_skips) == (1, 0)
     for n in range(MAX_CONSECUTIVE_SKIPS):
         assert not guard.has_diverged
         guard.record(n, 1.0, math.inf, math.inf)
@@ -63,7 +63,8 @@ def test_going_back_is_to_what_was_remembered_then() -> None:
     assert guard.spike_step == 35
     guard.roll_back(30, then)
     assert guard.losses == [(step, 2.0) for step in range(30)]
-    assert (guard.batch_offset, guard.rollbacks, guard.skipped, guard.in_a_row) == (6, 1, 1, 0)
+    assert (guard.batch_offset, guard.rollbacks) == (6, 1)
+    assert (guard.skipped, guard.consecutive_skips) == (1, 0)
     assert not guard.must_stop
 
 

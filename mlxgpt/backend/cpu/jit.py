@@ -32,47 +32,27 @@ from mlxgpt.backend import device_errors
 from mlxgpt.backend.macos import is_xcode_stub
 from mlxgpt.utils import files
 
-# Environment variables for the script: the path of the real g++, and whether to ignore Ctrl-C.
+# Environment variables that the script reads: the path of the real g++, whether to ignore Ctrl-C.
 GXX_ENV, IGNORE_SIGINT_ENV = "MLXGPT_GXX", "MLXGPT_IGNORE_SIGINT"
 
-# Without C's errno for square roots of negative numbers, g++ computes four square roots at a time:
-# an AdamW update of the same bits in a quarter of the time.
-VECTORIZE_FLAG = "-fno-math-errno"
-
-SCRIPT_HEADER = "#!/bin/sh\n# Calls g++ for MLX"  # of this version's script and of all others
-SCRIPT = f"""{SCRIPT_HEADER}; see backend/cpu/jit.py of mlxgpt.
-if [ -n "${IGNORE_SIGINT_ENV}" ]; then trap '' INT; fi
-before= result= shared=
-for argument; do
-    if [ "$before" = -o ]; then result=$argument; fi
-    if [ "$argument" = -shared ]; then shared=yes; fi
-    before=$argument
-done
-# MLX makes nothing but shared libraries: any other call is not MLX's.
-if [ -z "$result" ] || [ -z "$shared" ]; then exec "${GXX_ENV}" "$@"; fi
-"${GXX_ENV}" {VECTORIZE_FLAG} "$@" -o "$result.$$" && mv "$result.$$" "$result"
-"""
+SCRIPT_HEADER = "#!/bin/sh\n# Calls g++ for MLX"  # of the scripts of all versions
 SCRIPT_FOLDER = "compiler"  # in the user's cache folder
-
-GXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # as MLX has them
-TRIAL_SOURCE = '#include <cstdint>\nextern "C" std::int32_t trial() { return 42; }\n'
-MIN_FREE_BYTES = 64_000_000  # bytes of disk space for kernels
-TRIAL_TIMEOUT = 60  # seconds for the trial
 
 # Measured on two machines: docs/linux.md.
 SLOWDOWN_NOTE = "MLX fuses no operations, and a step takes 1.1 to 1.5 times as long"
-KERNEL_FAILED = "it cannot make MLX's kernels"
-INSTALL_COMMAND = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++"
 
 
 @contextlib.contextmanager
 def shield_from_sigint() -> Iterator[None]:
-    """Keep Ctrl-C from ending the compiler, and with it what is being computed."""
+    """Keep Ctrl-C from ending the compiler, and with it the computation."""
     os.environ[IGNORE_SIGINT_ENV] = "yes"
     try:
         yield
     finally:
         del os.environ[IGNORE_SIGINT_ENV]
+
+
+INSTALL_COMMAND = "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++"
 
 
 @functools.cache
@@ -101,7 +81,7 @@ def compiler_problem() -> str | None:
 
 
 def describe_failure(reason: str) -> str:
-    """One line on a C++ compiler that fails."""
+    """One line that explains a C++ compiler's failure."""
     return f"the C++ compiler fails ({reason}): {SLOWDOWN_NOTE}"
 
 
@@ -134,6 +114,28 @@ def _is_script(gxx: Path) -> bool:
         return file.read(len(SCRIPT_HEADER)) == SCRIPT_HEADER.encode()
 
 
+# Without errno, g++ computes four square roots at a time: AdamW takes a quarter of the time.
+VECTORIZE_FLAG = "-fno-math-errno"
+
+SCRIPT = f"""{SCRIPT_HEADER}; see backend/cpu/jit.py of mlxgpt.
+if [ -n "${IGNORE_SIGINT_ENV}" ]; then trap '' INT; fi
+before= result= shared=
+for argument; do
+    if [ "$before" = -o ]; then result=$argument; fi
+    if [ "$argument" = -shared ]; then shared=yes; fi
+    before=$argument
+done
+# MLX makes nothing but shared libraries: any other call is not MLX's.
+if [ -z "$result" ] || [ -z "$shared" ]; then exec "${GXX_ENV}" "$@"; fi
+"${GXX_ENV}" {VECTORIZE_FLAG} "$@" -o "$result.$$" && mv "$result.$$" "$result"
+"""
+
+GXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared")  # as MLX has them
+TRIAL_SOURCE = '#include <cstdint>\nextern "C" std::int32_t trial() { return 42; }\n'
+MIN_FREE_BYTES = 64_000_000  # bytes of disk space for kernels
+TRIAL_TIMEOUT = 60  # seconds
+
+
 def _try_compiler(folder: Path, gxx: str) -> None:
     """Write the script to a folder, compile a trial with it, load the library and call it.
 
@@ -153,11 +155,8 @@ def _try_compiler(folder: Path, gxx: str) -> None:
         source.write_text(TRIAL_SOURCE)
         subprocess.run(
             [str(script), *GXX_FLAGS, str(source), "-o", str(library)],
-            env={
-                **os.environ,
-                GXX_ENV: gxx,
-                "TMPDIR": str(folder),
-            },  # g++ writes temporary files there
+            # g++ writes its temporary files to TMPDIR.
+            env={**os.environ, GXX_ENV: gxx, "TMPDIR": str(folder)},
             check=True,
             capture_output=True,
             timeout=TRIAL_TIMEOUT,
@@ -175,9 +174,12 @@ def _use_script(folder: Path, gxx: str) -> None:
     os.environ[GXX_ENV] = gxx
 
 
+KERNEL_FAILED = "it cannot make MLX's kernels"
+
+
 def _try_first_kernel() -> str | None:
-    """One line on why MLX does not compile a first kernel; None if it does. MLX's own header is
-    much larger than our trial.
+    """Compile a first kernel of MLX, whose header is much larger than our trial; one line on why
+    that fails, None if it does not.
     """
     try:
         y = mx.compile(lambda x: x * mx.sigmoid(x) + 1)(mx.arange(8.0))

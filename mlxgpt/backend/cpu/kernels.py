@@ -1,4 +1,4 @@
-"""The CPU's formulas for `backend/ops.py`. Shapes and arguments are described there.
+"""CPU kernels of the operations in `backend/ops.py`. Shapes and arguments are described there.
 
 MLX computes tanh and exp on the CPU one value at a time, and a GELU or softmax then costs more than
 the matrix products around it. Here they are built of operations that a C++ compiler vectorizes.
@@ -19,28 +19,14 @@ from mlxgpt.backend import device
 from mlxgpt.backend.cpu import weights
 from mlxgpt.backend.linear import matmul
 
-MIN_SIZE = 4096  # values; with fewer, MLX's own operations take less time
 NORM_EPS = 1e-5  # of every norm
 MASK_PENALTY = 1e9  # subtracted from the scores of masked positions
 
-GELU_SCALE = 2 * math.sqrt(2 / math.pi)
-GELU_CUBIC = 0.044715
-
-# Polynomial of 2^f on [-1/2, 1/2], highest power first.
-EXP2_COEFFICIENTS = (
-    1.535336188319500e-4,
-    1.339887440266574e-3,
-    9.618437357674640e-3,
-    5.550332471162809e-2,
-    2.402264791363012e-1,
-    6.931472028550421e-1,
-    1.0,
-)
-ROUND_TO_INTEGER = 12582912.0  # 1.5 · 2^23: adding it rounds to an integer, kept in the low bits
+MIN_SIZE = 4096  # values; with fewer, MLX's own operations take less time
 
 
 def use_cpu_kernel(x: mx.array, size: int) -> bool:
-    """Whether these formulas are faster than MLX's own for `size` values like those of x."""
+    """Whether these kernels are faster than MLX's own for `size` values like those of x."""
     return device.on_cpu() and x.dtype == mx.float32 and size >= MIN_SIZE
 
 
@@ -69,7 +55,7 @@ def cpu_gelu_no_grad(x: mx.array) -> mx.array:
 
 
 def cpu_silu(x: mx.array) -> mx.array:
-    """X · sigmoid(x)."""
+    """SiLU, x · sigmoid(x)."""
     return cast(tuple[mx.array, mx.array], _silu_with_slope(x))[0]
 
 
@@ -116,24 +102,23 @@ def cpu_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
 
 
 def exp_minus_max(scores: mx.array) -> mx.array:
-    """e^x less each row's maximum: a softmax that is not yet divided by the row's sum."""
+    """e^(x - the row's maximum): a softmax that is not yet divided by the row's sum."""
     scores = no_fuse(scores - broadcast_no_fuse(scores.max(axis=-1, keepdims=True), scores))
     return no_fuse(_exp(scores, underflow_value=0.0))
 
 
 def row_sums(x: mx.array) -> mx.array:
     """Sums over the last axis, [..., 1]: as a matrix product, which takes a sixth of the time."""
-    n = x.shape[-1]
-    return x @ mx.ones((n, 1))
+    return x @ mx.ones((x.shape[-1], 1))
 
 
 def no_fuse(x: mx.array) -> mx.array:
-    """X as it is. The compiler fuses nothing across this; no copy is made if x is contiguous."""
+    """Keep the compiler from fusing across x. No copy is made if x is contiguous."""
     return mx.contiguous(x)
 
 
 def broadcast_no_fuse(x: mx.array, like: mx.array) -> mx.array:
-    """X broadcast to the shape of `like` without a copy, and not fused with what reads it."""
+    """Broadcast x to the shape of `like` without a copy, not fused with what reads it."""
     x = mx.broadcast_to(x, like.shape)
     return mx.depends(x, x)
 
@@ -230,6 +215,10 @@ def _divide_by_rms(x: mx.array) -> tuple[mx.array, mx.array]:
     return no_fuse(x * inverse), inverse
 
 
+GELU_SCALE = 2 * math.sqrt(2 / math.pi)
+GELU_CUBIC = 0.044715
+
+
 @mx.custom_function
 def _gelu_with_slope(x: mx.array) -> tuple[mx.array, mx.array]:
     """(x · gate(x), its derivative); with the derivative the backward pass needs no x."""
@@ -268,6 +257,19 @@ def _silu_vjp(
     return cotangents[0] * outputs[1]
 
 
+# Polynomial of 2^f on [-1/2, 1/2], highest power first.
+EXP2_COEFFICIENTS = (
+    1.535336188319500e-4,
+    1.339887440266574e-3,
+    9.618437357674640e-3,
+    5.550332471162809e-2,
+    2.402264791363012e-1,
+    6.931472028550421e-1,
+    1.0,
+)
+ROUND_TO_INTEGER = 12582912.0  # 1.5 · 2^23: adding it rounds to an integer, kept in the low bits
+
+
 def _exp(x: mx.array, underflow_value: float | None = None) -> mx.array:
     """e^x for x ≤ 87, with a relative error below 3e-7. Below -87 the result is the smallest normal
     number, or `underflow_value`.
@@ -282,6 +284,6 @@ def _exp(x: mx.array, underflow_value: float | None = None) -> mx.array:
     for coefficient in EXP2_COEFFICIENTS[2:]:
         power = power * fraction + coefficient
     result = power * mx.view(mx.left_shift(mx.view(rounded, mx.int32) + 127, 23), mx.float32)
-    return (
-        result if underflow_value is None else mx.where(exponent > -126.0, result, underflow_value)
-    )
+    if underflow_value is None:
+        return result
+    return mx.where(exponent > -126.0, result, underflow_value)

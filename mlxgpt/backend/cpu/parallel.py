@@ -1,8 +1,8 @@
-"""A second thread that computes on the CPU, while the first one does.
+"""A second CPU thread, which computes half of a batch at the same time as the first one.
 
 MLX runs the operations of a stream on one thread, so that one of two cores waits wherever there is
-no large matrix product. Therefore half of a batch goes to each of two threads, each with half of
-BLAS's threads. The number of threads does not depend on the number of cores, so that a run has the
+no large matrix product. Therefore each of two threads gets half of a batch, and half of BLAS's
+threads. The number of threads does not depend on the number of cores, so that a run has the
 same bits everywhere.
 
 An array that is not evaluated yet belongs to its thread, and a compiled function to the thread that
@@ -28,13 +28,13 @@ ResultT = TypeVar("ResultT")
 
 THREADS = 2
 
-MAX_CHUNK_TOKENS = 1024  # tokens: with fewer a step takes longer, with more it takes more memory
+MAX_CHUNK_TOKENS = 1024  # with fewer a step takes longer, with more it takes more memory
 
 
 def cpu_chunks_per_thread(rows: int, length: int) -> int:
-    """Number of equal portions in which each thread computes its half of a batch, one after the
-    other: the fewest with at most MAX_PORTION tokens each. A large batch then takes hardly more
-    memory than a small one, because each portion reuses the memory of the one before.
+    """Number of equal chunks in which each thread computes its half of a batch, one after the
+    other: the fewest with at most MAX_CHUNK_TOKENS each. A large batch then takes hardly more
+    memory than a small one, because each chunk reuses the memory of the one before.
     """
     if rows % THREADS:
         return 1
@@ -49,11 +49,12 @@ def cpu_chunks_per_thread(rows: int, length: int) -> int:
 def run_on_second_thread(
     function: Callable[..., ResultT], calls: Sequence[tuple]
 ) -> Iterator[Future[ResultT]]:
-    """While this thread makes the first of two calls, make the second one, of `function`, always on
-    the same other thread. Yields its evaluated result, to be waited for inside.
+    """Make the second of two calls on the second thread, while this one makes the first. Yields a
+    future of its evaluated result, to be waited for inside.
 
     Args:
-        calls: the arguments of both.
+        function: the function of the second call.
+        calls: the arguments of both calls.
     """
     # The first call evaluates. The second one detaches from each array the event that says when it
     # is evaluated: two threads that share an array would race for it, and crash.

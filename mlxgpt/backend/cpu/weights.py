@@ -1,18 +1,11 @@
-"""Matrix products of a few vectors with a weight, as in decoding: by columns, or split in parts."""
+"""Matrix products of a few vectors with a weight, as in decoding: column-major, or in parts."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 
-# A weight of fewer values may be laid out by columns, and is never split.
-SMALL_WEIGHT_SIZE = 100_000
-
-# A product is split into parts of at most this many multiplications: OpenBLAS copies a larger
-# weight before it multiplies, which takes as long again.
-MAX_PART = 400_000
-MIN_PART_ROWS = 16  # of the weight
-MAX_VECTORS = 8  # that are multiplied in parts; twice as many with a LARGE weight
-LARGE_WEIGHT_SIZE = 8_000_000  # values, which no cache holds
+SMALL_WEIGHT_SIZE = 100_000  # values; with fewer, a weight may be column-major, and is never split
+MAX_PART = 400_000  # multiplications; in larger products OpenBLAS first copies the weight
 
 
 def cpu_to_column_major(weight: mx.array) -> mx.array:
@@ -20,6 +13,10 @@ def cpu_to_column_major(weight: mx.array) -> mx.array:
     of a few vectors with it takes as little as half the time. It has no gradient.
     """
     return weight if weight.size >= SMALL_WEIGHT_SIZE else mx.contiguous(weight.T).T
+
+
+MAX_VECTORS = 8  # that are multiplied in parts; twice as many with a large weight
+LARGE_WEIGHT_SIZE = 8_000_000  # values, which no cache holds
 
 
 def is_split_faster(x: mx.array, weight: mx.array) -> bool:
@@ -31,6 +28,9 @@ def is_split_faster(x: mx.array, weight: mx.array) -> bool:
         and vectors * weight.size > MAX_PART
         and weight.size >= SMALL_WEIGHT_SIZE
     )
+
+
+MIN_PART_ROWS = 16  # rows of the weight
 
 
 def split_matmul(x: mx.array, weight: mx.array) -> mx.array:

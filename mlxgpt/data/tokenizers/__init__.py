@@ -1,1 +1,3 @@
-"""Tokenizers: characters, byte-level BPE and its training, and reading any tokenizer.json."""
+"""Tokenizers: their interface, characters, byte-level BPE and its training, and reading any
+tokenizer.json.
+"""

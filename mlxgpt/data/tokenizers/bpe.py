@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from mlxgpt.data.tokenizers.char import (
+from mlxgpt.data import http
+from mlxgpt.data.tokenizers.base import (
     END_OF_TEXT,
     NUL,
     AddedToken,
@@ -34,19 +35,13 @@ from mlxgpt.data.tokenizers.char import (
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-MIN_VOCAB_SIZE = 257  # every byte, and end-of-text
-DEFAULT_VOCAB_SIZE = 4096
-GPT2_VOCAB_SIZE = 50257
-GPT2_DOWNLOAD_TIMEOUT_SECONDS = 60.0  # for GPT-2's two files, 1.5 MB
-TRAINER_SCRIPT = Path(__file__).with_name("bpe_trainer.py")
-
 Merge = tuple[bytes, bytes]
 
 
 @functools.cache
 def bytes_to_unicode() -> dict[int, str]:
-    """Byte -> the letter that stands for it in tokenizer.json, in the order of the first 256 ids,
-    as GPT-2 has both: printable Latin-1 as itself, the others from U+0100 on.
+    """GPT-2's table from a byte to the character that tokenizer.json writes for it, in the order of
+    the first 256 ids: printable Latin-1 as itself, the others from U+0100 on.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
     printable += range(ord("®"), ord("ÿ") + 1)
@@ -88,9 +83,8 @@ class BPETokenizer:
         self.added_tokens = AddedTokens(added_tokens)
         ids_by_rank = list(range(size) if ids is None else ids)
         added_pairs = [(token.id, token.content.encode()) for token in self.added_tokens.tokens]
-        self._bytes_by_id = tokens_by_id(
-            [*zip(ids_by_rank, self.tokens, strict=True), *added_pairs]
-        )
+        pairs = [*zip(ids_by_rank, self.tokens, strict=True), *added_pairs]
+        self._bytes_by_id = tokens_by_id(pairs)
         default_added_tokens = [AddedToken(size, END_OF_TEXT)]
         # The fingerprint of such a tokenizer never changes.
         self._has_default_ids = (
@@ -155,13 +149,8 @@ class BPETokenizer:
             "trim_offsets": True,
             "use_regex": True,
         }
-        vocab = dict(
-            zip(
-                map(token_bytes_to_string, self.tokens),
-                self._ids_by_rank[:-1].tolist(),
-                strict=True,
-            )
-        )
+        spellings = map(token_bytes_to_string, self.tokens)
+        vocab = dict(zip(spellings, self._ids_by_rank[:-1].tolist(), strict=True))
         return build_bpe_json(
             self.added_tokens.to_tree(self.end_of_text),
             pre_tokenizer=byte_level,
@@ -176,12 +165,12 @@ class BPETokenizer:
 
     @classmethod
     def from_json_merges(cls, merges: Sequence[Sequence[str]]) -> BPETokenizer:
-        """The tokenizer whose tokenizer.json has these merges, and ids as ours have."""
+        """The tokenizer with merges as tokenizer.json spells them, and default ids."""
         return cls(parse_merges(merges))
 
     @property
     def _encoding(self) -> Any:
-        """One of tiktoken's for each thread: those that share one wait for each other's pattern."""
+        """An encoding of tiktoken for each thread: threads that share one wait for each other."""
         if not hasattr(self._thread_local, "encoding"):
             import tiktoken
             from tiktoken_ext.openai_public import r50k_pat_str
@@ -197,7 +186,7 @@ class BPETokenizer:
 
 @contextlib.contextmanager
 def _wrap_tiktoken_errors() -> Iterator[None]:
-    """Say so where tiktoken's pattern gives up, in one way or another: at a million spaces."""
+    """Raise UserError for the errors of tiktoken's regex on very long white space (1M spaces)."""
     try:
         yield
     except BaseException as error:
@@ -209,6 +198,10 @@ def _wrap_tiktoken_errors() -> Iterator[None]:
         raise
 
 
+TRAINER_SCRIPT = Path(__file__).with_name("bpe_trainer.py")
+DEFAULT_VOCAB_SIZE = 4096
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     """Byte-level BPE trained on some text, with at most `vocab_size` ids, end-of-text included;
     fewer where no two tokens are left to be merged.
@@ -217,7 +210,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
         UserError: if there is no room for every byte, or the process that trains it fails.
     """
     check_vocab_size(vocab_size)
-    # In a session of its own, so that Ctrl-C at the terminal reaches this process only.
+    # A new session, so that Ctrl-C in the terminal reaches this process only.
     with subprocess.Popen(
         [sys.executable, "-P", TRAINER_SCRIPT, str(vocab_size - 1)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -246,6 +239,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     return BPETokenizer.from_json_merges(json.loads(output))
 
 
+MIN_VOCAB_SIZE = 257  # every byte, and end-of-text
+
+
 def check_vocab_size(vocab_size: int) -> None:
     """Refuse a vocabulary without room for every byte."""
     if vocab_size < MIN_VOCAB_SIZE:
@@ -253,6 +249,10 @@ def check_vocab_size(vocab_size: int) -> None:
             f"vocab_size = {vocab_size} is too small for byte-level BPE",
             f"it takes {MIN_VOCAB_SIZE} or more: every byte, and end-of-text.",
         )
+
+
+GPT2_VOCAB_SIZE = 50257
+GPT2_DOWNLOAD_TIMEOUT_SECONDS = 60.0  # for two files, 1.5 MB
 
 
 @functools.cache
@@ -264,42 +264,34 @@ def load_gpt2_tokenizer() -> BPETokenizer:
     """
     import tiktoken
 
-    results: list[Any] = []
-
-    def download() -> None:
-        try:
-            results.append(tiktoken.get_encoding("gpt2"))
-        except Exception as error:  # whatever its transport raises
-            results.append(error)
-
-    # In a thread, since tiktoken waits for a silent server for ever.
-    thread = threading.Thread(target=download, daemon=True)
-    thread.start()
-    thread.join(GPT2_DOWNLOAD_TIMEOUT_SECONDS)
-    if results and isinstance(results[0], OSError) and results[0].errno in files.REMEDIES:
-        cache_folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR", "the cache of tiktoken"))
-        raise files.to_user_error(results[0], "use", cache_folder)
-    if not results or isinstance(results[0], Exception):
-        reason = f": {type(results[0]).__name__}" if results else ""
+    try:  # tiktoken itself has no timeout
+        encoding = http.run_with_timeout(
+            GPT2_DOWNLOAD_TIMEOUT_SECONDS, lambda: tiktoken.get_encoding("gpt2")
+        )
+    except Exception as error:  # whatever its transport raises
+        if isinstance(error, OSError) and error.errno in files.REMEDIES:
+            cache_folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR", "the cache of tiktoken"))
+            raise files.to_user_error(error, "use", cache_folder) from error
+        reason = "" if isinstance(error, http.DownloadError) else f": {type(error).__name__}"
         raise UserError(
             f"GPT-2's encoding cannot be fetched{reason}",
             "check the connection; or --tokenizer bpe, which is trained on your text.",
-        )
-    tokens = map(results[0].decode_single_token_bytes, range(GPT2_VOCAB_SIZE - 1))
+        ) from error
+    tokens = map(encoding.decode_single_token_bytes, range(GPT2_VOCAB_SIZE - 1))
     return BPETokenizer(_recover_merges(list(tokens)))
 
 
 def _recover_merges(tokens: Sequence[bytes]) -> Iterator[Merge]:
-    """The merges behind the tokens of a byte-level BPE: each token's last one is what the merges
-    before it leave of it.
+    """The merges that made the tokens of a byte-level BPE: the earlier merges reduce each token to
+    two parts, which are its own merge.
     """
     ranks = {token: rank for rank, token in enumerate(tokens)}
     for token in tokens[256:]:
         parts = [bytes([byte]) for byte in token]
         while len(parts) > 2:
             pairs = [left + right for left, right in pairwise(parts)]
-            n = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], len(ranks)))
-            parts[n : n + 2] = [pairs[n]]
+            first = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], len(ranks)))
+            parts[first : first + 2] = [pairs[first]]
         left, right = parts
         yield left, right
 

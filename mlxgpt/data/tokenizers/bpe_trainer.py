@@ -1,4 +1,4 @@
-"""Learns the merges of a byte-level BPE; run as a script, in a process of its own.
+"""Learns the merges of a byte-level BPE; run as a script, in a separate process.
 
 The `tokenizers` library trains in native code, for seconds or minutes, and ignores signals until
 it is done. A process can be killed at any time, so that Ctrl-C stops the training at once.
@@ -21,12 +21,11 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, FixedLength, Sequence
 from tokenizers.trainers import BpeTrainer
 
-# Bytes. The time for a run of letters without a break grows with the square of its length.
-MAX_RUN_BYTES = 1000
+MAX_RUN_BYTES = 1000  # training time is quadratic in the length of an unbroken run of letters
 
 
 def make_pre_tokenizer() -> Any:
-    """GPT-2's pattern, over bytes; what is longer than `LONGEST_RUN` is cut."""
+    """GPT-2's pattern, over bytes; a run longer than `MAX_RUN_BYTES` is cut."""
     return Sequence([ByteLevel(add_prefix_space=False), FixedLength(MAX_RUN_BYTES)])
 
 

@@ -12,23 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mlxgpt.data.tokenizers.base import END_OF_TEXT, END_OF_TEXT_KEY, AddedToken, Tokenizer
 from mlxgpt.data.tokenizers.bpe import (
     BPETokenizer,
     bytes_to_unicode,
     parse_merges,
     token_bytes_to_string,
 )
-from mlxgpt.data.tokenizers.char import (
-    END_OF_TEXT,
-    END_OF_TEXT_KEY,
-    AddedToken,
-    CharTokenizer,
-    Tokenizer,
-)
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-MAX_TOKENIZER_BYTES = 1 << 26  # bytes; GPT-2's has 3.6 MB
+MAX_TOKENIZER_BYTES = 1 << 26  # GPT-2's tokenizer.json has 3.6 MB
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -87,10 +82,10 @@ def build_tokenizer(
     is_byte_level = bool(tree.get("pre_tokenizer") or merges)
     if is_byte_level:
         pre_tokenizer = tree["pre_tokenizer"] or {}
-        is_gpt2_style = not pre_tokenizer.get("add_prefix_space") and pre_tokenizer.get(
+        has_gpt2_flags = not pre_tokenizer.get("add_prefix_space") and pre_tokenizer.get(
             "use_regex", True
         )
-        if pre_tokenizer.get("type") != "ByteLevel" or not is_gpt2_style:
+        if pre_tokenizer.get("type") != "ByteLevel" or not has_gpt2_flags:
             raise ValueError("it does not cut texts as GPT-2 does")
         required_tokens = [
             *bytes_to_unicode().values(),

@@ -1,27 +1,27 @@
-// Begins: who the model is, and the three tabs.
+// Entry point: loads the run, and sets up the three tabs.
 
 import { get } from "./api.js";
 import * as inside from "./inside.js";
 import * as life from "./life.js";
-import { byId, guarded, number, state, tell } from "./shared.js";
+import { byId, guarded, number, showError, state } from "./shared.js";
 import * as write from "./write.js";
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
-const OPENED = { inside: inside.opened, life: life.opened };
+const ON_OPEN = { inside: inside.onOpen, life: life.onOpen };
 
 function select(tab, focus) {
-  for (const one of tabs) {
-    const chosen = one === tab;
-    one.ariaSelected = String(chosen);
-    one.tabIndex = chosen ? 0 : -1;
-    byId(one.getAttribute("aria-controls")).hidden = !chosen;
+  for (const other of tabs) {
+    const chosen = other === tab;
+    other.ariaSelected = String(chosen);
+    other.tabIndex = chosen ? 0 : -1;
+    byId(other.getAttribute("aria-controls")).hidden = !chosen;
   }
   if (focus) tab.focus();
-  guarded(OPENED[tab.getAttribute("aria-controls")] ?? (() => {}))();
+  guarded(ON_OPEN[tab.getAttribute("aria-controls")] ?? (() => {}))();
 }
 
-// Who it is, as it is now: a training makes it older.
-async function meet() {
+// Name and size of the run, and its step, which grows while it trains.
+async function loadRun() {
   state.run = await get("/api/run");
   const { run } = state;
   document.title = `mlxgpt play: ${run.name}`;
@@ -31,12 +31,12 @@ async function meet() {
     + (run.step === null ? "; no checkpoint yet" : `; as it was after ${number(run.step)} steps`);
 }
 
-async function begin() {
-  await meet();
-  state.changed.addEventListener("age", guarded(async () => { await meet(); write.ready(); }));
-  write.begin();
-  inside.begin();
-  life.begin();
+async function init() {
+  await loadRun();
+  state.changed.addEventListener("age", guarded(async () => { await loadRun(); write.updateControls(); }));
+  write.init();
+  inside.init();
+  life.init();
   for (const tab of tabs) {
     tab.addEventListener("click", () => select(tab));
     tab.addEventListener("keydown", (event) => {
@@ -49,4 +49,4 @@ async function begin() {
   document.body.dataset.ready = "yes";
 }
 
-begin().catch(tell);
+init().catch(showError);

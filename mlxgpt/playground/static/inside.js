@@ -1,69 +1,69 @@
-// The second tab: attention, the logit lens, heads switched off, neighbours.
+// The second tab: attention, logit lens, disabled heads, nearest neighbors of embeddings.
 
 import { latest } from "./api.js";
 import { bars, byId, element, guarded, percent, state, visible } from "./shared.js";
-import { Words } from "./words.js";
+import { TokenView } from "./words.js";
 
-const MOST = 128; // tokens, the last ones
-const LEAST = 0.02; // of a weight that is drawn
-const asLook = latest("/api/look"), asLens = latest("/api/lens"), asNeighbours = latest("/api/neighbours");
-let layer = 0, head = 0, look = null, stale = true;
+const MAX_TOKENS = 128; // the last ones of the text
+const MIN_WEIGHT = 0.02; // smaller attention weights are not drawn
+const fetchAttention = latest("/api/look"), fetchLens = latest("/api/lens"), fetchNeighbors = latest("/api/neighbours");
+let layer = 0, head = 0, trace = null, stale = true;
 const off = new Set();
 
-const words = new Words(byId("seen"), guarded(show), () => {});
+const tokenView = new TokenView(byId("seen"), guarded(showToken), () => {});
 
-export function begin() {
+export function init() {
   const { n_layer } = state.run;
   byId("layers").append("Layer", ...Array.from({ length: n_layer }, (_, n) => {
     const radio = element("input", { type: "radio", name: "layer", value: n, checked: n === 0,
       onchange: guarded(() => { layer = n; return refresh(); }) });
     return element("label", {}, radio, ` ${n + 1}`);
   }));
-  for (const radio of document.querySelectorAll("[name=shape]")) radio.addEventListener("change", paint);
-  state.changed.addEventListener("text", () => { stale = true; if (!byId("inside").hidden) guarded(opened)(); });
-  addEventListener("resize", paint);
+  for (const radio of document.querySelectorAll("[name=shape]")) radio.addEventListener("change", drawAttention);
+  state.changed.addEventListener("text", () => { stale = true; if (!byId("inside").hidden) guarded(onOpen)(); });
+  addEventListener("resize", drawAttention);
 }
 
-// The tab is looked at: what it shows is of the text as it is now.
-export async function opened() {
-  if (!stale && look) return paint();
+// Refreshes the tab when it is opened, if the text has changed.
+export async function onOpen() {
+  if (!stale && trace) return drawAttention();
   await refresh();
-  if (look) { stale = false; words.point(look.tokens.length - 1); }
+  if (trace) { stale = false; tokenView.point(trace.tokens.length - 1); }
 }
 
 async function refresh() {
-  const ids = state.tokens.slice(-MOST).map((token) => token.id);
-  const from = ids.length ? { ids } : { text: byId("prompt").value };
-  const found = await asLook({ ...from, layer, off: [...off] });
-  if (!found) return;
-  const bytes = Uint8Array.from(atob(found.attention), (c) => c.charCodeAt(0));
-  const before = look?.tokens.length;
-  look = { ...found, bytes, count: found.tokens.length };
-  const shown = state.tokens.length > MOST ? `the last ${MOST} tokens of the text` : "the text of the first tab";
+  const ids = state.tokens.slice(-MAX_TOKENS).map((token) => token.id);
+  const prompt = ids.length ? { ids } : { text: byId("prompt").value };
+  const response = await fetchAttention({ ...prompt, layer, off: [...off] });
+  if (!response) return;
+  const bytes = Uint8Array.from(atob(response.attention), (c) => c.charCodeAt(0));
+  const before = trace?.tokens.length;
+  trace = { ...response, bytes, count: response.tokens.length };
+  const shown = state.tokens.length > MAX_TOKENS ? `the last ${MAX_TOKENS} tokens of the text` : "the text of the first tab";
   byId("inside-what").textContent = `This is ${shown}, as the model reads it. Choose a layer and one of its heads; then point at a word, to see where it looks.`;
-  const at = words.at >= 0 && before === look.count ? words.at : look.count - 1;
-  words.show(look.tokens.map(([id, text, name]) => ({ id, text, name, probability: null })));
+  const at = tokenView.at >= 0 && before === trace.count ? tokenView.at : trace.count - 1;
+  tokenView.show(trace.tokens.map(([id, text, name]) => ({ id, text, name, probability: null })));
   showHeads();
-  const most = Math.max(...[...look.usual, ...look.without].map(([, , share]) => share));
-  const without = new Map(look.without.map(([id, , share]) => [id, share]));
-  const all = new Map([...look.usual, ...look.without].map((row) => [row[0], row]));
-  const usual = new Map(look.usual.map(([id, , share]) => [id, share]));
+  const maxShare = Math.max(...[...trace.usual, ...trace.without].map(([, , share]) => share));
+  const without = new Map(trace.without.map(([id, , share]) => [id, share]));
+  const all = new Map([...trace.usual, ...trace.without].map((row) => [row[0], row]));
+  const usual = new Map(trace.usual.map(([id, , share]) => [id, share]));
   const rows = [...all.values()].slice(0, 12).map(([id, name]) => [id, name, usual.get(id) ?? 0, without.get(id) ?? 0]);
-  if (off.size) bars(byId("without"), rows, { scale: most, say: (a, b) => `${percent(a)} → ${percent(b)}` });
-  else bars(byId("without"), look.usual, { scale: most });
-  words.point(at);
+  if (off.size) bars(byId("without"), rows, { scale: maxShare, format: (a, b) => `${percent(a)} → ${percent(b)}` });
+  else bars(byId("without"), trace.usual, { scale: maxShare });
+  tokenView.point(at);
 }
 
-const weight = (which, from, to) => look.bytes[(which * look.count + from) * look.count + to] / 255;
+const weight = (index, from, to) => trace.bytes[(index * trace.count + from) * trace.count + to] / 255;
 
 function showHeads() {
   const { n_head } = state.run;
   const focused = document.activeElement?.dataset?.focus;
   byId("heads").replaceChildren(...Array.from({ length: n_head }, (_, n) => {
     const number = layer * n_head + n;
-    const canvas = picture(n);
+    const canvas = drawWeights(n);
     const choose = element("button", { type: "button", ariaPressed: String(n === head),
-      onclick: () => { head = n; showHeads(); paint(); } }, canvas, `head ${n + 1}`);
+      onclick: () => { head = n; showHeads(); drawAttention(); } }, canvas, `head ${n + 1}`);
     choose.dataset.focus = `head ${n}`;
     const box = element("input", { type: "checkbox", checked: off.has(number), onchange: guarded((event) => {
       if (event.target.checked) off.add(number); else off.delete(number);
@@ -71,7 +71,7 @@ function showHeads() {
     }) });
     box.ariaLabel = `head ${n + 1} of layer ${layer + 1} off`;
     box.dataset.focus = `off ${n}`;
-    const card = element("div", { className: "head" }, choose, element("small", {}, habit(n)), element("label", {}, box, " off"));
+    const card = element("div", { className: "head" }, choose, element("small", {}, describeHead(n)), element("label", {}, box, " off"));
     card.classList.toggle("chosen", n === head);
     card.classList.toggle("off", off.has(number));
     return card;
@@ -79,45 +79,45 @@ function showHeads() {
   if (focused) byId("heads").querySelector(`[data-focus="${focused}"]`)?.focus();
 }
 
-// A head's weights as a picture: a row for each token, a column for each that it may look at.
-function picture(which) {
-  const canvas = element("canvas", { width: look.count, height: look.count, ariaHidden: "true" });
+// A head's attention weights as an image: a row for each token, a column for each it attends to.
+function drawWeights(index) {
+  const canvas = element("canvas", { width: trace.count, height: trace.count, ariaHidden: "true" });
   const context = canvas.getContext("2d");
-  const image = context.createImageData(look.count, look.count);
+  const image = context.createImageData(trace.count, trace.count);
   const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink-rgb").split(",").map(Number);
-  const begin = which * look.count ** 2;
-  for (let n = 0; n < look.count ** 2; n += 1) {
-    image.data.set([...ink, Math.sqrt(look.bytes[begin + n] / 255) * 255], 4 * n);
+  const offset = index * trace.count ** 2;
+  for (let n = 0; n < trace.count ** 2; n += 1) {
+    image.data.set([...ink, Math.sqrt(trace.bytes[offset + n] / 255) * 255], 4 * n);
   }
   context.putImageData(image, 0, 0);
   return canvas;
 }
 
-// What a head looks at most, on the average.
-function habit(which) {
+// Where most of a head's attention goes, on average.
+function describeHead(index) {
   const sums = { "itself": 0, "the token before": 0, "the first token": 0 };
-  if (look.count < 4) return "";
-  for (let t = 2; t < look.count; t += 1) {
-    sums["itself"] += weight(which, t, t);
-    sums["the token before"] += weight(which, t, t - 1);
-    sums["the first token"] += weight(which, t, 0);
+  if (trace.count < 4) return "";
+  for (let t = 2; t < trace.count; t += 1) {
+    sums["itself"] += weight(index, t, t);
+    sums["the token before"] += weight(index, t, t - 1);
+    sums["the first token"] += weight(index, t, 0);
   }
-  const [what, sum] = Object.entries(sums).sort((a, b) => b[1] - a[1])[0];
-  const share = sum / (look.count - 2);
-  return share > 0.25 ? `mostly at ${what} (${percent(share)})` : "spread over many tokens";
+  const [target, sum] = Object.entries(sums).sort((a, b) => b[1] - a[1])[0];
+  const share = sum / (trace.count - 2);
+  return share > 0.25 ? `mostly at ${target} (${percent(share)})` : "spread over many tokens";
 }
 
-// A token is pointed at.
-async function show(n) {
-  if (!look) return;
-  paint();
-  const [id, , name] = look.tokens[n];
+// Shows a token's attention, logit lens and neighbors.
+async function showToken(n) {
+  if (!trace) return;
+  drawAttention();
+  const [id, , name] = trace.tokens[n];
   byId("whose").textContent = `“${visible(name)}”`;
   for (const after of document.querySelectorAll(".after")) after.textContent = `after “${visible(name)}”`;
-  const ids = look.tokens.map(([one]) => one);
-  const shown = [ // each when it is there; what takes less time is asked first
-    asNeighbours({ id }).then((near) => near && bars(byId("neighbours"), near.likely, { say: (share) => share.toFixed(2) })),
-    asLens({ ids, position: n, off: [...off] }).then((lens) => lens && showLens(lens.layers)),
+  const ids = trace.tokens.map(([token]) => token);
+  const shown = [ // each as soon as it arrives; the fastest is requested first
+    fetchNeighbors({ id }).then((near) => near && bars(byId("neighbours"), near.likely, { format: (share) => share.toFixed(2) })),
+    fetchLens({ ids, position: n, off: [...off] }).then((lens) => lens && showLens(lens.layers)),
   ];
   await Promise.all(shown);
 }
@@ -131,27 +131,27 @@ function showLens(layers) {
   }));
 }
 
-// Where the token that is pointed at looks, with the chosen head.
-function paint() {
+// Draws the chosen head's attention from the current token, as lines or shades.
+function drawAttention() {
   const svg = d3.select("#lines");
   svg.selectAll("path").remove();
-  if (!look || words.at < 0 || byId("inside").hidden) return;
+  if (!trace || tokenView.at < 0 || byId("inside").hidden) return;
   const shades = document.querySelector("[name=shape]:checked").value === "shades";
-  const from = words.at, row = Array.from({ length: look.count }, (_, to) => weight(head, from, to));
-  words.spans.forEach((span, to) => {
-    span.style.background = shades && row[to] > LEAST / 4 ? `rgba(var(--look), ${Math.sqrt(row[to])})` : "";
+  const from = tokenView.at, row = Array.from({ length: trace.count }, (_, to) => weight(head, from, to));
+  tokenView.spans.forEach((span, to) => {
+    span.style.background = shades && row[to] > MIN_WEIGHT / 4 ? `rgba(var(--look), ${Math.sqrt(row[to])})` : "";
   });
-  const first = row.map((share, to) => [share, to]).sort((a, b) => b[0] - a[0]).slice(0, 3).filter(([share]) => share >= LEAST);
-  const names = first.map(([share, to]) => `“${visible(look.tokens[to][2])}” ${percent(share)}`);
-  byId("attends").textContent = `Layer ${layer + 1}, head ${head + 1}: “${visible(look.tokens[from][2])}” looks at ${names.join(", ")}.`;
+  const first = row.map((share, to) => [share, to]).sort((a, b) => b[0] - a[0]).slice(0, 3).filter(([share]) => share >= MIN_WEIGHT);
+  const names = first.map(([share, to]) => `“${visible(trace.tokens[to][2])}” ${percent(share)}`);
+  byId("attends").textContent = `Layer ${layer + 1}, head ${head + 1}: “${visible(trace.tokens[from][2])}” looks at ${names.join(", ")}.`;
   if (shades) return;
   const frame = byId("lines").getBoundingClientRect();
   const place = (n) => {
-    const box = words.spans[n].getClientRects()[0] ?? words.spans[n].getBoundingClientRect();
+    const box = tokenView.spans[n].getClientRects()[0] ?? tokenView.spans[n].getBoundingClientRect();
     return [(box.left + box.right) / 2 - frame.left, box.top - frame.top, box.height];
   };
   const [x, y, height] = place(from);
-  const lines = row.map((share, to) => ({ share, to })).filter(({ share }) => share >= LEAST);
+  const lines = row.map((share, to) => ({ share, to })).filter(({ share }) => share >= MIN_WEIGHT);
   svg.selectAll("path").data(lines).join("path")
     .attr("d", ({ to }) => {
       const [u, v] = place(to);

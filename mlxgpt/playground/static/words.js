@@ -1,12 +1,12 @@
-// A text as tokens: pointed at, or walked through by arrow keys, one of them in the tab order.
+// A text as tokens that the pointer or the arrow keys select; one of them is in the tab order.
 
 import { element, percent, visible } from "./shared.js";
 
-export class Words {
-  // pointed(index) is called when a token is pointed at or reached; chosen(index) on click or Enter.
-  constructor(box, pointed, chosen) {
+export class TokenView {
+  // onPoint(index) is called when a token is pointed at or reached; onChoose(index) on click or Enter.
+  constructor(box, onPoint, onChoose) {
     this.box = box;
-    this.pointed = pointed;
+    this.onPoint = onPoint;
     this.at = -1;
     this.spans = [];
     const index = (event) => {
@@ -18,17 +18,17 @@ export class Words {
     box.addEventListener("click", (event) => {
       if (index(event) < 0) return;
       this.point(index(event), true);
-      chosen(this.at);
+      onChoose(this.at);
     });
     box.addEventListener("keydown", (event) => {
       const to = { ArrowRight: this.at + 1, ArrowLeft: this.at - 1, Home: 0, End: this.spans.length - 1,
-        ArrowDown: this.near(1), ArrowUp: this.near(-1) }[event.key];
+        ArrowDown: this.rowNeighbor(1), ArrowUp: this.rowNeighbor(-1) }[event.key];
       if (to !== undefined && this.spans[to]) {
         event.preventDefault();
         this.point(to, true);
       } else if (event.key === "Enter" || event.key === " ") {
         event.preventDefault();
-        chosen(this.at);
+        onChoose(this.at);
       }
     });
   }
@@ -49,7 +49,7 @@ export class Words {
       if (!known) span.classList.add("given");
       else span.style.background = `rgba(var(--surprise), ${(1 - token.probability).toFixed(3)})`;
       span.ariaLabel = known ? `${visible(token.name)}, ${percent(token.probability)}` : visible(token.name);
-      // Of a character that is spread over tokens the last one shows it; line ends are seen.
+      // A character of several tokens is shown by the last one; line breaks are visible.
       if (token.text) span.append(token.text.replaceAll("\n", "⏎\n"));
       else span.append(element("span", { className: "mark" }, token.name.startsWith("<") ? token.name : "·"));
       part.append(span);
@@ -69,11 +69,11 @@ export class Words {
     span.setAttribute("aria-current", "true");
     span.tabIndex = 0;
     if (focus && document.activeElement !== span) span.focus();
-    this.pointed(n);
+    this.onPoint(n);
   }
 
-  // The token above or below.
-  near(direction) {
+  // Index of the token above (-1) or below (1) the current one.
+  rowNeighbor(direction) {
     const here = this.spans[this.at]?.getBoundingClientRect();
     if (!here) return undefined;
     let best, distance = Infinity;
@@ -81,8 +81,8 @@ export class Words {
       const there = span.getBoundingClientRect();
       const rows = direction * (there.top - here.top);
       if (rows < here.height / 2 || rows > 3 * here.height) continue;
-      const far = rows * 10 + Math.abs(there.left - here.left);
-      if (far < distance) { best = n; distance = far; }
+      const cost = rows * 10 + Math.abs(there.left - here.left);
+      if (cost < distance) { best = n; distance = cost; }
     }
     return best;
   }

@@ -1,18 +1,18 @@
-// The first tab: the text streams in, and can take another branch at each of its tokens.
+// The first tab: generates a text, which can continue from another token at each position.
 
 import { events, latest } from "./api.js";
-import { bars, byId, clear, guarded, keep, kept, number, percent, state, tell, visible } from "./shared.js";
-import { Words } from "./words.js";
+import { bars, byId, clearError, guarded, number, percent, restoreText, saveText, showError, state, visible } from "./shared.js";
+import { TokenView } from "./words.js";
 
 const SETTINGS = ["temperature", "top_k", "top_p", "min_p"];
-const asNext = latest("/api/next");
+const fetchNext = latest("/api/next");
 let running = null;
 
-const words = new Words(byId("story"), showAlternatives, () => {
+const tokenView = new TokenView(byId("story"), showAlternatives, () => {
   byId("alternatives").querySelector("button")?.focus();
 });
 
-export function begin() {
+export function init() {
   byId("write-form").addEventListener("submit", (event) => {
     event.preventDefault();
     write({ text: byId("prompt").value }, []);
@@ -26,23 +26,23 @@ export function begin() {
   for (const name of SETTINGS) {
     byId(name).addEventListener("input", guarded(showNext));
   }
-  addEventListener("pagehide", keep);
-  const before = kept();
-  byId("prompt").value = before?.prompt ?? state.run.opening;
-  if (before?.tokens?.length) {
-    state.tokens = before.tokens;
-    words.show(state.tokens);
+  addEventListener("pagehide", saveText);
+  const stored = restoreText();
+  byId("prompt").value = stored?.prompt ?? state.run.opening;
+  if (stored?.tokens?.length) {
+    state.tokens = stored.tokens;
+    tokenView.show(state.tokens);
     byId("more").disabled = false;
   }
-  ready();
+  updateControls();
 }
 
-// Whether there is a model to write yet.
-export function ready() {
-  const there = state.run.step !== null;
-  byId("go").disabled = !there;
-  byId("state").textContent = there ? "" : "there is no checkpoint yet; its life is on the third tab";
-  if (there) guarded(showNext)();
+// Without a checkpoint nothing can be generated yet.
+export function updateControls() {
+  const hasModel = state.run.step !== null;
+  byId("go").disabled = !hasModel;
+  byId("state").textContent = hasModel ? "" : "there is no checkpoint yet; its life is on the third tab";
+  if (hasModel) guarded(showNext)();
 }
 
 const ids = () => state.tokens.map((token) => token.id);
@@ -51,12 +51,12 @@ function settings() {
   return Object.fromEntries(SETTINGS.map((name) => [name, Number(byId(name).value)]));
 }
 
-// From a text, or from ids, whose first tokens stay as they were.
-async function write(from, before) {
+// Generates from a prompt, {text} or {ids}; tokens in `before` keep their probabilities.
+async function write(prompt, before) {
   running?.abort();
-  const mine = new AbortController();
-  running = mine;
-  clear();
+  const controller = new AbortController();
+  running = controller;
+  clearError();
   byId("stop").disabled = false;
   byId("more").disabled = true;
   byId("state").textContent = "";
@@ -65,17 +65,17 @@ async function write(from, before) {
   const began = performance.now();
   const show = () => {
     frame = 0;
-    const new_ = waiting.splice(0);
-    state.tokens.push(...new_);
-    words.add(new_);
+    const added = waiting.splice(0);
+    state.tokens.push(...added);
+    tokenView.add(added);
   };
   try {
-    const body = { ...from, ...settings(), max_tokens: Number(byId("max-tokens").value) || 200 };
-    for await (const event of events("/api/write", body, mine.signal)) {
+    const body = { ...prompt, ...settings(), max_tokens: Number(byId("max-tokens").value) || 200 };
+    for await (const event of events("/api/write", body, controller.signal)) {
       if (event.prompt) {
         seed = event.seed;
         state.tokens = event.prompt.map(([id, text, name], n) => before[n]?.id === id ? before[n] : { id, text, name, probability: null, alternatives: null });
-        words.show(state.tokens);
+        tokenView.show(state.tokens);
       } else if (event.end) {
         ended = event.end === "stop" ? "it ended by itself" : "as long as asked for";
       } else {
@@ -85,9 +85,9 @@ async function write(from, before) {
       }
     }
   } catch (error) {
-    tell(error);
+    showError(error);
   }
-  if (running !== mine) return; // another text is being written
+  if (running !== controller) return; // another text is being generated
   cancelAnimationFrame(frame);
   show();
   running = null;
@@ -95,7 +95,7 @@ async function write(from, before) {
   byId("more").disabled = !state.tokens.length;
   const seconds = (performance.now() - began) / 1000;
   if (count) byId("state").textContent = `${number(count)} tokens, ${number(count / seconds)} a second, ${ended}; seed ${seed}`;
-  keep();
+  saveText();
   state.changed.dispatchEvent(new Event("text"));
   await guarded(showNext)();
 }
@@ -111,17 +111,17 @@ function showAlternatives(n) {
     return;
   }
   byId("other-hint").textContent = `The model gave it ${percent(token.probability)}. Choose another one, and the text goes on from there.`;
-  bars(list, token.alternatives, { drawn: token.id, scale: token.alternatives[0][2], chosen: (id) => branch(n, id) });
+  bars(list, token.alternatives, { drawnId: token.id, scale: token.alternatives[0][2], onChoose: (id) => branch(n, id) });
 }
 
-// Another token at this place, and on from there.
+// Replaces a token by an alternative, and continues from there.
 function branch(n, id) {
   const before = state.tokens.slice(0, n);
   const token = state.tokens[n];
   const [, name, probability] = token.alternatives.find(([other]) => other === id);
-  const taken = { ...token, id, name, probability, text: name.startsWith("<") ? "" : name };
+  const replacement = { ...token, id, name, probability, text: name.startsWith("<") ? "" : name };
   byId("story").focus();
-  write({ ids: [...before, taken].map((one) => one.id) }, [...before, taken]);
+  write({ ids: [...before, replacement].map(({ id }) => id) }, [...before, replacement]);
 }
 
 function moveInList(event) {
@@ -132,7 +132,7 @@ function moveInList(event) {
     event.preventDefault();
     items[to].focus();
   } else if (event.key === "Escape") {
-    words.point(words.at, true);
+    tokenView.point(tokenView.at, true);
   }
 }
 
@@ -148,9 +148,9 @@ async function showNext() {
     : chosen.temperature < 1 ? "Below 1 the likely ones become likelier: a plainer text." : chosen.temperature > 1
       ? "Above 1 the unlikely ones get their chance: a wilder text." : "At 1 it is drawn as the model says.";
   if (running) return;
-  const from = state.tokens.length ? { ids: ids() } : { text: byId("prompt").value };
-  const told = await asNext({ ...from, ...chosen });
-  if (!told) return;
-  const most = Math.max(...told.likely.map(([, , before, left]) => Math.max(before, left)));
-  bars(byId("next"), told.likely, { scale: most, say: (before, left) => `${percent(before)} → ${percent(left)}` });
+  const prompt = state.tokens.length ? { ids: ids() } : { text: byId("prompt").value };
+  const response = await fetchNext({ ...prompt, ...chosen });
+  if (!response) return;
+  const maxShare = Math.max(...response.likely.map(([, , before, left]) => Math.max(before, left)));
+  bars(byId("next"), response.likely, { scale: maxShare, format: (before, left) => `${percent(before)} → ${percent(left)}` });
 }

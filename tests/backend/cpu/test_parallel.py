@@ -89,8 +89,8 @@ def test_an_error_in_either_thread_is_raised(broken: int) -> None:
 def test_the_process_ends_as_it_should() -> None:
     """MLX aborts when a thread that has computed does not clear its streams; not every time."""
     code = (
-        "import mlxgpt, mlx.core as mx; from mlxgpt.backend.execution import PerThread; "
-        "run = PerThread(lambda: mx.compile(lambda a: (a @ a).sum())); "
+        "import mlxgpt, mlx.core as mx; from mlxgpt.backend.execution import PerThreadFunction; "
+        "run = PerThreadFunction(lambda: mx.compile(lambda a: (a @ a).sum())); "
         "print([r.item() for r in run([(mx.ones((8, 8)),)] * 2)])"
     )
     for _ in range(5):

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.data.tokenizers import bpe, bpe_trainer
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.data.tokenizers.char import END_OF_TEXT
 from mlxgpt.utils.errors import UserError
 from tests.helpers.texts import LANGUAGES, texts, without_nul
 

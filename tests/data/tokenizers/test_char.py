@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxgpt.data.tokenizers import bpe, tokenizer_json
+from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
-from mlxgpt.data.tokenizers.char import END_OF_TEXT, CharTokenizer
+from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils.errors import UserError
 from tests.helpers.texts import texts, without_nul
 

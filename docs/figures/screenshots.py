@@ -1,9 +1,9 @@
-"""The pictures of `mlxgpt play` in the README and in play.md: docs/play-*.png, from real runs.
+"""Makes play-*.png, the screenshots of `mlxgpt play` in the README and in play.md, from two runs.
 
     pip install -e '.[play,browser]' pillow
-    python docs/play_pictures.py STORIES SHAKESPEARE
+    python docs/figures/screenshots.py STORIES SHAKESPEARE
 
-The first run tells stories by a BPE, the second has snapshots. Needs Chromium.
+The first run was trained on stories with a BPE, the second has snapshots. Needs Chromium.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.play import played
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from play import serve_run
 
-DOCS = Path(__file__).parent
+FOLDER = Path(__file__).parent
 COLORS = 64
 WIDTH = 1040
 
 
 def main(stories: str, shakespeare: str) -> None:
-    """Take all three."""
+    """Take the three screenshots."""
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        with played([stories]) as address:
-            page = opened(browser, address)
+        with serve_run([stories]) as address:
+            page = open_page(browser, address)
             page.fill("#max-tokens", "120")
             page.click("#go")
             page.wait_for_selector("#state:has-text('seed')")
@@ -44,8 +44,8 @@ def main(stories: str, shakespeare: str) -> None:
             page.hover("#seen .token:nth-child(60)")
             page.wait_for_timeout(500)
             save(page, "play-inside.png", "#inside")
-        with played([shakespeare]) as address:
-            page = opened(browser, address)
+        with serve_run([shakespeare]) as address:
+            page = open_page(browser, address)
             page.click("#tab-life")
             page.click("#life-form button")
             page.wait_for_selector("#life-state:has-text('same seed')")
@@ -56,24 +56,24 @@ def main(stories: str, shakespeare: str) -> None:
         browser.close()
 
 
-def opened(browser: Any, address: str) -> Page:
-    """The page, once it can be used."""
+def open_page(browser: Any, address: str) -> Page:
+    """Open the page, and wait until it is ready."""
     page: Page = browser.new_page(viewport={"width": WIDTH, "height": 900})
     page.goto(address)
     page.wait_for_selector("body[data-ready]")
     return page
 
 
-def save(page: Page, name: str, last: str) -> None:
-    """The page down to where an element ends, in few colours."""
-    box = page.locator(last).bounding_box()
+def save(page: Page, name: str, last_selector: str) -> None:
+    """Save the page down to the end of an element, in few colors."""
+    box = page.locator(last_selector).bounding_box()
     assert box
     page.evaluate("window.scrollTo(0, 0)")
-    box = page.locator(last).bounding_box()
+    box = page.locator(last_selector).bounding_box()
     assert box
     size = {"x": 0, "y": 0, "width": WIDTH, "height": box["y"] + box["height"] + 16}
-    picture = Image.open(io.BytesIO(page.screenshot(clip=size, full_page=True)))
-    picture.convert("RGB").quantize(COLORS).save(DOCS / name, optimize=True)
+    image = Image.open(io.BytesIO(page.screenshot(clip=size, full_page=True)))
+    image.convert("RGB").quantize(COLORS).save(FOLDER / name, optimize=True)
 
 
 if __name__ == "__main__":

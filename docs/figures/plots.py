@@ -1,8 +1,8 @@
-"""The README's plots, docs/recipes.svg and docs/baselines.svg, from two runs and a comparison with
+"""Makes recipes.svg and baselines.svg, the README's plots, from two runs and a comparison with
 other libraries, drawn as `mlxgpt report` draws.
 
     pip install -e '.[report]'
-    python benchmarks/pictures.py CLASSIC_RUN MODERN_RUN REPORT.json
+    python docs/figures/plots.py CLASSIC_RUN MODERN_RUN REPORT.json
 
 The runs are those of `mlxgpt train --tier 1`, the second with `--recipe modern`; their validation
 loss is plotted. The file is what benchmarks/compare_baselines.py wrote.
@@ -14,8 +14,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from baselines.records import Comparison
-from baselines.report import speed_ratios
 
 from mlxgpt.html_report import plots
 from mlxgpt.html_report.page import CSS_COLORS
@@ -23,18 +21,22 @@ from mlxgpt.html_report.plots import Line
 from mlxgpt.html_report.run_metrics import load_run_metrics
 from mlxgpt.storage.run import open_run
 
-DOCS = Path(__file__).parents[1] / "docs"
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from baselines.records import Comparison
+from baselines.report import speed_ratios
+
+FOLDER = Path(__file__).parent
 NAMES = ("classic", "modern")
 
 
 def main(runs: list[str], report: Path) -> None:
     lines = []
     for n, (name, folder) in enumerate(zip(NAMES, runs, strict=True)):
-        course = load_run_metrics(open_run(Path(folder)))
-        loss = course.values["val_loss"]
-        known = np.isfinite(loss)
-        label = f"{name}, at the end {loss[known][-1]:.3f}"
-        lines.append(Line(label, course.steps[known], loss[known], markers=True, group=n))
+        metrics = load_run_metrics(open_run(Path(folder)))
+        loss = metrics.values["val_loss"]
+        is_known = np.isfinite(loss)
+        label = f"{name}, at the end {loss[is_known][-1]:.3f}"
+        lines.append(Line(label, metrics.steps[is_known], loss[is_known], markers=True, group=n))
     svg = plots.plot_lines(lines, "steps of 2,048 characters", "nats per character", name="recipes")
     save(svg, "recipes.svg")
 
@@ -50,7 +52,7 @@ def save(svgs: str, name: str) -> None:
     """Write the wide one of a page's two SVGs to a file, with its light and dark colors."""
     svg = svgs[: svgs.index("</svg>") + len("</svg>")]
     head, _, rest = svg.partition(">")
-    (DOCS / name).write_text(f"{head}><style>{CSS_COLORS}</style>{rest}\n", encoding="utf-8")
+    (FOLDER / name).write_text(f"{head}><style>{CSS_COLORS}</style>{rest}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

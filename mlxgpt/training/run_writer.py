@@ -54,7 +54,7 @@ class RunLogWriter(Callback):
         if self.error:  # a line may be written although an error was reported, as of closing a file
             written_steps = {record["step"] for record in self._run.metrics()}
             self._pending_records = [
-                line for line in self._pending_records if line["step"] not in written_steps
+                record for record in self._pending_records if record["step"] not in written_steps
             ]
         while self._pending_records:
             self._run.log(self._pending_records[0])
@@ -62,7 +62,8 @@ class RunLogWriter(Callback):
 
 
 class RunWriter:
-    """What the main rank writes during a training run. A context: at its end all is written.
+    """Writes a run's records during training, on the main rank. A context manager: when it exits,
+    everything is written.
 
     Args:
         callbacks: get the events after the run's own records.
@@ -110,7 +111,8 @@ class RunWriter:
         cannot be written, as on a full disk.
 
         Args:
-            subset_result: on the tokens that every evaluation reads; result: to be reported.
+            subset_result: on the tokens that every evaluation reads.
+            result: to be reported.
         """
         metrics.eval_metrics["val_loss"] = result.loss
         metrics.eval_metrics["val_bits_per_byte"] = result.bits_per_byte
@@ -160,11 +162,9 @@ class RunWriter:
             return
         sampling = SamplingParams(max_tokens=t.sample_tokens, seed=t.seed)
         # Traced again each time, as the weights are part of the trace.
-        compiled_model = CompiledModel(self._step_function.model, self._tokenizer.vocab_size)
+        model = CompiledModel(self._step_function.model, self._tokenizer.vocab_size)
         try:
-            result = generate_texts(
-                compiled_model, self._tokenizer, [""], sampling, bos=self.run.bos
-            )
+            result = generate_texts(model, self._tokenizer, [""], sampling, bos=self.run.bos)
         except NotFiniteError as error:  # what to do about it is the guard's decision
             logger.info("no sample: %s", error.problem)
             return

@@ -1,0 +1,49 @@
+"""`mlxgpt import`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from typing import Any
+
+from mlxgpt.cli.config_flags import add_folder_flags
+from mlxgpt.cli.output import print_json, print_stderr
+
+HELP = "make a run of a model made elsewhere"
+DESCRIPTION = (
+    "GPT-2's own weights, or others of its kind, as a run: generate, eval, info, export and\n"
+    "train --from work on it.\n\n"
+    "  mlxgpt import gpt2\n"
+    "  mlxgpt import out-shakespeare-char/ckpt.pt --meta data/shakespeare_char/meta.pkl"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2; OWNER/NAME on the Hugging Face "
+        "hub; a folder with config.json and safetensors; or nanoGPT's ckpt.pt",
+    )
+    parser.add_argument("--run", metavar="NAME", help="the run's name (default: the source's)")
+    parser.add_argument(
+        "--meta", metavar="FILE", help="meta.pkl of nanoGPT's data, for a model of characters"
+    )
+    add_folder_flags(parser, runs=True)
+
+
+def run(args: dict[str, Any], command_line: list[str]) -> int:
+    from mlxgpt import api
+    from mlxgpt.model.stats import count_parameters
+
+    as_json = args.pop("json", False)
+    run = api.import_model(args.pop("source"), **args)
+    count = count_parameters(run.config.model)
+    if as_json:
+        return print_json({"run": run.folder, "parameters": count, "origin": run.origin})
+    print(f"{run.folder}: {count:,} parameters, vocabulary {run.tokenizer.vocab_size:,}")
+    example = "Alan Turing theorized that computers would one day become"
+    prompt_args = [example] if run.config.data.tokenizer == "gpt2" else []
+    print_stderr(
+        "try it: " + shlex.join(["mlxgpt", "generate", "--run", str(run.folder), *prompt_args])
+    )
+    return 0

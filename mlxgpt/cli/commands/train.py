@@ -1,0 +1,65 @@
+"""`mlxgpt train`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+from mlxgpt.cli.config_flags import add_config_flags, add_folder_flags, add_tier_flags
+from mlxgpt.cli.output import EXIT_INTERRUPTED, print_json, print_stderr
+from mlxgpt.distributed.launcher import get_rank, prepend_launcher
+
+HELP = "train a model, or resume a run"
+DESCRIPTION = (
+    "Train a GPT. The same command again resumes a run that was stopped.\n\n"
+    "  mlxgpt train --tier 2\n"
+    "  mlxgpt train --tier 1 --source my.txt --max-minutes 10\n\n"
+    "Every setting of the config has a flag; what isn't given comes from the tier's file."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_tier_flags(parser)
+    parser.add_argument("--run", metavar="NAME", help="the run's name (default: CONFIG-DATA)")
+    parser.add_argument(
+        "--from",
+        dest="from_run",
+        metavar="RUN",
+        help="begin with this run's weights, shape and tokenizer: fine-tuning",
+    )
+    parser.add_argument(
+        "--max-minutes",
+        type=float,
+        metavar="M",
+        help="plan as many steps as fit into M minutes; with --recipe modern and no tier, choose "
+        "the model's size for them too",
+    )
+    parser.add_argument(
+        "--memory-limit", type=float, metavar="GB", help="refuse, or stop and save, above this"
+    )
+    parser.add_argument(
+        "--report-to",
+        metavar="tensorboard|wandb",
+        help="give the records to one of these, too, where it is installed",
+    )
+    add_folder_flags(parser, runs=True, data=True)
+    add_config_flags(parser)
+
+
+def run(args: dict[str, Any], command_line: list[str]) -> int:
+    from mlxgpt import api
+    from mlxgpt.cli.progress import TrainingDisplay
+
+    as_json = args.pop("json", False)
+    with closing(TrainingDisplay()) as display:
+        summary = api.train(callbacks=[display], **args)
+    if as_json and get_rank() == 0:
+        print_json(asdict(summary))
+    if summary.interrupted and get_rank() == 0:
+        resume_command = shlex.join(["mlxgpt", *command_line])
+        print_stderr(f"resume with: {prepend_launcher(resume_command)}")
+        return EXIT_INTERRUPTED
+    return 0  # of another rank too: a launcher would end the first one in the middle of a word

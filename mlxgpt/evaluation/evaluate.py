@@ -1,0 +1,94 @@
+"""`mlxgpt.evaluate`, `mlxgpt.hellaswag` and `mlxgpt.appraise`: evaluations of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mlxgpt.config.resolve import PathLike, resolve_folder
+from mlxgpt.data import prepare as preparation
+from mlxgpt.data.token_array import TokenArray
+from mlxgpt.evaluation import loss, sample_quality
+from mlxgpt.evaluation.hellaswag import HellaSwagResult, evaluate_hellaswag, load_examples
+from mlxgpt.evaluation.loss import Evaluation
+from mlxgpt.evaluation.sample_quality import SampleQuality
+from mlxgpt.storage.loading import load_run_model, open_run_dataset
+from mlxgpt.utils import files
+from mlxgpt.utils.errors import UserError
+
+
+def evaluate(
+    *,
+    run: str | None = None,
+    source: PathLike | Sequence[PathLike] = (),
+    checkpoint: str = "best",
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+) -> Evaluation:
+    """Loss of a run over its whole validation text, or over other text.
+
+    Args:
+        source: text files and folders; default: the validation text the run was trained with.
+    """
+    opened_run, model, _ = load_run_model(run, checkpoint, runs_dir)
+    if source:
+        sources = [source] if isinstance(source, str | Path) else source
+        paths = [str(path) for path in sources]
+        ids = preparation.encode_files(paths, opened_run.tokenizer)
+        tokens = TokenArray(ids, opened_run.config.model.vocab_size)
+    else:
+        tokens = open_run_dataset(opened_run, resolve_folder("data", data_dir)).val
+    return loss.evaluate_run(opened_run, model, tokens)
+
+
+def hellaswag(
+    *,
+    file: PathLike | None = None,
+    limit: int | None = None,
+    run: str | None = None,
+    checkpoint: str = "best",
+    runs_dir: PathLike | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> HellaSwagResult:
+    """How often a run finds the right one of HellaSwag's four endings the likeliest, by
+    build-nanogpt's rule. Where the run's texts begin with a token, so do these.
+
+    Args:
+        file: examples of the same form; default: its validation split, fetched and kept.
+        limit: only the first so many.
+        progress: is called with the numbers of examples done and in all.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} leaves no example", "give 1 or more.")
+    opened_run, model, _ = load_run_model(run, checkpoint, runs_dir)
+    examples = load_examples(Path(file) if file else None)[:limit]
+
+    def report_progress(done: int, total: int, accuracy: float) -> None:
+        progress(done, total)
+
+    return evaluate_hellaswag(
+        model, opened_run.tokenizer, examples, bos=opened_run.bos, progress=report_progress
+    )
+
+
+def appraise(
+    *,
+    run: str | None = None,
+    checkpoint: str = "best",
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+) -> SampleQuality:
+    """What a run's generated texts are worth, beside held-out real ones and two controls; also
+    written to the run's quality.json.
+    """
+    opened_run, model, step = load_run_model(run, checkpoint, runs_dir)
+    dataset = open_run_dataset(opened_run, resolve_folder("data", data_dir))
+    result = sample_quality.measure_sample_quality(model, opened_run.tokenizer, dataset)
+    tree = {"step": step, **asdict(result)}
+    files.write_atomically(
+        opened_run.folder / "quality.json",
+        json.dumps(files.replace_nonfinite(tree), indent=1, ensure_ascii=False) + "\n",
+    )
+    return result

@@ -1,0 +1,124 @@
+"""`mlxgpt.train`: resolves its arguments to a request, sets the job up, and runs it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from mlxgpt.config import Config
+from mlxgpt.config.resolve import PathLike, resolve_config, resolve_folder
+from mlxgpt.data.sources import SYNTHETIC
+from mlxgpt.distributed.group import init_process_group
+from mlxgpt.storage import run as run_folders
+from mlxgpt.training import loop as train_loop
+from mlxgpt.training.auto_size import AUTO_SIZED_FIELDS
+from mlxgpt.training.callbacks import Callback, CallbackList, TrainingSummary
+from mlxgpt.training.init_weights import ARCHITECTURE_FIELDS, load_init_weights
+from mlxgpt.training.job import TrainRequest
+from mlxgpt.training.loggers import make_logger
+from mlxgpt.training.retries import retry_on_gpu_failure
+from mlxgpt.training.setup import setup_job
+from mlxgpt.utils.errors import UserError
+
+
+def train(
+    tier: int | None = None,
+    *,
+    config: PathLike | Config | None = None,
+    recipe: str | None = None,
+    run: str | None = None,
+    from_run: str | None = None,
+    max_minutes: float | None = None,
+    memory_limit: float | None = None,
+    runs_dir: PathLike | None = None,
+    data_dir: PathLike | None = None,
+    report_to: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> TrainingSummary:
+    """Train, or resume a run that was stopped.
+
+    Args:
+        tier: 1 or 2.
+        config: a TOML file or a Config, instead of a tier.
+        recipe: of the tier, `classic` (default) or `modern`. `modern` with `max_minutes` and no
+            tier chooses a size for that time, this text and this machine.
+        run: name or folder; default CONFIG-DATA.
+        from_run: a run, trained or imported, to initialize from; its shape and tokenizer are taken,
+            and without a tier or a config the settings of `finetune`.
+        max_minutes: plan as many steps as fit into this time.
+        memory_limit: gigabytes; training that takes more is refused, or stopped and saved.
+        report_to: `tensorboard` or `wandb`, which get the metrics, too.
+        callbacks: observe training; see training/callbacks.py.
+        settings: any field of the config, such as `n_layer=6, source="my.txt"`.
+
+    If Tier 1's text could not be downloaded, it trains on the built-in stories, and logs that.
+    """
+    fit_size = recipe == "modern" and bool(max_minutes) and not (tier or config or from_run)
+    with contextlib.ExitStack() as stack:
+        group = stack.enter_context(init_process_group())
+        all_callbacks = list(callbacks) if group.is_main else []
+        if report_to and group.is_main:
+            # First, so that it has every record also if another callback raises.
+            all_callbacks.insert(0, stack.enter_context(make_logger(report_to)))
+        callback_list = CallbackList(all_callbacks)
+        init_weights = None
+        if fit_size:
+            if group.size > 1:
+                raise UserError(
+                    "a model size can be chosen for one machine only",
+                    "choose it by --tier 2, or --n-layer and --n-embd with --config.",
+                )
+            name, resolved_config = _resolve_auto_size(recipe, max_minutes, settings)
+        elif from_run:
+            parent = run_folders.find_run(from_run, resolve_folder("runs", runs_dir))
+            config = config or ("finetune" if tier is None else None)
+            other_settings = {
+                k: v for k, v in settings.items() if k not in (*ARCHITECTURE_FIELDS, "block_size")
+            }
+            _, resolved_config = resolve_config(tier, config, recipe, **other_settings)
+            resolved_config, init_weights = load_init_weights(parent, resolved_config, settings)
+            name = parent.name
+        else:
+            name, resolved_config = resolve_config(tier, config, recipe, **settings)
+        has_custom_source = "source" in settings or "val_source" in settings
+        request = TrainRequest(
+            resolved_config,
+            config_name=name,
+            run_name=run,
+            runs_dir=resolve_folder("runs", runs_dir),
+            data_dir=resolve_folder("data", data_dir),
+            max_minutes=max_minutes,
+            auto_size=fit_size,
+            memory_limit=memory_limit,
+            fallback_source=SYNTHETIC if tier == 1 and not has_custom_source else None,
+            strict_vocab=bool(settings.get("vocab_size")),
+            init_weights=init_weights,
+        )
+        with setup_job(request, group, callback_list) as job:
+            run_to_end = partial(train_loop.run_training_loop, group=group, callbacks=callback_list)
+            summary = retry_on_gpu_failure(run_to_end, job, group)
+        callback_list.on_train_end(summary)
+        return summary
+
+
+AUTO_SIZE_VOCAB_SIZE = 2048  # of auto-sized models, unless given
+
+
+def _resolve_auto_size(
+    recipe: str | None, minutes: float | None, settings: Mapping[str, Any]
+) -> tuple[str, Config]:
+    """The name and the config of a run whose model size is chosen for a training time."""
+    if size_settings := [
+        name for name in AUTO_SIZED_FIELDS if name in settings and name != "vocab_size"
+    ]:
+        raise UserError(
+            f"{size_settings[0]} is given, and would be chosen for the {minutes:g} minutes",
+            "leave it out; or add --tier 2, which has a size.",
+        )
+    _, resolved_config = resolve_config(
+        2, None, recipe, **{"vocab_size": AUTO_SIZE_VOCAB_SIZE, **settings}
+    )
+    return f"{recipe}-{minutes:g}min", resolved_config
