@@ -26,7 +26,7 @@ from mlxgpt.data.tokenizers import bpe
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.training import selfcheck
 from mlxgpt.training.callbacks import Callback, TrainingSummary
-from tests.helpers.log_lines import logged_to
+from tests.helpers.log_lines import capture_log_lines
 from tests.helpers.training_runs import Recorder
 
 
@@ -44,10 +44,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)  # after those that -m leaves out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    first, every = map(int, config.getoption("--part").split("/"))
-    kept = items[first - 1 :: every]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    first, stride = map(int, config.getoption("--part").split("/"))
+    selected = items[first - 1 :: stride]
+    config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+    items[:] = selected
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -75,7 +75,7 @@ settings.load_profile("patient")
 def notes() -> Iterator[list[str]]:
     """What mlxgpt logs during a test, line by line."""
     lines: list[str] = []
-    with logged_to(lines.append):
+    with capture_log_lines(lines.append):
         yield lines
 
 
@@ -189,7 +189,7 @@ def shakespeare(real_texts: Path) -> Path:
 def train(home: Path, text_file: Path, tiny: Config) -> Any:
     def train(run: str, observer: Callback | None = None, **settings: Any) -> TrainingSummary:
         settings = {"config": tiny, "source": text_file, **settings}
-        with observer.listening() if isinstance(observer, Recorder) else nullcontext():
+        with observer.recording_logs() if isinstance(observer, Recorder) else nullcontext():
             return api.train(run=run, callbacks=[observer] if observer else [], **settings)
 
     return train

@@ -54,12 +54,12 @@ def test_eval_of_another_text_is_eval_of_its_tokens(trained: Path, text: str) ->
 
 
 def test_eval_needs_the_runs_own_data(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the data of done is not in") as caught:
+    with pytest.raises(UserError, match="the data of done is not in") as error:
         api.evaluate(runs_dir=trained / "runs", data_dir=tmp_path)
-    assert "--source" in caught.value.remedy
-    other = tmp_path / "words.txt"
-    other.write_text("to be or not to be " * 20)
-    api.prepare(other, data_dir=tmp_path / "data")
+    assert "--source" in error.value.remedy
+    source = tmp_path / "words.txt"
+    source.write_text("to be or not to be " * 20)
+    api.prepare(source, data_dir=tmp_path / "data")
     with pytest.raises(UserError, match="holds other data"):
         api.evaluate(runs_dir=trained / "runs", data_dir=tmp_path / "data")
 
@@ -74,57 +74,57 @@ def test_a_run_of_many_texts_ends_them_and_judges_their_ends(home: Path, tiny: C
     stories = "<|endoftext|>".join(f"story {n} ends.\n" for n in range(300))
     Path("stories.txt").write_text(stories)
     api.train(config=tiny, source="stories.txt", run="s")
-    whole = api.evaluate()
+    held_out = api.evaluate()
     Path("val.txt").write_text("story 1 ends.<|endoftext|>story 2 ends.")
-    two = api.evaluate(source=["val.txt"])
-    assert two.tokens == 2 * (13 + 1), "each letter, and each end-of-text"
-    assert whole.tokens > 13
+    two_stories = api.evaluate(source=["val.txt"])
+    assert two_stories.tokens == 2 * (13 + 1), "each letter, and each end-of-text"
+    assert held_out.tokens > 13
     assert api.generate("story", max_tokens=3).texts[0].startswith("story")
 
 
 def test_info_counts_parts_that_make_the_whole() -> None:
-    found = api.info(tier=1)
-    assert found.parameters["all"] == count_parameters(found.config.model) <= 1_100_000
-    assert sum(found.parameters.values()) == 2 * found.parameters["all"]
-    assert found.training_tokens == 5000 * 16 * 128
+    info = api.info(tier=1)
+    assert info.parameters["all"] == count_parameters(info.config.model) <= 1_100_000
+    assert sum(info.parameters.values()) == 2 * info.parameters["all"]
+    assert info.training_tokens == 5000 * 16 * 128
 
 
 def test_the_self_contained_run_generates_anywhere(trained: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(trained / "runs" / "done", tmp_path / "mine"))
-    here = api.generate("to", run=str(moved), seed=1, max_tokens=9, runs_dir=tmp_path / "none")
-    there = api.generate("to", seed=1, max_tokens=9, runs_dir=trained / "runs")
-    assert here.texts == there.texts
+    copied = api.generate("to", run=str(moved), seed=1, max_tokens=9, runs_dir=tmp_path / "none")
+    original = api.generate("to", seed=1, max_tokens=9, runs_dir=trained / "runs")
+    assert copied.texts == original.texts
 
 
 def test_a_benchmark_is_measured_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
+    names: list[Any] = []
 
     def measure(configs: dict[str, Config]) -> str:
-        asked.extend(configs)
+        names.extend(configs)
         return "measured"
 
     monkeypatch.setattr(speed, "benchmark_configs", measure)
     monkeypatch.setattr(
         report, "write_benchmark_report", lambda measured, folder: (measured, folder)
     )
-    found: Any = api.benchmark(out=tmp_path / "a" / "b")
-    assert found == ("measured", ("measured", tmp_path / "a" / "b"))
-    assert asked == ["tier1", "tier2"]
+    result: Any = api.benchmark(out=tmp_path / "a" / "b")
+    assert result == ("measured", ("measured", tmp_path / "a" / "b"))
+    assert names == ["tier1", "tier2"]
     api.benchmark(tier=2, out=tmp_path)
-    assert asked.pop() == "tier2"
+    assert names.pop() == "tier2"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         api.benchmark(out=tmp_path / "file")
-    assert len(asked) == 2, "before minutes of measuring"
+    assert len(names) == 2, "before minutes of measuring"
 
 
 def test_the_usual_tokenizer_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, int, bool]] = []
+    calls: list[tuple[str, int, bool]] = []
 
     def prepare(request: PrepareRequest, *_: Any) -> None:
-        asked.append((request.data.tokenizer, request.vocab_size, request.strict))
+        calls.append((request.data.tokenizer, request.vocab_size, request.strict))
 
     monkeypatch.setattr(preparation, "find_or_prepare", prepare)
     api.prepare()
@@ -132,7 +132,7 @@ def test_the_usual_tokenizer_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     api.prepare("openwebtext")
     api.prepare("a.txt", vocab_size=500)
     api.prepare("tinystories", tokenizer="gpt2")
-    assert asked == [
+    assert calls == [
         ("char", 0, False),
         ("bpe", 0, False),
         ("gpt2", 0, False),
@@ -152,11 +152,11 @@ def test_nanogpts_arrays_are_trained_on_as_they_are(
         gpt2.encode_documents(stream).astype("<u2").tofile(f"arrays/{split}.bin")
     summary = api.train(config=tiny, source="arrays", run="r", max_steps=2, vocab_size=50304)
     assert summary.step == 2
-    found = api.evaluate(data_dir=".")
-    assert found.tokens == len(
+    evaluation = api.evaluate(data_dir=".")
+    assert evaluation.tokens == len(
         gpt2.encode_documents("".join(f"Story {n} ends.\0" for n in range(9)))
     )
-    assert found.loss == pytest.approx(summary.val_loss, rel=1e-5)
+    assert evaluation.loss == pytest.approx(summary.val_loss, rel=1e-5)
 
 
 def test_tier_1_is_what_was_promised() -> None:

@@ -43,17 +43,17 @@ PACKAGES = tuple(name for name in ORDER if name not in MODULES)
 SOURCES = ROOT / "mlxgpt"
 
 
-def modules() -> dict[str, Path]:
+def find_modules() -> dict[str, Path]:
     """Every module but the package itself, by its name without `mlxgpt.`."""
-    found = {}
+    paths = {}
     for path in SOURCES.rglob("*.py"):
         parts = path.relative_to(SOURCES).with_suffix("").parts
         if parts != ("__init__",):
-            found[".".join(parts)] = path
-    return found
+            paths[".".join(parts)] = path
+    return paths
 
 
-def imported(source: str, known: set[str]) -> Iterator[str]:
+def iter_imports(source: str, module_names: set[str]) -> Iterator[str]:
     """The modules that a module imports, wherever in it; mlxgpt itself (its version) is left out,
     since Python has it before any of them.
     """
@@ -69,36 +69,40 @@ def imported(source: str, known: set[str]) -> Iterator[str]:
             if name.split(".")[0] != "mlxgpt":
                 continue
             module = name.removeprefix("mlxgpt").removeprefix(".")
-            while module and module not in known and f"{module}.__init__" not in known:
+            while (
+                module and module not in module_names and f"{module}.__init__" not in module_names
+            ):
                 module = module.rpartition(".")[0]
             if module:
-                yield module if module in known else f"{module}.__init__"
+                yield module if module in module_names else f"{module}.__init__"
 
 
-def graph() -> dict[str, set[str]]:
-    known = modules()
-    return {name: set(imported(p.read_text(), set(known))) for name, p in known.items()}
+def import_graph() -> dict[str, set[str]]:
+    paths = find_modules()
+    return {name: set(iter_imports(p.read_text(), set(paths))) for name, p in paths.items()}
 
 
-def against_the_order(graph: dict[str, set[str]]) -> list[str]:
+def find_upward_imports(graph: dict[str, set[str]]) -> list[str]:
     """The imports that do not run down."""
-    wrong = []
-    for module, others in graph.items():
+    violations = []
+    for module, imports in graph.items():
         package = module.split(".")[0]
-        for other in others:
-            theirs = other.split(".")[0]
-            if package != theirs and ORDER.index(package) >= ORDER.index(theirs):
-                wrong.append(f"{module} imports {other}")
-    return wrong
+        for target in imports:
+            target_package = target.split(".")[0]
+            if package != target_package and ORDER.index(package) >= ORDER.index(target_package):
+                violations.append(f"{module} imports {target}")
+    return violations
 
 
 def test_imports_run_down() -> None:
-    assert {module.split(".")[0] for module in modules()} == set(ORDER), "every module is listed"
-    assert against_the_order(graph()) == []
+    assert {module.split(".")[0] for module in find_modules()} == set(ORDER), (
+        "every module is listed"
+    )
+    assert find_upward_imports(import_graph()) == []
 
 
 def test_imports_run_in_no_circle() -> None:
-    graphlib.TopologicalSorter(graph()).prepare()
+    graphlib.TopologicalSorter(import_graph()).prepare()
 
 
 @pytest.mark.parametrize(
@@ -112,29 +116,29 @@ def test_imports_run_in_no_circle() -> None:
     ],
 )
 def test_an_import_that_runs_up_is_found(module: str, line: str) -> None:
-    known = set(modules())
-    (wrong,) = against_the_order({module: set(imported(line, known))})
-    assert wrong.startswith(f"{module} imports ")
+    module_names = set(find_modules())
+    (violation,) = find_upward_imports({module: set(iter_imports(line, module_names))})
+    assert violation.startswith(f"{module} imports ")
 
 
 # Packages that compute as this device does, and must not know which one it is.
 DEVICE_NEUTRAL = ("training", "evaluation", "inference", "model")
 
 
-def past_the_seam(graph: dict[str, set[str]]) -> list[str]:
+def find_cpu_imports(graph: dict[str, set[str]]) -> list[str]:
     """The imports of `backend.cpu` outside of `backend`. The package itself, which is not in the
     graph, loads BLAS before MLX.
     """
     return [
-        f"{module} imports {other}"
-        for module, others in graph.items()
-        for other in others
-        if other.startswith("backend.cpu") and not module.startswith("backend.")
+        f"{module} imports {target}"
+        for module, imports in graph.items()
+        for target in imports
+        if target.startswith("backend.cpu") and not module.startswith("backend.")
     ]
 
 
 def test_only_backend_knows_the_cpu() -> None:
-    assert past_the_seam(graph()) == []
+    assert find_cpu_imports(import_graph()) == []
 
 
 @pytest.mark.parametrize("package", DEVICE_NEUTRAL)
@@ -147,10 +151,10 @@ def test_only_backend_knows_the_cpu() -> None:
     ],
 )
 def test_an_import_of_the_cpus_is_found(package: str, line: str) -> None:
-    known = set(modules())
-    (module, *_) = sorted(name for name in known if name.startswith(f"{package}."))
-    (wrong,) = past_the_seam({module: set(imported(line, known))})
-    assert wrong.startswith(f"{module} imports backend.cpu")
+    module_names = set(find_modules())
+    (module, *_) = sorted(name for name in module_names if name.startswith(f"{package}."))
+    (violation,) = find_cpu_imports({module: set(iter_imports(line, module_names))})
+    assert violation.startswith(f"{module} imports backend.cpu")
 
 
 def test_a_circle_is_found() -> None:
@@ -158,7 +162,10 @@ def test_a_circle_is_found() -> None:
     circle = lines | {"data.token_array": "from mlxgpt.data.tokenizers.bpe import gpt2"}
     for sources, error in ((lines, None), (circle, graphlib.CycleError)):
         sorter = graphlib.TopologicalSorter(
-            {module: set(imported(source, set(modules()))) for module, source in sources.items()}
+            {
+                module: set(iter_imports(source, set(find_modules())))
+                for module, source in sources.items()
+            }
         )
         if error:
             with pytest.raises(error):
@@ -178,7 +185,7 @@ def test_imported_packages_are_declared() -> None:
     declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in lines}
     imported = {
         (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
-        for path in modules().values()
+        for path in find_modules().values()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
@@ -188,7 +195,7 @@ def test_imported_packages_are_declared() -> None:
 
 
 def test_only_the_command_line_draws() -> None:
-    for name, path in modules().items():
+    for name, path in find_modules().items():
         if name.split(".")[0] != "cli":
             source = path.read_text()
             assert "import rich" not in source, name
@@ -198,9 +205,9 @@ def test_only_the_command_line_draws() -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_says_what_is_in_it(package: str) -> None:
     tree = ast.parse((SOURCES / package / "__init__.py").read_text())
-    said = ast.get_docstring(tree)
-    assert said
-    assert len(said) > 60
+    docstring = ast.get_docstring(tree)
+    assert docstring
+    assert len(docstring) > 60
     assert len(tree.body) == 1 or package == "config", (
         "and exports nothing; config has its dataclasses"
     )
@@ -210,9 +217,9 @@ def test_tests_mirror_the_packages() -> None:
     """A module's tests lie in its package's folder, under its name."""
     folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert set(PACKAGES) <= folders
-    known = set(modules())
+    module_names = set(find_modules())
     # Of several modules.
-    others = {
+    exceptions = {
         "config",
         "contract",
         "damage",
@@ -227,28 +234,30 @@ def test_tests_mirror_the_packages() -> None:
         for path in (ROOT / "tests" / package).glob("test_*.py"):
             words = path.stem.removeprefix("test_").split("_")
             names = {"_".join(words[: n + 1]) for n in range(len(words))}  # or a part of its tests
-            assert names & others or {f"{package}.{name}" for name in names} & known, path.name
+            assert names & exceptions or {f"{package}.{name}" for name in names} & module_names, (
+                path.name
+            )
 
 
 def test_files_that_are_named_exist() -> None:
     """In the documents, by their path; in a docstring or comment of a module, after "see"."""
-    there = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py")]
+    files = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py")]
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
-    named = [
+    mentions = [
         (path, name)
         for path in documents
         if path.name != "CHANGELOG.md"  # which names former files
         for name in re.findall(r"(?:mlxgpt|tests|benchmarks)/[\w/]+\.py", path.read_text())
     ]
-    for path in modules().values():
-        named += [(path, name) for name in re.findall(r"see ([\w/]+\.py)", path.read_text())]
-    assert named
-    for path, name in named:
-        assert any(other.endswith(f"/{name}") or other == name for other in there), (path, name)
+    for path in find_modules().values():
+        mentions += [(path, name) for name in re.findall(r"see ([\w/]+\.py)", path.read_text())]
+    assert mentions
+    for path, name in mentions:
+        assert any(file.endswith(f"/{name}") or file == name for file in files), (path, name)
 
 
 def test_no_import_is_in_a_docstring() -> None:
-    for name, path in modules().items():
+    for name, path in find_modules().items():
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         assert not re.search(r"^import \w+$", text, re.MULTILINE), name
 
@@ -268,7 +277,7 @@ NEVER_RAISING = (
 
 
 def test_what_cannot_be_read_is_never_taken_for_missing() -> None:
-    for name, path in modules().items():
+    for name, path in find_modules().items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue

@@ -12,16 +12,24 @@ from typing import Any
 
 import pytest
 
-from tests.faults.forked import Server
-from tests.faults.library import build
-from tests.faults.sweep import COMMANDS, GOOD, Case, Result, Sweep, missing, unclear
+from tests.faults.forked import ForkServer
+from tests.faults.library import build_fault_library
+from tests.faults.sweep import (
+    ACCEPTED_VERDICTS,
+    COMMANDS,
+    Case,
+    Result,
+    Sweep,
+    find_loss,
+    find_message_defect,
+)
 
 SAMPLE = {"resume": 6, "prepare": 3, "export": 3, "import": 3, "runs": 3}  # cases in `make test`
 PARTS = {"train": 3, "resume": 3, "compare": 4, "prepare": 2}  # of those that take longest
 
 
-def judged(results: list[Result]) -> Counter[str]:
-    defects = [result for result in results if result.verdict not in GOOD]
+def count_verdicts(results: list[Result]) -> Counter[str]:
+    defects = [result for result in results if result.verdict not in ACCEPTED_VERDICTS]
     assert not defects, "\n\n".join(f"{r.verdict}: {r.case}\n{r.detail}" for r in defects)
     return Counter(result.verdict for result in results)
 
@@ -29,15 +37,15 @@ def judged(results: list[Result]) -> Counter[str]:
 def test_some_operations_fail(tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
     print("seed", seed)
-    draw = random.Random(seed)
-    with Server(build(tmp_path)) as server:
+    rng = random.Random(seed)
+    with ForkServer(build_fault_library(tmp_path)) as server:
         sweep = Sweep(server, tmp_path)
         results = [
             sweep.run(case)
             for command, count in SAMPLE.items()
-            for case in draw.sample(sweep.cases(command), count)
+            for case in rng.sample(sweep.cases(command), count)
         ]
-    verdicts = judged(results)
+    verdicts = count_verdicts(results)
     assert verdicts["missed"] < len(results) / 2, "faults do not reach the program"
     assert verdicts["stopped"], "no fault stopped a command"
 
@@ -61,7 +69,7 @@ DISK = "  → check the disk."
     ],
 )
 def test_unclear_messages_are_noticed(lines: list[str], defect: str) -> None:
-    assert unclear(CASE, lines) == defect
+    assert find_message_defect(CASE, lines) == defect
 
 
 @pytest.mark.parametrize(
@@ -81,7 +89,7 @@ def test_unclear_messages_are_noticed(lines: list[str], defect: str) -> None:
     ],
 )
 def test_losses_are_noticed(before: dict[str, Any], after: dict[str, Any], lost: bool) -> None:
-    assert bool(missing(before, after)) == lost
+    assert bool(find_loss(before, after)) == lost
 
 
 @pytest.mark.slow
@@ -91,8 +99,8 @@ def test_losses_are_noticed(before: dict[str, Any], after: dict[str, Any], lost:
     ids=lambda value: value if isinstance(value, str) else f"{value[0] + 1}of{value[1]}",
 )
 def test_every_operation_fails(tmp_path: Path, command: str, part: tuple[int, int]) -> None:
-    with Server(build(tmp_path)) as server:
+    with ForkServer(build_fault_library(tmp_path)) as server:
         sweep = Sweep(server, tmp_path)
         cases = sweep.cases(command)
         results = [sweep.run(case) for case in cases[part[0] :: part[1]]]
-    print(command, len({case.site for case in cases}), "sites", judged(results))
+    print(command, len({case.site for case in cases}), "sites", count_verdicts(results))

@@ -18,9 +18,9 @@ from importlib.util import find_spec
 import pytest
 
 from tests.faults import kills
-from tests.faults.forked import Server
-from tests.faults.kills import KILLED, PAIRS, World, differences, state_of
-from tests.faults.library import build
+from tests.faults.forked import ForkServer
+from tests.faults.kills import COMMAND_PAIRS, KILL_COMMANDS, Workspace, find_differences, read_state
+from tests.faults.library import build_fault_library
 
 YEAR = 31_557_600  # seconds
 LONG = "a" * 255
@@ -29,71 +29,71 @@ LONG = "a" * 255
 @pytest.fixture(scope="module")
 def world(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[World]:
+) -> Iterator[Workspace]:
     folder = tmp_path_factory.mktemp("world")
-    library = build(folder)
+    library = build_fault_library(folder)
     slow = any(item.get_closest_marker("slow") for item in request.session.items)
     torch = ["torch"] if slow and find_spec("torch") else []
     quick = "tests.faults.quick"
-    with Server(library, [quick, *torch]) as first, Server(library, [quick]) as second:
-        yield World(folder, [first, second])
+    with ForkServer(library, [quick, *torch]) as first, ForkServer(library, [quick]) as second:
+        yield Workspace(folder, [first, second])
 
 
-def kill(world: World, name: str, times: int) -> None:
+def run_kills(world: Workspace, name: str, times: int) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
-    result = kills.torture(world, name, times, random.Random(seed))
-    print(result.row(name))
-    assert not result.wrong
+    result = kills.kill_repeatedly(world, name, times, random.Random(seed))
+    print(result.format_row(name))
+    assert not result.problems
 
 
-def pair(world: World, name: str, times: int) -> None:
+def run_pair(world: Workspace, name: str, times: int) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
-    print(name, dict(kills.together(world, name, times, random.Random(seed))))
+    print(name, dict(kills.run_concurrently(world, name, times, random.Random(seed))))
 
 
 @pytest.mark.parametrize("name", ["train, resumed", "export --to hf"])
-def test_a_killed_command_ends_as_one_left_alone(world: World, name: str) -> None:
-    kill(world, name, 2)
+def test_a_killed_command_ends_as_one_left_alone(world: Workspace, name: str) -> None:
+    run_kills(world, name, 2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KILLED)
-def test_a_thousand_kills(world: World, name: str) -> None:
+@pytest.mark.parametrize("name", KILL_COMMANDS)
+def test_a_thousand_kills(world: Workspace, name: str) -> None:
     if name == "import of ckpt.pt":
         pytest.importorskip("torch")
-    kill(world, name, 67)
+    run_kills(world, name, 67)
 
 
 @pytest.mark.parametrize("name", ["export --to hf, twice", "train and generate"])
-def test_two_commands_at_one_instant(world: World, name: str) -> None:
-    pair(world, name, 1)
+def test_two_commands_at_one_instant(world: Workspace, name: str) -> None:
+    run_pair(world, name, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PAIRS)
-def test_a_thousand_pairs(world: World, name: str) -> None:
-    pair(world, name, 77)
+@pytest.mark.parametrize("name", COMMAND_PAIRS)
+def test_a_thousand_pairs(world: Workspace, name: str) -> None:
+    run_pair(world, name, 77)
 
 
 @pytest.mark.parametrize("mode", ["short", "nodirsync"])
-def test_unusual_file_operations(world: World, mode: str) -> None:
-    kills.in_mode(world, "prepare, BPE" if mode == "short" else "train, resumed", mode)
+def test_unusual_file_operations(world: Workspace, mode: str) -> None:
+    kills.check_fault_mode(world, "prepare, BPE" if mode == "short" else "train, resumed", mode)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["short", "eintr", "nodirsync"])
-def test_unusual_file_operations_in_all_commands(world: World, mode: str) -> None:
-    names = [name for name in KILLED if name != "import of ckpt.pt" or find_spec("torch")]
+def test_unusual_file_operations_in_all_commands(world: Workspace, mode: str) -> None:
+    names = [name for name in KILL_COMMANDS if name != "import of ckpt.pt" or find_spec("torch")]
     for name in names:
-        kills.in_mode(world, name, mode)
+        kills.check_fault_mode(world, name, mode)
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        f"{KILLED['train, classic']} --run {LONG}",
+        f"{KILL_COMMANDS['train, classic']} --run {LONG}",
         f"prepare source/my.txt --name {LONG}",
         f"import source/hf --run {LONG}",
         f"export --run done --to hf --out export/{LONG}",
@@ -101,50 +101,50 @@ def test_unusual_file_operations_in_all_commands(world: World, mode: str) -> Non
     ],
     ids=["train", "prepare", "import", "export", "report"],
 )
-def test_names_too_long_for_the_names_of_scratch_files(world: World, line: str) -> None:
-    world.fresh()
-    before = state_of(world.work, None)
-    ended = world.run(line)
-    assert ended.code == 2, ended
-    *_, problem, remedy = ended.err.splitlines()
+def test_names_too_long_for_the_names_of_scratch_files(world: Workspace, line: str) -> None:
+    world.reset()
+    before = read_state(world.work, None)
+    result = world.run(line)
+    assert result.code == 2, result
+    *_, problem, remedy = result.err.splitlines()
     assert "File name too long" in problem
     assert remedy == "  → use a shorter name."
-    after = state_of(world.work, None)
-    assert not [name for name in differences(before, after) if not name.startswith("data/")]
-    assert not world.left()
+    after = read_state(world.work, None)
+    assert not [name for name in find_differences(before, after) if not name.startswith("data/")]
+    assert not world.find_leftovers()
 
 
-def test_a_source_with_a_name_of_255_bytes(world: World) -> None:
-    world.fresh()
+def test_a_source_with_a_name_of_255_bytes(world: Workspace) -> None:
+    world.reset()
     long = f"{'a' * 251}.txt"
     shutil.copyfile(world.work / "source/my.txt", world.work / "source" / long)
-    ended = world.run(f"prepare source/{long}")
-    assert ended.code == 0, ended.err
+    result = world.run(f"prepare source/{long}")
+    assert result.code == 0, result.err
 
 
 @pytest.mark.parametrize("years", [-3, 300])
-def test_a_clock_that_was_wrong_by_years(world: World, years: int) -> None:
+def test_a_clock_that_was_wrong_by_years(world: Workspace, years: int) -> None:
     """All that exists was written with another clock: the run resumes, and is listed."""
-    _, whole = world.undisturbed(KILLED["train, resumed"])
-    world.fresh()
-    moment = time.time() + years * YEAR
+    _, expected = world.reference_run(KILL_COMMANDS["train, resumed"])
+    world.reset()
+    timestamp = time.time() + years * YEAR
     for path in (*world.work.rglob("*"), world.work):
-        os.utime(path, (moment, moment))
-    ended = world.run(KILLED["train, resumed"])
-    assert ended.code == 0, ended.err
-    assert not differences(whole, state_of(world.work, None))
-    listed = json.loads(world.run("runs --json").out)
-    assert {run["name"] for run in listed} == {"done", "half"}
+        os.utime(path, (timestamp, timestamp))
+    result = world.run(KILL_COMMANDS["train, resumed"])
+    assert result.code == 0, result.err
+    assert not find_differences(expected, read_state(world.work, None))
+    runs = json.loads(world.run("runs --json").out)
+    assert {run["name"] for run in runs} == {"done", "half"}
     # The newest by the time of its files, whatever the clock says now.
     newest = json.loads(world.run("info --json").out)["name"]
     assert newest == ("done" if years > 0 else "half")
 
 
-def test_stopped_for_a_while_a_training_ends_the_same(world: World) -> None:
-    _, whole = world.undisturbed(KILLED["train, resumed"])
-    world.fresh()
+def test_stopped_for_a_while_a_training_ends_the_same(world: Workspace) -> None:
+    _, expected = world.reference_run(KILL_COMMANDS["train, resumed"])
+    world.reset()
     server = world.servers[0]
-    pid = server.start(shlex.split(KILLED["train, resumed"]), world.work, world.env({}))
+    pid = server.start(shlex.split(KILL_COMMANDS["train, resumed"]), world.work, world.make_env({}))
     stops = 0
     with contextlib.suppress(ProcessLookupError):  # it may end before the last one
         for pause in (0.0, 0.05, 0.1):
@@ -155,26 +155,26 @@ def test_stopped_for_a_while_a_training_ends_the_same(world: World) -> None:
             os.kill(pid, signal.SIGCONT)
     assert stops
     assert server.wait() == 0
-    assert not differences(whole, state_of(world.work, None))
+    assert not find_differences(expected, read_state(world.work, None))
 
 
-def test_names_that_differ_in_case_name_one_folder(world: World) -> None:
+def test_names_that_differ_in_case_name_one_folder(world: Workspace) -> None:
     """As in a case-insensitive folder: links stand in for the other names of a run and its data."""
-    _, whole = world.undisturbed(KILLED["train, resumed"])
-    world.fresh()
+    _, expected = world.reference_run(KILL_COMMANDS["train, resumed"])
+    world.reset()
     names = ("runs/half", "runs/.half.lock", "data/my", "data/.my.lock", "source/my.txt")
     links = []
     for name in names:
         folder, base = name.split("/")
         links.append(world.work / folder / base.replace("half", "HALF").replace("my", "MY"))
         links[-1].symlink_to(base)
-    settings = KILLED["train, resumed"].replace("my.txt", "MY.txt").replace(" half", " HALF")
+    settings = KILL_COMMANDS["train, resumed"].replace("my.txt", "MY.txt").replace(" half", " HALF")
     refused = world.run(f"{settings} --learning-rate 0.5")
     assert refused.code == 2
     assert "HALF exists with other settings" in refused.err
-    ended = world.run(settings)
-    assert ended.code == 0, ended.err
+    result = world.run(settings)
+    assert result.code == 0, result.err
     for link in links:
         link.unlink(missing_ok=True)
     # Which has the source as it was typed last.
-    assert differences(whole, state_of(world.work, None)) == ["runs/half/config.toml"]
+    assert find_differences(expected, read_state(world.work, None)) == ["runs/half/config.toml"]

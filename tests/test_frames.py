@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 from mlxgpt.cli import main as cli
-from tests.helpers.commands import ROOT, TRAIN
+from tests.helpers.commands import ROOT, TRAIN_ARGS
 
 PACKAGE = str(ROOT / "mlxgpt")
 TRAINING, GENERATION = 9, 8  # frames, at most
@@ -20,25 +20,25 @@ LINE = ["generate", "to", "--run", "done", "--max-tokens", "20"]
 
 
 @pytest.fixture
-def chains(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def call_chains(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """For each call of a compiled function on the main thread: mlxgpt's frames, from `cli.main` on
     down to the one that calls it.
     """
-    found: list[list[str]] = []
-    compile = mx.compile
+    recorded_chains: list[list[str]] = []
+    original = mx.compile
 
-    def recorded(function: Callable, **given: Any) -> Callable:
-        compiled = compile(function, **given)
+    def recording_compile(function: Callable, **options: Any) -> Callable:
+        compiled = original(function, **options)
 
         def call(*args: Any) -> Any:
             if threading.current_thread() is threading.main_thread():
-                found.append(frames_from_main())
+                recorded_chains.append(frames_from_main())
             return compiled(*args)
 
         return call
 
-    monkeypatch.setattr(mx, "compile", recorded)
-    return found
+    monkeypatch.setattr(mx, "compile", recording_compile)
+    return recorded_chains
 
 
 def frames_from_main() -> list[str]:
@@ -57,23 +57,23 @@ def frames_from_main() -> list[str]:
 
 @pytest.mark.parametrize("arguments", [[], ["--samples", "2"], ["--json"]])
 def test_generation_is_reached_in_a_few_calls(
-    place: Path, chains: list[list[str]], arguments: list[str]
+    place: Path, call_chains: list[list[str]], arguments: list[str]
 ) -> None:
     """Prefill, sampling and decode steps; streamed, in a batch, and for a program."""
     assert cli.main([*LINE, *arguments]) == 0
-    assert len(chains) > 20
-    for chain in chains:
+    assert len(call_chains) > 20
+    for chain in call_chains:
         assert chain[0] == "main", "called from the command line"
         assert len(chain) <= GENERATION, chain
 
 
 def test_a_training_step_is_reached_in_a_few_calls(
-    home: Path, text_file: Path, no_check: None, chains: list[list[str]]
+    home: Path, text_file: Path, no_check: None, call_chains: list[list[str]]
 ) -> None:
     """Gradients of micro-batches, norm, and update."""
-    line = [*TRAIN, "--source", str(text_file), "--max-steps", "2"]
+    line = [*TRAIN_ARGS, "--source", str(text_file), "--max-steps", "2"]
     assert cli.main([*line, "--gradient-accumulation-steps", "2"]) == 0
-    steps = [chain for chain in chains if "TrainStep.__call__" in chain]
+    steps = [chain for chain in call_chains if "TrainStep.__call__" in chain]
     in_training = [chain for chain in steps if "check_and_estimate" not in chain]
     assert len({chain[-1] for chain in in_training}) == 3
     for chain in in_training:

@@ -17,42 +17,49 @@ import numpy as np
 import pytest
 
 from mlxgpt.cli import main as cli
-from tests.helpers.commands import LONG, ROOT, TRAIN, Capture, program, refused
+from tests.helpers.commands import (
+    LONG_TRAIN_ARGS,
+    ROOT,
+    TRAIN_ARGS,
+    Capture,
+    expect_error,
+    run_program,
+)
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
 
-def limited(size: int) -> Callable[[], None]:
+def limit_file_size(size: int) -> Callable[[], None]:
     """No file may grow beyond `size` bytes: as on a disk that is full, writing fails."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_a_disk_that_is_full_while_preparing(home: Path) -> None:
     Path("my.txt").write_text("to be or not to be " * 500)
-    result = program("prepare", "my.txt", preexec_fn=limited(10_000))
+    result = run_program("prepare", "my.txt", preexec_fn=limit_file_size(10_000))
     assert result.returncode == 2
     assert "mlxgpt: data/.my.new/train.bin: File too large\n  → " in result.stderr
     assert "the same command continues from here" in result.stderr
     assert not (home / "data" / "my").exists()
-    assert program("prepare", "my.txt").returncode == 0
+    assert run_program("prepare", "my.txt").returncode == 0
 
 
 @pytest.mark.parametrize("size", [300, 2_000, 5_000])
 def test_a_disk_that_is_full_while_training(home: Path, size: int) -> None:
     """Wherever the room ends, in metrics or in a checkpoint: what was saved can be resumed."""
     Path("my.txt").write_text("to be or not to be " * 500)
-    assert program("prepare", "my.txt").returncode == 0
-    line = [*TRAIN, "--source", "my.txt", "--run", "a", "--log-interval", "1"]
-    first = program(*line, "--max-steps", "2", "--decay-steps", "40")
+    assert run_program("prepare", "my.txt").returncode == 0
+    line = [*TRAIN_ARGS, "--source", "my.txt", "--run", "a", "--log-interval", "1"]
+    first = run_program(*line, "--max-steps", "2", "--decay-steps", "40")
     assert first.returncode == 0, first.stderr
-    more = [*line, "--max-steps", "40", "--decay-steps", "40"]
-    result = program(*more, preexec_fn=limited(size))
+    resume_line = [*line, "--max-steps", "40", "--decay-steps", "40"]
+    result = run_program(*resume_line, preexec_fn=limit_file_size(size))
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert "File too large" in result.stderr or "Unable to write" in result.stderr
     assert result.stderr.splitlines()[-1].startswith(("  → free some space", "  → choose a disk"))
-    assert program("generate", "to", "--run", "a", "--max-tokens", "3").returncode == 0
-    resumed = program(*more)
+    assert run_program("generate", "to", "--run", "a", "--max-tokens", "3").returncode == 0
+    resumed = run_program(*resume_line)
     assert resumed.returncode == 0, resumed.stderr
     assert not list(Path("runs/a").rglob(".*"))
 
@@ -60,21 +67,21 @@ def test_a_disk_that_is_full_while_training(home: Path, size: int) -> None:
 def test_folders_that_cannot_be_written(place: Path, capsys: Capture) -> None:
     Path("file").write_text("")
     for flag, line in (
-        ("--runs-dir", [*TRAIN, "--source", "data/words"]),
+        ("--runs-dir", [*TRAIN_ARGS, "--source", "data/words"]),
         ("--data-dir", ["prepare", "words.txt"]),
     ):
-        assert "cannot write file/inside" in refused(capsys, *line, flag, "file/inside")
+        assert "cannot write file/inside" in expect_error(capsys, *line, flag, "file/inside")
 
 
 def test_a_file_that_cannot_be_read(
     place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def denied(path: Path, *_: object, **__: object) -> None:
+    def deny_access(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     Path("other.txt").write_text("to be or not to be")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", denied)
+        patch.setattr(Path, "open", deny_access)
         capsys.readouterr()
         assert cli.main(["prepare", "other.txt"]) == 2
     assert "cannot read other.txt: Permission denied" in capsys.readouterr().err
@@ -85,14 +92,14 @@ def test_two_processes_want_the_same_data(home: Path) -> None:
     Path("my.txt").write_text("to be or not to be " * 20_000)
     line = [sys.executable, "-m", "mlxgpt", "prepare", "my.txt"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    both = [
+    processes = [
         subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    for process in both:
+    for process in processes:
         _, err = process.communicate()
         assert process.returncode == 0 or "another process is preparing data/my" in err
-    assert 0 in [process.returncode for process in both]
-    assert program("prepare", "my.txt").returncode == 0
+    assert 0 in [process.returncode for process in processes]
+    assert run_program("prepare", "my.txt").returncode == 0
     assert [p.name for p in Path("data").iterdir()] == ["my"]
 
 
@@ -104,7 +111,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text, and a run that nobody stopped."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "my.txt").write_text("to be or not to be, that is the question " * 200)
-    result = program(*LONG, cwd=folder)
+    result = run_program(*LONG_TRAIN_ARGS, cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -118,7 +125,7 @@ def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, time
     """
     shutil.copy(uninterrupted / "my.txt", home / "my.txt")
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlxgpt", *LONG],
+        [sys.executable, "-m", "mlxgpt", *LONG_TRAIN_ARGS],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
@@ -138,8 +145,8 @@ def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, time
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "Exception" not in err
-    again = program(*LONG)
-    assert again.returncode == 0, again.stderr
+    resumed = run_program(*LONG_TRAIN_ARGS)
+    assert resumed.returncode == 0, resumed.stderr
     last = "runs/tier1-my/checkpoints/step-0000150/model.safetensors"
     assert (home / last).read_bytes() == (uninterrupted / last).read_bytes()
     assert np.fromfile(home / "data/my/train.bin", dtype="<u2").size == 7380
@@ -148,10 +155,10 @@ def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, time
 # Terminals.
 
 
-def piped(line: str, into: str) -> bytes:
+def run_piped(line: str, consumer: str) -> bytes:
     """A command whose output another one reads, or not; it must not complain."""
     result = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"'{sys.executable}' -m mlxgpt {line} | {into}"],
+        ["bash", "-o", "pipefail", "-c", f"'{sys.executable}' -m mlxgpt {line} | {consumer}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         check=False,
@@ -163,16 +170,18 @@ def piped(line: str, into: str) -> bytes:
 
 
 def test_a_training_that_nobody_watches_goes_on(place: Path) -> None:
-    line = " ".join([*TRAIN, "--source", "data/words", "--run", "a", "--log-interval", "1"])
-    piped(f"{line} 2>&1", "head -1")
+    line = " ".join([*TRAIN_ARGS, "--source", "data/words", "--run", "a", "--log-interval", "1"])
+    run_piped(f"{line} 2>&1", "head -1")
     assert Path("runs/a/checkpoints/step-0000004/manifest.json").exists()
 
 
 def test_a_stream_that_is_closed_early(place: Path) -> None:
-    assert len(piped("generate to --max-tokens 3000", "head -c 3")) == 3  # bytes: half a letter too
+    assert (
+        len(run_piped("generate to --max-tokens 3000", "head -c 3")) == 3
+    )  # bytes: half a letter too
 
 
 @pytest.mark.parametrize("line", ["runs", "info", "eval", "generate to --samples 2", "--help"])
 def test_output_that_nobody_reads(place: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # or nothing is left for the end
-    piped(line, "true")
+    run_piped(line, "true")

@@ -27,24 +27,24 @@ def test_a_model_is_read_once_and_writes_what_generate_does(
 ) -> None:
     model = load("done")
     assert (model.run.name, model.step) == ("done", model.run.steps()[-1])
-    again = mlxgpt.generate("to", run="done", seed=1, max_tokens=9)
+    expected = mlxgpt.generate("to", run="done", seed=1, max_tokens=9)
     (place / "runs").rename(place / "elsewhere")
     for _ in range(2):
-        found = model.generate("to", seed=1, max_tokens=9)
-        assert found.texts == again.texts
-        assert "".join(model.stream("to", seed=1, max_tokens=9)) == again.texts[0][2:]
-    several = model.generate(["to", "be"], samples=2, seed=1, max_tokens=9)
-    assert several.texts[0] == again.texts[0]
-    assert [text[:2] for text in several.texts] == ["to", "to", "be", "be"]
+        result = model.generate("to", seed=1, max_tokens=9)
+        assert result.texts == expected.texts
+        assert "".join(model.stream("to", seed=1, max_tokens=9)) == expected.texts[0][2:]
+    batch = model.generate(["to", "be"], samples=2, seed=1, max_tokens=9)
+    assert batch.texts[0] == expected.texts[0]
+    assert [text[:2] for text in batch.texts] == ["to", "to", "be", "be"]
 
 
 def test_logits_are_the_models(place: Path) -> None:
     model = load()
     ids = np.array([[1, 2, 3], [4, 5, 6]])
-    found = model.logits(ids)
-    assert found.shape == (2, 3, model.run.config.model.vocab_size)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, model._model(mx.array(ids)), atol=1e-5)
+    logits = model.logits(ids)
+    assert logits.shape == (2, 3, model.run.config.model.vocab_size)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, model._model(mx.array(ids)), atol=1e-5)
     np.testing.assert_array_equal(model.logits([4, 5, 6]), model.logits(ids[1:])[0])
 
 
@@ -54,13 +54,13 @@ def test_the_loss_of_a_text(place: Path) -> None:
     windows = [ids[n : n + 9] for n in range(0, len(ids) - 1, 8)]  # its block is 8
     losses = [
         float(loss)
-        for one in windows
-        for loss in token_losses(mx.array(model.logits(one[:-1])), mx.array(one[1:]))
+        for window in windows
+        for loss in token_losses(mx.array(model.logits(window[:-1])), mx.array(window[1:]))
     ]
     for _ in range(2):
-        found = model.loss(text)
-        assert found.tokens == len(losses) == len(ids) - 1
-        assert found.loss == pytest.approx(np.mean(losses), abs=1e-5)
+        result = model.loss(text)
+        assert result.tokens == len(losses) == len(ids) - 1
+        assert result.loss == pytest.approx(np.mean(losses), abs=1e-5)
     with pytest.raises(UserError, match="too short"):
         model.loss("t")
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_is_refused(place: Path, wrong, problem: str) -> None:  #
 
 def test_its_memory_is_free_when_it_goes(place: Path) -> None:
     gc.collect()
-    before = mx.get_active_memory()
+    active_bytes = mx.get_active_memory()
     gc.disable()
     try:
         model = load()
@@ -98,9 +98,9 @@ def test_its_memory_is_free_when_it_goes(place: Path) -> None:
         model.logits([1, 2])
         model.trace_forward([1, 2]).logit_lens(1, 3)
         model.find_neighbors(1)
-        assert mx.get_active_memory() > before + 1000
+        assert mx.get_active_memory() > active_bytes + 1000
         del model
-        assert mx.get_active_memory() <= before + 1000
+        assert mx.get_active_memory() <= active_bytes + 1000
     finally:
         gc.enable()
 
@@ -170,7 +170,7 @@ def test_a_tiny_temperature_is_greedy(
 
 
 @pytest.fixture(scope="module")
-def bpe_place(tmp_path_factory: pytest.TempPathFactory, tiny: Config, text: str) -> Path:
+def bpe_folder(tmp_path_factory: pytest.TempPathFactory, tiny: Config, text: str) -> Path:
     """A folder with a run of a BPE, and the text it was trained on."""
     folder = tmp_path_factory.mktemp("bpe")
     (folder / "words.txt").write_text(text, encoding="utf-8")
@@ -190,28 +190,28 @@ FORMS = ["\ufeff{}", "{}\r\n{}", "{}\r{}", "\ufeff{}\r\n{}\r"]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_line_ends_and_marks_change_nothing(bpe_place: Path, form: str) -> None:
+def test_line_ends_and_marks_change_nothing(bpe_folder: Path, form: str) -> None:
     """Of a loss, a prompt, a batch of them, a stream, ids, a stop string."""
-    model = load("bpe", runs_dir=bpe_place / "runs")
-    other = form.format("to be, or not to be", "the rain in Spain")
-    plain = other.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    assert model.loss(other) == model.loss(plain)
-    assert model.encode(other).tolist() == model.encode(plain).tolist()
+    model = load("bpe", runs_dir=bpe_folder / "runs")
+    raw = form.format("to be, or not to be", "the rain in Spain")
+    normalized = raw.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    assert model.loss(raw) == model.loss(normalized)
+    assert model.encode(raw).tolist() == model.encode(normalized).tolist()
     settings: dict[str, Any] = {"seed": 1, "max_tokens": 9}
     assert (
-        model.generate([other, plain], **settings).texts
-        == model.generate([plain] * 2, **settings).texts
+        model.generate([raw, normalized], **settings).texts
+        == model.generate([normalized] * 2, **settings).texts
     )
-    assert list(model.stream(other, **settings)) == list(model.stream(plain, **settings))
-    assert [d.id for d in model.iter_tokens(other, **settings)] == [
-        d.id for d in model.iter_tokens(plain, **settings)
+    assert list(model.stream(raw, **settings)) == list(model.stream(normalized, **settings))
+    assert [d.id for d in model.iter_tokens(raw, **settings)] == [
+        d.id for d in model.iter_tokens(normalized, **settings)
     ]
-    (path := bpe_place / "other.txt").write_text(other * 3, encoding="utf-8", newline="")
-    (bpe_place / "plain.txt").write_text(plain * 3, encoding="utf-8", newline="")
-    if not other.startswith("\ufeff"):
+    (path := bpe_folder / "other.txt").write_text(raw * 3, encoding="utf-8", newline="")
+    (bpe_folder / "plain.txt").write_text(normalized * 3, encoding="utf-8", newline="")
+    if not raw.startswith("\ufeff"):
         losses = [
-            mlxgpt.evaluate(run="bpe", source=file, runs_dir=bpe_place / "runs").loss
-            for file in (path, bpe_place / "plain.txt")
+            mlxgpt.evaluate(run="bpe", source=file, runs_dir=bpe_folder / "runs").loss
+            for file in (path, bpe_folder / "plain.txt")
         ]
         assert losses[0] == losses[1]
 
@@ -219,10 +219,10 @@ def test_line_ends_and_marks_change_nothing(bpe_place: Path, form: str) -> None:
 def test_a_stop_string_ends_a_text_whatever_its_line_end(place: Path) -> None:
     model = load()
     settings: dict[str, Any] = {"seed": 1, "max_tokens": 200}
-    whole = model.generate("to", **settings).texts[0]
-    assert "\n" in whole[2:], "or this test shows nothing"
+    text = model.generate("to", **settings).texts[0]
+    assert "\n" in text[2:], "or this test shows nothing"
     for stop in ("\n", "\r\n", "\r"):
-        assert model.generate("to", stop=(stop,), **settings).texts[0] == whole.split("\n")[0]
+        assert model.generate("to", stop=(stop,), **settings).texts[0] == text.split("\n")[0]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -233,19 +233,21 @@ def test_a_model_of_one_unicode_form_takes_prompts_of_both(
     (home / "words.txt").write_text(text, encoding="utf-8")
     mlxgpt.train(config=tiny, source="words.txt", run="done", max_steps=2)
     model = load("done")
-    prompts = [unicodedata.normalize(other, "déjà") for other in ("NFC", "NFD")]
+    prompts = [unicodedata.normalize(unicode_form, "déjà") for unicode_form in ("NFC", "NFD")]
     texts = model.generate(prompts, seed=1, max_tokens=9).texts
     assert texts[0] == texts[1]
     assert texts[0].startswith(unicodedata.normalize(form, "déjà"))
     assert model.loss(prompts[0]) == model.loss(prompts[1])
     stops = [
-        model.generate("d", seed=1, max_tokens=99, stop=(unicodedata.normalize(other, "é"),))
-        for other in ("NFC", "NFD")
+        model.generate("d", seed=1, max_tokens=99, stop=(unicodedata.normalize(unicode_form, "é"),))
+        for unicode_form in ("NFC", "NFD")
     ]
     assert stops[0].texts == stops[1].texts
     losses = []
-    for other in ("NFC", "NFD"):
-        (home / "other.txt").write_text(unicodedata.normalize(other, "déjà vu"), encoding="utf-8")
+    for unicode_form in ("NFC", "NFD"):
+        (home / "other.txt").write_text(
+            unicodedata.normalize(unicode_form, "déjà vu"), encoding="utf-8"
+        )
         losses.append(mlxgpt.evaluate(run="done", source="other.txt"))
     assert losses[0] == losses[1]
     with pytest.raises(UserError, match="never seen: 'ö'"):

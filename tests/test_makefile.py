@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("make", "sh", "rm", "touch", "echo", "mkdir")
+REQUIRED_COMMANDS = ("make", "sh", "rm", "touch", "echo", "mkdir")
 
 # A Python as the Makefile sees it: it answers the questions, and makes a venv of itself.
 PYTHON = """#!/bin/sh
@@ -37,22 +37,22 @@ def machine(tmp_path: Path) -> Path:
     """A checkout, and a PATH with make, a shell and what else is put there."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name in (*NEEDED, "cp", "dirname"):
-        found = shutil.which(name)
-        if found:
-            (commands / name).symlink_to(found)
-    put(tmp_path, "uname", UNAME.format(system="Linux", machine="x86_64"))
+    for name in (*REQUIRED_COMMANDS, "cp", "dirname"):
+        executable = shutil.which(name)
+        if executable:
+            (commands / name).symlink_to(executable)
+    write_script(tmp_path, "uname", UNAME.format(system="Linux", machine="x86_64"))
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
-def put(machine: Path, name: str, script: str) -> None:
+def write_script(machine: Path, name: str, script: str) -> None:
     (machine / "bin" / name).write_text(script)
     (machine / "bin" / name).chmod(0o755)
 
 
-def make(machine: Path, *goals: str) -> subprocess.CompletedProcess[str]:
+def run_make(machine: Path, *goals: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [machine / "bin" / "make", *goals],
         cwd=machine,
@@ -63,49 +63,49 @@ def make(machine: Path, *goals: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def installed(machine: Path) -> list[str]:
+def read_installs(machine: Path) -> list[str]:
     file = machine / "installed"
     return file.read_text().splitlines() if file.exists() else []
 
 
 def test_without_python_and_uv_it_says_how_to_get_one(machine: Path) -> None:
-    put(machine, "python3", PYTHON.format(unsuitable=1))  # such as Apple's, a 3.9
-    result = make(machine, "venv")
+    write_script(machine, "python3", PYTHON.format(unsuitable=1))  # such as Apple's, a 3.9
+    result = run_make(machine, "venv")
     assert result.returncode != 0
     assert "mlxgpt needs Python 3.11 or later: get one from python.org" in result.stderr
     assert not (machine / ".venv").exists()
 
 
 def test_a_suitable_python_is_found_and_installs_once(machine: Path) -> None:
-    put(machine, "python3", PYTHON.format(unsuitable=1))
-    put(machine, "python3.12", PYTHON.format(unsuitable=0))
-    assert make(machine, "venv").returncode == 0
-    assert len(installed(machine)) == 1
-    assert make(machine, "venv").returncode == 0
-    assert len(installed(machine)) == 1, "the second call installs nothing"
-    assert make(machine, "dev").returncode == 0
-    assert installed(machine)[1:] != []
+    write_script(machine, "python3", PYTHON.format(unsuitable=1))
+    write_script(machine, "python3.12", PYTHON.format(unsuitable=0))
+    assert run_make(machine, "venv").returncode == 0
+    assert len(read_installs(machine)) == 1
+    assert run_make(machine, "venv").returncode == 0
+    assert len(read_installs(machine)) == 1, "the second call installs nothing"
+    assert run_make(machine, "dev").returncode == 0
+    assert read_installs(machine)[1:] != []
     later = time.time() + 10  # make 3.81 compares whole seconds
     os.utime(machine / "pyproject.toml", (later, later))
-    assert make(machine, "venv").returncode == 0
-    assert len(installed(machine)) == 3, "what it asks for may have changed"
+    assert run_make(machine, "venv").returncode == 0
+    assert len(read_installs(machine)) == 3, "what it asks for may have changed"
 
 
 def test_uv_alone_will_do(machine: Path) -> None:
-    put(machine, "uv", UV)
-    put(machine, "python-of-uv", PYTHON.format(unsuitable=0))
-    assert make(machine, "venv").returncode == 0
-    assert len(installed(machine)) == 1
+    write_script(machine, "uv", UV)
+    write_script(machine, "python-of-uv", PYTHON.format(unsuitable=0))
+    assert run_make(machine, "venv").returncode == 0
+    assert len(read_installs(machine)) == 1
 
 
 def test_a_mac_needs_apple_silicon(machine: Path) -> None:
-    put(machine, "python3", PYTHON.format(unsuitable=0))
-    put(machine, "uname", UNAME.format(system="Darwin", machine="x86_64"))
-    result = make(machine, "venv")
+    write_script(machine, "python3", PYTHON.format(unsuitable=0))
+    write_script(machine, "uname", UNAME.format(system="Darwin", machine="x86_64"))
+    result = run_make(machine, "venv")
     assert result.returncode != 0
     assert "needs a Mac with Apple silicon" in result.stderr
-    put(machine, "uname", UNAME.format(system="Darwin", machine="arm64"))
-    assert make(machine, "venv").returncode == 0
+    write_script(machine, "uname", UNAME.format(system="Darwin", machine="arm64"))
+    assert run_make(machine, "venv").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -127,24 +127,27 @@ def test_a_mac_needs_apple_silicon(machine: Path) -> None:
 def test_a_system_without_a_wheel_of_mlx_is_refused_before_pip(
     machine: Path, command: str, answer: str, problem: str
 ) -> None:
-    put(machine, "python3", PYTHON.format(unsuitable=0))
+    write_script(machine, "python3", PYTHON.format(unsuitable=0))
     system, chip = ("Darwin", "arm64") if command == "sw_vers" else ("Linux", "x86_64")
-    put(machine, "uname", UNAME.format(system=system, machine=chip))
-    put(machine, command, f"#!/bin/sh\necho {answer}\n")
-    result = make(machine, "venv")
+    write_script(machine, "uname", UNAME.format(system=system, machine=chip))
+    write_script(machine, command, f"#!/bin/sh\necho {answer}\n")
+    result = run_make(machine, "venv")
     assert (result.returncode != 0) == bool(problem), result.stderr
-    assert installed(machine) == [] if problem else len(installed(machine)) == 1
+    assert read_installs(machine) == [] if problem else len(read_installs(machine)) == 1
     assert f"mlxgpt needs {problem}" in result.stderr or not problem
 
 
 def test_a_report_of_a_mac_has_what_its_tests_need(machine: Path) -> None:
-    noted = '  *machine_report.py*) echo "$*" > reported ;;\nesac'
-    put(machine, "python3", PYTHON.format(unsuitable=0).replace("esac", noted))
-    assert make(machine, "report-machine", "SOURCE=my text.txt", "ARGS=--out there").returncode == 0
-    assert installed(machine)[-1].endswith(".[dev]")
-    said = (machine / "reported").read_text().strip()
-    assert said == "benchmarks/machine_report.py --source my text.txt --out there"
-    assert make(machine, "report-machine").returncode == 0
+    recording = '  *machine_report.py*) echo "$*" > reported ;;\nesac'
+    write_script(machine, "python3", PYTHON.format(unsuitable=0).replace("esac", recording))
+    assert (
+        run_make(machine, "report-machine", "SOURCE=my text.txt", "ARGS=--out there").returncode
+        == 0
+    )
+    assert read_installs(machine)[-1].endswith(".[dev]")
+    reported = (machine / "reported").read_text().strip()
+    assert reported == "benchmarks/machine_report.py --source my text.txt --out there"
+    assert run_make(machine, "report-machine").returncode == 0
     assert (machine / "reported").read_text().strip() == "benchmarks/machine_report.py"
 
 
@@ -162,13 +165,13 @@ def test_which_pythons_are_suitable(
 ) -> None:
     """The very question of the Makefile, asked of a Python that says it is another one."""
     text = (ROOT / "Makefile").read_text().split("SUITABLE := '")[1].rsplit("'", 1)[0]
-    question = text.replace("\\\n", " ")
-    pretend = (
+    expression = text.replace("\\\n", " ")
+    fake_platform = (
         f"import os, sys, types, venv, ensurepip; sys.version_info = {version}; "
         f"sys.platform = {platform!r}; "
         f"os.uname = lambda: types.SimpleNamespace(machine={chip!r}); "
     )
-    code = pretend + f"exec({question!r})"
+    code = fake_platform + f"exec({expression!r})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert result.stderr == b""
     assert (result.returncode == 0) == suitable

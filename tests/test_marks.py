@@ -10,7 +10,7 @@ from mlxgpt.backend import device
 from tests.conftest import pytest_runtest_setup
 
 
-class Item:
+class FakeItem:
     def __init__(self, *marks: str) -> None:
         self.marks = marks
 
@@ -21,9 +21,9 @@ class Item:
 @pytest.mark.parametrize("cpu", [True, False])
 def test_exact_bits_are_asked_of_the_cpu_only(cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "on_cpu", lambda: cpu)
-    exact: Any = Item("exact_bits")
-    other: Any = Item("slow")
-    pytest_runtest_setup(other)
+    exact: Any = FakeItem("exact_bits")
+    slow: Any = FakeItem("slow")
+    pytest_runtest_setup(slow)
     if cpu:
         pytest_runtest_setup(exact)
     else:

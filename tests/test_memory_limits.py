@@ -15,7 +15,7 @@ from mlxgpt.cli import main as cli
 from mlxgpt.cli.commands import train
 from mlxgpt.experiments import planning
 from mlxgpt.training import setup
-from tests.helpers.commands import ROOT, SMALL, Capture, refused
+from tests.helpers.commands import ROOT, SMALL_TRAIN_COMMAND, Capture, expect_error
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory so")
 
@@ -29,7 +29,7 @@ COMMANDS = {
 }
 
 
-def within(megabytes: int, *command: str) -> subprocess.CompletedProcess[str]:
+def run_with_limit(megabytes: int, *command: str) -> subprocess.CompletedProcess[str]:
     """A command in an address space of this size."""
     line = shlex.join([sys.executable, "-m", "mlxgpt", *command])
     return subprocess.run(
@@ -41,13 +41,13 @@ def within(megabytes: int, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def ends_clearly(done: subprocess.CompletedProcess[str]) -> bool:
+def is_refused_clearly(result: subprocess.CompletedProcess[str]) -> bool:
     """With a result, or with two lines on memory; whether with the latter."""
-    assert "Traceback" not in done.stderr
-    if done.returncode == 0:
+    assert "Traceback" not in result.stderr
+    if result.returncode == 0:
         return False
-    assert done.returncode == 2, done.stderr
-    problem, remedy = done.stderr.splitlines()[-2:]
+    assert result.returncode == 2, result.stderr
+    problem, remedy = result.stderr.splitlines()[-2:]
     assert problem.startswith("mlxgpt: ")
     assert "memory" in problem or "address space" in problem or "this training takes" in problem
     assert remedy.startswith("  → ")
@@ -55,7 +55,7 @@ def ends_clearly(done: subprocess.CompletedProcess[str]) -> bool:
 
 
 @pytest.fixture
-def least(monkeypatch: pytest.MonkeyPatch) -> int:
+def min_megabytes(monkeypatch: pytest.MonkeyPatch) -> int:
     """Megabytes of address space that mlxgpt asks for on this machine."""
     monkeypatch.setattr(memory_limits.resource, "getrlimit", lambda kind: (1 << 40, 1 << 40))
     return memory_limits.memory_limits()[0].required // MB
@@ -68,30 +68,30 @@ def long_text(place: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_too_little_to_start(place: Path, command: str, least: int) -> None:
-    done = within(least - 20, *COMMANDS[command])
-    assert ends_clearly(done)
-    assert "to start" in done.stderr
+def test_too_little_to_start(place: Path, command: str, min_megabytes: int) -> None:
+    result = run_with_limit(min_megabytes - 20, *COMMANDS[command])
+    assert is_refused_clearly(result)
+    assert "to start" in result.stderr
 
 
-def test_too_little_for_the_model(place: Path, least: int) -> None:
+def test_too_little_for_the_model(place: Path, min_megabytes: int) -> None:
     """It is refused by the estimate or, where that is overruled, crashes and is explained."""
     large = [*TRAIN, "--n-embd", "768"]
-    done = within(least + 100, *large)
-    assert ends_clearly(done)
-    assert "this training takes" in done.stderr
-    assert ends_clearly(within(least + 100, *large, "--memory-limit", "9"))
+    result = run_with_limit(min_megabytes + 100, *large)
+    assert is_refused_clearly(result)
+    assert "this training takes" in result.stderr
+    assert is_refused_clearly(run_with_limit(min_megabytes + 100, *large, "--memory-limit", "9"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_limit_ends_clearly(place: Path, command: str) -> None:
-    ends = [
-        ends_clearly(within(megabytes, *COMMANDS[command]))
+    refusals = [
+        is_refused_clearly(run_with_limit(megabytes, *COMMANDS[command]))
         for megabytes in (100, 150, 200, 250, 300, 350, 400, 500, 600, 700, 800, 900)
     ]
-    print(command, ends)
-    assert ends == sorted(ends, reverse=True), "what fits once fits with more"
+    print(command, refusals)
+    assert refusals == sorted(refusals, reverse=True), "what fits once fits with more"
 
 
 def test_what_a_container_cannot_hold_is_refused_before_it_is_timed(
@@ -104,16 +104,16 @@ def test_what_a_container_cannot_hold_is_refused_before_it_is_timed(
     for module in (setup, planning):
         monkeypatch.setattr(module, "check_and_estimate", lambda *_: pytest.fail("it was timed"))
     line = [*TRAIN, "--n-embd", "384", "--n-layer", "6", "--batch-size", "32"]
-    assert refused(capsys, *line).startswith("this training takes 0.59 GB, and has 0.27")
+    assert expect_error(capsys, *line).startswith("this training takes 0.59 GB, and has 0.27")
     line = ["compare", "--tier", "1", "--vary", "n_embd=768,1152", "--budget", "5steps"]
-    assert refused(capsys, *line, "--source", "long.txt").startswith("this training takes")
+    assert expect_error(capsys, *line, "--source", "long.txt").startswith("this training takes")
 
 
 def test_memory_that_runs_out_in_python_is_explained(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> int:
+    def fail(*_: object) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(train, "run", fails)
-    assert refused(capsys, *SMALL.split()).startswith("out of memory")
+    monkeypatch.setattr(train, "run", fail)
+    assert expect_error(capsys, *SMALL_TRAIN_COMMAND.split()).startswith("out of memory")

@@ -12,32 +12,32 @@ import pytest
 from tests.helpers.commands import ROOT
 
 # What a person made is never to be deleted: move it away, or use another name.
-LOSS = re.compile(
+DELETION_WORDS = re.compile(
     r"\b(delet|eras|wip(e|ing)\b|destroy|discard|trash|unlink|overwrit|throw(n)? away|get rid"
     r"|remov(e|es|ed|ing)\b|rm\b|clear (out|it|the folder)|empty the)",
     re.IGNORECASE,
 )
 
 
-def messages(source: str) -> Iterator[str]:
+def iter_messages(source: str) -> Iterator[str]:
     """The texts of a module: strings of several words, f-strings with … for what differs; no
     docstrings.
     """
     tree = ast.parse(source)
-    left_out: set[ast.AST] = set()
+    skipped: set[ast.AST] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            left_out.add(node.value)
+            skipped.add(node.value)
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             parts = [v.value if isinstance(v, ast.Constant) else "…" for v in node.values]
             yield "".join(map(str, parts))
-            left_out |= set(node.values)
-        elif isinstance(node, ast.Constant) and node not in left_out and " " in str(node.value):
+            skipped |= set(node.values)
+        elif isinstance(node, ast.Constant) and node not in skipped and " " in str(node.value):
             yield str(node.value)
 
 
-def errors(source: str) -> Iterator[str]:
+def iter_error_arguments(source: str) -> Iterator[str]:
     """The problems and remedies of a module, however short."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "").endswith("Error"):
@@ -51,8 +51,8 @@ PATHS = sorted((ROOT / "mlxgpt").rglob("*.py"))
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_message_advises_to_delete_what_a_person_made(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    for text in (*messages(source), *errors(source)):
-        assert not LOSS.search(text), text
+    for text in (*iter_messages(source), *iter_error_arguments(source)):
+        assert not DELETION_WORDS.search(text), text
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,11 @@ def test_no_message_advises_to_delete_what_a_person_made(path: Path) -> None:
     ],
 )
 def test_such_advice_is_found(line: str) -> None:
-    assert any(LOSS.search(text) for text in (*messages(line), *errors(line)))
+    assert any(
+        DELETION_WORDS.search(text) for text in (*iter_messages(line), *iter_error_arguments(line))
+    )
 
 
 @pytest.mark.parametrize("page", ["docs/troubleshooting.md", "data/README.md"])
 def test_no_page_advises_it_either(page: str) -> None:
-    assert not LOSS.search((ROOT / page).read_text(encoding="utf-8"))
+    assert not DELETION_WORDS.search((ROOT / page).read_text(encoding="utf-8"))

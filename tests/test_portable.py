@@ -19,7 +19,7 @@ def test_what_only_linux_has_is_guarded() -> None:
     unguarded = {}
     for path in set(TESTS.rglob("*.py")) - {Path(__file__)}:
         name, text = path.relative_to(TESTS).as_posix(), path.read_text(encoding="utf-8")
-        found = ONLY_LINUX.search(text)
-        if found and not GUARD.search(text) and name not in GUARDED_ELSEWHERE:
-            unguarded[name] = found[0]
+        match = ONLY_LINUX.search(text)
+        if match and not GUARD.search(text) and name not in GUARDED_ELSEWHERE:
+            unguarded[name] = match[0]
     assert unguarded == {}, "skip these on other systems"

@@ -22,13 +22,13 @@ from mlxgpt.data.tokenizers import bpe
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 from tests.helpers.commands import Capture
-from tests.helpers.external_models import folder_of
+from tests.helpers.external_models import write_gpt2_folder
 from tests.helpers.faulty_disk import FaultyDisk
 
-NUMBERS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS)
+ERRNOS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS)
 
 # What is done, and the file whose opening fails.
-READING = {
+READ_CASES = {
     "prepare": ("prepare words.txt --name other", "words.txt"),
     "config": ("train --config my.toml", "my.toml"),
     "prompts": ("generate --prompts prompts.txt", "prompts.txt"),
@@ -41,7 +41,7 @@ READING = {
     "import, tokenizer": ("import small", "small/tokenizer.json"),
     "import, weights": ("import small", "small/model.safetensors"),
 }
-WRITING = {
+WRITE_CASES = {
     "prepare": ("prepare words.txt --name other", "data/.other.new/train.bin"),
     "lock": ("prepare words.txt --name other", "data/.other.lock"),
     "report": ("report --output page.html", ".page.html.new"),
@@ -53,40 +53,40 @@ WRITING = {
 def sources(place: Path) -> Path:
     for name in ("prompts.txt", "my.toml", "mine.json", "mine.jsonl"):
         Path(name).write_text("{}")
-    folder_of(place / "small")
+    write_gpt2_folder(place / "small")
     return place
 
 
-@pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", ERRNOS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("kind", ["reading", "writing"])
 def test_the_number_decides_and_the_file_is_named(
     sources: Path, kind: str, number: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = READING if kind == "reading" else WRITING
-    for doing, (line, name) in table.items():
+    table = READ_CASES if kind == "reading" else WRITE_CASES
+    for case, (line, name) in table.items():
         with monkeypatch.context() as patch:
             patch.setattr(io, "open", failing_open(io.open, name, number))
             patch.setattr(os, "open", failing_open(os.open, name, number))
             patch.setattr(safetensors_io, "ErrorRecordingFile", failing_read(name, number))
             capsys.readouterr()
-            assert cli.main(line.split()) == 2, doing
+            assert cli.main(line.split()) == 2, case
         problem, remedy = capsys.readouterr().err.splitlines()[-2:]
-        assert Path(name).name.removeprefix(".").removesuffix(".new") in problem, doing
-        assert os.strerror(number) in problem, doing
-        assert remedy == f"  → {files.REMEDIES[number]}", doing
+        assert Path(name).name.removeprefix(".").removesuffix(".new") in problem, case
+        assert os.strerror(number) in problem, case
+        assert remedy == f"  → {files.REMEDIES[number]}", case
     assert not list(sources.glob("exports/*"))
     shutil.rmtree(sources / "runs" / "small", ignore_errors=True)
 
 
-def failing_open(real: Callable[..., Any], name: str, number: int) -> Callable[..., Any]:
+def failing_open(original: Callable[..., Any], name: str, number: int) -> Callable[..., Any]:
     """The real `open`, but for one file."""
 
-    def opened(path: Any, *arguments: Any, **options: Any) -> Any:
+    def open_or_fail(path: Any, *arguments: Any, **options: Any) -> Any:
         if str(path).endswith(name) or f".{name}.new" in str(path):
             raise OSError(number, os.strerror(number), str(path))
-        return real(path, *arguments, **options)
+        return original(path, *arguments, **options)
 
-    return opened
+    return open_or_fail
 
 
 def failing_read(name: str, number: int) -> type[safetensors_io.ErrorRecordingFile]:
@@ -114,11 +114,11 @@ def test_weights_that_are_damaged_are_not_a_failing_disk(tmp_path: Path) -> None
 def test_weights_that_cannot_be_written_say_why(tmp_path: Path, operation: str) -> None:
     disk = FaultyDisk(tmp_path, errno.ENOSPC)
     with (
-        disk.plugged_in(fail_at=["open", "write"].index(operation)),
-        pytest.raises(OSError, match=r"a\.safetensors") as caught,
+        disk.watching(fail_at=["open", "write"].index(operation)),
+        pytest.raises(OSError, match=r"a\.safetensors") as error,
     ):
         safetensors_io.save_arrays(tmp_path / "a.safetensors", {"x": mx.arange(5)}, {})
-    assert caught.value.errno == errno.ENOSPC
+    assert error.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE])
@@ -134,10 +134,10 @@ def test_a_failing_disk_is_not_taken_for_a_failing_network(
     monkeypatch.setattr(hub, "_load_splits", fail)
     text = hub.find_hub_dataset("shakespeare")
     assert text
-    with pytest.raises(UserError, match=r"cannot use cache/train\.arrow") as caught:
+    with pytest.raises(UserError, match=r"cannot use cache/train\.arrow") as error:
         hub.load_hub_rows(text)
-    assert caught.value.remedy == files.REMEDIES[number]
-    assert not isinstance(caught.value, hub.DatasetUnavailableError)
+    assert error.value.remedy == files.REMEDIES[number]
+    assert not isinstance(error.value, hub.DatasetUnavailableError)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
@@ -149,7 +149,7 @@ def test_the_cache_of_tiktoken_is_a_file_too(number: int, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(tiktoken, "get_encoding", fail)
     bpe.load_gpt2_tokenizer.cache_clear()
-    with pytest.raises(UserError, match="cannot use cache/9b5ad716") as caught:
+    with pytest.raises(UserError, match="cannot use cache/9b5ad716") as error:
         bpe.load_gpt2_tokenizer()
-    assert caught.value.remedy == files.REMEDIES[number]
+    assert error.value.remedy == files.REMEDIES[number]
     bpe.load_gpt2_tokenizer.cache_clear()

@@ -26,8 +26,8 @@ def test_numbers_are_chosen_by_the_device_not_by_a_timing(
     for backend, dtype in (("cpu", "float32"), ("metal", "float32"), ("cuda", "bfloat16")):
         monkeypatch.setattr(device, "device_type", lambda backend=backend: backend)
         assert device.resolve_dtype(Config()).train.dtype == dtype
-        asked = override_config(Config(), {"dtype": "bfloat16"})
-        assert device.resolve_dtype(asked) == asked
+        bfloat16 = override_config(Config(), {"dtype": "bfloat16"})
+        assert device.resolve_dtype(bfloat16) == bfloat16
 
 
 def test_measuring_leaves_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,16 +38,16 @@ def test_measuring_leaves_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> N
     assert mx.get_cache_memory() == 0
     assert mx.get_peak_memory() < 1_000_000
     monkeypatch.setattr(device, "device_type", lambda: "metal")  # large arrays of MLX's
-    held: list[int] = []
+    active_bytes: list[int] = []
     clear_cache = mx.clear_cache
 
     def clear() -> None:
-        held.append(mx.get_active_memory())
+        active_bytes.append(mx.get_active_memory())
         clear_cache()
 
     monkeypatch.setattr(mx, "clear_cache", clear)
     device.memory_bandwidth.__wrapped__()
-    assert held == [before], "the arrays were let go first"
+    assert active_bytes == [before], "the arrays were let go first"
     assert mx.get_cache_memory() == 0
     assert mx.get_peak_memory() < 1_000_000
 
@@ -117,26 +117,26 @@ class Allocator:
     def __init__(self, recommended: int) -> None:
         self.recommended = recommended
         self.memory = self.cache_limit = 3 * recommended // 2
-        self.active = self.fresh = self.most = 0
+        self.active = self.allocated = self.peak = 0
         self.cached: list[int] = []  # the newest last
 
     def malloc(self, size: int) -> int:
-        fitting = [s for s in self.cached if size <= s < min(2 * size, size + 2)]
-        if fitting:
-            self.cached.remove(min(fitting))
+        candidates = [s for s in self.cached if size <= s < min(2 * size, size + 2)]
+        if candidates:
+            self.cached.remove(min(candidates))
         else:
-            room = min(self.memory, 95 * self.recommended // 100)
-            self.release(self.active + sum(self.cached) + size - room)
-            self.fresh += size
-        taken = min(fitting, default=size)
-        self.active += taken
+            limit = min(self.memory, 95 * self.recommended // 100)
+            self.release(self.active + sum(self.cached) + size - limit)
+            self.allocated += size
+        buffer = min(candidates, default=size)
+        self.active += buffer
         self.release(sum(self.cached) - self.cache_limit)
-        self.most = max(self.most, self.active + sum(self.cached))
-        return taken
+        self.peak = max(self.peak, self.active + sum(self.cached))
+        return buffer
 
-    def release(self, least: int) -> None:
-        while self.cached and least > 0:
-            least -= self.cached.pop(0)
+    def release(self, excess: int) -> None:
+        while self.cached and excess > 0:
+            excess -= self.cached.pop(0)
 
     def free(self, size: int) -> None:
         self.active -= size
@@ -166,11 +166,11 @@ def test_a_step_that_fits_gets_no_new_memory(
     metal.malloc(weights)
     peaks = []
     for sizes in (step, step, step, evaluation):
-        before = metal.fresh
-        taken = [metal.malloc(size) for size in sizes]
+        before = metal.allocated
+        buffers = [metal.malloc(size) for size in sizes]
         peaks.append(metal.active)
-        for size in taken:
+        for size in buffers:
             metal.free(size)
         if len(peaks) in (2, 3) and peaks[0] < 95 * metal.recommended // 100:
-            assert metal.fresh == before
-    assert metal.most <= max(*peaks, 95 * metal.recommended // 100)
+            assert metal.allocated == before
+    assert metal.peak <= max(*peaks, 95 * metal.recommended // 100)

@@ -16,34 +16,34 @@ from mlxgpt.backend.embedding import (
     sum_by_segments,
 )
 
-WAYS = (sum_by_one_hot, sum_by_segments)
+SUM_FUNCTIONS = (sum_by_one_hot, sum_by_segments)
 # Of ids: all of one, few, as many as fit in one product, one more, and most of them absent.
 COUNTS = (1, 19, MAX_ONE_HOT, MAX_ONE_HOT + 1, 3000)
 
 
-def drawn(count: int, whole: bool) -> tuple[mx.array, mx.array]:
-    draw = np.random.default_rng(count)
-    rows = draw.integers(-9, 9, (300, 7)) if whole else draw.normal(size=(300, 7))
-    return mx.array(rows.astype(np.float32)), mx.array(draw.integers(0, count, 300))
+def random_rows(count: int, integers: bool) -> tuple[mx.array, mx.array]:
+    rng = np.random.default_rng(count)
+    rows = rng.integers(-9, 9, (300, 7)) if integers else rng.normal(size=(300, 7))
+    return mx.array(rows.astype(np.float32)), mx.array(rng.integers(0, count, 300))
 
 
-def by_numpy(rows: mx.array, ids: mx.array, count: int) -> np.ndarray:
+def sum_with_numpy(rows: mx.array, ids: mx.array, count: int) -> np.ndarray:
     sums = np.zeros((count, rows.shape[1]))
     np.add.at(sums, np.array(ids), np.array(rows).astype(np.float64))
     return sums
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SUM_FUNCTIONS)
 @pytest.mark.parametrize("count", COUNTS)
 def test_each_row_is_added_to_its_ids_sum(way: Callable[..., mx.array], count: int) -> None:
     """Exactly, of whole numbers; of others up to the order of the sum."""
-    rows, ids = drawn(count, whole=True)
-    np.testing.assert_array_equal(way(rows, ids, count), by_numpy(rows, ids, count))
-    rows, ids = drawn(count, whole=False)
-    np.testing.assert_allclose(way(rows, ids, count), by_numpy(rows, ids, count), atol=2e-5)
+    rows, ids = random_rows(count, integers=True)
+    np.testing.assert_array_equal(way(rows, ids, count), sum_with_numpy(rows, ids, count))
+    rows, ids = random_rows(count, integers=False)
+    np.testing.assert_allclose(way(rows, ids, count), sum_with_numpy(rows, ids, count), atol=2e-5)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SUM_FUNCTIONS)
 @pytest.mark.parametrize("count", COUNTS)
 def test_a_gradient_is_the_cpus(
     way: Callable[..., mx.array], count: int, monkeypatch: pytest.MonkeyPatch
@@ -52,18 +52,18 @@ def test_a_gradient_is_the_cpus(
     same bits.
     """
     monkeypatch.setattr(embedding, "sum_by_id", way)
-    rows, ids = drawn(count, whole=False)
+    rows, ids = random_rows(count, integers=False)
     weight = mx.random.normal((count, 7), key=mx.random.key(0))
 
-    def loss(look: Callable[..., Any]) -> Callable[[mx.array], mx.array]:
-        return lambda weight: (look(weight, ids.reshape(3, 100)) * rows.reshape(3, 100, 7)).sum()
+    def loss(lookup: Callable[..., Any]) -> Callable[[mx.array], mx.array]:
+        return lambda weight: (lookup(weight, ids.reshape(3, 100)) * rows.reshape(3, 100, 7)).sum()
 
-    found = np.array(mx.compile(mx.grad(loss(embedding_lookup)))(weight))
+    actual = np.array(mx.compile(mx.grad(loss(embedding_lookup)))(weight))
     expected = np.array(mx.grad(loss(lambda weight, ids: weight[ids]))(weight))
-    often = np.bincount(np.array(ids), minlength=count)
-    np.testing.assert_array_equal(found[often < 2], expected[often < 2])
-    bound = often * by_numpy(mx.abs(rows), ids, count).T * np.finfo(np.float32).eps
-    assert (bound >= np.abs(found - expected).T).all()
+    counts = np.bincount(np.array(ids), minlength=count)
+    np.testing.assert_array_equal(actual[counts < 2], expected[counts < 2])
+    bound = counts * sum_with_numpy(mx.abs(rows), ids, count).T * np.finfo(np.float32).eps
+    assert (bound >= np.abs(actual - expected).T).all()
     np.testing.assert_array_equal(embedding_lookup(weight, ids), weight[ids])
 
 
@@ -78,28 +78,32 @@ def test_a_gradient_is_the_cpus(
 def test_the_way_depends_on_the_number_of_ids_and_the_backend(
     count: int, metal: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = []
-    for one in WAYS:
-        monkeypatch.setattr(embedding, one.__name__, lambda *_, one=one: taken.append(one.__name__))
+    calls = []
+    for function in SUM_FUNCTIONS:
+        monkeypatch.setattr(
+            embedding,
+            function.__name__,
+            lambda *_, function=function: calls.append(function.__name__),
+        )
     monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
-    sum_by_id(*drawn(count, whole=True), count)
-    assert taken == [way]
+    sum_by_id(*random_rows(count, integers=True), count)
+    assert calls == [way]
 
 
 def test_bfloat16_sums_are_rounded_once() -> None:
-    rows, ids = drawn(19, whole=False)
+    rows, ids = random_rows(19, integers=False)
     rows = rows.astype(mx.bfloat16)
-    for way in WAYS:
-        found = way(rows, ids, 19)
-        assert found.dtype == mx.bfloat16
-        expected = by_numpy(rows.astype(mx.float32), ids, 19)
-        np.testing.assert_allclose(found.astype(mx.float32), expected, rtol=2**-7, atol=2**-7)
+    for way in SUM_FUNCTIONS:
+        actual = way(rows, ids, 19)
+        assert actual.dtype == mx.bfloat16
+        expected = sum_with_numpy(rows.astype(mx.float32), ids, 19)
+        np.testing.assert_allclose(actual.astype(mx.float32), expected, rtol=2**-7, atol=2**-7)
 
 
 def test_only_off_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[bool] = []
-    monkeypatch.setattr(ops, "embedding_lookup", lambda weight, ids: taken.append(True))
+    calls: list[bool] = []
+    monkeypatch.setattr(ops, "embedding_lookup", lambda weight, ids: calls.append(True))
     for cpu in (True, False):
         monkeypatch.setattr(device, "on_cpu", lambda cpu=cpu: cpu)
         ops.embedding(mx.zeros((3, 2)), mx.array([1]))
-    assert taken == [True]
+    assert calls == [True]

@@ -12,13 +12,13 @@ def test_a_cpu_names_its_blas_and_its_compiler(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(blas, "_status", "OpenBLAS 1")
     monkeypatch.setattr(blas, "blas_thread_count", lambda: 3)
     monkeypatch.setattr(execution, "compile_failure", lambda: None)
-    found = describe_environment(2)
-    assert list(found) == [
+    values = describe_environment(2)
+    assert list(values) == [
         *("mlxgpt", "mlx", "device", "ranks", "backend", "BLAS", "BLAS threads", "compiler")
     ]
-    assert (found["ranks"], found["backend"]) == ("2", "cpu")
-    assert (found["BLAS"], found["BLAS threads"]) == ("OpenBLAS 1", "3")
-    assert found["compiler"].startswith("g++")
+    assert (values["ranks"], values["backend"]) == ("2", "cpu")
+    assert (values["BLAS"], values["BLAS threads"]) == ("OpenBLAS 1", "3")
+    assert values["compiler"].startswith("g++")
     monkeypatch.setattr(execution, "compile_failure", lambda: "no compiler")
     assert describe_environment()["compiler"] == "none"
 

@@ -13,12 +13,14 @@ from mlxgpt.backend import device, execution
 from mlxgpt.backend.cpu import blas, jit, parallel
 from mlxgpt.backend.execution import PerThreadFunction
 
-KERNEL = "[Compile::eval_cpu] Failed to compile function Exp with error code 256."
-METAL = "[metal::Device] Unable to build metal library from source\nprogram_source:9: error\nmore"
+CPU_COMPILE_ERROR = "[Compile::eval_cpu] Failed to compile function Exp with error code 256."
+METAL_COMPILE_ERROR = (
+    "[metal::Device] Unable to build metal library from source\nprogram_source:9: error\nmore"
+)
 
 
 @pytest.fixture
-def disabled(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def disable_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """One entry for each time that MLX was told not to compile; here it still does."""
     calls: list[bool] = []
     monkeypatch.setattr(execution, "_compile_failure", None)
@@ -26,22 +28,22 @@ def disabled(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return calls
 
 
-def use(monkeypatch: pytest.MonkeyPatch, *, cpu: bool) -> None:
+def set_device(monkeypatch: pytest.MonkeyPatch, *, cpu: bool) -> None:
     monkeypatch.setattr(device, "on_cpu", lambda: cpu)
 
 
 @pytest.mark.parametrize(("cpu", "count"), [(True, 2), (False, 1)])
 def test_each_thread_has_a_function(cpu: bool, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, cpu=cpu)
-    made: list[int] = []
+    set_device(monkeypatch, cpu=cpu)
+    indices: list[int] = []
 
-    def make() -> Callable[[int], tuple[int, int, str]]:
-        made.append(len(made))
-        number = made[-1]
-        return lambda x: (number, x, threading.current_thread().name)
+    def make_function() -> Callable[[int], tuple[int, int, str]]:
+        indices.append(len(indices))
+        index = indices[-1]
+        return lambda x: (index, x, threading.current_thread().name)
 
-    run = PerThreadFunction(make)
-    assert made == list(range(count)) == list(range(execution.thread_count()))
+    run = PerThreadFunction(make_function)
+    assert indices == list(range(count)) == list(range(execution.thread_count()))
     results = run((x,) for x in (7, 8))
     assert [result[:2] for result in results] == [(0, 7), (count - 1, 8)]
     assert len({result[2] for result in results}) == count
@@ -54,35 +56,40 @@ def test_a_single_call_is_made_on_this_thread() -> None:
 
 def test_only_a_cpu_computes_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     for cpu, expected in ((True, 4), (False, 1)):
-        use(monkeypatch, cpu=cpu)
+        set_device(monkeypatch, cpu=cpu)
         assert execution.chunks_per_thread(32, 256) == expected
 
 
 def test_a_compiler_that_fails_disables_compilation_once(
-    disabled: list[bool], monkeypatch: pytest.MonkeyPatch
+    disable_calls: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, cpu=True)
+    set_device(monkeypatch, cpu=True)
     monkeypatch.setattr(jit, "compiler_problem", lambda: "no compiler")
     execution.compile_function(mx.abs)
-    assert disabled == [True]
+    assert disable_calls == [True]
     assert execution.compile_failure() == "no compiler"
-    assert disabled == [True]
+    assert disable_calls == [True]
 
 
-def test_a_gpu_needs_no_compiler(disabled: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, cpu=False)
+def test_a_gpu_needs_no_compiler(
+    disable_calls: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_device(monkeypatch, cpu=False)
     monkeypatch.setattr(jit, "compiler_problem", lambda: "no compiler")
     assert execution.compile_failure() is None
     assert execution.slow_reasons() == []
-    assert disabled == []
+    assert disable_calls == []
 
 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (KERNEL, "the C++ compiler fails (it cannot make MLX's kernels): MLX fuses no operations"),
         (
-            METAL,
+            CPU_COMPILE_ERROR,
+            "the C++ compiler fails (it cannot make MLX's kernels): MLX fuses no operations",
+        ),
+        (
+            METAL_COMPILE_ERROR,
             "Metal cannot compile a kernel ([metal::Device] Unable to build metal library from "
             "source program_source:9: error): MLX fuses no operations, and is slower",
         ),
@@ -90,36 +97,36 @@ def test_a_gpu_needs_no_compiler(disabled: list[bool], monkeypatch: pytest.Monke
     ids=["g++", "Metal"],
 )
 def test_compilation_is_disabled_once_after_a_kernel_failed(
-    error: str, line: str, disabled: list[bool]
+    error: str, line: str, disable_calls: list[bool]
 ) -> None:
-    found = execution.disable_compilation_on_error(RuntimeError(error))
-    assert (found or "").startswith(line)
-    assert execution.compile_failure() == found
+    reason = execution.disable_compilation_on_error(RuntimeError(error))
+    assert (reason or "").startswith(line)
+    assert execution.compile_failure() == reason
     assert execution.disable_compilation_on_error(RuntimeError(error)) is None
-    assert disabled == [True]
+    assert disable_calls == [True]
 
 
-def test_another_error_is_not_the_compilers(disabled: list[bool]) -> None:
+def test_another_error_is_not_the_compilers(disable_calls: list[bool]) -> None:
     assert execution.disable_compilation_on_error(RuntimeError("something else")) is None
-    assert disabled == []
+    assert disable_calls == []
 
 
 @pytest.fixture
-def slow(disabled: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_cpu(disable_calls: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "_fast", False)
     monkeypatch.setattr(blas, "_status", "reference BLAS (slow)")
     monkeypatch.setattr(jit, "compiler_problem", lambda: "no compiler")
 
 
-def test_a_cpu_has_two_reasons_to_be_slow(slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, cpu=True)
+def test_a_cpu_has_two_reasons_to_be_slow(slow_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_device(monkeypatch, cpu=True)
     assert execution.slow_reasons() == ["reference BLAS (slow)", "no compiler"]
 
 
-def test_a_gpu_has_one_reason_to_be_slow(slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, cpu=False)
+def test_a_gpu_has_one_reason_to_be_slow(slow_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_device(monkeypatch, cpu=False)
     assert execution.slow_reasons() == []
-    line = execution.disable_compilation_on_error(RuntimeError(METAL))
+    line = execution.disable_compilation_on_error(RuntimeError(METAL_COMPILE_ERROR))
     assert execution.slow_reasons() == [line]
 
 
@@ -136,8 +143,8 @@ def test_shards_are_the_whole_batch(threads: int, A: int, B: int, T: int, portio
         assert len(shards) <= threads
         assert len({inputs.shape for inputs, _, _ in shards}) == 1
         parts = [part for shard in shards for part in zip(*shard, strict=True)]
-        found = [int(row) for inputs, _, _ in parts for row in np.array(inputs[:, 0])]
-        assert sorted(found) == rows.tolist()
+        shard_rows = [int(row) for inputs, _, _ in parts for row in np.array(inputs[:, 0])]
+        assert sorted(shard_rows) == rows.tolist()
         assert all((inputs == -targets).all() for inputs, targets, _ in parts)
         keys = {str(key.tolist()) for _, _, key in parts}
         assert len(keys) == len(parts)

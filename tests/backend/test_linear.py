@@ -27,12 +27,12 @@ def test_gradients_are_mlxs_own_and_laid_out_like_the_weight(
 
     def gradients(f: Callable[..., mx.array]) -> list[np.ndarray]:
         arguments = tuple(range(1 + len(parameters)))
-        found: Any = mx.grad(lambda *arrays: (f(*arrays) ** 2).sum(), arguments)(x, *parameters)
-        mx.eval(found)
-        return [np.asarray(gradient) for gradient in found]
+        result: Any = mx.grad(lambda *arrays: (f(*arrays) ** 2).sum(), arguments)(x, *parameters)
+        mx.eval(result)
+        return [np.asarray(gradient) for gradient in result]
 
-    ours, exact = gradients(ops.linear), gradients(plain)
-    assert ours[1].strides == np.asarray(weight).strides == (24, 4)
-    assert exact[1].strides != (24, 4), "MLX does it now"
-    for found, expected in zip(ours, exact, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    mlxgpt_gradients, mlx_gradients = gradients(ops.linear), gradients(plain)
+    assert mlxgpt_gradients[1].strides == np.asarray(weight).strides == (24, 4)
+    assert mlx_gradients[1].strides != (24, 4), "MLX does it now"
+    for actual, expected in zip(mlxgpt_gradients, mlx_gradients, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)

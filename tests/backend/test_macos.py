@@ -16,7 +16,7 @@ from mlxgpt.utils.errors import UserError
 
 
 @pytest.fixture
-def a_mac(monkeypatch: pytest.MonkeyPatch) -> Any:
+def fake_mac(monkeypatch: pytest.MonkeyPatch) -> Any:
     def make(machine: str, *, translated: bool = False) -> None:
         answer = SimpleNamespace(stdout=f"{int(translated)}\n")
         monkeypatch.setattr(sys, "platform", "darwin")
@@ -28,23 +28,23 @@ def a_mac(monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def test_apple_silicon_and_other_systems_are_welcome(a_mac: Any) -> None:
+def test_apple_silicon_and_other_systems_are_welcome(fake_mac: Any) -> None:
     macos.check_apple_silicon()
-    a_mac("arm64")
+    fake_mac("arm64")
     macos.check_apple_silicon()
 
 
-def test_an_intel_mac_is_told_so(a_mac: Any) -> None:
-    a_mac("x86_64")
+def test_an_intel_mac_is_told_so(fake_mac: Any) -> None:
+    fake_mac("x86_64")
     with pytest.raises(UserError, match="has an Intel processor"):
         macos.check_apple_silicon()
 
 
-def test_python_under_rosetta_is_told_what_to_do(a_mac: Any) -> None:
-    a_mac("x86_64", translated=True)
-    with pytest.raises(UserError, match="under Rosetta") as caught:
+def test_python_under_rosetta_is_told_what_to_do(fake_mac: Any) -> None:
+    fake_mac("x86_64", translated=True)
+    with pytest.raises(UserError, match="under Rosetta") as error:
         macos.check_apple_silicon()
-    assert "Apple silicon" in caught.value.remedy
+    assert "Apple silicon" in error.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_a_value_that_sysctl_does_not_have_is_empty(monkeypatch: pytest.MonkeyPa
     assert macos.sysctl("hw.model") == "hw.model"
 
 
-def test_every_command_begins_with_it(a_mac: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    a_mac("x86_64")
+def test_every_command_begins_with_it(fake_mac: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_mac("x86_64")
     assert cli.main(["runs"]) == 2
     assert "Intel" in capsys.readouterr().err
 
@@ -98,7 +98,7 @@ class Process:
 
 
 def test_a_mac_stays_awake_as_long_as_it_is_needed(
-    a_mac: Any, monkeypatch: pytest.MonkeyPatch
+    fake_mac: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processes: list[Process] = []
 
@@ -109,7 +109,7 @@ def test_a_mac_stays_awake_as_long_as_it_is_needed(
     monkeypatch.setattr(subprocess, "Popen", start)
     with macos.prevent_sleep():
         assert processes == [], "elsewhere nothing is done"
-    a_mac("arm64")
+    fake_mac("arm64")
     with macos.prevent_sleep():
         assert processes[0].calls == ["/usr/bin/caffeinate", "-i", "-w", str(os.getpid())]
         assert processes[0].options["start_new_session"], "Ctrl-C does not reach it"
@@ -117,12 +117,12 @@ def test_a_mac_stays_awake_as_long_as_it_is_needed(
 
 
 def test_a_mac_without_caffeinate_trains_all_the_same(
-    a_mac: Any, monkeypatch: pytest.MonkeyPatch
+    fake_mac: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(*_: Any, **__: Any) -> None:
         raise FileNotFoundError(2, "No such file or directory")
 
-    a_mac("arm64")
+    fake_mac("arm64")
     monkeypatch.setattr(subprocess, "Popen", missing)
     with macos.prevent_sleep():
         pass

@@ -23,7 +23,7 @@ STATUS = "Name:\tpython\nVmSize:\t  300000 kB\nVmRSS:\t   60000 kB\nRssAnon:\t  
 UNLIMITED_V1 = 9223372036854771712
 
 
-def write(path: Path, text: object) -> None:
+def write_line(path: Path, text: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{text}\n")
 
@@ -33,23 +33,23 @@ class System:
 
     def __init__(self, root: Path, cgroup: str) -> None:
         self.root = root
-        write(root / "proc/self/status", STATUS)
-        write(root / "proc/self/cgroup", cgroup)
+        write_line(root / "proc/self/status", STATUS)
+        write_line(root / "proc/self/cgroup", cgroup)
 
-    def v2(self, folder: str, limit: object, current: int, inactive: int = 0) -> Path:
-        place = self.root / "sys/fs/cgroup" / folder
-        write(place / "memory.max", limit)
-        write(place / "memory.high", "max")
-        write(place / "memory.current", current)
-        write(place / "memory.stat", f"anon 1\nfile 2\ninactive_file {inactive}\nactive_file 5")
-        return place
+    def add_cgroup_v2(self, folder: str, limit: object, current: int, inactive: int = 0) -> Path:
+        path = self.root / "sys/fs/cgroup" / folder
+        write_line(path / "memory.max", limit)
+        write_line(path / "memory.high", "max")
+        write_line(path / "memory.current", current)
+        write_line(path / "memory.stat", f"anon 1\nfile 2\ninactive_file {inactive}\nactive_file 5")
+        return path
 
-    def v1(self, folder: str, limit: int, usage: int, inactive: int = 0) -> Path:
-        place = self.root / "sys/fs/cgroup/memory" / folder
-        write(place / "memory.limit_in_bytes", limit)
-        write(place / "memory.usage_in_bytes", usage)
-        write(place / "memory.stat", f"inactive_file 7\ntotal_inactive_file {inactive}")
-        return place
+    def add_cgroup_v1(self, folder: str, limit: int, usage: int, inactive: int = 0) -> Path:
+        path = self.root / "sys/fs/cgroup/memory" / folder
+        write_line(path / "memory.limit_in_bytes", limit)
+        write_line(path / "memory.usage_in_bytes", usage)
+        write_line(path / "memory.stat", f"inactive_file 7\ntotal_inactive_file {inactive}")
+        return path
 
 
 @pytest.fixture
@@ -59,58 +59,58 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def sizes(root: Path) -> list[tuple[int, int]]:
+def limits_in_mb(root: Path) -> list[tuple[int, int]]:
     """Total and free of each, in MiB; of what is free, 50 are this process's own data."""
     return [(limit.total // MB, limit.free // MB) for limit in memory_limits.memory_limits(root)]
 
 
 def test_a_container_of_cgroup_v2_sees_itself_as_the_root(root: Path) -> None:
-    System(root, "0::/").v2("", 400 * MB, 300 * MB, 100 * MB)
-    assert sizes(root) == [(400, 250)]
+    System(root, "0::/").add_cgroup_v2("", 400 * MB, 300 * MB, 100 * MB)
+    assert limits_in_mb(root) == [(400, 250)]
 
 
 def test_limits_around_a_cgroup_hold_as_well(root: Path) -> None:
     """As under systemd, whose sessions are in slices; the true root has no limit, nor its file."""
     system = System(root, "0::/user.slice/user-1000.slice/session-3.scope")
-    system.v2("user.slice/user-1000.slice/session-3.scope", "max", 100 * MB)
-    system.v2("user.slice/user-1000.slice", 900 * MB, 500 * MB)
-    system.v2("user.slice", 2000 * MB, 1800 * MB)
-    assert sizes(root) == [(900, 450), (2000, 250)]
+    system.add_cgroup_v2("user.slice/user-1000.slice/session-3.scope", "max", 100 * MB)
+    system.add_cgroup_v2("user.slice/user-1000.slice", 900 * MB, 500 * MB)
+    system.add_cgroup_v2("user.slice", 2000 * MB, 1800 * MB)
+    assert limits_in_mb(root) == [(900, 450), (2000, 250)]
 
 
 def test_above_memory_high_a_process_hardly_runs(root: Path) -> None:
-    place = System(root, "0::/").v2("", 400 * MB, 100 * MB)
-    write(place / "memory.high", 300 * MB)
-    assert sizes(root) == [(300, 250)]
-    write(place / "memory.high", 10 * MB)
-    assert sizes(root) == [(10, 0)]
+    path = System(root, "0::/").add_cgroup_v2("", 400 * MB, 100 * MB)
+    write_line(path / "memory.high", 300 * MB)
+    assert limits_in_mb(root) == [(300, 250)]
+    write_line(path / "memory.high", 10 * MB)
+    assert limits_in_mb(root) == [(10, 0)]
 
 
 def test_a_container_of_cgroup_v1_sees_the_path_outside(root: Path) -> None:
     system = System(root, "11:cpu,cpuacct:/docker/ab12\n4:memory:/docker/ab12\n0::/docker/ab12")
-    system.v1("", 400 * MB, 300 * MB, 100 * MB)
-    assert sizes(root) == [(400, 250)]
+    system.add_cgroup_v1("", 400 * MB, 300 * MB, 100 * MB)
+    assert limits_in_mb(root) == [(400, 250)]
 
 
 def test_cgroup_v1_next_to_an_empty_v2(root: Path) -> None:
     system = System(root, "9:name=systemd:/\n4:memory:/jobs/7\n0::/")
     (root / "sys/fs/cgroup/unified").mkdir(parents=True)
-    system.v1("", UNLIMITED_V1, 9000 * MB)
-    system.v1("jobs", 600 * MB, 100 * MB)
-    system.v1("jobs/7", UNLIMITED_V1, 50 * MB)
-    assert sizes(root) == [(600, 550)]
+    system.add_cgroup_v1("", UNLIMITED_V1, 9000 * MB)
+    system.add_cgroup_v1("jobs", 600 * MB, 100 * MB)
+    system.add_cgroup_v1("jobs/7", UNLIMITED_V1, 50 * MB)
+    assert limits_in_mb(root) == [(600, 550)]
 
 
 def test_a_cgroup_outside_of_the_containers_own(root: Path) -> None:
-    System(root, "0::/../elsewhere").v2("", 400 * MB, 100 * MB)
-    assert sizes(root) == [(400, 350)]
+    System(root, "0::/../elsewhere").add_cgroup_v2("", 400 * MB, 100 * MB)
+    assert limits_in_mb(root) == [(400, 350)]
 
 
 @pytest.mark.parametrize("cgroup", ["", "0::/", "0::/none", "4:memory:/none", "garbage"])
 def test_where_nothing_can_be_read_there_is_no_limit(root: Path, cgroup: str) -> None:
     System(root, cgroup)
     (root / "sys/fs/cgroup").mkdir(parents=True)
-    assert sizes(root) == []
+    assert limits_in_mb(root) == []
 
 
 def test_a_system_without_proc(root: Path) -> None:
@@ -123,19 +123,19 @@ def test_the_address_space(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (limit,) = memory_limits.memory_limits(root)
     assert limit.total == total
     assert limit.free == total - limit.required + memory_limits.MIN_RESIDENT
-    write(root / "proc/self/status", STATUS.replace("300000", "3000000"))
+    write_line(root / "proc/self/status", STATUS.replace("300000", "3000000"))
     (limit,) = memory_limits.memory_limits(root)
     assert limit.free == total - (3_000_000 - 60_000) * 1024, "a process that already has much"
 
 
 def test_fewer_threads_need_less_of_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (4000 * MB, 4000 * MB))
-    least = []
+    required = []
     for threads in ("1", "none", "9999"):
         monkeypatch.setenv("OPENBLAS_NUM_THREADS", threads)
-        least.append(memory_limits.memory_limits(root)[0].required)
-    assert least[0] <= least[1] == least[2]
-    assert least[0] == memory_limits.MIN_ADDRESS_SPACE + memory_limits.ADDRESS_SPACE_PER_THREAD
+        required.append(memory_limits.memory_limits(root)[0].required)
+    assert required[0] <= required[1] == required[2]
+    assert required[0] == memory_limits.MIN_ADDRESS_SPACE + memory_limits.ADDRESS_SPACE_PER_THREAD
 
 
 def test_a_real_limit_of_the_address_space() -> None:
@@ -151,7 +151,7 @@ def test_a_real_limit_of_the_address_space() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-def limited(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
+def set_memory_limit(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
     limit = MemoryLimit(
         "this container's memory", total, free, memory_limits.MIN_RESIDENT, "give it more."
     )
@@ -160,17 +160,17 @@ def limited(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
 
 def test_the_device_has_no_more_than_the_smallest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "device_type", lambda: "cpu")
-    limited(monkeypatch, 400 * MB, 300 * MB)
+    set_memory_limit(monkeypatch, 400 * MB, 300 * MB)
     assert (device.total_memory_bytes(), device.free_memory_bytes()) == (400 * MB, 300 * MB)
     monkeypatch.setattr(device, "device_type", lambda: "cuda")
     assert device.total_memory_bytes() != 400 * MB, "a GPU has its own"
 
 
 def test_too_little_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    limited(monkeypatch, 100 * MB, 90 * MB)
+    set_memory_limit(monkeypatch, 100 * MB, 90 * MB)
     with pytest.raises(UserError, match=r"limited to 105 MB, and mlxgpt needs 134 MB to start"):
         memory_limits.check_memory_limits()
-    limited(monkeypatch, 400 * MB, 90 * MB)
+    set_memory_limit(monkeypatch, 400 * MB, 90 * MB)
     memory_limits.check_memory_limits()
 
 
@@ -192,7 +192,7 @@ def test_errors_that_mean_out_of_memory(error: Exception, monkeypatch: pytest.Mo
     explained = memory_limits.explain_out_of_memory(error)
     assert explained is not None
     assert explained.problem == "out of memory"
-    limited(monkeypatch, 400 * MB, 1)
+    set_memory_limit(monkeypatch, 400 * MB, 1)
     explained = memory_limits.explain_out_of_memory(error)
     assert explained is not None
     assert "this container's memory is limited to 419 MB" in explained.problem

@@ -37,11 +37,11 @@ def test_our_formulas_are_for_many_values_in_float32_on_the_cpu(
     name: str, x: mx.array, on_cpu: bool, is_ours: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
-    real = getattr(kernels, name)
+    original = getattr(kernels, name)
 
     def recorded(*arrays: mx.array) -> mx.array:
         called.append(name)
-        return real(*arrays)
+        return original(*arrays)
 
     monkeypatch.setattr(kernels, name, recorded)
     monkeypatch.setattr(device, "on_cpu", lambda: on_cpu)
@@ -56,11 +56,11 @@ def test_the_last_tokens_attention_is_ours_for_a_long_cache(
 ) -> None:
     """Its size is that of the scores."""
     called: list[int] = []
-    real = kernels.cpu_decode_attention
+    original = kernels.cpu_decode_attention
 
     def recorded(*arrays: mx.array) -> mx.array:
         called.append(places)
-        return real(*arrays)
+        return original(*arrays)
 
     monkeypatch.setattr(kernels, "cpu_decode_attention", recorded)
     monkeypatch.setattr(device, "on_cpu", lambda: True)

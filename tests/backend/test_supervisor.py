@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import ROOT, SMALL
+from tests.helpers.commands import ROOT, SMALL_TRAIN_COMMAND
 from tests.helpers.training_runs import final_state, metrics
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory so")
 
-LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_AS, 2 * (64 << 30,))\n"
-TRAIN = f"{SMALL} --max-steps 12 --save-interval 4 --log-interval 1 --dropout 0.1".split()
+LIMIT_MEMORY = "import resource; resource.setrlimit(resource.RLIMIT_AS, 2 * (64 << 30,))\n"
+TRAIN = (
+    f"{SMALL_TRAIN_COMMAND} --max-steps 12 --save-interval 4 --log-interval 1 --dropout 0.1".split()
+)
 TRAIN += ["--source", "words.txt"]
 
 # The program, with another command in the place of what the command line says.
@@ -35,9 +37,9 @@ cli.run_and_exit()
 """
 
 
-def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+def start_limited(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", LIMITED + code, *arguments],
+        [sys.executable, "-c", LIMIT_MEMORY + code, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -45,10 +47,10 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def ended(body: str) -> tuple[int, list[str]]:
-    process = start(CODE.format(body=body))
-    _, said = process.communicate(timeout=120)
-    return process.returncode, said.splitlines()
+def run_limited(body: str) -> tuple[int, list[str]]:
+    process = start_limited(CODE.format(body=body))
+    _, stderr = process.communicate(timeout=120)
+    return process.returncode, stderr.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -61,9 +63,9 @@ def ended(body: str) -> tuple[int, list[str]]:
     ],
 )
 def test_a_crash_is_explained(body: str, how: str) -> None:
-    code, said = ended(body)
+    code, lines = run_limited(body)
     assert code == 2
-    problem, remedy = said[-2:]
+    problem, remedy = lines[-2:]
     assert problem.startswith(f"mlxgpt: the process ended with {how}, as it does without memory: ")
     assert " is limited to " in problem
     assert remedy.startswith("  → use a smaller --batch-size or model, or ")
@@ -80,13 +82,13 @@ def test_a_crash_is_explained(body: str, how: str) -> None:
     ],
 )
 def test_other_ends_are_the_commands_own(body: str, expected: int) -> None:
-    assert ended(body) == (expected, [])
+    assert run_limited(body) == (expected, [])
 
 
 def test_a_defect_is_shown_as_one() -> None:
-    code, said = ended("raise KeyError('mine')")
+    code, lines = run_limited("raise KeyError('mine')")
     assert code == 1
-    assert said[-1] == "KeyError: 'mine'"
+    assert lines[-1] == "KeyError: 'mine'"
 
 
 def test_running_out_of_memory_in_python_is_explained(home: Path) -> None:
@@ -96,13 +98,13 @@ def test_running_out_of_memory_in_python_is_explained(home: Path) -> None:
         "cli.COMMANDS['runs'].run = fails\n"
         "cli.run_and_exit()\n"
     )
-    process = start(code, "runs")
-    _, said = process.communicate(timeout=120)
+    process = start_limited(code, "runs")
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert said.startswith("mlxgpt: out of memory: ")
+    assert stderr.startswith("mlxgpt: out of memory: ")
 
 
-WAITS = """
+WAIT_BODY = """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     try:
         print(os.getpid(), flush=True)
@@ -113,9 +115,9 @@ WAITS = """
 
 
 @contextlib.contextmanager
-def waiting() -> Iterator[tuple[subprocess.Popen[str], int]]:
+def waiting_process() -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A command under way, and the process that it runs in."""
-    process = start(CODE.format(body=WAITS))
+    process = start_limited(CODE.format(body=WAIT_BODY))
     assert process.stdout
     child = int(process.stdout.readline())
     assert child != process.pid
@@ -125,13 +127,13 @@ def waiting() -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 5), (signal.SIGTERM, 7)])
 def test_signals_reach_the_command(number: signal.Signals, code: int) -> None:
-    with waiting() as (process, _):
+    with waiting_process() as (process, _):
         process.send_signal(number)
         assert process.wait(120) == code
 
 
 def test_a_command_does_not_outlive_who_waits_for_it() -> None:
-    with waiting() as (process, child):
+    with waiting_process() as (process, child):
         process.kill()
         process.wait()
         deadline = time.monotonic() + 60
@@ -160,11 +162,11 @@ def test_without_a_limit_there_is_one_process() -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
-    said, _ = process.communicate(timeout=120)
-    assert int(said) == process.pid
+    stdout, _ = process.communicate(timeout=120)
+    assert int(stdout) == process.pid
 
 
-EXHAUSTED = """
+OUT_OF_MEMORY_CODE = """
 from mlxgpt.cli import main as cli
 import mlx.core as mx
 from mlxgpt.storage.run import Run
@@ -189,15 +191,15 @@ def test_a_training_that_runs_out_of_memory_loses_nothing(home: Path, text_file:
     from mlxgpt.cli import main as cli
 
     assert cli.main([*TRAIN, "--run", "whole"]) == 0
-    process = start(EXHAUSTED, *TRAIN, "--run", "a")
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 2, said
-    problem, remedy = said.splitlines()[-2:]
+    process = start_limited(OUT_OF_MEMORY_CODE, *TRAIN, "--run", "a")
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 2, stderr
+    problem, remedy = stderr.splitlines()[-2:]
     assert problem.startswith("mlxgpt: ")
     assert "memory" in problem
     assert "smaller --batch-size" in remedy
     assert cli.main([*TRAIN, "--run", "a"]) == 0
-    whole, after = final_state("whole"), final_state("a")
-    assert whole.keys() == after.keys()
-    assert all((after[name] == value).all() for name, value in whole.items())
+    expected, actual = final_state("whole"), final_state("a")
+    assert expected.keys() == actual.keys()
+    assert all((actual[name] == value).all() for name, value in expected.items())
     assert metrics("a") == metrics("whole")

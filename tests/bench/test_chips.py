@@ -6,12 +6,12 @@ from mlxgpt.bench import chips, report
 from mlxgpt.bench.chips import CHIPS, Chip
 from mlxgpt.bench.records import Measurement
 from tests.helpers import bench_measurement
-from tests.helpers.bench_measurement import cells
+from tests.helpers.bench_measurement import table_cells
 
 
 @pytest.fixture
 def measurement() -> Measurement:
-    return bench_measurement.measurement()
+    return bench_measurement.make_measurement()
 
 
 def test_estimates_by_hand(measurement: Measurement) -> None:
@@ -24,12 +24,14 @@ def test_estimates_by_hand(measurement: Measurement) -> None:
     assert chips.estimate_training_speed(m1, large) == pytest.approx(10_000)
     text = report.render_benchmark_report(measurement)
     # 36e6 tokens at 260,000 a second take 138 seconds; at 10,000 a second, an hour.
-    assert cells(text, "M1", 0) == ["2.6", "68", "260,000", "2.3 min", "17,000"]
-    assert cells(text, "M1", 1) == ["2.6", "68", "10,000", "1.0 h", "1,400"]
-    assert cells(text, "M1 Ultra", 0)[3] == "17 s"
+    assert table_cells(text, "M1", 0) == ["2.6", "68", "260,000", "2.3 min", "17,000"]
+    assert table_cells(text, "M1", 1) == ["2.6", "68", "10,000", "1.0 h", "1,400"]
+    assert table_cells(text, "M1 Ultra", 0)[3] == "17 s"
     assert m3_max.gb_per_second == (300, 400)
-    assert cells(text, "M3 Max", 1)[1::3] == ["300 to 400", "6,000 to 8,000"]
-    assert cells(text, "M5 Max", 1)[1::3] == ["–", "–"], "its bandwidth is in no source of ours"
+    assert table_cells(text, "M3 Max", 1)[1::3] == ["300 to 400", "6,000 to 8,000"]
+    assert table_cells(text, "M5 Max", 1)[1::3] == ["–", "–"], (
+        "its bandwidth is in no source of ours"
+    )
 
 
 def test_the_chips_are_those_of_the_spec_sheets() -> None:

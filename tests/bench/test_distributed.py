@@ -20,15 +20,15 @@ QUICK = DistributedBenchPlan(repeats=2, seconds=0.01)
 
 
 def test_two_ranks_are_measured(tiny_model: Config) -> None:
-    found = distributed.measure_on_loopback(tiny_model, 2, QUICK)
-    assert found.size == 2
-    assert found.sequences == tiny_model.sequences_per_step
-    assert found.parameters == count_parameters(tiny_model.model)
+    timing = distributed.measure_on_loopback(tiny_model, 2, QUICK)
+    assert timing.size == 2
+    assert timing.sequences == tiny_model.sequences_per_step
+    assert timing.parameters == count_parameters(tiny_model.model)
     for name in distributed.TIMING_FIELDS:
-        spread = getattr(found, name)
+        spread = getattr(timing, name)
         assert 0 < spread.least <= spread.median <= spread.most
-    assert found == distributed.parse_distributed_timing(json.loads(json.dumps(asdict(found))))
-    assert "sequences a step" in distributed.format_distributed_timing(found)[0]
+    assert timing == distributed.parse_distributed_timing(json.loads(json.dumps(asdict(timing))))
+    assert "sequences a step" in distributed.format_distributed_timing(timing)[0]
 
 
 def test_what_cannot_be_shared_out_is_told(tiny_model: Config) -> None:
@@ -41,17 +41,17 @@ def test_efficiency() -> None:
     def ms(value: float) -> SummaryStats:
         return SummaryStats.from_values([value])
 
-    found = DistributedTiming(4, ("a",), 32, 8192, 10, ms(800), ms(200), ms(250), ms(225))
-    assert found.efficiency == pytest.approx(0.8)
-    told = distributed.format_distributed_timing(found)
-    assert "efficiency      0.80" in told
-    assert "step           250.0 ms together; 225.0 with --reduce-dtype bfloat16" in told
+    timing = DistributedTiming(4, ("a",), 32, 8192, 10, ms(800), ms(200), ms(250), ms(225))
+    assert timing.efficiency == pytest.approx(0.8)
+    lines = distributed.format_distributed_timing(timing)
+    assert "efficiency      0.80" in lines
+    assert "step           250.0 ms together; 225.0 with --reduce-dtype bfloat16" in lines
 
 
 def test_the_command(tiny_model: Config, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     ms = SummaryStats.from_values([100.0])
-    found = DistributedTiming(2, ("a", "b"), 32, 8192, 10, ms, ms, ms, ms)
-    monkeypatch.setattr(distributed, "measure_on_loopback", lambda *_: found)
+    timing = DistributedTiming(2, ("a", "b"), 32, 8192, 10, ms, ms, ms, ms)
+    monkeypatch.setattr(distributed, "measure_on_loopback", lambda *_: timing)
     assert cli.main(["bench", "--distributed"]) == 0
     assert "efficiency      0.50" in capsys.readouterr().out
     assert cli.main(["bench", "--distributed", "--json"]) == 0

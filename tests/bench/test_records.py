@@ -15,7 +15,7 @@ from tests.helpers.commands import ROOT
 
 @pytest.fixture
 def measurement() -> Measurement:
-    return bench_measurement.measurement()
+    return bench_measurement.make_measurement()
 
 
 def test_a_spread_is_the_median_the_least_and_the_most() -> None:
@@ -25,9 +25,9 @@ def test_a_spread_is_the_median_the_least_and_the_most() -> None:
 
 
 def test_json_gives_the_measurement_back(measurement: Measurement) -> None:
-    again = Measurement.from_json(measurement.to_json())
-    assert again == measurement
-    assert report.render_benchmark_report(again) == report.render_benchmark_report(measurement)
+    restored = Measurement.from_json(measurement.to_json())
+    assert restored == measurement
+    assert report.render_benchmark_report(restored) == report.render_benchmark_report(measurement)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_other_json_is_refused(damage: Callable[[str], str], measurement: Measur
 
 def test_the_bandwidth_is_given_back_too(measurement: Measurement) -> None:
     machine = replace(measurement.machine, bandwidth=39.3e9)
-    whole = replace(measurement, machine=machine)
-    assert Measurement.from_json(whole.to_json()) == whole
+    expected = replace(measurement, machine=machine)
+    assert Measurement.from_json(expected.to_json()) == expected
 
 
 def test_files_of_earlier_formats_are_read(measurement: Measurement) -> None:

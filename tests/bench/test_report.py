@@ -9,19 +9,19 @@ import pytest
 from mlxgpt.bench import report
 from mlxgpt.bench.records import Measurement
 from tests.helpers import bench_measurement
-from tests.helpers.bench_measurement import cells
+from tests.helpers.bench_measurement import table_cells
 
 
 @pytest.fixture
 def measurement() -> Measurement:
-    return bench_measurement.measurement()
+    return bench_measurement.make_measurement()
 
 
 def test_the_report_has_each_figure_of_both_tiers(measurement: Measurement) -> None:
     slow = replace(measurement.tiers[0].training, tokens_per_second=123.4, peak_share=0.041)
     tiers = (replace(measurement.tiers[0], training=slow), measurement.tiers[1])
     text = report.render_benchmark_report(replace(measurement, tiers=tiers))
-    assert cells(text, "") == ["small", "large"]
+    assert table_cells(text, "") == ["small", "large"]
     for row, small, large in (
         ("parameters", "1,024,416", "12,300,000"),
         ("numbers", "float32", "float32"),
@@ -35,7 +35,7 @@ def test_the_report_has_each_figure_of_both_tiers(measurement: Measurement) -> N
         ("generation, first token after, ms", "8.12 (7.91 to 9.34)", "8.12 (7.91 to 9.34)"),
         ("generation, tokens/s", "812 (799 to 821)", "812 (799 to 821)"),
     ):
-        assert cells(text, row) == [small, large], row
+        assert table_cells(text, row) == [small, large], row
     assert "small, training: 5 repeats of 11 steps, after 3 to warm up" in text
     assert "memory of the whole process" in text
     assert "large, generation: 5 texts of 199 tokens, after a prompt of 17," in text
@@ -59,12 +59,12 @@ def test_the_report_says_what_was_measured_on(measurement: Measurement) -> None:
         ("load before", "0.38"),
         ("time", "2026-11-22T23:59:58+00:00"),
     ):
-        assert cells(text, row) == [value], row
+        assert table_cells(text, row) == [value], row
     assert "\n    mlxgpt bench\n" in text
     machine = replace(measurement.machine, performance_cores=4, cores=8, commit=None)
     text = report.render_benchmark_report(replace(measurement, machine=machine))
-    assert cells(text, "cores") == ["8, 4 of them fast"]
-    assert cells(text, "commit") == ["not a checkout"]
+    assert table_cells(text, "cores") == ["8, 4 of them fast"]
+    assert table_cells(text, "commit") == ["not a checkout"]
 
 
 def test_the_tables_can_be_read_as_plain_text(measurement: Measurement) -> None:

@@ -8,26 +8,28 @@ import pytest
 from mlxgpt.bench import side_by_side
 from mlxgpt.utils.errors import UserError
 from tests.helpers import bench_measurement
-from tests.helpers.bench_measurement import cells
+from tests.helpers.bench_measurement import table_cells
 
 
 def test_machines_stand_side_by_side(tmp_path: Path) -> None:
-    one = bench_measurement.measurement()
-    fast = replace(one.tiers[0].training, tokens_per_second=54_321.0)
-    faster = replace(one.tiers[0], training=fast)
-    machine = replace(one.machine, chip="Apple M1 Max", backend="metal", bandwidth=400e9)
-    two = replace(one, machine=machine, tiers=(faster,))
+    first = bench_measurement.make_measurement()
+    fast = replace(first.tiers[0].training, tokens_per_second=54_321.0)
+    faster = replace(first.tiers[0], training=fast)
+    machine = replace(first.machine, chip="Apple M1 Max", backend="metal", bandwidth=400e9)
+    second = replace(first, machine=machine, tiers=(faster,))
     paths = []
-    for name, measurement in (("a", one), ("b", two)):
+    for name, measurement in (("a", first), ("b", second)):
         paths.append(tmp_path / f"{name}.json")
         paths[-1].write_text(measurement.to_json(), encoding="utf-8")
-    assert side_by_side.read_measurements(paths) == [one, two]
+    assert side_by_side.read_measurements(paths) == [first, second]
     text = side_by_side.render_machine_comparison(side_by_side.read_measurements(paths))
-    assert cells(text, "") == ["1: Intel(R) Xeon(R) Processor", "2: Apple M1 Max"]
-    assert cells(text, "MLX computes on") == ["cpu", "metal"]
-    assert cells(text, "bandwidth, measured") == ["–", "400 GB/s"]
-    assert cells(text, "training, tokens/s") == ["9,970", "54,300"]
-    assert cells(text, "training, tokens/s", 1) == ["9,970", "–"], "the other has no large tier"
+    assert table_cells(text, "") == ["1: Intel(R) Xeon(R) Processor", "2: Apple M1 Max"]
+    assert table_cells(text, "MLX computes on") == ["cpu", "metal"]
+    assert table_cells(text, "bandwidth, measured") == ["–", "400 GB/s"]
+    assert table_cells(text, "training, tokens/s") == ["9,970", "54,300"]
+    assert table_cells(text, "training, tokens/s", 1) == ["9,970", "–"], (
+        "the other has no large tier"
+    )
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

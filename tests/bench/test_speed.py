@@ -36,31 +36,31 @@ QUICK = BenchPlan(repeats=5, seconds=0.02, prompt_tokens=3, new_tokens=12)
 
 
 @dataclass
-class Measured:
+class BenchResult:
     measurement: Measurement
     parent_bytes: int
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_model: Config) -> Measured:
+def bench_result(tiny_model: Config) -> BenchResult:
     """A real measurement, by children of a process that holds much memory."""
-    held = np.ones(60_000_000)  # 480 MB
+    array = np.ones(60_000_000)  # 480 MB
     parent_bytes = device.resident_bytes()
     measurement = speed.benchmark_configs({"a": tiny_model, "b": tiny_model}, QUICK)
-    assert held[0] == 1
-    return Measured(measurement, parent_bytes)
+    assert array[0] == 1
+    return BenchResult(measurement, parent_bytes)
 
 
-def test_each_config_is_measured_by_its_name(measured: Measured, tiny_model: Config) -> None:
-    assert [tier.name for tier in measured.measurement.tiers] == ["a", "b"]
-    for tier in measured.measurement.tiers:
+def test_each_config_is_measured_by_its_name(bench_result: BenchResult, tiny_model: Config) -> None:
+    assert [tier.name for tier in bench_result.measurement.tiers] == ["a", "b"]
+    for tier in bench_result.measurement.tiers:
         assert tier.parameters == count_parameters(tiny_model.model)
         assert tier.dtype == "float32"
         assert config.config_from_tree(tier.config) == tiny_model
 
 
-def test_the_figures_belong_together(measured: Measured, tiny_model: Config) -> None:
-    for tier in measured.measurement.tiers:
+def test_the_figures_belong_together(bench_result: BenchResult, tiny_model: Config) -> None:
+    for tier in bench_result.measurement.tiers:
         t, g = tier.training, tier.generation
         assert t.tokens_per_step == 4 * 8
         assert t.plan_tokens == 12 * 4 * 8
@@ -70,9 +70,9 @@ def test_the_figures_belong_together(measured: Measured, tiny_model: Config) -> 
         assert t.warmup_steps >= 2
         assert t.steps_per_repeat >= 1
         assert (g.prompt_tokens, g.new_tokens) == (3, 12)
-        for spread in (t.ms_per_step, g.ms_to_first_token, g.tokens_per_second):
-            assert len(spread.repeats) == 5
-            assert 0 < spread.least <= spread.median <= spread.most
+        for stats in (t.ms_per_step, g.ms_to_first_token, g.tokens_per_second):
+            assert len(stats.repeats) == 5
+            assert 0 < stats.least <= stats.median <= stats.most
 
 
 on_cpu = pytest.mark.skipif(
@@ -81,28 +81,28 @@ on_cpu = pytest.mark.skipif(
 
 
 @on_cpu
-def test_memory_is_the_childs_alone(measured: Measured) -> None:
-    assert measured.parent_bytes > 500e6
-    for tier in measured.measurement.tiers:
+def test_memory_is_the_childs_alone(bench_result: BenchResult) -> None:
+    assert bench_result.parent_bytes > 500e6
+    for tier in bench_result.measurement.tiers:
         assert 20e6 < tier.training.peak_memory < 400e6
         assert tier.training.peak_memory_of == "the whole process"
 
 
 @on_cpu
 def test_peak_memory_remembers_what_was_freed() -> None:
-    held = np.ones(40_000_000)  # 320 MB, which go back to the system at once
-    del held
+    array = np.ones(40_000_000)  # 320 MB, which go back to the system at once
+    del array
     assert device.peak_memory_bytes() >= 300e6
 
 
-def test_json_gives_the_measurement_back(measured: Measured) -> None:
-    text = measured.measurement.to_json()
-    assert Measurement.from_json(text) == measured.measurement
+def test_json_gives_the_measurement_back(bench_result: BenchResult) -> None:
+    text = bench_result.measurement.to_json()
+    assert Measurement.from_json(text) == bench_result.measurement
     assert json.loads(text)["machine"]["chip"] == device.device_name()
 
 
-def test_the_machine_is_described(measured: Measured) -> None:
-    machine = measured.measurement.machine
+def test_the_machine_is_described(bench_result: BenchResult) -> None:
+    machine = bench_result.measurement.machine
     assert machine.backend == device.device_type()
     assert machine.cores == os.cpu_count()
     assert machine.memory == device.total_memory_bytes()
@@ -111,17 +111,17 @@ def test_the_machine_is_described(measured: Measured) -> None:
     assert machine.versions["Python"] == sys.version.split()[0]
     assert machine.versions["numpy"] == np.__version__
     assert machine.versions["mlx"][0].isdigit()
-    assert measured.measurement.date.endswith("+00:00")
+    assert bench_result.measurement.date.endswith("+00:00")
 
 
 def test_on_a_mac_the_fast_cores_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"hw.perflevel0.physicalcpu": "4"}
-    monkeypatch.setattr(macos, "sysctl", lambda name: told.get(name, ""))
+    sysctl_values = {"hw.perflevel0.physicalcpu": "4"}
+    monkeypatch.setattr(macos, "sysctl", lambda name: sysctl_values.get(name, ""))
     monkeypatch.setattr(sys, "platform", "linux")
     assert speed._count_performance_cores() is None, "this is no Mac"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert speed._count_performance_cores() == 4
-    told.clear()
+    sysctl_values.clear()
     assert speed._count_performance_cores() is None
 
 
@@ -137,7 +137,7 @@ def test_what_is_left_open_is_decided() -> None:
 def test_training_is_warm_before_it_is_timed(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainings: list[tuple[int, int]] = []
+    step_ranges: list[tuple[int, int]] = []
     # Compiling is slow; a step takes 0.3 s then, and one of the repeats twice as much.
     seconds = iter([100.0, 0.3, 1.2, 1.2, 2.4, 1.2, 1.2])
 
@@ -145,7 +145,7 @@ def test_training_is_warm_before_it_is_timed(
 
     def take_steps(step: Any, tokens: Any, config: Config, steps: int, start: int) -> None:
         nonlocal now
-        trainings.append((start, start + steps))
+        step_ranges.append((start, start + steps))
         inputs, _ = tokens.get_batch(start, seed=0, batch_size=4, block_size=8)
         assert 5 < inputs.max() < 19, "any id of the vocabulary"
         now += next(seconds)
@@ -153,7 +153,7 @@ def test_training_is_warm_before_it_is_timed(
     monkeypatch.setattr(speed, "take_steps", take_steps)
     monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: now))
     result = speed.measure_training(tiny_model, BenchPlan(repeats=5, seconds=1.0))
-    assert trainings == [(0, 2), (2, 3), (3, 7), (7, 11), (11, 15), (15, 19), (19, 23)]
+    assert step_ranges == [(0, 2), (2, 3), (3, 7), (7, 11), (11, 15), (15, 19), (19, 23)]
     assert (result.warmup_steps, result.steps_per_repeat) == (3, 4)
     assert result.ms_per_step.repeats == pytest.approx([300, 300, 600, 300, 300])
     assert result.tokens_per_second == pytest.approx(32 / 0.3)
@@ -163,8 +163,8 @@ def test_training_is_warm_before_it_is_timed(
 def test_the_peak_is_the_larger_of_before_and_after(
     peaks: list[float], tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ahead = iter(peaks)
-    monkeypatch.setattr(device, "matmul_peak", lru_cache(lambda dtype: next(ahead)))
+    remaining_peaks = iter(peaks)
+    monkeypatch.setattr(device, "matmul_peak", lru_cache(lambda dtype: next(remaining_peaks)))
     assert speed.measure_training(tiny_model, QUICK).matmul_peak == 3e9
 
 
@@ -175,17 +175,22 @@ def test_a_step_that_is_longer_than_a_repeat_is_a_repeat(tiny_model: Config) -> 
 def test_generation_is_timed_from_the_call_and_from_the_first_token(
     tiny_model: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, firsts = [0.0], iter([9.0, 0.05, 0.07, 0.05, 0.05, 0.06])  # the first one compiles
+    now, first_token_seconds = (
+        [0.0],
+        iter([9.0, 0.05, 0.07, 0.05, 0.05, 0.06]),
+    )  # the first one compiles
 
-    def checked(compiled: CompiledModel, texts: list, sampling: SamplingParams) -> BatchDecoder:
+    def checked_decoder(
+        compiled: CompiledModel, texts: list, sampling: SamplingParams
+    ) -> BatchDecoder:
         ((prompt, _),) = texts
         assert (len(prompt), sampling.max_tokens, compiled.vocab_size) == (3, 12, 19)
         assert prompt.max() < 19
         return BatchDecoder(compiled, texts, sampling)
 
-    def timed(batch: BatchDecoder) -> Iterator[list[int]]:
+    def timed_steps(batch: BatchDecoder) -> Iterator[list[int]]:
         for n in range(12):
-            now[0] += 0.01 if n else next(firsts)
+            now[0] += 0.01 if n else next(first_token_seconds)
             yield [0]
 
     def compiled(model: GPT, vocab_size: int) -> CompiledModel:
@@ -195,8 +200,8 @@ def test_generation_is_timed_from_the_call_and_from_the_first_token(
         return CompiledModel(model, vocab_size)
 
     monkeypatch.setattr(speed, "CompiledModel", compiled)
-    monkeypatch.setattr(speed, "BatchDecoder", checked)
-    monkeypatch.setattr(speed, "generate_step", timed)
+    monkeypatch.setattr(speed, "BatchDecoder", checked_decoder)
+    monkeypatch.setattr(speed, "generate_step", timed_steps)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     result = speed.measure_generation(tiny_model.model, QUICK)
     assert result.ms_to_first_token.repeats == pytest.approx([50, 70, 50, 50, 60])
@@ -206,11 +211,13 @@ def test_generation_is_timed_from_the_call_and_from_the_first_token(
 def test_a_new_token_reads_weights_and_cache(tiny_model: Config) -> None:
     model = GPT(tiny_model.model)
     weights = sum(array.nbytes for array in flatten_params(model.parameters()).values())
-    other_positions = model.wpe.weight[1:].nbytes
+    unused_position_bytes = model.wpe.weight[1:].nbytes
     cache = KVCache()
     model(mx.zeros((1, tiny_model.model.block_size), mx.int32), cache)
-    filled = sum(k.nbytes + v.nbytes for k, v in cache.layers)
-    assert speed.bytes_per_new_token(tiny_model.model) == weights - other_positions + filled
+    cache_bytes = sum(k.nbytes + v.nbytes for k, v in cache.layers)
+    assert (
+        speed.bytes_per_new_token(tiny_model.model) == weights - unused_position_bytes + cache_bytes
+    )
 
 
 def test_each_config_is_logged(
@@ -251,8 +258,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "mlxgpt" / "model.py").write_text("1\n")
     git(root, "init", "--quiet")
     git(root, "add", ".")
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    git(root, *who, "commit", "--quiet", "--message", "one")
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    git(root, *identity, "commit", "--quiet", "--message", "one")
     return root
 
 

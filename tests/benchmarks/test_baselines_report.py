@@ -9,21 +9,23 @@ from baselines import report
 from baselines.records import MLXGPT, Comparison, TaskResult
 
 from tests.helpers import bench_measurement
-from tests.helpers.bench_measurement import cells
+from tests.helpers.bench_measurement import table_cells
 from tests.helpers.commands import ROOT
 
 COMMITTED = ROOT / "benchmarks" / "reports" / "2026-11-26-epyc-2-cores.json"
 
 
-def comparison(*results: TaskResult) -> Comparison:
-    return Comparison("2026-11-22T23:59:58+00:00", bench_measurement.measurement().machine, results)
+def make_comparison(*results: TaskResult) -> Comparison:
+    return Comparison(
+        "2026-11-22T23:59:58+00:00", bench_measurement.make_measurement().machine, results
+    )
 
 
-def rendered(*results: TaskResult) -> str:
-    return report.render_markdown(comparison(*results))
+def render_results(*results: TaskResult) -> str:
+    return report.render_markdown(make_comparison(*results))
 
 
-def figures(**changes: float) -> dict[str, Any]:
+def round_values(**changes: float) -> dict[str, Any]:
     return {
         "tokens_per_second": 100.0,
         "ms_to_first_token": 10.0,
@@ -34,34 +36,39 @@ def figures(**changes: float) -> dict[str, Any]:
 
 
 def test_without_results_there_is_only_the_machine() -> None:
-    text = rendered()
-    assert cells(text, "chip") == ["Intel(R) Xeon(R) Processor"]
+    text = render_results()
+    assert table_cells(text, "chip") == ["Intel(R) Xeon(R) Processor"]
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Versions"]
 
 
 def test_faster_and_smaller_are_above_one() -> None:
     rounds = {
-        "mlxgpt": [figures(tokens_per_second=x) for x in (90.0, 100.0, 110.0)],
-        "PyTorch": [figures(tokens_per_second=50.0, peak_memory=500e6)] * 3,
+        "mlxgpt": [round_values(tokens_per_second=x) for x in (90.0, 100.0, 110.0)],
+        "PyTorch": [round_values(tokens_per_second=50.0, peak_memory=500e6)] * 3,
     }
     made_with = {
         "PyTorch": {"versions": "torch 2.13", "device": "cpu", "threads": "2", "BLAS": "mkl"}
     }
-    text = rendered(TaskResult("tier1", "training", 0, rounds, made_with))
-    assert cells(text, "mlxgpt", 1) == ["100 (90.0 to 110)", "", "200 (200 to 200)", ""]
-    assert cells(text, "PyTorch") == ["50.0 (50.0 to 50.0)", "2.00", "500 (500 to 500)", "2.50"]
-    assert cells(text, "PyTorch", 1) == ["torch 2.13", "cpu", "2", "mkl", ""]
+    text = render_results(TaskResult("tier1", "training", 0, rounds, made_with))
+    assert table_cells(text, "mlxgpt", 1) == ["100 (90.0 to 110)", "", "200 (200 to 200)", ""]
+    assert table_cells(text, "PyTorch") == [
+        "50.0 (50.0 to 50.0)",
+        "2.00",
+        "500 (500 to 500)",
+        "2.50",
+    ]
+    assert table_cells(text, "PyTorch", 1) == ["torch 2.13", "cpu", "2", "mkl", ""]
     assert "3 rounds" in text
 
 
 def test_generation_has_a_row_for_each_number_of_texts() -> None:
-    slow = figures(tokens_per_second=25.0, ms_to_first_token=30.0, seconds_from_start=4.0)
-    both = {"mlxgpt": [figures()], "transformers": [slow]}
-    results = [TaskResult("tier1", "generate", n, both) for n in (1, 64)]
-    text = rendered(*results)
-    row = cells(text, "64, transformers")
+    slow = round_values(tokens_per_second=25.0, ms_to_first_token=30.0, seconds_from_start=4.0)
+    rounds = {"mlxgpt": [round_values()], "transformers": [slow]}
+    results = [TaskResult("tier1", "generate", n, rounds) for n in (1, 64)]
+    text = render_results(*results)
+    row = table_cells(text, "64, transformers")
     assert row[1::2] == ["4.00", "3.00", "4.00", "1.00"]
-    assert cells(text, "1, mlxgpt")[0] == "100 (100 to 100)"
+    assert table_cells(text, "1, mlxgpt")[0] == "100 (100 to 100)"
 
 
 def test_learning_is_the_time_to_the_loss_that_all_reach() -> None:
@@ -69,9 +76,11 @@ def test_learning_is_the_time_to_the_loss_that_all_reach() -> None:
         "mlxgpt": [{"curve": [[1.0, 4.0], [2.0, 3.0], [3.0, 2.0]]}],
         "PyTorch": [{"curve": [[2.0, 4.0], [4.0, 3.0], [6.0, 2.5]]}],
     }
-    text = rendered(TaskResult("tier1", "learning", 0, rounds))
-    assert cells(text, "mlxgpt", 1) == ["2.0000", "2.50 (2.50 to 2.50)", ""], "half way from 3 to 2"
-    assert cells(text, "PyTorch") == ["2.5000", "6.00 (6.00 to 6.00)", "2.40"]
+    text = render_results(TaskResult("tier1", "learning", 0, rounds))
+    assert table_cells(text, "mlxgpt", 1) == ["2.0000", "2.50 (2.50 to 2.50)", ""], (
+        "half way from 3 to 2"
+    )
+    assert table_cells(text, "PyTorch") == ["2.5000", "6.00 (6.00 to 6.00)", "2.40"]
 
 
 @pytest.mark.parametrize(
@@ -86,20 +95,22 @@ def test_a_target_is_reached_for_good(curve: list[list[float]], seconds: float) 
 
 
 def test_a_framework_that_failed_is_named() -> None:
-    rounds = {"mlxgpt": [figures()]}
+    rounds = {"mlxgpt": [round_values()]}
     result = TaskResult("tier2", "training", 0, rounds, {}, {"mlx-lm": "no room"})
-    assert "- mlx-lm could not do tier2, training: no room" in rendered(result)
+    assert "- mlx-lm could not do tier2, training: no room" in render_results(result)
 
 
 def test_speed_ratios_have_the_widest_interval() -> None:
     speeds = {MLXGPT: (200.0, 300.0, 400.0), "PyTorch": (100.0, 150.0, 160.0)}
-    rounds = {name: [figures(tokens_per_second=v) for v in of] for name, of in speeds.items()}
+    rounds = {
+        name: [round_values(tokens_per_second=v) for v in rates] for name, rates in speeds.items()
+    }
     (ratio,) = report.speed_ratios(TaskResult("small", "generate", 8, rounds))
     assert ratio == ("small, 8 texts: PyTorch", 2.0, 200 / 160, 4.0)
 
 
 def test_both_files_are_written_and_read(tmp_path: Path) -> None:
-    original = comparison(TaskResult("tier1", "training", 0, {MLXGPT: [figures()]}))
+    original = make_comparison(TaskResult("tier1", "training", 0, {MLXGPT: [round_values()]}))
     for number in ("", "-2"):
         paths = report.write_comparison(original, tmp_path)
         assert [path.name for path in paths] == [

@@ -25,7 +25,9 @@ RESULT = TaskResult("tier1", "training", 0, {"mlxgpt": [{"tokens_per_second": 1.
 def only_datasets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No other framework is installed; the level of the logger is as before."""
     monkeypatch.setattr(runner, "find_spec", lambda name: name == "datasets")
-    monkeypatch.setattr(speed, "describe_machine", lambda: bench_measurement.measurement().machine)
+    monkeypatch.setattr(
+        speed, "describe_machine", lambda: bench_measurement.make_measurement().machine
+    )
     level = compare_baselines.logger.level
     yield
     compare_baselines.logger.setLevel(level)
@@ -37,19 +39,22 @@ def test_it_writes_a_report(
     capsys: Capture,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def run_tasks(jobs: list[Job], frameworks: Any, **options: Any) -> Iterator[TaskResult]:
-        asked.append(([job.name for job in jobs], [f.name for f in frameworks]))
+        calls.append(([job.name for job in jobs], [f.name for f in frameworks]))
         assert options["nanogpt"] is None
         yield TaskResult(**{**vars(RESULT), "rounds": {}})
 
     monkeypatch.setattr(compare_baselines, "run_tasks", run_tasks)
     for tier in ([], ["--tier", "2"]):
         assert compare_baselines.main([*tier, "--out", str(tmp_path / "out")]) == 0
-    others = ["nanoGPT's for a CPU", "gpt2-124m"]
+    other_jobs = ["nanoGPT's for a CPU", "gpt2-124m"]
     frameworks = ["mlxgpt", "datasets.map"]
-    assert asked == [(["tier1", "tier2", *others], frameworks), (["tier2", *others], frameworks)]
+    assert calls == [
+        (["tier1", "tier2", *other_jobs], frameworks),
+        (["tier2", *other_jobs], frameworks),
+    ]
     files = sorted((tmp_path / "out").iterdir())
     assert len(files) == 4
     assert Comparison.from_json(files[0].read_text(encoding="utf-8")).results[0].config == "tier1"

@@ -40,7 +40,7 @@ MAC = Machine(
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def set_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replace the report's parts."""
 
     def replace(**parts: Callable[[Workspace], Result]) -> None:
@@ -50,7 +50,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture(autouse=True)
-def own_signals() -> Iterator[None]:
+def restore_signals() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(number) for number in numbers]
     yield
@@ -58,26 +58,26 @@ def own_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def well(workspace: Workspace) -> Result:
+def pass_part(workspace: Workspace) -> Result:
     return True, "well", ["It is well."]
 
 
-def fails(workspace: Workspace) -> Result:
+def fail_part(workspace: Workspace) -> Result:
     raise UserError(f"no {Path.home()}/x on {socket.gethostname()}", "a remedy")
 
 
 def test_a_part_that_fails_loses_no_other(
-    tmp_path: Path, parts: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, set_parts: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "Tower-of-Jane.fritz.box")
     monkeypatch.setenv("HOME", "/Users/janedoe")
     account = SimpleNamespace(pw_name="janedoe", pw_dir="/Users/janedoe")
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: account)
 
-    def crashes(workspace: Workspace) -> Result:
+    def crash(workspace: Workspace) -> Result:
         raise ValueError(f"first\n{tempfile.gettempdir()}/of-janedoe/{machine_report.ROOT}")
 
-    parts(first=well, second=fails, third=crashes, fourth=well)
+    set_parts(first=pass_part, second=fail_part, third=crash, fourth=pass_part)
     assert machine_report.main(["--out", str(tmp_path / "new")]) == 1
     (path,) = (tmp_path / "new").iterdir()
     text = path.read_text()
@@ -89,29 +89,31 @@ def test_a_part_that_fails_loses_no_other(
     assert "jane" not in text.lower()
 
 
-def test_every_part_is_written_when_it_is_done(tmp_path: Path, parts: Callable[..., None]) -> None:
-    seen: list[str] = []
+def test_every_part_is_written_when_it_is_done(
+    tmp_path: Path, set_parts: Callable[..., None]
+) -> None:
+    reports: list[str] = []
 
-    def looks(workspace: Workspace) -> Result:
+    def read_report(workspace: Workspace) -> Result:
         (path,) = tmp_path.iterdir()
-        seen.append(path.read_text())
+        reports.append(path.read_text())
         return True, "looked", []
 
-    parts(first=well, second=looks, third=well)
+    set_parts(first=pass_part, second=read_report, third=pass_part)
     assert machine_report.main(["--out", str(tmp_path)]) == 0
-    assert "It is well." in seen[0]
-    assert "second" not in seen[0]
+    assert "It is well." in reports[0]
+    assert "second" not in reports[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_keeps_what_there_is(
-    tmp_path: Path, number: signal.Signals, parts: Callable[..., None], capsys: Capture
+    tmp_path: Path, number: signal.Signals, set_parts: Callable[..., None], capsys: Capture
 ) -> None:
-    def stops(workspace: Workspace) -> Result:
+    def stop(workspace: Workspace) -> Result:
         signal.raise_signal(number)
-        return well(workspace)
+        return pass_part(workspace)
 
-    parts(first=well, second=stops, third=lambda workspace: pytest.fail("it continued"))
+    set_parts(first=pass_part, second=stop, third=lambda workspace: pytest.fail("it continued"))
     assert machine_report.main(["--out", str(tmp_path)]) == 130
     (path,) = tmp_path.iterdir()
     assert "- first: passed: well\n- second: **failed**: stopped\n" in path.read_text()
@@ -119,13 +121,13 @@ def test_ctrl_c_keeps_what_there_is(
 
 
 def test_a_report_replaces_no_other_and_is_named_after_the_chip(
-    tmp_path: Path, parts: Callable[..., None]
+    tmp_path: Path, set_parts: Callable[..., None]
 ) -> None:
-    def describes(workspace: Workspace) -> Result:
+    def describe(workspace: Workspace) -> Result:
         workspace.machine = MAC
-        return well(workspace)
+        return pass_part(workspace)
 
-    parts(first=describes, second=well)
+    set_parts(first=describe, second=pass_part)
     for _ in range(2):
         assert machine_report.main(["--out", str(tmp_path), "--skip", "second"]) == 0
     names = sorted(path.name[len("2026-11-22-") :] for path in tmp_path.iterdir())
@@ -142,9 +144,9 @@ def test_a_report_replaces_no_other_and_is_named_after_the_chip(
     ],
 )
 def test_bad_arguments_end_it_at_once(
-    home: Path, arguments: list[str], problem: str, parts: Callable[..., None], capsys: Capture
+    home: Path, arguments: list[str], problem: str, set_parts: Callable[..., None], capsys: Capture
 ) -> None:
-    parts(first=lambda workspace: pytest.fail("it started"))
+    set_parts(first=lambda workspace: pytest.fail("it started"))
     (home / "a-file").write_text("x")
     assert machine_report.main(["--out", "out", *arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -164,9 +166,9 @@ def test_an_intel_mac_is_refused(
     assert "Intel processor\n  → use another." in capsys.readouterr().err
 
 
-def test_in_the_background_sigint_works(parts: Callable[..., None], tmp_path: Path) -> None:
+def test_in_the_background_sigint_works(set_parts: Callable[..., None], tmp_path: Path) -> None:
     """A shell ignores it for background jobs, and children inherit that."""
-    parts(first=well)
+    set_parts(first=pass_part)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     machine_report.main(["--out", str(tmp_path)])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -181,14 +183,14 @@ def test_a_command_that_fails_is_named_by_its_last_line(tmp_path: Path) -> None:
 
 def test_no_process_outlives_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the command nor its children."""
-    note = tmp_path / "alive"
-    child = f"import time; time.sleep(1.5); open({str(note)!r}, 'w')"
+    alive_file = tmp_path / "alive"
+    child = f"import time; time.sleep(1.5); open({str(alive_file)!r}, 'w')"
     code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); "
     monkeypatch.setattr(machine_report, "LIMIT", 0.5)
     with pytest.raises(RuntimeError, match="no result after"):
         Workspace(tmp_path).run(sys.executable, "-c", code + "time.sleep(60)")
     time.sleep(2.5)
-    assert not note.exists()
+    assert not alive_file.exists()
 
 
 SUITE = """
@@ -224,7 +226,7 @@ def test_failed_tests_are_named(tmp_path: Path) -> None:
         machine_report.run_tests(Workspace(tmp_path, tests=("--no-such-flag",)))
 
 
-class Commands(Workspace):
+class FakeWorkspace(Workspace):
     """A workspace whose commands print what they are given."""
 
     answers: Any = None
@@ -234,18 +236,20 @@ class Commands(Workspace):
         return json.dumps(self.answers.pop(0))
 
 
-def answered(home: Path, *answers: Any, machine: Machine | None = None) -> Commands:
-    workspace = Commands(home, machine=machine)
+def workspace_with_answers(
+    home: Path, *answers: Any, machine: Machine | None = None
+) -> FakeWorkspace:
+    workspace = FakeWorkspace(home, machine=machine)
     workspace.answers = list(answers)
     return workspace
 
 
 def test_a_failed_check_is_named(tmp_path: Path) -> None:
     checks = [{"name": f"check {n}", "ok": n != 1, "detail": "a | b"} for n in range(3)]
-    passed, line, body = machine_report.self_check(answered(tmp_path, checks))
+    passed, line, body = machine_report.self_check(workspace_with_answers(tmp_path, checks))
     assert (passed, line) == (False, "failed: check 1")
     assert "a \\| b" in body[-1]
-    passed, line, _ = machine_report.self_check(answered(tmp_path, checks[:1]))
+    passed, line, _ = machine_report.self_check(workspace_with_answers(tmp_path, checks[:1]))
     assert (passed, line) == (True, "1 checks")
 
 
@@ -260,7 +264,7 @@ def test_a_tier_comes_with_its_own_report(tmp_path: Path) -> None:
         "reports": ["", str(tmp_path / "bench.md")],
         "machine": asdict(MAC),
     }
-    workspace = answered(tmp_path, answer)
+    workspace = workspace_with_answers(tmp_path, answer)
     passed, line, body = machine_report.measure(workspace, 1)
     assert (passed, line) == (True, "1,230 tokens/s in training, 99.0 in generation")
     assert body == ["### tier1", "", "#### Measured", "", "fast"]
@@ -289,7 +293,7 @@ def test_when_a_resumed_run_passes(
 ) -> None:
     answer = {"resumed": resumed, "step": 300}
     machine = Machine(**{**asdict(MAC), "backend": backend})
-    workspace = answered(tmp_path, answer, answer, machine=machine)
+    workspace = workspace_with_answers(tmp_path, answer, answer, machine=machine)
     hashes = iter(digests)
     monkeypatch.setattr(machine_report, "kill", lambda workspace, line, step: step + 1)
     monkeypatch.setattr(

@@ -81,10 +81,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[TaskResult]:
 def test_each_framework_does_its_tasks(results: list[TaskResult]) -> None:
     assert [r.failed for r in results] == [{}] * len(results)
     assert {(r.task, framework) for r in results for framework in r.rounds} == {
-        *(("training", who) for who in ("mlxgpt", "PyTorch", "PyTorch, compiled", "mlx-lm")),
-        *(("generate", who) for who in ("mlxgpt", "transformers", "mlx-lm", "nanoGPT")),
-        *(("learning", who) for who in ("mlxgpt", "PyTorch", "PyTorch, compiled")),
-        *(("preparation", who) for who in ("mlxgpt", "datasets.map")),
+        *(
+            ("training", library)
+            for library in ("mlxgpt", "PyTorch", "PyTorch, compiled", "mlx-lm")
+        ),
+        *(("generate", library) for library in ("mlxgpt", "transformers", "mlx-lm", "nanoGPT")),
+        *(("learning", library) for library in ("mlxgpt", "PyTorch", "PyTorch, compiled")),
+        *(("preparation", library) for library in ("mlxgpt", "datasets.map")),
         ("training", "nanoGPT"),
     }
     for r in results:
@@ -107,12 +110,12 @@ def test_all_learn_the_same(results: list[TaskResult]) -> None:
     (learning,) = [r for r in results if r.task == "learning"]
     losses = [[loss for _, loss in rounds[0]["curve"]] for rounds in learning.rounds.values()]
     assert losses[0][0] - losses[0][-1] > 0.1, "something is learned"
-    for other in losses[1:]:
-        np.testing.assert_allclose(other, losses[0], rtol=2e-3)
+    for curve in losses[1:]:
+        np.testing.assert_allclose(curve, losses[0], rtol=2e-3)
 
 
 @contextmanager
-def folder_of(config: Config) -> Iterator[Task]:
+def make_task(config: Config) -> Iterator[Task]:
     with runner._weights(config) as folder:
         task: dict[str, Any] = runner._task(config, folder)
         yield Task(**task, framework="PyTorch", batch_size=2)
@@ -122,6 +125,6 @@ def folder_of(config: Config) -> Iterator[Task]:
 def test_pytorchs_model_is_ours(bias: bool) -> None:
     config = override_config(TINY, {"n_layer": 2, "bias": bias})
     ids = np.random.default_rng(1).integers(37, size=(3, 16))
-    with folder_of(config) as task, torch.no_grad():
-        theirs = pytorch.make_model(task)(torch.tensor(ids)).numpy()
-    np.testing.assert_allclose(np.array(GPT(config.model)(mx.array(ids))), theirs, atol=1e-5)
+    with make_task(config) as task, torch.no_grad():
+        expected = pytorch.make_model(task)(torch.tensor(ids)).numpy()
+    np.testing.assert_allclose(np.array(GPT(config.model)(mx.array(ids))), expected, atol=1e-5)

@@ -69,19 +69,19 @@ def test_some_only_train_or_only_generate(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_all_take_turns(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    asked: list[tuple[str, str, int]] = []
+    calls: list[tuple[str, str, int]] = []
 
     def run(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
-        asked.append((task["task"], framework.name, task["texts"]))
-        return {"tokens_per_second": 1.0 + len(asked), "made_with": {"versions": framework.name}}
+        calls.append((task["task"], framework.name, task["texts"]))
+        return {"tokens_per_second": 1.0 + len(calls), "made_with": {"versions": framework.name}}
 
     monkeypatch.setattr(runner, "_run", run)
     plan = Plan(rounds=2, steps=1, megabytes=0.05)
     with caplog.at_level("INFO"):
         results = list(run_tasks([Job("tiny", TINY, texts=(1,))], [OURS, OTHER], plan=plan))
-    assert asked[:4] == [("training", name, 0) for name in ("mlxgpt", "other")] * 2
-    assert asked[4:8] == [("generate", name, 1) for name in ("mlxgpt", "other")] * 2
-    assert [name for _, name, _ in asked[8:]] == ["mlxgpt"] * 4, "the other cannot do the rest"
+    assert calls[:4] == [("training", name, 0) for name in ("mlxgpt", "other")] * 2
+    assert calls[4:8] == [("generate", name, 1) for name in ("mlxgpt", "other")] * 2
+    assert [name for _, name, _ in calls[8:]] == ["mlxgpt"] * 4, "the other cannot do the rest"
     assert caplog.messages[5] == "tiny, generate of 1, round 1 of 2: other …"
     rates = [values["tokens_per_second"] for values in results[0].rounds["other"]]
     assert rates == [3.0, 5.0]
@@ -89,10 +89,10 @@ def test_all_take_turns(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
 
 
 def test_a_failing_framework_is_named_and_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    calls = []
 
     def run(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
-        asked.append(framework.name)
+        calls.append(framework.name)
         if framework is OTHER:
             raise UserError("it has no room", "…")
         return {"made_with": {}}
@@ -101,7 +101,7 @@ def test_a_failing_framework_is_named_and_not_run_again(monkeypatch: pytest.Monk
     plan = Plan(rounds=3, steps=1, megabytes=0.05)
     first = next(run_tasks([JOB], [OURS, OTHER], plan=plan))
     assert first.failed == {"other": "it has no room"}
-    assert asked == ["mlxgpt", "other", "mlxgpt", "mlxgpt"]
+    assert calls == ["mlxgpt", "other", "mlxgpt", "mlxgpt"]
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ print(json.dumps({"blas": blas.blas_status()}))
 def test_other_processes_have_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX's BLAS and the allocator's settings would be in the whole process."""
     monkeypatch.setattr(runner, "CHILD", (sys.executable, "-c", PRINT_BLAS))
-    ours, others = (runner._run(framework, {})["blas"] for framework in (OURS, OTHER))
-    assert others == "MLX's own BLAS"
-    assert ours == blas.blas_status()
+    mlxgpt_blas, other_blas = (runner._run(framework, {})["blas"] for framework in (OURS, OTHER))
+    assert other_blas == "MLX's own BLAS"
+    assert mlxgpt_blas == blas.blas_status()
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,13 +20,13 @@ MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    asked = os.environ.get("MLXGPT_BROWSER")
-    found = asked or next(filter(None, map(shutil.which, NAMES)), None)
-    if not found and MAC.exists():
-        found = str(MAC)
-    if not found:
+    configured = os.environ.get("MLXGPT_BROWSER")
+    executable = configured or next(filter(None, map(shutil.which, NAMES)), None)
+    if not executable and MAC.exists():
+        executable = str(MAC)
+    if not executable:
         pytest.skip("there is no Chromium")
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = p.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser
         browser.close()

@@ -11,7 +11,7 @@ import pytest
 from mlxgpt import api
 from mlxgpt.html_report.page import write_page
 from tests.helpers.commands import ROOT
-from tests.html_report.test_page import HOSTILE, full
+from tests.html_report.test_page import HOSTILE, make_full_page
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
@@ -28,7 +28,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> dict[str, 
     shutil.copytree(trained / "runs", runs)
     shutil.copytree(runs / "done", runs / "<script>alert(1)<\\script>")
     bench, compared = REPORTS / "2026-11-26-epyc-2-cores.json", REPORTS / "compare"
-    made = {
+    paths = {
         "run": api.report("done", runs_dir=runs, output=folder / "run.html"),
         "runs": api.report(
             "done", "<script>alert(1)<\\script>", runs_dir=runs, output=folder / "runs.html"
@@ -37,8 +37,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> dict[str, 
         "compare": api.report(compared / "stories-ablation.json", output=folder / "compare.html"),
         "hostile": folder / "hostile.html",
     }
-    write_page(made["hostile"], full(HOSTILE).to_html())
-    return made
+    write_page(paths["hostile"], make_full_page(HOSTILE).to_html())
+    return paths
 
 
 KINDS = ("run", "runs", "bench", "compare", "hostile")
@@ -53,15 +53,15 @@ def test_a_page_as_it_is_seen(
         viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
     )
     page = context.new_page()
-    asked: list[str] = []
-    said: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: said.append(message.text))
-    page.on("dialog", lambda dialog: said.append(dialog.message))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    requested_urls: list[str] = []
+    console_messages: list[str] = []
+    page.on("request", lambda request: requested_urls.append(request.url))
+    page.on("console", lambda message: console_messages.append(message.text))
+    page.on("dialog", lambda dialog: console_messages.append(dialog.message))
+    page.on("pageerror", lambda error: console_messages.append(str(error)))
     page.goto(pages[kind].as_uri())
-    assert asked == [pages[kind].as_uri()], "nothing is fetched"
-    assert said == []
+    assert requested_urls == [pages[kind].as_uri()], "nothing is fetched"
+    assert console_messages == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
     results = axe.Axe().run(page)
     assert results.violations_count == 0, results.generate_report()

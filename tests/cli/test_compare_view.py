@@ -10,19 +10,19 @@ from mlxgpt.cli.compare_view import ComparisonDisplay, show_comparison
 from mlxgpt.config import Config
 from mlxgpt.experiments.verdict import assign_verdicts
 from mlxgpt.training.selfcheck import CheckResult
-from tests.helpers.comparisons import compared, record, variant_result
+from tests.helpers.comparisons import make_comparison_record, make_variant_result, run_comparison
 
 pytestmark = pytest.mark.usefixtures("no_check")
 
 
-def shown(
+def run_display(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny: Config, *, live: bool
 ) -> str:
     """Everything that is written in the course of a small comparison."""
     console = Console(stderr=True, force_terminal=live, width=100, highlight=False, no_color=True)
     monkeypatch.setattr(displays, "stderr_console", lambda: console)
     with ComparisonDisplay() as display:
-        compared(tiny, display, seeds=2)
+        run_comparison(tiny, display, seeds=2)
     output = capsys.readouterr()
     assert output.out == "", "stdout is for results"
     return output.err
@@ -35,7 +35,7 @@ def test_without_a_terminal_a_line_for_each_training(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lines = shown(monkeypatch, capsys, tiny, live=False).splitlines()
+    lines = run_display(monkeypatch, capsys, tiny, live=False).splitlines()
     trainings = [line for line in lines if "bits per byte" in line]
     assert len(trainings) == 4
     assert trainings[0].startswith("learning_rate=1e-2, seed 7  bits per byte ")
@@ -50,7 +50,7 @@ def test_in_a_terminal_a_table_that_grows(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    text = shown(monkeypatch, capsys, tiny, live=True)
+    text = run_display(monkeypatch, capsys, tiny, live=True)
     for part in ("one seed", "learning_rate=1e-3, seed 8  step 12/12", "difference", "━"):
         assert part in text, part
 
@@ -59,16 +59,19 @@ def test_a_check_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with ComparisonDisplay() as display:
         display.on_check(CheckResult("sums", True, "right"))
         display.on_check(CheckResult("products", False, "wrong"))
-    told = capsys.readouterr().err
-    assert "checking itself" in told
-    assert "self-check: products: wrong" in told
-    assert "sums" not in told
+    stderr = capsys.readouterr().err
+    assert "checking itself" in stderr
+    assert "self-check: products: wrong" in stderr
+    assert "sums" not in stderr
 
 
 def test_the_result_is_read_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    first, other = variant_result("a", [2.0, 2.1, 1.9]), variant_result("b[x]", [1.9, 2.0, 1.801])
-    assign_verdicts([first, other], 0.05, sequential=False)
-    show_comparison(record(first, other))
+    first, second = (
+        make_variant_result("a", [2.0, 2.1, 1.9]),
+        make_variant_result("b[x]", [1.9, 2.0, 1.801]),
+    )
+    assign_verdicts([first, second], 0.05, sequential=False)
+    show_comparison(make_comparison_record(first, second))
     output = capsys.readouterr()
     assert output.err == ""
     assert "b[x]" in output.out, "as it is, no markup"

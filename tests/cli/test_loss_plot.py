@@ -9,32 +9,34 @@ from hypothesis import strategies as st
 
 from mlxgpt.cli import main as cli
 from mlxgpt.cli.loss_plot import render_loss_chart
-from tests.helpers.commands import Capture, refused
+from tests.helpers.commands import Capture, expect_error
 
 FALLING = [{"step": 10 * n, "loss": 4 - n / 20} for n in range(1, 41)]
 
 
-def drawn(*records: dict[str, Any], width: int = 60, height: int = 12, **given: bool) -> list[str]:
-    return render_loss_chart(records, width, height, **given).plain.splitlines()
+def draw_lines(
+    *records: dict[str, Any], width: int = 60, height: int = 12, **options: bool
+) -> list[str]:
+    return render_loss_chart(records, width, height, **options).plain.splitlines()
 
 
 def test_a_falling_loss_falls_from_left_to_right() -> None:
-    lines = drawn(*FALLING)
+    lines = draw_lines(*FALLING)
     assert len(lines) == 12
     assert max(map(len, lines)) <= 60
     assert lines[0].startswith("   3.")
     assert lines[-3].startswith("   2.0")
-    places = [
+    rows_by_column = [
         next((n for n, c in enumerate(line[9:]) if c > "\u2800"), None) for line in lines[:-2]
     ]
-    known = [place for place in places if place is not None]
-    assert len(known) > 8
-    assert known == sorted(known)
+    plotted_rows = [place for place in rows_by_column if place is not None]
+    assert len(plotted_rows) > 8
+    assert plotted_rows == sorted(plotted_rows)
     assert "0 to 400 steps" in lines[-1]
 
 
 def test_held_out_losses_are_rings() -> None:
-    lines = drawn(
+    lines = draw_lines(
         *FALLING, {"step": 200, "val_loss": 3.0}, {"step": 400, "loss": 2.0, "val_loss": 2.5}
     )
     rings = [(n, line.index("○")) for n, line in enumerate(lines[:-1]) if "○" in line]
@@ -44,7 +46,7 @@ def test_held_out_losses_are_rings() -> None:
 
 
 def test_a_plain_terminal_gets_plain_letters() -> None:
-    lines = drawn(*FALLING, {"step": 400, "val_loss": 2.5}, unicode=False)
+    lines = draw_lines(*FALLING, {"step": 400, "val_loss": 2.5}, unicode=False)
     assert "\n".join(lines).isascii()
     assert "*" in "".join(lines)
 
@@ -57,7 +59,7 @@ def test_whatever_was_logged_makes_a_picture(
     records: list[tuple[int, Any, Any]], width: int
 ) -> None:
     steps = sorted(records, key=lambda record: record[0])
-    lines = drawn(*({"step": s, "loss": a, "val_loss": b} for s, a, b in steps), width=width)
+    lines = draw_lines(*({"step": s, "loss": a, "val_loss": b} for s, a, b in steps), width=width)
     assert lines
     assert len(lines) in (1, 12)
 
@@ -69,7 +71,7 @@ def test_a_run_s_curve_in_a_terminal(place: Path, capsys: Capture) -> None:
     assert "0 to 12 steps" in output
     assert cli.main(["runs", "--plot", "runs/done", "--json"]) == 0
     assert '"val_loss"' in capsys.readouterr().out
-    assert "there is no run 'nobody'" in refused(capsys, "runs", "--plot", "nobody")
+    assert "there is no run 'nobody'" in expect_error(capsys, "runs", "--plot", "nobody")
     Path("runs/done/metrics.jsonl").write_text("")
     assert cli.main(["runs", "--plot", "done"]) == 0
     assert "no loss was logged yet" in capsys.readouterr().out
@@ -77,6 +79,6 @@ def test_a_run_s_curve_in_a_terminal(place: Path, capsys: Capture) -> None:
 
 @pytest.mark.parametrize("loss", [[2.0], [2.0, 2.0], [2.0] * 300, [1e5] + [1.0] * 200])
 def test_few_flat_and_first_losses(loss: list[float]) -> None:
-    lines = drawn(*({"step": n + 1, "loss": value} for n, value in enumerate(loss)))
+    lines = draw_lines(*({"step": n + 1, "loss": value} for n, value in enumerate(loss)))
     assert len(lines) == 12
     assert "100000" not in "".join(lines) or len(loss) < 3

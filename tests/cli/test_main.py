@@ -19,7 +19,7 @@ from mlxgpt.inference.generate import GenerationOutput
 from mlxgpt.training import selfcheck
 from mlxgpt.training.job import TrainRequest
 from mlxgpt.utils.errors import UserError
-from tests.helpers.commands import ROOT, program
+from tests.helpers.commands import ROOT, run_program
 
 COMMANDS = [
     "prepare",
@@ -39,23 +39,23 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def here(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trained_folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder with the finished run, as the current one."""
     monkeypatch.delenv("MLXGPT_HOME", raising=False)
     monkeypatch.chdir(trained)
     return trained
 
 
-def flags(command: str, capsys: Capture) -> str:
-    with pytest.raises(SystemExit) as stopped:
+def help_text(command: str, capsys: Capture) -> str:
+    with pytest.raises(SystemExit) as error:
         main([command, "--help"])
-    assert stopped.value.code == 0
+    assert error.value.code == 0
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_itself(command: str, capsys: Capture) -> None:
-    text = flags(command, capsys)
+    text = help_text(command, capsys)
     assert text.startswith(f"usage: mlxgpt {command}")
     assert "--json" in text
     assert all(len(line) <= 100 for line in text.splitlines())
@@ -69,14 +69,14 @@ def test_the_front_page_names_every_command(capsys: Capture) -> None:
 
 
 def test_every_setting_has_a_flag_with_its_meaning(capsys: Capture) -> None:
-    text = " ".join(flags("train", capsys).split())
+    text = " ".join(help_text("train", capsys).split())
     for section in config.SECTIONS.values():
         for name, _, item in iter_fields(section):
             assert "--" + name.replace("_", "-") in text
             assert item.metadata["help"][:20] in text
 
 
-VALUES: dict[str, tuple[list[str], Any]] = {
+FLAG_VALUES: dict[str, tuple[list[str], Any]] = {
     "n_layer": (["3"], 3),
     "n_head": (["2"], 2),
     "n_embd": (["96"], 96),
@@ -127,35 +127,35 @@ VALUES: dict[str, tuple[list[str], Any]] = {
 
 
 def test_every_flag_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert VALUES.keys() == config.SECTION_BY_FIELD.keys()
-    reached: dict[str, Any] = {}
+    assert FLAG_VALUES.keys() == config.SECTION_BY_FIELD.keys()
+    received: dict[str, Any] = {}
 
     def setup(request: TrainRequest, *_: object) -> None:
-        reached.update(vars(request))
+        received.update(vars(request))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mlxgpt.training.train.setup_job", setup)
     line = ["train", "--tier", "1", "--run", "x", "--max-minutes", "2", "--runs-dir", "r"]
-    for name, (words, _) in VALUES.items():
+    for name, (words, _) in FLAG_VALUES.items():
         line += ["--" + name.replace("_", "-"), *words]
     assert main(line) == 130
-    for name, (_, value) in VALUES.items():
-        assert getattr(getattr(reached["config"], config.SECTION_BY_FIELD[name]), name) == value, (
+    for name, (_, value) in FLAG_VALUES.items():
+        assert getattr(getattr(received["config"], config.SECTION_BY_FIELD[name]), name) == value, (
             name
         )
-    assert (reached["run_name"], reached["max_minutes"]) == ("x", 2.0)
-    assert (reached["runs_dir"], reached["config_name"]) == (Path("r"), "tier1")
+    assert (received["run_name"], received["max_minutes"]) == ("x", 2.0)
+    assert (received["runs_dir"], received["config_name"]) == (Path("r"), "tier1")
     main(["train", "--tier", "1", "--no-bias", "--no-tied"])
-    assert reached["config"].model.bias is reached["config"].model.tied is False
+    assert received["config"].model.bias is received["config"].model.tied is False
 
 
 def test_every_sampling_flag_reaches_the_generator(
-    here: Path, monkeypatch: pytest.MonkeyPatch
+    trained_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reached: dict[str, Any] = {}
+    received: dict[str, Any] = {}
 
     def stream(*args: Any, **_: Any) -> None:
-        reached["sampling"] = args[3]
+        received["sampling"] = args[3]
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loaded_model, "TextStream", stream)
@@ -164,7 +164,7 @@ def test_every_sampling_flag_reaches_the_generator(
         "--repetition-penalty 1.2 --seed 4 --stop a --stop b --samples 2"
     )
     assert main(line.split()) == 130
-    assert reached["sampling"] == config.SamplingParams(9, 0.5, 3, 0.9, 0.1, 1.2, 4, ("a", "b"), 2)
+    assert received["sampling"] == config.SamplingParams(9, 0.5, 3, 0.9, 0.1, 1.2, 4, ("a", "b"), 2)
 
 
 @pytest.mark.parametrize(
@@ -232,27 +232,27 @@ def test_prepare_train_generate_eval_as_a_person_types_them(
     assert "n_layer = 1" in capsys.readouterr().out
 
 
-def one_object(capsys: Capture) -> Any:
+def read_json_output(capsys: Capture) -> Any:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
     return json.loads(lines[0])
 
 
-def test_json_is_one_object_with_what_was_promised(here: Path, capsys: Capture) -> None:
+def test_json_is_one_object_with_what_was_promised(trained_folder: Path, capsys: Capture) -> None:
     assert main(["eval", "--json"]) == 0
-    assert {"loss", "bits_per_byte", "perplexity", "tokens"} <= one_object(capsys).keys()
+    assert {"loss", "bits_per_byte", "perplexity", "tokens"} <= read_json_output(capsys).keys()
     assert main(["generate", "to", "--max-tokens", "5", "--json"]) == 0
-    result = one_object(capsys)
+    result = read_json_output(capsys)
     assert {"texts", "tokens_per_second"} <= result.keys()
     assert len(result["texts"][0]) == 7
     assert main(["runs", "--json"]) == 0
-    assert one_object(capsys)[0]["name"] == "done"
+    assert read_json_output(capsys)[0]["name"] == "done"
     assert main(["info", "--json"]) == 0
-    assert one_object(capsys)["parameters"]["all"] > 0
+    assert read_json_output(capsys)["parameters"]["all"] > 0
     assert main(["prepare", "words.txt", "--json"]) == 0
-    assert one_object(capsys)["train"]["tokens"] == 1800
+    assert read_json_output(capsys)["train"]["tokens"] == 1800
     assert main(["check", "--json", *SMALL]) == 0
-    checks = one_object(capsys)
+    checks = read_json_output(capsys)
     assert {"name", "ok", "detail"} <= checks[0].keys()
     assert [check["ok"] for check in checks].count(True) == 11
     assert all(check["ok"] is not False for check in checks)
@@ -334,7 +334,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_generating_does_not_import_datasets(here: Path) -> None:
+def test_generating_does_not_import_datasets(trained_folder: Path) -> None:
     code = (
         "import sys; from mlxgpt.cli.main import main\n"
         "main(['generate', 'to', '--max-tokens', '2'])\n"
@@ -348,9 +348,9 @@ def test_hellaswag_is_a_figure_with_its_error(place: Path, capsys: Capture) -> N
     row = {"ctx": "to be", "endings": ["or not", "rain", "in Spain", "plain"], "label": 0}
     (place / "endings.jsonl").write_text((json.dumps(row) + "\n") * 8)
     assert main(["eval", "--hellaswag", "endings.jsonl", "--json"]) == 0
-    found = one_object(capsys)
-    assert found["examples"] == 8
-    assert found["accuracy"] in (0, 1)
+    result = read_json_output(capsys)
+    assert result["examples"] == 8
+    assert result["accuracy"] in (0, 1)
     assert main(["eval", "--hellaswag", "endings.jsonl", "--limit", "3"]) == 0
     output = capsys.readouterr()
     assert output.out.splitlines()[0].startswith("accuracy        ")
@@ -369,10 +369,10 @@ def test_hellaswag_is_a_figure_with_its_error(place: Path, capsys: Capture) -> N
 
 def test_import_and_export_give_one_object(place: Path, capsys: Capture) -> None:
     assert main(["export", "--to", "hf", "--json"]) == 0
-    assert one_object(capsys)["folder"] == "exports/done-hf"
+    assert read_json_output(capsys)["folder"] == "exports/done-hf"
     assert main(["import", "exports/done-hf", "--run", "back", "--json"]) == 0
-    found = one_object(capsys)
-    assert (found["run"], found["origin"]) == ("runs/back", {"folder": "done-hf"})
+    result = read_json_output(capsys)
+    assert (result["run"], result["origin"]) == ("runs/back", {"folder": "done-hf"})
 
 
 COMPARE = [
@@ -398,10 +398,10 @@ def test_compare_gives_a_table_or_one_object(place: Path, capsys: Capture, no_ch
     assert "dropout=0.3" in table
     assert "difference" in table
     assert main([*COMPARE, "--json"]) == 0
-    found = one_object(capsys)
-    assert [v["name"] for v in found["variants"]] == ["dropout=0", "dropout=0.3"]
-    assert found["variants"][0]["difference"] is None
-    assert found == json.loads((place / "runs/compare/mine/mine.json").read_text())
+    result = read_json_output(capsys)
+    assert [v["name"] for v in result["variants"]] == ["dropout=0", "dropout=0.3"]
+    assert result["variants"][0]["difference"] is None
+    assert result == json.loads((place / "runs/compare/mine/mine.json").read_text())
 
 
 def test_a_comparison_that_was_stopped_says_how_to_go_on(
@@ -424,13 +424,13 @@ def test_an_error_tells_both_lines_wherever_it_is_printed() -> None:
 
 
 def test_a_terminal_that_knows_no_more_than_ascii_gets_question_marks() -> None:
-    def printed(*more: str) -> bytes:
-        command = [sys.executable, "-m", "mlxgpt", "info", "--tier", "1", *more]
+    def info_output(*arguments: str) -> bytes:
+        command = [sys.executable, "-m", "mlxgpt", "info", "--tier", "1", *arguments]
         env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
         return subprocess.run(command, env=env, capture_output=True, check=True).stdout
 
-    assert b"attention, 4 ?" in printed()
-    parts = json.loads(printed("--json"))["parameters"]
+    assert b"attention, 4 ?" in info_output()
+    parts = json.loads(info_output("--json"))["parameters"]
     assert any("4 ×" in part for part in parts), "whole, in JSON"
 
 
@@ -457,15 +457,15 @@ def test_a_prompt_may_begin_with_a_dash(
     """With flags before it."""
     prompts: list[tuple[str, int]] = []
 
-    class Ended(list[str]):
+    class EmptyStream(list[str]):
         prompt, result = "", GenerationOutput([""], 1, 0, 0.0, [True])
 
         def log_long_texts(self) -> None:
             """Nothing was forgotten."""
 
-    def stream(prompt: str = "", **given: Any) -> Ended:
-        prompts.append((prompt, given["seed"]))
-        return Ended()
+    def stream(prompt: str = "", **options: Any) -> EmptyStream:
+        prompts.append((prompt, options["seed"]))
+        return EmptyStream()
 
     monkeypatch.setattr(api, "stream", stream)
     assert main(["generate", "--seed", "1", *arguments]) == 0
@@ -488,14 +488,14 @@ def test_an_unclear_dash_is_explained(arguments: list[str], remedy: str, capsys:
     assert remedy in capsys.readouterr().err
 
 
-def test_a_dashed_prompt_in_a_shell(here: Path) -> None:
+def test_a_dashed_prompt_in_a_shell(trained_folder: Path) -> None:
     line = ["generate", "--run", "done", "--max-tokens", "1", "--", "to be"]
-    completed = program(*line)
+    completed = run_program(*line)
     assert completed.returncode == 0, completed.stderr
     assert completed.stdout.startswith("to be")
 
 
-def test_bytes_on_stdin_that_are_not_utf8_are_refused(here: Path) -> None:
+def test_bytes_on_stdin_that_are_not_utf8_are_refused(trained_folder: Path) -> None:
     completed = subprocess.run(
         [sys.executable, "-m", "mlxgpt", "generate", "--interactive", "--max-tokens", "2"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"},

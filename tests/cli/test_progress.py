@@ -28,7 +28,7 @@ RECORD = {
 }
 
 
-def shown(
+def render_training(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     trained: Path,
@@ -44,9 +44,9 @@ def shown(
     display = TrainingDisplay()
     run = runs.open_run(trained / "runs" / "done")
     display.on_check(CheckResult("causality", True, "fine"))
-    reached = ReferenceResult(1.5150, 2.186, 10_240_000, "a-report.md")
-    forecast = Estimate(0.2, 1e-3, 310_000_000, 10_000, 5000, 10, 120_000, reached)
-    display.on_train_begin(run, open_dataset(trained / "data" / "words"), 0, forecast)
+    reference = ReferenceResult(1.5150, 2.186, 10_240_000, "a-report.md")
+    estimate = Estimate(0.2, 1e-3, 310_000_000, 10_000, 5000, 10, 120_000, reference)
+    display.on_train_begin(run, open_dataset(trained / "data" / "words"), 0, estimate)
     display.on_log(RECORD)
     display.on_log({**RECORD, "step": 1210, "val_loss": 1.75})
     display.on_sample(1210, "[bold]To be[/bold]\n:smile: or")
@@ -73,7 +73,7 @@ def shown(
 def test_plain_lines_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: Path
 ) -> None:
-    text = shown(monkeypatch, capsys, trained, terminal=False)
+    text = render_training(monkeypatch, capsys, trained, terminal=False)
     assert "\x1b" not in text
     line = next(line for line in text.splitlines() if line.startswith("step 1,210"))
     for part in ("loss 1.5000", "val loss 1.7500", "lr 1.00e-03", "tokens/s 8,123"):
@@ -96,7 +96,7 @@ def test_a_terminal_gets_a_live_view_that_fits(
     trained: Path,
     width: int,
 ) -> None:
-    text = shown(monkeypatch, capsys, trained, terminal=True, width=width)
+    text = render_training(monkeypatch, capsys, trained, terminal=True, width=width)
     assert "\x1b[" in text
     for part in ("val loss", "tokens/s", "of peak", "memory", "ETA", "8,123"):
         assert part in text
@@ -185,8 +185,8 @@ def test_a_whole_training_is_shown(
 @pytest.mark.parametrize(("height", "curve"), [(40, True), (20, False)])
 def test_a_tall_terminal_shows_the_curve(height: int, curve: bool) -> None:
     console = Console(force_terminal=True, width=100, height=height, record=True, no_color=True)
-    before = [{"step": n, "loss": 4.0 - n / 100} for n in range(10, 100, 10)]
-    view = displays.LiveView(console, 90, 5000, before)
+    records = [{"step": n, "loss": 4.0 - n / 100} for n in range(10, 100, 10)]
+    view = displays.LiveView(console, 90, 5000, records)
     view.close()
     for step in (100, 110, 100):  # it went back
         view.show({**RECORD, "step": step})

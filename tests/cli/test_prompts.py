@@ -70,10 +70,10 @@ def test_other_files_are_refused(
 def test_a_file_of_prompts_on_the_command_line(place: Path, capsys: Capture) -> None:
     Path("p.txt").write_text("to be\nor\n")
     assert main(["generate", "--prompts", "p.txt", "--seed", "1", "--max-tokens", "9"]) == 0
-    together = capsys.readouterr().out
+    output = capsys.readouterr().out
     for n, prompt in enumerate(("to be", "or"), 1):
         assert main(["generate", prompt, "--seed", "1", "--max-tokens", "9"]) == 0
-        assert f"--- {n}\n{capsys.readouterr().out}" in together
+        assert f"--- {n}\n{capsys.readouterr().out}" in output
 
 
 @pytest.mark.parametrize(

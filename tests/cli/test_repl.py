@@ -19,12 +19,12 @@ from mlxgpt.inference.decode import BatchDecoder
 from mlxgpt.loaded_model import load
 
 
-class Person:
+class ScriptedUser:
     """Types lines, and sees what comes."""
 
     def __init__(self, *lines: str | BaseException) -> None:
         self._lines = iter(lines)
-        self.seen, self.said = "", list[str]()
+        self.output, self.messages = "", list[str]()
 
     def read(self, prompt: str) -> str:
         line = next(self._lines, EOFError())
@@ -33,51 +33,53 @@ class Person:
         return line
 
     def write(self, piece: str) -> None:
-        self.seen += piece
+        self.output += piece
 
-    def talk(self, **sampling: object) -> Person:
+    def run_repl(self, **sampling: object) -> ScriptedUser:
         GenerateRepl(
             load,
             load("done"),
             sampling,
             read_line=self.read,
             write_text=self.write,
-            print_line=self.said.append,
+            print_line=self.messages.append,
         ).run()
         return self
 
 
 def test_what_is_typed_begins_a_text(place: Path) -> None:
-    person = Person("to", "", "/quit", "never").talk(seed=1, max_tokens=9)
+    user = ScriptedUser("to", "", "/quit", "never").run_repl(seed=1, max_tokens=9)
     expected = [
         load("done").generate(prompt, seed=1, max_tokens=9).texts[0] for prompt in ("to", "")
     ]
-    assert person.seen == "\n".join([*expected, ""])
-    assert re.fullmatch(r"9 tokens, [\d,]+ a second, seed 1", person.said[2])
+    assert user.output == "\n".join([*expected, ""])
+    assert re.fullmatch(r"9 tokens, [\d,]+ a second, seed 1", user.messages[2])
 
 
 def test_marks_and_line_ends_of_a_file_are_no_part_of_a_prompt(place: Path) -> None:
-    person = Person("\ufeff/settings", "\ufeffto", "to\r", "/quit").talk(seed=1, max_tokens=9)
+    user = ScriptedUser("\ufeff/settings", "\ufeffto", "to\r", "/quit").run_repl(
+        seed=1, max_tokens=9
+    )
     model = load("done")
     texts = [model.generate(prompt, seed=1, max_tokens=9).texts[0] for prompt in ("to", "to\n")]
-    assert person.seen == "\n".join([*texts, ""])
-    assert "seed 1" in person.said[1]
+    assert user.output == "\n".join([*texts, ""])
+    assert "seed 1" in user.messages[1]
 
 
 def test_again_is_the_same_prompt_with_another_seed(place: Path) -> None:
-    person = Person("to", "/again", "/again").talk(seed=1, max_tokens=30)
-    texts = person.seen.split("\nto")
+    user = ScriptedUser("to", "/again", "/again").run_repl(seed=1, max_tokens=30)
+    texts = user.output.split("\nto")
     assert len(set(texts)) == 3
-    assert person.seen.startswith("to")
-    assert len({line.rpartition(" ")[2] for line in person.said if "seed" in line}) == 3
+    assert user.output.startswith("to")
+    assert len({line.rpartition(" ")[2] for line in user.messages if "seed" in line}) == 3
 
 
 def test_settings_are_changed_and_put_back(place: Path) -> None:
-    person = Person(
+    user = ScriptedUser(
         "/temperature 0", "/max-tokens 5", '/stop "a b" c', "/top-k 3", "/settings",
         "/temperature", "/stop", "/settings",
-    ).talk()  # fmt: skip
-    first, last = person.said[5], person.said[-1]
+    ).run_repl()  # fmt: skip
+    first, last = user.messages[5], user.messages[-1]
     assert "temperature 0.0" in first
     assert "max_tokens 5" in first
     assert "stop ('a b', 'c')" in first
@@ -100,24 +102,26 @@ def test_settings_are_changed_and_put_back(place: Path) -> None:
     ],
 )
 def test_a_mistake_is_told_and_changes_nothing(place: Path, line: str, problem: str) -> None:
-    person = Person("/settings", line, "/settings", "to", "/quit").talk(seed=1, max_tokens=9)
-    assert problem in person.said[2]
-    assert "\n  → " in person.said[2]
-    assert person.said[1] == person.said[3]
-    assert person.seen == load("done").generate("to", seed=1, max_tokens=9).texts[0] + "\n"
+    user = ScriptedUser("/settings", line, "/settings", "to", "/quit").run_repl(
+        seed=1, max_tokens=9
+    )
+    assert problem in user.messages[2]
+    assert "\n  → " in user.messages[2]
+    assert user.messages[1] == user.messages[3]
+    assert user.output == load("done").generate("to", seed=1, max_tokens=9).texts[0] + "\n"
 
 
 def test_another_run(place: Path) -> None:
     (place / "runs" / "done").rename(place / "runs" / "other")
     with pytest.raises(Exception, match="no run 'done'"):
-        Person().talk()
+        ScriptedUser().run_repl()
     (place / "runs" / "other").rename(place / "runs" / "done")
-    person = Person("/run done", "to", "/run", "to").talk(seed=1, max_tokens=5)
-    assert person.seen.count("to") == 2
+    user = ScriptedUser("/run done", "to", "/run", "to").run_repl(seed=1, max_tokens=5)
+    assert user.output.count("to") == 2
 
 
 def test_help_names_every_setting(place: Path) -> None:
-    text = Person("/help").talk().said[-1]
+    text = ScriptedUser("/help").run_repl().messages[-1]
     for name in REPL_SETTINGS:
         assert "/" + name.replace("_", "-") in text
 
@@ -125,81 +129,81 @@ def test_help_names_every_setting(place: Path) -> None:
 def test_ctrl_c_stops_a_text_and_not_the_program(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = generate.generate_step
+    original = generate.generate_step
     stops = iter([True, False])
 
-    def stopped(batch: BatchDecoder) -> Iterator[list[int]]:
+    def generate_and_interrupt(batch: BatchDecoder) -> Iterator[list[int]]:
         stop = next(stops)
-        for n, row in enumerate(real(batch)):
+        for n, row in enumerate(original(batch)):
             if stop and n == 3:
                 raise KeyboardInterrupt
             yield row
 
-    monkeypatch.setattr(generate, "generate_step", stopped)
-    person = Person("to", KeyboardInterrupt(), "to").talk(seed=1, max_tokens=9)
-    assert person.said[1] == "stopped"
-    first, _, second = person.seen.partition("\n\n")
+    monkeypatch.setattr(generate, "generate_step", generate_and_interrupt)
+    user = ScriptedUser("to", KeyboardInterrupt(), "to").run_repl(seed=1, max_tokens=9)
+    assert user.messages[1] == "stopped"
+    first, _, second = user.output.partition("\n\n")
     assert second.startswith(first)
     assert len(second) > len(first) + 1
 
 
 def test_what_is_forgotten_is_logged_once_for_each_model(place: Path, notes: list[str]) -> None:
     """Of a text that outgrows the block."""
-    Person("to", "/again", "/again").talk(max_tokens=30)
+    ScriptedUser("to", "/again", "/again").run_repl(max_tokens=30)
     (line,) = (line for line in notes if "has forgotten" in line)
     assert line.startswith("beyond 8 tokens the model ")
     assert "from the last 4 to 8" in line
     notes.clear()
-    Person("to", "/again", "/run", "to").talk(max_tokens=30)
+    ScriptedUser("to", "/again", "/run", "to").run_repl(max_tokens=30)
     assert [note for note in notes if note == line] == [line, line]
     notes.clear()
-    Person("t").talk(max_tokens=4)
+    ScriptedUser("t").run_repl(max_tokens=4)
     assert not any("forgotten" in line for line in notes)
 
 
 @pytest.mark.parametrize("terminal", ["xterm-256color", "dumb"])
 def test_in_a_terminal(place: Path, terminal: str) -> None:
     """Editing, history, Ctrl-C in the middle of a text, Ctrl-D; in a dumb one too."""
-    ours, theirs = pty.openpty()
+    terminal_fd, child_fd = pty.openpty()
     command = [sys.executable, "-m", "mlxgpt", "generate", "--interactive", "--seed", "1"]
     child = subprocess.Popen(
         [*command, "--max-tokens", "200000"],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=child_fd,
+        stdout=child_fd,
+        stderr=child_fd,
         start_new_session=True,
         env={**os.environ, "TERM": terminal},
     )
-    os.close(theirs)
+    os.close(child_fd)
     screen = ""
 
-    def until(text: str, after: int = 0) -> None:
+    def wait_for(text: str, after: int = 0) -> None:
         nonlocal screen
-        began = time.monotonic()
+        start = time.monotonic()
         while text not in screen[after:]:
-            left = began + 300 - time.monotonic()
-            assert select.select([ours], [], [], max(0, left))[0], screen
-            screen += os.read(ours, 1 << 16).decode(errors="replace")
+            remaining = start + 300 - time.monotonic()
+            assert select.select([terminal_fd], [], [], max(0, remaining))[0], screen
+            screen += os.read(terminal_fd, 1 << 16).decode(errors="replace")
 
     try:
-        until("> ")
-        os.write(ours, b"too\x7f be\n")  # and a letter taken back
-        until("to be")
-        until("\n", screen.index("to be") + 6)
+        wait_for("> ")
+        os.write(terminal_fd, b"too\x7f be\n")  # and a letter taken back
+        wait_for("to be")
+        wait_for("\n", screen.index("to be") + 6)
         os.killpg(child.pid, signal.SIGINT)
-        until("stopped")
+        wait_for("stopped")
         before = screen.index("stopped")  # what follows may have come with it
-        until("> ", before)
-        os.write(ours, b"/max-tokens 5\n")
-        until("max_tokens 5", before)
+        wait_for("> ", before)
+        os.write(terminal_fd, b"/max-tokens 5\n")
+        wait_for("max_tokens 5", before)
         before = screen.index("max_tokens 5", before)
-        os.write(ours, b"\x1b[A\x1b[A\n" if terminal != "dumb" else b"to be\n")
-        until("5 tokens", before)
+        os.write(terminal_fd, b"\x1b[A\x1b[A\n" if terminal != "dumb" else b"to be\n")
+        wait_for("5 tokens", before)
         assert "to be" in screen[before:]
-        until("> ", screen.index("5 tokens", before))
-        os.write(ours, b"\x04")
+        wait_for("> ", screen.index("5 tokens", before))
+        os.write(terminal_fd, b"\x04")
         assert child.wait(300) == 0
     finally:
         child.kill()
         child.wait()
-        os.close(ours)
+        os.close(terminal_fd)

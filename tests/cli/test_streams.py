@@ -15,14 +15,14 @@ from typing import Any, cast
 import pytest
 
 from mlxgpt.cli import streams
-from tests.helpers.commands import ROOT, TRAIN, contents
+from tests.helpers.commands import ROOT, TRAIN_ARGS, read_tree
 
 pytestmark = pytest.mark.usefixtures("no_check")
-FULL = Path("/dev/full")
-full = pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
+DEV_FULL = Path("/dev/full")
+needs_dev_full = pytest.mark.skipif(not DEV_FULL.exists(), reason="only Linux has /dev/full")
 
 
-class Faulty(io.RawIOBase):
+class FaultyStream(io.RawIOBase):
     """A file whose writes fail while `number` is set."""
 
     def __init__(self, number: int) -> None:
@@ -40,31 +40,31 @@ class Faulty(io.RawIOBase):
 
 
 @pytest.fixture(params=[errno.ENOSPC, errno.EIO, errno.EPIPE])
-def faulty(request: pytest.FixtureRequest) -> Iterator[Faulty]:
-    raw = Faulty(request.param)
+def faulty_stream(request: pytest.FixtureRequest) -> Iterator[FaultyStream]:
+    raw = FaultyStream(request.param)
     yield raw
     raw.number = None
 
 
-def test_a_log_continues_when_there_is_room_again(faulty: Faulty) -> None:
-    log = io.TextIOWrapper(io.BufferedWriter(faulty), line_buffering=True)
+def test_a_log_continues_when_there_is_room_again(faulty_stream: FaultyStream) -> None:
+    log = io.TextIOWrapper(io.BufferedWriter(faulty_stream), line_buffering=True)
     stream = streams.StderrStream.wrap(log)
     for n in range(3000):  # more than is buffered
         print(f"line {n}", file=stream)
-    faulty.number = None
+    faulty_stream.number = None
     print("the last line", file=stream)
     stream.close()
-    assert faulty.written.endswith(b"the last line\n")
+    assert faulty_stream.written.endswith(b"the last line\n")
 
 
-def test_a_failing_result_is_named(faulty: Faulty) -> None:
-    stdout = io.TextIOWrapper(io.BufferedWriter(faulty))
+def test_a_failing_result_is_named(faulty_stream: FaultyStream) -> None:
+    stdout = io.TextIOWrapper(io.BufferedWriter(faulty_stream))
     stream = streams.StdoutStream.wrap(stdout)
     stream.write("a result")
-    with pytest.raises(OSError, match="standard output") as caught:
+    with pytest.raises(OSError, match="standard output") as error:
         stream.flush()
-    assert caught.value.errno == faulty.number
-    faulty.number = None
+    assert error.value.errno == faulty_stream.number
+    faulty_stream.number = None
     stream.close()
 
 
@@ -80,14 +80,14 @@ def command(*line: str) -> list[str]:
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-@full
+@needs_dev_full
 @pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize("line", ["runs", "info --json", "generate to", "--version"])
 def test_a_result_on_a_full_disk_is_an_error(place: Path, line: str, buffered: bool) -> None:
     if line == "--version" and not buffered:
         pytest.skip("argparse itself ignores errors there")
     environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "" if buffered else "1"}
-    with FULL.open("w") as stdout:
+    with DEV_FULL.open("w") as stdout:
         result = subprocess.run(
             command(*line.split()),
             stdout=stdout,
@@ -102,10 +102,12 @@ def test_a_result_on_a_full_disk_is_an_error(place: Path, line: str, buffered: b
     assert remedy.startswith("  → let it write elsewhere")
 
 
-@full
+@needs_dev_full
 @pytest.mark.exact_bits
 def test_a_training_whose_log_is_full_ends_with_the_same_bits(place: Path) -> None:
-    assert trained(place, subprocess.DEVNULL) == trained(place, FULL.open("w"))
+    assert train_with_stderr(place, subprocess.DEVNULL) == train_with_stderr(
+        place, DEV_FULL.open("w")
+    )
 
 
 @pytest.mark.exact_bits
@@ -115,42 +117,42 @@ def test_a_training_whose_terminal_is_gone_ends_with_the_same_bits(place: Path) 
     try:
         with pytest.raises(OSError, match="Input/output error"):
             os.write(stderr, b"x")
-        gone = trained(place, stderr)
+        checkpoints = train_with_stderr(place, stderr)
     finally:
         os.close(stderr)
-    assert gone == trained(place, subprocess.DEVNULL)
+    assert checkpoints == train_with_stderr(place, subprocess.DEVNULL)
 
 
-def trained(place: Path, stderr: Any) -> dict[str, bytes]:
+def train_with_stderr(place: Path, stderr: Any) -> dict[str, bytes]:
     """The checkpoints of a training, by their names."""
-    line = [*TRAIN, "--source", "data/words", "--run", "new", "--log-interval", "1"]
+    line = [*TRAIN_ARGS, "--source", "data/words", "--run", "new", "--log-interval", "1"]
     subprocess.run(command(*line), stderr=stderr, check=True, env=ENVIRONMENT)
     if hasattr(stderr, "close"):
         stderr.close()
-    found = contents(place / "runs" / "new" / "checkpoints")
+    checkpoints = read_tree(place / "runs" / "new" / "checkpoints")
     (place / "runs" / "new").rename(place / f"seen-{len(list(place.iterdir()))}")
-    return found
+    return checkpoints
 
 
-class _HalfWriting(io.RawIOBase):
+class _ShortWriteStream(io.RawIOBase):
     """Takes half of each write, as a nearly full disk may."""
 
     def __init__(self) -> None:
-        self.taken = b""
+        self.written = b""
 
     def writable(self) -> bool:
         return True
 
     def write(self, content: Any, /) -> int:
         part = bytes(content)[: max(1, len(content) // 2)]
-        self.taken += part
+        self.written += part
         return len(part)
 
 
 def test_an_unbuffered_result_is_written_whole() -> None:
-    raw = _HalfWriting()
+    raw = _ShortWriteStream()
     unbuffered = io.TextIOWrapper(cast(Any, raw), "utf-8", write_through=True)
     stream = streams.StdoutStream.wrap(unbuffered)
     stream.write('{"loss": 2.5}\n')
     stream.flush()
-    assert raw.taken == b'{"loss": 2.5}\n'
+    assert raw.written == b'{"loss": 2.5}\n'

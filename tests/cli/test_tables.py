@@ -45,25 +45,32 @@ def test_texts_are_set_to_be_read_in_a_terminal_and_left_alone_elsewhere(
 
 def test_an_appraisal_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     names = [metric.name for metric in METRICS]
-    one = dict.fromkeys(names, 0.5)
-    none: dict[str, float | None] = dict.fromkeys(names)
-    other: dict[str, float | None] = {**one, "grammar errors per 100 words": None}
-    both: dict[str, dict[str, float | None]] = {"model": {**other}, "real": {**other}}
-    both["model"]["dictionary words"] = 0.987
-    both["real"]["ended"] = both["model"]["ended"] = None
-    both["real"]["quotes balanced"] = None
-    show_appraisal(SampleQuality("Once", 0.8, 0, both, 0.75, ["text"]))
+    complete = dict.fromkeys(names, 0.5)
+    missing: dict[str, float | None] = dict.fromkeys(names)
+    without_grammar: dict[str, float | None] = {**complete, "grammar errors per 100 words": None}
+    columns: dict[str, dict[str, float | None]] = {
+        "model": {**without_grammar},
+        "real": {**without_grammar},
+    }
+    columns["model"]["dictionary words"] = 0.987
+    columns["real"]["ended"] = columns["model"]["ended"] = None
+    columns["real"]["quotes balanced"] = None
+    show_appraisal(SampleQuality("Once", 0.8, 0, columns, 0.75, ["text"]))
     text = capsys.readouterr().out
     row = next(line for line in text.splitlines() if line.startswith("dictionary words"))
     assert row.split()[2:4] == ["98.7%", "50.0%"]
     assert "75%" in text
     project = (ROOT / "pyproject.toml").read_text()
-    (wanted,) = tomllib.loads(project)["project"]["optional-dependencies"]["quality"]
-    assert f"pip install '{wanted}'" in text
+    (requirement,) = tomllib.loads(project)["project"]["optional-dependencies"]["quality"]
+    assert f"pip install '{requirement}'" in text
     assert not any(line.startswith("ended") for line in text.splitlines()), "nobody has it"
     (row,) = (line for line in text.splitlines() if line.startswith("quotes balanced"))
     assert row.split()[2:4] == ["50.0%", "–"], "one of them has it"
-    show_appraisal(SampleQuality("", 0.8, 0, {"model": {**one}, "real": {**none, **one}}, None, []))
+    show_appraisal(
+        SampleQuality(
+            "", 0.8, 0, {"model": {**complete}, "real": {**missing, **complete}}, None, []
+        )
+    )
     text = capsys.readouterr().out
     assert "likelier" not in text
     assert "install" not in text

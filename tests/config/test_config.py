@@ -12,11 +12,11 @@ from mlxgpt.utils.errors import UserError
 
 
 def test_every_field_has_one_home_and_a_meaning() -> None:
-    names = [n for cls in configs.SECTIONS.values() for n, _, _ in iter_fields(cls)]
-    names += [n for n, _, _ in iter_fields(configs.SamplingParams)]
+    names = [name for cls in configs.SECTIONS.values() for name, _, _ in iter_fields(cls)]
+    names += [name for name, _, _ in iter_fields(configs.SamplingParams)]
     assert len(names) - len(set(names)) == 1, "only seed, of a run and of a generation"
     for cls in (*configs.SECTIONS.values(), configs.SamplingParams):
-        assert all(item.metadata["help"] for _, _, item in iter_fields(cls))
+        assert all(field.metadata["help"] for _, _, field in iter_fields(cls))
 
 
 def test_the_reference_is_what_the_fields_default_to() -> None:
@@ -59,10 +59,10 @@ def test_the_reference_is_what_the_fields_default_to() -> None:
 def test_what_cannot_be_is_refused_by_name_with_the_nearest_that_can(
     tree: dict[str, Any], problem: str, remedy: str
 ) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as excinfo:
         configs.config_from_tree(tree)
-    assert problem in caught.value.problem
-    assert remedy in caught.value.remedy
+    assert problem in excinfo.value.problem
+    assert remedy in excinfo.value.remedy
 
 
 def test_overriding_replaces_only_what_is_named() -> None:
@@ -77,16 +77,16 @@ def test_overriding_replaces_only_what_is_named() -> None:
 def test_which_changes_make_another_training() -> None:
     config = Config()
 
-    def changed(**values: Any) -> list[str]:
+    def changed_fields(**values: Any) -> list[str]:
         return configs.weight_affecting_fields(config, override_config(config, values))
 
-    assert changed(eval_interval=1, log_interval=1, save_interval=1, sample_tokens=1) == []
-    assert changed(learning_rate=1e-3, n_layer=2) == ["n_layer", "learning_rate"]
-    assert changed(seed=1) == ["seed"]
-    assert changed(max_steps=10_000) == ["max_steps"]
+    assert changed_fields(eval_interval=1, log_interval=1, save_interval=1, sample_tokens=1) == []
+    assert changed_fields(learning_rate=1e-3, n_layer=2) == ["n_layer", "learning_rate"]
+    assert changed_fields(seed=1) == ["seed"]
+    assert changed_fields(max_steps=10_000) == ["max_steps"]
     config = override_config(config, {"decay_steps": 5000})
-    assert changed(max_steps=10_000) == []
-    assert changed(max_steps=10_000, decay_steps=10_000) == ["decay_steps", "max_steps"]
+    assert changed_fields(max_steps=10_000) == []
+    assert changed_fields(max_steps=10_000, decay_steps=10_000) == ["decay_steps", "max_steps"]
 
 
 def test_sampling_settings_are_checked_too() -> None:
@@ -99,11 +99,11 @@ def test_sampling_settings_are_checked_too() -> None:
 
 def test_a_models_fingerprint_tells_what_its_logits_hang_on() -> None:
     model = ModelConfig(2, 2, 16, 8, 65)
-    others = [
+    variants = [
         replace(model, **change)
         for change in ({"n_head": 4}, {"n_layer": 3}, {"position": "rope"}, {"mlp": "swiglu"})
     ]
-    assert len({one.fingerprint for one in (model, *others)}) == 5
+    assert len({config.fingerprint for config in (model, *variants)}) == 5
     assert replace(model, dropout=0.5).fingerprint == model.fingerprint
     # Written down, since checkpoints that are there have it.
     assert model.fingerprint.startswith("fc296a031021f901")

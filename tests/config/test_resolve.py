@@ -34,6 +34,6 @@ def test_a_recipe_picks_the_tiers_file(tier: int) -> None:
     ],
 )
 def test_what_is_not_said_or_said_twice_is_refused(given: dict, problem: str, remedy: str) -> None:
-    with pytest.raises(UserError, match=problem) as caught:
+    with pytest.raises(UserError, match=problem) as excinfo:
         resolve_config(**given)
-    assert remedy in caught.value.remedy
+    assert remedy in excinfo.value.remedy

@@ -14,27 +14,27 @@ from mlxgpt.utils.errors import UserError
 
 
 @st.composite
-def settings(draw: st.DrawFn) -> dict[str, Any]:
+def field_values(draw: st.DrawFn) -> dict[str, Any]:
     """Possible values for every field of the tree."""
     values: dict[str, Any] = {}
     for cls in configs.SECTIONS.values():
-        for name, kind, item in configs.iter_fields(cls):
-            low, high = item.metadata["low"], item.metadata["high"]
+        for name, kind, field in configs.iter_fields(cls):
+            low, high = field.metadata["low"], field.metadata["high"]
             if kind is bool:
                 values[name] = draw(st.booleans())
             elif kind is int:
                 values[name] = draw(st.integers(low, min(high or 10**6, 10**6)))
             elif kind is float:
                 values[name] = draw(st.floats(low, high or 1e6, allow_nan=False))
-            elif item.metadata["choices"]:
-                values[name] = draw(st.sampled_from(item.metadata["choices"]))
+            elif field.metadata["choices"]:
+                values[name] = draw(st.sampled_from(field.metadata["choices"]))
             else:
                 values[name] = draw(st.lists(st.text(min_size=1), max_size=3))
     values["n_embd"] = values["n_head"] * 2 * draw(st.integers(1, 32))
     return values
 
 
-@given(settings())
+@given(field_values())
 def test_toml_reads_back_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
 ) -> None:
@@ -50,9 +50,13 @@ def test_the_configs_that_come_along_are_valid_and_explained(name: str) -> None:
     toml.load_config(path)
     tree = tomllib.loads(path.read_text())
     lines = path.read_text().splitlines()
-    for key in [key for part in tree.values() for key in part]:
-        line = next(n for n, text in enumerate(lines) if text.split("=")[0].strip() == key)
-        assert "#" in lines[line] or lines[line - 1].startswith("#"), f"{key} is not explained"
+    for key in [key for section in tree.values() for key in section]:
+        index = next(
+            line_number
+            for line_number, text in enumerate(lines)
+            if text.split("=")[0].strip() == key
+        )
+        assert "#" in lines[index] or lines[index - 1].startswith("#"), f"{key} is not explained"
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

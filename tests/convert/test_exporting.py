@@ -19,8 +19,13 @@ from mlxgpt.storage.loading import load_model
 from mlxgpt.storage.run import open_run
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
-from tests.helpers.commands import Capture, refused
-from tests.helpers.external_models import SHAPE, folder_of, parameters_of, some_bpe
+from tests.helpers.commands import Capture, expect_error
+from tests.helpers.external_models import (
+    MODEL_CONFIG,
+    random_parameters,
+    train_small_bpe,
+    write_gpt2_folder,
+)
 from tests.helpers.failing_files import failing_sync
 
 
@@ -46,10 +51,10 @@ def test_a_trained_run_is_exported_and_comes_back(place: Path, capsys: Capture) 
     ):
         assert part in card
     assert str(place) not in card, "where somebody's files lie is nobody's business"
-    run, back = open_run(Path("runs/done")), mlxgpt.import_model(folder)
-    assert back.tokenizer.fingerprint == run.tokenizer.fingerprint
-    assert back.bos == run.bos
-    weights = [load_model(one)[1].parameters for one in (run, back)]
+    run, imported = open_run(Path("runs/done")), mlxgpt.import_model(folder)
+    assert imported.tokenizer.fingerprint == run.tokenizer.fingerprint
+    assert imported.bos == run.bos
+    weights = [load_model(source)[1].parameters for source in (run, imported)]
     assert all(mx.array_equal(value, weights[1][name]) for name, value in weights[0].items())
     losses = [mlxgpt.evaluate(run=name, source=["words.txt"]).loss for name in ("done", "done-hf")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-7), "batches of another size: another order"
@@ -58,30 +63,34 @@ def test_a_trained_run_is_exported_and_comes_back(place: Path, capsys: Capture) 
 
 
 def test_room_that_the_tokenizer_has_no_ids_for_is_left_out(home: Path) -> None:
-    config = replace(SHAPE, vocab_size=300)
-    foreign = ImportedModel(config, parameters_of(config), some_bpe(), True, {"hub": "owner/name"})
-    importing.create_imported_run(foreign, Path("runs/wide"))
+    config = replace(MODEL_CONFIG, vocab_size=300)
+    imported_model = ImportedModel(
+        config, random_parameters(config), train_small_bpe(), True, {"hub": "owner/name"}
+    )
+    importing.create_imported_run(imported_model, Path("runs/wide"))
     mlxgpt.export(to="hf", run="wide")
-    back = mlxgpt.import_model("exports/wide-hf")
-    assert back.config.model.vocab_size == back.tokenizer.vocab_size == 280
-    _, whole = load_model(open_run(Path("runs/wide")))
-    _, found = load_model(back)
-    assert mx.array_equal(found.parameters["wte.weight"], whole.parameters["wte.weight"][:280])
+    imported = mlxgpt.import_model("exports/wide-hf")
+    assert imported.config.model.vocab_size == imported.tokenizer.vocab_size == 280
+    _, original = load_model(open_run(Path("runs/wide")))
+    _, restored = load_model(imported)
+    assert mx.array_equal(
+        restored.parameters["wte.weight"], original.parameters["wte.weight"][:280]
+    )
     assert "owner/name" in Path("exports/wide-hf/README.md").read_text()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_weights_are_near_and_smaller(bits: int) -> None:
-    config = SHAPE
-    parameters = parameters_of(config)
+    config = MODEL_CONFIG
+    parameters = random_parameters(config)
     rounded = mlx_lm.fake_quantize(config, parameters, bits)
     assert rounded.keys() == parameters.keys()
     for name, value in parameters.items():
         error = float(mx.abs(rounded[name] - value).max())
         quantized = name == "wte.weight" or (value.ndim == 2 and "c_" in name)
         assert (error > 0) == quantized, name
-        spread = float(value.max() - value.min())
-        assert error <= spread / (2**bits - 1)
+        value_range = float(value.max() - value.min())
+        assert error <= value_range / (2**bits - 1)
 
 
 def test_the_perplexity_of_what_was_quantized_stands_beside_the_others(home: Path) -> None:
@@ -94,13 +103,13 @@ def test_the_perplexity_of_what_was_quantized_stands_beside_the_others(home: Pat
         "batch_size": 4,
     }
     mlxgpt.train(tier=1, source="text.txt", run="small", max_steps=30, warmup_steps=1, **shape)
-    found = {bits: mlxgpt.export(to="mlx-lm", run="small", quantize=bits) for bits in (8, 4)}
-    before = mlxgpt.evaluate(run="small").perplexity
-    for bits, result in found.items():
+    exports = {bits: mlxgpt.export(to="mlx-lm", run="small", quantize=bits) for bits in (8, 4)}
+    perplexity = mlxgpt.evaluate(run="small").perplexity
+    for bits, result in exports.items():
         assert result.folder == Path(f"exports/small-mlx-lm-{bits}bit")
-        assert result.perplexity == before
-        assert result.quantized_perplexity == pytest.approx(before, rel=0.1)
-        assert result.quantized_perplexity != before
+        assert result.perplexity == perplexity
+        assert result.quantized_perplexity == pytest.approx(perplexity, rel=0.1)
+        assert result.quantized_perplexity != perplexity
         tree = json.loads((result.folder / "config.json").read_text())
         assert tree["quantization"] == {"group_size": 32, "bits": bits, "mode": "affine"}
         names = mx.load(str(result.folder / "model.safetensors"))
@@ -109,37 +118,39 @@ def test_the_perplexity_of_what_was_quantized_stands_beside_the_others(home: Pat
 
 
 def test_what_cannot_be_exported_is_told(place: Path, capsys: Capture) -> None:
-    assert "--to onnx is none of hf, mlx-lm, gguf" in refused(capsys, "export", "--to", "onnx")
-    assert "bits 3 is none of 8, 4" in refused(capsys, "export", "--to", "hf", "--quantize", "3")
-    assert "transformers has no quantized form" in refused(
+    assert "--to onnx is none of hf, mlx-lm, gguf" in expect_error(capsys, "export", "--to", "onnx")
+    assert "bits 3 is none of 8, 4" in expect_error(
+        capsys, "export", "--to", "hf", "--quantize", "3"
+    )
+    assert "transformers has no quantized form" in expect_error(
         capsys, "export", "--to", "hf", "--quantize", "8"
     )
-    assert "the width 16 cannot be quantized" in refused(
+    assert "the width 16 cannot be quantized" in expect_error(
         capsys, "export", "--to", "mlx-lm", "--quantize", "8"
     )
     Path("taken").mkdir()
-    assert refused(capsys, "export", "--to", "hf", "--out", "taken") == "taken exists"
+    assert expect_error(capsys, "export", "--to", "hf", "--out", "taken") == "taken exists"
 
 
 @pytest.mark.parametrize("to", ["hf", "mlx-lm", "gguf"])
 def test_a_model_of_parts_that_nobody_else_has_is_refused(
     home: Path, text_file: Path, tiny: Config, no_check: None, capsys: Capture, to: str
 ) -> None:
-    given: dict[str, Any] = {"position": "rope", "mlp": "relu2", "optimizer": "muon"}
-    mlxgpt.train(config=tiny, source=text_file, run="modern", max_steps=4, **given)
-    problem = refused(capsys, "export", "--to", to)
+    options: dict[str, Any] = {"position": "rope", "mlp": "relu2", "optimizer": "muon"}
+    mlxgpt.train(config=tiny, source=text_file, run="modern", max_steps=4, **options)
+    problem = expect_error(capsys, "export", "--to", to)
     assert "should not have norm = layer, qk_norm = false, mlp = relu2, bias = true" in problem
 
 
 def test_a_model_of_qwen3s_parts_is_exported_as_one(
     home: Path, text_file: Path, tiny: Config, no_check: None, capsys: Capture
 ) -> None:
-    given: dict[str, Any] = {**qwen3.QWEN3_REQUIREMENTS, "optimizer": "muon"}
-    mlxgpt.train(config=tiny, source=text_file, run="modern", max_steps=4, **given)
+    options: dict[str, Any] = {**qwen3.QWEN3_REQUIREMENTS, "optimizer": "muon"}
+    mlxgpt.train(config=tiny, source=text_file, run="modern", max_steps=4, **options)
     folder = mlxgpt.export(to="hf").folder
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
     assert "Qwen3's: rotary positions" in (folder / "README.md").read_text()
-    assert "mlx-lm quantizes such a model itself" in refused(
+    assert "mlx-lm quantizes such a model itself" in expect_error(
         capsys, "export", "--to", "mlx-lm", "--quantize", "8"
     )
 
@@ -147,19 +158,19 @@ def test_a_model_of_qwen3s_parts_is_exported_as_one(
 def test_a_model_without_learned_positions_is_trained_further_on_longer_blocks(
     home: Path, text_file: Path, tiny: Config, no_check: None
 ) -> None:
-    given: dict[str, Any] = {"source": text_file, "max_steps": 4}
-    mlxgpt.train(config=tiny, run="modern", position="rope", **given)
-    mlxgpt.train(from_run="modern", run="longer", block_size=16, warmup_steps=0, **given)
+    options: dict[str, Any] = {"source": text_file, "max_steps": 4}
+    mlxgpt.train(config=tiny, run="modern", position="rope", **options)
+    mlxgpt.train(from_run="modern", run="longer", block_size=16, warmup_steps=0, **options)
     assert mlxgpt.evaluate(run="longer").tokens > 0
     with pytest.raises(UserError, match="position = learned does not go with modern"):
-        mlxgpt.train(from_run="modern", run="other", position="learned", **given)
+        mlxgpt.train(from_run="modern", run="other", position="learned", **options)
 
 
 def test_an_export_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
+    def raise_disk_full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting.tokenizers, "write_hf_tokenizer", full)
+    monkeypatch.setattr(exporting.tokenizers, "write_hf_tokenizer", raise_disk_full)
     with pytest.raises(UserError, match="cannot write exports/done-hf: No space left"):
         mlxgpt.export(to="hf")
     assert list(Path("exports").iterdir()) == []
@@ -176,9 +187,9 @@ def test_an_export_that_is_not_on_the_disk_can_be_made_again(
 
 
 def test_an_export_clears_what_a_killed_one_left(place: Path) -> None:
-    left = Path("exports/.done-hf.new")
-    left.mkdir(parents=True)
-    (left / "model.safetensors").touch()
+    leftover = Path("exports/.done-hf.new")
+    leftover.mkdir(parents=True)
+    (leftover / "model.safetensors").touch()
     mlxgpt.export(to="hf")
     assert [path.name for path in Path("exports").iterdir()] == ["done-hf"]
 
@@ -192,56 +203,56 @@ def test_two_exports_to_one_folder_exclude_each_other(place: Path) -> None:
 
 
 def test_fine_tuning_begins_where_the_other_run_ended(home: Path) -> None:
-    parameters = folder_of(home / "small")
+    parameters = write_gpt2_folder(home / "small")
     mlxgpt.import_model("small")
     (home / "text.txt").write_text("once upon a time there was a cat. " * 60)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "source": "text.txt",
         "max_steps": 4,
         "eval_interval": 2,
         "learning_rate": 0.0,
     }
-    mlxgpt.train(from_run="small", weight_decay=0.0, block_size=8, **given)
+    mlxgpt.train(from_run="small", weight_decay=0.0, block_size=8, **options)
     (folder,) = (path for path in (home / "runs").iterdir() if path.name != "small")
     tuned = open_run(folder)
     assert tuned.origin["run"] == "small"
     assert (tuned.config.model.block_size, tuned.config.model.n_embd) == (8, 32)
     assert tuned.bos == 279, "texts that are trained on here begin with a token"
-    _, saved = load_model(tuned, "newest")
+    _, checkpoint = load_model(tuned, "newest")
     for name, value in parameters.items():
         expected = value[:8] if name == "wpe.weight" else value
-        assert mx.array_equal(saved.parameters[name], expected), name
+        assert mx.array_equal(checkpoint.parameters[name], expected), name
 
 
 def test_fine_tuning_is_resumed_exactly_and_only_from_the_same_weights(home: Path) -> None:
-    folder_of(home / "small")
+    write_gpt2_folder(home / "small")
     mlxgpt.import_model("small")
     (home / "text.txt").write_text("once upon a time there was a cat. " * 60)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "source": "text.txt",
         "eval_interval": 2,
         "decay_steps": 6,
         "dropout": 0.1,
     }
-    whole = mlxgpt.train(from_run="small", run="whole", max_steps=6, **given)
-    mlxgpt.train(from_run="small", run="parts", max_steps=4, **given)
-    assert mlxgpt.train(from_run="small", run="parts", max_steps=6, **given).resumed
+    uninterrupted = mlxgpt.train(from_run="small", run="whole", max_steps=6, **options)
+    mlxgpt.train(from_run="small", run="parts", max_steps=4, **options)
+    assert mlxgpt.train(from_run="small", run="parts", max_steps=6, **options).resumed
     weights = [
         load_model(open_run(Path(f"runs/{name}")), "newest")[1] for name in ("whole", "parts")
     ]
     for name, value in weights[0].parameters.items():
         assert mx.array_equal(value, weights[1].parameters[name]), name
-    assert whole.val_loss is not None
+    assert uninterrupted.val_loss is not None
     with pytest.raises(UserError, match="was started from other weights"):
-        mlxgpt.train(from_run="whole", run="parts", max_steps=8, **given)
+        mlxgpt.train(from_run="whole", run="parts", max_steps=8, **options)
 
 
 def test_settings_that_do_not_go_with_the_weights_are_refused(home: Path, capsys: Capture) -> None:
-    folder_of(home / "small")
+    write_gpt2_folder(home / "small")
     mlxgpt.import_model("small")
     (home / "text.txt").write_text("once upon a time")
     line = ("train", "--from", "small", "--source", "text.txt")
-    assert "n_layer = 3 does not go with small, which has 2" in refused(
+    assert "n_layer = 3 does not go with small, which has 2" in expect_error(
         capsys, *line, "--n-layer", "3"
     )
-    assert "more than the 16 positions" in refused(capsys, *line, "--block-size", "17")
+    assert "more than the 16 positions" in expect_error(capsys, *line, "--block-size", "17")

@@ -22,7 +22,7 @@ from mlxgpt.utils.errors import UserError
 TEXT = "to be or not to be\n"
 
 
-def write(
+def write_model(
     path: Path,
     tokenizer: Tokenizer,
     *,
@@ -46,9 +46,9 @@ def write(
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match="package gguf") as caught:
-        write(tmp_path / "a.gguf", CharTokenizer(TEXT, end_of_text=False))
-    assert "pip install 'gguf>=" in caught.value.remedy
+    with pytest.raises(UserError, match="package gguf") as error:
+        write_model(tmp_path / "a.gguf", CharTokenizer(TEXT, end_of_text=False))
+    assert "pip install 'gguf>=" in error.value.remedy
     assert not list(tmp_path.iterdir())
 
 
@@ -59,36 +59,40 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_rows_that_are_no_whole_blocks_are_not_quantized(
     tmp_path: Path, n_embd: int, near: str, bits: int
 ) -> None:
-    with pytest.raises(UserError, match=f"n_embd = {n_embd} cannot be quantized") as caught:
-        write(
+    with pytest.raises(UserError, match=f"n_embd = {n_embd} cannot be quantized") as error:
+        write_model(
             tmp_path / "a.gguf",
             CharTokenizer(TEXT, end_of_text=False),
             n_embd=n_embd,
             quantize=bits,
         )
-    assert caught.value.remedy.endswith(f"n_embd = {near}.")
+    assert error.value.remedy.endswith(f"n_embd = {near}.")
     assert not list(tmp_path.iterdir())
 
 
 def test_there_are_two_formats(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="5 bits"):
-        write(tmp_path / "a.gguf", CharTokenizer(TEXT, end_of_text=False), n_embd=32, quantize=5)
+        write_model(
+            tmp_path / "a.gguf", CharTokenizer(TEXT, end_of_text=False), n_embd=32, quantize=5
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_other_characters_than_ascii_need_an_end_of_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'é'"):
-        write(tmp_path / "a.gguf", CharTokenizer("thé", end_of_text=False))
+        write_model(tmp_path / "a.gguf", CharTokenizer("thé", end_of_text=False))
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_can_be_put_before_a_prompt_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="end-of-text"):
-        write(tmp_path / "a.gguf", CharTokenizer("abc", end_of_text=False), add_bos_token=True)
+        write_model(
+            tmp_path / "a.gguf", CharTokenizer("abc", end_of_text=False), add_bos_token=True
+        )
     assert not list(tmp_path.iterdir())
 
 
-class FullDisk:
+class FullDiskWriter:
     """A writer of gguf's that gives up in the middle of the file."""
 
     def __init__(self, path: Path, arch: str) -> None:
@@ -103,21 +107,21 @@ class FullDisk:
 def test_where_writing_fails_the_file_before_it_is_all_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Anything:
+    class AnyMapping:
         def __getitem__(self, key: Any) -> tuple[int, int]:
             return 1, 4
 
     fake = SimpleNamespace(
-        GGUFWriter=FullDisk,
-        LlamaFileType=Anything(),
-        GGMLQuantizationType=Anything(),
-        GGML_QUANT_SIZES=Anything(),
+        GGUFWriter=FullDiskWriter,
+        LlamaFileType=AnyMapping(),
+        GGMLQuantizationType=AnyMapping(),
+        GGML_QUANT_SIZES=AnyMapping(),
     )
     monkeypatch.setitem(sys.modules, "gguf", fake)
     old = tmp_path / "a.gguf"
     old.write_text("old")
     with pytest.raises(UserError, match=r"cannot write .*a\.gguf: No space left"):
-        write(old, CharTokenizer(TEXT, end_of_text=False))
+        write_model(old, CharTokenizer(TEXT, end_of_text=False))
     assert list(tmp_path.iterdir()) == [old]
     assert old.read_text() == "old"
 

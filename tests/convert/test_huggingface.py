@@ -18,42 +18,46 @@ from mlxgpt.convert import huggingface
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import load_parameters
 from mlxgpt.utils.errors import UserError
-from tests.helpers.external_models import SHAPE, folder_of, parameters_of
+from tests.helpers.external_models import MODEL_CONFIG, random_parameters, write_gpt2_folder
 
 Arrays = dict[str, mx.array]
 
 
-def weights(folder: Path) -> Arrays:
+def load_weights(folder: Path) -> Arrays:
     return cast(Arrays, mx.load(str(folder / "model.safetensors")))
 
 
-def rewrite(folder: Path, arrays: Arrays) -> None:
+def save_weights(folder: Path, arrays: Arrays) -> None:
     mx.eval(arrays)
     mx.save_safetensors(str(folder / "model.safetensors"), arrays)
 
 
-def masks() -> Arrays:
+def attention_masks() -> Arrays:
     mask = mx.tril(mx.ones((1, 1, 16, 16)))
     return {f"h.{n}.attn.bias": mask for n in range(2)} | {
         f"h.{n}.attn.masked_bias": mx.array(-1e4) for n in range(2)
     }
 
 
-def turned(arrays: Arrays) -> Arrays:
-    ends = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-    return {n: mx.contiguous(a.T) if n.endswith(ends) else a for n, a in arrays.items()}
+def transpose_matrices(arrays: Arrays) -> Arrays:
+    suffixes = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    return {n: mx.contiguous(a.T) if n.endswith(suffixes) else a for n, a in arrays.items()}
 
 
 LAYOUTS: dict[str, Callable[[Arrays], Arrays]] = {
     "plain": lambda a: a,
     "a prefix": lambda a: {f"transformer.{n}": v for n, v in a.items()},
-    "masks": lambda a: a | masks(),
-    "a prefix and masks": lambda a: {f"transformer.{n}": v for n, v in (a | masks()).items()},
+    "masks": lambda a: a | attention_masks(),
+    "a prefix and masks": lambda a: {
+        f"transformer.{n}": v for n, v in (a | attention_masks()).items()
+    },
     "a tied head": lambda a: a | {"lm_head.weight": a["wte.weight"] + 0},
-    "matrices [out, in]": turned,
+    "matrices [out, in]": transpose_matrices,
     "of DistributedDataParallel": lambda a: {f"module.{n}": v for n, v in a.items()},
     "of torch.compile": lambda a: {f"_orig_mod.transformer.{n}": v for n, v in a.items()},
-    "of both": lambda a: {f"module._orig_mod.transformer.{n}": v for n, v in (a | masks()).items()},
+    "of both": lambda a: {
+        f"module._orig_mod.transformer.{n}": v for n, v in (a | attention_masks()).items()
+    },
     "of the other order": lambda a: {f"_orig_mod.module.{n}": v for n, v in a.items()},
     "compiled blocks": lambda a: {
         re.sub(r"^(h\.\d+)\.", r"transformer.\1._orig_mod.", n): v for n, v in a.items()
@@ -63,7 +67,7 @@ LAYOUTS: dict[str, Callable[[Arrays], Arrays]] = {
         + re.sub(r"^(h\.\d+)\.", r"\1._fsdp_wrapped_module.", n): v
         for n, v in a.items()
     },
-    "of mlx-lm": lambda a: {f"model.{n}": v for n, v in turned(a).items()},
+    "of mlx-lm": lambda a: {f"model.{n}": v for n, v in transpose_matrices(a).items()},
     "float16": lambda a: {n: v.astype(mx.float16) for n, v in a.items()},
     "bfloat16": lambda a: {n: v.astype(mx.bfloat16) for n, v in a.items()},
 }
@@ -71,61 +75,65 @@ LAYOUTS: dict[str, Callable[[Arrays], Arrays]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_parameters(tmp_path: Path, layout: str) -> None:
-    ours = folder_of(tmp_path)
-    rewrite(tmp_path, LAYOUTS[layout](weights(tmp_path)))
+    expected = write_gpt2_folder(tmp_path)
+    save_weights(tmp_path, LAYOUTS[layout](load_weights(tmp_path)))
     config = huggingface.read_gpt2_config(tmp_path)
-    assert config == replace(SHAPE, bias=True)
-    found = huggingface.read_gpt2_parameters(tmp_path, config)
-    assert found.keys() == ours.keys()
-    for name, value in found.items():
+    assert config == replace(MODEL_CONFIG, bias=True)
+    actual = huggingface.read_gpt2_parameters(tmp_path, config)
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
         assert value.dtype == mx.float32
         kind = {"float16": mx.float16, "bfloat16": mx.bfloat16}.get(layout, mx.float32)
-        assert mx.array_equal(value, ours[name].astype(kind).astype(mx.float32)), name
+        assert mx.array_equal(value, expected[name].astype(kind).astype(mx.float32)), name
 
 
 def test_weights_may_be_spread_over_files(tmp_path: Path) -> None:
-    ours = folder_of(tmp_path)
-    arrays = list(weights(tmp_path).items())
+    expected = write_gpt2_folder(tmp_path)
+    arrays = list(load_weights(tmp_path).items())
     mx.eval(dict(arrays))
     (tmp_path / "model.safetensors").unlink()
-    places: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for n in range(3):
         name = f"model-0000{n + 1}-of-00003.safetensors"
         mx.save_safetensors(str(tmp_path / name), dict(arrays[n::3]))
-        places |= dict.fromkeys((key for key, _ in arrays[n::3]), name)
-    index = {"metadata": {"total_size": 1}, "weight_map": places}
+        weight_map |= dict.fromkeys((key for key, _ in arrays[n::3]), name)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    found = huggingface.read_gpt2_parameters(tmp_path, huggingface.read_gpt2_config(tmp_path))
-    assert all(mx.array_equal(found[name], value) for name, value in ours.items())
+    actual = huggingface.read_gpt2_parameters(tmp_path, huggingface.read_gpt2_config(tmp_path))
+    assert all(mx.array_equal(actual[name], value) for name, value in expected.items())
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no model-00002-of-00003.safetensors"):
-        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
     index["weight_map"] = {"wte.weight": "../model.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="leads out of its folder"):
-        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_what_is_written_is_read_again(tmp_path: Path, bias: bool) -> None:
-    config = replace(SHAPE, bias=bias)
-    ours = parameters_of(config)
+    config = replace(MODEL_CONFIG, bias=bias)
+    expected = random_parameters(config)
     huggingface.write_gpt2_config(tmp_path, config, 279)
-    huggingface.write_gpt2_parameters(tmp_path, config, ours)
-    again = huggingface.read_gpt2_config(tmp_path)
-    found = huggingface.read_gpt2_parameters(tmp_path, again)
-    assert {name: found[name].shape for name in ours} == {n: v.shape for n, v in ours.items()}
+    huggingface.write_gpt2_parameters(tmp_path, config, expected)
+    read_config = huggingface.read_gpt2_config(tmp_path)
+    actual = huggingface.read_gpt2_parameters(tmp_path, read_config)
+    assert {name: actual[name].shape for name in expected} == {
+        n: v.shape for n, v in expected.items()
+    }
     ids = mx.arange(16)[None]
-    models = GPT(config), GPT(again)
-    load_parameters(models[0], ours)
-    load_parameters(models[1], found)
+    models = GPT(config), GPT(read_config)
+    load_parameters(models[0], expected)
+    load_parameters(models[1], actual)
     assert mx.allclose(models[0](ids), models[1](ids), atol=1e-5)
-    extra = [value for name, value in found.items() if name not in ours]
-    assert all((value == 0).all() for value in extra), "biases that a model has not are zeros"
-    assert bool(extra) != bias
+    extra_biases = [value for name, value in actual.items() if name not in expected]
+    assert all((value == 0).all() for value in extra_biases), (
+        "biases that a model has not are zeros"
+    )
+    assert bool(extra_biases) != bias
 
 
-CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+UNSUPPORTED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "another architecture": ({"model_type": "llama"}, "model_type is 'llama'"),
     "another activation": ({"activation_function": "relu"}, "activation_function is 'relu'"),
     "another epsilon": ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
@@ -140,25 +148,25 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("case", UNSUPPORTED_CONFIGS)
 def test_other_models_are_refused(tmp_path: Path, case: str) -> None:
-    folder_of(tmp_path)
-    change, problem = CONFIGS[case]
+    write_gpt2_folder(tmp_path)
+    change, problem = UNSUPPORTED_CONFIGS[case]
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         huggingface.read_gpt2_parameters(tmp_path, huggingface.read_gpt2_config(tmp_path))
-    assert problem in caught.value.problem
+    assert problem in error.value.problem
 
 
-def changed_config(folder: Path, change: Callable[[dict[str, Any]], Any], mark: str = "") -> None:
+def change_config(folder: Path, change: Callable[[dict[str, Any]], Any], mark: str = "") -> None:
     path = folder / "config.json"
     tree = json.loads(path.read_text())
     change(tree)
     path.write_text(mark + json.dumps(tree), encoding="utf-8")
 
 
-LACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
+MISSING_FIELDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "nothing": lambda tree: None,
     "model_type": lambda tree: tree.pop("model_type"),
     "model_type and architectures": lambda tree: (
@@ -180,16 +188,16 @@ LACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-@pytest.mark.parametrize("case", LACKS)
+@pytest.mark.parametrize("case", MISSING_FIELDS)
 def test_what_a_config_lacks_is_inferred(tmp_path: Path, case: str, mark: str) -> None:
-    folder_of(tmp_path)
-    changed_config(tmp_path, LACKS[case], mark)
-    assert huggingface.read_gpt2_config(tmp_path) == replace(SHAPE, bias=True)
+    write_gpt2_folder(tmp_path)
+    change_config(tmp_path, MISSING_FIELDS[case], mark)
+    assert huggingface.read_gpt2_config(tmp_path) == replace(MODEL_CONFIG, bias=True)
 
 
 def test_what_cannot_be_inferred_is_named(tmp_path: Path) -> None:
-    folder_of(tmp_path)
-    changed_config(tmp_path, lambda tree: tree.pop("n_head"))
+    write_gpt2_folder(tmp_path)
+    change_config(tmp_path, lambda tree: tree.pop("n_head"))
     with pytest.raises(UserError, match=r"config\.json lacks n_head"):
         huggingface.read_gpt2_config(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["GPTJForCausalLM"], "n_embd": 8}')
@@ -204,28 +212,28 @@ def test_what_cannot_be_inferred_is_named(tmp_path: Path) -> None:
 def test_an_extra_head_is_left_out_with_a_note(
     tmp_path: Path, begin: str, notes: list[str]
 ) -> None:
-    ours = folder_of(tmp_path)
+    expected = write_gpt2_folder(tmp_path)
     head = {f"{begin}summary.weight": mx.ones((1, 32)), f"{begin}summary.bias": mx.ones((1,))}
-    rewrite(tmp_path, weights(tmp_path) | head)
-    found = huggingface.read_gpt2_parameters(tmp_path, SHAPE)
-    assert found.keys() == ours.keys()
-    what = huggingface.EXTRA_HEADS[begin]
-    assert sorted(notes) == sorted(f"left out: {name}, {what}" for name in head)
+    save_weights(tmp_path, load_weights(tmp_path) | head)
+    actual = huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
+    assert actual.keys() == expected.keys()
+    head_name = huggingface.EXTRA_HEADS[begin]
+    assert sorted(notes) == sorted(f"left out: {name}, {head_name}" for name in head)
 
 
 @pytest.mark.parametrize("begin", huggingface.OTHER_TASK_HEADS)
 def test_another_kind_of_model_is_named(tmp_path: Path, begin: str, notes: list[str]) -> None:
-    folder_of(tmp_path)
-    arrays = weights(tmp_path) | {f"{begin}weight": mx.ones((2, 32))}
-    rewrite(tmp_path, {f"transformer.{name}": value for name, value in arrays.items()})
+    write_gpt2_folder(tmp_path)
+    arrays = load_weights(tmp_path) | {f"{begin}weight": mx.ones((2, 32))}
+    save_weights(tmp_path, {f"transformer.{name}": value for name, value in arrays.items()})
     with pytest.raises(UserError, match=r"is an? .*\(GPT2For.*, not a language model"):
-        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
-    rewrite(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 0})
-    huggingface.read_gpt2_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
+    save_weights(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 0})
+    huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
     assert len(notes) == 1
 
 
-FOREIGN: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
+OTHER_WEIGHTS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "an adapter": (
         lambda a: a | {"h.0.attn.c_attn.lora_A.default.weight": mx.ones((2, 32))},
         "have 'h.0.attn.c_attn.lora_A.default.weight', which no GPT-2 has",
@@ -245,21 +253,21 @@ FOREIGN: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", FOREIGN)
+@pytest.mark.parametrize("case", OTHER_WEIGHTS)
 def test_weights_of_other_kinds_are_named(tmp_path: Path, case: str) -> None:
-    folder_of(tmp_path)
-    change, problem = FOREIGN[case]
-    rewrite(tmp_path, change(weights(tmp_path)))
-    with pytest.raises(UserError) as caught:
-        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
-    assert problem in caught.value.problem
+    write_gpt2_folder(tmp_path)
+    change, problem = OTHER_WEIGHTS[case]
+    save_weights(tmp_path, change(load_weights(tmp_path)))
+    with pytest.raises(UserError) as error:
+        huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
+    assert problem in error.value.problem
 
 
 def test_weights_under_another_name_and_in_another_format(tmp_path: Path) -> None:
-    ours = folder_of(tmp_path)
+    expected = write_gpt2_folder(tmp_path)
     path = tmp_path / "gpt2.fp32.safetensors"
     (tmp_path / "model.safetensors").rename(path)
-    assert huggingface.read_gpt2_parameters(tmp_path, SHAPE).keys() == ours.keys()
+    assert huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG).keys() == expected.keys()
     for name, remedy in (
         ("adapter_model.safetensors", "is a LoRA adapter"),
         ("tf_model.h5", "of another library"),
@@ -267,43 +275,43 @@ def test_weights_under_another_name_and_in_another_format(tmp_path: Path) -> Non
         ("pytorch_model-00001-of-00002.bin", "a pickle"),
     ):
         path = path.rename(tmp_path / name)
-        with pytest.raises(UserError, match=r"has no model\.safetensors") as caught:
-            huggingface.read_gpt2_parameters(tmp_path, SHAPE)
-        assert remedy in caught.value.remedy
+        with pytest.raises(UserError, match=r"has no model\.safetensors") as error:
+            huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
+        assert remedy in error.value.remedy
 
 
 def test_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
-    folder_of(tmp_path)
-    arrays = weights(tmp_path)
-    rewrite(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 1e-3})
+    write_gpt2_folder(tmp_path)
+    arrays = load_weights(tmp_path)
+    save_weights(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 1e-3})
     with pytest.raises(UserError, match="its output head is not its embedding"):
-        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
 
 
 def test_other_arrays_are_refused(tmp_path: Path) -> None:
-    folder_of(tmp_path)
-    arrays = weights(tmp_path)
+    write_gpt2_folder(tmp_path)
+    arrays = load_weights(tmp_path)
     for change in (
         {"wte.weight": arrays["wte.weight"].T},
         {"h.0.ln_1.bias": mx.zeros((31,)), "more": mx.zeros((1,))},
         {"h.0.ln_1.bias": mx.zeros((31,))},
         {"h.5.attn.bias": mx.zeros((4,)), "h.x.mlp.c_fc.weight": mx.zeros((9, 9))},
     ):
-        rewrite(tmp_path, arrays | change)
+        save_weights(tmp_path, arrays | change)
         with pytest.raises(UserError):
-            huggingface.read_gpt2_parameters(tmp_path, SHAPE)
+            huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
 
 
 def test_half_a_file_and_a_pickle_are_refused(tmp_path: Path) -> None:
-    folder_of(tmp_path)
+    write_gpt2_folder(tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="are damaged"):
-        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
+        huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
     path.rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"has no model.safetensors") as caught:
-        huggingface.read_gpt2_parameters(tmp_path, SHAPE)
-    assert "a pickle, which can run code" in caught.value.remedy
+    with pytest.raises(UserError, match=r"has no model.safetensors") as error:
+        huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
+    assert "a pickle, which can run code" in error.value.remedy
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="cannot read"):
         huggingface.read_gpt2_config(tmp_path)

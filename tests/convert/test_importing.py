@@ -22,25 +22,25 @@ from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.storage.loading import load_model
 from mlxgpt.storage.run import open_run
 from mlxgpt.utils.errors import UserError
-from tests.helpers.commands import Capture, refused
-from tests.helpers.external_models import SHAPE, folder_of, some_bpe
+from tests.helpers.commands import Capture, expect_error
+from tests.helpers.external_models import MODEL_CONFIG, train_small_bpe, write_gpt2_folder
 from tests.helpers.failing_files import failing_sync
-from tests.helpers.fake_hub import Hub, Repository, running
-from tests.helpers.offline_machine import NOWHERE
+from tests.helpers.fake_hub import Hub, Repository, run_servers
+from tests.helpers.offline_machine import REFUSED_ADDRESS
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @contextmanager
-def reached(
+def connected(
     hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch, *, seconds: float = 2.0
 ) -> Iterator[Hub]:
     """This process reaches that hub, with a cache of its own."""
     from huggingface_hub import hf_api
 
-    with running(hub), monkeypatch.context() as patch:
+    with run_servers(hub), monkeypatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", hub.address)
         patch.setattr(constants, "HF_HUB_CACHE", str(home / "cache"))
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + TEMPLATE)
@@ -54,46 +54,48 @@ TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
 
 
 def test_a_folder_becomes_a_run_that_can_do_what_runs_can(home: Path, capsys: Capture) -> None:
-    ours = folder_of(home / "somewhere" / "small")
+    expected = write_gpt2_folder(home / "somewhere" / "small")
     assert cli.main(["import", "somewhere/small"]) == 0
     output = capsys.readouterr()
     assert output.out.startswith("runs/small: ")
     assert "mlxgpt generate --run runs/small" in output.err
     run = open_run(home / "runs" / "small")
-    assert run.config.model == SHAPE
+    assert run.config.model == MODEL_CONFIG
     assert (run.steps(), run.bos, run.data_name) == ([0], None, None)
     assert run.origin == {"folder": "small"}
-    _, saved = load_model(run)
-    assert all(mx.array_equal(saved.parameters[name], value) for name, value in ours.items())
+    _, checkpoint = load_model(run)
+    assert all(
+        mx.array_equal(checkpoint.parameters[name], value) for name, value in expected.items()
+    )
     assert mlxgpt.generate("once", run="small", max_tokens=3, seed=1).texts[0].startswith("once")
     assert mlxgpt.info(run="small").step == 0
     assert [(line.steps, line.data) for line in mlxgpt.runs()] == [(0, "–")]
     assert cli.main(["runs"]) == 0
     assert "imported" in capsys.readouterr().out
     (home / "text.txt").write_text("once upon a time " * 30)
-    found = mlxgpt.evaluate(run="small", source=["text.txt"])
+    result = mlxgpt.evaluate(run="small", source=["text.txt"])
     # An end-of-text follows the text, and nothing stands before it: its first is not predicted.
-    assert found.tokens == len(run.tokenizer.encode("once upon a time " * 30))
-    problem = refused(capsys, "eval", "--run", "small")
+    assert result.tokens == len(run.tokenizer.encode("once upon a time " * 30))
+    problem = expect_error(capsys, "eval", "--run", "small")
     assert problem == "small was imported, without a validation text"
     with pytest.raises(UserError, match="small is an imported model"):
         mlxgpt.train(tier=1, run="small", source="text.txt", batch_size=1)
-    assert refused(capsys, "import", "somewhere/small") == "runs/small exists"
+    assert expect_error(capsys, "import", "somewhere/small") == "runs/small exists"
 
 
 def test_what_cannot_be_imported_is_told(home: Path, capsys: Capture) -> None:
-    assert "no model of the hub is called so" in refused(capsys, "import", "gpt-2")
-    folder_of(home / "small")
-    assert "--meta belongs to" in refused(capsys, "import", "small", "--meta", "meta.pkl")
+    assert "no model of the hub is called so" in expect_error(capsys, "import", "gpt-2")
+    write_gpt2_folder(home / "small")
+    assert "--meta belongs to" in expect_error(capsys, "import", "small", "--meta", "meta.pkl")
     (home / "small" / "tokenizer.json").unlink()
-    assert "has no tokenizer.json" in refused(capsys, "import", "small")
+    assert "has no tokenizer.json" in expect_error(capsys, "import", "small")
     assert not Path("runs").exists()
 
 
 def test_an_import_that_was_interrupted_is_begun_again(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder_of(home / "small")
+    write_gpt2_folder(home / "small")
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -109,7 +111,7 @@ def test_an_import_that_was_interrupted_is_begun_again(
 def test_an_import_that_is_not_on_the_disk_can_be_made_again(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder_of(home / "small")
+    write_gpt2_folder(home / "small")
     failing_sync(monkeypatch, "checkpoints")  # after the checkpoint has its name
     with pytest.raises(UserError, match="cannot write"):
         mlxgpt.import_model("small")
@@ -117,10 +119,10 @@ def test_an_import_that_is_not_on_the_disk_can_be_made_again(
 
 
 def test_weights_that_are_not_finite_are_refused(home: Path, capsys: Capture) -> None:
-    parameters = folder_of(home / "small")
+    parameters = write_gpt2_folder(home / "small")
     parameters["h.1.ln_2.bias"][7] = float("nan")
-    huggingface.write_gpt2_parameters(home / "small", SHAPE, parameters)
-    problem = refused(capsys, "import", "small")
+    huggingface.write_gpt2_parameters(home / "small", MODEL_CONFIG, parameters)
+    problem = expect_error(capsys, "import", "small")
     assert problem == "the model's h.1.ln_2.bias has values that are not finite (NaN or infinity)"
     assert not Path("runs").exists()
 
@@ -130,8 +132,8 @@ def test_weights_that_are_not_finite_are_refused(home: Path, capsys: Capture) ->
 
 @pytest.mark.parametrize("kind", ["pairs", "strings", "two files"])
 def test_a_bpe_in_each_of_its_forms(home: Path, kind: str) -> None:
-    tokenizer = some_bpe()
-    folder_of(home / "m", tokenizer)
+    tokenizer = train_small_bpe()
+    write_gpt2_folder(home / "m", tokenizer)
     path = home / "m" / "tokenizer.json"
     tree = json.loads(path.read_text(encoding="utf-8"))
     merges = [" ".join(pair) for pair in tree["model"]["merges"]]
@@ -146,33 +148,33 @@ def test_a_bpe_in_each_of_its_forms(home: Path, kind: str) -> None:
         lines = "\n".join(["#version: 0.2", *merges, ""])
         (home / "m" / "merges.txt").write_text(lines, encoding="utf-8")
         path.unlink()
-    found = mlxgpt.import_model("m")
-    assert isinstance(found.tokenizer, BPETokenizer)
-    assert found.tokenizer.fingerprint == tokenizer.fingerprint
-    assert not found.add_bos_token
+    imported = mlxgpt.import_model("m")
+    assert isinstance(imported.tokenizer, BPETokenizer)
+    assert imported.tokenizer.fingerprint == tokenizer.fingerprint
+    assert not imported.add_bos_token
 
 
 @pytest.mark.parametrize("end_of_text", [True, False])
 def test_characters_come_back(home: Path, end_of_text: bool) -> None:
     tokenizer = CharTokenizer("abcÄ \n", end_of_text=end_of_text)
-    folder_of(home / "m", tokenizer)
-    found = mlxgpt.import_model("m").tokenizer
-    assert found.fingerprint == tokenizer.fingerprint
+    write_gpt2_folder(home / "m", tokenizer)
+    restored = mlxgpt.import_model("m").tokenizer
+    assert restored.fingerprint == tokenizer.fingerprint
 
 
 @pytest.mark.parametrize("said", ["by its settings", "by its post-processor"])
 def test_texts_that_begin_with_a_token(home: Path, said: str) -> None:
     from mlxgpt.convert import tokenizers
 
-    folder_of(home / "m")
-    tokenizers.write_hf_tokenizer(home / "m", some_bpe(), 16, add_bos_token=True)
+    write_gpt2_folder(home / "m")
+    tokenizers.write_hf_tokenizer(home / "m", train_small_bpe(), 16, add_bos_token=True)
     settings = home / "m" / "tokenizer_config.json"
     if said == "by its post-processor":
         settings.unlink()
     assert mlxgpt.import_model("m").bos == 279
 
 
-CHANGES: dict[str, Any] = {
+TOKENIZER_CHANGES: dict[str, Any] = {
     "a token twice": lambda tree: tree["model"]["vocab"].update({"!": 1}),
     "a token that no merge makes": lambda tree: tree["model"]["vocab"].update({"once upon": 280}),
     "a gap in the ids": lambda tree: tree["model"]["vocab"].update({"<pad>": 281}),
@@ -189,61 +191,61 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("case", CHANGES)
+@pytest.mark.parametrize("case", TOKENIZER_CHANGES)
 def test_other_tokenizers_are_refused(home: Path, case: str, capsys: Capture) -> None:
-    folder_of(home / "m")
+    write_gpt2_folder(home / "m")
     path = home / "m" / "tokenizer.json"
     tree = json.loads(path.read_text(encoding="utf-8"))
-    CHANGES[case](tree)
+    TOKENIZER_CHANGES[case](tree)
     path.write_text(json.dumps(tree), encoding="utf-8")
-    assert "is none that is known here" in refused(capsys, "import", "m")
+    assert "is none that is known here" in expect_error(capsys, "import", "m")
 
 
 # From a hub.
 
 
 @pytest.fixture
-def gpt2_of_the_hub(tmp_path: Path) -> Repository:
-    folder_of(tmp_path / "hubs")
-    files = files_of(tmp_path / "hubs")
+def gpt2_repository(tmp_path: Path) -> Repository:
+    write_gpt2_folder(tmp_path / "hubs")
+    files = read_files(tmp_path / "hubs")
     shutil.rmtree(tmp_path / "hubs")
-    others = {"README.md": b"a card", "pytorch_model.bin": b"a pickle", "64.tflite": b"x"}
-    return Repository({"main": files | others})
+    other_files = {"README.md": b"a card", "pytorch_model.bin": b"a pickle", "64.tflite": b"x"}
+    return Repository({"main": files | other_files})
 
 
 def test_gpt2_comes_from_the_hub_and_then_from_its_cache(
     home: Path,
-    gpt2_of_the_hub: Repository,
+    gpt2_repository: Repository,
     monkeypatch: pytest.MonkeyPatch,
     notes: list[str],
 ) -> None:
-    hub = Hub({"models/openai-community/gpt2": gpt2_of_the_hub})
-    with reached(hub, home, monkeypatch):
+    hub = Hub({"models/openai-community/gpt2": gpt2_repository})
+    with connected(hub, home, monkeypatch):
         run = mlxgpt.import_model("gpt2")
         assert run.folder == Path("runs/gpt2")
-        commit = gpt2_of_the_hub.branches["main"]
+        commit = gpt2_repository.branches["main"]
         assert run.origin == {"hub": "openai-community/gpt2", "revision": commit}
-        assert not any("pytorch_model" in line or "tflite" in line for line in hub.asked)
+        assert not any("pytorch_model" in line or "tflite" in line for line in hub.requests)
         assert any("MB) from the Hugging Face hub" in note for note in notes)
-        before = len(hub.cdn.asked)
+        request_count = len(hub.cdn.requests)
         mlxgpt.import_model("gpt2", run="again")
-        assert len(hub.cdn.asked) == before, "what was fetched is not fetched again"
+        assert len(hub.cdn.requests) == request_count, "what was fetched is not fetched again"
         with monkeypatch.context() as patch:
-            patch.setattr(constants, "ENDPOINT", NOWHERE)
+            patch.setattr(constants, "ENDPOINT", REFUSED_ADDRESS)
             assert mlxgpt.import_model("gpt2", run="offline").steps() == [0]
     assert notes[-1].endswith("; using openai-community/gpt2 from the cache")
 
 
 def test_the_cache_is_used_where_the_hub_may_not_be_asked(
-    home: Path, gpt2_of_the_hub: Repository, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+    home: Path, gpt2_repository: Repository, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
-    hub = Hub({"models/openai-community/gpt2": gpt2_of_the_hub})
-    with reached(hub, home, monkeypatch):
+    hub = Hub({"models/openai-community/gpt2": gpt2_repository})
+    with connected(hub, home, monkeypatch):
         mlxgpt.import_model("gpt2")
-        asked = len(hub.asked)
+        request_count = len(hub.requests)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert mlxgpt.import_model("gpt2", run="offline").steps() == [0]
-        assert len(hub.asked) == asked
+        assert len(hub.requests) == request_count
         with pytest.raises(UserError, match=r"could not be downloaded \(.*HF_HUB_OFFLINE is set"):
             mlxgpt.import_model("distilgpt2")
     assert "the Hugging Face hub: HF_HUB_OFFLINE is set; using" in notes[-1]
@@ -260,59 +262,59 @@ def test_the_cache_is_used_where_the_hub_may_not_be_asked(
 )
 def test_a_hub_that_says_no(
     home: Path,
-    gpt2_of_the_hub: Repository,
+    gpt2_repository: Repository,
     monkeypatch: pytest.MonkeyPatch,
     mood: str,
     problem: str,
     remedy: str,
 ) -> None:
-    hub = Hub({"models/openai-community/gpt2": gpt2_of_the_hub}, mood)
-    with reached(hub, home, monkeypatch), pytest.raises(UserError) as caught:
+    hub = Hub({"models/openai-community/gpt2": gpt2_repository}, mood)
+    with connected(hub, home, monkeypatch), pytest.raises(UserError) as error:
         mlxgpt.import_model("gpt2")
-    assert problem in caught.value.problem
-    assert remedy in caught.value.remedy
+    assert problem in error.value.problem
+    assert remedy in error.value.remedy
     assert not Path("runs").exists()
 
 
 def test_unknown_and_gated_models(
-    home: Path, gpt2_of_the_hub: Repository, monkeypatch: pytest.MonkeyPatch
+    home: Path, gpt2_repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpt2_of_the_hub.gated = True
-    with reached(Hub({"models/owner/gated": gpt2_of_the_hub}), home, monkeypatch):
+    gpt2_repository.gated = True
+    with connected(Hub({"models/owner/gated": gpt2_repository}), home, monkeypatch):
         for name, remedy in (
             ("owner/unknown", "check the name"),
             ("owner/gated", "accept its terms"),
         ):
-            with pytest.raises(UserError, match=f"{name} could not be downloaded") as caught:
+            with pytest.raises(UserError, match=f"{name} could not be downloaded") as error:
                 mlxgpt.import_model(name)
-            assert remedy in caught.value.remedy
+            assert remedy in error.value.remedy
 
 
 def test_nobody_answers_and_nothing_was_fetched(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
+    monkeypatch.setattr(constants, "ENDPOINT", REFUSED_ADDRESS)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache"))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         mlxgpt.import_model("distilgpt2")
-    assert caught.value.problem.startswith("distilbert/distilgpt2 could not be downloaded")
-    assert "a model in a folder is imported without one" in caught.value.remedy
+    assert error.value.problem.startswith("distilbert/distilgpt2 could not be downloaded")
+    assert "a model in a folder is imported without one" in error.value.remedy
 
 
 def test_a_download_that_breaks_off_goes_on(
-    home: Path, gpt2_of_the_hub: Repository, monkeypatch: pytest.MonkeyPatch
+    home: Path, gpt2_repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = Hub({"models/openai-community/gpt2": gpt2_of_the_hub}, cdn="breaks")
-    with reached(hub, home, monkeypatch):
+    hub = Hub({"models/openai-community/gpt2": gpt2_repository}, cdn="breaks")
+    with connected(hub, home, monkeypatch):
         assert mlxgpt.import_model("gpt2").steps() == [0]
-        assert hub.cdn.broken == 2
+        assert hub.cdn.truncated_responses == 2
 
 
 def test_a_file_that_was_damaged_on_its_way_is_told_and_fetched_again(
-    home: Path, gpt2_of_the_hub: Repository, monkeypatch: pytest.MonkeyPatch
+    home: Path, gpt2_repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = Hub({"models/openai-community/gpt2": gpt2_of_the_hub})
-    with reached(hub, home, monkeypatch):
+    hub = Hub({"models/openai-community/gpt2": gpt2_repository})
+    with connected(hub, home, monkeypatch):
         mlxgpt.import_model("gpt2")
         (blob,) = (p for p in (home / "cache").rglob("model.safetensors"))
         content = bytearray(blob.resolve().read_bytes())
@@ -324,26 +326,26 @@ def test_a_file_that_was_damaged_on_its_way_is_told_and_fetched_again(
 
 
 def test_too_little_disk_is_told_before(
-    home: Path, gpt2_of_the_hub: Repository, monkeypatch: pytest.MonkeyPatch
+    home: Path, gpt2_repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = Hub({"models/openai-community/gpt2": gpt2_of_the_hub})
-    full = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000))
-    monkeypatch.setattr(download, "shutil", full)
+    hub = Hub({"models/openai-community/gpt2": gpt2_repository})
+    fake_shutil = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(download, "shutil", fake_shutil)
     with (
-        reached(hub, home, monkeypatch),
+        connected(hub, home, monkeypatch),
         pytest.raises(UserError, match=r"takes 0\.00 GB, and 0\.00"),
     ):
         mlxgpt.import_model("gpt2")
-    assert not any("safetensors" in line for line in hub.cdn.asked)
+    assert not any("safetensors" in line for line in hub.cdn.requests)
 
 
 def test_a_model_without_safetensors_is_refused(
-    home: Path, gpt2_of_the_hub: Repository, monkeypatch: pytest.MonkeyPatch
+    home: Path, gpt2_repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = dict(gpt2_of_the_hub.commits[gpt2_of_the_hub.branches["main"]])
+    files = dict(gpt2_repository.commits[gpt2_repository.branches["main"]])
     del files["model.safetensors"]
     hub = Hub({"models/owner/old": Repository({"main": files})})
-    with reached(hub, home, monkeypatch), pytest.raises(UserError) as caught:
+    with connected(hub, home, monkeypatch), pytest.raises(UserError) as error:
         mlxgpt.import_model("owner/old")
-    assert "has no model.safetensors" in caught.value.problem
-    assert "a pickle, which can run code" in caught.value.remedy
+    assert "has no model.safetensors" in error.value.problem
+    assert "a pickle, which can run code" in error.value.remedy

@@ -20,14 +20,14 @@ from mlxgpt.convert.model_card import choose_example_prompt, render_model_card
 from mlxgpt.data.tokenizers.base import Tokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.storage.run import Run, open_run
-from tests.helpers.external_models import SHAPE, parameters_of, some_bpe
+from tests.helpers.external_models import MODEL_CONFIG, random_parameters, train_small_bpe
 
 
-def run_of(folder: Path, tokenizer: Tokenizer, block_size: int, **parts: Any) -> Run:
-    config = replace(SHAPE, vocab_size=tokenizer.vocab_size, block_size=block_size, **parts)
+def make_run(folder: Path, tokenizer: Tokenizer, block_size: int, **fields: Any) -> Run:
+    config = replace(MODEL_CONFIG, vocab_size=tokenizer.vocab_size, block_size=block_size, **fields)
     bos = tokenizer.end_of_text is not None
     return importing.create_imported_run(
-        ImportedModel(config, parameters_of(config), tokenizer, bos), folder
+        ImportedModel(config, random_parameters(config), tokenizer, bos), folder
     )
 
 
@@ -36,19 +36,19 @@ RUNS: dict[str, tuple[Tokenizer, int]] = {
     "DNA, of many texts": (CharTokenizer("ACGT", end_of_text=True), 8),
     "white space": (CharTokenizer(" \n", end_of_text=False), 16),
     "quotes": (CharTokenizer("'\"\\", end_of_text=False), 16),
-    "words": (some_bpe(), 64),
-    "a short block": (some_bpe(), 4),
+    "words": (train_small_bpe(), 64),
+    "a short block": (train_small_bpe(), 4),
 }
 
 
 @pytest.mark.parametrize("case", RUNS)
 def test_commands_have_a_prompt_and_a_length_that_fit(tmp_path: Path, case: str) -> None:
     tokenizer, block = RUNS[case]
-    run = run_of(tmp_path / "my run", tokenizer, block)
+    run = make_run(tmp_path / "my run", tokenizer, block)
     bos = run.bos is not None
 
-    def fits(prompt: str, new: int) -> bool:
-        return 0 < new <= block - len(tokenizer.encode(prompt)) - bos
+    def fits(prompt: str, new_tokens: int) -> bool:
+        return 0 < new_tokens <= block - len(tokenizer.encode(prompt)) - bos
 
     example = re.search(r"```python\n(.*?)```", render_model_card(run, 0, "hf", None), re.DOTALL)
     assert example
@@ -57,13 +57,13 @@ def test_commands_have_a_prompt_and_a_length_that_fit(tmp_path: Path, case: str)
     prompts = [
         ast.literal_eval(call.args[0]) for call in calls if ast.unparse(call.func) == "tokenizer"
     ]
-    new = [
+    max_new_tokens = [
         keyword.value
         for call in calls
         for keyword in call.keywords
         if keyword.arg == "max_new_tokens"
     ]
-    assert fits(prompts[0], ast.literal_eval(new[0]))
+    assert fits(prompts[0], ast.literal_eval(max_new_tokens[0]))
     assert prompts == [choose_example_prompt(run, block // 2 - bos)]
     for to in ("hf", "mlx-lm"):
         words = shlex.split(
@@ -71,11 +71,11 @@ def test_commands_have_a_prompt_and_a_length_that_fit(tmp_path: Path, case: str)
         )
         options = dict(zip(words[::2], words[1::2], strict=False))
         assert fits(options["--prompt"], int(options["--max-tokens"]))
-    llama = re.search(
+    llama_command = re.search(
         r"llama-cli (.*?)\nollama", render_model_card(run, 0, "gguf", None), re.DOTALL
     )
-    assert llama
-    words = shlex.split(llama[1])
+    assert llama_command
+    words = shlex.split(llama_command[1])
     assert words[1] == "my run.gguf"
     assert fits(words[words.index("-p") + 1], int(words[words.index("-n") + 1]))
 
@@ -93,6 +93,6 @@ def test_the_prompt_is_of_the_runs_own_text(place: Path) -> None:
 
 
 def test_a_model_without_a_sample_has_an_opening(tmp_path: Path) -> None:
-    run = run_of(tmp_path / "m", some_bpe(), 64)
+    run = make_run(tmp_path / "m", train_small_bpe(), 64)
     assert choose_example_prompt(run, 30) == "Once upon a time"
     assert mlxgpt.generate(choose_example_prompt(run, 30), run=str(run.folder), max_tokens=1).texts

@@ -16,7 +16,7 @@ def test_without_pytorch_it_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match="PyTorch, which is not installed") as caught:
+    with pytest.raises(UserError, match="PyTorch, which is not installed") as error:
         nanogpt.read_nanogpt_checkpoint(tmp_path / "ckpt.pt")
-    assert "pip install 'torch>=2.6,<3'" in caught.value.remedy
+    assert "pip install 'torch>=2.6,<3'" in error.value.remedy
     assert "\nnanogpt = [" in (ROOT / "pyproject.toml").read_text()

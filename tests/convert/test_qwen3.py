@@ -18,20 +18,20 @@ def config(tiny_model: Config) -> Config:
 
 
 def test_every_parameter_has_a_place_and_every_gain_is_there(config: Config) -> None:
-    found = qwen3.convert_to_qwen3(config.model, flatten_params(GPT(config.model).parameters()))
-    gains = {n for n in found if "norm" in n and n != qwen3.FINAL_NORM}
+    converted = qwen3.convert_to_qwen3(config.model, flatten_params(GPT(config.model).parameters()))
+    gains = {n for n in converted if "norm" in n and n != qwen3.FINAL_NORM}
     assert len(gains) == 4 * config.model.n_layer
-    assert all(bool((found[name] == 1).all()) for name in gains)
-    others = sum(value.size for name, value in found.items() if name not in gains)
-    assert others == count_parameters(config.model)
+    assert all(bool((converted[name] == 1).all()) for name in gains)
+    other_size = sum(value.size for name, value in converted.items() if name not in gains)
+    assert other_size == count_parameters(config.model)
 
 
 def test_a_head_of_its_own_and_a_normalised_embedding_have_a_place(config: Config) -> None:
     shape = override_config(config, {"tied": False, "embedding_norm": True}).model
     parameters = flatten_params(GPT(shape).parameters())
-    found = qwen3.convert_to_qwen3(shape, parameters)
-    assert found[qwen3.LM_HEAD] is parameters["lm_head.weight"]
-    sizes = mx.square(found[qwen3.EMBED_TOKENS]).mean(axis=1)
+    converted = qwen3.convert_to_qwen3(shape, parameters)
+    assert converted[qwen3.LM_HEAD] is parameters["lm_head.weight"]
+    sizes = mx.square(converted[qwen3.EMBED_TOKENS]).mean(axis=1)
     assert mx.allclose(sizes, mx.array(1.0), atol=0.1)
     assert qwen3.make_qwen3_config(shape, None)["tie_word_embeddings"] is False
     assert qwen3.make_qwen3_config(config.model, None)["tie_word_embeddings"] is True
@@ -39,8 +39,11 @@ def test_a_head_of_its_own_and_a_normalised_embedding_have_a_place(config: Confi
 
 def test_what_qwen3_cannot_have_is_named(tiny_model: Config, config: Config) -> None:
     assert qwen3.find_incompatible_settings(config.model) == {}
-    others = {"mlp": "relu2", "bias": True, "value_embeddings": True}
-    assert qwen3.find_incompatible_settings(override_config(config, others).model) == others
+    incompatible = {"mlp": "relu2", "bias": True, "value_embeddings": True}
+    assert (
+        qwen3.find_incompatible_settings(override_config(config, incompatible).model)
+        == incompatible
+    )
 
 
 def test_the_modern_recipe_is_portable_and_racing_is_not() -> None:

@@ -21,33 +21,39 @@ from mlxgpt.data.tokenizers.base import END_OF_TEXT, AddedToken, Tokenizer
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils.errors import UserError
-from tests.helpers.external_models import folder_of, some_bpe
-from tests.helpers.tokenizer_folders import ADDED, FOLDERS, PIECES, tree_with_added, write_folder
+from tests.helpers.external_models import train_small_bpe, write_gpt2_folder
+from tests.helpers.tokenizer_folders import (
+    ADDED_TOKENS,
+    TEXTS_WITH_ADDED_TOKENS,
+    TOKENIZER_LAYOUTS,
+    make_tokenizer_tree,
+    write_folder,
+)
 
 
-def written_and_read(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
+def round_trip(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
     path = folder / "tokenizer.json"
     path.write_text(tokenizer.to_json(), encoding="utf-8")
-    again = tokenizer_json.load_tokenizer(path)
-    assert again.to_json() == tokenizer.to_json()
-    assert again.fingerprint == tokenizer.fingerprint
-    assert again.end_of_text == tokenizer.end_of_text
-    return again
+    restored = tokenizer_json.load_tokenizer(path)
+    assert restored.to_json() == tokenizer.to_json()
+    assert restored.fingerprint == tokenizer.fingerprint
+    assert restored.end_of_text == tokenizer.end_of_text
+    return restored
 
 
-def of_hugging_face(tokenizer: Tokenizer) -> HuggingFace:
-    theirs = HuggingFace.from_str(tokenizer.to_json())
-    theirs.encode_special_tokens = True  # as text, like ours
-    return theirs
+def to_hugging_face(tokenizer: Tokenizer) -> HuggingFace:
+    reference = HuggingFace.from_str(tokenizer.to_json())
+    reference.encode_special_tokens = True  # as text, like ours
+    return reference
 
 
 def test_sorted_vocabularies_keep_their_fingerprints() -> None:
-    prints = {
+    fingerprints = {
         CharTokenizer("abc ", end_of_text=True).fingerprint[:16],
         CharTokenizer("abc ", end_of_text=False).fingerprint[:16],
         BPETokenizer([(b"a", b"b")]).fingerprint[:16],
     }
-    assert prints == {"988bf51a876d031d", "44fef91a2bd0574a", "b998e0a352588147"}
+    assert fingerprints == {"988bf51a876d031d", "44fef91a2bd0574a", "b998e0a352588147"}
     in_order = CharTokenizer.from_ids({"a": 0, "b": 1})
     assert in_order.fingerprint == CharTokenizer("ba", end_of_text=False).fingerprint
     assert in_order.to_json() == CharTokenizer("ba", end_of_text=False).to_json()
@@ -60,17 +66,17 @@ def test_characters_keep_the_ids_that_they_have(
 ) -> None:
     letters = data.draw(st.permutations("abcÄ🙂\n t"))
     end = data.draw(st.sampled_from([None, 0, 4, 8]))
-    places = [n for n in range(len(letters) + (end is not None)) if n != end]
-    ids = dict(zip(letters, places, strict=True))
+    free_ids = [n for n in range(len(letters) + (end is not None)) if n != end]
+    ids = dict(zip(letters, free_ids, strict=True))
     added = [] if end is None else [AddedToken(end, "</s>")]
     tokenizer = CharTokenizer.from_ids(ids, added, end)
     text = data.draw(st.text(st.sampled_from(letters), max_size=30))
     expected = [ids[c] for c in text]
     assert tokenizer.encode(text).tolist() == expected
     assert tokenizer.decode(expected) == text
-    assert of_hugging_face(tokenizer).encode(text).ids == expected
-    again = written_and_read(tmp_path_factory.mktemp("t"), tokenizer)
-    assert again.encode(text).tolist() == expected
+    assert to_hugging_face(tokenizer).encode(text).ids == expected
+    restored = round_trip(tmp_path_factory.mktemp("t"), tokenizer)
+    assert restored.encode(text).tolist() == expected
     if end is not None:
         stream = tokenizer.encode_documents(f"{text}\0{text}\0").tolist()
         assert stream == [*expected, end, *expected, end]
@@ -105,93 +111,93 @@ def test_nanogpts_characters_in_another_order(tmp_path: Path) -> None:
     assert tokenizer.characters == order
 
 
-@pytest.mark.parametrize("form", FOLDERS)
+@pytest.mark.parametrize("form", TOKENIZER_LAYOUTS)
 def test_added_tokens_of_every_form_are_the_same(tmp_path: Path, form: str) -> None:
     write_folder(tmp_path, form)
     tokenizer, bos = tokenizers.read_hf_tokenizer(tmp_path, 1000)
     assert not bos
-    assert tokenizer.vocab_size == 280 + len(ADDED)
-    for id, (content, _) in enumerate(ADDED, 280):
+    assert tokenizer.vocab_size == 280 + len(ADDED_TOKENS)
+    for id, (content, _) in enumerate(ADDED_TOKENS, 280):
         assert tokenizer.decode([id]) == content
     assert tokenizer.end_of_text == 279
-    assert tokenizer.encode("<pad>").tolist() == some_bpe().encode("<pad>").tolist()
+    assert tokenizer.encode("<pad>").tolist() == train_small_bpe().encode("<pad>").tolist()
     assert tokenizer.encode("a cat ACME.").tolist() == [
-        *some_bpe().encode("a cat ").tolist(),
+        *train_small_bpe().encode("a cat ").tolist(),
         281,
-        *some_bpe().encode(".").tolist(),
+        *train_small_bpe().encode(".").tolist(),
     ]
-    written_and_read(tmp_path, tokenizer)
+    round_trip(tmp_path, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def with_added() -> Tokenizer:
-    return tokenizer_json.build_tokenizer(tree_with_added())
+def added_tokenizer() -> Tokenizer:
+    return tokenizer_json.build_tokenizer(make_tokenizer_tree())
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=PIECES)
-def test_any_text_has_the_ids_that_tokenizers_gives(with_added: Tokenizer, text: str) -> None:
-    expected = of_hugging_face(with_added).encode(text).ids
-    assert with_added.encode(text).tolist() == expected
-    assert with_added.encode_documents(text).tolist() == expected
-    assert with_added.decode(expected) == text
+@given(text=TEXTS_WITH_ADDED_TOKENS)
+def test_any_text_has_the_ids_that_tokenizers_gives(added_tokenizer: Tokenizer, text: str) -> None:
+    expected = to_hugging_face(added_tokenizer).encode(text).ids
+    assert added_tokenizer.encode(text).tolist() == expected
+    assert added_tokenizer.encode_documents(text).tolist() == expected
+    assert added_tokenizer.decode(expected) == text
 
 
 @settings(max_examples=50, deadline=None)
-@given(text=PIECES, seed=st.integers(0, 3))
+@given(text=TEXTS_WITH_ADDED_TOKENS, seed=st.integers(0, 3))
 def test_a_bpe_with_its_ids_in_any_order(text: str, seed: int) -> None:
     """As one that was trained with its special tokens first."""
-    tree = tree_with_added()
+    tree = make_tokenizer_tree()
     names = list(tree["model"]["vocab"] | {t["content"]: 0 for t in tree["added_tokens"]})
     if seed:
         order = np.random.default_rng(seed).permutation(len(names)).tolist()
     else:
-        order = [*range(len(ADDED) + 1, len(names)), *range(len(ADDED) + 1)]
+        order = [*range(len(ADDED_TOKENS) + 1, len(names)), *range(len(ADDED_TOKENS) + 1)]
     ids = dict(zip(names, order, strict=True))
     tree["model"]["vocab"] = ids
     for token in tree["added_tokens"]:
         token["id"] = ids[token["content"]]
     tokenizer = tokenizer_json.build_tokenizer(tree)
-    theirs = HuggingFace.from_str(json.dumps(tree))
-    theirs.encode_special_tokens = True
-    expected = theirs.encode(text).ids
+    reference = HuggingFace.from_str(json.dumps(tree))
+    reference.encode_special_tokens = True
+    expected = reference.encode(text).ids
     assert tokenizer.encode(text).tolist() == expected
-    assert of_hugging_face(tokenizer).encode(text).ids == expected
+    assert to_hugging_face(tokenizer).encode(text).ids == expected
     assert tokenizer.encode_documents(f"{text}\0").tolist() == [*expected, tokenizer.end_of_text]
     assert tokenizer.decode(expected) == text
     _, tokens, types, _ = gguf._make_vocabulary(tokenizer, tokenizer.vocab_size)
-    assert [tokens[id] for id in expected] == theirs.encode(text).tokens
+    assert [tokens[id] for id in expected] == reference.encode(text).tokens
     assert types[ids[END_OF_TEXT]] == gguf.CONTROL
     assert types[ids["ACME"]] == gguf.USER_DEFINED
 
 
 def test_an_end_of_another_name(tmp_path: Path) -> None:
-    tree = tree_with_added()
+    tree = make_tokenizer_tree()
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree), encoding="utf-8")
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     tokenizer, _ = tokenizers.read_hf_tokenizer(tmp_path, 1000)
     assert tokenizer.end_of_text == 282
-    again = written_and_read(tmp_path, tokenizer)
-    assert again.encode_documents("a\0").tolist()[-1] == 282
-    tokenizers.write_hf_tokenizer(tmp_path, again, 16, add_bos_token=True)
+    restored = round_trip(tmp_path, tokenizer)
+    assert restored.encode_documents("a\0").tolist()[-1] == 282
+    tokenizers.write_hf_tokenizer(tmp_path, restored, 16, add_bos_token=True)
     written = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert written["eos_token"] == written["bos_token"] == "<|im_end|>"
     assert written["model_input_names"] == ["input_ids", "attention_mask"]
-    back, bos = tokenizers.read_hf_tokenizer(tmp_path, 1000)
+    reimported, bos = tokenizers.read_hf_tokenizer(tmp_path, 1000)
     assert bos
-    assert back.fingerprint == tokenizer.fingerprint
-    theirs = HuggingFace.from_file(str(tmp_path / "tokenizer.json"))
-    assert theirs.encode("a").ids == [282, *tokenizer.encode("a")]
+    assert reimported.fingerprint == tokenizer.fingerprint
+    reference = HuggingFace.from_file(str(tmp_path / "tokenizer.json"))
+    assert reference.encode("a").ids == [282, *tokenizer.encode("a")]
 
 
 def test_a_bpe_without_an_end(home: Path) -> None:
-    tree = tree_with_added()
+    tree = make_tokenizer_tree()
     del tree["model"]["vocab"][END_OF_TEXT]
     tree["added_tokens"] = [{"id": 279, "content": "<pad>", "special": True}]
     tokenizer = tokenizer_json.build_tokenizer(tree)
     assert tokenizer.end_of_text is None
     assert tokenizer.encode_documents("a\0").tolist() == tokenizer.encode("a\0").tolist()
-    folder_of(home / "m", tokenizer)
+    write_gpt2_folder(home / "m", tokenizer)
     mlxgpt.import_model("m")
     assert mlxgpt.generate(run="m", max_tokens=3, seed=1).tokens == 3
     with pytest.raises(UserError, match="without an end-of-text: id 11 would end texts"):
@@ -227,9 +233,9 @@ def test_files_that_do_not_agree_are_refused(
     if form == name and isinstance(content, dict):
         content = json.loads(path.read_text()) | content
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         tokenizers.read_hf_tokenizer(tmp_path, 1000)
-    assert problem in caught.value.problem
+    assert problem in error.value.problem
 
 
 def test_which_added_tokens_are_special(tmp_path: Path) -> None:
@@ -244,13 +250,13 @@ def test_which_added_tokens_are_special(tmp_path: Path) -> None:
 def test_special_tokens_that_the_model_has_no_room_for_are_left_out(
     home: Path, notes: list[str]
 ) -> None:
-    folder_of(home / "m")
+    write_gpt2_folder(home / "m")
     tree = json.loads((home / "m" / "tokenizer.json").read_text(encoding="utf-8"))
     tree["added_tokens"].append({"id": 280, "content": "[PAD]", "special": True})
     (home / "m" / "tokenizer.json").write_text(json.dumps(tree), encoding="utf-8")
     run = mlxgpt.import_model("m")
     assert notes == ["left out, as the model has no such ids: [PAD]"]
-    assert run.tokenizer.fingerprint == some_bpe().fingerprint
+    assert run.tokenizer.fingerprint == train_small_bpe().fingerprint
 
 
 def test_line_ends_and_marks_of_windows(tmp_path: Path) -> None:

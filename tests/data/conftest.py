@@ -21,13 +21,13 @@ def small_bpe() -> BPETokenizer:
 
 
 @pytest.fixture
-def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def documents_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of many documents, prepared in many chunks."""
     monkeypatch.setattr(tokenize, "CHUNK_CHARS", 200)
     monkeypatch.setattr(prepare, "SAVE_EVERY_CHUNKS", 3)
-    draw = random.Random(1)
+    rng = random.Random(1)
     words = ["one", "two\n", "three,", "Grüße", "🙂", "  ", "four hundred"]
-    texts = [" ".join(draw.choices(words, k=draw.randrange(1, 40))) for _ in range(150)]
+    texts = [" ".join(rng.choices(words, k=rng.randrange(1, 40))) for _ in range(150)]
     path = tmp_path / "many.txt"
     path.write_text(END_OF_TEXT.join(texts), encoding="utf-8")
     return path

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlxgpt.data.folders import expand_pattern, find_text_files, is_ignored
 
 SUFFIXES = (".txt", ".jsonl")
-LEFT = [
+LEFTOVERS = [
     "._a.txt",
     ".DS_Store",
     "Thumbs.db",
@@ -39,22 +39,22 @@ def write(path: Path) -> Path:
 
 
 def test_what_programs_leave_behind_is_skipped(tmp_path: Path, notes: list[str]) -> None:
-    kept = [write(tmp_path / name) for name in ("a.txt", "b/c.JSONL", "b/d.txt")]
-    for name in LEFT:
+    expected = [write(tmp_path / name) for name in ("a.txt", "b/c.JSONL", "b/d.txt")]
+    for name in LEFTOVERS:
         write(tmp_path / name)
-    assert find_text_files(tmp_path, SUFFIXES) == kept
+    assert find_text_files(tmp_path, SUFFIXES) == expected
     assert notes == [f"left out of {tmp_path}: 4 hidden"], "files only, that would be text"
 
 
 def test_a_folder_inside_of_a_hidden_one_is_read(tmp_path: Path) -> None:
     """What is named is meant."""
-    kept = write(tmp_path / ".cache" / "texts" / "a.txt")
-    assert find_text_files(kept.parent, SUFFIXES) == [kept]
+    text_path = write(tmp_path / ".cache" / "texts" / "a.txt")
+    assert find_text_files(text_path.parent, SUFFIXES) == [text_path]
 
 
 def test_a_folder_is_a_folder_whatever_its_name(tmp_path: Path) -> None:
-    kept = write(tmp_path / "chapter.txt" / "one.txt")
-    assert find_text_files(tmp_path, SUFFIXES) == [kept]
+    text_path = write(tmp_path / "chapter.txt" / "one.txt")
+    assert find_text_files(tmp_path, SUFFIXES) == [text_path]
 
 
 def test_one_line_says_what_was_left_out(tmp_path: Path, notes: list[str]) -> None:
@@ -72,12 +72,12 @@ def test_one_line_says_what_was_left_out(tmp_path: Path, notes: list[str]) -> No
 
 
 def test_links_are_named_where_nothing_is_behind_them(tmp_path: Path, notes: list[str]) -> None:
-    real = write(tmp_path / "elsewhere" / "a.txt")
+    target = write(tmp_path / "elsewhere" / "a.txt")
     folder = tmp_path / "f"
     folder.mkdir()
-    (folder / "good.txt").symlink_to(real)
+    (folder / "good.txt").symlink_to(target)
     (folder / "gone.txt").symlink_to("/gone/b.txt")
-    (folder / "more").symlink_to(real.parent)
+    (folder / "more").symlink_to(target.parent)
     os.mkfifo(folder / "pipe.txt")
     assert find_text_files(folder, SUFFIXES) == [folder / "good.txt"]
     assert f"{folder / 'gone.txt'} is a broken link, to /gone/b.txt" in notes[0]
@@ -123,8 +123,8 @@ def test_patterns_match_as_with_glob(
         (folder / "b" / name / "a").mkdir(parents=True)
         (folder / "b" / name / f"{name}.a").touch()
         (folder / f"{name}.a").touch()
-    wanted = Path(folder, *pattern)
-    assume("**/**" not in str(wanted))  # of which glob names some paths twice
-    found = {Path(match) for match in glob.glob(str(wanted), recursive=True)}
-    found = {path for path in found if path.exists()}  # of "a/**" it names a missing "a", too
-    assert expand_pattern(wanted) == sorted(found)
+    full_pattern = Path(folder, *pattern)
+    assume("**/**" not in str(full_pattern))  # of which glob names some paths twice
+    expected = {Path(match) for match in glob.glob(str(full_pattern), recursive=True)}
+    expected = {path for path in expected if path.exists()}  # of "a/**" it names a missing "a", too
+    assert expand_pattern(full_pattern) == sorted(expected)

@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 from mlxgpt.data import formats, readers
 from mlxgpt.data.normalize import normalize_text
 from mlxgpt.utils.errors import UserError
-from tests.helpers.texts import joined
+from tests.helpers.texts import join_pieces
 
 TEXT = "Once upon a time there was a mouse who liked to read.\n" * 30
 
 
-def zipped(**contents: str) -> Callable[[Path], None]:
+def zip_writer(**contents: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in contents.items():
@@ -38,96 +38,96 @@ def zipped(**contents: str) -> Callable[[Path], None]:
     return write
 
 
-def content(data: bytes) -> Callable[[Path], None]:
+def bytes_writer(data: bytes) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         path.write_bytes(data)
 
     return write
 
 
-def tar(path: Path) -> None:
+def write_tar(path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         member = tarfile.TarInfo("a.txt")
         member.size = len(TEXT)
         archive.addfile(member, io.BytesIO(TEXT.encode()))
 
 
-def database(path: Path) -> None:
+def write_database(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE documents (text)")
     connection.commit()
     connection.close()
 
 
-def array(path: Path) -> None:
+def write_npy(path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, np.arange(9))
 
 
-def arrays(path: Path) -> None:
+def write_npz(path: Path) -> None:
     with path.open("wb") as file:
         np.savez(file, a=np.arange(9))
 
 
-def weights(path: Path) -> None:
+def write_safetensors(path: Path) -> None:
     mx.save_safetensors(str(path), {"a": mx.zeros((3, 3))})
     path.with_name(path.name + ".safetensors").rename(path)
 
 
-def model(path: Path) -> None:
+def write_gguf(path: Path) -> None:
     mx.save_gguf(str(path), {"a": mx.zeros((3, 3))}, {})
     path.with_name(path.name + ".gguf").rename(path)
 
 
-OTHERS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "compressed by gzip": (content(gzip.compress(TEXT.encode())), "gunzip -k "),
-    "compressed by bzip2": (content(bz2.compress(TEXT.encode())), "bunzip2 -k "),
-    "compressed by xz": (content(lzma.compress(TEXT.encode())), "xz -dk "),
-    "compressed by Zstandard": (content(b"\x28\xb5\x2f\xfd\x24\x00"), "zstd -d "),
-    "a ZIP archive": (zipped(a=TEXT), "unzip "),
-    "a Word document": (zipped(word__document_xml="<w:t/>"), "pandoc "),
-    "an EPUB book": (zipped(mimetype="application/epub+zip"), "pandoc "),
+OTHER_FORMATS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "compressed by gzip": (bytes_writer(gzip.compress(TEXT.encode())), "gunzip -k "),
+    "compressed by bzip2": (bytes_writer(bz2.compress(TEXT.encode())), "bunzip2 -k "),
+    "compressed by xz": (bytes_writer(lzma.compress(TEXT.encode())), "xz -dk "),
+    "compressed by Zstandard": (bytes_writer(b"\x28\xb5\x2f\xfd\x24\x00"), "zstd -d "),
+    "a ZIP archive": (zip_writer(a=TEXT), "unzip "),
+    "a Word document": (zip_writer(word__document_xml="<w:t/>"), "pandoc "),
+    "an EPUB book": (zip_writer(mimetype="application/epub+zip"), "pandoc "),
     "an OpenDocument file": (
-        zipped(mimetype="application/vnd.oasis.opendocument.text"),
+        zip_writer(mimetype="application/vnd.oasis.opendocument.text"),
         "pandoc ",
     ),
-    "a Microsoft Office file": (zipped(xl__workbook_xml="<x/>"), "save it as plain text"),
-    "a PyTorch file": (zipped(**{"a/data.pkl": ""}), "mlxgpt import"),
-    "a tar archive": (tar, "tar -xf "),
-    "a 7z archive": (content(b"7z\xbc\xaf\x27\x1c\0\4"), "7z x "),
-    "a PDF document": (content(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n"), "pdftotext "),
-    "an RTF document": (content(rb"{\rtf1\ansi Once upon a time}"), "pandoc "),
+    "a Microsoft Office file": (zip_writer(xl__workbook_xml="<x/>"), "save it as plain text"),
+    "a PyTorch file": (zip_writer(**{"a/data.pkl": ""}), "mlxgpt import"),
+    "a tar archive": (write_tar, "tar -xf "),
+    "a 7z archive": (bytes_writer(b"7z\xbc\xaf\x27\x1c\0\4"), "7z x "),
+    "a PDF document": (bytes_writer(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n"), "pdftotext "),
+    "an RTF document": (bytes_writer(rb"{\rtf1\ansi Once upon a time}"), "pandoc "),
     "an older Microsoft Office file": (
-        content(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(99)),
+        bytes_writer(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(99)),
         "save it as plain text",
     ),
-    "an SQLite database": (database, "sqlite3 "),
-    "a NumPy array": (array, "give the text"),
-    "NumPy arrays": (arrays, "give the text"),
-    "a safetensors file": (weights, "mlxgpt import"),
-    "a GGUF model": (model, "mlxgpt import"),
-    "a Python pickle": (content(pickle.dumps({"text": TEXT})), "give the text"),
-    "a picture (PNG)": (content(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), "give the text"),
-    "a picture (GIF)": (content(b"GIF89a\1\0\1\0"), "give the text"),
-    "sound (WAV)": (content(b"RIFF\x24\0\0\0WAVEfmt \x10\0"), "give the text"),
+    "an SQLite database": (write_database, "sqlite3 "),
+    "a NumPy array": (write_npy, "give the text"),
+    "NumPy arrays": (write_npz, "give the text"),
+    "a safetensors file": (write_safetensors, "mlxgpt import"),
+    "a GGUF model": (write_gguf, "mlxgpt import"),
+    "a Python pickle": (bytes_writer(pickle.dumps({"text": TEXT})), "give the text"),
+    "a picture (PNG)": (bytes_writer(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), "give the text"),
+    "a picture (GIF)": (bytes_writer(b"GIF89a\1\0\1\0"), "give the text"),
+    "sound (WAV)": (bytes_writer(b"RIFF\x24\0\0\0WAVEfmt \x10\0"), "give the text"),
 }
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".bin"])
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", OTHER_FORMATS)
 def test_other_formats_are_named_whatever_the_file_is_called(
     tmp_path: Path, name: str, suffix: str
 ) -> None:
-    write, remedy = OTHERS[name]
+    write, remedy = OTHER_FORMATS[name]
     path = tmp_path / f"my file{suffix}"
     write(path)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as excinfo:
         list(readers.read_documents(path))
-    assert caught.value.problem.startswith(f"{path} is {name}")
-    assert "\n" not in caught.value.problem + caught.value.remedy
-    assert remedy in caught.value.remedy
+    assert excinfo.value.problem.startswith(f"{path} is {name}")
+    assert "\n" not in excinfo.value.problem + excinfo.value.remedy
+    assert remedy in excinfo.value.remedy
     if remedy.endswith(" "):  # a command with the file's name, quoted for a shell
-        assert f"'{path}'" in caught.value.remedy
+        assert f"'{path}'" in excinfo.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_other_formats_are_named_whatever_the_file_is_called(
 def test_a_text_may_begin_like_another_format(tmp_path: Path, text: str) -> None:
     path = tmp_path / "t.txt"
     path.write_text(text)
-    assert joined(readers.read_documents(path)) == [text]
+    assert join_pieces(readers.read_documents(path)) == [text]
 
 
 JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。" * 5
@@ -174,10 +174,10 @@ def test_the_command_that_is_shown_converts_other_encodings(
     path.write_bytes(
         (text if suffix == ".txt" else json.dumps(text, ensure_ascii=False)).encode(encoding)
     )
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as excinfo:
         list(readers.read_documents(path))
-    assert str(path) in caught.value.problem
-    _, _, command = caught.value.remedy.partition(": ")
+    assert str(path) in excinfo.value.problem
+    _, _, command = excinfo.value.remedy.partition(": ")
     assert command.startswith("iconv -f ")
     subprocess.run(command, shell=True, check=True)
     (converted,) = readers.read_documents(tmp_path / f"a book-utf8{suffix}")
@@ -187,11 +187,11 @@ def test_the_command_that_is_shown_converts_other_encodings(
 def test_a_byte_order_mark_of_utf8_and_single_nuls(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text(TEXT, encoding="utf-8-sig")
-    assert joined(readers.read_documents(path)) == [TEXT]
+    assert join_pieces(readers.read_documents(path)) == [TEXT]
     path.write_text(TEXT + "\0" + TEXT)
-    with pytest.raises(UserError, match=rf"is not text: byte {len(TEXT):,} is NUL") as caught:
+    with pytest.raises(UserError, match=rf"is not text: byte {len(TEXT):,} is NUL") as excinfo:
         list(readers.read_documents(path))
-    assert "tr -d" in caught.value.remedy
+    assert "tr -d" in excinfo.value.remedy
 
 
 @pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
@@ -200,11 +200,11 @@ def test_the_command_that_is_shown_converts_a_csv_table(
 ) -> None:
     path = tmp_path / f"my stories{suffix}"
     path.write_text(f'text{separator}n\n"Once, upon\na time"{separator}1\ntwo{separator}2\n')
-    with pytest.raises(UserError, match="is a table, not text") as caught:
+    with pytest.raises(UserError, match="is a table, not text") as excinfo:
         list(readers.read_documents(path))
-    command = caught.value.remedy.removeprefix("convert it, ").split("; or name it .txt")[0]
+    command = excinfo.value.remedy.removeprefix("convert it, ").split("; or name it .txt")[0]
     subprocess.run(command, shell=True, check=True)
-    assert joined(readers.read_documents(tmp_path / "my stories.jsonl")) == [
+    assert join_pieces(readers.read_documents(tmp_path / "my stories.jsonl")) == [
         "Once, upon\na time",
         "two",
     ]
@@ -233,9 +233,11 @@ def test_a_file_of_one_format_under_the_name_of_another_is_read(tmp_path: Path) 
     table = pyarrow.table({"text": ["one", "two"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.txt")
     pyarrow.feather.write_feather(table, tmp_path / "b.data")
-    (tmp_path / "c.json").write_text("\n".join(json.dumps({"text": t}) for t in ("one", "two")))
+    (tmp_path / "c.json").write_text(
+        "\n".join(json.dumps({"text": text}) for text in ("one", "two"))
+    )
     for name in ("a.txt", "b.data", "c.json"):
-        assert joined(readers.read_documents(tmp_path / name)) == ["one", "two"]
+        assert join_pieces(readers.read_documents(tmp_path / name)) == ["one", "two"]
 
 
 @given(st.binary(min_size=30, max_size=300))

@@ -21,27 +21,27 @@ from mlxgpt.utils.errors import UserError
 from mlxgpt.utils.files import dump_checksummed
 
 
-class Reads(list[str]):
+class ReadLog(list[str]):
     """The names of the files that were read whole."""
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    names = Reads()
+def reads(monkeypatch: pytest.MonkeyPatch) -> ReadLog:
+    names = ReadLog()
 
-    def read_whole(path: Path, *others: object) -> dict[str, object]:
+    def record_scan(path: Path, *args: object) -> dict[str, object]:
         names.append(path.name)
-        return token_array.scan_token_file(path, *others)  # type: ignore[arg-type]
+        return token_array.scan_token_file(path, *args)  # type: ignore[arg-type]
 
-    digest = sources._hash_files
+    hash_files = sources._hash_files
 
-    def hashed(paths: list[Path]) -> str:
+    def record_hash(paths: list[Path]) -> str:
         names.extend(path.name for path in paths)
-        return digest(paths)
+        return hash_files(paths)
 
     for module in (dataset, nanogpt, prepare):
-        monkeypatch.setattr(module, "scan_token_file", read_whole)
-    monkeypatch.setattr(sources, "_hash_files", hashed)
+        monkeypatch.setattr(module, "scan_token_file", record_scan)
+    monkeypatch.setattr(sources, "_hash_files", record_hash)
     return names
 
 
@@ -53,7 +53,7 @@ def data(tmp_path: Path) -> DataConfig:
 
 
 def test_what_was_prepared_here_is_never_read_again(
-    tmp_path: Path, data: DataConfig, reads: Reads
+    tmp_path: Path, data: DataConfig, reads: ReadLog
 ) -> None:
     first = find_or_prepare(PrepareRequest(data), tmp_path / "data")
     assert reads == ["one.txt", "held.txt", "train.bin", "val.bin"]
@@ -63,7 +63,7 @@ def test_what_was_prepared_here_is_never_read_again(
     assert reads == []
 
 
-def test_it_is_read_again_on_request(tmp_path: Path, data: DataConfig, reads: Reads) -> None:
+def test_it_is_read_again_on_request(tmp_path: Path, data: DataConfig, reads: ReadLog) -> None:
     folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     reads.clear()
     find_or_prepare(PrepareRequest(data, verify=True), tmp_path / "data")
@@ -92,7 +92,7 @@ def rewrite(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [touch, rewrite])
 def test_a_file_that_may_be_another_is_read_once_more(
-    tmp_path: Path, data: DataConfig, reads: Reads, change: Callable[[Path], None]
+    tmp_path: Path, data: DataConfig, reads: ReadLog, change: Callable[[Path], None]
 ) -> None:
     folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     change(folder / "val.bin")
@@ -103,7 +103,7 @@ def test_a_file_that_may_be_another_is_read_once_more(
     assert reads == ["one.txt", "val.bin"]
 
 
-def test_a_copied_folder_is_read_once(tmp_path: Path, data: DataConfig, reads: Reads) -> None:
+def test_a_copied_folder_is_read_once(tmp_path: Path, data: DataConfig, reads: ReadLog) -> None:
     folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     shutil.copytree(folder, tmp_path / "copy")
     reads.clear()
@@ -138,7 +138,7 @@ def test_damage_under_an_unchanged_time_is_found_on_request(
     ],
 )
 def test_a_memory_that_is_damaged_is_none(
-    tmp_path: Path, data: DataConfig, reads: Reads, damage: str
+    tmp_path: Path, data: DataConfig, reads: ReadLog, damage: str
 ) -> None:
     folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     path = folder / "verified.json"
@@ -158,7 +158,7 @@ def test_a_memory_that_is_damaged_is_none(
 
 
 def test_what_cannot_be_remembered_is_read_each_time(
-    tmp_path: Path, data: DataConfig, reads: Reads, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: DataConfig, reads: ReadLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = find_or_prepare(PrepareRequest(data), tmp_path / "data").folder
     (folder / "verified.json").unlink()
@@ -174,20 +174,20 @@ def test_what_cannot_be_remembered_is_read_each_time(
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(tmp_path: Path) -> None:
-    path, verified, times = tmp_path / "file", HashCache(tmp_path), 0
+    path, cache, computations = tmp_path / "file", HashCache(tmp_path), 0
     path.write_text("before")
 
-    def find() -> dict[str, int]:
-        nonlocal times
-        times += 1
-        if times == 1:
+    def compute() -> dict[str, int]:
+        nonlocal computations
+        computations += 1
+        if computations == 1:
             path.write_text("after!!")
-        return {"times": times}
+        return {"times": computations}
 
-    assert [verified.get_or_compute("file", [path], find)["times"] for _ in range(3)] == [1, 2, 2]
+    assert [cache.get_or_compute("file", [path], compute)["times"] for _ in range(3)] == [1, 2, 2]
 
 
-def test_arrays_of_nanogpt_are_read_once(tmp_path: Path, reads: Reads) -> None:
+def test_arrays_of_nanogpt_are_read_once(tmp_path: Path, reads: ReadLog) -> None:
     for split in ("train", "val"):
         np.array([0, 1, 0], dtype=np.uint16).tofile(tmp_path / f"{split}.bin")
     vocabulary = {"vocab_size": 2, "itos": {0: "a", 1: "b"}, "stoi": {"a": 0, "b": 1}}
@@ -216,10 +216,10 @@ def test_arrays_of_another_text_that_is_gone_are_not_taken(
     find_or_prepare(PrepareRequest(data, name="x"), tmp_path / "data")
     (tmp_path / "one.txt").unlink()
     source, val = data.source[0], data.val_source[0]
-    given = {
+    config = {
         "another folder": DataConfig((str(tmp_path / "sub" / "one.txt"),), (val,)),
         "another validation text": DataConfig((source,), (str(tmp_path / "other.txt"),)),
         "tokenizer": DataConfig((source,), (val,), tokenizer="gpt2"),
     }[other]
     with pytest.raises(UserError, match=r"there is no file|was prepared from another text"):
-        find_or_prepare(PrepareRequest(given, name="x"), tmp_path / "data")
+        find_or_prepare(PrepareRequest(config, name="x"), tmp_path / "data")

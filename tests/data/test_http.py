@@ -32,19 +32,19 @@ def test_a_download_in_time_has_its_result_or_its_error() -> None:
 
 
 def test_a_download_that_takes_too_long_is_abandoned() -> None:
-    over = threading.Event()
+    finished = threading.Event()
     with pytest.raises(http.DownloadError, match="not downloaded in 0 s"):
-        http.run_with_timeout(0.01, over.wait)
-    over.set()
+        http.run_with_timeout(0.01, finished.wait)
+    finished.set()
 
 
 @pytest.mark.parametrize(
     "cause", [http.DownloadError("short\nlong"), UserError("short", "do this.")]
 )
 def test_a_reason_is_one_line(cause: Exception) -> None:
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError) as excinfo:
         raise RuntimeError("while generating") from cause
-    assert http.describe_download_error(caught.value) == "short"
+    assert http.describe_download_error(excinfo.value) == "short"
 
 
 def test_only_errors_of_a_disk_are_raised_as_such() -> None:

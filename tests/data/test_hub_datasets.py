@@ -7,16 +7,24 @@ from pathlib import Path
 
 from mlxgpt.data.dataset import open_dataset
 from mlxgpt.data.hub import HUB_DATASETS
-from tests.helpers.fake_hub import CONVERTED, Files, GitHub, Hub, Repository, parquet, shakespeare
-from tests.helpers.offline_machine import NOWHERE, TEXT, machine
-from tests.helpers.texts import sides
+from tests.helpers.fake_hub import (
+    PARQUET_BRANCH,
+    Files,
+    GitHub,
+    Hub,
+    Repository,
+    make_shakespeare_repos,
+    to_parquet,
+)
+from tests.helpers.offline_machine import REFUSED_ADDRESS, SMALL_TEXT, run_offline_machine
+from tests.helpers.texts import decode_splits
 
 STORIES = [f"Once upon a time, there were {n} cats.\n" for n in range(300)]
 # Two of them are known to the training side, one of these with other newlines.
-VALIDATING = [f"Once upon a time, there were {n} cats." for n in (7, 8, 300, 301)]
+VAL_STORIES = [f"Once upon a time, there were {n} cats." for n in (7, 8, 300, 301)]
 
 
-def tinystories() -> dict[str, Repository]:
+def make_tinystories_repos() -> dict[str, Repository]:
     """The hub with TinyStories as it lies there."""
     files = {
         "README.md": b"---\nlicense: cdla-sharing-1.0\ntask_categories:\n- text-generation\n---\n",
@@ -25,9 +33,9 @@ def tinystories() -> dict[str, Repository]:
         "TinyStories-train.txt": b"stories of GPT-3.5",
         "TinyStoriesV2-GPT4-train.txt": b"stories of GPT-4",
         "TinyStories_all_data.tar.gz": b"everything",
-        "data/train-00000-of-00002-2d5a1467fff1081b.parquet": parquet(STORIES[:100]),
-        "data/train-00001-of-00002-5852b56a2bd28fd9.parquet": parquet(STORIES[100:]),
-        "data/validation-00000-of-00001-869c898b519ad725.parquet": parquet(VALIDATING),
+        "data/train-00000-of-00002-2d5a1467fff1081b.parquet": to_parquet(STORIES[:100]),
+        "data/train-00001-of-00002-5852b56a2bd28fd9.parquet": to_parquet(STORIES[100:]),
+        "data/validation-00000-of-00001-869c898b519ad725.parquet": to_parquet(VAL_STORIES),
     }
     return {"roneneldan/TinyStories": Repository({"main": files})}
 
@@ -36,68 +44,73 @@ def tinystories() -> dict[str, Repository]:
 
 
 def test_stories_of_the_hub_become_a_bpe_and_none_is_in_both_splits(tmp_path: Path) -> None:
-    line = ("prepare", "tinystories", "--vocab-size", "300")
-    with machine(tmp_path, Hub(tinystories())) as here:
-        code, out, err = here.run(*line)
+    command = ("prepare", "tinystories", "--vocab-size", "300")
+    with run_offline_machine(tmp_path, Hub(make_tinystories_repos())) as client:
+        code, out, err = client.run(*command)
         assert code == 0, err
         assert "downloading roneneldan/TinyStories (1,900 MB of text) from" in err
         assert "vocabulary 300" in out
-        train, val = sides(open_dataset(tmp_path / "data" / "tinystories-bpe300"))
-        assert val == VALIDATING
-        assert train == [s.strip() for s in STORIES if s.strip() not in val]
+        train, val = decode_splits(open_dataset(tmp_path / "data" / "tinystories-bpe300"))
+        assert val == VAL_STORIES
+        assert train == [story.strip() for story in STORIES if story.strip() not in val]
         assert len(train) == 298
         # What is prepared needs no hub; and it is not taken for another tokenizer's.
-        here.hub = NOWHERE
-        assert here.run(*line)[:2] == (0, out)
-        code, _, err = here.run(*line[:2], "--name", "tinystories-bpe300")
+        client.hub = REFUSED_ADDRESS
+        assert client.run(*command)[:2] == (0, out)
+        code, _, err = client.run(*command[:2], "--name", "tinystories-bpe300")
         assert code == 2
         assert "or with another tokenizer" in err
 
 
 def test_both_sides_are_of_the_same_commit(tmp_path: Path) -> None:
     """The hub's dataset changes while it is fetched."""
-    hub = Hub(tinystories(), "moves")
-    with machine(tmp_path, hub) as here:
-        code, _, err = here.run("prepare", "tinystories", "--vocab-size", "300")
+    hub = Hub(make_tinystories_repos(), "moves")
+    with run_offline_machine(tmp_path, hub) as client:
+        code, _, err = client.run("prepare", "tinystories", "--vocab-size", "300")
         assert code == 0, err
-    train, val = sides(open_dataset(tmp_path / "data" / "tinystories-bpe300"))
+    train, val = decode_splits(open_dataset(tmp_path / "data" / "tinystories-bpe300"))
     assert len({story.partition("commit")[2] for story in train + val}) == 1
     assert (len(train), len(val)) == (300, 150)
     assert len(hub.repositories["roneneldan/TinyStories"].commits) > 1
 
 
 def test_where_xet_fails_the_way_without_it_is_named(tmp_path: Path) -> None:
-    hub, line = Hub(tinystories(), "xet"), ("prepare", "tinystories", "--vocab-size", "300")
-    with machine(tmp_path, hub) as here:
-        code, _, err = here.run(*line, HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")
+    hub, command = (
+        Hub(make_tinystories_repos(), "xet"),
+        ("prepare", "tinystories", "--vocab-size", "300"),
+    )
+    with run_offline_machine(tmp_path, hub) as client:
+        code, _, err = client.run(*command, HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")
         assert code == 2, err
-        assert f"roneneldan/TinyStories {GONE}RuntimeError: " in err
+        assert f"roneneldan/TinyStories {DOWNLOAD_FAILED}RuntimeError: " in err
         assert "set HF_HUB_DISABLE_XET=1" in err.splitlines()[-1]
-        assert any("/reconstructions/" in asked for asked in hub.cdn.asked), "it was tried"
-        code, _, err = here.run(*line, HF_HUB_DISABLE_XET="1")
+        assert any("/reconstructions/" in request for request in hub.cdn.requests), "it was tried"
+        code, _, err = client.run(*command, HF_HUB_DISABLE_XET="1")
         assert code == 0, err
-        assert sides(open_dataset(tmp_path / "data" / "tinystories-bpe300"))[1] == VALIDATING
+        assert (
+            decode_splits(open_dataset(tmp_path / "data" / "tinystories-bpe300"))[1] == VAL_STORIES
+        )
 
 
 def test_where_xet_fails_shakespeare_comes_from_its_origin(tmp_path: Path) -> None:
-    hub, github = Hub(shakespeare(TEXT), "xet"), GitHub(TEXT)
-    with machine(tmp_path, hub, github) as here:
-        code, _, err = here.run("prepare", "shakespeare", HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")
+    hub, github = Hub(make_shakespeare_repos(SMALL_TEXT), "xet"), GitHub(SMALL_TEXT)
+    with run_offline_machine(tmp_path, hub, github) as client:
+        code, _, err = client.run("prepare", "shakespeare", HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1")
         assert code == 0, err
-        assert here.text() == (TEXT[:900], TEXT[900:])
-    assert any("/reconstructions/" in asked for asked in hub.cdn.asked), "it was tried"
-    assert len(github.asked) == 1
+        assert client.read_splits() == (SMALL_TEXT[:900], SMALL_TEXT[900:])
+    assert any("/reconstructions/" in request for request in hub.cdn.requests), "it was tried"
+    assert len(github.requests) == 1
 
 
 def test_validation_rows_are_not_trained_on_though_there_is_one_split(tmp_path: Path) -> None:
     """As the card of tinystories-gpt4-clean says: 10,000 rows to test, 10,000 to validate."""
     stories = [f"Story {n}." for n in range(20_250)]
-    files = {"README.md": b"# Clean\n", "tinystories_gpt4_clean.parquet": parquet(stories)}
+    files = {"README.md": b"# Clean\n", "tinystories_gpt4_clean.parquet": to_parquet(stories)}
     hub = Hub({"karpathy/tinystories-gpt4-clean": Repository({"main": files})})
-    with machine(tmp_path, hub) as here:
-        code, _, err = here.run("prepare", "tinystories-gpt4", "--vocab-size", "260")
+    with run_offline_machine(tmp_path, hub) as client:
+        code, _, err = client.run("prepare", "tinystories-gpt4", "--vocab-size", "260")
         assert code == 0, err
-    train, val = sides(open_dataset(tmp_path / "data" / "tinystories-gpt4-bpe260"))
+    train, val = decode_splits(open_dataset(tmp_path / "data" / "tinystories-gpt4-bpe260"))
     assert train == stories[20_000:]
     assert val == stories[10_000:20_000]
 
@@ -105,31 +118,33 @@ def test_validation_rows_are_not_trained_on_though_there_is_one_split(tmp_path: 
 def test_openwebtext_keeps_some_of_its_pages_to_judge_by(tmp_path: Path) -> None:
     pages = [f"Page {n} of the web." for n in range(400)]
     files = {
-        f"data/train-{n:05}-of-00004.parquet": parquet(pages[100 * n : 100 * n + 100])
+        f"data/train-{n:05}-of-00004.parquet": to_parquet(pages[100 * n : 100 * n + 100])
         for n in range(4)
     }
     hub = Hub({"vietgpt/openwebtext_en": Repository({"main": files})})
-    with machine(tmp_path, hub) as here:
-        code, _, err = here.run("prepare", "openwebtext", "--vocab-size", "270")
+    with run_offline_machine(tmp_path, hub) as client:
+        code, _, err = client.run("prepare", "openwebtext", "--vocab-size", "270")
         assert code == 0, err
-    train, val = sides(open_dataset(tmp_path / "data" / "openwebtext-bpe270"))
+    train, val = decode_splits(open_dataset(tmp_path / "data" / "openwebtext-bpe270"))
     assert sorted(train + val) == sorted(pages)
     assert 0 < len(val) < 40
 
 
 def test_who_may_not_ask_at_once_is_told_when_to_come_again(tmp_path: Path) -> None:
-    with machine(tmp_path, Hub(tinystories(), "429")) as here:
-        code, out, err = here.run("prepare", "tinystories")
+    with run_offline_machine(tmp_path, Hub(make_tinystories_repos(), "429")) as client:
+        code, out, err = client.run("prepare", "tinystories")
     assert (code, out) == (2, "")
-    assert f"mlxgpt: roneneldan/TinyStories {GONE}it answered 429)\n" in err
+    assert f"mlxgpt: roneneldan/TinyStories {DOWNLOAD_FAILED}it answered 429)\n" in err
     assert "wait some minutes, or log in, with hf auth login" in err.splitlines()[-1]
 
 
 def test_a_rate_limit_on_the_way_is_waited_for_where_there_is_no_other_place(
     tmp_path: Path,
 ) -> None:
-    with machine(tmp_path, Hub(tinystories(), "429", at="data/")) as here:
-        process = here.start("prepare", "tinystories")
+    with run_offline_machine(
+        tmp_path, Hub(make_tinystories_repos(), "429", path_filter="data/")
+    ) as client:
+        process = client.start("prepare", "tinystories")
         assert process.stderr
         assert any("Waiting 301.0s" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
@@ -143,83 +158,87 @@ def test_a_rate_limit_on_the_way_is_waited_for_where_there_is_no_other_place(
 FABLES = [f"A fox and {n} grapes." for n in range(120)]
 
 
-def fables(column: str = "text", *splits: str) -> Repository:
+def make_fables_repo(column: str = "text", *splits: str) -> Repository:
     texts = {name: FABLES[n::2] for n, name in enumerate(splits or ("train", "validation"))}
-    files = {f"{name}.parquet": parquet(part, column) for name, part in texts.items()}
+    files = {f"{name}.parquet": to_parquet(part, column) for name, part in texts.items()}
     return Repository({"main": {"README.md": b"# Fables\n", **files}})
 
 
 def test_any_dataset_of_the_hub_can_be_trained_on(tmp_path: Path) -> None:
     (tmp_path / "aesop" / "fables").mkdir(parents=True)  # a folder here is not meant
-    with machine(tmp_path, Hub({"aesop/fables": fables("fable")})) as here:
-        line = ("prepare", "hf:aesop/fables:fable", "--vocab-size", "280")
-        code, out, err = here.run(*line)
+    with run_offline_machine(tmp_path, Hub({"aesop/fables": make_fables_repo("fable")})) as client:
+        command = ("prepare", "hf:aesop/fables:fable", "--vocab-size", "280")
+        code, out, err = client.run(*command)
         assert code == 0, err
         dataset = open_dataset(tmp_path / "data" / "aesop-fables-fable-bpe280")
-        assert sides(dataset) == (FABLES[::2], FABLES[1::2])
+        assert decode_splits(dataset) == (FABLES[::2], FABLES[1::2])
         assert dataset.meta.origin["hub"] == "aesop/fables"
         assert dataset.meta.origin["column"] == "fable"
-        here.hub = NOWHERE
-        assert here.run(*line)[:2] == (0, out)
+        client.hub = REFUSED_ADDRESS
+        assert client.run(*command)[:2] == (0, out)
 
 
 def test_a_dataset_without_a_split_to_judge_by_shares_out_what_it_has(tmp_path: Path) -> None:
-    with machine(tmp_path, Hub({"aesop/fables": fables("text", "all")})) as here:
-        code, _, err = here.run("prepare", "hf:aesop/fables", "--tokenizer", "char")
+    with run_offline_machine(
+        tmp_path, Hub({"aesop/fables": make_fables_repo("text", "all")})
+    ) as client:
+        code, _, err = client.run("prepare", "hf:aesop/fables", "--tokenizer", "char")
         assert code == 0, err
-    train, val = sides(open_dataset(tmp_path / "data" / "aesop-fables"))
+    train, val = decode_splits(open_dataset(tmp_path / "data" / "aesop-fables"))
     assert sorted(train + val) == sorted(FABLES[::2])
 
 
 def test_a_dataset_whose_script_was_converted_can_be_trained_on(tmp_path: Path) -> None:
-    converted = {f"default/{s}/0000.parquet": parquet(FABLES) for s in ("train",)}
-    repository = Repository({"main": {"fables.py": b"import os"}, CONVERTED: converted})
-    with machine(tmp_path, Hub({"aesop/fables": repository})) as here:
-        assert here.run("prepare", "hf:aesop/fables", "--tokenizer", "char")[0] == 0
+    converted = {f"default/{s}/0000.parquet": to_parquet(FABLES) for s in ("train",)}
+    repository = Repository({"main": {"fables.py": b"import os"}, PARQUET_BRANCH: converted})
+    with run_offline_machine(tmp_path, Hub({"aesop/fables": repository})) as client:
+        assert client.run("prepare", "hf:aesop/fables", "--tokenizer", "char")[0] == 0
 
 
-GONE = "could not be downloaded (the Hugging Face hub: "
-REFUSED = {
+DOWNLOAD_FAILED = "could not be downloaded (the Hugging Face hub: "
+REFUSED_SOURCES = {
     "hf:aesop/fables:title": "aesop/fables has no column 'title' of text; there is: text",
     "hf:aesop/numbers": "aesop/numbers has no column 'text' of text; there is: none",
     "hf:aesop/parts": "aesop/parts has no split 'train'; there is: one, two",
-    "hf:aesop/nothing": f"aesop/nothing {GONE}it answered 401)",
-    "hf:aesop/gated": f"aesop/gated {GONE}there is no such dataset, or it is private or gated)",
-    "hf:aesop/many": f"aesop/many {GONE}ValueError: Config name is missing. Please pick one among "
+    "hf:aesop/nothing": f"aesop/nothing {DOWNLOAD_FAILED}it answered 401)",
+    "hf:aesop/gated": f"aesop/gated {DOWNLOAD_FAILED}there is no such dataset, or it is private "
+    "or gated)",
+    "hf:aesop/many": f"aesop/many {DOWNLOAD_FAILED}ValueError: Config name is missing. Please "
+    "pick one among "
     "the available configs: ['greek', 'latin']",
     "hf:fables": "'hf:fables' is not a dataset's name",
 }
 
 
-def card(*lines: str) -> Files:
+def make_card(*lines: str) -> Files:
     """A dataset's card, with these lines at its head."""
     return {"README.md": "\n".join(["---", "configs:", *lines, "---", ""]).encode()}
 
 
 def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
-    numbers = Repository({"main": {"train.parquet": parquet(range(3), "number")}})
-    parts = fables("text", "one", "two")
+    numbers = Repository({"main": {"train.parquet": to_parquet(range(3), "number")}})
+    parts = make_fables_repo("text", "one", "two")
     (files,) = parts.commits.values()
     splits = [f"  - {{split: {name}, path: {name}.parquet}}" for name in ("one", "two")]
-    parts.push("main", files | card("- config_name: default", "  data_files:", *splits))
+    parts.push("main", files | make_card("- config_name: default", "  data_files:", *splits))
     configs = [
         f"- {{config_name: {name}, data_files: {path}.parquet}}"
         for name, path in (("greek", "one"), ("latin", "two"))
     ]
-    many = Repository({"main": files | card(*configs)})
+    many_configs = Repository({"main": files | make_card(*configs)})
     gated = Repository({"main": {}}, gated=True)
     hub = Hub(
         {
-            "aesop/fables": fables(),
+            "aesop/fables": make_fables_repo(),
             "aesop/numbers": numbers,
             "aesop/parts": parts,
             "aesop/gated": gated,
-            "aesop/many": many,
+            "aesop/many": many_configs,
         }
     )
-    with machine(tmp_path, hub) as here:
-        for source, problem in REFUSED.items():
-            code, out, err = here.run("prepare", source)
+    with run_offline_machine(tmp_path, hub) as client:
+        for source, problem in REFUSED_SOURCES.items():
+            code, out, err = client.run("prepare", source)
             assert code == 2, source
             assert out == ""
             assert f"mlxgpt: {problem}" in err
@@ -229,8 +248,8 @@ def test_what_cannot_be_trained_on_is_named(tmp_path: Path) -> None:
 
 
 def test_the_table_of_texts_is_what_the_stand_ins_are() -> None:
-    assert HUB_DATASETS["shakespeare"].repo_id in shakespeare(TEXT)
-    assert HUB_DATASETS["tinystories"].repo_id in tinystories()
+    assert HUB_DATASETS["shakespeare"].repo_id in make_shakespeare_repos(SMALL_TEXT)
+    assert HUB_DATASETS["tinystories"].repo_id in make_tinystories_repos()
     assert {text.repo_id for text in HUB_DATASETS.values()} == {
         "karpathy/tiny_shakespeare",
         "roneneldan/TinyStories",

@@ -20,35 +20,42 @@ from mlxgpt.data.sources import Source
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
-from tests.helpers.preparation import Recorder, contents, prepared
+from tests.helpers.preparation import PrepareRecorder, prepare_and_read, read_folder_files
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 @pytest.mark.parametrize("enough", [0, 1, 2, 3, 7, 40])
 def test_who_is_interrupted_goes_on_and_ends_with_the_same_bytes(
-    tmp_path: Path, many: Path, kind: str, enough: int
+    tmp_path: Path, documents_file: Path, kind: str, enough: int
 ) -> None:
-    whole, data = Recorder(), tmp_path / "data"
-    expected = prepared(many, tmp_path / "whole", kind, whole)
-    interrupted = Recorder(enough)
+    uninterrupted, data = PrepareRecorder(), tmp_path / "data"
+    expected = prepare_and_read(documents_file, tmp_path / "whole", kind, uninterrupted)
+    interrupted = PrepareRecorder(enough)
     with pytest.raises(KeyboardInterrupt):
-        prepared(many, data, kind, interrupted)
+        prepare_and_read(documents_file, data, kind, interrupted)
     assert interrupted.lines[-1] == "the same command continues from here"
     assert [path.name for path in data.iterdir()] == [".x.new"], "nothing under its final name"
-    again = Recorder()
-    assert prepared(many, data, kind, again) == expected
-    saved = enough // 3 * 3
-    assert whole.chunks > 50
-    assert again.chunks == whole.chunks - saved, "what was saved is not encoded again"
-    assert any(line.startswith("continuing after") for line in again.lines) == (saved > 0)
+    resumed = PrepareRecorder()
+    assert prepare_and_read(documents_file, data, kind, resumed) == expected
+    saved_chunks = enough // 3 * 3
+    assert uninterrupted.chunks > 50
+    assert resumed.chunks == uninterrupted.chunks - saved_chunks, (
+        "what was saved is not encoded again"
+    )
+    assert any(line.startswith("continuing after") for line in resumed.lines) == (saved_chunks > 0)
     assert [path.name for path in data.iterdir()] == ["x"]
 
 
-def test_who_is_interrupted_again_and_again_gets_there(tmp_path: Path, many: Path) -> None:
-    expected = prepared(many, tmp_path / "whole", "bpe", Recorder())
+def test_who_is_interrupted_again_and_again_gets_there(
+    tmp_path: Path, documents_file: Path
+) -> None:
+    expected = prepare_and_read(documents_file, tmp_path / "whole", "bpe", PrepareRecorder())
     for _ in range(100):
         try:
-            assert prepared(many, tmp_path / "data", "bpe", Recorder(8)) == expected
+            assert (
+                prepare_and_read(documents_file, tmp_path / "data", "bpe", PrepareRecorder(8))
+                == expected
+            )
             return
         except KeyboardInterrupt:
             continue
@@ -57,90 +64,96 @@ def test_who_is_interrupted_again_and_again_gets_there(tmp_path: Path, many: Pat
 
 @pytest.mark.parametrize("where", ["reading", "hashing", "renaming"])
 def test_an_interruption_before_or_after_the_arrays_loses_nothing(
-    tmp_path: Path, many: Path, where: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, documents_file: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    expected = prepared(many, tmp_path / "whole", "bpe", Recorder())
+    expected = prepare_and_read(documents_file, tmp_path / "whole", "bpe", PrepareRecorder())
     with monkeypatch.context() as patch:
         if where == "hashing":
             patch.setattr(prepare, "scan_token_file", interrupt)
         if where == "renaming":
             patch.setattr(Path, "rename", interrupt)
-        interrupted = Recorder(9, doing=where)
+        interrupted = PrepareRecorder(9, stage=where)
         with pytest.raises(KeyboardInterrupt):
-            prepared(many, tmp_path / "data", "bpe", interrupted)
+            prepare_and_read(documents_file, tmp_path / "data", "bpe", interrupted)
     assert interrupted.lines[-1].startswith(
         "the same command begins again" if where == "reading" else "the same command continues"
     )
     assert not (tmp_path / "data" / "x").exists()
-    assert prepared(many, tmp_path / "data", "bpe", Recorder()) == expected
+    assert prepare_and_read(documents_file, tmp_path / "data", "bpe", PrepareRecorder()) == expected
 
 
-def change(path: Path, key: str, value: object) -> None:
+def change_field(path: Path, key: str, value: object) -> None:
     tree = files.read_checksummed(path, 1)
     path.write_text(files.dump_checksummed({**tree, key: value}))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "another text": lambda f: change(f / "unfinished.json", "origin", {"sha256": "0"}),
-    "another version": lambda f: change(f / "unfinished.json", "version", "0.0.1"),
-    "a newer format": lambda f: change(f / "unfinished.json", "format", 99),
-    "other fields": lambda f: change(f / "unfinished.json", "sharing", {"odd": 1}),
-    "no sharing": lambda f: change(f / "unfinished.json", "sharing", None),
-    "no plan": lambda f: (f / "unfinished.json").unlink(),
-    "broken plan": lambda f: (f / "unfinished.json").write_text("{"),
-    "edited plan": lambda f: (f / "unfinished.json").write_text(
-        (f / "unfinished.json").read_text().replace('"every": 100', '"every": 99')
+    "another text": lambda folder: change_field(
+        folder / "unfinished.json", "origin", {"sha256": "0"}
     ),
-    "broken progress": lambda f: (f / "progress.json").write_bytes(b"\xff\x00"),
-    "edited progress": lambda f: (f / "progress.json").write_text(
-        (f / "progress.json").read_text().replace('"chunks": 6', '"chunks": 7')
+    "another version": lambda folder: change_field(folder / "unfinished.json", "version", "0.0.1"),
+    "a newer format": lambda folder: change_field(folder / "unfinished.json", "format", 99),
+    "other fields": lambda folder: change_field(folder / "unfinished.json", "sharing", {"odd": 1}),
+    "no sharing": lambda folder: change_field(folder / "unfinished.json", "sharing", None),
+    "no plan": lambda folder: (folder / "unfinished.json").unlink(),
+    "broken plan": lambda folder: (folder / "unfinished.json").write_text("{"),
+    "edited plan": lambda folder: (folder / "unfinished.json").write_text(
+        (folder / "unfinished.json").read_text().replace('"every": 100', '"every": 99')
     ),
-    "half a progress": lambda f: change(f / "progress.json", "val", {}),
-    "short array": lambda f: os.truncate(f / "train.bin", 9),
-    "no array": lambda f: (f / "val.bin").unlink(),
-    "no tokenizer": lambda f: (f / "tokenizer.json").unlink(),
-    "broken tokenizer": lambda f: (f / "tokenizer.json").write_text("[]"),
+    "broken progress": lambda folder: (folder / "progress.json").write_bytes(b"\xff\x00"),
+    "edited progress": lambda folder: (folder / "progress.json").write_text(
+        (folder / "progress.json").read_text().replace('"chunks": 6', '"chunks": 7')
+    ),
+    "half a progress": lambda folder: change_field(folder / "progress.json", "val", {}),
+    "short array": lambda folder: os.truncate(folder / "train.bin", 9),
+    "no array": lambda folder: (folder / "val.bin").unlink(),
+    "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
+    "broken tokenizer": lambda folder: (folder / "tokenizer.json").write_text("[]"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_left_of_something_else_is_not_continued(
-    tmp_path: Path, many: Path, damage: str
+    tmp_path: Path, documents_file: Path, damage: str
 ) -> None:
-    whole, again = Recorder(), Recorder()
-    expected = prepared(many, tmp_path / "whole", "bpe", whole)
+    uninterrupted, restarted = PrepareRecorder(), PrepareRecorder()
+    expected = prepare_and_read(documents_file, tmp_path / "whole", "bpe", uninterrupted)
     with pytest.raises(KeyboardInterrupt):
-        prepared(many, tmp_path / "data", "bpe", Recorder(7))
-    before = contents(tmp_path / "data" / ".x.new")
+        prepare_and_read(documents_file, tmp_path / "data", "bpe", PrepareRecorder(7))
+    before = read_folder_files(tmp_path / "data" / ".x.new")
     DAMAGES[damage](tmp_path / "data" / ".x.new")
-    assert contents(tmp_path / "data" / ".x.new") != before
-    assert prepared(many, tmp_path / "data", "bpe", again) == expected
-    assert again.chunks == whole.chunks, "begun again"
-    reasons = [line for line in again.lines if "cannot be continued, so it is begun again" in line]
+    assert read_folder_files(tmp_path / "data" / ".x.new") != before
+    assert prepare_and_read(documents_file, tmp_path / "data", "bpe", restarted) == expected
+    assert restarted.chunks == uninterrupted.chunks, "begun again"
+    reasons = [
+        line for line in restarted.lines if "cannot be continued, so it is begun again" in line
+    ]
     assert len(reasons) == (damage != "no plan")
 
 
-def test_what_came_after_the_last_save_is_cut_off(tmp_path: Path, many: Path) -> None:
-    expected = prepared(many, tmp_path / "whole", "char", Recorder())
+def test_what_came_after_the_last_save_is_cut_off(tmp_path: Path, documents_file: Path) -> None:
+    expected = prepare_and_read(documents_file, tmp_path / "whole", "char", PrepareRecorder())
     with pytest.raises(KeyboardInterrupt):
-        prepared(many, tmp_path / "data", "char", Recorder(7))
+        prepare_and_read(documents_file, tmp_path / "data", "char", PrepareRecorder(7))
     for split in ("train", "val"):
         with (tmp_path / "data" / ".x.new" / f"{split}.bin").open("ab") as array:
             array.write(b"half a chunk!")
-    again = Recorder()
-    assert prepared(many, tmp_path / "data", "char", again) == expected
-    assert any(line.startswith("continuing") for line in again.lines)
+    resumed = PrepareRecorder()
+    assert prepare_and_read(documents_file, tmp_path / "data", "char", resumed) == expected
+    assert any(line.startswith("continuing") for line in resumed.lines)
 
 
-def test_a_text_that_was_changed_is_begun_anew(tmp_path: Path, many: Path) -> None:
+def test_a_text_that_was_changed_is_begun_anew(tmp_path: Path, documents_file: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        prepared(many, tmp_path / "data", "char", Recorder(7))
-    many.write_text(many.read_text(encoding="utf-8") + "!", encoding="utf-8")
-    expected = prepared(many, tmp_path / "whole", "char", Recorder())
-    assert prepared(many, tmp_path / "data", "char", Recorder()) == expected
+        prepare_and_read(documents_file, tmp_path / "data", "char", PrepareRecorder(7))
+    documents_file.write_text(documents_file.read_text(encoding="utf-8") + "!", encoding="utf-8")
+    expected = prepare_and_read(documents_file, tmp_path / "whole", "char", PrepareRecorder())
+    assert (
+        prepare_and_read(documents_file, tmp_path / "data", "char", PrepareRecorder()) == expected
+    )
 
 
 PROGRAM = """
@@ -155,61 +168,71 @@ prepare.find_or_prepare(request, Path(sys.argv[2]))
 """
 
 
-def test_who_is_killed_at_any_moment_goes_on(tmp_path: Path, many: Path) -> None:
+def test_who_is_killed_at_any_moment_goes_on(tmp_path: Path, documents_file: Path) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
-    draw = random.Random(seed)
-    many.write_text(END_OF_TEXT.join(many.read_text(encoding="utf-8").split(END_OF_TEXT) * 4))
-    expected = prepared(many, tmp_path / "whole", "bpe", Recorder())
+    rng = random.Random(seed)
+    documents_file.write_text(
+        END_OF_TEXT.join(documents_file.read_text(encoding="utf-8").split(END_OF_TEXT) * 4)
+    )
+    expected = prepare_and_read(documents_file, tmp_path / "whole", "bpe", PrepareRecorder())
     scratch, folder = tmp_path / "data" / ".x.new", tmp_path / "data" / "x"
-    for last in (False, False, True):
-        program = subprocess.Popen([sys.executable, "-c", PROGRAM, many, tmp_path / "data"])
-        while not last and program.poll() is None and not (scratch / "progress.json").exists():
+    for is_last in (False, False, True):
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, documents_file, tmp_path / "data"]
+        )
+        while not is_last and process.poll() is None and not (scratch / "progress.json").exists():
             time.sleep(0.001)
-        if not last:
-            time.sleep(draw.random() * 0.3)
-            program.kill()
-        assert program.wait() == 0 or not last
-        assert not folder.exists() or contents(folder) == expected, "whole or not there"
-    assert contents(folder) == expected
+        if not is_last:
+            time.sleep(rng.random() * 0.3)
+            process.kill()
+        assert process.wait() == 0 or not is_last
+        assert not folder.exists() or read_folder_files(folder) == expected, "whole or not there"
+    assert read_folder_files(folder) == expected
 
 
 ERRORS = [OSError(28, "No space left on device", "train.bin"), MemoryError(), ZeroDivisionError()]
 
 
-class Failing(Recorder):
+class FailingRecorder(PrepareRecorder):
     """Raises an error after some chunks."""
 
-    def __init__(self, error: Exception, when: int) -> None:
+    def __init__(self, error: Exception, after_chunks: int) -> None:
         super().__init__()
-        self.error, self.when = error, when
+        self.error, self.after_chunks = error, after_chunks
 
-    def progress(self, doing: str, done: int, total: int) -> None:
-        super().progress(doing, done, total)
-        if self.chunks > self.when:
+    def progress(self, stage: str, done: int, total: int) -> None:
+        super().progress(stage, done, total)
+        if self.chunks > self.after_chunks:
             raise self.error
 
 
 @pytest.mark.parametrize("when", [1, 20])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_an_error_keeps_what_a_kill_keeps(
-    tmp_path: Path, many: Path, when: int, error: Exception
+    tmp_path: Path, documents_file: Path, when: int, error: Exception
 ) -> None:
-    whole, failing, again = Recorder(), Failing(error, when), Recorder()
-    expected = prepared(many, tmp_path / "whole", "char", whole)
+    uninterrupted, failing, resumed = (
+        PrepareRecorder(),
+        FailingRecorder(error, when),
+        PrepareRecorder(),
+    )
+    expected = prepare_and_read(documents_file, tmp_path / "whole", "char", uninterrupted)
     with pytest.raises(type(error)):
-        prepared(many, tmp_path / "data", "char", failing)
+        prepare_and_read(documents_file, tmp_path / "data", "char", failing)
     assert failing.lines[-1] == "the same command continues from here"
-    assert prepared(many, tmp_path / "data", "char", again) == expected
-    assert again.chunks == whole.chunks - when // 3 * 3
+    assert prepare_and_read(documents_file, tmp_path / "data", "char", resumed) == expected
+    assert resumed.chunks == uninterrupted.chunks - when // 3 * 3
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("when", [0, 1, 20])
-def test_a_mistake_in_the_text_leaves_nothing_behind(tmp_path: Path, many: Path, when: int) -> None:
-    failing = Failing(UserError("line 9 is not a JSON object", "correct it."), when)
+def test_a_mistake_in_the_text_leaves_nothing_behind(
+    tmp_path: Path, documents_file: Path, when: int
+) -> None:
+    failing = FailingRecorder(UserError("line 9 is not a JSON object", "correct it."), when)
     with pytest.raises(UserError, match="line 9 is not"):
-        prepared(many, tmp_path / "data", "char", failing)
+        prepare_and_read(documents_file, tmp_path / "data", "char", failing)
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -243,9 +266,9 @@ def test_a_source_that_fails_while_it_is_read_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_one_process_prepares_a_folder(tmp_path: Path, many: Path) -> None:
+def test_only_one_process_prepares_a_folder(tmp_path: Path, documents_file: Path) -> None:
     with (
         files.file_lock(tmp_path / "data" / "x", "preparing"),
         pytest.raises(UserError, match="another process is preparing"),
     ):
-        prepared(many, tmp_path / "data", "char", Recorder())
+        prepare_and_read(documents_file, tmp_path / "data", "char", PrepareRecorder())

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from mlxgpt.data import meta_pickle
 from mlxgpt.utils.errors import UserError
-from tests.helpers.hostile_files import nested
+from tests.helpers.hostile_files import nest_lists
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def vocabulary(characters: str) -> dict[str, Any]:
+def make_vocabulary(characters: str) -> dict[str, Any]:
     """As data/shakespeare_char/prepare.py makes it."""
     return {
         "vocab_size": len(characters),
@@ -30,7 +30,7 @@ def vocabulary(characters: str) -> dict[str, Any]:
     }
 
 
-def read(folder: Path, content: bytes) -> str:
+def read_vocabulary(folder: Path, content: bytes) -> str:
     path = folder / "meta.pkl"
     path.write_bytes(content)
     return meta_pickle.read_char_vocab(path)
@@ -41,34 +41,34 @@ def read(folder: Path, content: bytes) -> str:
 @given(st.sets(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300))
 def test_what_pickle_writes_is_read(tmp_path: Path, protocol: int, characters: set[str]) -> None:
     text = "".join(sorted(characters))
-    content = pickle.dumps(vocabulary(text), protocol)
-    assert read(tmp_path, content) == text
-    assert read(tmp_path, pickletools.optimize(content)) == text
+    content = pickle.dumps(make_vocabulary(text), protocol)
+    assert read_vocabulary(tmp_path, content) == text
+    assert read_vocabulary(tmp_path, pickletools.optimize(content)) == text
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_what_pythons_own_pickler_writes_is_read(tmp_path: Path, protocol: int) -> None:
     """The one in Python, slower than that in C, writes other opcodes."""
     pickler: Any = pickle
-    content = pickler._dumps(vocabulary("\n !aé🙂"), protocol)
-    assert read(tmp_path, content) == "\n !aé🙂"
+    content = pickler._dumps(make_vocabulary("\n !aé🙂"), protocol)
+    assert read_vocabulary(tmp_path, content) == "\n !aé🙂"
 
 
 @pytest.mark.parametrize("protocol", [0, 4])
 def test_the_largest_vocabulary_is_read_in_bounded_memory(tmp_path: Path, protocol: int) -> None:
     text = "".join(chr(code) for code in range(0x10000, 0x10000 + meta_pickle.MAX_IDS))
-    content = pickle.dumps(vocabulary(text), protocol)
+    content = pickle.dumps(make_vocabulary(text), protocol)
     tracemalloc.start()
-    assert read(tmp_path, content) == text
+    assert read_vocabulary(tmp_path, content) == text
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_other_things_in_it_do_no_harm(tmp_path: Path, protocol: int) -> None:
-    more = {"chars": ["a", "b"], "sizes": {"train": 1 << 70, "val": -3}, 7: []}
-    content = pickle.dumps({**more, **vocabulary("ab")}, protocol)
-    assert read(tmp_path, content) == "ab"
+    extra = {"chars": ["a", "b"], "sizes": {"train": 1 << 70, "val": -3}, 7: []}
+    content = pickle.dumps({**extra, **make_vocabulary("ab")}, protocol)
+    assert read_vocabulary(tmp_path, content) == "ab"
 
 
 class Trap:
@@ -80,9 +80,9 @@ class Trap:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_pickle_that_runs_code_is_refused(home: Path, protocol: int) -> None:
-    content = pickle.dumps({**vocabulary("ab"), "more": Trap()}, protocol)
+    content = pickle.dumps({**make_vocabulary("ab"), "more": Trap()}, protocol)
     with pytest.raises(UserError, match=r"holds more than numbers and texts \(.+\), and could run"):
-        read(home, content)
+        read_vocabulary(home, content)
     assert not Path("sprung").exists()
     pickle.loads(content)
     assert Path("sprung").exists(), "and it would have"
@@ -103,30 +103,32 @@ ARGUMENTS: dict[str, bytes] = {
 def test_every_other_opcode_is_refused(tmp_path: Path, opcode: Any) -> None:
     """Before the first value of a pickle that is good otherwise."""
     assert not DANGEROUS & meta_pickle.ALLOWED_OPCODES
-    good = pickle.dumps(vocabulary("ab"), 4)
+    valid = pickle.dumps(make_vocabulary("ab"), 4)
     argument = ARGUMENTS.get(opcode.name, b"\0" * 8 if opcode.arg else b"")
-    content = opcode.code.encode("latin-1") + argument + good
+    content = opcode.code.encode("latin-1") + argument + valid
     if opcode.name in meta_pickle.ALLOWED_OPCODES:
         return
     with pytest.raises(UserError, match=rf"numbers and texts \({opcode.name}\), and could run"):
-        read(tmp_path, content)
+        read_vocabulary(tmp_path, content)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_unpickler_finds_no_function_whatever_the_opcodes_are(
     home: Path, protocol: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(meta_pickle, "ALLOWED_OPCODES", {one.name for one in pickletools.opcodes})
+    monkeypatch.setattr(
+        meta_pickle, "ALLOWED_OPCODES", {opcode.name for opcode in pickletools.opcodes}
+    )
     with pytest.raises(UserError, match=r"damaged .*mkdir"):
-        read(home, pickle.dumps({**vocabulary("ab"), "more": Trap()}, protocol))
+        read_vocabulary(home, pickle.dumps({**make_vocabulary("ab"), "more": Trap()}, protocol))
     assert not Path("sprung").exists()
 
 
-def without(tree: dict[str, Any], name: str) -> dict[str, Any]:
+def without_key(tree: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key != name}
 
 
-GOOD = vocabulary("abc")
+VALID_VOCABULARY = make_vocabulary("abc")
 
 
 @pytest.mark.parametrize(
@@ -134,31 +136,34 @@ GOOD = vocabulary("abc")
     [
         ([1, 2], "it is not a dictionary"),
         ({}, "lacks vocab_size, itos or stoi"),
-        (without(GOOD, "vocab_size"), "lacks vocab_size, itos or stoi"),
-        (without(GOOD, "itos"), "lacks vocab_size, itos or stoi"),
-        (without(GOOD, "stoi"), "lacks vocab_size, itos or stoi"),
-        ({**GOOD, "vocab_size": "3"}, "lacks vocab_size, itos or stoi"),
-        ({**GOOD, "itos": ["a", "b", "c"]}, "lacks vocab_size, itos or stoi"),
-        ({**GOOD, "vocab_size": 4}, "not of one size"),
-        ({**GOOD, "vocab_size": 0}, "not of one size"),
+        (without_key(VALID_VOCABULARY, "vocab_size"), "lacks vocab_size, itos or stoi"),
+        (without_key(VALID_VOCABULARY, "itos"), "lacks vocab_size, itos or stoi"),
+        (without_key(VALID_VOCABULARY, "stoi"), "lacks vocab_size, itos or stoi"),
+        ({**VALID_VOCABULARY, "vocab_size": "3"}, "lacks vocab_size, itos or stoi"),
+        ({**VALID_VOCABULARY, "itos": ["a", "b", "c"]}, "lacks vocab_size, itos or stoi"),
+        ({**VALID_VOCABULARY, "vocab_size": 4}, "not of one size"),
+        ({**VALID_VOCABULARY, "vocab_size": 0}, "not of one size"),
         ({"vocab_size": 0, "itos": {}, "stoi": {}}, "not of one size"),
-        ({**GOOD, "itos": {0: "a", 1: "b"}}, "not of one size"),
-        ({**GOOD, "stoi": {**GOOD["stoi"], "d": 3}}, "not of one size"),
-        ({**GOOD, "itos": {1: "a", 2: "b", 3: "c"}}, "id 0 is no single character"),
-        ({**GOOD, "itos": {0: "a", 1: "bb", 2: "c"}}, "id 1 is no single character"),
-        ({**GOOD, "itos": {0: "a", 1: "", 2: "c"}}, "id 1 is no single character"),
-        ({**GOOD, "itos": {0: "a", 1: 98, 2: "c"}}, "id 1 is no single character"),
-        ({**GOOD, "itos": {0: "a", 1: "\ud800", 2: "c"}}, "id 1 is no single character"),
-        ({**GOOD, "itos": {0: "a", 1: "a", 2: "c"}}, "do not agree on id 1"),
-        ({**GOOD, "stoi": {"a": 0, "b": 2, "c": 1}}, "do not agree on id 1"),
-        ({**GOOD, "stoi": {"a": 0, "b": "1", "c": 2}}, "do not agree on id 1"),
-        ({**GOOD, "vocab_size": True}, r"a bool|NEWTRUE"),
-        ({**GOOD, "more": nested(meta_pickle.MAX_CONTAINERS)}, "nested too deeply"),
-        ({**GOOD, "more": nested(200)}, "nested too deeply"),
-        ({**GOOD, "more": (1, 2)}, r"and could run code"),
-        ({**GOOD, "more": None}, r"NONE"),
-        ({**GOOD, "more": 1.5}, r"FLOAT"),
-        ({**GOOD, "more": b"bytes"}, r"GLOBAL|BINBYTES"),
+        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "b"}}, "not of one size"),
+        ({**VALID_VOCABULARY, "stoi": {**VALID_VOCABULARY["stoi"], "d": 3}}, "not of one size"),
+        ({**VALID_VOCABULARY, "itos": {1: "a", 2: "b", 3: "c"}}, "id 0 is no single character"),
+        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "bb", 2: "c"}}, "id 1 is no single character"),
+        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "", 2: "c"}}, "id 1 is no single character"),
+        ({**VALID_VOCABULARY, "itos": {0: "a", 1: 98, 2: "c"}}, "id 1 is no single character"),
+        (
+            {**VALID_VOCABULARY, "itos": {0: "a", 1: "\ud800", 2: "c"}},
+            "id 1 is no single character",
+        ),
+        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "a", 2: "c"}}, "do not agree on id 1"),
+        ({**VALID_VOCABULARY, "stoi": {"a": 0, "b": 2, "c": 1}}, "do not agree on id 1"),
+        ({**VALID_VOCABULARY, "stoi": {"a": 0, "b": "1", "c": 2}}, "do not agree on id 1"),
+        ({**VALID_VOCABULARY, "vocab_size": True}, r"a bool|NEWTRUE"),
+        ({**VALID_VOCABULARY, "more": nest_lists(meta_pickle.MAX_CONTAINERS)}, "nested too deeply"),
+        ({**VALID_VOCABULARY, "more": nest_lists(200)}, "nested too deeply"),
+        ({**VALID_VOCABULARY, "more": (1, 2)}, r"and could run code"),
+        ({**VALID_VOCABULARY, "more": None}, r"NONE"),
+        ({**VALID_VOCABULARY, "more": 1.5}, r"FLOAT"),
+        ({**VALID_VOCABULARY, "more": b"bytes"}, r"GLOBAL|BINBYTES"),
     ],
 )
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -166,7 +171,7 @@ def test_what_does_not_agree_is_refused(
     tmp_path: Path, protocol: int, tree: Any, problem: str
 ) -> None:
     with pytest.raises(UserError, match=problem):
-        read(tmp_path, pickle.dumps(tree, protocol))
+        read_vocabulary(tmp_path, pickle.dumps(tree, protocol))
 
 
 @pytest.mark.parametrize(
@@ -203,12 +208,12 @@ def test_what_does_not_agree_is_refused(
 def test_damage_is_refused_in_bounded_memory(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / "meta.pkl").write_bytes(content)
     tracemalloc.start()
-    with pytest.raises(UserError, match=problem) as caught:
+    with pytest.raises(UserError, match=problem) as excinfo:
         meta_pickle.read_char_vocab(tmp_path / "meta.pkl")
     assert tracemalloc.get_traced_memory()[1] < 96 << 20
     tracemalloc.stop()
-    assert "\n" not in caught.value.problem
-    assert len(caught.value.problem) < 400 + len(str(tmp_path))
+    assert "\n" not in excinfo.value.problem
+    assert len(excinfo.value.problem) < 400 + len(str(tmp_path))
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

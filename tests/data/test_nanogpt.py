@@ -18,8 +18,8 @@ from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.storage import run as runs
 from mlxgpt.utils.errors import UserError
-from tests.helpers.preparation import contents
-from tests.helpers.texts import sides
+from tests.helpers.preparation import read_folder_files
+from tests.helpers.texts import decode_splits
 
 TEXTS = {
     "train": ["The rain in Spain.\n", "Grüße, 日本語 🙂", "not <|endoftext|> the end"],
@@ -41,16 +41,16 @@ def folder(gpt2: BPETokenizer, tmp_path: Path) -> Path:
 
 
 def test_its_arrays_are_opened_as_they_are(folder: Path, gpt2: BPETokenizer) -> None:
-    before = contents(folder)
+    before = read_folder_files(folder)
     dataset = open_dataset(folder)
-    assert sides(dataset) == (TEXTS["train"], TEXTS["val"])
+    assert decode_splits(dataset) == (TEXTS["train"], TEXTS["val"])
     for split, meta in (("train", dataset.meta.train), ("val", dataset.meta.val)):
         assert meta.documents == len(TEXTS[split])
         assert meta.bytes == sum(len(text.encode()) for text in TEXTS[split])
         assert meta.tokens == len(before[f"{split}.bin"]) // 2
     assert dataset.meta.vocab_size == 50257
     assert dataset.meta.tokenizer == dataset.tokenizer.fingerprint == gpt2.fingerprint
-    assert contents(folder) == before
+    assert read_folder_files(folder) == before
 
 
 def test_it_is_found_by_its_name_and_by_its_folder(folder: Path) -> None:
@@ -88,8 +88,8 @@ def write_characters(folder: Path, text: str, alphabet: str | None = None) -> No
     """What nanoGPT's data/shakespeare_char/prepare.py leaves of a text."""
     alphabet = alphabet or "".join(sorted(set(text)))
     stoi = {character: id for id, character in enumerate(alphabet)}
-    at = int(len(text) * 0.9)
-    for split, part in (("train", text[:at]), ("val", text[at:])):
+    cut = int(len(text) * 0.9)
+    for split, part in (("train", text[:cut]), ("val", text[cut:])):
         np.array([stoi[c] for c in part], dtype=np.uint16).tofile(folder / f"{split}.bin")
     meta = {"vocab_size": len(alphabet), "itos": dict(enumerate(alphabet)), "stoi": stoi}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
@@ -104,12 +104,12 @@ def characters(tmp_path: Path) -> Path:
 
 
 def test_arrays_of_characters_are_opened_as_they_are(characters: Path) -> None:
-    before = contents(characters)
+    before = read_folder_files(characters)
     dataset = open_dataset(characters)
-    at = int(len(LINES) * 0.9)
+    cut = int(len(LINES) * 0.9)
     for part, tokens, meta in (
-        (LINES[:at], dataset.train, dataset.meta.train),
-        (LINES[at:], dataset.val, dataset.meta.val),
+        (LINES[:cut], dataset.train, dataset.meta.train),
+        (LINES[cut:], dataset.val, dataset.meta.val),
     ):
         assert dataset.tokenizer.decode(int(id) for id in tokens.ids) == part
         assert tokens.ids.tolist() == dataset.tokenizer.encode(part).tolist()
@@ -118,20 +118,20 @@ def test_arrays_of_characters_are_opened_as_they_are(characters: Path) -> None:
     assert dataset.tokenizer.end_of_text is None
     assert dataset.meta.vocab_size == dataset.tokenizer.vocab_size == len(set(LINES))
     assert dataset.meta.tokenizer == dataset.tokenizer.fingerprint
-    assert contents(characters) == before
+    assert read_folder_files(characters) == before
 
 
 def test_characters_of_shakespeare_are_those_of_our_own_preparation(
     shakespeare: Path, tmp_path: Path
 ) -> None:
     """The same split, the same ids: the same data."""
-    theirs = tmp_path / "shakespeare_char"
-    theirs.mkdir()
-    write_characters(theirs, shakespeare.read_text(encoding="utf-8"))
-    ours = find_or_prepare(PrepareRequest(DataConfig((str(shakespeare),))), tmp_path / "data")
-    dataset = open_dataset(theirs)
-    assert dataset.meta.fingerprint == ours.meta.fingerprint
-    assert (dataset.meta.train, dataset.meta.val) == (ours.meta.train, ours.meta.val)
+    nanogpt_folder = tmp_path / "shakespeare_char"
+    nanogpt_folder.mkdir()
+    write_characters(nanogpt_folder, shakespeare.read_text(encoding="utf-8"))
+    prepared = find_or_prepare(PrepareRequest(DataConfig((str(shakespeare),))), tmp_path / "data")
+    dataset = open_dataset(nanogpt_folder)
+    assert dataset.meta.fingerprint == prepared.meta.fingerprint
+    assert (dataset.meta.train, dataset.meta.val) == (prepared.meta.train, prepared.meta.val)
     assert (dataset.meta.train.tokens, dataset.meta.val.tokens) == (1_003_854, 111_540)
 
 
@@ -161,9 +161,9 @@ def test_characters_in_another_order_keep_their_ids(characters: Path) -> None:
     dataset = open_dataset(characters)
     assert dataset.tokenizer.encode("abc").tolist() == dataset.train.ids[:3].tolist() == [0, 2, 1]
     assert dataset.tokenizer.decode(dataset.val.ids.tolist()) in "abcabc" * 9
-    sorted_first = open_dataset(characters).meta.fingerprint
+    fingerprint = open_dataset(characters).meta.fingerprint
     write_characters(characters, "abcabc" * 9)
-    assert open_dataset(characters).meta.fingerprint != sorted_first
+    assert open_dataset(characters).meta.fingerprint != fingerprint
 
 
 @pytest.mark.parametrize("kind", ["pickle", "pipe", "link to nothing"])

@@ -10,7 +10,7 @@ from mlxgpt.data.normalize import encode_prompt, normalize_prompt, normalize_tex
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils.errors import UserError
-from tests.helpers.texts import as_read, texts
+from tests.helpers.texts import read_like_python, texts
 
 NFC, NFD = "éclair", unicodedata.normalize("NFD", "éclair")
 LINES = st.lists(st.sampled_from(["a", "\r", "\n", "\r\n", "\ufeff", "\u2028", "\x85", "\v", "\f"]))
@@ -18,14 +18,16 @@ LINES = st.lists(st.sampled_from(["a", "\r", "\n", "\r\n", "\ufeff", "\u2028", "
 
 @given(st.one_of(texts, LINES.map("".join)))
 def test_text_is_normalized_as_python_reads_a_text_file(text: str) -> None:
-    assert normalize_text(text) == as_read(text)
+    assert normalize_text(text) == read_like_python(text)
 
 
 @given(texts)
 def test_a_bpe_prompt_has_the_ids_of_its_normalized_text(
     small_bpe: BPETokenizer, text: str
 ) -> None:
-    assert encode_prompt(text, small_bpe).tolist() == small_bpe.encode(as_read(text)).tolist()
+    assert (
+        encode_prompt(text, small_bpe).tolist() == small_bpe.encode(read_like_python(text)).tolist()
+    )
 
 
 @pytest.mark.parametrize(("known", "prompt"), [(NFD, NFC), (NFC, NFD), (NFC, NFC), (NFD, NFD)])

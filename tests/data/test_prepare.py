@@ -16,7 +16,7 @@ from mlxgpt.data.sources import Source
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.utils.errors import UserError
-from tests.helpers.preparation import FILES, Recorder, prepared
+from tests.helpers.preparation import DATASET_FILES, PrepareRecorder, prepare_and_read
 
 
 def test_arrays_are_what_nanogpt_reads(tmp_path: Path, text_file: Path) -> None:
@@ -24,7 +24,7 @@ def test_arrays_are_what_nanogpt_reads(tmp_path: Path, text_file: Path) -> None:
     raw = np.memmap(dataset.folder / "train.bin", dtype=np.uint16, mode="r")
     text = text_file.read_text(encoding="utf-8")
     assert dataset.tokenizer.decode(raw) == text[: int(len(text) * 0.9)]
-    assert {path.name for path in dataset.folder.iterdir()} == FILES
+    assert {path.name for path in dataset.folder.iterdir()} == DATASET_FILES
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["words"]
 
 
@@ -51,15 +51,15 @@ def test_what_is_prepared_is_not_prepared_again(
 
 
 def test_names_tell_the_tokenizer(tmp_path: Path, text_file: Path, gpt2: BPETokenizer) -> None:
-    source, found = (str(text_file),), {}
+    source, vocab_sizes = (str(text_file),), {}
     for kind, vocab_size in (("char", 0), ("bpe", 280), ("bpe", 281), ("gpt2", 0)):
         data = DataConfig(source, tokenizer=kind)
         dataset = find_or_prepare(PrepareRequest(data, vocab_size=vocab_size), tmp_path / "data")
-        found[dataset.name] = dataset.meta.vocab_size
-        again = find_or_prepare(PrepareRequest(data, vocab_size=vocab_size), tmp_path / "data")
-        assert again.meta == dataset.meta
+        vocab_sizes[dataset.name] = dataset.meta.vocab_size
+        repeated = find_or_prepare(PrepareRequest(data, vocab_size=vocab_size), tmp_path / "data")
+        assert repeated.meta == dataset.meta
     sizes = {"words-bpe280": 280, "words-bpe281": 281, "words-gpt2": 50257}
-    assert found == {"words": found["words"], **sizes}
+    assert vocab_sizes == {"words": vocab_sizes["words"], **sizes}
 
 
 def test_without_a_size_a_bpe_has_the_usual_one(
@@ -68,18 +68,18 @@ def test_without_a_size_a_bpe_has_the_usual_one(
     data = DataConfig((str(text_file),), tokenizer="bpe")
     dataset = find_or_prepare(PrepareRequest(data), tmp_path / "data")
     assert dataset.name == "words-bpe4096"
-    given = f"the text gives a vocabulary of {dataset.meta.vocab_size:,}, not 4,096"
-    assert given in notes
+    expected = f"the text gives a vocabulary of {dataset.meta.vocab_size:,}, not 4,096"
+    assert expected in notes
 
 
 def test_a_text_that_gives_a_smaller_vocabulary_may_be_refused(
     tmp_path: Path, text_file: Path, notes: list[str]
 ) -> None:
     data, folder = DataConfig((str(text_file),), tokenizer="bpe"), tmp_path / "data"
-    with pytest.raises(UserError, match=r"gives a vocabulary of \d+, not 5,000") as caught:
+    with pytest.raises(UserError, match=r"gives a vocabulary of \d+, not 5,000") as excinfo:
         find_or_prepare(PrepareRequest(data, vocab_size=5000, strict=True), folder)
     assert list(folder.iterdir()) == []
-    size = int(caught.value.remedy.split("--vocab-size ")[1].split(",")[0])
+    size = int(excinfo.value.remedy.split("--vocab-size ")[1].split(",")[0])
     exact = find_or_prepare(PrepareRequest(data, vocab_size=size, strict=True), folder)
     assert exact.meta.vocab_size == size
     lenient = find_or_prepare(PrepareRequest(data, vocab_size=5000), folder)
@@ -110,37 +110,37 @@ def test_a_vocabulary_of_bytes_alone_is_large_enough(tmp_path: Path, text_file: 
 def test_another_tokenizer_does_not_take_a_name_that_is_taken(
     home: Path, text_file: Path, corpus: str, first: str
 ) -> None:
-    length = 0.05 if corpus == "storybook" else None
+    megabytes = 0.05 if corpus == "storybook" else None
     folder = home / "data"
 
-    def find(kind: str, vocab_size: int = 280) -> str:
+    def prepare_tokenizer(kind: str, vocab_size: int = 280) -> str:
         return find_or_prepare(
             PrepareRequest(
                 DataConfig((corpus,), tokenizer=kind),
                 vocab_size=vocab_size,
                 name="x",
-                megabytes=length,
+                megabytes=megabytes,
             ),
             folder,
         ).meta.tokenizer
 
-    before = find(first)
-    other = "bpe" if first == "char" else "char"
+    before = prepare_tokenizer(first)
+    other_kind = "bpe" if first == "char" else "char"
     with pytest.raises(UserError, match="from another text, or with another tokenizer"):
-        find(other)
-    assert find(first) == before
+        prepare_tokenizer(other_kind)
+    assert prepare_tokenizer(first) == before
     if first == "bpe":
         with pytest.raises(UserError, match="with another tokenizer"):
-            find("bpe", 281)
+            prepare_tokenizer("bpe", 281)
 
 
 def test_another_text_does_not_take_a_name_that_is_taken(tmp_path: Path, text_file: Path) -> None:
     data, folder = DataConfig((str(text_file),)), tmp_path / "data"
     before = find_or_prepare(PrepareRequest(data), folder)
     text_file.write_text("Something else altogether.")
-    with pytest.raises(UserError, match="was prepared from another text") as caught:
+    with pytest.raises(UserError, match="was prepared from another text") as excinfo:
         find_or_prepare(PrepareRequest(data), folder)
-    assert "--name NAME" in caught.value.remedy
+    assert "--name NAME" in excinfo.value.remedy
     assert open_dataset(before.folder).meta == before.meta
     other = find_or_prepare(PrepareRequest(data, name="other"), folder)
     assert other.folder == folder / "other"
@@ -227,24 +227,24 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, text_file: Pat
     assert (tmp_path / "data" / "words" / "mine.txt").read_text() == "precious"
 
 
-def test_how_it_goes_is_told(tmp_path: Path, many: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+def test_how_it_goes_is_told(tmp_path: Path, documents_file: Path) -> None:
+    events: list[tuple[str, int, int]] = []
 
-    class Told(Recorder):
-        def progress(self, doing: str, done: int, total: int) -> None:
-            told.append((doing, done, total))
+    class ProgressRecorder(PrepareRecorder):
+        def progress(self, stage: str, done: int, total: int) -> None:
+            events.append((stage, done, total))
 
-    prepared(many, tmp_path / "data", "bpe", recorder := Told())
-    assert recorder.lines == [f"preparing {many} in {tmp_path / 'data' / 'x'}"]
-    size = many.stat().st_size
-    assert {total for _, _, total in told} == {size}
-    for doing in ("reading", "encoding"):
-        done = [n for what, n, _ in told if what == doing]
+    prepare_and_read(documents_file, tmp_path / "data", "bpe", recorder := ProgressRecorder())
+    assert recorder.lines == [f"preparing {documents_file} in {tmp_path / 'data' / 'x'}"]
+    size = documents_file.stat().st_size
+    assert {total for _, _, total in events} == {size}
+    for stage in ("reading", "encoding"):
+        done = [n for event_stage, n, _ in events if event_stage == stage]
         assert done == sorted(done)
         assert 0.8 * size < done[-1] <= size
 
 
-MEMORY = """
+MEMORY_SCRIPT = """
 import resource, sys
 from pathlib import Path
 import numpy, tokenizers
@@ -266,8 +266,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, separator: str) -> N
     for name, megabytes in (("small.txt", 15), ("large.txt", 60)):
         texts = [f"{n}{unit}" for n in range(megabytes * 1_000_000 // len(unit))]
         (tmp_path / name).write_text(separator.join(texts))
-    line = [sys.executable, "-c", MEMORY, str(tmp_path)]
-    out = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     small, large = (int(n) * (1 if sys.platform == "darwin" else 1024) for n in out.split())
     # To have read it all would take 45 MB more at the very least, and 360 MB more as int64.
     assert large - small < 30_000_000

@@ -11,27 +11,27 @@ import pytest
 
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.utils.errors import UserError
-from tests.helpers.faulty_disk import READING, FaultyDisk
-from tests.helpers.preparation import Recorder, contents, prepared
+from tests.helpers.faulty_disk import READ_OPERATIONS, FaultyDisk
+from tests.helpers.preparation import PrepareRecorder, prepare_and_read, read_folder_files
 
 
 def test_every_operation_fails_once_and_nothing_is_lost(
-    tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, documents_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first and the last occurrence of each operation on each file."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and no power fails here
-    few = many.read_text(encoding="utf-8").split(END_OF_TEXT)[:20]
-    many.write_text(END_OF_TEXT.join(few), encoding="utf-8")
-    whole, disk = Recorder(), FaultyDisk(tmp_path / "data")
-    with disk.plugged_in():
-        expected = prepared(many, tmp_path / "data", "char", whole)
-    assert whole.chunks > 6
+    documents = documents_file.read_text(encoding="utf-8").split(END_OF_TEXT)[:20]
+    documents_file.write_text(END_OF_TEXT.join(documents), encoding="utf-8")
+    uninterrupted, disk = PrepareRecorder(), FaultyDisk(tmp_path / "data")
+    with disk.watching():
+        expected = prepare_and_read(documents_file, tmp_path / "data", "char", uninterrupted)
+    assert uninterrupted.chunks > 6
     shutil.rmtree(tmp_path / "data")
-    prepared_here = disk.sites.index(("listdir", str(tmp_path / "data" / "x")))
-    sites = disk.sites[:prepared_here]  # what follows is read by the test
+    preparation_end = disk.operations.index(("listdir", str(tmp_path / "data" / "x")))
+    sites = disk.operations[:preparation_end]  # what follows is read by the test
     first = {site: n for n, site in reversed([*enumerate(sites)])}
     last = {site: n for n, site in enumerate(sites)}
-    operations = {name for name, _ in disk.sites}
+    operations = {name for name, _ in disk.operations}
     assert {
         "write",
         "read",
@@ -43,52 +43,60 @@ def test_every_operation_fails_once_and_nothing_is_lost(
         "mkdir",
         "close",
     } <= operations
-    reading = {n for n, (name, _) in enumerate(disk.sites) if name in READING}
+    read_indices = {n for n, (name, _) in enumerate(disk.operations) if name in READ_OPERATIONS}
     for n in {*first.values(), *last.values()}:
-        disk.number = errno.EIO if n in reading else errno.ENOSPC
+        disk.errno_code = errno.EIO if n in read_indices else errno.ENOSPC
         saves = [site for site in sites[:n] if site[0] == "replace" and "progress" in site[1]]
-        assert fails_once(n, disk, many, expected) <= whole.chunks - 3 * len(saves), sites[n]
+        assert prepare_with_failure(
+            n, disk, documents_file, expected
+        ) <= uninterrupted.chunks - 3 * len(saves), sites[n]
         shutil.rmtree(tmp_path / "data")
 
 
-def fails_once(n: int, disk: FaultyDisk, source: Path, expected: dict[str, bytes]) -> int:
+def prepare_with_failure(
+    index: int, disk: FaultyDisk, source: Path, expected: dict[str, bytes]
+) -> int:
     """Chunks that were encoded when the same command was given again."""
-    data, again = Path(disk.folder), Recorder()
+    data, resumed = Path(disk.folder), PrepareRecorder()
     try:
-        with disk.plugged_in(fail_at=n):
-            assert prepared(source, data, "char", Recorder()) == expected
+        with disk.watching(fail_at=index):
+            assert prepare_and_read(source, data, "char", PrepareRecorder()) == expected
     except (OSError, UserError) as error:  # of the lock it is a UserError
         cause = error if isinstance(error, OSError) else error.__cause__
-        assert isinstance(cause, OSError), disk.failed
-        assert disk.failed
-        name = Path(disk.failed[1]).name.removeprefix(".").removesuffix(".new")
-        assert (cause.errno, name in cause.filename) == (disk.number, True), disk.failed
-    assert prepared(source, data, "char", again) == expected, disk.failed
-    assert {path.name for path in data.iterdir()} <= {"x", ".x.lock"}, disk.failed
-    return again.chunks
+        assert isinstance(cause, OSError), disk.failed_operation
+        assert disk.failed_operation
+        name = Path(disk.failed_operation[1]).name.removeprefix(".").removesuffix(".new")
+        assert (cause.errno, name in cause.filename) == (disk.errno_code, True), (
+            disk.failed_operation
+        )
+    assert prepare_and_read(source, data, "char", resumed) == expected, disk.failed_operation
+    assert {path.name for path in data.iterdir()} <= {"x", ".x.lock"}, disk.failed_operation
+    return resumed.chunks
 
 
-def test_progress_that_cannot_be_read_stays(tmp_path: Path, many: Path) -> None:
-    expected = prepared(many, tmp_path / "whole", "char", Recorder())
+def test_progress_that_cannot_be_read_stays(tmp_path: Path, documents_file: Path) -> None:
+    expected = prepare_and_read(documents_file, tmp_path / "whole", "char", PrepareRecorder())
     data = tmp_path / "data"
     with pytest.raises(KeyboardInterrupt):
-        prepared(many, data, "char", Recorder(7))
-    before = contents(data / ".x.new")
+        prepare_and_read(documents_file, data, "char", PrepareRecorder(7))
+    before = read_folder_files(data / ".x.new")
     disk = FaultyDisk(data, errno.EIO)
-    with disk.plugged_in(), pytest.raises(KeyboardInterrupt):
-        prepared(many, data, "char", Recorder(0))
-    reading = [n for n, (name, _) in enumerate(disk.sites) if name in ("open", "read", "stat")]
-    assert any(Path(disk.sites[n][1]).name == "unfinished.json" for n in reading)
-    for n in reading:
+    with disk.watching(), pytest.raises(KeyboardInterrupt):
+        prepare_and_read(documents_file, data, "char", PrepareRecorder(0))
+    read_indices = [
+        n for n, (name, _) in enumerate(disk.operations) if name in ("open", "read", "stat")
+    ]
+    assert any(Path(disk.operations[n][1]).name == "unfinished.json" for n in read_indices)
+    for n in read_indices:
         with (
-            disk.plugged_in(fail_at=n),
+            disk.watching(fail_at=n),
             pytest.raises((OSError, UserError, KeyboardInterrupt)),
         ):
-            prepared(many, data, "char", Recorder(0))
-        assert disk.failed
-        after = contents(data / ".x.new")
+            prepare_and_read(documents_file, data, "char", PrepareRecorder(0))
+        assert disk.failed_operation
+        after = read_folder_files(data / ".x.new")
         for name in ("unfinished.json", "progress.json", "tokenizer.json"):
-            assert after[name] == before[name], disk.failed
-    again = Recorder()
-    assert prepared(many, data, "char", again) == expected
-    assert "continuing after 0 MB" in again.lines
+            assert after[name] == before[name], disk.failed_operation
+    resumed = PrepareRecorder()
+    assert prepare_and_read(documents_file, data, "char", resumed) == expected
+    assert "continuing after 0 MB" in resumed.lines

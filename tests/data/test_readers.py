@@ -15,14 +15,14 @@ from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.utils.errors import UserError
-from tests.helpers.texts import as_read, joined, pieces_of, texts, without_nul
+from tests.helpers.texts import join_pieces, limit_piece_chars, read_like_python, remove_nul, texts
 
 Folders = pytest.TempPathFactory
 # Texts full of separators, halves of them, and letters of one to four bytes.
-crumbs = st.sampled_from(
+fragments = st.sampled_from(
     [END_OF_TEXT, "<|endof", "text|>", "<", "a", " ", "\n", "\r\n", "\r", "word ", "é", "€", "🙂"]
 )
-crumbly = st.lists(crumbs, max_size=40).map("".join)
+fragment_texts = st.lists(fragments, max_size=40).map("".join)
 lengths = st.integers(14, 40)
 
 
@@ -35,17 +35,17 @@ def write_parquet(path: Path, columns: dict[str, list[Any]], **options: Any) -> 
 
 
 def read(path: Path) -> list[str]:
-    return joined(readers.read_documents(path))
+    return join_pieces(readers.read_documents(path))
 
 
-@given(crumbly, lengths)
+@given(fragment_texts, lengths)
 def test_a_text_file_is_cut_at_separators_wherever_they_lie(
     tmp_path_factory: Folders, text: str, length: int
 ) -> None:
     path = tmp_path_factory.mktemp("t") / "t.txt"
     path.write_bytes(text.encode())
-    with pieces_of(length):
-        assert read(path) == as_read(text).split(END_OF_TEXT)
+    with limit_piece_chars(length):
+        assert read(path) == read_like_python(text).split(END_OF_TEXT)
 
 
 @given(
@@ -58,7 +58,7 @@ def test_what_is_no_utf8_is_found_at_its_byte(
     content = b"".join(parts)
     path = tmp_path_factory.mktemp("t") / "t.txt"
     path.write_bytes(content)
-    with pieces_of(length):
+    with limit_piece_chars(length):
         try:
             expected = [content.decode()]
         except UnicodeDecodeError as error:
@@ -85,7 +85,7 @@ def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, problem: str
         read(path)
 
 
-@given(crumbly.map(lambda text: "\ufeff" + text), lengths)
+@given(fragment_texts.map(lambda text: "\ufeff" + text), lengths)
 def test_line_ends_are_newlines_and_a_byte_order_mark_is_no_text(
     tmp_path_factory: Folders, text: str, length: int
 ) -> None:
@@ -93,9 +93,9 @@ def test_line_ends_are_newlines_and_a_byte_order_mark_is_no_text(
     (folder / "t.TXT").write_bytes(text.encode())
     (folder / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps({"text": text}).encode())
     write_parquet(folder / "t.parquet", {"text": [text]})
-    with pieces_of(length):
-        assert read(folder / "t.TXT") == as_read(text).split(END_OF_TEXT)
-        assert read(folder / "t.jsonl") == read(folder / "t.parquet") == [as_read(text)]
+    with limit_piece_chars(length):
+        assert read(folder / "t.TXT") == read_like_python(text).split(END_OF_TEXT)
+        assert read(folder / "t.jsonl") == read(folder / "t.parquet") == [read_like_python(text)]
 
 
 def test_a_byte_that_is_no_utf8_is_counted_from_the_beginning_of_the_file(tmp_path: Path) -> None:
@@ -109,9 +109,9 @@ def test_a_byte_that_is_no_utf8_is_counted_from_the_beginning_of_the_file(tmp_pa
 def test_pieces_have_the_tokens_of_the_document(
     small_bpe: BPETokenizer, text: str, length: int
 ) -> None:
-    with pieces_of(length):
+    with limit_piece_chars(length):
         pieces = list(readers.split_into_pieces(text))
-        assert joined(pieces) == [text]
+        assert join_pieces(pieces) == [text]
         if max(len(piece.text) for piece in pieces) >= 3 * length:
             return  # a word so long that it is cut anyhow
         tokens = [token for piece in pieces for token in small_bpe.encode(piece.text)]
@@ -120,7 +120,7 @@ def test_pieces_have_the_tokens_of_the_document(
 
 @given(st.text("a \r\n\t", max_size=200), lengths)
 def test_pieces_are_no_longer_than_they_have_to_be(text: str, length: int) -> None:
-    with pieces_of(length):
+    with limit_piece_chars(length):
         for piece, _ in readers.split_into_pieces(text):
             assert len(piece) <= 4 * length
             if len(piece) > length:  # no place to cut it
@@ -130,15 +130,15 @@ def test_pieces_are_no_longer_than_they_have_to_be(text: str, length: int) -> No
 
 
 def test_long_words_and_what_follows_them_are_cut_where_white_space_is() -> None:
-    with pieces_of(16):
+    with limit_piece_chars(16):
         words = ["x" * 30, " short", " words", " and", " more", " of", " them", " " + "y" * 40]
         pieces = [piece.text for piece in readers.split_into_pieces("".join(words) * 2)]
         assert all(piece.startswith((" ", "x")) for piece in pieces)
         assert "x" * 30 in "".join(pieces[:1])
         assert max(map(len, pieces)) <= 64
-        endless = [piece.text for piece in readers.split_into_pieces("z" * 1000)]
-        assert "".join(endless) == "z" * 1000
-        assert max(map(len, endless)) <= 64
+        long_word_pieces = [piece.text for piece in readers.split_into_pieces("z" * 1000)]
+        assert "".join(long_word_pieces) == "z" * 1000
+        assert max(map(len, long_word_pieces)) <= 64
 
 
 @pytest.mark.parametrize("unit", ["abcdefghi ", "a,b\r\n", "x"])
@@ -147,13 +147,13 @@ def test_a_line_of_fifty_megabytes_comes_in_pieces(tmp_path: Path, unit: str) ->
     count = 50_000_000 // len(unit)
     path = tmp_path / "t.txt"
     path.write_text(unit * count, newline="")
-    wanted = len(as_read(unit)) * count
+    expected = len(read_like_python(unit)) * count
     length = pieces = 0
     for text, _ in readers.read_documents(path):
         assert len(text) <= readers.MAX_WORD_CHARS
         length += len(text)
         pieces += 1
-    assert length == wanted
+    assert length == expected
     assert pieces >= 12
 
 
@@ -162,11 +162,11 @@ def test_a_json_line_of_fifty_megabytes_comes_in_pieces(tmp_path: Path) -> None:
     document = "abcdefghi " * 5_000_000
     path.write_text(json.dumps({"text": document}) + "\n" + '{"text": "next"}')
     pieces = list(readers.read_documents(path))
-    assert joined(pieces) == [document, "next"]
+    assert join_pieces(pieces) == [document, "next"]
     assert max(len(piece.text) for piece in pieces) <= readers.MAX_PIECE_CHARS
 
 
-rows = st.lists(st.one_of(texts, crumbly).map(without_nul), max_size=6)
+rows = st.lists(st.one_of(texts, fragment_texts).map(remove_nul), max_size=6)
 
 
 @given(rows, st.booleans())
@@ -175,7 +175,7 @@ def test_json_lines_are_documents(tmp_path_factory: Folders, rows: list[str], es
     path = tmp_path_factory.mktemp("t") / "t.JSONL"
     lines = [json.dumps({"id": 1, "text": row}, ensure_ascii=escape) for row in rows]
     path.write_bytes("\n \r\n".join(lines).encode())
-    assert read(path) == [as_read(row) for row in rows]
+    assert read(path) == [read_like_python(row) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_line_without_text_may_say_so(tmp_path: Path) -> None:
     assert read(path) == ["", "", "a"], "each row is one, so that rows can be counted"
 
 
-@given(st.lists(st.one_of(st.none(), texts.map(without_nul)), max_size=9), st.integers(1, 4))
+@given(st.lists(st.one_of(st.none(), texts.map(remove_nul)), max_size=9), st.integers(1, 4))
 def test_rows_of_parquet_are_documents(
     tmp_path_factory: Folders, values: list[str | None], group: int
 ) -> None:
@@ -218,7 +218,7 @@ def test_rows_of_parquet_are_documents(
         {"id": list(range(len(values))), "text": text},
         row_group_size=group,
     )
-    assert read(path) == [as_read(value or "") for value in values]
+    assert read(path) == [read_like_python(value or "") for value in values]
 
 
 def test_a_table_with_more_rows_than_are_read_at_a_time(tmp_path: Path) -> None:
@@ -259,9 +259,9 @@ def test_a_damaged_table_is_one_error(tmp_path: Path, damage: str) -> None:
     path = write_parquet(tmp_path / "t.parquet", {"text": [f"story {n}" for n in range(999)]})
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     readers.estimate_text_bytes(path)
-    with pytest.raises(UserError, match=r"t\.parquet is not a whole Parquet file") as caught:
+    with pytest.raises(UserError, match=r"t\.parquet is not a whole Parquet file") as excinfo:
         read(path)
-    assert "\n" not in caught.value.problem
+    assert "\n" not in excinfo.value.problem
 
 
 def test_arrow_files_are_read_as_the_library_writes_them(tmp_path: Path) -> None:
@@ -298,10 +298,12 @@ def test_an_arrow_file_without_the_column_names_those_it_has(tmp_path: Path, kin
     table = pyarrow.table({"story": ["one"], "n": [1]})
     with getattr(pyarrow.ipc, kind)(str(path), table.schema) as out:
         out.write_table(table)
-    with pytest.raises(UserError, match=r"t\.arrow has no column 'text'; there is: story, n") as e:
+    with pytest.raises(
+        UserError, match=r"t\.arrow has no column 'text'; there is: story, n"
+    ) as excinfo:
         read(path)
-    assert f"{path}:COLUMN" in e.value.remedy
-    assert joined(readers.read_documents(path, "story")) == ["one"]
+    assert f"{path}:COLUMN" in excinfo.value.remedy
+    assert join_pieces(readers.read_documents(path, "story")) == ["one"]
 
 
 @pytest.mark.parametrize(
@@ -373,9 +375,9 @@ def test_a_damaged_arrow_file_is_one_error(tmp_path: Path, damage: str) -> None:
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as out:
         out.write_table(table)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(UserError, match=r"t\.arrow is not a whole Arrow file") as caught:
+    with pytest.raises(UserError, match=r"t\.arrow is not a whole Arrow file") as excinfo:
         read(path)
-    assert f"when its folder, {path.parent}, is moved away" in caught.value.remedy
+    assert f"when its folder, {path.parent}, is moved away" in excinfo.value.remedy
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
@@ -395,7 +397,7 @@ def test_the_size_of_a_text_is_known_without_reading_it(tmp_path: Path) -> None:
 
 
 def test_pieces_say_which_one_is_the_last() -> None:
-    with pieces_of(16):
+    with limit_piece_chars(16):
         assert list(readers.split_into_pieces("a document of more than one piece")) == [
             DocumentPiece("a document of", last=False),
             DocumentPiece(" more than one", last=False),

@@ -17,7 +17,7 @@ from mlxgpt.data import readers, sources
 from mlxgpt.data.hub import HUB_DATASETS, FileRows, SplitRows
 from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.utils.errors import UserError
-from tests.helpers.texts import joined, pieces_of
+from tests.helpers.texts import join_pieces, limit_piece_chars
 
 
 def write(path: Path, text: str) -> str:
@@ -27,27 +27,27 @@ def write(path: Path, text: str) -> str:
 
 
 def read(paths: list[str]) -> list[str]:
-    return joined(sources.open_documents(paths))
+    return join_pieces(sources.open_documents(paths))
 
 
 def test_a_file_is_a_source_of_its_documents(tmp_path: Path) -> None:
     text = "one\n<|endoftext|>\ntwo"
     source = sources.open_source([write(tmp_path / "a b.txt", text)])
     assert source.name == "a-b"
-    assert joined(source.train) == ["one\n", "\ntwo"]
+    assert join_pieces(source.train) == ["one\n", "\ntwo"]
     assert source.val is None
     assert not source.single
     assert source.size == len(text)
     digest = hashlib.sha256(text.encode()).hexdigest()
     assert source.origin == {"files": ["a b.txt"], "sha256": digest}
-    assert joined(source.train) == joined(source.train), "it can be read again"
+    assert join_pieces(source.train) == join_pieces(source.train), "it can be read again"
 
 
 def test_a_source_of_two_sides_knows_both(tmp_path: Path) -> None:
     train, val = write(tmp_path / "t.txt", "one"), write(tmp_path / "v.txt", "two")
     source = sources.open_source([train], [val])
     assert source.val is not None
-    assert (joined(source.train), joined(source.val)) == (["one"], ["two"])
+    assert (join_pieces(source.train), join_pieces(source.val)) == (["one"], ["two"])
     assert source.origin["val_files"] == ["v.txt"]
     assert source.origin["val_sha256"] == hashlib.sha256(b"two").hexdigest()
 
@@ -73,10 +73,10 @@ def test_a_folder_is_all_its_files_of_text_in_order(tmp_path: Path) -> None:
     write(tmp_path / "f" / "c.JSONL", '{"text": "third"}\n{"text": "fourth"}')
     pyarrow.parquet.write_table(pyarrow.table({"text": ["fifth"]}), tmp_path / "f" / "d.parquet")
     write(tmp_path / "f" / "not.md", "no")
-    found = ["first", "second", "third", "fourth", "fifth", "sixth"]
-    assert read([str(tmp_path / "f")]) == found
+    expected = ["first", "second", "third", "fourth", "fifth", "sixth"]
+    assert read([str(tmp_path / "f")]) == expected
     source = sources.open_source([str(tmp_path / "f")])
-    assert joined(source.train) == found
+    assert join_pieces(source.train) == expected
     assert source.size > 50
 
 
@@ -116,12 +116,12 @@ def test_a_file_that_cannot_be_read_is_named(
 def test_the_storybook_is_a_source_of_the_length_that_was_asked_for() -> None:
     source = sources.open_source(["storybook"], megabytes=0.2)
     assert source.val is not None
-    train, val = joined(source.train), joined(source.val)
+    train, val = join_pieces(source.train), join_pieces(source.val)
     assert sum(map(len, train)) == pytest.approx(200_000, abs=1000)
     assert sum(map(len, val)) == pytest.approx(2_000, abs=1000)
     assert source.size == 200_000
     assert not set(train) & set(val)
-    assert joined(source.train) == train, "it can be read again"
+    assert join_pieces(source.train) == train, "it can be read again"
     assert not source.single
     assert source.is_homogeneous
 
@@ -141,7 +141,7 @@ def test_what_a_corpus_cannot_have_is_refused() -> None:
 
 def test_a_file_named_like_a_corpus_comes_first(home: Path) -> None:
     (home / "storybook").write_text("0123456789")
-    assert joined(sources.open_source(["storybook"]).train) == ["0123456789"]
+    assert join_pieces(sources.open_source(["storybook"]).train) == ["0123456789"]
 
 
 @pytest.mark.parametrize("name", sorted(HUB_DATASETS))
@@ -187,8 +187,10 @@ def test_rows_are_counted_over_all_files_and_whole(
     for n, (begin, end) in enumerate(itertools.pairwise(ends)):
         lines = [json.dumps({"text": row}) for row in rows[begin:end]]
         paths.append(Path(write(folder / f"{n}.jsonl", "\n".join(lines))))
-    with pieces_of(20):
-        assert joined(sources._FileDocuments(FileRows(paths, (start, stop)))) == rows[start:stop]
+    with limit_piece_chars(20):
+        assert (
+            join_pieces(sources._FileDocuments(FileRows(paths, (start, stop)))) == rows[start:stop]
+        )
 
 
 def test_a_dataset_of_the_hub_is_a_source_by_itself() -> None:
@@ -200,7 +202,7 @@ def test_a_dataset_of_the_hub_is_a_source_by_itself() -> None:
 def test_real_shakespeare_is_the_pinned_text(shakespeare: Path) -> None:
     source = sources.open_source([str(shakespeare)])
     assert source.origin["sha256"] == HUB_DATASETS["shakespeare"].sha256
-    assert [len(text) for text in joined(source.train)] == [1_115_394]
+    assert [len(text) for text in join_pieces(source.train)] == [1_115_394]
 
 
 def test_what_can_be_read_only_once_is_no_source(tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_an_origin_tells_which_text_it_is(source: list[str], words: str) -> None
     assert sources.describe_origin({"nanogpt": "arrays"}) == "nanoGPT's arrays in arrays"
 
 
-LONG = "é" * 125
+LONG_STEM = "é" * 125
 
 
 @pytest.mark.parametrize(
@@ -277,16 +279,16 @@ def test_names_are_short_and_safe(stem: str) -> None:
 
 
 def test_long_names_are_cut_and_differ(tmp_path: Path) -> None:
-    names = {sources.data_folder_name([f"{LONG}{letter}.txt"]) for letter in "ab"}
+    names = {sources.data_folder_name([f"{LONG_STEM}{letter}.txt"]) for letter in "ab"}
     assert len(names) == 2
     assert all(name.startswith("éééé") for name in names)
-    nfd = unicodedata.normalize("NFD", f"{LONG}a.txt")
+    nfd = unicodedata.normalize("NFD", f"{LONG_STEM}a.txt")
     assert sources.data_folder_name([nfd]) in names, "a file system's form does not matter"
     ascii_name = "x" * 180
     assert sources.data_folder_name([f"{ascii_name}.txt"]) == ascii_name
 
 
-def table(path: Path, columns: dict[str, list[str]]) -> str:
+def write_parquet(path: Path, columns: dict[str, list[str]]) -> str:
     import pyarrow
     import pyarrow.parquet
 
@@ -296,16 +298,16 @@ def table(path: Path, columns: dict[str, list[str]]) -> str:
 
 def test_a_column_is_chosen_after_the_file(tmp_path: Path) -> None:
     lines = write(tmp_path / "a.jsonl", '{"story": "one", "title": "1"}')
-    rows = table(tmp_path / "b.parquet", {"title": ["2"], "text": ["two"]})
+    rows = write_parquet(tmp_path / "b.parquet", {"title": ["2"], "text": ["two"]})
     assert read([f"{lines}:story", rows]) == ["one", "two"]
     assert read([f"{lines}:title", f"{lines}:story", f"{rows}:title"]) == ["1", "one", "2"]
     assert read([f"{tmp_path}:title"]) == ["1", "2"], "of all tables in a folder"
     assert read([f"{tmp_path}/*.jsonl:story"]) == ["one"]
     origins = [sources.open_source([f"{lines}:{name}"]).origin for name in ("story", "title")]
     assert origins[0] != origins[1]
-    with pytest.raises(UserError, match="has no column 'text'; there is: story, title") as caught:
+    with pytest.raises(UserError, match="has no column 'text'; there is: story, title") as excinfo:
         read([lines])
-    assert f"{lines}:COLUMN" in caught.value.remedy
+    assert f"{lines}:COLUMN" in excinfo.value.remedy
 
 
 def test_a_name_with_a_colon_is_a_name_first(tmp_path: Path) -> None:
@@ -319,9 +321,9 @@ def test_what_was_left_out_of_a_folder_is_noted(tmp_path: Path, notes: list[str]
         write(tmp_path / "texts" / name, name)
         write(tmp_path / "val" / name, name)
     source = sources.open_source([str(tmp_path / "texts")], [str(tmp_path / "val")])
-    assert joined(source.train) == ["a.txt"]
+    assert join_pieces(source.train) == ["a.txt"]
     assert [line.rpartition(": ")[2] for line in notes] == ["1 .md, 1 hidden"] * 2
-    assert joined(sources.open_documents([str(tmp_path / "val")])) == ["a.txt"]
+    assert join_pieces(sources.open_documents([str(tmp_path / "val")])) == ["a.txt"]
     assert len(notes) == 3
 
 
@@ -333,7 +335,9 @@ def test_a_pattern_matches_no_leftovers(home: Path) -> None:
 
 def test_a_page_is_noted(tmp_path: Path, notes: list[str]) -> None:
     page = write(tmp_path / "page.html", "<!DOCTYPE html><p>Once upon a time</p>")
-    assert joined(sources.open_source([page]).train) == ["<!DOCTYPE html><p>Once upon a time</p>"]
+    assert join_pieces(sources.open_source([page]).train) == [
+        "<!DOCTYPE html><p>Once upon a time</p>"
+    ]
     assert "with its tags" in notes[0]
 
 

@@ -23,14 +23,14 @@ from mlxgpt.data.splits import SplitRule, drop_blank_documents
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.utils.errors import UserError
-from tests.helpers.texts import as_read, joined, sides, texts, without_nul
+from tests.helpers.texts import decode_splits, join_pieces, read_like_python, remove_nul, texts
 
 Folders = pytest.TempPathFactory
 tokenizers = st.sampled_from(["char", "bpe"])
 stories = [f"Story number {n} of many." for n in range(2000)]
 
 
-def made(
+def prepare_documents(
     folder: Path,
     train: str | Sequence[str],
     val: str | Sequence[str] | None = None,
@@ -55,44 +55,46 @@ def made(
     return find_or_prepare(PrepareRequest(data, vocab_size=vocab_size, name="x"), folder / "data")
 
 
-def tidy(texts: Sequence[str]) -> list[str]:
+def normalize_documents(texts: Sequence[str]) -> list[str]:
     """Documents as they are trained on: none that is blank, without newlines around them."""
-    return [text.strip("\n") for text in map(as_read, texts) if text.strip()]
+    return [text.strip("\n") for text in map(read_like_python, texts) if text.strip()]
 
 
-lists = st.lists(st.one_of(texts, st.sampled_from(["", " \n", "\nx y\r\n", "x y"])), max_size=6)
-plain = lists.map(lambda texts: [without_nul(text) for text in texts])
+document_lists = st.lists(
+    st.one_of(texts, st.sampled_from(["", " \n", "\nx y\r\n", "x y"])), max_size=6
+)
+nul_free_documents = document_lists.map(lambda texts: [remove_nul(text) for text in texts])
 
 
-@given(plain, tokenizers)
+@given(nul_free_documents, tokenizers)
 def test_each_document_is_in_one_split_and_comes_back_as_it_was(
-    tmp_path_factory: Folders, given: list[str], tokenizer: str
+    tmp_path_factory: Folders, documents: list[str], tokenizer: str
 ) -> None:
-    expected = tidy(given)
+    expected = normalize_documents(documents)
     if len(set(expected)) < 2 or len(set("".join(expected))) < 2:
         return  # nothing to split, or nothing to learn
     with mock.patch.object(splits, "MAX_VAL_FRACTION", 1.0):
-        dataset = made(tmp_path_factory.mktemp("t"), given, tokenizer=tokenizer)
-    train, val = sides(dataset)
+        dataset = prepare_documents(tmp_path_factory.mktemp("t"), documents, tokenizer=tokenizer)
+    train, val = decode_splits(dataset)
     assert not set(train) & set(val), "no validation document is trained on"
     assert train == [text for text in expected if text in train], "in order, with repetitions"
     assert val == [text for text in expected if text not in train]
     check_counts(dataset)
 
 
-@given(plain, tokenizers)
+@given(nul_free_documents, tokenizers)
 def test_where_whole_documents_are_too_much_each_one_is_cut(
-    tmp_path_factory: Folders, given: list[str], tokenizer: str
+    tmp_path_factory: Folders, documents: list[str], tokenizer: str
 ) -> None:
-    expected = [text for text in tidy(given) if text]
+    expected = [text for text in normalize_documents(documents) if text]
     if len(set(expected)) < 2 or max(map(len, expected)) < 2 or len(set("".join(expected))) < 2:
         return
     with mock.patch.object(splits, "MAX_VAL_FRACTION", 0.0):
-        dataset = made(tmp_path_factory.mktemp("t"), given, tokenizer=tokenizer)
+        dataset = prepare_documents(tmp_path_factory.mktemp("t"), documents, tokenizer=tokenizer)
     cuts = [int(len(text) * 0.9) or len(text) for text in expected]
     train = [text[:cut] for text, cut in zip(expected, cuts, strict=True)]
     val = [text[cut:] for text, cut in zip(expected, cuts, strict=True) if text[cut:]]
-    assert sides(dataset) == (train, val)
+    assert decode_splits(dataset) == (train, val)
     check_counts(dataset)
 
 
@@ -104,7 +106,7 @@ def test_a_book_and_its_preface_are_both_trained_on(tmp_path: Path, notes: list[
     data = DataConfig((str(tmp_path),), (), "char")
     dataset = find_or_prepare(PrepareRequest(data, name="x"), tmp_path / "data")
     assert dataset.meta.val.bytes / (dataset.meta.val.bytes + dataset.meta.train.bytes) < 0.11
-    train, val = sides(dataset)
+    train, val = decode_splits(dataset)
     assert [a + b for a, b in zip(train, val, strict=True)] == [book, preface]
     assert [len(text) for text in train] == [int(len(text) * 0.9) for text in (book, preface)]
     assert [note for note in notes if "the last tenth of each document" in note]
@@ -113,16 +115,18 @@ def test_a_book_and_its_preface_are_both_trained_on(tmp_path: Path, notes: list[
 def test_documents_of_many_pieces_are_cut_at_nine_tenths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = made(tmp_path, documents := ["\n" + "x yz ä " * n + "\r\n" for n in (90, 1, 33, 90)])
-    assert len(sides(whole)[1]) == 4, "one of each document"
+    unsplit = prepare_documents(
+        tmp_path, documents := ["\n" + "x yz ä " * n + "\r\n" for n in (90, 1, 33, 90)]
+    )
+    assert len(decode_splits(unsplit)[1]) == 4, "one of each document"
     monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 16)
     monkeypatch.setattr(tokenize, "CHUNK_CHARS", 20)
     (tmp_path / "again").mkdir()
-    assert sides(made(tmp_path / "again", documents)) == sides(whole)
+    assert decode_splits(prepare_documents(tmp_path / "again", documents)) == decode_splits(unsplit)
 
 
 def test_a_bpe_is_trained_on_what_is_left_of_each_document(tmp_path: Path) -> None:
-    dataset = made(
+    dataset = prepare_documents(
         tmp_path, ["abc " * 90 + "zqzq " * 7, "abd " * 90 + "zqzq " * 7], None, "bpe", 262
     )
     assert isinstance(dataset.tokenizer, BPETokenizer)
@@ -144,15 +148,15 @@ def test_other_sources_keep_their_split_bit_for_bit(
     tmp_path: Path, train: str | list[str], val: list[str] | None, hashes: tuple[str, str]
 ) -> None:
     """Published figures rest on them: hashes of the arrays, from before documents could be cut."""
-    meta = made(tmp_path, train, val).meta
+    meta = prepare_documents(tmp_path, train, val).meta
     assert (meta.train.sha256[:16], meta.val.sha256[:16]) == hashes
 
 
-@given(plain, plain, tokenizers)
+@given(nul_free_documents, nul_free_documents, tokenizers)
 def test_given_validation_text_is_not_trained_on(
-    tmp_path_factory: Folders, given: list[str], validating: list[str], tokenizer: str
+    tmp_path_factory: Folders, documents: list[str], val_documents: list[str], tokenizer: str
 ) -> None:
-    expected, val = tidy(given), tidy(validating)
+    expected, val = normalize_documents(documents), normalize_documents(val_documents)
     trained_on = [text for text in expected if text not in val]
     if (
         not trained_on
@@ -161,14 +165,14 @@ def test_given_validation_text_is_not_trained_on(
         or len({*"".join(expected + val)}) < 2
     ):
         return
-    dataset = made(tmp_path_factory.mktemp("t"), given, validating, tokenizer)
-    assert sides(dataset) == (trained_on, val)
+    dataset = prepare_documents(tmp_path_factory.mktemp("t"), documents, val_documents, tokenizer)
+    assert decode_splits(dataset) == (trained_on, val)
     check_counts(dataset)
 
 
 def check_counts(dataset: Dataset) -> None:
     for side, tokens, meta in zip(
-        sides(dataset),
+        decode_splits(dataset),
         (dataset.train, dataset.val),
         (dataset.meta.train, dataset.meta.val),
         strict=True,
@@ -179,26 +183,26 @@ def check_counts(dataset: Dataset) -> None:
         assert meta.tokens == sum(len(dataset.tokenizer.encode(text)) + 1 for text in side)
 
 
-@given(texts.map(without_nul), tokenizers)
+@given(texts.map(remove_nul), tokenizers)
 def test_a_single_document_is_cut_at_nine_tenths(
     tmp_path_factory: Folders, text: str, tokenizer: str
 ) -> None:
     """As nanoGPT cuts it: after int(0.9 n) characters, with nothing between them."""
-    written, text = text, as_read(text)
+    raw_text, text = text, read_like_python(text)
     if not text.strip() or len(set(text)) < 2:
         return
-    dataset = made(tmp_path_factory.mktemp("t"), written, tokenizer=tokenizer)
+    dataset = prepare_documents(tmp_path_factory.mktemp("t"), raw_text, tokenizer=tokenizer)
     cut = int(len(text) * 0.9)
-    assert halves(dataset) == (text[:cut], text[cut:])
+    assert decode_halves(dataset) == (text[:cut], text[cut:])
     assert dataset.meta.train.bytes == len(text[:cut].encode())
     assert dataset.meta.val.bytes == len(text[cut:].encode())
     assert dataset.meta.train.documents == dataset.meta.val.documents == 1
 
 
-def halves(dataset: Dataset) -> tuple[str, str]:
+def decode_halves(dataset: Dataset) -> tuple[str, str]:
     """Both sides of a single document; only where there is an end-of-text they end with one."""
     if dataset.tokenizer.end_of_text is not None:
-        (train,), (val,) = sides(dataset)
+        (train,), (val,) = decode_splits(dataset)
         return train, val
     decode = dataset.tokenizer.decode
     return decode(dataset.train.ids), decode(dataset.val.ids)
@@ -211,7 +215,7 @@ def test_where_it_is_cut_does_not_hang_on_pieces(
     monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 16)
     monkeypatch.setattr(tokenize, "CHUNK_CHARS", 20)
     text = "x" * where + " " + "yz ä" * 30
-    dataset = made(tmp_path, text)
+    dataset = prepare_documents(tmp_path, text)
     cut = int(len(text) * 0.9)
     assert dataset.tokenizer.decode(dataset.train.ids) == text[:cut]
     assert dataset.tokenizer.decode(dataset.val.ids) == text[cut:]
@@ -222,13 +226,15 @@ def test_where_it_is_cut_does_not_hang_on_pieces(
 def test_documents_of_many_pieces_are_whole(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = made(tmp_path, documents := ["\n" + text * 9 + "\r\n" for text in stories[:300]])
-    expected = sides(whole)
+    unsplit = prepare_documents(
+        tmp_path, documents := ["\n" + text * 9 + "\r\n" for text in stories[:300]]
+    )
+    expected = decode_splits(unsplit)
     monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 60)  # half of which tells the stories apart
     monkeypatch.setattr(tokenize, "CHUNK_CHARS", 100)
     (tmp_path / "again").mkdir()
-    dataset = made(tmp_path / "again", documents, tokenizer=tokenizer)
-    train, val = sides(dataset)
+    dataset = prepare_documents(tmp_path / "again", documents, tokenizer=tokenizer)
+    train, val = decode_splits(dataset)
     assert sorted(train + val) == sorted(expected[0] + expected[1])
     assert val
     check_counts(dataset)
@@ -237,13 +243,13 @@ def test_documents_of_many_pieces_are_whole(
 def test_duplicates_stay_on_one_side_whatever_the_order(tmp_path: Path) -> None:
     # The first 500 come twice, and have other newlines around them the second time.
     text = f"\n{END_OF_TEXT}\r\n".join([*stories, ""]) + END_OF_TEXT.join(stories[:500])
-    train, val = sides(made(tmp_path, text))
+    train, val = decode_splits(prepare_documents(tmp_path, text))
     assert set(train) | set(val) == set(stories), "newlines around stories are stripped"
     assert not set(train) & set(val)
     assert len(train) + len(val) == 2500
     assert 5 <= len(set(val)) <= 45, "about one in a hundred"
     (tmp_path / "r").mkdir()
-    assert set(sides(made(tmp_path / "r", stories[::-1]))[1]) == set(val)
+    assert set(decode_splits(prepare_documents(tmp_path / "r", stories[::-1]))[1]) == set(val)
 
 
 def test_long_duplicates_are_known_whatever_the_newlines_around_them(
@@ -251,21 +257,34 @@ def test_long_duplicates_are_known_whatever_the_newlines_around_them(
 ) -> None:
     """Newlines move the place where a long document is first cut."""
     monkeypatch.setattr(readers, "MAX_PIECE_CHARS", 200)
-    rest = "a bc def ghij klmno " * 30
+    unit = "a bc def ghij klmno " * 30
     for length in (100, 101, *range(180, 220), 600):
-        long = (rest * (length // len(rest) + 1))[:length]
+        long_document = (unit * (length // len(unit) + 1))[:length]
         folder = tmp_path / str(length)
         folder.mkdir()
-        text = END_OF_TEXT.join([long, "another", "\n\n" + long, "\n" + long + "\n", long + "\n"])
-        assert sides(made(folder, text, "\r\n" + long + f"\n{END_OF_TEXT}no"))[0] == ["another"]
+        text = END_OF_TEXT.join(
+            [
+                long_document,
+                "another",
+                "\n\n" + long_document,
+                "\n" + long_document + "\n",
+                long_document + "\n",
+            ]
+        )
+        assert decode_splits(
+            prepare_documents(folder, text, "\r\n" + long_document + f"\n{END_OF_TEXT}no")
+        )[0] == ["another"]
 
 
 def test_two_documents_are_both_on_both_sides(tmp_path: Path) -> None:
-    assert sides(made(tmp_path, ["text 1", "text 2"])) == (["text ", "text "], ["1", "2"])
+    assert decode_splits(prepare_documents(tmp_path, ["text 1", "text 2"])) == (
+        ["text ", "text "],
+        ["1", "2"],
+    )
 
 
 def test_two_single_documents_have_no_end_of_text(tmp_path: Path) -> None:
-    dataset = made(tmp_path, "ab\n", "c\n")
+    dataset = prepare_documents(tmp_path, "ab\n", "c\n")
     assert dataset.tokenizer.end_of_text is None
     assert dataset.tokenizer.vocab_size == 4, "letters of both sides"
     assert dataset.tokenizer.decode(dataset.train.ids) == "ab\n"
@@ -273,7 +292,9 @@ def test_two_single_documents_have_no_end_of_text(tmp_path: Path) -> None:
 
 
 def test_blank_documents_make_no_second_one(tmp_path: Path) -> None:
-    dataset = made(tmp_path, f"\n{END_OF_TEXT}the only text\n{END_OF_TEXT} \n{END_OF_TEXT}")
+    dataset = prepare_documents(
+        tmp_path, f"\n{END_OF_TEXT}the only text\n{END_OF_TEXT} \n{END_OF_TEXT}"
+    )
     text = "the only text\n"
     assert dataset.tokenizer.decode([*dataset.train.ids, *dataset.val.ids]) == text
 
@@ -295,31 +316,31 @@ def test_what_leaves_nothing_to_learn_or_to_judge_is_refused(
     tmp_path: Path, train: str | list[str], val: str | list[str] | None, problem: str
 ) -> None:
     with pytest.raises(UserError, match=problem):
-        made(tmp_path, train, val)
+        prepare_documents(tmp_path, train, val)
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_one_letter_is_too_short_to_be_cut(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the (val|train) text is empty"):
-        made(tmp_path, "a", tokenizer="bpe")
+        prepare_documents(tmp_path, "a", tokenizer="bpe")
 
 
 def test_a_large_corpus_has_a_smaller_share_for_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    many = [f"Story number {n} of very many." for n in range(10_000)]
-    few = sides(made(tmp_path, many))[1]
+    documents = [f"Story number {n} of very many." for n in range(10_000)]
+    val_documents = decode_splits(prepare_documents(tmp_path, documents))[1]
     size = (tmp_path / "texts" / "train.jsonl").stat().st_size
     monkeypatch.setattr(splits, "MAX_VAL_BYTES", size // 500)
     (tmp_path / "large").mkdir()
-    fewer = sides(made(tmp_path / "large", many))[1]
-    assert 60 < len(few) < 140, "one in a hundred"
-    assert 4 < len(fewer) < 40, "one in five hundred"
+    fewer_val_documents = decode_splits(prepare_documents(tmp_path / "large", documents))[1]
+    assert 60 < len(val_documents) < 140, "one in a hundred"
+    assert 4 < len(fewer_val_documents) < 40, "one in five hundred"
 
 
 def test_a_bpe_is_trained_on_the_training_split_only(tmp_path: Path) -> None:
     train = [f"abc {n}" for n in range(9)] + ["zqzqzq"] * 50
-    dataset = made(tmp_path, train, ["zqzqzq", "abc"], "bpe", 300)
+    dataset = prepare_documents(tmp_path, train, ["zqzqzq", "abc"], "bpe", 300)
     assert isinstance(dataset.tokenizer, BPETokenizer)
     assert not any(b"z" in token for token in dataset.tokenizer.tokens[256:])
     assert any(b"ab" in token for token in dataset.tokenizer.tokens[256:])
@@ -329,17 +350,19 @@ def test_a_part_that_is_like_the_whole_is_enough_for_a_bpe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(splits, "BPE_SAMPLE_CHARS", 1000)
-    read = []
+    progress_chars = []
 
-    def watch(done: int) -> None:
-        read.append(done)
+    def record_progress(done: int) -> None:
+        progress_chars.append(done)
 
-    pieces, validating = list(map(DocumentPiece, stories)), [DocumentPiece("one")]
-    for alike in (False, True):
-        read.clear()
-        source = Source("x", {}, pieces, validating, size=1000, is_homogeneous=alike)
-        splits.scan_source(source, "bpe300", watch)
-        assert (read[-1] < 1100) == alike, "else all is read, to find every error"
+    pieces, val_pieces = list(map(DocumentPiece, stories)), [DocumentPiece("one")]
+    for is_homogeneous in (False, True):
+        progress_chars.clear()
+        source = Source("x", {}, pieces, val_pieces, size=1000, is_homogeneous=is_homogeneous)
+        splits.scan_source(source, "bpe300", record_progress)
+        assert (progress_chars[-1] < 1100) == is_homogeneous, (
+            "else all is read, to find every error"
+        )
 
 
 def test_documents_of_one_source_may_be_one_document() -> None:
@@ -350,18 +373,18 @@ def test_documents_of_one_source_may_be_one_document() -> None:
         DocumentPiece("b"),
         DocumentPiece(""),
     ]
-    assert joined(drop_blank_documents(pieces)) == ["a ", "b"]
-    assert joined(drop_blank_documents(pieces, single=True)) == ["a b"]
+    assert join_pieces(drop_blank_documents(pieces)) == ["a ", "b"]
+    assert join_pieces(drop_blank_documents(pieces, single=True)) == ["a b"]
     assert list(drop_blank_documents([], single=True)) == []
 
 
 def test_what_was_decided_can_be_written_down() -> None:
-    for decided in (
+    for rule in (
         SplitRule(single=True, cut=7),
         SplitRule(single=False, every=100, chosen="ff"),
         SplitRule(single=False, tails=True),
     ):
-        assert SplitRule(**json.loads(json.dumps(asdict(decided)))) == decided
+        assert SplitRule(**json.loads(json.dumps(asdict(rule)))) == rule
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
@@ -374,7 +397,7 @@ def test_real_shakespeare_is_split_as_nanogpt_does(
     text = shakespeare.read_text()
     cut = int(len(text) * 0.9)
     assert (cut, len(text) - cut) == (1_003_854, 111_540)
-    assert halves(dataset) == (text[:cut], text[cut:])
+    assert decode_halves(dataset) == (text[:cut], text[cut:])
     assert dataset.meta.origin["sha256"] == HUB_DATASETS["shakespeare"].sha256
     if tokenizer == "char":
         assert (dataset.meta.train.tokens, dataset.meta.val.tokens) == (1_003_854, 111_540)
@@ -391,8 +414,10 @@ def test_real_stories_are_validated_on_stories_that_are_not_trained_on(
     train, val = (str(real_texts / "tinystories" / f"{name}.txt") for name in ("train", "valid"))
     data = DataConfig((train,), (val,), "bpe")
     dataset = find_or_prepare(PrepareRequest(data, vocab_size=1024), tmp_path)
-    training, validation = sides(dataset)
-    texts = [tidy(Path(name).read_text().split(END_OF_TEXT)) for name in (train, val)]
+    training, validation = decode_splits(dataset)
+    texts = [
+        normalize_documents(Path(name).read_text().split(END_OF_TEXT)) for name in (train, val)
+    ]
     assert validation == texts[1]
     assert training == [text for text in texts[0] if text not in set(validation)]
     assert dataset.meta.vocab_size == 1024
@@ -405,5 +430,5 @@ def test_rows_of_real_parquet_are_stories(tmp_path: Path, real_texts: Path) -> N
     path = real_texts / "tinystories" / "train-00000-of-00001.parquet"
     dataset = find_or_prepare(PrepareRequest(DataConfig((str(path),))), tmp_path)
     rows = pyarrow.parquet.read_table(path)["text"].to_pylist()
-    train, val = sides(dataset)
-    assert sorted(train + val) == sorted(tidy(rows))
+    train, val = decode_splits(dataset)
+    assert sorted(train + val) == sorted(normalize_documents(rows))

@@ -21,13 +21,13 @@ from mlxgpt.data.synthetic import (
 
 WORDS = load_grammar().words
 GIRLS, BOYS = set(WORDS["girl"]), set(WORDS["boy"])
-GROWN = {*WORDS["woman"], *WORDS["man"]}
+ADULTS = {*WORDS["woman"], *WORDS["man"]}
 # The last word of a grown-up's name may stand alone in no story: "Aunt May" is two words.
 NAME = re.compile(r"\b(?:(?:Aunt|Uncle) )?[A-Z][a-z]+\b")
 numbers = st.integers(min_value=0, max_value=10**9)
 
 
-def words_of(text: str) -> set[str]:
+def find_words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]+", text.lower()))
 
 
@@ -38,20 +38,20 @@ def known_words() -> set[str]:
     texts += [form for forms in PRONOUNS.values() for form in forms.values()]
     for plot in load_grammar().plots:
         for variants, _ in plot.sentences:
-            texts += [part for v in variants for part in v if isinstance(part, str)]
+            texts += [part for variant in variants for part in variant if isinstance(part, str)]
     texts += [
         part for opening in load_grammar().openings for part in opening if isinstance(part, str)
     ]
-    return words_of(" ".join(texts))
+    return find_words(" ".join(texts))
 
 
-KNOWN = known_words()
+KNOWN_WORDS = known_words()
 
 
 @given(n=numbers, seed=numbers)
 def test_a_story_reads_as_one(n: int, seed: int) -> None:
     text = generate_story(n, seed)
-    assert words_of(text) <= KNOWN
+    assert find_words(text) <= KNOWN_WORDS
     assert text.isascii()
     assert not re.search(r"[{}|~/]|  |\s$|^\s| [.,?!]|\.\.|[,?!]\.|,\"\.", text)
     assert text.count('"') % 2 == 0
@@ -72,21 +72,21 @@ def test_articles_agree(n: int, seed: int) -> None:
 def test_the_same_people_from_first_to_last(n: int, seed: int) -> None:
     """At most two children, who are different, and one grown-up; and pronouns that agree."""
     text = generate_story(n, seed)
-    people = {name for name in NAME.findall(text) if name in GIRLS | BOYS | GROWN}
+    people = {name for name in NAME.findall(text) if name in GIRLS | BOYS | ADULTS}
     # A sentence may begin with a word that happens to be a name, such as "Will you sing?"
     people -= {"Will"} if "Will you" in text else set()
-    children, grown = people & (GIRLS | BOYS), people & GROWN
+    children, adults = people & (GIRLS | BOYS), people & ADULTS
     assert 1 <= len(children) <= 2
-    assert len(grown) <= 1
-    female = bool(people & GIRLS) or bool(grown & set(WORDS["woman"]))
-    male = bool(people & BOYS) or bool(grown & set(WORDS["man"])) or "Will" in text
-    if words_of(text) & {"she", "her", "herself"}:
-        assert female
-    if words_of(text) & {"he", "him", "his", "himself"}:
-        assert male
-    if "girl" in words_of(text):
+    assert len(adults) <= 1
+    has_female = bool(people & GIRLS) or bool(adults & set(WORDS["woman"]))
+    has_male = bool(people & BOYS) or bool(adults & set(WORDS["man"])) or "Will" in text
+    if find_words(text) & {"she", "her", "herself"}:
+        assert has_female
+    if find_words(text) & {"he", "him", "his", "himself"}:
+        assert has_male
+    if "girl" in find_words(text):
         assert people & GIRLS
-    if "boy" in words_of(text):
+    if "boy" in find_words(text):
         assert people & BOYS or "Will" in text
 
 
@@ -95,31 +95,35 @@ def test_a_thing_is_introduced_once(n: int, seed: int) -> None:
     """One animal, which comes in as "a small dog" and is "the dog" from then on."""
     text = generate_story(n, seed)
     animals = {word.split("|")[0] for kind in ("animal", "climber") for word in WORDS[kind]}
-    found = re.findall(r"\b([Aa]n?|[Tt]he) (?:\w+ )?(\w+)", text)
-    articles = [article.lower() for article, noun in found if noun in animals]
-    assert len({noun for _, noun in found if noun in animals}) <= 1
+    matches = re.findall(r"\b([Aa]n?|[Tt]he) (?:\w+ )?(\w+)", text)
+    articles = [article.lower() for article, noun in matches if noun in animals]
+    assert len({noun for _, noun in matches if noun in animals}) <= 1
     assert articles[1:] == ["the"] * len(articles[1:])
 
 
 def test_stories_have_three_to_eight_sentences() -> None:
     for plot in load_grammar().plots:
-        needed = sum(not optional for _, optional in plot.sentences)
-        assert 3 <= needed <= len(plot.sentences) <= 8, plot.name
+        required_count = sum(not optional for _, optional in plot.sentences)
+        assert 3 <= required_count <= len(plot.sentences) <= 8, plot.name
         assert plot.thing_class in WORDS
 
 
 def test_it_is_as_rich_as_it_says() -> None:
     kinds = set(WORDS) - {"girl", "boy", "woman", "man", "outside", "inside", "day", "later"}
-    inside = [word.split("|")[0] for kind in kinds for word in WORDS[kind]]
-    assert len(set(inside)) >= 300
+    grammar_words = [word.split("|")[0] for kind in kinds for word in WORDS[kind]]
+    assert len(set(grammar_words)) >= 300
     assert len(load_grammar().plots) >= 20
-    talking = [plot.name for plot in load_grammar().plots if any('"' in t for t in texts(plot))]
-    assert talking == [plot.name for plot in load_grammar().plots], "each has dialogue"
+    plots_with_dialogue = [
+        plot.name
+        for plot in load_grammar().plots
+        if any('"' in part for part in literal_parts(plot))
+    ]
+    assert plots_with_dialogue == [plot.name for plot in load_grammar().plots], "each has dialogue"
     for kind, members in WORDS.items():
         assert len(set(members)) == len(members), kind
 
 
-def texts(plot: Plot) -> list[str]:
+def literal_parts(plot: Plot) -> list[str]:
     return [
         part
         for variants, _ in plot.sentences
@@ -129,10 +133,13 @@ def texts(plot: Plot) -> list[str]:
     ]
 
 
-def named_in_any_case(plot: Plot, name: str) -> bool:
+def is_always_named(plot: Plot, name: str) -> bool:
     """Whether one of the sentences that are always there has this field, whatever its variant."""
     return any(
-        all(any(not isinstance(p, str) and p[0] == name for p in variant) for variant in variants)
+        all(
+            any(not isinstance(part, str) and part[0] == name for part in variant)
+            for variant in variants
+        )
         for variants, optional in plot.sentences
         if not optional
     )
@@ -146,25 +153,25 @@ def test_there_are_more_than_a_thousand_million_different_stories() -> None:
         choices = {
             "h": children,
             "f": children - 1,
-            "p": len(GROWN),
+            "p": len(ADULTS),
             "t": len(WORDS[plot.thing_class]),
         }
         total += math.prod(
             len(variants) + optional for variants, optional in plot.sentences
-        ) * math.prod(n for name, n in choices.items() if named_in_any_case(plot, name))
+        ) * math.prod(n for name, n in choices.items() if is_always_named(plot, name))
     assert total >= 10**9
-    many = list(itertools.islice(generate_stories(3, size=10**9), 20_000))
-    assert len(set(many)) > 19_990
+    stories = list(itertools.islice(generate_stories(3, size=10**9), 20_000))
+    assert len(set(stories)) > 19_990
 
 
 def test_every_plot_opening_and_word_is_used() -> None:
-    many = " ".join(itertools.islice(generate_stories(4, size=10**9), 20_000))
+    all_text = " ".join(itertools.islice(generate_stories(4, size=10**9), 20_000))
     for kind, members in WORDS.items():
         for word in members:
             # Beginnings of sentences are capitalised; a word of "skill" may show either form.
-            assert any(re.search(rf"\b{re.escape(f)}\b", many, re.I) for f in word.split("|")), (
-                f"{word} of {kind}"
-            )
+            assert any(
+                re.search(rf"\b{re.escape(form)}\b", all_text, re.I) for form in word.split("|")
+            ), f"{word} of {kind}"
 
 
 def test_a_story_is_a_function_of_its_number_and_seed() -> None:
@@ -188,12 +195,12 @@ def test_plots_name_their_hero_at_once(plot: Plot) -> None:
     assert not first[1], "the first sentence is always there"
     for variant in first[0]:
         fields = [part for part in variant if not isinstance(part, str)]
-        people = [name for name, _ in fields if name in "hfp"]
-        for name in set(people):
+        person_fields = [name for name, _ in fields if name in "hfp"]
+        for name in set(person_fields):
             parts = [part for field, part in fields if field == name]
             assert parts[0] == "" or parts[0] in ("child", "his"), variant
-        named = Counter(part for field, part in fields if field == "h")
-        assert not named or named[""], variant
+        hero_forms = Counter(part for field, part in fields if field == "h")
+        assert not hero_forms or hero_forms[""], variant
 
 
 def test_hero_and_friend_are_two() -> None:

@@ -19,7 +19,7 @@ from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
 
-def counting(n: int) -> TokenArray:
+def make_counting_array(n: int) -> TokenArray:
     """The array 0, 1, 2, …, whose values tell their places."""
     return TokenArray(np.arange(n), vocab_size=n)
 
@@ -34,7 +34,7 @@ def counting(n: int) -> TokenArray:
 def test_targets_are_the_inputs_one_token_on(
     extra: int, block_size: int, batch_size: int, micro_batches: int, step: int
 ) -> None:
-    array = counting(block_size + extra)
+    array = make_counting_array(block_size + extra)
     inputs, targets = array.get_batch(
         step,
         seed=1,
@@ -50,7 +50,7 @@ def test_targets_are_the_inputs_one_token_on(
 
 @given(st.integers(20, 500), st.integers(1, 10), st.integers(0, 3))
 def test_an_epoch_visits_each_block_once(length: int, block_size: int, epoch: int) -> None:
-    array, blocks = counting(length), blocks_per_epoch(length, block_size)
+    array, blocks = make_counting_array(length), blocks_per_epoch(length, block_size)
     starts = [
         int(array.get_batch(step, seed=3, batch_size=1, block_size=block_size)[0][0, 0, 0])
         for step in range(epoch * blocks, (epoch + 1) * blocks)
@@ -61,7 +61,7 @@ def test_an_epoch_visits_each_block_once(length: int, block_size: int, epoch: in
 
 
 def test_epochs_have_their_own_order_and_offset() -> None:
-    array, blocks = counting(1000), blocks_per_epoch(1000, 10)
+    array, blocks = make_counting_array(1000), blocks_per_epoch(1000, 10)
     orders = [
         [
             int(
@@ -72,29 +72,31 @@ def test_epochs_have_their_own_order_and_offset() -> None:
         for epoch in range(8)
     ]
     assert len({min(order) for order in orders}) > 3, "offsets"
-    assert len({tuple(s // 10 for s in order) for order in orders}) == 8, "orders"
+    assert len({tuple(block_start // 10 for block_start in order) for order in orders}) == 8, (
+        "orders"
+    )
     assert orders[0] != sorted(orders[0])
 
 
 def test_a_batch_is_a_pure_function_of_its_step() -> None:
-    array, size = counting(5000), {"seed": 9, "batch_size": 4, "block_size": 16}
-    forwards = [array.get_batch(n, **size)[0] for n in range(50)]
+    array, options = make_counting_array(5000), {"seed": 9, "batch_size": 4, "block_size": 16}
+    batches = [array.get_batch(n, **options)[0] for n in range(50)]
     for n in reversed(range(50)):
-        assert (array.get_batch(n, **size)[0] == forwards[n]).all()
-    assert not (array.get_batch(0, **{**size, "seed": 10})[0] == forwards[0]).all()
+        assert (array.get_batch(n, **options)[0] == batches[n]).all()
+    assert not (array.get_batch(0, **{**options, "seed": 10})[0] == batches[0]).all()
 
 
 def test_how_a_batch_is_cut_into_micro_batches_changes_no_token() -> None:
-    array, size = counting(5000), {"seed": 9, "block_size": 16}
-    whole = array.get_batch(7, batch_size=12, **size)[0]
-    parts = array.get_batch(7, batch_size=3, micro_batches=4, **size)[0]
-    assert (whole.reshape(4, 3, 16) == parts).all()
-    assert len(np.unique(parts[:, :, 0])) == 12, "and every sequence is another one"
+    array, options = make_counting_array(5000), {"seed": 9, "block_size": 16}
+    full_batch = array.get_batch(7, batch_size=12, **options)[0]
+    micro_batches = array.get_batch(7, batch_size=3, micro_batches=4, **options)[0]
+    assert (full_batch.reshape(4, 3, 16) == micro_batches).all()
+    assert len(np.unique(micro_batches[:, :, 0])) == 12, "and every sequence is another one"
 
 
 def test_a_batch_never_changes() -> None:
     # Written down once: other numbers would break the resuming of everybody's runs.
-    inputs, _ = counting(1000).get_batch(5, seed=1337, batch_size=4, block_size=8)
+    inputs, _ = make_counting_array(1000).get_batch(5, seed=1337, batch_size=4, block_size=8)
     assert inputs[0, :, 0].tolist() == [785, 505, 833, 641]
 
 
@@ -106,9 +108,9 @@ def test_an_id_beyond_the_vocabulary_is_caught_before_the_device_sees_it() -> No
 
 def test_a_text_shorter_than_a_block_is_refused() -> None:
     assert blocks_per_epoch(9, 8) == 1
-    with pytest.raises(UserError, match="8 tokens, too few for a block of 8") as caught:
+    with pytest.raises(UserError, match="8 tokens, too few for a block of 8") as excinfo:
         blocks_per_epoch(8, 8)
-    assert "--block-size 7" in caught.value.remedy
+    assert "--block-size 7" in excinfo.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -155,10 +157,12 @@ def test_damage_is_seen(folder: Path, name: str, damage: str) -> None:
 
 
 def test_another_tokenizer_is_seen_also_one_as_large(folder: Path) -> None:
-    own = open_dataset(folder).tokenizer
-    other = CharTokenizer(own.decode(range(own.vocab_size - 1)).replace("h", "H"), end_of_text=True)
-    assert other.vocab_size == own.vocab_size
-    (folder / "tokenizer.json").write_text(other.to_json())
+    tokenizer = open_dataset(folder).tokenizer
+    changed = CharTokenizer(
+        tokenizer.decode(range(tokenizer.vocab_size - 1)).replace("h", "H"), end_of_text=True
+    )
+    assert changed.vocab_size == tokenizer.vocab_size
+    (folder / "tokenizer.json").write_text(changed.to_json())
     with pytest.raises(UserError, match="with another tokenizer than"):
         open_dataset(folder)
 
@@ -167,12 +171,12 @@ def test_an_array_with_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> N
     """Also where hash and seal are those of what is there."""
     tree = files.read_checksummed(folder / "meta.json", meta.META_FORMAT_VERSION)
     ids = np.fromfile(folder / "train.bin", dtype="<u2")
-    for last, good in ((tree["vocab_size"] - 1, True), (tree["vocab_size"], False)):
-        ids[3] = last
+    for token_id, is_valid in ((tree["vocab_size"] - 1, True), (tree["vocab_size"], False)):
+        ids[3] = token_id
         ids.tofile(folder / "train.bin")
         tree["train"]["sha256"] = files.sha256_file(folder / "train.bin")
         (folder / "meta.json").write_text(files.dump_checksummed(tree))
-        if good:
+        if is_valid:
             open_dataset(folder)
         else:
             with pytest.raises(UserError, match="is not the array that"):
@@ -187,18 +191,18 @@ def test_arrays_of_another_type_are_refused(folder: Path) -> None:
 
 
 def test_data_is_known_by_both_arrays_and_the_tokenizer(folder: Path) -> None:
-    whole = open_dataset(folder).meta
-    others = [
-        replace(whole, train=replace(whole.train, sha256="0")),
-        replace(whole, val=replace(whole.val, sha256="0")),
-        replace(whole, tokenizer="0"),
+    original = open_dataset(folder).meta
+    variants = [
+        replace(original, train=replace(original.train, sha256="0")),
+        replace(original, val=replace(original.val, sha256="0")),
+        replace(original, tokenizer="0"),
     ]
-    assert len({whole.fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert len({original.fingerprint, *(variant.fingerprint for variant in variants)}) == 4
 
 
 def test_a_newer_format_asks_for_an_upgrade(folder: Path) -> None:
     tree = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**tree, "format": meta.META_FORMAT_VERSION + 1}))
-    with pytest.raises(UserError, match="newer mlxgpt") as caught:
+    with pytest.raises(UserError, match="newer mlxgpt") as excinfo:
         open_dataset(folder)
-    assert "update" in caught.value.remedy
+    assert "update" in excinfo.value.remedy

@@ -15,7 +15,7 @@ from mlxgpt.training.step import make_train_step
 from mlxgpt.utils.errors import UserError
 
 
-class Answered(LocalGroup):
+class AnsweringGroup(LocalGroup):
     """A main rank, to which the others answer with given values; None: with its own."""
 
     def __init__(self, *answers: Any) -> None:
@@ -27,11 +27,13 @@ class Answered(LocalGroup):
 
 
 def test_other_values_are_named_with_their_ranks() -> None:
-    check_same_values(Answered(None, None), "settings", {"seed": 7})
-    others = {"seed": 8, "dtype": "float32"}, {"seed": 7, "dtype": "bfloat16", "bias": True}
-    with pytest.raises(UserError, match="not all machines train the same") as raised:
-        check_same_values(Answered(*others), "settings", {"seed": 7, "dtype": "float32"})
-    assert raised.value.problem.endswith(
+    check_same_values(AnsweringGroup(None, None), "settings", {"seed": 7})
+    other_settings = {"seed": 8, "dtype": "float32"}, {"seed": 7, "dtype": "bfloat16", "bias": True}
+    with pytest.raises(UserError, match="not all machines train the same") as excinfo:
+        check_same_values(
+            AnsweringGroup(*other_settings), "settings", {"seed": 7, "dtype": "float32"}
+        )
+    assert excinfo.value.problem.endswith(
         ": rank 1 (on b) has seed 8 instead of 7; "
         "rank 2 (on c) has dtype bfloat16 instead of float32, bias True instead of None"
     )
@@ -39,11 +41,11 @@ def test_other_values_are_named_with_their_ranks() -> None:
 
 def test_other_bits_stop_the_run(tiny_model: Config) -> None:
     arrays = make_train_step(tiny_model).state_dicts()
-    check_same_arrays(Answered(None, None), 5, *arrays)
+    check_same_arrays(AnsweringGroup(None, None), 5, *arrays)
     with pytest.raises(
         UserError, match=r"after step 5 rank 2 \(on c\) had other weights than rank 0"
     ):
-        check_same_arrays(Answered(None, "another hash"), 5, *arrays)
+        check_same_arrays(AnsweringGroup(None, "another hash"), 5, *arrays)
 
 
 def test_the_hash_is_of_every_bit(tiny_model: Config) -> None:
@@ -51,18 +53,18 @@ def test_the_hash_is_of_every_bit(tiny_model: Config) -> None:
     hashes = {hash_arrays(*step.state_dicts())}
     parameters, optimizer = step.state_dicts()
     # One number in the state, whose copies in a checkpoint are the same.
-    copies = {name for name in optimizer if re.fullmatch(r"states\.[1-9]\.step", name)}
+    duplicate_names = {name for name in optimizer if re.fullmatch(r"states\.[1-9]\.step", name)}
     for arrays in (parameters, optimizer):
         for name, value in arrays.items():
-            if name in copies:
+            if name in duplicate_names:
                 continue
-            other = value.reshape(-1).at[0].add(1).reshape(value.shape)
+            changed = value.reshape(-1).at[0].add(1).reshape(value.shape)
             step.restore(
-                {**parameters, name: other} if arrays is parameters else parameters,
-                {**optimizer, name: other} if arrays is optimizer else optimizer,
+                {**parameters, name: changed} if arrays is parameters else parameters,
+                {**optimizer, name: changed} if arrays is optimizer else optimizer,
             )
             hashes.add(hash_arrays(*step.state_dicts()))
-    assert len(hashes) == 1 + len(parameters) + len(optimizer) - len(copies)
+    assert len(hashes) == 1 + len(parameters) + len(optimizer) - len(duplicate_names)
     step.restore(parameters, optimizer)
     assert hash_arrays(*step.state_dicts()) in hashes
     assert hash_arrays(*make_train_step(tiny_model).state_dicts()) in hashes

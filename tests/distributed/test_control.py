@@ -19,15 +19,15 @@ from mlxgpt.distributed import control
 from mlxgpt.distributed.control import ControlChannel, Position
 from mlxgpt.utils.errors import UserError
 
-HERE = socket.gethostname()
+HOSTNAME = socket.gethostname()
 
 
-class Ending:
+class ExitRecorder:
     """How ranks ended: their exit codes, and what they wrote on file descriptor 2."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self.codes: list[int] = []
-        self._capfd, self._text = capfd, ""
+        self._capfd, self._stderr = capfd, ""
 
     def exit(self, code: int) -> None:
         """In place of `os._exit`; returns."""
@@ -35,54 +35,60 @@ class Ending:
 
     @property
     def lines(self) -> list[str]:
-        self._text += self._capfd.readouterr().err
-        return self._text.splitlines()
+        self._stderr += self._capfd.readouterr().err
+        return self._stderr.splitlines()
 
 
 @pytest.fixture
-def ending(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ending:
-    ending = Ending(capfd)
-    monkeypatch.setattr(os, "_exit", ending.exit)
+def exit_recorder(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> ExitRecorder:
+    recorder = ExitRecorder(capfd)
+    monkeypatch.setattr(os, "_exit", recorder.exit)
     monkeypatch.setattr(control, "HEARTBEAT_INTERVAL", 0.02)
     monkeypatch.setattr(control, "HEARTBEAT_TIMEOUT", 1.0)
     monkeypatch.setattr(control, "resume_command", lambda: "mlxgpt train")
-    return ending
+    return recorder
 
 
 @pytest.fixture
-def ranks(ending: Ending) -> Iterator[list[ControlChannel]]:
+def ranks(exit_recorder: ExitRecorder) -> Iterator[list[ControlChannel]]:
     before = threading.active_count()
-    channels = connected(3)
+    channels = connect_ranks(3)
     yield channels
     for channel in channels:
         channel.close()
-    until(lambda: threading.active_count() == before)
+    wait_until(lambda: threading.active_count() == before)
 
 
-def connected(size: int) -> list[ControlChannel]:
+def connect_ranks(size: int) -> list[ControlChannel]:
     listener, address = control.open_listener("127.0.0.1")
     address["name"] = "here"
     with ThreadPoolExecutor(size) as pool:
-        main = pool.submit(control.accept_peers, listener, size, address["password"])
-        others = [pool.submit(control.connect_to_main, address, rank) for rank in range(1, size)]
-        peers = [main.result(), *(other.result() for other in others)]
+        main_future = pool.submit(control.accept_peers, listener, size, address["password"])
+        peer_futures = [
+            pool.submit(control.connect_to_main, address, rank) for rank in range(1, size)
+        ]
+        peers = [main_future.result(), *(future.result() for future in peer_futures)]
     return [ControlChannel(rank, size, peers[rank]) for rank in range(size)]
 
 
-def until(holds: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 120
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def on_all(ranks: list[ControlChannel], call: Callable[[ControlChannel], Any]) -> list[Any]:
+def call_on_all_ranks(
+    ranks: list[ControlChannel], call: Callable[[ControlChannel], Any]
+) -> list[Any]:
     """What a call gives on each rank, all at once."""
     with ThreadPoolExecutor(len(ranks)) as pool:
         return list(pool.map(call, ranks))
 
 
-def in_threads(calls: list[Callable[[], Any]]) -> None:
+def start_threads(calls: list[Callable[[], Any]]) -> None:
     """Start all calls. They wait forever, or fail where `os._exit` would have ended them."""
 
     def run(call: Callable[[], Any]) -> None:
@@ -93,140 +99,158 @@ def in_threads(calls: list[Callable[[], Any]]) -> None:
         threading.Thread(target=run, args=(call,), daemon=True).start()
 
 
-def test_values_reach_all_ranks_in_order(ranks: list[ControlChannel], ending: Ending) -> None:
+def test_values_reach_all_ranks_in_order(
+    ranks: list[ControlChannel], exit_recorder: ExitRecorder
+) -> None:
     values = [{"n": 0}, "one", [2]]
     for _ in range(20):
-        gathered = on_all(ranks, lambda r: r.gather("values", values[r.rank]))
+        gathered = call_on_all_ranks(ranks, lambda r: r.gather("values", values[r.rank]))
         assert gathered == [values] * 3
-        on_all(ranks, lambda r: r.barrier("between"))
-        received = on_all(ranks, lambda r: r.broadcast("value", (1, "ü")))
+        call_on_all_ranks(ranks, lambda r: r.barrier("between"))
+        received = call_on_all_ranks(ranks, lambda r: r.broadcast("value", (1, "ü")))
         assert received == [[1, "ü"]] * 3
     assert [rank.position.number for rank in ranks] == [60] * 3
-    assert ending.codes == []
+    assert exit_recorder.codes == []
 
 
 def test_the_main_rank_may_be_ahead_by_many_broadcasts(
-    ranks: list[ControlChannel], ending: Ending
+    ranks: list[ControlChannel], exit_recorder: ExitRecorder
 ) -> None:
     for n in range(200):
         ranks[0].broadcast("ahead", n)
     time.sleep(0.2)  # of heartbeats
     for rank in ranks[1:]:
         assert [rank.broadcast("ahead") for _ in range(200)] == list(range(200))
-    assert ending.codes == []
+    assert exit_recorder.codes == []
 
 
-def test_a_rank_that_has_left_is_not_lost(ranks: list[ControlChannel], ending: Ending) -> None:
+def test_a_rank_that_has_left_is_not_lost(
+    ranks: list[ControlChannel], exit_recorder: ExitRecorder
+) -> None:
     ranks[2].close()
     time.sleep(0.2)
-    assert ending.codes == []
+    assert exit_recorder.codes == []
 
 
-def test_a_lost_rank_is_named_and_all_end(ranks: list[ControlChannel], ending: Ending) -> None:
+def test_a_lost_rank_is_named_and_all_end(
+    ranks: list[ControlChannel], exit_recorder: ExitRecorder
+) -> None:
     ranks[2]._closed.set()
     ranks[2].peers[0].socket.shutdown(socket.SHUT_RDWR)
-    until(lambda: len(ending.codes) == 2)
-    assert ending.codes == [control.EXIT_RANK_LOST] * 2
-    assert ending.lines == [
-        f"mlxgpt: lost rank 2 of 3 (on {HERE}): its connection was closed",
+    wait_until(lambda: len(exit_recorder.codes) == 2)
+    assert exit_recorder.codes == [control.EXIT_RANK_LOST] * 2
+    assert exit_recorder.lines == [
+        f"mlxgpt: lost rank 2 of 3 (on {HOSTNAME}): its connection was closed",
         "  → the same command resumes: mlxgpt train",
     ]
 
 
 def test_a_lost_main_rank_is_named_by_the_others(
-    ranks: list[ControlChannel], ending: Ending
+    ranks: list[ControlChannel], exit_recorder: ExitRecorder
 ) -> None:
     ranks[0]._closed.set()
     for peer in ranks[0].peers.values():
         peer.socket.shutdown(socket.SHUT_RDWR)
-    until(lambda: len(ending.codes) == 2)
-    lines = [line for line in ending.lines if line.startswith("mlxgpt: ")]
+    wait_until(lambda: len(exit_recorder.codes) == 2)
+    lines = [line for line in exit_recorder.lines if line.startswith("mlxgpt: ")]
     assert lines == ["mlxgpt: lost rank 0 of 3 (on here): its connection was closed"] * 2
 
 
 def test_a_missing_heartbeat_ends_all_once_steps_are_taken(
-    ranks: list[ControlChannel], ending: Ending, monkeypatch: pytest.MonkeyPatch
+    ranks: list[ControlChannel], exit_recorder: ExitRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks[1].peers[0], "send", lambda message: None)
     time.sleep(1.2)
-    assert ending.codes == []
+    assert exit_recorder.codes == []
     ranks[0].heartbeat_timeout = control.HEARTBEAT_TIMEOUT
-    until(lambda: len(ending.codes) == 3)
-    assert ending.lines[0].startswith(f"mlxgpt: lost rank 1 of 3 (on {HERE}): no heartbeat for ")
+    wait_until(lambda: len(exit_recorder.codes) == 3)
+    assert exit_recorder.lines[0].startswith(
+        f"mlxgpt: lost rank 1 of 3 (on {HOSTNAME}): no heartbeat for "
+    )
 
 
 def test_another_ranks_error_is_printed_by_the_main_rank(
-    ranks: list[ControlChannel], ending: Ending
+    ranks: list[ControlChannel], exit_recorder: ExitRecorder
 ) -> None:
     ranks[1].abort("no memory", "buy some.")  # returns when it is ended, as all others are
-    until(lambda: len(ending.codes) == 3)
-    assert ending.codes == [control.EXIT_USER_ERROR] * 3
-    assert ending.lines == [f"mlxgpt: rank 1 of 3 (on {HERE}): no memory", "  → buy some."]
+    wait_until(lambda: len(exit_recorder.codes) == 3)
+    assert exit_recorder.codes == [control.EXIT_USER_ERROR] * 3
+    assert exit_recorder.lines == [
+        f"mlxgpt: rank 1 of 3 (on {HOSTNAME}): no memory",
+        "  → buy some.",
+    ]
 
 
 def test_the_main_ranks_error_is_printed_by_its_caller(
-    ranks: list[ControlChannel], ending: Ending
+    ranks: list[ControlChannel], exit_recorder: ExitRecorder
 ) -> None:
     ranks[0].abort("no memory", "buy some.")
-    until(lambda: len(ending.codes) == 2)
-    assert ending.codes == [control.EXIT_USER_ERROR] * 2
-    assert ending.lines == []
+    wait_until(lambda: len(exit_recorder.codes) == 2)
+    assert exit_recorder.codes == [control.EXIT_USER_ERROR] * 2
+    assert exit_recorder.lines == []
 
 
 @pytest.mark.parametrize(
     ("sums", "problem"),
     [
-        ([(5, 4), (4, 4), (5, 4)], f"lost rank 1 of 3 (on {HERE}): it takes no more steps"),
-        ([(4, 4), (5, 4), (5, 4)], f"lost rank 0 of 3 (on {HERE}): it takes no more steps"),
+        ([(5, 4), (4, 4), (5, 4)], f"lost rank 1 of 3 (on {HOSTNAME}): it takes no more steps"),
+        ([(4, 4), (5, 4), (5, 4)], f"lost rank 0 of 3 (on {HOSTNAME}): it takes no more steps"),
         ([(5, 4), (5, 4), (5, 4)], "all 3 ranks wait in all-reduce loss, which does not end"),
     ],
 )
 def test_a_rank_that_does_not_come_is_named(
-    ranks: list[ControlChannel], ending: Ending, sums: list[tuple[int, int]], problem: str
+    ranks: list[ControlChannel],
+    exit_recorder: ExitRecorder,
+    sums: list[tuple[int, int]],
+    problem: str,
 ) -> None:
-    for rank, place in zip(ranks, sums, strict=True):
-        rank.position = Position(place[0], "all-reduce loss", *place)
+    for rank, counts in zip(ranks, sums, strict=True):
+        rank.position = Position(counts[0], "all-reduce loss", *counts)
     time.sleep(1.2)
-    assert ending.codes == [], "not before steps are watched"
+    assert exit_recorder.codes == [], "not before steps are watched"
     ranks[0].step_seconds = 0.0
-    until(lambda: len(ending.codes) == 3)  # the main rank ends the others before it prints
-    assert ending.lines[0] == f"mlxgpt: {problem}"
+    wait_until(
+        lambda: len(exit_recorder.codes) == 3
+    )  # the main rank ends the others before it prints
+    assert exit_recorder.lines[0] == f"mlxgpt: {problem}"
 
 
-def test_ranks_that_take_steps_continue(ranks: list[ControlChannel], ending: Ending) -> None:
+def test_ranks_that_take_steps_continue(
+    ranks: list[ControlChannel], exit_recorder: ExitRecorder
+) -> None:
     ranks[0].step_seconds = 0.0
     for _ in range(40):
         for rank in ranks:
             with rank.all_reduce("loss"):
                 time.sleep(0.02)
     assert ranks[2].position == Position(40, "all-reduce loss", 40, 40)
-    assert ending.codes == []
+    assert exit_recorder.codes == []
 
 
 @pytest.mark.parametrize("early", range(3))
-def test_other_names_than_expected_end_all_ranks(ending: Ending, early: int) -> None:
+def test_other_names_than_expected_end_all_ranks(exit_recorder: ExitRecorder, early: int) -> None:
     """Whatever the order of calls: one waits for a message that no rank sends."""
 
     def reduce(rank: ControlChannel) -> None:
         with rank.all_reduce("gradients of 10 float32"):
             threading.Event().wait(60)  # as MLX does
 
-    ranks = connected(3)
-    on_all(ranks, lambda r: r.barrier("start"))
+    ranks = connect_ranks(3)
+    call_on_all_ranks(ranks, lambda r: r.barrier("start"))
     calls: list[Callable[[], Any]] = [
         lambda: ranks[0].gather("settings", 0),
         lambda: ranks[1].broadcast("plan"),
         lambda: reduce(ranks[2]),
     ]
-    in_threads([calls.pop(early)])
+    start_threads([calls.pop(early)])
     time.sleep(0.1)
-    in_threads(calls)
-    until(lambda: len(ending.codes) == 3)
-    assert ending.codes == [control.EXIT_RANK_LOST] * 3
-    problem, remedy = ending.lines
+    start_threads(calls)
+    wait_until(lambda: len(exit_recorder.codes) == 3)
+    assert exit_recorder.codes == [control.EXIT_RANK_LOST] * 3
+    problem, remedy = exit_recorder.lines
     assert problem.startswith("mlxgpt: the ranks are in different collectives: ")
-    where = dict(zip(("0", "1"), problem.split("rank ")[1:], strict=False))
-    assert where["0"].startswith(f"0 of 3 (on {HERE}) in gather settings (number 2), ")
+    positions = dict(zip(("0", "1"), problem.split("rank ")[1:], strict=False))
+    assert positions["0"].startswith(f"0 of 3 (on {HOSTNAME}) in gather settings (number 2), ")
     assert "the same command and mlxgpt on all machines" in remedy
 
 
@@ -247,7 +271,7 @@ def test_other_names_than_expected_end_all_ranks(ending: Ending, early: int) -> 
 )
 @pytest.mark.parametrize("waiting", [0, 1])
 def test_every_pair_of_collectives_is_compared(
-    ending: Ending, main: str, other: str, waiting: int
+    exit_recorder: ExitRecorder, main: str, other: str, waiting: int
 ) -> None:
     """Each rank says where it is, although neither gets what it waits for."""
 
@@ -263,39 +287,42 @@ def test_every_pair_of_collectives_is_compared(
             with rank.all_reduce(name):
                 threading.Event().wait(60)
 
-    ranks = connected(2)
+    ranks = connect_ranks(2)
     calls = [lambda: enter(ranks[0], main, "a"), lambda: enter(ranks[1], other, "b")]
-    in_threads([calls[waiting]])
+    start_threads([calls[waiting]])
     time.sleep(0.1)
-    in_threads([calls[1 - waiting]])
-    until(lambda: len(ending.codes) == 2)
-    assert ending.codes == [control.EXIT_RANK_LOST] * 2
-    (problem, _) = ending.lines
-    assert f"rank 1 of 2 (on {HERE}) in {other.replace('_', '-')} b (number 1)" in problem
+    start_threads([calls[1 - waiting]])
+    wait_until(lambda: len(exit_recorder.codes) == 2)
+    assert exit_recorder.codes == [control.EXIT_RANK_LOST] * 2
+    (problem, _) = exit_recorder.lines
+    assert f"rank 1 of 2 (on {HOSTNAME}) in {other.replace('_', '-')} b (number 1)" in problem
 
 
 def test_a_value_of_another_name_is_refused_by_its_receiver(
-    ending: Ending, monkeypatch: pytest.MonkeyPatch
+    exit_recorder: ExitRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once, before the main rank compares what was reported."""
     monkeypatch.setattr(ControlChannel, "_compare_order", lambda self: None)
-    ranks = connected(2)
-    in_threads([partial(ranks[0].broadcast, "a", 1), partial(ranks[1].broadcast, "b")])
-    until(lambda: len(ending.codes) == 2)
-    (problem, _) = ending.lines
-    assert problem.startswith(f"mlxgpt: rank 1 of 2 (on {HERE}): the ranks are in different")
-    assert f"rank 0 of 2 (on here) in broadcast a (number 1), rank 1 of 2 (on {HERE}) in" in problem
+    ranks = connect_ranks(2)
+    start_threads([partial(ranks[0].broadcast, "a", 1), partial(ranks[1].broadcast, "b")])
+    wait_until(lambda: len(exit_recorder.codes) == 2)
+    (problem, _) = exit_recorder.lines
+    assert problem.startswith(f"mlxgpt: rank 1 of 2 (on {HOSTNAME}): the ranks are in different")
+    assert (
+        f"rank 0 of 2 (on here) in broadcast a (number 1), rank 1 of 2 (on {HOSTNAME}) in"
+        in problem
+    )
 
 
-def test_a_rank_one_collective_behind_is_found(ending: Ending) -> None:
+def test_a_rank_one_collective_behind_is_found(exit_recorder: ExitRecorder) -> None:
     """Of the same name, but not the same number: as where a condition differs."""
-    ranks = connected(2)
-    on_all(ranks, lambda r: r.barrier("start"))
+    ranks = connect_ranks(2)
+    call_on_all_ranks(ranks, lambda r: r.barrier("start"))
     ranks[0].broadcast("only here")
-    in_threads([partial(r.gather, "loss", 1) for r in ranks])
-    until(lambda: len(ending.codes) == 2)
-    assert "rank 1 of 2" in ending.lines[0]
-    assert "in gather loss (number 2)" in ending.lines[0]
+    start_threads([partial(r.gather, "loss", 1) for r in ranks])
+    wait_until(lambda: len(exit_recorder.codes) == 2)
+    assert "rank 1 of 2" in exit_recorder.lines[0]
+    assert "in gather loss (number 2)" in exit_recorder.lines[0]
 
 
 def test_a_stranger_is_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:

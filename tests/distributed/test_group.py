@@ -15,9 +15,9 @@ import pytest
 from mlxgpt.distributed import group as groups
 from mlxgpt.distributed.control import ControlChannel
 from mlxgpt.distributed.group import LOCAL_GROUP, MLXGroup, init_process_group
-from tests.helpers.rank_processes import Ended, Ranked
+from tests.helpers.rank_processes import RankProcesses, RankResults
 
-START = """
+JOIN_GROUP_CODE = """
 import logging, os, sys, time
 import mlx.core as mx
 from mlxgpt.distributed.group import init_process_group
@@ -34,7 +34,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-class Recording(MLXGroup):
+class RecordingGroup(MLXGroup):
     """One rank alone on `mx.distributed`; keeps the arrays that it sums, and whether it was watched
     meanwhile.
     """
@@ -42,47 +42,47 @@ class Recording(MLXGroup):
     def __init__(self) -> None:
         self.channel = ControlChannel(0, 1, {})
         super().__init__(mx.distributed.init(), self.channel, ["here"])
-        self.summed: list[tuple[str, mx.array]] = []
-        self.watched: list[bool] = []
+        self.summed_arrays: list[tuple[str, mx.array]] = []
+        self.watched_flags: list[bool] = []
 
     def sum(self, name: str, array: mx.array) -> mx.array:
-        self.summed.append((name, array))
-        self.watched.append(self.channel.step_seconds is not None)
+        self.summed_arrays.append((name, array))
+        self.watched_flags.append(self.channel.step_seconds is not None)
         return super().sum(name, array)
 
 
 @pytest.fixture
-def recording() -> Iterator[Recording]:
-    group = Recording()
+def recording_group() -> Iterator[RecordingGroup]:
+    group = RecordingGroup()
     yield group
     group.close()
 
 
-def run(code: str, size: int = 2) -> Ended:
+def run_on_ranks(code: str, size: int = 2) -> RankResults:
     """Some ranks that join a group, and then run some code."""
     indented = "".join(f"    {line}\n" for line in code.splitlines())
-    with Ranked(command=["-c", START + indented], size=size) as ranks:
-        return ranks.end()
+    with RankProcesses(command=["-c", JOIN_GROUP_CODE + indented], size=size) as ranks:
+        return ranks.wait()
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_gradients_are_one_array_of_their_dtype_and_the_loss_is_summed_in_32_bits(
-    recording: Recording, dtype: mx.Dtype
+    recording_group: RecordingGroup, dtype: mx.Dtype
 ) -> None:
     gradients = {"a": mx.full((2, 3), 1 / 3), "b": mx.array([-2.0])}
-    loss, means = recording.average(mx.array(1 / 7), gradients, dtype)
-    (name, packed), (other, wish_and_loss) = recording.summed
-    assert (name, other) == ("gradients", "loss")
+    loss, means = recording_group.average(mx.array(1 / 7), gradients, dtype)
+    (name, packed), (second_name, stop_and_loss) = recording_group.summed_arrays
+    assert (name, second_name) == ("gradients", "loss")
     assert (packed.dtype, packed.shape) == (dtype, (7,))
-    assert wish_and_loss.dtype == mx.float32
+    assert stop_and_loss.dtype == mx.float32
     assert mx.array_equal(loss, mx.array(1 / 7))
     for key, gradient in gradients.items():
         assert mx.array_equal(means[key], gradient.astype(dtype).astype(mx.float32))
 
 
-def test_sums_are_announced_by_name_count_and_dtype(recording: Recording) -> None:
-    recording.sum("loss", mx.zeros((2, 3), mx.bfloat16))
-    position = recording.channel.position
+def test_sums_are_announced_by_name_count_and_dtype(recording_group: RecordingGroup) -> None:
+    recording_group.sum("loss", mx.zeros((2, 3), mx.bfloat16))
+    position = recording_group.channel.position
     assert position.name == "all-reduce loss of 6 mlx.core.bfloat16"
     assert (position.number, position.all_reduces_started, position.all_reduces_finished) == (
         1,
@@ -91,19 +91,23 @@ def test_sums_are_announced_by_name_count_and_dtype(recording: Recording) -> Non
     )
 
 
-def test_steps_are_watched_but_not_while_arrays_are_broadcast(recording: Recording) -> None:
-    def use() -> list[bool]:
-        recording.watched.clear()
-        recording.sum("loss", mx.ones(1))
-        recording.broadcast_arrays("weights", {"w": mx.ones(1)})  # may take far longer than a step
-        recording.sum("loss", mx.ones(1))
-        return list(recording.watched)
+def test_steps_are_watched_but_not_while_arrays_are_broadcast(
+    recording_group: RecordingGroup,
+) -> None:
+    def record_watched_flags() -> list[bool]:
+        recording_group.watched_flags.clear()
+        recording_group.sum("loss", mx.ones(1))
+        recording_group.broadcast_arrays(
+            "weights", {"w": mx.ones(1)}
+        )  # may take far longer than a step
+        recording_group.sum("loss", mx.ones(1))
+        return list(recording_group.watched_flags)
 
-    assert use() == [False] * 3
-    with recording.watchdog(3.0):
-        assert recording.channel.step_seconds == 3.0
-        assert use() == [True, False, True]
-    assert use() == [False] * 3
+    assert record_watched_flags() == [False] * 3
+    with recording_group.watchdog(3.0):
+        assert recording_group.channel.step_seconds == 3.0
+        assert record_watched_flags() == [True, False, True]
+    assert record_watched_flags() == [False] * 3
 
 
 def test_a_process_alone_joins_the_local_group(notes: list[str]) -> None:
@@ -113,35 +117,38 @@ def test_a_process_alone_joins_the_local_group(notes: list[str]) -> None:
 
 
 def test_the_group_is_announced_by_the_main_rank() -> None:
-    code = "import logging; logging.basicConfig(level=logging.INFO)" + START + "    pass"
-    with Ranked(command=["-c", code], size=2) as ranks:
-        ended = ranks.end()
-    assert ended.codes == [0, 0]
+    code = "import logging; logging.basicConfig(level=logging.INFO)" + JOIN_GROUP_CODE + "    pass"
+    with RankProcesses(command=["-c", code], size=2) as ranks:
+        results = ranks.wait()
+    assert results.codes == [0, 0]
     host = socket.gethostname()
-    assert f"2 ranks, on {host}, {host}: MLX sends without a password" in ended.errors[0]
-    assert ended.errors[1] == ""
+    assert f"2 ranks, on {host}, {host}: MLX sends without a password" in results.errors[0]
+    assert results.errors[1] == ""
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_of_one_rank_ends_all(rank: int) -> None:
-    ended = run(f"if group.rank == {rank}:\n    raise UserError('no memory', 'buy some.')\n"
-                "group.gather('never', 1)")  # fmt: skip
+    code = (
+        f"if group.rank == {rank}:\n    raise UserError('no memory', 'buy some.')\n"
+        "group.gather('never', 1)"
+    )
+    results = run_on_ranks(code)
     if rank:
-        assert ended.codes[0] == 2
-        assert "mlxgpt: rank 1 of 2 (on " in ended.errors[0]
-        assert ": no memory\n  → buy some.\n" in ended.errors[0]
+        assert results.codes[0] == 2
+        assert "mlxgpt: rank 1 of 2 (on " in results.errors[0]
+        assert ": no memory\n  → buy some.\n" in results.errors[0]
     else:  # the caller prints it
-        assert ended.codes == [1, 2]
-        assert "UserError: no memory\nbuy some." in ended.errors[0]
-        assert ended.errors[1] == ""
+        assert results.codes == [1, 2]
+        assert "UserError: no memory\nbuy some." in results.errors[0]
+        assert results.errors[1] == ""
 
 
 def test_a_rank_that_ends_early_is_not_waited_for_in_vain() -> None:
-    ended = run("if group.rank: group.gather('only here', 1)")
-    assert ended.codes == [1, 1]
-    assert "rank 0 of 2" in ended.errors[0]
-    assert "in barrier end (number 3), " in ended.errors[0]
-    assert "in gather only here (number 3)" in ended.errors[0]
+    results = run_on_ranks("if group.rank: group.gather('only here', 1)")
+    assert results.codes == [1, 1]
+    assert "rank 0 of 2" in results.errors[0]
+    assert "in barrier end (number 3), " in results.errors[0]
+    assert "in gather only here (number 3)" in results.errors[0]
 
 
 @pytest.mark.parametrize(
@@ -157,27 +164,27 @@ def test_a_rank_that_ends_early_is_not_waited_for_in_vain() -> None:
 )
 def test_ranks_in_different_collectives_end_with_the_names_of_both(main: str, other: str) -> None:
     """Also of sums that MLX takes for one. test_control.py has all pairs."""
-    ended = run(f"if group.is_main:\n    {main}\nelse:\n    {other}\n"
+    results = run_on_ranks(f"if group.is_main:\n    {main}\nelse:\n    {other}\n"
                 "group.barrier('after')")  # fmt: skip
-    assert ended.codes == [1, 1]
-    assert "mlxgpt: the ranks are in different collectives: rank 0 of 2 " in ended.errors[0]
-    assert ended.errors[0].count("(number 3)") == 2
+    assert results.codes == [1, 1]
+    assert "mlxgpt: the ranks are in different collectives: rank 0 of 2 " in results.errors[0]
+    assert results.errors[0].count("(number 3)") == 2
 
 
 def test_a_lost_rank_is_reported_while_a_log_handlers_lock_is_held() -> None:
     """As where the main thread is stuck in an all-reduce that began while it was logging."""
-    ended = run(
+    results = run_on_ranks(
         "if group.rank: time.sleep(1); os._exit(9)\n"
         "handler = logging.StreamHandler()\n"
         "logging.getLogger().addHandler(handler)\n"
         "handler.acquire()\n"
         "group.sum('loss', mx.ones(1))"
     )
-    assert ended.codes == [1, 9]
+    assert results.codes == [1, 9]
     host = socket.gethostname()
     problem = f"mlxgpt: lost rank 1 of 2 (on {host}): its connection was closed\n"
     remedy = "  → the same command resumes: mlx.launch -n 2 -- python -c "
-    assert problem + remedy in ended.errors[0]
+    assert problem + remedy in results.errors[0]
 
 
 def test_the_main_rank_has_an_address_where_its_name_has_none(
@@ -185,7 +192,7 @@ def test_the_main_rank_has_an_address_where_its_name_has_none(
 ) -> None:
     """As on many Macs: by the route to other machines, and without one on this machine alone."""
 
-    def unknown(name: str) -> str:
+    def fail_lookup(name: str) -> str:
         raise socket.gaierror(8, "nodename nor servname provided, or not known")
 
     class Unconnected(socket.socket):
@@ -201,7 +208,7 @@ def test_the_main_rank_has_an_address_where_its_name_has_none(
 
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.9")
     assert groups._find_main_address() == "10.0.0.9"
-    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    monkeypatch.setattr(socket, "gethostbyname", fail_lookup)
     monkeypatch.setattr(socket, "socket", Connected)
     assert groups._find_main_address() == "10.1.2.3"
     monkeypatch.setattr(socket, "socket", Unconnected)

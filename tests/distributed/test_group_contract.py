@@ -13,19 +13,21 @@ import pytest
 
 from mlxgpt.distributed.group import LocalGroup, ProcessGroup
 from tests.helpers import group_contract
-from tests.helpers.rank_processes import Ranked
+from tests.helpers.rank_processes import RankProcesses
 
 SIZE = 2
-PROMISES = pytest.mark.parametrize("promise", group_contract.CONTRACT, ids=lambda one: one.__name__)
+PROMISES = pytest.mark.parametrize(
+    "promise", group_contract.CONTRACT, ids=lambda check: check.__name__
+)
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """What each of several processes says of each promise."""
     with contextlib.chdir(tmp_path_factory.mktemp("ranks")):
-        with Ranked(command=["-m", "tests.helpers.group_contract"], size=SIZE) as ranks:
-            ended = ranks.end()
-        assert ended.codes == [0] * SIZE, ended.errors
+        with RankProcesses(command=["-m", "tests.helpers.group_contract"], size=SIZE) as ranks:
+            results = ranks.wait()
+        assert results.codes == [0] * SIZE, results.errors
         return [json.loads(Path(f"rank-{rank}.json").read_text()) for rank in range(SIZE)]
 
 
@@ -48,6 +50,6 @@ def test_several_processes(
 def test_every_method_is_in_the_contract() -> None:
     """But `close` and `abort`, which end a group: see test_group.py."""
     tree = ast.parse(getsource(group_contract))
-    called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    public = {name for name in vars(ProcessGroup) if not name.startswith("_")}
-    assert public - called == {"close", "abort"}
+    called_methods = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    public_methods = {name for name in vars(ProcessGroup) if not name.startswith("_")}
+    assert public_methods - called_methods == {"close", "abort"}

@@ -10,12 +10,18 @@ import pytest
 
 from mlxgpt.distributed import launcher
 
-NAMES = ("MLX_RANK", "MLX_HOSTFILE", "MLX_IBV_DEVICES", "MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
+LAUNCHER_VARIABLES = (
+    "MLX_RANK",
+    "MLX_HOSTFILE",
+    "MLX_IBV_DEVICES",
+    "MLX_WORLD_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+)
 
 
 @pytest.fixture(autouse=True)
-def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in NAMES:
+def no_launcher_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -46,8 +52,8 @@ def test_with_others(
     assert launcher.read_hostfile() == ips
     assert launcher.prepend_launcher("mlxgpt train") == f"mlx.launch {given} -- mlxgpt train"
     monkeypatch.setattr(sys, "argv", ["/opt/bin/mlxgpt", "train", "--source", "my text.txt"])
-    again = f"mlx.launch {given} -- mlxgpt train --source 'my text.txt'"
-    assert launcher.resume_command() == again
+    expected = f"mlx.launch {given} -- mlxgpt train --source 'my text.txt'"
+    assert launcher.resume_command() == expected
 
 
 def test_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:

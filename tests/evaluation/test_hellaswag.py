@@ -28,10 +28,10 @@ from mlxgpt.evaluation.hellaswag import (
 )
 from mlxgpt.model.gpt import GPT
 from mlxgpt.utils.errors import UserError
-from tests.helpers.hellaswag_examples import CASES, TEXT, line, row
+from tests.helpers.hellaswag_examples import CASES, EXAMPLES_JSONL, check_error_format, make_example
 
 
-def small(vocab_size: int, block_size: int = 128, n_embd: int = 16, seed: int = 3) -> GPT:
+def make_model(vocab_size: int, block_size: int = 128, n_embd: int = 16, seed: int = 3) -> GPT:
     """A model that is far from uniform."""
     model = GPT(ModelConfig(2, 2, n_embd, block_size, vocab_size, dropout=0.0, bias=True), seed)
     model.wte.weight = model.wte.weight * 20
@@ -41,10 +41,10 @@ def small(vocab_size: int, block_size: int = 128, n_embd: int = 16, seed: int = 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> BPETokenizer:
-    return bpe.train_bpe([TEXT], 300)
+    return bpe.train_bpe([EXAMPLES_JSONL], 300)
 
 
-def plainly(
+def reference_losses(
     model: GPT, tokenizer: Tokenizer, example: HellaSwagExample, bos: int | None
 ) -> list[list[float]]:
     """Nats of each token of each ending, one sequence at a time, in double precision."""
@@ -67,18 +67,18 @@ def plainly(
     return result
 
 
-def scored(
+def score_endings(
     model: GPT, tokenizer: Tokenizer, examples: list[HellaSwagExample], bos: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[bool]]:
     """sums[N, 4], counts[N, 4], cut[N], in the examples' order; each example is there once."""
-    all = sorted(
-        ending_losses(model, tokenizer, examples, bos=bos), key=lambda one: one.example_index
+    scores = sorted(
+        ending_losses(model, tokenizer, examples, bos=bos), key=lambda score: score.example_index
     )
-    assert [one.example_index for one in all] == list(range(len(examples)))
+    assert [score.example_index for score in scores] == list(range(len(examples)))
     return (
-        np.stack([s.losses for s in all]),
-        np.stack([s.token_counts for s in all]),
-        [s.truncated for s in all],
+        np.stack([s.losses for s in scores]),
+        np.stack([s.token_counts for s in scores]),
+        [s.truncated for s in scores],
     )
 
 
@@ -90,31 +90,31 @@ def scored(
 def test_it_is_the_plainest_computation(
     tokenizer: BPETokenizer, examples: list[HellaSwagExample], block_size: int, bos: int | None
 ) -> None:
-    model = small(tokenizer.vocab_size, block_size)
-    sums, counts, cut = scored(model, tokenizer, examples, bos)
-    right = right_norm = 0
-    for number, example in enumerate(examples):
-        nats = plainly(model, tokenizer, example, bos)
-        assert [len(one) for one in nats] == counts[number].tolist()
-        np.testing.assert_allclose(sums[number], [sum(one) for one in nats], atol=1e-4)
-        right += min(range(4), key=lambda n: sum(nats[n])) == example.label
-        right_norm += min(range(4), key=lambda n: sum(nats[n]) / len(nats[n])) == example.label
+    model = make_model(tokenizer.vocab_size, block_size)
+    sums, counts, truncated = score_endings(model, tokenizer, examples, bos)
+    correct = correct_norm = 0
+    for index, example in enumerate(examples):
+        nats = reference_losses(model, tokenizer, example, bos)
+        assert [len(item) for item in nats] == counts[index].tolist()
+        np.testing.assert_allclose(sums[index], [sum(item) for item in nats], atol=1e-4)
+        correct += min(range(4), key=lambda n: sum(nats[n])) == example.label
+        correct_norm += min(range(4), key=lambda n: sum(nats[n]) / len(nats[n])) == example.label
     longest = [
         (bos is not None)
-        + len(tokenizer.encode(one.context))
-        + max(len(tokenizer.encode(" " + ending)) for ending in one.endings)
-        for one in examples
+        + len(tokenizer.encode(item.context))
+        + max(len(tokenizer.encode(" " + ending)) for ending in item.endings)
+        for item in examples
     ]
-    assert cut == [length > block_size + 1 for length in longest]
-    assert any(cut) == (block_size < 128)
+    assert truncated == [length > block_size + 1 for length in longest]
+    assert any(truncated) == (block_size < 128)
     result = evaluate_hellaswag(model, tokenizer, examples, bos=bos)
     assert result.examples == len(CASES) == 12
-    assert (result.accuracy, result.accuracy_norm) == (right / 12, right_norm / 12)
-    assert result.accuracy_error == pytest.approx(math.sqrt(right * (12 - right) / 12**3))
+    assert (result.accuracy, result.accuracy_norm) == (correct / 12, correct_norm / 12)
+    assert result.accuracy_error == pytest.approx(math.sqrt(correct * (12 - correct) / 12**3))
     assert result.accuracy_norm_error == pytest.approx(
-        math.sqrt(right_norm * (12 - right_norm) / 12**3)
+        math.sqrt(correct_norm * (12 - correct_norm) / 12**3)
     )
-    assert result.cut == sum(cut)
+    assert result.cut == sum(truncated)
 
 
 def test_sum_and_mean_choose_differently(
@@ -123,7 +123,7 @@ def test_sum_and_mean_choose_differently(
     """In one case the likeliest ending is the shortest, in the other it is not; else the test above
     could not tell the two accuracies from each other.
     """
-    sums, counts, _ = scored(small(tokenizer.vocab_size), tokenizer, examples)
+    sums, counts, _ = score_endings(make_model(tokenizer.vocab_size), tokenizer, examples)
     assert (sums.argmin(1) != (sums / counts).argmin(1)).any()
 
 
@@ -136,13 +136,13 @@ def test_losses_know_nothing_of_batches_and_padding(
     bucket: int,
     at_once: int,
 ) -> None:
-    model = small(tokenizer.vocab_size)
-    before = scored(model, tokenizer, examples)
+    model = make_model(tokenizer.vocab_size)
+    expected = score_endings(model, tokenizer, examples)
     monkeypatch.setattr(hellaswag, "BUCKET_TOKENS", bucket)
     monkeypatch.setattr(hellaswag, "BATCH_TOKENS", at_once)
-    after = scored(model, tokenizer, examples)
-    np.testing.assert_allclose(after[0], before[0], atol=1e-4)
-    assert after[1].tolist() == before[1].tolist()
+    actual = score_endings(model, tokenizer, examples)
+    np.testing.assert_allclose(actual[0], expected[0], atol=1e-4)
+    assert actual[1].tolist() == expected[1].tolist()
 
 
 def test_shapes_are_few(
@@ -151,13 +151,13 @@ def test_shapes_are_few(
     """Each is traced once, and none is longer than the block."""
     shapes = []
 
-    class Watched(GPT):
+    class ShapeRecorder(GPT):
         def __call__(self, ids: mx.array, *args: Any, **given: Any) -> mx.array:
             shapes.append(tuple(ids.shape))
             return super().__call__(ids, *args, **given)
 
     monkeypatch.setattr(hellaswag, "BATCH_TOKENS", 500)
-    model = Watched(replace(small(tokenizer.vocab_size).config, block_size=70))
+    model = ShapeRecorder(replace(make_model(tokenizer.vocab_size).config, block_size=70))
     short = HellaSwagExample("A man", ("is old.", "is a cat.", "rains.", "is."), 0)
     evaluate_hellaswag(model, tokenizer, [*examples, short, *examples, short])
     assert shapes == [(8, 32), (4, 64), (4, 70)]
@@ -167,7 +167,7 @@ def test_shapes_are_few(
 def test_permuted_endings_have_permuted_losses(
     tokenizer: BPETokenizer, examples: list[HellaSwagExample], number: int
 ) -> None:
-    model, example = small(tokenizer.vocab_size), examples[number]
+    model, example = make_model(tokenizer.vocab_size), examples[number]
     orders = list(itertools.permutations(range(4)))
     permuted = [
         HellaSwagExample(
@@ -175,23 +175,23 @@ def test_permuted_endings_have_permuted_losses(
         )
         for o in orders
     ]
-    sums, counts, _ = scored(model, tokenizer, permuted)
-    for order, of_one, number_of_tokens in zip(orders, sums, counts, strict=True):
-        np.testing.assert_allclose(of_one, sums[0][list(order)], atol=1e-4)
-        assert number_of_tokens.tolist() == counts[0][list(order)].tolist()
-    result, alone = (
+    sums, counts, _ = score_endings(model, tokenizer, permuted)
+    for order, ending_sums, token_counts in zip(orders, sums, counts, strict=True):
+        np.testing.assert_allclose(ending_sums, sums[0][list(order)], atol=1e-4)
+        assert token_counts.tolist() == counts[0][list(order)].tolist()
+    result, single = (
         evaluate_hellaswag(model, tokenizer, permuted),
         evaluate_hellaswag(model, tokenizer, [example]),
     )
-    assert (result.accuracy, result.accuracy_norm) == (alone.accuracy, alone.accuracy_norm)
+    assert (result.accuracy, result.accuracy_norm) == (single.accuracy, single.accuracy_norm)
 
 
-def repeating(letters: str) -> tuple[GPT, CharTokenizer]:
+def make_copy_model(letters: str) -> tuple[GPT, CharTokenizer]:
     """A model that is certain of seeing the last character again: every embedding is orthogonal to
     the others, and the blocks add nothing.
     """
     tokenizer = CharTokenizer(letters, end_of_text=False)
-    model = small(tokenizer.vocab_size, n_embd=32)
+    model = make_model(tokenizer.vocab_size, n_embd=32)
     model.wte.weight = 50 * mx.eye(32)[: tokenizer.vocab_size]
     model.wpe.weight = mx.zeros_like(model.wpe.weight)
     for block in model.h:
@@ -201,25 +201,25 @@ def repeating(letters: str) -> tuple[GPT, CharTokenizer]:
 
 
 def test_an_ending_that_the_model_is_certain_of_is_chosen() -> None:
-    model, tokenizer = repeating("abcdef ")
+    model, tokenizer = make_copy_model("abcdef ")
     wrong = ("a", "fed", "   a   ")
     for label in range(4):
         endings = (*wrong[:label], "      ", *wrong[label:])
         result = evaluate_hellaswag(model, tokenizer, [HellaSwagExample("bead ", endings, label)])
         assert (result.accuracy, result.accuracy_norm) == (1, 1)
         assert (result.accuracy_error, result.accuracy_norm_error) == (0, 0)
-        other = evaluate_hellaswag(
+        wrong_result = evaluate_hellaswag(
             model, tokenizer, [HellaSwagExample("bead ", endings, (label + 1) % 4)]
         )
-        assert (other.accuracy, other.accuracy_norm) == (0, 0)
+        assert (wrong_result.accuracy, wrong_result.accuracy_norm) == (0, 0)
 
 
 def test_what_every_token_costs_alike_is_chosen_by_length() -> None:
     tokenizer = CharTokenizer("abcdef ", end_of_text=False)
-    model = small(10)
+    model = make_model(10)
     model.wte.weight = mx.zeros_like(model.wte.weight)
     example = HellaSwagExample("bead", ("fade", "a", "face", "dead bee"), 1)
-    sums, counts, _ = scored(model, tokenizer, [example])
+    sums, counts, _ = score_endings(model, tokenizer, [example])
     assert counts.tolist() == [[5, 2, 5, 9]]
     np.testing.assert_allclose(sums[0], counts[0] * math.log(10), rtol=1e-5)
     assert evaluate_hellaswag(model, tokenizer, [example]).accuracy == 1
@@ -228,14 +228,17 @@ def test_what_every_token_costs_alike_is_chosen_by_length() -> None:
 def test_progress_is_told_of_every_example(
     tokenizer: BPETokenizer, examples: list[HellaSwagExample]
 ) -> None:
-    told: list[tuple[int, int, float]] = []
+    updates: list[tuple[int, int, float]] = []
     result = evaluate_hellaswag(
-        small(tokenizer.vocab_size), tokenizer, examples, progress=lambda *now: told.append(now)
+        make_model(tokenizer.vocab_size),
+        tokenizer,
+        examples,
+        progress=lambda *update: updates.append(update),
     )
-    assert [done for done, _, _ in told] == list(range(1, 13))
-    assert {total for _, total, _ in told} == {12}
-    assert told[-1][2] == result.accuracy_norm
-    assert all(share * done == pytest.approx(round(share * done)) for done, _, share in told)
+    assert [done for done, _, _ in updates] == list(range(1, 13))
+    assert {total for _, total, _ in updates} == {12}
+    assert updates[-1][2] == result.accuracy_norm
+    assert all(share * done == pytest.approx(round(share * done)) for done, _, share in updates)
 
 
 # What gives no figure.
@@ -244,13 +247,15 @@ def test_progress_is_told_of_every_example(
 def test_a_tokenizer_that_lacks_characters_is_refused(examples: list[HellaSwagExample]) -> None:
     letters = {letter for case in CASES for text in case for letter in str(text)} - set("zé–")
     tokenizer = CharTokenizer(letters, end_of_text=False)
-    with pytest.raises(UserError) as caught:
-        evaluate_hellaswag(small(tokenizer.vocab_size), tokenizer, examples)
-    line(caught.value, "^HellaSwag has characters that this model has not: .*: 'z' 'é' '–'$")
+    with pytest.raises(UserError) as error:
+        evaluate_hellaswag(make_model(tokenizer.vocab_size), tokenizer, examples)
+    check_error_format(
+        error.value, "^HellaSwag has characters that this model has not: .*: 'z' 'é' '–'$"
+    )
     without_spaces = CharTokenizer("abc", end_of_text=False)
     with pytest.raises(UserError, match="never seen: ' '"):
         evaluate_hellaswag(
-            small(3), without_spaces, [HellaSwagExample("a", ("a", "b", "c", "b"), 0)]
+            make_model(3), without_spaces, [HellaSwagExample("a", ("a", "b", "c", "b"), 0)]
         )
 
 
@@ -259,35 +264,37 @@ def test_ids_beyond_the_model_are_refused(
     tokenizer: BPETokenizer, examples: list[HellaSwagExample], room: int, bos: int | None
 ) -> None:
     assert tokenizer.vocab_size == 300
-    with pytest.raises(UserError) as caught:
-        evaluate_hellaswag(small(room), tokenizer, examples, bos=bos)
-    line(caught.value, f"ids beyond the model's vocabulary of {room}")
+    with pytest.raises(UserError) as error:
+        evaluate_hellaswag(make_model(room), tokenizer, examples, bos=bos)
+    check_error_format(error.value, f"ids beyond the model's vocabulary of {room}")
 
 
 def test_no_examples_and_broken_weights_give_no_figure(
     tokenizer: BPETokenizer, examples: list[HellaSwagExample]
 ) -> None:
-    model = small(tokenizer.vocab_size)
-    with pytest.raises(UserError) as caught:
+    model = make_model(tokenizer.vocab_size)
+    with pytest.raises(UserError) as error:
         evaluate_hellaswag(model, tokenizer, [])
-    line(caught.value, "no examples")
+    check_error_format(error.value, "no examples")
     model.ln_f.weight = model.ln_f.weight * math.nan
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         evaluate_hellaswag(model, tokenizer, examples)
-    line(caught.value, "no numbers")
+    check_error_format(error.value, "no numbers")
 
 
 def test_lone_surrogates_are_text_like_any_other(tokenizer: BPETokenizer, tmp_path: Path) -> None:
-    (tmp_path / "odd.jsonl").write_text(json.dumps({**row(), "ctx": "a \ud83d b"}))
+    (tmp_path / "odd.jsonl").write_text(json.dumps({**make_example(), "ctx": "a \ud83d b"}))
     assert (
-        evaluate_hellaswag(small(300), tokenizer, load_examples(tmp_path / "odd.jsonl")).examples
+        evaluate_hellaswag(
+            make_model(300), tokenizer, load_examples(tmp_path / "odd.jsonl")
+        ).examples
         == 1
     )
 
 
 def test_line_ends_are_those_of_training_texts(tmp_path: Path) -> None:
     endings = ["a\r\nb", "c\rd", "\ufeffe", "f"]
-    odd = {**row(), "ctx": "\ufeffa\r\nb", "endings": endings}
+    odd = {**make_example(), "ctx": "\ufeffa\r\nb", "endings": endings}
     (tmp_path / "odd.jsonl").write_text(json.dumps(odd))
     (example,) = load_examples(tmp_path / "odd.jsonl")
     assert (example.context, *example.endings) == ("a\nb", "a\nb", "c\nd", "e", "f")
@@ -298,13 +305,13 @@ def test_line_ends_are_those_of_training_texts(tmp_path: Path) -> None:
 
 def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl"
-    path.write_text(TEXT.replace("\n", "\r\n\n"), encoding="utf-8")
+    path.write_text(EXAMPLES_JSONL.replace("\n", "\r\n\n"), encoding="utf-8")
     examples = load_examples(path)
     assert [(e.context, e.label, *e.endings) for e in examples] == CASES
 
 
-DAMAGE: dict[str, Any] = {
-    "cut short": json.dumps(row())[:-9],
+DAMAGED_LINES: dict[str, Any] = {
+    "cut short": json.dumps(make_example())[:-9],
     "no object": "[]",
     "a number": "3",
     "nested": "[" * 100_000,
@@ -328,17 +335,17 @@ DAMAGE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", DAMAGED_LINES)
 def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
-    bad = DAMAGE[damage]
-    if isinstance(bad, dict):
-        bad = json.dumps(row() | bad)
-    bad = bad if isinstance(bad, bytes) else bad.encode()
+    content = DAMAGED_LINES[damage]
+    if isinstance(content, dict):
+        content = json.dumps(make_example() | content)
+    content = content if isinstance(content, bytes) else content.encode()
     path = tmp_path / "bad.jsonl"
-    path.write_bytes(TEXT.encode() + b"\n" + bad + b"\n" + TEXT.encode())
-    with pytest.raises(UserError) as caught:
+    path.write_bytes(EXAMPLES_JSONL.encode() + b"\n" + content + b"\n" + EXAMPLES_JSONL.encode())
+    with pytest.raises(UserError) as error:
         load_examples(path)
-    line(caught.value, f"^{re.escape(str(path))}, line 14 (has|is) ")
+    check_error_format(error.value, f"^{re.escape(str(path))}, line 14 (has|is) ")
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,13 +353,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / "none", "No such file or directory"),
         (tmp_path, "Is a directory"),
     ):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError) as error:
             load_examples(path)
-        line(caught.value, f"^cannot read {re.escape(str(path))}: {problem}$")
-    monkeypatch.setattr(hellaswag, "MAX_FILE_BYTES", len(TEXT.encode()))
-    (tmp_path / "large").write_text(TEXT)
+        check_error_format(error.value, f"^cannot read {re.escape(str(path))}: {problem}$")
+    monkeypatch.setattr(hellaswag, "MAX_FILE_BYTES", len(EXAMPLES_JSONL.encode()))
+    (tmp_path / "large").write_text(EXAMPLES_JSONL)
     assert len(load_examples(tmp_path / "large")) == 12
-    (tmp_path / "large").write_text(TEXT + "\n")
-    with pytest.raises(UserError) as caught:
+    (tmp_path / "large").write_text(EXAMPLES_JSONL + "\n")
+    with pytest.raises(UserError) as error:
         load_examples(tmp_path / "large")
-    line(caught.value, "is longer than")
+    check_error_format(error.value, "is longer than")

@@ -15,19 +15,19 @@ from mlxgpt.evaluation import hellaswag
 from mlxgpt.evaluation.hellaswag import HellaSwagExample, load_examples
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
-from tests.helpers.fake_hub import GitHub, running
-from tests.helpers.hellaswag_examples import TEXT, line
+from tests.helpers.fake_hub import GitHub, run_servers
+from tests.helpers.hellaswag_examples import EXAMPLES_JSONL, check_error_format
 
 NOWHERE = "http://127.0.0.1:9"  # a port that refuses
 
 
-class HellaSwag(GitHub):
+class HellaSwagServer(GitHub):
     """raw.githubusercontent.com with our file in HellaSwag's place."""
 
     path = "/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 
 
-class Here:
+class HellaSwagCache:
     """A machine with an empty cache, that knows our file's size and hash as HellaSwag's."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
@@ -35,113 +35,131 @@ class Here:
 
     def load(self, address: str) -> list[HellaSwagExample]:
         """From GitHub, or what stands at that address instead."""
-        self.monkeypatch.setattr(hellaswag, "VALIDATION_URL", address + HellaSwag.path)
+        self.monkeypatch.setattr(hellaswag, "VALIDATION_URL", address + HellaSwagServer.path)
         self.notes.clear()
         return load_examples()
 
     @property
-    def kept(self) -> Path:
+    def cached_file(self) -> Path:
         (path,) = self.folder.rglob("hellaswag_val.jsonl")
         return path
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> Iterator[Here]:
+def hellaswag_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> Iterator[HellaSwagCache]:
     # Servers are reached directly, whatever proxies there are, by a session that knows it.
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
-    in_folder = partial(huggingface_hub.cached_assets_path, assets_dir=tmp_path)
-    monkeypatch.setattr(huggingface_hub, "cached_assets_path", in_folder)
-    monkeypatch.setattr(hellaswag, "VALIDATION_BYTES", len(TEXT.encode()))
-    monkeypatch.setattr(hellaswag, "VALIDATION_SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
+    assets_path = partial(huggingface_hub.cached_assets_path, assets_dir=tmp_path)
+    monkeypatch.setattr(huggingface_hub, "cached_assets_path", assets_path)
+    monkeypatch.setattr(hellaswag, "VALIDATION_BYTES", len(EXAMPLES_JSONL.encode()))
+    monkeypatch.setattr(
+        hellaswag, "VALIDATION_SHA256", hashlib.sha256(EXAMPLES_JSONL.encode()).hexdigest()
+    )
     huggingface_hub.close_session()
-    yield Here(tmp_path, monkeypatch, notes)
+    yield HellaSwagCache(tmp_path, monkeypatch, notes)
     huggingface_hub.close_session()
 
 
 def test_the_address_is_githubs() -> None:
     assert (
-        hellaswag.VALIDATION_URL.removeprefix("https://raw.githubusercontent.com") == HellaSwag.path
+        hellaswag.VALIDATION_URL.removeprefix("https://raw.githubusercontent.com")
+        == HellaSwagServer.path
     )
 
 
-def test_it_is_fetched_once_and_kept(here: Here, examples: list[HellaSwagExample]) -> None:
-    github = HellaSwag(TEXT)
-    with running(github):
-        assert here.load(github.address) == examples
-        assert here.notes == ["getting HellaSwag (0 MB) from 127.0.0.1"]
-        assert here.load(github.address) == examples
-        assert here.notes == []
-    assert github.asked == [f"GET {HellaSwag.path}"]
-    assert here.load(NOWHERE) == examples
-    assert here.kept.read_bytes() == TEXT.encode()
-
-
-@pytest.mark.parametrize("damaged", [TEXT[:-1], TEXT.replace("kettle", "nettle"), TEXT + "\n"])
-def test_a_damaged_cache_is_fetched_anew(
-    here: Here, examples: list[HellaSwagExample], damaged: str
+def test_it_is_fetched_once_and_kept(
+    hellaswag_cache: HellaSwagCache, examples: list[HellaSwagExample]
 ) -> None:
-    github = HellaSwag(TEXT)
-    with running(github):
-        here.load(github.address)
-        here.kept.write_text(damaged, encoding="utf-8")
-        assert here.load(github.address) == examples
-    assert len(github.asked) == 2
-    assert here.kept.read_bytes() == TEXT.encode()
+    github = HellaSwagServer(EXAMPLES_JSONL)
+    with run_servers(github):
+        assert hellaswag_cache.load(github.address) == examples
+        assert hellaswag_cache.notes == ["getting HellaSwag (0 MB) from 127.0.0.1"]
+        assert hellaswag_cache.load(github.address) == examples
+        assert hellaswag_cache.notes == []
+    assert github.requests == [f"GET {HellaSwagServer.path}"]
+    assert hellaswag_cache.load(NOWHERE) == examples
+    assert hellaswag_cache.cached_file.read_bytes() == EXAMPLES_JSONL.encode()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [EXAMPLES_JSONL[:-1], EXAMPLES_JSONL.replace("kettle", "nettle"), EXAMPLES_JSONL + "\n"],
+)
+def test_a_damaged_cache_is_fetched_anew(
+    hellaswag_cache: HellaSwagCache, examples: list[HellaSwagExample], damaged: str
+) -> None:
+    github = HellaSwagServer(EXAMPLES_JSONL)
+    with run_servers(github):
+        hellaswag_cache.load(github.address)
+        hellaswag_cache.cached_file.write_text(damaged, encoding="utf-8")
+        assert hellaswag_cache.load(github.address) == examples
+    assert len(github.requests) == 2
+    assert hellaswag_cache.cached_file.read_bytes() == EXAMPLES_JSONL.encode()
 
 
 def test_a_download_that_breaks_off_is_tried_again(
-    here: Here, examples: list[HellaSwagExample]
+    hellaswag_cache: HellaSwagCache, examples: list[HellaSwagExample]
 ) -> None:
-    github = HellaSwag(TEXT, "breaks")
-    with running(github):
-        assert here.load(github.address) == examples
-    assert len(github.asked) == 2
+    github = HellaSwagServer(EXAMPLES_JSONL, "breaks")
+    with run_servers(github):
+        assert hellaswag_cache.load(github.address) == examples
+    assert len(github.requests) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
-    here: Here, examples: list[HellaSwagExample], monkeypatch: pytest.MonkeyPatch
+    hellaswag_cache: HellaSwagCache,
+    examples: list[HellaSwagExample],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(path: Path) -> None:
+    def raise_disk_full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    github = HellaSwag(TEXT)
-    with running(github), monkeypatch.context() as patch:
-        patch.setattr(files, "fsync_path", full)
-        assert here.load(github.address) == examples
-        assert "cannot be kept" in here.notes[-1]
-        assert "No space left on device" in here.notes[-1]
-        (here.folder / "mlxgpt").rename(here.folder / "before")
-        (here.folder / "mlxgpt").write_text("a file in the folder's place")
-        assert here.load(github.address) == examples
-        assert "cannot be kept" in here.notes[-1]
+    github = HellaSwagServer(EXAMPLES_JSONL)
+    with run_servers(github), monkeypatch.context() as patch:
+        patch.setattr(files, "fsync_path", raise_disk_full)
+        assert hellaswag_cache.load(github.address) == examples
+        assert "cannot be kept" in hellaswag_cache.notes[-1]
+        assert "No space left on device" in hellaswag_cache.notes[-1]
+        (hellaswag_cache.folder / "mlxgpt").rename(hellaswag_cache.folder / "before")
+        (hellaswag_cache.folder / "mlxgpt").write_text("a file in the folder's place")
+        assert hellaswag_cache.load(github.address) == examples
+        assert "cannot be kept" in hellaswag_cache.notes[-1]
 
 
-REASONS = {
-    "it answered 404": HellaSwag(TEXT, "404"),
-    "it answered 503": HellaSwag(TEXT, "503"),
-    "no answer in 1 s": HellaSwag(TEXT, "hangs"),
-    "another text, sha256 ": HellaSwag(TEXT.replace("kettle", "nettle")),
-    "it gave something longer": HellaSwag(TEXT + "\n"),
+SERVERS_BY_REASON = {
+    "it answered 404": HellaSwagServer(EXAMPLES_JSONL, "404"),
+    "it answered 503": HellaSwagServer(EXAMPLES_JSONL, "503"),
+    "no answer in 1 s": HellaSwagServer(EXAMPLES_JSONL, "hangs"),
+    "another text, sha256 ": HellaSwagServer(EXAMPLES_JSONL.replace("kettle", "nettle")),
+    "it gave something longer": HellaSwagServer(EXAMPLES_JSONL + "\n"),
 }
 
 
-@pytest.mark.parametrize("reason", REASONS)
-def test_where_it_cannot_be_had_the_reason_is_told(here: Here, reason: str) -> None:
-    with running(REASONS[reason]), pytest.raises(UserError) as caught:
-        here.load(REASONS[reason].address)
-    line(caught.value, rf"^HellaSwag could not be downloaded \(127.0.0.1: {reason}")
-    assert not list(here.folder.rglob("*.jsonl"))
+@pytest.mark.parametrize("reason", SERVERS_BY_REASON)
+def test_where_it_cannot_be_had_the_reason_is_told(
+    hellaswag_cache: HellaSwagCache, reason: str
+) -> None:
+    with run_servers(SERVERS_BY_REASON[reason]), pytest.raises(UserError) as error:
+        hellaswag_cache.load(SERVERS_BY_REASON[reason].address)
+    check_error_format(error.value, rf"^HellaSwag could not be downloaded \(127.0.0.1: {reason}")
+    assert not list(hellaswag_cache.folder.rglob("*.jsonl"))
 
 
-def test_without_a_network_it_is_told(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError) as caught:
-        here.load(NOWHERE)
-    line(
-        caught.value, r"^HellaSwag could not be downloaded \(127.0.0.1: no connection, .*refused\)$"
+def test_without_a_network_it_is_told(
+    hellaswag_cache: HellaSwagCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError) as error:
+        hellaswag_cache.load(NOWHERE)
+    check_error_format(
+        error.value, r"^HellaSwag could not be downloaded \(127.0.0.1: no connection, .*refused\)$"
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError) as caught:
-        here.load(NOWHERE)
-    line(caught.value, r"^HellaSwag could not be downloaded \(127.0.0.1: HF_HUB_OFFLINE is set")
+    with pytest.raises(UserError) as error:
+        hellaswag_cache.load(NOWHERE)
+    check_error_format(
+        error.value, r"^HellaSwag could not be downloaded \(127.0.0.1: HF_HUB_OFFLINE is set"
+    )

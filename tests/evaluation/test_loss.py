@@ -19,15 +19,15 @@ from mlxgpt.utils.errors import UserError
 LETTERS = "äbcdefghijklmnopqr"  # 18, the last one two bytes long
 
 
-def evaluator(
-    model: GPT, tokenizer: CharTokenizer, ids: np.ndarray, bos: int | None = None, **more: Any
+def make_evaluator(
+    model: GPT, tokenizer: CharTokenizer, ids: np.ndarray, bos: int | None = None, **options: Any
 ) -> Evaluator:
     """Of a model on ids of 19, in float32."""
-    text = EvalDataset(TokenArray(ids, 19), tokenizer, bos)
-    return Evaluator(model, text, compile_eval_step(model, mx.float32), **more)
+    dataset = EvalDataset(TokenArray(ids, 19), tokenizer, bos)
+    return Evaluator(model, dataset, compile_eval_step(model, mx.float32), **options)
 
 
-def log_probs(model: GPT, ids: np.ndarray) -> float:
+def total_nats(model: GPT, ids: np.ndarray) -> float:
     """Summed nats of ids[1:], window by window, from the logits, in double precision."""
     total, block = 0.0, model.config.block_size
     for start in range(0, len(ids) - 1, block):
@@ -49,14 +49,18 @@ def test_every_token_is_judged_once_the_tail_included(
     model.wte.weight = model.wte.weight * 10
     ids = np.random.default_rng(length).integers(0, tokenizer.vocab_size, length)
     ids[-1] = 0  # a letter
-    whole = np.concatenate([[18], ids]) if end_of_text else ids
-    nats = log_probs(model, whole)
-    predicted = sum(len(tokenizer.token_bytes(i)) for i in whole[1:] if i != tokenizer.end_of_text)
+    all_ids = np.concatenate([[18], ids]) if end_of_text else ids
+    nats = total_nats(model, all_ids)
+    predicted_bytes = sum(
+        len(tokenizer.token_bytes(i)) for i in all_ids[1:] if i != tokenizer.end_of_text
+    )
     for batch_size in (1, 3, 50):
-        result = evaluator(model, tokenizer, ids, tokenizer.end_of_text, batch_size=batch_size)()
-        assert result.tokens == len(whole) - 1
-        assert result.loss == pytest.approx(nats / (len(whole) - 1), rel=1e-5)
-        assert result.bits_per_byte == pytest.approx(nats / math.log(2) / predicted, rel=1e-5)
+        result = make_evaluator(
+            model, tokenizer, ids, tokenizer.end_of_text, batch_size=batch_size
+        )()
+        assert result.tokens == len(all_ids) - 1
+        assert result.loss == pytest.approx(nats / (len(all_ids) - 1), rel=1e-5)
+        assert result.bits_per_byte == pytest.approx(nats / math.log(2) / predicted_bytes, rel=1e-5)
         assert result.perplexity == pytest.approx(math.exp(result.loss))
 
 
@@ -67,17 +71,17 @@ def test_a_batch_is_bounded_by_its_operations(
     tokenizer, model = CharTokenizer(LETTERS, end_of_text=False), GPT(tiny_model.model, 1)
     ids = np.arange(300) % 18
 
-    def rows() -> int:
-        evaluate = evaluator(model, tokenizer, ids, batch_size=12)
+    def batch_rows() -> int:
+        evaluate = make_evaluator(model, tokenizer, ids, batch_size=12)
         return next(evaluate._batches())[0].shape[0] * execution.thread_count()
 
-    assert rows() == 12
+    assert batch_rows() == 12
     monkeypatch.setattr(device, "device_type", lambda: "metal")
-    assert rows() == 12
+    assert batch_rows() == 12
     forward = 8 * flops_per_token(tiny_model.model) / 3
     for share, expected in ((4.5, 4), (2.0, 2), (0.1, execution.thread_count())):
         monkeypatch.setattr(device, "MAX_BATCH_FLOPS", share * forward)
-        assert rows() == expected
+        assert batch_rows() == expected
 
 
 def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
@@ -85,7 +89,7 @@ def test_a_uniform_model_needs_log2_v_bits(tiny_model: Config) -> None:
     model.wte.weight = mx.zeros_like(model.wte.weight)
     tokenizer = CharTokenizer("abcdefghijklmnopqrs", end_of_text=False)
     ids = np.arange(100) % 19
-    result = evaluator(model, tokenizer, ids, batch_size=2)()
+    result = make_evaluator(model, tokenizer, ids, batch_size=2)()
     assert result.loss == pytest.approx(math.log(19))
     assert result.bits_per_byte == pytest.approx(math.log2(19)), "a letter is a byte here"
     assert result.perplexity == pytest.approx(19)
@@ -95,9 +99,9 @@ def test_too_short_a_text_and_foreign_ids_are_refused(tiny_model: Config) -> Non
     tokenizer = CharTokenizer(LETTERS, end_of_text=False)
     model = GPT(tiny_model.model)
     with pytest.raises(UserError, match="too short"):
-        evaluator(model, tokenizer, np.array([1]), batch_size=1)
+        make_evaluator(model, tokenizer, np.array([1]), batch_size=1)
     with pytest.raises(UserError, match="id 19"):
-        evaluator(model, tokenizer, np.array([1, 19]), batch_size=1)
+        make_evaluator(model, tokenizer, np.array([1, 19]), batch_size=1)
 
 
 @pytest.mark.parametrize("bos", [None, 0])
@@ -110,16 +114,16 @@ def test_a_sample_is_windows_spread_over_the_text(
     model = GPT(tiny_model.model, 1)
     model.wte.weight = model.wte.weight * 10
     ids = np.random.default_rng(limit).integers(0, tokenizer.vocab_size, 100)
-    found = evaluator(model, tokenizer, ids, bos, batch_size=3, limit=limit)()
-    whole = ids if bos is None else np.concatenate([[bos], ids])
-    windows = math.ceil((len(whole) - 1) / T)
+    result = make_evaluator(model, tokenizer, ids, bos, batch_size=3, limit=limit)()
+    all_ids = ids if bos is None else np.concatenate([[bos], ids])
+    windows = math.ceil((len(all_ids) - 1) / T)
     count = min(windows, math.ceil(limit / T))
-    chosen = [whole[T * n : T * n + T + 1] for n in (k * windows // count for k in range(count))]
-    assert found.tokens == sum(len(window) - 1 for window in chosen)
-    assert (found.tokens == len(whole) - 1) == (limit > len(whole) - 1 - T), (
+    sampled = [all_ids[T * n : T * n + T + 1] for n in (k * windows // count for k in range(count))]
+    assert result.tokens == sum(len(window) - 1 for window in sampled)
+    assert (result.tokens == len(all_ids) - 1) == (limit > len(all_ids) - 1 - T), (
         "all, the tail included"
     )
-    nats = sum(log_probs(model, window) for window in chosen)
-    size = sum(len(tokenizer.token_bytes(i)) for window in chosen for i in window[1:])
-    assert found.loss == pytest.approx(nats / found.tokens, rel=1e-5)
-    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+    nats = sum(total_nats(model, window) for window in sampled)
+    byte_count = sum(len(tokenizer.token_bytes(i)) for window in sampled for i in window[1:])
+    assert result.loss == pytest.approx(nats / result.tokens, rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / byte_count, rel=1e-5)

@@ -29,26 +29,26 @@ def stories(home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_four_columns_and_a_file(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = api.appraise()
-    assert list(found.columns) == ["model", "real", "shuffled words", "n-gram"]
-    for column in found.columns.values():
+    quality = api.appraise()
+    assert list(quality.columns) == ["model", "real", "shuffled words", "n-gram"]
+    for column in quality.columns.values():
         assert set(column) == {metric.name for metric in METRICS}
-    real, shuffled = found.columns["real"], found.columns["shuffled words"]
+    real, shuffled = quality.columns["real"], quality.columns["shuffled words"]
     assert real["dictionary words"] is not None
     assert real["dictionary words"] > 0.9
     assert real["complete sentences"] == 1
     assert shuffled["complete sentences"] is not None
     assert shuffled["complete sentences"] < 0.7
-    assert len(found.texts) == 3
-    assert all(text.startswith("Once upon a time") for text in found.texts)
-    assert found.order_preference is not None
+    assert len(quality.texts) == 3
+    assert all(text.startswith("Once upon a time") for text in quality.texts)
+    assert quality.order_preference is not None
     file = json.loads((stories / "runs/r/quality.json").read_text())
-    assert file["columns"] == found.columns
+    assert file["columns"] == quality.columns
     assert file["step"] == 4
-    assert api.appraise() == found, "the same again"
+    assert api.appraise() == quality, "the same again"
     capsys.readouterr()
     assert cli.main(["eval", "--quality", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["columns"] == found.columns
+    assert json.loads(capsys.readouterr().out)["columns"] == quality.columns
     assert cli.main(["eval", "--quality"]) == 0
     assert "shuffled words" in capsys.readouterr().out
 
@@ -57,11 +57,11 @@ def test_a_single_text_is_appraised_by_its_words(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample_quality, "WINDOW_TOKENS", 50)
-    found = api.appraise()
-    assert found.prompt == ""
-    assert found.order_preference is None
-    assert found.columns["real"]["ended"] is None
-    assert found.columns["real"]["dictionary words"] is not None
+    quality = api.appraise()
+    assert quality.prompt == ""
+    assert quality.order_preference is None
+    assert quality.columns["real"]["ended"] is None
+    assert quality.columns["real"]["dictionary words"] is not None
 
 
 def test_a_texts_likelihood_is_what_evaluation_finds(stories: Path) -> None:
@@ -81,10 +81,10 @@ def test_held_out_documents_come_from_the_validation_text(
 ) -> None:
     monkeypatch.setattr(sample_quality, "MAX_STORY_TOKENS", 10_000)
     dataset = api.prepare("s")
-    texts, whole = zip(
+    texts, complete = zip(
         *sample_quality._sample_held_out(dataset.val, dataset.tokenizer, 0), strict=True
     )
-    assert all(whole)
+    assert all(complete)
     everything = dataset.tokenizer.decode(dataset.val.ids.tolist()).split(END_OF_TEXT)
     assert len(set(texts)) == len(texts) == 3
     assert set(texts) <= set(everything)
@@ -101,9 +101,9 @@ def test_real_texts_are_cut_where_the_models_are(
         for text, _ in sample_quality._sample_held_out(dataset.val, dataset.tokenizer, 0)
     )
     monkeypatch.setattr(sample_quality, "MAX_STORY_TOKENS", lengths[1])
-    cut = list(sample_quality._sample_held_out(dataset.val, dataset.tokenizer, 0))
-    assert sorted(len(dataset.tokenizer.encode(text)) for text, _ in cut)[-1] == lengths[1]
-    assert sum(whole for _, whole in cut) == 2
+    samples = list(sample_quality._sample_held_out(dataset.val, dataset.tokenizer, 0))
+    assert sorted(len(dataset.tokenizer.encode(text)) for text, _ in samples)[-1] == lengths[1]
+    assert sum(complete for _, complete in samples) == 2
     assert len(set(lengths)) == 3
 
 
@@ -111,14 +111,14 @@ def test_the_training_text_comes_whole_and_cut_between_words(
     stories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = api.prepare("s")
-    whole = dataset.tokenizer.decode(dataset.train.ids.tolist()).replace(END_OF_TEXT, "\0")
+    expected = dataset.tokenizer.decode(dataset.train.ids.tolist()).replace(END_OF_TEXT, "\0")
     monkeypatch.setattr(sample_quality, "DECODE_CHUNK_TOKENS", 97)
     pieces = list(sample_quality._decode_training_text(dataset.train, dataset.tokenizer))
-    assert "".join(pieces) == whole
+    assert "".join(pieces) == expected
     assert all(piece[-1:] in (" ", "\n", "\0", "") for piece in pieces[:-1])
-    some = "".join(sample_quality._decode_training_text(dataset.train, dataset.tokenizer, 1000))
-    assert whole.startswith(some)
-    assert 1000 < len(some) < 2000
+    prefix = "".join(sample_quality._decode_training_text(dataset.train, dataset.tokenizer, 1000))
+    assert expected.startswith(prefix)
+    assert 1000 < len(prefix) < 2000
 
 
 def test_quality_and_another_text_exclude_each_other(

@@ -23,7 +23,7 @@ GRAMMAR = "grammar errors per 100 words"
 GROUPS = 4
 
 # A real text has no end of line but \n, and `str.split` knows some more.
-lines = st.text(st.sampled_from('ab "\n.') | st.characters(codec="utf-8"), max_size=60)
+texts_strategy = st.text(st.sampled_from('ab "\n.') | st.characters(codec="utf-8"), max_size=60)
 
 
 def needs_harper() -> None:
@@ -39,8 +39,8 @@ def no_harper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     text_metrics._load_linter.cache_clear()
 
 
-def one(name: str, *texts: str, known: TrainingOverlap | None = None) -> float | None:
-    return compute_metrics(texts, known)[name]
+def metric_value(name: str, *texts: str, overlap: TrainingOverlap | None = None) -> float | None:
+    return compute_metrics(texts, overlap)[name]
 
 
 # Each metric, by hand.
@@ -81,62 +81,67 @@ def test_sentences_end_at_a_stop_and_not_within_what_is_said() -> None:
     ],
 )
 def test_a_complete_sentence_has_its_capital_and_its_stop(sentence: str, complete: int) -> None:
-    assert one("complete sentences", sentence) == complete
+    assert metric_value("complete sentences", sentence) == complete
 
 
 def test_complete_sentences_are_counted_over_all_texts_and_per_text() -> None:
     texts = ["Tom ran. he fell. Oh! He cried.", "Then it", "Tom sat. Then"]
-    assert one("complete sentences", *texts) == 4 / 7
-    assert one("complete sentences per story", *texts) == 1
+    assert metric_value("complete sentences", *texts) == 4 / 7
+    assert metric_value("complete sentences per story", *texts) == 1
 
 
 def test_grammar_errors_are_per_100_words() -> None:
     needs_harper()
     good = "He eats an apple in the garden with his dog."
-    assert one(GRAMMAR, good) == 0
-    assert one(GRAMMAR, good, "He eat an apple in a old garden with the the dog.") == 300 / 22
+    assert metric_value(GRAMMAR, good) == 0
+    assert (
+        metric_value(GRAMMAR, good, "He eat an apple in a old garden with the the dog.") == 300 / 22
+    )
 
 
 def test_taste_and_unknown_names_are_no_grammar_errors() -> None:
     needs_harper()
     assert (
-        one(GRAMMAR, "Zorbina was very good. Sam, Mia and Tom went far away, all of the day.") == 0
+        metric_value(
+            GRAMMAR, "Zorbina was very good. Sam, Mia and Tom went far away, all of the day."
+        )
+        == 0
     )
 
 
 def test_without_harper_only_the_grammar_is_missing(no_harper: None) -> None:
-    known = TrainingOverlap.scan(["Tom ran."], ["Tom ran"])
-    values = compute_metrics(["Tom ran."], known)
+    overlap = TrainingOverlap.scan(["Tom ran."], ["Tom ran"])
+    values = compute_metrics(["Tom ran."], overlap)
     assert values[GRAMMAR] is None
     assert values["dictionary words"] == 1
 
 
 def test_dictionary_words_are_those_of_the_training_text() -> None:
     texts = ["The cat didn't zorb.", "A cat, a “cat”!"]
-    known = TrainingOverlap.scan(texts, ['the CAT "a" ', "dog didn’t"])
-    assert known.words == {b"the", b"cat", b"a", b"didnt"}
-    assert one("dictionary words", *texts, known=known) == 7 / 8
+    overlap = TrainingOverlap.scan(texts, ['the CAT "a" ', "dog didn’t"])
+    assert overlap.words == {b"the", b"cat", b"a", b"didnt"}
+    assert metric_value("dictionary words", *texts, overlap=overlap) == 7 / 8
 
 
 def test_distinct_n_grams_do_not_depend_on_how_much_text_there_is() -> None:
     name = "distinct 3-grams"
-    two, thousand = "a b " * 500, " ".join(f"w{n}" for n in range(1000))
-    assert one(name, two) == 2 / 998
-    assert one(name, two, two) == 2 / 998
-    assert one(name, two[:500], two[500:], "a b a") == 2 / 998
-    assert one(name, thousand) == one(name, thousand, thousand) == 1
-    assert one(name, thousand, two) == mean([1, 2 / 998])
-    assert one(name, two[:-2]) is None
+    repeated, distinct = "a b " * 500, " ".join(f"w{n}" for n in range(1000))
+    assert metric_value(name, repeated) == 2 / 998
+    assert metric_value(name, repeated, repeated) == 2 / 998
+    assert metric_value(name, repeated[:500], repeated[500:], "a b a") == 2 / 998
+    assert metric_value(name, distinct) == metric_value(name, distinct, distinct) == 1
+    assert metric_value(name, distinct, repeated) == mean([1, 2 / 998])
+    assert metric_value(name, repeated[:-2]) is None
 
 
 def test_copied_8_grams_are_those_of_the_training_text() -> None:
     texts = ["One two, three four five six seven eight nine ten", "one two three", "z " * 8]
-    known = TrainingOverlap.scan(
+    overlap = TrainingOverlap.scan(
         texts, ["zero one two three", "", "four five", "six seven EIGHT NINE! z z z"]
     )
     # 1 … 8 and 2 … 9 are there, but 3 … 10 and the one of z are not.
-    assert one("copied 8-grams", *texts, known=known) == 2 / 4
-    assert one("copied 8-grams", "one two three", known=known) is None
+    assert metric_value("copied 8-grams", *texts, overlap=overlap) == 2 / 4
+    assert metric_value("copied 8-grams", "one two three", overlap=overlap) is None
 
 
 def test_what_needs_a_training_text_is_none_without() -> None:
@@ -163,19 +168,19 @@ def test_what_needs_a_training_text_is_none_without() -> None:
     ],
 )
 def test_quotes_open_and_close_in_turn(text: str, balanced: int | None) -> None:
-    assert one("quotes balanced", text) == balanced
+    assert metric_value("quotes balanced", text) == balanced
 
 
 def test_only_texts_with_quotes_are_judged_by_them() -> None:
-    assert one("quotes balanced", '"Go!"', "Go!", '"Go!', '"Oh." "No."') == 2 / 3
+    assert metric_value("quotes balanced", '"Go!"', "Go!", '"Go!', '"Oh." "No."') == 2 / 3
 
 
 def test_names_stay_if_they_are_used_again_in_their_text() -> None:
     name = "names that stay"
-    assert one(name, "One day Tom met Ann. Tom smiled.") == 1 / 2
-    assert one(name, "One day Tom met Ann.", "But Tom met Ann, and Ann smiled.") == 1 / 4
-    assert one(name, "She saw The dog and the cat. The end.") is None
-    assert one(name, 'Ann ran. Now I know.\nThen he said, "Yes!" Yes.') is None
+    assert metric_value(name, "One day Tom met Ann. Tom smiled.") == 1 / 2
+    assert metric_value(name, "One day Tom met Ann.", "But Tom met Ann, and Ann smiled.") == 1 / 4
+    assert metric_value(name, "She saw The dog and the cat. The end.") is None
+    assert metric_value(name, 'Ann ran. Now I know.\nThen he said, "Yes!" Yes.') is None
 
 
 def test_ended_is_the_share_that_the_caller_says() -> None:
@@ -201,7 +206,7 @@ def test_windows_of_a_play_have_no_quotes_and_no_end(shakespeare: Path, no_harpe
     assert values["copied 8-grams"] == pytest.approx(1 / 2, abs=0.05)
 
 
-@given(st.lists(lines))
+@given(st.lists(texts_strategy))
 def test_every_text_can_be_measured(texts: list[str]) -> None:
     values = compute_metrics(texts, TrainingOverlap.scan(texts, texts), [True] * len(texts))
     shares = [values[metric.name] for metric in METRICS if metric.is_fraction]
@@ -211,76 +216,80 @@ def test_every_text_can_be_measured(texts: list[str]) -> None:
 
 # The training text.
 
-some = st.lists(st.sampled_from(["a", "b", "Ab"]), max_size=40)
+words_strategy = st.lists(st.sampled_from(["a", "b", "Ab"]), max_size=40)
 
 
-@given(st.lists(some, max_size=4), st.lists(some, max_size=6))
+@given(st.lists(words_strategy, max_size=4), st.lists(words_strategy, max_size=6))
 def test_a_scan_finds_what_a_search_finds(texts: list[list[str]], pieces: list[list[str]]) -> None:
-    known = TrainingOverlap.scan(map(" ".join, texts), map(" ".join, pieces))
+    overlap = TrainingOverlap.scan(map(" ".join, texts), map(" ".join, pieces))
     training = [word.lower().encode() for piece in pieces for word in piece]
-    wanted = [[word.lower().encode() for word in text] for text in texts]
+    expected_words = [[word.lower().encode() for word in text] for text in texts]
 
-    def grams(run: Sequence[bytes]) -> set[tuple[bytes, ...]]:
-        return {tuple(run[n : n + 8]) for n in range(len(run) - 7)}
+    def grams(words: Sequence[bytes]) -> set[tuple[bytes, ...]]:
+        return {tuple(words[n : n + 8]) for n in range(len(words) - 7)}
 
-    assert known.words == {word for text in wanted for word in text} & set(training)
-    assert known.eight_grams == {g for text in wanted for g in grams(text)} & grams(training)
+    assert overlap.words == {word for text in expected_words for word in text} & set(training)
+    assert overlap.eight_grams == {g for text in expected_words for g in grams(text)} & grams(
+        training
+    )
 
 
 def test_a_scan_of_many_words_finds_exactly_the_copies() -> None:
     numbers = [str(n * n) for n in range(6000)]
-    others = numbers[::-1]
-    texts = [" ".join(numbers[n : n + 12]) for n in range(0, 4800, 12)] + [" ".join(others[:100])]
+    reversed_numbers = numbers[::-1]
+    texts = [" ".join(numbers[n : n + 12]) for n in range(0, 4800, 12)] + [
+        " ".join(reversed_numbers[:100])
+    ]
     pieces = (" ".join(numbers[n : n + 7]) for n in range(0, 6000, 7))
-    known = TrainingOverlap.scan(texts, pieces)
-    assert one("copied 8-grams", *texts, known=known) == 400 * 5 / (400 * 5 + 93)
+    overlap = TrainingOverlap.scan(texts, pieces)
+    assert metric_value("copied 8-grams", *texts, overlap=overlap) == 400 * 5 / (400 * 5 + 93)
 
 
 # The controls.
 
 
-@given(lines)
+@given(texts_strategy)
 def test_shuffling_keeps_the_words_and_the_white_space(text: str) -> None:
-    (found,) = text_metrics.shuffle_words([text], 1)
-    assert Counter(re.findall(r"\S+", found)) == Counter(re.findall(r"\S+", text))
-    assert re.split(r"\S+", found) == re.split(r"\S+", text)
+    (shuffled,) = text_metrics.shuffle_words([text], 1)
+    assert Counter(re.findall(r"\S+", shuffled)) == Counter(re.findall(r"\S+", text))
+    assert re.split(r"\S+", shuffled) == re.split(r"\S+", text)
 
 
 def test_shuffling_is_by_the_seed_and_the_place() -> None:
     texts = ["a b c d e f g h i j"] * 2
-    found = text_metrics.shuffle_words(texts, 1)
-    assert found == text_metrics.shuffle_words(texts, 1)
-    assert len({*texts, *found, *text_metrics.shuffle_words(texts, 2)}) == 5
+    shuffled = text_metrics.shuffle_words(texts, 1)
+    assert shuffled == text_metrics.shuffle_words(texts, 1)
+    assert len({*texts, *shuffled, *text_metrics.shuffle_words(texts, 2)}) == 5
 
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", "\n<|endoftext|>\n", "\0"])
 def test_an_n_gram_text_begins_and_ends_as_documents_do(end: str) -> None:
     training = end.join(["abcabd", "xyz", ""])
-    found = text_metrics.sample_ngram_texts(training, [20] * 40, 0)
-    assert set(found) == {"abcabd", "xyz"}
+    generated = text_metrics.sample_ngram_texts(training, [20] * 40, 0)
+    assert set(generated) == {"abcabd", "xyz"}
     assert set(text_metrics.sample_ngram_texts(training, [2] * 40, 0)) == {"ab", "xy"}
 
 
 def test_n_gram_texts_have_the_training_texts_frequencies() -> None:
     training = "<|endoftext|>".join(["aaaab", "caaad", "caaad", "caaad"])
-    found = Counter(text_metrics.sample_ngram_texts(training, [9] * 4000, 3))
-    assert set(found) == {"aaaab", "caaad"}
-    assert found["caaad"] / 4000 == pytest.approx(3 / 4, abs=0.03)
+    generated = Counter(text_metrics.sample_ngram_texts(training, [9] * 4000, 3))
+    assert set(generated) == {"aaaab", "caaad"}
+    assert generated["caaad"] / 4000 == pytest.approx(3 / 4, abs=0.03)
 
 
 def test_n_gram_texts_know_four_characters_and_no_more() -> None:
     training = "1aaaa2<|endoftext|>3aaaa4"
-    found = set(text_metrics.sample_ngram_texts(training, [9] * 100, 0))
-    assert found == {"1aaaa2", "1aaaa4", "3aaaa2", "3aaaa4"}
+    generated = set(text_metrics.sample_ngram_texts(training, [9] * 100, 0))
+    assert generated == {"1aaaa2", "1aaaa4", "3aaaa2", "3aaaa4"}
     training = "1aaa2<|endoftext|>3aaa4"
     assert set(text_metrics.sample_ngram_texts(training, [9] * 100, 0)) == {"1aaa2", "3aaa4"}
 
 
 def test_n_gram_texts_are_by_the_seed_and_the_place() -> None:
     training = "<|endoftext|>".join(synthetic.generate_stories(0, size=20_000))
-    found = text_metrics.sample_ngram_texts(training, [200, 200], 1)
-    assert found == text_metrics.sample_ngram_texts(training, [200, 200], 1)
-    assert len({*found, *text_metrics.sample_ngram_texts(training, [200, 200], 2)}) == 4
+    generated = text_metrics.sample_ngram_texts(training, [200, 200], 1)
+    assert generated == text_metrics.sample_ngram_texts(training, [200, 200], 1)
+    assert len({*generated, *text_metrics.sample_ngram_texts(training, [200, 200], 2)}) == 4
 
 
 # The order of sentences.
@@ -289,20 +298,20 @@ STORIES = ["One. Two. Three. Four.", 'A "b." C!\nD?  E.']
 
 
 def test_a_model_that_knows_the_stories_prefers_their_order() -> None:
-    seen: list[str] = []
+    scored_texts: list[str] = []
 
     def scores(texts: Sequence[str]) -> list[float]:
-        seen.extend(texts)
+        scored_texts.extend(texts)
         return [-1.0 if text in STORIES else -2.0 for text in texts]
 
     assert text_metrics.order_preference([*STORIES, "Too. Short. "], scores, 1) == 1
-    assert seen[:2] == STORIES
-    for story, other in zip(STORIES, seen[2:], strict=True):
-        assert story != other
+    assert scored_texts[:2] == STORIES
+    for story, shuffled in zip(STORIES, scored_texts[2:], strict=True):
+        assert story != shuffled
         assert sorted(text_metrics.split_sentences(story)) == sorted(
-            text_metrics.split_sentences(other)
+            text_metrics.split_sentences(shuffled)
         )
-        assert len(story) == len(other)
+        assert len(story) == len(shuffled)
 
 
 def test_the_order_is_another_and_white_space_around_a_story_is_no_sentence() -> None:
@@ -321,18 +330,18 @@ def test_order_preference_is_the_share_of_stories() -> None:
 
 
 def test_order_preference_is_by_the_seed() -> None:
-    def other(seed: int) -> list[str]:
-        seen: list[str] = []
+    def shuffled_order(seed: int) -> list[str]:
+        scored_texts: list[str] = []
 
         def scores(texts: Sequence[str]) -> list[float]:
-            seen.extend(texts)
+            scored_texts.extend(texts)
             return [0.0, 0.0]
 
         text_metrics.order_preference([" ".join(f"{n}." for n in range(20))], scores, seed)
-        return seen
+        return scored_texts
 
-    assert other(1) == other(1)
-    assert other(1) != other(2)
+    assert shuffled_order(1) == shuffled_order(1)
+    assert shuffled_order(1) != shuffled_order(2)
 
 
 # The rule: what tells real stories from neither control does not stay.
@@ -348,7 +357,7 @@ def real_stories(part: str) -> list[str]:
 
 
 @cache
-def table(corpus: str) -> dict[str, list[dict[str, float | None]]]:
+def compute_columns(corpus: str) -> dict[str, list[dict[str, float | None]]]:
     """Of the real stories and each control: the values of each group of stories."""
     if corpus == "storybook":
         real, training = (
@@ -366,10 +375,13 @@ def table(corpus: str) -> dict[str, list[dict[str, float | None]]]:
         "n-grams": [len(text) < length for text, length in zip(ngrams, lengths, strict=True)],
     }
     columns = {"real": real, "shuffled": text_metrics.shuffle_words(real, 0), "n-grams": ngrams}
-    known = TrainingOverlap.scan([text for texts in columns.values() for text in texts], documents)
+    overlap = TrainingOverlap.scan(
+        [text for texts in columns.values() for text in texts], documents
+    )
     return {
         name: [
-            compute_metrics(texts[n::GROUPS], known, ended[name][n::GROUPS]) for n in range(GROUPS)
+            compute_metrics(texts[n::GROUPS], overlap, ended[name][n::GROUPS])
+            for n in range(GROUPS)
         ]
         for name, texts in columns.items()
     }
@@ -385,8 +397,8 @@ def test_each_metric_tells_real_stories_from_a_control(
         needs_harper()
 
     def values(column: str) -> list[float]:
-        found = [group[metric.name] for group in table(corpus)[column]]
-        return [value for value in found if value is not None]
+        column_values = [group[metric.name] for group in compute_columns(corpus)[column]]
+        return [value for value in column_values if value is not None]
 
     real, controls = values("real"), [values("shuffled"), values("n-grams")]
     assert [len(column) for column in (real, *controls)] == [GROUPS] * 3
@@ -401,9 +413,9 @@ def test_on_real_stories_a_model_of_their_beginnings_prefers_their_order() -> No
         return [float(text.startswith(("Once", "One day"))) for text in texts]
 
     real = real_stories("valid")[:100]
-    found = text_metrics.order_preference(real, scores, 0)
-    assert found is not None
-    assert found > 0.7
+    preference = text_metrics.order_preference(real, scores, 0)
+    assert preference is not None
+    assert preference > 0.7
     shuffled = text_metrics.order_preference(text_metrics.shuffle_words(real, 0), scores, 0)
     assert shuffled is not None
     assert shuffled < 0.1

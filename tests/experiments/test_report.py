@@ -10,30 +10,37 @@ from mlxgpt.experiments.report import (
 )
 from mlxgpt.experiments.results import ComparisonRecord
 from mlxgpt.experiments.verdict import assign_verdicts, speed_drift
-from tests.helpers.comparisons import diverged, record, variant_result
+from tests.helpers.comparisons import (
+    make_comparison_record,
+    make_diverged_variant,
+    make_variant_result,
+)
 
 
-def judged(**given: object) -> ComparisonRecord:
-    first, other = variant_result("a", [2.0, 2.1, 1.9]), variant_result("b", [1.9, 1.95, 1.75])
-    others = [other, diverged("c"), variant_result("d", [])]
-    assign_verdicts([first, *others], 0.05, sequential=False)
-    return record(first, *others, drift=speed_drift([first, *others]), **given)
+def make_record(**fields: object) -> ComparisonRecord:
+    first, second = (
+        make_variant_result("a", [2.0, 2.1, 1.9]),
+        make_variant_result("b", [1.9, 1.95, 1.75]),
+    )
+    variants = [second, make_diverged_variant("c"), make_variant_result("d", [])]
+    assign_verdicts([first, *variants], 0.05, sequential=False)
+    return make_comparison_record(first, *variants, drift=speed_drift([first, *variants]), **fields)
 
 
 def test_a_row_has_a_text_for_each_name() -> None:
-    rows = [format_variant_row(s) for s in judged().variants]
+    rows = [format_variant_row(s) for s in make_record().variants]
     assert {len(row) for row in rows} == {len(COMPARISON_COLUMNS)}
-    first, better, gone, none = rows
+    first, better_row, diverged_row, untrained_row = rows
     assert first == ["a", "3", "2.0000", "", "", "", "the first"]
-    assert better[:3] == ["b", "3", "1.8667"]
-    assert better[3].startswith("-0.1333 ± 0.0")
-    assert better[4].endswith(" ×")
-    assert (gone[2], gone[-1]) == ("inf", "diverged")
-    assert (none[2], none[-1]) == ("–", "not trained yet")
+    assert better_row[:3] == ["b", "3", "1.8667"]
+    assert better_row[3].startswith("-0.1333 ± 0.0")
+    assert better_row[4].endswith(" ×")
+    assert (diverged_row[2], diverged_row[-1]) == ("inf", "diverged")
+    assert (untrained_row[2], untrained_row[-1]) == ("–", "not trained yet")
 
 
 def test_the_page_has_every_seed_and_what_it_differs_in() -> None:
-    page = render_comparison(judged())
+    page = render_comparison(make_record())
     assert page.startswith("# mine\n\n| variant | seeds |")
     assert "| b | dropout 0.1 (0.0) | 1,000 | 3 | 300 | 6 | 1.9000, 1.9500, 1.7500 |" in page
     assert "On a machine." in page
@@ -43,34 +50,34 @@ def test_the_page_has_every_seed_and_what_it_differs_in() -> None:
 
 def test_a_training_without_a_speed_has_no_time() -> None:
     """As one that was resumed for its last step."""
-    slow = variant_result("a", [2.0, 2.1])
+    slow = make_variant_result("a", [2.0, 2.1])
     for training in slow.trainings:
         assert training.curve
         training.curve.seconds[-1] = math.nan
-    assert "nan" not in render_comparison(record(slow))
+    assert "nan" not in render_comparison(make_comparison_record(slow))
 
 
 def test_what_has_to_be_known_is_told() -> None:
-    told = "\n".join(format_notes(judged()))
-    assert "1,234 bytes held back from the training text of my-text" in told
-    assert "holds the true one in 0.95 of cases" in told
-    assert "+0.0% to +0.0%" in told, "the machine's speed"
-    assert "looked at" not in told
-    many = "\n".join(format_notes(judged(looks=[3, 5], final_looks=2, interrupted=True)))
-    assert "looked at with 3, 5 seeds" in many
-    assert "The validation text was looked at 2 times" in many
-    assert "the same command goes on" in many
-    ruled = "\n".join(
-        format_notes(judged(looks=[3, 5], sequential=True, level=0.004, final_looks=1))
+    notes = "\n".join(format_notes(make_record()))
+    assert "1,234 bytes held back from the training text of my-text" in notes
+    assert "holds the true one in 0.95 of cases" in notes
+    assert "+0.0% to +0.0%" in notes, "the machine's speed"
+    assert "looked at" not in notes
+    with_looks = "\n".join(format_notes(make_record(looks=[3, 5], final_looks=2, interrupted=True)))
+    assert "looked at with 3, 5 seeds" in with_looks
+    assert "The validation text was looked at 2 times" in with_looks
+    assert "the same command goes on" in with_looks
+    sequential = "\n".join(
+        format_notes(make_record(looks=[3, 5], sequential=True, level=0.004, final_looks=1))
     )
-    assert "looked at with" not in ruled, "the rule knows"
-    assert "in 0.996 of cases among so many looks and variants" in ruled
-    assert "looked at once" in ruled
-    final = "\n".join(format_notes(judged(judged_on="validation")))
+    assert "looked at with" not in sequential, "the rule knows"
+    assert "in 0.996 of cases among so many looks and variants" in sequential
+    assert "looked at once" in sequential
+    final = "\n".join(format_notes(make_record(judged_on="validation")))
     assert "Bits per byte on the validation text of my-text" in final
 
 
 def test_advice_stands_first() -> None:
-    first, other = variant_result("a", [2.0, 2.0]), variant_result("b", [1.9, 2.05])
-    assign_verdicts([first, other], 0.05, sequential=False)
-    assert format_notes(record(first, other))[0].startswith("b: ")
+    first, second = make_variant_result("a", [2.0, 2.0]), make_variant_result("b", [1.9, 2.05])
+    assign_verdicts([first, second], 0.05, sequential=False)
+    assert format_notes(make_comparison_record(first, second))[0].startswith("b: ")

@@ -28,13 +28,13 @@ from mlxgpt.training.estimate import Estimate
 from mlxgpt.training.job import TrainJob
 from mlxgpt.training.loop import DivergedError
 from mlxgpt.utils.errors import UserError
-from tests.helpers.comparisons import Recorder, compared
+from tests.helpers.comparisons import CompareRecorder, run_comparison
 
 pytestmark = pytest.mark.usefixtures("no_check")
 
 
 @pytest.fixture(autouse=True)
-def there(home: Path, text_file: Path) -> Path:
+def project_folder(home: Path, text_file: Path) -> Path:
     """The current folder, with words.txt."""
     return home
 
@@ -45,10 +45,10 @@ def results(record: ComparisonRecord) -> dict[str, list[float]]:
 
 @pytest.mark.exact_bits
 def test_each_is_trained_as_alone_on_all_but_the_part_held_back(home: Path, tiny: Config) -> None:
-    record = compared(tiny, seeds=2)
+    record = run_comparison(tiny, seeds=2)
     assert list(results(record)) == ["learning_rate=1e-2", "learning_rate=1e-3"]
-    for standing, rate in zip(record.variants, (1e-2, 1e-3), strict=True):
-        for training, seed in zip(standing.trainings, (7, 8), strict=True):
+    for variant, rate in zip(record.variants, (1e-2, 1e-3), strict=True):
+        for training, seed in zip(variant.trainings, (7, 8), strict=True):
             assert training.seed == seed
             run = runs.open_run(home / "runs" / "compare" / "trainings" / training.key)
             assert (run.config.optim.learning_rate, run.config.train.seed) == (rate, seed)
@@ -62,39 +62,52 @@ def test_each_is_trained_as_alone_on_all_but_the_part_held_back(home: Path, tiny
     config = override_config(config, {"sample_tokens": 0})
     job = TrainJob(config, data, home / "alone", None, setup.NO_ESTIMATE)
     loop.run_training_loop(
-        setup.check_and_estimate(job, LOCAL_GROUP, Recorder()), LOCAL_GROUP, Recorder()
+        setup.check_and_estimate(job, LOCAL_GROUP, CompareRecorder()),
+        LOCAL_GROUP,
+        CompareRecorder(),
     )
     last = list(runs.open_run(home / "alone").metrics())[-1]
     assert last["val_bits_per_byte"] == record.variants[0].trainings[0].bits_per_byte
 
 
 def test_back_and_forth_and_nothing_twice(tiny: Config, notes: list[str]) -> None:
-    first = Recorder()
-    record = compared(tiny, first, seeds=3)
-    one, two = results(record)
-    assert first.trained == [(one, 7), (two, 7), (two, 8), (one, 8), (one, 9), (two, 9)]
+    first = CompareRecorder()
+    record = run_comparison(tiny, first, seeds=3)
+    first_name, second_name = results(record)
+    assert first.trained == [
+        (first_name, 7),
+        (second_name, 7),
+        (second_name, 8),
+        (first_name, 8),
+        (first_name, 9),
+        (second_name, 9),
+    ]
     assert first.counts == [[1, 0], [1, 1], [1, 2], [2, 2], [3, 2], [3, 3]]
 
-    again = Recorder()
+    repeated = CompareRecorder()
     notes.clear()
-    assert results(compared(tiny, again, seeds=3)) == results(record)
-    assert again.trained == []
+    assert results(run_comparison(tiny, repeated, seeds=3)) == results(record)
+    assert repeated.trained == []
     assert notes == [
-        f"3 seeds of each: {one} 12 steps, {two} 12 steps",
+        f"3 seeds of each: {first_name} 12 steps, {second_name} 12 steps",
         "reusing trainings from runs/compare/trainings",
     ]
 
-    other = Recorder()
-    three = compared(tiny, other, seeds=3, name="other", vary="learning_rate=1e-2,1e-3,1e-4")
-    assert [seed for _, seed in other.trained] == [7, 8, 9], "of the new one alone"
-    assert {name: results(three)[name] for name in (one, two)} == results(record)
+    extended = CompareRecorder()
+    extended_record = run_comparison(
+        tiny, extended, seeds=3, name="other", vary="learning_rate=1e-2,1e-3,1e-4"
+    )
+    assert [seed for _, seed in extended.trained] == [7, 8, 9], "of the new one alone"
+    assert {name: results(extended_record)[name] for name in (first_name, second_name)} == results(
+        record
+    )
 
 
 def test_files_are_compared_by_their_names(home: Path, tiny: Config) -> None:
     for name, change in (("plain", {}), ("deep", {"n_layer": 3})):
         config = override_config(tiny, {"dropout": 0.0, **change})
         (home / f"{name}.toml").write_text(config_to_toml(config))
-    record = compared(tiny, variants=("plain.toml", "deep.toml"), source="words.txt", seeds=1)
+    record = run_comparison(tiny, variants=("plain.toml", "deep.toml"), source="words.txt", seeds=1)
     assert [s.name for s in record.variants] == ["plain", "deep"]
     assert record.variants[1].changes == {"n_layer": (2, 3)}
     assert record.variants[1].parameters > record.variants[0].parameters
@@ -102,17 +115,17 @@ def test_files_are_compared_by_their_names(home: Path, tiny: Config) -> None:
 
 def test_tokenizers_are_compared_by_bits_per_byte_of_one_text(tiny: Config) -> None:
     """Characters and BPE, on the same bytes but for a part of a token."""
-    record = compared(tiny, vary="tokenizer=char,bpe", vocab_size=300, seeds=1)
-    char, other = record.variants
+    record = run_comparison(tiny, vary="tokenizer=char,bpe", vocab_size=300, seeds=1)
+    char, bpe = record.variants
     assert 2 < char.trainings[0].bits_per_byte < 9
-    assert 1 < other.trainings[0].bits_per_byte < 12
+    assert 1 < bpe.trainings[0].bits_per_byte < 12
     assert char.changes == {}
-    assert other.changes == {"tokenizer": ("char", "bpe")}
+    assert bpe.changes == {"tokenizer": ("char", "bpe")}
 
 
 @pytest.mark.parametrize("budget", ["384tokens", "12steps"])
 def test_batch_sizes_have_the_same_budget(tiny: Config, budget: str) -> None:
-    record = compared(tiny, vary="batch_size=4,2", budget=budget, seeds=1)
+    record = run_comparison(tiny, vary="batch_size=4,2", budget=budget, seeds=1)
     tokens = {"384tokens": [384, 384], "12steps": [384, 192]}[budget]
     assert [s.tokens for s in record.variants] == tokens
     assert [s.steps for s in record.variants] == [12, 24 if budget.endswith("tokens") else 12]
@@ -121,11 +134,11 @@ def test_batch_sizes_have_the_same_budget(tiny: Config, budget: str) -> None:
 def test_the_schedule_is_as_long_as_the_budget(home: Path, tiny: Config) -> None:
     """Warmup at most a tenth, and the decay in proportion."""
     config = override_config(tiny, {"max_steps": 100, "decay_steps": 80, "warmup_steps": 20})
-    record = compared(config, budget="30steps", seeds=1)
+    record = run_comparison(config, budget="30steps", seeds=1)
     key = record.variants[0].trainings[0].key
-    found = runs.open_run(home / "runs" / "compare" / "trainings" / key).config
-    assert found.train.max_steps == 30
-    assert (found.optim.warmup_steps, found.optim.decay_steps) == (3, 24)
+    run_config = runs.open_run(home / "runs" / "compare" / "trainings" / key).config
+    assert run_config.train.max_steps == 30
+    assert (run_config.optim.warmup_steps, run_config.optim.decay_steps) == (3, 24)
 
 
 def test_a_time_is_planned_once_each_in_turn(
@@ -134,57 +147,59 @@ def test_a_time_is_planned_once_each_in_turn(
     """The steps that fit, by the median of three timings; and the same when it goes on."""
     times = iter([0.5, 1.0, 0.4, 1.0, 9.0, 1.0])
 
-    def measured(config: Config, *_: object) -> Estimate:
+    def fake_estimate(config: Config, *_: object) -> Estimate:
         return Estimate(next(times), 0.0, 1000, 0)
 
-    monkeypatch.setattr(setup, "estimate_training", measured)
-    monkeypatch.setattr(planning, "estimate_training", measured)
-    record = compared(tiny, vary="n_layer=1,2", budget="6s", seeds=1)
+    monkeypatch.setattr(setup, "estimate_training", fake_estimate)
+    monkeypatch.setattr(planning, "estimate_training", fake_estimate)
+    record = run_comparison(tiny, vary="n_layer=1,2", budget="6s", seeds=1)
     assert [s.steps for s in record.variants] == [12, 6]
     assert record.variants[1].changes == {"n_layer": (1, 2)}, "what was asked for"
-    again = Recorder()
-    longer = compared(tiny, again, vary="n_layer=1,2", budget="6s", seeds=1)
-    assert results(longer) == results(record)
-    assert again.trained == []
+    repeated = CompareRecorder()
+    repeated_record = run_comparison(tiny, repeated, vary="n_layer=1,2", budget="6s", seeds=1)
+    assert results(repeated_record) == results(record)
+    assert repeated.trained == []
     monkeypatch.setattr(planning, "estimate_training", lambda *_: Estimate(1.0, 0.0, 1000, 0))
     monkeypatch.setattr(setup, "estimate_training", lambda *_: Estimate(1.0, 0.0, 1000, 0))
-    other = compared(tiny, vary="n_layer=1,2", budget="3s", seeds=1)
-    assert [s.steps for s in other.variants] == [3, 3], "another time is another plan"
+    replanned = run_comparison(tiny, vary="n_layer=1,2", budget="3s", seeds=1)
+    assert [s.steps for s in replanned.variants] == [3, 3], "another time is another plan"
 
 
 @pytest.mark.exact_bits
 def test_stopped_and_gone_on_with_it_ends_the_same(
     home: Path, tiny: Config, notes: list[str]
 ) -> None:
-    whole = compared(tiny, seeds=2, name="whole")
+    uninterrupted = run_comparison(tiny, seeds=2, name="whole")
     shutil.rmtree(home / "runs")
 
-    class Stopping(Recorder):
+    class StoppingRecorder(CompareRecorder):
         def on_log(self, record: dict) -> None:
             if record["step"] == 5 and len(self.trained) == 3:
                 signal.raise_signal(signal.SIGINT)
 
-    stopped = compared(tiny, Stopping(), seeds=2)
+    stopped = run_comparison(tiny, StoppingRecorder(), seeds=2)
     assert stopped.interrupted
     assert [len(s.trainings) for s in stopped.variants] == [1, 1]
-    on = Recorder()
-    record = compared(tiny, on, seeds=2)
+    resumed = CompareRecorder()
+    record = run_comparison(tiny, resumed, seeds=2)
     assert not record.interrupted
-    assert len(on.trained) == 2, "what was begun, and what was missing"
+    assert len(resumed.trained) == 2, "what was begun, and what was missing"
     assert any("resuming" in note for note in notes)
-    assert results(record) == results(whole)
+    assert results(record) == results(uninterrupted)
 
 
-def decided(monkeypatch: pytest.MonkeyPatch, found: Callable[[str, int], float]) -> None:
+def fake_training(
+    monkeypatch: pytest.MonkeyPatch, bits_per_byte: Callable[[str, int], float]
+) -> None:
     """Trainings that end as told, by variant and seed, without being trained."""
 
-    def trained(self: study._Comparison, variant: study.Variant, seed: int) -> study.RunResult:
-        value = found(variant.name, seed)
-        points = None if math.isinf(value) else study.build_learning_curve(run)
-        return study.RunResult(seed, f"{variant.name}-{seed}", value, points)
+    def fake_train(self: study._Comparison, variant: study.Variant, seed: int) -> study.RunResult:
+        value = bits_per_byte(variant.name, seed)
+        curve = None if math.isinf(value) else study.build_learning_curve(run)
+        return study.RunResult(seed, f"{variant.name}-{seed}", value, curve)
 
     run = runs.open_run(Path("runs/compare/trainings") / next(iter_trainings()))
-    monkeypatch.setattr(study._Comparison, "_train_variant", trained)
+    monkeypatch.setattr(study._Comparison, "_train_variant", fake_train)
 
 
 def iter_trainings():  # type: ignore[no-untyped-def]
@@ -196,9 +211,9 @@ NOISE = [0.01, -0.02, 0.015, -0.005, 0.02, -0.012, 0.001, -0.018, 0.009, 0.0]
 
 def test_seeds_are_added_until_it_is_decided(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clear loser gets no more; the near one goes on; and the first is always there."""
-    compared(tiny, seeds=1, name="any")
+    run_comparison(tiny, seeds=1, name="any")
 
-    def found(name: str, seed: int) -> float:
+    def bits_per_byte(name: str, seed: int) -> float:
         n = (seed - 7) % 10
         return {
             "dropout=0": 2.0,
@@ -207,8 +222,8 @@ def test_seeds_are_added_until_it_is_decided(tiny: Config, monkeypatch: pytest.M
             "dropout=0.9": math.inf,
         }[name]
 
-    decided(monkeypatch, found)
-    record = compared(
+    fake_training(monkeypatch, bits_per_byte)
+    record = run_comparison(
         tiny, vary="dropout=0,0.1,0.5,0.9", until_decided=True, seeds=8, name="decided"
     )
     counts = {s.name: len(s.trainings) for s in record.variants}
@@ -216,15 +231,17 @@ def test_seeds_are_added_until_it_is_decided(tiny: Config, monkeypatch: pytest.M
     assert [s.verdict for s in record.variants] == ["the first", "undecided", "worse", "diverged"]
     assert record.level < 0.05 / 3
 
-    small = compared(tiny, vary="dropout=0,0.1,0.5", until_decided=True, smallest=0.2, name="small")
+    small = run_comparison(
+        tiny, vary="dropout=0,0.1,0.5", until_decided=True, smallest=0.2, name="small"
+    )
     assert [len(s.trainings) for s in small.variants] == [3, 3, 3]
     assert small.variants[1].verdict == "undecided"
 
 
 def test_a_first_one_that_diverges_ends_it(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    compared(tiny, seeds=1, name="any")
-    decided(monkeypatch, lambda name, seed: math.inf if name.endswith("1e-2") else 2.0)
-    record = compared(tiny, seeds=3, vary="learning_rate=1e-2,1e-3,1e-4")
+    run_comparison(tiny, seeds=1, name="any")
+    fake_training(monkeypatch, lambda name, seed: math.inf if name.endswith("1e-2") else 2.0)
+    record = run_comparison(tiny, seeds=3, vary="learning_rate=1e-2,1e-3,1e-4")
     assert [len(s.trainings) for s in record.variants] == [1, 1, 1]
     assert record.variants[0].verdict == "diverged"
 
@@ -232,44 +249,44 @@ def test_a_first_one_that_diverges_ends_it(tiny: Config, monkeypatch: pytest.Mon
 def test_a_training_that_diverges_is_not_tried_again(
     tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = []
+    rates = []
 
-    def diverging(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> object:
-        tried.append(job.config.optim.learning_rate)
-        if tried[-1] == 1e-3:
+    def diverge(job: TrainJob, group: ProcessGroup, callbacks: Callback) -> object:
+        rates.append(job.config.optim.learning_rate)
+        if rates[-1] == 1e-3:
             raise DivergedError("training has diverged", "use another.")
         return loop.run_training_loop(job, group, callbacks)
 
-    monkeypatch.setattr(study, "run_training_loop", diverging)
+    monkeypatch.setattr(study, "run_training_loop", diverge)
     for _ in range(2):
-        record = compared(tiny, seeds=2)
+        record = run_comparison(tiny, seeds=2)
         assert [len(s.trainings) for s in record.variants] == [1, 1]
         assert [s.verdict for s in record.variants] == ["the first", "diverged"]
-    assert tried == [1e-2, 1e-3]
+    assert rates == [1e-2, 1e-3]
 
 
 def test_the_validation_text_is_looked_at_when_asked_and_counted(
     home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = compared(tiny, seeds=2)
+    record = run_comparison(tiny, seeds=2)
     assert (record.judged_on, record.final_looks, record.looks) == ("held back", 0, [2])
     for times in (1, 2):
-        final = compared(tiny, seeds=2, final=True)
+        final = run_comparison(tiny, seeds=2, final=True)
         assert (final.judged_on, final.final_looks) == ("validation", times)
-    assert compared(tiny, seeds=2).final_looks == 2, "it stands in the ledger"
-    assert compared(tiny, seeds=3).looks == [2, 3]
+    assert run_comparison(tiny, seeds=2).final_looks == 2, "it stands in the ledger"
+    assert run_comparison(tiny, seeds=3).looks == [2, 3]
     # What eval says of the same run and text.
-    standing = final.variants[1]
-    folder = home / "runs" / "compare" / "trainings" / standing.trainings[0].key
+    variant = final.variants[1]
+    folder = home / "runs" / "compare" / "trainings" / variant.trainings[0].key
     data = api.prepare("words.txt")
-    found = api.evaluate(run=str(folder), checkpoint="12", source=as_text(home, data))
-    assert standing.trainings[0].bits_per_byte == pytest.approx(found.bits_per_byte, rel=1e-6)
+    loss = api.evaluate(run=str(folder), checkpoint="12", source=write_validation_text(home, data))
+    assert variant.trainings[0].bits_per_byte == pytest.approx(loss.bits_per_byte, rel=1e-6)
     assert results(final) != results(record)
-    written = {path.name for path in (home / "runs" / "compare" / "mine").glob("*.md")}
-    assert written == {"mine.md", "mine-final.md"}
+    report_names = {path.name for path in (home / "runs" / "compare" / "mine").glob("*.md")}
+    assert report_names == {"mine.md", "mine-final.md"}
 
 
-def as_text(home: Path, data: object) -> str:
+def write_validation_text(home: Path, data: object) -> str:
     text = data.tokenizer.decode(data.val.ids)  # type: ignore[attr-defined]
     (home / "val.txt").write_text(text, encoding="utf-8")
     return "val.txt"
@@ -279,44 +296,44 @@ def test_data_is_opened_once_for_all_that_share_it(
     tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is hashed when it is opened, which takes long where it is large."""
-    compared(tiny, seeds=1)
-    opened, real = [], preparation.find_or_prepare
+    run_comparison(tiny, seeds=1)
+    requests, original = [], preparation.find_or_prepare
 
-    def counting(request: PrepareRequest, *given: Any) -> Dataset:
-        opened.append(request)
-        return real(request, *given)
+    def counting(request: PrepareRequest, *args: Any) -> Dataset:
+        requests.append(request)
+        return original(request, *args)
 
     monkeypatch.setattr(preparation, "find_or_prepare", counting)
-    compared(tiny, seeds=1)
-    assert len(opened) == 1
-    compared(tiny, seeds=1, name="two", vary="tokenizer=char,bpe", vocab_size=300)
-    assert len(opened) == 3
+    run_comparison(tiny, seeds=1)
+    assert len(requests) == 1
+    run_comparison(tiny, seeds=1, name="two", vary="tokenizer=char,bpe", vocab_size=300)
+    assert len(requests) == 3
 
 
 def test_a_training_that_was_saved_and_not_evaluated_is_made_whole(
     home: Path, tiny: Config
 ) -> None:
     """Killed in between: the end of its curve is made up for."""
-    record = compared(tiny, seeds=1)
+    record = run_comparison(tiny, seeds=1)
     key = record.variants[0].trainings[0].key
     metrics = home / "runs" / "compare" / "trainings" / key / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
     assert '"step": 12,' in lines[-1]
     metrics.write_text("".join(lines[:-1]))
-    assert results(compared(tiny, seeds=1)) == results(record)
+    assert results(run_comparison(tiny, seeds=1)) == results(record)
 
 
 def test_a_training_that_is_not_what_it_says_is_refused(home: Path, tiny: Config) -> None:
-    record = compared(tiny, seeds=1)
-    one, two = (s.trainings[0].key for s in record.variants)
+    record = run_comparison(tiny, seeds=1)
+    first_key, second_key = (s.trainings[0].key for s in record.variants)
     trainings = home / "runs" / "compare" / "trainings"
-    shutil.rmtree(trainings / one)
-    shutil.copytree(trainings / two, trainings / one)
+    shutil.rmtree(trainings / first_key)
+    shutil.copytree(trainings / second_key, trainings / first_key)
     with pytest.raises(UserError, match="is not the training of that name"):
-        compared(tiny, seeds=1)
+        run_comparison(tiny, seeds=1)
 
 
-SHORT = {"source": "words.txt", "block_size": 8}
+COMMON = {"source": "words.txt", "block_size": 8}
 
 
 @pytest.mark.parametrize(
@@ -332,7 +349,7 @@ SHORT = {"source": "words.txt", "block_size": 8}
         ({"name": "../x"}, "not a valid folder name"),
         ({"name": "trainings"}, "not a valid folder name"),
         ({"variants": ("tier1",)}, "nothing to compare"),
-        ({"variants": ("tier1", "tier1"), **SHORT}, "tier1 and tier1-2 are the same training"),
+        ({"variants": ("tier1", "tier1"), **COMMON}, "tier1 and tier1-2 are the same training"),
         ({"variants": ("tier1", "tier2"), "tier": 1}, "--tier and --config tell what to vary"),
         ({"variants": ("tier1", "tier2"), "vary": "dropout=0,1"}, "files and --vary"),
         ({"source": "nothing.txt"}, "nothing.txt"),
@@ -342,17 +359,17 @@ def test_what_is_refused_is_refused_before_anything_is_trained(
     home: Path, tiny: Config, given: dict, problem: str
 ) -> None:
     with pytest.raises(UserError, match=problem):
-        compared(tiny, **given)
+        run_comparison(tiny, **given)
     assert not list(home.glob("runs/compare/trainings/*"))
 
 
 def test_the_record_on_the_disk_is_all_a_page_needs(home: Path, tiny: Config) -> None:
-    record = compared(tiny, seeds=2)
+    record = run_comparison(tiny, seeds=2)
     folder = home / "runs" / "compare" / "mine"
     assert {path.name for path in folder.iterdir()} >= {"ledger.json", "mine.json", "mine.md"}
     tree = json.loads((folder / "mine.json").read_text())
-    for standing, variant in zip(tree["variants"], record.variants, strict=True):
-        for training, own in zip(standing["trainings"], variant.trainings, strict=True):
-            assert own.curve is not None
-            assert training["curve"]["bits_per_byte"] == own.curve.bits_per_byte
-            assert len(training["curve"]["seconds"]) == len(own.curve.tokens) == 4
+    for variant_tree, variant in zip(tree["variants"], record.variants, strict=True):
+        for training, expected in zip(variant_tree["trainings"], variant.trainings, strict=True):
+            assert expected.curve is not None
+            assert training["curve"]["bits_per_byte"] == expected.curve.bits_per_byte
+            assert len(training["curve"]["seconds"]) == len(expected.curve.tokens) == 4

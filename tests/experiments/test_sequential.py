@@ -15,10 +15,10 @@ from mlxgpt.experiments.statistics import ALPHA, confidence_interval, p_value
 
 def test_the_level_keeps_five_in_a_hundred_over_all_looks() -> None:
     """On other draws than it was found with; benchmarks/false_alarms.py tries the whole rule."""
-    twins = np.random.default_rng(1).normal(size=(20_000, MAX_SEEDS))
-    share = np.mean(min_p_over_looks(twins, MIN_SEEDS) < per_look_alpha(1, MAX_SEEDS))
+    null_deltas = np.random.default_rng(1).normal(size=(20_000, MAX_SEEDS))
+    share = np.mean(min_p_over_looks(null_deltas, MIN_SEEDS) < per_look_alpha(1, MAX_SEEDS))
     assert 0.043 < share < 0.054
-    naive = np.mean(min_p_over_looks(twins, MIN_SEEDS) < ALPHA)
+    naive = np.mean(min_p_over_looks(null_deltas, MIN_SEEDS) < ALPHA)
     assert naive > 0.2, "looking often at 95 % would be wrong often"
 
 
@@ -37,20 +37,20 @@ def test_more_looks_and_more_variants_are_stricter() -> None:
 
 def test_the_smallest_p_is_that_of_the_looks() -> None:
     pairs = np.random.default_rng(2).normal(0.8, 1.0, size=(5, 9))
-    for row, found in zip(pairs, min_p_over_looks(pairs, 4), strict=True):
-        each = [p_value(list(row[:n])) for n in range(4, 10)]
-        assert found == pytest.approx(min(p for p in each if p is not None))
+    for row, actual in zip(pairs, min_p_over_looks(pairs, 4), strict=True):
+        p_values = [p_value(list(row[:n])) for n in range(4, 10)]
+        assert actual == pytest.approx(min(p for p in p_values if p is not None))
 
 
 def test_what_ends_it() -> None:
     clear, near, wide = [-0.1, -0.11, -0.1], [0.001, -0.001, 0.0], [0.1, -0.1, 0.0]
-    at = per_look_alpha(1, MAX_SEEDS)
-    assert is_decided(clear, at, 0.0)
-    assert not is_decided(clear[:2], at, 0.0), "never before three seeds"
-    assert not is_decided(near, at, 0.0)
-    low, high = confidence_interval(near, at)
+    alpha = per_look_alpha(1, MAX_SEEDS)
+    assert is_decided(clear, alpha, 0.0)
+    assert not is_decided(clear[:2], alpha, 0.0), "never before three seeds"
+    assert not is_decided(near, alpha, 0.0)
+    low, high = confidence_interval(near, alpha)
     assert low is not None
     assert high is not None
-    assert is_decided(near, at, 1.01 * (high - low) / 2)
-    assert not is_decided(near, at, 0.99 * (high - low) / 2)
-    assert not is_decided(wide, at, 0.005)
+    assert is_decided(near, alpha, 1.01 * (high - low) / 2)
+    assert not is_decided(near, alpha, 0.99 * (high - low) / 2)
+    assert not is_decided(wide, alpha, 0.005)

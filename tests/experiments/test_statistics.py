@@ -106,11 +106,11 @@ def test_seeds_that_would_decide_do() -> None:
     assert more > 0
     mean, scatter = abs(statistics.fmean(pairs)), statistics.stdev(pairs)
 
-    def leaves_zero(count: int) -> bool:
+    def excludes_zero(count: int) -> bool:
         return mean > t_quantile(0.05, count - 1) * scatter / math.sqrt(count)
 
-    assert leaves_zero(3 + more)
-    assert not leaves_zero(3 + more - 1)
+    assert excludes_zero(3 + more)
+    assert not excludes_zero(3 + more - 1)
     assert estimate_additional_seeds([0.03, -0.03, 0.001], 1) is None, (
         f"more than {MAX_ADDITIONAL_SEEDS}"
     )
@@ -122,10 +122,10 @@ def test_seeds_that_would_decide_do() -> None:
 
 def test_several_variants_are_corrected_together() -> None:
     near, far = [-0.02, -0.03, -0.022], [0.5, 0.51, 0.49]
-    one = compute_paired_differences([near])[0]
-    two, other = compute_paired_differences([near, far])
-    assert one.p == p_value(near)
-    assert two.p == pytest.approx(one.p), "the larger p of two counts alone"
-    assert other.p == pytest.approx(2 * p_value(far))  # type: ignore[operator]
-    assert (two.low, two.high) == (one.low, one.high)
-    assert two.mean == pytest.approx(-0.024)
+    near_alone = compute_paired_differences([near])[0]
+    near_of_two, far_of_two = compute_paired_differences([near, far])
+    assert near_alone.p == p_value(near)
+    assert near_of_two.p == pytest.approx(near_alone.p), "the larger p of two counts alone"
+    assert far_of_two.p == pytest.approx(2 * p_value(far))  # type: ignore[operator]
+    assert (near_of_two.low, near_of_two.high) == (near_alone.low, near_alone.high)
+    assert near_of_two.mean == pytest.approx(-0.024)

@@ -56,12 +56,12 @@ def test_what_cannot_be_compared_is_refused(tiny: Config, text: str, problem: st
 
 
 def test_differences_are_those_that_a_training_hangs_on(tiny: Config) -> None:
-    other = override_config(
+    changed = override_config(
         tiny, {"n_layer": 3, "log_interval": 5, "source": "x.txt", "beta2": 0.5}
     )
-    found = weight_affecting_diff(tiny, other)
-    assert found == {"n_layer": (2, 3), "beta2": (0.95, 0.5)}
-    assert format_diff(found) == "n_layer 3 (2), beta2 0.5 (0.95)"
+    diff = weight_affecting_diff(tiny, changed)
+    assert diff == {"n_layer": (2, 3), "beta2": (0.95, 0.5)}
+    assert format_diff(diff) == "n_layer 3 (2), beta2 0.5 (0.95)"
     assert {"tokenizer", "seed", "dtype", "max_steps"} <= weight_affecting(tiny).keys()
 
 

@@ -3,15 +3,15 @@ from __future__ import annotations
 import pytest
 
 from mlxgpt.experiments.verdict import assign_verdicts, match_by_seed, paired_deltas, speed_drift
-from tests.helpers.comparisons import curve, diverged, variant_result
+from tests.helpers.comparisons import make_curve, make_diverged_variant, make_variant_result
 
 
 def test_the_first_is_what_the_others_are_compared_with() -> None:
     first, better, worse, same = (
-        variant_result("a", [2.0, 2.1, 1.9]),
-        variant_result("b", [1.9, 2.0, 1.801]),
-        variant_result("c", [2.1, 2.2, 1.999]),
-        variant_result("d", [2.0, 2.1, 1.9]),
+        make_variant_result("a", [2.0, 2.1, 1.9]),
+        make_variant_result("b", [1.9, 2.0, 1.801]),
+        make_variant_result("c", [2.1, 2.2, 1.999]),
+        make_variant_result("d", [2.0, 2.1, 1.9]),
     )
     assign_verdicts([first, better, worse, same], 0.05, sequential=False)
     assert [s.verdict for s in (first, better, worse, same)] == [
@@ -30,71 +30,80 @@ def test_the_first_is_what_the_others_are_compared_with() -> None:
 
 
 def test_what_is_undecided_says_how_many_seeds_would_tell() -> None:
-    first, other = variant_result("a", [2.0, 2.0, 2.0]), variant_result("b", [1.98, 2.003, 1.975])
-    assign_verdicts([first, other], 0.05, sequential=False)
-    assert other.verdict == "undecided"
-    assert other.difference is not None
-    assert other.advice == (
-        f"about {other.difference.more} more seeds would decide, if it is better by 0.0140"
+    first, variant = (
+        make_variant_result("a", [2.0, 2.0, 2.0]),
+        make_variant_result("b", [1.98, 2.003, 1.975]),
     )
-    hopeless = variant_result("b", [2.01, 1.99, 2.001])
+    assign_verdicts([first, variant], 0.05, sequential=False)
+    assert variant.verdict == "undecided"
+    assert variant.difference is not None
+    assert variant.advice == (
+        f"about {variant.difference.more} more seeds would decide, if it is better by 0.0140"
+    )
+    hopeless = make_variant_result("b", [2.01, 1.99, 2.001])
     assign_verdicts([first, hopeless], 0.05, sequential=False)
     assert hopeless.advice.startswith("more than 23 seeds would decide, if it is worse by 0.0003")
 
 
 def test_one_seed_tells_nothing() -> None:
-    first, other = variant_result("a", [2.0]), variant_result("b", [1.0])
-    assign_verdicts([first, other], 0.05, sequential=False)
-    assert other.verdict == "one seed"
-    assert "the next one may say the contrary" in other.advice
+    first, variant = make_variant_result("a", [2.0]), make_variant_result("b", [1.0])
+    assign_verdicts([first, variant], 0.05, sequential=False)
+    assert variant.verdict == "one seed"
+    assert "the next one may say the contrary" in variant.advice
 
 
 def test_among_many_the_interval_alone_is_not_enough() -> None:
     """By itself p is 0.035; among four, Holm makes it 0.14."""
-    first, near = variant_result("a", [2.0, 2.0, 2.0]), variant_result("b", [1.96, 1.97, 1.98])
+    first, near = (
+        make_variant_result("a", [2.0, 2.0, 2.0]),
+        make_variant_result("b", [1.96, 1.97, 1.98]),
+    )
     assign_verdicts([first, near], 0.05, sequential=False)
     assert near.verdict == "better"
-    others = [variant_result(name, [1.97, 1.98, 1.99]) for name in "cde"]
-    assign_verdicts([first, near, *others], 0.05, sequential=False)
+    variants = [make_variant_result(name, [1.97, 1.98, 1.99]) for name in "cde"]
+    assign_verdicts([first, near, *variants], 0.05, sequential=False)
     assert near.verdict == "not certain"
     assert near.advice.startswith("p = 0.14 among all that are compared; about")
-    assert [other.verdict for other in others] == ["undecided"] * 3
+    assert [variant.verdict for variant in variants] == ["undecided"] * 3
 
 
 def test_where_seeds_were_added_the_interval_alone_decides() -> None:
-    first, other = variant_result("a", [2.0, 2.0, 2.0]), variant_result("b", [1.96, 1.97, 1.98])
-    assign_verdicts([first, other], 0.05, sequential=True)
-    assert other.verdict == "better"
-    assign_verdicts([first, other], 0.005, sequential=True)
-    assert other.verdict == "undecided"
+    first, variant = (
+        make_variant_result("a", [2.0, 2.0, 2.0]),
+        make_variant_result("b", [1.96, 1.97, 1.98]),
+    )
+    assign_verdicts([first, variant], 0.05, sequential=True)
+    assert variant.verdict == "better"
+    assign_verdicts([first, variant], 0.005, sequential=True)
+    assert variant.verdict == "undecided"
 
 
 def test_who_diverged_is_not_compared() -> None:
-    first, other, gone = (
-        variant_result("a", [2.0, 2.1]),
-        variant_result("b", [1.9, 2.0]),
-        diverged("c"),
+    first, variant, diverged_variant = (
+        make_variant_result("a", [2.0, 2.1]),
+        make_variant_result("b", [1.9, 2.0]),
+        make_diverged_variant("c"),
     )
-    assign_verdicts([first, other, gone], 0.05, sequential=False)
-    assert gone.verdict == "diverged"
-    assert gone.difference is None
-    assert other.difference is not None
-    lost = diverged("a")
-    assign_verdicts([lost, variant_result("b", [1.9, 2.0])], 0.05, sequential=False)
-    assert lost.verdict == "diverged"
+    assign_verdicts([first, variant, diverged_variant], 0.05, sequential=False)
+    assert diverged_variant.verdict == "diverged"
+    assert diverged_variant.difference is None
+    assert variant.difference is not None
+    diverged_first = make_diverged_variant("a")
+    assign_verdicts([diverged_first, make_variant_result("b", [1.9, 2.0])], 0.05, sequential=False)
+    assert diverged_first.verdict == "diverged"
 
 
 def test_pairs_are_of_the_same_seed() -> None:
     """In every other round the first comes last, and may be missing."""
-    first, other = variant_result("a", [2.0, 2.1]), variant_result("b", [1.9, 2.3, 7.0])
-    other.trainings = other.trainings[::-1]
-    assert paired_deltas(first, other) == pytest.approx([0.2, -0.1])
-    assert [(a.seed, b.seed) for a, b in match_by_seed(first, other)] == [(1, 1), (0, 0)]
+    first, variant = make_variant_result("a", [2.0, 2.1]), make_variant_result("b", [1.9, 2.3, 7.0])
+    variant.trainings = variant.trainings[::-1]
+    assert paired_deltas(first, variant) == pytest.approx([0.2, -0.1])
+    assert [(a.seed, b.seed) for a, b in match_by_seed(first, variant)] == [(1, 1), (0, 0)]
 
 
 def test_the_drift_of_the_machine() -> None:
-    one, two = variant_result("a", [2.0, 2.0, 2.0]), variant_result("b", [2.0])
-    assert speed_drift([variant_result("a", [2.0]), two]) is None
-    for training, rate in zip(one.trainings, (100.0, 90.0, 120.0), strict=True):
-        object.__setattr__(training, "curve", curve([2.0], rate=rate))
-    assert speed_drift([one, two]) == pytest.approx((-0.1, 0.2))
+    first, second = make_variant_result("a", [2.0, 2.0, 2.0]), make_variant_result("b", [2.0])
+    assert speed_drift([make_variant_result("a", [2.0]), second]) is None
+    for training, rate in zip(first.trainings, (100.0, 90.0, 120.0), strict=True):
+        object.__setattr__(training, "curve", make_curve([2.0], tokens_per_second=rate))
+    assert speed_drift([first, second]) == pytest.approx((-0.1, 0.2))

@@ -24,7 +24,7 @@ from tests.helpers.commands import ROOT
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandResult:
     """How a command ended.
 
     Attributes:
@@ -37,7 +37,7 @@ class Ended:
     err: str
 
 
-class Server:
+class ForkServer:
     """Runs commands one after the other, each in a process of its own; use it as a context.
 
     Args:
@@ -56,7 +56,7 @@ class Server:
             text=True,
         )
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> ForkServer:
         return self
 
     def __exit__(
@@ -80,11 +80,11 @@ class Server:
         log.mkdir(parents=True, exist_ok=True)
         job = {"argv": list(argv), "cwd": str(cwd), "env": dict(env), "log": str(log)}
         self._log = log
-        return int(self._ask(json.dumps(job))["pid"])
+        return int(self._request(json.dumps(job))["pid"])
 
     def wait(self) -> int:
         """The exit code of the command that was started."""
-        return int(self._answer()["code"])
+        return int(self._read_reply()["code"])
 
     def run(
         self,
@@ -93,7 +93,7 @@ class Server:
         env: Mapping[str, str],
         log: Path | None = None,
         timeout: float = 120.0,
-    ) -> Ended:
+    ) -> CommandResult:
         """Run `mlxgpt` with these arguments to its end.
 
         Args:
@@ -103,7 +103,7 @@ class Server:
         deadline = time.monotonic() + timeout
         code: int | None = None
         while time.monotonic() < deadline:
-            if not alive(pid):
+            if not is_running(pid):
                 code = self.wait()
                 break
             time.sleep(0.005)
@@ -114,21 +114,21 @@ class Server:
             (self._log / name).read_text(encoding="utf-8", errors="replace")
             for name in ("out", "err")
         )
-        return Ended(code, out, err)
+        return CommandResult(code, out, err)
 
-    def _ask(self, line: str) -> dict[str, Any]:
+    def _request(self, line: str) -> dict[str, Any]:
         assert self._process.stdin
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self._read_reply()
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_reply(self) -> dict[str, Any]:
         assert self._process.stdout
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
+        reply: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return reply
 
 
-def alive(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """Whether a process runs, and is not only waited for."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -164,21 +164,21 @@ def _serve() -> None:
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
     for module in (estimate, setup):
         module.estimate_training = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
-    answers = os.fdopen(os.dup(1), "w")
-    os.set_inheritable(answers.fileno(), False)
+    replies = os.fdopen(os.dup(1), "w")
+    os.set_inheritable(replies.fileno(), False)
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            _become(job)
+            _set_up_child(job)
             cli.run_and_exit()
-        print(json.dumps({"pid": pid}), file=answers, flush=True)
+        print(json.dumps({"pid": pid}), file=replies, flush=True)
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        print(json.dumps({"code": code}), file=answers, flush=True)
+        print(json.dumps({"code": code}), file=replies, flush=True)
 
 
-def _become(job: dict[str, Any]) -> None:
+def _set_up_child(job: dict[str, Any]) -> None:
     """Make of this forked process one that was started with a command."""
     os.setsid()
     os.chdir(job["cwd"])

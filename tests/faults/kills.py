@@ -30,17 +30,17 @@ from typing import Any
 import numpy as np
 
 from mlxgpt.data import hash_cache
-from tests.faults.forked import Ended, Server
-from tests.faults.library import CLASSES, SHAPE, build, roots
+from tests.faults.forked import CommandResult, ForkServer
+from tests.faults.library import MODEL_FLAGS, WORK_FOLDERS, build_fault_library, fault_roots_env
 
-LENGTH = "--max-steps 8 --eval-interval 2 --save-interval 1"
-TRAIN = f"train --tier 1 --source source/my.txt {SHAPE} {LENGTH}"
-MODERN = f"{TRAIN} --recipe modern --position rope --norm rms --mlp swiglu"
+LENGTH_FLAGS = "--max-steps 8 --eval-interval 2 --save-interval 1"
+TRAIN_COMMAND = f"train --tier 1 --source source/my.txt {MODEL_FLAGS} {LENGTH_FLAGS}"
+MODERN_TRAIN_COMMAND = f"{TRAIN_COMMAND} --recipe modern --position rope --norm rms --mlp swiglu"
 
-KILLED = {
-    "train, classic": f"{TRAIN} --run new",
-    "train, modern": f"{MODERN} --run new",
-    "train, resumed": f"{TRAIN} --run half",
+KILL_COMMANDS = {
+    "train, classic": f"{TRAIN_COMMAND} --run new",
+    "train, modern": f"{MODERN_TRAIN_COMMAND} --run new",
+    "train, resumed": f"{TRAIN_COMMAND} --run half",
     "prepare, characters": "prepare source/my.txt source/other.txt --name fresh",
     "prepare, BPE": "prepare source/my.txt --tokenizer bpe --vocab-size 280 --name pieces",
     "import of a folder": "import source/hf --run imported",
@@ -49,16 +49,17 @@ KILLED = {
     "export --to gguf": "export --run done --to gguf --out export/out",
     "eval": "eval --run done --json",
     "generate": "generate The --run done --seed 1 --max-tokens 20 --json",
-    "compare": f"""compare --tier 1 --source source/my.txt {SHAPE} --vary learning_rate=1e-2,1e-3
+    "compare": f"""compare --tier 1 --source source/my.txt {MODEL_FLAGS}
+        --vary learning_rate=1e-2,1e-3
         --budget 3steps --seeds 1 --eval-interval 1 --name mine""",
     "report": "report done --output export/page.html",
     "info": "info --run done --json",
     "runs": "runs --json",
 }
 # Each two at one instant. Of the last ones, the first works on what the second reads.
-PAIRS = {
+COMMAND_PAIRS = {
     **{
-        f"{name}, twice": (KILLED[name], KILLED[name])
+        f"{name}, twice": (KILL_COMMANDS[name], KILL_COMMANDS[name])
         for name in (
             "train, classic",
             "train, resumed",
@@ -70,135 +71,168 @@ PAIRS = {
             "compare",
         )
     },
-    "train and eval": (KILLED["train, resumed"], "eval --run half --json"),
-    "train and generate": (KILLED["train, resumed"], "generate The --run half --max-tokens 9"),
-    "train and export": (KILLED["train, resumed"], "export --run half --to hf --out export/out"),
-    "train and report": (KILLED["train, resumed"], "report half --output export/page.html"),
-    "train and runs": (KILLED["train, resumed"], "runs --json"),
+    "train and eval": (KILL_COMMANDS["train, resumed"], "eval --run half --json"),
+    "train and generate": (
+        KILL_COMMANDS["train, resumed"],
+        "generate The --run half --max-tokens 9",
+    ),
+    "train and export": (
+        KILL_COMMANDS["train, resumed"],
+        "export --run half --to hf --out export/out",
+    ),
+    "train and report": (KILL_COMMANDS["train, resumed"], "report half --output export/page.html"),
+    "train and runs": (KILL_COMMANDS["train, resumed"], "runs --json"),
 }
-BUSY = ("another process is", " exists")  # what the second may say
-CHANGING = ("create", "fsync", "truncate", "rename", "link", "unlink", "rmdir", "mkdir", "chmod")
-STEADY = ("step", "loss", "lr", "grad_norm", "val_loss")
-TIMES = ("seconds", "time", "date", "tokens_per_second", "memory", "seal", "sha256", "forecast")
+BUSY_MESSAGES = ("another process is", " exists")  # what the second may say
+MODIFYING_OPERATIONS = (
+    "create",
+    "fsync",
+    "truncate",
+    "rename",
+    "link",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "chmod",
+)
+DETERMINISTIC_KEYS = ("step", "loss", "lr", "grad_norm", "val_loss")
+VOLATILE_KEYS = (
+    "seconds",
+    "time",
+    "date",
+    "tokens_per_second",
+    "memory",
+    "seal",
+    "sha256",
+    "forecast",
+)
 
 
 @dataclass
-class Killed:
+class KillResult:
     """The results of killing one command.
 
     Attributes:
         runs: how often it was brought to its end.
         kills: how often it was killed.
-        at: how often at which operation; at a write, half of it was done.
-        wrong: what was lost, left behind, or not as in an undisturbed run.
+        kills_by_operation: how often at which operation; at a write, half of it was done.
+        problems: what was lost, left behind, or not as in an undisturbed run.
     """
 
     runs: int = 0
     kills: int = 0
-    at: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
+    kills_by_operation: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
 
-    def row(self, name: str) -> str:
+    def format_row(self, name: str) -> str:
         """A row of the table."""
-        writes = self.at["write"] + self.at["pwrite"]
-        changes = sum(self.at[operation] for operation in CHANGING)
-        equal = self.runs - len({problem.split(":")[0] for problem in self.wrong})
-        return f"| {name} | {self.runs} | {self.kills} | {writes} | {changes} | {equal} |"
+        writes = self.kills_by_operation["write"] + self.kills_by_operation["pwrite"]
+        changes = sum(self.kills_by_operation[operation] for operation in MODIFYING_OPERATIONS)
+        equal_runs = self.runs - len({problem.split(":")[0] for problem in self.problems})
+        return f"| {name} | {self.runs} | {self.kills} | {writes} | {changes} | {equal_runs} |"
 
 
-class World:
+class Workspace:
     """A work folder with a run that is done, one that is half done, and models from elsewhere.
 
     Args:
         folder: of the original, its copy, and what is noted.
     """
 
-    def __init__(self, folder: Path, servers: Sequence[Server]) -> None:
+    def __init__(self, folder: Path, servers: Sequence[ForkServer]) -> None:
         self.work = folder / "work"  # always the same, as its name is in some files
         self._original, self.servers = folder / "original", servers
         self._log, self._counter = folder / "operations", folder / "count"
-        self._known: dict[str, tuple[int, dict[str, Any]]] = {}
-        self._make()
+        self._references: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._create()
 
-    def left(self) -> set[str]:
+    def find_leftovers(self) -> set[str]:
         """Scratch files that were not there at first; but for the empty lock of a command that was
         killed when all was done.
         """
-        left = scratch_files(self.work) - scratch_files(self._original)
+        leftovers = scratch_files(self.work) - scratch_files(self._original)
         # Python tries a temporary folder with a file of such a name, which a kill may leave there.
-        trial = re.compile(r"tmp/[a-z0-9_]{8}")
-        return {name for name in left if not name.endswith(".lock") and not trial.fullmatch(name)}
+        tempfile_probe = re.compile(r"tmp/[a-z0-9_]{8}")
+        return {
+            name
+            for name in leftovers
+            if not name.endswith(".lock") and not tempfile_probe.fullmatch(name)
+        }
 
-    def fresh(self) -> None:
+    def reset(self) -> None:
         shutil.rmtree(self.work, ignore_errors=True)
         shutil.copytree(self._original, self.work)
 
-    def run(self, line: str, env: Mapping[str, str] | None = None) -> Ended:
-        return self.servers[0].run(shlex.split(line), self.work, self.env(env or {}))
+    def run(self, line: str, env: Mapping[str, str] | None = None) -> CommandResult:
+        return self.servers[0].run(shlex.split(line), self.work, self.make_env(env or {}))
 
-    def undisturbed(self, line: str) -> tuple[int, dict[str, Any]]:
+    def reference_run(self, line: str) -> tuple[int, dict[str, Any]]:
         """The number of a command's file operations, and the work folder after it."""
-        if line not in self._known:
-            self._known[line] = self._undisturbed(line)
-        return self._known[line]
+        if line not in self._references:
+            self._references[line] = self._run_reference(line)
+        return self._references[line]
 
-    def _undisturbed(self, line: str) -> tuple[int, dict[str, Any]]:
-        self.fresh()
+    def _run_reference(self, line: str) -> tuple[int, dict[str, Any]]:
+        self.reset()
         self._log.unlink(missing_ok=True)
-        ended = self.run(line, {**roots(self.work), "FAULT_LOG": str(self._log)})
-        assert ended.code == 0, ended.err
-        state = state_of(self.work, ended.out)
-        assert not (left := self.left()), f"{left} are left"
+        result = self.run(line, {**fault_roots_env(self.work), "FAULT_LOG": str(self._log)})
+        assert result.code == 0, result.err
+        state = read_state(self.work, result.out)
+        assert not (leftovers := self.find_leftovers()), f"{leftovers} are left"
         return len(self._log.read_bytes().splitlines()), state
 
-    def kill(self, line: str, at: int) -> tuple[Ended, str]:
+    def run_and_kill(self, line: str, operation_index: int) -> tuple[CommandResult, str]:
         """Run a command that dies at an operation; and which one that was, empty if it did not."""
         self._counter.write_bytes(bytes(8))
         self._log.unlink(missing_ok=True)
-        env = {"FAULT_MODE": "kill", "FAULT_AT": str(at), "FAULT_COUNT": str(self._counter)}
-        ended = self.run(line, {**roots(self.work), **env, "FAULT_LOG": str(self._log)})
-        return ended, self._log.read_text() if self._log.exists() else ""
+        env = {
+            "FAULT_MODE": "kill",
+            "FAULT_AT": str(operation_index),
+            "FAULT_COUNT": str(self._counter),
+        }
+        result = self.run(line, {**fault_roots_env(self.work), **env, "FAULT_LOG": str(self._log)})
+        return result, self._log.read_text() if self._log.exists() else ""
 
-    def both(self, lines: Sequence[str], later: float) -> list[Ended]:
-        """Run two commands, the second `later` seconds after the first."""
+    def run_both(self, lines: Sequence[str], delay: float) -> list[CommandResult]:
+        """Run two commands, the second `delay` seconds after the first."""
         logs = [self.work / "log" / str(number) for number in range(len(lines))]
         for number, (server, line) in enumerate(zip(self.servers, lines, strict=True)):
             if number:
-                time.sleep(later)
-            server.start(shlex.split(line), self.work, self.env({}), logs[number])
+                time.sleep(delay)
+            server.start(shlex.split(line), self.work, self.make_env({}), logs[number])
         codes = [server.wait() for server in self.servers]
         return [
-            Ended(code, (log / "out").read_text(), (log / "err").read_text())
+            CommandResult(code, (log / "out").read_text(), (log / "err").read_text())
             for code, log in zip(codes, logs, strict=True)
         ]
 
-    def env(self, env: Mapping[str, str]) -> Mapping[str, str]:
+    def make_env(self, env: Mapping[str, str]) -> Mapping[str, str]:
         return {"MLXGPT_HOME": str(self.work), "TMPDIR": str(self.work / "tmp"), **env}
 
-    def _make(self) -> None:
-        for name in CLASSES:
+    def _create(self) -> None:
+        for name in WORK_FOLDERS:
             (self.work / name).mkdir(parents=True, exist_ok=True)
         words = ["The", "fox", "and", "a", "dog", "ran", "over", "there", "again."]
-        draw = random.Random(7)
+        rng = random.Random(7)
         for name in ("my.txt", "other.txt"):
-            text = "\n".join(" ".join(draw.choices(words, k=12)) for _ in range(300))
+            text = "\n".join(" ".join(rng.choices(words, k=12)) for _ in range(300))
             (self.work / "source" / name).write_text(text)
-        for line in (f"{TRAIN} --run done", "export --run done --to hf --out source/hf"):
-            ended = self.run(line)
-            assert ended.code == 0, ended.err
+        for line in (f"{TRAIN_COMMAND} --run done", "export --run done --to hf --out source/hf"):
+            result = self.run(line)
+            assert result.code == 0, result.err
         if find_spec("torch"):
             write_nanogpt(self.work / "source", "".join(sorted({*" \n", *"".join(words)})))
-        self._keep()
-        operations, _ = self._undisturbed(KILLED["train, resumed"])
+        self._save_original()
+        operations, _ = self._run_reference(KILL_COMMANDS["train, resumed"])
         for share in (0.5, 0.6, 0.7, 0.8, 0.9):
-            self.fresh()
-            self.kill(KILLED["train, resumed"], int(share * operations))
+            self.reset()
+            self.run_and_kill(KILL_COMMANDS["train, resumed"], int(share * operations))
             if len([*self.work.glob("runs/half/checkpoints/step-*")]) >= 2:
-                self._keep()
+                self._save_original()
                 return
         raise AssertionError("the run was never killed with something to resume from")
 
-    def _keep(self) -> None:
+    def _save_original(self) -> None:
         shutil.rmtree(self._original, ignore_errors=True)
         shutil.copytree(self.work, self._original)
 
@@ -208,163 +242,187 @@ def write_nanogpt(folder: Path, characters: str) -> None:
     import torch
 
     from mlxgpt.config import ModelConfig
-    from tests.helpers.external_models import parameters_of
+    from tests.helpers.external_models import random_parameters
 
-    shape = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "bias": True, "dropout": 0.0}
-    shape["vocab_size"] = len(characters)
-    arrays = parameters_of(ModelConfig(**shape))  # type: ignore[arg-type]
-    model = {f"transformer.{name}": torch.tensor(np.array(v)) for name, v in arrays.items()}
+    model_args = {
+        "n_layer": 1,
+        "n_head": 1,
+        "n_embd": 8,
+        "block_size": 8,
+        "bias": True,
+        "dropout": 0.0,
+    }
+    model_args["vocab_size"] = len(characters)
+    arrays = random_parameters(ModelConfig(**model_args))  # type: ignore[arg-type]
+    model = {f"transformer.{name}": torch.tensor(np.array(value)) for name, value in arrays.items()}
     model["lm_head.weight"] = model["transformer.wte.weight"]
-    saved = {"model": model, "model_args": shape, "iter_num": 5, "config": {"dataset": "mine"}}
-    torch.save(saved, folder / "ckpt.pt")
+    checkpoint = {
+        "model": model,
+        "model_args": model_args,
+        "iter_num": 5,
+        "config": {"dataset": "mine"},
+    }
+    torch.save(checkpoint, folder / "ckpt.pt")
     ids = {character: id for id, character in enumerate(characters)}
     meta = {"vocab_size": len(ids), "itos": dict(enumerate(characters)), "stoi": ids}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
 
 
-def torture(world: World, name: str, kills: int, draw: random.Random) -> Killed:
+def kill_repeatedly(world: Workspace, name: str, kills: int, rng: random.Random) -> KillResult:
     """Kill a command at random operations, at least `kills` times; it ends between them."""
-    result = Killed()
-    operations, whole = world.undisturbed(KILLED[name])
+    result = KillResult()
+    operations, reference = world.reference_run(KILL_COMMANDS[name])
     while result.kills < kills:
-        world.fresh()
+        world.reset()
         result.runs += 1
-        result.wrong += [
+        result.problems += [
             f"{name}, run {result.runs}: {problem}"
-            for problem in _until_it_ends(world, KILLED[name], operations, whole, draw, result)
+            for problem in _kill_until_finished(
+                world, KILL_COMMANDS[name], operations, reference, rng, result
+            )
         ]
     return result
 
 
-def _until_it_ends(
-    world: World,
+def _kill_until_finished(
+    world: Workspace,
     line: str,
     operations: int,
-    whole: Mapping[str, Any],
-    draw: random.Random,
-    result: Killed,
+    reference: Mapping[str, Any],
+    rng: random.Random,
+    result: KillResult,
 ) -> Iterator[str]:
     """Kill a command again and again; yields what is wrong."""
-    died, uncompiled = [], False
+    killed_operations, compiler_failed = [], False
     while True:
-        before = progress(world.work)
+        before = read_progress(world.work)
         # Often an early one: a command that resumes has fewer left.
-        at = 1 + int(operations * draw.random() ** draw.choice([1, 4]))
-        ended, operation = world.kill(line, 0 if draw.random() < 0.1 else at)
-        died += [operation.strip()]
-        uncompiled |= "the C++ compiler fails" in ended.err  # it was what was killed
-        if gone := lost(before, progress(world.work)):
-            yield f"{gone} are gone after {died}"
+        operation_index = 1 + int(operations * rng.random() ** rng.choice([1, 4]))
+        command_result, operation = world.run_and_kill(
+            line, 0 if rng.random() < 0.1 else operation_index
+        )
+        killed_operations += [operation.strip()]
+        compiler_failed |= "the C++ compiler fails" in command_result.err  # it was what was killed
+        if losses := find_losses(before, read_progress(world.work)):
+            yield f"{losses} are gone after {killed_operations}"
         if not operation:
             # As after any export or import that is done.
-            if ended.code and " exists" not in ended.err:
-                yield f"{ended.err} after {died}"
+            if command_result.code and " exists" not in command_result.err:
+                yield f"{command_result.err} after {killed_operations}"
             break
         result.kills += 1
-        result.at[operation.split(" ")[0]] += 1
+        result.kills_by_operation[operation.split(" ")[0]] += 1
         # Where it was not killed, a process that it had started was.
-        if ended.code not in (0, 2, -signal.SIGKILL) or "Traceback" in ended.err:
-            yield f"{ended.err} after {died}"
+        if command_result.code not in (0, 2, -signal.SIGKILL) or "Traceback" in command_result.err:
+            yield f"{command_result.err} after {killed_operations}"
             break
-        if ended.code == 0:
+        if command_result.code == 0:
             break
-    if uncompiled:  # it says so, and computes with other bits
+    if compiler_failed:  # it says so, and computes with other bits
         return
-    after = state_of(world.work, None if ended.code else ended.out)
-    if different := [n for n in differences(whole, after) if not is_old_checkpoint(n, whole)]:
-        yield f"{different} after {died}"
-    if left := world.left():
-        yield f"{left} are left after {died}"
+    state = read_state(world.work, None if command_result.code else command_result.out)
+    if changed_files := [
+        name
+        for name in find_differences(reference, state)
+        if not is_old_checkpoint(name, reference)
+    ]:
+        yield f"{changed_files} after {killed_operations}"
+    if leftovers := world.find_leftovers():
+        yield f"{leftovers} are left after {killed_operations}"
 
 
-def in_mode(world: World, name: str, mode: str) -> None:
+def check_fault_mode(world: Workspace, name: str, mode: str) -> None:
     """Run a command where all operations behave as rarely seen: see FAULT_MODE of inject.c."""
-    _, whole = world.undisturbed(KILLED[name])
-    world.fresh()
-    ended = world.run(KILLED[name], {**roots(world.work), "FAULT_MODE": mode})
-    assert ended.code == 0, f"{name}, {mode}: {ended.err}"
-    different = differences(whole, state_of(world.work, ended.out))
-    assert not different, f"{name}, {mode}: {different}"
-    assert not (left := world.left()), f"{name}, {mode}: {left} are left"
+    _, reference = world.reference_run(KILL_COMMANDS[name])
+    world.reset()
+    result = world.run(KILL_COMMANDS[name], {**fault_roots_env(world.work), "FAULT_MODE": mode})
+    assert result.code == 0, f"{name}, {mode}: {result.err}"
+    changed_files = find_differences(reference, read_state(world.work, result.out))
+    assert not changed_files, f"{name}, {mode}: {changed_files}"
+    assert not (leftovers := world.find_leftovers()), f"{name}, {mode}: {leftovers} are left"
 
 
-def together(world: World, name: str, times: int, draw: random.Random) -> Counter[str]:
-    """Run two commands at one instant, `times` times; how they ended."""
-    lines, results = PAIRS[name], Counter[str]()
-    _, whole = world.undisturbed(lines[0])
-    for _ in range(times):
-        world.fresh()
+def run_concurrently(
+    world: Workspace, name: str, repetitions: int, rng: random.Random
+) -> Counter[str]:
+    """Run two commands at one instant, `repetitions` times; how they ended."""
+    lines, results = COMMAND_PAIRS[name], Counter[str]()
+    _, reference = world.reference_run(lines[0])
+    for _ in range(repetitions):
+        world.reset()
         # Mostly at once, else when the first one is at work.
-        later = draw.choice([0.0, 0.0, draw.uniform(0, 0.02), draw.uniform(0, 0.4)])
-        first, second = world.both(lines, later)
-        for ended in (first, second):
-            assert "Traceback" not in ended.err, f"{name}: {ended.err}"
-            if ended.code:
-                *_, problem, remedy = ended.err.splitlines()
-                assert ended.code == 2, f"{name}: {ended}"
-                assert problem.startswith("mlxgpt: "), f"{name}: {ended}"
-                assert remedy.startswith("  → "), f"{name}: {ended}"
-                assert any(words in problem for words in BUSY), f"{name}: {ended.err}"
+        delay = rng.choice([0.0, 0.0, rng.uniform(0, 0.02), rng.uniform(0, 0.4)])
+        first, second = world.run_both(lines, delay)
+        for result in (first, second):
+            assert "Traceback" not in result.err, f"{name}: {result.err}"
+            if result.code:
+                *_, problem, remedy = result.err.splitlines()
+                assert result.code == 2, f"{name}: {result}"
+                assert problem.startswith("mlxgpt: "), f"{name}: {result}"
+                assert remedy.startswith("  → "), f"{name}: {result}"
+                assert any(message in problem for message in BUSY_MESSAGES), f"{name}: {result.err}"
         if lines[0] == lines[1]:
             assert 0 in (first.code, second.code), f"{name}: {first.err}{second.err}"
         else:
             assert first.code == second.code == 0, f"{name}: {first.err}{second.err}"
             shutil.rmtree(world.work / "export")
             (world.work / "export").mkdir()
-        different = differences(whole, state_of(world.work, None))
-        assert not different, f"{name}: {different}"
-        assert not (left := world.left()), f"{name}: {left} are left"
+        changed_files = find_differences(reference, read_state(world.work, None))
+        assert not changed_files, f"{name}: {changed_files}"
+        assert not (leftovers := world.find_leftovers()), f"{name}: {leftovers} are left"
         results["both" if first.code == second.code else "the other said so"] += 1
     return results
 
 
-def state_of(work: Path, out: str | None) -> dict[str, Any]:
+def read_state(work: Path, out: str | None) -> dict[str, Any]:
     """The files of a work folder, and what a command printed, but for times and the machine."""
     state: dict[str, Any] = {}
-    for path in files_in(work):
+    for path in list_files(work):
         name, content = str(path.relative_to(work)), path.read_bytes()
         if path.name in ("history.jsonl", "mine.md", hash_cache.CACHE_FILENAME):
             state[name] = None  # times, and inodes
         elif path.name == "metrics.jsonl":
             records = [json.loads(line) for line in content.splitlines()]
-            state[name] = [{key: record.get(key) for key in STEADY} for record in records]
+            state[name] = [
+                {key: record.get(key) for key in DETERMINISTIC_KEYS} for record in records
+            ]
         elif path.suffix == ".json":
-            state[name] = without_times(json.loads(content))
+            state[name] = drop_volatile_keys(json.loads(content))
         else:
             state[name] = content
     if out is not None:
-        state["stdout"] = without_times(json.loads(out)) if out.startswith(("{", "[")) else out
+        state["stdout"] = drop_volatile_keys(json.loads(out)) if out.startswith(("{", "[")) else out
     return state
 
 
-def without_times(tree: Any) -> Any:
+def drop_volatile_keys(tree: Any) -> Any:
     if isinstance(tree, dict):
-        steady = {k: v for k, v in tree.items() if not any(word in k for word in TIMES)}
-        return {key: without_times(value) for key, value in steady.items()}
-    return [without_times(item) for item in tree] if isinstance(tree, list) else tree
+        kept_items = {k: v for k, v in tree.items() if not any(word in k for word in VOLATILE_KEYS)}
+        return {key: drop_volatile_keys(value) for key, value in kept_items.items()}
+    return [drop_volatile_keys(item) for item in tree] if isinstance(tree, list) else tree
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def find_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     names = sorted({*a, *b} - {"stdout"})
-    different = [name for name in names if name not in a or name not in b or a[name] != b[name]]
+    changed = [name for name in names if name not in a or name not in b or a[name] != b[name]]
     if "stdout" in a and "stdout" in b and a["stdout"] != b["stdout"]:
-        different.append(f"stdout: {a['stdout']} and {b['stdout']}")
-    return different
+        changed.append(f"stdout: {a['stdout']} and {b['stdout']}")
+    return changed
 
 
-def is_old_checkpoint(name: str, whole: Mapping[str, Any]) -> bool:
+def is_old_checkpoint(name: str, reference: Mapping[str, Any]) -> bool:
     """Whether a file is of a checkpoint that an undisturbed run would have deleted: killed between
     its last checkpoint and that, a run keeps older ones.
     """
-    return name not in whole and "/checkpoints/step-" in name
+    return name not in reference and "/checkpoints/step-" in name
 
 
-def files_in(work: Path) -> list[Path]:
+def list_files(work: Path) -> list[Path]:
     """Those of a command, but for scratch files."""
-    found = [
+    paths = [
         path for name in ("runs", "data", "source", "export") for path in (work / name).rglob("*")
     ]
-    return sorted(p for p in found if p.is_file() and not is_scratch(p.relative_to(work)))
+    return sorted(p for p in paths if p.is_file() and not is_scratch(p.relative_to(work)))
 
 
 def is_scratch(path: Path) -> bool:
@@ -373,49 +431,51 @@ def is_scratch(path: Path) -> bool:
 
 def scratch_files(work: Path) -> set[str]:
     names = ("runs", "data", "source", "export", "tmp")
-    found = [path.relative_to(work) for name in names for path in (work / name).rglob("*")]
-    return {str(path) for path in found if is_scratch(path) or path.parts[0] == "tmp"}
+    paths = [path.relative_to(work) for name in names for path in (work / name).rglob("*")]
+    return {str(path) for path in paths if is_scratch(path) or path.parts[0] == "tmp"}
 
 
-def progress(work: Path) -> dict[str, Any]:
+def read_progress(work: Path) -> dict[str, Any]:
     """What a killed command must not lose: files of other runs, data, sources, exports; of its own
     run the newest checkpoint, and the metrics and samples until then; how far data are prepared.
     """
-    found: dict[str, Any] = {}
-    for path in files_in(work):
+    progress: dict[str, Any] = {}
+    for path in list_files(work):
         name = path.relative_to(work)
-        own = name.parts[0] == "runs" and name.parts[1] != "done"
-        if not own and path.name != hash_cache.CACHE_FILENAME:
-            found[str(name)] = path.read_bytes()
+        is_own_run = name.parts[0] == "runs" and name.parts[1] != "done"
+        if not is_own_run and path.name != hash_cache.CACHE_FILENAME:
+            progress[str(name)] = path.read_bytes()
     for identity in work.glob("runs/**/run.json"):
         run = identity.parent
         if is_scratch(run.relative_to(work)):
             continue
         newest = max((int(p.name[5:]) for p in run.glob("checkpoints/step-*")), default=0)
-        found[f"newest of {run.name}"] = newest
-        for file, head in (("metrics.jsonl", '{"step": '), ("samples.txt", "--- step ")):
+        progress[f"newest of {run.name}"] = newest
+        for file, prefix in (("metrics.jsonl", '{"step": '), ("samples.txt", "--- step ")):
             lines = (run / file).read_text().splitlines() if (run / file).exists() else []
-            heads = [line.removeprefix(head) for line in lines if line.startswith(head)]
-            steps = {int(line.split(",")[0]) for line in heads}
-            found[f"{file} of {run.name}"] = {step for step in steps if step <= newest}
-    for state in work.glob("data/.*.new/progress.json"):
-        found[f"chunks of {state.parent.name[1:-4]}"] = json.loads(state.read_text())["chunks"]
+            step_lines = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+            steps = {int(line.split(",")[0]) for line in step_lines}
+            progress[f"{file} of {run.name}"] = {step for step in steps if step <= newest}
+    for progress_file in work.glob("data/.*.new/progress.json"):
+        progress[f"chunks of {progress_file.parent.name[1:-4]}"] = json.loads(
+            progress_file.read_text()
+        )["chunks"]
     for meta in work.glob("data/.*.new/meta.json"):
-        found[f"chunks of {meta.parent.name[1:-4]}"] = sys.maxsize  # all
-    return found
+        progress[f"chunks of {meta.parent.name[1:-4]}"] = sys.maxsize  # all
+    return progress
 
 
-def lost(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def find_losses(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The names of what was there before, and is not or is less."""
     names = []
     for name, value in before.items():
-        now = after.get(name, type(value)())
+        current = after.get(name, type(value)())
         if name.startswith("chunks of ") and f"data/{name[10:]}/meta.json" in after:
             continue
         if isinstance(value, int | set):
-            if not now >= value:
+            if not current >= value:
                 names.append(name)
-        elif now != value:
+        elif current != value:
             names.append(name)
     return names
 
@@ -426,25 +486,28 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0, help="of each command")
     parser.add_argument("--pairs", type=int, default=0, help="of each two")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
-    given = parser.parse_args()
-    print(f"seed {given.seed}", flush=True)
+    args = parser.parse_args()
+    print(f"seed {args.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        library = build(Path(folder))
+        library = build_fault_library(Path(folder))
         modules = ["tests.faults.quick", *(["torch"] if find_spec("torch") else [])]
-        servers = [stack.enter_context(Server(library, m)) for m in (modules, modules[:1])]
-        world = World(Path(folder), servers)
-        for name in given.names or (KILLED if given.kills else PAIRS):
-            began = time.monotonic()
-            draw = random.Random(f"{given.seed} {name}")
+        servers = [
+            stack.enter_context(ForkServer(library, preloaded))
+            for preloaded in (modules, modules[:1])
+        ]
+        workspace = Workspace(Path(folder), servers)
+        for name in args.names or (KILL_COMMANDS if args.kills else COMMAND_PAIRS):
+            start_time = time.monotonic()
+            rng = random.Random(f"{args.seed} {name}")
             try:
-                if given.kills:
-                    result = torture(world, name, given.kills, draw)
-                    print(result.row(name), *result.wrong, sep="\n", end=" ")
+                if args.kills:
+                    result = kill_repeatedly(workspace, name, args.kills, rng)
+                    print(result.format_row(name), *result.problems, sep="\n", end=" ")
                 else:
-                    print(name, dict(together(world, name, given.pairs, draw)), end=" ")
+                    print(name, dict(run_concurrently(workspace, name, args.pairs, rng)), end=" ")
             except AssertionError as error:
                 print(f"FAILED {name}: {error}", end=" ")
-            print(f"{time.monotonic() - began:.0f} s", flush=True)
+            print(f"{time.monotonic() - start_time:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True)
     os.chdir(folder)
     selfcheck.run_self_check = lambda config: iter([])
-    draw = random.Random(0)
-    text = " ".join(WORDS) + " " + " ".join(draw.choices(WORDS, k=400))
-    tales = [" ".join(draw.choices(WORDS, k=12)) for _ in range(60)]
+    rng = random.Random(0)
+    text = " ".join(WORDS) + " " + " ".join(rng.choices(WORDS, k=400))
+    tales = [" ".join(rng.choices(WORDS, k=12)) for _ in range(60)]
     Path("words.txt").write_text(text[:2000], encoding="utf-8")
     Path("tales.txt").write_text("<|endoftext|>".join(tales), encoding="utf-8")
     for name, source, data, size in (

@@ -12,7 +12,7 @@ from mlxgpt.bench.records import (
 )
 
 
-def tier(name: str, parameters: int, flops: int, bytes_per_token: int) -> TierResult:
+def make_tier_result(name: str, parameters: int, flops: int, bytes_per_token: int) -> TierResult:
     training = TrainingSpeed(
         tokens_per_step=2048,
         plan_tokens=36_000_000,
@@ -36,7 +36,7 @@ def tier(name: str, parameters: int, flops: int, bytes_per_token: int) -> TierRe
     return TierResult(name, parameters, "float32", training, generation, {"model": {"n_layer": 4}})
 
 
-def measurement() -> Measurement:
+def make_measurement() -> Measurement:
     """Of two tiers, as a file of format 1 is read."""
     machine = Machine(
         chip="Intel(R) Xeon(R) Processor",
@@ -51,13 +51,17 @@ def measurement() -> Measurement:
         load=0.376,
     )
     tiers = (
-        tier("small", 1_024_416, 2_500_000, 4_000_000),
-        tier("large", 12_300_000, 65_000_000, 50_000_000),
+        make_tier_result("small", 1_024_416, 2_500_000, 4_000_000),
+        make_tier_result("large", 12_300_000, 65_000_000, 50_000_000),
     )
     return Measurement("2026-11-22T23:59:58+00:00", machine, tiers)
 
 
-def cells(text: str, row: str, table: int = 0) -> list[str]:
+def table_cells(text: str, row: str, table: int = 0) -> list[str]:
     """The cells of the n-th table row that begins with `row`, without it."""
-    rows = [[c.strip() for c in x.strip("|").split("|")] for x in text.splitlines() if x[:1] == "|"]
-    return [others for first, *others in rows if first == row][table]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line[:1] == "|"
+    ]
+    return [values for first, *values in rows if first == row][table]

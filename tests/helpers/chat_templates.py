@@ -274,7 +274,10 @@ TEMPLATES = {
 """,
 }
 
-CALL = {"name": "look_up", "arguments": {"word": "Wörter <b>&'\"", "n": 3, "deep": [None, True]}}
+TOOL_CALL = {
+    "name": "look_up",
+    "arguments": {"word": "Wörter <b>&'\"", "n": 3, "deep": [None, True]},
+}
 CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "short": [{"role": "user", "content": "  Hi there, stop\n"}],
     "long": [
@@ -287,7 +290,7 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "with a call": [
         {"role": "user", "content": "look it up"},
-        {"content": "", "role": "assistant", "tool_calls": [{"id": "1", "function": CALL}]},
+        {"content": "", "role": "assistant", "tool_calls": [{"id": "1", "function": TOOL_CALL}]},
         {"role": "tool", "content": "found", "tool_call_id": "1"},
         {"role": "tool", "content": "again", "tool_call_id": None},
         {"role": "assistant", "content": "Here.", "reasoning": "simple", "tool_calls": None},

@@ -14,23 +14,24 @@ from mlxgpt.data import hash_cache
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
-SMALL = """train --tier 1 --n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2
-    --max-steps 4 --eval-interval 2 --sample-tokens 4 --warmup-steps 0"""
-TRAIN = SMALL.split()
-LONG = f"{SMALL} --source my.txt --max-steps 150 --eval-interval 10 --dropout 0.1".split()
+SMALL_TRAIN_COMMAND = """train --tier 1 --n-layer 1 --n-head 1 --n-embd 8 --block-size 8
+    --batch-size 2 --max-steps 4 --eval-interval 2 --sample-tokens 4 --warmup-steps 0"""
+TRAIN_ARGS = SMALL_TRAIN_COMMAND.split()
+LONG_TRAIN_ARGS = SMALL_TRAIN_COMMAND.split()
+LONG_TRAIN_ARGS += "--source my.txt --max-steps 150 --eval-interval 10 --dropout 0.1".split()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_tree(folder: Path) -> dict[str, bytes]:
     """Of each file in it, but for what is only remembered of others."""
     paths = [path for path in sorted(folder.rglob("*")) if path.name != hash_cache.CACHE_FILENAME]
     return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
 
-def refused(capsys: Capture, *line: str) -> str:
+def expect_error(capsys: Capture, *argv: str) -> str:
     """The problem that a command names; it must leave no result, and everything as it was."""
-    before = contents(Path.cwd())
+    before = read_tree(Path.cwd())
     capsys.readouterr()
-    code = cli.main(list(line))
+    code = cli.main(list(argv))
     output = capsys.readouterr()
     assert code == 2, output.err
     assert output.out == ""
@@ -38,13 +39,13 @@ def refused(capsys: Capture, *line: str) -> str:
     assert problem.startswith("mlxgpt: ")
     assert remedy.startswith("  → ")
     assert len(remedy) > 10
-    assert contents(Path.cwd()) == before
+    assert read_tree(Path.cwd()) == before
     return problem.removeprefix("mlxgpt: ")
 
 
-def program(*line: str, **options: object) -> subprocess.CompletedProcess[str]:
+def run_program(*argv: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # type: ignore[call-overload]
-        [sys.executable, "-m", "mlxgpt", *line],
+        [sys.executable, "-m", "mlxgpt", *argv],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

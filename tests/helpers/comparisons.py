@@ -12,37 +12,43 @@ from mlxgpt.experiments.results import ComparisonRecord, RunResult, VariantResul
 from mlxgpt.experiments.runner import CompareCallback
 
 
-def curve(values: Sequence[float], *, each: int = 100, rate: float = 50.0) -> LearningCurve:
+def make_curve(
+    values: Sequence[float], *, tokens_per_point: int = 100, tokens_per_second: float = 50.0
+) -> LearningCurve:
     """A curve with a point each so many tokens."""
-    tokens = [each * n for n in range(1, len(values) + 1)]
+    tokens = [tokens_per_point * n for n in range(1, len(values) + 1)]
     steps = list(range(1, len(values) + 1))
-    return LearningCurve(steps, tokens, [n / rate for n in tokens], list(values), rate)
+    return LearningCurve(
+        steps, tokens, [n / tokens_per_second for n in tokens], list(values), tokens_per_second
+    )
 
 
-def variant_result(name: str, results: Sequence[float], **given: Any) -> VariantResult:
+def make_variant_result(name: str, losses: Sequence[float], **curve_options: Any) -> VariantResult:
     """A variant with a training for each result, whose curve goes down to it from 4."""
-    trainings = [
-        RunResult(seed, f"{name}{seed}", value, curve([4.0, (4.0 + value) / 2, value], **given))
-        for seed, value in enumerate(results)
+    run_results = [
+        RunResult(
+            seed, f"{name}{seed}", loss, make_curve([4.0, (4.0 + loss) / 2, loss], **curve_options)
+        )
+        for seed, loss in enumerate(losses)
     ]
-    return VariantResult(name, {"dropout": (0.0, 0.1)}, 1000, 3, 300, trainings)
+    return VariantResult(name, {"dropout": (0.0, 0.1)}, 1000, 3, 300, run_results)
 
 
-def diverged(name: str) -> VariantResult:
+def make_diverged_variant(name: str) -> VariantResult:
     """A variant that diverged with its first seed."""
     return VariantResult(
         name, {}, 1000, 3, 300, [RunResult(0, name, float("inf"), None)], closed=True
     )
 
 
-def record(*variants: VariantResult, **given: Any) -> ComparisonRecord:
+def make_comparison_record(*variants: VariantResult, **options: Any) -> ComparisonRecord:
     """A comparison of these."""
-    values = {"level": 0.05, "sequential": False, "machine": "a machine", **given}
-    values = {"judged_on": "held back", "held_back_bytes": 1234, **values}
-    return ComparisonRecord("mine", "300tokens", "my-text", variants=list(variants), **values)
+    fields = {"level": 0.05, "sequential": False, "machine": "a machine", **options}
+    fields = {"judged_on": "held back", "held_back_bytes": 1234, **fields}
+    return ComparisonRecord("mine", "300tokens", "my-text", variants=list(variants), **fields)
 
 
-class Recorder(CompareCallback):
+class CompareRecorder(CompareCallback):
     """Remembers the events of a comparison."""
 
     def __init__(self) -> None:
@@ -56,13 +62,13 @@ class Recorder(CompareCallback):
         self.counts.append([len(result.trainings) for result in record.variants])
 
 
-def compared(tiny: Config, *callbacks: CompareCallback, **given: Any) -> ComparisonRecord:
+def run_comparison(tiny: Config, *callbacks: CompareCallback, **options: Any) -> ComparisonRecord:
     """A comparison of two learning rates of the tiny model, on words.txt."""
     config = override_config(tiny, {"source": "words.txt", "dropout": 0.0})
-    if "vary" not in given and "variants" not in given:
-        given["vary"] = "learning_rate=1e-2,1e-3"
-    variants = given.pop("variants", ())
+    if "vary" not in options and "variants" not in options:
+        options["vary"] = "learning_rate=1e-2,1e-3"
+    variants = options.pop("variants", ())
     if not variants:
-        given["config"] = config
-    values = {"budget": "12steps", "name": "mine", **given}
-    return api.compare(*variants, callbacks=callbacks, **values)
+        options["config"] = config
+    settings = {"budget": "12steps", "name": "mine", **options}
+    return api.compare(*variants, callbacks=callbacks, **settings)

@@ -21,100 +21,117 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-JOURNAL = "journal.jsonl"
+JOURNAL_FILE = "journal.jsonl"
 
 
-def die(late: float = 0.0) -> None:
-    time.sleep(late)
+def kill_self(delay: float = 0.0) -> None:
+    time.sleep(delay)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_at(event: int, late: float) -> Callable[[], None]:
+def make_kill_hook(event: int, delay: float) -> Callable[[], None]:
     """What to call at each writing: at the event of that number it dies, so many seconds late, so
     that it may be in the middle of it.
     """
     count = 0
 
-    def writing() -> None:
+    def on_write() -> None:
         nonlocal count
         count += 1
         if count == event:
-            threading.Thread(target=die, args=(late,), daemon=True).start()
+            threading.Thread(target=kill_self, args=(delay,), daemon=True).start()
 
-    return writing
+    return on_write
 
 
-def before(owner: Any, name: str, call: Callable[[], None]) -> None:
+def call_before(owner: Any, name: str, hook: Callable[[], None]) -> None:
     """Have something called before each call of a function."""
-    real = getattr(owner, name)
+    original = getattr(owner, name)
 
-    def wrapped(*given: Any, **named: Any) -> Any:
-        call()
-        return real(*given, **named)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        hook()
+        return original(*args, **kwargs)
 
-    setattr(owner, name, wrapped)
+    setattr(owner, name, wrapper)
 
 
-class Disk:
+class SyncJournal:
     """What the disk itself holds of the files below a folder: a file as it was when it was last
     synced, a folder's names as they were then. Kept by inode, since files are renamed.
     """
 
     def __init__(self, folder: Path, journal: Path) -> None:
         self.journal = journal
-        self._open: list[int] = []  # so that no inode is used again
+        self._descriptors: list[int] = []  # so that no inode is used again
         folder.mkdir(exist_ok=True)
         for path in (folder, *folder.rglob("*")):
             self.sync(path)
 
     def sync(self, path: Path) -> None:
         """In place of `files.fsync_path`."""
-        self._open.append(os.open(path, os.O_RDONLY))
-        inode = os.fstat(self._open[-1]).st_ino
+        self._descriptors.append(os.open(path, os.O_RDONLY))
+        inode = os.fstat(self._descriptors[-1]).st_ino
         entry: dict[str, Any] = {"inode": inode}
         if path.is_dir():
             entry["names"] = {item.name: item.stat().st_ino for item in path.iterdir()}
         else:
-            entry["copy"] = f"{inode}-{len(self._open)}"
+            entry["copy"] = f"{inode}-{len(self._descriptors)}"
             shutil.copyfile(path, self.journal / entry["copy"])
-        with (self.journal / JOURNAL).open("a") as file:
+        with (self.journal / JOURNAL_FILE).open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
 
-def cut_the_power(folder: Path, journal: Path, draw: random.Random) -> None:
+def simulate_power_cut(folder: Path, journal: Path, draw: random.Random) -> None:
     """Leave of a folder what the disk is sure to hold, and of what it is not sure to hold, some."""
-    names: dict[int, dict[str, int]] = {}
-    copies: dict[int, Path] = {}
-    lines = (journal / JOURNAL).read_text().splitlines() if (journal / JOURNAL).exists() else []
+    synced_folders: dict[int, dict[str, int]] = {}
+    synced_copies: dict[int, Path] = {}
+    lines = (
+        (journal / JOURNAL_FILE).read_text().splitlines()
+        if (journal / JOURNAL_FILE).exists()
+        else []
+    )
     for line in lines:
         entry = json.loads(line)
         if "names" in entry:
-            names[entry["inode"]] = entry["names"]
+            synced_folders[entry["inode"]] = entry["names"]
         else:
-            copies[entry["inode"]] = journal / entry["copy"]
-    now = {path.stat().st_ino: path for path in (folder, *folder.rglob("*"))}
-    after = folder.with_name("after")
+            synced_copies[entry["inode"]] = journal / entry["copy"]
+    current_paths = {path.stat().st_ino: path for path in (folder, *folder.rglob("*"))}
+    rebuilt = folder.with_name("after")
 
-    def rebuild(inode: int, place: Path) -> None:
-        there = now.get(inode)
-        if inode in names or (there and there.is_dir()):
-            place.mkdir()
-            sure = names.get(inode, {})
-            here = {p.name: p.stat().st_ino for p in there.iterdir()} if there else {}
-            for name, child in (here if here and draw.random() < 0.3 else sure).items():
-                rebuild(child, place / name)
+    def rebuild(inode: int, target: Path) -> None:
+        current_path = current_paths.get(inode)
+        if inode in synced_folders or (current_path and current_path.is_dir()):
+            target.mkdir()
+            synced_names = synced_folders.get(inode, {})
+            current_names = (
+                {p.name: p.stat().st_ino for p in current_path.iterdir()} if current_path else {}
+            )
+            for name, child in (
+                current_names if current_names and draw.random() < 0.3 else synced_names
+            ).items():
+                rebuild(child, target / name)
             return
-        synced = copies[inode].read_bytes() if inode in copies else b""
-        unsure = there.read_bytes() if there else b""
-        kept = draw.choice([synced, synced, unsure, unsure[: draw.randrange(len(unsure) + 1)]])
-        if unsure.startswith(synced) and draw.random() < 0.3:  # the length is known, the rest not
-            kept = synced + bytes(len(unsure) - len(synced))
+        synced_content = synced_copies[inode].read_bytes() if inode in synced_copies else b""
+        current_content = current_path.read_bytes() if current_path else b""
+        content = draw.choice(
+            [
+                synced_content,
+                synced_content,
+                current_content,
+                current_content[: draw.randrange(len(current_content) + 1)],
+            ]
+        )
+        if (
+            current_content.startswith(synced_content) and draw.random() < 0.3
+        ):  # the length is known, the rest not
+            content = synced_content + bytes(len(current_content) - len(synced_content))
         # What was synced is safe, and what was only added to it may be there or not.
-        place.write_bytes(kept if kept.startswith(synced) else synced)
+        target.write_bytes(content if content.startswith(synced_content) else synced_content)
 
-    rebuild(folder.stat().st_ino, after)
+    rebuild(folder.stat().st_ino, rebuilt)
     shutil.rmtree(folder)
-    after.rename(folder)
+    rebuilt.rename(folder)
 
 
 def main(plan: dict[str, Any]) -> None:
@@ -133,27 +150,27 @@ def main(plan: dict[str, Any]) -> None:
     device.matmul_peak = lambda dtype: 1e9  # type: ignore[assignment]
     for module in (estimate, setup):
         module.estimate_training = lambda *_: Estimate(1e-3, 0.0, 0, 0)  # type: ignore[attr-defined]
-    if spike := plan.get("spike"):  # a step that looks like one, the first time
+    if spike_step := plan.get("spike"):  # a step that looks like one, the first time
 
-        def limit(self: spike_guard.SpikeGuard, step: int) -> float:
-            return 0.0 if step == spike and not self.rollbacks else math.inf
+        def loss_limit(self: spike_guard.SpikeGuard, step: int) -> float:
+            return 0.0 if step == spike_step and not self.rollbacks else math.inf
 
-        spike_guard.SpikeGuard.loss_limit = limit  # type: ignore[method-assign]
-    if failing := plan.get("gpu_failure"):  # the step that it fails at
-        left = [failing]
+        spike_guard.SpikeGuard.loss_limit = loss_limit  # type: ignore[method-assign]
+    if failing_step := plan.get("gpu_failure"):  # the step that it fails at
+        remaining = [failing_step]
 
-        def fail() -> None:
-            left[0] -= 1
-            if not left[0]:
+        def fail_gpu() -> None:
+            remaining[0] -= 1
+            if not remaining[0]:
                 raise RuntimeError(
                     "[METAL] Command buffer execution failed: Impacting Interactivity."
                 )
 
-        before(step.TrainStep, "__call__", fail)
+        call_before(step.TrainStep, "__call__", fail_gpu)
     if plan.get("journal"):
-        files.fsync_path = Disk(Path("runs"), Path(plan["journal"])).sync
+        files.fsync_path = SyncJournal(Path("runs"), Path(plan["journal"])).sync
     if plan.get("event"):
-        writing = die_at(plan["event"], plan["late"])
+        on_write = make_kill_hook(plan["event"], plan["late"])
         for owner, name in (
             (files, "fsync_path"),
             (files, "write_atomically"),
@@ -165,23 +182,25 @@ def main(plan: dict[str, Any]) -> None:
             (run.Run, "log"),
             (run.Run, "add_sample"),
         ):
-            before(owner, name, writing)
+            call_before(owner, name, on_write)
     if plan.get("after"):
 
-        class Dying(Recorder):
+        class DyingRecorder(Recorder):
             def on_train_begin(self, *_: Any) -> None:
-                threading.Timer(plan["after"], die).start()
+                threading.Timer(plan["after"], kill_self).start()
 
-        recorder: Recorder = Dying()
+        recorder: Recorder = DyingRecorder()
     else:
-        recorder = Recorder(aloud="MLX_RANK" in os.environ)
+        recorder = Recorder(echo="MLX_RANK" in os.environ)
     if plan.get("compare"):
         api.compare(config=config_from_tree(plan["config"]), source="words.txt", **plan["compare"])
     else:
-        given = {name: plan[name] for name in ("memory_limit",) if name in plan}
+        train_options = {name: plan[name] for name in ("memory_limit",) if name in plan}
         config = config_from_tree(plan["config"])
-        with recorder.listening() if os.environ.get("MLX_RANK", "0") == "0" else nullcontext():
-            api.train(config=config, source="words.txt", run="a", callbacks=[recorder], **given)
+        with recorder.recording_logs() if os.environ.get("MLX_RANK", "0") == "0" else nullcontext():
+            api.train(
+                config=config, source="words.txt", run="a", callbacks=[recorder], **train_options
+            )
 
 
 if __name__ == "__main__":

@@ -16,28 +16,30 @@ from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
 
-SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=280, dropout=0.1)
+MODEL_CONFIG = ModelConfig(
+    n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=280, dropout=0.1
+)
 
 
-def some_bpe() -> BPETokenizer:
+def train_small_bpe() -> BPETokenizer:
     words = ["once", "upon", "a", "time", "there", "was", "cat", "Grüße", "the", "sea"]
     return bpe.train_bpe([" ".join(random.Random(0).choices(words, k=400))], 280)
 
 
-def parameters_of(config: ModelConfig) -> dict[str, mx.array]:
+def random_parameters(config: ModelConfig) -> dict[str, mx.array]:
     """Random ones, biases and norms too."""
-    plain = flatten_params(GPT(config, 1).parameters())
+    initial = flatten_params(GPT(config, 1).parameters())
     return {
         name: value + 0.1 * mx.random.normal(value.shape, key=mx.random.key(n))
-        for n, (name, value) in enumerate(plain.items())
+        for n, (name, value) in enumerate(initial.items())
     }
 
 
-def folder_of(folder: Path, tokenizer: Tokenizer | None = None) -> dict[str, mx.array]:
+def write_gpt2_folder(folder: Path, tokenizer: Tokenizer | None = None) -> dict[str, mx.array]:
     """A GPT-2's folder, laid out as the hub's gpt2; its parameters by our names."""
-    tokenizer = tokenizer or some_bpe()
-    config = replace(SHAPE, vocab_size=tokenizer.vocab_size)
-    parameters = parameters_of(config)
+    tokenizer = tokenizer or train_small_bpe()
+    config = replace(MODEL_CONFIG, vocab_size=tokenizer.vocab_size)
+    parameters = random_parameters(config)
     folder.mkdir(parents=True, exist_ok=True)
     huggingface.write_gpt2_config(folder, config, tokenizer.end_of_text)
     huggingface.write_gpt2_parameters(folder, config, parameters)

@@ -12,10 +12,10 @@ import pytest
 from mlxgpt.utils import files
 
 # Of a disk, of a limit, of permissions: none says that there is nothing.
-NUMBERS = [errno.EIO, errno.EMFILE, errno.EACCES]
+ERRNOS = [errno.EIO, errno.EMFILE, errno.EACCES]
 
 
-def error(number: int, path: object) -> OSError:
+def make_os_error(number: int, path: object) -> OSError:
     return OSError(number, os.strerror(number), str(path))
 
 
@@ -23,29 +23,29 @@ def failing_open(
     patch: pytest.MonkeyPatch, name: str, number: int, *, after: int = 0
 ) -> list[Path]:
     """Let `Path.open` of files of a name fail, but for the first `after` times; the failed ones."""
-    real, calls, failed = Path.open, [], []
+    original, calls, failed_paths = Path.open, [], []
 
-    def opened(path: Path, *given: Any, **named: Any) -> Any:
+    def open_or_fail(path: Path, *args: Any, **kwargs: Any) -> Any:
         if path.name == name:
             calls.append(path)
             if len(calls) > after:
-                failed.append(path)
-                raise error(number, path)
-        return real(path, *given, **named)
+                failed_paths.append(path)
+                raise make_os_error(number, path)
+        return original(path, *args, **kwargs)
 
-    patch.setattr(Path, "open", opened)
-    return failed
+    patch.setattr(Path, "open", open_or_fail)
+    return failed_paths
 
 
 def failing_sync(patch: pytest.MonkeyPatch, folder: str) -> None:
     """Let the sync of a folder of this name fail, once."""
-    failed: list[Path] = []
-    real = files.fsync_path
+    failed_paths: list[Path] = []
+    original = files.fsync_path
 
-    def sync(path: Path) -> None:
-        if path.name == folder and not failed:
-            failed.append(path)
-            raise error(errno.EIO, path)
-        real(path)
+    def sync_or_fail(path: Path) -> None:
+        if path.name == folder and not failed_paths:
+            failed_paths.append(path)
+            raise make_os_error(errno.EIO, path)
+        original(path)
 
-    patch.setattr(files, "fsync_path", sync)
+    patch.setattr(files, "fsync_path", sync_or_fail)

@@ -34,11 +34,17 @@ from urllib.parse import parse_qs, unquote, urlsplit
 Files = dict[str, bytes]
 Headers = dict[str, str]
 
-CONVERTED = "refs/convert/parquet"
-LARGE = (".parquet", ".txt", ".gz", ".npy", ".safetensors")  # kept by the storage, not by git
+PARQUET_BRANCH = "refs/convert/parquet"
+LFS_SUFFIXES = (
+    ".parquet",
+    ".txt",
+    ".gz",
+    ".npy",
+    ".safetensors",
+)  # kept by the storage, not by git
 
 
-def parquet(texts: Iterable[object], column: str = "text") -> bytes:
+def to_parquet(texts: Iterable[object], column: str = "text") -> bytes:
     """A Parquet file of one column."""
     import pyarrow
     import pyarrow.parquet
@@ -63,7 +69,7 @@ class Repository:
         self.commits[commit] = files
         self.branches[branch] = commit
 
-    def commit(self, revision: str) -> str | None:
+    def find_commit(self, revision: str) -> str | None:
         return self.branches.get(revision) or (revision if revision in self.commits else None)
 
 
@@ -75,32 +81,37 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def shakespeare(text: str) -> dict[str, Repository]:
+def make_shakespeare_repos(text: str) -> dict[str, Repository]:
     """Tiny Shakespeare as it lies on the hub: a script; on another branch a row for each split."""
     script = {"README.md": b"---\nlanguage: en\n---\n", "tiny_shakespeare.py": b"import datasets"}
-    rows = {f"default/{name}/0000.parquet": parquet([part]) for name, part in splits(text).items()}
-    return {"karpathy/tiny_shakespeare": Repository({"main": script, CONVERTED: rows})}
+    rows = {
+        f"default/{name}/0000.parquet": to_parquet([part])
+        for name, part in split_text(text).items()
+    }
+    return {"karpathy/tiny_shakespeare": Repository({"main": script, PARQUET_BRANCH: rows})}
 
 
-def splits(text: str) -> dict[str, str]:
+def split_text(text: str) -> dict[str, str]:
     """The first nine tenths of a text, and the two halves of the rest."""
     cut = int(0.9 * len(text))
-    end = (cut + len(text)) // 2
-    return {"train": text[:cut], "validation": text[cut:end], "test": text[end:]}
+    val_end = (cut + len(text)) // 2
+    return {"train": text[:cut], "validation": text[cut:val_end], "test": text[val_end:]}
 
 
 class Server(ThreadingHTTPServer):
-    """A server in a mood, for addresses that have `at` in them."""
+    """A server in a mood, for addresses that have `path_filter` in them."""
 
     daemon_threads = True
     host = "127.0.0.1"
 
-    def __init__(self, handler: type[BaseHTTPRequestHandler], mood: str, at: str) -> None:
+    def __init__(
+        self, handler: type[BaseHTTPRequestHandler], behavior: str, path_filter: str
+    ) -> None:
         super().__init__(("127.0.0.1", 0), handler)
-        self.mood, self.at = mood, at
-        self.asked: list[str] = []
-        self.broken = 0  # answers that broke off
-        self.over = threading.Event()
+        self.behavior, self.path_filter = behavior, path_filter
+        self.requests: list[str] = []
+        self.truncated_responses = 0  # answers that broke off
+        self.closing = threading.Event()
 
     @property
     def address(self) -> str:
@@ -118,9 +129,13 @@ class Hub(Server):
     """
 
     def __init__(
-        self, repositories: dict[str, Repository], mood: str = "well", at: str = "/", cdn: str = ""
+        self,
+        repositories: dict[str, Repository],
+        behavior: str = "well",
+        path_filter: str = "/",
+        cdn: str = "",
     ) -> None:
-        super().__init__(HubHandler, mood, at)
+        super().__init__(HubHandler, behavior, path_filter)
         self.repositories = repositories
         self.cdn = Cdn(cdn or "well")
 
@@ -130,10 +145,10 @@ class Cdn(Server):
 
     host = "localhost"  # to clients another one than the hub's
 
-    def __init__(self, mood: str) -> None:
-        super().__init__(CdnHandler, mood, "/")
+    def __init__(self, behavior: str) -> None:
+        super().__init__(CdnHandler, behavior, "/")
         self.blobs: dict[str, bytes] = {}
-        self.resumed = 0  # files asked for from their middle on
+        self.resumed_downloads = 0  # files asked for from their middle on
 
 
 class GitHub(Server):
@@ -141,8 +156,8 @@ class GitHub(Server):
 
     path = "/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
-    def __init__(self, text: str, mood: str = "well") -> None:
-        super().__init__(GitHubHandler, mood, "/")
+    def __init__(self, text: str, behavior: str = "well") -> None:
+        super().__init__(GitHubHandler, behavior, "/")
         self.text = text.encode()
 
 
@@ -152,37 +167,48 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.asked.append(f"{self.command} {unquote(self.path)}")
-        mood = self.server.mood if self.server.at in unquote(self.path) else "well"
-        if mood == "hangs":
-            self.server.over.wait()
+        self.server.requests.append(f"{self.command} {unquote(self.path)}")
+        behavior = self.server.behavior if self.server.path_filter in unquote(self.path) else "well"
+        if behavior == "hangs":
+            self.server.closing.wait()
             self.close_connection = True
-        elif mood.isdecimal():
-            self.refuse(int(mood))
+        elif behavior.isdecimal():
+            self.respond_error(int(behavior))
         else:
-            self.serve(mood)
+            self.serve(behavior)
 
     do_HEAD = do_POST = do_GET
 
-    def serve(self, mood: str) -> None:
+    def serve(self, behavior: str) -> None:
         raise NotImplementedError
 
-    def refuse(self, status: int, code: str = "", headers: Headers | None = None) -> None:
-        named = {"X-Error-Code": code} if code else {}
-        wait = {"RateLimit": '"resolvers";r=0;t=300', "Retry-After": "300"} if status == 429 else {}
-        self.answer(b'{"error": "no"}', {**named, **wait, **(headers or {})}, status=status)
-
-    def answer(
-        self, content: bytes, headers: Headers | None = None, *, status: int = 200, sent: int = -1
+    def respond_error(
+        self, status: int, error_code: str = "", headers: Headers | None = None
     ) -> None:
-        """An answer, of which `sent` bytes are sent before it breaks off."""
+        code_headers = {"X-Error-Code": error_code} if error_code else {}
+        retry_headers = (
+            {"RateLimit": '"resolvers";r=0;t=300', "Retry-After": "300"} if status == 429 else {}
+        )
+        self.respond(
+            b'{"error": "no"}', {**code_headers, **retry_headers, **(headers or {})}, status=status
+        )
+
+    def respond(
+        self,
+        content: bytes,
+        headers: Headers | None = None,
+        *,
+        status: int = 200,
+        truncate_at: int = -1,
+    ) -> None:
+        """An answer, of which `truncate_at` bytes are sent before it breaks off."""
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content if sent < 0 else content[:sent])
-            self.close_connection = self.close_connection or sent >= 0
+            self.wfile.write(content if truncate_at < 0 else content[:truncate_at])
+            self.close_connection = self.close_connection or truncate_at >= 0
 
     def log_message(self, *_: object) -> None: ...
 
@@ -190,198 +216,207 @@ class Handler(BaseHTTPRequestHandler):
 class HubHandler(Handler):
     server: Hub
 
-    def answer(self, content: bytes, headers: Headers | None = None, **options: Any) -> None:
-        limit = {"RateLimit": '"resolvers";r=2999;t=172', "X-Request-Id": "Root=1-0"}
-        super().answer(content, {**limit, **(headers or {})}, **options)
+    def respond(self, content: bytes, headers: Headers | None = None, **options: Any) -> None:
+        default_headers = {"RateLimit": '"resolvers";r=2999;t=172', "X-Request-Id": "Root=1-0"}
+        super().respond(content, {**default_headers, **(headers or {})}, **options)
 
-    def serve(self, mood: str) -> None:
-        self.mood = mood
+    def serve(self, behavior: str) -> None:
+        self.behavior = behavior
         path = unquote(urlsplit(self.path).path)
-        if mood == "slow" and len(self.server.asked) == 1:
+        if behavior == "slow" and len(self.server.requests) == 1:
             time.sleep(0.5)
-        if mood == "login" and path != "/login":
-            self.answer(b"", {"Location": "/login"}, status=302)
-        elif mood == "login":
-            self.answer(b"<html>welcome to our network</html>", {"Content-Type": "text/html"})
+        if behavior == "login" and path != "/login":
+            self.respond(b"", {"Location": "/login"}, status=302)
+        elif behavior == "login":
+            self.respond(b"<html>welcome to our network</html>", {"Content-Type": "text/html"})
         elif path.startswith(("/datasets/", "/api/")) or "/resolve/" in path:
-            self.serve_files(*parsed(path))
+            self.serve_files(*parse_api_path(path))
         else:
-            self.refuse(404)
+            self.respond_error(404)
 
-    def serve_files(self, what: str, name: str, revision: str, path: str) -> None:
-        repository = self.server.repositories.get(name)
+    def serve_files(self, endpoint: str, repo_id: str, revision: str, path: str) -> None:
+        repository = self.server.repositories.get(repo_id)
         if not repository:
-            self.refuse(401)
+            self.respond_error(401)
             return
-        if repository.gated and what not in ("", "revision"):
-            self.refuse(401, "GatedRepo")
+        if repository.gated and endpoint not in ("", "revision"):
+            self.respond_error(401, "GatedRepo")
             return
-        commit = repository.commit(revision)
+        commit = repository.find_commit(revision)
         if not commit:
-            self.refuse(404, "RevisionNotFound")
+            self.respond_error(404, "RevisionNotFound")
             return
         files = repository.commits[commit]
-        if what == "resolve":
-            self.resolve(name, commit, files, path)
-        elif what == "resolve-cache":
-            self.answer(files[path], {"X-Repo-Commit": commit, "ETag": f'"{sha1(files[path])}"'})
+        if endpoint == "resolve":
+            self.serve_resolve(repo_id, commit, files, path)
+        elif endpoint == "resolve-cache":
+            self.respond(files[path], {"X-Repo-Commit": commit, "ETag": f'"{sha1(files[path])}"'})
         else:
-            self.api(what, name, commit, files, path)
-        if self.mood == "moves" and revision in repository.branches:
+            self.serve_api(endpoint, repo_id, commit, files, path)
+        if self.behavior == "moves" and revision in repository.branches:
             n = len(repository.commits)
-            moved = {
-                file: parquet(f"{file}, row {row}, commit {n}" for row in range(150))
+            new_files = {
+                file: to_parquet(f"{file}, row {row}, commit {n}" for row in range(150))
                 for file in files
                 if file.endswith(".parquet")
             }
-            repository.push(revision, {**files, **moved})
+            repository.push(revision, {**files, **new_files})
 
-    def resolve(self, name: str, commit: str, files: Files, file: str) -> None:
-        known = {"X-Repo-Commit": commit}
+    def serve_resolve(self, repo_id: str, commit: str, files: Files, file: str) -> None:
+        headers = {"X-Repo-Commit": commit}
         content = files.get(file)
         if content is None:
-            self.refuse(404, "EntryNotFound", known)
-        elif not file.endswith(LARGE):
-            where = name if name.startswith("models/") else f"datasets/{name}"
-            place = f"/api/resolve-cache/{where}/{commit}/{file}?etag=%22{sha1(content)}%22"
-            self.answer(b"", {**known, "Location": place}, status=307)
+            self.respond_error(404, "EntryNotFound", headers)
+        elif not file.endswith(LFS_SUFFIXES):
+            repo_path = repo_id if repo_id.startswith("models/") else f"datasets/{repo_id}"
+            location = f"/api/resolve-cache/{repo_path}/{commit}/{file}?etag=%22{sha1(content)}%22"
+            self.respond(b"", {**headers, "Location": location}, status=307)
         else:
             digest, cdn = sha256(content), self.server.cdn
             cdn.blobs[digest] = content
-            signed = f"Expires={int(time.time()) + 3600}&Signature=abc&Key-Pair-Id=K2"
-            known |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{digest}"'}
-            if self.mood == "xet":
-                token = f"{self.server.address}/api/datasets/{name}/xet-read-token/{commit}"
-                known |= {"X-Xet-Hash": digest, "Link": f'<{token}>; rel="xet-auth"'}
-            place = f"{cdn.address}/xet-bridge-us/{digest}?{signed}"
-            self.answer(b"", {**known, "Location": place}, status=302)
+            query = f"Expires={int(time.time()) + 3600}&Signature=abc&Key-Pair-Id=K2"
+            headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{digest}"'}
+            if self.behavior == "xet":
+                token = f"{self.server.address}/api/datasets/{repo_id}/xet-read-token/{commit}"
+                headers |= {"X-Xet-Hash": digest, "Link": f'<{token}>; rel="xet-auth"'}
+            location = f"{cdn.address}/xet-bridge-us/{digest}?{query}"
+            self.respond(b"", {**headers, "Location": location}, status=302)
 
-    def api(self, what: str, name: str, commit: str, files: Files, folder: str) -> None:
-        if what in ("", "revision"):
+    def serve_api(self, endpoint: str, name: str, commit: str, files: Files, folder: str) -> None:
+        if endpoint in ("", "revision"):
             blobs = "blobs=true" in self.path.lower()
-            siblings = [sibling(file, content, blobs=blobs) for file, content in files.items()]
-            short = name.removeprefix("models/")
-            self.json({"id": short, "sha": commit, "tags": [], "siblings": siblings})
-        elif what == "xet-read-token":
+            siblings = [make_sibling(file, content, blobs=blobs) for file, content in files.items()]
+            public_id = name.removeprefix("models/")
+            self.respond_json({"id": public_id, "sha": commit, "tags": [], "siblings": siblings})
+        elif endpoint == "xet-read-token":
             expires = int(time.time()) + 3600
             cas = self.server.cdn.address
             token = {"X-Xet-Cas-Url": cas, "X-Xet-Access-Token": "t"}
             token["X-Xet-Token-Expiration"] = str(expires)
-            self.json({"casUrl": cas, "accessToken": "t", "exp": expires}, token)
-        elif what == "paths-info":
-            wanted = parse_qs(self.body.decode()).get("paths", [])
-            self.json([entry(file, files[file]) for file in wanted if file in files])
-        elif what == "tree":
+            self.respond_json({"casUrl": cas, "accessToken": "t", "exp": expires}, token)
+        elif endpoint == "paths-info":
+            requested_paths = parse_qs(self.body.decode()).get("paths", [])
+            self.respond_json(
+                [make_tree_entry(file, files[file]) for file in requested_paths if file in files]
+            )
+        elif endpoint == "tree":
             prefix = f"{folder}/" if folder else ""
-            inside = {file for file in files if file.startswith(prefix)}
+            paths = {file for file in files if file.startswith(prefix)}
             folders = {
                 file[: n + len(prefix)]
-                for file in inside
-                for n, letter in enumerate(file[len(prefix) :])
-                if letter == "/"
+                for file in paths
+                for n, char in enumerate(file[len(prefix) :])
+                if char == "/"
             }
             if "recursive=true" not in self.path.lower():
-                inside = {file for file in inside if "/" not in file.removeprefix(prefix)}
+                paths = {file for file in paths if "/" not in file.removeprefix(prefix)}
                 folders = {name for name in folders if "/" not in name.removeprefix(prefix)}
-            if inside or folders:
-                tree = [entry(file, files[file]) for file in sorted(inside)]
-                self.json(tree + [entry(name, None) for name in sorted(folders)])
+            if paths or folders:
+                tree = [make_tree_entry(file, files[file]) for file in sorted(paths)]
+                self.respond_json(tree + [make_tree_entry(name, None) for name in sorted(folders)])
             else:
-                self.refuse(404, "EntryNotFound", {"X-Repo-Commit": commit})
+                self.respond_error(404, "EntryNotFound", {"X-Repo-Commit": commit})
         else:
-            self.refuse(404)
+            self.respond_error(404)
 
-    def json(self, value: object, headers: Headers | None = None) -> None:
+    def respond_json(self, value: object, headers: Headers | None = None) -> None:
         headers = {"Content-Type": "application/json", **(headers or {})}
-        self.answer(json.dumps(value).encode(), headers)
+        self.respond(json.dumps(value).encode(), headers)
 
 
-def parsed(path: str) -> tuple[str, str, str, str]:
+def parse_api_path(path: str) -> tuple[str, str, str, str]:
     """What is asked for, and the repository, revision and path that it is asked of."""
     parts = path.strip("/").split("/")
     if parts[0] == "datasets":  # datasets/OWNER/NAME/resolve/REVISION/PATH
-        name, what, rest = parts[1:3], parts[3], parts[4:]
+        name, endpoint, remainder = parts[1:3], parts[3], parts[4:]
     elif parts[0] != "api":  # OWNER/NAME/resolve/REVISION/PATH
-        name, what, rest = ["models", *parts[:2]], parts[2], parts[3:]
+        name, endpoint, remainder = ["models", *parts[:2]], parts[2], parts[3:]
     elif parts[1] == "resolve-cache":  # api/resolve-cache/datasets/OWNER/NAME/COMMIT/PATH
-        name, what, rest = parts[3:5], parts[1], parts[5:]
+        name, endpoint, remainder = parts[3:5], parts[1], parts[5:]
         name = ["models", *name] if parts[2] == "models" else name
     elif parts[1] == "models":  # as the next
-        name, what, rest = parts[1:4], *(parts[4:5] or [""]), parts[5:] or ["main"]
+        name, endpoint, remainder = parts[1:4], *(parts[4:5] or [""]), parts[5:] or ["main"]
     else:  # api/datasets/OWNER/NAME, api/datasets/OWNER/NAME/WHAT/REVISION/PATH
-        name, what, rest = parts[2:4], *(parts[4:5] or [""]), parts[5:] or ["main"]
-    slashes = CONVERTED.count("/") + 1 if rest[0] == "refs" else 1
-    return what, "/".join(name), "/".join(rest[:slashes]), "/".join(rest[slashes:])
+        name, endpoint, remainder = parts[2:4], *(parts[4:5] or [""]), parts[5:] or ["main"]
+    revision_parts = PARQUET_BRANCH.count("/") + 1 if remainder[0] == "refs" else 1
+    return (
+        endpoint,
+        "/".join(name),
+        "/".join(remainder[:revision_parts]),
+        "/".join(remainder[revision_parts:]),
+    )
 
 
-def sibling(path: str, content: bytes, *, blobs: bool) -> dict[str, Any]:
+def make_sibling(path: str, content: bytes, *, blobs: bool) -> dict[str, Any]:
     """A file as the hub tells of it with its repository."""
     if not blobs:
         return {"rfilename": path}
-    told = {"rfilename": path, "blobId": sha1(content), "size": len(content)}
-    if path.endswith(LARGE):
+    info = {"rfilename": path, "blobId": sha1(content), "size": len(content)}
+    if path.endswith(LFS_SUFFIXES):
         return {
-            **told,
+            **info,
             "lfs": {"sha256": sha256(content), "size": len(content), "pointerSize": 134},
         }
-    return told
+    return info
 
 
-def entry(path: str, content: bytes | None) -> dict[str, Any]:
+def make_tree_entry(path: str, content: bytes | None) -> dict[str, Any]:
     """A file, or a folder, as the hub lists it."""
     if content is None:
         return {"type": "directory", "path": path, "size": 0, "oid": "0"}
-    listed = {"type": "file", "path": path, "size": len(content), "oid": sha1(content)}
-    if path.endswith(LARGE):
-        stored = {"oid": sha256(content), "size": len(content), "pointerSize": 132}
-        return {**listed, "lfs": stored, "xetHash": sha256(content)}
-    return listed
+    info = {"type": "file", "path": path, "size": len(content), "oid": sha1(content)}
+    if path.endswith(LFS_SUFFIXES):
+        lfs_info = {"oid": sha256(content), "size": len(content), "pointerSize": 132}
+        return {**info, "lfs": lfs_info, "xetHash": sha256(content)}
+    return info
 
 
 class CdnHandler(Handler):
     server: Cdn
 
-    def serve(self, mood: str) -> None:
+    def serve(self, behavior: str) -> None:
         url = urlsplit(self.path)
         query = parse_qs(url.query)
         if "/reconstructions/" in url.path:  # Xet's own way, which only the mood `xet` leads to
-            self.refuse(500)
+            self.respond_error(500)
             return
         if "Signature" not in query or int(query["Expires"][0]) < time.time():
-            self.refuse(403)
+            self.respond_error(403)
             return
         content = self.server.blobs[url.path.rpartition("/")[2]]
         headers, status, start = {"Accept-Ranges": "bytes"}, 200, 0
-        if wanted := self.headers.get("Range"):
-            start, status = int(wanted.removeprefix("bytes=").partition("-")[0]), 206
-            self.server.resumed += start > 0
+        if range_header := self.headers.get("Range"):
+            start, status = int(range_header.removeprefix("bytes=").partition("-")[0]), 206
+            self.server.resumed_downloads += start > 0
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        sent = -1
-        if mood == "truncates" or (mood == "breaks" and self.server.broken < 2):
-            self.server.broken += 1
-            sent = (len(content) - start) // 2
-        self.answer(content[start:], headers, status=status, sent=sent)
+        truncate_at = -1
+        if behavior == "truncates" or (
+            behavior == "breaks" and self.server.truncated_responses < 2
+        ):
+            self.server.truncated_responses += 1
+            truncate_at = (len(content) - start) // 2
+        self.respond(content[start:], headers, status=status, truncate_at=truncate_at)
 
 
 class GitHubHandler(Handler):
     server: GitHub
 
-    def serve(self, mood: str) -> None:
+    def serve(self, behavior: str) -> None:
         if urlsplit(self.path).path != self.server.path:  # a proxy is asked for the whole address
-            self.refuse(404)
+            self.respond_error(404)
             return
-        breaks = mood == "breaks" and self.server.broken < 1
-        self.server.broken += breaks
+        truncate = behavior == "breaks" and self.server.truncated_responses < 1
+        self.server.truncated_responses += truncate
         text = self.server.text
-        self.answer(text, {"ETag": 'W/"1"'}, sent=len(text) // 2 if breaks else -1)
+        self.respond(text, {"ETag": 'W/"1"'}, truncate_at=len(text) // 2 if truncate else -1)
 
 
 @contextmanager
-def running(*servers: Server) -> Iterator[None]:
+def run_servers(*servers: Server) -> Iterator[None]:
     with ExitStack() as stack:
         for server in [*servers, *(hub.cdn for hub in servers if isinstance(hub, Hub))]:
             stack.callback(server.server_close)
             stack.callback(server.shutdown)
-            stack.callback(server.over.set)
+            stack.callback(server.closing.set)
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield

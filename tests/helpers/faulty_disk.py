@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-WRITING = ("fsync", "rename", "replace", "mkdir", "truncate", "unlink", "rmdir")
-READING = ("stat", "listdir", "scandir", "read")
+WRITE_OPERATIONS = ("fsync", "rename", "replace", "mkdir", "truncate", "unlink", "rmdir")
+READ_OPERATIONS = ("stat", "listdir", "scandir", "read")
 
 
 class FaultyDisk:
@@ -22,79 +22,81 @@ class FaultyDisk:
     A write that fails leaves half of its bytes, as on a disk that becomes full.
 
     Attributes:
-        sites: each operation so far: its name, and the file's.
+        operations: each operation so far: its name, and the file's.
     """
 
-    def __init__(self, folder: Path, number: int = errno.ENOSPC) -> None:
-        self.folder, self.number = str(folder), number
+    def __init__(self, folder: Path, errno_code: int = errno.ENOSPC) -> None:
+        self.folder, self.errno_code = str(folder), errno_code
         self.fail_at: int | None = None
-        self.sites: list[tuple[str, str]] = []
-        self.failed: tuple[str, str] | None = None
-        self._names: dict[int, str] = {}
+        self.operations: list[tuple[str, str]] = []
+        self.failed_operation: tuple[str, str] | None = None
+        self._descriptor_paths: dict[int, str] = {}
 
-    def operation(self, name: str, path: object, *, named: bool = True) -> None:
+    def count_operation(self, name: str, path: object, *, has_filename: bool = True) -> None:
         """Count an operation, and fail it where it is its turn."""
         if isinstance(path, int):
-            path, named = self._names.get(path, ""), False
+            path, has_filename = self._descriptor_paths.get(path, ""), False
         if not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith(self.folder):
             return
-        self.sites.append((name, os.fspath(path)))
-        if len(self.sites) - 1 == self.fail_at:
-            self.failed = self.sites[-1]
-            reason = os.strerror(self.number)
-            raise OSError(self.number, reason, *([os.fspath(path)] if named else []))
+        self.operations.append((name, os.fspath(path)))
+        if len(self.operations) - 1 == self.fail_at:
+            self.failed_operation = self.operations[-1]
+            message = os.strerror(self.errno_code)
+            raise OSError(self.errno_code, message, *([os.fspath(path)] if has_filename else []))
 
     @contextmanager
-    def plugged_in(self, fail_at: int | None = None) -> Iterator[FaultyDisk]:
+    def watching(self, fail_at: int | None = None) -> Iterator[FaultyDisk]:
         """Watch all operations of this process."""
-        self.fail_at, self.sites, self.failed = fail_at, [], None
+        self.fail_at, self.operations, self.failed_operation = fail_at, [], None
         with pytest.MonkeyPatch.context() as patch:
-            for name in (*WRITING, *READING[:-1]):
-                patch.setattr(os, name, self._watched(name, getattr(os, name)))
-            patch.setattr(os, "open", self._opened(os.open))
-            patch.setattr(os, "close", self._closed(os.close))
-            patch.setattr(io, "open", self._file_opened(io.open))
+            for name in (*WRITE_OPERATIONS, *READ_OPERATIONS[:-1]):
+                patch.setattr(os, name, self._wrap_call(name, getattr(os, name)))
+            patch.setattr(os, "open", self._wrap_open(os.open))
+            patch.setattr(os, "close", self._wrap_close(os.close))
+            patch.setattr(io, "open", self._wrap_file_open(io.open))
             yield self
 
-    def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(path: Any = ".", *arguments: Any, **options: Any) -> Any:
-            self.operation(name, path)
-            return call(path, *arguments, **options)
+    def _wrap_call(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(path: Any = ".", *args: Any, **options: Any) -> Any:
+            self.count_operation(name, path)
+            return call(path, *args, **options)
 
-        return watched
+        return wrapper
 
-    def _opened(self, call: Callable[..., int]) -> Callable[..., int]:
-        def watched(path: Any, *arguments: Any, **options: Any) -> int:
-            self.operation("open", path)
-            descriptor = call(path, *arguments, **options)
-            self._names[descriptor] = os.fspath(path)
+    def _wrap_open(self, call: Callable[..., int]) -> Callable[..., int]:
+        def wrapper(path: Any, *args: Any, **options: Any) -> int:
+            self.count_operation("open", path)
+            descriptor = call(path, *args, **options)
+            self._descriptor_paths[descriptor] = os.fspath(path)
             return descriptor
 
-        return watched
+        return wrapper
 
-    def _closed(self, call: Callable[[int], None]) -> Callable[[int], None]:
-        def watched(descriptor: int) -> None:
+    def _wrap_close(self, call: Callable[[int], None]) -> Callable[[int], None]:
+        def wrapper(descriptor: int) -> None:
             call(descriptor)  # it is closed also where that fails
-            self.operation("close", self._names.pop(descriptor, None), named=False)
+            self.count_operation(
+                "close", self._descriptor_paths.pop(descriptor, None), has_filename=False
+            )
 
-        return watched
+        return wrapper
 
-    def _file_opened(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+    def _wrap_file_open(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(path: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
             if not os.fspath(path).startswith(self.folder):
-                return call(path, mode, *arguments, **options)
-            self.operation("open", path)
-            kind = mode.replace("b", "").replace("t", "")
-            raw = _File(self, path, kind)
-            buffer = io.BufferedReader(raw) if kind == "r" else io.BufferedWriter(raw)
+                return call(path, mode, *args, **options)
+            self.count_operation("open", path)
+            raw_mode = mode.replace("b", "").replace("t", "")
+            raw = _File(self, path, raw_mode)
+            buffer = io.BufferedReader(raw) if raw_mode == "r" else io.BufferedWriter(raw)
             if "b" in mode:
                 return buffer
-            names = ("buffering", "encoding", "errors", "newline")
-            given = {**dict(zip(names, arguments, strict=False)), **options}
-            given.pop("buffering", None)
-            return io.TextIOWrapper(buffer, **given)
+            option_names = ("buffering", "encoding", "errors", "newline")
+            text_options = {**dict(zip(option_names, args, strict=False)), **options}
+            text_options.pop("buffering", None)
+            return io.TextIOWrapper(buffer, **text_options)
 
-        return watched
+        return wrapper
 
 
 class _File(io.FileIO):
@@ -104,16 +106,16 @@ class _File(io.FileIO):
 
     def write(self, content: Any, /) -> int:
         try:
-            self._disk.operation("write", self._path, named=False)
+            self._disk.count_operation("write", self._path, has_filename=False)
         except OSError:
             super().write(bytes(content)[: len(content) // 2])
             raise
         return super().write(content)
 
     def readinto(self, buffer: Any, /) -> int:
-        self._disk.operation("read", self._path, named=False)
+        self._disk.count_operation("read", self._path, has_filename=False)
         return super().readinto(buffer) or 0
 
     def readall(self) -> bytes:
-        self._disk.operation("read", self._path, named=False)
+        self._disk.count_operation("read", self._path, has_filename=False)
         return super().readall()

@@ -28,15 +28,15 @@ from mlxgpt.distributed.group import (
 from mlxgpt.utils.errors import UserError
 
 
-def last(group: ProcessGroup) -> bool:
+def is_last_rank(group: ProcessGroup) -> bool:
     return group.rank == group.size - 1
 
 
-def fails_with_others(group: ProcessGroup, match: str) -> AbstractContextManager:
+def raises_if_distributed(group: ProcessGroup, match: str) -> AbstractContextManager:
     return pytest.raises(UserError, match=match) if group.size > 1 else nullcontext()
 
 
-def each_rank_knows_its_place(group: ProcessGroup) -> None:
+def ranks_are_numbered(group: ProcessGroup) -> None:
     assert group.gather("ranks", group.rank) == list(range(group.size))
     assert group.is_main is (group.rank == 0)
     assert len(group.hosts) == group.size
@@ -45,7 +45,10 @@ def each_rank_knows_its_place(group: ProcessGroup) -> None:
 
 def average_gives_the_means(group: ProcessGroup) -> None:
     weights = {"wte": mx.arange(6).reshape(2, 3) * 2, "bias": mx.array(8.0)}
-    gradients = {name: (group.rank + 1) * w.astype(mx.float32) for name, w in weights.items()}
+    gradients = {
+        name: (group.rank + 1) * weight_value.astype(mx.float32)
+        for name, weight_value in weights.items()
+    }
     mean = (group.size + 1) / 2
     for dtype in (mx.float32, mx.bfloat16):
         loss, means = group.average(mx.array(1.0 + group.rank), gradients, dtype)
@@ -59,30 +62,30 @@ def average_gives_the_means(group: ProcessGroup) -> None:
 
 def average_has_the_same_bits_everywhere(group: ProcessGroup) -> None:
     for dtype in (mx.float32, mx.bfloat16):
-        own = mx.random.normal((1000,), key=mx.random.key(group.rank)).astype(dtype)
+        local_gradient = mx.random.normal((1000,), key=mx.random.key(group.rank)).astype(dtype)
         loss, means = group.average(
-            mx.array(0.1 * group.rank), {"a": own.astype(mx.float32)}, dtype
+            mx.array(0.1 * group.rank), {"a": local_gradient.astype(mx.float32)}, dtype
         )
         assert len({*group.gather("hashes", hash_arrays(means, {"loss": loss}))}) == 1
 
 
-def not_finite_gradients_reach_all(group: ProcessGroup) -> None:
-    value = math.nan if last(group) else 1.0
+def nonfinite_gradients_reach_all_ranks(group: ProcessGroup) -> None:
+    value = math.nan if is_last_rank(group) else 1.0
     loss, means = group.average(mx.array(value), {"a": mx.array([value, 1.0])}, mx.float32)
     assert math.isnan(float(loss))
     assert math.isnan(float(means["a"][0]))
     assert float(means["a"][1]) == 1
 
 
-def one_wish_stops_all_at_one_step(group: ProcessGroup) -> None:
-    def stops_after_a_step(wish: bool) -> bool:
-        group.should_stop(wish)
+def stop_request_stops_all_ranks(group: ProcessGroup) -> None:
+    def stops_after_step(stop_requested: bool) -> bool:
+        group.should_stop(stop_requested)
         group.average(mx.array(0.0), {"a": mx.zeros(1)}, mx.float32)
-        return group.should_stop(wish)
+        return group.should_stop(stop_requested)
 
-    assert not stops_after_a_step(False)
-    assert stops_after_a_step(last(group))
-    assert not stops_after_a_step(False)
+    assert not stops_after_step(False)
+    assert stops_after_step(is_last_rank(group))
+    assert not stops_after_step(False)
 
 
 def sum_keeps_shape_and_dtype(group: ProcessGroup) -> None:
@@ -104,14 +107,17 @@ def broadcast_gives_the_main_ranks_value(group: ProcessGroup) -> None:
 
 
 def broadcast_arrays_keeps_every_bit(group: ProcessGroup) -> None:
-    main: dict[str, np.ndarray] = {
+    main_arrays: dict[str, np.ndarray] = {
         "w": np.array([[-0.0, math.inf, math.nan], [1e-45, 3e38, -1.5]], np.float32),
         "step": np.array(2**40 + 3, np.uint64),
     }
-    own = {name: mx.array(a if group.is_main else np.ones_like(a)) for name, a in main.items()}
-    received = group.broadcast_arrays("state", own)
+    local_arrays = {
+        name: mx.array(array if group.is_main else np.ones_like(array))
+        for name, array in main_arrays.items()
+    }
+    received = group.broadcast_arrays("state", local_arrays)
     assert list(received) == ["w", "step"]
-    for name, expected in main.items():
+    for name, expected in main_arrays.items():
         assert np.array(received[name]).dtype == expected.dtype
         assert received[name].shape == expected.shape
         assert np.array(received[name]).tobytes() == expected.tobytes()
@@ -123,35 +129,39 @@ def barrier_waits_for_all(group: ProcessGroup) -> None:
     assert all(Path(f"arrived-{rank}").exists() for rank in range(group.size))
 
 
-def watch_runs_its_body_and_passes_errors_on(group: ProcessGroup) -> None:
+def watchdog_runs_its_body_and_propagates_errors(group: ProcessGroup) -> None:
     with group.watchdog(0.01):
         assert group.sum("watched", mx.ones(1)).item() == group.size
     with pytest.raises(ZeroDivisionError), group.watchdog(0.01):
         raise ZeroDivisionError
 
 
-def all_raise_together(group: ProcessGroup) -> None:
+def error_is_raised_on_all_ranks(group: ProcessGroup) -> None:
     group.raise_on_all_ranks(None)
-    error = UserError("no memory", "buy some.") if last(group) else None
-    with pytest.raises(UserError, match="no memory") as raised:
+    error = UserError("no memory", "buy some.") if is_last_rank(group) else None
+    with pytest.raises(UserError, match="no memory") as excinfo:
         group.raise_on_all_ranks(error)
-    assert raised.value.remedy == "buy some."
+    assert excinfo.value.remedy == "buy some."
     if error:
-        assert raised.value is error
+        assert excinfo.value is error
     else:
-        assert raised.value.problem == f"{group.describe_rank(group.size - 1)}: no memory"
+        assert excinfo.value.problem == f"{group.describe_rank(group.size - 1)}: no memory"
 
 
-def local_takes_no_part(group: ProcessGroup) -> None:
-    alone = group.local_group()
-    assert isinstance(alone, LocalGroup)
-    assert (alone.rank, alone.size, alone.is_main) == (group.rank, group.size, group.is_main)
+def local_group_does_not_communicate(group: ProcessGroup) -> None:
+    local_group = group.local_group()
+    assert isinstance(local_group, LocalGroup)
+    assert (local_group.rank, local_group.size, local_group.is_main) == (
+        group.rank,
+        group.size,
+        group.is_main,
+    )
     if group.is_main:  # the others would wait if this were a collective
-        assert alone.sum("alone", mx.ones(1)).item() == 1
-        assert alone.gather("alone", 3) == [3]
+        assert local_group.sum("alone", mx.ones(1)).item() == 1
+        assert local_group.gather("alone", 3) == [3]
 
 
-def one_after_the_other_main_first(group: ProcessGroup) -> None:
+def main_rank_runs_first(group: ProcessGroup) -> None:
     def append() -> int:
         if group.is_main:
             time.sleep(0.3)  # of all that would be first
@@ -166,42 +176,44 @@ def one_after_the_other_main_first(group: ProcessGroup) -> None:
     assert sorted(turns) == [str(rank) for rank in range(group.size)]
 
 
-def average_is_timed_alike(group: ProcessGroup) -> None:
+def all_ranks_measure_the_same_all_reduce_time(group: ProcessGroup) -> None:
     seconds = measure_all_reduce_seconds(group, 1000, mx.bfloat16)
     assert group.gather("seconds", seconds) == [seconds] * group.size
     assert (seconds > 0) is (group.size > 1)
 
 
-def other_settings_are_refused_by_all(group: ProcessGroup) -> None:
+def different_settings_are_refused_by_all_ranks(group: ProcessGroup) -> None:
     check_same_values(group, "settings", {"seed": 7, "betas": (0.9, 0.95)})
-    with fails_with_others(group, "has seed 8 instead of 7"):
-        check_same_values(group, "settings", {"seed": 8 if last(group) and group.rank else 7})
+    with raises_if_distributed(group, "has seed 8 instead of 7"):
+        check_same_values(
+            group, "settings", {"seed": 8 if is_last_rank(group) and group.rank else 7}
+        )
 
 
-def other_weights_are_refused_by_all(group: ProcessGroup) -> None:
+def different_weights_are_refused_by_all_ranks(group: ProcessGroup) -> None:
     check_same_arrays(group, 5, {"w": mx.ones(3)})
-    with fails_with_others(group, "after step 5 rank 1 .* had other weights than rank 0"):
+    with raises_if_distributed(group, "after step 5 rank 1 .* had other weights than rank 0"):
         check_same_arrays(group, 5, {"w": mx.array([1.0, float(group.rank), 1.0])})
 
 
 CONTRACT: list[Callable[[ProcessGroup], None]] = [
-    each_rank_knows_its_place,
+    ranks_are_numbered,
     average_gives_the_means,
     average_has_the_same_bits_everywhere,
-    not_finite_gradients_reach_all,
-    one_wish_stops_all_at_one_step,
+    nonfinite_gradients_reach_all_ranks,
+    stop_request_stops_all_ranks,
     sum_keeps_shape_and_dtype,
     gather_keeps_the_order_of_ranks,
     broadcast_gives_the_main_ranks_value,
     broadcast_arrays_keeps_every_bit,
     barrier_waits_for_all,
-    watch_runs_its_body_and_passes_errors_on,
-    all_raise_together,
-    local_takes_no_part,
-    one_after_the_other_main_first,
-    average_is_timed_alike,
-    other_settings_are_refused_by_all,
-    other_weights_are_refused_by_all,
+    watchdog_runs_its_body_and_propagates_errors,
+    error_is_raised_on_all_ranks,
+    local_group_does_not_communicate,
+    main_rank_runs_first,
+    all_ranks_measure_the_same_all_reduce_time,
+    different_settings_are_refused_by_all_ranks,
+    different_weights_are_refused_by_all_ranks,
 ]
 
 

@@ -109,7 +109,7 @@ CASES: list[tuple[str, int, str, str, str, str]] = [
 ]
 
 
-def row(number: int = 0) -> dict[str, Any]:
+def make_example(number: int = 0) -> dict[str, Any]:
     """A line of the file, as it was before it was written."""
     context, label, *endings = CASES[number % len(CASES)]
     return {
@@ -126,10 +126,10 @@ def row(number: int = 0) -> dict[str, Any]:
     }
 
 
-TEXT = "".join(json.dumps(row(number)) + "\n" for number in range(len(CASES)))
+EXAMPLES_JSONL = "".join(json.dumps(make_example(number)) + "\n" for number in range(len(CASES)))
 
 
-def line(error: UserError, problem: str) -> None:
+def check_error_format(error: UserError, problem: str) -> None:
     """It is the problem that is named, in one line, and what to do in another."""
     assert re.search(problem, error.problem)
     for text in (error.problem, error.remedy):

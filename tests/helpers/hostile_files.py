@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-EDITS = st.lists(
+BYTE_EDITS = st.lists(
     st.tuples(
         st.floats(0, 1),  # where, as a share of the length
         st.sampled_from(["replace", "insert", "cut", "end"]),
@@ -23,29 +23,29 @@ EDITS = st.lists(
 )
 
 
-def edited(content: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
+def apply_edits(content: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
     """Some bytes of a file replaced, inserted, or cut out; or its end cut off."""
-    for share, kind, new in edits:
-        at = int(share * len(content))
+    for position, kind, inserted in edits:
+        offset = int(position * len(content))
         if kind == "replace":
-            content = content[:at] + new + content[at + len(new) :]
+            content = content[:offset] + inserted + content[offset + len(inserted) :]
         elif kind == "insert":
-            content = content[:at] + new + content[at:]
+            content = content[:offset] + inserted + content[offset:]
         elif kind == "cut":
-            content = content[:at] + content[at + len(new) :]
+            content = content[:offset] + content[offset + len(inserted) :]
         else:
-            content = content[:at]
+            content = content[:offset]
     return content
 
 
-def nested(depth: int) -> Any:
+def nest_lists(depth: int) -> Any:
     value: Any = 1
     for _ in range(depth):
         value = [value]
     return value
 
 
-VALUES: st.SearchStrategy[Any] = st.one_of(
+HOSTILE_VALUES: st.SearchStrategy[Any] = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
@@ -76,55 +76,57 @@ VALUES: st.SearchStrategy[Any] = st.one_of(
             "<u2",
             "<u4",
             "O",
-            nested(50),
-            nested(900),
+            nest_lists(50),
+            nest_lists(900),
         ]
     ),
 )
-CHANGES = st.lists(
-    st.tuples(st.integers(0, 1 << 30), st.sampled_from(["set", "drop", "add", "repeat"]), VALUES),
+TREE_CHANGES = st.lists(
+    st.tuples(
+        st.integers(0, 1 << 30), st.sampled_from(["set", "drop", "add", "repeat"]), HOSTILE_VALUES
+    ),
     min_size=1,
     max_size=3,
 )
 
 
-def changed(tree: Any, changes: list[tuple[int, str, Any]]) -> Any:
+def apply_changes(tree: Any, changes: list[tuple[int, str, Any]]) -> Any:
     """A tree of JSON with a few of its nodes set to another value, dropped, or added to."""
     root = [copy.deepcopy(tree)]
     for number, kind, value in changes:
         value = copy.deepcopy(value)  # the same one comes again in other examples
-        places = list(_places(root))
-        owner, key = places[number % len(places)]
-        if kind == "drop" and len(places) > 1 and owner is not root:
-            del owner[key]
-        elif kind == "add" and isinstance(owner[key], dict):
-            owner[key][str(number)] = value
-        elif kind == "add" and isinstance(owner[key], list):
-            owner[key].append(value)
-        elif kind == "repeat" and isinstance(owner[key], list):
-            owner[key].extend(owner[key][:1000])
+        nodes = list(_iter_nodes(root))
+        container, key = nodes[number % len(nodes)]
+        if kind == "drop" and len(nodes) > 1 and container is not root:
+            del container[key]
+        elif kind == "add" and isinstance(container[key], dict):
+            container[key][str(number)] = value
+        elif kind == "add" and isinstance(container[key], list):
+            container[key].append(value)
+        elif kind == "repeat" and isinstance(container[key], list):
+            container[key].extend(container[key][:1000])
         else:
-            owner[key] = value
+            container[key] = value
     return root[0]
 
 
-def _places(owner: Any) -> Any:
-    pairs = owner.items() if isinstance(owner, dict) else enumerate(owner)
-    for key, value in list(pairs):
-        yield owner, key
+def _iter_nodes(container: Any) -> Any:
+    items = container.items() if isinstance(container, dict) else enumerate(container)
+    for key, value in list(items):
+        yield container, key
         if isinstance(value, (dict, list)) and len(value) < 1000:
-            yield from _shallow(value)
+            yield from _iter_child_nodes(value)
 
 
-def _shallow(value: Any, depth: int = 0) -> Any:
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in list(pairs):
+def _iter_child_nodes(value: Any, depth: int = 0) -> Any:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, child in list(items):
         yield value, key
-        if isinstance(inner, (dict, list)) and depth < 5:
-            yield from _shallow(inner, depth + 1)
+        if isinstance(child, (dict, list)) and depth < 5:
+            yield from _iter_child_nodes(child, depth + 1)
 
 
-def as_json(tree: Any, seal: Callable[[dict], str] | None = None) -> str:
+def dump_tree(tree: Any, seal: Callable[[dict], str] | None = None) -> str:
     """A tree as text, with a fitting seal where it can have one."""
     try:
         if seal and isinstance(tree, dict):

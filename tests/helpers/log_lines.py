@@ -19,7 +19,7 @@ class _LineHandler(logging.Handler):
 
 
 @contextmanager
-def logged_to(write: Callable[[str], object]) -> Iterator[None]:
+def capture_log_lines(write: Callable[[str], object]) -> Iterator[None]:
     """A context in which each line that mlxgpt logs, at INFO or above, is passed to a function."""
     logger, handler = logging.getLogger("mlxgpt"), _LineHandler(write)
     level = logger.level

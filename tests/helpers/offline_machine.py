@@ -14,12 +14,12 @@ from pathlib import Path
 
 from mlxgpt.data.dataset import open_dataset
 from tests.helpers.commands import ROOT
-from tests.helpers.fake_hub import GitHub, Hub, running
+from tests.helpers.fake_hub import GitHub, Hub, run_servers
 
-NOWHERE = "http://127.0.0.1:9"  # a port that refuses
-TEXT = "abc" * 300 + "de" * 25 + "fg" * 25  # 900 characters for training, 100 for validation
+REFUSED_ADDRESS = "http://127.0.0.1:9"  # a port that refuses
+SMALL_TEXT = "abc" * 300 + "de" * 25 + "fg" * 25  # 900 characters for training, 100 for validation
 # The program as it is, but for the hash and the length of our small text, and GitHub's address.
-PROGRAM = """
+PROGRAM_CODE = """
 import os, signal, sys
 from dataclasses import replace
 from mlxgpt.cli import main as cli
@@ -38,22 +38,28 @@ sys.exit(cli.main(arguments))
 """
 
 
-class Machine:
+class OfflineMachine:
     """Somebody's machine: a folder that is home to everything the program writes."""
 
-    def __init__(self, folder: Path, hub: str, github: str = NOWHERE, digest: str = "") -> None:
+    def __init__(
+        self, folder: Path, hub: str, github: str = REFUSED_ADDRESS, digest: str = ""
+    ) -> None:
         self.folder, self.hub, self.github = folder, hub, github
-        self.digest = digest or hashlib.sha256(TEXT.encode()).hexdigest()
+        self.digest = digest or hashlib.sha256(SMALL_TEXT.encode()).hexdigest()
         folder.mkdir(exist_ok=True)
 
     def start(
-        self, *arguments: str, program: tuple[str, ...] = (), **environment: str
+        self, *args: str, program: tuple[str, ...] = (), **environment: str
     ) -> subprocess.Popen[str]:
-        ours = ("-c", PROGRAM, self.digest, self.github)
+        program_args = ("-c", PROGRAM_CODE, self.digest, self.github)
         return subprocess.Popen(
-            [sys.executable, *(program or ours), *arguments],
+            [sys.executable, *(program or program_args), *args],
             env={
-                **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MLXGPT"))},
+                **{
+                    key: value
+                    for key, value in os.environ.items()
+                    if not key.startswith(("HF_", "MLXGPT"))
+                },
                 "HF_ENDPOINT": self.hub,
                 "HF_HOME": str(self.folder / "huggingface"),
                 "HF_HUB_DOWNLOAD_TIMEOUT": "2",
@@ -69,14 +75,14 @@ class Machine:
         )
 
     def run(
-        self, *arguments: str, program: tuple[str, ...] = (), **environment: str
+        self, *args: str, program: tuple[str, ...] = (), **environment: str
     ) -> tuple[int, str, str]:
-        process = self.start(*arguments, program=program, **environment)
+        process = self.start(*args, program=program, **environment)
         out, err = process.communicate()
         assert "Traceback" not in err
         return process.returncode, out, err
 
-    def text(self, name: str = "shakespeare") -> tuple[str, str]:
+    def read_splits(self, name: str = "shakespeare") -> tuple[str, str]:
         """Both sides of a single document."""
         dataset = open_dataset(self.folder / "data" / name)
         decode = dataset.tokenizer.decode
@@ -84,8 +90,10 @@ class Machine:
 
 
 @contextmanager
-def machine(folder: Path, hub: Hub, github: GitHub | None = None) -> Iterator[Machine]:
+def run_offline_machine(
+    folder: Path, hub: Hub, github: GitHub | None = None
+) -> Iterator[OfflineMachine]:
     """A machine that reaches these servers."""
-    with running(hub, *([github] if github else [])):
-        address = github.address + GitHub.path if github else NOWHERE
-        yield Machine(folder, hub.address, address)
+    with run_servers(hub, *([github] if github else [])):
+        address = github.address + GitHub.path if github else REFUSED_ADDRESS
+        yield OfflineMachine(folder, hub.address, address)

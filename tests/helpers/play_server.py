@@ -19,7 +19,7 @@ KEY = "a-key-of-the-tests"
 
 
 @dataclass(frozen=True)
-class Served:
+class PlayServer:
     """Where it is, and how to ask."""
 
     port: int
@@ -30,8 +30,8 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, **headers: str) -> httpx.Client:
-        given = {"Authorization": f"Bearer {KEY}"} | headers
-        return httpx.Client(base_url=self.address, headers=given, timeout=60, trust_env=False)
+        all_headers = {"Authorization": f"Bearer {KEY}"} | headers
+        return httpx.Client(base_url=self.address, headers=all_headers, timeout=60, trust_env=False)
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         with self.client(**headers) as client:
@@ -41,50 +41,52 @@ class Served:
         with self.client(**headers) as client:
             return client.post(path, json=body)
 
-    def asked(self, path: str, **body: Any) -> Any:
+    def post_ok(self, path: str, **body: Any) -> Any:
         """The answer, which has to be one."""
         response = self.post(path, body)
         assert response.status_code == 200, response.text
         return response.json()
 
-    def refused(self, path: str, **body: Any) -> str:
+    def post_error(self, path: str, **body: Any) -> str:
         """Why it is refused."""
         response = self.post(path, body)
         assert 400 <= response.status_code < 500, response.text
         return str(response.json()["error"]["message"])
 
-    def events(self, path: str, **body: Any) -> list[Any]:
+    def post_stream(self, path: str, **body: Any) -> list[Any]:
         """All events of a stream, but its end."""
         response = self.post(path, body)
         assert response.status_code == 200, response.text
         assert response.headers["content-type"].startswith("text/event-stream")
         parts = response.text.split("\n\n")
         assert parts.pop() == ""
-        return [json.loads(p.removeprefix("data: ")) for p in parts if p != "data: [DONE]"]
+        return [
+            json.loads(event.removeprefix("data: ")) for event in parts if event != "data: [DONE]"
+        ]
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Served]:
+def serve_run(folder: Path) -> Iterator[PlayServer]:
     """Play a run while this lasts."""
     listener = server.bind_socket(0)
     port = listener.getsockname()[1]
     ready = threading.Event()
-    one = server.Server(server.create_app(folder, port, KEY), ready.set)
-    thread = threading.Thread(target=one.run, kwargs={"sockets": [listener]})
+    app_server = server.Server(server.create_app(folder, port, KEY), ready.set)
+    thread = threading.Thread(target=app_server.run, kwargs={"sockets": [listener]})
     thread.start()
     assert ready.wait(30)
     try:
-        yield Served(port, folder)
+        yield PlayServer(port, folder)
     finally:
-        one.should_exit = True
+        app_server.should_exit = True
         thread.join(30)
         listener.close()
         assert not thread.is_alive()
 
 
 @contextlib.contextmanager
-def playing(trained: Path, folder: Path) -> Iterator[Served]:
+def serve_run_copy(trained: Path, folder: Path) -> Iterator[PlayServer]:
     """Play a copy of the finished run, in this folder."""
     shutil.copytree(trained / "runs" / "done", folder)
-    with serving(folder) as there:
-        yield there
+    with serve_run(folder) as play_server:
+        yield play_server

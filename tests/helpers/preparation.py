@@ -7,36 +7,38 @@ from pathlib import Path
 from mlxgpt.config import DataConfig
 from mlxgpt.data import hash_cache
 from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
-from tests.helpers.log_lines import logged_to
+from tests.helpers.log_lines import capture_log_lines
 
-FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json", "verified.json"}
+DATASET_FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json", "verified.json"}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_folder_files(folder: Path) -> dict[str, bytes]:
     """All but what is only remembered of the other files."""
-    own = [path for path in folder.iterdir() if path.name != hash_cache.CACHE_FILENAME]
-    return {path.name: path.read_bytes() for path in own}
+    paths = [path for path in folder.iterdir() if path.name != hash_cache.CACHE_FILENAME]
+    return {path.name: path.read_bytes() for path in paths}
 
 
-class Recorder:
+class PrepareRecorder:
     """Remembers what it is told; after so many chunks or characters it has had enough."""
 
-    def __init__(self, enough: int | None = None, *, doing: str = "encoding") -> None:
+    def __init__(self, interrupt_after: int | None = None, *, stage: str = "encoding") -> None:
         self.lines: list[str] = []
         self.chunks = 0
-        self.enough, self.doing = enough, doing
+        self.interrupt_after, self.stage = interrupt_after, stage
 
-    def progress(self, doing: str, done: int, total: int) -> None:
-        self.chunks += doing == "encoding"
-        if doing == self.doing and self.enough is not None:
-            self.enough -= 1
-            if self.enough < 0:
+    def progress(self, stage: str, done: int, total: int) -> None:
+        self.chunks += stage == "encoding"
+        if stage == self.stage and self.interrupt_after is not None:
+            self.interrupt_after -= 1
+            if self.interrupt_after < 0:
                 raise KeyboardInterrupt
 
 
-def prepared(source: Path, data_dir: Path, kind: str, recorder: Recorder) -> dict[str, bytes]:
+def prepare_and_read(
+    source: Path, data_dir: Path, kind: str, recorder: PrepareRecorder
+) -> dict[str, bytes]:
     data = DataConfig((str(source),), tokenizer=kind)
     request = PrepareRequest(data, vocab_size=280, name="x")
-    with logged_to(recorder.lines.append):
+    with capture_log_lines(recorder.lines.append):
         dataset = find_or_prepare(request, data_dir, recorder.progress)
-    return contents(dataset.folder)
+    return read_folder_files(dataset.folder)

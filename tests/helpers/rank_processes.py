@@ -15,14 +15,14 @@ from typing import Any
 from tests.helpers.commands import ROOT
 
 
-class Ended:
+class RankResults:
     """How the ranks ended: exit codes, and what each wrote on stderr."""
 
     def __init__(self, codes: list[int], errors: list[str]) -> None:
         self.codes, self.errors = codes, errors
 
 
-class Ranked:
+class RankProcesses:
     """Some ranks at work, in the current folder.
 
     Args:
@@ -59,12 +59,12 @@ class Ranked:
             for rank in range(size)
         ]
 
-    def end(self, seconds: float = 120) -> Ended:
+    def wait(self, seconds: float = 120) -> RankResults:
         """Wait until all have ended."""
         errors = [process.communicate(timeout=seconds)[1] for process in self.processes]
-        return Ended([process.returncode for process in self.processes], errors)
+        return RankResults([process.returncode for process in self.processes], errors)
 
-    def __enter__(self) -> Ranked:
+    def __enter__(self) -> RankProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,11 +75,11 @@ class Ranked:
             process.stderr.close()
 
 
-def trained(plan: Mapping[str, Any], size: int) -> None:
+def train_on_ranks(plan: Mapping[str, Any], size: int) -> None:
     """A training by so many ranks, to its end."""
-    with Ranked([plan] * size) as ranks:
-        ended = ranks.end()
-    assert ended.codes == [0] * size, ended.errors
+    with RankProcesses([plan] * size) as ranks:
+        results = ranks.wait()
+    assert results.codes == [0] * size, results.errors
 
 
 def free_ports(count: int) -> list[int]:
@@ -88,4 +88,4 @@ def free_ports(count: int) -> list[int]:
         sockets = [
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
         ]
-        return [one.getsockname()[1] for one in sockets]
+        return [listener.getsockname()[1] for listener in sockets]

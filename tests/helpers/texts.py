@@ -26,32 +26,34 @@ Schöne Grüße aus Österreich, naïve café, Ærøskøbing, Dvořák, Łódź.
 👩‍👩‍👧 👩‍👩‍👧 🙂🙂🙂 🇩🇪🇩🇪 👍🏽 — … « » “ ” \u00a0\u2003\u3000 ½ Ⅷ ₂
 """
 
-WHITE = " \n\r\t\v\f\x1c\x1f\x85\u00a0\u1680\u2003\u2028\u202f\u3000"
-ODD = """don't we'll I'VE 's 'S 👩‍👩‍👧 🇩🇪 👍🏽 e\u0301 שלום مرحبا ٣٤ 日本語
+WHITESPACE = " \n\r\t\v\f\x1c\x1f\x85\u00a0\u1680\u2003\u2028\u202f\u3000"
+UNUSUAL_TEXT = """don't we'll I'VE 's 'S 👩‍👩‍👧 🇩🇪 👍🏽 e\u0301 שלום مرحبا ٣٤ 日本語
 \ufeff \u200b \u200d ﷺ ǅ ß"""
-kinds = [
+text_parts = [
     st.text(max_size=6),
-    st.text(WHITE, min_size=1, max_size=5),
+    st.text(WHITESPACE, min_size=1, max_size=5),
     st.builds(operator.mul, st.sampled_from([" ", "\n", "\t", "\r\n"]), st.integers(1, 30)),
     st.text("0123456789٣१½", min_size=1, max_size=5),
     st.text("ab '!", min_size=1, max_size=8),
     st.sampled_from(LANGUAGES.split()),
-    st.sampled_from(ODD.split()),
+    st.sampled_from(UNUSUAL_TEXT.split()),
 ]
-texts = st.lists(st.one_of(kinds), max_size=12).map("".join).filter(lambda t: END_OF_TEXT not in t)
+texts = (
+    st.lists(st.one_of(text_parts), max_size=12).map("".join).filter(lambda t: END_OF_TEXT not in t)
+)
 
 
-def without_nul(text: str) -> str:
+def remove_nul(text: str) -> str:
     return text.replace("\0", "")
 
 
-def as_read(text: str) -> str:
+def read_like_python(text: str) -> str:
     """A text file's text as Python itself reads it: newlines alone, and no byte-order mark."""
     return io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8-sig", newline=None).read()
 
 
 @contextmanager
-def pieces_of(length: int) -> Iterator[None]:
+def limit_piece_chars(length: int) -> Iterator[None]:
     """Documents come in pieces of this length, and files are read so many bytes at a time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "MAX_PIECE_CHARS", length)
@@ -59,30 +61,30 @@ def pieces_of(length: int) -> Iterator[None]:
         yield
 
 
-def joined(pieces: Iterable[DocumentPiece]) -> list[str]:
+def join_pieces(pieces: Iterable[DocumentPiece]) -> list[str]:
     """The documents whose pieces these are."""
-    documents, begun = [], ""
-    for text, last in pieces:
-        begun += text
-        if last:
-            documents.append(begun)
-            begun = ""
-    assert not begun, "the last document has ended"
+    documents, document = [], ""
+    for text, is_last in pieces:
+        document += text
+        if is_last:
+            documents.append(document)
+            document = ""
+    assert not document, "the last document has ended"
     return documents
 
 
-def documents_in(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+def decode_documents(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
     """The documents in a token array that has an end-of-text after each."""
     ends = np.flatnonzero(ids == tokenizer.end_of_text)
-    *whole, rest = np.split(ids, ends + 1)
-    assert not len(rest), "the last document has ended"
-    return [tokenizer.decode(document[:-1]) for document in whole]
+    *document_ids, trailing_ids = np.split(ids, ends + 1)
+    assert not len(trailing_ids), "the last document has ended"
+    return [tokenizer.decode(ids_of_document[:-1]) for ids_of_document in document_ids]
 
 
-def sides(dataset: Dataset) -> tuple[list[str], list[str]]:
+def decode_splits(dataset: Dataset) -> tuple[list[str], list[str]]:
     """The training and the validation documents."""
     tokenizer = dataset.tokenizer
     return (
-        documents_in(dataset.train.ids, tokenizer),
-        documents_in(dataset.val.ids, tokenizer),
+        decode_documents(dataset.train.ids, tokenizer),
+        decode_documents(dataset.val.ids, tokenizer),
     )

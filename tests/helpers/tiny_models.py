@@ -8,13 +8,14 @@ from mlxgpt.config import Config
 from mlxgpt.model.gpt import GPT
 
 
-def lively(config: Config) -> GPT:
+def make_random_model(config: Config) -> GPT:
     """A model that is neither sure nor clueless: large random weights."""
     model = GPT(config.model)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     model.update(
         tree_map(
-            lambda p: mx.array(draw.normal(0, 0.4, p.shape).astype(np.float32)), model.parameters()
+            lambda parameter: mx.array(rng.normal(0, 0.4, parameter.shape).astype(np.float32)),
+            model.parameters(),
         )
     )
     return model

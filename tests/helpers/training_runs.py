@@ -16,7 +16,7 @@ from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training.callbacks import Callback
 from mlxgpt.training.estimate import Estimate
-from tests.helpers.log_lines import logged_to
+from tests.helpers.log_lines import capture_log_lines
 
 # All that the modern recipes have, in any of them.
 MODERN_PARTS: dict[str, Any] = {
@@ -36,35 +36,35 @@ MODERN_STEPS: dict[str, Any] = {
 
 
 class Recorder(Callback):
-    """Records a training run's events and, inside `listening`, what is logged.
+    """Records a training run's events and, inside `recording_logs`, what is logged.
 
     Args:
-        aloud: print what is logged on stderr, too.
+        echo: print what is logged on stderr, too.
     """
 
-    def __init__(self, aloud: bool = False) -> None:
-        self.aloud = aloud
-        self.notes: list[str] = []
+    def __init__(self, echo: bool = False) -> None:
+        self.echo = echo
+        self.log_lines: list[str] = []
         self.records: list[dict[str, Any]] = []
         self.samples: list[tuple[int, str]] = []
-        self.plan = 0
+        self.max_steps = 0
         self.estimate: Estimate | None = None
 
     @contextmanager
-    def listening(self) -> Iterator[Recorder]:
+    def recording_logs(self) -> Iterator[Recorder]:
         """A context in which what is logged is recorded."""
-        with logged_to(self._note):
+        with capture_log_lines(self._record_line):
             yield self
 
-    def _note(self, line: str) -> None:
-        self.notes.append(line)
-        if self.aloud:
+    def _record_line(self, line: str) -> None:
+        self.log_lines.append(line)
+        if self.echo:
             print(f"note: {line}", file=sys.stderr)
 
     def on_train_begin(
         self, run: runs.Run, dataset: Dataset, start: int, estimate: Estimate
     ) -> None:
-        self.plan = run.config.train.max_steps
+        self.max_steps = run.config.train.max_steps
         self.estimate = estimate
 
     def on_log(self, record: dict[str, Any]) -> None:
@@ -86,11 +86,13 @@ def final_state(run: str) -> dict[str, np.ndarray]:
 
 def metrics(run: str) -> list[dict[str, Any]]:
     """The metrics that do not depend on the clock or the machine."""
-    kept = ("step", "loss", "lr", "grad_norm", "val_loss")
+    keys = ("step", "loss", "lr", "grad_norm", "val_loss")
     lines = (Path("runs") / run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k in kept} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if key in keys} for line in lines
+    ]
 
 
-def len_done(run: str) -> int:
+def last_saved_step(run: str) -> int:
     steps = checkpoint.list_steps(Path("runs") / run / "checkpoints")
     return steps[-1] if steps else 0

@@ -5,19 +5,19 @@ from typing import Any
 
 from mlxgpt.bench.records import Measurement
 from mlxgpt.html_report.bench_page import build_benchmark_page
-from tests.helpers.bench_measurement import measurement
-from tests.html_report.test_page import HOSTILE, Seen
+from tests.helpers.bench_measurement import make_measurement
+from tests.html_report.test_page import HOSTILE, ParsedPage
 
 
-def on_machine(**changes: Any) -> Measurement:
+def measure_on(**changes: Any) -> Measurement:
     """A measurement on a machine with something changed."""
-    original = measurement()
+    original = make_measurement()
     return replace(original, machine=replace(original.machine, **changes))
 
 
 def test_one_machine_with_estimates() -> None:
-    html = build_benchmark_page([measurement()]).to_html()
-    text = Seen(html).text
+    html = build_benchmark_page([make_measurement()]).to_html()
+    text = ParsedPage(html).text
     for words in ("measured and estimated", "Apple chips: estimated", "To measure it again"):
         assert words in text, words
     assert "Estimated, from" in html
@@ -26,14 +26,14 @@ def test_one_machine_with_estimates() -> None:
 
 
 def test_machines_side_by_side() -> None:
-    other = on_machine(chip="Apple M4")
-    page = build_benchmark_page([measurement(), replace(other, tiers=other.tiers[:1])])
-    text = Seen(page.to_html()).text
+    second = measure_on(chip="Apple M4")
+    page = build_benchmark_page([make_measurement(), replace(second, tiers=second.tiers[:1])])
+    text = ParsedPage(page.to_html()).text
     assert "2: Apple M4" in text
     assert "Apple M4, 2026-11-22" in text
 
 
 def test_a_chip_s_name_is_text() -> None:
-    html = build_benchmark_page([on_machine(chip=f"{HOSTILE} ![x](http://e.vil)")]).to_html()
+    html = build_benchmark_page([measure_on(chip=f"{HOSTILE} ![x](http://e.vil)")]).to_html()
     assert "<script" not in html
     assert "<img" not in html

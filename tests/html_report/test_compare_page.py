@@ -10,64 +10,77 @@ from mlxgpt.experiments.verdict import assign_verdicts
 from mlxgpt.html_report.compare_page import build_comparison_page
 from mlxgpt.utils.errors import UserError
 from mlxgpt.utils.files import replace_nonfinite
-from tests.helpers.comparisons import diverged, record, variant_result
-from tests.html_report.test_page import HOSTILE, Seen
+from tests.helpers.comparisons import (
+    make_comparison_record,
+    make_diverged_variant,
+    make_variant_result,
+)
+from tests.html_report.test_page import HOSTILE, ParsedPage
 
 
-def judged(**given: object) -> ComparisonRecord:
-    first, other = variant_result("a", [2.0, 2.1, 1.9]), variant_result("b", [1.9, 1.95, 1.75])
-    others = [other, diverged("c"), variant_result("d", [])]
-    assign_verdicts([first, *others], 0.05, sequential=False)
-    return record(first, *others, **given)
+def make_record(**fields: object) -> ComparisonRecord:
+    first, second = (
+        make_variant_result("a", [2.0, 2.1, 1.9]),
+        make_variant_result("b", [1.9, 1.95, 1.75]),
+    )
+    variants = [second, make_diverged_variant("c"), make_variant_result("d", [])]
+    assign_verdicts([first, *variants], 0.05, sequential=False)
+    return make_comparison_record(first, *variants, **fields)
 
 
 def test_a_comparison_shows_differences_curves_and_verdicts() -> None:
-    html = build_comparison_page(judged()).to_html()
-    told = Seen(html).text
+    html = build_comparison_page(make_record()).to_html()
+    text = ParsedPage(html).text
     for words in ("How far from a", "Curves", "-0.1333 ±", "better", "diverged", "not trained yet"):
-        assert words in told, words
+        assert words in text, words
     assert "Differences from a: b: -0.1333, better" in html
     assert html.count("<svg") == 3 * 2, "a forest plot and two curves, each for two widths"
 
 
 def test_names_are_text() -> None:
-    first, other = variant_result(HOSTILE, [2.0, 2.1]), variant_result("$x$ | `y`", [1.9, 1.8])
-    assign_verdicts([first, other], 0.05, sequential=False)
-    html = build_comparison_page(record(first, other)).to_html()
+    first, second = (
+        make_variant_result(HOSTILE, [2.0, 2.1]),
+        make_variant_result("$x$ | `y`", [1.9, 1.8]),
+    )
+    assign_verdicts([first, second], 0.05, sequential=False)
+    html = build_comparison_page(make_comparison_record(first, second)).to_html()
     assert "<script" not in html
-    assert "alert(1)" in Seen(html).text
+    assert "alert(1)" in ParsedPage(html).text
 
 
 def test_one_seed_and_one_variant_make_a_page() -> None:
-    first, other = variant_result("a", [2.0]), variant_result("b", [1.9])
-    assign_verdicts([first, other], 0.05, sequential=False)
-    assert "one seed" in Seen(build_comparison_page(record(first, other)).to_html()).text
+    first, second = make_variant_result("a", [2.0]), make_variant_result("b", [1.9])
+    assign_verdicts([first, second], 0.05, sequential=False)
+    assert (
+        "one seed"
+        in ParsedPage(build_comparison_page(make_comparison_record(first, second)).to_html()).text
+    )
     assert (
         "<svg"
         not in build_comparison_page(
-            record(variant_result("a", []), variant_result("b", []))
+            make_comparison_record(make_variant_result("a", []), make_variant_result("b", []))
         ).to_html()
     )
 
 
 def test_of_many_variants_the_first_and_the_best_are_drawn() -> None:
-    all_of_them = [variant_result(f"v{n}", [2 + n / 10, 2.1 + n / 10]) for n in range(8)]
-    assign_verdicts(all_of_them, 0.05, sequential=False)
-    html = build_comparison_page(record(*reversed(all_of_them))).to_html()
+    variants = [make_variant_result(f"v{n}", [2 + n / 10, 2.1 + n / 10]) for n in range(8)]
+    assign_verdicts(variants, 0.05, sequential=False)
+    html = build_comparison_page(make_comparison_record(*reversed(variants))).to_html()
     assert "Of 3 more variants the table tells" in html
     assert "Bits per byte by minutes: v7: " in html
     assert "; v0: " in html
 
 
 def test_a_record_comes_back_from_its_file() -> None:
-    before = judged(drift=(-0.1, 0.2), looks=[1, 3], final_looks=2, interrupted=True)
-    after = parse_comparison_record(json.dumps(replace_nonfinite(asdict(before))))
-    assert after.variants[2].diverged
-    assert asdict(after) == asdict(
-        parse_comparison_record(json.dumps(replace_nonfinite(asdict(after))))
+    original = make_record(drift=(-0.1, 0.2), looks=[1, 3], final_looks=2, interrupted=True)
+    parsed = parse_comparison_record(json.dumps(replace_nonfinite(asdict(original))))
+    assert parsed.variants[2].diverged
+    assert asdict(parsed) == asdict(
+        parse_comparison_record(json.dumps(replace_nonfinite(asdict(parsed))))
     )
-    told = [build_comparison_page(one).to_html() for one in (before, after)]
-    assert told[0] == told[1]
+    pages = [build_comparison_page(comparison).to_html() for comparison in (original, parsed)]
+    assert pages[0] == pages[1]
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "null", "5", '"variants"', '{"variants": [1]}'])
@@ -77,7 +90,7 @@ def test_something_else_is_no_record(damage: str) -> None:
 
 
 def test_a_curve_with_a_hole_is_no_record() -> None:
-    tree = replace_nonfinite(asdict(judged()))
+    tree = replace_nonfinite(asdict(make_record()))
     tree["variants"][0]["trainings"][0]["curve"]["steps"].pop()
     with pytest.raises(UserError, match="no comparison's result"):
         parse_comparison_record(json.dumps(tree))

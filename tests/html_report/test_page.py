@@ -14,7 +14,7 @@ from mlxgpt.utils.errors import UserError
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' \0\x1b[31m\u202e ]]> </title>"
 
 
-class Seen(HTMLParser):
+class ParsedPage(HTMLParser):
     """The tags of a page, its text, and every attribute."""
 
     def __init__(self, html: str) -> None:
@@ -38,7 +38,7 @@ class Seen(HTMLParser):
         self.text += data
 
 
-def full(text: str) -> Page:
+def make_full_page(text: str) -> Page:
     """A page with a text wherever one can be."""
     page = Page(text)
     page.add_heading(text)
@@ -56,36 +56,36 @@ def full(text: str) -> Page:
 
 @given(st.text())
 def test_whatever_is_put_in_is_text(text: str) -> None:
-    tags = Seen(full("plain").to_html()).tags
-    seen = Seen(full(text.replace("\n", " ").replace("|", " ")).to_html())
+    tags = ParsedPage(make_full_page("plain").to_html()).tags
+    parsed = ParsedPage(make_full_page(text.replace("\n", " ").replace("|", " ")).to_html())
     markdown = {"em", "strong", "code", "a", "h1", "h2", "h3", "ul", "ol", "li", "blockquote", "hr"}
     markdown |= {"p", "pre", "table", "thead", "tbody", "tr", "th", "td", "div", "br"}
-    extra = set(seen.tags) - set(tags)
+    extra = set(parsed.tags) - set(tags)
     assert extra <= markdown
-    assert seen.tags.count("svg") == tags.count("svg")
-    assert not seen.open
+    assert parsed.tags.count("svg") == tags.count("svg")
+    assert not parsed.open
 
 
 def test_a_page_fetches_nothing_and_runs_nothing() -> None:
     links = "![x](https://e.vil/a.png) [y](https://e.vil) <https://e.vil> <img src=x onerror=y>"
     for text in (HOSTILE, links):
-        seen = Seen(full(text).to_html())
-        assert not {"script", "img", "link", "iframe", "object", "a", "base"} & set(seen.tags)
-        assert not {"src", "href", "onerror", "srcset"} & {name for name, _ in seen.attributes}
-    html = full(HOSTILE).to_html()
+        parsed = ParsedPage(make_full_page(text).to_html())
+        assert not {"script", "img", "link", "iframe", "object", "a", "base"} & set(parsed.tags)
+        assert not {"src", "href", "onerror", "srcset"} & {name for name, _ in parsed.attributes}
+    html = make_full_page(HOSTILE).to_html()
     assert "url(" not in html
     assert "@import" not in html
     assert "<script" not in html
     assert "\0" not in html
     assert "\x1b" not in html
     assert "\u202e" not in html, "no text turns the line around"
-    assert "alert(1)" in Seen(html).text
+    assert "alert(1)" in ParsedPage(html).text
 
 
 def test_line_ends_and_emoji_stay() -> None:
     assert replace_unprintable("a\n\tb 🦊 ä") == "a\n\tb 🦊 ä"
     assert replace_unprintable("\ud83e") == "\ufffd", "half of a pair is no letter"
-    full("\ud83e").to_html().encode()
+    make_full_page("\ud83e").to_html().encode()
 
 
 def test_columns_of_numbers_stand_right() -> None:
@@ -96,7 +96,7 @@ def test_columns_of_numbers_stand_right() -> None:
 
 
 def test_parts_of_one_kind_have_names_of_their_own() -> None:
-    page = full("same")
+    page = make_full_page("same")
     page.add_table([["a"], ["1"]], "same")
     page.add_figure_tabs("same", {"a": Figure("<svg ></svg>", "", "")})
     html = page.to_html()
@@ -111,10 +111,10 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
     write_page(path, Page("one").to_html())
     write_page(path, Page("two").to_html(refresh=5))
     assert '<meta http-equiv="refresh" content="5">' in path.read_text()
-    for mine in (b"my own page", b"\xff\xfe", b""):
-        path.write_bytes(mine)
+    for content in (b"my own page", b"\xff\xfe", b""):
+        path.write_bytes(content)
         with pytest.raises(UserError, match="is no page of ours"):
             write_page(path, Page("three").to_html())
-        assert path.read_bytes() == mine
+        assert path.read_bytes() == content
     with pytest.raises(UserError, match="cannot write"):
         write_page(tmp_path / "nowhere" / "page.html", Page("four").to_html())

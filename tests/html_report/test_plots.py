@@ -17,42 +17,42 @@ from mlxgpt.utils.errors import UserError
 X = np.arange(5.0)
 
 
-def svgs(text: str) -> list[ElementTree.Element]:
+def parse_svgs(text: str) -> list[ElementTree.Element]:
     """The pictures in it, each of which has to be XML."""
-    whole = f"<all>{text.replace('xlink:href', 'href')}</all>"
-    return list(ElementTree.fromstring(whole))
+    wrapped = f"<all>{text.replace('xlink:href', 'href')}</all>"
+    return list(ElementTree.fromstring(wrapped))
 
 
-def words(text: str) -> set[str]:
+def find_texts(text: str) -> set[str]:
     return {
         part.strip()
-        for svg in svgs(text)
+        for svg in parse_svgs(text)
         for node in svg.iter()
         if (part := node.text or "").strip()
     }
 
 
 def test_a_plot_is_made_for_two_widths_with_text_as_text() -> None:
-    drawn = [Line("one", X, X**2), Line("two", X, X, markers=True)]
-    text = plots.plot_lines(drawn, "steps", "loss", name="a", events=[(2.0, "resumed")])
-    wide, narrow = svgs(text)
+    lines = [Line("one", X, X**2), Line("two", X, X, markers=True)]
+    text = plots.plot_lines(lines, "steps", "loss", name="a", events=[(2.0, "resumed")])
+    wide, narrow = parse_svgs(text)
     assert (wide.get("class"), narrow.get("class")) == ("wide", "narrow")
     assert wide.get("width") is None, "as wide as the page"
-    assert {"one", "two", "steps", "loss", "resumed"} <= words(text)
+    assert {"one", "two", "steps", "loss", "resumed"} <= find_texts(text)
     assert "DejaVu" not in text
-    (half,) = svgs(plots.plot_lines(drawn, "x", "y", name="b", half_width=True))
+    (half,) = parse_svgs(plots.plot_lines(lines, "x", "y", name="b", half_width=True))
     assert half.get("class") == "half"
 
 
 def test_colours_are_the_page_s() -> None:
     text = plots.plot_lines([Line("one", X, X), Line("two", X, -X)], "x", "y", name="a")
-    found = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", text)) - {"none"}
-    assert found == {"var(--ink)", "var(--rule)", "var(--line-1)", "var(--line-2)"}
+    colors = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", text)) - {"none"}
+    assert colors == {"var(--ink)", "var(--rule)", "var(--line-1)", "var(--line-2)"}
 
 
 def test_lines_are_told_apart_without_colour() -> None:
-    drawn = [Line(str(n), X, X + n, group=0) for n in range(5)]
-    text = plots.plot_lines(drawn, "x", "y", name="a", half_width=True)
+    lines = [Line(str(n), X, X + n, group=0) for n in range(5)]
+    text = plots.plot_lines(lines, "x", "y", name="a", half_width=True)
     dashes = set(re.findall(r"stroke-dasharray: ([^;\"]+)", text))
     assert len(dashes) == 4, "and the first one is whole"
     assert "var(--line-2)" not in text, "one group, one colour"
@@ -62,33 +62,35 @@ def test_names_may_be_anything() -> None:
     for name in ("<script>", "$x^2$", "\0\x1b", "%s {0}", "_hidden", "$\\frac{"):
         text = plots.plot_lines([Line(name, X, X), Line("b", X, X)], name, name, name=name)
         assert "<script" not in text
-        assert len(svgs(text)) == 2
-        assert any(replace_unprintable(name) in word for word in words(text)), "also in the legend"
-    assert "$x^2$" in words(plots.plot_intervals([("$x^2$", 1, 0, 2)], "x", name="a"))
+        assert len(parse_svgs(text)) == 2
+        assert any(replace_unprintable(name) in word for word in find_texts(text)), (
+            "also in the legend"
+        )
+    assert "$x^2$" in find_texts(plots.plot_intervals([("$x^2$", 1, 0, 2)], "x", name="a"))
 
 
 def test_of_nothing_there_is_an_empty_plot() -> None:
-    nothing = np.array([])
-    for drawn in ([], [Line("a", nothing, nothing)], [Line("a", X, X * np.nan)]):
-        assert svgs(plots.plot_lines(drawn, "x", "y", name="a"))
+    empty = np.array([])
+    for lines in ([], [Line("a", empty, empty)], [Line("a", X, X * np.nan)]):
+        assert parse_svgs(plots.plot_lines(lines, "x", "y", name="a"))
 
 
 def test_the_same_plot_is_the_same_text_and_two_share_no_id() -> None:
-    one, same, other = (plots.plot_lines([Line("a", X, X)], "x", "y", name=n) for n in "aab")
-    assert one == same
+    first, repeated, second = (plots.plot_lines([Line("a", X, X)], "x", "y", name=n) for n in "aab")
+    assert first == repeated
 
     def ids(text: str) -> set[str]:
         return set(re.findall(r' id="([mpch][0-9a-f]{8,})"', text))
 
-    assert ids(one)
-    assert not ids(one) & ids(other)
+    assert ids(first)
+    assert not ids(first) & ids(second)
 
 
 def test_values_and_intervals_are_drawn_where_they_are() -> None:
     rows = [("a", 0.5, 0.25, 1.0), ("b", 2.0, None, None)]
     text = plots.plot_intervals(rows, "ratio", name="a", reference=1.0, log=True)
-    assert {"a", "b", "ratio", "0.5", "1", "2"} <= words(text)
-    assert {"a", "1,000"} <= words(
+    assert {"a", "b", "ratio", "0.5", "1", "2"} <= find_texts(text)
+    assert {"a", "1,000"} <= find_texts(
         plots.plot_points([("a", 1000.0, True), ("b", 10.0, False)], "x", name="a")
     )
 
@@ -96,14 +98,14 @@ def test_values_and_intervals_are_drawn_where_they_are() -> None:
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), max_size=3000))
 def test_of_many_points_none_that_stands_out_is_lost(values: list[float]) -> None:
     y = np.array(values, dtype=float)
-    x, kept = downsample_min_max(np.arange(len(y), dtype=float), y)
-    known = y[np.isfinite(y)]
-    assert len(kept) <= MAX_LINE_POINTS + 2
+    x, sampled = downsample_min_max(np.arange(len(y), dtype=float), y)
+    finite = y[np.isfinite(y)]
+    assert len(sampled) <= MAX_LINE_POINTS + 2
     assert (np.diff(x) > 0).all()
-    if len(known):
-        assert (kept.min(), kept.max()) == (known.min(), known.max())
-        assert (kept[0], kept[-1]) == (known[0], known[-1])
-    assert set(kept) <= set(known)
+    if len(finite):
+        assert (sampled.min(), sampled.max()) == (finite.min(), finite.max())
+        assert (sampled[0], sampled[-1]) == (finite[0], finite[-1])
+    assert set(sampled) <= set(finite)
 
 
 def test_smoothing_is_a_mean_that_does_not_lag() -> None:
@@ -118,16 +120,18 @@ def test_smoothing_is_a_mean_that_does_not_lag() -> None:
 
 def test_a_first_loss_far_above_the_rest_does_not_flatten_it() -> None:
     y = np.concatenate([[100.0], np.linspace(2, 1, 100)])
-    assert "1.4" in words(plots.plot_lines([Line("a", np.arange(101.0), y)], "x", "y", name="a"))
+    assert "1.4" in find_texts(
+        plots.plot_lines([Line("a", np.arange(101.0), y)], "x", "y", name="a")
+    )
     # What is as far above but common is seen.
     y = np.repeat([100.0, 1.0], 50)
-    assert "1.4" not in words(
+    assert "1.4" not in find_texts(
         plots.plot_lines([Line("a", np.arange(100.0), y)], "x", "y", name="a")
     )
 
 
 def test_without_matplotlib_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match="need matplotlib") as caught:
+    with pytest.raises(UserError, match="need matplotlib") as error:
         plots.plot_lines([], "x", "y", name="a")
-    assert "pip install" in caught.value.remedy
+    assert "pip install" in error.value.remedy

@@ -13,10 +13,10 @@ from mlxgpt.html_report import report
 from mlxgpt.html_report.page import GENERATOR_META
 from mlxgpt.storage.run import open_run
 from mlxgpt.utils.files import MAX_SMALL_FILE_BYTES
-from tests.helpers.commands import ROOT, Capture, refused
+from tests.helpers.commands import ROOT, Capture, expect_error
 
 BENCH = ROOT / "benchmarks" / "reports" / "2026-11-26-epyc-2-cores.json"
-COMPARED = ROOT / "benchmarks" / "reports" / "compare"
+COMPARISONS = ROOT / "benchmarks" / "reports" / "compare"
 
 
 def test_the_newest_run_s_page_lies_in_its_folder(place: Path, capsys: Capture) -> None:
@@ -37,7 +37,7 @@ def test_several_runs_and_a_place_of_ones_own(place: Path) -> None:
     assert api.report("runs/other", output="pages/mine.html") == Path("pages/mine.html")
 
 
-@pytest.mark.parametrize("path", [BENCH, *sorted(COMPARED.glob("*.json"))], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [BENCH, *sorted(COMPARISONS.glob("*.json"))], ids=lambda p: p.stem)
 def test_every_report_of_ours_has_a_page(home: Path, path: Path) -> None:
     shutil.copy(path, "a.json")
     html = api.report("a.json").read_text()
@@ -65,17 +65,17 @@ def test_what_is_none_is_refused(place: Path, capsys: Capture) -> None:
         (["done", "--output", "mine.html"], "mine.html exists, and is no page of ours"),
         (["done", "--output", "no/where.html"], "cannot write no/where.html"),
     ):
-        assert problem in refused(capsys, "report", *line)
-    two = [str(path) for path in sorted(COMPARED.glob("*.json"))[:2]]
-    assert "several comparisons" in refused(capsys, "report", *two)
+        assert problem in expect_error(capsys, "report", *line)
+    comparisons = [str(path) for path in sorted(COMPARISONS.glob("*.json"))[:2]]
+    assert "several comparisons" in expect_error(capsys, "report", *comparisons)
     shutil.rmtree("runs")
-    assert "there is no run in" in refused(capsys, "report")
+    assert "there is no run in" in expect_error(capsys, "report")
 
 
 @pytest.mark.parametrize("file", ["config.toml", "tokenizer.json", "run.json"])
 def test_a_damaged_run_is_told(place: Path, capsys: Capture, file: str) -> None:
     Path("runs/done", file).write_text("{")
-    assert file in refused(capsys, "report", "done")
+    assert file in expect_error(capsys, "report", "done")
 
 
 def test_it_watches_until_the_run_is_finished(
@@ -84,19 +84,19 @@ def test_it_watches_until_the_run_is_finished(
     metrics = Path("runs/done/metrics.jsonl")
     lines = metrics.read_text().splitlines(keepends=True)
     path = Path("runs/done/report.html")
-    seen: list[str] = []
+    pages: list[str] = []
 
-    def goes_on(seconds: float) -> None:
+    def continue_run(seconds: float) -> None:
         assert seconds == report.WATCH_INTERVAL
-        seen.append(path.read_text())
-        metrics.write_text("".join(lines[: len(lines) - 3 + len(seen)]))
+        pages.append(path.read_text())
+        metrics.write_text("".join(lines[: len(lines) - 3 + len(pages)]))
 
-    monkeypatch.setattr(report.time, "sleep", goes_on)
+    monkeypatch.setattr(report.time, "sleep", continue_run)
     metrics.write_text("".join(lines[:-3]))
     assert api.report("done", watch=True) == path
-    assert len(seen) == 3
-    assert all('http-equiv="refresh"' in html for html in seen)
-    assert seen[0] != seen[1]
+    assert len(pages) == 3
+    assert all('http-equiv="refresh"' in html for html in pages)
+    assert pages[0] != pages[1]
     assert "refresh" not in path.read_text()
     assert notes == [f"{path} is written again every 10 seconds; Ctrl-C ends that"]
 
@@ -121,9 +121,9 @@ def test_a_run_of_a_hundred_thousand_records(place: Path) -> None:
     record: dict[str, Any] = {"lr": 1e-3, "grad_norm": 0.5, "peak_share": 0.3, "skipped": 0}
     with (run.folder / "metrics.jsonl").open("w") as file:
         for n in range(1, 100_001):
-            more = {"val_loss": 3 - n / 1e5} if n % 100 == 0 else {}
+            validation = {"val_loss": 3 - n / 1e5} if n % 100 == 0 else {}
             numbers = {"loss": 3 + n % 7 / 7 - n / 1e5, "tokens_per_second": 1e4 + n % 13}
-            file.write(json.dumps({"step": n, **numbers, **record, **more}) + "\n")
+            file.write(json.dumps({"step": n, **numbers, **record, **validation}) + "\n")
     with (run.folder / "samples.txt").open("w") as file:
         for n in range(1000):
             file.write(f"--- step {100 * n}\n" + 5000 * "<word> " + "\n\n")

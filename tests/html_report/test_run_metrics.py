@@ -15,54 +15,58 @@ def run(place: Path) -> Run:
     return open_run(place / "runs" / "done")
 
 
-def write(run: Run, name: str, *lines: object) -> None:
+def write_records(run: Run, name: str, *lines: object) -> None:
     text = "".join(line if isinstance(line, str) else f"{json.dumps(line)}\n" for line in lines)
     (run.folder / name).write_text(text)
 
 
 def test_metrics_become_arrays(run: Run) -> None:
-    each = run.config.tokens_per_step
-    write(
+    tokens_per_step = run.config.tokens_per_step
+    write_records(
         run,
         "metrics.jsonl",
-        {"step": 2, "loss": 3.0, "tokens_per_second": each, "skipped": 0},
+        {"step": 2, "loss": 3.0, "tokens_per_second": tokens_per_step, "skipped": 0},
         {"step": 4, "loss": None, "tokens_per_second": 0, "skipped": 0, "val_loss": 2.5},
-        {"step": 6, "loss": 2.0, "tokens_per_second": 2 * each, "skipped": 1},
+        {"step": 6, "loss": 2.0, "tokens_per_second": 2 * tokens_per_step, "skipped": 1},
     )
-    course = load_run_metrics(run)
-    assert course.steps.tolist() == [2, 4, 6]
-    assert course.tokens.tolist() == [2 * each, 4 * each, 6 * each]
+    metrics = load_run_metrics(run)
+    assert metrics.steps.tolist() == [2, 4, 6]
+    assert metrics.tokens.tolist() == [
+        2 * tokens_per_step,
+        4 * tokens_per_step,
+        6 * tokens_per_step,
+    ]
     # Two steps at one a second; two whose time is not known; two at two a second.
-    np.testing.assert_allclose(60 * course.minutes, [2, 2, 3])
-    np.testing.assert_array_equal(course.values["loss"], [3, np.nan, 2])
-    assert course.last_value("val_loss") == 2.5
-    assert course.last_value("lr") is None
-    assert course.events == [(6, "1 left out")]
+    np.testing.assert_allclose(60 * metrics.minutes, [2, 2, 3])
+    np.testing.assert_array_equal(metrics.values["loss"], [3, np.nan, 2])
+    assert metrics.last_value("val_loss") == 2.5
+    assert metrics.last_value("lr") is None
+    assert metrics.events == [(6, "1 left out")]
     for axis in X_AXES:
-        assert len(course.x_values(axis)) == 3
-    assert course.x_at_step(3, "steps") == 3
+        assert len(metrics.x_values(axis)) == 3
+    assert metrics.x_at_step(3, "steps") == 3
 
 
 def test_what_happened_is_told(run: Run) -> None:
-    on: dict[str, object] = {"on": {}, "changed": {}}
-    said = {"seconds": 9.5, "val_loss": None, "peak_bytes": "many"}
-    write(
+    start_event: dict[str, object] = {"on": {}, "changed": {}}
+    estimate = {"seconds": 9.5, "val_loss": None, "peak_bytes": "many"}
+    write_records(
         run,
         "history.jsonl",
-        {"step": 0, **on, "forecast": said},
+        {"step": 0, **start_event, "forecast": estimate},
         {"step": 4, "spiked": 9},
-        {"step": 8, **on, "forecast": {"seconds": 1.0}},
+        {"step": 8, **start_event, "forecast": {"seconds": 1.0}},
     )
-    course = load_run_metrics(run)
-    assert course.events == [(4, "back to here from 9"), (8, "stopped, and resumed")]
-    assert course.estimate == {"seconds": 9.5}, "of the beginning, as far as it is numbers"
+    metrics = load_run_metrics(run)
+    assert metrics.events == [(4, "back to here from 9"), (8, "stopped, and resumed")]
+    assert metrics.estimate == {"seconds": 9.5}, "of the beginning, as far as it is numbers"
 
 
 def test_a_run_keeps_what_it_was_said_to_take(run: Run) -> None:
-    course = load_run_metrics(run)
-    assert course.events == []
-    assert set(course.estimate) == {"step_seconds", "seconds", "peak_bytes"}
-    assert course.estimate["seconds"] > 12 * course.estimate["step_seconds"] > 0
+    metrics = load_run_metrics(run)
+    assert metrics.events == []
+    assert set(metrics.estimate) == {"step_seconds", "seconds", "peak_bytes"}
+    assert metrics.estimate["seconds"] > 12 * metrics.estimate["step_seconds"] > 0
 
 
 @pytest.mark.parametrize(
@@ -81,18 +85,18 @@ def test_a_run_keeps_what_it_was_said_to_take(run: Run) -> None:
     ],
 )
 def test_damaged_metrics_do_not_hide_the_others(run: Run, line: str) -> None:
-    write(run, "metrics.jsonl", {"step": 2, "loss": 3.0}, line)
-    course = load_run_metrics(run)
-    assert course.steps[0] == 2
-    assert course.last_value("loss") == 3.0
-    assert load_run_metrics(run).values["lr"][-1] != course.values["lr"][-1], "no number"
+    write_records(run, "metrics.jsonl", {"step": 2, "loss": 3.0}, line)
+    metrics = load_run_metrics(run)
+    assert metrics.steps[0] == 2
+    assert metrics.last_value("loss") == 3.0
+    assert load_run_metrics(run).values["lr"][-1] != metrics.values["lr"][-1], "no number"
 
 
 def test_without_metrics_there_is_nothing(run: Run) -> None:
     (run.folder / "metrics.jsonl").unlink()
     (run.folder / "history.jsonl").unlink()
-    course = load_run_metrics(run)
-    assert len(course.steps) == len(course.minutes) == 0
-    assert course.x_at_step(3, "steps") == 0
-    assert course.last_value("loss") is None
-    assert course.estimate == {}
+    metrics = load_run_metrics(run)
+    assert len(metrics.steps) == len(metrics.minutes) == 0
+    assert metrics.x_at_step(3, "steps") == 0
+    assert metrics.last_value("loss") is None
+    assert metrics.estimate == {}

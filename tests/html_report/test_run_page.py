@@ -14,7 +14,7 @@ from mlxgpt.html_report.page import Page
 from mlxgpt.html_report.run_page import build_repro_commands, build_runs_page, find_nearest_config
 from mlxgpt.storage.run import Run, open_run
 from mlxgpt.training.job import TrainRequest
-from tests.html_report.test_page import Seen
+from tests.html_report.test_page import ParsedPage
 
 HOSTILE = "<script>alert('x')</script>\x1b[31m $x^2$ \0 ﷽ 🦊"
 
@@ -24,15 +24,15 @@ def run(place: Path) -> Run:
     return open_run(place / "runs" / "done")
 
 
-def text_of(page: Page) -> str:
-    return Seen(page.to_html()).text
+def page_text(page: Page) -> str:
+    return ParsedPage(page.to_html()).text
 
 
 def test_everything_is_on_the_page(run: Run) -> None:
     appraisal = {"columns": {"model": {"distinct-1": 0.5}, "real": {"distinct-1": None}}}
     (run.folder / "quality.json").write_text(json.dumps(appraisal))
     run.log_rollback(8, 11)
-    told = text_of(build_runs_page([run]))
+    text = page_text(build_runs_page([run]))
     best = run.best()
     assert best
     for words in (
@@ -50,7 +50,7 @@ def test_everything_is_on_the_page(run: Run) -> None:
         "backend",
         "mlxgpt train --",
     ):
-        assert words in told, words
+        assert words in text, words
     html = build_runs_page([run]).to_html()
     assert "in training: from" in html, "a plot says what is seen in it"
     assert html == build_runs_page([run]).to_html(), "the same each time"
@@ -60,11 +60,11 @@ def test_samples_are_shown_as_they_grew(run: Run) -> None:
     (run.folder / "samples.txt").write_text(
         "".join(f"--- step {n}\nsample {n}\n\n" for n in range(1, 201))
     )
-    told = text_of(build_runs_page([run]))
-    shown = [n for n in range(1, 201) if f"after {n} steps" in told]
-    assert len(shown) == 8
-    assert (shown[0], shown[-1]) == (1, 200)
-    assert shown[1] < 5, "close together at first"
+    text = page_text(build_runs_page([run]))
+    shown_steps = [n for n in range(1, 201) if f"after {n} steps" in text]
+    assert len(shown_steps) == 8
+    assert (shown_steps[0], shown_steps[-1]) == (1, 200)
+    assert shown_steps[1] < 5, "close together at first"
 
 
 def test_several_runs_stand_side_by_side(run: Run, place: Path) -> None:
@@ -72,10 +72,10 @@ def test_several_runs_stand_side_by_side(run: Run, place: Path) -> None:
     elsewhere.parent.mkdir()
     run.folder.rename(place / "runs" / "first")
     first = open_run(place / "runs" / "first")
-    told = text_of(build_runs_page([first, first]))
-    assert "first (1), in training" in told
-    assert "first (2), held-out text" in told
-    assert told.count("To repeat it") == 2
+    text = page_text(build_runs_page([first, first]))
+    assert "first (1), in training" in text
+    assert "first (2), held-out text" in text
+    assert text.count("To repeat it") == 2
 
 
 def test_whatever_a_run_holds_is_text(run: Run, place: Path) -> None:
@@ -88,9 +88,9 @@ def test_whatever_a_run_holds_is_text(run: Run, place: Path) -> None:
     html = build_runs_page([run]).to_html()
     assert "<script" not in html
     assert "\x1b" not in html
-    told = Seen(html).text
-    assert "🦊" in told
-    assert name in told
+    text = ParsedPage(html).text
+    assert "🦊" in text
+    assert name in text
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"columns": {"a": {}}}', '{"columns": 5}', "\0"])
@@ -98,36 +98,38 @@ def test_what_is_damaged_is_left_out_and_logged(run: Run, content: str, notes: l
     (run.folder / "quality.json").write_text(content)
     (run.folder / "best.json").write_text(content)
     page = build_runs_page([run])
-    told = text_of(page)
-    assert "What its texts are worth" not in told
+    text = page_text(page)
+    assert "What its texts are worth" not in text
     assert "quality.json is damaged, and left out" in page.warnings[0]
 
 
 def test_of_a_run_that_has_just_begun_there_is_a_page(run: Run) -> None:
     for name in ("metrics.jsonl", "samples.txt", "history.jsonl", "best.json"):
         (run.folder / name).unlink()
-    told = text_of(build_runs_page([run]))
-    assert "0 of 12, not finished" in told
+    text = page_text(build_runs_page([run]))
+    assert "0 of 12, not finished" in text
 
 
-def trained_by(line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, dict[str, object]]:
+def parse_train_command(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Config, dict[str, object]]:
     """The config, and the weights' origin, that a command line would train."""
-    seen: list[tuple[Config, dict[str, object]]] = []
+    requests: list[tuple[Config, dict[str, object]]] = []
 
     def setup(request: TrainRequest, *_: object) -> None:
         init = request.init_weights
-        seen.append((request.config, dict(init.origin) if init else {}))
+        requests.append((request.config, dict(init.origin) if init else {}))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mlxgpt.training.train.setup_job", setup)
     assert cli.main(shlex.split(line)[1:]) == cli.EXIT_INTERRUPTED
-    return seen[0]
+    return requests[0]
 
 
 def test_its_command_trains_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, origin = trained_by(build_repro_commands(run)[0], monkeypatch)
-    decided = {"dtype": "float32", "vocab_size": run.config.model.vocab_size}
-    assert diff_configs(override_config(config, decided), run.config) == {}
+    config, origin = parse_train_command(build_repro_commands(run)[0], monkeypatch)
+    resolved = {"dtype": "float32", "vocab_size": run.config.model.vocab_size}
+    assert diff_configs(override_config(config, resolved), run.config) == {}
     assert config.data == run.config.data
     assert origin == {}
 
@@ -135,14 +137,14 @@ def test_its_command_trains_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) 
 def test_a_fine_tuned_run_s_command_too(
     place: Path, text_file: Path, no_check: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {"source": text_file, "max_steps": 2, "eval_interval": 1, "sample_tokens": 0}
-    summary = api.train(from_run="done", run="tuned", **given)  # type: ignore[arg-type]
+    options = {"source": text_file, "max_steps": 2, "eval_interval": 1, "sample_tokens": 0}
+    summary = api.train(from_run="done", run="tuned", **options)  # type: ignore[arg-type]
     run = open_run(summary.run)
     line = build_repro_commands(run)[0]
     assert line.startswith("mlxgpt train --from done --source ")
     assert "--n-embd" not in line
     assert find_nearest_config(run)[0] == "finetune"
-    config, origin = trained_by(line, monkeypatch)
+    config, origin = parse_train_command(line, monkeypatch)
     assert diff_configs(override_config(config, {"dtype": "float32"}), run.config) == {}
     assert origin == dict(run.origin)
 
@@ -151,6 +153,6 @@ def test_the_nearest_config_is_the_one_it_was_made_of(run: Run) -> None:
     for name in ("tier1", "tier2", "tier1-modern", "gpt2-124m", "five-minutes"):
         config = toml.load_config(toml.find_builtin_configs()[name])
         changed = override_config(config, {"seed": 5, "dtype": "float32", "max_steps": 77})
-        found, base = find_nearest_config(replace(run, config=changed))
-        assert found == name
+        nearest, base = find_nearest_config(replace(run, config=changed))
+        assert nearest == name
         assert set(diff_configs(base, changed)) == {"seed", "max_steps"}

@@ -17,7 +17,7 @@ from mlxgpt.inference.engine import CompiledModel, NotFiniteError
 from mlxgpt.inference.inspect import ForwardTrace
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache
-from tests.helpers.tiny_models import lively
+from tests.helpers.tiny_models import make_random_model
 
 ROTARY = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
 
@@ -25,31 +25,31 @@ ROTARY = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
 @pytest.fixture(scope="module")
 def model(tiny_model: Config) -> GPT:
     assert tiny_model.model.block_size == 8
-    return lively(tiny_model)
+    return make_random_model(tiny_model)
 
 
 Texts = list[tuple[np.ndarray, int]]
 
 
-def rows_of(compiled: CompiledModel, texts: Texts, sampling: SamplingParams) -> list[list[int]]:
+def decode_rows(compiled: CompiledModel, texts: Texts, sampling: SamplingParams) -> list[list[int]]:
     """All rows of some texts."""
     return list(generate_step(BatchDecoder(compiled, texts, sampling)))
 
 
-def prefilled(monkeypatch: pytest.MonkeyPatch, compiled: CompiledModel) -> list[int]:
+def record_prefills(monkeypatch: pytest.MonkeyPatch, compiled: CompiledModel) -> list[int]:
     """Records how many prompts the compiled prefill is given at a time."""
-    read: list[int] = []
-    real = compiled._prefill
+    batch_sizes: list[int] = []
+    original = compiled._prefill
 
-    def counted(ids: mx.array, last: mx.array) -> Any:
-        read.append(len(ids))
-        return real(ids, last)
+    def counting_prefill(ids: mx.array, last: mx.array) -> Any:
+        batch_sizes.append(len(ids))
+        return original(ids, last)
 
-    monkeypatch.setattr(compiled, "_prefill", counted)
-    return read
+    monkeypatch.setattr(compiled, "_prefill", counting_prefill)
+    return batch_sizes
 
 
-def tokens(
+def decode_tokens(
     model: GPT,
     prompt: np.ndarray,
     sampling: SamplingParams,
@@ -68,30 +68,30 @@ def test_every_text_is_drawn_as_if_it_were_alone(
     tiny_model: Config, parts: dict, kind: dict
 ) -> None:
     """Beyond the block too, and after some of them were dropped."""
-    model = lively(override_config(tiny_model, parts))
+    model = make_random_model(override_config(tiny_model, parts))
     compiled = CompiledModel(model, 19)
     lengths = [3, 8, 1, 5, 8, 12]
     texts = [(np.arange(n) * (n + 1) % 19, n % 2) for n in lengths]
     sampling = SamplingParams(max_tokens=30, seed=2, **kind)
-    alone = [
+    expected = [
         [row[0] for row in generate_step(BatchDecoder(compiled, [text], sampling))]
         for text in texts
     ]
     batch = BatchDecoder(compiled, texts, sampling)
-    left = list(range(len(texts)))
-    found: list[list[int]] = [[] for _ in texts]
+    active = list(range(len(texts)))
+    ids_by_text: list[list[int]] = [[] for _ in texts]
     for n, row in enumerate(generate_step(batch)):
-        for which, id in zip(left, row, strict=True):
-            found[which].append(id)
+        for index, id in zip(active, row, strict=True):
+            ids_by_text[index].append(id)
         if n == 4:
             batch.filter_rows([0, 2, 3, 5])
-            left = [0, 2, 3, 5]
+            active = [0, 2, 3, 5]
         if n == 17:
             batch.filter_rows([3])
-            left = [5]
-    for which, ids in enumerate(found):
-        assert ids == alone[which][: len(ids)]
-    assert [len(ids) for ids in found] == [18, 5, 18, 18, 5, 30]
+            active = [5]
+    for index, ids in enumerate(ids_by_text):
+        assert ids == expected[index][: len(ids)]
+    assert [len(ids) for ids in ids_by_text] == [18, 5, 18, 18, 5, 30]
 
 
 @pytest.mark.parametrize("most", [1, 2, 4])
@@ -101,23 +101,23 @@ def test_prompts_that_are_read_in_parts_give_the_same_texts(
     """As on Metal, where a batch of prompts is cut."""
     texts = [(np.arange(n) * (n + 1) % 19, 0) for n in (3, 8, 5, 6, 7)]
     sampling = SamplingParams(max_tokens=20, seed=2, top_k=5)
-    whole = rows_of(CompiledModel(model, 19), texts, sampling)
+    expected = decode_rows(CompiledModel(model, 19), texts, sampling)
     compiled = CompiledModel(model, 19)
-    read = prefilled(monkeypatch, compiled)
+    batch_sizes = record_prefills(monkeypatch, compiled)
     monkeypatch.setattr(device, "max_rows_per_batch", lambda flops: most)
-    assert rows_of(compiled, texts, sampling) == whole
-    assert read[: -(-5 // most)] == {1: [1] * 5, 2: [2, 2, 1], 4: [3, 2]}[most]
+    assert decode_rows(compiled, texts, sampling) == expected
+    assert batch_sizes[: -(-5 // most)] == {1: [1] * 5, 2: [2, 2, 1], 4: [3, 2]}[most]
 
 
 def test_what_texts_have_in_common_is_read_once(
     monkeypatch: pytest.MonkeyPatch, model: GPT
 ) -> None:
     compiled = CompiledModel(model, 19)
-    read = prefilled(monkeypatch, compiled)
-    one, other = np.array([1, 2, 3]), np.array([4, 5])
-    texts = [(one, 0), (other, 0), (one, 1), (one, 2), (other, 1)]
-    rows = rows_of(compiled, texts, SamplingParams(max_tokens=5, seed=0))
-    assert read == [2]
+    batch_sizes = record_prefills(monkeypatch, compiled)
+    first, second = np.array([1, 2, 3]), np.array([4, 5])
+    texts = [(first, 0), (second, 0), (first, 1), (first, 2), (second, 1)]
+    rows = decode_rows(compiled, texts, SamplingParams(max_tokens=5, seed=0))
+    assert batch_sizes == [2]
     assert len(set(zip(*rows, strict=True))) == 5
 
 
@@ -127,72 +127,72 @@ def test_texts_of_one_prompt_are_as_if_alone(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config, position: str, length: int, more: int
 ) -> None:
     """Whole buckets, and a rest; beyond the block, and after some texts were dropped."""
-    model = lively(override_config(tiny_model, {"position": position}))
+    model = make_random_model(override_config(tiny_model, {"position": position}))
     monkeypatch.setattr(engine, "MIN_BUCKET_SIZE", 2)
     texts = [(np.arange(length), n) for n in range(5)]
     sampling = SamplingParams(max_tokens=more, seed=2)
-    alone = [rows_of(CompiledModel(model, 19), [texts[n]], sampling) for n in (0, 3)]
+    expected = [decode_rows(CompiledModel(model, 19), [texts[n]], sampling) for n in (0, 3)]
     batch = BatchDecoder(CompiledModel(model, 19), texts, sampling)
     rows = generate_step(batch)
     first = next(rows)
     batch.filter_rows([0, 3])
-    together = [(first[0], first[3]), *map(tuple, rows)]
-    assert together == [(a, b) for (a,), (b,) in zip(*alone, strict=True)]
+    actual = [(first[0], first[3]), *map(tuple, rows)]
+    assert actual == [(a, b) for (a,), (b,) in zip(*expected, strict=True)]
 
 
 def test_one_text_of_many_can_be_read_again(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config
 ) -> None:
     """While the others need not."""
-    model = lively(tiny_model)
+    model = make_random_model(tiny_model)
     monkeypatch.setattr(engine, "MIN_BUCKET_SIZE", 2)
     texts = [(np.arange(n), 0) for n in (3, 5, 3, 3)]
     sampling = SamplingParams(max_tokens=20, seed=2)
-    alone = [rows_of(CompiledModel(model, 19), [text], sampling) for text in texts]
-    rows = rows_of(CompiledModel(model, 19), texts, sampling)
+    expected = [decode_rows(CompiledModel(model, 19), [text], sampling) for text in texts]
+    rows = decode_rows(CompiledModel(model, 19), texts, sampling)
     assert [[ids] for ids in zip(*rows, strict=True)] == [
-        [tuple(id for (id,) in one)] for one in alone
+        [tuple(id for (id,) in single)] for single in expected
     ]
 
 
 def test_a_cache_may_end_within_a_bucket(tiny_model: Config) -> None:
     """64 places here, where 75 would be looked at."""
     model = GPT(override_config(tiny_model, {"block_size": 200}).model)
-    assert len(tokens(model, np.arange(2), SamplingParams(max_tokens=58, seed=0), 19)) == 58
+    assert len(decode_tokens(model, np.arange(2), SamplingParams(max_tokens=58, seed=0), 19)) == 58
 
 
 def test_a_model_is_traced_a_few_times_and_then_never(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Config
 ) -> None:
-    model = lively(override_config(tiny_model, {"block_size": 256}))
-    traced: list[str] = []
-    real = GPT.__call__
+    model = make_random_model(override_config(tiny_model, {"block_size": 256}))
+    calls: list[str] = []
+    original = GPT.__call__
 
-    def counted(self: GPT, ids: mx.array, cache: KVCache, **given: Any) -> mx.array:
-        traced.append("prefill" if cache.position is None else "decode")
-        return real(self, ids, cache, **given)
+    def counting_call(self: GPT, ids: mx.array, cache: KVCache, **kwargs: Any) -> mx.array:
+        calls.append("prefill" if cache.position is None else "decode")
+        return original(self, ids, cache, **kwargs)
 
-    monkeypatch.setattr(GPT, "__call__", counted)
+    monkeypatch.setattr(GPT, "__call__", counting_call)
     compiled = CompiledModel(model, 19)
     for temperature, seed, length in ((0.8, 1, 250), (0.9, 2, 250), (0.7, 3, 40)):
         sampling = SamplingParams(max_tokens=length, temperature=temperature, seed=seed)
-        rows_of(compiled, [(np.array([1, seed]), 0)], sampling)
-    assert traced.count("prefill") == 1
-    assert traced.count("decode") <= engine.MAX_BUCKETS + 2, "two caches of the last text's length"
-    before = len(traced)
-    rows_of(compiled, [(np.array([1, 2]), 0)], SamplingParams(max_tokens=250, seed=9))
-    assert len(traced) == before
+        decode_rows(compiled, [(np.array([1, seed]), 0)], sampling)
+    assert calls.count("prefill") == 1
+    assert calls.count("decode") <= engine.MAX_BUCKETS + 2, "two caches of the last text's length"
+    call_count = len(calls)
+    decode_rows(compiled, [(np.array([1, 2]), 0)], SamplingParams(max_tokens=250, seed=9))
+    assert len(calls) == call_count
 
 
 def test_memory_stays_level_however_long_the_text(model: GPT) -> None:
-    sampling, used = SamplingParams(max_tokens=2000, seed=0), []
+    sampling, active_bytes = SamplingParams(max_tokens=2000, seed=0), []
     batch = BatchDecoder(CompiledModel(model, 19), [(np.array([1]), 0)], sampling)
     for n, _ in enumerate(generate_step(batch)):
         if n % 100 == 50:
-            used.append(mx.get_active_memory())
+            active_bytes.append(mx.get_active_memory())
     # What is under way differs by a few kilobytes; a cache that grew would have 256 bytes more for
     # each of a thousand tokens.
-    assert max(used[10:]) <= max(used[:10]) + 20_000
+    assert max(active_bytes[10:]) <= max(active_bytes[:10]) + 20_000
 
 
 @pytest.mark.parametrize("prompt", [1, 2, 3, 7, 8])
@@ -200,9 +200,9 @@ def test_how_much_is_looked_at_of_a_cache_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, model: GPT, prompt: int
 ) -> None:
     ids, sampling = np.arange(prompt), SamplingParams(max_tokens=40, seed=5, samples=2)
-    whole = tokens(model, ids, sampling, 19)
+    expected = decode_tokens(model, ids, sampling, 19)
     monkeypatch.setattr(engine, "MIN_BUCKET_SIZE", 1)
-    assert tokens(model, ids, sampling, 19) == whole
+    assert decode_tokens(model, ids, sampling, 19) == expected
 
 
 def test_with_rotary_positions_the_text_slides_on(
@@ -214,49 +214,51 @@ def test_with_rotary_positions_the_text_slides_on(
     model = GPT(override_config(tiny_model, {"position": "rope", "n_layer": 1}).model)
     model.update(tree_map(lambda p: 20 * p if p.ndim == 2 else p, model.parameters()))
     monkeypatch.setattr(engine, "MIN_BUCKET_SIZE", 2)
-    read: list[int] = []
-    real = CompiledModel.prefill
+    batch_sizes: list[int] = []
+    original = CompiledModel.prefill
 
-    def counted(self: CompiledModel, texts: list) -> Any:
-        read.append(len(texts))
-        return real(self, texts)
+    def counting_prefill(self: CompiledModel, texts: list) -> Any:
+        batch_sizes.append(len(texts))
+        return original(self, texts)
 
-    monkeypatch.setattr(CompiledModel, "prefill", counted)
-    found = [row[0] for row in tokens(model, np.arange(3), SamplingParams(40, temperature=0), 19)]
+    monkeypatch.setattr(CompiledModel, "prefill", counting_prefill)
+    generated = [
+        row[0] for row in decode_tokens(model, np.arange(3), SamplingParams(40, temperature=0), 19)
+    ]
     window = [0, 1, 2]
-    for id in found:
+    for id in generated:
         assert id == int(model(mx.array([window[-model.config.block_size :]]))[0, -1].argmax())
         window.append(id)
-    assert read == [1]
-    assert len(set(found)) > 3
+    assert batch_sizes == [1]
+    assert len(set(generated)) > 3
 
 
 def test_settings_reach_the_sampler(model: GPT) -> None:
     prompt = np.array([1, 2])
-    greedy = tokens(model, prompt, SamplingParams(temperature=0, max_tokens=12), 19)
-    only_one = tokens(model, prompt, SamplingParams(top_k=1, max_tokens=12, seed=3), 19)
-    nucleus = tokens(model, prompt, SamplingParams(top_p=1e-6, max_tokens=12, seed=3), 19)
-    peak = tokens(model, prompt, SamplingParams(min_p=1.0, max_tokens=12, seed=3), 19)
-    assert greedy == only_one == nucleus == peak
-    never_again = SamplingParams(temperature=0, repetition_penalty=100.0, max_tokens=12)
-    rows = [row[0] for row in tokens(model, prompt, never_again, 19)]
+    greedy = decode_tokens(model, prompt, SamplingParams(temperature=0, max_tokens=12), 19)
+    top_one = decode_tokens(model, prompt, SamplingParams(top_k=1, max_tokens=12, seed=3), 19)
+    nucleus = decode_tokens(model, prompt, SamplingParams(top_p=1e-6, max_tokens=12, seed=3), 19)
+    peak = decode_tokens(model, prompt, SamplingParams(min_p=1.0, max_tokens=12, seed=3), 19)
+    assert greedy == top_one == nucleus == peak
+    penalized = SamplingParams(temperature=0, repetition_penalty=100.0, max_tokens=12)
+    rows = [row[0] for row in decode_tokens(model, prompt, penalized, 19)]
     assert len({1, 2, *rows}) == 14, "prompt and all drawn tokens count as seen"
 
 
 def test_to_end_is_no_repetition_of_having_begun(tiny_model: Config) -> None:
     """The end-of-text that a text begins with is not penalised; another token is."""
 
-    class Sure(GPT):
+    class ConstantModel(GPT):
         def __call__(self, ids, cache, **given):  # type: ignore[no-untyped-def]
             super().__call__(ids, cache, **given)
             row = mx.where(mx.arange(self.config.vocab_size) == 5, 9.0, 1.0)
             return row[None]
 
-    model, prompt = Sure(tiny_model.model), np.array([5, 3])
+    model, prompt = ConstantModel(tiny_model.model), np.array([5, 3])
     penalty = SamplingParams(1, temperature=0, repetition_penalty=100.0)
-    assert tokens(model, prompt, penalty, 19, 5)[0] == [5]
-    assert tokens(model, prompt, penalty, 19, 3)[0] != [5]
-    assert tokens(model, prompt, penalty, 19)[0] != [5]
+    assert decode_tokens(model, prompt, penalty, 19, 5)[0] == [5]
+    assert decode_tokens(model, prompt, penalty, 19, 3)[0] != [5]
+    assert decode_tokens(model, prompt, penalty, 19)[0] != [5]
 
 
 def test_a_compiled_model_goes_when_it_is_no_longer_used(model: GPT) -> None:
@@ -266,10 +268,10 @@ def test_a_compiled_model_goes_when_it_is_no_longer_used(model: GPT) -> None:
     gc.disable()
     try:
         compiled = CompiledModel(model, 19)
-        rows_of(compiled, [(np.zeros(4, dtype=np.int32), 0)], SamplingParams(3))
-        gone = weakref.ref(compiled)
+        decode_rows(compiled, [(np.zeros(4, dtype=np.int32), 0)], SamplingParams(3))
+        reference = weakref.ref(compiled)
         del compiled
-        assert gone() is None
+        assert reference() is None
     finally:
         gc.enable()
 
@@ -283,12 +285,12 @@ def test_logits_that_are_not_finite_are_an_error(
     tiny_model: Config, value: float, settings: dict[str, Any]
 ) -> None:
     """Of one token already, and of one text among several; never the first token instead."""
-    model = lively(tiny_model)
+    model = make_random_model(tiny_model)
     model.wte.weight[3] = value  # a token that no prompt has
     compiled = CompiledModel(model, 19)
     texts = [(np.array([1, 2]), 0), (np.array([5]), 0)]
     with pytest.raises(NotFiniteError, match="not finite"):
-        rows_of(compiled, texts, SamplingParams(max_tokens=4, seed=0, **settings))
+        decode_rows(compiled, texts, SamplingParams(max_tokens=4, seed=0, **settings))
     with pytest.raises(NotFiniteError):
         compiled.next_token_logits(np.array([1, 2]))
     with pytest.raises(NotFiniteError):

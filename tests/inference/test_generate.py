@@ -22,7 +22,7 @@ from mlxgpt.inference.generate import (
 )
 from mlxgpt.model.gpt import GPT
 from mlxgpt.utils.errors import UserError
-from tests.helpers.tiny_models import lively
+from tests.helpers.tiny_models import make_random_model
 
 LETTERS = "abcdefghijklmnopqr\n"  # 19 of them
 
@@ -34,10 +34,10 @@ def tokenizer() -> CharTokenizer:
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Config) -> GPT:
-    return lively(tiny_model)
+    return make_random_model(tiny_model)
 
 
-class Scripted(GPT):
+class ScriptedModel(GPT):
     """A model that writes one text over and over, whatever it reads: token n follows n - 1
     places.
     """
@@ -49,16 +49,16 @@ class Scripted(GPT):
     def __call__(self, ids, cache, *, last=None):  # type: ignore[no-untyped-def]
         if cache.position is None:
             super().__call__(ids, cache, last=last)
-            return self._after(last, len(ids))
-        return self._after(cache.position, len(ids))[:, None]
+            return self._next_logits(last, len(ids))
+        return self._next_logits(cache.position, len(ids))[:, None]
 
-    def _after(self, place: mx.array, rows: int) -> mx.array:
-        chosen = mx.take(self._ids, place % len(self._ids))[:, None]
-        logits = mx.where(mx.arange(self.config.vocab_size) == chosen, 0.0, -1e9)
+    def _next_logits(self, position: mx.array, rows: int) -> mx.array:
+        next_ids = mx.take(self._ids, position % len(self._ids))[:, None]
+        logits = mx.where(mx.arange(self.config.vocab_size) == next_ids, 0.0, -1e9)
         return mx.broadcast_to(logits, (rows, self.config.vocab_size))
 
 
-def streamed(
+def stream_text(
     model: GPT, tokenizer: CharTokenizer, prompts: str | list[str], sampling: SamplingParams
 ) -> tuple[list[str], GenerationOutput]:
     """The pieces, and the result; as texts of such a tokenizer begin."""
@@ -68,10 +68,10 @@ def streamed(
     return [stream.prompt, *stream], stream.result
 
 
-def generated(
+def generate_text(
     model: GPT, tokenizer: CharTokenizer, prompts: str | list[str], sampling: SamplingParams
 ) -> GenerationOutput:
-    return streamed(model, tokenizer, prompts, sampling)[1]
+    return stream_text(model, tokenizer, prompts, sampling)[1]
 
 
 def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(
@@ -84,12 +84,12 @@ def test_greedy_text_is_the_argmax_of_the_whole_forward_pass(
     for _ in range(40):
         if len(window) > block:
             window = window[-(block // 2) :]
-        chosen = int(model(mx.array([window]))[0, -1].argmax())
-        expected.append(chosen)
-        window.append(chosen)
-    found = generated(model, tokenizer, "ab", SamplingParams(temperature=0, max_tokens=40))
-    assert tokenizer.encode(found.texts[0]).tolist() == expected
-    assert found.tokens == 40
+        next_id = int(model(mx.array([window]))[0, -1].argmax())
+        expected.append(next_id)
+        window.append(next_id)
+    result = generate_text(model, tokenizer, "ab", SamplingParams(temperature=0, max_tokens=40))
+    assert tokenizer.encode(result.texts[0]).tolist() == expected
+    assert result.tokens == 40
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 30])
@@ -97,7 +97,7 @@ def test_as_many_tokens_as_asked_beyond_the_block_too(
     model: GPT, tokenizer: CharTokenizer, length: int
 ) -> None:
     for prompt in ("", "a", "abcdefg", "abcdefgh", "abcdefghij" * 3):
-        result = generated(model, tokenizer, prompt, SamplingParams(max_tokens=length, seed=1))
+        result = generate_text(model, tokenizer, prompt, SamplingParams(max_tokens=length, seed=1))
         assert len(result.texts[0]) == len(prompt) + length
         assert result.texts[0].startswith(prompt), "the prompt is part of the text"
         assert result.ended == [False]
@@ -106,29 +106,29 @@ def test_as_many_tokens_as_asked_beyond_the_block_too(
 def test_same_seed_same_text(model: GPT, tokenizer: CharTokenizer) -> None:
     def text(**settings: object) -> list[str]:
         sampling = SamplingParams(max_tokens=30, **settings)  # type: ignore[arg-type]
-        return generated(model, tokenizer, "ab", sampling).texts
+        return generate_text(model, tokenizer, "ab", sampling).texts
 
     assert text(seed=5) == text(seed=5) != text(seed=6)
-    fresh = generated(model, tokenizer, "ab", SamplingParams(max_tokens=30))
-    assert fresh.texts == text(seed=fresh.seed), "a fresh seed is told, and makes it again"
+    unseeded = generate_text(model, tokenizer, "ab", SamplingParams(max_tokens=30))
+    assert unseeded.texts == text(seed=unseeded.seed), "a fresh seed is told, and makes it again"
 
 
 def test_every_token_is_drawn_anew(tiny_model: Config, tokenizer: CharTokenizer) -> None:
     """With a key of its own: what is drawn of the same probabilities differs."""
 
-    class Clueless(GPT):
+    class UniformModel(GPT):
         def __call__(self, ids, cache, *, last=None):  # type: ignore[no-untyped-def]
             return mx.zeros_like(super().__call__(ids, cache, last=last))
 
-    model = Clueless(override_config(tiny_model, {"block_size": 64}).model)
-    text = generated(model, tokenizer, "", SamplingParams(max_tokens=40, seed=0)).texts[0]
+    model = UniformModel(override_config(tiny_model, {"block_size": 64}).model)
+    text = generate_text(model, tokenizer, "", SamplingParams(max_tokens=40, seed=0)).texts[0]
     assert len(set(text)) > 10
 
 
 def test_samples_in_a_batch_differ_and_all_keep_the_prompt(
     model: GPT, tokenizer: CharTokenizer
 ) -> None:
-    result = generated(model, tokenizer, "ab", SamplingParams(max_tokens=30, samples=5, seed=1))
+    result = generate_text(model, tokenizer, "ab", SamplingParams(max_tokens=30, samples=5, seed=1))
     assert len(set(result.texts)) == 5
     assert all(text.startswith("ab") and len(text) == 32 for text in result.texts)
     assert result.tokens == 150
@@ -138,36 +138,40 @@ def test_a_long_prompt_keeps_its_last_tokens_and_says_so(
     model: GPT, tokenizer: CharTokenizer, notes: list[str]
 ) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=1)
-    ends = []
+    outputs = []
     for prompt in ("q" * 9 + "abcdefgh", "abcdefgh"):
         stream = TextStream(CompiledModel(model, 19), tokenizer, [prompt], sampling, bos=None)
-        ends.append("".join(stream))
+        outputs.append("".join(stream))
         stream.log_long_texts()
-    assert ends[0] == ends[1] != ""
-    forgot = "beyond 8 tokens the model continues from the last 4 to 8, and has forgotten "
-    forgot += "what was before"
-    assert notes == ["the prompt has 17 tokens; the model reads the last 8", forgot, forgot]
+    assert outputs[0] == outputs[1] != ""
+    forgotten_note = "beyond 8 tokens the model continues from the last 4 to 8, and has forgotten "
+    forgotten_note += "what was before"
+    assert notes == [
+        "the prompt has 17 tokens; the model reads the last 8",
+        forgotten_note,
+        forgotten_note,
+    ]
 
 
 def test_unknown_characters_are_refused(model: GPT, tokenizer: CharTokenizer) -> None:
     with pytest.raises(UserError, match="'X'"):
-        generated(model, tokenizer, "aXb", SamplingParams())
+        generate_text(model, tokenizer, "aXb", SamplingParams())
 
 
 def test_how_texts_begin(tokenizer: CharTokenizer) -> None:
     assert tokenizer.decode(prepend_bos(tokenizer.encode(""), tokenizer, None)) == "\n"
     assert tokenizer.decode(prepend_bos(tokenizer.encode("ab"), tokenizer, None)) == "ab"
-    ending = CharTokenizer("ab", end_of_text=True)
-    assert prepend_bos(ending.encode(""), ending, 2).tolist() == [2]
-    assert prepend_bos(ending.encode("b"), ending, 2).tolist() == [2, 1]
+    with_end = CharTokenizer("ab", end_of_text=True)
+    assert prepend_bos(with_end.encode(""), with_end, 2).tolist() == [2]
+    assert prepend_bos(with_end.encode("b"), with_end, 2).tolist() == [2, 1]
     # GPT-2's own texts: nothing before a prompt, and something to begin with where there is none.
-    assert prepend_bos(ending.encode(""), ending, None).tolist() == [2]
-    assert prepend_bos(ending.encode("b"), ending, None).tolist() == [1]
+    assert prepend_bos(with_end.encode(""), with_end, None).tolist() == [2]
+    assert prepend_bos(with_end.encode("b"), with_end, None).tolist() == [1]
 
 
 def test_streamed_pieces_are_the_text(model: GPT, tokenizer: CharTokenizer) -> None:
     sampling = SamplingParams(max_tokens=20, seed=1, stop=("zzz",))
-    pieces, result = streamed(model, tokenizer, "ab", sampling)
+    pieces, result = stream_text(model, tokenizer, "ab", sampling)
     assert "".join(pieces) == result.texts[0]
     assert len([piece for piece in pieces if piece]) == 21, "each as it is generated"
 
@@ -197,11 +201,11 @@ def test_a_stream_is_as_far_as_it_was_read(model: GPT, tokenizer: CharTokenizer)
 def test_stop_strings_end_the_text_before_them(
     tiny_model: Config, tokenizer: CharTokenizer, stop: tuple[str, ...], expected: str
 ) -> None:
-    writes = Scripted(
+    scripted = ScriptedModel(
         override_config(tiny_model, {"block_size": 64}), list(tokenizer.encode("abcdefgh"))
     )
-    pieces, result = streamed(
-        writes, tokenizer, "", SamplingParams(max_tokens=10, stop=stop, seed=0)
+    pieces, result = stream_text(
+        scripted, tokenizer, "", SamplingParams(max_tokens=10, stop=stop, seed=0)
     )
     assert result.texts == [expected]
     assert "".join(pieces) == expected
@@ -211,30 +215,34 @@ def test_a_text_ends_at_its_end_of_text(tiny_model: Config) -> None:
     tokenizer = CharTokenizer(LETTERS[:18], end_of_text=True)
     assert tokenizer.end_of_text == 18
     ids = [*tokenizer.encode("abc"), tokenizer.end_of_text]
-    writes = Scripted(override_config(tiny_model, {"block_size": 64}), ids)
-    result = generated(writes, tokenizer, "", SamplingParams(max_tokens=50, samples=2, seed=0))
+    scripted = ScriptedModel(override_config(tiny_model, {"block_size": 64}), ids)
+    result = generate_text(
+        scripted, tokenizer, "", SamplingParams(max_tokens=50, samples=2, seed=0)
+    )
     assert result.texts == ["abc", "abc"]
     assert result.ended == [True, True]
     assert result.tokens == 8
 
 
 def test_characters_of_several_bytes_are_never_cut() -> None:
-    class Bytes:
+    class ByteTokenizer:
         end_of_text = None
 
         def token_bytes(self, id: int) -> bytes:
             return bytes([id])
 
-    text = Detokenizer(Bytes(), "", ())  # type: ignore[arg-type]
-    pieces = [text.add_token(byte) for byte in "é🙂".encode()]
+    detokenizer = Detokenizer(ByteTokenizer(), "", ())  # type: ignore[arg-type]
+    pieces = [detokenizer.add_token(byte) for byte in "é🙂".encode()]
     assert pieces == ["", "é", "", "", "", "🙂"]
-    assert text.add_token(0xC3) == ""
-    assert text.finalize() == "\N{REPLACEMENT CHARACTER}"
+    assert detokenizer.add_token(0xC3) == ""
+    assert detokenizer.finalize() == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_ids_beyond_the_tokenizers_are_never_drawn(model: GPT) -> None:
-    few = CharTokenizer("abc", end_of_text=False)
-    result = generated(model, few, "ab", SamplingParams(max_tokens=60, temperature=5.0, seed=0))
+    small_tokenizer = CharTokenizer("abc", end_of_text=False)
+    result = generate_text(
+        model, small_tokenizer, "ab", SamplingParams(max_tokens=60, temperature=5.0, seed=0)
+    )
     assert set(result.texts[0]) == set("abc")
 
 
@@ -242,26 +250,26 @@ def test_prompts_of_different_lengths_in_one_batch(model: GPT, tokenizer: CharTo
     """Each as if it were alone, whatever the others are, and whichever end before."""
     prompts = ["ab", "", "abcdefghij", "q", "ab", "defd"]
     sampling = SamplingParams(max_tokens=20, seed=3, samples=3, stop=("rm", "hh", "ml"), top_p=0.9)
-    together = generated(model, tokenizer, prompts, sampling)
-    assert len(together.texts) == len(together.ended) == 18
+    batched = generate_text(model, tokenizer, prompts, sampling)
+    assert len(batched.texts) == len(batched.ended) == 18
     for n, prompt in enumerate(prompts):
-        alone = generated(model, tokenizer, prompt, sampling)
-        assert together.texts[3 * n : 3 * n + 3] == alone.texts
-        assert together.ended[3 * n : 3 * n + 3] == alone.ended
-    assert 0 < sum(together.ended) < 18, "some end, some do not"
-    assert together.texts[:3] == together.texts[12:15], "same prompt, same seed, same texts"
-    assert len(set(together.texts[:3])) == 3
+        single = generate_text(model, tokenizer, prompt, sampling)
+        assert batched.texts[3 * n : 3 * n + 3] == single.texts
+        assert batched.ended[3 * n : 3 * n + 3] == single.ended
+    assert 0 < sum(batched.ended) < 18, "some end, some do not"
+    assert batched.texts[:3] == batched.texts[12:15], "same prompt, same seed, same texts"
+    assert len(set(batched.texts[:3])) == 3
 
 
 def test_more_texts_than_a_batch_holds(
     monkeypatch: pytest.MonkeyPatch, model: GPT, tokenizer: CharTokenizer
 ) -> None:
     sampling = SamplingParams(max_tokens=9, seed=3, samples=2)
-    whole = generated(model, tokenizer, ["ab", "c", "d"], sampling)
+    expected = generate_text(model, tokenizer, ["ab", "c", "d"], sampling)
     monkeypatch.setattr(generate, "MAX_BATCH_SIZE", 4)
-    pieces, result = streamed(model, tokenizer, ["ab", "c", "d"], sampling)
-    assert result == replace(whole, tokens_per_second=ANY)
-    assert "".join(pieces) == whole.texts[0]
+    pieces, result = stream_text(model, tokenizer, ["ab", "c", "d"], sampling)
+    assert result == replace(expected, tokens_per_second=ANY)
+    assert "".join(pieces) == expected.texts[0]
 
 
 def test_token_by_token(tiny_model: Config) -> None:
@@ -272,22 +280,22 @@ def test_token_by_token(tiny_model: Config) -> None:
     ids = tokenizer.encode("é🙂?").tolist()
     script = [*ids[1:], tokenizer.end_of_text]
     config = override_config(tiny_model, {"vocab_size": 257, "block_size": 16})
-    compiled = CompiledModel(Scripted(config, script), tokenizer.vocab_size)
+    compiled = CompiledModel(ScriptedModel(config, script), tokenizer.vocab_size)
 
-    def drawn(prompt: list[int], **chosen: Any) -> list[TokenOutput]:
+    def stream_outputs(prompt: list[int], **options: Any) -> list[TokenOutput]:
         ids = np.array(prompt)
-        return list(generate.stream_tokens(compiled, tokenizer, ids, SamplingParams(**chosen)))
+        return list(generate.stream_tokens(compiled, tokenizer, ids, SamplingParams(**options)))
 
-    found = drawn(ids[:1])
-    assert [one.id for one in found] == script
-    assert found[0].text == "é"
-    found = drawn(ids[:3], max_tokens=20)
-    assert [one.text for one in found] == ["", "", "🙂", "?", ""]
-    assert [one.ended for one in found] == [False, False, False, False, True]
-    assert found[0].probability is None
-    assert found[0].alternatives == []
-    found = drawn(ids[:2], max_tokens=2)
-    assert [one.text for one in found] == ["", "\N{REPLACEMENT CHARACTER}"], "cut off"
-    found = drawn(ids[:2], stop=("?",))
-    assert "".join(one.text for one in found) == "🙂"
-    assert found[-1].ended
+    outputs = stream_outputs(ids[:1])
+    assert [output.id for output in outputs] == script
+    assert outputs[0].text == "é"
+    outputs = stream_outputs(ids[:3], max_tokens=20)
+    assert [output.text for output in outputs] == ["", "", "🙂", "?", ""]
+    assert [output.ended for output in outputs] == [False, False, False, False, True]
+    assert outputs[0].probability is None
+    assert outputs[0].alternatives == []
+    outputs = stream_outputs(ids[:2], max_tokens=2)
+    assert [output.text for output in outputs] == ["", "\N{REPLACEMENT CHARACTER}"], "cut off"
+    outputs = stream_outputs(ids[:2], stop=("?",))
+    assert "".join(output.text for output in outputs) == "🙂"
+    assert outputs[-1].ended

@@ -19,10 +19,10 @@ from mlxgpt.inference.sampling import (
     pack_sampling_params,
 )
 
-rows = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=30)
+logits_strategy = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=30)
 
 
-def kept(logits: mx.array) -> np.ndarray:
+def finite_mask(logits: mx.array) -> np.ndarray:
     return np.isfinite(np.array(logits))
 
 
@@ -31,79 +31,84 @@ def probabilities(values: list[float]) -> np.ndarray:
     return e / e.sum()
 
 
-@given(rows, st.integers(1, 30))
+@given(logits_strategy, st.integers(1, 30))
 def test_top_k_keeps_the_k_likeliest_and_what_equals_the_last(values: list[float], k: int) -> None:
     k = min(k, len(values))
-    keep = kept(sampling.top_k(mx.array([values]), k))[0]
-    assert (keep == (np.array(values, np.float32) >= sorted(values)[-k])).all()
+    mask = finite_mask(sampling.top_k(mx.array([values]), k))[0]
+    assert (mask == (np.array(values, np.float32) >= sorted(values)[-k])).all()
 
 
-@given(rows, st.floats(0.05, 0.99))
+@given(logits_strategy, st.floats(0.05, 0.99))
 def test_top_p_keeps_the_fewest_that_hold_p(values: list[float], p: float) -> None:
-    keep = kept(sampling.top_p(mx.array([values]), p))[0]
+    mask = finite_mask(sampling.top_p(mx.array([values]), p))[0]
     probs = probabilities(values)
-    assert keep.any()
-    assert probs[keep].min() >= probs[~keep].max(initial=0) - 1e-6
-    assert probs[keep].sum() >= p - 1e-4
-    assert probs[probs > probs[keep].min() * (1 + 1e-6)].sum() < p + 1e-4
+    assert mask.any()
+    assert probs[mask].min() >= probs[~mask].max(initial=0) - 1e-6
+    assert probs[mask].sum() >= p - 1e-4
+    assert probs[probs > probs[mask].min() * (1 + 1e-6)].sum() < p + 1e-4
 
 
 def test_top_p_keeps_one_token_at_least() -> None:
-    assert kept(sampling.top_p(mx.array([[1.0, 3.0, 2.0]]), 0.0)).tolist() == [[False, True, False]]
+    assert finite_mask(sampling.top_p(mx.array([[1.0, 3.0, 2.0]]), 0.0)).tolist() == [
+        [False, True, False]
+    ]
 
 
-@given(rows, st.floats(0.01, 1.0))
+@given(logits_strategy, st.floats(0.01, 1.0))
 def test_min_p_keeps_what_comes_near_the_likeliest(values: list[float], p: float) -> None:
-    keep = kept(sampling.min_p(mx.array([values]), p))[0]
+    mask = finite_mask(sampling.min_p(mx.array([values]), p))[0]
     ratio = probabilities(values) / probabilities(values).max()
-    assert keep[ratio.argmax()]
-    assert (keep | (ratio < p * 1.001)).all()
-    assert (~keep | (ratio > p * 0.999)).all()
+    assert mask[ratio.argmax()]
+    assert (mask | (ratio < p * 1.001)).all()
+    assert (~mask | (ratio > p * 0.999)).all()
 
 
 def test_a_penalty_makes_what_was_seen_less_likely_whatever_its_sign() -> None:
     logits = mx.array([[2.0, -2.0, 2.0, -2.0]])
-    seen = mx.array([[True, True, False, False]])
-    found = np.array(sampling.repetition_penalty(logits, seen, 2.0))
-    np.testing.assert_allclose(found, [[1.0, -4.0, 2.0, -2.0]])
+    seen_mask = mx.array([[True, True, False, False]])
+    actual = np.array(sampling.repetition_penalty(logits, seen_mask, 2.0))
+    np.testing.assert_allclose(actual, [[1.0, -4.0, 2.0, -2.0]])
 
 
 def keys(count: int, seed: int = 0) -> mx.array:
-    draw = np.random.default_rng(seed)
-    return mx.array(draw.integers(2**32, size=(count, 2), dtype=np.uint32))
+    rng = np.random.default_rng(seed)
+    return mx.array(rng.integers(2**32, size=(count, 2), dtype=np.uint32))
 
 
-def processed(logits: mx.array, seen: mx.array, settings: SamplingParams) -> mx.array:
+def process_logits(logits: mx.array, seen_mask: mx.array, settings: SamplingParams) -> mx.array:
     process = make_logits_processor(SamplerSpec.from_sampling(settings, logits.shape[-1]))
-    return process(logits, seen, pack_sampling_params(settings))
+    return process(logits, seen_mask, pack_sampling_params(settings))
 
 
 def test_temperature_zero_is_the_likeliest_token() -> None:
     logits = mx.array([[0.0, 3.0, 2.9], [5.0, 4.9, 0.0]])
-    seen = mx.zeros(logits.shape, dtype=mx.bool_)
+    seen_mask = mx.zeros(logits.shape, dtype=mx.bool_)
     greedy = SamplingParams(temperature=0, top_k=2, top_p=0.1, min_p=0.5)
     sampler = make_sampler(SamplerSpec.from_sampling(greedy, 3))
     for n in range(20):
-        assert sampler(logits, seen, pack_sampling_params(greedy), keys(2, n)).tolist() == [1, 0]
+        assert sampler(logits, seen_mask, pack_sampling_params(greedy), keys(2, n)).tolist() == [
+            1,
+            0,
+        ]
 
 
 def test_nothing_set_changes_nothing() -> None:
     logits = mx.random.normal((2, 9), key=mx.random.key(0))
-    seen = mx.ones(logits.shape, dtype=mx.bool_)
-    assert (processed(logits, seen, SamplingParams(temperature=1.0)) == logits).all()
+    seen_mask = mx.ones(logits.shape, dtype=mx.bool_)
+    assert (process_logits(logits, seen_mask, SamplingParams(temperature=1.0)) == logits).all()
 
 
 def test_a_spec_has_the_settings_that_do_anything() -> None:
     assert SamplerSpec.from_sampling(SamplingParams(), 19) == SamplerSpec(
         False, 0, False, False, False
     )
-    other = SamplingParams(temperature=0.1, seed=3)
+    low_temperature = SamplingParams(temperature=0.1, seed=3)
     assert SamplerSpec.from_sampling(SamplingParams(top_k=19), 19) == SamplerSpec.from_sampling(
-        other, 19
+        low_temperature, 19
     )
-    every = SamplingParams(top_k=18, top_p=0.99, min_p=0.01, repetition_penalty=1.1)
-    assert SamplerSpec.from_sampling(every, 19) == SamplerSpec(False, 18, True, True, True)
-    greedy = SamplerSpec.from_sampling(replace(every, temperature=0), 19)
+    all_settings = SamplingParams(top_k=18, top_p=0.99, min_p=0.01, repetition_penalty=1.1)
+    assert SamplerSpec.from_sampling(all_settings, 19) == SamplerSpec(False, 18, True, True, True)
+    greedy = SamplerSpec.from_sampling(replace(all_settings, temperature=0), 19)
     assert greedy == SamplerSpec(True, 0, False, False, True)
 
 
@@ -140,26 +145,26 @@ def parallel_cumsum(weights: mx.array, axis: int = -1) -> mx.array:
     prefix, results = np.zeros((B, 1, 1, 1), np.float32), []
     for block in np.split(padded, padded.shape[1] // size, axis=1):
         values = block.reshape(B, groups, 32, 4).cumsum(axis=-1, dtype=np.float32)
-        threads = doubling(values[..., -1])
-        before = exclusive(threads)[..., None]
-        of_groups = exclusive(doubling(threads[..., -1]))[..., None, None]
-        values = values + prefix + of_groups + before
+        threads = scan_by_doubling(values[..., -1])
+        thread_offsets = exclusive_scan(threads)[..., None]
+        group_offsets = exclusive_scan(scan_by_doubling(threads[..., -1]))[..., None, None]
+        values = values + prefix + group_offsets + thread_offsets
         prefix = values[:, -1:, -1:, -1:]
         results.append(values.reshape(B, size))
     return mx.array(np.concatenate(results, axis=1)[:, :V])
 
 
-def doubling(x: np.ndarray) -> np.ndarray:
+def scan_by_doubling(x: np.ndarray) -> np.ndarray:
     for step in (1, 2, 4, 8, 16):
         x = x + np.pad(x, [(0, 0)] * (x.ndim - 1) + [(step, 0)])[..., : x.shape[-1]]
     return x
 
 
-def exclusive(x: np.ndarray) -> np.ndarray:
+def exclusive_scan(x: np.ndarray) -> np.ndarray:
     return np.pad(x[..., :-1], [(0, 0)] * (x.ndim - 1) + [(1, 0)])
 
 
-def draw_with(share: float, logits: np.ndarray, patch: pytest.MonkeyPatch) -> int:
+def sample_with(share: float, logits: np.ndarray, patch: pytest.MonkeyPatch) -> int:
     patch.setattr(mx.random, "uniform", lambda shape, key: mx.full(shape, share))
     return int(categorical(mx.array(logits)[None], keys(1)))
 
@@ -169,23 +174,23 @@ def test_a_masked_token_is_not_drawn_where_a_gpus_sums_grow_at_it(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each share is chosen to lie between the sum before a masked token and the sum at it."""
-    draw = np.random.default_rng(size)
+    rng = np.random.default_rng(size)
     monkeypatch.setattr(mx, "cumsum", parallel_cumsum)
-    tried = 0
+    draws = 0
     for _ in range(10):
-        logits = draw.normal(size=size).astype(np.float32)
-        logits[draw.random(size) < 0.7] = NEG_INF
+        logits = rng.normal(size=size).astype(np.float32)
+        logits[rng.random(size) < 0.7] = NEG_INF
         logits[-size // 10 :] = NEG_INF  # as ids that no token has
         weights = mx.exp(mx.array(logits - logits.max()))[None]
         sums = np.array(parallel_cumsum(weights))[0]
         np.testing.assert_allclose(sums, np.array(weights)[0].cumsum(dtype=np.float64), rtol=1e-6)
         highest = np.maximum.accumulate(sums)
-        grows = np.flatnonzero((np.array(weights)[0, 1:] == 0) & (sums[1:] > highest[:-1])) + 1
-        for place in grows[:20]:
-            share = highest[place - 1] / sums[-1]
-            assert np.array(weights)[0, draw_with(float(share), logits, monkeypatch)] > 0
-            tried += 1
-    assert tried > 10
+        increases = np.flatnonzero((np.array(weights)[0, 1:] == 0) & (sums[1:] > highest[:-1])) + 1
+        for index in increases[:20]:
+            share = highest[index - 1] / sums[-1]
+            assert np.array(weights)[0, sample_with(float(share), logits, monkeypatch)] > 0
+            draws += 1
+    assert draws > 10
 
 
 @given(st.data(), st.floats(0, 1, width=32))
@@ -196,14 +201,14 @@ def test_a_token_with_weight_is_drawn_however_sums_are_rounded(
     assume(max(values) > NEG_INF)
     ulps = data.draw(st.lists(st.integers(-3, 3), min_size=len(values), max_size=len(values)))
 
-    def rounded(weights: mx.array, axis: int) -> mx.array:
+    def rounded_cumsum(weights: mx.array, axis: int) -> mx.array:
         sums = np.array(weights).cumsum(axis=axis)
         return mx.array(sums + np.array(ulps) * np.spacing(sums))
 
     logits = np.array(values, np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mx, "cumsum", rounded)
-        id = draw_with(share, logits, patch)
+        patch.setattr(mx, "cumsum", rounded_cumsum)
+        id = sample_with(share, logits, patch)
     assert np.exp(logits - logits.max())[id] > 0
 
 
@@ -212,29 +217,33 @@ def test_the_id_drawn_is_the_first_whose_sum_is_above_the_share(
 ) -> None:
     logits = np.array([*np.log([1, 2]), NEG_INF, *np.log([3, 2])], np.float32)
     shares = [0.0, 0.1, 0.2, 0.3, 0.4, 0.7, 0.8, 0.99]
-    drawn = [draw_with(share, logits, monkeypatch) for share in shares]
-    assert drawn == [0, 0, 1, 1, 3, 3, 4, 4]
+    ids = [sample_with(share, logits, monkeypatch) for share in shares]
+    assert ids == [0, 0, 1, 1, 3, 3, 4, 4]
 
 
 def test_a_row_is_drawn_by_its_own_key_alone() -> None:
-    logits, own = mx.random.normal((50, 40), key=mx.random.key(3)), keys(50)
-    together = categorical(logits, own).tolist()
-    assert together == [categorical(logits[n : n + 1], own[n : n + 1]).item() for n in range(50)]
-    assert categorical(mx.broadcast_to(logits[:1], (50, 40)), own).tolist() != together[:1] * 50
+    logits, row_keys = mx.random.normal((50, 40), key=mx.random.key(3)), keys(50)
+    batched = categorical(logits, row_keys).tolist()
+    assert batched == [
+        categorical(logits[n : n + 1], row_keys[n : n + 1]).item() for n in range(50)
+    ]
+    assert categorical(mx.broadcast_to(logits[:1], (50, 40)), row_keys).tolist() != batched[:1] * 50
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_have_the_softmaxs_frequencies(temperature: float) -> None:
     values = [1.0, 0.0, -1.0, 2.0]
     logits = mx.array([values] * 40_000)
-    seen = mx.zeros(logits.shape, dtype=mx.bool_)
-    ready = processed(logits, seen, SamplingParams(temperature=temperature))
-    ids = np.array(categorical(ready, keys(40_000)))
-    wanted = probabilities([v / temperature for v in values])
-    np.testing.assert_allclose(np.bincount(ids, minlength=4) / 40_000, wanted, atol=0.01)
+    seen_mask = mx.zeros(logits.shape, dtype=mx.bool_)
+    processed_logits = process_logits(logits, seen_mask, SamplingParams(temperature=temperature))
+    ids = np.array(categorical(processed_logits, keys(40_000)))
+    expected = probabilities([v / temperature for v in values])
+    np.testing.assert_allclose(np.bincount(ids, minlength=4) / 40_000, expected, atol=0.01)
 
 
-@given(rows, st.floats(0, sampling.MIN_TEMPERATURE, exclude_max=True), st.floats(0.01, 1e30))
+@given(
+    logits_strategy, st.floats(0, sampling.MIN_TEMPERATURE, exclude_max=True), st.floats(0.01, 1e30)
+)
 def test_a_tiny_temperature_is_greedy(
     values: list[float], temperature: float, scale: float
 ) -> None:

@@ -24,11 +24,11 @@ def model(request: pytest.FixtureRequest, tiny_model: Config) -> GPT:
     """
     changes: dict[str, Any] = {} if request.param == "classic" else {"position": "rope"}
     model = GPT(override_config(tiny_model, changes).model, seed=3)
-    model.update(mx_map(lambda array: array * 4, model.parameters()))
+    model.update(map_arrays(lambda array: array * 4, model.parameters()))
     return model
 
 
-def mx_map(function: Callable[[mx.array], mx.array], tree: Any) -> Any:
+def map_arrays(function: Callable[[mx.array], mx.array], tree: Any) -> Any:
     from mlx.utils import tree_map
 
     return tree_map(function, tree)
@@ -51,17 +51,17 @@ def test_each_token_is_scored_by_the_models_logits(
     starts = [0, *sorted(range(last, 0, -(block // 2)))]
     windows = [np.array(model(mx.array([ids[at : at + block]]))[0]) for at in starts]
     for n, score in enumerate(scores, 1):
-        which = next(k for k, start in enumerate(starts) if n <= start + block)
-        place = n - starts[which]
-        assert place >= min(n, block // 2), "what it is predicted from"
-        logits = windows[which][place - 1].astype(np.float64)
-        wanted = logits - np.log(np.exp(logits).sum())
-        assert score.logprob == pytest.approx(wanted[ids[n]], abs=1e-3)
+        window_index = next(k for k, start in enumerate(starts) if n <= start + block)
+        position = n - starts[window_index]
+        assert position >= min(n, block // 2), "what it is predicted from"
+        logits = windows[window_index][position - 1].astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum())
+        assert score.logprob == pytest.approx(expected[ids[n]], abs=1e-3)
         assert len(score.alternatives) == count
         for id, logprob in score.alternatives:
-            assert logprob == pytest.approx(wanted[id], abs=1e-3)
+            assert logprob == pytest.approx(expected[id], abs=1e-3)
         values = [logprob for _, logprob in score.alternatives]
-        assert values == pytest.approx(np.sort(wanted)[::-1][:count], abs=1e-3)
+        assert values == pytest.approx(np.sort(expected)[::-1][:count], abs=1e-3)
         assert all(logprob == score.logprob for id, logprob in score.alternatives if id == ids[n])
 
 
@@ -70,13 +70,13 @@ def test_it_is_compiled_for_few_lengths(
 ) -> None:
     model = GPT(override_config(tiny_model, {"block_size": 128}).model)
     lengths: list[int] = []
-    real = GPT.__call__
+    original = GPT.__call__
 
-    def traced(self: GPT, ids: mx.array, *rest: Any) -> mx.array:
+    def tracing_call(self: GPT, ids: mx.array, *args: Any) -> mx.array:
         lengths.append(ids.shape[1])
-        return real(self, ids, *rest)
+        return original(self, ids, *args)
 
-    monkeypatch.setattr(GPT, "__call__", traced)
+    monkeypatch.setattr(GPT, "__call__", tracing_call)
     scorer = Scorer(model, V)
     for length in (2, 3, 16, 17, 18, 40, 128, 129, 130, 300):
         list(scorer(np.zeros(length, dtype=np.int64)))

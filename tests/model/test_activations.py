@@ -11,7 +11,7 @@ from mlxgpt.config import Config, override_config, toml
 from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache
-from tests.helpers.tiny_models import lively
+from tests.helpers.tiny_models import make_random_model
 from tests.helpers.training_runs import MODERN_PARTS
 
 IDS = np.array([[3, 1, 4, 1, 5, 9, 2]])
@@ -21,26 +21,26 @@ LAST = mx.array([IDS.shape[1] - 1])
 @pytest.fixture(scope="module", params=["classic", "modern"])
 def model(request: pytest.FixtureRequest, tiny_model: Config) -> GPT:
     parts = MODERN_PARTS if request.param == "modern" else {}
-    return lively(override_config(tiny_model, parts))
+    return make_random_model(override_config(tiny_model, parts))
 
 
-def recorded(model: GPT, off: Any = ()) -> tuple[mx.array, ActivationRecorder]:
-    recorder = ActivationRecorder(off)
+def record_pass(model: GPT, off_heads: Any = ()) -> tuple[mx.array, ActivationRecorder]:
+    recorder = ActivationRecorder(off_heads)
     return model(mx.array(IDS), KVCache(), last=LAST, recorder=recorder), recorder
 
 
 def test_attention_is_that_of_the_pass(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows sum to 1, nobody looks ahead, and the values weighted by it are what went on."""
-    real, passed = ops.causal_attention, []
+    original, calls = ops.causal_attention, []
 
-    def watched(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        passed.append((v, real(q, k, v)))
-        return passed[-1][1]
+    def recording_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        calls.append((v, original(q, k, v)))
+        return calls[-1][1]
 
-    monkeypatch.setattr(ops, "causal_attention", watched)
-    _, recorder = recorded(model)
-    assert len(recorder.attention) == len(passed) == len(model.h)
-    for weights, (v, y) in zip(recorder.attention, passed, strict=True):
+    monkeypatch.setattr(ops, "causal_attention", recording_attention)
+    _, recorder = record_pass(model)
+    assert len(recorder.attention) == len(calls) == len(model.h)
+    for weights, (v, y) in zip(recorder.attention, calls, strict=True):
         np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
         np.testing.assert_array_equal(weights, mx.tril(weights))
         np.testing.assert_allclose(weights @ v, y, atol=1e-5)
@@ -48,18 +48,18 @@ def test_attention_is_that_of_the_pass(model: GPT, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_last_lens_is_the_models_own(model: GPT) -> None:
-    logits, recorder = recorded(model)
+    logits, recorder = record_pass(model)
     assert len(recorder.residual) == len(model.h) + 1
     np.testing.assert_allclose(
         model.compute_logits(recorder.residual[-1]), model(mx.array(IDS)), atol=1e-5
     )
-    np.testing.assert_array_equal(recorder.residual[0], _embedded(model))
+    np.testing.assert_array_equal(recorder.residual[0], _embed(model))
     np.testing.assert_allclose(
         model.compute_logits(recorder.residual[-1][:, -1]), logits, atol=1e-5
     )
 
 
-def _embedded(model: GPT) -> mx.array:
+def _embed(model: GPT) -> mx.array:
     x = model.wte(mx.array(IDS))
     if model.config.embedding_norm:
         x = ops.rms_norm(x)
@@ -67,28 +67,28 @@ def _embedded(model: GPT) -> mx.array:
 
 
 def test_recording_changes_nothing(model: GPT) -> None:
-    logits, _ = recorded(model)
-    unseen = model(mx.array(IDS), KVCache(), last=LAST)
-    np.testing.assert_array_equal(logits, unseen)
+    logits, _ = record_pass(model)
+    expected = model(mx.array(IDS), KVCache(), last=LAST)
+    np.testing.assert_array_equal(logits, expected)
 
 
 def test_a_head_switched_off_is_a_slice_of_zeros(model: GPT) -> None:
     """Of the matrix behind it, what reads that head's output."""
-    off = {(0, 1), (1, 0)}
-    logits, recorder = recorded(model, off)
-    usual, _ = recorded(model)
-    assert np.abs(np.array(logits - usual)).max() > 1e-3
+    off_heads = {(0, 1), (1, 0)}
+    logits, recorder = record_pass(model, off_heads)
+    unmodified, _ = record_pass(model)
+    assert np.abs(np.array(logits - unmodified)).max() > 1e-3
     before = [block.attn.c_proj.weight for block in model.h]
     D = model.config.n_embd // model.config.n_head
-    for layer, head in off:
+    for layer, head in off_heads:
         zeros = mx.array(model.h[layer].attn.c_proj.weight)
         zeros[:, head * D : (head + 1) * D] = 0
         model.h[layer].attn.c_proj.weight = zeros
-    same = model(mx.array(IDS), KVCache(), last=LAST)
+    zeroed = model(mx.array(IDS), KVCache(), last=LAST)
     for block, weight in zip(model.h, before, strict=True):
         block.attn.c_proj.weight = weight
-    np.testing.assert_allclose(logits, same, atol=1e-5)
-    np.testing.assert_allclose(recorded(model)[0], usual)
+    np.testing.assert_allclose(logits, zeroed, atol=1e-5)
+    np.testing.assert_allclose(record_pass(model)[0], unmodified)
     assert [w.shape for w in recorder.attention] == [(1, 2, 7, 7)] * 2, "still seen"
 
 

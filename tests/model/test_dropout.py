@@ -19,12 +19,12 @@ def test_dropout_needs_a_key_keeps_the_mean_and_zeroes_its_share() -> None:
 
 def test_a_key_is_split_into_independent_ones_without_a_gradient() -> None:
     x, key = mx.ones((20, 20)), mx.random.key(3)
-    masks = [np.array(dropout(x, 0.5, one)).tobytes() for one in (key, *split_key(key, 3))]
+    masks = [np.array(dropout(x, 0.5, subkey)).tobytes() for subkey in (key, *split_key(key, 3))]
     assert len(set(masks)) == 4
     assert split_key(None, 3) == [None] * 3
 
-    def drawn(x: mx.array, key: mx.array) -> mx.array:
+    def dropout_sum(x: mx.array, key: mx.array) -> mx.array:
         return dropout(x, 0.5, split_key(key, 1)[0]).sum()
 
-    gradient = mx.grad(drawn, argnums=(0, 1))(x, key)[0]
+    gradient = mx.grad(dropout_sum, argnums=(0, 1))(x, key)[0]
     np.testing.assert_array_equal(gradient, dropout(x, 0.5, split_key(key, 1)[0]))

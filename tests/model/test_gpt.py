@@ -32,9 +32,9 @@ def test_loss_and_gradients_are_those_of_transformers_gpt2() -> None:
         ids[None, :, :-1], ids[None, :, 1:], mx.random.key(0)
     )
     assert float(loss) == pytest.approx(float(reference["loss"]), abs=1e-5)
-    found = flatten_params(gradients)
-    assert len(found) == sum(name.startswith("gradient:") for name in reference)
-    for name, gradient in found.items():
+    actual = flatten_params(gradients)
+    assert len(actual) == sum(name.startswith("gradient:") for name in reference)
+    for name, gradient in actual.items():
         np.testing.assert_allclose(gradient, reference[f"gradient:{name}"], atol=2e-5, err_msg=name)
 
 
@@ -97,10 +97,10 @@ def test_the_model_drops_out_only_with_a_key(tiny_model: Config) -> None:
     model = GPT(tiny_model.model)
     ids = mx.array([[1, 2, 3, 4]])
     assert (model(ids) == model(ids)).all()
-    with_key = [model(ids, key=mx.random.key(n)) for n in (0, 0, 1)]
-    assert (with_key[0] == with_key[1]).all()
-    assert not (with_key[0] == with_key[2]).all()
-    assert not (with_key[0] == model(ids)).all()
+    outputs = [model(ids, key=mx.random.key(n)) for n in (0, 0, 1)]
+    assert (outputs[0] == outputs[1]).all()
+    assert not (outputs[0] == outputs[2]).all()
+    assert not (outputs[0] == model(ids)).all()
 
 
 def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(tiny_model: Config) -> None:
@@ -122,8 +122,8 @@ def test_the_first_loss_is_near_ln_v_whatever_the_parts(
     tiny_model: Config, parts: dict, shape: tuple[int, int, int]
 ) -> None:
     layers, width, vocabulary = shape
-    given = {"n_layer": layers, "n_embd": width, "vocab_size": vocabulary, "block_size": 32}
-    model = GPT(override_config(tiny_model, {**given, **parts}).model, 3)
+    changes = {"n_layer": layers, "n_embd": width, "vocab_size": vocabulary, "block_size": 32}
+    model = GPT(override_config(tiny_model, {**changes, **parts}).model, 3)
     ids = mx.random.randint(0, vocabulary, (4, 33), key=mx.random.key(1))
     loss = float(token_losses(model(ids[:, :-1]), ids[:, 1:]).mean())
     assert loss == pytest.approx(math.log(vocabulary), rel=0.05)
@@ -133,51 +133,51 @@ def test_the_first_loss_is_near_ln_v_whatever_the_parts(
 def test_the_cache_changes_nothing_padding_included(tiny_model: Config, parts: dict) -> None:
     model = GPT(override_config(tiny_model, {"block_size": 12, **parts}).model, 1)
     ids = mx.random.randint(0, 19, (3, 12), key=mx.random.key(1))
-    whole = model(ids)
+    expected = model(ids)
     # Five tokens read in as eight: the last three are padding, overwritten afterwards.
     padded = mx.concatenate([ids[:, :5], mx.full((3, 3), 18)], axis=1)
     cache = KVCache()
     logits = model(padded, cache, last=mx.array([4]))
-    np.testing.assert_allclose(logits, whole[:, 4], atol=1e-5)
+    np.testing.assert_allclose(logits, expected[:, 4], atol=1e-5)
     layers = pad_cache(cache.layers, 12)
     for t in range(5, 12):
         cache = KVCache(layers, mx.array([t]))
         logits, layers = model(ids[:, t : t + 1], cache), cache.layers
-        np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=1e-5)
+        np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-5)
 
 
 @pytest.mark.parametrize("parts", PARTS)
 def test_each_sequence_can_have_a_length_of_its_own(tiny_model: Config, parts: dict) -> None:
     model = GPT(override_config(tiny_model, {"block_size": 12, **parts}).model, 1)
     ids = mx.random.randint(0, 19, (3, 12), key=mx.random.key(1))
-    whole, lengths, rows = model(ids), mx.array([1, 4, 6]), mx.arange(3)
+    expected, lengths, rows = model(ids), mx.array([1, 4, 6]), mx.arange(3)
     cache = KVCache()
     logits = model(ids[:, :6], cache, last=lengths - 1)
-    np.testing.assert_allclose(logits, whole[rows, lengths - 1], atol=1e-5)
+    np.testing.assert_allclose(logits, expected[rows, lengths - 1], atol=1e-5)
     layers = pad_cache(cache.layers, 12)
-    before = mx.array(layers[0][0])
+    first_keys = mx.array(layers[0][0])
     for _ in range(6):
         cache = KVCache(layers, lengths)
         logits = model(ids[rows, lengths][:, None], cache)[:, 0]
-        np.testing.assert_allclose(logits, whole[rows, lengths], atol=1e-5)
-        assert mx.array_equal(layers[0][0], before), "what was given stays as it is"
-        layers, before = cache.layers, mx.array(cache.layers[0][0])
+        np.testing.assert_allclose(logits, expected[rows, lengths], atol=1e-5)
+        assert mx.array_equal(layers[0][0], first_keys), "what was given stays as it is"
+        layers, first_keys = cache.layers, mx.array(cache.layers[0][0])
         lengths = lengths + 1
 
 
-def by_windows(model: GPT, ids: mx.array, window: int) -> mx.array:
+def windowed_logits(model: GPT, ids: mx.array, window: int) -> mx.array:
     """Logits of ids[B, T], T as long as it likes, where each token of each layer sees the last
     `window` ones of the layer below.
     """
-    here = mx.arange(ids.shape[1])
-    apart = here[:, None] - here
-    mask = (apart >= 0) & (apart < window)
+    positions = mx.arange(ids.shape[1])
+    distances = positions[:, None] - positions
+    mask = (distances >= 0) & (distances < window)
     x = model.wte(ids)
     for block in model.h:
         attn, (B, T, C) = block.attn, x.shape
         qkv = attn.c_attn(block.ln_1(x)).reshape(B, T, 3, attn.n_head, -1)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        q, k = (apply_rope(mx.fast.rms_norm(one, None, 1e-5), 0) for one in (q, k))
+        q, k = (apply_rope(mx.fast.rms_norm(heads, None, 1e-5), 0) for heads in (q, k))
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         shares = mx.softmax(mx.where(mask, scores, -mx.inf), axis=-1)
         x = x + attn.c_proj((shares @ v).swapaxes(1, 2).reshape(B, T, C))
@@ -189,13 +189,13 @@ def by_windows(model: GPT, ids: mx.array, window: int) -> mx.array:
 def test_a_full_cache_slides_and_each_layer_sees_a_block_of_the_one_below(
     tiny_model: Config, layers: int
 ) -> None:
-    given = {**MODERN, "block_size": 8, "n_layer": layers}
-    model = GPT(override_config(tiny_model, given).model, 1)
+    changes = {**MODERN, "block_size": 8, "n_layer": layers}
+    model = GPT(override_config(tiny_model, changes).model, 1)
     assert model.supports_sliding_window
     # Large enough for the layers to matter.
     model.update(tree_map(lambda p: 10 * p if p.ndim == 2 else p, model.parameters()))
     ids = mx.random.randint(0, 19, (2, 40), key=mx.random.key(1))
-    expected = by_windows(model, ids, 8)
+    expected = windowed_logits(model, ids, 8)
     cache = KVCache()
     logits = model(ids[:, :1], cache, last=mx.array([0]))
     np.testing.assert_allclose(logits, expected[:, 0], atol=1e-4)
@@ -204,16 +204,20 @@ def test_a_full_cache_slides_and_each_layer_sees_a_block_of_the_one_below(
         cache = KVCache(cached, mx.array([t]))
         logits, cached = model(ids[:, t : t + 1], cache)[:, 0], cache.layers
         np.testing.assert_allclose(logits, expected[:, t], atol=1e-4)
-    afresh = model(ids[:, -8:])[:, -1]
-    assert mx.allclose(logits, afresh, atol=1e-4).item() == (layers == 1)
+    uncached = model(ids[:, -8:])[:, -1]
+    assert mx.allclose(logits, uncached, atol=1e-4).item() == (layers == 1)
 
 
 def test_what_is_looked_up_costs_no_products(tiny_model: Config) -> None:
     plain = tiny_model.model
     untied = override_config(tiny_model, {"tied": False}).model
-    tables = override_config(tiny_model, {"value_embeddings": True}).model
-    assert flops_per_token(plain) == flops_per_token(untied) == flops_per_token(tables)
-    assert count_parameters(plain) < count_parameters(untied) < count_parameters(tables)
+    with_value_embeddings = override_config(tiny_model, {"value_embeddings": True}).model
+    assert (
+        flops_per_token(plain) == flops_per_token(untied) == flops_per_token(with_value_embeddings)
+    )
+    assert (
+        count_parameters(plain) < count_parameters(untied) < count_parameters(with_value_embeddings)
+    )
 
 
 def test_a_head_of_its_own_is_no_embedding(tiny_model: Config) -> None:
@@ -225,8 +229,8 @@ def test_a_head_of_its_own_is_no_embedding(tiny_model: Config) -> None:
 
 
 def test_a_normalised_embedding_has_no_length(tiny_model: Config) -> None:
-    given = {"tied": False, "embedding_norm": True, "position": "rope"}
-    model = GPT(override_config(tiny_model, given).model)
+    changes = {"tied": False, "embedding_norm": True, "position": "rope"}
+    model = GPT(override_config(tiny_model, changes).model)
     ids = mx.array([[1, 2, 3]])
     before = model(ids)
     model.wte.weight = 7 * model.wte.weight
@@ -243,18 +247,18 @@ def test_value_embeddings_are_added_to_the_values_of_their_token(
     ids = mx.array([[3, 1, 3]])
     attention, x = model.h[0].attn, mx.random.normal((1, 3, 16), key=mx.random.key(1))
     rows = model.wve[0](ids)
-    attended: list[mx.array] = []
-    real = ops.causal_attention
+    recorded_values: list[mx.array] = []
+    original = ops.causal_attention
 
-    def watched(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        attended.append(v)
-        return real(q, k, v)
+    def recording_attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        recorded_values.append(v)
+        return original(q, k, v)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "causal_attention", watched)
+        patch.setattr(ops, "causal_attention", recording_attention)
         for token_values in (None, rows):
             attention(x, token_values)
-    plain, values = attended
+    plain, values = recorded_values
     np.testing.assert_allclose((values - plain).swapaxes(1, 2).reshape(1, 3, 16), rows, atol=1e-6)
     changed = model(ids)
     model.wve[0].weight[2] = 100.0  # of a token that is not there
@@ -272,8 +276,8 @@ def test_turned_places_tell_only_how_far_apart_tokens_are(tiny_model: Config) ->
     """RoPE: the product of a query and a key hangs on their distance alone."""
     q, k = mx.random.normal((2, 1, 1, 1, 8), key=mx.random.key(0))
 
-    def product(at: int, other: int) -> float:
-        return float((apply_rope(q, at) * apply_rope(k, other)).sum())
+    def product(query_position: int, key_position: int) -> float:
+        return float((apply_rope(q, query_position) * apply_rope(k, key_position)).sum())
 
     assert product(7, 3) == pytest.approx(product(104, 100), rel=1e-3)
     assert product(7, 3) != pytest.approx(product(8, 3), rel=1e-2)
@@ -289,11 +293,11 @@ def test_one_place_for_all_sequences_is_told_as_one_number(
     offsets: list[mx.array | int] = []
     rope = mx.fast.rope
 
-    def watched(x: mx.array, *args: Any, offset: mx.array | int, **rest: Any) -> mx.array:
+    def recording_rope(x: mx.array, *args: Any, offset: mx.array | int, **kwargs: Any) -> mx.array:
         offsets.append(offset)
-        return rope(x, *args, offset=offset, **rest)
+        return rope(x, *args, offset=offset, **kwargs)
 
-    monkeypatch.setattr(mx.fast, "rope", watched)
+    monkeypatch.setattr(mx.fast, "rope", recording_rope)
     cache = KVCache()
     model(ids, cache, last=mx.array([2]))
     for position in (mx.array([3]), mx.array([3, 2])):
@@ -306,13 +310,13 @@ def test_an_mlp_of_each_kind_by_hand(tiny_model: Config) -> None:
     x = mx.random.normal((3, 16), key=mx.random.key(4))
     for kind in ("relu2", "swiglu"):
         mlp = MLP(override_config(tiny_model, {"mlp": kind, "bias": False}).model)
-        inside = np.array(x @ mlp.c_fc.weight.T)
+        hidden = np.array(x @ mlp.c_fc.weight.T)
         if kind == "relu2":
-            inside = np.maximum(inside, 0) ** 2
+            hidden = np.maximum(hidden, 0) ** 2
         else:
-            gate, value = np.split(inside, 2, axis=-1)
-            inside = gate / (1 + np.exp(-gate)) * value
-        expected = inside @ np.array(mlp.c_proj.weight).T
+            gate, value = np.split(hidden, 2, axis=-1)
+            hidden = gate / (1 + np.exp(-gate)) * value
+        expected = hidden @ np.array(mlp.c_proj.weight).T
         np.testing.assert_allclose(mlp(x), expected, atol=1e-6, err_msg=kind)
     assert mlp_width(override_config(tiny_model, {"mlp": "swiglu", "n_embd": 384}).model) == 1024
 
@@ -327,5 +331,5 @@ def test_normalised_queries_and_keys_have_no_length(tiny_model: Config) -> None:
             block.attn.c_attn.weight = mx.concatenate(
                 [10 * block.attn.c_attn.weight[:32], block.attn.c_attn.weight[32:]]
             )
-        apart = float(mx.abs(model(ids) - before).max())
-        assert (apart < 1e-4) == qk_norm
+        difference = float(mx.abs(model(ids) - before).max())
+        assert (difference < 1e-4) == qk_norm

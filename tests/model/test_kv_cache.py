@@ -9,14 +9,16 @@ import pytest
 from mlxgpt.config import Config, override_config
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache, LayersKV, pad_cache
-from tests.helpers.tiny_models import lively
+from tests.helpers.tiny_models import make_random_model
 
 PROMPT, LENGTH = 5, 9  # tokens read at once, and in all
 
 
 @pytest.fixture(params=["learned", "rope"])
 def model(request: pytest.FixtureRequest, tiny_model: Config) -> GPT:
-    return lively(override_config(tiny_model, {"position": request.param, "block_size": 12}))
+    return make_random_model(
+        override_config(tiny_model, {"position": request.param, "block_size": 12})
+    )
 
 
 @pytest.fixture
@@ -32,15 +34,15 @@ def step(
 
 
 def test_its_arrays_cross_a_compiled_function(model: GPT, ids: mx.array) -> None:
-    whole, cache = model(ids), KVCache()
-    np.testing.assert_allclose(model(ids[:, :PROMPT], cache), whole[:, :PROMPT], atol=1e-5)
+    expected, cache = model(ids), KVCache()
+    np.testing.assert_allclose(model(ids[:, :PROMPT], cache), expected[:, :PROMPT], atol=1e-5)
     assert [k.shape[2] for k, _ in cache.layers] == [PROMPT] * len(model.h)
     layers: LayersKV = pad_cache(cache.layers, 12)
     for t in range(PROMPT, LENGTH):
         logits, layers = mx.compile(partial(step, model, t + 1))(
             ids[:, t : t + 1], (layers, mx.array([t]))
         )
-        np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=1e-5)
+        np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-5)
 
 
 def test_what_is_behind_the_attended_places_is_not_read(model: GPT, ids: mx.array) -> None:
@@ -51,5 +53,5 @@ def test_what_is_behind_the_attended_places_is_not_read(model: GPT, ids: mx.arra
     damaged = [(mx.where(unused, mx.nan, k), mx.where(unused, mx.nan, v)) for k, v in layers]
     token, position = ids[:, PROMPT : PROMPT + 1], mx.array([PROMPT])
     expected, _ = step(model, 12, token, (layers, position))
-    found, _ = step(model, PROMPT + 1, token, (damaged, position))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    actual, _ = step(model, PROMPT + 1, token, (damaged, position))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)

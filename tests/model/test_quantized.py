@@ -19,12 +19,12 @@ MODERN = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_are_rounded_as_mlx_lm_rounds_them(tiny_model: Config, bits: int) -> None:
     config = override_config(tiny_model, {"n_embd": 64}).model
-    model, exact = GPT(config, 1), GPT(config, 1)
+    model, reference = GPT(config, 1), GPT(config, 1)
     ids = mx.random.randint(0, 19, (2, 8), key=mx.random.key(0))
-    rounded = mlx_lm.fake_quantize(config, flatten_params(exact.parameters()), bits)
-    exact.load_weights(list(rounded.items()))
+    rounded = mlx_lm.fake_quantize(config, flatten_params(reference.parameters()), bits)
+    reference.load_weights(list(rounded.items()))
     quantize_model(model, bits)
-    np.testing.assert_allclose(model(ids), exact(ids), atol=1e-4)
+    np.testing.assert_allclose(model(ids), reference(ids), atol=1e-4)
     assert isinstance(model.wte, nn.QuantizedEmbedding)
     assert isinstance(model.wpe, nn.Embedding)
 
@@ -35,12 +35,12 @@ def test_the_loss_hardly_changes(tiny_model: Config, parts: dict, bits: int) -> 
     model = GPT(override_config(tiny_model, {"n_embd": 96, "n_layer": 1, **parts}).model, 1)
     ids = mx.random.randint(0, 19, (2, 9), key=mx.random.key(0))
     x, y, mask = ids[:, :-1], ids[:, 1:], mx.ones((2, 8))
-    before = float(token_losses(model(x), y).sum())
+    exact_loss = float(token_losses(model(x), y).sum())
     size = sum(p.nbytes for p in flatten_params(model.parameters()).values())
     quantize_model(model, bits)
-    after = float(make_frozen_eval_step(model)(model.parameters(), x, y, mask))
-    assert after == pytest.approx(before, rel=0.02)
-    assert after != before
+    quantized_loss = float(make_frozen_eval_step(model)(model.parameters(), x, y, mask))
+    assert quantized_loss == pytest.approx(exact_loss, rel=0.02)
+    assert quantized_loss != exact_loss
     assert sum(p.nbytes for p in flatten_params(model.parameters()).values()) < 0.8 * size
 
 

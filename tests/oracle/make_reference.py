@@ -20,7 +20,7 @@ ADAMW_STEPS = 5
 ADAMW = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
 
-def gpt2() -> dict[str, np.ndarray]:
+def gpt2_arrays() -> dict[str, np.ndarray]:
     """Weights, a batch, its logits, its loss and the gradient of every weight, all by our names
     and in our layout (GPT-2's Conv1D stores the transpose of a linear layer's weight).
     """
@@ -47,15 +47,15 @@ def gpt2() -> dict[str, np.ndarray]:
         "loss": loss.detach().numpy(),
     }
     for name, parameter in model.transformer.named_parameters():
-        turn = any(part in name for part in ("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+        transposed = any(part in name for part in ("c_attn.weight", "c_proj.weight", "c_fc.weight"))
         assert parameter.grad is not None
         for kind, value in (("weight", parameter), ("gradient", parameter.grad)):
             array = value.detach().numpy()
-            arrays[f"{kind}:{name}"] = array.T if turn else array
+            arrays[f"{kind}:{name}"] = array.T if transposed else array
     return arrays
 
 
-def adamw() -> dict[str, np.ndarray]:
+def adamw_arrays() -> dict[str, np.ndarray]:
     """A matrix and a vector under AdamW, decay on the matrix alone, gradients given."""
     generator = torch.Generator().manual_seed(1)
     matrix = torch.nn.Parameter(torch.randn(4, 3, generator=generator))
@@ -76,7 +76,7 @@ def adamw() -> dict[str, np.ndarray]:
     return arrays
 
 
-def clipping() -> dict[str, np.ndarray]:
+def clipping_arrays() -> dict[str, np.ndarray]:
     """Two gradients clipped by their common norm."""
     generator = torch.Generator().manual_seed(2)
     tensors = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((4, 3), (5,))]
@@ -94,7 +94,7 @@ def clipping() -> dict[str, np.ndarray]:
 def main() -> None:
     default = Path(__file__).with_name("reference.npz")
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    arrays: dict[str, Any] = {**gpt2(), **adamw(), **clipping()}
+    arrays: dict[str, Any] = {**gpt2_arrays(), **adamw_arrays(), **clipping_arrays()}
     np.savez_compressed(target, **arrays)
 
 

@@ -14,14 +14,14 @@ from mlxgpt.model.parameters import load_parameters
 FILE = Path(__file__).with_name("reference.npz")
 
 
-def arrays(file: Path = FILE) -> dict[str, np.ndarray]:
+def load_arrays(file: Path = FILE) -> dict[str, np.ndarray]:
     with np.load(file) as stored:
         return dict(stored)
 
 
 def model_and_batch() -> tuple[GPT, mx.array, dict[str, np.ndarray]]:
     """Our GPT with the reference's weights, its ids[B, T + 1], and all arrays."""
-    stored = arrays()
+    stored = load_arrays()
     config = ModelConfig(n_layer=2, n_head=2, n_embd=12, block_size=8, vocab_size=19, dropout=0.0)
     model = GPT(config)
     weights = {

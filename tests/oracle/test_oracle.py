@@ -25,7 +25,7 @@ pytest.importorskip("torch", reason="the extra `oracle` is not installed")
 def test_the_committed_arrays_are_todays(tmp_path: Path) -> None:
     script = Path(__file__).with_name("make_reference.py")
     subprocess.run([sys.executable, script, tmp_path / "new.npz"], check=True)
-    new, old = reference.arrays(tmp_path / "new.npz"), reference.arrays()
+    new, old = reference.load_arrays(tmp_path / "new.npz"), reference.load_arrays()
     assert new.keys() == old.keys()
     for name, value in new.items():
         np.testing.assert_allclose(value, old[name], atol=1e-6, err_msg=name)
@@ -51,13 +51,15 @@ def test_logits_are_processed_as_transformers_does(settings: dict[str, Any]) -> 
     rng = np.random.default_rng(0)
     logits = (3 * rng.normal(size=(4, 20))).astype(np.float32)
     text = rng.integers(0, 20, (4, 6))
-    seen = np.zeros((4, 20), dtype=bool)
-    np.put_along_axis(seen, text, True, axis=1)
+    seen_mask = np.zeros((4, 20), dtype=bool)
+    np.put_along_axis(seen_mask, text, True, axis=1)
     sampling = SamplingParams(**{"temperature": 1.0, **settings})
     process = make_logits_processor(SamplerSpec.from_sampling(sampling, 20))
-    ours = np.array(process(mx.array(logits), mx.array(seen), pack_sampling_params(sampling)))
+    actual = np.array(
+        process(mx.array(logits), mx.array(seen_mask), pack_sampling_params(sampling))
+    )
 
-    theirs = torch.tensor(logits)
+    expected = torch.tensor(logits)
     steps = [
         hf.RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)),
         hf.TemperatureLogitsWarper(float(sampling.temperature)),
@@ -66,18 +68,18 @@ def test_logits_are_processed_as_transformers_does(settings: dict[str, Any]) -> 
         hf.MinPLogitsWarper(sampling.min_p),
     ]
     for step in steps:
-        theirs = step(torch.tensor(text), theirs)
-    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5)
+        expected = step(torch.tensor(text), expected)
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("end_of_text", [True, False])
 def test_hugging_face_reads_our_tokenizer(end_of_text: bool) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    ours = CharTokenizer('aÄé\n "\\🙂z', end_of_text=end_of_text)
-    theirs = tokenizers.Tokenizer.from_str(ours.to_json())
-    assert theirs.get_vocab_size() == ours.vocab_size
+    tokenizer = CharTokenizer('aÄé\n "\\🙂z', end_of_text=end_of_text)
+    hf_tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    assert hf_tokenizer.get_vocab_size() == tokenizer.vocab_size
     text = 'z 🙂"aé\\\nÄ'
-    assert theirs.encode(text).ids == ours.encode(text).tolist()
-    assert theirs.decode(ours.encode(text).tolist()) == text
+    assert hf_tokenizer.encode(text).ids == tokenizer.encode(text).tolist()
+    assert hf_tokenizer.decode(tokenizer.encode(text).tolist()) == text
     if end_of_text:
-        assert theirs.token_to_id("<|endoftext|>") == ours.end_of_text
+        assert hf_tokenizer.token_to_id("<|endoftext|>") == tokenizer.end_of_text

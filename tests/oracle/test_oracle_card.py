@@ -16,7 +16,7 @@ import pytest
 
 from mlxgpt.convert import exporting
 from mlxgpt.storage.loading import load_model
-from tests.convert.test_model_card import RUNS, run_of
+from tests.convert.test_model_card import RUNS, make_run
 
 pytest.importorskip("torch", reason="the extra `oracle` is not installed")
 pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
 MODERN = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu", "bias": False}
 
 
-def exported(folder: Path, case: str, parts: dict[str, Any], to: str, bits: int | None) -> str:
+def export_readme(folder: Path, case: str, parts: dict[str, Any], to: str, bits: int | None) -> str:
     """Export a model; the text of its README.md."""
     tokenizer, block = RUNS[case]
-    run = run_of(folder / "run", tokenizer, block, **parts)
-    _, saved = load_model(run)
-    exporting.export_run(run, saved.parameters, 0, folder / "out", to, bits)
+    run = make_run(folder / "run", tokenizer, block, **parts)
+    _, checkpoint = load_model(run)
+    exporting.export_run(run, checkpoint.parameters, 0, folder / "out", to, bits)
     return (folder / "out" / "README.md").read_text(encoding="utf-8")
 
 
@@ -52,7 +52,7 @@ def run_mlx_lm(text: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_examples_of_hf_run(
     tmp_path: Path, case: str, parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = exported(tmp_path, case, parts, "hf", None)
+    text = export_readme(tmp_path, case, parts, "hf", None)
     monkeypatch.chdir(tmp_path / "out")
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -65,6 +65,6 @@ def test_examples_of_hf_run(
 def test_the_example_of_mlx_lm_runs(
     tmp_path: Path, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = exported(tmp_path, "words", {}, "mlx-lm", bits)
+    text = export_readme(tmp_path, "words", {}, "mlx-lm", bits)
     monkeypatch.chdir(tmp_path / "out")
     assert "Generation:" in run_mlx_lm(text, monkeypatch)

@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> LoadedModel
 
 
 @pytest.fixture(scope="module")
-def exported(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def hf_tokenizer(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Its tokenizer, as transformers reads it."""
     folder = tmp_path_factory.mktemp("exported") / "hf"
     api.export(to="hf", run=str(model.run.folder), out=folder)
@@ -52,26 +52,26 @@ def exported(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> An
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_conversation_is_rendered_as_by_transformers(
-    exported: Any, name: str, conversation: str
+    hf_tokenizer: Any, name: str, conversation: str
 ) -> None:
     template, messages = TEMPLATES[name], CONVERSATIONS[conversation]
     try:
-        wanted = exported.apply_chat_template(
+        expected = hf_tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=True
         )
     except (jinja2.TemplateError, TypeError) as error:
         with pytest.raises(UserError, match=re.escape(str(error).split("0x")[0])):
             render(template, messages)
     else:
-        assert render(template, messages) == wanted
+        assert render(template, messages) == expected
 
 
 def render(template: str, messages: list[dict[str, Any]]) -> str:
-    sent = [{name: value for name, value in m.items() if value is not None} for m in messages]
-    return chat_template.render_chat_template(template, sent, SPECIAL)
+    cleaned = [{name: value for name, value in m.items() if value is not None} for m in messages]
+    return chat_template.render_chat_template(template, cleaned, SPECIAL)
 
 
-def test_most_templates_take_most_conversations(exported: Any) -> None:
+def test_most_templates_take_most_conversations(hf_tokenizer: Any) -> None:
     """Or the comparison above would be one of errors."""
     rendered = 0
     for template in TEMPLATES.values():
@@ -83,10 +83,12 @@ def test_most_templates_take_most_conversations(exported: Any) -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_ids_are_those_of_transformers(model: LoadedModel, exported: Any, name: str) -> None:
+def test_the_ids_are_those_of_transformers(
+    model: LoadedModel, hf_tokenizer: Any, name: str
+) -> None:
     messages = CONVERSATIONS["long"][1:4]
-    wanted = exported.apply_chat_template(
+    expected = hf_tokenizer.apply_chat_template(
         messages, chat_template=TEMPLATES[name], tokenize=True, add_generation_prompt=True
     )
-    said = [ChatMessage.model_validate(message) for message in messages]
-    assert chat_template.encode_chat(TEMPLATES[name], said, model) == wanted["input_ids"]
+    chat_messages = [ChatMessage.model_validate(message) for message in messages]
+    assert chat_template.encode_chat(TEMPLATES[name], chat_messages, model) == expected["input_ids"]

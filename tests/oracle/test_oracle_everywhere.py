@@ -19,7 +19,7 @@ from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import flatten_params
 from mlxgpt.storage.loading import load_model
 from mlxgpt.training.step import TrainStep
-from tests.oracle.test_oracle_gguf import Llama, lively, small_bpe
+from tests.oracle.test_oracle_gguf import LlamaServer, make_model, small_bpe
 
 for name in ("torch", "transformers", "mlx_lm", "gguf", "xllamacpp"):
     pytest.importorskip(name, reason="the extra `oracle` is not installed")
@@ -34,48 +34,52 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
 
 PROMPT = "once upon a time there"
 COUNT = 40  # tokens
-QWEN3S = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
+QWEN3_PARTS = {"position": "rope", "norm": "rms", "qk_norm": True, "mlp": "swiglu"}
 
 
 @pytest.mark.parametrize("add_bos_token", [True, False])
-@pytest.mark.parametrize("parts", [{}, QWEN3S], ids=["GPT-2's parts", "Qwen3's"])
+@pytest.mark.parametrize("parts", [{}, QWEN3_PARTS], ids=["GPT-2's parts", "Qwen3's"])
 def test_one_prompt_becomes_one_text_in_all_four_places(
     tmp_path: Path, add_bos_token: bool, parts: dict
 ) -> None:
     tokenizer = small_bpe()
-    model = lively(tokenizer, bias=False, **parts)
-    foreign = ImportedModel(
+    model = make_model(tokenizer, bias=False, **parts)
+    imported_model = ImportedModel(
         model.config, flatten_params(model.parameters()), tokenizer, add_bos_token
     )
-    run = importing.create_imported_run(foreign, tmp_path / "run")
-    _, saved = load_model(run)
+    run = importing.create_imported_run(imported_model, tmp_path / "run")
+    _, checkpoint = load_model(run)
     for to in ("hf", "gguf"):
-        exporting.export_run(run, saved.parameters, 0, tmp_path / to, to)
+        exporting.export_run(run, checkpoint.parameters, 0, tmp_path / to, to)
     ids = [*([run.bos] if run.bos is not None else []), *tokenizer.encode(PROMPT).tolist()]
 
-    made = mlxgpt.generate(PROMPT, run=str(run.folder), temperature=0.0, max_tokens=COUNT)
-    texts = {"mlxgpt": made.texts[0]}
+    result = mlxgpt.generate(PROMPT, run=str(run.folder), temperature=0.0, max_tokens=COUNT)
+    texts = {"mlxgpt": result.texts[0]}
 
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    given = theirs(PROMPT, return_tensors="pt")
-    assert given["input_ids"][0].tolist() == ids
-    hf = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    hf_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    inputs = hf_tokenizer(PROMPT, return_tensors="pt")
+    assert inputs["input_ids"][0].tolist() == ids
+    hf_model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     with torch.no_grad():
-        found = hf.generate(**given, do_sample=False, max_new_tokens=COUNT)[0]
-    texts["transformers"] = theirs.decode(found, skip_special_tokens=True)
+        output_ids = hf_model.generate(**inputs, do_sample=False, max_new_tokens=COUNT)[0]
+    texts["transformers"] = hf_tokenizer.decode(output_ids, skip_special_tokens=True)
 
-    mlx, mlx_tokenizer = mlx_lm.load(str(tmp_path / "hf"))
+    mlx_model, mlx_tokenizer = mlx_lm.load(str(tmp_path / "hf"))
     assert mlx_tokenizer.encode(PROMPT) == ids
     # By its tokens: its text leaves out a space at the beginning of the continuation.
-    drawn = [r.token for r in mlx_lm.stream_generate(mlx, mlx_tokenizer, PROMPT, max_tokens=COUNT)]
-    texts["mlx-lm"] = PROMPT + tokenizer.decode(id for id in drawn if id != tokenizer.end_of_text)
+    token_ids = [
+        r.token for r in mlx_lm.stream_generate(mlx_model, mlx_tokenizer, PROMPT, max_tokens=COUNT)
+    ]
+    texts["mlx-lm"] = PROMPT + tokenizer.decode(
+        id for id in token_ids if id != tokenizer.end_of_text
+    )
 
-    llama = Llama(tmp_path / "gguf" / "run.gguf")
+    llama = LlamaServer(tmp_path / "gguf" / "run.gguf")
     assert llama.ids(PROMPT, add_special=True) == ids
-    texts["llama.cpp"] = PROMPT + llama.continuation(PROMPT, COUNT)[1]
+    texts["llama.cpp"] = PROMPT + llama.complete(PROMPT, COUNT)[1]
 
-    assert len(made.texts[0]) > len(PROMPT) + 10
-    assert texts == dict.fromkeys(texts, made.texts[0])
+    assert len(result.texts[0]) > len(PROMPT) + 10
+    assert texts == dict.fromkeys(texts, result.texts[0])
 
 
 def test_a_training_goes_the_same_way_in_pytorch(tmp_path: Path) -> None:
@@ -86,51 +90,53 @@ def test_a_training_goes_the_same_way_in_pytorch(tmp_path: Path) -> None:
     step = TrainStep(GPT(shape, 4), config)
     huggingface.write_gpt2_config(tmp_path, shape, None)
     huggingface.write_gpt2_parameters(tmp_path, shape, flatten_params(step.model.parameters()))
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).train()
+    torch_model = AutoModelForCausalLM.from_pretrained(tmp_path).train()
     groups = [
-        {"params": [p for p in theirs.parameters() if p.dim() >= 2], "weight_decay": 0.1},
-        {"params": [p for p in theirs.parameters() if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in torch_model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in torch_model.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
-    draw = np.random.default_rng(0)
-    first, losses = flatten_params(GPT(shape, 4).parameters()), []
+    rng = np.random.default_rng(0)
+    initial, losses = flatten_params(GPT(shape, 4).parameters()), []
     for n in range(20):
-        batch = draw.integers(0, shape.vocab_size, (4, 17))
+        batch = rng.integers(0, shape.vocab_size, (4, 17))
         x, y = mx.array(batch[None, :, :-1]), mx.array(batch[None, :, 1:])
-        ours, _ = step(x, y, mx.array(1e-3), mx.random.key(n))
-        logits = theirs(torch.tensor(batch[:, :-1])).logits
+        our_loss, _ = step(x, y, mx.array(1e-3), mx.random.key(n))
+        logits = torch_model(torch.tensor(batch[:, :-1])).logits
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), torch.tensor(batch[:, 1:]).flatten()
         )
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(torch_model.parameters(), 1.0)
         optimizer.step()
-        losses.append((float(ours), float(loss)))
-    assert all(ours == pytest.approx(loss, abs=1e-4) for ours, loss in losses)
-    theirs.save_pretrained(tmp_path / "after")
-    after = huggingface.read_gpt2_parameters(tmp_path / "after", shape)
+        losses.append((float(our_loss), float(loss)))
+    assert all(our_loss == pytest.approx(loss, abs=1e-4) for our_loss, loss in losses)
+    torch_model.save_pretrained(tmp_path / "after")
+    torch_parameters = huggingface.read_gpt2_parameters(tmp_path / "after", shape)
     for name, value in flatten_params(step.model.parameters()).items():
-        assert float(mx.abs(value - after[name]).max()) < 1e-3, name
-        assert float(mx.abs(value - first[name]).max()) > 3e-3, "it has learned something"
+        assert float(mx.abs(value - torch_parameters[name]).max()) < 1e-3, name
+        assert float(mx.abs(value - initial[name]).max()) > 3e-3, "it has learned something"
 
 
 def test_our_loss_is_theirs(tmp_path: Path) -> None:
     """The same nats per token of a text, in windows of the block."""
     tokenizer = small_bpe()
-    model = lively(tokenizer, bias=True)
-    foreign = ImportedModel(model.config, flatten_params(model.parameters()), tokenizer, False)
-    run = importing.create_imported_run(foreign, tmp_path / "run")
+    model = make_model(tokenizer, bias=True)
+    imported_model = ImportedModel(
+        model.config, flatten_params(model.parameters()), tokenizer, False
+    )
+    run = importing.create_imported_run(imported_model, tmp_path / "run")
     (tmp_path / "text.txt").write_text("once upon a time there was the end. " * 30)
-    found = mlxgpt.evaluate(run=str(run.folder), source=[tmp_path / "text.txt"])
+    result = mlxgpt.evaluate(run=str(run.folder), source=[tmp_path / "text.txt"])
     exporting.export_run(run, load_model(run)[1].parameters, 0, tmp_path / "hf", "hf")
-    hf = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    hf_model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     text = (tmp_path / "text.txt").read_text()
     ids = torch.tensor([*tokenizer.encode(text).tolist(), tokenizer.end_of_text])
     block, total = model.config.block_size, 0.0
     for start in range(0, len(ids) - 1, block):
         window = ids[start : start + block + 1]
         with torch.no_grad():
-            logits = hf(window[None, :-1]).logits[0]
+            logits = hf_model(window[None, :-1]).logits[0]
         total += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
-    assert found.loss == pytest.approx(total / (len(ids) - 1), rel=1e-5)
+    assert result.loss == pytest.approx(total / (len(ids) - 1), rel=1e-5)

@@ -15,7 +15,7 @@ from mlxgpt.data.tokenizers import bpe
 from mlxgpt.evaluation.hellaswag import HellaSwagExample, ending_losses, evaluate_hellaswag
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import load_parameters
-from tests.helpers.hellaswag_examples import CASES, TEXT
+from tests.helpers.hellaswag_examples import CASES, EXAMPLES_JSONL
 
 pytest.importorskip("torch", reason="the extra `oracle` is not installed")
 pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
@@ -29,7 +29,7 @@ TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # Conv1D's
 
 
 def test_the_four_losses_are_those_of_transformers() -> None:
-    tokenizer = bpe.train_bpe([TEXT], 300)
+    tokenizer = bpe.train_bpe([EXAMPLES_JSONL], 300)
     torch.manual_seed(1)
     config = GPT2Config(
         n_layer=2,
@@ -40,11 +40,11 @@ def test_the_four_losses_are_those_of_transformers() -> None:
         activation_function="gelu_new",
         initializer_range=0.3,  # far from uniform
     )
-    theirs = GPT2LMHeadModel(config).eval()
-    ours = GPT(ModelConfig(2, 2, 16, 128, 300, dropout=0.0, bias=True))
-    arrays = {name: p.detach().numpy() for name, p in theirs.transformer.named_parameters()}
+    hf_model = GPT2LMHeadModel(config).eval()
+    model = GPT(ModelConfig(2, 2, 16, 128, 300, dropout=0.0, bias=True))
+    arrays = {name: p.detach().numpy() for name, p in hf_model.transformer.named_parameters()}
     load_parameters(
-        ours,
+        model,
         {
             name: mx.array(np.ascontiguousarray(value.T if name.endswith(TRANSPOSED) else value))
             for name, value in arrays.items()
@@ -53,9 +53,11 @@ def test_the_four_losses_are_those_of_transformers() -> None:
     examples = [
         HellaSwagExample(context, tuple(endings), label) for context, label, *endings in CASES
     ]
-    right = right_norm = 0
-    for one in sorted(ending_losses(ours, tokenizer, examples), key=lambda one: one.example_index):
-        example = examples[one.example_index]
+    correct = correct_norm = 0
+    for scored in sorted(
+        ending_losses(model, tokenizer, examples), key=lambda scored: scored.example_index
+    ):
+        example = examples[scored.example_index]
         context = tokenizer.encode(example.context).tolist()
         endings = [tokenizer.encode(f" {ending}").tolist() for ending in example.endings]
         ids = torch.zeros((4, len(context) + max(map(len, endings))), dtype=torch.long)
@@ -65,14 +67,14 @@ def test_the_four_losses_are_those_of_transformers() -> None:
             ids[n, :end] = torch.tensor(context + ending)
             labels[n, len(context) : end] = torch.tensor(ending)
         with torch.no_grad():
-            logits = theirs(ids).logits
+            logits = hf_model(ids).logits
         nats = torch.nn.functional.cross_entropy(
             logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
         )
         sums, counts = nats.sum(1), (labels != -100).sum(1)
-        assert one.token_counts.tolist() == counts.tolist()
-        np.testing.assert_allclose(one.losses, sums.numpy(), atol=1e-4)
-        right += sums.argmin().item() == example.label
-        right_norm += (sums / counts).argmin().item() == example.label
-    result = evaluate_hellaswag(ours, tokenizer, examples)
-    assert (result.accuracy, result.accuracy_norm) == (right / 12, right_norm / 12)
+        assert scored.token_counts.tolist() == counts.tolist()
+        np.testing.assert_allclose(scored.losses, sums.numpy(), atol=1e-4)
+        correct += sums.argmin().item() == example.label
+        correct_norm += (sums / counts).argmin().item() == example.label
+    result = evaluate_hellaswag(model, tokenizer, examples)
+    assert (result.accuracy, result.accuracy_norm) == (correct / 12, correct_norm / 12)

@@ -43,7 +43,7 @@ PROMPT = "Once upon a time, the"
 # In: a GPT-2 of transformers' own, as it may lie in the wild.
 
 
-def theirs(folder: Path, tokenizer: Tokenizer, **settings: Any) -> GPT2LMHeadModel:
+def save_hf_model(folder: Path, tokenizer: Tokenizer, **settings: Any) -> GPT2LMHeadModel:
     """A random GPT-2 with biases that are not zero, saved by transformers."""
     torch.manual_seed(0)
     size = tokenizer.vocab_size
@@ -57,89 +57,97 @@ def theirs(folder: Path, tokenizer: Tokenizer, **settings: Any) -> GPT2LMHeadMod
     return model
 
 
-def rewritten(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def rewrite_weights(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     path = folder / "model.safetensors"
     save_file(change(load_file(path)), path, {"format": "pt"})
 
 
-def bare(weights: dict[str, Any]) -> dict[str, Any]:
+def strip_prefix(weights: dict[str, Any]) -> dict[str, Any]:
     """As the hub's gpt2: no prefix, and each layer's causal mask."""
     mask = torch.ones(32, 32).tril()[None, None]
     named = {name.removeprefix("transformer."): value for name, value in weights.items()}
     return named | {f"h.{n}.attn.bias": mask.clone() for n in range(2)}
 
 
-def with_masks(weights: dict[str, Any]) -> dict[str, Any]:
+def add_masks(weights: dict[str, Any]) -> dict[str, Any]:
     """As distilgpt2: masks, and the number that hides."""
     mask = torch.ones(32, 32).tril()[None, None]
-    number = torch.tensor(-1e4)
+    masked_bias = torch.tensor(-1e4)
     return (
         weights
         | {f"transformer.h.{n}.attn.bias": mask.clone() for n in range(2)}
-        | {f"transformer.h.{n}.attn.masked_bias": number.clone() for n in range(2)}
+        | {f"transformer.h.{n}.attn.masked_bias": masked_bias.clone() for n in range(2)}
     )
 
 
-def with_head(weights: dict[str, Any]) -> dict[str, Any]:
+def add_head(weights: dict[str, Any]) -> dict[str, Any]:
     return weights | {"lm_head.weight": weights["transformer.wte.weight"].clone()}
 
 
-def linear(weights: dict[str, Any]) -> dict[str, Any]:
+def transpose_linear(weights: dict[str, Any]) -> dict[str, Any]:
     """[out, in], as nanoGPT's; the square c_proj passes every comparison of shapes."""
-    ends = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-    return {k: v.T.contiguous() if k.endswith(ends) else v for k, v in weights.items()}
+    suffixes = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    return {k: v.T.contiguous() if k.endswith(suffixes) else v for k, v in weights.items()}
 
 
-def compared(folder: Path, model: GPT2LMHeadModel) -> ImportedModel:
-    foreign = importing.read_model(str(folder))
-    ours = GPT(foreign.config)
-    load_parameters(ours, foreign.parameters)
-    ids = np.random.default_rng(0).integers(0, foreign.tokenizer.vocab_size, (2, 32))
+def check_logits(folder: Path, model: GPT2LMHeadModel) -> ImportedModel:
+    imported = importing.read_model(str(folder))
+    our_model = GPT(imported.config)
+    load_parameters(our_model, imported.parameters)
+    ids = np.random.default_rng(0).integers(0, imported.tokenizer.vocab_size, (2, 32))
     with torch.no_grad():
         expected = model(torch.tensor(ids)).logits.numpy()
-    found = np.array(ours(mx.array(ids)))
+    actual = np.array(our_model(mx.array(ids)))
     assert np.abs(expected).max() > 1, "the logits are worth comparing"
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    return foreign
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    return imported
 
 
 @pytest.mark.parametrize(
-    "change", [dict, bare, with_masks, with_head, linear, lambda w: bare(linear(w))]
+    "change",
+    [
+        dict,
+        strip_prefix,
+        add_masks,
+        add_head,
+        transpose_linear,
+        lambda w: strip_prefix(transpose_linear(w)),
+    ],
 )
 def test_logits_of_every_layout_are_transformers(
     tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
     tokenizer = bpe.train_bpe([TEXT], 300)
-    model = theirs(tmp_path, tokenizer)
-    rewritten(tmp_path, change)
-    foreign = compared(tmp_path, model)
-    assert foreign.tokenizer.fingerprint == tokenizer.fingerprint
-    assert not foreign.add_bos_token, "nobody said that texts begin with a token"
+    model = save_hf_model(tmp_path, tokenizer)
+    rewrite_weights(tmp_path, change)
+    imported = check_logits(tmp_path, model)
+    assert imported.tokenizer.fingerprint == tokenizer.fingerprint
+    assert not imported.add_bos_token, "nobody said that texts begin with a token"
 
 
 def test_shards_are_joined(tmp_path: Path) -> None:
-    model = theirs(tmp_path, bpe.train_bpe([TEXT], 300))
+    model = save_hf_model(tmp_path, bpe.train_bpe([TEXT], 300))
     (tmp_path / "model.safetensors").unlink()
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     assert not (tmp_path / "model.safetensors").exists()
-    compared(tmp_path, model)
+    check_logits(tmp_path, model)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sixteen_bits_become_thirty_two(tmp_path: Path, dtype: str) -> None:
-    theirs(tmp_path, bpe.train_bpe([TEXT], 300))
+    save_hf_model(tmp_path, bpe.train_bpe([TEXT], 300))
     kind = getattr(torch, dtype)
-    rewritten(tmp_path, lambda weights: {k: v.to(kind) for k, v in weights.items()})
+    rewrite_weights(tmp_path, lambda weights: {k: v.to(kind) for k, v in weights.items()})
     rounded = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    foreign = compared(tmp_path, rounded)
-    assert all(value.dtype == mx.float32 for value in foreign.parameters.values())
+    imported = check_logits(tmp_path, rounded)
+    assert all(value.dtype == mx.float32 for value in imported.parameters.values())
 
 
 # Out: models of ours, of each kind of tokenizer.
 
 
-def of_ours(kind: str, bias: bool, room: int = 0) -> ImportedModel:
+def make_imported_model(kind: str, bias: bool, room: int = 0) -> ImportedModel:
     """A random model, with room for more ids than its tokenizer has."""
     tokenizers: dict[str, Callable[[], Tokenizer]] = {
         "bpe": lambda: bpe.train_bpe([TEXT], 300),
@@ -163,21 +171,23 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_what_we_export_says_the_same_everywhere(tmp_path: Path, kind: str, bias: bool) -> None:
-    run = importing.create_imported_run(of_ours(kind, bias, room=5), tmp_path / "run")
-    model, saved = load_model(run)
+    run = importing.create_imported_run(make_imported_model(kind, bias, room=5), tmp_path / "run")
+    model, checkpoint = load_model(run)
     folder = tmp_path / "hf"
-    exporting.export_run(run, saved.parameters, 0, folder, "hf")
+    exporting.export_run(run, checkpoint.parameters, 0, folder, "hf")
     ids = np.random.default_rng(0).integers(0, run.tokenizer.vocab_size, (2, 64))
-    ours = np.array(model(mx.array(ids)))[..., : run.tokenizer.vocab_size]
+    our_logits = np.array(model(mx.array(ids)))[..., : run.tokenizer.vocab_size]
 
-    hf, tokenizer = (
+    hf_model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(folder),
         AutoTokenizer.from_pretrained(folder),
     )
     with torch.no_grad():
-        np.testing.assert_allclose(hf(torch.tensor(ids)).logits.numpy(), ours, atol=1e-4)
-    mlx, mlx_tokenizer = mlx_lm.utils.load(str(folder))
-    np.testing.assert_allclose(np.array(mlx(mx.array(ids))), ours, atol=1e-4)
+        np.testing.assert_allclose(
+            hf_model(torch.tensor(ids)).logits.numpy(), our_logits, atol=1e-4
+        )
+    mlx_model, mlx_tokenizer = mlx_lm.utils.load(str(folder))
+    np.testing.assert_allclose(np.array(mlx_model(mx.array(ids))), our_logits, atol=1e-4)
 
     prompt = PROMPT[:12]
     start = [run.bos] if run.bos is not None else []
@@ -186,53 +196,53 @@ def test_what_we_export_says_the_same_everywhere(tmp_path: Path, kind: str, bias
     assert mlx_tokenizer.encode(prompt) == expected
     assert tokenizer.decode(expected, skip_special_tokens=True) == prompt
 
-    made = mlxgpt.generate(
+    result = mlxgpt.generate(
         prompt, run=str(run.folder), temperature=0.0, max_tokens=50 - len(expected)
     )
     with torch.no_grad():
-        given = torch.tensor([expected])
-        greedy = hf.generate(
-            given, attention_mask=torch.ones_like(given), do_sample=False, max_length=50
+        input_ids = torch.tensor([expected])
+        greedy = hf_model.generate(
+            input_ids, attention_mask=torch.ones_like(input_ids), do_sample=False, max_length=50
         )[0].tolist()
     greedy = greedy[: greedy.index(run.bos, 1)] if run.bos in greedy[1:] else greedy
-    assert tokenizer.decode(greedy, skip_special_tokens=True) == made.texts[0]
-    again = list(expected)
-    while len(again) < len(greedy):
-        again.append(int(mlx(mx.array([again]))[0, -1].argmax()))
-    assert again == greedy
+    assert tokenizer.decode(greedy, skip_special_tokens=True) == result.texts[0]
+    mlx_ids = list(expected)
+    while len(mlx_ids) < len(greedy):
+        mlx_ids.append(int(mlx_model(mx.array([mlx_ids]))[0, -1].argmax()))
+    assert mlx_ids == greedy
 
 
 def test_there_and_back_is_the_same_model(tmp_path: Path, kind: str) -> None:
-    run = importing.create_imported_run(of_ours(kind, True), tmp_path / "run")
-    _, saved = load_model(run)
-    exporting.export_run(run, saved.parameters, 0, tmp_path / "hf", "hf")
-    back = importing.create_imported_run(
+    run = importing.create_imported_run(make_imported_model(kind, True), tmp_path / "run")
+    _, checkpoint = load_model(run)
+    exporting.export_run(run, checkpoint.parameters, 0, tmp_path / "hf", "hf")
+    reimported = importing.create_imported_run(
         importing.read_model(str(tmp_path / "hf")), tmp_path / "back"
     )
-    assert back.tokenizer.fingerprint == run.tokenizer.fingerprint
-    assert back.add_bos_token == run.add_bos_token
-    _, again = load_model(back)
-    for name, value in saved.parameters.items():
-        assert mx.array_equal(value, again.parameters[name]), name
+    assert reimported.tokenizer.fingerprint == run.tokenizer.fingerprint
+    assert reimported.add_bos_token == run.add_bos_token
+    _, restored = load_model(reimported)
+    for name, value in checkpoint.parameters.items():
+        assert mx.array_equal(value, restored.parameters[name]), name
     text = tmp_path / "text.txt"
     text.write_text(TEXT.strip()[:800], encoding="utf-8")
-    losses = [mlxgpt.evaluate(run=str(r.folder), source=[text]).loss for r in (run, back)]
+    losses = [mlxgpt.evaluate(run=str(r.folder), source=[text]).loss for r in (run, reimported)]
     assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_mlx_lm_runs_what_was_quantized_for_it(tmp_path: Path, bits: int) -> None:
-    run = importing.create_imported_run(of_ours("bpe", False), tmp_path / "run")
-    _, saved = load_model(run)
-    exporting.export_run(run, saved.parameters, 0, tmp_path / "q", "mlx-lm", bits)
+    run = importing.create_imported_run(make_imported_model("bpe", False), tmp_path / "run")
+    _, checkpoint = load_model(run)
+    exporting.export_run(run, checkpoint.parameters, 0, tmp_path / "q", "mlx-lm", bits)
     config = json.loads((tmp_path / "q" / "config.json").read_text())
     assert config["quantization"]["bits"] == bits
-    theirs, _ = mlx_lm.utils.load(str(tmp_path / "q"))
-    rounded = exporting.fake_quantize(run.config.model, saved.parameters, "mlx-lm", bits)
-    ours = GPT(run.config.model)
-    load_parameters(ours, rounded)
+    mlx_model, _ = mlx_lm.utils.load(str(tmp_path / "q"))
+    rounded = exporting.fake_quantize(run.config.model, checkpoint.parameters, "mlx-lm", bits)
+    our_model = GPT(run.config.model)
+    load_parameters(our_model, rounded)
     ids = mx.array(np.random.default_rng(0).integers(0, 300, (1, 40)))
-    np.testing.assert_allclose(np.array(theirs(ids)), np.array(ours(ids)), atol=2e-3)
+    np.testing.assert_allclose(np.array(mlx_model(ids)), np.array(our_model(ids)), atol=2e-3)
     assert (tmp_path / "q" / "model.safetensors").stat().st_size < sum(
-        value.nbytes for value in saved.parameters.values()
+        value.nbytes for value in checkpoint.parameters.values()
     )

@@ -40,17 +40,17 @@ def test_tensorboard_shows_no_step_twice_after_an_interruption(
 ) -> None:
     """Once with the tracker from the beginning, and once from the second start on."""
 
-    class Stop(Recorder):
+    class StoppingRecorder(Recorder):
         def on_log(self, record: dict[str, Any]) -> None:
             if record["step"] == stopped_at:
                 raise RuntimeError("killed")
 
-    for name, first in (("a", "tensorboard"), ("b", None)):
+    for name, first_logger in (("a", "tensorboard"), ("b", None)):
         with pytest.raises(RuntimeError, match="killed"):
-            train(name, Stop(), report_to=first)
+            train(name, StoppingRecorder(), report_to=first_logger)
         summary = train(name, report_to="tensorboard", seed=7)
-        resumed = stopped_at // 4 * 4 + 1 if name == "b" else 0
-        assert_shows_each_step_once(summary.run, since=resumed)
+        first_step = stopped_at // 4 * 4 + 1 if name == "b" else 0
+        assert_shows_each_step_once(summary.run, since=first_step)
 
 
 @pytest.mark.usefixtures("tensorboard")
@@ -61,8 +61,13 @@ def test_tensorboard_shows_no_step_twice_after_going_back(trained: Path, tmp_pat
     for step, loss in ((2, 9.0), (4, 8.0), (6, 7.0), (8, 99.0), (6, 6.0), (8, 5.0)):
         logger._write(step, {"loss": loss})
     logger._finish()
-    for shown in (shown_by_the_page, shown_by_the_accumulator):
-        assert shown(tmp_path / "tensorboard", "loss") == [(2, 9.0), (4, 8.0), (6, 6.0), (8, 5.0)]
+    for read_scalars in (read_page_scalars, read_accumulator_scalars):
+        assert read_scalars(tmp_path / "tensorboard", "loss") == [
+            (2, 9.0),
+            (4, 8.0),
+            (6, 6.0),
+            (8, 5.0),
+        ]
 
 
 def assert_shows_each_step_once(folder: Path, since: int = 0) -> None:
@@ -70,28 +75,30 @@ def assert_shows_each_step_once(folder: Path, since: int = 0) -> None:
     assert records
     for name in ("loss", "val_loss", "lr", "tokens_per_second"):
         expected: list[Any] = [(r["step"], r[name]) for r in records if name in r]
-        for shown in (shown_by_the_page, shown_by_the_accumulator):
-            values = shown(folder / "tensorboard", name)
+        for read_scalars in (read_page_scalars, read_accumulator_scalars):
+            values = read_scalars(folder / "tensorboard", name)
             assert [step for step, _ in values] == [step for step, _ in expected]
             assert dict(values) == pytest.approx(dict(expected), rel=1e-6)
 
 
-def shown_by_the_accumulator(folder: Path, name: str) -> list[tuple[int, float]]:
+def read_accumulator_scalars(folder: Path, name: str) -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    read = EventAccumulator(str(folder))
-    read.Reload()
-    return [(event.step, event.value) for event in read.Scalars(name)]
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars(name)]
 
 
-def shown_by_the_page(folder: Path, name: str) -> list[tuple[int, float]]:
+def read_page_scalars(folder: Path, name: str) -> list[tuple[int, float]]:
     """By the accumulator of TensorBoard's own server, which has rules of its own."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    read = EventAccumulator(str(folder))
-    read.Reload()
-    return [(event.step, float(make_ndarray(event.tensor_proto))) for event in read.Tensors(name)]
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return [
+        (event.step, float(make_ndarray(event.tensor_proto))) for event in accumulator.Tensors(name)
+    ]
 
 
 def test_wandb_takes_the_records_offline(
@@ -103,13 +110,13 @@ def test_wandb_takes_the_records_offline(
     logged: list[tuple[int, float]] = []
     log = wandb.Run.log
 
-    def watched(run: Any, numbers: dict[str, float], *, step: int) -> None:
+    def recording_log(run: Any, numbers: dict[str, float], *, step: int) -> None:
         assert run.name == "a"
         assert run.config["train"]["max_steps"] == 12
         logged.append((step, numbers["loss"]))
         log(run, numbers, step=step)
 
-    monkeypatch.setattr(wandb.Run, "log", watched)
+    monkeypatch.setattr(wandb.Run, "log", recording_log)
     summary = train("a", report_to="wandb")
     assert logged == [(r["step"], r["loss"]) for r in open_run(summary.run).metrics()]
     (file,) = home.glob("wandb/offline-run-*/run-*.wandb")
@@ -134,35 +141,47 @@ os._exit(0)
 """
 
 
-def in_a_terminal(place: Path, **environment: str) -> str:
+def run_in_terminal(place: Path, **environment: str) -> str:
     """What connecting prints where wandb could ask for a key, with these settings of wandb only."""
     pytest.importorskip("wandb", reason="wandb is not installed")
-    ours, theirs = pty.openpty()
-    names = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    empty = {"NETRC": str(place / ".netrc"), "WANDB_CONFIG_DIR": str(place / "wandb-config")}
+    terminal_fd, child_fd = pty.openpty()
+    base_environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("WANDB_")
+    }
+    no_login = {"NETRC": str(place / ".netrc"), "WANDB_CONFIG_DIR": str(place / "wandb-config")}
     child = subprocess.Popen(
         [sys.executable, "-c", CONNECT],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=child_fd,
+        stdout=child_fd,
+        stderr=child_fd,
         cwd=place,
-        env={**names, **empty, "TERM": "xterm", "PYTHONPATH": str(ROOT), **environment},
+        env={
+            **base_environment,
+            **no_login,
+            "TERM": "xterm",
+            "PYTHONPATH": str(ROOT),
+            **environment,
+        },
     )
-    os.close(theirs)
+    os.close(child_fd)
     output = ""
     with contextlib.suppress(OSError):  # at its end
-        while "\n" not in output.partition("refused: ")[2] and (piece := os.read(ours, 1 << 16)):
+        while "\n" not in output.partition("refused: ")[2] and (
+            piece := os.read(terminal_fd, 1 << 16)
+        ):
             output += piece.decode(errors="replace")
-    os.close(ours)
+    os.close(terminal_fd)
     child.kill()
     child.wait()
     return output
 
 
 def test_without_a_login_nothing_is_asked(place: Path) -> None:
-    assert "refused: wandb is not logged in" in in_a_terminal(place)
+    assert "refused: wandb is not logged in" in run_in_terminal(place)
 
 
 def test_a_server_that_cannot_be_reached(place: Path) -> None:
-    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
-    assert "refused: wandb failed: " in in_a_terminal(place, WANDB_API_KEY="0" * 40, **nowhere)
+    unreachable = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
+    assert "refused: wandb failed: " in run_in_terminal(
+        place, WANDB_API_KEY="0" * 40, **unreachable
+    )

@@ -20,7 +20,7 @@ from mlxgpt.convert.nanogpt import read_nanogpt_checkpoint
 from mlxgpt.model.gpt import GPT
 from mlxgpt.model.parameters import load_parameters
 from mlxgpt.utils.errors import UserError
-from tests.helpers.hostile_files import EDITS, edited
+from tests.helpers.hostile_files import BYTE_EDITS, apply_edits
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -35,7 +35,7 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def state_dict(shape: dict[str, Any], std: float = 0.3) -> dict[str, Any]:
+def make_state_dict(shape: dict[str, Any], std: float = 0.3) -> dict[str, Any]:
     """The names, shapes and order of nanoGPT's, far from uniform so that every part matters."""
     generator = torch.Generator().manual_seed(0)
     C, names = shape["n_embd"], {}
@@ -60,7 +60,9 @@ def state_dict(shape: dict[str, Any], std: float = 0.3) -> dict[str, Any]:
     return names
 
 
-def logits(shape: dict[str, Any], names: dict[str, Any], ids: Any, gelu: str) -> np.ndarray:
+def reference_logits(
+    shape: dict[str, Any], names: dict[str, Any], ids: Any, gelu: str
+) -> np.ndarray:
     """What PyTorch makes of ids[B, T] with nanoGPT's formulas, in float32."""
     F = torch.nn.functional
     C, H = shape["n_embd"], shape["n_head"]
@@ -79,7 +81,7 @@ def logits(shape: dict[str, Any], names: dict[str, Any], ids: Any, gelu: str) ->
     x = F.embedding(ids, get("wte.weight")) + get("wpe.weight")[:T]
     for n in range(shape["n_layer"]):
         qkv = linear(f"h.{n}.attn.c_attn", norm(f"h.{n}.ln_1", x)).split(C, dim=2)
-        q, k, v = (one.view(B, T, H, C // H).transpose(1, 2) for one in qkv)
+        q, k, v = (heads.view(B, T, H, C // H).transpose(1, 2) for heads in qkv)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + linear(f"h.{n}.attn.c_proj", y.transpose(1, 2).reshape(B, T, C))
         inner = F.gelu(linear(f"h.{n}.mlp.c_fc", norm(f"h.{n}.ln_2", x)), approximate=gelu)
@@ -87,7 +89,7 @@ def logits(shape: dict[str, Any], names: dict[str, Any], ids: Any, gelu: str) ->
     return (norm("ln_f", x) @ get("wte.weight").T).numpy()
 
 
-def checkpoint(shape: dict[str, Any], names: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def make_checkpoint(shape: dict[str, Any], names: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """What nanoGPT's train.py gives to torch.save."""
     parameters = [torch.nn.Parameter(value.clone()) for value in names.values()]
     optimizer = torch.optim.AdamW(parameters)
@@ -110,15 +112,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ckpt.pt"
 
 
-def ours(path: Path, ids: Any) -> np.ndarray:
+def our_logits(path: Path, ids: Any) -> np.ndarray:
     """The logits of the model that was read."""
-    read = read_nanogpt_checkpoint(path)
-    model = GPT(read.config)
-    load_parameters(model, read.parameters)
+    imported = read_nanogpt_checkpoint(path)
+    model = GPT(imported.config)
+    load_parameters(model, imported.parameters)
     return np.array(model(mx.array(ids.numpy().astype(np.int32))))
 
 
-def some_ids(shape: dict[str, Any]) -> Any:
+def random_ids(shape: dict[str, Any]) -> Any:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, shape["vocab_size"], (3, shape["block_size"]), generator=generator)
 
@@ -129,25 +131,27 @@ def some_ids(shape: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("masked", [True, False])
 def test_logits_are_pytorchs(path: Path, prefix: str, bias: bool, dtype: str, masked: bool) -> None:
     shape = {**SHAPE, "bias": bias}
-    names = {name: value.to(getattr(torch, dtype)) for name, value in state_dict(shape).items()}
+    names = {
+        name: value.to(getattr(torch, dtype)) for name, value in make_state_dict(shape).items()
+    }
     names["lm_head.weight"] = names["transformer.wte.weight"]
-    saved = dict(names)
+    tensors = dict(names)
     if masked:  # as before PyTorch 2.0
         for n in range(SHAPE["n_layer"]):
-            saved[f"transformer.h.{n}.attn.bias"] = torch.tril(torch.ones(1, 1, 8, 8))
-    saved = {prefix + name: value for name, value in saved.items()}
-    torch.save(checkpoint(shape, saved), path)
-    ids = some_ids(shape)
-    theirs = logits(shape, names, ids, "tanh")
-    assert np.abs(theirs).max() > 1
-    np.testing.assert_allclose(ours(path, ids), theirs, atol=1e-4)
+            tensors[f"transformer.h.{n}.attn.bias"] = torch.tril(torch.ones(1, 1, 8, 8))
+    tensors = {prefix + name: value for name, value in tensors.items()}
+    torch.save(make_checkpoint(shape, tensors), path)
+    ids = random_ids(shape)
+    expected = reference_logits(shape, names, ids, "tanh")
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(our_logits(path, ids), expected, atol=1e-4)
 
 
 def test_characters_in_another_order_keep_their_ids(home: Path) -> None:
     """With the meta.pkl of its data, as nanoGPT's sample.py reads it, through to an export."""
     order = "the cadogsn.,!?\n"
     shape = {**SHAPE, "vocab_size": len(order)}
-    torch.save(checkpoint(shape, state_dict(shape)), home / "ckpt.pt")
+    torch.save(make_checkpoint(shape, make_state_dict(shape)), home / "ckpt.pt")
     stoi = {character: id for id, character in enumerate(order)}
     meta = {"vocab_size": len(order), "itos": dict(enumerate(order)), "stoi": stoi}
     (home / "meta.pkl").write_bytes(pickle.dumps(meta))
@@ -156,56 +160,60 @@ def test_characters_in_another_order_keep_their_ids(home: Path) -> None:
     greedy: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
     text = mlxgpt.generate("the cat", run="mine", **greedy).texts[0]
     ids = torch.tensor([[stoi[c] for c in "the cat"]])
-    theirs = logits(shape, state_dict(shape), ids, "tanh")[0, -1]
-    assert text == "the cat" + order[int(theirs.argmax())]
+    expected = reference_logits(shape, make_state_dict(shape), ids, "tanh")[0, -1]
+    assert text == "the cat" + order[int(expected.argmax())]
     mlxgpt.export(to="hf", run="mine", out="exported")
-    back = mlxgpt.import_model("exported", run="back")
-    assert back.tokenizer.fingerprint == run.tokenizer.fingerprint
+    reimported = mlxgpt.import_model("exported", run="back")
+    assert reimported.tokenizer.fingerprint == run.tokenizer.fingerprint
     assert mlxgpt.generate("the cat", run="back", **greedy).texts == [text]
 
 
 def test_weights_that_are_not_finite_are_refused(home: Path, gpt2: object) -> None:
-    names = state_dict({**SHAPE, "vocab_size": 50304})
+    names = make_state_dict({**SHAPE, "vocab_size": 50304})
     names["transformer.h.1.mlp.c_fc.weight"][3, 4] = float("inf")
-    torch.save(checkpoint({**SHAPE, "vocab_size": 50304}, names), home / "ckpt.pt")
+    torch.save(make_checkpoint({**SHAPE, "vocab_size": 50304}, names), home / "ckpt.pt")
     with pytest.raises(UserError, match=r"h\.1\.mlp\.c_fc\.weight has values that are not finite"):
         mlxgpt.import_model("ckpt.pt", run="mine")
 
 
 def test_a_padded_vocabulary_is_kept_as_room(path: Path) -> None:
     shape = {**SHAPE, "vocab_size": 50304}
-    names = state_dict(shape)
-    torch.save(checkpoint(shape, names), path)
+    names = make_state_dict(shape)
+    torch.save(make_checkpoint(shape, names), path)
     assert read_nanogpt_checkpoint(path).parameters["wte.weight"].shape == (50304, 12)
-    ids = some_ids(shape)
-    np.testing.assert_allclose(ours(path, ids), logits(shape, names, ids, "tanh"), atol=1e-4)
+    ids = random_ids(shape)
+    np.testing.assert_allclose(
+        our_logits(path, ids), reference_logits(shape, names, ids, "tanh"), atol=1e-4
+    )
 
 
 def test_the_exact_gelu_of_todays_nanogpt_differs_little(path: Path) -> None:
     """With weights as large as training begins with; it cannot be told from the file."""
-    names = state_dict(SHAPE, std=0.02)
-    torch.save(checkpoint(SHAPE, names), path)
-    ids = some_ids(SHAPE)
-    np.testing.assert_allclose(ours(path, ids), logits(SHAPE, names, ids, "none"), atol=1e-4)
+    names = make_state_dict(SHAPE, std=0.02)
+    torch.save(make_checkpoint(SHAPE, names), path)
+    ids = random_ids(SHAPE)
+    np.testing.assert_allclose(
+        our_logits(path, ids), reference_logits(SHAPE, names, ids, "none"), atol=1e-4
+    )
 
 
 def test_what_is_told_of_the_training_is_read(path: Path) -> None:
-    torch.save(checkpoint(SHAPE, state_dict(SHAPE)), path)
-    read = read_nanogpt_checkpoint(path)
-    assert read.config == ModelConfig(**SHAPE)
-    assert (read.step, read.val_loss, read.dataset) == (250, 1.5, "shakespeare_char")
-    assert {value.dtype for value in read.parameters.values()} == {mx.float32}
+    torch.save(make_checkpoint(SHAPE, make_state_dict(SHAPE)), path)
+    imported = read_nanogpt_checkpoint(path)
+    assert imported.config == ModelConfig(**SHAPE)
+    assert (imported.step, imported.val_loss, imported.dataset) == (250, 1.5, "shakespeare_char")
+    assert {value.dtype for value in imported.parameters.values()} == {mx.float32}
 
 
 def test_what_is_not_told_is_unknown(path: Path) -> None:
     """The oldest files have no bias and no config."""
     shape = {name: value for name, value in SHAPE.items() if name not in ("bias", "dropout")}
-    saved = checkpoint(shape, state_dict(SHAPE), best_val_loss=torch.tensor(float("nan")))
+    saved = make_checkpoint(shape, make_state_dict(SHAPE), best_val_loss=torch.tensor(float("nan")))
     del saved["config"]
     torch.save(saved, path)
-    read = read_nanogpt_checkpoint(path)
-    assert (read.val_loss, read.dataset) == (None, None)
-    assert (read.config.bias, read.config.dropout) == (True, 0.0)
+    imported = read_nanogpt_checkpoint(path)
+    assert (imported.val_loss, imported.dataset) == (None, None)
+    assert (imported.config.bias, imported.config.dropout) == (True, 0.0)
     torch.save({**saved, "best_val_loss": 1.75}, path)
     assert read_nanogpt_checkpoint(path).val_loss == 1.75
 
@@ -214,7 +222,7 @@ Change = Callable[[dict[str, Any]], Any]
 WTE, HEAD, C_FC = "transformer.wte.weight", "lm_head.weight", "transformer.h.0.mlp.c_fc.weight"
 
 
-def model(**tensors: Any) -> Change:
+def change_tensors(**tensors: Any) -> Change:
     """A change of the model: tensors by their names with __ for a dot; None takes one away."""
 
     def change(saved: dict[str, Any]) -> None:
@@ -226,69 +234,75 @@ def model(**tensors: Any) -> Change:
     return change
 
 
-def arguments(**values: Any) -> Change:
+def change_model_args(**values: Any) -> Change:
     return lambda saved: saved["model_args"].update(values)
 
 
-def drop(part: str, name: str) -> Change:
+def drop_key(part: str, name: str) -> Change:
     return lambda saved: (saved[part] if part else saved).pop(name)
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (drop("", "model"), "it has no 'model'"),
-        (drop("", "model_args"), "it has no 'model_args'"),
-        (drop("", "iter_num"), "it has no 'iter_num'"),
-        (drop("model_args", "n_embd"), "its model_args lack n_embd"),
+        (drop_key("", "model"), "it has no 'model'"),
+        (drop_key("", "model_args"), "it has no 'model_args'"),
+        (drop_key("", "iter_num"), "it has no 'iter_num'"),
+        (drop_key("model_args", "n_embd"), "its model_args lack n_embd"),
         (lambda saved: saved.update(model_args=[1]), "its model_args are none"),
         (lambda saved: saved.update(model=[1]), "not a dictionary of tensors"),
         (lambda saved: saved["model"].update({1: 2}), "not a dictionary of tensors"),
         (lambda saved: saved.update(iter_num="9"), "no number of steps"),
         (lambda saved: saved.update(iter_num=-1), "no number of steps"),
-        (arguments(n_layer=-1), "n_layer = -1 is too small"),
-        (arguments(n_layer="2"), "n_layer = '2' has the wrong type"),
-        (arguments(n_head=5), "cannot be shared among n_head = 5"),
-        (arguments(vocab_size=0), "vocab_size is 0"),
-        (arguments(vocab_size=None), "vocab_size = None has the wrong type"),
-        (arguments(n_layer=2_000_000_000), r"tell of [\d,]+ parameters, and it has"),
-        (arguments(bias=False), r"tell of [\d,]+ parameters, and it has"),
-        (model(lm_head__weight=None), "no embedding, or no head"),
-        (model(transformer__wte__weight=None), "no embedding, or no head"),
-        (model(lm_head__weight=torch.ones(64, 12)), "the head is not the token embedding"),
-        (model(lm_head__weight=torch.ones(1, 12)), "the head is not the token embedding"),
-        (model(lm_head__weight=torch.ones(64, 12).half()), "the head is not the token embedding"),
-        (model(transformer__ln_f__bias=None), r"tell of [\d,]+ parameters, and it has"),
-        (model(transformer__extra__weight=torch.ones(3)), r"tell of [\d,]+ parameters"),
+        (change_model_args(n_layer=-1), "n_layer = -1 is too small"),
+        (change_model_args(n_layer="2"), "n_layer = '2' has the wrong type"),
+        (change_model_args(n_head=5), "cannot be shared among n_head = 5"),
+        (change_model_args(vocab_size=0), "vocab_size is 0"),
+        (change_model_args(vocab_size=None), "vocab_size = None has the wrong type"),
+        (change_model_args(n_layer=2_000_000_000), r"tell of [\d,]+ parameters, and it has"),
+        (change_model_args(bias=False), r"tell of [\d,]+ parameters, and it has"),
+        (change_tensors(lm_head__weight=None), "no embedding, or no head"),
+        (change_tensors(transformer__wte__weight=None), "no embedding, or no head"),
+        (change_tensors(lm_head__weight=torch.ones(64, 12)), "the head is not the token embedding"),
+        (change_tensors(lm_head__weight=torch.ones(1, 12)), "the head is not the token embedding"),
         (
-            model(transformer__h__0__mlp__c_fc__weight=torch.ones(12, 48)),
+            change_tensors(lm_head__weight=torch.ones(64, 12).half()),
+            "the head is not the token embedding",
+        ),
+        (change_tensors(transformer__ln_f__bias=None), r"tell of [\d,]+ parameters, and it has"),
+        (change_tensors(transformer__extra__weight=torch.ones(3)), r"tell of [\d,]+ parameters"),
+        (
+            change_tensors(transformer__h__0__mlp__c_fc__weight=torch.ones(12, 48)),
             "not those its model_args",
         ),
-        (model(_orig_mod__lm_head__weight=torch.ones(64, 12)), "'lm_head.weight' twice"),
-        (model(transformer__ln_f__bias=torch.ones(12).double()), "of type torch.float64"),
-        (model(transformer__ln_f__bias=torch.ones(12).int()), "of type torch.int32"),
-        (model(transformer__ln_f__bias=3), "is no plain tensor"),
-        (model(transformer__ln_f__bias=torch.ones(12).to_sparse()), "is no plain tensor"),
-        (model(transformer__ln_f__bias=torch.ones(12, device="meta")), "is no plain tensor"),
+        (change_tensors(_orig_mod__lm_head__weight=torch.ones(64, 12)), "'lm_head.weight' twice"),
+        (change_tensors(transformer__ln_f__bias=torch.ones(12).double()), "of type torch.float64"),
+        (change_tensors(transformer__ln_f__bias=torch.ones(12).int()), "of type torch.int32"),
+        (change_tensors(transformer__ln_f__bias=3), "is no plain tensor"),
+        (change_tensors(transformer__ln_f__bias=torch.ones(12).to_sparse()), "is no plain tensor"),
+        (
+            change_tensors(transformer__ln_f__bias=torch.ones(12, device="meta")),
+            "is no plain tensor",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(path: Path, change: Change, problem: str) -> None:
-    saved = checkpoint(dict(SHAPE), state_dict(SHAPE))
+    saved = make_checkpoint(dict(SHAPE), make_state_dict(SHAPE))
     change(saved)
     torch.save(saved, path)
-    with pytest.raises(UserError, match=problem) as caught:
+    with pytest.raises(UserError, match=problem) as error:
         read_nanogpt_checkpoint(path)
-    assert "\n" not in caught.value.problem
-    assert "\n" not in caught.value.remedy
+    assert "\n" not in error.value.problem
+    assert "\n" not in error.value.remedy
 
 
 def test_tensors_larger_than_what_they_store_are_refused(path: Path) -> None:
     """A file of some kilobytes that would fill terabytes."""
     wide = {**SHAPE, "vocab_size": 1 << 36}
-    names = state_dict(SHAPE)
+    names = make_state_dict(SHAPE)
     names[WTE] = torch.zeros(1, 12).expand(1 << 36, 12)
     names[HEAD] = torch.zeros(1, 12).expand(1 << 36, 12)
-    torch.save(checkpoint(wide, state_dict(SHAPE), model=names), path)
+    torch.save(make_checkpoint(wide, make_state_dict(SHAPE), model=names), path)
     assert path.stat().st_size < 1 << 20
     with pytest.raises(UserError, match="its tensors overlap"):
         read_nanogpt_checkpoint(path)
@@ -305,7 +319,7 @@ class Trap:
 
 
 def test_nothing_in_it_runs(path: Path, tmp_path: Path) -> None:
-    torch.save(checkpoint(SHAPE, state_dict(SHAPE), more=Trap(tmp_path / "sprung")), path)
+    torch.save(make_checkpoint(SHAPE, make_state_dict(SHAPE), more=Trap(tmp_path / "sprung")), path)
     with pytest.raises(UserError, match="holds more than weights and plain settings"):
         read_nanogpt_checkpoint(path)
     assert not (tmp_path / "sprung").exists()
@@ -315,9 +329,9 @@ def test_nothing_in_it_runs(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "text", "list", "half", "legacy", "compressed"])
 def test_other_files_are_refused(path: Path, kind: str) -> None:
-    saved = checkpoint(SHAPE, state_dict(SHAPE))
+    saved = make_checkpoint(SHAPE, make_state_dict(SHAPE))
     torch.save(saved, path)
-    whole = path.read_bytes()
+    original = path.read_bytes()
     if kind == "missing":
         path.unlink()
     elif kind == "text":
@@ -325,7 +339,7 @@ def test_other_files_are_refused(path: Path, kind: str) -> None:
     elif kind == "list":
         torch.save([1, 2], path)
     elif kind == "half":
-        path.write_bytes(whole[: len(whole) // 2])
+        path.write_bytes(original[: len(original) // 2])
     elif kind == "legacy":
         torch.save(saved, path, _use_new_zipfile_serialization=False)
     else:
@@ -334,15 +348,15 @@ def test_other_files_are_refused(path: Path, kind: str) -> None:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in entries.items():
                 archive.writestr(name, content)
-    with pytest.raises(UserError, match=r"cannot read|is no checkpoint of nanoGPT's") as caught:
+    with pytest.raises(UserError, match=r"cannot read|is no checkpoint of nanoGPT's") as error:
         read_nanogpt_checkpoint(path)
-    assert "\n" not in caught.value.problem
+    assert "\n" not in error.value.problem
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_damage_is_refused_or_harmless(path: Path, count: int) -> None:
-    torch.save(checkpoint(SHAPE, state_dict(SHAPE)), path)
-    good = path.read_bytes()
+    torch.save(make_checkpoint(SHAPE, make_state_dict(SHAPE)), path)
+    original = path.read_bytes()
 
     @settings(
         max_examples=count,
@@ -351,13 +365,13 @@ def test_damage_is_refused_or_harmless(path: Path, count: int) -> None:
         suppress_health_check=list(HealthCheck),
         deadline=None,
     )
-    @given(EDITS)
-    def one(edits: Any) -> None:
-        path.write_bytes(edited(good, edits))
+    @given(BYTE_EDITS)
+    def check(edits: Any) -> None:
+        path.write_bytes(apply_edits(original, edits))
         try:
-            read = read_nanogpt_checkpoint(path)
+            imported = read_nanogpt_checkpoint(path)
         except UserError:
             return
-        load_parameters(GPT(read.config), read.parameters)
+        load_parameters(GPT(imported.config), imported.parameters)
 
-    one()
+    check()

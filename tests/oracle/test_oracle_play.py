@@ -11,7 +11,7 @@ import pytest
 
 import mlxgpt
 from mlxgpt.loaded_model import load
-from tests.helpers.play_server import KEY, Served, playing
+from tests.helpers.play_server import KEY, PlayServer, serve_run_copy
 
 openai = pytest.importorskip("openai", reason="openai is not installed")
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -19,77 +19,77 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 
 @pytest.fixture
-def served(tmp_path: Path, trained: Path) -> Iterator[Served]:
-    with playing(trained, tmp_path / "mine") as there:
-        yield there
+def served(tmp_path: Path, trained: Path) -> Iterator[PlayServer]:
+    with serve_run_copy(trained, tmp_path / "mine") as server:
+        yield server
 
 
-def client(served: Served, key: str = KEY) -> Any:
+def client(served: PlayServer, key: str = KEY) -> Any:
     return openai.OpenAI(base_url=f"{served.address}/v1", api_key=key, max_retries=0)
 
 
-def test_models(served: Served) -> None:
-    with client(served) as asks:
-        assert [one.id for one in asks.models.list()] == ["mine"]
-        assert asks.models.retrieve("mine").owned_by == "mlxgpt"
+def test_models(served: PlayServer) -> None:
+    with client(served) as api:
+        assert [entry.id for entry in api.models.list()] == ["mine"]
+        assert api.models.retrieve("mine").owned_by == "mlxgpt"
         with pytest.raises(openai.NotFoundError, match="no such model"):
-            asks.models.retrieve("gpt-4")
+            api.models.retrieve("gpt-4")
 
 
-def test_completions(served: Served) -> None:
-    asked: dict[str, Any] = {"model": "mine", "prompt": "to be", "max_tokens": 9, "seed": 4}
-    wanted = load(str(served.folder)).generate("to be", max_tokens=9, seed=4, temperature=1.0)
-    with client(served) as asks:
-        made = asks.completions.create(logprobs=2, **asked)
-        assert ["to be" + made.choices[0].text] == wanted.texts
-        assert made.choices[0].finish_reason == "length"
-        assert made.usage.completion_tokens == 9
-        assert len(made.choices[0].logprobs.token_logprobs) == 9
-        stream = asks.completions.create(
-            stream=True, stream_options={"include_usage": True}, **asked
+def test_completions(served: PlayServer) -> None:
+    options: dict[str, Any] = {"model": "mine", "prompt": "to be", "max_tokens": 9, "seed": 4}
+    expected = load(str(served.folder)).generate("to be", max_tokens=9, seed=4, temperature=1.0)
+    with client(served) as api:
+        result = api.completions.create(logprobs=2, **options)
+        assert ["to be" + result.choices[0].text] == expected.texts
+        assert result.choices[0].finish_reason == "length"
+        assert result.usage.completion_tokens == 9
+        assert len(result.choices[0].logprobs.token_logprobs) == 9
+        stream = api.completions.create(
+            stream=True, stream_options={"include_usage": True}, **options
         )
         parts = list(stream)
-        assert "".join(c.text for part in parts for c in part.choices) == made.choices[0].text
-        assert parts[-1].usage == made.usage
-        echoed = asks.completions.create(logprobs=2, echo=True, **asked | {"max_tokens": 0})
+        assert "".join(c.text for part in parts for c in part.choices) == result.choices[0].text
+        assert parts[-1].usage == result.usage
+        echoed = api.completions.create(logprobs=2, echo=True, **options | {"max_tokens": 0})
         assert echoed.choices[0].text == "to be"
         assert echoed.choices[0].logprobs.token_logprobs[0] is None
         assert len(echoed.choices[0].logprobs.top_logprobs) == 5
-        extra = asks.completions.create(extra_body={"top_k": 1}, n=2, **asked)
-        assert extra.choices[0].text == extra.choices[1].text, "greedy, by another server's name"
+        greedy = api.completions.create(extra_body={"top_k": 1}, n=2, **options)
+        assert greedy.choices[0].text == greedy.choices[1].text, "greedy, by another server's name"
 
 
-def test_chats(served: Served) -> None:
-    asked: dict[str, Any] = {"model": "mine", "max_tokens": 9, "seed": 4}
+def test_chats(served: PlayServer) -> None:
+    options: dict[str, Any] = {"model": "mine", "max_tokens": 9, "seed": 4}
     messages = [{"role": "user", "content": "to be"}]
-    with client(served) as asks:
+    with client(served) as api:
         with pytest.raises(openai.BadRequestError, match="no chat template"):
-            asks.chat.completions.create(messages=messages, **asked)
+            api.chat.completions.create(messages=messages, **options)
         template = "{% for message in messages %}{{ message.content }}{% endfor %}"
         (served.folder / "chat_template.jinja").write_text(template)
-        made = asks.chat.completions.create(messages=messages, **asked)
-        same = asks.completions.create(prompt="to be", **asked)
-        assert made.choices[0].message.content == same.choices[0].text
-        assert made.choices[0].message.role == "assistant"
+        result = api.chat.completions.create(messages=messages, **options)
+        same = api.completions.create(prompt="to be", **options)
+        assert result.choices[0].message.content == same.choices[0].text
+        assert result.choices[0].message.role == "assistant"
         text = same.choices[0].text
-        parts = asks.chat.completions.create(messages=messages, stream=True, **asked)
+        parts = api.chat.completions.create(messages=messages, stream=True, **options)
         assert "".join(part.choices[0].delta.content or "" for part in parts) == text
         # Its helper takes only what ends by itself, here before a text of our choice.
-        with asks.chat.completions.stream(messages=messages, stop=text[6:], **asked) as stream:
+        with api.chat.completions.stream(messages=messages, stop=text[6:], **options) as stream:
             final = stream.get_final_completion()
         assert final.choices[0].message.content == text[: text.index(text[6:])]
 
 
-def test_refusals(served: Served) -> None:
-    with client(served, "another") as asks, pytest.raises(openai.AuthenticationError):
-        asks.models.list()
-    with client(served) as asks:
+def test_refusals(served: PlayServer) -> None:
+    with client(served, "another") as api, pytest.raises(openai.AuthenticationError):
+        api.models.list()
+    with client(served) as api:
         with pytest.raises(openai.BadRequestError, match="is not supported"):
-            asks.completions.create(model="mine", prompt="to", suffix="x")
+            api.completions.create(model="mine", prompt="to", suffix="x")
         with pytest.raises(openai.NotFoundError):
-            asks.completions.create(model="gpt-4", prompt="to")
+            api.completions.create(model="gpt-4", prompt="to")
         with pytest.raises(openai.APIStatusError) as error:
-            asks.completions.create(model="mine", prompt="to" * 5_000_000)
+            api.completions.create(model="mine", prompt="to" * 5_000_000)
         assert error.value.status_code == 413
 
 
@@ -97,23 +97,25 @@ def test_the_inside_is_that_of_transformers(tmp_path: Path, trained: Path) -> No
     """Attention of every head, and the residual stream read by the head at every layer."""
     runs = trained / "runs"
     folder = mlxgpt.export(to="hf", run="done", runs_dir=runs, out=tmp_path / "hf").folder
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager"
     ).eval()
-    ours = load("done", runs_dir=runs)
-    ids = ours.encode("to be or").tolist()
+    model = load("done", runs_dir=runs)
+    ids = model.encode("to be or").tolist()
     with torch.no_grad():
-        told = theirs(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
-    look = ours.trace_forward(ids)
-    for weights, layer in zip(look.attention, told.attentions, strict=True):
+        expected = hf_model(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
+    trace = model.trace_forward(ids)
+    for weights, layer in zip(trace.attention, expected.attentions, strict=True):
         np.testing.assert_allclose(weights, layer[0].numpy(), atol=1e-5)
     # Their last one has been through ln_f already.
-    *streams, last = told.hidden_states
+    *streams, last = expected.hidden_states
     with torch.no_grad():
-        read = [theirs.lm_head(theirs.transformer.ln_f(one))[0] for one in streams]
-        read.append(theirs.lm_head(last)[0])
+        layer_logits = [
+            hf_model.lm_head(hf_model.transformer.ln_f(hidden))[0] for hidden in streams
+        ]
+        layer_logits.append(hf_model.lm_head(last)[0])
     for position in range(len(ids)):
-        for likely, logits in zip(look.logit_lens(position, 3), read, strict=True):
-            shares = torch.softmax(logits[position, : ours.tokenizer.vocab_size], dim=-1)
+        for likely, logits in zip(trace.logit_lens(position, 3), layer_logits, strict=True):
+            shares = torch.softmax(logits[position, : model.tokenizer.vocab_size], dim=-1)
             for id, share in likely:
                 assert share == pytest.approx(float(shares[id]), abs=1e-5)

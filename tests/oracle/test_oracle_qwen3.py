@@ -48,19 +48,19 @@ HEADS: list[dict[str, Any]] = [
 ]
 
 
-def ours(shape: ModelConfig = SHAPE) -> GPT:
+def make_model(shape: ModelConfig = SHAPE) -> GPT:
     """Large weights, so that every part matters."""
     model = GPT(shape, 1)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def random(p: mx.array) -> mx.array:
-        return mx.array(draw.normal(float(p.ndim == 1), 0.2, p.shape).astype(np.float32))
+        return mx.array(rng.normal(float(p.ndim == 1), 0.2, p.shape).astype(np.float32))
 
     model.update(tree_map(random, model.parameters()))
     return model
 
 
-def theirs(model: GPT, folder: Path) -> Any:
+def load_in_transformers(model: GPT, folder: Path) -> Any:
     """The same model, by transformers."""
     huggingface.write_config_json(folder, qwen3.make_qwen3_config(model.config, None))
     arrays = qwen3.convert_to_qwen3(model.config, flatten_params(model.parameters()))
@@ -70,18 +70,18 @@ def theirs(model: GPT, folder: Path) -> Any:
 
 @pytest.mark.parametrize("heads", HEADS)
 def test_logits_are_those_of_transformers(tmp_path: Path, heads: dict[str, Any]) -> None:
-    model = ours(dataclasses.replace(SHAPE, **heads))
+    model = make_model(dataclasses.replace(SHAPE, **heads))
     ids = np.random.default_rng(1).integers(0, 50, (2, SHAPE.block_size))
-    result = theirs(model, tmp_path)(torch.tensor(ids)).logits
+    result = load_in_transformers(model, tmp_path)(torch.tensor(ids)).logits
     np.testing.assert_allclose(model(mx.array(ids)), result.detach(), atol=1e-4)
 
 
 def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
-    model = ours()
-    other = theirs(model, tmp_path)
+    model = make_model()
+    hf_model = load_in_transformers(model, tmp_path)
     ids = np.random.default_rng(1).integers(0, 50, (2, SHAPE.block_size + 1))
     inputs, targets = ids[:, :-1], ids[:, 1:]
-    result = other(torch.tensor(inputs)).logits
+    result = hf_model(torch.tensor(inputs)).logits
     config = override_config(Config(model=SHAPE), {"dtype": "float32"})
     loss, gradients = TrainStep(model, config).compute_gradients(
         mx.array(inputs)[None], mx.array(targets)[None], mx.random.key(0)
@@ -92,8 +92,10 @@ def test_loss_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
     assert float(loss) == pytest.approx(float(expected.detach()), abs=1e-5)
     expected.backward()
     names = qwen3.convert_to_qwen3(SHAPE, flatten_params(gradients))
-    own = {name: p.grad for name, p in other.named_parameters()}
-    compared = [name for name in own if "norm" not in name or name == "model.norm.weight"]
+    expected_gradients = {name: p.grad for name, p in hf_model.named_parameters()}
+    compared = [
+        name for name in expected_gradients if "norm" not in name or name == "model.norm.weight"
+    ]
     assert len(compared) == 2 + 7 * SHAPE.n_layer
     for name in compared:
-        np.testing.assert_allclose(names[name], own[name], atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(names[name], expected_gradients[name], atol=1e-4, err_msg=name)

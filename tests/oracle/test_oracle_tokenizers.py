@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from mlxgpt.convert import tokenizers
 from mlxgpt.data.tokenizers.base import AddedToken
 from mlxgpt.data.tokenizers.char import CharTokenizer
-from tests.helpers.tokenizer_folders import ADDED, FOLDERS, PIECES, write_folder
+from tests.helpers.tokenizer_folders import (
+    ADDED_TOKENS,
+    TEXTS_WITH_ADDED_TOKENS,
+    TOKENIZER_LAYOUTS,
+    write_folder,
+)
 
 pytest.importorskip("transformers", reason="the extra `oracle` is not installed")
 
@@ -28,36 +33,39 @@ def test_transformers_reads_characters_in_another_order(tmp_path: Path, end: int
     letters = "the ca\nÄ🙂"
     ids = {letter: n for n, letter in enumerate(letters, int(end == 0))}
     added = [] if end is None else [AddedToken(end, "</s>")]
-    ours = CharTokenizer.from_ids(ids, added, end)
-    tokenizers.write_hf_tokenizer(tmp_path, ours, 16, add_bos_token=end == 0)
-    theirs: Any = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer = CharTokenizer.from_ids(ids, added, end)
+    tokenizers.write_hf_tokenizer(tmp_path, tokenizer, 16, add_bos_token=end == 0)
+    hf_tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path)
     text = "the cat\nÄt 🙂"
-    assert theirs(text, add_special_tokens=False)["input_ids"] == [ids[c] for c in text]
-    assert ours.encode(text).tolist() == [ids[c] for c in text]
-    assert theirs(text)["input_ids"] == [*([] if end is None else [0]), *ours.encode(text)]
-    assert theirs.decode(ours.encode(text)) == text
-    assert list(theirs(text)) == ["input_ids", "attention_mask"]
+    assert hf_tokenizer(text, add_special_tokens=False)["input_ids"] == [ids[c] for c in text]
+    assert tokenizer.encode(text).tolist() == [ids[c] for c in text]
+    assert hf_tokenizer(text)["input_ids"] == [
+        *([] if end is None else [0]),
+        *tokenizer.encode(text),
+    ]
+    assert hf_tokenizer.decode(tokenizer.encode(text)) == text
+    assert list(hf_tokenizer(text)) == ["input_ids", "attention_mask"]
 
 
-@pytest.mark.parametrize("form", FOLDERS)
+@pytest.mark.parametrize("form", TOKENIZER_LAYOUTS)
 def test_transformers_reads_the_same_ids(tmp_path: Path, form: str) -> None:
     """Special tokens in a text are text here, which is its `split_special_tokens`."""
     write_folder(tmp_path, form)
-    ours, _ = tokenizers.read_hf_tokenizer(tmp_path, 1000)
-    theirs: Any = AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
-    for id, (content, special) in enumerate(ADDED, 280):
-        assert theirs.convert_tokens_to_ids(content) == id
-        assert ours.decode([id]) == theirs.decode([id]) == content
-        assert {token.id: token.special for token in ours.added_tokens.tokens}[id] == special
-    assert theirs.eos_token_id == ours.end_of_text
-    tokenizers.write_hf_tokenizer(tmp_path, ours, 16, add_bos_token=False)
-    exported: Any = AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
+    tokenizer, _ = tokenizers.read_hf_tokenizer(tmp_path, 1000)
+    hf_tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
+    for id, (content, special) in enumerate(ADDED_TOKENS, 280):
+        assert hf_tokenizer.convert_tokens_to_ids(content) == id
+        assert tokenizer.decode([id]) == hf_tokenizer.decode([id]) == content
+        assert {token.id: token.special for token in tokenizer.added_tokens.tokens}[id] == special
+    assert hf_tokenizer.eos_token_id == tokenizer.end_of_text
+    tokenizers.write_hf_tokenizer(tmp_path, tokenizer, 16, add_bos_token=False)
+    exported_tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
 
     @settings(max_examples=100, deadline=None)
-    @given(PIECES)
+    @given(TEXTS_WITH_ADDED_TOKENS)
     def check(text: str) -> None:
-        expected = theirs(text)["input_ids"]
-        assert ours.encode(text).tolist() == expected
-        assert exported(text)["input_ids"] == expected
+        expected = hf_tokenizer(text)["input_ids"]
+        assert tokenizer.encode(text).tolist() == expected
+        assert exported_tokenizer(text)["input_ids"] == expected
 
     check()

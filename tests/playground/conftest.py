@@ -7,18 +7,18 @@ import pytest
 
 from mlxgpt import api
 from mlxgpt.config import Config
-from tests.helpers.play_server import Served, playing, serving
+from tests.helpers.play_server import PlayServer, serve_run, serve_run_copy
 
 
 @pytest.fixture(scope="package")
-def served(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[PlayServer]:
     """The finished run, played. Not to be changed."""
-    with playing(trained, tmp_path_factory.mktemp("played") / "done") as there:
-        yield there
+    with serve_run_copy(trained, tmp_path_factory.mktemp("played") / "done") as server:
+        yield server
 
 
 @pytest.fixture(scope="package")
-def tales(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iterator[Served]:
+def tales_server(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iterator[PlayServer]:
     """A run of stories, with a byte-level BPE; its texts begin with an end-of-text. Not to be
     changed.
     """
@@ -34,12 +34,12 @@ def tales(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Iterator[Se
         runs_dir=folder / "runs",
         data_dir=folder / "data",
     )
-    with serving(folder / "runs" / "tales") as there:
-        yield there
+    with serve_run(folder / "runs" / "tales") as server:
+        yield server
 
 
 @pytest.fixture
-def own(tmp_path: Path, trained: Path) -> Iterator[Served]:
+def own_server(tmp_path: Path, trained: Path) -> Iterator[PlayServer]:
     """The same, to be changed."""
-    with playing(trained, tmp_path / "mine") as there:
-        yield there
+    with serve_run_copy(trained, tmp_path / "mine") as server:
+        yield server

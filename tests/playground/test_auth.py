@@ -14,10 +14,10 @@ import pytest
 from mlxgpt.playground import auth
 from mlxgpt.playground.auth import MAX_BODY_BYTES
 from mlxgpt.utils.errors import UserError
-from tests.helpers.play_server import KEY, Served
+from tests.helpers.play_server import KEY, PlayServer
 
-ASKED = ("/api/run", "/api/course", "/v1/models", "/v1/models/done", "/nothing")
-POSTED = (
+GET_PATHS = ("/api/run", "/api/course", "/v1/models", "/v1/models/done", "/nothing")
+POST_PATHS = (
     "/api/write",
     "/api/next",
     "/api/look",
@@ -28,25 +28,25 @@ POSTED = (
 )
 
 
-@pytest.mark.parametrize("path", [*ASKED, *POSTED])
+@pytest.mark.parametrize("path", [*GET_PATHS, *POST_PATHS])
 @pytest.mark.parametrize("given", [None, "", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", KEY, "é"])
-def test_nobody_gets_in_without_the_key(served: Served, path: str, given: str | None) -> None:
+def test_nobody_gets_in_without_the_key(served: PlayServer, path: str, given: str | None) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
     headers = {} if given is None else {"Authorization": given.encode().decode("latin-1")}
-    connection.request("GET" if path in ASKED else "POST", path, headers=headers)
+    connection.request("GET" if path in GET_PATHS else "POST", path, headers=headers)
     response = connection.getresponse()
     assert response.status == 401
     assert b"key" in response.read()
     connection.close()
 
 
-def test_the_scheme_has_no_case(served: Served) -> None:
+def test_the_scheme_has_no_case(served: PlayServer) -> None:
     for scheme in ("Bearer", "bearer", "BEARER"):
         assert served.get("/v1/models", Authorization=f"{scheme} {KEY}").status_code == 200
     assert served.get("/v1/models", Authorization=f"bearer {KEY.upper()}").status_code == 401
 
 
-def test_the_page_itself_tells_nothing(served: Served) -> None:
+def test_the_page_itself_tells_nothing(served: PlayServer) -> None:
     for path in ("/", "/static/app.js", "/static/d3-7.9.0.min.js", "/static/play.css"):
         response = served.get(path, Authorization="")
         assert response.status_code == 200
@@ -63,7 +63,7 @@ def test_the_page_itself_tells_nothing(served: Served) -> None:
     ["evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example:{port}", "[::1]:{port}"],
 )
 @pytest.mark.parametrize("path", ["/", "/api/run", "/static/app.js"])
-def test_a_name_that_was_pointed_here_is_refused(served: Served, host: str, path: str) -> None:
+def test_a_name_that_was_pointed_here_is_refused(served: PlayServer, host: str, path: str) -> None:
     response = served.get(path, Host=host.format(port=served.port))
     assert response.status_code == 403
     assert served.get(path, Host=f"LocalHost:{served.port}").status_code == 200
@@ -79,19 +79,19 @@ def test_a_name_that_was_pointed_here_is_refused(served: Served, host: str, path
         "http://127.0.0.1",
     ],
 )
-def test_a_page_from_elsewhere_is_refused(served: Served, origin: str) -> None:
-    given = origin.format(port=served.port)
-    for path in ASKED[:3]:
-        assert served.get(path, Origin=given).status_code == 403
-    assert served.post("/api/next", {"text": "to"}, Origin=given).status_code == 403
-    own = f"http://127.0.0.1:{served.port}"
-    assert served.post("/api/next", {"text": "to"}, Origin=own).status_code == 200
+def test_a_page_from_elsewhere_is_refused(served: PlayServer, origin: str) -> None:
+    formatted = origin.format(port=served.port)
+    for path in GET_PATHS[:3]:
+        assert served.get(path, Origin=formatted).status_code == 403
+    assert served.post("/api/next", {"text": "to"}, Origin=formatted).status_code == 403
+    same_origin = f"http://127.0.0.1:{served.port}"
+    assert served.post("/api/next", {"text": "to"}, Origin=same_origin).status_code == 200
 
 
-def test_no_preflight_is_allowed(served: Served) -> None:
+def test_no_preflight_is_allowed(served: PlayServer) -> None:
     with served.client() as client:
-        asks = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
-        response = client.options("/api/write", headers=asks)
+        headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+        response = client.options("/api/write", headers=headers)
     assert response.status_code == 403
     assert not [name for name in response.headers if name.startswith("access-control")]
 
@@ -110,7 +110,7 @@ def test_no_preflight_is_allowed(served: Served) -> None:
         "/v1/models/../../api",
     ],
 )
-def test_a_path_leads_nowhere_else(served: Served, path: str) -> None:
+def test_a_path_leads_nowhere_else(served: PlayServer, path: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
     connection.putrequest("GET", path, skip_host=True)
     connection.putheader("Host", f"127.0.0.1:{served.port}")
@@ -122,46 +122,46 @@ def test_a_path_leads_nowhere_else(served: Served, path: str) -> None:
     connection.close()
 
 
-def test_ten_megabytes_are_not_read(served: Served) -> None:
+def test_ten_megabytes_are_not_read(served: PlayServer) -> None:
     response = served.post("/api/write", {"text": "to" * 5_000_000})
     assert response.status_code == 413
 
 
-def test_a_body_that_does_not_say_how_long_it_is(served: Served) -> None:
+def test_a_body_that_does_not_say_how_long_it_is(served: PlayServer) -> None:
     def pieces() -> Any:
         for _ in range(100):
             yield b" " * 100_000
 
     # It may hang up before we have said all.
-    hung_up = contextlib.suppress(httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadError)
-    with served.client() as client, hung_up:
+    disconnected = contextlib.suppress(httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadError)
+    with served.client() as client, disconnected:
         assert client.post("/api/next", content=pieces()).status_code == 413
     assert served.get("/api/run").status_code == 200
     assert MAX_BODY_BYTES < 10_000_000
 
 
-def test_a_length_that_is_none(served: Served) -> None:
+def test_a_length_that_is_none(served: PlayServer) -> None:
     for length in (b"99999999999999999999999", b"-1", b"1e3"):
-        said = raw(
+        reply = send_raw(
             served,
             b"POST /api/next HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: Bearer %s\r\n"
             b"Content-Length: %s\r\n\r\n" % (served.port, KEY.encode(), length),
         )
-        assert said[9:12] in (b"400", b"413")
+        assert reply[9:12] in (b"400", b"413")
 
 
-def raw(served: Served, content: bytes) -> bytes:
+def send_raw(served: PlayServer, content: bytes) -> bytes:
     """What is said to some bytes, as far as it comes at once."""
     with socket.create_connection(("127.0.0.1", served.port), timeout=30) as connection:
         connection.sendall(content)
         connection.shutdown(socket.SHUT_WR)
-        said = b""
+        reply = b""
         try:
             while part := connection.recv(65536):
-                said += part
+                reply += part
         except ConnectionResetError:
             pass
-    return said
+    return reply
 
 
 VALUES: tuple[Any, ...] = (
@@ -178,25 +178,25 @@ FIELDS = (
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_whatever_is_asked_it_lives(served: Served, count: int) -> None:
+def test_whatever_is_asked_it_lives(served: PlayServer, count: int) -> None:
     """Answered, or refused in a line of JSON; never a failure of ours."""
-    draw = random.Random(count)
+    rng = random.Random(count)
     answered = 0
     with served.client() as client:
         for n in range(count):
-            path = draw.choice(POSTED)
-            body: Any = {
-                name: draw.choice(VALUES) for name in draw.sample(FIELDS, draw.randrange(9))
-            }
-            if path.startswith("/v1") and draw.random() < 0.9:
+            path = rng.choice(POST_PATHS)
+            body: Any = {name: rng.choice(VALUES) for name in rng.sample(FIELDS, rng.randrange(9))}
+            if path.startswith("/v1") and rng.random() < 0.9:
                 body["model"] = served.folder.name
-            if draw.random() < 0.9:
+            if rng.random() < 0.9:
                 body["max_tokens"] = 2
             content = json.dumps(body).encode()
             if n % 4 == 3:
-                at = draw.randrange(len(content))
+                index = rng.randrange(len(content))
                 content = (
-                    content[:at] + bytes([draw.randrange(256)]) + content[at + draw.randrange(3) :]
+                    content[:index]
+                    + bytes([rng.randrange(256)])
+                    + content[index + rng.randrange(3) :]
                 )
             response = client.post(path, content=content)
             assert response.status_code in (200, 400, 404), (path, body, response.text)
@@ -209,29 +209,29 @@ def test_whatever_is_asked_it_lives(served: Served, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(3_000, marks=pytest.mark.slow)])
-def test_whatever_bytes_come_it_lives(served: Served, count: int) -> None:
-    draw = random.Random(count)
-    good = (
+def test_whatever_bytes_come_it_lives(served: PlayServer, count: int) -> None:
+    rng = random.Random(count)
+    valid_request = (
         f"POST /api/next HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\n"
         f'Authorization: Bearer {KEY}\r\nContent-Length: 13\r\n\r\n{{"text":"to"}}'
     ).encode()
     for _ in range(count):
-        content = bytearray(good)
-        for _ in range(draw.randrange(1, 9)):
-            at = draw.randrange(len(content))
-            content[at : at + draw.randrange(4)] = draw.randbytes(draw.randrange(4))
-        said = raw(served, bytes(content))
-        assert not said.startswith(b"HTTP/1.1 5")
+        content = bytearray(valid_request)
+        for _ in range(rng.randrange(1, 9)):
+            index = rng.randrange(len(content))
+            content[index : index + rng.randrange(4)] = rng.randbytes(rng.randrange(4))
+        reply = send_raw(served, bytes(content))
+        assert not reply.startswith(b"HTTP/1.1 5")
     assert served.get("/api/run").status_code == 200
 
 
-def test_it_listens_on_this_machine_alone(served: Served) -> None:
+def test_it_listens_on_this_machine_alone(served: PlayServer) -> None:
     try:
-        found = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+        infos = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
     except socket.gaierror:
         pytest.skip("this machine's name has no address, as on some Macs")
-    others = {info[4][0] for info in found}
-    for address in others - {"127.0.0.1", "127.0.1.1"}:
+    addresses = {info[4][0] for info in infos}
+    for address in addresses - {"127.0.0.1", "127.0.1.1"}:
         with pytest.raises(OSError):  # noqa: PT011
             socket.create_connection((str(address), served.port), timeout=5).close()
 

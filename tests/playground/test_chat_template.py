@@ -14,7 +14,7 @@ from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.playground import chat_template
 from mlxgpt.playground.request_body import ChatMessage
 from mlxgpt.utils.errors import UserError
-from tests.helpers.tokenizer_folders import tree_with_added
+from tests.helpers.tokenizer_folders import make_tokenizer_tree
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}"
@@ -23,7 +23,7 @@ TEMPLATE = (
 MODEL: Any = SimpleNamespace(tokenizer=BPETokenizer([]), ids=lambda text: np.array([256]))
 
 
-def said(*messages: Any) -> list[ChatMessage]:
+def parse_messages(*messages: Any) -> list[ChatMessage]:
     return [ChatMessage.model_validate(message) for message in messages]
 
 
@@ -31,7 +31,9 @@ def test_the_template_alone_ends_texts() -> None:
     """What a person writes is text, also where it looks like the end of one."""
     for name in ("content", "name"):
         message = {"role": "user", "content": "a"} | {name: "a\0<|endoftext|>"}
-        ids = chat_template.encode_chat(TEMPLATE.replace("content", name), said(message), MODEL)
+        ids = chat_template.encode_chat(
+            TEMPLATE.replace("content", name), parse_messages(message), MODEL
+        )
         tokenizer = MODEL.tokenizer
         assert ids == [
             256,
@@ -43,12 +45,12 @@ def test_the_template_alone_ends_texts() -> None:
 
 def test_special_tokens_of_a_template_are_tokens() -> None:
     """Those in what a person writes are text."""
-    tokenizer = tokenizer_json.build_tokenizer(tree_with_added(), "<|im_end|>")
+    tokenizer = tokenizer_json.build_tokenizer(make_tokenizer_tree(), "<|im_end|>")
     model: Any = SimpleNamespace(tokenizer=tokenizer, ids=lambda text: np.array([282]))
     template = (
         "{% for m in messages %}<pad>{{ m.content }}{{ eos_token }}\n{% endfor %}<|endoftext|>"
     )
-    messages = said({"role": "user", "content": "a <pad> cat"})
+    messages = parse_messages({"role": "user", "content": "a <pad> cat"})
     text = tokenizer.encode("a <pad> cat").tolist()
     assert 280 not in text
     assert chat_template.encode_chat(template, messages, model) == [
@@ -62,7 +64,9 @@ def test_special_tokens_of_a_template_are_tokens() -> None:
 
 def test_line_ends_of_a_message_are_normalized() -> None:
     ids = [
-        chat_template.encode_chat(TEMPLATE, said({"role": "user", "content": content}), MODEL)
+        chat_template.encode_chat(
+            TEMPLATE, parse_messages({"role": "user", "content": content}), MODEL
+        )
         for content in ("a\nb", "a\r\nb", "a\rb")
     ]
     assert ids[0] == ids[1] == ids[2]
@@ -70,45 +74,45 @@ def test_line_ends_of_a_message_are_normalized() -> None:
 
 def test_parts_of_a_content() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    (message,) = said({"role": "user", "content": parts})
+    (message,) = parse_messages({"role": "user", "content": parts})
     assert message.content == "ab"
-    for other in ({"type": "image_url"}, {"type": "text"}, {"text": "c"}, "c", None):
+    for part in ({"type": "image_url"}, {"type": "text"}, {"text": "c"}, "c", None):
         with pytest.raises(ValidationError):
-            said({"role": "user", "content": [*parts, other]})
+            parse_messages({"role": "user", "content": [*parts, part]})
 
 
 def test_a_template_has_what_transformers_gives_it() -> None:
     """`tests/oracle` compares whole templates."""
 
-    def rendered(template: str, *messages: dict[str, Any]) -> str:
+    def render(template: str, *messages: dict[str, Any]) -> str:
         return chat_template.render_chat_template(template, list(messages), {"bos_token": "<s>"})
 
     loop = "{% for n in range(5) %}{% if n == 2 %}{% continue %}{% endif %}{{ n }}{% if n == 3 %}"
-    assert rendered(loop + "{% break %}{% endif %}{% endfor %}") == "013"
-    assert rendered("a{% generation %}{% set b = 1 %}{{ b }}{% endgeneration %}{{ b }}") == "a1"
-    assert rendered("{{ {'b': '<é>', 'a': bos_token} | tojson }}") == '{"b": "<é>", "a": "<s>"}'
-    assert rendered("{{ 'é' | tojson(ensure_ascii=true) }}") == '"\\u00e9"'
-    assert rendered("{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}") == (
+    assert render(loop + "{% break %}{% endif %}{% endfor %}") == "013"
+    assert render("a{% generation %}{% set b = 1 %}{{ b }}{% endgeneration %}{{ b }}") == "a1"
+    assert render("{{ {'b': '<é>', 'a': bos_token} | tojson }}") == '{"b": "<é>", "a": "<s>"}'
+    assert render("{{ 'é' | tojson(ensure_ascii=true) }}") == '"\\u00e9"'
+    assert render("{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}") == (
         "TrueTrueTrue"
     )
     years = [datetime.now().year, datetime.now().year + 1]
-    assert rendered("{{ strftime_now('%Y') }}") in map(str, years)
-    assert rendered("{{ messages[0] | tojson }}", {"b": 1, "a": 2}) == '{"b": 1, "a": 2}'
-    thought = {"role": "assistant", "content": "", "reasoning": "hm"}
-    assert rendered("{{ messages[0].reasoning_content }}", thought) == "hm"
+    assert render("{{ strftime_now('%Y') }}") in map(str, years)
+    assert render("{{ messages[0] | tojson }}", {"b": 1, "a": 2}) == '{"b": 1, "a": 2}'
+    message = {"role": "assistant", "content": "", "reasoning": "hm"}
+    assert render("{{ messages[0].reasoning_content }}", message) == "hm"
     with pytest.raises(UserError, match="refuses these messages: take turns"):
-        rendered("{{ raise_exception('take turns') }}")
+        render("{{ raise_exception('take turns') }}")
     with pytest.raises(UserError, match="underscore"):
-        rendered("{{ namespace(_a=1) }}")
+        render("{{ namespace(_a=1) }}")
 
 
 def test_the_fields_of_a_message_keep_their_order() -> None:
     template = "{{ messages[0] | tojson }}"
     message = {"name": "Ann", "content": "hi", "role": "user", "tool_calls": None}
-    wanted = '{"name": "Ann", "content": "hi", "role": "user"}'
+    expected = '{"name": "Ann", "content": "hi", "role": "user"}'
     assert (
-        chat_template.encode_chat(template, said(message), MODEL)
-        == MODEL.tokenizer.encode(wanted).tolist()
+        chat_template.encode_chat(template, parse_messages(message), MODEL)
+        == MODEL.tokenizer.encode(expected).tolist()
     )
 
 
@@ -130,7 +134,7 @@ def test_the_fields_of_a_message_keep_their_order() -> None:
 )
 def test_a_strangers_template_does_no_harm(template: str) -> None:
     with pytest.raises(UserError, match="cannot be used"):
-        chat_template.encode_chat(template, said({"role": "user", "content": "a"}), MODEL)
+        chat_template.encode_chat(template, parse_messages({"role": "user", "content": "a"}), MODEL)
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

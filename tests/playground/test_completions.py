@@ -16,100 +16,106 @@ from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.playground.completions import MAX_WARNINGS, map_char_offsets
 from mlxgpt.playground.request_body import MAX_CHOICES
 from mlxgpt.storage.loading import load_run_model
-from tests.helpers.play_server import Served, serving
+from tests.helpers.play_server import PlayServer, serve_run
 
 COMPLETIONS = "/v1/completions"
 ECHO: dict[str, Any] = {"echo": True, "max_tokens": 0}
 
 
 @pytest.fixture(scope="module")
-def model(served: Served) -> LoadedModel:
+def model(served: PlayServer) -> LoadedModel:
     return load(str(served.folder))
 
 
-def test_the_models(served: Served) -> None:
-    told = served.get("/v1/models").json()
-    assert (told["object"], [one["id"] for one in told["data"]]) == ("list", ["done"])
-    assert served.get("/v1/models/done").json() == told["data"][0]
+def test_the_models(served: PlayServer) -> None:
+    result = served.get("/v1/models").json()
+    assert (result["object"], [item["id"] for item in result["data"]]) == ("list", ["done"])
+    assert served.get("/v1/models/done").json() == result["data"][0]
     assert served.get("/v1/models/other").status_code == 404
 
 
-def test_a_completion(served: Served, model: LoadedModel) -> None:
-    told = served.asked(
+def test_a_completion(served: PlayServer, model: LoadedModel) -> None:
+    result = served.post_ok(
         COMPLETIONS, model="done", prompt="to be", max_tokens=9, seed=4, temperature=0.7
     )
-    (choice,) = told["choices"]
-    wanted = model.generate("to be", max_tokens=9, seed=4, temperature=0.7)
-    assert ["to be" + choice["text"]] == wanted.texts
+    (choice,) = result["choices"]
+    expected = model.generate("to be", max_tokens=9, seed=4, temperature=0.7)
+    assert ["to be" + choice["text"]] == expected.texts
     assert (choice["finish_reason"], choice["index"], choice["logprobs"]) == ("length", 0, None)
-    read = len(model.encode("to be"))
-    assert told["usage"] == {
-        "prompt_tokens": read,
+    prompt_tokens = len(model.encode("to be"))
+    assert result["usage"] == {
+        "prompt_tokens": prompt_tokens,
         "completion_tokens": 9,
-        "total_tokens": read + 9,
+        "total_tokens": prompt_tokens + 9,
     }
-    assert told["object"] == "text_completion"
-    assert told["id"].startswith("cmpl-")
+    assert result["object"] == "text_completion"
+    assert result["id"].startswith("cmpl-")
 
 
-def test_several_texts_of_several_prompts(served: Served, model: LoadedModel) -> None:
-    def texts(**asked: Any) -> list[str]:
-        told = served.asked(COMPLETIONS, model="done", max_tokens=8, seed=4, **asked)
-        assert [one["index"] for one in told["choices"]] == list(range(len(told["choices"])))
-        return [one["text"] for one in told["choices"]]
+def test_several_texts_of_several_prompts(served: PlayServer, model: LoadedModel) -> None:
+    def texts(**fields: Any) -> list[str]:
+        result = served.post_ok(COMPLETIONS, model="done", max_tokens=8, seed=4, **fields)
+        assert [item["index"] for item in result["choices"]] == list(range(len(result["choices"])))
+        return [item["text"] for item in result["choices"]]
 
-    found = texts(prompt=["to", "be"], n=2)
-    assert found[::2] == [*texts(prompt="to"), *texts(prompt="be")]
-    wanted = model.generate(["to", "be"], samples=2, max_tokens=8, seed=4, temperature=1.0)
-    assert found == [text[2:] for text in wanted.texts]
+    sampled = texts(prompt=["to", "be"], n=2)
+    assert sampled[::2] == [*texts(prompt="to"), *texts(prompt="be")]
+    expected = model.generate(["to", "be"], samples=2, max_tokens=8, seed=4, temperature=1.0)
+    assert sampled == [text[2:] for text in expected.texts]
     assert texts(prompt=[1, 2]) == texts(prompt=[[1, 2]])
     assert texts(prompt="to", echo=True) == ["to" + texts(prompt="to")[0]]
 
 
-def test_a_stream_is_the_same_in_pieces(served: Served) -> None:
-    asked: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 8, "seed": 4}
-    whole = served.asked(COMPLETIONS, **asked)
-    parts = served.events(COMPLETIONS, stream=True, **asked)
-    assert "".join(one["choices"][0]["text"] for one in parts) == whole["choices"][0]["text"]
-    assert [one["choices"][0]["finish_reason"] for one in parts][-2:] == [None, "length"]
-    assert len({one["id"] for one in parts}) == 1
-    parts = served.events(COMPLETIONS, stream=True, stream_options={"include_usage": True}, **asked)
-    assert [one["usage"] for one in parts[:-1]] == [None] * (len(parts) - 1)
-    assert (parts[-1]["choices"], parts[-1]["usage"]) == ([], whole["usage"])
-    response = served.post(COMPLETIONS, {**asked, "stream": True})
+def test_a_stream_is_the_same_in_pieces(served: PlayServer) -> None:
+    fields: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 8, "seed": 4}
+    expected = served.post_ok(COMPLETIONS, **fields)
+    parts = served.post_stream(COMPLETIONS, stream=True, **fields)
+    assert "".join(item["choices"][0]["text"] for item in parts) == expected["choices"][0]["text"]
+    assert [item["choices"][0]["finish_reason"] for item in parts][-2:] == [None, "length"]
+    assert len({item["id"] for item in parts}) == 1
+    parts = served.post_stream(
+        COMPLETIONS, stream=True, stream_options={"include_usage": True}, **fields
+    )
+    assert [item["usage"] for item in parts[:-1]] == [None] * (len(parts) - 1)
+    assert (parts[-1]["choices"], parts[-1]["usage"]) == ([], expected["usage"])
+    response = served.post(COMPLETIONS, {**fields, "stream": True})
     assert response.text.endswith("data: [DONE]\n\n")
 
 
-def test_a_stop(served: Served) -> None:
-    asked: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 50, "seed": 4}
-    text = served.asked(COMPLETIONS, **asked)["choices"][0]["text"]
+def test_a_stop(served: PlayServer) -> None:
+    fields: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 50, "seed": 4}
+    text = served.post_ok(COMPLETIONS, **fields)["choices"][0]["text"]
     stop = text[10:13]
-    (choice,) = served.asked(COMPLETIONS, stop=stop, **asked)["choices"]
+    (choice,) = served.post_ok(COMPLETIONS, stop=stop, **fields)["choices"]
     assert choice["text"] == text[: text.index(stop)]
     assert choice["finish_reason"] == "stop"
 
 
-def test_the_logarithms_of_probabilities(served: Served, model: LoadedModel) -> None:
-    told = served.asked(COMPLETIONS, model="done", prompt="to", max_tokens=4, seed=4, logprobs=3)
-    told = told["choices"][0]["logprobs"]
-    wanted = list(model.iter_tokens("to", max_tokens=4, seed=4, temperature=1.0, alternatives=3))
-    assert told["tokens"] == [one.text for one in wanted]
-    assert told["text_offset"] == [0, 1, 2, 3]
-    for value, others, one in zip(
-        told["token_logprobs"], told["top_logprobs"], wanted, strict=True
+def test_the_logarithms_of_probabilities(served: PlayServer, model: LoadedModel) -> None:
+    result = served.post_ok(
+        COMPLETIONS, model="done", prompt="to", max_tokens=4, seed=4, logprobs=3
+    )
+    result = result["choices"][0]["logprobs"]
+    expected = list(model.iter_tokens("to", max_tokens=4, seed=4, temperature=1.0, alternatives=3))
+    assert result["tokens"] == [item.text for item in expected]
+    assert result["text_offset"] == [0, 1, 2, 3]
+    for value, top_values, item in zip(
+        result["token_logprobs"], result["top_logprobs"], expected, strict=True
     ):
-        assert value == pytest.approx(math.log(one.probability or 0), abs=1e-5)
-        shares = [share for _, share in one.alternatives]
-        if one.probability not in shares:  # the drawn token is always there
-            assert others[one.text] == value
-            shares.append(one.probability or 0)
-        assert sorted(others.values(), reverse=True) == pytest.approx(
+        assert value == pytest.approx(math.log(item.probability or 0), abs=1e-5)
+        shares = [share for _, share in item.alternatives]
+        if item.probability not in shares:  # the drawn token is always there
+            assert top_values[item.text] == value
+            shares.append(item.probability or 0)
+        assert sorted(top_values.values(), reverse=True) == pytest.approx(
             [math.log(share) for share in shares], abs=1e-5
         )
-    told = served.asked(COMPLETIONS, model="done", prompt="to", max_tokens=4, seed=4, logprobs=0)
-    told = told["choices"][0]["logprobs"]
-    pairs = zip(told["tokens"], told["token_logprobs"], strict=True)
-    assert told["top_logprobs"] == [{token: value} for token, value in pairs]
+    result = served.post_ok(
+        COMPLETIONS, model="done", prompt="to", max_tokens=4, seed=4, logprobs=0
+    )
+    result = result["choices"][0]["logprobs"]
+    pairs = zip(result["tokens"], result["token_logprobs"], strict=True)
+    assert result["top_logprobs"] == [{token: value} for token, value in pairs]
 
 
 @pytest.mark.parametrize(
@@ -148,69 +154,78 @@ def test_the_logarithms_of_probabilities(served: Served, model: LoadedModel) -> 
         ({"model": "done", "logprobs": 1, "top_logprobs": 2}, "top_logprobs needs logprobs"),
     ],
 )
-def test_what_is_not_here_is_refused(served: Served, asked: dict[str, Any], why: str) -> None:
+def test_what_is_not_here_is_refused(served: PlayServer, asked: dict[str, Any], why: str) -> None:
     for stream in ({}, {"stream": True}):
-        assert why in served.refused(COMPLETIONS, **(stream | asked))
+        assert why in served.post_error(COMPLETIONS, **(stream | asked))
 
 
-def test_the_echo_is_the_prompt_as_it_was_sent(served: Served, tales: Served) -> None:
+def test_the_echo_is_the_prompt_as_it_was_sent(
+    served: PlayServer, tales_server: PlayServer
+) -> None:
     """Without the end-of-text that we put before it; from ids, with all that they hold."""
     for prompt in ("Once", "", "hé 日本!\r\n", "a <|endoftext|> b"):
-        (choice,) = tales.asked(COMPLETIONS, model="tales", prompt=prompt, **ECHO)["choices"]
+        (choice,) = tales_server.post_ok(COMPLETIONS, model="tales", prompt=prompt, **ECHO)[
+            "choices"
+        ]
         assert choice["text"] == prompt
         assert (choice["finish_reason"], choice["logprobs"]) == ("length", None)
-    model = load(str(tales.folder))
+    model = load(str(tales_server.folder))
     ids = model.encode("Once").tolist()
     assert ids[0] == model.tokenizer.end_of_text
-    (choice,) = tales.asked(COMPLETIONS, model="tales", prompt=ids, **ECHO)["choices"]
+    (choice,) = tales_server.post_ok(COMPLETIONS, model="tales", prompt=ids, **ECHO)["choices"]
     assert choice["text"] == "<|endoftext|>Once"
-    (choice,) = served.asked(COMPLETIONS, model="done", prompt="", **ECHO)["choices"]
+    (choice,) = served.post_ok(COMPLETIONS, model="done", prompt="", **ECHO)["choices"]
     assert choice["text"] == "", "nor the newline that stands for nothing"
 
 
-def test_nothing_is_written_where_no_token_is_asked_for(tales: Served) -> None:
-    answer = tales.asked(COMPLETIONS, model="tales", prompt="Once", max_tokens=0)
+def test_nothing_is_written_where_no_token_is_asked_for(tales_server: PlayServer) -> None:
+    answer = tales_server.post_ok(COMPLETIONS, model="tales", prompt="Once", max_tokens=0)
     assert answer["choices"][0]["text"] == ""
     assert answer["usage"]["completion_tokens"] == 0
 
 
-def test_an_echo_of_an_unfinished_character(tales: Served) -> None:
+def test_an_echo_of_an_unfinished_character(tales_server: PlayServer) -> None:
     """It is written once, when it is complete; what will not be is replaced."""
-    model = load(str(tales.folder))
-    half = model.tokenizer.encode("日")[:1].tolist()
-    assert len(model.tokenizer.token_bytes(half[0])) < 3
-    whole = model.generate("", max_tokens=1).texts  # any
-    assert whole
-    (choice,) = tales.asked(COMPLETIONS, model="tales", prompt=half, **ECHO)["choices"]
+    model = load(str(tales_server.folder))
+    partial_ids = model.tokenizer.encode("日")[:1].tolist()
+    assert len(model.tokenizer.token_bytes(partial_ids[0])) < 3
+    generated = model.generate("", max_tokens=1).texts  # any
+    assert generated
+    (choice,) = tales_server.post_ok(COMPLETIONS, model="tales", prompt=partial_ids, **ECHO)[
+        "choices"
+    ]
     assert choice["text"] == "\ufffd"
-    asked: dict[str, Any] = {"model": "tales", "prompt": half, "max_tokens": 6, "seed": 1}
-    (alone,) = tales.asked(COMPLETIONS, **asked)["choices"]
-    (echoed,) = tales.asked(COMPLETIONS, echo=True, logprobs=2, **asked)["choices"]
-    assert echoed["text"] == alone["text"]
+    fields: dict[str, Any] = {"model": "tales", "prompt": partial_ids, "max_tokens": 6, "seed": 1}
+    (plain,) = tales_server.post_ok(COMPLETIONS, **fields)["choices"]
+    (echoed,) = tales_server.post_ok(COMPLETIONS, echo=True, logprobs=2, **fields)["choices"]
+    assert echoed["text"] == plain["text"]
     assert echoed["logprobs"]["tokens"][0].startswith("bytes:\\xe6")
     assert echoed["logprobs"]["text_offset"][:2] == [0, 0]
 
 
 @pytest.mark.parametrize("prompt", ["Once upon", "hé 日本! and then a much longer text", [3, 9, 3]])
-def test_log_probabilities_of_an_echo(tales: Served, prompt: str | list[int]) -> None:
+def test_log_probabilities_of_an_echo(tales_server: PlayServer, prompt: str | list[int]) -> None:
     """Those of the model's own logits, for each token but the first."""
-    model = load(str(tales.folder))
-    answer = tales.asked(COMPLETIONS, model="tales", prompt=prompt, logprobs=3, **ECHO)
+    model = load(str(tales_server.folder))
+    answer = tales_server.post_ok(COMPLETIONS, model="tales", prompt=prompt, logprobs=3, **ECHO)
     answer = answer["choices"][0]["logprobs"]
     ids = model.encode(prompt).tolist() if isinstance(prompt, str) else prompt
-    own = int(isinstance(prompt, str))  # the end-of-text before a text is not shown
+    bos_count = int(isinstance(prompt, str))  # the end-of-text before a text is not shown
     contents = [model.tokenizer.token_bytes(id) for id in ids]
-    assert [len(value) for value in answer.values()] == [len(ids) - own] * 4
+    assert [len(value) for value in answer.values()] == [len(ids) - bos_count] * 4
     assert (answer["token_logprobs"][0], answer["top_logprobs"][0]) == (None, None)
-    for n in range(own + 1, len(ids)):
-        shown, top = answer["token_logprobs"][n - own], answer["top_logprobs"][n - own]
-        wanted = logprobs_after(model, ids[:n], len(ids))
-        assert shown == pytest.approx(wanted[ids[n]], abs=1e-4)
-        assert top[answer["tokens"][n - own]] == shown
+    for n in range(bos_count + 1, len(ids)):
+        logprob, top = (
+            answer["token_logprobs"][n - bos_count],
+            answer["top_logprobs"][n - bos_count],
+        )
+        expected = logprobs_after(model, ids[:n], len(ids))
+        assert logprob == pytest.approx(expected[ids[n]], abs=1e-4)
+        assert top[answer["tokens"][n - bos_count]] == logprob
         assert 3 <= len(top) <= 4
-        assert sorted(top.values())[-3:] == pytest.approx(sorted(wanted)[-3:], abs=1e-4)
-        offset = len(b"".join(contents[own:n]).decode(errors="ignore"))
-        assert answer["text_offset"][n - own] == offset
+        assert sorted(top.values())[-3:] == pytest.approx(sorted(expected)[-3:], abs=1e-4)
+        offset = len(b"".join(contents[bos_count:n]).decode(errors="ignore"))
+        assert answer["text_offset"][n - bos_count] == offset
 
 
 def logprobs_after(model: LoadedModel, ids: list[int], length: int) -> np.ndarray:
@@ -224,8 +239,8 @@ def logprobs_after(model: LoadedModel, ids: list[int], length: int) -> np.ndarra
     return logits - np.log(np.exp(logits).sum())
 
 
-def test_an_echo_with_several_texts_and_streamed(tales: Served) -> None:
-    asked: dict[str, Any] = {
+def test_an_echo_with_several_texts_and_streamed(tales_server: PlayServer) -> None:
+    fields: dict[str, Any] = {
         "model": "tales",
         "prompt": ["Once", "hé 日本"],
         "n": 2,
@@ -233,30 +248,30 @@ def test_an_echo_with_several_texts_and_streamed(tales: Served) -> None:
         "seed": 3,
         "logprobs": 2,
     }
-    plain = tales.asked(COMPLETIONS, **asked)["choices"]
-    whole = tales.asked(COMPLETIONS, echo=True, **asked)["choices"]
-    assert [choice["text"] for choice in whole] == [
+    plain = tales_server.post_ok(COMPLETIONS, **fields)["choices"]
+    echoed = tales_server.post_ok(COMPLETIONS, echo=True, **fields)["choices"]
+    assert [choice["text"] for choice in echoed] == [
         prompt + choice["text"]
-        for prompt, choice in zip(np.repeat(asked["prompt"], 2), plain, strict=True)
+        for prompt, choice in zip(np.repeat(fields["prompt"], 2), plain, strict=True)
     ]
-    for n, (choice, alone) in enumerate(zip(whole, plain, strict=True)):
-        length, prompt = len(alone["logprobs"]["tokens"]), asked["prompt"][n // 2]
+    for n, (choice, plain_choice) in enumerate(zip(echoed, plain, strict=True)):
+        length, prompt = len(plain_choice["logprobs"]["tokens"]), fields["prompt"][n // 2]
         for name in ("tokens", "token_logprobs", "top_logprobs"):
-            assert choice["logprobs"][name][-length:] == alone["logprobs"][name]
-        shifted = [offset + len(prompt) for offset in alone["logprobs"]["text_offset"]]
+            assert choice["logprobs"][name][-length:] == plain_choice["logprobs"][name]
+        shifted = [offset + len(prompt) for offset in plain_choice["logprobs"]["text_offset"]]
         assert choice["logprobs"]["text_offset"][-length:] == shifted
-    parts = tales.events(COMPLETIONS, echo=True, stream=True, **asked)
-    for n, choice in enumerate(whole):
-        own = [part["choices"][0] for part in parts if part["choices"][0]["index"] == n]
-        assert "".join(part["text"] for part in own) == choice["text"]
+    parts = tales_server.post_stream(COMPLETIONS, echo=True, stream=True, **fields)
+    for n, choice in enumerate(echoed):
+        own_parts = [part["choices"][0] for part in parts if part["choices"][0]["index"] == n]
+        assert "".join(part["text"] for part in own_parts) == choice["text"]
         for name, values in choice["logprobs"].items():
-            assert [value for part in own for value in part["logprobs"][name]] == values
+            assert [value for part in own_parts for value in part["logprobs"][name]] == values
 
 
-def test_offsets_are_those_of_the_tokens_where_a_stop_string_is_awaited(served: Served) -> None:
-    asked: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 8, "seed": 4}
-    text = served.asked(COMPLETIONS, **asked)["choices"][0]["text"]
-    (choice,) = served.asked(COMPLETIONS, logprobs=0, stop=text[2:5] + "no", **asked)["choices"]
+def test_offsets_are_those_of_the_tokens_where_a_stop_string_is_awaited(served: PlayServer) -> None:
+    fields: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 8, "seed": 4}
+    text = served.post_ok(COMPLETIONS, **fields)["choices"][0]["text"]
+    (choice,) = served.post_ok(COMPLETIONS, logprobs=0, stop=text[2:5] + "no", **fields)["choices"]
     assert choice["text"] == text
     assert choice["logprobs"]["text_offset"] == list(range(8))
 
@@ -275,11 +290,11 @@ def test_where_normalization_changed_a_text(normalized: str, sent: str, places: 
     assert map_char_offsets(normalized, sent) == places
 
 
-def test_the_requests_of_lm_evaluation_harness(tales: Served) -> None:
+def test_the_requests_of_lm_evaluation_harness(tales_server: PlayServer) -> None:
     """Its `local-completions` model: batches of ids, one token to draw, and the sum of what lies
     between the context and that token; the losses of `mlxgpt eval --hellaswag`.
     """
-    run, model, _ = load_run_model(str(tales.folder), "best", None)
+    run, model, _ = load_run_model(str(tales_server.folder), "best", None)
     examples = [
         HellaSwagExample("Once upon a time", ("3 foxes said", "they slept.", "日本", "then"), 0),
         HellaSwagExample("Then they", ("slept.", "foxes", "said: hé", "upon a time there were"), 3),
@@ -287,12 +302,12 @@ def test_the_requests_of_lm_evaluation_harness(tales: Served) -> None:
     scored = sorted(
         ending_losses(model, run.tokenizer, examples), key=lambda score: score.example_index
     )
-    for example, wanted in zip(examples, scored, strict=True):
+    for example, expected in zip(examples, scored, strict=True):
         context = run.tokenizer.encode(example.context).tolist()
         endings = [run.tokenizer.encode(f" {ending}").tolist() for ending in example.endings]
         block = run.config.model.block_size
         inputs = [(context + ending)[-(block + 1) :] for ending in endings]  # its max_length
-        answer = tales.asked(
+        answer = tales_server.post_ok(
             COMPLETIONS,
             model="tales",
             prompt=inputs,
@@ -303,18 +318,19 @@ def test_the_requests_of_lm_evaluation_harness(tales: Served) -> None:
             echo=True,
         )
         for choice, ids, ending, loss in zip(
-            answer["choices"], inputs, endings, wanted.losses, strict=True
+            answer["choices"], inputs, endings, expected.losses, strict=True
         ):
-            begin = max(1, len(ids) - len(ending))
-            logprobs = choice["logprobs"]["token_logprobs"][begin:-1]
-            top = choice["logprobs"]["top_logprobs"][begin:-1]
+            start = max(1, len(ids) - len(ending))
+            logprobs = choice["logprobs"]["token_logprobs"][start:-1]
+            top = choice["logprobs"]["top_logprobs"][start:-1]
             assert sum(logprobs) == pytest.approx(-loss, abs=1e-4)
             assert all(
-                value <= max(others.values()) for value, others in zip(logprobs, top, strict=True)
+                value <= max(top_values.values())
+                for value, top_values in zip(logprobs, top, strict=True)
             )
 
 
-def test_a_misspelled_or_unsupported_field_is_refused(served: Served) -> None:
+def test_a_misspelled_or_unsupported_field_is_refused(served: PlayServer) -> None:
     for name, value, why in (
         ("temprature", 0.5, "did you mean temperature?"),
         ("Temperature", 0.5, "did you mean temperature?"),
@@ -341,15 +357,15 @@ def test_a_misspelled_or_unsupported_field_is_refused(served: Served) -> None:
         ("add_special_tokens", False, "not supported"),
         ("messages", [1], "not supported"),
     ):
-        message = served.refused(COMPLETIONS, model="done", prompt="to", **{name: value})
+        message = served.post_error(COMPLETIONS, model="done", prompt="to", **{name: value})
         assert why in message, message
         assert "→" in message
 
 
-def test_fields_that_change_nothing_pass(served: Served) -> None:
-    asked: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 4, "seed": 4}
-    plain = served.asked(COMPLETIONS, **asked)["choices"]
-    neutral: dict[str, Any] = {
+def test_fields_that_change_nothing_pass(served: PlayServer) -> None:
+    fields: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 4, "seed": 4}
+    plain = served.post_ok(COMPLETIONS, **fields)["choices"]
+    neutral_fields: dict[str, Any] = {
         "best_of": 1,
         "suffix": None,
         "logit_bias": {},
@@ -380,18 +396,18 @@ def test_fields_that_change_nothing_pass(served: Served) -> None:
         "keep_alive": "5m",
         "cache_prompt": True,
     }
-    assert served.asked(COMPLETIONS, **asked, **neutral)["choices"] == plain
-    for name, value in neutral.items():
-        assert served.asked(COMPLETIONS, **asked | {name: value})["choices"] == plain, name
+    assert served.post_ok(COMPLETIONS, **fields, **neutral_fields)["choices"] == plain
+    for name, value in neutral_fields.items():
+        assert served.post_ok(COMPLETIONS, **fields | {name: value})["choices"] == plain, name
 
 
-def test_an_unknown_field_is_reported_once(served: Served, notes: list[str]) -> None:
-    with serving(served.folder) as there:
+def test_an_unknown_field_is_reported_once(served: PlayServer, notes: list[str]) -> None:
+    with serve_run(served.folder) as server:
         for _ in range(2):
-            there.asked(COMPLETIONS, model="done", max_tokens=1, colour="blue", **{"a\nb": 1})
-        there.asked(COMPLETIONS, model="done", max_tokens=1, shape="round")
+            server.post_ok(COMPLETIONS, model="done", max_tokens=1, colour="blue", **{"a\nb": 1})
+        server.post_ok(COMPLETIONS, model="done", max_tokens=1, shape="round")
         for n in range(200):
-            there.asked(COMPLETIONS, model="done", max_tokens=0, **{f"field {n}": 1})
+            server.post_ok(COMPLETIONS, model="done", max_tokens=0, **{f"field {n}": 1})
     lines = [line for line in notes if "unknown field" in line]
     assert lines[:3] == [
         f"a request has the unknown field {name}, which is ignored"
@@ -401,7 +417,7 @@ def test_an_unknown_field_is_reported_once(served: Served, notes: list[str]) -> 
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions"])
-def test_half_a_surrogate_pair_is_named(served: Served, path: str) -> None:
+def test_half_a_surrogate_pair_is_named(served: PlayServer, path: str) -> None:
     for body, why in (
         ({"prompt": "ab\ud800c"}, "prompt has half a surrogate pair, U+D800, as character 3"),
         ({"prompt": ["a", "\udfff"]}, "prompt[1] has half a surrogate pair, U+DFFF"),
@@ -414,66 +430,66 @@ def test_half_a_surrogate_pair_is_named(served: Served, path: str) -> None:
             response = client.post(path, content=content)
         assert response.status_code == 400
         assert why in response.json()["error"]["message"]
-    answer = served.refused(COMPLETIONS, model="done", prompt="\U0001f98a")
+    answer = served.post_error(COMPLETIONS, model="done", prompt="\U0001f98a")
     assert "never seen: '\U0001f98a'" in answer, "a whole pair is a character like others"
 
 
-def test_too_much_of_anything(served: Served) -> None:
-    deep: Any = 1
+def test_too_much_of_anything(served: PlayServer) -> None:
+    nested: Any = 1
     for _ in range(100):
-        deep = [deep]
-    assert "nested too deeply" in served.refused(COMPLETIONS, model="done", prompt=deep)
-    many = {f"field {n}": 1 for n in range(300)}
-    assert "301 fields" in served.refused(COMPLETIONS, model="done", **many)
+        nested = [nested]
+    assert "nested too deeply" in served.post_error(COMPLETIONS, model="done", prompt=nested)
+    many_fields = {f"field {n}": 1 for n in range(300)}
+    assert "301 fields" in served.post_error(COMPLETIONS, model="done", **many_fields)
 
 
 def test_no_answer_has_a_number_that_json_lacks(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: PlayServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a model's numbers are not finite, an error says so."""
-    asked: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 2, "logprobs": 1}
+    fields: dict[str, Any] = {"model": "done", "prompt": "to", "max_tokens": 2, "logprobs": 1}
 
-    def damaged(logits: mx.array, *_: Any) -> tuple[mx.array, ...]:
+    def nan_probabilities(logits: mx.array, *_: Any) -> tuple[mx.array, ...]:
         return mx.full((len(logits),), float("nan")), mx.zeros((1, 1), mx.int32), mx.zeros((1, 1))
 
-    monkeypatch.setattr(engine, "top_probabilities", damaged)
-    with serving(served.folder) as there:
-        assert "not finite" in there.refused(COMPLETIONS, **asked)
-        (event,) = there.events(COMPLETIONS, stream=True, **asked)
+    monkeypatch.setattr(engine, "top_probabilities", nan_probabilities)
+    with serve_run(served.folder) as server:
+        assert "not finite" in server.post_error(COMPLETIONS, **fields)
+        (event,) = server.post_stream(COMPLETIONS, stream=True, **fields)
         assert "not finite" in event["error"]["message"]
-        *_, event = there.events("/api/write", text="to", max_tokens=2)
+        *_, event = server.post_stream("/api/write", text="to", max_tokens=2)
         assert "not finite" in event["error"]["message"]
 
 
-def test_no_chat_without_a_template(served: Served) -> None:
-    said = served.refused(
+def test_no_chat_without_a_template(served: PlayServer) -> None:
+    message = served.post_error(
         "/v1/chat/completions", model="done", messages=[{"role": "user", "content": "to"}]
     )
-    assert "no chat template" in said
-    assert "/v1/completions" in said
+    assert "no chat template" in message
+    assert "/v1/completions" in message
 
 
-def test_a_chat(own: Served) -> None:
-    (own.folder / "chat_template.jinja").write_text(
+def test_a_chat(own_server: PlayServer) -> None:
+    (own_server.folder / "chat_template.jinja").write_text(
         "{% for message in messages %}{{ message.content }}\n{% endfor %}"
     )
     messages = [{"role": "system", "content": "or"}, {"role": "user", "content": "not to"}]
-    asked: dict[str, Any] = {"model": "mine", "max_tokens": 8, "seed": 4}
-    told = own.asked(
-        "/v1/chat/completions", messages=messages, logprobs=True, top_logprobs=2, **asked
+    fields: dict[str, Any] = {"model": "mine", "max_tokens": 8, "seed": 4}
+    result = own_server.post_ok(
+        "/v1/chat/completions", messages=messages, logprobs=True, top_logprobs=2, **fields
     )
-    (choice,) = told["choices"]
-    (wanted,) = own.asked(COMPLETIONS, prompt="or\nnot to\n", **asked)["choices"]
-    assert choice["message"]["content"] == wanted["text"]
-    assert (choice["message"]["role"], told["object"]) == ("assistant", "chat.completion")
-    assert [len(one["top_logprobs"]) for one in choice["logprobs"]["content"]] == [2] * 8
-    parts = own.events("/v1/chat/completions", messages=messages, stream=True, **asked)
-    deltas = [one["choices"][0]["delta"] for one in parts]
-    assert "".join(one.get("content", "") for one in deltas) == wanted["text"]
+    (choice,) = result["choices"]
+    (expected,) = own_server.post_ok(COMPLETIONS, prompt="or\nnot to\n", **fields)["choices"]
+    assert choice["message"]["content"] == expected["text"]
+    assert (choice["message"]["role"], result["object"]) == ("assistant", "chat.completion")
+    assert [len(item["top_logprobs"]) for item in choice["logprobs"]["content"]] == [2] * 8
+    parts = own_server.post_stream("/v1/chat/completions", messages=messages, stream=True, **fields)
+    deltas = [item["choices"][0]["delta"] for item in parts]
+    assert "".join(item.get("content", "") for item in deltas) == expected["text"]
     assert parts[0]["object"] == "chat.completion.chunk"
     assert parts[-1]["choices"][0]["finish_reason"] == "length"
 
-    for wrong, why in (
+    for invalid, why in (
         ([], "messages = [] is not valid"),
         ("a", 'messages = "a" is not valid'),
         ([{"role": "king", "content": "to"}], 'messages[0].role = "king" is not valid'),
@@ -483,16 +499,18 @@ def test_a_chat(own: Served) -> None:
         ([messages[0]] * 201, "1 to 200 messages"),
         ([messages[0] | {"content": "t" * 60_000}] * 2, "messages are too long"),
     ):
-        assert why in own.refused("/v1/chat/completions", messages=wrong, **asked)
-    assert "messages is missing" in own.refused("/v1/chat/completions", **asked)
+        assert why in own_server.post_error("/v1/chat/completions", messages=invalid, **fields)
+    assert "messages is missing" in own_server.post_error("/v1/chat/completions", **fields)
     for name, value in (("echo", True), ("prompt", "to"), ("max_tokens", 0)):
-        said = own.refused("/v1/chat/completions", messages=messages, **asked | {name: value})
-        assert name in said
+        message = own_server.post_error(
+            "/v1/chat/completions", messages=messages, **fields | {name: value}
+        )
+        assert name in message
 
 
-def test_line_ends_of_a_request_are_normalized(served: Served) -> None:
-    asked: dict[str, Any] = {"model": "done", "max_tokens": 40, "seed": 4}
-    plain = served.asked(COMPLETIONS, prompt="to\nbe", stop="\n", **asked)
+def test_line_ends_of_a_request_are_normalized(served: PlayServer) -> None:
+    fields: dict[str, Any] = {"model": "done", "max_tokens": 40, "seed": 4}
+    expected = served.post_ok(COMPLETIONS, prompt="to\nbe", stop="\n", **fields)
     for prompt, stop in (("to\r\nbe", "\r\n"), ("\ufeffto\rbe", "\r")):
-        other = served.asked(COMPLETIONS, prompt=prompt, stop=stop, **asked)
-        assert (other["choices"], other["usage"]) == (plain["choices"], plain["usage"])
+        actual = served.post_ok(COMPLETIONS, prompt=prompt, stop=stop, **fields)
+        assert (actual["choices"], actual["usage"]) == (expected["choices"], expected["usage"])

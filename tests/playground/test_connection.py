@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlxgpt.playground import connection, scheduler, server
-from tests.helpers.play_server import KEY, Served, playing
+from tests.helpers.play_server import KEY, PlayServer, serve_run_copy
 
 BODY = {"model": "mine", "prompt": "to", "max_tokens": 2}
 
@@ -24,35 +24,37 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def there(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+def play_server(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PlayServer]:
     """A server whose answers do not fit into what the system buffers for it."""
-    bound = server.bind_socket
+    original_bind = server.bind_socket
 
-    def small(port: int) -> socket.socket:
-        listener = bound(port)
+    def bind_small_buffer(port: int) -> socket.socket:
+        listener = original_bind(port)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         return listener
 
-    monkeypatch.setattr(server, "bind_socket", small)
-    with playing(trained, tmp_path / "mine") as served:
+    monkeypatch.setattr(server, "bind_socket", bind_small_buffer)
+    with serve_run_copy(trained, tmp_path / "mine") as served:
         yield served
 
 
 @contextlib.contextmanager
-def connected(there: Served, *lines: str, body: bytes = b"") -> Iterator[socket.socket]:
+def connect(play_server: PlayServer, *lines: str, body: bytes = b"") -> Iterator[socket.socket]:
     """A client that has sent this; it reads only what the test reads."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(60)
-        client.connect(("127.0.0.1", there.port))
+        client.connect(("127.0.0.1", play_server.port))
         client.sendall("".join(f"{line}\r\n" for line in lines).encode() + body)
         yield client
 
 
-def head(there: Served, request: str, length: int = 0) -> list[str]:
+def request_lines(play_server: PlayServer, request: str, length: int = 0) -> list[str]:
     return [
         f"{request} HTTP/1.1",
-        f"Host: 127.0.0.1:{there.port}",
+        f"Host: 127.0.0.1:{play_server.port}",
         f"Authorization: Bearer {KEY}",
         "Content-Type: application/json",
         *([f"Content-Length: {length}"] if length else []),
@@ -61,9 +63,11 @@ def head(there: Served, request: str, length: int = 0) -> list[str]:
 
 
 @contextlib.contextmanager
-def unread_stream(there: Served) -> Iterator[socket.socket]:
+def unread_stream(play_server: PlayServer) -> Iterator[socket.socket]:
     body = json.dumps(BODY | {"max_tokens": 4000, "stream": True, "logprobs": 5}).encode()
-    with connected(there, *head(there, "POST /v1/completions", len(body)), body=body) as client:
+    with connect(
+        play_server, *request_lines(play_server, "POST /v1/completions", len(body)), body=body
+    ) as client:
         yield client
 
 
@@ -75,68 +79,70 @@ def is_closed(client: socket.socket) -> bool:
     return True
 
 
-def eventually(holds: Callable[[], bool]) -> bool:
+def wait_until(condition: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 60
-    while not (held := holds()) and time.monotonic() < deadline:
+    while not (satisfied := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return held
+    return satisfied
 
 
 def test_streams_that_nobody_reads_take_no_place(
-    there: Served, monkeypatch: pytest.MonkeyPatch
+    play_server: PlayServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "MAX_WAITING", 2)
-    with unread_stream(there), unread_stream(there), unread_stream(there):
-        assert eventually(lambda: there.post("/v1/completions", BODY).status_code == 200)
+    with unread_stream(play_server), unread_stream(play_server), unread_stream(play_server):
+        assert wait_until(lambda: play_server.post("/v1/completions", BODY).status_code == 200)
         # And it stays so, since they take no more turns.
-        answers = [there.post("/v1/completions", BODY).status_code for _ in range(10)]
+        answers = [play_server.post("/v1/completions", BODY).status_code for _ in range(10)]
         assert answers == [200] * 10
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_stream_that_nobody_reads_is_given_up(there: Served) -> None:
-    with unread_stream(there) as client:
+def test_a_stream_that_nobody_reads_is_given_up(play_server: PlayServer) -> None:
+    with unread_stream(play_server) as client:
         time.sleep(3)
         assert is_closed(client), "before all 4000 tokens"
-    assert there.post("/v1/completions", BODY).status_code == 200
+    assert play_server.post("/v1/completions", BODY).status_code == 200
 
 
 def test_a_client_that_reads_slowly_gets_everything(
-    there: Served, monkeypatch: pytest.MonkeyPatch
+    play_server: PlayServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes longer than the server waits for one that reads nothing."""
     monkeypatch.setattr(connection, "CLIENT_TIMEOUT", 2.0)
     path = "/static/d3-7.9.0.min.js"
-    whole = there.get(path).content
-    with connected(there, *head(there, f"GET {path}")) as client:
+    expected = play_server.get(path).content
+    with connect(play_server, *request_lines(play_server, f"GET {path}")) as client:
         content = b""
-        while not content.endswith(whole):
+        while not content.endswith(expected):
             time.sleep(0.02)
             piece = client.recv(2048)
-            assert piece, f"{len(content)} of {len(whole)} bytes"
+            assert piece, f"{len(content)} of {len(expected)} bytes"
             content += piece
 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("sent", ["nothing", "half a head", "half a body", "one request"])
-def test_a_client_that_sends_no_whole_request_is_given_up(there: Served, sent: str) -> None:
-    lines = head(there, "POST /v1/completions", 100)
-    sendings = {
+def test_a_client_that_sends_no_whole_request_is_given_up(
+    play_server: PlayServer, sent: str
+) -> None:
+    lines = request_lines(play_server, "POST /v1/completions", 100)
+    requests = {
         "nothing": ([], b""),
         "half a head": (lines[:2], b""),
         "half a body": (lines, b'{"model"'),
-        "one request": (head(there, "GET /v1/models"), b""),
+        "one request": (request_lines(play_server, "GET /v1/models"), b""),
     }
-    with connected(there, *sendings[sent][0], body=sendings[sent][1]) as client:
+    with connect(play_server, *requests[sent][0], body=requests[sent][1]) as client:
         assert is_closed(client)
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_request_that_trickles_in_is_given_up(there: Served) -> None:
+def test_a_request_that_trickles_in_is_given_up(play_server: PlayServer) -> None:
     """Byte by byte, in the head or in the body: sending something is not enough."""
-    for lines in ([], head(there, "POST /v1/completions", 100_000)):
-        with connected(there, *lines) as client:
-            assert eventually(lambda: cannot_send(client))
+    for lines in ([], request_lines(play_server, "POST /v1/completions", 100_000)):
+        with connect(play_server, *lines) as client:
+            assert wait_until(lambda: cannot_send(client))
 
 
 def cannot_send(client: socket.socket) -> bool:
@@ -151,26 +157,28 @@ def cannot_send(client: socket.socket) -> bool:
 def many_files() -> Iterator[None]:
     """Room for both ends of many connections; macOS allows 256 open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = 1000 if hard == resource.RLIM_INFINITY else min(1000, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
+    limit = 1000 if hard == resource.RLIM_INFINITY else min(1000, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.usefixtures("many_files")
-def test_idle_connections_keep_nobody_out(there: Served) -> None:
+def test_idle_connections_keep_nobody_out(play_server: PlayServer) -> None:
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(connected(there)) for _ in range(150)]
+        clients = [stack.enter_context(connect(play_server)) for _ in range(150)]
         for _ in range(10):
-            assert there.post("/v1/completions", BODY).status_code == 200
+            assert play_server.post("/v1/completions", BODY).status_code == 200
         assert is_closed(clients[0]), "the first to wait is the first to go"
         newest = clients[-1]
-        newest.sendall("".join(f"{line}\r\n" for line in head(there, "GET /v1/models")).encode())
+        newest.sendall(
+            "".join(f"{line}\r\n" for line in request_lines(play_server, "GET /v1/models")).encode()
+        )
         assert newest.recv(1 << 16).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.usefixtures("impatient")
-def test_who_waits_for_a_long_answer_is_not_given_up(there: Served) -> None:
+def test_who_waits_for_a_long_answer_is_not_given_up(play_server: PlayServer) -> None:
     """The device may take longer for a text than a client may."""
-    answer = there.post("/v1/completions", BODY | {"max_tokens": 1000})
+    answer = play_server.post("/v1/completions", BODY | {"max_tokens": 1000})
     assert answer.json()["usage"]["completion_tokens"] == 1000

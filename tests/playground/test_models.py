@@ -18,68 +18,68 @@ def folder(tmp_path: Path, trained: Path) -> Path:
 
 
 def test_a_model_is_read_once(folder: Path) -> None:
-    there = ModelCache(folder)
-    assert there.get_model() is there.get_model() is there.get_model(there.get_model().step)
-    assert there.get_model(0) is not there.get_model()
-    assert (there.get_model(0).step, there.get_model(8).step) == (0, 8)
+    cache = ModelCache(folder)
+    assert cache.get_model() is cache.get_model() is cache.get_model(cache.get_model().step)
+    assert cache.get_model(0) is not cache.get_model()
+    assert (cache.get_model(0).step, cache.get_model(8).step) == (0, 8)
 
 
 def test_a_run_is_opened_once_and_anew_where_it_was_written_anew(folder: Path) -> None:
-    there = ModelCache(folder)
-    run = there.get_run()
-    assert there.get_run() is run
+    cache = ModelCache(folder)
+    run = cache.get_run()
+    assert cache.get_run() is run
     os.utime(folder / "config.toml", ns=(1, 1))
-    assert there.get_run() is not run
+    assert cache.get_run() is not run
     shutil.rmtree(folder / "checkpoints" / "step-0000012")
-    assert 12 not in there.get_run().saved_steps(), "what is there is looked up each time"
+    assert 12 not in cache.get_run().saved_steps(), "what is there is looked up each time"
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError):
-        there.get_run()
+        cache.get_run()
 
 
 def test_those_not_used_for_longest_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "MAX_CACHED", 2)
-    there = ModelCache(folder)
-    first, second = there.get_model(0), there.get_model(8)
-    assert there.get_model(0) is first
-    there.get_model(12)
-    assert there.get_model(0) is first
-    assert there.get_model(8) is not second
+    cache = ModelCache(folder)
+    first, second = cache.get_model(0), cache.get_model(8)
+    assert cache.get_model(0) is first
+    cache.get_model(12)
+    assert cache.get_model(0) is first
+    assert cache.get_model(8) is not second
 
 
 def test_one_alone_may_be_larger_than_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "MAX_CACHED_PARAMETERS", 10)
-    there = ModelCache(folder)
-    assert there.get_model(0) is there.get_model(0)
-    first = there.get_model(0)
-    there.get_model(8)
-    assert there.get_model(0) is not first
+    cache = ModelCache(folder)
+    assert cache.get_model(0) is cache.get_model(0)
+    first = cache.get_model(0)
+    cache.get_model(8)
+    assert cache.get_model(0) is not first
 
 
 def test_a_run_that_was_trained_anew_is_read_anew(folder: Path) -> None:
-    there = ModelCache(folder)
-    before = there.get_model(12)
+    cache = ModelCache(folder)
+    model = cache.get_model(12)
     os.utime(folder / "checkpoints" / "step-0000012", ns=(1, 1))
-    assert there.get_model(12) is not before
-    assert there.get_model(12) is there.get_model()
+    assert cache.get_model(12) is not model
+    assert cache.get_model(12) is cache.get_model()
 
 
 def test_of_a_run_that_is_gone(folder: Path) -> None:
-    there = ModelCache(folder)
-    model = there.get_model()
+    cache = ModelCache(folder)
+    model = cache.get_model()
     shutil.rmtree(folder)
-    assert there.get_model() is there.get_model(12) is model
+    assert cache.get_model() is cache.get_model(12) is model
     for step in (0, 8):
         with pytest.raises(UserError, match="is gone"):
-            there.get_model(step)
+            cache.get_model(step)
     with pytest.raises(UserError, match="is gone"):
         ModelCache(folder).get_model()
 
 
 def test_a_look_is_taken_once(folder: Path) -> None:
-    there = ModelCache(folder)
-    model, ids = there.get_model(), [1, 2, 3]
-    look = there.get_trace(model, ids, frozenset())
-    assert there.get_trace(model, [1, 2, 3], frozenset()) is look
-    assert there.get_trace(model, ids, frozenset({(0, 0)})) is not look
-    assert there.get_trace(there.get_model(8), ids, frozenset()) is not look
+    cache = ModelCache(folder)
+    model, ids = cache.get_model(), [1, 2, 3]
+    trace = cache.get_trace(model, ids, frozenset())
+    assert cache.get_trace(model, [1, 2, 3], frozenset()) is trace
+    assert cache.get_trace(model, ids, frozenset({(0, 0)})) is not trace
+    assert cache.get_trace(cache.get_model(8), ids, frozenset()) is not trace

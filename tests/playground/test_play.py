@@ -25,41 +25,41 @@ def test_a_page_is_opened_and_ends_with_ctrl_c(place: Path) -> None:
     command = [sys.executable, "-m", "mlxgpt", "play", "--port", "0", "--no-browser"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
-        said = process.stderr.readline()
-        found = re.search(r"(http://127\.0\.0\.1:\d+)/#(\S+)", said)
-        assert found
-        key = {"Authorization": f"Bearer {found[2]}"}
+        line = process.stderr.readline()
+        match = re.search(r"(http://127\.0\.0\.1:\d+)/#(\S+)", line)
+        assert match
+        key = {"Authorization": f"Bearer {match[2]}"}
         assert "key" in process.stderr.readline()
-        assert httpx.get(f"{found[1]}/api/run", headers=key, trust_env=False).json()["step"] == 12
+        assert httpx.get(f"{match[1]}/api/run", headers=key, trust_env=False).json()["step"] == 12
         process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
+        stderr = process.stderr.read()
         assert process.wait(300) in (0, 130)
-        assert "Traceback" not in rest
+        assert "Traceback" not in stderr
 
 
 def test_the_browser_is_shown_the_way(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
+    urls: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", urls.append)
 
-    class Ready:
+    class FakeServer:
         def __init__(self, app: Any, ready: Any) -> None:
             self.ready = ready
 
         def run(self, sockets: list[socket.socket]) -> None:
             self.ready()
 
-    monkeypatch.setattr(server, "Server", Ready)
-    told: list[str] = []
-    mlxgpt.play("done", port=0, ready=lambda *one: told.extend(one))
-    assert opened == ["/#".join(told)]
+    monkeypatch.setattr(server, "Server", FakeServer)
+    ready_args: list[str] = []
+    mlxgpt.play("done", port=0, ready=lambda *args: ready_args.extend(args))
+    assert urls == ["/#".join(ready_args)]
     mlxgpt.play(port=0, browser=False)
-    assert len(opened) == 1
+    assert len(urls) == 1
     assert cli.main(["play", "--port", "0", "--no-browser", "--json"]) == 0
-    told_as_json = json.loads(capsys.readouterr().out)
-    assert told_as_json["page"].endswith("/#" + told_as_json["key"])
-    assert told_as_json["api"].startswith("http://127.0.0.1:")
+    output = json.loads(capsys.readouterr().out)
+    assert output["page"].endswith("/#" + output["key"])
+    assert output["api"].startswith("http://127.0.0.1:")
 
 
 def test_what_cannot_be_played(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,10 +73,10 @@ def test_what_cannot_be_played(home: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_port_that_cannot_be_used(
     place: Path, port: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        number = str(taken.getsockname()[1]) if port == "taken" else port
+    with socket.socket() as occupied:
+        occupied.bind(("127.0.0.1", 0))
+        occupied.listen()
+        number = str(occupied.getsockname()[1]) if port == "taken" else port
         assert cli.main(["play", "--no-browser", "--port", number]) == 2
     assert f"port {number} cannot be used" in capsys.readouterr().err
 
@@ -84,16 +84,14 @@ def test_a_port_that_cannot_be_used(
 def test_without_the_extra_it_says_what_to_install(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
+    original = builtins.__import__
 
-    def without(name: str, *given: Any, **named: Any) -> Any:
-        if name.startswith("mlxgpt.playground") or (
-            name == "mlxgpt" and "playground" in str(given)
-        ):
+    def import_without_playground(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("mlxgpt.playground") or (name == "mlxgpt" and "playground" in str(args)):
             raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
-        return real(name, *given, **named)
+        return original(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(builtins, "__import__", import_without_playground)
     with pytest.raises(UserError) as error:
         mlxgpt.play("done", port=0, browser=False)
     assert "uvicorn is not installed" in error.value.problem
@@ -103,8 +101,8 @@ def test_without_the_extra_it_says_what_to_install(
 def test_a_run_that_only_begins_can_be_played(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("checkpoints", "snapshots"):
         shutil.rmtree(place / "runs/done" / name)
-    played: list[Path] = []
-    monkeypatch.setattr(server, "create_app", lambda folder, *_: played.append(folder))
+    folders: list[Path] = []
+    monkeypatch.setattr(server, "create_app", lambda folder, *_: folders.append(folder))
     monkeypatch.setattr(server.Server, "run", lambda self, sockets: None)
     mlxgpt.play(port=0, browser=False)
-    assert played == [(place / "runs/done").absolute()]
+    assert folders == [(place / "runs/done").absolute()]

@@ -11,7 +11,7 @@ from mlxgpt.playground import scheduler
 from mlxgpt.playground.scheduler import DeviceWorker, TooManyRequestsError
 
 
-def counting(name: str, count: int, log: list[str]) -> Iterator[str]:
+def count_items(name: str, count: int, log: list[str]) -> Iterator[str]:
     try:
         for n in range(count):
             log.append(name)
@@ -24,19 +24,19 @@ def test_all_take_turns_in_one_thread() -> None:
     log: list[str] = []
 
     async def gather(device: DeviceWorker, name: str, count: int) -> list[str]:
-        return [item async for item in device.stream(lambda: counting(name, count, log))]
+        return [item async for item in device.stream(lambda: count_items(name, count, log))]
 
-    async def both() -> list[list[str]]:
+    async def run_both() -> list[list[str]]:
         device = DeviceWorker()
         hold = threading.Event()
         blocker = asyncio.create_task(device.call(hold.wait))
-        tasks = [asyncio.create_task(gather(device, *one)) for one in (("a", 3), ("b", 5))]
+        tasks = [asyncio.create_task(gather(device, *args)) for args in (("a", 3), ("b", 5))]
         await asyncio.sleep(0.05)
         hold.set()
         await blocker
         return await asyncio.gather(*tasks)
 
-    assert asyncio.run(both()) == [["a0", "a1", "a2"], ["b0", "b1", "b2", "b3", "b4"]]
+    assert asyncio.run(run_both()) == [["a0", "a1", "a2"], ["b0", "b1", "b2", "b3", "b4"]]
     assert [entry for entry in log if len(entry) == 1] == list("abababbb")
     assert "a ends in device" in log
 
@@ -44,9 +44,9 @@ def test_all_take_turns_in_one_thread() -> None:
 def test_whoever_stops_asking_stops_it() -> None:
     log: list[str] = []
 
-    async def one() -> None:
+    async def run() -> None:
         device = DeviceWorker()
-        async for _ in (items := device.stream(lambda: counting("a", 10**9, log))):
+        async for _ in (items := device.stream(lambda: count_items("a", 10**9, log))):
             break
         await items.aclose()
         for _ in range(1000):
@@ -54,34 +54,34 @@ def test_whoever_stops_asking_stops_it() -> None:
                 return
             await asyncio.sleep(0.01)
 
-    asyncio.run(one())
+    asyncio.run(run())
     assert log[-1] == "a ends in device"
 
 
 def test_errors_reach_who_asked() -> None:
-    def fails() -> Iterator[int]:
+    def fail() -> Iterator[int]:
         yield 1
         raise KeyError("two")
 
-    async def one() -> list[int]:
-        device, seen = DeviceWorker(), list[int]()
+    async def run() -> list[int]:
+        device, items = DeviceWorker(), list[int]()
 
         async def all_items() -> None:
-            async for item in device.stream(fails):
-                seen.append(item)
+            async for item in device.stream(fail):
+                items.append(item)
 
         with pytest.raises(KeyError, match="two"):
             await all_items()
         assert await device.call(lambda: 7) == 7, "the thread lives"
-        return seen
+        return items
 
-    assert asyncio.run(one()) == [1]
+    assert asyncio.run(run()) == [1]
 
 
 def test_no_more_than_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "MAX_WAITING", 2)
 
-    async def one() -> None:
+    async def run() -> None:
         device = DeviceWorker()
         tasks = [asyncio.create_task(device.call(lambda: time.sleep(0.05))) for _ in range(2)]
         await asyncio.sleep(0)
@@ -90,16 +90,16 @@ def test_no_more_than_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.gather(*tasks)
         await device.call(lambda: None)
 
-    asyncio.run(one())
+    asyncio.run(run())
 
 
 def test_who_pauses_has_no_place_and_takes_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "MAX_WAITING", 1)
     log: list[str] = []
 
-    async def one() -> list[str]:
+    async def run() -> list[str]:
         device = DeviceWorker()
-        paused = device.stream(lambda: counting("a", 1000, log))
+        paused = device.stream(lambda: count_items("a", 1000, log))
         first = await anext(paused)
         assert await device.call(lambda: 7) == 7, "its place is free"
         for _ in range(5):
@@ -107,5 +107,5 @@ def test_who_pauses_has_no_place_and_takes_no_turns(monkeypatch: pytest.MonkeyPa
         assert log.count("a") <= 1 + scheduler.MAX_PREFETCH
         return [first, *[item async for item in paused]]
 
-    assert asyncio.run(one()) == [f"a{n}" for n in range(1000)], "and later it gets everything"
+    assert asyncio.run(run()) == [f"a{n}" for n in range(1000)], "and later it gets everything"
     assert log[-1] == "a ends in device"

@@ -8,7 +8,7 @@ import pytest
 
 from mlxgpt.playground import scheduler, server
 from mlxgpt.utils.errors import UserError
-from tests.helpers.play_server import Served
+from tests.helpers.play_server import PlayServer
 
 
 def test_pieces_are_sent_at_once() -> None:
@@ -25,30 +25,32 @@ def test_a_port_is_taken_once() -> None:
             server.bind_socket(listener.getsockname()[1])
 
 
-def test_too_many_at_once_are_told_so(own: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_at_once_are_told_so(
+    own_server: PlayServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scheduler, "MAX_WAITING", 2)
     answers: list[httpx.Response] = []
     body = {"text": "to", "max_tokens": 1500}
 
     def ask() -> None:
-        answers.append(own.post("/api/write", body))
+        answers.append(own_server.post("/api/write", body))
 
-    asking = [threading.Thread(target=ask) for _ in range(4)]
-    for one in asking:
-        one.start()
-    for one in asking:
-        one.join(60)
-    assert sorted(one.status_code for one in answers) == [200, 200, 429, 429]
-    refused = next(one for one in answers if one.status_code == 429)
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for item in threads:
+        item.start()
+    for item in threads:
+        item.join(60)
+    assert sorted(item.status_code for item in answers) == [200, 200, 429, 429]
+    refused = next(item for item in answers if item.status_code == 429)
     assert "wait for one" in refused.json()["error"]["message"]
-    assert own.post("/api/write", body | {"max_tokens": 2}).status_code == 200
+    assert own_server.post("/api/write", body | {"max_tokens": 2}).status_code == 200
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/nothing", 404), ("GET", "/api/write", 405), ("POST", "/api/run", 405)],
 )
-def test_what_is_not_there(served: Served, method: str, path: str, status: int) -> None:
+def test_what_is_not_there(served: PlayServer, method: str, path: str, status: int) -> None:
     with served.client() as client:
         response = client.request(method, path)
     assert response.status_code == status

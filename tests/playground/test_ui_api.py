@@ -14,106 +14,118 @@ from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.playground import ui_api
 from mlxgpt.playground.ui_api import _example_prompt, _label_prompt_tokens, _token_label
-from tests.helpers.play_server import Served
+from tests.helpers.play_server import PlayServer
 
 
 @pytest.fixture(scope="module")
-def model(served: Served) -> LoadedModel:
+def model(served: PlayServer) -> LoadedModel:
     return load(str(served.folder))
 
 
-def test_what_there_is(served: Served, model: LoadedModel) -> None:
-    told = served.get("/api/run").json()
-    assert (told["name"], told["step"]) == ("done", model.step)
-    assert (told["n_layer"], told["n_head"], told["block_size"]) == (2, 2, 8)
-    assert told["ages"] == model.run.saved_steps() == [0, 8, 12]
+def test_what_there_is(served: PlayServer, model: LoadedModel) -> None:
+    result = served.get("/api/run").json()
+    assert (result["name"], result["step"]) == ("done", model.step)
+    assert (result["n_layer"], result["n_head"], result["block_size"]) == (2, 2, 8)
+    assert result["ages"] == model.run.saved_steps() == [0, 8, 12]
 
 
-def test_it_writes_what_generate_does(served: Served, model: LoadedModel) -> None:
+def test_it_writes_what_generate_does(served: PlayServer, model: LoadedModel) -> None:
     for settings in ({"temperature": 0.5}, {"top_k": 3}, {"temperature": 0, "min_p": 0.1}):
-        first, *drawn, last = served.events(
+        first, *events, last = served.post_stream(
             "/api/write", text="to be", seed=5, max_tokens=20, **settings
         )
         assert [id for id, _, _ in first["prompt"]] == model.encode("to be").tolist()
         assert "".join(text for _, text, _ in first["prompt"]) == "to be"
         assert (first["seed"], first["step"], last) == (5, model.step, {"end": "length"})
-        text = "to be" + "".join(one["text"] for one in drawn)
+        text = "to be" + "".join(event["text"] for event in events)
         assert [text] == model.generate("to be", seed=5, max_tokens=20, **settings).texts
-        for one in drawn:
-            ids, names, shares = zip(*one["alternatives"], strict=True)
+        for event in events:
+            ids, names, shares = zip(*event["alternatives"], strict=True)
             assert len(ids) == ui_api.TOP_TOKEN_COUNT
             assert list(shares) == sorted(shares, reverse=True)
             assert list(names) == [_token_label(model.tokenizer, id) for id in ids]
-            if one["id"] in ids:
-                assert one["probability"] == shares[ids.index(one["id"])]
+            if event["id"] in ids:
+                assert event["probability"] == shares[ids.index(event["id"])]
 
 
-def test_another_branch_goes_on_from_its_ids(served: Served, model: LoadedModel) -> None:
-    first, *drawn, _ = served.events("/api/write", text="to", seed=5, max_tokens=6)
-    begun = [id for id, _, _ in first["prompt"]]
-    kept = [one["id"] for one in drawn[:2]]
-    other = drawn[2]["alternatives"][3][0]
-    again, *rest, _ = served.events("/api/write", ids=[*begun, *kept, other], seed=9, max_tokens=4)
-    assert [id for id, _, _ in again["prompt"]] == [*begun, *kept, other]
-    alone = list(model.iter_tokens([*begun, *kept, other], seed=9, max_tokens=4))
-    assert [one["id"] for one in rest] == [one.id for one in alone]
+def test_another_branch_goes_on_from_its_ids(served: PlayServer, model: LoadedModel) -> None:
+    first, *events, _ = served.post_stream("/api/write", text="to", seed=5, max_tokens=6)
+    prompt_ids = [id for id, _, _ in first["prompt"]]
+    kept_ids = [event["id"] for event in events[:2]]
+    branch_id = events[2]["alternatives"][3][0]
+    resumed, *rest, _ = served.post_stream(
+        "/api/write", ids=[*prompt_ids, *kept_ids, branch_id], seed=9, max_tokens=4
+    )
+    assert [id for id, _, _ in resumed["prompt"]] == [*prompt_ids, *kept_ids, branch_id]
+    expected = list(model.iter_tokens([*prompt_ids, *kept_ids, branch_id], seed=9, max_tokens=4))
+    assert [event["id"] for event in rest] == [event.id for event in expected]
 
 
-def test_an_age_can_be_asked_for(served: Served) -> None:
+def test_an_age_can_be_asked_for(served: PlayServer) -> None:
     texts = {
         step: "".join(
-            one.get("text", "")
-            for one in served.events("/api/write", text="to", step=step, seed=1, max_tokens=30)
+            event.get("text", "")
+            for event in served.post_stream(
+                "/api/write", text="to", step=step, seed=1, max_tokens=30
+            )
         )
         for step in (0, 8, 12)
     }
     assert len(set(texts.values())) == 3
-    assert "no checkpoint '5'" in served.refused("/api/write", text="to", step=5)
+    assert "no checkpoint '5'" in served.post_error("/api/write", text="to", step=5)
 
 
-def test_next_is_what_settings_leave(served: Served, model: LoadedModel) -> None:
-    likely = served.asked("/api/next", text="to be", temperature=1, top_k=3)["likely"]
+def test_next_is_what_settings_leave(served: PlayServer, model: LoadedModel) -> None:
+    candidates = served.post_ok("/api/next", text="to be", temperature=1, top_k=3)["likely"]
     logits = model.logits(model.encode("to be"))[-1, : model.tokenizer.vocab_size]
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
-    assert [id for id, *_ in likely] == np.argsort(-shares)[: ui_api.TOP_TOKEN_COUNT].tolist()
-    np.testing.assert_allclose([row[2] for row in likely], np.sort(shares)[::-1][:12], atol=1e-5)
-    left = [row[3] for row in likely]
-    assert sum(share > 0 for share in left) == 3
-    assert sum(left) == pytest.approx(1, abs=1e-5)
-    plain = served.asked("/api/next", text="to be", temperature=1)["likely"]
-    assert [row[3] for row in plain] == pytest.approx([row[2] for row in plain])
+    assert [id for id, *_ in candidates] == np.argsort(-shares)[: ui_api.TOP_TOKEN_COUNT].tolist()
+    np.testing.assert_allclose(
+        [row[2] for row in candidates], np.sort(shares)[::-1][:12], atol=1e-5
+    )
+    probabilities = [row[3] for row in candidates]
+    assert sum(share > 0 for share in probabilities) == 3
+    assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+    unfiltered = served.post_ok("/api/next", text="to be", temperature=1)["likely"]
+    assert [row[3] for row in unfiltered] == pytest.approx([row[2] for row in unfiltered])
 
 
-def test_the_look(served: Served, model: LoadedModel) -> None:
+def test_the_look(served: PlayServer, model: LoadedModel) -> None:
     ids = model.encode("to be or").tolist()
-    told = served.asked("/api/look", ids=ids, layer=1)
-    shown = np.frombuffer(base64.b64decode(told["attention"]), np.uint8).reshape(2, len(ids), -1)
-    wanted = model.trace_forward(ids).attention[1]
-    np.testing.assert_allclose(shown / 255, wanted, atol=0.5 / 255 + 1e-6)
-    assert [tuple(one) for one in told["tokens"]] == _label_prompt_tokens(model.tokenizer, ids)
-    assert told["usual"] == told["without"]
-    off = served.asked("/api/look", ids=ids, layer=1, off=[1])
-    assert off["usual"] == told["usual"] != off["without"]
-    wanted = model.trace_forward(ids, [(0, 1)]).next_tokens(ui_api.TOP_TOKEN_COUNT)
-    assert [(id, share) for id, _, share in off["without"]] == wanted
-    assert "no such head" in served.refused("/api/look", ids=ids, off=[4])
-    assert "layer = 2 is not valid" in served.refused("/api/look", ids=ids, layer=2)
+    result = served.post_ok("/api/look", ids=ids, layer=1)
+    attention = np.frombuffer(base64.b64decode(result["attention"]), np.uint8).reshape(
+        2, len(ids), -1
+    )
+    expected = model.trace_forward(ids).attention[1]
+    np.testing.assert_allclose(attention / 255, expected, atol=0.5 / 255 + 1e-6)
+    assert [tuple(token) for token in result["tokens"]] == _label_prompt_tokens(
+        model.tokenizer, ids
+    )
+    assert result["usual"] == result["without"]
+    ablated = served.post_ok("/api/look", ids=ids, layer=1, off=[1])
+    assert ablated["usual"] == result["usual"] != ablated["without"]
+    expected = model.trace_forward(ids, [(0, 1)]).next_tokens(ui_api.TOP_TOKEN_COUNT)
+    assert [(id, share) for id, _, share in ablated["without"]] == expected
+    assert "no such head" in served.post_error("/api/look", ids=ids, off=[4])
+    assert "layer = 2 is not valid" in served.post_error("/api/look", ids=ids, layer=2)
 
 
-def test_the_lens_and_the_neighbours(served: Served, model: LoadedModel) -> None:
+def test_the_lens_and_the_neighbours(served: PlayServer, model: LoadedModel) -> None:
     ids = model.encode("to be or").tolist()
-    layers = served.asked("/api/lens", ids=ids, position=3)["layers"]
+    layers = served.post_ok("/api/lens", ids=ids, position=3)["layers"]
     assert len(layers) == 3
-    wanted = model.trace_forward(ids).logit_lens(3, 5)
-    assert [[(id, share) for id, _, share in one] for one in layers] == wanted
-    near = served.asked("/api/neighbours", id=2)["likely"]
-    assert [(id, share) for id, _, share in near] == model.find_neighbors(2, ui_api.TOP_TOKEN_COUNT)
+    expected = model.trace_forward(ids).logit_lens(3, 5)
+    assert [[(id, share) for id, _, share in layer] for layer in layers] == expected
+    neighbors = served.post_ok("/api/neighbours", id=2)["likely"]
+    assert [(id, share) for id, _, share in neighbors] == model.find_neighbors(
+        2, ui_api.TOP_TOKEN_COUNT
+    )
 
 
-def test_longer_than_the_block_the_last_tokens_are_seen(served: Served) -> None:
-    told = served.asked("/api/look", text="to be or not to be")
-    assert "".join(text for _, text, _ in told["tokens"]) == "ot to be"[-8:]
+def test_longer_than_the_block_the_last_tokens_are_seen(served: PlayServer) -> None:
+    result = served.post_ok("/api/look", text="to be or not to be")
+    assert "".join(text for _, text, _ in result["tokens"]) == "ot to be"[-8:]
 
 
 @pytest.mark.parametrize(
@@ -133,96 +145,98 @@ def test_longer_than_the_block_the_last_tokens_are_seen(served: Served) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(
-    served: Served, path: str, body: dict[str, Any], why: str
+    served: PlayServer, path: str, body: dict[str, Any], why: str
 ) -> None:
-    message = served.refused(path, **body)
+    message = served.post_error(path, **body)
     assert why in message
     assert "→" in message
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
-def test_what_is_no_object_is_refused(served: Served, content: bytes) -> None:
+def test_what_is_no_object_is_refused(served: PlayServer, content: bytes) -> None:
     with served.client() as client:
         assert client.post("/api/next", content=content).status_code == 400
 
 
-def test_the_course_comes_from_the_files(own: Served) -> None:
-    told = own.get("/api/course").json()
-    assert (told["step"], told["max_steps"]) == (12, 12)
-    assert [step for step, _ in told["val_loss"]] == [4, 8, 12]
-    assert [step for step, _ in told["samples"]] == [4, 8, 12]
+def test_the_course_comes_from_the_files(own_server: PlayServer) -> None:
+    result = own_server.get("/api/course").json()
+    assert (result["step"], result["max_steps"]) == (12, 12)
+    assert [step for step, _ in result["val_loss"]] == [4, 8, 12]
+    assert [step for step, _ in result["samples"]] == [4, 8, 12]
     line = {"step": 14, "loss": 1.25, "tokens_per_second": 10.0}
-    with (own.folder / "metrics.jsonl").open("a") as file:
+    with (own_server.folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
-    told = own.get("/api/course").json()
-    assert (told["step"], told["loss"][-1]) == (14, [14, 1.25])
+    result = own_server.get("/api/course").json()
+    assert (result["step"], result["loss"][-1]) == (14, [14, 1.25])
 
 
-def test_a_long_course_is_thinned(own: Served) -> None:
+def test_a_long_course_is_thinned(own_server: PlayServer) -> None:
     lines = [{"step": n, "loss": 1 / n} for n in range(1, 20_001)]
-    (own.folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    assert 500 < len(own.get("/api/course").json()["loss"]) < 1300
+    (own_server.folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in lines)
+    )
+    assert 500 < len(own_server.get("/api/course").json()["loss"]) < 1300
 
 
-def test_before_there_is_a_checkpoint(own: Served) -> None:
+def test_before_there_is_a_checkpoint(own_server: PlayServer) -> None:
     for name in ("checkpoints", "snapshots"):
-        shutil.rmtree(own.folder / name)
-    told = own.get("/api/run").json()
-    assert (told["step"], told["ages"]) == (None, [])
-    assert "no checkpoint yet" in own.refused("/api/write", text="to")
+        shutil.rmtree(own_server.folder / name)
+    result = own_server.get("/api/run").json()
+    assert (result["step"], result["ages"]) == (None, [])
+    assert "no checkpoint yet" in own_server.post_error("/api/write", text="to")
 
 
-def test_a_run_that_is_deleted_under_it(own: Served) -> None:
+def test_a_run_that_is_deleted_under_it(own_server: PlayServer) -> None:
     """What was read goes on; the rest says so."""
-    before = own.events("/api/write", text="to", seed=1, max_tokens=9)
-    shutil.rmtree(own.folder)
-    assert own.events("/api/write", text="to", seed=1, max_tokens=9) == before
+    events = own_server.post_stream("/api/write", text="to", seed=1, max_tokens=9)
+    shutil.rmtree(own_server.folder)
+    assert own_server.post_stream("/api/write", text="to", seed=1, max_tokens=9) == events
     for path in ("/api/run", "/api/course"):
-        response = own.get(path)
+        response = own_server.get(path)
         assert response.status_code == 400
         assert "is gone" in response.json()["error"]["message"]
-    assert "is gone" in own.refused("/api/write", text="to", step=4)
+    assert "is gone" in own_server.post_error("/api/write", text="to", step=4)
 
 
-def test_texts_that_are_written_at_the_same_time_share(served: Served) -> None:
+def test_texts_that_are_written_at_the_same_time_share(served: PlayServer) -> None:
     """A short one begun later ends before a long one, and both are as if they were alone."""
-    ended: list[str] = []
+    finished: list[str] = []
 
     def write(name: str, count: int) -> None:
-        made = served.events("/api/write", text="to", seed=1, max_tokens=count)
-        assert len(made) == count + 2
-        ended.append(name)
+        events = served.post_stream("/api/write", text="to", seed=1, max_tokens=count)
+        assert len(events) == count + 2
+        finished.append(name)
 
-    long = threading.Thread(target=write, args=("long", 1500))
-    long.start()
+    thread = threading.Thread(target=write, args=("long", 1500))
+    thread.start()
     time.sleep(0.05)
     write("short", 10)
-    long.join(300)
-    assert ended == ["short", "long"]
+    thread.join(300)
+    assert finished == ["short", "long"]
 
 
-def test_a_closed_tab_stops_its_text(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[int] = []
-    real = LoadedModel.iter_tokens
+def test_a_closed_tab_stops_its_text(served: PlayServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    token_ids: list[int] = []
+    original = LoadedModel.iter_tokens
 
-    def counted(self: LoadedModel, *given: Any, **named: Any) -> Any:
-        for one in real(self, *given, **named):
-            drawn.append(one.id)
+    def counting(self: LoadedModel, *args: Any, **kwargs: Any) -> Any:
+        for token in original(self, *args, **kwargs):
+            token_ids.append(token.id)
             time.sleep(0.002)
-            yield one
+            yield token
 
-    monkeypatch.setattr(LoadedModel, "iter_tokens", counted)
+    monkeypatch.setattr(LoadedModel, "iter_tokens", counting)
     body = {"text": "to", "max_tokens": 4000}
     with served.client() as client, client.stream("POST", "/api/write", json=body) as response:
         for _ in response.iter_text():
-            if drawn:
+            if token_ids:
                 break
     deadline = time.monotonic() + 300
     count = -1
-    while count != len(drawn) and time.monotonic() < deadline:
-        count = len(drawn)
+    while count != len(token_ids) and time.monotonic() < deadline:
+        count = len(token_ids)
         time.sleep(1)
-    assert 0 < count == len(drawn) < 3000
+    assert 0 < count == len(token_ids) < 3000
 
 
 def test_a_character_that_is_spread_over_tokens() -> None:
@@ -233,6 +247,6 @@ def test_a_character_that_is_spread_over_tokens() -> None:
     assert [name for _, _, name in pieces][1:4] == ["<F0>", "<9F>", "<99>"]
 
 
-def test_an_opening_is_one_that_the_model_knows(served: Served, model: LoadedModel) -> None:
+def test_an_opening_is_one_that_the_model_knows(served: PlayServer, model: LoadedModel) -> None:
     assert _example_prompt(model.tokenizer) == ""  # it knows no capital T
     assert _example_prompt(BPETokenizer([])) == "Once upon a time"

@@ -26,36 +26,38 @@ def step(tiny_model: Config) -> TrainStep:
     return step
 
 
-def save(folder: Path, step: TrainStep, number: int = 3) -> Path:
+def save_step(folder: Path, step: TrainStep, number: int = 3) -> Path:
     content = Checkpoint(number, "gpt", "abc", {"loss": 1.5}, {"skipped": 2}, *step.state_dicts())
     return checkpoint.save_checkpoint(folder, content)
 
 
 def test_everything_comes_back_bit_for_bit(tmp_path: Path, step: TrainStep) -> None:
-    path = save(tmp_path, step)
+    path = save_step(tmp_path, step)
     assert path.name == "step-0000003"
     loaded = checkpoint.load_checkpoint(path, with_optimizer=True)
     assert (loaded.step, loaded.metrics) == (3, {"loss": 1.5})
     assert (loaded.model, loaded.tokenizer) == ("gpt", "abc")
     assert loaded.guard == {"skipped": 2}
     assert loaded.optimizer is not None
-    for ours, theirs in zip(step.state_dicts(), (loaded.parameters, loaded.optimizer), strict=True):
-        assert ours.keys() == theirs.keys()
-        for name, value in ours.items():
-            assert (value.dtype, value.shape) == (theirs[name].dtype, theirs[name].shape)
-            assert (np.array(value) == np.array(theirs[name])).all(), name
+    for expected, actual in zip(
+        step.state_dicts(), (loaded.parameters, loaded.optimizer), strict=True
+    ):
+        assert expected.keys() == actual.keys()
+        for name, value in expected.items():
+            assert (value.dtype, value.shape) == (actual[name].dtype, actual[name].shape)
+            assert (np.array(value) == np.array(actual[name])).all(), name
     assert checkpoint.load_checkpoint(path).optimizer is None
 
 
 def test_no_file_but_safetensors_and_json(tmp_path: Path, step: TrainStep) -> None:
-    names = {path.name for path in save(tmp_path, step).iterdir()}
+    names = {path.name for path in save_step(tmp_path, step).iterdir()}
     assert names == {"model.safetensors", "optimizer.safetensors", "manifest.json"}
 
 
 @pytest.mark.parametrize("name", [MODEL_FILE, OPTIMIZER_FILE])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
 def test_a_damaged_file_is_refused(tmp_path: Path, step: TrainStep, name: str, damage: str) -> None:
-    path = save(tmp_path, step) / name
+    path = save_step(tmp_path, step) / name
     content = bytearray(path.read_bytes())
     content[-5] ^= 4
     if damage == "gone":
@@ -68,16 +70,20 @@ def test_a_damaged_file_is_refused(tmp_path: Path, step: TrainStep, name: str, d
 
 def test_five_hundred_changed_bytes_are_all_found(tmp_path: Path, step: TrainStep) -> None:
     """One byte at a time, anywhere in the three files; none is harmless."""
-    path, draw = save(tmp_path, step), random.Random(7)
+    path, rng = save_step(tmp_path, step), random.Random(7)
     content = {
         name: (path / name).read_bytes() for name in (MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE)
     }
-    places = [(name, at) for name, whole in content.items() for at in range(len(whole))]
-    manifest = [place for place in places if place[0] == MANIFEST_FILE]
-    for name, at in [*draw.sample(places, 350), *draw.sample(manifest, 150)]:
-        changed = bytearray(content[name])
-        changed[at] ^= draw.randrange(1, 256)
-        (path / name).write_bytes(changed)
+    positions = [
+        (name, offset)
+        for name, file_content in content.items()
+        for offset in range(len(file_content))
+    ]
+    manifest_positions = [position for position in positions if position[0] == MANIFEST_FILE]
+    for name, offset in [*rng.sample(positions, 350), *rng.sample(manifest_positions, 150)]:
+        damaged = bytearray(content[name])
+        damaged[offset] ^= rng.randrange(1, 256)
+        (path / name).write_bytes(damaged)
         with pytest.raises(UserError, match=r"missing or damaged|newer mlxgpt"):
             checkpoint.load_checkpoint(path, with_optimizer=True)
         (path / name).write_bytes(content[name])
@@ -86,14 +92,14 @@ def test_five_hundred_changed_bytes_are_all_found(tmp_path: Path, step: TrainSte
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": "x"}', "\0"])
 def test_a_damaged_manifest_is_refused(tmp_path: Path, step: TrainStep, content: str) -> None:
-    path = save(tmp_path, step)
+    path = save_step(tmp_path, step)
     (path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match="missing or damaged"):
         checkpoint.load_checkpoint(path)
 
 
 def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, step: TrainStep) -> None:
-    path = save(tmp_path, step) / "manifest.json"
+    path = save_step(tmp_path, step) / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     with pytest.raises(UserError, match="newer mlxgpt"):
         checkpoint.load_checkpoint(path.parent)
@@ -103,24 +109,24 @@ def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path, step: TrainStep) -> 
 def test_a_failure_while_writing_loses_nothing(
     tmp_path: Path, step: TrainStep, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    save(tmp_path, step)
-    real, calls = mx.save_safetensors, []
+    save_step(tmp_path, step)
+    original, calls = mx.save_safetensors, []
 
-    def full(*args: object, **_: object) -> None:
+    def fail_disk_full(*args: object, **_: object) -> None:
         calls.append(args)
         if at == "second file" and len(calls) == 1:
-            real(*args)  # type: ignore[arg-type]
+            original(*args)  # type: ignore[arg-type]
             return
         raise OSError(28, "No space left on device")
 
     if at in ("save_safetensors", "second file"):
-        monkeypatch.setattr(mx, "save_safetensors", full)
+        monkeypatch.setattr(mx, "save_safetensors", fail_disk_full)
     elif at == "sync":
-        monkeypatch.setattr(files, "fsync_path", full)
+        monkeypatch.setattr(files, "fsync_path", fail_disk_full)
     else:
-        monkeypatch.setattr(Path, "rename", full)
+        monkeypatch.setattr(Path, "rename", fail_disk_full)
     with pytest.raises(UserError, match="No space left on device"):
-        save(tmp_path, step, 4)
+        save_step(tmp_path, step, 4)
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000003"]
     checkpoint.load_checkpoint(tmp_path / "step-0000003", with_optimizer=True)
 
@@ -129,28 +135,28 @@ def test_the_disk_holds_a_checkpoint_before_its_name(
     tmp_path: Path, step: TrainStep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its files, their names, and only then the checkpoint's own, which is synced too."""
-    done: list[str] = []
+    events: list[str] = []
     sync, rename = files.fsync_path, Path.rename
 
-    def synced(path: Path) -> None:
-        done.append("scratch" if path.name.startswith(".writing-") else path.name)
+    def record_sync(path: Path) -> None:
+        events.append("scratch" if path.name.startswith(".writing-") else path.name)
         sync(path)
 
-    def renamed(path: Path, target: Path) -> Path:
-        done.append("renamed")
+    def record_rename(path: Path, target: Path) -> Path:
+        events.append("renamed")
         return rename(path, target)
 
-    monkeypatch.setattr(files, "fsync_path", synced)
-    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(files, "fsync_path", record_sync)
+    monkeypatch.setattr(Path, "rename", record_rename)
     (tmp_path / "checkpoints").mkdir()
-    save(tmp_path / "checkpoints", step)
-    assert set(done[:3]) == {MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE}
-    assert done[3:] == ["scratch", "renamed", "checkpoints"]
+    save_step(tmp_path / "checkpoints", step)
+    assert set(events[:3]) == {MODEL_FILE, OPTIMIZER_FILE, MANIFEST_FILE}
+    assert events[3:] == ["scratch", "renamed", "checkpoints"]
 
 
 def test_pruning_keeps_what_it_is_told_and_sweeps_up(tmp_path: Path, step: TrainStep) -> None:
     for number in (1, 2, 3, 12_345_678):
-        save(tmp_path, step, number)
+        save_step(tmp_path, step, number)
     (tmp_path / ".writing-x").mkdir()
     (tmp_path / f".step-0000007{files.TRASH_SUFFIX}").mkdir()
     (tmp_path / "notes").mkdir()
@@ -162,7 +168,7 @@ def test_pruning_keeps_what_it_is_told_and_sweeps_up(tmp_path: Path, step: Train
 
 
 def test_a_checkpoint_under_another_steps_name_is_refused(tmp_path: Path, step: TrainStep) -> None:
-    path = save(tmp_path, step, 3)
+    path = save_step(tmp_path, step, 3)
     path.rename(checkpoint.checkpoint_folder(tmp_path, 4))
     with pytest.raises(UserError, match="it is that of step 3"):
         checkpoint.load_checkpoint(checkpoint.checkpoint_folder(tmp_path, 4))

@@ -13,7 +13,7 @@ import pytest
 from mlxgpt import api
 from mlxgpt.cli import main as cli
 from mlxgpt.config import Config
-from tests.helpers.commands import Capture, refused
+from tests.helpers.commands import Capture, expect_error
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
@@ -22,11 +22,11 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "emptied": lambda content: b"",
     "cut off": lambda content: content[: len(content) // 2],
     "first bit": lambda content: bytes([content[0] ^ 1]) + content[1:],
-    "middle bit": lambda content: flip(content, len(content) // 2),
+    "middle bit": lambda content: flip_bit(content, len(content) // 2),
     "last byte": lambda content: content[:-2] + bytes([content[-2] ^ 4]) + content[-1:],
     "newer": lambda content: re.sub(rb'"format": \d', b'"format": 7', content),
 }
-FILES = (
+DAMAGED_FILES = (
     "runs/done/run.json",
     "runs/done/tokenizer.json",
     "runs/done/config.toml",
@@ -46,57 +46,64 @@ COMMANDS = (
 )
 
 
-def flip(content: bytes, at: int) -> bytes:
-    return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+def flip_bit(content: bytes, offset: int) -> bytes:
+    return content[:offset] + bytes([content[offset] ^ 4]) + content[offset + 1 :]
 
 
-def results(capsys: Capture) -> list[tuple[int, str]]:
-    found = []
+def run_commands(capsys: Capture) -> list[tuple[int, str]]:
+    outcomes = []
     for command in COMMANDS:
         capsys.readouterr()
         code = cli.main(command)
         output = capsys.readouterr()
         # The speed differs from time to time.
-        found.append((code, re.sub(r'"tokens_per_second": [\d.]+', "", output.out)))
+        outcomes.append((code, re.sub(r'"tokens_per_second": [\d.]+', "", output.out)))
         assert code in (0, 2), output.err
         if code == 2:
             assert output.err.splitlines()[-1].startswith("  → ")
-    return found
+    return outcomes
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", DAMAGED_FILES)
 def test_damage_is_told_or_harmless(place: Path, capsys: Capture, file: str) -> None:
     """Whatever happens to a file, a command gives the result it gave before, or none."""
-    whole = results(capsys)
-    assert [code for code, _ in whole] == [0, 0]
+    reference = run_commands(capsys)
+    assert [code for code, _ in reference] == [0, 0]
     path = Path(file)
     content = path.read_bytes()
     for name, damage in DAMAGES.items():
-        changed = damage(content)
-        if changed == content:
+        damaged = damage(content)
+        if damaged == content:
             continue
-        path.write_bytes(changed)
-        for (code, out), expected in zip(results(capsys), whole, strict=True):
+        path.write_bytes(damaged)
+        for (code, out), expected in zip(run_commands(capsys), reference, strict=True):
             assert (code, out) == expected or (code == 2 and out == ""), f"{file}, {name}"
     path.unlink()
-    for (code, out), expected in zip(results(capsys), whole, strict=True):
+    for (code, out), expected in zip(run_commands(capsys), reference, strict=True):
         assert (code, out) == expected or (code == 2 and out == ""), f"{file}, gone"
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if "metrics" not in f and "best" not in f])
+@pytest.mark.parametrize(
+    "file", [f for f in DAMAGED_FILES if "metrics" not in f and "best" not in f]
+)
 def test_files_of_another_run_are_told(
     place: Path, capsys: Capture, tiny: Config, file: str
 ) -> None:
     Path("other.txt").write_text("what is another text, and longer than it seems? " * 30)
-    other = Path("other")
-    changed = {"n_embd": 32, "run": "done", "runs_dir": other / "runs", "data_dir": other / "data"}
-    api.prepare("other.txt", name="words", data_dir=other / "data")
-    api.train(config=tiny, source=other / "data" / "words", **changed)  # type: ignore[arg-type]
-    whole = results(capsys)
-    shutil.copy(other / file, file)
-    after = results(capsys)
-    assert 2 in [code for code, _ in after] or after == whole
-    for (code, out), expected in zip(after, whole, strict=True):
+    other_folder = Path("other")
+    settings = {
+        "n_embd": 32,
+        "run": "done",
+        "runs_dir": other_folder / "runs",
+        "data_dir": other_folder / "data",
+    }
+    api.prepare("other.txt", name="words", data_dir=other_folder / "data")
+    api.train(config=tiny, source=other_folder / "data" / "words", **settings)  # type: ignore[arg-type]
+    reference = run_commands(capsys)
+    shutil.copy(other_folder / file, file)
+    outcomes = run_commands(capsys)
+    assert 2 in [code for code, _ in outcomes] or outcomes == reference
+    for (code, out), expected in zip(outcomes, reference, strict=True):
         assert code == 2 or (code, out) == expected
 
 
@@ -113,7 +120,7 @@ def test_a_damaged_run_does_not_hide_the_others(place: Path, capsys: Capture) ->
 def test_a_folder_that_is_no_run(place: Path, capsys: Capture) -> None:
     Path("empty").mkdir()
     for name in ("empty", "data/words", "words.txt", "", "."):
-        assert "there is no run" in refused(capsys, "generate", "--run", name)
+        assert "there is no run" in expect_error(capsys, "generate", "--run", name)
 
 
 @pytest.mark.parametrize("prompt", ["", "to be " * 170_000])
@@ -144,4 +151,4 @@ def test_prompts_of_no_and_of_a_million_characters(
     ],
 )
 def test_sampling_out_of_range(place: Path, capsys: Capture, flags: str) -> None:
-    refused(capsys, "generate", "to", *flags.split())
+    expect_error(capsys, "generate", "to", *flags.split())

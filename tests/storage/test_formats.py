@@ -23,7 +23,7 @@ RUNS = {"chars": "words.txt", "tales": "tales.txt"}
 
 
 @pytest.fixture(params=VERSIONS, ids=lambda folder: folder.name)
-def old(request: pytest.FixtureRequest, home: Path) -> Path:
+def old_home(request: pytest.FixtureRequest, home: Path) -> Path:
     """A place as an older version left it."""
     shutil.copytree(request.param, home, dirs_exist_ok=True)
     return home
@@ -36,22 +36,22 @@ def test_the_newest_formats_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_an_old_run_is_evaluated_and_generates(old: Path, name: str) -> None:
-    best = runs.open_run(old / "runs" / name).best()
+def test_an_old_run_is_evaluated_and_generates(old_home: Path, name: str) -> None:
+    best = runs.open_run(old_home / "runs" / name).best()
     assert best is not None
     assert api.evaluate(run=name).loss == pytest.approx(best["val_loss"], rel=1e-4)
     assert api.generate(run=name, max_tokens=5).tokens > 0
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_an_old_run_is_resumed_from_old_data(old: Path, name: str) -> None:
+def test_an_old_run_is_resumed_from_old_data(old_home: Path, name: str) -> None:
     """It ends as one that was never interrupted, but for another machine's rounding."""
-    config = runs.open_run(old / "runs" / name).config
+    config = runs.open_run(old_home / "runs" / name).config
     before = metrics(name)
     summary = api.train(config=override_config(config, {"max_steps": 12}), run=name)
     assert (summary.resumed, summary.step) == (True, 12)
     assert metrics(name)[: len(before)] == before
     api.train(config=override_config(config, {"max_steps": 12}), run="whole")
-    whole = final_state("whole")
+    expected = final_state("whole")
     for key, value in final_state(name).items():
-        np.testing.assert_allclose(value, whole[key], rtol=1e-3, atol=1e-4, err_msg=key)
+        np.testing.assert_allclose(value, expected[key], rtol=1e-3, atol=1e-4, err_msg=key)

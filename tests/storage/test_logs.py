@@ -9,103 +9,103 @@ import pytest
 
 from mlxgpt.storage.logs import RunLogs
 from mlxgpt.utils import files
-from tests.helpers.failing_files import NUMBERS, failing_open
+from tests.helpers.failing_files import ERRNOS, failing_open
 
 
 @pytest.fixture
-def notes(trained: Path, tmp_path: Path) -> RunLogs:
+def logs(trained: Path, tmp_path: Path) -> RunLogs:
     """A finished run's, to be changed."""
     return RunLogs(Path(shutil.copytree(trained / "runs" / "done", tmp_path / "done")))
 
 
-def test_metrics_are_cut_back(notes: RunLogs) -> None:
-    with (notes.folder / "metrics.jsonl").open("a") as file:
+def test_metrics_are_cut_back(logs: RunLogs) -> None:
+    with (logs.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 14, "lo')  # as a crash leaves it
-    assert [record["step"] for record in notes.metrics()] == [2, 4, 6, 8, 10, 12]
-    assert notes.truncate_after(8)
-    assert [record["step"] for record in notes.metrics()] == [2, 4, 6, 8]
-    notes.log({"step": 10})
-    assert list(notes.metrics())[-1] == {"step": 10}
+    assert [record["step"] for record in logs.metrics()] == [2, 4, 6, 8, 10, 12]
+    assert logs.truncate_after(8)
+    assert [record["step"] for record in logs.metrics()] == [2, 4, 6, 8]
+    logs.log({"step": 10})
+    assert list(logs.metrics())[-1] == {"step": 10}
 
 
 def test_the_disk_holds_what_was_noted_and_its_names(
-    notes: RunLogs, monkeypatch: pytest.MonkeyPatch
+    logs: RunLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: list[str] = []
-    monkeypatch.setattr(files, "fsync_path", lambda path: synced.append(path.name))
-    notes.sync_logs()
-    assert synced == ["metrics.jsonl", "samples.txt", "history.jsonl", "done"]
+    synced_files: list[str] = []
+    monkeypatch.setattr(files, "fsync_path", lambda path: synced_files.append(path.name))
+    logs.sync_logs()
+    assert synced_files == ["metrics.jsonl", "samples.txt", "history.jsonl", "done"]
 
 
-def test_samples_come_back_as_they_were_written(notes: RunLogs) -> None:
-    assert [step for step, _ in notes.samples(100)] == [4, 8, 12]
-    (notes.folder / "samples.txt").unlink()
-    assert list(notes.samples(100)) == []
-    notes.add_sample(5, "To be\n\nor --- step 3\nnot")
-    notes.add_sample(10, "x" * 1000)
-    notes.add_sample(15, "")
-    found = list(notes.samples(100))
-    assert found == [(5, "To be\n\nor --- step 3\nnot"), (10, "x" * 100), (15, "")]
+def test_samples_come_back_as_they_were_written(logs: RunLogs) -> None:
+    assert [step for step, _ in logs.samples(100)] == [4, 8, 12]
+    (logs.folder / "samples.txt").unlink()
+    assert list(logs.samples(100)) == []
+    logs.add_sample(5, "To be\n\nor --- step 3\nnot")
+    logs.add_sample(10, "x" * 1000)
+    logs.add_sample(15, "")
+    samples = list(logs.samples(100))
+    assert samples == [(5, "To be\n\nor --- step 3\nnot"), (10, "x" * 100), (15, "")]
 
 
 def test_a_sample_that_was_cut_off_anywhere_goes(tmp_path: Path) -> None:
-    notes, path = RunLogs(tmp_path), tmp_path / "samples.txt"
-    notes.add_sample(2, "To be\n\nor")
-    whole = path.read_bytes()
-    notes.add_sample(14, "not\n\nto be\n")
+    logs, path = RunLogs(tmp_path), tmp_path / "samples.txt"
+    logs.add_sample(2, "To be\n\nor")
+    intact = path.read_bytes()
+    logs.add_sample(14, "not\n\nto be\n")
     torn = path.read_bytes()
-    notes.log({"step": 2})
-    for size in range(len(whole), len(torn)):
+    logs.log({"step": 2})
+    for size in range(len(intact), len(torn)):
         path.write_bytes(torn[:size])
-        notes.truncate_after(2)
-        assert path.read_bytes() == whole, torn[:size]
+        logs.truncate_after(2)
+        assert path.read_bytes() == intact, torn[:size]
 
 
-def test_where_it_went_back_does_not_hide_what_it_ran_on(notes: RunLogs) -> None:
-    notes.log_session_start(0, {"mlx": "1"}, {}, {"seconds": 2.0})
-    notes.log_rollback(40, 63)
-    assert notes.last_environment() == {"mlx": "1"}
-    *_, first, last = notes.history()
+def test_where_it_went_back_does_not_hide_what_it_ran_on(logs: RunLogs) -> None:
+    logs.log_session_start(0, {"mlx": "1"}, {}, {"seconds": 2.0})
+    logs.log_rollback(40, 63)
+    assert logs.last_environment() == {"mlx": "1"}
+    *_, first, last = logs.history()
     assert first["forecast"] == {"seconds": 2.0}
     assert (last["step"], last["spiked"]) == (40, 63)
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", ERRNOS)
 @pytest.mark.parametrize(("name", "after"), [("metrics.jsonl", 0), ("samples.txt", 0)])
 def test_notes_that_cannot_be_read_are_not_empty(
-    notes: RunLogs, monkeypatch: pytest.MonkeyPatch, name: str, after: int, number: int
+    logs: RunLogs, monkeypatch: pytest.MonkeyPatch, name: str, after: int, number: int
 ) -> None:
     """Else `cut` would write back nothing."""
-    before = {path: path.read_bytes() for path in notes.folder.iterdir() if path.is_file()}
+    before = {path: path.read_bytes() for path in logs.folder.iterdir() if path.is_file()}
     with monkeypatch.context() as patch:
         failing_open(patch, name, number, after=after)
         with pytest.raises(OSError, match=f"{os.strerror(number)}: '.*{name}'"):
-            notes.truncate_after(8)
+            logs.truncate_after(8)
         with pytest.raises(OSError, match=name):
-            list(notes.metrics() if name == "metrics.jsonl" else notes.samples(10))
-    assert {path: path.read_bytes() for path in notes.folder.iterdir() if path.is_file()} == before
-    assert notes.truncate_after(8)
+            list(logs.metrics() if name == "metrics.jsonl" else logs.samples(10))
+    assert {path: path.read_bytes() for path in logs.folder.iterdir() if path.is_file()} == before
+    assert logs.truncate_after(8)
 
 
-def test_a_read_that_fails_names_the_file(notes: RunLogs) -> None:
-    (notes.folder / "history.jsonl").unlink()
-    (notes.folder / "history.jsonl").mkdir()
+def test_a_read_that_fails_names_the_file(logs: RunLogs) -> None:
+    (logs.folder / "history.jsonl").unlink()
+    (logs.folder / "history.jsonl").mkdir()
     with pytest.raises(IsADirectoryError, match=r"history\.jsonl"):
-        list(notes.history())
+        list(logs.history())
 
 
-def test_a_line_that_was_cut_off_does_not_damage_the_next(notes: RunLogs) -> None:
+def test_a_line_that_was_cut_off_does_not_damage_the_next(logs: RunLogs) -> None:
     """As a full disk leaves it."""
     for name in ("history.jsonl", "metrics.jsonl", "samples.txt"):
-        with (notes.folder / name).open("a", encoding="utf-8") as file:
+        with (logs.folder / name).open("a", encoding="utf-8") as file:
             file.write("--- step 1")
-    notes.log_rollback(40, 63)
-    notes.log({"step": 99})
-    notes.add_sample(99, "to be")
-    assert list(notes.history())[-1]["spiked"] == 63
-    assert list(notes.metrics())[-1] == {"step": 99}
-    assert list(notes.samples(100))[-1] == (99, "to be")
-    notes.log({"step": 100})
-    assert [record["step"] for record in notes.metrics()][-2:] == [99, 100]
-    lines = (notes.folder / "metrics.jsonl").read_text().splitlines()
+    logs.log_rollback(40, 63)
+    logs.log({"step": 99})
+    logs.add_sample(99, "to be")
+    assert list(logs.history())[-1]["spiked"] == 63
+    assert list(logs.metrics())[-1] == {"step": 99}
+    assert list(logs.samples(100))[-1] == (99, "to be")
+    logs.log({"step": 100})
+    assert [record["step"] for record in logs.metrics()][-2:] == [99, 100]
+    lines = (logs.folder / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-2]) == {"step": 99}, "no empty lines between"

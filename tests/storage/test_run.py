@@ -18,7 +18,7 @@ from mlxgpt.storage import checkpoint, loading
 from mlxgpt.storage import run as runs
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
-from tests.helpers.failing_files import NUMBERS, error, failing_open
+from tests.helpers.failing_files import ERRNOS, failing_open, make_os_error
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def test_weights_of_two_heads_are_no_model_of_four(runs_dir: Path) -> None:
 
 @pytest.mark.parametrize("name", ["日本語", "a\u3000b", "caf\udce9", "हिन्दी"])
 def test_a_run_may_be_trained_on_data_of_any_name(runs_dir: Path, name: str) -> None:
-    found = runs.find_run(None, runs_dir)
-    run = replace(found, folder=runs_dir / "another", data_name=name)
+    newest = runs.find_run(None, runs_dir)
+    run = replace(newest, folder=runs_dir / "another", data_name=name)
     runs.create_run(run)
     assert runs.open_run(run.folder).data_name == name
 
@@ -127,15 +127,15 @@ def test_a_name_that_no_data_folder_has_is_refused(runs_dir: Path, name: str) ->
         runs.open_run(run.folder)
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", ERRNOS)
 def test_a_best_that_cannot_be_read_is_not_unknown(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     run = runs.open_run(runs_dir / "done")
     failing_open(monkeypatch, "best.json", number)
-    for ask in (run.best, run.checkpoint_path, lambda: loading.load_model(run)):
+    for read in (run.best, run.checkpoint_path, lambda: loading.load_model(run)):
         with pytest.raises(OSError, match=r"best\.json"):
-            ask()
+            read()
     loading.load_model(run, "newest")
 
 
@@ -151,7 +151,7 @@ def test_where_best_is_damaged_the_metrics_know_it(runs_dir: Path, content: str)
         run.best()
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", ERRNOS)
 @pytest.mark.parametrize("name", [checkpoint.MANIFEST_FILE, checkpoint.MODEL_FILE, "read", "step"])
 def test_another_checkpoint_is_used_only_for_a_damaged_one(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, notes: list[str]
@@ -161,25 +161,25 @@ def test_another_checkpoint_is_used_only_for_a_damaged_one(
     with monkeypatch.context() as patch:
         if name == "read":  # after the hash was found to be right
 
-            def unreadable(file: object, buffer: object) -> int:
+            def fail_read(file: object, buffer: object) -> int:
                 raise OSError(number, os.strerror(number))
 
-            patch.setattr(safetensors_io.ErrorRecordingFile, "readinto", unreadable, raising=False)
+            patch.setattr(safetensors_io.ErrorRecordingFile, "readinto", fail_read, raising=False)
         elif name == "step":
-            real = os.stat
+            original = os.stat
 
-            def failing(path: Any, *given: Any, **named: Any) -> Any:
+            def fail_stat(path: Any, *args: Any, **kwargs: Any) -> Any:
                 if str(path).endswith("step-0000012"):
-                    raise error(number, path)
-                return real(path, *given, **named)
+                    raise make_os_error(number, path)
+                return original(path, *args, **kwargs)
 
-            patch.setattr(os, "stat", failing)
+            patch.setattr(os, "stat", fail_stat)
         else:
             failing_open(patch, name, number)
-        with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        with pytest.raises(OSError, match=os.strerror(number)) as excinfo:
             loading.load_model(run, "newest")
-    assert caught.value.errno == number
-    assert caught.value.filename
+    assert excinfo.value.errno == number
+    assert excinfo.value.filename
     assert notes == []
     path = run.checkpoint_path("newest") / checkpoint.MANIFEST_FILE
     path.unlink()
@@ -193,13 +193,13 @@ def test_what_mlx_cannot_read_is_not_damaged(
 ) -> None:
     """Its own errors have no errno: there may be no memory."""
 
-    def failing(*_: object, **__: object) -> None:
+    def fail_load(*_: object, **__: object) -> None:
         raise RuntimeError("std::bad_alloc")
 
-    monkeypatch.setattr(mx, "load", failing)
-    with pytest.raises(UserError, match="out of memory") as caught:
+    monkeypatch.setattr(mx, "load", fail_load)
+    with pytest.raises(UserError, match="out of memory") as excinfo:
         loading.load_model(runs.open_run(runs_dir / "done"))
-    assert not isinstance(caught.value, checkpoint.DamagedCheckpointError)
+    assert not isinstance(excinfo.value, checkpoint.DamagedCheckpointError)
 
 
 @pytest.mark.parametrize("which", ["best", "newest"])
@@ -209,16 +209,16 @@ def test_a_damaged_checkpoint_is_never_handed_out_as_another(
     run = runs.open_run(runs_dir / "done")
     weights = run.checkpoint_path(which) / checkpoint.MODEL_FILE
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(UserError, match="missing or damaged") as caught:
+    with pytest.raises(UserError, match="missing or damaged") as excinfo:
         api.export(
             to="hf", run="done", runs_dir=runs_dir, checkpoint=which, out=tmp_path / "exported"
         )
-    assert "--checkpoint" in caught.value.remedy
+    assert "--checkpoint" in excinfo.value.remedy
     assert not (tmp_path / "exported").exists()
     api.generate(run="done", runs_dir=runs_dir, checkpoint=which, max_tokens=1)
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", ERRNOS)
 @pytest.mark.parametrize("name", ["run.json", "best.json", "stat"])
 def test_a_run_that_cannot_be_read_is_named_in_the_list(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str], name: str, number: int
@@ -227,20 +227,20 @@ def test_a_run_that_cannot_be_read_is_named_in_the_list(
     shutil.copytree(runs_dir / "done", runs_dir / "other")
     real_open, real_stat = Path.open, os.stat
 
-    def opened(path: Path, *given: Any, **named: Any) -> Any:
+    def open_or_fail(path: Path, *args: Any, **kwargs: Any) -> Any:
         if path == runs_dir / "done" / name:
-            raise error(number, path)
-        return real_open(path, *given, **named)
+            raise make_os_error(number, path)
+        return real_open(path, *args, **kwargs)
 
-    def failing(path: Any, *given: Any, **named: Any) -> Any:
+    def stat_or_fail(path: Any, *args: Any, **kwargs: Any) -> Any:
         if str(path) == str(runs_dir / "done" / "run.json"):
-            raise error(number, path)
-        return real_stat(path, *given, **named)
+            raise make_os_error(number, path)
+        return real_stat(path, *args, **kwargs)
 
     if name == "stat":
-        monkeypatch.setattr(os, "stat", failing)
+        monkeypatch.setattr(os, "stat", stat_or_fail)
     else:
-        monkeypatch.setattr(Path, "open", opened)
+        monkeypatch.setattr(Path, "open", open_or_fail)
     assert [line.name for line in api.runs(runs_dir=runs_dir)] == ["other"]
     assert len(notes) == 1
     assert re.search(rf"cannot read .*done.*: {os.strerror(number)}", notes[0])
@@ -249,7 +249,7 @@ def test_a_run_that_cannot_be_read_is_named_in_the_list(
             runs.find_run(None, runs_dir)
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", ERRNOS)
 def test_a_folder_is_replaced_only_where_it_has_no_checkpoint_for_certain(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -257,15 +257,15 @@ def test_a_folder_is_replaced_only_where_it_has_no_checkpoint_for_certain(
     before = sorted(run.folder.rglob("*"))
     with pytest.raises(UserError, match="has checkpoints"):
         runs.create_run(run)
-    real = Path.iterdir
+    original = Path.iterdir
 
-    def failing(path: Path) -> Any:
+    def iterdir_or_fail(path: Path) -> Any:
         if path == run.checkpoints:
-            raise error(number, path)
-        return real(path)
+            raise make_os_error(number, path)
+        return original(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "iterdir", failing)
+        patch.setattr(Path, "iterdir", iterdir_or_fail)
         with pytest.raises(OSError, match="checkpoints"):
             runs.create_run(run)
     assert sorted(run.folder.rglob("*")) == before

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("no_check")
 CHECKPOINTS = Path("runs/a/checkpoints")
 
 
-def room_for(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+def set_free_disk_bytes(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
 
 
@@ -35,30 +35,30 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(
 ) -> None:
     """The writing of step 4 lasts until step 7 is done, and holds what step 4 was."""
     train("whole", eval_interval=100, log_interval=1)
-    real, far_enough, threads = checkpoint.save_checkpoint, threading.Event(), []
+    original, step_7_logged, threads = checkpoint.save_checkpoint, threading.Event(), []
 
-    def slow(folder: Path, content: checkpoint.Checkpoint, **named: Any) -> Path:
+    def slow_save(folder: Path, content: checkpoint.Checkpoint, **kwargs: Any) -> Path:
         threads.append(threading.current_thread())
-        assert content.step != 4 or far_enough.wait(60)
-        return real(folder, content, **named)
+        assert content.step != 4 or step_7_logged.wait(60)
+        return original(folder, content, **kwargs)
 
     log = run_writer.RunWriter.log
 
-    def logged(self: run_writer.RunWriter, record: dict[str, Any]) -> None:
+    def log_and_signal(self: run_writer.RunWriter, record: dict[str, Any]) -> None:
         log(self, record)
         if record["step"] == 7:
-            far_enough.set()
+            step_7_logged.set()
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_checkpoint", slow)
-        patch.setattr(run_writer.RunWriter, "log", logged)
+        patch.setattr(checkpoint, "save_checkpoint", slow_save)
+        patch.setattr(run_writer.RunWriter, "log", log_and_signal)
         train("a", eval_interval=100, log_interval=1, keep_checkpoints=9)
     assert threading.main_thread() not in threads
     shutil.rmtree(CHECKPOINTS / "step-0000012")
     shutil.rmtree(CHECKPOINTS / "step-0000008")
     train("a", eval_interval=100, log_interval=1)
-    whole, after = final_state("whole"), final_state("a")
-    assert all((value == after[name]).all() for name, value in whole.items())
+    expected, actual = final_state("whole"), final_state("a")
+    assert all((value == actual[name]).all() for name, value in expected.items())
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [24]), (2, [20, 24]), (3, [16, 20, 24])])
@@ -78,27 +78,27 @@ def test_the_newest_few_and_the_best_are_kept(
 def test_the_disk_holds_what_was_noted_before_each_checkpoint_and_at_the_end(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order: list[str] = []
+    events: list[str] = []
     sync, save = runs.Run.sync_logs, checkpoint.save_checkpoint
 
-    def synced(self: runs.Run) -> None:
-        order.append("notes")
+    def record_sync(self: runs.Run) -> None:
+        events.append("notes")
         sync(self)
 
-    def saved(folder: Path, content: checkpoint.Checkpoint, **named: Any) -> Path:
-        order.append(f"step {content.step}")
-        return save(folder, content, **named)
+    def record_save(folder: Path, content: checkpoint.Checkpoint, **kwargs: Any) -> Path:
+        events.append(f"step {content.step}")
+        return save(folder, content, **kwargs)
 
-    monkeypatch.setattr(runs.Run, "sync_logs", synced)
-    monkeypatch.setattr(checkpoint, "save_checkpoint", saved)
+    monkeypatch.setattr(runs.Run, "sync_logs", record_sync)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", record_save)
     train("a", snapshots=False)
-    assert order == ["notes", "step 4", "notes", "step 8", "notes", "step 12", "notes"]
+    assert events == ["notes", "step 4", "notes", "step 8", "notes", "step 12", "notes"]
 
 
 def test_the_best_is_named_when_it_is_there(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here nothing is written before it is waited for."""
 
-    class WhenAsked:
+    class LazyExecutor:
         def __init__(self, *_: object) -> None: ...
 
         def submit(self, write: Callable[[], None]) -> SimpleNamespace:
@@ -106,30 +106,30 @@ def test_the_best_is_named_when_it_is_there(train: Any, monkeypatch: pytest.Monk
 
         def shutdown(self, wait: bool) -> None: ...
 
-    real, there = runs.Run.set_best, []
+    original, was_saved = runs.Run.set_best, []
 
-    def named(self: runs.Run, step: int, val_loss: float) -> None:
-        there.append(step in self.steps())
-        real(self, step, val_loss)
+    def record_set_best(self: runs.Run, step: int, val_loss: float) -> None:
+        was_saved.append(step in self.steps())
+        original(self, step, val_loss)
 
-    monkeypatch.setattr(checkpointer, "ThreadPoolExecutor", WhenAsked)
-    monkeypatch.setattr(runs.Run, "set_best", named)
+    monkeypatch.setattr(checkpointer, "ThreadPoolExecutor", LazyExecutor)
+    monkeypatch.setattr(runs.Run, "set_best", record_set_best)
     train("a")
-    assert there
-    assert all(there)
+    assert was_saved
+    assert all(was_saved)
 
 
 def test_a_writing_that_fails_ends_the_training(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checkpoint.save_checkpoint
+    original = checkpoint.save_checkpoint
 
-    def failing(folder: Path, content: checkpoint.Checkpoint, **named: Any) -> Path:
+    def save_or_fail(folder: Path, content: checkpoint.Checkpoint, **kwargs: Any) -> Path:
         if content.step == 8:
             raise UserError("cannot write it: No space left on device", "free some space.")
-        return real(folder, content, **named)
+        return original(folder, content, **kwargs)
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", failing)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_or_fail)
     with pytest.raises(UserError, match="No space left"):
         train("a", max_steps=1000, eval_interval=1000, sample_tokens=0)
     assert checkpoint.list_steps(CHECKPOINTS)[-1] < 100, "it did not go on for long"
@@ -142,14 +142,14 @@ def test_a_nearly_full_disk_ends_the_training_saved(
     train("whole")
     size = sum(p.stat().st_size for p in Path("runs/whole/checkpoints/step-0000012").iterdir())
     with monkeypatch.context() as patch:
-        room_for(patch, int(1.5 * size) + (1 << 20))
-        with pytest.raises(UserError, match="nearly full: stopped and saved at step 4,") as caught:
+        set_free_disk_bytes(patch, int(1.5 * size) + (1 << 20))
+        with pytest.raises(UserError, match="nearly full: stopped and saved at step 4,") as excinfo:
             train("a")
-    assert "free some space" in caught.value.remedy
+    assert "free some space" in excinfo.value.remedy
     assert checkpoint.list_steps(CHECKPOINTS) == [4]
     assert train("a").step == 12
-    whole, after = final_state("whole"), final_state("a")
-    assert all((value == after[name]).all() for name, value in whole.items())
+    expected, actual = final_state("whole"), final_state("a")
+    assert all((value == actual[name]).all() for name, value in expected.items())
     assert metrics("a") == metrics("whole")
 
 
@@ -157,10 +157,10 @@ def test_a_full_disk_loses_nothing(train: Any, monkeypatch: pytest.MonkeyPatch) 
     train("a", max_steps=8, decay_steps=12)
     before = {p: p.read_bytes() for p in CHECKPOINTS.rglob("*") if p.is_file()}
     with monkeypatch.context() as patch:
-        room_for(patch, 1000)
-        with pytest.raises(UserError, match="the disk is full: 0 MB are left") as caught:
+        set_free_disk_bytes(patch, 1000)
+        with pytest.raises(UserError, match="the disk is full: 0 MB are left") as excinfo:
             train("a", max_steps=12, decay_steps=12)
-    assert "resumes from step 8." in caught.value.remedy
+    assert "resumes from step 8." in excinfo.value.remedy
     assert {p: p.read_bytes() for p in CHECKPOINTS.rglob("*") if p.is_file()} == before
     assert train("a", max_steps=12, decay_steps=12).step == 12
 
@@ -180,13 +180,13 @@ def test_the_only_checkpoint_has_no_other_to_use(train: Any) -> None:
     train("a", eval_interval=12, save_interval=12)
     weights = CHECKPOINTS / "step-0000012/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
-    with pytest.raises(UserError, match="is missing or damaged") as caught:
+    with pytest.raises(UserError, match="is missing or damaged") as excinfo:
         api.generate(run="a")
-    assert "this run's only one" in caught.value.remedy
+    assert "this run's only one" in excinfo.value.remedy
 
 
 def test_what_is_saved_is_shown(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    class Told(Recorder):
+    class SaveRecorder(Recorder):
         def __init__(self) -> None:
             super().__init__()
             self.told: list[tuple[int, int]] = []
@@ -195,10 +195,10 @@ def test_what_is_saved_is_shown(train: Any, capsys: pytest.CaptureFixture[str]) 
             self.told.append((step, size))
             assert 0 < seconds < 60
 
-    recorder = Told()
+    recorder = SaveRecorder()
     train("a", recorder)
     arrays = final_state("a").values()
-    assert recorder.told == [(step, sum(a.nbytes for a in arrays)) for step in (4, 8, 12)]
+    assert recorder.told == [(step, sum(array.nbytes for array in arrays)) for step in (4, 8, 12)]
     train("b", progress.TrainingDisplay())
     assert f"saved       {decimal(recorder.told[0][1])} in 0." in capsys.readouterr().err
 
@@ -208,20 +208,20 @@ def test_a_clock_that_jumps_changes_nothing(train: Any, monkeypatch: pytest.Monk
     """Nothing asks for the time of day."""
     train("whole")
 
-    def jumping() -> float:
+    def fail_on_time() -> float:
         raise AssertionError("the time of day was asked for")
 
-    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr(time, "time", fail_on_time)
     train("a")
     assert metrics("a") == metrics("whole")
 
 
 def test_a_snapshot_outlives_the_steps_after_it(train: Any) -> None:
     """Arrays that somebody holds on to are not written over by later steps."""
-    a = mx.ones(1000)
+    array = mx.ones(1000)
     step = mx.compile(lambda x: x * 2)
-    held = a
+    snapshot = array
     for _ in range(5):
-        a = step(a)
-        mx.eval(a)
-    assert (np.array(held) == 1).all()
+        array = step(array)
+        mx.eval(array)
+    assert (np.array(snapshot) == 1).all()

@@ -18,38 +18,40 @@ from mlxgpt.utils.errors import UserError
 from tests.helpers.training_runs import final_state
 
 pytestmark = pytest.mark.usefixtures("no_check")
-FOLDER = Path("runs/a")
-GONE = r"the run's folder runs/a is no longer there: training stopped"
+RUN_FOLDER = Path("runs/a")
+FOLDER_GONE_MESSAGE = r"the run's folder runs/a is no longer there: training stopped"
 
 
-def at_step_8(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], object]) -> None:
+def change_at_step_8(
+    monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], object]
+) -> None:
     """Change the folder just before the run writes its second checkpoint, sample or record."""
     owner = checkpoint if name == "save_checkpoint" else runs.Run
-    real: Any = getattr(owner, name)
+    original: Any = getattr(owner, name)
 
-    def changed(*given: Any, **named: Any) -> Any:
-        step = {"log": lambda: given[1]["step"], "save_checkpoint": lambda: given[1].step}.get(
-            name, lambda: given[1]
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        step = {"log": lambda: args[1]["step"], "save_checkpoint": lambda: args[1].step}.get(
+            name, lambda: args[1]
         )()
         if step == 8:
             change()
-        return real(*given, **named)
+        return original(*args, **kwargs)
 
-    monkeypatch.setattr(owner, name, changed)
+    monkeypatch.setattr(owner, name, wrapper)
 
 
 def replace_folder() -> None:
-    FOLDER.rename("moved")
-    FOLDER.mkdir()
-    (FOLDER / "mine.txt").write_text("mine")
+    RUN_FOLDER.rename("moved")
+    RUN_FOLDER.mkdir()
+    (RUN_FOLDER / "mine.txt").write_text("mine")
 
 
 @pytest.mark.parametrize("name", ["log", "add_sample", "set_best", "save_checkpoint"])
 @pytest.mark.parametrize(
     ("change", "left"),
     [
-        (lambda: shutil.rmtree(FOLDER), []),
-        (lambda: FOLDER.rename("moved"), []),
+        (lambda: shutil.rmtree(RUN_FOLDER), []),
+        (lambda: RUN_FOLDER.rename("moved"), []),
         (replace_folder, ["a", "a/mine.txt"]),
     ],
     ids=["deleted", "moved", "replaced"],
@@ -64,12 +66,12 @@ def test_a_training_stops_and_writes_nothing_more(
 ) -> None:
     monkeypatch.setattr(runs.Run, "best", lambda run: None)  # each evaluation is the best
     with monkeypatch.context() as patch:
-        at_step_8(patch, name, change)
-        with pytest.raises(UserError, match=GONE) as caught:
+        change_at_step_8(patch, name, change)
+        with pytest.raises(UserError, match=FOLDER_GONE_MESSAGE) as excinfo:
             train("a", max_steps=1000, decay_steps=12)
-    assert "--run FOLDER" in caught.value.remedy
-    there = sorted(str(path.relative_to("runs")) for path in Path("runs").rglob("*"))
-    assert there == left, "nothing was written in the former place"
+    assert "--run FOLDER" in excinfo.value.remedy
+    remaining = sorted(str(path.relative_to("runs")) for path in Path("runs").rglob("*"))
+    assert remaining == left, "nothing was written in the former place"
     if Path("moved").exists():
         train(os.path.join(".", "moved"), decay_steps=12)
         train("b", decay_steps=12)
@@ -82,21 +84,21 @@ def test_what_was_written_while_a_run_was_deleted_goes_too(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`rm -rf` had listed the folder before the checkpoint had its name, and so left it."""
-    real = checkpoint.save_checkpoint
+    original = checkpoint.save_checkpoint
 
-    def late(folder: Path, content: checkpoint.Checkpoint, **named: Any) -> Path:
-        path = real(folder, content, **named)
+    def save_then_delete(folder: Path, content: checkpoint.Checkpoint, **kwargs: Any) -> Path:
+        path = original(folder, content, **kwargs)
         if content.step == 8:
-            for entry in FOLDER.iterdir():
+            for entry in RUN_FOLDER.iterdir():
                 if entry.is_file():
                     entry.unlink()
-            for other in (FOLDER / "checkpoints").iterdir():
-                if other != path:
-                    shutil.rmtree(other)
+            for step_folder in (RUN_FOLDER / "checkpoints").iterdir():
+                if step_folder != path:
+                    shutil.rmtree(step_folder)
         return path
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", late)
-    with pytest.raises(UserError, match=GONE):
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_then_delete)
+    with pytest.raises(UserError, match=FOLDER_GONE_MESSAGE):
         train("a", max_steps=1000, snapshots=False)
     assert list(Path("runs").iterdir()) == []
 
@@ -108,28 +110,28 @@ def test_no_checkpoints_are_deleted_with_it(
     names = ["run.json"] if name == "run.json" else ["run.json", "config.toml", "tokenizer.json"]
 
     def change() -> None:
-        for each in names:
-            (FOLDER / each).unlink()
+        for file_name in names:
+            (RUN_FOLDER / file_name).unlink()
 
-    at_step_8(monkeypatch, "add_sample", change)
-    with pytest.raises(UserError, match=GONE):
+    change_at_step_8(monkeypatch, "add_sample", change)
+    with pytest.raises(UserError, match=FOLDER_GONE_MESSAGE):
         train("a", max_steps=1000, keep_checkpoints=9)
-    steps = checkpoint.list_steps(FOLDER / "checkpoints")
+    steps = checkpoint.list_steps(RUN_FOLDER / "checkpoints")
     assert steps[:2] == [4, 8]
-    checkpoint.load_checkpoint(checkpoint.checkpoint_folder(FOLDER / "checkpoints", 8))
+    checkpoint.load_checkpoint(checkpoint.checkpoint_folder(RUN_FOLDER / "checkpoints", 8))
 
 
 def test_a_snapshot_makes_no_folder_anew(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "FIRST_SNAPSHOT_STEP", 8)
-    real = runs.Run.save
+    original = runs.Run.save
 
-    def deleted(run: runs.Run, folder: Path, step: int, *given: Any, **named: Any) -> None:
+    def delete_then_save(run: runs.Run, folder: Path, step: int, *args: Any, **kwargs: Any) -> None:
         if folder.name == "snapshots" and step == 8:
-            shutil.rmtree(FOLDER)
-        real(run, folder, step, *given, **named)
+            shutil.rmtree(RUN_FOLDER)
+        original(run, folder, step, *args, **kwargs)
 
-    monkeypatch.setattr(runs.Run, "save", deleted)
-    with pytest.raises(UserError, match=GONE):
+    monkeypatch.setattr(runs.Run, "save", delete_then_save)
+    with pytest.raises(UserError, match=FOLDER_GONE_MESSAGE):
         train("a", max_steps=1000)
     assert list(Path("runs").iterdir()) == []
 
@@ -137,23 +139,23 @@ def test_a_snapshot_makes_no_folder_anew(train: Any, monkeypatch: pytest.MonkeyP
 def test_a_run_that_is_deleted_after_its_last_write_did_not_finish(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = runs.Run.sync_logs
+    original = runs.Run.sync_logs
 
-    def last(run: runs.Run) -> None:
-        real(run)
+    def sync_then_delete(run: runs.Run) -> None:
+        original(run)
         if run.steps() == [8, 12]:
-            shutil.rmtree(FOLDER)
+            shutil.rmtree(RUN_FOLDER)
 
-    monkeypatch.setattr(runs.Run, "sync_logs", last)
-    with pytest.raises(UserError, match=GONE):
+    monkeypatch.setattr(runs.Run, "sync_logs", sync_then_delete)
+    with pytest.raises(UserError, match=FOLDER_GONE_MESSAGE):
         train("a")
 
 
 def test_a_comparison_stops_as_well(
     home: Path, tiny: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainings = Path("runs/compare/trainings")
-    at_step_8(monkeypatch, "log", lambda: shutil.rmtree(trainings))
+    trainings_folder = Path("runs/compare/trainings")
+    change_at_step_8(monkeypatch, "log", lambda: shutil.rmtree(trainings_folder))
     with pytest.raises(UserError, match="is no longer there: training stopped"):
         api.compare(
             vary="learning_rate=0.01,0.02",
@@ -162,4 +164,4 @@ def test_a_comparison_stops_as_well(
             source=text_file,
             seeds=1,
         )
-    assert not list(trainings.rglob("*.safetensors"))
+    assert not list(trainings_folder.rglob("*.safetensors"))

@@ -29,16 +29,16 @@ def test_a_few_steps_are_timed_and_nothing_is_changed(trained: Path, tiny_model:
     config = override_config(
         tiny_model, {"vocab_size": dataset.meta.vocab_size, "max_steps": 100, "eval_interval": 30}
     )
-    found = estimate_training(config, dataset)
-    assert found.step_seconds > 0
-    assert found.eval_token_seconds > 0
-    assert found.val_tokens == len(dataset.val.ids)
-    assert 10e6 < found.peak_bytes < 10e9
-    assert (found.steps, found.evaluations) == (100, 4), "after 30, 60, 90 and at the end"
-    assert found.reference is None
-    assert found.evaluated_tokens == 4 * found.val_tokens, "it is short: all of it each time"
-    expected = 100 * found.step_seconds + found.evaluated_tokens * found.eval_token_seconds
-    assert found.seconds == pytest.approx(expected)
+    result = estimate_training(config, dataset)
+    assert result.step_seconds > 0
+    assert result.eval_token_seconds > 0
+    assert result.val_tokens == len(dataset.val.ids)
+    assert 10e6 < result.peak_bytes < 10e9
+    assert (result.steps, result.evaluations) == (100, 4), "after 30, 60, 90 and at the end"
+    assert result.reference is None
+    assert result.evaluated_tokens == 4 * result.val_tokens, "it is short: all of it each time"
+    expected = 100 * result.step_seconds + result.evaluated_tokens * result.eval_token_seconds
+    assert result.seconds == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("known", [None, 0.5])
@@ -50,25 +50,25 @@ def test_of_many_micro_batches_few_are_taken(
     config = override_config(
         tiny_model, {"vocab_size": 23, "gradient_accumulation_steps": 40, "batch_size": 2}
     )
-    now, taken = 0.0, 0
+    now, micro_batches_run = 0.0, 0
 
     def take_steps(step_function: object, tokens: object, config: Config, steps: int) -> None:
-        nonlocal now, taken
+        nonlocal now, micro_batches_run
         micro_batches = steps * config.train.gradient_accumulation_steps
-        now += 3 * micro_batches + steps + 2 * (taken == 0)
-        taken += micro_batches
+        now += 3 * micro_batches + steps + 2 * (micro_batches_run == 0)
+        micro_batches_run += micro_batches
 
     monkeypatch.setattr(estimate, "take_steps", take_steps)
     monkeypatch.setattr(estimate.time, "monotonic", lambda: now)
     monkeypatch.setattr(estimate, "_time_eval_token", lambda *_: 1.0)
-    found = estimate_training(config, dataset, known)
+    result = estimate_training(config, dataset, known)
     if known:
-        assert found.step_seconds == known
-        assert taken == 2
+        assert result.step_seconds == known
+        assert micro_batches_run == 2
     else:
-        assert found.step_seconds == pytest.approx(40 * 3 + 1)
-        assert taken == 5
-    assert found.eval_token_seconds == (1.0 if not known else 0.5 / config.tokens_per_step / 3)
+        assert result.step_seconds == pytest.approx(40 * 3 + 1)
+        assert micro_batches_run == 5
+    assert result.eval_token_seconds == (1.0 if not known else 0.5 / config.tokens_per_step / 3)
 
 
 @pytest.mark.parametrize(
@@ -79,48 +79,54 @@ def test_what_is_left_is_counted(
     tiny: Config, start: int, steps: int, every: int, evaluations: int
 ) -> None:
     config = override_config(tiny, {"max_steps": steps, "eval_interval": every})
-    left = Estimate(1.0, 1.0, 0, 0).for_plan(config, start)
-    assert left.steps == steps - start
-    assert left.evaluations == sum(
+    remaining = Estimate(1.0, 1.0, 0, 0).for_plan(config, start)
+    assert remaining.steps == steps - start
+    assert remaining.evaluations == sum(
         step % every == 0 or step == steps for step in range(start + 1, steps + 1)
     )
-    assert left.evaluations == evaluations
+    assert remaining.evaluations == evaluations
 
 
 @pytest.mark.parametrize("seconds", [20.0, 61.0, 600.0])
 @pytest.mark.parametrize("val_tokens", [1000, 50_000, 10_000_000])
 def test_a_plan_uses_its_time_and_no_more(tiny: Config, seconds: float, val_tokens: int) -> None:
-    one = Estimate(0.25, 1e-3, 0, val_tokens)
+    step_estimate = Estimate(0.25, 1e-3, 0, val_tokens)
     config = override_config(tiny, {"eval_interval": 50, "block_size": 64, "batch_size": 64})
-    steps = one.steps_within(seconds, config)
+    steps = step_estimate.steps_within(seconds, config)
 
-    def needed(steps: int) -> float:
-        return one.for_plan(override_config(config, {"max_steps": steps})).seconds
+    def seconds_for(steps: int) -> float:
+        return step_estimate.for_plan(override_config(config, {"max_steps": steps})).seconds
 
-    assert needed(steps) <= seconds < needed(steps + 1)
-    assert one.steps_within(0.1, config) == 0, "not even one"
+    assert seconds_for(steps) <= seconds < seconds_for(steps + 1)
+    assert step_estimate.steps_within(0.1, config) == 0, "not even one"
 
 
 def test_the_setting_that_is_named_would_fit(tiny_model: Config) -> None:
     """By the same estimate that refuses: a smaller batch first, then a smaller model."""
     config = override_config(tiny_model, {"batch_size": 64, "block_size": 128})
-    need = estimate_memory_bytes(config)
-    limit = need // 3
-    with pytest.raises(UserError, match="this training takes") as caught:
-        check_memory_limit(config, need, limit)
-    words = caught.value.remedy.split()
-    batch, accumulate = int(words[2]), int(words[4].rstrip(","))
-    assert batch * accumulate == 64, "trains the same"
+    required = estimate_memory_bytes(config)
+    limit = required // 3
+    with pytest.raises(UserError, match="this training takes") as excinfo:
+        check_memory_limit(config, required, limit)
+    words = excinfo.value.remedy.split()
+    batch, accumulation = int(words[2]), int(words[4].rstrip(","))
+    assert batch * accumulation == 64, "trains the same"
     assert estimate_memory_bytes(override_config(config, {"batch_size": batch})) <= limit
-    check_memory_limit(config, need, need)
-    one = override_config(config, {"batch_size": 1, "gradient_checkpointing": True, "n_layer": 6})
-    with pytest.raises(UserError) as caught:
-        check_memory_limit(one, estimate_memory_bytes(one), min_training_bytes(one.model))
-    layers = int(caught.value.remedy.rpartition(" ")[2].rstrip("."))
+    check_memory_limit(config, required, required)
+    single_sequence = override_config(
+        config, {"batch_size": 1, "gradient_checkpointing": True, "n_layer": 6}
+    )
+    with pytest.raises(UserError) as excinfo:
+        check_memory_limit(
+            single_sequence,
+            estimate_memory_bytes(single_sequence),
+            min_training_bytes(single_sequence.model),
+        )
+    layers = int(excinfo.value.remedy.rpartition(" ")[2].rstrip("."))
     assert 1 <= layers < 6
-    with pytest.raises(UserError) as caught:
-        check_memory_limit(config, need, min_training_bytes(config.model) + 1)
-    assert "--gradient-checkpointing" in caught.value.remedy
+    with pytest.raises(UserError) as excinfo:
+        check_memory_limit(config, required, min_training_bytes(config.model) + 1)
+    assert "--gradient-checkpointing" in excinfo.value.remedy
 
 
 def test_a_model_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,39 +143,47 @@ def test_the_estimate_grows_with_all_that_takes_memory(tiny_model: Config) -> No
     before = estimate_memory_bytes(tiny_model)
     for change in ({"batch_size": 8}, {"n_layer": 4}, {"block_size": 16}, {"vocab_size": 999}):
         assert estimate_memory_bytes(override_config(tiny_model, change)) > before
-    kept = estimate_memory_bytes(override_config(tiny_model, {"gradient_checkpointing": True}))
-    assert min_training_bytes(tiny_model.model) < kept < before
+    checkpointed = estimate_memory_bytes(
+        override_config(tiny_model, {"gradient_checkpointing": True})
+    )
+    assert min_training_bytes(tiny_model.model) < checkpointed < before
 
 
 def test_measured_runs_are_those_of_the_same_shape_on_the_same_text(
     trained: Path, tiny_model: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = open_dataset(trained / "data" / "words")
-    m = tiny_model.model
-    shape = [m.n_layer, m.n_head, m.n_embd, m.block_size, m.vocab_size]
+    model_config = tiny_model.model
+    shape = [
+        model_config.n_layer,
+        model_config.n_head,
+        model_config.n_embd,
+        model_config.block_size,
+        model_config.vocab_size,
+    ]
     entry = (
         '[[run]]\nshape = {}\ndata = "{}"\ntokens = 5\nval_loss = {}\n'
         'bits_per_byte = 2.0\nreport = "r.md"\n'
     )
-    known = dataset.meta.fingerprint
+    fingerprint = dataset.meta.fingerprint
     lines = [
-        entry.format(shape, known, 1.6),
-        entry.format(shape, known, 1.5),
-        entry.format([*shape[:-1], 1], known, 1.0),
+        entry.format(shape, fingerprint, 1.6),
+        entry.format(shape, fingerprint, 1.5),
+        entry.format([*shape[:-1], 1], fingerprint, 1.0),
         entry.format(shape, "other", 0.5),
     ]
     (tmp_path / "reference_results.toml").write_text("\n".join(lines))
     monkeypatch.setattr(estimate, "__file__", str(tmp_path / "estimate.py"))
-    found = find_reference_result(tiny_model, dataset)
-    assert found is not None
-    assert found.val_loss == 1.5
+    result = find_reference_result(tiny_model, dataset)
+    assert result is not None
+    assert result.val_loss == 1.5
     assert find_reference_result(override_config(tiny_model, {"n_layer": 3}), dataset) is None
-    muons = override_config(tiny_model, {"optimizer": "muon"})
-    assert find_reference_result(muons, dataset) is None
-    lines.append(entry.format(shape, known, 1.2) + 'optimizer = "muon"\n')
+    muon_config = override_config(tiny_model, {"optimizer": "muon"})
+    assert find_reference_result(muon_config, dataset) is None
+    lines.append(entry.format(shape, fingerprint, 1.2) + 'optimizer = "muon"\n')
     (tmp_path / "reference_results.toml").write_text("\n".join(lines))
-    of_both = [find_reference_result(config, dataset) for config in (tiny_model, muons)]
-    assert [one and one.val_loss for one in of_both] == [1.5, 1.2]
+    results = [find_reference_result(config, dataset) for config in (tiny_model, muon_config)]
+    assert [reference and reference.val_loss for reference in results] == [1.5, 1.2]
 
 
 def test_every_measured_run_has_its_report() -> None:

@@ -18,10 +18,10 @@ from mlxgpt.model.gpt import GPT
 from mlxgpt.model.kv_cache import KVCache, LayersKV
 from mlxgpt.training import full_size_check, selfcheck
 from mlxgpt.training.full_size_check import CheckResult
-from tests.helpers.tf32 import round_products
+from tests.helpers.tf32 import round_matmul_inputs
 
 Patch = pytest.MonkeyPatch
-Wrong = Callable[[], bool]  # whether what is computed now is to be wrong
+IsBroken = Callable[[], bool]  # whether what is computed now is to be wrong
 
 MODERN = {
     "position": "rope",
@@ -38,14 +38,14 @@ CHECKS = [
 ]
 
 
-def model(**settings: Any) -> Config:
+def make_config(**settings: Any) -> Config:
     """Heads of 64 values, and as many of them as the CPU's own kernels need to take part."""
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 128, "block_size": 32, "vocab_size": 65}
     config = config_from_tree({"model": shape, "train": {"dtype": "float32", "seed": 1}})
     return override_config(config, settings)
 
 
-class Gpu:
+class GpuState:
     """What is being computed: the reference, which is right; or the evaluation."""
 
     reference = False
@@ -53,19 +53,19 @@ class Gpu:
 
 
 @pytest.fixture
-def gpu(monkeypatch: Patch) -> Iterator[Gpu]:
+def gpu(monkeypatch: Patch) -> Iterator[GpuState]:
     """MLX's own kernels, except for what is computed on the CPU to compare with."""
-    gpu = Gpu()
-    the_cpu, make_eval_step = full_size_check.use_cpu, full_size_check.make_eval_step
+    gpu = GpuState()
+    original_use_cpu, make_eval_step = full_size_check.use_cpu, full_size_check.make_eval_step
 
     @contextmanager
-    def reference() -> Iterator[None]:
-        with the_cpu():
+    def use_cpu_and_record() -> Iterator[None]:
+        with original_use_cpu():
             gpu.reference = True
             yield
             gpu.reference = False
 
-    def evaluating(*args: Any) -> Callable[..., mx.array]:
+    def make_recording_eval_step(*args: Any) -> Callable[..., mx.array]:
         step = make_eval_step(*args)
 
         def evaluate(*args: Any) -> mx.array:
@@ -77,8 +77,8 @@ def gpu(monkeypatch: Patch) -> Iterator[Gpu]:
 
         return evaluate
 
-    monkeypatch.setattr(full_size_check, "use_cpu", reference)
-    monkeypatch.setattr(full_size_check, "make_eval_step", evaluating)
+    monkeypatch.setattr(full_size_check, "use_cpu", use_cpu_and_record)
+    monkeypatch.setattr(full_size_check, "make_eval_step", make_recording_eval_step)
     monkeypatch.setattr(device, "on_cpu", lambda: gpu.reference)
     mx.disable_compile()  # what is compiled takes long to compile, and is no other formula
     yield gpu
@@ -86,9 +86,9 @@ def gpu(monkeypatch: Patch) -> Iterator[Gpu]:
 
 
 @pytest.fixture(params=["float32", "TF32", "bfloat16"])
-def dtype(request: pytest.FixtureRequest, gpu: Gpu, monkeypatch: Patch) -> str:
+def dtype(request: pytest.FixtureRequest, gpu: GpuState, monkeypatch: Patch) -> str:
     if request.param == "TF32":
-        round_products(monkeypatch, lambda: not gpu.reference)
+        round_matmul_inputs(monkeypatch, lambda: not gpu.reference)
     return "bfloat16" if request.param == "bfloat16" else "float32"
 
 
@@ -97,73 +97,75 @@ def dtype(request: pytest.FixtureRequest, gpu: Gpu, monkeypatch: Patch) -> str:
 def test_a_sound_model_passes(
     check: Callable[[Config], CheckResult], settings: dict[str, Any], dtype: str
 ) -> None:
-    found = check(model(**settings, dtype=dtype))
-    assert found.ok, found.detail
+    result = check(make_config(**settings, dtype=dtype))
+    assert result.ok, result.detail
 
 
-def attention_with(patch: Patch, wrong: Wrong, **changed: Callable[..., Any]) -> None:
-    real = mx.fast.scaled_dot_product_attention
+def patch_attention(patch: Patch, is_broken: IsBroken, **changes: Callable[..., Any]) -> None:
+    original = mx.fast.scaled_dot_product_attention
 
-    def attention(q: mx.array, k: mx.array, v: mx.array, **given: Any) -> mx.array:
-        if wrong():
-            given |= {name: change(given[name], k) for name, change in changed.items()}
-        return real(q, k, v, **given)
+    def attention(q: mx.array, k: mx.array, v: mx.array, **kwargs: Any) -> mx.array:
+        if is_broken():
+            kwargs |= {name: change(kwargs[name], k) for name, change in changes.items()}
+        return original(q, k, v, **kwargs)
 
     patch.setattr(mx.fast, "scaled_dot_product_attention", attention)
 
 
-def head_scale(patch: Patch, wrong: Wrong) -> None:
+def break_head_scale(patch: Patch, is_broken: IsBroken) -> None:
     """1 / D instead of 1 / √D."""
-    attention_with(patch, wrong, scale=lambda scale, k: scale**2)
+    patch_attention(patch, is_broken, scale=lambda scale, k: scale**2)
 
 
-def mask(patch: Patch, wrong: Wrong) -> None:
+def break_mask(patch: Patch, is_broken: IsBroken) -> None:
     """One token ahead is seen, or all that the cache has room for."""
 
-    def ahead(mask: Any, k: mx.array) -> mx.array:
+    def look_ahead(mask: Any, k: mx.array) -> mx.array:
         if not isinstance(mask, str):
             return mx.ones_like(mask)
-        places = mx.arange(k.shape[2])
-        return places[:, None] + 1 >= places
+        positions = mx.arange(k.shape[2])
+        return positions[:, None] + 1 >= positions
 
-    attention_with(patch, wrong, mask=ahead)
+    patch_attention(patch, is_broken, mask=look_ahead)
 
 
-def decodes(args: tuple[Any, ...]) -> bool:
+def is_decoding(args: tuple[Any, ...]) -> bool:
     """Whether a forward pass is one of single tokens after those in a cache."""
     return len(args) == 2 and args[1].position is not None
 
 
-def position(patch: Patch, wrong: Wrong) -> None:
+def shift_positions(patch: Patch, is_broken: IsBroken) -> None:
     """Positions are one off: those of a whole sequence, or of a token that is decoded."""
     call, init = GPT.__call__, KVCache.__init__
 
-    def shifted(self: GPT, *args: Any, **rest: Any) -> mx.array:
-        if not wrong() or decodes(args):
-            return call(self, *args, **rest)
-        own = self.wpe.weight
-        self.wpe.weight = mx.roll(own, 1, 0)
-        logits = call(self, *args, **rest)
-        self.wpe.weight = own
+    def call_shifted(self: GPT, *args: Any, **kwargs: Any) -> mx.array:
+        if not is_broken() or is_decoding(args):
+            return call(self, *args, **kwargs)
+        weight = self.wpe.weight
+        self.wpe.weight = mx.roll(weight, 1, 0)
+        logits = call(self, *args, **kwargs)
+        self.wpe.weight = weight
         return logits
 
-    def one_off(self: KVCache, layers: LayersKV = (), at: Any = None, **rest: Any) -> None:
-        init(self, layers, None if at is None else at - 1, **rest)
+    def init_shifted(
+        self: KVCache, layers: LayersKV = (), position: Any = None, **kwargs: Any
+    ) -> None:
+        init(self, layers, None if position is None else position - 1, **kwargs)
 
-    patch.setattr(GPT, "__call__", shifted)
-    patch.setattr(KVCache, "__init__", one_off)
+    patch.setattr(GPT, "__call__", call_shifted)
+    patch.setattr(KVCache, "__init__", init_shifted)
 
 
-@pytest.mark.parametrize("break_it", [head_scale, mask, position])
+@pytest.mark.parametrize("break_it", [break_head_scale, break_mask, shift_positions])
 @pytest.mark.parametrize("check", CHECKS)
 def test_what_is_wrong_is_seen(
     check: Callable[[Config], CheckResult],
-    break_it: Callable[[Patch, Wrong], None],
+    break_it: Callable[[Patch, IsBroken], None],
     dtype: str,
-    gpu: Gpu,
+    gpu: GpuState,
     monkeypatch: Patch,
 ) -> None:
-    wrong: dict[Any, Wrong] = {
+    broken_phases: dict[Any, IsBroken] = {
         full_size_check.check_against_cpu: lambda: not gpu.reference,
         full_size_check.check_evaluation_loss: lambda: gpu.evaluation,
         full_size_check.check_cached_logits: lambda: decoding,
@@ -171,32 +173,32 @@ def test_what_is_wrong_is_seen(
     decoding = False
     call = GPT.__call__
 
-    def called(self: GPT, *args: Any, **rest: Any) -> Any:
+    def call_and_record(self: GPT, *args: Any, **kwargs: Any) -> Any:
         nonlocal decoding
-        decoding = decodes(args)
-        result = call(self, *args, **rest)
+        decoding = is_decoding(args)
+        result = call(self, *args, **kwargs)
         decoding = False
         return result
 
-    monkeypatch.setattr(GPT, "__call__", called)
-    break_it(monkeypatch, wrong[check])
-    found = check(model(dtype=dtype))
-    assert found.ok is False, found.detail
+    monkeypatch.setattr(GPT, "__call__", call_and_record)
+    break_it(monkeypatch, broken_phases[check])
+    check_result = check(make_config(dtype=dtype))
+    assert check_result.ok is False, check_result.detail
 
 
-def test_rotary_positions_of_single_tokens_are_checked(gpu: Gpu, monkeypatch: Patch) -> None:
-    position(monkeypatch, lambda: False)
-    assert full_size_check.check_cached_logits(model(**MODERN)).ok is False
+def test_rotary_positions_of_single_tokens_are_checked(gpu: GpuState, monkeypatch: Patch) -> None:
+    shift_positions(monkeypatch, lambda: False)
+    assert full_size_check.check_cached_logits(make_config(**MODERN)).ok is False
 
 
-def test_a_gpu_is_checked_at_full_size(gpu: Gpu) -> None:
-    names = [check.name for check in selfcheck.run_self_check(model(n_layer=1))]
+def test_a_gpu_is_checked_at_full_size(gpu: GpuState) -> None:
+    names = [check.name for check in selfcheck.run_self_check(make_config(n_layer=1))]
     assert names[4:7] == ["GPU = CPU", "evaluation = training", "cached = uncached"]
     assert len(names) == len(set(names)), "nothing is checked twice"
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])
-def test_the_shortest_blocks_can_be_checked(block_size: int, gpu: Gpu) -> None:
+def test_the_shortest_blocks_can_be_checked(block_size: int, gpu: GpuState) -> None:
     for check in CHECKS:
-        found = check(model(block_size=block_size))
-        assert found.ok, found.detail
+        result = check(make_config(block_size=block_size))
+        assert result.ok, result.detail

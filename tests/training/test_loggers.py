@@ -20,24 +20,24 @@ from mlxgpt.storage.run import open_run
 from mlxgpt.training import loggers
 from mlxgpt.training.run_writer import RunWriter
 from mlxgpt.utils.errors import UserError
-from tests.helpers.commands import TRAIN, Capture, program, refused
+from tests.helpers.commands import TRAIN_ARGS, Capture, expect_error, run_program
 from tests.helpers.training_runs import Recorder
 
 
 def test_what_is_not_there_is_said_before_anything_is_done(place: Path, capsys: Capture) -> None:
     line = ["train", "--tier", "1", "--source", "words.txt"]
-    assert "there is no tracker paper" in refused(capsys, *line, "--report-to", "paper")
+    assert "there is no tracker paper" in expect_error(capsys, *line, "--report-to", "paper")
 
 
 @pytest.mark.parametrize("to", loggers.INSTALL_COMMANDS)
 def test_how_to_install_one_is_said(to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=f"{to} is not installed") as caught:
+    with pytest.raises(UserError, match=f"{to} is not installed") as excinfo:
         loggers.make_logger(to)
-    assert "pip install" in caught.value.remedy
+    assert "pip install" in excinfo.value.remedy
 
 
-class Leftover(loggers.TensorBoardLogger):
+class LeftoverLogger(loggers.TensorBoardLogger):
     """A tracker whose package is not installed."""
 
     def __init__(self) -> None:
@@ -52,33 +52,33 @@ def test_a_folder_that_a_tracker_left_behind_is_not_the_tracker(
     monkeypatch.syspath_prepend(home)
     monkeypatch.setitem(loggers.INSTALL_COMMANDS, "leftover", "pip install leftover")
     with pytest.raises(UserError, match="leftover is not installed"):
-        Leftover()
+        LeftoverLogger()
 
 
 def test_an_installation_that_cannot_be_imported_is_one_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    installed(monkeypatch, None)
-    with pytest.raises(UserError, match="wandb cannot be imported: ") as caught:
+    install_wandb_module(monkeypatch, None)
+    with pytest.raises(UserError, match="wandb cannot be imported: ") as excinfo:
         loggers.make_logger("wandb")
-    assert "pip install" in caught.value.remedy
+    assert "pip install" in excinfo.value.remedy
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, module: ModuleType | None) -> None:
+def install_wandb_module(monkeypatch: pytest.MonkeyPatch, module: ModuleType | None) -> None:
     monkeypatch.setitem(sys.modules, "wandb", module)
-    find: Callable[[str], Any] = importlib.util.find_spec
+    find_spec: Callable[[str], Any] = importlib.util.find_spec
     spec = ModuleSpec("wandb", None, origin="wandb/__init__.py")
-    monkeypatch.setattr(loggers, "find_spec", lambda n: spec if n == "wandb" else find(n))
+    monkeypatch.setattr(loggers, "find_spec", lambda n: spec if n == "wandb" else find_spec(n))
 
 
-class Wandb:
+class FakeWandb:
     """Stands for the package wandb and for its run: the same names, and what they were given."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun: list[dict[str, Any]] = []
-        self.logged: list[tuple[int, dict[str, float]]] = []
-        self.finished = 0
-        self.logged_in = True
+        self.init_calls: list[dict[str, Any]] = []
+        self.logged_metrics: list[tuple[int, dict[str, float]]] = []
+        self.finish_count = 0
+        self.is_logged_in = True
         self.mode = "online"
         module = ModuleType("wandb")
         module.__dict__.update(
@@ -88,71 +88,71 @@ class Wandb:
             Settings=dict,
         )
         self.module = module
-        installed(monkeypatch, module)
+        install_wandb_module(monkeypatch, module)
 
     def login(self, *, prompt: bool, verify: bool) -> bool:
         assert not prompt
-        return self.logged_in
+        return self.is_logged_in
 
-    def init(self, **arguments: Any) -> Wandb:
-        self.begun.append(arguments)
+    def init(self, **kwargs: Any) -> FakeWandb:
+        self.init_calls.append(kwargs)
         return self
 
     def log(self, numbers: dict[str, float], *, step: int) -> None:
-        self.logged.append((step, numbers))
+        self.logged_metrics.append((step, numbers))
 
     def finish(self) -> None:
-        self.finished += 1
+        self.finish_count += 1
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> Wandb:
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
     monkeypatch.delenv("WANDB_INIT_TIMEOUT", raising=False)
-    return Wandb(monkeypatch)
+    return FakeWandb(monkeypatch)
 
 
-LINE = [*TRAIN, "--source", "data/words", "--report-to", "wandb"]
+TRAIN_WITH_WANDB = [*TRAIN_ARGS, "--source", "data/words", "--report-to", "wandb"]
 
 
 @pytest.mark.parametrize("old", [False, True])
 def test_nobody_is_logged_in(
-    place: Path, capsys: Capture, wandb: Wandb, old: bool, no_check: None
+    place: Path, capsys: Capture, wandb: FakeWandb, old: bool, no_check: None
 ) -> None:
     """Said without a prompt, also by versions whose login has no `prompt`."""
-    wandb.logged_in = False
+    wandb.is_logged_in = False
     if old:
         wandb.module.__dict__.update(
             login=lambda *, verify: 1 / 0, api=SimpleNamespace(api_key=None)
         )
-    assert refused(capsys, *LINE) == "wandb is not logged in"
+    assert expect_error(capsys, *TRAIN_WITH_WANDB) == "wandb is not logged in"
     wandb.mode = "offline"
-    assert cli.main(LINE) == 0
-    assert wandb.logged[-1][0] == 4
+    assert cli.main(TRAIN_WITH_WANDB) == 0
+    assert wandb.logged_metrics[-1][0] == 4
 
 
-def test_the_key_of_an_older_version(wandb: Wandb) -> None:
+def test_the_key_of_an_older_version(wandb: FakeWandb) -> None:
     wandb.module.__dict__.update(login=lambda *, verify: 1 / 0, api=SimpleNamespace(api_key="k"))
     loggers.make_logger("wandb")
 
 
 @pytest.mark.parametrize("where", ["setup", "login", "init"])
 def test_what_fails_before_the_run_exists_is_one_error(
-    place: Path, capsys: Capture, wandb: Wandb, where: str, no_check: None
+    place: Path, capsys: Capture, wandb: FakeWandb, where: str, no_check: None
 ) -> None:
     def fail(**_: object) -> None:
         raise ConnectionError("timed out\nafter 20 s")
 
     wandb.module.__dict__[where] = fail
-    assert refused(capsys, *LINE) == "wandb failed: timed out after 20 s"
+    assert expect_error(capsys, *TRAIN_WITH_WANDB) == "wandb failed: timed out after 20 s"
 
 
 def test_the_wait_for_an_answer_is_bounded_and_can_be_set(
-    train: Any, no_check: None, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
+    train: Any, no_check: None, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("a", report_to="wandb")
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "200")
     train("b", report_to="wandb")
-    first, second = (begun["settings"] for begun in wandb.begun)
+    first, second = (init_call["settings"] for init_call in wandb.init_calls)
     assert (first, second) == ({"init_timeout": loggers.WANDB_INIT_SECONDS}, {})
 
 
@@ -160,7 +160,7 @@ def test_the_wait_for_an_answer_is_bounded_and_can_be_set(
 def test_a_tracker_that_fails_midway_warns_once_and_the_training_continues(
     train: Any,
     no_check: None,
-    wandb: Wandb,
+    wandb: FakeWandb,
     monkeypatch: pytest.MonkeyPatch,
     notes: list[str],
     where: str,
@@ -175,21 +175,21 @@ def test_a_tracker_that_fails_midway_warns_once_and_the_training_continues(
         "wandb failed: the service is gone; the training continues without it"
     ]
     assert recorder.records[-1]["step"] == 12
-    assert wandb.finished == (where == "log")
+    assert wandb.finish_count == (where == "log")
 
 
 def test_a_tracker_that_never_finishes_is_not_waited_for(
-    train: Any, no_check: None, wandb: Wandb, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+    train: Any, no_check: None, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch, notes: list[str]
 ) -> None:
-    end = threading.Event()
+    finished = threading.Event()
     monkeypatch.setattr(loggers, "CLOSE_SECONDS", 0.05)
-    monkeypatch.setattr(wandb, "finish", lambda: end.wait(60))
+    monkeypatch.setattr(wandb, "finish", lambda: finished.wait(60))
     assert train("a", report_to="wandb").step == 12
     assert "wandb did not finish" in notes[-1]
-    end.set()
+    finished.set()
 
 
-HANGING = """
+HANGING_MODULE = """
 import atexit, sys, time
 from types import SimpleNamespace
 
@@ -205,69 +205,75 @@ def init(**_):
 
 def test_the_program_ends_while_a_tracker_hangs(place: Path) -> None:
     (place / "wandb").mkdir()
-    (place / "wandb" / "__init__.py").write_text(HANGING)
-    ended = program(*LINE, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    assert "wandb did not finish" in ended.stderr
+    (place / "wandb" / "__init__.py").write_text(HANGING_MODULE)
+    process = run_program(*TRAIN_WITH_WANDB, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert "wandb did not finish" in process.stderr
 
 
-def test_it_gets_the_records_and_all_else_goes_on(train: Any, no_check: None, wandb: Wandb) -> None:
+def test_it_gets_the_records_and_all_else_goes_on(
+    train: Any, no_check: None, wandb: FakeWandb
+) -> None:
     recorder = Recorder()
     train("a", recorder, report_to="wandb", max_steps=12)
-    assert [step for step, _ in wandb.logged] == [record["step"] for record in recorder.records]
-    step, numbers = wandb.logged[-1]
-    assert (step, numbers["val_loss"]) == (12, recorder.records[-1]["val_loss"])
-    assert "step" not in numbers
-    assert all(isinstance(value, float) for value in numbers.values())
-    assert wandb.begun[0]["name"] == "a"
-    assert wandb.begun[0]["config"]["train"]["max_steps"] == 12
-    assert wandb.finished == 1
+    assert [step for step, _ in wandb.logged_metrics] == [
+        record["step"] for record in recorder.records
+    ]
+    step, logged = wandb.logged_metrics[-1]
+    assert (step, logged["val_loss"]) == (12, recorder.records[-1]["val_loss"])
+    assert "step" not in logged
+    assert all(isinstance(value, float) for value in logged.values())
+    assert wandb.init_calls[0]["name"] == "a"
+    assert wandb.init_calls[0]["config"]["train"]["max_steps"] == 12
+    assert wandb.finish_count == 1
     assert recorder.samples, "and the other callbacks get all events"
 
 
 def test_several_loggers_get_the_same_records(
-    home: Path, text_file: Path, tiny: Config, no_check: None, wandb: Wandb
+    home: Path, text_file: Path, tiny: Config, no_check: None, wandb: FakeWandb
 ) -> None:
     """As callbacks among others, without `report_to`."""
     with loggers.WandbLogger() as first, loggers.WandbLogger() as second:
         recorder = Recorder()
         api.train(config=tiny, source=text_file, run="a", callbacks=[first, recorder, second])
-    steps = [step for step, _ in wandb.logged]
+    steps = [step for step, _ in wandb.logged_metrics]
     assert sorted(steps) == sorted(2 * [record["step"] for record in recorder.records])
-    assert wandb.finished == 2
+    assert wandb.finish_count == 2
 
 
 def test_a_resumed_run_goes_on_there_and_an_error_closes_it(
-    train: Any, no_check: None, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
+    train: Any, no_check: None, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = RunWriter.save
 
-    def full(self: RunWriter, step: int, *given: Any) -> None:
-        save(self, step, *given)
+    def save_then_fail(self: RunWriter, step: int, *args: Any) -> None:
+        save(self, step, *args)
         if step == 8:
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunWriter, "save", full)
+        patch.setattr(RunWriter, "save", save_then_fail)
         with pytest.raises(OSError, match="No space"):
             train("a", report_to="wandb")
-    assert wandb.finished == 1
+    assert wandb.finish_count == 1
     train("a", report_to="wandb")
-    first, second = wandb.begun
+    first, second = wandb.init_calls
     assert first["id"] == second["id"]
     assert second["resume"] == "allow"
     train("b", report_to="wandb")
-    assert wandb.begun[2]["id"] != first["id"]
+    assert wandb.init_calls[2]["id"] != first["id"]
     shutil.copytree("runs/a", "runs/copy")
     shutil.rmtree("runs/copy/checkpoints/step-0000012")
     train("copy", report_to="wandb")
-    assert len({begun["id"] for begun in wandb.begun}) == 3
+    assert len({init_call["id"] for init_call in wandb.init_calls}) == 3
 
 
-def test_a_run_from_before_continues_where_it_was(train: Any, no_check: None, wandb: Wandb) -> None:
+def test_a_run_from_before_continues_where_it_was(
+    train: Any, no_check: None, wandb: FakeWandb
+) -> None:
     train("a", report_to="wandb", max_steps=12)
     (Path("runs/a") / loggers.WANDB_TOKEN_FILE).unlink()
     shutil.rmtree("runs/a/checkpoints/step-0000012")
     train("a", report_to="wandb", max_steps=12)
     time = next(open_run(Path("runs/a")).history())["time"]
-    assert wandb.begun[1]["id"] == hashlib.sha256(f"a {time}".encode()).hexdigest()[:16]
+    assert wandb.init_calls[1]["id"] == hashlib.sha256(f"a {time}".encode()).hexdigest()[:16]

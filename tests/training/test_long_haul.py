@@ -58,17 +58,25 @@ api.train(config=config_from_tree(tree), source="words.txt", run="a", callbacks=
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux")
 def test_a_hundred_thousand_steps_take_no_more_than_a_few(home: Path, text_file: Path) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", SCRIPT, "100000"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    seen = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(seen) == 40
-    print("step, resident bytes, open files:", seen[0], seen[1], seen[len(seen) // 2], seen[-1])
-    _, first, _ = seen[1]  # the first evaluation is before much of what stays was loaded
-    assert all(abs(resident / first - 1) < 0.05 for _, resident, _ in seen[1:])
-    counts = [count for *_, count in seen]
+    samples = [json.loads(line) for line in process.stdout.splitlines()]
+    assert len(samples) == 40
+    print(
+        "step, resident bytes, open files:",
+        samples[0],
+        samples[1],
+        samples[len(samples) // 2],
+        samples[-1],
+    )
+    _, first_resident, _ = samples[
+        1
+    ]  # the first evaluation is before much of what stays was loaded
+    assert all(abs(resident / first_resident - 1) < 0.05 for _, resident, _ in samples[1:])
+    counts = [count for *_, count in samples]
     assert max(counts) <= min(counts) + 1, "one more where a checkpoint is still being written"

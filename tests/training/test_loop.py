@@ -40,16 +40,18 @@ def tokens() -> TokenArray:
     return TokenArray(np.arange(500) * 7 % 19, 19)  # every token says which is next
 
 
-def every(config: Config, *, save: int = NEVER, evaluate: int = NEVER, log: int = NEVER) -> Config:
+def with_intervals(
+    config: Config, *, save: int = NEVER, evaluate: int = NEVER, log: int = NEVER
+) -> Config:
     intervals = {"save_interval": save, "eval_interval": evaluate, "log_interval": log}
     return override_config(config, intervals)
 
 
-def fresh(config: Config) -> TrainStep:
+def make_step(config: Config) -> TrainStep:
     return TrainStep(GPT(config.model, 1), config)
 
 
-class Writer:
+class FakeWriter:
     """In place of the run's writer and its evaluations: records what is due.
 
     Args:
@@ -58,33 +60,33 @@ class Writer:
 
     def __init__(self, after: Any = lambda name, step: None) -> None:
         self.calls: list[tuple[str, int]] = []
-        self.seen: list[StepMetrics] = []
+        self.step_metrics: list[StepMetrics] = []
         self.records: list[dict[str, Any]] = []
         self.rolled_back: list[int] = []
         self.run = self
         self._after = after
 
-    def _note(self, name: str, step: int) -> None:
+    def _record(self, name: str, step: int) -> None:
         self.calls.append((name, step))
         self._after(name, step)
 
     def save(self, step: int, metrics: StepMetrics, guard: SpikeGuard) -> None:
-        self.seen.append(metrics)
-        self._note("save", step)
+        self.step_metrics.append(metrics)
+        self._record("save", step)
 
     def validate(self, step: int) -> tuple[None, None]:
-        self._note("evaluate", step)
+        self._record("evaluate", step)
         return None, None
 
-    def add_evaluation(self, metrics: StepMetrics, *found: None) -> None:
-        self.seen.append(metrics)
+    def add_evaluation(self, metrics: StepMetrics, *evaluations: None) -> None:
+        self.step_metrics.append(metrics)
 
     def log(self, record: dict[str, Any]) -> None:
         self.records.append(record)
-        self._note("log", record["step"])
+        self._record("log", record["step"])
 
     def save_snapshot(self, step: int) -> None:
-        self._note("snapshot", step)
+        self._record("snapshot", step)
 
     def has_failed(self) -> bool:
         return False
@@ -102,14 +104,14 @@ class Writer:
         """Of the history."""
 
 
-class Group(LocalGroup):
+class StoppableGroup(LocalGroup):
     """Asked after each step whether to stop."""
 
     def __init__(self, stop: Any) -> None:
         super().__init__()
         self._stop = stop
 
-    def should_stop(self, wish: bool) -> bool:
+    def should_stop(self, stop_requested: bool) -> bool:
         return bool(self._stop())
 
 
@@ -118,65 +120,65 @@ def train(
     tokens: TokenArray,
     config: Config,
     *,
-    writer: Writer | None = None,
+    writer: FakeWriter | None = None,
     stop: Any = lambda: False,
     start: int = 0,
     guard: SpikeGuard | None = None,
 ) -> int:
     """Updates done by the loop, with this step function and this writer in their places."""
-    writer = writer or Writer()
-    began = StartState(start, guard or SpikeGuard(), None, None)
+    writer = writer or FakeWriter()
+    start_state = StartState(start, guard or SpikeGuard(), None, None)
     dataset: Any = SimpleNamespace(train=tokens, folder=Path("data"))
     job = TrainJob(config, dataset, Path("run"), None, NO_ESTIMATE)
     if not isinstance(step_function, TrainStep):
         step_function.config = config
 
     @contextmanager
-    def opened(*_: object) -> Iterator[tuple[Writer, StartState]]:
-        yield writer, began
+    def resume_or_create(*_: object) -> Iterator[tuple[FakeWriter, StartState]]:
+        yield writer, start_state
 
-    def summary(run: Writer, dataset: Any, step: int, **_: Any) -> TrainingSummary:
+    def summary(run: FakeWriter, dataset: Any, step: int, **_: Any) -> TrainingSummary:
         return TrainingSummary.for_non_main_rank(
             Path("run"), Path("data"), step, config.train.max_steps
         )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_train_step", lambda *_: step_function)
-        patch.setattr(loop, "resume_or_create_run", opened)
+        patch.setattr(loop, "resume_or_create_run", resume_or_create)
         patch.setattr(loop, "RunWriter", lambda *_: nullcontext(writer))
         patch.setattr(loop, "Validation", lambda *_: writer.validate)
         patch.setattr(TrainingSummary, "from_run", summary)
-        return loop.run_training_loop(job, Group(stop), Callback()).step
+        return loop.run_training_loop(job, StoppableGroup(stop), Callback()).step
 
 
 def test_what_is_due_comes_in_order(tiny_model: Config, tokens: TokenArray) -> None:
     """And everything at the end."""
-    writer = Writer()
-    config = every(tiny_model, save=6, evaluate=4, log=5)
-    assert train(fresh(config), tokens, config, writer=writer) == 12
-    of_all = ("save", "evaluate", "log")
+    writer = FakeWriter()
+    config = with_intervals(tiny_model, save=6, evaluate=4, log=5)
+    assert train(make_step(config), tokens, config, writer=writer) == 12
+    names = ("save", "evaluate", "log")
     assert writer.calls == [
         ("snapshot", 0),
-        *((name, 4) for name in of_all),
+        *((name, 4) for name in names),
         ("log", 5),
         ("save", 6),
-        *((name, 8) for name in of_all),
+        *((name, 8) for name in names),
         ("log", 10),
-        *((name, 12) for name in of_all),
+        *((name, 12) for name in names),
     ]
 
 
 def test_metrics_say_what_happened(tiny_model: Config, tokens: TokenArray) -> None:
-    learning_rate, writer = learning_rate_schedule(tiny_model), Writer()
-    config = every(tiny_model, save=1)
-    train(fresh(config), tokens, config, writer=writer)
-    seen = list({m.step: m for m in writer.seen}.values())
-    assert [m.step for m in seen] == list(range(1, 13))
-    assert [m.lr for m in seen] == [float(learning_rate(n)) for n in range(12)]
-    assert seen[0].loss == pytest.approx(np.log(19), rel=0.05)
-    assert seen[-1].loss < seen[0].loss
-    assert all(m.grad_norm > 0 for m in seen)
-    assert all(a.seconds <= b.seconds for a, b in pairwise(seen))
+    learning_rate, writer = learning_rate_schedule(tiny_model), FakeWriter()
+    config = with_intervals(tiny_model, save=1)
+    train(make_step(config), tokens, config, writer=writer)
+    metrics_by_step = list({m.step: m for m in writer.step_metrics}.values())
+    assert [m.step for m in metrics_by_step] == list(range(1, 13))
+    assert [m.lr for m in metrics_by_step] == [float(learning_rate(n)) for n in range(12)]
+    assert metrics_by_step[0].loss == pytest.approx(np.log(19), rel=0.05)
+    assert metrics_by_step[-1].loss < metrics_by_step[0].loss
+    assert all(m.grad_norm > 0 for m in metrics_by_step)
+    assert all(a.seconds <= b.seconds for a, b in pairwise(metrics_by_step))
 
 
 def test_what_waits_for_the_device_is_no_time_of_training(
@@ -184,64 +186,64 @@ def test_what_waits_for_the_device_is_no_time_of_training(
 ) -> None:
     now = [0.0]
 
-    def slow(name: str, step: int) -> None:
+    def advance_clock(name: str, step: int) -> None:
         now[0] += 100
 
-    writer = Writer(slow)
+    writer = FakeWriter(advance_clock)
     monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    config = every(tiny_model, save=3)
-    train(fresh(config), tokens, config, writer=writer)
-    assert [m.seconds for m in {m.step: m for m in writer.seen}.values()] == [0.0] * 4
+    config = with_intervals(tiny_model, save=3)
+    train(make_step(config), tokens, config, writer=writer)
+    assert [m.seconds for m in {m.step: m for m in writer.step_metrics}.values()] == [0.0] * 4
 
 
-class Device:
+class FakeDevice:
     """In place of a GPU: steps that are handed over, and computed when somebody waits for them,
     each in a second. Stands in for the step function, its numbers, MLX's functions and the clock.
 
     Args:
-        until: the step after which it is to stop.
+        stop_step: the step after which it is to stop.
         blocks: whether a step is computed before the call returns, as on a CPU.
     """
 
     config: Config
 
-    def __init__(self, until: int, blocks: bool) -> None:
+    def __init__(self, stop_step: int, blocks: bool) -> None:
         self.blocks = blocks
         self.calls: list[tuple[str, int]] = []
-        self.until, self.handed, self.computed = until, 0, 0
+        self.stop_step, self.submitted, self.computed = stop_step, 0, 0
 
     @property
     def state(self) -> int:
-        return self.handed
+        return self.submitted
 
     def state_dicts(self) -> tuple[dict, dict]:
         return {}, {}
 
-    def __call__(self, *_: object) -> tuple[Number, Number]:
-        self.handed += 1
-        self.calls.append(("step", self.handed))
+    def __call__(self, *_: object) -> tuple[LazyScalar, LazyScalar]:
+        self.submitted += 1
+        self.calls.append(("step", self.submitted))
         if self.blocks:
-            self.wait(self.handed)
-        return (Number(self, self.handed),) * 2
+            self.wait(self.submitted)
+        return (LazyScalar(self, self.submitted),) * 2
 
     def wait(self, step: int) -> None:
         self.computed = max(self.computed, step)
 
     def stop(self) -> bool:
-        return self.handed == self.until
+        return self.submitted == self.stop_step
 
     def replace_mlx(self, patch: pytest.MonkeyPatch) -> None:
-        fake = SimpleNamespace(
+        fake_mx = SimpleNamespace(
             array=mx.array, random=mx.random, async_eval=lambda *_: None, eval=self.wait
         )
-        patch.setattr(loop, "mx", fake)
+        patch.setattr(loop, "mx", fake_mx)
         patch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: float(self.computed)))
 
 
-class Number:
+class LazyScalar:
     """A loss, or a norm, that is computed once its step is: the step's number."""
 
-    def __init__(self, device: Device, step: int) -> None:
+    def __init__(self, device: FakeDevice, step: int) -> None:
         self.device, self.step = device, step
 
     def __float__(self) -> float:
@@ -260,37 +262,37 @@ def test_a_step_is_logged_once_the_next_was_handed_over(
     """Nothing waits for the device but what needs the weights; and it all comes in the same order,
     with the same numbers, as if everything waited.
     """
-    device = Device(until, blocks)
+    device = FakeDevice(until, blocks)
 
-    def after(name: str, step: int) -> None:
+    def record_call(name: str, step: int) -> None:
         device.calls.append((name, step))
         if name in ("save", "evaluate"):
-            assert device.computed == device.handed == step, "the weights are its step's"
+            assert device.computed == device.submitted == step, "the weights are its step's"
 
-    writer = Writer(after)
+    writer = FakeWriter(record_call)
     tokens = TokenArray(np.arange(500) * 7 % 19, 19)
-    config = every(tiny_model, save=save, evaluate=evaluate, log=log)
+    config = with_intervals(tiny_model, save=save, evaluate=evaluate, log=log)
     with pytest.MonkeyPatch.context() as patch:
         device.replace_mlx(patch)
-        done = train(device, tokens, config, writer=writer, stop=device.stop)
-    assert done == min(until, 12)
+        last_step = train(device, tokens, config, writer=writer, stop=device.stop)
+    assert last_step == min(until, 12)
     expected: list[tuple[str, int]] = [("snapshot", 0)]
-    late: list[tuple[str, int]] = []
-    for step in range(1, done + 1):
-        evaluated = step % evaluate == 0 or step == 12
+    deferred: list[tuple[str, int]] = []
+    for step in range(1, last_step + 1):
+        is_evaluated = step % evaluate == 0 or step == 12
         due = {
-            "save": evaluated or step % save == 0,
-            "evaluate": evaluated,
-            "log": evaluated or step % log == 0,
+            "save": is_evaluated or step % save == 0,
+            "evaluate": is_evaluated,
+            "log": is_evaluated or step % log == 0,
         }
         names = [(name, step) for name, is_due in due.items() if is_due]
-        expected += [("step", step), *late]
-        waits = due["save"]
-        expected += names if waits else []
-        late = [] if waits else names
-    assert device.calls == expected + late
-    assert all(m.loss == m.step for m in writer.seen)
-    assert all(m.seconds == m.step - 1 for m in writer.seen), "a second each"
+        expected += [("step", step), *deferred]
+        is_blocking = due["save"]
+        expected += names if is_blocking else []
+        deferred = [] if is_blocking else names
+    assert device.calls == expected + deferred
+    assert all(m.loss == m.step for m in writer.step_metrics)
+    assert all(m.seconds == m.step - 1 for m in writer.step_metrics), "a second each"
     rates = [record["tokens_per_second"] for record in writer.records]
     assert all(rate in (0.0, config.tokens_per_step) for rate in rates), "a second each"
 
@@ -316,12 +318,18 @@ def test_a_spike_is_the_same_whoever_waits(
     def roll_back(results: loop.StepResultHandler) -> int:
         raise Stop
 
-    device, guard, writer = Device(13, blocks=False), Strict("rollback"), Writer()
+    device, guard, writer = FakeDevice(13, blocks=False), Strict("rollback"), FakeWriter()
     writer.calls.append(("save", 1))  # one to roll back to
     device.replace_mlx(monkeypatch)
     monkeypatch.setattr(loop.StepResultHandler, "roll_back", roll_back)
     with pytest.raises(Stop):
-        train(device, tokens, every(tiny_model, **{name: interval}), guard=guard, writer=writer)
+        train(
+            device,
+            tokens,
+            with_intervals(tiny_model, **{name: interval}),
+            guard=guard,
+            writer=writer,
+        )
     assert (guard.spike_step, guard.skipped) == (8, 1)
     assert [step for step, _ in guard.losses] == list(range(8))
 
@@ -331,37 +339,40 @@ def test_numbers_are_the_same_whether_or_not_anything_waits_for_them(
 ) -> None:
     """As on a GPU, where a step is not computed yet when it was handed over."""
     monkeypatch.setattr(device, "on_cpu", lambda: False)
-    kept = ("step", "lr", "loss", "grad_norm")
-    ends = []
-    for config in (every(tiny_model, evaluate=2), every(tiny_model, log=2)):
-        step_function, writer = fresh(config), Writer()
+    keys = ("step", "lr", "loss", "grad_norm")
+    results = []
+    for config in (with_intervals(tiny_model, evaluate=2), with_intervals(tiny_model, log=2)):
+        step_function, writer = make_step(config), FakeWriter()
         train(step_function, tokens, config, writer=writer)
-        weights = [{n: v.tolist() for n, v in part.items()} for part in step_function.state_dicts()]
-        ends.append(([{name: r[name] for name in kept} for r in writer.records], weights))
-    assert ends[0] == ends[1]
-    assert [record["step"] for record in ends[0][0]] == [2, 4, 6, 8, 10, 12]
+        weights = [
+            {parameter_name: value.tolist() for parameter_name, value in state_dict.items()}
+            for state_dict in step_function.state_dicts()
+        ]
+        results.append(([{name: r[name] for name in keys} for r in writer.records], weights))
+    assert results[0] == results[1]
+    assert [record["step"] for record in results[0][0]] == [2, 4, 6, 8, 10, 12]
 
 
 def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: TokenArray) -> None:
     """The same one for a step whenever it is taken, and another for each. After a rollback a step
     has that of the batch it takes.
     """
-    step_function = fresh(tiny_model)
+    step_function = make_step(tiny_model)
 
     def keys_from(start: int, batch_offset: int = 0) -> list[str]:
-        seen: list[str] = []
+        recorded_keys: list[str] = []
 
-        class Recorded(TrainStep):
+        class RecordingStep(TrainStep):
             def __init__(self) -> None:
                 self.__dict__.update(step_function.__dict__)
 
             def __call__(self, x, y, rate, key, limit=math.inf):  # type: ignore[no-untyped-def]
-                seen.append(str(key.tolist()))
+                recorded_keys.append(str(key.tolist()))
                 return step_function(x, y, rate, key, limit)
 
         guard = SpikeGuard(batch_offset=batch_offset)
-        train(Recorded(), tokens, tiny_model, start=start, guard=guard)
-        return seen
+        train(RecordingStep(), tokens, tiny_model, start=start, guard=guard)
+        return recorded_keys
 
     keys = keys_from(0)
     assert len(set(keys)) == len(keys) == 12
@@ -370,36 +381,38 @@ def test_every_step_has_a_dropout_mask_of_its_own(tiny_model: Config, tokens: To
 
 
 def test_it_stops_after_the_step_it_is_asked_in(tiny_model: Config, tokens: TokenArray) -> None:
-    asked, guard = iter([False, False, True]), SpikeGuard()
-    config = every(tiny_model)
-    stopped = train(fresh(config), tokens, config, stop=lambda: next(asked), guard=guard)
-    assert stopped == 3
+    stop_requests, guard = iter([False, False, True]), SpikeGuard()
+    config = with_intervals(tiny_model)
+    last_step = train(
+        make_step(config), tokens, config, stop=lambda: next(stop_requests), guard=guard
+    )
+    assert last_step == 3
     assert [step for step, _ in guard.losses] == [0, 1, 2], "the guard has seen the last one too"
 
 
 @pytest.mark.exact_bits
 def test_parts_are_the_whole_bit_for_bit(tiny_model: Config, tokens: TokenArray) -> None:
     """Dropout is on. What is done between steps, here drawing random numbers, changes nothing."""
-    whole, parts = fresh(tiny_model), fresh(tiny_model)
-    train(whole, tokens, tiny_model)
+    uninterrupted, resumed = make_step(tiny_model), make_step(tiny_model)
+    train(uninterrupted, tokens, tiny_model)
     start = 0
-    for until in (1, 5, 12):
-        done = iter(range(start + 1, 100))
+    for stop_step in (1, 5, 12):
+        steps = iter(range(start + 1, 100))
         start = train(
-            parts,
+            resumed,
             tokens,
-            every(tiny_model, log=1),
+            with_intervals(tiny_model, log=1),
             start=start,
-            writer=Writer(lambda *_: mx.eval(mx.random.normal((3,)))),
-            stop=lambda until=until, done=done: next(done) == until,
+            writer=FakeWriter(lambda *_: mx.eval(mx.random.normal((3,)))),
+            stop=lambda stop_step=stop_step, steps=steps: next(steps) == stop_step,
         )
-        assert start == until
-    for name, value in flatten_params(whole.model.parameters()).items():
-        assert (value == flatten_params(parts.model.parameters())[name]).all(), name
+        assert start == stop_step
+    for name, value in flatten_params(uninterrupted.model.parameters()).items():
+        assert (value == flatten_params(resumed.model.parameters())[name]).all(), name
 
 
 def test_a_finished_run_takes_no_step(tiny_model: Config, tokens: TokenArray) -> None:
-    step = fresh(tiny_model)
+    step = make_step(tiny_model)
     before = np.array(step.model.wte.weight)
     assert train(step, tokens, tiny_model, start=12) == 12
     assert (np.array(step.model.wte.weight) == before).all()

@@ -14,7 +14,7 @@ from mlxgpt.training.muon import NS_COEFFICIENTS, NS_STEPS, ROW_MOMENTUM, Muon, 
 from mlxgpt.training.optimizer import OptimizerGroups
 
 
-def by_svd(x: np.ndarray) -> np.ndarray:
+def orthogonalize_by_svd(x: np.ndarray) -> np.ndarray:
     """What the steps do to a matrix, in double precision: each singular value alone goes through
     the quintic.
     """
@@ -26,68 +26,68 @@ def by_svd(x: np.ndarray) -> np.ndarray:
     return (u * s) @ v
 
 
-def normal(draw: np.random.Generator, *shape: int) -> mx.array:
-    return mx.array(draw.normal(size=shape).astype(np.float32))
+def random_normal(rng: np.random.Generator, *shape: int) -> mx.array:
+    return mx.array(rng.normal(size=shape).astype(np.float32))
 
 
-def update(muon: Muon, gradients: dict, state: dict, good: bool = True) -> tuple[dict, dict]:
-    return muon.update(gradients, state, mx.array(1.0), mx.array(good))
+def update(muon: Muon, gradients: dict, state: dict, is_finite: bool = True) -> tuple[dict, dict]:
+    return muon.update(gradients, state, mx.array(1.0), mx.array(is_finite))
 
 
 @given(rows=st.integers(1, 12), more=st.integers(0, 20), seed=st.integers(0, 99))
 @settings(max_examples=25)
 def test_each_singular_value_goes_through_the_quintic(rows: int, more: int, seed: int) -> None:
     """Of stacks of wide and tall matrices."""
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     shapes = [(3, rows, rows + more), (2, rows + more, rows)]
-    stacks = [draw.normal(size=shape).astype(np.float32) for shape in shapes]
+    stacks = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
     flat = mx.array(np.concatenate([stack.reshape(-1) for stack in stacks]))
-    for found, stack in zip(orthogonalize(flat, shapes), stacks, strict=True):
-        for one, before in zip(np.array(found), stack, strict=True):
-            np.testing.assert_allclose(one, by_svd(before), atol=2e-4)
+    for orthogonal, stack in zip(orthogonalize(flat, shapes), stacks, strict=True):
+        for actual, matrix in zip(np.array(orthogonal), stack, strict=True):
+            np.testing.assert_allclose(actual, orthogonalize_by_svd(matrix), atol=2e-4)
 
 
 def test_singular_values_come_near_one() -> None:
     x = mx.random.normal((16 * 48,), key=mx.random.key(0))
-    (found,) = orthogonalize(x, [(1, 16, 48)])
-    values = np.linalg.svd(np.array(found)[0], compute_uv=False)
+    (orthogonal,) = orthogonalize(x, [(1, 16, 48)])
+    values = np.linalg.svd(np.array(orthogonal)[0], compute_uv=False)
     assert values.min() > 0.6
     assert values.max() < 1.3
 
 
-def evened(step: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def normalize_rows(step: np.ndarray, row_mean_squares: np.ndarray) -> np.ndarray:
     """NorMuon's step of a Muon's; each row's running mean square is brought up to date."""
-    rows *= ROW_MOMENTUM
-    rows += (1 - ROW_MOMENTUM) * np.square(step).mean(axis=1)
-    even = step / np.sqrt(rows)[:, None]
-    return even * np.linalg.norm(step) / np.linalg.norm(even)
+    row_mean_squares *= ROW_MOMENTUM
+    row_mean_squares += (1 - ROW_MOMENTUM) * np.square(step).mean(axis=1)
+    normalized = step / np.sqrt(row_mean_squares)[:, None]
+    return normalized * np.linalg.norm(step) / np.linalg.norm(normalized)
 
 
 def test_without_decay_it_is_mlxs_own_with_even_rows() -> None:
     """For matrices that are one: MLX's Muon, the same rate and momentum, over three steps."""
-    theirs, draw = optim.Muon(0.02, 0.95, 0.0), np.random.default_rng(1)
+    mlx_muon, rng = optim.Muon(0.02, 0.95, 0.0), np.random.default_rng(1)
     shapes = {"wide": (8, 20), "tall": (20, 8), "square": (8, 8), "also": (8, 8)}
-    start = {name: normal(draw, *shape) for name, shape in shapes.items()}
-    ours = Muon(shapes)
-    state = ours.init()
-    theirs.init(start)
+    start = {name: random_normal(rng, *shape) for name, shape in shapes.items()}
+    muon = Muon(shapes)
+    state = muon.init()
+    mlx_muon.init(start)
     rows = {name: np.zeros(rows) for name, (rows, _) in shapes.items()}
     for _ in range(3):
-        gradients = {name: normal(draw, *shape) for name, shape in shapes.items()}
-        steps, state = update(ours, gradients, state)
-        moved = theirs.apply_gradients(gradients, start)
+        gradients = {name: random_normal(rng, *shape) for name, shape in shapes.items()}
+        steps, state = update(muon, gradients, state)
+        updated = mlx_muon.apply_gradients(gradients, start)
         for name in shapes:
-            step = (np.array(start[name]) - np.array(moved[name])) / 0.02
-            expected = evened(step, rows[name])
+            step = (np.array(start[name]) - np.array(updated[name])) / 0.02
+            expected = normalize_rows(step, rows[name])
             np.testing.assert_allclose(steps[name], expected, atol=1e-3, err_msg=name)
 
 
 def test_no_row_moves_more_than_the_others_for_long() -> None:
     """Whose gradient is always small, or in the way of another's, moves as much as each."""
-    muon, draw = Muon({"a": (6, 4)}), np.random.default_rng(5)
+    muon, rng = Muon({"a": (6, 4)}), np.random.default_rng(5)
     state, sizes = muon.init(), []
     for _ in range(40):
-        gradient = draw.normal(size=(6, 4)) * [[1e-3], [1], [1], [1], [1], [1e3]]
+        gradient = rng.normal(size=(6, 4)) * [[1e-3], [1], [1], [1], [1], [1e3]]
         steps, state = update(muon, {"a": mx.array(gradient.astype(np.float32))}, state)
         sizes.append(np.linalg.norm(np.array(steps["a"]), axis=1))
     size = np.sqrt(np.square(sizes[20:]).mean(axis=0))
@@ -101,69 +101,82 @@ def test_a_gradient_of_nothing_moves_nothing() -> None:
 
 
 def test_queries_keys_and_values_are_three_matrices() -> None:
-    gradient = normal(np.random.default_rng(2), 24, 8)
-    name, thirds = "h.0.attn.c_attn.weight", {f"m{n}": g for n, g in enumerate(gradient.split(3))}
-    whole, parts = Muon({name: (24, 8)}), Muon(dict.fromkeys(thirds, (8, 8)))
-    together = np.array(update(whole, {name: gradient}, whole.init())[0][name])
-    apart = update(parts, thirds, parts.init())[0]
+    gradient = random_normal(np.random.default_rng(2), 24, 8)
+    name, third_gradients = (
+        "h.0.attn.c_attn.weight",
+        {f"m{n}": third for n, third in enumerate(gradient.split(3))},
+    )
+    joint, separate = Muon({name: (24, 8)}), Muon(dict.fromkeys(third_gradients, (8, 8)))
+    joint_step = np.array(update(joint, {name: gradient}, joint.init())[0][name])
+    separate_steps = update(separate, third_gradients, separate.init())[0]
     # In all but their rows' lengths, which are made even over all three.
-    of_thirds = np.concatenate([np.array(apart[name]) for name in thirds])
-    for one, other in zip(together, of_thirds, strict=True):
+    stacked_steps = np.concatenate([np.array(separate_steps[name]) for name in third_gradients])
+    for joint_row, separate_row in zip(joint_step, stacked_steps, strict=True):
         np.testing.assert_allclose(
-            one / np.linalg.norm(one), other / np.linalg.norm(other), atol=1e-5
+            joint_row / np.linalg.norm(joint_row),
+            separate_row / np.linalg.norm(separate_row),
+            atol=1e-5,
         )
-    lengths = np.linalg.norm(together, axis=1)
+    lengths = np.linalg.norm(joint_step, axis=1)
     np.testing.assert_allclose(lengths, lengths.mean(), rtol=1e-4)
 
 
 def test_a_matrix_moves_alike_whatever_it_is_stacked_with() -> None:
     """And its state is its own, by its name."""
-    draw = np.random.default_rng(4)
+    rng = np.random.default_rng(4)
     shapes = {"h.0.attn.c_attn.weight": (24, 8), "b": (20, 8), "a": (20, 8), "c": (8, 20)}
-    gradients = {name: normal(draw, *shape) for name, shape in shapes.items()}
+    gradients = {name: random_normal(rng, *shape) for name, shape in shapes.items()}
     muon = Muon(shapes)
     steps, state = update(muon, gradients, muon.init())
-    named = {(name, moment): value for name, moment, value in muon.split(state)}
+    moments = {(name, moment): value for name, moment, value in muon.split(state)}
     for name, shape in shapes.items():
         alone = Muon({name: shape})
-        step, own = update(alone, {name: gradients[name]}, alone.init())
+        step, alone_state = update(alone, {name: gradients[name]}, alone.init())
         np.testing.assert_allclose(steps[name], step[name], rtol=1e-4, atol=1e-6)
-        for _, moment, value in alone.split(own):
-            assert named[name, moment].shape == (shape if moment == "v" else (shape[0], 1))
-            np.testing.assert_allclose(named[name, moment], value, rtol=1e-4)
-    joined = muon.join(lambda name, moment: named[name, moment])
+        for _, moment, value in alone.split(alone_state):
+            assert moments[name, moment].shape == (shape if moment == "v" else (shape[0], 1))
+            np.testing.assert_allclose(moments[name, moment], value, rtol=1e-4)
+    joined = muon.join(lambda name, moment: moments[name, moment])
     assert all(mx.array_equal(joined[moment], state[moment]) for moment in state)
 
 
-def names_of(optimizer: OptimizerGroups, group: int) -> set[str]:
+def state_names(optimizer: OptimizerGroups, group: int) -> set[str]:
     prefix = f"states.{group}."
-    named = optimizer.to_state_dict(optimizer.init())
-    return {name.removeprefix(prefix) for name in named if name.startswith(prefix)}
+    state_dict = optimizer.to_state_dict(optimizer.init())
+    return {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
 
 
 def test_matrices_of_the_blocks_are_muons_and_the_rest_adamws(tiny_model: Config) -> None:
     config = override_config(tiny_model, {"optimizer": "muon", "bias": False})
     assert config.optim.embedding_learning_rate == 0
     parameters = flatten_params(GPT(config.model).trainable_parameters())
-    muons, adamws, others = (
-        names_of(OptimizerGroups(config.optim, parameters), group) for group in range(3)
+    muon_names, adamw_names, other_names = (
+        state_names(OptimizerGroups(config.optim, parameters), group) for group in range(3)
     )
-    matrices = {n for n, p in parameters.items() if n.startswith("h.") and p.ndim == 2}
-    kept = {"step", "learning_rate"}
-    assert muons == {f"{name}.{part}" for name in matrices for part in ("v", "rows")} | kept
-    assert adamws == {f"{name}.weight.{m}" for name in ("wte", "wpe") for m in "mv"} | kept
-    assert {name.rsplit(".", 1)[0] for name in others - kept} == {
-        n for n, p in parameters.items() if p.ndim == 1
+    matrices = {
+        n for n, parameter in parameters.items() if n.startswith("h.") and parameter.ndim == 2
+    }
+    common_names = {"step", "learning_rate"}
+    assert (
+        muon_names
+        == {f"{name}.{part}" for name in matrices for part in ("v", "rows")} | common_names
+    )
+    assert (
+        adamw_names
+        == {f"{name}.weight.{moment}" for name in ("wte", "wpe") for moment in "mv"} | common_names
+    )
+    assert {name.rsplit(".", 1)[0] for name in other_names - common_names} == {
+        n for n, parameter in parameters.items() if parameter.ndim == 1
     }
 
 
 @pytest.mark.parametrize(("rate", "decay"), [(0.0, 0.1), (1e-3, 0.0), (1e-3, 0.1)])
 def test_rates_are_relative_to_adamws_and_decay_is_apart(rate: float, decay: float) -> None:
-    given = {"optimizer": "muon", "learning_rate": 2e-3, "muon_learning_rate": 0.02}
+    options = {"optimizer": "muon", "learning_rate": 2e-3, "muon_learning_rate": 0.02}
     parameters = {"h.0.weight": 3 * mx.eye(4)}
-    optimizer = OptimizerGroups(OptimConfig(**given, weight_decay=decay), parameters)  # type: ignore[arg-type]
+    optimizer = OptimizerGroups(OptimConfig(**options, weight_decay=decay), parameters)  # type: ignore[arg-type]
     scalars = mx.array(rate), mx.array(1.0), mx.array(True)
     after, _ = optimizer.update(parameters, {"h.0.weight": mx.eye(4)}, optimizer.init(), *scalars)
-    step = 10 * rate * float(by_svd(np.eye(4))[0, 0])
+    step = 10 * rate * float(orthogonalize_by_svd(np.eye(4))[0, 0])
     expected = 3 * (1 - 10 * rate * decay) - step
     np.testing.assert_allclose(after["h.0.weight"], expected * np.eye(4), rtol=1e-5)

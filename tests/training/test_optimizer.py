@@ -21,14 +21,14 @@ def update(
     return optimizer.update(parameters, gradients, state, *scalars)
 
 
-def same(one: Arrays, other: Arrays) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert mx.array_equal(value, other[name]).item(), name
+def assert_same_arrays(actual: Arrays, expected: Arrays) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        assert mx.array_equal(value, expected[name]).item(), name
 
 
 def test_adamw_is_pytorchs_with_decay_on_matrices_alone() -> None:
-    stored = reference.arrays()
+    stored = reference.load_arrays()
     values = {name: mx.array(stored[f"adamw:{name}:start"]) for name in ("matrix", "vector")}
     optimizer = OptimizerGroups(OptimConfig(weight_decay=0.1), values)
     state = optimizer.init()
@@ -43,40 +43,45 @@ def test_adamw_is_pytorchs_with_decay_on_matrices_alone() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_adamw_has_the_bits_of_mlxs(compiled: bool) -> None:
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     config = OptimConfig(beta1=0.9, beta2=0.99, weight_decay=0.1)
-    values = {"wide": mx.array(draw.normal(size=(9, 33)).astype(np.float32))}
+    values = {"wide": mx.array(rng.normal(size=(9, 33)).astype(np.float32))}
     optimizer = OptimizerGroups(config, values)
-    theirs = optim.AdamW(0.01, [0.9, 0.99], config.eps, 0.1, bias_correction=True)
+    mlx_adamw = optim.AdamW(0.01, [0.9, 0.99], config.eps, 0.1, bias_correction=True)
     step = mx.compile(optimizer.update) if compiled else optimizer.update
     expected, state = values, optimizer.init()
     for _ in range(5):
-        gradients = {"wide": mx.array(draw.normal(size=(9, 33)).astype(np.float32))}
+        gradients = {"wide": mx.array(rng.normal(size=(9, 33)).astype(np.float32))}
         scalars = mx.array(0.01), mx.array(0.5), mx.array(True)
         values, state = step(values, gradients, state, *scalars)
-        expected = theirs.apply_gradients({"wide": 0.5 * gradients["wide"]}, expected)
-        same(values, expected)
-        same({m: state[f"wide.{m}"] for m in "mv"}, theirs.state["wide"])
+        expected = mlx_adamw.apply_gradients({"wide": 0.5 * gradients["wide"]}, expected)
+        assert_same_arrays(values, expected)
+        assert_same_arrays(
+            {moment: state[f"wide.{moment}"] for moment in "mv"}, mlx_adamw.state["wide"]
+        )
 
 
 def test_embeddings_may_have_a_rate_of_their_own_and_no_decay(tiny_model: Config) -> None:
-    given = {"embedding_learning_rate": 0.05, "learning_rate": 0.01, "weight_decay": 0.1}
-    parts = {"tied": False, "value_embeddings": True, "optimizer": "muon", "bias": False}
-    config = override_config(tiny_model, {**given, **parts})
+    rate_options = {"embedding_learning_rate": 0.05, "learning_rate": 0.01, "weight_decay": 0.1}
+    model_options = {"tied": False, "value_embeddings": True, "optimizer": "muon", "bias": False}
+    config = override_config(tiny_model, {**rate_options, **model_options})
     parameters = flatten_params(GPT(config.model).trainable_parameters())
     optimizer = OptimizerGroups(config.optim, parameters)
-    zero = {name: mx.zeros_like(value) for name, value in parameters.items()}
-    after, state = update(optimizer, parameters, zero, optimizer.init(), 0.002)
-    named = optimizer.to_state_dict(state)
-    first = [name.removesuffix(".m") for name in named if name.endswith(".m")]
-    tables = {"wte.weight", *(f"wve.{n}.weight" for n in range(config.model.n_layer))}
-    assert {name[9:] for name in first if name.startswith("states.1")} == tables
-    assert {n[9:] for n in first if n.startswith("states.2")} == {"lm_head.weight", "wpe.weight"}
-    rates = [named[f"states.{group}.learning_rate"].item() for group in range(4)]
+    zero_gradients = {name: mx.zeros_like(value) for name, value in parameters.items()}
+    after, state = update(optimizer, parameters, zero_gradients, optimizer.init(), 0.002)
+    state_dict = optimizer.to_state_dict(state)
+    moment_names = [name.removesuffix(".m") for name in state_dict if name.endswith(".m")]
+    tables = {"wte.weight", *(f"wve.{layer}.weight" for layer in range(config.model.n_layer))}
+    assert {name[9:] for name in moment_names if name.startswith("states.1")} == tables
+    assert {layer[9:] for layer in moment_names if layer.startswith("states.2")} == {
+        "lm_head.weight",
+        "wpe.weight",
+    }
+    rates = [state_dict[f"states.{group}.learning_rate"].item() for group in range(4)]
     np.testing.assert_allclose(rates, [0.004, 0.01, 0.002, 0.002], rtol=1e-6)
     for name, before in parameters.items():
-        decayed = name not in tables and before.ndim == 2
-        assert mx.array_equal(after[name], before).item() != decayed, name
+        is_decayed = name not in tables and before.ndim == 2
+        assert mx.array_equal(after[name], before).item() != is_decayed, name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -93,11 +98,11 @@ def test_a_bad_step_changes_nothing(
     if not first:
         gradients = {name: mx.ones_like(value) for name, value in parameters.items()}
         parameters, state = update(groups, parameters, gradients, state, 0.01)
-    bad = {name: mx.full(value.shape, mx.nan) for name, value in parameters.items()}
+    nan_gradients = {name: mx.full(value.shape, mx.nan) for name, value in parameters.items()}
     scalars = mx.array(0.01), mx.array(mx.nan), mx.array(False)
-    after, kept = step(parameters, bad, state, *scalars)
-    same(after, parameters)
-    same(kept, state)
+    after, new_state = step(parameters, nan_gradients, state, *scalars)
+    assert_same_arrays(after, parameters)
+    assert_same_arrays(new_state, state)
 
 
 def test_a_state_is_kept_by_the_names_of_mlxs_optimizers(tiny_model: Config) -> None:
@@ -107,31 +112,31 @@ def test_a_state_is_kept_by_the_names_of_mlxs_optimizers(tiny_model: Config) -> 
     optimizer = OptimizerGroups(config.optim, parameters)
     gradients = {name: mx.ones_like(value) for name, value in parameters.items()}
     _, state = update(optimizer, parameters, gradients, optimizer.init(), 0.01)
-    named = optimizer.to_state_dict(state)
-    assert named["states.0.h.0.attn.c_attn.weight.v"].shape == (48, 16)
-    assert named["states.3.step"].dtype == mx.uint64
-    same(optimizer.from_state_dict(named), state)
+    state_dict = optimizer.to_state_dict(state)
+    assert state_dict["states.0.h.0.attn.c_attn.weight.v"].shape == (48, 16)
+    assert state_dict["states.3.step"].dtype == mx.uint64
+    assert_same_arrays(optimizer.from_state_dict(state_dict), state)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_update_is_split_by_work_evenly_and_whole(tiny_model: Config, optimizer: str) -> None:
-    given = {"n_layer": 3, "vocab_size": 100, "optimizer": optimizer}
-    config = override_config(tiny_model, given)
+    options = {"n_layer": 3, "vocab_size": 100, "optimizer": optimizer}
+    config = override_config(tiny_model, options)
     parameters = flatten_params(GPT(config.model).parameters())
     first, second = split_by_work(parameters, config.optim, 2)
     assert sorted(first + second) == sorted(parameters)
-    by_muon = {n for n, p in parameters.items() if p.ndim == 2 and n.startswith("h.")}
+    muon_names = {n for n, p in parameters.items() if p.ndim == 2 and n.startswith("h.")}
     work = {
-        n: p.size * (min(p.shape) if optimizer == "muon" and n in by_muon else ADAMW_WORK)
+        n: p.size * (min(p.shape) if optimizer == "muon" and n in muon_names else ADAMW_WORK)
         for n, p in parameters.items()
     }
-    apart = sum(work[n] for n in first) - sum(work[n] for n in second)
-    assert abs(apart) <= max(work.values()) < sum(work.values()) / 2
+    imbalance = sum(work[n] for n in first) - sum(work[n] for n in second)
+    assert abs(imbalance) <= max(work.values()) < sum(work.values()) / 2
     assert sorted(split_by_work(parameters, config.optim, 1)[0]) == sorted(parameters)
 
 
 def test_clipping_is_by_the_global_norm() -> None:
-    stored = reference.arrays()
+    stored = reference.load_arrays()
     before = [mx.array(stored[f"clip:{n}:before"]) for n in (0, 1)]
     after, norm = optim.clip_grad_norm(before, 1.0)
     assert norm.item() == pytest.approx(float(stored["clip:norm"]), rel=1e-6)

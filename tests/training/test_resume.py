@@ -28,16 +28,16 @@ from tests.helpers.training_runs import (
     MODERN_PARTS,
     MODERN_STEPS,
     Recorder,
+    capture_log_lines,
     final_state,
-    len_done,
-    logged_to,
+    last_saved_step,
     metrics,
 )
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
 
-class PulledPlug(Exception):
+class SimulatedCrash(Exception):
     """The process dies here."""
 
 
@@ -48,28 +48,28 @@ def test_a_run_interrupted_at_three_places_ends_with_the_same_bits(
     train: Any, monkeypatch: pytest.MonkeyPatch, accumulation: int, parts: dict[str, Any]
 ) -> None:
     """Dropout is on. The interrupted run evaluates, logs and saves at other steps."""
-    more = {"gradient_accumulation_steps": accumulation, "max_steps": 30, **parts}
-    more["eval_tokens"] = 16
-    train("whole", **more)
-    for until in (3, 11, 20):
-        stops = iter([False] * (until - len_done("parts") - 1) + [True])
+    settings = {"gradient_accumulation_steps": accumulation, "max_steps": 30, **parts}
+    settings["eval_tokens"] = 16
+    train("whole", **settings)
+    for stop_step in (3, 11, 20):
+        stops = iter([False] * (stop_step - last_saved_step("parts") - 1) + [True])
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "catch_stop_signals", lambda stops=stops: Stops(stops))
-            summary = train("parts", eval_interval=5, log_interval=1, save_interval=7, **more)
+            patch.setattr(loop, "catch_stop_signals", lambda stops=stops: ScriptedStops(stops))
+            summary = train("parts", eval_interval=5, log_interval=1, save_interval=7, **settings)
         assert summary.interrupted
-        assert summary.step == until
-    summary = train("parts", eval_interval=10, sample_tokens=0, **more)
+        assert summary.step == stop_step
+    summary = train("parts", eval_interval=10, sample_tokens=0, **settings)
     assert summary.resumed
     assert not summary.interrupted
-    last = [metrics(name)[-1]["val_loss"] for name in ("whole", "parts")]
-    assert last[0] == last[1], "judged by the same windows"
-    whole, parts = final_state("whole"), final_state("parts")
-    assert whole.keys() == parts.keys()
-    for name, value in whole.items():
+    last_losses = [metrics(name)[-1]["val_loss"] for name in ("whole", "parts")]
+    assert last_losses[0] == last_losses[1], "judged by the same windows"
+    expected, parts = final_state("whole"), final_state("parts")
+    assert expected.keys() == parts.keys()
+    for name, value in expected.items():
         assert (value == parts[name]).all(), name
 
 
-class Stops:
+class ScriptedStops:
     """In place of the signals: a script of when to stop."""
 
     def __init__(self, script: Any) -> None:
@@ -87,39 +87,39 @@ def test_a_run_that_died_while_writing_is_made_whole(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     train("whole")
-    real = getattr(run_writer.RunWriter, name)
+    original = getattr(run_writer.RunWriter, name)
 
-    def die(self: object, subject: Any, *given: object) -> None:
+    def crash_at_step_8(self: object, subject: Any, *args: object) -> None:
         step = subject["step"] if name == "log" else getattr(subject, "step", subject)
         if step == 8:
-            raise PulledPlug
-        real(self, subject, *given)
+            raise SimulatedCrash
+        original(self, subject, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_writer.RunWriter, name, die)
-        with pytest.raises(PulledPlug):
+        patch.setattr(run_writer.RunWriter, name, crash_at_step_8)
+        with pytest.raises(SimulatedCrash):
             train("died")
     recorder = Recorder()
     assert train("died", recorder).resumed
-    expected = 4 if name == "save" else 8
-    assert recorder.notes == [f"resuming died from step {expected}"]
+    resume_step = 4 if name == "save" else 8
+    assert recorder.log_lines == [f"resuming died from step {resume_step}"]
     assert metrics("died") == metrics("whole"), "each step once, the evaluation included"
     assert runs.open_run(Path("runs/died")).best() == runs.open_run(Path("runs/whole")).best()
-    whole, died = final_state("whole"), final_state("died")
-    assert all((value == died[name]).all() for name, value in whole.items())
+    expected_state, actual = final_state("whole"), final_state("died")
+    assert all((value == actual[name]).all() for name, value in expected_state.items())
 
 
-def stopped(
+def train_and_stop(
     monkeypatch: pytest.MonkeyPatch, train: Any, steps: int, from_step: int = 0, **settings: Any
 ) -> None:
     """Train run a for some steps, then stop it."""
     with monkeypatch.context() as patch:
         script = iter([False] * (steps - 1) + [True])
-        patch.setattr(loop, "catch_stop_signals", lambda: Stops(script))
+        patch.setattr(loop, "catch_stop_signals", lambda: ScriptedStops(script))
         assert train("a", **settings).step == from_step + steps
 
 
-def history(run: str) -> list[dict[str, Any]]:
+def read_history(run: str) -> list[dict[str, Any]]:
     lines = (Path("runs") / run / "history.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
@@ -136,20 +136,22 @@ def test_who_is_out_of_memory_may_go_on_with_less(
 ) -> None:
     """The same sequences in each step: the same training, but for rounding."""
     train("whole", dropout=0.0, batch_size=4)
-    stopped(monkeypatch, train, 5, dropout=0.0, batch_size=4)
+    train_and_stop(monkeypatch, train, 5, dropout=0.0, batch_size=4)
     recorder = Recorder()
     train("a", recorder, **{"dropout": 0.0, "batch_size": 4, **change})
     old = {"batch_size": 4, "gradient_accumulation_steps": 1, "gradient_checkpointing": False}
-    told = ", ".join(f"{name} {old[name]} → {value}" for name, value in change.items())
-    assert recorder.notes[-1] == (
-        f"changed since: {told}; the rest will differ by rounding from an uninterrupted run"
+    changes = ", ".join(f"{name} {old[name]} → {value}" for name, value in change.items())
+    assert recorder.log_lines[-1] == (
+        f"changed since: {changes}; the rest will differ by rounding from an uninterrupted run"
     )
-    assert [entry["step"] for entry in history("a")] == [0, 5]
-    assert history("a")[0]["changed"] == {}
-    assert history("a")[1]["changed"] == {n: [old[n], value] for n, value in change.items()}
-    whole, after = final_state("whole"), final_state("a")
-    for name, value in whole.items():
-        assert after[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    assert [entry["step"] for entry in read_history("a")] == [0, 5]
+    assert read_history("a")[0]["changed"] == {}
+    assert read_history("a")[1]["changed"] == {
+        field: [old[field], value] for field, value in change.items()
+    }
+    expected, actual = final_state("whole"), final_state("a")
+    for name, value in expected.items():
+        assert actual[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
     with pytest.raises(UserError, match="batch_size"):
         train("a", **{"dropout": 0.0, **change, "batch_size": 2})
 
@@ -157,33 +159,35 @@ def test_who_is_out_of_memory_may_go_on_with_less(
 def test_what_bits_do_not_hang_on_is_noted_only(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped(monkeypatch, train, 5)
+    train_and_stop(monkeypatch, train, 5)
     recorder = Recorder()
     train("a", recorder, on_spike="skip")
-    assert recorder.notes[-1] == "changed since: on_spike ignore → skip"
-    assert history("a")[1]["changed"] == {"on_spike": ["ignore", "skip"]}
+    assert recorder.log_lines[-1] == "changed since: on_spike ignore → skip"
+    assert read_history("a")[1]["changed"] == {"on_spike": ["ignore", "skip"]}
 
 
 def test_another_machine_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = {"mlx": "0.32.4", "BLAS threads": "2"}
-    monkeypatch.setattr(resume, "describe_environment", lambda ranks: here)
-    stopped(monkeypatch, train, 5)
-    monkeypatch.setattr(resume, "describe_environment", lambda ranks: {**here, "BLAS threads": "8"})
+    environment = {"mlx": "0.32.4", "BLAS threads": "2"}
+    monkeypatch.setattr(resume, "describe_environment", lambda ranks: environment)
+    train_and_stop(monkeypatch, train, 5)
+    monkeypatch.setattr(
+        resume, "describe_environment", lambda ranks: {**environment, "BLAS threads": "8"}
+    )
     recorder = Recorder()
     train("a", recorder)
-    assert recorder.notes[-1] == (
+    assert recorder.log_lines[-1] == (
         "changed since: BLAS threads 2 → 8; the rest will differ by rounding from an "
         "uninterrupted run"
     )
-    assert [entry["on"]["BLAS threads"] for entry in history("a")] == ["2", "8"]
+    assert [entry["on"]["BLAS threads"] for entry in read_history("a")] == ["2", "8"]
 
 
 def test_on_the_same_machine_nothing_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped(monkeypatch, train, 5)
+    train_and_stop(monkeypatch, train, 5)
     recorder = Recorder()
     train("a", recorder)
-    assert recorder.notes == ["resuming a from step 5"]
-    assert history("a")[0]["on"] == history("a")[1]["on"]
+    assert recorder.log_lines == ["resuming a from step 5"]
+    assert read_history("a")[0]["on"] == read_history("a")[1]["on"]
 
 
 @pytest.mark.parametrize(
@@ -211,22 +215,22 @@ def test_resuming_checks_again_what_could_have_changed_since(
         yield CheckResult("causality", True, "fine")
 
     monkeypatch.setattr(selfcheck, "run_self_check", check)
-    stopped(monkeypatch, train, 5)
+    train_and_stop(monkeypatch, train, 5)
     assert len(checked) == 1
     path = Path("runs/a/history.jsonl")
     if change == "unknown":
         path.unlink()
     elif change:
-        (entry,) = history("a")
+        (entry,) = read_history("a")
         path.write_text(json.dumps({**entry, "on": {**entry["on"], **change}}) + "\n")
-    stopped(monkeypatch, train, 3, on_spike="skip", from_step=5)
+    train_and_stop(monkeypatch, train, 3, on_spike="skip", from_step=5)
     assert len(checked) == 1 + is_checked
     assert train("a").step == 12
     assert len(checked) == 1 + is_checked, "the new environment was recorded"
 
 
 def test_a_failed_check_stops_a_resumed_run(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped(monkeypatch, train, 5)
+    train_and_stop(monkeypatch, train, 5)
     before = {p: p.read_bytes() for p in Path("runs/a").rglob("*") if p.is_file()}
     monkeypatch.setattr(
         selfcheck,
@@ -242,27 +246,27 @@ def test_a_failed_check_stops_a_resumed_run(train: Any, monkeypatch: pytest.Monk
 def test_a_history_that_is_gone_or_damaged_is_none(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped(monkeypatch, train, 5)
+    train_and_stop(monkeypatch, train, 5)
     Path("runs/a/history.jsonl").write_text('{"step": 0, "on": 3}\n{"ste')
     recorder = Recorder()
     train("a", recorder)
-    assert recorder.notes == ["resuming a from step 5"]
+    assert recorder.log_lines == ["resuming a from step 5"]
 
 
 def test_who_resumes_need_not_wait_for_timings(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """How long a step takes is known from the run; one is taken, for its memory."""
-    stopped(monkeypatch, train, 5, gradient_accumulation_steps=3)
-    taken: list[int] = []
-    real = estimate.take_steps
+    train_and_stop(monkeypatch, train, 5, gradient_accumulation_steps=3)
+    micro_batches: list[int] = []
+    original = estimate.take_steps
 
-    def counted(step_function: Any, tokens: Any, config: Config, steps: int) -> None:
-        taken.append(steps * config.train.gradient_accumulation_steps)
-        real(step_function, tokens, config, steps)
+    def count_steps(step_function: Any, tokens: Any, config: Config, steps: int) -> None:
+        micro_batches.append(steps * config.train.gradient_accumulation_steps)
+        original(step_function, tokens, config, steps)
 
-    monkeypatch.setattr(estimate, "take_steps", counted)
+    monkeypatch.setattr(estimate, "take_steps", count_steps)
     recorder = Recorder()
     train("a", recorder, gradient_accumulation_steps=3)
-    assert taken == [2], "two micro-batches, as each holds on to the sum of those before"
+    assert micro_batches == [2], "two micro-batches, as each holds on to the sum of those before"
     assert recorder.estimate is not None
     assert recorder.estimate.seconds > 0
 
@@ -272,7 +276,7 @@ def test_a_finished_run_is_left_as_it_is(train: Any) -> None:
     before = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")}
     recorder = Recorder()
     summary = train("a", recorder)
-    assert recorder.notes == ["a is finished: 12 steps"]
+    assert recorder.log_lines == ["a is finished: 12 steps"]
     assert (summary.step, summary.interrupted) == (12, False)
     assert {p: p.stat().st_mtime_ns for p in Path("runs").rglob("*")} == before
 
@@ -282,8 +286,8 @@ def test_a_run_grows_when_its_schedule_does_not_hang_on_its_length(train: Any) -
     train("a", decay_steps=12)
     recorder = Recorder()
     assert train("a", recorder, decay_steps=12, max_steps=20).step == 20
-    assert recorder.plan == 20
-    assert [r["step"] for r in metrics("a")] == list(range(2, 21, 2))
+    assert recorder.max_steps == 20
+    assert [record["step"] for record in metrics("a")] == list(range(2, 21, 2))
     train("b", decay_steps=12, max_steps=20)
     a, b = final_state("a"), final_state("b")
     assert all((value == b[name]).all() for name, value in a.items())
@@ -301,9 +305,9 @@ def test_a_damaged_newest_checkpoint_is_told_and_passed_over(
     weights.write_bytes(content)
     recorder = Recorder()
     train("a", recorder, decay_steps=12, max_steps=13)
-    assert "step-0000012 is missing or damaged" in recorder.notes[0]
-    assert recorder.notes[1] == "resuming a from step 8"
-    assert [r["step"] for r in metrics("a")] == [2, 4, 6, 8, 10, 12, 13]
+    assert "step-0000012 is missing or damaged" in recorder.log_lines[0]
+    assert recorder.log_lines[1] == "resuming a from step 8"
+    assert [record["step"] for record in metrics("a")] == [2, 4, 6, 8, 10, 12, 13]
 
 
 def test_a_run_that_is_resumed_is_estimated_for_what_is_left(train: Any) -> None:
@@ -318,19 +322,19 @@ def test_a_run_that_is_resumed_is_estimated_for_what_is_left(train: Any) -> None
 def test_a_training_that_grows_beyond_its_memory_is_saved(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    memory_calls: list[int] = []
 
     def memory() -> tuple[int, str]:
-        asked.append(1)
-        return (int(3e12) if len(asked) > 5 else 0), "resident"
+        memory_calls.append(1)
+        return (int(3e12) if len(memory_calls) > 5 else 0), "resident"
 
     with monkeypatch.context() as patch:
         patch.setattr(device, "memory_in_use", memory)
-        with pytest.raises(UserError, match="took more than 1000 GB: stopped and saved") as caught:
+        with pytest.raises(UserError, match="took more than 1000 GB: stopped and saved") as excinfo:
             train("a", memory_limit=1000.0, log_interval=100)
-    assert "--memory-limit resumes" in caught.value.remedy
-    left = runs.open_run(Path("runs/a")).steps()[-1]
-    assert 0 < left < 12, "stopped on the way, and saved"
+    assert "--memory-limit resumes" in excinfo.value.remedy
+    saved_step = runs.open_run(Path("runs/a")).steps()[-1]
+    assert 0 < saved_step < 12, "stopped on the way, and saved"
     assert train("a", memory_limit=1000.0, log_interval=100).step == 12
     train("b")
     for name, value in final_state("b").items():
@@ -341,14 +345,14 @@ def test_a_checkpoint_of_another_run_is_refused(train: Any) -> None:
     train("a")
     Path("other.txt").write_text("quite another text, with other characters: 12345. " * 9)
     train("b", source="other.txt")
-    mine, theirs = (Path(f"runs/{name}/checkpoints/step-0000012") for name in "ab")
-    mine.rename("aside")
-    theirs.rename(mine)
+    checkpoint_a, checkpoint_b = (Path(f"runs/{name}/checkpoints/step-0000012") for name in "ab")
+    checkpoint_a.rename("aside")
+    checkpoint_b.rename(checkpoint_a)
     with pytest.raises(UserError, match="another tokenizer"):
         api.generate(run="a", checkpoint="12")
 
 
-SCRIPT = """
+TRAIN_SCRIPT = """
 import sys
 from mlxgpt import api
 from mlxgpt.training import selfcheck
@@ -364,7 +368,7 @@ print(summary.interrupted, summary.step)
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_finishes_the_step_and_saves(home: Path, text_file: Path, name: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", TRAIN_SCRIPT],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
@@ -378,7 +382,7 @@ def test_a_signal_finishes_the_step_and_saves(home: Path, text_file: Path, name:
     assert process.returncode == 0
     interrupted, step = output.split()
     assert interrupted == "True"
-    assert int(step) == len_done("a") > 0
+    assert int(step) == last_saved_step("a") > 0
 
 
 def test_a_signal_may_come_while_something_is_written(train: Any) -> None:
@@ -394,7 +398,7 @@ def test_a_signal_may_come_while_something_is_written(train: Any) -> None:
         if line.startswith("stopping"):
             threads.append(threading.current_thread().name)
 
-    with logged_to(log):
+    with capture_log_lines(log):
         assert train("a", Writing()).interrupted
         while not threads:
             time.sleep(0.01)
@@ -403,10 +407,10 @@ def test_a_signal_may_come_while_something_is_written(train: Any) -> None:
 
 def test_a_resumed_run_removes_what_a_killed_process_left(train: Any) -> None:
     train("a")
-    left = [Path("runs/a/checkpoints", name) for name in (".writing-x", ".step-0000004.gone")]
-    for folder in left:
+    leftovers = [Path("runs/a/checkpoints", name) for name in (".writing-x", ".step-0000004.gone")]
+    for folder in leftovers:
         folder.mkdir()
     before = checkpoint.list_steps(Path("runs/a/checkpoints"))
     train("a")
-    assert not [folder for folder in left if folder.exists()]
+    assert not [folder for folder in leftovers if folder.exists()]
     assert checkpoint.list_steps(Path("runs/a/checkpoints")) == before

@@ -16,18 +16,18 @@ from mlxgpt.storage import checkpoint
 from mlxgpt.storage import run as runs
 from mlxgpt.training import validation
 from mlxgpt.utils.errors import UserError
-from tests.helpers.failing_files import NUMBERS, error, failing_open
+from tests.helpers.failing_files import ERRNOS, failing_open, make_os_error
 from tests.helpers.training_runs import final_state, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check")
-FOLDER = Path("runs/a")
+RUN_FOLDER = Path("runs/a")
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
+def read_tree(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def same_as_uninterrupted(train: Any, *missing: int) -> None:
+def assert_same_as_uninterrupted(train: Any, *missing_steps: int) -> None:
     """The same command once more ends with the same bits and notes as one that nothing stopped,
     but for the metrics of the steps that are missing.
     """
@@ -35,10 +35,10 @@ def same_as_uninterrupted(train: Any, *missing: int) -> None:
     train("b", max_steps=24, decay_steps=24)
     for name, value in final_state("b").items():
         assert (final_state("a")[name] == value).all(), name
-    assert metrics("a") == [line for line in metrics("b") if line["step"] not in missing]
+    assert metrics("a") == [line for line in metrics("b") if line["step"] not in missing_steps]
     a, b = (Path("runs") / name / "samples.txt" for name in "ab")
     assert a.read_bytes() == b.read_bytes()
-    assert runs.open_run(FOLDER).best() == runs.open_run(Path("runs/b")).best()
+    assert runs.open_run(RUN_FOLDER).best() == runs.open_run(Path("runs/b")).best()
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,17 @@ def test_no_failed_open_loses_what_was_noted(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str, number: int, after: int
 ) -> None:
     train("a", max_steps=12, decay_steps=24)
-    before = {path: content for path, content in contents(FOLDER).items() if path.name == name}
+    before = {path: content for path, content in read_tree(RUN_FOLDER).items() if path.name == name}
     with monkeypatch.context() as patch:
-        failed = failing_open(patch, name, number, after=after)
-        with pytest.raises((OSError, UserError)) as caught:
+        failed_paths = failing_open(patch, name, number, after=after)
+        with pytest.raises((OSError, UserError)) as excinfo:
             train("a", max_steps=24, decay_steps=24)
-    assert failed
-    assert name in str(caught.value)
+    assert failed_paths
+    assert name in str(excinfo.value)
     for path, content in before.items():
         if name != "best.json":
             assert path.read_bytes().startswith(content)
-    same_as_uninterrupted(train)
+    assert_same_as_uninterrupted(train)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES])
@@ -82,15 +82,15 @@ def test_the_best_is_kept_while_it_cannot_be_read(
     monkeypatch.setattr(validation, "Evaluator", lambda *_, **__: evaluator)
     train("a", max_steps=12, decay_steps=24, keep_checkpoints=1)
     best = {"step": 4, "val_loss": 1.0}
-    assert runs.open_run(FOLDER).best() == best
+    assert runs.open_run(RUN_FOLDER).best() == best
     with monkeypatch.context() as patch:
         failing_open(patch, "best.json", number)
         with pytest.raises((OSError, UserError), match=os.strerror(number)):
             train("a", max_steps=24, decay_steps=24, keep_checkpoints=1)
-    run = runs.open_run(FOLDER)
+    run = runs.open_run(RUN_FOLDER)
     assert run.best() == best
     assert 4 in run.steps()
-    (FOLDER / "best.json").write_text("damaged")
+    (RUN_FOLDER / "best.json").write_text("damaged")
     train("a", max_steps=24, decay_steps=24, keep_checkpoints=1)
     assert run.best() == best
     assert run.steps() == [4, 24]
@@ -117,29 +117,29 @@ def test_notes_that_cannot_be_written_end_the_training_saved(
     missing: tuple[int, ...],
 ) -> None:
     """Also between two checkpoints. Half a line was written. What fails once is tried again."""
-    failed: list[int] = []
+    failed_steps: list[int] = []
     monkeypatch.setattr(runs.Run, "best", lambda run: None)  # each evaluation is the best
-    real = getattr(runs.Run, name)
+    original = getattr(runs.Run, name)
 
-    def failing(run: runs.Run, what: Any, *given: Any) -> None:
-        if (what["step"] if name == "log" else what) == step and (missing or not failed):
-            failed.append(step)
-            with (FOLDER / "metrics.jsonl").open("a") as file:
+    def write_or_fail(run: runs.Run, entry: Any, *args: Any) -> None:
+        if (entry["step"] if name == "log" else entry) == step and (missing or not failed_steps):
+            failed_steps.append(step)
+            with (RUN_FOLDER / "metrics.jsonl").open("a") as file:
                 file.write('{"step": 9, "lo')
-            raise error(number, FOLDER / "metrics.jsonl")
-        real(run, what, *given)
+            raise make_os_error(number, RUN_FOLDER / "metrics.jsonl")
+        original(run, entry, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, name, failing)
-        with pytest.raises(UserError) as caught:
+        patch.setattr(runs.Run, name, write_or_fail)
+        with pytest.raises(UserError) as excinfo:
             train("a", max_steps=24, decay_steps=24)
     reason = os.strerror(number)
-    assert caught.value.problem == (
+    assert excinfo.value.problem == (
         f"cannot read or write runs/a/metrics.jsonl: {reason}; stopped and saved at step {saved}"
     )
-    assert "run the same command again" in caught.value.remedy
-    assert runs.open_run(FOLDER).steps()[-1] == saved
-    same_as_uninterrupted(train, *missing)
+    assert "run the same command again" in excinfo.value.remedy
+    assert runs.open_run(RUN_FOLDER).steps()[-1] == saved
+    assert_same_as_uninterrupted(train, *missing)
 
 
 @pytest.mark.exact_bits
@@ -147,28 +147,28 @@ def test_a_line_that_is_written_in_spite_of_an_error_is_there_once(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where closing the file fails."""
-    failed: list[int] = []
-    real = runs.Run.log
+    failed_steps: list[int] = []
+    original = runs.Run.log
 
-    def late(run: runs.Run, record: Any) -> None:
-        real(run, record)
-        if record["step"] == 10 and not failed:
-            failed.append(10)
-            raise error(errno.EIO, FOLDER / "metrics.jsonl")
+    def write_then_fail(run: runs.Run, record: Any) -> None:
+        original(run, record)
+        if record["step"] == 10 and not failed_steps:
+            failed_steps.append(10)
+            raise make_os_error(errno.EIO, RUN_FOLDER / "metrics.jsonl")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "log", late)
+        patch.setattr(runs.Run, "log", write_then_fail)
         with pytest.raises(UserError, match="saved at step 11"):
             train("a", max_steps=24, decay_steps=24)
-    steps = [record["step"] for record in runs.open_run(FOLDER).metrics()]
+    steps = [record["step"] for record in runs.open_run(RUN_FOLDER).metrics()]
     assert steps == sorted(set(steps))
-    same_as_uninterrupted(train)
+    assert_same_as_uninterrupted(train)
 
 
-def answering_no(real: Callable[[Path], bool]) -> Callable[[Path], bool]:
+def false_on_error(predicate: Callable[[Path], bool]) -> Callable[[Path], bool]:
     def answer(path: Path) -> bool:
         try:
-            return real(path)
+            return predicate(path)
         except OSError:
             return False
 
@@ -190,25 +190,25 @@ def test_no_failed_stat_begins_a_run_again(
 ) -> None:
     """Where Path's own predicates answer as from Python 3.14 on."""
     train("a", max_steps=12, decay_steps=24)
-    before = contents(FOLDER / "checkpoints")
-    real, calls = os.stat, []
+    before = read_tree(RUN_FOLDER / "checkpoints")
+    original, calls = os.stat, []
 
-    def failing(path: Any, *given: Any, **named: Any) -> os.stat_result:
-        if isinstance(path, Path) and path.name == name and FOLDER in (path, *path.parents):
+    def stat_or_fail(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if isinstance(path, Path) and path.name == name and RUN_FOLDER in (path, *path.parents):
             calls.append(path)
             if len(calls) == after + 1:
-                raise error(number, path)
-        return real(path, *given, **named)
+                raise make_os_error(number, path)
+        return original(path, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         for predicate in ("exists", "is_file", "is_dir"):
-            patch.setattr(Path, predicate, answering_no(getattr(Path, predicate)))
-        patch.setattr(os, "stat", failing)
+            patch.setattr(Path, predicate, false_on_error(getattr(Path, predicate)))
+        patch.setattr(os, "stat", stat_or_fail)
         with pytest.raises((OSError, UserError), match=name):
             train("a", max_steps=24, decay_steps=24)
     assert len(calls) > after
-    assert contents(FOLDER / "checkpoints") == before
-    same_as_uninterrupted(train)
+    assert read_tree(RUN_FOLDER / "checkpoints") == before
+    assert_same_as_uninterrupted(train)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_no_failed_stat_begins_a_run_again(
     list(
         zip(
             (checkpoint.MANIFEST_FILE, checkpoint.MODEL_FILE, checkpoint.OPTIMIZER_FILE),
-            NUMBERS,
+            ERRNOS,
             strict=True,
         )
     ),
@@ -225,9 +225,9 @@ def test_resuming_never_passes_over_a_checkpoint_that_cannot_be_read(
     train: Any, monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
     train("a", max_steps=12, decay_steps=24)
-    before = contents(FOLDER)
+    before = read_tree(RUN_FOLDER)
     with monkeypatch.context() as patch:
         failing_open(patch, name, number)
         with pytest.raises(OSError, match=name):
             train("a", max_steps=24, decay_steps=24)
-    assert contents(FOLDER) == before
+    assert read_tree(RUN_FOLDER) == before

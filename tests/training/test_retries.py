@@ -37,7 +37,7 @@ IGNORED = (
     f"{METAL}Ignored (for causing prior/excessive GPU errors) "
     "(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)."
 )
-SHORT = {
+SHORT_SETTINGS = {
     "max_steps": 3,
     "eval_interval": 2,
     "save_interval": 2,
@@ -57,84 +57,86 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses before retries, which take no time."""
-    taken: list[float] = []
-    monkeypatch.setattr(retries, "sleep", taken.append)
-    return taken
+    seconds: list[float] = []
+    monkeypatch.setattr(retries, "sleep", seconds.append)
+    return seconds
 
 
-class Waits:
-    """Counts where the device is waited for; `fails` says at which of them, and with what text."""
+class DeviceWaits:
+    """Counts the waits for the device, and fails at those in `failure_at`, with their text."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        self.fails: Callable[[int], str | None] = lambda number: None
+        self.failure_at: Callable[[int], str | None] = lambda number: None
         for owner, names in (
             (mx, ("eval", "async_eval")),
             (mx.array, ("__float__", "__bool__", "__int__", "tolist", "item")),
         ):
             for name in names:
-                patch.setattr(owner, name, self._counted(getattr(owner, name)))
+                patch.setattr(owner, name, self._count_calls(getattr(owner, name)))
 
-    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def waiting(*arrays: Any) -> Any:
+    def _count_calls(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arrays: Any) -> Any:
             self.count += 1
-            if text := self.fails(self.count):
+            if text := self.failure_at(self.count):
                 raise RuntimeError(text)
             return function(*arrays)
 
-        return waiting
+        return wrapper
 
-    def fail_once(self, at: int, text: str = WATCHDOG) -> None:
+    def fail_once(self, wait_index: int, text: str = WATCHDOG) -> None:
         self.count = 0
-        self.fails = lambda number: text if number == at else None
+        self.failure_at = lambda number: text if number == wait_index else None
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceWaits]:
     with monkeypatch.context() as patch:
-        yield Waits(patch)
+        yield DeviceWaits(patch)
 
 
-def same_run(one: str, other: str) -> None:
+def assert_same_run(run_a: str, run_b: str) -> None:
     """Both have the same bits, metrics, samples and best checkpoint."""
-    assert metrics(one) == metrics(other)
-    samples = [(Path("runs") / run / "samples.txt").read_text() for run in (one, other)]
+    assert metrics(run_a) == metrics(run_b)
+    samples = [(Path("runs") / run / "samples.txt").read_text() for run in (run_a, run_b)]
     assert samples[0] == samples[1]
-    assert runs.open_run(Path("runs") / one).best() == runs.open_run(Path("runs") / other).best()
-    first, second = final_state(one), final_state(other)
-    assert first.keys() == second.keys()
-    assert all((value == second[name]).all() for name, value in first.items())
+    assert runs.open_run(Path("runs") / run_a).best() == runs.open_run(Path("runs") / run_b).best()
+    state_a, state_b = final_state(run_a), final_state(run_b)
+    assert state_a.keys() == state_b.keys()
+    assert all((value == state_b[name]).all() for name, value in state_a.items())
 
 
 @pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_failure_at_any_wait_changes_no_bit(
-    train: Any, waits: Waits, pauses: list[float], every: int
+    train: Any, waits: DeviceWaits, pauses: list[float], every: int
 ) -> None:
     """At every wait, or at some of them all through the run, the last one included."""
-    train("whole", **SHORT)  # which also measures this machine, once
+    train("whole", **SHORT_SETTINGS)  # which also measures this machine, once
     waits.count = 0
-    train("again", **SHORT)
+    train("again", **SHORT_SETTINGS)
     total = waits.count
     assert total > 40
-    for at in range(total, 0, -every):
-        waits.fail_once(at)
-        run = f"failed-{at}"
-        summary = train(run, **SHORT)
+    for wait_index in range(total, 0, -every):
+        waits.fail_once(wait_index)
+        run = f"failed-{wait_index}"
+        summary = train(run, **SHORT_SETTINGS)
         assert (summary.step, summary.interrupted, summary.resumed) == (3, False, False)
         assert waits.count > total, "it did fail"
-        same_run("whole", run)
+        assert_same_run("whole", run)
     assert pauses == [5.0] * len(range(total, 0, -every))
 
 
-def fail_from(waits: Waits, at: int, *texts: str) -> None:
+def fail_from(waits: DeviceWaits, first_wait: int, *errors: str) -> None:
     """From a wait on, one failure after the other, each at the first wait that comes."""
-    left = list(texts)
+    remaining = list(errors)
     waits.count = 0
-    waits.fails = lambda number: left.pop(0) if number >= at and left else None
+    waits.failure_at = lambda number: (
+        remaining.pop(0) if number >= first_wait and remaining else None
+    )
 
 
 def test_a_gpu_that_stays_refused_stops_the_run_saved(
-    train: Any, waits: Waits, pauses: list[float]
+    train: Any, waits: DeviceWaits, pauses: list[float]
 ) -> None:
     recorder = Recorder()
 
@@ -143,25 +145,25 @@ def test_a_gpu_that_stays_refused_stops_the_run_saved(
             fail_from(waits, 1, *[IGNORED] * 9)
 
     recorder.on_log = log  # type: ignore[method-assign]
-    with pytest.raises(UserError) as refused:
-        train("a", recorder, **SHORT)
+    with pytest.raises(UserError) as excinfo:
+        train("a", recorder, **SHORT_SETTINGS)
     assert pauses == [5.0, 20.0, 60.0]
-    assert refused.value.problem == (
+    assert excinfo.value.problem == (
         "the GPU failed: Ignored (for causing prior/excessive GPU errors) "
         "(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored), 4 times in a row; "
         "stopped, and saved at step 2"
     )
-    assert "pmset displaysleepnow" in refused.value.remedy
-    assert "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1" in refused.value.remedy
-    assert "trying again in 60 s" in recorder.notes[-1]
-    waits.fails = lambda number: None
-    assert train("a", **SHORT).resumed
-    train("whole", **SHORT)
-    same_run("whole", "a")
+    assert "pmset displaysleepnow" in excinfo.value.remedy
+    assert "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1" in excinfo.value.remedy
+    assert "trying again in 60 s" in recorder.log_lines[-1]
+    waits.failure_at = lambda number: None
+    assert train("a", **SHORT_SETTINGS).resumed
+    train("whole", **SHORT_SETTINGS)
+    assert_same_run("whole", "a")
 
 
 def test_a_row_of_failures_ends_where_a_further_step_was_logged(
-    train: Any, waits: Waits, pauses: list[float]
+    train: Any, waits: DeviceWaits, pauses: list[float]
 ) -> None:
     """Every attempt fails after two more steps: far more failures than a row may have."""
     train("whole", log_interval=1)
@@ -175,31 +177,35 @@ def test_a_row_of_failures_ends_where_a_further_step_was_logged(
     recorder.on_log = log  # type: ignore[method-assign]
     assert train("a", recorder, log_interval=1).step == 12
     assert pauses == [5.0] * 5
-    same_run("whole", "a")
+    assert_same_run("whole", "a")
 
 
 def test_without_memory_the_micro_batch_is_halved_and_noted(
-    train: Any, waits: Waits, pauses: list[float]
+    train: Any, waits: DeviceWaits, pauses: list[float]
 ) -> None:
-    train("whole", dropout=0.0, **SHORT)
-    recorder, logged = Recorder(), []
+    train("whole", dropout=0.0, **SHORT_SETTINGS)
+    recorder, logged_steps = Recorder(), []
 
     def log(record: dict[str, Any]) -> None:
-        logged.append(record["step"])
-        if logged == [1, 2]:
+        logged_steps.append(record["step"])
+        if logged_steps == [1, 2]:
             fail_from(waits, 1, MEMORY)
 
     recorder.on_log = log  # type: ignore[method-assign]
-    assert train("a", recorder, dropout=0.0, **SHORT).step == 3
+    assert train("a", recorder, dropout=0.0, **SHORT_SETTINGS).step == 3
     config = runs.open_run(Path("runs/a")).config
     assert (config.train.batch_size, config.train.gradient_accumulation_steps) == (2, 2)
     history = (Path("runs/a") / "history.jsonl").read_text().splitlines()
-    noted = json.loads(history[1])
-    assert noted["step"] == 2
-    assert noted["changed"] == {"batch_size": [4, 2], "gradient_accumulation_steps": [1, 2]}
-    assert any("the GPU is out of memory: Insufficient Memory" in n for n in recorder.notes)
-    whole, halved = metrics("whole"), metrics("a")
-    assert [m["loss"] for m in halved] == pytest.approx([m["loss"] for m in whole], rel=1e-4)
+    entry = json.loads(history[1])
+    assert entry["step"] == 2
+    assert entry["changed"] == {"batch_size": [4, 2], "gradient_accumulation_steps": [1, 2]}
+    assert any(
+        "the GPU is out of memory: Insufficient Memory" in line for line in recorder.log_lines
+    )
+    reference_metrics, actual_metrics = metrics("whole"), metrics("a")
+    assert [m["loss"] for m in actual_metrics] == pytest.approx(
+        [m["loss"] for m in reference_metrics], rel=1e-4
+    )
     assert pauses == [5.0]
 
 
@@ -213,28 +219,28 @@ def test_a_smaller_micro_batch_takes_the_same_step(
     config = override_config(tiny, dict(zip(names, before, strict=True)))
     failure = device_errors.classify_device_error(RuntimeError(MEMORY))
     assert failure
-    t = retries._reduce_batch_size(config, failure, "").train
-    assert (t.batch_size, t.gradient_accumulation_steps) == after
+    train_config = retries._reduce_batch_size(config, failure, "").train
+    assert (train_config.batch_size, train_config.gradient_accumulation_steps) == after
     with pytest.raises(UserError, match="with one sequence at a time"):
         retries._reduce_batch_size(override_config(config, {"batch_size": 1}), failure, "")
 
 
 def test_cuda_is_not_tried_again_but_where_memory_ran_out(
-    train: Any, waits: Waits, pauses: list[float]
+    train: Any, waits: DeviceWaits, pauses: list[float]
 ) -> None:
     """Other errors of CUDA fail every later call of the process."""
-    lost = "cudaStreamSynchronize(stream_) failed: the launch timed out and was terminated"
-    waits.fails = lambda number: lost
+    timeout_error = "cudaStreamSynchronize(stream_) failed: the launch timed out and was terminated"
+    waits.failure_at = lambda number: timeout_error
     with pytest.raises(UserError, match=r"the GPU failed: cudaStream.*; nothing was saved"):
-        train("a", **SHORT)
+        train("a", **SHORT_SETTINGS)
     assert pauses == []
     fail_from(waits, 1, "cudaMallocAsync(&data, size, stream) failed: out of memory")
-    assert train("b", **SHORT).step == 3
+    assert train("b", **SHORT_SETTINGS).step == 3
     assert pauses == [5.0]
 
 
 def test_a_kernel_that_metal_cannot_compile_starts_it_over_without(
-    train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    train: Any, waits: DeviceWaits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failure = "[metal::Device] Unable to build metal library from source\nprogram_source:9: error"
     monkeypatch.setattr(execution, "_compile_failure", None)
@@ -242,20 +248,20 @@ def test_a_kernel_that_metal_cannot_compile_starts_it_over_without(
     monkeypatch.setattr(mx, "disable_compile", lambda: disabled.append(True))
     recorder = Recorder()
     recorder.on_run = lambda run: fail_from(waits, 1, failure)  # type: ignore[method-assign]
-    assert train("a", recorder, **SHORT).step == 3
+    assert train("a", recorder, **SHORT_SETTINGS).step == 3
     assert disabled == [True]
     assert pauses == []
     line = execution.compile_failure() or ""
     assert line.startswith("Metal cannot compile a kernel ([metal::Device] Unable to build")
-    assert f"{line}; starting over" in recorder.notes
+    assert f"{line}; starting over" in recorder.log_lines
     # It is not compiled any more, and fails all the same.
     fail_from(waits, 1, failure)
     with pytest.raises(UserError, match=r"the GPU failed: \[metal::Device\] Unable"):
-        train("b", **SHORT)
+        train("b", **SHORT_SETTINGS)
 
 
 def test_a_failure_after_ctrl_c_stops(
-    train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    train: Any, waits: DeviceWaits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
 
@@ -265,14 +271,14 @@ def test_a_failure_after_ctrl_c_stops(
 
     recorder.on_log = log  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        train("a", recorder, **SHORT)
+        train("a", recorder, **SHORT_SETTINGS)
     assert pauses == []
 
 
-def test_another_error_is_not_retried(train: Any, waits: Waits, pauses: list[float]) -> None:
-    waits.fails = lambda number: "a mistake of ours"
+def test_another_error_is_not_retried(train: Any, waits: DeviceWaits, pauses: list[float]) -> None:
+    waits.failure_at = lambda number: "a mistake of ours"
     with pytest.raises(RuntimeError, match="a mistake of ours"):
-        train("a", **SHORT)
+        train("a", **SHORT_SETTINGS)
     assert pauses == []
 
 
@@ -281,13 +287,13 @@ def test_another_error_is_not_retried(train: Any, waits: Waits, pauses: list[flo
     "command", [["eval"], ["generate", "to be", "--max-tokens", "5"]], ids=["eval", "generate"]
 )
 def test_other_commands_end_with_two_lines_wherever_it_fails(
-    place: Path, waits: Waits, capsys: Capture, command: list[str], report: str
+    place: Path, waits: DeviceWaits, capsys: Capture, command: list[str], report: str
 ) -> None:
     assert cli.main(command) == 0
     total, waits.count = waits.count, 0
     assert total > 5
-    for at in range(1, total + 1):
-        waits.fail_once(at, report)
+    for wait_index in range(1, total + 1):
+        waits.fail_once(wait_index, report)
         capsys.readouterr()
         assert cli.main(command) == 2
         problem, remedy = capsys.readouterr().err.splitlines()[-2:]
@@ -297,38 +303,38 @@ def test_other_commands_end_with_two_lines_wherever_it_fails(
 
 
 def test_a_command_starts_over_where_metal_cannot_compile(
-    place: Path, waits: Waits, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    place: Path, waits: DeviceWaits, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failure = "[Metal::compiled] Must use > 512 sized block"
     monkeypatch.setattr(execution, "_compile_failure", None)
     monkeypatch.setattr(mx, "disable_compile", lambda: None)
     assert cli.main(["eval"]) == 0
-    undisturbed = capsys.readouterr().out
+    expected = capsys.readouterr().out
     waits.fail_once(waits.count, failure)
     assert cli.main(["eval"]) == 0
     output = capsys.readouterr()
-    assert output.out == undisturbed
+    assert output.out == expected
     assert f"({failure}): MLX fuses no operations, and is slower; starting over" in output.err
     waits.fail_once(1, failure)
     assert cli.main(["eval"]) == 2, "not for ever"
 
 
 def test_a_failure_before_the_first_step_is_retried(
-    train: Any, waits: Waits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    train: Any, waits: DeviceWaits, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure, failures = setup.estimate_training, [WATCHDOG, MEMORY]
-    announced: list[Run] = []
+    original, failures = setup.estimate_training, [WATCHDOG, MEMORY]
+    announced_runs: list[Run] = []
     recorder = Recorder()
-    recorder.on_run = announced.append  # type: ignore[assignment,method-assign]
+    recorder.on_run = announced_runs.append  # type: ignore[assignment,method-assign]
 
-    def failing(*given: Any) -> Estimate:
+    def estimate_or_fail(*args: Any) -> Estimate:
         if failures:
             raise RuntimeError(failures.pop(0))
-        return measure(*given)
+        return original(*args)
 
-    monkeypatch.setattr(setup, "estimate_training", failing)
-    assert train("a", recorder, **SHORT).step == 3
-    assert [run.name for run in announced] == ["a"], "announced all the same"
+    monkeypatch.setattr(setup, "estimate_training", estimate_or_fail)
+    assert train("a", recorder, **SHORT_SETTINGS).step == 3
+    assert [run.name for run in announced_runs] == ["a"], "announced all the same"
     assert pauses == [5.0, 20.0]
     assert runs.open_run(Path("runs/a")).config.train.batch_size == 2
 

@@ -21,14 +21,14 @@ from mlxgpt.model.gpt import GPT, Linear
 from mlxgpt.model.kv_cache import KVCache, LayersKV
 from mlxgpt.training import full_size_check, selfcheck, step
 from mlxgpt.training.full_size_check import CheckResult
-from tests.helpers.tf32 import round_products
+from tests.helpers.tf32 import round_matmul_inputs
 
 Patch = pytest.MonkeyPatch
 on_cpu = pytest.mark.skipif(device.device_type() != "cpu", reason="a GPU may add in another order")
 
 
 @pytest.fixture(scope="module")
-def small(tiny_model: Config) -> Config:
+def small_config(tiny_model: Config) -> Config:
     return selfcheck.shrink_config(
         override_config(tiny_model, {"vocab_size": 60, "learning_rate": 1e-3})
     )
@@ -59,11 +59,11 @@ def test_sound_models_of_every_kind_pass(tiny: Config, settings: dict[str, objec
 
 @on_cpu
 def test_what_cannot_fail_is_told_and_does_not_pass(tiny: Config, monkeypatch: Patch) -> None:
-    told = [check.name for check in selfcheck.run_self_check(tiny) if check.ok is None]
-    assert told == ["matrix products", "fused kernels"]
-    small = selfcheck.shrink_config(override_config(tiny, {"vocab_size": 60}))
+    skipped = [check.name for check in selfcheck.run_self_check(tiny) if check.ok is None]
+    assert skipped == ["matrix products", "fused kernels"]
+    small_config = selfcheck.shrink_config(override_config(tiny, {"vocab_size": 60}))
     monkeypatch.setattr(device, "on_cpu", lambda: False)
-    assert selfcheck.check_repeatability(small).ok is None, "a GPU may add in another order"
+    assert selfcheck.check_repeatability(small_config).ok is None, "a GPU may add in another order"
 
 
 def test_the_initial_loss_is_explained(tiny: Config) -> None:
@@ -93,14 +93,14 @@ def test_every_vocabulary_and_width_passes_and_broken_models_do_not(
     healthy = full_size_check.check_initial_loss(config)
     assert healthy.ok, healthy.detail
     with monkeypatch.context() as patch:
-        ten_times_the_weights(patch)
+        scale_weights_tenfold(patch)
         assert full_size_check.check_initial_loss(config).ok is False
     if config.model.tied:  # with a head of its own, what is seen leaves no trace in the loss
-        sees_the_target(monkeypatch)
+        leak_target(monkeypatch)
         assert full_size_check.check_initial_loss(config).ok is False
 
 
-def ten_times_the_weights(patch: Patch) -> None:
+def scale_weights_tenfold(patch: Patch) -> None:
     real = gpt.init_parameters
     patch.setattr(
         gpt,
@@ -109,7 +109,7 @@ def ten_times_the_weights(patch: Patch) -> None:
     )
 
 
-def sees_the_target(patch: Patch) -> None:
+def leak_target(patch: Patch) -> None:
     real = GPT.__call__
     patch.setattr(GPT, "__call__", lambda self, ids: real(self, mx.roll(ids, -1, 1)))
 
@@ -130,7 +130,7 @@ def test_the_expected_loss_is_near_the_mean_of_many_seeds(
     assert 0.5 < measured / expected < 1.5
 
 
-def untied(patch: Patch) -> None:
+def untie_head(patch: Patch) -> None:
     """A head of its own, aliased at the start: it diverges after one update."""
     real = GPT.__init__
 
@@ -149,22 +149,22 @@ def untied(patch: Patch) -> None:
     patch.setattr(GPT, "__call__", call)
 
 
-def sees_ahead(patch: Patch) -> None:
+def unmask_attention(patch: Patch) -> None:
     def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
 
     patch.setattr(ops, "causal_attention", attention)
 
 
-def large_weights(patch: Patch) -> None:
+def enlarge_weights(patch: Patch) -> None:
     patch.setattr(parameters, "INIT_STD", 0.5)
 
 
-def not_finite(patch: Patch) -> None:
+def make_infinite(patch: Patch) -> None:
     patch.setattr(ops, "gelu", lambda x, gradient=True: x / 0)
 
 
-def mask_frozen(patch: Patch) -> None:
+def freeze_mask(patch: Patch) -> None:
     """The compiled step has one dropout mask for ever, the eager one does not."""
     real = step.TrainStep.__init__
 
@@ -178,7 +178,7 @@ def mask_frozen(patch: Patch) -> None:
     patch.setattr(step.TrainStep, "__init__", init)
 
 
-def same_micro_batch(patch: Patch) -> None:
+def repeat_micro_batch(patch: Patch) -> None:
     real = TokenArray.get_batch
 
     def batch(self: TokenArray, *args: int, **kwargs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,64 +188,66 @@ def same_micro_batch(patch: Patch) -> None:
     patch.setattr(TokenArray, "get_batch", batch)
 
 
-def summed_loss(patch: Patch) -> None:
+def sum_losses(patch: Patch) -> None:
     """Losses of micro-batches that are sums instead of means."""
     real = step.token_losses
     patch.setattr(step, "token_losses", lambda x, y: real(x, y) * x.shape[0])
 
 
-def cache_misplaced(patch: Patch) -> None:
+def misplace_cache(patch: Patch) -> None:
     init = KVCache.__init__
 
-    def misplaced(self: KVCache, layers: LayersKV = (), position: Any = None, **rest: Any) -> None:
-        init(self, layers, None if position is None else position - 1, **rest)
+    def misplaced(
+        self: KVCache, layers: LayersKV = (), position: Any = None, **kwargs: Any
+    ) -> None:
+        init(self, layers, None if position is None else position - 1, **kwargs)
 
     patch.setattr(KVCache, "__init__", misplaced)
 
 
-def top_k_inverted(patch: Patch) -> None:
+def invert_top_k(patch: Patch) -> None:
     patch.setattr(
         sampling, "top_k", lambda x, k: mx.where(x < mx.topk(x, k).min(), x, float("-inf"))
     )
 
 
-def top_k_unsorted(patch: Patch) -> None:
+def unsort_top_k(patch: Patch) -> None:
     """The last of mx.topk taken for the k-th largest, though it is unsorted."""
     patch.setattr(
         sampling, "top_k", lambda x, k: mx.where(x >= mx.topk(x, k)[..., -1:], x, float("-inf"))
     )
 
 
-def probabilities_for_logits(patch: Patch) -> None:
+def sample_from_probabilities(patch: Patch) -> None:
     real = sampling.categorical
     patch.setattr(sampling, "categorical", lambda x, keys: real(mx.softmax(x, axis=-1), keys))
 
 
-def evaluation_trains(patch: Patch) -> None:
+def train_in_evaluation(patch: Patch) -> None:
     real = Evaluator.__call__
 
     def call(self: Evaluator) -> Evaluation:
         result = real(self)
-        touched[0].wte.weight = touched[0].wte.weight + 1e-6
+        models[0].wte.weight = models[0].wte.weight + 1e-6
         return result
 
     init = Evaluator.__init__
-    touched: list[GPT] = []
+    models: list[GPT] = []
 
     def remember(self: Evaluator, gpt: GPT, *args: object, **kwargs: object) -> None:
-        touched.append(gpt)
+        models.append(gpt)
         init(self, gpt, *args, **kwargs)  # type: ignore[arg-type]
 
     patch.setattr(Evaluator, "__init__", remember)
     patch.setattr(Evaluator, "__call__", call)
 
 
-def no_gradient(patch: Patch) -> None:
+def stop_gradient(patch: Patch) -> None:
     real = step.token_losses
     patch.setattr(step, "token_losses", lambda x, y: real(mx.stop_gradient(x), y))
 
 
-def unrepeatable(patch: Patch) -> None:
+def make_unrepeatable(patch: Patch) -> None:
     draws = iter(range(1000))
     patch.setattr(mx.random, "key", lambda n, real=mx.random.key: real(n + next(draws)))
 
@@ -260,37 +262,37 @@ def test_a_head_of_its_own_is_not_checked_for_being_the_embedding(tiny_model: Co
 @pytest.mark.parametrize(
     ("check", "broken_by"),
     [
-        (selfcheck.check_tied_head, untied),
-        (selfcheck.check_causality, sees_ahead),
-        (full_size_check.check_initial_loss, large_weights),
-        (full_size_check.check_full_size_step, not_finite),
-        (selfcheck.check_compiled_step, mask_frozen),
-        (selfcheck.check_micro_batches, same_micro_batch),
-        (selfcheck.check_micro_batches, summed_loss),
-        (full_size_check.check_cached_logits, cache_misplaced),
-        (selfcheck.check_sampler, top_k_inverted),
-        (selfcheck.check_sampler, top_k_unsorted),
-        (selfcheck.check_sampler, probabilities_for_logits),
-        (selfcheck.check_evaluation_side_effects, evaluation_trains),
-        (selfcheck.check_overfitting, no_gradient),
-        (selfcheck.check_repeatability, unrepeatable),
+        (selfcheck.check_tied_head, untie_head),
+        (selfcheck.check_causality, unmask_attention),
+        (full_size_check.check_initial_loss, enlarge_weights),
+        (full_size_check.check_full_size_step, make_infinite),
+        (selfcheck.check_compiled_step, freeze_mask),
+        (selfcheck.check_micro_batches, repeat_micro_batch),
+        (selfcheck.check_micro_batches, sum_losses),
+        (full_size_check.check_cached_logits, misplace_cache),
+        (selfcheck.check_sampler, invert_top_k),
+        (selfcheck.check_sampler, unsort_top_k),
+        (selfcheck.check_sampler, sample_from_probabilities),
+        (selfcheck.check_evaluation_side_effects, train_in_evaluation),
+        (selfcheck.check_overfitting, stop_gradient),
+        (selfcheck.check_repeatability, make_unrepeatable),
     ],
 )
 def test_each_check_fails_when_its_subject_breaks(
-    small: Config,
+    small_config: Config,
     monkeypatch: Patch,
     check: Callable[[Config], CheckResult],
     broken_by: Callable[[Patch], None],
 ) -> None:
-    assert check(small).ok
+    assert check(small_config).ok
     broken_by(monkeypatch)
-    broken = check(small)
+    broken = check(small_config)
     assert broken.ok is False, broken.detail
 
 
 @pytest.fixture
 def tf32(monkeypatch: Patch) -> None:
-    round_products(monkeypatch)
+    round_matmul_inputs(monkeypatch)
 
 
 def test_float32_is_multiplied_as_such_in_tests() -> None:
@@ -302,28 +304,28 @@ def test_float32_is_multiplied_as_such_in_tests() -> None:
 def test_a_device_that_rounds_passes(recipe: str, monkeypatch: Patch) -> None:
     config = toml.load_tier_config(1, recipe)
     assert not device.has_full_precision_matmul()
-    found = list(selfcheck.run_self_check(config))
-    assert [check.name for check in found if check.ok is False] == []
-    assert found[0].detail.endswith("rounded to TF32")
-    small = selfcheck.shrink_config(override_config(config, {"vocab_size": 65}))
-    for check, broken_by in (
-        (full_size_check.check_cached_logits, cache_misplaced),
-        (selfcheck.check_micro_batches, summed_loss),
+    results = list(selfcheck.run_self_check(config))
+    assert [check.name for check in results if check.ok is False] == []
+    assert results[0].detail.endswith("rounded to TF32")
+    small_config = selfcheck.shrink_config(override_config(config, {"vocab_size": 65}))
+    for check, break_check in (
+        (full_size_check.check_cached_logits, misplace_cache),
+        (selfcheck.check_micro_batches, sum_losses),
     ):
         with monkeypatch.context() as patch:
-            broken_by(patch)
-            assert check(small).ok is False, "what is broken is seen there too"
+            break_check(patch)
+            assert check(small_config).ok is False, "what is broken is seen there too"
 
 
-def test_sampling_is_checked_with_every_filter(small: Config, monkeypatch: Patch) -> None:
+def test_sampling_is_checked_with_every_filter(small_config: Config, monkeypatch: Patch) -> None:
     for name in ("top_k", "top_p", "min_p"):
         with monkeypatch.context() as patch:
             patch.setattr(sampling, name, lambda logits, n: logits)
-            assert not selfcheck.check_sampler(small).ok, name
-    values = selfcheck.pack_sampling_params
+            assert not selfcheck.check_sampler(small_config).ok, name
+    pack_params = selfcheck.pack_sampling_params
 
     def without_temperature(settings: SamplingParams) -> mx.array:
-        return mx.concatenate([mx.ones(1), values(settings)[1:]])
+        return mx.concatenate([mx.ones(1), pack_params(settings)[1:]])
 
     monkeypatch.setattr(selfcheck, "pack_sampling_params", without_temperature)
-    assert not selfcheck.check_sampler(small).ok
+    assert not selfcheck.check_sampler(small_config).ok

@@ -22,7 +22,7 @@ from mlxgpt.training import metrics as step_metrics
 from mlxgpt.training.selfcheck import CheckResult
 from mlxgpt.training.step import TrainStep
 from mlxgpt.utils.errors import UserError
-from tests.helpers.training_runs import Recorder, final_state, len_done, metrics
+from tests.helpers.training_runs import Recorder, final_state, last_saved_step, metrics
 
 pytestmark = pytest.mark.usefixtures("no_check")  # the self-check has tests of its own
 
@@ -47,9 +47,9 @@ def test_a_run_has_everything_it_needs(train: Any) -> None:
     assert not summary.resumed
     assert summary.try_it == "mlxgpt generate --run runs/a 'to be or not the rain in'"
     records = metrics("a")
-    assert [r["step"] for r in records] == [2, 4, 6, 8, 10, 12]
-    assert [r["step"] for r in records if "val_loss" in r] == [4, 8, 12]
-    best = min((r for r in records if "val_loss" in r), key=lambda r: r["val_loss"])
+    assert [line["step"] for line in records] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in records if "val_loss" in line] == [4, 8, 12]
+    best = min((line for line in records if "val_loss" in line), key=lambda line: line["val_loss"])
     assert (summary.best_step, summary.val_loss) == (best["step"], best["val_loss"])
     assert [step for step, _ in recorder.samples] == [4, 8, 12]
     assert all(len(text) == 10 for _, text in recorder.samples)
@@ -62,8 +62,8 @@ def test_a_run_has_everything_it_needs(train: Any) -> None:
 
 def test_the_validation_loss_is_that_of_eval(train: Any) -> None:
     train("a")
-    found = api.evaluate(run="a", checkpoint="newest").loss
-    assert found == pytest.approx(metrics("a")[-1]["val_loss"], rel=1e-6)
+    actual = api.evaluate(run="a", checkpoint="newest").loss
+    assert actual == pytest.approx(metrics("a")[-1]["val_loss"], rel=1e-6)
 
 
 @pytest.mark.exact_bits
@@ -86,27 +86,27 @@ def test_the_seed_reaches_everything(train: Any) -> None:
 
 def test_other_settings_do_not_continue_a_run(train: Any) -> None:
     train("a")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as excinfo:
         train("a", learning_rate=1.0, n_head=1)
-    assert caught.value.problem == (
+    assert excinfo.value.problem == (
         "a exists with other settings: n_head 2 → 1, learning_rate 0.01 → 1.0"
     )
-    assert "--run NAME" in caught.value.remedy
-    with pytest.raises(UserError, match=r"max_steps 12 → 20, and is finished") as caught:
+    assert "--run NAME" in excinfo.value.remedy
+    with pytest.raises(UserError, match=r"max_steps 12 → 20, and is finished") as excinfo:
         train("a", max_steps=20)
-    assert "mlxgpt train --from a --max-steps N" in caught.value.remedy
+    assert "mlxgpt train --from a --max-steps N" in excinfo.value.remedy
     Path("other.txt").write_text("another text altogether, quite another text, longer " * 9)
     with pytest.raises(UserError, match="was trained on other data"):
         train("a", source="other.txt")
-    assert len_done("a") == 12
+    assert last_saved_step("a") == 12
 
 
 def test_the_best_checkpoint_stays(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0])
-    real = validation.Evaluator.__call__
+    original = validation.Evaluator.__call__
     monkeypatch.setattr(estimate, "_time_eval_token", lambda *_: 1.0)
     monkeypatch.setattr(
-        validation.Evaluator, "__call__", lambda self: replace(real(self), loss=next(losses))
+        validation.Evaluator, "__call__", lambda self: replace(original(self), loss=next(losses))
     )
     assert train("a").best_step == 8
     assert checkpoint.list_steps(Path("runs/a/checkpoints")) == [8, 12]
@@ -124,8 +124,8 @@ def test_a_loss_that_is_no_number_is_never_the_best(
     monkeypatch.setattr(validation, "Evaluator", lambda *_, **__: evaluator)
     summary = train("a")
     assert (summary.best_step, summary.val_loss) == (8, 2.0)
-    noted = [line["val_loss"] for line in metrics("a") if "val_loss" in line]
-    assert noted == [None, 2.0, None], "as JSON can have it"
+    val_losses = [line["val_loss"] for line in metrics("a") if "val_loss" in line]
+    assert val_losses == [None, 2.0, None], "as JSON can have it"
 
 
 def test_each_evaluation_is_logged_also_between_two_lines(train: Any) -> None:
@@ -138,14 +138,14 @@ def test_the_speed_is_that_of_the_steps_since_the_last_line(
     train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 4 × 8 tokens a second each; from the first step on, which has no speed yet."""
-    now, real = 0.0, TrainStep.__call__
+    now, original = 0.0, TrainStep.__call__
 
-    def a_second(step: TrainStep, *given: Any) -> Any:
+    def take_one_second(step: TrainStep, *args: Any) -> Any:
         nonlocal now
         now += 1
-        return real(step, *given)
+        return original(step, *args)
 
-    monkeypatch.setattr(TrainStep, "__call__", a_second)
+    monkeypatch.setattr(TrainStep, "__call__", take_one_second)
     monkeypatch.setattr(step_metrics, "time", SimpleNamespace(monotonic=lambda: now))
     recorder = Recorder()
     train("a", recorder, log_interval=3)
@@ -178,10 +178,10 @@ def test_a_failed_check_stops_before_anything_is_written(
 
 
 def test_divergence_is_named(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"diverged: 1\d steps in a row without") as caught:
+    with pytest.raises(UserError, match=r"diverged: 1\d steps in a row without") as excinfo:
         train("a", learning_rate=1e30, grad_clip=0.0, max_steps=100)
     for cause in ("--learning-rate than 1e+30", "--warmup-steps", "--grad-clip 1"):
-        assert cause in caught.value.remedy
+        assert cause in excinfo.value.remedy
     saved = runs.open_run(Path("runs/a")).load_first_valid(
         sorted(Path("runs/a/checkpoints").iterdir(), reverse=True)
     )
@@ -190,9 +190,9 @@ def test_divergence_is_named(train: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_training_that_diverges_only_leaves_out_its_samples(train: Any) -> None:
     recorder = Recorder()
-    many = {"max_steps": 6, "eval_interval": 3, "sample_tokens": 4}
-    assert train("a", recorder, learning_rate=1e30, grad_clip=0.0, **many).step == 6
-    assert any(note.startswith("no sample: the model's logits are") for note in recorder.notes)
+    settings = {"max_steps": 6, "eval_interval": 3, "sample_tokens": 4}
+    assert train("a", recorder, learning_rate=1e30, grad_clip=0.0, **settings).step == 6
+    assert any(line.startswith("no sample: the model's logits are") for line in recorder.log_lines)
 
 
 def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None:
@@ -200,15 +200,15 @@ def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None
     summary = train("a", recorder, max_minutes=0.02, dropout=0.0)
     assert summary.step == summary.steps >= 1
     config = runs.open_run(Path("runs/a")).config
-    planned = config.train.max_steps
+    planned_steps = config.train.max_steps
     assert recorder.estimate is not None
-    assert recorder.estimate.steps == planned
+    assert recorder.estimate.steps == planned_steps
     assert (
         recorder.estimate.steps_within(1.2, override_config(config, {"eval_interval": 4}))
-        == planned
+        == planned_steps
     ), "what fits into that time"
-    again = train("a", max_minutes=0.02, dropout=0.0)
-    assert again.steps == planned, "the plan is not made anew"
+    repeated = train("a", max_minutes=0.02, dropout=0.0)
+    assert repeated.steps == planned_steps, "the plan is not made anew"
     with pytest.raises(UserError, match="not a length of time"):
         train("b", max_minutes=-1.0)
 
@@ -216,8 +216,8 @@ def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None
 def test_a_short_plan_has_a_short_warmup(train: Any, tiny: Config) -> None:
     config = override_config(tiny, {"warmup_steps": 2000})
     train("a", config=config, max_minutes=0.02)
-    planned = runs.open_run(Path("runs/a")).config
-    assert planned.optim.warmup_steps == math.ceil(planned.train.max_steps / 10)
+    planned_config = runs.open_run(Path("runs/a")).config
+    assert planned_config.optim.warmup_steps == math.ceil(planned_config.train.max_steps / 10)
     assert train("a", config=config, max_minutes=0.02).resumed, "it is the same run"
     train("b", config=config)
     assert runs.open_run(Path("runs/b")).config.optim.warmup_steps == 2000
@@ -232,9 +232,9 @@ def test_data_that_was_prepared_anew_is_told(train: Any, text_file: Path) -> Non
 
 
 def test_what_takes_more_memory_than_it_may_is_refused_before_it_begins(train: Any) -> None:
-    with pytest.raises(UserError, match=r"this training takes .* GB, and has 0\.01") as caught:
+    with pytest.raises(UserError, match=r"this training takes .* GB, and has 0\.01") as excinfo:
         train("a", memory_limit=0.01)
-    assert "use --batch-size 1 --gradient-checkpointing" in caught.value.remedy
+    assert "use --batch-size 1 --gradient-checkpointing" in excinfo.value.remedy
     assert not Path("runs/a").exists()
     for size in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match="is not a size"):
@@ -261,9 +261,9 @@ def test_without_a_connection_tier_1_goes_on_with_the_storybook(
     assert summary.warning is not None
     assert "storybook" in summary.warning
     assert summary.warning in notes
-    for asked in ({"config": small}, {"tier": 1, "source": "shakespeare"}):
+    for options in ({"config": small}, {"tier": 1, "source": "shakespeare"}):
         with pytest.raises(DatasetUnavailableError, match="no hub"):
-            api.train(**asked)
+            api.train(**options)
 
 
 def test_a_vocabulary_smaller_than_the_datas_is_refused(train: Any, tiny: Config) -> None:
@@ -290,15 +290,15 @@ def test_weights_load_into_the_model_that_is_run(train: Any) -> None:
 def test_ctrl_c_before_the_first_step_keeps_the_data(
     train: Any, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     recorder = Recorder()
     with monkeypatch.context() as patch:
-        patch.setattr(f"mlxgpt.{moment}", interrupted)
+        patch.setattr(f"mlxgpt.{moment}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train("a", recorder)
-    assert "data/words is kept; the same command continues from there" in recorder.notes
+    assert "data/words is kept; the same command continues from there" in recorder.log_lines
     assert not Path("runs/a").exists()
     assert train("a").step == 12
 
@@ -306,8 +306,8 @@ def test_ctrl_c_before_the_first_step_keeps_the_data(
 def test_a_training_that_is_all_warmup_is_told(train: Any) -> None:
     recorder = Recorder()
     train("a", recorder, warmup_steps=11)
-    assert not any("warmup" in note for note in recorder.notes)
+    assert not any("warmup" in line for line in recorder.log_lines)
     train("b", recorder, warmup_steps=24)
-    (note,) = (note for note in recorder.notes if "warmup" in note)
-    assert "24 steps of it, and 12 in all; the learning rate rises to 0.0048" in note
-    assert note.endswith("--warmup-steps 1")
+    (line,) = (line for line in recorder.log_lines if "warmup" in line)
+    assert "24 steps of it, and 12 in all; the learning rate rises to 0.0048" in line
+    assert line.endswith("--warmup-steps 1")

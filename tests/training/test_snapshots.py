@@ -20,13 +20,13 @@ from tests.helpers.training_runs import Recorder
 pytestmark = pytest.mark.usefixtures("no_check")
 
 
-def ages(run: str) -> list[int]:
+def snapshot_steps(run: str) -> list[int]:
     return checkpoint.list_steps(Path("runs") / run / "snapshots")
 
 
 def test_the_ages() -> None:
-    found = [step for step in range(0, 10_000) if is_snapshot_step(step)]
-    assert found == [0, 100, 200, 400, 800, 1600, 3200, 6400]
+    steps = [step for step in range(0, 10_000) if is_snapshot_step(step)]
+    assert steps == [0, 100, 200, 400, 800, 1600, 3200, 6400]
 
 
 @pytest.fixture
@@ -38,21 +38,21 @@ def young(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_snapshot_is_the_model_of_its_step(train: Any) -> None:
     """As a checkpoint of that step has it, but for what 16 bits round."""
     train("a", keep_checkpoints=9, eval_interval=3, save_interval=3)
-    assert ages("a") == [0, 3, 6, 12]
+    assert snapshot_steps("a") == [0, 3, 6, 12]
     run = runs.open_run(Path("runs/a"))
     assert run.saved_steps() == [0, 3, 6, 9, 12]
     for step in (3, 6, 12):
-        small = checkpoint.load_checkpoint(
+        snapshot = checkpoint.load_checkpoint(
             checkpoint.checkpoint_folder(run.snapshots, step)
         ).parameters
-        whole = checkpoint.load_checkpoint(
+        full = checkpoint.load_checkpoint(
             checkpoint.checkpoint_folder(run.checkpoints, step)
         ).parameters
-        assert small.keys() == whole.keys()
-        for name, value in small.items():
+        assert snapshot.keys() == full.keys()
+        for name, value in snapshot.items():
             assert value.dtype.size == 2
             np.testing.assert_allclose(
-                value.astype(whole[name].dtype), whole[name], rtol=1e-3, atol=1e-6
+                value.astype(full[name].dtype), full[name], rtol=1e-3, atol=1e-6
             )
 
 
@@ -65,9 +65,9 @@ def test_a_snapshot_can_be_asked_for_like_a_checkpoint(train: Any) -> None:
         assert model._model.wte.weight.dtype.size == 4
     assert load("a").step == 12
     assert len(api.generate("to", run="a", checkpoint="3", seed=1, max_tokens=5).texts[0]) >= 2
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as excinfo:
         load("a", checkpoint="5")
-    assert "0, 3, 6, 8, 12" in error.value.remedy
+    assert "0, 3, 6, 8, 12" in excinfo.value.remedy
 
 
 @pytest.mark.usefixtures("young")
@@ -75,7 +75,7 @@ def test_a_run_that_was_stopped_has_the_same_ones(train: Any) -> None:
     train("whole")
     train("a", max_steps=4, decay_steps=12)
     train("a", decay_steps=12)
-    assert ages("a") == ages("whole") == [0, 3, 6, 12]
+    assert snapshot_steps("a") == snapshot_steps("whole") == [0, 3, 6, 12]
 
 
 def test_none_where_nobody_wants_them(train: Any) -> None:
@@ -88,20 +88,20 @@ def test_none_where_they_would_fill_the_disk(train: Any, monkeypatch: pytest.Mon
     recorder = Recorder()
     with pytest.raises(UserError, match="disk is"):
         train("a", recorder)
-    assert any("no snapshots during training" in note for note in recorder.notes)
+    assert any("no snapshots during training" in line for line in recorder.log_lines)
     assert not Path("runs/a/snapshots").exists()
 
 
 @pytest.mark.usefixtures("young")
 def test_a_training_goes_on_without(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = checkpoint.save_checkpoint
+    original = checkpoint.save_checkpoint
 
-    def full(folder: Path, *given: Any, **named: Any) -> Path:
+    def save_or_fail(folder: Path, *args: Any, **kwargs: Any) -> Path:
         if folder.name == "snapshots":
             raise UserError("cannot write there", "free some space.")
-        return real(folder, *given, **named)
+        return original(folder, *args, **kwargs)
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_or_fail)
     recorder = Recorder()
     assert train("a", recorder).step == 12
-    assert recorder.notes.count("no more snapshots: cannot write there") >= 1
+    assert recorder.log_lines.count("no more snapshots: cannot write there") >= 1

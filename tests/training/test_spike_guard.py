@@ -19,7 +19,7 @@ from mlxgpt.utils.errors import UserError
 from tests.helpers.training_runs import Recorder, final_state, metrics
 
 
-def fed(losses: list[float], on_spike: str = "skip") -> SpikeGuard:
+def feed_losses(losses: list[float], on_spike: str = "skip") -> SpikeGuard:
     guard = SpikeGuard(on_spike)
     for step, loss in enumerate(losses):
         guard.record(step, loss, 1.0, math.inf)
@@ -28,10 +28,10 @@ def fed(losses: list[float], on_spike: str = "skip") -> SpikeGuard:
 
 def test_a_limit_is_six_deviations_above_the_mean_of_the_last_hundred() -> None:
     losses = [100.0] * 30 + [2.0 + 0.1 * (-1) ** n for n in range(LOSS_WINDOW)]
-    guard = fed([*losses, 7.0])
+    guard = feed_losses([*losses, 7.0])
     assert guard.loss_limit(len(losses) + 1) == pytest.approx(2.0 + 6 * 0.1)
-    assert fed(losses[: MIN_LOSSES - 1]).loss_limit(MIN_LOSSES) == math.inf
-    assert fed(losses, "ignore").loss_limit(len(losses) + 1) == math.inf
+    assert feed_losses(losses[: MIN_LOSSES - 1]).loss_limit(MIN_LOSSES) == math.inf
+    assert feed_losses(losses, "ignore").loss_limit(len(losses) + 1) == math.inf
 
 
 @given(
@@ -39,12 +39,12 @@ def test_a_limit_is_six_deviations_above_the_mean_of_the_last_hundred() -> None:
 )
 def test_a_limit_hangs_on_the_steps_before_the_last_one_only(losses: list[float]) -> None:
     """So it does not matter whether a hook has waited for the last one already."""
-    late, early = fed(losses[:-1]), fed(losses)
+    late, early = feed_losses(losses[:-1]), feed_losses(losses)
     assert late.loss_limit(len(losses)) == early.loss_limit(len(losses))
 
 
 def test_what_is_not_good_is_counted_until_it_gives_up() -> None:
-    guard = fed([1.0, math.nan, 1.0])
+    guard = feed_losses([1.0, math.nan, 1.0])
     assert (guard.skipped, guard.consecutive_skips) == (1, 0)
     for n in range(MAX_CONSECUTIVE_SKIPS):
         assert not guard.has_diverged
@@ -55,13 +55,13 @@ def test_what_is_not_good_is_counted_until_it_gives_up() -> None:
 
 def test_going_back_is_to_what_was_remembered_then() -> None:
     """The losses of the steps that are taken anew are not there twice."""
-    guard = fed([2.0] * 30, "rollback")
-    then = guard.to_tree()
+    guard = feed_losses([2.0] * 30, "rollback")
+    saved_tree = guard.to_tree()
     for step in range(30, 35):
         guard.record(step, 1.0, 1.0, 3.0)
     guard.record(35, 9.0, 1.0, 3.0)
     assert guard.spike_step == 35
-    guard.roll_back(30, then)
+    guard.roll_back(30, saved_tree)
     assert guard.losses == [(step, 2.0) for step in range(30)]
     assert (guard.batch_offset, guard.rollbacks) == (6, 1)
     assert (guard.skipped, guard.consecutive_skips) == (1, 0)
@@ -70,7 +70,7 @@ def test_going_back_is_to_what_was_remembered_then() -> None:
 
 @given(losses=st.lists(st.floats(0, 10, width=32), max_size=LOSS_WINDOW + 40))
 def test_a_guard_comes_back_from_a_checkpoint(losses: list[float]) -> None:
-    guard = fed(losses)
+    guard = feed_losses(losses)
     assert SpikeGuard.from_tree(guard.to_tree(), "skip") == guard
     assert SpikeGuard.from_tree({}, "skip") == SpikeGuard("skip"), "as format 1 has it"
 
@@ -99,8 +99,8 @@ def test_a_guard_that_is_none_is_refused(change: dict[str, Any]) -> None:
 
 # Trainings that meet a spike: a batch whose targets are noise, after the model has learned what
 # follows what.
-STRANGE = 45
-LONG: dict[str, Any] = {
+SPIKE_STEP = 45
+LONG_SETTINGS: dict[str, Any] = {
     "max_steps": 60,
     "dropout": 0.0,
     "eval_interval": 100,
@@ -111,26 +111,26 @@ LONG: dict[str, Any] = {
 
 
 @pytest.fixture
-def strange(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
+def noisy_batch(monkeypatch: pytest.MonkeyPatch, text_file: Path) -> None:
     """One batch of the training is noise; what it is compared with is shorter, as all of it is."""
     monkeypatch.setattr(spike_guard, "LOSS_WINDOW", 15)
     monkeypatch.setattr(spike_guard, "MIN_LOSSES", 10)
     text_file.write_text("abcdefghijk" * 180)
-    real = TokenArray.get_batch
+    original = TokenArray.get_batch
 
-    def batch(self: TokenArray, step: int, **given: Any) -> Any:
-        inputs, targets = real(self, step, **given)
-        return inputs, (np.roll(targets, 3) + 3) % 11 if step == STRANGE else targets
+    def batch(self: TokenArray, step: int, **kwargs: Any) -> Any:
+        inputs, targets = original(self, step, **kwargs)
+        return inputs, (np.roll(targets, 3) + 3) % 11 if step == SPIKE_STEP else targets
 
     monkeypatch.setattr(TokenArray, "get_batch", batch)
 
 
 @pytest.fixture
-def spiking(train: Any, tiny: Config, no_check: None, strange: None) -> Any:
+def spiking(train: Any, tiny: Config, no_check: None, noisy_batch: None) -> Any:
     config = replace(tiny, train=replace(tiny.train, batch_size=16))
 
-    def spiking(run: str, recorder: Recorder | None = None, **given: Any) -> Any:
-        return train(run, recorder, **{"config": config, **LONG, **given})
+    def spiking(run: str, recorder: Recorder | None = None, **options: Any) -> Any:
+        return train(run, recorder, **{"config": config, **LONG_SETTINGS, **options})
 
     return spiking
 
@@ -138,7 +138,7 @@ def spiking(train: Any, tiny: Config, no_check: None, strange: None) -> Any:
 def test_a_spike_is_trained_on_unless_asked(spiking: Any) -> None:
     spiking("a")
     losses = [line["loss"] for line in metrics("a")]
-    assert losses[STRANGE] > 4 * max(losses[STRANGE - 10 : STRANGE])
+    assert losses[SPIKE_STEP] > 4 * max(losses[SPIKE_STEP - 10 : SPIKE_STEP])
     assert (
         runs.open_run(Path("runs/a"))
         .load_first_valid(sorted(Path("runs/a/checkpoints").iterdir())[-1:])
@@ -152,79 +152,84 @@ def test_a_spike_can_be_left_out(spiking: Any) -> None:
     spiking("a", on_spike="skip")
     spiking("b", on_spike="ignore")
     a, b = metrics("a"), metrics("b")
-    assert a[: STRANGE + 1] == b[: STRANGE + 1], "it is the same until then"
-    assert a[STRANGE + 1]["loss"] != b[STRANGE + 1]["loss"]
+    assert a[: SPIKE_STEP + 1] == b[: SPIKE_STEP + 1], "it is the same until then"
+    assert a[SPIKE_STEP + 1]["loss"] != b[SPIKE_STEP + 1]["loss"]
     assert [line["step"] for line in a] == list(range(1, 61))
-    log = list(runs.open_run(Path("runs/a")).metrics())
-    assert [line["skipped"] for line in log] == [0] * STRANGE + [1] * (60 - STRANGE)
+    records = list(runs.open_run(Path("runs/a")).metrics())
+    assert [line["skipped"] for line in records] == [0] * SPIKE_STEP + [1] * (60 - SPIKE_STEP)
 
 
-@pytest.mark.parametrize("stops", [(), (20, 43), (STRANGE, 50), (STRANGE + 1,), (STRANGE + 2, 59)])
+@pytest.mark.parametrize(
+    "stops", [(), (20, 43), (SPIKE_STEP, 50), (SPIKE_STEP + 1,), (SPIKE_STEP + 2, 59)]
+)
 @pytest.mark.exact_bits
 def test_a_training_can_go_back_before_a_spike(
     spiking: Any, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]
 ) -> None:
     recorder = Recorder()
     spiking("whole", recorder, on_spike="rollback")
-    back = (
-        f"loss spike at step {STRANGE + 1}: rolled back to step 40, to continue with other batches"
+    rollback_line = (
+        f"loss spike at step {SPIKE_STEP + 1}: rolled back to step 40, to continue with other "
+        "batches"
     )
-    assert recorder.notes[1:] == [back]
-    noted = metrics("whole")
-    assert [line["step"] for line in noted] == list(range(1, 61)), "each step once"
-    returned = [line for line in runs.open_run(Path("runs/whole")).history() if "spiked" in line]
-    assert [(line["step"], line["spiked"]) for line in returned] == [(40, STRANGE + 1)]
-    assert max(line["loss"] for line in noted[40:]) < 1.0
+    assert recorder.log_lines[1:] == [rollback_line]
+    records = metrics("whole")
+    assert [line["step"] for line in records] == list(range(1, 61)), "each step once"
+    rollbacks = [line for line in runs.open_run(Path("runs/whole")).history() if "spiked" in line]
+    assert [(line["step"], line["spiked"]) for line in rollbacks] == [(40, SPIKE_STEP + 1)]
+    assert max(line["loss"] for line in records[40:]) < 1.0
     if not stops:
         return
-    for until in stops:
-        done = iter(range(1, 200))
-        first = (runs.open_run(Path("runs/parts")).steps() or [0])[-1] if until != stops[0] else 0
+    for stop_step in stops:
+        steps = iter(range(1, 200))
+        resumed_step = (
+            (runs.open_run(Path("runs/parts")).steps() or [0])[-1] if stop_step != stops[0] else 0
+        )
         with monkeypatch.context() as patch:
-            script = Stops(lambda done=done, n=until - first: next(done) >= n)
+            script = ScriptedStop(lambda steps=steps, n=stop_step - resumed_step: next(steps) >= n)
             patch.setattr(loop, "catch_stop_signals", lambda script=script: script)
             spiking("parts", on_spike="rollback")
     spiking("parts", on_spike="rollback")
     assert [line["step"] for line in metrics("parts")] == list(range(1, 61))
-    whole, parts = final_state("whole"), final_state("parts")
-    assert all((value == parts[name]).all() for name, value in whole.items())
+    expected, actual = final_state("whole"), final_state("parts")
+    assert all((value == actual[name]).all() for name, value in expected.items())
 
 
-class Stops:
+class ScriptedStop:
     """In place of the signals: when to stop."""
 
-    def __init__(self, asked: Any) -> None:
-        self.asked = asked
+    def __init__(self, should_stop: Any) -> None:
+        self.should_stop = should_stop
 
     def __enter__(self) -> Any:
-        return self.asked
+        return self.should_stop
 
     def __exit__(self, *_: object) -> None: ...
 
 
-@pytest.mark.parametrize("until", [60, STRANGE + 1])
+@pytest.mark.parametrize("until", [60, SPIKE_STEP + 1])
 def test_without_a_checkpoint_a_spike_is_left_out(
     spiking: Any, monkeypatch: pytest.MonkeyPatch, until: int
 ) -> None:
     """Also where the training is stopped just then."""
-    recorder, done = Recorder(), iter(range(1, 61))
-    given = {"on_spike": "rollback", "save_interval": 100, "log_interval": 1}
+    recorder, steps = Recorder(), iter(range(1, 61))
+    options = {"on_spike": "rollback", "save_interval": 100, "log_interval": 1}
     with monkeypatch.context() as patch:
-        script = Stops(lambda: next(done) >= until)
+        script = ScriptedStop(lambda: next(steps) >= until)
         patch.setattr(loop, "catch_stop_signals", lambda: script)
-        assert spiking("a", recorder, **given).step == until
-    spiking("a", **given)
-    assert "loss spike: skipped, as there is no checkpoint to roll back to" in recorder.notes[1]
+        assert spiking("a", recorder, **options).step == until
+    spiking("a", **options)
+    assert "loss spike: skipped, as there is no checkpoint to roll back to" in recorder.log_lines[1]
     assert [line["step"] for line in metrics("a")] == list(range(1, 61))
 
 
 def test_going_back_for_ever_ends(spiking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    strange = TokenArray.get_batch
+    original = TokenArray.get_batch
 
-    def always(self: TokenArray, step: int, **given: Any) -> Any:
-        return strange(self, STRANGE if step >= STRANGE else step, **given)
+    def always_noisy(self: TokenArray, step: int, **kwargs: Any) -> Any:
+        return original(self, SPIKE_STEP if step >= SPIKE_STEP else step, **kwargs)
 
-    monkeypatch.setattr(TokenArray, "get_batch", always)
+    monkeypatch.setattr(TokenArray, "get_batch", always_noisy)
     with pytest.raises(UserError, match="spiked again after 5 rollbacks"):
         spiking("a", on_spike="rollback")
     assert runs.open_run(Path("runs/a")).steps()

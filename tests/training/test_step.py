@@ -23,11 +23,11 @@ from mlxgpt.utils.errors import UserError
 from tests.helpers.training_runs import MODERN_PARTS
 
 
-def ids_of(*shape: int) -> mx.array:
+def random_ids(*shape: int) -> mx.array:
     return mx.random.randint(0, 19, shape, key=mx.random.key(3))
 
 
-def gradients_of(config: Config, ids: mx.array) -> tuple[float, dict[str, np.ndarray]]:
+def compute_gradients(config: Config, ids: mx.array) -> tuple[float, dict[str, np.ndarray]]:
     step = TrainStep(GPT(config.model, 5), config)
     loss, gradients = step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2))
     return float(loss), {name: np.array(value) for name, value in flatten_params(gradients).items()}
@@ -38,13 +38,15 @@ def test_micro_batches_are_one_batch(
     tiny_model: Config, micro_batches: int, batch_size: int
 ) -> None:
     """Whether lanes share each of them, or them all, or one lane has them."""
-    whole = override_config(tiny_model, {"dropout": 0.0, "batch_size": micro_batches * batch_size})
+    full_config = override_config(
+        tiny_model, {"dropout": 0.0, "batch_size": micro_batches * batch_size}
+    )
     sizes = {"batch_size": batch_size, "gradient_accumulation_steps": micro_batches}
-    parts = override_config(whole, sizes)
-    ids = ids_of(micro_batches * batch_size, 9)
-    loss, gradients = gradients_of(whole, ids[None])
-    loss_of_parts, means = gradients_of(parts, ids.reshape(micro_batches, batch_size, 9))
-    assert loss_of_parts == pytest.approx(loss, abs=1e-5)
+    micro_config = override_config(full_config, sizes)
+    ids = random_ids(micro_batches * batch_size, 9)
+    loss, gradients = compute_gradients(full_config, ids[None])
+    micro_loss, means = compute_gradients(micro_config, ids.reshape(micro_batches, batch_size, 9))
+    assert micro_loss == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(means[name], gradient, atol=1e-5, err_msg=name)
 
@@ -55,13 +57,13 @@ def test_portions_are_one_batch(
 ) -> None:
     """Those that a lane takes one after the other."""
     config = override_config(tiny_model, {"dropout": 0.0, "batch_size": 12})
-    ids = ids_of(micro_batches, 12, 9)
-    loss, gradients = gradients_of(config, ids)
+    ids = random_ids(micro_batches, 12, 9)
+    loss, gradients = compute_gradients(config, ids)
     monkeypatch.setattr(kernels, "MIN_SIZE", 0)
     monkeypatch.setattr(parallel, "MAX_CHUNK_TOKENS", 2 * 8)
     assert execution.chunks_per_thread(12, 8) == (3 if execution.thread_count() == 2 else 1)
-    loss_of_parts, means = gradients_of(config, ids)
-    assert loss_of_parts == pytest.approx(loss, abs=1e-5)
+    chunked_loss, means = compute_gradients(config, ids)
+    assert chunked_loss == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(means[name], gradient, atol=1e-5, err_msg=name)
 
@@ -78,21 +80,21 @@ def test_twenty_steps_end_where_mlxs_own_formulas_do(
 
     def losses() -> list[float]:
         step = TrainStep(GPT(config.model, 5), config)
-        found = []
+        step_losses = []
         for n in range(20):
             ids = mx.random.randint(0, 19, (1, 8, 9), key=mx.random.key(n))
             loss, _ = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n))
-            found.append(float(loss))
-        return found
+            step_losses.append(float(loss))
+        return step_losses
 
     monkeypatch.setattr(kernels, "MIN_SIZE", 0)
     monkeypatch.setattr(parallel, "MAX_CHUNK_TOKENS", 2 * 8)
-    ours = losses()
+    cpu_losses = losses()
     monkeypatch.setattr(device, "on_cpu", lambda: False)
-    np.testing.assert_allclose(ours, losses(), atol=1e-5)
+    np.testing.assert_allclose(cpu_losses, losses(), atol=1e-5)
 
 
-def by_rows(array: mx.array) -> bool:
+def is_row_contiguous(array: mx.array) -> bool:
     return np.array(array, copy=False).flags.c_contiguous
 
 
@@ -106,28 +108,28 @@ def test_gradients_are_laid_out_like_their_weights_as_on_a_gpu(
 
     def gradients(ids: mx.array) -> dict[str, mx.array]:
         step = TrainStep(GPT(config.model, 5), config)
-        _, found = step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))
-        mx.eval(found)
-        return flatten_params(found)
+        _, tree = step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))
+        mx.eval(tree)
+        return flatten_params(tree)
 
-    ids = ids_of(1, 4, 9)
-    ours = gradients(ids)
-    assert [name for name, array in ours.items() if not by_rows(array)] == []
+    ids = random_ids(1, 4, 9)
+    actual = gradients(ids)
+    assert [name for name, array in actual.items() if not is_row_contiguous(array)] == []
     monkeypatch.setattr(ops, "matmul", lambda x, weight: x @ weight.T)
     monkeypatch.setattr(
         ops, "matmul_plus_bias", lambda x, weight, bias: mx.addmm(bias, x, weight.T)
     )
-    theirs = gradients(ids)
-    assert not all(map(by_rows, theirs.values())), "MLX does it now"
-    for name, value in ours.items():
-        np.testing.assert_allclose(value, theirs[name], atol=1e-6, err_msg=name)
+    expected = gradients(ids)
+    assert not all(map(is_row_contiguous, expected.values())), "MLX does it now"
+    for name, value in actual.items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-6, err_msg=name)
 
 
 def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
-    whole = override_config(tiny_model, {"dropout": 0.0, "batch_size": 8})
-    parts = override_config(whole, {"batch_size": 2, "gradient_accumulation_steps": 4})
-    ends = []
-    for config, shape in ((whole, (1, 8, 9)), (parts, (4, 2, 9))):
+    full_config = override_config(tiny_model, {"dropout": 0.0, "batch_size": 8})
+    micro_config = override_config(full_config, {"batch_size": 2, "gradient_accumulation_steps": 4})
+    results = []
+    for config, shape in ((full_config, (1, 8, 9)), (micro_config, (4, 2, 9))):
         step = TrainStep(GPT(config.model, 5), config)
         norms = []
         for n in range(5):
@@ -135,10 +137,10 @@ def test_accumulated_steps_end_where_big_steps_do(tiny_model: Config) -> None:
             norms.append(
                 float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n))[1])
             )
-        ends.append((norms, flatten_params(step.model.parameters())))
-    np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-4)
-    for name, value in ends[0][1].items():
-        np.testing.assert_allclose(value, ends[1][1][name], atol=1e-4, err_msg=name)
+        results.append((norms, flatten_params(step.model.parameters())))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-4)
+    for name, value in results[0][1].items():
+        np.testing.assert_allclose(value, results[1][1][name], atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("portions", [False, True])
@@ -148,12 +150,12 @@ def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config, portions:
         pytest.skip("a matter of the CPU")
     shape = {"block_size": 64, "n_embd": 64, "dropout": 0.0}
 
-    def peak(number: int) -> int:
+    def peak_bytes(number: int) -> int:
         A, B = (1, 16 * number) if portions else (number, 8)
         sizes = {"batch_size": B, "gradient_accumulation_steps": A}
         config = override_config(tiny_model, {**shape, **sizes})
         step = TrainStep(GPT(config.model, 5), config)
-        ids = ids_of(A, B, 65)
+        ids = random_ids(A, B, 65)
         for _ in range(2):
             mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0)), step.state)
             gc.collect()
@@ -162,8 +164,11 @@ def test_many_micro_batches_take_the_memory_of_two(tiny_model: Config, portions:
         mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(0)), step.state)
         return mx.get_peak_memory()
 
-    few, many = peak(4), peak(40)
-    assert many < 1.5 * few, (few, many)  # ten times as much, if all were there at once
+    few_bytes, many_bytes = peak_bytes(4), peak_bytes(40)
+    assert many_bytes < 1.5 * few_bytes, (
+        few_bytes,
+        many_bytes,
+    )  # ten times as much, if all were there at once
 
 
 @pytest.mark.parametrize(("micro_batches", "batch_size"), [(1, 4), (3, 4), (2, 1)])
@@ -172,17 +177,17 @@ def test_every_mask_of_a_step_is_another(
 ) -> None:
     """Each micro-batch, each lane's share of it and each place of dropout has a key of its own."""
     keys: list[str] = []
-    real = gpt.dropout
+    original = gpt.dropout
 
-    def recorded(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
+    def record_key(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
         assert key is not None
         keys.append(str(key.tolist()))
-        return real(x, rate, key)
+        return original(x, rate, key)
 
-    monkeypatch.setattr(gpt, "dropout", recorded)
+    monkeypatch.setattr(gpt, "dropout", record_key)
     config = override_config(tiny_model, {"gradient_accumulation_steps": micro_batches})
     step = TrainStep(GPT(config.model, 5), config, compiled=False)
-    ids = ids_of(micro_batches, batch_size, 9)
+    ids = random_ids(micro_batches, batch_size, 9)
     mx.eval(step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(2)))
     threads = execution.thread_count()
     passes = micro_batches * (1 if batch_size % threads else threads)
@@ -192,7 +197,7 @@ def test_every_mask_of_a_step_is_another(
 
 def test_dropout_changes_from_step_to_step_in_the_compiled_step(tiny_model: Config) -> None:
     step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
-    ids = ids_of(1, 4, 9)
+    ids = random_ids(1, 4, 9)
     losses = [
         float(step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(n))[0])
         for n in (0, 1, 0)
@@ -203,7 +208,7 @@ def test_dropout_changes_from_step_to_step_in_the_compiled_step(tiny_model: Conf
 def test_a_step_lowers_the_loss_and_keeps_the_tree(tiny_model: Config) -> None:
     step = TrainStep(GPT(tiny_model.model, 5), tiny_model)
     names = list(flatten_params(step.model.parameters()))
-    ids = ids_of(1, 4, 9)
+    ids = random_ids(1, 4, 9)
     losses = [
         float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), mx.random.key(0))[0])
         for _ in range(20)
@@ -213,23 +218,23 @@ def test_a_step_lowers_the_loss_and_keeps_the_tree(tiny_model: Config) -> None:
 
 
 def test_bfloat16_computes_in_16_bits_and_keeps_32_bit_weights(tiny_model: Config) -> None:
-    ends = []
+    results = []
     for dtype in ("bfloat16", "float32"):
         config = override_config(tiny_model, {"dtype": dtype, "dropout": 0.0})
         step = TrainStep(GPT(config.model, 5), config)
-        ids = ids_of(1, 4, 9)
+        ids = random_ids(1, 4, 9)
         loss = float(step(ids[..., :-1], ids[..., 1:], mx.array(1e-6), mx.random.key(0))[0])
         values = flatten_params(step.model.parameters())
         assert all(value.dtype == mx.float32 for value in values.values())
-        ends.append((loss, values))
-    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-2)
-    assert ends[0][0] != ends[1][0]
+        results.append((loss, values))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-2)
+    assert results[0][0] != results[1][0]
     # A rate of 1e-6 is far below what a 16-bit weight could take in.
     before = flatten_params(GPT(tiny_model.model, 5).parameters())["wte.weight"]
-    assert not (before == ends[0][1]["wte.weight"]).any()
+    assert not (before == results[0][1]["wte.weight"]).any()
 
 
-class Rounding(LocalGroup):
+class RoundingGroup(LocalGroup):
     """The only rank there is; it sends gradients as several would."""
 
     def average(
@@ -246,25 +251,25 @@ def test_gradients_are_averaged_in_their_dtype_and_the_loss_in_32_bits(
 ) -> None:
     """Seen in AdamW's memory of the gradient, after one step."""
     changes = {"reduce_dtype": reduce_dtype, "dropout": 0.0, "beta1": 0.0, "grad_clip": 0.0}
-    config, ids = override_config(tiny_model, changes), ids_of(1, 4, 9)
-    loss, gradients = gradients_of(config, ids)
-    group = Rounding()
+    config, ids = override_config(tiny_model, changes), random_ids(1, 4, 9)
+    loss, gradients = compute_gradients(config, ids)
+    group = RoundingGroup()
     step = TrainStep(GPT(config.model, 5), config, group)
-    found, _ = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(2))
-    assert float(found) == loss
+    step_loss, _ = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(2))
+    assert float(step_loss) == loss
     assert group.loss_dtype == mx.float32
     moments = step.state_dicts()[1]
     for name, gradient in gradients.items():
         rounded = mx.array(gradient).astype(getattr(mx, reduce_dtype)).astype(mx.float32)
-        (memory,) = (moments[key] for key in moments if key.endswith(f".{name}.m"))
-        np.testing.assert_allclose(memory, rounded, rtol=1e-5, atol=1e-8, err_msg=name)
+        (moment,) = (moments[key] for key in moments if key.endswith(f".{name}.m"))
+        np.testing.assert_allclose(moment, rounded, rtol=1e-5, atol=1e-8, err_msg=name)
 
 
 def test_losses_are_computed_in_32_bits() -> None:
     logits = mx.random.normal((2, 5, 19), key=mx.random.key(0)).astype(mx.bfloat16)
-    losses = token_losses(logits, ids_of(2, 5))
+    losses = token_losses(logits, random_ids(2, 5))
     assert losses.dtype == mx.float32
-    assert (losses == token_losses(logits.astype(mx.float32), ids_of(2, 5))).all()
+    assert (losses == token_losses(logits.astype(mx.float32), random_ids(2, 5))).all()
 
 
 @pytest.mark.parametrize(("grad_clip", "share"), [(0.0, 1.0), (1e9, 1.0), (0.5, 0.5)])
@@ -273,7 +278,7 @@ def test_a_gradient_is_clipped_only_where_asked(
 ) -> None:
     """Seen in AdamW's memory of it, after one step."""
     config = override_config(tiny_model, {"grad_clip": grad_clip, "dropout": 0.0, "beta1": 0.0})
-    step, ids = TrainStep(GPT(config.model, 5), config), ids_of(1, 4, 9)
+    step, ids = TrainStep(GPT(config.model, 5), config), random_ids(1, 4, 9)
     step.model.wte.weight = step.model.wte.weight * 100  # so that the gradient is a large one
     gradients = flatten_params(
         step.compute_gradients(ids[..., :-1], ids[..., 1:], mx.random.key(0))[1]
@@ -289,25 +294,25 @@ def test_a_gradient_is_clipped_only_where_asked(
 
 def test_the_learning_rate_is_the_one_given(tiny_model: Config) -> None:
     config = override_config(tiny_model, {"weight_decay": 0.0, "dropout": 0.0})
-    ids = ids_of(1, 4, 9)
-    moves = []
+    ids = random_ids(1, 4, 9)
+    updates = []
     for rate in (1e-3, 2e-3):
         model = GPT(config.model, 5)
         before = np.array(model.ln_f.weight)
         TrainStep(model, config)(ids[..., :-1], ids[..., 1:], mx.array(rate), mx.random.key(0))
-        moves.append(np.array(model.ln_f.weight) - before)
-    np.testing.assert_allclose(2 * moves[0], moves[1], rtol=1e-3)
+        updates.append(np.array(model.ln_f.weight) - before)
+    np.testing.assert_allclose(2 * updates[0], updates[1], rtol=1e-3)
 
 
 def test_the_evaluation_step_masks_and_sees_new_weights(tiny_model: Config) -> None:
     model = GPT(tiny_model.model, 5)
     evaluate = make_eval_step(model, mx.float32)
-    ids = ids_of(4, 9)
+    ids = random_ids(4, 9)
     mask = mx.array(np.random.default_rng(0).integers(0, 2, (4, 8)).astype(np.float32))
     for _ in range(2):
         losses = token_losses(model(ids[:, :-1]), ids[:, 1:])
-        found = evaluate(model.parameters(), ids[:, :-1], ids[:, 1:], mask)
-        assert float(found) == pytest.approx(float((losses * mask).sum()), rel=1e-5)
+        actual = evaluate(model.parameters(), ids[:, :-1], ids[:, 1:], mask)
+        assert float(actual) == pytest.approx(float((losses * mask).sum()), rel=1e-5)
         model.wte.weight = model.wte.weight * 5  # and once more, with other weights
 
 
@@ -319,24 +324,25 @@ def test_a_step_that_is_not_good_changes_nothing(
     """Neither weights nor moments nor the optimizer's count of steps."""
     config = override_config(tiny_model, {"grad_clip": 0.0, "optimizer": optimizer})
     step = TrainStep(GPT(config.model, 5), config)
-    ids, key = ids_of(1, 4, 9), mx.random.key(2)
+    ids, key = random_ids(1, 4, 9), mx.random.key(2)
     mx.eval(step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key), step.state)
     if cause == "loss":
         step.model.wte.weight[0, 0] = float("inf")
     if cause == "gradient":
-        real = step._sum_gradients
+        original = step._sum_gradients
 
-        def bad(*given: mx.array) -> tuple[mx.array, dict, float]:
-            loss, gradients, parts = real(*given)
+        def make_gradient_infinite(*args: mx.array) -> tuple[mx.array, dict, float]:
+            loss, gradients, parts = original(*args)
             return loss, gradients | {"wte.weight": mx.full((19, 16), mx.inf)}, parts
 
-        monkeypatch.setattr(step, "_sum_gradients", bad)
+        monkeypatch.setattr(step, "_sum_gradients", make_gradient_infinite)
     before = [{k: np.array(v) for k, v in arrays.items()} for arrays in step.state_dicts()]
     limit = 0.5 if cause == "limit" else float("inf")
     loss, norm = step(ids[..., :-1], ids[..., 1:], mx.array(1e-2), key, limit)
-    finite = np.isfinite(float(loss)), np.isfinite(float(norm))
+    are_finite = np.isfinite(float(loss)), np.isfinite(float(norm))
     assert (
-        finite == {"loss": (False, False), "limit": (True, True), "gradient": (True, False)}[cause]
+        are_finite
+        == {"loss": (False, False), "limit": (True, True), "gradient": (True, False)}[cause]
     )
     for old, new in zip(before, step.state_dicts(), strict=True):
         for name, value in old.items():
@@ -354,10 +360,12 @@ def test_every_row_belongs_to_one_rank(A: int, B: int, size: int, T: int) -> Non
             select_rank_rows(ids, 0, size)
         return
     rows = [select_rank_rows(ids, rank, size) for rank in range(size)]
-    assert len({part.shape for part in rows}) == 1, "none waits for another"
-    assert all(part.shape[1] <= B for part in rows), "none needs more memory than one machine"
-    together = np.concatenate([part.reshape(-1, T) for part in rows])
-    assert (together == ids.reshape(-1, T)).all()
+    assert len({rank_rows.shape for rank_rows in rows}) == 1, "none waits for another"
+    assert all(rank_rows.shape[1] <= B for rank_rows in rows), (
+        "none needs more memory than one machine"
+    )
+    all_rows = np.concatenate([rank_rows.reshape(-1, T) for rank_rows in rows])
+    assert (all_rows == ids.reshape(-1, T)).all()
     if size == 1:
         assert rows[0].shape == ids.shape
 
@@ -370,7 +378,7 @@ def test_the_mean_over_all_ranks_is_the_whole_batchs(
     tiny_model: Config, A: int, B: int, size: int, checkpointing: bool
 ) -> None:
     config = override_config(tiny_model, {"dropout": 0.0})
-    ids = np.array(ids_of(A, B, 9))
+    ids = np.array(random_ids(A, B, 9))
 
     def gradients(rank: int, size: int) -> tuple[float, dict[str, np.ndarray]]:
         model = GPT(config.model, 5, gradient_checkpointing=checkpointing)
@@ -380,11 +388,11 @@ def test_the_mean_over_all_ranks_is_the_whole_batchs(
         )
         return float(loss), {name: np.array(value) for name, value in tree.items()}
 
-    loss, whole = gradients(0, 1)
-    parts = [gradients(rank, size) for rank in range(size)]
-    assert np.mean([part for part, _ in parts]) == pytest.approx(loss, rel=1e-5)
-    for name, value in whole.items():
-        mean = np.mean([tree[name] for _, tree in parts], axis=0)
+    loss, expected = gradients(0, 1)
+    rank_results = [gradients(rank, size) for rank in range(size)]
+    assert np.mean([rank_loss for rank_loss, _ in rank_results]) == pytest.approx(loss, rel=1e-5)
+    for name, value in expected.items():
+        mean = np.mean([tree[name] for _, tree in rank_results], axis=0)
         np.testing.assert_allclose(mean, value, rtol=1e-3, atol=1e-6, err_msg=name)
 
 
@@ -397,5 +405,5 @@ def test_each_rank_has_dropout_of_its_own(tiny_model: Config) -> None:
         [str(StepInputs(tokens, config, group)(step)[3].tolist()) for step in (0, 1, 0)]
         for group in groups
     ]
-    assert all(first == again != second for first, second, again in keys)
+    assert all(first == repeated != second for first, second, repeated in keys)
     assert len({first for first, *_ in keys}) == 3

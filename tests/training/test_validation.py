@@ -25,21 +25,26 @@ counts = st.integers(1, 10**6)
 
 @given(counts, counts, st.integers(1, 10**9), st.integers(0, 10**6))
 def test_evaluations_read_a_share_of_what_is_trained_on(
-    steps: int, every: int, there: int, asked: int
+    steps: int, eval_interval: int, val_tokens: int, eval_tokens: int
 ) -> None:
     config = override_config(
-        Config(), {"max_steps": steps, "eval_interval": every, "eval_tokens": asked}
+        Config(), {"max_steps": steps, "eval_interval": eval_interval, "eval_tokens": eval_tokens}
     )
-    each, at_end = count_eval_tokens(config, there), count_final_eval_tokens(config, there)
-    assert 1 <= each <= at_end <= there
-    between = EVAL_TOKEN_SHARE * min(steps, every) * config.tokens_per_step
-    if asked:
-        assert each == min(there, asked)
+    tokens_per_eval, final_tokens = (
+        count_eval_tokens(config, val_tokens),
+        count_final_eval_tokens(config, val_tokens),
+    )
+    assert 1 <= tokens_per_eval <= final_tokens <= val_tokens
+    share_tokens = EVAL_TOKEN_SHARE * min(steps, eval_interval) * config.tokens_per_step
+    if eval_tokens:
+        assert tokens_per_eval == min(val_tokens, eval_tokens)
     else:
-        assert each == min(there, max(MIN_EVAL_TOKENS, math.floor(between)))
-        assert (each == there) == (there <= max(MIN_EVAL_TOKENS, math.floor(between)))
-    assert at_end == there or at_end <= max(
-        MIN_EVAL_TOKENS, EVAL_TOKEN_SHARE * steps * config.tokens_per_step, asked
+        assert tokens_per_eval == min(val_tokens, max(MIN_EVAL_TOKENS, math.floor(share_tokens)))
+        assert (tokens_per_eval == val_tokens) == (
+            val_tokens <= max(MIN_EVAL_TOKENS, math.floor(share_tokens))
+        )
+    assert final_tokens == val_tokens or final_tokens <= max(
+        MIN_EVAL_TOKENS, EVAL_TOKEN_SHARE * steps * config.tokens_per_step, eval_tokens
     )
 
 
@@ -49,31 +54,33 @@ def test_tier_1_reads_its_whole_validation_text_each_time() -> None:
 
 
 @pytest.fixture
-def some(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def tokens_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Evaluations during training read two windows, and the one at the end four; what they read."""
     monkeypatch.setattr(validation, "MIN_EVAL_TOKENS", 1)
-    read: list[int] = []
+    counts: list[int] = []
     call = loss.Evaluator.__call__
 
-    def counted(self: loss.Evaluator) -> loss.Evaluation:
+    def count_tokens(self: loss.Evaluator) -> loss.Evaluation:
         result = call(self)
-        read.append(result.tokens)
+        counts.append(result.tokens)
         return result
 
-    monkeypatch.setattr(validation.Evaluator, "__call__", counted)
-    return read
+    monkeypatch.setattr(validation.Evaluator, "__call__", count_tokens)
+    return counts
 
 
 @pytest.mark.usefixtures("no_check")
-def test_a_sample_on_the_way_and_more_at_the_end(train: Any, some: list[int]) -> None:
+def test_a_sample_on_the_way_and_more_at_the_end(train: Any, tokens_read: list[int]) -> None:
     summary = train("a", eval_tokens=16)
-    there = len(open_dataset(summary.data).val.ids)
+    val_tokens = len(open_dataset(summary.data).val.ids)
     run = runs.open_run(Path("runs/a"))
-    each = [line["val_tokens"] for line in run.metrics() if "val_tokens" in line]
-    at_end = count_final_eval_tokens(run.config, there)
-    assert 16 < at_end < there
-    assert each == [16, 16, pytest.approx(at_end, abs=8)]
-    assert some[-2:] == [16, each[-1]], "both at the end, so that the best is found fairly"
+    eval_counts = [line["val_tokens"] for line in run.metrics() if "val_tokens" in line]
+    final_tokens = count_final_eval_tokens(run.config, val_tokens)
+    assert 16 < final_tokens < val_tokens
+    assert eval_counts == [16, 16, pytest.approx(final_tokens, abs=8)]
+    assert tokens_read[-2:] == [16, eval_counts[-1]], (
+        "both at the end, so that the best is found fairly"
+    )
 
 
 @pytest.mark.usefixtures("no_check")

@@ -34,17 +34,17 @@ def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_disk_holds_a_text_before_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done: list[str] = []
+    events: list[str] = []
     rename = Path.replace
 
-    def renamed(path: Path, target: Path) -> Path:
-        done.append("renamed")
+    def record_rename(path: Path, target: Path) -> Path:
+        events.append("renamed")
         return rename(path, target)
 
-    monkeypatch.setattr(files, "fsync_path", lambda path: done.append(path.name))
-    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(files, "fsync_path", lambda path: events.append(path.name))
+    monkeypatch.setattr(Path, "replace", record_rename)
     files.write_atomically(tmp_path / "best.json", "new")
-    assert done == [".best.json.new", "renamed", tmp_path.name]
+    assert events == [".best.json.new", "renamed", tmp_path.name]
 
 
 def test_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,20 +64,20 @@ def test_a_lock_that_was_taken_away_while_we_waited_is_taken_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its owner may delete it between our opening and locking: others would lock another file."""
-    real, calls = fcntl.flock, []
+    original, calls = fcntl.flock, []
 
-    def late(file: object, how: int) -> None:
-        calls.append(how)
+    def flock_after_unlink(file: object, operation: int) -> None:
+        calls.append(operation)
         if len(calls) == 1:
             (tmp_path / ".run.lock").unlink()
-        real(file, how)  # type: ignore[arg-type]
+        original(file, operation)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", flock_after_unlink)
     with files.file_lock(tmp_path / "run", "training"):
         assert len(calls) == 2
         assert (tmp_path / ".run.lock").exists()
-        refused = files.file_lock(tmp_path / "run", "training")
-        with pytest.raises(UserError, match="another process is training"), refused:
+        second_lock = files.file_lock(tmp_path / "run", "training")
+        with pytest.raises(UserError, match="another process is training"), second_lock:
             pass
     assert not (tmp_path / ".run.lock").exists()
 
@@ -87,13 +87,13 @@ def test_what_disappears_while_it_is_looked_at_is_no_matter(
 ) -> None:
     """As where a training deletes an old checkpoint while somebody generates."""
     (tmp_path / "a").touch()
-    real = Path.lstat
+    original = Path.lstat
 
-    def late(path: Path) -> os.stat_result:
+    def lstat_after_unlink(path: Path) -> os.stat_result:
         path.unlink()
-        return real(path)
+        return original(path)
 
-    monkeypatch.setattr(Path, "lstat", late)
+    monkeypatch.setattr(Path, "lstat", lstat_after_unlink)
     files.reject_symlinks(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -116,11 +116,11 @@ def test_what_was_sealed_is_read_again(
 def test_no_bit_of_a_sealed_file_changes_unnoticed(tmp_path: Path) -> None:
     tree = {"format": 1, "step": 12, "loss": 1.25, "name": "tier1", "parts": {"a": [1, 2]}}
     path = tmp_path / "x.json"
-    whole = files.dump_checksummed(tree).encode()
-    for bit in range(8 * len(whole)):
-        changed = bytearray(whole)
-        changed[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(changed)
+    content = files.dump_checksummed(tree).encode()
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
         try:
             assert files.read_checksummed(path, 1) == tree, "such as another kind of white space"
         except (ValueError, UserError):
@@ -147,18 +147,18 @@ def test_a_mac_is_asked_for_a_full_sync(
     """On macOS, fsync leaves data in the drive's cache; F_FULLFSYNC does not. A server's volume
     knows only the former.
     """
-    asked: list[int] = []
+    sync_calls: list[int] = []
 
-    def fcntl(descriptor: int, what: int) -> None:
-        asked.append(what)
+    def fcntl(descriptor: int, command: int) -> None:
+        sync_calls.append(command)
         if refused:
             raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(files, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=fcntl))
-    monkeypatch.setattr(os, "fsync", lambda descriptor: asked.append(-1))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sync_calls.append(-1))
     files.fsync_path(tmp_path)
-    assert asked == expected
+    assert sync_calls == expected
 
 
 def test_a_name_that_is_not_utf8_is_written_as_an_escape(tmp_path: Path) -> None:
@@ -177,14 +177,14 @@ def test_a_predicate_raises_where_the_answer_is_unknown(
     predicate: Callable[[Path], bool],
     number: int,
 ) -> None:
-    def failing(path: Path, *_: Any, **__: Any) -> None:
+    def fail_stat(path: Path, *_: Any, **__: Any) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(os, "stat", failing)
-    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+    monkeypatch.setattr(os, "stat", fail_stat)
+    with pytest.raises(OSError, match=os.strerror(number)) as excinfo:
         predicate(tmp_path)
-    assert caught.value.errno == number
-    assert caught.value.filename == str(tmp_path)
+    assert excinfo.value.errno == number
+    assert excinfo.value.filename == str(tmp_path)
 
 
 @pytest.mark.parametrize("predicate", PREDICATES)
@@ -204,10 +204,10 @@ def test_predicates_know_files_folders_and_links(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name in ("file", "folder", "nothing"):
         (tmp_path / f"to-{name}").symlink_to(tmp_path / name)
-    answers = {
+    results = {
         path.name: [predicate(path) for predicate in PREDICATES] for path in tmp_path.iterdir()
     }
-    assert answers == {
+    assert results == {
         "file": [True, True, False, True],
         "folder": [True, False, True, True],
         "to-file": [True, True, False, True],
@@ -225,11 +225,11 @@ def test_a_folder_that_cannot_be_read_is_not_empty(
     assert files.list_matching(tmp_path / "nothing", "*") == []
     assert files.list_matching(tmp_path / "a.txt", "*") == []
 
-    def failing(path: Path, *_: Any) -> None:
+    def fail_listing(path: Path, *_: Any) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(os, "listdir", failing)
-    monkeypatch.setattr(os, "scandir", failing)
+    monkeypatch.setattr(os, "listdir", fail_listing)
+    monkeypatch.setattr(os, "scandir", fail_listing)
     for read in (
         lambda: files.list_matching(tmp_path, "*"),
         lambda: folders.expand_pattern(tmp_path / "*.txt"),
@@ -261,11 +261,11 @@ def test_closing_what_was_not_written_to_is_no_error(
 ) -> None:
     close = os.close
 
-    def closed_with_an_error(descriptor: int) -> None:
+    def close_with_error(descriptor: int) -> None:
         close(descriptor)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "close", closed_with_an_error)
+    monkeypatch.setattr(os, "close", close_with_error)
     files.fsync_path(tmp_path)
     for _ in range(2):
         with files.file_lock(tmp_path / "run", "training"):

@@ -15,15 +15,15 @@ from tests.helpers.commands import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a matter of Linux")
 
-ASK = (
+PRINT_STATUS = (
     "from mlxgpt.backend.cpu import blas; print(blas.has_fast_blas(), blas.blas_status()); "
     "import mlx.core as mx; "
 )
 MULTIPLY = "a = mx.ones((300, 300)); print((a @ a).sum().item()); "
-MAPPED = "print('openblas-' in open('/proc/self/maps').read())"
+PRINT_IS_MAPPED = "print('openblas-' in open('/proc/self/maps').read())"
 
 
-def fresh(code: str, **environment: str) -> list[str]:
+def run_python(code: str, **environment: str) -> list[str]:
     result = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
@@ -38,7 +38,7 @@ def fresh(code: str, **environment: str) -> list[str]:
 def test_openblas_is_under_mlx(tmp_path: Path) -> None:
     """Made anew in an empty cache, then taken from it; the product is right."""
     for _ in range(2):
-        lines = fresh(ASK + MULTIPLY + MAPPED, XDG_CACHE_HOME=str(tmp_path))
+        lines = run_python(PRINT_STATUS + MULTIPLY + PRINT_IS_MAPPED, XDG_CACHE_HOME=str(tmp_path))
         assert lines[0].startswith("True OpenBLAS 0.3.")
         assert lines[1:] == ["27000000.0", "True"]
         (cached,) = (tmp_path / "mlxgpt").iterdir()
@@ -55,7 +55,7 @@ def test_mlx_calls_it(tmp_path: Path) -> None:
         "high = max(int(l.split('-')[1].split()[0], 16) for l in ours); "
         "at = ctypes.cast(shared.cblas_sgemm, ctypes.c_void_p).value; print(low <= at < high)"
     )
-    assert fresh(code, XDG_CACHE_HOME=str(tmp_path)) == ["True"]
+    assert run_python(code, XDG_CACHE_HOME=str(tmp_path)) == ["True"]
 
 
 @pytest.mark.parametrize(("given", "seen"), [(None, blas.THREAD_TIMEOUT_LOG2_CYCLES), ("24", "24")])
@@ -65,14 +65,14 @@ def test_its_threads_are_told_to_sleep_soon(
     monkeypatch.delenv(blas.THREAD_TIMEOUT_ENV, raising=False)
     if given:
         monkeypatch.setenv(blas.THREAD_TIMEOUT_ENV, given)
-    told = []
+    timeouts = []
     monkeypatch.setattr(blas, "_library", None)
     monkeypatch.setattr(
-        ctypes, "CDLL", lambda *_, **__: told.append(os.environ.get(blas.THREAD_TIMEOUT_ENV))
+        ctypes, "CDLL", lambda *_, **__: timeouts.append(os.environ.get(blas.THREAD_TIMEOUT_ENV))
     )
     (library := tmp_path / "openblas.so").touch()
     blas._load_copy(library, library)
-    assert told == [seen]
+    assert timeouts == [seen]
     assert os.environ.get(blas.THREAD_TIMEOUT_ENV) == given
 
 
@@ -87,15 +87,19 @@ def test_the_kernel_is_asked_for_large_pages_and_gives_none_before_they_are_used
         "print(sum(int(re.search(r'Size: +(\\d+)', m)[1]) for m in heaps) // 1024); "
         "print(sum(int(re.search(r'Rss: +(\\d+)', m)[1]) for m in heaps) // 1024)"
     )
-    asked, used = map(int, fresh(code))
-    assert asked >= (blas.RESERVED_HEAP_BYTES >> 20) - 2
-    assert used < 32
+    requested_mb, used_mb = map(int, run_python(code))
+    assert requested_mb >= (blas.RESERVED_HEAP_BYTES >> 20) - 2
+    assert used_mb < 32
 
 
 def test_without_a_cache_folder_it_works_and_leaves_nothing(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    lines = fresh(ASK + MULTIPLY + MAPPED, XDG_CACHE_HOME=str(blocked / "x"), TMPDIR=str(tmp_path))
+    lines = run_python(
+        PRINT_STATUS + MULTIPLY + PRINT_IS_MAPPED,
+        XDG_CACHE_HOME=str(blocked / "x"),
+        TMPDIR=str(tmp_path),
+    )
     assert lines[0].startswith("True OpenBLAS")
     assert not list(tmp_path.glob("mlxgpt-*"))
 
@@ -112,7 +116,7 @@ def test_where_it_cannot_be_the_reason_is_told(breaking: str, reason: str) -> No
     code = (
         f"{breaking}\nimport sys; sys.path.append({root!r})\nfrom mlxgpt.backend.cpu import blas\n"
     )
-    (line,) = fresh(code + "print(blas.has_fast_blas(), blas.blas_status())")
+    (line,) = run_python(code + "print(blas.has_fast_blas(), blas.blas_status())")
     assert line.startswith("False reference BLAS (slow): ")
     assert reason in line
 
@@ -130,9 +134,9 @@ def test_a_failing_patchelf_is_no_error(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_all_threads_share_one_arena() -> None:
     """And freed pages are kept; the numbers are those of glibc's malloc.h."""
-    asked: dict[int, int] = {}
-    blas._keep_freed_pages(SimpleNamespace(mallopt=asked.__setitem__))  # type: ignore[arg-type]
-    assert asked == {-8: 1, -3: 32 << 20, -1: 1 << 30}
+    options: dict[int, int] = {}
+    blas._keep_freed_pages(SimpleNamespace(mallopt=options.__setitem__))  # type: ignore[arg-type]
+    assert options == {-8: 1, -3: 32 << 20, -1: 1 << 30}
 
 
 def test_it_says_whose_kernels_it_chose(tmp_path: Path) -> None:
@@ -140,27 +144,27 @@ def test_it_says_whose_kernels_it_chose(tmp_path: Path) -> None:
     core = {"x86_64": "Nehalem", "aarch64": "armv8"}.get(platform.machine())
     if core is None:
         pytest.skip("OpenBLAS has other names for this architecture")
-    (line,) = fresh(ASK, OPENBLAS_CORETYPE=core)
+    (line,) = run_python(PRINT_STATUS, OPENBLAS_CORETYPE=core)
     assert line.endswith(f" ({core})")
 
 
 def test_threads_share_what_blas_has() -> None:
-    counts = (
+    code = (
         "ask = blas._library.scipy_openblas_get_num_threads; all = ask(); "
         "shared = blas.share_blas_threads(2); shared.__enter__(); "
         "print(ask() == max(1, all // 2)); "
         "shared.__exit__(None, None, None); print(ask() == all)"
     )
-    assert fresh(ASK + counts)[1:] == ["True", "True"]
+    assert run_python(PRINT_STATUS + code)[1:] == ["True", "True"]
 
 
 def test_who_leaves_last_gives_all_threads_back() -> None:
     """Two texts written in turn leave in any order."""
-    counts = (
+    code = (
         "ask = blas._library.scipy_openblas_get_num_threads; all = ask(); "
         "one, other = blas.share_blas_threads(2), blas.share_blas_threads(all); "
         "one.__enter__(); other.__enter__(); "
         "one.__exit__(None, None, None); print(ask() == 1); "
         "other.__exit__(None, None, None); print(ask() == all)"
     )
-    assert fresh(ASK + counts)[1:] == ["True", "True"]
+    assert run_python(PRINT_STATUS + code)[1:] == ["True", "True"]

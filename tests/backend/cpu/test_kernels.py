@@ -34,11 +34,11 @@ def value_and_gradients(
 ) -> list[np.ndarray]:
     """What a function gives, and the gradients of its weighted sum by each input."""
 
-    def weighed(*inputs: mx.array) -> tuple[mx.array, mx.array]:
-        y = function(*inputs)
-        return (y * weights).sum(), y
+    def weighted_sum(*inputs: mx.array) -> tuple[mx.array, mx.array]:
+        output = function(*inputs)
+        return (output * weights).sum(), output
 
-    run = mx.value_and_grad(weighed, argnums=tuple(range(len(inputs))))
+    run = mx.value_and_grad(weighted_sum, argnums=tuple(range(len(inputs))))
     (_, y), gradients = (mx.compile(run) if compiled else run)(*inputs)
     return [np.array(x) for x in (y, *gradients)]
 
@@ -61,10 +61,10 @@ def test_gelu_is_the_exact_formula_in_double_precision() -> None:
 def test_gelus_gradient(values: list[float]) -> None:
     x = mx.array(values)
     weights = mx.cos(mx.arange(len(values)) + 1.0)
-    ours, exact = (
+    actual, exact = (
         mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (ops.gelu, nn.gelu_approx)
     )
-    np.testing.assert_allclose(ours, exact, atol=1e-5)
+    np.testing.assert_allclose(actual, exact, atol=1e-5)
 
 
 @given(st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=50))
@@ -72,8 +72,8 @@ def test_silu_and_its_gradient(values: list[float]) -> None:
     x = mx.array(values)
     np.testing.assert_allclose(ops.silu(x), nn.silu(x), rtol=1e-5, atol=2e-6)
     weights = mx.cos(mx.arange(len(values)) + 1.0)
-    ours, exact = (mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (ops.silu, nn.silu))
-    np.testing.assert_allclose(ours, exact, atol=1e-5)
+    actual, exact = (mx.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (ops.silu, nn.silu))
+    np.testing.assert_allclose(actual, exact, atol=1e-5)
 
 
 @pytest.mark.parametrize("spread", [0.1, 3.0, 300.0])
@@ -83,21 +83,21 @@ def test_cross_entropy_and_its_gradient(spread: float, compiled: bool) -> None:
     targets = mx.random.randint(0, 70, (2, 5), key=mx.random.key(1))
     weights = mx.random.normal((2, 5), key=mx.random.key(2))
 
-    ours, exact = (
+    actual, exact = (
         value_and_gradients(lambda x, f=f: f(x, targets), compiled, weights, logits)
         for f in (ops.cross_entropy, nn.losses.cross_entropy)
     )
-    np.testing.assert_allclose(ours[0], exact[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(ours[1], exact[1], atol=1e-6)
+    np.testing.assert_allclose(actual[0], exact[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual[1], exact[1], atol=1e-6)
 
 
 def test_cross_entropy_where_one_logit_is_all_and_where_all_are_equal() -> None:
-    certain = mx.array([[1e4, 0.0, -1e4], [0.0, 0.0, 0.0]])
-    losses = ops.cross_entropy(certain, mx.array([0, 2]))
+    logits = mx.array([[1e4, 0.0, -1e4], [0.0, 0.0, 0.0]])
+    losses = ops.cross_entropy(logits, mx.array([0, 2]))
     np.testing.assert_allclose(losses, [0.0, math.log(3)], atol=1e-6)
-    assert ops.cross_entropy(certain, mx.array([2, 0]))[0].item() == pytest.approx(2e4)
-    lost = ops.cross_entropy(mx.array([math.nan, 0.0]), mx.array(0))
-    assert math.isnan(float(lost))
+    assert ops.cross_entropy(logits, mx.array([2, 0]))[0].item() == pytest.approx(2e4)
+    loss = ops.cross_entropy(mx.array([math.nan, 0.0]), mx.array(0))
+    assert math.isnan(float(loss))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -109,9 +109,11 @@ def test_a_linear_layer_and_its_gradients(compiled: bool) -> None:
     def exact(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
         return x @ weight.T + bias
 
-    both = (value_and_gradients(f, compiled, weights, x, weight, bias) for f in (ops.linear, exact))
-    for ours, theirs in zip(*both, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    results = (
+        value_and_gradients(f, compiled, weights, x, weight, bias) for f in (ops.linear, exact)
+    )
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
     np.testing.assert_allclose(ops.linear(x, weight), x @ weight.T, atol=1e-5)
 
 
@@ -138,28 +140,30 @@ def test_attention_and_its_gradient(spread: float, compiled: bool) -> None:
     q, k, v, weights = mx.random.normal((4, 2, 3, 17, 8), key=mx.random.key(0))
     q = spread * q
 
-    both = (
+    results = (
         value_and_gradients(f, compiled, weights, q, k, v)
         for f in (ops.causal_attention, exact_attention)
     )
-    for ours, exact in zip(*both, strict=True):
-        np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-5 * max(1, spread))
+    for actual, exact in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, exact, rtol=1e-4, atol=1e-5 * max(1, spread))
 
 
 def test_what_is_yet_to_come_changes_nothing() -> None:
     """However loud it is: not one bit."""
     q, k, v = mx.random.normal((3, 1, 2, 9, 4), key=mx.random.key(0))
-    later = mx.arange(9)[:, None] >= 5
-    loud = ops.causal_attention(q, mx.where(later, 1e4 * k, k), mx.where(later, 1e8, v))
-    quiet = ops.causal_attention(q, k, v)
-    np.testing.assert_array_equal(loud[:, :, :5], quiet[:, :, :5])
+    is_future = mx.arange(9)[:, None] >= 5
+    perturbed = ops.causal_attention(
+        q, mx.where(is_future, 1e4 * k, k), mx.where(is_future, 1e8, v)
+    )
+    expected = ops.causal_attention(q, k, v)
+    np.testing.assert_array_equal(perturbed[:, :, :5], expected[:, :, :5])
 
 
 def test_a_weight_too_small_for_a_number_is_zero() -> None:
     """And not the smallest normal one, whose products would be denormal, and slow."""
     k = mx.array([[[[1.0], [0.0]]]])
-    found: Any = kernels._attention_with_weights(200 * k, k, k)
-    assert found[1][0, 0].tolist() == [[1.0, 1.0], [0.0, 1.0]]
+    actual: Any = kernels._attention_with_weights(200 * k, k, k)
+    assert actual[1][0, 0].tolist() == [[1.0, 1.0], [0.0, 1.0]]
 
 
 def exact_rms_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
@@ -186,12 +190,12 @@ def test_norms_and_their_gradients(
     weight, bias = mx.random.normal((2, 24), key=mx.random.key(1))
     weights = mx.random.normal(x.shape, key=mx.random.key(2))
 
-    both = (
+    results = (
         value_and_gradients(lambda x, w, f=f: f(x, w, bias), compiled, weights, x, weight)
         for f in (norm, exact)
     )
-    for ours, theirs in zip(*both, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_norms_without_gain_and_bias() -> None:
@@ -209,7 +213,7 @@ def test_attention_of_the_last_token(monkeypatch: pytest.MonkeyPatch, rows: int)
     q_key, k_key, v_key = mx.random.split(mx.random.key(0), 3)
     q = mx.random.normal((4, 2, 1, 8), key=q_key)
     k, v = (mx.random.normal((4, 2, 5, 8), key=key) for key in (k_key, v_key))
-    seen = (mx.arange(5) < mx.array([[3], [1], [5], [2]])[:rows])[:, None, None]
-    ours = ops.decode_attention(q, k, v, seen)
+    mask = (mx.arange(5) < mx.array([[3], [1], [5], [2]])[:rows])[:, None, None]
+    actual = ops.decode_attention(q, k, v, mask)
     monkeypatch.setattr(kernels, "MIN_SIZE", 1 << 60)
-    np.testing.assert_allclose(ours, ops.decode_attention(q, k, v, seen), atol=1e-6)
+    np.testing.assert_allclose(actual, ops.decode_attention(q, k, v, mask), atol=1e-6)

@@ -16,20 +16,20 @@ from mlxgpt.backend.execution import PerThreadFunction
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="for the CPU")
 
 
-def run_together(functions: list[Callable], calls: Sequence[tuple]) -> list:
+def call_on_threads(functions: list[Callable], calls: Sequence[tuple]) -> list:
     """The results of two functions, each on a thread of its own."""
     return PerThreadFunction(iter(functions).__next__)(calls)
 
 
 def test_two_threads_compute_at_the_same_time() -> None:
-    both = threading.Barrier(2, timeout=30)  # passed only if both are there
+    barrier = threading.Barrier(2, timeout=30)  # passed only if both are there
 
     def add_one(x: mx.array) -> tuple[mx.array, str]:
-        both.wait()
+        barrier.wait()
         return x + 1, threading.current_thread().name
 
     arguments = (mx.array(1) * 2,), (mx.array(2) * 2,)
-    results = run_together([mx.compile(add_one), mx.compile(add_one)], arguments)
+    results = call_on_threads([mx.compile(add_one), mx.compile(add_one)], arguments)
     assert [value.item() for value, _ in results] == [3, 5]
     assert results[0][1] == threading.current_thread().name != results[1][1]
 
@@ -41,7 +41,9 @@ def test_a_function_is_always_called_on_the_same_thread() -> None:
         return threading.current_thread()
 
     arguments = (mx.array(1),), (mx.array(2),)
-    assert run_together([thread, thread], arguments) == run_together([thread, thread], arguments)
+    assert call_on_threads([thread, thread], arguments) == call_on_threads(
+        [thread, thread], arguments
+    )
 
 
 def test_each_thread_has_half_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +55,7 @@ def test_each_thread_has_half_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
     monkeypatch.setattr(blas, "share_blas_threads", share_threads)
-    run_together([mx.abs, mx.abs], ((mx.array(1),), (mx.array(2),)))
+    call_on_threads([mx.abs, mx.abs], ((mx.array(1),), (mx.array(2),)))
     assert counts == [2]
 
 
@@ -82,8 +84,8 @@ def test_an_error_in_either_thread_is_raised(broken: int) -> None:
         return mx.array(x)
 
     with pytest.raises(ValueError, match=f"call {broken}"):
-        run_together([fail, fail], ((0,), (1,)))
-    assert [value.item() for value in run_together([fail, fail], ((2,), (3,)))] == [2, 3]
+        call_on_threads([fail, fail], ((0,), (1,)))
+    assert [value.item() for value in call_on_threads([fail, fail], ((2,), (3,)))] == [2, 3]
 
 
 def test_the_process_ends_as_it_should() -> None:

@@ -19,34 +19,34 @@ from mlxgpt.data.tokenizers import bpe, bpe_trainer
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.utils.errors import UserError
-from tests.helpers.texts import LANGUAGES, texts, without_nul
+from tests.helpers.texts import LANGUAGES, remove_nul, texts
 
 
 @pytest.fixture(scope="session")
-def published(small_bpe: BPETokenizer) -> Any:
+def hf_tokenizer(small_bpe: BPETokenizer) -> Any:
     """The small BPE, as Hugging Face's library reads its tokenizer.json."""
-    return from_file(small_bpe)
+    return to_hf_tokenizer(small_bpe)
 
 
 @pytest.fixture(scope="session")
-def published_gpt2(gpt2: BPETokenizer) -> Any:
-    return from_file(gpt2)
+def hf_gpt2(gpt2: BPETokenizer) -> Any:
+    return to_hf_tokenizer(gpt2)
 
 
 @pytest.fixture(scope="session")
-def original_gpt2(gpt2: BPETokenizer) -> Any:
+def tiktoken_gpt2(gpt2: BPETokenizer) -> Any:
     import tiktoken
 
     return tiktoken.get_encoding("gpt2")
 
 
-def from_file(tokenizer: BPETokenizer) -> Any:
+def to_hf_tokenizer(tokenizer: BPETokenizer) -> Any:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(tokenizer.to_json())
 
 
-def every_code_point() -> Iterator[str]:
+def iter_all_code_points() -> Iterator[str]:
     """Each one once, between letters, in strings of 100,000."""
     codes = [n for n in range(sys.maxunicode + 1) if not 0xD800 <= n < 0xE000]
     for start in range(0, len(codes), 100_000):
@@ -55,26 +55,26 @@ def every_code_point() -> Iterator[str]:
 
 @given(texts)
 def test_its_file_gives_others_the_same_ids(
-    small_bpe: BPETokenizer, published: Any, text: str
+    small_bpe: BPETokenizer, hf_tokenizer: Any, text: str
 ) -> None:
-    assert small_bpe.encode(text).tolist() == published.encode(text).ids
+    assert small_bpe.encode(text).tolist() == hf_tokenizer.encode(text).ids
 
 
 @given(texts)
 def test_gpt2_ids_are_those_of_tiktoken_and_hugging_face(
-    gpt2: BPETokenizer, original_gpt2: Any, published_gpt2: Any, text: str
+    gpt2: BPETokenizer, tiktoken_gpt2: Any, hf_gpt2: Any, text: str
 ) -> None:
     ids = gpt2.encode(text).tolist()
-    assert ids == original_gpt2.encode_ordinary(text) == published_gpt2.encode(text).ids
+    assert ids == tiktoken_gpt2.encode_ordinary(text) == hf_gpt2.encode(text).ids
     assert gpt2.decode(ids) == text
 
 
 def test_every_code_point_has_the_same_ids_everywhere(
-    small_bpe: BPETokenizer, published: Any
+    small_bpe: BPETokenizer, hf_tokenizer: Any
 ) -> None:
-    for text in every_code_point():
-        (theirs,) = published.encode_batch_fast([text])
-        assert np.array_equal(small_bpe.encode(text), theirs.ids)
+    for text in iter_all_code_points():
+        (hf_encoding,) = hf_tokenizer.encode_batch_fast([text])
+        assert np.array_equal(small_bpe.encode(text), hf_encoding.ids)
 
 
 @given(st.text("ab ", min_size=1, max_size=60), st.integers(257, 300))
@@ -82,10 +82,10 @@ def test_whatever_it_was_trained_on_its_file_agrees(text: str, vocab_size: int) 
     merges = bpe_trainer.learn_merges([text], vocab_size - 1)
     tokenizer = BPETokenizer.from_json_merges(merges)
     assert 257 <= tokenizer.vocab_size <= vocab_size
-    other = from_file(tokenizer)
-    assert other.get_vocab_size() == tokenizer.vocab_size
+    hf_copy = to_hf_tokenizer(tokenizer)
+    assert hf_copy.get_vocab_size() == tokenizer.vocab_size
     for sample in (text, text[::-1], "aaaaaaa abababa bbb"):
-        assert tokenizer.encode(sample).tolist() == other.encode(sample).ids
+        assert tokenizer.encode(sample).tolist() == hf_copy.encode(sample).ids
 
 
 @given(texts)
@@ -103,16 +103,16 @@ def test_special_text_is_text(small_bpe: BPETokenizer) -> None:
     assert small_bpe.end_of_text not in small_bpe.encode_documents(text.replace("\0", ""))
     assert small_bpe.end_of_text
     assert small_bpe.decode([small_bpe.end_of_text]) == END_OF_TEXT
-    assert from_file(small_bpe).encode(f"{END_OF_TEXT}").ids == [small_bpe.end_of_text]
+    assert to_hf_tokenizer(small_bpe).encode(f"{END_OF_TEXT}").ids == [small_bpe.end_of_text]
 
 
-@given(st.lists(st.one_of(texts, st.just(END_OF_TEXT)).map(without_nul), min_size=1, max_size=5))
+@given(st.lists(st.one_of(texts, st.just(END_OF_TEXT)).map(remove_nul), min_size=1, max_size=5))
 def test_a_stream_is_its_documents_with_an_end_after_each(
     small_bpe: BPETokenizer, documents: list[str]
 ) -> None:
-    apart = [i for text in documents for i in [*small_bpe.encode(text), small_bpe.end_of_text]]
-    stream = small_bpe.encode_documents("".join(f"{text}\0" for text in documents))
-    assert stream.tolist() == apart
+    expected = [i for text in documents for i in [*small_bpe.encode(text), small_bpe.end_of_text]]
+    actual = small_bpe.encode_documents("".join(f"{text}\0" for text in documents))
+    assert actual.tolist() == expected
 
 
 def test_a_vocabulary_is_bytes_then_merges_then_the_end(small_bpe: BPETokenizer) -> None:
@@ -137,19 +137,19 @@ def test_the_most_frequent_pair_is_merged_first() -> None:
 
 
 def test_training_twice_gives_the_same(small_bpe: BPETokenizer) -> None:
-    again = bpe.train_bpe(iter(LANGUAGES.splitlines(keepends=True)), 500)
-    once_more = bpe.train_bpe(iter(LANGUAGES.splitlines(keepends=True)), 500)
-    assert again.fingerprint == once_more.fingerprint
-    assert again.to_json() == once_more.to_json()
+    first = bpe.train_bpe(iter(LANGUAGES.splitlines(keepends=True)), 500)
+    second = bpe.train_bpe(iter(LANGUAGES.splitlines(keepends=True)), 500)
+    assert first.fingerprint == second.fingerprint
+    assert first.to_json() == second.to_json()
     assert bpe.train_bpe([LANGUAGES], 500).fingerprint == small_bpe.fingerprint
     assert bpe.train_bpe([LANGUAGES], 499).fingerprint != small_bpe.fingerprint
 
 
 @pytest.mark.parametrize("vocab_size", [256, 1, 0, -5])
 def test_a_vocabulary_without_room_for_every_byte_is_refused(vocab_size: int) -> None:
-    with pytest.raises(UserError, match="too small for byte-level BPE") as caught:
+    with pytest.raises(UserError, match="too small for byte-level BPE") as excinfo:
         bpe.train_bpe(["some text"], vocab_size)
-    assert "257" in caught.value.remedy
+    assert "257" in excinfo.value.remedy
 
 
 def test_a_text_may_give_fewer_merges() -> None:
@@ -171,14 +171,14 @@ def test_an_error_while_it_learns_is_that_error() -> None:
 def test_words_give_the_vocabulary_of_a_trainer_that_cuts_nothing() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    level = pre_tokenizers.ByteLevel
-    original = Tokenizer(models.BPE())
-    original.pre_tokenizer = level(add_prefix_space=False)
+    byte_level = pre_tokenizers.ByteLevel
+    hf_bpe = Tokenizer(models.BPE())
+    hf_bpe.pre_tokenizer = byte_level(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=499, initial_alphabet=level.alphabet(), show_progress=False
+        vocab_size=499, initial_alphabet=byte_level.alphabet(), show_progress=False
     )
-    original.train_from_iterator([LANGUAGES], trainer)
-    expected = json.loads(original.to_str())["model"]["merges"]
+    hf_bpe.train_from_iterator([LANGUAGES], trainer)
+    expected = json.loads(hf_bpe.to_str())["model"]["merges"]
     assert bpe_trainer.learn_merges([LANGUAGES], 499) == expected
     assert len(expected) > 200
 
@@ -192,20 +192,20 @@ def test_what_is_learned_from_has_bounded_length_and_is_the_whole_text(run: str)
     text = f"To be, or not: {run} that is"
     pieces = [piece for piece, _ in bpe_trainer.make_pre_tokenizer().pre_tokenize_str(text)]
     assert max(map(len, pieces)) == bpe_trainer.MAX_RUN_BYTES
-    bytes_of = {letter: byte for byte, letter in bpe.bytes_to_unicode().items()}
-    assert bytes(bytes_of[letter] for letter in "".join(pieces)) == text.encode()
+    letter_to_byte = {letter: byte for byte, letter in bpe.bytes_to_unicode().items()}
+    assert bytes(letter_to_byte[letter] for letter in "".join(pieces)) == text.encode()
 
 
 @pytest.mark.parametrize("run", [LETTERS, "中文" * 9000, " " * 9000, "1" * 9000])
 def test_a_long_run_is_encoded_as_others_do_and_comes_back(run: str) -> None:
     tokenizer = bpe.train_bpe([run], 300)
     ids = tokenizer.encode(run)
-    assert ids.tolist() == from_file(tokenizer).encode(run).ids
+    assert ids.tolist() == to_hf_tokenizer(tokenizer).encode(run).ids
     assert tokenizer.encode_documents(run).tolist() == ids.tolist()
     assert tokenizer.decode(ids) == run
 
 
-def trainer_script(path: Path, monkeypatch: pytest.MonkeyPatch, after_reading: str) -> None:
+def write_trainer_script(path: Path, monkeypatch: pytest.MonkeyPatch, after_reading: str) -> None:
     """Another program in the trainer's place, which writes its process id to a file."""
     path.write_text(
         "import os, pathlib, signal, sys, time\n"
@@ -220,7 +220,7 @@ def test_ctrl_c_ends_the_training_and_its_process(
 ) -> None:
     program = tmp_path / "trainer.py"
     ctrl_c = "os.kill(os.getppid(), signal.SIGINT); time.sleep(600)"
-    trainer_script(program, monkeypatch, ctrl_c)
+    write_trainer_script(program, monkeypatch, ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         bpe.train_bpe(["some text"], 300)
     with pytest.raises(ProcessLookupError):
@@ -231,7 +231,7 @@ def test_ctrl_c_ends_the_training_and_its_process(
 def test_a_process_that_fails_is_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, while_reading: bool
 ) -> None:
-    trainer_script(tmp_path / "trainer.py", monkeypatch, "sys.exit(3)")
+    write_trainer_script(tmp_path / "trainer.py", monkeypatch, "sys.exit(3)")
     if while_reading:
         (tmp_path / "trainer.py").write_text("raise SystemExit(3)")
     texts = ["some text" * 10_000] * 100
@@ -248,24 +248,24 @@ def test_the_training_process_ends_with_its_parent(text: str) -> None:
     assert (trainer.returncode, output) == (1, b"")
 
 
-def test_gpt2_is_gpt2(gpt2: BPETokenizer, original_gpt2: Any) -> None:
-    assert gpt2.vocab_size == original_gpt2.n_vocab == bpe.GPT2_VOCAB_SIZE
-    assert gpt2.end_of_text == original_gpt2.eot_token
+def test_gpt2_is_gpt2(gpt2: BPETokenizer, tiktoken_gpt2: Any) -> None:
+    assert gpt2.vocab_size == tiktoken_gpt2.n_vocab == bpe.GPT2_VOCAB_SIZE
+    assert gpt2.end_of_text == tiktoken_gpt2.eot_token
     for n in range(gpt2.vocab_size):
-        assert gpt2.token_bytes(n) == original_gpt2.decode_single_token_bytes(n)
+        assert gpt2.token_bytes(n) == tiktoken_gpt2.decode_single_token_bytes(n)
     assert gpt2.encode("Hello world").tolist() == [15496, 995]
 
 
 def test_gpt2_merges_are_those_that_were_published(gpt2: BPETokenizer, real_texts: Path) -> None:
     # tiktoken's first file is OpenAI's vocab.bpe: a line on the version, then a merge in each.
-    lines = (real_texts / "tiktoken-cache" / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee").read_text(
-        encoding="utf-8"
-    )
-    pairs = [tuple(line.split()) for line in lines.splitlines()[1:]]
+    merges_file = (
+        real_texts / "tiktoken-cache" / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
+    ).read_text(encoding="utf-8")
+    expected = [tuple(line.split()) for line in merges_file.splitlines()[1:]]
     letters = bpe.bytes_to_unicode()
-    ours = [tuple("".join(letters[b] for b in side) for side in pair) for pair in gpt2.merges]
-    assert len(pairs) == 50_000
-    assert ours == pairs
+    actual = [tuple("".join(letters[b] for b in side) for side in pair) for pair in gpt2.merges]
+    assert len(expected) == 50_000
+    assert actual == expected
 
 
 @pytest.fixture
@@ -282,22 +282,22 @@ def test_gpt2_that_cannot_be_fetched_is_one_error(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError("no route\nto anywhere")
 
     monkeypatch.setattr("tiktoken.get_encoding", refuse)
-    with pytest.raises(UserError, match="cannot be fetched: ConnectionError") as caught:
+    with pytest.raises(UserError, match="cannot be fetched: ConnectionError") as excinfo:
         bpe.load_gpt2_tokenizer()
-    assert "--tokenizer bpe" in caught.value.remedy
+    assert "--tokenizer bpe" in excinfo.value.remedy
 
 
 @pytest.mark.usefixtures("nothing_cached")
 def test_a_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    over = threading.Event()
-    monkeypatch.setattr("tiktoken.get_encoding", lambda name: over.wait(10))
+    finished = threading.Event()
+    monkeypatch.setattr("tiktoken.get_encoding", lambda name: finished.wait(10))
     monkeypatch.setattr(bpe, "GPT2_DOWNLOAD_TIMEOUT_SECONDS", 0.05)
     try:
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError) as excinfo:
             bpe.load_gpt2_tokenizer()
-        assert caught.value.problem == "GPT-2's encoding cannot be fetched"
+        assert excinfo.value.problem == "GPT-2's encoding cannot be fetched"
     finally:
-        over.set()
+        finished.set()
 
 
 def test_the_order_of_merges_is_part_of_the_identity() -> None:

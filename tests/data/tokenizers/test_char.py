@@ -14,7 +14,7 @@ from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils.errors import UserError
-from tests.helpers.texts import texts, without_nul
+from tests.helpers.texts import remove_nul, texts
 
 
 @given(st.text(min_size=1))
@@ -33,10 +33,10 @@ def test_the_file_gives_the_same_tokenizer(
     tokenizer = CharTokenizer(text, end_of_text=end_of_text)
     path = tmp_path_factory.mktemp("t") / "tokenizer.json"
     path.write_text(tokenizer.to_json(), encoding="utf-8")
-    again = tokenizer_json.load_tokenizer(path)
-    assert again.fingerprint == tokenizer.fingerprint
-    assert again.vocab_size == tokenizer.vocab_size == len(set(text)) + end_of_text
-    assert (again.encode(text) == tokenizer.encode(text)).all()
+    loaded = tokenizer_json.load_tokenizer(path)
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.vocab_size == tokenizer.vocab_size == len(set(text)) + end_of_text
+    assert (loaded.encode(text) == tokenizer.encode(text)).all()
 
 
 def test_ids_are_in_code_point_order_in_every_process() -> None:
@@ -44,7 +44,7 @@ def test_ids_are_in_code_point_order_in_every_process() -> None:
         "from mlxgpt.data.tokenizers.char import CharTokenizer as T;"
         "t = T(set('hello wörld'), end_of_text=False); print(t.characters, t.fingerprint)"
     )
-    seen = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", code],
             env={"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"},
@@ -54,8 +54,8 @@ def test_ids_are_in_code_point_order_in_every_process() -> None:
         ).stdout
         for seed in ("1", "2", "3")
     }
-    assert len(seen) == 1
-    assert seen.pop().startswith(" dehlorwö ")
+    assert len(outputs) == 1
+    assert outputs.pop().startswith(" dehlorwö ")
 
 
 def test_unknown_characters_are_named() -> None:
@@ -73,12 +73,12 @@ def test_special_text_is_text() -> None:
 
 
 def test_the_fingerprint_tells_vocabularies_apart() -> None:
-    prints = {
+    fingerprints = {
         CharTokenizer("abc", end_of_text=False).fingerprint,
         CharTokenizer("abc", end_of_text=True).fingerprint,
         CharTokenizer("abd", end_of_text=False).fingerprint,
     }
-    assert len(prints) == 3
+    assert len(fingerprints) == 3
     shuffled = CharTokenizer("cbacba", end_of_text=False)
     assert shuffled.fingerprint == CharTokenizer("abc", end_of_text=False).fingerprint
 
@@ -96,19 +96,19 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, change: str) -> None
         tree["model"]["vocab"] = {"a": 2, "b": 1, "c": 0}
     if change == "merges":
         tree["model"]["merges"] = [["a", "b"]]
-    written = {"text": "{", "list": "[]"}.get(change, json.dumps(tree))
+    content = {"text": "{", "list": "[]"}.get(change, json.dumps(tree))
     if change != "gone":
-        path.write_text(written)
+        path.write_text(content)
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         tokenizer_json.load_tokenizer(path)
 
 
-@given(st.lists(st.one_of(texts, st.just(END_OF_TEXT)).map(without_nul), min_size=1))
+@given(st.lists(st.one_of(texts, st.just(END_OF_TEXT)).map(remove_nul), min_size=1))
 def test_a_stream_is_its_documents_with_an_end_after_each(documents: list[str]) -> None:
     tokenizer = CharTokenizer("".join(documents) + "x", end_of_text=True)
-    apart = [i for text in documents for i in [*tokenizer.encode(text), tokenizer.end_of_text]]
-    stream = tokenizer.encode_documents("".join(f"{text}\0" for text in documents))
-    assert stream.tolist() == apart
+    expected = [i for text in documents for i in [*tokenizer.encode(text), tokenizer.end_of_text]]
+    actual = tokenizer.encode_documents("".join(f"{text}\0" for text in documents))
+    assert actual.tolist() == expected
 
 
 @given(texts)
@@ -116,10 +116,12 @@ def test_hugging_face_reads_the_same_ids(text: str) -> None:
     from tokenizers import Tokenizer
 
     tokenizer = CharTokenizer(text + "x", end_of_text=True)
-    theirs = Tokenizer.from_str(tokenizer.to_json())
-    assert theirs.encode(text).ids == tokenizer.encode(text).tolist()
-    assert theirs.encode(f"x{END_OF_TEXT}").ids[1:] == [tokenizer.end_of_text]
-    assert theirs.decode([len(tokenizer.characters)]) == "", "a special token, left out of texts"
+    hf_tokenizer = Tokenizer.from_str(tokenizer.to_json())
+    assert hf_tokenizer.encode(text).ids == tokenizer.encode(text).tolist()
+    assert hf_tokenizer.encode(f"x{END_OF_TEXT}").ids[1:] == [tokenizer.end_of_text]
+    assert hf_tokenizer.decode([len(tokenizer.characters)]) == "", (
+        "a special token, left out of texts"
+    )
 
 
 def write(path: Path, text: str) -> Path:
@@ -127,31 +129,31 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def same(path: Path, tokenizer: BPETokenizer) -> bool:
-    again = tokenizer_json.load_tokenizer(write(path, tokenizer.to_json()))
+def round_trips(path: Path, tokenizer: BPETokenizer) -> bool:
+    loaded = tokenizer_json.load_tokenizer(write(path, tokenizer.to_json()))
     return (
-        isinstance(again, BPETokenizer)
-        and again.fingerprint == tokenizer.fingerprint
-        and again.tokens == tokenizer.tokens
-        and again.to_json() == tokenizer.to_json()
+        isinstance(loaded, BPETokenizer)
+        and loaded.fingerprint == tokenizer.fingerprint
+        and loaded.tokens == tokenizer.tokens
+        and loaded.to_json() == tokenizer.to_json()
     )
 
 
 def test_the_file_of_a_bpe_gives_the_same_bpe(tmp_path: Path, small_bpe: BPETokenizer) -> None:
-    assert same(tmp_path / "tokenizer.json", small_bpe)
-    assert same(tmp_path / "tokenizer.json", bpe.train_bpe([], 257)), "without any merge"
+    assert round_trips(tmp_path / "tokenizer.json", small_bpe)
+    assert round_trips(tmp_path / "tokenizer.json", bpe.train_bpe([], 257)), "without any merge"
 
 
 def test_the_file_of_gpt2_gives_gpt2(tmp_path: Path, gpt2: BPETokenizer) -> None:
-    assert same(tmp_path / "tokenizer.json", gpt2)
+    assert round_trips(tmp_path / "tokenizer.json", gpt2)
 
 
 def test_a_bpe_of_other_merges_or_of_another_order_is_another(small_bpe: BPETokenizer) -> None:
     merges = small_bpe.merges
-    others = [merges[:-1], [*merges[:-2], merges[-1], merges[-2]], []]
-    prints = {BPETokenizer(other).fingerprint for other in (merges, *others)}
+    variants = [merges[:-1], [*merges[:-2], merges[-1], merges[-2]], []]
+    fingerprints = {BPETokenizer(variant).fingerprint for variant in (merges, *variants)}
     chars = CharTokenizer("abc", end_of_text=True)
-    assert len(prints | {chars.fingerprint}) == 5
+    assert len(fingerprints | {chars.fingerprint}) == 5
 
 
 @pytest.mark.parametrize(
