@@ -220,7 +220,6 @@ def test_tests_mirror_the_packages() -> None:
     module_names = set(find_modules())
     # Of several modules.
     exceptions = {
-        "config",
         "contract",
         "damage",
         "deleted",

@@ -50,7 +50,7 @@ def test_some_operations_fail(tmp_path: Path) -> None:
     assert verdicts["stopped"], "no fault stopped a command"
 
 
-CASE = Case("resume", "open runs storage/notes.py:1", 1, errno.EIO)
+CASE = Case("resume", "open runs storage/storage/logs.py:1", 1, errno.EIO)
 DISK = "  → check the disk."
 
 

@@ -73,7 +73,7 @@ MODULES = {
     "mlxgpt.results": "mlxgpt.cli.tables",
     "mlxgpt.rivals": "benchmarks.baselines",
     "mlxgpt.seeds": "mlxgpt.utils.seeds",
-    "mlxgpt.settings": "mlxgpt.config.schema",
+    "mlxgpt.settings": "mlxgpt.config.fields",
     "mlxgpt.standings": "mlxgpt.cli.compare_view",
     "mlxgpt.streams": "mlxgpt.cli.streams",
     "mlxgpt.study": "mlxgpt.experiments",

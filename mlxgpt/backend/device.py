@@ -197,7 +197,7 @@ def limit_memory(limit: int | None = None) -> None:
 
     Args:
         limit: bytes; default: on a Mac, whose GPU shares the system's memory, what the system
-            recommends (MLX by itself would take half as much again, and the Mac would swap), and
+            recommends (MLX alone would take half as much again, and the Mac would swap), and
             elsewhere MLX's own.
     """
     if limit is None and device_type() == "metal":

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxgpt import config
 from mlxgpt.config import toml
-from mlxgpt.config.schema import iter_fields
+from mlxgpt.config.fields import iter_fields
 
 SECTION_TITLES = {
     "model": "model (GPT-2's shape)",

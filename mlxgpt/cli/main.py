@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_stderr("mlxgpt: stopped")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has closed it (`| head -1`)
+    except BrokenPipeError:  # the reader of our output has closed it (`| head -1`)
         return 0
     except OSError as error:  # of a file, where no caller could say more
         return _report_error(_to_user_error(error))

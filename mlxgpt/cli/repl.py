@@ -16,7 +16,7 @@ from typing import Any
 from mlxgpt import config
 from mlxgpt.cli.console import deduplicate_logs
 from mlxgpt.config import SamplingParams
-from mlxgpt.config.schema import iter_fields
+from mlxgpt.config.fields import iter_fields
 from mlxgpt.data.normalize import normalize_text
 from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.utils.errors import UserError

@@ -1,142 +1,375 @@
-"""Config fields: help text, bounds and type of each, and the validation of values by these."""
+"""The settings of a run: one tree of frozen dataclasses, and the only place for defaults.
+
+The command line's flags, the TOML files and the copy in each run's folder are all made from these
+fields. Nothing here knows MLX, files of data, or a terminal.
+"""
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, field, fields
-from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, get_type_hints
 
+from mlxgpt.config.fields import (
+    check_bounds,
+    coerce_types,
+    config_field,
+    iter_fields,
+    unknown_name_error,
+)
 from mlxgpt.utils.errors import UserError
 
-T = TypeVar("T")
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A GPT-2 (Radford et al., 2019), by its own names. The defaults are GPT-2 small's."""
+
+    n_layer: int = config_field(12, "transformer blocks", low=1)
+    n_head: int = config_field(12, "attention heads in a block", low=1)
+    n_embd: int = config_field(768, "width: numbers that stand for one token", low=1)
+    block_size: int = config_field(1024, "context length in tokens", low=1)
+    vocab_size: int = config_field(
+        0, "different tokens, also for a BPE to be trained; 0: as many as the data has", low=0
+    )
+    dropout: float = config_field(
+        0.1,
+        "share of activations set to zero in training, all but attention's weights",
+        low=0.0,
+        high=0.9,
+    )
+    bias: bool = config_field(True, "biases in linear layers and layer norms, as GPT-2 has them")
+    position: str = config_field(
+        "learned",
+        "how a token knows its place: learned, a vector for each; rope, turned by it",
+        choices=("learned", "rope"),
+    )
+    norm: str = config_field(
+        "layer",
+        "layer, mean and variance; rms, the size alone, without a gain but in the last one",
+        choices=("layer", "rms"),
+    )
+    qk_norm: bool = config_field(False, "queries and keys normalised in each head")
+    mlp: str = config_field(
+        "gelu",
+        "what lies between the MLP's layers: gelu; relu2, squared; swiglu, gated",
+        choices=("gelu", "relu2", "swiglu"),
+    )
+    tied: bool = config_field(
+        True, "the output layer is the token embedding, not a matrix of its own"
+    )
+    embedding_norm: bool = config_field(
+        False, "the token embedding is normalised before the first block"
+    )
+    value_embeddings: bool = config_field(
+        False, "in each block a vector of each token of its own, added to attention's values"
+    )
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of what decides a model's logits beside its weights. Settings at their default
+        are left out, so that it stays the same when there are new ones.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dropout"}
+        values = {
+            name: value for name, value in values.items() if value != getattr(type(self), name)
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def config_field(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    affects_weights: bool = True,
-) -> Any:
-    """A dataclass field with its meaning, its bounds (inclusive), and whether it can change what
-    a training ends with (`affects_weights`).
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it becomes tokens."""
+
+    source: tuple[str, ...] = config_field(
+        ("shakespeare",),
+        "text to train on: shakespeare, tinystories, tinystories-gpt4, openwebtext, storybook, a "
+        "dataset of the hub as hf:OWNER/NAME[:COLUMN], files, folders, or a prepared data folder",
+    )
+    val_source: tuple[str, ...] = config_field((), "validation text; default: a part of the source")
+    tokenizer: str = config_field(
+        "char",
+        "how text becomes tokens: char, one a character; bpe, byte-level BPE with vocab_size ids, "
+        "trained on the text; gpt2, GPT-2's own",
+        choices=("char", "bpe", "gpt2"),
+    )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its schedule. The defaults are nanoGPT's for GPT-2: AdamW (Loshchilov &
+    Hutter, 2019), and a cosine.
     """
-    metadata = {
-        "help": help,
-        "low": low,
-        "high": high,
-        "choices": choices,
-        "weights": affects_weights,
+
+    optimizer: str = config_field(
+        "adamw",
+        "adamw, on everything; muon, on the blocks' matrices, and AdamW on the rest",
+        choices=("adamw", "muon"),
+    )
+    learning_rate: float = config_field(6e-4, "peak learning rate of AdamW", low=0.0)
+    embedding_learning_rate: float = config_field(
+        0.0, "peak learning rate of AdamW on embeddings; 0: as on the rest", low=0.0
+    )
+    muon_learning_rate: float = config_field(0.02, "peak learning rate of Muon", low=0.0)
+    schedule: str = config_field(
+        "cosine",
+        "how the learning rate falls: cosine, all the way; linear, over the last part",
+        choices=("cosine", "linear"),
+    )
+    cooldown: float = config_field(
+        0.5, "share of the steps in which the linear schedule falls", low=0.0, high=1.0
+    )
+    min_lr_ratio: float = config_field(
+        0.1, "final learning rate as a share of the peak", low=0.0, high=1.0
+    )
+    warmup_steps: int = config_field(2000, "steps of linear warmup", low=0)
+    decay_steps: int = config_field(
+        0, "steps until the cosine reaches its floor; 0: max_steps", low=0
+    )
+    weight_decay: float = config_field(
+        0.1, "decay of parameters of two or more dimensions", low=0.0
+    )
+    beta1: float = config_field(0.9, "AdamW's memory of the gradient", low=0.0, high=0.9999)
+    beta2: float = config_field(0.95, "AdamW's memory of its square", low=0.0, high=0.999999)
+    eps: float = config_field(1e-8, "AdamW's epsilon", low=0.0)
+    grad_clip: float = config_field(1.0, "largest global gradient norm; 0: no clipping", low=0.0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, in which portions, and what is shown and kept on the way."""
+
+    batch_size: int = config_field(12, "sequences in a (micro-)batch", low=1)
+    gradient_accumulation_steps: int = config_field(
+        1, "micro-batches summed before each update", low=1
+    )
+    max_steps: int = config_field(5000, "updates in all", low=1)
+    seed: int = config_field(1337, "seed of everything random", low=0, high=2**63 - 1)
+    dtype: str = config_field(
+        "auto",
+        "numbers of the forward and backward pass; auto: bfloat16 on CUDA, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    reduce_dtype: str = config_field(
+        "float32",
+        "numbers in which several machines add up their gradients; bfloat16: half as much to send",
+        choices=("float32", "bfloat16"),
+    )
+    gradient_checkpointing: bool = config_field(
+        False,
+        "recompute activations in the backward pass: less memory, more time",
+        affects_weights=False,
+    )
+    log_interval: int = config_field(
+        10, "steps between two lines of metrics", low=1, affects_weights=False
+    )
+    eval_interval: int = config_field(
+        250, "steps between two evaluations", low=1, affects_weights=False
+    )
+    eval_tokens: int = config_field(
+        0,
+        "tokens of the validation text in an evaluation on the way, spread over it; 0: 15 % of "
+        "what was trained on since the last one",
+        low=0,
+        affects_weights=False,
+    )
+    save_interval: int = config_field(
+        250,
+        "steps between two checkpoints; each evaluation saves too",
+        low=1,
+        affects_weights=False,
+    )
+    sample_tokens: int = config_field(
+        200, "length of the sample at each evaluation; 0: none", low=0, affects_weights=False
+    )
+    keep_checkpoints: int = config_field(
+        2, "newest checkpoints that are kept, beside the best", low=1, affects_weights=False
+    )
+    snapshots: bool = config_field(
+        True,
+        "keep the weights after 0, 100, 200, 400, … steps, in 16 bits, for mlxgpt play; none where "
+        "all would take more than a tenth of the disk's free space",
+        affects_weights=False,
+    )
+    on_spike: str = config_field(
+        "ignore",
+        "what to do at a loss far above those before it: ignore; skip, leave that step out; "
+        "rollback, go back to the newest checkpoint and on with other batches",
+        choices=("ignore", "skip", "rollback"),
+        affects_weights=False,
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences of all micro-batches of an update."""
+        return self.train.batch_size * self.train.gradient_accumulation_steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of all micro-batches of an update."""
+        return self.sequences_per_step * self.model.block_size
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How text is drawn from a model: not part of a run, chosen at each generation."""
+
+    max_tokens: int = config_field(500, "most tokens to make", low=1)
+    temperature: float = config_field(
+        0.8, "below 1 plainer, above 1 wilder; 0: always the likeliest token", low=0.0, high=100.0
+    )
+    top_k: int = config_field(0, "choose among the k likeliest tokens; 0: all", low=0)
+    top_p: float = config_field(
+        1.0, "choose among the fewest tokens that hold this probability", low=0.0, high=1.0
+    )
+    min_p: float = config_field(
+        0.0, "leave out tokens below this share of the likeliest's probability", low=0.0, high=1.0
+    )
+    repetition_penalty: float = config_field(
+        1.0, "above 1: tokens that were there already become less likely", low=0.01, high=100.0
+    )
+    seed: int | None = config_field(
+        None, "same seed, same text; default: a fresh one, which is shown", low=0, high=2**63 - 1
+    )
+    stop: tuple[str, ...] = config_field(
+        (), "end before this text appears (may be given repeatedly)"
+    )
+    samples: int = config_field(1, "texts to make at once, in one batch", low=1)
+
+
+SECTIONS: dict[str, type] = get_type_hints(Config)
+
+
+# Every field's name is used once in the tree, so that a flag needs no prefix.
+SECTION_BY_FIELD: dict[str, str] = {
+    name: section for section, cls in SECTIONS.items() for name, _, _ in iter_fields(cls)
+}
+
+
+def override_config(config: Config, values: Mapping[str, Any]) -> Config:
+    """`config` with fields replaced by their plain names, validated.
+
+    Raises:
+        UserError: for an unknown name or an impossible value.
+    """
+    values_by_section: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name not in SECTION_BY_FIELD:
+            raise unknown_name_error(f"setting {name!r}", name, SECTION_BY_FIELD)
+        values_by_section.setdefault(SECTION_BY_FIELD[name], {})[name] = value
+    sections = {
+        section: replace(
+            getattr(config, section),
+            **coerce_types(SECTIONS[section], section_values, SECTION_BY_FIELD),
+        )
+        for section, section_values in values_by_section.items()
     }
-    return field(default=default, metadata=metadata)
+    return validate_config(replace(config, **sections))
 
 
-def iter_fields(config_class: type) -> Iterator[tuple[str, Any, Field[Any]]]:
-    """(name, type, field) of each setting of one dataclass, in order."""
-    types = get_type_hints(config_class)
-    for item in fields(config_class):
-        yield item.name, types[item.name], item
+def parse_sampling_params(values: Mapping[str, Any]) -> SamplingParams:
+    """Sampling settings from plain values, validated.
+
+    Raises:
+        UserError: for an unknown name or an impossible value.
+    """
+    return check_bounds(SamplingParams(**coerce_types(SamplingParams, values)))
 
 
-# of a setting without a bound of its own: exact as a float
-MAX_INT = 1 << 53  # whole number, where there is no other bound
+def config_from_tree(tree: Mapping[str, Any]) -> Config:
+    """A validated Config from nested mappings, as a TOML file gives them."""
+    sections = {}
+    for section, section_values in tree.items():
+        if section not in SECTIONS:
+            if section in SECTION_BY_FIELD:
+                raise UserError(
+                    f"{section!r} stands outside its section",
+                    f"put it under [{SECTION_BY_FIELD[section]}].",
+                )
+            raise unknown_name_error(f"section [{section}]", section, SECTIONS)
+        if not isinstance(section_values, Mapping):
+            raise UserError(f"{section!r} is a section, not a value", f"write [{section}].")
+        sections[section] = SECTIONS[section](
+            **coerce_types(SECTIONS[section], section_values, SECTION_BY_FIELD)
+        )
+    return validate_config(Config(**sections))
 
 
-def check_bounds(instance: T) -> T:
-    """`instance` if each of its values is within the bounds of its field.
+def validate_config(config: Config) -> Config:
+    """`config` itself, if every value can be.
 
     Raises:
         UserError: naming the setting, and the nearest value that would do.
     """
-    for name, field_type, item in iter_fields(type(instance)):
-        value, meta = getattr(instance, name), item.metadata
-        if value is None or field_type in (bool, tuple[str, ...]):
-            continue
-        if meta["choices"] and value not in meta["choices"]:
-            suggestions = difflib.get_close_matches(str(value), meta["choices"], 1, 0.0)
-            raise UserError(
-                f"{name} = {value!r} is none of {', '.join(meta['choices'])}",
-                f"did you mean {suggestions[0]!r}?",
-            )
-        low, high = meta["low"], meta["high"]
-        if high is None and isinstance(value, int):
-            high = MAX_INT
-        if isinstance(value, float) and value != value:
-            raise UserError(f"{name} = nan is not a number", f"leave out {name} for its default.")
-        if low is not None and value < low:
-            raise UserError(
-                f"{name} = {value} is too small", f"the smallest possible value is {low}."
-            )
-        if high is not None and value > high:
-            raise UserError(
-                f"{name} = {value} is too large", f"the largest possible value is {high}."
-            )
-        if value == float("inf"):
-            raise UserError(f"{name} = {value} is too large", "use a finite number.")
-    return instance
+    for section in SECTIONS:
+        check_bounds(getattr(config, section))
+    model = config.model
+    if model.n_embd % model.n_head:
+        lower_multiple = model.n_embd // model.n_head * model.n_head
+        suggestions = [str(n) for n in (lower_multiple, lower_multiple + model.n_head) if n]
+        raise UserError(
+            f"n_embd = {model.n_embd} cannot be shared among n_head = {model.n_head} heads",
+            f"use a multiple of {model.n_head}, such as n_embd = {' or '.join(suggestions)}.",
+        )
+    head_size = model.n_embd // model.n_head
+    if model.position == "rope" and head_size % 2:
+        raise UserError(
+            f"n_embd = {model.n_embd} gives each of n_head = {model.n_head} heads {head_size} "
+            "numbers, "
+            "and position = rope turns them in pairs",
+            f"use an even number for each, such as n_embd = {model.n_head * (head_size + 1)}.",
+        )
+    return config
 
 
-def coerce_types(
-    config_class: type, values: Mapping[str, Any], section_by_field: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """`values` with each one brought to its field's type, where nothing is lost by it.
+SHAKESPEARE_VOCAB_SIZE = 65  # characters in Tiny Shakespeare
 
-    Args:
-        section_by_field: the section that each setting is in, to name the right one.
 
-    Raises:
-        UserError: for an unknown name or another type.
+def fill_vocab_size(config: Config) -> Config:
+    """`config`, its vocabulary that of Shakespeare's characters where it is left to the data."""
+    return (
+        config
+        if config.model.vocab_size
+        else override_config(config, {"vocab_size": SHAKESPEARE_VOCAB_SIZE})
+    )
+
+
+def diff_configs(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configs differ: name -> (old, new). Sources are left out: the
+    data's own hash tells.
     """
-    field_types = {name: field_type for name, field_type, _ in iter_fields(config_class)}
-    result = {}
-    for name, value in values.items():
-        if name not in field_types:
-            if right_section := (section_by_field or {}).get(name):
-                raise UserError(
-                    f"{name!r} stands in the wrong section", f"put it under [{right_section}]."
-                )
-            raise unknown_name_error(f"setting {name!r}", name, field_types)
-        result[name] = _convert(name, field_types[name], value)
-    return result
+    values_by_field = {
+        name: (getattr(getattr(old, section), name), getattr(getattr(new, section), name))
+        for name, section in SECTION_BY_FIELD.items()
+        if section != "data"
+    }
+    return {name: (a, b) for name, (a, b) in values_by_field.items() if a != b}
 
 
-def _convert(name: str, field_type: Any, value: Any) -> Any:
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    if field_type is bool and isinstance(value, bool):
-        return value
-    if field_type is int and (is_int or (isinstance(value, float) and value.is_integer())):
-        return int(value)
-    if field_type == int | None and (is_int or value is None):
-        return value
-    if field_type is float and (is_int or isinstance(value, float)):
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf  # which is refused as too large
-    if field_type is str and isinstance(value, str):
-        return value
-    if field_type == tuple[str, ...]:
-        if isinstance(value, (str, Path)):
-            return (str(value),)
-        if isinstance(value, (list, tuple)) and all(isinstance(v, (str, Path)) for v in value):
-            return tuple(str(v) for v in value)
-    expected = {
-        bool: "true or false",
-        int: "a whole number",
-        int | None: "a whole number",
-        float: "a number",
-        str: "a text",
-        tuple[str, ...]: "a text or a list of texts",
-    }[field_type]
-    raise UserError(f"{name} = {value!r} has the wrong type", f"{name} takes {expected}.")
-
-
-def unknown_name_error(description: str, name: str, valid_names: Mapping[str, Any]) -> UserError:
-    """The error for an unknown name, with the closest valid one."""
-    suggestion = difflib.get_close_matches(name, list(valid_names), 1, 0.0)[0]
-    return UserError(f"unknown {description}", f"did you mean {suggestion!r}?")
+def weight_affecting_fields(old: Config, new: Config) -> list[str]:
+    """Names of the settings in which two configs differ so that a training would end with other
+    weights. The same sequences in other micro-batches are left out, which differ by rounding only,
+    and so is a longer `max_steps` when the schedule does not depend on it.
+    """
+    ignored = {
+        name
+        for section in SECTIONS.values()
+        for name, _, item in iter_fields(section)
+        if not item.metadata["weights"]
+    }
+    if old.sequences_per_step == new.sequences_per_step:
+        ignored |= {"batch_size", "gradient_accumulation_steps"}
+    if old.optim.decay_steps == new.optim.decay_steps > 0:
+        ignored.add("max_steps")
+    return [name for name in diff_configs(old, new) if name not in ignored]

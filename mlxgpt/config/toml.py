@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 from mlxgpt.config import SECTIONS, Config, config_from_tree
-from mlxgpt.config.schema import iter_fields
+from mlxgpt.config.fields import iter_fields
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
@@ -33,7 +33,7 @@ def load_config(path: str | Path) -> Config:
         raise files.to_user_error(error, "read the config", Path(path), remedy) from error
     except ValueError as error:
         raise UserError(
-            f"{path} is not valid TOML: {error}", "mend that line; see configs/tier1.toml."
+            f"{path} is not valid TOML: {error}", "fix that line; see configs/tier1.toml."
         ) from error
     section, name = REMOVED_FIELD
     if isinstance(tree.get(section), dict):

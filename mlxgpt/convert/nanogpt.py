@@ -202,7 +202,7 @@ def _convert_parameters(
     n_stored = sum(tensor.numel() for tensor in tensors.values())
     if n_stored != (n_expected := count_parameters(config)):
         raise _invalid_checkpoint(
-            path, f"its model_args tell of {n_expected:,} parameters, and it has {n_stored:,}"
+            path, f"its model_args give {n_expected:,} parameters, and it has {n_stored:,}"
         )
     if _storage_bytes(tensors) < 2 * n_stored:
         raise _invalid_checkpoint(path, "its tensors overlap")
@@ -221,9 +221,7 @@ def _convert_parameters(
     try:
         check_shapes(parameters, flatten_params(GPT(config).parameters()))
     except UserError as error:
-        raise _invalid_checkpoint(
-            path, "its weights are not those its model_args tell of"
-        ) from error
+        raise _invalid_checkpoint(path, "its weights do not match its model_args") from error
     return parameters
 
 

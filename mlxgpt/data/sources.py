@@ -132,7 +132,9 @@ def corpus_name(source: Sequence[str]) -> str | None:
     name.
     """
     if any(name.startswith(hub.HUB_PREFIX) for name in source) and len(source) > 1:
-        raise UserError("a dataset of the hub is a source by itself", "give one of them alone.")
+        raise UserError(
+            "a dataset of the hub cannot be mixed with other sources", "give one of them alone."
+        )
     name = source[0] if len(source) == 1 else None
     if name is None or files.exists(Path(name)):
         return None

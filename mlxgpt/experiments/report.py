@@ -68,7 +68,7 @@ def format_notes(record: ComparisonRecord) -> list[str]:
         )
     if not record.sequential and len(set(record.looks)) > 1:
         paragraphs.append(
-            f"These were looked at with {', '.join(map(str, record.looks))} seeds. Whoever looks "
+            f"These were looked at with {', '.join(map(str, record.looks))} seeds. Looking "
             "again and again finds differences that are none more often than the intervals say: "
             "--until-decided allows for that."
         )

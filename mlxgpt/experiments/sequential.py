@@ -1,7 +1,7 @@
 """Sequential testing: looks after each seed whether it is decided, at a level corrected for that.
 
-Whoever looks at a 95 % interval after each of 18 seeds, and stops when it leaves 0, finds a
-difference between twins far more often than 5 times in 100. So the intervals are wider: of that
+Looking at a 95 % interval after each of 18 seeds, and stopping when it leaves 0, finds a difference
+between twins far more often than 5 times in 100. So the intervals are wider: of that
 level at which, over all looks together, it happens 5 times in 100. Student's t does not depend on
 how large the scatter is, so the level can be found by simulating once (Pocock's boundary, 1977,
 for t). benchmarks/false_alarms.py measures what the whole rule does.

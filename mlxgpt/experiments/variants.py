@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxgpt.config import SECTION_BY_FIELD, SECTIONS, Config, override_config
-from mlxgpt.config.schema import iter_fields
+from mlxgpt.config.fields import iter_fields
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.utils.errors import UserError
 

@@ -16,7 +16,7 @@ from mlxgpt.html_report.plots import Line
 from mlxgpt.html_report.run_metrics import X_AXES, RunMetrics, load_run_metrics
 from mlxgpt.model.stats import count_parameters
 from mlxgpt.storage.run import Run
-from mlxgpt.training.init_weights import ARCHITECTURE_FIELDS
+from mlxgpt.training.finetune import ARCHITECTURE_FIELDS
 from mlxgpt.utils import files
 
 

@@ -15,8 +15,8 @@ from mlxgpt.backend import ops
 from mlxgpt.config import ModelConfig
 from mlxgpt.model.activations import ActivationRecorder
 from mlxgpt.model.dropout import dropout, split_key
+from mlxgpt.model.init_weights import init_parameters
 from mlxgpt.model.kv_cache import KVCache, LayerCache
-from mlxgpt.model.parameters import init_parameters
 from mlxgpt.model.stats import mlp_width
 
 

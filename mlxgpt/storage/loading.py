@@ -45,7 +45,7 @@ def load_model(
     n_expected = count_parameters(run.config.model)
     if n_stored != n_expected:  # before a model of that size is built
         raise UserError(
-            f"config.toml tells of {n_expected:,} parameters, and the checkpoint has {n_stored:,}",
+            f"config.toml gives {n_expected:,} parameters, and the checkpoint has {n_stored:,}",
             "restore the run's own files; config.toml and checkpoints belong together.",
         )
     model = GPT(run.config.model)

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from mlxgpt.config.schema import MAX_INT
+from mlxgpt.config.fields import MAX_INT
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 

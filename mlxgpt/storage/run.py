@@ -189,7 +189,8 @@ class Run(RunLogs):
             except checkpoint.DamagedCheckpointError as error:
                 if len(self.steps()) == 1:
                     raise UserError(
-                        error.problem, "it is this run's only one: copy it again, or train anew."
+                        error.problem,
+                        "it is this run's only one: copy it again, or train a new run.",
                     ) from error
                 if path == paths[-1]:
                     raise

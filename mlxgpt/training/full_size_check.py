@@ -19,9 +19,10 @@ from mlx.utils import tree_map
 from mlxgpt.backend import device
 from mlxgpt.config import Config, ModelConfig, override_config
 from mlxgpt.model.gpt import GPT
+from mlxgpt.model.init_weights import INIT_STD
 from mlxgpt.model.kv_cache import KVCache, pad_cache
 from mlxgpt.model.losses import make_eval_step, swapped_parameters, token_losses
-from mlxgpt.model.parameters import INIT_STD, flatten_params
+from mlxgpt.model.parameters import flatten_params
 from mlxgpt.model.stats import mlp_width
 from mlxgpt.training.step import TrainStep, make_train_step
 from mlxgpt.utils.seeds import derive_seed

@@ -13,7 +13,7 @@ from mlxgpt.config import Config
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.storage.run import Run
 from mlxgpt.training.estimate import Estimate
-from mlxgpt.training.init_weights import InitWeights
+from mlxgpt.training.finetune import InitWeights
 
 
 @dataclass(frozen=True)

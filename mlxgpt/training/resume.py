@@ -23,7 +23,7 @@ from mlxgpt.storage.checkpoint import Checkpoint
 from mlxgpt.storage.run import Run
 from mlxgpt.training.auto_size import AUTO_SIZED_FIELDS
 from mlxgpt.training.callbacks import Callback
-from mlxgpt.training.init_weights import InitWeights
+from mlxgpt.training.finetune import InitWeights
 from mlxgpt.training.job import TrainJob
 from mlxgpt.training.spike_guard import SpikeGuard
 from mlxgpt.training.step import TrainStep

@@ -32,7 +32,7 @@ from mlxgpt.training.estimate import (
     combine_estimates,
     estimate_training,
 )
-from mlxgpt.training.init_weights import InitWeights
+from mlxgpt.training.finetune import InitWeights
 from mlxgpt.training.job import TrainJob, TrainRequest
 from mlxgpt.training.resume import (
     apply_run_plan,

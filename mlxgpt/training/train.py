@@ -15,7 +15,7 @@ from mlxgpt.storage import run as run_folders
 from mlxgpt.training import loop as train_loop
 from mlxgpt.training.auto_size import AUTO_SIZED_FIELDS
 from mlxgpt.training.callbacks import Callback, CallbackList, TrainingSummary
-from mlxgpt.training.init_weights import ARCHITECTURE_FIELDS, load_init_weights
+from mlxgpt.training.finetune import ARCHITECTURE_FIELDS, load_init_weights
 from mlxgpt.training.job import TrainRequest
 from mlxgpt.training.loggers import make_logger
 from mlxgpt.training.retries import retry_on_gpu_failure

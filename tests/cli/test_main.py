@@ -14,7 +14,7 @@ import pytest
 from mlxgpt import api, config, loaded_model
 from mlxgpt.cli.main import EXIT_INTERRUPTED, main
 from mlxgpt.config import toml
-from mlxgpt.config.schema import iter_fields
+from mlxgpt.config.fields import iter_fields
 from mlxgpt.inference.generate import GenerationOutput
 from mlxgpt.training import selfcheck
 from mlxgpt.training.job import TrainRequest

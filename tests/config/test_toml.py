@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mlxgpt import config as configs
 from mlxgpt.config import Config, override_config, toml
+from mlxgpt.config.fields import iter_fields
 from mlxgpt.utils.errors import UserError
 
 
@@ -18,7 +19,7 @@ def field_values(draw: st.DrawFn) -> dict[str, Any]:
     """Possible values for every field of the tree."""
     values: dict[str, Any] = {}
     for cls in configs.SECTIONS.values():
-        for name, kind, field in configs.iter_fields(cls):
+        for name, kind, field in iter_fields(cls):
             low, high = field.metadata["low"], field.metadata["high"]
             if kind is bool:
                 values[name] = draw(st.booleans())

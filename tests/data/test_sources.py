@@ -194,7 +194,7 @@ def test_rows_are_counted_over_all_files_and_whole(
 
 
 def test_a_dataset_of_the_hub_is_a_source_by_itself() -> None:
-    with pytest.raises(UserError, match="a source by itself"):
+    with pytest.raises(UserError, match="cannot be mixed with other sources"):
         sources.open_source(["hf:a/b", "my.txt"])
     assert sources.data_folder_name(["hf:owner/name.v2:story text"]) == "owner-name.v2-story-text"
 

@@ -1,4 +1,4 @@
-"""What ranks must have in common; contract.py asks the same of a real group."""
+"""What ranks must have in common; group_contract.py asks the same of a real group."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Groups of several processes: what they send, and how they end. What both kinds of group have in
-common is in contract.py.
+common is in group_contract.py.
 """
 
 from __future__ import annotations

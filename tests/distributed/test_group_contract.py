@@ -1,4 +1,4 @@
-"""One process and several keep the same promises: see contract.py."""
+"""One process and several keep the same promises: see tests/helpers/group_contract.py."""
 
 from __future__ import annotations
 

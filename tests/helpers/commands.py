@@ -17,8 +17,8 @@ Capture = pytest.CaptureFixture[str]
 SMALL_TRAIN_COMMAND = """train --tier 1 --n-layer 1 --n-head 1 --n-embd 8 --block-size 8
     --batch-size 2 --max-steps 4 --eval-interval 2 --sample-tokens 4 --warmup-steps 0"""
 TRAIN_ARGS = SMALL_TRAIN_COMMAND.split()
-LONG_TRAIN_ARGS = SMALL_TRAIN_COMMAND.split()
-LONG_TRAIN_ARGS += "--source my.txt --max-steps 150 --eval-interval 10 --dropout 0.1".split()
+LONG_TRAIN_ARGS = [*TRAIN_ARGS, "--source", "my.txt", "--max-steps", "150"]
+LONG_TRAIN_ARGS += ["--eval-interval", "10", "--dropout", "0.1"]
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:

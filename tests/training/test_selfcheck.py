@@ -16,7 +16,7 @@ from mlxgpt.config import Config, SamplingParams, override_config, toml
 from mlxgpt.data.token_array import TokenArray
 from mlxgpt.evaluation.loss import Evaluation, Evaluator
 from mlxgpt.inference import sampling
-from mlxgpt.model import gpt, parameters
+from mlxgpt.model import gpt, init_weights
 from mlxgpt.model.gpt import GPT, Linear
 from mlxgpt.model.kv_cache import KVCache, LayersKV
 from mlxgpt.training import full_size_check, selfcheck, step
@@ -157,7 +157,7 @@ def unmask_attention(patch: Patch) -> None:
 
 
 def enlarge_weights(patch: Patch) -> None:
-    patch.setattr(parameters, "INIT_STD", 0.5)
+    patch.setattr(init_weights, "INIT_STD", 0.5)
 
 
 def make_infinite(patch: Patch) -> None:

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: report.html, in the run's folder or here; or beside the JSON file",
     )
     parser.add_argument(
-        "--watch", action="store_true", help="write it anew every few seconds until it is finished"
+        "--watch", action="store_true", help="write it again every few seconds until it is finished"
     )
     add_folder_flags(parser, runs=True)
 

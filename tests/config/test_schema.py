@@ -7,7 +7,7 @@ import pytest
 
 from mlxgpt import config as configs
 from mlxgpt.config import Config, ModelConfig, TrainConfig, override_config
-from mlxgpt.config.schema import iter_fields
+from mlxgpt.config.fields import iter_fields
 from mlxgpt.utils.errors import UserError
 
 
