@@ -88,7 +88,7 @@ def compute_speedup(
     log_ratios = []
     for baseline, candidate in curve_pairs:
         ratio = _speedup_ratio(baseline, candidate, axis)
-        if ratio is None:
+        if ratio is None or math.isnan(ratio):  # NaN: of a training without a measured speed
             return None
         log_ratios.append(math.log(ratio))
     if not log_ratios:

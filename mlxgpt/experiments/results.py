@@ -159,16 +159,16 @@ def _parse_curve(tree: dict[str, Any] | None) -> LearningCurve | None:
     return LearningCurve(
         [int(n) for n in steps],
         [int(n) for n in tokens],
-        [float(s) for s in seconds],
+        [_parse_float_or_nan(value) for value in seconds],
         [_parse_float_or_inf(b) for b in losses],
-        _parse_float_or_inf(tree["tokens_per_second"]),
+        _parse_float_or_nan(tree["tokens_per_second"]),
     )
 
 
 def _parse_difference(tree: dict[str, Any]) -> PairedDifference:
     low, high, p, more = (tree[name] for name in ("low", "high", "p", "more"))
     return PairedDifference(
-        float(tree["mean"]),
+        _parse_float_or_nan(tree["mean"]),
         _parse_optional_float(low),
         _parse_optional_float(high),
         _parse_optional_float(p),
@@ -180,7 +180,7 @@ def _parse_speedup(tree: dict[str, Any] | None) -> Speedup | None:
     if tree is None:
         return None
     return Speedup(
-        float(tree["ratio"]),
+        _parse_float_or_nan(tree["ratio"]),
         _parse_optional_float(tree["low"]),
         _parse_optional_float(tree["high"]),
     )
@@ -191,5 +191,10 @@ def _parse_optional_float(value: Any) -> float | None:
 
 
 def _parse_float_or_inf(value: Any) -> float:
-    """A number; None stands for infinity, which JSON does not have."""
+    """A loss; None stands for infinity, which JSON does not have."""
     return math.inf if value is None else float(value)
+
+
+def _parse_float_or_nan(value: Any) -> float:
+    """A time, speed or difference; None stands for NaN, which JSON does not have."""
+    return math.nan if value is None else float(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from mlxgpt.experiments import statistics
@@ -63,7 +64,8 @@ def speed_drift(results: Sequence[VariantResult]) -> tuple[float, float] | None:
     """
     deviations = []
     for result in results:
-        rates = sorted(t.curve.tokens_per_second for t in result.trainings if t.curve)
+        all_rates = (t.curve.tokens_per_second for t in result.trainings if t.curve)
+        rates = sorted(rate for rate in all_rates if math.isfinite(rate))
         if len(rates) > 1:
             median = rates[len(rates) // 2]
             deviations += [rate / median - 1 for rate in rates]
