@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mlxgpt.experiments.verdict import assign_verdicts, match_by_seed, paired_deltas, speed_drift
@@ -107,3 +109,8 @@ def test_the_drift_of_the_machine() -> None:
     for training, rate in zip(first.trainings, (100.0, 90.0, 120.0), strict=True):
         object.__setattr__(training, "curve", make_curve([2.0], tokens_per_second=rate))
     assert speed_drift([first, second]) == pytest.approx((-0.1, 0.2))
+    unmeasured = make_variant_result("c", [2.0, 2.0])
+    for training in unmeasured.trainings:
+        object.__setattr__(training, "curve", make_curve([2.0], tokens_per_second=math.nan))
+    assert speed_drift([unmeasured, first]) == pytest.approx((-0.1, 0.2))
+    assert speed_drift([unmeasured]) is None

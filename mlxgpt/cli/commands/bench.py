@@ -19,7 +19,7 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    report = parser.add_subparsers(dest="action", required=False).add_parser(
+    report = parser.add_subparsers(dest="action", metavar="report", required=False).add_parser(
         "report", help="show measurements from files, side by side"
     )
     report.add_argument("files", nargs="+", metavar="FILE", help="what bench wrote")
