@@ -144,6 +144,18 @@ def test_a_retired_name_would_be_found(line: str, name: str) -> None:
     assert name not in set(defined_names(line.format(NAMES[name])))
 
 
+def test_no_public_name_exists_twice() -> None:
+    """But for the functions that every command has."""
+    where: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(str(path.relative_to(ROOT / "mlxgpt")))
+    for name, paths in where.items():
+        is_command = all(path.startswith("cli/commands/") for path in paths)
+        assert len(paths) == 1 or is_command, (name, paths)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_is_retired(module: str) -> None:
     path = ROOT / module.replace(".", "/")

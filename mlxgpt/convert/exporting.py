@@ -154,7 +154,8 @@ def fake_quantize(
     config: ModelConfig, parameters: dict[str, mx.array], runtime: str, bits: int
 ) -> dict[str, mx.array]:
     """Quantize and dequantize the parameters as a runtime does."""
-    return {"mlx-lm": mlx_lm, "gguf": gguf}[runtime].fake_quantize(config, parameters, bits)
+    functions = {"mlx-lm": mlx_lm.fake_quantize_mlx_lm, "gguf": gguf.fake_quantize_gguf}
+    return functions[runtime](config, parameters, bits)
 
 
 def _write_files(

@@ -125,7 +125,7 @@ def render_modelfile(gguf_name: str, *, end_of_text: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fake_quantize(
+def fake_quantize_gguf(
     config: ModelConfig, parameters: dict[str, mx.array], bits: int
 ) -> dict[str, mx.array]:
     """Quantize and dequantize the parameters as llama.cpp does."""

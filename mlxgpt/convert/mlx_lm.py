@@ -44,7 +44,7 @@ def write_mlx_lm(
     save_arrays(folder / WEIGHTS_FILE, arrays, {"format": "mlx"})
 
 
-def fake_quantize(
+def fake_quantize_mlx_lm(
     config: ModelConfig, parameters: dict[str, mx.array], bits: int
 ) -> dict[str, mx.array]:
     """Quantize and dequantize the parameters as mlx-lm does."""

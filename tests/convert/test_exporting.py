@@ -83,7 +83,7 @@ def test_room_that_the_tokenizer_has_no_ids_for_is_left_out(home: Path) -> None:
 def test_quantized_weights_are_near_and_smaller(bits: int) -> None:
     config = MODEL_CONFIG
     parameters = random_parameters(config)
-    rounded = mlx_lm.fake_quantize(config, parameters, bits)
+    rounded = mlx_lm.fake_quantize_mlx_lm(config, parameters, bits)
     assert rounded.keys() == parameters.keys()
     for name, value in parameters.items():
         error = float(mx.abs(rounded[name] - value).max())

@@ -21,7 +21,7 @@ def test_weights_are_rounded_as_mlx_lm_rounds_them(tiny_model: Config, bits: int
     config = override_config(tiny_model, {"n_embd": 64}).model
     model, reference = GPT(config, 1), GPT(config, 1)
     ids = mx.random.randint(0, 19, (2, 8), key=mx.random.key(0))
-    rounded = mlx_lm.fake_quantize(config, flatten_params(reference.parameters()), bits)
+    rounded = mlx_lm.fake_quantize_mlx_lm(config, flatten_params(reference.parameters()), bits)
     reference.load_weights(list(rounded.items()))
     quantize_model(model, bits)
     np.testing.assert_allclose(model(ids), reference(ids), atol=1e-4)

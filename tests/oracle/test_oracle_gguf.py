@@ -313,7 +313,7 @@ def test_a_model_of_qwen3s_parts_has_the_same_probabilities(
     llama = LlamaServer(write_model(tmp_path, model, tokenizer, quantize=bits))
     if bits:
         load_parameters(
-            model, gguf.fake_quantize(model.config, flatten_params(model.parameters()), bits)
+            model, gguf.fake_quantize_gguf(model.config, flatten_params(model.parameters()), bits)
         )
     ids = tokenizer.encode(PROMPT).tolist()
     expected = all_logprobs(model, ids)[-1]
