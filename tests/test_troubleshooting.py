@@ -415,10 +415,6 @@ def different_texts(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> 
     return expect_error(capsys, "compare", "a.toml", "b.toml", "--budget", "5steps")
 
 
-def unclear_bench(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    return expect_error(capsys, "bench", "mine.json")
-
-
 def invalid_report(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     Path("mine.json").write_text('{"format": 99}')
     return expect_error(capsys, "bench", "report", "mine.json")
@@ -535,7 +531,6 @@ ERROR_CASES: list[ErrorCase] = [
     invalid_budget,
     identical_variants,
     different_texts,
-    unclear_bench,
     invalid_report,
     missing_report,
     unknown_character,

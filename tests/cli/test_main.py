@@ -176,7 +176,7 @@ def test_every_sampling_flag_reaches_the_generator(
         ("train --tier 1 --n-layer x", "invalid int value", "--help"),
         ("train --tier 1 --n-head 5", "n_embd = 144", "multiple of 5"),
         ("train --tier 1 --source gone.txt", "'gone.txt'", "a path that exists"),
-        ("train --tier 1 --config a.toml", "a tier and a config", "not both"),
+        ("train --tier 1 --config a.toml", "not allowed with argument --tier", "one of them"),
         ("train --config gone.toml", "cannot read the config gone.toml", "tier1"),
         ("generate", "no trained run in", "mlxgpt train --tier 1"),
         ("generate --run x", "there is no run 'x'", "mlxgpt runs"),
@@ -185,6 +185,10 @@ def test_every_sampling_flag_reaches_the_generator(
         ("prepare gone.txt", "'gone.txt'", "a path that exists"),
         ("prepare --tokenizer bpm words.txt", "tokenizer = 'bpm'", "bpe"),
         ("fly", "invalid choice: 'fly'", "mlxgpt --help"),
+        ("bench mine.json", "invalid choice: 'mine.json'", "mlxgpt bench --help"),
+        ("bench report", "arguments are required: FILE", "mlxgpt bench report --help"),
+        ("bench --tier 1 --distributed", "not allowed with argument --tier", "one of them"),
+        ("compare a.toml --vary n_layer=1,2 --budget 5m", "argument --vary", "one of them"),
     ],
 )
 def test_a_mistake_gets_two_lines_and_exit_code_2(

@@ -79,9 +79,9 @@ def test_a_file_of_prompts_on_the_command_line(place: Path, capsys: Capture) -> 
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        (["to", "--prompts", "p.txt"], "a prompt and --prompts"),
-        (["--interactive", "--prompts", "p.txt"], "one prompt after the other"),
-        (["--interactive", "to"], "one prompt after the other"),
+        (["to", "--prompts", "p.txt"], "--prompts: not allowed with argument prompt"),
+        (["--interactive", "--prompts", "p.txt"], "not allowed with argument --interactive"),
+        (["--interactive", "to"], "not allowed with argument --interactive"),
         (["--interactive", "--json"], "one prompt after the other"),
         (["--interactive", "--samples", "2"], "one prompt after the other"),
         (["--interactive", "--temperature", "-1"], "temperature"),

@@ -125,4 +125,4 @@ def test_quality_and_another_text_exclude_each_other(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["eval", "--quality", "--source", "words.txt"]) == 2
-    assert "compares with the run's own text" in capsys.readouterr().err
+    assert "argument --source: not allowed with argument --quality" in capsys.readouterr().err
