@@ -246,7 +246,7 @@ def self_check(workspace: Workspace) -> Result:
 
 def measure(workspace: Workspace, number: int) -> Result:
     """`mlxgpt bench` of one tier, with the report that it writes."""
-    out = ("--out", str(workspace.home / "bench"))
+    out = ("--output", str(workspace.home / "bench"))
     answer = workspace.mlxgpt("bench", "--tier", str(number), *out)
     workspace.machine = Machine(**answer["machine"])
     tier, body = answer["tiers"][0], Path(answer["reports"][1]).read_text(encoding="utf-8")

@@ -71,7 +71,7 @@ class LoadedModel:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
-            raise UserError("there is no prompt", 'give one, or "" for a text from its beginning.')
+            raise UserError("there is no prompt", 'pass at least one; "" generates a new text.')
         params = config.parse_sampling_params(sampling)
         stream = TextStream(self._compiled, self.tokenizer, prompts, params, bos=self.run.bos)
         for _ in stream:
@@ -169,10 +169,10 @@ class LoadedModel:
         """
         id_array = np.asarray(ids, dtype=np.int64)
         if not id_array.size:
-            raise UserError("there is no token", "give one at least.")
+            raise UserError("there are no token ids", "pass at least one.")
         if not 0 <= id_array.min() <= id_array.max() < self.tokenizer.vocab_size:
             max_id = self.tokenizer.vocab_size - 1
-            raise UserError(f"there is an id outside of 0 to {max_id:,}", "give the tokenizer's.")
+            raise UserError(f"a token id is not in 0 to {max_id:,}", "use this model's tokenizer.")
         return id_array
 
     def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -184,9 +184,9 @@ class LoadedModel:
         id_array = np.asarray(ids, dtype=np.int32)
         block, V = self.run.config.model.block_size, self.run.config.model.vocab_size
         if not 0 < id_array.shape[-1] <= block:
-            raise UserError(f"{id_array.shape[-1]:,} ids do not fit", f"give 1 to {block:,}.")
+            raise UserError(f"{id_array.shape[-1]:,} ids do not fit", f"pass 1 to {block:,}.")
         if id_array.size and not 0 <= id_array.min() <= id_array.max() < V:
-            raise UserError(f"there is an id outside of 0 to {V - 1:,}", "give the tokenizer's.")
+            raise UserError(f"a token id is not in 0 to {V - 1:,}", "use this model's tokenizer.")
         rows = mx.array(np.atleast_2d(id_array))
         logits = np.array(self._compiled_forward(rows).astype(mx.float32))
         return logits if id_array.ndim == 2 else logits[0]
@@ -244,7 +244,7 @@ def load(
         quantize: bits a weight, 16, 8 or 4; default: 32.
     """
     if quantize is not None and quantize not in quantized.QUANTIZATION_BITS:
-        raise UserError(f"no model has {quantize} bits a weight", "use 16, 8 or 4.")
+        raise UserError(f"cannot quantize to {quantize} bits per weight", "use 16, 8 or 4.")
     loaded = LoadedModel(*load_run_model(run, checkpoint, runs_dir))
     if quantize is None:
         return loaded
@@ -258,12 +258,12 @@ def load(
     if eval_before and val_ids is not None:
         eval_after = quantized_model._evaluate(val_ids, QUANTIZATION_EVAL_TOKENS)
         cost = (
-            f": loss {eval_before.loss:.4f} before, {eval_after.loss:.4f} now, on "
+            f": validation loss {eval_before.loss:.4f} before, {eval_after.loss:.4f} after, on "
             f"{eval_after.tokens:,} tokens"
         )
-    logger.info(f"{quantize} bits a weight{cost}")
+    logger.info(f"quantized to {quantize} bits per weight{cost}")
     if on_cpu():
-        logger.info("on a CPU that is slower than 32 bits; it is made for GPUs")
+        logger.info("quantized weights are slower than float32 on a CPU; they are meant for GPUs")
     return quantized_model
 
 
@@ -311,7 +311,7 @@ def stream(
 def _parse_single_sample_params(sampling: dict[str, Any]) -> SamplingParams:
     params = config.parse_sampling_params(sampling)
     if params.samples != 1:
-        raise UserError("only one text can be streamed", "leave out samples.")
+        raise UserError("only one sample can be streamed", "omit samples.")
     return params
 
 

@@ -54,19 +54,19 @@ def test_eval_of_another_text_is_eval_of_its_tokens(trained: Path, text: str) ->
 
 
 def test_eval_needs_the_runs_own_data(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the data of done is not in") as error:
+    with pytest.raises(UserError, match="the dataset of done is not in") as error:
         api.evaluate(runs_dir=trained / "runs", data_dir=tmp_path)
     assert "--source" in error.value.remedy
     source = tmp_path / "words.txt"
     source.write_text("to be or not to be " * 20)
     api.prepare(source, data_dir=tmp_path / "data")
-    with pytest.raises(UserError, match="holds other data"):
+    with pytest.raises(UserError, match="is not the dataset that"):
         api.evaluate(runs_dir=trained / "runs", data_dir=tmp_path / "data")
 
 
 def test_eval_of_several_texts_with_a_run_of_single_ones(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "two.txt").write_text("to be<|endoftext|>or not")
-    with pytest.raises(UserError, match="knows single texts"):
+    with pytest.raises(UserError, match="was trained on a single document"):
         api.evaluate(source=[tmp_path / "two.txt"], runs_dir=trained / "runs")
 
 
@@ -139,7 +139,7 @@ def test_the_usual_tokenizer_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bpe", 500, True),
         ("gpt2", 0, False),
     ]
-    with pytest.raises(UserError, match="has a vocabulary of its own"):
+    with pytest.raises(UserError, match="does not support --vocab-size"):
         api.prepare("a.txt", tokenizer="char", vocab_size=500)
 
 

@@ -96,7 +96,7 @@ def test_unusual_file_operations_in_all_commands(world: Workspace, mode: str) ->
         f"{KILL_COMMANDS['train, classic']} --run {LONG}",
         f"prepare source/my.txt --name {LONG}",
         f"import source/hf --run {LONG}",
-        f"export --run done --to hf --out export/{LONG}",
+        f"export --run done --to hf --output export/{LONG}",
         f"report done --output export/{LONG}",
     ],
     ids=["train", "prepare", "import", "export", "report"],
@@ -171,7 +171,7 @@ def test_names_that_differ_in_case_name_one_folder(world: Workspace) -> None:
     settings = KILL_COMMANDS["train, resumed"].replace("my.txt", "MY.txt").replace(" half", " HALF")
     refused = world.run(f"{settings} --learning-rate 0.5")
     assert refused.code == 2
-    assert "HALF exists with other settings" in refused.err
+    assert "HALF exists with different settings" in refused.err
     result = world.run(settings)
     assert result.code == 0, result.err
     for link in links:

@@ -39,7 +39,7 @@ def test_a_disk_that_is_full_while_preparing(home: Path) -> None:
     result = run_program("prepare", "my.txt", preexec_fn=limit_file_size(10_000))
     assert result.returncode == 2
     assert "mlxgpt: data/.my.new/train.bin: File too large\n  → " in result.stderr
-    assert "the same command continues from here" in result.stderr
+    assert "run the same command again to resume from here" in result.stderr
     assert not (home / "data" / "my").exists()
     assert run_program("prepare", "my.txt").returncode == 0
 
@@ -57,7 +57,7 @@ def test_a_disk_that_is_full_while_training(home: Path, size: int) -> None:
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert "File too large" in result.stderr or "Unable to write" in result.stderr
-    assert result.stderr.splitlines()[-1].startswith(("  → free some space", "  → choose a disk"))
+    assert result.stderr.splitlines()[-1].startswith(("  → free some space", "  → use a disk"))
     assert run_program("generate", "to", "--run", "a", "--max-tokens", "3").returncode == 0
     resumed = run_program(*resume_line)
     assert resumed.returncode == 0, resumed.stderr
@@ -97,7 +97,7 @@ def test_two_processes_want_the_same_data(home: Path) -> None:
     ]
     for process in processes:
         _, err = process.communicate()
-        assert process.returncode == 0 or "another process is preparing data/my" in err
+        assert process.returncode == 0 or "another process is already preparing data/my" in err
     assert 0 in [process.returncode for process in processes]
     assert run_program("prepare", "my.txt").returncode == 0
     assert [p.name for p in Path("data").iterdir()] == ["my"]
@@ -116,7 +116,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("moment", ["preparing", "self-check", "what it writes", "step 70/150"])
+@pytest.mark.parametrize("moment", ["preparing", "self-check", "sample at step", "step 70/150"])
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.exact_bits
 def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, times: int) -> None:

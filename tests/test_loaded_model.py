@@ -69,17 +69,17 @@ def test_the_loss_of_a_text(place: Path) -> None:
     ("wrong", "problem"),
     [
         (lambda m: m.generate([]), "there is no prompt"),
-        (lambda m: m.generate("~"), "never seen"),
-        (lambda m: m.generate(["to", "~"]), "never seen"),
+        (lambda m: m.generate("~"), "does not know these"),
+        (lambda m: m.generate(["to", "~"]), "does not know these"),
         (lambda m: m.generate(temperature=-1), "temperature"),
-        (lambda m: m.stream("to", samples=2), "only one text"),
+        (lambda m: m.stream("to", samples=2), "only one sample"),
         (lambda m: m.stream("to", top_q=2), "top_q"),
         (lambda m: m.logits([]), "0 ids do not fit"),
         (lambda m: m.logits([1] * 9), "9 ids do not fit"),
-        (lambda m: m.logits([1, 10_000]), "outside of 0 to"),
-        (lambda m: m.logits([-1]), "outside of 0 to"),
+        (lambda m: m.logits([1, 10_000]), "not in 0 to"),
+        (lambda m: m.logits([-1]), "not in 0 to"),
         (lambda m: load(quantize=5), "5 bits"),
-        (lambda m: load("none"), "no run 'none'"),
+        (lambda m: load("none"), "no run named 'none'"),
     ],
 )
 def test_what_cannot_be_is_refused(place: Path, wrong, problem: str) -> None:  # type: ignore[no-untyped-def]
@@ -113,14 +113,14 @@ def test_fewer_bits_and_what_they_cost(
         notes.clear()
         model = load("wide", quantize=bits)
         assert len(model.generate("to", max_tokens=20, seed=1).texts[0]) == 22
-        assert notes[1].startswith(f"{bits} bits a weight: loss ")
-        before, after = (float(notes[1].split()[n]) for n in (5, 7))
+        assert notes[1].startswith(f"quantized to {bits} bits per weight: validation loss ")
+        before, after = (float(notes[1].split()[n]) for n in (8, 10))
         assert after == pytest.approx(before, abs=0.1)
         assert model.loss(text_file.read_text()[:400]).loss == pytest.approx(after, abs=1)
     (home / "data").rename(home / "elsewhere")
     notes.clear()
     load("wide", quantize=8)
-    assert notes[1] == "8 bits a weight", "without the data nothing is known of the cost"
+    assert notes[1] == "quantized to 8 bits per weight", "no data to measure the loss on"
 
 
 def test_characters_stay_characters(place: Path) -> None:
@@ -250,5 +250,5 @@ def test_a_model_of_one_unicode_form_takes_prompts_of_both(
         )
         losses.append(mlxgpt.evaluate(run="done", source="other.txt"))
     assert losses[0] == losses[1]
-    with pytest.raises(UserError, match="never seen: 'ö'"):
+    with pytest.raises(UserError, match="does not know these characters: 'ö'"):
         model.generate("o\u0308")

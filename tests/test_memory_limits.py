@@ -49,7 +49,7 @@ def is_refused_clearly(result: subprocess.CompletedProcess[str]) -> bool:
     assert result.returncode == 2, result.stderr
     problem, remedy = result.stderr.splitlines()[-2:]
     assert problem.startswith("mlxgpt: ")
-    assert "memory" in problem or "address space" in problem or "this training takes" in problem
+    assert "memory" in problem or "address space" in problem or "training needs" in problem
     assert remedy.startswith("  → ")
     return True
 
@@ -79,7 +79,7 @@ def test_too_little_for_the_model(place: Path, min_megabytes: int) -> None:
     large = [*TRAIN, "--n-embd", "768"]
     result = run_with_limit(min_megabytes + 100, *large)
     assert is_refused_clearly(result)
-    assert "this training takes" in result.stderr
+    assert "training needs" in result.stderr
     assert is_refused_clearly(run_with_limit(min_megabytes + 100, *large, "--memory-limit", "9"))
 
 
@@ -104,9 +104,11 @@ def test_what_a_container_cannot_hold_is_refused_before_it_is_timed(
     for module in (setup, planning):
         monkeypatch.setattr(module, "check_and_estimate", lambda *_: pytest.fail("it was timed"))
     line = [*TRAIN, "--n-embd", "384", "--n-layer", "6", "--batch-size", "32"]
-    assert expect_error(capsys, *line).startswith("this training takes 0.59 GB, and has 0.27")
+    assert expect_error(capsys, *line).startswith(
+        "training needs 0.59 GB of memory, but the limit is 0.27"
+    )
     line = ["compare", "--tier", "1", "--vary", "n_embd=768,1152", "--budget", "5steps"]
-    assert expect_error(capsys, *line, "--source", "long.txt").startswith("this training takes")
+    assert expect_error(capsys, *line, "--source", "long.txt").startswith("training needs")
 
 
 def test_memory_that_runs_out_in_python_is_explained(

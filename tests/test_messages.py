@@ -58,7 +58,7 @@ def test_no_message_advises_to_delete_what_a_person_made(path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        'raise UserError(f"{folder} exists", "choose another folder, --out DIR, or delete it.")',
+        'raise UserError(f"{folder} exists", "choose another folder, --output DIR, or delete it.")',
         'raise UserError("x", f"remove {folder} first.")',
         'note(f"run: rm -r {folder}")',
     ],

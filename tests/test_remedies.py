@@ -35,7 +35,7 @@ READ_CASES = {
     "hellaswag": ("eval --hellaswag mine.jsonl", "mine.jsonl"),
     "data": ("eval", "data/words/meta.json"),
     "array": ("eval", "data/words/tokenizer.json"),
-    "bench report": ("bench report mine.json", "mine.json"),
+    "report of a benchmark": ("report mine.json", "mine.json"),
     "report": ("report mine.json", "mine.json"),
     "import, config": ("import small", "small/config.json"),
     "import, tokenizer": ("import small", "small/tokenizer.json"),

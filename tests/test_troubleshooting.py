@@ -417,11 +417,11 @@ def different_texts(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> 
 
 def invalid_report(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
     Path("mine.json").write_text('{"format": 99}')
-    return expect_error(capsys, "bench", "report", "mine.json")
+    return expect_error(capsys, "report", "mine.json")
 
 
 def missing_report(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:
-    return expect_error(capsys, "bench", "report", "yours.json")
+    return expect_error(capsys, "report", "yours.json")
 
 
 def dataset_truncated_in_use(place: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> str:

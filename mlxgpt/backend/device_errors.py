@@ -59,7 +59,7 @@ OUT_OF_MEMORY = (
 
 SLEEP_DISPLAY_REMEDY = (
     "let the display sleep (pmset displaysleepnow) and run the same command again; if that does "
-    "not help, set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 for it (slows the screen, did not help "
+    "not help, set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 (it slows the display, and does not help "
     "everyone)."
 )
 LESS_MEMORY_REMEDY = "close other programs, or use a smaller --batch-size, --block-size or model."

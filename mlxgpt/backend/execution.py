@@ -66,7 +66,7 @@ def disable_compilation_on_error(error: RuntimeError) -> str | None:
     first_line, *other_lines = str(error).strip().splitlines()
     reason = " ".join([first_line, *other_lines[:1]])[:300]
     return _disable_compilation(
-        f"Metal cannot compile a kernel ({reason}): MLX fuses no operations, and is slower"
+        f"Metal failed to compile a kernel ({reason}): kernel fusion is off, which is slower"
     )
 
 

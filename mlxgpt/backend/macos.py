@@ -24,12 +24,12 @@ def check_apple_silicon() -> None:
         return
     if _is_rosetta():
         raise UserError(
-            f"this Python ({sys.executable}) is made for Intel and runs under Rosetta; MLX cannot",
-            "open a terminal without Rosetta, and make a new environment with a Python for Apple "
-            "silicon (python.org, Homebrew or uv have it).",
+            f"this Python ({sys.executable}) is an Intel build under Rosetta, where MLX cannot run",
+            "open a terminal without Rosetta and create a new environment with a Python for Apple "
+            "silicon (from python.org, Homebrew or uv).",
         )
     raise UserError(
-        "this Mac has an Intel processor, and MLX needs Apple silicon",
+        "this Mac has an Intel processor, but MLX needs Apple silicon",
         "use a Mac with an M1 or later, or Linux.",
     )
 

@@ -62,7 +62,7 @@ def check_memory_limits() -> None:
     for limit in memory_limits():
         if limit.total < limit.required:
             raise UserError(
-                f"{limit.name} is limited to {_format_megabytes(limit.total)}, and mlxgpt needs "
+                f"{limit.name} is limited to {_format_megabytes(limit.total)}, but mlxgpt needs "
                 f"{_format_megabytes(limit.required)} to start",
                 limit.remedy,
             )
@@ -93,7 +93,7 @@ def explain_out_of_memory(error: BaseException) -> UserError | None:
 
 def crash_error(exit_reason: str) -> UserError:
     """The error of a process that was ended: by a signal, or a library with a code of its own."""
-    return _out_of_memory_error(f"the process ended with {exit_reason}, as it does without memory")
+    return _out_of_memory_error(f"the process ended with {exit_reason}, probably out of memory")
 
 
 def _out_of_memory_error(problem: str) -> UserError:
@@ -118,7 +118,7 @@ def _address_space_limits(root: Path) -> Iterator[MemoryLimit]:
     required = MIN_ADDRESS_SPACE + ADDRESS_SPACE_PER_THREAD * threads
     status = read_fields(root / "proc/self/status")
     not_resident = max(required - MIN_RESIDENT, status.get("VmSize:", 0) - status.get("VmRSS:", 0))
-    remedy = "raise its limit: ulimit -v unlimited"
+    remedy = "raise the limit: ulimit -v unlimited"
     yield MemoryLimit("the address space", total, total - not_resident, required, remedy)
 
 

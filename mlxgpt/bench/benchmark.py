@@ -28,7 +28,7 @@ def benchmark_distributed() -> DistributedTiming | None:
     config = speed.resolve_vocab_and_dtype(toml.load_tier_config(2))
     if is_launched():
         return distributed.measure_on_launched_ranks(config, distributed.DistributedBenchPlan())
-    logger.info("no mlx.launch: two ranks on this machine, each with half of its cores …")
+    logger.info("not started by mlx.launch: running two ranks here, each with half of the cores …")
     return distributed.measure_on_loopback(config, 2, distributed.DistributedBenchPlan())
 
 
@@ -48,7 +48,7 @@ def benchmark(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise files.to_user_error(
-            error, "write", folder, "choose another folder: --out DIR"
+            error, "write", folder, "choose another folder: --output DIR"
         ) from error
     tiers = [tier] if tier else [1, 2]
     configs = {f"tier{n}": speed.resolve_vocab_and_dtype(toml.load_tier_config(n)) for n in tiers}

@@ -57,18 +57,18 @@ def render_chip_estimates(tiers: Sequence[TierResult]) -> list[str]:
     lines = [
         "## Apple chips: *estimated*",
         "",
-        "Nothing here was measured with mlxgpt. Training is *estimated* at "
+        "None of this was measured with mlxgpt. Training is *estimated* at "
         f"{100 * ESTIMATED_MFU:.0f}% of the float32 peak:",
-        "public measurements of small models found 24% (3.5M parameters, M3 Air) and 25% (15.7M,",
-        "M4 Max), and of one of 154M, with MLX on M1 Pro to Ultra, 31% to 43%. *Whole run*: all",
-        "steps of the config, without evaluations. Generation is *estimated* at most: the memory's",
-        "bandwidth over the bytes that a token reads. Small models never reach that: launching the",
-        "kernels takes longer than reading the weights.",
+        "published measurements report 24% (3.5M parameters, M3 Air) and 25% (15.7M, M4 Max) for",
+        "small models, and 31% to 43% for a 154M model with MLX on M1 Pro to M1 Ultra.",
+        "*Whole run*: all steps of the config, without evaluations. Generation is an upper bound:",
+        "memory bandwidth divided by the bytes read per token. Small models do not reach it:",
+        "launching the kernels takes longer than reading the weights.",
     ]
     for tier in tiers:
         lines += ["", f"### {tier.name}, *estimated*", ""]
         if tier.parameters < MIN_MEASURED_PARAMETERS:
-            lines += ["Smaller than any model in those measurements: expect less.", ""]
+            lines += ["This model is smaller than any of those measured; expect less.", ""]
         lines += render_markdown_table(
             [list(ESTIMATE_COLUMNS), *(_estimate_row(chip, tier) for chip in CHIPS)], ">"
         )
@@ -81,7 +81,7 @@ ESTIMATE_COLUMNS = (
     "memory, GB/s",
     "*estimated* tokens/s",
     "*estimated* whole run",
-    "*estimated* generation, at most",
+    "*estimated* generation, upper bound",
 )
 
 

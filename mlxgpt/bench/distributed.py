@@ -159,10 +159,13 @@ def measure_on_loopback(config: Config, size: int, plan: DistributedBenchPlan) -
         ]
         outputs = [child.communicate() for child in children]
     if any(child.returncode for child in children):
-        reason = "\n".join(error for _, error in outputs).strip() or "a rank ended without a word"
+        reason = (
+            "\n".join(error for _, error in outputs).strip()
+            or "a rank exited without an error message"
+        )
         raise UserError(
-            f"{size} ranks could not be measured: {reason.splitlines()[-1]}",
-            "see that `mlxgpt check` passes and that there is free memory, and try again.",
+            f"benchmarking {size} ranks failed: {reason.splitlines()[-1]}",
+            "make sure that `mlxgpt check` passes and that enough memory is free, then try again.",
         )
     return parse_distributed_timing(json.loads(outputs[0][0]))
 
@@ -199,12 +202,12 @@ def format_distributed_timing(timing: DistributedTiming) -> list[str]:
     share, step = timing.ms_share.median, timing.ms_step.median
     return [
         f"{timing.size} ranks on {', '.join(sorted(set(timing.hosts)))}, "
-        f"{timing.sequences} sequences a step, {timing.parameters:,} parameters",
-        f"alone      {timing.ms_alone.median:9,.1f} ms a step, all sequences on one rank",
-        f"share      {share:9,.1f} ms, a rank's {timing.sequences // timing.size} sequences",
-        f"averaging  {step - share:9,.1f} ms, of {4 * timing.parameters / 1e6:,.1f} MB; none of it "
-        "beside the computing",
-        f"step       {step:9,.1f} ms together; {timing.ms_halved.median:,.1f} with --reduce-dtype "
+        f"{timing.sequences} sequences per step, {timing.parameters:,} parameters",
+        f"one rank   {timing.ms_alone.median:9,.1f} ms per step, all sequences",
+        f"compute    {share:9,.1f} ms, {timing.sequences // timing.size} sequences per rank",
+        f"all-reduce {step - share:9,.1f} ms, {4 * timing.parameters / 1e6:,.1f} MB, not "
+        "overlapped with compute",
+        f"step       {step:9,.1f} ms in total; {timing.ms_halved.median:,.1f} with --reduce-dtype "
         "bfloat16",
         f"efficiency {timing.efficiency:9.2f}",
     ]
@@ -220,7 +223,9 @@ def measure_on_launched_ranks(
     """
     with init_process_group() as group:
         if group.size == 1:
-            raise UserError("there is one rank only", "start them with mlx.launch -n 2, or more.")
+            raise UserError(
+                "there is only one rank", "start the benchmark with mlx.launch -n 2 or more."
+            )
         return measure_distributed_step(group, config, plan)
 
 

@@ -137,12 +137,12 @@ class Measurement:
         try:
             tree = json.loads(text)
             if tree["format"] not in range(1, MEASUREMENT_FORMAT + 1):
-                raise ValueError(f"its format is {tree['format']}, not {MEASUREMENT_FORMAT}")
+                raise ValueError(f"its format is {tree['format']}, expected {MEASUREMENT_FORMAT}")
             tiers = tuple(parse_tier_result(tier) for tier in tree["tiers"])
             return cls(tree["date"], Machine(**tree["machine"]), tiers)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"this is no measurement that can be read here: {error}", "run: mlxgpt bench"
+                f"this is not a valid benchmark result: {error}", "create one: mlxgpt bench"
             ) from error
 
 

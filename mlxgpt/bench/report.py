@@ -20,11 +20,11 @@ def render_benchmark_report(measurement: Measurement) -> str:
         [
             f"# {names} on {machine.chip}",
             "",
-            f"Measured on {measurement.date[:10]} with `mlxgpt bench`, each in a fresh process.",
+            f"Measured on {measurement.date[:10]} with `mlxgpt bench`, one process per config.",
             "",
             *render_markdown_table([*format_machine_rows(machine), ["time", measurement.date]]),
             "",
-            "## Measured",
+            "## Results",
             "",
             *render_markdown_table(
                 [["", *(tier.name for tier in tiers)], *_result_rows(tiers)], ">"
@@ -32,9 +32,9 @@ def render_benchmark_report(measurement: Measurement) -> str:
             "",
             *_method_notes(tiers),
             "",
-            "## To measure it again",
+            "## How to reproduce",
             "",
-            "With nothing else running, in a checkout of the commit above:",
+            "In a checkout of the commit above, with nothing else running:",
             "",
             "    mlxgpt bench",
             "",
@@ -45,7 +45,9 @@ def render_benchmark_report(measurement: Measurement) -> str:
 
 def format_machine_rows(machine: Machine) -> list[list[str]]:
     """A machine's name and value in each row, below a head."""
-    fast_cores = f", {machine.performance_cores} of them fast" if machine.performance_cores else ""
+    fast_cores = (
+        f" ({machine.performance_cores} performance cores)" if machine.performance_cores else ""
+    )
     bandwidth = f"{format_number(machine.bandwidth / 1e9)} GB/s" if machine.bandwidth else ""
     return [
         ["machine", ""],
@@ -53,12 +55,12 @@ def format_machine_rows(machine: Machine) -> list[list[str]]:
         ["cores", f"{machine.cores}{fast_cores}"],
         ["memory", f"{machine.memory / 1e9:.1f} GB"],
         ["system", machine.system],
-        ["MLX computes on", machine.backend],
+        ["MLX device", machine.backend],
         ["BLAS", machine.blas],
-        *([["memory's bandwidth", bandwidth]] if bandwidth else []),
+        *([["memory bandwidth", bandwidth]] if bandwidth else []),
         *([name, version] for name, version in machine.versions.items()),
-        ["commit", machine.commit or "not a checkout"],
-        ["load before", f"{machine.load:.2f}"],
+        ["commit", machine.commit or "not a git checkout"],
+        ["load average before", f"{machine.load:.2f}"],
     ]
 
 
@@ -69,17 +71,15 @@ def _result_rows(tiers: Sequence[TierResult]) -> list[list[str]]:
         columns.append(
             {
                 "parameters": f"{tier.parameters:,}",
-                "numbers": tier.dtype,
-                "tokens in a step": f"{t.tokens_per_step:,}",
-                "operations for a token in training": (
-                    f"{format_number(t.flops_per_token / 1e6)} MFLOP"
-                ),
+                "dtype": tier.dtype,
+                "tokens per step": f"{t.tokens_per_step:,}",
+                "training FLOPs per token": (f"{format_number(t.flops_per_token / 1e6)} MFLOP"),
                 "training, tokens/s": format_number(t.tokens_per_second),
-                "training, ms a step": format_stats(t.ms_per_step),
-                "peak of a matrix product": f"{format_number(t.matmul_peak / 1e9)} GFLOP/s",
-                "training's share of that peak": f"{100 * t.peak_share:.1f} %",
-                "peak memory in training": f"{format_number(t.peak_memory / 1e6)} MB",
-                "generation, first token after, ms": format_stats(g.ms_to_first_token),
+                "training, ms per step": format_stats(t.ms_per_step),
+                "measured matmul peak": f"{format_number(t.matmul_peak / 1e9)} GFLOP/s",
+                "training, % of the measured matmul peak": f"{100 * t.peak_share:.1f}%",
+                "training, peak memory": f"{format_number(t.peak_memory / 1e6)} MB",
+                "generation, time to first token, ms": format_stats(g.ms_to_first_token),
                 "generation, tokens/s": format_stats(g.tokens_per_second),
             }
         )
@@ -87,17 +87,19 @@ def _result_rows(tiers: Sequence[TierResult]) -> list[list[str]]:
 
 
 def _method_notes(tiers: Sequence[TierResult]) -> list[str]:
-    lines = ["The median, in brackets the least and the most:", ""]
+    lines = ["Values are medians (minimum to maximum):", ""]
     for tier in tiers:
         t, g = tier.training, tier.generation
         lines += [
             f"- {tier.name}, training: {len(t.ms_per_step.repeats)} repeats of "
-            f"{t.steps_per_repeat} steps, after {t.warmup_steps} to warm up; memory of "
+            f"{t.steps_per_repeat} steps after {t.warmup_steps} warmup steps; memory of "
             f"{t.peak_memory_of}.",
-            f"- {tier.name}, generation: {len(g.tokens_per_second.repeats)} texts of "
-            f"{g.new_tokens} tokens, after a prompt of {g.prompt_tokens}, and one to warm up.",
+            f"- {tier.name}, generation: {len(g.tokens_per_second.repeats)} samples of "
+            f"{g.new_tokens} tokens after a prompt of {g.prompt_tokens}, and one warmup sample.",
         ]
-    peak = "The peak is that of one large product, the faster of one before and one after."
+    peak = (
+        "The matmul peak is the faster of two measurements, one before and one after the benchmark."
+    )
     return [*lines, "", peak]
 
 

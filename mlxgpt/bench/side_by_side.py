@@ -10,7 +10,7 @@ from mlxgpt.bench.records import Measurement, TierResult
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-REMEDY = "give JSON files that `mlxgpt bench` wrote, in benchmarks/reports."
+REMEDY = "use JSON files that `mlxgpt bench` wrote, by default to benchmarks/reports."
 
 
 def read_measurements(paths: Sequence[str | Path]) -> list[Measurement]:
@@ -38,7 +38,7 @@ def render_machine_comparison(measurements: Sequence[Measurement]) -> str:
     """One column for each measurement, and a table for each of their configs."""
     header = ["", *(f"{n}: {m.machine.chip}" for n, m in enumerate(measurements, start=1))]
     lines = [
-        "# Machines side by side",
+        "# Machine comparison",
         "",
         *render_markdown_table([header, *_machine_rows(measurements)]),
     ]
@@ -56,11 +56,11 @@ def _machine_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
         bandwidth = f"{format_number(machine.bandwidth / 1e9)} GB/s" if machine.bandwidth else "–"
         for name, text in (
             ("day", measurement.date[:10]),
-            ("MLX computes on", machine.backend),
+            ("MLX device", machine.backend),
             ("cores", str(machine.cores)),
             ("memory", f"{machine.memory / 1e9:.1f} GB"),
-            ("bandwidth, measured", bandwidth),
-            ("peak of a matrix product, measured", f"{format_number(peak / 1e9)} GFLOP/s"),
+            ("measured memory bandwidth", bandwidth),
+            ("measured matmul peak", f"{format_number(peak / 1e9)} GFLOP/s"),
             ("system", machine.system),
             ("BLAS", machine.blas),
             ("mlx", machine.versions.get("mlx", "–")),
@@ -73,11 +73,11 @@ def _machine_rows(measurements: Sequence[Measurement]) -> list[list[str]]:
 TIER_ROWS: dict[str, Callable[[TierResult], str]] = {
     "numbers": lambda t: t.dtype,
     "training, tokens/s": lambda t: format_number(t.training.tokens_per_second),
-    "training, ms a step": lambda t: format_stats(t.training.ms_per_step),
-    "training's share of the peak": lambda t: f"{100 * t.training.peak_share:.1f} %",
-    "peak memory in training": lambda t: f"{format_number(t.training.peak_memory / 1e6)} MB",
+    "training, ms per step": lambda t: format_stats(t.training.ms_per_step),
+    "training, % of the measured matmul peak": lambda t: f"{100 * t.training.peak_share:.1f}%",
+    "training, peak memory": lambda t: f"{format_number(t.training.peak_memory / 1e6)} MB",
     "generation, tokens/s": lambda t: format_stats(t.generation.tokens_per_second),
-    "generation, first token after, ms": lambda t: format_stats(t.generation.ms_to_first_token),
+    "generation, time to first token, ms": lambda t: format_stats(t.generation.ms_to_first_token),
 }
 
 

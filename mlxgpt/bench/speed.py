@@ -77,7 +77,7 @@ def benchmark_configs(configs: Mapping[str, Config], plan: BenchPlan = DEFAULT_P
     tiers = []
     with macos.prevent_sleep():
         for name, config in configs.items():
-            logger.info(f"{name}: training, then generating …")
+            logger.info(f"{name}: benchmarking training and generation …")
             tiers.append(_measure_in_subprocess(name, resolve_vocab_and_dtype(config), plan))
     return Measurement(date, machine, tuple(tiers))
 
@@ -102,10 +102,10 @@ def _measure_in_subprocess(name: str, config: Config, plan: BenchPlan) -> TierRe
         check=False,
     )
     if child.returncode != 0:
-        reason = child.stderr.strip() or f"its process ended with code {child.returncode}"
+        reason = child.stderr.strip() or f"the process exited with code {child.returncode}"
         raise UserError(
-            f"{name} could not be measured: {reason.splitlines()[-1]}",
-            "see that `mlxgpt check` passes and that there is free memory, and try again.",
+            f"benchmarking {name} failed: {reason.splitlines()[-1]}",
+            "make sure that `mlxgpt check` passes and that enough memory is free, then try again.",
         )
     return parse_tier_result(json.loads(child.stdout))
 

@@ -52,7 +52,7 @@ class ComparisonDisplay(CompareCallback):
         """Show a failed check."""
         if not self._has_checked:
             self._has_checked = True
-            line = Text("checking itself, and timing a few steps")
+            line = Text("running self-checks and timing a few steps")
             self.console.print(line, soft_wrap=True)
         if check.ok is False:
             self.console.print(Text(f"self-check: {check.name}: {check.detail}", style="bold red"))
@@ -100,7 +100,7 @@ class ComparisonDisplay(CompareCallback):
 
     def _format_progress(self, done: float) -> str:
         """How much is done, and how long the rest will take, if no seeds are added."""
-        text = f"  {int(done)} of {self._total} trainings"
+        text = f"  {int(done)} of {self._total} runs"
         if self._start_time is None or done <= self._count_at_start:
             return text
         elapsed = time.monotonic() - self._start_time

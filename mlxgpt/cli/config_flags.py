@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import MISSING
+from functools import cache
 from typing import Any
 
 from mlxgpt import config
 from mlxgpt.config import toml
 from mlxgpt.config.fields import iter_fields
+from mlxgpt.utils.errors import UserError
 
 SECTION_TITLES = {
     "model": "model (GPT-2's shape)",
@@ -16,10 +19,59 @@ SECTION_TITLES = {
     "optim": "optimizer and schedule",
     "train": "training",
 }
+# Settings that `--help` shows; the others are in `--help-all`.
+COMMON_SETTINGS = (
+    *("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "dropout"),
+    *("source", "tokenizer", "learning_rate", "batch_size", "max_steps", "seed", "eval_interval"),
+)
+# Placeholders that name a unit; other numbers are N (whole) or X.
+UNITS = {
+    "block_size": "TOKENS",
+    "vocab_size": "TOKENS",
+    "eval_tokens": "TOKENS",
+    "sample_tokens": "TOKENS",
+    "max_tokens": "TOKENS",
+    "batch_size": "SEQUENCES",
+    "max_steps": "STEPS",
+    "warmup_steps": "STEPS",
+    "decay_steps": "STEPS",
+    "log_interval": "STEPS",
+    "eval_interval": "STEPS",
+    "save_interval": "STEPS",
+}
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Adds the tiers' values to the help of a config's settings."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        setting = getattr(action, "setting", None)
+        if setting and action.help and "default" not in action.help:
+            return f"{action.help}{_format_tier_defaults(setting)}".replace("%", "%%")
+        return action.help
+
+
+class HelpAllAction(argparse.Action):
+    """`--help-all`: prints the help with every setting."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        show_all_settings(parser)
+        parser.print_help()
+        parser.exit()
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for each setting of a config, section by section."""
+    """A flag for each setting of a config, section by section, and `--help-all`."""
+    parser.add_argument(
+        "--help-all",
+        action=HelpAllAction,
+        default=argparse.SUPPRESS,
+        help="show this help with all settings, and exit",
+    )
+    parser.epilog = f"all settings: {parser.prog} --help-all"
     for section, cls in config.SECTIONS.items():
         add_dataclass_flags(parser.add_argument_group(SECTION_TITLES[section]), cls)
 
@@ -27,53 +79,88 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 def add_dataclass_flags(group: argparse._ArgumentGroup, cls: type) -> None:
     """One flag for each field; those that are not given leave no trace."""
     for name, field_type, item in iter_fields(cls):
-        flag, default = "--" + name.replace("_", "-"), item.default
-        # Those of a config's settings come from the tier's file.
-        show_default = cls is config.SamplingParams and default not in (None, (), MISSING)
-        default_text = f" (default: {_format_default(default)})" if show_default else ""
-        help_text = (item.metadata["help"] + default_text).replace("%", "%%")
+        flag, help_text = "--" + name.replace("_", "-"), item.metadata["help"]
+        is_sampling = cls is config.SamplingParams
+        if is_sampling and "default" not in help_text and item.default is not MISSING:
+            help_text += f" (default: {_format_default(item.default)})"
         options = {"default": argparse.SUPPRESS, "help": help_text}
+        if is_sampling:
+            options["help"] = help_text.replace("%", "%%")
         if field_type is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            action = group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         elif field_type == tuple[str, ...] and name == "stop":
-            group.add_argument(flag, action="append", metavar="TEXT", **options)
+            action = group.add_argument(flag, action="append", metavar="TEXT", **options)
         elif field_type == tuple[str, ...]:
-            group.add_argument(flag, nargs="+", metavar="PATH", **options)
+            action = group.add_argument(flag, nargs="+", metavar="PATH", **options)
         elif field_type is str:
-            group.add_argument(flag, metavar="|".join(item.metadata["choices"]), **options)
+            metavar = "|".join(item.metadata["choices"])
+            action = group.add_argument(flag, metavar=metavar, **options)
         else:
             number_type, placeholder = (float, "X") if field_type is float else (int, "N")
-            group.add_argument(flag, type=number_type, metavar=placeholder, **options)
+            metavar = UNITS.get(name, placeholder)
+            action = group.add_argument(flag, type=number_type, metavar=metavar, **options)
+        if not is_sampling:
+            # Read by HelpFormatter. Hidden settings keep their help for --help-all.
+            action.setting = name  # type: ignore[attr-defined]
+            if name not in COMMON_SETTINGS:
+                action.hidden_help = action.help  # type: ignore[attr-defined]
+                action.help = argparse.SUPPRESS
 
 
-def add_tier_flags(parser: argparse.ArgumentParser) -> None:
-    """`--tier`, `--recipe` and `--config`."""
+def show_all_settings(parser: argparse.ArgumentParser) -> None:
+    """Have `parser` show the settings that `--help` leaves out."""
+    parser.epilog = None
+    for action in parser._actions:
+        action.help = getattr(action, "hidden_help", action.help)
+
+
+def add_tier_flags(parser: argparse.ArgumentParser, default: str = "none") -> None:
+    """`--tier`, `--recipe` and `--config`.
+
+    Args:
+        default: what the command uses without `--tier` and `--config`, for the help.
+    """
     tiers = sorted(
         int(name[4:])
         for name in toml.find_builtin_configs()
         if name[:4] == "tier" and name[4:].isdecimal()
     )
-    tier_help = "1: characters, Shakespeare; 2: byte-level BPE, short stories"
     base = parser.add_mutually_exclusive_group()
-    base.add_argument("--tier", type=int, choices=tiers, help=tier_help)
+    base.add_argument(
+        "--tier",
+        type=int,
+        choices=tiers,
+        help=f"1: characters, Shakespeare; 2: byte-level BPE, short stories (default: {default})",
+    )
     parser.add_argument(
         "--recipe",
         metavar="|".join(toml.RECIPES),
-        help="the tier as GPT-2 was trained (default), or with what was found since",
+        help="of the tier: classic, as GPT-2 was trained, or modern (default: classic)",
     )
     base.add_argument(
         "--config",
         metavar="FILE",
-        help="a TOML file instead, or one of ours: gpt2-124m, gpt1-117m, five-minutes",
+        help="instead of --tier: a TOML file, or a built-in config: gpt2-124m, gpt1-117m, "
+        "five-minutes (default: none)",
     )
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """`--run` and `--checkpoint`."""
-    parser.add_argument("--run", metavar="NAME", help="a run's name or folder (default: newest)")
-    parser.add_argument(
-        "--checkpoint", metavar="WHICH", help="best (default), newest, or a step number"
-    )
+def add_run_flags(
+    parser: argparse.ArgumentParser, *, positional: bool = True, checkpoint: bool = True
+) -> None:
+    """The run, as an argument or with `--run`, and `--checkpoint`."""
+    help_text = "a run's name or folder (default: the newest trained run)"
+    group = parser.add_mutually_exclusive_group()
+    if positional:
+        group.add_argument("run", nargs="?", metavar="RUN", help=help_text)
+        help_text = "the same as RUN"
+    group.add_argument("--run", metavar="RUN", help=help_text)
+    if checkpoint:
+        parser.add_argument(
+            "--checkpoint",
+            metavar="WHICH",
+            help="best, newest, or a step number (default: best)",
+        )
 
 
 def add_folder_flags(
@@ -81,12 +168,35 @@ def add_folder_flags(
 ) -> None:
     """`--runs-dir` and `--data-dir`."""
     if runs:
-        parser.add_argument("--runs-dir", metavar="DIR", help="where runs lie (default: runs)")
+        parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs (default: runs)")
     if data:
-        parser.add_argument("--data-dir", metavar="DIR", help="where data lies (default: data)")
+        parser.add_argument(
+            "--data-dir", metavar="DIR", help="folder of prepared data (default: data)"
+        )
+
+
+@cache
+def _format_tier_defaults(setting: str) -> str:
+    """` (default: …)`: a setting's value in the tiers' files, or nothing if they cannot be read."""
+    section = config.SECTION_BY_FIELD[setting]
+    try:
+        values = [getattr(getattr(_load_tier(n), section), setting) for n in (1, 2)]
+    except UserError:
+        return ""
+    first, second = map(_format_default, values)
+    if first == second:
+        return f" (default: {first})"
+    return f" (default: tier 1: {first}, tier 2: {second})"
+
+
+@cache
+def _load_tier(number: int) -> config.Config:
+    return toml.load_tier_config(number)
 
 
 def _format_default(default: Any) -> str:
     if isinstance(default, tuple):
-        return " ".join(default)
-    return str(default).lower() if isinstance(default, bool) else f"{default}"
+        return " ".join(default) or "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else f"{default}"

@@ -33,7 +33,7 @@ def render_loss_chart(
             if type(value) in (int, float) and abs(value) < MAX_LOSS:
                 points.append((float(record["step"]), float(value)))
     if not train_points:
-        return Text("no loss was logged yet\n")
+        return Text("no loss has been logged yet\n")
     train_curve = _downsample(np.array(train_points))
     val_curve = np.array(val_points).reshape(-1, 2)
     low, high = _y_limits(np.concatenate([train_curve[:, 1], val_curve[:, 1]]))
@@ -104,7 +104,7 @@ def _add_axes(
         chart.append("\n")
     chart.append(f"{'':>{Y_AXIS_WIDTH}}{corner}{dash * columns}\n", "dim")
     marker = "○" if unicode else "o"
-    legend = f"steps; the line: loss in training; {marker}: on held-out text"
+    legend = f"steps; line: training loss; {marker}: val loss"
     chart.append(
         f"{'':>{Y_AXIS_WIDTH + 1}}0 to {last_step:,} {legend}"[: Y_AXIS_WIDTH + 1 + columns] + "\n",
         "dim",

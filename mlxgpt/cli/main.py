@@ -28,6 +28,10 @@ METRICS_THREAD = "metrics-logger"  # name of the thread in training/loggers.py
 def run_and_exit() -> NoReturn:
     """Entry point of the program `mlxgpt`: runs `main` and ends the process."""
     code: Any
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
+        import argcomplete
+
+        argcomplete.autocomplete(make_parser())
     streams.install_streams()
     is_child = supervisor.enter_supervised_child()
     try:
@@ -108,7 +112,7 @@ def _to_user_error(error: OSError) -> UserError:
     if error.filename == streams.STDOUT_NAME:  # not "run it again": its files are written
         return UserError(
             f"{streams.STDOUT_NAME}: {error.strerror}",
-            "let it write elsewhere; the files that the command made are there.",
+            "redirect it elsewhere; the files that the command wrote are complete.",
         )
     prefix = f"{error.filename}: " if error.filename else ""
     return UserError(f"{prefix}{error.strerror or error}", files.find_remedy(error))

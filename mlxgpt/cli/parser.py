@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol
 
 from mlxgpt import __version__
+from mlxgpt.cli.aliases import translate_args, unknown_command_error
 from mlxgpt.cli.commands import (
     bench,
     check,
@@ -23,6 +23,7 @@ from mlxgpt.cli.commands import (
     runs,
     train,
 )
+from mlxgpt.cli.config_flags import HelpFormatter
 from mlxgpt.utils.errors import UserError
 
 
@@ -61,26 +62,35 @@ DASH_PROMPT_HINT = (
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Raises a UserError for a mistake, and suggests the nearest flag."""
+    """Raises a UserError for a mistake, accepts the aliases of other tools, and suggests the flag
+    or command that is meant.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        has_prompt = list(args[:1]) == ["generate"]
+        command = args[0] if args and not args[0].startswith("-") else ""
+        has_prompt = command == "generate"
+        if command:
+            if command not in COMMANDS:
+                raise unknown_command_error(command, list(COMMANDS))
+            args = [command, *translate_args(command, args[1:], _find_flags(self, command))]
         if has_prompt and args[-1] == "--" and "--" not in args[:-1]:
             args = [*args, "--"]  # the prompt is `--`: a separator with nothing after it has no use
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = [
-                flag for sub in _find_subparsers(self, args) for flag in sub._option_string_actions
-            ]
+            flags = list(_find_flags(self, command))
             suggestions = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1, 0.5)
             remedy = (
                 f"did you mean {suggestions[0]}?" if suggestions else f"see: {self.prog} --help"
             )
-            if has_prompt and "--" in args:
+            if command == "bench" and unknown[0] == "report":
+                remedy = "use: mlxgpt report FILE.json"
+            elif command == "train" and not unknown[0].startswith("-"):
+                remedy = _suggest_train_flag(unknown[0])
+            elif has_prompt and "--" in args:
                 remedy = DASH_PROMPT_HINT
             elif has_prompt and unknown[0].startswith("-"):
                 remedy = (
@@ -106,13 +116,13 @@ def make_parser() -> CommandParser:
     """The parser of `mlxgpt`; its result has `command`, and only what was given for it."""
     parser = CommandParser(
         prog="mlxgpt",
-        description="Train a GPT from nothing on your own Mac, understand it, and keep it.",
+        description="Train a GPT from scratch on your Mac, inspect it, and export it.",
         epilog=(
-            "begin here:\n"
-            "  mlxgpt train --tier 1          train on Tiny Shakespeare, fetched on the way\n"
+            "examples:\n"
+            "  mlxgpt train --tier 1          train on Tiny Shakespeare (downloaded first)\n"
             "  mlxgpt train --tier 2          train on short stories: a few hours\n"
-            '  mlxgpt generate "ROMEO:"       let the newest run write\n\n'
-            "mlxgpt COMMAND --help explains one command."
+            '  mlxgpt generate "ROMEO:"       generate text with the newest run\n\n'
+            "help for one command: mlxgpt COMMAND --help"
         ),
     )
     parser.add_argument("--version", action="version", version=f"mlxgpt {__version__}")
@@ -126,13 +136,28 @@ def make_parser() -> CommandParser:
             description=command.DESCRIPTION,
             argument_default=argparse.SUPPRESS,
         )
-        subparser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+        subparser.add_argument(
+            "--json", action="store_true", help="print JSON only (default: text)"
+        )
         command.add_arguments(subparser)
     return parser
 
 
-def _find_subparsers(parser: argparse.ArgumentParser, args: Sequence[str]) -> list[CommandParser]:
+def _suggest_train_flag(value: str) -> str:
+    """The remedy for a value without its flag, such as nanoGPT's `train.py config/x.py`."""
+    if value.isdecimal():
+        return f"name the tier with its flag: --tier {value}."
+    if value.endswith(".toml"):
+        return f"name the config with its flag: --config {value}."
+    if value.endswith(".py"):
+        return "nanoGPT's configs are Python; name a TOML file: --config FILE.toml."
+    return f"name the text with its flag: --source {value}."
+
+
+def _find_flags(parser: argparse.ArgumentParser, command: str) -> dict[str, argparse.Action]:
+    """The flags of a command."""
     for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return [sub for name, sub in action.choices.items() if name in args]
-    return []
+        if isinstance(action, argparse._SubParsersAction) and command in action.choices:
+            subparser = action.choices[command]
+            return dict(subparser._option_string_actions)
+    return {}

@@ -147,7 +147,7 @@ class TrainingDisplay(Callback):
     def on_check(self, check: CheckResult) -> None:
         """Show a failed check; count the others."""
         if not self._check_count:  # the first checks are quick, then kernels are compiled
-            line = Text("checking itself, and timing a few steps")
+            line = Text("running self-checks and timing a few steps")
             self.console.print(line, soft_wrap=True)
         self._check_count += 1
         if check.ok:
@@ -175,10 +175,11 @@ class TrainingDisplay(Callback):
             self.view.last_save = self._last_save
 
     def on_sample(self, step: int, text: str) -> None:
-        header = Text(f"what it writes after {step:,} steps:", style="dim")
-        self.console.print(
-            header, Padding(Text(text.strip("\n")), (0, 0, 0, 4), expand=False), sep="\n"
-        )
+        header, sample = Text(f"sample at step {step:,}:", style="dim"), Text(text.strip("\n"))
+        if self.console.is_terminal:
+            self.console.print(header, Padding(sample, (0, 0, 0, 4), expand=False), sep="\n")
+        else:
+            self.console.print(header, sample, sep="\n", soft_wrap=True)
 
     def on_train_end(self, summary: TrainingSummary) -> None:
         self.close()
@@ -186,14 +187,14 @@ class TrainingDisplay(Callback):
         duration = format_duration(summary.seconds)
         lines = {status: f"{summary.step:,} of {summary.steps:,} steps in {duration}"}
         if summary.loss is not None:
-            lines["loss"] = f"{summary.loss:.4f} nats per token in training"
+            lines["loss"] = f"{summary.loss:.4f} nats per token (training)"
         if summary.val_loss is not None:
             lines["val loss"] = (
-                f"{summary.val_loss:.4f} nats per token, the best, at step {summary.best_step:,}"
+                f"{summary.val_loss:.4f} nats per token (best, at step {summary.best_step:,})"
             )
         lines["run"] = f"{summary.run} (metrics.jsonl, samples.txt, checkpoints)"
         if self._last_save:
-            lines["saved"] = f"{self._last_save}, the last checkpoint"
+            lines["saved"] = f"last checkpoint: {self._last_save}"
         lines["data"] = str(summary.data)
         lines["try it"] = summary.try_it
         if summary.warning:
@@ -254,7 +255,7 @@ class LiveView:
         is_line_due = not self._live and now - self._last_line > PLAIN_LINE_INTERVAL
         if "val_loss" in record or is_line_due or record["step"] == self._steps:
             self._last_line = now
-            # What was saved is told at the end.
+            # The last save is printed at the end.
             metrics = (pair for pair in self._format_metrics(record) if pair[0] != "saved")
             line = "  ".join(f"{name} {value}" for name, value in metrics)
             self._console.print(Text(line), soft_wrap=True)
@@ -283,15 +284,15 @@ class LiveView:
 
     def _format_metrics(self, r: dict[str, Any]) -> list[tuple[str, str]]:
         eta = self._eta(r["step"])
-        skipped = [("left out", f"{r['skipped']:,}")] if r.get("skipped") else []
+        skipped = [("skipped", f"{r['skipped']:,}")] if r.get("skipped") else []
         return [
             ("step", f"{r['step']:,}/{self._steps:,}"),
             ("loss", "–" if r["loss"] is None else f"{r['loss']:.4f}"),
             ("val loss", "–" if self._val_loss is None else f"{self._val_loss:.4f}"),
             ("lr", f"{r['lr']:.2e}"),
             # None where a step is only made up for.
-            ("tokens/s", f"{r['tokens_per_second']:,.0f}" if r["tokens_per_second"] else "–"),
-            ("of peak", f"{r['peak_share']:.0%}" if r["peak_share"] else "–"),
+            ("tok/s", f"{r['tokens_per_second']:,.0f}" if r["tokens_per_second"] else "–"),
+            ("% of peak", f"{r['peak_share']:.0%}" if r["peak_share"] else "–"),
             ("memory", decimal(r["memory_bytes"])),
             ("saved", self.last_save),
             *skipped,
@@ -311,33 +312,33 @@ def _describe_plan(run: Run, dataset: Dataset, estimate: Estimate) -> dict[str, 
     t, model, meta = run.config.train, run.config.model, dataset.meta
     tokens = run.config.tokens_per_step
     return {
-        "text": describe_origin(meta.origin),
+        "source": describe_origin(meta.origin),
         "data": f"{dataset.folder}: {meta.train.tokens:,} training tokens, "
         f"{meta.val.tokens:,} validation tokens, vocabulary {meta.vocab_size:,}",
         "model": f"{count_parameters(model):,} parameters: {model.n_layer} layers, "
-        f"{model.n_head} heads, width {model.n_embd}, block {model.block_size}, {t.dtype}",
-        "plan": f"{t.max_steps:,} steps of {tokens:,} tokens, {t.max_steps * tokens:,} in all, "
+        f"{model.n_head} heads, width {model.n_embd}, block size {model.block_size:,}, {t.dtype}",
+        "plan": f"{t.max_steps:,} steps of {tokens:,} tokens, {t.max_steps * tokens:,} in total, "
         f"{t.max_steps * tokens / meta.train.tokens:.1f} epochs",
-        "machine": f"{device.device_name()}, {device.device_type()}, "
-        f"{decimal(device.total_memory_bytes())}",
-        "will take": f"about {format_duration(estimate.seconds)} and "
-        f"{decimal(estimate.peak_bytes)} of memory, measured: "
-        f"{1000 * estimate.step_seconds:,.0f} ms a step, "
+        "device": f"{device.device_name()}, {device.device_type()}, "
+        f"{decimal(device.total_memory_bytes())} memory",
+        "estimate": f"about {format_duration(estimate.seconds)} and "
+        f"{decimal(estimate.peak_bytes)} of memory, from measured steps: "
+        f"{1000 * estimate.step_seconds:,.0f} ms per step, "
         f"{estimate.evaluations} evaluation{'s' * (estimate.evaluations != 1)} in "
         f"{format_duration(estimate.evaluation_seconds)}",
-        "to expect": _format_expected_loss(estimate.reference, t.max_steps * tokens),
+        "expected": _format_expected_loss(estimate.reference, t.max_steps * tokens),
         "run": str(run.folder),
     }
 
 
 def _format_expected_loss(reference: ReferenceResult | None, planned_tokens: int) -> str:
     if not reference:
-        return "unknown: no run of this shape was measured on this text"
+        return "unknown: no reference run with this model size on this dataset"
     is_shorter = planned_tokens < 0.9 * reference.tokens
-    note = "; this one is shorter, and ends above it" if is_shorter else ""
+    note = "; this run is shorter and will end higher" if is_shorter else ""
     return (
-        f"val loss {reference.val_loss:.4f}, {reference.bits_per_byte:.3f} bits per byte: what "
-        f"this shape reached after {reference.tokens / 1e6:.1f} million tokens ({reference.report})"
+        f"val loss {reference.val_loss:.4f}, {reference.bits_per_byte:.3f} bits per byte, reached "
+        f"by this model size after {reference.tokens / 1e6:.1f}M tokens ({reference.report})"
         f"{note}"
     )
 

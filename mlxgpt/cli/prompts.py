@@ -22,9 +22,13 @@ def read_prompts(path: PathLike) -> list[str]:
     try:
         text = normalize_text(readers.read_small_text(Path(path)))
     except OSError as error:
-        raise files.to_user_error(error, "read", Path(path), "give a text of prompts.") from error
+        raise files.to_user_error(
+            error, "read", Path(path), "pass a text file with one prompt per line."
+        ) from error
     except ValueError as error:
-        raise UserError(f"cannot read {path}: {error}", "give a text of prompts.") from error
+        raise UserError(
+            f"cannot read {path}: {error}", "pass a text file with one prompt per line."
+        ) from error
     # Not by str.splitlines, which also cuts at U+2028, U+0085, form feeds, ….
     lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     prompts = [line for _, line in lines]
@@ -33,7 +37,7 @@ def read_prompts(path: PathLike) -> list[str]:
             _parse_prompt_line(line, location) for location, line in lines
         ]
     if not prompts:
-        raise UserError(f"there is no prompt in {path}", "write one a line.")
+        raise UserError(f"{path} contains no prompts", "write one prompt per line.")
     return prompts
 
 
@@ -59,6 +63,6 @@ def _extract_prompt(entry: Any, location: str) -> str:
     if isinstance(prompt, str):
         return prompt
     raise UserError(
-        f"{location}: no prompt",
-        'write one a line, "Once upon a time" or {"prompt": "Once upon a time"}.',
+        f"{location} has no prompt",
+        'write one prompt per line: "Once upon a time" or {"prompt": "Once upon a time"}.',
     )

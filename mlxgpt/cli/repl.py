@@ -22,13 +22,14 @@ from mlxgpt.loaded_model import LoadedModel, load
 from mlxgpt.utils.errors import UserError
 
 HELP = """\
-Type how a text begins; an empty line is the beginning of a text. Ctrl-C stops a text.
-/again             the same prompt once more, with another seed
-/run NAME          another run; /run alone: the newest
-/settings          what is set; to change it, for instance /temperature 0.7; without a value,
-                   back to the default:
+Type a prompt; an empty line generates without a prompt. Ctrl-C stops generation.
+/again             generate from the same prompt with a new seed
+/run NAME          switch to another run; without a name: the newest run
+/settings          show the sampling settings. Change one with, for example, /temperature 0.7;
+                   without a value, it is reset to its default:
                    {names}
-/help  /quit       or Ctrl-D"""
+/help              show this help
+/quit              quit (or Ctrl-D)"""
 
 REPL_SETTINGS = tuple(f.name for f in fields(SamplingParams) if f.name != "samples")
 
@@ -68,7 +69,7 @@ class GenerateRepl:
 
     def run(self) -> None:
         """Talk until Ctrl-D or /quit. What is logged of every long text is logged once."""
-        self._print_line("/help says what you can do here")
+        self._print_line("type a prompt, or /help for commands")
         with deduplicate_logs() as self._logged_records:
             while True:
                 line = None
@@ -99,7 +100,9 @@ class GenerateRepl:
         elif name in REPL_SETTINGS:
             self._change_setting(name, value)
         else:
-            raise UserError(f"there is no /{name.replace('_', '-')}", "/help lists what there is.")
+            raise UserError(
+                f"unknown command /{name.replace('_', '-')}", "/help lists the commands."
+            )
 
     def _generate(self, prompt: str, *, new_seed: bool = False) -> None:
         sampling = self._sampling | ({"seed": None} if new_seed else {})
@@ -110,7 +113,7 @@ class GenerateRepl:
         self._write_text("\n")
         stream.log_long_texts()
         result = stream.result
-        rate = f"{result.tokens_per_second:,.0f} a second"
+        rate = f"{result.tokens_per_second:,.0f} tok/s"
         self._print_line(f"{result.tokens:,} tokens, {rate}, seed {result.seed}")
 
     def _change_setting(self, name: str, value: str) -> None:
@@ -174,9 +177,13 @@ def _parse_setting(name: str, value: str, field_type: Any) -> Any:
     if field_type == tuple[str, ...]:
         with contextlib.suppress(ValueError):
             return tuple(shlex.split(value))
-        raise UserError(f"a quotation mark is missing in {value}", f'/{name} "one" "another"')
+        raise UserError(
+            f"missing quotation mark in {value}", f'use, for example, /{name} "one" "two".'
+        )
     try:
         return float(value) if field_type is float else int(value)
     except ValueError as error:
         flag = name.replace("_", "-")
-        raise UserError(f"/{flag} {value} is no number", f"for instance /{flag} 1") from error
+        raise UserError(
+            f"/{flag} {value} is not a valid number", f"use, for example, /{flag} 1."
+        ) from error

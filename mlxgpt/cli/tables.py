@@ -33,7 +33,7 @@ class StdoutConsole(Console):
 CHECK_MARKS = {
     True: Text("ok", "green"),
     False: Text("FAILED", "bold red"),
-    None: Text("told", "dim"),
+    None: Text("info", "dim"),
 }
 
 
@@ -41,8 +41,8 @@ def show_checks(checks: Sequence[CheckResult]) -> None:
     """The self-check as a table on stdout, with the reasons under it."""
     console = StdoutConsole(highlight=False)
     table = Table(box=None, pad_edge=False)
-    for column in ("", "checked", "found"):
-        table.add_column(column, style="dim" if column == "checked" else "")
+    for column in ("", "check", "result"):
+        table.add_column(column, style="dim" if column == "check" else "")
     for check in checks:
         table.add_row(CHECK_MARKS[check.ok], check.name, escape(check.detail))
     console.print(table)
@@ -85,8 +85,8 @@ def show_appraisal(appraisal: SampleQuality) -> None:
     console.print(table)
     if appraisal.order_preference is not None:
         console.print(
-            f"\nfinds a real story likelier than its sentences in another order: "
-            f"{appraisal.order_preference:.0%} (chance: 50 %)",
+            f"\nprefers a real story to its shuffled sentences: "
+            f"{appraisal.order_preference:.0%} (chance: 50%)",
             soft_wrap=True,
         )
     grammar_errors = [
@@ -94,7 +94,8 @@ def show_appraisal(appraisal: SampleQuality) -> None:
     ]
     if None in grammar_errors:
         console.print(
-            Text("\ngrammar errors are not counted; for them: pip install 'harper-py>=0.2,<0.3'")
+            Text("\ngrammar errors were not counted; install: pip install 'harper-py>=0.2,<0.3'"),
+            soft_wrap=True,
         )
 
 
@@ -134,7 +135,7 @@ def show_hellaswag(result: HellaSwagResult) -> None:
     """A model's accuracy on HellaSwag, with its standard error."""
     print(f"accuracy        {result.accuracy:.4f} ± {result.accuracy_error:.4f}")
     print(f"accuracy, norm  {result.accuracy_norm:.4f} ± {result.accuracy_norm_error:.4f}")
-    truncated = f", {result.cut:,} cut to the block" if result.cut else ""
+    truncated = f", {result.cut:,} truncated to the block size" if result.cut else ""
     print(f"examples        {result.examples:,}{truncated}")
 
 
@@ -143,9 +144,9 @@ def show_info(info: ConfigInfo) -> None:
     print(f"{info.name}\n")
     for part, count in info.parameters.items():
         print(f"  {part:34}{count:>14,} parameters")
-    print(f"\n  training, per token               {info.flops_per_token:>14,} operations")
-    print(f"  training, in all                  {info.training_tokens:>14,} tokens")
-    print(f"  weights, gradients, moments       {decimal(info.memory_bytes):>14}")
+    print(f"\n  training compute per token        {info.flops_per_token:>14,} FLOPs")
+    print(f"  training tokens                   {info.training_tokens:>14,} tokens")
+    print(f"  weights, gradients, optimizer     {decimal(info.memory_bytes):>14}")
     if info.step is not None:
         print(f"  trained                           {info.step:>14,} steps")
     if info.val_loss is not None:

@@ -60,22 +60,18 @@ def check_bounds(instance: T) -> T:
         if meta["choices"] and value not in meta["choices"]:
             suggestions = difflib.get_close_matches(str(value), meta["choices"], 1, 0.0)
             raise UserError(
-                f"{name} = {value!r} is none of {', '.join(meta['choices'])}",
+                f"{name} = {value!r} is not one of {', '.join(meta['choices'])}",
                 f"did you mean {suggestions[0]!r}?",
             )
         low, high = meta["low"], meta["high"]
         if high is None and isinstance(value, int):
             high = MAX_INT
         if isinstance(value, float) and value != value:
-            raise UserError(f"{name} = nan is not a number", f"leave out {name} for its default.")
+            raise UserError(f"{name} = nan is not a number", f"omit {name} to use its default.")
         if low is not None and value < low:
-            raise UserError(
-                f"{name} = {value} is too small", f"the smallest possible value is {low}."
-            )
+            raise UserError(f"{name} = {value} is too small", f"the minimum is {low}.")
         if high is not None and value > high:
-            raise UserError(
-                f"{name} = {value} is too large", f"the largest possible value is {high}."
-            )
+            raise UserError(f"{name} = {value} is too large", f"the maximum is {high}.")
         if value == float("inf"):
             raise UserError(f"{name} = {value} is too large", "use a finite number.")
     return instance
@@ -98,7 +94,7 @@ def coerce_types(
         if name not in field_types:
             if right_section := (section_by_field or {}).get(name):
                 raise UserError(
-                    f"{name!r} stands in the wrong section", f"put it under [{right_section}]."
+                    f"{name!r} is in the wrong section", f"move it to [{right_section}]."
                 )
             raise unknown_name_error(f"setting {name!r}", name, field_types)
         result[name] = _convert(name, field_types[name], value)
@@ -127,13 +123,13 @@ def _convert(name: str, field_type: Any, value: Any) -> Any:
             return tuple(str(v) for v in value)
     expected = {
         bool: "true or false",
-        int: "a whole number",
-        int | None: "a whole number",
+        int: "an integer",
+        int | None: "an integer",
         float: "a number",
-        str: "a text",
-        tuple[str, ...]: "a text or a list of texts",
+        str: "a string",
+        tuple[str, ...]: "a string or a list of strings",
     }[field_type]
-    raise UserError(f"{name} = {value!r} has the wrong type", f"{name} takes {expected}.")
+    raise UserError(f"{name} = {value!r} has the wrong type", f"{name} must be {expected}.")
 
 
 def unknown_name_error(description: str, name: str, valid_names: Mapping[str, Any]) -> UserError:

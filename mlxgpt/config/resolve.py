@@ -35,12 +35,12 @@ def resolve_config(
         raise UserError(f"there is no recipe {recipe}", f"use {' or '.join(toml.RECIPES)}.")
     if recipe and tier is None:
         raise UserError(
-            f"--recipe {recipe} of what is not said",
-            "add --tier 1 or --tier 2; or, to train for M minutes at a size made for these, "
-            "mlxgpt train --recipe modern --max-minutes M.",
+            f"--recipe {recipe} needs a model size",
+            "add --tier 1 or --tier 2; or, for a size that fits M minutes of training, run: "
+            "mlxgpt train --recipe modern --max-minutes M",
         )
     if tier is not None and config is not None:
-        raise UserError("a tier and a config are given", "give --tier or --config, not both.")
+        raise UserError("--tier and --config cannot be used together", "use one of them.")
     if isinstance(config, Config):
         name, base = "custom", config
     elif config is not None:
@@ -50,5 +50,5 @@ def resolve_config(
         recipe = recipe or "classic"
         name, base = toml.tier_config_name(tier, recipe), toml.load_tier_config(tier, recipe)
     else:
-        raise UserError("it is not said what to train", "give --tier 1, or --config FILE.")
+        raise UserError("no config given", "use --tier 1, or --config FILE.")
     return name, configs.override_config(base, settings)

@@ -27,43 +27,39 @@ class ModelConfig:
     """A GPT-2 (Radford et al., 2019), by its own names. The defaults are GPT-2 small's."""
 
     n_layer: int = config_field(12, "transformer blocks", low=1)
-    n_head: int = config_field(12, "attention heads in a block", low=1)
-    n_embd: int = config_field(768, "width: numbers that stand for one token", low=1)
+    n_head: int = config_field(12, "attention heads per block", low=1)
+    n_embd: int = config_field(768, "embedding dimension", low=1)
     block_size: int = config_field(1024, "context length in tokens", low=1)
     vocab_size: int = config_field(
-        0, "different tokens, also for a BPE to be trained; 0: as many as the data has", low=0
+        0, "vocabulary size, also of a BPE tokenizer to train; 0: determined by the data", low=0
     )
     dropout: float = config_field(
         0.1,
-        "share of activations set to zero in training, all but attention's weights",
+        "dropout probability, except on attention weights",
         low=0.0,
         high=0.9,
     )
-    bias: bool = config_field(True, "biases in linear layers and layer norms, as GPT-2 has them")
+    bias: bool = config_field(True, "use biases in linear layers and layer norms, as GPT-2 does")
     position: str = config_field(
         "learned",
-        "how a token knows its place: learned, a vector for each; rope, turned by it",
+        "position encoding: learned, an embedding per position; rope, rotary embeddings",
         choices=("learned", "rope"),
     )
     norm: str = config_field(
         "layer",
-        "layer, mean and variance; rms, the size alone, without a gain but in the last one",
+        "normalization: layer, LayerNorm; rms, RMSNorm with a gain in the final norm only",
         choices=("layer", "rms"),
     )
-    qk_norm: bool = config_field(False, "queries and keys normalised in each head")
+    qk_norm: bool = config_field(False, "normalize queries and keys in each head")
     mlp: str = config_field(
         "gelu",
-        "what lies between the MLP's layers: gelu; relu2, squared; swiglu, gated",
+        "MLP activation: gelu; relu2, squared ReLU; swiglu, gated SiLU",
         choices=("gelu", "relu2", "swiglu"),
     )
-    tied: bool = config_field(
-        True, "the output layer is the token embedding, not a matrix of its own"
-    )
-    embedding_norm: bool = config_field(
-        False, "the token embedding is normalised before the first block"
-    )
+    tied: bool = config_field(True, "tie the output head to the token embedding")
+    embedding_norm: bool = config_field(False, "normalize token embeddings before the first block")
     value_embeddings: bool = config_field(
-        False, "in each block a vector of each token of its own, added to attention's values"
+        False, "add a learned embedding of each token to the attention values in every block"
     )
 
     @property
@@ -84,14 +80,17 @@ class DataConfig:
 
     source: tuple[str, ...] = config_field(
         ("shakespeare",),
-        "text to train on: shakespeare, tinystories, tinystories-gpt4, openwebtext, storybook, a "
-        "dataset of the hub as hf:OWNER/NAME[:COLUMN], files, folders, or a prepared data folder",
+        "training data: shakespeare, tinystories, tinystories-gpt4, openwebtext, storybook "
+        "(synthetic stories), a Hub dataset as hf:OWNER/NAME[:COLUMN], files, folders, or a "
+        "prepared data folder",
     )
-    val_source: tuple[str, ...] = config_field((), "validation text; default: a part of the source")
+    val_source: tuple[str, ...] = config_field(
+        (), "validation data; default: split from the source"
+    )
     tokenizer: str = config_field(
         "char",
-        "how text becomes tokens: char, one a character; bpe, byte-level BPE with vocab_size ids, "
-        "trained on the text; gpt2, GPT-2's own",
+        "char, one token per character; bpe, byte-level BPE with vocab_size tokens, trained on the "
+        "data; gpt2, the pretrained GPT-2 tokenizer",
         choices=("char", "bpe", "gpt2"),
     )
 
@@ -104,56 +103,59 @@ class OptimConfig:
 
     optimizer: str = config_field(
         "adamw",
-        "adamw, on everything; muon, on the blocks' matrices, and AdamW on the rest",
+        "adamw; or muon, for the matrices of the blocks, with AdamW for all other parameters",
         choices=("adamw", "muon"),
     )
     learning_rate: float = config_field(6e-4, "peak learning rate of AdamW", low=0.0)
     embedding_learning_rate: float = config_field(
-        0.0, "peak learning rate of AdamW on embeddings; 0: as on the rest", low=0.0
+        0.0, "peak learning rate of AdamW for embeddings; 0: same as learning_rate", low=0.0
     )
     muon_learning_rate: float = config_field(0.02, "peak learning rate of Muon", low=0.0)
     schedule: str = config_field(
         "cosine",
-        "how the learning rate falls: cosine, all the way; linear, over the last part",
-        choices=("cosine", "linear"),
+        "learning rate decay: cosine, over all steps; wsd (warmup, stable, decay), linear over the "
+        "final cooldown",
+        choices=("cosine", "wsd"),
     )
     cooldown: float = config_field(
-        0.5, "share of the steps in which the linear schedule falls", low=0.0, high=1.0
+        0.5, "length of the linear decay of wsd as a fraction of all steps", low=0.0, high=1.0
     )
     min_lr_ratio: float = config_field(
-        0.1, "final learning rate as a share of the peak", low=0.0, high=1.0
+        0.1, "final learning rate as a fraction of the peak", low=0.0, high=1.0
     )
     warmup_steps: int = config_field(2000, "steps of linear warmup", low=0)
     decay_steps: int = config_field(
-        0, "steps until the cosine reaches its floor; 0: max_steps", low=0
+        0, "steps until cosine decay reaches its minimum; 0: max_steps", low=0
     )
     weight_decay: float = config_field(
-        0.1, "decay of parameters of two or more dimensions", low=0.0
+        0.1, "weight decay of parameters with two or more dimensions", low=0.0
     )
-    beta1: float = config_field(0.9, "AdamW's memory of the gradient", low=0.0, high=0.9999)
-    beta2: float = config_field(0.95, "AdamW's memory of its square", low=0.0, high=0.999999)
-    eps: float = config_field(1e-8, "AdamW's epsilon", low=0.0)
-    grad_clip: float = config_field(1.0, "largest global gradient norm; 0: no clipping", low=0.0)
+    beta1: float = config_field(
+        0.9, "AdamW beta1, decay rate of the gradient average", low=0.0, high=0.9999
+    )
+    beta2: float = config_field(
+        0.95, "AdamW beta2, decay rate of the squared gradient", low=0.0, high=0.999999
+    )
+    eps: float = config_field(1e-8, "AdamW epsilon", low=0.0)
+    grad_clip: float = config_field(1.0, "maximum global gradient norm; 0: no clipping", low=0.0)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How long, in which portions, and what is shown and kept on the way."""
 
-    batch_size: int = config_field(12, "sequences in a (micro-)batch", low=1)
-    gradient_accumulation_steps: int = config_field(
-        1, "micro-batches summed before each update", low=1
-    )
-    max_steps: int = config_field(5000, "updates in all", low=1)
-    seed: int = config_field(1337, "seed of everything random", low=0, high=2**63 - 1)
+    batch_size: int = config_field(12, "sequences per micro-batch", low=1)
+    gradient_accumulation_steps: int = config_field(1, "micro-batches per optimizer step", low=1)
+    max_steps: int = config_field(5000, "total number of optimizer steps", low=1)
+    seed: int = config_field(1337, "random seed", low=0, high=2**63 - 1)
     dtype: str = config_field(
         "auto",
-        "numbers of the forward and backward pass; auto: bfloat16 on CUDA, else float32",
+        "dtype of the forward and backward pass; auto: bfloat16 on CUDA, float32 elsewhere",
         choices=("auto", "float32", "bfloat16"),
     )
     reduce_dtype: str = config_field(
         "float32",
-        "numbers in which several machines add up their gradients; bfloat16: half as much to send",
+        "dtype in which gradients are all-reduced across machines; bfloat16: half the traffic",
         choices=("float32", "bfloat16"),
     )
     gradient_checkpointing: bool = config_field(
@@ -162,40 +164,40 @@ class TrainConfig:
         affects_weights=False,
     )
     log_interval: int = config_field(
-        10, "steps between two lines of metrics", low=1, affects_weights=False
+        10, "steps between logged metrics", low=1, affects_weights=False
     )
     eval_interval: int = config_field(
-        250, "steps between two evaluations", low=1, affects_weights=False
+        250, "steps between evaluations", low=1, affects_weights=False
     )
     eval_tokens: int = config_field(
         0,
-        "tokens of the validation text in an evaluation on the way, spread over it; 0: 15 % of "
-        "what was trained on since the last one",
+        "validation tokens per evaluation during training; 0: 15% of the tokens trained on since "
+        "the last evaluation",
         low=0,
         affects_weights=False,
     )
     save_interval: int = config_field(
         250,
-        "steps between two checkpoints; each evaluation saves too",
+        "steps between checkpoints; each evaluation also saves one",
         low=1,
         affects_weights=False,
     )
     sample_tokens: int = config_field(
-        200, "length of the sample at each evaluation; 0: none", low=0, affects_weights=False
+        200, "tokens of the sample at each evaluation; 0: no sample", low=0, affects_weights=False
     )
     keep_checkpoints: int = config_field(
-        2, "newest checkpoints that are kept, beside the best", low=1, affects_weights=False
+        2, "newest checkpoints to keep, in addition to the best", low=1, affects_weights=False
     )
     snapshots: bool = config_field(
         True,
-        "keep the weights after 0, 100, 200, 400, … steps, in 16 bits, for mlxgpt play; none where "
-        "all would take more than a tenth of the disk's free space",
+        "keep 16-bit weights of steps 0, 100, 200, 400, … for mlxgpt play; disabled if they would "
+        "take more than a tenth of the free disk space",
         affects_weights=False,
     )
     on_spike: str = config_field(
         "ignore",
-        "what to do at a loss far above those before it: ignore; skip, leave that step out; "
-        "rollback, go back to the newest checkpoint and on with other batches",
+        "on a loss spike: ignore; skip, skip the step; rollback, return to the newest checkpoint "
+        "and continue with other batches",
         choices=("ignore", "skip", "rollback"),
         affects_weights=False,
     )
@@ -225,27 +227,31 @@ class Config:
 class SamplingParams:
     """How text is drawn from a model: not part of a run, chosen at each generation."""
 
-    max_tokens: int = config_field(500, "most tokens to make", low=1)
+    max_tokens: int = config_field(500, "maximum number of tokens to generate", low=1)
     temperature: float = config_field(
-        0.8, "below 1 plainer, above 1 wilder; 0: always the likeliest token", low=0.0, high=100.0
+        0.8, "sampling temperature; higher is more random; 0: greedy", low=0.0, high=100.0
     )
-    top_k: int = config_field(0, "choose among the k likeliest tokens; 0: all", low=0)
+    top_k: int = config_field(0, "sample from the k most likely tokens; 0: all", low=0)
     top_p: float = config_field(
-        1.0, "choose among the fewest tokens that hold this probability", low=0.0, high=1.0
+        1.0,
+        "sample from the most likely tokens up to this total probability; 1: all",
+        low=0.0,
+        high=1.0,
     )
     min_p: float = config_field(
-        0.0, "leave out tokens below this share of the likeliest's probability", low=0.0, high=1.0
+        0.0,
+        "exclude tokens below this fraction of the highest probability; 0: none",
+        low=0.0,
+        high=1.0,
     )
     repetition_penalty: float = config_field(
-        1.0, "above 1: tokens that were there already become less likely", low=0.01, high=100.0
+        1.0, "above 1: make tokens that already occurred less likely; 1: off", low=0.01, high=100.0
     )
     seed: int | None = config_field(
-        None, "same seed, same text; default: a fresh one, which is shown", low=0, high=2**63 - 1
+        None, "random seed; default: a new one, which is printed", low=0, high=2**63 - 1
     )
-    stop: tuple[str, ...] = config_field(
-        (), "end before this text appears (may be given repeatedly)"
-    )
-    samples: int = config_field(1, "texts to make at once, in one batch", low=1)
+    stop: tuple[str, ...] = config_field((), "stop before this text (repeatable)")
+    samples: int = config_field(1, "number of samples to generate, in one batch", low=1)
 
 
 SECTIONS: dict[str, type] = get_type_hints(Config)
@@ -294,8 +300,8 @@ def config_from_tree(tree: Mapping[str, Any]) -> Config:
         if section not in SECTIONS:
             if section in SECTION_BY_FIELD:
                 raise UserError(
-                    f"{section!r} stands outside its section",
-                    f"put it under [{SECTION_BY_FIELD[section]}].",
+                    f"{section!r} is outside its section",
+                    f"move it to [{SECTION_BY_FIELD[section]}].",
                 )
             raise unknown_name_error(f"section [{section}]", section, SECTIONS)
         if not isinstance(section_values, Mapping):
@@ -319,16 +325,15 @@ def validate_config(config: Config) -> Config:
         lower_multiple = model.n_embd // model.n_head * model.n_head
         suggestions = [str(n) for n in (lower_multiple, lower_multiple + model.n_head) if n]
         raise UserError(
-            f"n_embd = {model.n_embd} cannot be shared among n_head = {model.n_head} heads",
+            f"n_embd = {model.n_embd} is not divisible by n_head = {model.n_head}",
             f"use a multiple of {model.n_head}, such as n_embd = {' or '.join(suggestions)}.",
         )
     head_size = model.n_embd // model.n_head
     if model.position == "rope" and head_size % 2:
         raise UserError(
-            f"n_embd = {model.n_embd} gives each of n_head = {model.n_head} heads {head_size} "
-            "numbers, "
-            "and position = rope turns them in pairs",
-            f"use an even number for each, such as n_embd = {model.n_head * (head_size + 1)}.",
+            f"n_embd = {model.n_embd} and n_head = {model.n_head} give an odd head size of "
+            f"{head_size}, and position = rope needs an even one",
+            f"use an even head size, such as n_embd = {model.n_head * (head_size + 1)}.",
         )
     return config
 

@@ -16,6 +16,7 @@ RECIPES = ("classic", "modern")  # of a tier: tier1.toml, tier1-modern.toml
 
 
 REMOVED_FIELD = ("model", "zero_init")  # (section, name), still in the configs of old runs
+RENAMED_VALUE = ("optim", "schedule", "linear", "wsd")  # (section, name, old, new), likewise
 
 
 def load_config(path: str | Path) -> Config:
@@ -29,15 +30,18 @@ def load_config(path: str | Path) -> Config:
             # Without the byte-order mark that some editors write.
             tree = tomllib.loads(files.read_small(Path(path)).removeprefix("\ufeff"))
     except OSError as error:
-        remedy = f"name a TOML file, or one of {', '.join(sorted(find_builtin_configs()))}."
+        remedy = f"use a TOML file, or one of {', '.join(sorted(find_builtin_configs()))}."
         raise files.to_user_error(error, "read the config", Path(path), remedy) from error
     except ValueError as error:
         raise UserError(
-            f"{path} is not valid TOML: {error}", "fix that line; see configs/tier1.toml."
+            f"{path} is not valid TOML: {error}", "fix that line; configs/tier1.toml is an example."
         ) from error
     section, name = REMOVED_FIELD
     if isinstance(tree.get(section), dict):
         tree[section].pop(name, None)
+    section, name, old_value, new_value = RENAMED_VALUE
+    if isinstance(tree.get(section), dict) and tree[section].get(name) == old_value:
+        tree[section][name] = new_value
     try:
         return config_from_tree(tree)
     except UserError as error:

@@ -74,7 +74,9 @@ def _download_files(repo_id: str, info: Any) -> Path:
     commit = str(info.sha)
     repo_files = {file.rfilename: file for file in info.siblings or []}
     if CONFIG_JSON not in repo_files:
-        raise UserError(f"{repo_id} has no {CONFIG_JSON}", "name a GPT-2 of the hub, such as gpt2.")
+        raise UserError(
+            f"{repo_id} has no {CONFIG_JSON}", "use a GPT-2 model from the hub, such as gpt2."
+        )
     weight_files = (
         [WEIGHTS_FILE]
         if WEIGHTS_FILE in repo_files
@@ -83,7 +85,7 @@ def _download_files(repo_id: str, info: Any) -> Path:
     if not weight_files:
         raise UserError(
             f"{repo_id} has no {WEIGHTS_FILE}",
-            "its weights are a pickle, which can run code: name a model with safetensors.",
+            "its weights are a pickle, which can run code: use a model with safetensors.",
         )
     folder = Path(hf_hub_download(repo_id, CONFIG_JSON, revision=commit)).parent
     missing = [
@@ -93,7 +95,8 @@ def _download_files(repo_id: str, info: Any) -> Path:
     free_bytes = shutil.disk_usage(folder).free
     if required_bytes > free_bytes:
         raise UserError(
-            f"{repo_id} takes {required_bytes / 1e9:,.2f} GB, and {free_bytes / 1e9:,.2f} are free",
+            f"{repo_id} needs {required_bytes / 1e9:,.2f} GB of disk space, but only "
+            f"{free_bytes / 1e9:,.2f} GB are free",
             "free some space, or set HF_HOME to a folder on a larger disk.",
         )
     if missing:
@@ -116,7 +119,9 @@ def _download_files(repo_id: str, info: Any) -> Path:
         lfs = repo_files[file].lfs
         if lfs and files.sha256_file(local_path) != lfs.sha256:
             local_path.resolve().unlink()  # or the cache would give it again
-            raise http.DownloadError(f"{file} was damaged in transit: its hash is not the hub's")
+            raise http.DownloadError(
+                f"{file} was damaged in transit: its hash differs from the hub's"
+            )
     return folder
 
 
@@ -134,13 +139,13 @@ def _find_cached_snapshot(repo_id: str) -> Path | None:
 def _choose_remedy(error: Exception) -> str:
     status = http.http_status(error)
     if status == 403 or "gated" in type(error).__name__.lower():
-        return "accept its terms on the hub, and log in here: hf auth login."
+        return "accept its terms on the hub, then log in: hf auth login"
     if status in (401, 404):
-        return "check the name, OWNER/NAME; what is private or gated needs: hf auth login."
+        return "check the name, OWNER/NAME; for private or gated models, log in: hf auth login"
     if status == 429:
-        return "wait some minutes, or log in, with hf auth login."
+        return "wait a few minutes, or log in: hf auth login"
     if http.is_unreachable(error):
-        return "check the connection; a model in a folder is imported without one."
+        return "check the connection; a model in a local folder needs none."
     if isinstance(error, OSError) and error.errno in files.REMEDIES:
         return files.REMEDIES[error.errno]
-    return "give the same command again: what was downloaded is kept."
+    return "run the same command again: finished downloads are kept."

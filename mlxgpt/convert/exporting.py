@@ -62,11 +62,11 @@ def export(
     """
     for value, allowed, flag in (
         (to, RUNTIMES, "--to"),
-        (quantize, QUANTIZE_BITS, "bits"),
+        (quantize, QUANTIZE_BITS, "--quantize"),
     ):
         if value is not None and value not in allowed:
             raise UserError(
-                f"{flag} {value} is none of {', '.join(map(str, allowed))}", "give one of these."
+                f"{flag} {value} is not one of {', '.join(map(str, allowed))}", "use one of these."
             )
     opened_run, model, step = load_run_model(run, checkpoint, runs_dir, fall_back=False)
     suffix = f"-{quantize}bit" if quantize else ""
@@ -83,7 +83,7 @@ def export(
     return ExportResult(folder, step, perplexity_before, perplexity_after)
 
 
-OTHER_FOLDER_REMEDY = "choose another folder: --out DIR."
+OTHER_FOLDER_REMEDY = "choose another folder: --output DIR."
 
 
 def export_run(
@@ -108,24 +108,24 @@ def export_run(
     """
     if runtime == "hf" and bits:
         raise UserError(
-            "transformers has no quantized form of a GPT-2 that runs everywhere",
-            "leave out --quantize, or export --to mlx-lm or --to gguf.",
+            "--to hf does not support --quantize",
+            "omit --quantize, or export --to mlx-lm or --to gguf.",
         )
     is_modern = differs_from_gpt2(run.config.model)
     if is_modern and (mismatches := qwen3.find_incompatible_settings(run.config.model)):
         parts = ", ".join(f"{name} = {str(value).lower()}" for name, value in mismatches.items())
         raise UserError(
-            f"{run.name} is no GPT-2, and for Qwen3's layout it should not have {parts}",
-            "other runtimes have no such model; train one with the parts of either.",
+            f"{run.name} fits neither GPT-2 nor Qwen3, because of {parts}",
+            "no other runtime supports this architecture; train with the settings of either model.",
         )
     if is_modern and runtime == "mlx-lm":
         raise UserError(
-            f"{run.name} is no GPT-2; mlx-lm quantizes such a model itself",
-            "export it --to hf, and then: mlx_lm.convert --hf-path FOLDER -q.",
+            f"{run.name} is not a GPT-2, and --to mlx-lm supports GPT-2 only",
+            "export it --to hf, then run: mlx_lm.convert --hf-path FOLDER -q",
         )
     with files.file_lock(folder, "exporting to"):
         if files.exists(folder):
-            raise UserError(f"{folder} exists", OTHER_FOLDER_REMEDY)
+            raise UserError(f"{folder} already exists", OTHER_FOLDER_REMEDY)
         scratch = folder.with_name(f".{folder.name}.new")
         try:
             shutil.rmtree(scratch, ignore_errors=True)  # left by an export that was killed

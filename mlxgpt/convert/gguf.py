@@ -86,7 +86,7 @@ def write_gguf(path: Path, model: GGUFModel, bits: int | None = None) -> None:
     """
     config, tokenizer = model.config, model.tokenizer
     if model.add_bos_token and tokenizer.end_of_text is None:
-        raise ValueError("the tokenizer has no end-of-text")
+        raise ValueError("the tokenizer has no end-of-text token")
     if bits is not None:
         _check_quantization(bits, config.n_embd)
     vocabulary = _make_vocabulary(tokenizer, config.vocab_size)
@@ -147,8 +147,8 @@ def _import_gguf() -> Any:
         import gguf
     except ImportError as error:
         raise UserError(
-            "GGUF takes the package gguf, which is not installed",
-            "get it: pip install 'gguf>=0.19,<1'",
+            "GGUF export needs the package gguf, which is not installed",
+            "install it: pip install 'gguf>=0.19,<1'",
         ) from error
     return gguf
 
@@ -161,7 +161,7 @@ def _check_quantization(bits: int, n_embd: int) -> None:
     n_embd values, four times as many, or a multiple of 32.
     """
     if bits not in QUANT_TYPES:
-        raise UserError(f"weights cannot be quantized to {bits} bits", "take 8 or 4.")
+        raise UserError(f"weights cannot be quantized to {bits} bits", "use 8 or 4.")
     if n_embd % QUANT_BLOCK_SIZE:
         next_multiple = n_embd // QUANT_BLOCK_SIZE * QUANT_BLOCK_SIZE + QUANT_BLOCK_SIZE
         suggestion = (
@@ -170,9 +170,9 @@ def _check_quantization(bits: int, n_embd: int) -> None:
             else f"{next_multiple}"
         )
         raise UserError(
-            f"n_embd = {n_embd} cannot be quantized: llama.cpp packs rows by {QUANT_BLOCK_SIZE} "
-            "numbers",
-            f"leave it in float32, or train with a multiple of {QUANT_BLOCK_SIZE}, such as "
+            f"n_embd = {n_embd} cannot be quantized: llama.cpp needs a multiple of "
+            f"{QUANT_BLOCK_SIZE}",
+            f"omit --quantize, or train with a multiple of {QUANT_BLOCK_SIZE}, such as "
             f"n_embd = {suggestion}.",
         )
 
@@ -211,8 +211,8 @@ def _make_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
             token_type = USER_DEFINED
     elif tokenizer.end_of_text is None:
         raise UserError(
-            "llama.cpp cannot have a byte-level BPE without an end-of-text: id 11 would end texts",
-            "export it --to hf, or name its eos_token in tokenizer_config.json and import again.",
+            "llama.cpp does not support byte-level BPE without an end-of-text token",
+            "export it --to hf, or set eos_token in tokenizer_config.json and import it again.",
         )
     tokens, types = [], []
     for name, token_id in sorted(token_ids.items(), key=lambda item: item[1]):
@@ -233,7 +233,7 @@ def _escape_character(character: str) -> str:
     """
     if not character.isascii() or len(character) > 1:
         raise UserError(
-            f"llama.cpp cannot have {character!r} as a token where there is no end-of-text",
+            f"llama.cpp does not support the token {character!r} without an end-of-text token",
             "train with --tokenizer bpe, which has one.",
         )
     return f"\\x{ord(character):02x}"

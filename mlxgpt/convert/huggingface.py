@@ -89,24 +89,24 @@ def read_gpt2_config(folder: Path) -> ModelConfig:
             value = model_type if name == "model_type" else tree.get(name, allowed[0])
             if value not in allowed:
                 raise UserError(
-                    f"{path}: {name} is {value!r}, which is no GPT-2 as it is built here",
-                    f"take a model with {name} {allowed[0]!r}, such as gpt2.",
+                    f"{path}: {name} is {value!r}, which is not supported",
+                    f"use a model with {name} {allowed[0]!r}, such as gpt2.",
                 )
         shape = _read_shape(folder, tree)
         if tree.get("n_inner") not in (None, 4 * shape["n_embd"]):
             raise UserError(
                 f"{path}: n_inner is {tree['n_inner']}, not 4 × {shape['n_embd']}",
-                "take a model whose MLP is four times as wide, such as gpt2.",
+                "use a model whose MLP is four times as wide as n_embd, such as gpt2.",
             )
         shape["block_size"] = shape.pop("n_positions")
         shape["dropout"] = min(float(tree.get("resid_pdrop", 0.1)), 0.9)
         return config_from_tree({"model": {**shape, "bias": True}}).model
     except OSError as error:
-        remedy = "name a folder of a GPT-2, or gpt2 for its own."
+        remedy = "use the folder of a GPT-2 model, or gpt2 to download it."
         raise files.to_user_error(error, "read", path, remedy) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
-            f"{path} is no config of a GPT-2: {error}", "copy or download it again."
+            f"{path} is not a valid GPT-2 config: {error}", "copy or download it again."
         ) from error
 
 
@@ -146,7 +146,7 @@ def _read_shape(folder: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise UserError(
             f"{folder / CONFIG_JSON} lacks {', '.join(missing)}",
-            f'add it, as in "{missing[0]}": 12 for gpt2: the weights do not tell.',
+            f'add it, as in "{missing[0]}": 12 for gpt2; it cannot be inferred from the weights.',
         )
     return shape
 
@@ -185,8 +185,8 @@ GPT2_PARAMETER = re.compile(
 )
 # Heads that a language model can have besides its own, by the prefix of their names.
 EXTRA_HEADS = {
-    "v_head.": "a value head, of reinforcement learning",
-    "multiple_choice_head.": "a head for multiple choice",
+    "v_head.": "a value head for reinforcement learning",
+    "multiple_choice_head.": "a multiple-choice head",
 }
 # Heads in place of the language model's, by the prefix of their names.
 OTHER_TASK_HEADS = {
@@ -209,20 +209,20 @@ def _drop_other_heads(folder: Path, arrays: dict[str, mx.array]) -> dict[str, mx
             if prefix in OTHER_TASK_HEADS and LM_HEAD not in arrays:
                 raise UserError(
                     f"{folder} is {description}, not a language model",
-                    "take the model that it was made from, or one with a language model's head.",
+                    "use its base model, or a model with a language modeling head.",
                 )
-            logger.info(f"left out: {name}, {description}")
+            logger.info(f"skipped {name}: {description}")
             del arrays[name]
     for name, value in arrays.items():
         if not GPT2_PARAMETER.fullmatch(name) and name != LM_HEAD:
             raise UserError(
-                f"the weights in {folder} have {name!r}, which no GPT-2 has",
-                "take a whole GPT-2; an adapter (LoRA) is merged into its model first.",
+                f"the weights in {folder} have {name!r}, which is not part of GPT-2",
+                "use a complete GPT-2 model; merge an adapter (LoRA) into its model first.",
             )
         if not mx.issubdtype(value.dtype, mx.floating):
             raise UserError(
-                f"the weights in {folder} are quantized: {name} is of type {value.dtype}",
-                "take the model before it was quantized.",
+                f"the weights in {folder} are quantized: {name} has dtype {value.dtype}",
+                "use the unquantized model.",
             )
     return arrays
 
@@ -241,9 +241,9 @@ def read_gpt2_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.arra
     ):
         if name in arrays and arrays[name].shape[:1] != (rows,):
             raise UserError(
-                f"the weights in {folder} are not those that its config.json describes: "
-                f"{name} has {arrays[name].shape[0]:,} rows, and {key} is {rows:,}",
-                "copy or download the whole folder again.",
+                f"the weights in {folder} do not match its config.json: "
+                f"{name} has {arrays[name].shape[0]:,} rows, but {key} is {rows:,}",
+                "copy or download the complete folder again.",
             )
     # c_attn is the one matrix that is never square: the shape of a square one fits both layouts.
     c_attn = arrays.get(f"h.0.{LINEAR_WEIGHTS[0]}")
@@ -262,8 +262,8 @@ def read_gpt2_parameters(folder: Path, config: ModelConfig) -> dict[str, mx.arra
         and mx.array_equal(head.astype(mx.float32), parameters["wte.weight"])
     ):
         raise UserError(
-            f"{folder}: its output head is not its embedding",
-            "models with a head of their own cannot be imported; GPT-2's is the embedding itself.",
+            f"{folder}: the output head is not tied to the token embedding",
+            "models with an untied output head cannot be imported; use one with a tied head.",
         )
     return parameters
 
@@ -282,9 +282,9 @@ def _read_arrays(folder: Path) -> dict[str, mx.array]:
             weight_map = files.read_json(folder / WEIGHTS_INDEX_FILE)["weight_map"]
             names = sorted(set(weight_map.values()))
             if any(name != Path(name).name or not name.endswith(".safetensors") for name in names):
-                raise ValueError("it leads out of its folder")
+                raise ValueError("its index refers to files outside the folder")
             if any(len(os.fsencode(name)) > 255 for name in names):
-                raise ValueError("it has names that are too long")
+                raise ValueError("its index has file names that are too long")
         elif len(weight_files) == 1:  # under a name of its own
             names = weight_files
         arrays: dict[str, mx.array] = {}
@@ -307,23 +307,21 @@ def _read_arrays(folder: Path) -> dict[str, mx.array]:
 def _choose_remedy(folder: Path) -> str:
     """The remedy for a folder without safetensors, by the files that it has instead."""
     if files.list_matching(folder, "pytorch_model*.bin"):
-        return (
-            "its pytorch_model.bin is a pickle, which can run code: save it as safetensors first."
-        )
+        return "its pytorch_model.bin is a pickle, which can run code: convert it to safetensors."
     if files.exists(folder / ADAPTER_FILE):
-        return f"{ADAPTER_FILE} is a LoRA adapter: merge it into its model, and save that."
+        return (
+            f"{ADAPTER_FILE} is a LoRA adapter: merge it into its base model, and save the result."
+        )
     for file_name in ("tf_model.h5", "flax_model.msgpack"):
         if files.exists(folder / file_name):
-            return (
-                f"its {file_name} is of another library: save it as safetensors with transformers."
-            )
-    return "copy or download the whole folder again."
+            return f"{file_name} is not supported: save it as safetensors with transformers."
+    return "copy or download the complete folder again."
 
 
 def _mismatch_error(folder: Path) -> UserError:
     return UserError(
-        f"the weights in {folder} are not those that its config.json describes",
-        "copy or download the whole folder again.",
+        f"the weights in {folder} do not match its config.json",
+        "copy or download the complete folder again.",
     )
 
 

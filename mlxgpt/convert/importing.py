@@ -70,14 +70,14 @@ def read_model(source: str, meta: Path | None = None) -> ImportedModel:
         return _read_nanogpt(path, meta)
     if meta:
         raise UserError(
-            "--meta belongs to nanoGPT's ckpt.pt", "name that file, or leave out --meta."
+            "--meta is for a nanoGPT ckpt.pt only", "specify that file, or omit --meta."
         )
     if files.is_folder(path):
         return _read_folder(path, {"folder": path.absolute().name})
     if source not in download.MODEL_ALIASES and source.count("/") != 1:
         raise UserError(
-            f"there is no folder {source!r}, and no model of the hub is called so",
-            f"name a folder, OWNER/NAME, or one of {', '.join(download.MODEL_ALIASES)}.",
+            f"{source!r} is neither a folder nor a model name",
+            f"use a folder, OWNER/NAME, or one of {', '.join(download.MODEL_ALIASES)}.",
         )
     folder, commit = download.download_model(source)
     repo_id = download.MODEL_ALIASES.get(source, source)
@@ -87,8 +87,8 @@ def read_model(source: str, meta: Path | None = None) -> ImportedModel:
 def _read_nanogpt(path: Path, meta: Path | None) -> ImportedModel:
     ckpt = nanogpt.read_nanogpt_checkpoint(path)
     logger.info(
-        "nanoGPT's GELU is the exact one since June 2023, and this one GPT-2's: where they differ, "
-        "losses do in the fifth place"
+        "nanoGPT uses exact GELU since June 2023, mlxgpt uses GPT-2's tanh approximation: the loss "
+        "may differ in the fifth digit"
     )
     tokenizer: Tokenizer
     if meta:
@@ -97,8 +97,8 @@ def _read_nanogpt(path: Path, meta: Path | None) -> ImportedModel:
         tokenizer = load_gpt2_tokenizer()
     else:
         raise UserError(
-            f"{path} has a vocabulary of {ckpt.config.vocab_size:,}: its tokens are not GPT-2's",
-            f"give the meta.pkl of its data: --meta data/{ckpt.dataset or 'NAME'}/meta.pkl",
+            f"{path} has a vocabulary of {ckpt.config.vocab_size:,}, which is not GPT-2's",
+            f"specify the meta.pkl of its dataset: --meta data/{ckpt.dataset or 'NAME'}/meta.pkl",
         )
     if tokenizer.vocab_size > ckpt.config.vocab_size:
         raise _vocab_size_error(str(meta or path), tokenizer.vocab_size, ckpt.config.vocab_size)
@@ -121,9 +121,9 @@ def _read_folder(folder: Path, origin: dict[str, str]) -> ImportedModel:
 
 def _vocab_size_error(source: str, tokenizer_size: int, model_size: int) -> UserError:
     return UserError(
-        f"the tokenizer in {source} gives {tokenizer_size:,} ids, and the model has room for "
-        f"{model_size:,}",
-        "they do not belong together: copy or download the whole folder again.",
+        f"the tokenizer in {source} has {tokenizer_size:,} tokens, but the model's vocabulary "
+        f"size is {model_size:,}",
+        "they do not belong together: copy or download the complete folder again.",
     )
 
 
@@ -136,15 +136,15 @@ def create_imported_run(imported_model: ImportedModel, folder: Path) -> Run:
     """
     if name := checkpoint.find_non_finite(imported_model.parameters):
         raise UserError(
-            f"the model's {name} has values that are not finite (NaN or infinity)",
-            "take a checkpoint from before its training diverged, or copy it again.",
+            f"the model's {name} contains non-finite values (NaN or infinity)",
+            "use a checkpoint from before training diverged, or copy it again.",
         )
     with files.file_lock(folder, "writing"):
         if files.exists(folder) and any(folder.iterdir()):
             if files.exists(folder / RUN_FILE) and not runs.open_run(folder).steps():
                 files.remove_folder(folder)  # an import that was interrupted
             else:
-                raise UserError(f"{folder} exists", "choose another name: --run NAME.")
+                raise UserError(f"{folder} already exists", "choose another name: --run NAME.")
         run = Run(
             folder,
             _make_config(imported_model.config, imported_model),

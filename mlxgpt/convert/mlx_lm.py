@@ -71,6 +71,6 @@ def choose_group_size(config: ModelConfig) -> int:
         if config.n_embd % group_size == 0:
             return group_size
     raise UserError(
-        f"the width {config.n_embd} cannot be quantized: it is no multiple of {GROUP_SIZES[-1]}",
-        "export it without --quantize; or train one with such an --n-embd.",
+        f"n_embd = {config.n_embd} cannot be quantized: it is not a multiple of {GROUP_SIZES[-1]}",
+        "omit --quantize, or train a model with such an --n-embd.",
     )

@@ -29,12 +29,12 @@ def render_model_card(run: Run, step: int, runtime: str, bits: int | None) -> st
     m, best = run.config.model, run.best()
     eos = (end_of_text_token(run.tokenizer) or "").replace("|", r"\|")
     rows = {
-        "parameters": f"{count_parameters(m):,}: {m.n_layer} layers, {m.n_head} heads, width "
-        f"{m.n_embd}, block {m.block_size}",
+        "parameters": f"{count_parameters(m):,}: {m.n_layer} layers, {m.n_head} heads, "
+        f"embedding dimension {m.n_embd}, context length {m.block_size:,}",
         "architecture": _describe_architecture(m),
         "weights": f"{bits} bits" if bits else "float32",
         "vocabulary": f"{run.tokenizer.vocab_size:,} tokens",
-        "texts begin": f"with `{eos}`" if run.bos is not None else "without a special token",
+        "start token": f"`{eos}`" if run.bos is not None else "none",
     }
     if run.data_name:
         names = ", ".join(Path(source).name for source in run.config.data.source)
@@ -42,7 +42,7 @@ def render_model_card(run: Run, step: int, runtime: str, bits: int | None) -> st
     if best and best["step"] == step:
         rows["validation loss"] = f"{best['val_loss']:.4f} nats per token"
     if run.origin:
-        rows["begun from"] = ", ".join(f"{key} {value}" for key, value in run.origin.items())
+        rows["initialized from"] = ", ".join(f"{key} {value}" for key, value in run.origin.items())
     return "\n".join(
         [
             f"# {run.name}",
@@ -51,7 +51,7 @@ def render_model_card(run: Run, step: int, runtime: str, bits: int | None) -> st
             "",
             *_render_table(rows),
             "",
-            "## How to run it",
+            "## Usage",
             "",
             _render_commands(run, runtime),
             "",
@@ -69,7 +69,7 @@ ids = tokenizer({literal}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens={new}, do_sample=True)[0]))
 ```
 
-The same folder runs in mlx-lm:
+The same folder also works with mlx-lm:
 
 ```
 mlx_lm.generate --model . --prompt {shell} --max-tokens {new} --ignore-chat-template
@@ -125,11 +125,9 @@ def choose_example_prompt(run: Run, max_tokens: int) -> str:
 
 def _describe_architecture(m: ModelConfig) -> str:
     if m.position == "rope":
-        return (
-            "Qwen3's: rotary positions, RMS norms, normalised queries and keys, SwiGLU, tied head"
-        )
-    bias_note = "" if m.bias else "; without biases, which are zeros here"
-    return f"GPT-2: learned positions, pre-LayerNorm, GELU, tied head{bias_note}"
+        return "Qwen3: rotary embeddings (RoPE), RMSNorm, QK norm, SwiGLU, tied output head"
+    bias_note = "" if m.bias else "; no biases (stored as zeros)"
+    return f"GPT-2: learned position embeddings, pre-LayerNorm, GELU, tied output head{bias_note}"
 
 
 def _render_table(rows: Mapping[str, Any]) -> list[str]:

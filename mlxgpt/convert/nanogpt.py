@@ -30,9 +30,7 @@ from mlxgpt.model.stats import count_parameters
 from mlxgpt.utils import files
 from mlxgpt.utils.errors import UserError
 
-CHECKPOINT_REMEDY = (
-    "give the ckpt.pt that nanoGPT's train.py wrote, and copy it again if it is one."
-)
+CHECKPOINT_REMEDY = "use a ckpt.pt written by nanoGPT's train.py; if it is one, copy it again."
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
     dataset = settings.get("dataset") if isinstance(settings, dict) else None
     step, val_loss = checkpoint["iter_num"], _parse_val_loss(checkpoint.get("best_val_loss"))
     if type(step) is not int or step < 0:
-        raise _invalid_checkpoint(path, "its iter_num is no number of steps")
+        raise _invalid_checkpoint(path, "its iter_num is not a valid step")
     del checkpoint  # with the optimizer's state, twice as large as the model
     parameters = _convert_parameters(path, tensors, config)
     return NanoGPTCheckpoint(
@@ -89,8 +87,8 @@ def _import_torch() -> ModuleType:
         import torch
     except ImportError as error:
         raise UserError(
-            "nanoGPT's checkpoints are read by PyTorch, which is not installed",
-            "get it: pip install 'torch>=2.6,<3'; on Linux without an NVIDIA GPU its CPU build.",
+            "importing a nanoGPT checkpoint needs PyTorch, which is not installed",
+            "install it: pip install 'torch>=2.6,<3' (on Linux without a GPU: the CPU build)",
         ) from error
     return torch
 
@@ -118,7 +116,7 @@ def _load_torch_file(path: Path) -> dict[Any, Any]:
         # Checked first, as a compressed file could grow a thousandfold in memory.
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise _invalid_checkpoint(path, "it is compressed, which PyTorch's files are not")
+                raise _invalid_checkpoint(path, "it is compressed")
         return torch.load(path, map_location="cpu", weights_only=True)
 
     try:
@@ -128,14 +126,12 @@ def _load_torch_file(path: Path) -> dict[Any, Any]:
     except OSError as error:
         raise files.to_user_error(error, "read", path, CHECKPOINT_REMEDY) from error
     except zipfile.BadZipFile as error:
-        raise _invalid_checkpoint(
-            path, "it is not a file of PyTorch's, or was cut short"
-        ) from error
+        raise _invalid_checkpoint(path, "it is not a PyTorch file, or is truncated") from error
     except Exception as error:  # a damaged file has PyTorch raise whatever there is
         if "Weights only load failed" in str(error):
             raise UserError(
-                f"{path} holds more than weights and plain settings, and could run code",
-                "nanoGPT's own checkpoints do not: save it again with nanoGPT's train.py.",
+                f"{path} contains more than weights and plain settings, and could run code",
+                "save it again with nanoGPT's train.py, whose checkpoints are safe.",
             ) from error
         raise _invalid_checkpoint(
             path, f"PyTorch cannot read it ({type(error).__name__})"
@@ -152,7 +148,7 @@ DEFAULT_MODEL_ARGS = {"bias": True, "dropout": 0.0}  # GPTConfig's, which the ol
 def _parse_config(path: Path, model_args: Any) -> ModelConfig:
     """The model config that `model_args` describes."""
     if not isinstance(model_args, dict):
-        raise _invalid_checkpoint(path, "its model_args are none")
+        raise _invalid_checkpoint(path, "its model_args are invalid")
     if missing := [name for name in REQUIRED_MODEL_ARGS if name not in model_args]:
         raise _invalid_checkpoint(path, f"its model_args lack {', '.join(missing)}")
     shape = {name: model_args[name] for name in REQUIRED_MODEL_ARGS}
@@ -181,9 +177,9 @@ def _select_tensors(path: Path, state_dict: Any) -> dict[str, Any]:
             continue
         is_plain = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
         if not is_plain or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
-            raise _invalid_checkpoint(path, f"its {full_name!r} is no plain tensor")
+            raise _invalid_checkpoint(path, f"its {full_name!r} is not a plain tensor")
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise _invalid_checkpoint(path, f"its {full_name!r} is of type {tensor.dtype}")
+            raise _invalid_checkpoint(path, f"its {full_name!r} has dtype {tensor.dtype}")
         if name in tensors:
             raise _invalid_checkpoint(path, f"it has {name!r} twice")
         tensors[name] = tensor.detach()
@@ -197,12 +193,12 @@ def _convert_parameters(
     torch = _import_torch()
     head, embedding = tensors.pop(LM_HEAD, None), tensors.get("wte.weight")
     if head is None or embedding is None:
-        raise _invalid_checkpoint(path, "its model has no embedding, or no head")
+        raise _invalid_checkpoint(path, "its model has no token embedding or no output head")
     # Before anything of their size is made: a tensor may look larger than what it stores.
     n_stored = sum(tensor.numel() for tensor in tensors.values())
     if n_stored != (n_expected := count_parameters(config)):
         raise _invalid_checkpoint(
-            path, f"its model_args give {n_expected:,} parameters, and it has {n_stored:,}"
+            path, f"its model_args describe {n_expected:,} parameters, but it has {n_stored:,}"
         )
     if _storage_bytes(tensors) < 2 * n_stored:
         raise _invalid_checkpoint(path, "its tensors overlap")
@@ -210,8 +206,8 @@ def _convert_parameters(
         head, embedding
     ):
         raise UserError(
-            f"{path}: the head is not the token embedding, as it has to be here",
-            "train it with a nanoGPT of January 14, 2023 or later, which ties them.",
+            f"{path}: the output head is not tied to the token embedding",
+            "train it with nanoGPT from January 14, 2023 or later, which ties them.",
         )
     del head, embedding
     parameters = {}
@@ -241,4 +237,4 @@ def _parse_val_loss(value: Any) -> float | None:
 
 
 def _invalid_checkpoint(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is no checkpoint of nanoGPT's: {reason}", CHECKPOINT_REMEDY)
+    return UserError(f"{path} is not a nanoGPT checkpoint: {reason}", CHECKPOINT_REMEDY)

@@ -50,7 +50,7 @@ def read_hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, bool]:
         else:
             tree = _read_vocab_and_merges(folder)
         if settings.get("add_prefix_space"):
-            raise ValueError("it puts a space before each text (add_prefix_space)")
+            raise ValueError("it adds a space before each text (add_prefix_space)")
         # In the order in which transformers reads them, the last one counting.
         legacy_tokens = _read_optional_json(folder / ADDED_TOKENS_JSON).items()
         added_tokens = [
@@ -68,7 +68,8 @@ def read_hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, bool]:
         ]
         if out_of_range:
             logger.info(
-                f"left out, as the model has no such ids: {', '.join(sorted(set(out_of_range)))}"
+                "skipped special tokens outside the model's vocabulary: "
+                f"{', '.join(sorted(set(out_of_range)))}"
             )
         added_tokens = [token for token in added_tokens if token["content"] not in out_of_range]
         eos = _token_text(token_settings.get("eos_token"))
@@ -83,17 +84,17 @@ def read_hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, bool]:
             end_of_text_token(tokenizer) or prefix_token
         ):
             raise ValueError(
-                f"texts begin with {prefix_token!r}, and end with {end_of_text_token(tokenizer)!r}"
+                f"texts start with {prefix_token!r}, but end with {end_of_text_token(tokenizer)!r}"
             )
         return tokenizer, prefix_token is not None and tokenizer.end_of_text is not None
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder} has no {TOKENIZER_JSON}", "copy or download the whole folder again."
+            f"{folder} has no {TOKENIZER_JSON}", "copy or download the complete folder again."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
-            f"the tokenizer in {folder} is none that is known here: {error}",
-            "take a model with GPT-2's own, or one that mlxgpt exported.",
+            f"the tokenizer in {folder} is not supported: {error}",
+            "use a model with GPT-2's tokenizer, or one that mlxgpt exported.",
         ) from error
 
 

@@ -58,8 +58,8 @@ def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
     tokenizer = tokenizer_json.load_tokenizer(folder / "tokenizer.json")
     if (tokenizer.fingerprint, tokenizer.vocab_size) != (meta.tokenizer, meta.vocab_size):
         raise UserError(
-            f"{folder}: the token arrays were made with another tokenizer than tokenizer.json",
-            "move this folder away, and prepare the data again.",
+            f"{folder}: the token arrays were not encoded with its tokenizer.json",
+            "move this folder away and prepare the data again.",
         )
     arrays = [
         _open_array(folder / f"{split}.bin", meta, getattr(meta, split), hash_cache)
@@ -77,14 +77,14 @@ def _open_array(
         expected, size = split.tokens * dtype.itemsize, path.stat().st_size
         if size != expected:
             raise UserError(
-                f"{path} has {size:,} bytes, and meta.json describes {expected:,}", remedy
+                f"{path} has {size:,} bytes, but meta.json expects {expected:,}", remedy
             )
         stats = hash_cache.get_or_compute(
             path.name, [path], lambda: scan_token_file(path, meta.dtype)
         )
         hash_matches = stats.get("sha256") == split.sha256
         if not hash_matches or not 0 <= stats.get("largest", -1) < meta.vocab_size:
-            raise UserError(f"{path} is not the array that meta.json describes", remedy)
+            raise UserError(f"{path} does not match meta.json (checksum or token ids)", remedy)
         with files.add_filename_to_errors(path):
             return TokenArray(np.memmap(path, dtype=dtype, mode="r"), meta.vocab_size)
     except FileNotFoundError as error:

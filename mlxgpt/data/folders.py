@@ -40,16 +40,16 @@ def find_text_files(folder: Path, suffixes: Container[str]) -> list[Path]:
             if is_ignored(path.name):
                 skipped["hidden"] += suffix in suffixes
             elif path.is_symlink() and not files.exists(path):
-                problems.append(f"{path} is a broken link, to {path.readlink()}")
+                problems.append(f"{path} is a broken link to {path.readlink()}")
             elif suffix in suffixes and files.is_file(path):
                 text_paths.append(path)
             else:
-                skipped[suffix or "without an ending"] += 1
+                skipped[suffix or "without extension"] += 1
     counts = sorted((-count, kind) for kind, count in skipped.items() if count)
     kinds = [f"{-count:,} {kind}" for count, kind in counts]
     notes = [line for lines in (kinds, sorted(problems)) for line in _truncate_list(lines)]
     if notes:
-        logger.info(f"left out of {folder}: {', '.join(notes)}")
+        logger.info(f"skipped in {folder}: {', '.join(notes)}")
     return sorted(text_paths)
 
 

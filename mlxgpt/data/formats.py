@@ -42,23 +42,23 @@ class FileFormat(NamedTuple):
     remedy: str
 
 
-TEXT_REMEDY = "give the text itself."
-MODEL_REMEDY = "give the text itself; a model is imported by: mlxgpt import."
+TEXT_REMEDY = "use a text file instead."
+MODEL_REMEDY = "use a text file instead; to import a model, use: mlxgpt import"
 PANDOC_REMEDY = "convert it: pandoc -t plain {file} -o {stem}.txt"
-OFFICE_REMEDY = "save it as plain text (UTF-8) there."
+OFFICE_REMEDY = "open it in an office program and save it as plain text (UTF-8)."
 
 # (offset, magic bytes, format); the first match counts.
 MAGIC_FORMATS = (
-    (0, b"\x1f\x8b", FileFormat("compressed by gzip", "decompress it: gunzip -k {file}")),
-    (0, b"BZh", FileFormat("compressed by bzip2", "decompress it: bunzip2 -k {file}")),
-    (0, b"\xfd7zXZ\0", FileFormat("compressed by xz", "decompress it: xz -dk {file}")),
+    (0, b"\x1f\x8b", FileFormat("compressed with gzip", "decompress it: gunzip -k {file}")),
+    (0, b"BZh", FileFormat("compressed with bzip2", "decompress it: bunzip2 -k {file}")),
+    (0, b"\xfd7zXZ\0", FileFormat("compressed with xz", "decompress it: xz -dk {file}")),
     (
         0,
         b"\x28\xb5\x2f\xfd",
-        FileFormat("compressed by Zstandard", "decompress it: zstd -d {file}"),
+        FileFormat("compressed with Zstandard", "decompress it: zstd -d {file}"),
     ),
-    (0, b"\x04\x22\x4d\x18", FileFormat("compressed by LZ4", "decompress it: lz4 -dk {file}")),
-    (0, b"\x1f\x9d", FileFormat("compressed by compress", "decompress it: uncompress -k {file}")),
+    (0, b"\x04\x22\x4d\x18", FileFormat("compressed with LZ4", "decompress it: lz4 -dk {file}")),
+    (0, b"\x1f\x9d", FileFormat("compressed with compress", "decompress it: uncompress -k {file}")),
     (0, b"7z\xbc\xaf\x27\x1c", FileFormat("a 7z archive", "unpack it: 7z x {file}")),
     (0, b"Rar!\x1a\x07", FileFormat("a RAR archive", "unpack it: unrar x {file}")),
     (257, b"ustar", FileFormat("a tar archive", "unpack it: tar -xf {file}")),
@@ -74,16 +74,16 @@ MAGIC_FORMATS = (
         b"SQLite format 3\0",
         FileFormat(
             "an SQLite database",
-            "write a column to a file: sqlite3 {file} 'SELECT text FROM documents' > {stem}.txt",
+            "export a column to a file: sqlite3 {file} 'SELECT text FROM documents' > {stem}.txt",
         ),
     ),
     (
         0,
         b"FEA1",
-        FileFormat("a Feather file of version 1", "write it as Parquet, where it was written."),
+        FileFormat("a Feather version 1 file", "save it as Parquet or Feather version 2."),
     ),
-    (0, b"ORC", FileFormat("an ORC table", "write it as Parquet: pyarrow reads and writes both.")),
-    (0, b"Obj\x01", FileFormat("an Avro table", "write it as Parquet or JSON lines.")),
+    (0, b"ORC", FileFormat("an ORC table", "convert it to Parquet, for example with pyarrow.")),
+    (0, b"Obj\x01", FileFormat("an Avro table", "convert it to Parquet or JSON Lines.")),
     (0, b"\x93NUMPY", FileFormat("a NumPy array, not text", TEXT_REMEDY)),
     (0, b"\x89HDF\r\n\x1a\n", FileFormat("an HDF5 file, not text", TEXT_REMEDY)),
     (0, b"GGUF", FileFormat("a GGUF model, not text", MODEL_REMEDY)),
@@ -92,18 +92,18 @@ MAGIC_FORMATS = (
         (0, bytes([0x80, n]), FileFormat("a Python pickle, not text", MODEL_REMEDY))
         for n in range(1, 6)
     ),
-    (0, b"\x89PNG\r\n\x1a\n", FileFormat("a picture (PNG), not text", TEXT_REMEDY)),
-    (0, b"\xff\xd8\xff", FileFormat("a picture (JPEG), not text", TEXT_REMEDY)),
-    (0, b"GIF8", FileFormat("a picture (GIF), not text", TEXT_REMEDY)),
-    (0, b"II*\0", FileFormat("a picture (TIFF), not text", TEXT_REMEDY)),
-    (8, b"WEBP", FileFormat("a picture (WebP), not text", TEXT_REMEDY)),
-    (8, b"WAVE", FileFormat("sound (WAV), not text", TEXT_REMEDY)),
-    (0, b"fLaC", FileFormat("sound (FLAC), not text", TEXT_REMEDY)),
-    (0, b"OggS", FileFormat("sound (Ogg), not text", TEXT_REMEDY)),
-    (0, b"ID3", FileFormat("sound (MP3), not text", TEXT_REMEDY)),
-    (4, b"ftyp", FileFormat("a video or sound (MP4), not text", TEXT_REMEDY)),
-    (0, b"\x7fELF", FileFormat("a program, not text", TEXT_REMEDY)),
-    (0, b"\xcf\xfa\xed\xfe", FileFormat("a program, not text", TEXT_REMEDY)),
+    (0, b"\x89PNG\r\n\x1a\n", FileFormat("an image (PNG), not text", TEXT_REMEDY)),
+    (0, b"\xff\xd8\xff", FileFormat("an image (JPEG), not text", TEXT_REMEDY)),
+    (0, b"GIF8", FileFormat("an image (GIF), not text", TEXT_REMEDY)),
+    (0, b"II*\0", FileFormat("an image (TIFF), not text", TEXT_REMEDY)),
+    (8, b"WEBP", FileFormat("an image (WebP), not text", TEXT_REMEDY)),
+    (8, b"WAVE", FileFormat("an audio file (WAV), not text", TEXT_REMEDY)),
+    (0, b"fLaC", FileFormat("an audio file (FLAC), not text", TEXT_REMEDY)),
+    (0, b"OggS", FileFormat("an audio file (Ogg), not text", TEXT_REMEDY)),
+    (0, b"ID3", FileFormat("an audio file (MP3), not text", TEXT_REMEDY)),
+    (4, b"ftyp", FileFormat("a video or audio file (MP4), not text", TEXT_REMEDY)),
+    (0, b"\x7fELF", FileFormat("an executable, not text", TEXT_REMEDY)),
+    (0, b"\xcf\xfa\xed\xfe", FileFormat("an executable, not text", TEXT_REMEDY)),
 )
 
 # Byte-order marks, the longest first.
@@ -144,7 +144,7 @@ def reject_unsupported_format(path: Path, head: bytes, *, is_table: bool = False
     if path.suffix.lower() in CSV_SUFFIXES:
         delimiter_arg = ', delimiter="\\t"' if path.suffix.lower() == ".tsv" else ""
         command = CSV_TO_JSONL_COMMAND.replace("{tabs}", delimiter_arg)
-        remedy = f"convert it, {command}; or name it .txt to train on it as it stands."
+        remedy = f"convert it: {command}; or rename it to .txt to train on it as is."
         raise _unsupported_format_error(path, FileFormat("a table, not text", remedy))
 
 
@@ -157,7 +157,7 @@ def markup_notice(path: Path) -> str | None:
     is_markup = path.suffix.lower() in (".html", ".htm", ".xhtml", ".xml")
     if is_markup or head.startswith((b"<!doctype html", b"<html", b"<?xml")):
         command = _fill_command("pandoc -t plain {file} -o {stem}.txt", path)
-        return f"{path} is read as it stands, with its tags; without them: {command}"
+        return f"{path} is read as plain text, including its markup; to strip it: {command}"
     return None
 
 
@@ -172,7 +172,7 @@ def not_utf8_error(path: Path, offset: int, sample: bytes) -> UserError:
     encoding = guess_encoding(sample)
     if encoding:
         return _encoding_error(path, f"{problem}; it looks like {encoding}", encoding)
-    return _encoding_error(path, problem, "WINDOWS-1252", "convert it, for instance")
+    return _encoding_error(path, problem, "WINDOWS-1252", "convert it, for example")
 
 
 ENCODING_SAMPLE_BYTES = 50_000
@@ -226,7 +226,7 @@ def _identify_zip(path: Path) -> FileFormat:
         return FileFormat("a PyTorch file, not text", MODEL_REMEDY)
     if names and all(name.endswith(".npy") for name in names):
         return FileFormat("NumPy arrays, not text", TEXT_REMEDY)
-    return FileFormat("a ZIP archive", "unpack it, and give the folder: unzip {file} -d {stem}")
+    return FileFormat("a ZIP archive", "unpack it and use the folder: unzip {file} -d {stem}")
 
 
 WIDE_ICONV_NAMES = {

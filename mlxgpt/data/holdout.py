@@ -40,8 +40,8 @@ def hold_out_from_train(dataset: Dataset) -> Dataset:
     start = int(starts[0] if len(starts) else candidates[0]) if len(candidates) else len(ids)
     if len(ids) - start < 2 or tail_start + start < 2:
         raise UserError(
-            f"{dataset.folder} has too little training text to hold a part of it back",
-            "use a longer text.",
+            f"{dataset.folder} has too little training data for a held-out part",
+            "use more data.",
         )
     split_index, size = tail_start + start, int(bytes_to_end[start])
     documents = int(np.count_nonzero(ids[start:] == tokenizer.end_of_text))

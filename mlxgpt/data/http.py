@@ -90,7 +90,7 @@ def run_with_timeout(seconds: float, download: Callable[[], T]) -> T:
     thread.start()
     thread.join(seconds)
     if not result.done():
-        raise DownloadError(f"not downloaded in {seconds:.0f} s")
+        raise DownloadError(f"download timed out after {seconds:.0f} s")
     return result.result()
 
 
@@ -116,7 +116,7 @@ def download_bytes(url: str, max_bytes: int) -> bytes:
                 for block in response.iter_bytes():
                     content += block
                     if len(content) > max_bytes:
-                        raise DownloadError("it gave something longer")
+                        raise DownloadError("the response is larger than expected")
             return bytes(content)
         except httpx.TransportError:
             if not attempts_left or not content:  # a server that sent nothing is not asked again
@@ -147,23 +147,25 @@ def describe_download_error(error: BaseException) -> str:
         if isinstance(cause, DownloadError | UserError):
             return str(cause).partition("\n")[0]
         if type(cause).__name__ == "DatasetNotFoundError":  # importing it takes a second
-            return "there is no such dataset, or it is private or gated"
+            return "the dataset does not exist, or is private or gated"
         if code := _response_status(cause):
-            return f"it answered {code}"
+            return f"HTTP status {code}"
         if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set"
         if isinstance(cause, FileMetadataError | json.JSONDecodeError):
-            return "what answers is not the hub, but a login page or a proxy"
+            return "the response is not from the hub, but from a login page or a proxy"
         if isinstance(cause, httpx.TimeoutException):
-            return f"no answer in {response_timeout():.0f} s"
+            return f"no response after {response_timeout():.0f} s"
         if "CERTIFICATE_VERIFY_FAILED" in str(cause):
-            return "its certificate is unknown here; if your network has its own, set SSL_CERT_FILE"
+            return (
+                "certificate verification failed; if your network uses its own, set SSL_CERT_FILE"
+            )
         if isinstance(cause, httpx.ProxyError):
-            return f"the proxy answers {cause}"
+            return f"proxy error: {cause}"
         if isinstance(cause, httpx.ConnectError):
-            return f"no connection, {cause}"
+            return f"connection failed: {cause}"
         if isinstance(cause, httpx.TransportError):
-            return "the connection breaks off"
+            return "the connection was lost"
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 

@@ -146,7 +146,7 @@ def find_hub_dataset(source: str) -> HubDataset | None:
     match = re.fullmatch(r"hf:(?P<path>[\w.-]+/[\w.-]+)(:(?P<column>.+))?", source)
     if not match:
         raise UserError(
-            f"{source!r} is not a dataset's name", "write hf:OWNER/NAME, or hf:OWNER/NAME:COLUMN."
+            f"{source!r} is not a valid dataset name", "use hf:OWNER/NAME or hf:OWNER/NAME:COLUMN."
         )
     return HubDataset(match["path"], column=match["column"] or DEFAULT_COLUMN)
 
@@ -185,7 +185,7 @@ def load_hub_rows(dataset: HubDataset) -> SplitRows:
         remedy = _download_remedy(error)
     if dataset.mirror:
         host = urlsplit(dataset.mirror.url).hostname
-        logger.info(f"{problem}; downloading the same text from {host}")
+        logger.info(f"{problem}; downloading the same dataset from {host}")
         try:
             return _download_from_mirror(dataset, dataset.mirror)
         except Exception as error:
@@ -273,16 +273,16 @@ def _split_rows(dataset: HubDataset, splits: Any) -> SplitRows:
     val = dataset.val if dataset.val and set(dataset.val.split("+")) <= set(names) else None
     if train not in names:
         raise UserError(
-            f"{dataset.repo_id} has no split 'train'; there is: {', '.join(names)}",
-            "download the files that you mean, and name these.",
+            f"{dataset.repo_id} has no split 'train'; available: {', '.join(names)}",
+            "download the files you need, and use them as --source.",
         )
     columns = splits[train].features
     if str(getattr(columns.get(dataset.column), "dtype", None)) not in ("string", "large_string"):
         text_columns = [name for name, feature in columns.items() if "string" in str(feature)]
         raise UserError(
-            f"{dataset.repo_id} has no column {dataset.column!r} of text; there is: "
+            f"{dataset.repo_id} has no text column {dataset.column!r}; available: "
             f"{', '.join(text_columns) or 'none'}",
-            f"name the one that holds the documents: {HUB_PREFIX}{dataset.repo_id}:COLUMN.",
+            f"specify the text column: {HUB_PREFIX}{dataset.repo_id}:COLUMN",
         )
 
     def split_paths(split: str) -> list[Path]:
@@ -313,25 +313,25 @@ def _verify_rows(dataset: HubDataset, rows: SplitRows) -> SplitRows:
 
 def _check_hash(dataset: HubDataset, digest: hashlib._Hash) -> None:
     if digest.hexdigest() != dataset.sha256:
-        raise http.DownloadError(f"another text, sha256 {digest.hexdigest()[:8]}…")
+        raise http.DownloadError(f"the content has changed, sha256 {digest.hexdigest()[:8]}…")
 
 
 def _download_remedy(error: Exception) -> str:
     alternative = (
-        "train on your own text, --source FILE, or on the built-in stories, --source storybook."
+        "train on your own data, --source FILE, or on synthetic stories, --source storybook."
     )
     # The hub does not always distinguish missing datasets from private ones.
     is_not_found = type(error).__name__ == "DatasetNotFoundError"
     if is_not_found or http.http_status(error) in (401, 403, 404):
-        return "check the name; what is private or gated needs: hf auth login."
+        return "check the name; for private or gated datasets, log in: hf auth login"
     if http.http_status(error) == 429:
-        return f"wait some minutes, or log in, with hf auth login; or {alternative}"
+        return f"wait a few minutes, or log in with hf auth login; or {alternative}"
     if http.is_unreachable(error):
         return f"check the connection; or {alternative}"
     if http.is_xet_error(error):
-        return f"try it without the hub's Xet storage: set HF_HUB_DISABLE_XET=1; or {alternative}"
+        return f"disable the hub's Xet storage: set HF_HUB_DISABLE_XET=1; or {alternative}"
     if isinstance(error, OSError) and error.errno in files.REMEDIES:
         return files.REMEDIES[error.errno]
     if isinstance(error, ValueError):  # such as several configurations to choose from
-        return "download the files that you mean, and name these."
+        return "download the files you need, and use them as --source."
     return f"try again later; or {alternative}"

@@ -63,15 +63,15 @@ def read_meta(folder: Path) -> DatasetMeta:
         meta = DatasetMeta(**tree, train=train, val=val)
         sizes = [meta.vocab_size, *(n for s in (train, val) for n in (s.tokens, s.bytes))]
         if any(type(n) is not int or not 0 < n < 1 << 48 for n in sizes):
-            raise ValueError("its sizes are none")
+            raise ValueError("it has invalid sizes")
         if meta.dtype != dtype_for(meta.vocab_size) or not isinstance(meta.origin, dict):
-            raise ValueError("it does not hold together")
+            raise ValueError("its fields are inconsistent")
         return meta
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder} holds no prepared data", "run: mlxgpt prepare, or give --source."
+            f"{folder} contains no prepared data", "run mlxgpt prepare, or use --source."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged: {error}", "move this folder away, and prepare the data again."
+            f"{path} is damaged: {error}", "move this folder away and prepare the data again."
         ) from error

@@ -21,9 +21,7 @@ from mlxgpt.utils.errors import UserError
 MAX_IDS = 1 << 16  # ids that nanoGPT's uint16 can hold
 MAX_BYTES = 64 * MAX_IDS  # 54 bytes per character in the longest protocol, rounded up
 
-META_PICKLE_REMEDY = (
-    "let nanoGPT's prepare.py write it again, or prepare the text itself: --source FILE."
-)
+META_PICKLE_REMEDY = "run nanoGPT's prepare.py again, or prepare the original text: --source FILE."
 
 
 def read_char_vocab(path: Path) -> str:
@@ -50,7 +48,7 @@ def read_char_vocab(path: Path) -> str:
             return _check_vocabulary(_unpickle(content))
     except ValueError as error:
         raise UserError(
-            f"{path} is not a vocabulary of characters: {error}", META_PICKLE_REMEDY
+            f"{path} is not a character vocabulary: {error}", META_PICKLE_REMEDY
         ) from error
 
 
@@ -97,13 +95,13 @@ def _check_opcodes(content: bytes) -> None:
     for index, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name not in ALLOWED_OPCODES:
             raise ValueError(
-                f"it holds more than numbers and texts ({opcode.name}), and could run code"
+                f"it contains more than numbers and strings ({opcode.name}), and could run code"
             )
         if isinstance(argument, bool):  # protocol 0 writes them as numbers
-            raise ValueError("it holds more than numbers and texts (a bool)")
+            raise ValueError("it contains more than numbers and strings (a bool)")
         n_containers += opcode.name in CONTAINER_OPCODES
         if n_containers > MAX_CONTAINERS:
-            raise ValueError("it is nested too deeply, or holds too many lists")
+            raise ValueError("it is nested too deeply, or contains too many lists")
         # The memo is an array as long as its largest index.
         if opcode.name in MEMO_PUT_OPCODES and not 0 <= cast(int, argument) <= index:
             raise ValueError("it is damaged")
@@ -126,11 +124,11 @@ def _check_vocabulary(meta: Any) -> str:
     if type(size) is not int or type(itos) is not dict or type(stoi) is not dict:
         raise ValueError("it lacks vocab_size, itos or stoi")
     if not 0 < size <= MAX_IDS or not len(itos) == len(stoi) == size:
-        raise ValueError("vocab_size, itos and stoi are not of one size")
+        raise ValueError("vocab_size, itos and stoi differ in size")
     vocabulary = [itos.get(id) for id in range(size)]
     for id, character in enumerate(vocabulary):
         if type(character) is not str or len(character) != 1 or "\ud800" <= character <= "\udfff":
-            raise ValueError(f"id {id} is no single character")
+            raise ValueError(f"id {id} is not a single character")
         if stoi.get(character) != id:
-            raise ValueError(f"itos and stoi do not agree on id {id}")
+            raise ValueError(f"itos and stoi disagree on id {id}")
     return "".join(cast(list[str], vocabulary))

@@ -63,9 +63,11 @@ def _load_tokenizer(folder: Path) -> BPETokenizer | CharTokenizer:
 
 def _mmap_ids(path: Path) -> np.ndarray:
     if not files.is_file(path):
-        raise UserError(f"{path.parent} has no {path.name}", "nanoGPT's prepare.py writes both.")
+        raise UserError(
+            f"{path.parent} has no {path.name}", "write both with nanoGPT's prepare.py."
+        )
     if path.stat().st_size % 2 or not path.stat().st_size:
-        raise UserError(f"{path} is cut short or empty", "write it again.")
+        raise UserError(f"{path} is truncated or empty", "copy it or prepare it again.")
     with files.add_filename_to_errors(path):
         return np.memmap(path, dtype=TOKEN_DTYPE, mode="r")
 
@@ -99,10 +101,10 @@ def _count_file(path: Path, tokenizer: BPETokenizer | CharTokenizer) -> dict[str
 def _unknown_id_error(path: Path, id: int, tokenizer: BPETokenizer | CharTokenizer) -> UserError:
     if isinstance(tokenizer, CharTokenizer):
         return UserError(
-            f"{path} holds id {id}, and {VOCAB_FILENAME} has {tokenizer.vocab_size:,}",
-            "they are not of one preparation: let nanoGPT's prepare.py write both again.",
+            f"{path} contains id {id}, but {VOCAB_FILENAME} has {tokenizer.vocab_size:,} tokens",
+            "they do not belong together: write both again with nanoGPT's prepare.py.",
         )
     return UserError(
-        f"{path} holds id {id}, and GPT-2 has {tokenizer.vocab_size:,}",
-        "these are not GPT-2's ids: prepare the text itself, --source FILE.",
+        f"{path} contains id {id}, but GPT-2 has {tokenizer.vocab_size:,} tokens",
+        "these are not GPT-2 token ids: prepare the original text, --source FILE.",
     )

@@ -37,7 +37,7 @@ def normalize_prompt(text: str, tokenizer: Tokenizer) -> str:
         description = f"the byte 0x{code - 0xDC00:02x}" if is_byte else f"U+{code:04X}"
         raise UserError(
             f"the text is not valid Unicode: character {error.start:,} is {description}",
-            "give the text in UTF-8.",
+            "encode the text in UTF-8.",
         ) from error
     return normalize_unicode(text, tokenizer)
 

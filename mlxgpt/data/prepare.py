@@ -124,8 +124,8 @@ def prepare(
         tokenizer = "bpe" if vocab_size else hub_dataset.tokenizer if hub_dataset else "char"
     elif vocab_size and tokenizer != "bpe":
         raise UserError(
-            f"--tokenizer {tokenizer} has a vocabulary of its own",
-            "leave out --vocab-size, or use --tokenizer bpe.",
+            f"--tokenizer {tokenizer} does not support --vocab-size",
+            "omit --vocab-size, or use --tokenizer bpe.",
         )
     values = {"source": source or DataConfig().source, "val_source": val_source}
     data_config = configs.config_from_tree({"data": {**values, "tokenizer": tokenizer}}).data
@@ -139,7 +139,7 @@ def prepare(
     )
     dataset = find_or_prepare(request, resolve_folder("data", data_dir), progress)
     if verify:
-        logger.info("read whole: every byte is as it was written")
+        logger.info("verified: all checksums match")
     return dataset
 
 
@@ -175,7 +175,7 @@ def find_or_prepare(
         if not _matches_request(folder, request, hash_cache):
             command = shlex.join(["mlxgpt", "prepare", *data.source, "--name", "NAME"])
             raise UserError(
-                f"{folder} was prepared from another text, or with another tokenizer",
+                f"{folder} was prepared from different data or with a different tokenizer",
                 f"choose another name: {command}, then --source {data_dir}/NAME",
             )
         hash_cache.save()
@@ -183,7 +183,7 @@ def find_or_prepare(
     source = sources.open_source(data.source, data.val_source, request.megabytes, hash_cache)
     source = replace(source, origin=request.add_tokenizer_to_origin(source.origin))
     if files.exists(folder) and not files.exists(folder / META_FILENAME):
-        raise UserError(f"{folder} exists and holds no prepared data", "choose another --name.")
+        raise UserError(f"{folder} exists, but contains no prepared data", "choose another --name.")
     logger.info(f"preparing {', '.join(data.source)} in {folder}")
     with files.file_lock(folder, "preparing"):
         if not files.exists(folder / META_FILENAME):  # or another process was quicker
@@ -200,7 +200,9 @@ def _matches_request(folder: Path, request: PrepareRequest, hash_cache: HashCach
     elif missing_origin := sources.origin_of_missing_files(
         data.source, data.val_source, hash_cache
     ):
-        logger.info(f"{', '.join(data.source)} is gone; {folder} was prepared from it")
+        logger.info(
+            f"{', '.join(data.source)} no longer exists; using {folder}, which was prepared from it"
+        )
         origin = missing_origin
     else:
         origin = sources.open_source(data.source, data.val_source, megabytes, hash_cache).origin
@@ -237,14 +239,14 @@ def encode_files(paths: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
             texts.append("")
     texts.pop()
     if not texts:
-        raise UserError(f"there is no text in {', '.join(paths)}", "give files that are not empty.")
+        raise UserError(f"no text found in {', '.join(paths)}", "use files that are not empty.")
     texts = [normalize_unicode(text, tokenizer) for text in texts]
     if has_end_of_text:
         texts = [text.strip("\r\n") for text in texts]
     elif len(texts) > 1:
         raise UserError(
-            "this run knows single texts, and the source holds several",
-            "give one text file without <|endoftext|>.",
+            "this run was trained on a single document, but the source contains several",
+            "use one text file without <|endoftext|>.",
         )
     return tokenizer.encode_documents(
         "".join(text + NUL if has_end_of_text else text for text in texts)
@@ -299,9 +301,9 @@ class _PrepareJob:
                     for name in (UNFINISHED_FILENAME, META_FILENAME)
                 )
                 logger.info(
-                    "the same command continues from here"
+                    "run the same command again to resume from here"
                     if can_resume
-                    else "the same command begins again: there was nothing to keep yet"
+                    else "run the same command again to start over: nothing was saved yet"
                 )
                 if not can_resume:
                     self._discard()
@@ -324,16 +326,16 @@ class _PrepareJob:
         )
         if rule.tails:
             logger.info(
-                "validation: the last tenth of each document, since whole documents would be more "
-                f"than {MAX_VAL_FRACTION:.0%} of the text"
+                "validation split: the last tenth of each document, since whole documents would "
+                f"exceed {MAX_VAL_FRACTION:.0%} of the data"
             )
         tokenizer = self._check_vocab_size(
             self.request.tokenizer or trained_tokenizer or bpe.load_gpt2_tokenizer()
         )
         if tokenizer.end_of_text is None and not rule.single:
             raise UserError(
-                "the tokenizer knows single texts, and the source holds several",
-                "give one text file without <|endoftext|>.",
+                "the tokenizer has no end-of-text token, but the source contains several documents",
+                "use one text file without <|endoftext|>.",
             )
         self.scratch_folder.mkdir(parents=True)
         files.write_atomically(self.scratch_folder / "tokenizer.json", tokenizer.to_json())
@@ -348,9 +350,11 @@ class _PrepareJob:
         kind, size = self.request.tokenizer_kind, tokenizer.vocab_size
         requested_size = int(kind[3:]) if kind.startswith("bpe") else 0
         if size < requested_size:
-            problem = f"the text gives a vocabulary of {size:,}, not {requested_size:,}"
+            problem = (
+                f"the data yields a vocabulary of only {size:,} tokens, not {requested_size:,}"
+            )
             if self.request.strict:
-                raise UserError(problem, f"use --vocab-size {size}, or a longer text.")
+                raise UserError(problem, f"use --vocab-size {size}, or more data.")
             logger.info(problem)
         return tokenizer
 
@@ -377,7 +381,7 @@ class _PrepareJob:
         try:
             tree = files.read_checksummed(unfinished_path, META_FORMAT_VERSION)
             if {key: tree[key] for key in self._identity()} != self._identity():
-                raise ValueError("the text, a setting or mlxgpt has changed since")
+                raise ValueError("the data, a setting or mlxgpt has changed")
             tokenizer = tokenizer_json.load_tokenizer(self.scratch_folder / "tokenizer.json")
             if files.exists(progress_path):
                 progress = files.read_checksummed(progress_path, META_FORMAT_VERSION)
@@ -393,13 +397,10 @@ class _PrepareJob:
             rule = SplitRule(**tree["sharing"])
         except (FileNotFoundError, ValueError, KeyError, TypeError, UserError) as error:
             reason = getattr(error, "problem", error)
-            logger.info(
-                f"what is in {self.scratch_folder} cannot be continued, so it is begun again: "
-                f"{reason}"
-            )
+            logger.info(f"cannot resume from {self.scratch_folder}, starting over: {reason}")
             return None
         if self.chunks:
-            logger.info(f"continuing after {self._bytes_done / 1e6:,.0f} MB")
+            logger.info(f"resuming after {self._bytes_done / 1e6:,.0f} MB")
         return rule, self._check_vocab_size(tokenizer)
 
     @property
@@ -446,7 +447,7 @@ class _PrepareJob:
         split_metas = {}
         for split, count in self.counts.items():
             if not count.tokens:
-                raise UserError(f"the {split} text is empty", "give a longer text.")
+                raise UserError(f"the {split} split is empty", "use more data.")
             split_metas[split] = replace(
                 count, sha256=self._hash_array(self.scratch_folder / f"{split}.bin")
             )

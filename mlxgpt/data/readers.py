@@ -102,7 +102,7 @@ def _read_text(path: Path) -> Iterator[DocumentPiece]:
             if (nul := block.find(b"\0")) >= 0:
                 raise UserError(
                     f"{path} is not text: byte {offset + nul:,} is NUL",
-                    "give a text file; single NULs are left out by: tr -d '\\000' < FILE > NEW",
+                    "use a text file; to strip NUL bytes: tr -d '\\000' < FILE > NEW",
                 )
             rest += _decode_block(decoder, block, path, offset)
             offset += len(block)
@@ -146,7 +146,7 @@ def _read_json_lines(path: Path, column: str) -> Iterator[DocumentPiece]:
                 raise formats.not_utf8_error(path, start, line) from error
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{location} is not a JSON object", "correct or leave out that line."
+                    f"{location} is not a JSON object", "fix or omit that line."
                 ) from error
             yield from _read_json_row(row, path, column, location)
 
@@ -172,7 +172,7 @@ def _read_json_row(row: Any, path: Path, column: str, location: str) -> Iterator
             raise _missing_column_error(location, path, column, row)
         row = row[column]
     elif not isinstance(row, str):
-        raise UserError(f"{location} is not a JSON object", f'write {{"{column}": "…"}}.')
+        raise UserError(f"{location} is not a JSON object", f'use the form {{"{column}": "…"}}')
     yield from _read_value(row, column, location)
 
 
@@ -194,7 +194,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[DocumentPiece]:
             raise
         reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"{path} is not a whole Parquet file: {reason}", "copy or download it again."
+            f"{path} is not a complete Parquet file: {reason}", "copy or download it again."
         ) from error
 
 
@@ -220,8 +220,8 @@ def _read_arrow(path: Path, column: str) -> Iterator[DocumentPiece]:
         if getattr(error, "errno", None):
             raise
         raise UserError(
-            f"{path} is not a whole Arrow file",
-            "copy or download it again; a dataset of the hub is fetched again when its folder, "
+            f"{path} is not a complete Arrow file",
+            "copy or download it again; a Hub dataset is downloaded again once its folder, "
             f"{path.parent}, is moved away.",
         ) from error
 
@@ -252,16 +252,14 @@ def _read_value(value: Any, column: str, location: str) -> Iterator[DocumentPiec
     if not isinstance(value, str):
         raise UserError(
             f"{location}: {column} is {type(value).__name__}, not text",
-            "give a column of texts.",
+            "choose a column of strings.",
         )
     if NUL in value:
-        raise UserError(f"{location} holds a NUL character", "leave it out; text has none.")
+        raise UserError(f"{location} contains a NUL character", "strip it from the text.")
     try:
         value.isascii() or value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"{location} is not valid Unicode", "correct or leave out that one."
-        ) from error
+        raise UserError(f"{location} is not valid Unicode", "fix or omit that document.") from error
     yield from split_into_pieces(normalize_text(value))
 
 
@@ -270,8 +268,8 @@ def _missing_column_error(
 ) -> UserError:
     available = ", ".join(map(str, columns)) or "none"
     return UserError(
-        f"{location} has no column {column!r}; there is: {available}",
-        f"name the column that holds the documents after the file: {path}:COLUMN.",
+        f"{location} has no column {column!r}; available: {available}",
+        f"specify the text column after the file name: {path}:COLUMN",
     )
 
 

@@ -80,8 +80,8 @@ def open_source(
         megabytes = SYNTHETIC_MEGABYTES if megabytes is None else megabytes
         if not 0.01 <= megabytes <= 1e6:
             raise UserError(
-                f"--megabytes {megabytes:g} is no length for the storybook",
-                f"give a number from 0.01 to 1000000; the default is {SYNTHETIC_MEGABYTES:g}.",
+                f"--megabytes {megabytes:g} is out of range",
+                f"use a value from 0.01 to 1,000,000; the default is {SYNTHETIC_MEGABYTES:g}.",
             )
         size = int(1e6 * megabytes)
         train = _SyntheticDocuments(seed=0, size=size)
@@ -120,10 +120,10 @@ def check_source_args(
     """Refuse arguments that do not fit the source, whether or not it is prepared already."""
     name = corpus_name(source)
     if name and val_source:
-        raise UserError(f"{name} has its own validation text", "leave out --val-source.")
+        raise UserError(f"{name} has its own validation split", "omit --val-source.")
     if megabytes is not None and name != SYNTHETIC:
         raise UserError(
-            "only the storybook is written to a length", "leave out --megabytes, or use storybook."
+            "--megabytes is supported for storybook only", "omit --megabytes, or use storybook."
         )
 
 
@@ -133,7 +133,7 @@ def corpus_name(source: Sequence[str]) -> str | None:
     """
     if any(name.startswith(hub.HUB_PREFIX) for name in source) and len(source) > 1:
         raise UserError(
-            "a dataset of the hub cannot be mixed with other sources", "give one of them alone."
+            "a Hub dataset cannot be mixed with other sources", "use it as the only source."
         )
     name = source[0] if len(source) == 1 else None
     if name is None or files.exists(Path(name)):
@@ -167,12 +167,12 @@ def canonicalize_origin(origin: Mapping[str, Any]) -> str:
 def describe_origin(origin: dict[str, Any]) -> str:
     """A short description of an origin, for the user."""
     if SYNTHETIC in origin:
-        return "the built-in storybook"
+        return "the synthetic stories"
     if "hub" in origin:
         column = f", column {origin['column']}" if "column" in origin else ""
         return f"{origin['hub']}{column}"
     if "nanogpt" in origin:
-        return f"nanoGPT's arrays in {origin['nanogpt']}"
+        return f"nanoGPT arrays in {origin['nanogpt']}"
     return ", ".join(origin.get("files", ["unknown"]))
 
 
@@ -373,26 +373,26 @@ def _match_files(name: str) -> list[tuple[Path, str]]:
         paths = folders.find_text_files(path, readers.FOLDER_SUFFIXES)
         if not paths:
             raise UserError(
-                f"no {', '.join(readers.FOLDER_SUFFIXES)} file in the folder {name}",
-                "name the files themselves.",
+                f"no {', '.join(readers.FOLDER_SUFFIXES)} files found in {name}",
+                "specify the files themselves.",
             )
     elif files.is_file(path):
         paths = [path]
     elif files.exists(path):
-        raise UserError(f"{name} is not a file", "write what it gives to a file first.")
+        raise UserError(f"{name} is not a regular file", "write its output to a file first.")
     elif path.is_symlink():
         raise UserError(
             f"{name} is a broken link: {path.readlink()} does not exist",
-            "restore what it links to, or name the file itself.",
+            "restore its target, or specify the file itself.",
         )
     elif glob.has_magic(str(path)):  # quoted, or from Python: no shell has expanded it
         matches = folders.expand_pattern(path)
         if not matches:
-            raise UserError(f"no file matches {name!r}", "give a path that exists.")
+            raise UserError(f"no file matches {name!r}", "use a path that exists.")
         paths = [p for p in matches if files.is_file(p) and not folders.is_ignored(p.name)]
     else:
         raise UserError(
-            f"there is no file, folder or corpus {name!r}",
-            f"give a path that exists, or one of {', '.join(CORPORA)}.",
+            f"no file, folder or dataset named {name!r}",
+            f"use a path that exists, or one of {', '.join(CORPORA)}.",
         )
     return [(path, column) for path in paths]

@@ -164,12 +164,12 @@ def scan_source(
     deque(stream, maxlen=0)
     if not scanner.documents or (source.val is not None and not val_documents):
         names = ", ".join(source.origin.get("files", [source.name]))
-        raise UserError(f"there is no text in {names}", "give files that are not empty.")
+        raise UserError(f"no text found in {names}", "use files that are not empty.")
     if source.val is not None:
         if scanner.dropped_documents == scanner.documents:
             raise UserError(
-                "every training document is in the validation text too",
-                "give --source and --val-source different texts.",
+                "every training document is also in the validation data",
+                "use different data for --source and --val-source.",
             )
         if scanner.documents == val_documents == 1:
             rule = SplitRule(single=True)
@@ -180,8 +180,8 @@ def scan_source(
             rule = SplitRule(single=False, every=every, chosen=scanner.min_key)
         if scanner.documents in (scanner.val_documents, scanner.min_key_count):
             raise UserError(
-                "all documents are the same, so none is left for validation",
-                "give a text with more than one document, or --val-source.",
+                "all documents are identical, so none can be held out for validation",
+                "use data with different documents, or --val-source.",
             )
         if scanner.val_fraction > MAX_VAL_FRACTION:
             rule = SplitRule(single=False, tails=True)
@@ -191,9 +191,8 @@ def scan_source(
         characters |= scanner.characters
         if len(characters) < 2:
             raise UserError(
-                f"the text is nothing but {next(iter(characters), '')!r}: there is nothing to "
-                "learn",
-                "give a text of at least two different characters.",
+                f"the data consists only of the character {next(iter(characters), '')!r}",
+                "use text with at least two different characters.",
             )
         # Of both splits: a character that only the validation text has needs an id, too.
         tokenizer = CharTokenizer(characters, end_of_text=not rule.single)

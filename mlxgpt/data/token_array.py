@@ -52,7 +52,7 @@ def scan_token_file(
 
 def damaged_array_remedy(path: Path) -> str:
     """The remedy for a damaged token array of a data folder, without a final period."""
-    return f"restore {path.name}; or move {path.parent} away, and prepare the data again"
+    return f"restore {path.name}; or move {path.parent} away and prepare the data again"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class TokenArray:
             size = mmap.size()  # of the file
         if size < len(mmap):
             raise UserError(
-                f"{path} was cut short while in use: {size:,} of {len(mmap):,} bytes are left",
+                f"{path} was truncated while in use: {size:,} of {len(mmap):,} bytes remain",
                 f"{damaged_array_remedy(path)}, then run the same command again.",
             )
         return self.array
@@ -117,7 +117,7 @@ class TokenArray:
         # The device never checks a gather's bounds: an id too large reads stray memory.
         if ids.size and ids.max() >= self.vocab_size:
             raise UserError(
-                f"the token array holds id {ids.max()}, but the vocabulary ends at "
+                f"the token array contains id {ids.max()}, but the largest id in the vocabulary is "
                 f"{self.vocab_size - 1}",
                 "prepare the data again.",
             )
@@ -127,8 +127,8 @@ def blocks_per_epoch(n_tokens: int, block_size: int) -> int:
     """How many non-overlapping blocks fit at any offset, each followed by one more token."""
     if n_tokens < block_size + 1:
         raise UserError(
-            f"the training text has {n_tokens} tokens, too few for a block of {block_size}",
-            f"use a longer text, or --block-size {max(1, n_tokens - 1)} or less.",
+            f"the training data has {n_tokens:,} tokens, too few for block size {block_size:,}",
+            f"use more data, or --block-size {max(1, n_tokens - 1)} or less.",
         )
     return max(1, (n_tokens - block_size) // block_size)
 

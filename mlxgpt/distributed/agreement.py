@@ -35,9 +35,9 @@ def check_same_values(group: ProcessGroup, name: str, values: Mapping[str, Any])
             differing.append(f"{group.describe_rank(rank)} has {', '.join(differences)}")
     if differing:
         raise UserError(
-            f"not all machines train the same: {'; '.join(differing)}",
-            "give all of them the same versions, settings and text; `mlxgpt prepare --verify` "
-            "checks whether data is whole.",
+            f"the ranks do not match: {'; '.join(differing)}",
+            "use the same versions, settings and dataset on all machines; `mlxgpt prepare "
+            "--verify` checks a dataset for damage.",
         )
 
 
@@ -60,10 +60,10 @@ def check_same_arrays(group: ProcessGroup, step: int, *arrays: Mapping[str, mx.a
         if actual != expected
     ]:
         raise UserError(
-            f"after step {step:,} {', '.join(differing)} had other weights than "
+            f"after step {step:,}, the weights on {', '.join(differing)} differ from those on "
             f"{group.describe_rank(0)}",
-            "the same command resumes from the last checkpoint, which was the same on all; if it "
-            "happens again, train without that machine.",
+            "the same command resumes from the last checkpoint, which matched on all ranks; if "
+            "this happens again, train without that machine.",
         )
 
 

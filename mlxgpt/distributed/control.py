@@ -279,12 +279,12 @@ class ControlChannel:
             if all_waiting:
                 name = self.position.name
                 self._end_process(
-                    f"all {self.size} ranks wait in {name}, which does not end",
+                    f"timeout: all {self.size} ranks are still waiting in {name}",
                     None,
                     EXIT_RANK_LOST,
                 )
             for rank in lagging:
-                self._end_lost_rank(self.peers.get(rank), "it takes no more steps")
+                self._end_lost_rank(self.peers.get(rank), "it stopped making progress")
 
     def _describe_peer(self, peer: Peer | None) -> str:
         """A peer, or this rank, in words."""
@@ -307,7 +307,7 @@ class ControlChannel:
         ]
         problem = f"the ranks are in different collectives: {', '.join(locations)}"
         remedy = (
-            "start the same command and mlxgpt on all machines; if they are the same, report it."
+            "run the same command and mlxgpt version on all machines; if they match, report a bug."
         )
         if self.rank:
             self.abort(problem, remedy, EXIT_RANK_LOST)
@@ -348,7 +348,7 @@ def open_listener(host: str) -> tuple[socket.socket, dict[str, Any]]:
     except OSError as error:
         raise UserError(
             f"cannot listen on {host}, the address of rank 0: {error.strerror}",
-            "in the hostfile, give the first machine's own address.",
+            "list the first machine under its own address in the hostfile.",
         ) from error
     password = secrets.token_hex(16)
     return listener, {"host": host, "port": listener.getsockname()[1], "password": password}
@@ -384,7 +384,7 @@ def accept_peers(listener: socket.socket, size: int, password: str) -> dict[int,
                     missing = ", ".join(str(n) for n in range(1, size) if n not in peers)
                     raise UserError(
                         f"no connection from rank {missing} within {CONNECT_TIMEOUT:.0f} s",
-                        "allow connections between the machines on all ports (firewall).",
+                        "check the firewall: the machines must reach each other on all ports.",
                     ) from None
                 continue
             peers[rank] = _make_peer(rank, host, connection)
@@ -402,7 +402,7 @@ def connect_to_main(address: dict[str, Any], rank: int) -> dict[int, Peer]:
     except OSError as error:
         raise UserError(
             f"cannot connect to rank 0 at {address['host']}: {error.strerror or error}",
-            "allow connections between the machines on all ports (firewall).",
+            "check the firewall: the machines must reach each other on all ports.",
         ) from error
     peer = _make_peer(0, address["name"], connection)
     peer.send({"password": address["password"], "rank": rank, "host": socket.gethostname()})

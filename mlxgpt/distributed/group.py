@@ -274,9 +274,7 @@ class MLXGroup(ProcessGroup):
             self._control.step_seconds = step_seconds
 
 
-SECURITY_NOTE = (
-    "MLX sends without a password or encryption, so use it only in a network that you trust"
-)
+SECURITY_NOTE = "MLX traffic is not authenticated or encrypted; use it only on a network you trust"
 
 
 @contextlib.contextmanager
@@ -342,9 +340,9 @@ def _init_group() -> ProcessGroup:
             group = mx.distributed.init(strict=True)
         except RuntimeError as error:
             raise UserError(
-                f"the machines do not find each other: {error}",
-                "start them with mlx.launch, each with an address that the others reach; if "
-                "another run uses the same ports: --starting-port N.",
+                f"the ranks cannot connect to each other: {error}",
+                "start them with mlx.launch, using addresses that all machines can reach; if "
+                "another run uses the same ports, add --starting-port N.",
             ) from error
         if group.size() == 1:
             return LOCAL_GROUP
@@ -410,8 +408,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
     def end_process() -> None:
         control.print_error(
-            f"not all ranks have started after {seconds:.0f} s",
-            "read what the others printed; mlx.launch --verbose shows how they are started.",
+            f"not all ranks started within {seconds:.0f} s",
+            "check the output of the other ranks; mlx.launch --verbose shows how they are started.",
         )
         os._exit(control.EXIT_RANK_LOST)
 

@@ -61,7 +61,7 @@ def hellaswag(
         progress: is called with the numbers of examples done and in all.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit} leaves no example", "give 1 or more.")
+        raise UserError(f"--limit {limit} leaves no examples", "use 1 or more.")
     opened_run, model, _ = load_run_model(run, checkpoint, runs_dir)
     examples = load_examples(Path(file) if file else None)[:limit]
 

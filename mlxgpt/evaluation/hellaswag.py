@@ -104,8 +104,8 @@ def load_examples(path: Path | None = None) -> list[HellaSwagExample]:
     formats.reject_unsupported_format(path, content[: formats.HEAD_BYTES])
     if len(content) > MAX_FILE_BYTES:
         raise UserError(
-            f"{path} is longer than {MAX_FILE_BYTES:,} bytes",
-            f"give a file of the form of {VALIDATION_FILE}.",
+            f"{path} is larger than {MAX_FILE_BYTES:,} bytes",
+            f"use a file in the format of {VALIDATION_FILE}.",
         )
     return _parse_examples(content, str(path))
 
@@ -173,7 +173,8 @@ def ending_losses(
             losses = np.array(score(*map(mx.array, arrays))).reshape(batch_size, NUM_ENDINGS)
             if not np.isfinite(losses).all():
                 raise UserError(
-                    "the model's losses are no numbers", "its weights are damaged: get them again."
+                    "the model's losses are not finite (NaN or infinity)",
+                    "its weights are damaged: use another checkpoint, or restore this one.",
                 )
             for tokenized, example_losses in zip(batch, losses, strict=False):
                 yield ScoredExample(
@@ -254,12 +255,12 @@ def _check_inputs(
     """Refuse inputs that would give no result, or a wrong one."""
     if not examples:
         raise UserError(
-            "there are no examples of HellaSwag", "give a file that has some, and a limit above 0."
+            "there are no HellaSwag examples", "use a file that has examples, and a limit above 0."
         )
     model_vocab_size = model.config.vocab_size
     if tokenizer.vocab_size > model_vocab_size or not 0 <= (bos or 0) < model_vocab_size:
         raise UserError(
-            f"the tokenizer gives ids beyond the model's vocabulary of {model_vocab_size:,}",
+            f"the tokenizer has ids beyond the model's vocabulary of {model_vocab_size:,}",
             "use the tokenizer that the model was trained with.",
         )
     if isinstance(tokenizer, CharTokenizer):
@@ -268,8 +269,8 @@ def _check_inputs(
             tokenizer.encode("".join({" "}.union(*texts)))  # all at once, so that all are named
         except UserError as error:
             raise UserError(
-                f"HellaSwag has characters that this model has not: {error.problem}",
-                "evaluate a model with a byte-level BPE, which reads any text.",
+                f"HellaSwag has characters that this model's tokenizer lacks: {error.problem}",
+                "evaluate a model with a byte-level BPE tokenizer, which can encode any text.",
             ) from error
 
 
@@ -294,22 +295,20 @@ def _load_validation_file() -> bytes:
             _read_up_to(http.download_cache_folder(REPO) / VALIDATION_FILE, VALIDATION_BYTES)
         )
     host = urlsplit(VALIDATION_URL).hostname
-    logger.info(f"getting HellaSwag ({VALIDATION_BYTES / 1e6:.0f} MB) from {host}")
+    logger.info(f"downloading HellaSwag ({VALIDATION_BYTES / 1e6:.0f} MB) from {host}")
     try:
         content = _verify_sha256(http.download_bytes(VALIDATION_URL, max_bytes=VALIDATION_BYTES))
     except Exception as error:  # whatever the transport raises
         raise UserError(
             f"HellaSwag could not be downloaded ({host}: {http.describe_download_error(error)})",
-            f"check the connection; or get {VALIDATION_FILE} some other way, and name that file.",
+            f"check the connection; or download {VALIDATION_FILE} yourself and pass its path.",
         ) from error
     try:
         files.write_atomically(
             http.download_cache_folder(REPO) / VALIDATION_FILE, content.decode("utf-8")
         )
     except (OSError, ValueError) as error:
-        logger.warning(
-            f"HellaSwag cannot be kept for the next time ({http.describe_download_error(error)})"
-        )
+        logger.warning(f"HellaSwag could not be cached ({http.describe_download_error(error)})")
     return content
 
 
@@ -320,7 +319,7 @@ def _verify_sha256(content: bytes) -> bytes:
     """`content` itself, if it is the validation split."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != VALIDATION_SHA256:
-        raise http.DownloadError(f"another text, sha256 {digest[:8]}…")
+        raise http.DownloadError(f"unexpected content, sha256 {digest[:8]}…")
     return content
 
 
@@ -342,7 +341,7 @@ def _parse_examples(content: bytes, name: str) -> list[HellaSwagExample]:
 def _parse_example(line: bytes, location: str) -> HellaSwagExample:
     def format_error(problem: str) -> UserError:
         return UserError(
-            f"{location} {problem}", f"give a file of the form of HellaSwag's {VALIDATION_FILE}."
+            f"{location} {problem}", f"use a file in the format of HellaSwag's {VALIDATION_FILE}."
         )
 
     try:
@@ -353,10 +352,10 @@ def _parse_example(line: bytes, location: str) -> HellaSwagExample:
         raise format_error("is not a JSON object")
     context, endings, label = (row.get(key) for key in ("ctx", "endings", "label"))
     if not isinstance(context, str) or not context:
-        raise format_error("has no text as its 'ctx'")
+        raise format_error("has no valid 'ctx': it must be a non-empty string")
     if not isinstance(endings, list) or [type(ending) for ending in endings] != [str] * NUM_ENDINGS:
-        raise format_error(f"has not {NUM_ENDINGS} texts as its 'endings'")
+        raise format_error(f"has no valid 'endings': it must be a list of {NUM_ENDINGS} strings")
     # The test split's labels are secret.
     if type(label) is not int or label not in range(NUM_ENDINGS):
-        raise format_error("has no number from 0 to 3 as its 'label'")
+        raise format_error("has no valid 'label': it must be an integer from 0 to 3")
     return HellaSwagExample(normalize_text(context), tuple(map(normalize_text, endings)), label)

@@ -91,8 +91,8 @@ class Evaluator:
             raise _too_short_error()
         if ids.max() >= model.config.vocab_size:
             raise UserError(
-                f"the text holds id {ids.max()}, beyond the model's vocabulary",
-                "use data that was prepared with this run's tokenizer.",
+                f"the dataset has token id {ids.max()}, beyond the model's vocabulary",
+                "use a dataset that was prepared with this run's tokenizer.",
             )
         T = model.config.block_size
         num_windows = math.ceil((len(ids) - 1) / T)
@@ -162,4 +162,4 @@ def evaluate_run(run: Run, model: GPT, tokens: TokenArray) -> Evaluation:
 
 
 def _too_short_error() -> UserError:
-    return UserError("the validation text is too short", "give one of two tokens or more.")
+    return UserError("the validation text is too short", "use one with at least two tokens.")

@@ -74,9 +74,9 @@ def measure_sample_quality(
     real = [text for text, _ in held_out]
     if not real:
         raise UserError(
-            "the validation text is too short to compare with", "give a longer --val-source."
+            "the validation text is too short for a comparison", "use a longer --val-source."
         )
-    logger.info(f"writing {len(real)} texts")
+    logger.info(f"generating {len(real)} samples")
     max_tokens = WINDOW_TOKENS
     if has_stories:
         max_tokens = MAX_STORY_TOKENS - len(tokenizer.encode(prompt))
@@ -88,7 +88,7 @@ def measure_sample_quality(
     compiled = CompiledModel(model, tokenizer.vocab_size)
     bos = tokenizer.end_of_text  # in training, each document follows one
     generated = generate_texts(compiled, tokenizer, [prompt], sampling, bos=bos)
-    logger.info("reading the training text")
+    logger.info("scanning the training text")
     ngram_corpus = "".join(_decode_training_text(dataset.train, tokenizer, NGRAM_TRAINING_BYTES))
     lengths = [len(text) for text in real]
     ngram = text_metrics.sample_ngram_texts(ngram_corpus, lengths, seed)

@@ -43,17 +43,17 @@ class Metric:
 
 
 METRICS = (  # in the order of a table
-    Metric("complete sentences", "higher", True, "from a capital letter to a full stop, ! or ?"),
-    Metric("complete sentences per story", "like real", False, "the median over all texts"),
-    Metric("grammar errors per 100 words", "lower", False, "found by Harper; spelling is not"),
-    Metric("dictionary words", "higher", True, "words that occur in the training text"),
-    Metric("distinct 3-grams", "like real", True, "of the word 3-grams of a thousand words"),
-    Metric("copied 8-grams", "like real", True, "word 8-grams that occur in the training text"),
+    Metric("complete sentences", "higher", True, "from a capital letter to a period, ! or ?"),
+    Metric("complete sentences per story", "like real", False, "median over all samples"),
     Metric(
-        "quotes balanced", "higher", True, "of the texts with quotes: all open and close in turn"
+        "grammar errors per 100 words", "lower", False, "counted by Harper, without spelling errors"
     ),
-    Metric("names that stay", "higher", True, "names that their text uses more than once"),
-    Metric("ended", "higher", True, "texts that end by themselves, not at the greatest length"),
+    Metric("dictionary words", "higher", True, "words that occur in the training text"),
+    Metric("distinct 3-grams", "like real", True, "share of the word 3-grams in 1,000 words"),
+    Metric("copied 8-grams", "like real", True, "word 8-grams that occur in the training text"),
+    Metric("quotes balanced", "higher", True, "samples with quotes in which every quote closes"),
+    Metric("names that stay", "higher", True, "names that occur more than once in their sample"),
+    Metric("ended", "higher", True, "samples that end before the maximum length"),
 )
 
 

@@ -36,8 +36,8 @@ def parse_budget(text: str) -> Budget:
     match = BUDGET_PATTERN.fullmatch(text.strip())
     if not match or (match[2] and match[3] in SECONDS_PER_UNIT) or float(match[1]) == 0:
         raise UserError(
-            f"--budget {text} is no length of a training",
-            "write it as 5m, 90s or 1h, as 10Mtokens, or as 2000steps.",
+            f"--budget {text} is not a valid budget",
+            "use a time (5m, 90s, 1h), a number of tokens (10Mtokens) or of steps (2000steps).",
         )
     amount = float(match[1]) * SI_PREFIXES[match[2]]
     if match[3] in SECONDS_PER_UNIT:

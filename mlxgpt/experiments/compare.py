@@ -33,8 +33,8 @@ def compare(
     config: PathLike | Config | None = None,
     seeds: int | None = None,
     until_decided: bool = False,
-    smallest: float | None = None,
-    final: bool = False,
+    min_effect: float | None = None,
+    on_validation: bool = False,
     name: str | None = None,
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
@@ -53,24 +53,24 @@ def compare(
         vary: a field and its values, `dropout=0,0.1,0.2`, of a `tier` or a `config`.
         budget: how long each trains: `5m`, `10Mtokens` or `2000steps`.
         seeds: of each variant; default: 3, and at most 20 with `until_decided`.
-        until_decided: add seeds until the interval leaves 0, or reaches less than `smallest` bits
+        until_decided: add seeds until the interval leaves 0, or reaches less than `min_effect` bits
             per byte to either side.
-        final: judge on the validation text instead, and note that it was looked at.
+        on_validation: judge on the validation text instead, and note that it was looked at.
         name: of its folder; default: from the variants and the budget.
         callbacks: receive the events of the comparison, in order; see experiments/runner.py.
         settings: any field of the config, for all variants; `source`: the text.
     """
     parsed_budget = parse_budget(budget)
     label, configs = _resolve_configs(variants, vary, tier, config, settings)
-    seeds = _resolve_seeds(seeds, until_decided, smallest)
+    seeds = _resolve_seeds(seeds, until_decided, min_effect)
     request = CompareRequest(
         name=_check_folder_name(name or f"{label}-{budget.replace(' ', '')}"),
         budget_text=budget,
         budget=parsed_budget,
         seeds=seeds,
         until_decided=until_decided,
-        min_effect=smallest or 0.0,
-        final=final,
+        min_effect=min_effect or 0.0,
+        final=on_validation,
     )
     folder = resolve_folder("runs", runs_dir) / "compare"
     prepared_variants = _prepare_variants(configs, resolve_folder("data", data_dir), callbacks)
@@ -82,18 +82,18 @@ def compare(
 DEFAULT_SEEDS = 3  # of each variant
 
 
-def _resolve_seeds(seeds: int | None, until_decided: bool, smallest: float | None) -> int:
+def _resolve_seeds(seeds: int | None, until_decided: bool, min_effect: float | None) -> int:
     """How many seeds each variant gets, at most; raises UserError for invalid values."""
-    if smallest is not None and not (until_decided and 0 < smallest < math.inf):
+    if min_effect is not None and not (until_decided and 0 < min_effect < math.inf):
         raise UserError(
-            f"--smallest {smallest} is not a valid difference to stop at",
-            "give bits per byte above 0, and --until-decided.",
+            f"--min-effect {min_effect} is not a valid difference",
+            "use bits per byte above 0, together with --until-decided.",
         )
     if seeds is None:
         return sequential.MAX_SEEDS if until_decided else DEFAULT_SEEDS
     min_seeds = sequential.MIN_SEEDS if until_decided else 1
     if seeds < min_seeds:
-        raise UserError(f"--seeds {seeds} are too few", f"use --seeds {min_seeds} or more.")
+        raise UserError(f"--seeds {seeds} is too few", f"use --seeds {min_seeds} or more.")
     return seeds
 
 
@@ -114,18 +114,19 @@ def _resolve_configs(
     """A name for the comparison, and the configs by theirs."""
     if vary_spec:
         if variants:
-            raise UserError("files and --vary are given", "give one of them.")
+            raise UserError("config files and --vary cannot be combined", "use one of them.")
         name, base = resolve_config(tier, config, **settings)
         configs = parse_vary(base, vary_spec)
         return f"{name}-{vary_spec.replace(' ', '')}", configs
     if tier is not None or config is not None:
         raise UserError(
-            "--tier and --config tell what to vary", "add --vary FIELD=VALUE,VALUE, or name files."
+            "--tier and --config require --vary",
+            "add --vary FIELD=VALUE,VALUE, or pass config files instead.",
         )
     if len(variants) < 2:
         raise UserError(
             "there is nothing to compare",
-            "name two configs or more, or give --tier 1 --vary dropout=0,0.1.",
+            "pass two or more configs, or use --tier 1 --vary dropout=0,0.1.",
         )
     configs = {}
     for number, variant in enumerate(variants, 1):

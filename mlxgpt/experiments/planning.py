@@ -88,7 +88,7 @@ def _plan_steps_for_time(
     """
     keys = [f"{training_key(v.config, v.dataset)} {budget.amount:g}s" for v in variants]
     if not set(keys) <= registry.plan.keys():
-        logger.info("timing each variant in turn")
+        logger.info("measuring the speed of each variant")
         timings = [[estimates.get(v).step_seconds] for v in variants]
         for _ in range(TIMING_REPEATS - 1):
             for variant, seconds in zip(variants, timings, strict=True):
@@ -131,7 +131,7 @@ def _check_distinct(variants: Sequence[Variant]) -> None:
         key = training_key(variant.config, variant.dataset)
         if key in names_by_key:
             raise UserError(
-                f"{names_by_key[key]} and {variant.name} are the same training",
+                f"{names_by_key[key]} and {variant.name} would train identically",
                 "compare configs that differ in a setting that affects the weights.",
             )
         names_by_key[key] = variant.name

@@ -47,41 +47,43 @@ def format_variant_row(result: VariantResult) -> list[str]:
 def format_notes(record: ComparisonRecord) -> list[str]:
     """Paragraphs that explain the table."""
     baseline = record.variants[0]
-    correction_note = " among so many looks and variants" if record.sequential else ""
+    correction_note = (
+        ", corrected for repeated looks and multiple variants" if record.sequential else ""
+    )
     eval_text = (
-        f"{record.held_back_bytes:,} bytes held back from the training text"
+        f"{record.held_back_bytes:,} bytes held out of the training text"
         if record.judged_on == "held back"
         else "the validation text"
     )
     paragraphs = [f"{result.name}: {result.advice}." for result in record.variants if result.advice]
     paragraphs.append(
-        f"Bits per byte on {eval_text} of {record.data}, at the end of {record.budget} for each. "
-        f"Differences are from {baseline.name}, seed by seed, and below 0 where it is better; "
-        f"± holds the true one in {1 - record.level:.4g} of cases{correction_note}. "
-        f"Tokens and time: how many times sooner it is where {baseline.name} ends, "
-        "though its schedule was not made to end there."
+        f"Bits per byte on {eval_text} of {record.data}, after {record.budget} of training per "
+        f"run. Differences are relative to {baseline.name}, paired by seed; negative is better. "
+        f"± is a {100 * (1 - record.level):.4g}% confidence interval{correction_note}. "
+        f"Tokens and time: speedup in reaching the final loss of {baseline.name}, "
+        "although the schedule was not planned to end there."
     )
     if record.drift:
         slow, fast = record.drift
         paragraphs.append(
-            f"The machine's speed, beside the median of each variant: {slow:+.1%} to {fast:+.1%}."
+            f"Training speed compared with each variant's median: {slow:+.1%} to {fast:+.1%}."
         )
     if not record.sequential and len(set(record.looks)) > 1:
         paragraphs.append(
-            f"These were looked at with {', '.join(map(str, record.looks))} seeds. Looking "
-            "again and again finds differences that are none more often than the intervals say: "
-            "--until-decided allows for that."
+            f"Results were checked after {', '.join(map(str, record.looks))} seeds. Repeated "
+            "checks find false differences more often than the intervals suggest; --until-decided "
+            "corrects for this."
         )
     if record.final_looks:
         times = "once" if record.final_looks == 1 else f"{record.final_looks} times"
-        paragraphs.append(f"The validation text was looked at {times} in this comparison.")
+        paragraphs.append(f"The validation text was evaluated {times} in this comparison.")
     if record.interrupted:
-        paragraphs.append("It was interrupted: the same command goes on.")
+        paragraphs.append("The comparison was interrupted; the same command resumes it.")
     return paragraphs
 
 
 def _render_runs(record: ComparisonRecord) -> list[str]:
-    header = ("variant", "differs in", "parameters", "steps", "tokens", "seconds", "by seed")
+    header = ("variant", "differs in", "parameters", "steps", "tokens", "seconds", "per seed")
     rows = [header, ("---",) * len(header)]
     for result in record.variants:
         # A training that was resumed for its last step has no speed.
@@ -91,7 +93,9 @@ def _render_runs(record: ComparisonRecord) -> list[str]:
         scores = ", ".join(f"{run.bits_per_byte:.4f}" for run in result.trainings)
         sizes = (f"{result.parameters:,}", f"{result.steps:,}", f"{result.tokens:,}")
         rows.append((result.name, format_diff(result.changes), *sizes, median_seconds, scores))
-    caption = "Seconds are the median training's, without evaluating, saving and compiling. On"
+    caption = (
+        "Seconds: median training time, without evaluation, checkpoints and compilation. Machine:"
+    )
     return [_render_table(rows), f"{caption} {record.machine}."]
 
 

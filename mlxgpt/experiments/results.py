@@ -118,8 +118,8 @@ def parse_comparison_record(text: str) -> ComparisonRecord:
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(
-            "this is no comparison's result, or a damaged one",
-            "give the JSON file that `mlxgpt compare` wrote, in runs/compare.",
+            "this is not a valid comparison result",
+            "use the JSON file that `mlxgpt compare` wrote to runs/compare.",
         ) from error
 
 
@@ -154,7 +154,7 @@ def _parse_curve(tree: dict[str, Any] | None) -> LearningCurve | None:
         return None
     columns = [tree[name] for name in ("steps", "tokens", "seconds", "bits_per_byte")]
     if len(set(map(len, columns))) != 1 or not columns[0]:
-        raise ValueError("a curve's columns are not equally long")
+        raise ValueError("a curve's columns have different lengths")
     steps, tokens, seconds, losses = columns
     return LearningCurve(
         [int(n) for n in steps],

@@ -161,7 +161,7 @@ class _Comparison:
             f"{result.name} {result.steps:,} steps" for result in self.record.variants
         )
         seeds_text = f"{'up to ' * request.until_decided}{request.seeds} seeds"
-        logger.info("%s of each: %s", seeds_text, steps_text)
+        logger.info("%s per variant: %s", seeds_text, steps_text)
         first_seed = self._variants[0].config.train.seed
         for seed_index in range(request.seeds):
             pairs = zip(self._variants, self.record.variants, strict=True)
@@ -226,7 +226,7 @@ class _Comparison:
         """Log once that a training is not repeated."""
         if not self._logged_reuse:
             self._logged_reuse = True
-            logger.info("reusing trainings from runs/compare/%s", RUNS_FOLDER)
+            logger.info("reusing runs from runs/compare/%s", RUNS_FOLDER)
 
     def _run_training(
         self, variant: Variant, run: Run | None, config: Config, folder: Path
@@ -281,6 +281,6 @@ def _check_same_training(run: Run, config: Config, dataset: Dataset) -> None:
     same_data = run.data_fingerprint == dataset.meta.fingerprint
     if not same_data or weight_affecting_fields(run.config, config):
         raise UserError(
-            f"{run.folder} is not the training of that name",
-            "move this folder away; the same command trains it again.",
+            f"{run.folder} does not contain the expected run",
+            "move this folder away; the same command trains the run again.",
         )

@@ -31,8 +31,8 @@ class Variant:
 
 # Fields that the comparison itself sets, and why.
 SET_BY_COMPARISON = {
-    "seed": "every variant is trained with the same ones: --seeds",
-    "max_steps": "the budget decides it: --budget",
+    "seed": "all variants use the same seeds: set their number with --seeds",
+    "max_steps": "it follows from the budget: use --budget",
 }
 
 
@@ -46,7 +46,7 @@ def parse_vary(config: Config, text: str) -> dict[str, Config]:
     field = field.strip().replace("-", "_")
     if not equals or "," not in values:
         raise UserError(
-            f"--vary {text} names no values to compare", "write it as --vary dropout=0,0.1,0.2."
+            f"--vary {text} has no values to compare", "use the form --vary dropout=0,0.1,0.2."
         )
     if field in SET_BY_COMPARISON:
         raise UserError(f"{field} cannot be varied", f"{SET_BY_COMPARISON[field]}.")
@@ -55,8 +55,8 @@ def parse_vary(config: Config, text: str) -> dict[str, Config]:
         configs[f"{field}={value}"] = override_config(config, {field: _parse_value(value)})
     if len(configs) < 2 or not weight_affecting_diff(*list(configs.values())[:2]):
         raise UserError(
-            f"--vary {text}: the trainings would all end with the same weights",
-            "give different values, of a setting that affects the weights.",
+            f"--vary {text}: all runs would end with the same weights",
+            "use different values of a setting that affects the weights.",
         )
     return configs
 
@@ -105,9 +105,9 @@ def check_same_text(variants: Sequence[Variant]) -> None:
     }
     if len(set(sizes.values())) > 1:
         raise UserError(
-            "the variants have other texts: "
+            "the variants have different datasets: "
             + ", ".join(f"{name} {size[0]:,} bytes" for name, size in sizes.items()),
-            "give the text for all of them: --source TEXT.",
+            "use one dataset for all of them: --source SOURCE.",
         )
 
 

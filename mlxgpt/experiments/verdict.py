@@ -16,7 +16,7 @@ def assign_verdicts(results: Sequence[VariantResult], alpha: float, *, sequentia
     are compared with, seed by seed.
     """
     baseline, *candidates = results
-    baseline.verdict = "diverged" if baseline.diverged else "the first"
+    baseline.verdict = "diverged" if baseline.diverged else "baseline"
     comparable = [
         candidate
         for candidate in candidates
@@ -72,7 +72,7 @@ def speed_drift(results: Sequence[VariantResult]) -> tuple[float, float] | None:
     return (min(deviations), max(deviations)) if deviations else None
 
 
-UNDECIDED, UNCERTAIN = "undecided", "not certain"  # the verdicts that more seeds may change
+UNDECIDED, UNCERTAIN = "undecided", "uncertain"  # the verdicts that more seeds may change
 
 
 def _classify_difference(difference: PairedDifference, *, sequential: bool) -> str:
@@ -80,7 +80,7 @@ def _classify_difference(difference: PairedDifference, *, sequential: bool) -> s
     if low is None or high is None or p is None:
         return "one seed"
     if low == high == 0:
-        return "the same"
+        return "identical"
     # Holm's p corrects for the number of variants; the sequential level has done so already.
     if not low <= 0 <= high if sequential else p < ALPHA:
         return "better" if difference.mean < 0 else "worse"
@@ -89,7 +89,7 @@ def _classify_difference(difference: PairedDifference, *, sequential: bool) -> s
 
 def _format_advice(verdict: str, difference: PairedDifference, seeds: int) -> str:
     if verdict == "one seed":
-        return "one seed tells nothing: the next one may say the contrary"
+        return "one seed is not enough: another seed may reverse the result"
     if verdict not in (UNDECIDED, UNCERTAIN):
         return ""
     direction = "better" if difference.mean < 0 else "worse"
@@ -97,5 +97,8 @@ def _format_advice(verdict: str, difference: PairedDifference, seeds: int) -> st
         more_seeds = f"more than {seeds + statistics.MAX_ADDITIONAL_SEEDS} seeds"
     else:
         more_seeds = f"about {max(1, difference.more)} more seed{'s' * (difference.more > 1)}"
-    p_note = f"p = {difference.p:.2f} among all that are compared; " * (verdict == UNCERTAIN)
-    return f"{p_note}{more_seeds} would decide, if it is {direction} by {abs(difference.mean):.4f}"
+    p_note = f"p = {difference.p:.2f} after correction for multiple variants; " * (
+        verdict == UNCERTAIN
+    )
+    effect = f"{direction} by {abs(difference.mean):.4f}"
+    return f"{p_note}{more_seeds} needed to confirm that it is {effect}"

@@ -14,7 +14,7 @@ from mlxgpt.html_report.page import Figure, Page
 def build_benchmark_page(measurements: Sequence[Measurement]) -> Page:
     """A page on one machine, or on several side by side."""
     chips = ", ".join(measurement.machine.chip for measurement in measurements)
-    page = Page(f"Measured on {chips}")
+    page = Page(f"Benchmarks on {chips}")
     _add_speed_plots(page, measurements)
     if len(measurements) == 1:
         page.add_markdown(report.render_benchmark_report(measurements[0]))
@@ -24,7 +24,7 @@ def build_benchmark_page(measurements: Sequence[Measurement]) -> Page:
 
 
 def _add_speed_plots(page: Page, measurements: Sequence[Measurement]) -> None:
-    page.add_heading("Training, measured and estimated")
+    page.add_heading("Training speed, measured and estimated")
     for tier in measurements[0].tiers:
         measured = [
             (f"{m.machine.chip}, {m.date[:10]}", t.training.tokens_per_second, True)
@@ -33,13 +33,13 @@ def _add_speed_plots(page: Page, measurements: Sequence[Measurement]) -> None:
             if t.name == tier.name
         ]
         estimated = [(chip.name, estimate_training_speed(chip, tier), False) for chip in CHIPS]
-        label = "tokens per second in training, logarithmic"
+        label = "training tokens per second (log scale)"
         svg = plots.plot_points([*measured, *estimated], label, name=f"speed of {tier.name}")
-        caption = f"{tier.name}: filled was measured; hollow is estimated, not measured."
+        caption = f"{tier.name}: filled markers are measured, hollow markers are estimated."
         measured_text = "; ".join(f"{name}: {value:,.0f}" for name, value, _ in measured)
         slowest, fastest = estimated[0], max(estimated, key=lambda row: row[1])
         alt_text = (
-            f"{tier.name}, tokens per second in training. Measured, {measured_text}. Estimated, "
+            f"{tier.name}, training tokens per second. Measured: {measured_text}. Estimated: "
             f"from {slowest[1]:,.0f} on an {slowest[0]} to {fastest[1]:,.0f} on an {fastest[0]}"
         )
         page.add_figure(Figure(svg, caption, alt_text))

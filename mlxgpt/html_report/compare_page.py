@@ -32,8 +32,8 @@ def _add_forest_plot(page: Page, record: ComparisonRecord) -> None:
     ]
     if not rows:
         return
-    page.add_heading(f"How far from {baseline.name}")
-    label = "difference in bits per byte; to the left is better"
+    page.add_heading(f"Difference from {baseline.name}")
+    label = "difference in bits per byte (negative is better)"
     svg = plots.plot_intervals(rows, label, name="differences")
     summary = "; ".join(
         f"{variant.name}: {variant.difference.mean:+.4f}, {variant.verdict}"
@@ -41,8 +41,8 @@ def _add_forest_plot(page: Page, record: ComparisonRecord) -> None:
         if variant.difference
     )
     caption = (
-        "Each variant's mean difference over its seeds, and the interval that holds the true one "
-        f"in {1 - record.level:.4g} of cases; an interval that holds 0 decides nothing."
+        f"Mean difference over seeds with its {100 * (1 - record.level):.4g}% confidence interval. "
+        "An interval that contains 0 is inconclusive."
     )
     page.add_figure(Figure(svg, caption, f"Differences from {baseline.name}: {summary}"))
 
@@ -60,10 +60,10 @@ def _add_loss_curves(page: Page, record: ComparisonRecord) -> None:
     plotted = list(filter(_has_curve, (baseline, *ranked[: MAX_LINES - 1])))
     if not plotted:
         return
-    page.add_heading("Curves")
+    page.add_heading("Learning curves")
     omitted = len(record.variants) - len(plotted)
-    omitted_note = f" Of {omitted} more variants the table tells." if omitted else ""
-    caption = f"The mean over the seeds, in a band from the least to the greatest.{omitted_note}"
+    omitted_note = f" The table lists {omitted} more variants." if omitted else ""
+    caption = f"Mean over seeds; the band spans minimum to maximum.{omitted_note}"
     figures = {}
     for axis, get_x in CURVE_X_AXES.items():
         series = [_mean_line(result, get_x) for result in plotted]
@@ -74,7 +74,7 @@ def _add_loss_curves(page: Page, record: ComparisonRecord) -> None:
             if len(line.y)
         )
         figures[axis] = Figure(svg, caption, f"Bits per byte by {axis}: {summary}")
-    page.add_figure_tabs("Over", figures)
+    page.add_figure_tabs("x axis", figures)
 
 
 def _has_curve(result: VariantResult) -> bool:

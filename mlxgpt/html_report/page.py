@@ -216,7 +216,7 @@ def write_page(path: Path, html: str) -> None:
         files.write_atomically(path, html)
     except ValueError:
         raise UserError(
-            f"{path} exists, and is no page of ours", "choose another --output."
+            f"{path} exists and was not written by mlxgpt report", "choose another --output FILE."
         ) from None
     except OSError as error:
         raise files.to_user_error(

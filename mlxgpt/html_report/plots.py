@@ -265,8 +265,8 @@ def _render_svg(
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError(
-            "a page's plots need matplotlib, which is not installed",
-            "get it: pip install 'matplotlib>=3.9,<4'.",
+            "plots need matplotlib, which is not installed",
+            "install it: pip install 'matplotlib>=3.9,<4'.",
         ) from None
     svgs = []
     wide_and_narrow = {"wide": WIDE_INCHES, "narrow": NARROW_INCHES}

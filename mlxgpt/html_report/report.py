@@ -43,7 +43,8 @@ def report(
     json_paths = [path for path in paths if path.suffix == ".json"]
     if json_paths and (len(json_paths) < len(paths) or watch):
         raise UserError(
-            "a page is on runs, or on JSON files that hold still", "name one kind, without --watch."
+            "a report covers either runs or JSON files, and --watch works only with runs",
+            "pass only runs, or only JSON files without --watch.",
         )
     if json_paths:
         path = Path(output) if output else json_paths[0].with_suffix(".html")
@@ -53,7 +54,7 @@ def report(
     path = Path("report.html") if len(folders) > 1 else folders[0] / "report.html"
     path = Path(output) if output else path
     if watch:
-        logger.info("%s is written again every %d seconds; Ctrl-C ends that", path, WATCH_INTERVAL)
+        logger.info("updating %s every %d seconds; press Ctrl-C to stop", path, WATCH_INTERVAL)
         with contextlib.suppress(KeyboardInterrupt):
             while not all(map(_is_finished, open_runs := _open_runs(folders))):
                 page.write_page(
@@ -72,7 +73,7 @@ def _find_run_folders(paths: Sequence[Path], runs_dir: Path) -> list[Path]:
         return [run_folders.find_run(str(name), runs_dir).folder for name in paths]
     if not (newest_folders := run_folders.list_run_folders(runs_dir)):
         raise UserError(
-            f"there is no run in {runs_dir.absolute()}", "train one: mlxgpt train --tier 1."
+            f"no runs found in {runs_dir.absolute()}", "train a model: mlxgpt train --tier 1."
         )
     return newest_folders[:1]
 
@@ -85,7 +86,7 @@ def _is_finished(run: Run) -> bool:
     return not run.data_name or run.has_metrics(run.config.train.max_steps)
 
 
-JSON_FILE_REMEDY = "give a JSON file that `mlxgpt bench` or `mlxgpt compare` wrote."
+JSON_FILE_REMEDY = "pass a JSON file written by `mlxgpt bench` or `mlxgpt compare`."
 MAX_REPORT_JSON_BYTES = 1 << 26  # 64 MiB
 
 
@@ -99,5 +100,5 @@ def _page_from_json(paths: Sequence[Path]) -> Page:
     if '"variants"' not in text or '"tiers"' in text:
         return bench_page.build_benchmark_page(side_by_side.read_measurements(paths))
     if len(paths) > 1:
-        raise UserError("several comparisons are named", "name one; each gets its own page.")
+        raise UserError("several comparisons were given", "pass one comparison per report.")
     return compare_page.build_comparison_page(results.parse_comparison_record(text))

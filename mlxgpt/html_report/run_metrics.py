@@ -95,7 +95,7 @@ def _parse_number(value: Any) -> float:
 def _skipped_step_events(steps: np.ndarray, skipped: np.ndarray) -> list[tuple[int, str]]:
     """Where the count of skipped steps increases."""
     increase = np.diff(skipped, prepend=0.0)
-    return [(int(steps[n]), f"{increase[n]:.0f} left out") for n in np.flatnonzero(increase > 0)]
+    return [(int(steps[n]), f"{increase[n]:.0f} skipped") for n in np.flatnonzero(increase > 0)]
 
 
 def _history_events(history: list[dict[str, Any]]) -> list[tuple[int, str]]:
@@ -103,7 +103,7 @@ def _history_events(history: list[dict[str, Any]]) -> list[tuple[int, str]]:
     events = []
     for index, line in enumerate(history):
         if type(line.get("spiked")) is int:
-            events.append((line["step"], f"back to here from {line['spiked']:,}"))
+            events.append((line["step"], f"rolled back from step {line['spiked']:,}"))
         elif index:
-            events.append((line["step"], "stopped, and resumed"))
+            events.append((line["step"], "resumed"))
     return events

@@ -26,7 +26,7 @@ def build_runs_page(runs: Sequence[Run]) -> Page:
     metrics_by_run = {
         _unique_run_name(runs, n): load_run_metrics(run) for n, run in enumerate(runs)
     }
-    page.add_table(_summary_rows(runs, metrics_by_run), "what each run came to")
+    page.add_table(_summary_rows(runs, metrics_by_run), "summary of the runs")
     _add_loss_plots(page, metrics_by_run)
     _add_training_plots(page, metrics_by_run)
     for run, (name, metrics) in zip(runs, metrics_by_run.items(), strict=True):
@@ -39,7 +39,7 @@ def build_runs_page(runs: Sequence[Run]) -> Page:
         _add_sample_quality(page, run, level)
         _add_settings_diff(page, run, level)
         _add_environment(page, run, level)
-        page.add_heading("To repeat it", level)
+        page.add_heading("Reproduce", level)
         page.add_commands(build_repro_commands(run))
     return page
 
@@ -64,13 +64,13 @@ def _summary_rows(runs: Sequence[Run], metrics_by_run: dict[str, RunMetrics]) ->
                 + ("" if step >= max_steps else ", not finished"),
                 "tokens": f"{step * run.config.tokens_per_step:,}",
                 "minutes of training": f"{metrics.minutes[-1]:,.1f}" if step else "–",
-                "best loss on held-out text": (
-                    f"{best['val_loss']:.4f} nats a token, at step {best['step']:,}"
+                "best val loss": (
+                    f"{best['val_loss']:.4f} nats per token, at step {best['step']:,}"
                     if best
                     else "–"
                 ),
-                "last loss in training": _format_optional(metrics.last_value("loss"), "{:.4f}"),
-                "tokens/s, median": _format_optional(
+                "last training loss": _format_optional(metrics.last_value("loss"), "{:.4f}"),
+                "median tokens/s": _format_optional(
                     _positive_median(metrics.values["tokens_per_second"]), "{:,.0f}"
                 ),
             }
@@ -106,47 +106,47 @@ def _add_loss_plots(page: Page, metrics_by_run: dict[str, RunMetrics]) -> None:
             loss, val_loss = metrics.values["loss"], metrics.values["val_loss"]
             if np.isfinite(loss).any():
                 series.append(
-                    Line(f"{prefix}in training", x, smoothed_loss[name], raw=loss, group=index)
+                    Line(f"{prefix}training loss", x, smoothed_loss[name], raw=loss, group=index)
                 )
             if (finite := np.isfinite(val_loss)).any():
-                label = f"{prefix}held-out text"
+                label = f"{prefix}val loss"
                 series.append(Line(label, x[finite], val_loss[finite], markers=True, group=index))
         events = [
             (metrics.x_at_step(step, axis), event)
             for metrics in metrics_by_run.values()
             for step, event in metrics.events[:MAX_PLOT_EVENTS]
         ]
-        svg = plots.plot_lines(series, axis, "nats a token", name=f"loss, {axis}", events=events)
+        svg = plots.plot_lines(series, axis, "nats per token", name=f"loss, {axis}", events=events)
         caption = (
-            "Loss in training, smoothed over what was logged, with the raw one faint behind it; "
-            "and on held-out text, each time that it was evaluated."
+            "Training loss, smoothed, with the logged values faint behind it; and validation loss "
+            "at each evaluation."
         )
         figures[axis] = Figure(svg, caption, f"{_describe_loss(metrics_by_run)}, by {axis}")
-    page.add_figure_tabs("Over", figures)
+    page.add_figure_tabs("x axis", figures)
 
 
 def _describe_loss(metrics_by_run: dict[str, RunMetrics]) -> str:
     descriptions = []
     for name, metrics in metrics_by_run.items():
-        for key, split in (("loss", "in training"), ("val_loss", "on held-out text")):
+        for key, split in (("loss", "training loss"), ("val_loss", "validation loss")):
             y, steps = metrics.values[key], metrics.steps
             if len(finite_indices := np.flatnonzero(np.isfinite(y))):
                 first, last = finite_indices[0], finite_indices[-1]
                 descriptions.append(
-                    f"{name}, loss {split}: from {y[first]:.2f} at step {steps[first]:,.0f} "
+                    f"{name}, {split}: from {y[first]:.2f} at step {steps[first]:,.0f} "
                     f"to {y[last]:.2f} at step {steps[last]:,.0f}"
                 )
-    return "; ".join(descriptions) or "An empty plot: nothing was logged yet"
+    return "; ".join(descriptions) or "Empty plot: nothing has been logged yet"
 
 
 def _add_training_plots(page: Page, metrics_by_run: dict[str, RunMetrics]) -> None:
-    page.add_heading("On the way")
+    page.add_heading("Training metrics")
     figures = []
     for key, title, label in (
-        ("lr", "The learning rate", "learning rate"),
-        ("grad_norm", "The gradient's length, before it is clipped", "norm"),
+        ("lr", "Learning rate", "learning rate"),
+        ("grad_norm", "Gradient norm before clipping", "grad norm"),
         ("tokens_per_second", "Speed", "tokens/s"),
-        ("peak_share", "Share of the peak that this machine's matrix products reach", "share"),
+        ("peak_share", "Fraction of the measured matmul peak", "fraction"),
     ):
         series = [
             Line(name, metrics.steps, metrics.values[key])
@@ -167,10 +167,10 @@ MAX_TABLE_EVENTS = 40
 
 def _add_events(page: Page, metrics: RunMetrics, level: int) -> None:
     if metrics.events:
-        page.add_heading("What happened", level)
+        page.add_heading("Events", level)
         listed_events = metrics.events[:MAX_TABLE_EVENTS]
         rows = [[f"{step:,}", event] for step, event in listed_events]
-        page.add_table([["step", ""], *rows], "what happened")
+        page.add_table([["step", "event"], *rows], "events")
         if len(metrics.events) > len(listed_events):
             page.add_paragraph(f"And {len(metrics.events) - len(listed_events):,} more.")
 
@@ -179,20 +179,20 @@ def _add_estimate(page: Page, run: Run, metrics: RunMetrics, level: int) -> None
     estimate = metrics.estimate
     if not estimate:
         return
-    page.add_heading("What was said before, and what came", level)
+    page.add_heading("Estimated and measured", level)
     speed, last_step = _positive_median(metrics.values["tokens_per_second"]), metrics.steps[-1:]
     memory = metrics.values["memory_bytes"][np.isfinite(metrics.values["memory_bytes"])]
     best = run.best()
     finished = len(last_step) and last_step[0] >= run.config.train.max_steps
     rows = [
         (
-            "ms a step",
+            "ms per step",
             1000 * estimate.get("step_seconds", np.nan),
             1000 * run.config.tokens_per_step / speed if speed else np.nan,
             "{:,.0f}",
         ),
         (
-            "minutes, of which ours are without evaluations",
+            "minutes (measured: without evaluations)",
             estimate.get("seconds", np.nan) / 60,
             metrics.minutes[-1] if finished else np.nan,
             "{:,.1f}",
@@ -204,7 +204,7 @@ def _add_estimate(page: Page, run: Run, metrics: RunMetrics, level: int) -> None
             "{:,.0f}",
         ),
         (
-            "best loss on held-out text",
+            "best val loss",
             estimate.get("val_loss", np.nan),
             best["val_loss"] if best else np.nan,
             "{:.4f}",
@@ -220,7 +220,7 @@ def _add_estimate(page: Page, run: Run, metrics: RunMetrics, level: int) -> None
         ]
         for name, estimated, measured, template in rows
     ]
-    page.add_table([["", "said", "came"], *cells], "what was forecast, and what came")
+    page.add_table([["", "estimated", "measured"], *cells], "estimated and measured")
 
 
 MAX_SAMPLES = 8
@@ -231,12 +231,12 @@ def _add_samples(page: Page, run: Run, level: int) -> None:
     samples = list(run.samples(MAX_SAMPLE_CHARS))
     if not samples:
         return
-    page.add_heading("What it wrote as it learned", level)
+    page.add_heading("Samples", level)
     # Geometric steps: early samples change most from one to the next.
     indices = np.unique(np.geomspace(1, len(samples), MAX_SAMPLES).round().astype(int)) - 1
     for index in indices:
         step, text = samples[index]
-        page.add_heading(f"after {step:,} steps", level + 1)
+        page.add_heading(f"Step {step:,}", level + 1)
         page.add_preformatted(text)
 
 
@@ -255,11 +255,11 @@ def _add_sample_quality(page: Page, run: Run, level: int) -> None:
                 cells = ["–" if v is None else template.format(float(v)) for v in values]
                 rows.append([metric.name, *cells, metric.better])
     except (ValueError, KeyError, TypeError, AttributeError):
-        warning = f"{path} is damaged, and left out: mlxgpt eval --quality makes it again"
+        warning = f"{path} is damaged and was skipped; mlxgpt eval --quality writes it again"
         page.warnings.append(warning)
         return
-    page.add_heading("What its texts are worth", level)
-    page.add_table(rows, "generated texts beside real ones and controls")
+    page.add_heading("Sample quality metrics", level)
+    page.add_table(rows, "generated samples compared with real text and controls")
 
 
 def _add_settings_diff(page: Page, run: Run, level: int) -> None:
@@ -267,11 +267,11 @@ def _add_settings_diff(page: Page, run: Run, level: int) -> None:
     changed = diff_configs(base, run.config)
     page.add_heading("Settings", level)
     if not changed:
-        page.add_paragraph(f"As in {name}.toml.")
+        page.add_paragraph(f"Same as {name}.toml.")
         return
     header = ["setting", f"{name}.toml", "this run"]
     rows = [[key, *map(_format_setting, values)] for key, values in changed.items()]
-    page.add_table([header, *rows], f"what differs from {name}.toml")
+    page.add_table([header, *rows], f"differences from {name}.toml")
 
 
 def _format_setting(value: Any) -> str:
@@ -310,8 +310,8 @@ def _parent_run(run: Run) -> str | None:
 
 def _add_environment(page: Page, run: Run, level: int) -> None:
     if environment := run.last_environment():
-        page.add_heading("Machine and versions", level)
-        page.add_table([["", ""], *map(list, environment.items())], "machine and versions")
+        page.add_heading("Environment", level)
+        page.add_table([["", ""], *map(list, environment.items())], "environment")
 
 
 def build_repro_commands(run: Run) -> list[str]:
@@ -321,7 +321,7 @@ def build_repro_commands(run: Run) -> list[str]:
     name, base = find_nearest_config(run)
     argv = ["mlxgpt", "train", "--config", name]
     if parent := _parent_run(run):
-        argv[2:] = ["--from", parent]
+        argv[2:] = ["--init-from", parent]
     elif name.removesuffix("-modern") in ("tier1", "tier2"):
         argv[2:] = ["--tier", name[4]] + ["--recipe", "modern"] * name.endswith("-modern")
     data = run.config.data

@@ -27,8 +27,8 @@ class NotFiniteError(UserError):
     def __init__(self) -> None:
         super().__init__(
             "the model's logits are not finite numbers (NaN or infinity)",
-            "use another checkpoint: --checkpoint newest, or a step number; "
-            "or train again with a lower --learning-rate.",
+            "use another checkpoint (--checkpoint newest, or a step), "
+            "or train a new run with a lower --learning-rate.",
         )
 
 

@@ -170,7 +170,8 @@ class TextStream:
         for ids, sample_index in self._prompts:
             if sample_index == 0 and len(ids) > block_size:
                 logger.info(
-                    f"the prompt has {len(ids):,} tokens; the model reads the last {block_size:,}"
+                    f"the prompt has {len(ids):,} tokens; the model only sees the last "
+                    f"{block_size:,}"
                 )
 
     def log_long_texts(self) -> None:
@@ -182,8 +183,8 @@ class TextStream:
             if not self._model.supports_sliding_window:
                 context = f"{block_size // 2:,} to {context}"
             logger.info(
-                f"beyond {block_size:,} tokens the model continues from the last {context}, "
-                "and has forgotten what was before"
+                f"the text is longer than the block size of {block_size:,} tokens: the model only "
+                f"sees the last {context}"
             )
 
 

@@ -72,8 +72,8 @@ class Scorer:
         logprobs, top_ids, top_logprobs = (np.array(array)[skip:length] for array in arrays)
         if not (np.isfinite(logprobs).all() and np.isfinite(top_logprobs).all()):
             raise UserError(
-                "the model gives log-probabilities that are not finite",
-                "its weights are damaged: restore them, or train again.",
+                "the model's log-probabilities are not finite (NaN or infinity)",
+                "its weights are damaged: restore the checkpoint, or train again.",
             )
         return [
             ScoredToken(id, logprob, list(zip(*alternatives, strict=True)))

@@ -36,6 +36,6 @@ def check_shapes(arrays: dict[str, mx.array], expected: dict[str, mx.array]) -> 
 
     if shapes_and_dtypes(arrays) != shapes_and_dtypes(expected):
         raise UserError(
-            "the weights are those of a model of another shape",
-            "restore the run's own checkpoint; config.toml and checkpoints belong together.",
+            "the weights do not match the architecture in config.toml",
+            "restore the run's original config.toml and checkpoints.",
         )

@@ -43,9 +43,9 @@ def quantize_model(model: GPT, bits: int) -> None:
     nn.quantize(model, class_predicate=class_predicate)
     if not quantized_names:
         raise UserError(
-            f"rows of {model.config.n_embd} numbers cannot be shared out in groups of "
+            f"n_embd = {model.config.n_embd} cannot be quantized: it is not a multiple of "
             f"{QUANTIZATION_GROUP_SIZES[-1]}",
-            "leave out --quantize, or use --quantize 16.",
+            "omit --quantize, or use --quantize 16.",
         )
 
 

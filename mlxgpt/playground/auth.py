@@ -62,21 +62,21 @@ class AuthMiddleware:
     def _check_request(self, path: str, headers: Headers) -> JSONResponse | None:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
-            return error_response(403, "this server answers to 127.0.0.1 and localhost alone")
+            return error_response(403, "Host must be 127.0.0.1 or localhost")
         if not self._origins.issuperset(map(str.lower, origins)):
-            return error_response(403, "pages from elsewhere are not answered")
+            return error_response(403, "requests from other origins are not allowed")
         content_length = headers.get("content-length", "0")
         if not (content_length.isascii() and content_length.isdecimal()):
-            return error_response(400, "Content-Length is no number")
+            return error_response(400, "Content-Length is not a valid number")
         if len(content_length) > 18 or int(content_length) > MAX_BODY_BYTES:
-            return error_response(413, f"more than {MAX_BODY_BYTES:,} bytes are not read")
+            return error_response(413, f"the body exceeds {MAX_BODY_BYTES:,} bytes")
         if path == "/" or path.startswith("/static/"):
             return None
         scheme, _, api_key = headers.get("authorization", "").partition(" ")
         is_valid_key = secrets.compare_digest(api_key.strip(" ").encode(), self._api_key.encode())
         if scheme.lower() != "bearer" or not is_valid_key:
             return error_response(
-                401, "the key is missing or another one: it stands where play was started"
+                401, "the API key is missing or wrong: mlxgpt play prints it when it starts"
             )
         return None
 
@@ -94,7 +94,7 @@ def _dump_json(value: Any, *, ensure_ascii: bool) -> str:
         return json.dumps(value, allow_nan=False, ensure_ascii=ensure_ascii)
     except ValueError as error:
         raise UserError(
-            "the model gives numbers that are not finite",
+            "the model's output is not finite (NaN or infinity)",
             "its weights are damaged: restore them, or train again.",
         ) from error
 
@@ -137,7 +137,7 @@ def _limit_body_size(receive: Receive) -> Receive:
         message = await receive()
         body_bytes += len(message.get("body", b""))
         if body_bytes > MAX_BODY_BYTES:
-            raise HTTPException(413, f"more than {MAX_BODY_BYTES:,} bytes are not read")
+            raise HTTPException(413, f"the body exceeds {MAX_BODY_BYTES:,} bytes")
         return message
 
     return receive_limited

@@ -34,13 +34,13 @@ def load_chat_template(run: Run) -> str:
         return files.read_small(path)
     except FileNotFoundError as error:
         raise UserError(
-            f"{run.name} has no chat template, as it was not trained on conversations",
+            f"{run.name} has no chat template: it was not trained on conversations",
             "use /v1/completions.",
         ) from error
     except OSError as error:
         raise files.to_user_error(error, "read", path, "restore it.") from error
     except ValueError as error:
-        raise UserError(f"{CHAT_TEMPLATE} of {run.name} cannot be read", "restore it.") from error
+        raise UserError(f"cannot read {CHAT_TEMPLATE} of {run.name}", "restore it.") from error
 
 
 def encode_chat(template: str, messages: Iterable[ChatMessage], model: LoadedModel) -> list[int]:
@@ -54,7 +54,9 @@ def encode_chat(template: str, messages: Iterable[ChatMessage], model: LoadedMod
         _strip_nul(message.raw_fields | {"content": message.content}) for message in messages
     ]
     if sum(len(message["content"]) for message in conversation) > MAX_PROMPT_CHARS:
-        raise UserError("messages are too long", f"send at most {MAX_PROMPT_CHARS:,} characters.")
+        raise UserError(
+            "the messages are too long", f"send at most {MAX_PROMPT_CHARS:,} characters."
+        )
     tokenizer, eos_token = model.tokenizer, end_of_text_token(model.tokenizer)
     mark_special_tokens = tokenizer.added_tokens.mark_special_tokens
     token_names = () if eos_token is None else ("bos_token", "eos_token")
@@ -65,8 +67,8 @@ def encode_chat(template: str, messages: Iterable[ChatMessage], model: LoadedMod
         return ids or model.encode("").tolist()
     except ValueError as error:
         raise UserError(
-            f"{CHAT_TEMPLATE} cannot be used: it takes a special token apart",
-            "correct the template.",
+            f"{CHAT_TEMPLATE} is not usable: it splits a special token",
+            "fix the template.",
         ) from error
 
 
@@ -95,11 +97,11 @@ def render_chat_template(
         )
     except _TemplateRefusal as error:
         raise UserError(
-            f"the chat template refuses these messages: {error}", "send what it asks for."
+            f"the chat template rejected the messages: {error}", "send messages it accepts."
         ) from error
     except Exception as error:  # a template can raise any exception
-        problem = f"{CHAT_TEMPLATE} cannot be used: {error}"
-        raise UserError(problem, "correct the template.") from error
+        problem = f"{CHAT_TEMPLATE} failed to render: {error}"
+        raise UserError(problem, "fix the template.") from error
 
 
 class _TemplateRefusal(TemplateError):

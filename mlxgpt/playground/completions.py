@@ -97,9 +97,7 @@ class _OpenAIEndpoints:
         return FiniteJSONResponse(self._model_info())
 
     def _model_not_found(self) -> Response:
-        return auth.error_response(
-            404, "there is no such model", f"the one here is {self._name!r}."
-        )
+        return auth.error_response(404, "model not found", f"this server has {self._name!r} only.")
 
     async def create_completion(self, request: Request) -> Response:
         """Continue prompts."""
@@ -133,9 +131,7 @@ class _OpenAIEndpoints:
         for name in names:
             if name not in self._warned_fields and len(self._warned_fields) < MAX_WARNINGS:
                 self._warned_fields.add(name)
-                logger.info(
-                    "a request has the unknown field %s, which is ignored", format_value(name)
-                )
+                logger.info("ignoring unknown request field %s", format_value(name))
 
     async def _respond(self, job: _GenerationJob, builder: ResponseBuilder) -> Response:
         prompt_lengths: list[int] = []
@@ -175,8 +171,8 @@ def _create_job(
     """A request with its settings validated."""
     if body.n * len(prompts) > MAX_CHOICES:
         raise UserError(
-            f"{len(prompts)} prompts with n = {body.n} are {body.n * len(prompts)} texts",
-            f"ask for at most {MAX_CHOICES} texts in one request.",
+            f"{len(prompts)} prompts with n = {body.n} are {body.n * len(prompts)} completions",
+            f"request at most {MAX_CHOICES} completions at once.",
         )
     sampling_params = {
         "temperature": 1.0,

@@ -40,7 +40,10 @@ class ModelCache:
             UserError: if it is gone, or damaged.
         """
         if not files.is_folder(self.folder):
-            raise UserError(f"the run {self.folder.name} is gone", "stop this, and play another.")
+            raise UserError(
+                f"the run {self.folder.name} no longer exists",
+                "restart mlxgpt play with another run.",
+            )
         with contextlib.suppress(OSError):  # open_run reports what is missing
             mtimes = [(self.folder / name).stat().st_mtime_ns for name in RUN_FILES]
             cached = self._run  # read once: another thread may replace it

@@ -37,7 +37,7 @@ def play(
         from mlxgpt.playground import server
     except ImportError as error:
         raise UserError(
-            f"{error.name} is not installed, and the page needs it",
+            f"mlxgpt play needs {error.name}, which is not installed",
             'install it: pip install "mlxgpt[play]"; in a checkout, pip install -e ".[play]".',
         ) from error
     runs_folder = resolve_folder("runs", runs_dir)

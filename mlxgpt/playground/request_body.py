@@ -61,7 +61,7 @@ def _string_field(default: Any) -> Any:
 
 
 def _integer_field(default: int | None, low: int, high: int) -> Any:
-    allowed = f"a whole number from {low:,} to {high:,}"
+    allowed = f"an integer from {low:,} to {high:,}"
     return Field(default, ge=low, le=high, description=allowed)
 
 
@@ -123,7 +123,7 @@ class UIRequest(SamplingRequest):
     step: int | None = _integer_field(None, 0, 10**18)
     max_tokens: int = _integer_field(200, 1, MAX_NEW_TOKENS)
     seed: int | None = _integer_field(None, 0, (1 << 53) - 1)
-    off: TokenIds = Field([], description="a list of the numbers of heads")
+    off: TokenIds = Field([], description="a list of head numbers")
     layer: int = _integer_field(0, 0, 1 << 31)
     position: int | None = _integer_field(None, 0, 1 << 31)
     id: int = _integer_field(0, 0, 1 << 31)
@@ -157,7 +157,7 @@ class GenerationRequest(SamplingRequest):
         StreamOptions(), description='an object, such as {"include_usage": true}'
     )
     logprobs: bool | Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = Field(
-        False, description=f"true or false, or a whole number from 0 to {MAX_LOGPROBS}"
+        False, description=f"true or false, or an integer from 0 to {MAX_LOGPROBS}"
     )
     top_logprobs: int = _integer_field(0, 0, MAX_LOGPROBS)
 
@@ -171,9 +171,7 @@ class GenerationRequest(SamplingRequest):
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         if self.best_of not in (None, self.n):
-            raise UserError(
-                f"best_of = {self.best_of} is not supported", "use n instead, without best_of."
-            )
+            raise UserError(f"best_of = {self.best_of} is not supported", "use n without best_of.")
         if self.top_logprobs and self.logprobs is not True:
             raise UserError("top_logprobs needs logprobs", 'add "logprobs": true.')
         return self
@@ -212,8 +210,8 @@ class ChatCompletionRequest(GenerationRequest):
     messages: list[ChatMessage] = Field(
         min_length=1,
         max_length=MAX_MESSAGES,
-        description=f"1 to {MAX_MESSAGES} messages, each with a role ({', '.join(ROLES)}) and a "
-        "content of text alone",
+        description=f"1 to {MAX_MESSAGES} messages, each with a role ({', '.join(ROLES)}) and "
+        "text-only content",
     )
     max_tokens: int = _integer_field(512, 1, MAX_NEW_TOKENS)
 
@@ -293,9 +291,9 @@ def _check_tree(value: Any, path: str, depth: int) -> None:
     """
     if isinstance(value, str) and (surrogate := re.search("[\ud800-\udfff]", value)):
         raise UserError(
-            f"{path} has half a surrogate pair, U+{ord(surrogate[0]):04X}, as character "
+            f"{path} has an unpaired surrogate, U+{ord(surrogate[0]):04X}, at character "
             f"{surrogate.start() + 1:,}",
-            "send whole characters: in UTF-8, or both halves of the pair.",
+            "send valid Unicode: UTF-8, or both halves of the surrogate pair.",
         )
     if depth > MAX_DEPTH:
         raise UserError("the body is nested too deeply", f"use at most {MAX_DEPTH} levels.")
@@ -304,5 +302,5 @@ def _check_tree(value: Any, path: str, depth: int) -> None:
             _check_tree(item, f"{path}[{index}]", depth + 1)
     elif isinstance(value, dict):
         for name, item in value.items():
-            _check_tree(name, "the name of a field", depth)
+            _check_tree(name, "a field name", depth)
             _check_tree(item, f"{path}.{name}" if path else name, depth + 1)

@@ -53,7 +53,7 @@ async def _handle_http_exception(request: Request, exc: Exception) -> Response:
 
 
 async def _handle_too_many_requests(request: Request, exc: Exception) -> Response:
-    return auth.error_response(429, "too many texts are being written", "wait for one to end.")
+    return auth.error_response(429, "too many concurrent requests", "wait for one to finish.")
 
 
 async def _handle_os_error(request: Request, exc: Exception) -> Response:
@@ -83,7 +83,7 @@ def bind_socket(port: int) -> socket.socket:
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"port {port} cannot be used: {reason}", "name another: --port 8123."
+            f"cannot listen on port {port}: {reason}", "choose another port: --port 8123."
         ) from error
     return listener
 

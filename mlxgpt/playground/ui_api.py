@@ -57,7 +57,7 @@ def ui_routes(models: ModelCache, worker: DeviceWorker) -> list[Route | Mount]:
         Route("/api/next", endpoints.next_tokens, methods=["POST"]),
         Route("/api/look", endpoints.attention, methods=["POST"]),
         Route("/api/lens", endpoints.logit_lens, methods=["POST"]),
-        Route("/api/neighbours", endpoints.find_neighbors, methods=["POST"]),
+        Route("/api/neighbors", endpoints.find_neighbors, methods=["POST"]),
     ]
 
 
@@ -216,13 +216,15 @@ def _parse_disabled_heads(body: UIRequest, model: LoadedModel) -> frozenset[tupl
     """(layer, head) of each disabled head; requests number the heads layer by layer."""
     n_layer, n_head = model.run.config.model.n_layer, model.run.config.model.n_head
     if any(index >= n_layer * n_head for index in body.off):
-        raise UserError("there is no such head", f"the model has {n_layer * n_head}.")
+        raise UserError(
+            "no such attention head", f"the model has {n_layer * n_head} heads, numbered from 0."
+        )
     return frozenset(divmod(index, n_head) for index in body.off)
 
 
 def _check_upper_bound(name: str, value: int, high: int) -> None:
     if value > high:
-        raise invalid_field_error(name, value, f"a whole number from 0 to {high:,}")
+        raise invalid_field_error(name, value, f"an integer from 0 to {high:,}")
 
 
 def _token_label(tokenizer: Tokenizer, id: int) -> str:

@@ -123,10 +123,10 @@ def find_unknown_fields(body: RequestModel) -> list[str]:
             name, own_fields, SUGGESTION_SIMILARITY
         )
         if name in unsupported:
-            remedy = f"use {suggestion}, or leave it out." if suggestion else "leave it out."
-            raise UserError(f"{name} = {format_value(value)} is not supported here", remedy)
+            remedy = f"use {suggestion} or omit it." if suggestion else "omit it."
+            raise UserError(f"{name} = {format_value(value)} is not supported", remedy)
         if suggestion := _closest_name(name, own_fields, TYPO_SIMILARITY):
-            problem = f"there is no field {format_value(name)}"
+            problem = f"unknown field {format_value(name)}"
             raise UserError(problem, f"did you mean {suggestion}?")
         unknown.append(name)
     return unknown

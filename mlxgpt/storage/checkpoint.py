@@ -126,13 +126,13 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
         files.reject_symlinks(path)
         manifest = files.read_checksummed(path / MANIFEST_FILE, CHECKPOINT_FORMAT)
         if checkpoint_folder(path.parent, manifest["step"]) != path:
-            raise ValueError(f"it is that of step {manifest['step']}")
+            raise ValueError(f"its manifest is for step {manifest['step']}")
         for name in file_names:
             if files.sha256_file(path / name) != manifest["sha256"][name]:
-                raise ValueError(f"{name} is not what was written")
+                raise ValueError(f"{name} was modified (checksum mismatch)")
         parameters = load_arrays(path / MODEL_FILE)
         if non_finite := find_non_finite(parameters):
-            raise ValueError(f"{non_finite} has values that are not finite (NaN or infinity)")
+            raise ValueError(f"{non_finite} contains non-finite values (NaN or infinity)")
         return Checkpoint(
             step=int(manifest["step"]),
             model=str(manifest.get("model", "")),
@@ -155,7 +155,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = False) -> Checkpoint:
 def _damaged_checkpoint(path: Path, error: Exception) -> DamagedCheckpointError:
     return DamagedCheckpointError(
         f"the checkpoint {path} is missing or damaged: {error}",
-        "use another checkpoint of this run: --checkpoint newest, or a step number.",
+        "use another checkpoint of this run: --checkpoint newest, or --checkpoint STEP.",
     )
 
 

@@ -45,8 +45,8 @@ def load_model(
     n_expected = count_parameters(run.config.model)
     if n_stored != n_expected:  # before a model of that size is built
         raise UserError(
-            f"config.toml gives {n_expected:,} parameters, and the checkpoint has {n_stored:,}",
-            "restore the run's own files; config.toml and checkpoints belong together.",
+            f"config.toml describes {n_expected:,} parameters, but the checkpoint has {n_stored:,}",
+            "restore the config.toml that belongs to the run's checkpoints.",
         )
     model = GPT(run.config.model)
     parameters = ckpt.parameters
@@ -74,19 +74,19 @@ def open_run_dataset(run: Run, data_dir: Path) -> Dataset:
     """Open the dataset that a run was trained on."""
     if not run.data_name:
         raise UserError(
-            f"{run.name} was imported, without a validation text",
-            "give a text to evaluate on: --source FILE.",
+            f"{run.name} is an imported model without validation data",
+            "choose a file to evaluate on: --source FILE.",
         )
     folder = data_dir / run.data_name
     if not is_prepared(folder):
         raise UserError(
-            f"the data of {run.name} is not in {folder}",
-            "give a text to evaluate on: --source FILE; or name its folder: --data-dir.",
+            f"the dataset of {run.name} is not in {folder}",
+            "set its parent folder with --data-dir, or evaluate on a file: --source FILE.",
         )
     dataset = open_dataset(folder)
     if dataset.meta.fingerprint != run.data_fingerprint:
         raise UserError(
-            f"{folder} holds other data than {run.name} was trained with",
-            "give a text to evaluate on: --source FILE.",
+            f"{folder} is not the dataset that {run.name} was trained on",
+            "choose a file to evaluate on: --source FILE.",
         )
     return dataset

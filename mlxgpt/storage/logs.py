@@ -54,8 +54,8 @@ class RunLogs:
             self.folder / RUN_FILE
         ):
             raise UserError(
-                f"the run's folder {self.folder} is no longer there: training stopped",
-                "to resume a run that was moved, name its folder: --run FOLDER.",
+                f"the run folder {self.folder} no longer exists: training stopped",
+                "if the run was moved, resume it from its new folder: --run FOLDER.",
             )
 
     def log(self, record: Mapping[str, Any]) -> None:

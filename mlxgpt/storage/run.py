@@ -111,7 +111,7 @@ class Run(RunLogs):
             if not candidates:
                 raise UserError(
                     f"{path} is damaged: {error}",
-                    "restore it, or move it away and choose a checkpoint with --checkpoint.",
+                    "restore it, or move it away and select a checkpoint with --checkpoint.",
                 ) from error
             loss, step = min(candidates)
             return {"step": step, "val_loss": loss}
@@ -190,7 +190,7 @@ class Run(RunLogs):
                 if len(self.steps()) == 1:
                     raise UserError(
                         error.problem,
-                        "it is this run's only one: copy it again, or train a new run.",
+                        "it is the only checkpoint of this run: copy it again, or train a new run.",
                     ) from error
                 if path == paths[-1]:
                     raise
@@ -198,15 +198,15 @@ class Run(RunLogs):
                 continue
             if ckpt.tokenizer != self.tokenizer.fingerprint:
                 raise UserError(
-                    f"the checkpoint {path} was made with another tokenizer",
-                    "restore the run's own checkpoint.",
+                    f"the checkpoint {path} was written with a different tokenizer",
+                    "restore the run's original checkpoint.",
                 )
             # Shapes alone do not show all settings, such as the number of heads.
             if ckpt.model not in ("", self.config.model.fingerprint):
                 raise UserError(
-                    f"the checkpoint {path} was made with other settings of the model than "
-                    "config.toml has",
-                    "restore the run's own files; config.toml and checkpoints belong together.",
+                    f"the checkpoint {path} was written with different model settings than those "
+                    "in config.toml",
+                    "restore the config.toml that belongs to the run's checkpoints.",
                 )
             return ckpt
         raise UserError(f"{self.folder} has no checkpoint yet", "train it first.")
@@ -280,7 +280,9 @@ def create_run(run: Run) -> None:
     }
     # Checked once more, since everything in the folder is deleted below.
     if run.steps():
-        raise UserError(f"{folder} has checkpoints", "choose another name: --run NAME.")
+        raise UserError(
+            f"{folder} already contains checkpoints", "choose another name: --run NAME."
+        )
     # Under a scratch name, so that a killed process leaves either a run or nothing.
     scratch = folder.with_name(f".{folder.name}.new")
     try:
@@ -315,23 +317,21 @@ def open_run(folder: Path) -> Run:
             data_name, data_fingerprint = _check_data_name(data_name), str(data_fingerprint)
         add_bos_token, origin = metadata.get("add_bos_token", True), metadata.get("origin", {})
         if type(add_bos_token) is not bool or type(origin) is not dict:
-            raise ValueError("it does not hold together")
+            raise ValueError("its fields are inconsistent")
     except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} is not a run of mlxgpt", "name another: mlxgpt runs lists them."
-        ) from error
+        raise UserError(f"{folder} is not an mlxgpt run", "list the runs: mlxgpt runs") from error
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"{folder / RUN_FILE} is damaged: {error}", "restore it, or name another run."
+            f"{folder / RUN_FILE} is damaged: {error}", "restore it, or use another run."
         ) from error
     config = toml.load_config(folder / CONFIG_TOML)
     if config.train.dtype == "auto":  # a run stores the dtype that it chose
-        raise UserError(f"{folder / CONFIG_TOML} is not whole", "restore the run's own file.")
+        raise UserError(f"{folder / CONFIG_TOML} is incomplete", "restore the run's original file.")
     tokenizer = tokenizer_json.load_tokenizer(folder / TOKENIZER_FILE)
     if tokenizer.fingerprint != metadata.get("tokenizer"):
         raise UserError(
-            f"{folder}: tokenizer.json is not the one this run was trained with",
-            "restore the run's own file.",
+            f"{folder}: tokenizer.json is not the tokenizer this run was trained with",
+            "restore the run's original file.",
         )
     add_bos_token &= tokenizer.end_of_text is not None
     return Run(folder, config, tokenizer, data_name, data_fingerprint, add_bos_token, origin)
@@ -345,7 +345,7 @@ def _check_data_name(name: Any) -> str:
     name = str(name)
     is_plain = name == Path(name).name and not CONTROL_CHARS.search(name)
     if not is_plain or name in ("", "..") or len(os.fsencode(name)) > 255:
-        raise ValueError(f"{name!r} is not the name of a data folder")
+        raise ValueError(f"{name!r} is not a valid data folder name")
     return name
 
 
@@ -361,8 +361,8 @@ def find_run(name: str | None, runs_dir: Path) -> Run:
             if files.exists(folder / RUN_FILE):
                 return open_run(folder)
         raise UserError(
-            f"there is no run {name!r} in {runs_dir}, and no run's folder of that name",
-            "mlxgpt runs lists them; mlxgpt train --tier 1 makes one.",
+            f"there is no run named {name!r} in {runs_dir}, and no run folder at that path",
+            "list the runs with mlxgpt runs, or train one with mlxgpt train --tier 1",
         )
     trained = [
         folder
@@ -372,7 +372,7 @@ def find_run(name: str | None, runs_dir: Path) -> Run:
     if not trained:
         raise UserError(
             f"there is no trained run in {runs_dir.absolute()}",
-            "train one: mlxgpt train --tier 1; or name its folder with --run.",
+            "train one with mlxgpt train --tier 1, or set the folder of a run with --run.",
         )
     return open_run(trained[0])
 

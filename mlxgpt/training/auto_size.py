@@ -45,7 +45,7 @@ def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Confi
     Raises:
         UserError: if there is no memory for the smallest one.
     """
-    logger.info("timing models of different sizes")
+    logger.info("benchmarking candidate model sizes")
     block_size = config.model.block_size
     overrides = {
         "batch_size": max(1, MIN_STEP_TOKENS // block_size),
@@ -77,13 +77,14 @@ def choose_model_size(config: Config, dataset: Dataset, seconds: float) -> Confi
     m, parameter_count = best_config.model, count_parameters(best_config.model)
     epochs = _count_epochs(best_config, dataset, best_estimate.steps_within(seconds, best_config))
     logger.info(
-        f"{m.n_layer} layers of width {m.n_embd}, {parameter_count:,} parameters, batches of "
-        f"{best_config.train.batch_size}: {seconds / 60:g} minutes will be {epochs:.2g} epochs"
+        f"model size: {m.n_layer} layers, n_embd {m.n_embd}, {parameter_count:,} parameters, batch "
+        f"size {best_config.train.batch_size}; estimated {epochs:.2g} epochs in {seconds / 60:g} "
+        "minutes"
     )
     if epochs > OVERFIT_EPOCHS:
         logger.info(
-            f"beyond about {OVERFIT_EPOCHS} epochs a model memorizes its text: more text, or "
-            "fewer minutes, would do as well"
+            f"more than about {OVERFIT_EPOCHS} epochs will overfit: use a larger dataset, or "
+            "train for fewer minutes"
         )
     return override_config(best_config, {"eval_interval": eval_interval})
 

@@ -79,8 +79,8 @@ class AsyncCheckpointer:
         if free < size + OTHER_FILES_BYTES:
             saved_steps = self._run.steps()
             raise UserError(
-                f"the disk is full: {free / 1e6:,.0f} MB are left, and a checkpoint takes "
-                f"{size / 1e6:,.0f}",
+                f"the disk is full: {free / 1e6:,.0f} MB free, but a checkpoint needs "
+                f"{size / 1e6:,.0f} MB",
                 "free some space; the same command resumes from "
                 + (f"step {saved_steps[-1]:,}." if saved_steps else "the beginning."),
             )
@@ -103,8 +103,8 @@ class AsyncCheckpointer:
         if free < 2 * (size + OTHER_FILES_BYTES):
             self.wait()
             raise UserError(
-                f"the disk is nearly full: stopped and saved at step {step:,}, and another "
-                f"checkpoint of {size / 1e6:,.0f} MB would not fit",
+                f"the disk is nearly full: saved step {step:,} and stopped, because another "
+                f"checkpoint ({size / 1e6:,.0f} MB) would not fit",
                 "free some space; the same command resumes from there.",
             )
 

@@ -155,9 +155,10 @@ def combine_estimates(group: ProcessGroup, config: Config, local_estimate: Estim
         rows = config.sequences_per_step
         logger.info(
             f"{group.size} ranks, {rows // group.size} of {rows} sequences each: "
-            f"{1000 * max(step_times):,.0f} ms a step, and {1000 * averaging_seconds:,.0f} ms to "
-            f"average {dtype.size * parameter_count / 1e6:,.1f} MB of gradients, "
-            f"{averaging_seconds / total_seconds:.0%} of all"
+            f"{1000 * max(step_times):,.0f} ms of compute per step, plus "
+            f"{1000 * averaging_seconds:,.0f} ms to all-reduce "
+            f"{dtype.size * parameter_count / 1e6:,.1f} MB of gradients "
+            f"({averaging_seconds / total_seconds:.0%} of the step time)"
         )
     return replace(local_estimate, step_seconds=total_seconds, peak_bytes=max(peaks))
 
@@ -263,7 +264,8 @@ def check_memory_limit(config: Config, required_bytes: int, limit: int) -> None:
     if required_bytes <= limit:
         return
     raise UserError(
-        f"this training takes {required_bytes / 1e9:,.2f} GB, and has {limit / 1e9:,.2f}",
+        f"training needs {required_bytes / 1e9:,.2f} GB of memory, but the limit is "
+        f"{limit / 1e9:,.2f} GB",
         _suggest_smaller_setting(config, required_bytes, limit),
     )
 
@@ -290,14 +292,14 @@ def _suggest_smaller_setting(config: Config, required_bytes: int, limit: int) ->
         accumulation_steps = t.gradient_accumulation_steps * (t.batch_size // batch_size)
         return (
             f"use --batch-size {batch_size} --gradient-accumulation-steps {accumulation_steps}, "
-            "which trains the same."
+            "which gives the same effective batch size."
         )
     if not t.gradient_checkpointing and max_sequences >= 0:
         return "use --batch-size 1 --gradient-checkpointing, or a smaller --block-size."
     for layers in range(config.model.n_layer - 1, 0, -1):
         if required_bytes * layers / config.model.n_layer < limit / MEMORY_MARGIN:
             return f"use a smaller model, such as --n-layer {layers}."
-    return "use a smaller --n-embd and --n-layer: mlxgpt info tells what they take."
+    return "use a smaller --n-embd or --n-layer; mlxgpt info shows the model's size."
 
 
 def check_model_memory(config: Config) -> None:
@@ -309,8 +311,8 @@ def check_model_memory(config: Config) -> None:
     required_bytes, total_bytes = min_training_bytes(config.model), device.total_memory_bytes()
     if required_bytes > total_bytes:
         raise UserError(
-            f"this model needs {required_bytes / 1e9:,.1f} GB to be trained, and there are "
-            f"{total_bytes / 1e9:,.1f}",
+            f"training this model needs at least {required_bytes / 1e9:,.1f} GB of memory, but "
+            f"this machine has {total_bytes / 1e9:,.1f} GB",
             "use a smaller --n-embd or --n-layer.",
         )
 

@@ -70,16 +70,16 @@ def load_init_weights(
         value = getattr(model_config, name)
         if explicit_settings.get(name, value) != value:
             raise UserError(
-                f"{name} = {explicit_settings[name]} does not go with {run.name}, which has "
-                f"{value}",
-                f"leave it out: a training from {run.name} has its shape.",
+                f"{name} = {explicit_settings[name]} conflicts with {run.name}, which has "
+                f"{name} = {value}",
+                f"omit it: a run initialized from {run.name} has the same architecture.",
             )
     block_size = explicit_settings.get("block_size", model_config.block_size)
     has_learned_positions = model_config.position == "learned"
     if has_learned_positions and block_size > model_config.block_size:
         raise UserError(
-            f"block_size = {block_size} is more than the {model_config.block_size} positions "
-            f"that {run.name} has learned",
+            f"block_size = {block_size} exceeds the block size of {run.name}, "
+            f"{model_config.block_size}",
             f"use --block-size {model_config.block_size} or less.",
         )
     dropout = explicit_settings.get("dropout", config.model.dropout)

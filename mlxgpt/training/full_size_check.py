@@ -46,16 +46,16 @@ class CheckResult:
 
 
 INITIAL_LOSS_EXPLANATION = (
-    "Why ln V: an untrained model knows nothing, so the best it can do is to give each of the V "
-    "tokens the same probability, 1/V. That costs -ln(1/V) = ln V nats, whichever token comes. "
-    "GPT-2's initial weights do almost that. A logit is the dot product of a normalized vector, of "
-    "length √n_embd, and a row of the head, whose entries are about 0.02. So logits scatter around "
-    "0 by only 0.02·√n_embd, and their softmax is nearly flat; the scatter costs half its square, "
-    "0.0002·n_embd nats. Where the head is the token embedding, the logit of the token just read "
-    "stands out as well, by about 1 in a wide model. With thousands of tokens that costs nothing "
-    "you can see; with a handful, a few tenths of a nat. A first loss far above the expected value "
-    "means a model that is confidently wrong before it has seen anything (initial weights too "
-    "large); one below it means that the model can see what it should predict (a broken mask)."
+    "Why ln V: an untrained model should assign each of the V tokens about the same probability, "
+    "1/V, which gives a cross-entropy loss of -ln(1/V) = ln V nats. GPT-2's initialization comes "
+    "close. A logit is the dot product of a normalized hidden state, of norm √n_embd, and a row of "
+    "the output head, whose weights have a standard deviation of 0.02. The logits therefore have a "
+    "standard deviation of only 0.02·√n_embd, and the softmax is nearly uniform; this adds half "
+    "their variance, 0.0002·n_embd nats, to the loss. With a tied output head, the logit of the "
+    "input token is also higher, by about 1 in a wide model. The effect is negligible with "
+    "thousands of tokens, and a few tenths of a nat with a small vocabulary. An initial loss far "
+    "above the expected value means that the initial weights are too large; one below it means "
+    "that the model can see its targets (a broken causal mask)."
 )
 
 
@@ -113,7 +113,7 @@ def check_full_size_step(config: Config) -> CheckResult:
     ok = finite and math.isfinite(loss) and math.isfinite(norm)
     detail = f"loss {loss:.3f}, gradient norm {norm:.2f}"
     return CheckResult(
-        "one step at full size", ok, f"{detail}, all finite" if ok else f"{detail}: not finite"
+        "full-size training step", ok, f"{detail}, all finite" if ok else f"{detail}, not finite"
     )
 
 
@@ -135,10 +135,10 @@ def check_against_cpu(config: Config) -> CheckResult:
     gradient_distance = relative_distance(gradient, cpu_gradient)
     loss_error = abs(loss - float(cpu_loss))
     return CheckResult(
-        "GPU = CPU",
+        "GPU matches CPU",
         gradient_distance <= tolerance and loss_error <= loss_tolerance(config, loss, y.size),
-        f"loss {loss:.5f} and {float(cpu_loss):.5f} on the CPU, gradients "
-        f"{gradient_distance:.1e} apart; rounding explains {tolerance:.1e}",
+        f"loss {loss:.5f}, on the CPU {float(cpu_loss):.5f}; gradients "
+        f"differ by {gradient_distance:.1e} (tolerance {tolerance:.1e})",
     )
 
 
@@ -151,10 +151,10 @@ def check_evaluation_loss(config: Config) -> CheckResult:
     eval_loss = float(eval_step(model.parameters(), x, y, mx.ones(y.shape))) / y.size
     tolerance = loss_tolerance(config, train_loss, y.size)
     return CheckResult(
-        "evaluation = training",
+        "evaluation matches training",
         abs(eval_loss - train_loss) <= tolerance,
-        f"loss {eval_loss:.5f} in evaluation, {train_loss:.5f} in training; "
-        f"rounding explains {tolerance:.1e}",
+        f"evaluation loss {eval_loss:.5f}, training loss {train_loss:.5f} "
+        f"(tolerance {tolerance:.1e})",
     )
 
 
@@ -187,9 +187,9 @@ def check_cached_logits(config: Config) -> CheckResult:
                 layers, position = cache.layers, position + 1
     tolerance = rounding_tolerance(config.model, "float32")
     return CheckResult(
-        "cached = uncached",
+        "KV cache matches full pass",
         max_distance <= tolerance,
-        f"logits at most {max_distance:.1e} apart; rounding explains {tolerance:.1e}",
+        f"logits differ by at most {max_distance:.1e} (tolerance {tolerance:.1e})",
     )
 
 

@@ -54,13 +54,13 @@ class MetricsLogger(Callback, ABC):
         self._name = name
         spec = find_spec(name)
         if not spec or not spec.origin:  # a folder of that name is a package without origin
-            raise UserError(f"{name} is not installed", f"get it: {INSTALL_COMMANDS[name]}.")
+            raise UserError(f"{name} is not installed", f"install it: {INSTALL_COMMANDS[name]}.")
         try:
             self._import()
         except ImportError as error:
             raise UserError(
                 f"{name} cannot be imported: {error}",
-                f"install it again: {INSTALL_COMMANDS[name]}.",
+                f"reinstall it: {INSTALL_COMMANDS[name]}.",
             ) from error
         self._queue = CallQueue()
         self._thread: threading.Thread | None = None
@@ -102,7 +102,7 @@ class MetricsLogger(Callback, ABC):
             self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             logger.warning(
-                "%s did not finish, and is not waited for; metrics may be missing there", self._name
+                "%s did not finish in time; some metrics may be missing there", self._name
             )
 
     def _process_queue(self, queue: CallQueue) -> None:
@@ -122,7 +122,7 @@ class MetricsLogger(Callback, ABC):
 
     def _warn(self, error: Exception) -> None:
         logger.warning(
-            "%s failed: %s; the training continues without it", self._name, _format_error(error)
+            "%s failed: %s; training continues without it", self._name, _format_error(error)
         )
 
     # A tracker's own part. Each method may raise whatever its library raises.
@@ -226,7 +226,7 @@ class WandbLogger(MetricsLogger):
         if not logged_in:
             raise UserError(
                 "wandb is not logged in",
-                "run `wandb login`; or set WANDB_MODE=offline, and run `wandb sync` later.",
+                "run `wandb login`, or set WANDB_MODE=offline and run `wandb sync` later.",
             )
 
     def _connect(self, run: Run) -> None:
@@ -269,7 +269,7 @@ def make_logger(name: str) -> MetricsLogger:
         UserError: if there is none of that name, or it cannot be used.
     """
     if name not in LOGGERS:
-        raise UserError(f"there is no tracker {name}", f"use {' or '.join(LOGGERS)}.")
+        raise UserError(f"unknown logger {name}", f"use {' or '.join(LOGGERS)}.")
     return LOGGERS[name]()
 
 
@@ -283,8 +283,8 @@ def _convert_wandb_errors() -> Iterator[None]:
     except Exception as error:
         raise UserError(
             f"wandb failed: {_format_error(error)}",
-            "check the connection and `wandb login`; or set WANDB_MODE=offline, and run `wandb "
-            "sync` later.",
+            "check the network connection and `wandb login`, or set WANDB_MODE=offline and run "
+            "`wandb sync` later.",
         ) from error
 
 

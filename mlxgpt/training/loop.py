@@ -251,7 +251,7 @@ class StepResultHandler:
             checkpoint = load_newest_checkpoint(run, steps, self._step_function)
             logger.info(
                 f"loss spike at step {guard.spike_step + 1:,}: rolled back to step "
-                f"{checkpoint.step:,}, to continue with other batches"
+                f"{checkpoint.step:,}, continuing with different batches"
             )
             run.truncate_after(checkpoint.step)
             run.log_rollback(checkpoint.step, guard.spike_step + 1)
@@ -278,7 +278,7 @@ class StepResultHandler:
     def _can_roll_back(self) -> bool:
         can_roll_back = bool(self._writer and self._writer.scheduled_checkpoint_steps())
         if self._writer and not can_roll_back:
-            logger.info("loss spike: skipped, as there is no checkpoint to roll back to")
+            logger.info("loss spike ignored: there is no checkpoint to roll back to")
         return bool(self._group.broadcast("can roll back", can_roll_back))
 
 
@@ -290,9 +290,9 @@ def _make_stop_error(
         return _make_diverged_error(job.config, guard, step)
     if is_over_memory_limit and step < job.config.train.max_steps:
         return UserError(
-            f"training took more than {(job.memory_limit_bytes or 0) / 1e9:g} GB: stopped and "
-            f"saved at step {step:,}",
-            "the same command with a larger --memory-limit resumes from there.",
+            f"training exceeded the memory limit of {(job.memory_limit_bytes or 0) / 1e9:g} GB: "
+            f"saved step {step:,} and stopped",
+            "run the same command with a larger --memory-limit to resume from there.",
         )
     return None
 
@@ -301,16 +301,16 @@ def _make_diverged_error(config: Config, guard: SpikeGuard, step: int) -> Diverg
     reason = (
         f"the loss spiked again after {MAX_ROLLBACKS} rollbacks"
         if guard.rollbacks > MAX_ROLLBACKS
-        else f"{guard.consecutive_skips} steps in a row without a finite loss and gradient"
+        else f"{guard.consecutive_skips} consecutive steps with a non-finite loss or gradient"
     )
     learning_rate = config.optim.learning_rate
-    remedies = [f"a lower --learning-rate than {learning_rate:g}, or more --warmup-steps"]
+    remedies = [f"a --learning-rate below {learning_rate:g}, or more --warmup-steps"]
     if config.train.dtype != "float32":
         remedies.append("--dtype float32")
     if not config.optim.grad_clip:
         remedies.append("--grad-clip 1")
     return DivergedError(
-        f"training has diverged: {reason}; stopped at step {step:,}, and saved with the weights of "
-        "the last good one",
-        f"start a new run with {', '.join(remedies)}; or look for strange passages in the text.",
+        f"training diverged: {reason}; stopped at step {step:,} and saved the weights of the last "
+        "good step",
+        f"start a new run with {', '.join(remedies)}; or check the dataset for corrupt text.",
     )

@@ -143,7 +143,7 @@ def find_resumable_run(folder: Path) -> Run | None:
             checkpoint.prune_checkpoints(parent, {*checkpoint.list_steps(parent)})
         return run if run.steps() else None
     if files.exists(folder) and any(folder.iterdir()):
-        raise UserError(f"{folder} exists and is not a run", "choose another name with --run NAME.")
+        raise UserError(f"{folder} exists but is not a run", "choose another name with --run NAME.")
     return None
 
 
@@ -166,36 +166,36 @@ def check_resumable(
     if not run.data_name:
         raise UserError(
             f"{run.name} is an imported model",
-            f"train a new run from it: mlxgpt train --from {run.name}.",
+            f"start a new run from it: mlxgpt train --init-from {run.name}.",
         )
     if dict(run.origin) != dict(init_weights.origin if init_weights else {}):
         raise UserError(
-            f"{run.name} exists, and was started from other weights",
-            "train a new run with --run NAME, or give the same --from.",
+            f"{run.name} exists and was initialized from different weights",
+            "start a new run with --run NAME, or use the same --init-from.",
         )
     if run.data_fingerprint != dataset.meta.fingerprint:
         if run.data_name == dataset.name:
             raise UserError(
-                f"{dataset.folder} was prepared again since {run.name} was trained on it",
-                "train a new run with --run NAME, or prepare the former text again.",
+                f"{dataset.folder} has changed since {run.name} was trained on it",
+                "start a new run with --run NAME, or prepare the original dataset again.",
             )
         raise UserError(
-            f"{run.name} was trained on other data ({run.data_name}) than {dataset.name}",
-            "train a new run with --run NAME, or give the same --source.",
+            f"{run.name} was trained on {run.data_name}, not on {dataset.name}",
+            "start a new run with --run NAME, or use the same --source.",
         )
     if names := weight_affecting_fields(run.config, config):
         changed_settings = diff_configs(run.config, config)
         description = ", ".join(
             f"{name} {_format_change(*changed_settings[name])}" for name in names
         )
-        remedy = "train a new run with --run NAME, or use the same settings to resume."
+        remedy = "start a new run with --run NAME, or use the same settings to resume."
         if names == ["max_steps"] and is_finished(run, run.config):
-            description += ", and is finished: its learning rate was scheduled for the steps it has"
+            description += "; the run is finished, and its learning rate schedule has ended"
             remedy = (
-                "continue in a new run, with a schedule of its own: "
-                f"mlxgpt train --from {run.name} --max-steps N; or start over: --run NAME."
+                "continue in a new run with a new schedule: "
+                f"mlxgpt train --init-from {run.name} --max-steps N; or start over with --run NAME."
             )
-        raise UserError(f"{run.name} exists with other settings: {description}", remedy)
+        raise UserError(f"{run.name} exists with different settings: {description}", remedy)
 
 
 def apply_run_plan(config: Config, run: Run, fit_size: bool) -> Config:
@@ -242,8 +242,9 @@ def _log_changes(run: Run, changed_settings: Mapping[str, tuple[Any, Any]], rank
             f"{name} {_format_change(*pair)}" for name, pair in changed_settings.items()
         ]
         logger.info(
-            f"changed since: {', '.join([*descriptions, *changed_environment])}"
-            + ("" if is_exact else "; the rest will differ by rounding from an uninterrupted run")
+            f"changed since {run.name} was last trained: "
+            + ", ".join([*descriptions, *changed_environment])
+            + ("" if is_exact else "; results may differ from an uninterrupted run by rounding")
         )
 
 

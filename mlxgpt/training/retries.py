@@ -56,7 +56,7 @@ def retry_on_gpu_failure(attempt: Callable[[TrainJob], T], job: TrainJob, group:
         # After the handler, so that nothing holds the failed attempt's arrays any more.
         _release_device()
         if message:
-            logger.info(f"{message}; starting over")
+            logger.info(f"{message}; restarting from step 0")
             job = _make_retry_job(job, job.config)
             continue
         assert failure
@@ -66,9 +66,9 @@ def retry_on_gpu_failure(attempt: Callable[[TrainJob], T], job: TrainJob, group:
         failures = 1 if last_step > furthest_step else failures + 1
         furthest_step = max(furthest_step, last_step)
         outcome = (
-            f"; stopped, and saved at step {saved_steps[-1]:,}"
+            f"; stopped; the last checkpoint is from step {saved_steps[-1]:,}"
             if saved_steps
-            else "; nothing was saved"
+            else "; no checkpoint was saved"
         )
         if failures > len(RETRY_DELAYS):
             outcome = f", {failures} times in a row{outcome}"
@@ -78,7 +78,7 @@ def retry_on_gpu_failure(attempt: Callable[[TrainJob], T], job: TrainJob, group:
         if failure.out_of_memory:
             config = _reduce_batch_size(config, failure, outcome)
         problem, seconds = failure.to_user_error().problem, RETRY_DELAYS[failures - 1]
-        logger.info(f"{problem}; trying again in {seconds:g} s")
+        logger.info(f"{problem}; retrying in {seconds:g} s")
         sleep(seconds)
         job = _make_retry_job(job, config)
 
@@ -92,7 +92,7 @@ def _reduce_batch_size(config: Config, failure: DeviceError, outcome: str) -> Co
     t = config.train
     batch_size = next((n for n in range(t.batch_size // 2, 0, -1) if t.batch_size % n == 0), None)
     if batch_size is None:
-        raise failure.to_user_error(f", with one sequence at a time{outcome}")
+        raise failure.to_user_error(f", even with micro-batches of one sequence{outcome}")
     accumulation_steps = t.gradient_accumulation_steps * t.batch_size // batch_size
     return override_config(
         config, {"batch_size": batch_size, "gradient_accumulation_steps": accumulation_steps}

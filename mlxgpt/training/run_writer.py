@@ -166,7 +166,7 @@ class RunWriter:
         try:
             result = generate_texts(model, self._tokenizer, [""], sampling, bos=self.run.bos)
         except NotFiniteError as error:  # what to do about it is the guard's decision
-            logger.info("no sample: %s", error.problem)
+            logger.info("skipping the sample: %s", error.problem)
             return
         self._callbacks.on_sample(step, result.texts[0])
 
@@ -175,5 +175,5 @@ class RunWriter:
         self._checkpointer.wait()
         user_error = files.to_user_error(error, "read or write", self.run.folder)
         return UserError(
-            f"{user_error.problem}; stopped and saved at step {step:,}", user_error.remedy
+            f"{user_error.problem}; saved step {step:,} and stopped", user_error.remedy
         )

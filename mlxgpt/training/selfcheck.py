@@ -117,7 +117,7 @@ def check_tied_head(config: Config) -> CheckResult:
     return CheckResult(
         "tied head",
         max_logit == 0,
-        f"after an update, a zeroed embedding leaves logits of at most {max_logit:g}",
+        f"largest logit after an update with the embedding zeroed: {max_logit:g}",
     )
 
 
@@ -128,9 +128,9 @@ def check_compiled_step(config: Config) -> CheckResult:
     step_functions = [make_train_step(config), make_train_step(config, compiled=False)]
     max_difference = _difference_after_steps(config, step_functions)
     return CheckResult(
-        "compiled = eager",
+        "compiled matches eager",
         max_difference < _tolerance(1e-5),
-        f"parameters at most {max_difference:.1e} apart after 3 steps",
+        f"parameters differ by at most {max_difference:.1e} after 3 steps",
     )
 
 
@@ -153,11 +153,11 @@ def check_micro_batches(config: Config) -> CheckResult:
     )
     max_difference = _max_difference(micro_batch_gradients, full_batch_gradients)
     return CheckResult(
-        "micro-batches = one batch",
+        "gradient accumulation",
         is_different and max_difference < _tolerance(1e-5),
-        f"gradients at most {max_difference:.1e} apart"
+        f"gradients differ from one large batch by at most {max_difference:.1e}"
         if is_different
-        else "both hold the same tokens",
+        else "both micro-batches have the same tokens",
     )
 
 
@@ -165,7 +165,7 @@ def check_causality(config: Config) -> CheckResult:
     """Changing token t changes no logit before t."""
     length = config.model.block_size
     if length < 2 or config.model.vocab_size < 2:
-        return CheckResult("causality", None, "nothing to see with one token")
+        return CheckResult("causality", None, "not applicable: needs at least 2 tokens")
     model = make_scaled_model(config)
     ids = random_ids(config, 1, length)
     t = length // 2
@@ -176,8 +176,8 @@ def check_causality(config: Config) -> CheckResult:
     return CheckResult(
         "causality",
         max_before <= 1e-6 and min_after > 0,
-        f"changing token {t}: at most {max_before:g} before it, at least {min_after:.1e} from "
-        "it on",
+        f"changing token {t} changes earlier logits by at most {max_before:g}, later ones by at "
+        f"least {min_after:.1e}",
     )
 
 
@@ -190,7 +190,7 @@ def check_sampler(config: Config) -> CheckResult:
     top_p_kept = int((probs.cumsum() < 0.75).sum()) + 1
     min_p_kept = int((probs >= 0.2 * probs[0]).sum())
     cases = {
-        "none": (SamplingParams(temperature=0.8), 8),
+        "no filter": (SamplingParams(temperature=0.8), 8),
         "top-k 3": (SamplingParams(temperature=0.8, top_k=3), 3),
         "top-p 0.75": (SamplingParams(temperature=0.8, top_p=0.75), top_p_kept),
         "min-p 0.2": (SamplingParams(temperature=0.8, min_p=0.2), min_p_kept),
@@ -211,10 +211,10 @@ def check_sampler(config: Config) -> CheckResult:
         z_scores = np.abs(frequencies - expected)[:n_kept] / sigma
         max_z_score = max(max_z_score, float(z_scores.max()))
     return CheckResult(
-        "sampler = softmax",
+        "sampling distribution",
         max_z_score < 4 and not leaked_draws,
-        f"{draws:,} draws for each of {', '.join(cases)}: at most {max_z_score:.1f} standard "
-        f"errors off, {leaked_draws} masked tokens drawn",
+        f"{draws:,} samples each ({', '.join(cases)}): within {max_z_score:.1f} standard errors of "
+        f"the softmax, {leaked_draws} masked tokens sampled",
     )
 
 
@@ -235,11 +235,11 @@ def check_evaluation_side_effects(config: Config) -> CheckResult:
     max_difference = _max_difference(*(s.model.parameters() for s in step_functions))
     is_deterministic = losses[0::2] == losses[1::2]
     return CheckResult(
-        "evaluation leaves no trace",
+        "evaluation side effects",
         (max_difference == 0 and is_deterministic)
         or (not device.on_cpu() and max_difference < 1e-5),
-        f"parameters {max_difference:g} apart after 3 steps with and without it; "
-        f"{'twice the same' if is_deterministic else 'two different'} results",
+        f"parameters differ by {max_difference:g} after 3 steps with and without evaluation; "
+        f"repeated evaluations {'agree' if is_deterministic else 'differ'}",
     )
 
 
@@ -256,7 +256,7 @@ def check_overfitting(config: Config) -> CheckResult:
             loss = float(value)
         else:
             mx.async_eval(step_function.state)
-    return CheckResult("one batch by heart", loss < 0.1, f"loss {loss:.3f} after {steps} steps")
+    return CheckResult("overfit one batch", loss < 0.1, f"loss {loss:.3f} after {steps} steps")
 
 
 def check_repeatability(config: Config) -> CheckResult:
@@ -267,11 +267,13 @@ def check_repeatability(config: Config) -> CheckResult:
     step_functions = [make_train_step(config), make_train_step(config)]
     max_difference = _difference_after_steps(config, step_functions)
     detail = (
-        "bit for bit"
+        "bit-identical"
         if max_difference == 0
-        else f"only to {max_difference:.1e}: sums are reordered here"
+        else f"equal to within {max_difference:.1e}: this device sums in varying order"
     )
-    return CheckResult("steps repeat", max_difference == 0 if device.on_cpu() else None, detail)
+    return CheckResult(
+        "deterministic steps", max_difference == 0 if device.on_cpu() else None, detail
+    )
 
 
 def _tolerance(tolerance: float) -> float:

@@ -91,7 +91,7 @@ def setup_job(
             yield _plan_job(request, job, group, callbacks)
     except KeyboardInterrupt:
         if not files.exists(folder / "run.json"):
-            logger.info(f"{dataset.folder} is kept; the same command continues from there")
+            logger.info(f"keeping {dataset.folder}; the same command reuses it")
         raise
 
 
@@ -152,7 +152,8 @@ def check_and_estimate(
             if check.ok is False:
                 raise UserError(
                     f"the self-check failed: {check.name}: {check.detail}",
-                    "do not train on this; run mlxgpt check, and report what it says.",
+                    "run mlxgpt check and report its output; do not train on this machine until it "
+                    "passes.",
                 )
     known_step_seconds = None
     if job.run and group.size == 1 and not job.is_retry:  # a retry may run without compiled kernels
@@ -164,11 +165,11 @@ def check_and_estimate(
 def _check_limits(request: TrainRequest) -> None:
     limit, minutes = request.memory_limit, request.max_minutes
     if limit is not None and not 0 < limit < math.inf:
-        raise UserError(f"--memory-limit {limit} is not a size", "give gigabytes above 0.")
-    if minutes is not None and not 0 < minutes < math.inf:
         raise UserError(
-            f"--max-minutes {minutes} is not a length of time", "give a number above 0."
+            f"--memory-limit {limit} is not a valid size", "use a number of GB above 0."
         )
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UserError(f"--max-minutes {minutes} is not a valid duration", "use a number above 0.")
 
 
 def _prepare_data(request: TrainRequest, callbacks: Callback) -> tuple[Config, Dataset, str | None]:
@@ -191,14 +192,14 @@ def _prepare_data(request: TrainRequest, callbacks: Callback) -> tuple[Config, D
     except DatasetUnavailableError as error:
         if not request.fallback_source:
             raise
-        warning = f"{error.problem}: this is the built-in {request.fallback_source} instead"
+        warning = f"{error.problem}; using the built-in dataset {request.fallback_source} instead"
         logger.warning(warning)
         config = override_config(config, {"source": request.fallback_source})
         dataset = prepare(config)
     if tokenizer and dataset.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"{dataset.folder} was prepared with another tokenizer than that of the weights",
-            "give the text itself: --source FILE.",
+            f"{dataset.folder} was prepared with a different tokenizer than the initial weights",
+            "use the original text: --source FILE.",
         )
     return config, dataset, warning
 
@@ -238,7 +239,7 @@ def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False)
     if config.model.vocab_size < vocab_size:
         raise UserError(
             f"vocab_size = {config.model.vocab_size} is too small for {dataset.name}",
-            f"use --vocab-size {vocab_size}, or leave it out.",
+            f"use --vocab-size {vocab_size}, or omit it.",
         )
     tokens, block_size = len(dataset.train.ids), config.model.block_size
     blocks_per_epoch(tokens, block_size)  # refuses a short text
@@ -246,11 +247,11 @@ def fit_to_data(config: Config, dataset: Dataset, *, strict_vocab: bool = False)
     if config.tokens_per_step > tokens:
         max_batch_size = tokens // block_size // t.gradient_accumulation_steps
         raise UserError(
-            f"the training text has {tokens:,} tokens, fewer than one step takes "
+            f"the training split has {tokens:,} tokens, fewer than one step needs "
             f"({t.gradient_accumulation_steps} × {t.batch_size} × {block_size})",
-            f"use a longer text, or --batch-size {max_batch_size} or less."
+            f"use a larger dataset, or --batch-size {max_batch_size} or less."
             if max_batch_size
-            else "use a longer text, or fewer --gradient-accumulation-steps.",
+            else "use a larger dataset, or fewer --gradient-accumulation-steps.",
         )
     return config
 
@@ -273,9 +274,9 @@ def _plan_for_minutes(config: Config, estimate: Estimate, minutes: float) -> Con
     steps = estimate.steps_within(60 * minutes, config)
     if steps < MIN_STEPS:
         raise UserError(
-            f"in {minutes:g} minutes there is no time for {MIN_STEPS} steps of "
-            f"{estimate.step_seconds:.2g} s",
-            "give more minutes, or take smaller steps: --batch-size, "
+            f"--max-minutes {minutes:g} is too short for {MIN_STEPS} steps, at an estimated "
+            f"{estimate.step_seconds:.2g} s per step",
+            "use more minutes, or make steps smaller with --batch-size or "
             "--gradient-accumulation-steps.",
         )
     return set_max_steps(config, steps)
@@ -287,7 +288,7 @@ def _log_long_warmup(config: Config) -> None:
         return
     max_learning_rate = float(learning_rate_schedule(config)(steps - 1))
     logger.info(
-        f"the whole run is warmup: {warmup:,} steps of it, and {steps:,} in all; the learning "
-        f"rate rises to {max_learning_rate:.2g} and no further. Shorter: --warmup-steps "
+        f"the whole run is warmup ({warmup:,} warmup steps, {steps:,} steps in total): the "
+        f"learning rate only reaches {max_learning_rate:.2g}; consider --warmup-steps "
         f"{steps // WARMUP_DIVISOR}"
     )

@@ -31,7 +31,7 @@ def catch_stop_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         stop_requested.set()
         # In another thread: this one may hold a handler's lock.
-        message = "stopping after this step, and saving; once more quits at once"
+        message = "saving and stopping after this step; press Ctrl-C again to quit immediately"
         threading.Thread(target=logger.info, args=(message,)).start()
 
     for number in signals:

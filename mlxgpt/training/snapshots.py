@@ -58,8 +58,8 @@ class SnapshotWriter:
         if self.enabled and size > MAX_DISK_SHARE * free:
             self.enabled = False
             logger.info(
-                f"no snapshots during training: {size / 1e6:,.0f} MB are more than a tenth of "
-                f"the disk's free {free / 1e6:,.0f} MB"
+                f"snapshots disabled: they would take {size / 1e6:,.0f} MB, more than 10% of the "
+                f"{free / 1e6:,.0f} MB of free disk space"
             )
         if self.enabled:
             run.snapshots.mkdir(exist_ok=True)
@@ -77,6 +77,6 @@ class SnapshotWriter:
                 self._run.save(self._run.snapshots, step, weights, {})
             except (UserError, OSError) as error:
                 self.enabled = False
-                logger.info(f"no more snapshots: {getattr(error, 'problem', error)}")
+                logger.info(f"snapshots disabled: {getattr(error, 'problem', error)}")
 
         self._submit(write)

@@ -131,6 +131,6 @@ class SpikeGuard:
                 setattr(guard, attribute, tree[name])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"the checkpoint's guard is damaged: {error}", "use another checkpoint."
+                f"the checkpoint's spike guard state is damaged: {error}", "use another checkpoint."
             ) from error
         return guard

@@ -271,9 +271,9 @@ def check_divisible(rows: int, size: int) -> None:
         return
     nearest_sizes = [n for n in (rows // size * size, (rows // size + 1) * size) if n]
     raise UserError(
-        f"a batch of {rows} sequences cannot be divided evenly among {size} machines",
+        f"{rows} sequences per step cannot be split evenly across {size} ranks",
         f"use --batch-size {' or '.join(map(str, nearest_sizes))} --gradient-accumulation-steps 1, "
-        "or another number of machines.",
+        "or a different number of ranks.",
     )
 
 

@@ -29,7 +29,7 @@ def train(
     config: PathLike | Config | None = None,
     recipe: str | None = None,
     run: str | None = None,
-    from_run: str | None = None,
+    init_from: str | None = None,
     max_minutes: float | None = None,
     memory_limit: float | None = None,
     runs_dir: PathLike | None = None,
@@ -46,7 +46,7 @@ def train(
         recipe: of the tier, `classic` (default) or `modern`. `modern` with `max_minutes` and no
             tier chooses a size for that time, this text and this machine.
         run: name or folder; default CONFIG-DATA.
-        from_run: a run, trained or imported, to initialize from; its shape and tokenizer are taken,
+        init_from: a trained or imported run to initialize from; its shape and tokenizer are used,
             and without a tier or a config the settings of `finetune`.
         max_minutes: plan as many steps as fit into this time.
         memory_limit: gigabytes; training that takes more is refused, or stopped and saved.
@@ -56,7 +56,7 @@ def train(
 
     If Tier 1's text could not be downloaded, it trains on the built-in stories, and logs that.
     """
-    fit_size = recipe == "modern" and bool(max_minutes) and not (tier or config or from_run)
+    fit_size = recipe == "modern" and bool(max_minutes) and not (tier or config or init_from)
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(init_process_group())
         all_callbacks = list(callbacks) if group.is_main else []
@@ -68,12 +68,12 @@ def train(
         if fit_size:
             if group.size > 1:
                 raise UserError(
-                    "a model size can be chosen for one machine only",
-                    "choose it by --tier 2, or --n-layer and --n-embd with --config.",
+                    "automatic model size is not supported in distributed training",
+                    "set the size with --tier 2, or with --config, --n-layer and --n-embd.",
                 )
             name, resolved_config = _resolve_auto_size(recipe, max_minutes, settings)
-        elif from_run:
-            parent = run_folders.find_run(from_run, resolve_folder("runs", runs_dir))
+        elif init_from:
+            parent = run_folders.find_run(init_from, resolve_folder("runs", runs_dir))
             config = config or ("finetune" if tier is None else None)
             other_settings = {
                 k: v for k, v in settings.items() if k not in (*ARCHITECTURE_FIELDS, "block_size")
@@ -115,8 +115,8 @@ def _resolve_auto_size(
         name for name in AUTO_SIZED_FIELDS if name in settings and name != "vocab_size"
     ]:
         raise UserError(
-            f"{size_settings[0]} is given, and would be chosen for the {minutes:g} minutes",
-            "leave it out; or add --tier 2, which has a size.",
+            f"{size_settings[0]} is set, but --max-minutes {minutes:g} chooses it automatically",
+            "omit it, or add --tier 2, which sets a model size.",
         )
     _, resolved_config = resolve_config(
         2, None, recipe, **{"vocab_size": AUTO_SIZE_VOCAB_SIZE, **settings}

@@ -26,7 +26,7 @@ from mlxgpt.utils.errors import UserError
 
 _FREE_SPACE = "free some space, and run the same command again."
 _CHECK_DISK = "check the disk and its connection, and run the same command again."
-_CHECK_PERMISSIONS = "check the permissions of the file and of its folder."
+_CHECK_PERMISSIONS = "check the permissions of the file and its folder."
 _RAISE_LIMIT = "close other programs, or raise the limit on open files: ulimit -n 4096"
 # By errno; a network folder that fails answers with several of them.
 REMEDIES = {
@@ -39,12 +39,12 @@ REMEDIES = {
     errno.ETIMEDOUT: _CHECK_DISK,
     errno.EACCES: _CHECK_PERMISSIONS,
     errno.EPERM: _CHECK_PERMISSIONS,
-    errno.EROFS: "choose a folder on a disk that can be written.",
+    errno.EROFS: "choose a folder on a writable disk.",
     errno.EMFILE: _RAISE_LIMIT,
     errno.ENFILE: _RAISE_LIMIT,
     errno.ENOMEM: "close other programs to free memory, and run the same command again.",
     errno.ENAMETOOLONG: "use a shorter name.",
-    errno.EFBIG: "choose a disk that takes larger files, or raise the limit: ulimit -f unlimited",
+    errno.EFBIG: "use a disk that supports larger files, or raise the limit: ulimit -f unlimited",
     errno.ENOTCONN: _CHECK_DISK,
 }
 
@@ -247,8 +247,8 @@ def file_lock(path: Path, activity: str) -> Iterator[None]:
             with add_filename_to_errors(lock):
                 if not _try_lock(descriptor):
                     raise UserError(
-                        f"another process is {activity} {path} right now",
-                        "wait until it is done, or choose another name.",
+                        f"another process is already {activity} {path}",
+                        "wait until it finishes, or choose another name.",
                     )
                 if not is_same_file(descriptor, lock):
                     continue  # the process that had it deleted it meanwhile: it locks nobody out
@@ -313,8 +313,8 @@ def reject_symlinks(folder: Path) -> None:
                 continue
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise UserError(
-                    f"{path} is a link, or no file",
-                    "put the file itself there: the folder has to be complete in itself.",
+                    f"{path} is a symbolic link or not a regular file",
+                    "replace it with a copy of the file: the folder must not contain links.",
                 )
 
 
@@ -426,12 +426,12 @@ def read_checksummed(path: Path, max_format: int) -> dict[str, Any]:
     if isinstance(file_format, int) and file_format > max_format:
         raise UserError(
             f"{path.parent} was written by a newer mlxgpt (format {file_format})",
-            "update mlxgpt: git pull in its checkout; or use the one that wrote it.",
+            "update mlxgpt (git pull in its checkout), or use the version that wrote it.",
         )
     tree.pop(CHECKSUM_KEY, None)
     with recursion_error_as_value_error():
         if dump_checksummed(tree) != text:
-            raise ValueError("it is not what was written (its seal is broken)")
+            raise ValueError("it was modified (checksum mismatch)")
     return tree
 
 

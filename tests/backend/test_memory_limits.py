@@ -168,7 +168,7 @@ def test_the_device_has_no_more_than_the_smallest_limit(monkeypatch: pytest.Monk
 
 def test_too_little_to_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     set_memory_limit(monkeypatch, 100 * MB, 90 * MB)
-    with pytest.raises(UserError, match=r"limited to 105 MB, and mlxgpt needs 134 MB to start"):
+    with pytest.raises(UserError, match=r"limited to 105 MB, but mlxgpt needs 134 MB to start"):
         memory_limits.check_memory_limits()
     set_memory_limit(monkeypatch, 400 * MB, 90 * MB)
     memory_limits.check_memory_limits()

@@ -66,7 +66,7 @@ def test_a_crash_is_explained(body: str, how: str) -> None:
     code, lines = run_limited(body)
     assert code == 2
     problem, remedy = lines[-2:]
-    assert problem.startswith(f"mlxgpt: the process ended with {how}, as it does without memory: ")
+    assert problem.startswith(f"mlxgpt: the process ended with {how}, probably out of memory: ")
     assert " is limited to " in problem
     assert remedy.startswith("  → use a smaller --batch-size or model, or ")
 

@@ -56,6 +56,6 @@ def test_estimates_are_marked_and_measurements_are_not(measurement: Measurement)
             assert "*estimated*" in title
     assert "### small, *estimated*" in estimated
     assert "### large, *estimated*" in estimated
-    smaller = "Smaller than any model in those measurements"
+    smaller = "This model is smaller than any of those measured"
     assert smaller in estimated.split("### large")[0], "1M parameters: nobody measured so few"
     assert smaller not in estimated.split("### large")[1]

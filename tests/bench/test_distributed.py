@@ -28,12 +28,12 @@ def test_two_ranks_are_measured(tiny_model: Config) -> None:
         spread = getattr(timing, name)
         assert 0 < spread.least <= spread.median <= spread.most
     assert timing == distributed.parse_distributed_timing(json.loads(json.dumps(asdict(timing))))
-    assert "sequences a step" in distributed.format_distributed_timing(timing)[0]
+    assert "sequences per step" in distributed.format_distributed_timing(timing)[0]
 
 
 def test_what_cannot_be_shared_out_is_told(tiny_model: Config) -> None:
     odd = override_config(tiny_model, {"batch_size": 3})
-    with pytest.raises(UserError, match="another number of machines"):
+    with pytest.raises(UserError, match="a different number of ranks"):
         distributed.measure_on_loopback(odd, 2, QUICK)
 
 
@@ -45,7 +45,7 @@ def test_efficiency() -> None:
     assert timing.efficiency == pytest.approx(0.8)
     lines = distributed.format_distributed_timing(timing)
     assert "efficiency      0.80" in lines
-    assert "step           250.0 ms together; 225.0 with --reduce-dtype bfloat16" in lines
+    assert "step           250.0 ms in total; 225.0 with --reduce-dtype bfloat16" in lines
 
 
 def test_the_command(tiny_model: Config, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

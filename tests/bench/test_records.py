@@ -42,7 +42,7 @@ def test_json_gives_the_measurement_back(measurement: Measurement) -> None:
     ],
 )
 def test_other_json_is_refused(damage: Callable[[str], str], measurement: Measurement) -> None:
-    with pytest.raises(UserError, match="no measurement"):
+    with pytest.raises(UserError, match="not a valid benchmark result"):
         Measurement.from_json(damage(measurement.to_json()))
 
 

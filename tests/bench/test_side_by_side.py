@@ -24,8 +24,8 @@ def test_machines_stand_side_by_side(tmp_path: Path) -> None:
     assert side_by_side.read_measurements(paths) == [first, second]
     text = side_by_side.render_machine_comparison(side_by_side.read_measurements(paths))
     assert table_cells(text, "") == ["1: Intel(R) Xeon(R) Processor", "2: Apple M1 Max"]
-    assert table_cells(text, "MLX computes on") == ["cpu", "metal"]
-    assert table_cells(text, "bandwidth, measured") == ["–", "400 GB/s"]
+    assert table_cells(text, "MLX device") == ["cpu", "metal"]
+    assert table_cells(text, "measured memory bandwidth") == ["–", "400 GB/s"]
     assert table_cells(text, "training, tokens/s") == ["9,970", "54,300"]
     assert table_cells(text, "training, tokens/s", 1) == ["9,970", "–"], (
         "the other has no large tier"
@@ -36,7 +36,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*nothing\.json"):
         side_by_side.read_measurements([tmp_path / "nothing.json"])
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(UserError, match=r"other\.json: this is no measurement"):
+    with pytest.raises(UserError, match=r"other\.json: this is not a valid benchmark result"):
         side_by_side.read_measurements([tmp_path / "other.json"])
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"cannot read .*binary\.json"):

@@ -225,14 +225,17 @@ def test_each_config_is_logged(
 ) -> None:
     monkeypatch.setattr(speed, "_measure_in_subprocess", lambda name, config, plan: None)
     speed.benchmark_configs({"a": tiny_model, "b": tiny_model}, QUICK)
-    assert notes == ["a: training, then generating …", "b: training, then generating …"]
+    assert notes == [
+        "a: benchmarking training and generation …",
+        "b: benchmarking training and generation …",
+    ]
 
 
 @pytest.mark.parametrize(
     ("child", "reason"),
     [
         ("import sys; print(1, file=sys.stderr); sys.exit('no room\\n\\n')", "no room"),
-        ("import os; os.kill(os.getpid(), 9)", "its process ended with code -9"),
+        ("import os; os.kill(os.getpid(), 9)", "the process exited with code -9"),
     ],
 )
 def test_a_child_that_fails_is_a_users_error(
@@ -241,7 +244,7 @@ def test_a_child_that_fails_is_a_users_error(
     monkeypatch.setattr(speed, "CHILD_COMMAND", (sys.executable, "-c", child))
     with pytest.raises(UserError) as error:
         speed.benchmark_configs({"tiny": tiny_model}, plan=QUICK)
-    assert error.value.problem == f"tiny could not be measured: {reason}"
+    assert error.value.problem == f"benchmarking tiny failed: {reason}"
     assert "mlxgpt check" in error.value.remedy
 
 

@@ -95,6 +95,16 @@ def play(browser: Any, served: PlayServer) -> Iterator[PlayPage]:
     page.context.close()
 
 
+def test_each_token_has_a_width(play: PlayPage) -> None:
+    """Also the second letter of what a font draws as one, such as "fl"."""
+    play.write("to befl")
+    widths = play.page.locator("#story .token").evaluate_all(
+        "tokens => tokens.map((token) => token.getBoundingClientRect().width)"
+    )
+    assert len(widths) == 37
+    assert min(widths[:7]) > 0
+
+
 def test_another_branch_by_mouse(play: PlayPage) -> None:
     before = play.write("to be")
     assert before.startswith("to be")
@@ -103,7 +113,7 @@ def test_another_branch_by_mouse(play: PlayPage) -> None:
     play.page.hover("#story .token:nth-child(12)")
     alternatives = play.page.locator("#alternatives button")
     assert alternatives.count() == 12
-    assert "could have been" in play.page.text_content("#other-title")
+    assert "Alternatives to" in play.page.text_content("#other-title")
     names = play.page.locator("#alternatives code").all_text_contents()
     index = next(n for n, name in enumerate(names) if name not in (tokens[11], "␣", "⏎"))
     alternatives.nth(index).click()
@@ -114,7 +124,7 @@ def test_another_branch_by_mouse(play: PlayPage) -> None:
     assert len(after) == 12 + 30
     assert play.page.get_attribute("#story .token:nth-child(3)", "aria-label")
     play.page.hover("#story .token:nth-child(2)")
-    assert "given" in play.page.text_content("#other-hint")
+    assert "part of the prompt" in play.page.text_content("#other-hint")
 
 
 def test_all_of_it_by_keys(play: PlayPage) -> None:
@@ -153,10 +163,10 @@ def test_all_of_it_by_keys(play: PlayPage) -> None:
     assert play.page.is_visible("#inside")
     keyboard.press("End")
     assert play.page.is_visible("#life")
-    play.page.wait_for_selector("#age-says:has-text('after')")  # its ages are there
+    play.page.wait_for_selector("#age-says:has-text('step 12')")  # its ages are there
     play.page.focus("#age")
     keyboard.press("Home")
-    play.page.wait_for_selector("#age-says:has-text('before the first step')")
+    play.page.wait_for_selector("#age-says:has-text('untrained')")
 
 
 def test_settings_show_what_they_leave(play: PlayPage) -> None:
@@ -165,22 +175,22 @@ def test_settings_show_what_they_leave(play: PlayPage) -> None:
     play.page.focus("#top_k")
     play.page.keyboard.press("Home")
     play.page.keyboard.press("ArrowRight")
-    play.page.wait_for_selector("#next li:nth-child(1):has-text('→ 100 %')")
+    play.page.wait_for_selector("#next li:nth-child(1):has-text('→ 100%')")
     shares = play.page.locator("#next li span:last-child").all_text_contents()
-    assert [share.split("→ ")[1] for share in shares] == ["100 %"] + ["0.0 %"] * 11
+    assert [share.split("→ ")[1] for share in shares] == ["100%"] + ["0.0%"] * 11
 
 
 def test_no_answer_waits_for_another_one(play: PlayPage) -> None:
     play.write("to be", 2)
     play.page.route("**/api/lens", lambda route: None)  # never answered
-    play.open_tab("Look inside")
-    play.page.wait_for_selector("#neighbours li:nth-child(12)")
+    play.open_tab("Inspect")
+    play.page.wait_for_selector("#neighbors li:nth-child(12)")
     assert play.page.locator("#lens tbody tr").count() == 0
 
 
 def test_looking_inside(play: PlayPage) -> None:
     play.write("to be", 2)
-    play.open_tab("Look inside")
+    play.open_tab("Inspect")
     play.page.wait_for_selector("#seen .token:nth-child(7)")
     assert play.page.locator(".head").count() == 2
     play.page.hover("#seen .token:nth-child(6)")
@@ -193,7 +203,7 @@ def test_looking_inside(play: PlayPage) -> None:
         "layer 1",
         "layer 2",
     ]
-    play.page.wait_for_selector("#neighbours li:nth-child(12)")
+    play.page.wait_for_selector("#neighbors li:nth-child(12)")
     play.page.get_by_role("radio", name="a heat map").check()
     assert play.page.locator("#lines path").count() == 0
     shades = play.page.evaluate(
@@ -202,7 +212,7 @@ def test_looking_inside(play: PlayPage) -> None:
     assert any(shades[:6])
     assert not any(shades[6:]), "nobody looks ahead"
     next_tokens = play.page.locator("#without li").all_text_contents()
-    play.page.get_by_role("checkbox", name="head 2 of layer 1 off").check()
+    play.page.get_by_role("checkbox", name="disable head 2 of layer 1").check()
     play.page.wait_for_selector("#without .before", state="attached")
     assert play.page.locator("#without li").all_text_contents() != next_tokens
     play.page.get_by_role("radio", name="2", exact=True).check()
@@ -210,14 +220,14 @@ def test_looking_inside(play: PlayPage) -> None:
 
 
 def test_through_its_life(play: PlayPage, served: PlayServer) -> None:
-    play.open_tab("Through its life")
+    play.open_tab("Training")
     play.page.wait_for_selector("#curve .val", state="attached")
     guess = f"ln {served.get('/api/run').json()['vocab_size']}"
     assert guess in play.page.text_content("#curve")
     titles = play.page.locator("#ages h3").all_text_contents()
-    assert titles == ["before the first step", "after 8 steps", "after 12 steps"]
+    assert titles == ["step 0 (untrained)", "step 8", "step 12"]
     play.page.fill("#life-prompt", "to be")
-    play.page.get_by_role("button", name="Write at every age").click()
+    play.page.get_by_role("button", name="Generate at every snapshot").click()
     play.page.wait_for_selector("#life-state:has-text('same seed')")
     texts = play.page.locator("#ages span").all_text_contents()
     assert all(text.startswith("to be") and len(text) > 20 for text in texts)
@@ -245,7 +255,7 @@ def test_a_training_is_seen_growing(browser: Any, tmp_path: Path, trained: Path)
         play.page.wait_for_selector("#samples:has-text('to be')")
         shutil.copytree(trained / "runs/done/checkpoints", folder / "checkpoints")
         play.page.wait_for_selector("#go:enabled", state="attached")
-        assert "after 12 steps" in play.page.text_content("#facts")
+        assert "step 12" in play.page.text_content("#facts")
         assert play.page.is_visible("#life"), "it stays where it is"
         assert play.console_messages == []
         play.context.close()
@@ -259,9 +269,9 @@ def test_for_every_eye(
     play = PlayPage(browser, bytes_served, width, scheme)
     play.write("Grüße, ação 🙂 \v\x1f\u200b\xa0", 40)
     for name, selector in (
-        ("Write", "#next li"),
-        ("Look inside", "#lens tbody tr"),
-        ("Through its life", "#ages li"),
+        ("Generate", "#next li"),
+        ("Inspect", "#lens tbody tr"),
+        ("Training", "#ages li"),
     ):
         play.open_tab(name)
         play.page.wait_for_selector(selector, state="attached")
@@ -301,7 +311,7 @@ def test_characters_it_has_never_seen(browser: Any, served: PlayServer) -> None:
     play = PlayPage(browser, served)
     play.page.fill("#prompt", "Ж")
     play.page.click("#go")
-    assert "never seen: 'Ж'" in play.problem()
+    assert "does not know these characters: 'Ж'" in play.problem()
     assert play.write("to be", 3), "and it goes on"
     assert play.page.text_content("#problem") == ""
     play.context.close()
@@ -339,22 +349,22 @@ def test_a_run_that_is_deleted_under_it(browser: Any, tmp_path: Path, trained: P
         play = PlayPage(browser, server)
         play.write("to be", 3)
         shutil.rmtree(server.folder)
-        play.open_tab("Through its life")
-        assert "is gone" in play.problem()
-        play.open_tab("Write")
+        play.open_tab("Training")
+        assert "no longer exists" in play.problem()
+        play.open_tab("Generate")
         assert play.write("or not", 3).startswith("or not"), "what was read goes on"
     play.page.click("#go")
-    play.page.wait_for_selector("#problem:has-text('does not answer')")
+    play.page.wait_for_selector("#problem:has-text('is not responding')")
     play.context.close()
 
 
 def test_without_the_key(browser: Any, served: PlayServer) -> None:
     page = browser.new_page()
     page.goto(served.address)
-    page.wait_for_selector("#problem:has-text('needs its key')")
+    page.wait_for_selector("#problem:has-text('needs its API key')")
     page.goto(f"{served.address}/#another")
     page.reload()
-    page.wait_for_selector("#problem:has-text('the key is missing or another one')")
+    page.wait_for_selector("#problem:has-text('the API key is missing or wrong')")
     page.close()
 
 
@@ -369,7 +379,7 @@ def test_what_is_in_a_run_is_text(browser: Any, tmp_path: Path, trained: Path) -
     with serve_run(folder) as server:
         play = PlayPage(browser, server)
         play.page.on("dialog", lambda dialog: play.console_messages.append(dialog.message))
-        play.open_tab("Through its life")
+        play.open_tab("Training")
         play.page.wait_for_selector("#samples li")
         assert hostile in play.page.text_content("#samples")
         assert play.page.locator("img").count() == 0

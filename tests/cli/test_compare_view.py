@@ -39,8 +39,8 @@ def test_without_a_terminal_a_line_for_each_training(
     trainings = [line for line in lines if "bits per byte" in line]
     assert len(trainings) == 4
     assert trainings[0].startswith("learning_rate=1e-2, seed 7  bits per byte ")
-    assert "1 of 4 trainings, about 0:" in trainings[0]
-    assert "4 of 4 trainings" in trainings[-1]
+    assert "1 of 4 runs, about 0:" in trainings[0]
+    assert "4 of 4 runs" in trainings[-1]
 
 
 def test_in_a_terminal_a_table_that_grows(
@@ -60,7 +60,7 @@ def test_a_check_that_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         display.on_check(CheckResult("sums", True, "right"))
         display.on_check(CheckResult("products", False, "wrong"))
     stderr = capsys.readouterr().err
-    assert "checking itself" in stderr
+    assert "running self-checks" in stderr
     assert "self-check: products: wrong" in stderr
     assert "sums" not in stderr
 
@@ -76,4 +76,4 @@ def test_the_result_is_read_on_stdout(capsys: pytest.CaptureFixture[str]) -> Non
     assert output.err == ""
     assert "b[x]" in output.out, "as it is, no markup"
     assert "better" in output.out
-    assert "held back" in output.out
+    assert "held out" in output.out

@@ -71,10 +71,10 @@ def test_a_run_s_curve_in_a_terminal(place: Path, capsys: Capture) -> None:
     assert "0 to 12 steps" in output
     assert cli.main(["runs", "--plot", "runs/done", "--json"]) == 0
     assert '"val_loss"' in capsys.readouterr().out
-    assert "there is no run 'nobody'" in expect_error(capsys, "runs", "--plot", "nobody")
+    assert "there is no run named 'nobody'" in expect_error(capsys, "runs", "--plot", "nobody")
     Path("runs/done/metrics.jsonl").write_text("")
     assert cli.main(["runs", "--plot", "done"]) == 0
-    assert "no loss was logged yet" in capsys.readouterr().out
+    assert "no loss has been logged yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("loss", [[2.0], [2.0, 2.0], [2.0] * 300, [1e5] + [1.0] * 200])

@@ -76,14 +76,16 @@ def test_plain_lines_where_there_is_no_terminal(
     text = render_training(monkeypatch, capsys, trained, terminal=False)
     assert "\x1b" not in text
     line = next(line for line in text.splitlines() if line.startswith("step 1,210"))
-    for part in ("loss 1.5000", "val loss 1.7500", "lr 1.00e-03", "tokens/s 8,123"):
+    for part in ("loss 1.5000", "val loss 1.7500", "lr 1.00e-03", "tok/s 8,123"):
         assert part in line
-    for part in ("of peak 34%", "memory 412.0 MB", "ETA"):
+    for part in ("% of peak 34%", "memory 412.0 MB", "ETA"):
         assert part in line
-    assert "text        words.txt\n" in text
+    assert "source      words.txt\n" in text
     assert "step 1,200" not in text, "not a line for every record"
-    assert "[bold]To be[/bold]\n    :smile: or" in text, "a sample is no markup"
-    assert "about 0:18:40 and 310.0 MB of memory, measured: 200 ms a step, 10 evaluations" in text
+    assert "sample at step 1,210:\n[bold]To be[/bold]\n:smile: or\n" in text, (
+        "no markup, no padding"
+    )
+    assert "about 0:18:40 and 310.0 MB of memory, from measured steps: 200 ms per step" in text
     assert "val loss 1.5150, 2.186 bits per byte" in text
     assert "1,220 of 5,000 steps in 1:02:05" in text
     assert "mlxgpt generate --run " + "x" * 100 in text, "a command is not broken"
@@ -98,7 +100,7 @@ def test_a_terminal_gets_a_live_view_that_fits(
 ) -> None:
     text = render_training(monkeypatch, capsys, trained, terminal=True, width=width)
     assert "\x1b[" in text
-    for part in ("val loss", "tokens/s", "of peak", "memory", "ETA", "8,123"):
+    for part in ("val loss", "tok/s", "% of peak", "memory", "ETA", "8,123"):
         assert part in text
     assert "\x1b[?25h" in text, "the cursor comes back"
 
@@ -173,10 +175,10 @@ def test_a_whole_training_is_shown(
         "11 checks passed",
         "parameters: 2 layers",
         "12 steps of 32 tokens",
-        "what it writes after 4 steps",
+        "sample at step 4",
         "step 12/12",
         "done",
-        "the best, at step",
+        "(best, at step",
         "mlxgpt generate --run runs/r",
     ):
         assert part in text

@@ -37,24 +37,24 @@ def test_prompts_one_a_line_or_of_json(
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("a.txt", b"\n \n", "there is no prompt in"),
+        ("a.txt", b"\n \n", "contains no prompts"),
         ("a.txt", b"\xff\xfet\0o\0", "a.txt is UTF-16 text"),
         (
             "a.txt",
             b"caf\xe9 au lait",
             "a.txt is not UTF-8 text .byte 3.; it looks like WINDOWS-1252",
         ),
-        ("a.txt", gzip.compress(b"to be", mtime=0), "a.txt is compressed by gzip"),
+        ("a.txt", gzip.compress(b"to be", mtime=0), "a.txt is compressed with gzip"),
         ("a.csv", b"prompt\nto\n", "a.csv is a table"),
         (
             "a.txt",
             b"x" * (files.MAX_SMALL_FILE_BYTES + 1),
             "cannot read .*larger than 1,048,576 bytes",
         ),
-        ("a.json", b'["to", 2]', "a.json, entry 2: no prompt"),
-        ("a.jsonl", b'"to"\n{"text": "be"}\n', "a.jsonl:2: no prompt"),
-        ("a.jsonl", b"to\n", "a.jsonl:1: no prompt"),
-        ("a.jsonl", b"[" * 100_000, "a.jsonl:1: no prompt"),
+        ("a.json", b'["to", 2]', "a.json, entry 2 has no prompt"),
+        ("a.jsonl", b'"to"\n{"text": "be"}\n', "a.jsonl:2 has no prompt"),
+        ("a.jsonl", b"to\n", "a.jsonl:1 has no prompt"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1 has no prompt"),
         ("gone.txt", None, "cannot read"),
     ],
 )

@@ -53,7 +53,7 @@ def test_what_is_typed_begins_a_text(place: Path) -> None:
         load("done").generate(prompt, seed=1, max_tokens=9).texts[0] for prompt in ("to", "")
     ]
     assert user.output == "\n".join([*expected, ""])
-    assert re.fullmatch(r"9 tokens, [\d,]+ a second, seed 1", user.messages[2])
+    assert re.fullmatch(r"9 tokens, [\d,]+ tok/s, seed 1", user.messages[2])
 
 
 def test_marks_and_line_ends_of_a_file_are_no_part_of_a_prompt(place: Path) -> None:
@@ -91,14 +91,14 @@ def test_settings_are_changed_and_put_back(place: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("/nonsense", "there is no /nonsense"),
-        ("/samples 3", "there is no /samples"),
-        ("/temperature warm", "/temperature warm is no number"),
+        ("/nonsense", "unknown command /nonsense"),
+        ("/samples 3", "unknown command /samples"),
+        ("/temperature warm", "/temperature warm is not a valid number"),
         ("/temperature 900", "too large"),
-        ("/top-k 2.5", "/top-k 2.5 is no number"),
+        ("/top-k 2.5", "/top-k 2.5 is not a valid number"),
         ('/stop "a', "quotation mark"),
-        ("/run nowhere", "no run 'nowhere'"),
-        ("~", "never seen"),
+        ("/run nowhere", "no run named 'nowhere'"),
+        ("~", "does not know these characters"),
     ],
 )
 def test_a_mistake_is_told_and_changes_nothing(place: Path, line: str, problem: str) -> None:
@@ -113,7 +113,7 @@ def test_a_mistake_is_told_and_changes_nothing(place: Path, line: str, problem: 
 
 def test_another_run(place: Path) -> None:
     (place / "runs" / "done").rename(place / "runs" / "other")
-    with pytest.raises(Exception, match="no run 'done'"):
+    with pytest.raises(Exception, match="no run named 'done'"):
         ScriptedUser().run_repl()
     (place / "runs" / "other").rename(place / "runs" / "done")
     user = ScriptedUser("/run done", "to", "/run", "to").run_repl(seed=1, max_tokens=5)
@@ -150,9 +150,9 @@ def test_ctrl_c_stops_a_text_and_not_the_program(
 def test_what_is_forgotten_is_logged_once_for_each_model(place: Path, notes: list[str]) -> None:
     """Of a text that outgrows the block."""
     ScriptedUser("to", "/again", "/again").run_repl(max_tokens=30)
-    (line,) = (line for line in notes if "has forgotten" in line)
-    assert line.startswith("beyond 8 tokens the model ")
-    assert "from the last 4 to 8" in line
+    (line,) = (line for line in notes if "longer than the block size" in line)
+    assert line.startswith("the text is longer than the block size of 8 tokens")
+    assert "sees the last 4 to 8" in line
     notes.clear()
     ScriptedUser("to", "/again", "/run", "to").run_repl(max_tokens=30)
     assert [note for note in notes if note == line] == [line, line]

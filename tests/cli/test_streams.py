@@ -99,7 +99,7 @@ def test_a_result_on_a_full_disk_is_an_error(place: Path, line: str, buffered: b
     assert result.returncode == 2
     problem, remedy = result.stderr.splitlines()[-2:]
     assert problem == "mlxgpt: standard output: No space left on device"
-    assert remedy.startswith("  → let it write elsewhere")
+    assert remedy.startswith("  → redirect it elsewhere")
 
 
 @needs_dev_full

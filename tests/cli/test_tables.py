@@ -24,7 +24,7 @@ def test_checks_are_shown_with_their_reasons(capsys: pytest.CaptureFixture[str])
     assert "[x] fine" in text
     assert "FAILED" in text
     assert "because" in text
-    assert "told" in text
+    assert "info" in text
 
 
 def test_texts_are_set_to_be_read_in_a_terminal_and_left_alone_elsewhere(
@@ -72,5 +72,5 @@ def test_an_appraisal_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
         )
     )
     text = capsys.readouterr().out
-    assert "likelier" not in text
+    assert "prefers" not in text
     assert "install" not in text

@@ -26,11 +26,15 @@ def test_a_recipe_picks_the_tiers_file(tier: int) -> None:
 @pytest.mark.parametrize(
     ("given", "problem", "remedy"),
     [
-        ({}, "it is not said what to train", "--tier 1"),
-        ({"recipe": "modern"}, "of what is not said", "--max-minutes M"),
+        ({}, "no config given", "--tier 1"),
+        ({"recipe": "modern"}, "needs a model size", "--max-minutes M"),
         ({"recipe": "x", "tier": 1}, "there is no recipe x", "classic or modern"),
-        ({"tier": 1, "config": "tier2"}, "a tier and a config", "not both"),
-        ({"recipe": "modern", "config": "tier2"}, "of what is not said", "--tier 1"),
+        (
+            {"tier": 1, "config": "tier2"},
+            "--tier and --config cannot be used together",
+            "one of them",
+        ),
+        ({"recipe": "modern", "config": "tier2"}, "needs a model size", "--tier 1"),
     ],
 )
 def test_what_is_not_said_or_said_twice_is_refused(given: dict, problem: str, remedy: str) -> None:

@@ -83,6 +83,13 @@ def test_a_setting_that_is_gone_is_read_over(tmp_path: Path) -> None:
     assert toml.load_config(path).model.n_layer == 3
 
 
+def test_the_former_name_of_a_schedule_is_read(tmp_path: Path) -> None:
+    """In the config of a run from when `wsd` was called `linear`."""
+    path = tmp_path / "config.toml"
+    path.write_text('[optim]\nschedule = "linear"\n')
+    assert toml.load_config(path).optim.schedule == "wsd"
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_borne(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbf[model]\r\nn_layer = 3\r\n")
     assert toml.load_config(tmp_path / "a.toml").model.n_layer == 3

@@ -44,7 +44,7 @@ def test_a_trained_run_is_exported_and_comes_back(place: Path, capsys: Capture) 
     card = (folder / "README.md").read_text()
     for part in (
         "# done",
-        "2 layers, 2 heads, width 16",
+        "2 layers, 2 heads, embedding dimension 16",
         "words.txt",
         "12 steps",
         "nats per token",
@@ -118,18 +118,22 @@ def test_the_perplexity_of_what_was_quantized_stands_beside_the_others(home: Pat
 
 
 def test_what_cannot_be_exported_is_told(place: Path, capsys: Capture) -> None:
-    assert "--to onnx is none of hf, mlx-lm, gguf" in expect_error(capsys, "export", "--to", "onnx")
-    assert "bits 3 is none of 8, 4" in expect_error(
+    assert "--to onnx is not one of hf, mlx-lm, gguf" in expect_error(
+        capsys, "export", "--to", "onnx"
+    )
+    assert "--quantize 3 is not one of 8, 4" in expect_error(
         capsys, "export", "--to", "hf", "--quantize", "3"
     )
-    assert "transformers has no quantized form" in expect_error(
+    assert "--to hf does not support --quantize" in expect_error(
         capsys, "export", "--to", "hf", "--quantize", "8"
     )
-    assert "the width 16 cannot be quantized" in expect_error(
+    assert "n_embd = 16 cannot be quantized" in expect_error(
         capsys, "export", "--to", "mlx-lm", "--quantize", "8"
     )
     Path("taken").mkdir()
-    assert expect_error(capsys, "export", "--to", "hf", "--out", "taken") == "taken exists"
+    assert (
+        expect_error(capsys, "export", "--to", "hf", "--output", "taken") == "taken already exists"
+    )
 
 
 @pytest.mark.parametrize("to", ["hf", "mlx-lm", "gguf"])
@@ -139,7 +143,7 @@ def test_a_model_of_parts_that_nobody_else_has_is_refused(
     options: dict[str, Any] = {"position": "rope", "mlp": "relu2", "optimizer": "muon"}
     mlxgpt.train(config=tiny, source=text_file, run="modern", max_steps=4, **options)
     problem = expect_error(capsys, "export", "--to", to)
-    assert "should not have norm = layer, qk_norm = false, mlp = relu2, bias = true" in problem
+    assert "because of norm = layer, qk_norm = false, mlp = relu2, bias = true" in problem
 
 
 def test_a_model_of_qwen3s_parts_is_exported_as_one(
@@ -149,8 +153,8 @@ def test_a_model_of_qwen3s_parts_is_exported_as_one(
     mlxgpt.train(config=tiny, source=text_file, run="modern", max_steps=4, **options)
     folder = mlxgpt.export(to="hf").folder
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
-    assert "Qwen3's: rotary positions" in (folder / "README.md").read_text()
-    assert "mlx-lm quantizes such a model itself" in expect_error(
+    assert "Qwen3: rotary embeddings" in (folder / "README.md").read_text()
+    assert "--to mlx-lm supports GPT-2 only" in expect_error(
         capsys, "export", "--to", "mlx-lm", "--quantize", "8"
     )
 
@@ -160,10 +164,10 @@ def test_a_model_without_learned_positions_is_trained_further_on_longer_blocks(
 ) -> None:
     options: dict[str, Any] = {"source": text_file, "max_steps": 4}
     mlxgpt.train(config=tiny, run="modern", position="rope", **options)
-    mlxgpt.train(from_run="modern", run="longer", block_size=16, warmup_steps=0, **options)
+    mlxgpt.train(init_from="modern", run="longer", block_size=16, warmup_steps=0, **options)
     assert mlxgpt.evaluate(run="longer").tokens > 0
-    with pytest.raises(UserError, match="position = learned does not go with modern"):
-        mlxgpt.train(from_run="modern", run="other", position="learned", **options)
+    with pytest.raises(UserError, match="position = learned conflicts with modern"):
+        mlxgpt.train(init_from="modern", run="other", position="learned", **options)
 
 
 def test_an_export_that_fails_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +201,7 @@ def test_an_export_clears_what_a_killed_one_left(place: Path) -> None:
 def test_two_exports_to_one_folder_exclude_each_other(place: Path) -> None:
     with (
         files.file_lock(Path("exports/done-hf"), "exporting to"),
-        pytest.raises(UserError, match="another process is exporting to exports/done-hf"),
+        pytest.raises(UserError, match="another process is already exporting to exports/done-hf"),
     ):
         mlxgpt.export(to="hf")
 
@@ -212,7 +216,7 @@ def test_fine_tuning_begins_where_the_other_run_ended(home: Path) -> None:
         "eval_interval": 2,
         "learning_rate": 0.0,
     }
-    mlxgpt.train(from_run="small", weight_decay=0.0, block_size=8, **options)
+    mlxgpt.train(init_from="small", weight_decay=0.0, block_size=8, **options)
     (folder,) = (path for path in (home / "runs").iterdir() if path.name != "small")
     tuned = open_run(folder)
     assert tuned.origin["run"] == "small"
@@ -234,25 +238,27 @@ def test_fine_tuning_is_resumed_exactly_and_only_from_the_same_weights(home: Pat
         "decay_steps": 6,
         "dropout": 0.1,
     }
-    uninterrupted = mlxgpt.train(from_run="small", run="whole", max_steps=6, **options)
-    mlxgpt.train(from_run="small", run="parts", max_steps=4, **options)
-    assert mlxgpt.train(from_run="small", run="parts", max_steps=6, **options).resumed
+    uninterrupted = mlxgpt.train(init_from="small", run="whole", max_steps=6, **options)
+    mlxgpt.train(init_from="small", run="parts", max_steps=4, **options)
+    assert mlxgpt.train(init_from="small", run="parts", max_steps=6, **options).resumed
     weights = [
         load_model(open_run(Path(f"runs/{name}")), "newest")[1] for name in ("whole", "parts")
     ]
     for name, value in weights[0].parameters.items():
         assert mx.array_equal(value, weights[1].parameters[name]), name
     assert uninterrupted.val_loss is not None
-    with pytest.raises(UserError, match="was started from other weights"):
-        mlxgpt.train(from_run="whole", run="parts", max_steps=8, **options)
+    with pytest.raises(UserError, match="was initialized from different weights"):
+        mlxgpt.train(init_from="whole", run="parts", max_steps=8, **options)
 
 
 def test_settings_that_do_not_go_with_the_weights_are_refused(home: Path, capsys: Capture) -> None:
     write_gpt2_folder(home / "small")
     mlxgpt.import_model("small")
     (home / "text.txt").write_text("once upon a time")
-    line = ("train", "--from", "small", "--source", "text.txt")
-    assert "n_layer = 3 does not go with small, which has 2" in expect_error(
+    line = ("train", "--init-from", "small", "--source", "text.txt")
+    assert "n_layer = 3 conflicts with small, which has n_layer = 2" in expect_error(
         capsys, *line, "--n-layer", "3"
     )
-    assert "more than the 16 positions" in expect_error(capsys, *line, "--block-size", "17")
+    assert "exceeds the block size of small, 16" in expect_error(
+        capsys, *line, "--block-size", "17"
+    )

@@ -106,7 +106,7 @@ def test_weights_may_be_spread_over_files(tmp_path: Path) -> None:
         huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
     index["weight_map"] = {"wte.weight": "../model.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="leads out of its folder"):
+    with pytest.raises(UserError, match="its index refers to files outside the folder"):
         huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
 
 
@@ -143,8 +143,8 @@ UNSUPPORTED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "no number": ({"n_layer": "many"}, "n_layer = 'many'"),
     "no head fits": ({"n_head": 5}, "n_embd = 32"),
     "beyond all numbers": ({"n_embd": 10**30, "n_inner": None}, "n_embd"),
-    "too large for the weights": ({"n_layer": 10**9}, "are not those that its config.json"),
-    "other positions": ({"n_positions": 17, "n_ctx": 17}, "are not those that its config.json"),
+    "too large for the weights": ({"n_layer": 10**9}, "do not match its config.json"),
+    "other positions": ({"n_positions": 17, "n_ctx": 17}, "do not match its config.json"),
 }
 
 
@@ -218,7 +218,7 @@ def test_an_extra_head_is_left_out_with_a_note(
     actual = huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
     assert actual.keys() == expected.keys()
     head_name = huggingface.EXTRA_HEADS[begin]
-    assert sorted(notes) == sorted(f"left out: {name}, {head_name}" for name in head)
+    assert sorted(notes) == sorted(f"skipped {name}: {head_name}" for name in head)
 
 
 @pytest.mark.parametrize("begin", huggingface.OTHER_TASK_HEADS)
@@ -236,15 +236,15 @@ def test_another_kind_of_model_is_named(tmp_path: Path, begin: str, notes: list[
 OTHER_WEIGHTS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "an adapter": (
         lambda a: a | {"h.0.attn.c_attn.lora_A.default.weight": mx.ones((2, 32))},
-        "have 'h.0.attn.c_attn.lora_A.default.weight', which no GPT-2 has",
+        "have 'h.0.attn.c_attn.lora_A.default.weight', which is not part of GPT-2",
     ),
     "integers": (
         lambda a: a | {"h.0.mlp.c_fc.weight": a["h.0.mlp.c_fc.weight"].astype(mx.int8)},
-        "are quantized: h.0.mlp.c_fc.weight is of type mlx.core.int8",
+        "are quantized: h.0.mlp.c_fc.weight has dtype mlx.core.int8",
     ),
     "more rows than config.json says": (
         lambda a: a | {"wte.weight": mx.zeros((320, 32))},
-        "wte.weight has 320 rows, and vocab_size is 280",
+        "wte.weight has 320 rows, but vocab_size is 280",
     ),
     "a name twice": (
         lambda a: a | {"transformer.wte.weight": a["wte.weight"] + 0},
@@ -270,8 +270,8 @@ def test_weights_under_another_name_and_in_another_format(tmp_path: Path) -> Non
     assert huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG).keys() == expected.keys()
     for name, remedy in (
         ("adapter_model.safetensors", "is a LoRA adapter"),
-        ("tf_model.h5", "of another library"),
-        ("flax_model.msgpack", "of another library"),
+        ("tf_model.h5", "is not supported"),
+        ("flax_model.msgpack", "is not supported"),
         ("pytorch_model-00001-of-00002.bin", "a pickle"),
     ):
         path = path.rename(tmp_path / name)
@@ -284,7 +284,7 @@ def test_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
     write_gpt2_folder(tmp_path)
     arrays = load_weights(tmp_path)
     save_weights(tmp_path, arrays | {"lm_head.weight": arrays["wte.weight"] + 1e-3})
-    with pytest.raises(UserError, match="its output head is not its embedding"):
+    with pytest.raises(UserError, match="the output head is not tied to the token embedding"):
         huggingface.read_gpt2_parameters(tmp_path, MODEL_CONFIG)
 
 

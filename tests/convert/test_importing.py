@@ -77,16 +77,18 @@ def test_a_folder_becomes_a_run_that_can_do_what_runs_can(home: Path, capsys: Ca
     # An end-of-text follows the text, and nothing stands before it: its first is not predicted.
     assert result.tokens == len(run.tokenizer.encode("once upon a time " * 30))
     problem = expect_error(capsys, "eval", "--run", "small")
-    assert problem == "small was imported, without a validation text"
+    assert problem == "small is an imported model without validation data"
     with pytest.raises(UserError, match="small is an imported model"):
         mlxgpt.train(tier=1, run="small", source="text.txt", batch_size=1)
-    assert expect_error(capsys, "import", "somewhere/small") == "runs/small exists"
+    assert expect_error(capsys, "import", "somewhere/small") == "runs/small already exists"
 
 
 def test_what_cannot_be_imported_is_told(home: Path, capsys: Capture) -> None:
-    assert "no model of the hub is called so" in expect_error(capsys, "import", "gpt-2")
+    assert "is neither a folder nor a model name" in expect_error(capsys, "import", "gpt-2")
     write_gpt2_folder(home / "small")
-    assert "--meta belongs to" in expect_error(capsys, "import", "small", "--meta", "meta.pkl")
+    assert "--meta is for a nanoGPT" in expect_error(
+        capsys, "import", "small", "--meta", "meta.pkl"
+    )
     (home / "small" / "tokenizer.json").unlink()
     assert "has no tokenizer.json" in expect_error(capsys, "import", "small")
     assert not Path("runs").exists()
@@ -123,7 +125,7 @@ def test_weights_that_are_not_finite_are_refused(home: Path, capsys: Capture) ->
     parameters["h.1.ln_2.bias"][7] = float("nan")
     huggingface.write_gpt2_parameters(home / "small", MODEL_CONFIG, parameters)
     problem = expect_error(capsys, "import", "small")
-    assert problem == "the model's h.1.ln_2.bias has values that are not finite (NaN or infinity)"
+    assert problem == "the model's h.1.ln_2.bias contains non-finite values (NaN or infinity)"
     assert not Path("runs").exists()
 
 
@@ -198,7 +200,7 @@ def test_other_tokenizers_are_refused(home: Path, case: str, capsys: Capture) ->
     tree = json.loads(path.read_text(encoding="utf-8"))
     TOKENIZER_CHANGES[case](tree)
     path.write_text(json.dumps(tree), encoding="utf-8")
-    assert "is none that is known here" in expect_error(capsys, "import", "m")
+    assert "is not supported" in expect_error(capsys, "import", "m")
 
 
 # From a hub.
@@ -254,10 +256,10 @@ def test_the_cache_is_used_where_the_hub_may_not_be_asked(
 @pytest.mark.parametrize(
     ("mood", "problem", "remedy"),
     [
-        ("401", "it answered 401", "hf auth login"),
-        ("403", "it answered 403", "accept its terms"),
-        ("404", "it answered 404", "check the name"),
-        ("login", "what answers is not the hub", "same command again"),
+        ("401", "HTTP status 401", "hf auth login"),
+        ("403", "HTTP status 403", "accept its terms"),
+        ("404", "HTTP status 404", "check the name"),
+        ("login", "the response is not from the hub", "same command again"),
     ],
 )
 def test_a_hub_that_says_no(
@@ -298,7 +300,7 @@ def test_nobody_answers_and_nothing_was_fetched(
     with pytest.raises(UserError) as error:
         mlxgpt.import_model("distilgpt2")
     assert error.value.problem.startswith("distilbert/distilgpt2 could not be downloaded")
-    assert "a model in a folder is imported without one" in error.value.remedy
+    assert "a model in a local folder needs none" in error.value.remedy
 
 
 def test_a_download_that_breaks_off_goes_on(
@@ -333,7 +335,7 @@ def test_too_little_disk_is_told_before(
     monkeypatch.setattr(download, "shutil", fake_shutil)
     with (
         connected(hub, home, monkeypatch),
-        pytest.raises(UserError, match=r"takes 0\.00 GB, and 0\.00"),
+        pytest.raises(UserError, match=r"needs 0\.00 GB of disk space, but only 0\.00"),
     ):
         mlxgpt.import_model("gpt2")
     assert not any("safetensors" in line for line in hub.cdn.requests)

@@ -43,7 +43,7 @@ def test_what_programs_leave_behind_is_skipped(tmp_path: Path, notes: list[str])
     for name in LEFTOVERS:
         write(tmp_path / name)
     assert find_text_files(tmp_path, SUFFIXES) == expected
-    assert notes == [f"left out of {tmp_path}: 4 hidden"], "files only, that would be text"
+    assert notes == [f"skipped in {tmp_path}: 4 hidden"], "files only, that would be text"
 
 
 def test_a_folder_inside_of_a_hidden_one_is_read(tmp_path: Path) -> None:
@@ -62,12 +62,12 @@ def test_one_line_says_what_was_left_out(tmp_path: Path, notes: list[str]) -> No
         write(tmp_path / name)
     find_text_files(tmp_path, SUFFIXES)
     (line,) = notes
-    assert line.startswith(f"left out of {tmp_path}: 3 .md, ")
+    assert line.startswith(f"skipped in {tmp_path}: 3 .md, ")
     assert set(line.split(": ")[1].split(", ")) == {
         "3 .md",
         "1 .csv",
         "1 .gz",
-        "1 without an ending",
+        "1 without extension",
     }
 
 
@@ -80,7 +80,7 @@ def test_links_are_named_where_nothing_is_behind_them(tmp_path: Path, notes: lis
     (folder / "more").symlink_to(target.parent)
     os.mkfifo(folder / "pipe.txt")
     assert find_text_files(folder, SUFFIXES) == [folder / "good.txt"]
-    assert f"{folder / 'gone.txt'} is a broken link, to /gone/b.txt" in notes[0]
+    assert f"{folder / 'gone.txt'} is a broken link to /gone/b.txt" in notes[0]
     assert f"{folder / 'more'} is a link to a folder" in notes[0]
     assert "1 .txt" in notes[0], "the pipe"
 

@@ -80,10 +80,10 @@ def write_gguf(path: Path) -> None:
 
 
 OTHER_FORMATS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "compressed by gzip": (bytes_writer(gzip.compress(TEXT.encode())), "gunzip -k "),
-    "compressed by bzip2": (bytes_writer(bz2.compress(TEXT.encode())), "bunzip2 -k "),
-    "compressed by xz": (bytes_writer(lzma.compress(TEXT.encode())), "xz -dk "),
-    "compressed by Zstandard": (bytes_writer(b"\x28\xb5\x2f\xfd\x24\x00"), "zstd -d "),
+    "compressed with gzip": (bytes_writer(gzip.compress(TEXT.encode())), "gunzip -k "),
+    "compressed with bzip2": (bytes_writer(bz2.compress(TEXT.encode())), "bunzip2 -k "),
+    "compressed with xz": (bytes_writer(lzma.compress(TEXT.encode())), "xz -dk "),
+    "compressed with Zstandard": (bytes_writer(b"\x28\xb5\x2f\xfd\x24\x00"), "zstd -d "),
     "a ZIP archive": (zip_writer(a=TEXT), "unzip "),
     "a Word document": (zip_writer(word__document_xml="<w:t/>"), "pandoc "),
     "an EPUB book": (zip_writer(mimetype="application/epub+zip"), "pandoc "),
@@ -102,14 +102,14 @@ OTHER_FORMATS: dict[str, tuple[Callable[[Path], None], str]] = {
         "save it as plain text",
     ),
     "an SQLite database": (write_database, "sqlite3 "),
-    "a NumPy array": (write_npy, "give the text"),
-    "NumPy arrays": (write_npz, "give the text"),
+    "a NumPy array": (write_npy, "use a text file"),
+    "NumPy arrays": (write_npz, "use a text file"),
     "a safetensors file": (write_safetensors, "mlxgpt import"),
     "a GGUF model": (write_gguf, "mlxgpt import"),
-    "a Python pickle": (bytes_writer(pickle.dumps({"text": TEXT})), "give the text"),
-    "a picture (PNG)": (bytes_writer(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), "give the text"),
-    "a picture (GIF)": (bytes_writer(b"GIF89a\1\0\1\0"), "give the text"),
-    "sound (WAV)": (bytes_writer(b"RIFF\x24\0\0\0WAVEfmt \x10\0"), "give the text"),
+    "a Python pickle": (bytes_writer(pickle.dumps({"text": TEXT})), "use a text file"),
+    "an image (PNG)": (bytes_writer(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), "use a text file"),
+    "an image (GIF)": (bytes_writer(b"GIF89a\1\0\1\0"), "use a text file"),
+    "an audio file (WAV)": (bytes_writer(b"RIFF\x24\0\0\0WAVEfmt \x10\0"), "use a text file"),
 }
 
 
@@ -202,7 +202,7 @@ def test_the_command_that_is_shown_converts_a_csv_table(
     path.write_text(f'text{separator}n\n"Once, upon\na time"{separator}1\ntwo{separator}2\n')
     with pytest.raises(UserError, match="is a table, not text") as excinfo:
         list(readers.read_documents(path))
-    command = excinfo.value.remedy.removeprefix("convert it, ").split("; or name it .txt")[0]
+    command = excinfo.value.remedy.removeprefix("convert it: ").split("; or rename it to .txt")[0]
     subprocess.run(command, shell=True, check=True)
     assert join_pieces(readers.read_documents(tmp_path / "my stories.jsonl")) == [
         "Once, upon\na time",
@@ -248,7 +248,7 @@ def test_tables_and_other_bytes_are_not_taken_for_wide_text(
     path = tmp_path_factory.mktemp("t") / "t.arrow"
     stream = bytes.fromhex("ffffffff10000000") + content
     path.write_bytes(stream)
-    with pytest.raises(UserError, match=r"not a whole Arrow file|no column"):
+    with pytest.raises(UserError, match=r"not a complete Arrow file|no column"):
         list(readers.read_documents(path))
     path.with_suffix(".txt").write_bytes(bytes(range(1, 9)) + bytes(40) + content)
     with pytest.raises(UserError, match="is not text: byte 8 is NUL"):

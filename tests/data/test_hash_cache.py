@@ -77,7 +77,7 @@ def test_who_asks_is_told(home: Path, text_file: Path, notes: list[str]) -> None
         api.prepare(text_file, verify=verify)
     assert notes == [
         f"preparing {text_file} in data/words",
-        "read whole: every byte is as it was written",
+        "verified: all checksums match",
     ]
 
 
@@ -122,7 +122,7 @@ def test_damage_under_an_unchanged_time_is_found_on_request(
         file.write(b"\1")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     open_dataset(folder)
-    with pytest.raises(UserError, match="is not the array that"):
+    with pytest.raises(UserError, match=r"does not match meta\.json"):
         open_dataset(folder, verify=True)
 
 
@@ -149,7 +149,7 @@ def test_a_memory_that_is_damaged_is_none(
         path.write_text(damage)
     reads.clear()
     if damage == "a pipe":
-        with pytest.raises(UserError, match="is a link, or no file"):
+        with pytest.raises(UserError, match="is a symbolic link or not a regular file"):
             open_dataset(folder)
         return
     for _ in range(2):
@@ -206,7 +206,10 @@ def test_who_deleted_the_text_goes_on_with_its_arrays(
     notes.clear()
     (tmp_path / "one.txt").unlink()
     assert find_or_prepare(PrepareRequest(data), tmp_path / "data").meta == before.meta
-    assert notes == [f"{tmp_path / 'one.txt'} is gone; {before.folder} was prepared from it"]
+    one = tmp_path / "one.txt"
+    expected = f"{one} no longer exists; using {before.folder}, which was prepared from it"
+    assert notes == [expected]
+    ]
 
 
 @pytest.mark.parametrize("other", ["another folder", "another validation text", "tokenizer"])
@@ -221,5 +224,5 @@ def test_arrays_of_another_text_that_is_gone_are_not_taken(
         "another validation text": DataConfig((source,), (str(tmp_path / "other.txt"),)),
         "tokenizer": DataConfig((source,), (val,), tokenizer="gpt2"),
     }[other]
-    with pytest.raises(UserError, match=r"there is no file|was prepared from another text"):
+    with pytest.raises(UserError, match=r"no file|was prepared from different data"):
         find_or_prepare(PrepareRequest(config, name="x"), tmp_path / "data")

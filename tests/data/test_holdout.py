@@ -95,5 +95,5 @@ def test_the_data_is_another_than_the_whole_and_the_same_each_time(
 
 
 def test_a_text_too_short_is_refused(prepare_text: PrepareText) -> None:
-    with pytest.raises(UserError, match="too little training text to hold a part of it back"):
+    with pytest.raises(UserError, match="too little training data for a held-out part"):
         hold_out_from_train(prepare_text("abcdefghijklmn", "char"))

@@ -91,19 +91,19 @@ def test_the_real_text_has_the_hash_that_is_pinned(tmp_path: Path, shakespeare_t
 # Where the hub does not give the text.
 
 HUB_FAILURES = {
-    "it answered 401": ("401", "/", "well"),
-    "it answered 403": ("403", "/", "well"),
-    "it answered 404": ("404", "/", "well"),
-    "it answered 429": ("429", "/", "well"),  # and asks to wait five minutes
-    "it answered 500": ("500", "/", "well"),
-    "it answered 503": ("503", "default/", "well"),  # after everything went well
-    "what answers is not the hub": ("login", "/", "well"),
-    "no answer in 2 s": ("hangs", "/", "well"),
-    "not downloaded in 5 s": ("hangs", "resolve", "well"),  # after its first answer
-    "the connection breaks off": ("well", "/", "truncates"),
-    "no answer in 2 s (storage)": ("well", "/", "hangs"),
-    "another text, sha256": ("other", "/", "well"),
-    "karpathy/tiny_shakespeare has no column 'text' of text": ("columns", "/", "well"),
+    "HTTP status 401": ("401", "/", "well"),
+    "HTTP status 403": ("403", "/", "well"),
+    "HTTP status 404": ("404", "/", "well"),
+    "HTTP status 429": ("429", "/", "well"),  # and asks to wait five minutes
+    "HTTP status 500": ("500", "/", "well"),
+    "HTTP status 503": ("503", "default/", "well"),  # after everything went well
+    "the response is not from the hub": ("login", "/", "well"),
+    "no response after 2 s": ("hangs", "/", "well"),
+    "download timed out after 5 s": ("hangs", "resolve", "well"),  # after its first answer
+    "the connection was lost": ("well", "/", "truncates"),
+    "no response after 2 s (storage)": ("well", "/", "hangs"),
+    "the content has changed, sha256": ("other", "/", "well"),
+    "karpathy/tiny_shakespeare has no text column 'text'": ("columns", "/", "well"),
 }
 
 
@@ -147,7 +147,7 @@ def test_shakespeare_comes_from_its_origin_where_the_hub_does_not_give_it(
     code, repeat_code, err = fetches[reason].result()
     assert code == repeat_code == 0, err
     assert f"the Hugging Face hub: {reason.partition(' (')[0]}" in err
-    assert "; downloading the same text from 127.0.0.1" in err
+    assert "; downloading the same dataset from 127.0.0.1" in err
 
 
 def test_from_wherever_it_comes_the_data_is_the_same(tmp_path: Path) -> None:
@@ -166,10 +166,10 @@ def test_from_wherever_it_comes_the_data_is_the_same(tmp_path: Path) -> None:
 
 
 MIRROR_FAILURES = {
-    "it answered 404": "404",
-    "another text, sha256": "other",
-    "no answer in 2 s": "hangs",
-    "no connection": "nowhere",
+    "HTTP status 404": "404",
+    "the content has changed, sha256": "other",
+    "no response after 2 s": "hangs",
+    "connection failed": "nowhere",
 }
 
 
@@ -184,7 +184,7 @@ def test_where_neither_gives_it_both_reasons_are_told(tmp_path: Path, reason: st
             client.github = REFUSED_ADDRESS
         code, out, err = client.run("prepare", "shakespeare")
     assert (code, out) == (2, "")
-    reasons = f"the Hugging Face hub: it answered 500; 127.0.0.1: {reason}"
+    reasons = f"the Hugging Face hub: HTTP status 500; 127.0.0.1: {reason}"
     assert f"mlxgpt: karpathy/tiny_shakespeare could not be downloaded ({reasons}" in err
     assert "--source storybook" in err.splitlines()[-1]
     assert not (client.folder / "data").exists()
@@ -195,7 +195,7 @@ def test_without_either_tier_1_trains_on_the_storybook_and_says_so(tmp_path: Pat
         flags = "--n-layer 1 --n-embd 4 --max-steps 2 --sample-tokens 0 --warmup-steps 0"
         code, _, err = client.run("train", "--tier", "1", *flags.split())
         assert code == 0, err
-        assert err.count("refused): this is the built-in storybook instead") == 2
+        assert err.count("refused); using the built-in dataset") == 2
         assert {path.name for path in (client.folder / "data").iterdir()} == {"storybook"}
         # Whoever asked for Shakespeare gets it, or an error.
         code, out, err = client.run("train", "--tier", "1", "--source", "shakespeare")
@@ -228,7 +228,7 @@ def test_a_network_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
     client = OfflineMachine(tmp_path, REFUSED_ADDRESS)
     code, _, err = client.run("prepare", "shakespeare")
     assert code == 2
-    no_connection = f"no connection, [Errno {errno.ECONNREFUSED}] Connection refused"
+    no_connection = f"connection failed: [Errno {errno.ECONNREFUSED}] Connection refused"
     assert f"(the Hugging Face hub: {no_connection}; 127.0.0.1: {no_connection})" in err
     assert "check the connection" in err.splitlines()[-1]
     assert "no answer yet" not in err

@@ -59,7 +59,7 @@ def test_stories_of_the_hub_become_a_bpe_and_none_is_in_both_splits(tmp_path: Pa
         assert client.run(*command)[:2] == (0, out)
         code, _, err = client.run(*command[:2], "--name", "tinystories-bpe300")
         assert code == 2
-        assert "or with another tokenizer" in err
+        assert "or with a different tokenizer" in err
 
 
 def test_both_sides_are_of_the_same_commit(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_who_may_not_ask_at_once_is_told_when_to_come_again(tmp_path: Path) -> N
     with run_offline_machine(tmp_path, Hub(make_tinystories_repos(), "429")) as client:
         code, out, err = client.run("prepare", "tinystories")
     assert (code, out) == (2, "")
-    assert f"mlxgpt: roneneldan/TinyStories {DOWNLOAD_FAILED}it answered 429)\n" in err
-    assert "wait some minutes, or log in, with hf auth login" in err.splitlines()[-1]
+    assert f"mlxgpt: roneneldan/TinyStories {DOWNLOAD_FAILED}HTTP status 429)\n" in err
+    assert "wait a few minutes, or log in with hf auth login" in err.splitlines()[-1]
 
 
 def test_a_rate_limit_on_the_way_is_waited_for_where_there_is_no_other_place(
@@ -197,16 +197,16 @@ def test_a_dataset_whose_script_was_converted_can_be_trained_on(tmp_path: Path) 
 
 DOWNLOAD_FAILED = "could not be downloaded (the Hugging Face hub: "
 REFUSED_SOURCES = {
-    "hf:aesop/fables:title": "aesop/fables has no column 'title' of text; there is: text",
-    "hf:aesop/numbers": "aesop/numbers has no column 'text' of text; there is: none",
-    "hf:aesop/parts": "aesop/parts has no split 'train'; there is: one, two",
-    "hf:aesop/nothing": f"aesop/nothing {DOWNLOAD_FAILED}it answered 401)",
-    "hf:aesop/gated": f"aesop/gated {DOWNLOAD_FAILED}there is no such dataset, or it is private "
+    "hf:aesop/fables:title": "aesop/fables has no text column 'title'; available: text",
+    "hf:aesop/numbers": "aesop/numbers has no text column 'text'; available: none",
+    "hf:aesop/parts": "aesop/parts has no split 'train'; available: one, two",
+    "hf:aesop/nothing": f"aesop/nothing {DOWNLOAD_FAILED}HTTP status 401)",
+    "hf:aesop/gated": f"aesop/gated {DOWNLOAD_FAILED}the dataset does not exist, or is private "
     "or gated)",
     "hf:aesop/many": f"aesop/many {DOWNLOAD_FAILED}ValueError: Config name is missing. Please "
     "pick one among "
     "the available configs: ['greek', 'latin']",
-    "hf:fables": "'hf:fables' is not a dataset's name",
+    "hf:fables": "'hf:fables' is not a valid dataset name",
 }
 
 

@@ -33,7 +33,7 @@ def test_who_is_interrupted_goes_on_and_ends_with_the_same_bytes(
     interrupted = PrepareRecorder(enough)
     with pytest.raises(KeyboardInterrupt):
         prepare_and_read(documents_file, data, kind, interrupted)
-    assert interrupted.lines[-1] == "the same command continues from here"
+    assert interrupted.lines[-1] == "run the same command again to resume from here"
     assert [path.name for path in data.iterdir()] == [".x.new"], "nothing under its final name"
     resumed = PrepareRecorder()
     assert prepare_and_read(documents_file, data, kind, resumed) == expected
@@ -42,7 +42,7 @@ def test_who_is_interrupted_goes_on_and_ends_with_the_same_bytes(
     assert resumed.chunks == uninterrupted.chunks - saved_chunks, (
         "what was saved is not encoded again"
     )
-    assert any(line.startswith("continuing after") for line in resumed.lines) == (saved_chunks > 0)
+    assert any(line.startswith("resuming after") for line in resumed.lines) == (saved_chunks > 0)
     assert [path.name for path in data.iterdir()] == ["x"]
 
 
@@ -79,7 +79,8 @@ def test_an_interruption_before_or_after_the_arrays_loses_nothing(
         with pytest.raises(KeyboardInterrupt):
             prepare_and_read(documents_file, tmp_path / "data", "bpe", interrupted)
     assert interrupted.lines[-1].startswith(
-        "the same command begins again" if where == "reading" else "the same command continues"
+        "run the same command again to "
+        + ("start over" if where == "reading" else "resume from here")
     )
     assert not (tmp_path / "data" / "x").exists()
     assert prepare_and_read(documents_file, tmp_path / "data", "bpe", PrepareRecorder()) == expected
@@ -128,9 +129,7 @@ def test_what_is_left_of_something_else_is_not_continued(
     assert read_folder_files(tmp_path / "data" / ".x.new") != before
     assert prepare_and_read(documents_file, tmp_path / "data", "bpe", restarted) == expected
     assert restarted.chunks == uninterrupted.chunks, "begun again"
-    reasons = [
-        line for line in restarted.lines if "cannot be continued, so it is begun again" in line
-    ]
+    reasons = [line for line in restarted.lines if "starting over" in line]
     assert len(reasons) == (damage != "no plan")
 
 
@@ -143,7 +142,7 @@ def test_what_came_after_the_last_save_is_cut_off(tmp_path: Path, documents_file
             array.write(b"half a chunk!")
     resumed = PrepareRecorder()
     assert prepare_and_read(documents_file, tmp_path / "data", "char", resumed) == expected
-    assert any(line.startswith("continuing") for line in resumed.lines)
+    assert any(line.startswith("resuming") for line in resumed.lines)
 
 
 def test_a_text_that_was_changed_is_begun_anew(tmp_path: Path, documents_file: Path) -> None:
@@ -220,7 +219,7 @@ def test_an_error_keeps_what_a_kill_keeps(
     expected = prepare_and_read(documents_file, tmp_path / "whole", "char", uninterrupted)
     with pytest.raises(type(error)):
         prepare_and_read(documents_file, tmp_path / "data", "char", failing)
-    assert failing.lines[-1] == "the same command continues from here"
+    assert failing.lines[-1] == "run the same command again to resume from here"
     assert prepare_and_read(documents_file, tmp_path / "data", "char", resumed) == expected
     assert resumed.chunks == uninterrupted.chunks - when // 3 * 3
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["x"]
@@ -269,6 +268,6 @@ def test_a_source_that_fails_while_it_is_read_leaves_nothing_behind(
 def test_only_one_process_prepares_a_folder(tmp_path: Path, documents_file: Path) -> None:
     with (
         files.file_lock(tmp_path / "data" / "x", "preparing"),
-        pytest.raises(UserError, match="another process is preparing"),
+        pytest.raises(UserError, match="another process is already preparing"),
     ):
         prepare_and_read(documents_file, tmp_path / "data", "char", PrepareRecorder())

@@ -81,7 +81,7 @@ class Trap:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_pickle_that_runs_code_is_refused(home: Path, protocol: int) -> None:
     content = pickle.dumps({**make_vocabulary("ab"), "more": Trap()}, protocol)
-    with pytest.raises(UserError, match=r"holds more than numbers and texts \(.+\), and could run"):
+    with pytest.raises(UserError, match=r"more than numbers and strings \(.+\), and could run"):
         read_vocabulary(home, content)
     assert not Path("sprung").exists()
     pickle.loads(content)
@@ -108,7 +108,7 @@ def test_every_other_opcode_is_refused(tmp_path: Path, opcode: Any) -> None:
     content = opcode.code.encode("latin-1") + argument + valid
     if opcode.name in meta_pickle.ALLOWED_OPCODES:
         return
-    with pytest.raises(UserError, match=rf"numbers and texts \({opcode.name}\), and could run"):
+    with pytest.raises(UserError, match=rf"numbers and strings \({opcode.name}\), and could run"):
         read_vocabulary(tmp_path, content)
 
 
@@ -141,22 +141,22 @@ VALID_VOCABULARY = make_vocabulary("abc")
         (without_key(VALID_VOCABULARY, "stoi"), "lacks vocab_size, itos or stoi"),
         ({**VALID_VOCABULARY, "vocab_size": "3"}, "lacks vocab_size, itos or stoi"),
         ({**VALID_VOCABULARY, "itos": ["a", "b", "c"]}, "lacks vocab_size, itos or stoi"),
-        ({**VALID_VOCABULARY, "vocab_size": 4}, "not of one size"),
-        ({**VALID_VOCABULARY, "vocab_size": 0}, "not of one size"),
-        ({"vocab_size": 0, "itos": {}, "stoi": {}}, "not of one size"),
-        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "b"}}, "not of one size"),
-        ({**VALID_VOCABULARY, "stoi": {**VALID_VOCABULARY["stoi"], "d": 3}}, "not of one size"),
-        ({**VALID_VOCABULARY, "itos": {1: "a", 2: "b", 3: "c"}}, "id 0 is no single character"),
-        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "bb", 2: "c"}}, "id 1 is no single character"),
-        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "", 2: "c"}}, "id 1 is no single character"),
-        ({**VALID_VOCABULARY, "itos": {0: "a", 1: 98, 2: "c"}}, "id 1 is no single character"),
+        ({**VALID_VOCABULARY, "vocab_size": 4}, "differ in size"),
+        ({**VALID_VOCABULARY, "vocab_size": 0}, "differ in size"),
+        ({"vocab_size": 0, "itos": {}, "stoi": {}}, "differ in size"),
+        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "b"}}, "differ in size"),
+        ({**VALID_VOCABULARY, "stoi": {**VALID_VOCABULARY["stoi"], "d": 3}}, "differ in size"),
+        ({**VALID_VOCABULARY, "itos": {1: "a", 2: "b", 3: "c"}}, "id 0 is not a single character"),
+        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "bb", 2: "c"}}, "id 1 is not a single character"),
+        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "", 2: "c"}}, "id 1 is not a single character"),
+        ({**VALID_VOCABULARY, "itos": {0: "a", 1: 98, 2: "c"}}, "id 1 is not a single character"),
         (
             {**VALID_VOCABULARY, "itos": {0: "a", 1: "\ud800", 2: "c"}},
-            "id 1 is no single character",
+            "id 1 is not a single character",
         ),
-        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "a", 2: "c"}}, "do not agree on id 1"),
-        ({**VALID_VOCABULARY, "stoi": {"a": 0, "b": 2, "c": 1}}, "do not agree on id 1"),
-        ({**VALID_VOCABULARY, "stoi": {"a": 0, "b": "1", "c": 2}}, "do not agree on id 1"),
+        ({**VALID_VOCABULARY, "itos": {0: "a", 1: "a", 2: "c"}}, "disagree on id 1"),
+        ({**VALID_VOCABULARY, "stoi": {"a": 0, "b": 2, "c": 1}}, "disagree on id 1"),
+        ({**VALID_VOCABULARY, "stoi": {"a": 0, "b": "1", "c": 2}}, "disagree on id 1"),
         ({**VALID_VOCABULARY, "vocab_size": True}, r"a bool|NEWTRUE"),
         ({**VALID_VOCABULARY, "more": nest_lists(meta_pickle.MAX_CONTAINERS)}, "nested too deeply"),
         ({**VALID_VOCABULARY, "more": nest_lists(200)}, "nested too deeply"),

@@ -77,7 +77,7 @@ def test_an_id_that_gpt2_has_not_is_refused(folder: Path) -> None:
     np.array([1, 50256], dtype=np.uint16).tofile(folder / "train.bin")
     open_dataset(folder)
     np.array([1, 50257, 2], dtype=np.uint16).tofile(folder / "val.bin")
-    with pytest.raises(UserError, match=r"val\.bin holds id 50257, and GPT-2 has 50,257"):
+    with pytest.raises(UserError, match=r"val\.bin contains id 50257, but GPT-2 has 50,257"):
         open_dataset(folder)
 
 
@@ -152,7 +152,7 @@ def test_an_id_that_the_vocabulary_has_not_is_refused(characters: Path) -> None:
     np.array([1, size - 1], dtype=np.uint16).tofile(characters / "val.bin")
     open_dataset(characters)
     np.array([1, size, 2], dtype=np.uint16).tofile(characters / "val.bin")
-    with pytest.raises(UserError, match=rf"val\.bin holds id {size}, and meta\.pkl has {size}"):
+    with pytest.raises(UserError, match=rf"val\.bin contains id {size}, but meta\.pkl has {size}"):
         open_dataset(characters)
 
 
@@ -187,9 +187,9 @@ def test_an_array_that_is_not_whole_is_refused(
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
-        problem = rf"{name} is cut short or empty"
+        problem = rf"{name} is truncated or empty"
     else:  # without train.bin, nothing says that it is nanoGPT's
-        problem = "has no val.bin" if name == "val.bin" else "holds no prepared data"
+        problem = "has no val.bin" if name == "val.bin" else "contains no prepared data"
     with pytest.raises(UserError, match=problem):
         open_dataset(folder)
 
@@ -198,5 +198,5 @@ def test_our_own_arrays_without_their_meta_json_are_not_taken_for_them(
     folder: Path, gpt2: BPETokenizer
 ) -> None:
     (folder / "tokenizer.json").write_text(gpt2.to_json(), encoding="utf-8")
-    with pytest.raises(UserError, match="holds no prepared data"):
+    with pytest.raises(UserError, match="contains no prepared data"):
         open_dataset(folder)

@@ -45,7 +45,7 @@ def test_a_prompt_that_is_known_as_it_is_stays() -> None:
 
 @pytest.mark.parametrize("prompt", ["ö", "o\u0308"])
 def test_unknown_characters_are_named_as_one_reads_them(prompt: str) -> None:
-    with pytest.raises(UserError, match="never seen: 'ö'"):
+    with pytest.raises(UserError, match="does not know these characters: 'ö'"):
         encode_prompt(prompt, CharTokenizer(NFD, end_of_text=False))
 
 

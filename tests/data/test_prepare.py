@@ -68,7 +68,7 @@ def test_without_a_size_a_bpe_has_the_usual_one(
     data = DataConfig((str(text_file),), tokenizer="bpe")
     dataset = find_or_prepare(PrepareRequest(data), tmp_path / "data")
     assert dataset.name == "words-bpe4096"
-    expected = f"the text gives a vocabulary of {dataset.meta.vocab_size:,}, not 4,096"
+    expected = f"the data yields a vocabulary of only {dataset.meta.vocab_size:,} tokens, not 4,096"
     assert expected in notes
 
 
@@ -76,7 +76,7 @@ def test_a_text_that_gives_a_smaller_vocabulary_may_be_refused(
     tmp_path: Path, text_file: Path, notes: list[str]
 ) -> None:
     data, folder = DataConfig((str(text_file),), tokenizer="bpe"), tmp_path / "data"
-    with pytest.raises(UserError, match=r"gives a vocabulary of \d+, not 5,000") as excinfo:
+    with pytest.raises(UserError, match=r"a vocabulary of only \d+ tokens, not 5,000") as excinfo:
         find_or_prepare(PrepareRequest(data, vocab_size=5000, strict=True), folder)
     assert list(folder.iterdir()) == []
     size = int(excinfo.value.remedy.split("--vocab-size ")[1].split(",")[0])
@@ -84,7 +84,7 @@ def test_a_text_that_gives_a_smaller_vocabulary_may_be_refused(
     assert exact.meta.vocab_size == size
     lenient = find_or_prepare(PrepareRequest(data, vocab_size=5000), folder)
     assert lenient.tokenizer.fingerprint == exact.tokenizer.fingerprint
-    assert any(f"a vocabulary of {size}, not 5,000" in line for line in notes)
+    assert any(f"a vocabulary of only {size} tokens, not 5,000" in line for line in notes)
 
 
 @pytest.mark.parametrize("vocab_size", [1, 256])
@@ -126,11 +126,11 @@ def test_another_tokenizer_does_not_take_a_name_that_is_taken(
 
     before = prepare_tokenizer(first)
     other_kind = "bpe" if first == "char" else "char"
-    with pytest.raises(UserError, match="from another text, or with another tokenizer"):
+    with pytest.raises(UserError, match="from different data or with a different tokenizer"):
         prepare_tokenizer(other_kind)
     assert prepare_tokenizer(first) == before
     if first == "bpe":
-        with pytest.raises(UserError, match="with another tokenizer"):
+        with pytest.raises(UserError, match="with a different tokenizer"):
             prepare_tokenizer("bpe", 281)
 
 
@@ -138,7 +138,7 @@ def test_another_text_does_not_take_a_name_that_is_taken(tmp_path: Path, text_fi
     data, folder = DataConfig((str(text_file),)), tmp_path / "data"
     before = find_or_prepare(PrepareRequest(data), folder)
     text_file.write_text("Something else altogether.")
-    with pytest.raises(UserError, match="was prepared from another text") as excinfo:
+    with pytest.raises(UserError, match="was prepared from different data") as excinfo:
         find_or_prepare(PrepareRequest(data), folder)
     assert "--name NAME" in excinfo.value.remedy
     assert open_dataset(before.folder).meta == before.meta
@@ -157,9 +157,9 @@ def test_a_corpus_of_the_hub_that_is_here_needs_no_hub(
     assert first.tokenizer.decode(first.train.ids) == "to be"
     monkeypatch.setattr(sources, "open_source", None)
     assert find_or_prepare(PrepareRequest(DataConfig()), tmp_path).name == "shakespeare"
-    with pytest.raises(UserError, match="only the storybook"):
+    with pytest.raises(UserError, match="supported for storybook only"):
         find_or_prepare(PrepareRequest(DataConfig(), megabytes=3), tmp_path)
-    with pytest.raises(UserError, match="has its own validation text"):
+    with pytest.raises(UserError, match="has its own validation split"):
         find_or_prepare(PrepareRequest(DataConfig(val_source=("x.txt",))), tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_a_storybook_that_is_here_is_not_written_anew(
         assert (
             find_or_prepare(PrepareRequest(data, megabytes=megabytes), tmp_path).meta == first.meta
         )
-    with pytest.raises(UserError, match="was prepared from another text"):
+    with pytest.raises(UserError, match="was prepared from different data"):
         find_or_prepare(PrepareRequest(data, megabytes=0.06), tmp_path)
 
 
@@ -215,14 +215,14 @@ def test_validation_text_makes_another_corpus(tmp_path: Path, text_file: Path) -
     val.write_text("to be or not, plain", encoding="utf-8")
     folder = tmp_path / "data"
     find_or_prepare(PrepareRequest(DataConfig((str(text_file),), (str(val),))), folder)
-    with pytest.raises(UserError, match="was prepared from another text"):
+    with pytest.raises(UserError, match="was prepared from different data"):
         find_or_prepare(PrepareRequest(DataConfig((str(text_file),))), folder)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, text_file: Path) -> None:
     (tmp_path / "data" / "words").mkdir(parents=True)
     (tmp_path / "data" / "words" / "mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="holds no prepared data"):
+    with pytest.raises(UserError, match="contains no prepared data"):
         find_or_prepare(PrepareRequest(DataConfig((str(text_file),))), tmp_path / "data")
     assert (tmp_path / "data" / "words" / "mine.txt").read_text() == "precious"
 

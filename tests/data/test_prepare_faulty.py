@@ -99,4 +99,4 @@ def test_progress_that_cannot_be_read_stays(tmp_path: Path, documents_file: Path
             assert after[name] == before[name], disk.failed_operation
     resumed = PrepareRecorder()
     assert prepare_and_read(documents_file, data, "char", resumed) == expected
-    assert "continuing after 0 MB" in resumed.lines
+    assert "resuming after 0 MB" in resumed.lines

@@ -185,11 +185,11 @@ def test_json_lines_are_documents(tmp_path_factory: Folders, rows: list[str], es
         (b"[" * 100_000, "line 3 is not a JSON object"),
         (b'["text"]', "line 3 is not a JSON object"),
         (b'{"text": "\xff"}', r"t\.ndjson is not UTF-8 text \(byte 25\)"),
-        (b'{"story": "a", "n": 1}', "line 3 has no column 'text'; there is: story, n"),
-        (b"{}", "line 3 has no column 'text'; there is: none"),
+        (b'{"story": "a", "n": 1}', "line 3 has no column 'text'; available: story, n"),
+        (b"{}", "line 3 has no column 'text'; available: none"),
         (b'{"text": 5}', "line 3: text is int, not text"),
         (b'{"text": ["a"]}', "line 3: text is list, not text"),
-        (b'{"text": "a\\u0000b"}', "line 3 holds a NUL character"),
+        (b'{"text": "a\\u0000b"}', "line 3 contains a NUL character"),
         (b'{"text": "\\ud800"}', "line 3 is not valid Unicode"),
     ],
 )
@@ -229,8 +229,8 @@ def test_a_table_with_more_rows_than_are_read_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
-        ({"story": ["a"], "n": [1]}, r"t\.parquet has no column 'text'; there is: story, n"),
-        ({"text": ["a", None, "b\0"]}, r"t\.parquet, row 3 holds a NUL character"),
+        ({"story": ["a"], "n": [1]}, r"t\.parquet has no column 'text'; available: story, n"),
+        ({"text": ["a", None, "b\0"]}, r"t\.parquet, row 3 contains a NUL character"),
         ({"text": [1, 2]}, "row 1: text is int, not text"),
         ({"text": [b"\xff"]}, "row 1: text is bytes, not text"),
     ],
@@ -259,7 +259,7 @@ def test_a_damaged_table_is_one_error(tmp_path: Path, damage: str) -> None:
     path = write_parquet(tmp_path / "t.parquet", {"text": [f"story {n}" for n in range(999)]})
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     readers.estimate_text_bytes(path)
-    with pytest.raises(UserError, match=r"t\.parquet is not a whole Parquet file") as excinfo:
+    with pytest.raises(UserError, match=r"t\.parquet is not a complete Parquet file") as excinfo:
         read(path)
     assert "\n" not in excinfo.value.problem
 
@@ -299,7 +299,7 @@ def test_an_arrow_file_without_the_column_names_those_it_has(tmp_path: Path, kin
     with getattr(pyarrow.ipc, kind)(str(path), table.schema) as out:
         out.write_table(table)
     with pytest.raises(
-        UserError, match=r"t\.arrow has no column 'text'; there is: story, n"
+        UserError, match=r"t\.arrow has no column 'text'; available: story, n"
     ) as excinfo:
         read(path)
     assert f"{path}:COLUMN" in excinfo.value.remedy
@@ -325,7 +325,7 @@ def test_a_json_file_is_an_array_or_lines(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('{"data": ["one"]}', r"t\.json, entry 1 has no column 'text'; there is: data"),
+        ('{"data": ["one"]}', r"t\.json, entry 1 has no column 'text'; available: data"),
         ('["one", 2]', r"t\.json, entry 2 is not a JSON object"),
         ('["one", {"text": 2}]', r"t\.json, entry 2: text is int, not text"),
         ('["one", ', r"t\.json, line 1 is not a JSON object"),
@@ -375,9 +375,9 @@ def test_a_damaged_arrow_file_is_one_error(tmp_path: Path, damage: str) -> None:
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as out:
         out.write_table(table)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(UserError, match=r"t\.arrow is not a whole Arrow file") as excinfo:
+    with pytest.raises(UserError, match=r"t\.arrow is not a complete Arrow file") as excinfo:
         read(path)
-    assert f"when its folder, {path.parent}, is moved away" in excinfo.value.remedy
+    assert f"once its folder, {path.parent}, is moved away" in excinfo.value.remedy
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])

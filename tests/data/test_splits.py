@@ -302,14 +302,14 @@ def test_blank_documents_make_no_second_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "val", "problem"),
     [
-        ("", None, "there is no text in"),
-        (f" \n{END_OF_TEXT}\n", None, "there is no text in"),
-        ("one two", " \n", "there is no text in"),
-        (["same", "same", "\nsame\n"], None, "all documents are the same"),
-        (["one", "two\n"], ["two", "one"], "every training document is in the validation text"),
-        ("one\n", "one", "every training document is in the validation text"),
-        ("aaaa", None, "nothing but 'a'"),
-        (["a", "aa"], None, "nothing but 'a'"),
+        ("", None, "no text found in"),
+        (f" \n{END_OF_TEXT}\n", None, "no text found in"),
+        ("one two", " \n", "no text found in"),
+        (["same", "same", "\nsame\n"], None, "all documents are identical"),
+        (["one", "two\n"], ["two", "one"], "every training document is also in the validation"),
+        ("one\n", "one", "every training document is also in the validation"),
+        ("aaaa", None, "consists only of the character 'a'"),
+        (["a", "aa"], None, "consists only of the character 'a'"),
     ],
 )
 def test_what_leaves_nothing_to_learn_or_to_judge_is_refused(
@@ -321,7 +321,7 @@ def test_what_leaves_nothing_to_learn_or_to_judge_is_refused(
 
 
 def test_one_letter_is_too_short_to_be_cut(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the (val|train) text is empty"):
+    with pytest.raises(UserError, match=r"the (val|train) split is empty"):
         prepare_documents(tmp_path, "a", tokenizer="bpe")
 
 

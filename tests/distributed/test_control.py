@@ -193,9 +193,9 @@ def test_the_main_ranks_error_is_printed_by_its_caller(
 @pytest.mark.parametrize(
     ("sums", "problem"),
     [
-        ([(5, 4), (4, 4), (5, 4)], f"lost rank 1 of 3 (on {HOSTNAME}): it takes no more steps"),
-        ([(4, 4), (5, 4), (5, 4)], f"lost rank 0 of 3 (on {HOSTNAME}): it takes no more steps"),
-        ([(5, 4), (5, 4), (5, 4)], "all 3 ranks wait in all-reduce loss, which does not end"),
+        ([(5, 4), (4, 4), (5, 4)], f"lost rank 1 of 3 (on {HOSTNAME}): it stopped making progress"),
+        ([(4, 4), (5, 4), (5, 4)], f"lost rank 0 of 3 (on {HOSTNAME}): it stopped making progress"),
+        ([(5, 4), (5, 4), (5, 4)], "timeout: all 3 ranks are still waiting in all-reduce loss"),
     ],
 )
 def test_a_rank_that_does_not_come_is_named(
@@ -251,7 +251,7 @@ def test_other_names_than_expected_end_all_ranks(exit_recorder: ExitRecorder, ea
     assert problem.startswith("mlxgpt: the ranks are in different collectives: ")
     positions = dict(zip(("0", "1"), problem.split("rank ")[1:], strict=False))
     assert positions["0"].startswith(f"0 of 3 (on {HOSTNAME}) in gather settings (number 2), ")
-    assert "the same command and mlxgpt on all machines" in remedy
+    assert "the same command and mlxgpt version on all machines" in remedy
 
 
 @pytest.mark.parametrize(

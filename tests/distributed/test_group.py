@@ -122,7 +122,7 @@ def test_the_group_is_announced_by_the_main_rank() -> None:
         results = ranks.wait()
     assert results.codes == [0, 0]
     host = socket.gethostname()
-    assert f"2 ranks, on {host}, {host}: MLX sends without a password" in results.errors[0]
+    assert f"2 ranks, on {host}, {host}: MLX traffic is not authenticated" in results.errors[0]
     assert results.errors[1] == ""
 
 

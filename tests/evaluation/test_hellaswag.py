@@ -250,10 +250,10 @@ def test_a_tokenizer_that_lacks_characters_is_refused(examples: list[HellaSwagEx
     with pytest.raises(UserError) as error:
         evaluate_hellaswag(make_model(tokenizer.vocab_size), tokenizer, examples)
     check_error_format(
-        error.value, "^HellaSwag has characters that this model has not: .*: 'z' 'é' '–'$"
+        error.value, "^HellaSwag has characters that this model's tokenizer lacks: .*: 'z' 'é' '–'$"
     )
     without_spaces = CharTokenizer("abc", end_of_text=False)
-    with pytest.raises(UserError, match="never seen: ' '"):
+    with pytest.raises(UserError, match="does not know these characters: ' '"):
         evaluate_hellaswag(
             make_model(3), without_spaces, [HellaSwagExample("a", ("a", "b", "c", "b"), 0)]
         )
@@ -275,11 +275,11 @@ def test_no_examples_and_broken_weights_give_no_figure(
     model = make_model(tokenizer.vocab_size)
     with pytest.raises(UserError) as error:
         evaluate_hellaswag(model, tokenizer, [])
-    check_error_format(error.value, "no examples")
+    check_error_format(error.value, "no HellaSwag examples")
     model.ln_f.weight = model.ln_f.weight * math.nan
     with pytest.raises(UserError) as error:
         evaluate_hellaswag(model, tokenizer, examples)
-    check_error_format(error.value, "no numbers")
+    check_error_format(error.value, "losses are not finite")
 
 
 def test_lone_surrogates_are_text_like_any_other(tokenizer: BPETokenizer, tmp_path: Path) -> None:
@@ -362,4 +362,4 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "large").write_text(EXAMPLES_JSONL + "\n")
     with pytest.raises(UserError) as error:
         load_examples(tmp_path / "large")
-    check_error_format(error.value, "is longer than")
+    check_error_format(error.value, "is larger than")

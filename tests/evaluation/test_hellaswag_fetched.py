@@ -77,7 +77,7 @@ def test_it_is_fetched_once_and_kept(
     github = HellaSwagServer(EXAMPLES_JSONL)
     with run_servers(github):
         assert hellaswag_cache.load(github.address) == examples
-        assert hellaswag_cache.notes == ["getting HellaSwag (0 MB) from 127.0.0.1"]
+        assert hellaswag_cache.notes == ["downloading HellaSwag (0 MB) from 127.0.0.1"]
         assert hellaswag_cache.load(github.address) == examples
         assert hellaswag_cache.notes == []
     assert github.requests == [f"GET {HellaSwagServer.path}"]
@@ -122,20 +122,20 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     with run_servers(github), monkeypatch.context() as patch:
         patch.setattr(files, "fsync_path", raise_disk_full)
         assert hellaswag_cache.load(github.address) == examples
-        assert "cannot be kept" in hellaswag_cache.notes[-1]
+        assert "could not be cached" in hellaswag_cache.notes[-1]
         assert "No space left on device" in hellaswag_cache.notes[-1]
         (hellaswag_cache.folder / "mlxgpt").rename(hellaswag_cache.folder / "before")
         (hellaswag_cache.folder / "mlxgpt").write_text("a file in the folder's place")
         assert hellaswag_cache.load(github.address) == examples
-        assert "cannot be kept" in hellaswag_cache.notes[-1]
+        assert "could not be cached" in hellaswag_cache.notes[-1]
 
 
 SERVERS_BY_REASON = {
-    "it answered 404": HellaSwagServer(EXAMPLES_JSONL, "404"),
-    "it answered 503": HellaSwagServer(EXAMPLES_JSONL, "503"),
-    "no answer in 1 s": HellaSwagServer(EXAMPLES_JSONL, "hangs"),
-    "another text, sha256 ": HellaSwagServer(EXAMPLES_JSONL.replace("kettle", "nettle")),
-    "it gave something longer": HellaSwagServer(EXAMPLES_JSONL + "\n"),
+    "HTTP status 404": HellaSwagServer(EXAMPLES_JSONL, "404"),
+    "HTTP status 503": HellaSwagServer(EXAMPLES_JSONL, "503"),
+    "no response after 1 s": HellaSwagServer(EXAMPLES_JSONL, "hangs"),
+    "unexpected content, sha256 ": HellaSwagServer(EXAMPLES_JSONL.replace("kettle", "nettle")),
+    "the response is larger than expected": HellaSwagServer(EXAMPLES_JSONL + "\n"),
 }
 
 
@@ -155,7 +155,8 @@ def test_without_a_network_it_is_told(
     with pytest.raises(UserError) as error:
         hellaswag_cache.load(NOWHERE)
     check_error_format(
-        error.value, r"^HellaSwag could not be downloaded \(127.0.0.1: no connection, .*refused\)$"
+        error.value,
+        r"^HellaSwag could not be downloaded \(127.0.0.1: connection failed: .*refused\)$",
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as error:

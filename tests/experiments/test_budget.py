@@ -29,7 +29,7 @@ def test_a_budget_is_read_as_it_is_written(text: str, amount: float, unit: str) 
 
 @pytest.mark.parametrize("text", ["", "5", "m", "5 minutes", "-5m", "0m", "5km", "1e9steps", "5M"])
 def test_another_text_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="no length of a training"):
+    with pytest.raises(UserError, match="not a valid budget"):
         parse_budget(text)
 
 

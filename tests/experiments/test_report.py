@@ -31,7 +31,7 @@ def test_a_row_has_a_text_for_each_name() -> None:
     rows = [format_variant_row(s) for s in make_record().variants]
     assert {len(row) for row in rows} == {len(COMPARISON_COLUMNS)}
     first, better_row, diverged_row, untrained_row = rows
-    assert first == ["a", "3", "2.0000", "", "", "", "the first"]
+    assert first == ["a", "3", "2.0000", "", "", "", "baseline"]
     assert better_row[:3] == ["b", "3", "1.8667"]
     assert better_row[3].startswith("-0.1333 ± 0.0")
     assert better_row[4].endswith(" ×")
@@ -43,7 +43,7 @@ def test_the_page_has_every_seed_and_what_it_differs_in() -> None:
     page = render_comparison(make_record())
     assert page.startswith("# mine\n\n| variant | seeds |")
     assert "| b | dropout 0.1 (0.0) | 1,000 | 3 | 300 | 6 | 1.9000, 1.9500, 1.7500 |" in page
-    assert "On a machine." in page
+    assert "Machine: a machine." in page
     tables = [line for line in page.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in tables[:6]}) == 1
 
@@ -59,20 +59,21 @@ def test_a_training_without_a_speed_has_no_time() -> None:
 
 def test_what_has_to_be_known_is_told() -> None:
     notes = "\n".join(format_notes(make_record()))
-    assert "1,234 bytes held back from the training text of my-text" in notes
-    assert "holds the true one in 0.95 of cases" in notes
+    assert "1,234 bytes held out of the training text of my-text" in notes
+    assert "± is a 95% confidence interval" in notes
     assert "+0.0% to +0.0%" in notes, "the machine's speed"
     assert "looked at" not in notes
     with_looks = "\n".join(format_notes(make_record(looks=[3, 5], final_looks=2, interrupted=True)))
-    assert "looked at with 3, 5 seeds" in with_looks
-    assert "The validation text was looked at 2 times" in with_looks
-    assert "the same command goes on" in with_looks
+    assert "checked after 3, 5 seeds" in with_looks
+    assert "The validation text was evaluated 2 times" in with_looks
+    assert "the same command resumes it" in with_looks
     sequential = "\n".join(
         format_notes(make_record(looks=[3, 5], sequential=True, level=0.004, final_looks=1))
     )
-    assert "looked at with" not in sequential, "the rule knows"
-    assert "in 0.996 of cases among so many looks and variants" in sequential
-    assert "looked at once" in sequential
+    assert "checked after" not in sequential, "the rule knows"
+    interval = "a 99.6% confidence interval, corrected for repeated looks and multiple variants"
+    assert interval in sequential
+    assert "was evaluated once" in sequential
     final = "\n".join(format_notes(make_record(judged_on="validation")))
     assert "Bits per byte on the validation text of my-text" in final
 

@@ -89,8 +89,8 @@ def test_back_and_forth_and_nothing_twice(tiny: Config, notes: list[str]) -> Non
     assert results(run_comparison(tiny, repeated, seeds=3)) == results(record)
     assert repeated.trained == []
     assert notes == [
-        f"3 seeds of each: {first_name} 12 steps, {second_name} 12 steps",
-        "reusing trainings from runs/compare/trainings",
+        f"3 seeds per variant: {first_name} 12 steps, {second_name} 12 steps",
+        "reusing runs from runs/compare/trainings",
     ]
 
     extended = CompareRecorder()
@@ -228,11 +228,11 @@ def test_seeds_are_added_until_it_is_decided(tiny: Config, monkeypatch: pytest.M
     )
     counts = {s.name: len(s.trainings) for s in record.variants}
     assert counts == {"dropout=0": 8, "dropout=0.1": 8, "dropout=0.5": 3, "dropout=0.9": 1}
-    assert [s.verdict for s in record.variants] == ["the first", "undecided", "worse", "diverged"]
+    assert [s.verdict for s in record.variants] == ["baseline", "undecided", "worse", "diverged"]
     assert record.level < 0.05 / 3
 
     small = run_comparison(
-        tiny, vary="dropout=0,0.1,0.5", until_decided=True, smallest=0.2, name="small"
+        tiny, vary="dropout=0,0.1,0.5", until_decided=True, min_effect=0.2, name="small"
     )
     assert [len(s.trainings) for s in small.variants] == [3, 3, 3]
     assert small.variants[1].verdict == "undecided"
@@ -261,7 +261,7 @@ def test_a_training_that_diverges_is_not_tried_again(
     for _ in range(2):
         record = run_comparison(tiny, seeds=2)
         assert [len(s.trainings) for s in record.variants] == [1, 1]
-        assert [s.verdict for s in record.variants] == ["the first", "diverged"]
+        assert [s.verdict for s in record.variants] == ["baseline", "diverged"]
     assert rates == [1e-2, 1e-3]
 
 
@@ -271,7 +271,7 @@ def test_the_validation_text_is_looked_at_when_asked_and_counted(
     record = run_comparison(tiny, seeds=2)
     assert (record.judged_on, record.final_looks, record.looks) == ("held back", 0, [2])
     for times in (1, 2):
-        final = run_comparison(tiny, seeds=2, final=True)
+        final = run_comparison(tiny, seeds=2, on_validation=True)
         assert (final.judged_on, final.final_looks) == ("validation", times)
     assert run_comparison(tiny, seeds=2).final_looks == 2, "it stands in the ledger"
     assert run_comparison(tiny, seeds=3).looks == [2, 3]
@@ -329,7 +329,7 @@ def test_a_training_that_is_not_what_it_says_is_refused(home: Path, tiny: Config
     trainings = home / "runs" / "compare" / "trainings"
     shutil.rmtree(trainings / first_key)
     shutil.copytree(trainings / second_key, trainings / first_key)
-    with pytest.raises(UserError, match="is not the training of that name"):
+    with pytest.raises(UserError, match="does not contain the expected run"):
         run_comparison(tiny, seeds=1)
 
 
@@ -339,18 +339,18 @@ COMMON = {"source": "words.txt", "block_size": 8}
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"budget": "5 minutes"}, "no length of a training"),
-        ({"seeds": 0}, "--seeds 0 are too few"),
-        ({"seeds": 2, "until_decided": True}, "--seeds 2 are too few"),
-        ({"smallest": 0.005}, "--smallest 0.005 is not a valid difference"),
-        ({"smallest": -1.0, "until_decided": True}, "--smallest -1.0 is not a valid difference"),
-        ({"vary": "n_head=2"}, "names no values"),
-        ({"vary": "batch_size=4,9999"}, "fewer than one step takes"),
+        ({"budget": "5 minutes"}, "not a valid budget"),
+        ({"seeds": 0}, "--seeds 0 is too few"),
+        ({"seeds": 2, "until_decided": True}, "--seeds 2 is too few"),
+        ({"min_effect": 0.005}, "--min-effect 0.005 is not a valid difference"),
+        ({"min_effect": -1.0, "until_decided": True}, "--min-effect -1.0 is not a valid"),
+        ({"vary": "n_head=2"}, "has no values"),
+        ({"vary": "batch_size=4,9999"}, "fewer than one step needs"),
         ({"name": "../x"}, "not a valid folder name"),
         ({"name": "trainings"}, "not a valid folder name"),
         ({"variants": ("tier1",)}, "nothing to compare"),
-        ({"variants": ("tier1", "tier1"), **COMMON}, "tier1 and tier1-2 are the same training"),
-        ({"variants": ("tier1", "tier2"), "tier": 1}, "--tier and --config tell what to vary"),
+        ({"variants": ("tier1", "tier1"), **COMMON}, "tier1 and tier1-2 would train identically"),
+        ({"variants": ("tier1", "tier2"), "tier": 1}, "--tier and --config require --vary"),
         ({"variants": ("tier1", "tier2"), "vary": "dropout=0,1"}, "files and --vary"),
         ({"source": "nothing.txt"}, "nothing.txt"),
     ],

@@ -38,11 +38,11 @@ def test_values_of_every_kind(tiny: Config) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("dropout", "names no values"),
-        ("dropout=0.1", "names no values"),
+        ("dropout", "has no values"),
+        ("dropout=0.1", "has no values"),
         ("dropuot=0,1", "unknown setting 'dropuot'"),
         ("dropout=0,2", "dropout = 2.0 is too large"),
-        ("n_head=2,3", "cannot be shared among"),
+        ("n_head=2,3", "is not divisible by"),
         ("bias=0,1", "wrong type"),
         ("dropout=0.1,0.1", "end with the same weights"),
         ("log_interval=1,2", "end with the same weights"),
@@ -72,5 +72,5 @@ def test_other_texts_are_refused(home: Path, tiny: Config, text: str) -> None:
         return Variant(name, tiny, data, data)
 
     check_same_text([variant("a", text), variant("b", text)])
-    with pytest.raises(UserError, match=r"other texts: a 1,\d+ bytes, c 1,\d+ bytes"):
+    with pytest.raises(UserError, match=r"different datasets: a 1,\d+ bytes, c 1,\d+ bytes"):
         check_same_text([variant("a", text), variant("c", text[:-50])])

@@ -17,10 +17,10 @@ def test_the_first_is_what_the_others_are_compared_with() -> None:
     )
     assign_verdicts([first, better, worse, same], 0.05, sequential=False)
     assert [s.verdict for s in (first, better, worse, same)] == [
-        "the first",
+        "baseline",
         "better",
         "worse",
-        "the same",
+        "identical",
     ]
     assert better.difference is not None
     assert better.difference.mean == pytest.approx(-0.1, abs=1e-3)
@@ -40,18 +40,18 @@ def test_what_is_undecided_says_how_many_seeds_would_tell() -> None:
     assert variant.verdict == "undecided"
     assert variant.difference is not None
     assert variant.advice == (
-        f"about {variant.difference.more} more seeds would decide, if it is better by 0.0140"
+        f"about {variant.difference.more} more seeds needed to confirm that it is better by 0.0140"
     )
     hopeless = make_variant_result("b", [2.01, 1.99, 2.001])
     assign_verdicts([first, hopeless], 0.05, sequential=False)
-    assert hopeless.advice.startswith("more than 23 seeds would decide, if it is worse by 0.0003")
+    assert hopeless.advice.startswith("more than 23 seeds needed to confirm that it is worse by")
 
 
 def test_one_seed_tells_nothing() -> None:
     first, variant = make_variant_result("a", [2.0]), make_variant_result("b", [1.0])
     assign_verdicts([first, variant], 0.05, sequential=False)
     assert variant.verdict == "one seed"
-    assert "the next one may say the contrary" in variant.advice
+    assert "another seed may reverse the result" in variant.advice
 
 
 def test_among_many_the_interval_alone_is_not_enough() -> None:
@@ -64,8 +64,8 @@ def test_among_many_the_interval_alone_is_not_enough() -> None:
     assert near.verdict == "better"
     variants = [make_variant_result(name, [1.97, 1.98, 1.99]) for name in "cde"]
     assign_verdicts([first, near, *variants], 0.05, sequential=False)
-    assert near.verdict == "not certain"
-    assert near.advice.startswith("p = 0.14 among all that are compared; about")
+    assert near.verdict == "uncertain"
+    assert near.advice.startswith("p = 0.14 after correction for multiple variants; about")
     assert [variant.verdict for variant in variants] == ["undecided"] * 3
 
 

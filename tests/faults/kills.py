@@ -45,8 +45,8 @@ KILL_COMMANDS = {
     "prepare, BPE": "prepare source/my.txt --tokenizer bpe --vocab-size 280 --name pieces",
     "import of a folder": "import source/hf --run imported",
     "import of ckpt.pt": "import source/ckpt.pt --meta source/meta.pkl --run imported",
-    "export --to hf": "export --run done --to hf --out export/out",
-    "export --to gguf": "export --run done --to gguf --out export/out",
+    "export --to hf": "export --run done --to hf --output export/out",
+    "export --to gguf": "export --run done --to gguf --output export/out",
     "eval": "eval --run done --json",
     "generate": "generate The --run done --seed 1 --max-tokens 20 --json",
     "compare": f"""compare --tier 1 --source source/my.txt {MODEL_FLAGS}
@@ -78,7 +78,7 @@ COMMAND_PAIRS = {
     ),
     "train and export": (
         KILL_COMMANDS["train, resumed"],
-        "export --run half --to hf --out export/out",
+        "export --run half --to hf --output export/out",
     ),
     "train and report": (KILL_COMMANDS["train, resumed"], "report half --output export/page.html"),
     "train and runs": (KILL_COMMANDS["train, resumed"], "runs --json"),
@@ -217,7 +217,7 @@ class Workspace:
         for name in ("my.txt", "other.txt"):
             text = "\n".join(" ".join(rng.choices(words, k=12)) for _ in range(300))
             (self.work / "source" / name).write_text(text)
-        for line in (f"{TRAIN_COMMAND} --run done", "export --run done --to hf --out source/hf"):
+        for line in (f"{TRAIN_COMMAND} --run done", "export --run done --to hf --output source/hf"):
             result = self.run(line)
             assert result.code == 0, result.err
         if find_spec("torch"):
@@ -302,7 +302,7 @@ def _kill_until_finished(
             line, 0 if rng.random() < 0.1 else operation_index
         )
         killed_operations += [operation.strip()]
-        compiler_failed |= "the C++ compiler fails" in command_result.err  # it was what was killed
+        compiler_failed |= "the C++ compiler failed" in command_result.err  # it was what was killed
         if losses := find_losses(before, read_progress(world.work)):
             yield f"{losses} are gone after {killed_operations}"
         if not operation:

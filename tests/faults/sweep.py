@@ -47,8 +47,8 @@ COMMANDS = {
     "prepare-bpe": "prepare source/my.txt --tokenizer bpe --vocab-size 280 --name pieces",
     "prepare-resumed": "prepare source/other.txt source/my.txt --name begun",
     "import": "import source/hf --run imported",
-    "export": "export --run done --to hf --out export/hf",
-    "export-gguf": "export --run done --to gguf --out export/gguf",
+    "export": "export --run done --to hf --output export/hf",
+    "export-gguf": "export --run done --to gguf --output export/gguf",
     "eval": "eval --run done --json",
     "eval-source": "eval --run done --source source/short.txt --json",
     "generate": "generate The --run done --seed 1 --max-tokens 20 --json",
@@ -57,7 +57,7 @@ COMMANDS = {
     "runs": "runs --json",
     "info": "info --run done --json",
 }
-WORLD_COMMANDS = (f"{TRAIN_COMMAND} done", "export --run done --to hf --out source/hf")
+WORLD_COMMANDS = (f"{TRAIN_COMMAND} done", "export --run done --to hf --output source/hf")
 INTERRUPTED_COMMANDS = {"half": "resume", "begun": "prepare-resumed"}
 
 WRITE_OPERATIONS = {

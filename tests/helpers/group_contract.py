@@ -192,7 +192,8 @@ def different_settings_are_refused_by_all_ranks(group: ProcessGroup) -> None:
 
 def different_weights_are_refused_by_all_ranks(group: ProcessGroup) -> None:
     check_same_arrays(group, 5, {"w": mx.ones(3)})
-    with raises_if_distributed(group, "after step 5 rank 1 .* had other weights than rank 0"):
+    problem = "after step 5, the weights on rank 1 .* differ from those on rank 0"
+    with raises_if_distributed(group, problem):
         check_same_arrays(group, 5, {"w": mx.array([1.0, float(group.rank), 1.0])})
 
 

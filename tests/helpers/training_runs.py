@@ -31,7 +31,7 @@ MODERN_PARTS: dict[str, Any] = {
 MODERN_STEPS: dict[str, Any] = {
     "optimizer": "muon",
     "embedding_learning_rate": 0.02,
-    "schedule": "linear",
+    "schedule": "wsd",
 }
 
 

@@ -18,10 +18,10 @@ def measure_on(**changes: Any) -> Measurement:
 def test_one_machine_with_estimates() -> None:
     html = build_benchmark_page([make_measurement()]).to_html()
     text = ParsedPage(html).text
-    for words in ("measured and estimated", "Apple chips: estimated", "To measure it again"):
+    for words in ("measured and estimated", "Apple chips: estimated", "How to reproduce"):
         assert words in text, words
-    assert "Estimated, from" in html
-    assert "hollow is estimated, not measured" in text
+    assert "Estimated: from" in html
+    assert "hollow markers are estimated" in text
     assert "<svg" in html
 
 

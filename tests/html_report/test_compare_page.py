@@ -31,7 +31,14 @@ def make_record(**fields: object) -> ComparisonRecord:
 def test_a_comparison_shows_differences_curves_and_verdicts() -> None:
     html = build_comparison_page(make_record()).to_html()
     text = ParsedPage(html).text
-    for words in ("How far from a", "Curves", "-0.1333 ±", "better", "diverged", "not trained yet"):
+    for words in (
+        "Difference from a",
+        "Learning curves",
+        "-0.1333 ±",
+        "better",
+        "diverged",
+        "not trained yet",
+    ):
         assert words in text, words
     assert "Differences from a: b: -0.1333, better" in html
     assert html.count("<svg") == 3 * 2, "a forest plot and two curves, each for two widths"
@@ -67,7 +74,7 @@ def test_of_many_variants_the_first_and_the_best_are_drawn() -> None:
     variants = [make_variant_result(f"v{n}", [2 + n / 10, 2.1 + n / 10]) for n in range(8)]
     assign_verdicts(variants, 0.05, sequential=False)
     html = build_comparison_page(make_comparison_record(*reversed(variants))).to_html()
-    assert "Of 3 more variants the table tells" in html
+    assert "The table lists 3 more variants" in html
     assert "Bits per byte by minutes: v7: " in html
     assert "; v0: " in html
 
@@ -85,12 +92,12 @@ def test_a_record_comes_back_from_its_file() -> None:
 
 @pytest.mark.parametrize("damage", ["{", "[]", "null", "5", '"variants"', '{"variants": [1]}'])
 def test_something_else_is_no_record(damage: str) -> None:
-    with pytest.raises(UserError, match="no comparison's result"):
+    with pytest.raises(UserError, match="not a valid comparison result"):
         parse_comparison_record(damage)
 
 
 def test_a_curve_with_a_hole_is_no_record() -> None:
     tree = replace_nonfinite(asdict(make_record()))
     tree["variants"][0]["trainings"][0]["curve"]["steps"].pop()
-    with pytest.raises(UserError, match="no comparison's result"):
+    with pytest.raises(UserError, match="not a valid comparison result"):
         parse_comparison_record(json.dumps(tree))

@@ -113,7 +113,7 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
     assert '<meta http-equiv="refresh" content="5">' in path.read_text()
     for content in (b"my own page", b"\xff\xfe", b""):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="is no page of ours"):
+        with pytest.raises(UserError, match="was not written by mlxgpt"):
             write_page(path, Page("three").to_html())
         assert path.read_bytes() == content
     with pytest.raises(UserError, match="cannot write"):

@@ -56,20 +56,23 @@ def test_what_is_none_is_refused(place: Path, capsys: Capture) -> None:
     Path("list.json").write_text('["variants"]')
     Path("mine.html").write_text("my page")
     for line, problem in (
-        (["nobody"], "there is no run 'nobody'"),
-        (["done", "a.json"], "a page is on runs, or on JSON files"),
-        (["a.json", "--watch"], "a page is on runs, or on JSON files"),
-        (["a.json"], "a.json: this is no measurement"),
-        (["list.json"], "no comparison's result"),
+        (["nobody"], "there is no run named 'nobody'"),
+        (["done", "a.json"], "a report covers either runs or JSON files"),
+        (["a.json", "--watch"], "a report covers either runs or JSON files"),
+        (["a.json"], "a.json: this is not a valid benchmark result"),
+        (["list.json"], "not a valid comparison result"),
         (["none.json"], "cannot read none.json: No such file"),
-        (["done", "--output", "mine.html"], "mine.html exists, and is no page of ours"),
+        (
+            ["done", "--output", "mine.html"],
+            "mine.html exists and was not written by mlxgpt report",
+        ),
         (["done", "--output", "no/where.html"], "cannot write no/where.html"),
     ):
         assert problem in expect_error(capsys, "report", *line)
     comparisons = [str(path) for path in sorted(COMPARISONS.glob("*.json"))[:2]]
     assert "several comparisons" in expect_error(capsys, "report", *comparisons)
     shutil.rmtree("runs")
-    assert "there is no run in" in expect_error(capsys, "report")
+    assert "no runs found in" in expect_error(capsys, "report")
 
 
 @pytest.mark.parametrize("file", ["config.toml", "tokenizer.json", "run.json"])
@@ -98,7 +101,7 @@ def test_it_watches_until_the_run_is_finished(
     assert all('http-equiv="refresh"' in html for html in pages)
     assert pages[0] != pages[1]
     assert "refresh" not in path.read_text()
-    assert notes == [f"{path} is written again every 10 seconds; Ctrl-C ends that"]
+    assert notes == [f"updating {path} every 10 seconds; press Ctrl-C to stop"]
 
 
 def test_ctrl_c_ends_watching_with_a_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

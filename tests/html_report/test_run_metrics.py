@@ -41,7 +41,7 @@ def test_metrics_become_arrays(run: Run) -> None:
     np.testing.assert_array_equal(metrics.values["loss"], [3, np.nan, 2])
     assert metrics.last_value("val_loss") == 2.5
     assert metrics.last_value("lr") is None
-    assert metrics.events == [(6, "1 left out")]
+    assert metrics.events == [(6, "1 skipped")]
     for axis in X_AXES:
         assert len(metrics.x_values(axis)) == 3
     assert metrics.x_at_step(3, "steps") == 3
@@ -58,7 +58,7 @@ def test_what_happened_is_told(run: Run) -> None:
         {"step": 8, **start_event, "forecast": {"seconds": 1.0}},
     )
     metrics = load_run_metrics(run)
-    assert metrics.events == [(4, "back to here from 9"), (8, "stopped, and resumed")]
+    assert metrics.events == [(4, "rolled back from step 9"), (8, "resumed")]
     assert metrics.estimate == {"seconds": 9.5}, "of the beginning, as far as it is numbers"
 
 

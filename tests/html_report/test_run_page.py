@@ -37,14 +37,14 @@ def test_everything_is_on_the_page(run: Run) -> None:
     assert best
     for words in (
         "12 of 12",
-        f"{best['val_loss']:.4f} nats a token, at step {best['step']}",
-        "nats a token",
+        f"{best['val_loss']:.4f} nats per token, at step {best['step']}",
+        "nats per token",
         "learning rate",
         "tokens/s",
-        "after 4 steps",
-        "after 12 steps",
-        "back to here from 11",
-        "What was said before, and what came",
+        "Step 4",
+        "Step 12",
+        "rolled back from step 11",
+        "Estimated and measured",
         ".toml",
         "n_embd",
         "backend",
@@ -52,7 +52,7 @@ def test_everything_is_on_the_page(run: Run) -> None:
     ):
         assert words in text, words
     html = build_runs_page([run]).to_html()
-    assert "in training: from" in html, "a plot says what is seen in it"
+    assert "training loss: from" in html, "a plot says what is seen in it"
     assert html == build_runs_page([run]).to_html(), "the same each time"
 
 
@@ -61,7 +61,7 @@ def test_samples_are_shown_as_they_grew(run: Run) -> None:
         "".join(f"--- step {n}\nsample {n}\n\n" for n in range(1, 201))
     )
     text = page_text(build_runs_page([run]))
-    shown_steps = [n for n in range(1, 201) if f"after {n} steps" in text]
+    shown_steps = [n for n in range(1, 201) if f"Step {n}\n" in text]
     assert len(shown_steps) == 8
     assert (shown_steps[0], shown_steps[-1]) == (1, 200)
     assert shown_steps[1] < 5, "close together at first"
@@ -73,9 +73,9 @@ def test_several_runs_stand_side_by_side(run: Run, place: Path) -> None:
     run.folder.rename(place / "runs" / "first")
     first = open_run(place / "runs" / "first")
     text = page_text(build_runs_page([first, first]))
-    assert "first (1), in training" in text
-    assert "first (2), held-out text" in text
-    assert text.count("To repeat it") == 2
+    assert "first (1), training loss" in text
+    assert "first (2), val loss" in text
+    assert text.count("Reproduce") == 2
 
 
 def test_whatever_a_run_holds_is_text(run: Run, place: Path) -> None:
@@ -99,8 +99,8 @@ def test_what_is_damaged_is_left_out_and_logged(run: Run, content: str, notes: l
     (run.folder / "best.json").write_text(content)
     page = build_runs_page([run])
     text = page_text(page)
-    assert "What its texts are worth" not in text
-    assert "quality.json is damaged, and left out" in page.warnings[0]
+    assert "Sample quality metrics" not in text
+    assert "quality.json is damaged and was skipped" in page.warnings[0]
 
 
 def test_of_a_run_that_has_just_begun_there_is_a_page(run: Run) -> None:
@@ -138,10 +138,10 @@ def test_a_fine_tuned_run_s_command_too(
     place: Path, text_file: Path, no_check: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"source": text_file, "max_steps": 2, "eval_interval": 1, "sample_tokens": 0}
-    summary = api.train(from_run="done", run="tuned", **options)  # type: ignore[arg-type]
+    summary = api.train(init_from="done", run="tuned", **options)  # type: ignore[arg-type]
     run = open_run(summary.run)
     line = build_repro_commands(run)[0]
-    assert line.startswith("mlxgpt train --from done --source ")
+    assert line.startswith("mlxgpt train --init-from done --source ")
     assert "--n-embd" not in line
     assert find_nearest_config(run)[0] == "finetune"
     config, origin = parse_train_command(line, monkeypatch)

@@ -144,10 +144,10 @@ def test_a_long_prompt_keeps_its_last_tokens_and_says_so(
         outputs.append("".join(stream))
         stream.log_long_texts()
     assert outputs[0] == outputs[1] != ""
-    forgotten_note = "beyond 8 tokens the model continues from the last 4 to 8, and has forgotten "
-    forgotten_note += "what was before"
+    forgotten_note = "the text is longer than the block size of 8 tokens: the model only sees "
+    forgotten_note += "the last 4 to 8"
     assert notes == [
-        "the prompt has 17 tokens; the model reads the last 8",
+        "the prompt has 17 tokens; the model only sees the last 8",
         forgotten_note,
         forgotten_note,
     ]

@@ -32,7 +32,7 @@ def test_models(served: PlayServer) -> None:
     with client(served) as api:
         assert [entry.id for entry in api.models.list()] == ["mine"]
         assert api.models.retrieve("mine").owned_by == "mlxgpt"
-        with pytest.raises(openai.NotFoundError, match="no such model"):
+        with pytest.raises(openai.NotFoundError, match="model not found"):
             api.models.retrieve("gpt-4")
 
 

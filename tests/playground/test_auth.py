@@ -22,7 +22,7 @@ POST_PATHS = (
     "/api/next",
     "/api/look",
     "/api/lens",
-    "/api/neighbours",
+    "/api/neighbors",
     "/v1/completions",
     "/v1/chat/completions",
 )

@@ -100,7 +100,7 @@ def test_a_template_has_what_transformers_gives_it() -> None:
     assert render("{{ messages[0] | tojson }}", {"b": 1, "a": 2}) == '{"b": 1, "a": 2}'
     message = {"role": "assistant", "content": "", "reasoning": "hm"}
     assert render("{{ messages[0].reasoning_content }}", message) == "hm"
-    with pytest.raises(UserError, match="refuses these messages: take turns"):
+    with pytest.raises(UserError, match="rejected the messages: take turns"):
         render("{{ raise_exception('take turns') }}")
     with pytest.raises(UserError, match="underscore"):
         render("{{ namespace(_a=1) }}")
@@ -133,7 +133,7 @@ def test_the_fields_of_a_message_keep_their_order() -> None:
     ],
 )
 def test_a_strangers_template_does_no_harm(template: str) -> None:
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(UserError, match=r"failed to render|is not usable"):
         chat_template.encode_chat(template, parse_messages({"role": "user", "content": "a"}), MODEL)
 
 
@@ -142,5 +142,5 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no chat template"):
         chat_template.load_chat_template(run)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read"):
         chat_template.load_chat_template(run)

@@ -123,13 +123,13 @@ def test_the_logarithms_of_probabilities(served: PlayServer, model: LoadedModel)
     [
         ({}, "model is missing"),
         ({"model": 7}, "model = 7 is not valid"),
-        ({"model": "other"}, "no such model"),
+        ({"model": "other"}, "model not found"),
         ({"model": "done", "max_tokens": 10**6}, "max_tokens"),
         (
             {"model": "done", "n": MAX_CHOICES + 1},
-            "n = 17 is not valid\n→ send a whole number from 1 to 16",
+            "n = 17 is not valid\n→ send an integer from 1 to 16",
         ),
-        ({"model": "done", "n": 9, "prompt": ["a", "b"]}, "18 texts"),
+        ({"model": "done", "n": 9, "prompt": ["a", "b"]}, "18 completions"),
         ({"model": "done", "n": 2, "best_of": 3}, "best_of = 3"),
         ({"model": "done", "prompt": {}}, "prompt = {} is not valid"),
         ({"model": "done", "prompt": []}, "prompt = [] is not valid"),
@@ -137,12 +137,12 @@ def test_the_logarithms_of_probabilities(served: PlayServer, model: LoadedModel)
         ({"model": "done", "prompt": [["to"]]}, 'prompt = [["to"]] is not valid'),
         ({"model": "done", "prompt": [1, -1]}, "prompt = [1, -1] is not valid"),
         ({"model": "done", "prompt": [1, True]}, "prompt = [1, true]"),
-        ({"model": "done", "prompt": [10**6]}, "outside of 0 to"),
+        ({"model": "done", "prompt": [10**6]}, "is not in 0 to"),
         ({"model": "done", "prompt": ["to"] * 17}, "up to 16 of these"),
         ({"model": "done", "prompt": "t" * 100_001}, "at most 100,000 characters"),
         ({"model": "done", "temperature": -1}, "temperature = -1"),
         ({"model": "done", "top_p": "1"}, 'top_p = "1" is not valid'),
-        ({"model": "done", "prompt": "Ж"}, "never seen"),
+        ({"model": "done", "prompt": "Ж"}, "does not know these characters"),
         ({"model": "done", "suffix": "x"}, 'suffix = "x" is not supported'),
         ({"model": "done", "presence_penalty": 1}, "repetition_penalty"),
         ({"model": "done", "stop": [1]}, "stop = [1] is not valid"),
@@ -341,7 +341,7 @@ def test_a_misspelled_or_unsupported_field_is_refused(served: PlayServer) -> Non
         (
             "repeat_penalty",
             1.2,
-            "repeat_penalty = 1.2 is not supported here\n→ use repetition_penalty",
+            "repeat_penalty = 1.2 is not supported\n→ use repetition_penalty",
         ),
         ("n_predict", 9, "use max_tokens"),
         ("num_predict", 9, "use max_tokens"),
@@ -408,10 +408,9 @@ def test_an_unknown_field_is_reported_once(served: PlayServer, notes: list[str])
         server.post_ok(COMPLETIONS, model="done", max_tokens=1, shape="round")
         for n in range(200):
             server.post_ok(COMPLETIONS, model="done", max_tokens=0, **{f"field {n}": 1})
-    lines = [line for line in notes if "unknown field" in line]
+    lines = [line for line in notes if "unknown request field" in line]
     assert lines[:3] == [
-        f"a request has the unknown field {name}, which is ignored"
-        for name in ('"colour"', '"a\\nb"', '"shape"')
+        f"ignoring unknown request field {name}" for name in ('"colour"', '"a\\nb"', '"shape"')
     ]
     assert len(lines) == MAX_WARNINGS
 
@@ -419,11 +418,14 @@ def test_an_unknown_field_is_reported_once(served: PlayServer, notes: list[str])
 @pytest.mark.parametrize("path", [COMPLETIONS, "/v1/chat/completions"])
 def test_half_a_surrogate_pair_is_named(served: PlayServer, path: str) -> None:
     for body, why in (
-        ({"prompt": "ab\ud800c"}, "prompt has half a surrogate pair, U+D800, as character 3"),
-        ({"prompt": ["a", "\udfff"]}, "prompt[1] has half a surrogate pair, U+DFFF"),
-        ({"stop": ["\ud800"]}, "stop[0] has half"),
-        ({"messages": [{"role": "user", "content": "\udc00"}]}, "messages[0].content has half"),
-        ({"messages": [{"name": {"a\ud800": 1}}]}, "the name of a field has half"),
+        ({"prompt": "ab\ud800c"}, "prompt has an unpaired surrogate, U+D800, at character 3"),
+        ({"prompt": ["a", "\udfff"]}, "prompt[1] has an unpaired surrogate, U+DFFF"),
+        ({"stop": ["\ud800"]}, "stop[0] has an unpaired surrogate"),
+        (
+            {"messages": [{"role": "user", "content": "\udc00"}]},
+            "messages[0].content has an unpaired",
+        ),
+        ({"messages": [{"name": {"a\ud800": 1}}]}, "a field name has an unpaired"),
     ):
         content = json.dumps({"model": "done"} | body)  # which escapes it
         with served.client() as client:
@@ -431,7 +433,9 @@ def test_half_a_surrogate_pair_is_named(served: PlayServer, path: str) -> None:
         assert response.status_code == 400
         assert why in response.json()["error"]["message"]
     answer = served.post_error(COMPLETIONS, model="done", prompt="\U0001f98a")
-    assert "never seen: '\U0001f98a'" in answer, "a whole pair is a character like others"
+    assert "does not know these characters: '\U0001f98a'" in answer, (
+        "a whole pair is a character like others"
+    )
 
 
 def test_too_much_of_anything(served: PlayServer) -> None:
@@ -494,10 +498,10 @@ def test_a_chat(own_server: PlayServer) -> None:
         ("a", 'messages = "a" is not valid'),
         ([{"role": "king", "content": "to"}], 'messages[0].role = "king" is not valid'),
         ([{"role": "user"}], "messages[0].content is missing"),
-        ([messages[0], {"role": "user", "content": [{"type": "image_url"}]}], "content of text"),
+        ([messages[0], {"role": "user", "content": [{"type": "image_url"}]}], "text-only content"),
         ([7], "messages[0] = 7 is not valid"),
         ([messages[0]] * 201, "1 to 200 messages"),
-        ([messages[0] | {"content": "t" * 60_000}] * 2, "messages are too long"),
+        ([messages[0] | {"content": "t" * 60_000}] * 2, "the messages are too long"),
     ):
         assert why in own_server.post_error("/v1/chat/completions", messages=invalid, **fields)
     assert "messages is missing" in own_server.post_error("/v1/chat/completions", **fields)

@@ -70,9 +70,9 @@ def test_of_a_run_that_is_gone(folder: Path) -> None:
     shutil.rmtree(folder)
     assert cache.get_model() is cache.get_model(12) is model
     for step in (0, 8):
-        with pytest.raises(UserError, match="is gone"):
+        with pytest.raises(UserError, match="no longer exists"):
             cache.get_model(step)
-    with pytest.raises(UserError, match="is gone"):
+    with pytest.raises(UserError, match="no longer exists"):
         ModelCache(folder).get_model()
 
 

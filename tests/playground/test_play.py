@@ -66,7 +66,7 @@ def test_what_cannot_be_played(home: Path, capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["play", "--no-browser"]) == 2
     assert "there is no trained run" in capsys.readouterr().err
     assert cli.main(["play", "nobody", "--no-browser"]) == 2
-    assert "there is no run 'nobody'" in capsys.readouterr().err
+    assert "there is no run named 'nobody'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("port", ["taken", "-1", "99999"])
@@ -78,7 +78,7 @@ def test_a_port_that_cannot_be_used(
         occupied.listen()
         number = str(occupied.getsockname()[1]) if port == "taken" else port
         assert cli.main(["play", "--no-browser", "--port", number]) == 2
-    assert f"port {number} cannot be used" in capsys.readouterr().err
+    assert f"cannot listen on port {number}" in capsys.readouterr().err
 
 
 def test_without_the_extra_it_says_what_to_install(
@@ -94,7 +94,7 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.setattr(builtins, "__import__", import_without_playground)
     with pytest.raises(UserError) as error:
         mlxgpt.play("done", port=0, browser=False)
-    assert "uvicorn is not installed" in error.value.problem
+    assert "needs uvicorn, which is not installed" in error.value.problem
     assert "mlxgpt[play]" in error.value.remedy
 
 

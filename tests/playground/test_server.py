@@ -21,7 +21,7 @@ def test_pieces_are_sent_at_once() -> None:
 def test_a_port_is_taken_once() -> None:
     with server.bind_socket(0) as listener:
         listener.listen()
-        with pytest.raises(UserError, match="cannot be used"):
+        with pytest.raises(UserError, match="cannot listen on port"):
             server.bind_socket(listener.getsockname()[1])
 
 

@@ -107,17 +107,17 @@ def test_the_look(served: PlayServer, model: LoadedModel) -> None:
     assert ablated["usual"] == result["usual"] != ablated["without"]
     expected = model.trace_forward(ids, [(0, 1)]).next_tokens(ui_api.TOP_TOKEN_COUNT)
     assert [(id, share) for id, _, share in ablated["without"]] == expected
-    assert "no such head" in served.post_error("/api/look", ids=ids, off=[4])
+    assert "no such attention head" in served.post_error("/api/look", ids=ids, off=[4])
     assert "layer = 2 is not valid" in served.post_error("/api/look", ids=ids, layer=2)
 
 
-def test_the_lens_and_the_neighbours(served: PlayServer, model: LoadedModel) -> None:
+def test_the_lens_and_the_neighbors(served: PlayServer, model: LoadedModel) -> None:
     ids = model.encode("to be or").tolist()
     layers = served.post_ok("/api/lens", ids=ids, position=3)["layers"]
     assert len(layers) == 3
     expected = model.trace_forward(ids).logit_lens(3, 5)
     assert [[(id, share) for id, _, share in layer] for layer in layers] == expected
-    neighbors = served.post_ok("/api/neighbours", id=2)["likely"]
+    neighbors = served.post_ok("/api/neighbors", id=2)["likely"]
     assert [(id, share) for id, _, share in neighbors] == model.find_neighbors(
         2, ui_api.TOP_TOKEN_COUNT
     )
@@ -132,8 +132,8 @@ def test_longer_than_the_block_the_last_tokens_are_seen(served: PlayServer) -> N
     ("path", "body", "why"),
     [
         ("/api/write", {"text": 7}, "text = 7 is not valid"),
-        ("/api/write", {"text": "Ж"}, "never seen: 'Ж'"),
-        ("/api/write", {"ids": [99]}, "outside of 0 to"),
+        ("/api/write", {"text": "Ж"}, "does not know these characters: 'Ж'"),
+        ("/api/write", {"ids": [99]}, "is not in 0 to"),
         ("/api/write", {"ids": "a"}, "send a list of at most 20,000 token ids"),
         ("/api/write", {"text": "t", "max_tokens": 10**6}, "max_tokens = 1000000 is not valid"),
         ("/api/write", {"text": "t", "temperature": -1}, "temperature"),
@@ -141,7 +141,7 @@ def test_longer_than_the_block_the_last_tokens_are_seen(served: PlayServer) -> N
         ("/api/write", {"text": "t" * 100_001}, "a string of at most 100,000 characters"),
         ("/api/next", {"text": "t", "top_k": True}, "top_k = true is not valid"),
         ("/api/lens", {"text": "t", "position": 1}, "position = 1 is not valid"),
-        ("/api/neighbours", {"id": 10**6}, "id = 1000000 is not valid"),
+        ("/api/neighbors", {"id": 10**6}, "id = 1000000 is not valid"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(
@@ -194,8 +194,8 @@ def test_a_run_that_is_deleted_under_it(own_server: PlayServer) -> None:
     for path in ("/api/run", "/api/course"):
         response = own_server.get(path)
         assert response.status_code == 400
-        assert "is gone" in response.json()["error"]["message"]
-    assert "is gone" in own_server.post_error("/api/write", text="to", step=4)
+        assert "no longer exists" in response.json()["error"]["message"]
+    assert "no longer exists" in own_server.post_error("/api/write", text="to", step=4)
 
 
 def test_texts_that_are_written_at_the_same_time_share(served: PlayServer) -> None:

@@ -132,7 +132,7 @@ def test_prompts_of_no_and_of_a_million_characters(
     text = json.loads(output.out)["texts"][0]
     assert text.startswith(prompt)
     assert len(text) == len(prompt) + 5
-    assert ("the model reads the last 8" in output.err) == bool(prompt)
+    assert ("the model only sees the last 8" in output.err) == bool(prompt)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_run_is_found_by_name_by_folder_or_as_the_newest(runs_dir: Path) -> No
 def test_without_a_run_it_is_said_where_was_looked(tmp_path: Path, runs_dir: Path) -> None:
     with pytest.raises(UserError, match=f"no trained run in {tmp_path / 'none'}"):
         runs.find_run(None, tmp_path / "none")
-    with pytest.raises(UserError, match="there is no run 'x'"):
+    with pytest.raises(UserError, match="there is no run named 'x'"):
         runs.find_run("x", runs_dir)
     shutil.rmtree(runs_dir / "done" / "checkpoints")
     with pytest.raises(UserError, match="no trained run"):
@@ -85,7 +85,7 @@ def test_what_does_not_belong_together_is_refused(runs_dir: Path, damage: str) -
     problem = {
         "tokenizer": r"tokenizer\.json",
         "newer": "newer mlxgpt",
-        "no run": "is not a run",
+        "no run": "is not an mlxgpt run",
         "config": "unknown setting 'n_layers'",
     }[damage]
     with pytest.raises(UserError, match=problem):
@@ -102,7 +102,7 @@ def test_weights_of_two_heads_are_no_model_of_four(runs_dir: Path) -> None:
     path.write_text(path.read_text().replace("n_head = 2 ", "n_head = 4 "))
     run = runs.open_run(run.folder)
     assert run.config.model.n_head == 4
-    with pytest.raises(UserError, match="other settings of the model"):
+    with pytest.raises(UserError, match="different model settings"):
         loading.load_model(run)
     manifest = run.checkpoint_path("best") / checkpoint.MANIFEST_FILE
     tree = json.loads(manifest.read_text())
@@ -255,7 +255,7 @@ def test_a_folder_is_replaced_only_where_it_has_no_checkpoint_for_certain(
 ) -> None:
     run = runs.open_run(runs_dir / "done")
     before = sorted(run.folder.rglob("*"))
-    with pytest.raises(UserError, match="has checkpoints"):
+    with pytest.raises(UserError, match="already contains checkpoints"):
         runs.create_run(run)
     original = Path.iterdir
 

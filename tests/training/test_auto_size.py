@@ -80,9 +80,9 @@ def test_it_is_the_largest_that_sees_enough_of_the_text(
     )
     assert 0.8 * tokens_per_parameter(larger) < required, "but for evaluations it would not"
     _, size_line, overfit_line = notes
-    assert f"{chosen_model.n_layer} layers of width {chosen_model.n_embd}" in size_line
+    assert f"{chosen_model.n_layer} layers, n_embd {chosen_model.n_embd}" in size_line
     assert f"{count_parameters(chosen_model):,} parameters" in size_line
-    assert "beyond about 5 epochs" in overfit_line
+    assert "more than about 5 epochs" in overfit_line
     monkeypatch.setattr(auto_size, "OVERFIT_EPOCHS", 1e9)
     choose_model_size(BASE_CONFIG, dataset, 60 * minutes)
     assert notes[-1] == size_line
@@ -139,7 +139,7 @@ def test_what_has_no_memory_is_not_chosen(
     config = choose_model_size(BASE_CONFIG, dataset, 3600)
     assert estimate_memory_bytes(config) <= 10**9
     monkeypatch.setattr(device, "free_memory_bytes", lambda: 10)
-    with pytest.raises(UserError, match="this training takes"):
+    with pytest.raises(UserError, match="training needs"):
         choose_model_size(BASE_CONFIG, dataset, 3600)
 
 
@@ -165,6 +165,6 @@ def test_a_run_of_a_chosen_size_is_resumed_at_that_size(
 
 
 def test_a_size_is_chosen_or_given(text_file: Path) -> None:
-    with pytest.raises(UserError, match="n_layer is given, and would be chosen") as excinfo:
+    with pytest.raises(UserError, match="n_layer is set, but --max-minutes") as excinfo:
         api.train(recipe="modern", max_minutes=2, source=text_file, n_layer=3)
     assert "--tier 2" in excinfo.value.remedy

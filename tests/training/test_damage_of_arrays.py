@@ -93,7 +93,7 @@ def assert_size_refused(capsys: Capture, *command: str) -> None:
         (folder / "train.bin").stat().st_size for folder in (DATA_FOLDER, Path("kept"))
     )
     assert expect_error(capsys, *command) == (
-        f"{DATA_FOLDER}/train.bin has {size:,} bytes, and meta.json describes {expected_size:,}"
+        f"{DATA_FOLDER}/train.bin has {size:,} bytes, but meta.json expects {expected_size:,}"
     )
 
 
@@ -106,7 +106,7 @@ def test_an_array_that_is_cut_short_is_named_at_once(
     process = train_and_damage(f'os.truncate(folder / "train.bin", {size})')
     assert process.returncode == 2, process.stderr
     problem, remedy = process.stderr.splitlines()[-2:]
-    assert f"train.bin was cut short while in use: {size} of 3,600 bytes are left" in problem
+    assert f"train.bin was truncated while in use: {size} of 3,600 bytes remain" in problem
     assert "restore train.bin; or move" in remedy
     assert "Traceback" not in process.stderr
     assert checkpoint.list_steps(Path("runs/a/checkpoints"))[-1] >= 4
@@ -150,5 +150,5 @@ def test_whoever_reads_a_cut_array_is_told(
     tokens = getattr(open_dataset(DATA_FOLDER), split)
     read(tokens.ids)
     os.truncate(DATA_FOLDER / f"{split}.bin", 10)
-    with pytest.raises(UserError, match=f"{split}.bin was cut short while in use: 10 of "):
+    with pytest.raises(UserError, match=f"{split}.bin was truncated while in use: 10 of "):
         read(tokens.ids)

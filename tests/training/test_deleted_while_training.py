@@ -19,7 +19,7 @@ from tests.helpers.training_runs import final_state
 
 pytestmark = pytest.mark.usefixtures("no_check")
 RUN_FOLDER = Path("runs/a")
-FOLDER_GONE_MESSAGE = r"the run's folder runs/a is no longer there: training stopped"
+FOLDER_GONE_MESSAGE = r"the run folder runs/a no longer exists: training stopped"
 
 
 def change_at_step_8(
@@ -156,7 +156,7 @@ def test_a_comparison_stops_as_well(
 ) -> None:
     trainings_folder = Path("runs/compare/trainings")
     change_at_step_8(monkeypatch, "log", lambda: shutil.rmtree(trainings_folder))
-    with pytest.raises(UserError, match="is no longer there: training stopped"):
+    with pytest.raises(UserError, match="no longer exists: training stopped"):
         api.compare(
             vary="learning_rate=0.01,0.02",
             budget="12steps",

@@ -106,11 +106,11 @@ def test_the_setting_that_is_named_would_fit(tiny_model: Config) -> None:
     config = override_config(tiny_model, {"batch_size": 64, "block_size": 128})
     required = estimate_memory_bytes(config)
     limit = required // 3
-    with pytest.raises(UserError, match="this training takes") as excinfo:
+    with pytest.raises(UserError, match="training needs") as excinfo:
         check_memory_limit(config, required, limit)
     words = excinfo.value.remedy.split()
     batch, accumulation = int(words[2]), int(words[4].rstrip(","))
-    assert batch * accumulation == 64, "trains the same"
+    assert batch * accumulation == 64, "the same effective batch size"
     assert estimate_memory_bytes(override_config(config, {"batch_size": batch})) <= limit
     check_memory_limit(config, required, required)
     single_sequence = override_config(
@@ -135,7 +135,9 @@ def test_a_model_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert 1e8 < device.total_memory_bytes() < 1e15
     check_model_memory(model)
     monkeypatch.setattr(device, "total_memory_bytes", lambda: int(1.9e9))
-    with pytest.raises(UserError, match=r"needs 2.0 GB to be trained, and there are 1.9"):
+    with pytest.raises(
+        UserError, match=r"needs at least 2.0 GB of memory, but this machine has 1.9"
+    ):
         check_model_memory(model)
 
 

@@ -193,7 +193,11 @@ def test_rotary_positions_of_single_tokens_are_checked(gpu: GpuState, monkeypatc
 
 def test_a_gpu_is_checked_at_full_size(gpu: GpuState) -> None:
     names = [check.name for check in selfcheck.run_self_check(make_config(n_layer=1))]
-    assert names[4:7] == ["GPU = CPU", "evaluation = training", "cached = uncached"]
+    assert names[4:7] == [
+        "GPU matches CPU",
+        "evaluation matches training",
+        "KV cache matches full pass",
+    ]
     assert len(names) == len(set(names)), "nothing is checked twice"
 
 

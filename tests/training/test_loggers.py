@@ -26,7 +26,7 @@ from tests.helpers.training_runs import Recorder
 
 def test_what_is_not_there_is_said_before_anything_is_done(place: Path, capsys: Capture) -> None:
     line = ["train", "--tier", "1", "--source", "words.txt"]
-    assert "there is no tracker paper" in expect_error(capsys, *line, "--report-to", "paper")
+    assert "unknown logger paper" in expect_error(capsys, *line, "--report-to", "paper")
 
 
 @pytest.mark.parametrize("to", loggers.INSTALL_COMMANDS)
@@ -172,7 +172,7 @@ def test_a_tracker_that_fails_midway_warns_once_and_the_training_continues(
     monkeypatch.setattr(wandb, where, fail)
     assert train("a", recorder, report_to="wandb").step == 12
     assert [line for line in notes if "wandb" in line] == [
-        "wandb failed: the service is gone; the training continues without it"
+        "wandb failed: the service is gone; training continues without it"
     ]
     assert recorder.records[-1]["step"] == 12
     assert wandb.finish_count == (where == "log")

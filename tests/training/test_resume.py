@@ -142,7 +142,8 @@ def test_who_is_out_of_memory_may_go_on_with_less(
     old = {"batch_size": 4, "gradient_accumulation_steps": 1, "gradient_checkpointing": False}
     changes = ", ".join(f"{name} {old[name]} → {value}" for name, value in change.items())
     assert recorder.log_lines[-1] == (
-        f"changed since: {changes}; the rest will differ by rounding from an uninterrupted run"
+        f"changed since a was last trained: {changes}; results may differ from an uninterrupted "
+        "run by rounding"
     )
     assert [entry["step"] for entry in read_history("a")] == [0, 5]
     assert read_history("a")[0]["changed"] == {}
@@ -162,7 +163,7 @@ def test_what_bits_do_not_hang_on_is_noted_only(
     train_and_stop(monkeypatch, train, 5)
     recorder = Recorder()
     train("a", recorder, on_spike="skip")
-    assert recorder.log_lines[-1] == "changed since: on_spike ignore → skip"
+    assert recorder.log_lines[-1] == "changed since a was last trained: on_spike ignore → skip"
     assert read_history("a")[1]["changed"] == {"on_spike": ["ignore", "skip"]}
 
 
@@ -176,8 +177,8 @@ def test_another_machine_is_told(train: Any, monkeypatch: pytest.MonkeyPatch) ->
     recorder = Recorder()
     train("a", recorder)
     assert recorder.log_lines[-1] == (
-        "changed since: BLAS threads 2 → 8; the rest will differ by rounding from an "
-        "uninterrupted run"
+        "changed since a was last trained: BLAS threads 2 → 8; results may differ from an "
+        "uninterrupted run by rounding"
     )
     assert [entry["on"]["BLAS threads"] for entry in read_history("a")] == ["2", "8"]
 
@@ -330,9 +331,11 @@ def test_a_training_that_grows_beyond_its_memory_is_saved(
 
     with monkeypatch.context() as patch:
         patch.setattr(device, "memory_in_use", memory)
-        with pytest.raises(UserError, match="took more than 1000 GB: stopped and saved") as excinfo:
+        with pytest.raises(
+            UserError, match="exceeded the memory limit of 1000 GB: saved"
+        ) as excinfo:
             train("a", memory_limit=1000.0, log_interval=100)
-    assert "--memory-limit resumes" in excinfo.value.remedy
+    assert "larger --memory-limit" in excinfo.value.remedy
     saved_step = runs.open_run(Path("runs/a")).steps()[-1]
     assert 0 < saved_step < 12, "stopped on the way, and saved"
     assert train("a", memory_limit=1000.0, log_interval=100).step == 12
@@ -348,7 +351,7 @@ def test_a_checkpoint_of_another_run_is_refused(train: Any) -> None:
     checkpoint_a, checkpoint_b = (Path(f"runs/{name}/checkpoints/step-0000012") for name in "ab")
     checkpoint_a.rename("aside")
     checkpoint_b.rename(checkpoint_a)
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(UserError, match="different tokenizer"):
         api.generate(run="a", checkpoint="12")
 
 

@@ -135,7 +135,7 @@ def test_notes_that_cannot_be_written_end_the_training_saved(
             train("a", max_steps=24, decay_steps=24)
     reason = os.strerror(number)
     assert excinfo.value.problem == (
-        f"cannot read or write runs/a/metrics.jsonl: {reason}; stopped and saved at step {saved}"
+        f"cannot read or write runs/a/metrics.jsonl: {reason}; saved step {saved} and stopped"
     )
     assert "run the same command again" in excinfo.value.remedy
     assert runs.open_run(RUN_FOLDER).steps()[-1] == saved
@@ -158,7 +158,7 @@ def test_a_line_that_is_written_in_spite_of_an_error_is_there_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(runs.Run, "log", write_then_fail)
-        with pytest.raises(UserError, match="saved at step 11"):
+        with pytest.raises(UserError, match="saved step 11"):
             train("a", max_steps=24, decay_steps=24)
     steps = [record["step"] for record in runs.open_run(RUN_FOLDER).metrics()]
     assert steps == sorted(set(steps))

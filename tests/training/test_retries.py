@@ -151,11 +151,11 @@ def test_a_gpu_that_stays_refused_stops_the_run_saved(
     assert excinfo.value.problem == (
         "the GPU failed: Ignored (for causing prior/excessive GPU errors) "
         "(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored), 4 times in a row; "
-        "stopped, and saved at step 2"
+        "stopped; the last checkpoint is from step 2"
     )
     assert "pmset displaysleepnow" in excinfo.value.remedy
     assert "AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1" in excinfo.value.remedy
-    assert "trying again in 60 s" in recorder.log_lines[-1]
+    assert "retrying in 60 s" in recorder.log_lines[-1]
     waits.failure_at = lambda number: None
     assert train("a", **SHORT_SETTINGS).resumed
     train("whole", **SHORT_SETTINGS)
@@ -221,7 +221,7 @@ def test_a_smaller_micro_batch_takes_the_same_step(
     assert failure
     train_config = retries._reduce_batch_size(config, failure, "").train
     assert (train_config.batch_size, train_config.gradient_accumulation_steps) == after
-    with pytest.raises(UserError, match="with one sequence at a time"):
+    with pytest.raises(UserError, match="even with micro-batches of one sequence"):
         retries._reduce_batch_size(override_config(config, {"batch_size": 1}), failure, "")
 
 
@@ -231,7 +231,7 @@ def test_cuda_is_not_tried_again_but_where_memory_ran_out(
     """Other errors of CUDA fail every later call of the process."""
     timeout_error = "cudaStreamSynchronize(stream_) failed: the launch timed out and was terminated"
     waits.failure_at = lambda number: timeout_error
-    with pytest.raises(UserError, match=r"the GPU failed: cudaStream.*; nothing was saved"):
+    with pytest.raises(UserError, match=r"the GPU failed: cudaStream.*; no checkpoint was saved"):
         train("a", **SHORT_SETTINGS)
     assert pauses == []
     fail_from(waits, 1, "cudaMallocAsync(&data, size, stream) failed: out of memory")
@@ -252,8 +252,8 @@ def test_a_kernel_that_metal_cannot_compile_starts_it_over_without(
     assert disabled == [True]
     assert pauses == []
     line = execution.compile_failure() or ""
-    assert line.startswith("Metal cannot compile a kernel ([metal::Device] Unable to build")
-    assert f"{line}; starting over" in recorder.log_lines
+    assert line.startswith("Metal failed to compile a kernel ([metal::Device] Unable to build")
+    assert f"{line}; restarting from step 0" in recorder.log_lines
     # It is not compiled any more, and fails all the same.
     fail_from(waits, 1, failure)
     with pytest.raises(UserError, match=r"the GPU failed: \[metal::Device\] Unable"):
@@ -314,7 +314,7 @@ def test_a_command_starts_over_where_metal_cannot_compile(
     assert cli.main(["eval"]) == 0
     output = capsys.readouterr()
     assert output.out == expected
-    assert f"({failure}): MLX fuses no operations, and is slower; starting over" in output.err
+    assert f"({failure}): kernel fusion is off, which is slower; starting over" in output.err
     waits.fail_once(1, failure)
     assert cli.main(["eval"]) == 2, "not for ever"
 

@@ -80,7 +80,7 @@ def test_a_training_shorter_than_its_warmup_only_warms_up() -> None:
 
 
 def test_the_linear_schedule_rises_stays_and_falls_over_its_last_part() -> None:
-    options = {"schedule": "linear", "warmup_steps": 4, "cooldown": 0.5, "min_lr_ratio": 0.1}
+    options = {"schedule": "wsd", "warmup_steps": 4, "cooldown": 0.5, "min_lr_ratio": 0.1}
     config = override_config(Config(), {**options, "learning_rate": 1.0, "max_steps": 20})
     actual = scheduled_rates(config, 24)
     np.testing.assert_allclose(actual[:4], [0.2, 0.4, 0.6, 0.8], rtol=1e-5)

@@ -89,14 +89,14 @@ def test_other_settings_do_not_continue_a_run(train: Any) -> None:
     with pytest.raises(UserError) as excinfo:
         train("a", learning_rate=1.0, n_head=1)
     assert excinfo.value.problem == (
-        "a exists with other settings: n_head 2 → 1, learning_rate 0.01 → 1.0"
+        "a exists with different settings: n_head 2 → 1, learning_rate 0.01 → 1.0"
     )
     assert "--run NAME" in excinfo.value.remedy
-    with pytest.raises(UserError, match=r"max_steps 12 → 20, and is finished") as excinfo:
+    with pytest.raises(UserError, match=r"max_steps 12 → 20; the run is finished") as excinfo:
         train("a", max_steps=20)
-    assert "mlxgpt train --from a --max-steps N" in excinfo.value.remedy
+    assert "mlxgpt train --init-from a --max-steps N" in excinfo.value.remedy
     Path("other.txt").write_text("another text altogether, quite another text, longer " * 9)
-    with pytest.raises(UserError, match="was trained on other data"):
+    with pytest.raises(UserError, match=r"was trained on .*, not on"):
         train("a", source="other.txt")
     assert last_saved_step("a") == 12
 
@@ -159,7 +159,7 @@ def test_the_speed_is_that_of_the_steps_since_the_last_line(
 def test_a_folder_of_something_else_is_left_alone(train: Any) -> None:
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="exists and is not a run"):
+    with pytest.raises(UserError, match="exists but is not a run"):
         train("a")
     assert Path("runs/a/thesis.txt").read_text() == "precious"
 
@@ -178,9 +178,11 @@ def test_a_failed_check_stops_before_anything_is_written(
 
 
 def test_divergence_is_named(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"diverged: 1\d steps in a row without") as excinfo:
+    with pytest.raises(
+        UserError, match=r"diverged: 1\d consecutive steps with a non-finite"
+    ) as excinfo:
         train("a", learning_rate=1e30, grad_clip=0.0, max_steps=100)
-    for cause in ("--learning-rate than 1e+30", "--warmup-steps", "--grad-clip 1"):
+    for cause in ("--learning-rate below 1e+30", "--warmup-steps", "--grad-clip 1"):
         assert cause in excinfo.value.remedy
     saved = runs.open_run(Path("runs/a")).load_first_valid(
         sorted(Path("runs/a/checkpoints").iterdir(), reverse=True)
@@ -192,7 +194,10 @@ def test_a_training_that_diverges_only_leaves_out_its_samples(train: Any) -> Non
     recorder = Recorder()
     settings = {"max_steps": 6, "eval_interval": 3, "sample_tokens": 4}
     assert train("a", recorder, learning_rate=1e30, grad_clip=0.0, **settings).step == 6
-    assert any(line.startswith("no sample: the model's logits are") for line in recorder.log_lines)
+    assert any(
+        line.startswith("skipping the sample: the model's logits are")
+        for line in recorder.log_lines
+    )
 
 
 def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None:
@@ -209,7 +214,7 @@ def test_a_time_budget_becomes_a_number_of_steps_and_is_kept(train: Any) -> None
     ), "what fits into that time"
     repeated = train("a", max_minutes=0.02, dropout=0.0)
     assert repeated.steps == planned_steps, "the plan is not made anew"
-    with pytest.raises(UserError, match="not a length of time"):
+    with pytest.raises(UserError, match="not a valid duration"):
         train("b", max_minutes=-1.0)
 
 
@@ -227,17 +232,19 @@ def test_data_that_was_prepared_anew_is_told(train: Any, text_file: Path) -> Non
     train("a")
     shutil.rmtree("data/words")
     text_file.write_text(text_file.read_text()[::-1])
-    with pytest.raises(UserError, match="data/words was prepared again since a was trained on it"):
+    with pytest.raises(UserError, match="data/words has changed since a was trained on it"):
         train("a")
 
 
 def test_what_takes_more_memory_than_it_may_is_refused_before_it_begins(train: Any) -> None:
-    with pytest.raises(UserError, match=r"this training takes .* GB, and has 0\.01") as excinfo:
+    with pytest.raises(
+        UserError, match=r"training needs .* GB of memory, but the limit is 0\.01"
+    ) as excinfo:
         train("a", memory_limit=0.01)
     assert "use --batch-size 1 --gradient-checkpointing" in excinfo.value.remedy
     assert not Path("runs/a").exists()
     for size in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="is not a size"):
+        with pytest.raises(UserError, match="is not a valid size"):
             train("a", memory_limit=size)
 
 
@@ -298,7 +305,7 @@ def test_ctrl_c_before_the_first_step_keeps_the_data(
         patch.setattr(f"mlxgpt.{moment}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train("a", recorder)
-    assert "data/words is kept; the same command continues from there" in recorder.log_lines
+    assert "keeping data/words; the same command reuses it" in recorder.log_lines
     assert not Path("runs/a").exists()
     assert train("a").step == 12
 
@@ -309,5 +316,5 @@ def test_a_training_that_is_all_warmup_is_told(train: Any) -> None:
     assert not any("warmup" in line for line in recorder.log_lines)
     train("b", recorder, warmup_steps=24)
     (line,) = (line for line in recorder.log_lines if "warmup" in line)
-    assert "24 steps of it, and 12 in all; the learning rate rises to 0.0048" in line
+    assert "24 warmup steps, 12 steps in total): the learning rate only reaches 0.0048" in line
     assert line.endswith("--warmup-steps 1")

@@ -88,7 +88,7 @@ def test_none_where_they_would_fill_the_disk(train: Any, monkeypatch: pytest.Mon
     recorder = Recorder()
     with pytest.raises(UserError, match="disk is"):
         train("a", recorder)
-    assert any("no snapshots during training" in line for line in recorder.log_lines)
+    assert any("snapshots disabled: they would take" in line for line in recorder.log_lines)
     assert not Path("runs/a/snapshots").exists()
 
 
@@ -104,4 +104,4 @@ def test_a_training_goes_on_without(train: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(checkpoint, "save_checkpoint", save_or_fail)
     recorder = Recorder()
     assert train("a", recorder).step == 12
-    assert recorder.log_lines.count("no more snapshots: cannot write there") >= 1
+    assert recorder.log_lines.count("snapshots disabled: cannot write there") >= 1

@@ -89,11 +89,11 @@ def test_a_guard_comes_back_from_a_checkpoint(losses: list[float]) -> None:
     ],
 )
 def test_a_guard_that_is_none_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="guard is damaged"):
+    with pytest.raises(UserError, match="guard state is damaged"):
         SpikeGuard.from_tree({**SpikeGuard().to_tree(), **change})
     tree = SpikeGuard().to_tree()
     del tree[next(iter(change))]
-    with pytest.raises(UserError, match="guard is damaged"):
+    with pytest.raises(UserError, match="guard state is damaged"):
         SpikeGuard.from_tree(tree)
 
 
@@ -169,8 +169,8 @@ def test_a_training_can_go_back_before_a_spike(
     recorder = Recorder()
     spiking("whole", recorder, on_spike="rollback")
     rollback_line = (
-        f"loss spike at step {SPIKE_STEP + 1}: rolled back to step 40, to continue with other "
-        "batches"
+        f"loss spike at step {SPIKE_STEP + 1}: rolled back to step 40, continuing with "
+        "different batches"
     )
     assert recorder.log_lines[1:] == [rollback_line]
     records = metrics("whole")
@@ -219,7 +219,7 @@ def test_without_a_checkpoint_a_spike_is_left_out(
         patch.setattr(loop, "catch_stop_signals", lambda: script)
         assert spiking("a", recorder, **options).step == until
     spiking("a", **options)
-    assert "loss spike: skipped, as there is no checkpoint to roll back to" in recorder.log_lines[1]
+    assert "loss spike ignored: there is no checkpoint to roll back to" in recorder.log_lines[1]
     assert [line["step"] for line in metrics("a")] == list(range(1, 61))
 
 

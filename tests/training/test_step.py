@@ -356,7 +356,7 @@ def test_a_step_that_is_not_good_changes_nothing(
 def test_every_row_belongs_to_one_rank(A: int, B: int, size: int, T: int) -> None:
     ids = np.arange(A * B * T).reshape(A, B, T)
     if A * B % size:
-        with pytest.raises(UserError, match="cannot be divided evenly"):
+        with pytest.raises(UserError, match="cannot be split evenly"):
             select_rank_rows(ids, 0, size)
         return
     rows = [select_rank_rows(ids, rank, size) for rank in range(size)]

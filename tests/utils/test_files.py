@@ -77,7 +77,7 @@ def test_a_lock_that_was_taken_away_while_we_waited_is_taken_anew(
         assert len(calls) == 2
         assert (tmp_path / ".run.lock").exists()
         second_lock = files.file_lock(tmp_path / "run", "training")
-        with pytest.raises(UserError, match="another process is training"), second_lock:
+        with pytest.raises(UserError, match="another process is already training"), second_lock:
             pass
     assert not (tmp_path / ".run.lock").exists()
 

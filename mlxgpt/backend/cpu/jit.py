@@ -39,7 +39,7 @@ SCRIPT_HEADER = "#!/bin/sh\n# Calls g++ for MLX"  # of the scripts of all versio
 SCRIPT_FOLDER = "compiler"  # in the user's cache folder
 
 # Measured on two machines: docs/linux.md.
-SLOWDOWN_NOTE = "MLX fuses no operations, and a step takes 1.1 to 1.5 times as long"
+SLOWDOWN_NOTE = "kernel fusion is off, and a step takes 1.1 to 1.5 times as long"
 
 
 @contextlib.contextmanager
@@ -65,10 +65,8 @@ def compiler_problem() -> str | None:
         return f"MLX_DISABLE_COMPILE is set: {SLOWDOWN_NOTE}"
     gxx = find_gxx()
     if not gxx:
-        return (
-            f"no C++ compiler (g++): {SLOWDOWN_NOTE}; to get one, for instance: {INSTALL_COMMAND}"
-        )
-    failure = "no folder to write to"
+        return f"no C++ compiler (g++): {SLOWDOWN_NOTE}; to install one: {INSTALL_COMMAND}"
+    failure = "no writable cache folder"
     for folder in files.iter_cache_folders():
         try:
             _try_compiler(folder, gxx)
@@ -82,7 +80,7 @@ def compiler_problem() -> str | None:
 
 def describe_failure(reason: str) -> str:
     """One line that explains a C++ compiler's failure."""
-    return f"the C++ compiler fails ({reason}): {SLOWDOWN_NOTE}"
+    return f"the C++ compiler failed ({reason}): {SLOWDOWN_NOTE}"
 
 
 def find_gxx() -> str | None:
@@ -162,7 +160,7 @@ def _try_compiler(folder: Path, gxx: str) -> None:
             timeout=TRIAL_TIMEOUT,
         )
         if ctypes.CDLL(str(library)).trial() != 42:
-            raise OSError("what it makes does not run")
+            raise OSError("its output does not run")
 
 
 def _use_script(folder: Path, gxx: str) -> None:
@@ -174,7 +172,7 @@ def _use_script(folder: Path, gxx: str) -> None:
     os.environ[GXX_ENV] = gxx
 
 
-KERNEL_FAILED = "it cannot make MLX's kernels"
+KERNEL_FAILED = "it cannot compile MLX's kernels"
 
 
 def _try_first_kernel() -> str | None:
@@ -191,12 +189,14 @@ def _try_first_kernel() -> str | None:
         return describe_failure(KERNEL_FAILED)
     # MLX asks `g++ --version` once (backend/cpu/jit_compiler.cpp). Without an answer it silently
     # fuses nothing for as long as the process lives, and the bits differ.
-    return None if "Compiled" in graph.getvalue() else describe_failure("it does not answer MLX")
+    return (
+        None if "Compiled" in graph.getvalue() else describe_failure("it does not respond to MLX")
+    )
 
 
 def _summarize_error(error: OSError | subprocess.SubprocessError) -> str:
     if isinstance(error, subprocess.TimeoutExpired):
-        return f"it does not end in {error.timeout:.0f} s"
+        return f"it did not finish in {error.timeout:.0f} s"
     stderr = getattr(error, "stderr", b"") or b""
     lines = stderr.decode(errors="replace").splitlines() or str(error).splitlines()
     return lines[0][:200] if lines else type(error).__name__

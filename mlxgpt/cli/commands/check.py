@@ -9,12 +9,18 @@ from typing import Any
 from mlxgpt.cli.config_flags import add_config_flags, add_tier_flags
 from mlxgpt.cli.output import print_json
 
-HELP = "check what training rests on"
-DESCRIPTION = "Check what training rests on, here and now, in seconds. `train` does so first."
+HELP = "check that the model and the training step are correct"
+DESCRIPTION = (
+    "Check that the model, the gradients and the optimizer are correct on this\n"
+    "machine. Takes seconds; `train` runs the same checks first.\n\n"
+    "examples:\n"
+    "  mlxgpt check\n"
+    "  mlxgpt check --tier 2 --recipe modern"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_tier_flags(parser)
+    add_tier_flags(parser, default="1")
     add_config_flags(parser)
 
 

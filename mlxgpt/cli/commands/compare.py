@@ -10,13 +10,14 @@ from typing import Any
 from mlxgpt.cli.config_flags import add_config_flags, add_folder_flags, add_tier_flags
 from mlxgpt.cli.output import EXIT_INTERRUPTED, print_json, print_stderr
 
-HELP = "which of several settings is better, with its error"
+HELP = "train variants and compare them, with confidence intervals"
 DESCRIPTION = (
-    "Train variants side by side, the same seeds and the same order of the text for each, and\n"
-    "say which is better. They are judged on the end of the training text, which is held\n"
-    "back. Interrupted, the same command goes on; nothing is trained twice.\n\n"
+    "Train variants with the same seeds and the same batches, and report which is\n"
+    "better. They are evaluated on a held-out part of the training text. The same\n"
+    "command resumes an interrupted comparison; no run is trained twice.\n\n"
+    "examples:\n"
     "  mlxgpt compare --vary dropout=0,0.1,0.2 --tier 1 --budget 5m\n"
-    "  mlxgpt compare tier1 mine.toml --source my.txt --budget 2Mtokens --until-decided"
+    "  mlxgpt compare tier1 mine.toml --budget 2Mtokens --until-decided"
 )
 
 
@@ -27,44 +28,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=argparse.SUPPRESS,
         metavar="FILE",
-        help="configs, two or more; the first is what the others are compared with",
+        help="two or more configs; the first is the baseline",
     )
     variants.add_argument(
         "--vary",
         metavar="FIELD=X,Y,…",
-        help="one setting's values instead, the others from --tier or --config",
+        help="instead of files: the values of one setting; the other settings come from --tier or "
+        "--config (default: none)",
     )
     add_tier_flags(parser)
     parser.add_argument(
         "--budget",
         required=True,
         metavar="B",
-        help="how long each one trains: 5m, 10Mtokens or 2000steps; its schedule is as long",
+        help="training length of each variant, and of its schedule: 5m, 10Mtokens or 2000steps "
+        "(required)",
     )
     parser.add_argument(
         "--seeds",
         type=int,
         metavar="N",
-        help="seeds of each (default: 3; until decided: at most 20)",
+        help="seeds per variant (default: 3; with --until-decided: up to 20)",
     )
     parser.add_argument(
         "--until-decided",
         action="store_true",
-        help="add seeds, up to --seeds, until it is decided; who is clearly worse gets no more",
+        help="add seeds, up to --seeds, until the difference is significant; variants that are "
+        "clearly worse get no more (default: off)",
     )
     parser.add_argument(
-        "--smallest",
+        "--min-effect",
         type=float,
         metavar="X",
-        help="a difference in bits per byte too small to go on for",
+        help="with --until-decided, stop when the difference is below X bits per byte (default: 0)",
     )
     parser.add_argument(
-        "--final",
+        "--on-validation",
         action="store_true",
-        help="judge on the validation text; how often that was done stands in the ledger",
+        help="evaluate on the validation text; each use is counted (default: off)",
     )
     parser.add_argument(
-        "--name", help="the folder's name in runs/compare (default: from the variants)"
+        "--name",
+        metavar="NAME",
+        help="name of the folder in runs/compare (default: from the variants)",
     )
     add_folder_flags(parser, runs=True, data=True)
     add_config_flags(parser)

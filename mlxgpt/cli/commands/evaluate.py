@@ -11,27 +11,41 @@ from mlxgpt.cli.config_flags import add_folder_flags, add_run_flags
 from mlxgpt.cli.output import print_json, print_stderr
 from mlxgpt.utils.errors import UserError
 
-HELP = "loss and bits per byte of a trained model"
-DESCRIPTION = "Loss and bits per byte over the whole validation text, or over another text."
+HELP = "evaluate a trained model: loss and bits per byte"
+DESCRIPTION = (
+    "Evaluate a run on its whole validation text, or on another text. Put RUN first.\n\n"
+    "examples:\n"
+    "  mlxgpt eval\n"
+    "  mlxgpt eval my-run --source other.txt\n"
+    "  mlxgpt eval my-run --hellaswag --limit 500"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("--source", nargs="+", metavar="PATH", help="other text to evaluate on")
+    text.add_argument(
+        "--source",
+        nargs="+",
+        metavar="PATH",
+        help="text to evaluate on (default: the run's validation text)",
+    )
     text.add_argument(
         "--hellaswag",
         nargs="?",
         const="",
         metavar="FILE",
-        help="how often it finds the right one of four endings the likeliest: HellaSwag's 10,042 "
-        "examples, or a file's of that form",
+        help="HellaSwag accuracy: on the 10,042 validation examples, or on a file in that format "
+        "(default: off)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N of these")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="first N HellaSwag examples (default: all)"
+    )
     text.add_argument(
         "--quality",
         action="store_true",
-        help="let it write, and measure what that is worth beside real text and two controls",
+        help="generate samples, and compare their quality metrics with real text and two controls "
+        "(default: off)",
     )
     add_folder_flags(parser, runs=True, data=True)
 

@@ -9,11 +9,12 @@ from typing import Any
 from mlxgpt.cli.config_flags import add_folder_flags, add_run_flags
 from mlxgpt.cli.output import print_json, print_stderr
 
-HELP = "write a model for transformers, mlx-lm or llama.cpp"
+HELP = "export a model to transformers, mlx-lm or llama.cpp"
 DESCRIPTION = (
-    "Write a run's model as another runtime loads it, with its tokenizer and a model card.\n\n"
+    "Write a run's model in another runtime's format, with tokenizer and model card.\n\n"
+    "examples:\n"
     "  mlxgpt export --to hf\n"
-    "  mlxgpt export --run stories --to gguf --quantize 8"
+    "  mlxgpt export stories --to gguf --quantize 8"
 )
 
 
@@ -22,12 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="hf|mlx-lm|gguf",
-        help="transformers (and mlx-lm); mlx-lm, also quantized; llama.cpp and Ollama",
+        help="hf: transformers and mlx-lm; mlx-lm: can be quantized; gguf: llama.cpp (required)",
     )
     parser.add_argument(
-        "--quantize", type=int, metavar="BITS", help="8 or 4 bits a weight (default: float32)"
+        "--quantize", type=int, metavar="BITS", help="8 or 4 bits per weight (default: float32)"
     )
-    parser.add_argument("--out", metavar="DIR", help="the folder (default: exports/RUN-TO)")
+    parser.add_argument(
+        "--output",
+        dest="out",
+        metavar="DIR",
+        help="folder to write (default: exports/RUN-TO)",
+    )
     add_run_flags(parser)
     add_folder_flags(parser, runs=True, data=True)
 

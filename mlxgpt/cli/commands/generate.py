@@ -11,9 +11,10 @@ from mlxgpt.cli.config_flags import add_dataclass_flags, add_folder_flags, add_r
 from mlxgpt.cli.output import print_json, print_stderr, write_stdout
 from mlxgpt.utils.errors import UserError
 
-HELP = "let a trained model write"
+HELP = "generate text with a trained model"
 DESCRIPTION = (
-    "Continue a prompt with a trained model; without one, write from the beginning.\n\n"
+    "Continue a prompt with a trained model; without a prompt, start a new document.\n\n"
+    "examples:\n"
     '  mlxgpt generate "ROMEO:"\n'
     '  mlxgpt generate "ROMEO:" --samples 3 --temperature 0.7 --seed 1\n'
     "  mlxgpt generate --interactive"
@@ -23,24 +24,29 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
-        "prompt", nargs="?", help="how the text begins; one that begins with a dash after `--`"
+        "prompt",
+        nargs="?",
+        help="text to continue; if it begins with a dash, put `--` before it (default: empty)",
     )
     prompt.add_argument(
         "--prompts",
         metavar="FILE",
-        help="many prompts at once: one a line, or JSON, strings or objects with a field prompt",
+        help="several prompts in one batch: one per line, or JSON strings or objects with a field "
+        "prompt (default: none)",
     )
     prompt.add_argument(
-        "--interactive", action="store_true", help="prompt after prompt, with history and settings"
+        "--interactive",
+        action="store_true",
+        help="read prompts in a loop, with history and settings (default: off)",
     )
     parser.add_argument(
         "--quantize",
         type=int,
         metavar="BITS",
-        help="16, 8 or 4 bits a weight, less to read for each token; what it costs is said "
+        help="16, 8 or 4 bits per weight: faster, and the loss in quality is reported "
         "(default: 32)",
     )
-    add_run_flags(parser)
+    add_run_flags(parser, positional=False)
     add_folder_flags(parser, runs=True, data=True)
     group = parser.add_argument_group("sampling")
     add_dataclass_flags(group, config.SamplingParams)
@@ -81,6 +87,6 @@ def run(args: dict[str, Any], command_line: list[str]) -> int:
 
         show_texts(result.texts)
     print_stderr(
-        f"{result.tokens:,} tokens, {result.tokens_per_second:,.0f} a second, seed {result.seed}"
+        f"{result.tokens:,} tokens, {result.tokens_per_second:,.0f} tok/s, seed {result.seed}"
     )
     return 0

@@ -9,12 +9,13 @@ from typing import Any
 from mlxgpt.cli.config_flags import add_folder_flags
 from mlxgpt.cli.output import print_json, print_stderr
 
-HELP = "make a run of a model made elsewhere"
+HELP = "import a model from Hugging Face or nanoGPT as a run"
 DESCRIPTION = (
-    "GPT-2's own weights, or others of its kind, as a run: generate, eval, info, export and\n"
-    "train --from work on it.\n\n"
+    "Import GPT-2's weights, or another model of the same architecture, as a run for\n"
+    "generate, eval, info, export and train --init-from.\n\n"
+    "examples:\n"
     "  mlxgpt import gpt2\n"
-    "  mlxgpt import out-shakespeare-char/ckpt.pt --meta data/shakespeare_char/meta.pkl"
+    "  mlxgpt import out/ckpt.pt --meta data/shakespeare_char/meta.pkl"
 )
 
 
@@ -22,11 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2; OWNER/NAME on the Hugging Face "
-        "hub; a folder with config.json and safetensors; or nanoGPT's ckpt.pt",
+        "hub; a folder with config.json and safetensors; or nanoGPT's ckpt.pt (required)",
     )
-    parser.add_argument("--run", metavar="NAME", help="the run's name (default: the source's)")
+    parser.add_argument("--run", metavar="NAME", help="name of the run (default: from the source)")
     parser.add_argument(
-        "--meta", metavar="FILE", help="meta.pkl of nanoGPT's data, for a model of characters"
+        "--meta",
+        metavar="FILE",
+        help="meta.pkl of nanoGPT's data, for a character-level model (default: none)",
     )
     add_folder_flags(parser, runs=True)
 

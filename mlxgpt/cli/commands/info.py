@@ -6,16 +6,27 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from mlxgpt.cli.config_flags import add_config_flags, add_folder_flags, add_tier_flags
+from mlxgpt.cli.config_flags import (
+    add_config_flags,
+    add_folder_flags,
+    add_run_flags,
+    add_tier_flags,
+)
 from mlxgpt.cli.output import print_json
 
-HELP = "what a tier or a run amounts to"
-DESCRIPTION = "Parameters, cost and settings of a tier, a config or (default) the newest run."
+HELP = "show the size, cost and settings of a tier or a run"
+DESCRIPTION = (
+    "Show the parameters, cost and settings of a run, a tier or a config.\n\n"
+    "examples:\n"
+    "  mlxgpt info\n"
+    "  mlxgpt info my-run\n"
+    "  mlxgpt info --tier 2 --n-layer 8"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_tier_flags(parser)
-    parser.add_argument("--run", metavar="NAME", help="a run's name or folder")
+    add_run_flags(parser, checkpoint=False)
+    add_tier_flags(parser, default="the newest run")
     add_folder_flags(parser, runs=True)
     add_config_flags(parser)
 

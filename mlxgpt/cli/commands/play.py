@@ -6,23 +6,31 @@ import argparse
 import sys
 from typing import Any
 
-from mlxgpt.cli.config_flags import add_folder_flags
+from mlxgpt.cli.config_flags import add_folder_flags, add_run_flags
 from mlxgpt.cli.output import print_json, print_stderr
 
-HELP = "a page to play with a model, and to see inside"
+HELP = "open a web page to try and inspect a model"
 DESCRIPTION = (
-    "Open a page on this machine: let the model write and see what else it could have said,\n"
-    "look at its attention and its layers, and at what it could say at each age of its\n"
-    "training, also while it trains. Other programs find it as OpenAI's API at /v1.\n\n"
+    "Open a web page on this machine: generate text and see the alternatives at each\n"
+    "token, inspect attention and layers, and compare snapshots from the training\n"
+    "history, also while the model trains. Other programs can use the\n"
+    "OpenAI-compatible API at /v1.\n\n"
+    "examples:\n"
     "  mlxgpt play\n"
-    "  mlxgpt play mine --port 8123"
+    "  mlxgpt play my-run --port 8123"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", metavar="RUN", help="a name or folder (default: newest)")
-    parser.add_argument("--port", type=int, metavar="N", help="default: 8484; 0: any that is free")
-    parser.add_argument("--no-browser", action="store_true", help="only say where the page is")
+    add_run_flags(parser, checkpoint=False)
+    parser.add_argument(
+        "--port", type=int, metavar="N", help="TCP port; 0: any free one (default: 8484)"
+    )
+    parser.add_argument(
+        "--no-browser",
+        action="store_true",
+        help="print the address, without opening a browser (default: open it)",
+    )
     add_folder_flags(parser, runs=True)
 
 

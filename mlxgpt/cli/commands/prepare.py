@@ -11,10 +11,13 @@ from typing import Any
 from mlxgpt.cli.config_flags import add_folder_flags
 from mlxgpt.cli.output import print_json, print_stderr
 
-HELP = "turn text into token arrays"
+HELP = "tokenize a dataset"
 DESCRIPTION = (
-    "Turn text into token arrays in data/NAME. `train` does so on the way where it is needed.\n"
-    "Interrupted, the same command goes on where it was."
+    "Tokenize text into data/NAME. `train` does this when needed. The same command\n"
+    "resumes an interrupted preparation.\n\n"
+    "examples:\n"
+    "  mlxgpt prepare my.txt --name mine\n"
+    "  mlxgpt prepare hf:OWNER/NAME --tokenizer bpe --vocab-size 8192"
 )
 
 
@@ -22,31 +25,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         nargs="*",
-        help="shakespeare (default), tinystories, tinystories-gpt4, openwebtext, storybook; any "
-        "dataset of the hub, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN; or files, folders and globs of "
-        "text (<|endoftext|> between documents), JSON, Parquet, Arrow; FILE:COLUMN for another "
-        "column than text",
+        help="shakespeare, tinystories, tinystories-gpt4, openwebtext, storybook; a dataset of the "
+        "hub, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN; or files, folders and globs of text "
+        "(<|endoftext|> between documents), JSON, Parquet or Arrow; FILE:COLUMN for another column "
+        "than text (default: shakespeare)",
     )
     parser.add_argument(
-        "--val-source", nargs="+", metavar="PATH", help="validation text; default: a part of it"
+        "--val-source",
+        nargs="+",
+        metavar="PATH",
+        help="validation text (default: a part of the source)",
     )
     parser.add_argument(
         "--tokenizer",
         metavar="char|bpe|gpt2",
-        help="one token a character; byte-level BPE trained on the text (default for stories and "
-        "datasets of the hub); GPT-2's own",
+        help="char: one token per character; bpe: byte-level BPE trained on the text; gpt2: "
+        "GPT-2's (default: bpe for stories and datasets of the hub, else char)",
     )
     parser.add_argument(
-        "--vocab-size", type=int, metavar="N", help="different tokens of a BPE (default: 4096)"
+        "--vocab-size", type=int, metavar="TOKENS", help="vocabulary size of a BPE (default: 4096)"
     )
     parser.add_argument(
-        "--megabytes", type=float, metavar="N", help="length of the storybook (default: 10)"
+        "--megabytes", type=float, metavar="N", help="size of the storybook in MB (default: 10)"
     )
-    parser.add_argument("--name", help="the data folder's name (default: from the source)")
+    parser.add_argument(
+        "--name", metavar="NAME", help="name of the data folder (default: from the source)"
+    )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="of what is prepared, read every byte again and compare it with its hash",
+        help="if it is prepared already, read every byte and compare the hashes (default: off)",
     )
     add_folder_flags(parser, data=True)
 

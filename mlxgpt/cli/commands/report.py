@@ -8,13 +8,14 @@ from typing import Any
 from mlxgpt.cli.config_flags import add_folder_flags
 from mlxgpt.cli.output import print_json
 
-HELP = "a page to look at, and to show"
+HELP = "write an HTML report of runs or benchmarks"
 DESCRIPTION = (
-    "Write one HTML file, which fetches nothing: how a run went, with its curves, samples and\n"
-    "settings; several runs side by side; or a benchmark, or a comparison.\n\n"
-    "  mlxgpt report mine other --output both.html\n"
+    "Write one self-contained HTML file: a run's curves, samples and settings;\n"
+    "several runs compared; or the results of `mlxgpt bench` or `mlxgpt compare`.\n\n"
+    "examples:\n"
+    "  mlxgpt report my-run other-run --output both.html\n"
     "  mlxgpt report benchmarks/reports/mine.json\n"
-    "  mlxgpt report --watch                  while it trains, the newest run"
+    "  mlxgpt report --watch                  update it while the newest run trains"
 )
 
 
@@ -23,15 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         nargs="*",
         metavar="RUN|FILE.json",
-        help="runs' names or folders (default: newest), or what bench or compare wrote",
+        help="names or folders of runs, or JSON files of bench or compare (default: newest run)",
     )
     parser.add_argument(
         "--output",
         metavar="FILE.html",
-        help="default: report.html, in the run's folder or here; or beside the JSON file",
+        help="file to write (default: report.html in the run's folder, or here for several runs; "
+        "for a JSON file, the same name with .html)",
     )
     parser.add_argument(
-        "--watch", action="store_true", help="write it again every few seconds until it is finished"
+        "--watch",
+        action="store_true",
+        help="update the report every few seconds until the run is finished (default: off)",
     )
     add_folder_flags(parser, runs=True)
 

@@ -14,36 +14,41 @@ from mlxgpt.distributed.launcher import get_rank, prepend_launcher
 
 HELP = "train a model, or resume a run"
 DESCRIPTION = (
-    "Train a GPT. The same command again resumes a run that was stopped.\n\n"
+    "Train a GPT. The same command resumes a stopped run. Settings that are not given\n"
+    "come from the tier's file, or from --config.\n\n"
+    "examples:\n"
     "  mlxgpt train --tier 2\n"
-    "  mlxgpt train --tier 1 --source my.txt --max-minutes 10\n\n"
-    "Every setting of the config has a flag; what isn't given comes from the tier's file."
+    "  mlxgpt train --tier 1 --source my.txt --max-minutes 10\n"
+    "  mlxgpt train --init-from gpt2 --source my.txt        fine-tune a run"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tier_flags(parser)
-    parser.add_argument("--run", metavar="NAME", help="the run's name (default: CONFIG-DATA)")
+    parser.add_argument("--run", metavar="NAME", help="name of the run (default: CONFIG-DATA)")
     parser.add_argument(
-        "--from",
-        dest="from_run",
+        "--init-from",
         metavar="RUN",
-        help="begin with this run's weights, shape and tokenizer: fine-tuning",
+        help="fine-tune: initialize from this run's weights, with its shape and tokenizer "
+        "(default: random weights)",
     )
     parser.add_argument(
         "--max-minutes",
         type=float,
-        metavar="M",
-        help="plan as many steps as fit into M minutes; with --recipe modern and no tier, choose "
-        "the model's size for them too",
+        metavar="MINUTES",
+        help="set --max-steps to what fits into this time; with --recipe modern and no tier, also "
+        "choose the model size (default: no limit)",
     )
     parser.add_argument(
-        "--memory-limit", type=float, metavar="GB", help="refuse, or stop and save, above this"
+        "--memory-limit",
+        type=float,
+        metavar="GB",
+        help="refuse to start, or save and stop, above this (default: no limit)",
     )
     parser.add_argument(
         "--report-to",
         metavar="tensorboard|wandb",
-        help="give the records to one of these, too, where it is installed",
+        help="log the metrics there as well (default: none)",
     )
     add_folder_flags(parser, runs=True, data=True)
     add_config_flags(parser)

@@ -108,7 +108,7 @@ def tokens_by_id(pairs: Iterable[tuple[int, bytes]]) -> list[bytes]:
     tokens: dict[int, bytes] = {}
     for id, token in pairs:
         if type(id) is not int or tokens.setdefault(id, token) != token:
-            raise ValueError(f"id {id!r} has two tokens, or is not a whole number")
+            raise ValueError(f"id {id!r} has two tokens, or is not an integer")
     for id in range(len(tokens)):
         if id not in tokens:
             raise ValueError(f"no token has id {id}")

@@ -76,7 +76,7 @@ class BPETokenizer:
         self.tokens += [left + right for left, right in self.merges]
         size = len(self.tokens)
         if len(set(self.tokens)) < size:
-            raise ValueError("two merges give the same token")
+            raise ValueError("two merges produce the same token")
         self.end_of_text: int | None = end_of_text
         if added_tokens is None:
             self.end_of_text, added_tokens = size, [AddedToken(size, END_OF_TEXT)]
@@ -192,8 +192,8 @@ def _wrap_tiktoken_errors() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, ValueError) or type(error).__name__ == "PanicException":
             raise UserError(
-                "the text has a run of white space too long to be encoded",
-                "shorten runs of a million spaces or newlines.",
+                "the text has a run of whitespace that is too long to encode",
+                "shorten runs of more than about a million spaces or newlines.",
             ) from error
         raise
 
@@ -233,7 +233,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
                 trainer.stdin.close()
     if not output.endswith(b"\n"):
         raise UserError(
-            f"training the BPE failed: its process ended with code {trainer.returncode}",
+            f"BPE training failed: its process exited with code {trainer.returncode}",
             "close other programs to free memory, and run the same command again.",
         )
     return BPETokenizer.from_json_merges(json.loads(output))
@@ -247,7 +247,7 @@ def check_vocab_size(vocab_size: int) -> None:
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(
             f"vocab_size = {vocab_size} is too small for byte-level BPE",
-            f"it takes {MIN_VOCAB_SIZE} or more: every byte, and end-of-text.",
+            f"use {MIN_VOCAB_SIZE} or more, for the 256 bytes and the end-of-text token.",
         )
 
 
@@ -270,12 +270,12 @@ def load_gpt2_tokenizer() -> BPETokenizer:
         )
     except Exception as error:  # whatever its transport raises
         if isinstance(error, OSError) and error.errno in files.REMEDIES:
-            cache_folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR", "the cache of tiktoken"))
+            cache_folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR", "the tiktoken cache"))
             raise files.to_user_error(error, "use", cache_folder) from error
         reason = "" if isinstance(error, http.DownloadError) else f": {type(error).__name__}"
         raise UserError(
-            f"GPT-2's encoding cannot be fetched{reason}",
-            "check the connection; or --tokenizer bpe, which is trained on your text.",
+            f"the GPT-2 tokenizer could not be downloaded{reason}",
+            "check the connection; or use --tokenizer bpe, which is trained on your data.",
         ) from error
     tokens = map(encoding.decode_single_token_bytes, range(GPT2_VOCAB_SIZE - 1))
     return BPETokenizer(_recover_merges(list(tokens)))

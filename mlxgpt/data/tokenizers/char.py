@@ -71,7 +71,7 @@ class CharTokenizer:
         self, ids: Mapping[str, int], added_tokens: Sequence[AddedToken], end_of_text: int | None
     ) -> None:
         if not ids:
-            raise UserError("the text has no characters", "give a text that is not empty.")
+            raise UserError("the text is empty", "use text that is not empty.")
         self.added_tokens, self.end_of_text = AddedTokens(added_tokens), end_of_text
         pairs = [*ids.items(), *self.added_tokens.ids.items()]
         self._bytes_by_id = tokens_by_id((id, token.encode("utf-8")) for token, id in pairs)
@@ -117,8 +117,8 @@ class CharTokenizer:
             missing = sorted({chr(c) for c in codes[~is_known]})
             preview = " ".join(repr(c) for c in missing[:10]) + (" …" if len(missing) > 10 else "")
             raise UserError(
-                f"the tokenizer has never seen: {preview}",
-                "leave these characters out, or train on a text that has them.",
+                f"the tokenizer does not know these characters: {preview}",
+                "omit these characters, or train on data that contains them.",
             )
         return self._ids_by_code[indices]
 

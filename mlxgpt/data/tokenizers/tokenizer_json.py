@@ -42,15 +42,15 @@ def load_tokenizer(path: Path) -> Tokenizer:
             ]
             tokenizer = build_tokenizer(tree, (end_tokens or [None])[0])
             if json.loads(tokenizer.to_json()) != tree:
-                raise ValueError("it describes another kind of tokenizer")
+                raise ValueError("it is a different kind of tokenizer")
             return tokenizer
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} does not exist", "copy the whole folder, or make it again."
+            f"{path} does not exist", "copy the complete folder, or create it again."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is not a tokenizer of mlxgpt: {error}", "restore it, or make it again."
+            f"{path} is not an mlxgpt tokenizer: {error}", "restore it, or create it again."
         ) from error
 
 
@@ -86,7 +86,7 @@ def build_tokenizer(
             "use_regex", True
         )
         if pre_tokenizer.get("type") != "ByteLevel" or not has_gpt2_flags:
-            raise ValueError("it does not cut texts as GPT-2 does")
+            raise ValueError("its pre-tokenizer differs from GPT-2's")
         required_tokens = [
             *bytes_to_unicode().values(),
             *(token_bytes_to_string(left + right) for left, right in merges),
@@ -100,7 +100,7 @@ def build_tokenizer(
             raise ValueError(f"its vocabulary lacks the token {name!r}")
     for token in sorted(vocab.keys() - set(required_tokens) - added_by_name.keys()):
         if token not in special_tokens and not _looks_special(token):
-            raise ValueError(f"no merge makes its token {token!r}")
+            raise ValueError(f"no merge produces its token {token!r}")
         added_by_name[token] = AddedToken(vocab[token], token)
     end_id = next(
         (added_by_name[name].id for name in (end_of_text, END_OF_TEXT) if name in added_by_name),
@@ -134,7 +134,7 @@ def _parse_added_tokens(
             raise ValueError(f"the token {content!r} has two ids: {id!r} and {expected_id!r}")
         flags = [name for name in ("single_word", "lstrip", "rstrip") if entry.get(name)]
         if flags and not special:
-            raise ValueError(f"the added token {content!r} has {flags[0]}, which is not known here")
+            raise ValueError(f"the added token {content!r} has {flags[0]}, which is not supported")
         tokens[content] = AddedToken(id, content, special)
     return tokens
 

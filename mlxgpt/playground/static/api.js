@@ -11,17 +11,17 @@ export class RequestError extends Error {}
 
 async function send(path, options) {
   const key = sessionStorage.getItem(STORAGE_KEY);
-  if (!key) throw new RequestError("This page needs its key: open the whole address that mlxgpt play has shown.");
+  if (!key) throw new RequestError("This page needs its API key: open the full address that mlxgpt play printed.");
   let response;
   try {
     response = await fetch(path, { ...options, headers: { Authorization: `Bearer ${key}` } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new RequestError("mlxgpt play does not answer.\n→ start it again, and open the address it shows.");
+    throw new RequestError("mlxgpt play is not responding.\n→ restart it and open the address it prints.");
   }
   if (!response.ok) {
     const body = await response.json().catch(() => null);
-    throw new RequestError(body?.error?.message ?? `refused: ${response.status}`);
+    throw new RequestError(body?.error?.message ?? `request failed: ${response.status}`);
   }
   return response;
 }

@@ -26,9 +26,9 @@ async function loadRun() {
   const { run } = state;
   document.title = `mlxgpt play: ${run.name}`;
   byId("name").textContent = run.name;
-  byId("facts").textContent = `${number(run.parameters)} parameters, ${run.n_layer} layers of ${run.n_head} heads, `
-    + `${number(run.vocab_size)} tokens in its vocabulary, a context of ${number(run.block_size)}`
-    + (run.step === null ? "; no checkpoint yet" : `; as it was after ${number(run.step)} steps`);
+  byId("facts").textContent = `${number(run.parameters)} parameters, ${run.n_layer} layers × ${run.n_head} heads, `
+    + `vocabulary ${number(run.vocab_size)}, block size ${number(run.block_size)}`
+    + (run.step === null ? "; no checkpoint yet" : `; checkpoint at step ${number(run.step)}`);
 }
 
 async function init() {

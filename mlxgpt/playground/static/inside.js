@@ -6,7 +6,7 @@ import { TokenView } from "./words.js";
 
 const MAX_TOKENS = 128; // the last ones of the text
 const MIN_WEIGHT = 0.02; // smaller attention weights are not drawn
-const fetchAttention = latest("/api/look"), fetchLens = latest("/api/lens"), fetchNeighbors = latest("/api/neighbours");
+const fetchAttention = latest("/api/look"), fetchLens = latest("/api/lens"), fetchNeighbors = latest("/api/neighbors");
 let layer = 0, head = 0, trace = null, stale = true;
 const off = new Set();
 
@@ -39,8 +39,8 @@ async function refresh() {
   const bytes = Uint8Array.from(atob(response.attention), (c) => c.charCodeAt(0));
   const before = trace?.tokens.length;
   trace = { ...response, bytes, count: response.tokens.length };
-  const shown = state.tokens.length > MAX_TOKENS ? `the last ${MAX_TOKENS} tokens of the text` : "the text of the first tab";
-  byId("inside-what").textContent = `This is ${shown}, as the model reads it. Choose a layer and one of its heads; then point at a word, to see where it looks.`;
+  const shown = state.tokens.length > MAX_TOKENS ? `the last ${MAX_TOKENS} tokens of the text` : "the text from the Generate tab";
+  byId("inside-what").textContent = `This is ${shown}. Select a layer and a head, then hover over a token to see what it attends to.`;
   const at = tokenView.at >= 0 && before === trace.count ? tokenView.at : trace.count - 1;
   tokenView.show(trace.tokens.map(([id, text, name]) => ({ id, text, name, probability: null })));
   showHeads();
@@ -69,9 +69,9 @@ function showHeads() {
       if (event.target.checked) off.add(number); else off.delete(number);
       return refresh();
     }) });
-    box.ariaLabel = `head ${n + 1} of layer ${layer + 1} off`;
+    box.ariaLabel = `disable head ${n + 1} of layer ${layer + 1}`;
     box.dataset.focus = `off ${n}`;
-    const card = element("div", { className: "head" }, choose, element("small", {}, describeHead(n)), element("label", {}, box, " off"));
+    const card = element("div", { className: "head" }, choose, element("small", {}, describeHead(n)), element("label", {}, box, " disable"));
     card.classList.toggle("chosen", n === head);
     card.classList.toggle("off", off.has(number));
     return card;
@@ -95,16 +95,16 @@ function drawWeights(index) {
 
 // Where most of a head's attention goes, on average.
 function describeHead(index) {
-  const sums = { "itself": 0, "the token before": 0, "the first token": 0 };
+  const sums = { "itself": 0, "the previous token": 0, "the first token": 0 };
   if (trace.count < 4) return "";
   for (let t = 2; t < trace.count; t += 1) {
     sums["itself"] += weight(index, t, t);
-    sums["the token before"] += weight(index, t, t - 1);
+    sums["the previous token"] += weight(index, t, t - 1);
     sums["the first token"] += weight(index, t, 0);
   }
   const [target, sum] = Object.entries(sums).sort((a, b) => b[1] - a[1])[0];
   const share = sum / (trace.count - 2);
-  return share > 0.25 ? `mostly at ${target} (${percent(share)})` : "spread over many tokens";
+  return share > 0.25 ? `mostly attends to ${target} (${percent(share)})` : "spread over many tokens";
 }
 
 // Shows a token's attention, logit lens and neighbors.
@@ -116,7 +116,7 @@ async function showToken(n) {
   for (const after of document.querySelectorAll(".after")) after.textContent = `after “${visible(name)}”`;
   const ids = trace.tokens.map(([token]) => token);
   const shown = [ // each as soon as it arrives; the fastest is requested first
-    fetchNeighbors({ id }).then((near) => near && bars(byId("neighbours"), near.likely, { format: (share) => share.toFixed(2) })),
+    fetchNeighbors({ id }).then((near) => near && bars(byId("neighbors"), near.likely, { format: (share) => share.toFixed(2) })),
     fetchLens({ ids, position: n, off: [...off] }).then((lens) => lens && showLens(lens.layers)),
   ];
   await Promise.all(shown);
@@ -143,7 +143,7 @@ function drawAttention() {
   });
   const first = row.map((share, to) => [share, to]).sort((a, b) => b[0] - a[0]).slice(0, 3).filter(([share]) => share >= MIN_WEIGHT);
   const names = first.map(([share, to]) => `“${visible(trace.tokens[to][2])}” ${percent(share)}`);
-  byId("attends").textContent = `Layer ${layer + 1}, head ${head + 1}: “${visible(trace.tokens[from][2])}” looks at ${names.join(", ")}.`;
+  byId("attends").textContent = `Layer ${layer + 1}, head ${head + 1}: “${visible(trace.tokens[from][2])}” attends to ${names.join(", ")}.`;
   if (shades) return;
   const frame = byId("lines").getBoundingClientRect();
   const place = (n) => {

@@ -28,10 +28,10 @@ export async function onOpen() {
   showSamples();
   const training = curves.step < curves.max_steps;
   byId("course-says").textContent = curves.step
-    ? `Step ${number(curves.step)} of ${number(curves.max_steps)}, ${curves.minutes.toFixed(1)} minutes of training. `
-      + (training ? "While it trains, this page looks at its files every two seconds. " : "")
-      + "Before it has learned anything, each of its tokens is as likely as any other, and the loss is that of a guess."
-    : "No training has been noted here.";
+    ? `Step ${number(curves.step)} of ${number(curves.max_steps)}, ${curves.minutes.toFixed(1)} min of training. `
+      + (training ? "This page updates every 2 s during training. " : "")
+      + "An untrained model gives every token the same probability; its loss is ln(vocabulary size)."
+    : "No training metrics have been logged for this run.";
   if (training && state.run.trained) timer = setTimeout(guarded(onOpen), REFRESH_MS);
 }
 
@@ -43,7 +43,7 @@ function showAges() {
     range.disabled = ages.length < 2;
     if (last) range.value = range.max;
     list.replaceChildren(...ages.map((step) => {
-      const item = element("li", {}, element("h3", {}, step ? `after ${number(step)} steps` : "before the first step"), element("span", {}, texts.get(step) ?? "…"));
+      const item = element("li", {}, element("h3", {}, step ? `step ${number(step)}` : "step 0 (untrained)"), element("span", {}, texts.get(step) ?? "…"));
       item.dataset.step = step;
       return item;
     }));
@@ -54,7 +54,7 @@ function showAges() {
 function selectAge(moved) {
   const step = curves?.ages[Number(byId("age").value)];
   if (step === undefined) return;
-  byId("age-says").textContent = step ? `after ${number(step)} steps` : "before the first step";
+  byId("age-says").textContent = step ? `step ${number(step)}` : "step 0 (untrained)";
   byId("age").ariaValueText = byId("age-says").textContent;
   for (const item of byId("ages").children) {
     const chosen = Number(item.dataset.step) === step;
@@ -74,7 +74,7 @@ async function writeAtEveryAge() {
   const text = byId("life-prompt").value;
   try {
     for (const step of [...curves.ages]) {
-      byId("life-state").textContent = `writing after ${number(step)} steps`;
+      byId("life-state").textContent = `generating at step ${number(step)}`;
       const body = { text, step, max_tokens: MAX_TOKENS, temperature: 0.8, seed: 1 };
       let written = "";
       for await (const event of events("/api/write", body, controller.signal)) {
@@ -84,7 +84,7 @@ async function writeAtEveryAge() {
         if (item) item.lastChild.textContent = written;
       }
     }
-    byId("life-state").textContent = "the same beginning, the same seed";
+    byId("life-state").textContent = "done: same prompt, same seed";
   } catch (error) {
     if (running === controller) byId("life-state").textContent = "";
     showError(error);
@@ -95,7 +95,7 @@ function showSamples() {
   const list = byId("samples");
   if (list.childElementCount === curves.samples.length) return;
   list.replaceChildren(...curves.samples.toReversed().map(([step, text]) =>
-    element("li", {}, element("h3", {}, `after ${number(step)} steps`), text)));
+    element("li", {}, element("h3", {}, `step ${number(step)}`), text)));
 }
 
 function draw() {
@@ -113,7 +113,7 @@ function draw() {
   const line = d3.line(([step]) => x(step), ([, value]) => y(value));
   svg.append("line").attr("class", "guess").attr("x1", 40).attr("x2", width - 22).attr("y1", y(guess)).attr("y2", y(guess));
   svg.append("text").attr("class", "guess-says").attr("x", width - 22).attr("y", y(guess) + 14).attr("text-anchor", "end")
-    .text(`a guess among ${number(curves.vocab_size)}: ln ${number(curves.vocab_size)} = ${guess.toFixed(2)}`);
+    .text(`uniform guess: ln ${number(curves.vocab_size)} = ${guess.toFixed(2)}`);
   svg.append("path").attr("class", "loss").attr("d", line(curves.loss));
   svg.append("path").attr("class", "val").attr("d", line(curves.val_loss));
   const chosen = curves.ages[Number(byId("age").value)];
@@ -122,6 +122,6 @@ function draw() {
   svg.selectAll("circle").data(curves.ages).join("circle").attr("class", (step) => `age${step === chosen ? " chosen" : ""}`)
     .attr("r", (step) => (step === chosen ? 7 : 4)).attr("cx", (step) => x(step)).attr("cy", (step) => y(value(step)));
   const last = curves.val_loss.at(-1);
-  svg.attr("aria-label", `The loss over ${number(curves.step)} steps: from a guess, ${guess.toFixed(2)} nats, to `
-    + (last ? `${last[1].toFixed(2)} on the validation text.` : `${curves.loss.at(-1)[1].toFixed(2)} in training.`));
+  svg.attr("aria-label", `Loss over ${number(curves.step)} steps: from a uniform guess, ${guess.toFixed(2)} nats, to `
+    + (last ? `a validation loss of ${last[1].toFixed(2)}.` : `a training loss of ${curves.loss.at(-1)[1].toFixed(2)}.`));
 }

@@ -8,7 +8,7 @@ const STORAGE_KEY = "mlxgpt-text";
 export const state = { run: null, tokens: [], changed: new EventTarget() };
 
 export const byId = (id) => document.getElementById(id);
-export const percent = (share) => (share >= 0.0995 ? `${Math.round(share * 100)} %` : `${(share * 100).toFixed(1)} %`);
+export const percent = (share) => (share >= 0.0995 ? `${Math.round(share * 100)}%` : `${(share * 100).toFixed(1)}%`);
 export const number = (value) => Math.round(value).toLocaleString("en");
 
 export function saveText() {
@@ -29,7 +29,7 @@ export function restoreText() {
 
 export function showError(error) {
   if (error?.name === "AbortError") return;
-  byId("problem").textContent = error instanceof RequestError ? error.message : `Something is wrong with this page: ${error}`;
+  byId("problem").textContent = error instanceof RequestError ? error.message : `Page error: ${error}`;
 }
 
 export const clearError = () => { byId("problem").textContent = ""; };

@@ -41,7 +41,7 @@ export function init() {
 export function updateControls() {
   const hasModel = state.run.step !== null;
   byId("go").disabled = !hasModel;
-  byId("state").textContent = hasModel ? "" : "there is no checkpoint yet; its life is on the third tab";
+  byId("state").textContent = hasModel ? "" : "no checkpoint yet; see the Training tab for progress";
   if (hasModel) guarded(showNext)();
 }
 
@@ -77,7 +77,7 @@ async function write(prompt, before) {
         state.tokens = event.prompt.map(([id, text, name], n) => before[n]?.id === id ? before[n] : { id, text, name, probability: null, alternatives: null });
         tokenView.show(state.tokens);
       } else if (event.end) {
-        ended = event.end === "stop" ? "it ended by itself" : "as long as asked for";
+        ended = event.end === "stop" ? "ended with end-of-text" : "reached max tokens";
       } else {
         count += 1;
         waiting.push(event);
@@ -94,7 +94,7 @@ async function write(prompt, before) {
   byId("stop").disabled = true;
   byId("more").disabled = !state.tokens.length;
   const seconds = (performance.now() - began) / 1000;
-  if (count) byId("state").textContent = `${number(count)} tokens, ${number(count / seconds)} a second, ${ended}; seed ${seed}`;
+  if (count) byId("state").textContent = `${number(count)} tokens, ${number(count / seconds)} tok/s, ${ended}; seed ${seed}`;
   saveText();
   state.changed.dispatchEvent(new Event("text"));
   await guarded(showNext)();
@@ -104,13 +104,13 @@ function showAlternatives(n) {
   const token = state.tokens[n];
   if (!token) return;
   const list = byId("alternatives");
-  byId("other-title").textContent = `What else “${visible(token.name)}” could have been`;
+  byId("other-title").textContent = `Alternatives to “${visible(token.name)}”`;
   if (!token.alternatives) {
-    byId("other-hint").textContent = "It was given: the model begins after it.";
+    byId("other-hint").textContent = "This token is part of the prompt.";
     list.replaceChildren();
     return;
   }
-  byId("other-hint").textContent = `The model gave it ${percent(token.probability)}. Choose another one, and the text goes on from there.`;
+  byId("other-hint").textContent = `The model gave it a probability of ${percent(token.probability)}. Select another token to continue from there.`;
   bars(list, token.alternatives, { drawnId: token.id, scale: token.alternatives[0][2], onChoose: (id) => branch(n, id) });
 }
 
@@ -144,9 +144,9 @@ async function showNext() {
   }
   const chosen = settings();
   byId("setting-says").textContent = chosen.temperature === 0
-    ? "Temperature 0: always the likeliest one."
-    : chosen.temperature < 1 ? "Below 1 the likely ones become likelier: a plainer text." : chosen.temperature > 1
-      ? "Above 1 the unlikely ones get their chance: a wilder text." : "At 1 it is drawn as the model says.";
+    ? "Temperature 0: always the most likely token (greedy)."
+    : chosen.temperature < 1 ? "Below 1: likely tokens become more likely; less varied text." : chosen.temperature > 1
+      ? "Above 1: unlikely tokens become more likely; more varied text." : "1: sampled from the model's own distribution.";
   if (running) return;
   const prompt = state.tokens.length ? { ids: ids() } : { text: byId("prompt").value };
   const response = await fetchNext({ ...prompt, ...chosen });

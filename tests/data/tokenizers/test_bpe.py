@@ -235,7 +235,7 @@ def test_a_process_that_fails_is_one_error(
     if while_reading:
         (tmp_path / "trainer.py").write_text("raise SystemExit(3)")
     texts = ["some text" * 10_000] * 100
-    with pytest.raises(UserError, match="its process ended with code 3"):
+    with pytest.raises(UserError, match="its process exited with code 3"):
         bpe.train_bpe(texts, 300)
 
 
@@ -282,7 +282,7 @@ def test_gpt2_that_cannot_be_fetched_is_one_error(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError("no route\nto anywhere")
 
     monkeypatch.setattr("tiktoken.get_encoding", refuse)
-    with pytest.raises(UserError, match="cannot be fetched: ConnectionError") as excinfo:
+    with pytest.raises(UserError, match="could not be downloaded: ConnectionError") as excinfo:
         bpe.load_gpt2_tokenizer()
     assert "--tokenizer bpe" in excinfo.value.remedy
 
@@ -295,7 +295,7 @@ def test_a_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     try:
         with pytest.raises(UserError) as excinfo:
             bpe.load_gpt2_tokenizer()
-        assert excinfo.value.problem == "GPT-2's encoding cannot be fetched"
+        assert excinfo.value.problem == "the GPT-2 tokenizer could not be downloaded"
     finally:
         finished.set()
 
