@@ -95,6 +95,16 @@ def play(browser: Any, served: PlayServer) -> Iterator[PlayPage]:
     page.context.close()
 
 
+def test_each_token_has_a_width(play: PlayPage) -> None:
+    """Also the second letter of what a font draws as one, such as "fl"."""
+    play.write("to befl")
+    widths = play.page.locator("#story .token").evaluate_all(
+        "tokens => tokens.map((token) => token.getBoundingClientRect().width)"
+    )
+    assert len(widths) == 37
+    assert min(widths[:7]) > 0
+
+
 def test_another_branch_by_mouse(play: PlayPage) -> None:
     before = play.write("to be")
     assert before.startswith("to be")
