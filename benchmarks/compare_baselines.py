@@ -17,7 +17,13 @@ from pathlib import Path
 
 from baselines.records import Comparison
 from baselines.report import render_markdown, write_comparison
-from baselines.runner import PLAN, Job, Plan, installed_frameworks, run_tasks
+from baselines.runner import (
+    DEFAULT_SETTINGS,
+    BenchmarkModel,
+    BenchmarkSettings,
+    installed_frameworks,
+    run_tasks,
+)
 
 from mlxgpt.bench import speed
 from mlxgpt.config import override_config, toml
@@ -25,38 +31,43 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger("baselines")
 
-INSTALL = "pip install -e '.[baselines]'"
 # The smallest model in nanoGPT's README, for a MacBook's CPU.
-NANOGPT_ON_A_CPU = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
+NANOGPT_CPU_CONFIG = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
 
 
-def jobs_of(tier: int | None) -> list[Job]:
-    """The models to measure: the tiers, nanoGPT's smallest in training, GPT-2's size writing."""
+def select_models(tier: int | None) -> list[BenchmarkModel]:
+    """The models to measure: one tier or both, nanoGPT's smallest in training, and GPT-2's size in
+    generation.
+    """
     tiers = [
-        Job(f"tier{n}", speed.resolve_vocab_and_dtype(toml.load_tier_config(n))) for n in (1, 2)
+        BenchmarkModel(f"tier{n}", speed.resolve_vocab_and_dtype(toml.load_tier_config(n)))
+        for n in (1, 2)
     ]
-    small = speed.resolve_vocab_and_dtype(
-        override_config(toml.load_tier_config(1), NANOGPT_ON_A_CPU)
+    nanogpt_config = speed.resolve_vocab_and_dtype(
+        override_config(toml.load_tier_config(1), NANOGPT_CPU_CONFIG)
     )
-    large = speed.resolve_vocab_and_dtype(
+    gpt2_config = speed.resolve_vocab_and_dtype(
         toml.load_config(toml.find_builtin_configs()["gpt2-124m"])
     )
     return [
         *([tiers[tier - 1]] if tier else tiers),
-        Job("nanoGPT's for a CPU", small, texts=()),
-        Job("gpt2-124m", large, trains=False, texts=(1,)),
+        BenchmarkModel("nanoGPT's for a CPU", nanogpt_config, batch_sizes=()),
+        BenchmarkModel("gpt2-124m", gpt2_config, has_training=False, batch_sizes=(1,)),
     ]
 
 
-def main(arguments: list[str] | None = None, plan: Plan = PLAN) -> int:
-    """Measure and write the report; the exit code."""
+INSTALL_COMMAND = "pip install -e '.[baselines]'"
+
+
+def main(argv: list[str] | None = None, settings: BenchmarkSettings = DEFAULT_SETTINGS) -> int:
+    """Measure, write the report, and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--tier", type=int, choices=(1, 2), help="only this tier")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="your checkout of nanoGPT")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=Path(__file__).with_name("reports")
     )
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     try:
@@ -68,10 +79,12 @@ def main(arguments: list[str] | None = None, plan: Plan = PLAN) -> int:
         problem, remedy = f"cannot write {args.out}: {error.strerror}", "choose another: --out DIR"
     else:
         if missing:
-            logger.info(f"not installed, left out: {', '.join(missing)}. To get all: {INSTALL}")
+            names = ", ".join(missing)
+            logger.info(f"not installed, left out: {names}. To get all: {INSTALL_COMMAND}")
         date = datetime.now(UTC).isoformat(timespec="seconds")
         machine = speed.describe_machine()  # before measuring adds to the load
-        results = run_tasks(jobs_of(args.tier), frameworks, nanogpt=args.nanogpt, plan=plan)
+        models = select_models(args.tier)
+        results = run_tasks(models, frameworks, nanogpt=args.nanogpt, settings=settings)
         comparison = Comparison(date, machine, tuple(results))
         paths = write_comparison(comparison, args.out)
         print(render_markdown(comparison))

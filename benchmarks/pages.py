@@ -1,9 +1,9 @@
-"""How long the page of a very long run takes, and how large it is.
+"""Measure how long the HTML report of a very long run takes, and how large it is.
 
     python benchmarks/pages.py RUN
 
-A copy of the run gets 100,000 records and 1,000 long samples; the page is made in a fresh process,
-three times, beside a page of the run as it is.
+A copy of the run gets 100,000 records and 1,000 long samples; its report is rendered in a fresh
+process, three times, in turn with the report of the unchanged run.
 """
 
 from __future__ import annotations
@@ -16,34 +16,46 @@ import tempfile
 import time
 from pathlib import Path
 
-RECORDS = 100_000
 ROUNDS = 3
 
 
 def main(run: Path) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        long, short = Path(name, "long"), Path(name, "short")
-        for copy in (long, short):
-            shutil.copytree(run, copy)
-        lengthen(long)
+    """Measure, and print a line for each report."""
+    with tempfile.TemporaryDirectory() as folder:
+        long_run, short_run = Path(folder, "long"), Path(folder, "short")
+        for run_copy in (long_run, short_run):
+            shutil.copytree(run, run_copy)
+        write_long_history(long_run)
         for _ in range(ROUNDS):
-            for copy in (short, long):
-                began = time.perf_counter()
-                command = [sys.executable, "-m", "mlxgpt", "report", str(copy)]
+            for run_copy in (short_run, long_run):
+                start = time.perf_counter()
+                command = [sys.executable, "-m", "mlxgpt", "report", str(run_copy)]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                seconds = time.perf_counter() - began
-                size = (copy / "report.html").stat().st_size
-                print(f"{copy.name:6} {seconds:.2f} s, {size / 1e6:.2f} MB", flush=True)
+                seconds = time.perf_counter() - start
+                size = (run_copy / "report.html").stat().st_size
+                print(f"{run_copy.name:6} {seconds:.2f} s, {size / 1e6:.2f} MB", flush=True)
 
 
-def lengthen(run: Path) -> None:
+RECORD_COUNT = 100_000
+
+
+def write_long_history(run: Path) -> None:
+    """Replace a run's metrics and samples with many made-up ones."""
     with (run / "metrics.jsonl").open("w") as file:
-        for n in range(1, RECORDS + 1):
-            numbers = {"loss": 3 + n % 7 / 7 - n / RECORDS, "tokens_per_second": 1e4 + n % 13}
-            rest = {"lr": 1e-3, "grad_norm": n % 17, "peak_share": 0.3, "memory_bytes": 10**9}
-            held_out = {"val_loss": 3 - n / RECORDS} if n % 100 == 0 else {}
-            line = {"step": n, **numbers, **rest, "skipped": n // 20_000, **held_out}
-            file.write(json.dumps(line) + "\n")
+        for n in range(1, RECORD_COUNT + 1):
+            record = {
+                "step": n,
+                "loss": 3 + n % 7 / 7 - n / RECORD_COUNT,
+                "tokens_per_second": 1e4 + n % 13,
+                "lr": 1e-3,
+                "grad_norm": n % 17,
+                "peak_share": 0.3,
+                "memory_bytes": 10**9,
+                "skipped": n // 20_000,
+            }
+            if n % 100 == 0:
+                record["val_loss"] = 3 - n / RECORD_COUNT
+            file.write(json.dumps(record) + "\n")
     with (run / "samples.txt").open("w") as file:
         for n in range(1000):
             file.write(f"--- step {100 * n}\n{'a long sample ' * 500}\n\n")

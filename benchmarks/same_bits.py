@@ -3,10 +3,10 @@
     python benchmarks/same_bits.py OLD NEW             # hashes of four runs and of their texts
     python benchmarks/same_bits.py OLD NEW --rounds 9  # and times, the checkouts taking turns
 
-OLD and NEW are folders of checkouts; both run in this Python. A hash is of the final parameters and
-the optimizer's state ("values" takes -0.0 for +0.0), or of the texts. Ratios are old / new, so
-above 1 the new one is faster; the lower bound is that of the median at 95 % by the sign test. If
-other programs use the processor as well, trust the CPU time.
+OLD and NEW are folders of checkouts; each runs its own copy of this file, in this Python. A hash
+is of the final parameters and the optimizer's state ("values" takes -0.0 for +0.0), or of the
+texts. Ratios are old / new, so above 1 the new one is faster; the lower bound is that of the median
+at 95 % by the sign test. If other programs use the processor as well, trust the CPU time.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-STEPS = 5  # of a round
-TOKENS = 100  # of a timed text
-TEXTS = (1, 8, 64)
-SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32}
-TIER_2 = {"n_layer": 3, "n_embd": 288, "n_head": 4, "block_size": 256, "batch_size": 4}
+STEPS_PER_ROUND = 5
+TIMED_TOKENS = 100  # of a text
+SAMPLE_COUNTS = (1, 8, 64)
+SMALL_SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32}
+SMALL_TIER_2_SHAPE = {"n_layer": 3, "n_embd": 288, "n_head": 4, "block_size": 256, "batch_size": 4}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tier 1": ("classic", {"vocab_size": 65}),
     "tier 1 modern": ("modern", {"vocab_size": 65}),
-    "small tier 2": ("classic", {"vocab_size": 2048, **TIER_2}),
+    "small tier 2": ("classic", {"vocab_size": 2048, **SMALL_TIER_2_SHAPE}),
 }
-ALWAYS: dict[str, Any] = {"dtype": "float32", "source": "storybook"}
+COMMON_SETTINGS: dict[str, Any] = {"dtype": "float32", "source": "storybook"}
 
 
 class Worker:
@@ -57,7 +57,7 @@ class Worker:
             run=name,
             runs_dir=self._folder / "runs",
             data_dir=self._folder / "data",
-            **ALWAYS,
+            **COMMON_SETTINGS,
             **changes,
         )
         (newest,) = (summary.run / "checkpoints").glob(f"*{summary.step}")
@@ -65,14 +65,14 @@ class Worker:
         for file in sorted(newest.glob("*.safetensors")):
             loaded: Any = mx.load(str(file))
             arrays |= {f"{file.stem}.{name}": value for name, value in loaded.items()}
-        found = {}
+        hashes = {}
         for kind, zero in (("bits", None), ("values", 0)):
             digest = hashlib.sha256()
             for key in sorted(arrays):
                 array = np.array(arrays[key])
                 digest.update(key.encode() + (array if zero is None else array + zero).tobytes())
-            found[kind] = digest.hexdigest()[:16]
-        return found
+            hashes[kind] = digest.hexdigest()[:16]
+        return hashes
 
     def generate(self, name: str, samples: int, tokens: int) -> dict[str, Any]:
         """The hash of some texts of a run's model, and milliseconds a token."""
@@ -84,8 +84,11 @@ class Worker:
             self._models[name] = mlxgpt.load(name, runs_dir=self._folder / "runs")
         mx.reset_peak_memory()
         clock = Clock()
-        made = self._models[name].generate("The ", samples=samples, max_tokens=tokens, seed=1)
-        return {"texts": hashlib.sha256(str(made.texts).encode()).hexdigest()[:16], **clock(tokens)}
+        output = self._models[name].generate("The ", samples=samples, max_tokens=tokens, seed=1)
+        return {
+            "texts": hashlib.sha256(str(output.texts).encode()).hexdigest()[:16],
+            **clock(tokens),
+        }
 
     def time_step(self, name: str) -> dict[str, Any]:
         """Milliseconds of a training step."""
@@ -96,17 +99,19 @@ class Worker:
         from mlxgpt.training.step import make_train_step
 
         recipe, changes = SHAPES[name]
-        config = override_config(toml.load_tier_config(1, recipe), {**ALWAYS, **changes})
+        config = override_config(toml.load_tier_config(1, recipe), {**COMMON_SETTINGS, **changes})
         step = self._steps.setdefault(name, make_train_step(config))
         train, model = config.train, config.model
         shape = train.gradient_accumulation_steps, train.batch_size, model.block_size + 1
         mx.reset_peak_memory()
         clock = Clock()
-        for n in range(STEPS):
+        for n in range(STEPS_PER_ROUND):
             ids = mx.random.randint(0, model.vocab_size, shape, key=mx.random.key(n))
-            done = step(ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n), float("inf"))
-            mx.eval(done, step.state)
-        return clock(STEPS)
+            outputs = step(
+                ids[..., :-1], ids[..., 1:], mx.array(1e-3), mx.random.key(n), float("inf")
+            )
+            mx.eval(outputs, step.state)
+        return clock(STEPS_PER_ROUND)
 
 
 class Clock:
@@ -131,7 +136,7 @@ class Checkout:
 
     def __init__(self, folder: str, scratch: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", scratch],
+            [sys.executable, str(Path(folder, "benchmarks", "same_bits.py")), "--worker", scratch],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -159,14 +164,15 @@ def lower_bound(ratios: list[float]) -> float:
 
 def compare_times(name: str, rounds: int, checkouts: list[Checkout], *question: Any) -> None:
     """Ask all in turn, and print the medians."""
-    asked = [
-        [one.ask(*question) for one in checkouts[:: 1 if n % 2 else -1]][:: 1 if n % 2 else -1]
-        for n in range(rounds + 1)
-    ][1:]  # the first one compiles
+    answers = []
+    for n in range(rounds + 1):
+        order = 1 if n % 2 else -1
+        answers.append([checkout.ask(*question) for checkout in checkouts[::order]][::order])
+    del answers[0]  # the first round compiles
     for clock in ("wall", "cpu", "peak"):
-        pairs = [[answer[clock] for answer in pair] for pair in asked]
+        pairs = [[answer[clock] for answer in pair] for pair in answers]
         old, new = (statistics.median(column) for column in zip(*pairs, strict=True))
-        ratios = [one / other for one, other in pairs]
+        ratios = [old_value / new_value for old_value, new_value in pairs]
         print(
             f"{name}: {clock} {old:.2f} -> {new:.2f}; old / new {statistics.median(ratios):.3f} "
             f"({min(ratios):.3f}-{max(ratios):.3f}), lower bound {lower_bound(ratios):.3f}",
@@ -193,29 +199,32 @@ def main() -> None:
             checkouts.append(Checkout(folder, str(Path(scratch) / str(n))))
 
         def show(name: str, kinds: tuple[str, ...], *question: Any) -> None:
-            found = [one.ask(*question) for one in checkouts]
+            answers = [checkout.ask(*question) for checkout in checkouts]
             for kind in kinds:
-                equal = "same" if len({one[kind] for one in found}) == 1 else "DIFFERENT"
-                print(f"{name}: {kind} {equal}", *(one[kind] for one in found), flush=True)
+                equal = "same" if len({answer[kind] for answer in answers}) == 1 else "DIFFERENT"
+                print(f"{name}: {kind} {equal}", *(answer[kind] for answer in answers), flush=True)
 
         for recipe in ("classic", "modern"):
             for parts in (1, 3):
                 name = f"{recipe}-{parts}"
-                changes = {**SMALL, "dropout": 0.1, "gradient_accumulation_steps": parts}
+                changes = {**SMALL_SHAPE, "dropout": 0.1, "gradient_accumulation_steps": parts}
                 changes |= {"max_steps": 8, "batch_size": 8}
                 show(name, ("bits", "values"), "train", name, recipe, changes)
-                for samples in TEXTS:
+                for samples in SAMPLE_COUNTS:
                     show(f"{name}, {samples} texts", ("texts",), "generate", name, samples, 50)
         if not args.rounds:
             return
         for name in SHAPES:
             compare_times(f"{name}, step", args.rounds, checkouts, "time_step", name)
-        timed: dict[str, dict[str, Any]] = {"tier-1": {}, "tier-2": {**TIER_2, "tokenizer": "bpe"}}
+        timed: dict[str, dict[str, Any]] = {
+            "tier-1": {},
+            "tier-2": {**SMALL_TIER_2_SHAPE, "tokenizer": "bpe"},
+        }
         for name, shape in timed.items():
             changes = {**shape, "max_steps": 2, "warmup_steps": 1}
             show(name, ("values",), "train", name, "classic", changes)
-            for samples in TEXTS:
-                question = "generate", name, samples, TOKENS
+            for samples in SAMPLE_COUNTS:
+                question = "generate", name, samples, TIMED_TOKENS
                 compare_times(f"{name}, {samples} texts", args.rounds, checkouts, *question)
 
 

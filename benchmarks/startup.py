@@ -1,4 +1,4 @@
-"""How long a person waits: `mlxgpt --help`, and `mlxgpt generate` to its first character.
+"""Measure startup time: `mlxgpt --help`, and `mlxgpt generate` to its first character.
 
 python benchmarks/startup.py RUN      a run's folder; medians of seven after one warm-up
 """
@@ -10,11 +10,9 @@ import subprocess
 import sys
 import time
 
-REPEATS = 7
 
-
-def first_byte(command: list[str]) -> float:
-    """Seconds from the start of a command to its first byte beyond the prompt's own."""
+def time_to_first_byte(command: list[str]) -> float:
+    """Seconds from the start of a command to its first byte of standard output."""
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout
@@ -24,18 +22,29 @@ def first_byte(command: list[str]) -> float:
     return seconds
 
 
+REPEATS = 7
+
+
 def main() -> None:
-    module = [sys.executable, "-m", "mlxgpt"]
-    cases = {
+    """Measure, and print a line for each command."""
+    mlxgpt_command = [sys.executable, "-m", "mlxgpt"]
+    commands = {
         "python -c pass": [sys.executable, "-c", "print()"],
-        "mlxgpt --help": [*module, "--help"],
-        "first character": [*module, "generate", "--run", sys.argv[1], "--max-tokens", "50"],
+        "mlxgpt --help": [*mlxgpt_command, "--help"],
+        "first character": [
+            *mlxgpt_command,
+            "generate",
+            "--run",
+            sys.argv[1],
+            "--max-tokens",
+            "50",
+        ],
     }
-    for name, command in cases.items():
-        first_byte(command)
-        times = [first_byte(command) for _ in range(REPEATS)]
-        low, middle, high = min(times), statistics.median(times), max(times)
-        print(f"{name:18}{middle:7.3f} s   ({low:.3f} to {high:.3f})")
+    for name, command in commands.items():
+        time_to_first_byte(command)
+        times = [time_to_first_byte(command) for _ in range(REPEATS)]
+        low, median, high = min(times), statistics.median(times), max(times)
+        print(f"{name:18}{median:7.3f} s   ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

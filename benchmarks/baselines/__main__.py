@@ -1,4 +1,4 @@
-"""Runs one task of one framework: takes the task as JSON, its only argument, and prints the result
+"""Run one task of one framework: takes the task as JSON, its only argument, and prints the result
 as JSON, the last line of standard output.
 """
 
@@ -9,15 +9,15 @@ import sys
 import warnings
 from importlib import import_module
 
-from baselines.tasks import Task, peak_memory
+from baselines.tasks import Task, peak_rss_bytes
 from mlxgpt.utils.errors import UserError
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # the other libraries' own
+    warnings.simplefilter("ignore")  # from the other libraries
     task = Task(**json.loads(sys.argv[1]))
-    framework = import_module(f"baselines.{task.module}")
+    module = import_module(f"baselines.{task.module}")
     try:
-        result = getattr(framework, task.task)(task)
+        result = getattr(module, task.task)(task)
     except UserError as error:
         sys.exit(error.problem)
-    print("\n" + json.dumps({"peak_memory": peak_memory()} | result))
+    print("\n" + json.dumps({"peak_memory": peak_rss_bytes()} | result))

@@ -13,13 +13,13 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from baselines.tasks import Result, Task, compiler
+from baselines.tasks import Result, Task, compiler_version
 
 
 def preparation(task: Task) -> Result:
-    """Megabytes per second from a text file to one of ids, training of the BPE included."""
+    """Megabytes per second from a text file to a file of ids, including training of the BPE."""
     datasets.disable_progress_bars()
-    began = time.perf_counter()
+    start = time.perf_counter()
     text = Path(task.text).read_text(encoding="utf-8")
     documents = text.split("<|endoftext|>")
     tokenizer = tokenizers.Tokenizer(models.BPE())
@@ -33,20 +33,21 @@ def preparation(task: Task) -> Result:
     )
     tokenizer.train_from_iterator(documents, trainer)
 
-    def encode(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return {"ids": [[*one.ids, 0] for one in tokenizer.encode_batch(rows["text"])]}
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {"ids": [[*encoding.ids, 0] for encoding in tokenizer.encode_batch(batch["text"])]}
 
-    data = datasets.Dataset.from_dict({"text": documents})
-    rows = data.map(encode, batched=True, remove_columns=["text"])
-    ids = np.concatenate(rows.with_format("numpy")["ids"][:]).astype(np.uint16)
+    dataset = datasets.Dataset.from_dict({"text": documents})
+    tokenized = dataset.map(encode, batched=True, remove_columns=["text"])
+    ids = np.concatenate(tokenized.with_format("numpy")["ids"][:]).astype(np.uint16)
     ids.tofile(f"{task.folder}/train.bin")
-    seconds = time.perf_counter() - began
-    names = ", ".join(f"{name} {version(name)}" for name in ("datasets", "tokenizers"))
-    made_with = {
-        "versions": names,
+    seconds = time.perf_counter() - start
+    packages = ("datasets", "tokenizers")
+    environment = {
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
         "device": "cpu",
         "threads": "as many as cores",
         "BLAS": "–",
-        "compiler": compiler(),
+        "compiler": compiler_version(),
     }
-    return {"megabytes_per_second": len(text.encode()) / 1e6 / seconds, "made_with": made_with}
+    speed = len(text.encode()) / 1e6 / seconds
+    return {"megabytes_per_second": speed, "made_with": environment}

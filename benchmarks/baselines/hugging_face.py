@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from baselines.pytorch import device, ids_of, with_torch
-from baselines.tasks import Result, Task, prompt_of, timed_texts
+from baselines.pytorch import to_tensor, torch_device, torch_metadata
+from baselines.tasks import Result, Task, make_prompt, time_generation
 
 
 def generate(task: Task) -> Result:
     """`generate` with its cache, greedy."""
-    model = AutoModelForCausalLM.from_pretrained(task.folder).to(device())
-    ids = ids_of(np.tile(prompt_of(task), (task.texts, 1)))
+    model = AutoModelForCausalLM.from_pretrained(task.folder).to(torch_device())
+    ids = to_tensor(np.tile(make_prompt(task), (task.texts, 1)))
 
     def run() -> list[float]:
         times: list[float] = []
 
-        def drawn(ids: Any, scores: Any, **_: Any) -> Any:
+        def record_time(input_ids: Any, scores: Any, **_: Any) -> Any:
             times.append(time.perf_counter())
-            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
         with torch.no_grad():
             model.generate(
@@ -33,8 +33,8 @@ def generate(task: Task) -> Result:
                 min_new_tokens=task.new_tokens,
                 max_new_tokens=task.new_tokens,
                 pad_token_id=0,
-                stopping_criteria=[drawn],
+                stopping_criteria=[record_time],
             )
         return times
 
-    return timed_texts(task, run) | {**with_torch("transformers")}
+    return time_generation(task, run) | {**torch_metadata("transformers")}

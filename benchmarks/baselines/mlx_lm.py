@@ -17,34 +17,41 @@ from mlx_lm.tuner.datasets import CacheDataset
 from mlx_lm.tuner.trainer import TrainingArgs, train
 from mlx_lm.utils import load_model
 
-from baselines.mlxgpt_baseline import with_mlx
-from baselines.tasks import WARMUP, Result, Task, prompt_of, random_batch, timed_texts
+from baselines.mlxgpt_baseline import mlx_metadata
+from baselines.tasks import (
+    WARMUP_STEPS,
+    Result,
+    Task,
+    make_prompt,
+    make_random_batch,
+    time_generation,
+)
 from mlxgpt.backend import execution
 
 
-class Texts(list[np.ndarray]):
-    """Ids as mlx-lm's datasets hold them."""
+class TokenDataset(list[np.ndarray]):
+    """Dataset of token ids, with the interface of mlx-lm's datasets."""
 
     def process(self, ids: np.ndarray) -> tuple[list[int], int]:
         return ids.tolist(), 0
 
 
-class Clock(TrainingCallback):
-    """Tokens a second of each step."""
+class SpeedRecorder(TrainingCallback):
+    """Records the tokens per second of each step."""
 
     def __init__(self) -> None:
-        self.rates: list[float] = []
+        self.speeds: list[float] = []
 
     def on_train_loss_report(self, train_info: dict[str, float]) -> None:
-        self.rates.append(train_info["tokens_per_second"])
+        self.speeds.append(train_info["tokens_per_second"])
 
 
 def training(task: Task) -> Result:
     """mlx-lm's trainer on all weights: `mlx_lm.lora --fine-tune-type full`."""
-    model, o, batch = _model(task), task.config["optim"], random_batch(task)
+    model, optim, batch = _load_model(task), task.config["optim"], make_random_batch(task)
 
-    def rates(steps: int) -> list[float]:
-        arguments = TrainingArgs(
+    def measure_speeds(steps: int) -> list[float]:
+        training_args = TrainingArgs(
             batch_size=len(batch),
             iters=steps,
             steps_per_report=1,
@@ -52,47 +59,46 @@ def training(task: Task) -> Result:
             max_seq_length=batch.shape[1],
             adapter_file=f"{task.folder}/adapters.safetensors",
         )
-        optimizer = AdamW(o["learning_rate"], [o["beta1"], o["beta2"]], o["eps"], o["weight_decay"])
-        clock = Clock()
-        train(
-            model, optimizer, CacheDataset(Texts(batch)), None, arguments, training_callback=clock
-        )
-        return clock.rates[WARMUP:]
+        betas = [optim["beta1"], optim["beta2"]]
+        optimizer = AdamW(optim["learning_rate"], betas, optim["eps"], optim["weight_decay"])
+        dataset, recorder = CacheDataset(TokenDataset(batch)), SpeedRecorder()
+        train(model, optimizer, dataset, None, training_args, training_callback=recorder)
+        return recorder.speeds[WARMUP_STEPS:]
 
-    measured = rates(WARMUP + 2)
-    steps = math.ceil(task.seconds * measured[-1] / batch[:, 1:].size)
+    speeds = measure_speeds(WARMUP_STEPS + 2)
+    steps = math.ceil(task.seconds * speeds[-1] / batch[:, 1:].size)
     if steps > 2:
-        measured = rates(WARMUP + steps)
-    return {"tokens_per_second": statistics.harmonic_mean(measured), **with_mlx("mlx-lm")}
+        speeds = measure_speeds(WARMUP_STEPS + steps)
+    return {"tokens_per_second": statistics.harmonic_mean(speeds), **mlx_metadata("mlx-lm")}
 
 
 def generate(task: Task) -> Result:
     """mlx-lm's `generate_step` for one text, its `BatchGenerator` for several; greedy."""
-    model = _model(task)
+    model = _load_model(task)
     generation = importlib.import_module("mlx_lm.generate")  # mlx_lm.generate is a function
-    prompt = prompt_of(task)
+    prompt = make_prompt(task)
 
     def run() -> list[float]:
         if task.texts == 1:
-            drawn = generation.generate_step(mx.array(prompt), model, max_tokens=task.new_tokens)
-            return [time.perf_counter() for _ in drawn]
-        batch = generation.BatchGenerator(
+            tokens = generation.generate_step(mx.array(prompt), model, max_tokens=task.new_tokens)
+            return [time.perf_counter() for _ in tokens]
+        generator = generation.BatchGenerator(
             model,
             max_tokens=task.new_tokens,
             completion_batch_size=task.texts,
             prefill_batch_size=task.texts,
         )
-        batch.insert([prompt.tolist()] * task.texts)
+        generator.insert([prompt.tolist()] * task.texts)
         times = []
-        while batch.next_generated():
+        while generator.next_generated():
             times.append(time.perf_counter())
-        batch.close()
+        generator.close()
         return times
 
-    return timed_texts(task, run) | {**with_mlx("mlx-lm")}
+    return time_generation(task, run) | {**mlx_metadata("mlx-lm")}
 
 
-def _model(task: Task) -> Any:
+def _load_model(task: Task) -> Any:
     execution.compile_failure()  # kernels go where mlxgpt's are
     model, _ = load_model(Path(task.folder))
     mx.eval(model.parameters())

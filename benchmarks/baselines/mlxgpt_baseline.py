@@ -1,4 +1,4 @@
-"""mlxgpt itself, measured like the others."""
+"""mlxgpt, measured like the other libraries."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import mlx.core as mx
 import numpy as np
 
 from baselines.tasks import (
-    WARMUP,
+    WARMUP_STEPS,
     Result,
     Task,
-    compiler,
+    compiler_version,
     learning_rates,
-    loss_curve,
-    prompt_of,
-    timed_texts,
+    make_prompt,
+    measure_loss_curve,
+    time_generation,
 )
 from mlxgpt.backend import device, execution
 from mlxgpt.config import DataConfig, ModelConfig, SamplingParams, config_from_tree
@@ -35,83 +35,86 @@ from mlxgpt.training.step import TrainStep, take_steps
 def training(task: Task) -> Result:
     """Steps of the trainer, over random ids."""
     config = config_from_tree(task.config)
-    vocabulary, done = config.model.vocab_size, 0
-    ids = np.random.default_rng(0).integers(vocabulary, size=64 * config.tokens_per_step)
-    tokens = TokenArray(ids.astype(dtype_for(vocabulary)), vocabulary)
-    step = TrainStep(_model(task), config)
+    vocab_size, steps_done = config.model.vocab_size, 0
+    ids = np.random.default_rng(0).integers(vocab_size, size=64 * config.tokens_per_step)
+    tokens = TokenArray(ids.astype(dtype_for(vocab_size)), vocab_size)
+    train_step = TrainStep(_make_model(task), config)
 
-    def seconds_of(steps: int) -> float:
-        nonlocal done
-        start, done = done, done + steps
-        began = time.perf_counter()
-        take_steps(step, tokens, config, steps, start)
-        return time.perf_counter() - began
+    def time_steps(steps: int) -> float:
+        nonlocal steps_done
+        first_step, steps_done = steps_done, steps_done + steps
+        start = time.perf_counter()
+        take_steps(train_step, tokens, config, steps, first_step)
+        return time.perf_counter() - start
 
-    seconds_of(WARMUP)
-    steps = max(2, math.ceil(task.seconds / seconds_of(1)))
-    rate = steps * config.tokens_per_step / seconds_of(steps)
-    return {"tokens_per_second": rate, **with_mlx("mlxgpt")}
+    time_steps(WARMUP_STEPS)
+    steps = max(2, math.ceil(task.seconds / time_steps(1)))
+    speed = steps * config.tokens_per_step / time_steps(steps)
+    return {"tokens_per_second": speed, **mlx_metadata("mlxgpt")}
 
 
 def generate(task: Task) -> Result:
     """Greedy decoding."""
-    compiled = CompiledModel(_model(task), task.shape["vocab_size"])
+    model = CompiledModel(_make_model(task), task.shape["vocab_size"])
     sampling = SamplingParams(max_tokens=task.new_tokens, temperature=0.0, seed=0)
-    texts = [(prompt_of(task), n) for n in range(task.texts)]
+    prompts = [(make_prompt(task), n) for n in range(task.texts)]
 
     def run() -> list[float]:
-        batch = BatchDecoder(compiled, texts, sampling)
-        return [time.perf_counter() for _ in generate_step(batch)]
+        decoder = BatchDecoder(model, prompts, sampling)
+        return [time.perf_counter() for _ in generate_step(decoder)]
 
-    return timed_texts(task, run) | {**with_mlx("mlxgpt")}
+    return time_generation(task, run) | {**mlx_metadata("mlxgpt")}
 
 
 def learning(task: Task) -> Result:
     """A loss curve of the training step, over the given batches and windows."""
-    step = TrainStep(_model(task), config_from_tree(task.config))
+    train_step = TrainStep(_make_model(task), config_from_tree(task.config))
     rates = iter(learning_rates(task))
 
-    def take(batch: np.ndarray) -> None:
+    def step(batch: np.ndarray) -> None:
         ids = mx.array(batch[None])
-        rate, key = mx.array(next(rates)), mx.random.key(0)
-        loss, _ = step(ids[..., :-1], ids[..., 1:], rate, key)
-        mx.eval(loss, step.state)
+        learning_rate, key = mx.array(next(rates)), mx.random.key(0)
+        loss, _ = train_step(ids[..., :-1], ids[..., 1:], learning_rate, key)
+        mx.eval(loss, train_step.state)
 
-    evaluate = make_eval_step(step.model, mx.float32)
+    model = train_step.model
+    eval_step = make_eval_step(model, mx.float32)
 
-    def loss(windows: np.ndarray) -> float:
+    def evaluate(windows: np.ndarray) -> float:
         ids = mx.array(windows)
         shape = windows.shape[0], windows.shape[1] - 1
-        nats = evaluate(step.model.parameters(), ids[:, :-1], ids[:, 1:], mx.ones(shape))
+        nats = eval_step(model.parameters(), ids[:, :-1], ids[:, 1:], mx.ones(shape))
         return float(nats) / (shape[0] * shape[1])
 
-    return loss_curve(task, take, loss) | {**with_mlx("mlxgpt")}
+    return measure_loss_curve(task, step, evaluate) | {**mlx_metadata("mlxgpt")}
 
 
 def preparation(task: Task) -> Result:
-    """Megabytes per second from a text file to token arrays, training of the BPE included."""
-    data = DataConfig(source=(task.text,), tokenizer="bpe")
-    with tempfile.TemporaryDirectory() as folder:  # where nothing is prepared
-        began = time.perf_counter()
-        dataset = find_or_prepare(PrepareRequest(data, task.vocab_size), Path(folder))
-        seconds = time.perf_counter() - began
+    """Megabytes per second from a text file to token arrays, including training of the BPE."""
+    data_config = DataConfig(source=(task.text,), tokenizer="bpe")
+    with tempfile.TemporaryDirectory() as folder:  # with no prepared dataset to find
+        start = time.perf_counter()
+        dataset = find_or_prepare(PrepareRequest(data_config, task.vocab_size), Path(folder))
+        seconds = time.perf_counter() - start
     size = dataset.meta.train.bytes + dataset.meta.val.bytes
-    return {"megabytes_per_second": size / 1e6 / seconds, **with_mlx("mlxgpt")}
+    return {"megabytes_per_second": size / 1e6 / seconds, **mlx_metadata("mlxgpt")}
 
 
-def _model(task: Task) -> GPT:
-    model = GPT(ModelConfig(**task.shape))  # the weights in the folder are these: runner.py
+def _make_model(task: Task) -> GPT:
+    model = GPT(
+        ModelConfig(**task.shape)
+    )  # the same weights as in the task's folder: see runner.py
     mx.eval(model.parameters())
     return model
 
 
-def with_mlx(package: str) -> Result:
-    """What a package on MLX ran with, and its peak memory: on a GPU that of MLX's arrays."""
-    made_with = {
+def mlx_metadata(package: str) -> Result:
+    """Versions and settings of a package on MLX, and its peak memory: on a GPU, of MLX's arrays."""
+    environment = {
         "versions": f"{package} {version(package)}, mlx {version('mlx')}",
         "device": device.device_type(),
         "threads": str(execution.blas_thread_count() or "MLX's own"),
         "BLAS": execution.blas_status(),
-        "compiler": compiler(),
+        "compiler": compiler_version(),
     }
-    return {"made_with": made_with, "peak_memory": device.peak_memory_bytes()}
+    return {"made_with": environment, "peak_memory": device.peak_memory_bytes()}

@@ -10,56 +10,57 @@ from typing import Any
 import numpy as np
 import torch
 
-from baselines.pytorch import autocast_of, device, ids_of, with_torch
+from baselines.pytorch import autocast_context, to_tensor, torch_device, torch_metadata
 from baselines.tasks import (
     Result,
     Task,
-    prompt_of,
-    random_batch,
-    timed_steps,
-    timed_texts,
+    make_prompt,
+    make_random_batch,
+    time_generation,
+    time_training,
 )
 
 
 def training(task: Task) -> Result:
     """Training steps of nanoGPT's model and optimizer, eager."""
-    model, o = _model(task), task.config["optim"]
+    model, optim = _make_model(task), task.config["optim"]
+    betas = optim["beta1"], optim["beta2"]
     optimizer = model.configure_optimizers(
-        o["weight_decay"], o["learning_rate"], (o["beta1"], o["beta2"]), device()
+        optim["weight_decay"], optim["learning_rate"], betas, torch_device()
     )
-    ids = ids_of(random_batch(task))
+    ids = to_tensor(make_random_batch(task))
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
     def step() -> float:
-        with autocast_of(task):
+        with autocast_context(task):
             _, loss = model(inputs, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if o["grad_clip"]:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), o["grad_clip"])
+        if optim["grad_clip"]:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optim["grad_clip"])
         optimizer.step()
         return float(loss)
 
-    return timed_steps(task, step) | {**with_torch()}
+    return time_training(task, step) | {**torch_metadata()}
 
 
 def generate(task: Task) -> Result:
-    """Its own `generate`, which has no cache."""
-    model = _model(task).eval()
-    ids = ids_of(np.tile(prompt_of(task), (task.texts, 1)))
+    """`generate` of nanoGPT's model, which has no KV cache."""
+    model = _make_model(task).eval()
+    ids = to_tensor(np.tile(make_prompt(task), (task.texts, 1)))
 
     def run() -> list[float]:
         model.generate(ids, 1).cpu()  # waits for the result
-        first = time.perf_counter()
+        first_time = time.perf_counter()
         model.generate(ids, task.new_tokens - 1).cpu()
-        return [first, time.perf_counter()]
+        return [first_time, time.perf_counter()]
 
-    return timed_texts(task, run) | {**with_torch()}
+    return time_generation(task, run) | {**torch_metadata()}
 
 
-def _model(task: Task) -> Any:
+def _make_model(task: Task) -> Any:
     sys.path.append(task.nanogpt)
-    nanogpt, s = importlib.import_module("model"), task.shape
+    nanogpt = importlib.import_module("model")
     names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias")
-    shape = {name: s[name] for name in names}
-    return nanogpt.GPT(nanogpt.GPTConfig(dropout=0.0, **shape)).to(device())
+    shape = {name: task.shape[name] for name in names}
+    return nanogpt.GPT(nanogpt.GPTConfig(dropout=0.0, **shape)).to(torch_device())

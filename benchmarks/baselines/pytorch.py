@@ -18,14 +18,12 @@ from torch.nn import functional as F
 from baselines.tasks import (
     Result,
     Task,
-    compiler,
+    compiler_version,
     learning_rates,
-    loss_curve,
-    random_batch,
-    timed_steps,
+    make_random_batch,
+    measure_loss_curve,
+    time_training,
 )
-
-COMPILED = "PyTorch, compiled"
 
 
 class Block(nn.Module):
@@ -53,7 +51,7 @@ class Block(nn.Module):
 
 
 class TorchGPT(nn.Module):
-    """GPT-2 (Radford et al., 2019) of PyTorch's own fast parts, named as in mlxgpt's GPT.
+    """GPT-2 (Radford et al., 2019) from PyTorch's own fast modules, named as in mlxgpt's GPT.
 
     Args:
         shape: a ModelConfig's fields.
@@ -74,7 +72,7 @@ class TorchGPT(nn.Module):
         return F.linear(self.ln_f(x), self.wte.weight)
 
 
-def device() -> str:
+def torch_device() -> str:
     """The device that PyTorch uses here: the GPU if there is one, as MLX does."""
     if os.environ.get("MLXGPT_DEVICE") == "cpu":
         return "cpu"
@@ -87,87 +85,90 @@ def make_model(task: Task) -> TorchGPT:
     """The model with the weights in the task's folder."""
     model, weights = TorchGPT(task.shape), np.load(Path(task.folder) / "weights.npz")
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    return model.to(device())
+    return model.to(torch_device())
 
 
-def autocast_of(task: Task) -> AbstractContextManager[object]:
+def autocast_context(task: Task) -> AbstractContextManager[object]:
     """Context in which PyTorch computes in the dtype of the config."""
-    half = task.config["train"]["dtype"] == "bfloat16"
-    return torch.autocast(device(), torch.bfloat16) if half else nullcontext()
+    is_bfloat16 = task.config["train"]["dtype"] == "bfloat16"
+    return torch.autocast(torch_device(), torch.bfloat16) if is_bfloat16 else nullcontext()
 
 
-def make_step(model: TorchGPT, task: Task) -> Callable[[torch.Tensor], float]:
+COMPILED_NAME = "PyTorch, compiled"  # the framework's name in runner.py
+
+
+def make_train_step(model: TorchGPT, task: Task) -> Callable[[torch.Tensor], float]:
     """A training step like nanoGPT's, on ids [B, T + 1], with the fused optimizer."""
-    o = Task(**task.config["optim"])
+    optim = Task(**task.config["optim"])
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in model.parameters() if p.dim() >= 2]},
             {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
         ],
-        lr=o.learning_rate,
-        betas=(o.beta1, o.beta2),
-        eps=o.eps,
-        weight_decay=o.weight_decay,
+        lr=optim.learning_rate,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
         fused=True,
     )
     rates = iter(learning_rates(task))
-    forward = torch.compile(model) if task.framework == COMPILED else model
+    forward = torch.compile(model) if task.framework == COMPILED_NAME else model
 
     def step(ids: torch.Tensor) -> float:
-        rate = next(rates, o.learning_rate)
+        learning_rate = next(rates, optim.learning_rate)
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        with autocast_of(task):
+            group["lr"] = learning_rate
+        with autocast_context(task):
             logits = forward(ids[:, :-1])
             loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if o.grad_clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), o.grad_clip)
+        if optim.grad_clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
         optimizer.step()
         return float(loss)
 
     return step
 
 
-def ids_of(array: np.ndarray) -> torch.Tensor:
-    """Ids on PyTorch's device."""
-    return torch.tensor(array).long().to(device())
+def to_tensor(ids: np.ndarray) -> torch.Tensor:
+    """Move ids to PyTorch's device."""
+    return torch.tensor(ids).long().to(torch_device())
 
 
 def training(task: Task) -> Result:
     """Training steps of the same model, eager or compiled."""
-    step, ids = make_step(make_model(task), task), ids_of(random_batch(task))
-    return timed_steps(task, lambda: step(ids)) | {**with_torch()}
+    step, ids = make_train_step(make_model(task), task), to_tensor(make_random_batch(task))
+    return time_training(task, lambda: step(ids)) | {**torch_metadata()}
 
 
 def learning(task: Task) -> Result:
     """A loss curve of PyTorch's training step, over the given batches and windows."""
     model = make_model(task)
-    step = make_step(model, task)
+    step = make_train_step(model, task)
 
-    def loss(windows: np.ndarray) -> float:
-        ids = ids_of(windows)
+    def evaluate(windows: np.ndarray) -> float:
+        ids = to_tensor(windows)
         with torch.no_grad():
             logits = model(ids[:, :-1])
             return float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
 
-    curve = loss_curve(task, lambda batch: step(ids_of(batch)), loss)
-    return curve | {**with_torch()}
+    curve = measure_loss_curve(task, lambda batch: step(to_tensor(batch)), evaluate)
+    return curve | {**torch_metadata()}
 
 
-def with_torch(*packages: str) -> Result:
-    """What PyTorch and packages on it ran with; on a GPU, also the peak memory of its arrays."""
-    blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
-    made_with = {
+def torch_metadata(*packages: str) -> Result:
+    """Versions and settings of PyTorch and packages on it; on a GPU, also its peak memory."""
+    blas_info = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    environment = {
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", *packages)),
-        "device": device(),
+        "device": torch_device(),
         "threads": str(torch.get_num_threads()),
-        "BLAS": blas[1] if blas else "PyTorch's own",
-        "compiler": compiler(),
+        "BLAS": blas_info[1] if blas_info else "PyTorch's own",
+        "compiler": compiler_version(),
     }
-    if device() == "cuda":
-        return {"made_with": made_with, "peak_memory": torch.cuda.max_memory_allocated()}
-    if device() == "mps":
-        return {"made_with": made_with, "peak_memory": torch.mps.driver_allocated_memory()}
-    return {"made_with": made_with}
+    if torch_device() == "cuda":
+        return {"made_with": environment, "peak_memory": torch.cuda.max_memory_allocated()}
+    if torch_device() == "mps":
+        return {"made_with": environment, "peak_memory": torch.mps.driver_allocated_memory()}
+    return {"made_with": environment}

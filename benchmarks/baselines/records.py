@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxgpt.bench.records import Machine
 
-MLXGPT = "mlxgpt"  # its name among the frameworks
+MLXGPT = "mlxgpt"  # mlxgpt's name among the frameworks
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class TaskResult:
     Attributes:
         config: the name of the model's config.
         task: training, generate, learning or preparation.
-        texts: how many are generated at once.
+        texts: batch size of generation; 0 in other tasks.
         rounds: the values measured in each round, by framework.
         made_with: versions, device, threads, BLAS and compiler of each framework.
-        failed: frameworks that could not do it, and why.
+        failed: frameworks that failed, and why.
     """
 
     config: str
@@ -49,10 +49,12 @@ class Comparison:
         had the same results and the machine's speed.
         """
         tree = json.loads(text)
-        results = tree["results"] if "results" in tree else map(_from_bench, tree["contests"])
+        results = (
+            tree["results"] if "results" in tree else map(_convert_bench_result, tree["contests"])
+        )
         machine = Machine(**tree["machine"])
         return cls(tree["date"], machine, tuple(TaskResult(**result) for result in results))
 
 
-def _from_bench(contest: dict[str, Any]) -> dict[str, Any]:
-    return {("task" if name == "what" else name): value for name, value in contest.items()}
+def _convert_bench_result(result: dict[str, Any]) -> dict[str, Any]:
+    return {("task" if name == "what" else name): value for name, value in result.items()}

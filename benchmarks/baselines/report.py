@@ -15,11 +15,9 @@ from mlxgpt.bench.markdown import format_stats, render_markdown_table
 from mlxgpt.bench.records import Measurement, SummaryStats
 from mlxgpt.utils import files
 
-LOWER_IS_BETTER = ("ms_to_first_token", "peak_memory", "seconds_from_start")
-
 
 def render_markdown(comparison: Comparison) -> str:
-    """The whole report."""
+    """The whole report as Markdown."""
     results = comparison.results
     rounds = max((len(rounds) for r in results for rounds in r.rounds.values()), default=0)
     lines = [
@@ -36,15 +34,15 @@ def render_markdown(comparison: Comparison) -> str:
         "",
     ]
     for name in dict.fromkeys(r.config for r in results):
-        of_config = [r for r in results if r.config == name]
-        training = _speeds(of_config, "training", "tokens_per_second", "tokens/s")
+        config_results = [r for r in results if r.config == name]
+        training = _speed_table(config_results, "training", "tokens_per_second", "tokens/s")
         lines += _section(f"{name}, training", training)
-        lines += _section(f"{name}, generation", _generation(of_config))
-        lines += _section(f"{name}, learning", _learning(of_config))
+        lines += _section(f"{name}, generation", _generation_table(config_results))
+        lines += _section(f"{name}, learning", _learning_table(config_results))
         title = "MB/s, training of the BPE included"
-        preparation = _speeds(of_config, "preparation", "megabytes_per_second", title)
+        preparation = _speed_table(config_results, "preparation", "megabytes_per_second", title)
         lines += _section(f"{name}, data preparation", preparation)
-    lines += ["## Versions", "", *render_markdown_table(_made_with(results)), ""]
+    lines += ["## Versions", "", *render_markdown_table(_versions_table(results)), ""]
     for r in results:
         lines += [
             f"- {framework} could not do {r.config}, {r.task}: {reason}"
@@ -54,70 +52,79 @@ def render_markdown(comparison: Comparison) -> str:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
-    """Write JSON and Markdown next to earlier reports, never over them; both paths."""
+    """Write JSON and Markdown without overwriting earlier reports; returns both paths."""
     slug = report.report_slug(Measurement(comparison.date, comparison.machine, ()))
     stem = report.find_unused_stem(folder, f"{slug}-baselines")
-    data, text = folder / f"{stem}.json", folder / f"{stem}.md"
-    files.write_atomically(data, comparison.to_json())
-    files.write_atomically(text, render_markdown(comparison))
-    return data, text
+    json_path, markdown_path = folder / f"{stem}.json", folder / f"{stem}.md"
+    files.write_atomically(json_path, comparison.to_json())
+    files.write_atomically(markdown_path, render_markdown(comparison))
+    return json_path, markdown_path
 
 
 def speed_ratios(result: TaskResult) -> Iterator[tuple[str, float, float, float]]:
-    """(task and framework, how many times as fast mlxgpt is, at least, at most)."""
+    """How many times as fast mlxgpt is: rows of (task and framework, median, minimum, maximum)."""
 
-    def speeds(framework: str) -> list[float]:
+    def sorted_speeds(framework: str) -> list[float]:
         rounds = result.rounds.get(framework, [])
         return sorted(values.get("tokens_per_second", 0.0) for values in rounds)
 
-    ours = speeds(MLXGPT)
+    mlxgpt_speeds = sorted_speeds(MLXGPT)
     task = f"{result.texts} text" if result.task == "generate" else result.task
     label = f"{result.config}, {task}{'s' * (result.texts > 1)}"
     for framework in result.rounds:
-        others = speeds(framework)
-        if framework != MLXGPT and ours and min(*ours, *others) > 0:
-            median = ours[len(ours) // 2] / others[len(others) // 2]
-            yield f"{label}: {framework}", median, ours[0] / others[-1], ours[-1] / others[0]
+        speeds = sorted_speeds(framework)
+        if framework != MLXGPT and mlxgpt_speeds and min(*mlxgpt_speeds, *speeds) > 0:
+            median = mlxgpt_speeds[len(mlxgpt_speeds) // 2] / speeds[len(speeds) // 2]
+            minimum, maximum = mlxgpt_speeds[0] / speeds[-1], mlxgpt_speeds[-1] / speeds[0]
+            yield f"{label}: {framework}", median, minimum, maximum
 
 
 def _section(title: str, rows: list[list[str]]) -> list[str]:
     return [f"## {title}", "", *render_markdown_table(rows, ">"), ""] if len(rows) > 1 else []
 
 
-def _spread(result: TaskResult, framework: str, name: str) -> SummaryStats:
+def _summarize(result: TaskResult, framework: str, name: str) -> SummaryStats:
     return SummaryStats.from_values([values[name] for values in result.rounds[framework]])
 
 
-def _ratio(result: TaskResult, framework: str, name: str) -> str:
+LOWER_IS_BETTER = ("ms_to_first_token", "peak_memory", "seconds_from_start")
+
+
+def _format_ratio(result: TaskResult, framework: str, name: str) -> str:
     if framework == MLXGPT or MLXGPT not in result.rounds:
         return ""
-    ours, other = (_spread(result, f, name).median for f in (MLXGPT, framework))
-    return f"{other / ours if name in LOWER_IS_BETTER else ours / other:.2f}"
+    mlxgpt_median = _summarize(result, MLXGPT, name).median
+    median = _summarize(result, framework, name).median
+    is_inverse = name in LOWER_IS_BETTER
+    return f"{median / mlxgpt_median if is_inverse else mlxgpt_median / median:.2f}"
 
 
-def _cells(result: TaskResult, framework: str, name: str, scale: float = 1.0) -> list[str]:
-    spread = _spread(result, framework, name)
-    scaled = SummaryStats.from_values([scale * value for value in spread.repeats])
-    return [format_stats(scaled), _ratio(result, framework, name)]
+def _format_cells(result: TaskResult, framework: str, name: str, scale: float = 1.0) -> list[str]:
+    stats = _summarize(result, framework, name)
+    scaled_stats = SummaryStats.from_values([scale * value for value in stats.repeats])
+    return [format_stats(scaled_stats), _format_ratio(result, framework, name)]
 
 
-def _speeds(results: Iterable[TaskResult], task: str, speed: str, title: str) -> list[list[str]]:
-    """Speed and memory of a task of one kind.
+def _speed_table(
+    results: Iterable[TaskResult], task: str, speed: str, title: str
+) -> list[list[str]]:
+    """Speed and memory of all frameworks in a task.
 
     Args:
-        speed: name of the measurement.
-        title: of its column.
+        task: training or preparation.
+        speed: name of the measured value.
+        title: title of its column.
     """
     rows = [["", title, "*ratio*", "peak memory, MB", "*ratio*"]]
     for r in results:
         if r.task == task:
             for framework in r.rounds:
-                cells = _cells(r, framework, speed)
-                rows.append([framework, *cells, *_cells(r, framework, "peak_memory", 1e-6)])
+                cells = _format_cells(r, framework, speed)
+                rows.append([framework, *cells, *_format_cells(r, framework, "peak_memory", 1e-6)])
     return rows
 
 
-def _generation(results: Iterable[TaskResult]) -> list[list[str]]:
+def _generation_table(results: Iterable[TaskResult]) -> list[list[str]]:
     rows = [
         [
             "texts, framework",
@@ -135,46 +142,55 @@ def _generation(results: Iterable[TaskResult]) -> list[list[str]]:
         if r.task != "generate":
             continue
         for framework in r.rounds:
-            row = [f"{r.texts}, {framework}", *_cells(r, framework, "tokens_per_second")]
-            row += _cells(r, framework, "ms_to_first_token")
-            row += _cells(r, framework, "seconds_from_start")
-            rows.append([*row, *_cells(r, framework, "peak_memory", 1e-6)])
+            row = [f"{r.texts}, {framework}", *_format_cells(r, framework, "tokens_per_second")]
+            row += _format_cells(r, framework, "ms_to_first_token")
+            row += _format_cells(r, framework, "seconds_from_start")
+            rows.append([*row, *_format_cells(r, framework, "peak_memory", 1e-6)])
     return rows
 
 
-def _learning(results: Iterable[TaskResult]) -> list[list[str]]:
-    """The loss at the end of the same batches, and the time to the highest of these losses."""
+def _learning_table(results: Iterable[TaskResult]) -> list[list[str]]:
+    """The final loss after the same batches, and the time to the highest final loss."""
     rows = [["", "nats per token, at the end", "seconds to the loss that all reach", "*ratio*"]]
     for r in results:
         if r.task != "learning":
             continue
-        ends = {f: [values["curve"][-1][1] for values in rounds] for f, rounds in r.rounds.items()}
-        target = max(max(losses) for losses in ends.values())
-        reached = {
-            f: SummaryStats.from_values([_seconds_to(target, values["curve"]) for values in rounds])
-            for f, rounds in r.rounds.items()
+        final_losses = {
+            framework: [values["curve"][-1][1] for values in rounds]
+            for framework, rounds in r.rounds.items()
         }
-        for framework, spread in reached.items():
-            ratio = spread.median / reached[MLXGPT].median if MLXGPT in reached else None
-            shown = "" if ratio is None or framework == MLXGPT else f"{ratio:.2f}"
-            loss = statistics.median(ends[framework])
-            rows.append([framework, f"{loss:.4f}", format_stats(spread), shown])
+        target = max(max(losses) for losses in final_losses.values())
+        seconds = {
+            framework: SummaryStats.from_values(
+                [_seconds_to_loss(target, values["curve"]) for values in rounds]
+            )
+            for framework, rounds in r.rounds.items()
+        }
+        for framework, stats in seconds.items():
+            ratio = stats.median / seconds[MLXGPT].median if MLXGPT in seconds else None
+            ratio_cell = "" if ratio is None or framework == MLXGPT else f"{ratio:.2f}"
+            loss = statistics.median(final_losses[framework])
+            rows.append([framework, f"{loss:.4f}", format_stats(stats), ratio_cell])
     return rows
 
 
-def _seconds_to(target: float, curve: Sequence[Sequence[float]]) -> float:
+def _seconds_to_loss(target: float, curve: Sequence[Sequence[float]]) -> float:
     """Seconds until a loss curve stays at or below `target`, linear between its points."""
-    later = next(n for n in range(len(curve)) if all(loss <= target for _, loss in curve[n:]))
-    if later == 0:
+    index = next(n for n in range(len(curve)) if all(loss <= target for _, loss in curve[n:]))
+    if index == 0:
         return curve[0][0]
-    (began, above), (ended, below) = curve[later - 1], curve[later]
-    return float(np.interp(-target, [-above, -below], [began, ended]))
+    (seconds_before, loss_before), (seconds_after, loss_after) = curve[index - 1], curve[index]
+    seconds = np.interp(-target, [-loss_before, -loss_after], [seconds_before, seconds_after])
+    return float(seconds)
 
 
-def _made_with(results: Iterable[TaskResult]) -> list[list[str]]:
-    made_with: dict[str, dict[str, Any]] = {}
+def _versions_table(results: Iterable[TaskResult]) -> list[list[str]]:
+    environments: dict[str, dict[str, Any]] = {}
     for r in results:
-        made_with |= r.made_with
+        environments |= r.made_with
     names = ("versions", "device", "threads", "BLAS", "compiler")
-    rows = [[framework, *(m.get(n, "") for n in names)] for framework, m in made_with.items()]
+    rows = [
+        [framework, *(environment.get(name, "") for name in names)]
+        for framework, environment in environments.items()
+    ]
     return [["", *names], *rows]

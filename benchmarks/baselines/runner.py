@@ -1,16 +1,16 @@
-"""Run mlxgpt and other libraries at the same tasks: in turn, A B A B, each in a fresh process, on
+"""Run mlxgpt and other libraries on the same tasks: in turn, A B A B, each in a fresh process, with
 the same weights.
 
 A process gets a task, a dictionary of plain data:
 
-    module, task   the framework's module here, and its function
+    module, task   the framework's module in this package, and the function in it
     framework      its name in the report
-    began          when its process was started, in seconds since 1970
+    began          start time of its process, in seconds since 1970
     folder         the model's weights in transformers' layout; in learning, the batches too
     shape, config  ModelConfig's fields, and all of Config's
-    batch_size, seconds, steps           of training: how long it is timed; of learning: how many
-    texts, prompt_tokens, new_tokens     of generation
-    text, vocab_size                     of preparation: a file, and the tokenizer's size
+    batch_size, seconds, steps           training: how long it is timed; learning: number of steps
+    texts, prompt_tokens, new_tokens     generation: batch size and lengths
+    text, vocab_size                     preparation: a file, and the tokenizer's size
     nanogpt                              the folder of a nanoGPT checkout
 """
 
@@ -44,73 +44,82 @@ from mlxgpt.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CHILD = (sys.executable, "-m", "baselines")
-BENCHMARKS = Path(__file__).parents[1]  # where a child finds this package; next to mlxgpt
-VOCABULARY = 4096  # of the BPE that preparation trains
-
 
 @dataclass(frozen=True)
 class Framework:
-    """A library to measure, the tasks it can do, and the package it needs.
+    """A library to measure, and the tasks it can do.
 
     Attributes:
-        has_our_blas: whether MLX under it gets the BLAS that mlxgpt loads.
-        has_cache: in generation; without one several texts would take an hour.
+        module: the module in this package that runs its tasks.
+        required_package: the package that must be installed.
+        uses_mlxgpt_blas: whether it runs on MLX with the BLAS that mlxgpt loads.
+        has_kv_cache: in generation; without one a batch of texts would take an hour.
     """
 
     name: str
     module: str
     tasks: tuple[str, ...]
-    needs: str | None = None
-    has_our_blas: bool = False
-    has_cache: bool = True
+    required_package: str | None = None
+    uses_mlxgpt_blas: bool = False
+    has_kv_cache: bool = True
 
 
-OURS = Framework(
+MLXGPT_FRAMEWORK = Framework(
     MLXGPT, "mlxgpt_baseline", ("training", "generate", "learning", "preparation"), None, True
 )
 FRAMEWORKS = (
-    OURS,
+    MLXGPT_FRAMEWORK,
     Framework("PyTorch", "pytorch", ("training", "learning"), "torch"),
     Framework("PyTorch, compiled", "pytorch", ("training", "learning"), "torch"),
     Framework("transformers", "hugging_face", ("generate",), "transformers"),
     Framework("mlx-lm", "mlx_lm", ("training", "generate"), "mlx_lm", True),
     Framework("datasets.map", "datasets_map", ("preparation",), "datasets"),
 )
-NANOGPT = Framework("nanoGPT", "nanogpt", ("training", "generate"), "torch", has_cache=False)
+NANOGPT_FRAMEWORK = Framework(
+    "nanoGPT", "nanogpt", ("training", "generate"), "torch", has_kv_cache=False
+)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much is measured in each task."""
+class BenchmarkSettings:
+    """How much is measured in each task.
+
+    Attributes:
+        rounds: repetitions of every task.
+        training_seconds: how long training is timed; at least two steps.
+        max_batch_size: in training; tokens/s hardly depends on the batch size.
+        learning_steps: length of the loss curve.
+        corpus_megabytes: size of the text to prepare.
+    """
 
     rounds: int = 5
-    seconds: float = 5.0  # of training that is timed, at least two steps
-    sequences: int = 16  # of a step at most; tokens/s hardly depends on how many
-    steps: int = 100  # of learning
-    megabytes: float = 3.0  # of text to prepare
+    training_seconds: float = 5.0
+    max_batch_size: int = 16
+    learning_steps: int = 100
+    corpus_megabytes: float = 3.0
 
 
-PLAN = Plan()
+DEFAULT_SETTINGS = BenchmarkSettings()
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchmarkModel:
     """A model to measure.
 
     Attributes:
         config: of the classic recipe, with its vocabulary and dtype.
-        texts: numbers of texts that are generated at once.
+        has_training: whether training is measured.
+        batch_sizes: batch sizes of generation to measure.
     """
 
     name: str
     config: Config
-    trains: bool = True
-    texts: tuple[int, ...] = (1, 8, 64)
+    has_training: bool = True
+    batch_sizes: tuple[int, ...] = (1, 8, 64)
 
 
 def installed_frameworks(nanogpt: Path | None = None) -> tuple[list[Framework], list[str]]:
-    """Frameworks that can run here, and the packages that are missing for others.
+    """Frameworks that can run on this machine, and the packages missing for the others.
 
     Args:
         nanogpt: a nanoGPT checkout to measure as well.
@@ -125,66 +134,74 @@ def installed_frameworks(nanogpt: Path | None = None) -> tuple[list[Framework], 
                 f"{nanogpt} is not a nanoGPT checkout: it has no model.py",
                 "give the folder that has nanoGPT's model.py: --nanogpt DIR",
             )
-        frameworks.append(NANOGPT)
-    missing = sorted({f.needs for f in frameworks if f.needs and not find_spec(f.needs)})
-    return [f for f in frameworks if f.needs not in missing], missing
+        frameworks.append(NANOGPT_FRAMEWORK)
+    missing = sorted(
+        {
+            f.required_package
+            for f in frameworks
+            if f.required_package and not find_spec(f.required_package)
+        }
+    )
+    return [f for f in frameworks if f.required_package not in missing], missing
 
 
 def run_tasks(
-    jobs: Sequence[Job],
+    models: Sequence[BenchmarkModel],
     frameworks: Sequence[Framework],
     *,
     nanogpt: Path | None = None,
-    plan: Plan = PLAN,
+    settings: BenchmarkSettings = DEFAULT_SETTINGS,
 ) -> Iterator[TaskResult]:
-    """Run all tasks of all jobs, then learning and preparation with the first job's config."""
-    for job in jobs:
-        with _weights(job.config) as folder:
-            block = job.config.model.block_size
+    """Run all tasks with each model, then learning and preparation with the first one's config."""
+    for model in models:
+        with _exported_weights(model.config) as folder:
+            block_size = model.config.model.block_size
             task = {
-                **_task(job.config, folder),
+                **_base_task(model.config, folder),
                 "nanogpt": str(nanogpt.resolve()) if nanogpt else "",
-                "batch_size": min(job.config.train.batch_size, plan.sequences),
-                "seconds": plan.seconds,
-                "prompt_tokens": block // 2,
-                "new_tokens": block - block // 2,
+                "batch_size": min(model.config.train.batch_size, settings.max_batch_size),
+                "seconds": settings.training_seconds,
+                "prompt_tokens": block_size // 2,
+                "new_tokens": block_size - block_size // 2,
             }
             task["config"]["train"]["batch_size"] = task["batch_size"]
-            if job.trains:
-                yield _run_rounds(job.name, {**task, "task": "training"}, frameworks, plan)
-            # A large model without a cache takes longer for one text than all others together.
-            generating = [f for f in frameworks if job.trains or f.has_cache]
-            for texts in job.texts:
-                generate = {**task, "task": "generate", "texts": texts}
-                yield _run_rounds(job.name, generate, generating, plan)
-    first = jobs[0]
-    with _learning_task(first.config, plan) as task:
+            if model.has_training:
+                yield _run_rounds(model.name, {**task, "task": "training"}, frameworks, settings)
+            # Without a cache, a large model takes longer for one text than all other frameworks do.
+            generators = [f for f in frameworks if model.has_training or f.has_kv_cache]
+            for batch_size in model.batch_sizes:
+                generation_task = {**task, "task": "generate", "texts": batch_size}
+                yield _run_rounds(model.name, generation_task, generators, settings)
+    first_model = models[0]
+    with _learning_task(first_model.config, settings) as task:
         for name in ("learning", "preparation"):
-            yield _run_rounds(first.name, {**task, "task": name}, frameworks, plan)
+            yield _run_rounds(first_model.name, {**task, "task": name}, frameworks, settings)
 
 
-def _task(config: Config, folder: Path) -> dict[str, Any]:
+def _base_task(config: Config, folder: Path) -> dict[str, Any]:
     shape, tree = asdict(config.model), asdict(config)
     return {"folder": str(folder), "shape": shape, "config": tree, "texts": 0, "steps": 0}
 
 
 def _run_rounds(
-    config: str, task: dict[str, Any], frameworks: Sequence[Framework], plan: Plan
+    config_name: str,
+    task: dict[str, Any],
+    frameworks: Sequence[Framework],
+    settings: BenchmarkSettings,
 ) -> TaskResult:
-    name, texts = task["task"], task["texts"]
-    result = TaskResult(config, name, texts)
-    for number in range(plan.rounds):
+    name, batch_size = task["task"], task["texts"]
+    result = TaskResult(config_name, name, batch_size)
+    for round_index in range(settings.rounds):
         for framework in frameworks:
             if name not in framework.tasks or framework.name in result.failed:
                 continue
-            if texts > 1 and not framework.has_cache:
+            if batch_size > 1 and not framework.has_kv_cache:
                 continue
-            of = f" of {texts}" if texts else ""
-            logger.info(
-                f"{config}, {name}{of}, round {number + 1} of {plan.rounds}: {framework.name} …"
-            )
+            label = f"{config_name}, {name}" + (f" of {batch_size}" if batch_size else "")
+            progress = f"round {round_index + 1} of {settings.rounds}"
+            logger.info(f"{label}, {progress}: {framework.name} …")
             try:
-                values = _run(framework, task)
+                values = _run_in_process(framework, task)
             except UserError as error:
                 result.failed[framework.name] = error.problem
                 continue
@@ -193,39 +210,43 @@ def _run_rounds(
     return result
 
 
-def _run(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
-    """The values that a framework measured, in a fresh process.
+PROCESS_COMMAND = (sys.executable, "-m", "baselines")
+BENCHMARKS_DIR = Path(__file__).parents[1]  # where a process finds this package
+
+
+def _run_in_process(framework: Framework, task: dict[str, Any]) -> dict[str, Any]:
+    """Run a task in a fresh process, and return the values that the framework measured.
 
     Raises:
         UserError: if that process fails.
     """
-    path = os.pathsep.join([str(BENCHMARKS.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
+    python_path = os.pathsep.join([str(BENCHMARKS_DIR.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": python_path.rstrip(os.pathsep)}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
-    if not framework.has_our_blas:
+    if not framework.uses_mlxgpt_blas:
         environment = {**jit.remove_script_from_environment(environment), "MLXGPT_BLAS": "none"}
     task = {**task, "module": framework.module, "framework": framework.name, "began": time.time()}
-    child = subprocess.run(
-        [*CHILD, json.dumps(task)],
+    process = subprocess.run(
+        [*PROCESS_COMMAND, json.dumps(task)],
         env=environment,
-        cwd=BENCHMARKS,
+        cwd=BENCHMARKS_DIR,
         capture_output=True,
         text=True,
         errors="replace",
         check=False,
     )
-    if child.returncode != 0:
-        reason = child.stderr.strip() or f"its process ended with code {child.returncode}"
+    if process.returncode != 0:
+        reason = process.stderr.strip() or f"its process ended with code {process.returncode}"
         raise UserError(reason.splitlines()[-1][:200], f"run {framework.name} alone to see why.")
-    values: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    values: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return values
 
 
 @contextmanager
-def _weights(config: Config) -> Iterator[Path]:
-    """A folder with a fresh model as transformers, mlx-lm and numpy load it."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+def _exported_weights(config: Config) -> Iterator[Path]:
+    """A folder with a new model's weights in the formats of transformers, mlx-lm and numpy."""
+    with tempfile.TemporaryDirectory() as folder_name:
+        folder = Path(folder_name)
         weights = flatten_params(GPT(config.model).parameters())
         huggingface.write_gpt2_config(folder, config.model, None)
         huggingface.write_gpt2_parameters(folder, config.model, weights)
@@ -234,19 +255,25 @@ def _weights(config: Config) -> Iterator[Path]:
         yield folder
 
 
+BPE_VOCAB_SIZE = 4096  # of the tokenizer that preparation trains
+
+
 @contextmanager
-def _learning_task(config: Config, plan: Plan) -> Iterator[dict[str, Any]]:
-    """A task with batches of synthetic stories, and windows that are in none of them."""
-    text = "<|endoftext|>".join(synthetic.generate_stories(0, size=int(1e6 * plan.megabytes)))
+def _learning_task(config: Config, settings: BenchmarkSettings) -> Iterator[dict[str, Any]]:
+    """A task with batches of synthetic stories, and held-out windows."""
+    size = int(1e6 * settings.corpus_megabytes)
+    text = "<|endoftext|>".join(synthetic.generate_stories(0, size=size))
     characters, ids = np.unique(np.array(list(text)), return_inverse=True)
     config = override_config(config, {"vocab_size": len(characters)})
-    window = config.model.block_size + 1
-    batch, windows = config.train.batch_size, ids[: 64 * window].astype(np.int32)
-    draw = np.random.default_rng(0)
-    starts = draw.integers(len(windows), len(ids) - window, size=(plan.steps, batch, 1))
-    with _weights(config) as folder:
-        np.save(folder / "windows.npy", windows.reshape(64, window))
-        np.save(folder / "batches.npy", ids[starts + np.arange(window)].astype(np.int32))
+    length, batch_size = config.model.block_size + 1, config.train.batch_size
+    held_out_ids = ids[: 64 * length].astype(np.int32)
+    rng = np.random.default_rng(0)
+    shape = (settings.learning_steps, batch_size, 1)
+    starts = rng.integers(len(held_out_ids), len(ids) - length, size=shape)
+    with _exported_weights(config) as folder:
+        np.save(folder / "windows.npy", held_out_ids.reshape(64, length))
+        np.save(folder / "batches.npy", ids[starts + np.arange(length)].astype(np.int32))
         (folder / "text.txt").write_text(text, encoding="utf-8")
-        task = {**_task(config, folder), "batch_size": batch, "steps": plan.steps}
-        yield {**task, "text": str(folder / "text.txt"), "vocab_size": VOCABULARY}
+        task = {**_base_task(config, folder), "batch_size": batch_size}
+        task |= {"steps": settings.learning_steps, "vocab_size": BPE_VOCAB_SIZE}
+        yield {**task, "text": str(folder / "text.txt")}

@@ -1,5 +1,5 @@
-"""The task that a process gets, its timing, and the memory it took. Imports no framework, so that a
-process holds only the one it measures.
+"""The task that a process runs, its timing, and its peak memory. Imports no framework, so that a
+process loads only the one it measures.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any
 
 import numpy as np
 
-Task = SimpleNamespace  # its fields: see runner.py
+Task = SimpleNamespace  # for its fields see runner.py
 Result = dict[str, Any]
-WARMUP = 2  # steps that compile every kernel
+WARMUP_STEPS = 2  # steps that compile every kernel
 
 
-def peak_memory() -> int:
-    """Peak resident bytes of this process."""
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process, in bytes."""
     with suppress(OSError):
-        high_water = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        if high_water:
-            return 1024 * int(high_water[1])
+        match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        if match:
+            return 1024 * int(match[1])
     import resource
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    max_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max_rss if sys.platform == "darwin" else 1024 * max_rss
 
 
-def compiler() -> str:
-    """The C++ compiler that kernels are compiled with."""
+def compiler_version() -> str:
+    """Name and version of the C++ compiler for kernels."""
     with suppress(OSError, subprocess.SubprocessError):
         command = ["g++", "-dumpfullversion"]
         version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -42,71 +42,70 @@ def compiler() -> str:
     return "none"
 
 
-def random_batch(task: Task) -> np.ndarray:
-    """Ids [B, T + 1]; the speed of a step does not depend on them."""
+def make_random_batch(task: Task) -> np.ndarray:
+    """Random ids [B, T + 1]; the speed of a step does not depend on them."""
     shape = task.batch_size, task.shape["block_size"] + 1
     return np.random.default_rng(0).integers(task.shape["vocab_size"], size=shape, dtype=np.int32)
 
 
-def prompt_of(task: Task) -> np.ndarray:
+def make_prompt(task: Task) -> np.ndarray:
     """A prompt's ids [T]; the speed of generation does not depend on them."""
     return np.arange(task.prompt_tokens) % task.shape["vocab_size"]
 
 
-def timed_steps(task: Task, step: Callable[[], object]) -> Result:
+def time_training(task: Task, step: Callable[[], object]) -> Result:
     """Tokens per second of training steps that wait for their results."""
-    for _ in range(WARMUP):
+    for _ in range(WARMUP_STEPS):
         step()
-    began, taken = time.perf_counter(), 0
-    while taken < 2 or time.perf_counter() - began < task.seconds:
+    start, steps = time.perf_counter(), 0
+    while steps < 2 or time.perf_counter() - start < task.seconds:
         step()
-        taken += 1
-    seconds = (time.perf_counter() - began) / taken
+        steps += 1
+    seconds = (time.perf_counter() - start) / steps
     return {"tokens_per_second": task.batch_size * task.shape["block_size"] / seconds}
 
 
-def timed_texts(task: Task, run: Callable[[], list[float]]) -> Result:
-    """Times of a generation.
+def time_generation(task: Task, run: Callable[[], list[float]]) -> Result:
+    """Startup time, time to the first token, and tokens per second of generation.
 
     Args:
-        run: generates, and returns the time at which each row of new tokens was there. The first
-            call gives the time from the start of Python to the first row, the second one, with
-            everything warm, the time to the first row and the rate of the others.
+        run: generates, and returns the time at which each row of new tokens was complete. The first
+            call gives the time from the start of Python to the first row; the second call, with
+            everything warm, the time to the first row and the speed of the other rows.
     """
-    first = run()
-    started = time.time() - (time.perf_counter() - first[0]) - task.began
-    began = time.perf_counter()
+    cold_times = run()
+    seconds_from_start = time.time() - (time.perf_counter() - cold_times[0]) - task.began
+    start = time.perf_counter()
     times = run()
     return {
-        "seconds_from_start": started,
-        "ms_to_first_token": 1000 * (times[0] - began),
+        "seconds_from_start": seconds_from_start,
+        "ms_to_first_token": 1000 * (times[0] - start),
         "tokens_per_second": task.texts * (task.new_tokens - 1) / (times[-1] - times[0]),
     }
 
 
 def learning_rates(task: Task) -> list[float]:
     """The learning rate of each step: linear warmup, then linear decay."""
-    o, steps = task.config["optim"], task.steps
+    max_rate, steps = task.config["optim"]["learning_rate"], task.steps
     warmup = max(1, steps // 10)
     return [
-        o["learning_rate"] * min((n + 1) / warmup, (steps - n) / (steps - warmup + 1))
-        for n in range(steps)
+        max_rate * min((n + 1) / warmup, (steps - n) / (steps - warmup + 1)) for n in range(steps)
     ]
 
 
-def loss_curve(
-    task: Task, step: Callable[[np.ndarray], object], loss: Callable[[np.ndarray], float]
+def measure_loss_curve(
+    task: Task, step: Callable[[np.ndarray], object], evaluate: Callable[[np.ndarray], float]
 ) -> Result:
-    """Train on the batches in the task's folder; (seconds of training, loss on held-out windows)
-    at 20 points. Evaluations and the first two steps, which compile, are not counted.
+    """Train on the batches in the task's folder, and measure (seconds of training, loss on held-out
+    windows) at 20 points. Evaluations and the first two steps, which compile, are not counted.
     """
     batches, windows = (np.load(f"{task.folder}/{name}.npy") for name in ("batches", "windows"))
     seconds, curve = 0.0, []
     for n, batch in enumerate(batches):
-        began = time.perf_counter()
+        start = time.perf_counter()
         step(batch)
-        if n >= WARMUP:
-            seconds += time.perf_counter() - began
+        if n >= WARMUP_STEPS:
+            seconds += time.perf_counter() - start
         if (n + 1) % max(1, len(batches) // 20) == 0:
-            curve.append((seconds, loss(windows)))
+            curve.append((seconds, evaluate(windows)))
     return {"curve": curve}

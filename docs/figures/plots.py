@@ -1,4 +1,4 @@
-"""Makes recipes.svg and baselines.svg, the README's plots, from two runs and a comparison with
+"""Make recipes.svg and baselines.svg, the README's plots, from two runs and a comparison with
 other libraries, drawn as `mlxgpt report` draws.
 
     pip install -e '.[report]'
@@ -25,34 +25,38 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from baselines.records import Comparison
 from baselines.report import speed_ratios
 
-FOLDER = Path(__file__).parent
-NAMES = ("classic", "modern")
+RECIPES = ("classic", "modern")
 
 
-def main(runs: list[str], report: Path) -> None:
+def main(run_folders: list[str], report_path: Path) -> None:
+    """Draw and save both plots."""
     lines = []
-    for n, (name, folder) in enumerate(zip(NAMES, runs, strict=True)):
+    for n, (recipe, folder) in enumerate(zip(RECIPES, run_folders, strict=True)):
         metrics = load_run_metrics(open_run(Path(folder)))
         loss = metrics.values["val_loss"]
         is_known = np.isfinite(loss)
-        label = f"{name}, at the end {loss[is_known][-1]:.3f}"
+        label = f"{recipe}, at the end {loss[is_known][-1]:.3f}"
         lines.append(Line(label, metrics.steps[is_known], loss[is_known], markers=True, group=n))
     svg = plots.plot_lines(lines, "steps of 2,048 characters", "nats per character", name="recipes")
-    save(svg, "recipes.svg")
+    save_svg(svg, "recipes.svg")
 
-    comparison = Comparison.from_json(report.read_text(encoding="utf-8"))
+    comparison = Comparison.from_json(report_path.read_text(encoding="utf-8"))
     rows = [row for result in comparison.results for row in speed_ratios(result)]
     machine = comparison.machine
     label = f"how many times as fast mlxgpt is, on {machine.chip}, {machine.cores} cores"
     svg = plots.plot_intervals(rows, label, name="baselines", reference=1.0, log=True)
-    save(svg, "baselines.svg")
+    save_svg(svg, "baselines.svg")
 
 
-def save(svgs: str, name: str) -> None:
+FIGURES_DIR = Path(__file__).parent
+
+
+def save_svg(svgs: str, name: str) -> None:
     """Write the wide one of a page's two SVGs to a file, with its light and dark colors."""
     svg = svgs[: svgs.index("</svg>") + len("</svg>")]
-    head, _, rest = svg.partition(">")
-    (FOLDER / name).write_text(f"{head}><style>{CSS_COLORS}</style>{rest}\n", encoding="utf-8")
+    opening_tag, _, content = svg.partition(">")
+    styled_svg = f"{opening_tag}><style>{CSS_COLORS}</style>{content}\n"
+    (FIGURES_DIR / name).write_text(styled_svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

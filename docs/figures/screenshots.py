@@ -1,4 +1,4 @@
-"""Makes play-*.png, the screenshots of `mlxgpt play` in the README and in play.md, from two runs.
+"""Make play-*.png, the screenshots of `mlxgpt play` in the README and in play.md, from two runs.
 
     pip install -e '.[play,browser]' pillow
     python docs/figures/screenshots.py STORIES SHAKESPEARE
@@ -20,31 +20,29 @@ from playwright.sync_api import Page, sync_playwright
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from play import serve_run
 
-FOLDER = Path(__file__).parent
-COLORS = 64
-WIDTH = 1040
+VIEWPORT_WIDTH = 1040
 
 
-def main(stories: str, shakespeare: str) -> None:
+def main(stories_run: str, shakespeare_run: str) -> None:
     """Take the three screenshots."""
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        with serve_run([stories]) as address:
+        with serve_run([stories_run]) as address:
             page = open_page(browser, address)
             page.fill("#max-tokens", "120")
             page.click("#go")
             page.wait_for_selector("#state:has-text('seed')")
             page.wait_for_selector("#next li")
             page.hover("#story .token:nth-child(9)")
-            save(page, "play-write.png", "#write")
+            save_screenshot(page, "play-write.png", "#write")
             page.click("#tab-inside")
             page.wait_for_selector("#lens tbody tr")
             page.get_by_role("radio", name="2", exact=True).check()
             page.wait_for_selector("#attends:has-text('Layer 2')")
             page.hover("#seen .token:nth-child(60)")
             page.wait_for_timeout(500)
-            save(page, "play-inside.png", "#inside")
-        with serve_run([shakespeare]) as address:
+            save_screenshot(page, "play-inside.png", "#inside")
+        with serve_run([shakespeare_run]) as address:
             page = open_page(browser, address)
             page.click("#tab-life")
             page.click("#life-form button")
@@ -52,28 +50,32 @@ def main(stories: str, shakespeare: str) -> None:
             page.focus("#age")
             for _ in range(4):
                 page.keyboard.press("ArrowLeft")
-            save(page, "play-life.png", "#ages")
+            save_screenshot(page, "play-life.png", "#ages")
         browser.close()
 
 
 def open_page(browser: Any, address: str) -> Page:
     """Open the page, and wait until it is ready."""
-    page: Page = browser.new_page(viewport={"width": WIDTH, "height": 900})
+    page: Page = browser.new_page(viewport={"width": VIEWPORT_WIDTH, "height": 900})
     page.goto(address)
     page.wait_for_selector("body[data-ready]")
     return page
 
 
-def save(page: Page, name: str, last_selector: str) -> None:
+FIGURES_DIR = Path(__file__).parent
+PALETTE_SIZE = 64  # colors
+
+
+def save_screenshot(page: Page, name: str, last_selector: str) -> None:
     """Save the page down to the end of an element, in few colors."""
     box = page.locator(last_selector).bounding_box()
     assert box
     page.evaluate("window.scrollTo(0, 0)")
     box = page.locator(last_selector).bounding_box()
     assert box
-    size = {"x": 0, "y": 0, "width": WIDTH, "height": box["y"] + box["height"] + 16}
-    image = Image.open(io.BytesIO(page.screenshot(clip=size, full_page=True)))
-    image.convert("RGB").quantize(COLORS).save(FOLDER / name, optimize=True)
+    clip = {"x": 0, "y": 0, "width": VIEWPORT_WIDTH, "height": box["y"] + box["height"] + 16}
+    image = Image.open(io.BytesIO(page.screenshot(clip=clip, full_page=True)))
+    image.convert("RGB").quantize(PALETTE_SIZE).save(FIGURES_DIR / name, optimize=True)
 
 
 if __name__ == "__main__":

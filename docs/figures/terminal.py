@@ -1,4 +1,4 @@
-"""Makes training.svg, the README's picture of a terminal while Tier 1 trains, from a real run.
+"""Make training.svg, the README's picture of a terminal while Tier 1 trains, from a real run.
 
     python docs/figures/terminal.py
 
@@ -26,22 +26,24 @@ from mlxgpt.storage.run import Run
 from mlxgpt.training.estimate import Estimate
 
 SVG_PATH = Path(__file__).with_name("training.svg").absolute()
-COMMAND = "mlxgpt train --tier 1"
+SHOWN_COMMAND = "mlxgpt train --tier 1"
 SAMPLE_STEP, EXPORT_STEP = 2500, 2600
 
 
 class RecordingDisplay(TrainingDisplay):
-    """The display of a training run, which also draws on a recorded console."""
+    """The display of a training run, which also draws on a recording console."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.recorded = Console(width=100, record=True, file=io.StringIO(), highlight=False)
-        self.recorded.print(f"[dim]$[/dim] {COMMAND}")
+        self.recording_console = Console(
+            width=100, record=True, file=io.StringIO(), highlight=False
+        )
+        self.recording_console.print(f"[dim]$[/dim] {SHOWN_COMMAND}")
 
     @contextmanager
-    def drawing_recorded(self) -> Iterator[None]:
-        """Draw on the recorded console instead of the terminal."""
-        terminal, self.console = self.console, self.recorded
+    def use_recording_console(self) -> Iterator[None]:
+        """Draw on the recording console instead of the terminal."""
+        terminal, self.console = self.console, self.recording_console
         try:
             yield
         finally:
@@ -49,29 +51,30 @@ class RecordingDisplay(TrainingDisplay):
 
     def on_train_begin(self, run: Run, dataset: Dataset, start: int, estimate: Estimate) -> None:
         super().on_train_begin(run, dataset, start, estimate)
-        with self.drawing_recorded():
+        with self.use_recording_console():
             self.show_plan(run, dataset, estimate)
-        self.recorded.print()
+        self.recording_console.print()
 
     def on_sample(self, step: int, text: str) -> None:
         super().on_sample(step, text)
         if step == SAMPLE_STEP:
-            with self.drawing_recorded():
+            with self.use_recording_console():
                 super().on_sample(step, "\n".join(text.strip("\n").splitlines()[:7]))
 
     def on_log(self, record: dict[str, Any]) -> None:
         super().on_log(record)
         if record["step"] == EXPORT_STEP and self.view:
-            self.recorded.print()
-            self.recorded.print(self.view.render(record))
-            svg = self.recorded.export_svg(title=COMMAND, theme=MONOKAI)
+            self.recording_console.print()
+            self.recording_console.print(self.view.render(record))
+            svg = self.recording_console.export_svg(title=SHOWN_COMMAND, theme=MONOKAI)
             # Rich's own export fetches its font when it is opened; any monospace font will do.
             SVG_PATH.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as home:
-        os.chdir(home)
+    """Train Tier 1, and save the picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
         api.train(tier=1, callbacks=[RecordingDisplay()])
 
 

@@ -91,7 +91,7 @@ def test_learning_is_the_time_to_the_loss_that_all_reach() -> None:
     ],
 )
 def test_a_target_is_reached_for_good(curve: list[list[float]], seconds: float) -> None:
-    assert report._seconds_to(3.0, curve) == pytest.approx(seconds)
+    assert report._seconds_to_loss(3.0, curve) == pytest.approx(seconds)
 
 
 def test_a_framework_that_failed_is_named() -> None:

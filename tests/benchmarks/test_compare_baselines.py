@@ -12,7 +12,7 @@ import compare_baselines
 import pytest
 from baselines import runner
 from baselines.records import Comparison, TaskResult
-from baselines.runner import Job
+from baselines.runner import BenchmarkModel
 
 from mlxgpt.bench import speed
 from tests.helpers import bench_measurement
@@ -41,19 +41,21 @@ def test_it_writes_a_report(
 ) -> None:
     calls: list[Any] = []
 
-    def run_tasks(jobs: list[Job], frameworks: Any, **options: Any) -> Iterator[TaskResult]:
-        calls.append(([job.name for job in jobs], [f.name for f in frameworks]))
+    def run_tasks(
+        models: list[BenchmarkModel], frameworks: Any, **options: Any
+    ) -> Iterator[TaskResult]:
+        calls.append(([model.name for model in models], [f.name for f in frameworks]))
         assert options["nanogpt"] is None
         yield TaskResult(**{**vars(RESULT), "rounds": {}})
 
     monkeypatch.setattr(compare_baselines, "run_tasks", run_tasks)
     for tier in ([], ["--tier", "2"]):
         assert compare_baselines.main([*tier, "--out", str(tmp_path / "out")]) == 0
-    other_jobs = ["nanoGPT's for a CPU", "gpt2-124m"]
+    other_models = ["nanoGPT's for a CPU", "gpt2-124m"]
     frameworks = ["mlxgpt", "datasets.map"]
     assert calls == [
-        (["tier1", "tier2", *other_jobs], frameworks),
-        (["tier2", *other_jobs], frameworks),
+        (["tier1", "tier2", *other_models], frameworks),
+        (["tier2", *other_models], frameworks),
     ]
     files = sorted((tmp_path / "out").iterdir())
     assert len(files) == 4

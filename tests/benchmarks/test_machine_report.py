@@ -17,7 +17,7 @@ from typing import Any
 
 import machine_report
 import pytest
-from machine_report import Result, Workspace
+from machine_report import PartResult, Workspace
 
 from mlxgpt.backend import macos
 from mlxgpt.bench.records import Machine
@@ -43,8 +43,8 @@ MAC = Machine(
 def set_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replace the report's parts."""
 
-    def replace(**parts: Callable[[Workspace], Result]) -> None:
-        monkeypatch.setattr(machine_report, "PARTS", parts)
+    def replace(**parts: Callable[[Workspace], PartResult]) -> None:
+        monkeypatch.setattr(machine_report, "REPORT_PARTS", parts)
 
     return replace
 
@@ -58,11 +58,11 @@ def restore_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def pass_part(workspace: Workspace) -> Result:
+def pass_part(workspace: Workspace) -> PartResult:
     return True, "well", ["It is well."]
 
 
-def fail_part(workspace: Workspace) -> Result:
+def fail_part(workspace: Workspace) -> PartResult:
     raise UserError(f"no {Path.home()}/x on {socket.gethostname()}", "a remedy")
 
 
@@ -74,7 +74,7 @@ def test_a_part_that_fails_loses_no_other(
     account = SimpleNamespace(pw_name="janedoe", pw_dir="/Users/janedoe")
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: account)
 
-    def crash(workspace: Workspace) -> Result:
+    def crash(workspace: Workspace) -> PartResult:
         raise ValueError(f"first\n{tempfile.gettempdir()}/of-janedoe/{machine_report.ROOT}")
 
     set_parts(first=pass_part, second=fail_part, third=crash, fourth=pass_part)
@@ -94,7 +94,7 @@ def test_every_part_is_written_when_it_is_done(
 ) -> None:
     reports: list[str] = []
 
-    def read_report(workspace: Workspace) -> Result:
+    def read_report(workspace: Workspace) -> PartResult:
         (path,) = tmp_path.iterdir()
         reports.append(path.read_text())
         return True, "looked", []
@@ -109,7 +109,7 @@ def test_every_part_is_written_when_it_is_done(
 def test_ctrl_c_keeps_what_there_is(
     tmp_path: Path, number: signal.Signals, set_parts: Callable[..., None], capsys: Capture
 ) -> None:
-    def stop(workspace: Workspace) -> Result:
+    def stop(workspace: Workspace) -> PartResult:
         signal.raise_signal(number)
         return pass_part(workspace)
 
@@ -123,7 +123,7 @@ def test_ctrl_c_keeps_what_there_is(
 def test_a_report_replaces_no_other_and_is_named_after_the_chip(
     tmp_path: Path, set_parts: Callable[..., None]
 ) -> None:
-    def describe(workspace: Workspace) -> Result:
+    def describe(workspace: Workspace) -> PartResult:
         workspace.machine = MAC
         return pass_part(workspace)
 
@@ -186,7 +186,7 @@ def test_no_process_outlives_its_part(tmp_path: Path, monkeypatch: pytest.Monkey
     alive_file = tmp_path / "alive"
     child = f"import time; time.sleep(1.5); open({str(alive_file)!r}, 'w')"
     code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); "
-    monkeypatch.setattr(machine_report, "LIMIT", 0.5)
+    monkeypatch.setattr(machine_report, "COMMAND_TIMEOUT", 0.5)
     with pytest.raises(RuntimeError, match="no result after"):
         Workspace(tmp_path).run(sys.executable, "-c", code + "time.sleep(60)")
     time.sleep(2.5)
@@ -213,17 +213,17 @@ def test_failed_tests_are_named(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(SUITE)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     arguments = ("-rfE", "--tb=no", "-p", "no:xdist", str(tmp_path))
-    passed, line, body = machine_report.run_tests(Workspace(tmp_path, tests=arguments))
+    passed, line, body = machine_report.run_tests(Workspace(tmp_path, pytest_args=arguments))
     assert not passed
     assert line.startswith("1 failed, 1 passed, 1 error in ")
     assert "test_some.py::test_bad[1] - AssertionError: one is not two" in body[0]
     assert "test_some.py::test_error - OSError: no fixture" in body[1]
     passed, line, body = machine_report.run_tests(
-        Workspace(tmp_path, tests=(*arguments, "-k", "2"))
+        Workspace(tmp_path, pytest_args=(*arguments, "-k", "2"))
     )
     assert (passed, body) == (True, [])
     with pytest.raises(RuntimeError, match="exit code 4"):
-        machine_report.run_tests(Workspace(tmp_path, tests=("--no-such-flag",)))
+        machine_report.run_tests(Workspace(tmp_path, pytest_args=("--no-such-flag",)))
 
 
 class FakeWorkspace(Workspace):
@@ -231,7 +231,7 @@ class FakeWorkspace(Workspace):
 
     answers: Any = None
 
-    def run(self, *command: str, codes: Sequence[int] = (0,), **environment: str) -> str:
+    def run(self, *command: str, exit_codes: Sequence[int] = (0,), **environment: str) -> str:
         self.asked = [*getattr(self, "asked", []), (command, environment)]
         return json.dumps(self.answers.pop(0))
 
@@ -265,7 +265,7 @@ def test_a_tier_comes_with_its_own_report(tmp_path: Path) -> None:
         "machine": asdict(MAC),
     }
     workspace = workspace_with_answers(tmp_path, answer)
-    passed, line, body = machine_report.measure(workspace, 1)
+    passed, line, body = machine_report.measure_tier(workspace, 1)
     assert (passed, line) == (True, "1,230 tokens/s in training, 99.0 in generation")
     assert body == ["### tier1", "", "#### Measured", "", "fast"]
     assert workspace.machine == MAC
@@ -295,11 +295,11 @@ def test_when_a_resumed_run_passes(
     machine = Machine(**{**asdict(MAC), "backend": backend})
     workspace = workspace_with_answers(tmp_path, answer, answer, machine=machine)
     hashes = iter(digests)
-    monkeypatch.setattr(machine_report, "kill", lambda workspace, line, step: step + 1)
+    monkeypatch.setattr(machine_report, "kill_after_step", lambda workspace, line, step: step + 1)
     monkeypatch.setattr(
-        Workspace, "checkpoints", lambda workspace, name: [Path("step-50"), Path("step-100")]
+        Workspace, "list_checkpoints", lambda workspace, name: [Path("step-50"), Path("step-100")]
     )
-    monkeypatch.setattr(Workspace, "digest", lambda workspace, name: next(hashes))
+    monkeypatch.setattr(Workspace, "checkpoint_digest", lambda workspace, name: next(hashes))
     outcome = machine_report.kill_and_resume(workspace)
     assert outcome[0] is passed
     assert outcome[1].startswith("killed after step 181, resumed from step-100 to 300: ")
@@ -311,7 +311,7 @@ SMALL = "--tier 1 --n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 
 def test_a_run_that_ends_before_it_is_killed(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, tmp_path / "missing.txt", SMALL.split())
     with pytest.raises(RuntimeError, match=r"ended before it was killed: mlxgpt: .*missing\.txt"):
-        machine_report.kill(workspace, workspace.training("killed"), 5)
+        machine_report.kill_after_step(workspace, workspace.train_command("killed"), 5)
 
 
 @pytest.mark.slow
@@ -320,7 +320,7 @@ def test_a_whole_report(tmp_path: Path, text: str) -> None:
     source.write_text(20 * text, encoding="utf-8")
     (tmp_path / "home").mkdir()
     tests = ("tests/utils/test_seeds.py", "-n", "0", "-rfE")
-    workspace = Workspace(tmp_path / "home", train=SMALL.split(), tests=tests)
+    workspace = Workspace(tmp_path / "home", train_args=SMALL.split(), pytest_args=tests)
     assert (
         machine_report.main(
             ["--source", str(source), "--out", str(out), "--skip", "tier2"], workspace

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from baselines import runner
 from baselines.records import TaskResult
-from baselines.runner import Job, Plan
+from baselines.runner import BenchmarkModel, BenchmarkSettings
 from baselines.tasks import Task
 
 from mlxgpt.backend import execution
@@ -27,7 +27,9 @@ from baselines import pytorch  # noqa: E402
 TINY = override_config(
     Config(ModelConfig(1, 2, 32, 16, 37, 0.0, False)), {"dtype": "float32", "batch_size": 2}
 )
-QUICK = Plan(rounds=1, seconds=0.01, sequences=2, steps=20, megabytes=0.05)
+QUICK = BenchmarkSettings(
+    rounds=1, training_seconds=0.01, max_batch_size=2, learning_steps=20, corpus_megabytes=0.05
+)
 
 # Laid out as nanoGPT's model.py: these names, arguments and results, and an untied output head.
 NANOGPT = """
@@ -74,8 +76,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[TaskResult]:
     frameworks, missing = runner.installed_frameworks(checkout)
     assert not missing
     execution.compile_failure()  # installs our g++ script, which PyTorch must not use
-    jobs = [Job("tiny", TINY, texts=(1, 3))]
-    return list(runner.run_tasks(jobs, frameworks, nanogpt=checkout, plan=QUICK))
+    models = [BenchmarkModel("tiny", TINY, batch_sizes=(1, 3))]
+    return list(runner.run_tasks(models, frameworks, nanogpt=checkout, settings=QUICK))
 
 
 def test_each_framework_does_its_tasks(results: list[TaskResult]) -> None:
@@ -116,8 +118,8 @@ def test_all_learn_the_same(results: list[TaskResult]) -> None:
 
 @contextmanager
 def make_task(config: Config) -> Iterator[Task]:
-    with runner._weights(config) as folder:
-        task: dict[str, Any] = runner._task(config, folder)
+    with runner._exported_weights(config) as folder:
+        task: dict[str, Any] = runner._base_task(config, folder)
         yield Task(**task, framework="PyTorch", batch_size=2)
 
 

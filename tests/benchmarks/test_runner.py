@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 from baselines import runner
 from baselines.records import TaskResult
-from baselines.runner import NANOGPT, OURS, Framework, Job, Plan, run_tasks
+from baselines.runner import (
+    MLXGPT_FRAMEWORK,
+    NANOGPT_FRAMEWORK,
+    BenchmarkModel,
+    BenchmarkSettings,
+    Framework,
+    run_tasks,
+)
 
 from mlxgpt.backend.cpu import blas
 from mlxgpt.config import Config, ModelConfig, override_config
@@ -21,13 +28,15 @@ from mlxgpt.utils.errors import UserError
 TINY = override_config(
     Config(ModelConfig(1, 2, 32, 16, 37, 0.0, False)), {"dtype": "float32", "batch_size": 2}
 )
-QUICK = Plan(rounds=1, seconds=0.01, sequences=2, steps=6, megabytes=0.05)
-JOB = Job("tiny", TINY, texts=(1, 3))
+QUICK = BenchmarkSettings(
+    rounds=1, training_seconds=0.01, max_batch_size=2, learning_steps=6, corpus_megabytes=0.05
+)
+MODEL = BenchmarkModel("tiny", TINY, batch_sizes=(1, 3))
 OTHER = Framework("other", "other", ("training", "generate"), "sys")
 
 
 def test_mlxgpt_can_do_all_tasks() -> None:
-    results = list(run_tasks([JOB], [OURS], plan=QUICK))
+    results = list(run_tasks([MODEL], [MLXGPT_FRAMEWORK], settings=QUICK))
     assert [(r.config, r.task, r.texts) for r in results] == [
         ("tiny", "training", 0),
         ("tiny", "generate", 1),
@@ -47,14 +56,14 @@ def test_mlxgpt_can_do_all_tasks() -> None:
 
 
 def test_some_only_train_or_only_generate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_run", lambda framework, task: {"made_with": {}})
-    plan = Plan(rounds=1, steps=1, megabytes=0.05)
-    jobs = [
-        Job("tiny", TINY, texts=(1, 2)),
-        Job("narrow", TINY, texts=()),
-        Job("deep", TINY, trains=False, texts=(1,)),
+    monkeypatch.setattr(runner, "_run_in_process", lambda framework, task: {"made_with": {}})
+    settings = BenchmarkSettings(rounds=1, learning_steps=1, corpus_megabytes=0.05)
+    models = [
+        BenchmarkModel("tiny", TINY, batch_sizes=(1, 2)),
+        BenchmarkModel("narrow", TINY, batch_sizes=()),
+        BenchmarkModel("deep", TINY, has_training=False, batch_sizes=(1,)),
     ]
-    results = list(run_tasks(jobs, [OURS, NANOGPT], plan=plan))
+    results = list(run_tasks(models, [MLXGPT_FRAMEWORK, NANOGPT_FRAMEWORK], settings=settings))
     generated = [r.rounds.keys() for r in results if r.task == "generate"]
     assert generated == [{"mlxgpt", "nanoGPT"}, {"mlxgpt"}, {"mlxgpt"}], "slow without a cache"
     assert [(r.config, r.task, r.texts) for r in results] == [
@@ -75,10 +84,16 @@ def test_all_take_turns(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
         calls.append((task["task"], framework.name, task["texts"]))
         return {"tokens_per_second": 1.0 + len(calls), "made_with": {"versions": framework.name}}
 
-    monkeypatch.setattr(runner, "_run", run)
-    plan = Plan(rounds=2, steps=1, megabytes=0.05)
+    monkeypatch.setattr(runner, "_run_in_process", run)
+    settings = BenchmarkSettings(rounds=2, learning_steps=1, corpus_megabytes=0.05)
     with caplog.at_level("INFO"):
-        results = list(run_tasks([Job("tiny", TINY, texts=(1,))], [OURS, OTHER], plan=plan))
+        results = list(
+            run_tasks(
+                [BenchmarkModel("tiny", TINY, batch_sizes=(1,))],
+                [MLXGPT_FRAMEWORK, OTHER],
+                settings=settings,
+            )
+        )
     assert calls[:4] == [("training", name, 0) for name in ("mlxgpt", "other")] * 2
     assert calls[4:8] == [("generate", name, 1) for name in ("mlxgpt", "other")] * 2
     assert [name for _, name, _ in calls[8:]] == ["mlxgpt"] * 4, "the other cannot do the rest"
@@ -97,9 +112,9 @@ def test_a_failing_framework_is_named_and_not_run_again(monkeypatch: pytest.Monk
             raise UserError("it has no room", "…")
         return {"made_with": {}}
 
-    monkeypatch.setattr(runner, "_run", run)
-    plan = Plan(rounds=3, steps=1, megabytes=0.05)
-    first = next(run_tasks([JOB], [OURS, OTHER], plan=plan))
+    monkeypatch.setattr(runner, "_run_in_process", run)
+    settings = BenchmarkSettings(rounds=3, learning_steps=1, corpus_megabytes=0.05)
+    first = next(run_tasks([MODEL], [MLXGPT_FRAMEWORK, OTHER], settings=settings))
     assert first.failed == {"other": "it has no room"}
     assert calls == ["mlxgpt", "other", "mlxgpt", "mlxgpt"]
 
@@ -114,9 +129,9 @@ def test_a_failing_framework_is_named_and_not_run_again(monkeypatch: pytest.Monk
 def test_a_process_that_fails_says_why(
     monkeypatch: pytest.MonkeyPatch, child: str, reason: str
 ) -> None:
-    monkeypatch.setattr(runner, "CHILD", (sys.executable, "-c", child))
+    monkeypatch.setattr(runner, "PROCESS_COMMAND", (sys.executable, "-c", child))
     with pytest.raises(UserError, match=reason):
-        runner._run(OURS, {"task": "training"})
+        runner._run_in_process(MLXGPT_FRAMEWORK, {"task": "training"})
 
 
 PRINT_BLAS = """
@@ -128,8 +143,10 @@ print(json.dumps({"blas": blas.blas_status()}))
 
 def test_other_processes_have_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX's BLAS and the allocator's settings would be in the whole process."""
-    monkeypatch.setattr(runner, "CHILD", (sys.executable, "-c", PRINT_BLAS))
-    mlxgpt_blas, other_blas = (runner._run(framework, {})["blas"] for framework in (OURS, OTHER))
+    monkeypatch.setattr(runner, "PROCESS_COMMAND", (sys.executable, "-c", PRINT_BLAS))
+    mlxgpt_blas, other_blas = (
+        runner._run_in_process(framework, {})["blas"] for framework in (MLXGPT_FRAMEWORK, OTHER)
+    )
     assert other_blas == "MLX's own BLAS"
     assert mlxgpt_blas == blas.blas_status()
 

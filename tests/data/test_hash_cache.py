@@ -209,7 +209,6 @@ def test_who_deleted_the_text_goes_on_with_its_arrays(
     one = tmp_path / "one.txt"
     expected = f"{one} no longer exists; using {before.folder}, which was prepared from it"
     assert notes == [expected]
-    ]
 
 
 @pytest.mark.parametrize("other", ["another folder", "another validation text", "tokenizer"])
