@@ -43,7 +43,7 @@ class GenerateRepl:
         sampling: settings to begin with, by their names.
         read_line: asks for a line, after a prompt to show; raises EOFError at the end.
         write_text: takes pieces of a text.
-        print_line: takes a line that is no text.
+        print_line: takes a line that is not generated text.
     """
 
     def __init__(

@@ -64,8 +64,8 @@ class ModelConfig:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of what decides a model's logits beside its weights. Settings at their default
-        are left out, so that it stays the same when there are new ones.
+        """The sha256 of what decides a model's logits besides its weights. Default values are left
+        out, so that it stays the same when there are new settings.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dropout"}
         values = {

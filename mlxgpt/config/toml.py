@@ -68,7 +68,7 @@ def config_to_toml(config: Config) -> str:
 
 
 def find_builtin_configs() -> dict[str, Path]:
-    """The configs that come with mlxgpt, by name: beside the package when it runs from a
+    """The configs that come with mlxgpt, by name: next to the package when it runs from a
     checkout, inside it when it was installed from a wheel.
     """
     package = Path(__file__).parents[1]

@@ -57,7 +57,7 @@ def hellaswag(
 
     Args:
         file: examples of the same form; default: its validation split, fetched and kept.
-        limit: only the first so many.
+        limit: only this many examples, the first ones.
         progress: is called with the numbers of examples done and in all.
     """
     if limit is not None and limit < 1:
@@ -80,7 +80,7 @@ def appraise(
     runs_dir: PathLike | None = None,
     data_dir: PathLike | None = None,
 ) -> SampleQuality:
-    """What a run's generated texts are worth, beside held-out real ones and two controls; also
+    """Quality of a run's generated texts, compared with held-out texts and two controls; also
     written to the run's quality.json.
     """
     opened_run, model, step = load_run_model(run, checkpoint, runs_dir)

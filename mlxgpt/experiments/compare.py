@@ -43,7 +43,7 @@ def compare(
 ) -> ComparisonRecord:
     """Train variants side by side, paired by seed, and say which is better, with its error.
 
-    They are judged by bits per byte on the end of the training text, which is held back from all
+    They are judged by bits per byte on the end of the training text, which is held out from all
     of them. What was trained once, in runs/compare, is not trained again. The result is also
     written to runs/compare/NAME.
 

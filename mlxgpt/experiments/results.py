@@ -19,7 +19,7 @@ class RunResult:
     Attributes:
         key: its folder in runs/compare/trainings.
         bits_per_byte: at its end; infinite where it diverged.
-        curve: on the text held back; None where it diverged.
+        curve: on the held-out text; None where it diverged.
     """
 
     seed: int
@@ -70,7 +70,7 @@ class ComparisonRecord:
 
     Attributes:
         name, budget: as they were given.
-        data: the text, and how many bytes of it were held back.
+        data: the text, and how many bytes of it were held out.
         judged_on: `held back` or `validation`.
         level: how often an interval may miss: 0.05, or less where it is looked at often.
         sequential: whether seeds were added until it was decided.

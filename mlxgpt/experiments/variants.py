@@ -19,7 +19,7 @@ class Variant:
 
     Attributes:
         config: of its trainings, but for their length and seed.
-        dataset: its training text, and in the validation text's place the part held back.
+        dataset: its training text, and in the validation text's place the held-out part.
         full_dataset: the data with the validation text.
     """
 

@@ -129,7 +129,7 @@ class Page:
     def add_markdown(self, text: str) -> None:
         """A Markdown report without its first line, the title, which the page has already."""
         html = _markdown_parser.render(replace_unprintable(text.partition("\n")[2]))
-        html = re.sub(r"<th[^>]*></th>", "<td></td>", html)  # an empty cell is no header
+        html = re.sub(r"<th[^>]*></th>", "<td></td>", html)  # an empty cell is not a header
         html = re.sub("<table>", lambda _: f"{self._open_scroll_region('a table')}<table>", html)
         self.parts.append(html.replace("</table>", "</table></div>"))
 

@@ -300,7 +300,7 @@ class Detokenizer:
         return self._release(len(self._pending) - overlap)
 
     def finalize(self) -> str:
-        """End the text; returns what was held back."""
+        """End the text; returns the rest of it."""
         self._pending += self._decode(b"", True)
         return self._release(len(self._pending))
 

@@ -274,7 +274,7 @@ MEMORY_MARGIN = 1.1  # factor on the memory of a setting that is said to fit
 
 
 def _suggest_smaller_setting(config: Config, required_bytes: int, limit: int) -> str:
-    """Which setting would fit, taking the memory beside the model's own to grow with what is
+    """Which setting would fit, if the memory besides the model's own grows with what is
     computed at once.
     """
     t = config.train

@@ -195,7 +195,7 @@ def check_sampler(config: Config) -> CheckResult:
         "top-p 0.75": (SamplingParams(temperature=0.8, top_p=0.75), top_p_kept),
         "min-p 0.2": (SamplingParams(temperature=0.8, min_p=0.2), min_p_kept),
     }
-    shuffle = np.random.default_rng(0).permutation(8)  # so that order is no help
+    shuffle = np.random.default_rng(0).permutation(8)  # so that order does not help
     max_z_score, leaked_draws = 0.0, 0
     rows = mx.array(np.tile(logits[shuffle], (draws, 1)))
     seen_mask = mx.zeros(rows.shape, dtype=mx.bool_)

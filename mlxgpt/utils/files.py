@@ -229,7 +229,7 @@ def file_lock(path: Path, activity: str) -> Iterator[None]:
     it ends.
 
     Args:
-        path: the folder, which need not be there; the lock lies beside it.
+        path: the folder, which need not exist; the lock file is next to it.
         activity: what another process would be doing, such as "training".
 
     Raises:
@@ -309,7 +309,7 @@ def reject_symlinks(folder: Path) -> None:
             path = Path(parent, name)
             try:
                 mode = path.lstat().st_mode
-            except FileNotFoundError:  # another process goes on working here
+            except FileNotFoundError:  # another process is working here
                 continue
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise UserError(
