@@ -81,18 +81,18 @@ class CommandParser(argparse.ArgumentParser):
             args = [*args, "--"]  # the prompt is `--`: a separator with nothing after it has no use
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = list(_find_flags(self, command))
+            is_flag = unknown[0].startswith("-")
+            flags = list(_find_flags(self, command)) if is_flag else []
             suggestions = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1, 0.5)
-            remedy = (
-                f"did you mean {suggestions[0]}?" if suggestions else f"see: {self.prog} --help"
-            )
+            help_line = f"see: mlxgpt {command} --help".replace("  ", " ")
+            remedy = f"did you mean {suggestions[0]}?" if suggestions else help_line
             if command == "bench" and unknown[0] == "report":
                 remedy = "use: mlxgpt report FILE.json"
-            elif command == "train" and not unknown[0].startswith("-"):
+            elif command == "train" and not is_flag:
                 remedy = _suggest_train_flag(unknown[0])
             elif has_prompt and "--" in args:
                 remedy = DASH_PROMPT_HINT
-            elif has_prompt and unknown[0].startswith("-"):
+            elif has_prompt and is_flag:
                 remedy = (
                     f"did you mean {suggestions[0]}? If not, {DASH_PROMPT_HINT}"
                     if suggestions
