@@ -398,7 +398,7 @@ def test_a_signal_may_come_while_something_is_written(train: Any) -> None:
     threads: list[str] = []
 
     def log(line: str) -> None:
-        if line.startswith("stopping"):
+        if line.startswith("saving and stopping"):
             threads.append(threading.current_thread().name)
 
     with capture_log_lines(log):
