@@ -175,7 +175,7 @@ def test_another_meta_pkl_is_refused(folder: Path, kind: str) -> None:
         os.mkfifo(path)
     else:
         path.symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"meta\.pkl is not a (vocabulary|file)"):
+    with pytest.raises(UserError, match=r"meta\.pkl is not a (character vocabulary|file)"):
         open_dataset(folder)
 
 

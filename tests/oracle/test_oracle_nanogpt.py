@@ -270,14 +270,17 @@ def drop_key(part: str, name: str) -> Change:
             "the output head is not tied",
         ),
         (change_tensors(transformer__ln_f__bias=None), r"describe [\d,]+ parameters, but it has"),
-        (change_tensors(transformer__extra__weight=torch.ones(3)), r"give [\d,]+ parameters"),
+        (change_tensors(transformer__extra__weight=torch.ones(3)), r"describe [\d,]+ parameters"),
         (
             change_tensors(transformer__h__0__mlp__c_fc__weight=torch.ones(12, 48)),
             "its weights do not match its model_args",
         ),
         (change_tensors(_orig_mod__lm_head__weight=torch.ones(64, 12)), "'lm_head.weight' twice"),
-        (change_tensors(transformer__ln_f__bias=torch.ones(12).double()), "of type torch.float64"),
-        (change_tensors(transformer__ln_f__bias=torch.ones(12).int()), "of type torch.int32"),
+        (
+            change_tensors(transformer__ln_f__bias=torch.ones(12).double()),
+            "has dtype torch.float64",
+        ),
+        (change_tensors(transformer__ln_f__bias=torch.ones(12).int()), "has dtype torch.int32"),
         (change_tensors(transformer__ln_f__bias=3), "not a plain tensor"),
         (change_tensors(transformer__ln_f__bias=torch.ones(12).to_sparse()), "not a plain tensor"),
         (
