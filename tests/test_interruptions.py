@@ -121,7 +121,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.exact_bits
 def test_ctrl_c_at_any_moment(home: Path, uninterrupted: Path, moment: str, times: int) -> None:
     """Wherever it hits (preparing, checking, training, saving), there is no traceback, and the
-    same command goes on to the same weights.
+    same command resumes to the same weights.
     """
     shutil.copy(uninterrupted / "my.txt", home / "my.txt")
     process = subprocess.Popen(

@@ -16,7 +16,7 @@ from mlxgpt.utils.errors import UserError
 
 # Their flag -> ours, both without the leading dashes. Each has the same unit and the same meaning.
 ALIASES = {
-    # nanoGPT: one iteration is one optimizer update
+    # nanoGPT: one iteration is one optimizer update (its loop takes one more than max_iters)
     "max-iters": "max-steps",
     "warmup-iters": "warmup-steps",
     "lr-decay-iters": "decay-steps",

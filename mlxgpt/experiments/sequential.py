@@ -24,8 +24,8 @@ SIMULATIONS = 100_000  # simulated comparisons
 
 @functools.cache
 def per_look_alpha(comparisons: int, max_seeds: int, min_seeds: int = MIN_SEEDS) -> float:
-    """The level of each look's interval, so that among so many comparisons chance alone is taken
-    for a difference in at most 5 of 100 (Bonferroni's correction among them).
+    """Significance level of each look, such that over all looks and comparisons the false positive
+    rate is at most 5% (Bonferroni's correction between comparisons).
     """
     alpha = ALPHA / comparisons
     deltas = np.random.default_rng(0).normal(size=(SIMULATIONS, max_seeds))

@@ -118,7 +118,7 @@ def test_on_a_mac_the_fast_cores_are_counted(monkeypatch: pytest.MonkeyPatch) ->
     sysctl_values = {"hw.perflevel0.physicalcpu": "4"}
     monkeypatch.setattr(macos, "sysctl", lambda name: sysctl_values.get(name, ""))
     monkeypatch.setattr(sys, "platform", "linux")
-    assert speed._count_performance_cores() is None, "this is no Mac"
+    assert speed._count_performance_cores() is None, "this is not a Mac"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert speed._count_performance_cores() == 4
     sysctl_values.clear()

@@ -312,7 +312,7 @@ def test_characters_it_has_never_seen(browser: Any, served: PlayServer) -> None:
     play.page.fill("#prompt", "Ж")
     play.page.click("#go")
     assert "does not know these characters: 'Ж'" in play.problem()
-    assert play.write("to be", 3), "and it goes on"
+    assert play.write("to be", 3), "it still generates"
     assert play.page.text_content("#problem") == ""
     play.context.close()
 
@@ -352,7 +352,7 @@ def test_a_run_that_is_deleted_under_it(browser: Any, tmp_path: Path, trained: P
         play.open_tab("Training")
         assert "no longer exists" in play.problem()
         play.open_tab("Generate")
-        assert play.write("or not", 3).startswith("or not"), "what was read goes on"
+        assert play.write("or not", 3).startswith("or not"), "an open page continues"
     play.page.click("#go")
     play.page.wait_for_selector("#problem:has-text('is not responding')")
     play.context.close()

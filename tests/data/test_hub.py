@@ -197,7 +197,7 @@ def test_without_either_tier_1_trains_on_the_storybook_and_says_so(tmp_path: Pat
         assert code == 0, err
         assert err.count("refused); using the built-in dataset") == 2
         assert {path.name for path in (client.folder / "data").iterdir()} == {"storybook"}
-        # Whoever asked for Shakespeare gets it, or an error.
+        # A user who asked for Shakespeare gets it, or an error.
         code, out, err = client.run("train", "--tier", "1", "--source", "shakespeare")
         assert (code, out) == (2, "")
         assert "karpathy/tiny_shakespeare could not be downloaded" in err

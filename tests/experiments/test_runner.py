@@ -144,7 +144,7 @@ def test_the_schedule_is_as_long_as_the_budget(home: Path, tiny: Config) -> None
 def test_a_time_is_planned_once_each_in_turn(
     home: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The steps that fit, by the median of three timings; and the same when it goes on."""
+    """The steps that fit, by the median of three timings; and the same when it resumes."""
     times = iter([0.5, 1.0, 0.4, 1.0, 9.0, 1.0])
 
     def fake_estimate(config: Config, *_: object) -> Estimate:
@@ -210,7 +210,7 @@ NOISE = [0.01, -0.02, 0.015, -0.005, 0.02, -0.012, 0.001, -0.018, 0.009, 0.0]
 
 
 def test_seeds_are_added_until_it_is_decided(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clear loser gets no more; the near one goes on; and the first is always there."""
+    """The clear loser gets no more seeds, the close one does, and the baseline always does."""
     run_comparison(tiny, seeds=1, name="any")
 
     def bits_per_byte(name: str, seed: int) -> float:

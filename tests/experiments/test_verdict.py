@@ -55,7 +55,7 @@ def test_one_seed_tells_nothing() -> None:
 
 
 def test_among_many_the_interval_alone_is_not_enough() -> None:
-    """By itself p is 0.035; among four, Holm makes it 0.14."""
+    """Alone p is 0.035; among four, Holm makes it 0.14."""
     first, near = (
         make_variant_result("a", [2.0, 2.0, 2.0]),
         make_variant_result("b", [1.96, 1.97, 1.98]),

@@ -15,7 +15,7 @@ from mlxgpt.experiments.runner import CompareCallback
 def make_curve(
     values: Sequence[float], *, tokens_per_point: int = 100, tokens_per_second: float = 50.0
 ) -> LearningCurve:
-    """A curve with a point each so many tokens."""
+    """A curve with evenly spaced points."""
     tokens = [tokens_per_point * n for n in range(1, len(values) + 1)]
     steps = list(range(1, len(values) + 1))
     return LearningCurve(

@@ -187,7 +187,7 @@ def test_before_there_is_a_checkpoint(own_server: PlayServer) -> None:
 
 
 def test_a_run_that_is_deleted_under_it(own_server: PlayServer) -> None:
-    """What was read goes on; the rest says so."""
+    """Models that were read still answer; others are an error."""
     events = own_server.post_stream("/api/write", text="to", seed=1, max_tokens=9)
     shutil.rmtree(own_server.folder)
     assert own_server.post_stream("/api/write", text="to", seed=1, max_tokens=9) == events
