@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mlxgpt.config import Config
+from mlxgpt.config import Config, toml
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.experiments.variants import weight_affecting
 from mlxgpt.utils import files
@@ -79,5 +79,8 @@ def training_key(config: Config, dataset: Dataset) -> str:
     defaults = weight_affecting(Config())
     settings = weight_affecting(config)
     non_default = {name: value for name, value in settings.items() if value != defaults[name]}
+    _, name, old_value, new_value = toml.RENAMED_VALUE
+    if non_default.get(name) == new_value:
+        non_default[name] = old_value  # so that older trainings are found
     hashed_fields = {**non_default, "data": dataset.meta.fingerprint}
     return hashlib.sha256(json.dumps(hashed_fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from mlxgpt.config import Config, override_config
 from mlxgpt.data.holdout import hold_out_from_train
 from mlxgpt.experiments import registry
 from mlxgpt.experiments.registry import Registry
+from mlxgpt.experiments.variants import weight_affecting
 from mlxgpt.utils.errors import UserError
 
 
@@ -31,6 +34,19 @@ def test_a_changed_registry_is_refused(tmp_path: Path, change: tuple[bytes, byte
     path.write_bytes(content.replace(*change, 1))
     with pytest.raises(UserError, match=r"ledger\.json is damaged"):
         registry.open_registry(tmp_path)
+
+
+def test_a_key_is_the_same_as_before_a_value_was_renamed(
+    home: Path, text_file: Path, tiny: Config
+) -> None:
+    """Schedule `wsd` was called `linear` when the first keys were made."""
+    data = hold_out_from_train(api.prepare(text_file))
+    config = override_config(tiny, {"schedule": "wsd"})
+    defaults, settings = weight_affecting(Config()), weight_affecting(config)
+    hashed = {name: value for name, value in settings.items() if value != defaults[name]}
+    hashed |= {"schedule": "linear", "data": data.meta.fingerprint}
+    expected = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
+    assert registry.training_key(config, data) == expected
 
 
 def test_a_key_changes_with_weight_affecting_settings_and_nothing_else(
