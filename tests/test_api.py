@@ -14,7 +14,7 @@ from mlxgpt.bench import report, speed
 from mlxgpt.config import Config
 from mlxgpt.config.resolve import resolve_config
 from mlxgpt.data import prepare as preparation
-from mlxgpt.data.prepare import PrepareRequest
+from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.model.stats import count_parameters
 

@@ -23,7 +23,8 @@ from baselines.tasks import (
 )
 from mlxgpt.backend import device, execution
 from mlxgpt.config import DataConfig, ModelConfig, SamplingParams, config_from_tree
-from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.prepare import find_or_prepare
+from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.token_array import TokenArray, dtype_for
 from mlxgpt.inference.decode import BatchDecoder, generate_step
 from mlxgpt.inference.engine import CompiledModel

@@ -14,6 +14,7 @@ from mlxgpt.config.resolve import PathLike, resolve_config, resolve_folder
 from mlxgpt.data import prepare
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.data.holdout import hold_out_from_train
+from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.experiments import report, runner, sequential
 from mlxgpt.experiments.budget import parse_budget
 from mlxgpt.experiments.registry import RUNS_FOLDER
@@ -146,7 +147,7 @@ def _prepare_variants(
     for config in configs.values():
         key = config.data, config.model.vocab_size
         if key not in datasets:
-            request = prepare.PrepareRequest(config.data, config.model.vocab_size)
+            request = PrepareRequest(config.data, config.model.vocab_size)
             dataset = prepare.find_or_prepare(request, data_dir, progress)
             datasets[key] = hold_out_from_train(dataset), dataset
     return [

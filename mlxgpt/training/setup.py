@@ -16,7 +16,8 @@ from mlxgpt.backend import device, device_errors, execution
 from mlxgpt.config import Config, config_from_tree, override_config
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.data.hub import DatasetUnavailableError
-from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.prepare import find_or_prepare
+from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.token_array import blocks_per_epoch
 from mlxgpt.distributed.agreement import check_same_values
 from mlxgpt.distributed.group import ProcessGroup, run_main_first

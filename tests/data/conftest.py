@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxgpt.data import prepare, tokenize
+from mlxgpt.data import prepare_job, tokenize
 from mlxgpt.data.tokenizers import bpe
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
@@ -24,7 +24,7 @@ def small_bpe() -> BPETokenizer:
 def documents_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of many documents, prepared in many chunks."""
     monkeypatch.setattr(tokenize, "CHUNK_CHARS", 200)
-    monkeypatch.setattr(prepare, "SAVE_EVERY_CHUNKS", 3)
+    monkeypatch.setattr(prepare_job, "SAVE_EVERY_CHUNKS", 3)
     rng = random.Random(1)
     words = ["one", "two\n", "three,", "Grüße", "🙂", "  ", "four hundred"]
     texts = [" ".join(rng.choices(words, k=rng.randrange(1, 40))) for _ in range(150)]

@@ -13,10 +13,11 @@ import pytest
 
 from mlxgpt import api
 from mlxgpt.config import DataConfig
-from mlxgpt.data import dataset, nanogpt, prepare, sources, token_array
+from mlxgpt.data import dataset, nanogpt, prepare_job, sources, token_array
 from mlxgpt.data.dataset import open_dataset
 from mlxgpt.data.hash_cache import HashCache
-from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.prepare import find_or_prepare
+from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.utils.errors import UserError
 from mlxgpt.utils.files import dump_checksummed
 
@@ -39,7 +40,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> ReadLog:
         names.extend(path.name for path in paths)
         return hash_files(paths)
 
-    for module in (dataset, nanogpt, prepare):
+    for module in (dataset, nanogpt, prepare_job):
         monkeypatch.setattr(module, "scan_token_file", record_scan)
     monkeypatch.setattr(sources, "_hash_files", record_hash)
     return names

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from mlxgpt.config import DataConfig
-from mlxgpt.data import prepare, sources
-from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data import prepare_job, sources
+from mlxgpt.data.prepare import find_or_prepare
+from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.sources import Source
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
@@ -72,7 +73,7 @@ def test_an_interruption_before_or_after_the_arrays_loses_nothing(
     expected = prepare_and_read(documents_file, tmp_path / "whole", "bpe", PrepareRecorder())
     with monkeypatch.context() as patch:
         if where == "hashing":
-            patch.setattr(prepare, "scan_token_file", interrupt)
+            patch.setattr(prepare_job, "scan_token_file", interrupt)
         if where == "renaming":
             patch.setattr(Path, "rename", interrupt)
         interrupted = PrepareRecorder(9, stage=where)
@@ -159,10 +160,10 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from mlxgpt.config import DataConfig
-from mlxgpt.data import prepare, tokenize
-tokenize.CHUNK_CHARS, prepare.SAVE_EVERY_CHUNKS = 200, 3
+from mlxgpt.data import prepare, prepare_job, tokenize
+tokenize.CHUNK_CHARS, prepare_job.SAVE_EVERY_CHUNKS = 200, 3
 data = DataConfig((sys.argv[1],), tokenizer="bpe")
-request = prepare.PrepareRequest(data, vocab_size=280, name="x")
+request = prepare_job.PrepareRequest(data, vocab_size=280, name="x")
 prepare.find_or_prepare(request, Path(sys.argv[2]))
 """
 

@@ -14,7 +14,8 @@ from mlxgpt import api
 from mlxgpt.config import DataConfig
 from mlxgpt.data import token_array as arrays
 from mlxgpt.data.dataset import open_dataset
-from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.prepare import find_or_prepare
+from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.tokenizers.bpe import BPETokenizer
 from mlxgpt.storage import run as runs
 from mlxgpt.utils.errors import UserError

@@ -10,7 +10,8 @@ import pytest
 from mlxgpt.config import DataConfig
 from mlxgpt.data import prepare, sources
 from mlxgpt.data.dataset import open_dataset
-from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.prepare import find_or_prepare
+from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.sources import Source
 from mlxgpt.data.tokenizers.base import END_OF_TEXT
@@ -44,7 +45,7 @@ def test_what_is_prepared_is_not_prepared_again(
 ) -> None:
     data, folder = DataConfig((str(text_file),)), tmp_path / "data"
     first = find_or_prepare(PrepareRequest(data), folder)
-    monkeypatch.setattr(prepare, "_PrepareJob", None)
+    monkeypatch.setattr(prepare, "PrepareJob", None)
     assert find_or_prepare(PrepareRequest(data), folder).meta == first.meta
     for name in ("words", str(folder / "words")):  # by its name, and by its folder
         assert find_or_prepare(PrepareRequest(DataConfig((name,))), folder).meta == first.meta

@@ -16,7 +16,8 @@ from mlxgpt.config import DataConfig
 from mlxgpt.data import readers, splits, tokenize
 from mlxgpt.data.dataset import Dataset, open_dataset
 from mlxgpt.data.hub import HUB_DATASETS
-from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.prepare import find_or_prepare
+from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.readers import DocumentPiece
 from mlxgpt.data.sources import Source
 from mlxgpt.data.splits import SplitRule, drop_blank_documents

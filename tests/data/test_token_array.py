@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mlxgpt.config import DataConfig
 from mlxgpt.data import meta, token_array
 from mlxgpt.data.dataset import open_dataset
-from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.prepare import find_or_prepare
+from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.data.token_array import TokenArray, blocks_per_epoch
 from mlxgpt.data.tokenizers.char import CharTokenizer
 from mlxgpt.utils import files

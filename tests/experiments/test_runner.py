@@ -16,7 +16,7 @@ from mlxgpt.config.toml import config_to_toml
 from mlxgpt.data import prepare as preparation
 from mlxgpt.data.dataset import Dataset
 from mlxgpt.data.holdout import hold_out_from_train
-from mlxgpt.data.prepare import PrepareRequest
+from mlxgpt.data.prepare_job import PrepareRequest
 from mlxgpt.distributed.group import LOCAL_GROUP, ProcessGroup
 from mlxgpt.experiments import planning
 from mlxgpt.experiments import runner as study

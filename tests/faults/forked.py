@@ -146,7 +146,7 @@ def _serve() -> None:
     from mlxgpt.cli import main as cli
     from mlxgpt.cli import parser, progress
     from mlxgpt.convert import exporting, importing
-    from mlxgpt.data import prepare, tokenize
+    from mlxgpt.data import prepare_job, tokenize
     from mlxgpt.html_report import run_page as pages
     from mlxgpt.training import estimate, loop, selfcheck, setup
     from mlxgpt.training.estimate import Estimate
@@ -156,7 +156,7 @@ def _serve() -> None:
         importlib.import_module(name)
     assert all((api, parser, progress, matplotlib, exporting, importing, pages, loop))
     # Progress worth keeping, also of a small text.
-    tokenize.CHUNK_CHARS, prepare.SAVE_EVERY_CHUNKS = 1 << 12, 2
+    tokenize.CHUNK_CHARS, prepare_job.SAVE_EVERY_CHUNKS = 1 << 12, 2
     if gxx := jit.find_gxx():  # tried once, and not in each child
         jit._try_compiler(next(files.iter_cache_folders()), gxx)
     jit._try_compiler = lambda *_: None

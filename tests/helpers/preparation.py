@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mlxgpt.config import DataConfig
 from mlxgpt.data import hash_cache
-from mlxgpt.data.prepare import PrepareRequest, find_or_prepare
+from mlxgpt.data.prepare import find_or_prepare
+from mlxgpt.data.prepare_job import PrepareRequest
 from tests.helpers.log_lines import capture_log_lines
 
 DATASET_FILES = {"train.bin", "val.bin", "meta.json", "tokenizer.json", "verified.json"}
